@@ -1,10 +1,12 @@
 """The Python API: a model that is made from raw counts, fitted, applied, extended, saved and loaded."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from functools import wraps
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,6 @@ from anndata import AnnData
 from bdm._core.files import atomic_write, provenance, storable
 from bdm._core.parallel import using_threads
 from bdm._core.training import fabric
-from bdm.computing import computing
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.errors import InputError, counted, listed
@@ -32,6 +33,7 @@ from bdm.model.fitted_cells import fitted_cells, populations_by, real_cells_for
 from bdm.model.generated_file import record_of_cells
 from bdm.model.match import encodable, keys_found_in, known_cells
 from bdm.model.model import BranchedModel, load_model
+from bdm.schema import reject_unknown
 from bdm.settings import (
     AuditSettings,
     EvaluationSettings,
@@ -57,6 +59,28 @@ if TYPE_CHECKING:
     from bdm.transmutation.results import TransmutationEvaluation
 
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def computing(
+    method: Callable[Concatenate["BranchedDiffusion", Arguments], Result],
+) -> Callable[Concatenate["BranchedDiffusion", Arguments], Result]:
+    """Let a method compute with the model's number of threads, and reject unknown arguments and invalid seeds."""
+    parameters = signature(method).parameters
+    may_be_none = "seed" in parameters and parameters["seed"].default is None
+
+    @wraps(method)
+    def run(self: "BranchedDiffusion", /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        reject_unknown(options, [name for name in parameters if name != "self"])
+        if "seed" in options and not (options["seed"] is None and may_be_none):
+            PrepareSettings.check(seed=options["seed"])
+        with using_threads(self.n_threads):
+            return method(self, *arguments, **options)
+
+    return run
+
+
 class BranchedDiffusion:
     """Hierarchically branched diffusion model of labelled single-cell counts.
 
@@ -66,6 +90,8 @@ class BranchedDiffusion:
         model.fit()
         adata_new = model.generate(1000)
         model.save("model")
+
+    Invalid input raises a :class:`bdm.InputError`, which says what is wrong, where, and what to do.
 
     Parameters
     ----------
@@ -95,12 +121,6 @@ class BranchedDiffusion:
         Seed of every random draw; ``settings.prepare.seed`` if not given.
     n_threads
         Threads to compute with; all that the process may use, if not given. Results do not depend on their number.
-
-    Raises
-    ------
-    InputError
-        If the model cannot be fitted to the data, ``tree`` has other cell types, or an argument contradicts
-        ``settings``.
 
     Attributes
     ----------
@@ -208,13 +228,7 @@ class BranchedDiffusion:
 
     @property
     def model(self) -> BranchedModel:
-        """The fitted model.
-
-        Raises
-        ------
-        InputError
-            Before :meth:`fit`.
-        """
+        """The fitted model."""
         if self.fitted is None:
             raise InputError("The model is not fitted yet; call fit() first.")
         return self.fitted
@@ -237,13 +251,7 @@ class BranchedDiffusion:
         return self.model.donors
 
     def _cells(self) -> AnnData:
-        """Give the prepared cells of the model.
-
-        Raises
-        ------
-        InputError
-            If the model was loaded without them.
-        """
+        """Give the prepared cells of the model."""
         if self.prepared is None:
             raise InputError(
                 "A loaded model holds no cells; give the cells that it was fitted on, as in "
@@ -274,11 +282,6 @@ class BranchedDiffusion:
         Returns
         -------
         Array of cells x latent dimensions, in the order of ``adata``, for ``adata.obsm``.
-
-        Raises
-        ------
-        InputError
-            If a cell has a type or a batch that the model lacks, or no counts, or genes are missing.
         """
         if adata is None:
             cells = self._cells()
@@ -318,12 +321,6 @@ class BranchedDiffusion:
         Returns
         -------
         AnnData as :func:`bdm.generation.generate.generate_cells` makes it.
-
-        Raises
-        ------
-        InputError
-            If a type or batch is unknown, a number is negative, neither ``cells`` nor ``like`` is given, ``like`` lacks
-            columns, or the model is not fitted.
         """
         if cells is None:
             if like is None:
@@ -378,11 +375,6 @@ class BranchedDiffusion:
         Returns
         -------
         AnnData as :func:`bdm.transmutation.transmute.transmuted_cells` describes it.
-
-        Raises
-        ------
-        InputError
-            If types, genes or batches do not fit the model, or the model is not fitted.
         """
         settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
         goal = Goal(str(to), tuple(Pair(str(old), str(new)) for old, new in (like or {}).items()))
@@ -428,12 +420,6 @@ class BranchedDiffusion:
         -------
         Scores: ``overall`` (scores x sets, the floor first), ``by_type`` and ``by_population``; :mod:`bdm.pl` plots,
         and ``save`` writes them.
-
-        Raises
-        ------
-        InputError
-            If there are too few cells to compare, genes are missing, most test cells are training cells, the model was
-            loaded without its cells, or it is not fitted.
 
         Examples
         --------
@@ -485,11 +471,6 @@ class BranchedDiffusion:
         -------
         Scores as a ``table``; :func:`bdm.pl.transmutation` and others plot them, and ``save`` writes them as a folder.
 
-        Raises
-        ------
-        InputError
-            If the cells are not found by name among the cells before, or there are too few real cells to compare with.
-
         Examples
         --------
         ::
@@ -522,11 +503,6 @@ class BranchedDiffusion:
         Returns
         -------
         AnnData of branches x genes, as :func:`bdm.interpretation.results.branches_adata` makes it, for scanpy to plot.
-
-        Raises
-        ------
-        InputError
-            If the model was loaded without its cells, or is not fitted.
         """
         from bdm.interpretation.inputs import inputs_of
         from bdm.interpretation.interpret import interpret
@@ -567,11 +543,6 @@ class BranchedDiffusion:
             Number of generated cells for each training cell of a fold: as many as you will share.
         models
             Folder of the models of the folds, which are read from it, or fitted and written there.
-
-        Raises
-        ------
-        InputError
-            If there are fewer than six donors, all cell types have too few, or the model was loaded from a folder.
         """
         from bdm.audit.folds import divide
         from bdm.audit.run import AuditedModels, audit_models
@@ -605,11 +576,6 @@ class BranchedDiffusion:
         -------
         AnnData as :func:`bdm.design.simulate.simulate_cells` makes it, with the truth.
 
-        Raises
-        ------
-        InputError
-            If the design is invalid, names what the model lacks, or the model is not fitted.
-
         Examples
         --------
         ::
@@ -641,12 +607,6 @@ class BranchedDiffusion:
         Returns
         -------
         Tables of power and false discovery rates; :func:`bdm.pl.power` draws, and ``save`` writes them.
-
-        Raises
-        ------
-        InputError
-            If the design is invalid, has a single condition or a single donor in one, plants nothing or what is not
-            tested, names what the model lacks, or a test whose package is not installed; or the model is not fitted.
         """
         from bdm.power.analysis import power_analysis
 
@@ -681,12 +641,6 @@ class BranchedDiffusion:
             if not given.
         missing_as_zero
             Treat genes that the cells lack as not expressed.
-
-        Raises
-        ------
-        InputError
-            If there are no new types, a type to add is known or one to update is not, a type has too few cells, or
-            genes are missing.
         """
         settings = ExtendSettings()
         new = new_cells(
@@ -722,11 +676,6 @@ class BranchedDiffusion:
             Audit of models with its settings, whose verdict is shown.
         license
             License of the data, in place of ``settings.prepare.license``.
-
-        Raises
-        ------
-        InputError
-            If the evaluation has no generated cells, the audit is of other settings, or the model is not fitted.
         """
         from bdm.audit.card import audit_section
 
@@ -758,11 +707,6 @@ class BranchedDiffusion:
             fitted, if not given.
         n_threads
             Threads to compute with; all that the process may use, if not given.
-
-        Raises
-        ------
-        InputError
-            If the folder holds no model, or is damaged; or ``adata`` lacks the model's genes or cell types.
         """
         model = cls.__new__(cls)
         model.device = device
@@ -775,13 +719,7 @@ class BranchedDiffusion:
 
 
 def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
-    """Complete settings by arguments; the default of ``label_key`` leaves it as it is.
-
-    Raises
-    ------
-    InputError
-        If an argument contradicts a setting that is not the default.
-    """
+    """Complete settings by arguments; the default of ``label_key`` leaves it as it is."""
     default = PrepareSettings()
     given = {name: value for name, value in given.items() if name != "label_key" or value != default.label_key}
     for name, value in given.items():

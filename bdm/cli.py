@@ -23,7 +23,6 @@ from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
 from bdm.commands.merge import merge
-from bdm.commands.options import Command
 from bdm.commands.plot_tree import plot_tree
 from bdm.commands.power import power
 from bdm.commands.predict import predict
@@ -64,7 +63,7 @@ app = typer.Typer(
 )
 for panel, commands in COMMANDS.items():
     for command, computes in commands.items():
-        app.command(cls=Command, rich_help_panel=panel)(command_with_summary(command, computes=computes))
+        app.command(rich_help_panel=panel)(command_with_summary(command, computes=computes))
 
 
 def print_version(requested: bool) -> None:

@@ -4,10 +4,9 @@ The functions draw results in memory, such as ``model.evaluate(adata_test)`` ret
 ``bdm.Evaluation.load("evaluation")``. The argument ``interpretation`` is a :class:`~bdm.Interpretation`, or a model
 after :meth:`~bdm.BranchedDiffusion.interpret`; ``evaluation`` is what ``evaluate`` or ``evaluate_transmuted`` returned.
 
-``show=None`` follows ``scanpy.settings.autoshow``: a figure is shown, and nothing returned, where there is a screen to
-show it on, as in a notebook. Elsewhere, as in a script, and with ``show=False``, axes are returned: one, or the axes of
-all panels in a list. Unlike in scanpy, a figure that is drawn into given axes (``ax``) is not shown unless
-``show=True``, as it is not complete yet.
+With ``show=None``, a figure is shown, and nothing returned, where there is a screen to show it on, as in a notebook.
+Elsewhere, as in a script, and with ``show=False``, axes are returned: one, or the axes of all panels in a list. Unlike
+in scanpy, a figure that is drawn into given axes (``ax``) is not shown unless ``show=True``, as it is not complete yet.
 
 ::
 
@@ -16,12 +15,10 @@ all panels in a list. Unlike in scanpy, a figure that is drawn into given axes (
     plt.savefig("hierarchy.pdf")
 """
 
-from bdm.plotting.agreement import agreement
-from bdm.plotting.ancestral_states import ancestral_states, ancestral_umap, markers, paths
-from bdm.plotting.branches import branch_genes, commitment
+from bdm.plotting.ancestral_states import ancestral_states, ancestral_umap, markers
+from bdm.plotting.branches import agreement, branch_genes, commitment
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power
-from bdm.plotting.extension import likelihood, type_specific_genes
 from bdm.plotting.responses import response, response_errors
 from bdm.plotting.transmutation import transmutation, transmutation_genes, transmutation_umap
 from bdm.plotting.tree import hierarchy
@@ -35,9 +32,7 @@ __all__ = [
     "commitment",
     "genes",
     "hierarchy",
-    "likelihood",
     "markers",
-    "paths",
     "power",
     "properties",
     "response",
@@ -47,7 +42,6 @@ __all__ = [
     "transmutation",
     "transmutation_genes",
     "transmutation_umap",
-    "type_specific_genes",
     "umap",
 ]
 

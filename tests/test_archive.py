@@ -60,7 +60,7 @@ def test_category_lists_its_results(page, category):
         assert page.locator("tbody tr").count() == len(results), dataset
 
 
-@pytest.mark.parametrize("term", ["re:.", "genes", "likelihood", "re:nodes|paths.png", f"{MINE}/evaluation/umap"])
+@pytest.mark.parametrize("term", ["re:.", "genes", "likelihood", "re:nodes|agreement.png", f"{MINE}/evaluation/umap"])
 def test_search_lists_what_it_finds(page, term):
     found = [path for path in page.evaluate("results") if re.search(term.removeprefix("re:"), path)]
     assert found

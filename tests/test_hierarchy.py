@@ -19,7 +19,7 @@ from bdm.hierarchy.build import (
 from bdm.hierarchy.files import from_newick, load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells
-from bdm.plotting.files import save_figure
+from bdm.plotting.style import save_figure
 from bdm.plotting.tree import hierarchy as plot_hierarchy
 from bdm.prior.losses import branch_table
 from bdm.settings import HierarchySettings

@@ -188,11 +188,6 @@ element(branches[0]).focus();
 
 
 @pytest.mark.nightly
-def test_browser_draws_all_types_of_a_small_tree(tmp_path):
-    assert len(items(dom(tmp_path, SMALL))) == len(SMALL.branches)
-
-
-@pytest.mark.nightly
 def test_browser_closes_cell_types_at_first_and_opens_one_on_a_click(tmp_path):
     assert len(items(dom(tmp_path, DIVIDED))) == 7
     click = (
@@ -254,12 +249,6 @@ def test_browser_keeps_500_divided_types_closed_until_all_are_opened(tmp_path):
     )
     assert not re.search(r'aria-label="type \d+/', opened)
     assert len(items(dom(tmp_path, MANY, 'document.getElementById("open-all").click();'))) == len(MANY.branches)
-
-
-@pytest.mark.nightly
-def test_browser_draws_a_large_tree_collapsed_and_opens_it(tmp_path):
-    assert len(items(dom(tmp_path, LARGE))) == 79
-    assert len(items(dom(tmp_path, LARGE, 'document.getElementById("open-all").click();'))) == len(LARGE.branches)
 
 
 @pytest.mark.nightly

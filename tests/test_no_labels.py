@@ -24,7 +24,7 @@ from bdm.interpretation.inputs import inputs_of
 from bdm.interpretation.interpret import interpret
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import encode, populations_of_cells
-from bdm.plotting.files import FIGURES, write_figures
+from bdm.plotting.files import FIGURES, write_result
 from bdm.plotting.style import figure_of
 from bdm.report.page import report_page
 from bdm.report.results import read_results
@@ -171,9 +171,6 @@ def test_figures_leave_out_what_is_unknown(evaluation):
     assert len(titles["genes"]) == 3
     assert len(titles["overall"]) == 7
     assert not re.search("F1|fold change", str(titles))
-    for draw in (package.pl.scores, package.pl.scores_by_type):
-        with pytest.raises(InputError, match=r"no F1 of cell typing, which compares cell types, as there is one"):
-            draw(evaluation, "f1", show=False)
 
 
 def test_interpretation_of_one_population_is_empty(interpretation, tmp_path):
@@ -318,8 +315,7 @@ def test_the_one_type_can_be_updated(model, cells, tmp_path):
     updated.extend(new, update=WITHOUT_LABELS, label_key="kind")
     report = ExtensionReport.of(updated.last_extension)
     (tmp_path / "report").mkdir()
-    report.save(tmp_path / "report")
-    write_figures(tmp_path / "report", report)
+    write_result(tmp_path / "report", report)
     assert summary(updated.last_extension[0]).startswith("cell was updated with")
     assert "nearest" not in summary(updated.last_extension[0])
     assert re.fullmatch(r"\(FittedExtension\(cell: \d+ cells, updated\),\)", repr(updated.last_extension))

@@ -9,7 +9,7 @@ evaluation: bdm.Evaluation = model.evaluate()
 bdm.pl.scores(evaluation, show=False)
 bdm.pl.power(model.power("design.yaml"), show=False)
 bdm.tl.pseudobulk_tests(model.generate(10), bdm.tl.ExperimentSettings(sample_key="donor"))
-bdm.pl.likelihood(bdm.ExtensionReport.load("report"))
+bdm.pl.hierarchy(bdm.ExtensionReport.load("report"))
 try:
     bdm.BranchedDiffusion.load("model").generate({"B": 10})
 except bdm.InputError as error:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from joblib import cpu_count
@@ -123,35 +123,34 @@ def _one_thread_in_each_operation() -> Iterator[None]:
         torch.set_num_threads(torch_threads)
 
 
-def run_on(workers: "Fabric", function: Callable[..., None], *arguments: Any) -> None:
-    """Run ``function(workers, *arguments)``, in one process for each device."""
+def run_on(workers: "Fabric", function: Callable[..., Result], *arguments: Any) -> Result:
+    """Run ``function(workers, *arguments)``, in one process for each device, and return the result of the first."""
     if workers.world_size == 1:
-        function(workers, *arguments)
-        return
+        return function(workers, *arguments)
     try:
         with _end_together():
             level = logging.getLogger("bdm").getEffectiveLevel()
             # Not as arguments of launch(), which searches them for networks and rejects frozen dataclasses
-            error = workers.launch(partial(_attempt, function=function, arguments=arguments, level=level))
+            result, error = workers.launch(partial(_attempt, function=function, arguments=arguments, level=level))
     except ProcessException as ended:
         raise TrainingError(f"Training ended early, as one of its processes ended: {ended}") from ended
     if error is not None:
         raise error
+    return cast(Result, result)
 
 
 def _attempt(
-    workers: "Fabric", function: Callable[..., None], arguments: tuple[Any, ...], level: int
-) -> Exception | None:
-    """Run a function in one of the processes and return its error, which would be lost otherwise."""
+    workers: "Fabric", function: Callable[..., Result], arguments: tuple[Any, ...], level: int
+) -> tuple[Result | None, Exception | None]:
+    """Run a function in one of the processes and return its result, and its error, which would be lost otherwise."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("bdm").setLevel(level if workers.is_global_zero else logging.ERROR)
     # The replacement is missing in older supported versions of torch
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     try:
-        function(workers, *arguments)
+        return function(workers, *arguments), None
     except RAISED_TOGETHER as error:
-        return error
-    return None
+        return None, error
 
 
 @contextmanager

@@ -3,38 +3,23 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from bdm.commands.base import Summary
 from bdm.commands.options import Device, OutFolder, Prepared
 from bdm.errors import InputError, at
 from bdm.settings import AuditSettings, FitSettings, GenerationSettings, Seed, Tree
-
-PartOfFolds = Annotated[str | None, "Run some of the folds only, such as 2-of-3 for the second, for bdm merge."]
-CellsByFold = Annotated[
-    list[Path] | None,
-    typer.Option(
-        help="Generated cells of any method, in the order of the folds of bdm audit-folds; may be repeated.",
-        show_default=False,
-    ),
-]
-Models = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of the models of the folds, which are read from it, or fitted and written there.",
-        file_okay=False,
-        show_default=False,
-    ),
-]
 
 
 def audit(
     prepared: Prepared,
     out: OutFolder,
     *,
-    part: PartOfFolds = None,
-    cells: CellsByFold = None,
-    models: Models = None,
+    part: Annotated[str | None, "Run some of the folds only, such as 2-of-3 for the second, for bdm merge."] = None,
+    cells: Annotated[
+        tuple[Path, ...], "Generated cells of any method, in the order of the folds of bdm audit-folds."
+    ] = (),
+    models: Annotated[
+        Path | None, "Folder of the models of the folds, which are read from it, or fitted and written there."
+    ] = None,
     audit: AuditSettings,
     tree: Tree = None,
     settings: FitSettings,
@@ -58,7 +43,7 @@ def audit(
     from bdm.data.prepare import read_prepared
     from bdm.generation.chunks import WHOLE, Part
     from bdm.hierarchy.ontology import given_tree
-    from bdm.plotting.files import write_figures
+    from bdm.plotting.files import write_result
 
     of_folds = WHOLE if part is None else Part.parse(part)
     with atomic_write(out, folder_of=f"{KIND}.json") as folder:
@@ -73,8 +58,7 @@ def audit(
             shape = given_tree(tree, read.obs, settings.hierarchy)
             made = AuditedModels(fit=settings, sampling=sampling, tree=shape, folder=models, device=device, seed=seed)
             found = audit_models(division, audit, made, part=of_folds)
-        found.save(folder)
-        write_figures(folder, found)
+        write_result(folder, found)
     return Summary((out,), {"verdict": found.verdict.text})
 
 

@@ -1,5 +1,7 @@
 """``bdm autoencoder``: train the count autoencoder on prepared cells, and encode them."""
 
+from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bdm.commands.base import Summary, print_plan
@@ -24,9 +26,6 @@ def autoencoder(
 
     Example: bdm autoencoder prepared.h5ad autoencoder/
     """
-    from contextlib import ExitStack
-    from dataclasses import asdict
-
     from bdm._core.checkpoint import checkpoint_beside
     from bdm._core.files import atomic_write, preparation, provenance, sha256
     from bdm.autoencoder.fit import fit_autoencoder

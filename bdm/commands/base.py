@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,21 +29,11 @@ logger = logging.getLogger("bdm")
 
 @dataclass(frozen=True)
 class Summary:
-    """What a command made.
+    """What a command made."""
 
-    Attributes
-    ----------
-    wrote
-        Files and folders; None are absent.
-    facts
-        What is in them, by a word.
-    then
-        Words of a command that is often next.
-    """
-
-    wrote: tuple[Path | None, ...]
-    facts: dict[str, str] = field(default_factory=dict)
-    then: tuple[Path | str, ...] = ()
+    wrote: tuple[Path | None, ...]  # files and folders; None are absent
+    facts: dict[str, str] = field(default_factory=dict)  # what is in them, by a word
+    then: tuple[Path | str, ...] = ()  # words of a command that is often next
 
     def rows(self, *, seconds: float) -> dict[str, str]:
         """Rows of the table, by their first word."""
@@ -80,13 +70,7 @@ def evaluating(cells: Path | None, *words: Path | str) -> tuple[Path | str, ...]
 
 
 def command_with_summary(command: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
-    """Give a command its options, ``--quiet`` and ``--verbose`` among them, and let it print its summary at the end.
-
-    Parameters
-    ----------
-    computes
-        Whether it computes for long; it then has the option ``--threads``, too.
-    """
+    """Give a command its options, and let it print its summary; if it ``computes`` for long, it has ``--threads``."""
     shared: dict[str, Any] = {"quiet": Quiet, "verbose": Verbose}
     if computes:
         shared = {"threads": Threads, **shared}
@@ -101,7 +85,12 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
         arguments = arguments_of(signature, options, given)
         check_outputs(signature, arguments)
         quiet, verbose, threads = (arguments.pop(name, None) for name in ("quiet", "verbose", "threads"))
-        with show_messages(quiet=quiet, verbose=verbose), computing(threads) if computes else nullcontext():
+        with ExitStack() as context:
+            context.enter_context(show_messages(quiet=quiet, verbose=verbose))
+            if computes:
+                from bdm._core.parallel import using_threads
+
+                context.enter_context(using_threads(threads))
             if verbose:
                 logger.debug("%s", versions())
             for name, value in given.items():
@@ -120,7 +109,7 @@ class OptionFormatter(logging.Formatter):
     """Formats messages for the command line, where settings are options."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Rewrite the Python arguments of a message as options."""
+        """Rewrite the Python arguments of a message."""
         return as_options(super().format(record))
 
 
@@ -132,15 +121,6 @@ def sentence_at_interrupt(*, has_checkpoints: bool) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         where = "goes on from the last checkpoint, if there is one" if has_checkpoints else "starts again"
         raise Interrupted(f"Stopped, and wrote nothing; the same command {where}.", signal.SIGINT) from stop
-
-
-@contextmanager
-def computing(threads: int | None) -> Iterator[None]:
-    """Compute with a number of threads, or all that there may be."""
-    from bdm._core.parallel import using_threads
-
-    with using_threads(threads):
-        yield
 
 
 @contextmanager

@@ -4,41 +4,22 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from bdm.commands.base import Summary
 from bdm.commands.options import ModelFolder, Output
+from bdm.errors import at
 from bdm.settings import Contact, License, Source
-
-ScoresFolder = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder made by bdm evaluate --model, whose scores are added.", file_okay=False, show_default=False
-    ),
-]
-AuditFolder = Annotated[
-    Path | None,
-    typer.Option(help="Folder made by bdm audit, whose verdict is added.", file_okay=False, show_default=False),
-]
-GeneratedCells = Annotated[
-    Path | None,
-    typer.Option(help="Cells that the model generated, which the card describes.", dir_okay=False, show_default=False),
-]
-OutCard = Annotated[
-    Path | None, Output, typer.Option(help="File to write in place of printing.", dir_okay=False, show_default=False)
-]
 
 
 def card(
     model: ModelFolder,
     *,
-    evaluation: ScoresFolder = None,
-    audit: AuditFolder = None,
-    cells: GeneratedCells = None,
+    evaluation: Annotated[Path | None, "Folder made by bdm evaluate --model, whose scores are added."] = None,
+    audit: Annotated[Path | None, "Folder made by bdm audit, whose verdict is added."] = None,
+    cells: Annotated[Path | None, "Cells that the model generated, which the card describes."] = None,
     license: License = None,
     source: Source = None,
     contact: Contact = None,
-    out: OutCard = None,
+    out: Annotated[Path | None, Output, "File to write in place of printing."] = None,
 ) -> Summary | None:
     """Print the card of a model (Markdown with the metadata of Hugging Face), with scores and the verdict of an audit.
 
@@ -52,7 +33,6 @@ def card(
     from bdm._core.store import checksum_of
     from bdm.audit.card import audit_section
     from bdm.audit.results import Audit
-    from bdm.errors import InputError
     from bdm.evaluation.results import Evaluation
     from bdm.model.card import model_card
     from bdm.model.generated_file import GeneratedFile
@@ -62,7 +42,7 @@ def card(
     scores = None if evaluation is None else Evaluation.load(evaluation)
     loaded, checksum = load_model(model), checksum_of(model, "model")
     file = None if cells is None else GeneratedFile.read(cells, loaded, checksum=checksum)
-    try:
+    with at(model):
         text = model_card(
             loaded,
             checksum=checksum,
@@ -73,8 +53,6 @@ def card(
             source=source,
             contact=contact,
         )
-    except InputError as error:
-        raise InputError(f"{model}: {error}") from error
     if out is None:
         sys.stdout.write(text)
         return None

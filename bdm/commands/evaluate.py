@@ -1,56 +1,32 @@
 """``bdm evaluate``: evaluate generated cells by held-out test cells."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.options import Compare, HeldOutCells, OfModel, OutFolder
 from bdm.errors import InputError
-from bdm.schema import Unset
 from bdm.settings import EvaluationSettings, InputKeys, Seed
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluatedKeys(InputKeys):
-    """Where an AnnData keeps what an evaluation needs; None where that is as in the data of the model, or as usual."""
-
-    label_key: Annotated[
-        str | None, "Column of `obs` with the cell type.", Unset("as in the model's data; without a model, cell_type")
-    ] = None
-    batch_key: Annotated[
-        str | None, "Column of `obs` with the batch.", Unset("as in the model's data; without a model, batch if any")
-    ] = None
-    counts: Annotated[
-        str | None,
-        "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`.",
-        Unset("as in the model's data; without a model, X"),
-    ] = None
-
-
 def evaluate(
     cells: Annotated[
         Path,
-        typer.Argument(
-            help="Training cells, and test cells, which the column split of obs marks by test: made by bdm prepare, or "
-            "any; with --model, the cells that the model was fitted on.",
-            show_default=False,
-        ),
+        "Training cells, and test cells, which the column split of obs marks by test: made by bdm prepare, or any; "
+        "with --model, the cells that the model was fitted on.",
     ],
     out: OutFolder,
-    generated: Annotated[
-        Path, typer.Argument(help="Generated cells of any method, the set generated of tables.", show_default=False)
-    ],
+    generated: Annotated[Path, "Generated cells of any method, the set generated of tables."],
     *,
-    compare: Compare = None,
+    compare: Compare = (),
     model: OfModel = None,
     test_cells: HeldOutCells = None,
-    keys: EvaluatedKeys,
+    keys: InputKeys,
     settings: EvaluationSettings,
     seed: Seed = 0,
 ) -> Summary:
@@ -64,8 +40,6 @@ def evaluate(
 
     Example: bdm evaluate cells.h5ad evaluation generated.h5ad --model model/ --test-cells held_out.h5ad
     """
-    from dataclasses import replace
-
     from bdm._core.files import atomic_write
     from bdm.evaluation.cells import GENERATED
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
@@ -73,9 +47,9 @@ def evaluate(
     from bdm.evaluation.results import score_table, verdict_lines
     from bdm.model.fitted_cells import populations_by, read_real_cells_for
     from bdm.model.model import checksums, load_model
-    from bdm.plotting.files import write_figures
+    from bdm.plotting.files import write_result
 
-    files = named_files(GENERATED, generated, compare or [])
+    files = named_files(GENERATED, generated, compare)
     with atomic_write(out, folder_of="evaluation.json") as folder:
         if model is None:
             real, populations = read_real_cells(cells, test_cells, keys, on_disk=True), None
@@ -87,8 +61,7 @@ def evaluate(
         evaluation = evaluate_cells(real, sets, settings, populations=populations, seed=seed)
         hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
         evaluation = replace(evaluation, provenance=evaluation.provenance | {"sha256": hashes})
-        evaluation.save(folder)
-        write_figures(folder, evaluation)
+        write_result(folder, evaluation)
     logger.info(score_table(evaluation.overall))
     facts = {name: "\n".join(verdict_lines(evaluation, name)) for name in sets}
     return Summary((out,), facts)
@@ -102,7 +75,7 @@ def check_used(model: Path | None, test_cells: Path | None, keys: InputKeys) -> 
         raise InputError(f"`{unused}=` is used with a model only; give `model=` too.")
 
 
-def named_files(name: str, file: Path, compare: list[str]) -> dict[str, Path]:
+def named_files(name: str, file: Path, compare: Sequence[str]) -> dict[str, Path]:
     """Return the files of the sets to evaluate by name: of the first set, and of those in ``compare`` (NAME=FILE)."""
     from bdm.evaluation.cells import RESERVED_SET_NAMES
 

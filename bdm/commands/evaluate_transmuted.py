@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.evaluate import check_used, named_files
@@ -21,18 +20,12 @@ logger = logging.getLogger(__name__)
 
 def evaluate_transmuted(
     cells: Annotated[
-        Path,
-        typer.Argument(
-            help="Cells that were transmuted, training and test cells: made by bdm prepare; with --model, any.",
-            show_default=False,
-        ),
+        Path, "Cells that were transmuted, training and test cells: made by bdm prepare; with --model, any."
     ],
     out: OutFolder,
-    transmuted: Annotated[
-        Path, typer.Argument(help="Cells made by bdm transmute, the set transmuted of tables.", show_default=False)
-    ],
+    transmuted: Annotated[Path, "Cells made by bdm transmute, the set transmuted of tables."],
     *,
-    compare: Compare = None,
+    compare: Compare = (),
     model: OfModel = None,
     test_cells: TestCells = None,
     keys: InputKeys,
@@ -42,19 +35,17 @@ def evaluate_transmuted(
 
     Example: bdm evaluate-transmuted prepared.h5ad transmutation transmuted.h5ad --compare flat=flat.h5ad
     """
-    from dataclasses import replace
-
     from bdm._core.files import atomic_write
     from bdm.evaluation.cells import TRANSMUTED
     from bdm.evaluation.read import read_counts, read_real_cells
     from bdm.model.fitted_cells import populations_by, read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
-    from bdm.plotting.files import write_figures
+    from bdm.plotting.files import write_result
     from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabelled
     from bdm.transmutation.results import summary
 
     check_used(model, test_cells, keys)
-    files = named_files(TRANSMUTED, transmuted, compare or [])
+    files = named_files(TRANSMUTED, transmuted, compare)
     with atomic_write(out, folder_of="transmutation.json") as folder:
         if model is None:
             real, before, populations = read_real_cells(cells), read_counts(cells), None
@@ -69,8 +60,7 @@ def evaluate_transmuted(
         records = {name: file.record for name, file in read.items()}
         record = {**evaluation.provenance, "sha256": hashes, "transmuted": records}
         evaluation = replace(evaluation, provenance=record)
-        evaluation.save(folder)
-        write_figures(folder, evaluation)
+        write_result(folder, evaluation)
     logger.info(summary(evaluation))
     return Summary((out,))
 

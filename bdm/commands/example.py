@@ -4,9 +4,7 @@ from bdm.commands.base import Summary
 from bdm.commands.options import OutCells
 
 
-def example(
-    out: OutCells,
-) -> Summary:
+def example(out: OutCells) -> Summary:
     """Write a small example: 700 real blood cells of 10 types, 765 genes, labels in obs['bulk_labels'].
 
     Example: bdm example cells.h5ad

@@ -1,17 +1,14 @@
 """``bdm generate``: generate new cells, as raw counts."""
 
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from bdm.commands.base import Summary, evaluating
 from bdm.commands.options import Device, DryRun, ModelFolder, OutFile
+from bdm.errors import InputError, at, counted
 from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
-
-if TYPE_CHECKING:
-    from bdm.generation.like import OriginalCells
-    from bdm.generation.request import Request
-    from bdm.model.model import BranchedModel
-
 
 CellsLike = Annotated[Path | None, "AnnData with as many cells of each type as to generate."]
 LabelKey = Annotated[str | None, "Column of `obs` with the cell type, in --cells-like and --like.", AS_FITTED]
@@ -42,16 +39,14 @@ def generate(
 
     Example: bdm generate model/ generated.h5ad --cells 1000
     """
-    from contextlib import ExitStack
-    from dataclasses import asdict
-
     from bdm._core.files import atomic_write, sha256
     from bdm._core.training import fabric
-    from bdm.errors import counted
+    from bdm.data.read import read_cells
     from bdm.generation.chunks import WHOLE, Part
     from bdm.generation.generate import generated_cells
-    from bdm.generation.like import with_schema
+    from bdm.generation.like import OriginalCells, with_schema
     from bdm.generation.merge import write_cells
+    from bdm.generation.request import numbers_like, read_request, request_cells
     from bdm.model.generated_file import record_of_cells
     from bdm.model.model import load_model
 
@@ -60,8 +55,16 @@ def generate(
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
         loaded = load_model(model, device=fabric(device).device)
-        request = read_requested_cells(loaded, cells, cells_like, cells_from, label_key=label_key)
-        original = None if like is None else read_original(loaded, like, label_key=label_key)
+        keys = InputKeys(label_key=label_key)
+        requested: Any = cells  # a number, numbers by type, or a table
+        if cells_like is not None:
+            requested = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded, keys)
+        if cells_from is not None:
+            requested = read_request(cells_from)
+        request, original = request_cells(loaded, requested), None
+        if like is not None:
+            with at(like):
+                original = OriginalCells.of(read_cells(like, on_disk=True), loaded, keys)
         n_cells, n_genes = request.n_cells, counted(len(loaded.autoencoder.genes), "gene")
         of = f"{counted(len(n_cells), 'type')} x {n_genes}"
         if path is None:
@@ -99,43 +102,9 @@ def check_options(
     cells: int | None, cells_like: Path | None, cells_from: Path | None, *, like: Path | None, label_key: str | None
 ) -> Path | None:
     """Reject options that contradict each other; return the file with the numbers of cells, which may be ``like``."""
-    from bdm.errors import InputError
-
     n_given = sum(option is not None for option in (cells, cells_like, cells_from))
     if n_given != 1 and (n_given or like is None):
         raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
     if label_key is not None and cells_like is None and like is None:
         raise InputError("--label-key names a column of the file of --cells-like or --like; give one of these, too.")
     return cells_like if n_given else like
-
-
-def read_original(model: "BranchedModel", path: Path, *, label_key: str | None) -> "OriginalCells":
-    """Read the columns of CELLxGENE's schema of original cells."""
-    from bdm.data.read import read_cells
-    from bdm.errors import InputError
-    from bdm.generation.like import OriginalCells
-
-    try:
-        return OriginalCells.of(read_cells(path, on_disk=True), model, InputKeys(label_key=label_key))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def read_requested_cells(
-    model: "BranchedModel",
-    cells: int | None,
-    cells_like: Path | None,
-    cells_from: Path | None,
-    *,
-    label_key: str | None,
-) -> "Request":
-    """Read which cells to generate, from the one of the three options that is given."""
-    from bdm.data.read import read_cells
-    from bdm.generation.request import numbers_like, read_request, request_cells
-
-    requested: Any = cells  # a number, numbers by type, or a table
-    if cells_like is not None:
-        requested = numbers_like(read_cells(cells_like, on_disk=True).obs, model, InputKeys(label_key=label_key))
-    if cells_from is not None:
-        requested = read_request(cells_from)
-    return request_cells(model, requested)

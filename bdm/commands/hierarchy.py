@@ -1,9 +1,9 @@
 """``bdm hierarchy``: derive the hierarchy of cell types."""
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.options import AutoencoderFolder, OutFile, Output
@@ -14,26 +14,17 @@ if TYPE_CHECKING:
     from bdm.hierarchy.tree import Hierarchy
 
 
-Newick = Annotated[Path | None, Output, typer.Option(help="Newick file to write as well.", dir_okay=False)]
-Figure = Annotated[Path | None, Output, typer.Option(help="Figure to write as well (.png, .svg, .pdf).")]
-Comparison = Annotated[
-    Path | None,
-    Output,
-    typer.Option(help="Table to write as well (.csv): the nodes of your tree and of the clustering.", dir_okay=False),
-]
-
-
 def hierarchy(
     autoencoder: AutoencoderFolder,
     out: OutFile,
     *,
-    newick: Newick = None,
-    figure: Figure = None,
-    table: Annotated[
-        Path | None, Output, typer.Option(help="Table of branches to write as well (.csv).", dir_okay=False)
+    newick: Annotated[Path | None, Output, "Newick file to write as well."] = None,
+    figure: Annotated[Path | None, Output, "Figure to write as well (.png, .svg, .pdf)."] = None,
+    table: Annotated[Path | None, Output, "Table of branches to write as well (.csv)."] = None,
+    page: Annotated[Path | None, Output, "Page for the browser to write as well (.html)."] = None,
+    comparison: Annotated[
+        Path | None, Output, "Table to write as well (.csv): the nodes of your tree and of the clustering."
     ] = None,
-    page: Annotated[Path | None, Output, typer.Option(help="Page for the browser to write as well (.html).")] = None,
-    comparison: Comparison = None,
     tree: Tree = None,
     settings: HierarchySettings,
     seed: Seed = 0,
@@ -42,9 +33,6 @@ def hierarchy(
 
     Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --page hierarchy.html
     """
-    from contextlib import ExitStack
-    from dataclasses import replace
-
     from bdm._core.files import atomic_write
     from bdm.errors import InputError
     from bdm.hierarchy.build import build_hierarchy
@@ -52,7 +40,7 @@ def hierarchy(
     from bdm.hierarchy.files import branch_table, save_hierarchy, to_newick
     from bdm.hierarchy.ontology import given_tree
     from bdm.latent.cells import latent_cells, read_latent
-    from bdm.plotting.files import save_figure
+    from bdm.plotting.style import save_figure
     from bdm.plotting.tree import draw_hierarchy, view_of
     from bdm.plotting.tree_page import tree_page
 

@@ -1,10 +1,9 @@
 """``bdm interpret``: find the marker genes of each branch."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.options import ModelFolder, OutFolder
@@ -15,14 +14,8 @@ logger = logging.getLogger(__name__)
 
 def interpret(
     model: ModelFolder,
-    cells: Annotated[
-        Path,
-        typer.Argument(
-            help="Cells that the model was fitted on, with test cells if any: made by bdm prepare, or raw.",
-            show_default=False,
-        ),
-    ],
-    generated: Annotated[Path, typer.Argument(help="Cells made by bdm generate (.h5ad).", show_default=False)],
+    cells: Annotated[Path, "Cells that the model was fitted on, with test cells if any: made by bdm prepare, or raw."],
+    generated: Annotated[Path, "Cells made by bdm generate (.h5ad)."],
     out: OutFolder,
     *,
     settings: InterpretationSettings,
@@ -37,29 +30,21 @@ def interpret(
 
     Example: bdm interpret model/ prepared.h5ad generated.h5ad interpretation/
     """
-    from dataclasses import replace
-
     from bdm._core.files import atomic_write
     from bdm.errors import counted
     from bdm.interpretation.inputs import read_inputs
     from bdm.interpretation.interpret import interpret as interpret_model
     from bdm.interpretation.results import agreement_summary
     from bdm.model.model import checksums
-    from bdm.plotting.files import write_figures
+    from bdm.plotting.files import write_result
 
     with atomic_write(out, folder_of="interpretation.json") as folder:
         inputs = read_inputs(model, cells, generated, keys, markers=markers, gene_sets=gene_sets, seed=seed)
         interpretation = interpret_model(inputs, settings, seed=seed)
-        files = {
-            "prepared": cells,
-            "generated": generated,
-            "markers": markers,
-            "gene_sets": gene_sets,
-        }
+        files = {"prepared": cells, "generated": generated, "markers": markers, "gene_sets": gene_sets}
         record = interpretation.provenance | {"sha256": checksums(files, model=model)}
         interpretation = replace(interpretation, provenance=record)
-        interpretation.save(folder)
-        write_figures(folder, interpretation)
+        write_result(folder, interpretation)
     if not interpretation.nodes:
         return Summary((out,), {"tree": "one population, without nodes whose branches could be compared"})
     logger.info("Agreement with test cells, mean over nodes:\n%s", agreement_summary(interpretation.agreement))

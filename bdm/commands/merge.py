@@ -1,22 +1,17 @@
 """``bdm merge``: merge the parts that several jobs wrote."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.options import Output
 
-Merged = Annotated[
-    Path, Output, typer.Argument(help="File to write; a folder, for a power analysis or an audit.", show_default=False)
-]
-Parts = Annotated[
-    list[Path], typer.Argument(help="What commands with --part wrote: all parts of one result.", show_default=False)
-]
 
-
-def merge(out: Merged, parts: Parts) -> Summary:
+def merge(
+    out: Annotated[Path, Output, "File to write; a folder, for a power analysis or an audit."],
+    parts: Annotated[tuple[Path, ...], "What commands with --part wrote: all parts of one result."],
+) -> Summary:
     """Merge the parts of one result, in any order, to what one job would have written.
 
     Parts are files of cells (bdm generate, bdm simulate), tables (bdm power) or folders (bdm audit).
@@ -31,7 +26,7 @@ def merge(out: Merged, parts: Parts) -> Summary:
     return Summary((out,), kind(out, parts))
 
 
-def merge_cells(out: Path, parts: list[Path]) -> dict[str, str]:
+def merge_cells(out: Path, parts: Sequence[Path]) -> dict[str, str]:
     """Merge files of cells, and describe the result."""
     from bdm._core.files import atomic_write
     from bdm.generation.merge import merged_cells, write_cells
@@ -42,28 +37,26 @@ def merge_cells(out: Path, parts: list[Path]) -> dict[str, str]:
     return {"cells": f"{len(cells.obs):,} of {len(parts)} parts"}
 
 
-def merge_power(out: Path, parts: list[Path]) -> dict[str, str]:
+def merge_power(out: Path, parts: Sequence[Path]) -> dict[str, str]:
     """Merge tables of a power analysis, and describe the result."""
     from bdm._core.files import atomic_write
     from bdm.errors import counted
-    from bdm.plotting.files import write_figures
+    from bdm.plotting.files import write_result
     from bdm.power.analysis import merged_parts
 
     with atomic_write(out, folder_of="power.csv") as folder:
         analysis = merged_parts(parts)
-        analysis.save(folder)
-        write_figures(folder, analysis)
+        write_result(folder, analysis)
     return {"experiments": f"{analysis.power['number'].nunique()} of {counted(len(parts), 'part')}"}
 
 
-def merge_audit(out: Path, parts: list[Path]) -> dict[str, str]:
+def merge_audit(out: Path, parts: Sequence[Path]) -> dict[str, str]:
     """Merge folds of an audit, and give its verdict."""
     from bdm._core.files import atomic_write
     from bdm.audit.results import KIND, Audit, merged
-    from bdm.plotting.files import write_figures
+    from bdm.plotting.files import write_result
 
     with atomic_write(out, folder_of=f"{KIND}.json") as folder:
         audit = merged(Audit.load(part) for part in parts)
-        audit.save(folder)
-        write_figures(folder, audit)
+        write_result(folder, audit)
     return {"verdict": audit.verdict.text}

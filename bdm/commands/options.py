@@ -6,15 +6,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from annotated_types import Ge
-from typer.core import TyperCommand
 
 from bdm.errors import OPTIONS_FOR_NONE, InputError
-from bdm.schema import Setting, StageSettings, Unset, settings_of
-from bdm.validation import bounds_in_words, unknown_setting
+from bdm.schema import Setting, StageSettings, Unset, alternatives, settings_of
+from bdm.validation import bounds_in_words
+
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 @dataclass(frozen=True)
@@ -26,43 +27,12 @@ class Short:
 
 @dataclass(frozen=True)
 class Option:
-    """A parameter of a command as typer takes it, and what it stands for.
-
-    Attributes
-    ----------
-    path
-        Argument of the command, and where that is the settings of stages, the fields down to the one that it sets.
-    setting
-        None where it is no setting, but for example a file.
-    unsets
-        Whether it is a switch that sets the setting to None.
-    """
+    """A parameter of a command as typer takes it, and the setting that it stands for."""
 
     parameter: inspect.Parameter
-    path: tuple[str, ...]
-    setting: Setting | None = None
-    unsets: bool = False
-
-
-class Command(TyperCommand):
-    """A command that rejects an unknown option as Python and the configuration reject an unknown setting."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of a command.
-
-        Raises
-        ------
-        InputError
-            If there is no such option.
-        """
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            if not hasattr(error, "possibilities"):  # which the error of an unknown option has
-                raise
-            known = [parameter.name for parameter in self.params if parameter.param_type_name == "option"]
-            name: str = vars(error)["option_name"]
-            raise InputError(unknown_setting(name.strip("-").replace("-", "_"), known)) from error
+    path: tuple[str, ...]  # argument of the command, and of the settings of stages the fields down to the setting
+    setting: Setting
+    unsets: bool = False  # whether it is a switch that sets the setting to None
 
 
 # ---- from settings to options
@@ -71,9 +41,9 @@ class Command(TyperCommand):
 def options_of(signature: inspect.Signature) -> list[Option]:
     """Give the parameters of a command for typer, with one for each setting.
 
-    An argument that is annotated with a help text is a setting. An argument of type :class:`bdm.schema.StageSettings`
-    stands for all of its settings that have a help text and are no arguments themselves; where two stages have settings
-    of the same name, the option begins with the section of the stage in the configuration.
+    An argument is annotated with its type and a help text, as a setting is; it is an option if it is keyword-only. One
+    of type :class:`bdm.schema.StageSettings` stands for all of its settings that have a help text and are no arguments
+    themselves; where two stages have settings of the same name, the option begins with the section of the stage.
     """
     found = []
     for name, parameter in signature.parameters.items():
@@ -89,7 +59,7 @@ def options_of(signature: inspect.Signature) -> list[Option]:
                     found.append(Option(as_switch_to_none(setting, panel=panel), (name, *path), setting, unsets=True))
             continue
         setting = Setting(name, model, parameter.default)
-        found.append(Option(as_option(name, setting), (name,), setting) if setting.help else Option(parameter, (name,)))
+        found.append(Option(as_option(name, setting, kind=parameter.kind), (name,), setting))
     return found
 
 
@@ -102,24 +72,29 @@ def leaves_of(model: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str
             yield (setting.name,), model.section, setting
 
 
-def as_option(name: str, setting: Setting, *, panel: str | None = None) -> inspect.Parameter:
-    """Make a parameter that typer turns into an option, which takes a text; the setting checks it, not typer."""
-    short = setting.note(Short)
-    flags = [f"--{name.strip('_').replace('_', '-')}", *([short.flag] if short else [])]
+def as_option(name: str, setting: Setting, *, panel: str | None = None, kind: Any = KEYWORD) -> inspect.Parameter:
+    """Make a parameter that typer turns into an option or argument, a text; the setting checks it, not typer."""
     type_, default, text = setting.types[0], setting.default, (setting.help or "").removesuffix(".")
     how: dict[str, Any] = {"show_default": (not default and setting.unset) or True, "rich_help_panel": panel}
     if type_ is bool:
         default, how["show_default"] = default is True, False
     elif type_ is tuple:
-        type_, default, text = list[str], None, f"{text}; may be repeated"
+        items = {item for one in alternatives(setting.annotation) for item in get_args(one)}
+        type_ = list[Path] if Path in items else list[str]
+        default, text = (None, f"{text}; may be repeated") if kind == KEYWORD else (default, text)
     elif type_ in (int, float):
         bounds = bounds_in_words(setting.bounds)
         type_, how["metavar"], text = str, f"<{type_.__name__}>", f"{text} ({bounds})" if bounds else text
     elif type_ is not Path:
         type_ = str
-    option = typer.Option(*flags, help=f"{text}.", **how)
+    if kind == KEYWORD:
+        short = setting.note(Short)
+        flags = [f"--{name.strip('_').replace('_', '-')}", *([short.flag] if short else [])]
+        option = typer.Option(*flags, help=f"{text}.", **how)
+    else:
+        option = typer.Argument(help=f"{text}.", show_default=False)
     annotation: Any = Annotated[type_ | None if default is None else type_, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    return inspect.Parameter(name, KEYWORD, default=default, annotation=annotation)
 
 
 def as_switch_to_none(setting: Setting, *, panel: str | None = None) -> inspect.Parameter:
@@ -127,21 +102,14 @@ def as_switch_to_none(setting: Setting, *, panel: str | None = None) -> inspect.
     name, meaning = OPTIONS_FOR_NONE[setting.name], setting.unset or ""
     text = f"{meaning[:1].upper()}{meaning[1:]}."
     annotation: Any = Annotated[bool, typer.Option(f"--{name}", help=text, show_default=False, rich_help_panel=panel)]
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name.replace("-", "_"), kind, default=False, annotation=annotation)
+    return inspect.Parameter(name.replace("-", "_"), KEYWORD, default=False, annotation=annotation)
 
 
 # ---- from options to settings
 
 
 def arguments_of(signature: inspect.Signature, options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
-    """Collect the arguments of a command from the values of its options.
-
-    Raises
-    ------
-    InputError
-        If a setting cannot have its value, or is both given and set to None.
-    """
+    """Collect the arguments of a command from the values of its options, and check them."""
     found: dict[str, Any] = {}
     for option in options:
         value, setting, (*places, name) = given[option.parameter.name], option.setting, option.path
@@ -150,18 +118,16 @@ def arguments_of(signature: inspect.Signature, options: list[Option], given: dic
         values = found
         for place in places:
             values = values.setdefault(place, {})
-        if option.unsets and setting is not None:
+        if option.unsets:
             if value and values[name] != setting.default:
                 raise InputError(
                     f"`{setting.name}=` and `{setting.name}=None` contradict each other; give one of them."
                 )
             values[name] = None if value else values[name]
-        elif setting is not None and tuple in setting.types and value in (None, []):
+        elif tuple in setting.types and value in (None, []):
             values[name] = setting.default
-        elif setting is not None and not places:
-            values[name] = setting.checked(value)
         else:
-            values[name] = value
+            values[name] = value if places else setting.checked(value)
     return {
         name: parameter.annotation(**found[name]) if isinstance(found.get(name), dict) else found[name]
         for name, parameter in signature.parameters.items()
@@ -184,26 +150,15 @@ class Output:
 
 
 def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> None:
-    """Reject outputs of a command that would replace what it reads, or each other.
-
-    Raises
-    ------
-    InputError
-        See :func:`check_replaced`.
-    """
-    written = [name for name, parameter in signature.parameters.items() if is_output(parameter.annotation)]
+    """Reject outputs of a command that would replace what it reads, or each other."""
+    parameters = signature.parameters.items()
+    written = [name for name, of in parameters if Output in getattr(of.annotation, "__metadata__", ())]
     inputs = [path for name, value in arguments.items() if name not in written for path in paths_in(value)]
     check_replaced([arguments[name] for name in written], inputs)
 
 
 def check_replaced(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
-    """Reject outputs that would replace an input, or each other.
-
-    Raises
-    ------
-    InputError
-        If an output is an input, a part of one, a folder with an input or another output in it, or another output.
-    """
+    """Reject an output that is an input, a part of one, another output, or a folder with one of these in it."""
     written = [out for out in outputs if out is not None]
     number, read = Counter(out.resolve() for out in written), list(inputs)
     for out in written:
@@ -223,11 +178,6 @@ def is_part(file: Path, *, of: Path) -> bool:
     return file.parent == of and file.is_file() and file.with_suffix(".safetensors").is_file()
 
 
-def is_output(annotation: Any) -> bool:
-    """Return whether an argument names what is written."""
-    return any(note is Output for note in getattr(annotation, "__metadata__", ()))
-
-
 def paths_in(value: Any) -> list[Path]:
     """List the paths in the value of an argument: itself, those of a list or of settings, or that in ``NAME=FILE``."""
     if isinstance(value, StageSettings):
@@ -239,41 +189,19 @@ def paths_in(value: Any) -> list[Path]:
     return [value] if isinstance(value, Path) else []
 
 
-OutFile = Annotated[Path, Output, typer.Argument(help="File to write.", dir_okay=False, show_default=False)]
-OutFolder = Annotated[Path, Output, typer.Argument(help="Folder to write.", file_okay=False, show_default=False)]
-OutCells = Annotated[
-    Path, Output, typer.Argument(help="AnnData file (.h5ad) to write.", dir_okay=False, show_default=False)
-]
+OutFile = Annotated[Path, Output, "File to write."]
+OutFolder = Annotated[Path, Output, "Folder to write."]
+OutCells = Annotated[Path, Output, "AnnData file (.h5ad) to write."]
 
 # ---- other arguments that several commands share
 
-Prepared = Annotated[Path, typer.Argument(help="Cells made by bdm prepare (.h5ad).", show_default=False)]
-AutoencoderFolder = Annotated[Path, typer.Argument(help="Folder made by bdm autoencoder.", show_default=False)]
-ModelFolder = Annotated[Path, typer.Argument(help="Folder made by bdm train or bdm fit.", show_default=False)]
-OfModel = Annotated[
-    Path | None,
-    typer.Option(
-        "--model",
-        help="Model that was fitted on the cells, if these were not made by bdm prepare.",
-        show_default=False,
-        file_okay=False,
-    ),
-]
-TestCells = Annotated[
-    Path | None,
-    typer.Option(help="Test cells, which the model was not fitted on; needs --model.", show_default=False),
-]
-HeldOutCells = Annotated[
-    Path | None,
-    typer.Option(help="Test cells, which no method was fitted on, in a file of their own.", show_default=False),
-]
-Compare = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Other cells to evaluate in the same way; may be repeated.", metavar="NAME=FILE", show_default=False
-    ),
-]
-
+Prepared = Annotated[Path, "Cells made by bdm prepare (.h5ad)."]
+AutoencoderFolder = Annotated[Path, "Folder made by bdm autoencoder."]
+ModelFolder = Annotated[Path, "Folder made by bdm train or bdm fit."]
+OfModel = Annotated[Path | None, "Model that was fitted on the cells, if these were not made by bdm prepare."]
+TestCells = Annotated[Path | None, "Test cells, which the model was not fitted on; needs --model."]
+HeldOutCells = Annotated[Path | None, "Test cells, which no method was fitted on, in a file of their own."]
+Compare = Annotated[tuple[str, ...], "Other cells to evaluate in the same way, as NAME=FILE."]
 Threads = Annotated[
     int | None,
     Ge(1),

@@ -3,27 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from annotated_types import Ge
 
 from bdm.commands.base import Summary
 from bdm.commands.options import OutFile
+from bdm.schema import Unset
 
 
 def plot_tree(
-    tree: Annotated[
-        Path, typer.Argument(help="Folder of a model, or file made by bdm hierarchy (.json).", show_default=False)
-    ],
+    tree: Annotated[Path, "Folder of a model, or file made by bdm hierarchy (.json)."],
     out: OutFile,
     *,
-    root: Annotated[
-        str | None, typer.Option(help="Node whose clade is plotted.", show_default="the whole tree")
-    ] = None,
+    root: Annotated[str | None, "Node whose clade is plotted.", Unset("the whole tree")] = None,
     max_rows: Annotated[int, Ge(2), "Maximum number of rows; clades stand for cell types beyond it."] = 60,
     since: Annotated[int, Ge(0), "Number of the extension after which added types are highlighted."] = 0,
-    sub_populations: Annotated[
-        bool, typer.Option("--sub-populations", help="Draw each sub-population of a cell type.")
-    ] = False,
+    sub_populations: Annotated[bool, "Draw each sub-population of a cell type."] = False,
 ) -> Summary:
     """Plot a tree of cell types, or a clade of it, as a figure (.png, .svg, .pdf), or the tree as a page (.html).
 
@@ -32,7 +26,7 @@ def plot_tree(
     from bdm._core.files import atomic_write
     from bdm.hierarchy.files import load_hierarchy
     from bdm.model.model import load_model
-    from bdm.plotting.files import save_figure
+    from bdm.plotting.style import save_figure
     from bdm.plotting.tree import draw_hierarchy, view_of
     from bdm.plotting.tree_page import tree_page
 

@@ -3,22 +3,17 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from bdm.commands.base import Summary
 from bdm.commands.options import Device, ModelFolder, Output, check_replaced
-from bdm.commands.simulate import DesignFile, DesignSeed
+from bdm.commands.simulate import DesignSeed
 from bdm.errors import at
-
-PowerOut = Annotated[
-    Path, Output, typer.Argument(help="Folder to write; with --part, a table (.csv) to write.", show_default=False)
-]
+from bdm.settings import DesignFile
 
 
 def power(
     model: ModelFolder,
     design: DesignFile,
-    out: PowerOut,
+    out: Annotated[Path, Output, "Folder to write; with --part, a table (.csv) to write."],
     *,
     part: Annotated[str | None, "Test one part of the grid only, such as 2-of-8, for bdm merge."] = None,
     device: Device = "auto",
@@ -37,7 +32,7 @@ def power(
     from bdm.errors import counted
     from bdm.generation.chunks import WHOLE, Part
     from bdm.model.model import load_model
-    from bdm.plotting.files import write_figures
+    from bdm.plotting.files import write_result
     from bdm.power.analysis import check_testable, power_analysis
     from bdm.power.grid import design_at, points_of
 
@@ -57,6 +52,5 @@ def power(
         if part is not None:
             analysis.repeats.to_csv(path, index=False, float_format="%.6g")
             return Summary((out,), {"part": part, **facts})
-        analysis.save(path)
-        write_figures(path, analysis)
+        write_result(path, analysis)
     return Summary((out,), facts)

@@ -1,10 +1,9 @@
 """``bdm predict``: change cells to another condition, measured in their type or not."""
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.options import OutCells, Output
@@ -14,30 +13,20 @@ logger = logging.getLogger(__name__)
 
 
 def predict(
-    responses: Annotated[Path, typer.Argument(help="Folder made by bdm respond.", show_default=False)],
-    cells: Annotated[
-        Path, typer.Argument(help="Cells to change, measured or generated, with raw counts.", show_default=False)
-    ],
+    responses: Annotated[Path, "Folder made by bdm respond."],
+    cells: Annotated[Path, "Cells to change, measured or generated, with raw counts."],
     out: OutCells,
     *,
     condition: PredictedCondition,
     cell_type: PredictedTypes = (),
-    effects: Annotated[
-        Path | None,
-        Output,
-        typer.Option(help="Table of log fold changes to write as well (.csv).", dir_okay=False, show_default=False),
-    ] = None,
-    counts: Annotated[
-        str, typer.Option(help="Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`.")
-    ] = "auto",
+    effects: Annotated[Path | None, Output, "Table of log fold changes to write as well (.csv)."] = None,
+    counts: Annotated[str, "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`."] = "auto",
     seed: Seed = 0,
 ) -> Summary:
     """Change the given cells to another condition, as raw counts, one for one.
 
     Example: bdm predict responses/ cells.h5ad predicted.h5ad --condition stim --cell-type "B cells"
     """
-    from contextlib import ExitStack
-
     from bdm._core.files import atomic_write
     from bdm.data.read import read_cells
     from bdm.errors import at

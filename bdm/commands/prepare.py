@@ -1,9 +1,8 @@
 """``bdm prepare``: check labelled counts, choose cells and genes, and split the cells."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.options import DryRun, OutCells
@@ -11,10 +10,7 @@ from bdm.settings import Labels, PrepareSettings
 
 
 def prepare(
-    data: Annotated[
-        Path,
-        typer.Argument(help="Cells: .h5ad, .zarr, .loom, 10x .h5, or a 10x folder.", show_default=False),
-    ],
+    data: Annotated[Path, "Cells: .h5ad, .zarr, .loom, 10x .h5, or a 10x folder."],
     out: OutCells,
     *,
     labels: Labels = None,
@@ -25,8 +21,6 @@ def prepare(
 
     Example: bdm prepare cells.h5ad prepared.h5ad --label-key bulk_labels
     """
-    from contextlib import ExitStack
-
     from bdm._core.files import atomic_write, sha256
     from bdm.data.genes import gene_lists
     from bdm.data.prepare import prepared_cells, summary

@@ -3,17 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from bdm.commands.base import Summary
 from bdm.commands.options import OutFile
 
 
 def report(
-    results: Annotated[
-        Path, typer.Argument(help="Folder of a data set's results, as the workflow makes it.", show_default=False)
-    ],
-    out: OutFile,
+    results: Annotated[Path, "Folder of a data set's results, as the workflow makes it."], out: OutFile
 ) -> Summary:
     """Write the report: one page for the browser (.html) on how realistic the cells are, and how they were made.
 

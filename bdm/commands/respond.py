@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from bdm.commands.base import Summary
 from bdm.commands.options import OutFolder
 from bdm.settings import Labels, ResponseSettings, Tree
@@ -14,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def respond(
-    data: Annotated[Path, typer.Argument(help="Cells of two conditions or more, with raw counts.", show_default=False)],
+    data: Annotated[Path, "Cells of two conditions or more, with raw counts."],
     out: OutFolder,
     *,
     labels: Labels = None,
@@ -31,15 +29,14 @@ def respond(
     from bdm.data.read import read_cells
     from bdm.errors import at, counted
     from bdm.hierarchy.files import read_tree
-    from bdm.plotting.files import write_figures
+    from bdm.plotting.files import write_result
     from bdm.responses.fit import fit_responses
 
     with atomic_write(out, folder_of="responses.json") as folder:
         cells = read_cells(data, labels=labels)
         with at(data):
             responses = fit_responses(cells, settings, tree=None if tree is None else read_tree(tree))
-        responses.save(folder)
-        write_figures(folder, responses)
+        write_result(folder, responses)
     for condition in responses.conditions:
         for warning in responses.warnings(condition):
             logger.warning("%s", warning)

@@ -1,18 +1,17 @@
 """``bdm simulate``: simulate a designed experiment with a known truth."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from annotated_types import Ge
 
 from bdm.commands.base import Summary
 from bdm.commands.options import Device, DryRun, ModelFolder, OutFile, Output, check_replaced
 from bdm.errors import at
 from bdm.schema import Unset
+from bdm.settings import DesignFile
 
-DesignFile = Annotated[Path, typer.Argument(help="Design of the experiment (.yaml).", show_default=False)]
-TruthFile = Annotated[Path | None, Output, "Table of the changed genes to write, too (`.csv`).", Unset("no table")]
 DesignSeed = Annotated[int | None, Ge(0), "Seed of every random draw.", Unset("the design's")]
 
 
@@ -21,7 +20,9 @@ def simulate(
     design: DesignFile,
     out: OutFile,
     *,
-    truth: TruthFile = None,
+    truth: Annotated[
+        Path | None, Output, "Table of the changed genes to write, too (`.csv`).", Unset("no table")
+    ] = None,
     part: Annotated[str | None, "Simulate one part only, such as 2-of-8, for bdm merge."] = None,
     device: Device = "auto",
     seed: DesignSeed = None,
@@ -31,8 +32,6 @@ def simulate(
 
     Example: bdm simulate model/ design.yaml experiment.h5ad --truth truth.csv
     """
-    from contextlib import ExitStack
-
     from bdm._core.files import atomic_write
     from bdm._core.training import fabric
     from bdm.design.experiment import compile_design

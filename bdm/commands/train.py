@@ -1,10 +1,11 @@
 """``bdm train``: fit the prior to latents along the hierarchy, and write the model."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from annotated_types import Ge
 
 from bdm.commands.base import Summary, generating, print_plan
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def train(
     autoencoder: AutoencoderFolder,
-    hierarchy: Annotated[Path, typer.Argument(help="File made by bdm hierarchy (.json).", show_default=False)],
+    hierarchy: Annotated[Path, "File made by bdm hierarchy (.json)."],
     out: OutFolder,
     *,
     settings: PriorSettings,
@@ -36,11 +37,6 @@ def train(
 
     Example: bdm train autoencoder/ hierarchy.json model/
     """
-    from contextlib import ExitStack
-    from dataclasses import asdict
-
-    import pandas as pd
-
     from bdm._core.checkpoint import checkpoint_beside
     from bdm._core.files import atomic_write, sha256
     from bdm._core.parallel import run_on
@@ -48,7 +44,6 @@ def train(
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
-    from bdm.model.model import load_model
 
     if dry_run:
         latent, trained = read_latent(autoencoder), load_autoencoder(autoencoder)
@@ -60,10 +55,8 @@ def train(
         made_of = {"autoencoder": sha256(autoencoder), "hierarchy": sha256(hierarchy)}
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts, **made_of))
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
-        run_on(fabric(device, devices), fit_and_save, autoencoder, hierarchy, folder, settings, seed, checkpoint)
-        found = {"prior": load_model(folder).prior.description}
-        if (training := folder / "training.csv").is_file():
-            found["training"] = f"{pd.read_csv(training)['step'].iloc[-1]} of at most {settings.n_steps} steps"
+        arguments = (autoencoder, hierarchy, folder, settings, seed, checkpoint)
+        found = run_on(fabric(device, devices), fit_and_save, *arguments)
     return Summary((out,), found, then=generating(out))
 
 
@@ -87,10 +80,8 @@ def fit_and_save(
     settings: PriorSettings,
     seed: int,
     checkpoint: "Checkpoint",
-) -> None:
-    """Train the model in one of several processes, the first of which writes it."""
-    from dataclasses import asdict
-
+) -> dict[str, str]:
+    """Train the model in one of several processes, the first of which writes it; describe it for the summary."""
     from bdm._core.files import provenance
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.donors.effects import load_donors
@@ -114,3 +105,7 @@ def fit_and_save(
     if workers.is_global_zero:
         save_with_card(folder, model)
         write_tables(folder, tables)
+    found = {"prior": model.prior.description}
+    if "training" in tables:
+        found["training"] = f"{tables['training']['step'].iloc[-1]} of at most {settings.n_steps} steps"
+    return found

@@ -1,9 +1,8 @@
 """``bdm transmute``: transmute cells to another cell type."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from bdm.commands.base import Summary, evaluating
 from bdm.commands.options import Device, ModelFolder, OutFile
@@ -12,20 +11,16 @@ from bdm.settings import InputKeys, Seed, SourceTypes, TargetType, Transmutation
 
 def transmute(
     model: ModelFolder,
-    cells: Annotated[Path, typer.Argument(help="Cells to transmute, with raw counts.", show_default=False)],
+    cells: Annotated[Path, "Cells to transmute, with raw counts."],
     out: OutFile,
     *,
     to: TargetType,
     from_: SourceTypes = (),
     like: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Two types whose difference cells are transmuted by; may be repeated. The target may then be a type "
-            "that the model lacks.",
-            metavar="OLD=NEW",
-            show_default=False,
-        ),
-    ] = None,
+        tuple[str, ...],
+        "Two types whose difference cells are transmuted by, as OLD=NEW; the target may then be a type that the model "
+        "lacks",
+    ] = (),
     keys: InputKeys,
     settings: TransmutationSettings,
     device: Device = "auto",
@@ -35,8 +30,6 @@ def transmute(
 
     Example: bdm transmute model/ prepared.h5ad transmuted.h5ad --to "CD56+ NK" --from "CD19+ B"
     """
-    from dataclasses import asdict
-
     import numpy as np
 
     from bdm._core.files import atomic_write, sha256
@@ -51,7 +44,7 @@ def transmute(
     with atomic_write(out) as path:
         loaded = load_model(model, device=fabric(device).device)
         names = tuple(dict.fromkeys((*loaded.cell_types, *loaded.populations)))
-        goal = Goal(to, tuple(read_pair(text, names) for text in like or ()))
+        goal = Goal(to, tuple(read_pair(text, names) for text in like))
         sources = sources_of(read_cells(cells), loaded, goal, keys, cell_types=from_)
         report_errors(loaded, goal.like, seed=seed)
         transmuted = transmuted_cells(loaded, sources, goal, settings, seed=seed)
@@ -59,7 +52,7 @@ def transmute(
             loaded,
             model,
             seed=seed,
-            settings={**asdict(settings), "to": to, "from": list(from_), "like": like or []},
+            settings={**asdict(settings), "to": to, "from": list(from_), "like": list(like)},
             cells_sha256=sha256(cells),
         )
         write_cells(path, transmuted, {"bdm": record})

@@ -1,56 +1,42 @@
-"""Dot plots of marker genes by cell type and by branch, mean paths through ancestral states, and their UMAP."""
+"""Dot plots of marker genes by cell type and by branch, and a UMAP of ancestral states."""
 
 from collections.abc import Sequence
-from itertools import cycle, islice
-from typing import Any
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
 
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.contrasts import ContrastGenes
 from bdm.interpretation.markers import Dots, Markers, members_of_types
-from bdm.interpretation.results import Interpretation
+from bdm.plotting.branches import Interpreted, interpretation_of
 from bdm.plotting.style import (
     BRANCH,
     HALO,
-    MODEL,
-    NO_MARKERS,
-    NO_NODES,
     NODE,
-    NOISE_LEVEL,
-    Interpreted,
+    TYPE_COLOURS,
     Style,
     axes_or_new,
     clade_label,
     figure_of,
     gene_label,
-    highest,
-    interpretation_of,
     new_figure,
-    open_frame,
-    panels,
-    scale_noise_levels,
     shortened,
     shown,
-    text_figure,
+    shown_panels,
+    text_axes,
 )
-from bdm.plotting.tree import End, View, draw_outline, view_of
+from bdm.plotting.tree import End, View, view_of
 
+NO_MARKERS = "There is one cell type, so no genes mark it against others."  # in place of a figure
 MAX_TYPES, MAX_GENES = 45, 45  # of dot plots
 DOT_COLOURS = "Reds"  # one hue, ever darker
 MAX_AREA = 150  # area of a dot where all cells have counts, in square points
 MAX_ENDS = 45
-MAX_PANELS, N_COLUMNS = 12, 4
 MAX_KEYS_OF_COLUMN = 28
-LEVEL_LINE: Style = {"color": NODE, "linewidth": 1, "linestyle": ":"}
 SUB_POPULATION: Style = {"marker": "o", "linestyle": "", "markeredgecolor": "black", "markersize": 4}
-SIDES = {"child": MODEL["color"], "its siblings": "#D55E00", "other populations": "0.8"}
 
 
 # ---- dot plots
@@ -65,20 +51,19 @@ def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Ax
     interpretation = interpretation_of(interpretation)
     hierarchy, found = interpretation.hierarchy, interpretation.markers
     if not any(found.genes.values()):
-        return shown(text_figure(NO_MARKERS), show=show)
+        return shown_panels(figure_of(text_axes(NO_MARKERS)), show=show)
     cell_types, groups = types_to_draw(hierarchy), genes_to_draw(found, hierarchy)
     n_genes = sum(map(len, groups))
     figure = new_figure(5 + 0.44 * n_genes, 2.6 + 0.27 * len(cell_types))
     axes = figure.subplots(1, 2, sharey=True)
     by_title = {"real cells (training)": found.real, "generated cells": found.generated}
     axes[0].set_yticks(range(len(cell_types)), [shortened(name, width=40) for name in cell_types])
-    style: Style = {"extend": "max", "label": "share of the largest mean in real cells"}
-    draw_dot_plots(axes, by_title, cell_types, groups, interpretation.names.labels, relative_to=found.real, **style)
+    draw_dot_plots(axes, by_title, cell_types, groups, interpretation.names.labels, relative_to=found.real)
     n_types = len(members_of_types(hierarchy))
     if len(cell_types) < n_types:
         what = "cell types" if len(hierarchy.cell_types) > 1 else "populations"
         figure.suptitle(f"{len(cell_types)} of {n_types:,} {what}, one of each clade", fontsize=11)
-    return shown(figure, show=show)
+    return shown_panels(figure, show=show)
 
 
 def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
@@ -91,20 +76,19 @@ def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -
     interpretation = interpretation_of(interpretation)
     hierarchy, found = interpretation.hierarchy, interpretation.markers
     if not any(found.genes.values()):
-        return shown(text_figure(NO_MARKERS), show=show)
+        return shown_panels(figure_of(text_axes(NO_MARKERS)), show=show)
     view = view_of(hierarchy, max_rows=MAX_ENDS, sub_populations=len(hierarchy.populations) <= MAX_ENDS)
     names, groups = list(view.drawn), genes_to_draw(found, hierarchy)
     width = max(0.21 * sum(map(len, groups)), 3.2)  # of a panel in inches, with room for its title
     figure = new_figure(6.5 + 2 * width, 2.8 + 0.24 * len(names))
     tree, *axes = figure.subplots(1, 3, sharey=True, width_ratios=[4.5, width, width])
-    draw_outline(tree, view.hierarchy, names, opened=set(view.opened))
+    draw_outline(tree, view, names)
     by_title = {
         "ancestral states of the model": found.ancestral_states,
         "real training cells below the branch": found.clades,
     }
-    label = "share of the gene's largest mean"
-    draw_dot_plots(axes, by_title, names, groups, interpretation.names.labels, label=label)
-    return shown(figure, show=show)
+    draw_dot_plots(axes, by_title, names, groups, interpretation.names.labels)
+    return shown_panels(figure, show=show)
 
 
 def types_to_draw(hierarchy: Hierarchy) -> list[str]:
@@ -132,21 +116,8 @@ def draw_dot_plots(
     labels: pd.Series,
     *,
     relative_to: Dots | None = None,
-    **colour_bar: Any,
 ) -> None:
-    """Draw a dot plot in each axes, with lines between the genes of groups, a colour bar, and the sizes of dots.
-
-    Parameters
-    ----------
-    rows
-        Cell types or branches.
-    labels
-        What each gene is shown as, by its name.
-    relative_to
-        Dots whose largest mean of each gene is 1; by default those of the axes.
-    colour_bar
-        Arguments of matplotlib.
-    """
+    """Draw a dot plot in each axes, with lines between groups of genes, relative to each gene's largest mean."""
     figure, genes = figure_of(axes[0]), [gene for group in groups for gene in group]
     for axis, (title, dots) in zip(axes, by_title.items(), strict=True):
         largest = (relative_to or dots).mean[genes].max().clip(lower=1e-9)
@@ -157,7 +128,9 @@ def draw_dot_plots(
         axis.set_title(title, fontsize=11)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     aspect = max(1.5 * len(rows), 20)  # the bar is as wide next to many rows as next to few
-    figure.colorbar(points, ax=axes, pad=0.01, aspect=aspect, **colour_bar)
+    label = f"share of the gene's largest mean{' in real cells' if relative_to else ''}"
+    extend = "max" if relative_to else "neither"
+    figure.colorbar(points, ax=axes, pad=0.01, aspect=aspect, label=label, extend=extend)
     style: Style = {"marker": "o", "linestyle": "", "color": "0.6", "markeredgecolor": "0.35", "markeredgewidth": 0.4}
     sizes = [Line2D([], [], markersize=(MAX_AREA * f) ** 0.5, label=f"{f:.0%}", **style) for f in (0.1, 0.5, 1.0)]
     title = "cells with counts (area), and mean log1p(CP10k) (colour)"
@@ -165,13 +138,7 @@ def draw_dot_plots(
 
 
 def draw_dots(axis: Axes, dots: Dots, labels: pd.Series) -> PathCollection:
-    """Draw one dot a cell type or branch (row) and gene (column).
-
-    Parameters
-    ----------
-    labels
-        What each gene is shown as, by its name.
-    """
+    """Draw one dot a cell type or branch (row) and gene (column)."""
     genes = labels[dots.mean.columns]
     n_types, n_genes = dots.mean.shape
     rows, columns = np.indices((n_types, n_genes))
@@ -195,55 +162,25 @@ def draw_dots(axis: Axes, dots: Dots, labels: pd.Series) -> PathCollection:
     return points
 
 
+def draw_outline(axis: Axes, view: View, names: Sequence[str]) -> None:
+    """Name the branches of rows, each to the right of its parent, with the levels of nodes."""
+    depth: dict[str | None, int] = {None: -1}
+    for row, name in enumerate(names):
+        branch, leaf = view.hierarchy.by_name[name], not view.hierarchy.children[name]
+        depth[name] = depth[branch.parent] + 1
+        label = shortened(name, width=34) + ("" if leaf else f" · {branch.level:.1f}")
+        if not leaf and name not in view.opened:
+            n_types, n_leaves = len(view.hierarchy.types_below(name)), sum(1 for _ in view.hierarchy.leaves(name))
+            label += f" · {n_types} types" if n_types > 1 else f" · {n_leaves} sub-populations"
+        style: Style = {"fontsize": 8.5, "va": "center", "color": BRANCH if leaf else NODE}
+        axis.text(depth[name], row, label, weight="normal" if leaf else "bold", **style)
+    deepest = max(depth.values())
+    axis.set_xlim(-0.4, deepest + max(6, 1.2 * deepest))
+    axis.set_title("branch · level of its end", fontsize=9, loc="left")
+    axis.set_axis_off()
+
+
 # ---- ancestral states
-
-
-def paths(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the mean path of each cell type through the noise levels, for the best marker gene of each branch.
-
-    Where there are more branches than panels, the branches that leave the highest nodes are drawn.
-    """
-    interpretation = interpretation_of(interpretation)
-    if not interpretation.contrasts:
-        return shown(text_figure(NO_NODES), show=show)
-    contrasts = highest(list(interpretation.contrasts), MAX_PANELS, level=lambda of: of.contrast.level)
-    figure = new_figure(15, 0.8 + 2.6 * -(-len(contrasts) // N_COLUMNS))
-    axes = panels(figure, len(contrasts), n_columns=N_COLUMNS, sharex=True)
-    for axis, of in zip(axes, contrasts, strict=True):
-        draw_paths(axis, of, interpretation)
-    for axis in axes[::N_COLUMNS]:
-        axis.set_ylabel("CP10k", fontsize=8)
-    figure.supxlabel(NOISE_LEVEL, fontsize=9)
-    keys = [Line2D([], [], color=colour, label=side) for side, colour in SIDES.items()]
-    keys.append(Line2D([], [], label="level of the node", **LEVEL_LINE))
-    title = "Mean expression that the model expects of each population, from noise (left) to cells (right)"
-    figure.legend(handles=keys, title=title, loc="outside upper center", ncols=4, frameon=False)
-    return shown(figure, show=show)
-
-
-def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) -> None:
-    """Draw the staircase of each population, for the best gene of one branch."""
-    hierarchy, contrast = interpretation.hierarchy, of.contrast
-    gene = np.argmin(of.model.rank)
-    expression = interpretation.ancestral_states.expression.iloc[gene]
-    sides = {"other populations": hierarchy.populations, "its siblings": contrast.outside, "child": contrast.inside}
-    for side, populations in sides.items():
-        for population in populations:
-            path = hierarchy.path(population)
-            levels = [path[0].high, *(segment.low for segment in path)]
-            values = [expression[segment.branch] for segment in path]
-            axis.step(levels, [*values, values[-1]], where="post", color=SIDES[side], linewidth=1.4)
-    axis.axvline(contrast.level, **LEVEL_LINE)
-    axis.set_yscale("asinh", linear_width=1)
-    axis.set_ylim(bottom=0)
-    axis.set_yticks([value for value in (0, 1, 10, 100, 1000) if value <= axis.get_ylim()[1]])
-    axis.yaxis.set_major_formatter("{x:g}")
-    scale_noise_levels(axis, hierarchy.sigma_max)
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.tick_params(labelsize=8)
-    name = gene_label(interpretation.labels[gene])
-    axis.set_title(f"{name} · {contrast.node} → {clade_label(contrast.names_inside)}", fontsize=8)
-    open_frame(axis)
 
 
 def ancestral_umap(interpretation: Interpreted, *, ax: Axes | None = None, show: bool | None = None) -> Axes | None:
@@ -256,80 +193,56 @@ def ancestral_umap(interpretation: Interpreted, *, ax: Axes | None = None, show:
     interpretation = interpretation_of(interpretation)
     hierarchy = interpretation.hierarchy
     view = view_of(hierarchy)
-    colours = list(islice(cycle(sc.pl.palettes.default_20), len(view.ends)))
-    states = zip((branch.name for branch in hierarchy.branches), interpretation.embedding.ancestral_states, strict=True)
     many = len(view.ends) > MAX_KEYS_OF_COLUMN
     axis = axes_or_new(ax, *((15, 9) if many else (10.5, 7.5)))
-    draw_states(axis, view, dict(states), interpretation.embedding.cells, colours)
+    places = zip((branch.name for branch in hierarchy.branches), interpretation.embedding.ancestral_states, strict=True)
+    draw_states(axis, view, dict(places), interpretation.embedding.cells)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.set_title("Ancestral states of the model among real training cells", fontsize=11, loc="left")
-    position: Style = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": 2 if many else 1}
-    axis.legend(handles=keys(view, colours), frameon=False, **position)
-    return shown(axis, show=show, complete=ax is None)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), ncols=2 if many else 1)
+    return shown(axis, show=show, ax=ax)
 
 
-def draw_states(
-    ax: Axes, view: View, states: dict[str, np.ndarray], cells: pd.DataFrame, colours: Sequence[str]
-) -> None:
-    """Draw real cells, and over them the ancestral state of each branch, joined to its parent.
-
-    Parameters
-    ----------
-    states
-        Coordinates (2) of each branch, by name.
-    cells
-        Columns ``sub_population``, ``umap1`` and ``umap2``.
-    colours
-        Of the ends of the view.
-    """
-    for end, colour in zip(view.ends, colours, strict=True):
+def draw_states(ax: Axes, view: View, states: dict[str, np.ndarray], cells: pd.DataFrame) -> None:
+    """Draw real cells, and over them the ancestral state of each branch (2 coordinates), joined to its parent."""
+    hierarchy = view.hierarchy
+    text: Style = {"path_effects": [HALO], "textcoords": "offset points", "weight": "bold"}
+    for number, (end, colour) in enumerate(zip(view.ends, cycle(TYPE_COLOURS)), start=1):
         below = cells[cells["sub_population"].isin(end.populations)]
         ax.plot(below["umap1"], below["umap2"], "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.5)
+        if end.divided:
+            draw_sub_populations(ax, hierarchy, end, states, colour)
+        middle = np.mean([states[branch.name] for branch in end.branches], axis=0)
+        marker: Style = {"color": colour, "markeredgecolor": "black", "markersize": 7, "zorder": 4}
+        place = middle if len(end.branches) == 1 else (np.nan, np.nan)
+        ax.plot(*place, "D" if end.collapsed else "o", label=f"{number}  {end_name(end)}", **marker)
+        ax.annotate(str(number), tuple(middle), (5, 4), fontsize=9, zorder=5, **text)
     for name in view.drawn:
-        parent = view.hierarchy.by_name[name].parent
+        parent = hierarchy.by_name[name].parent
         if parent is not None:
             ax.plot(*np.transpose([states[parent], states[name]]), color=BRANCH, linewidth=0.8, alpha=0.7, zorder=3)
-    for end, colour in zip(view.ends, colours, strict=True):
-        if end.divided:
-            draw_sub_populations(ax, view.hierarchy, end, states, colour)
     for name in view.opened:
         ax.plot(*states[name], "s", color=NODE, markeredgecolor="black", markersize=7, zorder=4)
-    text: Style = {"weight": "bold", "path_effects": [HALO], "textcoords": "offset points", "zorder": 5}
-    for number, (end, colour) in enumerate(zip(view.ends, colours, strict=True), start=1):
-        if len(end.branches) == 1:
-            marker: Style = {"color": colour, "markeredgecolor": "black", "markersize": 7, "zorder": 4}
-            ax.plot(*states[end.branches[0].name], "D" if end.collapsed else "o", **marker)
-        middle = np.mean([states[branch.name] for branch in end.branches], axis=0)
-        ax.annotate(str(number), middle, (5, 4), fontsize=9, **text)
-    for (x, y), names in grouped_by_position({name: states[name] for name in view.opened}).items():
+    for names in grouped_by_position({name: states[name] for name in view.opened}):
+        style: Style = {"fontsize": 8, "color": NODE, "ha": "right", "zorder": 5, **text}
         label = ", ".join(name.removeprefix("node ") for name in names)
-        ax.annotate(label, (x, y), (-5, -10), fontsize=8, color=NODE, ha="right", **text)
+        ax.annotate(label, tuple(states[names[0]]), (-5, -10), **style)
+    if any(end.divided for end in view.ends):
+        ax.plot([], [], color="0.7", label="sub-population", **SUB_POPULATION)
+    ax.plot([], [], "s", color=NODE, markeredgecolor="black", label="node, by its number")
 
 
-def draw_sub_populations(ax: Axes, hierarchy: Hierarchy, end: End, states: dict[str, np.ndarray], colour: str) -> None:
+def draw_sub_populations(
+    ax: Axes, hierarchy: Hierarchy, end: End, states: dict[str, np.ndarray], colour: Sequence[float]
+) -> None:
     """Draw the ancestral states of sub-populations as small points, and join them to the state of their cell type."""
     above = {branch.name for top in end.branches for branch in hierarchy.lineage(top.name)}
     below = {branch.name for leaf in end.populations for branch in hierarchy.lineage(leaf)} - above
-    for name in filter(below.__contains__, hierarchy.by_name):
-        if (parent := hierarchy.by_name[name].parent) is not None:
-            ax.plot(*np.transpose([states[parent], states[name]]), color=colour, linewidth=0.8, zorder=3)
+    for name in below:
+        ax.plot(*np.transpose([states[str(hierarchy.by_name[name].parent)], states[name]]), color=colour, linewidth=0.8)
         if not hierarchy.children[name]:
             ax.plot(*states[name], color=colour, **SUB_POPULATION, zorder=3.5)
-
-
-def keys(view: View, colours: Sequence[str]) -> list[Line2D]:
-    """Explain numbers, colours and markers."""
-    ends = [
-        Line2D(
-            [], [], color=colour, marker="D" if end.collapsed else "o", linestyle="", label=f"{number}  {end_name(end)}"
-        )
-        for number, (end, colour) in enumerate(zip(view.ends, colours, strict=True), start=1)
-    ]
-    if any(end.divided for end in view.ends):
-        ends.append(Line2D([], [], color="0.7", label="sub-population", **SUB_POPULATION))
-    label = "node, by its number"
-    return [*ends, Line2D([], [], marker="s", linestyle="", color=NODE, markeredgecolor="black", label=label)]
 
 
 def end_name(end: End) -> str:
@@ -339,15 +252,14 @@ def end_name(end: End) -> str:
     return shortened(end.name)
 
 
-def grouped_by_position(
-    positions: dict[str, np.ndarray], *, apart: float = 0.03
-) -> dict[tuple[float, float], list[str]]:
+def grouped_by_position(positions: dict[str, np.ndarray], *, apart: float = 0.03) -> list[list[str]]:
     """Group names by position: those that are less than a share ``apart`` of the figure from the first of a group."""
-    if not positions:
-        return {}
-    spread = np.ptp(list(positions.values()), axis=0) + 1e-9
-    groups: dict[tuple[float, float], list[str]] = {}
+    groups: list[list[str]] = []
     for name, position in positions.items():
-        near = [first for first in groups if np.all(np.abs(position - first) < apart * spread)]
-        groups.setdefault(near[0] if near else tuple(position), []).append(name)
+        limit = apart * np.ptp(list(positions.values()), axis=0) + 1e-9
+        near = [group for group in groups if np.all(np.abs(position - positions[group[0]]) < limit)]
+        if near:
+            near[0].append(name)
+        else:
+            groups.append([name])
     return groups

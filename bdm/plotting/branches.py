@@ -1,40 +1,45 @@
-"""Marker genes of each branch, and the noise levels at which genes commit."""
+"""Marker genes of each branch, the noise levels at which genes commit, and their agreement with real cells."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from bdm.errors import InputError
-from bdm.interpretation.contrasts import Z_95, Contrast, ContrastGenes
+from bdm.interpretation.contrasts import Z_95, ContrastGenes, column_of
 from bdm.interpretation.results import Interpretation
-from bdm.plotting.labels import Canvas, label_branches
 from bdm.plotting.style import (
+    IDEAL_LINE,
+    LETTER,
     MODEL,
     NO_NODES,
     NODE,
     NOISE_LEVEL,
     REAL,
-    Interpreted,
+    TRAINING,
     Style,
     axes_or_new,
-    check_no_axes,
+    checked,
     clade_label,
     explain,
+    figure_of,
     gene_label,
     highest,
-    interpretation_of,
     new_figure,
     open_frame,
     panels,
     scale_noise_levels,
     shade_rows,
     shown,
-    text_figure,
-    write_text,
+    shown_panels,
+    text_axes,
 )
-from bdm.plotting.tree import LETTER, MAX_ROWS, View, draw_hierarchy, view_of
+from bdm.plotting.tree import MAX_ROWS, draw_hierarchy, end_label, view_of
+
+if TYPE_CHECKING:
+    from bdm.api import BranchedDiffusion
 
 MAX_PANELS, N_COLUMNS = 24, 4
 ROWS_OF_MANY = 30  # of the tree, where there are too many cell types for a row each
@@ -43,32 +48,49 @@ MARGIN = 0.5  # of a panel on either side of its points, in the distance between
 N_LABELS = 3  # genes that label a branch
 MAX_GENES, MAX_GENES_OF_NODE = 72, 8  # of which commitment is drawn
 
+MEASURES = {
+    "pearson": "r of log fold changes",
+    "spearman": "rank correlation\nof log fold changes",
+    "slope": "slope of log fold changes",
+    "top_shared": "top {n_genes} genes shared",
+    "auprc": "average precision\nof significant genes",
+    "coverage": "changes within\n95% intervals",
+}
+QUERY_STYLES = {  # the model last, over the others
+    "training": (TRAINING, "all training cells"),
+    "equal": (REAL, "as many training cells as test cells"),
+    "model": (MODEL, "model"),
+}
+MAX_NODES = 60  # whose agreement is drawn
+
+
+Interpreted: TypeAlias = "Interpretation | BranchedDiffusion"
+
+
+def interpretation_of(source: Interpreted) -> Interpretation:
+    """Return an interpretation, or the one of a model."""
+    found = getattr(source, "interpretation", source)
+    if found is None:
+        raise InputError("The model is not interpreted yet, or has changed since; call interpret() first.")
+    return checked(found, Interpretation)
+
+
+# ---- genes
+
 
 @dataclass(frozen=True)
 class Panel:
-    """Marker genes of the children of a node, in rows from the top.
-
-    Attributes
-    ----------
-    left, right
-        What genes of negative and of positive fold changes are higher in.
-    genes
-        Columns ``gene``, ``model`` and ``real`` (log2 fold changes), ``model_error`` and ``real_error``.
-    """
+    """Marker genes of the children of a node, in rows from the top."""
 
     title: str
     level: float
-    left: str
+    left: str  # what genes of negative fold changes are higher in
     right: str
-    genes: pd.DataFrame
+    genes: pd.DataFrame  # gene, model and real (log2 fold changes), model_error and real_error
 
 
 def branch_genes(
-    interpretation: Interpreted,
-    branch: str | None = None,
-    *,
-    ax: Axes | None = None,
-    show: bool | None = None,
+    interpretation: Interpreted, branch: str | None = None, *, ax: Axes | None = None, show: bool | None = None
 ) -> Axes | list[Axes] | None:
     """Draw the marker genes of each branch, with 95% intervals of their fold changes in the model and in real cells.
 
@@ -97,10 +119,11 @@ def branch_genes(
         axis = axes_or_new(ax, 5, 4)
         draw_panel(axis, panel)
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=8)
-        return shown(axis, show=show, complete=ax is None)
-    check_no_axes(ax, "branch")
+        return shown(axis, show=show, ax=ax)
+    if ax is not None:
+        raise InputError("This figure has several panels, which one ax cannot hold; choose one branch to draw into it.")
     if not interpretation.contrasts:
-        return shown(text_figure(NO_NODES), show=show)
+        return shown_panels(figure_of(text_axes(NO_NODES)), show=show)
     hierarchy = interpretation.hierarchy
     of_nodes = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
     chosen = highest(of_nodes, MAX_PANELS, level=lambda panel: panel.level)
@@ -109,14 +132,20 @@ def branch_genes(
     heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * -(-len(chosen) // N_COLUMNS)]
     figure = new_figure(WIDTH, sum(heights))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
-    draw_tree(above.add_subplot(), interpretation, view)
+    best = {
+        of.contrast.child: [*map(gene_label, interpretation.labels[np.argsort(of.model.rank)[:N_LABELS]])]
+        for of in interpretation.contrasts
+    }
+    longest = max(len(end_label(hierarchy, end)) for end in view.ends)
+    width = WIDTH - 0.2 - LETTER * longest
+    draw_hierarchy(view, names=True, genes=best, width=width, row_height=ROW, ax=above.add_subplot())
     axes = panels(below, len(chosen), n_columns=N_COLUMNS)
     for axis, panel in zip(axes, chosen, strict=True):
         draw_panel(axis, panel)
     left_out = "" if len(chosen) == len(of_nodes) else f": the {len(chosen)} highest of {len(of_nodes)} panels"
     title = f"Log2 fold changes of marker genes between the children of each node, with 95% intervals{left_out}"
     explain(below, axes[0], title=title, ncols=2)
-    return shown(figure, show=show)
+    return shown_panels(figure, show=show)
 
 
 def panel_of_branch(interpretation: Interpretation, branch: str) -> Panel:
@@ -158,40 +187,20 @@ def fold_change_table(of: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> p
     return table
 
 
-def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
-    """Draw the hierarchy with the names of its nodes, by which panels are found, and the best genes of each branch."""
-    draw_hierarchy(view_of(interpretation.hierarchy, max_rows=len(view.ends)), names=True, ax=axis)
-    genes = {
-        of.contrast.child: [*map(gene_label, interpretation.labels[np.argsort(of.model.rank)[:N_LABELS]])]
-        for of in interpretation.contrasts
-        if of.contrast.child in view.rows
-    }
-    longest = max(len(label.get_text()) for label in axis.get_yticklabels())
-    label_branches(axis, Canvas(view, WIDTH - 0.2 - LETTER * longest, ROW), genes)
-    axis.set_title(
-        "Hierarchy of cell types (nodes: name · level · support) with the best marker genes of each branch",
-        fontsize=10,
-        loc="left",
-    )
-
-
 def draw_panel(axis: Axes, panel: Panel) -> None:
-    """Draw one row a gene: fold changes in the model and in test cells, with their 95% intervals.
-
-    Intervals that are far longer than the differences between genes end in an arrowhead at the edge.
-    """
+    """Draw one row a gene: fold changes in the model and in test cells, with their 95% intervals."""
     rows = np.arange(len(panel.genes))
     shade_rows(axis, len(rows))
     axis.axvline(0, color="0.5", linewidth=0.8)
-    low, high = limits_of(panel.genes)
     for name, style, label, shift in (("real", REAL, "real test cells", 0.14), ("model", MODEL, "model", -0.14)):
         interval = Z_95 * panel.genes[f"{name}_error"]
         axis.errorbar(panel.genes[name], rows + shift, xerr=interval, elinewidth=1, label=label, **style)
-        draw_cuts(axis, panel.genes[name] - interval < low, low, shift, marker="<", colour=style["color"])
-        draw_cuts(axis, panel.genes[name] + interval > high, high, shift, marker=">", colour=style["color"])
     axis.set_yticks(rows, [*map(gene_label, panel.genes["gene"])], fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlim(low, high)
+    points = np.append(panel.genes[["model", "real"]].to_numpy(dtype=float), 0.0)
+    low, high = np.nanmin(points), np.nanmax(points)
+    beyond = MARGIN * (high - low or 1.0)  # where long intervals are cut
+    axis.set_xlim(max(axis.get_xlim()[0], low - beyond), min(axis.get_xlim()[1], high + beyond))
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)
     axis.set_title(panel.title, fontsize=9, weight="bold")
@@ -199,22 +208,7 @@ def draw_panel(axis: Axes, panel: Panel) -> None:
     open_frame(axis, "left")
 
 
-def draw_cuts(axis: Axes, cut: pd.Series, edge: float, shift: float, *, marker: str, colour: str) -> None:
-    """Draw arrowheads at an edge of a panel, in the rows whose intervals are cut there."""
-    rows = np.flatnonzero(cut) + shift
-    for line in axis.plot(np.full(len(rows), edge), rows, marker, color=colour, markersize=4, clip_on=False):
-        line.set_in_layout(False)
-
-
-def limits_of(genes: pd.DataFrame) -> tuple[float, float]:
-    """Limits of the fold changes in a panel: of 0 and the intervals, but only a little beyond the points."""
-    points = np.append(genes[["model", "real"]].to_numpy(dtype=float).ravel(), 0.0)
-    errors = np.append(genes[["model_error", "real_error"]].to_numpy(dtype=float).ravel(), 0.0)
-    beyond = MARGIN * (np.nanmax(points) - np.nanmin(points) or 1.0)
-    low = np.nanmax([np.nanmin(points - Z_95 * errors), np.nanmin(points) - beyond])
-    high = np.nanmin([np.nanmax(points + Z_95 * errors), np.nanmax(points) + beyond])
-    pad = 0.05 * (high - low)
-    return float(low - pad), float(high + pad)
+# ---- commitment
 
 
 @dataclass(frozen=True)
@@ -228,11 +222,7 @@ class Row:
 
 
 def commitment(
-    interpretation: Interpreted,
-    *,
-    max_genes: int = MAX_GENES,
-    ax: Axes | None = None,
-    show: bool | None = None,
+    interpretation: Interpreted, *, max_genes: int = MAX_GENES, ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
     """Draw how well each gene alone distinguishes the children of its node, by noise level; early genes come first.
 
@@ -249,16 +239,8 @@ def commitment(
     if max_genes < 2:
         raise InputError(f"max_genes is {max_genes}, but must be 2 or more.")
     interpretation = interpretation_of(interpretation)
-    if interpretation.contrasts:
-        axis = draw_commitment(interpretation, max_genes=max_genes, ax=ax)
-    else:
-        axis = axes_or_new(ax, 5, 0.6)
-        write_text(axis, NO_NODES)
-    return shown(axis, show=show, complete=ax is None)
-
-
-def draw_commitment(interpretation: Interpretation, *, max_genes: int, ax: Axes | None) -> Axes:
-    """Draw one row a gene, see :func:`commitment`."""
+    if not interpretation.contrasts:
+        return shown(text_axes(NO_NODES, ax), show=show, ax=ax)
     hierarchy = interpretation.hierarchy
     nodes = highest(list(interpretation.nodes.values()), max_genes // 2, level=lambda node: node[0].contrast.level)
     n_each = int(np.clip(max_genes // len(nodes), 2, MAX_GENES_OF_NODE))
@@ -266,53 +248,36 @@ def draw_commitment(interpretation: Interpretation, *, max_genes: int, ax: Axes 
     levels = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 200))
     groups = [commitment_rows(node, interpretation, levels, n_genes=n_each) for node in nodes]
     rows = [row for group in groups for row in group]
-    ax = axes_or_new(ax, 10, 1.8 + 0.2 * len(rows))
+    axis = axes_or_new(ax, 10, 1.8 + 0.2 * len(rows))
     auc = np.stack([row.auc for row in rows])
     style: Style = {"cmap": "viridis", "vmin": 0.5, "vmax": 1, "rasterized": True}
-    image = ax.pcolormesh(edges, np.arange(len(rows) + 1) - 0.5, auc, **style)
-    draw_nodes(
-        ax, [(node[0].contrast, len(group)) for node, group in zip(nodes, groups, strict=True)], hierarchy.sigma_max
-    )
-    ax.plot([row.level for row in rows], range(len(rows)), "o", color="white", markeredgecolor="black", markersize=5)
-    label_rows(ax, rows)
-    scale_noise_levels(ax, hierarchy.sigma_max)
-    ax.set_xlabel(NOISE_LEVEL)
-    ax.set_title(
+    image = axis.pcolormesh(edges, np.arange(len(rows) + 1) - 0.5, auc, **style)
+    start = -0.5
+    for (first, *_), group in zip(nodes, groups, strict=True):
+        end, level = start + len(group), first.contrast.level
+        axis.hlines(start, hierarchy.sigma_max, 0, color="white", linewidth=2.5)
+        axis.vlines(level, start, end, color=NODE, linewidth=2)
+        label: Style = {"color": "white", "fontsize": 8, "va": "top", "weight": "bold"}
+        axis.text(hierarchy.sigma_max * 0.97, start + 0.2, f"{first.contrast.node}, level {level:.1f}", **label)
+        start = end
+    axis.plot([row.level for row in rows], range(len(rows)), "o", color="white", markeredgecolor="black", markersize=5)
+    axis.set_yticks(range(len(rows)), [gene_label(row.gene) for row in rows], fontsize=8)
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    right = axis.secondary_yaxis("right")
+    right.set_yticks(range(len(rows)), [row.higher_in for row in rows], fontsize=7)
+    right.tick_params(length=0)
+    scale_noise_levels(axis, hierarchy.sigma_max)
+    axis.set_xlabel(NOISE_LEVEL)
+    axis.set_title(
         f"White dots: where a gene alone commits (AUC {hierarchy.threshold:g}), if it does; orange: where all genes "
         "together do;\nright: the child that the gene is higher in",
         fontsize=9,
         loc="left",
     )
     bar: Style = {"location": "bottom", "shrink": 0.5, "fraction": 0.02, "pad": 0.01, "aspect": 40}
-    ax.figure.colorbar(image, ax=ax, label="AUC of the gene alone", **bar)
-    return ax
-
-
-def draw_nodes(ax: Axes, nodes: list[tuple[Contrast, int]], sigma_max: float) -> None:
-    """Separate the rows of each node, draw its level, and label it.
-
-    Parameters
-    ----------
-    nodes
-        A contrast of each node, and the number of its rows.
-    """
-    start = 0
-    for contrast, n_rows in nodes:
-        ax.hlines(start - 0.5, sigma_max, 0, color="white", linewidth=2.5)
-        ax.vlines(contrast.level, start - 0.5, start + n_rows - 0.5, color=NODE, linewidth=2)
-        label = f"{contrast.node}, level {contrast.level:.1f}"
-        ax.text(sigma_max * 0.97, start - 0.3, label, color="white", fontsize=8, va="top", weight="bold")
-        start += n_rows
-
-
-def label_rows(ax: Axes, rows: list[Row]) -> None:
-    """Label rows with their genes at the left, and with the children that these are higher in at the right."""
-    ax.set_yticks(range(len(rows)), [gene_label(row.gene) for row in rows], fontsize=8)
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    right = ax.secondary_yaxis("right")
-    right.set_yticks(range(len(rows)), [row.higher_in for row in rows], fontsize=7)
-    right.tick_params(length=0)
+    axis.figure.colorbar(image, ax=axis, label="AUC of the gene alone", **bar)
+    return shown(axis, show=show, ax=ax)
 
 
 def commitment_rows(
@@ -328,3 +293,57 @@ def commitment_rows(
             level = node[k].commitment.level(interpretation.hierarchy.threshold)[gene]
             rows[name] = Row(name, clade_label(node[k].contrast.names_inside), auc[k][:, gene], level)
     return sorted(rows.values(), key=lambda row: -np.nan_to_num(row.level, nan=-1))
+
+
+# ---- agreement
+
+
+def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw how far the genes of each node agree with real cells, and how far real cells agree with each other.
+
+    Where there are more nodes than rows, the highest nodes are drawn.
+    """
+    interpretation = interpretation_of(interpretation)
+    if not interpretation.contrasts:
+        return shown_panels(figure_of(text_axes(NO_NODES)), show=show)
+    nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
+    agreement = interpretation.agreement.set_index("node").loc[[node[0].contrast.node for node in nodes]]
+    figure = new_figure(15, 1.8 + 0.28 * len(nodes))
+    axes = figure.subplots(1, len(MEASURES), sharey=True)
+    for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
+        values = {query: agreement[column_of(name, query)] for query in QUERY_STYLES}
+        draw_measure(axis, values, ideal=0.95 if name == "coverage" else 1)
+        axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)
+    axes[0].set_yticks(range(len(agreement)), [node_label(node) for node in nodes], fontsize=8)
+    axes[0].set_ylim(len(agreement) - 0.5, -0.5)
+    cells = "" if interpretation.held_out else " (half of the cells that the model was fitted to)"
+    left_out = f": the {len(nodes)} highest of {len(interpretation.nodes)} nodes"
+    title = f"agreement with real test cells{cells}{left_out if len(nodes) < len(interpretation.nodes) else ''}"
+    explain(figure, axes[0], title=title, ncols=4)
+    return shown_panels(figure, show=show)
+
+
+def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> None:
+    """Draw one measure of every node, and a line at the ideal."""
+    rows = np.arange(len(values["model"]))
+    shade_rows(axis, len(rows))
+    axis.hlines(rows, values["model"], values["equal"], color="0.6", linewidth=1.5)
+    for query, (style, label) in QUERY_STYLES.items():
+        axis.plot(values[query], rows, **style, label=label)
+    axis.axvline(ideal, label="ideal", zorder=1, **IDEAL_LINE)
+    left, right = min(0, axis.get_xlim()[0]), axis.get_xlim()[1]
+    axis.set_xlim(left, right + 0.04 * (right - left))
+    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="x", labelsize=8)
+    open_frame(axis, "left")
+
+
+def node_label(node: tuple[ContrastGenes, ...]) -> str:
+    """Name a node by its children."""
+    contrast = node[0].contrast
+    sides = (
+        [of.contrast.names_inside for of in node]
+        if len(node) == 2
+        else [contrast.names_inside + contrast.names_outside]
+    )
+    return f"{contrast.node}:  " + "  |  ".join(clade_label(side, width=24) for side in sides)

@@ -1,42 +1,41 @@
 """Scores of an evaluation, overall, by cell type and by property, its genes and UMAP; the floor is with every set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
 from math import ceil, sqrt
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.metrics import Agreement
 from bdm.evaluation.properties import ALL, KINDS, LABEL, PROPERTIES
 from bdm.evaluation.results import COORDINATES, Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.plotting.style import (
+    COLOURS,
     FLOOR_LINE,
+    GREY,
     HALO,
     IDEAL_LINE,
-    SetStyle,
+    MARKERS,
+    TYPE_COLOURS,
     Style,
-    axes_or_new,
-    check_kind,
-    check_no_axes,
-    check_score,
+    checked,
     draw_identity,
     explain,
+    figure_of,
     new_figure,
     open_frame,
     panels,
-    set_styles,
     shade_rows,
     shortened,
-    shown,
-    text_figure,
+    shown_panels,
+    text_axes,
 )
 
 IDEALS = {
@@ -59,21 +58,32 @@ LINES = [  # as legends explain them
 ]
 
 SCORES_BY_TYPE = ("energy", "forest_auc", "slope", "f1")
-MAX_TYPES, N_WORST = 60, 40
-MAX_NUMBERED, N_NUMBERED = 60, 40  # types that all have numbers, and those that have numbers where there are more
-NOTE = "in brackets: number of test cells"
+MAX_TYPES, N_WORST = 60, 40  # types that all have rows or numbers, and those that have them where there are more
 
 NO_PROPERTIES = "Too few cells could be compared to show their properties."  # in place of the figure
 COLUMNS = (("gene", "cell", "joint"), ("biology", "structure", "use"))  # of the kinds of properties
 ROW_HEIGHT, TITLE_HEIGHT = 0.26, 0.5  # in inches
 
 
+@dataclass(frozen=True)
+class SetStyle:
+    """Colour and marker of a set of cells."""
+
+    colour: str
+    marker: str
+
+
+def set_styles(sets: Iterable[str]) -> dict[str, SetStyle]:
+    """Give each set a colour and a marker; the floor is grey, and comes first."""
+    others = [name for name in sets if name != FLOOR]
+    styles = map(SetStyle, cycle(COLOURS), cycle(MARKERS))
+    return {FLOOR: SetStyle(GREY, "d"), **dict(zip(others, styles, strict=False))}
+
+
 # ---- scores
 
 
-def scores(
-    evaluation: Evaluation, score: str | None = None, *, ax: Axes | None = None, show: bool | None = None
-) -> Axes | list[Axes] | None:
+def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the scores of generated cells, with the floor and the ideal of each score.
 
     Scores that are not known of any set, as F1 of a single cell type, have no panel.
@@ -82,10 +92,6 @@ def scores(
     ----------
     evaluation
         Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
-    score
-        Row of ``evaluation.overall`` that alone is drawn, such as ``energy``.
-    ax
-        For one score.
 
     Examples
     --------
@@ -94,30 +100,14 @@ def scores(
         bdm.pl.scores(model.evaluate(adata_test))
         bdm.pl.scores(bdm.Evaluation.load("evaluation"))
     """
-    check_kind(evaluation, Evaluation)
+    checked(evaluation, Evaluation)
     overall = evaluation.overall
-    if score is not None:
-        check_score(score, LABELS)
-        check_known(overall.loc[score], score)
-        axis = axes_or_new(ax, 5, 1.2 + 0.4 * overall.shape[1])
-        draw_score(axis, overall.loc[score], score)
-        axis.legend(handles=LINES, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
-        return shown(axis, show=show, complete=ax is None)
-    check_no_axes(ax, "score")
     known = [score for score in LABELS if overall.loc[score].notna().any()]
     figure = new_figure(2.6 * N_COLUMNS, -(-len(known) // N_COLUMNS) * (1.0 + 0.4 * overall.shape[1]))
     for axis, score in zip(panels(figure, len(known), n_columns=N_COLUMNS, sharey=True), known, strict=True):
         draw_score(axis, overall.loc[score], score)
     figure.legend(handles=LINES, loc="outside lower center", ncols=2, frameon=False)
-    return shown(figure, show=show)
-
-
-def check_known(values: pd.Series | pd.DataFrame, score: str) -> None:
-    """Reject a score that is not known, as scores that compare cell types are where there is one type."""
-    if not np.isfinite(values.to_numpy(dtype=float)).any():
-        raise InputError(
-            f"The evaluation has no {LABELS[score]}, which compares cell types, as there is one cell type."
-        )
+    return shown_panels(figure, show=show)
 
 
 def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
@@ -139,9 +129,7 @@ def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
     open_frame(axis)
 
 
-def scores_by_type(
-    evaluation: Evaluation, score: str | None = None, *, ax: Axes | None = None, show: bool | None = None
-) -> Axes | list[Axes] | None:
+def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the scores of each cell type, with the floor; the types with the most test cells come first.
 
     Where there are more types than rows, the types with the largest energy distance of the first generated set are
@@ -151,31 +139,17 @@ def scores_by_type(
     ----------
     evaluation
         Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
-    score
-        ``energy``, ``forest_auc``, ``slope`` or ``f1``, which alone is drawn.
-    ax
-        For one score.
     """
-    check_kind(evaluation, Evaluation)
+    checked(evaluation, Evaluation)
     n_test = evaluation.n_cells["test"]
     n_test = n_test[n_test > 0]
     cell_types = types_to_draw(evaluation, n_test.index)
-    if score is not None:
-        check_score(score, SCORES_BY_TYPE)
-        check_known(evaluation.by_type[score], score)
-        axis = axes_or_new(ax, 6, 1.6 + 0.36 * len(cell_types))
-        draw_scores_by_type(axis, scores_of_types(evaluation, score).reindex(cell_types), ideal=IDEALS[score])
-        label_types(axis, n_test[cell_types])
-        axis.set_xlabel(f"{LABELS[score]}\n{NOTE}", fontsize=9)
-        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
-        return shown(axis, show=show, complete=ax is None)
-    check_no_axes(ax, "score")
     known = [score for score in SCORES_BY_TYPE if evaluation.by_type[score].notna().any()]
     heights = [1.6, 0.4 + 0.36 * len(cell_types)] if len(cell_types) < len(n_test) else [0.4 + 0.36 * len(cell_types)]
     figure = new_figure(3 * max(len(known), 2), 1.1 + sum(heights))
     *above, axes = figure.subplots(len(heights), len(known), squeeze=False, height_ratios=heights)
     for column, score in enumerate(known):
-        values = scores_of_types(evaluation, score)
+        values = evaluation.by_type[score].unstack("set")[evaluation.sets]  # types x sets
         draw_scores_by_type(axes[column], values.reindex(cell_types), ideal=IDEALS[score])
         for row in above:
             draw_distribution(row[column], values, ideal=IDEALS[score])
@@ -183,25 +157,16 @@ def scores_by_type(
     for axis in axes[1:]:
         axis.sharey(axes[0])
         axis.tick_params(labelleft=False)
-    label_types(axes[0], n_test[cell_types])
-    note = NOTE
+    labels = [f"{shortened(name)} ({n_cells})" for name, n_cells in n_test[cell_types].items()]
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    note = "in brackets: number of test cells"
     for row in above:
         row[0].set_ylabel("types")
         note += f"; above: all {len(n_test):,} types, below: the {len(cell_types)} of largest energy distance"
     explain(figure, axes[0])
     figure.supxlabel(note, fontsize=9)
-    return shown(figure, show=show)
-
-
-def scores_of_types(evaluation: Evaluation, score: str) -> pd.DataFrame:
-    """Return one score, types x sets."""
-    return evaluation.by_type[score].unstack("set")[evaluation.sets]
-
-
-def label_types(axis: Axes, n_test: pd.Series) -> None:
-    """Label the rows with the cell types and their numbers of test cells."""
-    axis.set_yticks(range(len(n_test)), [f"{shortened(name)} ({n_cells})" for name, n_cells in n_test.items()])
-    axis.set_ylim(len(n_test) - 0.5, -0.5)
+    return shown_panels(figure, show=show)
 
 
 def types_to_draw(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
@@ -247,9 +212,9 @@ def properties(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes
     Parameters
     ----------
     evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate`, whose table ``properties`` has the values.
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`; its table ``properties`` has the values.
     """
-    check_kind(evaluation, Evaluation)
+    checked(evaluation, Evaluation)
     table = evaluation.properties
     table = table[table["value"].notna() & table["floor"].notna()]
     of_all = table[table["by"] == ALL]
@@ -260,7 +225,7 @@ def properties(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes
     }
     columns = [found for kinds in COLUMNS if (found := [kind for kind in kinds if kind in names])]
     if not columns:
-        return shown(text_figure(NO_PROPERTIES), show=show)
+        return shown_panels(figure_of(text_axes(NO_PROPERTIES)), show=show)
     heights = {kind: len(names[kind]) + TITLE_HEIGHT / ROW_HEIGHT for kind in names}
     n_rows = max(sum(heights[kind] for kind in kinds) for kinds in columns)
     figure = new_figure(5.5 * len(columns), 1.2 + ROW_HEIGHT * n_rows)
@@ -279,7 +244,7 @@ def properties(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes
     by_type = (table["by"] == LABEL) & table["set"].isin(styles)
     note = "; thin lines: the middle half of cell types" if by_type.any() else ""
     figure.supxlabel(f"distance to test cells beyond the floor's (line at 0){note}", fontsize=9)
-    return shown(figure, show=show)
+    return shown_panels(figure, show=show)
 
 
 def draw_properties(axis: Axes, table: pd.DataFrame, names: list[str], styles: dict[str, SetStyle]) -> None:
@@ -309,7 +274,7 @@ def draw_properties(axis: Axes, table: pd.DataFrame, names: list[str], styles: d
 
 def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw statistics of each gene in generated cells against the same in test cells, over the floor."""
-    check_kind(evaluation, Evaluation)
+    checked(evaluation, Evaluation)
     by_set = {name: gene_statistics(evaluation, name) for name in evaluation.sets}
     floor = by_set.pop(FLOOR)
     styles = set_styles(evaluation.sets)
@@ -323,7 +288,7 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
             axis.set(title=title, xlabel="test cells", ylabel=name)
             axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=2)
             open_frame(axis)
-    return shown(figure, show=show)
+    return shown_panels(figure, show=show)
 
 
 def gene_statistics(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
@@ -355,13 +320,13 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
 
     Types have colours and numbers; where there are too many, the types with the most test cells have numbers.
     """
-    check_kind(evaluation, Evaluation)
+    checked(evaluation, Evaluation)
     table = evaluation.embedding
     coordinates = {name: table.loc[table["set"] == name, COORDINATES].to_numpy() for name in ["test", *evaluation.sets]}
     n_test = evaluation.n_compared["test"]
     cell_types = n_test.index[n_test > 0].tolist()
-    n_numbered = len(cell_types) if len(cell_types) <= MAX_NUMBERED else N_NUMBERED
-    colours = list(islice(cycle(sc.pl.palettes.default_20), len(cell_types)))
+    n_numbered = len(cell_types) if len(cell_types) <= MAX_TYPES else N_WORST
+    colours = list(islice(cycle(TYPE_COLOURS), len(cell_types)))
 
     n_columns = ceil(sqrt(len(coordinates)))
     n_rows = -(-len(coordinates) // n_columns)
@@ -381,10 +346,12 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
     ]
     title = None if n_numbered == len(cell_types) else f"{n_numbered} of {len(cell_types):,} types"
     figure.legend(handles=handles, title=title, loc="outside right center", frameon=False, ncols=n_columns_of_keys)
-    return shown(figure, show=show)
+    return shown_panels(figure, show=show)
 
 
-def draw_cells_by_type(axis: Axes, of_types: list[np.ndarray], colours: Sequence[str], *, n_numbered: int) -> None:
+def draw_cells_by_type(
+    axis: Axes, of_types: list[np.ndarray], colours: Sequence[Sequence[float]], *, n_numbered: int
+) -> None:
     """Draw the cells of each type (cells x 2), then the numbers of the first types in their middles."""
     for cells, colour in zip(of_types, colours, strict=True):
         axis.plot(*cells.T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)

@@ -7,19 +7,18 @@ from matplotlib.axes import Axes
 from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED
 from bdm.audit.results import Audit
 from bdm.design.settings import AXES
+from bdm.plotting.evaluation import SetStyle, set_styles
 from bdm.plotting.style import (
     GREY,
     IDEAL_LINE,
     MODEL,
     REAL,
-    SetStyle,
     Style,
     explain,
     new_figure,
     open_frame,
-    set_styles,
     shade_rows,
-    shown,
+    shown_panels,
 )
 from bdm.power.analysis import PowerAnalysis
 from bdm.power.grid import COMPOSITION
@@ -78,7 +77,7 @@ def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
     axes[0].set_yticks(range(len(attacks)), [ATTACKS[name] for name in attacks])
     axes[0].set_ylim(len(attacks) - 0.5, -0.5)
     explain(figure, *axes, loc="outside lower center", ncols=2, fontsize=8)
-    return shown(figure, show=show)
+    return shown_panels(figure, show=show)
 
 
 def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> None:
@@ -142,7 +141,7 @@ def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | 
     for axis in axes[-1]:
         axis.set_xlabel(AXIS_LABELS[x])
     explain(figure, *axes.flat, loc="outside lower center")
-    return shown(figure, show=show)
+    return shown_panels(figure, show=show)
 
 
 def values_of(table: pd.DataFrame, axes: list[str]) -> list[tuple[float, ...]]:

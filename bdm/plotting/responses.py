@@ -5,7 +5,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.plotting.style import check_kind, explain, gene_label, new_figure, open_frame, shade_rows, shortened, shown
+from bdm.plotting.style import (
+    checked,
+    explain,
+    gene_label,
+    new_figure,
+    open_frame,
+    shade_rows,
+    shortened,
+    shown,
+    shown_panels,
+)
 from bdm.responses.law import Relations
 from bdm.responses.results import Responses
 
@@ -40,8 +50,8 @@ def response(
 
         bdm.pl.response(bdm.tl.respond(adata, condition_key="condition"), "stim")
     """
-    check_kind(responses, Responses)
-    return shown(draw_response(responses, condition or responses.conditions[0], n_genes=n_genes), show=show)
+    checked(responses, Responses)
+    return shown_panels(draw_response(responses, condition or responses.conditions[0], n_genes=n_genes), show=show)
 
 
 def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figure:
@@ -121,7 +131,7 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> Axes |
     responses
         Result of :func:`bdm.tl.respond`.
     """
-    check_kind(responses, Responses)
+    checked(responses, Responses)
     table: pd.DataFrame = responses.errors
     several = len(responses.conditions) > 1
     if several and len(table) > MAX_GENES:

@@ -1,32 +1,30 @@
-"""What all figures share: styles, labels, axes and panels, the results that they draw, and their display."""
+"""What all figures share: styles, labels, axes and panels, and how they are shown and written to files."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import cycle
-from typing import Any, TypeAlias, TypeVar, overload
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import matplotlib.pyplot as plt
-import numpy as np
-import scanpy as sc
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import get_font_names
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
-from bdm.api import BranchedDiffusion
 from bdm.errors import InputError, printable
-from bdm.evaluation.cells import FLOOR
-from bdm.evaluation.results import Evaluation
-from bdm.extension.results import ExtensionReport
-from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.results import Interpretation
-from bdm.transmutation.results import TransmutationEvaluation
+
+logger = logging.getLogger(__name__)
 
 # Okabe and Ito, distinct with any colour vision: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours, so that pairs repeat late
 GREY = "#8C8C8C"
+TYPE_COLOURS = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]  # type: ignore[attr-defined]
 
 Style: TypeAlias = dict[str, Any]  # keyword arguments of matplotlib's artists
 
@@ -39,31 +37,26 @@ BRANCH, NODE = "#3b4a63", "#d1701f"  # of the tree, and of its nodes
 ADDED = "#00795a"  # of what extensions added
 FLOOR_LINE: Style = {"color": GREY, "linewidth": 1.2}
 IDEAL_LINE: Style = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
+LETTER = 0.085  # inches of a letter of a name, about
 HALO = withStroke(linewidth=2.5, foreground="white")  # keeps text readable where it crosses lines and points
 
 NOISE_LEVEL = "noise level (within-type standard deviations)"
 LEVELS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
-# Texts in place of figures
-NO_NODES = "The tree is one population, without nodes whose branches could be compared."
-NO_MARKERS = "There is one cell type, so no genes mark it against others."
+NO_NODES = "The tree is one population, without nodes whose branches could be compared."  # in place of a figure
+
+# For letters that matplotlib's own font lacks, such as Chinese ones; those of them that are installed are used
+FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Micro Hei",
+    "Arial Unicode MS",
+    "Microsoft YaHei",
+    "Yu Gothic",
+)
+DPI, PAD = 150, 0.1  # dots per inch, and inches around what is drawn
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class SetStyle:
-    """Colour and marker of a set of cells."""
-
-    colour: str
-    marker: str
-
-
-def set_styles(sets: Iterable[str]) -> dict[str, SetStyle]:
-    """Give each set a colour and a marker; the floor is grey, and comes first."""
-    others = [name for name in sets if name != FLOOR]
-    styles = map(SetStyle, cycle(COLOURS), cycle(MARKERS))
-    return {FLOOR: SetStyle(GREY, "d"), **dict(zip(others, styles, strict=False))}
 
 
 # ---- labels
@@ -96,21 +89,6 @@ def clade_label(names: tuple[str, ...], *, width: int = 26) -> str:
 def gene_label(gene: str) -> str:
     """Name a gene where there is room for few letters."""
     return shortened(gene, width=24)
-
-
-def label_outermost_genes(
-    axis: Axes, x: np.ndarray, y: np.ndarray, labels: Sequence[str], *, order: np.ndarray, n_labels: int
-) -> None:
-    """Label up to ``n_labels`` genes at either end of ``order``, those whose labels do not overlap."""
-    apart = 0.06 * np.ptp(axis.get_ylim())
-    for side, candidates in {"left": order, "right": order[::-1]}.items():
-        chosen: list[int] = []
-        for gene in candidates[: 5 * n_labels]:
-            if len(chosen) < n_labels and all(abs(y[gene] - y[other]) > apart for other in chosen):
-                chosen.append(gene)
-        style: Style = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": [HALO]}
-        for gene in chosen:
-            axis.annotate(gene_label(labels[gene]), (x[gene], y[gene]), (5 if side == "left" else -5, -3), **style)
 
 
 def highest(items: Sequence[Item], n_items: int, *, level: Callable[[Item], float]) -> list[Item]:
@@ -184,84 +162,60 @@ def explain(figure: Figure | SubFigure, *axes: Axes, loc: str = "outside upper c
     figure.legend(handles.values(), handles.keys(), **style)
 
 
-def write_text(axis: Axes, text: str) -> None:
+def text_axes(text: str, ax: Axes | None = None) -> Axes:
     """Write a text in place of a figure."""
+    axis = axes_or_new(ax, 5, 0.6)
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
     axis.set_axis_off()
+    return axis
 
 
-def text_figure(text: str) -> Figure:
-    """Make a figure of a text."""
-    figure = new_figure(5, 0.6)
-    write_text(figure.add_subplot(), text)
-    return figure
+def checked(value: object, kind: type[Item]) -> Item:
+    """Return what a figure draws; raise an InputError for anything else."""
+    if not isinstance(value, kind):
+        raise InputError(f"This figure draws objects of the class {kind.__name__}; {type(value).__name__} is none.")
+    return value
 
 
-def check_no_axes(ax: Axes | None, one: str) -> None:
-    """Raise an InputError where several panels would be drawn into one axes."""
-    if ax is not None:
-        raise InputError(f"This figure has several panels, which one ax cannot hold; choose one {one} to draw into it.")
+# ---- shown and saved
 
 
-def check_score(score: str, known: Iterable[str]) -> None:
-    """Raise an InputError for a score that the figure does not have."""
-    if score not in known:
-        raise InputError(f"This figure has no score {score!r}; choose one of {', '.join(known)}.")
+def shown(axis: Axes, *, show: bool | None, ax: Axes | None = None) -> Axes | None:
+    """Show the figure of axes, or return them; a figure that the axes ``ax`` were given for is not complete yet."""
+    return None if is_shown(show, complete=ax is None) else axis
 
 
-@overload
-def shown(drawn: Axes, *, show: bool | None, complete: bool = True) -> Axes | None: ...
-@overload
-def shown(drawn: Figure, *, show: bool | None, complete: bool = True) -> list[Axes] | None: ...
-def shown(drawn: Axes | Figure, *, show: bool | None, complete: bool = True) -> Axes | list[Axes] | None:
-    """Show a figure, or return its axes: one, or the axes of all panels without colour bars.
+def shown_panels(figure: Figure, *, show: bool | None) -> list[Axes] | None:
+    """Show a figure, or return the axes of its panels."""
+    return None if is_shown(show) else [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
 
-    Parameters
-    ----------
-    complete
-        Whether bdm made the figure, and nothing is to be added.
-    """
+
+def is_shown(show: bool | None, *, complete: bool = True) -> bool:
+    """Show figures, if requested, or by default where there is a screen, as in a notebook; return whether it did."""
     if show is None:
-        show = complete and sc.settings.autoshow and has_screen()
+        off_screen = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+        show = complete and plt.get_backend().lower() not in off_screen
     if show:
         plt.show()
-        return None
-    return [axis for axis in drawn.axes if axis.get_label() != "<colorbar>"] if isinstance(drawn, Figure) else drawn
+    return show
 
 
-def has_screen() -> bool:
-    """Return whether matplotlib shows figures, as in a notebook or in a window, or only writes them to files."""
-    off_screen = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
-    return plt.get_backend().lower() not in off_screen
-
-
-# ---- results
-
-
-Interpreted = Interpretation | BranchedDiffusion  # an interpretation, or a model that was interpreted
-
-SOURCES = {
-    BranchedDiffusion: "a model (bdm.BranchedDiffusion)",
-    Evaluation: "an evaluation, as model.evaluate(adata_test) returns",
-    ExtensionReport: "the report of an extension (bdm.ExtensionReport)",
-    Hierarchy: "a hierarchy",
-    Interpretation: "an interpretation (bdm.Interpretation)",
-    TransmutationEvaluation: "an evaluation of transmuted cells, as model.evaluate_transmuted() returns",
-}
-
-
-def check_kind(value: Any, *kinds: type[Any]) -> None:
-    """Raise an InputError for a value of none of the kinds that a figure draws."""
-    if not isinstance(value, kinds):
-        accepted = " or ".join(SOURCES[kind] for kind in kinds)
-        raise InputError(f"This figure draws {accepted}; {type(value).__name__} is none.")
-
-
-def interpretation_of(source: Interpreted) -> Interpretation:
-    """Return an interpretation, or the one of a model."""
-    check_kind(source, Interpretation, BranchedDiffusion)
-    if isinstance(source, Interpretation):
-        return source
-    if source.interpretation is None:
-        raise InputError("The model is not interpreted yet, or has changed since; call interpret() first.")
-    return source.interpretation
+def save_figure(drawn: Figure | Axes | list[Axes], path: Path) -> None:
+    """Write a figure, or the figure of axes, in the format of the path's ending, and close it."""
+    figure = figure_of(drawn)
+    try:
+        if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+            raise InputError(f"{path.name} has an unknown ending; figures are written as .png, .svg or .pdf.")
+        if fonts := [name for name in FONTS if name in get_font_names()]:
+            for text in figure.findobj(Text):
+                text.set_fontfamily([*text.get_fontfamily(), *fonts])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("always", message=r"Glyph .* missing from font")
+            metadata = {"Software": None} if path.suffix == ".png" else None
+            figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=PAD, metadata=metadata)
+        if caught:
+            logger.warning(
+                "%s: letters that no font has are drawn as boxes; install a font such as Noto Sans CJK.", path.name
+            )
+    finally:
+        plt.close(figure)

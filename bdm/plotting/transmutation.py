@@ -7,22 +7,21 @@ from matplotlib.figure import Figure
 
 from bdm.evaluation.cells import FLOOR, TRANSMUTED, UNCHANGED
 from bdm.evaluation.results import COORDINATES
-from bdm.plotting.evaluation import draw_scores_by_type
+from bdm.plotting.evaluation import SetStyle, draw_scores_by_type, set_styles
 from bdm.plotting.style import (
     GREY,
-    SetStyle,
+    HALO,
     Style,
-    check_kind,
+    checked,
     draw_identity,
     explain,
     figure_of,
-    label_outermost_genes,
+    gene_label,
     new_figure,
     open_frame,
     panels,
-    set_styles,
     shortened,
-    shown,
+    shown_panels,
 )
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
 
@@ -54,19 +53,14 @@ def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = No
         bdm.pl.transmutation(model.evaluate_transmuted(adata_transmuted, adata, adata_test))
         bdm.pl.transmutation(bdm.TransmutationEvaluation.load("transmutation"))
     """
-    check_kind(evaluation, TransmutationEvaluation)
-    return shown(draw_transmutation_scores(evaluation.table, evaluation.to), show=show)
+    checked(evaluation, TransmutationEvaluation)
+    return shown_panels(draw_transmutation_scores(evaluation.table, evaluation.to), show=show)
 
 
 def draw_transmutation_scores(table: pd.DataFrame, to: str) -> Figure:
     """Draw one panel a score, one row an original type, one marker a set; unchanged cells are left out.
 
     The energy distance of unchanged cells would dwarf that of the others; it stands next to the type.
-
-    Parameters
-    ----------
-    table
-        As in :class:`bdm.transmutation.results.TransmutationEvaluation`.
     """
     types, sets = table.index.unique("original_type"), table.index.unique("set").drop(UNCHANGED)
     figure = new_figure(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types))
@@ -93,12 +87,12 @@ def panels_of_types(evaluation: TransmutationEvaluation, width: float, height: f
 
 def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the fold changes of the genes that differ most between two types, in transmuted and in real cells."""
-    check_kind(evaluation, TransmutationEvaluation)
+    checked(evaluation, TransmutationEvaluation)
     styles = set_styles(evaluation.fold_changes["set"].unique())
     axes = panels_of_types(evaluation, 4.2, 4.4)
     for original_type, axis in axes.items():
         draw_genes(axis, evaluation, original_type, styles)
-    return shown(figure_of(next(iter(axes.values()))), show=show)
+    return shown_panels(figure_of(next(iter(axes.values()))), show=show)
 
 
 def draw_genes(
@@ -111,8 +105,7 @@ def draw_genes(
         points: Style = {"color": styles[name].colour, "markersize": 3.5, "alpha": 0.7, "markeredgewidth": 0}
         axis.plot(x, y, styles[name].marker, label=name, **points)
         if name == TRANSMUTED:
-            labels, order = changes["label"].to_numpy(), np.argsort(x, kind="stable")
-            label_outermost_genes(axis, x, y, labels, order=order, n_labels=N_LABELS)
+            label_outermost_genes(axis, x, y, changes["label"].to_numpy())
     draw_identity(axis)
     axis.set_title(f"{shortened(original_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)
     axis.set(xlabel="log2 fold change, test cells", ylabel="log2 fold change, transmuted cells")
@@ -120,9 +113,22 @@ def draw_genes(
     open_frame(axis)
 
 
+def label_outermost_genes(axis: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> None:
+    """Label genes at either end of the x axis whose labels do not overlap."""
+    apart, order = 0.06 * np.ptp(axis.get_ylim()), np.argsort(x, kind="stable")
+    for side, candidates in {"left": order, "right": order[::-1]}.items():
+        chosen: list[int] = []
+        for gene in candidates[: 5 * N_LABELS]:
+            if len(chosen) < N_LABELS and all(abs(y[gene] - y[other]) > apart for other in chosen):
+                chosen.append(gene)
+        style: Style = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": [HALO]}
+        for gene in chosen:
+            axis.annotate(gene_label(labels[gene]), (x[gene], y[gene]), (5 if side == "left" else -5, -3), **style)
+
+
 def transmutation_umap(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw transmuted cells, the same cells before, and real cells of the new type, one panel an original type."""
-    check_kind(evaluation, TransmutationEvaluation)
+    checked(evaluation, TransmutationEvaluation)
     table = evaluation.embedding
     sets = {key: cells[COORDINATES].to_numpy() for key, cells in table.groupby(["original_type", "set"], sort=False)}
     axes = panels_of_types(evaluation, 4, 4.3)
@@ -138,4 +144,4 @@ def transmutation_umap(evaluation: TransmutationEvaluation, *, show: bool | None
     first = next(iter(axes.values()))
     figure = figure_of(first)
     explain(figure, first, ncols=3, markerscale=2)
-    return shown(figure, show=show)
+    return shown_panels(figure, show=show)

@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from bdm.hierarchy.tree import PLACE_UNCERTAIN, Branch, Hierarchy
+from bdm.hierarchy.tree import PLACE_UNCERTAIN, Hierarchy
 from bdm.plotting.style import ADDED, BRANCH, NODE
 from bdm.plotting.tree import View, view_of
 
@@ -18,11 +18,11 @@ MAX_ROWS = 40  # at first
 def tree_page(
     hierarchy: Hierarchy,
     *,
-    title: str = "Hierarchy of cell types",
     root: str | None = None,
     max_rows: int = MAX_ROWS,
     since: int = 0,
     sub_populations: bool = False,
+    title: str = "Hierarchy of cell types",
 ) -> str:
     """Write a page on which you open and close clades of the tree, search for types, and read about branches.
 
@@ -30,7 +30,7 @@ def tree_page(
     ``since`` and ``sub_populations``; the rest of the tree is there too. The page needs no other file.
     """
     view = view_of(hierarchy, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
-    browser = tree_browser(view, title=title, heading=True, since=since)
+    browser = tree_browser(view, title=title, heading=f"<h1>{escape(title)}</h1>", since=since)
     return part("page.html").substitute(
         title=escape(title), style=browser.style, browser=browser.body, script=browser.script
     )
@@ -46,28 +46,11 @@ class TreeBrowser:
 
 
 def tree_browser(
-    view: View,
-    *,
-    title: str = "Hierarchy of cell types",
-    heading: bool = False,
-    since: int = 0,
-    genes: Mapping[str, Sequence[str]] | None = None,
+    view: View, *, title: str, heading: str = "", since: int = 0, genes: Mapping[str, Sequence[str]] | None = None
 ) -> TreeBrowser:
-    """Draw the tree of :func:`tree_page` for a page that has other content too; there may be one on a page.
-
-    Parameters
-    ----------
-    view
-        What is open at first.
-    heading
-        Whether the title is shown above the tree.
-    genes
-        Genes that a branch shows, by its name.
-    """
+    """Draw the tree of :func:`tree_page`, with genes of branches, for a page that has other content too."""
     data = page_data(view, since=since, genes=genes or {})
-    body = part("tree.html").substitute(
-        title=escape(title), heading=f"<h1>{escape(title)}</h1>" if heading else "", data=as_script(data)
-    )
+    body = part("tree.html").substitute(title=escape(title), heading=heading, data=as_script(data))
     colours = f":root {{ --branch: {BRANCH}; --point: {NODE}; --added: {ADDED}; }}\n"
     return TreeBrowser(body, colours + part("tree.css").template, part("tree.js").template)
 
@@ -91,7 +74,8 @@ def page_data(view: View, *, since: int, genes: Mapping[str, Sequence[str]]) -> 
             "added": branch.added,
             "note": PLACE_UNCERTAIN if branch.place_uncertain else None,
             "genes": list(genes.get(branch.name, ())),
-            **sub_population_data(branch),
+            **({} if branch.cell_type in (None, branch.name) else {"type": branch.cell_type}),
+            **({"nearer": branch.nearer_to} if branch.nearer_to else {}),
         }
         for branch in hierarchy.branches
     ]
@@ -102,13 +86,6 @@ def page_data(view: View, *, since: int, genes: Mapping[str, Sequence[str]]) -> 
         "opened": [position[name] for name in view.opened],
         "branches": branches,
     }
-
-
-def sub_population_data(branch: Branch) -> dict[str, str]:
-    """Cell type of a sub-population, and the type that it is nearer to; nothing for other branches."""
-    if branch.cell_type in (None, branch.name):
-        return {}
-    return {"type": str(branch.cell_type), **({"nearer": branch.nearer_to} if branch.nearer_to else {})}
 
 
 def as_script(content: dict[str, Any]) -> str:

@@ -1,10 +1,10 @@
 """The report: one HTML page about a model and its cells."""
 
-import hashlib
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable
 from datetime import date
+from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
@@ -19,11 +19,10 @@ from bdm.donors.effects import summary_of
 from bdm.errors import abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_TITLES
-from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
+from bdm.evaluation.verdict import LIMITS, Grade, Verdict
 from bdm.extension.results import describe
 from bdm.plotting.tree import view_of
 from bdm.plotting.tree_page import MAX_ROWS, tree_browser
-from bdm.report.experiments import summary
 from bdm.report.results import Results
 from bdm.report.settings import (
     cells_for_verdict,
@@ -75,9 +74,7 @@ TRANSMUTATION_SCORE_NAMES = {
 
 
 def report_page(results: Results, *, written: date | None = None) -> str:
-    """Write a page about a model and its cells; it is one file, and loads nothing.
-
-    The page is the only result with a date: ``written``, or today if it is not given.
+    """Write a page about a model and its cells; it is one file with a date (``written``, or today), and loads nothing.
 
     Names in the data remain text, whatever they contain: templates escape them, and no script runs but the page's own.
     """
@@ -88,19 +85,18 @@ def report_page(results: Results, *, written: date | None = None) -> str:
     )
     report_script = (files("bdm.report") / "templates/report.js").read_text(encoding="utf-8")
     scripts = [f"\n{script}" for script in (browser.script, report_script)]
-    return environment().get_template("report.html").render(
-        **content(results),
-        written=written or date.today(),
-        tree=Markup(browser.body),
-        style=Markup(browser.style + (files("bdm.report") / "templates/report.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        hashes=" ".join(f"'sha256-{hash_of(script)}'" for script in scripts),
-    )  # fmt: skip
-
-
-def hash_of(script: str) -> str:
-    """Hash of a script, in the form of a content security policy."""
-    return b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            **content(results),
+            written=written or date.today(),
+            tree=Markup(browser.body),
+            style=Markup(browser.style + (files("bdm.report") / "templates/report.css").read_text(encoding="utf-8")),
+            scripts=[Markup(script) for script in scripts],
+            hashes=" ".join(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts),
+        )
+    )
 
 
 def environment() -> Environment:
@@ -138,7 +134,8 @@ def size(megabytes: float) -> str:
 
 def content(results: Results) -> dict[str, Any]:
     """Collect the values of the templates."""
-    found = populations(results)
+    found, evaluation, model = populations(results), results.evaluation, results.model
+    extended = [] if results.extensions is None else results.extensions.to_dict("records")
     return {
         "results": results,
         "version": __version__,
@@ -152,12 +149,12 @@ def content(results: Results) -> dict[str, Any]:
         "limits": LIMITS,
         "signs": SIGNS,
         "grades": GRADES,
-        "hierarchy": results.model.hierarchy,
+        "hierarchy": model.hierarchy,
         "split": results.cells["split"].value_counts(),
-        "n_generated": int(results.evaluation.n_cells[GENERATED].sum()),
+        "n_generated": int(evaluation.n_cells[GENERATED].sum()),
         "batches": sorted(map(str, results.cells["batch"].unique())) if "batch" in results.cells else [],
-        "donors": results.model.donor_effects,
-        "donors_in_words": "" if results.model.donor_effects is None else summary_of(results.model.donor_effects),
+        "donors": model.donor_effects,
+        "donors_in_words": "" if model.donor_effects is None else summary_of(model.donor_effects),
         "settings": changed(results),
         "genes_chosen": genes_chosen(results),
         "types_left_out": types_left_out(results),
@@ -167,22 +164,21 @@ def content(results: Results) -> dict[str, Any]:
         "shown": SHOWN,
         "verdict": results.verdict,
         "tally": tally(results.verdicts.values()),
-        "prior": results.model.prior.description,
+        "prior": model.prior.description,
         "scores": scores(results),
         "figures": {name: b64encode(png).decode() for name, png in results.figures.items()},
-        "nodes": nodes(results),
+        "nodes": list(nodes(results)),
         "populations": found,
-        "population_scores": population_scores(results, found),
+        "population_scores": population_scores(results, found["by_type"]),
         "population_columns": SCORES,
         "branch_losses": branch_losses(results),
-        "transmutations": [transmutation(name, evaluation) for name, evaluation in results.transmutations.items()],
-        "experiments": [summary(experiment) for experiment in results.experiments.values()],
+        "transmutations": [transmutation(name, of) for name, of in results.transmutations.items()],
         **({} if results.audit is None else audited(results.audit)),
-        "extensions": extensions(results),
+        "extensions": [describe(row) for row in extended],
         "cost": cost(results),
         "checksums": checksums(results),
         "versions": versions(results),
-        "seed": results.model.provenance["seed"],
+        "seed": model.provenance["seed"],
     }
 
 
@@ -212,22 +208,14 @@ def types(results: Results) -> list[dict[str, Any]]:
 
 
 def scores(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table of the scores of the verdict, with standard errors, if known, and the values of its limits."""
-    return [
-        {
-            "finding": finding,
-            "error": results.evaluation.overall[GENERATED].get(f"{finding.score}_error"),
-            "same": limit_of(finding, finding.same),
-            "near": limit_of(finding, finding.near),
-        }
-        for finding in results.verdict.findings
-    ]
-
-
-def limit_of(finding: Finding, excess: float) -> float:
-    """Return the score that has this excess."""
-    sign = 1 if LIMITS.by_score[finding.score].higher else -1
-    return finding.value - sign * (finding.excess - excess)
+    """Rows of the table of the scores of the verdict, with standard errors, if known, and the scores at its limits."""
+    rows = []
+    for finding in results.verdict.findings:
+        sign = 1 if LIMITS.by_score[finding.score].higher else -1
+        same, near = (finding.value - sign * (finding.excess - limit) for limit in (finding.same, finding.near))
+        error = results.evaluation.overall[GENERATED].get(f"{finding.score}_error")
+        rows.append({"finding": finding, "error": error, "same": same, "near": near})
+    return rows
 
 
 def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, Any]:
@@ -242,22 +230,8 @@ def audited(audit: Audit) -> dict[str, Any]:
     return {"attacks": list(attack_rows(audit)), "audited_types": list(audited_types(audit)), "not_audited": left_out}
 
 
-def extensions(results: Results) -> list[str]:
-    """Describe each added type in a sentence."""
-    if results.extensions is None:
-        return []
-    return [describe(dict(row)) for _, row in results.extensions.iterrows()]
-
-
 def cost(results: Results) -> list[dict[str, Any]]:
     """Rows of the table of time and memory, with the share of the longest step."""
-    longest = max(results.cost["seconds"].max(), 1e-9) if len(results.cost) else 1.0
-    return [
-        {
-            "step": step,
-            "seconds": row.seconds,
-            "megabytes": row.megabytes,
-            "share": round(100 * row.seconds / longest, 1),
-        }
-        for step, row in results.cost.iterrows()
-    ]
+    table = results.cost
+    longest = max([*table["seconds"], 1e-9])
+    return [{"step": step, **row, "share": 100 * row["seconds"] / longest} for step, row in table.iterrows()]

@@ -24,7 +24,7 @@ from bdm.extension.results import REPORT, ExtensionReport
 from bdm.interpretation.results import KIND, Interpretation, branch_genes
 from bdm.model.generated_file import is_of_model
 from bdm.model.model import BranchedModel, load_model
-from bdm.report.experiments import SimulatedExperiment, read_experiments
+from bdm.report.experiments import read_experiments
 from bdm.transmutation.results import TransmutationEvaluation
 
 logger = logging.getLogger(__name__)
@@ -42,56 +42,25 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Results:
-    """Results of the workflow for a data set.
-
-    Attributes
-    ----------
-    name
-        Of the data set.
-    cells, genes
-        ``obs`` of the prepared cells, and the names of their genes.
-    record, request
-        Record of the preparation, and of the generated cells: ``uns['bdm']`` of both files.
-    branches
-        Losses of validation cells by branch, as ``bdm train`` writes them next to the model; None without the file.
-    trained
-        Date of the model's file. Results hold no date themselves, so that the same commands write the same files.
-    evaluation
-        Evaluation of the generated cells.
-    figures
-        Figures (PNG) by their path in the folder.
-    interpretation, interpreted
-        Tables ``branch_genes`` and ``agreement`` of the interpretation, and its provenance; empty if the model was not
-        interpreted.
-    transmutations
-        Evaluations of transmuted cells by name.
-    experiments
-        Simulated experiments by name.
-    audit
-        Membership inference attacks; None where there was no audit.
-    extensions
-        Types that were added to the model; None where none were.
-    cost
-        Seconds and megabytes by the name of the step.
-    """
+    """Results of the workflow for a data set; None, or no tables, for what there is not."""
 
     name: str
-    cells: pd.DataFrame
+    cells: pd.DataFrame  # obs of the prepared cells
     genes: pd.Index
-    record: dict[str, Any]
-    request: dict[str, Any]
+    record: dict[str, Any]  # uns['bdm'] of the prepared cells
+    request: dict[str, Any]  # and of the generated cells
     model: BranchedModel
-    branches: pd.DataFrame | None
-    trained: date
+    branches: pd.DataFrame | None  # losses of validation cells by branch, as bdm train writes them next to the model
+    trained: date  # of the model's file: results hold no date, so that the same commands write the same files
     evaluation: Evaluation
-    figures: dict[str, bytes]
-    interpretation: dict[str, pd.DataFrame]
-    interpreted: dict[str, Any]
+    figures: dict[str, bytes]  # by their path in the folder
+    interpretation: dict[str, pd.DataFrame]  # tables branch_genes and agreement
+    interpreted: dict[str, Any]  # provenance of the interpretation
     transmutations: dict[str, TransmutationEvaluation]
-    experiments: dict[str, SimulatedExperiment]
+    experiments: dict[str, dict[str, Any]]
     audit: Audit | None
-    extensions: pd.DataFrame | None
-    cost: pd.DataFrame
+    extensions: pd.DataFrame | None  # types that were added to the model
+    cost: pd.DataFrame  # seconds and megabytes by step
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -110,13 +79,7 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Read the folder of a data set.
-
-    Raises
-    ------
-    InputError
-        If a result that the report needs is missing or damaged.
-    """
+    """Read the folder of a data set."""
     folder = Path(folder)
     for name, command in NEEDED.items():
         if not (folder / name).exists():
@@ -174,13 +137,7 @@ def read_audit(folder: Path, model: BranchedModel) -> Audit | None:
 
 
 def read_branches(path: Path) -> pd.DataFrame | None:
-    """Read the losses of validation cells by branch, if there is a file of them.
-
-    Raises
-    ------
-    InputError
-        If the file is no such table.
-    """
+    """Read the losses of validation cells by branch, if there is a file of them."""
     if not path.exists():
         return None
     try:

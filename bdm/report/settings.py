@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from bdm.evaluation.cells import GENERATED
@@ -22,6 +21,13 @@ from bdm.settings import (
 )
 
 DEFAULTS = PrepareSettings()
+REASONS = {  # to leave out cells, by the setting
+    "leave_out": "left out on request",
+    "min_cells_per_type": "fewer than {:,} cells",
+    "min_donors": "cells of fewer than {:,} effective donors",
+    "drop_unlabelled": "without a cell type",
+    "min_genes_per_cell": "with counts of fewer than {:,} genes",
+}
 
 
 def setting(results: Results, name: str) -> Any:
@@ -30,61 +36,33 @@ def setting(results: Results, name: str) -> Any:
 
 
 def genes_chosen(results: Results) -> str:
-    """Describe how genes were selected."""
-    genes, least = setting(results, "genes"), setting(results, "min_cells_per_gene")
-    n_requested, kept = setting(results, "n_genes"), setting(results, "keep_genes")
-    among = f"counts in {least:,} training cells or more" if least > 1 else "counts in a training cell"
-    if genes == "all":
-        return f"all genes with {among}"
-    if genes != "seurat_v3":
-        return f"{described(genes, 'genes')} with {among}"
-    if len(results.genes) < n_requested:
-        return (
-            f"all genes with {among}, which are fewer than the {n_requested:,} most variable ones requested (seurat_v3)"
-        )
-    within = ", ranked within batches" if setting(results, "batch_key") else ""
-    added = "" if kept is None else f", and {described(kept, 'keep_genes')}"
-    variable = f"the {n_requested:,} most variable genes by training cells (seurat_v3{within})"
-    return f"{variable}{added}, among those with {among}"
+    """Describe how genes were selected; the page shows their number, and all settings that are not the defaults."""
+    kinds = {"all": "all", "seurat_v3": "the most variable", "markers": "the built-in marker"}
+    genes, kept = setting(results, "genes"), setting(results, "keep_genes")
+    kind = kinds.get(genes, "the requested") if isinstance(genes, str) else "the requested"
+    added = "" if kept is None else ", and the genes of keep_genes,"
+    return f"{kind} genes{added} with counts in {setting(results, 'min_cells_per_gene'):,} training cells or more"
 
 
-def described(genes: str | list[str], option: str) -> str:
-    """Describe the genes of a setting: a file, a list, or the built-in markers."""
-    if genes == "markers":
-        return "the built-in markers"
-    return (
-        f"the genes in {Path(genes).name}"
-        if isinstance(genes, str)
-        else f"the genes named by {option} ({len(genes):,})"
-    )
+def why(results: Results, name: str) -> str:
+    """Give the reason to leave out cells."""
+    return f"{REASONS[name].format(setting(results, name))} ({name})"
 
 
 def types_left_out(results: Results) -> list[dict[str, Any]]:
     """Rows of the table of cell types that were left out: name, number of cells, and reason."""
-    least, donors = setting(results, "min_cells_per_type"), setting(results, "min_donors")
-    reasons = {
-        "leave_out": "left out on request (leave_out)",
-        "min_cells_per_type": f"fewer than {least:,} cells (min_cells_per_type)",
-        "min_donors": f"cells of fewer than {donors:,} effective donors (min_donors)",
-    }
-    left_out = (results.input or {}).get("types_left_out", [])
-    return [{**row, "why": reasons.get(row["setting"], row["setting"])} for row in left_out]
+    return [{**row, "why": why(results, row["setting"])} for row in (results.input or {}).get("types_left_out", [])]
 
 
 def cells_left_out(results: Results) -> list[tuple[int, str]]:
     """Numbers of cells that were left out, of types that were not, with the reasons."""
     if results.input is None:
         return []
-    least = setting(results, "min_genes_per_cell")
-    reasons = {
-        "drop_unlabelled": "without a cell type (drop_unlabelled)",
-        "min_genes_per_cell": f"with counts of fewer than {least:,} genes (min_genes_per_cell)",
-    }
-    found = [(n, reasons.get(name, name)) for name, n in results.input["cells_left_out"].items()]
+    found = [(n, why(results, name)) for name, n in results.input["cells_left_out"].items()]
     known = sum(n for n, _ in found) + sum(row["n_cells"] for row in results.input["types_left_out"])
     if not results.model.extensions:
         found.append((results.input["n_cells"] - known - len(results.cells), "without counts of the chosen genes"))
-    return [(n, why) for n, why in found if n > 0]
+    return [(n, reason) for n, reason in found if n > 0]
 
 
 def cells_for_verdict(results: Results, n_test: int = LIMITS.min_cells) -> int | None:
@@ -93,20 +71,10 @@ def cells_for_verdict(results: Results, n_test: int = LIMITS.min_cells) -> int |
     return ceil(n_test / test) if test > 0 else None
 
 
-@dataclass(frozen=True)
-class ChangedSetting:
-    """A setting of a command whose value differs from the default."""
-
-    command: str
-    name: str
-    value: Any
-    default: Any
-
-
-def changed(results: Results) -> list[ChangedSetting]:
+def changed(results: Results) -> list[dict[str, Any]]:
     """List the settings, and seeds, that differ from the defaults, in the order of the commands."""
     return [
-        ChangedSetting(command, name, used[name], default)
+        {"command": command, "name": name, "value": used[name], "default": default}
         for command, used, defaults in used_settings(results)
         for name, default in {**defaults, "seed": 0}.items()
         if name in used and as_stored(used[name]) != as_stored(default)

@@ -1,7 +1,7 @@
 """Tables of the report page: populations, branches with a network, marker genes of each node, and attacks."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -9,165 +9,72 @@ import pandas as pd
 from bdm.audit.attacks import ATTACKS, SETS
 from bdm.audit.results import Audit
 from bdm.data.symbols import display_names
+from bdm.errors import abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED
-from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.contrasts import fewest_names
 from bdm.report.results import BRANCH_COLUMNS, Results
 from bdm.report.settings import setting
 from bdm.settings import AutoencoderSettings
 
 SCORES = ("relative_energy", "forest_auc")
-SHARES = ("test", FLOOR, GENERATED)
 N_GENES = 5  # of each branch
 
 
-@dataclass(frozen=True)
-class Population:
-    """A sub-population of a cell type, or the type where it is one population.
+def populations(results: Results) -> dict[str, Any]:
+    """Collect the populations of each cell type, of the types with the most cells first, and how they were looked for.
 
-    Attributes
-    ----------
-    n_cells
-        Number of cells that the model was fitted to.
-    share
-        Share of the cells of its type.
-    type_specific
-        Whether it has a type-specific decoder.
-    nearer_to
-        Cell type that it is nearer to than to the other sub-populations of its own; None for all others.
+    Of each population: number of training cells, share of its type, whether it has a type-specific decoder, and the
+    type that it is nearer to than to the others of its own, if any.
     """
-
-    name: str
-    n_cells: int
-    share: float
-    type_specific: bool
-    nearer_to: str | None
-
-
-@dataclass(frozen=True)
-class TypePopulations:
-    """A cell type with its populations."""
-
-    cell_type: str
-    n_cells: int
-    populations: tuple[Population, ...]
-
-    @property
-    def divided(self) -> bool:
-        """Whether it has sub-populations."""
-        return len(self.populations) > 1
-
-
-@dataclass(frozen=True)
-class Populations:
-    """Populations of all cell types.
-
-    Attributes
-    ----------
-    types
-        The types with the most cells first.
-    setting, fewest, min_donors
-        Number of sub-populations, and least numbers of cells and of donors of each, that the settings ask for.
-    """
-
-    types: tuple[TypePopulations, ...]
-    setting: str
-    fewest: int
-    min_donors: int
-
-    @property
-    def least(self) -> str:
-        """Least size of a sub-population, in words."""
-        donors = f" and {self.min_donors:,} effective donors" if self.min_donors > 1 else ""
-        return f"{self.fewest:,} cells{donors} or more"
-
-    @property
-    def n_divided(self) -> int:
-        """Number of cell types that have sub-populations."""
-        return sum(of_type.divided for of_type in self.types)
-
-    @property
-    def n_populations(self) -> int:
-        """Number of populations of all cell types."""
-        return sum(len(of_type.populations) for of_type in self.types)
-
-    @property
-    def n_type_specific(self) -> int:
-        """Number of populations that have a type-specific decoder."""
-        return sum(population.type_specific for of_type in self.types for population in of_type.populations)
-
-    @property
-    def stray(self) -> tuple[tuple[str, Population], ...]:
-        """Sub-populations that are nearer to another cell type, with their own."""
-        return tuple(
-            (of_type.cell_type, population)
-            for of_type in self.types
-            for population in of_type.populations
-            if population.nearer_to
-        )
-
-
-def populations(results: Results) -> Populations:
-    """Collect the populations of each cell type."""
+    hierarchy, adapters = results.model.hierarchy, results.model.autoencoder.adapters
+    table = pd.DataFrame(
+        [
+            (cell_type, name, hierarchy.by_name[name].n_cells, name in adapters, hierarchy.by_name[name].nearer_to)
+            for cell_type in hierarchy.cell_types
+            for name in hierarchy.populations_of(cell_type)
+        ],
+        columns=["cell_type", "name", "n_cells", "type_specific", "nearer_to"],
+    ).sort_values("n_cells", ascending=False, kind="stable")
+    n_cells = table.groupby("cell_type")["n_cells"].transform("sum")
+    table = table.assign(share=table["n_cells"] / n_cells)
+    in_order = table.loc[n_cells.sort_values(ascending=False, kind="stable").index]
+    by_type = {str(cell_type): rows for cell_type, rows in in_order.groupby("cell_type", sort=False)}
     used = asdict(AutoencoderSettings()) | results.model.autoencoder.provenance.get("settings", {})
-    types = sorted(types_of(results), key=lambda of_type: -of_type.n_cells)
-    fewest, min_donors = used["min_cells_per_sub_population"], setting(results, "min_donors")
-    return Populations(tuple(types), str(used["sub_populations"]), int(fewest), int(min_donors))
+    min_donors = setting(results, "min_donors")
+    donors = f" and {min_donors:,} effective donors" if min_donors > 1 else ""
+    return {
+        "by_type": by_type,
+        "n": len(table),
+        "n_divided": sum(len(rows) > 1 for rows in by_type.values()),
+        "n_type_specific": int(table["type_specific"].sum()),
+        "stray": [*table[table["nearer_to"].notna()].itertuples()],
+        "setting": str(used["sub_populations"]),
+        "least": f"{used['min_cells_per_sub_population']:,} cells{donors} or more",
+    }
 
 
-def types_of(results: Results) -> Iterator[TypePopulations]:
-    """Collect the populations of each cell type, in the model's order."""
-    model, hierarchy = results.model, results.model.hierarchy
-    numbers = {name: hierarchy.by_name[name].n_cells for name in hierarchy.populations}
-    for cell_type in hierarchy.cell_types:
-        names = sorted(hierarchy.populations_of(cell_type), key=lambda name: -numbers[name])
-        n_cells = sum(numbers[name] for name in names)
-        yield TypePopulations(
-            cell_type,
-            n_cells,
-            tuple(
-                Population(
-                    name,
-                    numbers[name],
-                    numbers[name] / n_cells,
-                    name in model.autoencoder.adapters,
-                    hierarchy.by_name[name].nearer_to,
-                )
-                for name in names
-            ),
-        )
+def population_scores(results: Results, by_type: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Collect the number of test cells, the shares and the scores of sub-populations (column, set), by cell type.
 
-
-def population_scores(results: Results, shown: Populations) -> dict[str, pd.DataFrame]:
-    """Collect the scores of each sub-population by cell type, in the order of the table of populations.
-
-    Returns
-    -------
-    Tables of sub-populations x ``n_test``, the shares of the cells of the type (``share``, set) and the scores (score,
-    set); none if the cells were evaluated without the model.
+    There are none if the cells were evaluated without the model.
     """
     table = results.evaluation.by_population.set_index("sub_population")
     sets = {name: table[table["set"] == name] for name in (FLOOR, GENERATED)}
     tables = {}
-    for of_type in shown.types:
-        if of_type.divided and (sets[GENERATED]["cell_type"] == of_type.cell_type).any():
-            found = {name: of_set.reindex([one.name for one in of_type.populations]) for name, of_set in sets.items()}
+    for cell_type, rows in by_type.items():
+        if len(rows) > 1 and (sets[GENERATED]["cell_type"] == cell_type).any():
+            found = {name: of_set.reindex(rows["name"]) for name, of_set in sets.items()}
             numbers = pd.DataFrame({name: of_set["n_cells"] for name, of_set in found.items()})
             numbers["test"] = found[GENERATED]["n_test"]
             share = numbers.fillna(0) / numbers.sum().clip(lower=1)
-            columns = {("share", name): share[name] for name in SHARES}
+            columns = {("share", name): share[name] for name in ("test", FLOOR, GENERATED)}
             columns |= {(score, name): found[name][score] for score in SCORES for name in found}
-            tables[of_type.cell_type] = pd.DataFrame({("n_test", ""): numbers["test"], **columns})
+            tables[cell_type] = pd.DataFrame({("n_test", ""): numbers["test"], **columns})
     return tables
 
 
 def branch_losses(results: Results) -> list[dict[str, Any]]:
-    """List the losses of validation cells by branch, with the largest gain of the network first.
-
-    Returns
-    -------
-    Rows of the table that ``bdm train`` writes; none if there is no table.
-    """
+    """List the losses of validation cells by branch, if ``bdm train`` wrote them, with the largest gains first."""
     table = results.branches
     if table is None:
         return []
@@ -176,62 +83,27 @@ def branch_losses(results: Results) -> list[dict[str, Any]]:
     return list(table[list(BRANCH_COLUMNS)].to_dict("records"))
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node, and the marker genes of the branches below it.
-
-    Attributes
-    ----------
-    sides
-        Names of each branch's populations, with its genes, the best first.
-    agreement, floor
-        Correlation of all fold changes with the fold changes in test cells, in the model and in as many training cells.
-    words
-        All names of the node, to search for.
-    """
-
-    name: str
-    level: float
-    sides: tuple[tuple[str, list[str]], ...]
-    agreement: float
-    floor: float
-    words: str
-
-
-def nodes(results: Results) -> list[Node]:
-    """Collect the marker genes of each node, from the root on."""
-    table = results.interpretation.get("branch_genes")
-    if table is None:
-        return []
+def nodes(results: Results) -> Iterator[dict[str, Any]]:
+    """Collect the marker genes of each node, from the root on, and the correlation of fold changes with test cells."""
+    if "branch_genes" not in results.interpretation:
+        return
     agreement = results.interpretation.get("agreement", pd.DataFrame(columns=["node"])).set_index("node")
     hierarchy, genes = results.model.hierarchy, genes_by_branch(results)
-    return [node(name, rows, agreement, hierarchy, genes) for name, rows in table.groupby("node", sort=False)]
-
-
-def node(
-    name: str, rows: pd.DataFrame, agreement: pd.DataFrame, hierarchy: Hierarchy, genes: dict[str, list[str]]
-) -> Node:
-    """Collect the marker genes of one node."""
-    children = rows["child"].unique()
-    names = (first_names(fewest_names(tuple(hierarchy.leaves(child)), hierarchy)) for child in children)
-    scores = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
-    markers = [gene for _, of_child in rows.groupby("child", sort=False) for gene in top_markers(of_child)["gene"]]
-    shown = [gene for child in children for gene in genes[child]]
-    words = dict.fromkeys([name, *hierarchy.types_below(name), *hierarchy.leaves(name), *shown, *markers])
-    return Node(
-        name=name,
-        level=float(rows["level"].iloc[0]),
-        sides=tuple((label, genes[child]) for label, child in zip(names, children, strict=True)),
-        agreement=float(scores.get("pearson", float("nan"))),
-        floor=float(scores.get("pearson_equal", float("nan"))),
-        words=" ".join(words).lower(),
-    )
-
-
-def first_names(names: tuple[str, ...], *, most: int = 3) -> str:
-    """List the first cell types or sub-populations, and the number of the others."""
-    others = f" +{len(names) - most}" if len(names) > most else ""
-    return ", ".join(names[:most]) + others
+    for name, rows in results.interpretation["branch_genes"].groupby("node", sort=False):
+        children = rows["child"].unique()
+        labels = [abbreviated(fewest_names(tuple(hierarchy.leaves(one)), hierarchy), n_shown=3) for one in children]
+        scores = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
+        markers = [gene for _, of_child in rows.groupby("child", sort=False) for gene in top_markers(of_child)["gene"]]
+        shown = [gene for child in children for gene in genes[child]]
+        words = dict.fromkeys([name, *hierarchy.types_below(name), *hierarchy.leaves(name), *shown, *markers])
+        yield {
+            "name": name,
+            "level": rows["level"].iloc[0],
+            "sides": [(label, genes[child]) for label, child in zip(labels, children, strict=True)],
+            "agreement": scores.get("pearson", float("nan")),
+            "floor": scores.get("pearson_equal", float("nan")),
+            "words": " ".join(words).lower(),  # to search for
+        }
 
 
 def top_markers(rows: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 import typer
 from tables import Target, targets
 
-from bdm.plotting.files import save_figure
+from bdm.plotting.style import save_figure
 
 FIRST = ["data", "method", "seed"]  # columns
 

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from bdm.audit.attacks import ATTACKS, CHANCE, COPIES
 from bdm.evaluation.properties import PROPERTIES
+from bdm.plotting.evaluation import set_styles
 from bdm.plotting.experiments import LABELS, STYLES
-from bdm.plotting.style import IDEAL_LINE, set_styles, shade_rows
+from bdm.plotting.style import IDEAL_LINE, shade_rows
 from bdm.plotting.transmutation import PANELS, draw_transmutation_scores
 from bdm.power.tests import METHODS as TESTS
 

@@ -17,8 +17,8 @@ from bdm.data.prepare import read_prepared
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
 from bdm.hierarchy.files import load_hierarchy
 from bdm.hierarchy.tree import Hierarchy
-from bdm.plotting.files import save_figure
-from bdm.plotting.style import COLOURS, MARKERS, SetStyle
+from bdm.plotting.evaluation import SetStyle
+from bdm.plotting.style import COLOURS, MARKERS, save_figure
 from bdm.plotting.tree import hierarchy as plot_hierarchy
 from bdm.plotting.tree import view_of
 

@@ -30,26 +30,12 @@ rule extend:
             subcategory="{dataset}",
             labels={"result": "{dataset}: log likelihood of each type (table)"},
         ),
-        likelihood_figure=report(
-            "results/{dataset}/extension/likelihood.png",
-            caption="../report/extension_likelihood.rst",
-            category="Extension",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: log likelihood of each type (figure)"},
-        ),
         genes=report(
             "results/{dataset}/extension/type_specific_genes.csv",
             caption="../report/type_specific_genes.rst",
             category="Extension",
             subcategory="{dataset}",
             labels={"result": "{dataset}: genes of type-specific decoders (table)"},
-        ),
-        genes_figure=report(
-            "results/{dataset}/extension/type_specific_genes.png",
-            caption="../report/type_specific_genes.rst",
-            category="Extension",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: genes of type-specific decoders (figure)"},
         ),
     log:
         "results/{dataset}/logs/extend.log",

@@ -51,13 +51,6 @@ rule interpret:
             subcategory="{dataset}",
             labels={"result": "{dataset}: paths of cell types (table)"},
         ),
-        paths_figure=report(
-            "results/{dataset}/interpretation/paths.png",
-            caption="../report/paths.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: paths of cell types (figure)"},
-        ),
         ancestral_states_figure=report(
             "results/{dataset}/interpretation/ancestral_states.png",
             caption="../report/ancestral_states.rst",
