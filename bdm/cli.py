@@ -15,6 +15,7 @@ from bdm.commands.autoencoder import autoencoder
 from bdm.commands.base import Summary, command_with_summary
 from bdm.commands.card import card
 from bdm.commands.evaluate import evaluate
+from bdm.commands.evaluate_predicted import evaluate_predicted
 from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
 from bdm.commands.extend import extend
@@ -49,7 +50,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Data": {example: False, prepare: False},
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
     "Generate": {generate: True, merge: False, transmute: True, simulate: True},
-    "Conditions": {respond: True, predict: True},
+    "Conditions": {respond: True, predict: True, evaluate_predicted: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Plan": {power: True},
     "Share": {audit: True, audit_folds: False, card: False},

@@ -278,6 +278,24 @@ class EvaluationSettings(StageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictedEvaluationSettings(StageSettings):
+    """How predicted cells of a condition are evaluated."""
+
+    section: ClassVar[str] = "evaluate_predicted"
+
+    label_key: Annotated[
+        str | None, MinLen(1), "Column of `obs` with the cell type.", Unset("all cells are of one type")
+    ] = None
+    n_top_genes: Annotated[
+        int, Ge(2), "Number of genes that the condition changes most, by t-statistics, which are scored apart."
+    ] = 100
+    n_repeats: Annotated[
+        int, Ge(1), "Number of random halves of the real cells to compare with, over which scores are averaged."
+    ] = 5
+    max_cells_per_type: Annotated[int, Ge(5), "Maximum number of cells of a type that are compared at a time."] = 500
+
+
+@dataclass(frozen=True, kw_only=True)
 class InterpretationSettings(StageSettings):
     """Settings of an interpretation.
 

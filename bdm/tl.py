@@ -1,4 +1,4 @@
-"""Responses to conditions, tests between conditions, and the results of power analyses and audits.
+"""Responses to conditions and their scores, tests between conditions, and the results of power analyses and audits.
 
 ::
 
@@ -7,6 +7,7 @@
 
     responses = bdm.tl.respond(adata, condition_key="condition", control="ctrl")
     stimulated = bdm.tl.predict_cells(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
+    evaluation = bdm.tl.evaluate_predicted(adata_control, adata_real, stimulated)
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from anndata import AnnData
 
 from bdm.audit.results import Audit
+from bdm.evaluation.predicted import PredictedEvaluation, evaluate_predicted
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.power.analysis import PowerAnalysis
 from bdm.power.experiment import ExperimentSettings
@@ -21,15 +23,18 @@ from bdm.power.tests import composition_tests, log_cpm_tests, pseudobulk_tests, 
 from bdm.responses.cells import predict_cells
 from bdm.responses.fit import fit_responses
 from bdm.responses.results import Responses
-from bdm.settings import ResponseSettings
+from bdm.settings import PredictedEvaluationSettings, ResponseSettings
 
 __all__ = [
     "Audit",
     "ExperimentSettings",
     "PowerAnalysis",
+    "PredictedEvaluation",
+    "PredictedEvaluationSettings",
     "ResponseSettings",
     "Responses",
     "composition_tests",
+    "evaluate_predicted",
     "log_cpm_tests",
     "predict_cells",
     "pseudobulk_tests",

@@ -122,7 +122,9 @@ def read_counts(path: Path) -> AnnData:
     return checked(take_cells(adata, np.arange(adata.n_obs)), path, place)
 
 
-def column_of(obs: pd.DataFrame, path: Path, key: str | None, usual: str, *, strict: bool, remedy: str) -> pd.Series:
+def column_of(
+    obs: pd.DataFrame, path: Path | str, key: str | None, usual: str, *, strict: bool, remedy: str
+) -> pd.Series:
     """Return a column of ``obs`` as text, by the name that the user gives, or else by its usual name."""
     name = key if key is not None and (strict or key in obs) else usual
     if name not in obs:

@@ -1,0 +1,49 @@
+"""``bdm evaluate-predicted``: evaluate predicted cells of a condition by real cells of it."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.base import Summary
+from bdm.commands.options import OutFolder
+from bdm.settings import PredictedEvaluationSettings, Seed
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_predicted(
+    control: Annotated[Path, typer.Argument(help="Real cells without the condition.", show_default=False)],
+    real: Annotated[
+        Path, typer.Argument(help="Real cells in the condition, which the method did not see.", show_default=False)
+    ],
+    predicted: Annotated[
+        Path, typer.Argument(help="Predicted cells in the condition, of any method.", show_default=False)
+    ],
+    out: OutFolder,
+    *,
+    settings: PredictedEvaluationSettings,
+    seed: Seed = 0,
+) -> Summary:
+    """Compare predicted cells of a condition, of any method, with real cells of it, and with unchanged control cells.
+
+    X of each file has raw counts, or log-normalised values.
+
+    Example: bdm evaluate-predicted control.h5ad stimulated.h5ad predicted.h5ad evaluation --label-key cell_type
+    """
+    from dataclasses import replace
+
+    from bdm._core.files import atomic_write, sha256
+    from bdm.data.read import read_cells
+    from bdm.evaluation import predicted as evaluation_of
+
+    files = {"control": control, "real": real, "predicted": predicted}
+    with atomic_write(out, folder_of=f"{evaluation_of.KIND}.json") as folder:
+        cells = {name: read_cells(file) for name, file in files.items()}
+        evaluation = evaluation_of.evaluate_predicted(**cells, settings=settings, seed=seed)
+        hashes = {name: sha256(file) for name, file in files.items()}
+        evaluation = replace(evaluation, provenance=evaluation.provenance | {"sha256": hashes})
+        evaluation.save(folder)
+    logger.info(str(evaluation))
+    return Summary((out,), {"predicted": evaluation.verdict})

@@ -1,0 +1,350 @@
+"""Evaluation of predicted cells of a condition, by any method: scores between those of real and of unchanged cells."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scipy.stats import ttest_ind
+from sklearn.metrics import euclidean_distances, r2_score
+
+from bdm._core.files import atomic_write, provenance
+from bdm._core.parallel import using_threads
+from bdm._core.progress import progress
+from bdm._core.seeds import numpy_generator
+from bdm._core.store import load, save
+from bdm.errors import InputError, abbreviated
+from bdm.evaluation.cells import FLOOR, MIN_CELLS_FOR_MEANS, UNCHANGED, Cells, subset_of_names
+from bdm.evaluation.metrics import Agreement, PairDistances
+from bdm.evaluation.read import column_of
+from bdm.settings import WITHOUT_LABELS, PredictedEvaluationSettings
+
+logger = logging.getLogger(__name__)
+
+KIND = "predicted"
+DEFAULTS = PredictedEvaluationSettings()
+PREDICTED, COMMON_RESPONSE = "predicted", "common_response"  # sets of cells, beside the floor and unchanged cells
+TOP, ALL = "top", "all"  # genes
+COUNTS, LOG_NORMALISED = "raw counts", "log-normalised values"
+MIN_CELLS = {"control": 2 * MIN_CELLS_FOR_MEANS, "real": 2 * MIN_CELLS_FOR_MEANS, "predicted": MIN_CELLS_FOR_MEANS}
+MIN_CELLS_IN_WORDS = ", ".join(f"{fewest} of {name}" for name, fewest in MIN_CELLS.items())
+MAX_LOG = 20  # largest value that is taken for log-normalised; log1p of a million is 14
+MAX_SCALE = 1.5  # ratio of totals above which cells are not on one scale
+LEVEL = 0.01  # probability with which chance makes cells of one distribution appear to respond
+
+
+@dataclass(frozen=True, repr=False)
+class PredictedEvaluation:
+    """Scores of predicted cells of a condition, averaged over random halves of the real cells.
+
+    Attributes
+    ----------
+    scores
+        (cell_type, set, genes) x ``n_cells`` and scores, see :func:`score`. Sets are the ``floor`` (half of the real
+        cells), ``predicted``, ``common_response`` (control cells, shifted by the mean change of other types), and
+        ``unchanged`` control cells. Genes are ``top``, which the condition changes most in real cells, or ``all``.
+    n_top_genes
+        Number of the top genes.
+    values
+        What ``X`` of each file was taken as: raw counts or log-normalised values.
+    without_response
+        Types whose real cells are as near to control cells as chance allows, by the energy distance on all genes.
+    provenance
+        Version, packages, seed, settings, and checksums of the evaluated files.
+    """
+
+    scores: pd.DataFrame
+    n_top_genes: int
+    values: dict[str, str]
+    without_response: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return str(self.overall.to_string(float_format="{:.3f}".format))
+
+    @property
+    def overall(self) -> pd.DataFrame:
+        """(genes, score) x sets: means over cell types."""
+        means = self.scores.drop(columns="n_cells").groupby(["genes", "set"], sort=False).mean()
+        tables = {genes: means.loc[genes].T.dropna(how="all") for genes in (TOP, ALL)}
+        return pd.concat(tables, names=["genes", "score"])
+
+    @property
+    def positions(self) -> pd.DataFrame:
+        """Where the E-distance on the top genes is between the floor, 0, and unchanged cells, 1: cell types x sets."""
+        distances = self.scores["edistance"].xs(TOP, level="genes").unstack("set")
+        return distances.apply(position_of, axis=1)[list(self.scores.index.unique("set"))]
+
+    @property
+    def verdict(self) -> str:
+        """How far the predicted cells are from real cells, compared with unchanged cells, in one sentence."""
+        if len(self.without_response) == len(self.positions):
+            return (
+                "there is no response to predict: real cells of the condition are as near to control cells as by chance"
+            )
+        distances = self.overall.loc[(TOP, "edistance")]
+        places, by_type = position_of(distances), self.positions[PREDICTED].drop([*self.without_response]).sort_values()
+        of = {name: f"{max(place, 0):.0%}" for name, place in places.items()}
+        lowest, highest = (f"{max(by_type.iloc[i], 0):.0%} ({by_type.index[i]})" for i in (0, -1))
+        parts = [
+            f"E-distance {distances[PREDICTED]:.2f} on the {self.n_top_genes} genes that change most",
+            f"from {lowest} to {highest}" if len(by_type) > 1 else "",
+            f"the common response of the other types: {of[COMMON_RESPONSE]}" if COMMON_RESPONSE in of else "",
+            f"no response was seen in {abbreviated(sorted(self.without_response), n_shown=3)}"
+            if self.without_response
+            else "",
+        ]
+        return (
+            f"predicted cells are {of[PREDICTED]} of the way from real cells ({distances[FLOOR]:.2f}) to unchanged "
+            f"control cells ({distances[UNCHANGED]:.2f}): {'; '.join(filter(None, parts))}"
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Write the evaluation as a folder, for :meth:`load`, with the table ``scores.csv`` to read."""
+        with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
+            save(out, KIND, self)
+            self.scores.to_csv(out / "scores.csv", float_format="%.6g")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> PredictedEvaluation:
+        """Read an evaluation that :meth:`save` or ``bdm evaluate-predicted`` wrote."""
+        return load(Path(folder), KIND, cls)
+
+
+def position_of(distances: pd.Series) -> pd.Series:
+    """Place the distances of sets between the distance of the floor, 0, and of unchanged cells, 1."""
+    return (distances - distances[FLOOR]) / (distances[UNCHANGED] - distances[FLOOR])
+
+
+@using_threads()
+def evaluate_predicted(
+    control: AnnData,
+    real: AnnData,
+    predicted: AnnData,
+    settings: PredictedEvaluationSettings = DEFAULTS,
+    *,
+    seed: int = 0,
+) -> PredictedEvaluation:
+    """Compare predicted cells of a condition, of any method, with real cells of it, and with unchanged control cells.
+
+    Counts are normalised to ``log1p(CP10k)`` over the genes that all three have; log-normalised values are taken as
+    they are. The types of ``predicted`` are compared: in each repeat, real cells are divided at random into two halves,
+    one of which all sets are compared with. Sets have the same number of cells: at most those of the other half, of
+    half of the control cells, and of the predicted cells.
+
+    Parameters
+    ----------
+    control
+        Real cells without the condition, cells x genes, with raw counts or log-normalised values in ``X``.
+    real
+        Real cells in the condition, which the method was not fitted to.
+    predicted
+        Predicted cells in the condition.
+
+    Raises
+    ------
+    InputError
+        If there are too few common genes, cells or types, or values that are neither counts nor log-normalised.
+    """
+    cells = expressions({"control": control, "real": real, "predicted": predicted}, settings)
+    cell_types, rows = compared_types(cells), list[dict[str, Any]]()
+    before, after = cells["control"], cells["real"]
+    of_both = sorted(before.types(fewest=MIN_CELLS["control"]) & after.types(fewest=MIN_CELLS["real"]))
+    changes = {cell_type: after.mean(cell_type) - before.mean(cell_type) for cell_type in of_both}
+    for cell_type in progress(cell_types, total=len(cell_types), doing="scoring", unit="cell type"):
+        others = [change for other, change in changes.items() if other != cell_type]
+        rows += score_type(cells, cell_type, np.mean(others, axis=0) if others else None, settings, seed=seed)
+    scores = pd.DataFrame(rows).groupby(["cell_type", "set", "genes"], sort=False).mean()
+    return PredictedEvaluation(
+        scores=scores,
+        n_top_genes=settings.n_top_genes,
+        values={name: of.kind for name, of in cells.items()},
+        without_response=tuple(of for of in cell_types if not responds(cells, of, settings, seed=seed)),
+        provenance=provenance(seed=seed, settings=asdict(settings)),
+    )
+
+
+# ---- cells
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Log-normalised expression of cells of several types, and what it was computed from."""
+
+    values: sparse.csr_matrix  # cells x genes
+    cell_type: np.ndarray
+    kind: str
+
+    def mean(self, cell_type: str) -> np.ndarray:
+        """Mean of each gene in the cells of a type."""
+        return np.asarray(self.values[self.cell_type == cell_type].mean(axis=0)).ravel()
+
+    def sampled(self, cell_type: str, *, most: int, generator: np.random.Generator) -> np.ndarray:
+        """Draw at most as many cells of a type, in random order."""
+        rows = generator.permutation(np.flatnonzero(self.cell_type == cell_type))[:most]
+        return self.values[rows].toarray().astype(float)
+
+    def types(self, *, fewest: int) -> set[str]:
+        """Return the types of at least as many cells."""
+        types, numbers = np.unique(self.cell_type, return_counts=True)
+        return set(types[numbers >= fewest].tolist())
+
+
+def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSettings) -> dict[str, Expression]:
+    """Take genes that all have, and bring their values to one scale."""
+    names = [adata.var_names for adata in cells.values()]
+    for name, of in zip(cells, names, strict=True):
+        if len(repeated := of[of.duplicated()]):
+            raise InputError(f"{name} repeats the genes {subset_of_names(repeated)}; make their names unique.")
+    union, genes = reduce(pd.Index.union, names), names[0][names[0].isin(names[1]) & names[0].isin(names[2])]
+    if len(genes) <= settings.n_top_genes:
+        examples = ", ".join(f"{of[0]} in {name}" for name, of in zip(cells, names, strict=True) if len(of))
+        raise InputError(
+            f"There are {len(genes)} common genes ({examples}), too few for `n_top_genes={settings.n_top_genes}`; name "
+            "genes alike, or give a smaller number."
+        )
+    if len(union) > len(genes):
+        missing = subset_of_names(union.difference(genes, sort=False))
+        logger.info("%d genes are compared; not all files have %s.", len(genes), missing)
+    found = {name: expression_of(adata, name, genes, settings.label_key) for name, adata in cells.items()}
+    logger.info("X was taken as %s.", ", ".join(f"{of.kind} ({name})" for name, of in found.items()))
+    totals = {name: np.median(np.asarray(of.values.expm1().sum(axis=1))) for name, of in found.items()}
+    for name, total in totals.items():
+        if max(total, totals["control"]) > MAX_SCALE * min(total, totals["control"]):
+            logger.warning(
+                "Cells of %s have %.0f counts before log1p, control cells %.0f; normalise all alike, or give counts.",
+                *(name, total, totals["control"]),
+            )
+    return found
+
+
+def expression_of(adata: AnnData, name: str, genes: pd.Index, label_key: str | None) -> Expression:
+    """Return counts as ``log1p(CP10k)``, and log-normalised values as they are."""
+    if adata.X is None or not adata.n_obs:
+        raise InputError(f"{name} has no cells with values in X; put raw counts or log-normalised values there.")
+    values = sparse.csr_matrix(adata[:, genes].X, dtype=np.float32)
+    is_count = values.data == np.rint(values.data)
+    is_valid = np.isfinite(values.data) & (values.data >= 0)
+    if values.data.max(initial=0) > MAX_LOG:
+        is_valid &= is_count
+    if not is_valid.all():
+        at = is_valid.argmin()
+        cell = adata.obs_names[np.searchsorted(values.indptr, at, side="right") - 1]
+        raise InputError(
+            f"{name} has {values.data[at]:g} for gene {genes[values.indices[at]]} in cell {cell}, which is neither a "
+            "count nor log-normalised; give raw counts, or values of log1p(CP10k) that are not negative."
+        )
+    if label_key is None:
+        cell_type = np.full(adata.n_obs, WITHOUT_LABELS)
+    else:
+        labels = column_of(adata.obs, name, label_key, label_key, strict=True, remedy="name another by `label_key=`")
+        cell_type = labels.to_numpy(dtype=str)
+    if not is_count.all():
+        return Expression(values, cell_type, LOG_NORMALISED)
+    return Expression(Cells(values, cell_type).expression, cell_type, COUNTS)
+
+
+def compared_types(cells: Mapping[str, Expression]) -> list[str]:
+    """Return the types of predicted cells, if the real cells have them, and there are enough cells."""
+    types = cells["predicted"].types(fewest=1)
+    for name in ("control", "real"):
+        if lacking := sorted(types - cells[name].types(fewest=1)):
+            raise InputError(
+                f"predicted has cells of types that {name} lacks: {abbreviated(lacking, n_shown=3)}; use the same "
+                "names of types, and leave out others."
+            )
+    enough = types.intersection(*(cells[name].types(fewest=fewest) for name, fewest in MIN_CELLS.items()))
+    few = f"too few cells of {abbreviated(sorted(types - enough), n_shown=3)}; a type needs {MIN_CELLS_IN_WORDS}"
+    if not enough:
+        raise InputError(f"There are {few}.")
+    if types - enough:
+        logger.warning("Some types are not scored, as there are %s.", few)
+    if other := sorted(cells["real"].types(fewest=1) - types):
+        logger.info("Not scored, as there are no predicted cells: %s.", abbreviated(other, n_shown=3))
+    return sorted(enough)
+
+
+# ---- scores
+
+
+def responds(
+    cells: Mapping[str, Expression], cell_type: str, settings: PredictedEvaluationSettings, *, seed: int
+) -> bool:
+    """Test whether real cells of the condition are further from control cells than chance allows."""
+    generator, most = numpy_generator(seed, cell_type), settings.max_cells_per_type
+    control, real = (cells[name].sampled(cell_type, most=most, generator=generator) for name in ("control", "real"))
+    pairs = PairDistances(euclidean_distances(np.concatenate([control, real])), len(control))
+    return bool(pairs.energy > pairs.energy_chance.largest(LEVEL))
+
+
+def score_type(
+    cells: Mapping[str, Expression],
+    cell_type: str,
+    common: np.ndarray | None,
+    settings: PredictedEvaluationSettings,
+    *,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """Score the sets of one type: a row for each repeat, set and choice of genes.
+
+    ``common_degs`` is the share of the top genes of a set that are top genes of real cells, as in scPerturBench.
+    """
+    most, n_top = 2 * settings.max_cells_per_type, settings.n_top_genes
+    for repeat in range(settings.n_repeats):
+        generator = numpy_generator(seed, cell_type, repeat)
+        control, real, predicted = (of.sampled(cell_type, most=most, generator=generator) for of in cells.values())
+        first, second = np.array_split(real, 2)
+        n = min(len(second), len(control) // 2, len(predicted))
+        sets = {FLOOR: second[:n], PREDICTED: predicted[:n]}
+        if common is not None:
+            sets[COMMON_RESPONSE] = np.maximum(control[:n] + common, 0)
+        sets[UNCHANGED] = control[:n]
+        top, top_of_half = (top_genes(of, control, n_top) for of in (real, first))
+        for name, query in sets.items():
+            common_degs = len(np.intersect1d(top_genes(query, control, n_top), top_of_half)) / n_top
+            for genes, columns, known in ((TOP, top, {"common_degs": common_degs}), (ALL, slice(None), {})):
+                scores = score(query[:, columns], first[:, columns], control[:, columns].mean(axis=0))
+                yield {"cell_type": cell_type, "set": name, "genes": genes, "n_cells": n, **known, **scores}
+
+
+def score(query: np.ndarray, real: np.ndarray, control_mean: np.ndarray) -> dict[str, float]:
+    """Score cells by real cells of the condition: both cells x genes, log-normalised.
+
+    Returns
+    -------
+    As cell-eval: ``pearson_delta``, the correlation of mean changes from control cells, and ``mse`` and ``mae``, errors
+    of means. As pertpy and scPerturBench: ``edistance``, the energy distance with Euclidean distances, also of cells to
+    themselves, so that fewer cells are further. As CPA: ``r2_mean`` and ``r2_var``, coefficients of determination of
+    means and of variances. Besides: ``mmd``, the squared maximum mean discrepancy with a Gaussian kernel, unbiased
+    (pertpy's, with a linear kernel, is ``mse`` times the number of genes), and ``direction_match``, the share of the
+    genes that change in real cells whose predicted mean change has the same sign.
+    """
+    mean, real_mean = query.mean(axis=0), real.mean(axis=0)
+    change, real_change = mean - control_mean, real_mean - control_mean
+    pairs = PairDistances(euclidean_distances(np.concatenate([query, real])), len(query))
+    return {
+        "pearson_delta": Agreement(change, real_change).correlation,
+        "edistance": float(2 * pairs.across.mean() - pairs.within_x.mean() - pairs.within_y.mean()),
+        "mmd": pairs.maximum_mean_discrepancy,
+        "direction_match": float((np.sign(change) == np.sign(real_change))[real_change != 0].mean()),
+        "r2_mean": float(r2_score(real_mean, mean)),
+        "r2_var": float(r2_score(real.var(axis=0), query.var(axis=0))),
+        "mse": float(np.mean((mean - real_mean) ** 2)),
+        "mae": float(np.mean(np.abs(mean - real_mean))),
+    }
+
+
+def top_genes(cells: np.ndarray, control: np.ndarray, number: int) -> np.ndarray:
+    """Column indices of the genes with the largest t-statistics, in absolute value, by Welch's t-test."""
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings(action="ignore"):
+        statistic = np.nan_to_num(ttest_ind(cells, control, equal_var=False).statistic)
+    return np.argsort(-np.abs(statistic), kind="stable")[:number]
