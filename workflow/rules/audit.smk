@@ -35,27 +35,11 @@ rule merge_audit:
         record="results/{dataset}/audit/audit.json",
         scores="results/{dataset}/audit/audit.safetensors",
         by_fold="results/{dataset}/audit/by_fold.csv",
-        attacks=report(
-            "results/{dataset}/audit/attacks.csv",
-            caption="../report/attacks.rst",
-            category="Audit",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: attacks (table)"},
+        attacks=in_archive("results/{dataset}/audit/attacks.csv", "Audit", "attacks (table)"),
+        by_label=in_archive(
+            "results/{dataset}/audit/by_label.csv", "Audit", "attacks by cell type (table)", caption="attacks"
         ),
-        by_label=report(
-            "results/{dataset}/audit/by_label.csv",
-            caption="../report/attacks.rst",
-            category="Audit",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: attacks by cell type (table)"},
-        ),
-        figure=report(
-            "results/{dataset}/audit/audit.png",
-            caption="../report/attacks.rst",
-            category="Audit",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: attacks (figure)"},
-        ),
+        figure=in_archive("results/{dataset}/audit/audit.png", "Audit", "attacks (figure)", caption="attacks"),
     log:
         "results/{dataset}/logs/merge_audit.log",
     benchmark:

@@ -5,13 +5,7 @@ rule card:
         evaluation=rules.evaluate.output.evaluation,
         audit=audit_result,
     output:
-        card=report(
-            "results/{dataset}/card.md",
-            caption="../report/card.rst",
-            category="Report",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: the card of the model (text to share)"},
-        ),
+        card=in_archive("results/{dataset}/card.md", "Report", "the card of the model (text to share)"),
     log:
         "results/{dataset}/logs/card.log",
     conda:

@@ -213,6 +213,12 @@ def sentence(problem):
     return rejection(names[-1] if names else "configuration", value, schema, out_of_bounds=out_of_bounds)
 
 
+def in_archive(path, category, result, *, caption=None, of="{dataset}"):
+    """Mark an output for the archive of ``snakemake --report``, with a caption that has its name or another."""
+    text = f"../report/{caption or Path(path).stem}.rst"
+    return report(path, caption=text, category=category, subcategory="{dataset}", labels={"result": f"{of}: {result}"})
+
+
 def setting(path):
     """Give a params function: the data set's setting at ``path``, such as ``hierarchy/threshold``."""
     return lookup(within=settings, dpath=f"datasets/{{dataset}}/{path}")

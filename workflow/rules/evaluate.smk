@@ -8,76 +8,20 @@ rule evaluate:
         evaluation="results/{dataset}/evaluation/evaluation.json",
         arrays="results/{dataset}/evaluation/evaluation.safetensors",
         n_cells="results/{dataset}/evaluation/n_cells.csv",
-        overall=report(
-            "results/{dataset}/evaluation/overall.csv",
-            caption="../report/overall.rst",
-            category="Evaluation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: scores (table)"},
+        overall=in_archive("results/{dataset}/evaluation/overall.csv", "Evaluation", "scores (table)"),
+        overall_figure=in_archive("results/{dataset}/evaluation/overall.png", "Evaluation", "scores (figure)"),
+        by_type=in_archive("results/{dataset}/evaluation/by_type.csv", "Evaluation", "scores by cell type (table)"),
+        by_population=in_archive(
+            "results/{dataset}/evaluation/by_population.csv", "Evaluation", "scores by sub-population (table)"
         ),
-        overall_figure=report(
-            "results/{dataset}/evaluation/overall.png",
-            caption="../report/overall.rst",
-            category="Evaluation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: scores (figure)"},
+        properties=in_archive("results/{dataset}/evaluation/properties.csv", "Evaluation", "properties (table)"),
+        properties_figure=in_archive("results/{dataset}/evaluation/properties.png", "Evaluation", "properties (figure)"),
+        umap=in_archive("results/{dataset}/evaluation/umap.png", "Evaluation", "map of cells (figure)"),
+        by_type_figure=in_archive(
+            "results/{dataset}/evaluation/by_type.png", "Evaluation", "scores by cell type (figure)"
         ),
-        by_type=report(
-            "results/{dataset}/evaluation/by_type.csv",
-            caption="../report/by_type.rst",
-            category="Evaluation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: scores by cell type (table)"},
-        ),
-        by_population=report(
-            "results/{dataset}/evaluation/by_population.csv",
-            caption="../report/by_population.rst",
-            category="Evaluation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: scores by sub-population (table)"},
-        ),
-        properties=report(
-            "results/{dataset}/evaluation/properties.csv",
-            caption="../report/properties.rst",
-            category="Evaluation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: properties (table)"},
-        ),
-        properties_figure=report(
-            "results/{dataset}/evaluation/properties.png",
-            caption="../report/properties.rst",
-            category="Evaluation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: properties (figure)"},
-        ),
-        umap=report(
-            "results/{dataset}/evaluation/umap.png",
-            caption="../report/umap.rst",
-            category="Evaluation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: map of cells (figure)"},
-        ),
-        by_type_figure=report(
-            "results/{dataset}/evaluation/by_type.png",
-            caption="../report/by_type.rst",
-            category="Evaluation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: scores by cell type (figure)"},
-        ),
-        genes=report(
-            "results/{dataset}/evaluation/genes.csv",
-            caption="../report/genes.rst",
-            category="Evaluation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: genes (table)"},
-        ),
-        genes_figure=report(
-            "results/{dataset}/evaluation/genes.png",
-            caption="../report/genes.rst",
-            category="Evaluation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: genes (figure)"},
-        ),
+        genes=in_archive("results/{dataset}/evaluation/genes.csv", "Evaluation", "genes (table)"),
+        genes_figure=in_archive("results/{dataset}/evaluation/genes.png", "Evaluation", "genes (figure)"),
     log:
         "results/{dataset}/logs/evaluate.log",
     benchmark:

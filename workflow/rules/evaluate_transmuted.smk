@@ -5,33 +5,33 @@ rule evaluate_transmuted:
     output:
         transmutation="results/{dataset}/transmutation/{transmutation}/transmutation.json",
         arrays="results/{dataset}/transmutation/{transmutation}/transmutation.safetensors",
-        scores=report(
+        scores=in_archive(
             "results/{dataset}/transmutation/{transmutation}/scores.csv",
-            caption="../report/transmutation_scores.rst",
-            category="Transmutation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}, {transmutation}: scores (table)"},
+            "Transmutation",
+            "scores (table)",
+            caption="transmutation_scores",
+            of="{dataset}, {transmutation}",
         ),
-        scores_figure=report(
+        scores_figure=in_archive(
             "results/{dataset}/transmutation/{transmutation}/scores.png",
-            caption="../report/transmutation_scores.rst",
-            category="Transmutation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}, {transmutation}: scores (figure)"},
+            "Transmutation",
+            "scores (figure)",
+            caption="transmutation_scores",
+            of="{dataset}, {transmutation}",
         ),
-        genes=report(
+        genes=in_archive(
             "results/{dataset}/transmutation/{transmutation}/genes.png",
-            caption="../report/transmutation_genes.rst",
-            category="Transmutation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}, {transmutation}: genes (figure)"},
+            "Transmutation",
+            "genes (figure)",
+            caption="transmutation_genes",
+            of="{dataset}, {transmutation}",
         ),
-        umap=report(
+        umap=in_archive(
             "results/{dataset}/transmutation/{transmutation}/umap.png",
-            caption="../report/transmutation_umap.rst",
-            category="Transmutation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}, {transmutation}: map of cells (figure)"},
+            "Transmutation",
+            "map of cells (figure)",
+            caption="transmutation_umap",
+            of="{dataset}, {transmutation}",
         ),
     log:
         "results/{dataset}/logs/evaluate_transmuted_{transmutation}.log",

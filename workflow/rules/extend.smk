@@ -9,33 +9,25 @@ rule extend:
         cells="results/{dataset}/prepared.h5ad",
         extension="results/{dataset}/extension/extension_report.json",
         arrays="results/{dataset}/extension/extension_report.safetensors",
-        types=report(
-            "results/{dataset}/extension/extensions.csv",
-            caption="../report/extensions.rst",
-            category="Extension",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: new types in the hierarchy (table)"},
+        types=in_archive(
+            "results/{dataset}/extension/extensions.csv", "Extension", "new types in the hierarchy (table)"
         ),
-        hierarchy=report(
+        hierarchy=in_archive(
             "results/{dataset}/extension/hierarchy.png",
-            caption="../report/extended_hierarchy.rst",
-            category="Extension",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: hierarchy of cell types (figure)"},
+            "Extension",
+            "hierarchy of cell types (figure)",
+            caption="extended_hierarchy",
         ),
-        likelihood=report(
+        likelihood=in_archive(
             "results/{dataset}/extension/likelihood.csv",
-            caption="../report/extension_likelihood.rst",
-            category="Extension",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: log likelihood of each type (table)"},
+            "Extension",
+            "log likelihood of each type (table)",
+            caption="extension_likelihood",
         ),
-        genes=report(
+        genes=in_archive(
             "results/{dataset}/extension/type_specific_genes.csv",
-            caption="../report/type_specific_genes.rst",
-            category="Extension",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: genes of type-specific decoders (table)"},
+            "Extension",
+            "genes of type-specific decoders (table)",
         ),
     log:
         "results/{dataset}/logs/extend.log",

@@ -5,27 +5,14 @@ rule hierarchy:
     output:
         hierarchy="results/{dataset}/hierarchy.json",
         newick="results/{dataset}/hierarchy.nwk",
-        figure=report(
-            "results/{dataset}/hierarchy.png",
-            caption="../report/hierarchy.rst",
-            category="Hierarchy",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: hierarchy of cell types (figure)"},
-        ),
-        page=report(
+        figure=in_archive("results/{dataset}/hierarchy.png", "Hierarchy", "hierarchy of cell types (figure)"),
+        page=in_archive(
             "results/{dataset}/hierarchy.html",
-            caption="../report/hierarchy_page.rst",
-            category="Hierarchy",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: hierarchy of cell types (page to open and search)"},
+            "Hierarchy",
+            "hierarchy of cell types (page to open and search)",
+            caption="hierarchy_page",
         ),
-        table=report(
-            "results/{dataset}/hierarchy.csv",
-            caption="../report/hierarchy_table.rst",
-            category="Hierarchy",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: branches (table)"},
-        ),
+        table=in_archive("results/{dataset}/hierarchy.csv", "Hierarchy", "branches (table)", caption="hierarchy_table"),
     log:
         "results/{dataset}/logs/hierarchy.log",
     benchmark:

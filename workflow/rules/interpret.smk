@@ -9,96 +9,49 @@ rule interpret:
         interpretation="results/{dataset}/interpretation/interpretation.json",
         tensors="results/{dataset}/interpretation/interpretation.safetensors",
         branches="results/{dataset}/interpretation/branches.h5ad",
-        branch_genes=report(
+        branch_genes=in_archive(
             "results/{dataset}/interpretation/branch_genes.csv",
-            caption="../report/branch_genes.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: marker genes of each branch (table)"},
+            "Interpretation",
+            "marker genes of each branch (table)",
         ),
-        branch_genes_figure=report(
+        branch_genes_figure=in_archive(
             "results/{dataset}/interpretation/branch_genes.png",
-            caption="../report/branch_genes.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: marker genes of each branch (figure)"},
+            "Interpretation",
+            "marker genes of each branch (figure)",
         ),
-        nodes=report(
-            "results/{dataset}/interpretation/nodes.csv",
-            caption="../report/nodes.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: stability of the nodes (table)"},
+        nodes=in_archive(
+            "results/{dataset}/interpretation/nodes.csv", "Interpretation", "stability of the nodes (table)"
         ),
-        commitment=report(
-            "results/{dataset}/interpretation/commitment.csv",
-            caption="../report/commitment.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: commitment of genes (table)"},
+        commitment=in_archive(
+            "results/{dataset}/interpretation/commitment.csv", "Interpretation", "commitment of genes (table)"
         ),
-        commitment_figure=report(
-            "results/{dataset}/interpretation/commitment.png",
-            caption="../report/commitment.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: commitment of genes (figure)"},
+        commitment_figure=in_archive(
+            "results/{dataset}/interpretation/commitment.png", "Interpretation", "commitment of genes (figure)"
         ),
-        paths=report(
-            "results/{dataset}/interpretation/paths.csv",
-            caption="../report/paths.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: paths of cell types (table)"},
-        ),
-        ancestral_states_figure=report(
+        paths=in_archive("results/{dataset}/interpretation/paths.csv", "Interpretation", "paths of cell types (table)"),
+        ancestral_states_figure=in_archive(
             "results/{dataset}/interpretation/ancestral_states.png",
-            caption="../report/ancestral_states.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: ancestral states by branch (figure)"},
+            "Interpretation",
+            "ancestral states by branch (figure)",
         ),
-        ancestral_umap_figure=report(
+        ancestral_umap_figure=in_archive(
             "results/{dataset}/interpretation/umap.png",
-            caption="../report/ancestral_umap.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: ancestral states among real cells (figure)"},
+            "Interpretation",
+            "ancestral states among real cells (figure)",
+            caption="ancestral_umap",
         ),
-        agreement=report(
-            "results/{dataset}/interpretation/agreement.csv",
-            caption="../report/agreement.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: agreement with test cells (table)"},
+        agreement=in_archive(
+            "results/{dataset}/interpretation/agreement.csv", "Interpretation", "agreement with test cells (table)"
         ),
-        agreement_figure=report(
-            "results/{dataset}/interpretation/agreement.png",
-            caption="../report/agreement.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: agreement with test cells (figure)"},
+        agreement_figure=in_archive(
+            "results/{dataset}/interpretation/agreement.png", "Interpretation", "agreement with test cells (figure)"
         ),
-        enrichment=report(
-            "results/{dataset}/interpretation/enrichment.csv",
-            caption="../report/enrichment.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: gene sets by branch (table)"},
+        enrichment=in_archive(
+            "results/{dataset}/interpretation/enrichment.csv", "Interpretation", "gene sets by branch (table)"
         ),
-        markers=report(
-            "results/{dataset}/interpretation/markers.csv",
-            caption="../report/markers.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: marker genes (table)"},
-        ),
-        markers_figure=report(
-            "results/{dataset}/interpretation/markers.png",
-            caption="../report/markers.rst",
-            category="Interpretation",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: marker genes (figure)"},
+        markers=in_archive("results/{dataset}/interpretation/markers.csv", "Interpretation", "marker genes (table)"),
+        markers_figure=in_archive(
+            "results/{dataset}/interpretation/markers.png", "Interpretation", "marker genes (figure)"
         ),
     log:
         "results/{dataset}/logs/interpret.log",

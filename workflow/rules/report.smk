@@ -10,13 +10,7 @@ rule report:
         extension=extension_report,
         audit=audit_result,
     output:
-        page=report(
-            "results/{dataset}/report.html",
-            caption="../report/report.rst",
-            category="Report",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: the report (page to open and share)"},
-        ),
+        page=in_archive("results/{dataset}/report.html", "Report", "the report (page to open and share)"),
     log:
         "results/{dataset}/logs/report.log",
     conda:

@@ -5,12 +5,11 @@ rule simulate:
         gene_sets=gene_set_files,
     output:
         cells="results/{dataset}/simulated/{design}.h5ad",
-        truth=report(
+        truth=in_archive(
             "results/{dataset}/simulated/{design}_truth.csv",
-            caption="../report/truth.rst",
-            category="Designed experiments",
-            subcategory="{dataset}",
-            labels={"result": "{dataset}: genes that change in {design} (table)"},
+            "Designed experiments",
+            "genes that change in {design} (table)",
+            caption="truth",
         ),
     log:
         "results/{dataset}/logs/simulate_{design}.log",
