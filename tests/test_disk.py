@@ -1,18 +1,15 @@
-"""Full disks, disks that cannot be written, several runs at once, killed runs and clocks that jump: nothing is lost."""
+"""Full disks, disks that cannot be written, several runs at once, and killed runs: nothing is lost."""
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bdm._core.files import atomic_write, sha256
-from bdm.cli import app
 from bdm.data.matrix import write_h5ad
 from bdm.errors import InputError
 from bdm.model.model import save_model
@@ -167,28 +164,3 @@ def test_run_that_is_killed_in_its_last_step_has_lost_nothing(tmp_path):
         fails()
     assert {file.read_text() for file in (tmp_path / "out").iterdir()} == {"new"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-# A clock that is years off, forwards and backwards in turn, each time that it is looked at
-JUMPS = """
-import time
-now, turn = time.time, [0]
-def jumping():
-    turn[0] += 1
-    return now() + (-1) ** turn[0] * 1e8 * turn[0]
-time.time = jumping
-time.time_ns = lambda: int(jumping() * 1e9)
-"""
-
-
-@pytest.mark.nightly
-def test_clock_makes_no_difference(folder, tmp_path):
-    app(command("generate", folder, tmp_path / "one"), standalone_mode=False)
-    program = [sys.executable, "-c", f"{JUMPS}\nfrom bdm.cli import main\nmain()"]
-    subprocess.run([*program, *command("generate", folder, tmp_path / "other")], check=True)
-    assert sha256(tmp_path / "one.h5ad") == sha256(tmp_path / "other.h5ad")
-    for number, file in enumerate([*(folder / "model").rglob("*"), tmp_path / "one.h5ad"]):
-        when = (0, time.time() + 1e9)[number % 2]
-        os.utime(file, (when, when))
-    app(command("generate", folder, tmp_path / "one"), standalone_mode=False)
-    assert sha256(tmp_path / "one.h5ad") == sha256(tmp_path / "other.h5ad")

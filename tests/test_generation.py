@@ -182,13 +182,6 @@ def test_same_seed_same_cells(small_model, settings):
     assert (of(one, NK) != of(other, NK)).any()
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_cells_do_not_depend_on_other_types(small_model, stochastic):
-    alone = small_model.generate({B: 5}, stochastic=stochastic)
-    among = small_model.generate({MONO: 40, B: 5, NK: 1}, stochastic=stochastic)
-    assert (of(alone, B) == of(among, B)).all()
-
-
 @pytest.mark.parametrize("shared", [False, True])
 def test_cells_do_not_depend_on_order_of_request(batch_model, shared):
     rows = [(NK, 2, "two"), (B, 3, "one"), (NK, 4, "one"), (MONO, 5, "two"), (MONO, 1, "one")]

@@ -73,18 +73,6 @@ class BatchSums:
                 add_by_batch(total, block, values, batch.codes[rows])
         return cls(np.bincount(batch.codes, minlength=n_batches), n_seen, counts, squares)
 
-    def n_varying(self, among: np.ndarray) -> np.ndarray:
-        """Count the genes in ``among`` whose counts vary between cells, by batch."""
-        n = np.maximum(self.n_cells[:, None], 1)
-        varies: np.ndarray = self.squares[:, among] / n > (self.counts[:, among] / n) ** 2
-        return np.asarray(varies.sum(axis=1))
-
-    def mean_and_variance(self, batch: int, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of the counts of the genes in ``among``, in one batch."""
-        n = self.n_cells[batch]
-        mean = self.counts[batch, among] / n
-        return mean, (self.squares[batch, among] / n - mean**2) * (n / (n - 1))
-
 
 GeneList = str | Path | Sequence[str]  # a file with one name a line, or names
 
@@ -92,30 +80,28 @@ GeneList = str | Path | Sequence[str]  # a file with one name a line, or names
 def choose_genes(
     train: CellCounts,
     names: GeneNames,
-    batch: pd.Series | None = None,
+    batch: pd.Series | None,
+    settings: PrepareSettings,
     *,
-    listed: pd.Index | None = None,
-    kept: pd.Index | None = None,
-    built_in: bool = False,
-    n_most_variable: int | None = None,
-    min_cells: int,
+    listed: pd.Index | None,
+    kept: pd.Index | None,
 ) -> np.ndarray:
     """Mask of the genes that are chosen by the training cells only, so that other cells have no influence."""
-    genes = names.index
+    genes, min_cells = names.index, settings.min_cells_per_gene
     batches = pd.Categorical(["all"] * len(train.rows) if batch is None else batch.astype(str))
     sums = BatchSums.over(train, batches, n_genes=len(genes))
     seen = sums.n_seen.sum(axis=0) >= min_cells
     if not seen.all():
         logger.info("%d genes are seen in fewer than %d training cells.", (~seen).sum(), min_cells)
     is_listed, is_kept = (np.zeros(len(genes), bool) if of is None else genes.isin(of) for of in (listed, kept))
-    rare = names.labels[(is_listed if built_in else is_listed | is_kept) & ~seen]
+    rare = names.labels[(is_listed if settings.keep_genes == "markers" else is_listed | is_kept) & ~seen]
     if len(rare):
         logger.warning("Left out listed genes seen in fewer than %d training cells: %s.", min_cells, ", ".join(rare))
     chosen = seen if listed is None else seen & is_listed
     if not chosen.any():
         raise InputError(f"no gene is seen in {min_cells} training cells; lower `min_cells_per_gene=`.")
-    if n_most_variable is not None and n_most_variable < chosen.sum():
-        available, chosen = chosen, most_variable(train, batches, sums, among=chosen, n_genes=n_most_variable)
+    if settings.genes == "seurat_v3" and settings.n_genes < chosen.sum():
+        available, chosen = chosen, most_variable(train, batches, sums, among=chosen, n_genes=settings.n_genes)
         if kept is None:
             markers = marker_genes(names)
             hint_at_markers(names.labels[markers[(available & ~chosen)[genes.get_indexer(markers)]]])
@@ -197,7 +183,9 @@ def most_variable(
 
     Returns: mask over genes; Stuart et al. 2019, Cell 177:1888 (Seurat v3).
     """
-    large = np.minimum(sums.n_cells, sums.n_varying(among)) >= MIN_RANKED
+    n = np.maximum(sums.n_cells[:, None], 1)
+    varies = sums.squares[:, among] / n > (sums.counts[:, among] / n) ** 2
+    large = np.minimum(sums.n_cells, varies.sum(axis=1)) >= MIN_RANKED
     if not large.any():
         raise InputError(
             f"genes cannot be ranked by variability on fewer than {MIN_RANKED} training cells or genes"
@@ -208,17 +196,18 @@ def most_variable(
         logger.warning("Batches too small to rank genes in: %s.", small)
 
     ranked = np.flatnonzero(large)
-    means, variances = np.stack([sums.mean_and_variance(k, among) for k in ranked.tolist()], axis=1)
+    n_cells, chosen = sums.n_cells[ranked, None], np.ix_(ranked, among)
+    means = sums.counts[chosen] / n_cells
+    variances = (sums.squares[chosen] / n_cells - means**2) * (n_cells / (n_cells - 1))
     expected = np.stack([expected_deviation(*moments) for moments in zip(means, variances, strict=True)])
-    n_cells = sums.n_cells[ranked, None]
     limits = np.full(sums.counts.shape, np.inf)
-    limits[np.ix_(ranked, among)] = expected * np.sqrt(n_cells) + means
-    counts, squares = (total[np.ix_(ranked, among)] for total in limited_sums(cells, batch, limits))
+    limits[chosen] = expected * np.sqrt(n_cells) + means
+    counts, squares = (total[chosen] for total in limited_sums(cells, batch, limits))
     normalised = (n_cells * means**2 + squares - 2 * counts * means) / ((n_cells - 1) * expected**2)
 
-    chosen = among.copy()
-    chosen[among] = first_by_median_rank(normalised, n_genes)
-    return chosen
+    found = among.copy()
+    found[among] = first_by_median_rank(normalised, n_genes)
+    return found
 
 
 def expected_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:

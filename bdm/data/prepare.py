@@ -136,16 +136,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
 
     rows, is_train = cells.obs_names.get_indexer(obs.index), (obs["split"] == "train").to_numpy()
     counts = with_limits(CellCounts(cells.X, rows), obs["cell_type"], is_train, settings)
-    chosen = choose_genes(
-        counts.of_cells(is_train),
-        names,
-        obs["batch"][is_train] if "batch" in obs else None,
-        listed=listed,
-        kept=kept,
-        built_in=settings.keep_genes == "markers",
-        n_most_variable=settings.n_genes if settings.genes == "seurat_v3" else None,
-        min_cells=settings.min_cells_per_gene,
-    )
+    batch = obs["batch"][is_train] if "batch" in obs else None
+    chosen = choose_genes(counts.of_cells(is_train), names, batch, settings, listed=listed, kept=kept)
     provenance = {
         "version": __version__,
         "seed": settings.seed,

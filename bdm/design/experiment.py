@@ -18,7 +18,6 @@ from bdm.generation.chunks import MAX_CHUNK
 from bdm.generation.generate import expected_counts
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
-from bdm.prior.base import Sampler
 
 NO_PARTNER = -1
 FEW_CELLS = 128  # of a population, whose means are compared between donors
@@ -35,8 +34,9 @@ class ReferenceCells:
     log_library_size: Callable[[str], np.ndarray]
 
     @classmethod
-    def of(cls, model: BranchedModel, sampler: Sampler, *, batch_effects: float, seed: int) -> "ReferenceCells":
+    def of(cls, model: BranchedModel, *, batch_effects: float, seed: int) -> "ReferenceCells":
         """Make them for a model; each is computed when it is first needed."""
+        sampler = model.sampler()
 
         @cache
         def whitened(population: str) -> Tensor:
@@ -146,11 +146,9 @@ class DesignedExperiment:
         return counts.div(counts.sum(axis=1), axis=0)
 
 
-def compile_design(model: BranchedModel, design: Design, sampler: Sampler | None = None) -> DesignedExperiment:
+def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
     """Bring a design to a model, and draw its samples and changes."""
-    reference = ReferenceCells.of(
-        model, sampler or model.sampler(), batch_effects=design.batch_effects, seed=design.seed
-    )
+    reference = ReferenceCells.of(model, batch_effects=design.batch_effects, seed=design.seed)
     samples = table_of_samples(model, design)
     donors = tuple(samples["donor"].unique())
     request = request_of(model, design, samples, donors)

@@ -32,7 +32,6 @@ from bdm.generation.generate import (
     type_columns,
 )
 from bdm.model.model import BranchedModel
-from bdm.prior.base import Sampler
 
 RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")
 
@@ -52,9 +51,7 @@ def simulate_cells(model: BranchedModel, design: Design) -> ad.AnnData:
     return simulated_cells(compile_design(model, design)).in_memory()
 
 
-def simulated_cells(
-    experiment: DesignedExperiment, *, part: Part = WHOLE, sampler: Sampler | None = None
-) -> GeneratedCells:
+def simulated_cells(experiment: DesignedExperiment, *, part: Part = WHOLE) -> GeneratedCells:
     """Simulate an experiment block by block, as :func:`simulate_cells` does."""
     model, request, seed = experiment.model, experiment.request, experiment.design.seed
     rows = rows_of(chunk_specs_of(request, part), request)
@@ -66,7 +63,7 @@ def simulated_cells(
             yield simulation.block(Chunk(model.populations[0], 0, torch.empty(0, len(model.layout.names))))
         keep_freed_memory()
         with threads() as run:
-            chunks = independent_chunks(sampler or model.sampler(), request, seed, run, part)
+            chunks = independent_chunks(model.sampler(), request, seed, run, part)
             yield from run(simulation.block, chunks)
 
     varm, tables = truth_of(experiment)
