@@ -9,7 +9,7 @@ from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype
 
 from bdm.data.header import MISSING_LABELS
 from bdm.errors import InputError
-from bdm.settings import WITHOUT_LABELS
+from bdm.settings import WITHOUT_LABELS, PrepareSettings
 from bdm.validation import NO_LABELS, PREPARED_COLUMNS, alike_names, column_rejection
 
 logger = logging.getLogger(__name__)
@@ -34,47 +34,39 @@ BATCHES = re.compile(r"\b(batch|donor|sample|library|channel|patient|individual|
 MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|sex)\b")  # of a sample, as library_size
 
 
-def canonical_columns(
-    obs: pd.DataFrame,
-    *,
-    label_key: str | None,
-    batch_key: str | None,
-    donor_key: str | None = None,
-    drop_unlabelled: bool = False,
-) -> pd.DataFrame:
-    """Return ``obs`` with the columns ``cell_type`` and, with a key of batches or donors, ``batch`` and ``donor``.
-
-    Without a label key, all cells are of one type. Other columns named ``cell_type``, ``batch`` or ``split``, which
-    have a meaning in prepared cells, are renamed to ``NAME_input``; so are columns named ``donor`` if there is a donor
-    key.
-    """
-    for argument, key in (("label_key", label_key), ("batch_key", batch_key), ("donor_key", donor_key)):
+def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
+    """Give ``obs`` the columns ``cell_type``, ``batch`` and ``donor``; others of these names become ``NAME_input``."""
+    keys = {"batch": settings.batch_key, "donor": settings.donor_key}
+    for argument, key in {
+        "label_key": settings.label_key,
+        **{f"{name}_key": key for name, key in keys.items()},
+    }.items():
         if key in RESERVED_COLUMNS and key not in ("cell_type", INDEX):
             raise InputError(
                 f"obs[{key!r}] is named by `{argument}=`, but bdm writes a column of this name; rename the column."
             )
-    if label_key is None:
+    if settings.label_key is None:
         labels = one_label(obs.index)
     else:
         labels = group_column(
             obs,
-            label_key,
+            settings.label_key,
             argument="label_key",
             alternative=NO_LABELS,
             remedy="leave them out by `drop_unlabelled=True`",
-            drop_missing=drop_unlabelled,
+            drop_missing=settings.drop_unlabelled,
         )
     obs = obs if len(labels) == len(obs) else obs.loc[labels.index]
     columns = {"cell_type": labels}
-    for name, key in (("batch", batch_key), ("donor", donor_key)):
+    for name, key in keys.items():
         if key is not None:
             columns[name] = group_column(obs, key, argument=f"{name}_key")
-    for name in PREPARED_COLUMNS if donor_key is not None else PREPARED_COLUMNS[:-1]:
+    for name in PREPARED_COLUMNS if settings.donor_key is not None else PREPARED_COLUMNS[:-1]:
         if name in obs and not (name in columns and columns[name].equals(as_text(obs[name]))):
             kept = f"{name}_input"
             while kept in obs:
                 kept += "_input"
-            level = logging.DEBUG if name == "batch" and batch_key is None else logging.WARNING
+            level = logging.DEBUG if name == "batch" and settings.batch_key is None else logging.WARNING
             logger.log(level, "The input's column %s of obs is kept as %s.", name, kept)
             obs = obs.rename(columns={name: kept})
     return obs.assign(**columns)
@@ -235,11 +227,8 @@ def hint_at_types(cell_type: pd.Series) -> None:
         logger.warning("By their names, these may be no cell types: %s; to leave them out, use `leave_out=`.", names)
 
 
-def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str | None, donor_key: str | None) -> None:
-    """Log which columns of ``obs`` look like batches, for data without a batch key.
-
-    They are named like batches, and have several values, also within a type, and not one for each cell.
-    """
+def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, settings: PrepareSettings) -> None:
+    """Log which columns look like batches: by name, and by several values, also within a type, but not one a cell."""
 
     def divides(column: pd.Series) -> bool:
         if is_float_dtype(column):
@@ -248,7 +237,8 @@ def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str |
         by_type = groups.groupby(cell_type, observed=True).nunique()
         return 1 < groups.nunique() <= len(column) / 2 and bool((by_type > 1).any())
 
-    words = {name: words_in(name) for name in obs.columns if name not in (label_key, donor_key, "cell_type", "split")}
+    others = (settings.label_key, settings.donor_key, "cell_type", "split")
+    words = {name: words_in(name) for name in obs.columns if name not in others}
     named = [name for name, text in words.items() if BATCHES.search(text) and not MEASURED.search(text)]
     if candidates := ", ".join(str(name) for name in named if divides(obs[name])):
         logger.info("Columns of obs that look like batches: %s; to model one of them, use `batch_key=`.", candidates)

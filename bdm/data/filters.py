@@ -7,6 +7,7 @@ import pandas as pd
 
 from bdm.data.columns import is_unwritable
 from bdm.errors import InputError, counted
+from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,9 @@ def without_types(obs: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
     return obs[~known.isin(names)]
 
 
-def without_small_types(obs: pd.DataFrame, *, min_cells: int, labelled: bool = True) -> pd.DataFrame:
-    """Leave out cell types with fewer than ``min_cells`` cells."""
+def without_small_types(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
+    """Leave out cell types with too few cells."""
+    min_cells, labelled = settings.min_cells_per_type, settings.label_key is not None
     if obs.empty:
         raise InputError("no cells are left; leave out fewer types, or lower `min_genes_per_cell=`.")
     n_cells = obs["cell_type"].cat.remove_unused_categories().value_counts()
@@ -96,8 +98,9 @@ def cells_of_donors(group: pd.Series, donor: pd.Series) -> pd.DataFrame:
     return pd.crosstab(group.to_numpy(), donor.astype(str).to_numpy())
 
 
-def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled: bool = True) -> pd.DataFrame:
-    """Leave out cell types with cells of fewer than ``min_donors`` effective donors, not counting test cells."""
+def without_types_of_few_donors(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
+    """Leave out cell types with cells of too few effective donors, not counting test cells."""
+    min_donors, labelled = settings.min_donors, settings.label_key is not None
     if min_donors == 1:
         return obs
     number = donors_of_types(obs)

@@ -93,13 +93,7 @@ class PreparedCells:
 
 
 def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
-    """Check labelled counts, choose cells and genes, and split the cells by type.
-
-    Returns: cells x chosen genes: integer counts in ``X`` (CSR, float32); categories of text in ``obs['cell_type']``,
-    ``obs['split']`` (``train``, ``validation``, ``test``) and, with their keys, ``obs['batch']`` and ``obs['donor']``;
-    all other columns of ``obs`` and ``var``; version, seed, settings, and the numbers of cells and genes of the input,
-    see :func:`choose_cells`, in ``uns['bdm']``.
-    """
+    """Check counts, choose cells and genes, and add ``cell_type``, ``split``, ``batch`` and ``donor`` to ``obs``."""
     return prepared_cells(adata, settings).in_memory()
 
 
@@ -118,20 +112,13 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     if settings.keep_genes == "markers":
         kept = marker_genes(names)
 
-    labelled = canonical_columns(
-        cells.obs,
-        label_key=settings.label_key,
-        batch_key=settings.batch_key,
-        donor_key=settings.donor_key,
-        drop_unlabelled=settings.drop_unlabelled,
-    )
+    labelled = canonical_columns(cells.obs, settings)
     obs, left_out = choose_cells(labelled, pd.Series(n_genes, cells.obs_names), settings)
     if settings.donor_key is not None:
         check_crossed(obs, settings.donor_key)
     hint_at_types(obs["cell_type"])
     if settings.batch_key is None:
-        keys = {"label_key": settings.label_key, "donor_key": settings.donor_key}
-        hint_at_batches(cells.obs.loc[obs.index], obs["cell_type"], **keys)
+        hint_at_batches(cells.obs.loc[obs.index], obs["cell_type"], settings)
     obs = without_unused_categories(obs)
 
     rows, is_train = cells.obs_names.get_indexer(obs.index), (obs["split"] == "train").to_numpy()
@@ -233,13 +220,12 @@ def choose_cells(
     labelled: pd.DataFrame, n_genes: pd.Series, settings: PrepareSettings
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Choose and split cells; gives ``obs``, and numbers of cells and types that were left out by each setting."""
-    has_labels = settings.label_key is not None
     selected = without_types(labelled, settings.leave_out)
     counted = without_empty_cells(selected, n_genes, min_genes=settings.min_genes_per_cell)
-    large = without_small_types(counted, min_cells=settings.min_cells_per_type, labelled=has_labels)
+    large = without_small_types(counted, settings)
     fractions = {"validation": settings.validation, "test": settings.test}
     large = large.assign(split=split_by_type(large["cell_type"], **fractions, seed=settings.seed))
-    chosen = without_types_of_few_donors(large, min_donors=settings.min_donors, labelled=has_labels)
+    chosen = without_types_of_few_donors(large, settings)
     return chosen, {
         "cells_left_out": {
             "drop_unlabelled": len(n_genes) - len(labelled),
