@@ -181,15 +181,6 @@ def test_cells_that_a_rule_may_make_anew(folder, text):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_old_files_keep_obs_in_one_table(tmp_path):
-    obs = np.array([(b"c0", b"T", 2), (b"c1", b"B", 3)], dtype=[("index", "S2"), ("kind", "S1"), ("donor", "i4")])
-    with h5py.File(tmp_path / "old.h5ad", "w") as file:
-        file["X"], file["obs"] = np.ones((2, 1), dtype=np.float32), obs
-        file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
-    assert obs_columns(tmp_path / "old.h5ad") == list(read_cells(tmp_path / "old.h5ad").obs) == ["kind", "donor"]
-    assert n_cells_by_value(tmp_path / "old.h5ad", "donor") == {"2": 1, "3": 1}
-
-
 def test_columns_are_those_that_are_read(folder):
     assert obs_columns(folder / "cells.h5ad") == list(read_cells(folder / "cells.h5ad").obs)
     no_columns = ad.AnnData(np.ones((2, 2)))

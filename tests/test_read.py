@@ -36,28 +36,22 @@ def write_loom(cells: AnnData, path: Path) -> None:
     loompy.create(str(path), cells.X.T.toarray(), genes, columns)
 
 
-def write_10x_h5(path: Path) -> None:
+NAMES_OF_10X = {"ids": "features/id", "symbols": "features/name"}
+NAMES_OF_OLD_10X = {"ids": "genes", "symbols": "gene_names"}
+
+
+def write_10x_h5(path: Path, *, group: str = "matrix", names: dict[str, str] = NAMES_OF_10X) -> None:
     by_cell = sparse.csr_matrix(COUNTS.astype(np.int32))
     with h5py.File(path, "w") as file:
-        matrix = file.create_group("matrix")
+        matrix = file.create_group(group)
         matrix["data"], matrix["indices"], matrix["indptr"] = by_cell.data, by_cell.indices, by_cell.indptr
         matrix["shape"] = np.array(COUNTS.T.shape)
         matrix["barcodes"] = np.array(BARCODES, dtype="S")
-        matrix["features/id"] = np.array(GENE_IDS, dtype="S")
-        matrix["features/name"] = np.array(SYMBOLS, dtype="S")
-        matrix["features/feature_type"] = np.array(["Gene Expression"] * 3, dtype="S")
-        matrix["features/genome"] = np.array(["GRCh38"] * 3, dtype="S")
-
-
-def write_legacy_10x_h5(path: Path) -> None:
-    by_cell = sparse.csr_matrix(COUNTS.astype(np.int32))
-    with h5py.File(path, "w") as file:
-        genome = file.create_group("hg19")
-        genome["data"], genome["indices"], genome["indptr"] = by_cell.data, by_cell.indices, by_cell.indptr
-        genome["shape"] = np.array(COUNTS.T.shape)
-        genome["barcodes"] = np.array(BARCODES, dtype="S")
-        genome["genes"] = np.array(GENE_IDS, dtype="S")
-        genome["gene_names"] = np.array(SYMBOLS, dtype="S")
+        matrix[names["ids"]] = np.array(GENE_IDS, dtype="S")
+        matrix[names["symbols"]] = np.array(SYMBOLS, dtype="S")
+        if names is NAMES_OF_10X:
+            matrix["features/feature_type"] = np.array(["Gene Expression"] * 3, dtype="S")
+            matrix["features/genome"] = np.array(["GRCh38"] * 3, dtype="S")
 
 
 def write_10x_folder(path: Path, *, prefix: str = "") -> None:
@@ -118,7 +112,7 @@ def test_missing_package_is_named(cells, tmp_path, monkeypatch):
     ("name", "write"),
     [
         ("cells.h5", write_10x_h5),
-        ("legacy.h5", write_legacy_10x_h5),
+        ("legacy.h5", lambda path: write_10x_h5(path, group="hg19", names=NAMES_OF_OLD_10X)),
         ("folder", write_10x_folder),
         ("prefixed", lambda path: write_10x_folder(path, prefix="GSM1_")),
         ("legacy", write_legacy_10x_folder),

@@ -17,7 +17,7 @@ Read = TypeVar("Read")
 
 def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str] | None:
     """Columns of ``obs`` of an ``.h5ad`` file, with those of a table of labels; None if they cannot be read."""
-    columns = from_h5ad(cells, lambda file: columns_of(file["obs"]))
+    columns = from_h5ad(cells, lambda file: list(map(as_str, file["obs"].attrs["column-order"])))
     try:
         added = [] if labels is None else table_columns(Path(labels))
     except UNREADABLE:
@@ -58,14 +58,6 @@ def from_h5ad(path: str | Path, read: Callable[[Any], Read | None]) -> Read | No
             return read(file)
     except UNREADABLE:
         return None
-
-
-def columns_of(stored: Any) -> list[str] | None:
-    """Name the columns of a table as AnnData reads them: in a group, or, before AnnData 0.7, in one dataset."""
-    if not hasattr(stored, "keys"):
-        return None if stored.dtype.names is None else list(stored.dtype.names[1:])  # the first is the index
-    names = stored.attrs["column-order"]
-    return list(map(as_str, names)) if stored.attrs["encoding-type"] == "dataframe" and names.ndim == 1 else None
 
 
 def as_str(name: Any) -> str:
