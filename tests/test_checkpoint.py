@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from warm import start
 
 from bdm._core.checkpoint import Checkpoint, TrainingState, checkpoint_beside, identity
 from bdm._core.files import sha256
@@ -234,22 +233,16 @@ def run_here(folder: Path, command: str) -> None:
         app(command.split(), standalone_mode=False)
 
 
-def run(folder: Path, command: str) -> subprocess.Popen:
-    """Start a command in a separate process."""
-    program = [sys.executable, "-c", "from bdm.cli import main; main()", *command.split()]
-    return subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True)
-
-
 def killed(folder: Path, command: str, number: signal.Signals, checkpoint: Path) -> str:
     """Kill a command after its first checkpoint of this time; gives its messages."""
     before = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0
-    process = run(folder, command)
-    while process.poll() is None and (not checkpoint.is_file() or checkpoint.stat().st_mtime_ns == before):
+    process = start(command.split(), folder, log := folder / f"{number.name}.log")
+    while process.is_alive() and (not checkpoint.is_file() or checkpoint.stat().st_mtime_ns == before):
         time.sleep(0.01)
-    process.send_signal(number)
-    output = process.communicate()[1]
-    assert process.returncode == (-number if number is signal.SIGKILL else 128 + number), output
-    return output
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == (-number if number is signal.SIGKILL else 128 + number), log.read_text()
+    return log.read_text()
 
 
 def tensors(folder: Path) -> dict[str, str]:
@@ -265,8 +258,9 @@ def test_killed_command_resumes_and_ends_the_same(folder):
         assert not (folder / "killed").exists()
         assert checkpoint.is_file()
         assert number is signal.SIGKILL or "run the same command to resume" in output
-    last = run(folder, command)
-    assert "continues from step" in last.communicate()[1]
-    assert last.returncode == 0
+    last = start(command.split(), folder, log := folder / "last.log")
+    last.join()
+    assert "continues from step" in log.read_text()
+    assert last.exitcode == 0
     assert tensors(folder / "killed") == tensors(folder / "model")
     assert not checkpoint.exists()

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from typer.main import get_command
+from warm import start
 
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
@@ -111,7 +112,7 @@ STEPS = (
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Folders in which all steps ran with the same seeds, one in this process and one in others."""
+    """Folders in which all steps ran with the same seeds, in this process and in others."""
     folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folders[0])
@@ -120,10 +121,10 @@ def made(tmp_path_factory):
             with pytest.raises(SystemExit) as end:
                 main()
             assert not end.value.code
-    calls = "\n".join(
-        f"sys.argv = ['bdm', *{list(map(str, step))}]\ntry: main()\nexcept SystemExit: pass" for step in STEPS
-    )
-    subprocess.run([sys.executable, "-c", f"import sys\nfrom bdm.cli import main\n{calls}"], cwd=folders[1], check=True)
+    for step in STEPS:
+        process = start([*map(str, step)], folders[1], log := folders[1].with_suffix(".log"))
+        process.join()
+        assert process.exitcode == 0, log.read_text()
     return folders
 
 
@@ -291,10 +292,13 @@ def test_quiet_prints_nothing_but_warnings(made, bdm, tmp_path, caplog):
     assert caplog.messages == []
     assert (tmp_path / "new.h5ad").exists()
     few = ("--min-cells-per-type", 20)
-    done = run("prepare", made[0] / "cells.h5ad", "prepared.h5ad", *PREPARE, *few, "--quiet", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.splitlines()
-    assert all(line.startswith("Left out type ") for line in done.stderr.splitlines())
+    step = ("prepare", made[0] / "cells.h5ad", "prepared.h5ad", *PREPARE, *few, "--quiet")
+    process = start([*map(str, step)], tmp_path, log := tmp_path / "log")
+    process.join()
+    assert process.exitcode == 0
+    shown = log.read_text().splitlines()
+    assert shown
+    assert all(line.startswith("Left out type ") for line in shown)
 
 
 @pytest.mark.parametrize(("has_checkpoints", "where"), [(True, "goes on from the last checkpoint"), (False, "starts")])
@@ -309,14 +313,16 @@ def test_ctrl_c_outside_of_training_is_one_sentence(has_checkpoints, where):
 
 def test_verbose_prints_versions_options_and_times(made, tmp_path):
     step = ("train", made[0] / "autoencoder", made[0] / "tree.json", "model", "--prior=diffusion", "--n-steps", 2, "-v")
-    done = run(*step, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    first = done.stderr.splitlines()[0]
+    process = start([*map(str, step)], tmp_path, log := tmp_path / "log")
+    process.join()
+    shown = log.read_text()
+    assert process.exitcode == 0, shown
+    first = shown.splitlines()[0]
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} bdm ", first)
     assert f"torch {version('torch')}" in first
     assert first.endswith(" threads")
-    assert re.search(r" n_steps: 2$", done.stderr, flags=re.MULTILINE)
-    assert re.search(r" step 2, loss ", done.stderr)
+    assert re.search(r" n_steps: 2$", shown, flags=re.MULTILINE)
+    assert re.search(r" step 2, loss ", shown)
 
 
 def test_messages_have_no_escape_codes_in_a_log(made, tmp_path):

@@ -81,6 +81,7 @@ def differences_in_half(inputs: Inputs, cell_type: str) -> Differences:
     return ComparedCells(inputs.test, inputs.split_test, fitted=False).differences((contrast,), seed=0)[contrast.child]
 
 
+@pytest.mark.slow
 def test_p_values_within_one_population_are_uniform(inputs):
     """In the counts that the sub-populations were not assigned by; elsewhere they are not."""
     contrast = contrast_within(inputs, "one")
@@ -93,6 +94,7 @@ def test_p_values_within_one_population_are_uniform(inputs):
     assert not differences_in_half(inputs, "one").significant.any()
 
 
+@pytest.mark.slow
 def test_planted_differences_between_sub_populations_are_found(inputs):
     found = differences_in_half(inputs, "several")
     significant = found.p_adjusted < 0.05
@@ -103,6 +105,7 @@ def test_planted_differences_between_sub_populations_are_found(inputs):
     assert changes[0] * changes[1] < 0
 
 
+@pytest.mark.slow
 def test_halves_are_of_the_cells_and_their_types(inputs, fitted):
     model, prepared = inputs.model, fitted.prepared
     test = prepared[prepared.obs["split"] == "test"]
@@ -188,6 +191,7 @@ def test_children_beside_a_divided_type_are_tested_in_all_counts():
     np.testing.assert_array_equal(found["a/1"].fold_change.log2, changes.log2)
 
 
+@pytest.mark.slow
 def test_p_values_are_given_where_they_are_valid(inputs, fitted):
     settings = InterpretationSettings(n_genes=10, n_cells=20)
     found = interpret(inputs, settings, seed=0)
@@ -219,6 +223,7 @@ def test_p_values_are_given_where_they_are_valid(inputs, fitted):
         assert not (of.contrast.divides_type and of.test.significant.any())
 
 
+@pytest.mark.slow
 def test_too_few_cells_of_a_sub_population_leave_gaps(inputs):
     few = inputs.split_test[np.flatnonzero(inputs.split_test.cell_type != "one/2")]
     found = interpret(replace(inputs, split_test=few), InterpretationSettings(n_genes=10, n_cells=20), seed=0)

@@ -2,13 +2,14 @@
 
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_checkpoint import run, run_here, tensors
+from test_checkpoint import run_here, tensors
 
 from bdm._core.training import fabric
 from bdm.api import BranchedDiffusion
@@ -21,6 +22,12 @@ TRAIN = "train autoencoder hierarchy.json OUT --prior diffusion --n-steps STEPS 
 
 def command(out: str, n_steps: int, n_devices: int) -> str:
     return TRAIN.replace("OUT", out).replace("STEPS", str(n_steps)).replace("N", str(n_devices))
+
+
+def run(folder: Path, command: str) -> subprocess.Popen:
+    """Start a command in a separate process."""
+    program = [sys.executable, "-c", "from bdm.cli import main; main()", *command.split()]
+    return subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")

@@ -56,10 +56,9 @@ def stages(base, example_cells) -> list[BranchedModel]:
     return models
 
 
-def generated(model: BranchedModel, *, stochastic: bool = False, shared: bool = False) -> AnnData:
-    return generate_cells(
-        model, request_cells(model, 30), SamplerSettings(stochastic=stochastic), seed=3, shared_ancestors=shared
-    )
+def generated(model: BranchedModel, *, stochastic: bool = False, shared: bool = False, n_levels: int = 4) -> AnnData:
+    settings = SamplerSettings(stochastic=stochastic, n_levels=n_levels)
+    return generate_cells(model, request_cells(model, 30), settings, seed=3, shared_ancestors=shared)
 
 
 # ---- other types
@@ -119,7 +118,7 @@ def test_new_cells_are_like_training_cells(with_nk, example_cells):
     real = {
         name: profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in ("CD56+ NK", "CD8+ Cytotoxic T")
     }
-    cells = generated(with_nk.model)
+    cells = generated(with_nk.model, n_levels=12)
     made = profile(cells[cells.obs["cell_type"] == "CD56+ NK"].X.toarray())
     apart = np.linalg.norm(real["CD56+ NK"] - real["CD8+ Cytotoxic T"])
     assert np.linalg.norm(made - real["CD56+ NK"]) < 0.4 * apart
@@ -509,14 +508,14 @@ def test_others_stay_the_same_through_many_extensions(base, example_cells, share
     labels[np.isin(labels, ["1.1", "CD8+/CD45RA+ Naive Cytotoxic"])] = "1.0"
     cells.obs["bulk_labels"] = labels
     seen: dict[str, AnnData] = {}
-    model = base
+    model, after = base, generated(base, shared=shared)
     steps = ["0.0", "0.1", "CD56+ NK", "1.0", "-Dendritic", "3.0", "-0.0", "3.1", "-Dendritic", "-1.0", "-CD19+ B"]
     for number, step in enumerate(steps, start=1):
         name = step.removeprefix("-")
         chosen = {"update": (name,)} if step.startswith("-") else {"cell_types": (name,)}
         new = new_cells(cells, model, **chosen, seed=number)
         *_, found = extend_all(model, new, QUICK, seed=number, provenance={})
-        before, model = generated(model, shared=shared), found.model
+        before, model = after, found.model
         after = generated(model, shared=shared)
         for kept in set(before.obs["cell_type"]) - {name}:
             one, other = (of[of.obs["cell_type"] == kept] for of in (before, after))

@@ -953,6 +953,7 @@ def run(monkeypatch, *arguments):
 TABLES = ("nodes", "branch_genes", "commitment", "paths", "agreement", "enrichment", "markers")
 
 
+@pytest.mark.slow
 def test_command_writes_everything(files, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert not run(monkeypatch, *files.values(), out, "--n-genes", 5)

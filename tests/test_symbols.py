@@ -163,6 +163,7 @@ def folder(cells, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["branch_genes", "commitment", "markers"])
 def test_tables_have_symbols_and_names(folder, table):
     shown = bdm.BranchedDiffusion.load(folder / "model", device="cpu").model.gene_names.labels
@@ -171,6 +172,7 @@ def test_tables_have_symbols_and_names(folder, table):
     assert list(rows["symbol"]) == list(shown[rows["gene"]])
 
 
+@pytest.mark.slow
 def test_names_in_words_and_columns_are_symbols(folder, labels):
     tables = {name: pd.read_csv(folder / f"interpretation/{name}.csv") for name in ("nodes", "paths", "enrichment")}
     assert not unexplained(" ".join(tables["nodes"]["best_genes"]), labels)
@@ -180,6 +182,7 @@ def test_names_in_words_and_columns_are_symbols(folder, labels):
     assert not unexplained(" ".join(added["type_specific_genes"]), labels)
 
 
+@pytest.mark.slow
 def test_given_markers_and_sets_name_symbols_or_identifiers(folder, cells):
     rows = pd.read_csv(folder / "interpretation/markers.csv")
     mine = rows[rows["marker_of"] == "B"]
@@ -191,16 +194,19 @@ def test_given_markers_and_sets_name_symbols_or_identifiers(folder, cells):
     assert set(sets.loc[sets["gene_set"] == "HALLMARK", "n_genes"]) == {4}
 
 
+@pytest.mark.slow
 def test_statistics_of_genes_have_symbols(folder):
     rows = pd.read_csv(folder / "evaluation/genes.csv")
     assert list(rows)[1:3] == ["gene", "symbol"]
     assert "LYZ" in set(rows["symbol"])
 
 
+@pytest.mark.slow
 def test_type_specific_genes_of_added_types_have_symbols(folder):
     assert "symbol" in pd.read_csv(folder / "extension/type_specific_genes.csv")
 
 
+@pytest.mark.slow
 def test_model_of_a_list_of_genes_takes_its_cells_again_without_the_list(folder, cells):
     loaded = BranchedDiffusion.load(folder / "model", adata=cells, device="cpu")
     prepared = anndata.read_h5ad(folder / "prepared.h5ad")
@@ -209,6 +215,7 @@ def test_model_of_a_list_of_genes_takes_its_cells_again_without_the_list(folder,
     assert "CD79A" in type_specific_genes(loaded.model, NK)["symbol"].str.split().str[0].to_numpy()
 
 
+@pytest.mark.slow
 def test_report_shows_symbols(folder, labels):
     results = read_results(folder)
     genes = [gene for node in nodes(results) for _, of_side in node["sides"] for gene in of_side]
@@ -224,6 +231,7 @@ def test_report_shows_symbols(folder, labels):
     assert not unexplained(shown.replace(".", " "), labels)
 
 
+@pytest.mark.slow
 def test_files_of_cells_keep_the_names_of_the_data(folder, cells):
     for name in ("prepared", "generated", "moved", "interpretation/branches"):
         var = anndata.read_h5ad(folder / f"{name}.h5ad").var

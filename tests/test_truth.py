@@ -60,11 +60,13 @@ def truth(request) -> Truth:
     return Truth(synthetic, model, heights_of(synthetic.tree))
 
 
+@pytest.mark.slow
 def test_inferred_tree_is_the_planted_one(truth):
     assert TreeComparison.from_trees(truth.model.hierarchy, truth.synthetic.tree).robinson_foulds == 0
     assert min(branch.support for branch in truth.nodes.values()) > 0.5
 
 
+@pytest.mark.slow
 def test_levels_are_in_the_order_of_planted_heights(truth):
     clades = list(truth.heights)
     planted = np.array([truth.heights[clade] for clade in clades])
@@ -106,6 +108,7 @@ def min_cells(synthetic: SyntheticCells, contrast: Contrast) -> int:
     return min(n_cells[list(side)].sum() for side in (contrast.inside, contrast.outside))
 
 
+@pytest.mark.slow
 def test_planted_genes_of_branches_are_the_models_markers(truth, contrasts):
     """In branches of a hundred cells and more on either side; those of fewer are learned in part."""
     expression = model_expression(truth.model, n_cells=200)
@@ -119,6 +122,7 @@ def test_planted_genes_of_branches_are_the_models_markers(truth, contrasts):
     assert np.mean(found) > 0.95
 
 
+@pytest.mark.slow
 def test_planted_genes_of_branches_commit(truth, contrasts):
     """Whether a gene commits, and not when: a gene of an early branch parts the two sides no better than another."""
     states = ancestral_states(truth.model, n_cells=200)

@@ -125,6 +125,7 @@ def test_few_real_cells_are_not_further_than_chance_from_others():
         assert 0 < np.mean(np.array(found) == Grade.DIFFERS) < 0.1
 
 
+@pytest.mark.slow
 def test_real_cells_pass_and_cells_of_other_types_do_not(example_cells):
     cells = Cells(example_cells.X, example_cells.obs["bulk_labels"].to_numpy(dtype=str))
     names, by_type = GeneNames(example_cells.var[[]]), []

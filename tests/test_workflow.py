@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata as ad
@@ -16,6 +17,7 @@ import typer
 import yaml
 from snakemake.cli import main
 from test_generation_parts import content
+from warm import warm_bdm
 from zoo import kept
 
 from bdm._core.files import sha256
@@ -350,10 +352,11 @@ def test_example_configuration_is_allowed(tmp_path, name):
 
 
 def run_workflow(folder: Path) -> None:
-    """Run the workflow with all its rules but those of power: on the example, with few genes and steps."""
+    """Run the workflow with all its rules but those of power: on five types, with few genes and steps."""
+    left_out = ["CD34+", "CD4+/CD45RO+ Memory", "CD8+ Cytotoxic T", "CD8+/CD45RA+ Naive Cytotoxic"]
     config = demo_config(
-        prepare={"n_genes": 200, "leave_out": ["CD34+"], "min_cells_per_type": 12},
-        autoencoder={"n_latent": 8, "n_steps": 50},
+        prepare={"n_genes": 100, "leave_out": left_out, "min_cells_per_type": 12},
+        autoencoder={"n_latent": 6, "n_steps": 30},
         hierarchy={"n_bootstrap": 5},
         evaluate={"n_repeats": 1, "flat": True},
     )
@@ -369,7 +372,14 @@ def run_workflow(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def warm(tmp_path_factory) -> Iterator[None]:
+    """Have commands of the workflow start at once."""
+    with warm_bdm(tmp_path_factory.mktemp("warm")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(warm, tmp_path_factory) -> Path:
     """Copy of the folder in which the workflow has run."""
     return shutil.copytree(kept(run_workflow), tmp_path_factory.mktemp("finished") / "run", symlinks=True)
 
