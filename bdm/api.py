@@ -504,8 +504,7 @@ class BranchedDiffusion:
         -------
         AnnData of branches x genes, as :func:`bdm.interpretation.results.branches_adata` makes it, for scanpy to plot.
         """
-        from bdm.interpretation.inputs import inputs_of
-        from bdm.interpretation.interpret import interpret
+        from bdm.interpretation.interpret import inputs_of, interpret
         from bdm.interpretation.results import branches_adata
 
         prepared = self._cells()

@@ -16,8 +16,7 @@ from bdm.evaluation.cells import Cells
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.contrasts import Contrast, Differences, contrasts_of
 from bdm.interpretation.genes import ComparedCells, even_depth, real_differences, real_expression, split_counts
-from bdm.interpretation.inputs import Inputs, inputs_of
-from bdm.interpretation.interpret import interpret
+from bdm.interpretation.interpret import Inputs, inputs_of, interpret
 from bdm.interpretation.results import branch_genes, branches_adata
 from bdm.settings import (
     AutoencoderSettings,

@@ -20,8 +20,7 @@ from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.results import Evaluation
 from bdm.extension.results import ExtensionReport, summary
 from bdm.interpretation.genes import model_expression
-from bdm.interpretation.inputs import inputs_of
-from bdm.interpretation.interpret import interpret
+from bdm.interpretation.interpret import inputs_of, interpret
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import encode, populations_of_cells
 from bdm.plotting.files import FIGURES, write_result

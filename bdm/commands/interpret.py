@@ -32,8 +32,8 @@ def interpret(
     """
     from bdm._core.files import atomic_write
     from bdm.errors import counted
-    from bdm.interpretation.inputs import read_inputs
     from bdm.interpretation.interpret import interpret as interpret_model
+    from bdm.interpretation.interpret import read_inputs
     from bdm.interpretation.results import agreement_summary
     from bdm.model.model import checksums
     from bdm.plotting.files import write_result

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
 import numpy as np
-import pandas as pd
 from scipy.stats import false_discovery_control, norm, spearmanr
 from sklearn.metrics import average_precision_score
 
@@ -25,13 +24,9 @@ class Contrast:
     child: str
     inside: tuple[str, ...]  # populations below the child
     outside: tuple[str, ...]  # populations below the node's other children
-    names_inside: tuple[str, ...] = field(default=())  # cell types where all of their populations are inside
-    names_outside: tuple[str, ...] = field(default=())
+    names_inside: tuple[str, ...] = ()  # cell types where all of their populations are inside
+    names_outside: tuple[str, ...] = ()
     divides_type: bool = False  # so the side of a cell depends on its counts
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "names_inside", self.names_inside or self.inside)
-        object.__setattr__(self, "names_outside", self.names_outside or self.outside)
 
     def among(self, populations: Collection[str]) -> Contrast:
         """Return the same contrast without the populations that are not among ``populations``."""
@@ -215,10 +210,10 @@ class ContrastGenes:
     equal: Differences | None  # in as many training cells of each type as there are test cells
     test: Differences | None
 
-    def agreement(self, query: str, *, n_genes: int) -> BranchAgreement | None:
-        """Agreement with the test cells of one of ``QUERIES``."""
+    def agreement(self, query: str, *, n_genes: int) -> dict[str, float]:
+        """Agreement with the test cells of one of ``QUERIES``; nothing where there are too few cells."""
         differences = getattr(self, query)
-        return BranchAgreement.of(differences, self.test, n_genes=n_genes) if differences and self.test else None
+        return agreement(differences, self.test, n_genes=n_genes) if differences and self.test else {}
 
 
 def without_mirrored(contrasts: tuple[ContrastGenes, ...]) -> list[ContrastGenes]:
@@ -227,38 +222,30 @@ def without_mirrored(contrasts: tuple[ContrastGenes, ...]) -> list[ContrastGenes
     return [of for node in nodes for of in (node[:1] if len(node) == 2 else node)]
 
 
-@dataclass(frozen=True)
-class BranchAgreement:
-    """How well the differences of a query agree with the differences in test cells; 1 is perfect."""
-
-    pearson: float  # of log fold changes, over genes
-    spearman: float
-    slope: float  # of query on test
-    top_shared: float  # share of the top genes by score that are the same
-    auprc: float  # of the query's score, for the genes significantly higher in test cells; NaN without any
-    coverage: float  # share of genes whose fold changes differ by less than their joint 95% interval
-
-    @classmethod
-    def of(cls, query: Differences, test: Differences, *, n_genes: int) -> BranchAgreement:
-        """Compare the differences of one contrast."""
-        n_genes = min(n_genes, len(test.score))
-        ours, theirs = query.fold_change, test.fold_change
-        changes = Agreement(ours.log2, theirs.log2)
-        error = np.hypot(ours.standard_error, theirs.standard_error)
-        positive = test.significant
-        return cls(
-            pearson=changes.correlation,
-            spearman=float(spearmanr(ours.log2, theirs.log2).statistic),
-            slope=changes.slope,
-            top_shared=float(np.mean(query.rank[test.rank <= n_genes] <= n_genes)),
-            auprc=float(average_precision_score(positive, query.score)) if positive.any() else np.nan,
-            coverage=float(np.mean(np.abs(ours.log2 - theirs.log2) <= Z_95 * error)),
-        )
+MEASURES = ("pearson", "spearman", "slope", "top_shared", "auprc", "coverage")  # of agreement, see below
 
 
-def mean_agreement(agreements: Iterable[BranchAgreement]) -> pd.Series:
-    """Mean of each measure where it is known; NaN where it never is."""
-    return pd.DataFrame([asdict(a) for a in agreements], columns=list(BranchAgreement.__dataclass_fields__)).mean()
+def agreement(query: Differences, test: Differences, *, n_genes: int) -> dict[str, float]:
+    """Compare the differences of a query with the differences in test cells; 1 is perfect.
+
+    ``pearson``, ``spearman`` and ``slope`` (of query on test) are of log fold changes. ``top_shared`` is the share of
+    the top genes by score that are the same, and ``auprc`` the average precision of the query's score for genes that
+    are significantly higher in test cells; NaN where there are none. ``coverage`` is the share of genes whose fold
+    changes differ by no more than their joint 95% interval.
+    """
+    n_genes = min(n_genes, len(test.score))
+    ours, theirs = query.fold_change, test.fold_change
+    changes = Agreement(ours.log2, theirs.log2)
+    error = np.hypot(ours.standard_error, theirs.standard_error)
+    positive = test.significant
+    return {
+        "pearson": changes.correlation,
+        "spearman": float(spearmanr(ours.log2, theirs.log2).statistic),
+        "slope": changes.slope,
+        "top_shared": float(np.mean(query.rank[test.rank <= n_genes] <= n_genes)),
+        "auprc": float(average_precision_score(positive, query.score)) if positive.any() else np.nan,
+        "coverage": float(np.mean(np.abs(ours.log2 - theirs.log2) <= Z_95 * error)),
+    }
 
 
 def column_of(measure: str, query: str) -> str:

@@ -145,9 +145,10 @@ class ComparedCells:
 
     def matched(self, other: ComparedCells, *, seed: int) -> ComparedCells:
         """Sample as many cells of each population as there are in ``other``, or all where there are fewer."""
+        pairs = (self.whole, other.whole), (self.split, other.split)
         whole, split = (
-            match_numbers(self.whole, other.whole, seed=seed),
-            match_numbers(self.split, other.split, seed=seed),
+            cells[sample_by_type(cells, smaller_numbers(cells.n_by_type, others.n_by_type), seed=seed)]
+            for cells, others in pairs
         )
         return replace(self, whole=whole, split=split)
 
@@ -162,11 +163,6 @@ class ComparedCells:
         dividing = tuple(of for of in node if of.divides_type)
         in_half = real_differences(self.split, in_split, dividing, tested_as=even)
         return found | {child: of.without_p() if self.fitted else of for child, of in in_half.items()}
-
-
-def match_numbers(cells: Cells, other: Cells, *, seed: int) -> Cells:
-    """Sample as many cells of each type as there are in ``other``, or all where there are fewer."""
-    return cells[sample_by_type(cells, smaller_numbers(cells.n_by_type, other.n_by_type), seed=seed)]
 
 
 def types_to_split(contrasts: Iterable[Contrast], model: BranchedModel) -> set[str]:

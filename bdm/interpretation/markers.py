@@ -135,19 +135,15 @@ class UserGenes:
 
 def read_user_genes(markers: Path | None, gene_sets: Path | None, names: GeneNames) -> UserGenes:
     """Read a list of markers and a file of gene sets, if there are any, with genes by name or symbol."""
-    return UserGenes(
-        {} if markers is None else restrict_to_genes(read_markers(markers), names, markers),
-        {} if gene_sets is None else restrict_to_genes(read_gmt(gene_sets), names, gene_sets),
-    )
-
-
-def read_markers(path: Path) -> GeneSets:
-    """Read a CSV table with the columns ``type`` and ``gene``."""
-    with reading(path, "a CSV table"):
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if not {"type", "gene"} <= set(table):
-        raise InputError(f"{path} is no list of markers: it needs the columns type and gene, one gene a row.")
-    return merge_pairs(table[["type", "gene"]].itertuples(index=False))
+    of_types: GeneSets = {}
+    if markers is not None:
+        with reading(markers, "a CSV table"):
+            table = pd.read_csv(markers, dtype=str, keep_default_na=False)
+        if not {"type", "gene"} <= set(table):
+            raise InputError(f"{markers} is no list of markers: it needs the columns type and gene, one gene a row.")
+        pairs = merge_pairs(table[["type", "gene"]].itertuples(index=False))
+        of_types = restrict_to_genes(pairs, names, markers)
+    return UserGenes(of_types, {} if gene_sets is None else restrict_to_genes(read_gmt(gene_sets), names, gene_sets))
 
 
 def restrict_to_genes(sets: GeneSets, names: GeneNames, path: Path) -> GeneSets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,7 @@ from bdm.data.symbols import GeneNames
 from bdm.errors import counted
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import AncestralStates, Embedding, path_table
-from bdm.interpretation.contrasts import BranchAgreement, Contrast, ContrastGenes, Differences, column_of
+from bdm.interpretation.contrasts import MEASURES, Contrast, ContrastGenes, Differences, column_of
 from bdm.interpretation.markers import Markers
 from bdm.settings import InterpretationSettings
 
@@ -101,7 +101,16 @@ class Interpretation:
         """
         with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
             store.save(out, KIND, self)
-            for name, table in tables_to_read(self).items():
+            tables = {
+                "nodes": node_rows(self),
+                "branch_genes": branch_genes(self),
+                "commitment": commitment_rows(self),
+                "paths": path_rows(self),
+                "agreement": self.agreement,
+                "enrichment": self.enrichment,
+                "markers": marker_rows(self.markers),
+            }
+            for name, table in tables.items():
                 table = self.names.with_symbols(table) if "gene" in table else table
                 table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
             adata = branches_adata(self)
@@ -136,47 +145,27 @@ COMMITMENT = ["gene", "commitment_level", "node", "node_level", "child", "cell_t
 NODES = ["node", "level", "n_cells", "children", "best_genes"]
 
 
-def tables_to_read(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
-    """Return the tables of an interpretation by the names of their files."""
-    return {
-        "nodes": node_rows(interpretation),
-        "branch_genes": branch_genes(interpretation),
-        "commitment": commitment_rows(interpretation),
-        "paths": path_rows(interpretation),
-        "agreement": interpretation.agreement,
-        "enrichment": interpretation.enrichment,
-        "markers": marker_rows(interpretation.markers),
-    }
-
-
 def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
     """List the genes of every branch that are among the top of the model or of test cells, best of the model first."""
-    tables = [genes_of_contrast(of, interpretation) for of in interpretation.contrasts]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=BRANCH_GENES)
-
-
-def genes_of_contrast(of: ContrastGenes, interpretation: Interpretation) -> pd.DataFrame:
-    """List the top genes of one contrast, by the model's rank; NaN where there are too few test cells."""
-    contrast, expression = of.contrast, interpretation.ancestral_states.expression
-    table = pd.DataFrame(
-        {
-            "node": contrast.node,
-            "level": contrast.level,
-            "child": contrast.child,
-            "cell_types": "; ".join(contrast.names_inside),
+    tables, expression = [pd.DataFrame(columns=BRANCH_GENES)], interpretation.ancestral_states.expression
+    for of in interpretation.contrasts:
+        columns = {
+            "node": of.contrast.node,
+            "level": of.contrast.level,
+            "child": of.contrast.child,
+            "cell_types": "; ".join(of.contrast.names_inside),
             "gene": interpretation.genes,
-            "node_cp10k": expression[contrast.node].to_numpy(),
-            "child_cp10k": expression[contrast.child].to_numpy(),
+            "node_cp10k": expression[of.contrast.node].to_numpy(),
+            "child_cp10k": expression[of.contrast.child].to_numpy(),
             "commitment_level": of.commitment.level(interpretation.hierarchy.threshold),
-            **{
-                f"{name}_{statistic}": values(differences) if differences else np.nan
-                for name, differences in {"model": of.model, "test": of.test}.items()
-                for statistic, values in STATISTICS.items()
-            },
         }
-    ).astype({"model_rank": "Int64", "test_rank": "Int64"})
-    top = table[["model_rank", "test_rank"]].min(axis=1) <= interpretation.settings.n_genes
-    return table[top].sort_values("model_rank")
+        for name, differences in {"model": of.model, "test": of.test}.items():  # NaN where there are too few test cells
+            for statistic, values in STATISTICS.items():
+                columns[f"{name}_{statistic}"] = values(differences) if differences else np.nan
+        table = pd.DataFrame(columns).astype({"model_rank": "Int64", "test_rank": "Int64"})
+        top = table[["model_rank", "test_rank"]].min(axis=1) <= interpretation.settings.n_genes
+        tables.append(table[top].sort_values("model_rank"))
+    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
@@ -245,12 +234,11 @@ def marker_rows(markers: Markers) -> pd.DataFrame:
 
 def agreement_summary(agreement: pd.DataFrame) -> str:
     """Format the mean agreement with test cells over nodes as a table to print."""
-    names = [field.name for field in fields(BranchAgreement)]
     means = {
-        label: agreement[[column_of(name, query) for name in names]].mean().to_numpy()
+        label: agreement[[column_of(name, query) for name in MEASURES]].mean().to_numpy()
         for query, label in QUERY_NAMES.items()
     }
-    return str(pd.DataFrame(means, index=names).to_string(float_format="{:.3f}".format))
+    return str(pd.DataFrame(means, index=MEASURES).to_string(float_format="{:.3f}".format))
 
 
 def branches_adata(interpretation: Interpretation) -> AnnData:
@@ -347,10 +335,7 @@ def rank_genes_table(differences: list[tuple[Contrast, Differences]], genes: pd.
             column.append(of_genes[order])
     groups = [contrast.child for contrast, _ in differences]
     params = {"groupby": "branch", "reference": "siblings", "method": "bdm", "use_raw": False, "corr_method": "BH"}
-    return {"params": params, **{name: record_array(column, groups) for name, column in columns.items()}}
-
-
-def record_array(columns: list[np.ndarray], names: list[str]) -> np.recarray:
-    """Put columns side by side; numpy would strip the spaces of names that are not given with their types."""
-    types = [(name, column.dtype) for name, column in zip(names, columns, strict=True)]
-    return np.rec.fromarrays(columns, dtype=types)
+    found: dict[str, Any] = {"params": params}
+    for name, column in columns.items():  # with their types, as numpy would strip the spaces of names
+        found[name] = np.rec.fromarrays(column, dtype=list(zip(groups, (one.dtype for one in column), strict=True)))
+    return found

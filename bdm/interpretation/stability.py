@@ -33,8 +33,10 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
         by_node(measure_clade(hierarchy.shape(hierarchy.root.name), means, index, threshold=threshold), hierarchy)
         for threshold in THRESHOLDS
     ]
-    parents = {name: hierarchy.by_name[name].parent or "" for name in names}
-    apart = [[has_length(tree[name], tree.get(parents[name])) for tree in trees] for name in names]
+    apart = {
+        name: [of[name].level > MIN_LEVEL and (not above or of[name].level < of[above].level) for of in trees]
+        for name, above in ((name, hierarchy.by_name[name].parent) for name in names)
+    }
     heights = [merge_height(trees[0][name].children) for name in names]
     support = latent_support(cells, model.whitening, means, n_draws=N_DRAWS, seed=seed)
     return pd.DataFrame(
@@ -42,7 +44,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
             "distance": np.sqrt(heights),
             "support": [float("nan") if (s := hierarchy.by_name[name].support) is None else s for name in names],
             "latent_stability": [support.get(frozenset(trees[0][name].members), 0.0) for name in names],
-            "threshold_stability": [float(np.mean(of_node)) for of_node in apart],
+            "threshold_stability": [float(np.mean(of_node)) for of_node in apart.values()],
         },
         index=pd.Index(names, name="node"),
     )
@@ -75,11 +77,6 @@ def latent_support(
         drawn = np.where(absent[:, None], means.mean, whitening(y.float()).double().numpy())
         seen.update(clades_of_populations(MeasuredMeans(drawn, noise_variance), cells.labels))
     return {clade: n / n_draws for clade, n in seen.items()}
-
-
-def has_length(node: MeasuredClade, parent: MeasuredClade | None) -> bool:
-    """Return whether a node lies above the least level, and below its parent."""
-    return node.level > MIN_LEVEL and (parent is None or node.level < parent.level)
 
 
 def by_node(clade: MeasuredClade, hierarchy: Hierarchy) -> dict[str, MeasuredClade]:
