@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm.settings import PrepareSettings as PrepareSettings
     from bdm.settings import PriorSettings as PriorSettings
     from bdm.settings import Settings as Settings
-    from bdm.transmutation.results import TransmutationEvaluation as TransmutationEvaluation
+    from bdm.transmutation.evaluate import TransmutationEvaluation as TransmutationEvaluation
 
 MODULES = {  # with the public classes and functions, by name
     "AutoencoderSettings": "bdm.settings",
@@ -33,7 +33,7 @@ MODULES = {  # with the public classes and functions, by name
     "Interpretation": "bdm.interpretation.results",
     "PrepareSettings": "bdm.settings",
     "Settings": "bdm.settings",
-    "TransmutationEvaluation": "bdm.transmutation.results",
+    "TransmutationEvaluation": "bdm.transmutation.evaluate",
     "read_tree": "bdm.hierarchy.files",
 }
 __all__ = [*MODULES, "pl", "tl"]

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from bdm.extension.extend import FittedExtension
     from bdm.interpretation.results import Interpretation
     from bdm.power.analysis import PowerAnalysis
-    from bdm.transmutation.results import TransmutationEvaluation
+    from bdm.transmutation.evaluate import TransmutationEvaluation
 
 
 Arguments = ParamSpec("Arguments")

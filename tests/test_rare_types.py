@@ -16,9 +16,8 @@ from bdm.hierarchy.clustering import (
     nearer_types,
     resample_means,
 )
-from bdm.hierarchy.comparison import TreeComparison
 from bdm.hierarchy.files import branch_table
-from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, from_nested
+from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, TreeComparison, from_nested
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments, sampling_variance, without_prior
 from bdm.plotting.tree import hierarchy as plot_hierarchy

@@ -3,8 +3,7 @@ import math
 import pytest
 
 from bdm.errors import InputError
-from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
-from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested
+from bdm.hierarchy.tree import Branch, Clade, Hierarchy, TreeComparison, clades_of_tree, from_nested
 
 TREE = from_nested([[["a", "b"], "c"], ["d", "e"]])
 

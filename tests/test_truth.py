@@ -9,8 +9,7 @@ from sklearn.metrics import average_precision_score
 from synthetic_cells import SyntheticCells, SyntheticSettings, height, synthesise
 
 from bdm.api import BranchedDiffusion
-from bdm.hierarchy.comparison import TreeComparison
-from bdm.hierarchy.tree import Branch, Clade
+from bdm.hierarchy.tree import Branch, Clade, TreeComparison
 from bdm.interpretation.ancestral_states import ancestral_states, commitment_of
 from bdm.interpretation.contrasts import Contrast, contrasts_of
 from bdm.interpretation.genes import model_differences, model_expression

@@ -8,7 +8,6 @@ import numpy as np
 from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL
 from bdm.audit.results import Audit
 from bdm.errors import InputError, abbreviated, counted
-from bdm.hierarchy.tree import Hierarchy
 from bdm.model.card import markdown
 from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import BranchedModel
@@ -97,7 +96,13 @@ def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None 
         )
     prepared = audit.record["prepare"]
     of_cells = {name: prepared[name] for name in AUDITED_SETTINGS if name in {*prepared} & {*model.preparation}}
-    of_model = settings_of_tree(model.hierarchy)
+    hierarchy = model.hierarchy
+    of_model = {
+        "threshold": hierarchy.threshold,
+        "flat": hierarchy.flat,
+        "ontology_key": hierarchy.provenance.get("ontology_key"),
+        "tree": GIVEN[hierarchy.given],
+    }
     of_tree = {name: value for name, value in audit.record["fit"]["hierarchy"].items() if name in of_model}
     if "tree_given" in audit.record:
         of_tree["tree"] = GIVEN[audit.record["tree_given"]]
@@ -123,13 +128,3 @@ def check_settings(audited: Mapping[str, Any], here: Mapping[str, Any], what: st
                 f"The audit is of {what} with other settings ({name} is {value}, and {here.get(name)} {where}); audit "
                 f"{what} with these settings."
             )
-
-
-def settings_of_tree(hierarchy: Hierarchy) -> dict[str, Any]:
-    """Give the settings of a hierarchy, as an audit records them, and whether its tree was given."""
-    return {
-        "threshold": hierarchy.threshold,
-        "flat": hierarchy.flat,
-        "ontology_key": hierarchy.provenance.get("ontology_key"),
-        "tree": GIVEN[hierarchy.given],
-    }

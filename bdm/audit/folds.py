@@ -39,7 +39,16 @@ class Units:
             return cls(np.arange(len(obs)), cell_type, are_donors=False)
         donors = group_column(obs, key, argument="donor_key")
         names = donors.cat.remove_unused_categories().cat.categories
-        check_donors(names, key)
+        remedy = "audit cells in place of donors by `by_cell=True`, which shows nothing about donors"
+        if problem := audit_rejection(len(names), key, remedy=remedy):
+            raise InputError(problem)
+        plain = pd.Series(names, dtype=str).str.strip().str.casefold()
+        if plain.duplicated().any():
+            same = names[(plain == plain[plain.duplicated()].iloc[0]).to_numpy()]
+            raise InputError(
+                f"donors {same[0]!r} and {same[1]!r} in obs[{key!r}] differ only in case or blanks, so that a donor "
+                "might be both in the training data and not; give each donor one name."
+            )
         return cls(names.get_indexer(donors), cell_type, are_donors=True)
 
     @property
@@ -51,14 +60,6 @@ class Units:
     def n_units(self) -> int:
         """Number of units."""
         return int(self.code.max()) + 1
-
-    def has_type(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the units with some cells, and a mask of these units x cell types."""
-        units, unit = np.unique(self.code[cells], return_inverse=True)
-        names, cell_type = np.unique(self.cell_type[cells], return_inverse=True)
-        found = np.zeros((len(units), len(names)), dtype=bool)
-        found[unit, cell_type] = True
-        return units, found
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
     while True:
         units = Units.of(cells.obs, settings)
         folds = tuple(fold_of(units, number, seed=seed) for number in range(1, settings.n_folds + 1))
-        rare = sorted({name for fold in folds for name in rare_types(units, fold)})
+        numbers = [pd.crosstab(units.cell_type, of.part).reindex(columns=PARTS, fill_value=0) for of in folds]
+        rare = sorted({str(name) for n in numbers for name in n.index[(n < MIN_CELLS).any(axis=1)]})
         if not rare:
             break
         left_out += rare
@@ -148,7 +150,10 @@ def divided(units: Units, cells: np.ndarray, n_parts: int, rng: np.random.Genera
 
     Sechidis et al. 2011, On the Stratification of Multi-label Data, https://doi.org/10.1007/978-3-642-23808-6_10.
     """
-    codes, has_type = units.has_type(cells)
+    codes, unit_of_cell = np.unique(units.code[cells], return_inverse=True)
+    names, type_of_cell = np.unique(units.cell_type[cells], return_inverse=True)
+    has_type = np.zeros((len(codes), len(names)), dtype=bool)
+    has_type[unit_of_cell, type_of_cell] = True
     wanted_units = np.full(n_parts, len(codes) / n_parts)
     wanted = np.repeat(has_type.sum(axis=0)[:, None] / n_parts, n_parts, axis=1)
     part = np.full(len(codes), -1)
@@ -162,7 +167,7 @@ def divided(units: Units, cells: np.ndarray, n_parts: int, rng: np.random.Genera
             wanted[has_type[unit], best] -= 1
             wanted_units[best] -= 1
             left = left - has_type[unit]
-    return np.asarray(part[np.searchsorted(codes, units.code[cells])])
+    return np.asarray(part[unit_of_cell])
 
 
 def training_cells(prepared: AnnData, fold: Fold, part: str = MEMBERS, *, seed: int) -> AnnData:
@@ -173,26 +178,6 @@ def training_cells(prepared: AnnData, fold: Fold, part: str = MEMBERS, *, seed: 
     split = split_by_type(cells.obs["cell_type"], validation=validation, test=0.0, seed=derive(seed, "split", part))
     cells.obs = without_unused_categories(cells.obs.assign(split=split))
     return cells
-
-
-def check_donors(names: pd.Index, key: str) -> None:
-    """Reject few donors, and donors who may be the same person under two names."""
-    remedy = "audit cells in place of donors by `by_cell=True`, which shows nothing about donors"
-    if sentence := audit_rejection(len(names), key, remedy=remedy):
-        raise InputError(sentence)
-    plain = pd.Series(names, dtype=str).str.strip().str.casefold()
-    if plain.duplicated().any():
-        same = names[(plain == plain[plain.duplicated()].iloc[0]).to_numpy()]
-        raise InputError(
-            f"donors {same[0]!r} and {same[1]!r} in obs[{key!r}] differ only in case or blanks, so that a donor might "
-            "be both in the training data and not; give each donor one name."
-        )
-
-
-def rare_types(units: Units, fold: Fold) -> list[str]:
-    """Name the cell types that have too few cells in a part of a fold."""
-    n_cells = pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0)
-    return [str(name) for name in n_cells.index[(n_cells < MIN_CELLS).any(axis=1)]]
 
 
 def fingerprint(obs: pd.DataFrame, fold: Fold) -> str:

@@ -91,15 +91,13 @@ class Audit:
         if self.unit == "donor":
             tables.append(areas(self._units, ["fold"]).assign(level="donor", n_cells=np.nan))
             largest = self.scores.groupby(["fold", "unit"]).size().max()
-            tables += [self._areas_of_some(number) for number in NUMBERS_OF_CELLS if number < largest]
+            for number in NUMBERS_OF_CELLS:
+                if number < largest:  # means over draws of some of the cells of each donor
+                    rng = numpy_generator(self.record["seed"], "cells of donors", number)
+                    draws = [areas(of_units(some_cells(self._cells, number, rng)), ["fold"]) for _ in range(N_DRAWS)]
+                    means = {name: np.mean([of[name] for of in draws], axis=0) for name in ("auc", "true_positives")}
+                    tables.append(draws[0].assign(**means, level="donor", n_cells=number))
         return pd.concat(tables, ignore_index=True)[["fold", *ROW, "auc", "true_positives"]]
-
-    def _areas_of_some(self, number: int) -> pd.DataFrame:
-        """Compute the areas of donors from some of their cells, as means over draws of these."""
-        rng = numpy_generator(self.record["seed"], "cells of donors", number)
-        draws = [areas(of_units(some_cells(self._cells, number, rng)), ["fold"]) for _ in range(N_DRAWS)]
-        means = {name: np.mean([draw[name] for draw in draws], axis=0) for name in ("auc", "true_positives")}
-        return draws[0].assign(**means, level="donor", n_cells=number)
 
     @cached_property
     def attacks(self) -> pd.DataFrame:
@@ -190,13 +188,11 @@ def merged(audits: Iterable[Audit]) -> Audit:
     check_complete(numbers, records[0]["n_folds"], what="fold")
     scores = pd.concat([audit.scores for audit in found], ignore_index=True)
     scores = scores.sort_values("fold", kind="stable").reset_index(drop=True)
-    joined = {key: joined_by_fold(audit.record.get(key, {}) for audit in found) for key in BY_FOLD}
+    joined: dict[str, dict[str, Any]] = {}
+    for key in BY_FOLD:
+        entries = [entry for audit in found for entry in audit.record.get(key, {}).items()]
+        joined[key] = dict(sorted(entries, key=lambda entry: int(entry[0])))
     return Audit(scores, {**found[0].record, **joined})
-
-
-def joined_by_fold(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Join entries by the number of the fold, in the order of these numbers."""
-    return dict(sorted((item for entry in entries for item in entry.items()), key=lambda item: int(item[0])))
 
 
 def interval(areas: np.ndarray) -> tuple[float, float]:

@@ -125,7 +125,16 @@ def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSetti
             f"`cells=` gives {counted(len(paths), 'file')}, and there are {counted(settings.n_folds, 'fold')}; give "
             "the cells of each fold in a file, in the order of the folds."
         )
-    check_different(paths)
+    known: dict[str, Path] = {}
+    for path in paths:
+        with reject_if_unreadable(path):
+            content = checksum_of_file(path) if path.exists() else str(path.resolve())
+        if other := known.get(content):
+            raise InputError(
+                f"{path} is given for two folds, as it has the content of {other}; give the cells of each fold in a "
+                "file of their own."
+            )
+        known[content] = path
     prepared = division.cells
     keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
     for of in part.select(division.folds):
@@ -137,20 +146,6 @@ def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSetti
         return Generated(read_fold(paths[of.number - 1], prepared, of, keys))
 
     return generate
-
-
-def check_different(paths: Sequence[Path]) -> None:
-    """Reject a file, or folder, that is given for two folds: under any name, and as a copy."""
-    known: dict[str, Path] = {}
-    for path in paths:
-        with reject_if_unreadable(path):
-            content = checksum_of_file(path) if path.exists() else str(path.resolve())
-        if other := known.get(content):
-            raise InputError(
-                f"{path} is given for two folds, as it has the content of {other}; give the cells of each fold in a "
-                "file of their own."
-            )
-        known[content] = path
 
 
 def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cells:
@@ -286,14 +281,10 @@ def identity(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) ->
     facts = [fingerprint(prepared.obs, fold), part, models.seed, asdict(models.fit), shape]
     facts += [list(prepared.var_names), prepared.uns["bdm"].get("settings")]
     digest = sha256(json.dumps(facts, default=str).encode())
-    digest.update(checksum_of_cells(take_cells(prepared, fold.rows(part))).encode())
-    return digest.hexdigest()[:16]
-
-
-def checksum_of_cells(cells: AnnData) -> str:
-    """Checksum of the counts of prepared cells, and of the columns that a model is fitted to."""
+    cells = take_cells(prepared, fold.rows(part))
     columns = [name for name in ("cell_type", "batch", "donor") if name in cells.obs]
-    digest = sha256(cells.obs[columns].astype(str).to_csv().encode())
+    content = sha256(cells.obs[columns].astype(str).to_csv().encode())
     for values in (cells.X.data, cells.X.indices.astype(np.int64), cells.X.indptr.astype(np.int64)):
-        digest.update(values.tobytes())
-    return digest.hexdigest()
+        content.update(values.tobytes())
+    digest.update(content.hexdigest().encode())
+    return digest.hexdigest()[:16]

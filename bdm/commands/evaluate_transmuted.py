@@ -41,8 +41,7 @@ def evaluate_transmuted(
     from bdm.model.fitted_cells import populations_by, read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.plotting.files import write_result
-    from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabelled
-    from bdm.transmutation.results import summary
+    from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabelled, summary
 
     check_used(model, test_cells, keys)
     files = named_files(TRANSMUTED, transmuted, compare)

@@ -36,9 +36,9 @@ def hierarchy(
     from bdm._core.files import atomic_write
     from bdm.errors import InputError
     from bdm.hierarchy.build import build_hierarchy
-    from bdm.hierarchy.comparison import comparison_table
     from bdm.hierarchy.files import branch_table, save_hierarchy, to_newick
     from bdm.hierarchy.ontology import given_tree
+    from bdm.hierarchy.tree import comparison_table
     from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.style import save_figure
     from bdm.plotting.tree import draw_hierarchy, view_of
@@ -73,8 +73,7 @@ def hierarchy(
 
 def facts_of(built: "Hierarchy", clustered: "Hierarchy | None") -> dict[str, str]:
     """Describe a hierarchy for the summary, and its agreement with clustering if it was given."""
-    from bdm.hierarchy.comparison import agreement
-    from bdm.hierarchy.tree import PLACE_UNCERTAIN
+    from bdm.hierarchy.tree import PLACE_UNCERTAIN, agreement
 
     n_nodes = sum(1 for branch in built.branches if built.children[branch.name])
     n_populations = len(built.populations) - len(built.cell_types)

@@ -19,9 +19,15 @@ from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.errors import counted
 from bdm.extension.attach import Attached, attached, attached_already, distances, squared_distances
-from bdm.extension.fit import batch_offsets, initial_adapter, with_replayed_cells
+from bdm.extension.fit import (
+    NewType,
+    batch_offsets,
+    cells_by_population,
+    find_populations,
+    initial_adapter,
+    with_replayed_cells,
+)
 from bdm.extension.new_cells import NewCells
-from bdm.extension.populations import NewType, cells_by_population, find_populations
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import PopulationMoments, population_moments
@@ -105,7 +111,8 @@ def extend(
     autoencoder = model.autoencoder.with_batches(batches or {})
     first = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
     decoder = fitted_decoder(first, cells, autoencoder, settings, least_gain=MIN_GAIN, seed=seed)
-    of_autoencoder = known_settings(AutoencoderSettings, autoencoder.provenance)
+    recorded, known = autoencoder.provenance["settings"], {field.name for field in fields(AutoencoderSettings)}
+    of_autoencoder = AutoencoderSettings(**{name: value for name, value in recorded.items() if name in known})
     if model.preparation.get("min_donors", PrepareSettings.min_donors) > 1:  # donors of the new cells are not known
         of_autoencoder = replace(of_autoencoder, sub_populations="none")
     taken = {*taken, *model.cell_types, *model.hierarchy.by_name}
@@ -233,9 +240,3 @@ def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:
     rows = {split: np.flatnonzero(obs["split"] == split) for split in ("test", "validation", "train")}
     enough = [split for split in rows if len(rows[split]) >= (MIN_HELD_OUT if split == "test" else 1)]
     return enough[0], rows[enough[0]]
-
-
-def known_settings(kind: type, record: dict[str, Any]) -> Any:
-    """Return the settings of a kind that a record has."""
-    names = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in record["settings"].items() if name in names})

@@ -1,7 +1,8 @@
-"""What an extension fits: the initial decoder of a type, embeddings of its branches, and offsets of new batches."""
+"""What an extension fits: the decoders and sub-populations of a type, and the offsets of new batches."""
 
 import logging
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
@@ -9,16 +10,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm._core.parallel import threads
 from bdm._core.seeds import derive
-from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.cells import N_ITERATIONS_OF_BOUND, cell_blocks_of_type, observed_and_expected
+from bdm.autoencoder.adapters import KNOWN_POPULATIONS, MAX_CELLS, Adapters, PopulationCells, fit_gaining
+from bdm.autoencoder.cells import (
+    N_ITERATIONS_OF_BOUND,
+    cell_blocks_of_type,
+    observed_and_expected,
+    sample_rows_of_population,
+)
 from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.autoencoder.sub_populations import GroupLatents, SubPopulations, classify, parts_of_group, prefixes_of
 from bdm.data.filters import split_by_type
+from bdm.errors import TrainingError
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
-from bdm.latent.cells import populations_of_cells
+from bdm.latent.cells import encode, populations_of_cells
 from bdm.model.model import BranchedModel
-from bdm.settings import SamplerSettings
+from bdm.settings import AutoencoderSettings, SamplerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +70,77 @@ def with_replayed_cells(
         both.obs[column] = pd.Categorical([name] * both.n_obs)
     return both
 
+
+@dataclass(frozen=True)
+class NewType:
+    """Decoders and sub-populations of a new cell type."""
+
+    adapters: Adapters  # of its populations; of a type with several, also its own, to find these
+    sub_populations: SubPopulations  # none if the type is one population
+
+
+def find_populations(
+    cells: ad.AnnData,
+    decoder: Adapters,
+    autoencoder: GeneAutoencoder,
+    settings: AutoencoderSettings,
+    *,
+    taken: Collection[str],
+    seed: int,
+) -> NewType:
+    """Find the sub-populations of a new cell type, and fit a type-specific decoder to each.
+
+    These start from the ``decoder`` of the type, and are kept where validation cells of the population gain.
+    """
+    [cell_type] = decoder
+    cells = cells[(cells.obs["split"] != "test").to_numpy()].copy()
+    latent = encode(cells, autoencoder.with_type(cell_type, decoder))
+    n_latent = autoencoder.network.shape.n_latent
+    mean, scale = (torch.from_numpy(np.asarray(of)[:, :n_latent]) for of in (latent.X, latent.layers["scale"]))
+    part = parts_of_group(GroupLatents.from_posteriors(cell_type, mean, scale), settings, seed=seed)
+    prefix, smallest = prefixes_of([cell_type], taken)[cell_type], settings.min_cells_per_sub_population
+    found = classify(cell_type, mean, part, prefix=prefix, smallest=smallest)
+    if not len(found):
+        return NewType(decoder, found)
+    cells.obs["sub_population"], means = found.divide(cell_type, mean, scale, decoder.prior_mean[0])
+    parameters = {name: value.expand(len(found.names), *value.shape[1:]) for name, value in decoder.parameters.items()}
+    first = Adapters(found.names, parameters, means)
+    if settings.shared_decoder:
+        return NewType(decoder.updated(first), found)
+    return NewType(decoder.updated(first, *fit_populations(cells, first, autoencoder, seed=seed)), found)
+
+
+def fit_populations(cells: ad.AnnData, first: Adapters, autoencoder: GeneAutoencoder, *, seed: int) -> list[Adapters]:
+    """Fit the decoder of each population; nothing of those that do not gain, or have no validation cells."""
+
+    def fitted(name: str) -> Adapters:
+        rows = [sample_rows_of_population(cells.obs, name, split, most, seed=seed) for split, most in MAX_CELLS.items()]
+        start = first.subset((name,))
+        if not all(map(len, rows)):
+            return start.subset(())
+        of_population = PopulationCells.from_cells(name, cells[np.concatenate(rows)], autoencoder.batches)
+        try:
+            return fit_gaining(start, autoencoder.network, [of_population], KNOWN_POPULATIONS, least_gain=0, seed=seed)
+        except TrainingError as error:
+            logger.warning("%s keeps the decoder of its cell type: %s", name, error)
+            return start.subset(())
+
+    with threads() as run:
+        return list(run(fitted, list(first)))
+
+
+def cells_by_population(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> dict[str, ad.AnnData]:
+    """Divide prepared cells of a known type by population, and leave out populations without cells to fit."""
+    population = populations_of_cells(cells, autoencoder)
+    cells = cells.copy()
+    cells.obs["sub_population"] = pd.Categorical(population)
+    fitted = (cells.obs["split"] != "test").to_numpy()
+    (cell_type,) = cells.obs["cell_type"].unique()
+    parts = {name: population == name for name in autoencoder.populations_of(cell_type)}
+    return {name: cells[part].copy() for name, part in parts.items() if (part & fitted).any()}
+
+
+# ---- batches
 
 N_ROUNDS = 5  # of the fit of a new batch
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, count
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,10 @@ def build_hierarchy(
     if isinstance(tree, Taxonomy):
         made |= tree.source
     if settings.flat:
-        return Hierarchy(_flat_branches(cells, sigma_max), sigma_max, settings.threshold, provenance=made)
+        top = Branch(next(inner_names({*cells.populations, *cells.labels})), None, sigma_max, int(cells.n_cells.sum()))
+        leaves = zip(cells.populations, cells.labels, cells.n_cells.tolist(), strict=True)
+        flat = (top, *(Branch(name, top.name, 0.0, n_cells, cell_type=label) for name, label, n_cells in leaves))
+        return Hierarchy(flat, sigma_max, settings.threshold, provenance=made)
     generator, suggested = numpy_generator(seed, "support"), without_prior(cells, whitening).double().numpy()
     resamples = resample_means(
         suggested, cells.population.numpy(), means, n_bootstrap=settings.n_bootstrap, generator=generator
@@ -107,12 +110,8 @@ def shape_of(cells: LatentCells, means: MeasuredMeans, tree: Clade | Taxonomy | 
 
 
 def inner_names(taken: Collection[str]) -> Iterator[str]:
-    """Yield names for inner nodes, none of which is taken by a cell type or a population."""
-    number = 0
-    while True:
-        number += 1
-        if (name := f"node {number}") not in taken:
-            yield name
+    """Give names for inner nodes, none of which is taken by a cell type or a population."""
+    return (name for number in count(1) if (name := f"node {number}") not in taken)
 
 
 def branches_of(
@@ -133,13 +132,6 @@ def branches_of(
     )
     children = sorted(clade.children, key=lambda child: (-len(child.members), min(child.members)))
     return [branch, *(below for child in children for below in branches_of(child, name, cells, evidence, names))]
-
-
-def _flat_branches(cells: LatentCells, sigma_max: float) -> tuple[Branch, ...]:
-    """Branches of a flat hierarchy: one per population up to ``sigma_max``, below a root of length 0."""
-    root = Branch(next(inner_names({*cells.populations, *cells.labels})), None, sigma_max, int(cells.n_cells.sum()))
-    leaves = zip(cells.populations, cells.labels, cells.n_cells.tolist(), strict=True)
-    return (root, *(Branch(name, root.name, 0.0, n_cells, cell_type=label) for name, label, n_cells in leaves))
 
 
 def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:

@@ -169,14 +169,11 @@ def clades_of_populations(means: MeasuredMeans, labels: tuple[str, ...]) -> set[
     Several types are a clade in the clustering of the types, as in the tree; populations of one type in the clustering
     of all populations, which shows whether the cells agree with the type.
     """
-    of_one = {clade for clade in clades_of(means) if len({labels[row] for row in clade}) == 1}
+    singles = [frozenset([row]) for row in range(len(labels))]
+    of_any = merged_sets(singles, merges(squared_distances(means)))
+    of_one = {clade for clade in of_any if len({labels[row] for row in clade}) == 1}
     members = list(map(frozenset, rows_of_types(labels).values()))
     return of_one | merged_sets(members, merges_of_types(means, labels))
-
-
-def clades_of(means: MeasuredMeans) -> set[frozenset[int]]:
-    """Find the sets of populations, as indices, that are clades in the clustering of their means."""
-    return merged_sets([frozenset([i]) for i in range(len(means.mean))], merges(squared_distances(means)))
 
 
 def merged_sets(members: list[frozenset[int]], pairs: list[tuple[int, int]]) -> set[frozenset[int]]:

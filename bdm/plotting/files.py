@@ -18,7 +18,7 @@ from bdm.plotting.transmutation import transmutation, transmutation_genes, trans
 from bdm.plotting.tree import hierarchy
 from bdm.power.analysis import PowerAnalysis
 from bdm.responses.results import Responses
-from bdm.transmutation.results import TransmutationEvaluation
+from bdm.transmutation.evaluate import TransmutationEvaluation
 
 FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # of each result, by the names of their files
     Audit: {"audit": audit},

@@ -23,7 +23,7 @@ from bdm.plotting.style import (
     shortened,
     shown_panels,
 )
-from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
+from bdm.transmutation.evaluate import MAX_TYPES, TransmutationEvaluation
 
 PANELS = {
     "energy": ("energy distance", 0),

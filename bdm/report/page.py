@@ -43,7 +43,7 @@ from bdm.report.tables import (
     population_scores,
     populations,
 )
-from bdm.transmutation.results import TransmutationEvaluation
+from bdm.transmutation.evaluate import TransmutationEvaluation
 
 SHOWN = 20  # types at first, where there are more
 TYPE_SCORES = ("relative_energy", "forest_auc", "fold_change_correlation", "f1")

@@ -25,7 +25,7 @@ from bdm.interpretation.results import KIND, Interpretation, branch_genes
 from bdm.model.generated_file import is_of_model
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.experiments import read_experiments
-from bdm.transmutation.results import TransmutationEvaluation
+from bdm.transmutation.evaluate import TransmutationEvaluation
 
 logger = logging.getLogger(__name__)
 BRANCHES, BRANCH_COLUMNS = "branches.csv", ("branch", "closed_form", "network", "gain", "kept")

@@ -1,4 +1,6 @@
-"""Evaluation of transmuted cells: transmuted and unchanged, in comparison with real cells of both types."""
+"""Evaluation of transmuted cells, in comparison with real cells of both types; its results, in memory and on disk."""
+
+from __future__ import annotations
 
 import json
 import logging
@@ -13,8 +15,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm._core.files import provenance
+from bdm._core.files import atomic_write, provenance
 from bdm._core.parallel import using_threads
+from bdm._core.store import load, save
 from bdm.data.read import read_cells
 from bdm.errors import InputError, counted
 from bdm.evaluation.cells import (
@@ -31,14 +34,92 @@ from bdm.evaluation.cells import (
 )
 from bdm.evaluation.genes import gene_statistics
 from bdm.evaluation.metrics import Agreement, energy_distance, fitted_pca, joint_components
-from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
 
 logger = logging.getLogger(__name__)
 
+KIND = "transmutation"
+MAX_TYPES = 8  # original types whose genes and cells are drawn
 MAX_EMBEDDED = 500  # cells of a type that are embedded
 MAX_COMPARED = 1000  # cells whose distances are computed
 N_CHANGED = 100  # genes
 N_COMPONENTS = 10  # in which variation within types is compared
+
+
+@dataclass(frozen=True, repr=False)
+class TransmutationEvaluation:
+    """Scores of transmuted cells by their original type.
+
+    Attributes
+    ----------
+    to
+        The type that cells were transmuted to.
+    table
+        (original_type, set) x ``n_cells`` and scores, see :func:`bdm.transmutation.evaluate.score_transmutation`; sets
+        are the floor (training cells of the new type), the transmuted sets (``transmuted`` the first), and the cells
+        ``unchanged``.
+    fold_changes
+        A row for each ``original_type``, ``set`` (the floor and the transmuted sets) and ``gene`` (shown as ``label``)
+        of those that differ most between the two types: its ``log2_fold_change`` from the original type in the set, and
+        in test cells of the new type (``log2_fold_change_test``).
+    provenance
+        Version, packages, seed, and checksums and settings of the transmuted files.
+    compute_embedding
+        Returns the table :attr:`embedding`, which it computes once.
+    """
+
+    to: str
+    table: pd.DataFrame
+    fold_changes: pd.DataFrame
+    provenance: dict[str, Any]
+    compute_embedding: Callable[[], pd.DataFrame]
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    @property
+    def embedding(self) -> pd.DataFrame:
+        """Joint UMAP of transmuted cells of the first set, the same cells before, and training cells of the new type.
+
+        A row for each cell with ``umap_1``, ``umap_2``, ``original_type`` (the new type for the training cells),
+        ``cell_type`` and ``set``. It is computed when it is first needed.
+        """
+        return self.compute_embedding()
+
+    @property
+    def original_types(self) -> list[str]:
+        """Types that cells were transmuted from."""
+        return list(self.table.index.unique("original_type"))
+
+    def save(self, folder: Path | str) -> None:
+        """Write the evaluation as a folder, for :meth:`load`.
+
+        The folder has ``transmutation.json`` and ``transmutation.safetensors`` with everything, and the table
+        ``scores.csv`` to read.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written, or holds anything but an evaluation of transmuted cells.
+        """
+        with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
+            save(out, KIND, self)
+            self.table.to_csv(out / "scores.csv", float_format="%.6g")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> TransmutationEvaluation:
+        """Read an evaluation that :meth:`save` or ``bdm evaluate-transmuted`` wrote.
+
+        Raises
+        ------
+        InputError
+            If the folder holds no such evaluation, one of another version of bdm, or a damaged one.
+        """
+        return load(Path(folder), KIND, cls)
+
+
+def summary(evaluation: TransmutationEvaluation) -> str:
+    """Format the scores as a table to print."""
+    return f"Transmuted to {evaluation.to}:\n{evaluation.table.to_string(float_format='{:.3f}'.format)}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +154,10 @@ def evaluate_transmutation(
     rows, changes = {}, []
     for original_type in pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])):
         ends = select_endpoints(real, original_type, to)
-        for name, (after, before) in sets_of_type(transmuted, ends, original_type).items():
+        sets: dict[str, tuple[Cells, Cells | None]] = {FLOOR: (ends.new, None)}
+        sets |= {name: cells.cells_of_type(original_type) for name, cells in transmuted.items()}
+        unchanged = next(before for _, before in sets.values() if before)
+        for name, (after, before) in (sets | {UNCHANGED: (unchanged, unchanged)}).items():
             if name != UNCHANGED and len(after):
                 changes.append(fold_change_rows(real, ends, after).assign(original_type=original_type, set=name))
             if len(after) < MIN_CELLS_FOR_MEANS:
@@ -117,15 +201,6 @@ def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
 def mean_expression(cells: Cells) -> np.ndarray:
     """Mean ``log1p(CP10k)``, by gene."""
     return np.asarray(cells.expression.mean(axis=0)).ravel()
-
-
-def sets_of_type(
-    transmuted: dict[str, TransmutedCells], ends: Endpoints, original_type: str
-) -> dict[str, tuple[Cells, Cells | None]]:
-    """Return all sets of one original type by name, after and before."""
-    sets = {name: cells.cells_of_type(original_type) for name, cells in transmuted.items()}
-    unchanged = next(before for _, before in sets.values() if len(before))
-    return {FLOOR: (ends.new, None), **sets, UNCHANGED: (unchanged, unchanged)}
 
 
 def score_transmutation(query: Cells, ends: Endpoints, *, before: Cells | None = None, seed: int) -> dict[str, float]:
@@ -200,7 +275,10 @@ def embedding_of(
         after, before = transmuted.cells_of_type(original_type)
         sets |= {(original_type, TRANSMUTED): after, (original_type, UNCHANGED): before}
     embedded = [
-        ({"original_type": original_type, "set": name}, evenly_sampled(cells))
+        (
+            {"original_type": original_type, "set": name},
+            cells[np.unique(np.linspace(0, len(cells) - 1, min(len(cells), MAX_EMBEDDED)).astype(int))],
+        )
         for (original_type, name), cells in sets.items()
     ]
 
@@ -211,13 +289,6 @@ def embedding_of(
         return joint_umap(embedded, seed=0)
 
     return embedding
-
-
-def evenly_sampled(cells: Cells) -> Cells:
-    """Select ``MAX_EMBEDDED`` cells at equal distances, or all."""
-    if len(cells) <= MAX_EMBEDDED:
-        return cells
-    return cells[np.unique(np.linspace(0, len(cells) - 1, MAX_EMBEDDED).astype(int))]
 
 
 # ---- files of transmuted cells

@@ -88,10 +88,18 @@ def errors_of_pairs(model: BranchedModel, pairs: tuple[Pair, ...], *, seed: int)
     """
     generator, rows = torch_generator(seed, "pairs"), {}
     for pair in pairs:
-        old, new = (mixture_of(model, name).sample(N_CELLS, generator).numpy() for name in pair)
+        old, new = (sampled(model, name, generator) for name in pair)
         by_others = shift(model, pair.old, tuple(other for other in pairs if other != pair)).double().numpy()
         rows[pair] = {"shifted": energy_distance(old + by_others, new), "unchanged": energy_distance(old, new)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["old", "new"])
+
+
+def sampled(model: BranchedModel, cell_type: str, generator: torch.Generator) -> np.ndarray:
+    """Sample cells of the model of a cell type, or of one population, in whitened space."""
+    names = list(model.autoencoder.populations_of(cell_type))
+    n_cells = torch.from_numpy(model.composition.loc[names].sum(axis=1).to_numpy(dtype=float))
+    mixture = Mixture.of([model.moments.mixture((name,)) for name in names], n_cells)
+    return mixture.sample(N_CELLS, generator).numpy()
 
 
 def report_errors(model: BranchedModel, pairs: tuple[Pair, ...], *, seed: int) -> None:
@@ -120,13 +128,6 @@ def report_errors(model: BranchedModel, pairs: tuple[Pair, ...], *, seed: int) -
     )
 
 
-def mixture_of(model: BranchedModel, cell_type: str) -> Mixture:
-    """Mixture of the populations of a cell type, or of one population, in whitened space."""
-    names = list(model.autoencoder.populations_of(cell_type))
-    n_cells = torch.from_numpy(model.composition.loc[names].sum(axis=1).to_numpy(dtype=float))
-    return Mixture.of([model.moments.mixture((name,)) for name in names], n_cells)
-
-
 @dataclass(frozen=True)
 class Sources:
     """Cells to transmute."""
@@ -149,7 +150,9 @@ def sources_of(
         names = ", ".join(model.populations)
         remedy = f"name one of its sub-populations: {names}" if len(model.populations) > 1 else "fit one with labels"
         raise InputError(f"The model has no cell type but {goal.to!r} to transmute cells to; {remedy}.")
-    check_goal(model, goal)
+    for name in goal.cell_types:
+        if name not in {*model.cell_types, *model.populations}:
+            raise InputError(unknown_type(name, model.cell_types, of="The model has"))
     check_source_types(model, cell_types)
     if goal.like and not cell_types:
         raise InputError("Name the types to transmute (`from_=`) where they follow other types (`like=`).")
@@ -175,13 +178,6 @@ def sources_of(
     cells = cells[has_counts].copy()
     columns = label_column(adata.obs, model, keys), batch_column(adata.obs, model, keys)
     return Sources(cells, labels[has_counts].to_numpy(), batches_of(cells, model, keys), *columns)
-
-
-def check_goal(model: BranchedModel, goal: Goal) -> None:
-    """Reject a new type, or types of pairs, that are neither cell types nor sub-populations of the model."""
-    for name in goal.cell_types:
-        if name not in {*model.cell_types, *model.populations}:
-            raise InputError(unknown_type(name, model.cell_types, of="The model has"))
 
 
 def check_source_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:

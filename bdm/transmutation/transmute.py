@@ -107,12 +107,10 @@ def transmuted_blocks(
     keep_freed_memory()
     with threads() as run:
         for start in range(0, len(sources.cell_type), BLOCK):
-            parts = _by_type(sources.cell_type[start : start + BLOCK], start)
+            types = sources.cell_type[start : start + BLOCK]
+            names = pd.unique(types)
+            parts = [Rows(start // BLOCK, str(name), start + np.flatnonzero(types == name)) for name in names]
             yield _in_order(parts, list(run(transmuted_block, parts)))
-
-
-def _by_type(types: np.ndarray, start: int) -> list[Rows]:
-    return [Rows(start // BLOCK, str(name), start + np.flatnonzero(types == name)) for name in pd.unique(types)]
 
 
 def new_populations(model: BranchedModel, population: np.ndarray, to: str, generator: torch.Generator) -> np.ndarray:

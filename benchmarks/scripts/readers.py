@@ -16,8 +16,8 @@ from bdm.audit.results import TABLES
 from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.properties import ALL
 from bdm.evaluation.verdict import LIMITS, Grade
-from bdm.hierarchy.comparison import TreeComparison
 from bdm.hierarchy.files import load_hierarchy
+from bdm.hierarchy.tree import TreeComparison
 
 MIN_TEST, FREQUENT = 5, 50  # test cells of a type with which its slope, and energy distance, is little noise
 METHODS = {"generated": "branched"}  # methods whose name is not that of their set
