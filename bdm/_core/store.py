@@ -1,11 +1,12 @@
 """One codec for models and results: frozen dataclasses as JSON and safetensors, with checksums and without code."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from bdm._core.files import read_checksummed_json, sha256, write_checksummed_json
+from bdm._core.files import atomic_write, read_checksummed_json, sha256, write_checksummed_json
 from bdm._core.seeds import to_tensor
 from bdm.errors import InputError
 from bdm.kinds import Kinds
@@ -55,6 +56,39 @@ def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
     with reject_if_damaged(folder / f"{kind}.json"):
         value: Value = ContentReader(tensors).decode(content[kind], cls)
         return value
+
+
+class Result(ABC):
+    """A dataclass of results that is saved as a folder: everything, and tables to read (.csv)."""
+
+    kind: ClassVar[str]  # name of the files with everything
+
+    def save(self, folder: Path | str) -> None:
+        """Write the results as a folder, for :meth:`load`: everything, and tables to read (.csv).
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written, or holds anything but such results.
+        """
+        with atomic_write(Path(folder), folder_of=f"{self.kind}.json") as out:
+            save(out, self.kind, self)
+            self._write_tables(out)
+
+    @abstractmethod
+    def _write_tables(self, folder: Path) -> None:
+        """Write the tables to read."""
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read results that :meth:`save` or a command of bdm wrote.
+
+        Raises
+        ------
+        InputError
+            If the folder holds none, results of another version of bdm, or damaged ones.
+        """
+        return load(Path(folder), cls.kind, cls)
 
 
 def checksum_of(folder: Path, kind: str) -> str:

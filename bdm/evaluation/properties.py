@@ -18,7 +18,7 @@ from bdm.evaluation import values
 from bdm.evaluation.cells import FLOOR, Cells, ResampledCells, match, sample_at_most, sample_by_type, smaller_numbers
 from bdm.evaluation.genes import GENE_TESTS, compare_genes, correlations, kolmogorov_smirnov, zero_fraction
 from bdm.evaluation.metrics import joint_components
-from bdm.evaluation.values import Side
+from bdm.evaluation.values import BATCH, LABEL, Side
 
 KINDS = {
     "gene": "genes",
@@ -28,7 +28,7 @@ KINDS = {
     "structure": "structure by cell type and batch",
     "use": "use in an analysis",
 }
-ALL, LABEL, BATCH = "all", "label", "batch"  # the cells of a row: all, those of a cell type, or those of a batch
+ALL = "all"  # the cells of a row, besides those of a cell type (LABEL), or of a batch (BATCH)
 TEXTS = ["property", "kind", "set", "by", "group"]
 COLUMNS = [*TEXTS, "n_cells", "value", "floor"]  # of the table of properties
 MIN_CELLS_OF_GROUP = 10  # cells; with fewer, distances are mostly noise
@@ -188,21 +188,21 @@ class Group:
     @cached_property
     def labels(self) -> np.ndarray:
         """Cell types of enough query cells and test cells."""
-        return np.intersect1d(common_names(self.query.labels), common_names(self.test.labels))
+        return self.common(LABEL)
 
-    @cached_property
-    def batches(self) -> np.ndarray:
-        """Batches of enough query cells and test cells; none where the batches of cells are not known."""
-        return np.intersect1d(common_names(self.query.batches), common_names(self.test.batches))
+    def common(self, by: str) -> np.ndarray:
+        """Find the cell types, or batches, of enough query cells and test cells; none where these are not known."""
+        query, test = (common_names(side.column(by)) for side in self.sides)
+        return np.intersect1d(query, test)
 
-    def of_label(self, label: str) -> Group:
-        """Select the cells of one type."""
-        query, test = (side.among(side.labels, [label]) for side in self.sides)
-        return replace(self, query=query, test=test)
+    def most_common(self, by: str) -> list[str]:
+        """Select the common names with the most test cells."""
+        n_cells = pd.Series(self.test.column(by)).value_counts()[self.common(by)]
+        return sorted(map(str, n_cells.nlargest(MAX_GROUPS).index))
 
-    def of_batch(self, batch: str) -> Group:
-        """Select the cells of one batch, as many of each type on both sides."""
-        query, test = (side.among(side.batches, [batch]) for side in self.sides)
+    def select(self, by: str, name: str) -> Group:
+        """Select the cells of one type, or batch, as many of each type on both sides."""
+        query, test = (side.among(by, [name]) for side in self.sides)
         numbers = smaller_numbers(query.cells.n_by_type, test.cells.n_by_type)
         query, test = (side[sample_by_type(side.cells, numbers, seed=self.seed)] for side in (query, test))
         return replace(self, query=query, test=test)
@@ -217,14 +217,13 @@ class Group:
         return replace(self, query=query, test=test)
 
     def divided(self, by: str | None) -> tuple[Side, Side] | None:
-        """Select the cells of common types, or batches; None where there are no two of them on both sides."""
-        if by == LABEL and len(self.labels) > 1:
-            return self.query.among(self.query.labels, self.labels), self.test.among(self.test.labels, self.labels)
-        if by == BATCH:
-            names = [common_names(side.batches) for side in self.sides]
-            if min(map(len, names)) > 1:
-                return self.query.among(self.query.batches, names[0]), self.test.among(self.test.batches, names[1])
-        return self.sides if by is None else None
+        """Select the cells of common types, or batches of either side; None where there are no two of them."""
+        if by is None:
+            return self.sides
+        names = [self.labels if by == LABEL else common_names(side.column(by)) for side in self.sides]
+        if min(map(len, names)) < 2:
+            return None
+        return self.query.among(by, names[0]), self.test.among(by, names[1])
 
 
 def common_names(column: np.ndarray) -> np.ndarray:
@@ -238,20 +237,14 @@ def by_group(whole: Group) -> Iterator[tuple[str, str, int, dict[str, float]]]:
     by_label = distances_by_label(whole)
     yield ALL, "", whole.n_cells, distances(whole) | by_label.get("", {})
     within = [kind for kind in KINDS if kind != "use"]
-    for label in most_common(whole.labels, whole.test.labels):
-        group = whole.of_label(label)
+    for label in whole.most_common(LABEL):
+        group = whole.select(LABEL, label)
         yield LABEL, label, group.n_cells, distances(group, kinds=within) | by_label.get(label, {})
-    if len(whole.batches) > 1:
-        for batch in most_common(whole.batches, whole.test.batches):
-            group = whole.of_batch(batch)
-            if group.n_cells >= MIN_CELLS_OF_GROUP:
-                yield BATCH, batch, group.n_cells, distances(group) | distances_by_label(group).get("", {})
-
-
-def most_common(names: np.ndarray, column: np.ndarray) -> list[str]:
-    """Select the names with the most test cells."""
-    n_cells = pd.Series(column).value_counts()[names]
-    return sorted(map(str, n_cells.nlargest(MAX_GROUPS).index))
+    batches = whole.most_common(BATCH)
+    for batch in batches if len(batches) > 1 else ():
+        group = whole.select(BATCH, batch)
+        if group.n_cells >= MIN_CELLS_OF_GROUP:
+            yield BATCH, batch, group.n_cells, distances(group) | distances_by_label(group).get("", {})
 
 
 def distances(group: Group, *, kinds: Sequence[str] = tuple(KINDS)) -> dict[str, float]:
@@ -268,7 +261,7 @@ def distances(group: Group, *, kinds: Sequence[str] = tuple(KINDS)) -> dict[str,
             if one.kind == "joint":
                 found[key] = energy_coefficient(query, test, seed=group.seed)
             else:
-                found[key] = difference(query, test) if one.kind == "use" else ks(query, test)
+                found[key] = float(abs(query - test)) if one.kind == "use" else ks(query, test)
     return {key: value for key, value in found.items() if PROPERTIES[key].kind != "use" or np.isfinite(value)}
 
 
@@ -292,7 +285,7 @@ def biology(group: Group) -> dict[str, dict[str, float]]:
 
 def silhouettes(group: Group) -> dict[str, dict[str, float]]:
     """Compare how far cell types are apart: of each type, and of all, by the name ``""``."""
-    sides = [side.among(side.labels, group.labels) for side in group.few(MAX_CELLS).sides]
+    sides = [side.among(LABEL, group.labels) for side in group.few(MAX_CELLS).sides]
     if any(len(np.unique(side.labels)) < 2 for side in sides):
         return {}
     widths = [silhouette_samples(side.components, side.labels) for side in sides]
@@ -324,11 +317,6 @@ def ks(query: np.ndarray, test: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance of the finite values, in [0, 1]; NaN with fewer than five of either."""
     query, test = query[~np.isnan(query)], test[~np.isnan(test)]
     return kolmogorov_smirnov(query, test) if min(len(query), len(test)) >= MIN_VALUES else float("nan")
-
-
-def difference(query: float, test: float) -> float:
-    """Absolute difference of two values."""
-    return float(abs(query - test))
 
 
 def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> float:

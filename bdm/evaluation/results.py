@@ -10,18 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bdm._core.files import atomic_write
-from bdm._core.store import load, save
+from bdm._core.store import Result
 from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import FLOOR, GENERATED, SizeLimits
 from bdm.evaluation.verdict import Verdict, verdict
 
-KIND = "evaluation"
 COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation:
+class Evaluation(Result):
     """Scores of sets of cells, averaged over resamples, and values by gene and cell of the last resample.
 
     The floor is the first set; generated cells are the set ``generated``.
@@ -61,6 +59,8 @@ class Evaluation:
     compute_embedding
         Returns the table :attr:`embedding`, which it computes once.
     """
+
+    kind = "evaluation"
 
     overall: pd.DataFrame
     by_type: pd.DataFrame
@@ -110,37 +110,13 @@ class Evaluation:
         """Count the cells of each type of a set that could be compared with as many test cells."""
         return np.minimum(self.n_compared[name], self.n_compared["test"])
 
-    def save(self, folder: Path | str) -> None:
-        """Write the evaluation as a folder, for :meth:`load`.
-
-        The folder has ``evaluation.json`` and ``evaluation.safetensors`` with everything, and tables to read:
-        ``overall.csv``, ``by_type.csv``, ``n_cells.csv``, ``properties.csv``, ``genes.csv``, and ``by_population.csv``,
-        which has no rows if there are no scores by sub-population.
-
-        Raises
-        ------
-        InputError
-            If the folder cannot be written, or holds anything but an evaluation.
-        """
-        with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
-            save(out, KIND, self)
-            self.overall.to_csv(out / "overall.csv", index_label="metric", float_format="%.6g")
-            score_rows(self).to_csv(out / "by_type.csv", index=False, float_format="%.6g")
-            self.n_cells.join(self.n_compared.add_prefix("compared_")).to_csv(out / "n_cells.csv")
-            self.by_population.to_csv(out / "by_population.csv", index=False, float_format="%.6g")
-            self.properties.to_csv(out / "properties.csv", index=False, float_format="%.4g")
-            self.gene_statistics.to_csv(out / "genes.csv", index=False, float_format="%.4g")
-
-    @classmethod
-    def load(cls, folder: Path | str) -> Evaluation:
-        """Read an evaluation that :meth:`save` or ``bdm evaluate`` wrote.
-
-        Raises
-        ------
-        InputError
-            If the folder holds no evaluation, one of another version of bdm, or a damaged one.
-        """
-        return load(Path(folder), KIND, cls)
+    def _write_tables(self, folder: Path) -> None:
+        self.overall.to_csv(folder / "overall.csv", index_label="metric", float_format="%.6g")
+        score_rows(self).to_csv(folder / "by_type.csv", index=False, float_format="%.6g")
+        self.n_cells.join(self.n_compared.add_prefix("compared_")).to_csv(folder / "n_cells.csv")
+        self.by_population.to_csv(folder / "by_population.csv", index=False, float_format="%.6g")
+        self.properties.to_csv(folder / "properties.csv", index=False, float_format="%.4g")
+        self.gene_statistics.to_csv(folder / "genes.csv", index=False, float_format="%.4g")
 
 
 def score_rows(evaluation: Evaluation) -> pd.DataFrame:
@@ -170,4 +146,4 @@ def verdict_lines(evaluation: Evaluation, name: str, *, max_names: int = 5) -> l
 def require_set(evaluation: Evaluation, name: str, folder: Path) -> None:
     """Reject an evaluation without a set of this name or without the floor."""
     if not {name, FLOOR} <= set(evaluation.sets):
-        raise InputError(f"{folder}/{KIND}.json has no cells named {name}; evaluate again.")
+        raise InputError(f"{folder}/{Evaluation.kind}.json has no cells named {name}; evaluate again.")

@@ -31,23 +31,12 @@ def joint_umap(sets: Sequence[tuple[dict[str, str], Cells]], *, seed: int) -> pd
     expression = sparse.vstack([cells.expression for _, cells in sets]).tocsr()
     components = fitted_pca(expression, seed=seed).transform(expression)
     tables = [pd.DataFrame({"cell_type": cells.cell_type}).assign(**columns) for columns, cells in sets]
-    coordinates = pd.DataFrame(umap_coordinates(components, seed=seed), columns=COORDINATES)
-    return coordinates.join(pd.concat(tables, ignore_index=True))
-
-
-def umap_coordinates(components: np.ndarray, *, seed: int) -> np.ndarray:
-    """Embed cells in two dimensions, with exact neighbours where there are many cells.
-
-    UMAP calls a function for each pair of cells, and from 4,096 cells on compiles a search; either takes longer.
-    """
-    exact: dict[str, Any] = {"precomputed_knn": nearest_neighbours(components)} if len(components) >= MANY else {}
-    return np.asarray(fitted_umap(components, min_dist=0.5, seed=seed, **exact).embedding_)
-
-
-def nearest_neighbours(components: np.ndarray, *, n_neighbors: int = 15) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest cells of each cell, itself the first: their indices and distances."""
-    distances, cells = NearestNeighbors(n_neighbors=n_neighbors).fit(components).kneighbors(components)
-    return cells, distances
+    exact: dict[str, Any] = {}
+    if len(components) >= MANY:  # UMAP calls a function for each pair, or compiles a search; either takes longer
+        distances, nearest = NearestNeighbors(n_neighbors=15).fit(components).kneighbors(components)
+        exact["precomputed_knn"] = nearest, distances
+    embedding = fitted_umap(components, min_dist=0.5, seed=seed, **exact).embedding_
+    return pd.DataFrame(embedding, columns=COORDINATES).join(pd.concat(tables, ignore_index=True))
 
 
 def fitted_umap(x: np.ndarray, *, min_dist: float, n_neighbors: int = 15, seed: int, **settings: Any) -> umap.UMAP:

@@ -19,6 +19,7 @@ from sklearn.utils.sparsefuncs import mean_variance_axis
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.genes import correlations
 
+LABEL, BATCH = "label", "batch"  # what divides cells
 MIN_NEIGHBOURS, MAX_NEIGHBOURS = 5, 50  # in which a cell occurs, and by which its density is measured
 N_TYPING = 5  # neighbours that type a cell, few enough for rare types
 N_MIXING, MAX_MIXED = 70, 500  # neighbours in which batches mix, and cells whose neighbours are examined
@@ -56,9 +57,13 @@ class Side:
         """Batch of each cell; no values where batches are not known."""
         return np.array([], dtype=str) if self.cells.batch is None else self.cells.batch
 
-    def among(self, column: np.ndarray, names: Sequence[str] | np.ndarray) -> Side:
-        """Select the cells whose type, or batch, in ``column``, is one of some."""
-        return self[np.flatnonzero(np.isin(column, names))]
+    def column(self, by: str) -> np.ndarray:
+        """Cell types, or batches."""
+        return self.labels if by == LABEL else self.batches
+
+    def among(self, by: str, names: Sequence[str] | np.ndarray) -> Side:
+        """Select the cells of some types, or batches."""
+        return self[np.flatnonzero(np.isin(self.column(by), names))]
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray]:

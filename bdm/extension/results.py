@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bdm._core.files import atomic_write
-from bdm._core.store import load, save
+from bdm._core.store import Result
 from bdm.data.symbols import display_names
 from bdm.errors import counted
 from bdm.extension.extend import MIN_HELD_OUT, FittedExtension
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, type_specific_genes
 
-REPORT = "extension_report"
 HELD_OUT = {  # cells that a gain is measured with, and what is to be said of them
     "test": ("test cell", ""),
     "validation": ("validation cell", "which also chose the decoder"),
@@ -28,7 +26,7 @@ N_GENES, MIN_CHANGE = 50, 0.1  # genes of a type that are listed, and their leas
 
 
 @dataclass(frozen=True, repr=False)
-class ExtensionReport:
+class ExtensionReport(Result):
     """The types that an extension added or updated.
 
     Attributes
@@ -46,6 +44,8 @@ class ExtensionReport:
     provenance
         Version, packages, seed, settings, and checksums of the model and the cells.
     """
+
+    kind = "extension_report"
 
     extensions: pd.DataFrame
     likelihood: pd.DataFrame
@@ -70,33 +70,10 @@ class ExtensionReport:
             provenance=fitted[0].extension.provenance,
         )
 
-    def save(self, folder: Path | str) -> None:
-        """Write the report as a folder, for :meth:`load`.
-
-        The folder has ``extension_report.json`` and ``extension_report.safetensors`` with everything, and the tables
-        ``extensions.csv``, ``likelihood.csv`` and ``type_specific_genes.csv``.
-
-        Raises
-        ------
-        InputError
-            If the folder cannot be written, or holds anything but the report of an extension.
-        """
+    def _write_tables(self, folder: Path) -> None:
         tables = {"extensions": self.extensions, "likelihood": self.likelihood, "type_specific_genes": self.genes}
-        with atomic_write(Path(folder), folder_of=f"{REPORT}.json") as out:
-            save(out, REPORT, self)
-            for name, table in tables.items():
-                table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
-
-    @classmethod
-    def load(cls, folder: Path | str) -> ExtensionReport:
-        """Read a report that :meth:`save` or ``bdm extend`` wrote.
-
-        Raises
-        ------
-        InputError
-            If the folder holds no report of an extension, one of another version of bdm, or a damaged one.
-        """
-        return load(Path(folder), REPORT, cls)
+        for name, table in tables.items():
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
 
 
 def extension_row(fitted: FittedExtension) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm._core import store
-from bdm._core.files import atomic_write, storable
+from bdm._core.files import storable
+from bdm._core.store import Result
 from bdm.data.matrix import write_h5ad
 from bdm.data.symbols import GeneNames
 from bdm.errors import counted
@@ -24,7 +24,6 @@ from bdm.interpretation.contrasts import MEASURES, Contrast, ContrastGenes, Diff
 from bdm.interpretation.markers import Markers
 from bdm.settings import InterpretationSettings
 
-KIND = "interpretation"
 QUERY_NAMES = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
 MAX_DOTS = 100_000  # rows of markers; their number grows with the square of that of cell types
 # HDF5 describes the columns of a table in a header of 64 KiB: for each, 52 bytes and its name, in steps of 8.
@@ -32,7 +31,7 @@ MAX_BYTES, BYTES_OF_COLUMN = 65_000, 52
 
 
 @dataclass(frozen=True, repr=False)
-class Interpretation:
+class Interpretation(Result):
     """Marker genes of every branch, ancestral states, agreement with real cells, and markers of cell types.
 
     Attributes
@@ -54,6 +53,8 @@ class Interpretation:
     provenance
         Version, packages, seed, settings, and checksums of the files that were read.
     """
+
+    kind = "interpretation"
 
     settings: InterpretationSettings
     names: GeneNames
@@ -88,45 +89,22 @@ class Interpretation:
         grouped = groupby(self.contrasts, key=lambda of: of.contrast.node)
         return {node: tuple(contrasts) for node, contrasts in grouped}
 
-    def save(self, folder: Path | str) -> None:
-        """Write the interpretation as a folder, for :meth:`load`.
-
-        The folder has ``interpretation.json`` and ``interpretation.safetensors`` with everything, tables to read
-        (.csv), and ``branches.h5ad`` for scanpy, see :func:`bdm.interpretation.results.branches_adata`.
-
-        Raises
-        ------
-        InputError
-            If the folder cannot be written, or holds anything but an interpretation.
-        """
-        with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
-            store.save(out, KIND, self)
-            tables = {
-                "nodes": node_rows(self),
-                "branch_genes": branch_genes(self),
-                "commitment": commitment_rows(self),
-                "paths": path_rows(self),
-                "agreement": self.agreement,
-                "enrichment": self.enrichment,
-                "markers": marker_rows(self.markers),
-            }
-            for name, table in tables.items():
-                table = self.names.with_symbols(table) if "gene" in table else table
-                table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
-            adata = branches_adata(self)
-            adata.uns["bdm"] = storable(self.provenance)
-            write_h5ad(out / "branches.h5ad", adata)
-
-    @classmethod
-    def load(cls, folder: Path | str) -> Interpretation:
-        """Read an interpretation that :meth:`save` or ``bdm interpret`` wrote.
-
-        Raises
-        ------
-        InputError
-            If the folder holds no interpretation, one of another version of bdm, or a damaged one.
-        """
-        return store.load(Path(folder), KIND, cls)
+    def _write_tables(self, folder: Path) -> None:
+        tables = {
+            "nodes": node_rows(self),
+            "branch_genes": branch_genes(self),
+            "commitment": commitment_rows(self),
+            "paths": path_rows(self),
+            "agreement": self.agreement,
+            "enrichment": self.enrichment,
+            "markers": marker_rows(self.markers),
+        }
+        for name, table in tables.items():
+            table = self.names.with_symbols(table) if "gene" in table else table
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+        adata = branches_adata(self)
+        adata.uns["bdm"] = storable(self.provenance)
+        write_h5ad(folder / "branches.h5ad", adata)
 
 
 STATISTICS: dict[str, Callable[[Differences], np.ndarray]] = {  # of a gene, in one contrast
@@ -335,7 +313,7 @@ def rank_genes_table(differences: list[tuple[Contrast, Differences]], genes: pd.
             column.append(of_genes[order])
     groups = [contrast.child for contrast, _ in differences]
     params = {"groupby": "branch", "reference": "siblings", "method": "bdm", "use_raw": False, "corr_method": "BH"}
-    found: dict[str, Any] = {"params": params}
+    table: dict[str, Any] = {"params": params}
     for name, column in columns.items():  # with their types, as numpy would strip the spaces of names
-        found[name] = np.rec.fromarrays(column, dtype=list(zip(groups, (one.dtype for one in column), strict=True)))
-    return found
+        table[name] = np.rec.fromarrays(column, dtype=list(zip(groups, (one.dtype for one in column), strict=True)))
+    return table

@@ -20,8 +20,8 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.results import Evaluation, require_set
 from bdm.evaluation.verdict import Verdict
-from bdm.extension.results import REPORT, ExtensionReport
-from bdm.interpretation.results import KIND, Interpretation, branch_genes
+from bdm.extension.results import ExtensionReport
+from bdm.interpretation.results import Interpretation, branch_genes
 from bdm.model.generated_file import is_of_model
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.experiments import read_experiments
@@ -88,12 +88,14 @@ def read_results(folder: Path) -> Results:
             )
     cells, model = read_prepared(folder / "prepared.h5ad", on_disk=True), load_model(folder / "model")
     interpreted, extended = folder / "interpretation", folder / "extension"
-    interpretation = Interpretation.load(interpreted) if (interpreted / f"{KIND}.json").is_file() else None
+    interpretation = (
+        Interpretation.load(interpreted) if (interpreted / f"{Interpretation.kind}.json").is_file() else None
+    )
     checksum = checksum_of(folder / "model", "model")
     transmutations = sorted(folder.glob("transmutation/*/transmutation.json"))
     moved = {path.parent: folder / "transmuted" / f"{path.parent.name}.h5ad" for path in transmutations}
     audit = read_audit(folder / "audit", model)
-    extension = ExtensionReport.load(extended) if (extended / f"{REPORT}.json").is_file() else None
+    extension = ExtensionReport.load(extended) if (extended / f"{ExtensionReport.kind}.json").is_file() else None
     results = Results(
         name=folder.resolve().name,
         cells=cells.obs,

@@ -15,9 +15,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm._core.files import atomic_write, provenance
+from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
-from bdm._core.store import load, save
+from bdm._core.store import Result
 from bdm.data.read import read_cells
 from bdm.errors import InputError, counted
 from bdm.evaluation.cells import (
@@ -37,7 +37,6 @@ from bdm.evaluation.metrics import Agreement, energy_distance, fitted_pca, joint
 
 logger = logging.getLogger(__name__)
 
-KIND = "transmutation"
 MAX_TYPES = 8  # original types whose genes and cells are drawn
 MAX_EMBEDDED = 500  # cells of a type that are embedded
 MAX_COMPARED = 1000  # cells whose distances are computed
@@ -46,7 +45,7 @@ N_COMPONENTS = 10  # in which variation within types is compared
 
 
 @dataclass(frozen=True, repr=False)
-class TransmutationEvaluation:
+class TransmutationEvaluation(Result):
     """Scores of transmuted cells by their original type.
 
     Attributes
@@ -66,6 +65,8 @@ class TransmutationEvaluation:
     compute_embedding
         Returns the table :attr:`embedding`, which it computes once.
     """
+
+    kind = "transmutation"
 
     to: str
     table: pd.DataFrame
@@ -90,31 +91,8 @@ class TransmutationEvaluation:
         """Types that cells were transmuted from."""
         return list(self.table.index.unique("original_type"))
 
-    def save(self, folder: Path | str) -> None:
-        """Write the evaluation as a folder, for :meth:`load`.
-
-        The folder has ``transmutation.json`` and ``transmutation.safetensors`` with everything, and the table
-        ``scores.csv`` to read.
-
-        Raises
-        ------
-        InputError
-            If the folder cannot be written, or holds anything but an evaluation of transmuted cells.
-        """
-        with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
-            save(out, KIND, self)
-            self.table.to_csv(out / "scores.csv", float_format="%.6g")
-
-    @classmethod
-    def load(cls, folder: Path | str) -> TransmutationEvaluation:
-        """Read an evaluation that :meth:`save` or ``bdm evaluate-transmuted`` wrote.
-
-        Raises
-        ------
-        InputError
-            If the folder holds no such evaluation, one of another version of bdm, or a damaged one.
-        """
-        return load(Path(folder), KIND, cls)
+    def _write_tables(self, folder: Path) -> None:
+        self.table.to_csv(folder / "scores.csv", float_format="%.6g")
 
 
 def summary(evaluation: TransmutationEvaluation) -> str:
