@@ -699,16 +699,6 @@ def test_command_rejects_what_does_not_fit_together(by_fold, tmp_path):
         assert not (tmp_path / "audit").exists()
 
 
-def test_command_audits_models(prepared, tmp_path):
-    simulated(n_donors=9, n_cells=8).write_h5ad(tmp_path / "prepared.h5ad")
-    run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=1", "--cells-only", "--n-levels=3", *FLAGS)
-    audit = Audit.load(tmp_path / "audit")
-    assert audit.record["fit"]["prior"]["n_steps"] == 20
-    assert audit.record["sampling"]["n_levels"] == 3
-    assert len(audit.verdict.findings) == 4
-    assert audit.attacks["low"].isna().all()  # no interval from one fold
-
-
 def test_figure_has_each_attack_between_chance_and_copies(of_copies, prepared):
     axes = pl.audit(of_copies, show=False)
     assert [axis.get_title() for axis in axes] == ["donors", "cells"]

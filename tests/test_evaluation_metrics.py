@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from bdm.data.filters import capped
 from bdm.evaluation import memorisation, metrics
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, match, sample_at_most, sample_by_type, take_samples
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, match, sample_by_type
 from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_of
 from bdm.evaluation.metrics import (
@@ -87,17 +87,6 @@ def test_bound_cuts_the_commonest_types_but_never_below_what_can_be_scored(three
     assert capped(three_types.n_by_type, most=most, fewest=MIN_CELLS_FOR_MEANS).tolist() == numbers
 
 
-def test_few_cells_are_of_all_types(three_types):
-    assert sample_at_most(three_types, most=15, seed=0).n_by_type.to_dict() == {"a": 6, "b": 6, "c": 3}
-
-
-def test_draws_taken_together_are_those_taken_alone(three_types):
-    draws = [np.array([0, 3, 12]), np.array([3, 19])]
-    for together, rows in zip(take_samples(three_types, draws), draws, strict=True):
-        assert (together.counts != three_types.counts[rows]).nnz == 0
-        assert together.cell_type.tolist() == three_types.cell_type[rows].tolist()
-
-
 def test_agreement_of_a_line():
     agreement = Agreement(query=np.array([1.0, 2.0, 3.0]), test=np.array([0.0, 2.0, 4.0]))
     assert agreement.slope == pytest.approx(0.5)
@@ -155,13 +144,6 @@ def test_types_are_predicted_in_blocks_as_at_once(three_types, monkeypatch):
     assert set(at_once) == {"a", "b", "c"}
     monkeypatch.setattr(metrics, "CLASSIFIER_BLOCK", 7)
     assert typing_f1(three_types, three_types) == at_once
-
-
-def test_sparse_cells_are_classified_as_dense_ones():
-    query, test = poisson_cells(60, seed=0).expression, poisson_cells(60, seed=1).expression
-    chances = cross_validated_probabilities(linear_classifier(), query, test, seed=0)
-    of_dense = cross_validated_probabilities(linear_classifier(), query.toarray(), test.toarray(), seed=0)
-    assert np.array_equal(chances, of_dense)
 
 
 def test_components_are_fitted_on_both_sets():

@@ -928,18 +928,6 @@ def test_interpretation_without_enough_test_cells_is_saved(interpretation, tmp_p
     assert_same(Interpretation.load(tmp_path / "few"), few)
 
 
-def test_folders_of_other_results_are_rejected(tmp_path):
-    with pytest.raises(InputError, match=r"it has no interpretation\.json"):
-        Interpretation.load(tmp_path)
-
-
-def test_interpretation_replaces_no_other_folder(interpretation, tmp_path):
-    (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(InputError, match="other content"):
-        interpretation.save(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
-
-
 def run(monkeypatch, *arguments):
     monkeypatch.setattr("sys.argv", ["bdm", "interpret", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
@@ -1030,12 +1018,6 @@ def test_genes_are_compared_with_test_cells_or_else_with_one_half(small_model):
     assert not halves.held_out
     assert len(halves.training) + len(halves.test) == small_model.prepared.n_obs == halves.prepared.n_obs
     assert abs(len(halves.training) - len(halves.test)) <= len(small_model.model.populations)
-
-
-def test_bad_input_leaves_nothing_behind(files, tmp_path, monkeypatch, capsys):
-    assert run(monkeypatch, files["model"], files["model"] / "model.json", files["generated"], tmp_path / "out") == 2
-    assert capsys.readouterr().err.startswith("bdm: ")
-    assert not list(tmp_path.iterdir())
 
 
 def test_python_gives_the_branches(small_model, tmp_path):

@@ -161,12 +161,6 @@ def test_real_cells_are_as_near_as_the_floor(excess):
     assert excess["without batches"].max() < 0.2
 
 
-def test_same_seed_same_table(evaluation, real, sets):
-    again = evaluate(real, {"shifted": sets["shifted"]}, EvaluationSettings(n_repeats=1))
-    expected = evaluation.properties.query("set == 'shifted'").reset_index(drop=True)
-    pd.testing.assert_frame_equal(again.properties, expected)
-
-
 def test_properties_are_averaged_over_resamples(real, sets):
     arguments = {"max_cells_per_type": 12, "max_cells": 1000}
     some = {"deeper": sets["deeper"]}

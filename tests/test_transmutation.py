@@ -49,12 +49,6 @@ def transmuted(example_cells, small_model):
     return small_model.transmute(example_cells, "CD56+ NK")
 
 
-def test_types_to_transmute_are_given_in_their_place_or_by_name(small_model, example_cells):
-    by_place = small_model.transmute(example_cells, "CD56+ NK", ["CD19+ B"])
-    by_name = small_model.transmute(example_cells, "CD56+ NK", from_="CD19+ B")
-    assert (by_place.X != by_name.X).nnz == 0
-
-
 def test_transmuted_cells(transmuted, example_cells, small_model):
     source = example_cells[~example_cells.obs["bulk_labels"].isin(["CD56+ NK", LACKING])]
     assert list(transmuted.obs_names) == list(source.obs_names)
