@@ -97,7 +97,7 @@ def test_agreement_of_a_line():
 
 def test_fold_change_is_of_a_type_against_all_others():
     two = cells([[10, 30, 60], [10, 30, 60], [40, 30, 30]], ["a", "a", "b"])
-    changes = log_fold_changes(two, ["a", "b"], pseudocount=1.0)
+    changes = log_fold_changes(two, ["a", "b"])
     assert changes[0] == pytest.approx(np.log2([1001 / 4001, 1, 6001 / 3001]))
     assert changes[1] == pytest.approx(-changes[0])
 

@@ -49,7 +49,7 @@ def inconclusive(sides: Sides, unit: str, *, p_value: float = 0.0) -> str | None
     )
 
 
-def sides_of(n_units: int, n_folds: int, *, fewest: bool = True) -> list[tuple[int, int]]:
-    """Count members and non-members of three parts; larger ones are the reference with ``fewest``, else members."""
+def sides_of(n_units: int, n_folds: int) -> list[tuple[int, int]]:
+    """Count the members and non-members of three parts of equal size, of which a larger one is the reference."""
     third, rest = divmod(n_units, 3)
-    return [(third + (rest > fewest), third + (rest == 2 and not fewest))] * n_folds
+    return [(third + (rest == 2), third)] * n_folds

@@ -2,9 +2,8 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
 from math import ceil
 
 import numpy as np
@@ -33,7 +32,7 @@ from bdm.evaluation.cells import (
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_of
 from bdm.evaluation.properties import compare_properties
-from bdm.evaluation.results import Evaluation
+from bdm.evaluation.results import Evaluation, embedding_of
 from bdm.evaluation.scores import GROUP_SCORES, Reference, Scores, score_cells
 from bdm.settings import EvaluationSettings
 
@@ -77,6 +76,8 @@ def evaluate(
         for name, cells in resample.query.items():
             scores[name].append(score_cells(cells, reference, seed=resample.seed))
     last = resamples[-1]
+    embedded = {"test": last.test, **last.query}
+    most_mapped = size_limits.mapped // len(embedded)
     matched = {name: match(cells, last.test, seed=last.seed) for name, cells in last.query.items()}
     n_cells = n_cells_table({"test": test, "train": training, **generated})
     return Evaluation(
@@ -85,13 +86,16 @@ def evaluate(
         by_population=by_population_table(scores),
         properties=compare_properties(resamples, pair_genes, most=size_limits.properties),
         n_cells=n_cells,
-        n_compared=n_cells_table({"test": last.test, **last.query}, n_cells.index),
+        n_compared=n_cells_table(embedded, n_cells.index),
         markers={name: real.genes[genes].tolist() for name, genes in markers.items()},
         gene_statistics=real.names.with_symbols(gene_statistics_table(matched, real.names)),
         fold_changes=fold_change_table(matched, markers, real.genes),
         size_limits=size_limits,
         provenance=provenance(seed=seed, settings=asdict(settings)),
-        compute_embedding=embedding_of(last, most=size_limits.mapped),
+        compute_embedding=embedding_of(
+            [({"set": name}, sample_at_most(of, most=most_mapped, seed=last.seed)) for name, of in embedded.items()],
+            seed=last.seed,
+        ),
     )
 
 
@@ -179,20 +183,3 @@ def fold_change_table(
         texts, numbers = ("set", "cell_type", "gene"), ("log2_fold_change", "log2_fold_change_test")
         return pd.DataFrame({**dict.fromkeys(texts, np.empty(0, object)), **dict.fromkeys(numbers, np.empty(0))})
     return pd.concat(tables, ignore_index=True)
-
-
-def embedding_of(resample: ResampledCells, *, most: int) -> Callable[[], pd.DataFrame]:
-    """Return a function that computes the joint UMAP of ``most`` cells of all sets, once."""
-    sets = {"test": resample.test, **resample.query}
-    sampled = [
-        ({"set": name}, sample_at_most(cells, most=most // len(sets), seed=resample.seed))
-        for name, cells in sets.items()
-    ]
-
-    @cache
-    def embedding() -> pd.DataFrame:
-        from bdm.evaluation.umap import joint_umap  # late, as UMAP takes seconds to import
-
-        return joint_umap(sampled, seed=resample.seed)
-
-    return embedding

@@ -20,6 +20,8 @@ GENE_TESTS = {
     "dp": "differentially detected",
     "bd": "bimodal",
 }
+N_VARIABLE = 100  # genes whose correlations are compared
+PSEUDOCOUNT = 1.0  # CP10k, added to means whose ratio is taken
 FALSE_DISCOVERIES = 0.1  # rate below which a gene differs, as in SimBench
 BIMODAL = 0.3  # difference of means in standard deviations from which a gene is bimodal, as in SimBench
 
@@ -40,10 +42,10 @@ def zero_fraction(cells: Cells) -> np.ndarray:
     return 1 - np.asarray((cells.counts > 0).mean(axis=0)).ravel()
 
 
-def variable_genes(cells: Cells, *, n_genes: int = 100) -> np.ndarray:
+def variable_genes(cells: Cells) -> np.ndarray:
     """Column indices of the genes of largest variance."""
     variance = mean_variance_axis(cells.expression, axis=0)[1]
-    return np.argsort(-variance, kind="stable")[:n_genes]
+    return np.argsort(-variance, kind="stable")[:N_VARIABLE]
 
 
 def gene_pairs(query: Cells, test: Cells, genes: np.ndarray) -> Agreement:
@@ -82,13 +84,13 @@ def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
     return {cell_type: names[cell_type].astype(int) for cell_type in cell_types}
 
 
-def log_fold_changes(cells: Cells, cell_types: list[str], *, pseudocount: float = 1.0) -> np.ndarray:
+def log_fold_changes(cells: Cells, cell_types: list[str]) -> np.ndarray:
     """Log2 fold changes of mean CP10k between each type and all other cells, types x genes."""
     is_type = (cells.cell_type == np.array(cell_types)[:, None]).astype(np.float32)
     n_cells = is_type.sum(axis=1, keepdims=True)
     inside = is_type @ cells.cp10k
     outside = cells.cp10k.sum(axis=0).A1 - inside
-    return np.asarray(np.log2((inside / n_cells + pseudocount) / (outside / (len(cells) - n_cells) + pseudocount)))
+    return np.asarray(np.log2((inside / n_cells + PSEUDOCOUNT) / (outside / (len(cells) - n_cells) + PSEUDOCOUNT)))
 
 
 def marker_fold_changes(

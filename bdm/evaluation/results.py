@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 
 from bdm._core.store import Result
 from bdm.errors import InputError, abbreviated, counted
-from bdm.evaluation.cells import FLOOR, GENERATED, SizeLimits
+from bdm.evaluation.cells import FLOOR, GENERATED, Cells, SizeLimits
 from bdm.evaluation.verdict import Verdict, verdict
 
 COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
@@ -119,6 +120,18 @@ class Evaluation(Result):
         self.gene_statistics.to_csv(folder / "genes.csv", index=False, float_format="%.4g")
 
 
+def embedding_of(sets: Sequence[tuple[dict[str, str], Cells]], *, seed: int) -> Callable[[], pd.DataFrame]:
+    """Return a function that computes the joint UMAP of sets of cells, see :func:`joint_umap`, once."""
+
+    @cache
+    def embedding() -> pd.DataFrame:
+        from bdm.evaluation.umap import joint_umap  # late, as UMAP takes seconds to import
+
+        return joint_umap(sets, seed=seed)
+
+    return embedding
+
+
 def score_rows(evaluation: Evaluation) -> pd.DataFrame:
     """List the scores by type, a row for each type and set; rows of types that were not compared are empty."""
     index = pd.MultiIndex.from_product([evaluation.n_cells.index, evaluation.sets], names=["cell_type", "set"])
@@ -133,13 +146,13 @@ def score_table(overall: pd.DataFrame) -> str:
     return str(overall.to_string(float_format="{:.3f}".format))
 
 
-def verdict_lines(evaluation: Evaluation, name: str, *, max_names: int = 5) -> list[str]:
+def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
     """Return lines to print: the verdict on all cells of a set, and its types by their verdicts, the best first."""
     verdicts = evaluation.verdicts_by_type(name)
     lines = [evaluation.verdict(name).text]
     for label in dict.fromkeys(one.label for one in sorted(verdicts.values(), key=lambda one: one.grade)):
         cell_types = [cell_type for cell_type, one in verdicts.items() if one.label == label]
-        lines.append(f"{label}: {abbreviated(cell_types, n_shown=max_names)}")
+        lines.append(f"{label}: {abbreviated(cell_types, n_shown=5)}")
     return lines
 
 

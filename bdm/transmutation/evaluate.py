@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ from bdm.evaluation.cells import (
     checked,
     subset_of_names,
 )
-from bdm.evaluation.genes import gene_statistics
+from bdm.evaluation.genes import PSEUDOCOUNT, gene_statistics
 from bdm.evaluation.metrics import Agreement, energy_distance, fitted_pca, joint_components
+from bdm.evaluation.results import embedding_of
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +145,23 @@ def evaluate_transmutation(
                 continue
             scores = score_transmutation(after, ends, before=before, seed=seed)
             rows[original_type, name] = {"n_cells": len(after), **scores}
+    shown = {(to, FLOOR): real.training[real.training.cell_type == to]}
+    for original_type in pd.unique(first.before.cell_type)[:MAX_TYPES]:
+        after, before = first.cells_of_type(original_type)
+        shown |= {(original_type, TRANSMUTED): after, (original_type, UNCHANGED): before}
+    embedded = [
+        (
+            {"original_type": original_type, "set": name},
+            of[np.unique(np.linspace(0, len(of) - 1, min(len(of), MAX_EMBEDDED)).astype(int))],
+        )
+        for (original_type, name), of in shown.items()
+    ]
     return TransmutationEvaluation(
         to=to,
         table=pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"]),
         fold_changes=pd.concat(changes, ignore_index=True),
         provenance=provenance(seed=seed),
-        compute_embedding=embedding_of(real, first, list(pd.unique(first.before.cell_type))[:MAX_TYPES], to),
+        compute_embedding=embedding_of(embedded, seed=0),
     )
 
 
@@ -210,10 +221,10 @@ def compared_components(query: Cells, test: Cells, *, seed: int) -> tuple[np.nda
     return joint_components(one.expression, other.expression, seed=seed)
 
 
-def fold_changes(query: Cells, ends: Endpoints, *, pseudocount: float = 1.0) -> Agreement:
-    """Log2 fold changes from the original type of the genes that differ most; the pseudocount is in CP10k."""
+def fold_changes(query: Cells, ends: Endpoints) -> Agreement:
+    """Log2 fold changes from the original type of the genes that differ most; in CP10k."""
     of_old, of_query, of_test = (
-        np.log2(cells.cp10k[:, ends.changed].mean(axis=0).A1 + pseudocount) for cells in (ends.old, query, ends.test)
+        np.log2(cells.cp10k[:, ends.changed].mean(axis=0).A1 + PSEUDOCOUNT) for cells in (ends.old, query, ends.test)
     )
     return Agreement(of_query - of_old, of_test - of_old)
 
@@ -242,31 +253,6 @@ def correlations_with(before: Cells, after: Cells, ends: Endpoints, *, seed: int
     one, other = pca.transform(before.expression), pca.transform(after.expression)
     correlations = [Agreement(a, b).correlation for a, b in zip(one.T, other.T, strict=True)]
     return Agreement(*sizes).correlation, float(np.average(correlations, weights=pca.explained_variance_))
-
-
-def embedding_of(
-    real: RealCells, transmuted: TransmutedCells, original_types: list[str], to: str
-) -> Callable[[], pd.DataFrame]:
-    """Return a function that computes the joint UMAP of transmuted, unchanged and real cells, once."""
-    sets = {(to, FLOOR): real.training[real.training.cell_type == to]}
-    for original_type in original_types:
-        after, before = transmuted.cells_of_type(original_type)
-        sets |= {(original_type, TRANSMUTED): after, (original_type, UNCHANGED): before}
-    embedded = [
-        (
-            {"original_type": original_type, "set": name},
-            cells[np.unique(np.linspace(0, len(cells) - 1, min(len(cells), MAX_EMBEDDED)).astype(int))],
-        )
-        for (original_type, name), cells in sets.items()
-    ]
-
-    @cache
-    def embedding() -> pd.DataFrame:
-        from bdm.evaluation.umap import joint_umap  # late, as UMAP takes seconds to import
-
-        return joint_umap(embedded, seed=0)
-
-    return embedding
 
 
 # ---- files of transmuted cells
