@@ -45,8 +45,7 @@ from bdm.settings import (
     SamplerSettings,
     Settings,
 )
-from bdm.transmutation.request import Goal, Pair, report_errors, sources_of
-from bdm.transmutation.transmute import transmuted_cells
+from bdm.transmutation.transmute import Goal, Pair, report_errors, sources_of, transmuted_cells
 
 if TYPE_CHECKING:
     from bdm.audit.results import Audit

@@ -28,7 +28,7 @@ from bdm.cli import app
 from bdm.data.prepare import prepare
 from bdm.model.model import load_model, save_model
 from bdm.settings import PrepareSettings
-from bdm.transmutation.request import mean as mean_of
+from bdm.transmutation.transmute import mean as mean_of
 
 pytestmark = pytest.mark.nightly
 

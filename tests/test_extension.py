@@ -157,8 +157,7 @@ def test_new_branch_has_no_network_where_the_branch_that_it_leaves_has_none(base
 
 
 def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
-    from bdm.transmutation.request import Goal, sources_of
-    from bdm.transmutation.transmute import transmuted_cells
+    from bdm.transmutation.transmute import Goal, sources_of, transmuted_cells
 
     for one, other in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
         sources = sources_of(example_cells, with_nk.model, Goal(other), cell_types=(one,))

@@ -55,7 +55,15 @@ from bdm.interpretation.genes import (
     real_differences,
     real_expression,
 )
-from bdm.interpretation.interpret import Inputs, encoded_cells, inputs_of, interpret, read_inputs
+from bdm.interpretation.interpret import (
+    THRESHOLDS,
+    Inputs,
+    encoded_cells,
+    inputs_of,
+    interpret,
+    latent_support,
+    read_inputs,
+)
 from bdm.interpretation.markers import (
     UserGenes,
     candidate_markers,
@@ -72,7 +80,6 @@ from bdm.interpretation.results import (
     marker_rows,
     node_rows,
 )
-from bdm.interpretation.stability import THRESHOLDS, latent_support
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Normal, Whitening
 from bdm.model.fitted_cells import fitted_cells

@@ -27,17 +27,18 @@ from bdm.transmutation.evaluate import (
     relabelled,
     select_endpoints,
 )
-from bdm.transmutation.request import (
+from bdm.transmutation.transmute import (
     Goal,
     Pair,
     errors_of_pairs,
     mean,
+    new_populations,
     read_pair,
     report_errors,
     sources_of,
+    transmuted_cells,
     weights,
 )
-from bdm.transmutation.transmute import new_populations, transmuted_cells
 
 B = ["CD19+ B/1", "CD19+ B/2"]
 DENDRITIC = ["Dendritic/1", "Dendritic/2"]

@@ -38,8 +38,7 @@ def transmute(
     from bdm.generation.merge import write_cells
     from bdm.model.generated_file import record_of_cells
     from bdm.model.model import load_model
-    from bdm.transmutation.request import Goal, read_pair, report_errors, sources_of
-    from bdm.transmutation.transmute import transmuted_cells
+    from bdm.transmutation.transmute import Goal, read_pair, report_errors, sources_of, transmuted_cells
 
     with atomic_write(out) as path:
         loaded = load_model(model, device=fabric(device).device)

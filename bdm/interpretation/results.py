@@ -43,7 +43,7 @@ class Interpretation(Result):
     agreement
         By node, see :func:`bdm.interpretation.interpret.agreement_by_node`.
     stability
-        By node, see :func:`bdm.interpretation.stability.node_stability`.
+        By node, see :func:`bdm.interpretation.interpret.node_stability`.
     enrichment
         By contrast and gene set, see :func:`bdm.interpretation.markers.enrichment`.
     embedding

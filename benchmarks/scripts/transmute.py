@@ -19,8 +19,7 @@ from bdm.model.model import BranchedModel, load_model
 from bdm.prior.transport import gaussian_transport
 from bdm.settings import InputKeys, SamplerSettings
 from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation
-from bdm.transmutation.request import Goal, mean, sources_of
-from bdm.transmutation.transmute import Transmute, transmuted_blocks
+from bdm.transmutation.transmute import Goal, Transmute, mean, sources_of, transmuted_blocks
 
 
 def strategies(
