@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, sem, t
 
-from bdm._core import store
 from bdm._core.files import write_json
 from bdm._core.seeds import derive, numpy_generator
+from bdm._core.store import Result
 from bdm.audit.attacks import GENERATED, ON_MODEL
 from bdm.audit.limits import LEVEL
 from bdm.audit.verdict import (
@@ -40,7 +40,7 @@ BY_FOLD = ("fingerprints", "n_generated")  # entries of records by the number of
 
 
 @dataclass(frozen=True, repr=False)
-class Audit:
+class Audit(Result):
     """What attacks found in the folds of an audit.
 
     Attributes
@@ -53,6 +53,8 @@ class Audit:
         ``n_generated`` (number of generated cells of each fold), ``n_tested`` (number of units that are members in at
         least one of all folds; attacks show nothing about the others), ``generator``, settings and versions.
     """
+
+    kind = KIND
 
     scores: pd.DataFrame
     record: dict[str, Any]
@@ -158,24 +160,10 @@ class Audit:
         for row in table.drop_duplicates("cell_type").to_dict("records"):
             yield row["cell_type"], row["attack"], row[area], row["limit"]
 
-    def save(self, folder: Path | str) -> None:
-        """Write the audit into a folder for :meth:`load`, its tables (.csv), and the verdict (``summary.json``)."""
-        folder = Path(folder)
-        store.save(folder, KIND, self)
+    def _write_tables(self, folder: Path) -> None:
         for name, file in TABLES.items():
             getattr(self, name).to_csv(folder / file, index=False, float_format="%.4f")
         write_json(folder / SUMMARY, self.verdict.summary() | {"n_tested": self.record["n_tested"]})
-
-    @classmethod
-    def load(cls, folder: Path | str) -> "Audit":
-        """Read an audit that ``bdm audit`` or :meth:`save` wrote.
-
-        Raises
-        ------
-        InputError
-            If the folder is none of an audit, or damaged.
-        """
-        return store.load(Path(folder), KIND, cls)
 
 
 def merged(audits: Iterable[Audit]) -> Audit:
