@@ -58,7 +58,6 @@ from bdm.interpretation.genes import (
 from bdm.interpretation.interpret import (
     THRESHOLDS,
     Inputs,
-    encoded_cells,
     inputs_of,
     interpret,
     latent_support,
@@ -80,7 +79,7 @@ from bdm.interpretation.results import (
     marker_rows,
     node_rows,
 )
-from bdm.latent.cells import LatentCells
+from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Normal, Whitening
 from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import log_expression, type_specific_genes
@@ -594,7 +593,7 @@ def test_latent_support_is_the_chance_under_the_posteriors(scale):
 
 
 def test_cells_are_placed_where_the_model_had_them(inputs):
-    cells = encoded_cells(inputs)
+    cells = latent_cells(encode(inputs.prepared, inputs.model.autoencoder))
     x = inputs.model.whitening(cells.mean).numpy()
     for row, population in enumerate(inputs.model.populations):
         of_population = cells.population.numpy() == row

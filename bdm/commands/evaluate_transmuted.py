@@ -41,7 +41,7 @@ def evaluate_transmuted(
     from bdm.model.fitted_cells import populations_by, read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.plotting.files import write_result
-    from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabelled, summary
+    from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabelled
 
     check_used(model, test_cells, keys)
     files = named_files(TRANSMUTED, transmuted, compare)
@@ -60,7 +60,7 @@ def evaluate_transmuted(
         record = {**evaluation.provenance, "sha256": hashes, "transmuted": records}
         evaluation = replace(evaluation, provenance=record)
         write_result(folder, evaluation)
-    logger.info(summary(evaluation))
+    logger.info(repr(evaluation))
     return Summary((out,))
 
 

@@ -105,7 +105,7 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     members_of_sets = {**given.markers, **given.sets} or candidates
     sets = {name: tuple(labels[[*members]]) for name, members in members_of_sets.items()}
     ranked = [(of.contrast, of.model) for of in without_mirrored(contrasts)]
-    cells = encoded_cells(inputs)
+    cells = latent_cells(encode(inputs.prepared, model.autoencoder))
     return Interpretation(
         settings=settings,
         names=model.gene_names,
@@ -139,11 +139,6 @@ def contrast_genes(inputs: Inputs, states: AncestralStates, *, n_cells: int, see
                 commitment_of(model, states, contrast),
                 **{name: by_child.get(contrast.child) for name, by_child in tested.items()},
             )
-
-
-def encoded_cells(inputs: Inputs) -> LatentCells:
-    """Encode the cells that the model was fitted to in its latent space, as when it was fitted."""
-    return latent_cells(encode(inputs.prepared, inputs.model.autoencoder))
 
 
 def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n_genes: int) -> pd.DataFrame:

@@ -75,7 +75,7 @@ class TransmutationEvaluation(Result):
     compute_embedding: Callable[[], pd.DataFrame]
 
     def __repr__(self) -> str:
-        return summary(self)
+        return f"Transmuted to {self.to}:\n{self.table.to_string(float_format='{:.3f}'.format)}"
 
     @property
     def embedding(self) -> pd.DataFrame:
@@ -93,11 +93,6 @@ class TransmutationEvaluation(Result):
 
     def _write_tables(self, folder: Path) -> None:
         self.table.to_csv(folder / "scores.csv", float_format="%.6g")
-
-
-def summary(evaluation: TransmutationEvaluation) -> str:
-    """Format the scores as a table to print."""
-    return f"Transmuted to {evaluation.to}:\n{evaluation.table.to_string(float_format='{:.3f}'.format)}"
 
 
 @dataclass(frozen=True)
