@@ -28,6 +28,7 @@ GENERATED = "generated"  # by bdm, or by any other simulator
 TRANSMUTED, UNCHANGED = "transmuted", "unchanged"  # after and before a transmutation
 FILES = ("prepared", "test_cells", "model")  # whose checksums are recorded with those of sets
 RESERVED_SET_NAMES = (GENERATED, TRANSMUTED, UNCHANGED, FLOOR, "test", "train", *FILES)
+COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
 MIN_CELLS_OF_TYPE = 2  # a single cell has no distance to others of its type
 MIN_CELLS_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
 BLOCK = 20_000  # cells of a file that are checked at a time, which takes several times their memory

@@ -16,8 +16,6 @@ from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import FLOOR, GENERATED, Cells, SizeLimits
 from bdm.evaluation.verdict import Verdict, verdict
 
-COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
-
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):

@@ -18,9 +18,8 @@ from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
 from bdm._core.parallel import using_threads
-from bdm.evaluation.cells import Cells
+from bdm.evaluation.cells import COORDINATES, Cells
 from bdm.evaluation.metrics import fitted_pca
-from bdm.evaluation.results import COORDINATES
 
 MANY = 1000  # cells from which on neighbours are found here
 

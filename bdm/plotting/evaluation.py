@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bdm.evaluation.cells import FLOOR
+from bdm.evaluation.cells import COORDINATES, FLOOR
 from bdm.evaluation.metrics import Agreement
 from bdm.evaluation.properties import ALL, KINDS, PROPERTIES
-from bdm.evaluation.results import COORDINATES, Evaluation
+from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.values import LABEL
 from bdm.plotting.style import (

@@ -5,8 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.evaluation.cells import FLOOR, TRANSMUTED, UNCHANGED
-from bdm.evaluation.results import COORDINATES
+from bdm.evaluation.cells import COORDINATES, FLOOR, TRANSMUTED, UNCHANGED
 from bdm.plotting.evaluation import SetStyle, draw_scores_by_type, set_styles
 from bdm.plotting.style import (
     GREY,
