@@ -6,7 +6,7 @@ import shutil
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -288,14 +288,10 @@ def test_page_of_an_extended_model_shows_what_its_first_cells_left_out(full, res
     assert "Left out of the cells of the first model 2 cell types, 21 cells" in text
 
 
-def test_page_has_the_dates_of_the_model_and_of_itself(full, results):
-    saved = date(2020, 2, 29)
-    moment = datetime(2020, 2, 29, 12).timestamp()
-    before = (full / "model/model.json").stat()
-    os.utime(full / "model/model.json", (moment, moment))
-    text = words_of(report_page(read_results(full), written=date(2021, 1, 31)))
-    os.utime(full / "model/model.json", (before.st_atime, before.st_mtime))
-    assert f"Model trained {saved}" in text
+def test_page_has_the_dates_of_the_model_and_of_itself(results):
+    trained = replace(results, trained=date(2020, 2, 29))
+    text = words_of(report_page(trained, written=date(2021, 1, 31)))
+    assert "Model trained 2020-02-29" in text
     assert "on 2021-01-31" in text
     assert f"on {date.today()}" in words_of(report_page(results))
 
@@ -515,13 +511,9 @@ def test_cost_of_a_step_is_of_its_last_number_of_jobs(tmp_path):
     alone = {"prepare": (1, 10), "generate": (2, 20), "audit": (7, 40)}
     assert cost() == alone
     assert cost(n_folds=1) == alone | {"audit": (3, 30)}
-    assert cost(n_folds=0) == {"prepare": (1, 10), "generate": (2, 20)}
     for part in range(4):
         measure(f"generate/{part}-of-4.tsv", part + 1, 10 + part)
     assert cost() == alone | {"generate": (10, 40)}
-    for part in range(20):
-        measure(f"generate/{part}-of-20.tsv", 1, 20 + part)
-    assert cost() == alone | {"generate": (20, 10)}
     measure("generate.tsv", 2, 50)
     assert cost() == alone
     assert [*cost()] == ["prepare", "audit", "generate"]
@@ -714,9 +706,8 @@ def test_keys_reach_the_tree_and_the_tables(opened, page, results):
     assert found.page.locator("#by-type thead th").nth(1).get_attribute("aria-sort") == "ascending"
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_tables_are_sorted(opened, page, results, width):
-    found = opened(page, width)
+def test_tables_are_sorted(opened, page, results):
+    found = opened(page, "desktop")
     number = results.evaluation.n_cells["test"]
     for press, up in ((1, True), (2, False)):
         found.page.locator("#by-type thead button", has_text="Test cells").click()
@@ -784,14 +775,9 @@ SILENT = """() => [...document.querySelectorAll("svg, img")]
   .filter((e) => !e.getAttribute("aria-label") && !e.alt).map((e) => e.outerHTML.slice(0, 100))"""
 
 
-def test_text_can_be_read(opened, page):
+def test_text_can_be_read_and_pictures_have_words(opened, page):
     found = opened(page, "desktop")
+    assert found.page.evaluate(SILENT) == []
     contrasts = found.page.evaluate(CONTRASTS)
     assert len(contrasts) > 100
     assert [of for of in contrasts if of[0] < 4.5] == []
-
-
-def test_pictures_have_words(opened, page):
-    found = opened(page, "desktop")
-    assert found.page.evaluate(SILENT) == []
-    assert found.texts("h1") == ["<b>four & co"]
