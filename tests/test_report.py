@@ -22,7 +22,7 @@ from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.page import number, report_page
-from bdm.report.results import Results, read_branches, read_cost, read_results
+from bdm.report.results import Results, read_cost, read_results
 from bdm.report.settings import cells_left_out, changed, genes_chosen
 from bdm.report.tables import populations
 
@@ -484,16 +484,12 @@ def test_page_shows_on_which_branches_the_network_is_kept(results):
     assert "What the network adds" not in report_page(replace(results, branches=None))
 
 
-@pytest.mark.parametrize("damaged", ["", "branch,kept\nnode 1,True\n", b"\xff\xfe\x00"])
-def test_damaged_table_of_branches_is_rejected(tmp_path, damaged):
-    path = tmp_path / "branches.csv"
-    path.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
-    with pytest.raises(InputError, match="train the model again"):
-        read_branches(path)
-    LOSSES.to_csv(path, index=False)
-    pd.testing.assert_frame_equal(read_branches(path), LOSSES)
-    path.unlink()
-    assert read_branches(path) is None
+@pytest.mark.parametrize("damaged", [b"", b"branch,kept\nnode 1,True\n", b"\xff\xfe\x00"])
+def test_damaged_table_of_branches_is_rejected(full, tmp_path, damaged):
+    shutil.copytree(full, tmp_path / "some")
+    (tmp_path / "some/model/branches.csv").write_bytes(damaged)
+    with pytest.raises(InputError, match="some is damaged"):
+        bdm("report", tmp_path / "some", tmp_path / "report.html")
 
 
 def test_cost_of_a_step_is_of_its_last_number_of_jobs(tmp_path):

@@ -252,11 +252,11 @@ def end_name(end: End) -> str:
     return shortened(end.name)
 
 
-def grouped_by_position(positions: dict[str, np.ndarray], *, apart: float = 0.03) -> list[list[str]]:
-    """Group names by position: those that are less than a share ``apart`` of the figure from the first of a group."""
+def grouped_by_position(positions: dict[str, np.ndarray]) -> list[list[str]]:
+    """Group names whose positions are less than 3% of the figure from the first of a group."""
     groups: list[list[str]] = []
     for name, position in positions.items():
-        limit = apart * np.ptp(list(positions.values()), axis=0) + 1e-9
+        limit = 0.03 * np.ptp(list(positions.values()), axis=0) + 1e-9
         near = [group for group in groups if np.all(np.abs(position - positions[group[0]]) < limit)]
         if near:
             near[0].append(name)

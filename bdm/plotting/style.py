@@ -145,11 +145,9 @@ def figure_of(drawn: Figure | Axes | list[Axes]) -> Figure:
     return figure.figure if isinstance(figure, SubFigure) else figure
 
 
-def panels(
-    figure: Figure | SubFigure, n_panels: int, *, n_columns: int, sharex: bool = False, sharey: bool = False
-) -> list[Axes]:
+def panels(figure: Figure | SubFigure, n_panels: int, *, n_columns: int, sharey: bool = False) -> list[Axes]:
     """Divide a figure into a grid of ``n_columns`` columns, and return the axes of the first ``n_panels`` panels."""
-    axes = figure.subplots(-(-n_panels // n_columns), n_columns, squeeze=False, sharex=sharex, sharey=sharey).ravel()
+    axes = figure.subplots(-(-n_panels // n_columns), n_columns, squeeze=False, sharey=sharey).ravel()
     for axis in axes[n_panels:]:
         axis.remove()
     return list(axes[:n_panels])

@@ -28,7 +28,6 @@ from bdm.report.experiments import read_experiments
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
 logger = logging.getLogger(__name__)
-BRANCHES, BRANCH_COLUMNS = "branches.csv", ("branch", "closed_form", "network", "gain", "kept")
 
 NEEDED = {
     "prepared.h5ad": "bdm prepare",
@@ -103,7 +102,7 @@ def read_results(folder: Path) -> Results:
         record=dict(cells.uns["bdm"]),
         request=dict(read_cells(folder / "generated.h5ad", on_disk=True).uns.get("bdm", {})),
         model=model,
-        branches=read_branches(folder / "model" / BRANCHES),
+        branches=pd.read_csv(branches) if (branches := folder / "model/branches.csv").is_file() else None,
         trained=date.fromtimestamp((folder / "model/model.json").stat().st_mtime),
         evaluation=Evaluation.load(folder / "evaluation"),
         figures={str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/**/*.png"))},
@@ -136,20 +135,6 @@ def read_audit(folder: Path, model: BranchedModel) -> Audit | None:
             logger.warning("Not shown: %s. %s", folder, error)
             return None
     return audit
-
-
-def read_branches(path: Path) -> pd.DataFrame | None:
-    """Read the losses of validation cells by branch, if there is a file of them."""
-    if not path.exists():
-        return None
-    try:
-        table = pd.read_csv(path)
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path} is no table ({error}); train the model again.") from error
-    missing = [name for name in BRANCH_COLUMNS if name not in table]
-    if missing:
-        raise InputError(f"{path} has no column {missing[0]}; train the model again.")
-    return table
 
 
 def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:

@@ -65,10 +65,10 @@ def cells_left_out(results: Results) -> list[tuple[int, str]]:
     return [(n, reason) for n, reason in found if n > 0]
 
 
-def cells_for_verdict(results: Results, n_test: int = LIMITS.min_cells) -> int | None:
-    """Return how many cells of a type in the input give ``n_test`` test cells; None where there are no test cells."""
+def cells_for_verdict(results: Results) -> int | None:
+    """Return how many cells of a type in the input give a verdict; None where there are no test cells."""
     test = setting(results, "test")
-    return ceil(n_test / test) if test > 0 else None
+    return ceil(LIMITS.min_cells / test) if test > 0 else None
 
 
 def changed(results: Results) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from bdm.data.symbols import display_names
 from bdm.errors import abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.interpretation.contrasts import fewest_names
-from bdm.report.results import BRANCH_COLUMNS, Results
+from bdm.report.results import Results
 from bdm.report.settings import setting
 from bdm.settings import AutoencoderSettings
 
@@ -80,7 +80,7 @@ def branch_losses(results: Results) -> list[dict[str, Any]]:
         return []
     table = table.assign(kept=table["kept"].astype(bool), branch=table["branch"].astype(str))
     table = table.sort_values(["kept", "gain"], ascending=False, na_position="last", kind="stable")
-    return list(table[list(BRANCH_COLUMNS)].to_dict("records"))
+    return list(table[["branch", "closed_form", "network", "gain", "kept"]].to_dict("records"))
 
 
 def nodes(results: Results) -> Iterator[dict[str, Any]]:
