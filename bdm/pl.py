@@ -20,7 +20,7 @@ from bdm.plotting.branches import agreement, branch_genes, commitment
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power
 from bdm.plotting.responses import response, response_errors
-from bdm.plotting.transmutation import transmutation, transmutation_genes, transmutation_umap
+from bdm.plotting.transmutation import transmutation, transmutation_genes
 from bdm.plotting.tree import hierarchy
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "scores_by_type",
     "transmutation",
     "transmutation_genes",
-    "transmutation_umap",
     "umap",
 ]
 

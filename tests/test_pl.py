@@ -111,7 +111,6 @@ def test_sets_have_one_name_in_all_figures(evaluation, transmutation):
     ]  # fmt: skip
     assert labels(pl.transmutation(transmutation)[0]) == ["floor", "transmuted", "ideal"]
     assert labels(pl.transmutation_genes(transmutation)[0]) == ["floor", "transmuted", "as in test cells"]
-    assert labels(pl.transmutation_umap(transmutation)[0])[1:] == ["unchanged", "transmuted"]
 
 
 def test_genes_of_a_branch_are_those_that_mark_it(model):
@@ -164,7 +163,6 @@ def test_transmutation_shows_each_type_that_was_transmuted(transmutation):
     assert [
         axis.get_title().partition(" → ")[0] for axis in pl.transmutation_genes(transmutation)
     ] == transmutation.original_types
-    assert [axis.get_title() for axis in pl.transmutation_umap(transmutation)] == transmutation.original_types
     unchanged, transmuted = (
         transmutation.table["energy"].xs(name, level="set") for name in ("unchanged", "transmuted")
     )

@@ -14,7 +14,7 @@ from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, u
 from bdm.plotting.experiments import audit, power
 from bdm.plotting.responses import response, response_errors
 from bdm.plotting.style import save_figure
-from bdm.plotting.transmutation import transmutation, transmutation_genes, transmutation_umap
+from bdm.plotting.transmutation import transmutation, transmutation_genes
 from bdm.plotting.tree import hierarchy
 from bdm.power.analysis import PowerAnalysis
 from bdm.responses.results import Responses
@@ -43,7 +43,6 @@ FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # of each result, b
     TransmutationEvaluation: {
         "scores": transmutation,
         "genes": transmutation_genes,
-        "umap": transmutation_umap,
     },
 }
 

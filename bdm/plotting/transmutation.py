@@ -1,20 +1,18 @@
-"""Scores, genes and UMAP of transmuted cells."""
+"""Scores and genes of transmuted cells."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.evaluation.cells import COORDINATES, FLOOR, TRANSMUTED, UNCHANGED
+from bdm.evaluation.cells import TRANSMUTED, UNCHANGED
 from bdm.plotting.evaluation import SetStyle, draw_scores_by_type, set_styles
 from bdm.plotting.style import (
-    GREY,
     HALO,
     Style,
     checked,
     draw_identity,
     explain,
-    figure_of,
     gene_label,
     new_figure,
     open_frame,
@@ -22,7 +20,7 @@ from bdm.plotting.style import (
     shortened,
     shown_panels,
 )
-from bdm.transmutation.evaluate import MAX_TYPES, TransmutationEvaluation
+from bdm.transmutation.evaluate import TransmutationEvaluation
 
 PANELS = {
     "energy": ("energy distance", 0),
@@ -32,7 +30,7 @@ PANELS = {
     "library_kept": ("r of library sizes,\nbefore and after", 1),
     "variation_kept": ("r of variation within types,\nbefore and after", 1),
 }
-N_COLUMNS = 4
+MAX_TYPES, N_COLUMNS = 8, 4  # original types whose genes are drawn
 N_LABELS = 6  # genes, at either end
 
 
@@ -76,22 +74,16 @@ def draw_transmutation_scores(table: pd.DataFrame, to: str) -> Figure:
     return figure
 
 
-def panels_of_types(evaluation: TransmutationEvaluation, width: float, height: float) -> dict[str, Axes]:
-    """Make a figure with a panel of this size in inches for each of the first original types."""
-    types = evaluation.original_types[:MAX_TYPES]
-    n_columns = min(len(types), N_COLUMNS)
-    figure = new_figure(width * n_columns, height * -(-len(types) // N_COLUMNS))
-    return dict(zip(types, panels(figure, len(types), n_columns=n_columns), strict=True))
-
-
 def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the fold changes of the genes that differ most between two types, in transmuted and in real cells."""
     checked(evaluation, TransmutationEvaluation)
     styles = set_styles(evaluation.fold_changes["set"].unique())
-    axes = panels_of_types(evaluation, 4.2, 4.4)
-    for original_type, axis in axes.items():
+    types = evaluation.original_types[:MAX_TYPES]
+    n_columns = min(len(types), N_COLUMNS)
+    figure = new_figure(4.2 * n_columns, 4.4 * -(-len(types) // N_COLUMNS))
+    for original_type, axis in zip(types, panels(figure, len(types), n_columns=n_columns), strict=True):
         draw_genes(axis, evaluation, original_type, styles)
-    return shown_panels(figure_of(next(iter(axes.values()))), show=show)
+    return shown_panels(figure, show=show)
 
 
 def draw_genes(
@@ -123,24 +115,3 @@ def label_outermost_genes(axis: Axes, x: np.ndarray, y: np.ndarray, labels: np.n
         style: Style = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": [HALO]}
         for gene in chosen:
             axis.annotate(gene_label(labels[gene]), (x[gene], y[gene]), (5 if side == "left" else -5, -3), **style)
-
-
-def transmutation_umap(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw transmuted cells, the same cells before, and real cells of the new type, one panel an original type."""
-    checked(evaluation, TransmutationEvaluation)
-    table = evaluation.embedding
-    sets = {key: cells[COORDINATES].to_numpy() for key, cells in table.groupby(["original_type", "set"], sort=False)}
-    axes = panels_of_types(evaluation, 4, 4.3)
-    small: Style = {"markersize": 3, "markeredgewidth": 0}
-    for original_type, axis in axes.items():
-        axis.plot(*table[COORDINATES].to_numpy().T, "o", color="0.9", markersize=2, markeredgewidth=0)
-        label = f"real {shortened(evaluation.to, width=24)}"
-        axis.plot(*sets[evaluation.to, FLOOR].T, "d", color=GREY, label=label, **small)
-        for name, marker, colour in ((UNCHANGED, "s", "#D55E00"), (TRANSMUTED, "o", "#0072B2")):
-            axis.plot(*sets[original_type, name].T, marker, color=colour, label=name, alpha=0.7, **small)
-        axis.set(title=shortened(original_type, width=36), xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    first = next(iter(axes.values()))
-    figure = figure_of(first)
-    explain(figure, first, ncols=3, markerscale=2)
-    return shown_panels(figure, show=show)

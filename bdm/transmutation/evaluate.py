@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from bdm.errors import InputError, counted
 from bdm.evaluation.cells import (
     FLOOR,
     MIN_CELLS_FOR_MEANS,
-    TRANSMUTED,
     UNCHANGED,
     Cells,
     Populations,
@@ -33,12 +31,9 @@ from bdm.evaluation.cells import (
 )
 from bdm.evaluation.genes import PSEUDOCOUNT, gene_statistics
 from bdm.evaluation.metrics import Agreement, energy_distance, fitted_pca, joint_components
-from bdm.evaluation.results import embedding_of
 
 logger = logging.getLogger(__name__)
 
-MAX_TYPES = 8  # original types whose genes and cells are drawn
-MAX_EMBEDDED = 500  # cells of a type that are embedded
 MAX_COMPARED = 1000  # cells whose distances are computed
 N_CHANGED = 100  # genes
 N_COMPONENTS = 10  # in which variation within types is compared
@@ -62,8 +57,6 @@ class TransmutationEvaluation(Result):
         in test cells of the new type (``log2_fold_change_test``).
     provenance
         Version, packages, seed, and checksums and settings of the transmuted files.
-    compute_embedding
-        Returns the table :attr:`embedding`, which it computes once.
     """
 
     kind = "transmutation"
@@ -72,19 +65,9 @@ class TransmutationEvaluation(Result):
     table: pd.DataFrame
     fold_changes: pd.DataFrame
     provenance: dict[str, Any]
-    compute_embedding: Callable[[], pd.DataFrame]
 
     def __repr__(self) -> str:
         return f"Transmuted to {self.to}:\n{self.table.to_string(float_format='{:.3f}'.format)}"
-
-    @property
-    def embedding(self) -> pd.DataFrame:
-        """Joint UMAP of transmuted cells of the first set, the same cells before, and training cells of the new type.
-
-        A row for each cell with ``umap_1``, ``umap_2``, ``original_type`` (the new type for the training cells),
-        ``cell_type`` and ``set``. It is computed when it is first needed.
-        """
-        return self.compute_embedding()
 
     @property
     def original_types(self) -> list[str]:
@@ -123,7 +106,6 @@ def evaluate_transmutation(
     real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int = 0
 ) -> TransmutationEvaluation:
     """Compare cells that were transmuted to one type with its test cells."""
-    first = next(iter(transmuted.values()))
     rows, changes = {}, []
     for original_type in pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])):
         ends = select_endpoints(real, original_type, to)
@@ -140,23 +122,11 @@ def evaluate_transmutation(
                 continue
             scores = score_transmutation(after, ends, before=before, seed=seed)
             rows[original_type, name] = {"n_cells": len(after), **scores}
-    shown = {(to, FLOOR): real.training[real.training.cell_type == to]}
-    for original_type in pd.unique(first.before.cell_type)[:MAX_TYPES]:
-        after, before = first.cells_of_type(original_type)
-        shown |= {(original_type, TRANSMUTED): after, (original_type, UNCHANGED): before}
-    embedded = [
-        (
-            {"original_type": original_type, "set": name},
-            of[np.unique(np.linspace(0, len(of) - 1, min(len(of), MAX_EMBEDDED)).astype(int))],
-        )
-        for (original_type, name), of in shown.items()
-    ]
     return TransmutationEvaluation(
         to=to,
         table=pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"]),
         fold_changes=pd.concat(changes, ignore_index=True),
         provenance=provenance(seed=seed),
-        compute_embedding=embedding_of(embedded, seed=0),
     )
 
 

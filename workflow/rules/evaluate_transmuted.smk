@@ -26,13 +26,6 @@ rule evaluate_transmuted:
             caption="transmutation_genes",
             of="{dataset}, {transmutation}",
         ),
-        umap=in_archive(
-            "results/{dataset}/transmutation/{transmutation}/umap.png",
-            "Transmutation",
-            "map of cells (figure)",
-            caption="transmutation_umap",
-            of="{dataset}, {transmutation}",
-        ),
     log:
         "results/{dataset}/logs/evaluate_transmuted_{transmutation}.log",
     benchmark:
