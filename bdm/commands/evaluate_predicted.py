@@ -1,10 +1,9 @@
 """``bdm evaluate-predicted``: evaluate predicted cells of a condition by real cells of it."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.options import OutFolder
@@ -14,13 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_predicted(
-    control: Annotated[Path, typer.Argument(help="Real cells without the condition.", show_default=False)],
-    real: Annotated[
-        Path, typer.Argument(help="Real cells in the condition, which the method did not see.", show_default=False)
-    ],
-    predicted: Annotated[
-        Path, typer.Argument(help="Predicted cells in the condition, of any method.", show_default=False)
-    ],
+    control: Annotated[Path, "Real cells without the condition."],
+    real: Annotated[Path, "Real cells in the condition, which the method did not see."],
+    predicted: Annotated[Path, "Predicted cells in the condition, of any method."],
     out: OutFolder,
     *,
     settings: PredictedEvaluationSettings,
@@ -32,8 +27,6 @@ def evaluate_predicted(
 
     Example: bdm evaluate-predicted control.h5ad stimulated.h5ad predicted.h5ad evaluation --label-key cell_type
     """
-    from dataclasses import replace
-
     from bdm._core.files import atomic_write, sha256
     from bdm.data.read import read_cells
     from bdm.evaluation import predicted as evaluation_of
