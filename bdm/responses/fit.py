@@ -10,7 +10,7 @@ from anndata import AnnData
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm.hierarchy.tree import Clade, match_leaves
-from bdm.responses.law import Measurements, Relations, fit_law, heights, left_out
+from bdm.responses.law import Law, Measurements, Relations, fit_law, heights, left_out
 from bdm.responses.measured import measure
 from bdm.responses.results import BINS, NEAREST, Responses, bins_of, measurements
 from bdm.settings import ResponseSettings
@@ -18,6 +18,7 @@ from bdm.settings import ResponseSettings
 logger = logging.getLogger(__name__)
 
 QUANTILE = 1.6449  # of the standard normal, between which and its negative 90% are
+N_CALIBRATED = 2000  # genes, on which intervals are calibrated
 MIN_GENES = 20  # of a bin whose intervals are calibrated
 
 
@@ -52,12 +53,12 @@ def fit_responses(adata: AnnData, settings: ResponseSettings, *, tree: Clade | N
     kernels, laws, calibrations, errors = relations.kernels(settings.relations), [], [], []
     for number, condition in enumerate(found.conditions):
         data = measurements(found, number, relations, found.profile[known])
-        law = fit_law(data, kernels)
-        mean, variance = left_out(law, data, kernels)
-        unrelated = left_out(fit_law(data, []), data, [])[0]
+        law, unrelated = fit_law(data, kernels), fit_law(data, [])
+        changed = data.genes(np.unique(most_changed(data)))
+        predicted, without = left_out(law, changed, kernels)[0], left_out(unrelated, changed, [])[0]
         laws.append(law)
-        calibrations.append(calibration(data, mean, variance, found.profile[known][data.measured]))
-        errors.append(errors_of(data, mean, unrelated, relations).assign(condition=condition))
+        calibrations.append(calibration(law, data, kernels, found.profile[known][data.measured]))
+        errors.append(errors_of(changed, predicted, without, relations).assign(condition=condition))
     return Responses(
         **vars(found),
         laws=tuple(laws),
@@ -74,15 +75,21 @@ def fit_responses(adata: AnnData, settings: ResponseSettings, *, tree: Clade | N
 ERRORS = ("predicted", "unrelated", "common", "nearest", "sampling")
 
 
+def most_changed(data: Measurements) -> np.ndarray:
+    """Genes with the most significant changes, in this order, genes x measured types."""
+    significance = data.effect.abs() / data.variance.sqrt()
+    return np.argsort(-significance.numpy(), axis=0, kind="stable")[:NEAREST]
+
+
 def errors_of(data: Measurements, mean: np.ndarray, unrelated: np.ndarray, relations: Relations) -> pd.DataFrame:
     """Errors of predictions of types that were left out; see :class:`bdm.responses.results.Responses`."""
     effect, variance = data.effect.numpy(), data.variance.numpy()
     n_types, rows = effect.shape[1], []
     distance = relations.distance[np.ix_(data.measured, data.measured)].copy()
     np.fill_diagonal(distance, np.inf)
+    top = most_changed(data)
     for column in range(n_types):
-        others = np.arange(n_types) != column
-        genes = np.argsort(-np.abs(effect[:, column]) / np.sqrt(variance[:, column]), kind="stable")[:NEAREST]
+        others, genes = np.arange(n_types) != column, top[:, column]
         real = effect[genes, column]
         size = np.sqrt(np.mean(real**2))
         predictions = {
@@ -97,7 +104,7 @@ def errors_of(data: Measurements, mean: np.ndarray, unrelated: np.ndarray, relat
     return pd.DataFrame(rows)
 
 
-def calibration(data: Measurements, mean: np.ndarray, variance: np.ndarray, profile: np.ndarray) -> np.ndarray:
+def calibration(law: Law, data: Measurements, kernels: list[np.ndarray], profile: np.ndarray) -> np.ndarray:
     """Factor of standard deviations by bin of expression, with which 90% intervals have 90% of left-out effects.
 
     Parameters
@@ -105,8 +112,10 @@ def calibration(data: Measurements, mean: np.ndarray, variance: np.ndarray, prof
     profile
         Of the measured types, types x genes.
     """
-    bins = np.stack([bins_of(of_type) for of_type in profile], axis=1)
-    score = np.abs(data.effect.numpy() - mean) / np.sqrt(variance)
+    genes = np.unique(np.linspace(0, len(data.effect) - 1, N_CALIBRATED).astype(int))
+    mean, variance = left_out(law, data.genes(genes), kernels)
+    bins = np.stack([bins_of(of_type)[genes] for of_type in profile], axis=1)
+    score = np.abs(data.effect[genes].numpy() - mean) / np.sqrt(variance)
     factors = []
     for number in range(len(BINS) - 1):
         of_bin = score[bins == number]

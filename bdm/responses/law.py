@@ -32,6 +32,7 @@ LEVELS = (0.0, 0.3)
 SCALES = (0.5, 1.0, 2.0)  # of distances, in units of their median
 CLOCKS = (1.0, 2.0)  # powers of the heights of nodes
 N_GENES = 1000  # with the most significant responses, whose marginal likelihood decides on the prior of hypotheses
+N_SCREENED = 250  # of these, on which hypotheses are left out that explain hardly any gene
 MIN_PRIOR = 0.01  # of a hypothesis that is kept
 MAX_HYPOTHESES = 16
 N_STEPS = 60  # of expectation maximisation
@@ -161,20 +162,18 @@ class Prediction:
 PARTS = ("common", "level", "related", "own")
 
 
-def parts_of(hypothesis: Hypothesis, kernels: list[Tensor], level: Tensor) -> dict[str, Tensor]:
-    """Covariances that add up to that of responses: of all types, by expression, of related types, of one type."""
-    n = level.shape[1]
+def parts_of(hypothesis: Hypothesis, kernels: list[Tensor], n: int) -> dict[str, Tensor]:
+    """Covariances of n types that are the same for all genes: of all types, of related types, of one type."""
     one = torch.eye(n, dtype=torch.double)
     kernel = kernels[hypothesis.kernel] if hypothesis.kernel >= 0 else one
     shared, square = (hypothesis.shared if hypothesis.kernel >= 0 else 0.0), hypothesis.strength**2
-    found = {
-        "common": torch.ones((1, n, n), dtype=torch.double),
-        "related": square * shared * kernel[None],
-        "own": square * (1 - shared) * one[None],
-    }
-    if hypothesis.level:
-        found["level"] = hypothesis.level**2 * level[:, :, None] * level[:, None, :]
-    return found
+    return {"common": torch.ones_like(one), "related": square * shared * kernel, "own": square * (1 - shared) * one}
+
+
+def with_level(parts: dict[str, Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
+    """Add up covariances, and that by expression (``left`` and ``right``, genes x types); genes x types x types."""
+    alike = torch.stack([*parts.values()]).sum(dim=0)
+    return torch.baddbmm(alike[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
 
 
 @dataclass(frozen=True)
@@ -184,19 +183,21 @@ class Solved:
     evidence: Tensor
     weights: Tensor  # genes x measured types
     factor: Tensor
-    parts: dict[str, Tensor]
 
 
 def solve(hypothesis: Hypothesis, data: Measurements, kernels: list[Tensor], slope: float) -> Solved:
     """Condition a hypothesis on measurements."""
-    parts, of = parts_of(hypothesis, kernels, data.level), torch.from_numpy(data.measured)
-    covariance = sum(parts.values(), torch.zeros(()))[:, of][:, :, of] + torch.diag_embed(data.variance)
+    of = torch.from_numpy(data.measured)
+    level = data.level[:, of]
+    parts = {name: part[of][:, of] for name, part in parts_of(hypothesis, kernels, data.level.shape[1]).items()}
+    covariance = with_level(parts, hypothesis, level, level)
+    covariance.diagonal(dim1=1, dim2=2).add_(data.variance)
     factor = torch.linalg.cholesky(covariance)
-    residual = (data.effect - slope * data.level[:, of])[:, :, None]
+    residual = (data.effect - slope * level)[:, :, None]
     weights = torch.cholesky_solve(residual, factor)
     log_determinant = 2 * torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
     evidence = -((residual * weights).sum(dim=(1, 2)) + log_determinant) / 2
-    return Solved(evidence, weights.squeeze(2), factor, parts)
+    return Solved(evidence, weights.squeeze(2), factor)
 
 
 def fit_law(data: Measurements, kernels: list[np.ndarray]) -> Law:
@@ -216,16 +217,22 @@ def fit_law(data: Measurements, kernels: list[np.ndarray]) -> Law:
         for level in LEVELS
     ]
     tensors = [torch.from_numpy(kernel) for kernel in kernels]
-    evidence = torch.cat(
-        [
-            torch.stack([solve(hypothesis, part, tensors, slope).evidence for hypothesis in hypotheses], dim=1)
-            for part in in_chunks(sample)
-        ]
-    )
+    few = sample.genes(slice(None, None, max(1, len(sample.effect) // N_SCREENED)))
+    plausible = maximise(evidence_of(hypotheses, few, tensors, slope)) >= MIN_PRIOR / 10
+    hypotheses = [hypothesis for hypothesis, kept in zip(hypotheses, plausible.tolist(), strict=True) if kept]
+    evidence = evidence_of(hypotheses, sample, tensors, slope)
     prior = maximise(evidence)
     order = torch.argsort(prior, descending=True, stable=True)[:MAX_HYPOTHESES]
     kept = sorted(int(number) for number in order if prior[number] >= MIN_PRIOR) or [int(order[0])]
     return Law(tuple(hypotheses[number] for number in kept), maximise(evidence[:, kept]).numpy(), slope)
+
+
+def evidence_of(hypotheses: list[Hypothesis], data: Measurements, kernels: list[Tensor], slope: float) -> Tensor:
+    """Log evidence of each hypothesis, genes x hypotheses."""
+    parts = in_chunks(data)
+    return torch.cat(
+        [torch.stack([solve(of, part, kernels, slope).evidence for of in hypotheses], 1) for part in parts]
+    )
 
 
 def maximise(evidence: Tensor) -> Tensor:
@@ -288,17 +295,19 @@ def predict(law: Law, data: Measurements, kernels: list[np.ndarray], at: np.ndar
     tensors, results = [torch.from_numpy(kernel) for kernel in kernels], []
     rows, of = torch.from_numpy(at), torch.from_numpy(data.measured)
     for part in in_chunks(data):
-        n, logs, means, variances, pieces = len(part.effect), [], [], [], []
+        logs, means, variances, pieces = [], [], [], []
+        level = part.level[:, rows]
         for hypothesis, prior in zip(law.hypotheses, law.prior, strict=True):
             found = solve(hypothesis, part, tensors, law.slope)
-            cross = {name: covariance[:, rows][:, :, of] for name, covariance in found.parts.items()}
-            together = sum(cross.values(), torch.zeros(())).expand(n, -1, -1)
+            parts = parts_of(hypothesis, tensors, part.level.shape[1])
+            cross = {name: covariance[rows][:, of] for name, covariance in parts.items()}
+            together = with_level(cross, hypothesis, level, part.level[:, of])
             explained = (torch.cholesky_solve(together.mT.contiguous(), found.factor).mT * together).sum(dim=2)
-            unexplained = sum(torch.diagonal(whole, dim1=1, dim2=2)[:, rows] for whole in found.parts.values())
-            added = {
-                name: (piece @ found.weights[:, :, None]).squeeze(2).expand(n, -1) for name, piece in cross.items()
-            }
-            added["level"] = added.get("level", 0) + law.slope * part.level[:, rows]
+            square = hypothesis.level**2
+            unexplained = sum(torch.diagonal(whole)[rows] for whole in parts.values()) + square * level**2
+            added = {name: found.weights @ piece.T for name, piece in cross.items()}
+            by_level = (part.level[:, of] * found.weights).sum(dim=1, keepdim=True)
+            added["level"] = (square * by_level + law.slope) * level
             logs.append(found.evidence[:, None] + np.log(prior))
             pieces.append(torch.stack([added[name] for name in PARTS]))
             means.append(pieces[-1].sum(dim=0))
@@ -306,5 +315,5 @@ def predict(law: Law, data: Measurements, kernels: list[np.ndarray], at: np.ndar
         weight = torch.softmax(torch.stack(logs), dim=0)
         mean, variance = averaged(torch.stack(logs), torch.stack(means), torch.stack(variances))
         results.append((mean, variance, (weight[:, None] * torch.stack(pieces)).sum(dim=0)))
-    means_of, variances_of, parts = (torch.cat(kind, dim=-2).numpy() for kind in zip(*results, strict=True))
-    return Prediction(means_of, np.maximum(variances_of, 0), dict(zip(PARTS, parts, strict=True)))
+    means_of, variances_of, parts_of_mean = (torch.cat(kind, dim=-2).numpy() for kind in zip(*results, strict=True))
+    return Prediction(means_of, np.maximum(variances_of, 0), dict(zip(PARTS, parts_of_mean, strict=True)))
