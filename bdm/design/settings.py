@@ -1,5 +1,6 @@
 """What a design file may contain: each section as a dataclass, whose fields are the keys with their bounds and help."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -367,24 +368,25 @@ class Design(StageSettings):
                         f"composition.{key} has no effect, as samples.cells has the numbers of each cell type; give "
                         "one number for all cells of a sample, or leave it out."
                     )
-        for place, condition in self.named_conditions():
+        reference = self.samples.conditions[0]
+        for place, condition, differs in self.named_conditions():
             if condition not in self.samples.conditions:
                 known = ", ".join(self.samples.conditions)
                 raise InputError(f"{place}: there is no condition {condition!r}; the conditions are {known}.")
-        for place, condition in self.named_conditions(that_differ=True):
-            if condition == self.samples.conditions[0]:
+            if differs and condition == reference:
                 raise InputError(
-                    f"{place}: {condition!r} is the reference, which all others differ from; name another."
+                    f"{place}: {reference!r} is the reference of all others; name one of these."
                 )
 
-    def named_conditions(self, *, that_differ: bool = False) -> list[tuple[str, str]]:
-        """List the conditions that sections name, with their places; those alone that differ from the reference."""
-        found = [(f"changes.{one.name}", one.condition) for one in self.changes if one.condition is not None]
-        found += [("composition.shifts", shift.condition) for shift in self.composition.shifts]
-        if not that_differ:
-            by_condition = {"depth.factor": self.depth.factor, "depth.median": self.depth.median}
-            found += [(place, name) for place, of in by_condition.items() if isinstance(of, dict) for name in of]
-        return found
+    def named_conditions(self) -> Iterator[tuple[str, str, bool]]:
+        """Give the conditions that sections name: the place, the name, and whether it may not be the reference."""
+        for change in self.changes:
+            if change.condition is not None:
+                yield f"changes.{change.name}", change.condition, True
+        for shift in self.composition.shifts:
+            yield "composition.shifts", shift.condition, True
+        for key, of in vars(self.depth).items():
+            yield from ((f"depth.{key}", name, False) for name in (of if isinstance(of, dict) else ()))
 
 
 def read_design(design: Design | dict[str, Any] | Path | str, *, seed: int | None = None) -> Design:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,7 @@ class PartFile:
     path: Path
     part: Part
     record: dict[str, Any]  # how the cells were generated
-    obs: pd.DataFrame
-    var: pd.DataFrame
-    # varm, uns: what the file has in addition, by key
-    varm: dict[str, Any]
-    uns: dict[str, Any]
-    embedding: str  # name of the latent in ``obsm``
+    cells: GeneratedCells  # without blocks
 
     @classmethod
     def read(cls, path: Path) -> "PartFile":
@@ -91,7 +86,8 @@ class PartFile:
                 obs, var, varm, uns = (read_elem(file[name]) for name in ("obs", "var", "varm", "uns"))
                 record = uns.pop("bdm")
                 [embedding] = file["obsm"]
-                return cls(path, Part.parse(record.pop("part")), record, obs, var, varm, uns, embedding)
+                cells = GeneratedCells(obs, var, iter(()), varm=varm, uns=uns, embedding=embedding)
+                return cls(path, Part.parse(record.pop("part")), record, cells)
         except (OSError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a part of generated cells; make it by bdm generate --part.") from error
 
@@ -100,17 +96,14 @@ def merged_cells(paths: Sequence[Path]) -> tuple[GeneratedCells, dict[str, Any]]
     """Merge the cells of all parts, block by block, as one job would have generated them; with their record."""
     files = [PartFile.read(path) for path in paths]
     check_whole(files)
-    obs = pd.concat([file.obs for file in files])
+    obs = pd.concat([file.cells.obs for file in files])
     number = obs.index.str.rpartition("-").get_level_values(2).astype(int)
     order = np.argsort(number)
-    file = np.repeat(np.arange(len(files)), [len(file.obs) for file in files])[order]
-    row = np.concatenate([np.arange(len(file.obs)) for file in files])[order]
+    file = np.repeat(np.arange(len(files)), [len(file.cells.obs) for file in files])[order]
+    row = np.concatenate([np.arange(len(file.cells.obs)) for file in files])[order]
     first = files[0]
-    blocks = blocks_at(paths, file, row, first.embedding)
-    merged = GeneratedCells(
-        obs.iloc[order], first.var, blocks, varm=first.varm, uns=first.uns, embedding=first.embedding
-    )
-    return merged, first.record
+    blocks = blocks_at(paths, file, row, first.cells.embedding)
+    return replace(first.cells, obs=obs.iloc[order], blocks=blocks), first.record
 
 
 def check_whole(files: Sequence[PartFile]) -> None:
