@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -47,14 +46,6 @@ def command(*arguments: str) -> tuple[int, str]:
     finally:
         sys.argv = before
     raise AssertionError("the command neither ended nor failed")
-
-
-def command_in_process(*arguments: str) -> tuple[int, str]:
-    """Run a command in a separate process, and give its exit code and last message."""
-    code = "from bdm.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stderr if done.returncode == 0 else done.stderr.splitlines(keepends=True)[-1]
 
 
 # ---- names

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from hostile import Case, cases, command, command_in_process, hostile_cells
+from hostile import Case, cases, command, hostile_cells
 from hypothesis import given, reject
 from scipy import sparse
 
@@ -177,12 +177,15 @@ def is_decodable(value: object) -> bool:
     return not isinstance(value, bytes) or value.decode(errors="ignore").encode() == value
 
 
-def check_command(case: Case, run) -> None:
-    """Prepare cells in a file by a command, and see that it makes all of the right file, or nothing."""
+@given(hostile_cells(["h5ad", "zarr"]))
+@cases(12)
+@pytest.mark.filterwarnings("ignore")
+def test_cells_in_files_are_prepared_or_rejected(case):
+    """By a command, which makes all of the right file, or nothing."""
     with tempfile.TemporaryDirectory() as folder:
         data = write(case.adata, Path(folder) / f"it's <cells> $1.{case.storage}")
         out = Path(folder) / "out" / "prepared.h5ad"
-        code, messages = run("prepare", str(data), str(out), *options(case))
+        code, messages = command("prepare", str(data), str(out), *options(case))
         if code == 0:
             assert "Traceback" not in messages
             assert list(out.parent.iterdir()) == [out]
@@ -197,21 +200,6 @@ def check_command(case: Case, run) -> None:
             assert messages.startswith(f"bdm: {data}: "), messages
             check_refusal(messages[:-1])
         assert not out.parent.exists() or not any(out.parent.iterdir())
-
-
-@given(hostile_cells(["h5ad", "zarr"]))
-@cases(12)
-@pytest.mark.filterwarnings("ignore")
-def test_cells_in_files_are_prepared_or_rejected(case):
-    check_command(case, command)
-
-
-@pytest.mark.nightly
-@given(hostile_cells(["h5ad", "zarr"]))
-@cases(1)
-@pytest.mark.filterwarnings("ignore")
-def test_cells_in_files_are_prepared_or_rejected_by_the_real_command(case):
-    check_command(case, command_in_process)
 
 
 # ---- labels without a spread

@@ -461,16 +461,6 @@ def test_doublets_have_the_counts_of_two_cells(small_model):
     assert set(doublets.obs["doublet_partner"].dropna()) <= set(small_model.model.populations)
 
 
-@pytest.mark.nightly
-def test_scrublet_finds_planted_doublets(small_model):
-    import scanpy as sc
-    from sklearn.metrics import roc_auc_score
-
-    adata = small_model.simulate({"samples": {"cells": 1500}, "doublets": {"rate": 0.1, "within": 0}, "seed": 2})
-    sc.pp.scrublet(adata, threshold=0.3, n_prin_comps=20, random_state=0)
-    assert roc_auc_score(adata.obs["doublet"], adata.obs["doublet_score"]) > 0.7
-
-
 def test_the_share_of_ambient_counts_is_found_from_their_profile(small_model):
     samples = {**TWO, "cells": 1000}
     null, ambient = (simulate(small_model, samples=samples, ambient={"share": s}) for s in (0, 0.15))
