@@ -374,9 +374,7 @@ class Design(StageSettings):
                 known = ", ".join(self.samples.conditions)
                 raise InputError(f"{place}: there is no condition {condition!r}; the conditions are {known}.")
             if differs and condition == reference:
-                raise InputError(
-                    f"{place}: {reference!r} is the reference of all others; name one of these."
-                )
+                raise InputError(f"{place}: {reference!r} is the reference of all others; name one of these.")
 
     def named_conditions(self) -> Iterator[tuple[str, str, bool]]:
         """Give the conditions that sections name: the place, the name, and whether it may not be the reference."""
