@@ -25,7 +25,7 @@ def folder(tmp_path_factory) -> Path:
     """Results of all commands on simulated cells of many types, with few training steps."""
     settings = SyntheticSettings(
         n_types=N_TYPES,
-        n_genes=400,
+        n_genes=250,
         balanced=True,
         min_cells=20,
         max_cells=20,
@@ -36,10 +36,11 @@ def folder(tmp_path_factory) -> Path:
     synthesise(settings, seed=0).adata.write_h5ad(at / "cells.h5ad")
     drawn = ("--figure", at / "tree/hierarchy.png", "--page", at / "tree.html", "--table", at / "tree.csv")
     bdm("prepare", at / "cells.h5ad", at / "prepared.h5ad", "--genes", "all", "--test", 0.3)
-    bdm("autoencoder", at / "prepared.h5ad", at / "autoencoder", "--n-steps", 50)
-    bdm("hierarchy", at / "autoencoder", at / "tree.json", *drawn, "--n-bootstrap", 5)
+    small = ("--n-latent", 8, "--n-steps", 20, "--sub-populations", "none")
+    bdm("autoencoder", at / "prepared.h5ad", at / "autoencoder", *small)
+    bdm("hierarchy", at / "autoencoder", at / "tree.json", *drawn, "--n-bootstrap", 2)
     bdm("train", at / "autoencoder", at / "tree.json", at / "model", "--n-steps", 30)
-    bdm("generate", at / "model", at / "generated.h5ad", "--cells", 7)
+    bdm("generate", at / "model", at / "generated.h5ad", "--cells", 5)
     bdm("evaluate", at / "prepared.h5ad", at / "evaluation", at / "generated.h5ad", "--n-repeats", 1)
     bdm("interpret", at / "model", at / "prepared.h5ad", at / "generated.h5ad", at / "interpretation")
     bdm("plot-tree", at / "model", at / "tree/clade.png", "--root", "node 2")

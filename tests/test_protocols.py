@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from warm import start
 
 import bdm
 from bdm.errors import InputError
@@ -47,6 +48,7 @@ def goes_all_the_way(example_cells, settings, folder: Path, **choice) -> bdm.Bra
     return loaded
 
 
+@pytest.mark.slow
 def test_prior_of_the_documentation(example_cells, small_settings, tmp_path):
     prior = example("normal_prior").NormalPrior
     loaded = goes_all_the_way(example_cells, small_settings, tmp_path / "model", prior="normal")
@@ -56,21 +58,17 @@ def test_prior_of_the_documentation(example_cells, small_settings, tmp_path):
     with pytest.raises(InputError, match="The prior 'normal' cannot be conditioned on a coordinate"):
         loaded.model.conditioned("log_library_size", 7.0)
     # the command line has not imported it
-    command = [
-        sys.executable,
-        "-c",
-        "from bdm.cli import main; main()",
-        "generate",
-        tmp_path / "model",
-        tmp_path / "cells.h5ad",
-    ]
-    found = subprocess.run([*command, "--cells", "2"], capture_output=True, text=True)
-    assert found.returncode == 2
-    assert "no prior 'normal' in this installation, which has mixture, diffusion, flow; name one" in found.stderr
+    process = start(["generate", "model", "cells.h5ad", "--cells", "2"], tmp_path, log := tmp_path / "log")
+    process.join()
+    assert process.exitcode == 2
+    assert "no prior 'normal' in this installation, which has mixture, diffusion, flow; name one" in log.read_text()
     assert not (tmp_path / "cells.h5ad").exists()
 
 
-@pytest.mark.parametrize("prior", ["mixture", "diffusion", "flow"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "prior", ["flow", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("mixture", "diffusion"))]
+)
 def test_priors_of_bdm(example_cells, small_settings, tmp_path, prior):
     loaded = goes_all_the_way(example_cells, small_settings, tmp_path / "model", prior=prior)
     assert loaded.model.prior.name == prior

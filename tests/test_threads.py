@@ -16,18 +16,18 @@ from bdm._core.parallel import available_threads, chosen_threads, threads, using
 from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
 
-B, NK = "CD19+ B", "CD56+ NK"
+B, NK, MONOCYTE = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
 COMMANDS = f"""
 example cells.h5ad
-fit cells.h5ad fitted --label-key bulk_labels --n-genes 100 --autoencoder-n-steps 20 --train-n-steps 20
+fit cells.h5ad fitted --label-key bulk_labels --min-cells-per-type 50 --n-genes 50 --autoencoder-n-steps 10
 generate fitted fitted.h5ad --cells 3
-prepare cells.h5ad prepared.h5ad --label-key bulk_labels --n-genes 200 --test 0.2
+prepare cells.h5ad prepared.h5ad --label-key bulk_labels --min-cells-per-type 50 --n-genes 100 --test 0.2
 autoencoder prepared.h5ad autoencoder --n-steps 20
 hierarchy autoencoder tree.json --n-bootstrap 5
 train autoencoder tree.json model --prior diffusion --n-steps 20
-generate model generated.h5ad --cells 130
-generate model shared.h5ad --cells 130 --shared-ancestors
-transmute model prepared.h5ad moved.h5ad --to '{NK}'
+generate model generated.h5ad --cells 130 --n-levels 5
+generate model shared.h5ad --cells 130 --n-levels 5 --shared-ancestors
+transmute model prepared.h5ad moved.h5ad --to '{MONOCYTE}'
 extend model prepared.h5ad extended --update '{B}'
 evaluate prepared.h5ad evaluation generated.h5ad --n-repeats 1
 evaluate-transmuted prepared.h5ad transmutation moved.h5ad
@@ -165,7 +165,7 @@ print([(hashlib.sha256(values).hexdigest(), numbers) for values, numbers in resu
     "first", ["import torch", pytest.param("import scanpy, sklearn.ensemble, numba", marks=pytest.mark.slow)]
 )
 def test_no_library_takes_more_threads_whatever_the_environment(first):
-    results = {python(f"{first}\n{LIBRARIES}", OMP_NUM_THREADS=number) for number in ("1", "3")}
+    results = {python(f"{first}\n{LIBRARIES}", OMP_NUM_THREADS="3")}
     results.add(python(f"{first}\n{LIBRARIES}"))
     assert len(results) == 1
     assert results.pop().count("{'1'}") == 3
