@@ -406,6 +406,26 @@ def test_rare_types_are_recognised_by_all_strategies(studied, trained, prepared)
     assert "## random forest\n\n| data | cell_type | n_train | n_test | plain |" in text
 
 
+def test_predicted_means_are_the_same_in_all_forms_of_cells(studied, prepared, tmp_path):
+    cells = prepared[prepared.obs["cell_type"].isin([B, NK])].copy()
+    condition = np.random.default_rng(0).choice(["CTRL", "STIM"], cells.n_obs)
+    counts = cells.X.toarray()
+    counts[condition == "STIM", :20] *= 3
+    cells.X, cells.obs["condition"] = sparse.csr_matrix(counts), condition
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    rows, text = studied(
+        "predicted_output", cells=tmp_path / "cells.h5ad", options=("--min-cells", 10, "--n-top-genes", 20)
+    )
+    script = load("scripts/predicted_output.py")
+    assert set(rows["method"]) == {*script.FORMS, "floor", "unchanged", "common_response"}
+    assert "| data | means | method | common_degs |" in text
+    mean = script.log_cp10k(counts[condition == "STIM"]).mean(axis=0)
+    for emitted in script.FORMS.values():
+        values = emitted(np.tile(counts[condition == "CTRL"], (20, 1)), mean, np.random.default_rng(0))
+        found = script.log_cp10k(values) if emitted is script.as_counts else values
+        assert np.corrcoef(found.mean(axis=0), mean)[0, 1] > 0.98
+
+
 def test_populations_are_compared_with_labels_and_between_seeds(tmp_path):
     for seed, groups in ((0, "xxyy"), (1, "xyyy")):
         (tmp_path / f"blood/{seed}").mkdir(parents=True)

@@ -311,6 +311,16 @@ STUDIES = {
             ),
         ),
     ),
+    "predicted_output": of_study(
+        "predicted_output",
+        "The form of predicted cells",
+        Table(
+            "Means over types, on the 100 genes that the condition changes most. Means are those of real cells, "
+            "or of control cells with the mean change of the other types.",
+            ("data", "means", "method"),
+            "score",
+        ),
+    ),
     "transmute": of_study(
         "transmute",
         "Cells transmuted to another type",

@@ -1,0 +1,132 @@
+"""How scores depend on the form of predicted cells: the same means as counts, shifted cells, or dense values."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import typer
+from anndata import AnnData
+from scipy import sparse
+from sklearn.decomposition import PCA
+from tidy import tidy, write_rows
+
+from bdm._core.seeds import numpy_generator
+from bdm.data.prepare import read_prepared
+from bdm.evaluation.predicted import PREDICTED, TOP, evaluate_predicted
+from bdm.settings import PredictedEvaluationSettings
+
+N_STEPS, N_SIMULATED = 20, 300  # until sampled counts have the predicted means, and cells of each step
+N_COMPONENTS = 30
+MIN_COUNTS = 100  # of a gene, from which its dispersion is estimated; that of other genes is the median
+DISPERSION = (0.05, 2)
+
+
+def log_cp10k(counts: np.ndarray) -> np.ndarray:
+    """Return ``log1p(CP10k)`` of dense counts."""
+    return np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def as_counts(counts: np.ndarray, mean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Sample negative binomial counts with a mean of ``log1p(CP10k)``, and library sizes and dispersions of cells.
+
+    The shares of genes are found by simulation, with the same random numbers in each step.
+    """
+    size = counts.sum(axis=1, keepdims=True)
+    expected = size * counts.sum(axis=0) / counts.sum()
+    excess = ((counts - expected) ** 2 - expected).sum(axis=0) / np.maximum((expected**2).sum(axis=0), 1e-12)
+    is_known = counts.sum(axis=0) >= MIN_COUNTS
+    dispersion = np.clip(np.where(is_known, excess, np.median(excess[is_known])), *DISPERSION)
+
+    def sampled(share: np.ndarray, size: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        rate = generator.gamma(1 / dispersion, dispersion, (len(size), len(share)))
+        return generator.poisson(size * share * rate)
+
+    share, seed = np.expm1(mean) / np.expm1(mean).sum(), int(generator.integers(2**31))
+    many = np.resize(size, (max(len(size), N_SIMULATED), 1))
+    for _ in range(N_STEPS):
+        found = log_cp10k(sampled(share, many, np.random.default_rng(seed))).mean(axis=0)
+        share *= np.divide(mean, found, out=np.ones_like(mean), where=found > 0).clip(1 / 3, 3)
+        share /= share.sum()
+    return sampled(share, size, generator)
+
+
+def as_shifted(counts: np.ndarray, mean: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    """Shift the log-normalised values of all cells by the same change of each gene."""
+    values = log_cp10k(counts)
+    return np.maximum(values + mean - values.mean(axis=0), 0)
+
+
+def as_dense(counts: np.ndarray, mean: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    """Shift cells without their counting noise: the principal components of their log-normalised values."""
+    values = log_cp10k(counts)
+    pca = PCA(min(N_COMPONENTS, len(values) - 1), svd_solver="full").fit(values)
+    smooth = pca.inverse_transform(pca.transform(values))
+    return np.maximum(smooth + mean - smooth.mean(axis=0), 0)
+
+
+FORMS = {"counts": as_counts, "control cells, shifted": as_shifted, "dense values": as_dense}
+
+
+def means_by_type(counts: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Predict the mean of each gene: that of real cells, and that of control cells with the change of other types."""
+    before = {cell_type: log_cp10k(of).mean(axis=0) for cell_type, of in counts.items()}
+    after = {cell_type: log_cp10k(of).mean(axis=0) for cell_type, of in real.items()}
+    changes = {
+        cell_type: np.mean([after[other] - before[other] for other in before if other != cell_type], axis=0)
+        for cell_type in before
+    }
+    common = {cell_type: np.maximum(before[cell_type] + change, 0) for cell_type, change in changes.items()}
+    return {"of real cells": after, "by the common response": common}
+
+
+def by_type(adata: AnnData, cell_types: list[str]) -> dict[str, np.ndarray]:
+    """Return the counts of the cells of each type."""
+    labels = adata.obs["cell_type"].astype(str).to_numpy()
+    return {cell_type: adata.X[labels == cell_type].toarray().astype(float) for cell_type in cell_types}
+
+
+def predicted_cells(
+    counts: dict[str, np.ndarray], means: dict[str, np.ndarray], form: str, generator: np.random.Generator
+) -> AnnData:
+    """Emit cells of all types with the predicted means."""
+    parts = [FORMS[form](of, means[cell_type], generator) for cell_type, of in counts.items()]
+    values = sparse.csr_matrix(np.concatenate(parts), dtype=np.float32)
+    cell_type = np.repeat(list(counts), [len(part) for part in parts])
+    return AnnData(values, obs=pd.DataFrame({"cell_type": cell_type}, index=map(str, range(len(cell_type)))))
+
+
+def main(
+    prepared: Path,
+    out: Path,
+    *,
+    control: str = "CTRL",
+    min_cells: int = 60,
+    n_top_genes: int = 100,
+    n_repeats: int = 3,
+    seed: int = 0,
+) -> None:
+    """Write the scores on the top genes of cells of each form, as means over types of ``min_cells`` in both conditions.
+
+    ``control`` is the value of ``obs["condition"]`` of the control cells; all other cells are in the condition.
+    """
+    adata = read_prepared(prepared)
+    is_control = (adata.obs["condition"].astype(str) == control).to_numpy()
+    numbers = pd.crosstab(adata.obs["cell_type"].astype(str), is_control)
+    cell_types = list(numbers.index[(numbers >= min_cells).all(axis=1)])
+    before, after = adata[is_control], adata[~is_control]
+    counts, real = by_type(before, cell_types), by_type(after, cell_types)
+    settings = PredictedEvaluationSettings(label_key="cell_type", n_top_genes=n_top_genes, n_repeats=n_repeats)
+    rows = []
+    for name, means in means_by_type(counts, real).items():
+        for form in FORMS:
+            predicted = predicted_cells(counts, means, form, numpy_generator(seed, name, form))
+            predicted.var_names = adata.var_names
+            sets = evaluate_predicted(before, after, predicted, settings, seed=seed).overall.loc[TOP].T
+            is_shown = (sets.index == PREDICTED) | (len(rows) == 0)  # other sets are the same in all evaluations
+            rows.append(sets[is_shown].rename({PREDICTED: form}).rename_axis("method").reset_index().assign(means=name))
+    table = pd.concat(rows)
+    write_rows(tidy(table, ["method", "means"]), out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
