@@ -45,7 +45,7 @@ from bdm.settings import (
     SamplerSettings,
     Settings,
 )
-from bdm.transmutation.transmute import Goal, Pair, report_errors, sources_of, transmuted_cells
+from bdm.transmutation.transmute import sources_of, transmuted_cells
 
 if TYPE_CHECKING:
     from bdm.audit.results import Audit
@@ -342,7 +342,6 @@ class BranchedDiffusion:
         to: str,
         from_: str | Sequence[str] = (),
         *,
-        like: Mapping[str, str] | None = None,
         label_key: str | None = None,
         batch_key: str | None = None,
         counts: str | None = None,
@@ -360,10 +359,6 @@ class BranchedDiffusion:
             Cell type to transmute to, or one of the sub-populations of a type.
         from_
             Cell type or types to transmute; all but ``to`` if none are given.
-        like
-            Pairs of known types, old to new, whose differences the cells are transmuted by, mostly by the pairs nearest
-            to their own type. The model may then lack ``to``. The error of each pair by the others is printed, with a
-            warning where the cells are no nearer than unchanged ones.
         label_key, batch_key, counts
             Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
             if not given.
@@ -376,13 +371,11 @@ class BranchedDiffusion:
         AnnData as :func:`bdm.transmutation.transmute.transmuted_cells` describes it.
         """
         settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
-        goal = Goal(str(to), tuple(Pair(str(old), str(new)) for old, new in (like or {}).items()))
         keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
         cell_types = _type_names(from_)
-        sources = sources_of(adata, self.model, goal, keys, cell_types=cell_types)
-        report_errors(self.model, goal.like, seed=seed)
-        transmuted = transmuted_cells(self.model, sources, goal, settings, seed=seed).in_memory()
-        request = {"to": goal.to, "from": list(cell_types), "like": dict(goal.like)}
+        sources = sources_of(adata, self.model, str(to), keys, cell_types=cell_types)
+        transmuted = transmuted_cells(self.model, sources, str(to), settings, seed=seed).in_memory()
+        request = {"to": str(to), "from": list(cell_types)}
         transmuted.uns["bdm"] = record_of_cells(self.model, None, seed=seed, settings={**asdict(settings), **request})
         return transmuted
 

@@ -332,7 +332,7 @@ class ResponseSettings(StageSettings):
 
     section: ClassVar[str] = "respond"
 
-    label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type."] = "cell_type"
+    label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type.", Key(absent=True)] = "cell_type"
     condition_key: Annotated[
         tuple[str, ...], MinLen(1), "Column of `obs` with the condition; the values of several are combined."
     ] = ("condition",)
@@ -340,12 +340,16 @@ class ResponseSettings(StageSettings):
         str | None, MinLen(1), "Condition that others are compared with.", Unset("the one named `control` or the like")
     ] = None
     donor_key: Annotated[
-        str | None, "Column of `obs` with the donor, whose variation is the error of a response.", Unset("no donors")
+        str | None,
+        "Column of `obs` with the donor, whose variation is the error of a response.",
+        Unset("no donors"),
+        Key(absent=True),
     ] = None
     counts: Annotated[
         str,
         "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`: the first of layer `counts`, `raw` and "
         "`X` that holds counts.",
+        Key(absent=True),
     ] = "auto"
     min_cells: Annotated[int, Ge(2), "Fewest cells of a type in a condition whose response is measured."] = 10
     relations: Annotated[

@@ -25,8 +25,11 @@ from bdm.settings import (
     Markers,
     MissingAsZero,
     NewTypes,
+    PredictedCondition,
+    PredictedTypes,
     PrepareSettings,
     PriorSettings,
+    ResponseSettings,
     Seed,
     Source,
     SourceTypes,
@@ -54,6 +57,7 @@ Cells = Annotated[Path, "The cells: `.h5ad`, `.zarr`, `.loom`, 10x `.h5`, or a 1
 NewCells = Annotated[Path, "Cells of the new types, in any format that a data set may have."]
 NCells = Annotated[int | None, Ge(1), "Number of cells of each type.", Unset("as many of each type as the data have")]
 FitFlat = Annotated[bool, "Fit a model without a hierarchy as well, and compare its cells."]
+RunResponses = Annotated[bool, "Measure how cell types respond to conditions."]
 RunAudit = Annotated[bool, "Run membership inference attacks, which fits models again."]
 
 # What each section is for, and its keys; a text stands for objects of another section, by names
@@ -71,6 +75,10 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     "extend": ("Cell types to add to a model later.", []),
     "generate": ("The cells to generate.", [*of_stage(GenerationSettings), key("n_cells", NCells, None)]),
     "transmute": ("Cells to transmute to another type.", of_stage(TransmutationSettings)),
+    "respond": (
+        "Responses of cell types to conditions, and cells in conditions that were not measured.",
+        [*of_stage(ResponseSettings), key("run", RunResponses, False)],
+    ),
     "simulate": ("Experiments to simulate by designs.", []),
     "evaluate": (
         "The comparison of generated cells with test cells.",
@@ -113,6 +121,12 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
         "transmutations",
         f"The transmutations {NAMES}; each is as below.",
         [key("to", TargetType), key("from", SourceTypes, ())],
+    ),
+    "prediction": (
+        "respond",
+        "predictions",
+        f"The predictions {NAMES}; each is as below.",
+        [key("condition", PredictedCondition), key("cell_types", PredictedTypes, ())],
     ),
     "design": ("simulate", "designs", f"The designs {NAMES}; each is as below.", [key("path", DesignFile)]),
 }

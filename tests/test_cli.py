@@ -500,7 +500,6 @@ BAD = {
     "simulate: over its gene sets": ("simulate model sets.yaml kept/sets.gmt", "would be read and overwritten"),
     "train: over its tree": ("train autoencoder model/tree.json model", "tree.json is in model, which is replaced"),
     "transmute: no type": ("transmute model prepared.h5ad OUT.h5ad --to T-800", "T-800"),
-    "transmute: like what": ("transmute model prepared.h5ad OUT.h5ad --to x --from Dendritic --like a", "OLD=NEW"),
     "evaluate-transmuted: not transmuted": ("evaluate-transmuted prepared.h5ad OUT generated.h5ad", "'original_type'"),
     "evaluate-transmuted: two targets": (
         "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare x=elsewhere.h5ad", "different types"

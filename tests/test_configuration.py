@@ -28,6 +28,7 @@ CONFIG = {
             "transmute": {"transmutations": {"there": {"to": "B", "from": ["A"]}, "back": {"to": "A"}}},
             "simulate": {"designs": {"here": {"path": "design.yaml"}}},
             "audit": {"run": True},
+            "respond": {"run": True, "predictions": {"those": {"condition": "stim", "cell_types": ["A"]}}},
         }
     },
     "evaluate": {"flat": True},
@@ -43,6 +44,8 @@ TRANSMUTATIONS = {"transmute back", "evaluate_transmuted back"} | TRANSMUTATION
 NEW_TRANSMUTATION = {"transmute new", "evaluate_transmuted new"} | REPORT
 SIMULATE = {"simulate here"} | REPORT
 AUDIT = {"audit", "merge_audit"} | CARD | REPORT  # of fitted models, not of extended ones
+PREDICTION = {"predict those"}  # of fitted models, likewise
+RESPOND = {"respond"} | PREDICTION | REPORT
 GENERATE = {"generate"} | EVALUATE | INTERPRET
 GENERATE_BOTH = {"generate_flat"} | GENERATE
 EXTEND = {"extend"} | GENERATE | TRANSMUTATIONS | SIMULATE
@@ -59,14 +62,14 @@ def both(rules: set[str], of_grown: set[str] | None = None) -> dict[str, set[str
 # Another value of keys, and the rules that it concerns: of some keys of each section, whose options are one text, and
 # of all keys that are no options
 CHANGES = {
-    "seed": (3, both(PREPARE, EXTEND)),
+    "seed": (3, both(PREPARE | PREDICTION, EXTEND)),
     "datasets": (
         {**CONFIG["datasets"], "new": {"path": "other.h5ad"}},
         {"new": PREPARE - TRANSMUTATIONS - SIMULATE - AUDIT | CARD | REPORT},
     ),
-    "dataset/path": ("other.h5ad", both(PREPARE, EXTEND)),
-    "dataset/label_key": ("auto", both(PREPARE, EXTEND)),
-    "dataset/labels": ("labels.csv", both(PREPARE, EXTEND)),
+    "dataset/path": ("other.h5ad", both(PREPARE | RESPOND, EXTEND)),
+    "dataset/label_key": ("auto", both(PREPARE | RESPOND, EXTEND)),
+    "dataset/labels": ("labels.csv", both(PREPARE | RESPOND, EXTEND)),
     "prepare/genes": ("all", both(PREPARE, EXTEND)),
     "prepare/n_genes": (10, both(PREPARE, EXTEND)),
     "prepare/keep_genes": ("genes.txt", both(PREPARE, EXTEND)),
@@ -86,6 +89,15 @@ CHANGES = {
     ),
     "transmute/stochastic": (True, both(TRANSMUTATIONS)),
     "transmutation/to": ("C", both(TRANSMUTATION)),
+    "respond/run": (False, {MINE: REPORT}),
+    "respond/condition_key": (["treatment"], {MINE: RESPOND}),
+    "respond/control": ("none", {MINE: RESPOND}),
+    "respond/relations": ("tree", {MINE: RESPOND}),
+    "respond/predictions": (
+        {**CONFIG["datasets"][MINE]["respond"]["predictions"], "new": {"condition": "stim"}},
+        {MINE: {"predict new"}},
+    ),
+    "prediction/cell_types": (["B"], {MINE: PREDICTION}),
     "simulate/designs": (
         {**CONFIG["datasets"][MINE]["simulate"]["designs"], "new": {"path": "other.yaml"}},
         both({"simulate new"} | REPORT),
@@ -102,7 +114,12 @@ CHANGES = {
 }
 
 BESIDE = {"hierarchy/ontology_key": {"tree": "cell-ontology"}}  # keys that another one needs
-COMMANDS = {"dataset": "prepare", "addition": "extend", "transmutation": "transmute"}  # of sections of another name
+COMMANDS = {  # of sections of another name
+    "dataset": "prepare",
+    "addition": "extend",
+    "transmutation": "transmute",
+    "prediction": "predict",
+}
 NO_OPTIONS = {"path", "run", "flat"}  # keys of rules
 OTHER_OPTIONS = {"n_cells": "cells", "cell_types": "cell_type"}
 
@@ -125,11 +142,12 @@ def with_value(key: str, value: object, *, own: bool = False, config: dict = CON
         "dataset": mine,
         "addition": mine["extend"]["additions"]["more"],
         "transmutation": mine["transmute"]["transmutations"]["there"],
+        "prediction": mine["respond"]["predictions"]["those"],
         "design": mine["simulate"]["designs"]["here"],
     }
     if section not in places:
         places[section] = (
-            mine if own or name in ("transmutations", "additions", "designs", "run") else config
+            mine if own or name in ("transmutations", "predictions", "additions", "designs", "run") else config
         ).setdefault(section, {})
     places[section].update({name: value, **BESIDE.get(key, {})})
     return config
@@ -148,7 +166,7 @@ def planned_rules(config: dict, *, snakefile: Path = ROOT / "Snakefile", n_jobs:
     planned: dict[str, set[str]] = {}
     for line in table.getvalue().splitlines()[1:]:
         file, _, rule, *_, plan = line.split("\t")
-        result = re.search(r"results/([^/]+)/(?:(?:transmuted|transmutation|simulated)/([a-z]+))?", file)
+        result = re.search(r"results/([^/]+)/(?:(?:transmuted|transmutation|predicted|simulated)/([a-z]+))?", file)
         if result and plan != "no update":
             dataset, of = result.groups()
             name = rule.removeprefix("bdm_")
@@ -264,7 +282,7 @@ def test_a_folder_of_cells_that_a_rule_makes_is_input_as_a_whole(tmp_path):
 
 
 def test_no_labels_run_what_depends_on_labels(in_finished):
-    assert planned_rules(with_value("dataset/label_key", None)) == both(PREPARE, EXTEND)
+    assert planned_rules(with_value("dataset/label_key", None)) == both(PREPARE | RESPOND, EXTEND)
 
 
 @pytest.mark.parametrize("section", SECTIONS)

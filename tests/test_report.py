@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_hierarchy_page import CHROMIUM, Scripts, balanced
+from test_responses import simulated_cells
 
 from bdm.cli import app
 from bdm.data.prepare import read_prepared
@@ -25,6 +26,8 @@ from bdm.report.page import number, report_page
 from bdm.report.results import Results, read_cost, read_results
 from bdm.report.settings import cells_left_out, changed, genes_chosen
 from bdm.report.tables import populations
+from bdm.responses.fit import fit_responses
+from bdm.settings import ResponseSettings
 
 FLAGS = [
     "--headless",
@@ -538,6 +541,15 @@ def test_page_of_less_has_no_empty_sections(results):
     sections = re.findall(r'<section id="(\w+)"', text)
     assert sections == ["given", "verdict", "hierarchy", "populations", "real", "cost", "cite", "again"]
     assert sorted(re.findall(r'href="#(\w+)"', text)) == sorted(["verdict", "verdict", *sections])
+
+
+def test_page_shows_responses_and_how_far_to_trust_them(results):
+    cells = simulated_cells(shared=0.9, seed=0, n_cells=20)
+    responses = fit_responses(cells, ResponseSettings(label_key="kind"))
+    figures = {f"responses/{name}.png": b"" for name in ("response", "errors")}
+    text = report_page(replace(results, responses=responses, figures=results.figures | figures))
+    assert 'href="#responses"' in text
+    assert responses.sentence("stim") in text
 
 
 def test_additions_are_reported(results):

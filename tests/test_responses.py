@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
 from bdm.errors import InputError
@@ -253,6 +254,18 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog):
     assert "120 in stim: response of their type measured in 0, predicted in 120" in caplog.text
     assert ad.read_h5ad(tmp_path / "out.h5ad").uns["bdm"]["condition"] == "stim"
     assert set(pd.read_csv(tmp_path / "effects.csv")["cell_type"]) == {"b"}
+
+
+@pytest.mark.slow
+def test_workflow_measures_responses_and_predicts_cells(cells, tmp_path):
+    without(cells, "b").write_h5ad(tmp_path / "cells.h5ad")
+    predictions = {"b": {"condition": "stim", "cell_types": ["b"]}}
+    of = {"path": "cells.h5ad", "label_key": "kind", "respond": {"run": True, "predictions": predictions}}
+    write_config(tmp_path, {"datasets": {"mine": of}})
+    wanted = ("results/mine/responses/responses.json", "results/mine/predicted/b.h5ad")
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", 1, *wanted, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ad.read_h5ad(tmp_path / wanted[1]).n_obs == 120
 
 
 def test_python_takes_the_keys_as_arguments(cells):

@@ -28,16 +28,10 @@ from bdm.transmutation.evaluate import (
     select_endpoints,
 )
 from bdm.transmutation.transmute import (
-    Goal,
-    Pair,
-    errors_of_pairs,
     mean,
     new_populations,
-    read_pair,
-    report_errors,
     sources_of,
     transmuted_cells,
-    weights,
 )
 
 B = ["CD19+ B/1", "CD19+ B/2"]
@@ -177,7 +171,7 @@ def test_batches(example_cells, batch_model):
 )
 def test_cells_that_do_not_fit(example_cells, small_model, change, arguments, message):
     with pytest.raises(InputError, match=message):
-        sources_of(change(example_cells.copy()).copy(), small_model.model, Goal(arguments.pop("to")), **arguments)
+        sources_of(change(example_cells.copy()).copy(), small_model.model, arguments.pop("to"), **arguments)
 
 
 def test_cells_that_cannot_be_transmuted_are_left_out(example_cells, small_model, caplog):
@@ -185,7 +179,7 @@ def test_cells_that_cannot_be_transmuted_are_left_out(example_cells, small_model
     cells.X = sparse.csr_matrix(cells.X.multiply((np.arange(cells.n_obs) != 5)[:, None]))
     name = cells.obs_names[5]
     assert cells.obs["bulk_labels"].iloc[5] not in ("CD56+ NK", LACKING)
-    sources = sources_of(cells, small_model.model, Goal("CD56+ NK"))
+    sources = sources_of(cells, small_model.model, "CD56+ NK")
     assert name not in sources.adata.obs_names
     n_lacking = (cells.obs["bulk_labels"] == LACKING).sum()
     n_there = (cells.obs["bulk_labels"] == "CD56+ NK").sum()
@@ -293,7 +287,7 @@ def test_types_that_later_sets_alone_have_are_evaluated():
 
 
 def test_populations_are_written_with_the_cells(small_model, example_cells, tmp_path):
-    goal = Goal("Dendritic")
+    goal = "Dendritic"
     sources = sources_of(example_cells, small_model.model, goal, cell_types=("CD56+ NK", "CD19+ B"))
     cells = transmuted_cells(small_model.model, sources, goal, SamplerSettings(), seed=0)
     write_cells(tmp_path / "cells.h5ad", cells, {})
@@ -302,83 +296,6 @@ def test_populations_are_written_with_the_cells(small_model, example_cells, tmp_
     pd.testing.assert_frame_equal(back.obs, expected.obs)
     assert set(back.obs["sub_population"]) == set(DENDRITIC)
     assert (back.X != expected.X).nnz == 0
-
-
-# ---- transmuted like other types
-
-PAIRS = (Pair("CD14+ Monocyte", "Dendritic"), Pair("CD8+ Cytotoxic T", "CD56+ NK"))
-
-
-def test_pairs_weigh_more_the_nearer_they_are(small_model):
-    of_t, of_monocyte = (weights(small_model.model, name, PAIRS) for name in ("CD4+/CD45RO+ Memory", "CD14+ Monocyte"))
-    assert of_t.sum() == pytest.approx(1)
-    assert of_t[PAIRS[1]] > 0.9
-    assert of_monocyte[PAIRS[0]] > 0.99
-    assert weights(small_model.model, "CD19+ B", PAIRS[:1]).tolist() == [1]
-    assert weights(small_model.model, "CD14+ Monocyte", (PAIRS[0], Pair("CD14+ Monocyte", "CD34+"))).tolist() == [
-        0.5,
-        0.5,
-    ]
-
-
-def test_cells_are_transmuted_as_others_were(example_cells, small_model):
-    cells_transmuted = small_model.transmute(example_cells, "new", from_=["CD19+ B"], like=dict(PAIRS[:1]))
-    assert set(cells_transmuted.obs["cell_type"]) == {"new"}
-    assert not {"common_ancestor", "sub_population"} & set(cells_transmuted.obs)
-    model = small_model.model
-    old, new = (model.whitening.inverse(mean(model, name)[None])[0, :-1].numpy() for name in PAIRS[0])
-    b = model.whitening.inverse(mean(model, "CD19+ B")[None])[0, :-1].numpy()
-    np.testing.assert_allclose(cells_transmuted.obsm["latent"].mean(axis=0), b + new - old, atol=0.25)
-
-
-def moved_alike(model, size):
-    """A model in which the new types of both pairs are far from the old ones, in the same direction."""
-    mean_of = model.moments.mean.clone()
-    for old, new in PAIRS:
-        far = mean(model, old) - mean(model, new) + size
-        for name in model.autoencoder.populations_of(new):
-            mean_of[model.populations.index(name)] += far
-    return replace(model, moments=replace(model.moments, mean=mean_of))
-
-
-def test_errors_of_pairs_are_those_of_the_other_pairs(small_model):
-    alike = errors_of_pairs(moved_alike(small_model.model, 2.0), PAIRS, seed=0)
-    assert list(alike.index) == list(PAIRS)
-    assert (alike["shifted"] < 0.2 * alike["unchanged"]).all()
-    others = errors_of_pairs(small_model.model, PAIRS, seed=0)
-    assert others["shifted"].iloc[0] > others["unchanged"].iloc[0]  # monocytes do not change as T cells do
-
-
-def test_a_transmutation_like_pairs_reports_their_error(example_cells, small_model, caplog):
-    caplog.set_level(logging.INFO, logger="bdm")
-    cells = example_cells[example_cells.obs["bulk_labels"] == "CD19+ B"][:5].copy()
-    small_model.transmute(cells, "new", from_=["CD19+ B"], like=dict(PAIRS[:1]))
-    assert "The error of a transmutation like a single pair is not known" in caplog.text
-    small_model.transmute(cells, "new", from_=["CD19+ B"], like=dict(PAIRS))
-    assert "With each of the 2 pairs left out in turn, transmuted cells are at an energy distance of" in caplog.text
-    assert "no nearer than unchanged cells for 2 of them (CD14+ Monocyte=Dendritic" in caplog.text
-    caplog.clear()
-    report_errors(moved_alike(small_model.model, 2.0), PAIRS, seed=0)
-    [record] = caplog.records
-    assert record.levelname == "INFO"
-    report_errors(small_model.model, (), seed=0)
-    assert len(caplog.records) == 1
-
-
-def test_pair_is_read_whatever_its_names():
-    assert read_pair("a=b", ("a", "b")) == Pair("a", "b")
-    assert read_pair("a=b=c", ("c", "a=b")) == Pair("a=b", "c")
-    with pytest.raises(InputError, match=r"^--like a is not of the form OLD=NEW"):
-        read_pair("a", ("a", "b"))
-    with pytest.raises(InputError, match=r"^--like blood=bone: the model has no type 'bone'; did you mean 'bones'"):
-        read_pair("blood=bone", ("blood", "bones"))
-
-
-def test_transmutations_like_others_that_are_rejected(example_cells, small_model):
-    with pytest.raises(InputError, match="Name the types to transmute"):
-        small_model.transmute(example_cells, "new", like=dict(PAIRS))
-    with pytest.raises(InputError, match="no type 'odd'"):
-        small_model.transmute(example_cells, "new", from_=["CD19+ B"], like={"odd": "CD34+"})
 
 
 def test_genes_of_the_endpoints_are_chosen_by_cells_that_are_not_compared():

@@ -51,6 +51,7 @@ SECTIONS = [
     "extend",
     "generate",
     "transmute",
+    "respond",
     "simulate",
     "evaluate",
     "interpret",

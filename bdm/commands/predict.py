@@ -7,7 +7,7 @@ from typing import Annotated
 
 from bdm.commands.base import Summary
 from bdm.commands.options import OutCells, Output
-from bdm.settings import PredictedCondition, PredictedTypes, Seed
+from bdm.settings import Labels, PredictedCondition, PredictedTypes, Seed
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ def predict(
     cell_type: PredictedTypes = (),
     effects: Annotated[Path | None, Output, "Table of log fold changes to write as well (.csv)."] = None,
     counts: Annotated[str, "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`."] = "auto",
+    labels: Labels = None,
     seed: Seed = 0,
 ) -> Summary:
     """Change the given cells to another condition, as raw counts, one for one.
@@ -36,7 +37,7 @@ def predict(
     with ExitStack() as files:
         path = files.enter_context(atomic_write(out))
         table = None if effects is None else files.enter_context(atomic_write(effects))
-        loaded, given = Responses.load(responses), read_cells(cells)
+        loaded, given = Responses.load(responses), read_cells(cells, labels=labels)
         with at(cells):
             predicted = predict_cells(loaded, given, condition, cell_types=cell_type, counts=counts, seed=seed)
         predicted.write_h5ad(path, compression="gzip")

@@ -16,11 +16,6 @@ def transmute(
     *,
     to: TargetType,
     from_: SourceTypes = (),
-    like: Annotated[
-        tuple[str, ...],
-        "Two types whose difference cells are transmuted by, as OLD=NEW; the target may then be a type that the model "
-        "lacks",
-    ] = (),
     keys: InputKeys,
     settings: TransmutationSettings,
     device: Device = "auto",
@@ -38,20 +33,17 @@ def transmute(
     from bdm.generation.merge import write_cells
     from bdm.model.generated_file import record_of_cells
     from bdm.model.model import load_model
-    from bdm.transmutation.transmute import Goal, read_pair, report_errors, sources_of, transmuted_cells
+    from bdm.transmutation.transmute import sources_of, transmuted_cells
 
     with atomic_write(out) as path:
         loaded = load_model(model, device=fabric(device).device)
-        names = tuple(dict.fromkeys((*loaded.cell_types, *loaded.populations)))
-        goal = Goal(to, tuple(read_pair(text, names) for text in like))
-        sources = sources_of(read_cells(cells), loaded, goal, keys, cell_types=from_)
-        report_errors(loaded, goal.like, seed=seed)
-        transmuted = transmuted_cells(loaded, sources, goal, settings, seed=seed)
+        sources = sources_of(read_cells(cells), loaded, to, keys, cell_types=from_)
+        transmuted = transmuted_cells(loaded, sources, to, settings, seed=seed)
         record = record_of_cells(
             loaded,
             model,
             seed=seed,
-            settings={**asdict(settings), "to": to, "from": list(from_), "like": list(like)},
+            settings={**asdict(settings), "to": to, "from": list(from_)},
             cells_sha256=sha256(cells),
         )
         write_cells(path, transmuted, {"bdm": record})

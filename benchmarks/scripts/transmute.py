@@ -19,7 +19,7 @@ from bdm.model.model import BranchedModel, load_model
 from bdm.prior.transport import gaussian_transport
 from bdm.settings import InputKeys, SamplerSettings
 from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation
-from bdm.transmutation.transmute import Goal, Transmute, mean, sources_of, transmuted_blocks
+from bdm.transmutation.transmute import Transmute, mean, sources_of, transmuted_blocks
 
 
 def strategies(
@@ -110,7 +110,7 @@ def main(
     pairs = [tuple(item.split("=")) for item in pair] or pairs_of(list(models[0].cell_types), condition)
     tables = []
     for old, new in pairs:
-        sources = sources_of(adata, models[0], Goal(new), InputKeys(label_key="cell_type"), cell_types=(old,))
+        sources = sources_of(adata, models[0], new, InputKeys(label_key="cell_type"), cell_types=(old,))
         before = Cells.from_anndata(adata[sources.adata.obs_names])
         alike = pairs if condition else [(old, new)]
         sets = {

@@ -49,6 +49,7 @@ SECTIONS = [
     "extend",
     "generate",
     "transmute",
+    "respond",
     "simulate",
     "evaluate",
     "interpret",
@@ -100,7 +101,12 @@ def complete(config):
     }
     completed = check(config | {"datasets": datasets}, set_default=True)
     for dataset in completed["datasets"].values():  # names may be numbers in YAML, and are texts in the names of files
-        for section, of in (("extend", "additions"), ("simulate", "designs"), ("transmute", "transmutations")):
+        for section, of in (
+            ("extend", "additions"),
+            ("simulate", "designs"),
+            ("transmute", "transmutations"),
+            ("respond", "predictions"),
+        ):
             dataset[section][of] = {str(name): content for name, content in dataset[section][of].items()}
     for name, dataset in completed["datasets"].items():
         check_beyond_schema(name, dataset)
@@ -337,6 +343,21 @@ def results_of_transmutations(wildcards):
     return [
         f"results/{wildcards.dataset}/transmutation/{transmutation}/transmutation.json"
         for transmutation in transmutations
+    ]
+
+
+def measured_responses(wildcards):
+    """Name the responses of a data set to conditions, where they are to be measured; extended models have none."""
+    runs = wildcards.dataset in FITTED and setting("respond/run")(wildcards)
+    return [f"results/{wildcards.dataset}/responses/responses.json"] if runs else []
+
+
+def predicted_cells(wildcards):
+    """Name the cells of all data sets that are predicted in another condition."""
+    return [
+        f"results/{name}/predicted/{prediction}.h5ad"
+        for name in FITTED
+        for prediction in settings["datasets"][name]["respond"]["predictions"]
     ]
 
 

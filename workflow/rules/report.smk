@@ -6,6 +6,7 @@ rule report:
         evaluation=rules.evaluate.output.evaluation,
         interpretation=rules.interpret.output.interpretation,
         transmutations=results_of_transmutations,
+        responses=measured_responses,
         experiments=simulated_experiments,
         extension=extension_report,
         audit=audit_result,
