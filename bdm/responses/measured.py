@@ -69,6 +69,16 @@ class Sums:
         return np.asarray(self.counts / np.maximum(self.size, 1)[:, None])
 
     @property
+    def log_share(self) -> np.ndarray:
+        """Logarithm of the shares, with a pseudo-count."""
+        return np.asarray(np.log(self.share + PSEUDO))
+
+    @property
+    def relative_variance(self) -> np.ndarray:
+        """Sampling variance of :attr:`log_share`."""
+        return np.asarray(self.variance / (self.share + PSEUDO) ** 2)
+
+    @property
     def squared_residuals(self) -> np.ndarray:
         """Sum of squared differences of counts from the share of their library size."""
         share = self.share
@@ -144,34 +154,41 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
     types, conditions = sorted(cell_type.unique()), [control, *sorted(set(condition) - {control})]
     type_code = pd.Index(types).get_indexer(cell_type)
     condition_code = pd.Index(conditions).get_indexer(condition)
-    group = condition_code * len(types) + type_code
-    sums = Sums.of(counts, size, group, len(conditions) * len(types))
-    shape = (len(conditions), len(types), counts.shape[1])
-    enough = (sums.n >= settings.min_cells).reshape(shape[:2])
-    logs = np.log(sums.share + PSEUDO)
-    variance = sums.variance / (sums.share + PSEUDO) ** 2
-    logs, of_cells = logs.reshape(shape), variance.reshape(shape)
-    effect, variance = logs[1:] - logs[:1], of_cells[1:] + of_cells[:1]
-    if donor is not None:
-        variance = variance_between_donors(counts, size, group, donor, sums, effect, variance)
-    missing = ~(enough[1:] & enough[:1])
-    effect[missing], variance[missing] = np.nan, np.nan
+    n = pd.crosstab(type_code, condition_code).reindex(range(len(types)), fill_value=0).to_numpy().T
+    enough = n >= settings.min_cells
     check_measured(enough, types, conditions)
-    n_cells = pd.DataFrame(sums.n.reshape(shape[:2]).T.astype(int), index=types, columns=conditions)
-    rows = np.arange(len(sums.n)).reshape(shape[:2])
-    dispersion = np.stack([sums.dispersion(rows[number][enough[number]]) for number in range(len(conditions))])
-    profile = logs[0].copy()
-    profile[~enough[0]] = np.nan
+    shape = (len(conditions) - 1, len(types), counts.shape[1])
+    logs, effect, variance = (np.full(shape, np.nan, dtype=np.float32) for _ in range(3))
+    dispersion = np.empty((len(conditions), counts.shape[1]))
+
+    def sums_of(rows: np.ndarray) -> Sums:
+        return Sums.of(counts[rows], size[rows], type_code[rows], len(types))
+
+    before = sums_of(condition_code == 0)
+    profile = np.where(enough[0][:, None], before.log_share, np.nan)
+    dispersion[0] = before.dispersion(enough[0])
+    for number in range(1, len(conditions)):
+        after, measured = sums_of(condition_code == number), enough[number] & enough[0]
+        of_condition = before.relative_variance + after.relative_variance
+        if donor is not None:
+            rows = (condition_code == 0) | (condition_code == number)
+            group = (condition_code[rows] > 0) * len(types) + type_code[rows]
+            by_donor = (counts[rows], size[rows], group, donor[rows])
+            of_condition = variance_between_donors(*by_donor, (before, after), of_condition)
+        logs[number - 1] = after.log_share
+        effect[number - 1, measured] = (after.log_share - before.log_share)[measured]
+        variance[number - 1, measured] = of_condition[measured]
+        dispersion[number] = after.dispersion(enough[number])
     return MeasuredResponses(
         genes=cells.var.loc[detected],
         cell_types=tuple(types),
         conditions=tuple(conditions[1:]),
         control=control,
-        profile=with_missing_controls(profile, logs[1:], effect, enough[1:]),
+        profile=with_missing_controls(profile, logs, effect, enough[1:]),
         effect=effect,
         variance=variance,
         dispersion=dispersion,
-        n_cells=n_cells,
+        n_cells=pd.DataFrame(n.T, index=types, columns=conditions),
     )
 
 
@@ -231,36 +248,42 @@ def variance_between_donors(
     size: np.ndarray,
     group: np.ndarray,
     donor: np.ndarray,
-    sums: Sums,
-    effect: np.ndarray,
+    sums: tuple[Sums, Sums],
     of_cells: np.ndarray,
 ) -> np.ndarray:
-    """Estimate the sampling variance of effects where donors are the replicates, not cells.
+    """Estimate the sampling variance of effects where donors are the replicates, not cells; types x genes.
 
     The influence of a donor on an effect is its residual in the condition minus that in the control, each relative to
     the pooled share; the sum of squared influences is the variance (a cluster-robust estimate, paired where a donor is
     in both conditions). With few donors, it is shrunk to the variance between cells times the ratio that is usual for
     genes of this expression, and is never below the variance between cells.
+
+    Parameters
+    ----------
+    group
+        Number of the type of each cell; in the condition, after those of the control.
+    sums
+        In the control, and in the condition.
+    of_cells
+        Variance where cells are independent.
     """
-    n_conditions, n_types, n_genes = effect.shape
+    n_types, n_genes = of_cells.shape
     n_donors = int(donor.max()) + 1
-    by_donor = Sums.of(counts, size, group * n_donors + donor, len(sums.n) * n_donors)
-    share = np.repeat(sums.share, n_donors, axis=0)
-    residual = by_donor.counts - share * by_donor.size[:, None]
-    influence = residual / np.maximum(np.repeat(sums.size, n_donors), 1)[:, None] / (share + PSEUDO)
-    influence = influence.reshape(n_conditions + 1, n_types, n_donors, n_genes)
-    present = (by_donor.n > 0).reshape(n_conditions + 1, n_types, n_donors)
+    share, total = (np.concatenate([getattr(of, name) for of in sums]) for name in ("share", "size"))
+    by_donor = Sums.of(counts, size, group * n_donors + donor, 2 * n_types * n_donors)
+    residual = by_donor.counts - np.repeat(share, n_donors, axis=0) * by_donor.size[:, None]
+    influence = residual / np.repeat(np.maximum(total, 1)[:, None] * (share + PSEUDO), n_donors, axis=0)
+    influence = influence.reshape(2, n_types, n_donors, n_genes)
+    present = (by_donor.n > 0).reshape(2, n_types, n_donors)
     variance = of_cells.copy()
-    for number in range(n_conditions):
-        for row in range(n_types):
-            n = int((present[0, row] | present[number + 1, row]).sum())
-            if n < 2 or not present[0, row].any() or not present[number + 1, row].any():
-                continue
-            found = ((influence[number + 1, row] - influence[0, row]) ** 2).sum(axis=0) * n / (n - 1)
-            ratio = usual_ratio(found / of_cells[number, row], sums.share[row])
-            usual = of_cells[number, row] * ratio
-            shrunken = (PRIOR_DONORS * usual + (n - 1) * found) / (PRIOR_DONORS + n - 1)
-            variance[number, row] = np.maximum(shrunken, of_cells[number, row])
+    for row in range(n_types):
+        n = int(present[:, row].any(axis=0).sum())
+        if n < 2 or not present[:, row].any(axis=1).all():
+            continue
+        found = ((influence[1, row] - influence[0, row]) ** 2).sum(axis=0) * n / (n - 1)
+        usual = of_cells[row] * usual_ratio(found / of_cells[row], sums[0].share[row])
+        shrunken = (PRIOR_DONORS * usual + (n - 1) * found) / (PRIOR_DONORS + n - 1)
+        variance[row] = np.maximum(shrunken, of_cells[row])
     return variance
 
 
