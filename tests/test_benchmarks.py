@@ -38,7 +38,7 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = (CONFIG[key] for key in ("methods", "seeds", "datasets"))
 PEERS = {name: method for name, method in METHODS.items() if method and method.get("peer")}
 MODULES = {"scdesigner": "scdesigner", "scvi-tools": "scvi"}  # by package
-TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"], "audit", "power"]
+TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"], "responses", "audit", "power"]
 COMMANDS = typer.main.get_command(app).commands
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -726,3 +726,22 @@ def test_pages_show_the_scores_of_the_benchmark():
         for row in rows:
             name, *values = (value.strip() for value in row.strip("|").split("|"))
             assert values == [f"{mean:.2f}" for mean in means.loc[name, methods]], name
+
+
+def test_cells_of_responses_that_were_left_out_are_nearer_to_real_cells_than_unchanged_ones(tmp_path):
+    run("scripts/simulated.py", "conditions", tmp_path / "cells.h5ad", "--shared=1", "--n-types=4", "--n-cells=40")
+    folder, script = tmp_path / "simulated/0/responses", "scripts/responses.py"
+    folder.mkdir(parents=True)
+    run(script, "select", tmp_path / "cells.h5ad", folder / "cells.h5ad")
+    predicted = [folder / f"{name}.h5ad" for name in ("common", "bdm")]
+    for path in predicted:
+        run(script, "predict", folder / "cells.h5ad", path, "--method", path.stem)
+    run(script, "score", folder / "cells.h5ad", *predicted, folder.parent / "responses.csv")
+    run("scripts/collect.py", "responses", tmp_path, folder.parent)
+    rows = pd.read_csv(tmp_path / "responses.csv").pivot_table(index="method", columns="score", values="value")
+    assert rows.loc["floor", "position"] == 0
+    assert rows.loc["unchanged", "position"] == 1
+    assert rows.loc["bdm", "position"] < 0.8
+    assert rows.loc["bdm", "edistance"] < rows.loc["common", "edistance"]
+    assert rows.loc["bdm", "covered_50%"] > 0.75
+    assert "## E-distance\n\n| method | simulated |" in (tmp_path / "responses.md").read_text()

@@ -1,6 +1,7 @@
-"""Simulate cells: of many types in a tree, of an atlas that is larger than memory, or without clusters."""
+"""Simulate cells: of many types in a tree, in several conditions, of an atlas, or without clusters."""
 
 from pathlib import Path
+from typing import Annotated
 
 import anndata as ad
 import h5py
@@ -117,6 +118,44 @@ def branching(out: Path, *, n_cells: int = 5000, seed: int = 0) -> None:
     """Write cells along a curve that divides."""
     with atomic_write(out) as path:
         continuous("branching", n_cells, seed=seed).write_h5ad(path, compression="gzip")
+
+
+def evolved(n_types: int, n_genes: int, generator: np.random.Generator) -> np.ndarray:
+    """Values of variance 1 that change along a balanced tree of types, types x genes."""
+    depth = max(1, int(np.ceil(np.log2(n_types))))
+    below = [np.arange(n_types) >> (depth - level) for level in range(1, depth + 1)]
+    return np.sum([generator.standard_normal((2**depth, n_genes))[node] for node in below], axis=0) / np.sqrt(depth)
+
+
+@app.command()
+def conditions(
+    out: Path,
+    *,
+    shared: Annotated[float, typer.Option(help="Share of the differences between responses that follows the tree.")],
+    n_types: int = 7,
+    n_conditions: int = 1,
+    n_genes: int = 150,
+    n_cells: int = 120,
+    seed: int = 0,
+) -> None:
+    """Write ``n_cells`` cells of each type and condition, whose responses follow a tree of types."""
+    generator, counts, obs = numpy_generator(seed, "conditions"), [], []
+    profile = generator.standard_normal(n_genes) + 0.7 * evolved(n_types, n_genes, generator)
+    for condition in range(n_conditions + 1):
+        common = 0.5 * generator.standard_normal(n_genes) * (generator.random(n_genes) < 0.5)
+        own = generator.standard_normal((n_types, n_genes))
+        response = common + 0.6 * (np.sqrt(shared) * evolved(n_types, n_genes, generator) + np.sqrt(1 - shared) * own)
+        share = shares(profile + (condition > 0) * response)
+        name = f"condition {condition}" if condition else "control"
+        for number in range(n_types):
+            library_size = LIBRARY_SIZE * generator.lognormal(0, 0.3, (n_cells, 1))
+            rate = generator.gamma(5, 1 / 5, (n_cells, n_genes)) * library_size * share[number]
+            counts.append(sparse.csr_matrix(generator.poisson(rate), dtype=np.float32))
+            obs += [(f"type {number + 1:03}", name)] * n_cells
+    table = pd.DataFrame(obs, columns=["cell_type", "condition"], index=[f"cell {i + 1}" for i in range(len(obs))])
+    var = pd.DataFrame(index=[f"gene {i + 1}" for i in range(n_genes)])
+    with atomic_write(out) as path:
+        ad.AnnData(sparse.vstack(counts, format="csr"), obs=table, var=var).write_h5ad(path, compression="gzip")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from tidy import RARE
 from bdm.audit.attacks import ATTACKS
 from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.scores import SCORE_TITLES
+from bdm.responses.results import BINS
 
 Rows = pd.DataFrame
 
@@ -320,6 +322,32 @@ STUDIES = {
             ("data", "means", "method"),
             "score",
         ),
+    ),
+    "responses": of_study(
+        "responses",
+        "Cells of types whose response to a condition was left out",
+        Table(
+            "Means over types, on the 100 genes that change most. The position is that of the E-distance between the "
+            "floor, 0, which is half of the real cells, and unchanged control cells, 1.",
+            ("method",),
+            "data",
+            each="score",
+            scores={
+                "edistance": "E-distance",
+                "position": "Position",
+                "pearson_delta": "Correlation of changes",
+                "common_degs": "Share of the same genes",
+                "mse": "Squared error of means",
+            },
+        ),
+        Table(
+            "# Coverage\n\nShare of the changes of genes in 90% intervals, by quantile of expression.",
+            ("data", "method"),
+            "score",
+            shown=mean_of("{:.1%}"),
+            scores={f"covered_{low:.0%}": f"{low:.0%} to {high:.0%}" for low, high in pairwise(BINS)},
+        ),
+        Table("# E-distance by type", ("data", "cell_type"), scores={"edistance": "E-distance"}),
     ),
     "transmute": of_study(
         "transmute",
