@@ -91,7 +91,7 @@ def setup(app):
     generated.mkdir(exist_ok=True)
     (generated / "commands.md").write_text(text_of_commands())
     (generated / "design.md").write_text(text_of_designs())
-    for name in ("benchmark", "benchmark_coarse"):
+    for name in ("benchmark", "benchmark_coarse", "benchmark_priors"):
         (generated / f"{name}.md").write_text(text_of_scores(name))
     (generated / "benchmark_properties.md").write_text(text_of_properties())
     app.connect("source-read", link_to_pages)
