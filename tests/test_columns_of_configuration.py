@@ -13,11 +13,12 @@ from snakemake.exceptions import WorkflowError
 from test_configuration import CONFIG, MINE, keys, planned_rules, with_value
 from test_workflow import ROOT, SCHEMA, snakemake, write_config
 
-from bdm.audit.folds import check_donors
+from bdm.audit.folds import Units
 from bdm.audit.limits import audit_rejection
 from bdm.data.header import n_cells_by_value, obs_columns
 from bdm.data.read import read_cells
 from bdm.errors import InputError
+from bdm.settings import AuditSettings
 
 MODULE = """
 module bdm:
@@ -288,13 +289,17 @@ def test_enough_donors_and_donors_of_a_table_are_left_to_bdm_audit(folder):
 def test_donors_are_too_few_as_for_bdm_audit():
     """The bound and the words are those of ``bdm audit``."""
     remedy = "audit cells in place of donors by `by_cell=True`, which shows nothing about donors"
-    names = pd.Index([f"p{i}" for i in range(6)])
+    settings = AuditSettings(donor_key="person")
+
+    def cells_of(n_donors: int) -> pd.DataFrame:
+        return pd.DataFrame({"cell_type": "a", "person": [f"p{i % n_donors}" for i in range(12)]})
+
     for n_donors in (1, 5):
         with pytest.raises(InputError) as error:
-            check_donors(names[:n_donors], "person")
+            Units.of(cells_of(n_donors), settings)
         assert str(error.value) == audit_rejection(n_donors, "person", remedy=remedy)
-    check_donors(names, "person")
-    assert audit_rejection(len(names), "person", remedy=remedy) is None
+    assert Units.of(cells_of(6), settings).n_units == 6
+    assert audit_rejection(6, "person", remedy=remedy) is None
 
 
 def test_an_audit_that_will_be_inconclusive_is_warned_of(folder, caplog):
