@@ -65,7 +65,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"bdm\.(?!api|pl).*"),
     # Annotations of names that are imported when they are needed
     (r"py:class", "AnnData|Audit|Design|DonorModel|Evaluation|FittedExtension|Interpretation|Path|PowerAnalysis"),
-    (r"py:class", "PredictedEvaluation|TransmutationEvaluation"),
+    (r"py:class", "PredictedEvaluation|PredictedEvaluationSettings|TransmutationEvaluation"),
 ]
 
 # ---- look

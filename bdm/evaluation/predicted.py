@@ -49,9 +49,9 @@ class PredictedEvaluation:
     Attributes
     ----------
     scores
-        (cell_type, set, genes) x ``n_cells`` and scores, see :func:`score`. Sets are the ``floor`` (half of the real
-        cells), ``predicted``, ``common_response`` (control cells, shifted by the mean change of other types), and
-        ``unchanged`` control cells. Genes are ``top``, which the condition changes most in real cells, or ``all``.
+        (cell_type, set, genes) x ``n_cells`` and scores, see :func:`bdm.evaluation.predicted.score`. Sets are the
+        ``floor`` (half of the real cells), ``predicted``, ``common_response`` (control cells, shifted by the mean
+        change of other types), and ``unchanged`` control cells. Genes are ``top``, which change most, or ``all``.
     n_top_genes
         Number of the top genes.
     values
@@ -73,14 +73,14 @@ class PredictedEvaluation:
 
     @property
     def overall(self) -> pd.DataFrame:
-        """(genes, score) x sets: means over cell types."""
+        """Means over cell types, (genes, score) x sets."""
         means = self.scores.drop(columns="n_cells").groupby(["genes", "set"], sort=False).mean()
         tables = {genes: means.loc[genes].T.dropna(how="all") for genes in (TOP, ALL)}
         return pd.concat(tables, names=["genes", "score"])
 
     @property
     def positions(self) -> pd.DataFrame:
-        """Where the E-distance on the top genes is between the floor, 0, and unchanged cells, 1: cell types x sets."""
+        """Place of the E-distance on the top genes from the floor, 0, to unchanged cells, 1, cell types x sets."""
         distances = self.scores["edistance"].xs(TOP, level="genes").unstack("set")
         return distances.apply(position_of, axis=1)[list(self.scores.index.unique("set"))]
 
