@@ -56,7 +56,7 @@ def response(
 
 def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figure:
     """Draw the tree and the heatmap of a condition."""
-    relations, branches = responses.relations(), responses.branches(condition)
+    relations, branches = responses.relations(), responses.branches(condition, responses.most_changed(condition))
     is_clear = (branches["z"].abs() >= MIN_Z) & (branches["change"].abs() >= MIN_CHANGE)
     top = branches[is_clear & (branches["mean"] * branches["change"] > 0)]
     top = top.groupby("cell_types", sort=False).head(n_genes)
@@ -65,13 +65,13 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
         words = [f"{'+' if row.change > 0 else '-'}{gene_label(str(row.gene))}" for row in of_node.itertuples()]
         names[frozenset(str(node).split("; "))] = " ".join(words)
     genes = list(dict.fromkeys(top["gene"]))[:MAX_GENES] or list(responses.genes.index[:1])
-    effects = responses.effects(condition).pivot(index="cell_type", columns="gene", values="log2_fold_change")[genes]
     order = ordered(relations)
+    rows = responses.genes.index.get_indexer(genes)
+    values = responses.predictions(condition, order, {}, rows).mean.T / np.log(2)
     figure = new_figure(9 + 0.22 * len(genes), 1.8 + 0.45 * len(order))
     tree, heat = figure.subplots(1, 2, sharey=True, width_ratios=[7, 2 + 0.22 * len(genes)])
     draw_tree(tree, relations, order, names)
     labels = [shortened(name) + ("" if responses.is_measured(condition, name) else " (predicted)") for name in order]
-    values = effects.loc[order].to_numpy()
     limit = max(float(np.quantile(np.abs(values), 0.95)), 0.1)
     image = heat.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     heat.set_xticks(range(len(genes)), [gene_label(str(gene)) for gene in genes], rotation=90, fontsize=7)

@@ -12,7 +12,7 @@ from bdm._core.parallel import using_threads
 from bdm.hierarchy.tree import Clade, match_leaves
 from bdm.responses.law import Law, Measurements, Relations, fit_law, heights, left_out
 from bdm.responses.measured import measure
-from bdm.responses.results import BINS, NEAREST, Responses, bins_of, measurements
+from bdm.responses.results import BINS, Responses, bins_of, measurements, most_changed
 from bdm.settings import ResponseSettings
 
 logger = logging.getLogger(__name__)
@@ -73,12 +73,6 @@ def fit_responses(adata: AnnData, settings: ResponseSettings, *, tree: Clade | N
 
 
 ERRORS = ("predicted", "unrelated", "common", "nearest", "sampling")
-
-
-def most_changed(data: Measurements) -> np.ndarray:
-    """Genes with the most significant changes, in this order, genes x measured types."""
-    significance = data.effect.abs() / data.variance.sqrt()
-    return np.argsort(-significance.numpy(), axis=0, kind="stable")[:NEAREST]
 
 
 def errors_of(data: Measurements, mean: np.ndarray, unrelated: np.ndarray, relations: Relations) -> pd.DataFrame:

@@ -117,20 +117,28 @@ class Responses:
         found = Relations.of(np.vstack([self.profile[known], *added.values()]), names)
         return found if self.height is None else Relations(names, found.distance, self.height[known][:, known])
 
-    def predictions(self, condition: str, cell_types: Sequence[str], added: dict[str, np.ndarray]) -> Prediction:
+    def predictions(
+        self,
+        condition: str,
+        cell_types: Sequence[str],
+        added: dict[str, np.ndarray],
+        genes: slice | np.ndarray = slice(None),
+    ) -> Prediction:
         """Predict responses of cell types, genes x types.
 
         Parameters
         ----------
         added
             Log shares of counts of the genes in the control, of types that the responses lack, by name.
+        genes
+            Rows of the predicted genes.
         """
         number, relations = self.condition_number(condition), self.relations(added)
         profile = np.vstack([self.profile[~np.isnan(self.profile).any(axis=1)], *added.values()])
         missing = [name for name in cell_types if name not in relations.cell_types]
         if missing:
             raise InputError(unknown_type(missing[0], relations.cell_types, of="The responses have"))
-        data = measurements(self, number, relations, profile)
+        data = measurements(self, number, relations, profile).genes(genes)
         at = np.array([relations.cell_types.index(name) for name in cell_types])
         return predict(self.laws[number], data, relations.kernels(self.relation), at)
 
@@ -180,8 +188,19 @@ class Responses:
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
-    def branches(self, condition: str) -> pd.DataFrame:
+    def most_changed(self, condition: str) -> np.ndarray:
+        """Rows of the genes that are among the most significantly changed of a cell type."""
+        number, relations = self.condition_number(condition), self.relations()
+        profile = self.profile[~np.isnan(self.profile).any(axis=1)]
+        return np.unique(most_changed(measurements(self, number, relations, profile)))
+
+    def branches(self, condition: str, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:
         """Where on the tree the response to a condition changes.
+
+        Parameters
+        ----------
+        genes
+            Rows of the genes that are tabulated.
 
         Returns
         -------
@@ -190,13 +209,13 @@ class Responses:
         itself), and the change divided by its standard deviation (``z``), the largest first.
         """
         relations = self.relations()
-        found = self.predictions(condition, relations.cell_types, {})
+        found = self.predictions(condition, relations.cell_types, {}, genes)
         names, tables = np.array(relations.cell_types), []
         for node in relations.nodes():
             below, above = np.isin(names, list(node)) / len(node), relations.parent(node)
             weight = below if above is None else below - np.isin(names, list(above)) / len(above)
             change, variance = found.mean @ weight, found.variance @ weight**2
-            table = pd.DataFrame({"cell_types": "; ".join(sorted(node)), "gene": self.genes.index})
+            table = pd.DataFrame({"cell_types": "; ".join(sorted(node)), "gene": self.genes.index[genes]})
             table["mean"], table["change"] = found.mean @ below / np.log(2), change / np.log(2)
             table["z"] = change / np.sqrt(np.maximum(variance, 1e-12))
             tables.append(table.sort_values("z", key=np.abs, ascending=False, kind="stable"))
@@ -265,6 +284,12 @@ def measurements(responses: Any, number: int, relations: Relations, profile: np.
         level=torch.from_numpy(level.T.astype(float)),
         measured=measured,
     )
+
+
+def most_changed(data: Measurements) -> np.ndarray:
+    """Genes with the most significant changes, in this order, genes x measured types."""
+    significance = data.effect.abs() / data.variance.sqrt()
+    return np.argsort(-significance.numpy(), axis=0, kind="stable")[:NEAREST]
 
 
 def bins_of(profile: np.ndarray) -> np.ndarray:
