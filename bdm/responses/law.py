@@ -36,7 +36,7 @@ N_SCREENED = 250  # of these, on which hypotheses are left out that explain hard
 MIN_PRIOR = 0.01  # of a hypothesis that is kept
 MAX_HYPOTHESES = 16
 N_STEPS = 60  # of expectation maximisation
-ENTRIES = 2**23  # of the largest array
+ENTRIES = 2**20  # of the largest array; larger ones are slower, as the system clears their memory each time
 
 
 @dataclass(frozen=True)
