@@ -669,7 +669,7 @@ def test_both_rounds_of_training_resume(prepared, tmp_path, caplog):
     )
 
 
-@pytest.mark.parametrize("number", ["none", "2"])
+@pytest.mark.parametrize("number", ["none", 2])
 def test_sub_populations_change_nothing_in_the_sampled_cells(prepared, number):
     cells = prepared[prepared.obs["split"] == "train"].copy()
     objective = Objective.from_cells(cells, AutoencoderSettings(n_latent=4, sub_populations=number), seed=0)
@@ -679,7 +679,7 @@ def test_sub_populations_change_nothing_in_the_sampled_cells(prepared, number):
     pd.testing.assert_frame_equal(objective.training.obs, before.obs)
     names = set(named.obs["sub_population"])
     assert names == set().union(*map(divided.populations_of, cell_types))
-    assert (len(names) > len(cell_types)) == (number == "2")
+    assert (len(names) > len(cell_types)) == (number == 2)
 
 
 def test_sampled_rows_are_of_all_cells_and_of_each_type():

@@ -253,7 +253,7 @@ def test_command_prints_the_card(saved, evaluation, bdm, capsys, monkeypatch, tm
         (("none",), "none is not the folder of a bdm model"),
         (("MODEL", "--evaluation", "none"), "none is not the folder of a bdm evaluation"),
         (("MODEL", "--license", ""), "license is ''"),
-        (("MODEL", "--out", "MODEL"), "is a directory"),
+        (("MODEL", "--out", "MODEL"), "would be read and overwritten"),
     ],
 )
 def test_bad_input_is_one_sentence(saved, bdm, arguments, expected, tmp_path, monkeypatch):

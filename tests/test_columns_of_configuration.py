@@ -44,6 +44,7 @@ def cells() -> ad.AnnData:
     number = np.arange(N_CELLS)
     obs = {"cell_type": np.array(["A", "B", "C"])[number % 3], "term": np.where(number % 2, "CL:0000236", "CL:0000084")}
     obs |= {"batch": [f"b{i % 2}" for i in number], "person": [f"p{i % 6}" for i in number], "lane": number % 6}
+    obs |= {"condition": np.where(number % 2, "ctrl", "stim")}
     table = pd.DataFrame(obs, index=[f"c{i}" for i in number]).astype({"person": "category"})
     return ad.AnnData(sparse.csr_matrix(np.ones((N_CELLS, 4), dtype=np.float32)), obs=table)
 
@@ -73,22 +74,23 @@ def message(config: dict) -> str:
 
 
 def test_keys_that_name_columns_are_found():
-    own = {"dataset/label_key", "dataset/batch_key", "dataset/donor_key"}
+    own = {"dataset/label_key", "dataset/batch_key", "dataset/donor_key", "respond/condition_key"}
     assert set(named_columns()) == own | {"hierarchy/ontology_key", "addition/label_key"}
 
 
 @pytest.mark.parametrize("key", named_columns())
 def test_no_such_column_is_reported_before_any_job(folder, key):
     section, _, name = key.partition("/")
-    config = with_value(key, "lane")
+    several = key == "respond/condition_key"
+    config = with_value(key, ["lane"] if several else "lane")
     del config["datasets"][MINE]["transmute"]  # whose types are not in the other column
     assert planned_rules(config)
-    found = message(with_value(key, "tpyo"))
+    found = message(with_value(key, ["tpyo"] if several else "tpyo"))
     place = {"dataset": "", "addition": "extend.additions.more."}.get(section, f"{section}.")
     file = "more.h5ad" if section == "addition" else "cells.h5ad"
     start = f"Configuration, datasets.{MINE}.{place}{name}: {file}: obs has no column 'tpyo'; name one by {name}"
     assert found.startswith(start)
-    assert "(there are: cell_type, term, batch, person, lane). " in found
+    assert "(there are: cell_type, term, batch, person, lane, condition). " in found
     assert ("use no labels, by `label_key: null`" in found) == (key == "dataset/label_key")
 
 
@@ -113,7 +115,7 @@ def test_additions_have_the_labels_of_the_data_or_the_usual_ones(folder, label_k
     columns = "'kind' or 'cell_type'" if label_key == "kind" else "'cell_type'"
     start = f"Configuration, datasets.{MINE}.extend.additions.more.label_key: more.h5ad: obs has no column {columns} "
     assert found.startswith(start)
-    assert "(there are: type, term, batch, person, lane, sort)." in found
+    assert "(there are: type, term, batch, person, lane, condition, sort)." in found
 
 
 def test_results_are_kept_where_a_column_is_mistyped(folder):
@@ -150,7 +152,7 @@ def test_columns_of_a_table_of_labels(folder, labels):
     assert planned_rules(with_value("dataset/label_key", "kind", config=config))
     found = message(with_value("dataset/label_key", "kimd", config=config))
     assert "obs has no column 'kimd'" in found
-    assert "lane, kind" in found
+    assert "condition, kind" in found
     assert "cell," not in found
 
 

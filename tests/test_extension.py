@@ -578,7 +578,7 @@ def test_command_extends_reports_and_joins(folder, bdm):
     assert set(known["cell_type"]) == set(load_model(folder / "model").cell_types)
     assert known["log_likelihood"].between(-2000, -10).all()
     assert set(tables["type_specific_genes"]["cell_type"]) >= {"CD56+ NK", "CD34+"}
-    assert all((folder / f"report/{name}.png").stat().st_size > 5000 for name in ("hierarchy", "likelihood"))
+    assert (folder / "report/hierarchy.png").stat().st_size > 5000
     report = ExtensionReport.load(folder / "report")
     np.testing.assert_allclose(report.extensions["gain"], tables["extensions"]["gain"], rtol=1e-5)
     assert report.hierarchy == load_model(folder / "extended").hierarchy

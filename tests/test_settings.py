@@ -82,7 +82,10 @@ def test_python_rejects_a_setting(stage, name, value, sentence):
     assert str(caught.value) == sentence
 
 
-@CASES
+@pytest.mark.parametrize(
+    ("stage", "name", "value", "sentence"),
+    [case for case in REJECTED if not case[-1].startswith("There is no setting")],
+)
 def test_a_command_rejects_a_setting_in_the_same_sentence(tmp_path, monkeypatch, capsys, stage, name, value, sentence):
     monkeypatch.chdir(tmp_path)
     words = [stage, *ARGUMENTS[stage].split(), f"--{name.replace('_', '-')}", str(value)]
@@ -91,6 +94,16 @@ def test_a_command_rejects_a_setting_in_the_same_sentence(tmp_path, monkeypatch,
         main()
     assert end.value.code == 2
     assert capsys.readouterr().err == f"bdm: {sentence}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_command_names_the_option_that_is_near_to_an_unknown_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bdm", "generate", *ARGUMENTS["generate"].split(), "--n-levls", "3"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert re.search(r"No such option: --n-levls \(Possible options:[^)]*--n-levels\)", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 

@@ -95,7 +95,7 @@ def test_number_and_none():
     n_cells = {"T": [200, 200], "B": [40]}
     assert len(found_in(n_cells, settings=AutoencoderSettings(sub_populations="none"))) == 0
     assert len(found_in(n_cells, settings=AutoencoderSettings(sub_populations=1))) == 0
-    assert found_in(n_cells, settings=AutoencoderSettings(sub_populations="3")).cell_type == ("T",) * 3
+    assert found_in(n_cells, settings=AutoencoderSettings(sub_populations=3)).cell_type == ("T",) * 3
 
 
 def test_more_than_the_cells_allow():
@@ -144,7 +144,7 @@ def test_threads_leave_the_filters_of_warnings_as_they_are(monkeypatch):
     monkeypatch.setattr(warnings.catch_warnings, "__exit__", late)
     before = list(warnings.filters)
     with using_threads(4):
-        found_in({f"type {i}": [60, 40] for i in range(8)}, settings=AutoencoderSettings(sub_populations="2"))
+        found_in({f"type {i}": [60, 40] for i in range(8)}, settings=AutoencoderSettings(sub_populations=2))
     assert warnings.filters == before
 
 
@@ -178,7 +178,7 @@ def test_parts_that_lose_their_cells_are_left_out():
     ],
 )
 def test_names_of_sub_populations_do_not_clash(cell_types, names):
-    found = found_in({name: [120, 60] for name in cell_types}, settings=AutoencoderSettings(sub_populations="2"))
+    found = found_in({name: [120, 60] for name in cell_types}, settings=AutoencoderSettings(sub_populations=2))
     assert list(found.names) == names
     assert len({*found.names, *cell_types}) == 3 * len(cell_types)
 
@@ -208,10 +208,10 @@ def test_prior_means_stay_at_the_type_where_cells_say_nothing():
     [
         ("some", "'some'"),
         (0, "0"),
-        ("0", "0"),
+        ("0", "'0'"),
         (-1, "-1"),
-        ("-1", "-1"),
-        ("1.5", "1.5"),
+        ("-1", "'-1'"),
+        ("1.5", "'1.5'"),
         (True, "True"),
         (2.5, "2.5"),
     ],

@@ -16,6 +16,8 @@ def check_columns(name, dataset):
         check_column(f"{place}.hierarchy.ontology_key", path, columns, key)
     for addition, of in dataset["extend"]["additions"].items():
         check_labels(f"{place}.extend.additions.{addition}.label_key", of, fitted=dataset["label_key"])
+    for key in dataset["respond"]["condition_key"] if dataset["respond"]["run"] else []:
+        check_column(f"{place}.respond.condition_key", path, columns, key)
     check_types(place, dataset)
     if dataset["audit"]["run"] and dataset["donor_key"] is not None and columns is not None and labels is None:
         check_donors(f"{place}.audit.run", path, dataset["donor_key"], dataset["audit"]["n_folds"])
@@ -27,7 +29,7 @@ def check_donors(place, path, key, n_folds):
     remedy = "leave out `run: true`, or audit cells by `bdm audit --by-cell`, which shows nothing about donors"
     problem = None if donors is None else audit_rejection(len(donors), key, remedy=remedy)
     reject(place, problem and f"{path}: {problem}")
-    doubt = None if donors is None else inconclusive(sides_of(len(donors), n_folds, fewest=False), "donor")
+    doubt = None if donors is None else inconclusive(sides_of(len(donors), n_folds), "donor")
     if doubt is not None:
         logger.warning(f"{place}: {path}: this audit will be inconclusive: {doubt}.")
 
