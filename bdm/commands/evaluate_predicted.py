@@ -32,7 +32,7 @@ def evaluate_predicted(
     from bdm.evaluation import predicted as evaluation_of
 
     files = {"control": control, "real": real, "predicted": predicted}
-    with atomic_write(out, folder_of=f"{evaluation_of.KIND}.json") as folder:
+    with atomic_write(out, folder_of=f"{evaluation_of.PredictedEvaluation.kind}.json") as folder:
         cells = {name: read_cells(file) for name, file in files.items()}
         evaluation = evaluation_of.evaluate_predicted(**cells, settings=settings, seed=seed)
         hashes = {name: sha256(file) for name, file in files.items()}

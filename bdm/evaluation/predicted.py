@@ -17,11 +17,11 @@ from scipy import sparse
 from scipy.stats import ttest_ind
 from sklearn.metrics import euclidean_distances, r2_score
 
-from bdm._core.files import atomic_write, provenance
+from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm._core.seeds import numpy_generator
-from bdm._core.store import load, save
+from bdm._core.store import Result
 from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import FLOOR, MIN_CELLS_FOR_MEANS, UNCHANGED, Cells, subset_of_names
 from bdm.evaluation.metrics import Agreement, PairDistances
@@ -30,7 +30,6 @@ from bdm.settings import WITHOUT_LABELS, PredictedEvaluationSettings
 
 logger = logging.getLogger(__name__)
 
-KIND = "predicted"
 DEFAULTS = PredictedEvaluationSettings()
 PREDICTED, COMMON_RESPONSE = "predicted", "common_response"  # sets of cells, beside the floor and unchanged cells
 TOP, ALL = "top", "all"  # genes
@@ -43,7 +42,7 @@ LEVEL = 0.01  # probability with which chance makes cells of one distribution ap
 
 
 @dataclass(frozen=True, repr=False)
-class PredictedEvaluation:
+class PredictedEvaluation(Result):
     """Scores of predicted cells of a condition, averaged over random halves of the real cells.
 
     Attributes
@@ -61,6 +60,8 @@ class PredictedEvaluation:
     provenance
         Version, packages, seed, settings, and checksums of the evaluated files.
     """
+
+    kind = "predicted"
 
     scores: pd.DataFrame
     n_top_genes: int
@@ -108,16 +109,8 @@ class PredictedEvaluation:
             f"control cells ({distances[UNCHANGED]:.2f}): {'; '.join(filter(None, parts))}"
         )
 
-    def save(self, folder: Path | str) -> None:
-        """Write the evaluation as a folder, for :meth:`load`, with the table ``scores.csv`` to read."""
-        with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
-            save(out, KIND, self)
-            self.scores.to_csv(out / "scores.csv", float_format="%.6g")
-
-    @classmethod
-    def load(cls, folder: Path | str) -> PredictedEvaluation:
-        """Read an evaluation that :meth:`save` or ``bdm evaluate-predicted`` wrote."""
-        return load(Path(folder), KIND, cls)
+    def _write_tables(self, folder: Path) -> None:
+        self.scores.to_csv(folder / "scores.csv", float_format="%.6g")
 
 
 def position_of(distances: pd.Series) -> pd.Series:

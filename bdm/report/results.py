@@ -25,7 +25,6 @@ from bdm.interpretation.results import Interpretation, branch_genes
 from bdm.model.generated_file import is_of_model
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.experiments import read_experiments
-from bdm.responses.results import KIND as RESPONSES
 from bdm.responses.results import Responses
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
@@ -115,7 +114,7 @@ def read_results(folder: Path) -> Results:
             path.name: TransmutationEvaluation.load(path) for path, of in moved.items() if is_of_model(of, checksum)
         },
         experiments=read_experiments(folder, checksum),
-        responses=Responses.load(folder / RESPONSES) if (folder / RESPONSES).is_dir() else None,
+        responses=Responses.load(folder / Responses.kind) if (folder / Responses.kind).is_dir() else None,
         audit=audit,
         extensions=extension.extensions if extension else None,
         cost=read_cost(folder / "benchmarks", n_folds=audit.n_folds if audit else 0),

@@ -12,19 +12,17 @@ import pandas as pd
 import torch
 from scipy.special import ndtr
 
-from bdm._core.files import atomic_write
-from bdm._core.store import load, save
+from bdm._core.store import Result
 from bdm.errors import InputError
 from bdm.responses.law import Law, Measurements, Prediction, Relation, Relations, predict
 from bdm.validation import unknown_condition, unknown_type
 
-KIND = "responses"
 BINS = (0.0, 0.5, 0.8, 0.95, 1.0)  # quantiles of expression between which intervals are calibrated
 NEAREST = 100  # genes with the most significant changes, on which errors are computed
 
 
 @dataclass(frozen=True, repr=False)
-class Responses:
+class Responses(Result):
     """Responses of cell types to conditions, and the law by which those follow that were never measured.
 
     ::
@@ -67,6 +65,8 @@ class Responses:
     provenance
         Version, packages, seed and settings.
     """
+
+    kind = "responses"
 
     genes: pd.DataFrame
     cell_types: tuple[str, ...]
@@ -247,28 +247,8 @@ class Responses:
             )
         return found
 
-    def save(self, folder: Path | str) -> None:
-        """Write the responses as a folder, for :meth:`load`, with the table ``errors.csv`` to read.
-
-        Raises
-        ------
-        InputError
-            If the folder cannot be written, or holds anything but responses.
-        """
-        with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
-            save(out, KIND, self)
-            self.errors.to_csv(out / "errors.csv", index=False, float_format="%.4g")
-
-    @classmethod
-    def load(cls, folder: Path | str) -> Responses:
-        """Read responses that :meth:`save` or ``bdm respond`` wrote.
-
-        Raises
-        ------
-        InputError
-            If the folder holds no responses, or damaged ones.
-        """
-        return load(Path(folder), KIND, cls)
+    def _write_tables(self, folder: Path) -> None:
+        self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
 
 
 def measurements(responses: Any, number: int, relations: Relations, profile: np.ndarray) -> Measurements:
