@@ -42,21 +42,11 @@ KNOWN_POPULATIONS = AdapterSettings(loading_scale=0.05, expression_scale=0.5, no
 
 @dataclass(frozen=True, eq=False)
 class Adapters:
-    """Type-specific decoders, all in the latent space of the shared one, whose batches they share.
+    """Type-specific decoders, all in the latent space of the shared one, whose batches they share."""
 
-    Attributes
-    ----------
-    names
-        Populations (and cell types that are divided into several), in the order of the first axis of each tensor.
-    parameters
-        Of their decoders, by name, see :meth:`bdm.autoencoder.decoder.Decoder.stacked`.
-    prior_mean
-        Mean latent, names x latent dimensions.
-    """
-
-    names: tuple[str, ...]
-    parameters: Parameters
-    prior_mean: Tensor
+    names: tuple[str, ...]  # of populations, and of cell types that are divided into several
+    parameters: Parameters  # names x ..., see Decoder.stacked
+    prior_mean: Tensor  # names x latent dimensions
 
     @classmethod
     def from_shared(cls, network: CountAutoencoder, names: Sequence[str], codes: Sequence[int]) -> Adapters:
@@ -96,17 +86,9 @@ class Adapters:
 def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata: ad.AnnData, *, seed: int) -> Adapters:
     """Fit a type-specific decoder to each population, and keep those by which validation cells are more likely.
 
-    A few latent dimensions for all types cannot express all that sets apart a small one. Populations without
-    validation cells keep the shared decoder, as their gain is unknown, and so do populations whose fit diverges.
-
-    Parameters
-    ----------
-    network
-        Trained on all types.
-    populations
-        Names of the network's types and sub-populations, in its order; decoders are fitted to those that have cells.
-    adata
-        Prepared counts, in memory or on disk, with ``obs["sub_population"]``.
+    A few latent dimensions for all types cannot express all that sets apart a small one. Populations without validation
+    cells keep the shared decoder, as do those whose fit diverges. ``populations`` are in the network's order, ``adata``
+    has ``obs["sub_population"]``.
     """
     batches = batch_names(adata)
     rows = rows_by_population(adata.obs, populations, seed=seed)
@@ -139,23 +121,13 @@ def fit_portion(
 
 @dataclass(frozen=True)
 class PopulationCells:
-    """Cells of one population: training cells, and the held-out cells that decide whether its decoder is kept.
-
-    Attributes
-    ----------
-    counts
-        Of training cells, cells x genes.
-    codes
-        Index of the batch of each training cell in the network.
-    held_out
-        Validation cells; there may be none.
-    """
+    """Training cells of one population, and the held-out cells that decide whether its decoder is kept."""
 
     population: str
-    counts: Tensor
-    codes: Tensor
-    held_out: ad.AnnData
-    batches: tuple[str, ...]
+    counts: Tensor  # of training cells, cells x genes
+    codes: Tensor  # of the batches of training cells
+    held_out: ad.AnnData  # validation cells, if there are any
+    batches: tuple[str, ...]  # of the network
 
     @classmethod
     def from_cells(cls, population: str, cells: ad.AnnData, batches: tuple[str, ...]) -> PopulationCells:
@@ -176,19 +148,8 @@ def fit_gaining(
 ) -> Adapters:
     """Fit adapters of several populations together, and keep those by which held-out cells are more likely.
 
-    Parameters
-    ----------
-    start
-        Adapters to start from, of the populations of ``cells``, in their order.
-    network
-        Network with the shared decoder, whose batch offsets are used.
-    least_gain
-        Mean gain in the log likelihood of held-out cells, in standard errors; populations without such cells are kept.
-
-    Raises
-    ------
-    TrainingError
-        If the fit diverges.
+    ``least_gain`` is the mean gain in log likelihood, in standard errors; populations without such cells are kept.
+    Raises TrainingError if the fit diverges.
     """
     try:
         fitted = fit_together(start, network, cells, settings, seed=seed)
@@ -210,8 +171,8 @@ def fit_together(
 ) -> Adapters:
     """Fit the adapters of several populations by expectation maximisation, in one batch over populations.
 
-    In each round, cells are encoded by their posteriors under the present adapters. Decoders then take a few steps,
-    each for a new draw of the latents; the mean of the last steps is kept. Dispersions take one step.
+    In each round, cells are encoded under the present adapters; decoders then take a few steps, each for a new draw of
+    the latents, and the mean of the last steps is kept. Dispersions take one step.
     """
     padded = network.decoder.padded_cells([one.counts for one in cells], [one.codes for one in cells])
     generators = [torch_generator(seed, "adapters", one.population) for one in cells]

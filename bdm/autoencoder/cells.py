@@ -71,10 +71,7 @@ def sample_cells(adata: ad.AnnData, split: str, *, n_cells: int, seed: int) -> a
 
 
 def sample_rows(cell_type: pd.Series, rows: np.ndarray, purpose: str, *, n_cells: int, seed: int) -> np.ndarray:
-    """Sample ``n_cells`` of the rows, or all if there are fewer, and ``N_SAMPLED_PER_TYPE`` of each type.
-
-    The seed of the sample depends on its purpose.
-    """
+    """Sample ``n_cells`` of the rows, and ``N_SAMPLED_PER_TYPE`` of each type; the purpose enters the seed."""
     shuffled = numpy_generator(seed, purpose).permutation(rows)
     rank = cell_type.iloc[shuffled].groupby(cell_type.iloc[shuffled], observed=True).cumcount().to_numpy()
     chosen = (np.arange(len(shuffled)) < n_cells) | (rank < N_SAMPLED_PER_TYPE[purpose])
@@ -106,15 +103,7 @@ N_ITERATIONS_OF_BOUND = 6  # of Newton's method, twice as many as in training
 def evidence_lower_bounds(
     network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor, *, seed: int
 ) -> np.ndarray:
-    """Evidence lower bound of each cell's log likelihood, in nats.
-
-    Parameters
-    ----------
-    cells
-        Prepared counts.
-    types, codes
-        Index of each cell's type and batch in the network.
-    """
+    """Evidence lower bound of each cell's log likelihood, in nats; types and batches (codes) are the network's."""
     generator, device = torch_generator(seed, "bounds"), next(network.parameters()).device
 
     def with_noise() -> Iterator[tuple[Tensor, ...]]:
@@ -133,19 +122,6 @@ def evidence_lower_bounds(
 def mean_bound_by_type(
     bounds: np.ndarray, cells: ad.AnnData, types: Tensor, cell_types: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Average evidence lower bounds by cell type.
-
-    Parameters
-    ----------
-    bounds
-        Evidence lower bound of each cell.
-    types
-        Index of each cell's type among ``cell_types``.
-
-    Returns
-    -------
-    Table of types: ``log_likelihood``, the mean of ``evidence_lower_bounds``, and ``n_counts``, the mean counts of a
-    cell; NaN for types without cells.
-    """
+    """Tabulate the mean bound (``log_likelihood``) and counts (``n_counts``) of a cell by type; NaN without cells."""
     table = pd.DataFrame({"log_likelihood": bounds, "n_counts": np.asarray(cells.X.sum(axis=1)).ravel()})
     return table.groupby(types.numpy()).mean().reindex(range(len(cell_types))).set_axis(list(cell_types))

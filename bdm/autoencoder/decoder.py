@@ -23,16 +23,13 @@ N_PRIOR = 5.0  # counts of each gene that the mean offset of known batches weigh
 
 @dataclass(frozen=True)
 class AutoencoderShape:
-    """What fixes an autoencoder's parameters: sizes, and the name of the decoder.
-
-    ``n_batches`` is 0 where no batch enters.
-    """
+    """What fixes an autoencoder's parameters."""
 
     n_genes: int
     n_types: int
     n_latent: int = 30
-    n_batches: int = 0
-    likelihood: str = "negative_binomial"
+    n_batches: int = 0  # 0 where no batch enters
+    likelihood: str = "negative_binomial"  # name of the decoder
 
 
 class Decoder(nn.Module):

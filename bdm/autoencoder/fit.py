@@ -45,24 +45,16 @@ from bdm.autoencoder.sub_populations import (
 from bdm.data.prepare import fewest_donors, has_donors
 from bdm.settings import AutoencoderSettings
 
-N_TRAINING, N_HELD_OUT = 100_000, 10_000  # cells that are read, where there are more
+N_TRAINING, N_HELD_OUT = 100_000, 10_000  # cells read of larger data: so few parameters learn no less from them
 N_START = 10_000  # cells that the network starts from
 
 
 @dataclass(frozen=True)
 class Division:
-    """Populations that the sampled cells are divided into.
-
-    Attributes
-    ----------
-    names
-        Name of each population.
-    code
-        Index of each cell's population, training cells before held-out cells.
-    """
+    """Populations that the sampled cells are divided into."""
 
     names: tuple[str, ...]
-    code: Tensor
+    code: Tensor  # population of each cell, training cells before held-out cells
 
     def checksum(self) -> str:
         """Hash of the populations and their cells."""
@@ -85,27 +77,16 @@ class Objective:
     """What the training of an autoencoder minimises, in minibatches of the sampled training cells.
 
     Networks are of :class:`CountAutoencoder`, which Fabric may have wrapped.
-
-    Attributes
-    ----------
-    training, held_out
-        Sampled training and validation cells.
-    n_training
-        Number of all training cells.
-    division
-        Cell types of the sampled cells, or finer populations.
-    min_donors
-        Fewest effective donors of a sub-population.
     """
 
-    training: ad.AnnData
+    training: ad.AnnData  # a sample, as held_out
     held_out: ad.AnnData
-    n_training: int
-    division: Division
+    n_training: int  # of all training cells
+    division: Division  # of the sampled cells, into cell types or finer populations
     batches: tuple[str, ...]
     settings: AutoencoderSettings
     seed: int
-    min_donors: int = 1
+    min_donors: int = 1  # fewest effective donors of a sub-population
 
     @classmethod
     def from_cells(cls, adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int) -> "Objective":
@@ -184,28 +165,10 @@ def fit_autoencoder(
     """Train the autoencoder on the training cells, stopped where validation cells are most likely.
 
     Every step encodes cells by their posterior under the present parameters, and improves the parameters for them:
-    expectation maximisation in minibatches. Then sub-populations of the types are sought in the latents. Where there
-    are any, the network is trained a second time, on populations in place of types: with one prior for all cells of a
-    coarse type, latents blur what is in it. In its latents, sub-populations are sought again, among the populations.
-    At last, each population gets a type-specific decoder if its validation cells gain.
-
-    Of larger data, 100,000 training and 10,000 validation cells are read, and more of types with fewer than 500 and 150
-    among them: by as many draws as training makes, a fit of this few parameters learns no less from them.
-
-    Parameters
-    ----------
-    adata
-        Prepared counts: ``X`` cells x genes in CSR, in memory or on disk, ``obs['split']``, ``obs['cell_type']``, and
-        ``obs['batch']`` if batches enter.
-    checkpoint
-        Where interrupted training resumes.
-    provenance
-        How the autoencoder was made, to be stored in it.
-
-    Returns
-    -------
-    The autoencoder; and the losses by ``round`` and ``step``, with a second round where cell types have
-    sub-populations.
+    expectation maximisation in minibatches. Where sub-populations are found in the latents, the network is trained
+    again on these in place of types, as one prior for all cells of a coarse type blurs what is in it; then they are
+    sought again. At last, each population gets a type-specific decoder if its validation cells gain. Returns also the
+    losses by ``round`` (2 with sub-populations) and ``step``.
     """
     objective = Objective.from_cells(adata, settings, seed=seed)
     cell_types, batches = objective.division.names, objective.batches
@@ -246,9 +209,7 @@ def train_network(
 ) -> tuple[CountAutoencoder, pd.DataFrame]:
     """Train the network of cells that are divided into populations, from principal components on.
 
-    Returns
-    -------
-    The network, in its principal axes, and the history of its training.
+    The network is returned in its principal axes, with the history of its training.
     """
     training, settings, seed = objective.training, objective.settings, objective.seed
     start, codes = start_of(objective), objective.division.code[: training.n_obs]
@@ -296,17 +257,8 @@ def with_sub_populations(
 ) -> tuple[CountAutoencoder, SubPopulations, ad.AnnData]:
     """Make the parts of each cell type its sub-populations, and types of the network.
 
-    Parameters
-    ----------
-    network
-        Trained on the populations of ``objective``.
-    finer
-        Populations that these were divided into.
-
-    Returns
-    -------
-    The network of all cell types, which sub-populations follow; the sub-populations; and the sampled training and
-    validation cells, with the population of each in ``obs["sub_population"]``.
+    Returns the network of all cell types, which sub-populations follow; the sub-populations; and the sampled cells with
+    ``obs["sub_population"]``.
     """
     cells, fewest = objective.cells, objective.settings.min_cells_per_sub_population
     types, prefixes = type_codes(cells, cell_types), prefixes_of(cell_types)

@@ -92,15 +92,9 @@ class ObservationModel(ABC):
 
 @dataclass(frozen=True)
 class NegativeBinomial(ObservationModel):
-    """Negative binomial counts: a count of mean m has the variance m + m**2 / r.
+    """Negative binomial counts: a count of mean m has the variance m + m**2 / r."""
 
-    Attributes
-    ----------
-    log_inverse_dispersion
-        Natural logarithm of the inverse dispersion r: cells x genes, or one per gene.
-    """
-
-    log_inverse_dispersion: Tensor
+    log_inverse_dispersion: Tensor  # natural log of r: cells x genes, or one per gene
 
     @property
     def inverse_dispersion(self) -> Tensor:
@@ -114,19 +108,12 @@ class NegativeBinomial(ObservationModel):
         return cls(torch.from_numpy(np.average(logs, axis=0, weights=weights)))
 
     def within(self, log_variance: Tensor) -> "NegativeBinomial":
-        """Observation model within groups of cells, whose log means vary by ``log_variance`` (genes) between groups.
-
-        The squared coefficient of variation 1 / r becomes ``(1 + 1 / r) exp(-log_variance) - 1``, or that of a Poisson
-        count where this is below 0.
-        """
+        """Set 1 / r to ``(1 + 1 / r) exp(-log_variance) - 1``, or that of a Poisson count where this is below 0."""
         beyond = (1 + 1 / self.inverse_dispersion.double()) * (-log_variance.double()).exp() - 1
         return NegativeBinomial(-beyond.clamp(min=MIN_DISPERSION).log().to(self.log_inverse_dispersion.dtype))
 
     def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
-        """Log likelihood of the counts of each cell, in nats.
-
-        Most counts are zeros, where the log-gamma terms vanish, so these are computed for the others alone.
-        """
+        """Log likelihood by cell, in nats; log-gamma terms vanish at zeros, and are computed for other counts alone."""
         log_r = self.log_inverse_dispersion.expand_as(log_mean)
         log_total = torch.logaddexp(log_r, log_mean)
         at_zero = log_r.exp() * (log_r - log_total)
@@ -141,19 +128,13 @@ class NegativeBinomial(ObservationModel):
         return at_zero.sum(dim=1).index_add(0, cell, above_zero)
 
     def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Differentiate the log likelihood by each log mean; with its Fisher information, both cells x genes.
-
-        With q = r / (r + m), they are q (x - m) and q m.
-        """
+        """Gradient q (x - m) and Fisher information q m by the log mean, with q = r / (r + m)."""
         r = self.inverse_dispersion
         q = r / (r + mean)
         return (counts - mean) * q, mean * q
 
     def parameter_gradients(self, counts: Tensor, mean: Tensor) -> dict[str, Tensor]:
-        """Differentiate the log likelihood of each count by the log inverse dispersion, in the shape of ``counts``.
-
-        The digamma terms vanish at zeros, so these are computed for the other counts alone.
-        """
+        """Gradient by the log inverse dispersion; digamma terms vanish at zeros, so are not computed there."""
         r = self.inverse_dispersion
         q = r / (r + mean)
         gradient = r * (q.log() + 1 - q) - counts * q
@@ -175,9 +156,9 @@ class NegativeBinomial(ObservationModel):
         """Sample counts, with work in proportion to the counts that are not 0.
 
         A negative binomial count is the position at time r of a process that jumps at rate ``log(1 + mean / r)``, each
-        time by a number that follows the logarithmic series distribution (Quenouille 1949, Biometrics 5:162). So a
-        count is 0 where the first jump, an exponential time, is after r; otherwise it is that jump, plus the jumps in
-        the remaining time, which are negative binomial again: a Poisson number with a gamma rate.
+        time by a logarithmic series number (Quenouille 1949, Biometrics 5:162). So it is 0 where the first jump, an
+        exponential time, is after r; otherwise that jump, plus a negative binomial number (Poisson with a gamma rate)
+        of the remaining time.
         """
         inverse_dispersion = self.inverse_dispersion.numpy()
         n_cells, n_genes = mean.shape
@@ -199,9 +180,8 @@ class NegativeBinomial(ObservationModel):
     def half(self, counts: sp.csr_matrix, generator: np.random.Generator) -> sp.csr_matrix:
         """Take half of the counts at random, such that it is independent of the other half.
 
-        A beta-binomial share with the parameters r / 2 and r / 2 divides a negative binomial count of mean m and
-        inverse dispersion r into two that are independent, each of mean m / 2 and inverse dispersion r / 2 (Neufeld et
-        al. 2023, https://arxiv.org/abs/2307.12985). Here the inverse dispersion is one per gene.
+        A beta-binomial share with parameters r / 2 and r / 2 gives two independent halves, each of mean m / 2 and
+        inverse dispersion r / 2 (Neufeld et al. 2023, https://arxiv.org/abs/2307.12985). Here r is one per gene.
         """
         r = self.inverse_dispersion.double().numpy()[counts.indices]
         taken = generator.binomial(counts.data.astype(np.int64), generator.beta(r / 2, r / 2))
@@ -212,12 +192,10 @@ class NegativeBinomial(ObservationModel):
     def rescale(
         self, counts: np.ndarray, mean: np.ndarray, factor: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
-        """Change counts as if their means had been ``factor`` times as large in the same cells.
+        """Change counts as if their means had been ``factor`` times as large in the same cells; r stays.
 
-        A negative binomial count is a Poisson number with a gamma rate. Where the factor is below 1, counts are
-        thinned. Above 1, Poisson numbers are added at the rate of the cell, which given its count x is gamma
-        distributed with shape r + x and mean m (r + x) / (r + m). The result is negative binomial with the mean
-        factor x m and the same r; counts with a factor of 1 stay as they are.
+        Below 1, counts are thinned. Above 1, Poisson numbers are added at the gamma rate of the cell, which given its
+        count x has shape r + x and mean m (r + x) / (r + m).
         """
         r = np.broadcast_to(self.inverse_dispersion.double().numpy(), counts.shape)
         factor, changed = np.broadcast_to(factor, counts.shape), counts.copy()

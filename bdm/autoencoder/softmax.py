@@ -18,21 +18,11 @@ Parameters = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Loadings:
-    """Loadings, with what information matrices of cells are computed from in one product.
+    """Loadings, with what information matrices of cells are computed from in one product."""
 
-    Attributes
-    ----------
-    weight
-        Genes x latent dimensions.
-    products
-        Products of each pair of loadings of a gene, genes x pairs.
-    pair
-        Column of ``products`` for each element of a matrix of dimensions by dimensions, in its order.
-    """
-
-    weight: Tensor
-    products: Tensor
-    pair: Tensor
+    weight: Tensor  # genes x latent dimensions
+    products: Tensor  # of each pair of loadings of a gene, genes x pairs
+    pair: Tensor  # column of products for each element of a matrix of dimensions by dimensions
 
     @classmethod
     def from_weight(cls, weight: Tensor) -> Loadings:
@@ -47,21 +37,11 @@ class Loadings:
 
 @dataclass(frozen=True)
 class SoftmaxEvidence:
-    """What counts say about latents through the softmax: with expression p = softmax(loadings z + offset).
+    """What counts say about latents, with mean counts size x softmax(loadings z + offset)."""
 
-    Attributes
-    ----------
-    counts, offset
-        Cells x genes.
-    size
-        Library sizes, cells x 1.
-    observation
-        Gives the derivatives by the logarithms of the means, size x p.
-    """
-
-    counts: Tensor
-    size: Tensor
-    offset: Tensor
+    counts: Tensor  # cells x genes
+    size: Tensor  # library sizes, cells x 1
+    offset: Tensor  # cells x genes
     observation: ObservationModel
     loadings: Loadings
 
@@ -94,47 +74,24 @@ class SoftmaxEvidence:
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """How far type-specific decoders move from those that they start from, and in how many steps.
+    """How far type-specific decoders move from those that they start from, and in how many steps."""
 
-    Attributes
-    ----------
-    loading_scale, expression_scale, noise_scale
-        Standard deviations of the normal prior of each change: in a loading, in a gene's log expression at the
-        population's mean latent, and in a parameter of its noise, such as the log dispersion.
-    n_rounds
-        Times that cells are encoded anew.
-    n_steps
-        Steps in each round.
-    """
-
-    loading_scale: float = 0.1
-    expression_scale: float = 1.0
-    noise_scale: float = 3.5
-    n_rounds: int = 2
-    n_steps: int = 5
+    loading_scale: float = 0.1  # prior standard deviation of the change in a loading
+    expression_scale: float = 1.0  # the same, in a gene's log expression at the mean latent
+    noise_scale: float = 3.5  # the same, in a parameter of its noise, such as the log dispersion
+    n_rounds: int = 2  # times that cells are encoded anew
+    n_steps: int = 5  # in each round
 
 
 @dataclass(frozen=True)
 class PaddedCells:
-    """Training cells of several populations, to fit a decoder to each; padded with cells without counts to one number.
-
-    Attributes
-    ----------
-    observation_model
-        Class of the observation models of the decoders, whose fields are the parameters of the noise.
-    counts
-        Populations x cells x genes.
-    size, present
-        Library size of each cell, and 1 for cells or 0 for padding, populations x cells x 1.
-    batch_offset
-        Offset of each cell's batch, populations x cells x genes, or 1 x 1 x genes where all cells have the same.
-    """
+    """Training cells of populations, to fit a decoder to each; padded with cells without counts to one number."""
 
     observation_model: type[ObservationModel]
-    counts: Tensor
-    size: Tensor
-    present: Tensor
-    batch_offset: Tensor
+    counts: Tensor  # populations x cells x genes
+    size: Tensor  # library sizes, populations x cells x 1
+    present: Tensor  # 1 for cells, 0 for padding, populations x cells x 1
+    batch_offset: Tensor  # populations x cells x genes, or 1 x 1 x genes where all cells have the same
 
     def evidence(self, parameters: Parameters) -> list[SoftmaxEvidence]:
         """Evidence of the cells of each population; of all together where these are known to have the same loadings."""
@@ -161,17 +118,9 @@ class PaddedCells:
         """Take one step of Newton's method to the most probable loadings and offsets, with latents held; return these.
 
         The information matrix of a gene's loadings is taken to be ``precision I + weight * Z' Z`` with the latents Z
-        around their prior mean, as if all cells had the same weight. It is diagonal in the principal axes of Z, which
-        all genes of a population share.
-
-        Parameters
-        ----------
-        start
-            Means of the prior of the parameters.
-        prior_mean
-            Of latents, populations x latent dimensions.
-        latent
-            Populations x cells x latent dimensions.
+        (populations x cells x latent dimensions) around their prior mean, as if all cells had the same weight. It is
+        diagonal in the principal axes of Z, which all genes of a population share. ``start`` has the means of the prior
+        of parameters.
         """
         loadings, offset = parameters["loadings"], parameters["offset"]
         centre = prior_mean[:, :, None]

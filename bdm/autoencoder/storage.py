@@ -21,35 +21,15 @@ from bdm.autoencoder.sub_populations import SubPopulations
 
 @dataclass(frozen=True)
 class GeneAutoencoder:
-    """A trained autoencoder with the genes, cell types and batches it knows.
-
-    Attributes
-    ----------
-    genes
-        ``var`` of the prepared cells: names as index, identifiers and other columns.
-    cell_types
-        Names in the order of the type indices.
-    batches
-        Names in the order of the batch indices; none where no batch enters.
-    provenance
-        How it was made: version, seed, settings, hash of the data.
-    likelihood
-        Of held-out cells by type, see :func:`bdm.autoencoder.cells.mean_bound_by_type`.
-    rows
-        Cell types and sub-populations in the order of the shared network.
-    sub_populations
-        Sub-populations of the cell types that have several.
-    adapters
-        Type-specific decoders of the populations that have one.
-    """
+    """A trained autoencoder with the genes, cell types and batches it knows."""
 
     network: CountAutoencoder
-    genes: pd.DataFrame
-    cell_types: tuple[str, ...]
-    batches: tuple[str, ...]
-    provenance: dict[str, Any]
-    likelihood: pd.DataFrame
-    rows: tuple[str, ...]
+    genes: pd.DataFrame  # var of the prepared cells
+    cell_types: tuple[str, ...]  # in the order of the type indices
+    batches: tuple[str, ...]  # in the order of the batch indices; none where no batch enters
+    provenance: dict[str, Any]  # version, seed, settings, hash of the data
+    likelihood: pd.DataFrame  # of held-out cells, see mean_bound_by_type
+    rows: tuple[str, ...]  # cell types and sub-populations in the order of the shared network
     sub_populations: SubPopulations
     adapters: Adapters
 
@@ -101,13 +81,7 @@ class GeneAutoencoder:
     ) -> GeneAutoencoder:
         """Add a cell type by the type-specific decoders of its populations.
 
-        Parameters
-        ----------
-        adapters
-            Of its populations; of a type that is divided into several, its own too, which encodes its cells to find
-            their populations.
-        sub_populations
-            Its sub-populations; none if it is one population.
+        A type that is divided into several has its own too, which encodes its cells to find their populations.
         """
         added = self.with_adapters(adapters)
         found = self.sub_populations if sub_populations is None else concat([self.sub_populations, sub_populations])
@@ -127,11 +101,5 @@ def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> str:
 
 
 def load_autoencoder(folder: Path) -> GeneAutoencoder:
-    """Read an autoencoder from its folder.
-
-    Raises
-    ------
-    InputError
-        If it is not the folder of an autoencoder, or is damaged.
-    """
+    """Read an autoencoder from its folder, which is rejected where it is of none or damaged."""
     return load(folder, "autoencoder", GeneAutoencoder)

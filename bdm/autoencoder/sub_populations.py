@@ -65,19 +65,11 @@ class GroupLatents:
 
 @dataclass(frozen=True)
 class Axes:
-    """Leading principal axes of the latents of a group.
+    """Leading principal axes of the latents of a group."""
 
-    Attributes
-    ----------
-    centre, scale
-        Mean and standard deviation of each latent dimension.
-    directions
-        Axes x latent dimensions, of standardised latents.
-    """
-
-    centre: np.ndarray
-    scale: np.ndarray
-    directions: np.ndarray
+    centre: np.ndarray  # mean of each latent dimension
+    scale: np.ndarray  # standard deviation of each
+    directions: np.ndarray  # axes x latent dimensions, of standardised latents
 
     @classmethod
     def from_latents(cls, cells: GroupLatents) -> Axes:
@@ -103,26 +95,11 @@ def find_parts(
     *,
     seed: int,
 ) -> np.ndarray:
-    """Find the parts of each group of cells in their latents.
+    """Find the number of each cell's part of its group; 0 throughout a group that is one population.
 
     A Gaussian mixture with full covariances is fitted to samples of the posteriors in the leading axes of the group,
     with as many components as make held-out cells more likely (cross-validation), or as many as the settings ask for.
-
-    Parameters
-    ----------
-    mean, scale
-        Mean and standard deviation of posteriors, cells x latent dimensions.
-    group
-        Index of each cell's group among ``names``.
-
-    Returns
-    -------
-    Number of the part that each cell belongs to; 0 for all cells of a group that is one population.
-
-    Raises
-    ------
-    InputError
-        If the settings ask for more parts than the cells of any group allow.
+    ``mean`` and ``scale`` of posteriors are cells x latent dimensions; ``group`` is an index among ``names``.
     """
     part = np.zeros(len(mean), dtype=np.int64)
     if settings.sub_populations == 1:
@@ -185,14 +162,7 @@ def parts_of_group(cells: GroupLatents, settings: AutoencoderSettings, *, seed: 
 def supported_number(draws: Sequence[np.ndarray], fold: np.ndarray, *, most: int, random_state: int) -> int:
     """Find the number of components with which held-out cells are most likely, by cross-validation.
 
-    A number is better than another if the gain by cell is above its standard error.
-
-    Parameters
-    ----------
-    draws
-        Samples of the cells, each cells x axes.
-    fold
-        Number of the fold in which each cell is held out.
+    A number is better than another if the gain by cell is above its standard error. Draws are cells x axes each.
     """
     best, reference = 1, held_out_likelihood(draws, fold, 1, random_state=random_state)
     for n_components in range(2, most + 1):
@@ -231,30 +201,15 @@ def fit_mixture(draws: Sequence[np.ndarray], n_components: int, *, random_state:
 class SubPopulations:
     """Sub-populations of cell types that have several, as a classifier of a type's latents.
 
-    Latents are those of the label: of cells that are encoded by the shared decoder with the prior of their cell type,
-    see :meth:`bdm.autoencoder.storage.GeneAutoencoder.label_network`.
-    The log density of sub-population k at latent z is ``log_density[k] - |axes[k] (z - mean[k])|**2 / 2`` up to a
-    constant.
-
-    Attributes
-    ----------
-    names
-        Names of the sub-populations, those of a type together, the largest first: ``T cell/1``, ``T cell/2``.
-    cell_type
-        Cell type of each.
-    axes
-        Sub-populations x latent dimensions x latent dimensions: inverse roots of the covariances.
-    mean
-        Sub-populations x latent dimensions.
-    log_density
-        Log share of the type's cells, plus the logarithm of the determinant of the axes.
+    Latents are those of the label, see :meth:`bdm.autoencoder.storage.GeneAutoencoder.label_network`. The log density
+    of sub-population k at z is ``log_density[k] - |axes[k] (z - mean[k])|**2 / 2`` up to a constant.
     """
 
-    names: tuple[str, ...]
-    cell_type: tuple[str, ...]
-    axes: Tensor
-    mean: Tensor
-    log_density: Tensor
+    names: tuple[str, ...]  # those of a type together, the largest first: T cell/1, T cell/2
+    cell_type: tuple[str, ...]  # of each
+    axes: Tensor  # inverse roots of the covariances, sub-populations x latent dimensions x latent dimensions
+    mean: Tensor  # sub-populations x latent dimensions
+    log_density: Tensor  # log share of the type's cells, plus the log determinant of the axes
 
     @classmethod
     def none(cls, n_latent: int) -> SubPopulations:
@@ -273,19 +228,9 @@ class SubPopulations:
         return tuple(self.names[row] for row in self.rows_of(cell_type)) or (cell_type,)
 
     def divide(self, cell_type: str, mean: Tensor, scale: Tensor, prior_mean: Tensor) -> tuple[np.ndarray, Tensor]:
-        """Assign the cells of a type to its sub-populations.
+        """Name the sub-population of each cell of a type, and compute the prior means of :meth:`populations_of`.
 
-        Parameters
-        ----------
-        mean, scale
-            Posteriors of the cells under the prior of their type, cells x latent dimensions.
-        prior_mean
-            Prior mean of the type, latent dimensions.
-
-        Returns
-        -------
-        Name of the sub-population of each cell; and the prior mean of each sub-population, in the order of
-        :meth:`populations_of`.
+        ``mean`` and ``scale`` are posteriors under the prior of the type, cells x latent dimensions.
         """
         assigned, names = self.assign(cell_type, mean), self.populations_of(cell_type)
         groups = [assigned == number for number in range(len(names))]
@@ -293,13 +238,7 @@ class SubPopulations:
         return np.array(names, dtype=object)[assigned], torch.stack(means)
 
     def assign(self, cell_type: str, latent: Tensor) -> Tensor:
-        """Most probable sub-population of cells of a type, among :meth:`populations_of`.
-
-        Parameters
-        ----------
-        latent
-            Latents of the label, cells x latent dimensions.
-        """
+        """Most probable sub-population of cells of a type (latents of the label), in :meth:`populations_of`."""
         densities = [
             self.log_density[row] - ((latent - self.mean[row]) @ self.axes[row].T).square().sum(dim=1) / 2
             for row in self.rows_of(cell_type)
@@ -319,24 +258,10 @@ def classify(
 ) -> SubPopulations:
     """Make parts of a cell type its sub-populations; none if fewer than two parts are large enough.
 
-    They are recognised by normal distributions in the latent space, with covariances that are shrunk towards the
-    pooled one (quadratic discriminant analysis). Parts to which fewer cells are assigned than a sub-population may have
-    are left out, the smallest first; then those with cells of too few donors, the fewest first. The cells of a part
-    that is left out join others.
-
-    Parameters
-    ----------
-    mean
-        Latents of the cells of the type, cells x latent dimensions.
-    part
-        Number of each cell's part.
-    prefix
-        What the names of sub-populations are before the number, see :func:`prefixes_of`.
-    smallest
-        Fewest cells of a sub-population.
-    donor, min_donors
-        Donor of each cell, if known, and fewest effective donors of a sub-population, see
-        :func:`bdm.data.filters.effective_donors`.
+    They are recognised by normal distributions in the latent space, with covariances that are shrunk towards the pooled
+    one (quadratic discriminant analysis). Parts to which fewer than ``smallest`` cells are assigned are left out, the
+    smallest first; then those of fewer than ``min_donors`` effective donors, the fewest first. Cells of these join
+    others.
     """
     parts, latent = np.unique(part).tolist(), mean.double()
     while len(parts) > 1:
@@ -361,13 +286,7 @@ def classify(
 
 
 def warn_of_fewer(found: SubPopulations, cell_types: Sequence[str], number: int, *, each_needs: str) -> None:
-    """Name the cell types with fewer sub-populations than were asked for.
-
-    Parameters
-    ----------
-    each_needs
-        What a sub-population needs, in words.
-    """
+    """Name the cell types with fewer sub-populations than were asked for."""
     n_found = Counter(found.cell_type)
     fewer = [f"{name!r} ({max(n_found[name], 1)})" for name in cell_types if max(n_found[name], 1) < number]
     if fewer:
@@ -377,13 +296,7 @@ def warn_of_fewer(found: SubPopulations, cell_types: Sequence[str], number: int,
 
 
 def hint_at_donors(obs: pd.DataFrame, found: SubPopulations) -> None:
-    """Name the sub-populations with more than half of their cells of one donor.
-
-    Parameters
-    ----------
-    obs
-        Columns of the cells, with ``sub_population`` and ``donor``.
-    """
+    """Name the sub-populations with more than half of their cells of one donor."""
     share = largest_shares(obs["sub_population"], obs["donor"])
     of_one = [f"{name} ({share[name]:.0%})" for name in found.names if share.get(name, 0) > 1 / 2]
     if of_one:
@@ -412,8 +325,8 @@ def normal_densities(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 def prefixes_of(cell_types: Sequence[str], taken: Collection[str] = ()) -> dict[str, str]:
     """Choose what the names of the sub-populations of each cell type are before the number: ``T cell/``.
 
-    It has as many slashes as no name needs to be twice, of sub-populations of all types, of cell types and of what is
-    ``taken``: with the types ``T`` and ``T/1``, sub-populations of ``T`` are ``T//1``, ``T//2`` and so on.
+    Slashes are added while other names (of types, or ``taken``) are of that form: with the types ``T`` and ``T/1``,
+    sub-populations of ``T`` are ``T//1``, ``T//2`` and so on.
     """
     names = {*cell_types, *taken}
     used, prefixes = {name.rstrip("0123456789") for name in names if name[-1:] in "0123456789"}, {}
@@ -429,16 +342,8 @@ def prefixes_of(cell_types: Sequence[str], taken: Collection[str] = ()) -> dict[
 def prior_means(mean: Tensor, scale: Tensor, prior_mean: Tensor) -> Tensor:
     """Mean of the latents of a population, from posteriors of its cells under the prior of their cell type.
 
-    Posterior means are shrunk towards the prior mean, in each dimension by the share of the prior in the precision,
-    which is the posterior variance where the prior has unit variance. The mean is shrunk back by that, and stays near
-    the prior mean where cells say little.
-
-    Parameters
-    ----------
-    mean, scale
-        Posteriors of the cells, cells x latent dimensions.
-    prior_mean
-        Prior mean of the cell type, latent dimensions.
+    In each dimension, posterior means are shrunk towards the prior mean by the posterior variance (as the prior has
+    unit variance). The mean is shrunk back by that, and stays near the prior mean where cells say little.
     """
     n_cells = len(mean)
     known = n_cells * (1 - (scale**2).mean(dim=0)).clamp(min=0)

@@ -26,26 +26,13 @@ BLOCK = 512  # cells that are encoded together
 
 @dataclass(frozen=True)
 class LatentCells:
-    """Posteriors of cells: a normal over y = (latent, log library size) for each.
+    """Posteriors of cells: a normal over y = (latent, log library size) for each, see :class:`LatentLayout`."""
 
-    Attributes
-    ----------
-    mean, scale
-        Mean and standard deviation of the posterior, cells x dimensions (see :class:`LatentLayout`); the library size
-        is known, so its scale is 0.
-    population
-        Index of each cell's population among ``populations``.
-    populations
-        Names of the populations.
-    labels
-        Cell type of each population; the population itself if not given.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    population: Tensor
+    mean: Tensor  # of the posterior, cells x dimensions
+    scale: Tensor  # its standard deviation; 0 for the library size, which is known
+    population: Tensor  # of each cell, index among populations
     populations: tuple[str, ...]
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # cell type of each population; the population itself if not given
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", self.labels or self.populations)
@@ -80,15 +67,8 @@ class LatentCells:
 def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarray | None = None) -> ad.AnnData:
     """Encode prepared cells, in memory or on disk, in blocks.
 
-    Parameters
-    ----------
-    population
-        Population of each cell, see :func:`populations_of_cells`, which finds them if they are not given.
-
-    Returns
-    -------
-    AnnData with the mean of the posterior of (latent, log library size) in ``X``, its standard deviation in
-    ``layers['scale']``, and the ``obs`` of ``adata`` with the population of each cell in ``sub_population``.
+    Gives the mean of the posterior of (latent, log library size) in ``X``, its standard deviation in
+    ``layers['scale']``, and populations, which are found if not given, in ``obs['sub_population']``.
     """
     if population is None:
         population = populations_of_cells(adata, autoencoder)
@@ -127,12 +107,7 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
 
 
 def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.ndarray:
-    """Find the population of prepared cells of known types: the most probable sub-population, or the type.
-
-    Returns
-    -------
-    Names, one per cell.
-    """
+    """Name the population of cells of known types: the most probable sub-population, or the type."""
     cell_type = adata.obs["cell_type"].astype(str).to_numpy(dtype=object)
     population, batches = cell_type.copy(), batch_codes(adata, autoencoder.batches)
     divided = sorted(set(autoencoder.sub_populations.cell_type) & set(cell_type))
@@ -170,13 +145,7 @@ def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> li
 
 
 def latent_cells(adata: ad.AnnData, *, held_out: bool | None = False) -> LatentCells:
-    """Take cells from an AnnData that :func:`encode` returned: those to fit a model to, or others.
-
-    Parameters
-    ----------
-    held_out
-        Take the test cells; all cells, if None.
-    """
+    """Take the test cells of :func:`encode` if ``held_out``, else those to fit a model to; all cells, if None."""
     test = (adata.obs["split"] == "test").to_numpy()
     chosen = np.full(adata.n_obs, True) if held_out is None else test == held_out
     population = adata.obs["sub_population"].cat
@@ -197,13 +166,7 @@ def save_latent(folder: Path, latent: ad.AnnData, *, of: str) -> None:
 
 
 def read_latent(folder: Path) -> ad.AnnData:
-    """Read the latents in an autoencoder's folder.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, is no file of latents, or belongs to another autoencoder.
-    """
+    """Read the latents in an autoencoder's folder; those of another autoencoder are rejected."""
     path = Path(folder) / "latent.h5ad"
     adata = read_cells(path)
     if "scale" not in adata.layers or not {"cell_type", "sub_population", "split"} <= set(adata.obs):

@@ -12,10 +12,7 @@ LIBRARY_SIZE = "log_library_size"
 
 @dataclass(frozen=True)
 class LatentLayout:
-    """Coordinates of y: the latent of the autoencoder, and the log library size.
-
-    ``y[:, layout.latent]`` and ``y[:, layout.library_size]`` are cells x ``n_latent`` and cells x 1.
-    """
+    """Coordinates of y (cells x dimensions): the latent of the autoencoder, and the log library size."""
 
     n_latent: int
 
@@ -35,13 +32,7 @@ class LatentLayout:
         return (*(f"latent_{k}" for k in range(self.n_latent)), LIBRARY_SIZE)
 
     def index(self, name: str) -> int:
-        """Position of a coordinate.
-
-        Raises
-        ------
-        InputError
-            If there is none of this name.
-        """
+        """Position of a coordinate."""
         if name not in self.names:
             raise InputError(f"The latent has no coordinate {name!r}; it has {', '.join(self.names)}.")
         return self.names.index(name)

@@ -15,21 +15,11 @@ from bdm.latent.moments import Normal
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Mixture of normals, in double precision.
+    """Mixture of normals, in double precision."""
 
-    Attributes
-    ----------
-    weight
-        Share of each component; the shares sum to 1.
-    mean
-        Components x dimensions.
-    covariance
-        Components x dimensions x dimensions.
-    """
-
-    weight: Tensor
-    mean: Tensor
-    covariance: Tensor
+    weight: Tensor  # shares that sum to 1
+    mean: Tensor  # components x dimensions
+    covariance: Tensor  # components x dimensions x dimensions
 
     @classmethod
     def of(cls, normals: Sequence[Normal], weight: Tensor | None = None) -> Mixture:
@@ -101,10 +91,7 @@ class Mixture:
         return log_densities(along, variance, self.weight.log()).logsumexp(dim=0) - constant
 
     def conditioned(self, direction: Tensor, value: float) -> Mixture:
-        """Mixture of the cells whose product with a direction (of dimensions) is ``value``.
-
-        The conditional normal of each component, weighted by its density of the value.
-        """
+        """Conditional normals where the product with a direction is ``value``, weighted by their densities of it."""
         direction = direction.double()
         along = self.covariance @ direction  # components x dimensions
         variance = along @ direction
@@ -134,12 +121,7 @@ def along_axes(x: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
 def log_densities(along: Tensor, variance: Tensor, log_weight: Tensor) -> Tensor:
     """Log densities of weighted normals up to a constant, components x cells.
 
-    Parameters
-    ----------
-    along
-        Coordinates of cells along the principal axes of each component, components x cells x dimensions.
-    variance
-        Variances along these, components x dimensions.
+    ``along`` are coordinates by :func:`along_axes`, ``variance`` is components x dimensions.
     """
     squares = (along**2 / variance[:, None]).sum(dim=-1)
     return (log_weight - variance.log().sum(dim=-1) / 2)[:, None] - squares / 2
@@ -148,19 +130,10 @@ def log_densities(along: Tensor, variance: Tensor, log_weight: Tensor) -> Tensor
 def denoised_by_mixture(
     x: Tensor, log_weight: Tensor, mean: Tensor, axes: Tensor, variance: Tensor, noise: Tensor | float
 ) -> Tensor:
-    """Denoised x of a mixture of normals: the Wiener filter of each component, weighted by its responsibility.
+    """Denoised x (cells x dimensions): the Wiener filter of each normal, weighted by its responsibility.
 
-    ``sum_k r_k(x) (m_k + C_k (C_k + noise)**-1 (x - m_k))``, with r_k the responsibilities of the components
-    ``N(m_k, C_k + noise)``.
-
-    Parameters
-    ----------
-    x
-        Noised cells, cells x dimensions.
-    log_weight, mean, axes, variance
-        Of the components: log weights up to a constant, means, principal axes (in columns) and variances along these.
-    noise
-        Variance of the noise.
+    ``sum_k r_k(x) (m_k + C_k (C_k + noise)**-1 (x - m_k))``, with r_k the responsibilities of ``N(m_k, C_k + noise)``;
+    C_k has principal axes (in columns) and variances along these, ``noise`` is a variance.
     """
     along = along_axes(x, mean, axes)
     noised = variance + noise

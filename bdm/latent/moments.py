@@ -18,17 +18,10 @@ class Whitening:
 
     In it, the Euclidean distance between means of populations is the Mahalanobis distance, a noise level has the same
     meaning in every direction, and library size is a coordinate like the others.
-
-    Attributes
-    ----------
-    centre
-        Mean of y = (latent, log library size).
-    covariance
-        W: covariance within populations, pooled over cells, plus the mean posterior variance.
     """
 
-    centre: Tensor
-    covariance: Tensor
+    centre: Tensor  # mean of y = (latent, log library size)
+    covariance: Tensor  # W: within populations, pooled over cells, plus the mean posterior variance
     _whiten: Tensor = field(init=False, repr=False, compare=False)
     _colour: Tensor = field(init=False, repr=False, compare=False)
 
@@ -90,25 +83,13 @@ class Normal:
 
 @dataclass(frozen=True)
 class PopulationMoments:
-    """Moments of each population in whitened space.
-
-    Attributes
-    ----------
-    mean
-        Populations x dimensions.
-    covariance
-        Populations x dimensions x dimensions, shrunk towards the identity (the pooled covariance) where cells are few.
-    weight
-        Share of each population in training, and so in a mixture, up to a constant factor.
-    mean_variance
-        Expected squared distance of each mean from the mean that more cells would have, see :func:`sampling_variance`.
-    """
+    """Moments of each population in whitened space."""
 
     populations: tuple[str, ...]
-    mean: Tensor
-    covariance: Tensor
-    weight: Tensor
-    mean_variance: Tensor
+    mean: Tensor  # populations x dimensions
+    covariance: Tensor  # populations x dimensions x dimensions, shrunk to the identity (pooled) for few cells
+    weight: Tensor  # share in training, and so in a mixture, up to a constant factor
+    mean_variance: Tensor  # of means around those that more cells would have, see sampling_variance
 
     def joined(self, other: PopulationMoments) -> PopulationMoments:
         """Add the moments of other populations, which take the place of those with the same names."""
@@ -147,14 +128,7 @@ MIN_INFORMATION = 0.1  # of counts on a direction, as a share of counts and prio
 
 
 def without_prior(cells: LatentCells, whitening: Whitening) -> Tensor:
-    """Deviation of what the counts of each cell alone suggest from the mean of its population, in whitened space.
-
-    See :func:`sampling_variance`.
-
-    Returns
-    -------
-    Cells x dimensions.
-    """
+    """Deviation of what each cell's counts alone suggest from its population's mean, whitened, cells x dimensions."""
     sums = torch.zeros(len(cells.populations), cells.mean.shape[1]).index_add(0, cells.population, cells.mean)
     means = sums / cells.n_cells.clamp(min=1)[:, None]
     deviation = (cells.mean - means[cells.population]) / (1 - cells.scale**2).clamp(min=MIN_INFORMATION)
@@ -162,20 +136,13 @@ def without_prior(cells: LatentCells, whitening: Whitening) -> Tensor:
 
 
 def sampling_variance(cells: LatentCells, whitening: Whitening) -> Tensor:
-    """Estimate the sampling variance of the mean of each population in whitened space, summed over dimensions.
+    """Estimate the sampling variance of each population's mean in whitened space, summed over dimensions.
 
-    A posterior mean is the average of the prior mean of its population, with the posterior variance v as its weight
-    (the prior has unit variance), and of the latent that the cell's counts alone suggest, with weight 1 - v. The prior
-    mean is fitted to the same cells until it equals the mean of their posterior means, so the mean of a population is
-    the mean of what the counts suggest. These latents deviate from it by 1 / (1 - v) times the deviation of the
-    posterior means.
-
-    The variance of n cells is estimated from n - 1 degrees of freedom and one of all populations, which is all
-    that a population of one cell has.
-
-    Returns
-    -------
-    One value per population, in the order of ``cells.populations``.
+    A posterior mean is the average of the prior mean, weighted by the posterior variance v (the prior has unit
+    variance), and of what the cell's counts alone suggest. As the prior mean is fitted to the same cells, a
+    population's mean is the mean of the latter, which deviate 1 / (1 - v) times as much as posterior means. The
+    variance of n cells is estimated from n - 1 degrees of freedom and one of all populations, which is all that a
+    population of one cell has.
     """
     n_populations, n_cells = len(cells.populations), cells.n_cells.double()
     squares = (without_prior(cells, whitening) ** 2).sum(dim=1).double()
