@@ -28,13 +28,11 @@ Value = TypeVar("Value")
 
 
 def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
-    """Write a dataclass into a folder: ``kind.json``, and its tensors, arrays and columns in ``kind.safetensors``.
+    """Write a dataclass into a folder as ``kind.json`` and ``kind.safetensors``, and return the checksum of both.
 
     A field is a number, text, None, JSON content, a tensor, an array, a table, a network that is made from the
     dataclass ``shape``, another such dataclass (of several :class:`bdm.kinds.Kinds`, with its name), a function without
     arguments that returns one of these, or a tuple or a dictionary (with text as keys) of these.
-
-    Returns: checksum of the JSON content, and thereby of both files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -112,11 +112,8 @@ def train(
 ) -> pd.DataFrame:
     """Train ``network`` in place and return its history, a table of step, loss and validation loss.
 
-    Step k draws its minibatch and its noise from a generator of (seed, k) alone, so that training which was interrupted
-    and resumed from its checkpoint ends as if it had not been.
-
-    Where several processes train together, each calls this, and ends with the same network. Gradients are averaged over
-    them; ``loss`` gives each its share.
+    Step k draws from a generator of (seed, k) alone, so that training resumed from its checkpoint ends as if it had not
+    been interrupted. Of several processes, each calls this, and ``loss`` gives each its share; gradients are averaged.
     """
     keep_freed_memory()
     training = _Training.start(network, loss, plan, (checkpoint and checkpoint.read()) or TrainingState())

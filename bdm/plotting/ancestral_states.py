@@ -92,10 +92,7 @@ def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -
 
 
 def types_to_draw(hierarchy: Hierarchy) -> list[str]:
-    """Choose as many cell types as there are rows, over the whole tree: the first of each clade that has a row.
-
-    Of one cell type alone, populations are chosen.
-    """
+    """Choose as many cell types as there are rows, the first of each clade; of one cell type alone, populations."""
     ends = view_of(hierarchy, max_rows=MAX_TYPES).ends
     one_type = len(hierarchy.cell_types) == 1
     return list(dict.fromkeys((end.populations if one_type else end.cell_types)[0] for end in ends))

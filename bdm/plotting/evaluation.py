@@ -190,10 +190,7 @@ def draw_distribution(axis: Axes, values: pd.DataFrame, *, ideal: float) -> None
 
 
 def draw_scores_by_type(axis: Axes, values: pd.DataFrame, *, ideal: float) -> None:
-    """Draw one score, types x sets, with the sets of a type a little below each other, and a line at the ideal.
-
-    The marks of generated cells are in front of the marks of all other sets.
-    """
+    """Draw one score, types x sets, the sets of a type a little below each other, generated cells in front."""
     shade_rows(axis, len(values))
     offsets = np.linspace(-0.25, 0.25, values.shape[1])
     for offset, (name, style) in zip(offsets, set_styles(values).items(), strict=True):

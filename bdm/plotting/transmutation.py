@@ -55,9 +55,9 @@ def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = No
 
 
 def draw_transmutation_scores(table: pd.DataFrame, to: str) -> Figure:
-    """Draw one panel a score, one row an original type, one marker a set; unchanged cells are left out.
+    """Draw one panel a score, one row an original type, one marker a set.
 
-    The energy distance of unchanged cells would dwarf that of the others; it stands next to the type.
+    The energy distance of unchanged cells, which would dwarf the others, is in the labels.
     """
     types, sets = table.index.unique("original_type"), table.index.unique("set").drop(UNCHANGED)
     figure = new_figure(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types))

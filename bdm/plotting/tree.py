@@ -108,9 +108,9 @@ def view_of(
 ) -> View:
     """Choose what to draw of a tree in ``max_rows`` rows: the highest nodes are opened, and the others collapsed.
 
-    Nodes above cell types that were added after extension ``since`` are opened first. Where a node has more children
-    than there are rows, the small ones share one. A cell type has one row for all of its sub-populations, unless these
-    are asked for, or ``root`` is the cell type or below it. Nodes at one level are drawn as one.
+    Nodes above cell types that were added after extension ``since`` are opened first. Where a node has too many
+    children, the small ones share a row. A cell type has one row, unless ``sub_populations`` are requested, or ``root``
+    is the cell type or below it.
     """
     root = hierarchy.root.name if root is None else root
     if root not in hierarchy.by_name:
@@ -138,10 +138,7 @@ def view_of(
 
 
 def without_ties(hierarchy: Hierarchy, *, root: str) -> Hierarchy:
-    """Leave out nodes that end at the level of the node above, whose children become children of that node.
-
-    Cells do not show the order in which their branches separate. The nodes of cell types are kept, and so is ``root``.
-    """
+    """Leave out nodes at the level of the node above, except cell types and ``root``: cells do not show their order."""
     parent: dict[str, str | None] = {}  # of nodes that are left out
     kept = []
     for branch in hierarchy.branches:

@@ -26,8 +26,7 @@ def tree_page(
 ) -> str:
     """Write a page on which you open and close clades of the tree, search for types, and read about branches.
 
-    At first it shows the same as :func:`bdm.pl.hierarchy` draws, for the same ``root``, ``max_rows``,
-    ``since`` and ``sub_populations``; the rest of the tree is there too. The page needs no other file.
+    At first it shows what :func:`bdm.pl.hierarchy` draws by the same arguments. The page needs no other file.
     """
     view = view_of(hierarchy, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
     browser = tree_browser(view, title=title, heading=f"<h1>{escape(title)}</h1>", since=since)

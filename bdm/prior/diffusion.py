@@ -29,13 +29,10 @@ if TYPE_CHECKING:
 class DiffusionPrior(NetworkPrior, name="diffusion"):
     """Denoiser D(x; sigma, branch) of all branches: exact for the mixtures, and a network for the remainder.
 
-    ``D = closed form + c_out F((C + sigma**2)**-0.5 (x - m); c_noise, branch)``
-
-    with mean m and covariance C of all cells of the branch. The input and the output of F have the preconditioning of
-    Karras et al. 2022 (arXiv 2206.00364) with C in place of the variance of all data, and
-    ``c_out = sigma / sqrt(1 + sigma**2)``, as cells of one type have unit covariance in whitened space. Most
-    populations are nearly normal, so the network F has little left to learn; D has it on the branches where it is
-    kept, and is the closed form alone on the others.
+    ``D = closed form + c_out F((C + sigma**2)**-0.5 (x - m); c_noise, branch)`` with mean m and covariance C of all
+    cells of the branch: the preconditioning of Karras et al. 2022 (arXiv 2206.00364) with C in place of the variance of
+    all data, and ``c_out = sigma / sqrt(1 + sigma**2)``, as cells of one type have unit covariance in whitened space.
+    On branches where the network F is not kept, D is the closed form alone.
     """
 
     add_noise = staticmethod(sample_noised)  # at levels whose logarithm is normal
@@ -55,23 +52,14 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
     ) -> FittedPrior:
         """Train the network on cells that are drawn from their posteriors, and keep it where it validates.
 
-        A cell of population c at noise level sigma trains the branch on the path of c that sigma is in. Held-out cells,
-        not seen by the network nor by the closed form, decide when training ends, and on which branches the network is
-        kept: where their loss is lower with it. Then the closed form has the moments of all cells, and a network that
-        is kept anywhere is trained once more on all cells, for the number of steps that was best for the held-out
-        cells. A tenth of the cells is held out where there are no validation cells.
+        Held-out cells, not seen by the network nor by the closed form, decide when training ends, and on which branches
+        the network is kept: where their loss is lower with it (``everywhere``: on all, and trained for all steps). Then
+        the closed form has the moments of all cells, and a network that is kept anywhere is trained once more on all
+        cells, for the number of steps that was best for the held-out cells.
 
-        Parameters
-        ----------
-        everywhere
-            Keep the network on all branches, trained for all steps, whether held-out cells gain by it or not.
-
-        Returns
-        -------
-        The prior, on the device that it was trained on, with the tables ``training`` (``step``, ``loss``, and the mean
-        loss of held-out cells: ``validation`` with the network on the branches where it would be kept, and
-        ``closed_form`` without; of the training that decides where) and ``branches`` (by ``branch``, with the columns
-        of :class:`bdm.prior.held_out.Comparison`).
+        The table ``training`` is of the first training, with the losses of held-out cells: ``validation`` with the
+        network where it would be kept, and ``closed_form`` without; ``branches`` is as of
+        :class:`bdm.prior.held_out.Comparison`.
         """
         workers, hierarchy = fabric(device), data.hierarchy
         chosen = held_out_mask(data.cells, data.validation, seed=seed)

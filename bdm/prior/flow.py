@@ -47,12 +47,7 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
         device: str | Fabric = "auto",
         checkpoint: Checkpoint | None = None,
     ) -> FittedPrior:
-        """Train the network, until held-out cells gain no more; see :meth:`LatentPrior.fit`.
-
-        Returns
-        -------
-        The prior with the table ``training``: ``step``, ``loss``, and the loss of held-out cells, ``validation``.
-        """
+        """Train until held-out cells gain no more; their loss is ``validation`` in the table ``training``."""
         workers = fabric(device)
         held_out = held_out_mask(data.cells, data.validation, seed=seed)
         populations = BranchPopulations.of(data.moments, data.hierarchy).to(workers.device)

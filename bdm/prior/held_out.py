@@ -34,22 +34,9 @@ TENSORS = ("x", "noised", "sigma", "branch", "closed")
 
 
 def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -> Tensor:
-    """Choose the cells that the network is compared on, and not trained on.
+    """Choose the cells to compare the network on: validation cells or a tenth of all, at most ``N_HELD_OUT``.
 
-    Parameters
-    ----------
-    validation
-        Whether each cell is a validation cell, of which at most 10,000 are chosen; a tenth of the cells if there are
-        none.
-
-    Returns
-    -------
-    Whether each cell is chosen. A population keeps a cell to train on.
-
-    Raises
-    ------
-    InputError
-        If none can be chosen.
+    A population keeps a cell to train on.
     """
     n_cells = len(cells.population)
     order = torch.randperm(n_cells, generator=torch_generator(seed, "held-out cells"))
@@ -68,29 +55,15 @@ def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Held-out cells, each with several fixed draws of noise, and what the closed form makes of them.
+    """Held-out cells, each with several fixed draws of noise, and what the closed form makes of them."""
 
-    Attributes
-    ----------
-    x, noised, sigma, branch
-        Cells without noise and with noise (draws x dimensions), the level of the noise, and the branch that it is on.
-    closed
-        Denoised by the closed form, draws x dimensions.
-    cell
-        Number of the cell of each draw.
-    weight
-        Weight of each draw, by which populations have the shares that they have in training.
-    n_branches
-        Number of branches of the hierarchy.
-    """
-
-    x: Tensor
+    x: Tensor  # without noise, draws x dimensions
     noised: Tensor
     sigma: Tensor
-    branch: Tensor
-    closed: Tensor
-    cell: np.ndarray
-    weight: np.ndarray
+    branch: Tensor  # that sigma is on
+    closed: Tensor  # denoised by the closed form
+    cell: np.ndarray  # number of the cell of each draw
+    weight: np.ndarray  # of each draw, by which populations have the shares that they have in training
     n_branches: int
 
     @classmethod
@@ -136,15 +109,7 @@ class HeldOut:
         return _losses(self.closed + added, self.x, self.sigma)
 
     def compare(self, remainder: Denoise, *, n_looks: int = 1) -> Comparison:
-        """Compare the network with the closed form on each branch.
-
-        Parameters
-        ----------
-        remainder
-            Function that computes what the network adds to the closed form.
-        n_looks
-            Number of states of the network among which these cells have chosen this one.
-        """
+        """Compare the network, which these cells chose from ``n_looks`` states, with the closed form on each branch."""
         closed, network = _losses(self.closed, self.x, self.sigma), self.losses(remainder)
         branch = self.branch.cpu().numpy()
         of_branch = [np.flatnonzero(branch == number) for number in range(self.n_branches)]
@@ -163,20 +128,15 @@ class HeldOut:
 class Comparison:
     """Losses of held-out cells with and without the network.
 
-    Attributes
-    ----------
-    by_branch
-        Table of the branches: ``n_cells``, held-out cells with noise of the branch's levels; their mean loss
-        by the ``closed_form`` and with the ``network``; the ``gain`` of the network in standard errors of the
-        difference, paired by cell; and whether the network is ``kept``: where the gain is above ``least_gain``, 2
-        standard errors, and with more branches and looks so much more that chance keeps it somewhere in one of 40
-        fits (t test with Bonferroni's correction); NaN, and never kept, with fewer than ``MIN_CELLS``.
-    loss
-        Mean loss of all with the network on the branches where it is kept.
+    The network is kept on a branch where its gain is above ``least_gain``: 2 standard errors, and with more branches
+    and looks so much more that chance keeps it somewhere in one of 40 fits (t test with Bonferroni's correction). With
+    fewer than ``MIN_CELLS``, ``least_gain`` is NaN, and the network not kept.
     """
 
+    # n_cells (held-out cells with noise of the branch's levels), the mean losses closed_form and network, their
+    # difference in standard errors, paired by cell (gain), least_gain, and kept
     by_branch: pd.DataFrame
-    loss: float
+    loss: float  # mean of all, with the network where it is kept
 
 
 def _losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> np.ndarray:

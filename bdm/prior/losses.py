@@ -35,10 +35,7 @@ def sample_noised(
 
 
 def denoised_in_blocks(denoise: Denoise, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-    """Denoise many cells, some at a time; the arguments as of :meth:`bdm.prior.base.LatentPrior.denoise`.
-
-    Each cell has its own noise level and branch.
-    """
+    """Denoise many cells, ``BLOCK`` at a time; each has its own noise level and branch."""
     blocks = zip(x.split(BLOCK), sigma.split(BLOCK), branch.split(BLOCK), strict=True)
     return torch.cat([denoise(*block) for block in blocks])
 
@@ -55,12 +52,10 @@ def branches_at(table: tuple[Tensor, Tensor], population: Tensor, sigma: Tensor)
 
 
 def branch_table(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Branches on the path of each population, from the leaf up.
+    """Highest noise level, and row in the prior, of each branch on the path of a population, from the leaf up.
 
-    Returns
-    -------
-    The highest noise level of each branch (infinite for the last) and its row in the prior, both populations x
-    longest path; ``searchsorted`` in the first gives the column in the second.
+    Both are populations x longest path, the last level infinite; ``searchsorted`` in the first gives the column in the
+    second.
     """
     paths = [hierarchy.path(population)[::-1] for population in populations]
     longest = max(len(path) for path in paths)
@@ -75,27 +70,15 @@ def branch_table(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[Te
 
 @dataclass(frozen=True, eq=False)
 class MinibatchLoss:
-    """Loss of a minibatch of cells; each of several processes takes its share of the minibatch.
-
-    Attributes
-    ----------
-    trained
-        Indices of the cells to draw from.
-    add_noise
-        Adds noise to cells, and returns them with the noise level of each.
-    losses
-        Computes the loss of each cell from the network, the cells without and with noise, levels and branches.
-    first_row
-        Row of the first branch of the tree in the prior.
-    """
+    """Loss of a minibatch of cells; each of several processes takes its share of the minibatch."""
 
     data: PriorData
-    trained: Tensor
-    add_noise: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
-    losses: Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
+    trained: Tensor  # indices of the cells to draw from
+    add_noise: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]  # returns noised cells, and their levels
+    losses: Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]  # by network, x, noised x, levels, branches
     batch_size: int
     workers: Fabric
-    first_row: int = 0
+    first_row: int = 0  # row in the prior of the first branch of the tree
 
     @cached_property
     def minibatches(self) -> Minibatches:

@@ -27,15 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Sizes that fix a network's parameters.
+    """Sizes that fix a network's parameters."""
 
-    Attributes
-    ----------
-    n_input
-        Dimensions of whitened space.
-    """
-
-    n_input: int
+    n_input: int  # dimensions of whitened space
     n_branches: int
     width: int = 128
     n_layers: int = 3
@@ -62,10 +56,7 @@ class ResidualBlock(nn.Module):
 
 
 class BranchNetwork(nn.Module):
-    """Network F(x; c_noise, branch), which gives 0 before training.
-
-    All branches share a trunk, and each has an embedding, so that hundreds of branches take no more time.
-    """
+    """Network F(x; c_noise, branch), 0 before training; the trunk is shared, so hundreds of branches take no longer."""
 
     frequencies: Tensor
 
@@ -93,15 +84,7 @@ class BranchNetwork(nn.Module):
             return cls(shape)
 
     def forward(self, x: Tensor, c_noise: Tensor, branch: Tensor) -> Tensor:
-        """Value of F.
-
-        Parameters
-        ----------
-        x
-            Standardised input, cells x dimensions.
-        c_noise, branch
-            Input for the noise level (cells x 1), and row of the branch: one per cell, or one for all.
-        """
+        """F of standardised x, cells x dimensions; c_noise (n x 1) and row of the branch (n): n cells, or 1 for all."""
         angles = c_noise * self.frequencies
         condition = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1)) + self.branch(branch)
         h = self.enter(x)
@@ -122,16 +105,10 @@ class BranchNetwork(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class NetworkPrior(GaussianMixturePrior):
-    """A prior that denoises by a network on the branches where it is kept.
-
-    Attributes
-    ----------
-    kept
-        Whether the network is used on each branch, by row.
-    """
+    """A prior that denoises by a network on the branches where it is kept."""
 
     network: BranchNetwork
-    kept: Tensor
+    kept: Tensor  # whether the network is used on each branch, by row
 
     @staticmethod
     @abstractmethod
@@ -198,10 +175,7 @@ class NetworkPrior(GaussianMixturePrior):
         return GaussianMixturePrior(self.hierarchy, self.populations).condition(direction, value)
 
     def fit_added(self, data: PriorData, neighbour: str, settings: PriorSettings, *, seed: int) -> dict[str, Tensor]:
-        """Fit the embeddings of added branches, from the embedding of a known branch.
-
-        Where the known branch has no network, they have none, and their embeddings are not trained.
-        """
+        """Fit the embeddings of added branches from the neighbour's; if that has no network, they are not trained."""
         row = self.hierarchy.rows[neighbour]
         start = self.network.branch.weight[row].detach().cpu().repeat(len(data.hierarchy.branches), 1)
         kept = self.kept[row].cpu().repeat(len(start))

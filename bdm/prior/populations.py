@@ -22,25 +22,15 @@ class BranchPopulations:
     The mixture of branch v at noise level sigma has as components the branches below v, or v itself, whose interval
     from ``lower`` to ``upper`` contains sigma: the leaves at little noise and, where the children of a clade have
     merged, the clade as one normal. The interval of v itself has no upper end.
-
-    Attributes
-    ----------
-    mean, axes, variance
-        Moments of the cells of each branch: branches x dimensions, branches x dimensions x dimensions (axes in
-        columns), branches x dimensions.
-    log_weight
-        Logarithm of the share of each branch in training, up to a constant.
-    below
-        Whether a branch (column) is another (row), or below it.
     """
 
-    mean: Tensor
-    axes: Tensor
-    variance: Tensor
-    log_weight: Tensor
+    mean: Tensor  # branches x dimensions
+    axes: Tensor  # principal axes in columns, branches x dimensions x dimensions
+    variance: Tensor  # along the axes, branches x dimensions
+    log_weight: Tensor  # logarithm of the share of each branch in training, up to a constant
     lower: Tensor
     upper: Tensor
-    below: Tensor
+    below: Tensor  # whether a branch (column) is another (row), or below it
 
     @classmethod
     def of(cls, moments: PopulationMoments, hierarchy: Hierarchy, *, merged: float = MERGED) -> BranchPopulations:
@@ -77,15 +67,7 @@ class BranchPopulations:
         return BranchPopulations(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     def components(self, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Whether each branch is a component of the mixture of a cell, cells x branches.
-
-        Parameters
-        ----------
-        sigma
-            Noise level, one per cell, or one for all.
-        branch
-            Index of the branch, one per cell, or one for all.
-        """
+        """Whether each branch is in a cell's mixture, cells x branches; sigma and branch: one per cell, or for all."""
         itself = torch.arange(len(self.below), device=branch.device) == branch[:, None]
         within = (self.lower <= sigma[:, None]) & ((sigma[:, None] < self.upper) | itself)
         return self.below[branch] & within
@@ -99,10 +81,7 @@ class BranchPopulations:
         return Mixture(weight, mean, (axes * variance[:, None]) @ axes.mT)
 
     def conditioned(self, direction: Tensor, value: float) -> BranchPopulations:
-        """Condition on cells whose product with a direction (of dimensions) is ``value``.
-
-        Leaves are conditioned, and branches above have the moments of the leaves below them.
-        """
+        """Condition leaves on cells whose product with a direction is ``value``; branches above follow from these."""
         mixtures = [self.mixture(branch, 0.0) for branch in range(len(self.below))]
         found = [mixture.conditioned(direction, value).moments for mixture in mixtures]
         axes, variance = principal_axes(torch.stack([normal.covariance for normal in found]))
@@ -116,10 +95,7 @@ class BranchPopulations:
         )
 
     def standardise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Noised cells in units of all noised cells of their branch; the arguments as of :meth:`LatentPrior.denoise`.
-
-        ``(C + sigma**2)**-0.5 (x - m)`` with mean m and covariance C of the cells of the branch.
-        """
+        """Standardise noised cells, ``(C + sigma**2)**-0.5 (x - m)``, with mean m and covariance C of their branch."""
         axes = self.axes[branch]
         away = _multiply(x - self.mean[branch], axes)
         return _multiply(away * (self.variance[branch] + sigma[:, None] ** 2).rsqrt(), axes.mT)

@@ -60,22 +60,13 @@ class HierarchicalSampler:
 
     Where the network has learned nothing on a path, the closed form of its populations replaces the solver. Everything
     is a function of the arguments and the generator, so cells do not depend on what else is sampled.
-
-    Attributes
-    ----------
-    transport
-        Computes the map of cells from a branch to another at the noise level of their node.
-    solver
-        Follows the diffusion along a branch.
-    start
-        Samples cells at the upper end of a path.
     """
 
     prior: DenoisingPrior
     settings: SamplerSettings = field(default=SamplerSettings())
-    transport: Transport = mixture_transport
-    solver: Solver = dpm_solver
-    start: Start = mixture_start
+    transport: Transport = mixture_transport  # from a branch to another at their node
+    solver: Solver = dpm_solver  # along a branch
+    start: Start = mixture_start  # at the upper end of a path
 
     @property
     def hierarchy(self) -> Hierarchy:
@@ -90,10 +81,7 @@ class HierarchicalSampler:
 
     @cached_property
     def population(self) -> Callable[[int, float], Mixture]:
-        """Function that returns the mixture, without noise, of the row of a branch at a noise level.
-
-        This and the next two compute each result once.
-        """
+        """Function that returns the mixture, without noise, of the row of a branch at a noise level."""
         return cache(self.prior.population)
 
     @cached_property
@@ -171,8 +159,7 @@ class HierarchicalSampler:
     def encode_branch(self, segment: Segment, x: Tensor, generator: torch.Generator) -> Tensor:
         """Follow the probability-flow ODE from the lower to the upper end of a branch, cells x dimensions.
 
-        Inverse of :meth:`decode_branch`, except for the first steps from level 0, which are taken as if the branch were
-        normal.
+        Inverse of :meth:`decode_branch`, except from level 0 to ``SIGMA_MIN``, as if the branch were normal.
         """
         high, branch = segment.high, segment.row
         if normal := self.one_normal(segment, segment.low):
@@ -202,14 +189,11 @@ class HierarchicalSampler:
         return x
 
     def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
-        """Encode cells of a population up to its common ancestor with another, and decode them to the other one.
-
-        Cells are cells x dimensions.
+        """Encode cells (cells x dimensions) up to the common ancestor of two populations, and decode them down.
 
         They are encoded by the probability-flow ODE; with ``settings.stochastic``, by fresh noise. Where no branch
-        between the ancestor and either has a network, both are normal, and transport at the level of the
-        ancestor maps one to the other: without fresh noise, cells keep their place, and return if they are transmuted
-        back.
+        between the ancestor and either has a network, both are normal, and transport at the level of the ancestor maps
+        one to the other: without fresh noise, cells keep their place, and return if they are transmuted back.
         """
         ancestor = self.hierarchy.common_ancestor(population, to)
         up, down = (self.hierarchy.path_below(ancestor, name) for name in (population, to))
@@ -248,14 +232,8 @@ class HierarchicalSampler:
     def sample_shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
         """Sample ``n_cells`` at the lower end of each branch; row i of all descends from one sample of the root.
 
-        The samples of an ancestor serve all of its children, so that a path above a node is sampled once. The samples
-        of a branch do not depend on which others are sampled. Transport to all children of a branch has the same random
-        numbers, so that a cell is of the same component of the mixture for all.
-
-        Parameters
-        ----------
-        branches
-            Names of populations, or of other branches.
+        The samples of a branch do not depend on which others are sampled. Transport to all children of a branch has the
+        same random numbers, so that a cell is of the same component of the mixture for all.
         """
         samples: dict[tuple[Segment, ...], Tensor] = {}
         root = self.hierarchy.rows[self.hierarchy.root.name]
@@ -289,10 +267,7 @@ class HierarchicalSampler:
 
     @torch.no_grad()
     def denoised(self, x: Tensor, branch: str) -> Tensor:
-        """Mean of the cells without noise, given cells at the lower end of a branch, cells x dimensions.
-
-        A branch of no length has no training, so there it is the closed form.
-        """
+        """Denoise cells at the lower end of a branch, cells x dimensions; by the closed form if it has no length."""
         sigma = self.hierarchy.by_name[branch].level
         if sigma == 0:
             return x

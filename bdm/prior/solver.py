@@ -34,13 +34,8 @@ def noise_levels(
 ) -> list[float]:
     """Noise levels of the solver on a branch from ``high`` down to ``low``, both included.
 
-    They are evenly spaced in ``sigma**(1 / RHO)``, as in Karras et al. 2022, and as dense as on a path from
-    ``sigma_max`` through ``sigma_min`` to 0 in ``n_levels`` steps; a branch has at least one step.
-
-    Parameters
-    ----------
-    n_levels
-        Levels above 0 on a whole path, at each of which the denoiser is evaluated once.
+    Evenly spaced in ``sigma**(1 / RHO)`` (Karras et al. 2022), as dense as ``n_levels`` levels above 0 on a whole path
+    from ``sigma_max`` through ``sigma_min`` to 0; a branch has at least one step.
     """
     if high <= sigma_min:
         return [high, low]
@@ -64,21 +59,10 @@ def dpm_solver(
     """Follow the diffusion through noise levels by DPM-Solver++(2M), with one evaluation of the denoiser per step.
 
     Each step solves the equation exactly for a denoised x that is extrapolated from the last two, linearly in the
-    logarithm of sigma (Lu et al. 2022, arXiv 2211.01095). The first step extrapolates by ``trend``.
-
-    Parameters
-    ----------
-    denoise
-        Denoised x at a noise level.
-    x
-        Cells at noise level ``sigmas[0]``, cells x dimensions.
-    sigmas
-        Noise levels in the order of the steps: downwards to generate, upwards to encode; only the last may be 0.
-    trend
-        Estimate of the derivative of the denoised x by log sigma at the start, cells x dimensions; 0 if not given.
-    churn
-        Rate at which fresh noise replaces the noise of the cells on the way down: 0 for the probability-flow ODE, 1
-        for the reverse-time SDE. Needs the generator.
+    logarithm of sigma (Lu et al. 2022, arXiv 2211.01095); the first extrapolates by ``trend``, its derivative by log
+    sigma (cells x dimensions). ``sigmas`` go down to generate and up to encode; only the last may be 0. ``churn`` is
+    the rate at which fresh noise replaces the noise of cells on the way down: 0 for the probability-flow ODE, 1 for the
+    reverse-time SDE.
     """
     before, step = None, 0.0
     for sigma, sigma_next in pairwise(sigmas):

@@ -31,10 +31,7 @@ class Transport(Protocol):
     """Computes a map of cells from one population to another; :func:`mixture_transport` by default."""
 
     def __call__(self, source: Mixture, target: Mixture, sigma: float) -> Map:
-        """Return the map of noised cells (cells x dimensions), given both populations without noise.
-
-        The map draws what is random in it from the generator that it is called with.
-        """
+        """Return the map of noised cells (cells x dimensions), given both populations without noise."""
 
 
 def mixture_start(population: Mixture, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
@@ -56,18 +53,10 @@ class AffineMap:
 
 
 def gaussian_transport(source: Normal, target: Normal, sigma: float) -> AffineMap:
-    """Optimal transport map between two noised normal populations.
+    """Optimal transport map between two noised normal populations, given without noise.
 
-    With S = covariance + sigma**2 I, the map ``m_u + A (x - m_v)``,
-    ``A = S_v^-1/2 (S_v^1/2 S_u S_v^1/2)^1/2 S_v^-1/2``, brings samples of the source v to the distribution of the
-    target u (Dowson & Landau 1982, J Multivar Anal 12:450).
-
-    Parameters
-    ----------
-    source, target
-        Moments of the populations without noise.
-    sigma
-        Noise level.
+    With S = covariance + sigma**2 I, the map from source v to target u is ``m_u + A (x - m_v)``,
+    ``A = S_v^-1/2 (S_v^1/2 S_u S_v^1/2)^1/2 S_v^-1/2`` (Dowson & Landau 1982, J Multivar Anal 12:450).
     """
     one, other = (Mixture.of([normal]).noised(sigma) for normal in (source, target))
     return _map_of_components(one, 0, other, 0)
@@ -81,17 +70,10 @@ def _map_of_components(source: Mixture, one: int, target: Mixture, other: int) -
 
 
 def mixture_transport(source: Mixture, target: Mixture, sigma: float) -> MixtureMap:
-    """Transport between two noised mixtures: a coupling of their components, and the map between normals for each pair.
+    """Transport between two noised mixtures, given without noise: a coupling of components, and a map for each pair.
 
     It brings samples of the source exactly to the distribution of the target (Delon & Desolneux 2020, SIAM J Imaging
     Sci 13:936). Between one component each, it is :func:`gaussian_transport`.
-
-    Parameters
-    ----------
-    source, target
-        Populations without noise.
-    sigma
-        Noise level.
     """
     return MixtureMap(source.noised(sigma), target.noised(sigma))
 
@@ -152,14 +134,8 @@ def normal_flow(population: Normal, high: float, low: float, *, churn: float = 0
     """Solution of the diffusion of a normal population from noise level ``high`` to ``low``, in closed form.
 
     In units of the spread of the noised population along its principal axes, the probability-flow ODE leaves cells
-    where they are, and fresh noise replaces a share of them: they keep ``rho = (S_low / S_high)**(churn / 2)``.
-
-    Parameters
-    ----------
-    high, low
-        Noise levels, either of which may be the larger one if ``churn`` is 0.
-    churn
-        Rate of fresh noise, as of :func:`bdm.prior.solver.dpm_solver`.
+    where they are, and fresh noise replaces a share of them: they keep ``rho = (S_low / S_high)**(churn / 2)``. Without
+    ``churn`` (as of :func:`bdm.prior.solver.dpm_solver`), ``low`` may be above ``high``.
     """
     variance, axes = torch.linalg.eigh(population.covariance.double())
     variance = variance.clamp(min=1e-10 * float(variance[-1]) + 1e-30)
@@ -189,19 +165,7 @@ def gaussian_trend(population: Normal, sigma: float) -> AffineMap:
 
 
 def optimal_coupling(source: np.ndarray, target: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    """Discrete optimal transport between two distributions, as the share of each target given each source.
-
-    Parameters
-    ----------
-    source, target
-        Positive weights, up to a constant factor each.
-    cost
-        Of a unit that is moved, sources x targets.
-
-    Returns
-    -------
-    Sources x targets; the rows sum to 1.
-    """
+    """Optimal transport of weights by ``cost`` (sources x targets), as the share of each target given each source."""
     source, target = source / source.sum(), target / target.sum()
     n_sources, n_targets = cost.shape
     if n_sources == 1 or n_targets == 1:
