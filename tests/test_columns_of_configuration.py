@@ -94,6 +94,11 @@ def test_no_such_column_is_reported_before_any_job(folder, key):
     assert ("use no labels, by `label_key: null`" in found) == (key == "dataset/label_key")
 
 
+def test_columns_of_a_file_that_is_open_are_read(folder):
+    with h5py.File(folder / "cells.h5ad", locking=True):
+        assert n_cells_by_value(folder / "cells.h5ad", "cell_type") == {"A": 12, "B": 12, "C": 12}
+
+
 def test_default_label_key_is_reported_as_well(folder):
     other = cells()
     other.obs = other.obs.rename(columns={"cell_type": "kind"})

@@ -54,7 +54,11 @@ def from_h5ad(path: str | Path, read: Callable[[Any], Read | None]) -> Read | No
     try:
         import h5py
 
-        with h5py.File(path, locking=False) as file:
+        try:
+            opened = h5py.File(path, locking=False)
+        except OSError:  # as where this process has it open with locks
+            opened = h5py.File(path)
+        with opened as file:
             return read(file)
     except UNREADABLE:
         return None
