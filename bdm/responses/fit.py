@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.files import provenance
-from bdm._core.parallel import using_threads
+from bdm._core.parallel import threads, using_threads
 from bdm.hierarchy.tree import Clade, match_leaves
 from bdm.responses.law import Law, Measurements, Relations, fit_law, heights, left_out
 from bdm.responses.measured import measure
@@ -50,18 +50,21 @@ def fit_responses(adata: AnnData, settings: ResponseSettings, *, tree: Clade | N
         of_tree = height[np.ix_(known, known)]
         relations = Relations(names, relations.distance, of_tree / max(of_tree.max(), 1e-12))
         height[np.ix_(known, known)] = relations.height
-    kernels, laws, calibrations, errors = relations.kernels(settings.relations), [], [], []
-    for number, condition in enumerate(found.conditions):
+    kernels = relations.kernels(settings.relations)
+
+    def fitted(number: int) -> tuple[Law, np.ndarray, pd.DataFrame]:
         data = measurements(found, number, relations, found.profile[known])
         law, unrelated = fit_law(data, kernels), fit_law(data, [])
         changed = data.genes(np.unique(most_changed(data)))
         predicted, without = left_out(law, changed, kernels)[0], left_out(unrelated, changed, [])[0]
-        laws.append(law)
-        calibrations.append(calibration(law, data, kernels, found.profile[known][data.measured]))
-        errors.append(errors_of(changed, predicted, without, relations).assign(condition=condition))
+        errors = errors_of(changed, predicted, without, relations).assign(condition=found.conditions[number])
+        return law, calibration(law, data, kernels, found.profile[known][data.measured]), errors
+
+    with threads() as run:
+        laws, calibrations, errors = zip(*run(fitted, range(len(found.conditions))), strict=True)
     return Responses(
         **vars(found),
-        laws=tuple(laws),
+        laws=laws,
         calibration=np.stack(calibrations),
         errors=pd.concat(errors, ignore_index=True)[["condition", "cell_type", *ERRORS]],
         height=height,
