@@ -142,7 +142,10 @@ def test_no_relation_is_found_where_there_is_none():
     error = found.expected_error("stim")
     assert error["predicted"] < 1.05 * error["unrelated"]
     assert error["predicted"] < error["nearest"]
-    assert found.warnings("stim")
+    assert found.warnings("stim") == [
+        "In stim, predictions are no better than the mean response of the other types.",
+        "In stim, predictions are nearer to unchanged cells than to real ones; do not use them.",
+    ]
 
 
 @pytest.mark.parametrize("shared", [0, 0.5, 1])
@@ -320,7 +323,7 @@ def test_unknown_names_and_genes_are_rejected(cells, responses):
         predict_cells(responses, cells, "stm")
     with pytest.raises(InputError, match=r"^The cells have no type 'z'; its types are"):
         predict_cells(responses, cells, "stim", cell_types=["z"])
-    with pytest.raises(InputError, match=r"^The cells lack 100 genes that respond, for example 'gene 50'"):
+    with pytest.raises(InputError, match=r"^The cells lack 100 genes of the responses, for example 'gene 50'"):
         predict_cells(responses, cells[:, :50].copy(), "stim")
     with pytest.raises(InputError, match=r"^All of these cells are in 'stim' already"):
         predict_cells(responses, of(cells, "a", "stim"), "stim")

@@ -55,7 +55,7 @@ def options_of(signature: inspect.Signature) -> list[Option]:
                 option = setting.name if number[setting.name] == 1 else f"{stage}_{setting.name}"
                 panel = f"Settings of {stage}" if len(path) > 1 else None
                 found.append(Option(as_option(option, setting, panel=panel), (name, *path), setting))
-                if setting.default is not None and setting.name in OPTIONS_FOR_NONE:
+                if setting.default is not None and setting.unset and setting.name in OPTIONS_FOR_NONE:
                     found.append(Option(as_switch_to_none(setting, panel=panel), (name, *path), setting, unsets=True))
             continue
         setting = Setting(name, model, parameter.default)

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bdm.plotting.style import (
+    HALO,
     checked,
     explain,
     gene_label,
@@ -77,9 +78,9 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
     heat.set_xticks(range(len(genes)), [gene_label(str(gene)) for gene in genes], rotation=90, fontsize=7)
     heat.set_yticks(range(len(order)), labels)
     heat.tick_params(labelleft=True, labelright=False)
-    figure.colorbar(image, ax=heat, label="log2 fold change", fraction=0.05)
+    figure.colorbar(image, ax=heat, label="expected log2 fold change", fraction=0.05)
     heat.set_title(f"{shortened(condition)}, compared with {shortened(responses.control)}", fontsize=9)
-    tree.set_title("genes that gain a response on a branch", fontsize=9)
+    tree.set_title("genes whose response grows on a branch (+ up, - down)", fontsize=9)
     return figure
 
 
@@ -115,7 +116,13 @@ def draw_tree(axis: Axes, relations: Relations, order: list[str], names: dict[fr
         if node in names:
             where, offset = ("bottom", 2) if len(node) == 1 else ("top", -2)
             axis.annotate(
-                names[node], (start, centre(node)), (3, offset), textcoords="offset points", fontsize=7, va=where
+                names[node],
+                (start, centre(node)),
+                (3, offset),
+                textcoords="offset points",
+                fontsize=7,
+                va=where,
+                path_effects=[HALO],
             )
     axis.set_xlim(1.15, 0)
     axis.set_xlabel("height in the tree, relative to the root")
@@ -149,7 +156,8 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> Axes |
     axis.set_yticks(range(len(table)), rows)
     axis.set_ylim(len(table) - 0.5, -0.5)
     axis.set_xlim(left=0)
-    axis.set_xlabel("error of the log fold changes of the most changed genes (1: unchanged cells)")
+    axis.set_title("all conditions" if several else shortened(responses.conditions[0]), fontsize=9)
+    axis.set_xlabel("error of the log fold changes of the most changed genes (0: exact, 1: unchanged cells)")
     open_frame(axis)
     explain(figure, axis, ncols=3)
     return shown(axis, show=show)

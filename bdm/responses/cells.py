@@ -84,7 +84,7 @@ def predict_cells(
     column = cells.var_names.get_indexer(responses.genes.index)
     if (column < 0).any():
         raise InputError(
-            f"The cells lack {counted(int((column < 0).sum()), 'gene')} that respond, for example "
+            f"The cells lack {counted(int((column < 0).sum()), 'gene')} of the responses, for example "
             f"{responses.genes.index[int((column < 0).argmax())]!r}; give all genes of the data of the responses."
         )
     changed = cells.X.tocsr().copy()

@@ -18,6 +18,8 @@ from bdm.responses.law import Law, Measurements, Prediction, Relation, Relations
 from bdm.validation import unknown_condition, unknown_type
 
 BINS = (0.0, 0.5, 0.8, 0.95, 1.0)  # quantiles of expression between which intervals are calibrated
+MIN_TYPES = 4  # measured, below which predictions are warned of
+CLEARLY = 0.95  # of the error of the mean response, above which predictions are no better
 NEAREST = 100  # genes with the most significant changes, on which errors are computed
 
 
@@ -239,8 +241,11 @@ class Responses(Result):
     def warnings(self, condition: str) -> list[str]:
         """Reasons not to rely on predictions in a condition."""
         error, found = self.expected_error(condition), []
-        if error["predicted"] >= error["common"]:
-            found.append(f"In {condition}, predictions are no better than the mean response of all types.")
+        n_types = int((self.errors["condition"] == condition).sum())
+        if n_types < MIN_TYPES:
+            found.append(f"In {condition}, only {n_types} types were measured, too few to say what others do.")
+        if error["predicted"] >= CLEARLY * error["common"]:
+            found.append(f"In {condition}, predictions are no better than the mean response of the other types.")
         if error["predicted"] > (1 + error["sampling"]) / 2:
             found.append(
                 f"In {condition}, predictions are nearer to unchanged cells than to real ones; do not use them."
