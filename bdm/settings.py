@@ -47,6 +47,12 @@ MissingAsZero = Annotated[bool, "Treat genes that the cells lack as not expresse
 TargetType = Annotated[str, MinLen(1), "Cell type or sub-population to transmute to."]
 DesignFile = Annotated[Path, "Design of the experiment (`.yaml`)."]
 SourceTypes = Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")]
+Counts = Annotated[
+    str,
+    "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`: the first of layer `counts`, `raw` and `X` "
+    "that holds counts.",
+]
+Relation = Literal["all", "tree", "distance", "none"]  # of cell types, along which their responses covary
 PredictedCondition = Annotated[str, MinLen(1), "Condition to change cells to, or the control."]
 PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all that the cells have")]
 License = Annotated[str | None, MinLen(1), "License of the data, such as `cc-by-4.0`.", Unset("not stated")]
@@ -89,12 +95,7 @@ class PrepareSettings(StageSettings):
     ] = "cell_type"
     batch_key: Annotated[str | None, "Column of `obs` with the batch.", Unset("no batches"), Key("dataset")] = None
     donor_key: Annotated[str | None, "Column of `obs` with the donor.", Unset("no donors"), Key("dataset")] = None
-    counts: Annotated[
-        str,
-        "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`: the first of layer `counts`, `raw` and "
-        "`X` that holds counts.",
-        Key("dataset"),
-    ] = "auto"
+    counts: Annotated[Counts, Key("dataset")] = "auto"
     leave_out: Annotated[tuple[str, ...], "Cell types to leave out."] = ()
     drop_unlabelled: Annotated[bool, "Leave out cells without a cell type, which are an error otherwise."] = False
     genes: Annotated[
@@ -345,15 +346,10 @@ class ResponseSettings(StageSettings):
         Unset("no donors"),
         Key(absent=True),
     ] = None
-    counts: Annotated[
-        str,
-        "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`: the first of layer `counts`, `raw` and "
-        "`X` that holds counts.",
-        Key(absent=True),
-    ] = "auto"
+    counts: Annotated[Counts, Key(absent=True)] = "auto"
     min_cells: Annotated[int, Ge(2), "Fewest cells of a type in a condition whose response is measured."] = 10
     relations: Annotated[
-        Literal["all", "tree", "distance", "none"],
+        Relation,
         "What responses of cell types covary along: their `tree`, the `distance` of their profiles, `all`, or `none`.",
     ] = "all"
 

@@ -12,7 +12,7 @@ from test_workflow import ROOT, snakemake, write_config
 import bdm as package
 from bdm.errors import InputError
 from bdm.hierarchy.files import as_clade
-from bdm.responses.cells import predict_cells
+from bdm.responses.cells import effects_of_cells, predict_cells
 from bdm.responses.fit import fit_responses
 from bdm.responses.law import Relations, fit_law, left_out, predict
 from bdm.responses.measured import PSEUDO, measure
@@ -119,7 +119,7 @@ def test_several_columns_are_crossed(cells):
 
 def test_leaving_out_in_closed_form_is_as_predicting_without(cells):
     found, relations = measure(cells, SETTINGS), Relations.of(measure(cells, SETTINGS).profile, TYPES)
-    data, kernels = measurements(found, 0, relations, found.profile), relations.kernels("all")
+    data, kernels = measurements(found, 0, relations), relations.kernels("all")
     law = fit_law(data, kernels)
     mean, variance = left_out(law, data, kernels)
     others = np.flatnonzero(np.array(TYPES) != "c")
@@ -217,6 +217,16 @@ def test_a_new_type_is_predicted_from_its_control_cells(cells):
     assert np.abs(np.log(shares[0] / shares[2])).mean() < np.abs(np.log(shares[1] / shares[2])).mean()
     with pytest.raises(InputError, match=r"^The responses have no control cells of 'e'"):
         predict_cells(found, of(cells, "e", "stim"), "ctrl")
+
+
+def test_effects_are_those_by_which_the_given_cells_are_changed(cells):
+    found = fit_responses(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
+    expected = effects_of_cells(found, of(cells, "e", "ctrl"), "stim")
+    pd.testing.assert_frame_equal(effects_of_cells(found, cells, "stim", cell_types=("e",)), expected)
+    back = effects_of_cells(found, cells, "ctrl", cell_types=("a",))
+    assert set(back["condition"]) == {"stim"}
+    expected = found.effects("stim", ["a"])
+    pd.testing.assert_frame_equal(back.drop(columns="condition"), expected, check_column_type=False)
 
 
 def test_a_type_without_control_cells_gets_its_control(cells):

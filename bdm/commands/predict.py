@@ -7,7 +7,7 @@ from typing import Annotated
 
 from bdm.commands.base import Summary
 from bdm.commands.options import OutCells, Output
-from bdm.settings import Labels, PredictedCondition, PredictedTypes, Seed
+from bdm.settings import Counts, Labels, PredictedCondition, PredictedTypes, Seed
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def predict(
     condition: PredictedCondition,
     cell_type: PredictedTypes = (),
     effects: Annotated[Path | None, Output, "Table of log fold changes to write as well (.csv)."] = None,
-    counts: Annotated[str, "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`."] = "auto",
+    counts: Counts = "auto",
     labels: Labels = None,
     seed: Seed = 0,
 ) -> Summary:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from bdm.commands.base import Summary
 from bdm.commands.options import OutFolder
-from bdm.settings import Labels, ResponseSettings, Tree
+from bdm.schema import Unset
+from bdm.settings import Labels, ResponseSettings
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +17,11 @@ def respond(
     out: OutFolder,
     *,
     labels: Labels = None,
-    tree: Tree = None,
+    tree: Annotated[
+        Path | None,
+        "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
+        Unset("average linkage of the control profiles"),
+    ] = None,
     settings: ResponseSettings,
 ) -> Summary:
     """Measure how cell types respond to conditions, and how well a type that was not measured can be predicted.

@@ -87,7 +87,7 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
 def ordered(relations: Relations) -> list[str]:
     """Cell types in an order in which those below each node are next to each other."""
     order = list(relations.cell_types)
-    for node in relations.nodes():
+    for node in relations.nodes:
         place = min(order.index(name) for name in node)
         inside = [name for name in order if name in node]
         outside = [name for name in order if name not in node]
@@ -107,7 +107,7 @@ def draw_tree(axis: Axes, relations: Relations, order: list[str], names: dict[fr
     def centre(node: frozenset[str]) -> float:
         return float(np.mean([row[name] for name in node]))
 
-    for node in relations.nodes():
+    for node in relations.nodes:
         parent = relations.parent(node)
         start = 1.15 if parent is None else height(parent)
         axis.plot([start, height(node)], [centre(node)] * 2, color="black", linewidth=1.2)

@@ -11,7 +11,7 @@ from bdm._core.files import provenance, storable
 from bdm._core.seeds import numpy_generator
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError, counted
-from bdm.responses.measured import PSEUDO, SEPARATOR, conditions_of, label_column
+from bdm.responses.measured import PSEUDO, SEPARATOR, conditions_of, text_column
 from bdm.responses.results import Responses
 from bdm.validation import unknown_condition, unknown_type
 
@@ -68,49 +68,66 @@ def predict_cells(
         If a condition or cell type is unknown, genes are missing, counts are not raw, or a type without a known profile
         has no control cells.
     """
-    if condition not in (responses.control, *responses.conditions):
-        raise InputError(unknown_condition(condition, (responses.control, *responses.conditions)))
-    labels, before = label_column(adata.obs, responses.label_key), conditions_before(responses, adata.obs)
-    for name in cell_types:
-        if name not in set(labels):
-            raise InputError(unknown_type(name, sorted(set(labels)), of="The cells have"))
-    chosen = (labels.isin(cell_types or set(labels)) & (before != condition)).to_numpy()
-    if not chosen.any():
-        raise InputError(f"All of these cells are in {condition!r} already; give cells of another condition.")
-    if n_left := int(labels.isin(cell_types or set(labels)).sum() - chosen.sum()):
-        logger.info("Left out %s in %s already.", counted(n_left, "cell"), condition)
-    labels, before = labels[chosen], before[chosen]
-    cells = raw_counts(adata if chosen.all() else adata[chosen], source=counts)
-    column = cells.var_names.get_indexer(responses.genes.index)
-    if (column < 0).any():
-        raise InputError(
-            f"The cells lack {counted(int((column < 0).sum()), 'gene')} of the responses, for example "
-            f"{responses.genes.index[int((column < 0).argmax())]!r}; give all genes of the data of the responses."
-        )
-    changed = cells.X.tocsr().copy()
+    cells, before = cells_to_change(responses, adata, condition, cell_types, counts)
+    labels = text_column(cells.obs, responses.label_key, argument="label_key")
+    column = columns_of(cells, responses)
     measured = pd.Series("", index=labels.index)
     pieces, order = [], []
     for (name, old), rows in pd.Series(np.arange(len(labels))).groupby([labels.to_numpy(), before.to_numpy()]):
-        of_group = changed[rows.to_numpy()]
-        size = np.asarray(of_group.sum(axis=1), dtype=float).ravel()
-        share = np.asarray(of_group[:, column].sum(axis=0), dtype=float).ravel() / max(size.sum(), 1)
+        of_group = cells.X[rows.to_numpy()]
+        share = share_of(of_group, column)
         change, is_measured = change_of(responses, str(name), str(old), condition, share)
-        new = np.maximum((share + PSEUDO) * np.exp(change) - PSEUDO, LEAST * share)
         measured.iloc[rows.to_numpy()] = "measured" if is_measured else "predicted"
         spread = [responses.dispersion[number_of(responses, which)] for which in (str(old), condition)]
         for block, start in enumerate(range(0, len(rows), BLOCK)):
             taken = slice(start, start + BLOCK)
             generator = numpy_generator(seed, "response", str(name), str(old), condition, block)
-            pieces.append(with_columns(of_group[taken], column, size[taken], share, new, spread, generator))
+            pieces.append(with_changes(of_group[taken], column, change, share, spread, generator))
         order.append(rows.to_numpy())
     stacked = sparse.vstack(pieces, format="csr")[np.argsort(np.concatenate(order))]
-    obs = adata.obs.loc[chosen].copy()
+    obs = cells.obs.copy()
     for key, value in zip(responses.condition_key, values_of(responses, condition), strict=True):
         obs[key] = pd.Categorical([value] * len(obs))
     obs["original_condition"], obs["response"] = pd.Categorical(before), pd.Categorical(measured)
     obs["synthetic"] = True
     record = provenance(seed=seed, about=ABOUT, condition=condition, expected_error=expectation(responses, condition))
     return AnnData(stacked, obs=obs, var=cells.var, uns={"bdm": storable(record)})
+
+
+def cells_to_change(
+    responses: Responses, adata: AnnData, condition: str, cell_types: tuple[str, ...], counts: str
+) -> tuple[AnnData, pd.Series]:
+    """Select the raw counts of cells that are to be changed to a condition, and the condition that each is in."""
+    if condition not in (responses.control, *responses.conditions):
+        raise InputError(unknown_condition(condition, (responses.control, *responses.conditions)))
+    labels = text_column(adata.obs, responses.label_key, argument="label_key")
+    before = conditions_before(responses, adata.obs)
+    for name in cell_types:
+        if name not in set(labels):
+            raise InputError(unknown_type(name, sorted(set(labels)), of="The cells have"))
+    of_types = labels.isin(cell_types or set(labels))
+    chosen = (of_types & (before != condition)).to_numpy()
+    if not chosen.any():
+        raise InputError(f"All of these cells are in {condition!r} already; give cells of another condition.")
+    if n_left := int(of_types.sum() - chosen.sum()):
+        logger.info("Left out %s in %s already.", counted(n_left, "cell"), condition)
+    return raw_counts(adata if chosen.all() else adata[chosen], source=counts), before[chosen]
+
+
+def columns_of(cells: AnnData, responses: Responses) -> np.ndarray:
+    """Find the columns of the genes of responses."""
+    column = cells.var_names.get_indexer(responses.genes.index)
+    if (column < 0).any():
+        raise InputError(
+            f"The cells lack {counted(int((column < 0).sum()), 'gene')} of the responses, for example "
+            f"{responses.genes.index[int((column < 0).argmax())]!r}; give all genes of the data of the responses."
+        )
+    return np.asarray(column)
+
+
+def share_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
+    """Share of some genes in the counts of all cells."""
+    return np.asarray(counts[:, column].sum(axis=0), dtype=float).ravel() / float(max(counts.sum(dtype=float), 1))
 
 
 def values_of(responses: Responses, condition: str) -> list[str]:
@@ -137,7 +154,7 @@ def number_of(responses: Responses, condition: str) -> int:
 
 def change_of(responses: Responses, cell_type: str, old: str, new: str, share: np.ndarray) -> tuple[np.ndarray, bool]:
     """Log fold changes of a type between two conditions, and whether both of its responses were measured."""
-    known = cell_type in responses.relations().cell_types
+    known = cell_type in responses.related_types
     if not known and old != responses.control:
         raise InputError(
             f"The responses have no control cells of {cell_type!r}, and the given cells are of {old!r}; give cells of "
@@ -152,17 +169,17 @@ def change_of(responses: Responses, cell_type: str, old: str, new: str, share: n
     return change, is_measured
 
 
-def with_columns(
+def with_changes(
     counts: sparse.csr_matrix,
     column: np.ndarray,
-    size: np.ndarray,
+    change: np.ndarray,
     share: np.ndarray,
-    new: np.ndarray,
     spread: list[np.ndarray],
     generator: np.random.Generator,
 ) -> sparse.csr_matrix:
-    """Change the counts of some genes (``column``) of cells to the shares ``new``."""
-    before = np.asarray(counts[:, column].todense())
+    """Change the counts of some genes (``column``) of cells, whose type has the ``share``, by log fold changes."""
+    before, size = np.asarray(counts[:, column].todense()), np.asarray(counts.sum(axis=1), dtype=float).ravel()
+    new = np.maximum((share + PSEUDO) * np.exp(change) - PSEUDO, LEAST * share)
     after = rescaled(before, size, share, new, spread, generator)
     changed = np.flatnonzero((after != before).any(axis=0))
     difference = sparse.csr_matrix(after[:, changed] - before[:, changed])
@@ -212,14 +229,19 @@ def expectation(responses: Responses, condition: str) -> str:
 def effects_of_cells(
     responses: Responses, adata: AnnData, condition: str, *, cell_types: tuple[str, ...] = (), counts: str = "auto"
 ) -> pd.DataFrame:
-    """Tabulate the log fold changes by which :func:`predict_cells` changes control cells of these types.
+    """Tabulate the log fold changes by which :func:`predict_cells` changes these cells, from and to the control.
 
-    Returns: table of :meth:`bdm.responses.results.Responses.effects`.
+    Returns: tables of :meth:`bdm.responses.results.Responses.effects`, with the ``condition`` first: the new one, or
+    where cells go back to the control, those that they are in.
     """
-    labels = label_column(adata.obs, responses.label_key)
-    names, profiles = cell_types or tuple(sorted(labels.unique())), {}
-    for name in set(names).difference(responses.relations().cell_types):
-        of_type = raw_counts(adata[(labels == name).to_numpy()], source=counts).X
-        share = np.asarray(of_type.sum(axis=0), dtype=float).ravel() / of_type.sum()
-        profiles[name] = np.log(share[adata.var_names.get_indexer(responses.genes.index)] + PSEUDO)
-    return responses.effects(condition, names, profiles=profiles)
+    cells, before = cells_to_change(responses, adata, condition, cell_types, counts)
+    labels = text_column(cells.obs, responses.label_key, argument="label_key")
+    names, column = tuple(sorted(labels.unique())), columns_of(cells, responses)
+    profiles = {
+        name: np.log(share_of(cells.X[(labels == name).to_numpy()], column) + PSEUDO)
+        for name in names
+        if name not in responses.related_types
+    }
+    conditions = sorted(set(before)) if condition == responses.control else [condition]
+    tables = {name: responses.effects(name, names, profiles=profiles) for name in conditions}
+    return pd.concat(tables, names=["condition"]).reset_index("condition").reset_index(drop=True)

@@ -1,6 +1,5 @@
 """Fit of responses: measure them, find the law of each condition, and leave each measured type out in turn."""
 
-import logging
 from dataclasses import asdict
 
 import numpy as np
@@ -10,12 +9,10 @@ from anndata import AnnData
 from bdm._core.files import provenance
 from bdm._core.parallel import threads, using_threads
 from bdm.hierarchy.tree import Clade, match_leaves
-from bdm.responses.law import Law, Measurements, Relations, fit_law, heights, left_out
+from bdm.responses.law import Law, Measurements, Relations, fit_law, left_out
 from bdm.responses.measured import measure
 from bdm.responses.results import BINS, Responses, bins_of, measurements, most_changed
 from bdm.settings import ResponseSettings
-
-logger = logging.getLogger(__name__)
 
 QUANTILE = 1.6449  # of the standard normal, between which and its negative 90% are
 N_CALIBRATED = 2000  # genes, on which intervals are calibrated
@@ -39,26 +36,21 @@ def fit_responses(adata: AnnData, settings: ResponseSettings, *, tree: Clade | N
         See :func:`bdm.responses.measured.measure`; or if the tree has other cell types.
     """
     found = measure(adata, settings)
-    known = ~np.isnan(found.profile).any(axis=1)
-    names = tuple(np.array(found.cell_types)[known].tolist())
+    known, names = found.has_profile, found.related_types
+    relations = Relations.of(found.profile[known], names, None if tree is None else match_leaves(tree, names))
     height = None
     if tree is not None:
         height = np.full((len(known), len(known)), np.nan)
-        height[np.ix_(known, known)] = heights(match_leaves(tree, names), names)
-    relations = Relations.of(found.profile[known], names)
-    if height is not None:
-        of_tree = height[np.ix_(known, known)]
-        relations = Relations(names, relations.distance, of_tree / max(of_tree.max(), 1e-12))
         height[np.ix_(known, known)] = relations.height
     kernels = relations.kernels(settings.relations)
 
     def fitted(number: int) -> tuple[Law, np.ndarray, pd.DataFrame]:
-        data = measurements(found, number, relations, found.profile[known])
+        data = measurements(found, number, relations)
         law, unrelated = fit_law(data, kernels), fit_law(data, [])
         changed = data.genes(np.unique(most_changed(data)))
         predicted, without = left_out(law, changed, kernels)[0], left_out(unrelated, changed, [])[0]
         errors = errors_of(changed, predicted, without, relations).assign(condition=found.conditions[number])
-        return law, calibration(law, data, kernels, found.profile[known][data.measured]), errors
+        return law, calibration(law, data, kernels, relations.profile[data.measured]), errors
 
     with threads() as run:
         laws, calibrations, errors = zip(*run(fitted, range(len(found.conditions))), strict=True)

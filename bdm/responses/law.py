@@ -14,7 +14,7 @@ Bayes), and predictions are averaged over them by their posterior.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
 from bdm.hierarchy.tree import Clade
-
-Relation = Literal["all", "tree", "distance", "none"]
+from bdm.settings import Relation
 
 STRENGTHS = tuple(np.geomspace(0.05, 2, 6).tolist())
 SHARED = (0.5, 0.9, 0.99)
@@ -45,6 +44,8 @@ class Relations:
 
     Attributes
     ----------
+    profile
+        Log shares of counts of the genes in the control, types x genes.
     distance
         Euclidean distance of their control profiles, types x types.
     height
@@ -52,15 +53,16 @@ class Relations:
     """
 
     cell_types: tuple[str, ...]
+    profile: np.ndarray
     distance: np.ndarray
     height: np.ndarray
 
     @classmethod
     def of(cls, profile: np.ndarray, cell_types: tuple[str, ...], tree: Clade | None = None) -> "Relations":
-        """Relate types by their profiles (types x genes), and by a tree; that of average linkage if none is given."""
+        """Relate types by their profiles, and by a tree; that of average linkage if none is given."""
         distances = pdist(profile)
         height = heights(tree, cell_types) if tree else squareform(cophenet(linkage(distances, "average")))
-        return cls(cell_types, squareform(distances), height / max(height.max(), 1e-12))
+        return cls(cell_types, profile, squareform(distances), height / max(height.max(), 1e-12))
 
     def kernels(self, relation: Relation) -> list[np.ndarray]:
         """Kernels that compete, types x types, with ones on the diagonal."""
@@ -69,6 +71,7 @@ class Relations:
         smooth = [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]
         return {"all": along_tree + smooth, "tree": along_tree, "distance": smooth, "none": []}[relation]
 
+    @cached_property
     def nodes(self) -> list[frozenset[str]]:
         """Cell types below each node of the tree, the root first, and those with fewest types last."""
         below = {frozenset(np.flatnonzero(row <= level)) for row in self.height for level in row}
@@ -77,7 +80,7 @@ class Relations:
 
     def parent(self, node: frozenset[str]) -> frozenset[str] | None:
         """Node above a node; None for the root."""
-        above = [other for other in self.nodes() if node < other]
+        above = [other for other in self.nodes if node < other]
         return min(above, key=lambda other: len(other)) if above else None
 
 

@@ -1,6 +1,7 @@
 """Responses that were measured: log fold changes by condition, cell type and gene, with their sampling variances."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,16 @@ class MeasuredResponses:
     dispersion: np.ndarray  # squared coefficient of variation beyond counting: (control, conditions) x genes
     n_cells: pd.DataFrame  # cell types x (control, conditions)
 
+    @property
+    def has_profile(self) -> np.ndarray:
+        """Whether each cell type has a profile, and thereby relations to others."""
+        return np.asarray(~np.isnan(self.profile).any(axis=1))
+
+    @property
+    def related_types(self) -> tuple[str, ...]:
+        """Cell types that have a profile."""
+        return tuple(np.array(self.cell_types)[self.has_profile].tolist())
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -63,22 +74,22 @@ class Sums:
         by_size = sparse.csr_matrix(sparse.diags(size) @ counts)
         return cls(rows.sum(axis=1).A1, rows @ size, rows @ size**2, total(counts), total(squared), total(by_size))
 
-    @property
+    @cached_property
     def share(self) -> np.ndarray:
         """Share of each gene in the counts of all cells of a group."""
         return np.asarray(self.counts / np.maximum(self.size, 1)[:, None])
 
-    @property
+    @cached_property
     def log_share(self) -> np.ndarray:
         """Logarithm of the shares, with a pseudo-count."""
         return np.asarray(np.log(self.share + PSEUDO))
 
-    @property
+    @cached_property
     def relative_variance(self) -> np.ndarray:
         """Sampling variance of :attr:`log_share`."""
         return np.asarray(self.variance / (self.share + PSEUDO) ** 2)
 
-    @property
+    @cached_property
     def squared_residuals(self) -> np.ndarray:
         """Sum of squared differences of counts from the share of their library size."""
         share = self.share
@@ -105,14 +116,15 @@ class Sums:
 
 def conditions_of(obs: pd.DataFrame, keys: tuple[str, ...]) -> pd.Series:
     """Condition of each cell: the value of a column of ``obs``, or the combined values of several."""
-    for key in keys:
-        if sentence := column_rejection(key, obs.columns, argument="condition_key"):
-            raise InputError(sentence)
-    columns = [complete_column(obs, key).astype(str) for key in keys]
-    found = columns[0]
-    for column in columns[1:]:
-        found = found + SEPARATOR + column
-    return found
+    first, *others = (text_column(obs, key, argument="condition_key") for key in keys)
+    return first.str.cat(others, sep=SEPARATOR) if others else first
+
+
+def text_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
+    """Return a column of ``obs``, which an argument names, as text; it may have one value."""
+    if sentence := column_rejection(key, obs.columns, argument=argument):
+        raise InputError(sentence)
+    return complete_column(obs, key).astype(str)
 
 
 def control_of(conditions: pd.Series, control: str | None) -> str:
@@ -138,11 +150,11 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
     ------
     InputError
         If a column is missing, there is no control, no condition has cells of two types that are measured in the
-        control, too, or a condition cannot be told from the one donor that has it.
+        control, too, or a condition cannot be distinguished from the one donor that has it.
     """
     condition = conditions_of(adata.obs, settings.condition_key)
     control = control_of(condition, settings.control)
-    cell_type = label_column(adata.obs, settings.label_key)
+    cell_type = text_column(adata.obs, settings.label_key, argument="label_key")
     donor = None if settings.donor_key is None else donors_of(adata.obs, condition, settings.donor_key)
     cells = raw_counts(adata, source=settings.counts)
     size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
@@ -158,7 +170,7 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
     enough = n >= settings.min_cells
     check_measured(enough, types, conditions)
     shape = (len(conditions) - 1, len(types), counts.shape[1])
-    logs, effect, variance = (np.full(shape, np.nan, dtype=np.float32) for _ in range(3))
+    effect, variance = (np.full(shape, np.nan, dtype=np.float32) for _ in range(2))
     dispersion = np.empty((len(conditions), counts.shape[1]))
 
     def sums_of(rows: np.ndarray) -> Sums:
@@ -167,6 +179,7 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
     before = sums_of(condition_code == 0)
     profile = np.where(enough[0][:, None], before.log_share, np.nan)
     dispersion[0] = before.dispersion(enough[0])
+    without_control: dict[int, list[np.ndarray]] = {}  # profiles, by conditions: without the mean effect on other types
     for number in range(1, len(conditions)):
         after, measured = sums_of(condition_code == number), enough[number] & enough[0]
         of_condition = before.relative_variance + after.relative_variance
@@ -175,16 +188,20 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
             group = (condition_code[rows] > 0) * len(types) + type_code[rows]
             by_donor = (counts[rows], size[rows], group, donor[rows])
             of_condition = variance_between_donors(*by_donor, (before, after), of_condition)
-        logs[number - 1] = after.log_share
         effect[number - 1, measured] = (after.log_share - before.log_share)[measured]
         variance[number - 1, measured] = of_condition[measured]
         dispersion[number] = after.dispersion(enough[number])
+        for row in np.flatnonzero(enough[number] & ~enough[0]):
+            profile_before = after.log_share[row] - np.nanmean(effect[number - 1], axis=0)
+            without_control.setdefault(int(row), []).append(profile_before)
+    for of_type, profiles in without_control.items():
+        profile[of_type] = np.mean(profiles, axis=0)
     return MeasuredResponses(
         genes=cells.var.loc[detected],
         cell_types=tuple(types),
         conditions=tuple(conditions[1:]),
         control=control,
-        profile=with_missing_controls(profile, logs, effect, enough[1:]),
+        profile=profile,
         effect=effect,
         variance=variance,
         dispersion=dispersion,
@@ -192,24 +209,15 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
     )
 
 
-def label_column(obs: pd.DataFrame, key: str) -> pd.Series:
-    """Cell type of each cell, as text."""
-    if sentence := column_rejection(key, obs.columns, argument="label_key"):
-        raise InputError(sentence)
-    return complete_column(obs, key).astype(str)
-
-
 def donors_of(obs: pd.DataFrame, condition: pd.Series, key: str) -> np.ndarray:
     """Give each cell the number of its donor, and check that every condition has two or more."""
-    if sentence := column_rejection(key, obs.columns, argument="donor_key"):
-        raise InputError(sentence)
-    donor = complete_column(obs, key).astype(str)
+    donor = text_column(obs, key, argument="donor_key")
     n_donors = donor.groupby(condition).nunique()
     if (n_donors < 2).any():
         name = str(n_donors.index[int((n_donors < 2).argmax())])
         raise InputError(
-            f"Condition {name!r} has cells of one donor only, so what it does cannot be told from how this donor "
-            "differs; give cells of more donors, or leave out `donor_key=`."
+            f"Condition {name!r} has cells of one donor only, so what it does cannot be distinguished from how this "
+            "donor differs; give cells of more donors, or leave out `donor_key=`."
         )
     return np.asarray(pd.factorize(donor, sort=True)[0])
 
@@ -230,17 +238,6 @@ def check_measured(enough: np.ndarray, types: list[str], conditions: list[str]) 
                 f"The response to {name!r} was measured {found}: enough cells (`min_cells=`) of two types or more are "
                 f"needed both in it and in the control {conditions[0]!r}; add cells, or leave the condition out."
             )
-
-
-def with_missing_controls(profile: np.ndarray, logs: np.ndarray, effect: np.ndarray, enough: np.ndarray) -> np.ndarray:
-    """Profiles of the types without control cells: those in a condition, without its mean effect on other types."""
-    with np.errstate(invalid="ignore"):
-        mean = np.nanmean(effect, axis=1)
-    for row in np.flatnonzero(np.isnan(profile).any(axis=1)):
-        seen = np.flatnonzero(enough[:, row])
-        if len(seen):
-            profile[row] = np.mean([logs[number, row] - mean[number] for number in seen], axis=0)
-    return profile
 
 
 def variance_between_donors(

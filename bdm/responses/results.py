@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from scipy.special import ndtr
 
 from bdm._core.store import Result
 from bdm.errors import InputError
-from bdm.responses.law import Law, Measurements, Prediction, Relation, Relations, predict
+from bdm.responses.law import Law, Measurements, Prediction, Relations, predict
+from bdm.responses.measured import MeasuredResponses
+from bdm.settings import Relation
 from bdm.validation import unknown_condition, unknown_type
 
 BINS = (0.0, 0.5, 0.8, 0.95, 1.0)  # quantiles of expression between which intervals are calibrated
@@ -24,7 +26,7 @@ NEAREST = 100  # genes with the most significant changes, on which errors are co
 
 
 @dataclass(frozen=True, repr=False)
-class Responses(Result):
+class Responses(MeasuredResponses, Result):
     """Responses of cell types to conditions, and the law by which those follow that were never measured.
 
     ::
@@ -70,15 +72,6 @@ class Responses(Result):
 
     kind = "responses"
 
-    genes: pd.DataFrame
-    cell_types: tuple[str, ...]
-    conditions: tuple[str, ...]
-    control: str
-    profile: np.ndarray
-    effect: np.ndarray
-    variance: np.ndarray
-    dispersion: np.ndarray
-    n_cells: pd.DataFrame
     laws: tuple[Law, ...]
     calibration: np.ndarray
     errors: pd.DataFrame
@@ -108,16 +101,14 @@ class Responses(Result):
 
     def relations(self, added: dict[str, np.ndarray] | None = None) -> Relations:
         """Relate the cell types that have a profile, and others by their profiles."""
-        added = added or {}
-        known = ~np.isnan(self.profile).any(axis=1)
-        names = (*np.array(self.cell_types)[known].tolist(), *added)
+        added, known = added or {}, self.has_profile
         if added and self.height is not None:
             raise InputError(
                 f"The tree that the responses were fitted with has no type {next(iter(added))!r}; fit them again with "
                 "a tree that has it, or without a tree of your own."
             )
-        found = Relations.of(np.vstack([self.profile[known], *added.values()]), names)
-        return found if self.height is None else Relations(names, found.distance, self.height[known][:, known])
+        found = Relations.of(np.vstack([self.profile[known], *added.values()]), (*self.related_types, *added))
+        return found if self.height is None else replace(found, height=self.height[known][:, known])
 
     def predictions(
         self,
@@ -136,11 +127,10 @@ class Responses(Result):
             Rows of the predicted genes.
         """
         number, relations = self.condition_number(condition), self.relations(added)
-        profile = np.vstack([self.profile[~np.isnan(self.profile).any(axis=1)], *added.values()])
         missing = [name for name in cell_types if name not in relations.cell_types]
         if missing:
             raise InputError(unknown_type(missing[0], relations.cell_types, of="The responses have"))
-        data = measurements(self, number, relations, profile).genes(genes)
+        data = measurements(self, number, relations).genes(genes)
         at = np.array([relations.cell_types.index(name) for name in cell_types])
         return predict(self.laws[number], data, relations.kernels(self.relation), at)
 
@@ -171,7 +161,7 @@ class Responses(Result):
             If a condition or a type is unknown.
         """
         added = profiles or {}
-        names = tuple(cell_types) or (*self.relations(added).cell_types,)
+        names = tuple(cell_types) or (*self.related_types, *added)
         found, tables = self.predictions(condition, names, added), []
         number, unit = self.condition_number(condition), np.log(2)
         for column, name in enumerate(names):
@@ -192,9 +182,7 @@ class Responses(Result):
 
     def most_changed(self, condition: str) -> np.ndarray:
         """Rows of the genes that are among the most significantly changed of a cell type."""
-        number, relations = self.condition_number(condition), self.relations()
-        profile = self.profile[~np.isnan(self.profile).any(axis=1)]
-        return np.unique(most_changed(measurements(self, number, relations, profile)))
+        return np.unique(most_changed(measurements(self, self.condition_number(condition), self.relations())))
 
     def branches(self, condition: str, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:
         """Where on the tree the response to a condition changes.
@@ -213,7 +201,7 @@ class Responses(Result):
         relations = self.relations()
         found = self.predictions(condition, relations.cell_types, {}, genes)
         names, tables = np.array(relations.cell_types), []
-        for node in relations.nodes():
+        for node in relations.nodes:
             below, above = np.isin(names, list(node)) / len(node), relations.parent(node)
             weight = below if above is None else below - np.isin(names, list(above)) / len(above)
             change, variance = found.mean @ weight, found.variance @ weight**2
@@ -223,6 +211,10 @@ class Responses(Result):
             tables.append(table.sort_values("z", key=np.abs, ascending=False, kind="stable"))
         return pd.concat(tables, ignore_index=True)
 
+    def n_measured(self, condition: str) -> int:
+        """Count the cell types in which the response to a condition was measured."""
+        return int(self.measured[condition].sum())
+
     def expected_error(self, condition: str) -> pd.Series:
         """Mean over measured cell types of each of the :attr:`errors` of a condition."""
         of_condition = self.errors[self.errors["condition"] == condition]
@@ -230,8 +222,7 @@ class Responses(Result):
 
     def sentence(self, condition: str) -> str:
         """How far to trust a prediction in a condition, from the measured types that were left out in turn."""
-        error = self.expected_error(condition)
-        n_types = int((self.errors["condition"] == condition).sum())
+        error, n_types = self.expected_error(condition), self.n_measured(condition)
         return (
             f"{condition}: a type that was not measured is predicted with {error['predicted']:.0%} of the error of "
             f"unchanged cells (common response {error['common']:.0%}, nearest type {error['nearest']:.0%}, measurement "
@@ -241,8 +232,7 @@ class Responses(Result):
     def warnings(self, condition: str) -> list[str]:
         """Reasons not to rely on predictions in a condition."""
         error, found = self.expected_error(condition), []
-        n_types = int((self.errors["condition"] == condition).sum())
-        if n_types < MIN_TYPES:
+        if (n_types := self.n_measured(condition)) < MIN_TYPES:
             found.append(f"In {condition}, only {n_types} types were measured, too few to say what others do.")
         if error["predicted"] >= CLEARLY * error["common"]:
             found.append(f"In {condition}, predictions are no better than the mean response of the other types.")
@@ -256,12 +246,12 @@ class Responses(Result):
         self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
 
 
-def measurements(responses: Any, number: int, relations: Relations, profile: np.ndarray) -> Measurements:
-    """Measurements of a condition, in the order of related types, whose profiles are types x genes."""
+def measurements(responses: MeasuredResponses, number: int, relations: Relations) -> Measurements:
+    """Measurements of a condition, in the order of related types."""
     row = [responses.cell_types.index(name) if name in responses.cell_types else -1 for name in relations.cell_types]
     effect = np.where(np.array(row)[:, None] >= 0, responses.effect[number][row], np.nan)
     measured = np.flatnonzero(~np.isnan(effect).any(axis=1))
-    level = profile - profile[measured].mean(axis=0)
+    level = relations.profile - relations.profile[measured].mean(axis=0)
     of_measured = np.array(row)[measured]
     return Measurements(
         effect=torch.from_numpy(effect[measured].T.astype(float)),

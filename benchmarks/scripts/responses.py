@@ -18,12 +18,12 @@ from bdm._core.files import atomic_write
 from bdm._core.seeds import derive, numpy_generator
 from bdm.data.counts import raw_counts
 from bdm.evaluation.predicted import TOP, evaluate_predicted
-from bdm.responses.cells import LEAST, predict_cells, with_columns
+from bdm.responses.cells import predict_cells, share_of, with_changes
 from bdm.responses.fit import QUANTILE, fit_responses
-from bdm.responses.law import Relation, Relations
-from bdm.responses.measured import PSEUDO, MeasuredResponses, control_of, measure
+from bdm.responses.law import Relations
+from bdm.responses.measured import MeasuredResponses, control_of, measure
 from bdm.responses.results import BINS, bins_of
-from bdm.settings import PredictedEvaluationSettings, ResponseSettings
+from bdm.settings import PredictedEvaluationSettings, Relation, ResponseSettings
 
 app = typer.Typer()
 
@@ -91,12 +91,9 @@ def changed(question: Question, found: MeasuredResponses, effect: np.ndarray) ->
     """Change counts by log fold changes, as bdm does."""
     cells, number = raw_counts(question.before), 1 + found.conditions.index(question.condition)
     column = cells.var_names.get_indexer(found.genes.index)
-    size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
-    share = np.asarray(cells.X[:, column].sum(axis=0), dtype=float).ravel() / size.sum()
-    new = np.maximum((share + PSEUDO) * np.exp(effect) - PSEUDO, LEAST * share)
     generator = numpy_generator(question.seed, question.cell_type)
     spread = [found.dispersion[0], found.dispersion[number]]
-    counts = with_columns(cells.X.tocsr(), column, size, share, new, spread, generator)
+    counts = with_changes(cells.X, column, effect, share_of(cells.X, column), spread, generator)
     return log_normalised(AnnData(counts, obs=cells.obs, var=cells.var))
 
 
