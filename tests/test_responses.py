@@ -12,10 +12,12 @@ from test_workflow import ROOT, snakemake, write_config
 import bdm as package
 from bdm.errors import InputError
 from bdm.hierarchy.files import as_clade
+from bdm.kriging.law import fit_law, left_out, predict
+from bdm.kriging.sums import PSEUDO
 from bdm.responses.cells import effects_of_cells, predict_cells
 from bdm.responses.fit import fit_responses
-from bdm.responses.law import Relations, fit_law, left_out, predict
-from bdm.responses.measured import PSEUDO, measure
+from bdm.responses.measured import measure
+from bdm.responses.relations import Relations
 from bdm.responses.results import Responses, measurements
 from bdm.settings import ResponseSettings
 
@@ -128,6 +130,17 @@ def test_leaving_out_in_closed_form_is_as_predicting_without(cells):
     np.testing.assert_allclose(mean[:, 2], direct.mean[:, 0], atol=1e-8)
     np.testing.assert_allclose(variance[:, 2], direct.variance[:, 0] + data.variance[:, 2].numpy(), rtol=1e-6)
     np.testing.assert_allclose(sum(direct.parts.values()), direct.mean, atol=1e-9)
+
+
+def test_places_that_are_left_out_together_do_not_predict_each_other(cells):
+    found, relations = measure(cells, SETTINGS), Relations.of(measure(cells, SETTINGS).profile, TYPES)
+    data, kernels = measurements(found, 0, relations), relations.kernels("all")
+    law, others = fit_law(data, kernels), np.array([0, 2, 3, 5, 6])
+    mean, variance = left_out(law, data, kernels, [np.array([1, 4]), others])
+    lacking = replace(data, effect=data.effect[:, others], variance=data.variance[:, others], measured=others)
+    direct = predict(law, lacking, kernels, np.array([1, 4]))
+    np.testing.assert_allclose(mean[:, [1, 4]], direct.mean, atol=1e-8)
+    np.testing.assert_allclose(variance[:, [1, 4]], direct.variance + data.variance[:, [1, 4]].numpy(), rtol=1e-6)
 
 
 def test_the_tree_predicts_what_evolved_along_it(cells):

@@ -140,6 +140,13 @@ def complete_column(obs: pd.DataFrame, key: str) -> pd.Series:
     return column
 
 
+def text_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
+    """Return a column of ``obs``, which an argument names, as text; it may have one value."""
+    if sentence := column_rejection(key, obs.columns, argument=argument):
+        raise InputError(sentence)
+    return complete_column(obs, key).astype(str)
+
+
 def check_complete(column: pd.Series, key: str, *, remedy: str = "leave these cells out") -> None:
     """Reject a column of text, named ``key`` in ``obs``, in which values are missing."""
     missing = is_missing(column)

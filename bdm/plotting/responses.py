@@ -17,7 +17,7 @@ from bdm.plotting.style import (
     shown,
     shown_panels,
 )
-from bdm.responses.law import Relations
+from bdm.responses.relations import Relations
 from bdm.responses.results import Responses
 
 MIN_Z, MIN_CHANGE = 3, 0.5  # of a change that is drawn: standard deviations, and log2 units

@@ -9,9 +9,12 @@ from scipy import sparse
 
 from bdm._core.files import provenance, storable
 from bdm._core.seeds import numpy_generator
+from bdm.data.columns import text_column
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError, counted
-from bdm.responses.measured import PSEUDO, SEPARATOR, conditions_of, text_column
+from bdm.kriging.counts import rescaled
+from bdm.kriging.sums import PSEUDO
+from bdm.responses.measured import SEPARATOR, conditions_of
 from bdm.responses.results import Responses
 from bdm.validation import unknown_condition, unknown_type
 
@@ -190,33 +193,6 @@ def with_changes(
     found = sparse.csr_matrix(counts + difference @ place, dtype=np.float32)
     found.eliminate_zeros()
     return found
-
-
-def rescaled(
-    counts: np.ndarray,
-    size: np.ndarray,
-    share: np.ndarray,
-    new: np.ndarray,
-    spread: list[np.ndarray],
-    generator: np.random.Generator,
-) -> np.ndarray:
-    """Thin counts, or add to them; cells x genes.
-
-    With the mean m of a count and its dispersion d (variance m + d m**2), counts of the mean a are added whose
-    dispersion is (d_new (m + a)**2 - d_old m**2) / a**2, so that the sum has the new dispersion.
-    """
-    old_spread, new_spread = spread
-    for_thinning, for_rates, for_more = generator.spawn(3)
-    changed = counts.copy()
-    down = np.flatnonzero(new < share)
-    changed[:, down] = for_thinning.binomial(counts[:, down].astype(np.int64), new[down] / share[down])
-    up = np.flatnonzero(new > share)
-    more = new[up] - share[up]
-    dispersion = (new_spread[up] * new[up] ** 2 - old_spread[up] * share[up] ** 2) / more**2
-    dispersion = np.clip(dispersion, 1e-3, 1e3)
-    rate = for_rates.standard_gamma(1 / dispersion, size=(len(counts), len(up))) * dispersion
-    changed[:, up] += for_more.poisson(rate * size[:, None] * more)
-    return changed
 
 
 def expectation(responses: Responses, condition: str) -> str:

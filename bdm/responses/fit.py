@@ -9,14 +9,12 @@ from anndata import AnnData
 from bdm._core.files import provenance
 from bdm._core.parallel import threads, using_threads
 from bdm.hierarchy.tree import Clade, match_leaves
-from bdm.responses.law import Law, Measurements, Relations, fit_law, left_out
+from bdm.kriging.intervals import calibration
+from bdm.kriging.law import Law, Measurements, fit_law, left_out
 from bdm.responses.measured import measure
-from bdm.responses.results import BINS, Responses, bins_of, measurements, most_changed
+from bdm.responses.relations import Relations
+from bdm.responses.results import Responses, measurements, most_changed
 from bdm.settings import ResponseSettings
-
-QUANTILE = 1.6449  # of the standard normal, between which and its negative 90% are
-N_CALIBRATED = 2000  # genes, on which intervals are calibrated
-MIN_GENES = 20  # of a bin whose intervals are calibrated
 
 
 @using_threads()
@@ -91,22 +89,3 @@ def errors_of(data: Measurements, mean: np.ndarray, unrelated: np.ndarray, relat
         row["sampling"] = np.sqrt(variance[genes, column].mean()) / size
         rows.append({"cell_type": relations.cell_types[data.measured[column]], **row})
     return pd.DataFrame(rows)
-
-
-def calibration(law: Law, data: Measurements, kernels: list[np.ndarray], profile: np.ndarray) -> np.ndarray:
-    """Factor of standard deviations by bin of expression, with which 90% intervals have 90% of left-out effects.
-
-    Parameters
-    ----------
-    profile
-        Of the measured types, types x genes.
-    """
-    genes = np.unique(np.linspace(0, len(data.effect) - 1, N_CALIBRATED).astype(int))
-    mean, variance = left_out(law, data.genes(genes), kernels)
-    bins = np.stack([bins_of(of_type)[genes] for of_type in profile], axis=1)
-    score = np.abs(data.effect[genes].numpy() - mean) / np.sqrt(variance)
-    factors = []
-    for number in range(len(BINS) - 1):
-        of_bin = score[bins == number]
-        factors.append(np.quantile(of_bin, 0.9) / QUANTILE if len(of_bin) >= MIN_GENES else 1.0)
-    return np.array(factors)

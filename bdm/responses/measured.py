@@ -1,21 +1,19 @@
 """Responses that were measured: log fold changes by condition, cell type and gene, with their sampling variances."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.columns import complete_column
+from bdm.data.columns import text_column
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError, abbreviated
+from bdm.kriging.sums import MIN_CELLS_PER_GENE, PSEUDO, Sums
 from bdm.settings import ResponseSettings
-from bdm.validation import column_rejection, unknown_condition
+from bdm.validation import unknown_condition
 
-PSEUDO = 1e-4  # added to shares of counts before logarithms, one count in 10,000; below it, changes fade out
-MIN_CELLS_PER_GENE = 10  # with counts; genes in fewer have no response
 CONTROL_NAMES = ("control", "ctrl", "untreated", "unstimulated", "vehicle", "dmso", "mock", "none", "healthy", "normal")
 SEPARATOR = ", "  # between the values of several columns, whose combinations are the conditions
 PRIOR_DONORS = 4  # donors whose variance is worth as much as what other genes say of it
@@ -50,81 +48,10 @@ class MeasuredResponses:
         return tuple(np.array(self.cell_types)[self.has_profile].tolist())
 
 
-@dataclass(frozen=True)
-class Sums:
-    """Sums over the cells of each group, groups x genes, from which shares and their variances follow."""
-
-    n: np.ndarray  # cells
-    size: np.ndarray  # library sizes
-    squared_size: np.ndarray
-    counts: np.ndarray
-    squared_counts: np.ndarray
-    counts_by_size: np.ndarray
-
-    @classmethod
-    def of(cls, counts: sparse.csr_matrix, size: np.ndarray, group: np.ndarray, n_groups: int) -> "Sums":
-        """Sum over cells of each group, a number from 0."""
-        rows = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group)))
-        squared = counts.copy()
-        squared.data = squared.data**2
-
-        def total(values: sparse.csr_matrix) -> np.ndarray:
-            return np.asarray((rows @ values).todense(), dtype=float)
-
-        by_size = sparse.csr_matrix(sparse.diags(size) @ counts)
-        return cls(rows.sum(axis=1).A1, rows @ size, rows @ size**2, total(counts), total(squared), total(by_size))
-
-    @cached_property
-    def share(self) -> np.ndarray:
-        """Share of each gene in the counts of all cells of a group."""
-        return np.asarray(self.counts / np.maximum(self.size, 1)[:, None])
-
-    @cached_property
-    def log_share(self) -> np.ndarray:
-        """Logarithm of the shares, with a pseudo-count."""
-        return np.asarray(np.log(self.share + PSEUDO))
-
-    @cached_property
-    def relative_variance(self) -> np.ndarray:
-        """Sampling variance of :attr:`log_share`."""
-        return np.asarray(self.variance / (self.share + PSEUDO) ** 2)
-
-    @cached_property
-    def squared_residuals(self) -> np.ndarray:
-        """Sum of squared differences of counts from the share of their library size."""
-        share = self.share
-        found = self.squared_counts - 2 * share * self.counts_by_size + share**2 * self.squared_size[:, None]
-        return np.asarray(np.maximum(found, 0))
-
-    @property
-    def variance(self) -> np.ndarray:
-        """Sampling variance of the shares, where cells are independent; at least that of one more count."""
-        found = self.squared_residuals / np.maximum(self.size, 1)[:, None] ** 2
-        found *= (self.n / np.maximum(self.n - 1, 1))[:, None]
-        return np.asarray(np.maximum(found, (self.counts + 1) / np.maximum(self.size, 1)[:, None] ** 2))
-
-    def dispersion(self, groups: np.ndarray) -> np.ndarray:
-        """Squared coefficient of variation beyond that of Poisson counts within groups, by gene, by moments.
-
-        Genes with few counts are shrunk to 0.5, as if two more cells with one count each had been seen.
-        """
-        correction = (self.n / np.maximum(self.n - 1, 1))[:, None]
-        beyond = (self.squared_residuals * correction - self.counts)[groups].sum(axis=0)
-        expected = (self.share**2 * self.squared_size[:, None])[groups].sum(axis=0)
-        return np.asarray(np.clip((beyond + 1.0) / (expected + 2.0), 1e-3, 20))
-
-
 def conditions_of(obs: pd.DataFrame, keys: tuple[str, ...]) -> pd.Series:
     """Condition of each cell: the value of a column of ``obs``, or the combined values of several."""
     first, *others = (text_column(obs, key, argument="condition_key") for key in keys)
     return first.str.cat(others, sep=SEPARATOR) if others else first
-
-
-def text_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
-    """Return a column of ``obs``, which an argument names, as text; it may have one value."""
-    if sentence := column_rejection(key, obs.columns, argument=argument):
-        raise InputError(sentence)
-    return complete_column(obs, key).astype(str)
 
 
 def control_of(conditions: pd.Series, control: str | None) -> str:

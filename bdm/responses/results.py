@@ -14,12 +14,13 @@ from scipy.special import ndtr
 
 from bdm._core.store import Result
 from bdm.errors import InputError
-from bdm.responses.law import Law, Measurements, Prediction, Relations, predict
+from bdm.kriging.intervals import bins_of
+from bdm.kriging.law import Law, Measurements, Prediction, predict
 from bdm.responses.measured import MeasuredResponses
+from bdm.responses.relations import Relations
 from bdm.settings import Relation
 from bdm.validation import unknown_condition, unknown_type
 
-BINS = (0.0, 0.5, 0.8, 0.95, 1.0)  # quantiles of expression between which intervals are calibrated
 MIN_TYPES = 4  # measured, below which predictions are warned of
 CLEARLY = 0.95  # of the error of the mean response, above which predictions are no better
 NEAREST = 100  # genes with the most significant changes, on which errors are computed
@@ -265,9 +266,3 @@ def most_changed(data: Measurements) -> np.ndarray:
     """Genes with the most significant changes, in this order, genes x measured types."""
     significance = data.effect.abs() / data.variance.sqrt()
     return np.argsort(-significance.numpy(), axis=0, kind="stable")[:NEAREST]
-
-
-def bins_of(profile: np.ndarray) -> np.ndarray:
-    """Bin of each gene by its expression in a cell type."""
-    edges = np.quantile(profile, BINS[1:-1])
-    return np.searchsorted(edges, profile)

@@ -1,36 +1,27 @@
-"""The law by which responses vary over cell types: along their tree, with their distance, and by expression.
+"""The law by which values of genes vary over places: cell types, or moments of a lineage.
 
-The log fold change of a gene in cell type t is normal around its common part, with the covariance
+The value of a gene at a place t, such as its log fold change in a cell type, is normal with the covariance
 
     cov(t, u) = 1 + level**2 x_t x_u + strength**2 (shared K(t, u) + (1 - shared) [t = u]),
 
-where x is the expression of the gene in the control, relative to its mean over types, and K is a kernel: the length of
-the path that two types share in their tree (Brownian motion along its branches, Felsenstein 1985), or a smooth function
-of the distance of their profiles. What was measured has its sampling variance on top. A response that was never
-measured is then a conditional expectation, in closed form. Kernel, level, strength and share differ from gene to gene:
-each combination is a hypothesis, whose prior over genes is the one with the highest marginal likelihood (empirical
-Bayes), and predictions are averaged over them by their posterior.
+where x is a covariate of the gene, and K is a kernel, such as the length of the path that two places share in their
+tree (Brownian motion along its branches, Felsenstein 1985). What was measured has its sampling variance on top. A value
+that was never measured is then a conditional expectation, in closed form. Kernel, level, strength and share differ from
+gene to gene: each combination is a hypothesis, whose prior over genes is the one with the highest marginal likelihood
+(empirical Bayes), and predictions are averaged over them by their posterior.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import cophenet, linkage
-from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
-
-from bdm.hierarchy.tree import Clade
-from bdm.settings import Relation
 
 STRENGTHS = tuple(np.geomspace(0.05, 2, 6).tolist())
 SHARED = (0.5, 0.9, 0.99)
 LEVELS = (0.0, 0.3)
-SCALES = (0.5, 1.0, 2.0)  # of distances, in units of their median
-CLOCKS = (1.0, 2.0)  # powers of the heights of nodes
-N_GENES = 1000  # with the most significant responses, whose marginal likelihood decides on the prior of hypotheses
+N_GENES = 1000  # with the most significant values, whose marginal likelihood decides on the prior of hypotheses
 N_SCREENED = 250  # of these, on which hypotheses are left out that explain hardly any gene
 MIN_PRIOR = 0.01  # of a hypothesis that is kept
 MAX_HYPOTHESES = 16
@@ -39,74 +30,8 @@ ENTRIES = 2**20  # of the largest array; larger ones are slower, as the system c
 
 
 @dataclass(frozen=True)
-class Relations:
-    """How cell types are related.
-
-    Attributes
-    ----------
-    profile
-        Log shares of counts of the genes in the control, types x genes.
-    distance
-        Euclidean distance of their control profiles, types x types.
-    height
-        Height of the last common ancestor of two types in their tree, 0 for a type with itself and 1 at the root.
-    """
-
-    cell_types: tuple[str, ...]
-    profile: np.ndarray
-    distance: np.ndarray
-    height: np.ndarray
-
-    @classmethod
-    def of(cls, profile: np.ndarray, cell_types: tuple[str, ...], tree: Clade | None = None) -> "Relations":
-        """Relate types by their profiles, and by a tree; that of average linkage if none is given."""
-        distances = pdist(profile)
-        height = heights(tree, cell_types) if tree else squareform(cophenet(linkage(distances, "average")))
-        return cls(cell_types, profile, squareform(distances), height / max(height.max(), 1e-12))
-
-    def kernels(self, relation: Relation) -> list[np.ndarray]:
-        """Kernels that compete, types x types, with ones on the diagonal."""
-        along_tree = [1 - self.height**power for power in CLOCKS]
-        relative = self.distance / max(float(np.median(self.distance[np.triu_indices(len(self.distance), 1)])), 1e-12)
-        smooth = [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]
-        return {"all": along_tree + smooth, "tree": along_tree, "distance": smooth, "none": []}[relation]
-
-    @cached_property
-    def nodes(self) -> list[frozenset[str]]:
-        """Cell types below each node of the tree, the root first, and those with fewest types last."""
-        below = {frozenset(np.flatnonzero(row <= level)) for row in self.height for level in row}
-        ordered = sorted(below, key=lambda rows: (-len(rows), min(rows)))
-        return [frozenset(self.cell_types[row] for row in rows) for rows in ordered]
-
-    def parent(self, node: frozenset[str]) -> frozenset[str] | None:
-        """Node above a node; None for the root."""
-        above = [other for other in self.nodes if node < other]
-        return min(above, key=lambda other: len(other)) if above else None
-
-
-def heights(tree: Clade, cell_types: tuple[str, ...]) -> np.ndarray:
-    """Height of the last common ancestor of types: the most nodes from it down to a type."""
-    found = np.zeros((len(cell_types), len(cell_types)))
-
-    def fill(node: Clade) -> tuple[int, list[int]]:
-        if not node.children:
-            return 0, [cell_types.index(str(node.name))]
-        below = [fill(child) for child in node.children]
-        height = 1 + max(depth for depth, _ in below)
-        rows = [row for _, of_child in below for row in of_child]
-        for _, of_child in below:
-            for row in of_child:
-                others = [other for other in rows if other not in of_child]
-                found[row, others] = height
-        return height, rows
-
-    fill(tree)
-    return found
-
-
-@dataclass(frozen=True)
 class Hypothesis:
-    """One covariance of a gene's responses; ``kernel`` is its number, or -1 where types are independent."""
+    """One covariance of a gene's values; ``kernel`` is its number, or -1 where places are independent."""
 
     kernel: int
     shared: float
@@ -116,12 +41,12 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Law:
-    """Hypotheses on the covariance of responses, with their shares of genes.
+    """Hypotheses on the covariance of values, with their shares of genes.
 
     Attributes
     ----------
     slope
-        Mean change of a log fold change with the log expression of the gene in the control, over genes.
+        Mean change of a value with the covariate, over genes.
     """
 
     hypotheses: tuple[Hypothesis, ...]
@@ -131,16 +56,16 @@ class Law:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Log fold changes of genes in the types where they were measured.
+    """Values of genes at the places where they were measured, such as log fold changes in cell types.
 
     Attributes
     ----------
     effect, variance
-        With their sampling variances, genes x measured types.
+        Values with their sampling variances, genes x measured places.
     level
-        Log expression in the control relative to the mean over measured types, genes x all types.
+        The covariate, such as the log expression in the control, relative to its mean; genes x all places.
     measured
-        Rows of the measured types among all.
+        Rows of the measured places among all.
     """
 
     effect: Tensor
@@ -155,7 +80,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Responses at cell types, genes x types: mean, variance, and the parts that add up to the mean."""
+    """Values at places, genes x places: mean, variance, and the parts that add up to the mean."""
 
     mean: np.ndarray
     variance: np.ndarray
@@ -166,7 +91,7 @@ PARTS = ("common", "level", "related", "own")
 
 
 def parts_of(hypothesis: Hypothesis, kernels: list[Tensor], n: int) -> dict[str, Tensor]:
-    """Covariances of n types that are the same for all genes: of all types, of related types, of one type."""
+    """Covariances of n places that are the same for all genes: of all places, of related places, of one place."""
     one = torch.eye(n, dtype=torch.double)
     kernel = kernels[hypothesis.kernel] if hypothesis.kernel >= 0 else one
     shared, square = (hypothesis.shared if hypothesis.kernel >= 0 else 0.0), hypothesis.strength**2
@@ -174,7 +99,7 @@ def parts_of(hypothesis: Hypothesis, kernels: list[Tensor], n: int) -> dict[str,
 
 
 def with_level(parts: dict[str, Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
-    """Add up covariances, and that by expression (``left`` and ``right``, genes x types); genes x types x types."""
+    """Add up covariances, and that by the covariate (``left``, ``right``, genes x places); genes x places x places."""
     alike = torch.stack([*parts.values()]).sum(dim=0)
     return torch.baddbmm(alike[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
 
@@ -184,7 +109,7 @@ class Solved:
     """A hypothesis given measurements: log evidence of each gene, weights of measurements, Cholesky factor."""
 
     evidence: Tensor
-    weights: Tensor  # genes x measured types
+    weights: Tensor  # genes x measured places
     factor: Tensor
 
 
@@ -203,21 +128,27 @@ def solve(hypothesis: Hypothesis, data: Measurements, kernels: list[Tensor], slo
     return Solved(evidence, weights.squeeze(2), factor)
 
 
-def fit_law(data: Measurements, kernels: list[np.ndarray]) -> Law:
-    """Find the prior of hypotheses with the highest marginal likelihood, from the genes that respond most clearly.
+def fit_law(data: Measurements, kernels: list[np.ndarray], *, levels: Sequence[float] = LEVELS) -> Law:
+    """Find the prior of hypotheses with the highest marginal likelihood, from the genes with the clearest values.
 
-    The others, most of all genes, say little of how responses covary, and would make all of them small.
+    The others, most of all genes, say little of how values covary, and would make all of them small.
+
+    Parameters
+    ----------
+    kernels
+        Covariances that compete, places x places.
+    levels
+        Strengths of the covariate that compete.
     """
-    significance = (data.effect**2 / data.variance).mean(dim=1).numpy()
-    sample = data.genes(np.argsort(-significance, kind="stable")[:N_GENES])
+    sample = data.genes(most_significant(data)[:N_GENES])
     slope = slope_of(sample)
-    hypotheses = [Hypothesis(-1, 0.0, strength, level) for strength in STRENGTHS for level in LEVELS]
+    hypotheses = [Hypothesis(-1, 0.0, strength, level) for strength in STRENGTHS for level in levels]
     hypotheses += [
         Hypothesis(number, shared, strength, level)
         for number in range(len(kernels))
         for shared in SHARED
         for strength in STRENGTHS
-        for level in LEVELS
+        for level in levels
     ]
     tensors = [torch.from_numpy(kernel) for kernel in kernels]
     few = sample.genes(slice(None, None, max(1, len(sample.effect) // N_SCREENED)))
@@ -228,6 +159,11 @@ def fit_law(data: Measurements, kernels: list[np.ndarray]) -> Law:
     order = torch.argsort(prior, descending=True, stable=True)[:MAX_HYPOTHESES]
     kept = sorted(int(number) for number in order if prior[number] >= MIN_PRIOR) or [int(order[0])]
     return Law(tuple(hypotheses[number] for number in kept), maximise(evidence[:, kept]).numpy(), slope)
+
+
+def most_significant(data: Measurements) -> np.ndarray:
+    """Rows of the genes in the order of their mean squared value, in units of its sampling variance."""
+    return np.argsort(-(data.effect**2 / data.variance).mean(dim=1).numpy(), kind="stable")
 
 
 def evidence_of(hypotheses: list[Hypothesis], data: Measurements, kernels: list[Tensor], slope: float) -> Tensor:
@@ -247,7 +183,7 @@ def maximise(evidence: Tensor) -> Tensor:
 
 
 def slope_of(data: Measurements) -> float:
-    """Regression of effects on expression over types, pooled over genes and weighted by precision."""
+    """Regression of values on the covariate over places, pooled over genes and weighted by precision."""
     of = torch.from_numpy(data.measured)
     weight = 1 / (data.variance + 0.05)
     level = data.level[:, of]
@@ -264,23 +200,40 @@ def in_chunks(data: Measurements) -> Iterator[Measurements]:
         yield data.genes(slice(start, start + step))
 
 
-def left_out(law: Law, data: Measurements, kernels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Predict each measured type from all others: mean, and variance with sampling noise, genes x measured types.
+def left_out(
+    law: Law, data: Measurements, kernels: list[np.ndarray], groups: Sequence[np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict measured places from all others: mean, and variance with sampling noise, genes x measured places.
 
-    In closed form (Sundararajan & Keerthi 2001): with the inverse Q of the covariance of measurements, the prediction
-    differs from the measurement by (Q y)_t / Q_tt, and has the variance 1 / Q_tt.
+    In closed form (Sundararajan & Keerthi 2001): with the inverse Q of the covariance of measurements y, the prediction
+    of the places G that are left out together differs from what was measured by Q_GG^-1 (Q y)_G, and has the covariance
+    Q_GG^-1.
+
+    Parameters
+    ----------
+    groups
+        Columns of the measured places that are left out together, each in one group; each alone, if not given.
     """
-    tensors, means, variances = [torch.from_numpy(kernel) for kernel in kernels], [], []
+    tensors = [torch.from_numpy(kernel) for kernel in kernels]
+    each = [torch.tensor([column]) for column in range(data.effect.shape[1])]
+    parted = each if groups is None else [torch.from_numpy(group) for group in groups]
+    means, variances = [], []
     for part in in_chunks(data):
-        logs, each = [], []
-        for hypothesis, prior in zip(law.hypotheses, law.prior, strict=True):
-            found = solve(hypothesis, part, tensors, law.slope)
-            variance = 1 / torch.diagonal(torch.cholesky_inverse(found.factor), dim1=1, dim2=2)
-            off = found.weights * variance
-            density = -(off**2 / variance + variance.log()) / 2
-            logs.append(found.evidence[:, None] - density + np.log(prior))
-            each.append((part.effect - off, variance))
-        mean, variance = averaged(torch.stack(logs), *(torch.stack(of_kind) for of_kind in zip(*each, strict=True)))
+        found = [solve(hypothesis, part, tensors, law.slope) for hypothesis in law.hypotheses]
+        inverses = [torch.cholesky_inverse(of.factor) for of in found]
+        mean, variance = torch.empty_like(part.effect), torch.empty_like(part.effect)
+        for group in parted:
+            logs, expected, spread = [], [], []
+            for of, inverse, prior in zip(found, inverses, law.prior, strict=True):
+                factor = torch.linalg.cholesky(inverse[:, group[:, None], group])
+                covariance = torch.cholesky_inverse(factor)
+                off = (covariance @ of.weights[:, group, None]).squeeze(2)
+                log_determinant = 2 * torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
+                density = (log_determinant - (off * of.weights[:, group]).sum(dim=1)) / 2
+                logs.append((of.evidence - density + np.log(prior))[:, None])
+                expected.append(part.effect[:, group] - off)
+                spread.append(torch.diagonal(covariance, dim1=1, dim2=2))
+            mean[:, group], variance[:, group] = averaged(*(torch.stack(of) for of in (logs, expected, spread)))
         means.append(mean)
         variances.append(variance)
     return torch.cat(means).numpy(), torch.cat(variances).numpy()
@@ -294,20 +247,26 @@ def averaged(logs: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tens
 
 
 def predict(law: Law, data: Measurements, kernels: list[np.ndarray], at: np.ndarray) -> Prediction:
-    """Condition the law on measurements, at the cell types in rows ``at``, measured or not."""
+    """Condition the law on measurements, at the places in rows ``at``, measured or not."""
+    return contrasts(law, data, kernels, np.eye(data.level.shape[1])[at])
+
+
+def contrasts(law: Law, data: Measurements, kernels: list[np.ndarray], weights: np.ndarray) -> Prediction:
+    """Condition the law on measurements, and predict weighted sums over places; ``weights`` are sums x places."""
     tensors, results = [torch.from_numpy(kernel) for kernel in kernels], []
-    rows, of = torch.from_numpy(at), torch.from_numpy(data.measured)
+    weight_of, of = torch.from_numpy(weights), torch.from_numpy(data.measured)
     for part in in_chunks(data):
         logs, means, variances, pieces = [], [], [], []
-        level = part.level[:, rows]
+        level = part.level @ weight_of.T
         for hypothesis, prior in zip(law.hypotheses, law.prior, strict=True):
             found = solve(hypothesis, part, tensors, law.slope)
             parts = parts_of(hypothesis, tensors, part.level.shape[1])
-            cross = {name: covariance[rows][:, of] for name, covariance in parts.items()}
+            cross = {name: weight_of @ covariance[:, of] for name, covariance in parts.items()}
             together = with_level(cross, hypothesis, level, part.level[:, of])
             explained = (torch.cholesky_solve(together.mT.contiguous(), found.factor).mT * together).sum(dim=2)
             square = hypothesis.level**2
-            unexplained = sum(torch.diagonal(whole)[rows] for whole in parts.values()) + square * level**2
+            alike = torch.stack([(weight_of @ whole * weight_of).sum(dim=1) for whole in parts.values()]).sum(dim=0)
+            unexplained = alike + square * level**2
             added = {name: found.weights @ piece.T for name, piece in cross.items()}
             by_level = (part.level[:, of] * found.weights).sum(dim=1, keepdim=True)
             added["level"] = (square * by_level + law.slope) * level
