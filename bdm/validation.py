@@ -105,13 +105,13 @@ def may_be_fitted(name: str, cell_types: Iterable[str]) -> bool:
     return bool({name, re.sub(r"[/]+\d+$", "", name)} & set(cell_types) or re.fullmatch(r"node \d+", name))
 
 
-def alike_names(names: Iterable[str]) -> tuple[str, ...] | None:
-    """Give the first names that differ by spaces or by upper and lower case alone; None if there are none."""
+def alike_names(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Group the names that differ by spaces or by upper and lower case alone."""
     alike: dict[str, tuple[str, ...]] = {}
     for name in names:
         key = "".join(name.split()).casefold()
         alike[key] = (*alike.get(key, ()), name)
-    return next((found for found in alike.values() if len(found) > 1), None)
+    return [found for found in alike.values() if len(found) > 1]
 
 
 def label_candidates(fitted: str | None) -> tuple[str, ...]:

@@ -204,6 +204,11 @@ def test_incomplete_original_is_rejected(original, small_model, change, expected
         OriginalCells.of(cells, small_model.model, KEYS)
 
 
+def test_cells_without_the_schema_are_pointed_to_numbers_of_cells(example_cells, small_model):
+    with pytest.raises(InputError, match=r"ask for numbers of cells alone, by `cells=` in place of `like=`"):
+        small_model.generate(like=example_cells)
+
+
 def test_original_without_a_type_is_rejected(original, small_model):
     cells = original[original.obs["bulk_labels"] != "CD34+"].copy()
     with pytest.raises(InputError, match=r"lack the model's types 'CD34\+'"):

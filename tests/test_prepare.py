@@ -578,9 +578,10 @@ def test_labels_that_differ_by_spaces_or_case_alone_are_warned_of(example_cells,
     cells = example_cells.copy()
     labels = cells.obs["bulk_labels"].astype(str)
     labels[labels == "Dendritic"] = np.where(np.arange((labels == "Dendritic").sum()) % 2, " dendritic ", "Dendritic")
+    labels[labels == "CD19+ B"] = np.where(np.arange((labels == "CD19+ B").sum()) % 2, "CD19+B", "CD19+ B")
     cells.obs["bulk_labels"] = labels
     prepare(cells, settings())
-    words = "obs['bulk_labels'] has ' dendritic ' and 'Dendritic', which differ by spaces or case alone; give them one"
+    words = "obs['bulk_labels'] has ' dendritic ' and 'Dendritic', 'CD19+ B' and 'CD19+B', which differ by spaces"
     assert words in caplog.text
     caplog.clear()
     prepare(example_cells, settings())

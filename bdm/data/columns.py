@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype
 
 from bdm.data.header import MISSING_LABELS
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated
 from bdm.settings import WITHOUT_LABELS, PrepareSettings
 from bdm.validation import NO_LABELS, PREPARED_COLUMNS, alike_names, column_rejection
 
@@ -128,7 +128,7 @@ def group_column(
         logger.warning(
             "obs[%r] has %s, which differ by spaces or case alone; give them one name, if they are the same.",
             key,
-            " and ".join(map(repr, alike)),
+            abbreviated([" and ".join(map(repr, names)) for names in alike], n_shown=5),
         )
     return groups
 

@@ -57,7 +57,6 @@ class OriginalCells:
                 f"The cells lack the model's types {abbreviated(list(map(repr, lacking)), n_shown=5)}, whose columns "
                 "cannot be drawn; give the cells that the model was fitted on."
             )
-        uns = entries_of(adata)
         obs = adata.obs[known]
         if missing := [name for name in REQUIRED if name not in obs]:
             raise InputError(
@@ -73,7 +72,7 @@ class OriginalCells:
         batch_key = batch_column(adata.obs, model, keys) if model.autoencoder.batches else None
         batch = None if batch_key is None else as_text(obs[batch_key]).astype(str).to_numpy()
         columns = [*REQUIRED, *(name for name in LABELS if name in obs)]
-        return cls(obs[columns], labels[known].to_numpy(), batch, batch_key, uns)
+        return cls(obs[columns], labels[known].to_numpy(), batch, batch_key, entries_of(adata))
 
 
 def entries_of(adata: AnnData) -> dict[str, Any]:
