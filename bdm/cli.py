@@ -23,11 +23,13 @@ from bdm.commands.fit import fit
 from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
+from bdm.commands.lineage import lineage
 from bdm.commands.merge import merge
 from bdm.commands.plot_tree import plot_tree
 from bdm.commands.power import power
 from bdm.commands.predict import predict
 from bdm.commands.prepare import prepare
+from bdm.commands.reconstruct import reconstruct
 from bdm.commands.report import report
 from bdm.commands.respond import respond
 from bdm.commands.simulate import simulate
@@ -51,6 +53,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
     "Generate": {generate: True, merge: False, transmute: True, simulate: True},
     "Conditions": {respond: True, predict: True, evaluate_predicted: True},
+    "Lineages": {lineage: True, reconstruct: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Plan": {power: True},
     "Share": {audit: True, audit_folds: False, card: False},

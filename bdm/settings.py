@@ -55,6 +55,15 @@ Counts = Annotated[
 Relation = Literal["all", "tree", "distance", "none"]  # of cell types, along which their responses covary
 PredictedCondition = Annotated[str, MinLen(1), "Condition to change cells to, or the control."]
 PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all that the cells have")]
+LineageRelation = Literal["all", "lineage", "time", "none"]  # of places in a lineage, along which expression covaries
+LineageTreeFile = Annotated[
+    Path | None, "Lineage tree in Newick, whose nodes have names.", Unset("that of the lineage names")
+]
+LineageNode = Annotated[str, MinLen(1), "Node of the lineage whose cells are reconstructed."]
+LineageTime = Annotated[
+    str | None, MinLen(1), "Time, such as 350, or a range of times, such as 300:400.", Unset("when the node exists")
+]
+Extrapolate = Annotated[bool, "Reconstruct cells, too, that samples of their lineage are not both before and after."]
 License = Annotated[str | None, MinLen(1), "License of the data, such as `cc-by-4.0`.", Unset("not stated")]
 Source = Annotated[str | None, MinLen(1), "Where the data are from: study, accession, consent.", Unset("not stated")]
 Contact = Annotated[str | None, MinLen(1), "Who answers questions on the data, with an address.", Unset("not stated")]
@@ -351,6 +360,39 @@ class ResponseSettings(StageSettings):
     relations: Annotated[
         Relation,
         "What responses of cell types covary along: their `tree`, the `distance` of their profiles, `all`, or `none`.",
+    ] = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineageSettings(StageSettings):
+    """How expression along a lineage is measured, and what it is expected to depend on.
+
+    Attributes
+    ----------
+    lineage_key
+        Column of ``obs`` with lineage names, such as ``ABpla``, in which an ancestor is the beginning of a name; in
+        place of a tree whose nodes are cell types.
+    time_key
+        Column of ``obs`` with the time of each cell; without one, the lengths of branches count.
+    relations
+        What expression covaries along: the lineage, time, both, or nothing.
+    """
+
+    section: ClassVar[str] = "lineage"
+
+    label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type.", Key(absent=True)] = "cell_type"
+    lineage_key: Annotated[
+        str | None,
+        MinLen(1),
+        "Column of `obs` with lineage names, such as ABpla, in which an ancestor is the beginning of a name.",
+        Unset("the nodes are the cell types, and a tree is given"),
+    ] = None
+    time_key: Annotated[str | None, MinLen(1), "Column of `obs` with the time.", Unset("branch lengths count")] = None
+    counts: Annotated[Counts, Key(absent=True)] = "auto"
+    n_times: Annotated[int, Ge(2), "Number of time bins, if the cells have more times."] = 15
+    min_cells: Annotated[int, Ge(2), "Fewest cells of a node in a time bin whose expression is measured."] = 5
+    relations: Annotated[
+        LineageRelation, "What expression covaries along: the `lineage`, `time`, `all`, or `none`."
     ] = "all"
 
 

@@ -1,4 +1,4 @@
-"""Responses to conditions and their scores, tests between conditions, and the results of power analyses and audits.
+"""Responses to conditions and their scores, lineages, tests between conditions, results of power analyses and audits.
 
 ::
 
@@ -8,26 +8,37 @@
     responses = bdm.tl.respond(adata, condition_key="condition", control="ctrl")
     stimulated = bdm.tl.predict_cells(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
     evaluation = bdm.tl.evaluate_predicted(adata_control, adata_real, stimulated)
+
+    lineage = bdm.tl.lineage(adata, tree="lineage.nwk", time_key="minutes")
+    ancestors = bdm.tl.reconstruct(lineage, adata, "ASG_AWA")
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from anndata import AnnData
 
 from bdm.audit.results import Audit
 from bdm.evaluation.predicted import PredictedEvaluation, evaluate_predicted
 from bdm.hierarchy.files import Tree, as_clade
+from bdm.hierarchy.tree import Clade
+from bdm.lineages.cells import reconstruct_cells as reconstruct
+from bdm.lineages.fit import fit_lineage
+from bdm.lineages.results import Lineage
+from bdm.lineages.tree import read_lineage_tree
 from bdm.power.analysis import PowerAnalysis
 from bdm.power.experiment import ExperimentSettings
 from bdm.power.tests import composition_tests, log_cpm_tests, pseudobulk_tests, wilcoxon_tests
 from bdm.responses.cells import predict_cells
 from bdm.responses.fit import fit_responses
 from bdm.responses.results import Responses
-from bdm.settings import PredictedEvaluationSettings, ResponseSettings
+from bdm.settings import LineageSettings, PredictedEvaluationSettings, ResponseSettings
 
 __all__ = [
     "Audit",
     "ExperimentSettings",
+    "Lineage",
+    "LineageSettings",
     "PowerAnalysis",
     "PredictedEvaluation",
     "PredictedEvaluationSettings",
@@ -35,9 +46,11 @@ __all__ = [
     "Responses",
     "composition_tests",
     "evaluate_predicted",
+    "lineage",
     "log_cpm_tests",
     "predict_cells",
     "pseudobulk_tests",
+    "reconstruct",
     "respond",
     "wilcoxon_tests",
 ]
@@ -85,6 +98,52 @@ def respond(
         min_cells=min_cells,
     )
     return fit_responses(adata, settings, tree=None if tree is None else as_clade(tree))
+
+
+def lineage(
+    adata: AnnData,
+    *,
+    tree: Path | str | Clade | None = None,
+    lineage_key: str | None = None,
+    time_key: str | None = None,
+    label_key: str = LineageSettings.label_key,
+    counts: str = LineageSettings.counts,
+    n_times: int = LineageSettings.n_times,
+    min_cells: int = LineageSettings.min_cells,
+) -> Lineage:
+    """Measure expression along a lineage and time, and find the law by which other nodes and times follow.
+
+    Parameters
+    ----------
+    adata
+        Cells of a lineage, with raw counts.
+    tree
+        The lineage tree in Newick, as a file or text, whose nodes are the cell types.
+    lineage_key
+        Column of ``obs`` with lineage names, such as ``ABpla``, in place of a tree.
+    time_key, label_key
+        Columns of ``obs`` with times, if any, and with cell types.
+    counts
+        Where the raw counts are: ``X``, ``raw``, the name of a layer, or ``auto``.
+    n_times
+        Number of time bins, if the cells have more times.
+    min_cells
+        Fewest cells of a node in a time bin whose expression is measured.
+
+    Raises
+    ------
+    InputError
+        If a column is missing or no time, a name has no node, times contradict the tree, or counts are not raw.
+    """
+    settings = LineageSettings(
+        label_key=label_key,
+        lineage_key=lineage_key,
+        time_key=time_key,
+        counts=counts,
+        n_times=n_times,
+        min_cells=min_cells,
+    )
+    return fit_lineage(adata, settings, tree=None if tree is None else read_lineage_tree(tree))
 
 
 def __dir__() -> list[str]:

@@ -100,6 +100,14 @@ def unknown_condition(name: str, known: Iterable[str]) -> str:
     return f"There is no condition {name!r}; {remedy}"
 
 
+def unknown_node(name: str, known: Iterable[str]) -> str:
+    """Phrase that a lineage has no node of a name, and name the nearest, or some where none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(known[:20])}."
+    return f"The lineage has no node {name!r}; {remedy}"
+
+
 def may_be_fitted(name: str, cell_types: Iterable[str]) -> bool:
     """Whether a model of these types may have one of a name, a sub-population (``T/2``) or a clade (``node 3``)."""
     return bool({name, re.sub(r"[/]+\d+$", "", name)} & set(cell_types) or re.fullmatch(r"node \d+", name))

@@ -58,10 +58,14 @@ def to_newick(hierarchy: Hierarchy) -> str:
     return written[hierarchy.root.name] + ";\n"
 
 
-def from_newick(text: str) -> Clade:
-    """Read the shape of the first tree of a Newick text, with the labels of inner nodes as their names."""
+def from_newick(text: str, *, every_node: bool = False) -> Clade:
+    """Read the shape of the first tree of a Newick text, with the labels of inner nodes as their names.
+
+    With ``every_node``, nodes with one child are kept, underscores stay as they are, and branches have lengths.
+    """
     open_nodes: list[list[Clade]] = [[]]
     position, skip = 0, False
+    length: float | None = None
     name: str | None = None
     closed: Clade | None = None
     while match := TOKEN.match(text, position):
@@ -70,13 +74,15 @@ def from_newick(text: str) -> Clade:
         if comment is not None:
             continue
         if sign is None:
+            if skip and every_node:
+                length = branch_length(match.group().strip())
             if not skip:
                 if single is not None:
                     label = single.replace("''", "'")
                 elif double is not None:
                     label = double.replace('""', '"')
                 else:
-                    label = word.replace("_", " ")
+                    label = word if every_node else word.replace("_", " ")
                 name = label if name is None else f"{name} {label}"
             continue
         if sign == ":":
@@ -90,16 +96,27 @@ def from_newick(text: str) -> Clade:
         if closed is None and name is None:
             raise InputError("The Newick text has a branch without a name; name every leaf by its cell type.")
         node = Clade(name) if closed is None else closed
-        open_nodes[-1].append(Clade(name, node.children) if node.children else node)
-        name, skip, closed = None, False, None
+        open_nodes[-1].append(Clade(name if node.children else node.name, node.children, length))
+        name, skip, closed, length = None, False, None, None
         if sign == ")" and len(open_nodes) > 1:
             children = tuple(open_nodes.pop())
-            closed = Clade(children=children) if len(children) > 1 else children[0]
+            closed = Clade(children=children) if len(children) > 1 or every_node else children[0]
         elif sign == ";" and len(open_nodes) == 1 and len(open_nodes[0]) == 1:
             return open_nodes[0][0]
         elif sign != ",":
             break
     raise InputError(f"The Newick text cannot be read near character {position}; check brackets and the end ';'.")
+
+
+def branch_length(text: str) -> float:
+    """Read the length of a branch."""
+    try:
+        length = float(text)
+    except ValueError:
+        length = -1.0
+    if not 0 <= length < float("inf"):
+        raise InputError(f"The Newick text has the branch length {text!r}, which must be a number that is at least 0.")
+    return length
 
 
 Tree = Clade | Path | str | Sequence[Any]  # a shape, a file, Newick text, or nested lists of cell types

@@ -13,10 +13,14 @@ from bdm.errors import InputError
 
 @dataclass(frozen=True)
 class Clade:
-    """Shape of a tree: a leaf with a name, or an inner node with children and, optionally, a name."""
+    """Shape of a tree: a leaf with a name, or an inner node with children and, optionally, a name.
+
+    The length of the branch above it counts in lineage trees only, see :class:`bdm.lineages.tree.LineageTree`.
+    """
 
     name: str | None = None
     children: tuple["Clade", ...] = field(default=())
+    length: float | None = field(default=None, compare=False)
 
     def leaves(self) -> tuple[str, ...]:
         """Names of the leaves, in order."""

@@ -1,6 +1,37 @@
 """Counts of cells whose expected shares change: thinned where they fall, added to where they rise."""
 
 import numpy as np
+from scipy import sparse
+
+LEAST = 0.05  # of the counts of a gene that are left, as shares below the pseudo-count could become negative
+
+
+def with_shares(
+    counts: sparse.csr_matrix,
+    column: np.ndarray,
+    share: np.ndarray,
+    new: np.ndarray,
+    spread: list[np.ndarray],
+    generator: np.random.Generator,
+) -> sparse.csr_matrix:
+    """Change the counts of some genes (``column``) of cells from their expected shares to new ones.
+
+    Parameters
+    ----------
+    spread
+        Dispersion of counts of each gene, before and after.
+    """
+    before, size = np.asarray(counts[:, column].todense()), np.asarray(counts.sum(axis=1), dtype=float).ravel()
+    after = rescaled(before, size, share, np.maximum(new, LEAST * share), spread, generator)
+    changed = np.flatnonzero((after != before).any(axis=0))
+    difference = sparse.csr_matrix(after[:, changed] - before[:, changed])
+    place = sparse.csr_matrix(
+        (np.ones(len(changed), dtype=np.float32), (np.arange(len(changed)), column[changed])),
+        (len(changed), counts.shape[1]),
+    )
+    found = sparse.csr_matrix(counts + difference @ place, dtype=np.float32)
+    found.eliminate_zeros()
+    return found
 
 
 def rescaled(

@@ -1,5 +1,7 @@
 """Intervals of predictions, calibrated by expression on measured places that were left out."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from bdm.kriging.law import Law, Measurements, left_out
@@ -10,16 +12,24 @@ N_CALIBRATED = 2000  # genes, on which intervals are calibrated
 MIN_GENES = 20  # of a bin whose intervals are calibrated
 
 
-def calibration(law: Law, data: Measurements, kernels: list[np.ndarray], profile: np.ndarray) -> np.ndarray:
+def calibration(
+    law: Law,
+    data: Measurements,
+    kernels: list[np.ndarray],
+    profile: np.ndarray,
+    groups: Sequence[np.ndarray] | None = None,
+) -> np.ndarray:
     """Factor of standard deviations by bin of expression, with which 90% intervals have 90% of left-out values.
 
     Parameters
     ----------
     profile
         Log expression at the measured places, places x genes.
+    groups
+        Places that are left out together; each alone, if not given.
     """
     genes = np.unique(np.linspace(0, len(data.effect) - 1, N_CALIBRATED).astype(int))
-    mean, variance = left_out(law, data.genes(genes), kernels)
+    mean, variance = left_out(law, data.genes(genes), kernels, groups)
     bins = np.stack([bins_of(of_place)[genes] for of_place in profile], axis=1)
     score = np.abs(data.effect[genes].numpy() - mean) / np.sqrt(variance)
     factors = []

@@ -251,31 +251,43 @@ def predict(law: Law, data: Measurements, kernels: list[np.ndarray], at: np.ndar
     return contrasts(law, data, kernels, np.eye(data.level.shape[1])[at])
 
 
-def contrasts(law: Law, data: Measurements, kernels: list[np.ndarray], weights: np.ndarray) -> Prediction:
-    """Condition the law on measurements, and predict weighted sums over places; ``weights`` are sums x places."""
+def contrasts(
+    law: Law, data: Measurements, kernels: list[np.ndarray], weights: np.ndarray, *, variances: bool = True
+) -> Prediction:
+    """Condition the law on measurements, and predict weighted sums over places.
+
+    Parameters
+    ----------
+    weights
+        Sums x places.
+    variances
+        Whether to compute variances, which takes longer than the means; they are only those between hypotheses if not.
+    """
     tensors, results = [torch.from_numpy(kernel) for kernel in kernels], []
     weight_of, of = torch.from_numpy(weights), torch.from_numpy(data.measured)
     for part in in_chunks(data):
-        logs, means, variances, pieces = [], [], [], []
+        logs, means, spread, pieces = [], [], [], []
         level = part.level @ weight_of.T
         for hypothesis, prior in zip(law.hypotheses, law.prior, strict=True):
             found = solve(hypothesis, part, tensors, law.slope)
             parts = parts_of(hypothesis, tensors, part.level.shape[1])
             cross = {name: weight_of @ covariance[:, of] for name, covariance in parts.items()}
-            together = with_level(cross, hypothesis, level, part.level[:, of])
-            explained = (torch.cholesky_solve(together.mT.contiguous(), found.factor).mT * together).sum(dim=2)
             square = hypothesis.level**2
-            alike = torch.stack([(weight_of @ whole * weight_of).sum(dim=1) for whole in parts.values()]).sum(dim=0)
-            unexplained = alike + square * level**2
             added = {name: found.weights @ piece.T for name, piece in cross.items()}
             by_level = (part.level[:, of] * found.weights).sum(dim=1, keepdim=True)
             added["level"] = (square * by_level + law.slope) * level
             logs.append(found.evidence[:, None] + np.log(prior))
             pieces.append(torch.stack([added[name] for name in PARTS]))
             means.append(pieces[-1].sum(dim=0))
-            variances.append(unexplained - explained)
+            if not variances:
+                spread.append(torch.zeros_like(means[-1]))
+                continue
+            together = with_level(cross, hypothesis, level, part.level[:, of])
+            explained = (torch.cholesky_solve(together.mT.contiguous(), found.factor).mT * together).sum(dim=2)
+            alike = torch.stack([(weight_of @ whole * weight_of).sum(dim=1) for whole in parts.values()]).sum(dim=0)
+            spread.append(alike + square * level**2 - explained)
         weight = torch.softmax(torch.stack(logs), dim=0)
-        mean, variance = averaged(torch.stack(logs), torch.stack(means), torch.stack(variances))
+        mean, variance = averaged(torch.stack(logs), torch.stack(means), torch.stack(spread))
         results.append((mean, variance, (weight[:, None] * torch.stack(pieces)).sum(dim=0)))
     means_of, variances_of, parts_of_mean = (torch.cat(kind, dim=-2).numpy() for kind in zip(*results, strict=True))
     return Prediction(means_of, np.maximum(variances_of, 0), dict(zip(PARTS, parts_of_mean, strict=True)))

@@ -12,7 +12,7 @@ from bdm._core.seeds import numpy_generator
 from bdm.data.columns import text_column
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError, counted
-from bdm.kriging.counts import rescaled
+from bdm.kriging.counts import with_shares
 from bdm.kriging.sums import PSEUDO
 from bdm.responses.measured import SEPARATOR, conditions_of
 from bdm.responses.results import Responses
@@ -20,7 +20,6 @@ from bdm.validation import unknown_condition, unknown_type
 
 logger = logging.getLogger(__name__)
 
-LEAST = 0.05  # of the counts of a gene that are left, as shares below the pseudo-count could become negative
 BLOCK = 512  # cells that are changed together; the random numbers of a seed depend on it
 ABOUT = "Predicted cells: measured or generated cells, changed by bdm to another condition; they are no measurements."
 
@@ -181,18 +180,7 @@ def with_changes(
     generator: np.random.Generator,
 ) -> sparse.csr_matrix:
     """Change the counts of some genes (``column``) of cells, whose type has the ``share``, by log fold changes."""
-    before, size = np.asarray(counts[:, column].todense()), np.asarray(counts.sum(axis=1), dtype=float).ravel()
-    new = np.maximum((share + PSEUDO) * np.exp(change) - PSEUDO, LEAST * share)
-    after = rescaled(before, size, share, new, spread, generator)
-    changed = np.flatnonzero((after != before).any(axis=0))
-    difference = sparse.csr_matrix(after[:, changed] - before[:, changed])
-    place = sparse.csr_matrix(
-        (np.ones(len(changed), dtype=np.float32), (np.arange(len(changed)), column[changed])),
-        (len(changed), counts.shape[1]),
-    )
-    found = sparse.csr_matrix(counts + difference @ place, dtype=np.float32)
-    found.eliminate_zeros()
-    return found
+    return with_shares(counts, column, share, (share + PSEUDO) * np.exp(change) - PSEUDO, spread, generator)
 
 
 def expectation(responses: Responses, condition: str) -> str:

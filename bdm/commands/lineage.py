@@ -1,0 +1,52 @@
+"""``bdm lineage``: measure expression along a lineage, and find the law by which it follows where nobody sampled."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from bdm.commands.base import Summary
+from bdm.commands.options import OutFolder
+from bdm.settings import Labels, LineageSettings, LineageTreeFile
+
+logger = logging.getLogger(__name__)
+
+
+def lineage(
+    data: Annotated[Path, "Cells of a lineage, with raw counts."],
+    out: OutFolder,
+    *,
+    labels: Labels = None,
+    tree: LineageTreeFile = None,
+    settings: LineageSettings,
+) -> Summary:
+    """Measure expression along a lineage and time, and how well nodes and times that were not sampled are predicted.
+
+    Writes tables (.csv), figures (.png), and what bdm reconstruct needs.
+
+    Example: bdm lineage cells.h5ad lineage/ --tree lineage.nwk --time-key minutes
+    """
+    from bdm._core.files import atomic_write
+    from bdm.data.read import read_cells
+    from bdm.errors import at, counted
+    from bdm.lineages.fit import fit_lineage
+    from bdm.lineages.tree import read_lineage_tree
+    from bdm.plotting.files import write_result
+
+    with atomic_write(out, folder_of="lineage.json") as folder:
+        cells = read_cells(data, labels=labels)
+        given = None if tree is None else read_lineage_tree(tree)
+        with at(data):
+            fitted = fit_lineage(cells, settings, tree=given)
+        write_result(folder, fitted)
+    for warning in fitted.warnings():
+        logger.warning("%s", warning)
+    n_sampled, n_nodes = int(fitted.sampled.sum()), len(fitted.tree.nodes)
+    facts = {
+        "lineage": f"{counted(len(fitted.genes), 'gene')} in {len(fitted.points)} samples of {n_sampled} of "
+        f"{counted(n_nodes, 'node')}",
+        "error": "\n".join(fitted.sentences()),
+    }
+    inner = [name for name, sampled in zip(fitted.tree.nodes, fitted.sampled, strict=True) if not sampled]
+    node = inner[-1] if inner else str(fitted.points["node"].iloc[0])
+    then = ("bdm", "reconstruct", out, data, "reconstructed.h5ad", "--node", node)
+    return Summary((out,), facts, then=then)

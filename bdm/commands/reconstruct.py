@@ -1,0 +1,52 @@
+"""``bdm reconstruct``: generate cells of an ancestor, or of a time that nobody sampled."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+
+from bdm.commands.base import Summary
+from bdm.commands.options import OutCells, Output
+from bdm.settings import Counts, Extrapolate, Labels, LineageNode, LineageTime, Seed
+
+
+def reconstruct(
+    lineage: Annotated[Path, "Folder made by bdm lineage."],
+    data: Annotated[Path, "Cells that the lineage was fitted on, with raw counts."],
+    out: OutCells,
+    *,
+    node: LineageNode,
+    at: LineageTime = None,
+    cells: Annotated[int, Ge(1), "Number of cells."] = 100,
+    extrapolate: Extrapolate = False,
+    genes: Annotated[Path | None, Output, "Table of the expected expression of genes to write as well (.csv)."] = None,
+    counts: Counts = "auto",
+    labels: Labels = None,
+    seed: Seed = 0,
+) -> Summary:
+    """Reconstruct cells of a node of a lineage, with or without cells of its own, at any time, as raw counts.
+
+    Example: bdm reconstruct lineage/ cells.h5ad ancestors.h5ad --node ASG_AWA --at 350:400
+    """
+    from bdm._core.files import atomic_write
+    from bdm.data.read import read_cells
+    from bdm.errors import at as at_file
+    from bdm.lineages.cells import parsed_time, reconstruct_cells
+    from bdm.lineages.results import Lineage
+
+    time = parsed_time(at)
+    with ExitStack() as files:
+        path = files.enter_context(atomic_write(out))
+        table = None if genes is None else files.enter_context(atomic_write(genes))
+        loaded, given = Lineage.load(lineage), read_cells(data, labels=labels)
+        with at_file(data):
+            found = reconstruct_cells(
+                loaded, given, node, at=time, n_cells=cells, extrapolate=extrapolate, counts=counts, seed=seed
+            )
+        found.write_h5ad(path, compression="gzip")
+        if table is not None:
+            when = sum(time) / 2 if isinstance(time, tuple) else time
+            loaded.expression(node, when).to_csv(table, index=False, float_format="%.4g")
+    facts = {"cells": f"{found.n_obs:,} of {node}", "error": found.uns["bdm"]["expected_error"]}
+    return Summary((out, genes), facts)

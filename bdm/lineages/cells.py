@@ -1,0 +1,230 @@
+"""Cells of a node at any time: counts of its nearest relatives, changed to its expected expression."""
+
+import logging
+import re
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from bdm._core.files import provenance, storable
+from bdm._core.seeds import numpy_generator
+from bdm.errors import InputError, counted
+from bdm.kriging.counts import with_shares
+from bdm.kriging.sums import PSEUDO
+from bdm.lineages.measured import LineageCells, has_node, locate
+from bdm.lineages.results import Lineage
+from bdm.lineages.tree import Places
+from bdm.settings import LineageSettings
+
+logger = logging.getLogger(__name__)
+
+Time = float | tuple[float, float] | np.ndarray | None  # one, a range, that of each cell, or when the node exists
+
+N_RELATIVES = 100  # nearest cells, whose counts are changed
+N_TIMES = 11  # in a range of times, at which expression is predicted; each cell has that of the nearest one
+LEAST_SHARE = 1e-7  # of the counts of a gene that is hardly expressed
+ABOUT = "Reconstructed cells: cells of relatives, changed by bdm to an ancestral state or a time; no measurements."
+
+
+def reconstruct_cells(
+    lineage: Lineage,
+    adata: AnnData,
+    node: str,
+    *,
+    at: Time = None,
+    n_cells: int = 100,
+    extrapolate: bool = False,
+    counts: str = "auto",
+    seed: int = 0,
+) -> AnnData:
+    """Generate cells of a node of a lineage, with or without cells of its own.
+
+    ::
+
+        ancestors = bdm.tl.reconstruct(lineage, adata, "ASG_AWA", at=(350, 410))
+
+    The expected share of counts q of each gene at the node and time is that of the law. Each cell begins as one of the
+    100 cells that are nearest in the lineage, at whose place the gene has the share p: where q < p, its counts are
+    thinned by q / p; where q > p, counts with the mean N (q - p) are added to a cell with library size N. So cells have
+    the library sizes of their relatives, and vary as these do.
+
+    Parameters
+    ----------
+    lineage
+        Result of :func:`bdm.tl.lineage`.
+    adata
+        The cells that the lineage was fitted on, with raw counts, or others of its nodes.
+    node
+        A node of the lineage tree.
+    at
+        A time; a range of times, in which the times of cells are uniform; or an array with the time of each cell, in
+        place of ``n_cells``. The range in which the node exists, if not given.
+    extrapolate
+        Generate cells, too, where samples are not both before and after in the same lineage.
+    counts
+        Where the raw counts are, see :func:`bdm.data.counts.find_counts`.
+
+    Returns
+    -------
+    Raw counts (CSR, float32), and ``obs`` with the node and the time in the columns of the data, the name of the
+    relative that each cell began as (``relative``), and ``synthetic`` (True).
+
+    Raises
+    ------
+    InputError
+        If there is no such node, it would be extrapolation, or the cells are not those of the lineage.
+    """
+    number = lineage.tree.find(node)
+    generator = numpy_generator(seed, "lineage", node)
+    time = times_to_reconstruct(lineage, number, at, n_cells, generator)
+    n_cells = len(time)
+    places, place_of_cell = on_grid(number, time)
+    reject_extrapolation(lineage, places, extrapolate=extrapolate)
+    relatives, point = relatives_of(lineage, adata, counts)
+    column = columns_of(relatives.cells, lineage)
+    expected = shares_at(lineage, lineage.places.join(places))
+    n = len(lineage.points)
+    path = lineage.places.join(places).path(lineage.tree, lineage.end)[n:, :n]
+    pieces, order, sources = [], [], []
+    for place in range(len(places.node)):
+        rows = np.flatnonzero(place_of_cell == place)
+        nearest = np.argsort(path[place, point], kind="stable")[:N_RELATIVES]
+        chosen = nearest[drawn(len(nearest), len(rows), generator)]
+        for of_point in np.unique(point[chosen]):
+            here = point[chosen] == of_point
+            cells = chosen[here]
+            spread = [lineage.dispersion, lineage.dispersion]
+            share, new = expected[:, of_point], expected[:, n + place]
+            pieces.append(with_shares(relatives.cells.X[cells], column, share, new, spread, generator))
+            order.append(rows[here])
+            sources.append(cells)
+    back = np.argsort(np.concatenate(order))
+    obs = pd.DataFrame(index=[f"{node} {i + 1}" for i in range(n_cells)])
+    obs[lineage.node_key] = pd.Categorical([lineage.tree.nodes[number]] * n_cells)
+    if lineage.time_key is not None:
+        obs[lineage.time_key] = time
+    obs["relative"] = relatives.cells.obs_names.to_numpy()[np.concatenate(sources)[back]]
+    obs["synthetic"] = True
+    record = provenance(seed=seed, about=ABOUT, node=node, expected_error=expectation(lineage, places))
+    stacked = sparse.vstack(pieces, format="csr")[back]
+    return AnnData(stacked, obs=obs, var=relatives.cells.var, uns={"bdm": storable(record)})
+
+
+# ---- nodes and times
+
+
+def parsed_time(text: str | None) -> float | tuple[float, float] | None:
+    """Read a time, or a range such as ``300:400``."""
+    if text is None:
+        return None
+    number = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*"
+    if not re.fullmatch(rf"{number}(?::{number})?", text):
+        raise InputError(f"at is {text!r}, but must be a time, such as 350, or a range of times, such as 300:400.")
+    first, *last = map(float, text.split(":"))
+    return (first, last[0]) if last else first
+
+
+def times_to_reconstruct(
+    lineage: Lineage, node: int, at: Time, n_cells: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Draw the times of cells."""
+    if at is not None and lineage.time_key is None:
+        raise InputError("The lineage has no times, so `at=` has no meaning; fit it again with `time_key=`.")
+    if isinstance(at, np.ndarray):
+        return at
+    if n_cells < 1:
+        raise InputError(f"n_cells is {n_cells}, but must be at least 1.")
+    first, last = lineage.interval(node) if at is None else at if isinstance(at, tuple) else (at, at)
+    if not (np.isfinite(first) and np.isfinite(last)) or last < first:
+        raise InputError(f"at is {first:g}:{last:g}, but a range of times begins before it ends.")
+    return generator.uniform(first, last, n_cells) if last > first else np.full(n_cells, first)
+
+
+def on_grid(node: int, time: np.ndarray) -> tuple[Places, np.ndarray]:
+    """Places at which expression is predicted, and the place of each cell."""
+    grid = np.unique(time)
+    if len(grid) > N_TIMES:
+        grid = np.linspace(grid[0], grid[-1], N_TIMES)
+    nearest = np.abs(time[:, None] - grid).argmin(axis=1)
+    used, place_of_cell = np.unique(nearest, return_inverse=True)
+    return Places(np.full(len(used), node), grid[used]), place_of_cell
+
+
+def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool) -> None:
+    """Reject places that samples of their lineage are not both before and after, or warn of them with their error."""
+    between = lineage.is_between(places)
+    if between.all():
+        return
+    if not extrapolate:
+        outside = Places(places.node[~between], places.time[~between])
+        name, time = lineage.tree.nodes[outside.node[0]], outside.time[0]
+        when = f" at {time:g}" if lineage.time_key is not None else ""
+        first, last = lineage.interval(int(outside.node[0]))
+        n, ancestral = len(lineage.points), lineage.places.join(outside).ancestral(lineage.tree)
+        side = "after it" if ancestral[:n, n].any() else "before it"
+        known = f"; its own samples are from {first:g} to {last:g}" if lineage.sampled[outside.node[0]] and when else ""
+        raise InputError(
+            f"{name!r}{when} is extrapolation: no samples of its lineage are {side}{known}; "
+            f"{expectation(lineage, outside)}. Use `extrapolate=True` to generate it all the same."
+        )
+    logger.warning("Extrapolated: %s.", expectation(lineage, Places(places.node[~between], places.time[~between])))
+
+
+def expectation(lineage: Lineage, places: Places) -> str:
+    """State the error to expect at places of one node: from those that were left out, and from the law."""
+    between = bool(lineage.is_between(places).all())
+    kind = "time" if lineage.sampled[places.node[0]] else "node"
+    compared = np.argsort(-lineage.log_share.var(axis=0), kind="stable")[:N_RELATIVES]
+    sd = float(np.sqrt(np.mean(lineage.log_shares(places, compared)[1] ** 2)))
+    points = float(lineage.log_share[:, compared].std(axis=0).mean())
+    return (
+        f"{lineage.sentence(kind, between=between)}; here, the {len(compared)} most variable genes have an expected "
+        f"error of {sd:.2f} in log expression (they vary by {points:.2f} between samples)"
+    )
+
+
+# ---- relatives
+
+
+def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[LineageCells, np.ndarray]:
+    """Select the cells that are at a measured point of the lineage, and the number of this point for each."""
+    settings = LineageSettings(
+        label_key=lineage.label_key, lineage_key=lineage.lineage_key, time_key=lineage.time_key, counts=counts
+    )
+    if lineage.node_key not in adata.obs:
+        raise InputError(f"obs of the cells has no column {lineage.node_key!r}, which the lineage was fitted with.")
+    names = adata.obs[lineage.node_key].astype(str)
+    known = names.map({name: has_node(lineage.tree, name) for name in names.unique()}).to_numpy(bool)
+    if not known.any():
+        raise InputError(f"None of the cells has a node of the lineage in obs[{lineage.node_key!r}].")
+    found, _ = locate(adata[known], settings, lineage.tree, lineage.edges)
+    index = pd.MultiIndex.from_arrays([lineage.places.node, lineage.points["bin"]])
+    point = index.get_indexer(list(zip(found.node, found.bin, strict=True)))
+    rows = np.flatnonzero(point >= 0)
+    if not len(rows):
+        raise InputError("None of the cells is at a node and time that the lineage was measured at; give its cells.")
+    return LineageCells(found.cells[rows], found.node[rows], found.time[rows], found.bin[rows]), point[rows]
+
+
+def columns_of(cells: AnnData, lineage: Lineage) -> np.ndarray:
+    """Find the columns of the genes of a lineage."""
+    column = np.asarray(cells.var_names.get_indexer(lineage.genes.index))
+    if (column < 0).any():
+        raise InputError(
+            f"The cells lack {counted(int((column < 0).sum()), 'gene')} of the lineage, for example "
+            f"{lineage.genes.index[int((column < 0).argmax())]!r}; give the cells that it was fitted on."
+        )
+    return column
+
+
+def shares_at(lineage: Lineage, places: Places) -> np.ndarray:
+    """Predict the share of counts of each gene at places, genes x places."""
+    return np.maximum(np.exp(lineage.log_shares(places, variances=False)[0]) - PSEUDO, LEAST_SHARE)
+
+
+def drawn(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Draw numbers below ``n``, none more often than one other plus once."""
+    rounds = [generator.permutation(n) for _ in range(-(-size // n))]
+    return np.concatenate(rounds)[:size]

@@ -1,0 +1,204 @@
+"""Expression along a lineage as it was measured: log shares of genes by node and time, with sampling variances."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from scipy import sparse
+
+from bdm.data.columns import as_text, is_missing, text_column
+from bdm.data.counts import raw_counts
+from bdm.errors import InputError, abbreviated, counted
+from bdm.kriging.sums import MIN_CELLS_PER_GENE, Sums
+from bdm.lineages.tree import LineageTree, Places, check_order, divisions, origin_of
+from bdm.settings import LineageSettings
+from bdm.validation import column_rejection, unknown_node
+
+logger = logging.getLogger(__name__)
+
+MIN_POINTS = 3  # measured, from which others may be predicted
+
+
+@dataclass(frozen=True)
+class MeasuredLineage:
+    """What was measured of each node at each time, in arrays of points x genes.
+
+    A point is a node in a time bin, with ``min_cells`` cells or more.
+    """
+
+    genes: pd.DataFrame
+    tree: LineageTree
+    end: np.ndarray  # time at which each node divides; infinite for leaves
+    points: pd.DataFrame  # node, and of its cells in a bin: mean time, number of the bin, n_cells
+    log_share: np.ndarray
+    variance: np.ndarray  # sampling variances of these
+    halves: np.ndarray  # squared error of measurement, by the difference of the halves of a point's cells
+    dispersion: np.ndarray  # squared coefficient of variation of counts beyond Poisson, by gene
+    n_cells: np.ndarray  # of each node
+    first: np.ndarray  # time of the first and of the last cell of each node; NaN without cells
+    last: np.ndarray
+    edges: np.ndarray  # of time bins; empty without times
+
+    @property
+    def places(self) -> Places:
+        """Where the points are."""
+        node = [self.tree.nodes.index(name) for name in self.points["node"]]
+        return Places(np.array(node), self.points["time"].to_numpy(float))
+
+
+@dataclass(frozen=True)
+class LineageCells:
+    """Cells whose place in a lineage is known: raw counts, node and time of each, and number of its time bin."""
+
+    cells: AnnData
+    node: np.ndarray
+    time: np.ndarray
+    bin: np.ndarray
+
+
+def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
+    """Return the times of cells, a column of ``obs``."""
+    if sentence := column_rejection(key, obs.columns, argument="time_key"):
+        raise InputError(sentence)
+    column, another = obs[key], "name another column by `time_key=`"
+    if isinstance(column.dtype, pd.CategoricalDtype) and is_numeric_dtype(column.cat.categories):
+        column = column.astype(float)
+    if not is_numeric_dtype(column) or is_bool_dtype(column):
+        example = next(iter(column.dropna()), "nothing")
+        raise InputError(f"obs[{key!r}] has text, such as {str(example)!r}, but times are numbers; {another}.")
+    time = column.to_numpy(float, na_value=np.nan)
+    if (n_missing := int((~np.isfinite(time)).sum())) > 0:
+        where = obs.index[int((~np.isfinite(time)).argmax())]
+        raise InputError(
+            f"obs[{key!r}] has no time for {n_missing} of {len(time)} cells, for example {where}; complete it, or "
+            "leave these cells out."
+        )
+    if time.min() == time.max():
+        raise InputError(f"obs[{key!r}] is {time[0]:g} in all cells; {another}, or none.")
+    return time
+
+
+def cells_on_tree(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> tuple[AnnData, LineageTree]:
+    """Select the cells that have a lineage name, and find the tree of these names, if none is given."""
+    if settings.lineage_key is None:
+        if tree is None:
+            raise InputError("There is no lineage; give a tree by `tree=`, or lineage names by `lineage_key=`.")
+        return adata, tree
+    if tree is not None:
+        raise InputError("`tree=` and `lineage_key=` are both given; give one of them.")
+    if sentence := column_rejection(settings.lineage_key, adata.obs.columns, argument="lineage_key"):
+        raise InputError(sentence)
+    names = as_text(adata.obs[settings.lineage_key])
+    missing = is_missing(names).to_numpy()
+    if missing.all():
+        raise InputError(f"obs[{settings.lineage_key!r}] has no lineage name for any cell; name another column.")
+    if missing.any():
+        logger.warning("Left out %s without a lineage name.", counted(int(missing.sum()), "cell"))
+    return adata[~missing] if missing.any() else adata, LineageTree.from_names(names[~missing].astype(str))
+
+
+def nodes_of(obs: pd.DataFrame, settings: LineageSettings, tree: LineageTree) -> np.ndarray:
+    """Return the node of each cell."""
+    key = settings.lineage_key or settings.label_key
+    names = text_column(obs, key, argument="lineage_key" if settings.lineage_key else "label_key")
+    index = {name: tree.find(name) for name in sorted(set(names)) if has_node(tree, name)}
+    if unknown := sorted(set(names) - set(index)):
+        remedy = "add it to the tree, or leave its cells out"
+        raise InputError(f"{unknown_node(unknown[0], tree.nodes)} obs[{key!r}] has cells of it; {remedy}.")
+    return names.map(index).to_numpy(int)
+
+
+def has_node(tree: LineageTree, name: str) -> bool:
+    """Whether a tree has a node of a name."""
+    return name.replace("_", " ") in {node.replace("_", " ") for node in tree.nodes}
+
+
+def edges_of(time: np.ndarray, n_times: int) -> np.ndarray:
+    """Edges of time bins: one for each time where there are few, else of equal width."""
+    found = np.unique(time)
+    return found if len(found) <= n_times else np.linspace(time.min(), time.max(), n_times + 1)[:-1]
+
+
+def locate(
+    adata: AnnData, settings: LineageSettings, tree: LineageTree, edges: np.ndarray | None = None
+) -> tuple[LineageCells, np.ndarray]:
+    """Find the place of each cell in a lineage; with the edges of time bins, if they are not given.
+
+    Without times, those of cells are the depths of their nodes.
+    """
+    node = nodes_of(adata.obs, settings, tree)
+    cells = raw_counts(adata, source=settings.counts)
+    if settings.time_key is None:
+        return LineageCells(cells, node, tree.depth[node], np.zeros(len(node), dtype=int)), np.array([])
+    time = times_of(adata.obs, settings.time_key)
+    edges = edges_of(time, settings.n_times) if edges is None else edges
+    return LineageCells(cells, node, time, np.searchsorted(edges, time, side="right") - 1), edges
+
+
+def measure(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> MeasuredLineage:
+    """Measure the log share of each gene in each node and time bin, from raw counts summed over its cells.
+
+    Raises
+    ------
+    InputError
+        If a column is missing or no time, a name has no node, times contradict the tree, counts are not raw, or fewer
+        than three points have enough cells.
+    """
+    chosen, tree = cells_on_tree(adata, settings, tree)
+    found, edges = locate(chosen, settings, tree)
+    timed = settings.time_key is not None
+    if timed:
+        check_order(tree, found.node, found.time)
+    end = divisions(tree, found.node, found.time) if timed else tree.depth
+    table = pd.DataFrame({"node": found.node, "bin": found.bin, "time": found.time})
+    grouped = table.groupby(["node", "bin"])["time"].agg(["mean", "size"]).reset_index()
+    points = grouped[grouped["size"] >= settings.min_cells].reset_index(drop=True)
+    if len(points) < MIN_POINTS:
+        raise InputError(
+            f"Only {counted(len(points), 'node')} or times of nodes have {settings.min_cells} cells (`min_cells=`), "
+            f"but {MIN_POINTS} are needed; give more cells, or fewer time bins by `n_times=`."
+        )
+    measured = set(points["node"])
+    if lacking := [tree.nodes[node] for node in sorted(set(found.node) - measured)]:
+        logger.warning("Too few cells (min_cells) to measure %s.", abbreviated(lacking, n_shown=10))
+    detected = np.asarray((found.cells.X > 0).sum(axis=0)).ravel() >= MIN_CELLS_PER_GENE
+    if not detected.any():
+        raise InputError(f"No gene has counts in {MIN_CELLS_PER_GENE} cells; give more cells.")
+    group = pd.MultiIndex.from_frame(points[["node", "bin"]]).get_indexer(list(zip(found.node, found.bin, strict=True)))
+    rows = np.flatnonzero(group >= 0)
+    size = np.asarray(found.cells.X.sum(axis=1), dtype=float).ravel()
+    counts = sparse.csr_matrix(found.cells.X[rows][:, detected], dtype=float)
+    sums = Sums.of(counts, size[rows], group[rows], len(points))
+    alternate = 2 * group[rows] + pd.Series(group[rows]).groupby(group[rows]).cumcount().to_numpy() % 2
+    half = Sums.of(counts, size[rows], alternate, 2 * len(points)).log_share
+    by_node = table.groupby("node")["time"].agg(["min", "max", "size"]).reindex(range(len(tree.nodes)))
+    names = np.array(tree.nodes, dtype=object)[points["node"]]
+    return MeasuredLineage(
+        genes=found.cells.var.loc[detected],
+        tree=tree,
+        end=end,
+        points=pd.DataFrame(
+            {"node": names, "time": points["mean"], "bin": points["bin"], "n_cells": points["size"]},
+        ),
+        log_share=sums.log_share,
+        variance=sums.relative_variance,
+        halves=(half[::2] - half[1::2]) ** 2 / 4,
+        dispersion=sums.dispersion(np.arange(len(points))),
+        n_cells=by_node["size"].fillna(0).to_numpy(int),
+        first=by_node["min"].to_numpy(float),
+        last=by_node["max"].to_numpy(float),
+        edges=edges,
+    )
+
+
+def span_of(places: Places) -> float:
+    """Range of the times of places; at least a small number, so that it can be divided by."""
+    return max(float(np.ptp(places.time)), 1e-9)
+
+
+def beginning_of(places: Places, *, timed: bool) -> float:
+    """Time at which the lineage begins."""
+    return origin_of(places.time) if timed else 0.0

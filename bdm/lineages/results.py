@@ -1,0 +1,287 @@
+"""Lineages, measured and predicted: expression at any node and time, changes on branches, expected errors, files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import ndtr
+
+from bdm._core.store import Result
+from bdm.errors import counted
+from bdm.kriging.intervals import QUANTILE, bins_of
+from bdm.kriging.law import Law, Measurements, contrasts
+from bdm.kriging.sums import PSEUDO
+from bdm.lineages.measured import MeasuredLineage, beginning_of, span_of
+from bdm.lineages.tree import Places
+from bdm.settings import LineageRelation
+
+CLEARLY = 0.95  # of the error of the best simple prediction, above which predictions are no better
+N_STEPS = 9  # times on a branch at which the expected change is computed, to find when half of it has happened
+
+
+@dataclass(frozen=True, repr=False)
+class Lineage(MeasuredLineage, Result):
+    """Expression along a lineage, and the law by which it follows at nodes and times that were never sampled.
+
+    ::
+
+        lineage = bdm.tl.lineage(adata, tree="lineage.nwk", time_key="minutes")
+        ancestors = bdm.tl.reconstruct(lineage, adata, "ASG_AWA", at=350)
+
+    Attributes
+    ----------
+    genes
+        The ``var`` of the genes with enough counts.
+    tree
+        Nodes, mothers before daughters.
+    end
+        Time at which each node divides, estimated from the times of cells; infinite for leaves.
+    points
+        A row for each ``node`` in a time ``bin`` that was measured, with its mean ``time`` and ``n_cells``.
+    log_share, variance
+        Natural log of the share of counts of each gene with its sampling variance, points x genes.
+    halves
+        Squared error of measurement, by the difference of the halves of a point's cells, points x genes.
+    dispersion
+        Squared coefficient of variation of counts beyond Poisson, by gene.
+    n_cells, first, last
+        Of each node: number of cells, time of the first and of the last.
+    edges
+        Lower edges of the time bins.
+    law
+        The law of expression.
+    calibration
+        By bin of expression: by what standard deviations of predictions are multiplied, so that 90% intervals have 90%
+        of the genes of nodes that are left out.
+    errors
+        A row for each node and time bin that was ``left_out`` (``node`` or ``time``), by ``name``, apart for its
+        ``n_points`` that are ``between`` samples and those beyond them: errors of log expression, relative to those of
+        the mean of all points (0: exact, 1: as the mean), if it is predicted by the law (``predicted``), by the
+        ``nearest`` point, and by the ``blend`` of the points next before and after it in its lineage; and the error
+        that measurement alone causes, by halves of the cells (``halves``).
+    relation
+        What expression may covary along.
+    label_key, lineage_key, time_key
+        Columns of ``obs`` of the data.
+    provenance
+        Version, packages, seed and settings.
+    """
+
+    kind = "lineage"
+
+    law: Law
+    calibration: np.ndarray
+    errors: pd.DataFrame
+    relation: LineageRelation
+    label_key: str
+    lineage_key: str | None
+    time_key: str | None
+    provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.sentences())
+
+    @property
+    def node_key(self) -> str:
+        """Column of ``obs`` with the node of a cell."""
+        return self.lineage_key or self.label_key
+
+    @property
+    def sampled(self) -> np.ndarray:
+        """Whether each node was measured."""
+        return np.isin(self.tree.nodes, self.points["node"])
+
+    # ---- predictions
+
+    @cached_property
+    def center(self) -> np.ndarray:
+        """Mean log share of each gene over points."""
+        return np.asarray(self.log_share.mean(axis=0))
+
+    def data(self, n_added: int = 0, genes: slice | np.ndarray = slice(None)) -> Measurements:
+        """Measurements, relative to their mean over points, before a number of added places."""
+        return measurements(self, n_added).genes(genes)
+
+    def kernels(self, added: Places | None = None) -> list[np.ndarray]:
+        """Covariances that compete, of points and added places."""
+        places = self.places if added is None else self.places.join(added)
+        return kernels_of(self, places, self.relation, timed=self.time_key is not None)
+
+    def log_shares(
+        self, places: Places, genes: slice | np.ndarray = slice(None), *, variances: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predict log shares at places with calibrated standard deviations, both genes x places."""
+        n, n_added = len(self.points), len(places.node)
+        weights = np.eye(n + n_added)[n:]
+        found = contrasts(self.law, self.data(n_added, genes), self.kernels(places), weights, variances=variances)
+        mean = found.mean + self.center[genes][:, None]
+        factor = np.stack([self.calibration[bins_of(self.center)[genes]]] * mean.shape[1], axis=1)
+        return mean, np.sqrt(found.variance) * factor
+
+    def expression(self, node: str, at: float | None = None) -> pd.DataFrame:
+        """Tabulate the expected expression of genes at a node.
+
+        Parameters
+        ----------
+        at
+            The time; the middle of the node's time, if not given.
+
+        Returns
+        -------
+        A row for each gene: ``log_expression``, the natural log of its share of counts plus 1e-4, its standard
+        deviation ``sd``, and the share of counts, ``share``, with its 90% interval ``low`` to ``high``.
+        """
+        number = self.tree.find(node)
+        time = self.middle(number) if at is None else at
+        mean, sd = (values[:, 0] for values in self.log_shares(Places(np.array([number]), np.array([time]))))
+        table = pd.DataFrame({"gene": self.genes.index, "node": self.tree.nodes[number], "time": time})
+        table["log_expression"], table["sd"] = mean, sd
+        for name, quantile in (("share", 0.0), ("low", -QUANTILE), ("high", QUANTILE)):
+            table[name] = np.maximum(np.exp(mean + quantile * sd) - PSEUDO, 0)
+        return table
+
+    # ---- times and places
+
+    def interval(self, node: int) -> tuple[float, float]:
+        """Find when a node exists: at the times of its cells, or without any, between divisions before and after it."""
+        if self.time_key is None:
+            return (float(self.tree.depth[node]),) * 2
+        if self.sampled[node]:
+            return float(self.first[node]), float(self.last[node])
+        mother = int(self.tree.mother[node])
+        start = beginning_of(self.places, timed=True) if mother < 0 else float(self.end[mother])
+        end = float(self.end[node]) if np.isfinite(self.end[node]) else float(np.nanmax(self.last))
+        return start, max(start, end)
+
+    def middle(self, node: int) -> float:
+        """Time in the middle of a node's interval."""
+        return sum(self.interval(node)) / 2
+
+    def is_between(self, places: Places) -> np.ndarray:
+        """Whether samples of the same lineage are at or before each place, and others at or after it."""
+        n, joined = len(self.points), self.places.join(places)
+        ancestral = joined.ancestral(self.tree)
+        return np.asarray(ancestral[:n, n:].any(axis=0) & ancestral[n:, :n].any(axis=1))
+
+    # ---- branches
+
+    def branches(self, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:
+        """Which genes change on which branch of the lineage, and when.
+
+        Parameters
+        ----------
+        genes
+            Rows of the genes that are tabulated.
+
+        Returns
+        -------
+        A row for each branch, named by the ``node`` at its lower end and its ``mother``, and gene, the clearest first:
+        times ``start`` and ``end`` of the branch; the ``change`` of log2 expression from start to end, its standard
+        deviation ``sd``, 90% interval ``low`` to ``high`` and the probability ``sign`` that its sign is right;
+        ``when`` half of the change has happened; and ``from_sisters``, the difference from the mean of the sisters at
+        the end, with its standard deviation ``from_sisters_sd`` (NaN without sisters). The root has no branch.
+        """
+        tables = [self.branch(node, genes) for node in range(1, len(self.tree.nodes))]
+        return pd.concat([table for table in tables if table is not None], ignore_index=True)
+
+    def branch_times(self, node: int) -> tuple[float, float]:
+        """Find when the branch of a node starts and ends."""
+        start = float(self.end[self.tree.mother[node]])
+        return start, max(start, float(min(self.interval(node)[1], self.end[node])))
+
+    def branch(self, node: int, genes: slice | np.ndarray) -> pd.DataFrame | None:
+        """Tabulate changes on the branch of a node, see :meth:`branches`; None for a branch without length."""
+        start, end = self.branch_times(node)
+        if end <= start:
+            return None
+        times = np.linspace(start, end, N_STEPS) if self.time_key else np.array([start, end])
+        mother = int(self.tree.mother[node])
+        sisters = [other for other in self.tree.daughters(mother) if other != node]
+        nodes = np.array([mother, *[node] * (len(times) - 1), *sisters])
+        places = Places(nodes, np.array([*times, *[end] * len(sisters)]))
+        first, last, n_sisters = len(self.points), len(self.points) + len(times) - 1, len(sisters)
+        weights = np.eye(first + len(places.node))
+        from_sisters = weights[last] - weights[last + 1 :].sum(axis=0) / max(n_sisters, 1)
+        data, kernels = self.data(len(places.node), genes), self.kernels(places)
+        wanted = np.stack([weights[last] - weights[first], from_sisters])
+        found = contrasts(self.law, data, kernels, wanted)
+        steps = contrasts(self.law, data, kernels, weights[first + 1 : last + 1] - weights[first], variances=False)
+        (change, difference), (sd, difference_sd) = found.mean.T / np.log(2), np.sqrt(found.variance.T) / np.log(2)
+        spread = sd * self.calibration[bins_of(self.center)[genes]]
+        half = (steps.mean * np.sign(change)[:, None] >= np.abs(change * np.log(2))[:, None] / 2).argmax(axis=1)
+        table = pd.DataFrame({"node": self.tree.nodes[node], "gene": self.genes.index[genes]})
+        table.insert(1, "mother", self.tree.nodes[mother])
+        table["start"], table["end"], table["change"], table["sd"] = start, end, change, spread
+        table["low"], table["high"] = change - QUANTILE * spread, change + QUANTILE * spread
+        table["sign"] = ndtr(np.abs(change) / np.maximum(spread, 1e-12))
+        table["when"] = times[1 + half]
+        table["from_sisters"] = difference if sisters else np.nan
+        table["from_sisters_sd"] = difference_sd if sisters else np.nan
+        order = np.argsort(-np.abs(change) / np.maximum(spread, 1e-12), kind="stable")
+        return table.iloc[order]
+
+    # ---- errors
+
+    def expected_error(self, left_out: str, *, between: bool) -> pd.Series:
+        """Mean over nodes or times that were left out of each of the :attr:`errors`, and their number ``n``."""
+        chosen = self.errors[(self.errors["left_out"] == left_out) & (self.errors["between"] == between)]
+        return pd.Series({**chosen[list(ERRORS)].mean(), "n": len(chosen)})
+
+    def sentences(self) -> list[str]:
+        """How far to trust predictions, from nodes and times that were left out in turn."""
+        kinds = ["node", *(["time"] if self.time_key else [])]
+        return [self.sentence(kind, between=between) for kind in kinds for between in (True, False)]
+
+    def sentence(self, left_out: str, *, between: bool) -> str:
+        """How far to trust the prediction of a node or a time, between samples or beyond them."""
+        error = self.expected_error(left_out, between=between)
+        where = "between samples" if between else "beyond samples (extrapolation)"
+        what = f"a {left_out} that was not sampled, {where},"
+        if not error["n"]:
+            return f"{what} is predicted with an error that is not known, as no sampled {left_out} is {where}"
+        return (
+            f"{what} is predicted with {error['predicted']:.0%} of the error of the mean of all samples (nearest "
+            f"{error['nearest']:.0%}, blend {error['blend']:.0%}, halves of real cells {error['halves']:.0%}), by "
+            f"{counted(int(error['n']), left_out)} left out"
+        )
+
+    def warnings(self) -> list[str]:
+        """Reasons not to rely on predictions."""
+        found = []
+        for kind in ("node", "time"):
+            error = self.expected_error(kind, between=True)
+            if error["n"] and error["predicted"] >= CLEARLY * min(error["nearest"], error["blend"], 1.0):
+                found.append(
+                    f"A {kind} between samples is predicted no better than by the nearest sample, a blend, or the mean."
+                )
+        return found
+
+    def _write_tables(self, folder: Path) -> None:
+        self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
+
+
+ERRORS = ("predicted", "nearest", "blend", "halves")
+
+
+def measurements(found: MeasuredLineage, n_added: int = 0) -> Measurements:
+    """Measurements at points, relative to their mean, before a number of added places."""
+    n = len(found.points)
+    effect = (found.log_share - found.log_share.mean(axis=0)).T
+    return Measurements(
+        effect=torch.from_numpy(np.ascontiguousarray(effect, dtype=float)),
+        variance=torch.from_numpy(np.ascontiguousarray(found.variance.T, dtype=float)),
+        level=torch.zeros((effect.shape[0], n + n_added), dtype=torch.double),
+        measured=np.arange(n),
+    )
+
+
+def kernels_of(found: MeasuredLineage, places: Places, relation: LineageRelation, *, timed: bool) -> list[np.ndarray]:
+    """Covariances that compete, of places in a measured lineage."""
+    origin = beginning_of(found.places, timed=timed)
+    return places.kernels(found.tree, found.end, origin, span_of(found.places), relation, timed)

@@ -1,0 +1,249 @@
+"""The lineage tree: nodes and their mothers, times of division, and how much of their lineage two places share."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bdm._core.files import reading
+from bdm.errors import InputError, at
+from bdm.hierarchy.files import from_newick
+from bdm.hierarchy.tree import Clade, rejecting_deep_trees
+from bdm.settings import LineageRelation
+from bdm.validation import unknown_node
+
+ROOT = "root"  # name of the common ancestor of lineage names without a common first letter
+EARLY, LATE = 0.05, 0.95  # quantiles of the times of a node's cells, between which it exists
+SMOOTH = (0.1, 0.25, 0.5)  # scales of differences in time, in units of the range of times
+REVERSION = (0.25, 0.7, 1.75)  # scales of paths through the tree, after which expression is forgotten, likewise
+
+
+@dataclass(frozen=True)
+class LineageTree:
+    """A lineage tree, in which any node may have cells.
+
+    Attributes
+    ----------
+    nodes
+        Names, mothers before their daughters.
+    mother
+        Index of the mother of each node; -1 for the root.
+    length
+        Length of the branch that leads to each node.
+    """
+
+    nodes: tuple[str, ...]
+    mother: np.ndarray
+    length: np.ndarray
+
+    @classmethod
+    def from_clade(cls, clade: Clade) -> "LineageTree":
+        """Read a tree whose inner nodes have names; one without is named after its first and last descendants."""
+        names: list[str] = []
+        mothers, lengths = [], []
+
+        def add(node: Clade, mother: int, length: float) -> None:
+            own = length + (1.0 if node.length is None else node.length)
+            if node.name is None and len(node.children) == 1:
+                add(node.children[0], mother, own)
+                return
+            leaves = node.leaves()
+            names.append(str(node.name or f"ancestor of {leaves[0]} and {leaves[-1]}"))
+            mothers.append(mother)
+            lengths.append(own)
+            number = len(names) - 1
+            for child in node.children:
+                add(child, number, 0.0)
+
+        add(clade, -1, 0.0)
+        repeated = pd.Series(names).duplicated()
+        if repeated.any():
+            raise InputError(f"The lineage tree has two nodes {names[int(repeated.argmax())]!r}; give each one name.")
+        return cls(tuple(names), np.array(mothers), np.array(lengths))
+
+    @classmethod
+    def from_names(cls, names: Iterable[str]) -> "LineageTree":
+        """Make the tree of lineage names, such as ``ABpla``: every beginning of a name is an ancestor.
+
+        Of several names of one node, ``ABal/ABpr``, the first counts.
+        """
+        by_path: dict[str, str] = {}
+        for name in sorted(set(names)):
+            path = name.split("/")[0]
+            if other := by_path.get(path):
+                raise InputError(f"The lineage names {other!r} and {name!r} mean the same node; give it one name.")
+            by_path[path] = name
+        first, last = min(by_path), max(by_path)
+        n_common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        paths = sorted(
+            {path[:n] for path in by_path for n in range(n_common, len(path) + 1)}, key=lambda p: (len(p), p)
+        )
+        index = {path: number for number, path in enumerate(paths)}
+        mother = [-1 if len(path) == n_common else index[path[:-1]] for path in paths]
+        nodes = tuple(by_path.get(path, path or ROOT) for path in paths)
+        return cls(nodes, np.array(mother), np.ones(len(nodes)))
+
+    def find(self, name: str) -> int:
+        """Index of a node, whose name may have spaces in place of underscores."""
+        found = [index for index, node in enumerate(self.nodes) if node.replace("_", " ") == name.replace("_", " ")]
+        if not found:
+            raise InputError(unknown_node(name, self.nodes))
+        return self.nodes.index(name) if name in self.nodes else found[0]
+
+    @cached_property
+    def lines(self) -> list[list[int]]:
+        """Each node followed by all above it, up to the root."""
+        lines: list[list[int]] = []
+        for node, mother in enumerate(self.mother):
+            lines.append([node, *(lines[mother] if mother >= 0 else [])])
+        return lines
+
+    @cached_property
+    def is_below(self) -> np.ndarray:
+        """Whether a node (row) is another (column), or descends from it."""
+        found = np.zeros((len(self.nodes),) * 2, dtype=bool)
+        for node, line in enumerate(self.lines):
+            found[node, line] = True
+        return found
+
+    @cached_property
+    def depth(self) -> np.ndarray:
+        """Length of the path from the root to each node."""
+        return np.array([self.length[line[:-1]].sum() for line in self.lines])
+
+    @cached_property
+    def common(self) -> np.ndarray:
+        """Last common ancestor of two nodes."""
+        found = np.zeros((len(self.nodes),) * 2, dtype=int)
+        for node, mother in enumerate(self.mother):
+            found[node, :node] = found[:node, node] = found[mother, :node]
+            found[node, node] = node
+        return found
+
+    def daughters(self, node: int) -> list[int]:
+        """Nodes that a node divides into."""
+        return np.flatnonzero(self.mother == node).tolist()
+
+
+@rejecting_deep_trees()
+def read_lineage_tree(tree: Path | str | Clade) -> LineageTree:
+    """Read a lineage tree from a Newick file or text, whose inner nodes have names, or take one in memory."""
+    if isinstance(tree, Clade):
+        return LineageTree.from_clade(tree)
+    if isinstance(tree, str) and tree.lstrip().startswith("("):
+        return LineageTree.from_clade(from_newick(tree, every_node=True))
+    path = Path(tree)
+    with reading(path, "a tree in Newick"):
+        text = path.read_bytes().decode("utf-8-sig")
+    with at(path):
+        return LineageTree.from_clade(from_newick(text, every_node=True))
+
+
+# ---- times
+
+
+def check_order(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> None:
+    """Reject times by which the cells of a daughter are mostly older than those of her mother."""
+    median = pd.Series(time).groupby(node).median()
+    for daughter, line in enumerate(tree.lines):
+        for mother in line[1:]:
+            if {daughter, mother} <= set(median.index) and median[daughter] < median[mother]:
+                raise InputError(
+                    f"The times contradict the lineage tree: {tree.nodes[daughter]!r} (median {median[daughter]:g}) is "
+                    f"before {tree.nodes[mother]!r} (median {median[mother]:g}), from which it descends; correct the "
+                    "tree or the times."
+                )
+
+
+def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Estimate when each node divides, from the times of cells and their nodes; infinite for leaves.
+
+    A node with cells divides when its cells are best separated from those of its daughters by time. Nodes without cells
+    share the time between the last cells before and the first cells after them evenly.
+    """
+    n = len(tree.nodes)
+    sampled, end = np.isin(np.arange(n), node), np.full(n, np.inf)
+    first: list[list[tuple[int, float]]] = [[] for _ in range(n)]  # generations to the next cells below, and their time
+    for number in range(n)[::-1]:
+        if sampled[number]:
+            first[number] = [(0, float(np.quantile(time[node == number], EARLY)))]
+        else:
+            first[number] = [(1 + n_less, of) for below in tree.daughters(number) for n_less, of in first[below]]
+    for number in range(n):
+        own, later = time[node == number], time[tree.is_below[node, number] & (node != number)]
+        if not len(later):
+            continue
+        mother, daughters = int(tree.mother[number]), tree.daughters(number)
+        start = origin_of(time) if mother < 0 else end[mother]
+        if not sampled[number]:
+            found = min(start + (of - start) / n_missing for n_missing, of in first[number])
+        elif sampled[daughters].any():
+            found = separation(own, later)
+        else:
+            found = min(np.quantile(own, LATE), *(of for below in daughters for _, of in first[below]))
+        end[number] = max(found, start)
+    return end
+
+
+def origin_of(time: np.ndarray) -> float:
+    """Time at which the root of a lineage begins: 0, or the first time if it is below."""
+    return min(0.0, float(time.min()))
+
+
+def separation(before: np.ndarray, after: np.ndarray) -> float:
+    """Time by which two sets of times are separated with the lowest sum of their shares on the wrong side."""
+    times = np.unique(np.concatenate([before, after]))
+    wrong = [(before > time).mean() + (after <= time).mean() for time in times]
+    return float(times[int(np.argmin(wrong))])
+
+
+# ---- places: nodes at times
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places in a lineage: a node, by its index, and a time, or the node's depth where there are no times."""
+
+    node: np.ndarray
+    time: np.ndarray
+
+    def join(self, others: "Places") -> "Places":
+        """Append other places."""
+        return Places(np.concatenate([self.node, others.node]), np.concatenate([self.time, others.time]))
+
+    def shared(self, tree: LineageTree, end: np.ndarray) -> np.ndarray:
+        """Time that two places share, up to the division of their last common ancestor."""
+        common = tree.common[self.node[:, None], self.node]
+        limit = np.where(self.node[:, None] == self.node, np.inf, end[common])
+        return np.asarray(np.minimum(np.minimum(self.time[:, None], self.time), limit))
+
+    def path(self, tree: LineageTree, end: np.ndarray) -> np.ndarray:
+        """Length of the path through the lineage tree from one place to another."""
+        return np.asarray(self.time[:, None] + self.time - 2 * self.shared(tree, end))
+
+    def ancestral(self, tree: LineageTree) -> np.ndarray:
+        """Whether the place of a row is at or before that of a column in the same lineage."""
+        return np.asarray(tree.is_below[self.node][:, self.node].T & (self.time[:, None] <= self.time))
+
+    def kernels(
+        self, tree: LineageTree, end: np.ndarray, origin: float, span: float, relation: LineageRelation, timed: bool
+    ) -> list[np.ndarray]:
+        """Covariances that compete: Brownian motion along the lineage, reversion, and change that all lineages share.
+
+        Parameters
+        ----------
+        origin, span
+            Beginning of the lineage, and range of the times of the measured places.
+        timed
+            Whether there are times, rather than depths in the tree.
+        """
+        path, difference = self.path(tree, end), self.time[:, None] - self.time
+        brownian = (self.shared(tree, end) - origin) / span
+        reverting = [np.exp(-path / (scale * span)) for scale in REVERSION]
+        along = [brownian, *reverting]
+        smooth = [np.exp(-((difference / (scale * span)) ** 2) / 2) for scale in SMOOTH] if timed else []
+        both = [(lineage + of_time) / 2 for lineage in (brownian, reverting[1]) for of_time in smooth]
+        return {"all": along + both + smooth, "lineage": along, "time": smooth, "none": []}[relation]

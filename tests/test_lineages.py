@@ -1,0 +1,337 @@
+"""Lineages: trees and times, what was measured, the law, reconstructed cells, and what is rejected."""
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import bdm as package
+from bdm.errors import InputError
+from bdm.kriging.law import left_out
+from bdm.lineages.cells import parsed_time, reconstruct_cells
+from bdm.lineages.fit import fit_lineage, groups_of
+from bdm.lineages.measured import measure
+from bdm.lineages.results import Lineage, kernels_of, measurements
+from bdm.lineages.tree import LineageTree, Places, divisions, read_lineage_tree
+from bdm.settings import LineageSettings
+
+NEWICK = "(((a1,a2)a,(b1,b2)b)ab,(c1,c2)c)root_cell;"
+TREE = read_lineage_tree(NEWICK)
+BEGIN = {"root_cell": 0, "ab": 20, "c": 20, "a": 40, "b": 40, **dict.fromkeys(("a1", "a2", "b1", "b2", "c1", "c2"), 60)}
+END = {"root_cell": 20, "ab": 40, "c": 60, "a": 60, "b": 60, **dict.fromkeys(("a1", "a2", "b1", "b2", "c1", "c2"), 100)}
+N_GENES = 120
+SETTINGS = LineageSettings(label_key="kind", time_key="minutes", n_times=10)
+
+
+def simulated(*, seed: int, n_cells: int = 80, strength: float = 0.12) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+    """Cells of eleven nodes, whose log expression walks along the lineage; and this walk, by node, minutes x genes."""
+    rng = np.random.default_rng(seed)
+    walk: dict[str, np.ndarray] = {}
+    for node, mother in zip(TREE.nodes, TREE.mother, strict=True):
+        start = rng.normal(0, 1, N_GENES) if mother < 0 else walk[TREE.nodes[mother]][-1]
+        steps = rng.normal(0, strength, (END[node] - BEGIN[node] + 1, N_GENES))
+        walk[node] = start + np.cumsum(steps, axis=0)
+    counts, obs = [], []
+    for node in TREE.nodes:
+        for _ in range(n_cells):
+            minute = int(rng.integers(BEGIN[node], END[node]))
+            rate = np.exp(walk[node][minute - BEGIN[node]])
+            size = rng.lognormal(7, 0.3)
+            counts.append(rng.poisson(rate / rate.sum() * size * rng.gamma(5, 1 / 5, N_GENES)))
+            obs.append((node, float(minute)))
+    table = pd.DataFrame(obs, columns=["kind", "minutes"], index=[f"cell {i}" for i in range(len(obs))])
+    names = pd.DataFrame(index=[f"gene {i}" for i in range(N_GENES)])
+    return ad.AnnData(sp.csr_matrix(np.array(counts, dtype=np.float32)), obs=table, var=names), walk
+
+
+def without(cells: ad.AnnData, *kinds: str) -> ad.AnnData:
+    return cells[(~cells.obs["kind"].isin(kinds)).to_numpy()].copy()
+
+
+def of(cells: ad.AnnData, kind: str) -> ad.AnnData:
+    return cells[(cells.obs["kind"] == kind).to_numpy()].copy()
+
+
+def log_share(cells: ad.AnnData) -> np.ndarray:
+    return np.log(cells.X.sum(axis=0).A1 / cells.X.sum() + 1e-4)
+
+
+@pytest.fixture(scope="module")
+def truth() -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+    return simulated(seed=0)
+
+
+@pytest.fixture(scope="module")
+def cells(truth) -> ad.AnnData:
+    return truth[0]
+
+
+@pytest.fixture(scope="module")
+def lineage(cells) -> Lineage:
+    """The lineage, without cells of the inner node ``a`` and of the leaf ``c2``."""
+    return fit_lineage(without(cells, "a", "c2"), SETTINGS, tree=TREE)
+
+
+# ---- trees and times
+
+
+def test_newick_keeps_every_node_with_its_name_and_length():
+    tree = read_lineage_tree("((leaf_1:2,leaf_2)inner_node:3,('a b')only:1);")
+    assert tree.nodes == ("ancestor of leaf_1 and a b", "inner_node", "leaf_1", "leaf_2", "only", "a b")
+    assert tree.mother.tolist() == [-1, 0, 1, 1, 0, 4]
+    assert tree.depth.tolist() == [0, 3, 5, 4, 1, 2]
+    assert tree.find("leaf 1") == 2
+    with pytest.raises(InputError, match=r"branch length 'x', which must be a number"):
+        read_lineage_tree("(a:x,b)c;")
+    with pytest.raises(InputError, match=r"^The lineage tree has two nodes 'a'"):
+        read_lineage_tree("(a,a)c;")
+
+
+def test_ancestors_are_beginnings_of_lineage_names():
+    tree = LineageTree.from_names(["ABpl", "ABpra/ABala", "ABa"])
+    assert tree.nodes == ("AB", "ABa", "ABp", "ABpl", "ABpr", "ABpra/ABala")
+    assert [tree.nodes[mother] for mother in tree.mother[1:]] == ["AB", "AB", "ABp", "ABp", "ABpr"]
+    assert LineageTree.from_names(["MSa", "Ea"]).nodes[0] == "root"
+    with pytest.raises(InputError, match=r"^The lineage names 'ABa' and 'ABa/ABp' mean the same node"):
+        LineageTree.from_names(["ABa", "ABa/ABp"])
+
+
+def test_common_ancestors_are_those_of_the_lines_of_descent():
+    for one, line in enumerate(TREE.lines):
+        for other, others in enumerate(TREE.lines):
+            assert TREE.common[one, other] == next(node for node in line if node in others)
+
+
+def test_divisions_are_where_cells_of_mothers_and_daughters_separate(cells):
+    for chosen in (cells, without(cells, "a"), without(cells, "a", "ab")):
+        node = np.array([TREE.find(name) for name in chosen.obs["kind"]])
+        end = dict(zip(TREE.nodes, divisions(TREE, node, chosen.obs["minutes"].to_numpy()), strict=True))
+        assert np.isinf(end["a1"])
+        for name in ("root_cell", "ab", "a", "b", "c"):
+            assert abs(end[name] - END[name]) <= 4, name
+
+
+def test_places_share_time_until_their_ancestor_divides():
+    end = np.array([float(END[name]) for name in TREE.nodes])
+    node = np.array([TREE.find(name) for name in ("a1", "a2", "b1", "a", "a1")])
+    shared = Places(node, np.array([80.0, 70, 90, 50, 65])).shared(TREE, end)
+    assert shared[0].tolist() == [80, 60, 40, 50, 65]
+    assert (np.linalg.eigvalsh(shared) > -1e-9).all()
+
+
+# ---- the law
+
+
+def test_nodes_left_out_in_closed_form_are_as_predicted_without(cells, lineage):
+    found = measure(cells, SETTINGS, TREE)
+    data, kernels = measurements(found), kernels_of(found, found.places, "all", timed=True)
+    group = np.flatnonzero(found.points["node"] == "a")
+    groups = groups_of(found.points["node"])
+    mean = left_out(lineage.law, data, kernels, groups)[0][:, group]
+    others = np.setdiff1d(np.arange(len(found.points)), group)
+    lacking = replace(
+        lineage, **{name: getattr(found, name)[others] for name in ("log_share", "variance")},
+        points=found.points.iloc[others], end=found.end,
+    )  # fmt: skip
+    places = Places(found.places.node[group], found.places.time[group])
+    direct = lacking.log_shares(places)[0]
+    expected = mean + found.log_share.mean(axis=0)[:, None]
+    assert np.abs(direct - expected).max() < 0.1  # the mean of points is that of all, or of the others
+    assert np.corrcoef(direct.ravel(), expected.ravel())[0, 1] > 0.999
+
+
+def test_an_ancestor_is_nearer_than_relatives_and_their_blend():
+    errors = []
+    for seed in range(3):
+        cells, walk = simulated(seed=seed)
+        found = fit_lineage(without(cells, "a"), SETTINGS, tree=TREE)
+        at = 50
+        real = np.exp(walk["a"][at - BEGIN["a"]])
+        real = np.log(real / real.sum() + 1e-4)
+        ends = log_share(of(cells, "ab")), (log_share(of(cells, "a1")) + log_share(of(cells, "a2"))) / 2
+        predicted = found.expression("a", at)["log_expression"].to_numpy()
+        guesses = predicted, ends[0], ends[1], (ends[0] + ends[1]) / 2, log_share(of(cells, "b"))
+        errors.append([np.sqrt(np.mean((guess - real) ** 2)) for guess in guesses])
+    error = np.mean(errors, axis=0)
+    assert error[0] < 0.9 * error[1:].min()
+
+
+def test_the_lineage_is_worth_more_than_time_where_expression_walked_along_it(cells):
+    along = fit_lineage(cells, replace(SETTINGS, relations="lineage"), tree=TREE).expected_error("node", between=True)
+    time = fit_lineage(cells, replace(SETTINGS, relations="time"), tree=TREE).expected_error("node", between=True)
+    assert along["n"] == time["n"] == 4  # ab, a, b, c
+    assert along["predicted"] < 0.8 * time["predicted"]
+    assert along["predicted"] < along["blend"] < along["nearest"]
+
+
+def test_intervals_of_nodes_without_cells_are_calibrated():
+    covered = []
+    for seed in range(6):
+        cells, walk = simulated(seed=20 + seed)
+        name = ("a", "b", "c")[seed % 3]
+        found = fit_lineage(without(cells, name), SETTINGS, tree=TREE)
+        at = (BEGIN[name] + END[name]) // 2
+        real = np.exp(walk[name][at - BEGIN[name]])
+        table = found.expression(name, at)
+        covered.append(np.mean((table["low"] <= real / real.sum()) & (real / real.sum() <= table["high"])))
+    assert 0.84 <= np.mean(covered) <= 0.97
+
+
+def test_uncertainty_grows_away_from_samples(lineage):
+    def sd(node: str, at: float) -> float:
+        return float(lineage.expression(node, at)["sd"].mean())
+
+    assert sd("a", 50) > sd("b", 50)
+    assert sd("c2", 95) > sd("c2", 65) > sd("c1", 65)
+
+
+def test_branches_name_the_gene_that_one_branch_gains_and_when(cells):
+    planted = cells.copy().X.toarray()
+    late = (cells.obs["kind"] == "b1") & (cells.obs["minutes"] >= 80)
+    planted[np.ix_(late, [7])] += 300
+    changed = ad.AnnData(sp.csr_matrix(planted), obs=cells.obs, var=cells.var)
+    table = fit_lineage(changed, SETTINGS, tree=TREE).branches()
+    first = table.loc[table["change"].idxmax()]
+    assert (first["gene"], first["node"], first["mother"]) == ("gene 7", "b1", "b")
+    assert 70 < first["when"] < 90
+    assert first["low"] > 1
+    assert first["from_sisters"] > 1
+    others = table[(table["gene"] == "gene 7") & (table["node"] != "b1")]
+    assert others["change"].abs().max() < first["change"] / 2
+
+
+# ---- cells
+
+
+def test_reconstructed_cells_of_an_ancestor_have_its_means_and_the_spread_of_real_cells(cells, lineage):
+    real = of(cells, "a")
+    found = reconstruct_cells(lineage, without(cells, "a", "c2"), "a", n_cells=200)
+    assert set(found.obs["kind"]) == {"a"}
+    assert found.obs["minutes"].between(36, 64).all()
+    assert (found.X.data == np.rint(found.X.data)).all()
+    assert found.X.data.min() > 0
+    error = np.sqrt(np.mean((log_share(found) - log_share(real)) ** 2))
+    for other in ("ab", "a1", "a2", "b"):
+        assert error < 0.8 * np.sqrt(np.mean((log_share(of(cells, other)) - log_share(real)) ** 2))
+    spread = [np.log1p(x.X.toarray() / x.X.sum(axis=1).A1[:, None] * 1e3).var(axis=0) for x in (found, real)]
+    assert 0.8 < np.median(spread[0] / spread[1]) < 1.25
+    assert 0.8 < np.median(found.X.sum(axis=1).A1) / np.median(real.X.sum(axis=1).A1) < 1.25
+
+
+def test_times_of_cells_are_those_that_are_given(cells, lineage):
+    given = without(cells, "a", "c2")
+    assert set(reconstruct_cells(lineage, given, "a", at=50).obs["minutes"]) == {50}
+    times = np.array([44.0, 45, 55])
+    assert reconstruct_cells(lineage, given, "a", at=times).obs["minutes"].tolist() == [44, 45, 55]
+    assert reconstruct_cells(lineage, given, "a", at=(45, 50)).obs["minutes"].between(45, 50).all()
+    assert [parsed_time(text) for text in (None, "350", "3.5:4e2")] == [None, 350, (3.5, 400)]
+
+
+def test_same_seed_same_cells(cells, lineage):
+    given = without(cells, "a", "c2")
+    first, second, other = (reconstruct_cells(lineage, given, "a", n_cells=30, seed=seed) for seed in (3, 3, 4))
+    assert (first.X != second.X).nnz == 0
+    assert (first.X != other.X).nnz > 0
+
+
+def test_extrapolation_is_rejected_unless_it_is_wanted_and_then_warned_of(cells, lineage, caplog):
+    given = without(cells, "a", "c2")
+    with pytest.raises(InputError, match=r"^'c2' at .* is extrapolation: no samples of its lineage are after it; "):
+        reconstruct_cells(lineage, given, "c2")
+    with pytest.raises(InputError, match=r"^'a1' at 130 is extrapolation: .*own samples are from 62 to 99; a time"):
+        reconstruct_cells(lineage, given, "a1", at=130)
+    found = reconstruct_cells(lineage, given, "c2", n_cells=20, extrapolate=True)
+    assert found.n_obs == 20
+    assert "expected error of" in caplog.text
+    assert "expected error of" in found.uns["bdm"]["expected_error"]
+
+
+def test_lineages_without_times_go_by_the_lengths_of_branches(cells):
+    settings = LineageSettings(label_key="kind")
+    lineage = fit_lineage(without(cells, "a"), settings, tree=TREE)
+    found = reconstruct_cells(lineage, without(cells, "a"), "a", n_cells=50)
+    assert list(found.obs) == ["kind", "relative", "synthetic"]
+    assert lineage.branches()["start"].min() == 0
+    with pytest.raises(InputError, match=r"^The lineage has no times, so `at=` has no meaning"):
+        reconstruct_cells(lineage, cells, "a", at=3)
+
+
+# ---- files, command, and what is rejected
+
+
+def test_saved_lineages_reconstruct_the_same(cells, lineage, tmp_path):
+    given = without(cells, "a", "c2")
+    lineage.save(tmp_path / "lineage")
+    loaded = Lineage.load(tmp_path / "lineage")
+    assert (reconstruct_cells(loaded, given, "a").X != reconstruct_cells(lineage, given, "a").X).nnz == 0
+    assert repr(loaded) == repr(lineage)
+
+
+BAD = {  # what is done to the cells, the settings, the tree, and how the sentence begins
+    "no node": (
+        lambda cells: cells, {}, "((a1,a2)a,b)c;",
+        "The lineage has no node 'ab'; did you mean 'b' or 'a'? obs['kind'] has cells of it; add it to the tree, or",
+    ),
+    "daughter before mother": (
+        lambda cells: cells, {}, NEWICK.replace("root_cell", "x").replace("a2", "root_cell").replace("x", "a2"),
+        "The times contradict the lineage tree: 'ab' (median 29.5) is before 'a2' (median 79.5)",
+    ),
+    "text": (
+        lambda cells: obs(cells, minutes="early"), {}, NEWICK,
+        "obs['minutes'] has text, such as 'early', but times are numbers; name another column by `time_key=`",
+    ),
+    "constant": (lambda cells: obs(cells, minutes=3.0), {}, NEWICK, "obs['minutes'] is 3 in all cells; name another"),
+    "missing": (
+        lambda cells: obs(cells, minutes=[np.nan, *cells.obs["minutes"][1:]]), {}, NEWICK,
+        "obs['minutes'] has no time for 1 of 880 cells, for example cell 0; complete it, or leave these cells out.",
+    ),
+    "no column": (lambda cells: cells, {"time_key": "hours"}, NEWICK, "obs has no column 'hours'; name one by"),
+    "log values": (
+        lambda cells: ad.AnnData(np.log1p(cells.X.toarray()), obs=cells.obs, var=cells.var), {}, NEWICK,
+        "no raw counts: X has",
+    ),
+    "no lineage": (lambda cells: cells, {}, None, "There is no lineage; give a tree by `tree=`, or lineage names by"),
+    "two lineages": (
+        lambda cells: cells, {"lineage_key": "kind"}, NEWICK, "`tree=` and `lineage_key=` are both given; give one"
+    ),
+    "few cells": (lambda cells: cells, {"min_cells": 200}, NEWICK, "Only 0 nodes or times of nodes have 200 cells"),
+}  # fmt: skip
+
+
+def obs(cells: ad.AnnData, **columns: object) -> ad.AnnData:
+    return ad.AnnData(cells.X, obs=cells.obs.assign(**columns), var=cells.var)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_data_are_rejected_in_one_sentence(cells, name):
+    change, settings, tree, sentence = BAD[name]
+    with pytest.raises(InputError) as caught:
+        fit_lineage(
+            change(cells.copy()), replace(SETTINGS, **settings), tree=None if tree is None else read_lineage_tree(tree)
+        )
+    assert str(caught.value).startswith(sentence)
+
+
+def test_unknown_nodes_times_and_genes_are_rejected(cells, lineage):
+    with pytest.raises(InputError, match=r"^The lineage has no node 'a3'; did you mean 'a1' or 'a2' or 'a'\?|'a'"):
+        reconstruct_cells(lineage, cells, "a3")
+    with pytest.raises(InputError, match=r"^at is 'soon', but must be a time, such as 350, or a range"):
+        parsed_time("soon")
+    with pytest.raises(InputError, match=r"^at is 50:40, but a range of times begins before it ends"):
+        reconstruct_cells(lineage, cells, "a", at=(50, 40))
+    with pytest.raises(InputError, match=r"^The cells lack 70 genes of the lineage, for example 'gene 50'"):
+        reconstruct_cells(lineage, cells[:, :50].copy(), "a")
+
+
+def test_python_takes_names_of_lineages(cells):
+    names = {"root_cell": "P", "ab": "Pa", "c": "Pp", "a": "Paa", "b": "Pap", "a1": "Paaa", "a2": "Paap"}
+    named = without(cells, "b1", "b2", "c1", "c2", "a")
+    named.obs["name"] = named.obs["kind"].map(names)
+    named.obs.loc[named.obs_names[:3], "name"] = np.nan
+    lineage = package.tl.lineage(named, lineage_key="name", time_key="minutes")
+    assert lineage.tree.nodes == ("P", "Pa", "Pp", "Paa", "Pap", "Paaa", "Paap")
+    assert lineage.sampled.tolist() == [True, True, True, False, True, True, True]
+    assert set(package.tl.reconstruct(lineage, named, "Paa").obs["name"]) == {"Paa"}
