@@ -19,6 +19,7 @@ from bdm.plotting.ancestral_states import ancestral_states, ancestral_umap, mark
 from bdm.plotting.branches import agreement, branch_genes, commitment
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power
+from bdm.plotting.lineages import lineage
 from bdm.plotting.responses import response, response_errors
 from bdm.plotting.transmutation import transmutation, transmutation_genes
 from bdm.plotting.tree import hierarchy
@@ -32,6 +33,7 @@ __all__ = [
     "commitment",
     "genes",
     "hierarchy",
+    "lineage",
     "markers",
     "power",
     "properties",

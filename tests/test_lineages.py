@@ -270,6 +270,27 @@ def test_saved_lineages_reconstruct_the_same(cells, lineage, tmp_path):
     assert repr(loaded) == repr(lineage)
 
 
+def test_commands_write_tables_a_figure_and_cells(cells, tmp_path, bdm, caplog):
+    without(cells, "a").write_h5ad(tmp_path / "cells.h5ad")
+    (tmp_path / "lineage.nwk").write_text(NEWICK)
+    keys = ("--label-key", "kind", "--time-key", "minutes", "--n-times", "10")
+    given = (tmp_path / "cells.h5ad", tmp_path / "lineage", "--tree", tmp_path / "lineage.nwk")
+    code, _ = bdm("lineage", *given, *keys)
+    assert code == 0
+    assert "a node that was not sampled, between samples, is predicted with" in caplog.text
+    assert {path.name for path in (tmp_path / "lineage").iterdir()} == {
+        "branches.csv", "errors.csv", "lineage.png", "lineage.json", "lineage.safetensors",
+    }  # fmt: skip
+    given = (tmp_path / "lineage", tmp_path / "cells.h5ad", tmp_path / "out.h5ad", "--node", "a", "--at", "45:55")
+    code, _ = bdm("reconstruct", *given, "--cells", 30, "--genes", tmp_path / "genes.csv")
+    assert code == 0
+    found = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert found.n_obs == 30
+    assert found.obs["minutes"].between(45, 55).all()
+    assert "is predicted with" in found.uns["bdm"]["expected_error"]
+    assert set(pd.read_csv(tmp_path / "genes.csv")["time"]) == {50}
+
+
 BAD = {  # what is done to the cells, the settings, the tree, and how the sentence begins
     "no node": (
         lambda cells: cells, {}, "((a1,a2)a,b)c;",

@@ -47,6 +47,6 @@ def reconstruct(
         found.write_h5ad(path, compression="gzip")
         if table is not None:
             when = sum(time) / 2 if isinstance(time, tuple) else time
-            loaded.expression(node, when).to_csv(table, index=False, float_format="%.4g")
+            loaded.names.with_symbols(loaded.expression(node, when)).to_csv(table, index=False, float_format="%.4g")
     facts = {"cells": f"{found.n_obs:,} of {node}", "error": found.uns["bdm"]["expected_error"]}
     return Summary((out, genes), facts)

@@ -221,7 +221,7 @@ def columns_of(cells: AnnData, lineage: Lineage) -> np.ndarray:
 
 def shares_at(lineage: Lineage, places: Places) -> np.ndarray:
     """Predict the share of counts of each gene at places, genes x places."""
-    return np.maximum(np.exp(lineage.log_shares(places, variances=False)[0]) - PSEUDO, LEAST_SHARE)
+    return np.asarray(np.maximum(np.exp(lineage.log_shares(places, variances=False)[0]) - PSEUDO, LEAST_SHARE))
 
 
 def drawn(n: int, size: int, generator: np.random.Generator) -> np.ndarray:

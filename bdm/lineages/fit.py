@@ -11,11 +11,9 @@ from bdm._core.parallel import using_threads
 from bdm.kriging.intervals import calibration
 from bdm.kriging.law import fit_law, left_out, most_significant
 from bdm.lineages.measured import MeasuredLineage, measure
-from bdm.lineages.results import ERRORS, Lineage, kernels_of, measurements
+from bdm.lineages.results import ERRORS, N_COMPARED, Lineage, kernels_of, measurements
 from bdm.lineages.tree import LineageTree
 from bdm.settings import LineageSettings
-
-N_COMPARED = 500  # genes that differ most significantly between points, on which errors are computed
 
 
 @using_threads()

@@ -69,7 +69,7 @@ def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
     if not is_numeric_dtype(column) or is_bool_dtype(column):
         example = next(iter(column.dropna()), "nothing")
         raise InputError(f"obs[{key!r}] has text, such as {str(example)!r}, but times are numbers; {another}.")
-    time = column.to_numpy(float, na_value=np.nan)
+    time = np.asarray(column.to_numpy(float, na_value=np.nan))
     if (n_missing := int((~np.isfinite(time)).sum())) > 0:
         where = obs.index[int((~np.isfinite(time)).argmax())]
         raise InputError(
@@ -108,7 +108,7 @@ def nodes_of(obs: pd.DataFrame, settings: LineageSettings, tree: LineageTree) ->
     if unknown := sorted(set(names) - set(index)):
         remedy = "add it to the tree, or leave its cells out"
         raise InputError(f"{unknown_node(unknown[0], tree.nodes)} obs[{key!r}] has cells of it; {remedy}.")
-    return names.map(index).to_numpy(int)
+    return np.asarray(names.map(index).to_numpy(int))
 
 
 def has_node(tree: LineageTree, name: str) -> bool:

@@ -13,14 +13,16 @@ import torch
 from scipy.special import ndtr
 
 from bdm._core.store import Result
+from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import counted
 from bdm.kriging.intervals import QUANTILE, bins_of
-from bdm.kriging.law import Law, Measurements, contrasts
+from bdm.kriging.law import Law, Measurements, contrasts, most_significant
 from bdm.kriging.sums import PSEUDO
 from bdm.lineages.measured import MeasuredLineage, beginning_of, span_of
 from bdm.lineages.tree import Places
 from bdm.settings import LineageRelation
 
+N_COMPARED = 500  # genes that differ most significantly between points, of which errors and changes are tabulated
 CLEARLY = 0.95  # of the error of the best simple prediction, above which predictions are no better
 N_STEPS = 9  # times on a branch at which the expected change is computed, to find when half of it has happened
 
@@ -91,6 +93,11 @@ class Lineage(MeasuredLineage, Result):
     def node_key(self) -> str:
         """Column of ``obs`` with the node of a cell."""
         return self.lineage_key or self.label_key
+
+    @property
+    def names(self) -> GeneNames:
+        """Names of the genes, and their symbols, if there are any."""
+        return GeneNames(self.genes, symbol_column(self.genes))
 
     @property
     def sampled(self) -> np.ndarray:
@@ -226,6 +233,11 @@ class Lineage(MeasuredLineage, Result):
         order = np.argsort(-np.abs(change) / np.maximum(spread, 1e-12), kind="stable")
         return table.iloc[order]
 
+    @cached_property
+    def changes(self) -> pd.DataFrame:
+        """Changes on branches of the genes that differ most significantly between points, with their symbols."""
+        return self.names.with_symbols(self.branches(np.sort(most_significant(self.data())[:N_COMPARED])))
+
     # ---- errors
 
     def expected_error(self, left_out: str, *, between: bool) -> pd.Series:
@@ -258,12 +270,13 @@ class Lineage(MeasuredLineage, Result):
             error = self.expected_error(kind, between=True)
             if error["n"] and error["predicted"] >= CLEARLY * min(error["nearest"], error["blend"], 1.0):
                 found.append(
-                    f"A {kind} between samples is predicted no better than by the nearest sample, a blend, or the mean."
+                    f"A {kind} between samples is predicted hardly better than by the nearest one, a blend or the mean."
                 )
         return found
 
     def _write_tables(self, folder: Path) -> None:
         self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
+        self.changes.to_csv(folder / "branches.csv", index=False, float_format="%.4g")
 
 
 ERRORS = ("predicted", "nearest", "blend", "halves")

@@ -15,6 +15,7 @@ from bdm.hierarchy.tree import Clade, rejecting_deep_trees
 from bdm.settings import LineageRelation
 from bdm.validation import unknown_node
 
+UNNAMED = "ancestor of "  # first and last descendants of a node without a name
 ROOT = "root"  # name of the common ancestor of lineage names without a common first letter
 EARLY, LATE = 0.05, 0.95  # quantiles of the times of a node's cells, between which it exists
 SMOOTH = (0.1, 0.25, 0.5)  # scales of differences in time, in units of the range of times
@@ -51,7 +52,7 @@ class LineageTree:
                 add(node.children[0], mother, own)
                 return
             leaves = node.leaves()
-            names.append(str(node.name or f"ancestor of {leaves[0]} and {leaves[-1]}"))
+            names.append(str(node.name or f"{UNNAMED}{leaves[0]} and {leaves[-1]}"))
             mothers.append(mother)
             lengths.append(own)
             number = len(names) - 1

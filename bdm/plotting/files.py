@@ -8,10 +8,12 @@ from bdm.audit.results import Audit
 from bdm.evaluation.results import Evaluation
 from bdm.extension.results import ExtensionReport
 from bdm.interpretation.results import Interpretation
+from bdm.lineages.results import Lineage
 from bdm.plotting.ancestral_states import ancestral_states, ancestral_umap, markers
 from bdm.plotting.branches import agreement, branch_genes, commitment
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power
+from bdm.plotting.lineages import lineage
 from bdm.plotting.responses import response, response_errors
 from bdm.plotting.style import save_figure
 from bdm.plotting.transmutation import transmutation, transmutation_genes
@@ -38,6 +40,7 @@ FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # of each result, b
         "agreement": agreement,
         "markers": markers,
     },
+    Lineage: {"lineage": lineage},
     PowerAnalysis: {"power": power},
     Responses: {"response": response, "errors": response_errors},
     TransmutationEvaluation: {
