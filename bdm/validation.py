@@ -26,6 +26,8 @@ BOUNDS = {
     "minLength": "non-empty",
 }
 CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
+CONTROL_NAMES = ("control", "ctrl", "untreated", "unstimulated", "vehicle", "dmso", "mock", "none", "healthy", "normal")
+SEPARATOR = ", "  # between the values of several columns, whose combinations are the conditions
 PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor")  # of obs, which bdm prepare writes
 NO_LABELS = ", or use no labels, by `label_key=None`"  # in place of another column of cell types
 
@@ -106,6 +108,22 @@ def unknown_node(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3)
     remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(known[:20])}."
     return f"The lineage has no node {name!r}; {remedy}"
+
+
+def usual_controls(conditions: Iterable[str]) -> list[str]:
+    """List the conditions that have a usual name of controls."""
+    return [name for name in conditions if all(part.lower() in CONTROL_NAMES for part in name.split(SEPARATOR))]
+
+
+def control_rejection(control: str | None, conditions: Iterable[str]) -> str | None:
+    """Phrase that the control is none of the conditions, or is not named and cannot be guessed; None if it is known."""
+    known = list(conditions)
+    if control is not None:
+        return None if control in known else unknown_condition(control, known)
+    if len(usual_controls(known)) == 1:
+        return None
+    shown_names = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+    return f"Which condition is the control is not known; name it by `control=` (there are: {shown_names})."
 
 
 def may_be_fitted(name: str, cell_types: Iterable[str]) -> bool:

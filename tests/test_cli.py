@@ -384,7 +384,7 @@ def test_fault_of_bdm_ends_with_its_traceback_and_one_sentence(bdm, monkeypatch,
 # ---- dry run
 
 DRY = {
-    "prepare": (("prepare", "cells.h5ad", "OUT", *PREPARE), "would write OUT:\n692 cells x 100 genes"),
+    "prepare": (("prepare", "cells.h5ad", "OUT.h5ad", *PREPARE), "would write OUT.h5ad:\n692 cells x 100 genes"),
     "autoencoder": (
         ("autoencoder", "prepared.h5ad", "OUT", "--n-latent", 2),
         r"would write OUT, fitted on 484 cells of 9 types x 100 genes\nat most 400 training steps of the autoencoder",
@@ -398,8 +398,8 @@ DRY = {
         r"624 cells of 9 types x 50 genes\n.* steps of the autoencoder",
     ),
     "generate": (
-        ("generate", "model", "OUT", "--cells-from", "numbers.csv"),
-        r"would write OUT:\n +7  CD19\+ B\n +1,002  CD56\+ NK\n +1,009  cells of 2 types x 100 genes",
+        ("generate", "model", "OUT.h5ad", "--cells-from", "numbers.csv"),
+        r"would write OUT.h5ad:\n +7  CD19\+ B\n +1,002  CD56\+ NK\n +1,009  cells of 2 types x 100 genes",
     ),
     "extend": (("extend", "model", "new.h5ad", "OUT", "--label-key", "new"), r"would write OUT, .*:\n +240  new\n"),
 }
@@ -433,7 +433,7 @@ def test_fit_leaves_out_types_and_cells_without_label(example_cells, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    "command", ["prepare none.h5ad OUT", "train none tree.json OUT", "generate none OUT --cells 3"]
+    "command", ["prepare none.h5ad OUT.h5ad", "train none tree.json OUT", "generate none OUT.h5ad --cells 3"]
 )
 def test_dry_run_rejects_bad_input(inputs, bdm, monkeypatch, command):
     monkeypatch.chdir(inputs)
@@ -497,7 +497,9 @@ BAD = {
         "would be read and overwritten",
     ),
     "power: over its gene sets": ("power model sets.yaml kept", "kept/sets.gmt is in kept, which is replaced"),
-    "simulate: over its gene sets": ("simulate model sets.yaml kept/sets.gmt", "would be read and overwritten"),
+    "simulate: over its gene sets": (
+        "simulate model sets.yaml OUT.h5ad --truth kept/sets.gmt", "would be read and overwritten"
+    ),
     "train: over its tree": ("train autoencoder model/tree.json model", "tree.json is in model, which is replaced"),
     "transmute: no type": ("transmute model prepared.h5ad OUT.h5ad --to T-800", "T-800"),
     "evaluate-transmuted: not transmuted": ("evaluate-transmuted prepared.h5ad OUT generated.h5ad", "'original_type'"),
@@ -529,7 +531,8 @@ BAD = {
     ),
     "no such command": ("invent OUT", None),
     "no such option": ("example OUT.h5ad --colour red", None),
-    "name of no file": ("example " + 300 * "x", "Cannot write"),
+    "name of no file": ("example " + 300 * "x" + ".h5ad", "Cannot write"),
+    "ending": ("generate model OUT.h5 --cells 3", "OUT.h5 does not end in .h5ad; name an output that does."),
     "no output": ("example", None),
 }  # fmt: skip
 

@@ -83,7 +83,9 @@ def test_no_such_column_is_reported_before_any_job(folder, key):
     section, _, name = key.partition("/")
     several = key == "respond/condition_key"
     config = with_value(key, ["lane"] if several else "lane")
-    del config["datasets"][MINE]["transmute"]  # whose types are not in the other column
+    mine = config["datasets"][MINE]
+    del mine["transmute"], mine["respond"]["predictions"]  # whose types and conditions are not in the other column
+    mine["respond"]["control"] = "0" if several else "ctrl"
     assert planned_rules(config)
     found = message(with_value(key, ["tpyo"] if several else "tpyo"))
     place = {"dataset": "", "addition": "extend.additions.more."}.get(section, f"{section}.")
@@ -203,16 +205,32 @@ WRONG = {
     "transmutation/to": ("B cell", "transmute.transmutations.there.to: cells.h5ad has no type 'B cell'; its types"),
     "transmutation/from": (["A", "b"], "transmute.transmutations.there.from: cells.h5ad has no type 'b'; "),
     "addition/cell_types": (["D"], "extend.additions.more.cell_types: more.h5ad has no type 'D'; its types are A, B"),
+    "respond/control": ("crtl", "respond.control: cells.h5ad: There is no condition 'crtl'; did you mean 'ctrl'?"),
+    "prediction/condition": (
+        "stm",
+        "respond.predictions.those.condition: cells.h5ad: There is no condition 'stm'; did",
+    ),
+    "prediction/cell_types": (["D"], "respond.predictions.those.cell_types: cells.h5ad has no type 'D'; its types are"),
     "addition/update": (["AA"], "extend.additions.more.update: more.h5ad has no type 'AA'; did you mean 'A'?"),
 }
 
 
 @pytest.mark.parametrize("key", WRONG)
-def test_a_type_that_the_cells_lack_is_reported_before_any_job(folder, key):
+def test_a_name_that_the_cells_lack_is_reported_before_any_job(folder, key):
     value, sentence = WRONG[key]
     assert message(with_value(key, value)).startswith(f"Configuration, datasets.{MINE}.{sentence}")
     for known in ("C", "C/2", "node 1"):  # a type, a sub-population and a clade, which are not known yet
         assert planned_rules(with_value("transmutation/to", known))
+
+
+def test_the_control_has_to_be_known_and_conditions_of_several_columns_are_combined(folder):
+    found = message(with_value("respond/condition_key", ["batch"]))
+    assert "respond.control: cells.h5ad: Which condition is the control is not known; name it by control (" in found
+    crossed = with_value("respond/condition_key", ["condition", "lane"])
+    crossed = with_value("respond/control", "ctrl, 0", config=crossed)
+    assert planned_rules(with_value("prediction/condition", "stim, 3", config=crossed))
+    found = message(with_value("prediction/condition", "stim, 9", config=crossed))
+    assert ": cells.h5ad: There is no condition 'stim, 9'; did you mean 'stim, " in found
 
 
 def test_a_type_that_is_left_out_is_no_type_to_transmute_to(folder):

@@ -86,12 +86,12 @@ def test_disk_that_cannot_be_written(folder, small_disk, bdm):
 
 
 def test_second_run_of_the_same_output_is_rejected_and_another_is_not(tmp_path, bdm):
-    with atomic_write(tmp_path / "out") as path:
+    with atomic_write(tmp_path / "out.h5ad") as path:
         path.write_text("first")
-        assert_reported(bdm("example", tmp_path / "out"), "another process is writing it")
+        assert_reported(bdm("example", tmp_path / "out.h5ad"), "another process is writing it")
         assert bdm("example", tmp_path / "other.h5ad")[0] == 0
-    assert (tmp_path / "out").read_text() == "first"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.h5ad", "out"]
+    assert (tmp_path / "out.h5ad").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.h5ad", "out.h5ad"]
 
 
 WRITER = """

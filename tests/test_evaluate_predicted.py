@@ -103,11 +103,14 @@ def test_the_common_response_is_right_where_all_types_respond_alike_and_wrong_el
     assert "the common response of the other types" in alike.verdict
 
 
-def test_all_cells_are_of_one_type_without_a_label_key(control, real):
+def test_all_cells_are_of_one_type_without_a_label_key(control, real, caplog):
     [a_control, a_real] = [adata[adata.obs["cell_type"] == "A"] for adata in (control, real)]
     evaluation = evaluate_predicted(a_control, a_real, simulated({"A": 1}, seed=3), ONE_TYPE)
     assert list(evaluation.scores.index.unique("set")) == ["floor", "predicted", "unchanged"]
-    assert "common response" not in evaluation.verdict
+    assert list(evaluation.scores.index.unique("cell_type")) == ["cells of all types"]
+    assert evaluation.verdict.endswith("no common response to compare with, as there are no other types")
+    assert "No column of cell types is named, so cells of all types are compared as one; name" in caplog.text
+    assert "(all have: cell_type)." in caplog.text
 
 
 def test_counts_and_their_log_normalised_values_have_the_same_scores(control, real, caplog):

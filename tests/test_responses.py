@@ -1,5 +1,6 @@
 """Responses to conditions: as measured, by the law where not, cells in other conditions, and what is rejected."""
 
+import re
 from dataclasses import replace
 
 import anndata as ad
@@ -221,10 +222,11 @@ def test_same_seed_same_cells_whatever_else_is_predicted(cells, responses):
     assert set(second.obs["kind"]) == {"a", "b"}
 
 
-def test_a_new_type_is_predicted_from_its_control_cells(cells):
+def test_a_new_type_is_predicted_from_its_control_cells(cells, caplog):
     lacking = cells[(cells.obs["kind"] != "e").to_numpy()].copy()
     found = fit_responses(lacking, SETTINGS)
     predicted = predict_cells(found, of(cells, "e", "ctrl"), "stim")
+    assert re.search(r"of the type 'e', or none; its response is predicted .* nearest to that of 'd'\.", caplog.text)
     real, control = of(cells, "e", "stim"), of(cells, "e", "ctrl")
     shares = [x.X.sum(axis=0).A1 / x.X.sum() for x in (predicted, control, real)]
     assert np.abs(np.log(shares[0] / shares[2])).mean() < np.abs(np.log(shares[1] / shares[2])).mean()
@@ -280,6 +282,30 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog):
     assert "120 in stim: response of their type measured in 0, predicted in 120" in caplog.text
     assert ad.read_h5ad(tmp_path / "out.h5ad").uns["bdm"]["condition"] == "stim"
     assert set(pd.read_csv(tmp_path / "effects.csv")["cell_type"]) == {"b"}
+    assert "did you mean" not in caplog.text
+    renamed = of(cells, "b", "ctrl")
+    renamed.obs["kind"] = "type b"
+    ad.concat([without(cells, "b", "ctrl"), renamed]).write_h5ad(tmp_path / "renamed.h5ad")
+    bdm("respond", tmp_path / "renamed.h5ad", tmp_path / "renamed", "--label-key", "kind")
+    renamed.obs["kind"] = "typ b"
+    renamed.write_h5ad(tmp_path / "misspelt.h5ad")
+    given = (tmp_path / "renamed", tmp_path / "misspelt.h5ad", tmp_path / "out.h5ad", "--condition", "stim")
+    assert bdm("predict", *given)[0] == 0
+    assert "of the type 'typ b', or none (did you mean 'type b'?); its response is predicted" in caplog.text
+
+
+def test_outputs_of_another_ending_are_rejected(responses, cells, tmp_path, bdm):
+    responses.save(tmp_path / "responses")
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    given = (tmp_path / "responses", tmp_path / "cells.h5ad")
+    for out, effects, sentence in (
+        ("out.csv", "effects.csv", "out.csv does not end in .h5ad; name an output that does."),
+        ("out.h5ad", "effects.xlsx", "effects.xlsx does not end in .csv; name an output that does."),
+    ):
+        outputs = (tmp_path / out, "--effects", tmp_path / effects)
+        code, message = bdm("predict", *given, *outputs, "--condition", "stim")
+        assert (code, message) == (2, f"bdm: {tmp_path / sentence}\n")
+        assert not (tmp_path / out).exists()
 
 
 @pytest.mark.slow
@@ -298,6 +324,19 @@ def test_python_takes_the_keys_as_arguments(cells):
     found = package.tl.respond(without(cells, "b"), label_key="kind", condition_key="condition", tree=TREE)
     axes = package.pl.response(found, "stim", show=False)
     assert [label.get_text() for label in axes[1].get_yticklabels()][:3] == ["a", "b (predicted)", "c"]
+
+
+def test_long_names_of_genes_fit_to_the_branches_and_a_colour_bar_that_is_cut_has_arrows(responses):
+    names = [f"a long name of {name}" for name in responses.genes.index]
+    renamed = replace(responses, genes=responses.genes.set_axis(names))
+    tree, heat = package.pl.response(renamed, show=False)
+    texts = [text.get_text() for text in tree.texts]
+    assert texts
+    assert max(map(len, texts)) <= 36
+    [bar] = [axis for axis in tree.figure.axes if axis.get_label() == "<colorbar>"]
+    values, limit = heat.images[0].get_array(), heat.images[0].norm.vmax
+    expected = {(True, True): "both", (True, False): "min", (False, True): "max"}
+    assert bar._colorbar.extend == expected[bool(values.min() < -limit), bool(values.max() > limit)]
 
 
 def single_donor(cells: ad.AnnData) -> ad.AnnData:

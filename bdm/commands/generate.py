@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from bdm.commands.base import Summary, evaluating
-from bdm.commands.options import Device, DryRun, ModelFolder, OutFile
+from bdm.commands.options import Device, DryRun, ModelFolder, OutCells
 from bdm.errors import InputError, at, counted
 from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
 
@@ -22,7 +22,7 @@ PartName = Annotated[str | None, "Generate one part only, such as 2-of-8, for bd
 
 def generate(
     model: ModelFolder,
-    out: OutFile,
+    out: OutCells,
     *,
     cells: Annotated[int | None, "Number of cells of every type."] = None,
     cells_like: CellsLike = None,

@@ -149,12 +149,23 @@ class Output:
     """Marks an argument that names a file or a folder to write."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Ending that the name of an output needs, as files are read by their endings."""
+
+    suffix: str
+
+
 def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> None:
-    """Reject outputs of a command that would replace what it reads, or each other."""
-    parameters = signature.parameters.items()
-    written = [name for name, of in parameters if Output in getattr(of.annotation, "__metadata__", ())]
+    """Reject outputs of a command that would replace what it reads, or each other, or that have another ending."""
+    notes = {name: getattr(of.annotation, "__metadata__", ()) for name, of in signature.parameters.items()}
+    written = [name for name, of_argument in notes.items() if Output in of_argument]
     inputs = [path for name, value in arguments.items() if name not in written for path in paths_in(value)]
     check_replaced([arguments[name] for name in written], inputs)
+    for name in written:
+        for ending in [note for note in notes[name] if isinstance(note, Ending)]:
+            if arguments[name] is not None and arguments[name].suffix.lower() != ending.suffix:
+                raise InputError(f"{arguments[name]} does not end in {ending.suffix}; name an output that does.")
 
 
 def check_replaced(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
@@ -191,7 +202,7 @@ def paths_in(value: Any) -> list[Path]:
 
 OutFile = Annotated[Path, Output, "File to write."]
 OutFolder = Annotated[Path, Output, "Folder to write."]
-OutCells = Annotated[Path, Output, "AnnData file (.h5ad) to write."]
+OutCells = Annotated[Path, Output, Ending(".h5ad"), "AnnData file (.h5ad) to write."]
 
 # ---- other arguments that several commands share
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm.commands.base import Summary
-from bdm.commands.options import OutCells, Output
+from bdm.commands.options import Ending, OutCells, Output
 from bdm.settings import Counts, Labels, PredictedCondition, PredictedTypes, Seed
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,9 @@ def predict(
     *,
     condition: PredictedCondition,
     cell_type: PredictedTypes = (),
-    effects: Annotated[Path | None, Output, "Table of log fold changes to write as well (.csv)."] = None,
+    effects: Annotated[
+        Path | None, Output, Ending(".csv"), "Table of log fold changes to write as well (.csv)."
+    ] = None,
     counts: Counts = "auto",
     labels: Labels = None,
     seed: Seed = 0,

@@ -7,7 +7,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from bdm.commands.base import Summary
-from bdm.commands.options import Device, DryRun, ModelFolder, OutFile, Output, check_replaced
+from bdm.commands.options import Device, DryRun, ModelFolder, OutCells, Output, check_replaced
 from bdm.errors import at
 from bdm.schema import Unset
 from bdm.settings import DesignFile
@@ -18,7 +18,7 @@ DesignSeed = Annotated[int | None, Ge(0), "Seed of every random draw.", Unset("t
 def simulate(
     model: ModelFolder,
     design: DesignFile,
-    out: OutFile,
+    out: OutCells,
     *,
     truth: Annotated[
         Path | None, Output, "Table of the changed genes to write, too (`.csv`).", Unset("no table")

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm.commands.base import Summary, evaluating
-from bdm.commands.options import Device, ModelFolder, OutFile
+from bdm.commands.options import Device, ModelFolder, OutCells
 from bdm.settings import InputKeys, Seed, SourceTypes, TargetType, TransmutationSettings
 
 
 def transmute(
     model: ModelFolder,
     cells: Annotated[Path, "Cells to transmute, with raw counts."],
-    out: OutFile,
+    out: OutCells,
     *,
     to: TargetType,
     from_: SourceTypes = (),

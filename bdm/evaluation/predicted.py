@@ -26,13 +26,14 @@ from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import FLOOR, MIN_CELLS_FOR_MEANS, UNCHANGED, Cells, subset_of_names
 from bdm.evaluation.metrics import Agreement, PairDistances
 from bdm.evaluation.read import column_of
-from bdm.settings import WITHOUT_LABELS, PredictedEvaluationSettings
+from bdm.settings import PredictedEvaluationSettings
 
 logger = logging.getLogger(__name__)
 
 DEFAULTS = PredictedEvaluationSettings()
 PREDICTED, COMMON_RESPONSE = "predicted", "common_response"  # sets of cells, beside the floor and unchanged cells
 TOP, ALL = "top", "all"  # genes
+POOLED = "cells of all types"  # in place of a cell type, where no column of cell types is named
 COUNTS, LOG_NORMALISED = "raw counts", "log-normalised values"
 MIN_CELLS = {"control": 2 * MIN_CELLS_FOR_MEANS, "real": 2 * MIN_CELLS_FOR_MEANS, "predicted": MIN_CELLS_FOR_MEANS}
 MIN_CELLS_IN_WORDS = ", ".join(f"{fewest} of {name}" for name, fewest in MIN_CELLS.items())
@@ -50,7 +51,9 @@ class PredictedEvaluation(Result):
     scores
         (cell_type, set, genes) x ``n_cells`` and scores, see :func:`bdm.evaluation.predicted.score`. Sets are the
         ``floor`` (half of the real cells), ``predicted``, ``common_response`` (control cells, shifted by the mean
-        change of other types), and ``unchanged`` control cells. Genes are ``top``, which change most, or ``all``.
+        change of other types; absent if ``control`` and ``real`` have no other types), and ``unchanged`` control cells.
+        Genes are ``top``, which change most, or ``all``. Without a column of cell types, the only type is
+        ``cells of all types``.
     n_top_genes
         Number of the top genes.
     values
@@ -99,7 +102,9 @@ class PredictedEvaluation(Result):
         parts = [
             f"E-distance {distances[PREDICTED]:.2f} on the {self.n_top_genes} genes that change most",
             f"from {lowest} to {highest}" if len(by_type) > 1 else "",
-            f"the common response of the other types: {of[COMMON_RESPONSE]}" if COMMON_RESPONSE in of else "",
+            f"the common response of the other types: {of[COMMON_RESPONSE]}"
+            if COMMON_RESPONSE in of
+            else "no common response to compare with, as there are no other types",
             f"no response was seen in {abbreviated(sorted(self.without_response), n_shown=3)}"
             if self.without_response
             else "",
@@ -148,7 +153,10 @@ def evaluate_predicted(
     InputError
         If there are too few common genes, cells or types, or values that are neither counts nor log-normalised.
     """
-    cells = expressions({"control": control, "real": real, "predicted": predicted}, settings)
+    given = {"control": control, "real": real, "predicted": predicted}
+    if settings.label_key is None:
+        logger.warning("%s", pooled_types(given))
+    cells = expressions(given, settings)
     cell_types, rows = compared_types(cells), list[dict[str, Any]]()
     before, after = cells["control"], cells["real"]
     of_both = sorted(before.types(fewest=MIN_CELLS["control"]) & after.types(fewest=MIN_CELLS["real"]))
@@ -190,6 +198,14 @@ class Expression:
         """Return the types of at least as many cells."""
         types, numbers = np.unique(self.cell_type, return_counts=True)
         return set(types[numbers >= fewest].tolist())
+
+
+def pooled_types(cells: Mapping[str, AnnData]) -> str:
+    """Phrase that cells of all types are compared together, and which columns may have their types."""
+    columns = [of.obs.select_dtypes(exclude="number").columns for of in cells.values()]
+    shared = [key for key in columns[0] if all(key in other for other in columns[1:])]
+    remedy = f"name the column of cell types by `label_key=` (all have: {', '.join(shared)})" if shared else ""
+    return "; ".join(filter(None, [f"No column of cell types is named, so {POOLED} are compared as one", remedy])) + "."
 
 
 def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSettings) -> dict[str, Expression]:
@@ -237,7 +253,7 @@ def expression_of(adata: AnnData, name: str, genes: pd.Index, label_key: str | N
             "count nor log-normalised; give raw counts, or values of log1p(CP10k) that are not negative."
         )
     if label_key is None:
-        cell_type = np.full(adata.n_obs, WITHOUT_LABELS)
+        cell_type = np.full(adata.n_obs, POOLED)
     else:
         labels = column_of(adata.obs, name, label_key, label_key, strict=True, remedy="name another by `label_key=`")
         cell_type = labels.to_numpy(dtype=str)

@@ -22,6 +22,8 @@ from bdm.responses.results import Responses
 
 MIN_Z, MIN_CHANGE = 3, 0.5  # of a change that is drawn: standard deviations, and log2 units
 MAX_GENES = 40  # of the heatmap
+GENE_LETTERS = 12  # at a branch, on average; longer names leave room for fewer genes
+LETTER_OF_GENE = 0.01  # of the width of the tree, about
 ERRORS = {
     "predicted": ("predicted", "o", "tab:blue"),
     "unrelated": ("without relations", "s", "tab:gray"),
@@ -43,7 +45,7 @@ def response(
     condition
         The first of the responses, if none is named.
     n_genes
-        Genes that are named at each branch, those whose response grows most significantly.
+        Genes that are named at each branch, those whose response grows most significantly; fewer if names are long.
 
     Examples
     --------
@@ -64,7 +66,7 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
     names = {}
     for node, of_node in top.groupby("cell_types", sort=False):
         words = [f"{'+' if row.change > 0 else '-'}{gene_label(str(row.gene))}" for row in of_node.itertuples()]
-        names[frozenset(str(node).split("; "))] = " ".join(words)
+        names[frozenset(str(node).split("; "))] = first_words(words, n_letters=GENE_LETTERS * n_genes)
     genes = list(dict.fromkeys(top["gene"]))[:MAX_GENES] or list(responses.genes.index[:1])
     order = ordered(relations)
     rows = responses.genes.index.get_indexer(genes)
@@ -78,10 +80,18 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
     heat.set_xticks(range(len(genes)), [gene_label(str(gene)) for gene in genes], rotation=90, fontsize=7)
     heat.set_yticks(range(len(order)), labels)
     heat.tick_params(labelleft=True, labelright=False)
-    figure.colorbar(image, ax=heat, label="expected log2 fold change", fraction=0.05)
+    is_cut = (bool(values.min() < -limit), bool(values.max() > limit))
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(is_cut, "neither")
+    figure.colorbar(image, ax=heat, label="expected log2 fold change", fraction=0.05, extend=extend)
     heat.set_title(f"{shortened(condition)}, compared with {shortened(responses.control)}", fontsize=9)
     tree.set_title("genes whose response grows on a branch (+ up, - down)", fontsize=9)
     return figure
+
+
+def first_words(words: list[str], *, n_letters: int) -> str:
+    """Join the first words, as many as fit, and at least one."""
+    fitting = [number for number in range(1, len(words) + 1) if len(" ".join(words[:number])) <= n_letters]
+    return " ".join(words[: max(fitting, default=1)])
 
 
 def ordered(relations: Relations) -> list[str]:
@@ -107,14 +117,15 @@ def draw_tree(axis: Axes, relations: Relations, order: list[str], names: dict[fr
     def centre(node: frozenset[str]) -> float:
         return float(np.mean([row[name] for name in node]))
 
+    left = 1.05 + LETTER_OF_GENE * len(names.get(relations.nodes[0], ""))
     for node in relations.nodes:
         parent = relations.parent(node)
-        start = 1.15 if parent is None else height(parent)
+        start = left if parent is None else height(parent)
         axis.plot([start, height(node)], [centre(node)] * 2, color="black", linewidth=1.2)
         if parent is not None:
             axis.plot([start] * 2, [centre(parent), centre(node)], color="black", linewidth=1.2)
         if node in names:
-            where, offset = ("bottom", 2) if len(node) == 1 else ("top", -2)
+            where, offset = ("bottom", 2) if len(node) == 1 or parent is None else ("top", -2)
             axis.annotate(
                 names[node],
                 (start, centre(node)),
@@ -124,7 +135,8 @@ def draw_tree(axis: Axes, relations: Relations, order: list[str], names: dict[fr
                 va=where,
                 path_effects=[HALO],
             )
-    axis.set_xlim(1.15, 0)
+    axis.set_xlim(left, 0)
+    axis.set_xticks(np.linspace(0, 1, 6))
     axis.set_xlabel("height in the tree, relative to the root")
     axis.tick_params(left=False, labelleft=False)
     open_frame(axis, "left")

@@ -1,6 +1,8 @@
 """Cells in another condition: counts of real or generated cells, thinned or added to as their type responds."""
 
+import difflib
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,9 @@ from bdm.data.counts import raw_counts
 from bdm.errors import InputError, counted
 from bdm.kriging.counts import with_shares
 from bdm.kriging.sums import PSEUDO
-from bdm.responses.measured import SEPARATOR, conditions_of
+from bdm.responses.measured import conditions_of
 from bdm.responses.results import Responses
-from bdm.validation import unknown_condition, unknown_type
+from bdm.validation import SEPARATOR, unknown_condition, unknown_type
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ def predict_cells(
     column = columns_of(cells, responses)
     measured = pd.Series("", index=labels.index)
     pieces, order = [], []
+    for sentence in new_types(responses, cells, labels[before == responses.control], column):
+        logger.warning("%s", sentence)
     for (name, old), rows in pd.Series(np.arange(len(labels))).groupby([labels.to_numpy(), before.to_numpy()]):
         of_group = cells.X[rows.to_numpy()]
         share = share_of(of_group, column)
@@ -130,6 +134,25 @@ def columns_of(cells: AnnData, responses: Responses) -> np.ndarray:
 def share_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
     """Share of some genes in the counts of all cells."""
     return np.asarray(counts[:, column].sum(axis=0), dtype=float).ravel() / float(max(counts.sum(dtype=float), 1))
+
+
+def profile_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
+    """Log shares of some genes in the counts of all cells, as :attr:`MeasuredResponses.profile` has them."""
+    return np.asarray(np.log(share_of(counts, column) + PSEUDO))
+
+
+def new_types(responses: Responses, cells: AnnData, labels: pd.Series, column: np.ndarray) -> Iterator[str]:
+    """Phrase of each type of control cells that the responses lack what its predicted response rests on."""
+    for name in sorted(set(labels) - set(responses.related_types)):
+        near = difflib.get_close_matches(name, set(responses.related_types), n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        counts = cells[labels.index[labels == name]].X
+        distance = responses.relations({name: profile_of(counts, column)}).distance[-1, :-1]
+        nearest = responses.related_types[int(distance.argmin())]
+        yield (
+            f"The responses have too few control cells of the type {name!r}, or none{meant}; its response is predicted "
+            f"from the profile of its cells here, which is nearest to that of {nearest!r}."
+        )
 
 
 def values_of(responses: Responses, condition: str) -> list[str]:
@@ -202,7 +225,7 @@ def effects_of_cells(
     labels = text_column(cells.obs, responses.label_key, argument="label_key")
     names, column = tuple(sorted(labels.unique())), columns_of(cells, responses)
     profiles = {
-        name: np.log(share_of(cells.X[(labels == name).to_numpy()], column) + PSEUDO)
+        name: profile_of(cells.X[(labels == name).to_numpy()], column)
         for name in names
         if name not in responses.related_types
     }

@@ -9,13 +9,11 @@ from scipy import sparse
 
 from bdm.data.columns import text_column
 from bdm.data.counts import raw_counts
-from bdm.errors import InputError, abbreviated
+from bdm.errors import InputError
 from bdm.kriging.sums import MIN_CELLS_PER_GENE, PSEUDO, Sums
 from bdm.settings import ResponseSettings
-from bdm.validation import unknown_condition
+from bdm.validation import SEPARATOR, control_rejection, usual_controls
 
-CONTROL_NAMES = ("control", "ctrl", "untreated", "unstimulated", "vehicle", "dmso", "mock", "none", "healthy", "normal")
-SEPARATOR = ", "  # between the values of several columns, whose combinations are the conditions
 PRIOR_DONORS = 4  # donors whose variance is worth as much as what other genes say of it
 N_BINS = 10  # of genes by expression, whose variance between donors is compared with that between cells
 
@@ -57,17 +55,9 @@ def conditions_of(obs: pd.DataFrame, keys: tuple[str, ...]) -> pd.Series:
 def control_of(conditions: pd.Series, control: str | None) -> str:
     """Name of the control: the given one, or the only condition with a usual name of controls."""
     known = sorted(conditions.unique())
-    if control is not None:
-        if control not in known:
-            raise InputError(unknown_condition(control, known))
-        return control
-    usual = [name for name in known if all(part.lower() in CONTROL_NAMES for part in name.split(SEPARATOR))]
-    if len(usual) != 1:
-        raise InputError(
-            f"Which condition is the control is not known; name it by `control=` (there are: "
-            f"{abbreviated(known, n_shown=10)})."
-        )
-    return str(usual[0])
+    if sentence := control_rejection(control, known):
+        raise InputError(sentence)
+    return usual_controls(known)[0] if control is None else control
 
 
 def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:

@@ -16,11 +16,32 @@ def check_columns(name, dataset):
         check_column(f"{place}.hierarchy.ontology_key", path, columns, key)
     for addition, of in dataset["extend"]["additions"].items():
         check_labels(f"{place}.extend.additions.{addition}.label_key", of, fitted=dataset["label_key"])
-    for key in dataset["respond"]["condition_key"] if dataset["respond"]["run"] else []:
-        check_column(f"{place}.respond.condition_key", path, columns, key)
+    if dataset["respond"]["run"] or dataset["respond"]["predictions"]:
+        check_responses(f"{place}.respond", dataset, columns)
     check_types(place, dataset)
     if dataset["audit"]["run"] and dataset["donor_key"] is not None and columns is not None and labels is None:
         check_donors(f"{place}.audit.run", path, dataset["donor_key"], dataset["audit"]["n_folds"])
+
+
+def check_responses(place, dataset, columns):
+    """Reject columns of conditions, a control, and conditions and cell types to predict that the cells do not have."""
+    path, respond = dataset["path"], dataset["respond"]
+    for key in respond["condition_key"]:
+        check_column(f"{place}.condition_key", path, columns, key)
+    values = [known_values(path, key, labels=dataset["labels"]) for key in respond["condition_key"]]
+    if None not in values:
+        conditions = sorted(map(SEPARATOR.join, product(*values)))
+        if respond["control"] is not None or len(values) == 1:  # else some combinations may not be in the cells
+            problem = control_rejection(respond["control"], conditions)
+            reject(f"{place}.control", problem and f"{path}: {problem}")
+        for name, of in respond["predictions"].items():
+            problem = None if of["condition"] in conditions else unknown_condition(of["condition"], conditions)
+            reject(f"{place}.predictions.{name}.condition", problem and f"{path}: {problem}")
+    types = known_values(path, dataset["label_key"], labels=dataset["labels"])
+    for name, of in respond["predictions"].items() if types is not None else ():
+        for cell_type in of["cell_types"]:
+            problem = None if cell_type in types else unknown_type(cell_type, types, of=f"{path} has")
+            reject(f"{place}.predictions.{name}.cell_types", problem)
 
 
 def check_donors(place, path, key, n_folds):
@@ -36,7 +57,7 @@ def check_donors(place, path, key, n_folds):
 
 def check_types(place, dataset):
     """Reject transmutations, designs and additions of cell types that the model will not have, where these are known."""
-    types = known_types(dataset["path"], dataset["label_key"], labels=dataset["labels"])
+    types = known_values(dataset["path"], dataset["label_key"], labels=dataset["labels"])
     if types is not None:
         prepare = dataset["prepare"]
         small = [name for name, number in types.items() if number < prepare["min_cells_per_type"]]
@@ -50,7 +71,7 @@ def check_types(place, dataset):
             at = f"{place}.simulate.designs.{name}"
             check_names(at, types_in_design(of["path"]), types, of=f"{dataset['path']} has", left_out=left_out)
     for name, of in dataset["extend"]["additions"].items():
-        new = known_types(of["path"], of["label_key"] or dataset["label_key"])
+        new = known_values(of["path"], of["label_key"] or dataset["label_key"])
         if new is not None:
             for key in ("cell_types", "update"):
                 check_names(f"{place}.extend.additions.{name}.{key}", of[key], new, of=f"{of['path']} has")
@@ -66,9 +87,9 @@ def check_names(place, names, types, *, of, left_out=()):
         reject(place, None if may_be_fitted(name, types) else unknown_type(name, types, of=of))
 
 
-def known_types(path, label_key, *, labels=None):
-    """Count the cells of each type; None where they cannot be known yet, or are in a table of labels."""
-    return None if label_key is None or labels is not None or is_made_anew(path) else n_cells_by_value(path, label_key)
+def known_values(path, key, *, labels=None):
+    """Count the cells of each value of a column; None where they cannot be known yet, or are in a table of labels."""
+    return None if key is None or labels is not None or is_made_anew(path) else n_cells_by_value(path, key)
 
 
 def types_in_design(path):

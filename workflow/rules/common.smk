@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from functools import partial
+from itertools import product
 from pathlib import Path
 from urllib.parse import quote
 
