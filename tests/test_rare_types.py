@@ -232,6 +232,15 @@ def test_place_that_few_cells_cannot_support_is_marked():
     assert tree_with_rare_type(0.2, FEW_CELLS).by_name["t4"].place is None
 
 
+def test_place_at_the_centre_of_all_cells_is_marked_however_stable_it_is():
+    """All resamples have the rare type next to the same type, from which the centre is 2 away, and the next one 8."""
+    for place, is_uncertain in ((0.0, True), (5.0, False)):
+        cells = sampled(along_a_line(-12.0, 2.0, 10.0, place), [1000] * 3 + [15], np.random.default_rng(0))
+        hierarchy = build_hierarchy(cells, HierarchySettings(), seed=0)
+        assert hierarchy.common_ancestor("t1", "t3").support == 1
+        assert hierarchy.by_name["t3"].place_uncertain == is_uncertain
+
+
 def test_mark_is_in_figure_page_and_table():
     hierarchy = tree_with_rare_type(0.2, 5)
     labels = [label.get_text() for label in plot_hierarchy(hierarchy).get_yticklabels()]

@@ -187,15 +187,26 @@ def merged_sets(members: list[frozenset[int]], pairs: list[tuple[int, int]]) -> 
 def place_support(
     means: MeasuredMeans, resamples: Sequence[MeasuredMeans], labels: tuple[str, ...], few: Collection[str]
 ) -> dict[str, float]:
-    """Share of resamples in which a cell type of few cells leaves the tree of the other types where it does.
+    """Share of resamples in which a cell type of few cells is off the centre, and leaves the tree where it does.
 
     Such a type may be anywhere in resamples, and takes the support of the clades that it leaves and enters with it; so
-    its own place is examined: the clade of types with enough cells that it is next to.
+    its own place is examined: the clade of types with enough cells that it is next to. At the mean of all cells, where
+    latents put what they have no axis for, a place says nothing, however often it is the same.
     """
     if not resamples:
         return {}
     place, drawn = places(means, labels, few), [places(resample, labels, few) for resample in resamples]
-    return {name: float(np.mean([of[name] == next_to for of in drawn])) for name, next_to in place.items()}
+    off = [types_off_centre(resample, labels) for resample in resamples]
+    return {
+        name: float(np.mean([name in of and found[name] == next_to for of, found in zip(off, drawn, strict=True)]))
+        for name, next_to in place.items()
+    }
+
+
+def types_off_centre(means: MeasuredMeans, labels: tuple[str, ...]) -> set[str]:
+    """Cell types whose means are farther from the mean of all cells, on average, than by their noise."""
+    squares = (means.mean**2).sum(axis=1) - means.variance
+    return {name for name, rows in rows_of_types(labels).items() if squares[rows].mean() > 0}
 
 
 def places(means: MeasuredMeans, labels: tuple[str, ...], few: Collection[str]) -> dict[str, frozenset[str]]:
