@@ -61,7 +61,10 @@ def test_prior_of_the_documentation(example_cells, small_settings, tmp_path):
     process = start(["generate", "model", "cells.h5ad", "--cells", "2"], tmp_path, log := tmp_path / "log")
     process.join()
     assert process.exitcode == 2
-    assert "no prior 'normal' in this installation, which has mixture, diffusion, flow; name one" in log.read_text()
+    lacking = (
+        "model.json: There is no prior 'normal' in this installation, which has mixture, diffusion, flow; name one"
+    )
+    assert lacking in log.read_text()
     assert not (tmp_path / "cells.h5ad").exists()
 
 
@@ -125,7 +128,7 @@ def test_decoder_of_the_documentation(example_cells, tiny_settings, tmp_path, mo
     often = mean[0] > 0.1
     np.testing.assert_allclose((counts.var(axis=0)[often] / mean[0][often]).mean(), 1, atol=0.02)
     monkeypatch.delitem(DECODERS.registered, "poisson")
-    with pytest.raises(InputError, match="no decoder 'poisson' in this installation, which has negative_binomial"):
+    with pytest.raises(InputError, match=r"model\.json: There is no decoder 'poisson' in this installation"):
         bdm.BranchedDiffusion.load(tmp_path / "model")
 
 

@@ -427,6 +427,22 @@ def test_batches_are_given_in_turn_and_scaled(batch_model):
     np.testing.assert_allclose(np.diff(slopes), 1, atol=0.05)
 
 
+def test_without_differences_between_batches_cells_are_of_the_mean_batch(batch_model, small_model):
+    decoder = batch_model.model.autoencoder.network.decoder
+    latent = torch.zeros(2, decoder.shape.n_latent)
+    same = decoder.decode(latent, torch.tensor([0, 1]), batch_factor=0)
+    torch.testing.assert_close(same, decoder.decode(latent))
+    # Without batches, there are no differences that a factor could change
+    only = small_model.model.autoencoder.network.decoder
+    assert only.batch_offset.abs().max() > 0.01
+    assert torch.equal(only.decode(latent), only.decode(latent, torch.tensor([0, 0])))
+    cells = [
+        small_model.simulate({"samples": {**TWO, "cells": {NK: 20}}, "batch_effects": factor, "expected": True})
+        for factor in (0, 1)
+    ]
+    np.testing.assert_array_equal(*(adata.layers["expected"] for adata in cells))
+
+
 def test_batches_are_drawn_in_the_shares_of_the_training_cells(batch_model):
     samples = experiment_of(batch_model, samples={"donors": 300}).samples
     share = batch_model.model.composition.sum()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bdm._core.files import atomic_write, read_checksummed_json, sha256, write_checksummed_json
 from bdm._core.seeds import to_tensor
-from bdm.errors import InputError
+from bdm.errors import InputError, at
 from bdm.kinds import Kinds
 
 FORMAT = 16
@@ -51,7 +51,8 @@ def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
     for name, fact in facts.items():
         if content.get(name) != fact:
             raise InputError(f"{folder / kind}.json is of another {name} than the folder's; make it again.")
-    with reject_if_damaged(folder / f"{kind}.json"):
+    file = folder / f"{kind}.json"
+    with reject_if_damaged(file), at(file):  # such as a prior that this installation lacks
         value: Value = ContentReader(tensors).decode(content[kind], cls)
         return value
 

@@ -102,17 +102,15 @@ class Decoder(nn.Module):
         latent
             Cells x latent dimensions.
         batch
-            Index of each cell's batch; None for no offset of a batch.
+            Index of each cell's batch; None for the mean batch, which is all that there is without batches.
         log_size
             Log size factors, cells x 1.
         offset
             Additional offsets of log expression before the normalisation, cells x genes or one per gene.
         batch_factor
-            Factor of the offsets of batches.
+            Factor of the differences between batches; 0 for none.
         """
-        logits = self.loadings(latent)
-        if batch is not None:
-            logits = logits + batch_factor * self.batch_offset[batch]
+        logits = self.loadings(latent) + self._offset(batch, batch_factor)
         return torch.log_softmax(logits if offset is None else logits + offset, dim=1) + log_size
 
     def observation(self, cell_type: Tensor) -> ObservationModel:
@@ -195,6 +193,13 @@ class Decoder(nn.Module):
         return decoder.eval().requires_grad_(False)
 
     # ---- batches
+
+    def _offset(self, batch: Tensor | None, factor: float = 1) -> Tensor:
+        """Offset of log expression in batches whose differences are multiplied by a factor, cells x genes, or genes."""
+        if batch is None:
+            return self.mean_batch()
+        offset = self.batch_offset[batch]
+        return offset if factor == 1 else torch.lerp(self.mean_batch(), offset, factor)
 
     def batch_factors(self) -> np.ndarray:
         """Factor of each batch on the expression of each gene, batches x genes, of geometric mean 1."""

@@ -66,11 +66,9 @@ class GeneAutoencoder:
             return self.network, self.rows.index(cell_type)
         return self.adapters.network(cell_type, self.network), 0
 
-    def batch_codes(self, batch: np.ndarray | None, n_cells: int) -> Tensor:
-        """Index of each cell's batch, from its name; the only index, 0, where the model has no batches (None)."""
-        if batch is None:
-            return torch.zeros(n_cells, dtype=torch.long)
-        return codes_of(batch, self.batches)
+    def batch_codes(self, batch: np.ndarray | None) -> Tensor | None:
+        """Index of each cell's batch, from its name; None where the model has no batches."""
+        return None if batch is None else codes_of(batch, self.batches)
 
     def with_adapters(self, adapters: Adapters) -> GeneAutoencoder:
         """Give populations, and cell types that are divided into several, type-specific decoders."""

@@ -103,7 +103,7 @@ def means_of(
         name = autoencoder.populations[int(code)]
         decoder = autoencoder.network_of(name).decoder
         mean = torch.from_numpy(latent[population == name].mean(axis=0, keepdims=True))
-        expression = decoder.decode(mean, offset=decoder.mean_batch())[0].exp()
+        expression = decoder.decode(mean)[0].exp()
         means.setdefault(autoencoder.cell_types[int(type_code)], {})[name] = PopulationMeans(
             expression.double().numpy(),
             float(table["log_library_size"].sum() / table["n_cells"].sum()),

@@ -250,7 +250,7 @@ def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
 
 @torch.no_grad()
 def log_expression(model: BranchedModel, name: str, *, type_specific: bool) -> np.ndarray:
-    """Log expression at the mean latent of a cell type or population, normalised over genes, without batch offsets."""
+    """Log expression at the mean latent of a cell type or population, normalised over genes, in the mean batch."""
     populations = model.autoencoder.populations_of(name)
     y = model.whitening.inverse(model.moments.mixture(populations).mean[None])
     decoder = model.autoencoder.network_of(name if type_specific else None).decoder
