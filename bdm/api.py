@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from bdm.extension.extend import FittedExtension
     from bdm.interpretation.results import Interpretation
     from bdm.power.analysis import PowerAnalysis
+    from bdm.responses.results import Responses
     from bdm.transmutation.evaluate import TransmutationEvaluation
 
 
@@ -655,7 +656,12 @@ class BranchedDiffusion:
             save_with_card(folder, self.model)
 
     def card(
-        self, evaluation: "Evaluation | None" = None, *, audit: "Audit | None" = None, license: str | None = None
+        self,
+        evaluation: "Evaluation | None" = None,
+        *,
+        audit: "Audit | None" = None,
+        responses: "Responses | None" = None,
+        license: str | None = None,
     ) -> str:
         """Write the card of the model, as Markdown with the metadata of Hugging Face.
 
@@ -665,13 +671,17 @@ class BranchedDiffusion:
             Evaluation of its generated cells, whose scores are shown with the floor's.
         audit
             Audit of models with its settings, whose verdict is shown.
+        responses
+            Responses of its cell types to conditions, whose expected errors are shown.
         license
             License of the data, in place of ``settings.prepare.license``.
         """
         from bdm.audit.card import audit_section
+        from bdm.responses.card import responses_section
 
         section = None if audit is None else audit_section(audit, self.model)
-        return model_card(self.model, evaluation=evaluation, audit=section, license=license)
+        of_responses = None if responses is None else responses_section(responses, self.model.cell_types)
+        return model_card(self.model, evaluation=evaluation, audit=section, responses=of_responses, license=license)
 
     @classmethod
     def load(

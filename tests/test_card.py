@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict, replace
 
 import anndata
+import numpy as np
 import pytest
 import yaml
 
@@ -17,7 +18,8 @@ from bdm.evaluation.scores import SCORE_NAMES
 from bdm.model.card import CARD, metadata, model_card, table
 from bdm.model.generated_file import GeneratedFile, record_of_cells
 from bdm.model.model import load_model
-from bdm.settings import GenerationSettings, PrepareSettings
+from bdm.responses.fit import fit_responses
+from bdm.settings import GenerationSettings, PrepareSettings, ResponseSettings
 
 
 def front_matter(card: str) -> dict:
@@ -149,6 +151,31 @@ def test_evaluation_of_another_model_is_rejected(batch_model, evaluation):
 def test_evaluation_without_generated_cells_is_rejected(batch_model, evaluation):
     with pytest.raises(InputError, match="no generated cells"):
         batch_model.card(replace(evaluation, overall=evaluation.overall.drop(columns="generated")))
+
+
+# ---- responses
+
+
+def test_card_states_the_expected_errors_of_responses(saved, batch_model, example_cells, tmp_path, bdm):
+    cells = example_cells.copy()
+    cells.obs["condition"] = np.resize(["ctrl", "stim"], cells.n_obs)
+    responses = fit_responses(cells, ResponseSettings(label_key="bulk_labels"))
+    card = batch_model.card(responses=responses)
+    error, n_types = responses.expected_error("stim"), len(responses.cell_types)
+    shown = " | ".join(f"{error[name]:.0%}" for name in ("predicted", "common", "nearest", "sampling"))
+    assert f"| stim | {responses.n_measured('stim')} of {n_types} | {shown} |" in card
+    assert f"was measured in {cells.n_obs} cells; the\nreplicates were cells." in card
+    assert f"* The largest error, {responses.errors['predicted'].max():.0%}, is that of " in card
+    [*warnings] = responses.warnings("stim")  # as the condition does nothing
+    assert warnings
+    assert all(f"* {warning}\n" in card for warning in warnings)
+    assert "## Responses" not in batch_model.card()
+    responses.save(tmp_path / "responses")
+    assert bdm("card", saved, "--responses", tmp_path / "responses", "--out", tmp_path / "card.md")[0] == 0
+    assert f"| stim | {responses.n_measured('stim')} of {n_types} | {shown} |" in (tmp_path / "card.md").read_text()
+    others = replace(responses, cell_types=tuple(f"other {name}" for name in responses.cell_types))
+    with pytest.raises(InputError, match=r"^The responses are of other cell types \(other CD14"):
+        batch_model.card(responses=others)
 
 
 # ---- generated cells, source and contact

@@ -45,7 +45,7 @@ NEW_TRANSMUTATION = {"transmute new", "evaluate_transmuted new"} | REPORT
 SIMULATE = {"simulate here"} | REPORT
 AUDIT = {"audit", "merge_audit"} | CARD | REPORT  # of fitted models, not of extended ones
 PREDICTION = {"predict those"}  # of fitted models, likewise
-RESPOND = {"respond"} | PREDICTION | REPORT
+RESPOND = {"respond"} | PREDICTION | CARD | REPORT
 GENERATE = {"generate"} | EVALUATE | INTERPRET
 GENERATE_BOTH = {"generate_flat"} | GENERATE
 EXTEND = {"extend"} | GENERATE | TRANSMUTATIONS | SIMULATE
@@ -89,7 +89,7 @@ CHANGES = {
     ),
     "transmute/stochastic": (True, both(TRANSMUTATIONS)),
     "transmutation/to": ("C", both(TRANSMUTATION)),
-    "respond/run": (False, {MINE: REPORT}),
+    "respond/run": (False, {MINE: CARD | REPORT}),
     "respond/condition_key": (["treatment"], {MINE: RESPOND}),
     "respond/control": ("none", {MINE: RESPOND}),
     "respond/relations": ("tree", {MINE: RESPOND}),

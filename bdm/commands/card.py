@@ -15,13 +15,14 @@ def card(
     *,
     evaluation: Annotated[Path | None, "Folder made by bdm evaluate --model, whose scores are added."] = None,
     audit: Annotated[Path | None, "Folder made by bdm audit, whose verdict is added."] = None,
+    responses: Annotated[Path | None, "Folder made by bdm respond, whose expected errors are added."] = None,
     cells: Annotated[Path | None, "Cells that the model generated, which the card describes."] = None,
     license: License = None,
     source: Source = None,
     contact: Contact = None,
     out: Annotated[Path | None, Output, "File to write in place of printing."] = None,
 ) -> Summary | None:
-    """Print the card of a model (Markdown with the metadata of Hugging Face), with scores and the verdict of an audit.
+    """Print the card of a model (Markdown with the metadata of Hugging Face), with scores, responses and an audit.
 
     The folder of a model has its card, without scores, as README.md; --out model/README.md replaces it.
 
@@ -37,8 +38,11 @@ def card(
     from bdm.model.card import model_card
     from bdm.model.generated_file import GeneratedFile
     from bdm.model.model import load_model
+    from bdm.responses.card import responses_section
+    from bdm.responses.results import Responses
 
     audited = None if audit is None else Audit.load(audit)
+    measured = None if responses is None else Responses.load(responses)
     scores = None if evaluation is None else Evaluation.load(evaluation)
     loaded, checksum = load_model(model), checksum_of(model, "model")
     file = None if cells is None else GeneratedFile.read(cells, loaded, checksum=checksum)
@@ -48,6 +52,7 @@ def card(
             checksum=checksum,
             evaluation=scores,
             audit=None if audited is None else audit_section(audited, loaded, file),
+            responses=None if measured is None else responses_section(measured, loaded.cell_types),
             cells=file,
             license=license,
             source=source,

@@ -4,6 +4,7 @@ rule card:
         generated=GENERATED,
         evaluation=rules.evaluate.output.evaluation,
         audit=audit_result,
+        responses=measured_responses,
     output:
         card=in_archive("results/{dataset}/card.md", "Report", "the card of the model (text to share)"),
     log:
@@ -13,11 +14,15 @@ rule card:
     params:
         evaluation=subpath(input.evaluation, parent=True),
         audit=lambda wildcards, input: f"--audit {Path(str(input.audit)).parent}" if input.audit else "",
+        responses=lambda wildcards, input: (
+            f"--responses {Path(str(input.responses)).parent}" if input.responses else ""
+        ),
         options=options("card", seed=False),
     shell:
         "bdm card {input.model}"
         " --evaluation {params.evaluation}"
         " {params.audit}"
+        " {params.responses}"
         " --cells {input.generated}"
         " {params.options}"
         " --out {output.card}"
