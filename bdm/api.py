@@ -14,21 +14,20 @@ from anndata import AnnData
 
 from bdm._core.files import atomic_write, provenance, storable
 from bdm._core.parallel import using_threads
-from bdm._core.training import fabric
+from bdm._core.training import device_of
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.errors import InputError, counted, listed
 from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
-from bdm.generation.generate import generated_cells
-from bdm.generation.like import OriginalCells, with_schema
+from bdm.generation.generate import generate_cells
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.ontology import given_tree
 from bdm.hierarchy.tree import Clade, Hierarchy, match_leaves
 from bdm.latent.cells import encode
 from bdm.model.card import model_card, save_with_card
-from bdm.model.fit import Checkpoints, fit
+from bdm.model.fit import fit
 from bdm.model.fitted_cells import fitted_cells, populations_by, real_cells_for
 from bdm.model.generated_file import record_of_cells
 from bdm.model.match import encodable, keys_found_in, known_cells
@@ -110,7 +109,7 @@ class BranchedDiffusion:
         ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), what :func:`bdm.read_tree`
         returns, or ``cell-ontology``, with the column of terms in ``settings.hierarchy.ontology_key``.
     prior
-        Distribution of latents, by name: ``mixture``, ``diffusion``, ``flow`` or one of your own; as in
+        Distribution of latents, by name: ``mixture``, ``diffusion`` or one of your own; as in
         ``settings.prior``, if not given.
     likelihood
         Distribution of counts, by name: ``negative_binomial`` or one of your own; as in ``settings.autoencoder``, if
@@ -202,15 +201,10 @@ class BranchedDiffusion:
         return "\n".join([f"BranchedDiffusion, {title}", *lines])
 
     @computing
-    def fit(self, *, checkpoints: Checkpoints | None = None) -> "BranchedDiffusion":
+    def fit(self) -> "BranchedDiffusion":
         """Train the autoencoder, derive the hierarchy, and fit the prior; returns the model itself.
 
         Shows its progress on a terminal and in a notebook; ``logging.getLogger("bdm").setLevel("WARNING")`` hides it.
-
-        Parameters
-        ----------
-        checkpoints
-            Checkpoints, from which interrupted training resumes.
         """
         if self.settings is None or self.prepared is None:
             raise InputError("A loaded model cannot be fitted again; make a new one from an AnnData.")
@@ -220,7 +214,6 @@ class BranchedDiffusion:
             tree=self.tree,
             seed=self.seed,
             device=self.device,
-            checkpoints=checkpoints or Checkpoints(),
         )
         self.fitted, self.history = found.model, found.history
         self.interpretation, self.last_extension = None, ()
@@ -293,11 +286,9 @@ class BranchedDiffusion:
     @computing
     def generate(
         self,
-        cells: int | Mapping[str, int] | pd.Series | pd.DataFrame | None = None,
+        cells: int | Mapping[str, int] | pd.Series | pd.DataFrame,
         *,
-        like: AnnData | None = None,
         shared_ancestors: bool = GenerationSettings.shared_ancestors,
-        stochastic: bool = SamplerSettings.stochastic,
         n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
     ) -> AnnData:
@@ -308,13 +299,9 @@ class BranchedDiffusion:
         cells
             Number of cells of every type; numbers by type; or a table with the columns ``cell_type``, ``n_cells`` and,
             if any, ``batch``. Types are cell types, whose cells are spread over their sub-populations as the training
-            cells are, or sub-populations. As many of each type as ``like`` has, if not given.
-        like
-            Original cells, whose columns of CELLxGENE's schema the generated cells receive.
+            cells are, or sub-populations.
         shared_ancestors
             Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root, in less time.
-        stochastic
-            Add fresh noise at every level, in place of following the probability-flow ODE.
         n_levels
             Noise levels between pure noise and a cell.
 
@@ -322,16 +309,9 @@ class BranchedDiffusion:
         -------
         AnnData as :func:`bdm.generation.generate.generate_cells` makes it.
         """
-        if cells is None:
-            if like is None:
-                raise InputError("Give the number of cells, or the cells that they are to be like, by `like=`.")
-            cells = numbers_like(like.obs, self.model)
-        settings = GenerationSettings(n_levels=n_levels, stochastic=stochastic, shared_ancestors=shared_ancestors)
+        settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
         request = request_cells(self.model, cells)
-        generated = generated_cells(self.model, request, settings, seed=seed, shared_ancestors=shared_ancestors)
-        if like is not None:
-            generated = with_schema(generated, OriginalCells.of(like, self.model), self.model, request, seed=seed)
-        adata = generated.in_memory()
+        adata = generate_cells(self.model, request, settings, seed=seed, shared_ancestors=shared_ancestors)
         requested = request.table.to_dict("list")
         adata.uns["bdm"] = record_of_cells(self.model, None, seed=seed, request=requested, settings=asdict(settings))
         return adata
@@ -346,7 +326,6 @@ class BranchedDiffusion:
         label_key: str | None = None,
         batch_key: str | None = None,
         counts: str | None = None,
-        stochastic: bool = SamplerSettings.stochastic,
         n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
     ) -> AnnData:
@@ -363,15 +342,12 @@ class BranchedDiffusion:
         label_key, batch_key, counts
             Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
             if not given.
-        stochastic
-            Noise cells up to the common ancestor, in place of following the probability-flow ODE: the population stays
-            the same, but no cell keeps its place in it.
 
         Returns
         -------
         AnnData as :func:`bdm.transmutation.transmute.transmuted_cells` describes it.
         """
-        settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
+        settings = SamplerSettings(n_levels=n_levels)
         keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
         cell_types = _type_names(from_)
         sources = sources_of(adata, self.model, str(to), keys, cell_types=cell_types)
@@ -712,7 +688,7 @@ class BranchedDiffusion:
         model = cls.__new__(cls)
         model.device = device
         model.n_threads = n_threads
-        model.fitted = load_model(Path(path), device=fabric(device).device)
+        model.fitted = load_model(Path(path), device=device_of(device))
         if adata is not None:
             keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
             model.prepared = fitted_cells(cells_in(adata, on_disk=False), model.fitted, keys)

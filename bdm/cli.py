@@ -24,7 +24,6 @@ from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
 from bdm.commands.lineage import lineage
-from bdm.commands.merge import merge
 from bdm.commands.plot_tree import plot_tree
 from bdm.commands.power import power
 from bdm.commands.predict import predict
@@ -35,7 +34,7 @@ from bdm.commands.respond import respond
 from bdm.commands.simulate import simulate
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
-from bdm.errors import InputError, Interrupted, TrainingError, as_options
+from bdm.errors import InputError, TrainingError, as_options
 
 # Threads of OpenMP spin while they wait, and slow down other programs. Torch reads this as it is loaded.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
@@ -51,7 +50,7 @@ if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
 COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Data": {example: False, prepare: False},
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
-    "Generate": {generate: True, merge: False, transmute: True, simulate: True},
+    "Generate": {generate: True, transmute: True, simulate: True},
     "Conditions": {respond: True, predict: True, evaluate_predicted: True},
     "Lineages": {lineage: True, reconstruct: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
@@ -94,8 +93,6 @@ def main() -> None:
         end(as_options(str(error)), code=2)
     except TrainingError as error:
         end(str(error), code=1)
-    except Interrupted as stop:
-        end(str(stop), code=128 + stop.number)
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             end("There is not enough memory; give the job more, or fewer cells.", code=1)

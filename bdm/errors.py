@@ -3,7 +3,6 @@
 import ast
 import re
 import shlex
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -47,14 +46,6 @@ def at(place: object) -> Iterator[None]:
 
 class TrainingError(RuntimeError):
     """Training that failed, described in one sentence; the command line prints it and exits with code 1."""
-
-
-class Interrupted(Exception):  # noqa: N818, no error
-    """A step that was asked to end by a signal, as by Ctrl-C; the command line exits with 128 plus its number."""
-
-    def __init__(self, message: str, number: int = signal.SIGTERM):
-        super().__init__(message)
-        self.number = number
 
 
 def as_options(message: str) -> str:

@@ -55,7 +55,6 @@ PRIORS = Kinds(
     {
         "mixture": "bdm.prior.mixture",
         "diffusion": "bdm.prior.diffusion",
-        "flow": "bdm.prior.flow",
     },
 )
 

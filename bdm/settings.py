@@ -217,7 +217,7 @@ class PriorSettings(StageSettings):
         str,
         PRIORS,
         "Distribution of latents: `mixture` (a tree of Gaussian mixtures in closed form), `diffusion` (with a network "
-        "on the branches where it gains), `flow` (flow matching), or one of your own.",
+        "on the branches where it gains), or one of your own.",
     ] = "mixture"
     width: Annotated[int, Ge(1), "Width of the network of the prior."] = 128
     n_layers: Annotated[int, Ge(1), "Residual blocks of the network of the prior."] = 3
@@ -251,9 +251,6 @@ class SamplerSettings(StageSettings):
     """Settings of sampling; at each noise level, the denoiser is evaluated once."""
 
     n_levels: Annotated[int, Ge(2), "Noise levels between pure noise and a cell."] = 12
-    stochastic: Annotated[bool, "Add fresh noise at every level, in place of following the probability-flow ODE."] = (
-        False
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +267,7 @@ class GenerationSettings(SamplerSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class TransmutationSettings(SamplerSettings):
-    """Settings of transmutation; with fresh noise, no cell keeps its place among the cells of its type."""
+    """Settings of transmutation."""
 
     section: ClassVar[str] = "transmute"
 

@@ -61,7 +61,7 @@ napoleon_use_rtype = False
 nitpicky = True
 # Without a network, objects of other packages and of inner modules are not linked.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(anndata|collections|lightning|matplotlib|numpy|pandas|pathlib|scipy|torch|typing)\..*"),
+    (r"py:.*", r"(anndata|collections|matplotlib|numpy|pandas|pathlib|scipy|torch|typing)\..*"),
     (r"py:.*", r"bdm\.(?!api|pl).*"),
     # Annotations of names that are imported when they are needed
     (r"py:class", "AnnData|Audit|Design|DonorModel|Evaluation|FittedExtension|Interpretation|Path|PowerAnalysis"),

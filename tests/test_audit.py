@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from test_workflow import COMMANDS, dry_run, shell_commands
 
 from bdm import pl
 from bdm.api import BranchedDiffusion
@@ -20,13 +19,12 @@ from bdm.audit.attacks import ATTACKS, ON_MODEL, attack
 from bdm.audit.card import audit_section, divided_in_words
 from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide, training_cells
 from bdm.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
-from bdm.audit.results import TABLES, Audit, merged
+from bdm.audit.results import TABLES, Audit
 from bdm.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, identity, tree_of
 from bdm.audit.verdict import HIGH_LIMIT, null_of_units, of_units, spread_of_auc, standardised, verdict_of
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
-from bdm.generation.chunks import Part
 from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.ontology import Taxonomy
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
@@ -499,7 +497,6 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
         ({"prepare": {**audit.record["prepare"], "batch_key": "lane"}}, "batch_key is lane, and None in this model"),
         ({"fit": {**audit.record["fit"], "hierarchy": {"flat": True}}}, "flat is True, and False in this model"),
         ({"tree_given": True}, r"tree is given, and not given in this model"),
-        ({"n_folds": 3}, "The audit has 1 of 3 folds; run the others, and join them by bdm merge"),
         ({"audit": {"donor_key": "visit"}}, "takes the donors from the column 'visit', and the model from 'donor'"),
     ):
         with pytest.raises(InputError, match=message):
@@ -538,36 +535,25 @@ def by_fold(written_folds, tmp_path) -> list[Path]:
     return [tmp_path / f"folds/fold-{number}.h5ad" for number in (1, 2)]
 
 
-def test_folds_of_several_jobs_are_the_whole(by_fold, of_copies, tmp_path):
+def test_command_writes_an_audit_of_files(by_fold, of_copies, tmp_path):
     given = [word for path in by_fold for word in ("--cells", path)]
+    run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", *given, "--n-folds=2")
     of_copies.save(tmp_path / "whole")
-    for number in (2, 1):
-        part = ["--n-folds=2", "--part", f"{number}-of-2"]
-        run("audit", tmp_path / "prepared.h5ad", tmp_path / f"part-{number}", *given, *part)
-    run("merge", tmp_path / "merged", tmp_path / "part-2", tmp_path / "part-1")
     names = {"audit.json", "audit.safetensors", "summary.json", "audit.png", *TABLES.values()}
-    assert {path.name for path in (tmp_path / "merged").iterdir()} == names
+    assert {path.name for path in (tmp_path / "audit").iterdir()} == names
     for name in names - {"audit.png"}:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "merged" / name).read_bytes()
-    assert Audit.load(tmp_path / "merged").verdict == of_copies.verdict
-    parts = [Audit.load(tmp_path / f"part-{number}") for number in (1, 2)]
-    assert [part.record["n_generated"] for part in parts] == [{"1": 120}, {"2": 120}]
-    assert Audit.load(tmp_path / "merged").record["n_generated"] == {"1": 120, "2": 120}
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "audit" / name).read_bytes()
+    read = Audit.load(tmp_path / "audit")
+    assert read.verdict == of_copies.verdict
+    assert read.record["n_generated"] == {"1": 120, "2": 120}
     assert not (tmp_path / "whole/audit.json").read_text().count("donor ")  # units have numbers in place of names
-    with pytest.raises(InputError, match="the parts lack folds 2 of 2"):
-        merged([Audit.load(tmp_path / "part-1")])
-    with pytest.raises(InputError, match="fold 1 is in two of the parts"):
-        merged([Audit.load(tmp_path / "part-1")] * 2)
-    other = Audit(of_copies.scores, {**of_copies.record, "seed": 7})
-    with pytest.raises(InputError, match="of different cells, settings or seeds"):
-        merged([Audit.load(tmp_path / "part-1"), other])
     with pytest.raises(InputError, match=r"it has no audit\.json"):
         Audit.load(tmp_path)
 
 
 @pytest.mark.parametrize(("n_cells", "ratio"), [(90, "0.45"), (24000, "120")])
 def test_numbers_of_cells_are_compared_with_those_of_a_file(of_copies, n_cells, ratio):
-    file = GeneratedFile("new.h5ad", "0", pd.Series({"T cell": n_cells}), 3, 0, (), False, (), {})
+    file = GeneratedFile("new.h5ad", "0", pd.Series({"T cell": n_cells}), 3, 0, (), (), {})
     words = divided_in_words(of_copies, file, 200)
     assert f"; the file described above has {n_cells:,}, {ratio} for each. More cells disclose more." in words
 
@@ -622,7 +608,6 @@ def test_files_are_checked_before_the_first_attack(by_fold, prepared, message):
     with pytest.raises(InputError, match=message) as error:
         from_files(by_fold, division, TWO_FOLDS)
     assert str(by_fold[1]) in str(error.value)
-    from_files(by_fold, division, TWO_FOLDS, part=Part(1, 2))  # without the file of fold 2
 
 
 def test_files_of_few_cells_are_reported_with_their_numbers(by_fold, prepared, caplog):
@@ -657,7 +642,6 @@ def test_command_rejects_what_does_not_fit_together(by_fold, tmp_path):
     for options, message in (
         ([*given, "--models", tmp_path / "models"], "are for models of bdm"),
         ([*given, "--width=16"], "are for models of bdm"),
-        ([*given, "--part=3-of-3"], "the audit has 2 folds, of which 3-of-3 has none"),
         (["--donor-key=patient"], r"prepared\.h5ad: obs has no column 'patient'"),
         (["--models", tmp_path / "audit/models"], "audit/models is in .*audit, which is replaced as a whole"),
     ):
@@ -688,17 +672,3 @@ def test_report_has_a_section_on_the_audit(of_copies):
     assert "nearest generated cell 1.00 1.00 to 1.00 1.00" in text
     assert all(f"{name} " in text for name in TYPES)
     assert "b'" not in page
-
-
-def test_workflow_joins_the_folds(tmp_path):
-    audited = {"path": "cells.h5ad", "donor_key": "donor", "audit": {"run": True, "n_folds": 2, "cells_only": True}}
-    config = {"datasets": {"blood": audited, "other": {"path": "cells.h5ad"}}, "autoencoder": {"n_steps": 30}}
-    (tmp_path / "cells.h5ad").touch()
-    shell = shell_commands(dry_run(tmp_path, config))
-    folds = [words for words in shell if words[1] == "audit"]
-    assert sorted(words[words.index("--part") + 1] for words in folds) == ["1-of-2", "2-of-2"]
-    [join] = [words for words in shell if words[1:3] == ["merge", "results/blood/audit"]]
-    assert join[2:] == ["results/blood/audit", "results/blood/audit_folds/1", "results/blood/audit_folds/2"]
-    for _, name, *arguments in [*folds, join]:
-        given = COMMANDS[name].make_context(name, arguments).params
-        assert name == "merge" or (given["cells_only"], given["autoencoder_n_steps"]) == (True, "30")

@@ -10,11 +10,10 @@ from scipy.stats import nbinom
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from bdm._core.checkpoint import Checkpoint
 from bdm._core.files import read_json, write_checksummed_json
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import to_tensor
-from bdm._core.training import TrainingPlan, fabric, train
+from bdm._core.training import TrainingPlan, device_of, train
 from bdm.autoencoder import adapters, fit, softmax
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import sample_rows, type_codes
@@ -521,7 +520,7 @@ def test_loss_that_is_not_finite_ends_training():
 def test_device_that_is_not_there(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"[Dd]evice"):
-        fabric(device)
+        device_of(device)
 
 
 # ---- training of the autoencoder
@@ -650,23 +649,6 @@ def test_global_random_state_is_left_alone(prepared):
 def test_no_validation_cells(prepared):
     cells = prepared[prepared.obs["split"] == "train"].copy()
     assert list(fitted_with_history(cells)[1]) == ["round", "step", "loss"]
-
-
-def test_both_rounds_of_training_resume(prepared, tmp_path, caplog):
-    checkpoint, settings = (
-        Checkpoint(tmp_path / "point", "identity", seconds=0),
-        AutoencoderSettings(n_latent=4, n_steps=20),
-    )
-    how = {"seed": 0, "device": "cpu", "checkpoint": checkpoint, "provenance": {}}
-    first, history = fit_autoencoder(prepared, settings, **how)
-    assert {path.name for path in tmp_path.iterdir()} == {"point", "point.populations"}
-    with caplog.at_level("INFO"):
-        again, same_history = fit_autoencoder(prepared, settings, **how)
-    assert caplog.text.count("continues from step 20") == 2
-    assert history.equals(same_history)
-    assert all(
-        torch.equal(value, again.network.state_dict()[name]) for name, value in first.network.state_dict().items()
-    )
 
 
 @pytest.mark.parametrize("number", ["none", 2])

@@ -220,8 +220,8 @@ def test_card_names_what_is_known_of_genes(saved, generated, tmp_path):
 def test_audit_of_cells_that_were_sampled_otherwise_is_rejected(saved, generated):
     model, checksum = load_model(saved), checksum_of(saved, "model")
     file = GeneratedFile.read(generated, model, checksum=checksum)
-    with pytest.raises(InputError, match=r"other settings \(stochastic is True, and False in my cells.h5ad\)"):
-        check_settings({"stochastic": True}, file.sampling, "cells", f"in {file.name}")
+    with pytest.raises(InputError, match=r"other settings \(shared_ancestors is True, and False in my cells.h5ad\)"):
+        check_settings({"shared_ancestors": True}, file.sampling, "cells", f"in {file.name}")
     check_settings(asdict(GenerationSettings()), file.sampling, "cells", f"in {file.name}")
 
 
@@ -241,11 +241,6 @@ def test_other_cells_are_rejected(saved, generated, example_cells, tmp_path):
     app(["transmute", str(saved), *paths, "--to", to, "--from", before], standalone_mode=False)
     with pytest.raises(InputError, match=r"new\.h5ad has other cells than those of bdm generate"):
         GeneratedFile.read(tmp_path / "new.h5ad", model, checksum=checksum)
-    app(
-        ["generate", str(saved), str(tmp_path / "part.h5ad"), "--cells", "3", "--part", "1-of-2"], standalone_mode=False
-    )
-    with pytest.raises(InputError, match=r"is the part 1-of-2 .* join the parts"):
-        GeneratedFile.read(tmp_path / "part.h5ad", model, checksum=checksum)
 
 
 def test_source_and_contact_are_stated(saved, generated, bdm, tmp_path):

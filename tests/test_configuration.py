@@ -43,7 +43,7 @@ TRANSMUTATION = {"transmute there", "evaluate_transmuted there"} | REPORT
 TRANSMUTATIONS = {"transmute back", "evaluate_transmuted back"} | TRANSMUTATION
 NEW_TRANSMUTATION = {"transmute new", "evaluate_transmuted new"} | REPORT
 SIMULATE = {"simulate here"} | REPORT
-AUDIT = {"audit", "merge_audit"} | CARD | REPORT  # of fitted models, not of extended ones
+AUDIT = {"audit"} | CARD | REPORT  # of fitted models, not of extended ones
 PREDICTION = {"predict those"}  # of fitted models, likewise
 RESPOND = {"respond"} | PREDICTION | CARD | REPORT
 GENERATE = {"generate"} | EVALUATE | INTERPRET
@@ -87,7 +87,7 @@ CHANGES = {
         {**CONFIG["datasets"][MINE]["transmute"]["transmutations"], "new": {"to": "C"}},
         both(NEW_TRANSMUTATION),
     ),
-    "transmute/stochastic": (True, both(TRANSMUTATIONS)),
+    "transmute/n_levels": (3, both(TRANSMUTATIONS)),
     "transmutation/to": ("C", both(TRANSMUTATION)),
     "respond/run": (False, {MINE: CARD | REPORT}),
     "respond/condition_key": (["treatment"], {MINE: RESPOND}),
@@ -153,16 +153,17 @@ def with_value(key: str, value: object, *, own: bool = False, config: dict = CON
     return config
 
 
-def planned_rules(config: dict, *, snakefile: Path = ROOT / "Snakefile", n_jobs: int = 1) -> dict[str, set[str]]:
+def planned_rules(config: dict, *, snakefile: Path = ROOT / "Snakefile") -> dict[str, set[str]]:
     """Plan the workflow in the working directory: rules that would run, by data set, and what they are of."""
     write_config(Path(), config)
-    settings = ResourceSettings(overwrite_scatter={"generate": n_jobs})
     table = io.StringIO()
     with (
         contextlib.redirect_stdout(table),
         SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api,
     ):
-        api.workflow(resource_settings=settings, config_settings=ConfigSettings(), snakefile=snakefile).dag().summary()
+        api.workflow(
+            resource_settings=ResourceSettings(), config_settings=ConfigSettings(), snakefile=snakefile
+        ).dag().summary()
     planned: dict[str, set[str]] = {}
     for line in table.getvalue().splitlines()[1:]:
         file, _, rule, *_, plan = line.split("\t")
@@ -314,16 +315,6 @@ FILE_KEYS = [key for key, (value, _) in CHANGES.items() if value in FILES] + ["p
 def test_missing_file_is_reported_where_old_results_exist(in_finished, key):
     with pytest.raises(MissingInputException, match=r"no such file\.txt"):
         planned_rules(with_value(key, "no such file.txt"))
-
-
-def test_another_number_of_cells_where_jobs_generate_together(tmp_path, monkeypatch):
-    arguments = ["--snakefile", ROOT / "Snakefile", "--set-scatter", "generate=3"]
-    finish(tmp_path, CONFIG, *arguments, files=[tmp_path / name for name in FILES])
-    assert not list(tmp_path.rglob("*-of-3.h5ad"))
-    monkeypatch.chdir(tmp_path)
-    assert planned_rules(CONFIG, n_jobs=3) == {}
-    gathered = both(GENERATE_BOTH | {"merge", "merge_flat"}, GENERATE | {"merge"})
-    assert planned_rules(with_value("generate/n_cells", 12), n_jobs=3) == gathered
 
 
 # ---- as a module of another workflow

@@ -13,8 +13,8 @@ from bdm._core.seeds import derive
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.errors import InputError
 from bdm.generation.chunks import MAX_CHUNK, MIN_CHUNK
+from bdm.generation.files import write_cells
 from bdm.generation.generate import expected_counts, generate_cells, generated_cells, observation_model
-from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
 from bdm.settings import SamplerSettings
 
@@ -92,9 +92,8 @@ def test_counts_are_as_dispersed_as_their_types(small_model):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_generated_cells(small_model, shared, stochastic):
-    adata = small_model.generate({B: 7, NK: 3}, shared_ancestors=shared, stochastic=stochastic)
+def test_generated_cells(small_model, shared):
+    adata = small_model.generate({B: 7, NK: 3}, shared_ancestors=shared)
     assert isinstance(adata.X, sparse.csr_matrix)
     assert adata.X.dtype == np.float32
     np.testing.assert_array_equal(adata.X.data, np.rint(adata.X.data))
@@ -162,7 +161,7 @@ def test_populations_share_the_ancestors_of_one_number(small_model):
 def test_record_of_how_cells_were_made(small_model):
     record = small_model.generate({B: 4}, seed=9, n_levels=5).uns["bdm"]
     assert record["seed"] == 9
-    assert json.loads(record["settings"]) == {"n_levels": 5, "stochastic": False, "shared_ancestors": False}
+    assert json.loads(record["settings"]) == {"n_levels": 5, "shared_ancestors": False}
     assert json.loads(record["request"]) == {"cell_type": [B, B], "sub_population": [B1, B2], "n_cells": [3, 1]}
     assert {"anndata", "numpy", "scanpy", "torch"} <= set(json.loads(record["packages"]))
     assert record["version"]
@@ -173,7 +172,7 @@ def test_record_of_how_cells_were_made(small_model):
 # ---- seeds
 
 
-@pytest.mark.parametrize("settings", [{}, {"stochastic": True}, {"shared_ancestors": True}])
+@pytest.mark.parametrize("settings", [{}, {"shared_ancestors": True}])
 def test_same_seed_same_cells(small_model, settings):
     one, same, other = (small_model.generate({B: 5, NK: 5}, seed=seed, **settings) for seed in (1, 1, 2))
     assert (counts(one) == counts(same)).all()
@@ -191,9 +190,8 @@ def test_cells_do_not_depend_on_order_of_request(batch_model, shared):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_cells_do_not_depend_on_their_number(small_model, shared, stochastic):
-    settings = {"n_levels": 3, "shared_ancestors": shared, "stochastic": stochastic}
+def test_cells_do_not_depend_on_their_number(small_model, shared):
+    settings = {"n_levels": 3, "shared_ancestors": shared}
     every = small_model.generate({B2: MAX_CHUNK + 100, NK: 9}, **settings)
     for n in (1, MIN_CHUNK, MIN_CHUNK + 1, 200, MAX_CHUNK + 3):
         fewer = small_model.generate({B2: n}, **settings)

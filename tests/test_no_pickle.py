@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import bdm
-from bdm._core.checkpoint import Checkpoint, TrainingState
 from bdm.model.model import save_model
 
 RUNS_CODE = re.compile(
@@ -28,22 +27,16 @@ pickle.load = pickle.loads = pickle.Unpickler = torch.load = None
 IMPORTS = """
 import sys
 from pathlib import Path
-from bdm._core.checkpoint import Checkpoint
 from bdm.model.model import load_model
 """
 READ = """
 model = load_model(Path(sys.argv[1]))
-progress = Checkpoint(Path(sys.argv[1]) / "checkpoint", "identity").read()
-assert progress.step == 3
 """
 
 
 @pytest.fixture
 def folder(small_model, tmp_path) -> Path:
     save_model(tmp_path, small_model.model)
-    Checkpoint(tmp_path / "checkpoint", "identity").write(
-        TrainingState(3, {"network": small_model.model.autoencoder.network.state_dict()})
-    )
     return tmp_path
 
 

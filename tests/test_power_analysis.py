@@ -9,15 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from test_workflow import COMMANDS, dry_run, shell_commands
 
 from bdm import pl
 from bdm.cli import app
 from bdm.design.settings import Method, read_design
 from bdm.errors import InputError
-from bdm.generation.chunks import Part
 from bdm.plotting.experiments import METHOD_LABELS
-from bdm.power.analysis import PowerAnalysis, interval, merged_parts, power_analysis
+from bdm.power.analysis import PowerAnalysis, interval, power_analysis
 from bdm.power.grid import COMPOSITION, Point, design_at, methods_of, points_of, score_experiment
 from bdm.power.tests import TESTS
 
@@ -227,7 +225,7 @@ def test_shares_are_tested_without_counts(model, monkeypatch):
     monkeypatch.setattr("bdm.generation.generate.GeneratedCells.in_memory", None)
     alone = power_analysis(model, {**content, "power": {"n_repeats": 2, "methods": []}}).repeats
     of_composition = with_counts[with_counts["method"] == COMPOSITION].reset_index(drop=True)
-    pd.testing.assert_frame_equal(alone.drop(columns="design"), of_composition.drop(columns="design"))
+    pd.testing.assert_frame_equal(alone, of_composition)
 
 
 def test_pairs_are_tested_as_pairs(model):
@@ -252,28 +250,6 @@ def test_intervals_are_wider_where_repeats_differ():
 # ---- parts, files and figures
 
 
-def test_parts_are_the_whole(model, analysis, tmp_path):
-    paths = []
-    for number in (2, 1, 3):  # the third part has no experiments
-        paths.append(tmp_path / f"{number}-of-3.csv")
-        power_analysis(model, CONTENT, part=Part(number, 3)).repeats.to_csv(paths[-1], index=False)
-    merged = merged_parts(paths)
-    pd.testing.assert_frame_equal(merged.power, analysis.power, check_dtype=False)
-    with pytest.raises(InputError, match="the parts lack experiments 1 of 2"):
-        merged_parts([paths[0]])
-    with pytest.raises(InputError, match="experiment 2 is in two of the parts"):
-        merged_parts([paths[0], *paths])
-    other = pd.read_csv(paths[1]).assign(design="other")
-    other.to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(InputError, match="of different designs"):
-        merged_parts([paths[0], tmp_path / "other.csv"])
-    (tmp_path / "no.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="is no part of a power analysis"):
-        merged_parts([tmp_path / "no.csv"])
-    with pytest.raises(InputError, match="No such file"):
-        merged_parts([tmp_path / "missing.csv"])
-
-
 def test_commands_write_one_result(small_model, tmp_path):
     content = {**CONTENT, "power": {"log2_fold_change": [1, 3], "n_repeats": 1, "methods": ["t_test"]}}
     (tmp_path / "design.yaml").write_text(yaml.safe_dump(content))
@@ -284,14 +260,8 @@ def test_commands_write_one_result(small_model, tmp_path):
         app([*map(str, words)], standalone_mode=False)
 
     run(*arguments, tmp_path / "whole")
-    for part in ("1-of-2", "2-of-2"):
-        run(*arguments, tmp_path / f"{part}.csv", "--part", part)
-    run("merge", tmp_path / "merged", tmp_path / "2-of-2.csv", tmp_path / "1-of-2.csv")
     names = {"power.csv", "power_by_type.csv", "repeats.csv", "power.png"}
-    for folder in ("whole", "merged"):
-        assert {path.name for path in (tmp_path / folder).iterdir()} == names
-    for name in names - {"power.png"}:
-        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "merged" / name).read_text()
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == names
     assert len(PowerAnalysis.load(tmp_path / "whole").power) == 2
     with pytest.raises(InputError, match=r"no file repeats\.csv"):
         PowerAnalysis.load(tmp_path)
@@ -353,21 +323,3 @@ def test_make_compares_tests_on_the_example():
     assert tuple(TESTS) == get_args(Method)
     assert power.methods == ("deseq2", "t_test", "wilcoxon")
     assert len(list(points_of(power))) == 3
-
-
-def part_of(command: list[str]) -> str:
-    return command[command.index("--part") + 1]
-
-
-def test_workflow_joins_as_many_parts_as_are_set(tmp_path):
-    config = {"datasets": {"blood": {"path": "cells.h5ad", "simulate": {"designs": {"up": {"path": "up.yaml"}}}}}}
-    for name in ("cells.h5ad", "up.yaml"):
-        (tmp_path / name).touch()
-    targets = ("--set-scatter", "power=3", "--", "results/blood/power/up")
-    shell = shell_commands(dry_run(tmp_path, config, *targets))
-    parts = sorted((words for words in shell if words[1] == "power"), key=part_of)  # Snakemake lists jobs in any order
-    assert [part_of(words) for words in parts] == ["1-of-3", "2-of-3", "3-of-3"]
-    [merged] = [words for words in shell if words[1] == "merge"]
-    assert merged[2:] == ["results/blood/power/up", *(words[4] for words in parts)]
-    for _, name, *arguments in [*parts, merged]:
-        COMMANDS[name].make_context(name, arguments)

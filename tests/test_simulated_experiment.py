@@ -14,8 +14,7 @@ from bdm.design.experiment import cells_of, compile_design
 from bdm.design.samples import IndependentDonors, expected_proportions
 from bdm.design.settings import read_design
 from bdm.design.simulate import simulated_cells
-from bdm.generation.chunks import Part
-from bdm.generation.merge import write_cells
+from bdm.generation.files import write_cells
 
 MONO, B, NK, DENDRITIC = "CD14+ Monocyte", "CD19+ B", "CD56+ NK", "Dendritic"
 TWO = {"donors": 2, "conditions": ["control", "treated"], "cells": {MONO: 40, B: 30}}
@@ -103,17 +102,15 @@ ARTEFACTS = {
 }
 
 
-def test_cells_do_not_depend_on_threads_and_parts(small_model, tmp_path):
+def test_cells_do_not_depend_on_threads(small_model, tmp_path):
     experiment = compile_design(small_model.model, read_design(ARTEFACTS))
     cells = {}
     for n_threads in (1, 3):
         with using_threads(n_threads):
             cells[n_threads] = simulated_cells(experiment).in_memory()
-    parts = [simulated_cells(experiment, part=Part(number, 3)).in_memory() for number in (1, 2, 3)]
-    merged = ad.concat(parts)
     write_cells(tmp_path / "written.h5ad", simulated_cells(experiment), {"bdm": {}})
     written = ad.read_h5ad(tmp_path / "written.h5ad")
-    for others in (cells[3], merged, written):
+    for others in (cells[3], written):
         assert (cells[1].X != others.X).nnz == 0
         np.testing.assert_array_equal(cells[1].layers["expected"], others.layers["expected"])
         assert list(cells[1].obs_names) == list(others.obs_names)

@@ -1,4 +1,4 @@
-"""Training that goes wrong stops, reports why and where, and keeps its last good state."""
+"""Training that goes wrong stops, and reports why and where."""
 
 import copy
 import re
@@ -11,13 +11,12 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from bdm._core.checkpoint import Checkpoint
 from bdm._core.training import TrainingPlan, train
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, latent_cells
-from bdm.model.fit import Checkpoints, check_collapse, spread_and_distance
+from bdm.model.fit import check_collapse, spread_and_distance
 from bdm.settings import AutoencoderSettings, PrepareSettings, PriorSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,17 +49,9 @@ def going_wrong_at(n_steps: int, harm: float):
 
 
 @pytest.mark.parametrize(("harm", "reason"), [(np.nan, "became nan"), (1e4, "before training, was"), (np.inf, "inf")])
-def test_last_good_state_is_kept_and_gone_on_from(tmp_path, harm, reason):
-    checkpoint = Checkpoint(tmp_path / "point", "identity", seconds=0)
-    with pytest.raises(TrainingError, match=reason) as expected:
-        train(network(), going_wrong_at(37, harm), PLAN, checkpoint=checkpoint)
-    assert "the state after step 30, the last good one, is kept in" in str(expected.value)
-    assert str(checkpoint.path) in str(expected.value)
-    assert checkpoint.read().step == 30
-    whole, rest = network(), network()
-    history = train(whole, loss, PLAN)
-    assert train(rest, loss, PLAN, checkpoint=checkpoint).equals(history)
-    assert torch.equal(whole.weight, rest.weight)
+def test_loss_that_goes_wrong_stops(harm, reason):
+    with pytest.raises(TrainingError, match=reason):
+        train(network(), going_wrong_at(37, harm), PLAN)
 
 
 def test_validation_that_is_no_number_stops_too():
@@ -89,12 +80,11 @@ def test_type_is_reported():
         ),
     ],
 )
-def test_too_high_learning_rate(example_cells, tiny_settings, tmp_path, changes, what):
+def test_too_high_learning_rate(example_cells, tiny_settings, changes, what):
     settings = replace(tiny_settings, **changes)
     model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=settings)
-    checkpoints = Checkpoints(*(Checkpoint(tmp_path / part, "identity") for part in ("autoencoder", "prior")))
     with pytest.raises(TrainingError, match=rf"Training of {what} diverged at step \d+: .* cells of '.*'"):
-        model.fit(checkpoints=checkpoints)
+        model.fit()
 
 
 # ---- cells that are odd

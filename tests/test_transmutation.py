@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells
-from bdm.generation.merge import write_cells
+from bdm.generation.files import write_cells
 from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import populations_by
 from bdm.prior.transport import optimal_coupling
@@ -127,7 +127,7 @@ def test_same_seed_same_cells(transmuted, example_cells, small_model):
 
 
 def test_cells_of_named_types_alone(example_cells, small_model):
-    cells_transmuted = small_model.transmute(example_cells, "CD56+ NK", from_=["Dendritic"], stochastic=True)
+    cells_transmuted = small_model.transmute(example_cells, "CD56+ NK", from_=["Dendritic"])
     assert set(cells_transmuted.obs["original_type"]) == {"Dendritic"}
 
 

@@ -16,7 +16,6 @@ import pytest
 import typer
 import yaml
 from snakemake.cli import main
-from test_generation_parts import content
 from warm import warm_bdm
 from zoo import kept
 
@@ -42,7 +41,6 @@ RULES = [
     "report",
 ]
 FLAT = ["hierarchy_flat", "train_flat", "generate_flat"]  # where a model without a hierarchy is to be fitted
-GENERATION = ["generate", "generate_flat", "merge", "merge_flat"]
 SECTIONS = [
     "prepare",
     "autoencoder",
@@ -106,24 +104,6 @@ def test_dry_run_plans_every_rule(snakefile):
     assert {rule: jobs.get(rule) for rule in RULES} == dict.fromkeys(RULES, 1), done.stderr
 
 
-@pytest.mark.parametrize("prefix", ["", "bdm_"], ids=["itself", "as module"])
-def test_jobs_that_generate_together(tmp_path, prefix):
-    write_config(tmp_path, demo_config(evaluate={"flat": True}))
-    if prefix:
-        write_module(tmp_path)
-    snakefile = [] if prefix else ["--snakefile", ROOT / "Snakefile"]
-    done = snakemake("--dry-run", "--printshellcmds", "--set-scatter", "generate=3", *snakefile, cwd=tmp_path)
-    numbers = dict.fromkeys([*RULES, *FLAT], 1) | {"generate": 3, "generate_flat": 3, "merge": 1, "merge_flat": 1}
-    jobs = planned(done.stdout)
-    assert {rule: jobs.get(prefix + rule) for rule in numbers} == numbers, done.stderr
-    commands = shell_commands(done.stdout)
-    for _, name, *arguments in commands:
-        COMMANDS[name].make_context(name, arguments)
-    parts = [arguments[arguments.index("--part") + 1] for arguments in commands if "--part" in arguments]
-    assert sorted(parts) == sorted(2 * ["1-of-3", "2-of-3", "3-of-3"])
-    assert not [arguments for arguments in commands if arguments[1] == "generate" and "--part" not in arguments]
-
-
 @pytest.mark.parametrize("fits", [False, True])
 def test_flat_model_is_planned_only_where_it_is_to_be_fitted(tmp_path, fits):
     write_config(tmp_path, demo_config(**({"evaluate": {"flat": True}} if fits else {})))
@@ -168,7 +148,7 @@ def test_rule_files_name_an_environment_that_exists():
     "sections",
     [
         {},
-        {"generate": {"n_cells": 5, "shared_ancestors": True, "stochastic": True}},
+        {"generate": {"n_cells": 5, "shared_ancestors": True}},
         {"hierarchy": {"tree": "tree.nwk"}, "prepare": {"genes": "my genes.txt"}},
         {"interpret": {"markers": "my markers.csv", "gene_sets": "sets.gmt"}},
     ],
@@ -403,26 +383,6 @@ def test_run_makes_all_results(finished):
             assert set(folder.iterdir()) == {path for path in declared if path.parent == folder}
     results = finished / "results/pbmc68k"
     assert sha256(results / "generated.h5ad") in (results / "report.html").read_text()
-
-
-@pytest.mark.slow
-def test_cells_do_not_depend_on_the_number_of_jobs(finished, tmp_path):
-    write_config(tmp_path, yaml.safe_load((finished / "config/config.yaml").read_text()))
-    names = [Path("results/pbmc68k") / name for name in ["generated.h5ad", "flat/generated.h5ad"]]
-    for name in ["prepared.h5ad", "model", "flat/model"]:
-        path = tmp_path / "results/pbmc68k" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(finished / "results/pbmc68k" / name)
-    arguments = ["--snakefile", ROOT / "Snakefile", "--cores", "2", "--set-scatter", "generate=3"]
-    done = snakemake(*arguments, "--allowed-rules", *GENERATION, "--", *names, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for name in names:
-        found, expected = content(tmp_path / name), content(finished / name)
-        assert found == expected
-    left = {path.name for path in (tmp_path / "results/pbmc68k").rglob("*.h5ad")}
-    assert left == {"prepared.h5ad", "generated.h5ad"}
-    done = snakemake(*arguments, "--dry-run", "--allowed-rules", *GENERATION, "--", *names, cwd=tmp_path)
-    assert "Nothing to be done" in done.stdout + done.stderr
 
 
 @pytest.mark.slow

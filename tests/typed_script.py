@@ -15,6 +15,6 @@ try:
 except bdm.InputError as error:
     print(error)
 
-model.generate(stochastic="yes")  # type: ignore[arg-type]
+model.generate(5, shared_ancestors="yes")  # type: ignore[arg-type]
 print(bdm.pl.scoers)  # type: ignore[attr-defined]
 print(bdm.Settigns)  # type: ignore[attr-defined]

@@ -13,9 +13,7 @@ from threading import Thread
 import pytest
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["bdm.cli", "lightning.fabric", "matplotlib.pyplot", "scanpy", "sklearn.ensemble", "umap"]
-)
+PROCESSES.set_forkserver_preload(["bdm.cli", "matplotlib.pyplot", "scanpy", "sklearn.ensemble", "umap"])
 PROGRAM = """#!{python} -IS
 import os, sys
 from multiprocessing.connection import Client

@@ -1,31 +1,21 @@
-"""Threads, one in each operation, so that no result depends on their number; and processes, one for each device."""
+"""Threads, one in each operation, so that no result depends on their number."""
 
 import ctypes
-import logging
-import multiprocessing
 import os
-import signal
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from joblib import cpu_count
 from threadpoolctl import threadpool_limits
-from torch.multiprocessing.spawn import ProcessException
 
-from bdm.errors import InputError, Interrupted, TrainingError
+from bdm.errors import InputError
 
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-
-RAISED_TOGETHER = (InputError, Interrupted, TrainingError)  # in all processes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
@@ -121,49 +111,3 @@ def _one_thread_in_each_operation() -> Iterator[None]:
         if numba:
             numba.set_num_threads(numba_threads)
         torch.set_num_threads(torch_threads)
-
-
-def run_on(workers: "Fabric", function: Callable[..., Result], *arguments: Any) -> Result:
-    """Run ``function(workers, *arguments)``, in one process for each device, and return the result of the first."""
-    if workers.world_size == 1:
-        return function(workers, *arguments)
-    try:
-        with _end_together():
-            level = logging.getLogger("bdm").getEffectiveLevel()
-            # Not as arguments of launch(), which searches them for networks and rejects frozen dataclasses
-            result, error = workers.launch(partial(_attempt, function=function, arguments=arguments, level=level))
-    except ProcessException as ended:
-        raise TrainingError(f"Training ended early, as one of its processes ended: {ended}") from ended
-    if error is not None:
-        raise error
-    return cast(Result, result)
-
-
-def _attempt(
-    workers: "Fabric", function: Callable[..., Result], arguments: tuple[Any, ...], level: int
-) -> tuple[Result | None, Exception | None]:
-    """Run a function in one of the processes and return its result, and its error, which would be lost otherwise."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("bdm").setLevel(level if workers.is_global_zero else logging.ERROR)
-    # The replacement is missing in older supported versions of torch
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-    try:
-        return function(workers, *arguments), None
-    except RAISED_TOGETHER as error:
-        return None, error
-
-
-@contextmanager
-def _end_together() -> Iterator[None]:
-    """Pass on to the other processes that they are to end, and wait for them."""
-
-    def pass_on(number: int, frame: object) -> None:
-        for process in multiprocessing.active_children():
-            process.terminate()
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -77,11 +77,6 @@ def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None 
     """Raise an InputError if an audit is not whole, or not of models and cells like these, fitted to the same data."""
     if audit.record.get("generator") != "bdm":
         raise InputError("The audit is of cells of another generator (--cells); audit models of bdm.")
-    if audit.n_folds < audit.record["n_folds"]:
-        raise InputError(
-            f"The audit has {audit.n_folds} of {counted(audit.record['n_folds'], 'fold')}; run the others, and join "
-            "them by bdm merge."
-        )
     column, donor_key = audit.record["audit"].get("donor_key"), model.preparation.get("donor_key")
     if donor_key is not None and column not in (None, donor_key, "donor"):  # as bdm prepare names the column of donors
         raise InputError(

@@ -1,6 +1,6 @@
 """Results of an audit: scores of attacked cells, tables of areas under ROC curves, the verdict, and their files."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,14 +29,12 @@ from bdm.audit.verdict import (
     standardised,
     verdict_of,
 )
-from bdm.errors import InputError, counted
-from bdm.generation.chunks import check_complete
+from bdm.errors import counted
 
 KIND, SUMMARY = "audit", "summary.json"
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
 NUMBERS_OF_CELLS = (50, 100)  # of each donor, besides all
 ROW = ["set", "attack", "level", "n_cells"]
-BY_FOLD = ("fingerprints", "n_generated")  # entries of records by the number of the fold, as text
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,23 +162,6 @@ class Audit(Result):
         for name, file in TABLES.items():
             getattr(self, name).to_csv(folder / file, index=False, float_format="%.4f")
         write_json(folder / SUMMARY, self.verdict.summary() | {"n_tested": self.record["n_tested"]})
-
-
-def merged(audits: Iterable[Audit]) -> Audit:
-    """Join the folds of an audit, all of which must be there once."""
-    found = list(audits)
-    records = [{key: value for key, value in audit.record.items() if key not in BY_FOLD} for audit in found]
-    if any(record != records[0] for record in records):
-        raise InputError("the folds are of audits of different cells, settings or seeds; give the folds of one.")
-    numbers = [int(number) for audit in found for number in audit.record["fingerprints"]]
-    check_complete(numbers, records[0]["n_folds"], what="fold")
-    scores = pd.concat([audit.scores for audit in found], ignore_index=True)
-    scores = scores.sort_values("fold", kind="stable").reset_index(drop=True)
-    joined: dict[str, dict[str, Any]] = {}
-    for key in BY_FOLD:
-        entries = [entry for audit in found for entry in audit.record.get(key, {}).items()]
-        joined[key] = dict(sorted(entries, key=lambda entry: int(entry[0])))
-    return Audit(scores, {**found[0].record, **joined})
 
 
 def interval(areas: np.ndarray) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from anndata import AnnData
 from bdm._core.files import atomic_write, preparation, provenance
 from bdm._core.files import sha256 as checksum_of_file
 from bdm._core.seeds import derive
-from bdm._core.training import fabric
+from bdm._core.training import device_of
 from bdm.audit.attacks import CHANCE, COPIES, GENERATED, MIN_CELLS_OF_TYPE, attack
 from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, members_by_type, training_cells
 from bdm.audit.results import Audit
@@ -23,7 +23,6 @@ from bdm.data.matrix import reject_if_unreadable, take_cells
 from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import Cells, StoredCells, check_genes
 from bdm.evaluation.read import open_cells
-from bdm.generation.chunks import WHOLE, Part
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.ontology import Taxonomy
@@ -56,17 +55,13 @@ def audit_folds(
     generate: Generate,
     *,
     seed: int,
-    part: Part = WHOLE,
     **facts: Any,
 ) -> Audit:
-    """Attack the generated cells of each fold in a part, which does not change them; ``facts`` are for the record."""
+    """Attack the generated cells of each fold; ``facts`` are for the record."""
     folds, units, prepared = division.folds, division.units, division.cells
-    chosen = part.select(folds)
-    if not chosen:
-        raise InputError(f"the audit has {counted(len(folds), 'fold')}, of which {part} has none; name fewer parts.")
     cells = Cells.from_anndata(prepared)
     tables, n_generated = [], {}
-    for of in chosen:
+    for of in folds:
         logger.info("fold %d of %d", of.number, len(folds))
         generated = generate(of)
         n_generated[str(of.number)] = len(generated.cells)
@@ -80,7 +75,7 @@ def audit_folds(
         n_cells=len(cells),
         audit=asdict(settings),
         left_out=list(division.left_out),
-        fingerprints={str(of.number): fingerprint(prepared.obs, of) for of in chosen},
+        fingerprints={str(of.number): fingerprint(prepared.obs, of) for of in folds},
         n_generated=n_generated,
         n_tested=division.n_tested,
         **preparation(prepared),
@@ -115,7 +110,7 @@ def scores_of(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> p
     return pd.concat(found, axis=1).sort_values(["cell_type", "unit"], kind="stable")
 
 
-def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSettings, *, part: Part = WHOLE) -> Generate:
+def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSettings) -> Generate:
     """Take the generated cells of each fold from a file, of any generator.
 
     The files are checked here, before the first attack, and read again: the cells of one are in memory at a time.
@@ -137,7 +132,7 @@ def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSetti
         known[content] = path
     prepared = division.cells
     keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
-    for of in part.select(division.folds):
+    for of in division.folds:
         path = paths[of.number - 1]
         n_by_type = read_fold(path, prepared, of, keys).n_by_type
         warn_of_few_cells(path, n_by_type, number_of_cells(prepared, of, settings), of)
@@ -204,7 +199,7 @@ class AuditedModels:
     seed: int = 0
 
 
-def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedModels, *, part: Part = WHOLE) -> Audit:
+def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedModels) -> Audit:
     """Audit models that are fitted to the members of each fold, with one setting and seed for all."""
     prepared, given = division.cells, models.tree is not None
     models = replace(models, tree=tree_of(division, models.tree))
@@ -219,7 +214,7 @@ def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedM
 
     facts: dict[str, Any] = {"generator": "bdm", "fit": asdict(models.fit), "sampling": asdict(models.sampling)}
     facts["tree_given"] = given
-    return audit_folds(division, settings, generate, seed=models.seed, part=part, **facts)
+    return audit_folds(division, settings, generate, seed=models.seed, **facts)
 
 
 def tree_of(division: AuditFolds, tree: Clade | Taxonomy | None) -> Clade | Taxonomy | None:
@@ -260,7 +255,7 @@ def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) ->
     audited = identity(prepared, fold, part, models)
     path = None if models.folder is None else models.folder / f"fold-{fold.number}" / part
     if path is not None and path.exists():
-        found = load_model(path, device=fabric(models.device).device)
+        found = load_model(path, device=device_of(models.device))
         if found.provenance.get("audit") != audited:
             raise InputError(
                 f"{path} was fitted to other cells, or with other settings; name another folder of models."

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from hashlib import sha256
 from typing import Any
 
 import anndata as ad
@@ -13,7 +12,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm._core.checkpoint import Checkpoint
 from bdm._core.parallel import Map, threads, using_threads
 from bdm._core.rows import concat
 from bdm._core.seeds import derive, to_tensor
@@ -56,10 +54,6 @@ class Division:
     names: tuple[str, ...]
     code: Tensor  # population of each cell, training cells before held-out cells
 
-    def checksum(self) -> str:
-        """Hash of the populations and their cells."""
-        return sha256("\0".join(self.names).encode() + self.code.numpy().tobytes()).hexdigest()
-
     def into(self, part: np.ndarray) -> "Division":
         """Divide populations further, by the number of the part that each cell belongs to."""
         names: list[str] = []
@@ -74,10 +68,7 @@ class Division:
 
 @dataclass(frozen=True)
 class Objective:
-    """What the training of an autoencoder minimises, in minibatches of the sampled training cells.
-
-    Networks are of :class:`CountAutoencoder`, which Fabric may have wrapped.
-    """
+    """What the training of an autoencoder minimises, in minibatches of the sampled training cells."""
 
     training: ad.AnnData  # a sample, as held_out
     held_out: ad.AnnData
@@ -159,7 +150,6 @@ def fit_autoencoder(
     *,
     seed: int,
     device: str = "auto",
-    checkpoint: Checkpoint | None = None,
     provenance: dict[str, Any],
 ) -> tuple[GeneAutoencoder, pd.DataFrame]:
     """Train the autoencoder on the training cells, stopped where validation cells are most likely.
@@ -172,13 +162,12 @@ def fit_autoencoder(
     """
     objective = Objective.from_cells(adata, settings, seed=seed)
     cell_types, batches = objective.division.names, objective.batches
-    network, history = train_network(objective, "the autoencoder", device=device, checkpoint=checkpoint)
+    network, history = train_network(objective, "the autoencoder", device=device)
     history.insert(0, "round", 1)
     finer = divide(network, objective)
     if len(finer.names) > len(cell_types):
         objective = replace(objective, division=finer)
-        part = checkpoint.of_part("populations", division=finer.checksum()) if checkpoint else None
-        network, again = train_network(objective, "the autoencoder of populations", device=device, checkpoint=part)
+        network, again = train_network(objective, "the autoencoder of populations", device=device)
         history = pd.concat([history, again.assign(round=2)], ignore_index=True)
         finer = divide(network, objective) if settings.sub_populations == "auto" else finer
     network, found, cells = with_sub_populations(network, objective, finer, cell_types)
@@ -204,9 +193,7 @@ def start_of(objective: Objective) -> np.ndarray:
     )
 
 
-def train_network(
-    objective: Objective, what: str, *, device: str, checkpoint: Checkpoint | None
-) -> tuple[CountAutoencoder, pd.DataFrame]:
+def train_network(objective: Objective, what: str, *, device: str) -> tuple[CountAutoencoder, pd.DataFrame]:
     """Train the network of cells that are divided into populations, from principal components on.
 
     The network is returned in its principal axes, with the history of its training.
@@ -235,7 +222,7 @@ def train_network(
     validation = objective.validation if objective.held_out.n_obs else None
     with threads() as run:
         loss, by_group = partial(objective.loss, run=run), objective.by_population
-        history = train(network, loss, plan, by_group=by_group, validation=validation, checkpoint=checkpoint)
+        history = train(network, loss, plan, by_group=by_group, validation=validation)
     network = network.cpu().eval()
     of_cells = training[start], codes[start], objective.codes[start]
     precision = encode_blocks(network, *of_cells, lambda posterior: posterior.precision.sum(dim=0))

@@ -13,7 +13,6 @@ def audit(
     prepared: Prepared,
     out: OutFolder,
     *,
-    part: Annotated[str | None, "Run some of the folds only, such as 2-of-3 for the second, for bdm merge."] = None,
     cells: Annotated[
         tuple[Path, ...], "Generated cells of any method, in the order of the folds of bdm audit-folds."
     ] = (),
@@ -41,23 +40,21 @@ def audit(
     from bdm.audit.results import KIND
     from bdm.audit.run import AuditedModels, audit_folds, audit_models, from_files
     from bdm.data.prepare import read_prepared
-    from bdm.generation.chunks import WHOLE, Part
     from bdm.hierarchy.ontology import given_tree
     from bdm.plotting.files import write_result
 
-    of_folds = WHOLE if part is None else Part.parse(part)
     with atomic_write(out, folder_of=f"{KIND}.json") as folder:
         read = read_prepared(prepared)
         with at(prepared):  # before the first fit
             division = divide(read, audit, seed=seed)
         if cells:
             check_unused(settings, sampling, models, tree)
-            given = from_files(cells, division, audit, part=of_folds)
-            found = audit_folds(division, audit, given, seed=seed, part=of_folds, generator="files")
+            given = from_files(cells, division, audit)
+            found = audit_folds(division, audit, given, seed=seed, generator="files")
         else:
             shape = given_tree(tree, read.obs, settings.hierarchy)
             made = AuditedModels(fit=settings, sampling=sampling, tree=shape, folder=models, device=device, seed=seed)
-            found = audit_models(division, audit, made, part=of_folds)
+            found = audit_models(division, audit, made)
         write_result(folder, found)
     return Summary((out,), {"verdict": found.verdict.text})
 

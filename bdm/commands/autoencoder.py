@@ -1,11 +1,10 @@
 """``bdm autoencoder``: train the count autoencoder on prepared cells, and encode them."""
 
-from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from bdm.commands.base import Summary, print_plan
-from bdm.commands.options import CheckpointEvery, Device, DryRun, OutFolder, Prepared
+from bdm.commands.base import Summary
+from bdm.commands.options import Device, OutFolder, Prepared
 from bdm.settings import AutoencoderSettings, Seed
 
 if TYPE_CHECKING:
@@ -18,15 +17,12 @@ def autoencoder(
     *,
     settings: AutoencoderSettings,
     device: Device = "auto",
-    checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
-    dry_run: DryRun = False,
-) -> Summary | None:
-    """Train the count autoencoder, and encode all cells. The same command resumes interrupted training.
+) -> Summary:
+    """Train the count autoencoder, and encode all cells.
 
     Example: bdm autoencoder prepared.h5ad autoencoder/
     """
-    from bdm._core.checkpoint import checkpoint_beside
     from bdm._core.files import atomic_write, preparation, provenance, sha256
     from bdm.autoencoder.fit import fit_autoencoder
     from bdm.autoencoder.storage import save_autoencoder
@@ -36,18 +32,10 @@ def autoencoder(
     from bdm.latent.cells import encode, save_latent
 
     adata = read_prepared(prepared, on_disk=True)
-    facts: dict[str, Any] = {"seed": seed, "settings": asdict(settings)}
-    if dry_run:
-        print_plan(out, adata.obs, adata.n_vars, {"the autoencoder": settings.n_steps})
-        return None
-    with ExitStack() as files:
-        facts["prepared_sha256"] = sha256(prepared)
-        checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts))
-        folder = files.enter_context(atomic_write(out, folder_of="autoencoder.json"))
-        record = provenance(**facts, **preparation(adata))
-        trained, history = fit_autoencoder(
-            adata, settings, seed=seed, device=device, checkpoint=checkpoint, provenance=record
-        )
+    facts: dict[str, Any] = {"settings": asdict(settings), "prepared_sha256": sha256(prepared)}
+    with atomic_write(out, folder_of="autoencoder.json") as folder:
+        record = provenance(seed=seed, **facts, **preparation(adata))
+        trained, history = fit_autoencoder(adata, settings, seed=seed, device=device, provenance=record)
         latent, checksum = encode(adata, trained), save_autoencoder(folder, trained)
         save_latent(folder, latent, of=checksum)
         donors = fit_donors(adata, latent, trained)

@@ -6,7 +6,6 @@ import logging
 import platform
 import resource
 import shlex
-import signal
 import sys
 import time
 import warnings
@@ -15,14 +14,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bdm import __version__
 from bdm.commands.options import Quiet, Threads, Verbose, arguments_of, check_outputs, options_of
-from bdm.errors import Interrupted, as_options
-
-if TYPE_CHECKING:
-    import pandas as pd
+from bdm.errors import as_options
 
 logger = logging.getLogger("bdm")
 
@@ -49,16 +45,6 @@ class Summary:
 def generating(model: Path) -> tuple[Path | str, ...]:
     """Words of the command that follows when there is a model."""
     return "bdm", "generate", model, "generated.h5ad", "--cells", "100"
-
-
-def print_plan(out: Path, obs: "pd.DataFrame", n_genes: int, n_steps: dict[str, int]) -> None:
-    """Print what a model would be fitted on, and the steps of each training."""
-    from bdm.errors import counted
-
-    n_cells, n_types = int((obs["split"] == "train").sum()), obs["cell_type"].nunique()
-    print(f"would write {out}, fitted on {n_cells:,} cells of {counted(n_types, 'type')} x {n_genes:,} genes")
-    for name, number in n_steps.items():
-        print(f"at most {counted(number, 'training step')} of {name}")
 
 
 def evaluating(cells: Path | None, *words: Path | str) -> tuple[Path | str, ...]:
@@ -95,8 +81,7 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
                 logger.debug("%s", versions())
             for name, value in given.items():
                 logger.debug("%s: %s", name, value)
-            with sentence_at_interrupt(has_checkpoints="checkpoint_every" in arguments):
-                summary = command(**arguments)
+            summary = command(**arguments)
             if summary is not None:
                 logger.info("%s", aligned(summary.rows(seconds=time.monotonic() - start)))
 
@@ -111,16 +96,6 @@ class OptionFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Rewrite the Python arguments of a message."""
         return as_options(super().format(record))
-
-
-@contextmanager
-def sentence_at_interrupt(*, has_checkpoints: bool) -> Iterator[None]:
-    """Let a command that Ctrl-C ends outside of training state where the same command goes on."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        where = "goes on from the last checkpoint, if there is one" if has_checkpoints else "starts again"
-        raise Interrupted(f"Stopped, and wrote nothing; the same command {where}.", signal.SIGINT) from stop
 
 
 @contextmanager

@@ -3,15 +3,11 @@
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from bdm.commands.base import Summary, generating
-from bdm.commands.options import DryRun, ModelFolder, OutFolder, Output
+from bdm.commands.options import ModelFolder, OutFolder, Output
 from bdm.settings import InputKeys, MissingAsZero, NewTypes, Seed, UpdatedTypes
-
-if TYPE_CHECKING:
-    from bdm.extension.new_cells import NewCells
-    from bdm.model.model import BranchedModel
 
 
 def extend(
@@ -29,8 +25,7 @@ def extend(
     ] = None,
     report: Annotated[Path | None, Output, "Folder of tables and figures to write."] = None,
     seed: Seed = 0,
-    dry_run: DryRun = False,
-) -> Summary | None:
+) -> Summary:
     """Add cell types to a model; the cells that it generates of all other types stay the same.
 
     Example: bdm extend model/ new.h5ad extended/ --cell-type "CD56+ NK"
@@ -48,15 +43,11 @@ def extend(
     from bdm.plotting.files import write_result
 
     with ExitStack() as files:
-        if not dry_run:
-            folder = files.enter_context(atomic_write(out, folder_of="model.json"))
+        folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         loaded = load_model(model)
         how: dict[str, Any] = {"keys": keys, "missing_as_zero": missing_as_zero}
         new = new_cells(read_cells(cells), loaded, cell_types=cell_type, update=update, seed=seed, **how)
         prepared = join_known_cells(new, loaded, known and read_prepared(known))
-        if dry_run:
-            print_plan(out, new, loaded)
-            return None
         settings = ExtendSettings()
         record = provenance(
             seed=seed,
@@ -75,10 +66,3 @@ def extend(
             written = files.enter_context(atomic_write(report, folder_of="extension_report.json"))
             write_result(written, of_steps)
     return Summary((out, joined, report), {"types": "\n".join(map(summary, steps))}, then=generating(out))
-
-
-def print_plan(out: Path, new: "NewCells", model: "BranchedModel") -> None:
-    """Print which types would be fitted, with their numbers of cells."""
-    print(f"would write {out}, fitted on one type after the other:")
-    for name, adata in new.by_type.items():
-        print(f"{adata.n_obs:>9,}  {name}{' (update)' if name in model.cell_types else ''}")

@@ -220,9 +220,5 @@ Threads = Annotated[
     Unset("all that the process may use"),
 ]
 Device = Annotated[str, "Device to compute on: auto, cpu, cuda or mps."]
-CheckpointEvery = Annotated[
-    float, Ge(0), "Seconds between checkpoints, from which the same command resumes interrupted training."
-]
-DryRun = Annotated[bool, "Check the input and print what would be done; write nothing."]
 Quiet = Annotated[bool, "Print only warnings and errors.", Short("-q")]
 Verbose = Annotated[bool, "Print versions, options, the number of threads, and the time of each message.", Short("-v")]

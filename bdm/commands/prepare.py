@@ -1,11 +1,10 @@
 """``bdm prepare``: check labelled counts, choose cells and genes, and split the cells."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 from bdm.commands.base import Summary
-from bdm.commands.options import DryRun, OutCells
+from bdm.commands.options import OutCells
 from bdm.settings import Labels, PrepareSettings
 
 
@@ -15,8 +14,7 @@ def prepare(
     *,
     labels: Labels = None,
     settings: PrepareSettings,
-    dry_run: DryRun = False,
-) -> Summary | None:
+) -> Summary:
     """Check labelled counts, choose cells and genes, and split the cells by type.
 
     Example: bdm prepare cells.h5ad prepared.h5ad --label-key bulk_labels
@@ -28,14 +26,10 @@ def prepare(
     from bdm.errors import at
 
     gene_lists(settings)  # rejected before any cells are read
-    with ExitStack() as files:
-        path = None if dry_run else files.enter_context(atomic_write(out))
+    with atomic_write(out) as path:
         cells = read_cells(data, labels=labels, on_disk=True)
         with at(data):
             prepared = prepared_cells(cells, settings)
-            if path is None:
-                print(f"would write {out}:\n{summary(prepared)}")
-                return None
             prepared.uns["bdm"] |= {"data": data.name, "data_sha256": sha256(data)}
             if labels is not None:
                 prepared.uns["bdm"] |= {"labels": labels.name, "labels_sha256": sha256(labels)}

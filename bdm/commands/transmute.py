@@ -28,15 +28,15 @@ def transmute(
     import numpy as np
 
     from bdm._core.files import atomic_write, sha256
-    from bdm._core.training import fabric
+    from bdm._core.training import device_of
     from bdm.data.read import read_cells
-    from bdm.generation.merge import write_cells
+    from bdm.generation.files import write_cells
     from bdm.model.generated_file import record_of_cells
     from bdm.model.model import load_model
     from bdm.transmutation.transmute import sources_of, transmuted_cells
 
     with atomic_write(out) as path:
-        loaded = load_model(model, device=fabric(device).device)
+        loaded = load_model(model, device=device_of(device))
         sources = sources_of(read_cells(cells), loaded, to, keys, cell_types=from_)
         transmuted = transmuted_cells(loaded, sources, to, settings, seed=seed)
         record = record_of_cells(

@@ -9,7 +9,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from torch import Tensor
 
 from bdm._core.parallel import keep_freed_memory, threads
@@ -19,7 +18,7 @@ from bdm.design.changes import PlantedGenes, strengths
 from bdm.design.experiment import DesignedCells, DesignedExperiment, cells_of, compile_design
 from bdm.design.settings import Design
 from bdm.design.truth import truth_of
-from bdm.generation.chunks import WHOLE, Chunk, Part, chunk_specs_of, independent_chunks, rows_of
+from bdm.generation.chunks import Chunk, independent_chunks
 from bdm.generation.generate import (
     Block,
     GeneratedCells,
@@ -51,23 +50,20 @@ def simulate_cells(model: BranchedModel, design: Design) -> ad.AnnData:
     return simulated_cells(compile_design(model, design)).in_memory()
 
 
-def simulated_cells(experiment: DesignedExperiment, *, part: Part = WHOLE) -> GeneratedCells:
+def simulated_cells(experiment: DesignedExperiment) -> GeneratedCells:
     """Simulate an experiment block by block, as :func:`simulate_cells` does."""
     model, request, seed = experiment.model, experiment.request, experiment.design.seed
-    rows = rows_of(chunk_specs_of(request, part), request)
     cells = cells_of(experiment)
     simulation = Simulation(experiment, cells)
 
     def blocks() -> Iterator[Block]:
-        if not len(rows):  # a file of no cells has matrices, too
-            yield simulation.block(Chunk(model.populations[0], 0, torch.empty(0, len(model.layout.names))))
         keep_freed_memory()
         with threads() as run:
-            chunks = independent_chunks(model.sampler(), request, seed, run, part)
+            chunks = independent_chunks(model.sampler(), request, seed, run)
             yield from run(simulation.block, chunks)
 
     varm, tables = truth_of(experiment)
-    obs, var = observations_of(experiment, cells).iloc[rows], model.autoencoder.genes.copy()
+    obs, var = observations_of(experiment, cells), model.autoencoder.genes.copy()
     return GeneratedCells(obs, var, blocks(), varm=varm, uns={"truth": tables})
 
 

@@ -16,16 +16,7 @@ from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
-from bdm.generation.chunks import (
-    MIN_CHUNK,
-    WHOLE,
-    Chunk,
-    Part,
-    chunk_specs_of,
-    independent_chunks,
-    rows_of,
-    shared_chunks,
-)
+from bdm.generation.chunks import MIN_CHUNK, Chunk, independent_chunks, shared_chunks
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
 from bdm.prior.base import Sampler
@@ -56,7 +47,6 @@ class GeneratedCells:
     # varm, uns: what is known of the genes and of all cells in addition, by key
     varm: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     uns: Mapping[str, Any] = field(default_factory=dict)
-    embedding: str = "latent"  # name of the latent in ``obsm``
 
     def whole_obs(self, population: Sequence[np.ndarray | None]) -> pd.DataFrame:
         """Add the populations of all blocks to ``obs`` as ``sub_population``, unless it has them already."""
@@ -77,7 +67,7 @@ class GeneratedCells:
             counts,
             obs=obs,
             var=self.var,
-            obsm={self.embedding: latent},
+            obsm={"latent": latent},
             varm=dict(self.varm),
             uns=dict(self.uns),
             layers=layers,
@@ -111,25 +101,21 @@ def generated_cells(
     *,
     seed: int,
     shared_ancestors: bool = False,
-    part: Part = WHOLE,
     sampler: Sampler | None = None,
 ) -> GeneratedCells:
     """Generate the requested cells block by block, as :func:`generate_cells` does."""
     sampler = sampler or model.sampler(settings)
     chunks = shared_chunks if shared_ancestors else independent_chunks
-    rows = rows_of(chunk_specs_of(request, part, shared=shared_ancestors), request)
 
     def decode(chunk: Chunk) -> Block:
         return decode_chunk(model, request, chunk, seed)
 
     def blocks() -> Iterator[Block]:
-        if not len(rows):  # a file of no cells has matrices, too
-            yield decode(Chunk(model.populations[0], 0, torch.empty(0, len(model.layout.names))))
         keep_freed_memory()
         with threads() as run:
-            yield from run(decode, chunks(sampler, request, seed, run, part))
+            yield from run(decode, chunks(sampler, request, seed, run))
 
-    obs = observations_of(model, request, ancestors=shared_ancestors).iloc[rows]
+    obs = observations_of(model, request, ancestors=shared_ancestors)
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks())
 
 

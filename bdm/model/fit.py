@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anndata as ad
 import pandas as pd
 import torch
 
-from bdm._core.checkpoint import Checkpoint
 from bdm._core.files import preparation, provenance
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import torch_generator
@@ -26,20 +25,9 @@ from bdm.model.model import BranchedModel, composition_of
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import FitSettings, PriorSettings
 
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-
 N_CHECKED_CELLS = 100  # that are generated of each population for the check
 MIN_SPREAD = 0.1  # variance of generated cells, as a share of that of training cells; about 1 in a good model
 MAX_DISTANCE = 3  # distance of the means of generated and training cells, in radii; about 0.1 in a good model
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """Files from which interrupted trainings continue."""
-
-    autoencoder: Checkpoint | None = None
-    prior: Checkpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +47,6 @@ def fit(
     tree: Clade | Taxonomy | None = None,
     seed: int,
     device: str = "auto",
-    checkpoints: Checkpoints = Checkpoints(),
     **facts: str | None,
 ) -> Fitted:
     """Fit a model to prepared cells: autoencoder, hierarchy, prior."""
@@ -68,7 +55,6 @@ def fit(
         settings.autoencoder,
         seed=seed,
         device=device,
-        checkpoint=checkpoints.autoencoder,
         provenance=provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(prepared)),
     )
     latent = encode(prepared, autoencoder)
@@ -81,7 +67,6 @@ def fit(
         settings.prior,
         seed=seed,
         device=device,
-        checkpoint=checkpoints.prior,
         donors=fit_donors(prepared, latent, autoencoder),
         provenance=record,
     )
@@ -96,8 +81,7 @@ def fit_model(
     settings: PriorSettings,
     *,
     seed: int,
-    device: "str | Fabric" = "auto",
-    checkpoint: Checkpoint | None = None,
+    device: str = "auto",
     donors: DonorEffects | None = None,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
@@ -108,7 +92,7 @@ def fit_model(
     moments = population_moments(cells, whitening)
     split = latent.obs.loc[latent.obs["split"] != "test", "split"]
     data = PriorData(cells, whitening, moments, hierarchy, torch.tensor((split == "validation").to_numpy()))
-    fitted = PRIORS.find(settings.prior).fit(data, settings, seed=seed, device=device, checkpoint=checkpoint)
+    fitted = PRIORS.find(settings.prior).fit(data, settings, seed=seed, device=device)
     check_collapse(fitted.prior.sampler(), cells, whitening, seed=seed)
     model = BranchedModel(
         autoencoder=autoencoder,

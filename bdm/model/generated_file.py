@@ -51,13 +51,12 @@ class GeneratedFile:
     n_genes: int
     seed: int
     columns: tuple[str, ...]  # columns of ``obs``
-    like_original: bool  # whether columns of ``obs`` were drawn from original cells (``--like``)
     columns_of_genes: tuple[str, ...]  # columns of ``var``
     sampling: dict[str, Any]  # how the cells were sampled: the settings of ``bdm generate``, by name
 
     @classmethod
     def read(cls, path: Path, model: BranchedModel, *, checksum: str) -> Self:
-        """Describe a file that ``bdm generate`` or ``bdm merge`` wrote, without reading its counts."""
+        """Describe a file that ``bdm generate`` wrote, without reading its counts."""
         adata = read_cells(path, on_disk=True)
         record = dict(adata.uns.get("bdm", {}))
         recorded = record.get("model_sha256")
@@ -69,8 +68,6 @@ class GeneratedFile:
                 f"{path} has cells of another model (its checksum begins with {recorded[:8]}, this model's with "
                 f"{checksum[:8]}); generate cells of this model."
             )
-        if part := record.get("part"):
-            raise InputError(f"{path} is the part {part} of generated cells; join the parts by bdm merge.")
         return cls(
             Path(path).name,
             sha256(path),
@@ -78,7 +75,6 @@ class GeneratedFile:
             adata.n_vars,
             int(record["seed"]),
             tuple(map(str, adata.obs.columns)),
-            "like_sha256" in record,
             tuple(map(str, adata.var.columns)),
             json.loads(record["settings"]),
         )

@@ -1,11 +1,8 @@
 """Power analyses: the tests of all experiments of a grid, in memory and as tables."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
-from itertools import groupby, product
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from bdm._core.files import reading
+from bdm._core.parallel import threads
 from bdm.design.settings import AXES, Design, read_design
-from bdm.design.simulate import design_record
 from bdm.errors import InputError
-from bdm.generation.chunks import WHOLE, Part, check_complete
 from bdm.model.model import BranchedModel
-from bdm.power.grid import methods_of, points_of, score_experiment
+from bdm.power.grid import Point, methods_of, points_of, score_experiment
 from bdm.power.tests import deseq2_test
 
 logger = logging.getLogger(__name__)
@@ -37,8 +32,8 @@ class PowerAnalysis:
     Attributes
     ----------
     repeats
-        A row for each experiment, method and cell type, see :func:`bdm.power.grid.score_experiment`; ``design`` names
-        the design, ``n_points`` and ``n_repeats`` are the size of the grid, and ``fdr`` is the limit of discoveries.
+        A row for each experiment, method and cell type, see :func:`bdm.power.grid.score_experiment`; ``n_points`` and
+        ``n_repeats`` are the size of the grid, and ``fdr`` is the limit of discoveries.
     """
 
     repeats: pd.DataFrame
@@ -76,30 +71,29 @@ class PowerAnalysis:
         path = Path(folder) / TABLES["repeats"]
         if not path.is_file():
             raise InputError(f"{folder} has no file {path.name}; name a folder that bdm power wrote.")
-        return cls(pd.read_csv(path, dtype={"design": str}))
+        return cls(pd.read_csv(path))
 
 
-def power_analysis(
-    model: BranchedModel, design: Design | dict[str, Any] | Path | str, *, part: Part = WHOLE
-) -> PowerAnalysis:
+def power_analysis(model: BranchedModel, design: Design | dict[str, Any] | Path | str) -> PowerAnalysis:
     """Simulate and test the experiments of a grid, the section ``power`` of a design."""
     checked = read_design(design)
     check_testable(checked)
-    tables = list(experiments(model, checked, part))
-    return PowerAnalysis(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=POINT))
+    return PowerAnalysis(pd.concat(experiments(model, checked), ignore_index=True))
 
 
-def experiments(model: BranchedModel, design: Design, part: Part) -> Iterator[pd.DataFrame]:
-    """Score the experiments of a part of a grid, one after the other."""
-    points = list(points_of(design.power))
-    power = design.power
-    chosen = part.select(list(product(points, range(power.n_repeats))))
-    size = {"design": fingerprint(design), "n_points": len(points), "n_repeats": power.n_repeats, "fdr": power.fdr}
-    for point, of_point in groupby(chosen, key=itemgetter(0)):
-        values = [f"{axis} {getattr(point, axis):g}" for axis in AXES if getattr(point, axis) is not None]
-        logger.info("%d of %d: %s", point.number + 1, len(points), ", ".join(values) or "the design")
-        for _, repeat in of_point:
-            yield score_experiment(model, design, point, repeat=repeat).assign(**size)
+def experiments(model: BranchedModel, design: Design) -> Iterator[pd.DataFrame]:
+    """Score the experiments of a grid, several at once."""
+    points, power = list(points_of(design.power)), design.power
+    size = {"n_points": len(points), "n_repeats": power.n_repeats, "fdr": power.fdr}
+    with threads() as run:
+        for point in points:
+            values = [f"{axis} {getattr(point, axis):g}" for axis in AXES if getattr(point, axis) is not None]
+            logger.info("%d of %d: %s", point.number + 1, len(points), ", ".join(values) or "the design")
+
+            def scored(repeat: int, point: Point = point) -> pd.DataFrame:
+                return score_experiment(model, design, point, repeat=repeat).assign(**size)
+
+            yield from run(scored, range(power.n_repeats))
 
 
 def check_testable(design: Design) -> None:
@@ -126,36 +120,6 @@ def check_testable(design: Design) -> None:
         raise InputError("power.log2_fold_change needs changes of expression, of which there are none.")
     if design.power.log_odds and not design.composition.shifts:
         raise InputError("power.log_odds needs composition.shifts, of which there are none.")
-
-
-def fingerprint(design: Design) -> str:
-    """Short checksum of a design, by which its parts are recognised."""
-    return sha256(repr(design_record(design)).encode()).hexdigest()[:12]
-
-
-def merged_parts(paths: Iterable[Path]) -> PowerAnalysis:
-    """Join the parts of a power analysis."""
-    parts = [part for path in paths if len(part := read_part(path))]
-    if not parts:
-        raise InputError("the parts have no experiments; give all parts that bdm power --part wrote.")
-    table = pd.concat(parts, ignore_index=True)
-    if table["design"].nunique() > 1:
-        raise InputError("the parts are of different designs; give the parts of one.")
-    n_points, n_repeats = int(table["n_points"].iloc[0]), int(table["n_repeats"].iloc[0])
-    of_parts = (part[["number", "repeat"]].drop_duplicates().itertuples(index=False) for part in parts)
-    numbers = [int(number * n_repeats + repeat + 1) for part in of_parts for number, repeat in part]
-    check_complete(numbers, n_points * n_repeats, what="experiment")
-    return PowerAnalysis(table.sort_values(["number", "repeat"], kind="stable").reset_index(drop=True))
-
-
-def read_part(path: Path) -> pd.DataFrame:
-    """Read a part of an analysis, which may have no experiments."""
-    with reading(path, "a part of a power analysis"):
-        table = pd.read_csv(path, dtype={"design": str})
-    needed = {"design", "n_points", "n_repeats", "repeat", "method", "cell_type", "condition", "fdr", *POINT, *SUMS}
-    if len(table) and not needed <= set(table.columns):
-        raise InputError(f"{path} is no part of a power analysis; give the files that bdm power --part wrote.")
-    return table
 
 
 def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -5,22 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, Self
+from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm._core.checkpoint import Checkpoint
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy
 from bdm.kinds import PRIORS, Kinds
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, Whitening
 from bdm.settings import PriorSettings, SamplerSettings
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,18 +94,9 @@ class LatentPrior(ABC):
         settings: PriorSettings,
         *,
         seed: int,
-        device: str | Fabric = "auto",
-        checkpoint: Checkpoint | None = None,
+        device: str = "auto",
     ) -> FittedPrior:
-        """Fit the prior to cells.
-
-        Parameters
-        ----------
-        device
-            Name of a device, or a Fabric of several processes, which all call this.
-        checkpoint
-            File from which an interrupted training continues.
-        """
+        """Fit the prior to cells, on a device of a name."""
 
     @abstractmethod
     def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
@@ -184,14 +171,6 @@ class LatentPrior(ABC):
             Noise level, and row of the branch: one per cell, or one for all.
         """
         self._cannot("denoise cells")
-
-    def log_prob(self, x: Tensor, population: str) -> Tensor:
-        """Log density of each cell (cells x dimensions) in a population, in nats."""
-        self._cannot("give the density of cells")
-
-    def condition(self, direction: Tensor, value: float) -> LatentPrior:
-        """Prior of the cells whose product with a direction (of dimensions) is ``value``."""
-        self._cannot("be conditioned on a coordinate")
 
     def _cannot(self, what: str) -> NoReturn:
         raise InputError(f"The prior {self.name!r} cannot {what}; fit the model with another, such as mixture.")

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import copy
+from dataclasses import dataclass, replace
+from typing import Self
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bdm._core.checkpoint import Checkpoint
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import derive, to_tensor
-from bdm._core.training import fabric, train
-from bdm.latent.moments import population_moments
+from bdm._core.training import TrainingPlan, device_of, train
+from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.moments import PopulationMoments, population_moments
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.held_out import HeldOut, held_out_mask
-from bdm.prior.losses import Denoise, denoising_losses, sample_noised, training_plan
-from bdm.prior.network import BranchNetwork, NetworkPrior
+from bdm.prior.losses import Denoise, MinibatchLoss, training_plan
+from bdm.prior.mixture import GaussianMixturePrior
+from bdm.prior.network import BranchNetwork
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import PriorSettings
 
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-
 
 @dataclass(frozen=True, eq=False)
-class DiffusionPrior(NetworkPrior, name="diffusion"):
+class DiffusionPrior(GaussianMixturePrior, name="diffusion"):
     """Denoiser D(x; sigma, branch) of all branches: exact for the mixtures, and a network for the remainder.
 
     ``D = closed form + c_out F((C + sigma**2)**-0.5 (x - m); c_noise, branch)`` with mean m and covariance C of all
@@ -35,8 +34,8 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
     On branches where the network F is not kept, D is the closed form alone.
     """
 
-    add_noise = staticmethod(sample_noised)  # at levels whose logarithm is normal
-    losses = staticmethod(denoising_losses)
+    network: BranchNetwork
+    kept: Tensor  # whether the network is used on each branch, by row
 
     @classmethod
     @using_threads()
@@ -46,8 +45,7 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         settings: PriorSettings,
         *,
         seed: int,
-        device: str | Fabric = "auto",
-        checkpoint: Checkpoint | None = None,
+        device: str = "auto",
         everywhere: bool = False,
     ) -> FittedPrior:
         """Train the network on cells that are drawn from their posteriors, and keep it where it validates.
@@ -61,42 +59,40 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         network where it would be kept, and ``closed_form`` without; ``branches`` is as of
         :class:`bdm.prior.held_out.Comparison`.
         """
-        workers, hierarchy = fabric(device), data.hierarchy
+        on, hierarchy = device_of(device), data.hierarchy
         chosen = held_out_mask(data.cells, data.validation, seed=seed)
         seen = (~chosen).nonzero().squeeze(1)
         of_seen = population_moments(data.cells.subset(seen), data.whitening)
         populations = BranchPopulations.of(of_seen, hierarchy)
         held_out, with_other_noise = (
-            HeldOut.of(data, chosen, populations, settings, seed=derive(seed, part)).to(workers.device)
+            HeldOut.of(data, chosen, populations, settings, seed=derive(seed, part)).to(on)
             for part in ("training", "decision")
         )
-        populations = populations.to(workers.device)
+        populations = populations.to(on)
         network = BranchNetwork.initial(data, settings, seed=seed)
-        loss = cls.loss(data, seen, populations, settings, workers)
+        loss = cls.loss(data, seen, populations, settings, on)
         history = train(
             network,
             loss,
-            training_plan(settings, workers, seed=seed, patience=settings.patience, untrained=held_out.closed_form),
+            training_plan(settings, on, seed=seed, patience=settings.patience, untrained=held_out.closed_form),
             by_group=loss.by_population,
             validation=lambda trained: held_out.compare(remainder_of(trained, populations)).loss,
-            checkpoint=checkpoint,
         )
         # These cells have chosen the step, which favours the network; the noise that did would favour it more
         comparison = with_other_noise.compare(remainder_of(network, populations), n_looks=len(history))
         kept = to_tensor(comparison.by_branch["kept"].to_numpy()) | everywhere
-        populations = BranchPopulations.of(data.moments, hierarchy).to(workers.device)
+        populations = BranchPopulations.of(data.moments, hierarchy).to(on)
         if kept.any():
             network = BranchNetwork.initial(data, settings, seed=seed)
-            loss = cls.loss(data, torch.arange(len(data.cells.population)), populations, settings, workers)
+            loss = cls.loss(data, torch.arange(len(data.cells.population)), populations, settings, on)
             steps = settings.n_steps if everywhere else best_step(history, held_out.closed_form)
-            plan = training_plan(settings, workers, seed=seed, n_taken=steps)
-            part = checkpoint.of_part("all-cells") if checkpoint else None
-            train(network, loss, plan, by_group=loss.by_population, checkpoint=part)
+            plan = training_plan(settings, on, seed=seed, n_taken=steps)
+            train(network, loss, plan, by_group=loss.by_population)
         branches = comparison.by_branch
         branches.insert(0, "branch", [branch.name for branch in hierarchy.branches])
         tables = {"training": history.assign(closed_form=held_out.closed_form), "branches": branches}
         network = network.eval().requires_grad_(False)
-        return FittedPrior(cls(hierarchy, populations, network, kept.to(workers.device)), tables)
+        return FittedPrior(cls(hierarchy, populations, network, kept.to(on)), tables)
 
     @property
     def description(self) -> str:
@@ -105,16 +101,33 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         return f"{super().description}, and a network {where if self.kept.any() else 'on no branch, as none gains'}"
 
     @staticmethod
-    def denoiser(network: nn.Module, populations: BranchPopulations) -> Denoise:
-        """Return a function that denoises by the closed form and a network."""
-        remainder = remainder_of(network, populations)
+    def loss(
+        data: PriorData,
+        trained: Tensor,
+        populations: BranchPopulations,
+        settings: PriorSettings,
+        device: torch.device,
+        *,
+        first_row: int = 0,
+    ) -> MinibatchLoss:
+        """Loss that the network is trained by; the arguments as of :class:`MinibatchLoss`."""
 
-        def denoise(x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        def denoised(network: nn.Module, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
             with torch.autocast("cuda", enabled=False):
-                denoised = populations.denoised(x, sigma, branch)
-            return denoised + remainder(x, sigma, branch)
+                closed = populations.denoised(x, sigma, branch)
+            return closed + remainder_of(network, populations)(x, sigma, branch)
 
-        return denoise
+        return MinibatchLoss(data, trained, denoised, settings, device, first_row)
+
+    @property
+    def learned(self) -> Tensor:
+        """Whether the network is used on each branch, by row."""
+        return self.kept.cpu()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move to a device."""
+        moved = super().to(device)
+        return replace(moved, network=copy.deepcopy(self.network).to(device), kept=self.kept.to(device))
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Mean of the cells without noise, given noised cells: by the network where it is kept."""
@@ -122,6 +135,35 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         if not kept.any():
             return denoised
         return denoised + torch.where(kept, remainder_of(self.network, self.populations)(x, sigma, branch), 0)
+
+    def fit_added(self, data: PriorData, neighbour: str, settings: PriorSettings, *, seed: int) -> dict[str, Tensor]:
+        """Fit the embeddings of added branches from the neighbour's; if that has no network, they are not trained."""
+        row = self.hierarchy.rows[neighbour]
+        start = self.network.branch.weight[row].detach().cpu().repeat(len(data.hierarchy.branches), 1)
+        kept = self.kept[row].cpu().repeat(len(start))
+        embeddings = self.trained_embeddings(data, start, settings, seed=seed) if kept.any() else start
+        return {"embeddings": embeddings, "kept": kept}
+
+    def trained_embeddings(self, data: PriorData, start: Tensor, settings: PriorSettings, *, seed: int) -> Tensor:
+        """Train the embeddings of added branches from ``start`` (branches x width), and nothing else."""
+        network = self.network.with_branches(start).cpu()
+        network.branch.weight.requires_grad_(True)
+        added = BranchPopulations.of(data.moments, data.hierarchy)
+        populations = self.populations.to(torch.device("cpu")).joined(added)
+        every = torch.arange(len(data.cells.population))
+        loss = self.loss(data, every, populations, settings, torch.device("cpu"), first_row=self.n_rows)
+        what = f"the branches of {data.hierarchy.root.name!r}"
+        seed = derive(seed, "embedding")
+        train(network, loss, TrainingPlan(settings.n_steps, settings.learning_rate, seed=seed, device="cpu", what=what))
+        return network.branch.weight[self.n_rows :].detach().clone()
+
+    def extended(
+        self, hierarchy: Hierarchy, tree: Hierarchy, moments: PopulationMoments, state: dict[str, Tensor]
+    ) -> Self:
+        """Take up branches with the embeddings of :meth:`fit_added`."""
+        prior = super().extended(hierarchy, tree, moments, state)
+        kept = torch.cat([self.kept, state["kept"].to(self.kept)])
+        return replace(prior, network=self.network.with_branches(state["embeddings"]), kept=kept)
 
 
 def remainder_of(network: nn.Module, populations: BranchPopulations) -> Denoise:

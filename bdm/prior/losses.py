@@ -1,11 +1,11 @@
-"""What networks of priors are trained by: noise levels, the branches that these are on, and the loss of a minibatch."""
+"""What the network of the prior is trained by: noise levels, their branches, and the loss of a minibatch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from bdm._core.training import TrainingPlan
 from bdm.hierarchy.tree import Hierarchy
 from bdm.prior.base import PriorData
 from bdm.settings import PriorSettings
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 BLOCK = 4096  # cells that are denoised together
 
@@ -70,14 +67,13 @@ def branch_table(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[Te
 
 @dataclass(frozen=True, eq=False)
 class MinibatchLoss:
-    """Loss of a minibatch of cells; each of several processes takes its share of the minibatch."""
+    """Loss of a minibatch of cells."""
 
     data: PriorData
     trained: Tensor  # indices of the cells to draw from
-    add_noise: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]  # returns noised cells, and their levels
-    losses: Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]  # by network, x, noised x, levels, branches
-    batch_size: int
-    workers: Fabric
+    denoised: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # by network, noised x, levels and branches
+    settings: PriorSettings
+    device: torch.device
     first_row: int = 0  # row in the prior of the first branch of the tree
 
     @cached_property
@@ -93,20 +89,17 @@ class MinibatchLoss:
     def of_cells(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Losses of the cells of a minibatch, and their populations."""
         data = self.data
-        index = self.trained[self.minibatches.draw(self.batch_size, generator)]
+        index = self.trained[self.minibatches.draw(self.settings.batch_size, generator)]
         x = data.whitening(data.cells.sample(index, generator))
-        noised, sigma = self.add_noise(x, generator)
+        noised, sigma = sample_noised(x, self.settings, data.hierarchy.sigma_max, generator)
         population = data.cells.population[index]
-        on = self.first_row + branches_at(self.table, population, sigma)
-        share = slice(self.workers.global_rank, None, self.workers.world_size)
-        of_share = (values[share].to(self.workers.device) for values in (x, noised, sigma, on))
-        return self.losses(network, *of_share), population[share]
+        branch = self.first_row + branches_at(self.table, population, sigma)
+        x, noised, sigma, branch = (values.to(self.device) for values in (x, noised, sigma, branch))
+        return denoising_losses(self.denoised(network, noised, sigma, branch), x, sigma), population
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         """Mean loss."""
-        losses, _ = self.of_cells(network, generator)
-        weight = self.workers.world_size * len(losses) / self.batch_size  # shares may differ by a cell
-        return weight * losses.mean()
+        return self.of_cells(network, generator)[0].mean()
 
     def by_population(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
         """Mean loss of the cells of each population in the minibatch."""
@@ -115,13 +108,13 @@ class MinibatchLoss:
         return {names[code]: float(losses.cpu()[population == code].mean()) for code in population.unique()}
 
 
-def training_plan(settings: PriorSettings, workers: Fabric, *, seed: int, **more: Any) -> TrainingPlan:
+def training_plan(settings: PriorSettings, device: torch.device, *, seed: int, **more: Any) -> TrainingPlan:
     """Plan of the training of a network; ``more`` are fields of :class:`bdm._core.training.TrainingPlan`."""
     return TrainingPlan(
         settings.n_steps,
         settings.learning_rate,
         seed=derive(seed, "denoiser steps"),
-        device=workers,
+        device=device,
         what="the network of the prior",
         averaging=settings.averaging,
         **more,

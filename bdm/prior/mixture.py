@@ -1,15 +1,14 @@
-"""The default prior: a tree of Gaussian mixtures, whose diffusion, density and conditioning are in closed form."""
+"""The default prior: a tree of Gaussian mixtures, whose diffusion is in closed form."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from bdm._core.checkpoint import Checkpoint
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.mixtures import Mixture
 from bdm.latent.moments import PopulationMoments
@@ -17,9 +16,6 @@ from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.populations import BranchPopulations
 from bdm.prior.sampler import HierarchicalSampler
 from bdm.settings import PriorSettings, SamplerSettings
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +41,7 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
         settings: PriorSettings,
         *,
         seed: int,
-        device: str | Fabric = "auto",
-        checkpoint: Checkpoint | None = None,
+        device: str = "auto",
     ) -> FittedPrior:
         """Take the moments of the populations."""
         return FittedPrior(cls.from_moments(data.moments, data.hierarchy))
@@ -102,14 +97,6 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Mean of the cells without noise, given noised cells; see :meth:`LatentPrior.denoise`."""
         return self.closed_form(x, sigma, branch)
-
-    def log_prob(self, x: Tensor, population: str) -> Tensor:
-        """Log density of each cell (cells x dimensions) in a population, in nats."""
-        return self.population(self.hierarchy.rows[population], 0.0).log_prob(x)
-
-    def condition(self, direction: Tensor, value: float) -> GaussianMixturePrior:
-        """Prior of the cells whose product with a direction is ``value``: conditional normals, and weights of each."""
-        return replace(self, populations=self.populations.conditioned(direction, value))
 
     def extended(
         self, hierarchy: Hierarchy, tree: Hierarchy, moments: PopulationMoments, state: dict[str, Tensor]

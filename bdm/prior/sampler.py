@@ -1,8 +1,10 @@
-"""Sampling along the hierarchy: down and up its branches, with a start, a solver and transport at nodes."""
+"""Sampling along the hierarchy: down and up its branches by a solver, with transport at nodes."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -12,21 +14,19 @@ from bdm._core.seeds import torch_generator
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.latent.mixtures import Mixture
 from bdm.latent.moments import Normal
-from bdm.prior.solver import SIGMA_MIN, Denoise, Solver, dpm_solver, noise_levels
 from bdm.prior.transport import (
     AffineMap,
     Map,
-    Start,
-    Transport,
     gaussian_transport,
     gaussian_trend,
-    mixture_start,
     mixture_transport,
     normal_flow,
 )
 from bdm.settings import SamplerSettings
 
-CHURN = 0.5  # more noise than that costs as much fidelity as the denoiser has errors
+Denoise = Callable[[Tensor, float], Tensor]
+RHO = 7  # of the grid of Karras et al. 2022 (arXiv 2206.00364)
+SIGMA_MIN = 0.1  # in whitened units; below it the denoised x hardly changes
 
 
 class DenoisingPrior(Protocol):
@@ -64,9 +64,6 @@ class HierarchicalSampler:
 
     prior: DenoisingPrior
     settings: SamplerSettings = field(default=SamplerSettings())
-    transport: Transport = mixture_transport  # from a branch to another at their node
-    solver: Solver = dpm_solver  # along a branch
-    start: Start = mixture_start  # at the upper end of a path
 
     @property
     def hierarchy(self) -> Hierarchy:
@@ -90,7 +87,7 @@ class HierarchicalSampler:
 
         @cache
         def transport_map(source: int, target: int, sigma: float) -> Map:
-            return self.transport(self.population(source, sigma), self.population(target, sigma), sigma)
+            return mixture_transport(self.population(source, sigma), self.population(target, sigma), sigma)
 
         return transport_map
 
@@ -117,11 +114,6 @@ class HierarchicalSampler:
         """Where the prior denoises."""
         return self.prior.device
 
-    @property
-    def churn(self) -> float:
-        """Rate of fresh noise on the way down."""
-        return CHURN if self.settings.stochastic else 0.0
-
     def levels(self, high: float, low: float) -> list[float]:
         """Noise levels of the solver on a part of a path."""
         return noise_levels(high, low, sigma_max=self.hierarchy.sigma_max, n_levels=self.settings.n_levels)
@@ -138,7 +130,7 @@ class HierarchicalSampler:
 
     def start_branch(self, segment: Segment, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells at the upper end of a branch, cells x dimensions."""
-        return self.start(self.population(segment.row, segment.high), segment.high, n_cells, generator)
+        return start(self.population(segment.row, segment.high), segment.high, n_cells, generator)
 
     def one_normal(self, segment: Segment, low: float) -> Normal | None:
         """Moments of the cells of a branch from a noise level up, if these are one normal without a network."""
@@ -146,37 +138,37 @@ class HierarchicalSampler:
         return population.moments if population.n_components == 1 and not self.has_learned(segment) else None
 
     @torch.no_grad()
-    def decode_branch(self, segment: Segment, x: Tensor, generator: torch.Generator) -> Tensor:
+    def decode_branch(self, segment: Segment, x: Tensor) -> Tensor:
         """Denoise cells from the upper to the lower end of a branch, cells x dimensions."""
         high, low, branch = segment.high, segment.low, segment.row
         if normal := self.one_normal(segment, low):
-            return normal_flow(normal, high, low, churn=self.churn)(x, generator)
-        trend = ((1 - self.churn) * self.trend(branch, high)(x)).to(self.device)
-        solve = partial(self.solver, trend=trend, churn=self.churn, generator=generator)
-        return solve(self.denoise_on(branch), x.to(self.device), self.levels(high, low)).cpu()
+            return normal_flow(normal, high, low)(x)
+        trend = self.trend(branch, high)(x).to(self.device)
+        return dpm_solver(self.denoise_on(branch), x.to(self.device), self.levels(high, low), trend=trend).cpu()
 
     @torch.no_grad()
-    def encode_branch(self, segment: Segment, x: Tensor, generator: torch.Generator) -> Tensor:
+    def encode_branch(self, segment: Segment, x: Tensor) -> Tensor:
         """Follow the probability-flow ODE from the lower to the upper end of a branch, cells x dimensions.
 
         Inverse of :meth:`decode_branch`, except from level 0 to ``SIGMA_MIN``, as if the branch were normal.
         """
         high, branch = segment.high, segment.row
         if normal := self.one_normal(segment, segment.low):
-            return normal_flow(normal, segment.low, high)(x, generator)
+            return normal_flow(normal, segment.low, high)(x)
         low = min(max(segment.low, SIGMA_MIN), high)
         if low > segment.low:
-            x = normal_flow(self.population(branch, low).moments, segment.low, low)(x, generator)
+            x = normal_flow(self.population(branch, low).moments, segment.low, low)(x)
         if low == high:
             return x
         trend = self.trend(branch, low)(x).to(self.device)
-        return self.solver(self.denoise_on(branch), x.to(self.device), self.levels(high, low)[::-1], trend=trend).cpu()
+        levels = self.levels(high, low)[::-1]
+        return dpm_solver(self.denoise_on(branch), x.to(self.device), levels, trend=trend).cpu()
 
     def encode_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
         """Encode cells along a path (given from top to bottom) up to an ancestor, given by its row."""
         above = [ancestor, *(segment.row for segment in segments)]
         for parent, segment in reversed(list(zip(above, segments, strict=False))):
-            x = self.encode_branch(segment, x, generator)
+            x = self.encode_branch(segment, x)
             x = self.transported(segment.row, parent, segment.high, x, generator)
         return x
 
@@ -184,34 +176,25 @@ class HierarchicalSampler:
         """Decode cells of an ancestor, given by its row, along a path below it, cells x dimensions."""
         for segment in segments:
             x = self.transported(ancestor, segment.row, segment.high, x, generator)
-            x = self.decode_branch(segment, x, generator)
+            x = self.decode_branch(segment, x)
             ancestor = segment.row
         return x
 
     def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
         """Encode cells (cells x dimensions) up to the common ancestor of two populations, and decode them down.
 
-        They are encoded by the probability-flow ODE; with ``settings.stochastic``, by fresh noise. Where no branch
-        between the ancestor and either has a network, both are normal, and transport at the level of the ancestor maps
-        one to the other: without fresh noise, cells keep their place, and return if they are transmuted back.
+        They are encoded by the probability-flow ODE. Where no branch between the ancestor and either has a network,
+        both are normal, and transport at the level of the ancestor maps one to the other: cells keep their place, and
+        return if they are transmuted back.
         """
         ancestor = self.hierarchy.common_ancestor(population, to)
         up, down = (self.hierarchy.path_below(ancestor, name) for name in (population, to))
-        level, source = ancestor.level, self.hierarchy.rows[population]
-        closed = not any(self.has_learned(segment) for segment in (*up, *down))
-        if self.settings.stochastic:
-            x = x + level * torch.randn(x.shape, generator=generator)
-        elif closed:
-            x = normal_flow(self.normal(population), 0, level)(x, generator)
-        if closed:
-            x = gaussian_transport(self.normal(population), self.normal(to), level)(x)
-            return normal_flow(self.normal(to), level, 0, churn=self.churn)(x, generator)
-        top = self.hierarchy.rows[ancestor.name]
-        if self.settings.stochastic:
-            x = self.transported(source, top, level, x, generator)
-        else:
-            x = self.encode_path(top, up, x, generator)
-        return self.decode_path(top, down, x, generator)
+        level, top = ancestor.level, self.hierarchy.rows[ancestor.name]
+        if any(self.has_learned(segment) for segment in (*up, *down)):
+            return self.decode_path(top, down, self.encode_path(top, up, x, generator), generator)
+        x = normal_flow(self.normal(population), 0, level)(x)
+        x = gaussian_transport(self.normal(population), self.normal(to), level)(x)
+        return normal_flow(self.normal(to), level, 0)(x)
 
     def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one population, each from its own start, cells x dimensions.
@@ -222,9 +205,9 @@ class HierarchicalSampler:
         learned = [i for i, segment in enumerate(path) if self.has_learned(segment)]
         if not learned:
             whole = self.population(self.hierarchy.rows[population], 0.0)
-            return self.start(whole, 0.0, n_cells, generator)
+            return start(whole, 0.0, n_cells, generator)
         first, last = path[learned[0]], path[learned[-1]]
-        x = self.decode_branch(first, self.start_branch(first, n_cells, generator), generator)
+        x = self.decode_branch(first, self.start_branch(first, n_cells, generator))
         x = self.decode_path(first.row, path[learned[0] + 1 : learned[-1] + 1], x, generator)
         below = [] if last is path[-1] else [replace(path[-1], high=last.low)]
         return self.decode_path(last.row, below, x, generator)
@@ -251,7 +234,7 @@ class HierarchicalSampler:
                 else:  # on the root, unless it has no length
                     drawn = generator if segment.row == root else torch_generator(seed, root)
                     x = self.start_branch(segment, n_cells, drawn)
-                samples[here] = self.decode_branch(segment, x, generator) if segment.high > segment.low else x
+                samples[here] = self.decode_branch(segment, x) if segment.high > segment.low else x
         return {branch: samples[self.path_to_lower_end(branch)] for branch in branches}
 
     def path_to_lower_end(self, branch: str) -> tuple[Segment, ...]:
@@ -275,3 +258,52 @@ class HierarchicalSampler:
         x, level = x.to(device), torch.tensor([sigma], device=device)
         denoise = self.prior.denoise if end.high > end.low else self.prior.closed_form
         return denoise(x, level, torch.tensor([end.row], device=device)).cpu()
+
+
+def start(population: Mixture, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
+    """Sample cells of a population at a noise level, cells x dimensions."""
+    return population.noised(sigma).sample(n_cells, generator).float()
+
+
+# ---- solver
+
+
+def noise_levels(
+    high: float, low: float, *, sigma_max: float, n_levels: int, sigma_min: float = SIGMA_MIN
+) -> list[float]:
+    """Noise levels of the solver on a branch from ``high`` down to ``low``, both included.
+
+    Evenly spaced in ``sigma**(1 / RHO)`` (Karras et al. 2022), as dense as ``n_levels`` levels above 0 on a whole path
+    from ``sigma_max`` through ``sigma_min`` to 0; a branch has at least one step.
+    """
+    if high <= sigma_min:
+        return [high, low]
+    end = max(low, sigma_min)
+    top, bottom = high ** (1 / RHO), end ** (1 / RHO)
+    whole = sigma_max ** (1 / RHO) - sigma_min ** (1 / RHO)
+    n_steps = max(1, round((n_levels - 1) * (top - bottom) / whole))
+    inner = [(top + (bottom - top) * step / n_steps) ** RHO for step in range(1, n_steps)]
+    return [high, *inner, end] if end == low else [high, *inner, end, low]
+
+
+def dpm_solver(denoise: Denoise, x: Tensor, sigmas: list[float], *, trend: Tensor | None = None) -> Tensor:
+    """Follow the probability-flow equation through noise levels by DPM-Solver++(2M).
+
+    The denoiser is evaluated once a step. Each step solves the equation exactly for a denoised x that is extrapolated
+    from the last two, linearly in the logarithm of sigma (Lu et al. 2022, arXiv 2211.01095); the first extrapolates by
+    ``trend``, its derivative by log sigma (cells x dimensions). ``sigmas`` go down to generate and up to encode; only
+    the last may be 0.
+    """
+    before, step = None, 0.0
+    for sigma, sigma_next in pairwise(sigmas):
+        denoised = denoise(x, sigma)
+        if sigma_next == 0:
+            return denoised
+        if before is not None:
+            trend = (denoised - before) / step
+        ratio = sigma_next / sigma
+        step = math.log(ratio)
+        middle = denoised if trend is None else denoised + trend * (step / 2)
+        x = middle + ratio * (x - middle)
+        before = denoised
+    return x

@@ -1,11 +1,11 @@
-"""Maps between populations that are mixtures of normals: start, transport at a node, and the flow of one normal."""
+"""Maps between populations that are mixtures of normals: transport at a node, and the flow of one normal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,25 +18,6 @@ from bdm.latent.mixtures import Mixture, choose
 from bdm.latent.moments import Normal, matrix_power
 
 Map = Callable[[Tensor, torch.Generator], Tensor]  # of cells, cells x dimensions
-
-
-class Start(Protocol):
-    """Samples cells of a population at a noise level; :func:`mixture_start` by default."""
-
-    def __call__(self, population: Mixture, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
-        """Sample ``n_cells``, cells x dimensions."""
-
-
-class Transport(Protocol):
-    """Computes a map of cells from one population to another; :func:`mixture_transport` by default."""
-
-    def __call__(self, source: Mixture, target: Mixture, sigma: float) -> Map:
-        """Return the map of noised cells (cells x dimensions), given both populations without noise."""
-
-
-def mixture_start(population: Mixture, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
-    """Sample cells of a population at a noise level, cells x dimensions."""
-    return population.noised(sigma).sample(n_cells, generator).float()
 
 
 @dataclass(frozen=True)
@@ -130,29 +111,16 @@ def coupling(source: Mixture, target: Mixture) -> Tensor:
     return torch.from_numpy(optimal_coupling(source.weight.numpy(), target.weight.numpy(), cdist(one, other)))
 
 
-def normal_flow(population: Normal, high: float, low: float, *, churn: float = 0.0) -> Map:
+def normal_flow(population: Normal, high: float, low: float) -> AffineMap:
     """Solution of the diffusion of a normal population from noise level ``high`` to ``low``, in closed form.
 
     In units of the spread of the noised population along its principal axes, the probability-flow ODE leaves cells
-    where they are, and fresh noise replaces a share of them: they keep ``rho = (S_low / S_high)**(churn / 2)``. Without
-    ``churn`` (as of :func:`bdm.prior.solver.dpm_solver`), ``low`` may be above ``high``.
+    where they are. ``low`` may be above ``high``.
     """
     variance, axes = torch.linalg.eigh(population.covariance.double())
     variance = variance.clamp(min=1e-10 * float(variance[-1]) + 1e-30)
-    from_, to = variance + high**2, variance + low**2
-    kept = (to / from_) ** (churn / 2)
     mean = population.mean.double()
-    flow = AffineMap(mean, (axes * ((to / from_).sqrt() * kept)) @ axes.T, mean)
-    fresh = (to * (1 - kept**2)).sqrt()
-
-    def follow(x: Tensor, generator: torch.Generator) -> Tensor:
-        if not churn:
-            return flow(x)
-        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        away: Tensor = noise * fresh @ axes.T
-        return flow(x) + away.to(x.dtype)
-
-    return follow
+    return AffineMap(mean, (axes * ((variance + low**2) / (variance + high**2)).sqrt()) @ axes.T, mean)
 
 
 def gaussian_trend(population: Normal, sigma: float) -> AffineMap:

@@ -117,7 +117,7 @@ def read_results(folder: Path) -> Results:
         responses=Responses.load(folder / Responses.kind) if (folder / Responses.kind).is_dir() else None,
         audit=audit,
         extensions=extension.extensions if extension else None,
-        cost=read_cost(folder / "benchmarks", n_folds=audit.n_folds if audit else 0),
+        cost=read_cost(folder / "benchmarks"),
     )
     require_set(results.evaluation, GENERATED, folder / "evaluation")
     n_genes = results.evaluation.gene_statistics["set"].value_counts().reindex(results.evaluation.sets)
@@ -148,22 +148,10 @@ def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
     }
 
 
-def read_cost(folder: Path, *, n_folds: int) -> pd.DataFrame:
-    """Read what Snakemake measured for each step, in the order in which steps ended: ``seconds`` and ``megabytes``.
-
-    For a step of several jobs, seconds are summed, and the memory is the maximum. Where the number of jobs changed, the
-    files of earlier jobs are still there; the jobs that ended last are read, and the first ``n_folds`` of an audit.
-    """
-    rows = []
-    for path in sorted(folder.rglob("*.tsv"), key=lambda path: path.stat().st_mtime):
-        alone = path.parent == folder
-        step, n_jobs = (path.stem, 1) if alone else (path.parent.name, path.stem.partition("-of-")[2])
-        if not alone and step == "audit" and int(path.stem) > n_folds:
-            continue
+def read_cost(folder: Path) -> pd.DataFrame:
+    """Read what Snakemake measured for each step, in the order in which steps ended: ``seconds`` and ``megabytes``."""
+    rows = {}
+    for path in sorted(folder.glob("*.tsv"), key=lambda path: path.stat().st_mtime):
         measured = pd.read_csv(path, sep="\t", na_values=["-"])
-        cost = {"seconds": measured["s"].mean(), "megabytes": measured["max_rss"].mean()}
-        rows.append({"step": step, "n_jobs": n_jobs, **cost})
-    table = pd.DataFrame(rows, columns=["step", "n_jobs", "seconds", "megabytes"])
-    latest = table.groupby("step")["n_jobs"].transform("last")
-    table = table[table["n_jobs"] == latest]
-    return table.groupby("step", sort=False).agg({"seconds": "sum", "megabytes": "max"})
+        rows[path.stem] = {"seconds": measured["s"].mean(), "megabytes": measured["max_rss"].mean()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "megabytes"])

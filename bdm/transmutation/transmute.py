@@ -63,9 +63,8 @@ def transmuted_cells(
 
     The latent of a cell is sampled from its posterior, encoded up to the lowest common ancestor of its type and the new
     type, and decoded down to the new type. Encoding follows the probability-flow equation and inverts each transport
-    map, so that a cell keeps its position among cells of its type; with ``settings.stochastic`` it adds fresh noise,
-    and a cell keeps only what cells of the ancestor share. Counts
-    are sampled with the library size of the result.
+    map, so that a cell keeps its position among cells of its type. Counts are sampled with the library size of the
+    result.
 
     Returns
     -------

@@ -10,8 +10,8 @@ import typer
 from bdm._core.files import atomic_write, provenance
 from bdm.autoencoder.storage import load_autoencoder
 from bdm.data.prepare import read_prepared
+from bdm.generation.files import write_cells
 from bdm.generation.generate import generated_cells
-from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import load_hierarchy
 from bdm.latent.cells import read_latent

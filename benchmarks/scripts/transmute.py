@@ -17,7 +17,7 @@ from bdm.evaluation.cells import Cells
 from bdm.evaluation.read import read_real_cells
 from bdm.model.model import BranchedModel, load_model
 from bdm.prior.transport import gaussian_transport
-from bdm.settings import InputKeys, SamplerSettings
+from bdm.settings import InputKeys
 from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation
 from bdm.transmutation.transmute import Transmute, mean, sources_of, transmuted_blocks
 
@@ -33,22 +33,16 @@ def strategies(
         Pairs of types (before, after), this one included; the common shift is their mean.
     """
     yield "branched", model, by_walk(model)
-    yield "branched-stochastic", model, by_walk(model, stochastic=True)
     yield "flat", flat, by_walk(flat)
-    yield "flat-relabelled", flat, by_walk(flat, stochastic=True)
     yield "mean difference", model, by_mean_difference(model)
     yield "linear map", model, by_linear_map(model)
     yield "common shift", model, by_common_shift(model, alike)
     yield "sampled anew", model, drawn(model)
 
 
-def by_walk(model: BranchedModel, *, stochastic: bool = False) -> Transmute:
-    """Transmute through the common ancestor, as `bdm transmute` does.
-
-    In a flat model that is the root: with ``stochastic``, cells are noised to its level and given another label.
-    """
-    sampler = model.sampler(SamplerSettings(stochastic=stochastic))
-    return sampler.transmute
+def by_walk(model: BranchedModel) -> Transmute:
+    """Transmute through the common ancestor, as `bdm transmute` does; in a flat model that is the root."""
+    return model.sampler().transmute
 
 
 def by_mean_difference(model: BranchedModel) -> Transmute:

@@ -16,7 +16,7 @@ class NormalPrior(LatentPrior, name="normal"):
     root: torch.Tensor
 
     @classmethod
-    def fit(cls, data, settings, *, seed, device="auto", checkpoint=None):
+    def fit(cls, data, settings, *, seed, device="auto"):
         """Take the moments of the populations; `settings`, `seed` and `device` are for priors that are trained."""
         moments = data.moments
         return FittedPrior(

@@ -1,35 +1,7 @@
-# The folds of an audit run on their own, each with the fits of its models.
 rule audit:
     input:
         cells=rules.prepare.output.cells,
         tree=optional_file("hierarchy/tree"),
-    output:
-        fold=temp(directory("results/{dataset}/audit_folds/{fold}")),
-    log:
-        "results/{dataset}/logs/audit/{fold}.log",
-    benchmark:
-        "results/{dataset}/benchmarks/audit/{fold}.tsv"
-    wildcard_constraints:
-        dataset=one_of(FITTED),
-        fold=r"\d+",
-    conda:
-        "../envs/bdm.yaml"
-    params:
-        n_folds=setting("audit/n_folds"),
-        options=options("audit", "autoencoder", "hierarchy", "train", "generate", without=["n_cells"]),
-        files=file_options,
-    shell:
-        "bdm audit {input.cells} {output.fold}"
-        " --part {wildcards.fold}-of-{params.n_folds}"
-        " {params.options}"
-        " {params.files}"
-        " --threads {threads}"
-        " > {log} 2>&1"
-
-
-rule merge_audit:
-    input:
-        folds=audited_folds,
     output:
         audit="results/{dataset}/audit/summary.json",
         record="results/{dataset}/audit/audit.json",
@@ -41,14 +13,20 @@ rule merge_audit:
         ),
         figure=in_archive("results/{dataset}/audit/audit.png", "Audit", "attacks (figure)", caption="attacks"),
     log:
-        "results/{dataset}/logs/merge_audit.log",
+        "results/{dataset}/logs/audit.log",
     benchmark:
-        "results/{dataset}/benchmarks/merge_audit.tsv"
+        "results/{dataset}/benchmarks/audit.tsv"
     wildcard_constraints:
         dataset=one_of(FITTED),
     conda:
         "../envs/bdm.yaml"
     params:
         folder=subpath(output.audit, parent=True),
+        options=options("audit", "autoencoder", "hierarchy", "train", "generate", without=["n_cells"]),
+        files=file_options,
     shell:
-        "bdm merge {params.folder} {input.folds} > {log} 2>&1"
+        "bdm audit {input.cells} {params.folder}"
+        " {params.options}"
+        " {params.files}"
+        " --threads {threads}"
+        " > {log} 2>&1"

@@ -22,7 +22,6 @@ from snakemake.utils import validate
 include: "../../bdm/validation.py"
 
 
-# Generated cells, which either generate or merge writes
 GENERATED = "results/{dataset}/generated.h5ad"
 GENERATED_FLAT = "results/{dataset}/flat/generated.h5ad"
 
@@ -326,12 +325,6 @@ def cells_like(wildcards, input):
     return "" if setting("generate/n_cells")(wildcards) else f"--cells-like {input.cells}"
 
 
-def devices(wildcards, resources):
-    """Give the flag to train on all GPUs that the job has, where it has several."""
-    n_gpus = resources.get("gpu", 1)
-    return f"--devices {n_gpus}" if n_gpus > 1 else ""
-
-
 def flat_cells(wildcards):
     """Name the cells of the flat model, where there is to be one; there is none that has been extended."""
     fits = wildcards.dataset in FITTED and setting("evaluate/flat")(wildcards)
@@ -391,12 +384,6 @@ def gene_sets_of(design):
     return [file for file in dict.fromkeys(files) if isinstance(file, str)]
 
 
-def audited_folds(wildcards):
-    """Name the folds of the audit of a data set."""
-    n_folds = setting("audit/n_folds")(wildcards)
-    return [f"results/{wildcards.dataset}/audit_folds/{number}" for number in range(1, n_folds + 1)]
-
-
 def audit_result(wildcards):
     """Name the audit of a data set, where one is to run; extended models have none."""
     runs = wildcards.dataset in FITTED and setting("audit/run")(wildcards)
@@ -408,23 +395,6 @@ def extension_report(wildcards):
     return [f"results/{wildcards.dataset}/extension/extension_report.json"] if wildcards.dataset in EXTENDED else []
 
 
-def of_job(path):
-    """Name what a job of generation writes: a part of what is at ``path`` where there are several jobs."""
-    stem, suffix = os.path.splitext(path)
-    return path if N_JOBS == 1 else f"{stem}/{{scatteritem}}{suffix}"
-
-
-def part_or_whole(path):
-    """Name the cells that a job generates; a part of them is of no use once all are gathered."""
-    return path if N_JOBS == 1 else temp(of_job(path))
-
-
-# The cells do not depend on the number of jobs, so a profile may set it, by set-scatter.
-scattergather:
-    generate=1,
-
-
-N_JOBS = len(scatter.generate("{scatteritem}"))
 settings = complete(config)
 FITTED = [name for name, dataset in settings["datasets"].items() if "addition" not in dataset]
 EXTENDED = [name for name, dataset in settings["datasets"].items() if "addition" in dataset]

@@ -14,11 +14,9 @@ rule train:
         "../envs/bdm.yaml"
     params:
         options=options("train"),
-        devices=devices,
     shell:
         "bdm train {input.autoencoder} {input.hierarchy} {output.model}"
         " {params.options}"
-        " {params.devices}"
         " --threads {threads}"
         " > {log} 2>&1"
 

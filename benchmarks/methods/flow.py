@@ -1,0 +1,94 @@
+"""The latents and the tree of `bdm` with a prior that is a network alone, on all branches, trained by flow matching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ablation
+import torch
+from torch import Tensor, nn
+
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import torch_generator
+from bdm._core.training import device_of, train
+from bdm.prior.base import FittedPrior, PriorData
+from bdm.prior.diffusion import DiffusionPrior
+from bdm.prior.held_out import held_out_mask
+from bdm.prior.losses import MinibatchLoss, branches_at, training_plan
+from bdm.prior.network import BranchNetwork
+from bdm.prior.populations import BranchPopulations
+from bdm.settings import PriorSettings
+
+N_DRAWS = 40  # of minibatches of held-out cells, whose mean loss decides when training ends
+
+
+@dataclass(frozen=True, eq=False)
+class FlowMatchingPrior(DiffusionPrior, name="flow"):
+    """Conditional flow matching on the branches of the hierarchy, by a network alone.
+
+    Cells move on straight lines ``x_t = (1 - t) x + t noise``, and the network is trained to give the mean velocity v
+    of ``noise - x`` at x_t on a branch (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003).
+    ``x_t / (1 - t)`` is the cell with noise of ``sigma = t / (1 - t)``, so that a branch is an interval of t as it is
+    one of sigma, and ``x_t - t v`` is the denoised x. The input of the network is in units of its branch, and its
+    output is the velocity away from that of the mean of the branch.
+    """
+
+    @classmethod
+    @using_threads()
+    def fit(cls, data: PriorData, settings: PriorSettings, *, seed: int, device: str = "auto") -> FittedPrior:
+        """Train until held-out cells gain no more; their loss is ``validation`` in the table ``training``."""
+        on = device_of(device)
+        held_out = held_out_mask(data.cells, data.validation, seed=seed)
+        populations = BranchPopulations.of(data.moments, data.hierarchy).to(on)
+        network = BranchNetwork.initial(data, settings, seed=seed)
+
+        def denoise(network: nn.Module, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+            return denoised(network, populations, x, sigma, branch)
+
+        loss, of_held_out = (
+            FlowLoss(data, chosen.nonzero().squeeze(1), denoise, settings, on) for chosen in (~held_out, held_out)
+        )
+
+        def validation(trained: nn.Module) -> Tensor:
+            draws = (torch_generator(seed, "held-out flow", i) for i in range(N_DRAWS))
+            return torch.stack([of_held_out(trained, draw) for draw in draws]).mean()
+
+        plan = training_plan(settings, on, seed=seed, patience=settings.patience)
+        history = train(network, loss, plan, by_group=loss.by_population, validation=validation)
+        kept = torch.ones(len(data.hierarchy.branches), dtype=torch.bool, device=on)
+        prior = cls(data.hierarchy, populations, network.eval().requires_grad_(False), kept)
+        return FittedPrior(prior, {"training": history})
+
+    def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Denoise cells by the velocity of the network."""
+        return denoised(self.network, self.populations, x, sigma, branch)
+
+
+def denoised(network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+    """Denoise cells by the velocity of a network."""
+    t = (sigma / (1 + sigma))[:, None]
+    velocity = network(populations.standardise(x, sigma, branch), t, branch) - populations.mean[branch]
+    return (1 - t) * x - t * velocity
+
+
+@dataclass(frozen=True, eq=False)
+class FlowLoss(MinibatchLoss):
+    """Mean squared error of the velocity of each cell, which is (x_t - denoised x) / t, at a uniform time."""
+
+    def of_cells(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Losses of the cells of a minibatch, and their populations."""
+        data, highest = self.data, self.data.hierarchy.sigma_max
+        index = self.trained[self.minibatches.draw(self.settings.batch_size, generator)]
+        x = data.whitening(data.cells.sample(index, generator))
+        t = highest / (1 + highest) * torch.rand(len(x), generator=generator).clamp(min=1e-3)
+        sigma = t / (1 - t)
+        noised = x + sigma[:, None] * torch.randn(x.shape, generator=generator)
+        population = data.cells.population[index]
+        branch = branches_at(self.table, population, sigma)
+        x, noised, sigma, branch, t = (values.to(self.device) for values in (x, noised, sigma, branch, t))
+        found = self.denoised(network, noised, sigma, branch)
+        return (((found - x) / t[:, None]) ** 2).mean(dim=1), population
+
+
+if __name__ == "__main__":
+    ablation.run(prior=FlowMatchingPrior.name)
