@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
 from bdm.errors import InputError
 from bdm.hierarchy.files import as_clade
-from bdm.kriging.law import fit_law, left_out, predict
+from bdm.kriging.law import Hypothesis, evidence_of, fit_law, left_out, predict, solve
 from bdm.kriging.sums import PSEUDO
 from bdm.responses.cells import effects_of_cells, predict_cells
 from bdm.responses.fit import fit_responses
@@ -142,6 +143,15 @@ def test_places_that_are_left_out_together_do_not_predict_each_other(cells):
     direct = predict(law, lacking, kernels, np.array([1, 4]))
     np.testing.assert_allclose(mean[:, [1, 4]], direct.mean, atol=1e-8)
     np.testing.assert_allclose(variance[:, [1, 4]], direct.variance + data.variance[:, [1, 4]].numpy(), rtol=1e-6)
+
+
+def test_evidence_of_hypotheses_of_one_factor_is_that_of_each_alone(cells):
+    found = measure(cells, SETTINGS)
+    relations = Relations.of(found.profile, TYPES)
+    data, kernels = measurements(found, 0, relations), [torch.from_numpy(of) for of in relations.kernels("all")]
+    hypotheses = [Hypothesis(kernel, 0.9, 0.5, level) for kernel in (-1, 2) for level in (0.0, 0.3, 1.0)]
+    each = torch.stack([solve(of, data, kernels, 0.2).evidence for of in hypotheses], dim=1)
+    torch.testing.assert_close(evidence_of(hypotheses, data, kernels, 0.2), each)
 
 
 def test_the_tree_predicts_what_evolved_along_it(cells):

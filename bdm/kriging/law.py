@@ -13,6 +13,7 @@ gene to gene: each combination is a hypothesis, whose prior over genes is the on
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -168,10 +169,30 @@ def most_significant(data: Measurements) -> np.ndarray:
 
 def evidence_of(hypotheses: list[Hypothesis], data: Measurements, kernels: list[Tensor], slope: float) -> Tensor:
     """Log evidence of each hypothesis, genes x hypotheses."""
-    parts = in_chunks(data)
-    return torch.cat(
-        [torch.stack([solve(of, part, kernels, slope).evidence for of in hypotheses], 1) for part in parts]
-    )
+    alike = [list(of) for _, of in groupby(hypotheses, key=lambda hypothesis: replace(hypothesis, level=0.0))]
+    parts = [[evidence_by_level(of, part, kernels, slope) for of in alike] for part in in_chunks(data)]
+    return torch.cat([torch.cat(of_part, dim=1) for of_part in parts])
+
+
+def evidence_by_level(hypotheses: list[Hypothesis], data: Measurements, kernels: list[Tensor], slope: float) -> Tensor:
+    """Log evidence of hypotheses that differ in their level alone, genes x hypotheses.
+
+    Their covariances are C + level**2 x x', so one factor of C serves all (matrix determinant lemma).
+    """
+    of = torch.from_numpy(data.measured)
+    x = data.level[:, of]
+    parts = parts_of(hypotheses[0], kernels, data.level.shape[1]).values()
+    covariance = torch.stack([*parts]).sum(dim=0)[of][:, of] + torch.diag_embed(data.variance)
+    factor = torch.linalg.cholesky(covariance)
+    whitened = torch.linalg.solve_triangular(factor, torch.stack([data.effect - slope * x, x], dim=2), upper=False)
+    products = whitened.mT @ whitened
+    log_determinant = 2 * torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
+    square = torch.tensor([hypothesis.level**2 for hypothesis in hypotheses], dtype=torch.double)
+    added = square * products[:, 1, 1, None]
+    explained = square * products[:, 0, 1, None] ** 2 / (1 + added)
+    log_determinant = log_determinant[:, None] + torch.log1p(added)
+    evidence: Tensor = -(products[:, 0, 0, None] - explained + log_determinant) / 2
+    return evidence
 
 
 def maximise(evidence: Tensor) -> Tensor:
@@ -214,29 +235,42 @@ def left_out(
     groups
         Columns of the measured places that are left out together, each in one group; each alone, if not given.
     """
-    tensors = [torch.from_numpy(kernel) for kernel in kernels]
-    each = [torch.tensor([column]) for column in range(data.effect.shape[1])]
-    parted = each if groups is None else [torch.from_numpy(group) for group in groups]
-    means, variances = [], []
+    tensors, means, variances = [torch.from_numpy(kernel) for kernel in kernels], [], []
     for part in in_chunks(data):
-        found = [solve(hypothesis, part, tensors, law.slope) for hypothesis in law.hypotheses]
-        inverses = [torch.cholesky_inverse(of.factor) for of in found]
-        mean, variance = torch.empty_like(part.effect), torch.empty_like(part.effect)
-        for group in parted:
-            logs, expected, spread = [], [], []
-            for of, inverse, prior in zip(found, inverses, law.prior, strict=True):
-                factor = torch.linalg.cholesky(inverse[:, group[:, None], group])
-                covariance = torch.cholesky_inverse(factor)
-                off = (covariance @ of.weights[:, group, None]).squeeze(2)
-                log_determinant = 2 * torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
-                density = (log_determinant - (off * of.weights[:, group]).sum(dim=1)) / 2
-                logs.append((of.evidence - density + np.log(prior))[:, None])
-                expected.append(part.effect[:, group] - off)
-                spread.append(torch.diagonal(covariance, dim1=1, dim2=2))
-            mean[:, group], variance[:, group] = averaged(*(torch.stack(of) for of in (logs, expected, spread)))
+        logs, expected, spread = [], [], []
+        for hypothesis, prior in zip(law.hypotheses, law.prior, strict=True):
+            found = solve(hypothesis, part, tensors, law.slope)
+            inverse = torch.cholesky_inverse(found.factor)
+            off, variance, density = (
+                each_left_out(found, inverse) if groups is None else groups_left_out(found, inverse, groups)
+            )
+            logs.append(found.evidence[:, None] - density + np.log(prior))
+            expected.append(part.effect - off)
+            spread.append(variance)
+        mean, variance = averaged(*(torch.stack(of) for of in (logs, expected, spread)))
         means.append(mean)
         variances.append(variance)
     return torch.cat(means).numpy(), torch.cat(variances).numpy()
+
+
+def each_left_out(found: Solved, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Errors of places that are left out alone, their variances and log densities, genes x measured places."""
+    variance = 1 / torch.diagonal(inverse, dim1=1, dim2=2)
+    off = found.weights * variance
+    return off, variance, -(off * found.weights + variance.log()) / 2
+
+
+def groups_left_out(found: Solved, inverse: Tensor, groups: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+    """Errors of places that are left out with their group, their variances, and the log densities of their group."""
+    off, variance, density = (torch.empty_like(found.weights) for _ in range(3))
+    for group in map(torch.from_numpy, groups):
+        weights, factor = found.weights[:, group], torch.linalg.cholesky(inverse[:, group[:, None], group])
+        covariance = torch.cholesky_inverse(factor)
+        off[:, group] = (covariance @ weights[:, :, None]).squeeze(2)
+        variance[:, group] = torch.diagonal(covariance, dim1=1, dim2=2)
+        log_determinant = 2 * torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
+        density[:, group] = ((log_determinant - (off[:, group] * weights).sum(dim=1)) / 2)[:, None]
+    return off, variance, density
 
 
 def averaged(logs: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

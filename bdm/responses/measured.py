@@ -8,7 +8,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.data.columns import text_column
-from bdm.data.counts import raw_counts
+from bdm.data.counts import count_matrix, find_counts
+from bdm.data.matrix import blocks_of_rows, take_rows
 from bdm.errors import InputError
 from bdm.kriging.sums import MIN_CELLS_PER_GENE, PSEUDO, Sums
 from bdm.settings import ResponseSettings
@@ -73,12 +74,14 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
     control = control_of(condition, settings.control)
     cell_type = text_column(adata.obs, settings.label_key, argument="label_key")
     donor = None if settings.donor_key is None else donors_of(adata.obs, condition, settings.donor_key)
-    cells = raw_counts(adata, source=settings.counts)
-    size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
-    detected = np.asarray((cells.X > 0).sum(axis=0)).ravel() >= MIN_CELLS_PER_GENE
+    cells = find_counts(adata, source=settings.counts)[0]
+    size, n_detected = np.zeros(cells.n_obs), np.zeros(cells.n_vars, dtype=int)
+    for of_block, values in blocks_of_rows(cells.X):
+        size[of_block] = values.sum(axis=1, dtype=float).A1
+        n_detected += np.bincount(count_matrix(values).indices, minlength=cells.n_vars)
+    detected = n_detected >= MIN_CELLS_PER_GENE
     if not detected.any():
         raise InputError(f"No gene has counts in {MIN_CELLS_PER_GENE} cells; give more cells.")
-    counts = sparse.csr_matrix(cells.X[:, detected], dtype=float)
 
     types, conditions = sorted(cell_type.unique()), [control, *sorted(set(condition) - {control})]
     type_code = pd.Index(types).get_indexer(cell_type)
@@ -86,12 +89,15 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
     n = pd.crosstab(type_code, condition_code).reindex(range(len(types)), fill_value=0).to_numpy().T
     enough = n >= settings.min_cells
     check_measured(enough, types, conditions)
-    shape = (len(conditions) - 1, len(types), counts.shape[1])
+    shape = (len(conditions) - 1, len(types), int(detected.sum()))
     effect, variance = (np.full(shape, np.nan, dtype=np.float32) for _ in range(2))
-    dispersion = np.empty((len(conditions), counts.shape[1]))
+    dispersion = np.empty((len(conditions), shape[2]))
+
+    def counts_of(rows: np.ndarray) -> sparse.csr_matrix:
+        return count_matrix(take_rows(cells.X, rows))[:, detected].astype(float)
 
     def sums_of(rows: np.ndarray) -> Sums:
-        return Sums.of(counts[rows], size[rows], type_code[rows], len(types))
+        return Sums.of(counts_of(rows), size[rows], type_code[rows], len(types))
 
     before = sums_of(condition_code == 0)
     profile = np.where(enough[0][:, None], before.log_share, np.nan)
@@ -103,7 +109,7 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
         if donor is not None:
             rows = (condition_code == 0) | (condition_code == number)
             group = (condition_code[rows] > 0) * len(types) + type_code[rows]
-            by_donor = (counts[rows], size[rows], group, donor[rows])
+            by_donor = (counts_of(rows), size[rows], group, donor[rows])
             of_condition = variance_between_donors(*by_donor, (before, after), of_condition)
         effect[number - 1, measured] = (after.log_share - before.log_share)[measured]
         variance[number - 1, measured] = of_condition[measured]
