@@ -20,6 +20,7 @@ from bdm.data.read import cells_in
 from bdm.errors import InputError, counted, listed
 from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
+from bdm.generation.at import NOWHERE, At, at_in_words
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import Tree
@@ -104,6 +105,9 @@ class BranchedDiffusion:
     donor_key
         Column of ``obs`` with the donor, if any; as in ``settings.prepare`` if not given. The model then learns how
         donors differ.
+    covariate_key
+        Column or columns of ``obs`` with a number that cells depend on, such as time, dose, age or pseudotime, if any;
+        as in ``settings.prepare`` if not given.
     tree
         Your own hierarchy of cell types, in place of clustering: nested lists such as
         ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), what :func:`bdm.read_tree`
@@ -150,6 +154,7 @@ class BranchedDiffusion:
         *,
         batch_key: str | None = None,
         donor_key: str | None = None,
+        covariate_key: str | Sequence[str] | None = None,
         tree: Tree | None = None,
         prior: str | None = None,
         likelihood: str | None = None,
@@ -167,7 +172,8 @@ class BranchedDiffusion:
             settings = replace(settings, prior=replace(settings.prior, prior=prior))
         if likelihood is not None:
             settings = replace(settings, autoencoder=replace(settings.autoencoder, likelihood=likelihood))
-        given = {"batch_key": batch_key, "donor_key": donor_key, "seed": seed}
+        covariates = None if covariate_key is None else _names(covariate_key)
+        given = {"batch_key": batch_key, "donor_key": donor_key, "covariate_key": covariates, "seed": seed}
         optional = {name: value for name, value in given.items() if value is not None}
         preparing = settings_with(settings.prepare, label_key=label_key, **optional)
         with using_threads(n_threads):
@@ -288,6 +294,8 @@ class BranchedDiffusion:
         self,
         cells: int | Mapping[str, int] | pd.Series | pd.DataFrame,
         *,
+        at: At = NOWHERE,
+        extrapolate: bool = False,
         shared_ancestors: bool = GenerationSettings.shared_ancestors,
         n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
@@ -299,7 +307,13 @@ class BranchedDiffusion:
         cells
             Number of cells of every type; numbers by type; or a table with the columns ``cell_type``, ``n_cells`` and,
             if any, ``batch``. Types are cell types, whose cells are spread over their sub-populations as the training
-            cells are, or sub-populations.
+            any, ``batch`` and the names of covariates. Types are cell types, whose cells are spread over their
+            sub-populations as the training cells are, or sub-populations.
+        at
+            Values of covariates by name: a number, or a range, such as ``{"time": (300, 500)}``, over which cells are
+            spread evenly; where not given, drawn as those of the training cells.
+        extrapolate
+            Allow values of covariates that training cells do not have.
         shared_ancestors
             Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root, in less time.
         n_levels
@@ -310,10 +324,16 @@ class BranchedDiffusion:
         AnnData as :func:`bdm.generation.generate.generate_cells` makes it.
         """
         settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
-        request = request_cells(self.model, cells)
+        request = request_cells(self.model, cells, at=at, extrapolate=extrapolate)
         adata = generate_cells(self.model, request, settings, seed=seed, shared_ancestors=shared_ancestors)
-        requested = request.table.to_dict("list")
-        adata.uns["bdm"] = record_of_cells(self.model, None, seed=seed, request=requested, settings=asdict(settings))
+        adata.uns["bdm"] = record_of_cells(
+            self.model,
+            None,
+            seed=seed,
+            request=request.record,
+            at=at_in_words(at),
+            settings=asdict(settings),
+        )
         return adata
 
     @computing
@@ -323,6 +343,8 @@ class BranchedDiffusion:
         to: str,
         from_: str | Sequence[str] = (),
         *,
+        at: At = NOWHERE,
+        extrapolate: bool = False,
         label_key: str | None = None,
         batch_key: str | None = None,
         counts: str | None = None,
@@ -339,6 +361,10 @@ class BranchedDiffusion:
             Cell type to transmute to, or one of the sub-populations of a type.
         from_
             Cell type or types to transmute; all but ``to`` if none are given.
+        at
+            New values of covariates by name, as in :meth:`generate`; cells keep theirs where not given.
+        extrapolate
+            Allow values of covariates that training cells do not have.
         label_key, batch_key, counts
             Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
             if not given.
@@ -349,11 +375,13 @@ class BranchedDiffusion:
         """
         settings = SamplerSettings(n_levels=n_levels)
         keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
-        cell_types = _type_names(from_)
-        sources = sources_of(adata, self.model, str(to), keys, cell_types=cell_types)
+        cell_types = _names(from_)
+        sources = sources_of(adata, self.model, str(to), keys, cell_types=cell_types, at=at, extrapolate=extrapolate)
         transmuted = transmuted_cells(self.model, sources, str(to), settings, seed=seed).in_memory()
         request = {"to": str(to), "from": list(cell_types)}
-        transmuted.uns["bdm"] = record_of_cells(self.model, None, seed=seed, settings={**asdict(settings), **request})
+        transmuted.uns["bdm"] = record_of_cells(
+            self.model, None, seed=seed, settings={**asdict(settings), **request}, at=at_in_words(at)
+        )
         return transmuted
 
     @computing
@@ -614,8 +642,8 @@ class BranchedDiffusion:
         new = new_cells(
             adata,
             self.model,
-            cell_types=_type_names(cell_types),
-            update=_type_names(update),
+            cell_types=_names(cell_types),
+            update=_names(update),
             keys=InputKeys(label_key=label_key, batch_key=batch_key, counts=counts),
             missing_as_zero=missing_as_zero,
             seed=seed,
@@ -705,6 +733,6 @@ def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
     return replace(settings, **given)
 
 
-def _type_names(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Bring one name of a cell type or several, which may be numbers in the data, to text."""
+def _names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Bring one name or several, which may be numbers in the data, to text."""
     return (str(names),) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))

@@ -104,6 +104,12 @@ class PrepareSettings(StageSettings):
     ] = "cell_type"
     batch_key: Annotated[str | None, "Column of `obs` with the batch.", Unset("no batches"), Key("dataset")] = None
     donor_key: Annotated[str | None, "Column of `obs` with the donor.", Unset("no donors"), Key("dataset")] = None
+    covariate_key: Annotated[
+        tuple[Annotated[str, MinLen(1)], ...],
+        "Column of `obs` with a number that cells depend on, such as time, dose, age or pseudotime.",
+        Unset("no covariates"),
+        Key("dataset"),
+    ] = ()
     counts: Annotated[Counts, Key("dataset")] = "auto"
     leave_out: Annotated[tuple[str, ...], "Cell types to leave out."] = ()
     drop_unlabelled: Annotated[bool, "Leave out cells without a cell type, which are an error otherwise."] = False
@@ -151,7 +157,8 @@ class PrepareSettings(StageSettings):
         super().__post_init__()
         n_splits = 1 + (self.validation > 0) + (self.test > 0)
         Setting("min_cells_per_type", Annotated[int, Ge(n_splits)]).checked(self.min_cells_per_type)
-        keys = keys_rejection(label_key=self.label_key, batch_key=self.batch_key, donor_key=self.donor_key)
+        groups = {"label_key": self.label_key, "batch_key": self.batch_key, "donor_key": self.donor_key}
+        keys = keys_rejection(*groups.items(), *(("covariate_key", key) for key in self.covariate_key))
         if sentence := keys or split_rejection(self.validation, self.test):
             raise InputError(sentence)
 

@@ -77,12 +77,16 @@ def column_rejection(
     return f"{table} has no column {key!r}; name one by `{argument}=`{alternative} (there are: {available})."
 
 
-def keys_rejection(**keys: str | None) -> str | None:
+def keys_rejection(*keys: tuple[str, str | None]) -> str | None:
     """Phrase that two of the keys of a data set name the same column of obs; None if each names its own."""
     first: dict[str, str] = {}
-    for argument, column in keys.items():
-        if column is not None and (other := first.setdefault(column, argument)) != argument:
-            return f"obs[{column!r}] is named by `{other}=` and by `{argument}=`; name another column by `{argument}=`."
+    for argument, column in keys:
+        if column is None:
+            continue
+        if column in first:
+            other = "twice by" if first[column] == argument else f"by `{first[column]}=` and by"
+            return f"obs[{column!r}] is named {other} `{argument}=`; name another column by `{argument}=`."
+        first[column] = argument
     return None
 
 

@@ -74,14 +74,17 @@ def message(config: dict) -> str:
 
 
 def test_keys_that_name_columns_are_found():
-    own = {"dataset/label_key", "dataset/batch_key", "dataset/donor_key", "respond/condition_key"}
+    own = {
+        *("dataset/label_key", "dataset/batch_key", "dataset/donor_key"),
+        *("dataset/covariate_key", "respond/condition_key"),
+    }
     assert set(named_columns()) == own | {"hierarchy/ontology_key", "addition/label_key"}
 
 
 @pytest.mark.parametrize("key", named_columns())
 def test_no_such_column_is_reported_before_any_job(folder, key):
     section, _, name = key.partition("/")
-    several = key == "respond/condition_key"
+    several = key in ("respond/condition_key", "dataset/covariate_key")
     config = with_value(key, ["lane"] if several else "lane")
     mine = config["datasets"][MINE]
     del mine["transmute"], mine["respond"]["predictions"]  # whose types and conditions are not in the other column

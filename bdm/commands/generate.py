@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from bdm.commands.base import Summary, evaluating
-from bdm.commands.options import Device, ModelFolder, OutCells
+from bdm.commands.options import AtValues, Device, Extrapolate, ModelFolder, OutCells
 from bdm.errors import InputError, counted
 from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
 
-CellsLike = Annotated[Path | None, "AnnData with as many cells of each type as to generate."]
+CellsLike = Annotated[
+    Path | None, "AnnData with as many cells of each type as to generate, with the values of their covariates."
+]
 LabelKey = Annotated[str | None, "Column of `obs` with the cell type, in --cells-like.", AS_FITTED]
 CellsFrom = Annotated[Path | None, "CSV with the columns `cell_type`, `n_cells` and, if any, `batch`."]
 
@@ -22,6 +24,8 @@ def generate(
     cells_like: CellsLike = None,
     label_key: LabelKey = None,
     cells_from: CellsFrom = None,
+    at: AtValues = (),
+    extrapolate: Extrapolate = False,
     settings: GenerationSettings,
     device: Device = "auto",
     seed: Seed = 0,
@@ -33,6 +37,7 @@ def generate(
     from bdm._core.files import atomic_write
     from bdm._core.training import device_of
     from bdm.data.read import read_cells
+    from bdm.generation.at import parse_at
     from bdm.generation.files import write_cells
     from bdm.generation.generate import generated_cells
     from bdm.generation.request import numbers_like, read_request, request_cells
@@ -50,10 +55,10 @@ def generate(
             requested = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded, InputKeys(label_key=label_key))
         if cells_from is not None:
             requested = read_request(cells_from)
-        request = request_cells(loaded, requested)
+        request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate)
         generated = generated_cells(loaded, request, settings, seed=seed, shared_ancestors=settings.shared_ancestors)
         record = record_of_cells(
-            loaded, model, seed=seed, settings=asdict(settings), request=request.table.to_dict("list")
+            loaded, model, seed=seed, settings=asdict(settings), request=request.record, at=list(at) or None
         )
         write_cells(path, generated, {"bdm": record})
     n_cells, n_genes = request.n_cells, counted(len(loaded.autoencoder.genes), "gene")

@@ -213,6 +213,10 @@ OfModel = Annotated[Path | None, "Model that was fitted on the cells, if these w
 TestCells = Annotated[Path | None, "Test cells, which the model was not fitted on; needs --model."]
 HeldOutCells = Annotated[Path | None, "Test cells, which no method was fitted on, in a file of their own."]
 Compare = Annotated[tuple[str, ...], "Other cells to evaluate in the same way, as NAME=FILE."]
+AtValues = Annotated[
+    tuple[str, ...], "Value of a covariate, as NAME=NUMBER, or values spread over a range, as NAME=LOW:HIGH."
+]
+Extrapolate = Annotated[bool, "Allow values of covariates that training cells do not have."]
 Threads = Annotated[
     int | None,
     Ge(1),

@@ -28,6 +28,7 @@ def train(
     """
     from bdm._core.files import atomic_write, provenance
     from bdm.autoencoder.storage import load_autoencoder
+    from bdm.covariates.effects import load_covariates
     from bdm.donors.effects import load_donors
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
@@ -43,6 +44,7 @@ def train(
             seed=seed,
             device=device,
             donors=load_donors(autoencoder),
+            covariates=load_covariates(autoencoder),
             provenance=provenance(seed=seed, settings=asdict(settings)),
         )
         save_with_card(folder, model)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm.commands.base import Summary, evaluating
-from bdm.commands.options import Device, ModelFolder, OutCells
+from bdm.commands.options import AtValues, Device, Extrapolate, ModelFolder, OutCells
 from bdm.settings import InputKeys, Seed, SourceTypes, TargetType, TransmutationSettings
 
 
@@ -16,6 +16,8 @@ def transmute(
     *,
     to: TargetType,
     from_: SourceTypes = (),
+    at: AtValues = (),
+    extrapolate: Extrapolate = False,
     keys: InputKeys,
     settings: TransmutationSettings,
     device: Device = "auto",
@@ -30,6 +32,7 @@ def transmute(
     from bdm._core.files import atomic_write, sha256
     from bdm._core.training import device_of
     from bdm.data.read import read_cells
+    from bdm.generation.at import parse_at
     from bdm.generation.files import write_cells
     from bdm.model.generated_file import record_of_cells
     from bdm.model.model import load_model
@@ -37,13 +40,15 @@ def transmute(
 
     with atomic_write(out) as path:
         loaded = load_model(model, device=device_of(device))
-        sources = sources_of(read_cells(cells), loaded, to, keys, cell_types=from_)
+        where, adata = parse_at(at), read_cells(cells)
+        sources = sources_of(adata, loaded, to, keys, cell_types=from_, at=where, extrapolate=extrapolate)
         transmuted = transmuted_cells(loaded, sources, to, settings, seed=seed)
         record = record_of_cells(
             loaded,
             model,
             seed=seed,
             settings={**asdict(settings), "to": to, "from": list(from_)},
+            at=list(at) or None,
             cells_sha256=sha256(cells),
         )
         write_cells(path, transmuted, {"bdm": record})

@@ -4,8 +4,9 @@ import logging
 import re
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
-from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype
+from pandas.api.types import infer_dtype, is_bool_dtype, is_float_dtype, is_numeric_dtype
 
 from bdm.data.header import MISSING_LABELS
 from bdm.errors import InputError, abbreviated
@@ -31,6 +32,7 @@ NO_TYPES = re.compile(
     r"|doublets?|multiplets?|low qual(ity)?|ambiguous|debris)\b|^(na|n a|none|null)$"
 )
 BATCHES = re.compile(r"\b(batch|donor|sample|library|channel|patient|individual|subject|lane|orig ident)(id)?\b")
+ANOTHER_COVARIATE = "name another by `covariate_key=`"
 MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|sex)\b")  # of a sample, as library_size
 
 
@@ -88,6 +90,57 @@ def check_crossed(obs: pd.DataFrame, key: str) -> None:
             f"Each donor in {name} is a batch, so that differences between donors cannot be separated from differences "
             "between batches; use `donor_key=` or `batch_key=`, not both."
         )
+
+
+def covariate_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.Series]:
+    """Return the columns of covariates as numbers, by the names that files give them; each differs between cells."""
+    columns = finite_columns(obs, keys)
+    for key, numbers in columns.items():
+        if key in (*RESERVED_COLUMNS, *PREPARED_COLUMNS):
+            raise InputError(
+                f"obs[{key!r}] is named by `covariate_key=`, but bdm writes a column of this name; rename the column."
+            )
+        if numbers.nunique() < 2:
+            raise InputError(f"obs[{key!r}] has one value for all cells; {ANOTHER_COVARIATE}.")
+    return {writable_name(key): numbers for key, numbers in columns.items()}
+
+
+def finite_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.Series]:
+    """Return columns of covariates as numbers, which all cells have."""
+    found = {}
+    for key in keys:
+        if sentence := column_rejection(key, obs, argument="covariate_key"):
+            raise InputError(sentence)
+        numbers = as_numbers(obs[key])
+        if numbers is None:
+            raise InputError(
+                f"obs[{key!r}] holds {shown_kind(obs[key])}, but cells depend on a covariate as a number; "
+                f"{ANOTHER_COVARIATE}."
+            )
+        missing = ~np.isfinite(numbers)
+        if missing.any():
+            raise InputError(
+                f"obs[{key!r}] has no finite number for {missing.sum()} of {len(obs)} cells, for example "
+                f"{obs.index[missing.argmax()]}; complete it, or leave these cells out."
+            )
+        found[key] = numbers
+    return found
+
+
+def as_numbers(column: pd.Series) -> pd.Series | None:
+    """Convert a column of numbers, or of categories that are numbers, to floating point; None if it is of others."""
+    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    if is_bool_dtype(values) or not is_numeric_dtype(values):
+        return None
+    return pd.Series(column.to_numpy(dtype=float, na_value=np.nan), index=column.index)
+
+
+def shown_kind(column: pd.Series) -> str:
+    """Say in words what a column that is not of numbers holds."""
+    if is_bool_dtype(column):
+        return "true and false"
+    values = column.dropna()
+    return f"values such as {values.iloc[0]!r}" if len(values) else "no values"
 
 
 def one_label(cells: pd.Index) -> pd.Series:

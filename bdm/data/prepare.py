@@ -17,6 +17,7 @@ from bdm import __version__
 from bdm.data.columns import (
     canonical_columns,
     check_crossed,
+    covariate_columns,
     hint_at_batches,
     hint_at_types,
     is_missing,
@@ -116,6 +117,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     obs, left_out = choose_cells(labelled, pd.Series(n_genes, cells.obs_names), settings)
     if settings.donor_key is not None:
         check_crossed(obs, settings.donor_key)
+    covariates = covariate_columns(obs, settings.covariate_key)
+    obs = obs.rename(columns={key: writable_name(key) for key in settings.covariate_key}).assign(**covariates)
     hint_at_types(obs["cell_type"])
     if settings.batch_key is None:
         hint_at_batches(cells.obs.loc[obs.index], obs["cell_type"], settings)
@@ -203,6 +206,11 @@ def gene_names(prepared: AnnData) -> GeneNames:
 def has_donors(prepared: AnnData) -> bool:
     """Whether the donors of prepared cells are known."""
     return recorded_settings(prepared).get("donor_key") is not None and "donor" in prepared.obs
+
+
+def covariates_of(prepared: AnnData) -> tuple[str, ...]:
+    """Names of the columns of ``obs`` with the covariates of prepared cells."""
+    return tuple(map(writable_name, recorded_settings(prepared).get("covariate_key", ())))
 
 
 def fewest_donors(prepared: AnnData | PreparedCells) -> int:

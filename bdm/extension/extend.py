@@ -17,6 +17,7 @@ from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_gaining, lik
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
+from bdm.covariates.effects import CovariateEffects, fit_effects, with_residuals
 from bdm.errors import counted
 from bdm.extension.attach import Attached, attached, attached_already, distances, squared_distances
 from bdm.extension.fit import (
@@ -118,9 +119,10 @@ def extend(
     taken = {*taken, *model.cell_types, *model.hierarchy.by_name}
     found = find_populations(cells, decoder, autoencoder, of_autoencoder, taken=taken, seed=seed)
     encoded = encode(cells, autoencoder.with_type(cell_type, found.adapters, found.sub_populations))
-    latent, moments = cells_and_moments(model, encoded)
+    covariates = covariates_of_type(model, encoded)
+    latent, moments = cells_and_moments(model, with_residuals(encoded, covariates))
     where = attached(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
-    fitted = Joining(cell_type, cells, encoded.obs, first, found, latent, moments, where)
+    fitted = Joining(cell_type, cells, encoded.obs, first, found, latent, moments, where, covariates)
     return joined(model, fitted, settings.branch, seed=seed, provenance=provenance, batches=batches or {})
 
 
@@ -141,7 +143,8 @@ def update(
     first = initial_adapter(fitted_cells, population, autoencoder)
     decoder = fitted_decoder(first, fitted_cells, autoencoder, settings, least_gain=0, seed=seed)
     names = np.full(fitted_cells.n_obs, population)
-    latent, moments = cells_and_moments(model, encode(fitted_cells, autoencoder.with_adapters(decoder), names))
+    encoded = encode(fitted_cells, autoencoder.with_adapters(decoder), names)
+    latent, moments = cells_and_moments(model, with_residuals(encoded, model.covariates))
     n_new = int((cells.obs["split"] != "test").sum())
     n_cells = torch.tensor([int(model.composition.loc[population].sum()) + n_new])
     moments = replace(moments, weight=population_weight(n_cells).float())
@@ -163,6 +166,15 @@ class Joining:
     latent: LatentCells  # of cells that the branches are fitted to
     moments: PopulationMoments
     where: Attached
+    covariates: CovariateEffects | None = None  # of a new type
+
+
+def covariates_of_type(model: BranchedModel, encoded: ad.AnnData) -> CovariateEffects | None:
+    """Learn how the cells of a new type depend on the covariates of a model; None if it or they have none."""
+    known = model.covariates
+    if known is None or encoded.obs[list(known.names)].isna().any(axis=None):
+        return None
+    return fit_effects(known.names, known.stepwise, encoded)
 
 
 def fitted_decoder(
@@ -211,6 +223,7 @@ def joined(
         prior_state=model.prior.fit_added(added, where.neighbour, settings, seed=seed),
         library_sizes=fitted.latent.library_size_range,
         composition=composition_of(fitted.obs[fitted.obs["split"] != "test"]),
+        covariates=fitted.covariates,
         batches=batches,
         provenance=provenance,
     )

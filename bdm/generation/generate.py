@@ -16,6 +16,7 @@ from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
+from bdm.generation.at import covariate_names, drawn_values
 from bdm.generation.chunks import MIN_CHUNK, Chunk, independent_chunks, shared_chunks
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
@@ -88,8 +89,8 @@ def generate_cells(
     -------
     AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), the model's ``var``, and the latent in
     ``obsm['latent']``. ``obs`` has the cell types in ``cell_type`` and in the column of the model's data, the
-    population of each cell in ``sub_population``, batches in the column of the model's data, ``synthetic`` (True) and,
-    with shared ancestors, ``ancestor``, the number of the root sample of the cell.
+    population of each cell in ``sub_population``, batches and covariates in the columns of the model's data,
+    ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample of the cell.
     """
     return generated_cells(model, request, settings, seed=seed, shared_ancestors=shared_ancestors).in_memory()
 
@@ -106,9 +107,10 @@ def generated_cells(
     """Generate the requested cells block by block, as :func:`generate_cells` does."""
     sampler = sampler or model.sampler(settings)
     chunks = shared_chunks if shared_ancestors else independent_chunks
+    values = drawn_values(model, request.table, seed)
 
     def decode(chunk: Chunk) -> Block:
-        return decode_chunk(model, request, chunk, seed)
+        return decode_chunk(model, request, chunk, seed, values.get(chunk.population))
 
     def blocks() -> Iterator[Block]:
         keep_freed_memory()
@@ -116,18 +118,25 @@ def generated_cells(
             yield from run(decode, chunks(sampler, request, seed, run))
 
     obs = observations_of(model, request, ancestors=shared_ancestors)
+    obs = obs.assign(**covariate_columns(model, values))
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks())
 
 
-def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int) -> Block:
-    """Sample the counts of a chunk, by blocks of one size, so that no digit depends on the number of cells."""
+def decode_chunk(
+    model: BranchedModel, request: Request, chunk: Chunk, seed: int, values: np.ndarray | None = None
+) -> Block:
+    """Sample the counts of a chunk, by blocks of one size, so that no digit depends on the number of cells.
+
+    ``values`` of the covariates are of all cells of the population, cells x covariates.
+    """
     observation = observation_model(model, chunk.population)
     counts, latent = [], []
     for portion in portions_of(chunk):
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
-        mean = portion.of_cells(expected_counts(model, portion.padded, batch, chunk.population))
+        x = model.at_covariates(portion.padded, chunk.population, portion.rows_in(values))
+        mean = portion.of_cells(expected_counts(model, x, batch, chunk.population))
         counts.append(observation.sample(mean, numpy_generator(seed, "counts", chunk.population, portion.start)))
-        latent.append(portion.of_cells(latents(model, portion.padded)))
+        latent.append(portion.of_cells(latents(model, x)))
     return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))
 
 
@@ -142,6 +151,12 @@ class Portion:
     def of_cells(self, rows: np.ndarray) -> np.ndarray:
         """Take the rows of the cells, without the padding."""
         return rows[: self.n_cells]
+
+    def rows_in(self, values: np.ndarray | None) -> np.ndarray | None:
+        """Take the rows of the cells among those of their population, and repeat the last one for the padding."""
+        if values is None:
+            return None
+        return values[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(values) - 1)]
 
 
 def portions_of(chunk: Chunk) -> Iterator[Portion]:
@@ -214,6 +229,13 @@ def batch_columns(
         return {}
     column = pd.Categorical(batch, categories=model.autoencoder.batches)
     return dict.fromkeys(reserved_names(model.preparation["batch_key"], *names) or ["batch"], column)
+
+
+def covariate_columns(model: BranchedModel, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns with the values of covariates, from those of the cells of each population, which are in order."""
+    if not values:
+        return {}
+    return dict(zip(covariate_names(model), np.concatenate(list(values.values())).T, strict=True))
 
 
 def reserved_names(*names: str | None) -> list[str]:

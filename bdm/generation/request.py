@@ -1,4 +1,4 @@
-"""Request of cells to generate: numbers of cells by type and batch."""
+"""Request of cells to generate: numbers of cells by type and batch, at values of covariates."""
 
 import logging
 from collections.abc import Mapping
@@ -12,6 +12,15 @@ import pandas as pd
 
 from bdm._core.files import reading
 from bdm.errors import InputError, counted
+from bdm.generation.at import (
+    NOWHERE,
+    At,
+    check_values,
+    covariate_names,
+    placed_cells,
+    weight_of_populations,
+    with_values,
+)
 from bdm.model.match import SAME, label_column, labels_of
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
@@ -28,7 +37,7 @@ class Request:
     """How many cells of which type and batch to generate."""
 
     # Columns ``cell_type``, ``sub_population``, ``n_cells`` and, where the model has batches, ``batch``; the rows of a
-    # population together
+    # population together. And covariates that were given, NaN where values are to be drawn
     table: pd.DataFrame
 
     @property
@@ -40,6 +49,12 @@ class Request:
     def n_by_population(self) -> dict[str, int]:
         """Number of cells by population."""
         return self._sums("sub_population")
+
+    @property
+    def record(self) -> dict[str, list[Any]]:
+        """Numbers of cells for the record of how they were generated, without their values of covariates."""
+        keys = [name for name in ("cell_type", "sub_population", "batch") if name in self.table]
+        return dict(self.table.groupby(keys, sort=False, as_index=False)["n_cells"].sum().to_dict("list"))
 
     def _sums(self, column: str) -> dict[str, int]:
         return dict(self.table.groupby(column, sort=False)["n_cells"].sum().to_dict())
@@ -53,8 +68,18 @@ class Request:
         return np.asarray(rows["batch"].to_numpy()[np.minimum(row, len(rows) - 1)])
 
 
-def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.Series | pd.DataFrame) -> Request:
-    """Complete a request by the populations and batches that it does not name, in the shares of the training cells."""
+def request_cells(
+    model: BranchedModel,
+    cells: int | Mapping[str, int] | pd.Series | pd.DataFrame,
+    *,
+    at: At = NOWHERE,
+    extrapolate: bool = False,
+) -> Request:
+    """Complete a request by the populations and batches that it does not name, in the shares of the training cells.
+
+    With ``at``, by values of covariates, where the shares of populations are those at these values; see
+    :func:`bdm.generation.at.with_values`.
+    """
     if isinstance(cells, pd.DataFrame):
         table = cells.copy()
     elif isinstance(cells, Mapping | pd.Series):
@@ -71,19 +96,23 @@ def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.Seri
     table = table[table["n_cells"] > 0]
     if table.empty:
         raise InputError("The request has no cells; give at least one cell of one type.")
+    if at:
+        table = with_values(model, table, at, named=not isinstance(cells, Real), extrapolate=extrapolate)
     order = {"sub_population": list(model.populations)}
-    rows = [spread_over_populations(model, row) for row in table.to_dict("records")]
-    table = pd.concat(rows, ignore_index=True)
+    covariates = [name for name in covariate_names(model) if name in table]
+    given = table[covariates].notna().any(axis=1)
+    rows = [spread_over_populations(model, row) for row in table[~given].to_dict("records")]
+    placed = [placed_cells(model, table[given], covariates)] if given.any() else []
     if batches := model.autoencoder.batches:
         order["batch"] = list(batches)
         if "batch" not in table:
-            share = model.composition.loc[table["sub_population"]].to_numpy()
-            numbers = [in_proportion(of, n_cells) for of, n_cells in zip(share, table["n_cells"], strict=True)]
-            table = table.loc[table.index.repeat(len(batches))].assign(
-                batch=list(model.composition) * len(table), n_cells=np.concatenate(numbers)
-            )
-    table = table[table["n_cells"] > 0].groupby(list(order), sort=False, as_index=False)["n_cells"].sum()
-    table = table.sort_values(list(order), key=lambda names: names.map(order[names.name].index), ignore_index=True)
+            rows = [spread_over_batches(model, row) for row in rows]
+    table = pd.concat([*rows, *placed], ignore_index=True)
+    by = [*order, *covariates]
+    table = table[table["n_cells"] > 0].groupby(by, sort=False, as_index=False, dropna=False)["n_cells"].sum()
+    table = table.sort_values(
+        list(order), key=lambda names: names.map(order[names.name].index), ignore_index=True, kind="stable"
+    )
     table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
     return Request(table)
 
@@ -95,8 +124,11 @@ def read_request(path: Path) -> pd.DataFrame:
     return table.loc[:, ~table.columns.str.startswith("Unnamed:")]  # without the index, which pandas writes
 
 
-def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> dict[str, int]:
-    """Count the cells of the model's types in the ``obs`` of a data set; others are not counted, with a warning."""
+def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> pd.DataFrame:
+    """Count the cells of the model's types in the ``obs`` of a data set, by the values of the covariates that it has.
+
+    Others are not counted, with a warning.
+    """
     labels = labels_of(obs, model, keys).fillna("")
     known = labels.isin(model.cell_types)
     others = ", ".join(repr(name) if name else "no type" for name in labels[~known].unique()[:5])
@@ -105,7 +137,9 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
         raise InputError(f"obs[{key!r}] has no cells of the model's types, but of {others or 'none'}.")
     if not known.all():
         logger.warning("Not counted: %s of types that the model lacks: %s.", counted((~known).sum(), "cell"), others)
-    return dict(labels[known].value_counts().to_dict())
+    columns = [name for name in covariate_names(model) if name in obs]
+    cells = obs.loc[known.to_numpy(), columns].assign(cell_type=labels[known].to_numpy())
+    return cells.value_counts(["cell_type", *columns], dropna=False).rename("n_cells").reset_index()
 
 
 def _check(model: BranchedModel, table: pd.DataFrame) -> None:
@@ -114,11 +148,13 @@ def _check(model: BranchedModel, table: pd.DataFrame) -> None:
         raise InputError(
             f"The table of cells lacks the column {missing[0]!r}; it needs cell_type and n_cells, and may have batch."
         )
-    if others := [str(column) for column in table if column not in COLUMNS]:
+    columns = (*COLUMNS, *covariate_names(model))
+    if others := [str(column) for column in table if column not in columns]:
         raise InputError(
-            f"The table of cells has the column {others[0]!r}, which is none of {', '.join(COLUMNS)}; rename it, or "
+            f"The table of cells has the column {others[0]!r}, which is none of {', '.join(columns)}; rename it, or "
             "leave it out. Sub-populations are named in cell_type."
         )
+    check_values(model, table)
     table["cell_type"] = table["cell_type"].astype(str)
     unknown = sorted(set(table["cell_type"]) - {*model.cell_types, *model.populations})
     if unknown:
@@ -143,10 +179,17 @@ def spread_over_populations(model: BranchedModel, row: Mapping[str, Any]) -> pd.
     """Spread the cells of a row over the populations of its type, as the training cells of its batch, if it has one."""
     if (name := row["cell_type"]) not in model.cell_types:
         return pd.DataFrame([{**row, "sub_population": name}])
-    share = model.composition.loc[list(model.autoencoder.populations_of(name))]
-    in_batch = share[row["batch"]] if row.get("batch") is not None and share[row["batch"]].any() else share.sum(axis=1)
-    numbers = in_proportion(in_batch.to_numpy(), row["n_cells"])
-    return pd.DataFrame({**row, "sub_population": share.index, "n_cells": numbers})
+    weight = weight_of_populations(model, name, row.get("batch"))
+    numbers = in_proportion(weight.to_numpy(), row["n_cells"])
+    return pd.DataFrame({**row, "sub_population": weight.index, "n_cells": numbers})
+
+
+def spread_over_batches(model: BranchedModel, rows: pd.DataFrame) -> pd.DataFrame:
+    """Spread the cells of each row over the batches, as the training cells of its population."""
+    share = model.composition.loc[rows["sub_population"]].to_numpy()
+    numbers = [in_proportion(of, n_cells) for of, n_cells in zip(share, rows["n_cells"], strict=True)]
+    repeated = rows.loc[rows.index.repeat(len(model.composition.columns))]
+    return repeated.assign(batch=list(model.composition) * len(rows), n_cells=np.concatenate(numbers))
 
 
 def in_proportion(share: np.ndarray, n_cells: int) -> np.ndarray:

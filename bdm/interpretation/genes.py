@@ -17,6 +17,7 @@ from scipy import sparse
 from bdm._core.seeds import numpy_generator
 from bdm.evaluation.cells import Cells, sample_by_type, smaller_numbers
 from bdm.evaluation.genes import wilcoxon
+from bdm.generation.at import drawn_values
 from bdm.generation.chunks import Chunk, shared_chunks
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.generation.request import Request, request_cells
@@ -45,8 +46,9 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     sampler = model.sampler()
     request = request_cells(model, dict.fromkeys(model.populations, n_cells))
     parts: dict[str, list[tuple[int, Expression]]] = {population: [] for population in model.populations}
+    values = drawn_values(model, request.table, seed)
     for chunk in shared_chunks(sampler, request, seed):
-        parts[chunk.population].append((len(chunk.x), _expression(model, request, chunk)))
+        parts[chunk.population].append((len(chunk.x), _expression(model, request, chunk, values)))
     n_trained = model.composition.sum(axis=1).to_dict()
     return PopulationExpression({population: _pooled(part) for population, part in parts.items()}, n_trained)
 
@@ -65,9 +67,11 @@ def model_differences(expression: PopulationExpression, contrast: Contrast) -> D
     return found.without_p() if contrast.divides_type else found
 
 
-def _expression(model: BranchedModel, request: Request, chunk: Chunk) -> Expression:
+def _expression(model: BranchedModel, request: Request, chunk: Chunk, values: dict[str, np.ndarray]) -> Expression:
     batch = request.batches(chunk.population, chunk.start, len(chunk.x))
-    counts = expected_counts(model, chunk.x, batch, chunk.population).astype(np.float64)
+    at = values[chunk.population][chunk.start : chunk.start + len(chunk.x)] if values else None
+    x = model.at_covariates(chunk.x, chunk.population, at)
+    counts = expected_counts(model, x, batch, chunk.population).astype(np.float64)
     per_count = 1e4 / counts.sum(axis=1, keepdims=True)
     expression = counts * per_count
     # Law of total variance, with the variance of counts

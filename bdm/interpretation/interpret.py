@@ -54,7 +54,7 @@ from bdm.interpretation.markers import (
     read_user_genes,
 )
 from bdm.interpretation.results import Interpretation
-from bdm.latent.cells import LatentCells, encode, latent_cells, populations_of_cells
+from bdm.latent.cells import LatentCells, latent_cells, populations_of_cells
 from bdm.latent.moments import Whitening, sampling_variance
 from bdm.model.fitted_cells import read_fitted_cells
 from bdm.model.match import SAME
@@ -105,7 +105,7 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     members_of_sets = {**given.markers, **given.sets} or candidates
     sets = {name: tuple(labels[[*members]]) for name, members in members_of_sets.items()}
     ranked = [(of.contrast, of.model) for of in without_mirrored(contrasts)]
-    cells = latent_cells(encode(inputs.prepared, model.autoencoder))
+    cells = latent_cells(model.encode(inputs.prepared))
     return Interpretation(
         settings=settings,
         names=model.gene_names,

@@ -22,6 +22,7 @@ from bdm.errors import InputError
 from bdm.latent.layout import LatentLayout
 
 BLOCK = 512  # cells that are encoded together
+RESIDUAL, RESIDUAL_SCALE = "residual", "residual_scale"  # layers with posteriors of what covariates leave of y
 
 
 @dataclass(frozen=True)
@@ -145,14 +146,22 @@ def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> li
 
 
 def latent_cells(adata: ad.AnnData, *, held_out: bool | None = False) -> LatentCells:
-    """Take the test cells of :func:`encode` if ``held_out``, else those to fit a model to; all cells, if None."""
-    test = (adata.obs["split"] == "test").to_numpy()
-    chosen = np.full(adata.n_obs, True) if held_out is None else test == held_out
+    """Take the test cells of :func:`encode` if ``held_out``, else those to fit a model to; all cells, if None.
+
+    Where covariates explain a part of y, of what they leave, see :func:`bdm.covariates.effects.with_residuals`.
+    """
+    chosen = np.full(adata.n_obs, True)
+    if held_out is not None:
+        chosen = (adata.obs["split"] == "test").to_numpy() == held_out
     population = adata.obs["sub_population"].cat
     label_of = dict(zip(adata.obs["sub_population"], adata.obs["cell_type"].astype(str), strict=True))
+    explained = RESIDUAL in adata.layers
+    mean, scale = (
+        (adata.layers[RESIDUAL], adata.layers[RESIDUAL_SCALE]) if explained else (adata.X, adata.layers["scale"])
+    )
     return LatentCells(
-        to_tensor(np.asarray(adata.X[chosen])),
-        to_tensor(np.asarray(adata.layers["scale"][chosen])),
+        to_tensor(np.asarray(mean[chosen])),
+        to_tensor(np.asarray(scale[chosen])),
         to_tensor(population.codes.to_numpy()[chosen].astype(np.int64)),
         tuple(population.categories),
         tuple(label_of.get(name, name) for name in population.categories),

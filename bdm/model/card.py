@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from bdm import __version__
 from bdm._core.store import checksum_of
+from bdm.covariates.effects import summary_of as summary_of_covariates
 from bdm.donors.effects import summary_of
 from bdm.errors import InputError, counted, listed, printable
 from bdm.evaluation.cells import GENERATED
@@ -113,6 +114,7 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
         "column of cell types": code(model.label_key) if model.label_key else "none: cells without labels",
         "batches": f"{len(batches)}, in the column {code(batch_key)}" if batches else "none",
         "donors": donors,
+        "covariates": "" if model.covariates is None else markdown(summary_of_covariates(model.covariates)),
         "tree of cell types": tree,
         "added by extensions": markdown(listed(added)),
         **{name: markdown(text) for name, text in given.items() if text},

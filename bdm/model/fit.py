@@ -13,6 +13,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.seeds import torch_generator
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.covariates.effects import CovariateEffects, fit_covariates, with_residuals
 from bdm.donors.effects import DonorEffects, fit_donors
 from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
@@ -58,6 +59,8 @@ def fit(
         provenance=provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(prepared)),
     )
     latent = encode(prepared, autoencoder)
+    covariates = fit_covariates(prepared, latent)
+    latent = with_residuals(latent, covariates)
     hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=tree)
     record = provenance(seed=seed, settings=asdict(settings.prior), **facts)
     model, history = fit_model(
@@ -68,6 +71,7 @@ def fit(
         seed=seed,
         device=device,
         donors=fit_donors(prepared, latent, autoencoder),
+        covariates=covariates,
         provenance=record,
     )
     return Fitted(model, {"autoencoder": losses, **history})
@@ -83,6 +87,7 @@ def fit_model(
     seed: int,
     device: str = "auto",
     donors: DonorEffects | None = None,
+    covariates: CovariateEffects | None = None,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
     """Fit the prior to encoded cells; returns the branched model with the tables of :class:`FittedPrior`."""
@@ -103,6 +108,7 @@ def fit_model(
         library_sizes=cells.library_size_range,
         provenance=provenance,
         donor_effects=donors,
+        covariates=covariates,
     )
     return model, fitted.history
 

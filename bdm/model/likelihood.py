@@ -8,7 +8,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.seeds import torch_generator
 from bdm.autoencoder.cells import batch_codes, evidence_lower_bounds
 from bdm.data.matrix import take_cells
-from bdm.latent.cells import cells_by_network, encode, latent_cells, populations_of_cells
+from bdm.latent.cells import cells_by_network, latent_cells, populations_of_cells
 from bdm.latent.moments import population_moments
 from bdm.model.model import BranchedModel
 from bdm.prior.losses import branch_table, branches_at, denoised_in_blocks, denoising_losses, sample_noised
@@ -39,7 +39,7 @@ def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.nd
 @torch.no_grad()
 def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *, seed: int) -> np.ndarray:
     """How much better the model's prior denoises each cell than a prior of ``reference`` does, averaged over noise."""
-    latent = latent_cells(encode(cells, model.autoencoder), held_out=None)
+    latent = latent_cells(model.encode(cells), held_out=None)
     index, table = torch.arange(cells.n_obs), branch_table(model.hierarchy, latent.populations)
     prior = model.prior.to("cpu")
     denoisers = (prior_of(reference, model).denoise, prior.denoise)
@@ -56,7 +56,7 @@ def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *,
 
 def prior_of(cells: AnnData, model: BranchedModel) -> GaussianMixturePrior:
     """Prior with the moments of other cells in the model's latent space; populations without any keep theirs."""
-    encoded = encode(cells, model.autoencoder)
+    encoded = model.encode(cells)
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
     moments = population_moments(latent_cells(encoded, held_out=None), model.whitening)
     return GaussianMixturePrior.from_moments(model.moments.joined(moments), model.hierarchy)

@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.columns import as_text, complete_column, is_text, one_label
+from bdm.data.columns import as_text, complete_column, finite_columns, is_text, one_label
 from bdm.data.counts import count_slots, raw_counts
 from bdm.data.header import MISSING_LABELS
 from bdm.errors import InputError, counted
@@ -168,6 +168,14 @@ def batches_of(
     if unknown and not new_allowed:
         raise InputError(f"The model has no batch {unknown[0]!r}; its batches are {', '.join(known)}.")
     return batch
+
+
+def covariates_of(obs: pd.DataFrame, model: BranchedModel) -> np.ndarray | None:
+    """Values of a model's covariates, cells x covariates; None where it has none. They are rejected if any lack."""
+    if model.covariates is None:
+        return None
+    columns = finite_columns(obs, model.covariates.names)
+    return np.column_stack([columns[name] for name in model.covariates.names])
 
 
 def named_batches(obs: pd.DataFrame, column: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from torch import Tensor
 
 from bdm._core.files import sha256
@@ -18,11 +19,13 @@ from bdm._core.store import checksum_of, load, reject_if_damaged, save
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
+from bdm.covariates.effects import CovariateEffects, with_residuals
 from bdm.data.symbols import GeneNames
 from bdm.donors.draw import DonorModel
 from bdm.donors.effects import DonorEffects
 from bdm.hierarchy.build import AttachmentPoint, with_new_type, with_updated_population
 from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.cells import encode
 from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening
 from bdm.prior.base import LatentPrior, Sampler
@@ -49,6 +52,7 @@ class Extension:
     prior_state: dict[str, Tensor]
     library_sizes: Tensor  # smallest and largest log library size of its cells
     composition: pd.DataFrame  # number of its new cells, by population (rows) and batch (columns)
+    covariates: CovariateEffects | None  # of a new type whose cells have the covariates of the model
     batches: dict[str, Tensor]  # offsets (of genes) of new batches, by name
     provenance: dict[str, Any]  # how it was made; ``ancestor_sha256`` is the checksum of the model that was extended
 
@@ -80,6 +84,8 @@ class BranchedModel:
     # How the donors of the training cells differ; None where no donors were given. Types of extensions have no effects
     # of donors
     donor_effects: DonorEffects | None = None
+    # How cells depend on continuous covariates, with the types of extensions; None where none were named
+    covariates: CovariateEffects | None = None
     # Extensions in the order in which they were added; the other attributes include them
     extensions: tuple[Extension, ...] = ()
     base: BranchedModel | None = None  # the model before any extension; None without extensions
@@ -118,6 +124,16 @@ class BranchedModel:
     def layout(self) -> LatentLayout:
         """Coordinates of the space that whitened cells are brought back to."""
         return LatentLayout(self.autoencoder.network.shape.n_latent)
+
+    def encode(self, cells: AnnData) -> AnnData:
+        """Encode prepared cells, with what covariates leave of their latents, see :func:`latent_cells`."""
+        return with_residuals(encode(cells, self.autoencoder), self.covariates)
+
+    def at_covariates(self, x: Tensor, population: str, values: np.ndarray | None) -> Tensor:
+        """Move whitened cells of a population to values of the covariates (cells x covariates), if there are any."""
+        if self.covariates is None or values is None:
+            return x
+        return x + self.whitening.linear(self.covariates.shift(population, self.cell_type_of[population], values))
 
     @property
     def donors(self) -> DonorModel | None:
@@ -180,9 +196,13 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
         hierarchy = with_new_type(
             model.hierarchy, extension.tree, extension.attachment, row=row, support=extension.support
         )
+    covariates = model.covariates
+    if covariates is not None and extension.covariates is not None:
+        covariates = covariates.joined(extension.covariates)
     return replace(
         model,
         autoencoder=autoencoder,
+        covariates=covariates,
         moments=model.moments.joined(extension.moments),
         prior=model.prior.extended(hierarchy, extension.tree, extension.moments, extension.prior_state),
         composition=with_more_cells(model.composition, extension.composition),

@@ -15,6 +15,7 @@ from torch import Tensor
 from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator, torch_generator
 from bdm.errors import InputError, abbreviated, counted
+from bdm.generation.at import NOWHERE, At, covariate_names, moved
 from bdm.generation.generate import (
     Block,
     GeneratedCells,
@@ -23,8 +24,16 @@ from bdm.generation.generate import (
     observation_model,
     type_columns,
 )
-from bdm.latent.cells import encode
-from bdm.model.match import SAME, batch_column, batches_of, label_column, labels_of, model_counts
+from bdm.latent.cells import latent_cells
+from bdm.model.match import (
+    SAME,
+    batch_column,
+    batches_of,
+    covariates_of,
+    label_column,
+    labels_of,
+    model_counts,
+)
 from bdm.model.model import BranchedModel
 from bdm.prior.transport import optimal_coupling
 from bdm.settings import InputKeys, SamplerSettings
@@ -45,6 +54,9 @@ class Sources:
     batch: np.ndarray | None  # None where the model has no batches
     label_column: str | None  # of ``obs``, if any
     batch_column: str | None
+    # Values of the covariates before and after, cells x covariates; None where the model has no covariates
+    covariates: np.ndarray | None = None
+    new_covariates: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -101,11 +113,14 @@ def transmuted_blocks(
     def transmuted_block(rows: Rows) -> Block:
         generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
         y, population = _posterior_draw(model, sources, rows, generator)
-        new = new_populations(model, population, to, torch_generator(seed, "populations", rows.block, rows.cell_type))
+        at = None if sources.new_covariates is None else sources.new_covariates[rows.rows]
+        for_populations = torch_generator(seed, "populations", rows.block, rows.cell_type)
+        new = new_populations(model, population, to, for_populations, at)
         x, parts, batch = model.whitening(y), [], batch_of(sources, rows)
         for old_name, new_name in sorted(set(zip(population, new, strict=True))):
             chosen = np.flatnonzero((population == old_name) & (new == new_name))
-            x[chosen] = transmute(x[chosen], old_name, new_name, generator)
+            transmuted = transmute(x[chosen], old_name, new_name, generator)
+            x[chosen] = model.at_covariates(transmuted, new_name, None if at is None else at[chosen])
             expected = expected_counts(model, x[chosen], None if batch is None else batch[chosen], new_name)
             for_counts = numpy_generator(seed, "transmuted counts", rows.block, old_name, new_name)
             parts.append((chosen, observation_model(model, new_name).sample(expected, for_counts)))
@@ -122,11 +137,18 @@ def transmuted_blocks(
             yield _in_order(parts, list(run(transmuted_block, parts)))
 
 
-def new_populations(model: BranchedModel, population: np.ndarray, to: str, generator: torch.Generator) -> np.ndarray:
+def new_populations(
+    model: BranchedModel,
+    population: np.ndarray,
+    to: str,
+    generator: torch.Generator,
+    at: np.ndarray | None = None,
+) -> np.ndarray:
     """Choose the new population of cells of one type, by the coupling of its populations with those of the new type.
 
     The coupling moves the shares of populations by the least mean squared distance between their means in whitened
-    space (discrete optimal transport). Cells stay in their population where the model lacks ``to``.
+    space (discrete optimal transport). Where shares depend on covariates, they are those ``at`` the new values of each
+    cell. Cells stay in their population where the model lacks ``to``.
     """
     if to not in model.cell_types:
         return np.full(len(population), to) if to in model.populations else population
@@ -134,8 +156,11 @@ def new_populations(model: BranchedModel, population: np.ndarray, to: str, gener
     old_means, new_means = (torch.stack([mean(model, name) for name in names]).double() for names in (old, new))
     shares = [model.composition.loc[list(names)].sum(axis=1).to_numpy(dtype=float) for names in (old, new)]
     coupling = optimal_coupling(shares[0], shares[1], (torch.cdist(old_means, new_means) ** 2).numpy())
-    code = pd.Index(old).get_indexer(population)
-    chosen = torch.multinomial(torch.from_numpy(coupling[code]), 1, generator=generator).squeeze(1)
+    probability = coupling[pd.Index(old).get_indexer(population)]
+    if model.covariates is not None and at is not None:
+        weight = dict(zip(new, shares[1], strict=True))
+        probability = probability * (model.covariates.shares(to, weight, at) / (shares[1] / shares[1].sum()) + 1e-9)
+    chosen = torch.multinomial(torch.from_numpy(probability), 1, generator=generator).squeeze(1)
     return np.asarray(np.array(new)[chosen.numpy()])
 
 
@@ -147,10 +172,12 @@ def _posterior_draw(
     cells.obs["cell_type"] = pd.Categorical([rows.cell_type] * len(rows.rows))
     if (batch := batch_of(sources, rows)) is not None:
         cells.obs["batch"] = pd.Categorical(batch)
-    posterior = encode(cells, model.autoencoder)
-    centre, scale = torch.from_numpy(posterior.X), torch.from_numpy(posterior.layers["scale"])
+    if model.covariates is not None and sources.covariates is not None:
+        cells.obs[list(model.covariates.names)] = sources.covariates[rows.rows]
+    posterior = model.encode(cells)
+    latent = latent_cells(posterior, held_out=None)
     population = posterior.obs["sub_population"].astype(str).to_numpy()
-    return centre + scale * torch.randn(centre.shape, generator=generator), population
+    return latent.sample(torch.arange(len(population)), generator), population
 
 
 def batch_of(sources: Sources, rows: Rows) -> np.ndarray | None:
@@ -173,6 +200,8 @@ def observations(model: BranchedModel, sources: Sources, to: str) -> pd.DataFram
         "original_type": pd.Categorical(sources.cell_type),
         **batch_columns(model, sources.batch, *filter(None, [sources.batch_column])),
     }
+    if sources.new_covariates is not None:
+        columns |= dict(zip(covariate_names(model), sources.new_covariates.T, strict=True))
     ancestors = {name: model.hierarchy.common_ancestor(name, to) for name in pd.unique(sources.cell_type)}
     columns["common_ancestor"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
     columns["common_ancestor_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
@@ -188,11 +217,19 @@ def observations(model: BranchedModel, sources: Sources, to: str) -> pd.DataFram
 
 
 def sources_of(
-    adata: ad.AnnData, model: BranchedModel, to: str, keys: InputKeys = SAME, *, cell_types: tuple[str, ...] = ()
+    adata: ad.AnnData,
+    model: BranchedModel,
+    to: str,
+    keys: InputKeys = SAME,
+    *,
+    cell_types: tuple[str, ...] = (),
+    at: At = NOWHERE,
+    extrapolate: bool = False,
 ) -> Sources:
     """Select the cells to transmute, of all types but the new one if none are named, and check that they fit the model.
 
-    Cells of types that the model lacks, and cells without counts, are left out with a warning.
+    Cells keep the values of their covariates, but those in ``at``. Cells of types that the model lacks, and cells
+    without counts, are left out with a warning.
     """
     if model.cell_types == (to,):
         names = ", ".join(model.populations)
@@ -222,7 +259,10 @@ def sources_of(
         raise InputError("No cell has counts of the model's genes.")
     cells = cells[has_counts].copy()
     columns = label_column(adata.obs, model, keys), batch_column(adata.obs, model, keys)
-    return Sources(cells, labels[has_counts].to_numpy(), batches_of(cells, model, keys), *columns)
+    values = covariates_of(cells.obs, model)
+    new_values = None if values is None else moved(model, values, to, at, extrapolate=extrapolate)
+    batch, cell_type = batches_of(cells, model, keys), labels[has_counts].to_numpy()
+    return Sources(cells, cell_type, batch, *columns, values, new_values)
 
 
 def check_source_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:

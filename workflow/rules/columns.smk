@@ -11,6 +11,8 @@ def check_columns(name, dataset):
     columns = known_columns(path, labels)
     for key, alternative in (("label_key", NO_LABELS), ("batch_key", ""), ("donor_key", "")):
         check_column(f"{place}.{key}", path, columns, dataset[key], alternative=alternative)
+    for key in dataset["covariate_key"]:
+        check_column(f"{place}.covariate_key", path, columns, key)
     key = dataset["hierarchy"]["ontology_key"]
     if not may_be_prepared(key, columns):
         check_column(f"{place}.hierarchy.ontology_key", path, columns, key)

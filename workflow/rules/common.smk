@@ -161,7 +161,7 @@ def check_beyond_schema(name, dataset):
         if isinstance(value, float) and not is_finite_number(value, SCHEMA["$defs"][section]["properties"][key])
     ]
     problems += [
-        ("batch_key", keys_rejection(**{key: dataset[key] for key in ("label_key", "batch_key", "donor_key")})),
+        ("batch_key", keys_rejection(*keys_of(dataset))),
         ("prepare", split_rejection(prepare["validation"], prepare["test"])),
         ("prepare", donors_rejection(prepare["min_donors"], donor_key)),
         ("hierarchy", ontology_rejection(hierarchy["tree"], hierarchy["ontology_key"])),
@@ -181,6 +181,12 @@ def check_beyond_schema(name, dataset):
     ]
     for place, problem in problems:
         reject(f"datasets.{name}.{place}", problem)
+
+
+def keys_of(dataset):
+    """List the arguments that name columns of obs, with the column of each."""
+    groups = [(key, dataset[key]) for key in ("label_key", "batch_key", "donor_key")]
+    return groups + [("covariate_key", key) for key in dataset["covariate_key"]]
 
 
 def is_finite_number(value, schema):

@@ -1,0 +1,240 @@
+"""Values of covariates of cells to generate: numbers, ranges, values by cell, or drawn as those of training cells."""
+
+import difflib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bdm._core.seeds import numpy_generator
+from bdm.covariates.effects import CovariateEffects
+from bdm.errors import InputError, abbreviated, counted
+from bdm.model.model import BranchedModel
+
+logger = logging.getLogger(__name__)
+
+At = Mapping[str, float | tuple[float, float]]  # a number, or the lower and the upper end of a range, by covariate
+NOWHERE: At = {}
+# Steps between points in [0, 1) that are evenly spread however many there are (fractions of square roots)
+OF_POPULATIONS, OF_BATCHES = math.sqrt(5) / 2 - 0.5, math.sqrt(2) - 1
+
+
+def parse_at(texts: Sequence[str]) -> At:
+    """Read what ``--at`` gives: ``NAME=NUMBER`` or ``NAME=LOW:HIGH``."""
+    found: dict[str, float | tuple[float, float]] = {}
+    for text in texts:
+        name, separator, value = text.rpartition("=")
+        try:
+            numbers = [float(part) for part in value.split(":")]
+        except ValueError:
+            numbers = []
+        if not (separator and name) or len(numbers) not in (1, 2):
+            raise InputError(f"--at {text} is not of the form NAME=NUMBER or NAME=LOW:HIGH, such as time=350.")
+        if name in found:
+            raise InputError(f"--at gives {name!r} twice; give it once.")
+        found[name] = numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    return found
+
+
+def at_in_words(at: At) -> list[str] | None:
+    """Write values as :func:`parse_at` reads them, for the record of cells; None if there are none."""
+    written = [(name, ends_of(name, value)) for name, value in at.items()]
+    return [f"{name}={low:g}" if low == high else f"{name}={low:g}:{high:g}" for name, (low, high) in written] or None
+
+
+def covariate_names(model: BranchedModel) -> tuple[str, ...]:
+    """Names of a model's covariates, if it has any."""
+    return () if model.covariates is None else model.covariates.names
+
+
+def known_covariates(model: BranchedModel, names: Sequence[str]) -> CovariateEffects:
+    """Return the covariates of a model; reject names that are none of them."""
+    if model.covariates is None:
+        raise InputError(
+            "The model has no covariates; fit it with `covariate_key=`, the column of obs with the time, dose or age."
+        )
+    for name in names:
+        if name not in model.covariates.names:
+            near = difflib.get_close_matches(name, model.covariates.names, n=1)
+            known = f"did you mean {near[0]!r}?" if near else f"its covariates are {', '.join(model.covariates.names)}."
+            raise InputError(f"The model has no covariate {name!r}; {known}")
+    return model.covariates
+
+
+def ends_of(name: str, value: Any) -> tuple[float, float]:
+    """Return the ends of a range, which are the same for a number."""
+    try:
+        low, high = map(float, value) if isinstance(value, list | tuple) else (float(value), float(value))
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise InputError(f"{name} is to be {value!r}; give a number, or a range by its lower and its upper end.")
+    return low, high
+
+
+def with_values(
+    model: BranchedModel, table: pd.DataFrame, at: At, *, named: bool, extrapolate: bool = False
+) -> pd.DataFrame:
+    """Add the values of covariates to a table of cells to generate, with a row for each value.
+
+    A range is limited to the values that training cells of a type have. Types whose training cells have none of the
+    values are left out, or rejected if they are ``named``; with ``extrapolate``, they are generated as at the nearest
+    value.
+    """
+    effects = known_covariates(model, list(at))
+    others = [name for name in table if name not in (*at, "n_cells")]
+    table = table.groupby(others, sort=False, as_index=False, dropna=False)["n_cells"].sum()
+    cell_type = table["cell_type"].map(lambda name: model.cell_type_of.get(name, name))
+    for name, value in at.items():
+        ends = within(
+            effects, list(cell_type.unique()), name, ends_of(name, value), named=named, extrapolate=extrapolate
+        )
+        parts = []
+        for of_type, row in zip(cell_type, table.to_dict("records"), strict=True):
+            if of_type in ends:
+                low, high = ends[of_type]
+                n = int(row["n_cells"]) if low < high else 1
+                part = pd.DataFrame({**row, name: spread_evenly(low, high, n, name, effects)}, index=range(n))
+                parts.append(part.assign(n_cells=1) if low < high else part)
+        table = pd.concat(parts, ignore_index=True)
+        cell_type = table["cell_type"].map(lambda name: model.cell_type_of.get(name, name))
+    return table
+
+
+def within(
+    effects: CovariateEffects,
+    cell_types: Sequence[str],
+    name: str,
+    ends: tuple[float, float],
+    *,
+    named: bool,
+    extrapolate: bool,
+) -> dict[str, tuple[float, float]]:
+    """Limit a range of values to those of the training cells of each type, without types that have none of them."""
+    limits = {cell_type: effects.range(cell_type, name) or ends for cell_type in cell_types}
+    found = {
+        cell_type: ends if extrapolate else (max(ends[0], low), min(ends[1], high))
+        for cell_type, (low, high) in limits.items()
+        if extrapolate or max(ends[0], low) <= min(ends[1], high)
+    }
+    beyond = [of for of, (low, high) in limits.items() if (ends[0] < low or high < ends[1]) and of in found]
+    outside = [of for of in cell_types if of not in found]
+
+    def listed_with_limits(types: Sequence[str]) -> str:
+        return abbreviated([f"{of} ({shown(limits[of])})" for of in types], n_shown=5)
+
+    if outside and (named or not found):
+        raise InputError(
+            f"No training cell has {name} {shown(ends)} in {listed_with_limits(outside)}; choose another value, or use "
+            "`extrapolate=True`."
+        )
+    for types, what in (
+        (outside, "Left out"),
+        (beyond, "Generated as at the nearest value of training cells" if extrapolate else "Limited to training cells"),
+    ):
+        if types:
+            logger.warning("%s, as %s is %s: %s.", what, name, shown(ends), listed_with_limits(types))
+    return found
+
+
+def shown(ends: tuple[float, float]) -> str:
+    """Write a number, or a range."""
+    return f"{ends[0]:.6g}" if ends[0] == ends[1] else f"{ends[0]:.6g} to {ends[1]:.6g}"
+
+
+def spread_evenly(low: float, high: float, n: int, name: str, effects: CovariateEffects) -> np.ndarray:
+    """Spread values evenly over a range; of a second covariate, in another order than those of the first."""
+    if low == high:
+        return np.full(n, low)
+    number = effects.names.index(name)
+    order = np.arange(n) if number == 0 else np.argsort((np.arange(n) * math.sqrt((2, 3, 5, 7, 11)[number % 5])) % 1)
+    return np.asarray(low + (high - low) * (order + 0.5) / n)
+
+
+def placed_cells(model: BranchedModel, table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Divide cells with values of covariates over populations, by their shares at these values, and batches."""
+    assert model.covariates is not None
+    cells = table.sort_values(list(names), kind="stable")
+    cells = cells.loc[cells.index.repeat(cells["n_cells"])].assign(n_cells=1).reset_index(drop=True)
+    at = cells.reindex(columns=list(model.covariates.names)).to_numpy(dtype=float)
+    with_batch = ["batch"] if "batch" in cells else []
+    population = cells["cell_type"].to_numpy(dtype=object, copy=True)
+    for (name, *batch), part in cells.groupby(["cell_type", *with_batch], sort=False):
+        if name in model.cell_types:
+            weight = weight_of_populations(model, name, *batch)
+            share = model.covariates.shares(name, weight.to_dict(), at[part.index])
+            population[part.index] = weight.index.to_numpy(dtype=object)[evenly_chosen(share, OF_POPULATIONS)]
+    cells["sub_population"] = population
+    if model.autoencoder.batches and not with_batch:
+        chosen = np.empty(len(cells), dtype=object)
+        for name, part in cells.groupby("sub_population", sort=False):
+            share = model.composition.loc[name].to_numpy(dtype=float)[None].repeat(len(part), axis=0)
+            chosen[part.index] = model.composition.columns.to_numpy(dtype=object)[evenly_chosen(share, OF_BATCHES)]
+        cells["batch"] = chosen
+    return cells
+
+
+def weight_of_populations(model: BranchedModel, cell_type: str, batch: str | None = None) -> pd.Series:
+    """Count the training cells of each population of a type, in a batch if it has any there."""
+    numbers = model.composition.loc[list(model.autoencoder.populations_of(cell_type))]
+    in_batch = batch is not None and numbers[batch].any()
+    return numbers[batch] if in_batch else numbers.sum(axis=1)
+
+
+def evenly_chosen(share: np.ndarray, step: float) -> np.ndarray:
+    """Choose a column for each row of shares, so that rows in a row have about the expected numbers of each."""
+    position = (0.5 + np.arange(len(share)) * step) % 1
+    cumulative = share.cumsum(axis=1)
+    chosen = (cumulative <= position[:, None] * cumulative[:, -1:]).sum(axis=1)
+    return np.asarray(np.minimum(chosen, share.shape[1] - 1))
+
+
+def moved(model: BranchedModel, values: np.ndarray, cell_type: str, at: At, *, extrapolate: bool = False) -> np.ndarray:
+    """Give cells other values of covariates, ``at`` which cells of a type are; the others stay (cells x covariates)."""
+    found, effects = values.copy(), known_covariates(model, list(at))
+    cell_type = model.cell_type_of.get(cell_type, cell_type)
+    for name, value in at.items():
+        low, high = within(effects, [cell_type], name, ends_of(name, value), named=True, extrapolate=extrapolate)[
+            cell_type
+        ]
+        found[:, effects.names.index(name)] = spread_evenly(low, high, len(found), name, effects)
+    outside = np.zeros(len(found), dtype=bool)
+    for number, name in enumerate(effects.names):
+        if name not in at and (known := effects.range(cell_type, name)) is not None:
+            outside |= (found[:, number] < known[0]) | (found[:, number] > known[1])
+    if outside.any():
+        logger.warning(
+            "%s have values that no training cell of %r has, and become cells as at the nearest of these.",
+            counted(int(outside.sum()), "cell"),
+            cell_type,
+        )
+    return found
+
+
+def drawn_values(model: BranchedModel, table: pd.DataFrame, seed: int) -> dict[str, np.ndarray]:
+    """Values of the covariates of all requested cells by population, cells x covariates; none without covariates.
+
+    What is not given is drawn, and depends on the seed, the population and the number of the cell alone.
+    """
+    if model.covariates is None:
+        return {}
+    found = {}
+    for population, rows in table.groupby("sub_population", sort=False):
+        given = rows.reindex(columns=list(model.covariates.names)).to_numpy(dtype=float)
+        given = given.repeat(rows["n_cells"].to_numpy(), axis=0)
+        generator = numpy_generator(seed, "covariates", str(population))
+        found[str(population)] = model.covariates.complete(str(population), given, generator)
+    return found
+
+
+def check_values(model: BranchedModel, table: pd.DataFrame) -> None:
+    """Bring columns of covariates in a table of cells to numbers, empty ones to NaN; reject others."""
+    for name in set(covariate_names(model)) & set(table):
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        wrong = table[name][numbers.isna() & table[name].notna() & (table[name].astype(str) != "")]
+        if len(wrong):
+            raise InputError(f"The table of cells has {wrong.iloc[0]!r} for the covariate {name!r}; give a number.")
+        table[name] = numbers.astype(float)

@@ -1,0 +1,273 @@
+"""Continuous covariates: simulated cells whose expression follows known curves."""
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from zoo import kept_model
+
+from bdm.api import BranchedDiffusion
+from bdm.covariates.curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds
+from bdm.covariates.effects import fit_effects
+from bdm.errors import InputError
+from bdm.generation.at import parse_at
+from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings, Settings
+
+N_GENES, RISING, WAVE = 40, slice(0, 8), slice(8, 16)
+
+
+def log_change(time: np.ndarray) -> np.ndarray:
+    """Log expression of cells of the type ``moving``, cells x genes: some genes rise, others rise and fall."""
+    change = np.zeros((len(time), N_GENES))
+    change[:, RISING] = 2 * (time[:, None] - 0.5)
+    change[:, WAVE] = 1.5 * np.sin(np.pi * time[:, None])
+    return change
+
+
+def simulated(n: int = 240, seed: int = 0) -> ad.AnnData:
+    """Cells of a type that changes with time, and of one that does not, in equal numbers."""
+    rng = np.random.default_rng(seed)
+    base = rng.normal(0, 0.7, (2, N_GENES))
+    base[1, -10:] += 2
+    time = rng.random(2 * n) ** 1.5  # not uniform
+    moving = np.repeat([True, False], n)
+    log_mean = base[np.where(moving, 0, 1)] + np.where(moving[:, None], log_change(time), 0)
+    expression = np.exp(log_mean) / np.exp(log_mean).sum(axis=1, keepdims=True)
+    counts = rng.poisson(rng.lognormal(6, 0.2, 2 * n)[:, None] * expression).astype(np.float32)
+    obs = pd.DataFrame({"cell_type": np.where(moving, "moving", "still"), "time": time})
+    obs["dose"] = rng.integers(0, 3, 2 * n)
+    obs.index = [f"cell-{i}" for i in range(2 * n)]
+    return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(N_GENES)]))
+
+
+SETTINGS = Settings(
+    prepare=PrepareSettings(genes="all", test=0.0),
+    autoencoder=AutoencoderSettings(n_latent=4, n_steps=120, sub_populations="none"),
+    hierarchy=HierarchySettings(n_bootstrap=3),
+)
+
+
+def fit_with_time():
+    return BranchedDiffusion(simulated(), covariate_key="time", settings=SETTINGS).fit()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return kept_model(fit_with_time)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("covariates") / "model"
+    model.save(path)
+    return path
+
+
+def log_shares(adata: ad.AnnData) -> np.ndarray:
+    """Log expression of each gene, relative to genes that do not change."""
+    total = np.asarray(adata.X.sum(axis=0)).ravel() + 1.0
+    return np.log(total / total[16:30].sum())
+
+
+@pytest.mark.parametrize("time", [0.15, 0.5, 0.85])
+def test_cells_at_a_value_follow_the_curve(model, time):
+    earlier, later = (log_shares(model.generate({"moving": 600}, at={"time": t}, seed=1)) for t in (0.02, time))
+    expected = log_change(np.array([time]))[0] - log_change(np.array([0.02]))[0]
+    assert (later - earlier)[RISING].mean() == pytest.approx(expected[RISING].mean(), abs=0.2)
+    assert (later - earlier)[WAVE].mean() == pytest.approx(expected[WAVE].mean(), abs=0.25)
+
+
+def test_the_curve_is_as_simple_as_the_cells_allow(model):
+    curves = model.model.covariates.curves
+    assert dict(zip(curves.cell_types, curves.forms, strict=True)) == {"moving": SPLINE, "still": CONSTANT}
+    rng = np.random.default_rng(0)
+    time, noise = rng.random((300, 1)), rng.normal(size=(300, 3))
+    group, scale = np.zeros(300, dtype=int), np.full((300, 3), 0.3)
+    forms = [
+        fit_curve(time, group, noise + change, scale, np.eye(3)).form for change in (0, 3 * time, 2 * np.sin(6 * time))
+    ]
+    assert forms == [CONSTANT, LINEAR, SPLINE]
+
+
+def test_means_that_the_prior_draws_together_are_drawn_apart():
+    """Posterior means of cells with few counts move a fraction of the way along the curve."""
+    rng = np.random.default_rng(0)
+    time = rng.random((2000, 1))
+    variance = np.repeat([0.2, 0.8], 1000)[:, None]
+    suggested = 3 * (time - 0.5) + rng.normal(size=(2000, 1)) / np.sqrt(1 - variance)
+    mean = (1 - variance) * suggested
+    curve = fit_curve(time, np.zeros(2000, dtype=int), mean, np.sqrt(variance), np.eye(1))
+    assert float(curve(np.array([[1.0]]))[0, 0] - curve(np.array([[0.0]]))[0, 0]) == pytest.approx(3, abs=0.25)
+
+
+def test_shares_of_populations_follow_the_covariate(model):
+    rng = np.random.default_rng(0)
+    time = rng.random((600, 1))
+    group = (rng.random(600) < time[:, 0]).astype(int)
+    odds = fit_log_odds(time, group)(np.array([[0.1], [0.9]]))
+    share = np.exp(odds) * np.bincount(group) / 600
+    share /= share.sum(axis=1, keepdims=True)
+    assert share[:, 1] == pytest.approx([0.1, 0.9], abs=0.08)
+
+
+def test_values_are_drawn_as_training_cells_have_them(model):
+    real = model.prepared.obs.groupby("cell_type", observed=True)["time"]
+    generated = model.generate(800, seed=2).obs.groupby("cell_type", observed=True)["time"]
+    for level in (0.1, 0.5, 0.9):
+        assert generated.quantile(level).to_numpy() == pytest.approx(real.quantile(level).to_numpy(), abs=0.05)
+
+
+def test_generated_cells_vary_as_real_ones_at_their_values(model):
+    """The variance that the covariate explains is not counted twice."""
+    cells = model.prepared[model.prepared.obs["cell_type"] == "moving"]
+    request = pd.DataFrame({"cell_type": "moving", "n_cells": 1, "time": cells.obs["time"]})
+    generated = model.generate(request, seed=3)
+    real, new = (np.log1p(of.X.toarray()[:, RISING].sum(axis=1)).var() for of in (cells, generated))
+    assert new == pytest.approx(real, rel=0.15)
+
+
+def test_a_range_is_spread_evenly_and_limited_to_training_cells(model, caplog):
+    values = np.sort(model.generate({"moving": 50}, at={"time": (0.2, 0.4)}).obs["time"])
+    assert values == pytest.approx(0.2 + 0.2 * (np.arange(50) + 0.5) / 50)
+    assert not caplog.messages
+    limited = model.generate({"moving": 50}, at={"time": (0.5, 3)}).obs["time"]
+    assert limited.max() <= model.prepared.obs["time"].max()
+    assert caplog.messages[-1].startswith("Limited to training cells, as time is 0.5 to 3: moving (")
+
+
+def test_a_cell_depends_on_its_seed_and_number_alone(model, saved):
+    cells = model.generate({"moving": 130}, seed=5)
+    fewer = model.generate({"moving": 70}, seed=5)
+    assert (cells.X[:70] != fewer.X).nnz == 0
+    assert list(cells.obs["time"][:70]) == list(fewer.obs["time"])
+    loaded = BranchedDiffusion.load(saved, n_threads=1).generate({"moving": 130}, seed=5)
+    assert (loaded.X != cells.X).nnz == 0
+
+
+def test_cells_like_others_have_their_values(saved, tmp_path, bdm):
+    like = simulated(30, seed=4)
+    like.write_h5ad(tmp_path / "like.h5ad")
+    assert bdm("generate", saved, tmp_path / "new.h5ad", "--cells-like", tmp_path / "like.h5ad")[0] == 0
+    new = ad.read_h5ad(tmp_path / "new.h5ad")
+    for cell_type in ("moving", "still"):
+        values = [np.sort(of.obs["time"][of.obs["cell_type"] == cell_type]) for of in (like, new)]
+        assert values[0] == pytest.approx(values[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--at", "tim=0.5"), "The model has no covariate 'tim'; did you mean 'time'?"),
+        (("--at", "time"), "--at time is not of the form NAME=NUMBER or NAME=LOW:HIGH"),
+        (("--at", "time=soon"), "is not of the form"),
+        (("--at", "time=0.5:0.2"), "give a number, or a range by its lower and its upper end"),
+        (("--at", "time=7"), "No training cell has time 7 in moving ("),
+    ],
+)
+def test_values_that_cannot_be_generated_are_rejected(saved, tmp_path, bdm, options, message):
+    code, said = bdm("generate", saved, tmp_path / "new.h5ad", "--cells", 5, *options)
+    assert code == 2
+    assert message in said
+    assert not (tmp_path / "new.h5ad").exists()
+
+
+def test_values_beyond_training_cells_are_extrapolated_on_request(model, caplog):
+    last = model.prepared.obs.loc[model.prepared.obs["cell_type"] == "moving", "time"].max()
+    beyond = model.generate({"moving": 40}, at={"time": 7}, extrapolate=True)
+    assert "Generated as at the nearest value of training cells" in caplog.messages[-1]
+    at_end = model.generate({"moving": 40}, at={"time": last})
+    assert (beyond.X != at_end.X).nnz == 0
+    assert (beyond.obs["time"] == 7).all()
+
+
+def test_a_model_without_covariates_rejects_values(small_model):
+    with pytest.raises(InputError, match="The model has no covariates; fit it with `covariate_key=`"):
+        small_model.generate(3, at={"time": 1})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda cells: ["early"] * len(cells), "holds values such as 'early', but cells depend on a covariate"),
+        (lambda cells: [1.0] * len(cells), "has one value for all cells"),
+        (lambda cells: [np.nan, *cells.obs["time"][1:]], "has no finite number for 1 of 480 cells, for example cell-0"),
+        (lambda cells: cells.obs["time"] > 0.5, "holds true and false"),
+    ],
+)
+def test_columns_that_are_no_covariates_are_rejected(values, message):
+    cells = simulated()
+    cells.obs["x"] = values(cells)
+    with pytest.raises(InputError, match=message):
+        BranchedDiffusion(cells, covariate_key="x", settings=SETTINGS)
+
+
+def test_a_covariate_is_no_other_key():
+    with pytest.raises(InputError, match="is named twice by `covariate_key=`"):
+        PrepareSettings(covariate_key=("time", "time"))
+    with pytest.raises(InputError, match="by `batch_key=` and by `covariate_key=`"):
+        PrepareSettings(covariate_key=("time",), batch_key="time")
+    with pytest.raises(InputError, match=r"obs has no column 'tme'"):
+        BranchedDiffusion(simulated(), covariate_key="tme")
+
+
+def test_values_given_twice_are_rejected():
+    assert parse_at(["a=1", "b c=-1:2e3"]) == {"a": 1.0, "b c": (-1.0, 2000.0)}
+    with pytest.raises(InputError, match="gives 'a' twice"):
+        parse_at(["a=1", "a=2"])
+
+
+def test_several_covariates_are_drawn_together():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=900)
+    values = np.column_stack([np.exp(first + 0.3 * rng.normal(size=900)), (first > 0).astype(float)])
+    obs = pd.DataFrame(values, columns=["a", "b"]).assign(
+        split="train", cell_type="x", sub_population=pd.Categorical(["x"] * 900)
+    )
+    latent = ad.AnnData(rng.normal(size=(900, 3)).astype(np.float32), obs=obs.set_axis(map(str, range(900))))
+    latent.layers["scale"] = np.zeros((900, 3), np.float32)
+    effects = fit_effects(("a", "b"), (False, True), latent)
+    drawn = effects.complete("x", np.full((2000, 2), np.nan), np.random.default_rng(1))
+    assert set(drawn[:, 1]) == {0.0, 1.0}
+    real, found = (np.corrcoef(np.log(of[:, 0]), of[:, 1])[0, 1] for of in (values, drawn))
+    assert found == pytest.approx(real, abs=0.12)
+    given = np.column_stack([np.full(2000, np.nan), np.repeat([0.0, 1.0], 1000)])
+    completed = effects.complete("x", given, np.random.default_rng(1))
+    assert (completed[:, 1] == given[:, 1]).all()
+    assert np.log(completed[1000:, 0]).mean() - np.log(completed[:1000, 0]).mean() > 0.8
+
+
+def test_transmuted_cells_keep_their_time_or_have_another(model):
+    cells = simulated(40, seed=6)
+    kept = model.transmute(cells, to="moving", from_="still", seed=1)
+    assert list(kept.obs["time"]) == list(cells.obs.loc[kept.obs_names, "time"])
+    early, late = (model.transmute(cells, to="moving", from_="still", at={"time": t}) for t in (0.05, 0.9))
+    change = (log_shares(late) - log_shares(early))[RISING].mean()
+    assert change == pytest.approx(2 * 0.85, abs=0.35)
+    del cells.obs["time"]
+    with pytest.raises(InputError, match="obs has no column 'time'"):
+        model.transmute(cells, to="moving", from_="still")
+
+
+@pytest.mark.parametrize("with_time", [True, False])
+def test_a_type_that_is_added_has_a_curve_if_it_has_the_covariate(saved, with_time):
+    model = BranchedDiffusion.load(saved)
+    before = model.generate({"moving": 20}, at={"time": 0.5})
+    new = simulated(80, seed=8)
+    new = new[new.obs["cell_type"] == "moving"].copy()
+    new.obs["cell_type"] = "other"
+    if not with_time:
+        del new.obs["time"]
+    model.extend(new)
+    assert (model.generate({"moving": 20}, at={"time": 0.5}).X != before.X).nnz == 0
+    early, late = (log_shares(model.generate({"other": 300}, at={"time": t})) for t in (0.1, 0.8))
+    assert (late - early)[RISING].mean() == pytest.approx(1.4 if with_time else 0, abs=0.4)
+
+
+@pytest.mark.slow
+def test_a_prior_with_a_network_is_moved_along_the_curve_too():
+    settings = replace(SETTINGS, prior=PriorSettings(prior="diffusion", width=32, n_layers=2, n_steps=200))
+    model = BranchedDiffusion(simulated(120), covariate_key="time", settings=settings).fit()
+    early, late = (log_shares(model.generate({"moving": 300}, at={"time": t})) for t in (0.1, 0.8))
+    assert (late - early)[RISING].mean() == pytest.approx(1.4, abs=0.4)
