@@ -88,7 +88,7 @@ def test_no_such_column_is_reported_before_any_job(folder, key):
     config = with_value(key, ["lane"] if several else "lane")
     mine = config["datasets"][MINE]
     del mine["transmute"], mine["respond"]["predictions"]  # whose types and conditions are not in the other column
-    mine["respond"]["control"] = "0" if several else "ctrl"
+    mine["respond"]["control"] = "0" if key == "respond/condition_key" else "ctrl"
     assert planned_rules(config)
     found = message(with_value(key, ["tpyo"] if several else "tpyo"))
     place = {"dataset": "", "addition": "extend.additions.more."}.get(section, f"{section}.")
