@@ -55,6 +55,7 @@ PRIORS = Kinds(
     {
         "mixture": "bdm.prior.mixture",
         "diffusion": "bdm.prior.diffusion",
+        "flow": "bdm.prior.flow",
     },
 )
 

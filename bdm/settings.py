@@ -224,7 +224,7 @@ class PriorSettings(StageSettings):
         str,
         PRIORS,
         "Distribution of latents: `mixture` (a tree of Gaussian mixtures in closed form), `diffusion` (with a network "
-        "on the branches where it gains), or one of your own.",
+        "on the branches where it gains), `flow` (flow matching), or one of your own.",
     ] = "mixture"
     width: Annotated[int, Ge(1), "Width of the network of the prior."] = 128
     n_layers: Annotated[int, Ge(1), "Residual blocks of the network of the prior."] = 3

@@ -17,6 +17,7 @@ from bdm.latent.mixtures import Mixture, choose
 from bdm.latent.moments import Normal, PopulationMoments, fit_whitening, matrix_power, population_moments
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.diffusion import DiffusionPrior, remainder_of
+from bdm.prior.flow import FlowMatchingPrior
 from bdm.prior.held_out import TENSORS, HeldOut, held_out_mask
 from bdm.prior.losses import training_plan
 from bdm.prior.mixture import GaussianMixturePrior
@@ -608,8 +609,9 @@ def test_held_out_cells_are_not_trained_on(has_validation):
     poisoned = replace(cells, mean=torch.where(chosen[:, None], torch.nan, cells.mean))
     data = replace(data_of(cells, validation=validation if has_validation else None), cells=poisoned)
     settings = PriorSettings(width=8, n_layers=1, n_steps=3)
-    with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
-        DiffusionPrior.fit(data, settings, seed=0, device="cpu")
+    for prior in (DiffusionPrior, FlowMatchingPrior):
+        with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
+            prior.fit(data, settings, seed=0, device="cpu")
 
 
 def test_type_of_validation_cells_alone_is_trained_on():
@@ -670,8 +672,9 @@ def test_network_is_not_kept_for_the_sake_of_few_cells():
     assert many["kept"]
 
 
-def test_same_seed_same_network():
-    one, same, other = (fitted(n_steps=5, seed=seed).prior.network.state_dict() for seed in (1, 1, 2))
+@pytest.mark.parametrize("prior", [DiffusionPrior, FlowMatchingPrior])
+def test_same_seed_same_network(prior):
+    one, same, other = (fitted(n_steps=5, seed=seed, prior=prior).prior.network.state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["enter.weight"], other["enter.weight"])
 
@@ -694,12 +697,14 @@ def two_sided() -> LatentCells:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
-def test_network_learns_what_is_not_normal(seed):
-    fit = fitted(n_steps=600, seed=seed, cells=two_sided())
+@pytest.mark.parametrize("kind", [DiffusionPrior, FlowMatchingPrior])
+def test_network_learns_what_is_not_normal(seed, kind):
+    fit = fitted(n_steps=600 if kind is DiffusionPrior else 2000, seed=seed, cells=two_sided(), prior=kind)
     assert fit.prior.kept[[fit.prior.hierarchy.rows[name] for name in "ab"]].all()
-    training, branches = fit.history["training"], fit.history["branches"]
-    assert fit.prior.kept.tolist() == list(branches["kept"])
-    assert training["validation"].min() < training["closed_form"].iloc[0] - 0.1
+    if kind is DiffusionPrior:
+        training, branches = fit.history["training"], fit.history["branches"]
+        assert fit.prior.kept.tolist() == list(branches["kept"])
+        assert training["validation"].min() < training["closed_form"].iloc[0] - 0.1
     x = fit.prior.sample("a", 1000, generator())
     side = fit_whitening(two_sided()).inverse(x)[:, 0]
     assert float((side.abs() < 1).float().mean()) < 0.1  # 0.38 in the normal population
@@ -736,6 +741,61 @@ def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
     train(network, loss, training_plan(settings, cpu, seed=0, n_taken=n_taken))
     expected = network.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in fit.prior.network.state_dict().items())
+
+
+# ---- density and conditioning
+
+
+def test_density_is_that_of_the_library():
+    of = mixture(1, 4, apart=2)
+    x = of.sample(9, generator())
+    torch.testing.assert_close(of.log_prob(x), log_density(of, x).logsumexp(dim=1))
+    prior = GaussianMixturePrior.from_moments(MOMENTS, TREE)
+    of_d = torch.distributions.MultivariateNormal(MEANS[3], COVARIANCES[3])
+    torch.testing.assert_close(prior.log_prob(MEANS[:2], "d").float(), of_d.log_prob(MEANS[:2]))
+
+
+def test_conditioning_is_that_of_cells_with_the_value():
+    """Of many cells of a mixture, those next to the value have the moments of the conditioned one."""
+    of, direction, value = mixture(1, 3, apart=1.5), torch.tensor([0.6, 0.0, -0.8]), 0.4
+    x = of.sample(2_000_000, generator())
+    near = x[((x @ direction.double()) - value).abs() < 0.02]
+    conditioned = of.conditioned(direction, value)
+    assert_moments(near, conditioned.moments.mean, conditioned.moments.covariance, tolerance=0.03)
+    drawn = conditioned.sample(20, generator())
+    torch.testing.assert_close(drawn @ direction.double(), torch.full((20,), value).double(), atol=1e-4, rtol=0)
+
+
+def test_conditioned_prior_has_the_conditional_normals_of_its_populations():
+    prior = GaussianMixturePrior.from_moments(MOMENTS, TREE)
+    direction, value = torch.tensor([0.0, 1.0]), 1.0
+    given = prior.condition(direction, value)
+    x = given.sample("b", 4000, generator())
+    code = MOMENTS.populations.index("b")
+    covariance = COVARIANCES[code]
+    expected = MEANS[code, 0] + covariance[0, 1] / covariance[1, 1] * (value - MEANS[code, 1])
+    assert float(x[:, 0].mean()) == pytest.approx(float(expected), abs=0.06)
+    assert float(x[:, 0].var()) == pytest.approx(float(torch.linalg.det(covariance) / covariance[1, 1]), abs=0.06)
+    torch.testing.assert_close(x[:, 1], torch.full((4000,), value), atol=1e-3, rtol=0)
+    # c and d are far from the value, so the cells below the root are those of a and b
+    root = given.population(0, 0.0)
+    assert float(root.weight[[i for i, m in enumerate(root.mean) if abs(float(m[0])) > 2]].sum()) > 0.999
+    assert {name: x.shape for name, x in given.sample_shared(POPULATIONS, 5, 0).items()} == dict.fromkeys(
+        POPULATIONS, (5, 2)
+    )
+
+
+def test_prior_with_a_network_says_what_it_cannot():
+    prior = exact_prior(TREE, learned=True)
+    with pytest.raises(InputError, match=r"The prior 'diffusion' cannot be conditioned on a coordinate where it has"):
+        prior.condition(torch.tensor([1.0, 0.0]), 0.0)
+    with pytest.raises(InputError, match="cannot give the density of 'a', on whose path it has a network"):
+        prior.log_prob(MEANS, "a")
+    closed = exact_prior(TREE)
+    assert torch.equal(
+        closed.log_prob(MEANS, "a"), GaussianMixturePrior.from_moments(MOMENTS, TREE).log_prob(MEANS, "a")
+    )
+    assert isinstance(closed.condition(torch.tensor([1.0, 0.0]), 0.0), GaussianMixturePrior)
 
 
 # ---- from one population to another

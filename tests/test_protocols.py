@@ -1,6 +1,7 @@
 """Priors and decoders of one's own: the examples of the documentation go all the way, without a change to bdm."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from warm import start
 
 import bdm
@@ -53,17 +55,23 @@ def test_prior_of_the_documentation(example_cells, small_settings, tmp_path):
     assert isinstance(loaded.model.prior, prior)
     with pytest.raises(InputError, match="The prior 'normal' cannot sample cells with shared ancestors; fit the model"):
         loaded.generate(5, shared_ancestors=True)
+    with pytest.raises(InputError, match="The prior 'normal' cannot be conditioned on a coordinate"):
+        loaded.model.conditioned("log_library_size", 7.0)
     # the command line has not imported it
     process = start(["generate", "model", "cells.h5ad", "--cells", "2"], tmp_path, log := tmp_path / "log")
     process.join()
     assert process.exitcode == 2
-    lacking = "model.json: There is no prior 'normal' in this installation, which has mixture, diffusion; name one"
+    lacking = (
+        "model.json: There is no prior 'normal' in this installation, which has mixture, diffusion, flow; name one"
+    )
     assert lacking in log.read_text()
     assert not (tmp_path / "cells.h5ad").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prior", ["diffusion", pytest.param("mixture", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "prior", ["flow", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("mixture", "diffusion"))]
+)
 def test_priors_of_bdm(example_cells, small_settings, tmp_path, prior):
     loaded = goes_all_the_way(example_cells, small_settings, tmp_path / "model", prior=prior)
     assert loaded.model.prior.name == prior
@@ -80,9 +88,20 @@ def test_unknown_prior_is_one_sentence(example_cells, tmp_path):
 def test_names_of_priors_are_known_before_they_are_imported():
     code = "from bdm.kinds import PRIORS; import sys; print(PRIORS.names, 'torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["('mixture',", "'diffusion')", "False"]
-    assert all(issubclass(PRIORS.find(name), LatentPrior) for name in ("mixture", "diffusion"))
+    assert found.stdout.split() == ["('mixture',", "'diffusion',", "'flow')", "False"]
+    assert all(issubclass(PRIORS.find(name), LatentPrior) for name in ("mixture", "diffusion", "flow"))
     assert PriorSettings().prior == PRIORS.names[0]
+
+
+def test_cells_of_a_conditioned_model_have_the_value(small_model):
+    model = small_model.model
+    given = model.conditioned("log_library_size", np.log(1000))
+    x = given.prior.sample(model.populations[0], 50, torch.Generator().manual_seed(0))
+    y = model.whitening.inverse(x)
+    np.testing.assert_allclose(y[:, model.layout.library_size], np.log(1000), atol=1e-3)
+    known = re.escape(", ".join(model.layout.names[:2]))
+    with pytest.raises(InputError, match=rf"no coordinate 'time'; it has {known}"):
+        model.conditioned("time", 1.0)
 
 
 # ---- decoders

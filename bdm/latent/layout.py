@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdm.errors import InputError
+
 LIBRARY_SIZE = "log_library_size"
 
 
@@ -28,6 +30,12 @@ class LatentLayout:
     def names(self) -> tuple[str, ...]:
         """Name of each coordinate."""
         return (*(f"latent_{k}" for k in range(self.n_latent)), LIBRARY_SIZE)
+
+    def index(self, name: str) -> int:
+        """Position of a coordinate."""
+        if name not in self.names:
+            raise InputError(f"The latent has no coordinate {name!r}; it has {', '.join(self.names)}.")
+        return self.names.index(name)
 
     def joined(self, latent: Tensor, log_library_size: Tensor) -> Tensor:
         """Put coordinates together, from cells x ``n_latent`` and one log library size per cell."""

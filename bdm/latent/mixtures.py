@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +82,30 @@ class Mixture:
         axes, variance = self.principal_axes
         along = along_axes(x.double(), self.mean, axes)
         return log_densities(along, variance, self.weight.log()).softmax(dim=0).T
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density of each cell (cells x dimensions), in nats."""
+        axes, variance = self.principal_axes
+        along = along_axes(x.double(), self.mean, axes)
+        constant = self.mean.shape[1] * math.log(2 * math.pi) / 2
+        return log_densities(along, variance, self.weight.log()).logsumexp(dim=0) - constant
+
+    def conditioned(self, direction: Tensor, value: float) -> Mixture:
+        """Conditional normals where the product with a direction is ``value``, weighted by their densities of it."""
+        direction = direction.double()
+        along = self.covariance @ direction  # components x dimensions
+        variance = along @ direction
+        mean = self.mean + along * ((value - self.mean @ direction) / variance)[:, None]
+        explained = torch.einsum("ki,kj->kij", along, along) / variance[:, None, None]
+        weight = self.log_densities_of(direction, value).softmax(dim=0)
+        return Mixture(weight, mean, self.covariance - explained)
+
+    def log_densities_of(self, direction: Tensor, value: float) -> Tensor:
+        """Log of the weight of each component times its density where the product with a direction is ``value``."""
+        direction = direction.double()
+        variance = torch.einsum("i,kij,j->k", direction, self.covariance, direction)
+        squares = (value - self.mean @ direction) ** 2 / variance
+        return self.weight.log() - (2 * math.pi * variance).log() / 2 - squares / 2
 
     def denoised(self, x: Tensor, sigma: float) -> Tensor:
         """Mean of the cells without noise, given cells x with noise of ``sigma``, cells x dimensions."""

@@ -37,6 +37,10 @@ class Whitening:
         """Whiten differences between values of y, cells x dimensions."""
         return difference @ self._whiten
 
+    def direction(self, coordinate: int) -> Tensor:
+        """Direction in whitened space along which a coordinate of y grows: ``y[:, k] = x @ direction + centre[k]``."""
+        return self._colour[:, coordinate]
+
     def inverse(self, x: Tensor) -> Tensor:
         """Transform whitened x back to y, cells x dimensions."""
         return x @ self._colour + self.centre

@@ -135,6 +135,12 @@ class BranchedModel:
             return x
         return x + self.whitening.linear(self.covariates.shift(population, self.cell_type_of[population], values))
 
+    def conditioned(self, coordinate: str, value: float) -> BranchedModel:
+        """Model of the cells whose coordinate of y, such as ``log_library_size``, has a value."""
+        index = self.layout.index(coordinate)
+        along = self.whitening.direction(index)
+        return replace(self, prior=self.prior.condition(along, value - float(self.whitening.centre[index])))
+
     @property
     def donors(self) -> DonorModel | None:
         """Distribution of donors, from which new ones are drawn; None where the model was fitted without donors."""

@@ -172,6 +172,14 @@ class LatentPrior(ABC):
         """
         self._cannot("denoise cells")
 
+    def log_prob(self, x: Tensor, population: str) -> Tensor:
+        """Log density of each cell (cells x dimensions) in a population, in nats."""
+        self._cannot("give the density of cells")
+
+    def condition(self, direction: Tensor, value: float) -> LatentPrior:
+        """Prior of the cells whose product with a direction (of dimensions) is ``value``."""
+        self._cannot("be conditioned on a coordinate")
+
     def _cannot(self, what: str) -> NoReturn:
         raise InputError(f"The prior {self.name!r} cannot {what}; fit the model with another, such as mixture.")
 

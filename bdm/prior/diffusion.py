@@ -136,6 +136,18 @@ class DiffusionPrior(GaussianMixturePrior, name="diffusion"):
             return denoised
         return denoised + torch.where(kept, remainder_of(self.network, self.populations)(x, sigma, branch), 0)
 
+    def log_prob(self, x: Tensor, population: str) -> Tensor:
+        """Log density of each cell in a population without a network on its path, in nats."""
+        if any(self.kept[segment.row] for segment in self.hierarchy.path(population)):
+            self._cannot(f"give the density of {population!r}, on whose path it has a network")
+        return super().log_prob(x, population)
+
+    def condition(self, direction: Tensor, value: float) -> GaussianMixturePrior:
+        """Prior of the cells whose product with a direction is ``value``, if the network is used nowhere."""
+        if self.kept.any():
+            self._cannot("be conditioned on a coordinate where it has a network")
+        return GaussianMixturePrior(self.hierarchy, self.populations).condition(direction, value)
+
     def fit_added(self, data: PriorData, neighbour: str, settings: PriorSettings, *, seed: int) -> dict[str, Tensor]:
         """Fit the embeddings of added branches from the neighbour's; if that has no network, they are not trained."""
         row = self.hierarchy.rows[neighbour]

@@ -1,4 +1,4 @@
-"""The default prior: a tree of Gaussian mixtures, whose diffusion is in closed form."""
+"""The default prior: a tree of Gaussian mixtures, whose diffusion, density and conditioning are in closed form."""
 
 from __future__ import annotations
 
@@ -97,6 +97,14 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Mean of the cells without noise, given noised cells; see :meth:`LatentPrior.denoise`."""
         return self.closed_form(x, sigma, branch)
+
+    def log_prob(self, x: Tensor, population: str) -> Tensor:
+        """Log density of each cell (cells x dimensions) in a population, in nats."""
+        return self.population(self.hierarchy.rows[population], 0.0).log_prob(x)
+
+    def condition(self, direction: Tensor, value: float) -> GaussianMixturePrior:
+        """Prior of the cells whose product with a direction is ``value``: conditional normals, and weights of each."""
+        return replace(self, populations=self.populations.conditioned(direction, value))
 
     def extended(
         self, hierarchy: Hierarchy, tree: Hierarchy, moments: PopulationMoments, state: dict[str, Tensor]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -79,6 +79,20 @@ class BranchPopulations:
         mean, axes, variance = (of[chosen].cpu().double() for of in (self.mean, self.axes, self.variance))
         weight = self.log_weight[chosen].cpu().double().softmax(dim=0)
         return Mixture(weight, mean, (axes * variance[:, None]) @ axes.mT)
+
+    def conditioned(self, direction: Tensor, value: float) -> BranchPopulations:
+        """Condition leaves on cells whose product with a direction is ``value``; branches above follow from these."""
+        mixtures = [self.mixture(branch, 0.0) for branch in range(len(self.below))]
+        found = [mixture.conditioned(direction, value).moments for mixture in mixtures]
+        axes, variance = principal_axes(torch.stack([normal.covariance for normal in found]))
+        density = torch.stack([mixture.log_densities_of(direction, value).logsumexp(dim=0) for mixture in mixtures])
+        return replace(
+            self,
+            mean=torch.stack([normal.mean for normal in found]).float(),
+            axes=axes,
+            variance=variance,
+            log_weight=self.log_weight + density.float(),
+        )
 
     def standardise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Standardise noised cells, ``(C + sigma**2)**-0.5 (x - m)``, with mean m and covariance C of their branch."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
 
-import flow  # noqa: F401, defines the prior of this name
 import numpy as np
 import pandas as pd
 import peer

@@ -1,10 +1,9 @@
-"""The latents and the tree of `bdm` with a prior that is a network alone, on all branches, trained by flow matching."""
+"""The flow-matching prior: a network for the velocity of cells between data and noise, on all branches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ablation
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +34,9 @@ class FlowMatchingPrior(DiffusionPrior, name="flow"):
 
     @classmethod
     @using_threads()
-    def fit(cls, data: PriorData, settings: PriorSettings, *, seed: int, device: str = "auto") -> FittedPrior:
+    def fit(  # type: ignore[override]  # the network is on all branches
+        cls, data: PriorData, settings: PriorSettings, *, seed: int, device: str = "auto"
+    ) -> FittedPrior:
         """Train until held-out cells gain no more; their loss is ``validation`` in the table ``training``."""
         on = device_of(device)
         held_out = held_out_mask(data.cells, data.validation, seed=seed)
@@ -59,6 +60,11 @@ class FlowMatchingPrior(DiffusionPrior, name="flow"):
         prior = cls(data.hierarchy, populations, network.eval().requires_grad_(False), kept)
         return FittedPrior(prior, {"training": history})
 
+    @property
+    def description(self) -> str:
+        """What generates the latents, in a few words."""
+        return "a network on all branches, trained by flow matching"
+
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoise cells by the velocity of the network."""
         return denoised(self.network, self.populations, x, sigma, branch)
@@ -67,8 +73,11 @@ class FlowMatchingPrior(DiffusionPrior, name="flow"):
 def denoised(network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
     """Denoise cells by the velocity of a network."""
     t = (sigma / (1 + sigma))[:, None]
-    velocity = network(populations.standardise(x, sigma, branch), t, branch) - populations.mean[branch]
-    return (1 - t) * x - t * velocity
+    with torch.autocast("cuda", enabled=False):
+        standardised = populations.standardise(x, sigma, branch)
+    velocity = network(standardised, t, branch) - populations.mean[branch]
+    found: Tensor = (1 - t) * x - t * velocity
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +97,3 @@ class FlowLoss(MinibatchLoss):
         x, noised, sigma, branch, t = (values.to(self.device) for values in (x, noised, sigma, branch, t))
         found = self.denoised(network, noised, sigma, branch)
         return (((found - x) / t[:, None]) ** 2).mean(dim=1), population
-
-
-if __name__ == "__main__":
-    ablation.run(prior=FlowMatchingPrior.name)
