@@ -34,7 +34,7 @@ from bdm.commands.respond import respond
 from bdm.commands.simulate import simulate
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
-from bdm.errors import InputError, TrainingError, as_options
+from bdm.errors import InputError, Interrupted, TrainingError, as_options
 
 # Threads of OpenMP spin while they wait, and slow down other programs. Torch reads this as it is loaded.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
@@ -93,6 +93,8 @@ def main() -> None:
         end(as_options(str(error)), code=2)
     except TrainingError as error:
         end(str(error), code=1)
+    except Interrupted as stop:
+        end(str(stop), code=130)
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             end("There is not enough memory; give the job more, or fewer cells.", code=1)

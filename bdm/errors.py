@@ -48,6 +48,10 @@ class TrainingError(RuntimeError):
     """Training that failed, described in one sentence; the command line prints it and exits with code 1."""
 
 
+class Interrupted(Exception):  # noqa: N818, no error
+    """A command that was asked to end, as by Ctrl-C; the command line prints the sentence and exits with code 130."""
+
+
 def as_options(message: str) -> str:
     """Rewrite the Python arguments in an error message as command-line options.
 

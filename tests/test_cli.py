@@ -298,6 +298,18 @@ def test_quiet_prints_nothing_but_warnings(made, bdm, tmp_path, caplog):
     assert all(line.startswith("Left out type ") for line in shown)
 
 
+def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bdm.data.read.read_cells", interrupted)
+    monkeypatch.setattr(sys, "argv", ["bdm", "prepare", str(tmp_path / "cells.h5ad"), str(tmp_path / "prepared.h5ad")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.strip() == "bdm: Stopped, and wrote nothing; the same command starts again."
+
+
 def test_verbose_prints_versions_options_and_times(made, tmp_path):
     step = ("train", made[0] / "autoencoder", made[0] / "tree.json", "model", "--prior=diffusion", "--n-steps", 2, "-v")
     process = start([*map(str, step)], tmp_path, log := tmp_path / "log")

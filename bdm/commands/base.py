@@ -18,7 +18,7 @@ from typing import Any
 
 from bdm import __version__
 from bdm.commands.options import Quiet, Threads, Verbose, arguments_of, check_outputs, options_of
-from bdm.errors import as_options
+from bdm.errors import Interrupted, as_options
 
 logger = logging.getLogger("bdm")
 
@@ -81,7 +81,10 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
                 logger.debug("%s", versions())
             for name, value in given.items():
                 logger.debug("%s: %s", name, value)
-            summary = command(**arguments)
+            try:
+                summary = command(**arguments)
+            except KeyboardInterrupt as stop:
+                raise Interrupted("Stopped, and wrote nothing; the same command starts again.") from stop
             if summary is not None:
                 logger.info("%s", aligned(summary.rows(seconds=time.monotonic() - start)))
 
