@@ -16,12 +16,17 @@ from bdm.settings import (
     Contact,
     DesignFile,
     EvaluationSettings,
+    Extrapolate,
     GenerationSettings,
     GeneSets,
     HierarchySettings,
     InputKeys,
     InterpretationSettings,
     Labels,
+    LineageNode,
+    LineageSettings,
+    LineageTime,
+    LineageTreeFile,
     Markers,
     MissingAsZero,
     NewTypes,
@@ -56,8 +61,10 @@ def of_stage(model: type[StageSettings]) -> list[Setting]:
 Cells = Annotated[Path, "The cells: `.h5ad`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
 NewCells = Annotated[Path, "Cells of the new types, in any format that a data set may have."]
 NCells = Annotated[int | None, Ge(1), "Number of cells of each type.", Unset("as many of each type as the data have")]
+NReconstructed = Annotated[int, Ge(1), "Number of cells."]
 FitFlat = Annotated[bool, "Fit a model without a hierarchy as well, and compare its cells."]
 RunResponses = Annotated[bool, "Measure how cell types respond to conditions."]
+RunLineage = Annotated[bool, "Measure expression along a lineage."]
 RunAudit = Annotated[bool, "Run membership inference attacks, which fits models again."]
 
 # What each section is for, and its keys; a text stands for objects of another section, by names
@@ -78,6 +85,10 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     "respond": (
         "Responses of cell types to conditions, and cells in conditions that were not measured.",
         [*of_stage(ResponseSettings), key("run", RunResponses, False)],
+    ),
+    "lineage": (
+        "Expression along a lineage and time, and cells of ancestors and of times that nobody sampled.",
+        [*of_stage(LineageSettings), key("tree", LineageTreeFile, None), key("run", RunLineage, False)],
     ),
     "simulate": ("Experiments to simulate by designs.", []),
     "evaluate": (
@@ -127,6 +138,17 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
         "predictions",
         f"The predictions {NAMES}; each is as below.",
         [key("condition", PredictedCondition), key("cell_types", PredictedTypes, ())],
+    ),
+    "reconstruction": (
+        "lineage",
+        "reconstructions",
+        f"The reconstructions {NAMES}; each is as below.",
+        [
+            key("node", LineageNode),
+            key("at", LineageTime, None),
+            key("n_cells", NReconstructed, 100),
+            key("extrapolate", Extrapolate, False),
+        ],
     ),
     "design": ("simulate", "designs", f"The designs {NAMES}; each is as below.", [key("path", DesignFile)]),
 }

@@ -38,7 +38,7 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = (CONFIG[key] for key in ("methods", "seeds", "datasets"))
 PEERS = {name: method for name, method in METHODS.items() if method and method.get("peer")}
 MODULES = {"scdesigner": "scdesigner", "scvi-tools": "scvi"}  # by package
-TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"], "responses", "audit", "power"]
+TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"], "responses", "lineages", "audit", "power"]
 COMMANDS = typer.main.get_command(app).commands
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -753,3 +753,14 @@ def test_cells_of_responses_that_were_left_out_are_nearer_to_real_cells_than_unc
     assert rows.loc["bdm", "edistance"] < rows.loc["common", "edistance"]
     assert rows.loc["bdm", "covered_50%"] > 0.75
     assert "## E-distance\n\n| method | simulated |" in (tmp_path / "responses.md").read_text()
+
+
+def test_cells_of_a_lineage_that_were_left_out_are_nearer_to_real_cells_than_others(tmp_path):
+    run("scripts/simulated.py", "lineage", tmp_path / "cells.h5ad")
+    folder = tmp_path / "simulated/0"
+    folder.mkdir(parents=True)
+    run("scripts/lineages.py", tmp_path / "cells.h5ad", folder / "lineages.csv", "--leave", "a")
+    run("scripts/collect.py", "lineages", tmp_path, folder)
+    value = pd.read_csv(tmp_path / "lineages.csv").set_index("method")["value"]
+    assert value["bdm"] < value.drop(["bdm", "bdm-lineage", "halves"]).min()
+    assert "| method | a |" in (tmp_path / "lineages.md").read_text()

@@ -61,7 +61,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("cells.h5ad", "more.h5ad"):
         cells().write_h5ad(tmp_path / name)
-    (tmp_path / "design.yaml").touch()
+    for name in ("design.yaml", "lineage.nwk"):
+        (tmp_path / name).touch()
     return tmp_path
 
 
@@ -78,6 +79,7 @@ def test_keys_that_name_columns_are_found():
         *("dataset/label_key", "dataset/batch_key", "dataset/donor_key"),
         *("dataset/covariate_key", "respond/condition_key"),
     }
+    own |= {"lineage/time_key", "lineage/lineage_key"}
     assert set(named_columns()) == own | {"hierarchy/ontology_key", "addition/label_key"}
 
 

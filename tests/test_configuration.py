@@ -17,8 +17,18 @@ from test_workflow import ROOT, SCHEMA, SECTIONS, snakemake, write_config
 
 # A data set, and the one that it grows to, which has its settings.
 MINE, GROWN = "mine", "mine+more"
-FILES = ["cells.h5ad", "more.h5ad", "other.h5ad", "labels.csv", "genes.txt", "tree.nwk", "markers.csv", "sets.gmt"]
-FILES += ["design.yaml", "other.yaml"]
+FILES = [
+    "cells.h5ad",
+    "more.h5ad",
+    "other.h5ad",
+    "labels.csv",
+    "genes.txt",
+    "tree.nwk",
+    "lineage.nwk",
+    "markers.csv",
+    "sets.gmt",
+]
+FILES += ["design.yaml", "other.yaml", "lineage.nwk"]
 CONFIG = {
     "datasets": {
         MINE: {
@@ -29,9 +39,11 @@ CONFIG = {
             "simulate": {"designs": {"here": {"path": "design.yaml"}}},
             "audit": {"run": True},
             "respond": {"run": True, "predictions": {"those": {"condition": "stim", "cell_types": ["A"]}}},
+            "lineage": {"run": True, "reconstructions": {"mother": {"node": "A", "at": "3"}}},
         }
     },
     "evaluate": {"flat": True},
+    "lineage": {"tree": "lineage.nwk"},
 }
 
 # Rules with all that depends on them
@@ -46,6 +58,8 @@ SIMULATE = {"simulate here"} | REPORT
 AUDIT = {"audit"} | CARD | REPORT  # of fitted models, not of extended ones
 PREDICTION = {"predict those"}  # of fitted models, likewise
 RESPOND = {"respond"} | PREDICTION | CARD | REPORT
+RECONSTRUCTION = {"reconstruct mother"}  # likewise
+LINEAGE = {"lineage"} | RECONSTRUCTION | REPORT
 GENERATE = {"generate"} | EVALUATE | INTERPRET
 GENERATE_BOTH = {"generate_flat"} | GENERATE
 EXTEND = {"extend"} | GENERATE | TRANSMUTATIONS | SIMULATE
@@ -67,9 +81,9 @@ CHANGES = {
         {**CONFIG["datasets"], "new": {"path": "other.h5ad"}},
         {"new": PREPARE - TRANSMUTATIONS - SIMULATE - AUDIT | CARD | REPORT},
     ),
-    "dataset/path": ("other.h5ad", both(PREPARE | RESPOND, EXTEND)),
-    "dataset/label_key": ("auto", both(PREPARE | RESPOND, EXTEND)),
-    "dataset/labels": ("labels.csv", both(PREPARE | RESPOND, EXTEND)),
+    "dataset/path": ("other.h5ad", both(PREPARE | RESPOND | LINEAGE, EXTEND)),
+    "dataset/label_key": ("auto", both(PREPARE | RESPOND | LINEAGE, EXTEND)),
+    "dataset/labels": ("labels.csv", both(PREPARE | RESPOND | LINEAGE, EXTEND)),
     "prepare/genes": ("all", both(PREPARE, EXTEND)),
     "prepare/n_genes": (10, both(PREPARE, EXTEND)),
     "prepare/keep_genes": ("genes.txt", both(PREPARE, EXTEND)),
@@ -98,6 +112,16 @@ CHANGES = {
         {MINE: {"predict new"}},
     ),
     "prediction/cell_types": (["B"], {MINE: PREDICTION}),
+    "lineage/run": (False, {MINE: REPORT}),
+    "lineage/tree": ("tree.nwk", {MINE: LINEAGE}),
+    "lineage/time_key": ("cell_type", {MINE: LINEAGE}),
+    "lineage/n_times": (3, {MINE: LINEAGE}),
+    "lineage/relations": ("time", {MINE: LINEAGE}),
+    "lineage/reconstructions": (
+        {**CONFIG["datasets"][MINE]["lineage"]["reconstructions"], "new": {"node": "B"}},
+        {MINE: {"reconstruct new"}},
+    ),
+    "reconstruction/n_cells": (3, {MINE: RECONSTRUCTION}),
     "simulate/designs": (
         {**CONFIG["datasets"][MINE]["simulate"]["designs"], "new": {"path": "other.yaml"}},
         both({"simulate new"} | REPORT),
@@ -119,6 +143,7 @@ COMMANDS = {  # of sections of another name
     "addition": "extend",
     "transmutation": "transmute",
     "prediction": "predict",
+    "reconstruction": "reconstruct",
 }
 NO_OPTIONS = {"path", "run", "flat"}  # keys of rules
 OTHER_OPTIONS = {"n_cells": "cells", "cell_types": "cell_type"}
@@ -143,11 +168,14 @@ def with_value(key: str, value: object, *, own: bool = False, config: dict = CON
         "addition": mine["extend"]["additions"]["more"],
         "transmutation": mine["transmute"]["transmutations"]["there"],
         "prediction": mine["respond"]["predictions"]["those"],
+        "reconstruction": mine["lineage"]["reconstructions"]["mother"],
         "design": mine["simulate"]["designs"]["here"],
     }
     if section not in places:
         places[section] = (
-            mine if own or name in ("transmutations", "predictions", "additions", "designs", "run") else config
+            mine
+            if own or name in ("transmutations", "predictions", "reconstructions", "additions", "designs", "run")
+            else config
         ).setdefault(section, {})
     places[section].update({name: value, **BESIDE.get(key, {})})
     return config
@@ -167,7 +195,9 @@ def planned_rules(config: dict, *, snakefile: Path = ROOT / "Snakefile") -> dict
     planned: dict[str, set[str]] = {}
     for line in table.getvalue().splitlines()[1:]:
         file, _, rule, *_, plan = line.split("\t")
-        result = re.search(r"results/([^/]+)/(?:(?:transmuted|transmutation|predicted|simulated)/([a-z]+))?", file)
+        result = re.search(
+            r"results/([^/]+)/(?:(?:transmuted|transmutation|predicted|reconstructed|simulated)/([a-z]+))?", file
+        )
         if result and plan != "no update":
             dataset, of = result.groups()
             name = rule.removeprefix("bdm_")
@@ -283,7 +313,7 @@ def test_a_folder_of_cells_that_a_rule_makes_is_input_as_a_whole(tmp_path):
 
 
 def test_no_labels_run_what_depends_on_labels(in_finished):
-    assert planned_rules(with_value("dataset/label_key", None)) == both(PREPARE | RESPOND, EXTEND)
+    assert planned_rules(with_value("dataset/label_key", None)) == both(PREPARE | RESPOND | LINEAGE, EXTEND)
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -7,6 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from simulated import BEGIN, END, simulated_lineage
+from simulated import LINEAGE as NEWICK
+from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
 from bdm.errors import InputError
@@ -18,41 +21,16 @@ from bdm.lineages.results import Lineage, kernels_of, measurements
 from bdm.lineages.tree import LineageTree, Places, divisions, read_lineage_tree
 from bdm.settings import LineageSettings
 
-NEWICK = "(((a1,a2)a,(b1,b2)b)ab,(c1,c2)c)root_cell;"
 TREE = read_lineage_tree(NEWICK)
-BEGIN = {"root_cell": 0, "ab": 20, "c": 20, "a": 40, "b": 40, **dict.fromkeys(("a1", "a2", "b1", "b2", "c1", "c2"), 60)}
-END = {"root_cell": 20, "ab": 40, "c": 60, "a": 60, "b": 60, **dict.fromkeys(("a1", "a2", "b1", "b2", "c1", "c2"), 100)}
-N_GENES = 120
-SETTINGS = LineageSettings(label_key="kind", time_key="minutes", n_times=10)
-
-
-def simulated(*, seed: int, n_cells: int = 80, strength: float = 0.12) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
-    """Cells of eleven nodes, whose log expression walks along the lineage; and this walk, by node, minutes x genes."""
-    rng = np.random.default_rng(seed)
-    walk: dict[str, np.ndarray] = {}
-    for node, mother in zip(TREE.nodes, TREE.mother, strict=True):
-        start = rng.normal(0, 1, N_GENES) if mother < 0 else walk[TREE.nodes[mother]][-1]
-        steps = rng.normal(0, strength, (END[node] - BEGIN[node] + 1, N_GENES))
-        walk[node] = start + np.cumsum(steps, axis=0)
-    counts, obs = [], []
-    for node in TREE.nodes:
-        for _ in range(n_cells):
-            minute = int(rng.integers(BEGIN[node], END[node]))
-            rate = np.exp(walk[node][minute - BEGIN[node]])
-            size = rng.lognormal(7, 0.3)
-            counts.append(rng.poisson(rate / rate.sum() * size * rng.gamma(5, 1 / 5, N_GENES)))
-            obs.append((node, float(minute)))
-    table = pd.DataFrame(obs, columns=["kind", "minutes"], index=[f"cell {i}" for i in range(len(obs))])
-    names = pd.DataFrame(index=[f"gene {i}" for i in range(N_GENES)])
-    return ad.AnnData(sp.csr_matrix(np.array(counts, dtype=np.float32)), obs=table, var=names), walk
+SETTINGS = LineageSettings(label_key="cell_type", time_key="minutes", n_times=10)
 
 
 def without(cells: ad.AnnData, *kinds: str) -> ad.AnnData:
-    return cells[(~cells.obs["kind"].isin(kinds)).to_numpy()].copy()
+    return cells[(~cells.obs["cell_type"].isin(kinds)).to_numpy()].copy()
 
 
 def of(cells: ad.AnnData, kind: str) -> ad.AnnData:
-    return cells[(cells.obs["kind"] == kind).to_numpy()].copy()
+    return cells[(cells.obs["cell_type"] == kind).to_numpy()].copy()
 
 
 def log_share(cells: ad.AnnData) -> np.ndarray:
@@ -61,7 +39,7 @@ def log_share(cells: ad.AnnData) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def truth() -> tuple[ad.AnnData, dict[str, np.ndarray]]:
-    return simulated(seed=0)
+    return simulated_lineage(seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +85,7 @@ def test_common_ancestors_are_those_of_the_lines_of_descent():
 
 def test_divisions_are_where_cells_of_mothers_and_daughters_separate(cells):
     for chosen in (cells, without(cells, "a"), without(cells, "a", "ab")):
-        node = np.array([TREE.find(name) for name in chosen.obs["kind"]])
+        node = np.array([TREE.find(name) for name in chosen.obs["cell_type"]])
         end = dict(zip(TREE.nodes, divisions(TREE, node, chosen.obs["minutes"].to_numpy()), strict=True))
         assert np.isinf(end["a1"])
         for name in ("root_cell", "ab", "a", "b", "c"):
@@ -146,7 +124,7 @@ def test_nodes_left_out_in_closed_form_are_as_predicted_without(cells, lineage):
 def test_an_ancestor_is_nearer_than_relatives_and_their_blend():
     errors = []
     for seed in range(3):
-        cells, walk = simulated(seed=seed)
+        cells, walk = simulated_lineage(seed=seed)
         found = fit_lineage(without(cells, "a"), SETTINGS, tree=TREE)
         at = 50
         real = np.exp(walk["a"][at - BEGIN["a"]])
@@ -170,7 +148,7 @@ def test_the_lineage_is_worth_more_than_time_where_expression_walked_along_it(ce
 def test_intervals_of_nodes_without_cells_are_calibrated():
     covered = []
     for seed in range(6):
-        cells, walk = simulated(seed=20 + seed)
+        cells, walk = simulated_lineage(seed=20 + seed)
         name = ("a", "b", "c")[seed % 3]
         found = fit_lineage(without(cells, name), SETTINGS, tree=TREE)
         at = (BEGIN[name] + END[name]) // 2
@@ -190,7 +168,7 @@ def test_uncertainty_grows_away_from_samples(lineage):
 
 def test_branches_name_the_gene_that_one_branch_gains_and_when(cells):
     planted = cells.copy().X.toarray()
-    late = (cells.obs["kind"] == "b1") & (cells.obs["minutes"] >= 80)
+    late = (cells.obs["cell_type"] == "b1") & (cells.obs["minutes"] >= 80)
     planted[np.ix_(late, [7])] += 300
     changed = ad.AnnData(sp.csr_matrix(planted), obs=cells.obs, var=cells.var)
     table = fit_lineage(changed, SETTINGS, tree=TREE).branches()
@@ -209,7 +187,7 @@ def test_branches_name_the_gene_that_one_branch_gains_and_when(cells):
 def test_reconstructed_cells_of_an_ancestor_have_its_means_and_the_spread_of_real_cells(cells, lineage):
     real = of(cells, "a")
     found = reconstruct_cells(lineage, without(cells, "a", "c2"), "a", n_cells=200)
-    assert set(found.obs["kind"]) == {"a"}
+    assert set(found.obs["cell_type"]) == {"a"}
     assert found.obs["minutes"].between(36, 64).all()
     assert (found.X.data == np.rint(found.X.data)).all()
     assert found.X.data.min() > 0
@@ -250,10 +228,10 @@ def test_extrapolation_is_rejected_unless_it_is_wanted_and_then_warned_of(cells,
 
 
 def test_lineages_without_times_go_by_the_lengths_of_branches(cells):
-    settings = LineageSettings(label_key="kind")
+    settings = LineageSettings(label_key="cell_type")
     lineage = fit_lineage(without(cells, "a"), settings, tree=TREE)
     found = reconstruct_cells(lineage, without(cells, "a"), "a", n_cells=50)
-    assert list(found.obs) == ["kind", "relative", "synthetic"]
+    assert list(found.obs) == ["cell_type", "relative", "synthetic"]
     assert lineage.branches()["start"].min() == 0
     with pytest.raises(InputError, match=r"^The lineage has no times, so `at=` has no meaning"):
         reconstruct_cells(lineage, cells, "a", at=3)
@@ -273,7 +251,7 @@ def test_saved_lineages_reconstruct_the_same(cells, lineage, tmp_path):
 def test_commands_write_tables_a_figure_and_cells(cells, tmp_path, bdm, caplog):
     without(cells, "a").write_h5ad(tmp_path / "cells.h5ad")
     (tmp_path / "lineage.nwk").write_text(NEWICK)
-    keys = ("--label-key", "kind", "--time-key", "minutes", "--n-times", "10")
+    keys = ("--label-key", "cell_type", "--time-key", "minutes", "--n-times", "10")
     given = (tmp_path / "cells.h5ad", tmp_path / "lineage", "--tree", tmp_path / "lineage.nwk")
     code, _ = bdm("lineage", *given, *keys)
     assert code == 0
@@ -291,10 +269,23 @@ def test_commands_write_tables_a_figure_and_cells(cells, tmp_path, bdm, caplog):
     assert set(pd.read_csv(tmp_path / "genes.csv")["time"]) == {50}
 
 
+@pytest.mark.slow
+def test_workflow_measures_a_lineage_and_reconstructs_cells(cells, tmp_path):
+    without(cells, "a").write_h5ad(tmp_path / "cells.h5ad")
+    (tmp_path / "lineage.nwk").write_text(NEWICK)
+    section = {"run": True, "tree": "lineage.nwk", "time_key": "minutes", "n_times": 10}
+    section["reconstructions"] = {"mother": {"node": "a", "at": "45:55", "n_cells": 30}}
+    write_config(tmp_path, {"datasets": {"mine": {"path": "cells.h5ad", "label_key": "cell_type", "lineage": section}}})
+    wanted = ("results/mine/lineage/lineage.json", "results/mine/reconstructed/mother.h5ad")
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", 1, *wanted, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ad.read_h5ad(tmp_path / wanted[1]).n_obs == 30
+
+
 BAD = {  # what is done to the cells, the settings, the tree, and how the sentence begins
     "no node": (
         lambda cells: cells, {}, "((a1,a2)a,b)c;",
-        "The lineage has no node 'ab'; did you mean 'b' or 'a'? obs['kind'] has cells of it; add it to the tree, or",
+        "The lineage has no node 'ab'; did you mean 'b' or 'a'? obs['cell_type'] has cells of it; add it to",
     ),
     "daughter before mother": (
         lambda cells: cells, {}, NEWICK.replace("root_cell", "x").replace("a2", "root_cell").replace("x", "a2"),
@@ -316,7 +307,7 @@ BAD = {  # what is done to the cells, the settings, the tree, and how the senten
     ),
     "no lineage": (lambda cells: cells, {}, None, "There is no lineage; give a tree by `tree=`, or lineage names by"),
     "two lineages": (
-        lambda cells: cells, {"lineage_key": "kind"}, NEWICK, "`tree=` and `lineage_key=` are both given; give one"
+        lambda cells: cells, {"lineage_key": "cell_type"}, NEWICK, "`tree=` and `lineage_key=` are both given; give one"
     ),
     "few cells": (lambda cells: cells, {"min_cells": 200}, NEWICK, "Only 0 nodes or times of nodes have 200 cells"),
 }  # fmt: skip
@@ -350,7 +341,7 @@ def test_unknown_nodes_times_and_genes_are_rejected(cells, lineage):
 def test_python_takes_names_of_lineages(cells):
     names = {"root_cell": "P", "ab": "Pa", "c": "Pp", "a": "Paa", "b": "Pap", "a1": "Paaa", "a2": "Paap"}
     named = without(cells, "b1", "b2", "c1", "c2", "a")
-    named.obs["name"] = named.obs["kind"].map(names)
+    named.obs["name"] = named.obs["cell_type"].map(names)
     named.obs.loc[named.obs_names[:3], "name"] = np.nan
     lineage = package.tl.lineage(named, lineage_key="name", time_key="minutes")
     assert lineage.tree.nodes == ("P", "Pa", "Pp", "Paa", "Pap", "Paaa", "Paap")

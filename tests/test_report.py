@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from simulated import LINEAGE, simulated_lineage
 from test_hierarchy_page import CHROMIUM, Scripts, balanced
 from test_responses import simulated_cells
 
@@ -21,13 +22,15 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.hierarchy.tree import Hierarchy
+from bdm.lineages.fit import fit_lineage
+from bdm.lineages.tree import read_lineage_tree
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.page import number, report_page
 from bdm.report.results import Results, read_cost, read_results
 from bdm.report.settings import cells_left_out, changed, genes_chosen
 from bdm.report.tables import populations
 from bdm.responses.fit import fit_responses
-from bdm.settings import ResponseSettings
+from bdm.settings import LineageSettings, ResponseSettings
 
 FLAGS = [
     "--headless",
@@ -535,6 +538,16 @@ def test_page_shows_responses_and_how_far_to_trust_them(results):
     text = report_page(replace(results, responses=responses, figures=results.figures | figures))
     assert 'href="#responses"' in text
     assert responses.sentence("stim") in text
+
+
+def test_page_shows_a_lineage_and_how_far_to_trust_it(results):
+    cells, _ = simulated_lineage(seed=0, n_cells=20)
+    settings = LineageSettings(time_key="minutes", n_times=5)
+    lineage = fit_lineage(cells, settings, tree=read_lineage_tree(LINEAGE))
+    figures = results.figures | {"lineage/lineage.png": b""}
+    text = report_page(replace(results, lineage=lineage, figures=figures))
+    assert 'href="#lineage"' in text
+    assert all(sentence in text for sentence in lineage.sentences())
 
 
 def test_additions_are_reported(results):

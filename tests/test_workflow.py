@@ -50,6 +50,7 @@ SECTIONS = [
     "generate",
     "transmute",
     "respond",
+    "lineage",
     "simulate",
     "evaluate",
     "interpret",

@@ -46,7 +46,6 @@ def lineage(
         f"{counted(n_nodes, 'node')}",
         "error": "\n".join(fitted.sentences()),
     }
-    inner = [name for name, sampled in zip(fitted.tree.nodes, fitted.sampled, strict=True) if not sampled]
-    node = inner[-1] if inner else str(fitted.points["node"].iloc[0])
+    node = fitted.next_node()
     then = ("bdm", "reconstruct", out, data, "reconstructed.h5ad", "--node", node)
     return Summary((out,), facts, then=then)

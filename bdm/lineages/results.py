@@ -176,6 +176,12 @@ class Lineage(MeasuredLineage, Result):
         ancestral = joined.ancestral(self.tree)
         return np.asarray(ancestral[:n, n:].any(axis=0) & ancestral[n:, :n].any(axis=1))
 
+    def next_node(self) -> str:
+        """Name a node that may be reconstructed: one without samples between others, or else the first with samples."""
+        missing = np.flatnonzero(~self.sampled)
+        between = self.is_between(Places(missing, np.array([self.middle(int(node)) for node in missing])))
+        return self.tree.nodes[missing[between][0]] if between.any() else str(self.points["node"].iloc[0])
+
     # ---- branches
 
     def branches(self, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:

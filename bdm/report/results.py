@@ -22,6 +22,7 @@ from bdm.evaluation.results import Evaluation, require_set
 from bdm.evaluation.verdict import Verdict
 from bdm.extension.results import ExtensionReport
 from bdm.interpretation.results import Interpretation, branch_genes
+from bdm.lineages.results import Lineage
 from bdm.model.generated_file import is_of_model
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.experiments import read_experiments
@@ -59,6 +60,7 @@ class Results:
     transmutations: dict[str, TransmutationEvaluation]
     experiments: dict[str, dict[str, Any]]
     responses: Responses | None
+    lineage: Lineage | None
     audit: Audit | None
     extensions: pd.DataFrame | None  # types that were added to the model
     cost: pd.DataFrame  # seconds and megabytes by step
@@ -115,6 +117,7 @@ def read_results(folder: Path) -> Results:
         },
         experiments=read_experiments(folder, checksum),
         responses=Responses.load(folder / Responses.kind) if (folder / Responses.kind).is_dir() else None,
+        lineage=Lineage.load(folder / Lineage.kind) if (folder / Lineage.kind).is_dir() else None,
         audit=audit,
         extensions=extension.extensions if extension else None,
         cost=read_cost(folder / "benchmarks"),

@@ -1,4 +1,4 @@
-"""Simulate cells: of many types in a tree, in several conditions, of an atlas, or without clusters."""
+"""Simulate cells: of many types in a tree, in several conditions, of a lineage, of an atlas, or without clusters."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,7 @@ from synthetic_cells import SyntheticSettings, count_blocks, sample_truth, share
 from bdm._core.files import atomic_write
 from bdm._core.seeds import numpy_generator
 from bdm.data.matrix import appended_rows
+from bdm.lineages.tree import read_lineage_tree
 
 N_GENES_OF_MANY = 2100  # 500 types change 2,020 of them
 N_GENES_OF_ATLAS = 2000
@@ -26,6 +27,12 @@ N_FACTORS = 2  # that vary around it
 LIBRARY_SIZE = 1500  # median of cells
 BRANCH_POINT = 0.4  # of a pseudotime from 0 to 1
 SHARE_OF_FIRST = 0.6
+
+# A lineage of eleven nodes, and the minutes in which each exists
+LINEAGE = "(((a1,a2)a,(b1,b2)b)ab,(c1,c2)c)root_cell;"
+LEAVES = ("a1", "a2", "b1", "b2", "c1", "c2")
+BEGIN = {"root_cell": 0, "ab": 20, "c": 20, "a": 40, "b": 40, **dict.fromkeys(LEAVES, 60)}
+END = {"root_cell": 20, "ab": 40, "c": 60, "a": 60, "b": 60, **dict.fromkeys(LEAVES, 100)}
 
 app = typer.Typer()
 
@@ -156,6 +163,41 @@ def conditions(
     var = pd.DataFrame(index=[f"gene {i + 1}" for i in range(n_genes)])
     with atomic_write(out) as path:
         ad.AnnData(sparse.vstack(counts, format="csr"), obs=table, var=var).write_h5ad(path, compression="gzip")
+
+
+def simulated_lineage(
+    *, seed: int, n_cells: int = 80, n_genes: int = 120, strength: float = 0.12
+) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+    """Simulate cells of eleven nodes, whose log expression walks along the lineage.
+
+    Returns
+    -------
+    The cells, and the walk of each node, minutes x genes.
+    """
+    rng, tree = np.random.default_rng(seed), read_lineage_tree(LINEAGE)
+    walk: dict[str, np.ndarray] = {}
+    for node, mother in zip(tree.nodes, tree.mother, strict=True):
+        start = rng.normal(0, 1, n_genes) if mother < 0 else walk[tree.nodes[mother]][-1]
+        steps = rng.normal(0, strength, (END[node] - BEGIN[node] + 1, n_genes))
+        walk[node] = start + np.cumsum(steps, axis=0)
+    counts, obs = [], []
+    for node in tree.nodes:
+        for _ in range(n_cells):
+            minute = int(rng.integers(BEGIN[node], END[node]))
+            rate = np.exp(walk[node][minute - BEGIN[node]])
+            size = rng.lognormal(7, 0.3)
+            counts.append(rng.poisson(rate / rate.sum() * size * rng.gamma(5, 1 / 5, n_genes)))
+            obs.append((node, float(minute)))
+    table = pd.DataFrame(obs, columns=["cell_type", "minutes"], index=[f"cell {i}" for i in range(len(obs))])
+    names = pd.DataFrame(index=[f"gene {i}" for i in range(n_genes)])
+    return ad.AnnData(sparse.csr_matrix(np.array(counts, dtype=np.float32)), obs=table, var=names), walk
+
+
+@app.command()
+def lineage(out: Path, *, seed: int = 0) -> None:
+    """Write cells of a lineage, of any of its nodes and minutes, whose log expression walks along it."""
+    with atomic_write(out) as path:
+        simulated_lineage(seed=seed)[0].write_h5ad(path, compression="gzip")
 
 
 if __name__ == "__main__":

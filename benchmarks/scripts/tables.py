@@ -313,6 +313,16 @@ STUDIES = {
             ),
         ),
     ),
+    "lineages": of_study(
+        "lineages",
+        "Cells of nodes and times of a lineage that were left out",
+        Table(
+            "Energy distance to the real cells, for cells of each node, or of the middle third of its times.",
+            ("method",),
+            "left_out",
+            each="data",
+        ),
+    ),
     "predicted_output": of_study(
         "predicted_output",
         "The form of predicted cells",

@@ -20,6 +20,8 @@ def check_columns(name, dataset):
         check_labels(f"{place}.extend.additions.{addition}.label_key", of, fitted=dataset["label_key"])
     if dataset["respond"]["run"] or dataset["respond"]["predictions"]:
         check_responses(f"{place}.respond", dataset, columns)
+    for key in ("time_key", "lineage_key") if dataset["lineage"]["run"] else []:
+        check_column(f"{place}.lineage.{key}", path, columns, dataset["lineage"][key])
     check_types(place, dataset)
     if dataset["audit"]["run"] and dataset["donor_key"] is not None and columns is not None and labels is None:
         check_donors(f"{place}.audit.run", path, dataset["donor_key"], dataset["audit"]["n_folds"])

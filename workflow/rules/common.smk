@@ -35,6 +35,7 @@ FILES = {
     "prepare/genes": ["seurat_v3", "all"],
     "prepare/keep_genes": ["markers"],
     "hierarchy/tree": [CELL_ONTOLOGY],
+    "lineage/tree": [],
     "interpret/markers": [],
     "interpret/gene_sets": [],
 }
@@ -50,6 +51,7 @@ SECTIONS = [
     "generate",
     "transmute",
     "respond",
+    "lineage",
     "simulate",
     "evaluate",
     "interpret",
@@ -106,6 +108,7 @@ def complete(config):
             ("simulate", "designs"),
             ("transmute", "transmutations"),
             ("respond", "predictions"),
+            ("lineage", "reconstructions"),
         ):
             dataset[section][of] = {str(name): content for name, content in dataset[section][of].items()}
     for name, dataset in completed["datasets"].items():
@@ -358,6 +361,21 @@ def predicted_cells(wildcards):
         f"results/{name}/predicted/{prediction}.h5ad"
         for name in FITTED
         for prediction in settings["datasets"][name]["respond"]["predictions"]
+    ]
+
+
+def measured_lineage(wildcards):
+    """Name the lineage of a data set, where it is to be measured; extended models have none."""
+    runs = wildcards.dataset in FITTED and setting("lineage/run")(wildcards)
+    return [f"results/{wildcards.dataset}/lineage/lineage.json"] if runs else []
+
+
+def reconstructed_cells(wildcards):
+    """Name the cells of all data sets that are reconstructed along their lineage."""
+    return [
+        f"results/{name}/reconstructed/{reconstruction}.h5ad"
+        for name in FITTED
+        for reconstruction in settings["datasets"][name]["lineage"]["reconstructions"]
     ]
 
 

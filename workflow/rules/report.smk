@@ -7,6 +7,7 @@ rule report:
         interpretation=rules.interpret.output.interpretation,
         transmutations=results_of_transmutations,
         responses=measured_responses,
+        lineage=measured_lineage,
         experiments=simulated_experiments,
         extension=extension_report,
         audit=audit_result,
