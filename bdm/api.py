@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from bdm.audit.results import Audit
     from bdm.design.settings import Design
     from bdm.donors.draw import DonorModel
+    from bdm.evaluation.cells import TypedCells
     from bdm.evaluation.results import Evaluation
     from bdm.extension.extend import FittedExtension
     from bdm.interpretation.results import Interpretation
@@ -433,7 +434,7 @@ class BranchedDiffusion:
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to evaluate.")
         keys, settings = InputKeys(label_key=label_key, counts=counts), EvaluationSettings(n_repeats=n_repeats)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
-        new = self.generate(real.test.n_by_type.to_dict(), seed=seed) if adata_new is None else adata_new
+        new = self.generate(_numbers_of(real.test), seed=seed) if adata_new is None else adata_new
         sets = {GENERATED: new, **(compare or {})}
         cells = {name: known_cells(adata, self.model, keys_found_in(adata, keys)) for name, adata in sets.items()}
         for name, of_set in cells.items():
@@ -731,6 +732,13 @@ def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
         if (found := getattr(settings, name)) not in (getattr(default, name), value):
             raise InputError(f"{name} is {value!r}, and {found!r} in settings.prepare; give it in one place.")
     return replace(settings, **given)
+
+
+def _numbers_of(cells: "TypedCells") -> pd.DataFrame:
+    """Numbers of cells by type and values of covariates, to generate as many."""
+    table = pd.DataFrame({"cell_type": cells.cell_type})
+    table = table if cells.covariates is None else table.join(cells.covariates)
+    return table.value_counts(sort=False).rename("n_cells").reset_index()
 
 
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:

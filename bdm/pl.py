@@ -17,6 +17,7 @@ in scanpy, a figure that is drawn into given axes (``ax``) is not shown unless `
 
 from bdm.plotting.ancestral_states import ancestral_states, ancestral_umap, markers
 from bdm.plotting.branches import agreement, branch_genes, commitment
+from bdm.plotting.covariates import covariates
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power
 from bdm.plotting.lineages import lineage
@@ -31,6 +32,7 @@ __all__ = [
     "audit",
     "branch_genes",
     "commitment",
+    "covariates",
     "genes",
     "hierarchy",
     "lineage",

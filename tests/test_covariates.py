@@ -6,7 +6,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from zoo import kept_model
 
 from bdm.api import BranchedDiffusion
 from bdm.covariates.curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds
@@ -29,7 +28,7 @@ def log_change(time: np.ndarray) -> np.ndarray:
 def simulated(n: int = 240, seed: int = 0) -> ad.AnnData:
     """Cells of a type that changes with time, and of one that does not, in equal numbers."""
     rng = np.random.default_rng(seed)
-    base = rng.normal(0, 0.7, (2, N_GENES))
+    base = np.random.default_rng(7).normal(0, 0.7, (2, N_GENES))
     base[1, -10:] += 2
     time = rng.random(2 * n) ** 1.5  # not uniform
     moving = np.repeat([True, False], n)
@@ -38,7 +37,7 @@ def simulated(n: int = 240, seed: int = 0) -> ad.AnnData:
     counts = rng.poisson(rng.lognormal(6, 0.2, 2 * n)[:, None] * expression).astype(np.float32)
     obs = pd.DataFrame({"cell_type": np.where(moving, "moving", "still"), "time": time})
     obs["dose"] = rng.integers(0, 3, 2 * n)
-    obs.index = [f"cell-{i}" for i in range(2 * n)]
+    obs.index = [f"cell-{seed}-{i}" for i in range(2 * n)]
     return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(N_GENES)]))
 
 
@@ -49,13 +48,9 @@ SETTINGS = Settings(
 )
 
 
-def fit_with_time():
-    return BranchedDiffusion(simulated(), covariate_key="time", settings=SETTINGS).fit()
-
-
 @pytest.fixture(scope="module")
 def model():
-    return kept_model(fit_with_time)
+    return BranchedDiffusion(simulated(), covariate_key="time", settings=SETTINGS).fit()
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +187,10 @@ def test_a_model_without_covariates_rejects_values(small_model):
     [
         (lambda cells: ["early"] * len(cells), "holds values such as 'early', but cells depend on a covariate"),
         (lambda cells: [1.0] * len(cells), "has one value for all cells"),
-        (lambda cells: [np.nan, *cells.obs["time"][1:]], "has no finite number for 1 of 480 cells, for example cell-0"),
+        (
+            lambda cells: [np.nan, *cells.obs["time"][1:]],
+            "has no finite number for 1 of 480 cells, for example cell-0-0",
+        ),
         (lambda cells: cells.obs["time"] > 0.5, "holds true and false"),
     ],
 )
@@ -271,3 +269,41 @@ def test_a_prior_with_a_network_is_moved_along_the_curve_too():
     model = BranchedDiffusion(simulated(120), covariate_key="time", settings=settings).fit()
     early, late = (log_shares(model.generate({"moving": 300}, at={"time": t})) for t in (0.1, 0.8))
     assert (late - early)[RISING].mean() == pytest.approx(1.4, abs=0.4)
+
+
+@pytest.fixture(scope="module")
+def evaluation(model):
+    return model.evaluate(simulated(100, seed=9), n_repeats=2)
+
+
+def test_scores_by_bins_are_with_those_of_the_floor(evaluation):
+    table = evaluation.by_covariate
+    assert list(table.groupby("set")["low"].nunique()) == [4, 4]
+    energy = table.groupby("set", sort=False)["relative_energy"].mean()
+    assert energy["generated"] < 0.03
+    assert energy["floor"] < 0.02
+
+
+def test_cells_of_a_model_without_the_covariate_are_far_in_bins(model, evaluation):
+    """Cells whose times are shuffled are alike overall, but not at their times."""
+    cells = simulated(100, seed=9)
+    shuffled = model.generate(pd.DataFrame({"cell_type": cells.obs["cell_type"], "n_cells": 1}), seed=1)
+    shuffled.obs["time"] = np.random.default_rng(0).permutation(shuffled.obs["time"])
+    other = model.evaluate(cells, shuffled).by_covariate
+    worse = other[other["set"] == "generated"]["relative_energy"].mean()
+    better = evaluation.by_covariate[evaluation.by_covariate["set"] == "generated"]["relative_energy"].mean()
+    assert worse > 3 * better
+
+
+def test_figure_has_real_and_generated_cells_along_the_covariate(evaluation, tmp_path):
+    from bdm.plotting.covariates import covariates
+    from bdm.plotting.files import write_result
+
+    axes = covariates(evaluation, show=False)
+    assert {axis.get_title() for axis in axes} <= {f"g{i}" for i in range(N_GENES)}
+    assert len(axes[0].containers) == 3
+    write_result(tmp_path / "evaluation", evaluation)
+    assert (tmp_path / "evaluation/covariates.png").is_file()
+    assert len(pd.read_csv(tmp_path / "evaluation/by_covariate.csv")) == 8
+    with pytest.raises(InputError, match="The evaluation has no nothing along time; it has g"):
+        covariates(evaluation, ["nothing"], show=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from pandas.api.types import is_numeric_dtype
 from scipy import sparse
 
 from bdm.data.counts import as_counts, first_fault
@@ -38,6 +39,7 @@ class TypedCells(ABC):
     """Cells of known types, in memory or on disk."""
 
     cell_type: np.ndarray
+    covariates: pd.DataFrame | None
 
     def __len__(self) -> int:
         return len(self.cell_type)
@@ -64,16 +66,18 @@ class Cells(TypedCells):
     cell_type: np.ndarray
     batch: np.ndarray | None = None  # None where it is not known
     population: np.ndarray | None = None  # None where populations are not compared
+    covariates: pd.DataFrame | None = None  # values by cell and covariate; None where there are none
 
     @classmethod
-    def from_anndata(cls, adata: AnnData) -> Cells:
-        """Take counts from ``X``, types from ``obs['cell_type']``, and batches from ``obs['batch']``, if any."""
+    def from_anndata(cls, adata: AnnData, covariates: Sequence[str] = ()) -> Cells:
+        """Take counts from ``X``, and types, batches and covariates, if any, from ``obs``."""
         counts = sparse.csr_matrix(adata.X, dtype=np.float32)
-        return cls(counts, adata.obs["cell_type"].to_numpy(dtype=str), batch_in(adata.obs))
+        cell_type = adata.obs["cell_type"].to_numpy(dtype=str)
+        return cls(counts, cell_type, batch_in(adata.obs), covariates=covariates_in(adata.obs, covariates))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         batch, population = (None if of is None else of[index] for of in (self.batch, self.population))
-        return Cells(self.counts[index], self.cell_type[index], batch, population)
+        return Cells(self.counts[index], self.cell_type[index], batch, population, rows_in(self.covariates, index))
 
     @cached_property
     def library_size(self) -> np.ndarray:
@@ -99,6 +103,17 @@ class Cells(TypedCells):
 def batch_in(obs: pd.DataFrame) -> np.ndarray | None:
     """Batch of each cell by the column ``batch``; None if there is none."""
     return obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
+
+
+def covariates_in(obs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
+    """Values of the covariates that ``obs`` has for all cells; None if there are none."""
+    known = [name for name in names if name in obs and is_numeric_dtype(obs[name]) and obs[name].notna().all()]
+    return obs[known].astype(float).reset_index(drop=True) if known else None
+
+
+def rows_in(table: pd.DataFrame | None, index: np.ndarray) -> pd.DataFrame | None:
+    """Take rows of a table, if there is one."""
+    return None if table is None else table.iloc[index].reset_index(drop=True)
 
 
 def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
@@ -152,14 +167,22 @@ class StoredCells(TypedCells):
     cell_type: np.ndarray
     batch: np.ndarray | None = None
     place: str = "X"  # of raw counts, for messages
+    covariates: pd.DataFrame | None = None
 
     @classmethod
     def from_anndata(
-        cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index, place: str = "X"
+        cls,
+        path: Path,
+        adata: AnnData,
+        rows: np.ndarray,
+        genes: pd.Index,
+        place: str = "X",
+        covariates: Sequence[str] = (),
     ) -> StoredCells:
-        """Take types from ``obs['cell_type']``, and batches from ``obs['batch']``, if any."""
+        """Take types, batches and covariates, if any, from ``obs``."""
         obs = adata.obs.iloc[rows]
-        return cls(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs), place)
+        cell_type, found = obs["cell_type"].to_numpy(dtype=str), covariates_in(obs, covariates)
+        return cls(path, adata, rows, genes, cell_type, batch_in(obs), place, found)
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         rows, parts = self.rows[index], []
@@ -167,7 +190,8 @@ class StoredCells(TypedCells):
             block = take_cells(self.adata, rows[start : start + BLOCK])
             parts.append(sparse.csr_matrix(checked(block, self.path, self.place)[:, self.genes].X))
         batch = None if self.batch is None else self.batch[index]
-        return Cells(sparse.vstack(parts, format="csr"), self.cell_type[index], batch)
+        counts = sparse.vstack(parts, format="csr")
+        return Cells(counts, self.cell_type[index], batch, covariates=rows_in(self.covariates, index))
 
     def in_memory(self) -> Cells:
         """Read all cells."""

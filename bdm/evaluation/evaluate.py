@@ -29,6 +29,7 @@ from bdm.evaluation.cells import (
     resampled_cells,
     sample_at_most,
 )
+from bdm.evaluation.covariates import N_BINS, bins_of, expression_along, score_bins
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_of
 from bdm.evaluation.properties import compare_properties
@@ -84,6 +85,8 @@ def evaluate(
         overall=overall_table(scores, memorisation_by_set(resamples, training, pairs=size_limits.pairs)),
         by_type=by_type_table(scores),
         by_population=by_population_table(scores),
+        by_covariate=score_bins(resamples, bins_of(test, N_BINS)),
+        along=expression_along(last.query, last.test, real.genes),
         properties=compare_properties(resamples, pair_genes, most=size_limits.properties),
         n_cells=n_cells,
         n_compared=n_cells_table(embedded, n_cells.index),

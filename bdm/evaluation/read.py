@@ -12,7 +12,7 @@ from anndata import AnnData
 from bdm.data.columns import complete_column
 from bdm.data.counts import count_slots, find_counts
 from bdm.data.matrix import take_cells, to_row_storage
-from bdm.data.prepare import gene_names, is_prepared
+from bdm.data.prepare import covariates_of, gene_names, is_prepared
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError, at
@@ -51,13 +51,15 @@ def read_real_cells(
     if names is None:
         names = gene_names(adata) if is_prepared(adata) else GeneNames(adata.var, symbol_column(adata.var))
     is_test = find_test_cells(adata, path, needed=test_path is None)
-    training = StoredCells.from_anndata(path, adata, np.flatnonzero(~is_test), names.index, place)
+    covariates = covariates_of(adata) if is_prepared(adata) else ()
+    training = StoredCells.from_anndata(path, adata, np.flatnonzero(~is_test), names.index, place, covariates)
     if test_path is None:
-        test = StoredCells.from_anndata(path, adata, np.flatnonzero(is_test), names.index, place)
+        test = StoredCells.from_anndata(path, adata, np.flatnonzero(is_test), names.index, place, covariates)
     else:
         other, place_of_other = open_cells(test_path, keys)
         check_genes(other.var_names, names.index, test_path)
-        test = StoredCells.from_anndata(test_path, other, np.arange(other.n_obs), names.index, place_of_other)
+        rows = np.arange(other.n_obs)
+        test = StoredCells.from_anndata(test_path, other, rows, names.index, place_of_other, covariates)
         with at(test_path):
             check_held_out(test, training, other.obs_names, adata.obs_names[~is_test])
     lone = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
@@ -73,7 +75,8 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_d
     """Read cells to evaluate, with genes in the order of the real cells; ``keys`` need not be there."""
     adata, place = open_cells(path, keys, strict=False)
     check_genes(adata.var_names, real.genes, path)
-    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), real.genes, place)
+    covariates = () if real.test.covariates is None else tuple(real.test.covariates)
+    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), real.genes, place, covariates)
     unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
     if len(unknown):
         raise InputError(

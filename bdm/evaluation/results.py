@@ -34,6 +34,12 @@ class Evaluation(Result):
     by_population
         A row for each sub-population and set, where a model finds the populations of cells: ``cell_type``,
         ``sub_population``, ``set``, ``n_cells``, ``n_test``, and scores; no rows elsewhere.
+    by_covariate
+        A row for each ``covariate``, bin of its values (``low`` to ``high``) and set: ``n_cells``, ``n_test``,
+        ``energy`` and ``relative_energy``, see :func:`bdm.evaluation.covariates.score_bins`; no rows without
+        covariates.
+    along
+        Expression of genes in bins of covariates, see :func:`bdm.evaluation.covariates.expression_along`.
     properties
         A row for each ``property`` by which benchmarks of simulators compare cells (of a ``kind``), set but the floor,
         and group of cells (``by`` ``all``, ``label`` or ``batch``, and the name ``group``): ``value``, its distance to
@@ -64,6 +70,8 @@ class Evaluation(Result):
     overall: pd.DataFrame
     by_type: pd.DataFrame
     by_population: pd.DataFrame
+    by_covariate: pd.DataFrame
+    along: pd.DataFrame
     properties: pd.DataFrame
     n_cells: pd.DataFrame
     n_compared: pd.DataFrame
@@ -114,6 +122,8 @@ class Evaluation(Result):
         score_rows(self).to_csv(folder / "by_type.csv", index=False, float_format="%.6g")
         self.n_cells.join(self.n_compared.add_prefix("compared_")).to_csv(folder / "n_cells.csv")
         self.by_population.to_csv(folder / "by_population.csv", index=False, float_format="%.6g")
+        if len(self.by_covariate):
+            self.by_covariate.to_csv(folder / "by_covariate.csv", index=False, float_format="%.6g")
         self.properties.to_csv(folder / "properties.csv", index=False, float_format="%.4g")
         self.gene_statistics.to_csv(folder / "genes.csv", index=False, float_format="%.4g")
 

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from bdm.data.counts import count_slots
 from bdm.data.matrix import to_row_storage
-from bdm.data.prepare import is_prepared, prepare
+from bdm.data.prepare import covariates_of, is_prepared, prepare
 from bdm.data.read import read_cells
 from bdm.errors import InputError, at
 from bdm.evaluation.cells import Cells, Populations, RealCells, check_number
@@ -132,7 +132,7 @@ def real_cells_for(
             "No test cells were kept; give `adata_test=`, cells that the model was not fitted on, or fit again with "
             "`test=0.2`."
         )
-    cells = Cells.from_anndata(prepared[:, genes])
+    cells = Cells.from_anndata(prepared[:, genes], covariates_of(prepared))
     training = cells[np.flatnonzero(~is_test)]
     test = cells[np.flatnonzero(is_test)] if other is None else known_cells(other, model, keys)
     if other is not None:

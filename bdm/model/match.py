@@ -12,7 +12,7 @@ from bdm.data.columns import as_text, complete_column, finite_columns, is_text, 
 from bdm.data.counts import count_slots, raw_counts
 from bdm.data.header import MISSING_LABELS
 from bdm.errors import InputError, counted
-from bdm.evaluation.cells import Cells
+from bdm.evaluation.cells import Cells, covariates_in
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
 from bdm.validation import label_candidates, labels_rejection
@@ -81,7 +81,9 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     columns = (keys.batch_key, model.preparation["batch_key"], "batch")
     column = next((name for name in columns if name in cells.obs), None)
     batch = None if column is None else named_batches(cells.obs, column)
-    return Cells(counts, labels[known].to_numpy(dtype=str), batch)
+    names = () if model.covariates is None else model.covariates.names
+    cell_type, covariates = labels[known].to_numpy(dtype=str), covariates_in(cells.obs, names)
+    return Cells(counts, cell_type, batch, covariates=covariates)
 
 
 def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:

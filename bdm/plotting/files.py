@@ -11,6 +11,7 @@ from bdm.interpretation.results import Interpretation
 from bdm.lineages.results import Lineage
 from bdm.plotting.ancestral_states import ancestral_states, ancestral_umap, markers
 from bdm.plotting.branches import agreement, branch_genes, commitment
+from bdm.plotting.covariates import covariates
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power
 from bdm.plotting.lineages import lineage
@@ -30,6 +31,7 @@ FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # of each result, b
         "properties": properties,
         "genes": genes,
         "umap": umap,
+        "covariates": covariates,
     },
     ExtensionReport: {"hierarchy": hierarchy},
     Interpretation: {
@@ -54,4 +56,6 @@ def write_result(folder: Path, result: Any) -> None:
     """Write a result as a folder, with each of its figures, of :data:`FIGURES`, as a PNG of its name."""
     result.save(folder)
     for name, draw in FIGURES[type(result)].items():
+        if draw is covariates and not len(result.along):
+            continue
         save_figure(draw(result, show=False), folder / f"{name}.png")
