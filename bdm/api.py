@@ -15,6 +15,7 @@ from anndata import AnnData
 from bdm._core.files import atomic_write, provenance, storable
 from bdm._core.parallel import using_threads
 from bdm._core.training import device_of
+from bdm.data.forms import to_form
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.errors import InputError, counted, listed
@@ -22,6 +23,7 @@ from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
 from bdm.generation.at import NOWHERE, At, at_in_words
 from bdm.generation.generate import generate_cells
+from bdm.generation.modality import modality_named, predict_modality, question_of
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.ontology import given_tree
@@ -178,7 +180,8 @@ class BranchedDiffusion:
         optional = {name: value for name, value in given.items() if value is not None}
         preparing = settings_with(settings.prepare, label_key=label_key, **optional)
         with using_threads(n_threads):
-            self.prepared = prepare(cells_in(adata), preparing)
+            cells = cells_in(adata, modality=preparing.modality, intersect=preparing.intersect)
+            self.prepared = prepare(cells, preparing)
         self.tree = given_tree(tree, self.prepared.obs, settings.hierarchy)
         if isinstance(self.tree, Clade):
             self.tree = match_leaves(self.tree, tuple(self.prepared.obs["cell_type"].cat.categories))
@@ -287,7 +290,7 @@ class BranchedDiffusion:
             cells = self._cells()
         else:
             keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
-            cells = encodable(adata, self.model, keys)
+            cells = encodable(cells_in(adata), self.model, keys)
         return np.asarray(encode(cells, self.model.autoencoder).X)[:, self.model.layout.latent]
 
     @computing
@@ -322,11 +325,25 @@ class BranchedDiffusion:
 
         Returns
         -------
-        AnnData as :func:`bdm.generation.generate.generate_cells` makes it.
+        AnnData as :func:`bdm.generation.generate.generate_cells` makes it; of several modalities, in the form of the
+        model's data, such as a MuData.
         """
         settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
+        return to_form(self._generated(cells, settings, at=at, extrapolate=extrapolate, seed=seed), self.model.form)
+
+    def _generated(
+        self,
+        cells: int | Mapping[str, int] | pd.Series | pd.DataFrame,
+        settings: GenerationSettings,
+        *,
+        at: At = NOWHERE,
+        extrapolate: bool = False,
+        seed: int,
+    ) -> AnnData:
+        """Generate cells, with several modalities as blocks of one matrix."""
         request = request_cells(self.model, cells, at=at, extrapolate=extrapolate)
-        adata = generate_cells(self.model, request, settings, seed=seed, shared_ancestors=shared_ancestors)
+        shared = settings.shared_ancestors
+        adata = generate_cells(self.model, request, settings, seed=seed, shared_ancestors=shared)
         adata.uns["bdm"] = record_of_cells(
             self.model,
             None,
@@ -336,6 +353,41 @@ class BranchedDiffusion:
             settings=asdict(settings),
         )
         return adata
+
+    @computing
+    def predict_modality(
+        self,
+        adata: AnnData,
+        modality: str = "prot",
+        *,
+        label_key: str | None = None,
+        batch_key: str | None = None,
+        counts: str | None = None,
+        n_samples: int = 200,
+        seed: int = 0,
+    ) -> AnnData:
+        """Predict the proteins or peaks of cells by their RNA, as distributions.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts of the model's genes. Their types are used if the model's column, or the given one, is
+            in ``obs``; otherwise all types are possible.
+        modality
+            Modality of the model to predict.
+        label_key, batch_key, counts
+            Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
+            if not given.
+        n_samples
+            Samples of each cell, from which means and intervals are computed.
+
+        Returns
+        -------
+        AnnData as :func:`bdm.generation.modality.predict_modality` makes it.
+        """
+        keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
+        chosen, question = modality_named(self.model, modality), question_of(cells_in(adata), self.model, keys)
+        return predict_modality(self.model, question, chosen, n_samples=n_samples, seed=seed)
 
     @computing
     def transmute(
@@ -377,13 +429,14 @@ class BranchedDiffusion:
         settings = SamplerSettings(n_levels=n_levels)
         keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
         cell_types = _names(from_)
-        sources = sources_of(adata, self.model, str(to), keys, cell_types=cell_types, at=at, extrapolate=extrapolate)
+        cells = cells_in(adata)
+        sources = sources_of(cells, self.model, str(to), keys, cell_types=cell_types, at=at, extrapolate=extrapolate)
         transmuted = transmuted_cells(self.model, sources, str(to), settings, seed=seed).in_memory()
         request = {"to": str(to), "from": list(cell_types)}
         transmuted.uns["bdm"] = record_of_cells(
             self.model, None, seed=seed, settings={**asdict(settings), **request}, at=at_in_words(at)
         )
-        return transmuted
+        return to_form(transmuted, self.model.form)
 
     @computing
     def evaluate(
@@ -434,8 +487,10 @@ class BranchedDiffusion:
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to evaluate.")
         keys, settings = InputKeys(label_key=label_key, counts=counts), EvaluationSettings(n_repeats=n_repeats)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
-        new = self.generate(_numbers_of(real.test), seed=seed) if adata_new is None else adata_new
-        sets = {GENERATED: new, **(compare or {})}
+        new = adata_new
+        if new is None:
+            new = self._generated(_numbers_of(real.test), GenerationSettings(), seed=seed)
+        sets = {name: cells_in(cells) for name, cells in {GENERATED: new, **(compare or {})}.items()}
         cells = {name: known_cells(adata, self.model, keys_found_in(adata, keys)) for name, adata in sets.items()}
         for name, of_set in cells.items():
             check_number(of_set.n_by_type, real.test.n_by_type, name)

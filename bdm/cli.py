@@ -27,6 +27,7 @@ from bdm.commands.lineage import lineage
 from bdm.commands.plot_tree import plot_tree
 from bdm.commands.power import power
 from bdm.commands.predict import predict
+from bdm.commands.predict_modality import predict_modality
 from bdm.commands.prepare import prepare
 from bdm.commands.reconstruct import reconstruct
 from bdm.commands.report import report
@@ -50,7 +51,7 @@ if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
 COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Data": {example: False, prepare: False},
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
-    "Generate": {generate: True, transmute: True, simulate: True},
+    "Generate": {generate: True, transmute: True, simulate: True, predict_modality: True},
     "Conditions": {respond: True, predict: True, evaluate_predicted: True},
     "Lineages": {lineage: True, reconstruct: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},

@@ -124,6 +124,16 @@ class PrepareSettings(StageSettings):
         "that the data have.",
         Unset("no others"),
     ] = None
+    n_peaks: Annotated[int, Ge(1), "Number of peaks, if there are any: those in most training cells."] = 20_000
+    modality: Annotated[
+        tuple[str, ...],
+        "Modality to use, as `NAME=KIND`, where KIND is `rna`, `prot` or `atac`.",
+        Unset("all whose names are known"),
+        Key("dataset"),
+    ] = ()
+    intersect: Annotated[
+        bool, "Use the cells that all modalities have, where these are of different cells.", Key("dataset")
+    ] = False
     gene_symbols: Annotated[
         str | None,
         "Column of `var` with gene symbols, where genes have other names.",

@@ -58,7 +58,7 @@ def of_stage(model: type[StageSettings]) -> list[Setting]:
     return [setting for setting in options_of(model) if setting.key.section is None and not setting.key.absent]
 
 
-Cells = Annotated[Path, "The cells: `.h5ad`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
+Cells = Annotated[Path, "The cells: `.h5ad`, `.h5mu`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
 NewCells = Annotated[Path, "Cells of the new types, in any format that a data set may have."]
 NCells = Annotated[int | None, Ge(1), "Number of cells of each type.", Unset("as many of each type as the data have")]
 NReconstructed = Annotated[int, Ge(1), "Number of cells."]

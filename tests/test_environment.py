@@ -60,7 +60,9 @@ def conda_ranges(path: Path) -> dict[str, str]:
 def project_ranges() -> dict[str, str]:
     """Give the version range of each dependency, with those of loom files and of tests, by its conda name."""
     extras = PROJECT["project"]["optional-dependencies"]
-    requirements = map(Requirement, [*PROJECT["project"]["dependencies"], *extras["loom"], *extras["power"]])
+    requirements = map(
+        Requirement, [*PROJECT["project"]["dependencies"], *extras["loom"], *extras["multi"], *extras["power"]]
+    )
     ranges = {CONDA_NAMES.get(needed.name, needed.name): str(needed.specifier) for needed in requirements}
     return ranges | {"python": PROJECT["project"]["requires-python"]}
 

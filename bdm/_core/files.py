@@ -258,4 +258,5 @@ def storable(record: dict[str, Any]) -> dict[str, Any]:
 def preparation(prepared: "AnnData") -> dict[str, Any]:
     """Record of how cells were prepared: the settings, and the hash of the input file, if there was one."""
     record = prepared.uns["bdm"]
-    return {"prepare": json.loads(record["settings"]), "data_sha256": record.get("data_sha256")}
+    form = {"form": record["form"]} if "form" in record else {}  # of cells with several modalities
+    return {"prepare": json.loads(record["settings"]), "data_sha256": record.get("data_sha256"), **form}

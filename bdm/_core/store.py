@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -32,7 +32,8 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
 
     A field is a number, text, None, JSON content, a tensor, an array, a table, a network that is made from the
     dataclass ``shape``, another such dataclass (of several :class:`bdm.kinds.Kinds`, with its name), a function without
-    arguments that returns one of these, or a tuple or a dictionary (with text as keys) of these.
+    arguments that returns one of these, or a tuple or a dictionary (with text as keys) of these. A field with
+    ``optional`` in its metadata is left out where it has its default.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,9 @@ class ContentWriter:
         if is_dataclass(value):
             family: Any = value
             found = {
-                of.name: self.encode(getattr(value, of.name), f"{name}.{of.name}") for of in fields(value) if of.init
+                of.name: self.encode(getattr(value, of.name), f"{name}.{of.name}")
+                for of in fields(value)
+                if of.init and not (of.metadata.get("optional") and is_default(of, getattr(value, of.name)))
             }
             return {"kind": family.name, **found} if hasattr(family, "kinds") else found
         if isinstance(value, Mapping):
@@ -226,6 +229,11 @@ class ContentReader:
             network = kind(shape)
         network.load_state_dict({name: self.tensors[tensor] for name, tensor in content["state"].items()})
         return network.eval()
+
+
+def is_default(of: Field[Any], value: Any) -> bool:
+    """Whether a field has its default, which is no tensor or table."""
+    return type(value) is type(of.default) and bool(value == of.default)
 
 
 def numbers(column: pd.Series) -> np.ndarray:

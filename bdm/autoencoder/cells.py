@@ -92,7 +92,8 @@ def observed_and_expected(network: CountAutoencoder, blocks: Iterator[CellBlock]
     observed, expected = torch.zeros(network.shape.n_genes), torch.zeros(network.shape.n_genes)
     for counts, types, codes in blocks:
         latent = network.encode(counts, types, codes, n_iterations=N_ITERATIONS_OF_BOUND).mean
-        expected += (network.decoder.decode(latent, codes).exp() * network.decoder.size(counts)).sum(dim=0)
+        size = network.decoder.blocks.spread(network.decoder.size(counts), others=1)
+        expected += (network.decoder.decode(latent, codes).exp() * size).sum(dim=0)
         observed += counts.sum(dim=0)
     return observed, expected
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from bdm.autoencoder.observation import NegativeBinomial, ObservationModel
-from bdm.autoencoder.softmax import Loadings, PaddedCells, Parameters, SoftmaxEvidence
+from bdm.autoencoder.softmax import Blocks, Loadings, PaddedCells, Parameters, SoftmaxEvidence
 from bdm.kinds import DECODERS
 
 DISPERSION_PACE = 5  # log dispersions change by several units in training, loadings by much less
@@ -30,6 +30,10 @@ class AutoencoderShape:
     n_latent: int = 30
     n_batches: int = 0  # 0 where no batch enters
     likelihood: str = "negative_binomial"  # name of the decoder
+    # Number of features of each modality, which together are the genes, and whether they are normalised; one such block
+    # for RNA alone
+    blocks: tuple[int, ...] = field(default=(), metadata={"optional": True})
+    normalised: tuple[bool, ...] = field(default=(True,), metadata={"optional": True})
 
 
 class Decoder(nn.Module):
@@ -37,7 +41,8 @@ class Decoder(nn.Module):
 
     The decoder is linear, so that gene loadings can be interpreted: expression is the softmax over genes of
     ``loadings z + offset[batch]``. Counts have the mean expression x library size, and are distributed around it by an
-    observation model, whose fields are the parameters of the noise.
+    observation model, whose fields are the parameters of the noise. Where cells have several modalities, their features
+    are one block of genes each, see :class:`bdm.autoencoder.softmax.Blocks`.
 
     A subclass has an observation model, and the name by which the setting ``likelihood`` and files know it; an
     installed package makes it known by an entry point of the group ``bdm.decoders``. Where the observation model has
@@ -64,7 +69,7 @@ class Decoder(nn.Module):
 
     def __init__(self, shape: AutoencoderShape) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.blocks = shape, Blocks(shape.blocks, shape.normalised)
         self.loadings = nn.Linear(shape.n_latent, shape.n_genes)
         self.batch_offset = nn.Parameter(torch.zeros(max(shape.n_batches, 1), shape.n_genes))
 
@@ -83,19 +88,19 @@ class Decoder(nn.Module):
     # ---- distribution
 
     def size(self, counts: Tensor) -> Tensor:
-        """Size factor of each cell, cells x 1: its library size."""
-        return counts.sum(dim=1, keepdim=True)
+        """Size factors of each cell, cells x normalised blocks: its library sizes."""
+        return self.blocks.sums(counts)
 
     def decode(
         self,
         latent: Tensor,
         batch: Tensor | None = None,
         *,
-        log_size: Tensor | float = 0.0,
+        log_size: Tensor | None = None,
         offset: Tensor | None = None,
         batch_factor: float = 1,
     ) -> Tensor:
-        """Log mean of each count, cells x genes; log expression, for size factors of 1.
+        """Log mean of each count, cells x genes; log expression, without size factors.
 
         Parameters
         ----------
@@ -104,14 +109,15 @@ class Decoder(nn.Module):
         batch
             Index of each cell's batch; None for the mean batch, which is all that there is without batches.
         log_size
-            Log size factors, cells x 1.
+            Log size factors, cells x normalised blocks.
         offset
             Additional offsets of log expression before the normalisation, cells x genes or one per gene.
         batch_factor
             Factor of the differences between batches; 0 for none.
         """
         logits = self.loadings(latent) + self._offset(batch, batch_factor)
-        return torch.log_softmax(logits if offset is None else logits + offset, dim=1) + log_size
+        log_expression = self.blocks.log_expression(logits if offset is None else logits + offset)
+        return log_expression if log_size is None else log_expression + self.blocks.spread(log_size, others=0)
 
     def observation(self, cell_type: Tensor) -> ObservationModel:
         """Observation model of counts, cells x genes, from the index of each cell's type."""
@@ -125,7 +131,7 @@ class Decoder(nn.Module):
     def evidence(self, counts: Tensor, cell_type: Tensor, batch: Tensor) -> SoftmaxEvidence:
         """Return what counts (cells x genes) say about the latents of their cells."""
         offset, loadings = self.loadings.bias + self.batch_offset[batch], Loadings.from_weight(self.loadings.weight)
-        return SoftmaxEvidence(counts, self.size(counts), offset, self.observation(cell_type), loadings)
+        return SoftmaxEvidence(counts, self.size(counts), offset, self.observation(cell_type), loadings, self.blocks)
 
     def directions(self, expression: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
         """Gradient of each gene's log expression by the latent, genes x latent dimensions.
@@ -136,20 +142,22 @@ class Decoder(nn.Module):
         Parameters
         ----------
         expression
-            Share of each gene in expression where the gradient is taken; sums to 1.
+            Share of each gene in expression where the gradient is taken; sums to 1 in each normalised block.
         axes
             Latent dimensions x axes, for the gradient along these axes.
         """
         loadings = self.loadings.weight.detach().double().numpy()
         along = loadings if axes is None else loadings @ axes
-        return np.asarray(along - expression @ along)
+        ends = np.cumsum(self.shape.blocks[:-1], dtype=int)
+        of_blocks = zip(np.split(expression, ends), np.split(along, ends), self.blocks.normalised, strict=True)
+        return np.concatenate([part - shares @ part if of else part for shares, part, of in of_blocks])
 
     # ---- parameters
 
     def initialise(self, counts: Tensor, axes: Tensor) -> None:
         """Initialise from counts (cells x genes), and the change in log1p(CP10k) with each latent (genes x latent)."""
         total = counts.sum(dim=0) + 0.5
-        self.loadings.bias.copy_((total / total.sum()).log())
+        self.loadings.bias.copy_((total / self.blocks.spread(self.blocks.sums(total), others=len(counts))).log())
         self.loadings.weight.copy_(axes / 2)  # log1p(CP10k) changes about twice as much as log expression
 
     def penalty(self, *, loading_scale: float) -> Tensor:
@@ -191,6 +199,19 @@ class Decoder(nn.Module):
         values = {name: value.detach().clone() for name, value in (self.state_dict() | state).items()}
         decoder.load_state_dict(values, assign=True)
         return decoder.eval().requires_grad_(False)
+
+    def of_block(self, number: int) -> Self:
+        """Copy the decoder of one block of features, such as genes without proteins."""
+        start = sum(self.shape.blocks[:number])
+        features = slice(start, start + self.shape.blocks[number])
+        state = {
+            name: value[features] if name == "loadings.weight" else value[..., features]
+            for name, value in self.state_dict().items()
+        }
+        shape = replace(
+            self.shape, n_genes=self.shape.blocks[number], blocks=(), normalised=(self.blocks.normalised[number],)
+        )
+        return self._copied(shape, state)
 
     # ---- batches
 
@@ -259,7 +280,7 @@ class Decoder(nn.Module):
         present = pad_sequence([torch.ones(len(part), 1) for part in counts], batch_first=True)
         offset = self.batch_offset.detach()
         batch_offset = offset[codes] if len(offset) > 1 else offset[None]
-        return PaddedCells(self.observation_model, padded, padded.sum(dim=2, keepdim=True), present, batch_offset)
+        return PaddedCells(self.observation_model, padded, self.size(padded), present, batch_offset, self.blocks)
 
 
 class NegativeBinomialDecoder(Decoder, name="negative_binomial"):

@@ -40,6 +40,7 @@ from bdm.autoencoder.sub_populations import (
     prefixes_of,
     warn_of_fewer,
 )
+from bdm.data.modalities import block_sizes, modalities_of
 from bdm.data.prepare import fewest_donors, has_donors
 from bdm.settings import AutoencoderSettings
 
@@ -206,6 +207,8 @@ def train_network(objective: Objective, what: str, *, device: str) -> tuple[Coun
         n_latent=settings.n_latent,
         n_batches=len(objective.batches),
         likelihood=settings.likelihood,
+        blocks=block_sizes(training.var),
+        normalised=tuple(of.normalised for of in modalities_of(training.var)),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))

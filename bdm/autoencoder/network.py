@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bdm._core.parallel import Map
 from bdm._core.rows import concat
 from bdm.autoencoder.decoder import AutoencoderShape, Decoder
+from bdm.autoencoder.softmax import ONE_BLOCK, Blocks
 from bdm.kinds import DECODERS
 
 OVERSAMPLING = 10  # further components in the search for principal ones, so that the last of these converge too
@@ -21,9 +22,9 @@ MAX_STEP = 3  # in standard deviations of the prior; prevents Newton's method fr
 MIN_STEP = 1e-3  # in these; below it, a cell has reached its mode
 
 
-def log_normalise(counts: Tensor) -> Tensor:
-    """Natural logarithm of one plus counts per 10,000, cells x genes."""
-    return torch.log1p(counts * (1e4 / counts.sum(dim=1, keepdim=True)))
+def log_normalise(counts: Tensor, blocks: Blocks = ONE_BLOCK) -> Tensor:
+    """Natural logarithm of one plus counts, per 10,000 of their block if it is normalised, cells x genes."""
+    return torch.log1p(counts * blocks.spread(1e4 / blocks.sums(counts), others=1))
 
 
 class CountAutoencoder(nn.Module):
@@ -59,7 +60,7 @@ class CountAutoencoder(nn.Module):
     @torch.no_grad()
     def initialise(self, counts: Tensor, cell_type: Tensor) -> None:
         """Initialise by the principal components of cells (cells x genes); uses torch's global generator."""
-        normalised = log_normalise(counts)
+        normalised = log_normalise(counts, self.decoder.blocks)
         normalised = normalised - normalised.mean(dim=0)
         n_found = min(self.shape.n_latent, *normalised.shape)
         n_searched = min(n_found + OVERSAMPLING, *normalised.shape)

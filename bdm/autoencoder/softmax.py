@@ -1,4 +1,4 @@
-"""The softmax over genes as link of linear decoders: what counts say about latents, and steps that fit decoders."""
+"""The softmax over features as link of linear decoders: what counts say about latents, and steps that fit decoders."""
 
 from __future__ import annotations
 
@@ -14,6 +14,63 @@ MAX_STEP = 3  # of a gene's loadings, in standard deviations of their prior
 MAX_LOG_STEP = 0.5  # of log expression and of the noise
 
 Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of features of a cell, one after the other: genes, or genes, proteins and peaks.
+
+    The softmax over a block times a library size gives its means, so that features compete for counts. In a block that
+    is not normalised, each feature has a mean of its own, the exponential of its logit: of few proteins, some have most
+    counts, so that the noise of these would be in the shares of all.
+    """
+
+    n_features: tuple[int, ...] = ()  # of each block; empty where all features are one normalised block
+    normalised: tuple[bool, ...] = (True,)  # whether a block has a softmax and a library size
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Values of the features of each block; features are the last axis."""
+        return values.split(self.n_features, dim=-1) if self.n_features else (values,)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum values over the features of each normalised block; these sums are the last axis."""
+        return joined([part.sum(dim=-1, keepdim=True) for part in self.normalised_parts(values)])
+
+    def spread(self, values: Tensor, *, others: float) -> Tensor:
+        """Give each feature the value of its normalised block; ``others`` to features of other blocks.
+
+        Values of one block are left to be broadcast.
+        """
+        if not self.n_features:
+            return values
+        columns = iter(values.split(1, dim=-1))
+        parts = [
+            (next(columns) if normalised else torch.full_like(values[..., :1], others)).expand(*values.shape[:-1], n)
+            for n, normalised in zip(self.n_features, self.normalised, strict=True)
+        ]
+        return joined(parts)
+
+    def expression(self, logits: Tensor) -> Tensor:
+        """Mean of each feature at library sizes of 1: its share of a normalised block."""
+        parts = zip(self.split(logits), self.normalised, strict=True)
+        return joined([torch.softmax(part, dim=-1) if normalised else part.exp() for part, normalised in parts])
+
+    def log_expression(self, logits: Tensor) -> Tensor:
+        """Logarithm of :meth:`expression`."""
+        parts = zip(self.split(logits), self.normalised, strict=True)
+        return joined([torch.log_softmax(part, dim=-1) if normalised else part for part, normalised in parts])
+
+    def normalised_parts(self, values: Tensor) -> list[Tensor]:
+        """Values of the features of each normalised block."""
+        return [part for part, of in zip(self.split(values), self.normalised, strict=True) if of]
+
+
+ONE_BLOCK = Blocks()
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Join parts along the last axis."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -40,10 +97,11 @@ class SoftmaxEvidence:
     """What counts say about latents, with mean counts size x softmax(loadings z + offset)."""
 
     counts: Tensor  # cells x genes
-    size: Tensor  # library sizes, cells x 1
+    size: Tensor  # library sizes, cells x blocks
     offset: Tensor  # cells x genes
     observation: ObservationModel
     loadings: Loadings
+    blocks: Blocks = ONE_BLOCK
 
     def select(self, cells: Tensor | slice) -> SoftmaxEvidence:
         """Evidence of a subset of the cells."""
@@ -58,17 +116,21 @@ class SoftmaxEvidence:
     def derivatives(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of the log likelihood by the latent, and Fisher's information."""
         loadings, n_latent = self.loadings.weight, self.loadings.weight.shape[1]
-        expression = torch.softmax((latent @ loadings.T).add_(self.offset), dim=1)
-        residual, weight = self.observation.derivatives(self.counts, self.size * expression)
+        expression = self.blocks.expression((latent @ loadings.T).add_(self.offset))
+        residual, weight = self.observation.derivatives(
+            self.counts, self.blocks.spread(self.size, others=1) * expression
+        )
         # Through the softmax
-        residual -= expression * residual.sum(dim=1, keepdim=True)
+        residual -= expression * self.blocks.spread(self.blocks.sums(residual), others=0)
         information: Tensor = (weight @ self.loadings.products)[:, self.loadings.pair].view(-1, n_latent, n_latent)
-        by_weight, by_expression = weight @ loadings, expression @ loadings
-        cross = by_weight[:, :, None] * by_expression[:, None, :]
-        square = by_expression[:, :, None] * by_expression[:, None, :]
-        information -= cross
-        information -= cross.transpose(1, 2)
-        information += weight.sum(dim=1)[:, None, None] * square
+        of_blocks = (self.blocks.normalised_parts(of) for of in (weight, expression, loadings.T))
+        for weights, shares, transposed in zip(*of_blocks, strict=True):
+            by_weight, by_expression = weights @ transposed.T, shares @ transposed.T
+            cross = by_weight[:, :, None] * by_expression[:, None, :]
+            square = by_expression[:, :, None] * by_expression[:, None, :]
+            information -= cross
+            information -= cross.transpose(1, 2)
+            information += weights.sum(dim=1)[:, None, None] * square
         return residual @ loadings, information
 
 
@@ -89,9 +151,10 @@ class PaddedCells:
 
     observation_model: type[ObservationModel]
     counts: Tensor  # populations x cells x genes
-    size: Tensor  # library sizes, populations x cells x 1
+    size: Tensor  # library sizes, populations x cells x blocks
     present: Tensor  # 1 for cells, 0 for padding, populations x cells x 1
     batch_offset: Tensor  # populations x cells x genes, or 1 x 1 x genes where all cells have the same
+    blocks: Blocks = ONE_BLOCK
 
     def evidence(self, parameters: Parameters) -> list[SoftmaxEvidence]:
         """Evidence of the cells of each population; of all together where these are known to have the same loadings."""
@@ -108,6 +171,7 @@ class PaddedCells:
                 at,
                 self.observation_model.from_parameters(dict(zip(noise, of_noise, strict=True))),
                 Loadings.from_weight(weight),
+                self.blocks,
             )
             for weight, counts, size, at, *of_noise in zip(loadings, *parts, strict=True)
         ]
@@ -128,7 +192,7 @@ class PaddedCells:
         observation, mean = self._distribution(parameters, latent)
         residual, information = observation.derivatives(self.counts, mean)
         # Through the softmax; cells of the padding have neither counts nor means
-        residual = residual - mean * (residual.sum(dim=2, keepdim=True) / self.size.clamp(min=1))
+        residual = residual - mean * self.blocks.spread(self.blocks.sums(residual) / self.size.clamp(min=1), others=0)
         weight = CURVATURE * information.sum(dim=1)
         change = loadings - start["loadings"]
         # Loadings
@@ -161,7 +225,8 @@ class PaddedCells:
     def _distribution(self, parameters: Parameters, latent: Tensor) -> tuple[ObservationModel, Tensor]:
         """Observation model and mean of the counts of cells, from their latents."""
         logits = latent @ parameters["loadings"].mT + parameters["offset"][:, None] + self.batch_offset
-        return self.observation_model.from_parameters(self._noise(parameters)), self.size * torch.softmax(logits, dim=2)
+        mean = self.blocks.spread(self.size, others=1) * self.blocks.expression(logits)
+        return self.observation_model.from_parameters(self._noise(parameters)), mean
 
     def _noise(self, parameters: Parameters) -> Parameters:
         """Parameters of the noise, populations x 1 x genes."""

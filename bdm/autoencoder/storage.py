@@ -17,6 +17,7 @@ from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import codes_of
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
+from bdm.data.modalities import size_names
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class GeneAutoencoder:
     def populations_of(self, cell_type: str) -> tuple[str, ...]:
         """Names of the populations of a cell type: its sub-populations, or the type itself."""
         return self.sub_populations.populations_of(cell_type)
+
+    @property
+    def size_names(self) -> tuple[str, ...]:
+        """Names of the log library sizes of the modalities."""
+        return size_names(self.genes)
 
     def network_of(self, population: str | None) -> CountAutoencoder:
         """Network that encodes and decodes cells of a population: with its type-specific decoder, or the shared one."""

@@ -32,7 +32,8 @@ def fit(
     from bdm.model.card import save_with_card
 
     with atomic_write(out, folder_of="model.json") as folder:
-        read = read_cells(data, labels=labels, on_disk=True)
+        preparing = settings.prepare
+        read = read_cells(data, labels=labels, on_disk=True, modality=preparing.modality, intersect=preparing.intersect)
         with at(data):
             model = BranchedDiffusion(read, settings=settings, seed=seed, device=device, tree=tree)
         prepared = model.prepared

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from bdm.commands.base import Summary, evaluating
-from bdm.commands.options import AtValues, Device, Extrapolate, ModelFolder, OutCells
+from bdm.commands.options import AtValues, Device, Extrapolate, ModelFolder, OutGenerated
 from bdm.errors import InputError, counted
 from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
 
@@ -18,7 +18,7 @@ CellsFrom = Annotated[Path | None, "CSV with the columns `cell_type`, `n_cells` 
 
 def generate(
     model: ModelFolder,
-    out: OutCells,
+    out: OutGenerated,
     *,
     cells: Annotated[int | None, "Number of cells of every type."] = None,
     cells_like: CellsLike = None,
@@ -36,6 +36,8 @@ def generate(
     """
     from bdm._core.files import atomic_write
     from bdm._core.training import device_of
+    from bdm.data.forms import check_form
+    from bdm.data.modalities import features_in_words
     from bdm.data.read import read_cells
     from bdm.generation.at import parse_at
     from bdm.generation.files import write_cells
@@ -50,6 +52,7 @@ def generate(
         raise InputError("--label-key names a column of the file of --cells-like; give this file, too.")
     with atomic_write(out) as path:
         loaded = load_model(model, device=device_of(device))
+        check_form(out, loaded.form)
         requested: Any = cells  # a number, numbers by type, or a table
         if cells_like is not None:
             requested = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded, InputKeys(label_key=label_key))
@@ -61,7 +64,7 @@ def generate(
             loaded, model, seed=seed, settings=asdict(settings), request=request.record, at=list(at) or None
         )
         write_cells(path, generated, {"bdm": record})
-    n_cells, n_genes = request.n_cells, counted(len(loaded.autoencoder.genes), "gene")
+    n_cells, n_genes = request.n_cells, features_in_words(loaded.autoencoder.genes)
     found = {"cells": f"{sum(n_cells.values()):,} of {counted(len(n_cells), 'type')} x {n_genes}"}
     then = () if cells_like is None else evaluating(cells_like, "bdm", "evaluate", cells_like, "evaluation/", out)
     return Summary((out,), found, then=then)

@@ -154,6 +154,7 @@ class Ending:
     """Ending that the name of an output needs, as files are read by their endings."""
 
     suffix: str
+    other: str | None = None  # which serves as well
 
 
 def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> None:
@@ -164,8 +165,9 @@ def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> No
     check_replaced([arguments[name] for name in written], inputs)
     for name in written:
         for ending in [note for note in notes[name] if isinstance(note, Ending)]:
-            if arguments[name] is not None and arguments[name].suffix.lower() != ending.suffix:
-                raise InputError(f"{arguments[name]} does not end in {ending.suffix}; name an output that does.")
+            if arguments[name] is not None and arguments[name].suffix.lower() not in (ending.suffix, ending.other):
+                known = ending.suffix if ending.other is None else f"{ending.suffix} or {ending.other}"
+                raise InputError(f"{arguments[name]} does not end in {known}; name an output that does.")
 
 
 def check_replaced(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
@@ -203,6 +205,12 @@ def paths_in(value: Any) -> list[Path]:
 OutFile = Annotated[Path, Output, "File to write."]
 OutFolder = Annotated[Path, Output, "Folder to write."]
 OutCells = Annotated[Path, Output, Ending(".h5ad"), "AnnData file (.h5ad) to write."]
+OutGenerated = Annotated[
+    Path,
+    Output,
+    Ending(".h5ad", ".h5mu"),
+    "AnnData file (.h5ad) to write, or MuData (.h5mu), if the model was fitted to one.",
+]
 
 # ---- other arguments that several commands share
 

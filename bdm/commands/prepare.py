@@ -9,7 +9,7 @@ from bdm.settings import Labels, PrepareSettings
 
 
 def prepare(
-    data: Annotated[Path, "Cells: .h5ad, .zarr, .loom, 10x .h5, or a 10x folder."],
+    data: Annotated[Path, "Cells: .h5ad, .h5mu, .zarr, .loom, 10x .h5, or a 10x folder."],
     out: OutCells,
     *,
     labels: Labels = None,
@@ -27,7 +27,7 @@ def prepare(
 
     gene_lists(settings)  # rejected before any cells are read
     with atomic_write(out) as path:
-        cells = read_cells(data, labels=labels, on_disk=True)
+        cells = read_cells(data, labels=labels, on_disk=True, modality=settings.modality, intersect=settings.intersect)
         with at(data):
             prepared = prepared_cells(cells, settings)
             prepared.uns["bdm"] |= {"data": data.name, "data_sha256": sha256(data)}

@@ -38,8 +38,10 @@ from bdm.data.filters import (
     without_types_of_few_donors,
     without_uncounted_cells,
 )
+from bdm.data.forms import FEATURES, FORM
 from bdm.data.genes import choose_genes, gene_lists, listed_genes, marker_genes
-from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, to_row_storage
+from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, take_rows, to_row_storage
+from bdm.data.modalities import Modality, features_in_words, has_modalities, modalities_of
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError, counted
@@ -61,6 +63,8 @@ class PreparedCells:
     counts: CellCounts  # counts of all genes, in the order of ``obs``
     chosen: np.ndarray  # mask over genes
     max_entries: int  # upper bound on the number of nonzero counts
+    # Counts of the selected features of other modalities than RNA, which follow the genes; None for RNA alone
+    others: sparse.csr_matrix | None = None
 
     def in_memory(self) -> AnnData:
         """Read all counts into memory, as :func:`prepare` returns them."""
@@ -82,7 +86,9 @@ class PreparedCells:
         """Yield the cells with counts of the selected genes, in order: indices in ``obs``, and counts."""
         for rows, block in self.counts:
             counts = block[:, self.chosen]
-            counted = np.diff(counts.indptr) > 0
+            if self.others is not None:
+                counts = sparse.hstack([counts, self.others[rows]], format="csr")
+            counted = counted_cells(counts, self.var)
             yield np.arange(rows.start, rows.stop)[counted], counts[counted]
 
     def counted(self, rows: np.ndarray) -> pd.DataFrame:
@@ -91,6 +97,14 @@ class PreparedCells:
         check_trained_batches(obs)
         check_min_donors(obs, fewest_donors(self))
         return writable(without_unused_categories(obs))
+
+
+def counted_cells(counts: sparse.csr_matrix, var: pd.DataFrame) -> np.ndarray:
+    """Find the cells that have counts of each modality, but of proteins."""
+    if not has_modalities(var):
+        return np.diff(counts.indptr) > 0
+    parts = [counts[:, of.features] for of in modalities_of(var) if of.normalised]
+    return np.asarray(np.logical_and.reduce([np.diff(part.indptr) > 0 for part in parts]))
 
 
 def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
@@ -105,6 +119,9 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         raise InputError(sentence)
     check_names(adata.obs_names, kind="cell")
     check_names(adata.var_names, kind="gene")
+    whole, modalities = adata, modalities_of(adata.var)
+    if len(modalities) > 1:
+        adata = genes_of(whole, modalities[0], settings)
     cells, n_genes = find_counts(adata, source=settings.counts)
     check_names(cells.var_names, kind="gene")  # raw may have other genes
     column = symbol_column(cells.var, settings.gene_symbols)
@@ -134,8 +151,42 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "settings": json.dumps(asdict(replace(settings, gene_symbols=names.column)), default=str),
         "input": json.dumps({"n_cells": cells.n_obs, "n_genes": cells.n_vars, **left_out}, ensure_ascii=False),
     }
-    var = without_unused_categories(names.var[chosen])
-    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries=int(n_genes[rows].sum()))
+    var, max_entries, others = names.var[chosen], int(n_genes[rows].sum()), None
+    if len(modalities) > 1:
+        kept_features = [chosen_features(whole, of, rows[is_train], settings) for of in modalities[1:]]
+        features = np.concatenate(kept_features)
+        others = take_rows(whole.X, rows)[:, features]
+        var, max_entries = pd.concat([var, whole.var.iloc[features]]), max_entries + others.nnz
+        provenance[FORM] = str(whole.uns.get(FORM, FEATURES))
+    var = without_unused_categories(var)
+    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, others)
+
+
+def genes_of(cells: AnnData, rna: Modality, settings: PrepareSettings) -> AnnData:
+    """Take the RNA of cells that have other modalities, with which not all settings can be combined."""
+    given = {"donor_key": settings.donor_key, "covariate_key": settings.covariate_key}
+    if unknown := next((name for name, key in given.items() if key), None):
+        raise InputError(
+            f"the effects that `{unknown}=` asks for are known for RNA alone; leave it out, or use "
+            f"`modality={rna.name}=rna` alone."
+        )
+    return AnnData(take_rows(cells.X, slice(None))[:, rna.features], obs=cells.obs, var=cells.var[rna.features])
+
+
+def chosen_features(cells: AnnData, modality: Modality, training: np.ndarray, settings: PrepareSettings) -> np.ndarray:
+    """Choose features of another modality than RNA, by column: all proteins, and the peaks in most training cells."""
+    columns = np.arange(modality.features.start, modality.features.stop)
+    if modality.kind == "prot":
+        return columns
+    n_cells = np.bincount(take_rows(cells.X, training)[:, modality.features].indices, minlength=len(columns))
+    most = np.argsort(-n_cells, kind="stable")[: settings.n_peaks]
+    most = np.sort(most[n_cells[most] >= max(settings.min_cells_per_gene, 1)])
+    if not len(most):
+        raise InputError(
+            f"no peak of modality {modality.name} is in {settings.min_cells_per_gene} training cells; lower "
+            "`min_cells_per_gene=`."
+        )
+    return np.asarray(columns[most])
 
 
 def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, settings: PrepareSettings) -> CellCounts:
@@ -263,4 +314,4 @@ def summary(prepared: AnnData | PreparedCells) -> str:
     by_type = pd.crosstab(obs["cell_type"], obs["split"])
     table = pd.concat([by_type, by_type.sum().to_frame("all").T]).rename_axis(by_type.index.name)
     table["all"] = table.sum(axis=1)
-    return f"{len(obs):,} cells x {len(prepared.var):,} genes\n{table.to_string()}"
+    return f"{len(obs):,} cells x {features_in_words(prepared.var)}\n{table.to_string()}"

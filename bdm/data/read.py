@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from anndata import AnnData, io
 from scipy import sparse
 
 from bdm._core.files import check_hdf5, reading
+from bdm.data.forms import MUDATA_FILE, PROTEIN_NAMES, PROTEINS, from_mudata, in_blocks, read_h5mu
 from bdm.data.header import separator_of
 from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
-from bdm.errors import InputError, missing_package
+from bdm.data.modalities import COLUMN, FEATURE_TYPES
+from bdm.errors import InputError, at, missing_package
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +29,30 @@ FROM_R = (
 SMALL = 100  # entries; in a matrix this small, all indices may be zero
 
 
-def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False) -> AnnData:
-    """Read cells from a file or folder; ``on_disk``, all matrices stay there, and of ``uns`` only texts are read."""
+def read_cells(
+    path: Path,
+    *,
+    labels: Path | None = None,
+    on_disk: bool = False,
+    modality: Sequence[str] = (),
+    intersect: bool = False,
+) -> AnnData:
+    """Read cells from a file or folder; ``on_disk``, all matrices stay there, and of ``uns`` only texts are read.
+
+    Several modalities become blocks of one matrix in memory; ``modality`` and ``intersect`` are those of
+    :func:`bdm.data.modalities.from_mudata`.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(f"No such file or folder: {path}.")
+    if path.suffix.lower() == MUDATA_FILE:
+        with reject_if_unreadable(path), warnings.catch_warnings(action="ignore"):
+            check_hdf5(path)
+            parts, obs, uns = read_h5mu(path)
+        with at(path):
+            adata = from_mudata(parts, obs, modality=modality, intersect=intersect)
+        adata.uns |= uns
+        return adata if labels is None else add_labels(adata, labels)
     read = select_reader(path)
     with reject_if_unreadable(path), warnings.catch_warnings(action="ignore"):
         if path.is_file():
@@ -44,16 +65,20 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
                     one = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
                     matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
                 matrix.check_format()  # a damaged matrix could end the process
+    with at(path):
+        adata = in_blocks(adata)
     return adata if labels is None else add_labels(adata, labels)
 
 
-def cells_in(adata: AnnData | Path | str, *, on_disk: bool = True) -> AnnData:
-    """Return an AnnData as it is, or read the cells from their file."""
+def cells_in(adata: Any, *, on_disk: bool = True, modality: Sequence[str] = (), intersect: bool = False) -> AnnData:
+    """Return an AnnData as it is, or several modalities as blocks of one; or read the cells from their file."""
     if isinstance(adata, str | Path):
-        return read_cells(Path(adata), on_disk=on_disk)
-    if not isinstance(adata, AnnData):
-        raise InputError(f"Cells must be an AnnData or a file of one, not {type(adata).__name__}.")
-    return adata
+        return read_cells(Path(adata), on_disk=on_disk, modality=modality, intersect=intersect)
+    if isinstance(adata, AnnData):
+        return in_blocks(adata)
+    if isinstance(getattr(adata, "mod", None), Mapping):  # a MuData, without an import of its package
+        return from_mudata(adata.mod, adata.obs, modality=modality, intersect=intersect)
+    raise InputError(f"Cells must be an AnnData, a MuData or a file of one, not {type(adata).__name__}.")
 
 
 def open_h5ad(path: Path) -> AnnData | None:
@@ -66,6 +91,7 @@ def open_h5ad(path: Path) -> AnnData | None:
     uns = file.get("uns", {})
     layers = {name: matrix_at(file["layers"][name]) for name in file.get("layers", ())}
     raw = {"X": matrix_at(file["raw/X"]), "var": io.read_elem(file["raw/var"])} if "raw/X" in file else None
+    proteins = file["obsm"][PROTEINS] if PROTEINS in file.get("obsm", ()) else None
     return AnnData(
         matrix_at(file["X"]) if "X" in file else None,
         obs=io.read_elem(file["obs"]),
@@ -73,8 +99,9 @@ def open_h5ad(path: Path) -> AnnData | None:
         uns={
             name: io.read_elem(uns[name])
             for name in uns
-            if name == "bdm" or uns[name].attrs.get("encoding-type") == "string"
+            if name in ("bdm", PROTEIN_NAMES) or uns[name].attrs.get("encoding-type") == "string"
         },
+        obsm={} if proteins is None else {PROTEINS: io.read_elem(proteins)},
         layers=layers,
         raw=raw,
     )
@@ -110,7 +137,7 @@ def select_reader(path: Path) -> Callable[[Path], AnnData]:
     if path.is_dir() and suffix != ".zarr":
         return read_10x_folder
     if suffix not in readers:
-        raise InputError(f"{path} {explain_ending(path, ', '.join(readers))}")
+        raise InputError(f"{path} {explain_ending(path, ', '.join((*readers, MUDATA_FILE)))}")
     return readers[suffix]
 
 
@@ -145,21 +172,28 @@ def first_available(names: tuple[str, ...], available: list[str], *, axis: str) 
 
 
 def read_10x_h5(path: Path) -> AnnData:
-    """Read gene expression from an ``.h5`` file of any version of Cell Ranger."""
+    """Read genes, and proteins and peaks if there are any, from an ``.h5`` file of any version of Cell Ranger."""
     import scanpy as sc  # takes a second, and few files need it
 
-    return with_unique_genes(sc.read_10x_h5(path))
+    return of_known_types(sc.read_10x_h5(path, gex_only=False))
 
 
 def read_10x_folder(path: Path) -> AnnData:
-    """Read gene expression from a folder of Cell Ranger; its files may share a prefix."""
+    """Read genes, proteins and peaks from a folder of Cell Ranger; its files may share a prefix."""
     import scanpy as sc
 
     matrices = list(path.glob("*matrix.mtx*"))
     if len(matrices) != 1:
         raise ValueError(f"a 10x folder has one file *matrix.mtx(.gz), but this folder has {len(matrices)}")
     prefix = matrices[0].name.partition("matrix.mtx")[0]
-    return with_unique_genes(sc.read_10x_mtx(path, prefix=prefix, make_unique=False))
+    return of_known_types(sc.read_10x_mtx(path, prefix=prefix, make_unique=False, gex_only=False))
+
+
+def of_known_types(adata: AnnData) -> AnnData:
+    """Take genes, proteins and peaks of 10x data, in blocks, and make their names unique."""
+    if COLUMN in adata.var:
+        adata = adata[:, adata.var[COLUMN].isin(FEATURE_TYPES.values()).to_numpy()].copy()
+    return with_unique_genes(in_blocks(adata))
 
 
 def with_unique_genes(adata: AnnData) -> AnnData:

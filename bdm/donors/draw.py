@@ -106,7 +106,7 @@ class NewDonors:
         mean = model.moments.mean[model.moments.populations.index(population)]
         shift = float(model.effects.sd[row, LIBRARY_SIZE]) * torch.tensor(self.deviation[donor, row, LIBRARY_SIZE])
         layout = LatentLayout(x.shape[1] - 1)
-        y = layout.joined(torch.zeros(len(x), layout.n_latent), shift)
+        y = layout.joined(torch.zeros(len(x), layout.n_latent), shift[:, None])
         return mean + (x - mean) @ model.contractions[population].T + model.whitening.linear(y)
 
     def log_expression(self, population: str) -> np.ndarray:

@@ -48,6 +48,10 @@ class TypedCells(ABC):
     def __getitem__(self, index: np.ndarray) -> Cells:
         """Read the cells with these indices."""
 
+    @abstractmethod
+    def of_features(self, columns: slice) -> TypedCells:
+        """Take the columns of a modality."""
+
     @cached_property
     def n_by_type(self) -> pd.Series:
         """Number of cells of each type, by name."""
@@ -78,6 +82,10 @@ class Cells(TypedCells):
     def __getitem__(self, index: np.ndarray) -> Cells:
         batch, population = (None if of is None else of[index] for of in (self.batch, self.population))
         return Cells(self.counts[index], self.cell_type[index], batch, population, rows_in(self.covariates, index))
+
+    def of_features(self, columns: slice) -> Cells:
+        """Take the columns of a modality."""
+        return replace(self, counts=self.counts[:, columns])
 
     @cached_property
     def library_size(self) -> np.ndarray:
@@ -193,6 +201,10 @@ class StoredCells(TypedCells):
         counts = sparse.vstack(parts, format="csr")
         return Cells(counts, self.cell_type[index], batch, covariates=rows_in(self.covariates, index))
 
+    def of_features(self, columns: slice) -> StoredCells:
+        """Take the columns of a modality."""
+        return replace(self, genes=self.genes[columns])
+
     def in_memory(self) -> Cells:
         """Read all cells."""
         return self[np.arange(len(self))]
@@ -210,6 +222,11 @@ class RealCells:
     def genes(self) -> pd.Index:
         """Names of the genes, as the data have them."""
         return self.names.index
+
+    def of_features(self, columns: slice) -> RealCells:
+        """Take the columns of a modality."""
+        names = GeneNames(self.names.var.iloc[columns], self.names.column)
+        return RealCells(self.training.of_features(columns), self.test.of_features(columns), names)
 
 
 Populations = Callable[[Cells], np.ndarray | None]  # gives the population of each cell; None if it cannot be found
@@ -244,6 +261,11 @@ class ResampledCells:
     query: dict[str, Cells]  # the floor and the generated sets: of each type as many as test cells, or all
     floor_rows: np.ndarray  # indices of the floor among training cells
     seed: int
+
+    def of_features(self, columns: slice) -> ResampledCells:
+        """Take the columns of a modality."""
+        query = {name: cells.of_features(columns) for name, cells in self.query.items()}
+        return replace(self, test=self.test.of_features(columns), query=query)
 
     def with_populations(self, populations: Populations) -> ResampledCells:
         """Find the population of each cell."""

@@ -12,6 +12,7 @@ import pandas as pd
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
+from bdm.data.modalities import has_modalities, modalities_of
 from bdm.data.symbols import GeneNames
 from bdm.errors import counted
 from bdm.evaluation.cells import (
@@ -32,6 +33,7 @@ from bdm.evaluation.cells import (
 from bdm.evaluation.covariates import N_BINS, bins_of, expression_along, score_bins
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_of
+from bdm.evaluation.modalities import modality_scores
 from bdm.evaluation.properties import compare_properties
 from bdm.evaluation.results import Evaluation, embedding_of
 from bdm.evaluation.scores import GROUP_SCORES, Reference, Scores, score_cells
@@ -56,9 +58,10 @@ def evaluate(
 
     Scores that compare cell types, F1 and log fold changes, are NaN where there is one type. Test cells choose marker
     genes and variable genes: genes differ more in the cells that choose them, or that a model was fitted to.
-    ``populations`` finds the populations of all cells, for scores by sub-population.
+    ``populations`` finds the populations of all cells, for scores by sub-population. Of cells with several modalities,
+    all scores are of RNA, but :attr:`Evaluation.modalities`.
     """
-    training, test = real.training, real.test
+    test = real.test
     names = ", ".join(generated)
     logger.info("Comparing %s with %d test cells of %s.", names, len(test), counted(len(test.n_by_type), "type"))
     if len(test.n_by_type) < 2:
@@ -69,6 +72,14 @@ def evaluate(
     if populations is not None:
         resamples = [resample.with_populations(populations) for resample in resamples]
     marking = sample_at_most(test, most=size_limits.marking, seed=seed)
+    modalities = None
+    if has_modalities(real.names.var):
+        modalities = modality_scores(resamples, real.names.var, most=size_limits.gene_auc)
+        rna = modalities_of(real.names.var)[0].features
+        real, marking = real.of_features(rna), marking.of_features(rna)
+        resamples = [resample.of_features(rna) for resample in resamples]
+        generated = {name: cells.of_features(rna) for name, cells in generated.items()}
+    training, test = real.training, real.test
     markers, pair_genes = marker_genes(marking), variable_genes(marking)
 
     scores = defaultdict(list)
@@ -99,6 +110,7 @@ def evaluate(
             [({"set": name}, sample_at_most(of, most=most_mapped, seed=last.seed)) for name, of in embedded.items()],
             seed=last.seed,
         ),
+        modalities=modalities,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ class Evaluation(Result):
         Version, packages, seed, settings, and checksums of the evaluated files.
     compute_embedding
         Returns the table :attr:`embedding`, which it computes once.
+    modalities
+        (modality, score) x sets, see :func:`bdm.evaluation.modalities.modality_scores`; None for RNA alone. Of several
+        modalities, all other scores are of RNA.
     """
 
     kind = "evaluation"
@@ -81,6 +84,7 @@ class Evaluation(Result):
     size_limits: SizeLimits
     provenance: dict[str, Any]
     compute_embedding: Callable[[], pd.DataFrame]
+    modalities: pd.DataFrame | None = field(default=None, metadata={"optional": True})
 
     def __repr__(self) -> str:
         n_test, n_types = int(self.n_cells["test"].sum()), len(self.n_cells)
@@ -125,6 +129,8 @@ class Evaluation(Result):
         if len(self.by_covariate):
             self.by_covariate.to_csv(folder / "by_covariate.csv", index=False, float_format="%.6g")
         self.properties.to_csv(folder / "properties.csv", index=False, float_format="%.4g")
+        if self.modalities is not None:
+            self.modalities.to_csv(folder / "modalities.csv", float_format="%.4g")
         self.gene_statistics.to_csv(folder / "genes.csv", index=False, float_format="%.4g")
 
 
@@ -158,6 +164,9 @@ def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
     """Return lines to print: the verdict on all cells of a set, and its types by their verdicts, the best first."""
     verdicts = evaluation.verdicts_by_type(name)
     lines = [evaluation.verdict(name).text]
+    if evaluation.modalities is not None:
+        aucs = evaluation.modalities.xs("forest_auc", level="score")
+        lines += [f"{of}: forest AUC {row[name]:.2f} (real cells {row[FLOOR]:.2f})" for of, row in aucs.iterrows()]
     for label in dict.fromkeys(one.label for one in sorted(verdicts.values(), key=lambda one: one.grade)):
         cell_types = [cell_type for cell_type, one in verdicts.items() if one.label == label]
         lines.append(f"{label}: {abbreviated(cell_types, n_shown=5)}")

@@ -10,6 +10,7 @@ import numpy as np
 from anndata.io import write_elem
 
 from bdm._core.files import require_space
+from bdm.data.forms import MUDATA_FILE, write_h5mu
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.generation.generate import EXPECTED, GeneratedCells
 
@@ -19,7 +20,12 @@ COUNTS = COMPRESSION | {"compression_opts": 4}
 
 
 def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
-    """Generate cells into an ``.h5ad`` file block by block; only ``obs`` is kept in memory."""
+    """Generate cells into an ``.h5ad`` file block by block, with only ``obs`` in memory, or a MuData file, whole."""
+    if path.suffix == MUDATA_FILE:
+        whole = cells.in_memory()
+        whole.uns.update(uns)
+        write_h5mu(path, whole)
+        return
     populations: list[np.ndarray | None] = []
     n_cells, n_genes = len(cells.obs), len(cells.var)
     empty = ad.AnnData(obs=cells.obs, var=cells.var, varm=dict(cells.varm), uns={**cells.uns, **uns})

@@ -197,7 +197,7 @@ def expected_counts(
     """Mean counts of cells, cells x genes; ``x``: cells x dimensions; ``offset``: cells x genes."""
     y, layout = model.whitening.inverse(x), model.layout
     decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(batch)
-    log_size = y[:, layout.library_size].clamp(*model.library_range(population))
+    log_size = y[:, layout.library_sizes].clamp(*model.library_range(population))
     log_mean = decoder.decode(y[:, layout.latent], codes, log_size=log_size, offset=offset, batch_factor=batch_factor)
     return log_mean.exp().numpy()
 

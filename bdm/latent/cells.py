@@ -17,6 +17,7 @@ from bdm._core.store import checksum_of
 from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.matrix import blocks_of_rows, write_h5ad
+from bdm.data.modalities import LIBRARY_SIZE
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.latent.layout import LatentLayout
@@ -27,13 +28,14 @@ RESIDUAL, RESIDUAL_SCALE = "residual", "residual_scale"  # layers with posterior
 
 @dataclass(frozen=True)
 class LatentCells:
-    """Posteriors of cells: a normal over y = (latent, log library size) for each, see :class:`LatentLayout`."""
+    """Posteriors of cells: a normal over y = (latent, log library sizes) for each, see :class:`LatentLayout`."""
 
     mean: Tensor  # of the posterior, cells x dimensions
     scale: Tensor  # its standard deviation; 0 for the library size, which is known
     population: Tensor  # of each cell, index among populations
     populations: tuple[str, ...]
     labels: tuple[str, ...] = ()  # cell type of each population; the population itself if not given
+    sizes: tuple[str, ...] = (LIBRARY_SIZE,)  # names of the log library sizes, the last coordinates
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", self.labels or self.populations)
@@ -41,13 +43,13 @@ class LatentCells:
     @property
     def layout(self) -> LatentLayout:
         """Coordinates of y."""
-        return LatentLayout(self.mean.shape[1] - 1)
+        return LatentLayout(self.mean.shape[1] - len(self.sizes), self.sizes)
 
     @property
     def library_size_range(self) -> Tensor:
-        """Smallest and largest log library size."""
-        log_library_size = self.mean[:, self.layout.library_size]
-        return torch.stack([log_library_size.min(), log_library_size.max()])
+        """Smallest and largest log library sizes: two, or 2 x modalities."""
+        log_library_sizes = self.mean[:, self.layout.library_sizes].squeeze(1)
+        return torch.stack([log_library_sizes.amin(dim=0), log_library_sizes.amax(dim=0)])
 
     @property
     def n_cells(self) -> Tensor:
@@ -57,7 +59,7 @@ class LatentCells:
     def subset(self, index: Tensor) -> "LatentCells":
         """Choose the cells ``index``."""
         of_cells = (self.mean[index], self.scale[index], self.population[index])
-        return LatentCells(*of_cells, self.populations, self.labels)
+        return LatentCells(*of_cells, self.populations, self.labels, self.sizes)
 
     def sample(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Sample y of the cells ``index`` from their posteriors, len(index) x dimensions."""
@@ -68,13 +70,13 @@ class LatentCells:
 def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarray | None = None) -> ad.AnnData:
     """Encode prepared cells, in memory or on disk, in blocks.
 
-    Gives the mean of the posterior of (latent, log library size) in ``X``, its standard deviation in
+    Gives the mean of the posterior of (latent, log library sizes) in ``X``, its standard deviation in
     ``layers['scale']``, and populations, which are found if not given, in ``obs['sub_population']``.
     """
     if population is None:
         population = populations_of_cells(adata, autoencoder)
     types, batches = autoencoder.type_codes(population), batch_codes(adata, autoencoder.batches)
-    layout = LatentLayout(autoencoder.network.shape.n_latent)
+    layout = LatentLayout(autoencoder.network.shape.n_latent, autoencoder.size_names)
     mean, scale = torch.empty(2, adata.n_obs, len(layout.names))
 
     def blocks() -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
@@ -89,11 +91,11 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
         rows, counts = block
         dense = to_tensor(counts.toarray())
         latent = autoencoder.network_of(population[rows[0]]).encode(dense, types[rows], batches[rows])
-        log_library_size = autoencoder.network.decoder.size(dense).squeeze(1).log()
+        log_library_sizes = autoencoder.network.decoder.size(dense).log()
         return (
             rows,
-            layout.joined(latent.mean, log_library_size),
-            layout.joined(latent.scale, torch.zeros_like(log_library_size)),
+            layout.joined(latent.mean, log_library_sizes),
+            layout.joined(latent.scale, torch.zeros_like(log_library_sizes)),
         )
 
     with threads() as run:
@@ -165,6 +167,7 @@ def latent_cells(adata: ad.AnnData, *, held_out: bool | None = False) -> LatentC
         to_tensor(population.codes.to_numpy()[chosen].astype(np.int64)),
         tuple(population.categories),
         tuple(label_of.get(name, name) for name in population.categories),
+        tuple(name for name in adata.var_names if not name.startswith("latent_")),
     )
 
 

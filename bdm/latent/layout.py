@@ -5,16 +5,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdm.data.modalities import LIBRARY_SIZE
 from bdm.errors import InputError
-
-LIBRARY_SIZE = "log_library_size"
 
 
 @dataclass(frozen=True)
 class LatentLayout:
-    """Coordinates of y (cells x dimensions): the latent of the autoencoder, and the log library size."""
+    """Coordinates of y (cells x dimensions): the latent of the autoencoder, and the log library size.
+
+    Cells with several modalities have a library size of each that is normalised, that of RNA first.
+    """
 
     n_latent: int
+    sizes: tuple[str, ...] = (LIBRARY_SIZE,)  # names of the log library sizes
 
     @property
     def latent(self) -> slice:
@@ -23,13 +26,18 @@ class LatentLayout:
 
     @property
     def library_size(self) -> slice:
-        """Coordinate of the log library size."""
+        """Coordinate of the log library size of RNA."""
         return slice(self.n_latent, self.n_latent + 1)
+
+    @property
+    def library_sizes(self) -> slice:
+        """Coordinates of the log library sizes of all modalities."""
+        return slice(self.n_latent, self.n_latent + len(self.sizes))
 
     @property
     def names(self) -> tuple[str, ...]:
         """Name of each coordinate."""
-        return (*(f"latent_{k}" for k in range(self.n_latent)), LIBRARY_SIZE)
+        return (*(f"latent_{k}" for k in range(self.n_latent)), *self.sizes)
 
     def index(self, name: str) -> int:
         """Position of a coordinate."""
@@ -37,8 +45,8 @@ class LatentLayout:
             raise InputError(f"The latent has no coordinate {name!r}; it has {', '.join(self.names)}.")
         return self.names.index(name)
 
-    def joined(self, latent: Tensor, log_library_size: Tensor) -> Tensor:
-        """Put coordinates together, from cells x ``n_latent`` and one log library size per cell."""
-        y = torch.empty(len(latent), self.n_latent + 1)
-        y[:, self.latent], y[:, self.library_size] = latent, log_library_size[:, None]
+    def joined(self, latent: Tensor, log_library_sizes: Tensor) -> Tensor:
+        """Put coordinates together, from cells x ``n_latent`` and cells x ``sizes``."""
+        y = torch.empty(len(latent), len(self.names))
+        y[:, self.latent], y[:, self.library_sizes] = latent, log_library_sizes
         return y

@@ -20,7 +20,7 @@ class Whitening:
     meaning in every direction, and library size is a coordinate like the others.
     """
 
-    centre: Tensor  # mean of y = (latent, log library size)
+    centre: Tensor  # mean of y = (latent, log library sizes)
     covariance: Tensor  # W: within populations, pooled over cells, plus the mean posterior variance
     _whiten: Tensor = field(init=False, repr=False, compare=False)
     _colour: Tensor = field(init=False, repr=False, compare=False)
@@ -61,8 +61,7 @@ def fit_whitening(cells: LatentCells) -> Whitening:
     within = cells.mean - means[cells.population]
     pooled = within.T @ within / len(within)
     covariance = pooled + torch.diag((cells.scale**2).mean(dim=0))
-    size = cells.layout.library_size
-    covariance[size, size].clamp_(min=MIN_VARIANCE)
+    covariance.diagonal()[cells.layout.library_sizes].clamp_(min=MIN_VARIANCE)
     return Whitening(cells.mean.mean(dim=0), covariance)
 
 

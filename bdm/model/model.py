@@ -78,7 +78,8 @@ class BranchedModel:
     # Number of cells of each population (rows) in each batch (columns; one column ``n_cells`` where there are no
     # batches)
     composition: pd.DataFrame
-    # Smallest and largest log library size of the training cells, which are the bounds for generated cells
+    # Smallest and largest log library size of the training cells, which are the bounds for generated cells; 2 x
+    # modalities, if there are several
     library_sizes: Tensor
     provenance: dict[str, Any]  # how it was made: versions, seeds, settings, hash of the data
     # How the donors of the training cells differ; None where no donors were given. Types of extensions have no effects
@@ -123,7 +124,7 @@ class BranchedModel:
     @property
     def layout(self) -> LatentLayout:
         """Coordinates of the space that whitened cells are brought back to."""
-        return LatentLayout(self.autoencoder.network.shape.n_latent)
+        return LatentLayout(self.autoencoder.network.shape.n_latent, self.autoencoder.size_names)
 
     def encode(self, cells: AnnData) -> AnnData:
         """Encode prepared cells, with what covariates leave of their latents, see :func:`latent_cells`."""
@@ -157,20 +158,25 @@ class BranchedModel:
             before += sum(of_type)
         return DonorModel(self.donor_effects, composition, self.whitening, self.moments, self.cell_type_of)
 
-    def library_range(self, population: str | None) -> tuple[float, float]:
-        """Smallest and largest log library size for a population: of its extension, if any, or of training cells."""
+    def library_range(self, population: str | None) -> tuple[Tensor, Tensor]:
+        """Smallest and largest log library sizes for a population: of its extension, if any, or of training cells."""
         extended: dict[str | None, Tensor] = {
             name: extension.library_sizes
             for extension in self.extensions
             for name in (extension.name, *extension.moments.populations)
         }
-        smallest, largest = extended.get(population, self.library_sizes).tolist()
+        smallest, largest = extended.get(population, self.library_sizes)
         return smallest, largest
 
     @property
     def gene_names(self) -> GeneNames:
         """Names and symbols of the genes."""
         return GeneNames(self.autoencoder.genes, self.autoencoder.provenance["prepare"].get("gene_symbols"))
+
+    @property
+    def form(self) -> str | None:
+        """Form in which the data kept several modalities, see :mod:`bdm.data.forms`; None for RNA alone."""
+        return self.autoencoder.provenance.get("form")
 
     @property
     def label_key(self) -> str | None:

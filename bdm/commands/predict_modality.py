@@ -1,0 +1,53 @@
+"""``bdm predict-modality``: predict proteins or peaks of cells with RNA alone."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, MinLen
+
+from bdm.commands.base import Summary
+from bdm.commands.options import ModelFolder, OutCells
+from bdm.settings import InputKeys, Seed
+
+Name = Annotated[str, MinLen(1), "Modality of the model to predict, such as `prot`."]
+Samples = Annotated[int, Ge(20), "Samples of each cell, from which the interval is computed."]
+
+
+def predict_modality(
+    model: ModelFolder,
+    cells: Annotated[Path, "Cells with raw counts of RNA, in any format that prepare reads."],
+    out: OutCells,
+    *,
+    modality: Name = "prot",
+    n_samples: Samples = 200,
+    keys: InputKeys,
+    seed: Seed = 0,
+) -> Summary:
+    """Predict the proteins or peaks of cells by their RNA, by a model that was fitted to both: mean and 90% interval.
+
+    Cell types are used if the cells have them in the model's column; otherwise all types are possible.
+
+    Example: bdm predict-modality model/ rna.h5ad proteins.h5ad --modality prot
+    """
+    from bdm._core.files import atomic_write, sha256
+    from bdm.data.matrix import write_h5ad
+    from bdm.data.read import read_cells
+    from bdm.errors import at
+    from bdm.generation.modality import modality_named, question_of
+    from bdm.generation.modality import predict_modality as predict
+    from bdm.model.generated_file import record_of_cells
+    from bdm.model.model import load_model
+
+    with ExitStack() as files:
+        path = files.enter_context(atomic_write(out))
+        loaded = load_model(model)
+        chosen = modality_named(loaded, modality)
+        with at(cells):
+            question = question_of(read_cells(cells), loaded, keys)
+        predicted = predict(loaded, question, chosen, n_samples=n_samples, seed=seed)
+        settings = {"modality": chosen.name, "n_samples": n_samples}
+        predicted.uns["bdm"] = record_of_cells(loaded, model, seed=seed, settings=settings, cells_sha256=sha256(cells))
+        write_h5ad(path, predicted)
+    types = "by their types" if question.cell_type is not None else "of any type"
+    return Summary((out,), {"cells": f"{predicted.n_obs:,} {types} x {predicted.n_vars:,} features of {chosen.name}"})

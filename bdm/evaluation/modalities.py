@@ -1,0 +1,116 @@
+"""Cells of several modalities: how each, and all together, are distinguished from real ones, and correlate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from bdm.data.modalities import RNA, Modality, modalities_of
+from bdm.evaluation.cells import Cells, ResampledCells, match, sample_at_most
+from bdm.evaluation.metrics import Agreement, cross_validated_probabilities, fitted_pca, forest, linear_classifier
+from bdm.evaluation.scores import auc
+
+ALL = "all"  # all modalities together
+N_COMPONENTS = 30  # of a modality
+N_FEATURES, N_RELATED = 200, 50  # features whose correlations are compared, and the most related genes of each
+
+
+def modality_scores(resamples: Sequence[ResampledCells], var: pd.DataFrame, *, most: int) -> pd.DataFrame:
+    """Score the sets of resamples, (modality, score) x sets, averaged over resamples.
+
+    - ``forest_auc``: by a random forest on components of each modality: principal components of log1p(CP10k) of genes
+      and of log1p of protein counts, and of peaks by latent semantic indexing; ``all`` has the components of all;
+    - ``feature_auc``: by logistic regression on all features;
+    - ``gene_correlation``, ``gene_slope``: correlations of each protein, or of the 200 commonest peaks, with the 50
+      genes most related to it in test cells, and with the gene of its name, if there is one: Pearson correlation with
+      those of test cells, and slope on them.
+    """
+    modalities, rows = modalities_of(var), []
+    for resample in resamples:
+        for name, cells in resample.query.items():
+            query, test = match(cells, resample.test, seed=resample.seed)
+            query, test = (sample_at_most(of, most=most, seed=resample.seed) for of in (query, test))
+            scores = score_pair(query, test, modalities, var, seed=resample.seed)
+            rows += [{"modality": of, "score": score, "set": name, "value": x} for (of, score), x in scores.items()]
+    table = pd.DataFrame(rows).groupby(["modality", "score", "set"], sort=False)["value"].mean().unstack("set")
+    return table[list(resamples[0].query)]
+
+
+def score_pair(
+    query: Cells, test: Cells, modalities: Sequence[Modality], var: pd.DataFrame, *, seed: int
+) -> dict[tuple[str, str], float]:
+    """Score query cells by as many test cells."""
+    scores, components = {}, []
+    for of in modalities:
+        both = values_of(sparse.vstack([query.counts, test.counts], format="csr")[:, of.features], of)
+        found = components_of(both, seed=seed)
+        components.append(found)
+        scores[of.name, "forest_auc"] = auc_of(forest(seed=seed), found, len(query), seed=seed)
+        scores[of.name, "feature_auc"] = auc_of(linear_classifier(), both, len(query), seed=seed)
+        if of.kind != RNA:
+            agreement = gene_correlations(query, test, modalities[0], of, var)
+            scores[of.name, "gene_correlation"], scores[of.name, "gene_slope"] = agreement.correlation, agreement.slope
+    scores[ALL, "forest_auc"] = auc_of(forest(seed=seed), np.hstack(components), len(query), seed=seed)
+    return scores
+
+
+def auc_of(classifier: object, values: np.ndarray | sparse.csr_matrix, n_query: int, *, seed: int) -> float:
+    """AUC with which a classifier distinguishes the first ``n_query`` cells from the others."""
+    return auc(*cross_validated_probabilities(classifier, values[:n_query], values[n_query:], seed=seed))
+
+
+def values_of(counts: sparse.csr_matrix, modality: Modality) -> sparse.csr_matrix:
+    """Values of cells by which they are compared: log1p(CP10k), log1p, or TF-IDF of peaks (Stuart et al. 2021)."""
+    if not modality.normalised:
+        return counts.log1p()
+    detected = counts.sign() if modality.kind == "atac" else counts
+    size = np.asarray(detected.sum(axis=1)).ravel()
+    shares = sparse.csr_matrix(sparse.diags(1e4 / np.maximum(size, 1)) @ detected)
+    if modality.kind == "atac":
+        n_cells = np.asarray(detected.sum(axis=0)).ravel()
+        shares = sparse.csr_matrix(shares @ sparse.diags(counts.shape[0] / np.maximum(n_cells, 1)))
+    return shares.log1p()
+
+
+def components_of(values: sparse.csr_matrix, *, seed: int) -> np.ndarray:
+    """Principal components, scaled such that the first has the variance 1, so that modalities count alike."""
+    if values.shape[1] <= N_COMPONENTS:
+        found = values.toarray()
+    else:
+        found = fitted_pca(values, n_components=N_COMPONENTS, seed=seed).transform(values)
+    return np.asarray(found / max(found.std(axis=0).max(), np.finfo(float).tiny))
+
+
+def gene_correlations(query: Cells, test: Cells, rna: Modality, modality: Modality, var: pd.DataFrame) -> Agreement:
+    """Correlations of features with genes, in query cells and in test cells."""
+    n_cells = np.asarray((test.counts[:, modality.features] > 0).sum(axis=0)).ravel()
+    chosen = modality.features.start + np.sort(np.argsort(-n_cells, kind="stable")[:N_FEATURES])
+    of_query, of_test = (
+        cross_correlations(*(values_of(cells.counts[:, part], of).toarray() for part, of in parts))
+        for cells in (query, test)
+        for parts in [((chosen, modality), (np.arange(rna.features.stop), rna))]
+    )
+    related = np.argsort(-np.abs(np.nan_to_num(of_test)), axis=1, kind="stable")[:, :N_RELATED]
+    is_chosen = np.zeros(of_test.shape, dtype=bool)
+    np.put_along_axis(is_chosen, related, True, axis=1)
+    for row, gene in own_genes(var.index[chosen], modality, var.index[rna.features]).items():
+        is_chosen[row, gene] = True
+    is_chosen &= np.isfinite(of_query) & np.isfinite(of_test)
+    return Agreement(of_query[is_chosen], of_test[is_chosen])
+
+
+def own_genes(features: pd.Index, modality: Modality, genes: pd.Index) -> Mapping[int, int]:
+    """Column of the gene of each protein whose name, or its first part as in ``CD4_TotalSeqB``, is that of a gene."""
+    column = {str(gene).upper(): number for number, gene in enumerate(genes)}
+    names = features.str.removeprefix(modality.prefix).str.partition("_").get_level_values(0).str.upper()
+    return {row: column[name] for row, name in enumerate(names) if name in column}
+
+
+def cross_correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each column of ``left`` with each of ``right``; NaN where one is constant."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left, right = ((of - of.mean(axis=0)) / of.std(axis=0) for of in (left, right))
+        return np.asarray(left.T @ right / len(left))

@@ -1,0 +1,238 @@
+"""A modality that cells lack, predicted from their RNA: the posterior of their latents, then the decoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from bdm._core.parallel import threads, using_threads
+from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
+from bdm.autoencoder.decoder import Decoder
+from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.observation import ObservationModel
+from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality, modalities_of
+from bdm.errors import InputError
+from bdm.latent.moments import Normal, matrix_power
+from bdm.model.match import SAME, batches_of, counts_of, label_column, labels_of
+from bdm.model.model import BranchedModel
+from bdm.settings import InputKeys
+
+MAX_BLOCK, MAX_ENTRIES = 256, 2**25  # cells that are predicted together, and samples of their counts
+N_SAMPLES = 200  # of each cell's posterior
+INTERVAL = (0.05, 0.95)  # quantiles of the interval
+LOG1P, LOWER, UPPER, SAMPLE = "log1p", "lower", "upper", "sample"  # layers of predicted cells
+
+
+@dataclass(frozen=True)
+class Question:
+    """Cells with RNA, and what else is known of them."""
+
+    counts: AnnData  # of the model's genes
+    cell_type: np.ndarray | None  # None where types are not known: all are possible
+    codes: Tensor  # batch of each cell
+
+
+def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Question:
+    """Match cells with RNA to a model; cell types are used if the model's column, or the given one, is there."""
+    rna = next(of for of in modalities_of(model.autoencoder.genes) if of.kind == RNA)
+    counts = counts_of(adata, model.autoencoder.genes.iloc[rna.features], source=keys.counts or "auto")
+    if (empty := np.diff(counts.X.indptr) == 0).any():
+        raise InputError(
+            f"{empty.sum()} of {len(empty)} cells have no counts of the model's genes, for example "
+            f"{counts.obs_names[empty.argmax()]}; leave them out."
+        )
+    cell_type, known = None, {keys.label_key, model.label_key, "cell_type"} & set(adata.obs)
+    if keys.label_key is not None or (known and label_column(adata.obs, model, keys) is not None):
+        labels = labels_of(adata.obs, model, keys)
+        if (unknown := ~labels.isin(model.cell_types)).any():
+            raise InputError(
+                f"{unknown.sum()} of {len(labels)} cells have no cell type of the model, for example "
+                f"{labels.index[unknown.argmax()]} ({labels[unknown].iloc[0]!r}); leave them out, or give no types."
+            )
+        cell_type = labels.to_numpy(dtype=str)
+    codes = model.autoencoder.batch_codes(batches_of(adata, model, keys))
+    return Question(counts, cell_type, torch.zeros(adata.n_obs, dtype=torch.long) if codes is None else codes)
+
+
+def modality_named(model: BranchedModel, name: str) -> Modality:
+    """Find a modality of the model by its name, or its kind."""
+    others = [of for of in modalities_of(model.autoencoder.genes) if of.kind != RNA]
+    for of in others:
+        if name in (of.name, of.kind):
+            return of
+    if not others:
+        raise InputError("The model was fitted to RNA alone; fit one to cells with proteins or peaks, too.")
+    raise InputError(f"The model has no modality {name!r} beside RNA; it has {', '.join(of.name for of in others)}.")
+
+
+@using_threads()
+def predict_modality(
+    model: BranchedModel, question: Question, modality: Modality, *, n_samples: int = N_SAMPLES, seed: int = 0
+) -> AnnData:
+    """Predict the counts of a modality in cells by their RNA.
+
+    Each cell's latents have a mixture of normals as posterior: for each population that is possible, the prior of the
+    population, with the cell's library size and the Laplace approximation of the likelihood of its RNA; populations
+    weigh as much as they explain the RNA.
+
+    Returns
+    -------
+    Expected counts in ``X``; ``layers``: ``log1p``, the expected log1p of counts, ``lower`` and ``upper``, the 90%
+    interval of counts, and ``sample``, one draw; ``obsm['populations']``: probability of each population.
+    """
+    var = model.autoencoder.genes.iloc[modality.features]
+    var = pd.DataFrame(index=var.index.str.removeprefix(modality.prefix))
+    posteriors = [PopulationPosterior.of(model, name, modality) for name in model.populations]
+
+    @torch.no_grad()  # in each thread, as it is a setting of the thread
+    def predicted(rows: slice) -> dict[str, np.ndarray]:
+        return predict_block(model, posteriors, question, rows, n_samples=n_samples, seed=seed)
+
+    n_cells, block = question.counts.n_obs, max(min(MAX_BLOCK, MAX_ENTRIES // (n_samples * len(var))), 1)
+    with threads() as run:
+        blocks = list(run(predicted, (slice(start, min(start + block, n_cells)) for start in range(0, n_cells, block))))
+    found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    populations = pd.DataFrame(found.pop("populations"), index=question.counts.obs_names, columns=model.populations)
+    return AnnData(found.pop("mean"), obs=question.counts.obs, var=var, obsm={"populations": populations}, layers=found)
+
+
+@dataclass(frozen=True)
+class PopulationPosterior:
+    """What the RNA of cells says about their latents if they are of one population."""
+
+    name: str
+    cell_type: str
+    network: CountAutoencoder  # of RNA alone
+    code: int  # of the population in it
+    log_share: float
+    normal: Normal  # of y = (latent, log library sizes), in double precision
+    target: Decoder  # of the modality to predict
+    observation: ObservationModel  # of its counts
+    size: int | None  # coordinate of its log library size, of y without the library size of RNA
+    size_range: tuple[Tensor, Tensor]  # of all log library sizes
+
+    @classmethod
+    def of(cls, model: BranchedModel, name: str, modality: Modality) -> PopulationPosterior:
+        """Take the decoders and the moments of a population."""
+        network, code = model.autoencoder.network_of(name), model.autoencoder.type_code(name)
+        row = model.moments.populations.index(name)
+        colour = matrix_power(model.whitening.covariance.double(), 0.5)
+        mean = model.moments.mean[row].double() @ colour + model.whitening.centre.double()
+        normal = Normal(mean, colour @ model.moments.covariance[row].double() @ colour)
+        rna = CountAutoencoder.from_decoder(network.decoder.of_block(0), network.prior_mean)
+        target = network.decoder.of_block(modalities_of(model.autoencoder.genes).index(modality))
+        size = model.layout.index(modality.size_name) - 1 if modality.normalised else None
+        return cls(
+            name,
+            model.cell_type_of[name],
+            rna,
+            code,
+            math.log(model.composition.loc[name].sum() / model.composition.to_numpy().sum()),
+            normal,
+            target,
+            target.observation(torch.tensor(code)),
+            size,
+            model.library_range(name),
+        )
+
+    def expected(self, y: Tensor, codes: Tensor) -> np.ndarray:
+        """Mean counts of the modality, from y without the library size of RNA."""
+        n_latent, log_size = self.target.shape.n_latent, None
+        if self.size is not None:
+            smallest, largest = (of[self.size - n_latent + 1] for of in self.size_range)
+            log_size = y[:, self.size, None].clamp(smallest, largest).float()
+        return np.asarray(self.target.decode(y[:, :n_latent].float(), codes, log_size=log_size).exp())
+
+    def __call__(self, counts: Tensor, codes: Tensor, size_index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log evidence of each cell, and mean and covariance of its y without the library size of RNA.
+
+        The prior is conditioned on the library size, which is known. The log likelihood is expanded at the mode that
+        the Laplace approximation found with the prior of the autoencoder, N(prior_mean, I).
+        """
+        n_latent, types = self.network.shape.n_latent, torch.full((len(counts),), self.code)
+        found = self.network.encode(counts, types, codes)
+        mode, prior_mean = found.mean, self.network.prior_mean[self.code]
+        at_mode = self.network.decoder.log_likelihood(counts, mode, types, codes).double()
+        information = found.precision.double() - torch.eye(n_latent, dtype=torch.float64)
+        mode, gradient = mode.double(), (found.mean - prior_mean).double()
+
+        # Prior, given the library size
+        log_size = self.network.decoder.size(counts).log().double().squeeze(1)
+        rest = torch.tensor([k for k in range(len(self.normal.mean)) if k != size_index])
+        variance = self.normal.covariance[size_index, size_index]
+        gain = self.normal.covariance[rest, size_index] / variance
+        deviation = log_size - self.normal.mean[size_index]
+        mean = self.normal.mean[rest] + deviation[:, None] * gain
+        covariance = self.normal.covariance[rest][:, rest] - variance * gain[:, None] * gain
+        log_density = -(deviation**2 / variance + variance.log()) / 2
+
+        # Times the likelihood, of which only the latent knows
+        n_rest = len(rest)
+        precision, linear = torch.zeros(len(counts), n_rest, n_rest).double(), torch.zeros(len(counts), n_rest).double()
+        precision[:, :n_latent, :n_latent] = information
+        linear[:, :n_latent] = torch.einsum("cij,cj->ci", information, mode) + gradient
+        constant = at_mode - (gradient * mode).sum(dim=1) - torch.einsum("ci,cij,cj->c", mode, information, mode) / 2
+        prior_precision = torch.linalg.inv(covariance)
+        posterior = torch.linalg.inv(precision + prior_precision)
+        pulled = linear + mean @ prior_precision
+        centre = torch.einsum("cij,cj->ci", posterior, pulled)
+        evidence = (
+            constant
+            + (pulled * centre).sum(dim=1) / 2
+            - torch.einsum("ci,ij,cj->c", mean, prior_precision, mean) / 2
+            + (torch.logdet(posterior) - torch.logdet(covariance)) / 2
+        )
+        return self.log_share + log_density + evidence, centre, posterior
+
+
+def predict_block(
+    model: BranchedModel,
+    posteriors: list[PopulationPosterior],
+    question: Question,
+    rows: slice,
+    *,
+    n_samples: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Predict a block of cells: means, layers, and probabilities of populations."""
+    counts, codes = to_tensor(question.counts.X[rows].toarray()), question.codes[rows]
+    n_cells, size_index = len(counts), model.layout.index(LIBRARY_SIZE)
+    log_evidence = torch.full((n_cells, len(posteriors)), -torch.inf, dtype=torch.float64)
+    found: dict[int, tuple[np.ndarray, Tensor, Tensor]] = {}
+    for k, of in enumerate(posteriors):
+        possible = np.arange(n_cells)
+        if question.cell_type is not None:
+            possible = np.flatnonzero(question.cell_type[rows] == of.cell_type)
+        if len(possible):
+            log_evidence[possible, k], centre, covariance = of(counts[possible], codes[possible], size_index)
+            found[k] = possible, centre, covariance
+    probability = log_evidence.softmax(dim=1)
+
+    generator = torch_generator(seed, "latents", rows.start)
+    drawn = torch.multinomial(probability, n_samples, replacement=True, generator=generator)
+    noise = torch.randn(n_cells, n_samples, len(model.layout.names) - 1, generator=generator, dtype=torch.float64)
+    mean, sampled = np.zeros((2, n_cells, n_samples, posteriors[0].target.shape.n_genes), dtype=np.float32)
+    for k, (possible, centre, covariance) in found.items():
+        cell, number = np.nonzero((drawn[possible] == k).numpy())
+        if len(cell):
+            cells = possible[cell]
+            root = torch.linalg.cholesky(covariance)
+            y = centre[cell] + torch.einsum("nij,nj->ni", root[cell], noise[cells, number])
+            mean[cells, number] = posteriors[k].expected(y, codes[cells])
+            draws = numpy_generator(seed, "counts", posteriors[k].name, rows.start)
+            sampled[cells, number] = posteriors[k].observation.sample(mean[cells, number], draws).toarray()
+    lower, upper = np.quantile(sampled, INTERVAL, axis=1, method="inverted_cdf")
+    return {
+        "mean": mean.mean(axis=1),
+        LOG1P: np.log1p(sampled).mean(axis=1),
+        LOWER: lower.astype(np.float32),
+        UPPER: upper.astype(np.float32),
+        SAMPLE: sampled[:, 0].copy(),
+        "populations": probability.float().numpy(),
+    }

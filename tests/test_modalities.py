@@ -1,0 +1,415 @@
+"""Cells with proteins and peaks beside RNA: reading, preparation, decoders by blocks, and generated files."""
+
+import sys
+from dataclasses import replace
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from torch import Tensor
+from zoo import kept_model
+
+from bdm import BranchedDiffusion, InputError
+from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
+from bdm.autoencoder.softmax import Blocks
+from bdm.data.forms import MUDATA, from_mudata, in_blocks, write_h5mu
+from bdm.data.modalities import block_sizes, modalities_of, of_modality, size_names
+from bdm.data.prepare import prepare
+from bdm.data.read import pbmc68k_counts, read_cells
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.modalities import score_pair
+from bdm.latent.cells import encode, latent_cells
+from bdm.settings import PrepareSettings
+
+N_PROTEINS, N_PEAKS = 6, 60
+
+
+def with_modalities(cells: AnnData, *, seed: int = 0) -> dict[str, AnnData]:
+    """Cells with proteins and peaks that differ between their types."""
+    rng, types = np.random.default_rng(seed), cells.obs["bulk_labels"].cat.codes.to_numpy()
+    n_types, depth = types.max() + 1, rng.lognormal(0, 0.3, (cells.n_obs, 1))
+    level = rng.lognormal(3, 1.5, (n_types, N_PROTEINS))
+    proteins = rng.negative_binomial(5, 1 / (1 + (2 + level[types]) * depth / 5))
+    opened = rng.uniform(0.05, 0.5, (n_types, N_PEAKS))
+    peaks = rng.poisson(opened[types] * rng.lognormal(0, 0.3, (cells.n_obs, 1)))
+    peaks[:, 0] += 1  # so that no cell is without
+
+    def part(values: np.ndarray, names: list[str]) -> AnnData:
+        return AnnData(sp.csr_matrix(values.astype(np.float32)), cells.obs[[]].copy(), pd.DataFrame(index=names))
+
+    names = ["CD3", *cells.var_names[: N_PROTEINS - 1]]  # proteins may have the names of genes
+    return {
+        "rna": AnnData(cells.X, cells.obs[["bulk_labels"]].copy(), cells.var[[]].copy()),
+        "prot": part(proteins, names),
+        "atac": part(peaks, [f"chr1:{100 * i}-{100 * i + 50}" for i in range(N_PEAKS)]),
+    }
+
+
+def joined(**options) -> AnnData:
+    parts = with_modalities(pbmc68k_counts())
+    return from_mudata(parts, parts["rna"].obs[[]], **options)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return with_modalities(pbmc68k_counts())
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "cells.h5mu"
+    write_h5mu(path, joined())
+    return path
+
+
+@pytest.fixture(scope="session")
+def multi_model(small_settings):
+    """Model of the example cells with proteins and peaks."""
+
+    def fit_multi():
+        settings = replace(small_settings, prepare=replace(small_settings.prepare, test=0.2))
+        return BranchedDiffusion(joined(), label_key="bulk_labels", settings=settings).fit()
+
+    return kept_model(fit_multi)
+
+
+# ---- blocks
+
+
+def test_shares_sum_to_one_in_each_normalised_block():
+    blocks, logits = Blocks((3, 1, 2), (True, False, True)), torch.randn(4, 6)
+    expression = blocks.expression(logits)
+    torch.testing.assert_close(blocks.sums(expression), torch.ones(4, 2))
+    torch.testing.assert_close(blocks.log_expression(logits).exp(), expression)
+    torch.testing.assert_close(expression[:, 3], logits[:, 3].exp())
+    assert blocks.spread(torch.tensor([[1.0, 2.0]]), others=7).tolist() == [[1, 1, 1, 7, 2, 2]]
+
+
+def likelihood(decoder: NegativeBinomialDecoder, counts: Tensor, latent: Tensor) -> Tensor:
+    zeros = torch.zeros(len(counts), dtype=torch.long)
+    return decoder.log_likelihood(counts, latent, zeros, zeros)
+
+
+@pytest.mark.parametrize("normalised", [(True, True), (True, False)])
+def test_evidence_of_blocks_is_the_derivative_of_the_likelihood(normalised):
+    torch.manual_seed(0)
+    decoder = NegativeBinomialDecoder(AutoencoderShape(12, 1, 3, blocks=(7, 5), normalised=normalised))
+    counts, latent = torch.poisson(torch.full((4, 12), 3.0)) + 1, torch.randn(4, 3, requires_grad=True)
+    zeros = torch.zeros(4, dtype=torch.long)
+    (expected,) = torch.autograd.grad(likelihood(decoder, counts, latent).sum(), latent)
+    with torch.no_grad():
+        gradient, information = decoder.evidence(counts, zeros, zeros).derivatives(latent)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
+    assert (torch.linalg.eigvalsh(information) > 0).all()
+
+
+def test_counts_of_one_block_do_not_change_the_shares_of_another():
+    decoder = NegativeBinomialDecoder(AutoencoderShape(6, 1, 2, blocks=(4, 2), normalised=(True, True)))
+    counts = torch.tensor([[1.0, 2, 3, 4, 10, 30]])
+    torch.testing.assert_close(decoder.size(counts), torch.tensor([[10.0, 40.0]]))
+    log_size = decoder.size(counts).log()
+    mean = decoder.decode(torch.zeros(1, 2), log_size=log_size).exp()
+    torch.testing.assert_close(decoder.blocks.sums(mean), torch.tensor([[10.0, 40.0]]))
+
+
+@pytest.mark.parametrize("normalised", [(True, True), (True, False)])
+def test_directions_are_gradients_of_log_expression_in_each_block(normalised):
+    torch.manual_seed(1)
+    decoder = NegativeBinomialDecoder(AutoencoderShape(7, 1, 2, blocks=(4, 3), normalised=normalised)).double()
+    latent = torch.randn(2, dtype=torch.double)
+    expected = torch.autograd.functional.jacobian(lambda z: decoder.decode(z[None])[0], latent)
+    share = decoder.decode(latent[None])[0].exp().detach().numpy()
+    np.testing.assert_allclose(decoder.directions(share), expected, rtol=1e-6, atol=1e-9)
+
+
+# ---- forms
+
+
+def test_mudata_becomes_blocks_in_a_fixed_order(parts):
+    cells = from_mudata({name: parts[name] for name in ("atac", "prot", "rna")}, pd.DataFrame())
+    assert [of.name for of in modalities_of(cells.var)] == ["rna", "prot", "atac"]
+    assert block_sizes(cells.var) == (765, N_PROTEINS, N_PEAKS)
+    assert size_names(cells.var) == ("log_library_size", "log_size_atac")
+    assert cells.var_names.is_unique
+    assert cells.var_names[765] == "prot:CD3"
+    for of in modalities_of(cells.var):
+        assert (cells.X[:, of.features] != parts[of.name].X).nnz == 0
+
+
+def test_other_names_of_modalities_are_known_or_given(parts):
+    known = from_mudata({"RNA": parts["rna"], "ADT": parts["prot"]}, pd.DataFrame())
+    assert [of.name for of in modalities_of(known.var)] == ["RNA", "ADT"]
+    given = from_mudata({"one": parts["rna"], "two": parts["atac"]}, pd.DataFrame(), modality=("two=atac", "one=rna"))
+    assert size_names(given.var) == ("log_library_size", "log_size_two")
+
+
+def test_a_mudata_file_is_read_as_it_was_written(file, parts):
+    cells = read_cells(file)
+    assert (cells.X != joined().X).nnz == 0
+    assert cells.obs["bulk_labels"].equals(parts["rna"].obs["bulk_labels"])
+    with h5py.File(file) as opened:
+        assert list(opened["mod"].attrs["mod-order"]) == ["rna", "prot", "atac"]
+        assert ad.io.read_elem(opened["mod/prot/var"]).index[0] == "CD3"
+
+
+def test_the_package_mudata_reads_and_gives_the_same(file, parts):
+    mudata = pytest.importorskip("mudata")
+    read = mudata.read_h5mu(file)
+    assert list(read.mod) == ["rna", "prot", "atac"]
+    assert (read["prot"].X != parts["prot"].X).nnz == 0
+    prepared = BranchedDiffusion(read, label_key="bulk_labels").prepared
+    assert block_sizes(prepared.var)[1] == N_PROTEINS
+
+
+def test_proteins_in_obsm_and_types_of_features_are_modalities(parts):
+    cells = parts["rna"].copy()
+    cells.obsm["protein_expression"] = parts["prot"].to_df()
+    in_obsm = in_blocks(cells)
+    assert list(in_obsm.var_names[-N_PROTEINS:]) == [f"prot:{name}" for name in parts["prot"].var_names]
+    by_type = AnnData(sp.hstack([parts["atac"].X, cells.X], format="csr"))
+    by_type.var["feature_types"] = ["Peaks"] * N_PEAKS + ["Gene Expression"] * cells.n_vars
+    assert (in_blocks(by_type).X[:, : cells.n_vars] != cells.X).nnz == 0
+    alone = cells[:, :5].copy()
+    del alone.obsm["protein_expression"]
+    alone.var["feature_types"] = "Gene Expression"
+    assert in_blocks(alone) is alone
+
+
+def test_cells_that_not_all_modalities_have_need_intersect(parts):
+    fewer = {"rna": parts["rna"], "prot": parts["prot"][10:]}
+    with pytest.raises(InputError, match=r"different cells \(rna 700, prot 690\), of which 690 are shared.*intersect"):
+        from_mudata(fewer, pd.DataFrame())
+    shared = from_mudata(fewer, pd.DataFrame(), intersect=True)
+    assert (shared.X[:, -N_PROTEINS:] != parts["prot"].X[10:]).nnz == 0
+
+
+def clr(cells: AnnData) -> AnnData:
+    logs = np.log1p(cells.X.toarray())
+    return AnnData(logs - logs.mean(axis=1, keepdims=True), cells.obs, cells.var)
+
+
+def empty_protein(cells: AnnData) -> AnnData:
+    counts = cells.X.toarray()
+    counts[:, 0] = 0
+    return AnnData(sp.csr_matrix(counts), cells.obs, cells.var)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (clr, "modality prot: no raw counts: X has .* negative"),
+        (lambda cells: AnnData(np.log1p(cells.X), cells.obs, cells.var), "modality prot: no raw counts: .* not whole"),
+        (empty_protein, "1 protein without counts, CD3; leave"),
+        (
+            lambda cells: AnnData(cells.X, cells.obs.set_axis([f"x{i}" for i in range(700)]), cells.var),
+            "share no cells",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_rejected(parts, change, fault):
+    with pytest.raises(InputError, match=fault):
+        from_mudata({"rna": parts["rna"], "prot": change(parts["prot"])}, pd.DataFrame())
+
+
+@pytest.mark.parametrize(
+    ("names", "modality", "fault"),
+    [
+        (("prot",), (), "no RNA among the modalities"),
+        (("rna", "prot", "adt"), (), "prot and adt are both prot; choose one"),
+        (("rna", "prot"), ("prot=proteins",), "not NAME=KIND; kinds are rna, prot, atac"),
+        (("rna", "prot"), ("rna=rna", "other=prot"), "no modality 'other'; the file has rna, prot"),
+    ],
+)
+def test_modalities_that_are_not_clear_are_rejected(parts, names, modality, fault):
+    with pytest.raises(InputError, match=fault):
+        from_mudata({name: parts.get(name, parts["prot"]) for name in names}, pd.DataFrame(), modality=modality)
+
+
+# ---- preparation
+
+
+def test_genes_are_chosen_among_genes_and_peaks_by_cells(parts):
+    settings = PrepareSettings(label_key="bulk_labels", n_genes=100, n_peaks=20)
+    prepared = prepare(joined(), settings)
+    assert block_sizes(prepared.var) == (100, N_PROTEINS, 20)
+    alone = prepare(parts["rna"], settings)
+    assert list(prepared.var_names[:100]) == list(alone.var_names)
+    assert prepared.obs["split"].equals(alone.obs["split"])
+    training = prepared.obs_names[prepared.obs["split"] == "train"]
+    n_cells = (parts["atac"][training].X > 0).sum(axis=0).A1
+    chosen = np.isin(parts["atac"].var_names, prepared.var_names[-20:].str.removeprefix("atac:"))
+    assert n_cells[chosen].min() >= n_cells[~chosen].max()
+
+
+def test_effects_of_donors_are_of_rna_alone():
+    cells = joined()
+    cells.obs["donor"] = np.arange(cells.n_obs).astype(str)
+    with pytest.raises(InputError, match="for RNA alone"):
+        prepare(cells, PrepareSettings(label_key="bulk_labels", donor_key="donor"))
+
+
+# ---- models
+
+
+def test_paired_modalities_are_generated_with_their_means(multi_model, parts):
+    new = generated_cells(multi_model)
+    types = new.obs["cell_type"].astype(str).to_numpy()
+    real_types = parts["rna"].obs["bulk_labels"].astype(str).to_numpy()
+    modality = modalities_of(new.var)[1]
+    chosen = [name for name in np.unique(types) if (real_types == name).sum() >= 30]
+    real = np.array([parts["prot"].X[real_types == name].mean(axis=0).A1 for name in chosen])
+    found = np.array([new.X[types == name][:, modality.features].mean(axis=0).A1 for name in chosen])
+    assert np.corrcoef(np.log1p(real).ravel(), np.log1p(found).ravel())[0, 1] > 0.9
+
+
+def generated_cells(model: BranchedDiffusion) -> AnnData:
+    from bdm.generation.generate import generate_cells
+    from bdm.generation.request import request_cells
+    from bdm.settings import SamplerSettings
+
+    return generate_cells(model.model, request_cells(model.model, 60), SamplerSettings(), seed=1)
+
+
+def test_peaks_have_a_log_size_of_their_own(multi_model):
+    model = multi_model.model
+    assert model.layout.names[-2:] == ("log_library_size", "log_size_atac")
+    sizes = latent_cells(encode(multi_model.prepared, model.autoencoder)).mean[:, model.layout.library_sizes].exp()
+    counts = multi_model.prepared[(multi_model.prepared.obs["split"] != "test").to_numpy()].X
+    peaks = modalities_of(multi_model.prepared.var)[2].features
+    np.testing.assert_allclose(sizes[:, 1], counts[:, peaks].sum(axis=1).A1, rtol=1e-4)
+
+
+def test_commands_take_and_give_mudata(bdm, file, tmp_path, tiny_settings):
+    quick = (
+        "--label-key",
+        "bulk_labels",
+        "--n-genes",
+        100,
+        "--autoencoder-n-steps",
+        5,
+        "--n-latent",
+        4,
+        "--n-bootstrap",
+        0,
+    )
+    model, out, again = tmp_path / "model", tmp_path / "new.h5mu", tmp_path / "new.h5ad"
+    assert bdm("fit", file, model, *quick)[0] == 0
+    assert bdm("generate", model, out, "--cells", 5)[0] == 0
+    assert bdm("generate", model, again, "--cells", 5)[0] == 0
+    cells, same = read_cells(out), read_cells(again)
+    assert (cells.X != same.X).nnz == 0
+    assert list(cells.var_names) == list(same.var_names)
+    assert list(cells.obs["cell_type"]) == list(same.obs["cell_type"])
+    assert cells.uns["bdm"]["model_sha256"] == same.uns["bdm"]["model_sha256"]
+
+
+def test_a_mudata_file_needs_a_model_of_one(bdm, small_model, tmp_path):
+    small_model.save(tmp_path / "model")
+    code, message = bdm("generate", tmp_path / "model", tmp_path / "new.h5mu", "--cells", 5)
+    assert code == 2
+    assert "fitted to RNA alone" in message
+    assert not (tmp_path / "new.h5mu").exists()
+
+
+def test_python_gives_the_form_of_the_data(multi_model, parts):
+    assert multi_model.model.form == MUDATA
+    pytest.importorskip("mudata")
+    new = multi_model.generate(3)
+    assert list(new.mod) == ["rna", "prot", "atac"]
+    assert list(new["prot"].var_names) == list(parts["prot"].var_names)
+
+
+def test_python_names_the_package_that_it_needs(multi_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mudata", None)
+    with pytest.raises(InputError, match="a MuData needs the package mudata, of the extra `multi`"):
+        multi_model.generate(3)
+
+
+# ---- a missing modality
+
+
+@pytest.fixture(scope="module")
+def predicted(multi_model):
+    test = joined()[multi_model.prepared.obs_names[(multi_model.prepared.obs["split"] == "test").to_numpy()]]
+    rna = of_modality(test, modalities_of(test.var)[0])
+    del rna.obs["bulk_labels"]
+    return multi_model.predict_modality(rna, "prot", label_key=None, n_samples=100, seed=1), test
+
+
+def test_proteins_are_predicted_by_rna_as_distributions(predicted):
+    found, test = predicted
+    real = test.X[:, modalities_of(test.var)[1].features].toarray()
+    assert list(found.var_names) == list(with_modalities(pbmc68k_counts())["prot"].var_names)
+    typical = np.sqrt(((np.log1p(real) - np.log1p(real).mean(axis=0)) ** 2).mean())
+    assert np.sqrt(((np.log1p(real) - found.layers["log1p"]) ** 2).mean()) < 0.8 * typical
+    inside = (found.layers["lower"] <= real) & (real <= found.layers["upper"])
+    assert 0.8 < inside.mean() < 0.98
+    np.testing.assert_allclose(found.obsm["populations"].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_labels_narrow_what_is_predicted(multi_model, predicted):
+    found, test = predicted
+    labelled = multi_model.predict_modality(test, "prot", label_key="bulk_labels", n_samples=100, seed=1)
+    of_type = multi_model.model.cell_type_of
+    others = np.array([[of_type[name] != cell_type for name in of_type] for cell_type in test.obs["bulk_labels"]])
+    assert labelled.obsm["populations"].to_numpy()[others].max() == 0
+    assert found.obsm["populations"].to_numpy()[others].max() > 0
+
+
+def test_the_command_predicts_as_python_does(bdm, multi_model, predicted, tmp_path):
+    multi_model.save(tmp_path / "model")
+    rna = of_modality(predicted[1], modalities_of(predicted[1].var)[0])
+    del rna.obs["bulk_labels"]
+    rna.write_h5ad(tmp_path / "rna.h5ad")
+    arguments = (
+        "predict-modality",
+        tmp_path / "model",
+        tmp_path / "rna.h5ad",
+        tmp_path / "prot.h5ad",
+        "--n-samples",
+        100,
+    )
+    assert bdm(*arguments, "--seed", 1)[0] == 0
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "prot.h5ad").X, predicted[0].X)
+    code, message = bdm(*arguments, "--modality", "lipids")
+    assert code == 2
+    assert "no modality 'lipids' beside RNA; it has prot, atac" in message
+
+
+def test_a_model_of_rna_has_nothing_to_predict(small_model, example_cells):
+    with pytest.raises(InputError, match="fitted to RNA alone"):
+        small_model.predict_modality(example_cells)
+
+
+# ---- evaluation
+
+
+def test_each_modality_and_all_together_are_evaluated(multi_model, tmp_path):
+    evaluation = multi_model.evaluate(n_repeats=1)
+    table = evaluation.modalities
+    assert set(table.xs("forest_auc", level="score").index) == {"rna", "prot", "atac", "all"}
+    assert {"gene_correlation", "gene_slope"} <= set(table.loc["prot"].index)
+    assert list(table) == ["floor", "generated"]
+    assert len(evaluation.gene_statistics["gene"].unique()) == 200  # all else is of RNA
+    evaluation.save(tmp_path / "evaluation")
+    assert type(evaluation).load(tmp_path / "evaluation").modalities.shape == table.shape
+    assert (tmp_path / "evaluation/modalities.csv").exists()
+
+
+def test_shuffled_proteins_are_found_by_their_correlations(multi_model):
+    cells = multi_model.prepared
+    proteins = modalities_of(cells.var)[1]
+    whole = Cells.from_anndata(cells)
+    query, test = whole[np.arange(0, len(whole), 2)], whole[np.arange(1, len(whole), 2)]
+    other = query.counts.toarray()
+    other[:, proteins.features] = np.random.default_rng(0).permutation(other[:, proteins.features])
+    shuffled = replace(query, counts=sp.csr_matrix(other))
+    as_it_is, changed = (score_pair(of, test, modalities_of(cells.var), cells.var, seed=0) for of in (query, shuffled))
+    assert as_it_is["prot", "gene_correlation"] > 0.8
+    assert changed["prot", "gene_correlation"] < 0.3
+    assert changed["prot", "forest_auc"] < as_it_is["prot", "forest_auc"] + 0.1
