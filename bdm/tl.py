@@ -23,6 +23,7 @@ from bdm.evaluation.predicted import PredictedEvaluation, evaluate_predicted
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import Clade
 from bdm.lineages.cells import reconstruct_cells as reconstruct
+from bdm.lineages.fates import fates
 from bdm.lineages.fit import fit_lineage
 from bdm.lineages.results import Lineage
 from bdm.lineages.tree import read_lineage_tree
@@ -46,6 +47,7 @@ __all__ = [
     "Responses",
     "composition_tests",
     "evaluate_predicted",
+    "fates",
     "lineage",
     "log_cpm_tests",
     "predict_cells",

@@ -759,8 +759,18 @@ def test_cells_of_a_lineage_that_were_left_out_are_nearer_to_real_cells_than_oth
     run("scripts/simulated.py", "lineage", tmp_path / "cells.h5ad")
     folder = tmp_path / "simulated/0"
     folder.mkdir(parents=True)
-    run("scripts/lineages.py", tmp_path / "cells.h5ad", folder / "lineages.csv", "--leave", "a")
+    run(
+        "scripts/lineages.py",
+        tmp_path / "cells.h5ad",
+        folder / "lineages.csv",
+        "--leave",
+        "a",
+        "--progenitors",
+        "a=a1,a2",
+    )
     run("scripts/collect.py", "lineages", tmp_path, folder)
-    value = pd.read_csv(tmp_path / "lineages.csv").set_index("method")["value"]
+    rows = pd.read_csv(tmp_path / "lineages.csv").set_index("method")
+    value, share = (rows.loc[rows["score"] == score, "value"] for score in ("edistance", "fates"))
+    assert share["bdm"] > 0.8 > share["frequency"]
     assert value["bdm"] < value.drop(["bdm", "bdm-lineage", "halves"]).min()
-    assert "| method | a |" in (tmp_path / "lineages.md").read_text()
+    assert "## Energy distance\n\n| data | method | a |" in (tmp_path / "lineages.md").read_text()

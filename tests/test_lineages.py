@@ -237,6 +237,17 @@ def test_lineages_without_times_go_by_the_lengths_of_branches(cells):
         reconstruct_cells(lineage, cells, "a", at=3)
 
 
+def test_cells_without_labels_lead_to_the_leaves_that_descend_from_them(cells, lineage):
+    shares = package.tl.fates(lineage, obs(of(cells, "a"), cell_type="unknown"))
+    assert list(shares) == ["a1", "a2", "b1", "b2", "c1"]
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    assert shares[["a1", "a2"]].to_numpy().sum(axis=1).mean() > 0.9  # by number of leaves: 0.4
+    others = package.tl.fates(lineage, of(cells, "c"), ["b", "c1"])
+    assert others["c1"].mean() > 0.9
+    with pytest.raises(InputError, match=r"^The lineage has no node 'x'"):
+        package.tl.fates(lineage, of(cells, "c"), ["x"])
+
+
 # ---- files, command, and what is rejected
 
 

@@ -144,12 +144,17 @@ def times_to_reconstruct(
 
 def on_grid(node: int, time: np.ndarray) -> tuple[Places, np.ndarray]:
     """Places at which expression is predicted, and the place of each cell."""
+    grid, place_of_cell = nearest_times(time)
+    return Places(np.full(len(grid), node), grid), place_of_cell
+
+
+def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Few times, and for each cell the number of the nearest one."""
     grid = np.unique(time)
     if len(grid) > N_TIMES:
         grid = np.linspace(grid[0], grid[-1], N_TIMES)
-    nearest = np.abs(time[:, None] - grid).argmin(axis=1)
-    used, place_of_cell = np.unique(nearest, return_inverse=True)
-    return Places(np.full(len(used), node), grid[used]), place_of_cell
+    used, nearest = np.unique(np.abs(time[:, None] - grid).argmin(axis=1), return_inverse=True)
+    return grid[used], nearest
 
 
 def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool) -> None:

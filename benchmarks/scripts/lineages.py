@@ -24,6 +24,7 @@ from tidy import write_rows
 from bdm._core.seeds import numpy_generator
 from bdm.data.counts import raw_counts
 from bdm.lineages.cells import reconstruct_cells, relatives_of
+from bdm.lineages.fates import fates
 from bdm.lineages.fit import fit_lineage
 from bdm.lineages.results import Lineage
 from bdm.lineages.tree import LineageTree, Places, read_lineage_tree
@@ -163,7 +164,10 @@ METHODS: dict[str, Callable[[Task, int], AnnData]] = {
 }
 
 
-def compared(task: Task, genes: np.ndarray, seed: int) -> list[dict[str, object]]:
+Rows = list[dict[str, object]]
+
+
+def compared(task: Task, genes: np.ndarray, seed: int) -> Rows:
     """Score each method on a task, and halves of the real cells."""
     real = log_normalised(task.real, genes)
     order = numpy_generator(seed, "halves").permutation(len(real))
@@ -171,6 +175,24 @@ def compared(task: Task, genes: np.ndarray, seed: int) -> list[dict[str, object]
     for name, method in METHODS.items():
         found = log_normalised(method(task, seed), genes)
         rows.append({"method": name, "score": "edistance", "value": energy(found, real)})
+    return rows
+
+
+def shares_of_fates(
+    cells: AnnData, fates_of: dict[str, list[str]], settings: LineageSettings, tree: LineageTree
+) -> Rows:
+    """Leave out progenitors together, and score the share of their cells that leads to their descendants."""
+    label = cells.obs[settings.label_key].astype(str)
+    others = cells[(~label.isin(list(fates_of))).to_numpy()].copy()
+    lineage, rows = fit_lineage(others, settings, tree=tree), []
+    for node, leaves in fates_of.items():
+        shares = fates(lineage, cells[(label == node).to_numpy()].copy())
+        frequency = others.obs[settings.label_key].value_counts()[list(shares)]
+        found = {"bdm": shares[leaves].sum(axis=1).mean(), "frequency": frequency[leaves].sum() / frequency.sum()}
+        rows += [
+            {"left_out": node, "n_cells": len(shares), "method": name, "score": "fates", "value": value}
+            for name, value in found.items()
+        ]
     return rows
 
 
@@ -182,6 +204,7 @@ def main(
     tree: Annotated[str, typer.Option(help="Lineage tree in Newick.")] = LINEAGE,
     time_key: str = "minutes",
     label_key: str = "cell_type",
+    progenitors: Annotated[str, typer.Option(help="Nodes and their fates, as in a=a1,a2;b=b1.")] = "",
     seed: int = 0,
 ) -> None:
     """Leave out each of the nodes, or times, and score what stands for them."""
@@ -191,6 +214,9 @@ def main(
     for node in leave:
         task = leave_out(found, node, settings, lineage)
         rows += [row | {"left_out": node, "n_cells": task.real.n_obs} for row in compared(task, genes, seed)]
+    if progenitors:
+        pairs = [pair.split("=") for pair in progenitors.split(";")]
+        rows += shares_of_fates(found, {node: of.split(",") for node, of in pairs}, settings, lineage)
     write_rows(pd.DataFrame(rows)[["left_out", "n_cells", "method", "score", "value"]], out)
 
 

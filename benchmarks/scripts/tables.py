@@ -317,10 +317,12 @@ STUDIES = {
         "lineages",
         "Cells of nodes and times of a lineage that were left out",
         Table(
-            "Energy distance to the real cells, for cells of each node, or of the middle third of its times.",
-            ("method",),
+            "Energy distance to the real cells, for cells of each node, or of the middle third of its times; and the "
+            "share of progenitors that leads to the nodes that descend from them.",
+            ("data", "method"),
             "left_out",
-            each="data",
+            each="score",
+            scores={"edistance": "Energy distance", "fates": "Fates"},
         ),
     ),
     "predicted_output": of_study(

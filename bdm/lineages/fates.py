@@ -1,0 +1,74 @@
+"""Fates of cells: which of several later nodes their counts agree with, expected backwards in time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.special import gammaln
+
+from bdm._core.parallel import using_threads
+from bdm.data.counts import raw_counts
+from bdm.errors import InputError
+from bdm.kriging.sums import PSEUDO
+from bdm.lineages.cells import LEAST_SHARE, columns_of, nearest_times
+from bdm.lineages.measured import times_of
+from bdm.lineages.results import Lineage
+from bdm.lineages.tree import Places
+
+
+@using_threads()
+def fates(lineage: Lineage, adata: AnnData, among: Sequence[str] = (), *, counts: str = "auto") -> pd.DataFrame:
+    """Compute to which of several nodes cells lead, by the likelihood of their counts.
+
+    ::
+
+        shares = bdm.tl.fates(lineage, progenitors)
+
+    The expression of each node is expected backwards in time, along its lineage, at the time of each cell. Counts are
+    negative binomial around it, with the dispersion within samples and the variance of what is expected. Before their
+    lineages divide, nodes share one expectation, and a cell is divided evenly between them.
+
+    Parameters
+    ----------
+    lineage
+        Result of :func:`bdm.tl.lineage`, with times, fitted without the cells in question.
+    adata
+        Cells with raw counts and times, of any node, known or not.
+    among
+        Nodes between which cells are divided; the leaves with samples, if none are named.
+
+    Returns
+    -------
+    Shares, cells x nodes, each row with the sum 1.
+
+    Raises
+    ------
+    InputError
+        If a node is unknown, there are no times, genes are missing, or counts are not raw.
+    """
+    if lineage.time_key is None:
+        raise InputError("The lineage has no times, which fates need; fit it again with `time_key=`.")
+    leaves = [node for node, end in zip(lineage.tree.nodes, lineage.end, strict=True) if np.isinf(end)]
+    names = list(among) or [node for node in leaves if lineage.sampled[lineage.tree.find(node)]]
+    grid, time_of_cell = nearest_times(times_of(adata.obs, lineage.time_key))
+    cells = raw_counts(adata, source=counts)
+    size, column = np.asarray(cells.X.sum(axis=1), dtype=float).ravel(), columns_of(cells, lineage)
+    likelihood = np.empty((cells.n_obs, len(names)))
+    for number, name in enumerate(names):
+        mean, sd = lineage.log_shares(Places(np.full(len(grid), lineage.tree.find(name)), grid))
+        for at in range(len(grid)):
+            rows = np.flatnonzero(time_of_cell == at)
+            expected = size[rows, None] * np.maximum(np.exp(mean[:, at]) - PSEUDO, LEAST_SHARE)
+            dispersion = (1 + lineage.dispersion) * np.exp(sd[:, at] ** 2) - 1
+            observed = np.asarray(cells.X[rows][:, column].todense(), dtype=float)
+            likelihood[rows, number] = log_likelihood(observed, expected, dispersion)
+    shares = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+    return pd.DataFrame(shares / shares.sum(axis=1, keepdims=True), index=cells.obs_names, columns=names)
+
+
+def log_likelihood(counts: np.ndarray, mean: np.ndarray, dispersion: np.ndarray) -> np.ndarray:
+    """Log likelihood of the counts of each cell, negative binomial, up to what depends on counts alone."""
+    r = 1 / dispersion
+    terms = gammaln(counts + r) - gammaln(r) + r * np.log(r / (r + mean)) + counts * np.log(mean / (r + mean))
+    return np.asarray(terms.sum(axis=1))
