@@ -41,6 +41,7 @@ def respond(
         cells = read_cells(data, labels=labels)
         with at(data):
             responses = fit_responses(cells, settings, tree=None if tree is None else read_tree(tree))
+        del cells  # to have their memory for writing
         write_result(folder, responses)
     for condition in responses.conditions:
         for warning in responses.warnings(condition):

@@ -94,7 +94,8 @@ class Responses(MeasuredResponses, Result):
     @property
     def measured(self) -> pd.DataFrame:
         """Whether the response was measured, cell types x conditions."""
-        return pd.DataFrame(~np.isnan(self.effect).any(axis=2).T, index=self.cell_types, columns=self.conditions)
+        is_measured = ~np.isnan(self.effect[:, :, 0])  # of all genes, or of none
+        return pd.DataFrame(is_measured.T, index=self.cell_types, columns=self.conditions)
 
     def is_measured(self, condition: str, cell_type: str) -> bool:
         """Whether the response of a type to a condition was measured."""
