@@ -38,7 +38,7 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = (CONFIG[key] for key in ("methods", "seeds", "datasets"))
 PEERS = {name: method for name, method in METHODS.items() if method and method.get("peer")}
 MODULES = {"scdesigner": "scdesigner", "scvi-tools": "scvi"}  # by package
-TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"], "responses", "lineages", "audit", "power"]
+TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"], "responses", "lineages", "time", "audit", "power"]
 COMMANDS = typer.main.get_command(app).commands
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -774,3 +774,16 @@ def test_cells_of_a_lineage_that_were_left_out_are_nearer_to_real_cells_than_oth
     assert share["bdm"] > 0.8 > share["frequency"]
     assert value["bdm"] < value.drop(["bdm", "bdm-lineage", "halves"]).min()
     assert "## Energy distance\n\n| data | method | a |" in (tmp_path / "lineages.md").read_text()
+
+
+def test_cells_at_times_that_were_left_out_are_nearer_to_real_cells_than_neighbours(tmp_path):
+    run("scripts/simulated.py", "lineage", tmp_path / "cells.h5ad")
+    folder = tmp_path / "simulated/0"
+    folder.mkdir(parents=True)
+    options = ("--covariate-key", "minutes", "--leave", "b")
+    run("scripts/covariates.py", tmp_path / "cells.h5ad", folder / "time.csv", *options)
+    run("scripts/collect.py", "time", tmp_path, folder)
+    value = pd.read_csv(tmp_path / "time.csv").set_index("method")["value"]
+    assert list(value.index) == ["halves", "bdm", "nearest", "mixture", "splines"]
+    assert value["bdm"] < value["nearest"]
+    assert "| method | b |" in (tmp_path / "time.md").read_text()

@@ -248,6 +248,15 @@ def test_transmuted_cells_keep_their_time_or_have_another(model):
         model.transmute(cells, to="moving", from_="still")
 
 
+def test_cells_of_a_designed_experiment_have_times_as_training_cells(model):
+    adata = model.simulate({"samples": {"donors": 2, "cells": 400}, "doublets": {"rate": 0.1}})
+    moving = adata[(adata.obs["cell_type"] == "moving") & ~adata.obs["doublet"]]
+    time, real = moving.obs["time"], model.prepared.obs["time"][model.prepared.obs["cell_type"] == "moving"]
+    assert time.mean() == pytest.approx(real.mean(), abs=0.06)
+    early, late = (log_shares(moving[rows]) for rows in (time < 0.2, time > 0.6))
+    assert (late - early)[RISING].mean() > 0.8
+
+
 @pytest.mark.parametrize("with_time", [True, False])
 def test_a_type_that_is_added_has_a_curve_if_it_has_the_covariate(saved, with_time):
     model = BranchedDiffusion.load(saved)

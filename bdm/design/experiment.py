@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
+from bdm._core.seeds import derive, numpy_generator, to_tensor, torch_generator
 from bdm.design.changes import Plant, mean_factors, plants_of, rows_by_population, strengths
 from bdm.design.samples import IndependentDonors, donors_of, proportions_of, request_of, table_of_samples
 from bdm.design.settings import Design
 from bdm.donors.draw import NewDonors
 from bdm.errors import InputError, at
+from bdm.generation.at import drawn_values
 from bdm.generation.chunks import MAX_CHUNK
 from bdm.generation.generate import expected_counts
 from bdm.generation.request import Request
@@ -40,7 +41,10 @@ class ReferenceCells:
 
         @cache
         def whitened(population: str) -> Tensor:
-            return sampler.sample(population, MAX_CHUNK, torch_generator(seed, "reference", population))
+            x = sampler.sample(population, MAX_CHUNK, torch_generator(seed, "reference", population))
+            table = pd.DataFrame({"sub_population": [population], "n_cells": [MAX_CHUNK]})
+            values = drawn_values(model, table, derive(seed, "reference"))
+            return model.at_covariates(x, population, values.get(population))
 
         @cache
         def of_cells(population: str, batch: str | None, n_cells: int) -> np.ndarray:

@@ -18,11 +18,13 @@ from bdm.design.changes import PlantedGenes, strengths
 from bdm.design.experiment import DesignedCells, DesignedExperiment, cells_of, compile_design
 from bdm.design.settings import Design
 from bdm.design.truth import truth_of
+from bdm.generation.at import drawn_values
 from bdm.generation.chunks import Chunk, independent_chunks
 from bdm.generation.generate import (
     Block,
     GeneratedCells,
     Portion,
+    covariate_columns,
     latents,
     observation_model,
     population_column,
@@ -83,6 +85,8 @@ def observations_of(experiment: DesignedExperiment, cells: DesignedCells) -> pd.
     if model.autoencoder.batches:
         others = [name for name in reserved_names(model.preparation["batch_key"]) if name not in (*RESERVED, *own)]
         columns |= dict.fromkeys(others, columns["batch"])
+    values = drawn_values(model, experiment.request.table, experiment.design.seed)
+    columns |= {name: of for name, of in covariate_columns(model, values).items() if name not in RESERVED}
     columns["depth_factor"] = samples["depth_factor"].to_numpy()[cells.sample]
     columns["doublet"] = cells.doublet
     columns["doublet_partner"] = pd.Categorical.from_codes(cells.partner_population, categories=model.populations)
@@ -123,6 +127,7 @@ class Simulation:
     def __init__(self, experiment: DesignedExperiment, cells: DesignedCells) -> None:
         self.experiment, self.cells = experiment, cells
         self.model, self.seed = experiment.model, experiment.design.seed
+        self.values = drawn_values(self.model, experiment.request.table, self.seed)
         self.depth = experiment.samples["depth_factor"].to_numpy()
         self.condition = experiment.samples["condition"].to_numpy()
         ambient = experiment.design.ambient
@@ -145,6 +150,7 @@ class Simulation:
         rows = np.arange(first, first + portion.n_cells)
         origin = Origin(population, self.cells.sample[rows], self.cells.strength[rows], (portion.start,))
         x = self.of_donors(population, portion.padded, origin.sample)
+        x = self.model.at_covariates(x, population, portion.rows_in(self.values.get(population)))
         droplets = self.singlets(x, origin)
         droplets = self.with_partners(droplets, rows, origin)
         if self.ambient is not None:

@@ -38,6 +38,7 @@ TARGETS = {
     **{name: (part, [f"{RUN}/{name}.csv"]) for name, part in STUDIES.items()},
     "responses": (RESPONSES, [f"{RUN}/responses.csv"]),
     "lineages": (config["lineages"], [f"{RUN}/lineages.csv"]),
+    "time": (config["time"], [f"{RUN}/time.csv"]),
     "audit": (config["audit"], [f"{RUN}/audits/{method}" for method in config["audit"]["methods"]]),
 }
 TARGETS["many"][1].append(f"{RUN}/interpretation")

@@ -325,6 +325,16 @@ STUDIES = {
             scores={"edistance": "Energy distance", "fates": "Fates"},
         ),
     ),
+    "time": of_study(
+        "time",
+        "Cells of types in the middle of their times that were left out",
+        Table(
+            "Energy distance to the real cells, for cells of each type in the middle third of the values.",
+            ("method",),
+            "left_out",
+            each="data",
+        ),
+    ),
     "predicted_output": of_study(
         "predicted_output",
         "The form of predicted cells",
