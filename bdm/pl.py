@@ -15,7 +15,7 @@ in scanpy, a figure that is drawn into given axes (``ax``) is not shown unless `
     plt.savefig("hierarchy.pdf")
 """
 
-from bdm.plotting.ancestral_states import ancestral_states, ancestral_umap, markers
+from bdm.plotting.ancestral_states import ancestral_states, markers
 from bdm.plotting.branches import agreement, branch_genes, commitment
 from bdm.plotting.covariates import covariates
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
@@ -28,7 +28,6 @@ from bdm.plotting.tree import hierarchy
 __all__ = [
     "agreement",
     "ancestral_states",
-    "ancestral_umap",
     "audit",
     "branch_genes",
     "commitment",

@@ -31,14 +31,6 @@ Tree = Annotated[
     "Your own tree of cell types: nested lists in `.json`, Newick in `.nwk`, or `cell-ontology`.",
     Unset("clustering of the cell types"),
 ]
-Markers = Annotated[
-    Path | None,
-    "Your own marker genes: a `.csv` with the columns `type` and `gene`.",
-    Unset("those found in training cells"),
-]
-GeneSets = Annotated[
-    Path | None, "Gene sets (`.gmt`) whose enrichment at each branch is computed.", Unset("the marker genes alone")
-]
 NewTypes = Annotated[
     tuple[str, ...], "Cell types to add.", Unset("all that the model lacks, unless there are types to update")
 ]

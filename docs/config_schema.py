@@ -18,7 +18,6 @@ from bdm.settings import (
     EvaluationSettings,
     Extrapolate,
     GenerationSettings,
-    GeneSets,
     HierarchySettings,
     InputKeys,
     InterpretationSettings,
@@ -27,7 +26,6 @@ from bdm.settings import (
     LineageSettings,
     LineageTime,
     LineageTreeFile,
-    Markers,
     MissingAsZero,
     NewTypes,
     PredictedCondition,
@@ -97,7 +95,7 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     ),
     "interpret": (
         "The marker genes of each branch.",
-        [*of_stage(InterpretationSettings), key("markers", Markers, None), key("gene_sets", GeneSets, None)],
+        of_stage(InterpretationSettings),
     ),
     "audit": (
         "Membership inference attacks on generated cells.",

@@ -447,10 +447,6 @@ BAD = {
         "prepare cells.h5ad kept/genes.txt --label-key bulk_labels --genes all --keep-genes kept/genes.txt",
         "would be read and overwritten",
     ),
-    "power: over its gene sets": ("power model sets.yaml kept", "kept/sets.gmt is in kept, which is replaced"),
-    "simulate: over its gene sets": (
-        "simulate model sets.yaml OUT.h5ad --truth kept/sets.gmt", "would be read and overwritten"
-    ),
     "train: over its tree": ("train autoencoder model/tree.json model", "tree.json is in model, which is replaced"),
     "transmute: no type": ("transmute model prepared.h5ad OUT.h5ad --to T-800", "T-800"),
     "evaluate-transmuted: not transmuted": ("evaluate-transmuted prepared.h5ad OUT generated.h5ad", "'original_type'"),
@@ -462,7 +458,7 @@ BAD = {
         "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare unchanged=transmuted.h5ad", "taken"
     ),
     "simulate: no design": ("simulate model none.yaml OUT.h5ad", "No such file: none.yaml."),
-    "simulate: unknown gene": ("simulate model unknown.yaml OUT.h5ad", "null_genes: the model has no gene"),
+    "simulate: unknown gene": ("simulate model unknown.yaml OUT.h5ad", "the model has no gene"),
     "extend: nothing new": ("extend model prepared.h5ad OUT", "no new cell types"),
     "extend: no such type": ("extend model prepared.h5ad OUT --cell-type T-800", "0 cells of type 'T-800'"),
     "extend: update of a new type": (
@@ -500,13 +496,10 @@ def inputs(made):
     new[:, :50].write_h5ad(folder / "few_genes.h5ad")
     (folder / "kept").mkdir()
     (folder / "kept/genes.txt").write_text("\n".join(new.var_names))
-    (folder / "kept/sets.gmt").write_text("\t".join(["a set", "", *new.var_names[:9]]))
-    genes = "genes: {gene_sets: kept/sets.gmt, name: a set}, log2_fold_change: 1"
-    (folder / "sets.yaml").write_text(
+    (folder / "unknown.yaml").write_text(
         "samples: {donors: 3, conditions: [control, stimulated]}\n"
-        f"changes: [{{name: up, condition: stimulated, {genes}}}]\n"
+        "changes: [{name: up, condition: stimulated, genes: [T-800], log2_fold_change: 1}]\n"
     )
-    (folder / "unknown.yaml").write_text("null_genes: [T-800]\n")
     transmuted = anndata.read_h5ad(folder / "transmuted.h5ad")
     transmuted.obs["cell_type"] = "Dendritic"
     transmuted.write_h5ad(folder / "elsewhere.h5ad")

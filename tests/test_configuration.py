@@ -17,18 +17,8 @@ from test_workflow import ROOT, SCHEMA, SECTIONS, snakemake, write_config
 
 # A data set, and the one that it grows to, which has its settings.
 MINE, GROWN = "mine", "mine+more"
-FILES = [
-    "cells.h5ad",
-    "more.h5ad",
-    "other.h5ad",
-    "labels.csv",
-    "genes.txt",
-    "tree.nwk",
-    "lineage.nwk",
-    "markers.csv",
-    "sets.gmt",
-]
-FILES += ["design.yaml", "other.yaml", "lineage.nwk"]
+FILES = ["cells.h5ad", "more.h5ad", "other.h5ad", "labels.csv", "genes.txt", "tree.nwk", "lineage.nwk"]
+FILES += ["design.yaml", "other.yaml"]
 CONFIG = {
     "datasets": {
         MINE: {
@@ -54,7 +44,7 @@ INTERPRET = {"interpret"} | REPORT
 TRANSMUTATION = {"transmute there", "evaluate_transmuted there"} | REPORT
 TRANSMUTATIONS = {"transmute back", "evaluate_transmuted back"} | TRANSMUTATION
 NEW_TRANSMUTATION = {"transmute new", "evaluate_transmuted new"} | REPORT
-SIMULATE = {"simulate here"} | REPORT
+SIMULATE = {"simulate here"}
 AUDIT = {"audit"} | CARD | REPORT  # of fitted models, not of extended ones
 PREDICTION = {"predict those"}  # of fitted models, likewise
 RESPOND = {"respond"} | PREDICTION | CARD | REPORT
@@ -124,14 +114,12 @@ CHANGES = {
     "reconstruction/n_cells": (3, {MINE: RECONSTRUCTION}),
     "simulate/designs": (
         {**CONFIG["datasets"][MINE]["simulate"]["designs"], "new": {"path": "other.yaml"}},
-        both({"simulate new"} | REPORT),
+        both({"simulate new"}),
     ),
     "design/path": ("other.yaml", both(SIMULATE)),
     "evaluate/n_repeats": (500, both(EVALUATE)),
     "evaluate/flat": (False, {MINE: EVALUATE}),  # extended models have no flat one
     "interpret/n_genes": (5, both(INTERPRET)),
-    "interpret/markers": ("markers.csv", both(INTERPRET)),
-    "interpret/gene_sets": ("sets.gmt", both(INTERPRET)),
     "audit/run": (False, {MINE: CARD | REPORT}),
     "audit/n_folds": (2, {MINE: AUDIT}),
     "card/source": ("cell_type", both(CARD)),

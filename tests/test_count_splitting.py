@@ -202,10 +202,6 @@ def test_p_values_are_given_where_they_are_valid(inputs, fitted):
     assert within.any()
     assert table["model_p_adjusted"].isna().equals(within)
     assert table["test_p_adjusted"].notna().all()
-    sets = found.enrichment
-    assert sets["normalised_score"].notna().any()
-    for column in ("p", "q"):
-        assert sets[column].isna().equals(sets["node"].isin(["one", "several"]))
     assert found.agreement["n_significant"].notna().all()
     adata = branches_adata(found)
     p = adata.uns["rank_genes_groups"]["pvals"]

@@ -10,8 +10,6 @@ NAMES = {
     "labels": f"labels {HACK}.csv",
     "genes": f"genes {HACK}.txt",
     "keep_genes": f"kept {HACK}.txt",
-    "markers": f"markers {HACK}.csv",
-    "gene_sets": f"sets {HACK}.gmt",
     "tree": f"tree {HACK}.nwk",
     "addition": f"more {HACK}.h5ad",
     "design": f"design {HACK}.yaml",
@@ -28,7 +26,6 @@ def config() -> dict:
         "counts": f"counts {HACK}",
         "prepare": {"genes": NAMES["genes"], "keep_genes": NAMES["keep_genes"], "leave_out": [HACK, "--help"]},
         "hierarchy": {"tree": NAMES["tree"]},
-        "interpret": {"markers": NAMES["markers"], "gene_sets": NAMES["gene_sets"]},
         "transmute": {"transmutations": {"odd": {"to": HACK, "from": ["--to", "-", " ", HACK]}}},
         "simulate": {"designs": {"odd": {"path": NAMES["design"]}}},
         "extend": {"additions": {"more": {"path": NAMES["addition"], "cell_types": [HACK, "--x"], "label_key": HACK}}},
@@ -57,8 +54,6 @@ def test_commands_get_odd_values_as_they_are(tmp_path):
     assert found["genes"] == NAMES["genes"]
     assert str(found["keep_genes"]) == NAMES["keep_genes"]
     assert str(values["hierarchy"]["tree"]) == NAMES["tree"]
-    assert str(values["interpret"]["markers"]) == NAMES["markers"]
-    assert str(values["interpret"]["gene_sets"]) == NAMES["gene_sets"]
     transmutation = mine["transmute"]["transmutations"]["odd"]
     assert (values["transmute"]["to"], list(values["transmute"]["from_"])) == (
         transmutation["to"],

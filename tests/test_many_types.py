@@ -8,8 +8,8 @@ from PIL import Image
 from synthetic_cells import SyntheticSettings, synthesise
 
 from bdm.cli import app
-from bdm.interpretation.contrasts import Contrast, ContrastGenes, Differences
-from bdm.interpretation.markers import MAX_SETS, Dots, Markers, enrichment
+from bdm.interpretation.contrasts import Contrast, ContrastGenes
+from bdm.interpretation.markers import Dots, Markers
 from bdm.interpretation.results import contrasts_within_limit, marker_rows
 
 N_TYPES = 61  # more than figures have rows
@@ -62,22 +62,6 @@ def test_tables_have_all_types(folder):
     assert pd.read_csv(folder / "evaluation/by_type.csv")["cell_type"].nunique() == N_TYPES
     for name in ("nodes", "agreement"):
         assert len(pd.read_csv(folder / f"interpretation/{name}.csv")) == N_TYPES - 1
-
-
-def test_sets_of_types_elsewhere_are_left_out_where_there_are_many():
-    genes = pd.Index([f"g{k}" for k in range(40)])
-    names = [f"t{k}" for k in range(MAX_SETS + 1)]
-    sets = {name: tuple(np.random.default_rng(k).choice(genes, 5, replace=False)) for k, name in enumerate(names)}
-    score = np.linspace(3, -3, 40)
-    differences = Differences(None, score, np.full(40, 0.5))
-    contrasts = [
-        Contrast("root", 2.0, "node", *2 * (("t0", "t1"), tuple(names[2:]))),
-        Contrast("node", 1.0, "t0", *2 * (("t0",), ("t1",))),
-    ]
-    table = enrichment([(contrast, differences) for contrast in contrasts], genes, {**sets, "own": sets["t5"]}, seed=0)
-    found = table.groupby("node")["gene_set"].agg(set)
-    assert found["node"] == {"t0", "t1", "own"}
-    assert found["root"] == {*names, "own"}
 
 
 @pytest.mark.parametrize("letters", [4, 8, 31, 60])

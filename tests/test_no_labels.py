@@ -179,14 +179,14 @@ def test_interpretation_of_one_population_is_empty(interpretation, tmp_path):
     loaded = Interpretation.load(tmp_path / "interpretation")
     assert loaded.nodes == {}
     assert loaded.ancestral_states.expression.columns.tolist() == [WITHOUT_LABELS]
-    for name in ("nodes", "branch_genes", "commitment", "agreement", "enrichment", "markers"):
+    for name in ("nodes", "branch_genes", "commitment", "agreement", "markers"):
         table = pd.read_csv(tmp_path / f"interpretation/{name}.csv")
         assert len(table) == 0
         assert {"node", "cell_type"} & set(table), name
     for name, draw in FIGURES[Interpretation].items():
         figure = figure_of(draw(loaded))
         texts = [text.get_text() for text in figure.texts + [text for axis in figure.axes for text in axis.texts]]
-        assert any(re.search("one (cell type|population)", text) for text in texts) == (name != "umap"), name
+        assert any(re.search("one (cell type|population)", text) for text in texts), name
 
 
 # ---- sub-populations
@@ -254,10 +254,10 @@ def test_populations_without_cells_are_left_blank(divided, tmp_path):
     cells, generated = divided.prepared, divided.generate(100)
     rest = cells[populations_of_cells(cells, divided.model.autoencoder) != first].copy()
     of_rest = inputs_of(divided.model, rest, generated[generated.obs["sub_population"] != last].copy(), seed=0)
-    markers = (found := interpret(of_rest, InterpretationSettings(n_cells=20), seed=0)).markers
+    found = interpret(of_rest, InterpretationSettings(n_cells=20), seed=0)
+    markers = found.markers
     assert markers.real.mean.index[markers.real.mean.isna().all(axis=1)].tolist() == [first]
     assert markers.generated.fraction.index[markers.generated.fraction.isna().all(axis=1)].tolist() == [last]
-    assert found.stability["latent_stability"].between(0, 1).all()
     found.save(tmp_path / "interpretation")
     assert Interpretation.load(tmp_path / "interpretation").markers.real.mean.loc[first].isna().all()
     for name, draw in FIGURES[Interpretation].items():

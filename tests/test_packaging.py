@@ -194,16 +194,15 @@ def test_recipe_makes_all_results_of_the_module(importer):
 
 
 def test_prefix_of_the_module_holds_for_all_files(importer):
-    names = ["my cells.h5ad", "labels.csv", "genes.txt", "my kept.txt", "my tree.nwk", "markers.csv", "sets.gmt"]
+    names = ["my cells.h5ad", "labels.csv", "genes.txt", "my kept.txt", "my tree.nwk"]
     (importer.folder / "sub").mkdir()
     for name in names:
         (importer.folder / "sub" / name).touch()
-    cells, labels, genes, kept, tree, markers, gene_sets = names
+    cells, labels, genes, kept, tree = names
     settings = {
         "datasets": {"blood": {"path": cells, "labels": labels}},
         "prepare": {"genes": genes, "keep_genes": kept},
         "hierarchy": {"tree": tree},
-        "interpret": {"markers": markers, "gene_sets": gene_sets},
     }
     importer.write(BY_PATH, '    prefix: "sub"', ALL, settings=settings)
     commands = shell_commands(importer.snakemake("--dry-run", "--printshellcmds"))

@@ -136,14 +136,6 @@ def test_all_other_figures(model, evaluation):
         "real training cells below the branch",
     ]
     assert [axis.get_title() for axis in pl.markers(model)] == ["real cells (training)", "generated cells"]
-    umap = pl.ancestral_umap(model)
-    keys = [text.get_text() for text in umap.get_legend().get_texts()]
-    assert [key.partition("  ")[2] for key in keys[:-2]] == list(model.hierarchy.cell_types)
-    assert keys[-2:] == ["sub-population", "node, by its number"]
-    branches, places = model.hierarchy.branches, model.interpretation.embedding.ancestral_states
-    parts = [branch.name not in model.hierarchy.cell_types and branch.level == 0 for branch in branches]
-    small = [line.get_xydata()[0] for line in umap.lines if line.get_markersize() == 4 and len(line.get_xydata())]
-    np.testing.assert_allclose(sorted(map(tuple, small)), sorted(map(tuple, places[parts])))
     assert any(title.startswith("r of log fold changes") for title in (a.get_title() for a in pl.agreement(model)))
 
 
@@ -190,9 +182,7 @@ def test_extension_is_plotted(small_model, example_cells, tmp_path):
 # ---- as scanpy
 
 
-@pytest.mark.parametrize(
-    "draw", [pl.hierarchy, lambda model, **how: pl.branch_genes(model, B, **how), pl.commitment, pl.ancestral_umap]
-)
+@pytest.mark.parametrize("draw", [pl.hierarchy, lambda model, **how: pl.branch_genes(model, B, **how), pl.commitment])
 def test_plotted_into_the_given_axes(model, draw):
     figure, axes = plt.subplots(1, 2)
     assert draw(model, ax=axes[1]) is axes[1]

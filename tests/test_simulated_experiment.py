@@ -202,61 +202,19 @@ def test_a_change_of_a_clade_is_in_all_types_below_it(small_model):
     assert changed.varm["log2_fold_change"].shape == (changed.n_vars, len(hierarchy.cell_types))
 
 
-def means_of(adata, gene):
-    """Multiples of the expected count without changes, to three digits, with their shares, by condition."""
-    return {
-        name: pd.Series(adata.obs.loc[rows, gene]).value_counts(normalize=True).round(1).to_dict()
-        for name, rows in adata.obs.groupby("condition", observed=True).groups.items()
-    }
-
-
-@pytest.mark.parametrize(
-    ("kind", "share", "expected", "fold_change"),
-    [
-        ("mean", 1, ({1: 1}, {4: 1}), 2),
-        ("mean", 0.5, ({1: 1}, {1: 0.5, 4: 0.5}), np.log2(2.5)),  # DM
-        ("proportion", None, ({1: 0.7, 4: 0.3}, {1: 0.3, 4: 0.7}), np.log2(3.1 / 1.9)),  # DP
-        ("proportion", [0.5, 0.5], ({1: 0.5, 4: 0.5}, {1: 0.5, 4: 0.5}), 0),  # EP
-        ("proportion", [0.3, 1], ({1: 0.7, 4: 0.3}, {4: 1}), np.log2(4 / 1.9)),
-        ("both", None, ({2: 1}, {1: 0.5, 4: 0.5}), np.log2(2.5 / 2)),  # DB
-    ],
-)
-def test_kinds_of_change_have_their_shapes(kind, share, expected, fold_change, small_model):
+def test_a_share_of_the_cells_responds(small_model):
     samples = {**TWO, "donors": 1, "cells": {B: 1500}}
-    change = {**UP, "in": B, "genes": ["HLA-DRA"], "log2_fold_change": 2, "kind": kind}
-    change |= {} if share is None else {"share": share}
+    change = {**UP, "in": B, "genes": ["HLA-DRA"], "log2_fold_change": 2, "share": 0.5}
     null, changed = (simulate(small_model, samples=samples, changes=c, expected=True) for c in ([], [change]))
-    changed.obs["gene"] = np.round(changed[:, "HLA-DRA"].layers["expected"] / null[:, "HLA-DRA"].layers["expected"], 3)
-    assert means_of(changed, "gene") == {"control": expected[0], "treated": expected[1]}
-    [row] = changed.uns["truth"]["genes"].itertuples()
-    assert row.log2_fold_change == pytest.approx(fold_change, abs=1e-9)
-    assert row.kind == kind
-    if "responds" in changed.obs:
-        by_condition = changed.obs.groupby("condition", observed=True)["responds"].mean()
-        assert by_condition.to_dict() == pytest.approx(
-            {"control": row.share_reference, "treated": row.share_condition}, abs=0.05
-        )
-
-
-def test_dispersion_changes_without_the_mean(small_model):
-    samples = {**TWO, "donors": 1, "cells": {B: 4000}}
-    change = {**UP, "in": B, "genes": ["HLA-DRA"], "log2_fold_change": 3, "kind": "dispersion"}
-    null, changed = (simulate(small_model, samples=samples, changes=c, expected=True) for c in ([], [change]))
-    np.testing.assert_array_equal(null.layers["expected"], changed.layers["expected"])
+    ratio = np.round(changed[:, "HLA-DRA"].layers["expected"] / null[:, "HLA-DRA"].layers["expected"], 3).ravel()
+    assert set(ratio[(changed.obs["condition"] == "control").to_numpy()]) == {1}
     treated = (changed.obs["condition"] == "treated").to_numpy()
-    x, m = dense(changed[treated, "HLA-DRA"]), changed[treated, "HLA-DRA"].layers["expected"]
-    before = dense(null[treated, "HLA-DRA"])
-    excess = [((counts - m) ** 2 - counts).mean() / (m**2).mean() for counts in (before, x)]
-    assert excess[1] / excess[0] == pytest.approx(8, rel=0.35)
-    assert x.mean() == pytest.approx(before.mean(), rel=0.15)
+    assert set(ratio[treated]) == {1, 4}
+    assert (ratio[treated] == 4).mean() == pytest.approx(0.5, abs=0.05)
+    np.testing.assert_array_equal(changed.obs["responds"], ratio == 4)
     [row] = changed.uns["truth"]["genes"].itertuples()
-    assert (row.log2_fold_change, row.responding_log2_fold_change) == (0, 3)
-
-
-def test_null_genes_are_never_sampled(small_model):
-    genes = list(small_model.model.autoencoder.genes.index)
-    experiment = experiment_of(small_model, null_genes=genes[:150], changes=[{**UP, "genes": {"n": 50}}])
-    assert set(experiment.plants[0].genes) == set(range(150, 200))
+    assert row.log2_fold_change == pytest.approx(np.log2(2.5), abs=1e-9)
+    assert row.share == 0.5
 
 
 def test_genes_are_sampled_by_expression_and_by_one_change_only(small_model):
@@ -287,14 +245,6 @@ def test_thinned_cells_are_the_same_cells(small_model, planted):
         assert (adata.obs["depth_factor"] == factor).all()
 
 
-def test_the_median_library_size_is_the_target(small_model):
-    samples = {**TWO, "cells": 600}
-    adata = simulate(small_model, samples=samples, depth={"median": {"treated": 100}})
-    size = pd.Series(np.asarray(adata.X.sum(axis=1)).ravel(), index=adata.obs["condition"])
-    assert size["treated"].median() == pytest.approx(100, rel=0.06)
-    assert adata.obs.loc[adata.obs["condition"] == "control", "depth_factor"].eq(1).all()
-
-
 @pytest.mark.parametrize("factor", [0.4, 1, 2.5])
 def test_rescaled_counts_are_negative_binomial(factor):
     mean, r, n = 3.0, 1.5, 40_000
@@ -308,12 +258,6 @@ def test_rescaled_counts_are_negative_binomial(factor):
     expected = stats.nbinom(r, r / (r + factor * mean)).pmf(np.arange(4)) * n
     found = np.bincount(changed.astype(int).ravel(), minlength=4)[:4]
     np.testing.assert_allclose(found, expected, atol=4.5 * np.sqrt(expected.max()))
-
-
-def test_the_median_of_exact_numbers_is_that_of_their_types(small_model):
-    samples = {"donors": 1, "cells": {NK: 800}}
-    adata = small_model.simulate({"samples": samples, "depth": {"median": 100}})
-    assert np.median(np.asarray(adata.X.sum(axis=1))) == pytest.approx(100, rel=0.06)
 
 
 # ---- composition
@@ -409,37 +353,6 @@ def test_paired_samples_are_of_the_same_donor(small_model):
     assert correlation[0, 1] < 0
 
 
-def test_batches_are_given_in_turn_and_scaled(batch_model):
-    samples = {**TWO, "donors": 4, "batches": ["one", "two"], "cells": {MONO: 40}}
-    ratios = []
-    for factor in (0, 1, 2):
-        adata = batch_model.simulate({"samples": samples, "batch_effects": factor, "expected": True})
-        assert adata.obs.groupby("sample", observed=True)["batch"].first().tolist() == 4 * ["one", "two"]
-        means = [np.log(adata.layers["expected"][adata.obs["batch"] == name]).mean(axis=0) for name in ("one", "two")]
-        ratios.append(means[1] - means[0])
-    assert "donor-1" in set(adata.obs["donor"])  # although the model's column of batches has this name
-    offset = batch_model.model.autoencoder.network.decoder.batch_offset.detach().numpy()
-    effect = offset[1] - offset[0]
-    slopes = [np.polyfit(effect, ratio, 1)[0] for ratio in ratios]
-    np.testing.assert_allclose(np.diff(slopes), 1, atol=0.05)
-
-
-def test_without_differences_between_batches_cells_are_of_the_mean_batch(batch_model, small_model):
-    decoder = batch_model.model.autoencoder.network.decoder
-    latent = torch.zeros(2, decoder.shape.n_latent)
-    same = decoder.decode(latent, torch.tensor([0, 1]), batch_factor=0)
-    torch.testing.assert_close(same, decoder.decode(latent))
-    # Without batches, there are no differences that a factor could change
-    only = small_model.model.autoencoder.network.decoder
-    assert only.batch_offset.abs().max() > 0.01
-    assert torch.equal(only.decode(latent), only.decode(latent, torch.tensor([0, 0])))
-    cells = [
-        small_model.simulate({"samples": {**TWO, "cells": {NK: 20}}, "batch_effects": factor, "expected": True})
-        for factor in (0, 1)
-    ]
-    np.testing.assert_array_equal(*(adata.layers["expected"] for adata in cells))
-
-
 def test_batches_are_drawn_in_the_shares_of_the_training_cells(batch_model):
     samples = experiment_of(batch_model, samples={"donors": 300}).samples
     share = batch_model.model.composition.sum()
@@ -498,25 +411,14 @@ def test_ambient_rna_is_of_the_donors_of_the_sample(small_model):
         assert ratio.std() < 0.12  # 0.5 for the profile of a donor of average expression
 
 
-def test_ambient_rna_of_a_given_profile(small_model):
-    null, ambient = (
-        simulate(small_model, ambient={"share": s, "profile": {"HLA-DRA": 3, "CD3D": 1}}) for s in (0, 0.5)
-    )
-    assert ambient.varm["ambient"].loc["HLA-DRA"].eq(0.75).all()
-    others = ~ambient.var_names.isin(["HLA-DRA", "CD3D"])
-    assert (dense(ambient)[:, others] <= dense(null)[:, others]).all()
-    assert ambient.X[:, others].sum() == pytest.approx(0.5 * null.X[:, others].sum(), rel=0.03)
-
-
 def test_empty_droplets_have_the_ambient_profile(small_model):
-    ambient = {"share": 0.1, "profile": {"HLA-DRA": 3, "CD3D": 1}, "empty_counts": 4000}
+    ambient = {"share": 0.1, "empty_counts": 4000}
     cells, again = (simulate(small_model, ambient=ambient) for _ in range(2))
     empty = cells.varm["empty_droplets"]
     assert empty.equals(again.varm["empty_droplets"])
     assert list(empty) == list(cells.varm["ambient"])
     assert (empty.sum() == 4000).all()
-    assert (empty.loc["HLA-DRA"] / 4000).to_numpy() == pytest.approx(0.75, abs=0.03)
-    assert empty.loc[["HLA-DRA", "CD3D"]].sum().eq(4000).all()
+    np.testing.assert_allclose(empty / 4000, cells.varm["ambient"], atol=0.03)
     assert not empty["sample-1"].equals(empty["sample-2"])
     without = simulate(small_model, ambient=ambient | {"empty_counts": 0})
     assert "empty_droplets" not in without.varm

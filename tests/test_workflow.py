@@ -151,20 +151,11 @@ def test_rule_files_name_an_environment_that_exists():
         {},
         {"generate": {"n_cells": 5, "shared_ancestors": True}},
         {"hierarchy": {"tree": "tree.nwk"}, "prepare": {"genes": "my genes.txt"}},
-        {"interpret": {"markers": "my markers.csv", "gene_sets": "sets.gmt"}},
     ],
-    ids=["demo", "switches", "files", "genes"],
+    ids=["demo", "switches", "files"],
 )
 def test_commands_take_what_rules_give(tmp_path, sections):
-    for name in [
-        "tree.nwk",
-        "my genes.txt",
-        "my markers.csv",
-        "sets.gmt",
-        "labels.csv",
-        "my cells.h5ad",
-        "my design.yaml",
-    ]:
+    for name in ("tree.nwk", "my genes.txt", "labels.csv", "my cells.h5ad", "my design.yaml"):
         (tmp_path / name).touch()
     transmutations = {"odd": {"to": "it's", "from": ["a b", "c;d"]}, "all": {"to": "x"}}
     data = {"path": "my cells.h5ad", "label_key": "cell type", "batch_key": "donor's", "labels": "labels.csv"}
@@ -204,23 +195,6 @@ def test_names_may_be_numbers(tmp_path):
     commands = shell_commands(dry_run(tmp_path, demo_config(datasets={5: {"path": "cells.h5ad"} | sections})))
     written = {word for command in commands for word in command if word.startswith("results/")}
     assert {"results/5/transmuted/7.h5ad", "results/5/simulated/8.h5ad", "results/5+9/model"} <= written
-
-
-def test_gene_sets_of_a_design_are_inputs(tmp_path):
-    changes = [{"name": "a", "genes": {"gene_sets": "my sets.gmt", "name": "T"}}, {"name": "b", "genes": ["CD3D"]}]
-    (tmp_path / "my design.yaml").write_text(yaml.safe_dump({"changes": changes}))
-    (tmp_path / "other.yaml").write_text("changes: none")
-    config = demo_config()
-    designs = {name: {"path": f"{name}.yaml"} for name in ("my design", "other")}
-    config["datasets"]["pbmc68k"]["simulate"] = {"designs": {"mine": designs["my design"], "other": designs["other"]}}
-    target = "results/pbmc68k/simulated/mine.h5ad"
-    missing = dry_run(tmp_path, config, target)
-    assert "Missing input files for rule simulate" in missing
-    assert "my sets.gmt" in missing
-    (tmp_path / "my sets.gmt").touch()
-    planned = dry_run(tmp_path, config, target, "results/pbmc68k/simulated/other.h5ad")
-    assert "input: results/pbmc68k/model, my design.yaml, my sets.gmt" in planned
-    assert re.search(r"input: results/pbmc68k/model, other.yaml$", planned, flags=re.MULTILINE)
 
 
 def test_model_grows_by_one_addition_after_the_other(tmp_path):
@@ -310,13 +284,6 @@ def test_mistake_in_configuration_is_reported_in_one_sentence(tmp_path, sections
     [message] = re.findall("^Configuration.*$", output, flags=re.MULTILINE)
     assert re.match(f"Configuration, {expected}", message)
     assert message.endswith("config/README.md.")
-
-
-def test_gene_sets_of_a_design_with_braces_in_their_path(tmp_path):
-    genes = {"gene_sets": "se{t}s.gmt", "name": "a"}
-    (tmp_path / "design.yaml").write_text(yaml.safe_dump({"changes": [{"name": "up", "genes": genes}]}))
-    output = dry_run(tmp_path, demo_config(simulate={"designs": {"here": {"path": "design.yaml"}}}))
-    assert "simulate.designs.here: Snakemake cannot read a file with braces in its path, 'se{t}s.gmt'; rename" in output
 
 
 @pytest.mark.parametrize("name", ["own-data", "extend"])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from bdm.commands.base import Summary
 from bdm.commands.options import ModelFolder, OutFolder
-from bdm.settings import GeneSets, InputKeys, InterpretationSettings, Markers, Seed
+from bdm.settings import InputKeys, InterpretationSettings, Seed
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +19,6 @@ def interpret(
     out: OutFolder,
     *,
     settings: InterpretationSettings,
-    markers: Markers = None,
-    gene_sets: GeneSets = None,
     keys: InputKeys,
     seed: Seed = 0,
 ) -> Summary:
@@ -39,9 +37,9 @@ def interpret(
     from bdm.plotting.files import write_result
 
     with atomic_write(out, folder_of="interpretation.json") as folder:
-        inputs = read_inputs(model, cells, generated, keys, markers=markers, gene_sets=gene_sets, seed=seed)
+        inputs = read_inputs(model, cells, generated, keys, seed=seed)
         interpretation = interpret_model(inputs, settings, seed=seed)
-        files = {"prepared": cells, "generated": generated, "markers": markers, "gene_sets": gene_sets}
+        files = {"prepared": cells, "generated": generated}
         record = interpretation.provenance | {"sha256": checksums(files, model=model)}
         interpretation = replace(interpretation, provenance=record)
         write_result(folder, interpretation)

@@ -1,7 +1,7 @@
 """``bdm power``: the power of an experiment, by simulation."""
 
 from bdm.commands.base import Summary
-from bdm.commands.options import Device, ModelFolder, OutFolder, check_replaced
+from bdm.commands.options import Device, ModelFolder, OutFolder
 from bdm.commands.simulate import DesignSeed
 from bdm.errors import at
 from bdm.settings import DesignFile
@@ -32,7 +32,6 @@ def power(
     from bdm.power.grid import design_at, points_of
 
     checked = read_design(design, seed=seed)
-    check_replaced((out,), checked.files())
     points = list(points_of(checked.power))
     with at(design):
         check_testable(checked)

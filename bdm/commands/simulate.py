@@ -7,7 +7,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from bdm.commands.base import Summary
-from bdm.commands.options import Device, ModelFolder, OutCells, Output, check_replaced
+from bdm.commands.options import Device, ModelFolder, OutCells, Output
 from bdm.errors import at
 from bdm.schema import Unset
 from bdm.settings import DesignFile
@@ -41,7 +41,6 @@ def simulate(
     from bdm.model.model import load_model
 
     checked = read_design(design, seed=seed)
-    check_replaced((out, truth), checked.files())
     with ExitStack() as files:
         path = files.enter_context(atomic_write(out))
         table = None if truth is None else files.enter_context(atomic_write(truth))

@@ -1,7 +1,7 @@
 """Selection of genes: the most variable genes, listed genes and markers."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +10,12 @@ import pandas as pd
 from scipy import sparse
 from skmisc.loess import loess
 
-from bdm._core.files import reading
 from bdm.data.counts import CellCounts
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)
-
-GeneSets = dict[str, tuple[str, ...]]
 
 MARKERS: dict[str, tuple[str, ...]] = {
     "T": ("CD3D", "CD3E", "CD3G", "CD2", "TRAC", "CD4", "CD8A", "CD8B"),
@@ -242,23 +239,3 @@ def first_by_median_rank(variability: np.ndarray, n_genes: int) -> np.ndarray:
     table = pd.DataFrame({"rank": median, "n_batches": np.isfinite(rank).sum(axis=0)})
     order = table.sort_values(["rank", "n_batches"], ascending=[True, False], na_position="last").index
     return np.asarray(table.index.isin(order[:n_genes]))
-
-
-def read_gmt(path: Path) -> GeneSets:
-    """Read gene sets, one a line: name, description and genes between tabs."""
-    with reading(path, "text"):
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    rows = [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line.strip()]
-    for number, row in rows:
-        if len(row) < 3:
-            raise InputError(f"{path}, line {number}: a gene set needs a name, a description and genes between tabs.")
-    return merge_pairs((row[0], gene) for _, row in rows for gene in row[2:])
-
-
-def merge_pairs(pairs: Iterable[tuple[str, str]]) -> GeneSets:
-    """Genes by set, each once, in their order."""
-    found: dict[str, dict[str, None]] = {}
-    for name, gene in pairs:
-        if gene.strip():
-            found.setdefault(name.strip(), {})[gene.strip()] = None
-    return {name: tuple(genes) for name, genes in found.items()}

@@ -7,13 +7,10 @@ import numpy as np
 import pandas as pd
 
 from bdm._core.seeds import numpy_generator
-from bdm.data.genes import read_gmt
 from bdm.design.samples import N_SHOWN, populations_named
 from bdm.design.settings import Change, Design, FoldChange, GeneChoice
 from bdm.errors import InputError, abbreviated, at
 from bdm.model.model import BranchedModel
-
-HALF = 0.5  # of the change of kind `both`, by which all cells of the reference differ
 
 
 @dataclass(frozen=True)
@@ -26,40 +23,24 @@ class Plant:
     log2_fold_change: np.ndarray  # of each of these genes, in a cell that responds
 
     def strength(self, condition: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Share of its log2 fold change that a cell has: 1 or 0, and half in the reference of the kind ``both``."""
-        shares, everywhere = self.change.shares, self.change.condition is None
-        changed = np.full(len(condition), everywhere) | (condition == self.change.condition)
-        responds = uniform < np.where(changed, shares.condition, shares.reference)
-        return np.where(changed | (self.change.kind != "both"), responds, HALF).astype(np.float32)
+        """Whether each cell responds, as 1 or 0."""
+        everywhere = self.change.condition is None
+        changed = everywhere | (condition == self.change.condition)
+        return np.asarray(changed & (uniform < self.change.share), dtype=np.float32)
 
     def mean_factor(self, condition: str) -> np.ndarray:
         """Factor of the expected count of each gene over all cells of a changed population in a condition."""
-        fold, shares = 2.0**self.log2_fold_change, self.change.shares
-        if self.change.kind == "dispersion":
-            return np.ones(len(fold))
-        changed = self.change.condition in (None, condition)
-        if self.change.kind == "both" and not changed:
-            return 2 ** (HALF * self.log2_fold_change)
-        share = shares.condition if changed else shares.reference
-        return 1 - share + share * fold
+        share = self.change.share if self.change.condition in (None, condition) else 0.0
+        return 1 - share + share * 2.0**self.log2_fold_change
 
 
 def plants_of(model: BranchedModel, design: Design, expression: Callable[[str], np.ndarray]) -> tuple[Plant, ...]:
     """Find the genes and populations of the changes of a design, and draw what is sampled."""
-    with at("null_genes"):
-        null_genes = genes_named(model, design.null_genes)
-    named, taken = [], set(null_genes)
+    named = []
     for change in design.changes:
         with at(f"changes.{change.name}.genes"):
             named.append(genes_named(model, change.genes.names))
-    for change, genes in zip(design.changes, named, strict=True):
-        if both := set(genes) & set(null_genes):
-            name = model.gene_names.index[both.pop()]
-            raise InputError(
-                f"changes.{change.name}: {name} is one of the null genes; name it in one of the two places."
-            )
-        taken |= set(genes)
-    plants = []
+    plants, taken = [], {gene for genes in named for gene in genes}
     for change, genes in zip(design.changes, named, strict=True):
         with at(f"changes.{change.name}"):
             populations = populations_named(model, change.in_)
@@ -89,37 +70,19 @@ def genes_named(model: BranchedModel, names: Sequence[str]) -> list[int]:
 def sampled_genes(
     model: BranchedModel, choice: GeneChoice, expression: np.ndarray, taken: set[int], generator: np.random.Generator
 ) -> list[int]:
-    """Sample genes of a range of expression, or of a gene set (by default all of it), but none that are taken."""
+    """Sample genes of a range of expression, but none that are taken."""
     within = np.ones(len(expression), dtype=bool)
     if choice.expression:
         low, high = np.quantile(expression, choice.expression)
         within = (expression >= low) & (expression <= high)
-    if choice.gene_sets is not None:
-        within[np.setdiff1d(np.arange(len(within)), genes_of_set(model, choice))] = False
     within[list(taken)] = False
     candidates = np.flatnonzero(within)
-    n_genes = len(candidates) if choice.n is None else choice.n
-    if n_genes > len(candidates) or not n_genes:
+    if (n_genes := choice.n or 0) > len(candidates):
         raise InputError(
             f"{n_genes:,} genes are to be sampled, but the model has {len(candidates):,} of this kind that no other "
-            "change has and that are not null genes; ask for fewer, or for a wider range."
+            "change has; ask for fewer, or for a wider range."
         )
     return sorted(generator.choice(candidates, n_genes, replace=False).tolist())
-
-
-def genes_of_set(model: BranchedModel, choice: GeneChoice) -> list[int]:
-    """Find the genes of a set that the model has."""
-    assert choice.gene_sets is not None
-    sets = read_gmt(choice.gene_sets)
-    if choice.name not in sets:
-        raise InputError(
-            f"{choice.gene_sets} has no gene set {choice.name!r}; it has {abbreviated(list(sets), n_shown=N_SHOWN)}."
-        )
-    found = model.gene_names.find(sets[choice.name])
-    known = [name for name, genes in found.items() if genes]
-    if not known:
-        raise InputError(f"the model has none of the genes of the set {choice.name!r} in {choice.gene_sets}.")
-    return genes_named(model, known)
 
 
 def drawn(fold_change: FoldChange, n_genes: int, generator: np.random.Generator) -> np.ndarray:
@@ -131,9 +94,6 @@ def drawn(fold_change: FoldChange, n_genes: int, generator: np.random.Generator)
                 f"log2_fold_change has {len(values)} numbers for {n_genes} genes; give one, or one for each."
             )
         values = np.broadcast_to(values, n_genes)
-    elif fold_change.distribution == "gamma" and fold_change.sd > 0:
-        shape = (fold_change.mean / fold_change.sd) ** 2
-        values = generator.gamma(shape, fold_change.mean / shape, n_genes)
     else:
         values = generator.normal(fold_change.mean, fold_change.sd, n_genes)
     return np.where(generator.random(n_genes) < fold_change.up, values, -values)
@@ -144,20 +104,17 @@ class PlantedGenes:
     """Changes of the cells of one population, for the genes that any of them changes."""
 
     genes: np.ndarray  # indices of the genes
-    # log2_mean, log2_dispersion: changes x genes, of a cell that responds
-    log2_mean: np.ndarray
-    log2_dispersion: np.ndarray
+    log2_mean: np.ndarray  # changes x genes, of a cell that responds
 
     @classmethod
     def of(cls, plants: Sequence[Plant], population: str) -> "PlantedGenes":
         """Collect the changes of a population."""
         here = [(i, plant) for i, plant in enumerate(plants) if population in plant.populations]
         genes = np.unique(np.concatenate([np.arange(0), *(plant.genes for _, plant in here)]))
-        log2_mean, log2_dispersion = np.zeros((2, len(plants), len(genes)))
+        log2_mean = np.zeros((len(plants), len(genes)))
         for i, plant in here:
-            log2 = log2_dispersion if plant.change.kind == "dispersion" else log2_mean
-            log2[i, np.searchsorted(genes, plant.genes)] = plant.log2_fold_change
-        return cls(genes, log2_mean, log2_dispersion)
+            log2_mean[i, np.searchsorted(genes, plant.genes)] = plant.log2_fold_change
+        return cls(genes, log2_mean)
 
 
 def mean_factors(

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from bdm._core.seeds import derive, numpy_generator, to_tensor, torch_generator
 from bdm.design.changes import Plant, mean_factors, plants_of, rows_by_population, strengths
-from bdm.design.samples import IndependentDonors, donors_of, proportions_of, request_of, table_of_samples
+from bdm.design.samples import IndependentDonors, donors_of, request_of, table_of_samples
 from bdm.design.settings import Design
 from bdm.donors.draw import NewDonors
-from bdm.errors import InputError, at
 from bdm.generation.at import drawn_values
 from bdm.generation.chunks import MAX_CHUNK
 from bdm.generation.generate import expected_counts
@@ -31,11 +30,9 @@ class ReferenceCells:
     whitened: Callable[[str], Tensor]  # function that returns whitened cells of a population, cells x dimensions
     # Function that returns the mean expected counts of all genes from a population, a batch, and a number of cells
     of_cells: Callable[[str, str | None, int], np.ndarray]
-    # Function that returns their natural log library sizes from a population
-    log_library_size: Callable[[str], np.ndarray]
 
     @classmethod
-    def of(cls, model: BranchedModel, *, batch_effects: float, seed: int) -> "ReferenceCells":
+    def of(cls, model: BranchedModel, *, seed: int) -> "ReferenceCells":
         """Make them for a model; each is computed when it is first needed."""
         sampler = model.sampler()
 
@@ -50,15 +47,10 @@ class ReferenceCells:
         def of_cells(population: str, batch: str | None, n_cells: int) -> np.ndarray:
             x = whitened(population)[:n_cells]
             batches = None if batch is None else np.full(len(x), batch)
-            expected = expected_counts(model, x, batches, population, batch_factor=batch_effects)
+            expected = expected_counts(model, x, batches, population)
             return np.asarray(expected.mean(axis=0, dtype=np.float64))
 
-        @cache
-        def log_library_size(population: str) -> np.ndarray:
-            y = model.whitening.inverse(whitened(population))[:, model.layout.library_size]
-            return np.ravel(y.clamp(*model.library_range(population)).numpy())
-
-        return cls(whitened, of_cells, log_library_size)
+        return cls(whitened, of_cells)
 
     def expression(self, population: str, batch: str | None) -> np.ndarray:
         """Average the expected counts of all cells of a population."""
@@ -120,7 +112,6 @@ class DesignedExperiment:
             np.array(self.batches)[sample] if self.model.autoencoder.batches else None,
             population,
             offset=None if offsets is None else offsets[to_tensor(self.donor[sample])],
-            batch_factor=self.design.batch_effects,
         )
 
     @cached_property
@@ -140,10 +131,7 @@ class DesignedExperiment:
     @cached_property
     def ambient_profiles(self) -> pd.DataFrame:
         """Share of each gene (columns) in the ambient RNA of each sample (rows)."""
-        given, genes = self.design.ambient.profile, self.model.autoencoder.genes.index
-        samples = self.samples.index
-        if isinstance(given, dict):
-            return pd.DataFrame([given_profile(self.model, given)] * len(samples), index=samples, columns=genes)
+        samples, genes = self.samples.index, self.model.autoencoder.genes.index
         n_cells = self.request.table.groupby(["sample", "sub_population"])["n_cells"].sum()
         rows = [n_cells[sample] @ self.mean_expression(sample, list(n_cells[sample].index)) for sample in samples]
         counts = pd.DataFrame(rows, index=samples, columns=genes)
@@ -152,7 +140,7 @@ class DesignedExperiment:
 
 def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
     """Bring a design to a model, and draw its samples and changes."""
-    reference = ReferenceCells.of(model, batch_effects=design.batch_effects, seed=design.seed)
+    reference = ReferenceCells.of(model, seed=design.seed)
     samples = table_of_samples(model, design)
     donors = tuple(samples["donor"].unique())
     request = request_of(model, design, samples, donors)
@@ -162,42 +150,11 @@ def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
         return np.asarray(np.mean(of_batches, axis=0))
 
     plants = plants_of(model, design, expression)
-    shares = proportions_of(model, design).mean()
-    samples["depth_factor"] = depth_factors(design, samples["condition"], shares, reference)
-    if isinstance(design.ambient.profile, dict):
-        with at("ambient.profile"):
-            given_profile(model, design.ambient.profile)
+    factor = design.depth.factor
+    samples["depth_factor"] = [
+        float(factor.get(name, 1.0) if isinstance(factor, dict) else factor) for name in samples["condition"]
+    ]
     return DesignedExperiment(model, design, samples, request, plants, donors_of(model, design, donors), reference)
-
-
-def depth_factors(design: Design, condition: pd.Series, shares: pd.Series, reference: ReferenceCells) -> np.ndarray:
-    """Factor of the library sizes of each sample, from its condition; ``shares`` are those of all populations."""
-    if design.depth.median is None:
-        return of_conditions(design.depth.factor, condition, 1.0)
-    shares = shares[shares > 0]
-    sizes = [reference.log_library_size(name) for name in shares.index]
-    weights = np.repeat(shares.to_numpy() / [len(size) for size in sizes], [len(size) for size in sizes])
-    median = np.quantile(np.concatenate(sizes), 0.5, weights=weights, method="inverted_cdf")
-    target = of_conditions(design.depth.median, condition, np.nan)
-    return np.where(np.isnan(target), 1.0, np.exp(np.log(target) - median))
-
-
-def of_conditions(value: float | dict[str, float], condition: pd.Series, default: float) -> np.ndarray:
-    """Give the value of each sample, from one of all or from those of its condition."""
-    if isinstance(value, dict):
-        return np.array([value.get(name, default) for name in condition], dtype=float)
-    return np.full(len(condition), float(value))
-
-
-def given_profile(model: BranchedModel, weights: dict[str, float]) -> np.ndarray:
-    """Share of each gene in ambient RNA, from weights by name or symbol."""
-    found = model.gene_names.find(weights)
-    profile = pd.Series(0.0, index=model.gene_names.index)
-    for name, weight in weights.items():
-        if not found[name]:
-            raise InputError(f"the model has no gene {name}; name genes as its data do, such as {profile.index[0]}.")
-        profile[list(found[name])] += weight / len(found[name])
-    return np.asarray(profile / profile.sum())
 
 
 # ---- what each cell is

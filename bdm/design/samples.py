@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
-from bdm.design.settings import LEARNED, NONE, Composition, Design, Samples
+from bdm.design.settings import LEARNED, NONE, Composition, Design
 from bdm.donors.draw import NewDonors
 from bdm.errors import InputError, abbreviated, at
 from bdm.generation.request import Request, spread_over_populations
@@ -48,23 +48,17 @@ def table_of_samples(model: BranchedModel, design: Design) -> pd.DataFrame:
     for condition in samples.conditions:
         n_donors = samples.donors_in(condition)
         for number in range(n_donors):
-            rows.append((f"donor-{n_before + number + 1}", condition, number))
+            rows.append((f"donor-{n_before + number + 1}", condition))
         n_before += 0 if samples.paired else n_donors
-    table = pd.DataFrame(rows, columns=["donor", "condition", "number"])
-    table["batch"] = batches_of_donors(model, samples, table, design.seed)
+    table = pd.DataFrame(rows, columns=["donor", "condition"])
+    table["batch"] = batches_of_donors(model, table, design.seed)
     table.index = pd.Index([f"sample-{number}" for number in range(1, len(table) + 1)], name="sample")
-    return table.drop(columns="number")
+    return table
 
 
-def batches_of_donors(model: BranchedModel, samples: Samples, table: pd.DataFrame, seed: int) -> Sequence[str | None]:
-    """Choose the batch of each donor: given ones in turn in each condition, or by chance as in the training cells."""
+def batches_of_donors(model: BranchedModel, table: pd.DataFrame, seed: int) -> Sequence[str | None]:
+    """Draw the batch of each donor, in the shares of the training cells."""
     known = model.autoencoder.batches
-    for name in samples.batches:
-        if name not in known:
-            names = abbreviated(known, n_shown=N_SHOWN) or "none (it was fitted without a batch column)"
-            raise InputError(f"samples.batches: the model has no batch {name!r}; its batches: {names}.")
-    if samples.batches:
-        return [samples.batches[number % len(samples.batches)] for number in table["number"]]
     if not known:
         return [None] * len(table)
     share = model.composition[list(known)].sum().to_numpy(dtype=float)

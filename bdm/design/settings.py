@@ -43,11 +43,6 @@ class Samples(StageSettings):
     donors: Annotated[Number | dict[str, Number], "Donors in each condition, or numbers by condition."] = 1
     paired: Annotated[bool, "Every donor has a sample in every condition."] = False
     conditions: Annotated[tuple[str, ...], "Names of the conditions; the first is the reference."] = ("control",)
-    batches: Annotated[
-        tuple[str, ...],
-        "Batches of the model, for one donor after the other.",
-        Unset("each donor's by chance, in the shares of the training cells"),
-    ] = ()
     cells: Annotated[
         Literal["learned"] | Count | dict[str, Count],
         "Cells of each sample, of all cell types by the composition; `learned`, as many as donors of the data have; or "
@@ -126,19 +121,17 @@ class Composition(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneChoice(StageSettings):
-    """Genes by name, sampled by their expression, or of a gene set."""
+    """Genes by name, or sampled by their expression."""
 
     section: ClassVar[str] = "genes"
 
     names: Annotated[tuple[str, ...], "Names or symbols."] = ()
-    n: Annotated[int | None, Ge(1), "Number of genes to sample.", Unset("all of the gene set")] = None
+    n: Annotated[int | None, Ge(1), "Number of genes to sample.", Unset("none")] = None
     expression: Annotated[
         tuple[Quantile, ...],
         "Two quantiles of the expression in the cells that change, between which genes are sampled.",
         Unset("any expression"),
     ] = ()
-    gene_sets: Annotated[Path | None, "Gene sets (`.gmt`) to take the genes from.", Unset("all genes")] = None
-    name: Annotated[str | None, "Name of the gene set in the file.", Unset("none")] = None
 
     @classmethod
     def expanded(cls, value: Any) -> Any:
@@ -147,12 +140,10 @@ class GeneChoice(StageSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.names and (self.n is not None or self.gene_sets is not None or self.expression):
+        if self.names and (self.n is not None or self.expression):
             raise InputError("give either names of genes or how to sample them, not both.")
         if twice := next((name for name in self.names if self.names.count(name) > 1), None):
             raise InputError(f"the gene {twice} is named twice; name each gene once.")
-        if (self.gene_sets is None) != (self.name is None):
-            raise InputError("`gene_sets` and `name` belong together; give the file and the name of the set.")
         if self.expression and not (len(self.expression) == 2 and self.expression[0] < self.expression[1]):
             raise InputError("expression must be two quantiles between 0 and 1, the lower first, such as [0.2, 0.9].")
 
@@ -166,9 +157,7 @@ class FoldChange(StageSettings):
     values: Annotated[
         tuple[Annotated[float, Ge(-MAX_CHANGE), Le(MAX_CHANGE)], ...], "One for all genes, or one for each."
     ] = ()
-    distribution: Annotated[
-        Literal["normal", "gamma"] | None, "`normal`, or `gamma` for the size of the change.", Unset("given")
-    ] = None
+    distribution: Annotated[Literal["normal"] | None, "`normal`.", Unset("given")] = None
     mean: Annotated[float, Ge(-MAX_CHANGE), Le(MAX_CHANGE), "Mean of the distribution."] = 1.0
     sd: Annotated[float, Ge(0), Le(MAX_CHANGE), "Standard deviation of the distribution."] = 0.3
     up: Annotated[float, Ge(0), Le(1), "Share of genes that keep the sign; the sign of the others is reversed."] = 1.0
@@ -184,35 +173,6 @@ class FoldChange(StageSettings):
         super().__post_init__()
         if self.values and self.distribution is not None:
             raise InputError("give log2 fold changes, or the `distribution` to draw them from, not both.")
-        if self.distribution == "gamma" and self.mean <= 0:
-            raise InputError(f"mean is {self.mean}, but must be above 0 for a gamma distribution.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share(StageSettings):
-    """Share of the cells that respond, in the reference and in the condition."""
-
-    section: ClassVar[str] = "share"
-
-    reference: Annotated[float, Ge(0), Le(1), "Share in the reference, of the kind `proportion`."] = 0.0
-    condition: Annotated[float, Ge(0), Le(1), "Share in the condition."] = 1.0
-
-    @classmethod
-    def expanded(cls, value: Any) -> Any:
-        """Turn a share, or those in the reference and in the condition, into the section."""
-        if isinstance(value, list | tuple):
-            if len(value) != 2:
-                raise InputError("share must be one number, or two: in the reference, and in the condition.")
-            return {"reference": value[0], "condition": value[1]}
-        return value if isinstance(value, dict) else {"condition": value}
-
-
-KINDS = {  # with the shares of cells that respond if none are given
-    "mean": Share(),
-    "dispersion": Share(),
-    "proportion": Share(reference=0.3, condition=0.7),
-    "both": Share(condition=0.5),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,36 +186,18 @@ class Change(StageSettings):
         None
     )
     in_: In = ()
-    genes: Annotated[GeneChoice, "Names; or `{n: 50, expression: [0.2, 0.9]}`; or `{gene_sets: FILE.gmt, name: NAME}`."]
+    genes: Annotated[GeneChoice, "Names, or `{n: 50, expression: [0.2, 0.9]}`."]
     log2_fold_change: Annotated[
         FoldChange, "One for all genes, one for each, or `{distribution: normal, mean: 1, sd: 0.3, up: 0.5}`."
     ]
-    kind: Annotated[
-        Literal["mean", "dispersion", "proportion", "both"],
-        "`mean`; `dispersion`; `proportion` of cells that respond; or `both` the mean and this proportion.",
-    ] = "mean"
-    share: Annotated[
-        Share | None,
-        "Share of the cells that respond; for `proportion` two, in the reference and in the condition.",
-        Unset("1; 0.5 for `both`; 0.3 and 0.7 for `proportion`"),
-    ] = None
+    share: Annotated[float, Gt(0), Le(1), "Share of the cells that respond."] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        genes, fold_change = self.genes, self.log2_fold_change
-        if not genes.names and genes.n is None and genes.gene_sets is None:
-            raise InputError("genes: give names, a number `n` to sample, or `gene_sets` with the `name` of a set.")
-        if not fold_change.values and fold_change.distribution is None:
+        if not self.genes.names and self.genes.n is None:
+            raise InputError("genes: give names, or a number `n` to sample.")
+        if not self.log2_fold_change.values and self.log2_fold_change.distribution is None:
             raise InputError("log2_fold_change: give numbers, or the `distribution` to draw them from.")
-        if self.condition is None and self.kind in ("proportion", "both"):
-            raise InputError(f"a change of the kind {self.kind} is between conditions; give its condition.")
-        if self.kind != "proportion" and self.shares.reference > 0:
-            raise InputError("cells of the reference respond in changes of the kind proportion alone; give one share.")
-
-    @property
-    def shares(self) -> Share:
-        """Shares of the cells that respond, the kind's if none are given."""
-        return KINDS[self.kind] if self.share is None else self.share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,14 +207,6 @@ class Depth(StageSettings):
     section: ClassVar[str] = "depth"
 
     factor: Annotated[Factor | dict[str, Factor], "Factor of all library sizes, or factors by condition."] = 1.0
-    median: Annotated[
-        Factor | dict[str, Factor] | None, "Median library size, in all or by condition.", Unset("the model's")
-    ] = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.median is not None and self.factor != 1:
-            raise InputError("factor and median both set the depth; give one of them.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,18 +232,9 @@ class Ambient(StageSettings):
     section: ClassVar[str] = "ambient"
 
     share: Annotated[float, Ge(0), Lt(1), "Share of the counts of a cell that is ambient RNA."] = 0.0
-    profile: Annotated[
-        Literal["learned"] | dict[str, Weight],
-        "Weights of genes in ambient RNA; or `learned`, the mean expression of the sample's cells.",
-    ] = LEARNED
     empty_counts: Annotated[
         int, Ge(0), "Counts in the empty droplets of each sample, which are ambient RNA alone; they are summed by gene."
     ] = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.profile, dict) and not sum(self.profile.values()):
-            raise InputError("profile has no gene with a weight above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,13 +268,9 @@ class Design(StageSettings):
     samples: Annotated[Samples, "The samples."] = field(default_factory=Samples)
     composition: Annotated[Composition, "The shares of cell types."] = field(default_factory=Composition)
     changes: Annotated[tuple[Change, ...], "The changes of expression to plant."] = ()
-    null_genes: Annotated[tuple[str, ...], "Genes that no change samples.", Unset("none")] = ()
     depth: Annotated[Depth, "The number of counts."] = field(default_factory=Depth)
     doublets: Annotated[Doublets, "Droplets with two cells."] = field(default_factory=Doublets)
     ambient: Annotated[Ambient, "Ambient RNA."] = field(default_factory=Ambient)
-    batch_effects: Annotated[
-        float, Ge(0), "Factor of the differences between batches that the model has learned; 0 for none."
-    ] = 1.0
     power: Annotated[PowerSettings, "The grid of a power analysis, for `bdm power`."] = field(
         default_factory=PowerSettings
     )
@@ -383,8 +304,8 @@ class Design(StageSettings):
                 yield f"changes.{change.name}", change.condition, True
         for shift in self.composition.shifts:
             yield "composition.shifts", shift.condition, True
-        for key, of in vars(self.depth).items():
-            yield from ((f"depth.{key}", name, False) for name in (of if isinstance(of, dict) else ()))
+        for name in self.depth.factor if isinstance(self.depth.factor, dict) else ():
+            yield "depth.factor", name, False
 
 
 def read_design(design: Design | dict[str, Any] | Path | str, *, seed: int | None = None) -> Design:

@@ -97,8 +97,7 @@ def observations_of(experiment: DesignedExperiment, cells: DesignedCells) -> pd.
 
 def response_columns(experiment: DesignedExperiment, cells: DesignedCells) -> dict[str, np.ndarray]:
     """Whether each cell responds, for the changes to which not all cells of a condition respond."""
-    shares = [plant.change.shares for plant in experiment.plants]
-    partial = [i for i, of in enumerate(shares) if of.condition < 1 or 0 < of.reference < 1]
+    partial = [i for i, plant in enumerate(experiment.plants) if plant.change.share < 1]
     names = [f"responds_{experiment.plants[i].change.name}" for i in partial] if len(partial) > 1 else ["responds"]
     return {name: cells.strength[:, i] == 1 for name, i in zip(names, partial, strict=False)}
 
@@ -171,7 +170,7 @@ class Simulation:
         observation = self.observation(population)
         generator = numpy_generator(self.seed, "counts", population, *origin.key)  # as generated cells
         droplets = Droplets(observation.sample(mean, generator).toarray(), mean)
-        droplets, observation = self.changed(droplets, observation, origin)
+        droplets = self.changed(droplets, observation, origin)
         depth = self.depth[origin.sample][:, None]
         if (depth == 1).all():
             return droplets
@@ -179,28 +178,17 @@ class Simulation:
         counts = observation.rescale(droplets.counts, droplets.mean, depth, generator)
         return Droplets(counts, droplets.mean * depth.astype(np.float32))
 
-    def changed(
-        self, droplets: Droplets, observation: ObservationModel, origin: Origin
-    ) -> tuple[Droplets, ObservationModel]:
+    def changed(self, droplets: Droplets, observation: ObservationModel, origin: Origin) -> Droplets:
         """Plant the changes; the counts of all other genes and cells stay as they are."""
         planted = self.planted(origin.population)
-        genes, strength = planted.genes, origin.strength
-        counts, mean = droplets.counts, droplets.mean
-        dispersion = 2.0 ** (strength @ planted.log2_dispersion)
-        if (dispersion != 1).any():
-            whole = np.ones(counts.shape)
-            whole[:, genes] = dispersion
-            observation = observation.more_dispersed(whole)
-            generator = numpy_generator(self.seed, "dispersion", origin.population, *origin.key)
-            drawn = observation.of_genes(genes).sample(mean[:, genes], generator).toarray()
-            counts[:, genes] = np.where(dispersion == 1, counts[:, genes], drawn)
-        factor = 2.0 ** (strength @ planted.log2_mean)
+        genes, counts, mean = planted.genes, droplets.counts, droplets.mean
+        factor = 2.0 ** (origin.strength @ planted.log2_mean)
         if (factor != 1).any():
             generator = numpy_generator(self.seed, "changes", origin.population, *origin.key)
             of_genes = observation.of_genes(genes)
             counts[:, genes] = of_genes.rescale(counts[:, genes], mean[:, genes], factor, generator)
             mean[:, genes] *= factor
-        return Droplets(counts, mean), observation
+        return Droplets(counts, mean)
 
     def with_partners(self, droplets: Droplets, rows: np.ndarray, origin: Origin) -> Droplets:
         """Add the counts of the second cells to those of doublets."""

@@ -19,10 +19,9 @@ NUMBERS = (
     "log2_fold_change",
     "normalised_log2_fold_change",
     "responding_log2_fold_change",
-    "share_reference",
-    "share_condition",
+    "share",
 )
-COLUMNS = ("condition", "cell_type", "gene", "change", "kind", "sub_populations", *NUMBERS)
+COLUMNS = ("condition", "cell_type", "gene", "change", "sub_populations", *NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def truth_of(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], d
     Those of genes are log2 fold changes by cell type for each condition, and, if the design has any, the shares in
     ambient RNA and the counts of empty droplets by sample. ``genes`` in ``uns`` has a row for each comparison, cell
     type and changed gene, with log2 fold changes of the expected counts of all cells of the type, of these divided by
-    the library size, and of a cell that responds (of its dispersion for the kind ``dispersion``).
+    the library size, and of a cell that responds.
     """
     comparisons = list(comparisons_of(experiment))
     names = ["_".join(filter(None, ("log2_fold_change", writable_name(of.condition)))) for of in comparisons]
@@ -138,14 +137,14 @@ def changed_by(plant: Plant, experiment: DesignedExperiment, comparison: Compari
     """List the genes of a change in each cell type that has any of its populations."""
     autoencoder, fold_changes = experiment.model.autoencoder, comparison.log2_fold_change
     log2_library = np.log2(comparison.changed.sum() / comparison.reference.sum())
-    genes, shares = autoencoder.genes.index[plant.genes], plant.change.shares
+    genes = autoencoder.genes.index[plant.genes]
     for cell_type in experiment.model.cell_types:
         changed = [name for name in autoencoder.populations_of(cell_type) if name in plant.populations]
         if changed:
             fold_change = fold_changes.loc[genes, cell_type].to_numpy()
-            labels = (comparison.condition, cell_type, genes, plant.change.name, plant.change.kind, "; ".join(changed))
+            labels = (comparison.condition, cell_type, genes, plant.change.name, "; ".join(changed))
             numbers = (fold_change, fold_change - log2_library[cell_type], plant.log2_fold_change)
-            columns = (*labels, *numbers, shares.reference, shares.condition)
+            columns = (*labels, *numbers, plant.change.share)
             yield pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 

@@ -7,16 +7,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.generation.generate import expected_counts, observation_model
-from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.contrasts import Commitment, Contrast
-from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Normal, matrix_power
 from bdm.model.model import BranchedModel, log_expression
-
-MAX_EMBEDDED_CELLS = 1000  # UMAP calls a function for each pair of them
 
 
 @dataclass(frozen=True)
@@ -65,50 +60,6 @@ def branch_observation_model(model: BranchedModel, populations: Collection[str])
     n_cells = model.composition.loc[list(populations)].sum(axis=1).to_numpy(dtype=float)
     observations = [observation_model(model, population) for population in populations]
     return type(observations[0]).average(observations, weights=n_cells)
-
-
-def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) -> pd.DataFrame:
-    """List the branches on the path of each population, with the mean denoised expression of ``genes`` in CP10k."""
-    steps = [
-        {
-            "cell_type": cell_type,
-            "sub_population": population,
-            "branch": segment.branch,
-            "high": segment.high,
-            "low": segment.low,
-        }
-        for cell_type in hierarchy.cell_types
-        for population in hierarchy.populations_of(cell_type)
-        for segment in hierarchy.path(population)
-    ]
-    table = pd.DataFrame(steps)
-    expression = states.expression.loc[genes, table["branch"]].T.reset_index(drop=True)
-    return pd.concat([table, expression], axis=1)
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """Coordinates of ancestral states and of real cells in one UMAP of the whitened latent space."""
-
-    ancestral_states: np.ndarray  # branches x 2
-    cells: pd.DataFrame  # ``cell_type``, ``sub_population``, ``umap1`` and ``umap2`` of real cells
-
-
-def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCells, *, seed: int) -> Embedding:
-    """Embed up to 1,000 real cells, and each ancestral state among its nearest cells."""
-    from bdm.evaluation.umap import fitted_umap  # late, as UMAP takes seconds to import
-
-    n_cells = len(cells.mean)
-    chosen = np.sort(numpy_generator(seed, "umap").permutation(n_cells)[:MAX_EMBEDDED_CELLS])
-    x = model.whitening(cells.mean[chosen]).numpy()
-    umap = fitted_umap(x, n_neighbors=min(15, len(x) - 1), min_dist=0.4, seed=seed)
-    umap1, umap2 = umap.embedding_.T
-    population = cells.population.numpy()[chosen]
-    names = {"cell_type": np.array(cells.labels)[population], "sub_population": np.array(cells.populations)[population]}
-    return Embedding(
-        umap.transform(states.x.astype(np.float32)),
-        pd.DataFrame({**names, "umap1": umap1, "umap2": umap2}),
-    )
 
 
 def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contrast) -> Commitment:

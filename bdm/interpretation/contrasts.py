@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 
 import numpy as np
 from scipy.stats import false_discovery_control, norm, spearmanr
@@ -214,12 +213,6 @@ class ContrastGenes:
         """Agreement with the test cells of one of ``QUERIES``; nothing where there are too few cells."""
         differences = getattr(self, query)
         return agreement(differences, self.test, n_genes=n_genes) if differences and self.test else {}
-
-
-def without_mirrored(contrasts: tuple[ContrastGenes, ...]) -> list[ContrastGenes]:
-    """Leave out the second contrast of nodes with two children, which mirrors the first."""
-    nodes = [list(group) for _, group in groupby(contrasts, key=lambda of: of.contrast.node)]
-    return [of for node in nodes for of in (node[:1] if len(node) == 2 else node)]
 
 
 MEASURES = ("pearson", "spearman", "slope", "top_shared", "auprc", "coverage")  # of agreement, see below

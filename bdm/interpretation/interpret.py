@@ -1,21 +1,18 @@
-"""Interpretation of a model: its inputs, the genes of each branch, compared with real cells, and stability of nodes."""
+"""Interpretation of a model: its inputs, the genes of each branch, compared with real cells, and support of nodes."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
-from bdm._core.seeds import torch_generator
 from bdm.data.filters import capped
 from bdm.data.matrix import take_cells
 from bdm.errors import InputError
@@ -30,32 +27,15 @@ from bdm.evaluation.cells import (
     subset_of_names,
 )
 from bdm.evaluation.read import USUAL, open_cells
-from bdm.hierarchy.build import MIN_LEVEL, MeasuredClade, measure_clade, merge_height
-from bdm.hierarchy.clustering import MeasuredMeans, clades_of_populations
+from bdm.hierarchy.build import MeasuredClade, measure_clade, merge_height
+from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.ancestral_states import AncestralStates, ancestral_states, commitment_of, embedding_of
-from bdm.interpretation.contrasts import (
-    MEASURES,
-    QUERIES,
-    ContrastGenes,
-    column_of,
-    contrasts_of,
-    without_mirrored,
-)
+from bdm.interpretation.ancestral_states import AncestralStates, ancestral_states, commitment_of
+from bdm.interpretation.contrasts import MEASURES, QUERIES, ContrastGenes, column_of, contrasts_of
 from bdm.interpretation.genes import ComparedCells, model_differences, model_expression, split_counts, types_to_split
-from bdm.interpretation.markers import (
-    UserGenes,
-    by_members,
-    candidate_markers,
-    distinct_markers,
-    enrichment,
-    markers_of,
-    members_of_types,
-    read_user_genes,
-)
+from bdm.interpretation.markers import by_members, candidate_markers, distinct_markers, markers_of, members_of_types
 from bdm.interpretation.results import Interpretation
-from bdm.latent.cells import LatentCells, latent_cells, populations_of_cells
-from bdm.latent.moments import Whitening, sampling_variance
+from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import read_fitted_cells
 from bdm.model.match import SAME
 from bdm.model.model import BranchedModel, load_model
@@ -75,14 +55,12 @@ class Inputs:
     """A model, real cells, and cells that it generated; genes in the model's order."""
 
     model: BranchedModel
-    prepared: AnnData  # the cells that the model was fitted to
-    training: Cells  # the same, or a random half of them where there are no test cells
+    training: Cells  # the cells that the model was fitted to, or a random half of them where there are no test cells
     test: Cells  # the test cells, or else the other half
     split_training: Cells  # half of the counts of cells of divided types, see split_counts
     split_test: Cells
     generated: Cells
     held_out: bool  # whether the model was not fitted to ``test``
-    given: UserGenes = field(default_factory=UserGenes)
 
     @property
     def genes(self) -> pd.Index:
@@ -93,19 +71,14 @@ class Inputs:
 @using_threads()
 def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) -> Interpretation:
     """Find the marker genes of each branch in the model, and compare them with real test cells."""
-    model, genes, given = inputs.model, inputs.genes, inputs.given
+    model, genes = inputs.model, inputs.genes
     hierarchy = model.hierarchy
     states = ancestral_states(model, n_cells=settings.n_cells, seed=seed)
     contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
     by_type = members_of_types(hierarchy)
     of_types = by_members(inputs.training, by_type)
     candidates = candidate_markers(of_types, genes)
-    markers = given.markers or distinct_markers(candidates, of_types, genes, tuple(by_type), n_genes=settings.n_markers)
-    labels = model.gene_names.labels
-    members_of_sets = {**given.markers, **given.sets} or candidates
-    sets = {name: tuple(labels[[*members]]) for name, members in members_of_sets.items()}
-    ranked = [(of.contrast, of.model) for of in without_mirrored(contrasts)]
-    cells = latent_cells(model.encode(inputs.prepared))
+    markers = distinct_markers(candidates, of_types, genes, tuple(by_type), n_genes=settings.n_markers)
     return Interpretation(
         settings=settings,
         names=model.gene_names,
@@ -113,10 +86,8 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
         ancestral_states=states,
         contrasts=contrasts,
         agreement=agreement_by_node(contrasts, inputs, n_genes=settings.n_genes),
-        stability=node_stability(model, cells, seed=seed),
-        enrichment=enrichment(ranked, pd.Index(labels), sets, seed=seed),
+        stability=node_stability(model),
         markers=markers_of(markers, inputs.training, inputs.generated, genes, hierarchy, states),
-        embedding=embedding_of(model, states, cells, seed=seed),
         held_out=inputs.held_out,
         provenance=provenance(seed=seed, settings=asdict(settings)),
     )
@@ -182,14 +153,11 @@ def read_inputs(
     generated: Path,
     keys: InputKeys = SAME,
     *,
-    markers: Path | None = None,
-    gene_sets: Path | None = None,
     seed: int = 0,
 ) -> Inputs:
     """Read what an interpretation needs; ``prepared`` are the cells that the model was fitted on, prepared or raw."""
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
-    given = read_user_genes(markers, gene_sets, loaded.gene_names)
     real = read_fitted_cells(prepared, loaded, keys, on_disk=True)
     new, _ = open_cells(generated, USUAL, by_option=False)
     check_genes(genes, real.var_names, model)
@@ -205,7 +173,7 @@ def read_inputs(
     real = take_cells(real, np.sort(np.concatenate([rows_to_read(cells, seed=seed) for cells in of_splits])))
     new_cells = StoredCells.from_anndata(generated, new, np.arange(new.n_obs), new.var_names)
     new = checked(take_cells(new, rows_to_read(new_cells, seed=seed)), generated)
-    return inputs_of(loaded, real, new[:, genes], given, seed=seed)
+    return inputs_of(loaded, real, new[:, genes], seed=seed)
 
 
 def rows_to_read(cells: StoredCells, *, seed: int) -> np.ndarray:
@@ -216,9 +184,7 @@ def rows_to_read(cells: StoredCells, *, seed: int) -> np.ndarray:
     return np.asarray(cells.rows[sample_by_type(cells, n_by_type, seed=seed)])
 
 
-def inputs_of(
-    model: BranchedModel, real: AnnData, generated: AnnData, given: UserGenes | None = None, *, seed: int
-) -> Inputs:
+def inputs_of(model: BranchedModel, real: AnnData, generated: AnnData, *, seed: int) -> Inputs:
     """Divide prepared cells into training and test cells, or else random halves, by population."""
     real = real[:, model.autoencoder.genes.index]
     is_test = (real.obs["split"] == "test").to_numpy()
@@ -236,17 +202,8 @@ def inputs_of(
     else:
         sets = [halves_of(take(fitted), seed=seed)[::-1] for take in (whole, split)]
     (training, test), (split_training, split_test) = sets
-    return Inputs(
-        model,
-        fitted,
-        training,
-        test,
-        split_training,
-        split_test,
-        generated_cells(generated, model),
-        bool(is_test.any()),
-        given or UserGenes(),
-    )
+    new = generated_cells(generated, model)
+    return Inputs(model, training, test, split_training, split_test, new, bool(is_test.any()))
 
 
 def generated_cells(adata: AnnData, model: BranchedModel) -> Cells:
@@ -277,69 +234,25 @@ def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> Non
 
 # ---- stability of nodes
 
-THRESHOLDS = tuple(np.arange(0.55, 0.96, 0.05).round(2))
-N_DRAWS = 100
 
+def node_stability(model: BranchedModel) -> pd.DataFrame:
+    """Measure how far each node depends on the cells.
 
-def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd.DataFrame:
-    """Measure how far each node depends on the cells, on their latents, and on the threshold.
-
-    ``distance`` between populations of different children (root mean square, whitened); ``support``, the share of
-    bootstrap resamples with this clade; ``latent_stability``, of draws of all latents from their posteriors, in place
-    of other fits; ``threshold_stability``, the share of thresholds from 0.55 to 0.95 at which the branch of the node
-    has a length.
+    ``distance`` between populations of different children (root mean square, whitened), and ``support``, the share of
+    bootstrap resamples with this clade.
     """
     hierarchy, means = model.hierarchy, MeasuredMeans.from_moments(model.moments)
     index = {population: i for i, population in enumerate(model.populations)}
+    measured = measure_clade(hierarchy.shape(hierarchy.root.name), means, index, threshold=hierarchy.threshold)
+    clades = by_node(measured, hierarchy)
     names = [branch.name for branch in hierarchy.branches if hierarchy.children[branch.name]]
-    trees = [
-        by_node(measure_clade(hierarchy.shape(hierarchy.root.name), means, index, threshold=threshold), hierarchy)
-        for threshold in THRESHOLDS
-    ]
-    apart = {
-        name: [of[name].level > MIN_LEVEL and (not above or of[name].level < of[above].level) for of in trees]
-        for name, above in ((name, hierarchy.by_name[name].parent) for name in names)
-    }
-    heights = [merge_height(trees[0][name].children) for name in names]
-    support = latent_support(cells, model.whitening, means, n_draws=N_DRAWS, seed=seed)
     return pd.DataFrame(
         {
-            "distance": np.sqrt(heights),
+            "distance": np.sqrt([merge_height(clades[name].children) for name in names]),
             "support": [float("nan") if (s := hierarchy.by_name[name].support) is None else s for name in names],
-            "latent_stability": [support.get(frozenset(trees[0][name].members), 0.0) for name in names],
-            "threshold_stability": [float(np.mean(of_node)) for of_node in apart.values()],
         },
         index=pd.Index(names, name="node"),
     )
-
-
-def latent_support(
-    cells: LatentCells, whitening: Whitening, means: MeasuredMeans, *, n_draws: int, seed: int
-) -> dict[frozenset[int], float]:
-    """Share of draws of all cells from their posteriors in which each set of populations is a clade.
-
-    The mean of n independent normals is normal, so the means of populations are sampled, not each cell; the noise of
-    measured means and of draws is subtracted. Populations without cells keep their means.
-    """
-    generator = torch_generator(seed, "latent support")
-    shape = len(cells.populations), cells.mean.shape[1]
-    n_cells = cells.n_cells.clamp(min=1)[:, None].double()
-    mean, variance = (
-        torch.zeros(shape, dtype=torch.float64).index_add(0, cells.population, values.double()) / n_cells
-        for values in (cells.mean, cells.scale**2)
-    )
-    scales = (cells.scale[cells.population == code] for code in range(len(cells.populations)))
-    of_draws = [float(whitening.variance(scale).trace()) for scale in scales]
-    sampling = sampling_variance(cells, whitening).double().numpy()
-    absent = (cells.n_cells == 0).numpy()
-    noise_variance = np.where(absent, means.variance, sampling + np.array(of_draws) / n_cells.squeeze(1).numpy())
-    seen: Counter[frozenset[int]] = Counter()
-    for _ in range(n_draws):
-        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float64)
-        y = mean + (variance / n_cells).sqrt() * noise
-        drawn = np.where(absent[:, None], means.mean, whitening(y.float()).double().numpy())
-        seen.update(clades_of_populations(MeasuredMeans(drawn, noise_variance), cells.labels))
-    return {clade: n / n_draws for clade, n in seen.items()}
 
 
 def by_node(clade: MeasuredClade, hierarchy: Hierarchy) -> dict[str, MeasuredClade]:

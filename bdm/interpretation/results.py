@@ -19,7 +19,7 @@ from bdm.data.matrix import write_h5ad
 from bdm.data.symbols import GeneNames
 from bdm.errors import counted
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.ancestral_states import AncestralStates, Embedding, path_table
+from bdm.interpretation.ancestral_states import AncestralStates
 from bdm.interpretation.contrasts import MEASURES, Contrast, ContrastGenes, Differences, column_of
 from bdm.interpretation.markers import Markers
 from bdm.settings import InterpretationSettings
@@ -44,10 +44,6 @@ class Interpretation(Result):
         By node, see :func:`bdm.interpretation.interpret.agreement_by_node`.
     stability
         By node, see :func:`bdm.interpretation.interpret.node_stability`.
-    enrichment
-        By contrast and gene set, see :func:`bdm.interpretation.markers.enrichment`.
-    embedding
-        Coordinates of ancestral states and real cells in one UMAP.
     held_out
         Whether the model was not fitted to the test cells.
     provenance
@@ -63,9 +59,7 @@ class Interpretation(Result):
     contrasts: tuple[ContrastGenes, ...]
     agreement: pd.DataFrame
     stability: pd.DataFrame
-    enrichment: pd.DataFrame
     markers: Markers
-    embedding: Embedding
     held_out: bool
     provenance: dict[str, Any]
 
@@ -94,9 +88,7 @@ class Interpretation(Result):
             "nodes": node_rows(self),
             "branch_genes": branch_genes(self),
             "commitment": commitment_rows(self),
-            "paths": path_rows(self),
             "agreement": self.agreement,
-            "enrichment": self.enrichment,
             "markers": marker_rows(self.markers),
         }
         for name, table in tables.items():
@@ -188,14 +180,6 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*NODES, *interpretation.stability])
 
 
-def path_rows(interpretation: Interpretation) -> pd.DataFrame:
-    """Average paths of all cell types, for the best gene of each branch; columns are what figures show genes as."""
-    best = dict.fromkeys(np.argmin(of.model.rank) for of in interpretation.contrasts)
-    genes = interpretation.genes[np.array([*best], dtype=int)]
-    table = path_table(interpretation.ancestral_states, interpretation.hierarchy, list(genes))
-    return table.rename(columns=dict(zip(genes, interpretation.names.labels[genes], strict=True)))
-
-
 def marker_rows(markers: Markers) -> pd.DataFrame:
     """List markers in cell types, one row a type and gene; of too many, the markers of the type itself."""
     marks = {gene: cell_type for cell_type, genes in markers.genes.items() for gene in genes}
@@ -230,8 +214,8 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     siblings, and are NaN at the root; so do ``uns['rank_genes_groups']`` for the model and
     ``uns['rank_genes_groups_test']`` for the test cells, with branches as groups (of about a thousand or more branches,
     the ones that leave the highest nodes); p-values are NaN where they would not be valid, see
-    :class:`~bdm.interpretation.contrasts.Differences`. ``obsm['X_umap']`` has the coordinates of the ancestral states
-    among the real cells of ``uns['cells']``, and ``uns`` has the tables ``nodes``, ``agreement`` and ``enrichment``.
+    :class:`~bdm.interpretation.contrasts.Differences`. ``obsm['X_latent']`` has the
+    ancestral states in whitened space, and ``uns`` the tables ``nodes`` and ``agreement``.
     """
     states, contrasts = interpretation.ancestral_states, contrasts_within_limit(interpretation.contrasts)
     layers: dict[str, Callable[[ContrastGenes], np.ndarray]] = {
@@ -246,7 +230,7 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
         obs=tree_table(interpretation),
         var=interpretation.names.var,
         layers={name: by_branch(interpretation, values) for name, values in layers.items()},
-        obsm={"X_umap": interpretation.embedding.ancestral_states, "X_latent": states.x},
+        obsm={"X_latent": states.x},
     )
     adata.layers["detected"] = states.detected.T.to_numpy(dtype=np.float32)
     adata.uns["log1p"] = {"base": None}
@@ -255,11 +239,9 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     for name, differences in {"rank_genes_groups": of_model, "rank_genes_groups_test": tested}.items():
         if differences:
             adata.uns[name] = rank_genes_table(differences, interpretation.genes)
-    adata.uns["cells"] = interpretation.embedding.cells
     for name, table in {
         "nodes": node_rows(interpretation),
         "agreement": interpretation.agreement,
-        "enrichment": interpretation.enrichment,
     }.items():
         adata.uns[name] = table.set_axis(table.index.astype(str))
     return adata

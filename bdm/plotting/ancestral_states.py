@@ -1,7 +1,6 @@
-"""Dot plots of marker genes by cell type and by branch, and a UMAP of ancestral states."""
+"""Dot plots of marker genes by cell type and by branch."""
 
 from collections.abc import Sequence
-from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -14,32 +13,22 @@ from bdm.interpretation.markers import Dots, Markers, members_of_types
 from bdm.plotting.branches import Interpreted, interpretation_of
 from bdm.plotting.style import (
     BRANCH,
-    HALO,
     NODE,
-    TYPE_COLOURS,
     Style,
-    axes_or_new,
-    clade_label,
     figure_of,
     gene_label,
     new_figure,
     shortened,
-    shown,
     shown_panels,
     text_axes,
 )
-from bdm.plotting.tree import End, View, view_of
+from bdm.plotting.tree import View, view_of
 
 NO_MARKERS = "There is one cell type, so no genes mark it against others."  # in place of a figure
 MAX_TYPES, MAX_GENES = 45, 45  # of dot plots
 DOT_COLOURS = "Reds"  # one hue, ever darker
 MAX_AREA = 150  # area of a dot where all cells have counts, in square points
 MAX_ENDS = 45
-MAX_KEYS_OF_COLUMN = 28
-SUB_POPULATION: Style = {"marker": "o", "linestyle": "", "markeredgecolor": "black", "markersize": 4}
-
-
-# ---- dot plots
 
 
 def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
@@ -175,88 +164,3 @@ def draw_outline(axis: Axes, view: View, names: Sequence[str]) -> None:
     axis.set_xlim(-0.4, deepest + max(6, 1.2 * deepest))
     axis.set_title("branch · level of its end", fontsize=9, loc="left")
     axis.set_axis_off()
-
-
-# ---- ancestral states
-
-
-def ancestral_umap(interpretation: Interpreted, *, ax: Axes | None = None, show: bool | None = None) -> Axes | None:
-    """Draw the ancestral states among real cells in one UMAP, joined as in the tree; cell types have numbers.
-
-    The sub-populations of a cell type share a colour and a number; smaller points are their ancestral states. Where
-    there are more cell types than numbers, the types of a clade that separates at a low level share a colour and a
-    number.
-    """
-    interpretation = interpretation_of(interpretation)
-    hierarchy = interpretation.hierarchy
-    view = view_of(hierarchy)
-    many = len(view.ends) > MAX_KEYS_OF_COLUMN
-    axis = axes_or_new(ax, *((15, 9) if many else (10.5, 7.5)))
-    places = zip((branch.name for branch in hierarchy.branches), interpretation.embedding.ancestral_states, strict=True)
-    draw_states(axis, view, dict(places), interpretation.embedding.cells)
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
-    axis.set_title("Ancestral states of the model among real training cells", fontsize=11, loc="left")
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), ncols=2 if many else 1)
-    return shown(axis, show=show, ax=ax)
-
-
-def draw_states(ax: Axes, view: View, states: dict[str, np.ndarray], cells: pd.DataFrame) -> None:
-    """Draw real cells, and over them the ancestral state of each branch (2 coordinates), joined to its parent."""
-    hierarchy = view.hierarchy
-    text: Style = {"path_effects": [HALO], "textcoords": "offset points", "weight": "bold"}
-    for number, (end, colour) in enumerate(zip(view.ends, cycle(TYPE_COLOURS)), start=1):
-        below = cells[cells["sub_population"].isin(end.populations)]
-        ax.plot(below["umap1"], below["umap2"], "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.5)
-        if end.divided:
-            draw_sub_populations(ax, hierarchy, end, states, colour)
-        middle = np.mean([states[branch.name] for branch in end.branches], axis=0)
-        marker: Style = {"color": colour, "markeredgecolor": "black", "markersize": 7, "zorder": 4}
-        place = middle if len(end.branches) == 1 else (np.nan, np.nan)
-        ax.plot(*place, "D" if end.collapsed else "o", label=f"{number}  {end_name(end)}", **marker)
-        ax.annotate(str(number), tuple(middle), (5, 4), fontsize=9, zorder=5, **text)
-    for name in view.drawn:
-        parent = hierarchy.by_name[name].parent
-        if parent is not None:
-            ax.plot(*np.transpose([states[parent], states[name]]), color=BRANCH, linewidth=0.8, alpha=0.7, zorder=3)
-    for name in view.opened:
-        ax.plot(*states[name], "s", color=NODE, markeredgecolor="black", markersize=7, zorder=4)
-    for names in grouped_by_position({name: states[name] for name in view.opened}):
-        style: Style = {"fontsize": 8, "color": NODE, "ha": "right", "zorder": 5, **text}
-        label = ", ".join(name.removeprefix("node ") for name in names)
-        ax.annotate(label, tuple(states[names[0]]), (-5, -10), **style)
-    if any(end.divided for end in view.ends):
-        ax.plot([], [], color="0.7", label="sub-population", **SUB_POPULATION)
-    ax.plot([], [], "s", color=NODE, markeredgecolor="black", label="node, by its number")
-
-
-def draw_sub_populations(
-    ax: Axes, hierarchy: Hierarchy, end: End, states: dict[str, np.ndarray], colour: Sequence[float]
-) -> None:
-    """Draw the ancestral states of sub-populations as small points, and join them to the state of their cell type."""
-    above = {branch.name for top in end.branches for branch in hierarchy.lineage(top.name)}
-    below = {branch.name for leaf in end.populations for branch in hierarchy.lineage(leaf)} - above
-    for name in below:
-        ax.plot(*np.transpose([states[str(hierarchy.by_name[name].parent)], states[name]]), color=colour, linewidth=0.8)
-        if not hierarchy.children[name]:
-            ax.plot(*states[name], color=colour, **SUB_POPULATION, zorder=3.5)
-
-
-def end_name(end: End) -> str:
-    """Name a cell type or a population, or a clade by its node and its first types or sub-populations."""
-    if end.collapsed or (end.divided and end.name != end.cell_types[0]):
-        return f"{end.name}: {clade_label(end.cell_types if end.collapsed else end.populations)}"
-    return shortened(end.name)
-
-
-def grouped_by_position(positions: dict[str, np.ndarray]) -> list[list[str]]:
-    """Group names whose positions are less than 3% of the figure from the first of a group."""
-    groups: list[list[str]] = []
-    for name, position in positions.items():
-        limit = 0.03 * np.ptp(list(positions.values()), axis=0) + 1e-9
-        near = [group for group in groups if np.all(np.abs(position - positions[group[0]]) < limit)]
-        if near:
-            near[0].append(name)
-        else:
-            groups.append([name])
-    return groups

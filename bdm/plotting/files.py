@@ -9,7 +9,7 @@ from bdm.evaluation.results import Evaluation
 from bdm.extension.results import ExtensionReport
 from bdm.interpretation.results import Interpretation
 from bdm.lineages.results import Lineage
-from bdm.plotting.ancestral_states import ancestral_states, ancestral_umap, markers
+from bdm.plotting.ancestral_states import ancestral_states, markers
 from bdm.plotting.branches import agreement, branch_genes, commitment
 from bdm.plotting.covariates import covariates
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
@@ -38,7 +38,6 @@ FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # of each result, b
         "branch_genes": branch_genes,
         "commitment": commitment,
         "ancestral_states": ancestral_states,
-        "umap": ancestral_umap,
         "agreement": agreement,
         "markers": markers,
     },

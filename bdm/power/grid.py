@@ -62,10 +62,7 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
     if point.cells is not None:
         samples = replace(samples, cells=scaled(samples.cells, point.cells))
     if point.depth is not None:
-        if depth.median is None:
-            depth = replace(depth, factor=times(depth.factor, point.depth))
-        else:
-            depth = replace(depth, median=times(depth.median, point.depth))
+        depth = replace(depth, factor=times(depth.factor, point.depth))
     changes, shifts = design.changes, design.composition.shifts
     if point.log2_fold_change is not None:
         changes = tuple(of_size(change, point.log2_fold_change) for change in changes)

@@ -25,7 +25,6 @@ from bdm.interpretation.results import Interpretation, branch_genes
 from bdm.lineages.results import Lineage
 from bdm.model.generated_file import is_of_model
 from bdm.model.model import BranchedModel, load_model
-from bdm.report.experiments import read_experiments
 from bdm.responses.results import Responses
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
@@ -58,7 +57,6 @@ class Results:
     interpretation: dict[str, pd.DataFrame]  # tables branch_genes and agreement
     interpreted: dict[str, Any]  # provenance of the interpretation
     transmutations: dict[str, TransmutationEvaluation]
-    experiments: dict[str, dict[str, Any]]
     responses: Responses | None
     lineage: Lineage | None
     audit: Audit | None
@@ -115,7 +113,6 @@ def read_results(folder: Path) -> Results:
         transmutations={
             path.name: TransmutationEvaluation.load(path) for path, of in moved.items() if is_of_model(of, checksum)
         },
-        experiments=read_experiments(folder, checksum),
         responses=Responses.load(folder / Responses.kind) if (folder / Responses.kind).is_dir() else None,
         lineage=Lineage.load(folder / Lineage.kind) if (folder / Lineage.kind).is_dir() else None,
         audit=audit,

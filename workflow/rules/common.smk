@@ -36,8 +36,6 @@ FILES = {
     "prepare/keep_genes": ["markers"],
     "hierarchy/tree": [CELL_ONTOLOGY],
     "lineage/tree": [],
-    "interpret/markers": [],
-    "interpret/gene_sets": [],
 }
 # Keys that no command has as an option, and those that are options of another name
 OF_RULES = {"path", "parent", "run", "flat"}
@@ -172,8 +170,6 @@ def check_beyond_schema(name, dataset):
     files = [(path, lookup(path, within=dataset, default=None)) for path in FILES]
     for section, of in (("simulate", "designs"), ("extend", "additions")):
         files += [(f"{section}/{of}/{key}", content["path"]) for key, content in dataset[section][of].items()]
-    for design, of in dataset["simulate"]["designs"].items():
-        files += [(f"simulate/designs/{design}", file) for file in gene_sets_of(of["path"])]
     problems += [
         (
             ".".join(Path(path).parts),
@@ -379,33 +375,18 @@ def reconstructed_cells(wildcards):
     ]
 
 
-def simulated_experiments(wildcards):
-    """Name the cells of all designs of a data set."""
-    designs = setting("simulate/designs")(wildcards)
-    return [f"results/{wildcards.dataset}/simulated/{design}.h5ad" for design in designs]
+def simulated_cells(wildcards):
+    """Name the cells of the designs of all data sets."""
+    return [
+        f"results/{name}/simulated/{design}.h5ad"
+        for name, dataset in settings["datasets"].items()
+        for design in dataset["simulate"]["designs"]
+    ]
 
 
 def design_file(wildcards):
     """Name the file of a design."""
     return setting("simulate/designs")(wildcards)[wildcards.design]["path"]
-
-
-def gene_set_files(wildcards):
-    """List the files with gene sets that a design names, as bdm finds them: without the prefix of a module."""
-    return [local(file) for file in gene_sets_of(design_file(wildcards))]
-
-
-def gene_sets_of(design):
-    """List the files with gene sets that the file of a design names.
-
-    bdm rejects what is no design, in one sentence; there are no files then.
-    """
-    try:
-        content = yaml.safe_load(Path(in_place(design)).read_text(encoding="utf-8"))
-        files = [change["genes"].get("gene_sets") for change in content["changes"] if isinstance(change["genes"], dict)]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return []
-    return [file for file in dict.fromkeys(files) if isinstance(file, str)]
 
 
 def audit_result(wildcards):

@@ -3,8 +3,6 @@ rule interpret:
         model=rules.train.output.model,
         cells=rules.prepare.output.cells,
         generated=GENERATED,
-        markers=optional_file("interpret/markers"),
-        gene_sets=optional_file("interpret/gene_sets"),
     output:
         interpretation="results/{dataset}/interpretation/interpretation.json",
         tensors="results/{dataset}/interpretation/interpretation.safetensors",
@@ -28,26 +26,16 @@ rule interpret:
         commitment_figure=in_archive(
             "results/{dataset}/interpretation/commitment.png", "Interpretation", "commitment of genes (figure)"
         ),
-        paths=in_archive("results/{dataset}/interpretation/paths.csv", "Interpretation", "paths of cell types (table)"),
         ancestral_states_figure=in_archive(
             "results/{dataset}/interpretation/ancestral_states.png",
             "Interpretation",
             "ancestral states by branch (figure)",
-        ),
-        ancestral_umap_figure=in_archive(
-            "results/{dataset}/interpretation/umap.png",
-            "Interpretation",
-            "ancestral states among real cells (figure)",
-            caption="ancestral_umap",
         ),
         agreement=in_archive(
             "results/{dataset}/interpretation/agreement.csv", "Interpretation", "agreement with test cells (table)"
         ),
         agreement_figure=in_archive(
             "results/{dataset}/interpretation/agreement.png", "Interpretation", "agreement with test cells (figure)"
-        ),
-        enrichment=in_archive(
-            "results/{dataset}/interpretation/enrichment.csv", "Interpretation", "gene sets by branch (table)"
         ),
         markers=in_archive("results/{dataset}/interpretation/markers.csv", "Interpretation", "marker genes (table)"),
         markers_figure=in_archive(
@@ -62,10 +50,8 @@ rule interpret:
     params:
         folder=subpath(output.interpretation, parent=True),
         options=options("interpret"),
-        files=file_options,
     shell:
         "bdm interpret {input.model} {input.cells} {input.generated} {params.folder}"
         " {params.options}"
-        " {params.files}"
         " --threads {threads}"
         " > {log} 2>&1"

@@ -2,7 +2,6 @@ rule power:
     input:
         model=rules.train.output.model,
         design=design_file,
-        gene_sets=gene_set_files,
     output:
         power=directory("results/{dataset}/power/{design}"),
     log:
@@ -12,4 +11,4 @@ rule power:
     conda:
         "../envs/bdm.yaml"
     shell:
-        "bdm power {input.model} {input.design:q} {output.power}" " --threads {threads}" " > {log} 2>&1"
+        "bdm power {input.model} {input.design:q} {output.power} --threads {threads} > {log} 2>&1"

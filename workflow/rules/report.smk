@@ -8,7 +8,6 @@ rule report:
         transmutations=results_of_transmutations,
         responses=measured_responses,
         lineage=measured_lineage,
-        experiments=simulated_experiments,
         extension=extension_report,
         audit=audit_result,
     output:

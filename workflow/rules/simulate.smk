@@ -2,7 +2,6 @@ rule simulate:
     input:
         model=rules.train.output.model,
         design=design_file,
-        gene_sets=gene_set_files,
     output:
         cells="results/{dataset}/simulated/{design}.h5ad",
         truth=in_archive(
