@@ -25,9 +25,9 @@ from bdm.generation.at import NOWHERE, At, at_in_words
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import modality_named, predict_modality, question_of
 from bdm.generation.request import numbers_like, request_cells
+from bdm.hierarchy.build import given_tree
 from bdm.hierarchy.files import Tree
-from bdm.hierarchy.ontology import given_tree
-from bdm.hierarchy.tree import Clade, Hierarchy, match_leaves
+from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.latent.cells import encode
 from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import fit
@@ -114,7 +114,7 @@ class BranchedDiffusion:
     tree
         Your own hierarchy of cell types, in place of clustering: nested lists such as
         ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), what :func:`bdm.read_tree`
-        returns, or ``cell-ontology``, with the column of terms in ``settings.hierarchy.ontology_key``.
+        returns.
     prior
         Distribution of latents, by name: ``mixture``, ``diffusion`` or one of your own; as in
         ``settings.prior``, if not given.
@@ -182,8 +182,8 @@ class BranchedDiffusion:
         with using_threads(n_threads):
             cells = cells_in(adata, modality=preparing.modality, intersect=preparing.intersect)
             self.prepared = prepare(cells, preparing)
-        self.tree = given_tree(tree, self.prepared.obs, settings.hierarchy)
-        if isinstance(self.tree, Clade):
+        self.tree = given_tree(tree, settings.hierarchy)
+        if self.tree is not None:
             self.tree = match_leaves(self.tree, tuple(self.prepared.obs["cell_type"].cat.categories))
         self.settings = replace(settings, prepare=preparing)
         self.seed = preparing.seed if seed is None else seed

@@ -28,7 +28,7 @@ Labels = Annotated[
 ]
 Tree = Annotated[
     Path | None,
-    "Your own tree of cell types: nested lists in `.json`, Newick in `.nwk`, or `cell-ontology`.",
+    "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
     Unset("clustering of the cell types"),
 ]
 NewTypes = Annotated[
@@ -203,7 +203,6 @@ class HierarchySettings(StageSettings):
     ] = 0.9
     flat: Annotated[bool, "No tree: every cell type has a separate branch.", Key(absent=True)] = False
     n_bootstrap: Annotated[int, Ge(0), "Resamples of the cells, for the support of each branch."] = 100
-    ontology_key: Annotated[str | None, MinLen(1), "Column of `obs` with Cell Ontology terms.", Unset("none")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ BOUNDS = {
     "exclusiveMaximum": "below {}",
     "minLength": "non-empty",
 }
-CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
 CONTROL_NAMES = ("control", "ctrl", "untreated", "unstimulated", "vehicle", "dmso", "mock", "none", "healthy", "normal")
 SEPARATOR = ", "  # between the values of several columns, whose combinations are the conditions
 PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor")  # of obs, which bdm prepare writes
@@ -166,17 +165,6 @@ def split_rejection(validation: float, test: float) -> str | None:
         return None
     return "validation and test sum to 1 or more, which leaves no cells to train on."
 
-
-def ontology_rejection(tree: object, ontology_key: str | None) -> str | None:
-    """Phrase that the Cell Ontology and the column of its terms are not given together; None if both or neither are."""
-    if (str(tree) == CELL_ONTOLOGY) == (ontology_key is not None):
-        return None
-    if ontology_key is not None:
-        return f"ontology_key is {ontology_key!r}, but is for the tree {CELL_ONTOLOGY}; give both or neither."
-    return (
-        f"tree is '{CELL_ONTOLOGY}', which needs `ontology_key=`, the column of obs with the terms of the cell types, "
-        "such as cell_type_ontology_term_id."
-    )
 
 
 def donors_rejection(min_donors: int, donor_key: str | None) -> str | None:

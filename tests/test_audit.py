@@ -20,13 +20,12 @@ from bdm.audit.card import audit_section, divided_in_words
 from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide, training_cells
 from bdm.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
 from bdm.audit.results import TABLES, Audit
-from bdm.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, identity, tree_of
+from bdm.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, tree_of
 from bdm.audit.verdict import HIGH_LIMIT, null_of_units, of_units, spread_of_auc, standardised, verdict_of
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.hierarchy.files import from_newick
-from bdm.hierarchy.ontology import Taxonomy
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
 from bdm.model.card import model_card
 from bdm.model.generated_file import GeneratedFile
@@ -431,13 +430,6 @@ def test_models_of_other_counts_are_not_reused(prepared, tmp_path):
     other.X = other.X[::-1].copy()
     with pytest.raises(InputError, match="was fitted to other cells, or with other settings"):
         audit_models(divide(other, settings, seed=3), settings, models)
-
-
-def test_checksums_of_models_do_not_depend_on_the_order_of_sets(prepared):
-    fold = divide(prepared, TWO_FOLDS, seed=0).folds[0]
-    groups = [{"all": of({*TYPES}), "one": of({TYPES[0]})} for of in (frozenset, lambda names: sorted(names)[::-1])]
-    shapes = [AuditedModels(fit=SMALL, tree=Taxonomy(of)) for of in groups]
-    assert identity(prepared, fold, MEMBERS, shapes[0]) == identity(prepared, fold, MEMBERS, shapes[1])
 
 
 def test_a_tree_loses_the_types_that_are_too_rare(prepared, tmp_path):

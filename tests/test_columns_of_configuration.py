@@ -80,7 +80,7 @@ def test_keys_that_name_columns_are_found():
         *("dataset/covariate_key", "respond/condition_key"),
     }
     own |= {"lineage/time_key", "lineage/lineage_key"}
-    assert set(named_columns()) == own | {"hierarchy/ontology_key", "addition/label_key"}
+    assert set(named_columns()) == own | {"addition/label_key"}
 
 
 @pytest.mark.parametrize("key", named_columns())
@@ -143,11 +143,6 @@ def test_results_are_kept_where_a_column_is_mistyped(folder):
         flags=re.MULTILINE,
     )
     assert made.read_text() == "results"
-
-
-@pytest.mark.parametrize("key", ["split", "cell_type_input", "donor_input"])
-def test_columns_that_are_there_once_cells_are_prepared(folder, key):
-    assert planned_rules(with_value("hierarchy/ontology_key", key))
 
 
 LABELS = {

@@ -125,7 +125,6 @@ CHANGES = {
     "card/source": ("cell_type", both(CARD)),
 }
 
-BESIDE = {"hierarchy/ontology_key": {"tree": "cell-ontology"}}  # keys that another one needs
 COMMANDS = {  # of sections of another name
     "dataset": "prepare",
     "addition": "extend",
@@ -165,7 +164,7 @@ def with_value(key: str, value: object, *, own: bool = False, config: dict = CON
             if own or name in ("transmutations", "predictions", "reconstructions", "additions", "designs", "run")
             else config
         ).setdefault(section, {})
-    places[section].update({name: value, **BESIDE.get(key, {})})
+    places[section].update({name: value})
     return config
 
 
@@ -243,9 +242,7 @@ def test_every_key_is_an_option_of_its_command(in_finished):
                 continue
             name = f"{section}/{key}"
             value = CHANGES[name][0] if name in CHANGES else another(schema)
-            value = {"hierarchy/tree": "cell-ontology", "dataset/batch_key": "y", "dataset/donor_key": "z"}.get(
-                name, value
-            )
+            value = {"dataset/batch_key": "y", "dataset/donor_key": "z"}.get(name, value)
             config = with_value(name, value, config=config)
             flag = f"--{OTHER_OPTIONS.get(key, key).replace('_', '-')}"
             values = [] if value is True else value if isinstance(value, list) else [value]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from synthetic_cells import height, random_tree
+from tree_comparison import TreeComparison
 
 from bdm.commands.hierarchy import facts_of
 from bdm.hierarchy.build import MIN_LEVEL, attachment_point, branch_level, build_hierarchy
@@ -17,7 +18,7 @@ from bdm.hierarchy.clustering import (
     resample_means,
 )
 from bdm.hierarchy.files import branch_table
-from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, TreeComparison, from_nested
+from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, from_nested
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments, sampling_variance, without_prior
 from bdm.plotting.tree import hierarchy as plot_hierarchy

@@ -1,9 +1,10 @@
 import math
 
 import pytest
+from tree_comparison import TreeComparison, clades_of_tree
 
 from bdm.errors import InputError
-from bdm.hierarchy.tree import Branch, Clade, Hierarchy, TreeComparison, clades_of_tree, from_nested
+from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested
 
 TREE = from_nested([[["a", "b"], "c"], ["d", "e"]])
 

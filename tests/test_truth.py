@@ -7,9 +7,10 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 from synthetic_cells import SyntheticCells, SyntheticSettings, height, synthesise
+from tree_comparison import TreeComparison
 
 from bdm.api import BranchedDiffusion
-from bdm.hierarchy.tree import Branch, Clade, TreeComparison
+from bdm.hierarchy.tree import Branch, Clade
 from bdm.interpretation.ancestral_states import ancestral_states, commitment_of
 from bdm.interpretation.contrasts import Contrast, contrasts_of
 from bdm.interpretation.genes import model_differences, model_expression

@@ -260,8 +260,6 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
             "datasets.pbmc68k.train.learning_rate: .* is nan, but must be a fin",
         ),
         ({"seed": 1.5}, "seed: seed is 1.5, but must be a whole number."),
-        ({"hierarchy": {"tree": "cell-ontology"}}, "datasets.pbmc68k.hierarchy: tree is 'cell-ontology', which needs"),
-        ({"hierarchy": {"ontology_key": "x"}}, "datasets.pbmc68k.hierarchy: ontology_key is 'x', but is for the tree"),
         (
             {"hierarchy": {"tree": "a{b}.nwk"}},
             "datasets.pbmc68k.hierarchy.tree: Snakemake cannot .* 'a{b}.nwk'; re",

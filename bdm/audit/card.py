@@ -95,7 +95,6 @@ def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None 
     of_model = {
         "threshold": hierarchy.threshold,
         "flat": hierarchy.flat,
-        "ontology_key": hierarchy.provenance.get("ontology_key"),
         "tree": GIVEN[hierarchy.given],
     }
     of_tree = {name: value for name, value in audit.record["fit"]["hierarchy"].items() if name in of_model}

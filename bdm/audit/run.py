@@ -25,7 +25,6 @@ from bdm.evaluation.cells import Cells, StoredCells, check_genes
 from bdm.evaluation.read import open_cells
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
-from bdm.hierarchy.ontology import Taxonomy
 from bdm.hierarchy.tree import Clade, match_leaves, without_leaves
 from bdm.model.card import save_with_card
 from bdm.model.fit import fit
@@ -193,7 +192,7 @@ class AuditedModels:
 
     fit: FitSettings = field(default_factory=FitSettings)
     sampling: GenerationSettings = field(default_factory=GenerationSettings)
-    tree: Clade | Taxonomy | None = None
+    tree: Clade | None = None
     folder: Path | None = None  # of models that are read, or else fitted and written there
     device: str = "auto"
     seed: int = 0
@@ -217,10 +216,10 @@ def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedM
     return audit_folds(division, settings, generate, seed=models.seed, **facts)
 
 
-def tree_of(division: AuditFolds, tree: Clade | Taxonomy | None) -> Clade | Taxonomy | None:
+def tree_of(division: AuditFolds, tree: Clade | None) -> Clade | None:
     """Give the tree of the audited cell types, without those that are too rare; None if one type is left."""
-    if not isinstance(tree, Clade):
-        return tree
+    if tree is None:
+        return None
     audited = sorted(map(str, division.cells.obs["cell_type"].unique()))
     left = without_leaves(match_leaves(tree, [*audited, *division.left_out]), division.left_out)
     return left if len(audited) > 1 else None
@@ -271,9 +270,7 @@ def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) ->
 
 def identity(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> str:
     """Short checksum of what a model of a fold is fitted to, and how."""
-    tree = models.tree
-    shape = {name: sorted(group) for name, group in tree.groups.items()} if isinstance(tree, Taxonomy) else repr(tree)
-    facts = [fingerprint(prepared.obs, fold), part, models.seed, asdict(models.fit), shape]
+    facts = [fingerprint(prepared.obs, fold), part, models.seed, asdict(models.fit), repr(models.tree)]
     facts += [list(prepared.var_names), prepared.uns["bdm"].get("settings")]
     digest = sha256(json.dumps(facts, default=str).encode())
     cells = take_cells(prepared, fold.rows(part))

@@ -40,7 +40,7 @@ def audit(
     from bdm.audit.results import KIND
     from bdm.audit.run import AuditedModels, audit_folds, audit_models, from_files
     from bdm.data.prepare import read_prepared
-    from bdm.hierarchy.ontology import given_tree
+    from bdm.hierarchy.build import given_tree
     from bdm.plotting.files import write_result
 
     with atomic_write(out, folder_of=f"{KIND}.json") as folder:
@@ -52,7 +52,7 @@ def audit(
             given = from_files(cells, division, audit)
             found = audit_folds(division, audit, given, seed=seed, generator="files")
         else:
-            shape = given_tree(tree, read.obs, settings.hierarchy)
+            shape = given_tree(tree, settings.hierarchy)
             made = AuditedModels(fit=settings, sampling=sampling, tree=shape, folder=models, device=device, seed=seed)
             found = audit_models(division, audit, made)
         write_result(folder, found)

@@ -22,9 +22,6 @@ def hierarchy(
     figure: Annotated[Path | None, Output, "Figure to write as well (.png, .svg, .pdf)."] = None,
     table: Annotated[Path | None, Output, "Table of branches to write as well (.csv)."] = None,
     page: Annotated[Path | None, Output, "Page for the browser to write as well (.html)."] = None,
-    comparison: Annotated[
-        Path | None, Output, "Table to write as well (.csv): the nodes of your tree and of the clustering."
-    ] = None,
     tree: Tree = None,
     settings: HierarchySettings,
     seed: Seed = 0,
@@ -34,30 +31,20 @@ def hierarchy(
     Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --page hierarchy.html
     """
     from bdm._core.files import atomic_write
-    from bdm.errors import InputError
-    from bdm.hierarchy.build import build_hierarchy
+    from bdm.hierarchy.build import build_hierarchy, given_tree
     from bdm.hierarchy.files import branch_table, save_hierarchy, to_newick
-    from bdm.hierarchy.ontology import given_tree
-    from bdm.hierarchy.tree import comparison_table
     from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.style import save_figure
     from bdm.plotting.tree import draw_hierarchy, view_of
     from bdm.plotting.tree_page import tree_page
 
-    if comparison is not None and tree is None:
-        raise InputError("`comparison=` compares a tree with clustering; give the tree by `tree=`.")
     with ExitStack() as files:
         latent = read_latent(autoencoder)
-        cells, given = latent_cells(latent), given_tree(tree, latent.obs, settings)
-        built = build_hierarchy(cells, settings, seed=seed, tree=given)
-        made_of, clustered = {"autoencoder": latent.uns.get("autoencoder")}, None
+        built = build_hierarchy(latent_cells(latent), settings, seed=seed, tree=given_tree(tree, settings))
+        made_of = {"autoencoder": latent.uns.get("autoencoder")}
         if tree is not None:
             made_of["tree"] = tree.name
-            clustered = build_hierarchy(cells, settings, seed=seed)
         built = replace(built, provenance=made_of | built.provenance)
-        if comparison is not None and clustered is not None:
-            rows = comparison_table(built, clustered)
-            rows.to_csv(files.enter_context(atomic_write(comparison)), index=False, float_format="%.6g")
         save_hierarchy(files.enter_context(atomic_write(out)), built)
         if newick is not None:
             files.enter_context(atomic_write(newick)).write_text(to_newick(built), encoding="utf-8")
@@ -67,20 +54,19 @@ def hierarchy(
             branch_table(built).to_csv(files.enter_context(atomic_write(table)), index=False, float_format="%.6g")
         if page is not None:
             files.enter_context(atomic_write(page)).write_text(tree_page(built), encoding="utf-8")
-    written = (out, newick, figure, table, page, comparison)
-    return Summary(written, facts_of(built, clustered), then=("bdm", "train", autoencoder, out, "model/"))
+    written = (out, newick, figure, table, page)
+    return Summary(written, facts_of(built), then=("bdm", "train", autoencoder, out, "model/"))
 
 
-def facts_of(built: "Hierarchy", clustered: "Hierarchy | None") -> dict[str, str]:
-    """Describe a hierarchy for the summary, and its agreement with clustering if it was given."""
-    from bdm.hierarchy.tree import PLACE_UNCERTAIN, agreement
+def facts_of(built: "Hierarchy") -> dict[str, str]:
+    """Describe a hierarchy for the summary."""
+    from bdm.hierarchy.tree import PLACE_UNCERTAIN
 
     n_nodes = sum(1 for branch in built.branches if built.children[branch.name])
     n_populations = len(built.populations) - len(built.cell_types)
     divided = f" with {len(built.populations)} populations" if n_populations else ""
     types, nodes = counted(len(built.cell_types), "cell type"), counted(n_nodes, "node")
-    agreed = {} if clustered is None else {"clustering": agreement(built, clustered)}
     uncertain = [branch.name for branch in built.branches if branch.place_uncertain]
     stray = [f"{branch.name} to {branch.nearer_to}" for branch in built.branches if branch.nearer_to]
     found = {PLACE_UNCERTAIN: uncertain, "nearer to another cell type": stray}
-    return {"tree": f"{types}{divided}, {nodes}", **agreed, **{what: listed(of) for what, of in found.items() if of}}
+    return {"tree": f"{types}{divided}, {nodes}", **{what: listed(of) for what, of in found.items() if of}}

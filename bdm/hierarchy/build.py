@@ -22,10 +22,9 @@ from bdm.hierarchy.clustering import (
     place_support,
     resample_means,
     rows_of_types,
-    squared_distances_of_types,
     with_sub_populations,
 )
-from bdm.hierarchy.ontology import Taxonomy, check_not_flat
+from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import MIN_PLACE, Branch, Clade, Hierarchy, match_leaves, rejecting_deep_trees
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import fit_whitening, population_moments, without_prior
@@ -52,16 +51,12 @@ MAX_SPREADS = 6  # sigma_max in standard deviations of all cells, or twice the r
 @using_threads()
 @rejecting_deep_trees()
 def build_hierarchy(
-    cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Clade | Taxonomy | None = None
+    cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Clade | None = None
 ) -> Hierarchy:
-    """Build the hierarchy of populations from their means, or compute the noise levels of a given tree.
-
-    The leaves of a :class:`Clade` are the cell types; a :class:`Taxonomy` has groups of them, which distances resolve.
-    """
+    """Build the hierarchy of populations from their means, or compute the noise levels of a tree of cell types."""
     if tree is not None:
         check_not_flat(settings)
-        if isinstance(tree, Clade):
-            tree = match_leaves(tree, tuple(dict.fromkeys(cells.labels)))
+        tree = match_leaves(tree, tuple(dict.fromkeys(cells.labels)))
     whitening = fit_whitening(cells)
     means = MeasuredMeans.from_moments(population_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
@@ -71,8 +66,6 @@ def build_hierarchy(
     spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
     sigma_max = float(max(MAX_SPREADS * spread, 2 * root.level))
     made: dict[str, Any] = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
-    if isinstance(tree, Taxonomy):
-        made |= tree.source
     if settings.flat:
         top = Branch(next(inner_names({*cells.populations, *cells.labels})), None, sigma_max, int(cells.n_cells.sum()))
         leaves = zip(cells.populations, cells.labels, cells.n_cells.tolist(), strict=True)
@@ -87,6 +80,20 @@ def build_hierarchy(
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
 
 
+def given_tree(tree: Tree | None, settings: HierarchySettings) -> Clade | None:
+    """Read a user's tree, in any form of :data:`Tree`."""
+    if tree is None:
+        return None
+    check_not_flat(settings)
+    return as_clade(tree)
+
+
+def check_not_flat(settings: HierarchySettings) -> None:
+    """Reject a hierarchy without a tree where a tree is given."""
+    if settings.flat:
+        raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
+
+
 def evidence_of(
     means: MeasuredMeans, resamples: Sequence[MeasuredMeans], cells: LatentCells, *, given: bool
 ) -> Evidence:
@@ -99,13 +106,10 @@ def evidence_of(
     return Evidence(clade_support(resamples, cells.labels), place, dict(zip(cells.populations, nearer, strict=True)))
 
 
-def shape_of(cells: LatentCells, means: MeasuredMeans, tree: Clade | Taxonomy | None) -> Clade:
+def shape_of(cells: LatentCells, means: MeasuredMeans, tree: Clade | None) -> Clade:
     """Shape of the tree of populations: by clustering, or below the leaves of a given tree of cell types."""
     if tree is None:
         return cluster_populations(means, cells.populations, cells.labels)
-    if isinstance(tree, Taxonomy):
-        cell_types, squares = tuple(dict.fromkeys(cells.labels)), squared_distances_of_types(means, cells.labels)
-        tree = tree.resolved(cell_types, squares, taken={*cells.populations, *cells.labels})
     return with_sub_populations(tree, clades_of_types(means, cells.populations, cells.labels))
 
 

@@ -102,8 +102,7 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
     keys, batches = model.preparation, model.autoencoder.batches
     batch_key, checksum = keys.get("batch_key"), model.autoencoder.provenance.get("data_sha256")
     added = [extension.name for extension in model.extensions]
-    given_tree = model.hierarchy.provenance.get("ontology", "given by the user")
-    tree = given_tree if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
+    tree = "given by the user" if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
     least, donors = keys.get("min_donors", PrepareSettings.min_donors), ""
     if model.donor_effects is not None:
         of_each = f"; {least:,} effective donors or more in each population of the fit" if least > 1 else ""

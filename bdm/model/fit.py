@@ -17,7 +17,6 @@ from bdm.covariates.effects import CovariateEffects, fit_covariates, with_residu
 from bdm.donors.effects import DonorEffects, fit_donors
 from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
-from bdm.hierarchy.ontology import Taxonomy
 from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.kinds import PRIORS
 from bdm.latent.cells import LatentCells, encode, latent_cells
@@ -45,7 +44,7 @@ def fit(
     prepared: ad.AnnData,
     settings: FitSettings,
     *,
-    tree: Clade | Taxonomy | None = None,
+    tree: Clade | None = None,
     seed: int,
     device: str = "auto",
     **facts: str | None,

@@ -9,6 +9,7 @@ from simulated import many_types
 from sklearn.metrics import adjusted_rand_score
 from synthetic_cells import sample_truth
 from tidy import LABEL, RARE, tidy
+from tree_comparison import TreeComparison
 from verdicts import REAL
 
 from bdm.audit.attacks import GENERATED as ATTACKED
@@ -17,7 +18,6 @@ from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.properties import ALL
 from bdm.evaluation.verdict import LIMITS, Grade
 from bdm.hierarchy.files import load_hierarchy
-from bdm.hierarchy.tree import TreeComparison
 
 MIN_TEST, FREQUENT = 5, 50  # test cells of a type with which its slope, and energy distance, is little noise
 METHODS = {"generated": "branched"}  # methods whose name is not that of their set

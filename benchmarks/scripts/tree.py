@@ -11,11 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 from synthetic_cells import random_tree
 from tidy import tidy, write_rows
+from tree_comparison import TreeComparison, clades_of_tree
 
 from bdm._core.seeds import numpy_generator
 from bdm.data.prepare import read_prepared
 from bdm.hierarchy.files import load_hierarchy
-from bdm.hierarchy.tree import Hierarchy, TreeComparison, clades_of_tree
+from bdm.hierarchy.tree import Hierarchy
 from bdm.plotting.evaluation import SetStyle
 from bdm.plotting.style import COLOURS, MARKERS, save_figure
 from bdm.plotting.tree import hierarchy as plot_hierarchy

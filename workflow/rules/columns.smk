@@ -13,9 +13,6 @@ def check_columns(name, dataset):
         check_column(f"{place}.{key}", path, columns, dataset[key], alternative=alternative)
     for key in dataset["covariate_key"]:
         check_column(f"{place}.covariate_key", path, columns, key)
-    key = dataset["hierarchy"]["ontology_key"]
-    if not may_be_prepared(key, columns):
-        check_column(f"{place}.hierarchy.ontology_key", path, columns, key)
     for addition, of in dataset["extend"]["additions"].items():
         check_labels(f"{place}.extend.additions.{addition}.label_key", of, fitted=dataset["label_key"])
     if dataset["respond"]["run"] or dataset["respond"]["predictions"]:
@@ -124,12 +121,6 @@ def check_labels(place, addition, *, fitted):
     if key is None and columns is not None:
         problem = labels_rejection(label_candidates(fitted), columns)
         reject(place, problem and f"{path}: {problem}")
-
-
-def may_be_prepared(key, columns):
-    """Return whether a column may be one that bdm prepare writes, or renames: to NAME_input, or without slashes."""
-    written = re.sub(r"(_input)+$", "", key or "") in PREPARED_COLUMNS
-    return written or any("/" in column for column in columns or [])
 
 
 def known_columns(path, labels=None):

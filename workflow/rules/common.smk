@@ -34,7 +34,7 @@ FILES = {
     "labels": [],
     "prepare/genes": ["seurat_v3", "all"],
     "prepare/keep_genes": ["markers"],
-    "hierarchy/tree": [CELL_ONTOLOGY],
+    "hierarchy/tree": [],
     "lineage/tree": [],
 }
 # Keys that no command has as an option, and those that are options of another name
@@ -165,7 +165,6 @@ def check_beyond_schema(name, dataset):
         ("batch_key", keys_rejection(*keys_of(dataset))),
         ("prepare", split_rejection(prepare["validation"], prepare["test"])),
         ("prepare", donors_rejection(prepare["min_donors"], donor_key)),
-        ("hierarchy", ontology_rejection(hierarchy["tree"], hierarchy["ontology_key"])),
     ]
     files = [(path, lookup(path, within=dataset, default=None)) for path in FILES]
     for section, of in (("simulate", "designs"), ("extend", "additions")):

@@ -1,0 +1,59 @@
+"""Comparison of trees by their clades."""
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from bdm.errors import InputError
+from bdm.hierarchy.tree import Clade, Hierarchy
+
+
+@dataclass(frozen=True)
+class TreeComparison:
+    """Clades of a tree and of a reference, but the root's; a clade is the set of cell types below an inner node."""
+
+    tree: Set[frozenset[str]]
+    reference: Set[frozenset[str]]
+
+    @classmethod
+    def from_trees(cls, tree: Clade | Hierarchy, reference: Clade | Hierarchy) -> "TreeComparison":
+        """Compare two trees."""
+        trees = tree, reference
+        ours, theirs = (frozenset(of.cell_types if isinstance(of, Hierarchy) else of.leaves()) for of in trees)
+        if ours != theirs:
+            raise InputError(
+                f"Trees of different cell types cannot be compared; only one has {', '.join(sorted(ours ^ theirs))}."
+            )
+        return cls(clades_of_tree(tree), clades_of_tree(reference))
+
+    @property
+    def found(self) -> Set[frozenset[str]]:
+        """Clades that both have."""
+        return self.reference & self.tree
+
+    @property
+    def contradicting(self) -> Set[frozenset[str]]:
+        """Clades of the tree that contradict a clade of the reference; other clades only add detail to it."""
+        return {
+            clade
+            for clade in self.tree
+            if any(not (clade <= other or other <= clade or clade.isdisjoint(other)) for other in self.reference)
+        }
+
+    @property
+    def robinson_foulds(self) -> int:
+        """Number of clades that only one has (Robinson and Foulds 1981, Math. Biosci. 53:131, for rooted trees)."""
+        return len(self.tree ^ self.reference)
+
+    @property
+    def share_missing(self) -> float:
+        """Share of the reference's clades that the tree lacks; NaN where it has none."""
+        return len(self.reference - self.tree) / len(self.reference) if self.reference else float("nan")
+
+
+def clades_of_tree(tree: Clade | Hierarchy) -> Set[frozenset[str]]:
+    """Return the set of cell types below each inner node except the root and the nodes of single cell types."""
+    if isinstance(tree, Hierarchy):
+        below = (frozenset(tree.types_below(branch.name)) for branch in tree.branches[1:])
+        return {cell_types for cell_types in below if len(cell_types) > 1}
+    inner = [child for child in tree.children if child.children]
+    return {frozenset(child.leaves()) for child in inner}.union(*map(clades_of_tree, inner))
