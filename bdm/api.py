@@ -670,14 +670,13 @@ class BranchedDiffusion:
         adata: AnnData,
         *,
         cell_types: str | Sequence[str] = (),
-        update: str | Sequence[str] = (),
         label_key: str | None = None,
         batch_key: str | None = None,
         counts: str | None = None,
         missing_as_zero: bool = False,
         seed: int = 0,
     ) -> "BranchedDiffusion":
-        """Add cell types, or fit known ones again, without a change to all others; returns the model itself.
+        """Add cell types, without a change to all others; returns the model itself.
 
         Parameters
         ----------
@@ -685,9 +684,7 @@ class BranchedDiffusion:
             Cells of the new types with raw counts of the model's genes, matched by name or identifier, and their types
             in ``obs``.
         cell_types
-            Types to add, in this order; all that the model lacks, if there are neither these nor types to update.
-        update
-            Known types to fit again, on these cells.
+            Types to add, in this order; all that the model lacks, if none are named.
         label_key, batch_key, counts
             Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
             if not given.
@@ -699,7 +696,6 @@ class BranchedDiffusion:
             adata,
             self.model,
             cell_types=_names(cell_types),
-            update=_names(update),
             keys=InputKeys(label_key=label_key, batch_key=batch_key, counts=counts),
             missing_as_zero=missing_as_zero,
             seed=seed,

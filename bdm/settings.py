@@ -31,10 +31,7 @@ Tree = Annotated[
     "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
     Unset("clustering of the cell types"),
 ]
-NewTypes = Annotated[
-    tuple[str, ...], "Cell types to add.", Unset("all that the model lacks, unless there are types to update")
-]
-UpdatedTypes = Annotated[tuple[str, ...], "Known cell types to fit again, on these cells.", Unset("none")]
+NewTypes = Annotated[tuple[str, ...], "Cell types to add.", Unset("all that the model lacks")]
 MissingAsZero = Annotated[bool, "Treat genes that the cells lack as not expressed."]
 TargetType = Annotated[str, MinLen(1), "Cell type or sub-population to transmute to."]
 DesignFile = Annotated[Path, "Design of the experiment (`.yaml`)."]

@@ -166,7 +166,6 @@ def split_rejection(validation: float, test: float) -> str | None:
     return "validation and test sum to 1 or more, which leaves no cells to train on."
 
 
-
 def donors_rejection(min_donors: int, donor_key: str | None) -> str | None:
     """Phrase that donors are to be counted that are not known; None if they are known, or not to be counted."""
     if min_donors == 1 or donor_key is not None:

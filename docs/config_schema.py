@@ -39,7 +39,6 @@ from bdm.settings import (
     TargetType,
     TransmutationSettings,
     Tree,
-    UpdatedTypes,
 )
 
 NAMES = "by name (letters, digits, `_` and `-`)"
@@ -120,7 +119,6 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
         [
             key("path", NewCells),
             key("cell_types", NewTypes, ()),
-            key("update", UpdatedTypes, ()),
             *(setting for setting in options_of(InputKeys) if setting.name != "batch_key"),
             key("missing_as_zero", MissingAsZero, False),
         ],

@@ -461,10 +461,6 @@ BAD = {
     "simulate: unknown gene": ("simulate model unknown.yaml OUT.h5ad", "the model has no gene"),
     "extend: nothing new": ("extend model prepared.h5ad OUT", "no new cell types"),
     "extend: no such type": ("extend model prepared.h5ad OUT --cell-type T-800", "0 cells of type 'T-800'"),
-    "extend: update of a new type": (
-        "extend model new.h5ad OUT --label-key new --update T-800",
-        "has no type 'T-800' to update",
-    ),
     "prepare: no such type to leave out": (
         "prepare cells.h5ad OUT.h5ad --label-key bulk_labels --leave-out T-800",
         "no cell type 'T-800' to leave out",

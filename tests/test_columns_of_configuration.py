@@ -211,7 +211,6 @@ WRONG = {
         "respond.predictions.those.condition: cells.h5ad: There is no condition 'stm'; did",
     ),
     "prediction/cell_types": (["D"], "respond.predictions.those.cell_types: cells.h5ad has no type 'D'; its types are"),
-    "addition/update": (["AA"], "extend.additions.more.update: more.h5ad has no type 'AA'; did you mean 'A'?"),
 }
 
 

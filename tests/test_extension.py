@@ -4,7 +4,7 @@ import shlex
 import sys
 import warnings
 from dataclasses import replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level, inner_names
 from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import fitted_cells
-from bdm.model.match import counts_of
+from bdm.model.match import counts_of, model_counts
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.settings import PriorSettings, SamplerSettings
 
@@ -198,7 +198,9 @@ def with_mixed(base, mixed_cells) -> FittedExtension:
 
 def kinds_by_population(model: BranchedModel, cells: AnnData) -> pd.DataFrame:
     """Number of cells of each kind by the population that a model finds them in."""
-    [prepared] = new_cells(cells, model, update=("mixed",), seed=0).by_type.values()
+    prepared = model_counts(cells[cells.obs["bulk_labels"] == "mixed"], model)
+    prepared.obs = pd.DataFrame({"cell_type": "mixed"}, index=prepared.obs_names)
+    prepared = prepared[prepared.X.getnnz(axis=1) > 0]
     population = populations_of_cells(prepared, model.autoencoder)
     return pd.crosstab(population, cells.obs.loc[prepared.obs_names, "kind"].to_numpy())
 
@@ -300,32 +302,6 @@ def test_no_populations_of_donors_that_are_not_known(base, mixed_cells):
     assert found.model.autoencoder.populations_of("mixed") == ("mixed",)
 
 
-def in_population(model: BranchedModel, cells: AnnData, name: str) -> np.ndarray:
-    """Whether a model finds each cell of the type in a population."""
-    [prepared] = new_cells(cells, model, update=("mixed",), seed=0).by_type.values()
-    return populations_of_cells(prepared, model.autoencoder) == name
-
-
-def test_population_without_new_cells_stays(with_mixed, mixed_cells):
-    """Of a known type that is updated with cells of one kind."""
-    before = with_mixed.model
-    cells = mixed_cells[mixed_cells.obs["kind"] == KINDS[0]].copy()
-    cells = cells[in_population(before, cells, "mixed/1")]
-    new = new_cells(cells, before, update=("mixed",), seed=0)
-    [found] = extend_all(before, new, QUICK, seed=0, provenance={})
-    assert found.extension.name == "mixed/1"
-    assert found.shift == pytest.approx(0, abs=0.5)
-    assert found.model.autoencoder.populations_of("mixed") == before.autoencoder.populations_of("mixed")
-    grown = found.model.composition["n_cells"] - before.composition["n_cells"]
-    assert grown[grown != 0].to_dict() == {"mixed/1": cells.n_obs}
-    branches = found.model.hierarchy.by_name
-    assert (branches["mixed/1"].updated, branches["mixed/2"].updated, branches["mixed"].updated) == (2, 0, 0)
-    assert branches["mixed"].n_cells == before.hierarchy.by_name["mixed"].n_cells + cells.n_obs
-    asked = request_cells(before, {"mixed/2": 30})
-    one, other = (generate_cells(model, asked, SamplerSettings(), seed=3) for model in (before, found.model))
-    assert (one.X != other.X).nnz == 0
-
-
 def test_type_with_the_name_of_a_population_is_rejected(with_mixed, example_cells):
     cells = example_cells.copy()
     cells.obs["bulk_labels"] = cells.obs["bulk_labels"].astype(str).replace("CD34+", "mixed/1")
@@ -366,15 +342,6 @@ def test_batches(of_two_donors, batch_model):
     [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
     assert found.model.composition_of_types.loc["new"].to_dict() == {"one": 70, "two": 0}
     assert set(generated(found.model).obs["donor"]) == {"one", "two"}
-
-
-def test_update_with_batches(of_two_donors, batch_model):
-    """The column of batches has another name in the data than in prepared cells."""
-    cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "Dendritic"]
-    new = new_cells(cells, batch_model.model, update=("Dendritic",), seed=0)
-    *_, found = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
-    n_cells = [model.composition_of_types.loc["Dendritic"].sum() for model in (batch_model.model, found.model)]
-    assert n_cells[1] == n_cells[0] + cells.n_obs
 
 
 def test_new_batches(of_two_donors, batch_model, tmp_path):
@@ -420,19 +387,6 @@ def test_few_cells_of_a_new_batch_hardly_move_genes(batch_model):
     assert change.abs().max() < 1.5
 
 
-def test_test_cells_of_updated_types_do_not_enter_the_offsets_of_new_batches(of_two_donors, batch_model):
-    autoencoder = batch_model.model.autoencoder
-    provenance = {**autoencoder.provenance, "prepare": {**batch_model.model.preparation, "test": 0.3}}
-    model = replace(batch_model.model, autoencoder=replace(autoencoder, provenance=provenance))
-    new = new_cells(of_two_donors, model, update=("CD19+ B",), cell_types=("new",), seed=0)
-    updated = new.by_type["CD19+ B"].obs
-    used = updated.index.isin(new.known.obs_names)
-    assert (used == (updated["split"] != "test")).all()
-    assert not used.all()
-    others = of_two_donors.obs["bulk_labels"].isin(set(batch_model.model.cell_types) - {"CD19+ B"})
-    assert new.known.n_obs == used.sum() + others.sum()
-
-
 def test_batch_without_known_types_is_learned_with_the_new(of_two_donors, batch_model, caplog):
     cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "new"]
     [found] = extend_all(batch_model.model, new_cells(cells, batch_model.model, seed=0), QUICK, seed=0, provenance={})
@@ -441,57 +395,14 @@ def test_batch_without_known_types_is_learned_with_the_new(of_two_donors, batch_
     assert torch.equal(found.extension.batches["three"], mean)
 
 
-# ---- known types anew
-
-
-@pytest.fixture(scope="module")
-def more_cells(example_cells) -> AnnData:
-    """B cells with an expression that none had before."""
-    cells = example_cells[example_cells.obs["bulk_labels"] == "CD19+ B"].copy()
-    dense = cells.X.toarray()
-    dense[:, ::7] = np.random.default_rng(0).poisson(3, dense[:, ::7].shape)
-    return AnnData(csr_matrix(dense), obs=cells.obs, var=cells.var)
-
-
-def test_known_type_is_updated_and_no_other(stages, more_cells, tmp_path):
-    before = stages[-1]
-    new = new_cells(more_cells, before, update=("CD19+ B",), seed=0)
-    settings = ExtendSettings(branch=PriorSettings(n_steps=50))
-    steps = list(extend_all(before, new, settings, seed=0, provenance={}))
-    assert {step.extension.cell_type for step in steps} == {"CD19+ B"}
-    assert all(step.extension.attachment is None for step in steps)
-    found = steps[-1]
-    assert (found.model.cell_types, found.model.populations) == (before.cell_types, before.populations)
-    n_known = int(before.composition_of_types.loc["CD19+ B"].sum())
-    assert int(found.model.composition_of_types.loc["CD19+ B"].sum()) == n_known + more_cells.n_obs
-    assert found.model.hierarchy.by_name["CD19+ B"].n_cells == n_known + more_cells.n_obs
-    one, other = generated(before), generated(found.model)
-    same = (one.obs["cell_type"] != "CD19+ B").to_numpy()
-    assert (one[same].X != other[same].X).nnz == 0
-    genes = before.autoencoder.genes.index
-    old, new = profile(one[~same].X.toarray()), profile(other[~same].X.toarray())
-    wanted = profile(more_cells[:, genes].X.toarray())
-    halfway = (old + wanted) / 2  # as many generated cells stand for those that were known
-    assert np.linalg.norm(new - halfway) < 0.5 * np.linalg.norm(old - wanted)
-    save_model(tmp_path / "model", found.model)
-    assert (generated(load_model(tmp_path / "model")).X != other.X).nnz == 0
-
-
-def test_type_that_an_adapter_does_not_improve_stays(base, example_cells):
-    new = new_cells(example_cells, base, update=("CD8+ Cytotoxic T",), seed=0)
-    [found] = extend_all(base, new, QUICK, seed=0, provenance={})
-    assert (found.after == found.before).all()
-    assert verdict(extension_row(found)).startswith("The model expressed it before")
+# ---- many extensions
 
 
 @pytest.mark.parametrize(
     "shared", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.nightly)]
 )
 def test_others_stay_the_same_through_many_extensions(base, example_cells, shared):
-    """New types, some beside others that are new, and known ones anew, those among them that others have left.
-
-    Type 1.0 has two populations.
-    """
+    """New types, some beside others that are new; type 1.0 has two populations."""
     cells = example_cells.copy()
     labels = cells.obs["bulk_labels"].astype(str).to_numpy(copy=True)
     numbers = np.arange(cells.n_obs)
@@ -502,25 +413,19 @@ def test_others_stay_the_same_through_many_extensions(base, example_cells, share
     cells.obs["bulk_labels"] = labels
     seen: dict[str, AnnData] = {}
     model, after = base, generated(base, shared=shared)
-    steps = ["0.0", "0.1", "CD56+ NK", "1.0", "-Dendritic", "3.0", "-0.0", "3.1", "-Dendritic", "-1.0", "-CD19+ B"]
-    for number, step in enumerate(steps, start=1):
-        name = step.removeprefix("-")
-        chosen = {"update": (name,)} if step.startswith("-") else {"cell_types": (name,)}
-        new = new_cells(cells, model, **chosen, seed=number)
+    steps = ["0.0", "0.1", "CD56+ NK", "1.0", "3.0", "3.1"]
+    for number, name in enumerate(steps, start=1):
+        new = new_cells(cells, model, cell_types=(name,), seed=number)
         *_, found = extend_all(model, new, QUICK, seed=number, provenance={})
         before, model = after, found.model
         after = generated(model, shared=shared)
         for kept in set(before.obs["cell_type"]) - {name}:
             one, other = (of[of.obs["cell_type"] == kept] for of in (before, after))
-            assert (one.X != other.X).nnz == 0, (step, kept)
+            assert (one.X != other.X).nnz == 0, (name, kept)
             assert kept not in seen or (seen[kept].X != other.X).nnz == 0
             seen[kept] = other
-        seen.pop(name, None)
-    assert [name for name, _ in groupby(extension.cell_type for extension in model.extensions)] == [
-        step.removeprefix("-") for step in steps
-    ]
+    assert [extension.cell_type for extension in model.extensions] == steps
     assert model.autoencoder.populations_of("1.0") == ("1.0/1", "1.0/2")
-    assert sum(extension.name.startswith("1.0/") for extension in model.extensions) == 2
 
 
 def test_interpretation_goes_across_old_and_new_types(example_cells, tiny_settings):
@@ -565,14 +470,12 @@ def folder(base, example_cells, tmp_path_factory):
 
 def test_command_extends_reports_and_joins(folder, bdm):
     given = f"extend {folder}/model {folder}/cells.h5ad {folder}/extended --known {folder}/prepared.h5ad"
-    given += " --cell-type 'CD56+ NK' --cell-type CD34+ --update Dendritic"
+    given += " --cell-type 'CD56+ NK' --cell-type CD34+"
     bdm(f"{given} --joined {folder}/joined.h5ad --report {folder}/report")
     tables = {
         name: pd.read_csv(folder / f"report/{name}.csv") for name in ("extensions", "likelihood", "type_specific_genes")
     }
-    updated = load_model(folder / "model").autoencoder.populations_of("Dendritic")
-    assert list(tables["extensions"]["cell_type"]) == ["CD56+ NK", "CD34+", *updated]
-    assert list(tables["extensions"]["was_known"]) == [False, False, *(True for _ in updated)]
+    assert list(tables["extensions"]["cell_type"]) == ["CD56+ NK", "CD34+"]
     known = tables["likelihood"][tables["likelihood"]["stage"] == "model"]
     assert set(known["cell_type"]) == set(load_model(folder / "model").cell_types)
     assert known["log_likelihood"].between(-2000, -10).all()
@@ -590,7 +493,6 @@ def test_command_extends_reports_and_joins(folder, bdm):
         assert (folder / "again" / name).read_bytes() == (folder / "report" / name).read_bytes()
     prepared, joined = (read_h5ad(folder / f"{name}.h5ad") for name in ("prepared", "joined"))
     assert joined.uns["bdm"]["input"] == prepared.uns["bdm"]["input"]
-    assert joined.obs["cell_type"].value_counts()["Dendritic"] == 2 * (prepared.obs["cell_type"] == "Dendritic").sum()
     assert set(joined.obs["cell_type"]) - set(prepared.obs["cell_type"]) == {"CD56+ NK", "CD34+"}
     extension = json.loads((folder / "extended/model.json").read_text())["model"]["extensions"][1]
     assert extension["provenance"]["ancestor_sha256"] == checksum_of(folder / "model", "model")

@@ -1,7 +1,6 @@
 """Cells without labels: all are of one type with sub-populations; what compares types is left out."""
 
 import re
-from copy import copy
 from dataclasses import replace
 
 import anndata as ad
@@ -18,12 +17,11 @@ from bdm.data.prepare import prepare, read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.results import Evaluation
-from bdm.extension.results import ExtensionReport, summary
 from bdm.interpretation.genes import model_expression
 from bdm.interpretation.interpret import inputs_of, interpret
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import encode, populations_of_cells
-from bdm.plotting.files import FIGURES, write_result
+from bdm.plotting.files import FIGURES
 from bdm.plotting.style import figure_of
 from bdm.report.page import report_page
 from bdm.report.results import read_results
@@ -305,19 +303,6 @@ def test_extension_needs_labels(model, cells, tmp_path):
     with pytest.raises(InputError, match="name it by `label_key=`"):
         extended.get_latent_representation(new)
     assert extended.get_latent_representation(new, label_key="kind").shape == (new.n_obs, 6)
-
-
-def test_the_one_type_can_be_updated(model, cells, tmp_path):
-    new = cells[::3].copy()
-    new.obs = pd.DataFrame({"kind": WITHOUT_LABELS}, index=new.obs_names)
-    updated = copy(model)
-    updated.extend(new, update=WITHOUT_LABELS, label_key="kind")
-    report = ExtensionReport.of(updated.last_extension)
-    (tmp_path / "report").mkdir()
-    write_result(tmp_path / "report", report)
-    assert summary(updated.last_extension[0]).startswith("cell was updated with")
-    assert "nearest" not in summary(updated.last_extension[0])
-    assert re.fullmatch(r"\(FittedExtension\(cell: \d+ cells, updated\),\)", repr(updated.last_extension))
 
 
 # ---- commands

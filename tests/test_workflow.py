@@ -202,7 +202,7 @@ def test_model_grows_by_one_addition_after_the_other(tmp_path):
         (tmp_path / name).touch()
     additions = {
         "zz": {"path": "first.h5ad", "cell_types": ["a b", "it's"]},
-        "aa": {"path": "it's second.h5ad", "update": ["a b"], "label_key": "cell type", "missing_as_zero": True},
+        "aa": {"path": "it's second.h5ad", "cell_types": ["c d"], "label_key": "cell type", "missing_as_zero": True},
     }
     transmutations = {"there": {"to": "a b"}}
     mine = {"path": "mine.h5ad", "extend": {"additions": additions}, "transmute": {"transmutations": transmutations}}
@@ -223,7 +223,7 @@ def test_model_grows_by_one_addition_after_the_other(tmp_path):
     ]
     assert list(first["cell_type"]) == additions["zz"]["cell_types"]
     assert (str(second["model"]), str(second["out"])) == ("results/mine+zz/model", "results/mine+aa/model")
-    assert (list(second["update"]), second["label_key"], second["missing_as_zero"]) == (["a b"], "cell type", True)
+    assert (list(second["cell_type"]), second["label_key"], second["missing_as_zero"]) == (["c d"], "cell type", True)
 
 
 def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):

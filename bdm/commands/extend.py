@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from bdm.commands.base import Summary, generating
 from bdm.commands.options import ModelFolder, OutFolder, Output
-from bdm.settings import InputKeys, MissingAsZero, NewTypes, Seed, UpdatedTypes
+from bdm.settings import InputKeys, MissingAsZero, NewTypes, Seed
 
 
 def extend(
@@ -16,7 +16,6 @@ def extend(
     out: OutFolder,
     *,
     cell_type: NewTypes = (),
-    update: UpdatedTypes = (),
     keys: InputKeys,
     missing_as_zero: MissingAsZero = False,
     known: Annotated[Path | None, "Cells that the model was fitted on, made by bdm prepare."] = None,
@@ -46,7 +45,7 @@ def extend(
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         loaded = load_model(model)
         how: dict[str, Any] = {"keys": keys, "missing_as_zero": missing_as_zero}
-        new = new_cells(read_cells(cells), loaded, cell_types=cell_type, update=update, seed=seed, **how)
+        new = new_cells(read_cells(cells), loaded, cell_types=cell_type, seed=seed, **how)
         prepared = join_known_cells(new, loaded, known and read_prepared(known))
         settings = ExtendSettings()
         record = provenance(

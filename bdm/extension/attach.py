@@ -19,7 +19,7 @@ from bdm.hierarchy.clustering import (
     nearer_types,
     resample_means,
 )
-from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, without_prior
 from bdm.model.model import BranchedModel
@@ -27,16 +27,11 @@ from bdm.model.model import BranchedModel
 
 @dataclass(frozen=True)
 class Attached:
-    """Where a cell type or population is in the hierarchy of a model, and its branches from there down."""
+    """Where a cell type is in the hierarchy of a model, and its branches from there down."""
 
-    attachment: AttachmentPoint | None  # None for an updated population, which stays where it is
+    attachment: AttachmentPoint
     support: float | None  # share of resamples of its cells that leave the same branch
     tree: Hierarchy  # a leaf, or the clade of its populations
-
-    @property
-    def neighbour(self) -> str:
-        """Known branch that it leaves or replaces."""
-        return self.tree.root.name if self.attachment is None else self.attachment.branch
 
 
 def squared_distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
@@ -102,10 +97,3 @@ def nearer_to(
     uncertain = {branch.name for branch in model.hierarchy.branches if branch.place_uncertain}
     found = nearer_types(known.concat(means), both, labels, uncertain=uncertain)
     return dict(zip(cells.populations, found[len(known.mean) :], strict=True))
-
-
-def attached_already(model: BranchedModel, population: str, *, n_cells: int) -> Attached:
-    """Find where a known population is in the hierarchy of a model, with the number of its cells that are new."""
-    branch, segment = model.hierarchy.by_name[population], model.hierarchy.segment(population)
-    leaf = Branch(population, None, 0.0, n_cells, cell_type=branch.cell_type)
-    return Attached(None, None, Hierarchy((leaf,), sigma_max=segment.high, threshold=model.hierarchy.threshold))

@@ -1,8 +1,7 @@
-"""Extension of a model by new cell types, and updates of known populations."""
+"""Extension of a model by new cell types."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Annotated, Any
 
 import anndata as ad
@@ -12,21 +11,17 @@ import torch
 from annotated_types import Ge
 
 from bdm._core.parallel import using_threads
-from bdm._core.seeds import population_weight
 from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_gaining, likelihood
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.covariates.effects import CovariateEffects, fit_effects, with_residuals
 from bdm.errors import counted
-from bdm.extension.attach import Attached, attached, attached_already, distances, squared_distances
+from bdm.extension.attach import Attached, attached, distances
 from bdm.extension.fit import (
     NewType,
     batch_offsets,
-    cells_by_population,
     find_populations,
     initial_adapter,
-    with_replayed_cells,
 )
 from bdm.extension.new_cells import NewCells
 from bdm.hierarchy.clustering import MeasuredMeans
@@ -49,17 +44,15 @@ class ExtendSettings(StageSettings):
     adapter: AdapterSettings = field(default=AdapterSettings())
     branch: PriorSettings = field(default=PriorSettings(n_steps=200))
     n_bootstrap: Annotated[int, Ge(0)] = HierarchySettings.n_bootstrap
-    n_replayed: Annotated[int, Ge(1)] = 1000  # generated cells in place of training cells of an updated type
 
 
 @dataclass(frozen=True, repr=False)
 class FittedExtension:
-    """An extended model, and how a type or a population joined it."""
+    """An extended model, and how a type joined it."""
 
     model: BranchedModel
     extension: Extension
     distance: pd.Series  # to the cell types of the model before, nearest first
-    shift: float | None  # of the mean of an updated population
     held_out: str  # split of the held-out cells
     before: np.ndarray  # evidence lower bound of each held-out cell, without a type-specific decoder
     after: np.ndarray  # with it
@@ -67,8 +60,7 @@ class FittedExtension:
 
     def __repr__(self) -> str:
         cells = counted(self.extension.n_cells, "cell")
-        where = f"nearest to {self.distance.index[0]}" if self.shift is None else "updated"
-        return f"FittedExtension({self.extension.name}: {cells}, {where})"
+        return f"FittedExtension({self.extension.name}: {cells}, nearest to {self.distance.index[0]})"
 
 
 def extend_all(
@@ -78,16 +70,9 @@ def extend_all(
     batches = batch_offsets(new.known, model.autoencoder, new.batches)
     how: dict[str, Any] = {"seed": seed, "provenance": provenance}
     for cell_type, cells in new.by_type.items():
-        if cell_type not in model.cell_types:
-            steps = [partial(extend, cells=cells, cell_type=cell_type, taken=new.by_type)]
-        else:
-            with_batches = model.autoencoder.with_batches(batches)
-            parts = cells_by_population(cells, with_batches)
-            steps = [partial(update, cells=part, population=name) for name, part in parts.items()]
-        for step in steps:
-            fitted = step(model, settings=settings, batches=batches, **how)
-            model, batches = fitted.model, {}
-            yield fitted
+        fitted = extend(model, cells, cell_type, settings, batches=batches, taken=new.by_type, **how)
+        model, batches = fitted.model, {}
+        yield fitted
 
 
 @using_threads()
@@ -111,7 +96,7 @@ def extend(
     """
     autoencoder = model.autoencoder.with_batches(batches or {})
     first = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
-    decoder = fitted_decoder(first, cells, autoencoder, settings, least_gain=MIN_GAIN, seed=seed)
+    decoder = fitted_decoder(first, cells, autoencoder, settings, seed=seed)
     recorded, known = autoencoder.provenance["settings"], {field.name for field in fields(AutoencoderSettings)}
     of_autoencoder = AutoencoderSettings(**{name: value for name, value in recorded.items() if name in known})
     if model.preparation.get("min_donors", PrepareSettings.min_donors) > 1:  # donors of the new cells are not known
@@ -126,37 +111,9 @@ def extend(
     return joined(model, fitted, settings.branch, seed=seed, provenance=provenance, batches=batches or {})
 
 
-@using_threads()
-def update(
-    model: BranchedModel,
-    cells: ad.AnnData,
-    population: str,
-    settings: ExtendSettings,
-    *,
-    seed: int,
-    provenance: dict[str, Any],
-    batches: dict[str, torch.Tensor] | None = None,
-) -> FittedExtension:
-    """Fit a known population anew, to new cells and to generated ones, without a change to any other."""
-    autoencoder, cell_type = model.autoencoder.with_batches(batches or {}), model.cell_type_of[population]
-    fitted_cells = with_replayed_cells(cells, model, population, settings.n_replayed, seed=seed)
-    first = initial_adapter(fitted_cells, population, autoencoder)
-    decoder = fitted_decoder(first, fitted_cells, autoencoder, settings, least_gain=0, seed=seed)
-    names = np.full(fitted_cells.n_obs, population)
-    encoded = encode(fitted_cells, autoencoder.with_adapters(decoder), names)
-    latent, moments = cells_and_moments(model, with_residuals(encoded, model.covariates))
-    n_new = int((cells.obs["split"] != "test").sum())
-    n_cells = torch.tensor([int(model.composition.loc[population].sum()) + n_new])
-    moments = replace(moments, weight=population_weight(n_cells).float())
-    where = attached_already(model, population, n_cells=n_new)
-    undivided = NewType(decoder, SubPopulations.none(autoencoder.network.shape.n_latent))
-    fitted = Joining(cell_type, cells, cells.obs, first, undivided, latent, moments, where)
-    return joined(model, fitted, settings.branch, seed=seed, provenance=provenance, batches=batches or {})
-
-
 @dataclass(frozen=True)
 class Joining:
-    """A cell type or a known population that is ready to join a model."""
+    """A cell type that is ready to join a model."""
 
     cell_type: str
     cells: ad.AnnData  # prepared
@@ -183,13 +140,12 @@ def fitted_decoder(
     autoencoder: GeneAutoencoder,
     settings: ExtendSettings,
     *,
-    least_gain: float,
     seed: int,
 ) -> Adapters:
-    """Fit the type-specific decoder of a type or a population, and keep the initial one where it gains too little."""
+    """Fit the type-specific decoder of a type, and keep the initial one where it gains too little."""
     (name,) = first
     chosen = [PopulationCells.from_cells(name, cells, autoencoder.batches)]
-    gaining = fit_gaining(first, autoencoder.network, chosen, settings.adapter, least_gain=least_gain, seed=seed)
+    gaining = fit_gaining(first, autoencoder.network, chosen, settings.adapter, least_gain=MIN_GAIN, seed=seed)
     return first.updated(gaining)
 
 
@@ -220,7 +176,7 @@ def joined(
         adapters=fitted.decoders.adapters,
         sub_populations=fitted.decoders.sub_populations,
         moments=moments,
-        prior_state=model.prior.fit_added(added, where.neighbour, settings, seed=seed),
+        prior_state=model.prior.fit_added(added, where.attachment.branch, settings, seed=seed),
         library_sizes=fitted.latent.library_size_range,
         composition=composition_of(fitted.obs[fitted.obs["split"] != "test"]),
         covariates=fitted.covariates,
@@ -238,11 +194,9 @@ def joined(
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
         after[rows] = likelihood(extension.adapters.network(name, network), held_out[rows], **how)
-    means, shift = MeasuredMeans.from_moments(moments), None
-    if where.attachment is None:
-        shift = float(np.sqrt(max(squared_distances(model, means)[extension.name], 0)))
+    distance = distances(model, MeasuredMeans.from_moments(moments))
     n_counts = float(held_out.X.sum() / held_out.n_obs)
-    return FittedExtension(extended_model, extension, distances(model, means), shift, split, before, after, n_counts)
+    return FittedExtension(extended_model, extension, distance, split, before, after, n_counts)
 
 
 def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:

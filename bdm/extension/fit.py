@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from bdm._core.parallel import threads
-from bdm._core.seeds import derive
 from bdm.autoencoder.adapters import KNOWN_POPULATIONS, MAX_CELLS, Adapters, PopulationCells, fit_gaining
 from bdm.autoencoder.cells import (
     N_ITERATIONS_OF_BOUND,
@@ -21,25 +19,17 @@ from bdm.autoencoder.cells import (
 )
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import GroupLatents, SubPopulations, classify, parts_of_group, prefixes_of
-from bdm.data.filters import split_by_type
 from bdm.errors import TrainingError
-from bdm.generation.generate import generate_cells
-from bdm.generation.request import request_cells
 from bdm.latent.cells import encode, populations_of_cells
-from bdm.model.model import BranchedModel
-from bdm.settings import AutoencoderSettings, SamplerSettings
+from bdm.settings import AutoencoderSettings
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def initial_adapter(cells: ad.AnnData, name: str, autoencoder: GeneAutoencoder) -> Adapters:
-    """Return the decoder to start from: of a known type or population, else the shared one with the type's mean."""
-    if name in autoencoder.adapters:
-        return autoencoder.adapters.subset((name,))
+    """Return the decoder to start from: the shared one with the type's mean."""
     shared = autoencoder.network
-    if name in autoencoder.rows:
-        return Adapters.from_shared(shared, (name,), (autoencoder.type_code(name),))
     first = Adapters.from_mean_type(shared, name)
     for _ in range(5):  # the mean latent draws the posteriors, whose mean it is
         network = first.network(name, shared)
@@ -47,28 +37,6 @@ def initial_adapter(cells: ad.AnnData, name: str, autoencoder: GeneAutoencoder) 
         means = [network.encode(*block, n_iterations=N_ITERATIONS_OF_BOUND).mean for block in of_cells]
         first = replace(first, prior_mean=torch.cat(means).mean(dim=0, keepdim=True))
     return first
-
-
-def with_replayed_cells(
-    cells: ad.AnnData, model: BranchedModel, population: str, n_most: int, *, seed: int
-) -> ad.AnnData:
-    """Add up to ``n_most`` generated cells of a known population to new ones, in place of its training cells.
-
-    With these it does not drift to the new cells alone (generative replay, Shin et al. 2017, arXiv 1705.08690).
-    """
-    n_cells = min(int(model.composition.loc[population].sum()), n_most)
-    request = request_cells(model, {population: n_cells})
-    replayed = generate_cells(model, request, SamplerSettings(), seed=derive(seed, "replay"))
-    replayed.X = replayed.X.astype(cells.X.dtype)
-    replayed.obs["split"] = split_by_type(replayed.obs["sub_population"], validation=0.1, test=0.0, seed=seed)
-    if model.autoencoder.batches:  # their column in the model's data may have another name
-        replayed.obs["batch"] = request.table["batch"].repeat(request.table["n_cells"]).to_numpy()
-    del replayed.obsm["latent"]
-    both = ad.concat([cells, replayed], join="inner", index_unique="-")
-    both.var = cells.var
-    for column, name in (("cell_type", model.cell_type_of[population]), ("sub_population", population)):
-        both.obs[column] = pd.Categorical([name] * both.n_obs)
-    return both
 
 
 @dataclass(frozen=True)
@@ -127,17 +95,6 @@ def fit_populations(cells: ad.AnnData, first: Adapters, autoencoder: GeneAutoenc
 
     with threads() as run:
         return list(run(fitted, list(first)))
-
-
-def cells_by_population(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> dict[str, ad.AnnData]:
-    """Divide prepared cells of a known type by population, and leave out populations without cells to fit."""
-    population = populations_of_cells(cells, autoencoder)
-    cells = cells.copy()
-    cells.obs["sub_population"] = pd.Categorical(population)
-    fitted = (cells.obs["split"] != "test").to_numpy()
-    (cell_type,) = cells.obs["cell_type"].unique()
-    parts = {name: population == name for name in autoencoder.populations_of(cell_type)}
-    return {name: cells[part].copy() for name, part in parts.items() if (part & fitted).any()}
 
 
 # ---- batches

@@ -1,4 +1,4 @@
-"""Cells for an extension: new types, types to update, and cells of new batches."""
+"""Cells for an extension: new types, and cells of new batches."""
 
 import json
 import logging
@@ -27,8 +27,8 @@ MIN_CELLS = 5  # cells of a type; some of them select the training step, or are 
 class NewCells:
     """Prepared cells of the types that are added to a model, with the genes of the model in its order."""
 
-    by_type: dict[str, ad.AnnData]  # new types, and known types to update, in the order in which they are fitted
-    known: ad.AnnData  # of known types, but test cells, for the effects of new batches
+    by_type: dict[str, ad.AnnData]  # in the order in which they are fitted
+    known: ad.AnnData  # of known types, for the effects of new batches
     batches: tuple[str, ...] = ()  # that the model does not have
 
 
@@ -37,18 +37,17 @@ def new_cells(
     model: BranchedModel,
     *,
     cell_types: tuple[str, ...] = (),
-    update: tuple[str, ...] = (),
     keys: InputKeys = SAME,
     missing_as_zero: bool = False,
     seed: int,
 ) -> NewCells:
     """Prepare cells for the extension of a model, with the split of the cells that it was fitted to.
 
-    Of new types, and known ones to update; if none are named, of all types that the model lacks, the largest first.
+    Of the named types, or else of all that the model lacks, the largest first.
     """
     labels = labels_of(adata.obs, model, keys, required=True)
-    check_names_of_types(labels, model, cell_types, update)
-    chosen = (*(cell_types or (() if update else all_new_types(labels, model))), *update)
+    check_names_of_types(labels, model, cell_types)
+    chosen = cell_types or all_new_types(labels, model)
     for name in filter(is_unwritable, chosen):
         raise InputError(f"The name of the type {name!r} is one that files cannot hold; rename it.")
     for name in set(chosen) & set(model.hierarchy.by_name) - set(model.cell_types):
@@ -71,23 +70,15 @@ def new_cells(
         cells.obs[name] = np.nan if name not in adata.obs else finite_columns(adata.obs[taken], (name,))[name]
     cells = cells[cells.X.getnnz(axis=1) > 0]
     by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
-    is_known = cells.obs["cell_type"].isin(model.cell_types).to_numpy(copy=True)
-    for name, of_type in by_type.items():
-        is_known[np.flatnonzero(cells.obs["cell_type"] == name)[of_type.obs["split"] == "test"]] = False
+    is_known = cells.obs["cell_type"].isin(model.cell_types).to_numpy()
     return NewCells(by_type, cells[is_known].copy(), batches)
 
 
-def check_names_of_types(
-    labels: pd.Series, model: BranchedModel, cell_types: tuple[str, ...], update: tuple[str, ...]
-) -> None:
-    """Reject new types that the model has, types to update that it lacks, and types of too few cells."""
+def check_names_of_types(labels: pd.Series, model: BranchedModel, cell_types: tuple[str, ...]) -> None:
+    """Reject new types that the model has, and types of too few cells."""
     for name in cell_types:
         if name in model.cell_types:
-            raise InputError(f"The model already has the type {name!r}; use `update=` to update it with more cells.")
-    for name in update:
-        if name not in model.cell_types:
-            raise InputError(f"The model has no type {name!r} to update; its types are {', '.join(model.cell_types)}.")
-    for name in (*cell_types, *update):
+            raise InputError(f"The model already has the type {name!r}; name types that it lacks.")
         if (n_cells := int((labels == name).sum())) < MIN_CELLS:
             raise InputError(f"There are {n_cells} cells of type {name!r}; {MIN_CELLS} are needed.")
 

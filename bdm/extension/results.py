@@ -27,7 +27,7 @@ N_GENES, MIN_CHANGE = 50, 0.1  # genes of a type that are listed, and their leas
 
 @dataclass(frozen=True, repr=False)
 class ExtensionReport(Result):
-    """The types that an extension added or updated.
+    """The types that an extension added.
 
     Attributes
     ----------
@@ -85,19 +85,16 @@ def extension_row(fitted: FittedExtension) -> dict[str, Any]:
     extension = fitted.extension
     attachment, name = extension.attachment, extension.name
     gain = fitted.after - fitted.before
-    others = fitted.distance.drop(extension.cell_type, errors="ignore")
     return {
         "cell_type": name,
-        "was_known": attachment is None,
         "n_cells": extension.n_cells,
         "n_populations": len(extension.moments.populations),
         "node": fitted.model.hierarchy.by_name[name].parent,
-        "attachment_branch": attachment and attachment.branch,
-        "level": attachment and attachment.level,
+        "attachment_branch": attachment.branch,
+        "level": attachment.level,
         "support": extension.support,
-        "nearest": others.index[0] if len(others) else None,
-        "distance": float(others.iloc[0]) if len(others) else float("nan"),
-        "mean_shift": fitted.shift,
+        "nearest": fitted.distance.index[0],
+        "distance": float(fitted.distance.iloc[0]),
         "new_batches": "; ".join(extension.batches),
         "log_likelihood_before": float(fitted.before.mean()),
         "log_likelihood_after": float(fitted.after.mean()),
@@ -151,21 +148,13 @@ def summary(fitted: FittedExtension) -> str:
 
 def describe(row: Mapping[str, Any]) -> str:
     """Describe a type by its row of ``extensions.csv``."""
-    if row["was_known"]:
-        where = (
-            f"{row['cell_type']} was updated with {row['n_cells']} more cells; its mean shifted by "
-            f"{row['mean_shift']:.1f} within-type standard deviations."
-        )
-    else:
-        divided = f", {row['n_populations']} sub-populations" if row["n_populations"] > 1 else ""
-        support = "" if pd.isna(row["support"]) else f" (support {row['support']:.0%})"
-        cells = counted(row["n_cells"], "cell")
-        where = (
-            f"{row['cell_type']} ({cells}{divided}) leaves branch {row['attachment_branch']} at noise level "
-            f"{row['level']:.2f}{support}."
-        )
-    if pd.isna(row["distance"]):  # there is no other type
-        return f"{where} {verdict(row)}"
+    divided = f", {row['n_populations']} sub-populations" if row["n_populations"] > 1 else ""
+    support = "" if pd.isna(row["support"]) else f" (support {row['support']:.0%})"
+    cells = counted(row["n_cells"], "cell")
+    where = (
+        f"{row['cell_type']} ({cells}{divided}) leaves branch {row['attachment_branch']} at noise level "
+        f"{row['level']:.2f}{support}."
+    )
     nearest = f"The nearest type is {row['nearest']}, {row['distance']:.1f} within-type standard deviations away."
     return f"{where} {nearest} {verdict(row)}"
 

@@ -260,20 +260,6 @@ def with_new_type(
     )
 
 
-def with_updated_population(hierarchy: Hierarchy, population: str, *, row: int, n_cells: int) -> Hierarchy:
-    """Generate a population by another row of the prior, with ``n_cells`` new cells, where it is in the tree."""
-    lineage = {branch.name for branch in hierarchy.lineage(population)}
-    updated = next_extension(hierarchy)
-    branches = []
-    for branch in with_rows(hierarchy).branches:
-        if branch.name in lineage:
-            branch = replace(branch, n_cells=branch.n_cells + n_cells)
-        if branch.name == population:
-            branch = replace(branch, row=row, updated=updated)
-        branches.append(branch)
-    return replace(hierarchy, branches=tuple(branches))
-
-
 def with_rows(hierarchy: Hierarchy, *, first: int = 0) -> Hierarchy:
     """Write its row, from ``first`` on, into every branch: it is its position only until others are inserted."""
     indices = hierarchy.rows
@@ -283,4 +269,4 @@ def with_rows(hierarchy: Hierarchy, *, first: int = 0) -> Hierarchy:
 
 def next_extension(hierarchy: Hierarchy) -> int:
     """Count the extensions, the next one included."""
-    return 1 + max(max(branch.added, branch.updated) for branch in hierarchy.branches)
+    return 1 + max(branch.added for branch in hierarchy.branches)

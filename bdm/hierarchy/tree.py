@@ -111,7 +111,6 @@ class Branch:
     place: float | None = None  # support of the place of a cell type of few cells; None for others
     row: int | None = None  # in the prior; None where it is the position in ``Hierarchy.branches``
     added: int = 0  # number of the extension that added the branch; 0 if none did
-    updated: int = 0  # number of the last extension that updated it, from new cells of a known type
 
     @property
     def place_uncertain(self) -> bool:

@@ -23,7 +23,7 @@ from bdm.covariates.effects import CovariateEffects, with_residuals
 from bdm.data.symbols import GeneNames
 from bdm.donors.draw import DonorModel
 from bdm.donors.effects import DonorEffects
-from bdm.hierarchy.build import AttachmentPoint, with_new_type, with_updated_population
+from bdm.hierarchy.build import AttachmentPoint, with_new_type
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import encode
 from bdm.latent.layout import LatentLayout
@@ -34,18 +34,16 @@ from bdm.settings import SamplerSettings
 
 @dataclass(frozen=True, eq=False)
 class Extension:
-    """Parameters of one more cell type, or of an updated population, without anything that others use."""
+    """Parameters of one more cell type, without anything that others use."""
 
     cell_type: str
-    # Where the type leaves the hierarchy of the model that is extended; None for an updated population
-    attachment: AttachmentPoint | None
-    # Share of resamples of its cells that leave the same branch; None for an updated population or without resamples
-    support: float | None
+    attachment: AttachmentPoint  # where the type leaves the hierarchy of the model that is extended
+    support: float | None  # share of resamples of its cells that leave the same branch; None without resamples
     # Branches of the populations, from the attachment point down: one leaf, or the clade of a type with several
     tree: Hierarchy
     # Type-specific decoders of the populations, in the latent space of the model; of a type with several, also its own
     adapters: Adapters
-    sub_populations: SubPopulations  # sub-populations of the type; none if it is one population, and for an updated one
+    sub_populations: SubPopulations  # of the type; none if it is one population
     moments: PopulationMoments  # of the populations, in whitened space
     # What the prior learned of the branches of ``tree`` beyond the moments, see
     # :meth:`bdm.prior.base.LatentPrior.fit_added`
@@ -58,7 +56,7 @@ class Extension:
 
     @property
     def name(self) -> str:
-        """Name of the new cell type, or of the updated population."""
+        """Name of the new cell type."""
         return self.tree.root.name
 
     @property
@@ -198,16 +196,10 @@ def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
 
 
 def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
-    """Add a cell type to a model, or update a known population; cells of others do not change by one bit."""
+    """Add a cell type to a model; cells of others do not change by one bit."""
     autoencoder, row = model.autoencoder.with_batches(extension.batches), model.prior.n_rows
-    if extension.attachment is None:
-        autoencoder = autoencoder.with_adapters(extension.adapters)
-        hierarchy = with_updated_population(model.hierarchy, extension.name, row=row, n_cells=extension.n_cells)
-    else:
-        autoencoder = autoencoder.with_type(extension.cell_type, extension.adapters, extension.sub_populations)
-        hierarchy = with_new_type(
-            model.hierarchy, extension.tree, extension.attachment, row=row, support=extension.support
-        )
+    autoencoder = autoencoder.with_type(extension.cell_type, extension.adapters, extension.sub_populations)
+    hierarchy = with_new_type(model.hierarchy, extension.tree, extension.attachment, row=row, support=extension.support)
     covariates = model.covariates
     if covariates is not None and extension.covariates is not None:
         covariates = covariates.joined(extension.covariates)

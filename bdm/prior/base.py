@@ -126,7 +126,7 @@ class LatentPrior(ABC):
         Parameters
         ----------
         neighbour
-            Known branch that the added ones leave, or replace.
+            Known branch that the added ones leave.
         """
         return {}
 

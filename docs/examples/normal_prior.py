@@ -30,7 +30,7 @@ class NormalPrior(LatentPrior, name="normal"):
         return self.mean[row] + noise @ self.root[row].T
 
     def extended(self, hierarchy, tree, moments, state):
-        """Add the normals of new populations, or replace those of updated ones."""
+        """Add the normals of new populations."""
         kept = [row for row, name in enumerate(self.names) if name not in moments.populations]
         return replace(
             self,

@@ -74,8 +74,7 @@ def check_types(place, dataset):
     for name, of in dataset["extend"]["additions"].items():
         new = known_values(of["path"], of["label_key"] or dataset["label_key"])
         if new is not None:
-            for key in ("cell_types", "update"):
-                check_names(f"{place}.extend.additions.{name}.{key}", of[key], new, of=f"{of['path']} has")
+            check_names(f"{place}.extend.additions.{name}.cell_types", of["cell_types"], new, of=f"{of['path']} has")
 
 
 def check_names(place, names, types, *, of, left_out=()):
