@@ -19,7 +19,7 @@ from bdm.hierarchy.build import (
 from bdm.hierarchy.files import from_newick, load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells
-from bdm.prior.losses import branch_table
+from bdm.prior.network import branch_table
 from bdm.settings import HierarchySettings
 
 PLANTED = {"a": (0, 0), "b": (4, 0), "c": (0, 15), "d": (5, 15), "e": (60, 0)}

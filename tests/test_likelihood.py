@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bdm._core.parallel import using_threads
-from bdm.model.likelihood import denoising_gains, prior_of
-from bdm.prior.losses import BLOCK, denoised_in_blocks
+from bdm.model.fitted_cells import denoising_gains, prior_of
+from bdm.prior.network import BLOCK, denoised_in_blocks
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,17 @@ from bdm.cli import app
 from bdm.design.settings import Method, read_design
 from bdm.errors import InputError
 from bdm.plotting.experiments import METHOD_LABELS
-from bdm.power.analysis import PowerAnalysis, interval, power_analysis
-from bdm.power.grid import COMPOSITION, Point, design_at, methods_of, points_of, score_experiment
+from bdm.power.analysis import (
+    COMPOSITION,
+    Point,
+    PowerAnalysis,
+    design_at,
+    interval,
+    methods_of,
+    points_of,
+    power_analysis,
+    score_experiment,
+)
 from bdm.power.tests import TESTS
 
 ROOT = Path(__file__).parents[1]

@@ -27,8 +27,7 @@ from bdm.lineages.tree import read_lineage_tree
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.page import number, report_page
 from bdm.report.results import Results, read_cost, read_results
-from bdm.report.settings import cells_left_out, changed, genes_chosen
-from bdm.report.tables import populations
+from bdm.report.tables import cells_left_out, changed, genes_chosen, populations
 from bdm.responses.fit import fit_responses
 from bdm.settings import LineageSettings, ResponseSettings
 

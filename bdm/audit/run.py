@@ -28,7 +28,7 @@ from bdm.generation.request import request_cells
 from bdm.hierarchy.tree import Clade, match_leaves, without_leaves
 from bdm.model.card import save_with_card
 from bdm.model.fit import fit
-from bdm.model.likelihood import bounds_of_cells, denoising_gains, has_batches_of
+from bdm.model.fitted_cells import bounds_of_cells, denoising_gains, has_batches_of
 from bdm.model.model import BranchedModel, load_model
 from bdm.settings import AuditSettings, FitSettings, GenerationSettings, InputKeys
 

@@ -28,8 +28,7 @@ def power(
     from bdm.errors import counted
     from bdm.model.model import load_model
     from bdm.plotting.files import write_result
-    from bdm.power.analysis import check_testable, power_analysis
-    from bdm.power.grid import design_at, points_of
+    from bdm.power.analysis import check_testable, design_at, points_of, power_analysis
 
     checked = read_design(design, seed=seed)
     points = list(points_of(checked.power))

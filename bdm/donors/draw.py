@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from bdm.autoencoder.observation import ObservationModel
-from bdm.donors.composition import DonorComposition
-from bdm.donors.effects import DonorEffects
+from bdm.donors.effects import DonorComposition, DonorEffects
 from bdm.donors.variance import GENES, LIBRARY_SIZE
 from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening

@@ -16,10 +16,12 @@ from bdm.autoencoder.softmax import AdapterSettings
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.covariates.effects import CovariateEffects, fit_effects, with_residuals
 from bdm.errors import counted
-from bdm.extension.attach import Attached, attached, distances
 from bdm.extension.fit import (
+    Attached,
     NewType,
+    attached,
     batch_offsets,
+    distances,
     find_populations,
     initial_adapter,
 )

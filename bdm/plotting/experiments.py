@@ -20,8 +20,7 @@ from bdm.plotting.style import (
     shade_rows,
     shown_panels,
 )
-from bdm.power.analysis import PowerAnalysis
-from bdm.power.grid import COMPOSITION
+from bdm.power.analysis import COMPOSITION, PowerAnalysis
 from bdm.power.tests import METHODS
 
 STYLES: dict[str, Style] = {

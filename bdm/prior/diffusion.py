@@ -17,9 +17,8 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.moments import PopulationMoments, population_moments
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.held_out import HeldOut, held_out_mask
-from bdm.prior.losses import Denoise, MinibatchLoss, training_plan
 from bdm.prior.mixture import GaussianMixturePrior
-from bdm.prior.network import BranchNetwork
+from bdm.prior.network import BranchNetwork, Denoise, MinibatchLoss, training_plan
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import PriorSettings
 

@@ -13,8 +13,7 @@ from bdm._core.training import device_of, train
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.diffusion import DiffusionPrior
 from bdm.prior.held_out import held_out_mask
-from bdm.prior.losses import MinibatchLoss, branches_at, training_plan
-from bdm.prior.network import BranchNetwork
+from bdm.prior.network import BranchNetwork, MinibatchLoss, branches_at, training_plan
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import PriorSettings
 

@@ -14,7 +14,7 @@ from bdm._core.seeds import population_weight, torch_generator
 from bdm.errors import InputError
 from bdm.latent.cells import LatentCells
 from bdm.prior.base import PriorData
-from bdm.prior.losses import (
+from bdm.prior.network import (
     Denoise,
     branch_table,
     branches_at,

@@ -24,24 +24,22 @@ from bdm.extension.results import describe
 from bdm.plotting.tree import view_of
 from bdm.plotting.tree_page import MAX_ROWS, tree_browser
 from bdm.report.results import Results
-from bdm.report.settings import (
-    cells_for_verdict,
-    cells_left_out,
-    changed,
-    checksums,
-    genes_chosen,
-    types_left_out,
-    versions,
-)
 from bdm.report.tables import (
     SCORES,
     attack_rows,
     audited_types,
     branch_losses,
+    cells_for_verdict,
+    cells_left_out,
+    changed,
+    checksums,
     genes_by_branch,
+    genes_chosen,
     nodes,
     population_scores,
     populations,
+    types_left_out,
+    versions,
 )
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
