@@ -16,6 +16,7 @@ from bdm._core.files import atomic_write, provenance, storable
 from bdm._core.parallel import using_threads
 from bdm._core.training import device_of
 from bdm.data.forms import to_form
+from bdm.data.modalities import require_rna_alone
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.errors import InputError, counted, listed
@@ -560,6 +561,7 @@ class BranchedDiffusion:
         from bdm.interpretation.interpret import inputs_of, interpret
         from bdm.interpretation.results import branches_adata
 
+        require_rna_alone(self.model.autoencoder.genes, "Interpretation")
         prepared = self._cells()
         generated = self.generate(numbers_like(prepared.obs, self.model), seed=seed)
         inputs = inputs_of(self.model, prepared, generated, seed=seed)

@@ -24,7 +24,8 @@ from bdm.data.read import pbmc68k_counts, read_cells
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.modalities import score_pair
 from bdm.latent.cells import encode, latent_cells
-from bdm.settings import PrepareSettings
+from bdm.settings import PrepareSettings, SamplerSettings
+from bdm.transmutation.transmute import sources_of, transmuted_cells
 
 N_PROTEINS, N_PEAKS = 6, 60
 
@@ -270,7 +271,6 @@ def test_paired_modalities_are_generated_with_their_means(multi_model, parts):
 def generated_cells(model: BranchedDiffusion) -> AnnData:
     from bdm.generation.generate import generate_cells
     from bdm.generation.request import request_cells
-    from bdm.settings import SamplerSettings
 
     return generate_cells(model.model, request_cells(model.model, 60), SamplerSettings(), seed=1)
 
@@ -413,3 +413,30 @@ def test_shuffled_proteins_are_found_by_their_correlations(multi_model):
     assert as_it_is["prot", "gene_correlation"] > 0.8
     assert changed["prot", "gene_correlation"] < 0.3
     assert changed["prot", "forest_auc"] < as_it_is["prot", "forest_auc"] + 0.1
+
+
+# ---- steps that know RNA alone
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda model, cells: model.interpret(),
+        lambda model, cells: model.simulate({}),
+        lambda model, cells: model.extend(cells),
+        lambda model, cells: model.audit(n_folds=1),
+    ],
+    ids=["interpret", "simulate", "extend", "audit"],
+)
+def test_steps_that_know_rna_alone_say_so(multi_model, step):
+    with pytest.raises(InputError, match=r"possible with RNA alone.*modalities rna, prot, atac"):
+        step(multi_model, joined())
+
+
+def test_transmuted_cells_have_all_modalities(multi_model):
+    cells = joined()
+    chosen = cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()]
+    sources = sources_of(chosen, multi_model.model, "CD56+ NK")
+    found = transmuted_cells(multi_model.model, sources, "CD56+ NK", SamplerSettings(), seed=0).in_memory()
+    assert block_sizes(found.var) == block_sizes(multi_model.prepared.var)
+    assert found.n_obs == chosen.n_obs

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 from anndata import AnnData
 
-from bdm.errors import counted
+from bdm.errors import InputError, counted
 
 RNA = "rna"
 FEATURE_TYPES = {RNA: "Gene Expression", "prot": "Antibody Capture", "atac": "Peaks"}  # of 10x, by kind, in block order
@@ -59,6 +59,16 @@ def modalities_of(var: pd.DataFrame) -> list[Modality]:
 def has_modalities(cells: AnnData | pd.DataFrame) -> bool:
     """Whether cells, or the features of a ``var``, are of several modalities."""
     return len(modalities_of(cells.var if isinstance(cells, AnnData) else cells)) > 1
+
+
+def require_rna_alone(var: pd.DataFrame, what: str) -> None:
+    """Reject features of several modalities in a step that knows RNA alone."""
+    if has_modalities(var):
+        names = ", ".join(of.name for of in modalities_of(var))
+        raise InputError(
+            f"{what} is possible with RNA alone, and these cells have the modalities {names}; fit a model to RNA "
+            "alone, by `modality=NAME=rna`."
+        )
 
 
 def block_sizes(var: pd.DataFrame) -> tuple[int, ...]:

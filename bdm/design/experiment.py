@@ -9,6 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from bdm._core.seeds import derive, numpy_generator, to_tensor, torch_generator
+from bdm.data.modalities import require_rna_alone
 from bdm.design.changes import Plant, mean_factors, plants_of, rows_by_population, strengths
 from bdm.design.samples import IndependentDonors, donors_of, request_of, table_of_samples
 from bdm.design.settings import Design
@@ -140,6 +141,7 @@ class DesignedExperiment:
 
 def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
     """Bring a design to a model, and draw its samples and changes."""
+    require_rna_alone(model.autoencoder.genes, "A designed experiment")
     reference = ReferenceCells.of(model, seed=design.seed)
     samples = table_of_samples(model, design)
     donors = tuple(samples["donor"].unique())

@@ -12,6 +12,7 @@ from anndata.utils import make_index_unique
 
 from bdm.data.columns import as_text, finite_columns, is_missing, is_unwritable
 from bdm.data.filters import split_by_type
+from bdm.data.modalities import require_rna_alone
 from bdm.errors import InputError, counted
 from bdm.model.fitted_cells import check_has_genes, check_has_types
 from bdm.model.match import SAME, batches_of, labels_of, model_counts
@@ -45,6 +46,7 @@ def new_cells(
 
     Of the named types, or else of all that the model lacks, the largest first.
     """
+    require_rna_alone(model.autoencoder.genes, "An extension")
     labels = labels_of(adata.obs, model, keys, required=True)
     check_names_of_types(labels, model, cell_types)
     chosen = cell_types or all_new_types(labels, model)

@@ -15,6 +15,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm.data.filters import capped
 from bdm.data.matrix import take_cells
+from bdm.data.modalities import require_rna_alone
 from bdm.errors import InputError
 from bdm.evaluation.cells import (
     MIN_CELLS_FOR_MEANS,
@@ -157,6 +158,7 @@ def read_inputs(
 ) -> Inputs:
     """Read what an interpretation needs; ``prepared`` are the cells that the model was fitted on, prepared or raw."""
     loaded = load_model(model)
+    require_rna_alone(loaded.autoencoder.genes, "Interpretation")
     genes = loaded.autoencoder.genes.index
     real = read_fitted_cells(prepared, loaded, keys, on_disk=True)
     new, _ = open_cells(generated, USUAL, by_option=False)

@@ -16,6 +16,7 @@ from scipy import sparse
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
+from bdm.data.modalities import require_rna_alone
 from bdm.data.read import read_cells
 from bdm.errors import InputError, counted
 from bdm.evaluation.cells import (
@@ -106,6 +107,7 @@ def evaluate_transmutation(
     real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int = 0
 ) -> TransmutationEvaluation:
     """Compare cells that were transmuted to one type with its test cells."""
+    require_rna_alone(real.names.var, "An evaluation of transmuted cells")
     rows, changes = {}, []
     for original_type in pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])):
         ends = select_endpoints(real, original_type, to)
