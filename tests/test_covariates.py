@@ -86,6 +86,16 @@ def test_the_curve_is_as_simple_as_the_cells_allow(model):
     assert forms == [CONSTANT, LINEAR, SPLINE]
 
 
+def test_a_covariate_of_few_values_does_not_straighten_the_others():
+    rng = np.random.default_rng(0)
+    values = np.column_stack([rng.random(300), rng.integers(0, 3, 300)])
+    mean = rng.normal(size=(300, 3)) + 2 * np.sin(6 * values[:, [0]]) + values[:, [1]]
+    curve = fit_curve(values, np.zeros(300, dtype=int), mean, np.full((300, 3), 0.3), np.eye(3))
+    top, bottom = curve(np.array([[0.26, 1.0], [0.78, 1.0]]))
+    assert curve.form == SPLINE
+    assert (top - bottom).mean() == pytest.approx(4, abs=1)
+
+
 def test_means_that_the_prior_draws_together_are_drawn_apart():
     """Posterior means of cells with few counts move a fraction of the way along the curve."""
     rng = np.random.default_rng(0)

@@ -84,9 +84,10 @@ def candidates(values: np.ndarray, *, n_dims: int) -> Iterator[Curve]:
         return
     line = lines(values)
     yield Curve(LINEAR, line, np.ones(n_covariates), np.empty((n_covariates, n_dims)))
-    if n_cells < MIN_CELLS + n_covariates * N_KNOTS or min(len(np.unique(of)) for of in values.T) <= N_KNOTS:
+    curved = [k for k, of in enumerate(values.T) if len(np.unique(of)) > N_KNOTS]
+    if not curved or n_cells < MIN_CELLS + len(curved) * N_KNOTS:
         return
-    bent = splines(values)
+    bent = splines(values, curved)
     n_bent = bent(values[:1]).shape[1] - n_covariates
     for ridge in RIDGES[::-1]:
         penalty = np.repeat([1.0, ridge], [n_covariates, n_bent])
@@ -99,17 +100,17 @@ def lines(values: np.ndarray) -> Basis:
     return lambda at: np.asarray((np.clip(at, low, high) - centre) / spread)
 
 
-def splines(values: np.ndarray) -> Basis:
-    """Make lines, then cubic splines without the lines in them, held at the ends of the values."""
-    knots = np.column_stack([np.quantile(np.unique(of), np.linspace(0, 1, N_KNOTS)) for of in values.T])
-    spline = SplineTransformer(knots=knots, extrapolation="constant", include_bias=False).fit(values)
+def splines(values: np.ndarray, curved: list[int]) -> Basis:
+    """Make lines, then cubic splines of some covariates without the lines in them, held at the ends of the values."""
+    knots = np.column_stack([np.quantile(np.unique(values[:, k]), np.linspace(0, 1, N_KNOTS)) for k in curved])
+    spline = SplineTransformer(knots=knots, extrapolation="constant", include_bias=False).fit(values[:, curved])
     line = lines(values)
 
     def straight(at: np.ndarray) -> np.ndarray:
         return np.column_stack([np.ones(len(at)), line(at)])
 
-    in_splines = np.linalg.lstsq(straight(values), spline.transform(values), rcond=None)[0]
-    return lambda at: np.column_stack([line(at), spline.transform(at) - straight(at) @ in_splines])
+    in_splines = np.linalg.lstsq(straight(values), spline.transform(values[:, curved]), rcond=None)[0]
+    return lambda at: np.column_stack([line(at), spline.transform(at[:, curved]) - straight(at) @ in_splines])
 
 
 def left_out(
