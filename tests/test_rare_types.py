@@ -249,7 +249,7 @@ def test_mark_is_in_figure_page_and_table():
     assert '"note":"few cells: place uncertain"' in tree_page(hierarchy)
     notes = branch_table(hierarchy).set_index("branch")["note"].dropna()
     assert notes.to_dict() == {"t4": "few cells: place uncertain"}
-    assert facts_of(hierarchy, None)["few cells: place uncertain"] == "1 (t4)"
+    assert facts_of(hierarchy)["few cells: place uncertain"] == "1 (t4)"
 
 
 def test_tree_of_the_user_has_no_uncertain_places():
