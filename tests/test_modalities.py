@@ -14,7 +14,7 @@ from anndata import AnnData
 from torch import Tensor
 from zoo import kept_model
 
-from bdm import BranchedDiffusion, InputError
+from bdm import BranchedDiffusion, InputError, tl
 from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
 from bdm.autoencoder.softmax import Blocks
 from bdm.data.forms import MUDATA, from_mudata, in_blocks, write_h5mu
@@ -24,7 +24,7 @@ from bdm.data.read import pbmc68k_counts, read_cells
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.modalities import score_pair
 from bdm.latent.cells import encode, latent_cells
-from bdm.settings import PrepareSettings, SamplerSettings
+from bdm.settings import PredictedEvaluationSettings, PrepareSettings, SamplerSettings
 from bdm.transmutation.transmute import sources_of, transmuted_cells
 
 N_PROTEINS, N_PEAKS = 6, 60
@@ -431,6 +431,67 @@ def test_shuffled_proteins_are_found_by_their_correlations(multi_model):
 def test_steps_that_know_rna_alone_say_so(multi_model, step):
     with pytest.raises(InputError, match=r"possible with RNA alone.*modalities rna, prot, atac"):
         step(multi_model, joined())
+
+
+def in_two_conditions(cells: AnnData) -> AnnData:
+    """Cells in two conditions and at three times, by turns."""
+    cells.obs["condition"] = np.tile(["ctrl", "stim"], cells.n_obs)[: cells.n_obs]
+    cells.obs["time"] = np.tile([0.0, 1.0, 2.0], cells.n_obs)[: cells.n_obs]
+    return cells
+
+
+def with_raw(cells: AnnData) -> AnnData:
+    """Cells whose counts are in ``raw``, with proteins and peaks first."""
+    order = np.roll(np.arange(cells.n_vars), N_PROTEINS + N_PEAKS)
+    counts = AnnData(cells.X[:, order], cells.obs, cells.var.iloc[order])
+    logs = AnnData(counts.X.log1p(), cells.obs, counts.var)
+    logs.raw = counts
+    return logs
+
+
+def respond_and_predict(cells: AnnData) -> list[AnnData]:
+    responses = tl.respond(cells, label_key="bulk_labels")
+    return [tl.predict_cells(responses, cells, "stim")]
+
+
+def trace_and_reconstruct(cells: AnnData) -> list[AnnData]:
+    tree = f"({','.join(repr(name) for name in cells.obs['bulk_labels'].unique())})stem;"
+    lineage = tl.lineage(cells, tree=tree, time_key="time", label_key="bulk_labels", min_cells=5)
+    return [tl.reconstruct(lineage, cells, "CD19+ B", at=1.0, n_cells=20)]
+
+
+@pytest.mark.parametrize("form", [lambda cells: cells, with_raw], ids=["blocks", "raw"])
+@pytest.mark.parametrize("step", [respond_and_predict, trace_and_reconstruct])
+def test_responses_and_lineages_are_of_rna_alone(parts, step, form, caplog):
+    cells = in_two_conditions(joined())
+    rna = of_modality(cells, modalities_of(cells.var)[0])
+    with caplog.at_level("INFO"):
+        found = step(form(cells))
+    assert "RNA is used alone; proteins and peaks are left out." in caplog.messages
+    for ours, alone in zip(found, step(rna), strict=True):
+        assert list(ours.var_names) == list(parts["rna"].var_names)
+        assert (ours.X != alone.X).nnz == 0
+
+
+def test_predicted_cells_are_evaluated_by_rna_alone():
+    cells = in_two_conditions(joined())
+    before, after = (cells[(cells.obs["condition"] == name).to_numpy()] for name in ("ctrl", "stim"))
+    settings = PredictedEvaluationSettings(n_repeats=1, n_top_genes=20)
+    sets = (before, after, before)
+    rna = [of_modality(of, modalities_of(of.var)[0]) for of in sets]
+    pd.testing.assert_frame_equal(
+        tl.evaluate_predicted(*sets, settings).scores, tl.evaluate_predicted(*rna, settings).scores
+    )
+
+
+def test_a_command_for_rna_alone_takes_mudata(bdm, tmp_path):
+    write_h5mu(tmp_path / "cells.h5mu", in_two_conditions(joined()))
+    responses, out = tmp_path / "responses", tmp_path / "predicted.h5ad"
+    code, message = bdm("respond", tmp_path / "cells.h5mu", responses, "--label-key", "bulk_labels")
+    assert code == 0, message
+    code, message = bdm("predict", responses, tmp_path / "cells.h5mu", out, "--condition", "stim")
+    assert code == 0, message
+    assert ad.read_h5ad(out).n_vars == 765
 
 
 def test_transmuted_cells_have_all_modalities(multi_model):

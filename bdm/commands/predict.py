@@ -31,7 +31,7 @@ def predict(
     Example: bdm predict responses/ cells.h5ad predicted.h5ad --condition stim --cell-type "B cells"
     """
     from bdm._core.files import atomic_write
-    from bdm.data.read import read_cells
+    from bdm.data.read import read_cells, rna_in
     from bdm.errors import at
     from bdm.responses.cells import effects_of_cells, expectation, predict_cells
     from bdm.responses.results import Responses
@@ -39,7 +39,7 @@ def predict(
     with ExitStack() as files:
         path = files.enter_context(atomic_write(out))
         table = None if effects is None else files.enter_context(atomic_write(effects))
-        loaded, given = Responses.load(responses), read_cells(cells, labels=labels)
+        loaded, given = Responses.load(responses), rna_in(read_cells(cells, labels=labels))
         with at(cells):
             predicted = predict_cells(loaded, given, condition, cell_types=cell_type, counts=counts, seed=seed)
         predicted.write_h5ad(path, compression="gzip")

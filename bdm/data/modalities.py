@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -59,6 +60,13 @@ def modalities_of(var: pd.DataFrame) -> list[Modality]:
 def has_modalities(cells: AnnData | pd.DataFrame) -> bool:
     """Whether cells, or the features of a ``var``, are of several modalities."""
     return len(modalities_of(cells.var if isinstance(cells, AnnData) else cells)) > 1
+
+
+def of_rna(var: pd.DataFrame) -> np.ndarray:
+    """Mask of the genes among features, in blocks or not; all, where no other modalities are known."""
+    return (
+        (var[COLUMN].astype(str) == FEATURE_TYPES[RNA]).to_numpy() if has_modalities(var) else np.ones(len(var), bool)
+    )
 
 
 def require_rna_alone(var: pd.DataFrame, what: str) -> None:

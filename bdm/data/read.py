@@ -17,7 +17,7 @@ from bdm._core.files import check_hdf5, reading
 from bdm.data.forms import MUDATA_FILE, PROTEIN_NAMES, PROTEINS, from_mudata, in_blocks, read_h5mu
 from bdm.data.header import separator_of
 from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
-from bdm.data.modalities import COLUMN, FEATURE_TYPES
+from bdm.data.modalities import COLUMN, FEATURE_TYPES, has_modalities, of_rna
 from bdm.errors import InputError, at, missing_package
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,19 @@ def cells_in(adata: Any, *, on_disk: bool = True, modality: Sequence[str] = (), 
     if isinstance(getattr(adata, "mod", None), Mapping):  # a MuData, without an import of its package
         return from_mudata(adata.mod, adata.obs, modality=modality, intersect=intersect)
     raise InputError(f"Cells must be an AnnData, a MuData or a file of one, not {type(adata).__name__}.")
+
+
+def rna_in(adata: Any) -> AnnData:
+    """Return the RNA of cells, of any form, for what knows RNA alone; with a message if there are other modalities."""
+    cells = adata if isinstance(adata, AnnData) else cells_in(adata)
+    raw = None if cells.raw is None else cells.raw.var
+    if not has_modalities(cells.var) and (raw is None or not has_modalities(raw)):
+        return cells
+    logger.info("RNA is used alone; proteins and peaks are left out.")
+    rna = cells[:, of_rna(cells.var)].to_memory()
+    if cells.raw is not None and raw is not None:
+        rna.raw = cells.raw[:, of_rna(raw)].to_adata()
+    return rna
 
 
 def open_h5ad(path: Path) -> AnnData | None:

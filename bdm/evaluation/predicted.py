@@ -22,6 +22,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm._core.seeds import numpy_generator
 from bdm._core.store import Result
+from bdm.data.read import rna_in
 from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import FLOOR, MIN_CELLS_FOR_MEANS, UNCHANGED, Cells, subset_of_names
 from bdm.evaluation.metrics import Agreement, PairDistances
@@ -153,7 +154,7 @@ def evaluate_predicted(
     InputError
         If there are too few common genes, cells or types, or values that are neither counts nor log-normalised.
     """
-    given = {"control": control, "real": real, "predicted": predicted}
+    given = {"control": rna_in(control), "real": rna_in(real), "predicted": rna_in(predicted)}
     if settings.label_key is None:
         logger.warning("%s", pooled_types(given))
     cells = expressions(given, settings)

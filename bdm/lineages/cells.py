@@ -10,6 +10,7 @@ from scipy import sparse
 
 from bdm._core.files import provenance, storable
 from bdm._core.seeds import numpy_generator
+from bdm.data.read import rna_in
 from bdm.errors import InputError, counted
 from bdm.kriging.counts import with_shares
 from bdm.kriging.sums import PSEUDO
@@ -198,6 +199,7 @@ def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[Lineage
     settings = LineageSettings(
         label_key=lineage.label_key, lineage_key=lineage.lineage_key, time_key=lineage.time_key, counts=counts
     )
+    adata = rna_in(adata)
     if lineage.node_key not in adata.obs:
         raise InputError(f"obs of the cells has no column {lineage.node_key!r}, which the lineage was fitted with.")
     names = adata.obs[lineage.node_key].astype(str)

@@ -9,6 +9,7 @@ from scipy.special import gammaln
 
 from bdm._core.parallel import using_threads
 from bdm.data.counts import raw_counts
+from bdm.data.read import rna_in
 from bdm.errors import InputError
 from bdm.kriging.sums import PSEUDO
 from bdm.lineages.cells import LEAST_SHARE, columns_of, nearest_times
@@ -51,6 +52,7 @@ def fates(lineage: Lineage, adata: AnnData, among: Sequence[str] = (), *, counts
         raise InputError("The lineage has no times, which fates need; fit it again with `time_key=`.")
     leaves = [node for node, end in zip(lineage.tree.nodes, lineage.end, strict=True) if np.isinf(end)]
     names = list(among) or [node for node in leaves if lineage.sampled[lineage.tree.find(node)]]
+    adata = rna_in(adata)
     grid, time_of_cell = nearest_times(times_of(adata.obs, lineage.time_key))
     cells = raw_counts(adata, source=counts)
     size, column = np.asarray(cells.X.sum(axis=1), dtype=float).ravel(), columns_of(cells, lineage)

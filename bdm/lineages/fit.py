@@ -8,6 +8,7 @@ from anndata import AnnData
 
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
+from bdm.data.read import rna_in
 from bdm.kriging.intervals import calibration
 from bdm.kriging.law import fit_law, left_out, most_significant
 from bdm.lineages.measured import MeasuredLineage, measure
@@ -32,7 +33,7 @@ def fit_lineage(adata: AnnData, settings: LineageSettings, *, tree: LineageTree 
     InputError
         See :func:`bdm.lineages.measured.measure`.
     """
-    found = measure(adata, settings, tree)
+    found = measure(rna_in(adata), settings, tree)
     kernels = kernels_of(found, found.places, settings.relations, timed=settings.time_key is not None)
     data = measurements(found)
     law = fit_law(data, kernels, levels=(0.0,))

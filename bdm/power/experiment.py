@@ -11,6 +11,7 @@ from scipy import sparse
 
 from bdm.data.columns import complete_column
 from bdm.data.counts import raw_counts
+from bdm.data.read import rna_in
 from bdm.errors import InputError, abbreviated
 from bdm.schema import StageSettings
 from bdm.validation import column_rejection
@@ -77,6 +78,7 @@ class Experiment:
     @classmethod
     def of(cls, adata: AnnData, settings: ExperimentSettings) -> "Experiment":
         """Read an experiment from an AnnData."""
+        adata = rna_in(adata)
         columns = label_columns(adata.obs, settings)
         reference, other = compared_conditions(columns["condition"], settings)
         kept = columns["condition"].isin([reference, other]).to_numpy()

@@ -13,6 +13,7 @@ from bdm._core.files import provenance, storable
 from bdm._core.seeds import numpy_generator
 from bdm.data.columns import text_column
 from bdm.data.counts import raw_counts
+from bdm.data.read import rna_in
 from bdm.errors import InputError, counted
 from bdm.kriging.counts import with_shares
 from bdm.kriging.sums import PSEUDO
@@ -106,6 +107,7 @@ def cells_to_change(
     """Select the raw counts of cells that are to be changed to a condition, and the condition that each is in."""
     if condition not in (responses.control, *responses.conditions):
         raise InputError(unknown_condition(condition, (responses.control, *responses.conditions)))
+    adata = rna_in(adata)
     labels = text_column(adata.obs, responses.label_key, argument="label_key")
     before = conditions_before(responses, adata.obs)
     for name in cell_types:

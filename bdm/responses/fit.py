@@ -8,6 +8,7 @@ from anndata import AnnData
 
 from bdm._core.files import provenance
 from bdm._core.parallel import threads, using_threads
+from bdm.data.read import rna_in
 from bdm.hierarchy.tree import Clade, match_leaves
 from bdm.kriging.intervals import calibration
 from bdm.kriging.law import Law, Measurements, fit_law, left_out
@@ -33,7 +34,7 @@ def fit_responses(adata: AnnData, settings: ResponseSettings, *, tree: Clade | N
     InputError
         See :func:`bdm.responses.measured.measure`; or if the tree has other cell types.
     """
-    found = measure(adata, settings)
+    found = measure(rna_in(adata), settings)
     known, names = found.has_profile, found.related_types
     relations = Relations.of(found.profile[known], names, None if tree is None else match_leaves(tree, names))
     height = None
