@@ -16,11 +16,14 @@ import pytest
 import typer
 import yaml
 from snakemake.cli import main
+from test_modalities import joined
 from warm import warm_bdm
 from zoo import kept
 
 from bdm._core.files import sha256
 from bdm.cli import app
+from bdm.data.forms import write_h5mu
+from bdm.data.modalities import block_sizes
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config/config.yaml"
@@ -380,3 +383,27 @@ def test_archive_is_one_page_that_needs_no_network(finished):
     loaded = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?https?:[^>]*>", page)
     assert not loaded
     assert not re.search(r"@import|url\([\"']?https?:", page)
+
+
+@pytest.mark.slow
+def test_cells_with_proteins_and_peaks_have_a_report(warm, tmp_path):
+    write_h5mu(tmp_path / "cells.h5mu", joined())
+    config = {
+        "datasets": {"blood": {"path": "cells.h5mu", "label_key": "bulk_labels"}},
+        "prepare": {"n_genes": 100, "n_peaks": 30},
+        "autoencoder": {"n_latent": 6, "n_steps": 30},
+        "hierarchy": {"n_bootstrap": 5},
+        "transmute": {"transmutations": {"b_to_nk": {"to": "CD56+ NK", "from": ["CD19+ B"]}}},
+        "evaluate": {"n_repeats": 1},
+    }
+    write_config(tmp_path, config)
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "so there is no interpretation or evaluation of transmutations" in done.stdout + done.stderr
+    results = tmp_path / "results/blood"
+    assert not (results / "interpretation").exists()
+    assert block_sizes(ad.read_h5ad(results / "transmuted/b_to_nk.h5ad").var) == (100, 6, 30)
+    page = (results / "report.html").read_text()
+    assert "The verdict and all scores are of RNA" in page
+    assert "100 genes + 6 proteins + 30 peaks" in page
+    assert re.search(r'id="modalities".*<th scope="row">prot</th>', page, flags=re.DOTALL)

@@ -15,19 +15,14 @@ from scipy import sparse
 
 from bdm._core.files import require_space
 from bdm.data.counts import count_matrix, find_counts
+from bdm.data.header import ALIASES, COLUMN, FEATURE_TYPES, PROTEINS, RNA
 from bdm.data.matrix import take_rows
-from bdm.data.modalities import COLUMN, FEATURE_TYPES, NAMES, RNA, Modality, modalities_of, of_modality
+from bdm.data.modalities import NAMES, Modality, modalities_of, of_modality
 from bdm.errors import InputError, abbreviated, at, counted, missing_package
 
 logger = logging.getLogger(__name__)
 
-# Other names that modalities of a kind have in files
-ALIASES = {
-    RNA: ("gex", "gene", "genes", "gene expression"),
-    "prot": ("adt", "protein", "proteins", "cite", "antibody capture"),
-    "atac": ("peak", "peaks", "chromatin"),
-}
-PROTEINS, PROTEIN_NAMES = "protein_expression", "protein_names"  # in obsm as scvi-tools has them; in uns
+PROTEIN_NAMES = "protein_names"  # in uns as scvi-tools has them
 FORM = "form"  # in uns: the form that cells had, for cells that are generated
 MUDATA, OBSM, FEATURES = "MuData", f"obsm[{PROTEINS!r}]", f"var[{COLUMN!r}]"
 MUDATA_FILE = ".h5mu"

@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm.data.header import COLUMN, FEATURE_TYPES, RNA
 from bdm.errors import InputError, counted
 
-RNA = "rna"
-FEATURE_TYPES = {RNA: "Gene Expression", "prot": "Antibody Capture", "atac": "Peaks"}  # of 10x, by kind, in block order
-COLUMN, NAMES = "feature_types", "modality"  # columns of var: kind of each feature as 10x has it, and its modality
+NAMES = "modality"  # column of var: name of the modality of each feature
 LIBRARY_SIZE = "log_library_size"
 
 

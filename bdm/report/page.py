@@ -62,6 +62,12 @@ MEANINGS = {
     "f1": "How well a classifier of cell types that was trained on these cells labels test cells (F1).",
     "memorisation": "Share of cells nearer to a training cell than to a test cell; 0.5 without memorisation.",
 }
+MODALITY_SCORE_NAMES = {
+    "forest_auc": "Forest AUC",
+    "feature_auc": "AUC by all features",
+    "gene_correlation": "Correlations with genes: r",
+    "gene_slope": "Correlations with genes: slope",
+}
 TRANSMUTATION_SCORE_NAMES = {
     "energy": "Energy distance",
     "mean_r2": "R² of mean expression",
@@ -164,6 +170,8 @@ def content(results: Results) -> dict[str, Any]:
         "tally": tally(results.verdicts.values()),
         "prior": model.prior.description,
         "scores": scores(results),
+        "modalities": modalities(results),
+        "modality_score_names": MODALITY_SCORE_NAMES,
         "figures": {name: b64encode(png).decode() for name, png in results.figures.items()},
         "nodes": list(nodes(results)),
         "populations": found,
@@ -214,6 +222,20 @@ def scores(results: Results) -> list[dict[str, Any]]:
         error = results.evaluation.overall[GENERATED].get(f"{finding.score}_error")
         rows.append({"finding": finding, "error": error, "same": same, "near": near})
     return rows
+
+
+def modalities(results: Results) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of generated cells and of the floor, by modality; none for RNA alone."""
+    table = results.evaluation.modalities
+    if table is None:
+        return {}
+    return {
+        name: {
+            score: {one: table[one].get((name, score), np.nan) for one in (GENERATED, FLOOR)}
+            for score in MODALITY_SCORE_NAMES
+        }
+        for name in table.index.unique("modality")
+    }
 
 
 def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from bdm._core.store import checksum_of
 from bdm.audit.card import check_audit
 from bdm.audit.results import KIND as AUDIT
 from bdm.audit.results import Audit
+from bdm.data.modalities import features_in_words, of_rna
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -47,6 +48,7 @@ class Results:
     name: str
     cells: pd.DataFrame  # obs of the prepared cells
     genes: pd.Index
+    features: str  # numbers of genes, proteins and peaks
     record: dict[str, Any]  # uns['bdm'] of the prepared cells
     request: dict[str, Any]  # and of the generated cells
     model: BranchedModel
@@ -100,7 +102,8 @@ def read_results(folder: Path) -> Results:
     results = Results(
         name=folder.resolve().name,
         cells=cells.obs,
-        genes=cells.var_names,
+        genes=cells.var_names[of_rna(cells.var)],
+        features=features_in_words(cells.var),
         record=dict(cells.uns["bdm"]),
         request=dict(read_cells(folder / "generated.h5ad", on_disk=True).uns.get("bdm", {})),
         model=model,

@@ -4,7 +4,7 @@ rule report:
         cells=rules.prepare.output.cells,
         generated=GENERATED,
         evaluation=rules.evaluate.output.evaluation,
-        interpretation=rules.interpret.output.interpretation,
+        interpretation=interpretation_of,
         transmutations=results_of_transmutations,
         responses=measured_responses,
         lineage=measured_lineage,
