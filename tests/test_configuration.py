@@ -66,7 +66,7 @@ def both(rules: set[str], of_grown: set[str] | None = None) -> dict[str, set[str
 # Another value of keys, and the rules that it concerns: of some keys of each section, whose options are one text, and
 # of all keys that are no options
 CHANGES = {
-    "seed": (3, both(PREPARE | PREDICTION, EXTEND)),
+    "seed": (3, both(PREPARE | PREDICTION | RECONSTRUCTION, EXTEND)),
     "datasets": (
         {**CONFIG["datasets"], "new": {"path": "other.h5ad"}},
         {"new": PREPARE - TRANSMUTATIONS - SIMULATE - AUDIT | CARD | REPORT},
