@@ -474,7 +474,7 @@ BAD = {
     "no such command": ("invent OUT", None),
     "no such option": ("example OUT.h5ad --colour red", None),
     "name of no file": ("example " + 300 * "x" + ".h5ad", "Cannot write"),
-    "ending": ("generate model OUT.h5 --cells 3", "OUT.h5 does not end in .h5ad; name an output that does."),
+    "ending": ("generate model OUT.h5 --cells 3", "OUT.h5 does not end in .h5ad or .h5mu; name an output that does."),
     "no output": ("example", None),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from bdm.interpretation.genes import model_expression
 from bdm.interpretation.interpret import inputs_of, interpret
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import encode, populations_of_cells
-from bdm.plotting.files import FIGURES
+from bdm.plotting.files import FIGURES, figures_of
 from bdm.plotting.style import figure_of
 from bdm.report.page import report_page
 from bdm.report.results import read_results
@@ -163,7 +163,7 @@ def test_scores_that_compare_types_are_unknown(evaluation, tmp_path):
 
 
 def test_figures_leave_out_what_is_unknown(evaluation):
-    titles = {name: [axis.get_title() for axis in draw(evaluation)] for name, draw in FIGURES[Evaluation].items()}
+    titles = {name: [axis.get_title() for axis in draw(evaluation)] for name, draw in figures_of(evaluation).items()}
     assert titles["by_type"] == ["energy distance", "forest AUC"]
     assert len(titles["genes"]) == 3
     assert len(titles["overall"]) == 7

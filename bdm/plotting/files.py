@@ -51,10 +51,16 @@ FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # of each result, b
 }
 
 
+def figures_of(result: Any) -> dict[str, Callable[..., Any]]:
+    """Figures of a result by the names of their files, without that of covariates where the cells have none."""
+    figures = FIGURES[type(result)]
+    if isinstance(result, Evaluation) and not len(result.along):
+        return {name: draw for name, draw in figures.items() if draw is not covariates}
+    return figures
+
+
 def write_result(folder: Path, result: Any) -> None:
     """Write a result as a folder, with each of its figures, of :data:`FIGURES`, as a PNG of its name."""
     result.save(folder)
-    for name, draw in FIGURES[type(result)].items():
-        if draw is covariates and not len(result.along):
-            continue
+    for name, draw in figures_of(result).items():
         save_figure(draw(result, show=False), folder / f"{name}.png")
