@@ -545,7 +545,7 @@ def test_command_writes_an_audit_of_files(by_fold, of_copies, tmp_path):
 
 @pytest.mark.parametrize(("n_cells", "ratio"), [(90, "0.45"), (24000, "120")])
 def test_numbers_of_cells_are_compared_with_those_of_a_file(of_copies, n_cells, ratio):
-    file = GeneratedFile("new.h5ad", "0", pd.Series({"T cell": n_cells}), 3, 0, (), (), {})
+    file = GeneratedFile("new.h5ad", "0", pd.Series({"T cell": n_cells}), pd.DataFrame(), 0, (), {})
     words = divided_in_words(of_copies, file, 200)
     assert f"; the file described above has {n_cells:,}, {ratio} for each. More cells disclose more." in words
 

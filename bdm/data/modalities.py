@@ -11,6 +11,7 @@ from anndata import AnnData
 from bdm.data.header import COLUMN, FEATURE_TYPES, RNA
 from bdm.errors import InputError, counted
 
+NOUNS = {RNA: "gene", "prot": "protein", "atac": "peak"}  # for a feature, by kind
 NAMES = "modality"  # column of var: name of the modality of each feature
 LIBRARY_SIZE = "log_library_size"
 
@@ -91,8 +92,7 @@ def size_names(var: pd.DataFrame) -> tuple[str, ...]:
 
 def features_in_words(var: pd.DataFrame) -> str:
     """Write the number of features of each modality."""
-    nouns = {RNA: "gene", "prot": "protein", "atac": "peak"}
-    return " + ".join(counted(of.features.stop - of.features.start, nouns[of.kind]) for of in modalities_of(var))
+    return " + ".join(counted(of.features.stop - of.features.start, NOUNS[of.kind]) for of in modalities_of(var))
 
 
 def of_modality(cells: AnnData, modality: Modality) -> AnnData:

@@ -7,11 +7,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from bdm import __version__
 from bdm._core.store import checksum_of
 from bdm.covariates.effects import summary_of as summary_of_covariates
+from bdm.data.modalities import NOUNS, modalities_of
 from bdm.donors.effects import summary_of
 from bdm.errors import InputError, counted, listed, printable
 from bdm.evaluation.cells import GENERATED
@@ -109,7 +111,7 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
         donors = f"{model.donor_effects.n_donors:,}, in the column {code(keys['donor_key'])}{of_each}"
     rows = {
         "cells": f"{int(model.composition.to_numpy().sum()):,}",
-        "genes": f"{len(model.autoencoder.genes):,}",
+        **dict(feature_rows(model.autoencoder.genes)),
         "column of cell types": code(model.label_key) if model.label_key else "none: cells without labels",
         "batches": f"{len(batches)}, in the column {code(batch_key)}" if batches else "none",
         "donors": donors,
@@ -120,6 +122,12 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
         "SHA-256 of the file": f"`{checksum}`" if checksum else "",
     }
     return [(name, value) for name, value in rows.items() if value]
+
+
+def feature_rows(var: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Yield the number of genes and, if there are any, of proteins and peaks."""
+    for of in modalities_of(var):
+        yield f"{NOUNS[of.kind]}s", f"{of.features.stop - of.features.start:,}"
 
 
 def type_rows(model: BranchedModel, cells: GeneratedFile | None) -> Iterator[tuple[Any, ...]]:
@@ -135,11 +143,11 @@ def file_rows(cells: GeneratedFile) -> Iterator[tuple[str, str]]:
     yield "file", code(cells.name)
     yield "SHA-256", f"`{cells.sha256}`"
     yield "cells", f'{int(cells.n_by_type.sum()):,}, each marked as synthetic: `obs["synthetic"]` is `True`'
-    yield "genes", f"{cells.n_genes:,}"
+    yield from feature_rows(cells.var)
     yield "seed", str(cells.seed)
     yield "sampling", ", ".join(f"{name} {in_words(name, value)}" for name, value in cells.sampling.items())
     yield "columns of `obs`", ", ".join(map(code, cells.columns))
-    yield "columns of `var`", ", ".join(map(code, cells.columns_of_genes)) or "none"
+    yield "columns of `var`", ", ".join(map(code, cells.var.columns)) or "none"
 
 
 def record_rows(model: BranchedModel, checksum: str | None) -> list[tuple[str, str]]:

@@ -48,10 +48,9 @@ class GeneratedFile:
     name: str  # name of the file, without its folder
     sha256: str
     n_by_type: pd.Series  # number of cells by cell type
-    n_genes: int
+    var: pd.DataFrame
     seed: int
     columns: tuple[str, ...]  # columns of ``obs``
-    columns_of_genes: tuple[str, ...]  # columns of ``var``
     sampling: dict[str, Any]  # how the cells were sampled: the settings of ``bdm generate``, by name
 
     @classmethod
@@ -72,9 +71,8 @@ class GeneratedFile:
             Path(path).name,
             sha256(path),
             labels_of(adata.obs, model).value_counts(),
-            adata.n_vars,
+            adata.var,
             int(record["seed"]),
             tuple(map(str, adata.obs.columns)),
-            tuple(map(str, adata.var.columns)),
             json.loads(record["settings"]),
         )
