@@ -215,8 +215,8 @@ class PowerAnalysis:
     Attributes
     ----------
     repeats
-        A row for each experiment, method and cell type, see :func:`score_experiment`; ``n_points`` and ``n_repeats``
-        are the size of the grid, and ``fdr`` is the limit of discoveries.
+        A row for each experiment, method and cell type, see :func:`bdm.power.analysis.score_experiment`; ``n_points``
+        and ``n_repeats`` are the size of the grid, and ``fdr`` is the limit of discoveries.
     """
 
     repeats: pd.DataFrame
