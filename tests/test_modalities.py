@@ -16,7 +16,7 @@ from zoo import kept_model
 
 from bdm import BranchedDiffusion, InputError, tl
 from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
-from bdm.autoencoder.softmax import Blocks
+from bdm.autoencoder.softmax import OWN_MEAN_SCALE, Blocks
 from bdm.data.forms import MUDATA, from_mudata, in_blocks, write_h5mu
 from bdm.data.modalities import block_sizes, modalities_of, of_modality, size_names
 from bdm.data.prepare import prepare
@@ -116,6 +116,15 @@ def test_counts_of_one_block_do_not_change_the_shares_of_another():
     log_size = decoder.size(counts).log()
     mean = decoder.decode(torch.zeros(1, 2), log_size=log_size).exp()
     torch.testing.assert_close(decoder.blocks.sums(mean), torch.tensor([[10.0, 40.0]]))
+
+
+@pytest.mark.parametrize(("normalised", "scale"), [(True, 0.1), (False, 0.1 * OWN_MEAN_SCALE)])
+def test_loadings_have_a_wider_prior_without_softmax(normalised, scale):
+    torch.manual_seed(2)
+    decoder = NegativeBinomialDecoder(AutoencoderShape(6, 1, 2, blocks=(4, 2), normalised=(True, normalised)))
+    weight = decoder.loadings.weight
+    expected = ((weight[:4] / 0.1) ** 2).sum() / 2 + ((weight[4:] / scale) ** 2).sum() / 2
+    torch.testing.assert_close(decoder.penalty(loading_scale=0.1), expected)
 
 
 @pytest.mark.parametrize("normalised", [(True, True), (True, False)])

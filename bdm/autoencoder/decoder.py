@@ -168,9 +168,11 @@ class Decoder(nn.Module):
         Parameters
         ----------
         loading_scale
-            Standard deviation of a loading: change in log expression of a gene per unit of the latent.
+            Standard deviation of a loading: change in log expression of a gene per unit of the latent. In blocks
+            without a softmax, as of proteins, ``OWN_MEAN_SCALE`` times as much.
         """
-        loadings = (self.loadings.weight**2).sum() / loading_scale**2
+        relative = self.blocks.loading_scale(self.loadings.weight)
+        loadings = ((self.loadings.weight / relative) ** 2).sum() / loading_scale**2
         offsets = (self.batch_offset**2).sum() / BATCH_OFFSET_SCALE**2 if self.shape.n_batches else 0.0
         return (loadings + self.noise_penalty() + offsets) / 2
 

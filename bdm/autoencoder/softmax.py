@@ -11,6 +11,7 @@ from bdm.autoencoder.observation import ObservationModel
 
 CURVATURE = 1.5  # times the curvature of a mean cell: cells differ, and steps that are too long diverge
 MAX_STEP = 3  # of a gene's loadings, in standard deviations of their prior
+OWN_MEAN_SCALE = 10  # times as large are loadings in blocks without a softmax: log means of proteins span units
 MAX_LOG_STEP = 0.5  # of log expression and of the noise
 
 Parameters = dict[str, Tensor]
@@ -59,6 +60,10 @@ class Blocks:
         """Logarithm of :meth:`expression`."""
         parts = zip(self.split(logits), self.normalised, strict=True)
         return joined([torch.log_softmax(part, dim=-1) if normalised else part for part, normalised in parts])
+
+    def loading_scale(self, like: Tensor) -> Tensor:
+        """Prior standard deviation of the loadings of each feature, relative to a normalised block; features x 1."""
+        return self.spread(like.new_ones(sum(self.normalised)), others=OWN_MEAN_SCALE)[:, None]
 
     def normalised_parts(self, values: Tensor) -> list[Tensor]:
         """Values of the features of each normalised block."""
@@ -196,11 +201,12 @@ class PaddedCells:
         weight = CURVATURE * information.sum(dim=1)
         change = loadings - start["loadings"]
         # Loadings
+        relative = self.blocks.loading_scale(loadings)
         variance, axes = torch.linalg.eigh(centred.mT @ centred / self.present.sum(dim=1, keepdim=True))
-        precision = settings.loading_scale**-2
-        gradient = residual.mT @ centred - precision * change
-        step = (gradient @ axes / (precision + weight[:, :, None] * variance[:, None])) @ axes.mT
-        step = step * (MAX_STEP * settings.loading_scale / step.norm(dim=2, keepdim=True)).clamp(max=1)
+        precisions = settings.loading_scale**-2 / relative**2
+        gradient = residual.mT @ centred - precisions * change
+        step = (gradient @ axes / (precisions + weight[:, :, None] * variance[:, None])) @ axes.mT
+        step = step * (MAX_STEP * settings.loading_scale * relative / step.norm(dim=2, keepdim=True)).clamp(max=1)
         # Log expression at the mean latent
         precision = settings.expression_scale**-2
         gradient = residual.sum(dim=1) - precision * (offset - start["offset"] + (change @ centre).squeeze(2))
