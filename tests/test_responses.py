@@ -278,7 +278,7 @@ def test_saved_responses_predict_the_same(cells, responses, tmp_path):
     assert repr(loaded) == repr(responses)
 
 
-def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog):
+def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog, monkeypatch):
     without(cells, "b").write_h5ad(tmp_path / "cells.h5ad")
     code, _ = bdm("respond", tmp_path / "cells.h5ad", tmp_path / "responses", "--label-key", "kind")
     assert code == 0
@@ -296,7 +296,9 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog):
     renamed = of(cells, "b", "ctrl")
     renamed.obs["kind"] = "type b"
     ad.concat([without(cells, "b", "ctrl"), renamed]).write_h5ad(tmp_path / "renamed.h5ad")
+    monkeypatch.setattr("bdm.commands.respond.N_SHOWN", 0)
     bdm("respond", tmp_path / "renamed.h5ad", tmp_path / "renamed", "--label-key", "kind")
+    assert f"1 more condition: see {tmp_path / 'renamed' / 'errors.csv'}" in caplog.text
     renamed.obs["kind"] = "typ b"
     renamed.write_h5ad(tmp_path / "misspelt.h5ad")
     given = (tmp_path / "renamed", tmp_path / "misspelt.h5ad", tmp_path / "out.h5ad", "--condition", "stim")

@@ -11,6 +11,8 @@ from bdm.settings import Labels, ResponseSettings
 
 logger = logging.getLogger(__name__)
 
+N_SHOWN = 5  # conditions whose errors are printed
+
 
 def respond(
     data: Annotated[Path, "Cells of two conditions or more, with raw counts."],
@@ -46,11 +48,14 @@ def respond(
     for condition in responses.conditions:
         for warning in responses.warnings(condition):
             logger.warning("%s", warning)
-    measured = responses.measured
+    measured, shown = responses.measured, responses.conditions[:N_SHOWN]
+    sentences = [responses.sentence(condition) for condition in shown]
+    if more := len(responses.conditions) - len(shown):
+        sentences.append(f"{counted(more, 'more condition')}: see {out / 'errors.csv'}")
     facts = {
         "responses": f"of {counted(len(responses.genes), 'gene')} in {counted(len(measured), 'type')}, "
         f"{int(measured.to_numpy().sum())} of {measured.size} combinations measured",
-        "error": "\n".join(responses.sentence(condition) for condition in responses.conditions),
+        "error": "\n".join(sentences),
     }
     then = ("bdm", "predict", out, data, "predicted.h5ad", "--condition", responses.conditions[0])
     return Summary((out,), facts, then=then)
