@@ -742,6 +742,28 @@ def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
     assert all(torch.equal(value, expected[name]) for name, value in fit.prior.network.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", [DiffusionPrior, FlowMatchingPrior])
+def test_embeddings_of_added_branches_denoise_their_cells(kind):
+    known, settings = data_of(two_sided()), PriorSettings(n_steps=300)
+    prior = fitted(n_steps=600, cells=two_sided(), prior=kind).prior
+    turned = replace(known.cells, mean=known.cells.mean.flip(1))  # in two parts along another axis
+    data = replace(known, cells=turned, moments=population_moments(turned, known.whitening))
+    embeddings = prior.fit_added(data, "a", settings, seed=0)["embeddings"]
+    start = prior.network.branch.weight[prior.hierarchy.rows["a"]].expand_as(embeddings)
+    population = data.cells.populations.index("b")
+    x = data.whitening(data.cells.mean[data.cells.population == population])
+    sigma = torch.ones(len(x))
+    noised = x + sigma[:, None] * torch.randn(x.shape, generator=generator())
+    row = torch.full((len(x),), prior.n_rows + data.hierarchy.rows["b"])
+    errors = []
+    for added in (embeddings, start):
+        populations = prior.populations.joined(BranchPopulations.of(data.moments, data.hierarchy))
+        network, kept = prior.network.with_branches(added), torch.ones(2 * prior.n_rows, dtype=torch.bool)
+        extended = replace(prior, populations=populations, network=network, kept=kept)
+        errors.append(float(((extended.denoise(noised, sigma, row) - x) ** 2).mean()))
+    assert errors[0] < 0.98 * errors[1]
+
+
 # ---- density and conditioning
 
 

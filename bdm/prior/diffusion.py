@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -12,19 +10,17 @@ from torch import Tensor, nn
 
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import derive, to_tensor
-from bdm._core.training import TrainingPlan, device_of, train
-from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.moments import PopulationMoments, population_moments
+from bdm._core.training import device_of, train
+from bdm.latent.moments import population_moments
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.held_out import HeldOut, held_out_mask
-from bdm.prior.mixture import GaussianMixturePrior
-from bdm.prior.network import BranchNetwork, Denoise, MinibatchLoss, training_plan
+from bdm.prior.network import BranchNetwork, Denoise, MinibatchLoss, NetworkPrior, training_plan
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import PriorSettings
 
 
 @dataclass(frozen=True, eq=False)
-class DiffusionPrior(GaussianMixturePrior, name="diffusion"):
+class DiffusionPrior(NetworkPrior, name="diffusion"):
     """Denoiser D(x; sigma, branch) of all branches: exact for the mixtures, and a network for the remainder.
 
     ``D = closed form + c_out F((C + sigma**2)**-0.5 (x - m); c_noise, branch)`` with mean m and covariance C of all
@@ -32,9 +28,6 @@ class DiffusionPrior(GaussianMixturePrior, name="diffusion"):
     all data, and ``c_out = sigma / sqrt(1 + sigma**2)``, as cells of one type have unit covariance in whitened space.
     On branches where the network F is not kept, D is the closed form alone.
     """
-
-    network: BranchNetwork
-    kept: Tensor  # whether the network is used on each branch, by row
 
     @classmethod
     @using_threads()
@@ -118,63 +111,12 @@ class DiffusionPrior(GaussianMixturePrior, name="diffusion"):
 
         return MinibatchLoss(data, trained, denoised, settings, device, first_row)
 
-    @property
-    def learned(self) -> Tensor:
-        """Whether the network is used on each branch, by row."""
-        return self.kept.cpu()
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move to a device."""
-        moved = super().to(device)
-        return replace(moved, network=copy.deepcopy(self.network).to(device), kept=self.kept.to(device))
-
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Mean of the cells without noise, given noised cells: by the network where it is kept."""
         denoised, kept = self.closed_form(x, sigma, branch), self.kept[branch][:, None]
         if not kept.any():
             return denoised
         return denoised + torch.where(kept, remainder_of(self.network, self.populations)(x, sigma, branch), 0)
-
-    def log_prob(self, x: Tensor, population: str) -> Tensor:
-        """Log density of each cell in a population without a network on its path, in nats."""
-        if any(self.kept[segment.row] for segment in self.hierarchy.path(population)):
-            self._cannot(f"give the density of {population!r}, on whose path it has a network")
-        return super().log_prob(x, population)
-
-    def condition(self, direction: Tensor, value: float) -> GaussianMixturePrior:
-        """Prior of the cells whose product with a direction is ``value``, if the network is used nowhere."""
-        if self.kept.any():
-            self._cannot("be conditioned on a coordinate where it has a network")
-        return GaussianMixturePrior(self.hierarchy, self.populations).condition(direction, value)
-
-    def fit_added(self, data: PriorData, neighbour: str, settings: PriorSettings, *, seed: int) -> dict[str, Tensor]:
-        """Fit the embeddings of added branches from the neighbour's; if that has no network, they are not trained."""
-        row = self.hierarchy.rows[neighbour]
-        start = self.network.branch.weight[row].detach().cpu().repeat(len(data.hierarchy.branches), 1)
-        kept = self.kept[row].cpu().repeat(len(start))
-        embeddings = self.trained_embeddings(data, start, settings, seed=seed) if kept.any() else start
-        return {"embeddings": embeddings, "kept": kept}
-
-    def trained_embeddings(self, data: PriorData, start: Tensor, settings: PriorSettings, *, seed: int) -> Tensor:
-        """Train the embeddings of added branches from ``start`` (branches x width), and nothing else."""
-        network = self.network.with_branches(start).cpu()
-        network.branch.weight.requires_grad_(True)
-        added = BranchPopulations.of(data.moments, data.hierarchy)
-        populations = self.populations.to(torch.device("cpu")).joined(added)
-        every = torch.arange(len(data.cells.population))
-        loss = self.loss(data, every, populations, settings, torch.device("cpu"), first_row=self.n_rows)
-        what = f"the branches of {data.hierarchy.root.name!r}"
-        seed = derive(seed, "embedding")
-        train(network, loss, TrainingPlan(settings.n_steps, settings.learning_rate, seed=seed, device="cpu", what=what))
-        return network.branch.weight[self.n_rows :].detach().clone()
-
-    def extended(
-        self, hierarchy: Hierarchy, tree: Hierarchy, moments: PopulationMoments, state: dict[str, Tensor]
-    ) -> Self:
-        """Take up branches with the embeddings of :meth:`fit_added`."""
-        prior = super().extended(hierarchy, tree, moments, state)
-        kept = torch.cat([self.kept, state["kept"].to(self.kept)])
-        return replace(prior, network=self.network.with_branches(state["embeddings"]), kept=kept)
 
 
 def remainder_of(network: nn.Module, populations: BranchPopulations) -> Denoise:

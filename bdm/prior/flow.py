@@ -11,9 +11,8 @@ from bdm._core.parallel import using_threads
 from bdm._core.seeds import torch_generator
 from bdm._core.training import device_of, train
 from bdm.prior.base import FittedPrior, PriorData
-from bdm.prior.diffusion import DiffusionPrior
 from bdm.prior.held_out import held_out_mask
-from bdm.prior.network import BranchNetwork, MinibatchLoss, branches_at, training_plan
+from bdm.prior.network import BranchNetwork, MinibatchLoss, NetworkPrior, training_plan
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import PriorSettings
 
@@ -21,7 +20,7 @@ N_DRAWS = 40  # of minibatches of held-out cells, whose mean loss decides when t
 
 
 @dataclass(frozen=True, eq=False)
-class FlowMatchingPrior(DiffusionPrior, name="flow"):
+class FlowMatchingPrior(NetworkPrior, name="flow"):
     """Conditional flow matching on the branches of the hierarchy, by a network alone.
 
     Cells move on straight lines ``x_t = (1 - t) x + t noise``, and the network is trained to give the mean velocity v
@@ -33,20 +32,14 @@ class FlowMatchingPrior(DiffusionPrior, name="flow"):
 
     @classmethod
     @using_threads()
-    def fit(  # type: ignore[override]  # the network is on all branches
-        cls, data: PriorData, settings: PriorSettings, *, seed: int, device: str = "auto"
-    ) -> FittedPrior:
+    def fit(cls, data: PriorData, settings: PriorSettings, *, seed: int, device: str = "auto") -> FittedPrior:
         """Train until held-out cells gain no more; their loss is ``validation`` in the table ``training``."""
         on = device_of(device)
         held_out = held_out_mask(data.cells, data.validation, seed=seed)
         populations = BranchPopulations.of(data.moments, data.hierarchy).to(on)
         network = BranchNetwork.initial(data, settings, seed=seed)
-
-        def denoise(network: nn.Module, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-            return denoised(network, populations, x, sigma, branch)
-
         loss, of_held_out = (
-            FlowLoss(data, chosen.nonzero().squeeze(1), denoise, settings, on) for chosen in (~held_out, held_out)
+            cls.loss(data, chosen.nonzero().squeeze(1), populations, settings, on) for chosen in (~held_out, held_out)
         )
 
         def validation(trained: nn.Module) -> Tensor:
@@ -58,6 +51,23 @@ class FlowMatchingPrior(DiffusionPrior, name="flow"):
         kept = torch.ones(len(data.hierarchy.branches), dtype=torch.bool, device=on)
         prior = cls(data.hierarchy, populations, network.eval().requires_grad_(False), kept)
         return FittedPrior(prior, {"training": history})
+
+    @staticmethod
+    def loss(
+        data: PriorData,
+        trained: Tensor,
+        populations: BranchPopulations,
+        settings: PriorSettings,
+        device: torch.device,
+        *,
+        first_row: int = 0,
+    ) -> MinibatchLoss:
+        """Loss that the network is trained by; the arguments as of :class:`MinibatchLoss`."""
+
+        def denoise(network: nn.Module, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+            return denoised(network, populations, x, sigma, branch)
+
+        return FlowLoss(data, trained, denoise, settings, device, first_row)
 
     @property
     def description(self) -> str:
@@ -83,16 +93,14 @@ def denoised(network: nn.Module, populations: BranchPopulations, x: Tensor, sigm
 class FlowLoss(MinibatchLoss):
     """Mean squared error of the velocity of each cell, which is (x_t - denoised x) / t, at a uniform time."""
 
-    def of_cells(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Losses of the cells of a minibatch, and their populations."""
-        data, highest = self.data, self.data.hierarchy.sigma_max
-        index = self.trained[self.minibatches.draw(self.settings.batch_size, generator)]
-        x = data.whitening(data.cells.sample(index, generator))
+    def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Add noise to cells, each at a uniform time up to that of the highest noise; returns cells and levels."""
+        highest = self.data.hierarchy.sigma_max
         t = highest / (1 + highest) * torch.rand(len(x), generator=generator).clamp(min=1e-3)
         sigma = t / (1 - t)
-        noised = x + sigma[:, None] * torch.randn(x.shape, generator=generator)
-        population = data.cells.population[index]
-        branch = branches_at(self.table, population, sigma)
-        x, noised, sigma, branch, t = (values.to(self.device) for values in (x, noised, sigma, branch, t))
-        found = self.denoised(network, noised, sigma, branch)
-        return (((found - x) / t[:, None]) ** 2).mean(dim=1), population
+        return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
+
+    def losses(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Squared error of the velocity of each cell."""
+        t = (sigma / (1 + sigma))[:, None]
+        return (((denoised - x) / t) ** 2).mean(dim=1)

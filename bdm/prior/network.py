@@ -1,20 +1,25 @@
-"""The network of the diffusion prior, with a trunk that all branches share, and the loss that it is trained by."""
+"""Priors with a network: its trunk that all branches share, the loss that it is trained by, and added branches."""
 
 from __future__ import annotations
 
+import copy
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from bdm._core.seeds import Minibatches, derive
-from bdm._core.training import TrainingPlan
+from bdm._core.training import TrainingPlan, train
 from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.moments import PopulationMoments
 from bdm.prior.base import PriorData
+from bdm.prior.mixture import GaussianMixturePrior
+from bdm.prior.populations import BranchPopulations
 from bdm.settings import PriorSettings
 
 
@@ -171,11 +176,19 @@ class MinibatchLoss:
         data = self.data
         index = self.trained[self.minibatches.draw(self.settings.batch_size, generator)]
         x = data.whitening(data.cells.sample(index, generator))
-        noised, sigma = sample_noised(x, self.settings, data.hierarchy.sigma_max, generator)
+        noised, sigma = self.add_noise(x, generator)
         population = data.cells.population[index]
         branch = self.first_row + branches_at(self.table, population, sigma)
         x, noised, sigma, branch = (values.to(self.device) for values in (x, noised, sigma, branch))
-        return denoising_losses(self.denoised(network, noised, sigma, branch), x, sigma), population
+        return self.losses(self.denoised(network, noised, sigma, branch), x, sigma), population
+
+    def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Add noise to cells, each at a random level; returns cells and levels."""
+        return sample_noised(x, self.settings, self.data.hierarchy.sigma_max, generator)
+
+    def losses(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Loss of each denoised cell."""
+        return denoising_losses(denoised, x, sigma)
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         """Mean loss."""
@@ -199,3 +212,75 @@ def training_plan(settings: PriorSettings, device: torch.device, *, seed: int, *
         averaging=settings.averaging,
         **more,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPrior(GaussianMixturePrior):
+    """A prior with a network on the branches where it is kept."""
+
+    network: BranchNetwork
+    kept: Tensor  # whether the network is used on each branch, by row
+
+    @staticmethod
+    @abstractmethod
+    def loss(
+        data: PriorData,
+        trained: Tensor,
+        populations: BranchPopulations,
+        settings: PriorSettings,
+        device: torch.device,
+        *,
+        first_row: int = 0,
+    ) -> MinibatchLoss:
+        """Loss that the network is trained by; the arguments as of :class:`MinibatchLoss`."""
+
+    @property
+    def learned(self) -> Tensor:
+        """Whether the network is used on each branch, by row."""
+        return self.kept.cpu()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move to a device."""
+        moved = super().to(device)
+        return replace(moved, network=copy.deepcopy(self.network).to(device), kept=self.kept.to(device))
+
+    def log_prob(self, x: Tensor, population: str) -> Tensor:
+        """Log density of each cell in a population without a network on its path, in nats."""
+        if any(self.kept[segment.row] for segment in self.hierarchy.path(population)):
+            self._cannot(f"give the density of {population!r}, on whose path it has a network")
+        return super().log_prob(x, population)
+
+    def condition(self, direction: Tensor, value: float) -> GaussianMixturePrior:
+        """Prior of the cells whose product with a direction is ``value``, if the network is used nowhere."""
+        if self.kept.any():
+            self._cannot("be conditioned on a coordinate where it has a network")
+        return GaussianMixturePrior(self.hierarchy, self.populations).condition(direction, value)
+
+    def fit_added(self, data: PriorData, neighbour: str, settings: PriorSettings, *, seed: int) -> dict[str, Tensor]:
+        """Fit the embeddings of added branches from the neighbour's; if that has no network, they are not trained."""
+        row = self.hierarchy.rows[neighbour]
+        start = self.network.branch.weight[row].detach().cpu().repeat(len(data.hierarchy.branches), 1)
+        kept = self.kept[row].cpu().repeat(len(start))
+        embeddings = self.trained_embeddings(data, start, settings, seed=seed) if kept.any() else start
+        return {"embeddings": embeddings, "kept": kept}
+
+    def trained_embeddings(self, data: PriorData, start: Tensor, settings: PriorSettings, *, seed: int) -> Tensor:
+        """Train the embeddings of added branches from ``start`` (branches x width), and nothing else."""
+        network = self.network.with_branches(start).cpu()
+        network.branch.weight.requires_grad_(True)
+        added = BranchPopulations.of(data.moments, data.hierarchy)
+        populations = self.populations.to(torch.device("cpu")).joined(added)
+        every = torch.arange(len(data.cells.population))
+        loss = self.loss(data, every, populations, settings, torch.device("cpu"), first_row=self.n_rows)
+        what = f"the branches of {data.hierarchy.root.name!r}"
+        seed = derive(seed, "embedding")
+        train(network, loss, TrainingPlan(settings.n_steps, settings.learning_rate, seed=seed, device="cpu", what=what))
+        return network.branch.weight[self.n_rows :].detach().clone()
+
+    def extended(
+        self, hierarchy: Hierarchy, tree: Hierarchy, moments: PopulationMoments, state: dict[str, Tensor]
+    ) -> Self:
+        """Take up branches with the embeddings of :meth:`fit_added`."""
+        prior = super().extended(hierarchy, tree, moments, state)
+        kept = torch.cat([self.kept, state["kept"].to(self.kept)])
+        return replace(prior, network=self.network.with_branches(state["embeddings"]), kept=kept)
