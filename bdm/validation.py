@@ -5,6 +5,7 @@ hence it imports the standard library only.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from numbers import Real
@@ -89,28 +90,42 @@ def keys_rejection(*keys: tuple[str, str | None]) -> str | None:
     return None
 
 
+def nearest_or(name: str, known: Iterable[str], otherwise: str, *, n: int = 1) -> str:
+    """Ask whether the nearest names were meant, up to ``n`` of them; ``otherwise`` where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=n)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+
+
 def unknown_type(name: str, known: Iterable[str], *, of: str) -> str:
     """Phrase that there is no cell type of a name, and name the nearest, or all where none is near."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    remedy = f"did you mean {near[0]!r}?" if near else f"its types are {', '.join(known)}."
+    remedy = nearest_or(name, known, f"its types are {', '.join(known)}.")
     return f"{of} no type {name!r}; {remedy}"
 
 
 def unknown_condition(name: str, known: Iterable[str]) -> str:
     """Phrase that there is no condition of a name, and name the nearest, or all where none is near."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known))}."
+    remedy = nearest_or(name, known, f"there are {', '.join(map(repr, known))}.")
     return f"There is no condition {name!r}; {remedy}"
 
 
 def unknown_node(name: str, known: Iterable[str]) -> str:
     """Phrase that a lineage has no node of a name, and name the nearest, or some where none is near."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3)
-    remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(known[:20])}."
+    remedy = nearest_or(name, known, f"it has {', '.join(known[:20])}.", n=3)
     return f"The lineage has no node {name!r}; {remedy}"
+
+
+def range_in(text: str) -> tuple[()] | tuple[float] | tuple[float, float]:
+    """Read a number, or the two ends of a range, ``300:400``; nothing from other text."""
+    try:
+        first, *last = map(float, text.split(":"))
+    except ValueError:
+        return ()
+    if len(last) > 1 or not all(map(math.isfinite, (first, *last))):
+        return ()
+    return (first, last[0]) if last else (first,)
 
 
 def usual_controls(conditions: Iterable[str]) -> list[str]:

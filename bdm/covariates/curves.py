@@ -9,10 +9,11 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import SplineTransformer
 
+from bdm.latent.moments import MIN_INFORMATION
+
 MIN_CELLS = 20  # of a type, with fewer of which it stays constant
 N_KNOTS = 6  # of a spline
 RIDGES = (0.1, 1.0, 10.0, 100.0)  # penalties of a spline's departure from a line, in cells of unit variance
-MIN_INFORMATION = 0.1  # of counts on a direction, as a share of counts and prior; below it, cells say hardly anything
 
 CONSTANT, LINEAR, SPLINE = "constant", "linear", "spline"
 Basis = Callable[[np.ndarray], np.ndarray]  # from values (cells x covariates) to functions of them (cells x functions)

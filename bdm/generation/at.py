@@ -1,6 +1,5 @@
 """Values of covariates of cells to generate: numbers, ranges, values by cell, or drawn as those of training cells."""
 
-import difflib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from bdm._core.seeds import numpy_generator
 from bdm.covariates.effects import CovariateEffects
 from bdm.errors import InputError, abbreviated, counted
 from bdm.model.model import BranchedModel
+from bdm.validation import nearest_or, range_in
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +26,13 @@ def parse_at(texts: Sequence[str]) -> At:
     """Read what ``--at`` gives: ``NAME=NUMBER`` or ``NAME=LOW:HIGH``."""
     found: dict[str, float | tuple[float, float]] = {}
     for text in texts:
-        name, separator, value = text.rpartition("=")
-        try:
-            numbers = [float(part) for part in value.split(":")]
-        except ValueError:
-            numbers = []
-        if not (separator and name) or len(numbers) not in (1, 2):
+        name, _, value = text.rpartition("=")
+        numbers = range_in(value)
+        if not name or not numbers:
             raise InputError(f"--at {text} is not of the form NAME=NUMBER or NAME=LOW:HIGH, such as time=350.")
         if name in found:
             raise InputError(f"--at gives {name!r} twice; give it once.")
-        found[name] = numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+        found[name] = numbers if len(numbers) == 2 else numbers[0]
     return found
 
 
@@ -58,9 +55,9 @@ def known_covariates(model: BranchedModel, names: Sequence[str]) -> CovariateEff
         )
     for name in names:
         if name not in model.covariates.names:
-            near = difflib.get_close_matches(name, model.covariates.names, n=1)
-            known = f"did you mean {near[0]!r}?" if near else f"its covariates are {', '.join(model.covariates.names)}."
-            raise InputError(f"The model has no covariate {name!r}; {known}")
+            known = model.covariates.names
+            remedy = nearest_or(name, known, f"its covariates are {', '.join(known)}.")
+            raise InputError(f"The model has no covariate {name!r}; {remedy}")
     return model.covariates
 
 

@@ -1,7 +1,6 @@
 """Cells of a node at any time: counts of its nearest relatives, changed to its expected expression."""
 
 import logging
-import re
 
 import numpy as np
 import pandas as pd
@@ -14,10 +13,11 @@ from bdm.data.read import rna_in
 from bdm.errors import InputError, counted
 from bdm.kriging.counts import with_shares
 from bdm.kriging.sums import PSEUDO
-from bdm.lineages.measured import LineageCells, has_node, locate
+from bdm.lineages.measured import LineageCells, locate
 from bdm.lineages.results import Lineage
 from bdm.lineages.tree import Places
 from bdm.settings import LineageSettings
+from bdm.validation import range_in
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ def reconstruct_cells(
     reject_extrapolation(lineage, places, extrapolate=extrapolate)
     relatives, point = relatives_of(lineage, adata, counts)
     column = columns_of(relatives.cells, lineage)
-    expected = shares_at(lineage, lineage.places.join(places))
-    n = len(lineage.points)
-    path = lineage.places.join(places).path(lineage.tree, lineage.end)[n:, :n]
+    joined, n = lineage.places.join(places), len(lineage.points)
+    expected = shares_at(lineage, joined)
+    path = joined.path(lineage.tree, lineage.end)[n:, :n]
     pieces, order, sources = [], [], []
     for place in range(len(places.node)):
         rows = np.flatnonzero(place_of_cell == place)
@@ -120,11 +120,9 @@ def parsed_time(text: str | None) -> float | tuple[float, float] | None:
     """Read a time, or a range such as ``300:400``."""
     if text is None:
         return None
-    number = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*"
-    if not re.fullmatch(rf"{number}(?::{number})?", text):
+    if not (found := range_in(text)):
         raise InputError(f"at is {text!r}, but must be a time, such as 350, or a range of times, such as 300:400.")
-    first, *last = map(float, text.split(":"))
-    return (first, last[0]) if last else first
+    return found if len(found) == 2 else found[0]
 
 
 def times_to_reconstruct(
@@ -203,7 +201,7 @@ def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[Lineage
     if lineage.node_key not in adata.obs:
         raise InputError(f"obs of the cells has no column {lineage.node_key!r}, which the lineage was fitted with.")
     names = adata.obs[lineage.node_key].astype(str)
-    known = names.map({name: has_node(lineage.tree, name) for name in names.unique()}).to_numpy(bool)
+    known = names.map({name: lineage.tree.has(name) for name in names.unique()}).to_numpy(bool)
     if not known.any():
         raise InputError(f"None of the cells has a node of the lineage in obs[{lineage.node_key!r}].")
     found, _ = locate(adata[known], settings, lineage.tree, lineage.edges)
@@ -228,7 +226,12 @@ def columns_of(cells: AnnData, lineage: Lineage) -> np.ndarray:
 
 def shares_at(lineage: Lineage, places: Places) -> np.ndarray:
     """Predict the share of counts of each gene at places, genes x places."""
-    return np.asarray(np.maximum(np.exp(lineage.log_shares(places, variances=False)[0]) - PSEUDO, LEAST_SHARE))
+    return shares_from(lineage.log_shares(places, variances=False)[0])
+
+
+def shares_from(log_share: np.ndarray) -> np.ndarray:
+    """Shares of counts from their logarithms with a pseudo-count, above 0."""
+    return np.asarray(np.maximum(np.exp(log_share) - PSEUDO, LEAST_SHARE))
 
 
 def drawn(n: int, size: int, generator: np.random.Generator) -> np.ndarray:

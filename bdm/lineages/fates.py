@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
-from scipy.special import gammaln
+from scipy.special import softmax
 
 from bdm._core.parallel import using_threads
+from bdm.autoencoder.observation import NegativeBinomial
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.errors import InputError
-from bdm.kriging.sums import PSEUDO
-from bdm.lineages.cells import LEAST_SHARE, columns_of, nearest_times
+from bdm.lineages.cells import columns_of, nearest_times, shares_from
 from bdm.lineages.measured import times_of
 from bdm.lineages.results import Lineage
 from bdm.lineages.tree import Places
@@ -61,16 +62,9 @@ def fates(lineage: Lineage, adata: AnnData, among: Sequence[str] = (), *, counts
         mean, sd = lineage.log_shares(Places(np.full(len(grid), lineage.tree.find(name)), grid))
         for at in range(len(grid)):
             rows = np.flatnonzero(time_of_cell == at)
-            expected = size[rows, None] * np.maximum(np.exp(mean[:, at]) - PSEUDO, LEAST_SHARE)
+            log_mean = torch.from_numpy(np.log(size[rows, None]) + np.log(shares_from(mean[:, at])))
             dispersion = (1 + lineage.dispersion) * np.exp(sd[:, at] ** 2) - 1
-            observed = np.asarray(cells.X[rows][:, column].todense(), dtype=float)
-            likelihood[rows, number] = log_likelihood(observed, expected, dispersion)
-    shares = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
-    return pd.DataFrame(shares / shares.sum(axis=1, keepdims=True), index=cells.obs_names, columns=names)
-
-
-def log_likelihood(counts: np.ndarray, mean: np.ndarray, dispersion: np.ndarray) -> np.ndarray:
-    """Log likelihood of the counts of each cell, negative binomial, up to what depends on counts alone."""
-    r = 1 / dispersion
-    terms = gammaln(counts + r) - gammaln(r) + r * np.log(r / (r + mean)) + counts * np.log(mean / (r + mean))
-    return np.asarray(terms.sum(axis=1))
+            observed = torch.from_numpy(cells.X[rows][:, column].toarray().astype(float))
+            model = NegativeBinomial(torch.from_numpy(-np.log(dispersion)))
+            likelihood[rows, number] = model.log_likelihood(observed, log_mean).numpy()
+    return pd.DataFrame(softmax(likelihood, axis=1), index=cells.obs_names, columns=names)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from scipy import sparse
 
-from bdm.data.columns import as_text, is_missing, text_column
+from bdm.data.columns import as_numbers, as_text, is_missing, text_column
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError, abbreviated, counted
 from bdm.kriging.sums import MIN_CELLS_PER_GENE, Sums
@@ -45,8 +44,7 @@ class MeasuredLineage:
     @property
     def places(self) -> Places:
         """Where the points are."""
-        node = [self.tree.nodes.index(name) for name in self.points["node"]]
-        return Places(np.array(node), self.points["time"].to_numpy(float))
+        return Places(self.points["node"].map(self.tree.index).to_numpy(), self.points["time"].to_numpy(float))
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,11 @@ def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
     """Return the times of cells, a column of ``obs``."""
     if sentence := column_rejection(key, obs.columns, argument="time_key"):
         raise InputError(sentence)
-    column, another = obs[key], "name another column by `time_key=`"
-    if isinstance(column.dtype, pd.CategoricalDtype) and is_numeric_dtype(column.cat.categories):
-        column = column.astype(float)
-    if not is_numeric_dtype(column) or is_bool_dtype(column):
-        example = next(iter(column.dropna()), "nothing")
+    numbers, another = as_numbers(obs[key]), "name another column by `time_key=`"
+    if numbers is None:
+        example = next(iter(obs[key].dropna()), "nothing")
         raise InputError(f"obs[{key!r}] has text, such as {str(example)!r}, but times are numbers; {another}.")
-    time = np.asarray(column.to_numpy(float, na_value=np.nan))
+    time = numbers.to_numpy()
     if (n_missing := int((~np.isfinite(time)).sum())) > 0:
         where = obs.index[int((~np.isfinite(time)).argmax())]
         raise InputError(
@@ -78,7 +74,7 @@ def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
         )
     if time.min() == time.max():
         raise InputError(f"obs[{key!r}] is {time[0]:g} in all cells; {another}, or none.")
-    return time
+    return np.asarray(time)
 
 
 def cells_on_tree(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> tuple[AnnData, LineageTree]:
@@ -104,16 +100,11 @@ def nodes_of(obs: pd.DataFrame, settings: LineageSettings, tree: LineageTree) ->
     """Return the node of each cell."""
     key = settings.lineage_key or settings.label_key
     names = text_column(obs, key, argument="lineage_key" if settings.lineage_key else "label_key")
-    index = {name: tree.find(name) for name in sorted(set(names)) if has_node(tree, name)}
+    index = {name: tree.find(name) for name in sorted(set(names)) if tree.has(name)}
     if unknown := sorted(set(names) - set(index)):
         remedy = "add it to the tree, or leave its cells out"
         raise InputError(f"{unknown_node(unknown[0], tree.nodes)} obs[{key!r}] has cells of it; {remedy}.")
     return np.asarray(names.map(index).to_numpy(int))
-
-
-def has_node(tree: LineageTree, name: str) -> bool:
-    """Whether a tree has a node of a name."""
-    return name.replace("_", " ") in {node.replace("_", " ") for node in tree.nodes}
 
 
 def edges_of(time: np.ndarray, n_times: int) -> np.ndarray:

@@ -89,10 +89,23 @@ class LineageTree:
 
     def find(self, name: str) -> int:
         """Index of a node, whose name may have spaces in place of underscores."""
-        found = [index for index, node in enumerate(self.nodes) if node.replace("_", " ") == name.replace("_", " ")]
-        if not found:
+        if not self.has(name):
             raise InputError(unknown_node(name, self.nodes))
-        return self.nodes.index(name) if name in self.nodes else found[0]
+        return self.index[name] if name in self.index else self.index_by_words[in_words(name)]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a node of a name, whose name may have spaces in place of underscores."""
+        return in_words(name) in self.index_by_words
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Index of each node, by its name."""
+        return {node: number for number, node in enumerate(self.nodes)}
+
+    @cached_property
+    def index_by_words(self) -> dict[str, int]:
+        """Index of each node, by its name with spaces; of the first, where several have one."""
+        return {in_words(node): number for node, number in reversed(self.index.items())}
 
     @cached_property
     def lines(self) -> list[list[int]]:
@@ -127,6 +140,11 @@ class LineageTree:
     def daughters(self, node: int) -> list[int]:
         """Nodes that a node divides into."""
         return np.flatnonzero(self.mother == node).tolist()
+
+
+def in_words(name: str) -> str:
+    """Write a name with spaces in place of underscores."""
+    return name.replace("_", " ")
 
 
 @rejecting_deep_trees()
