@@ -33,9 +33,8 @@ from bdm.latent.cells import encode
 from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import fit
 from bdm.model.fitted_cells import fitted_cells, populations_by, real_cells_for
-from bdm.model.generated_file import record_of_cells
 from bdm.model.match import encodable, keys_found_in, known_cells
-from bdm.model.model import BranchedModel, load_model
+from bdm.model.model import BranchedModel, load_model, record_of_cells
 from bdm.schema import reject_unknown
 from bdm.settings import (
     AuditSettings,
@@ -735,7 +734,7 @@ class BranchedDiffusion:
             License of the data, in place of ``settings.prepare.license``.
         """
         from bdm.audit.card import audit_section
-        from bdm.responses.card import responses_section
+        from bdm.responses.results import responses_section
 
         section = None if audit is None else audit_section(audit, self.model)
         of_responses = None if responses is None else responses_section(responses, self.model.cell_types)

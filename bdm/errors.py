@@ -92,3 +92,8 @@ def listed(names: Sequence[str], *, n_shown: int = 10) -> str:
 def printable(text: str) -> str:
     r"""Write characters that do not print, such as line breaks, as escapes like ``\n``; names in data may have any."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def markdown(text: object) -> str:
+    """Escape what Markdown would read as markup; names in data may have any characters."""
+    return re.sub(r"([\\|<>\[\]*`])", r"\\\1", printable(str(text)))

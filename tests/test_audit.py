@@ -27,8 +27,7 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
-from bdm.model.card import model_card
-from bdm.model.generated_file import GeneratedFile
+from bdm.model.card import GeneratedFile, model_card
 from bdm.model.model import load_model
 from bdm.report.page import audited, environment
 from bdm.report.tables import attack_rows

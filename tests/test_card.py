@@ -15,9 +15,8 @@ from bdm.audit.card import check_settings
 from bdm.cli import app, main
 from bdm.errors import InputError
 from bdm.evaluation.scores import SCORE_NAMES
-from bdm.model.card import CARD, metadata, model_card, table
-from bdm.model.generated_file import GeneratedFile, record_of_cells
-from bdm.model.model import load_model
+from bdm.model.card import CARD, GeneratedFile, metadata, model_card, table
+from bdm.model.model import load_model, record_of_cells
 from bdm.responses.fit import fit_responses
 from bdm.settings import GenerationSettings, PrepareSettings, ResponseSettings
 

@@ -12,9 +12,15 @@ from scipy.stats import chisquare, nbinom
 from bdm._core.seeds import derive
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.errors import InputError
-from bdm.generation.chunks import MAX_CHUNK, MIN_CHUNK
 from bdm.generation.files import write_cells
-from bdm.generation.generate import expected_counts, generate_cells, generated_cells, observation_model
+from bdm.generation.generate import (
+    MAX_CHUNK,
+    MIN_CHUNK,
+    expected_counts,
+    generate_cells,
+    generated_cells,
+    observation_model,
+)
 from bdm.generation.request import numbers_like, read_request, request_cells
 from bdm.settings import SamplerSettings
 

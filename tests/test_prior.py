@@ -19,9 +19,8 @@ from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.diffusion import DiffusionPrior, remainder_of
 from bdm.prior.flow import FlowMatchingPrior
 from bdm.prior.held_out import TENSORS, HeldOut, held_out_mask
-from bdm.prior.mixture import GaussianMixturePrior
+from bdm.prior.mixture import MERGED, BranchPopulations, GaussianMixturePrior
 from bdm.prior.network import BranchNetwork, NetworkShape, training_plan
-from bdm.prior.populations import MERGED, BranchPopulations
 from bdm.prior.sampler import HierarchicalSampler, dpm_solver, noise_levels
 from bdm.prior.transport import gaussian_transport, gaussian_trend, mixture_transport, normal_flow
 from bdm.settings import HierarchySettings, PriorSettings, SamplerSettings

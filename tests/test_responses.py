@@ -14,13 +14,12 @@ from test_workflow import ROOT, snakemake, write_config
 import bdm as package
 from bdm.errors import InputError
 from bdm.hierarchy.files import as_clade
+from bdm.kriging.counts import PSEUDO
 from bdm.kriging.law import Hypothesis, evidence_of, fit_law, left_out, predict, solve
-from bdm.kriging.sums import PSEUDO
 from bdm.responses.cells import effects_of_cells, predict_cells
 from bdm.responses.fit import fit_responses
 from bdm.responses.measured import measure
-from bdm.responses.relations import Relations
-from bdm.responses.results import Responses, measurements
+from bdm.responses.results import Relations, Responses, measurements
 from bdm.settings import ResponseSettings
 
 TREE = [[["a", "b"], "c"], [["d", "e"], ["f", "g"]]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bdm._core.parallel import using_threads
-from bdm._core.rows import concat
+from bdm._core.store import concat
 from bdm.autoencoder.sub_populations import (
     SubPopulations,
     classify,

@@ -1,9 +1,10 @@
-"""One codec for models and results: frozen dataclasses as JSON and safetensors, with checksums and without code."""
+"""Frozen dataclasses of tensors and tables: one codec for all, as JSON and safetensors without code, and their rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -243,3 +244,47 @@ def numbers(column: pd.Series) -> np.ndarray:
     values = column.to_numpy()
     wider = {np.dtype(old): new for old, new in (("u2", "i4"), ("u4", "i8"), ("u8", "i8"), ("f2", "f4"))}
     return np.asarray(values.astype(wider.get(values.dtype, values.dtype)))
+
+
+# ---- rows: what has the same first axis throughout
+
+
+def concat(parts: Sequence[Value]) -> Value:
+    """Concatenate tensors, tuples, or dataclasses or dictionaries of these along the first axis."""
+    of: Any = parts
+    if isinstance(of[0], Tensor):
+        joined: Any = torch.cat(of)
+    elif isinstance(of[0], tuple):
+        joined = tuple(chain.from_iterable(of))
+    else:
+        joined = _by_field(lambda *values: concat(values), of)
+    found: Value = joined
+    return found
+
+
+def take(value: Value, rows: Sequence[int]) -> Value:
+    """Take rows of a tensor or a tuple, or of all in a dataclass or a dictionary of these."""
+    of: Any = value
+    if isinstance(of, Tensor):
+        taken: Any = of[list(rows)]
+    elif isinstance(of, tuple):
+        taken = tuple(of[row] for row in rows)
+    else:
+        taken = _by_field(lambda values: take(values, rows), [of])
+    found: Value = taken
+    return found
+
+
+def updated(parts: Sequence[Value], *, by: str) -> Value:
+    """Concatenate dataclasses, whose rows take the place of earlier ones with the same name in the tuple ``by``."""
+    together = concat(parts)
+    last = {name: row for row, name in enumerate(getattr(together, by))}
+    return together if len(last) == len(getattr(together, by)) else take(together, list(last.values()))
+
+
+def _by_field(function: Callable[..., Any], values: Sequence[Any]) -> Any:
+    """Apply a function to the values of each field of dataclasses, or of each key of dictionaries."""
+    if isinstance(values[0], dict):
+        return {key: function(*(value[key] for value in values)) for key in values[0]}
+    of_fields = {of.name: function(*(getattr(value, of.name) for value in values)) for of in fields(values[0])}
+    return replace(values[0], **of_fields)

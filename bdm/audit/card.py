@@ -7,9 +7,8 @@ import numpy as np
 
 from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL
 from bdm.audit.results import Audit
-from bdm.errors import InputError, abbreviated, counted
-from bdm.model.card import markdown
-from bdm.model.generated_file import GeneratedFile
+from bdm.errors import InputError, abbreviated, counted, markdown
+from bdm.model.card import GeneratedFile
 from bdm.model.model import BranchedModel
 
 # Of the preparation; an audit divides all cells, so their split may differ

@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bdm._core.parallel import threads
 from bdm._core.progress import progress
-from bdm._core.rows import concat, take, updated
 from bdm._core.seeds import to_tensor, torch_generator
+from bdm._core.store import concat, take, updated
 from bdm.autoencoder.cells import (
     batch_codes,
     batch_names,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bdm._core.parallel import Map, threads, using_threads
-from bdm._core.rows import concat
 from bdm._core.seeds import derive, to_tensor
+from bdm._core.store import concat
 from bdm._core.training import TrainingPlan, train
 from bdm.autoencoder.adapters import N_ITERATIONS, Adapters, fit_adapters, likelihood
 from bdm.autoencoder.cells import (

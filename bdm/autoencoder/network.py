@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bdm._core.parallel import Map
-from bdm._core.rows import concat
+from bdm._core.store import concat
 from bdm.autoencoder.decoder import AutoencoderShape, Decoder
 from bdm.autoencoder.softmax import ONE_BLOCK, Blocks
 from bdm.kinds import DECODERS

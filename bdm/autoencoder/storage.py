@@ -11,8 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm._core.rows import concat
-from bdm._core.store import load, save
+from bdm._core.store import concat, load, save
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import codes_of
 from bdm.autoencoder.network import CountAutoencoder

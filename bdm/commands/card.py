@@ -35,11 +35,9 @@ def card(
     from bdm.audit.card import audit_section
     from bdm.audit.results import Audit
     from bdm.evaluation.results import Evaluation
-    from bdm.model.card import model_card
-    from bdm.model.generated_file import GeneratedFile
+    from bdm.model.card import GeneratedFile, model_card
     from bdm.model.model import load_model
-    from bdm.responses.card import responses_section
-    from bdm.responses.results import Responses
+    from bdm.responses.results import Responses, responses_section
 
     audited = None if audit is None else Audit.load(audit)
     measured = None if responses is None else Responses.load(responses)

@@ -43,8 +43,7 @@ def generate(
     from bdm.generation.files import write_cells
     from bdm.generation.generate import generated_cells
     from bdm.generation.request import numbers_like, read_request, request_cells
-    from bdm.model.generated_file import record_of_cells
-    from bdm.model.model import load_model
+    from bdm.model.model import load_model, record_of_cells
 
     if sum(option is not None for option in (cells, cells_like, cells_from)) != 1:
         raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")

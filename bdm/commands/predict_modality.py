@@ -36,8 +36,7 @@ def predict_modality(
     from bdm.errors import at
     from bdm.generation.modality import modality_named, question_of
     from bdm.generation.modality import predict_modality as predict
-    from bdm.model.generated_file import record_of_cells
-    from bdm.model.model import load_model
+    from bdm.model.model import load_model, record_of_cells
 
     with ExitStack() as files:
         path = files.enter_context(atomic_write(out))

@@ -37,8 +37,7 @@ def simulate(
     from bdm.design.simulate import design_record, simulated_cells
     from bdm.errors import counted
     from bdm.generation.files import write_cells
-    from bdm.model.generated_file import record_of_cells
-    from bdm.model.model import load_model
+    from bdm.model.model import load_model, record_of_cells
 
     checked = read_design(design, seed=seed)
     with ExitStack() as files:

@@ -34,8 +34,7 @@ def transmute(
     from bdm.data.read import read_cells
     from bdm.generation.at import parse_at
     from bdm.generation.files import write_cells
-    from bdm.model.generated_file import record_of_cells
-    from bdm.model.model import load_model
+    from bdm.model.model import load_model, record_of_cells
     from bdm.transmutation.transmute import sources_of, transmuted_cells
 
     with atomic_write(out) as path:

@@ -14,9 +14,8 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from bdm._core.rows import concat, updated
 from bdm._core.seeds import to_tensor
-from bdm._core.store import checksum_of, load, save
+from bdm._core.store import checksum_of, concat, load, save, updated
 from bdm.covariates.curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds, tabulated
 from bdm.data.prepare import covariates_of
 from bdm.errors import counted

@@ -15,8 +15,7 @@ from bdm.design.samples import IndependentDonors, donors_of, request_of, table_o
 from bdm.design.settings import Design
 from bdm.donors.draw import NewDonors
 from bdm.generation.at import drawn_values
-from bdm.generation.chunks import MAX_CHUNK
-from bdm.generation.generate import expected_counts
+from bdm.generation.generate import MAX_CHUNK, expected_counts
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
 

@@ -19,12 +19,13 @@ from bdm.design.experiment import DesignedCells, DesignedExperiment, cells_of, c
 from bdm.design.settings import Design
 from bdm.design.truth import truth_of
 from bdm.generation.at import drawn_values
-from bdm.generation.chunks import Chunk, independent_chunks
 from bdm.generation.generate import (
     Block,
+    Chunk,
     GeneratedCells,
     Portion,
     covariate_columns,
+    independent_chunks,
     latents,
     observation_model,
     population_column,

@@ -13,7 +13,7 @@ from torch import Tensor
 from bdm.autoencoder.observation import ObservationModel
 from bdm.donors.effects import DonorComposition, DonorEffects
 from bdm.donors.variance import GENES, LIBRARY_SIZE
-from bdm.latent.layout import LatentLayout
+from bdm.latent.cells import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening
 
 MAX_DONOR_SHARE = 0.9  # of the variance of cells in any direction, that can be between donors

@@ -31,7 +31,7 @@ from bdm.donors.variance import (
     pseudobulks,
 )
 from bdm.errors import InputError
-from bdm.latent.layout import LatentLayout
+from bdm.latent.cells import LatentLayout
 
 N_FACTORS = 30  # most factors that donors' effects share
 

@@ -18,8 +18,7 @@ from bdm._core.seeds import numpy_generator
 from bdm.evaluation.cells import Cells, sample_by_type, smaller_numbers
 from bdm.evaluation.genes import wilcoxon
 from bdm.generation.at import drawn_values
-from bdm.generation.chunks import Chunk, shared_chunks
-from bdm.generation.generate import expected_counts, observation_model
+from bdm.generation.generate import Chunk, expected_counts, observation_model, shared_chunks
 from bdm.generation.request import Request, request_cells
 from bdm.interpretation.contrasts import (
     Contrast,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bdm._core.rows import updated
 from bdm._core.seeds import population_weight
+from bdm._core.store import updated
 from bdm.latent.cells import LatentCells
 
 

@@ -11,8 +11,7 @@ from bdm._core.files import provenance, storable
 from bdm._core.seeds import numpy_generator
 from bdm.data.read import rna_in
 from bdm.errors import InputError, counted
-from bdm.kriging.counts import with_shares
-from bdm.kriging.sums import PSEUDO
+from bdm.kriging.counts import PSEUDO, with_shares
 from bdm.lineages.measured import LineageCells, locate
 from bdm.lineages.results import Lineage
 from bdm.lineages.tree import Places

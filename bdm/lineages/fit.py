@@ -9,8 +9,7 @@ from anndata import AnnData
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm.data.read import rna_in
-from bdm.kriging.intervals import calibration
-from bdm.kriging.law import fit_law, left_out, most_significant
+from bdm.kriging.law import calibration, fit_law, left_out, most_significant
 from bdm.lineages.measured import MeasuredLineage, measure
 from bdm.lineages.results import ERRORS, N_COMPARED, Lineage, kernels_of, measurements
 from bdm.lineages.tree import LineageTree

@@ -11,7 +11,7 @@ from scipy import sparse
 from bdm.data.columns import as_numbers, as_text, is_missing, text_column
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError, abbreviated, counted
-from bdm.kriging.sums import MIN_CELLS_PER_GENE, Sums
+from bdm.kriging.counts import MIN_CELLS_PER_GENE, Sums
 from bdm.lineages.tree import LineageTree, Places, check_order, divisions, origin_of
 from bdm.settings import LineageSettings
 from bdm.validation import column_rejection, unknown_node

@@ -15,9 +15,8 @@ from scipy.special import ndtr
 from bdm._core.store import Result
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import counted
-from bdm.kriging.intervals import QUANTILE, bins_of
-from bdm.kriging.law import Law, Measurements, contrasts, most_significant
-from bdm.kriging.sums import PSEUDO
+from bdm.kriging.counts import PSEUDO
+from bdm.kriging.law import QUANTILE, Law, Measurements, bins_of, contrasts, most_significant
 from bdm.lineages.measured import MeasuredLineage, beginning_of, span_of
 from bdm.lineages.tree import Places
 from bdm.settings import LineageRelation

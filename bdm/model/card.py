@@ -1,26 +1,33 @@
 """Model card: the README.md of a model's folder, made of what its files record, with the metadata of Hugging Face."""
 
+from __future__ import annotations
+
+import json
+import logging
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from bdm import __version__
+from bdm._core.files import sha256
 from bdm._core.store import checksum_of
 from bdm.covariates.effects import summary_of as summary_of_covariates
 from bdm.data.modalities import NOUNS, modalities_of
+from bdm.data.read import read_cells
 from bdm.donors.effects import summary_of
-from bdm.errors import InputError, counted, listed, printable
+from bdm.errors import InputError, counted, listed, markdown, printable
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
-from bdm.model.generated_file import GeneratedFile
+from bdm.model.match import labels_of
 from bdm.model.model import BranchedModel, save_model
 from bdm.settings import PrepareSettings
 
@@ -225,6 +232,41 @@ def code(text: object) -> str:
     return "`" + printable(str(text)).replace("`", "'").replace("|", r"\|") + "`"
 
 
-def markdown(text: object) -> str:
-    """Escape what Markdown would read as markup; names in data may have any characters."""
-    return re.sub(r"([\\|<>\[\]*`])", r"\\\1", printable(str(text)))
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GeneratedFile:
+    """A file of cells that a model generated."""
+
+    name: str  # name of the file, without its folder
+    sha256: str
+    n_by_type: pd.Series  # number of cells by cell type
+    var: pd.DataFrame
+    seed: int
+    columns: tuple[str, ...]  # columns of ``obs``
+    sampling: dict[str, Any]  # how the cells were sampled: the settings of ``bdm generate``, by name
+
+    @classmethod
+    def read(cls, path: Path, model: BranchedModel, *, checksum: str) -> Self:
+        """Describe a file that ``bdm generate`` wrote, without reading its counts."""
+        adata = read_cells(path, on_disk=True)
+        record = dict(adata.uns.get("bdm", {}))
+        recorded = record.get("model_sha256")
+        is_generated = "request" in record and "synthetic" in adata.obs and bool(adata.obs["synthetic"].all())
+        if recorded is None or not is_generated:
+            raise InputError(f"{path} has other cells than those of bdm generate; give a file that it wrote.")
+        if recorded != checksum:
+            raise InputError(
+                f"{path} has cells of another model (its checksum begins with {recorded[:8]}, this model's with "
+                f"{checksum[:8]}); generate cells of this model."
+            )
+        return cls(
+            Path(path).name,
+            sha256(path),
+            labels_of(adata.obs, model).value_counts(),
+            adata.var,
+            int(record["seed"]),
+            tuple(map(str, adata.obs.columns)),
+            json.loads(record["settings"]),
+        )

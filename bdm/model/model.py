@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,23 +14,27 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from bdm._core.files import sha256
+from bdm._core.files import provenance, sha256, storable
 from bdm._core.parallel import using_threads
 from bdm._core.store import checksum_of, load, reject_if_damaged, save
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.covariates.effects import CovariateEffects, with_residuals
+from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames
 from bdm.donors.draw import DonorModel
 from bdm.donors.effects import DonorEffects
 from bdm.hierarchy.build import AttachmentPoint, with_new_type
 from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.cells import encode
-from bdm.latent.layout import LatentLayout
+from bdm.latent.cells import LatentLayout, encode
 from bdm.latent.moments import PopulationMoments, Whitening
 from bdm.prior.base import LatentPrior, Sampler
 from bdm.settings import SamplerSettings
+
+logger = logging.getLogger(__name__)
+
+ABOUT = "Synthetic cells, computed by bdm with a model of measured cells; they are no measurements."
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +232,27 @@ def checksums(files: Mapping[str, Path | None], *, model: Path | None) -> dict[s
     """Checksums, by name, of the input files of a result and of its ``model``; without those that are None."""
     found = {name: sha256(file) for name, file in files.items() if file is not None}
     return found if model is None else {**found, "model": checksum_of(model, "model")}
+
+
+def record_of_cells(model: BranchedModel, folder: Path | None, *, seed: int, **facts: Any) -> dict[str, Any]:
+    """Record for ``uns['bdm']`` of cells that a model computes: what they are, versions, seed, checksums and facts."""
+    record = provenance(
+        seed=seed,
+        about=ABOUT,
+        license=model.preparation.get("license"),
+        model_sha256=None if folder is None else checksum_of(folder, "model"),
+        data_sha256=model.autoencoder.provenance.get("data_sha256"),
+    )
+    return storable(record | facts)
+
+
+def is_of_model(path: Path, checksum: str) -> bool:
+    """Whether a model with this checksum computed the cells of a file, or that is unknown; warns if another one did."""
+    recorded = read_cells(path, on_disk=True).uns.get("bdm", {}).get("model_sha256") if path.exists() else None
+    if recorded in (None, checksum):
+        return True
+    logger.warning("Not shown: %s has cells of another model than the one next to it; make them again.", path)
+    return False
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from bdm.plotting.style import (
     shown,
     shown_panels,
 )
-from bdm.responses.relations import Relations
-from bdm.responses.results import Responses
+from bdm.responses.results import Relations, Responses
 
 MIN_Z, MIN_CHANGE = 3, 0.5  # of a change that is drawn: standard deviations, and log2 units
 MAX_GENES = 40  # of the heatmap

@@ -14,8 +14,8 @@ from bdm._core.training import device_of, train
 from bdm.latent.moments import population_moments
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.held_out import HeldOut, held_out_mask
+from bdm.prior.mixture import BranchPopulations
 from bdm.prior.network import BranchNetwork, Denoise, MinibatchLoss, NetworkPrior, training_plan
-from bdm.prior.populations import BranchPopulations
 from bdm.settings import PriorSettings
 
 

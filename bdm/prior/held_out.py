@@ -14,6 +14,7 @@ from bdm._core.seeds import population_weight, torch_generator
 from bdm.errors import InputError
 from bdm.latent.cells import LatentCells
 from bdm.prior.base import PriorData
+from bdm.prior.mixture import BranchPopulations
 from bdm.prior.network import (
     Denoise,
     branch_table,
@@ -22,7 +23,6 @@ from bdm.prior.network import (
     denoising_losses,
     sample_noised,
 )
-from bdm.prior.populations import BranchPopulations
 from bdm.settings import PriorSettings
 
 N_HELD_OUT = 10_000  # most cells that are compared

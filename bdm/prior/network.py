@@ -18,8 +18,7 @@ from bdm._core.training import TrainingPlan, train
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.moments import PopulationMoments
 from bdm.prior.base import PriorData
-from bdm.prior.mixture import GaussianMixturePrior
-from bdm.prior.populations import BranchPopulations
+from bdm.prior.mixture import BranchPopulations, GaussianMixturePrior
 from bdm.settings import PriorSettings
 
 

@@ -24,8 +24,7 @@ from bdm.evaluation.verdict import Verdict
 from bdm.extension.results import ExtensionReport
 from bdm.interpretation.results import Interpretation, branch_genes
 from bdm.lineages.results import Lineage
-from bdm.model.generated_file import is_of_model
-from bdm.model.model import BranchedModel, load_model
+from bdm.model.model import BranchedModel, is_of_model, load_model
 from bdm.responses.results import Responses
 from bdm.transmutation.evaluate import TransmutationEvaluation
 

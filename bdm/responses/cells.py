@@ -15,8 +15,7 @@ from bdm.data.columns import text_column
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.errors import InputError, counted
-from bdm.kriging.counts import with_shares
-from bdm.kriging.sums import PSEUDO
+from bdm.kriging.counts import PSEUDO, with_shares
 from bdm.responses.measured import conditions_of
 from bdm.responses.results import Responses
 from bdm.validation import SEPARATOR, unknown_condition, unknown_type

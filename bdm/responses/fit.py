@@ -10,11 +10,9 @@ from bdm._core.files import provenance
 from bdm._core.parallel import threads, using_threads
 from bdm.data.read import rna_in
 from bdm.hierarchy.tree import Clade, match_leaves
-from bdm.kriging.intervals import calibration
-from bdm.kriging.law import Law, Measurements, fit_law, left_out
+from bdm.kriging.law import Law, Measurements, calibration, fit_law, left_out
 from bdm.responses.measured import measure
-from bdm.responses.relations import Relations
-from bdm.responses.results import Responses, measurements, most_changed
+from bdm.responses.results import Relations, Responses, measurements, most_changed
 from bdm.settings import ResponseSettings
 
 

@@ -11,7 +11,7 @@ from bdm.data.columns import text_column
 from bdm.data.counts import count_matrix, find_counts
 from bdm.data.matrix import blocks_of_rows, take_rows
 from bdm.errors import InputError
-from bdm.kriging.sums import MIN_CELLS_PER_GENE, PSEUDO, Sums
+from bdm.kriging.counts import MIN_CELLS_PER_GENE, PSEUDO, Sums
 from bdm.settings import ResponseSettings
 from bdm.validation import SEPARATOR, control_rejection, usual_controls
 

@@ -1,23 +1,25 @@
-"""Responses of cell types to conditions, measured and predicted: tables, expected errors, files."""
+"""Responses of cell types to conditions, measured and predicted: relations of types, tables, expected errors, files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.cluster.hierarchy import cophenet, linkage
+from scipy.spatial.distance import pdist, squareform
 from scipy.special import ndtr
 
 from bdm._core.store import Result
-from bdm.errors import InputError
-from bdm.kriging.intervals import bins_of
-from bdm.kriging.law import Law, Measurements, Prediction, predict
+from bdm.errors import InputError, abbreviated, counted, markdown
+from bdm.hierarchy.tree import Clade
+from bdm.kriging.law import Law, Measurements, Prediction, bins_of, predict
 from bdm.responses.measured import MeasuredResponses
-from bdm.responses.relations import Relations
 from bdm.settings import Relation
 from bdm.validation import unknown_condition, unknown_type
 
@@ -267,3 +269,111 @@ def most_changed(data: Measurements) -> np.ndarray:
     """Genes with the most significant changes, in this order, genes x measured types."""
     significance = data.effect.abs() / data.variance.sqrt()
     return np.argsort(-significance.numpy(), axis=0, kind="stable")[:NEAREST]
+
+
+# ---- how cell types are related: by their tree, and by the distance of their profiles
+
+SCALES = (0.5, 1.0, 2.0)  # of distances, in units of their median
+CLOCKS = (1.0, 2.0)  # powers of the heights of nodes
+
+
+@dataclass(frozen=True)
+class Relations:
+    """How cell types are related.
+
+    Attributes
+    ----------
+    profile
+        Log shares of counts of the genes in the control, types x genes.
+    distance
+        Euclidean distance of their control profiles, types x types.
+    height
+        Height of the last common ancestor of two types in their tree, 0 for a type with itself and 1 at the root.
+    """
+
+    cell_types: tuple[str, ...]
+    profile: np.ndarray
+    distance: np.ndarray
+    height: np.ndarray
+
+    @classmethod
+    def of(cls, profile: np.ndarray, cell_types: tuple[str, ...], tree: Clade | None = None) -> Relations:
+        """Relate types by their profiles, and by a tree; that of average linkage if none is given."""
+        distances = pdist(profile)
+        height = heights(tree, cell_types) if tree else squareform(cophenet(linkage(distances, "average")))
+        return cls(cell_types, profile, squareform(distances), height / max(height.max(), 1e-12))
+
+    def kernels(self, relation: Relation) -> list[np.ndarray]:
+        """Kernels that compete, types x types, with ones on the diagonal."""
+        along_tree = [1 - self.height**power for power in CLOCKS]
+        relative = self.distance / max(float(np.median(self.distance[np.triu_indices(len(self.distance), 1)])), 1e-12)
+        smooth = [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]
+        return {"all": along_tree + smooth, "tree": along_tree, "distance": smooth, "none": []}[relation]
+
+    @cached_property
+    def nodes(self) -> list[frozenset[str]]:
+        """Cell types below each node of the tree, the root first, and those with fewest types last."""
+        below = {frozenset(np.flatnonzero(row <= level)) for row in self.height for level in row}
+        ordered = sorted(below, key=lambda rows: (-len(rows), min(rows)))
+        return [frozenset(self.cell_types[row] for row in rows) for rows in ordered]
+
+    def parent(self, node: frozenset[str]) -> frozenset[str] | None:
+        """Node above a node; None for the root."""
+        above = [other for other in self.nodes if node < other]
+        return min(above, key=lambda other: len(other)) if above else None
+
+
+def heights(tree: Clade, cell_types: tuple[str, ...]) -> np.ndarray:
+    """Height of the last common ancestor of types: the most nodes from it down to a type."""
+    found = np.zeros((len(cell_types), len(cell_types)))
+
+    def fill(node: Clade) -> tuple[int, list[int]]:
+        if not node.children:
+            return 0, [cell_types.index(str(node.name))]
+        below = [fill(child) for child in node.children]
+        height = 1 + max(depth for depth, _ in below)
+        rows = [row for _, of_child in below for row in of_child]
+        for _, of_child in below:
+            for row in of_child:
+                others = [other for other in rows if other not in of_child]
+                found[row, others] = height
+        return height, rows
+
+    fill(tree)
+    return found
+
+
+# ---- section of a model card
+
+N_SHOWN = 10  # conditions
+
+
+def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[str, Any]:
+    """Give the card of a model of some cell types what it shows of responses."""
+    if set(responses.cell_types).isdisjoint(cell_types):
+        raise InputError(
+            f"The responses are of other cell types ({abbreviated(responses.cell_types, n_shown=3)}) than the model "
+            f"({abbreviated(list(cell_types), n_shown=3)}); give responses of the same data."
+        )
+    conditions, donor_key = responses.conditions, responses.provenance["settings"]["donor_key"]
+    worst = responses.errors.loc[responses.errors["predicted"].idxmax()]
+    of_worst = f"{markdown(worst['cell_type'])} in {markdown(worst['condition'])}"
+    return {
+        "conditions": markdown(abbreviated(conditions, n_shown=N_SHOWN)),
+        "control": markdown(responses.control),
+        "n_cells": int(responses.n_cells.to_numpy().sum()),
+        "replicates": "cells" if donor_key is None else f"donors, in the column {markdown(donor_key)}",
+        "rows": list(error_rows(responses)),
+        "others": counted(max(len(conditions) - N_SHOWN, 0), "other condition"),
+        "has_others": len(conditions) > N_SHOWN,
+        "worst": f"{worst['predicted']:.0%}, is that of {of_worst}",
+        "warnings": [markdown(text) for condition in conditions for text in responses.warnings(condition)],
+    }
+
+
+def error_rows(responses: Responses) -> Iterator[tuple[str, ...]]:
+    """Yield conditions, in how many types each was measured, and the expected error beside those of simpler ones."""
+    for name in responses.conditions[:N_SHOWN]:
+        error = responses.expected_error(name)
+        shown = (f"{error[of]:.0%}" for of in ("predicted", "common", "nearest", "sampling"))
+        yield markdown(name), f"{responses.n_measured(name)} of {len(responses.cell_types)}", *shown

@@ -15,7 +15,7 @@ from tidy import RARE
 from bdm.audit.attacks import ATTACKS
 from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.scores import SCORE_TITLES
-from bdm.kriging.intervals import BINS
+from bdm.kriging.law import BINS
 
 Rows = pd.DataFrame
 
