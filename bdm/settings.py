@@ -328,19 +328,7 @@ class InterpretationSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseSettings(StageSettings):
-    """How responses of cell types to conditions are measured, and what they are expected to depend on.
-
-    Attributes
-    ----------
-    condition_key
-        Columns of ``obs`` whose values, or combinations of values, are the conditions.
-    donor_key
-        Column of ``obs`` with the donor, if any; the variation between donors, not between cells, then is the error of
-        a response.
-    relations
-        What the responses of cell types covary along: their tree, the distances of their control profiles, both, or
-        nothing.
-    """
+    """How responses of cell types to conditions are measured, and what they are expected to depend on."""
 
     section: ClassVar[str] = "respond"
 
@@ -367,18 +355,7 @@ class ResponseSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LineageSettings(StageSettings):
-    """How expression along a lineage is measured, and what it is expected to depend on.
-
-    Attributes
-    ----------
-    lineage_key
-        Column of ``obs`` with lineage names, such as ``ABpla``, in which an ancestor is the beginning of a name; in
-        place of a tree whose nodes are cell types.
-    time_key
-        Column of ``obs`` with the time of each cell; without one, the lengths of branches count.
-    relations
-        What expression covaries along: the lineage, time, both, or nothing.
-    """
+    """How expression along a lineage is measured, and what it is expected to depend on."""
 
     section: ClassVar[str] = "lineage"
 

@@ -22,7 +22,7 @@ from bdm.prior.held_out import TENSORS, HeldOut, held_out_mask
 from bdm.prior.mixture import MERGED, BranchPopulations, GaussianMixturePrior
 from bdm.prior.network import BranchNetwork, NetworkShape, training_plan
 from bdm.prior.sampler import HierarchicalSampler, dpm_solver, noise_levels
-from bdm.prior.transport import gaussian_transport, gaussian_trend, mixture_transport, normal_flow
+from bdm.prior.transport import MixtureMap, gaussian_transport, gaussian_trend, normal_flow
 from bdm.settings import HierarchySettings, PriorSettings, SamplerSettings
 
 
@@ -321,7 +321,7 @@ def energy(one: Tensor, other: Tensor) -> float:
 def test_mixture_transport_gives_the_target(sigma, apart):
     source, target = mixture(1, 5, apart=apart), mixture(2, 3, apart=apart)
     x = source.noised(sigma).sample(2000, generator(1))
-    mapped = mixture_transport(source, target, sigma)(x, generator(2))
+    mapped = MixtureMap(source.noised(sigma), target.noised(sigma))(x, generator(2))
     expected, other = (target.noised(sigma).sample(2000, generator(seed)) for seed in (3, 4))
     chance = abs(energy(expected, other))
     assert energy(mapped, expected) < 0.003 + 5 * chance
@@ -335,7 +335,7 @@ def test_components_of_both_mixtures_stay_in_place():
     source = mixture(1, 5, apart=9)
     below = Mixture(source.weight[:3] / source.weight[:3].sum(), source.mean[:3], source.covariance[:3])
     x = source.noised(0.5).sample(500, generator())
-    mapped = mixture_transport(source, below, 0.5)(x, generator(1))
+    mapped = MixtureMap(source.noised(0.5), below.noised(0.5))(x, generator(1))
     same = (mapped == x).all(dim=1)
     assert torch.equal(same, source.responsibilities(x).argmax(dim=1) < 3)
 

@@ -48,10 +48,6 @@ class ObservationModel(ABC):
         """Observation model within groups of cells, whose log means vary by ``log_variance`` (genes) between groups."""
         return self
 
-    def more_dispersed(self, factor: np.ndarray) -> Self:
-        """Observation model with ``factor`` times the dispersion, cells x genes."""
-        return self
-
     @abstractmethod
     def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
         """Log likelihood of the counts of each cell, in nats, from counts and their log means, cells x genes."""
@@ -207,7 +203,3 @@ class NegativeBinomial(ObservationModel):
         rate = for_rates.standard_gamma(shape + x) * m / (shape + m)
         changed[more] = x + for_more.poisson((factor[more] - 1) * rate)
         return changed
-
-    def more_dispersed(self, factor: np.ndarray) -> "NegativeBinomial":
-        """Observation model with ``factor`` times the dispersion 1 / r, cells x genes."""
-        return NegativeBinomial(self.log_inverse_dispersion - to_tensor(np.log(factor).astype(np.float32)))

@@ -112,7 +112,7 @@ def first_invalid(values: np.ndarray) -> tuple[int, str]:
 
 def as_counts(cells: AnnData) -> AnnData:
     """Return cells in memory with their counts as :func:`count_matrix`, their ``obs`` and ``var``, and nothing else."""
-    return AnnData(count_matrix(cells.X), obs=cells.obs, var=cells.var)
+    return AnnData(count_matrix(take_rows(cells.X, slice(None))), obs=cells.obs, var=cells.var)
 
 
 def count_matrix(values: np.ndarray | sparse.csr_matrix) -> sparse.csr_matrix:

@@ -14,9 +14,8 @@ from anndata import AnnData, io
 from scipy import sparse
 
 from bdm._core.files import require_space
-from bdm.data.counts import count_matrix, find_counts
+from bdm.data.counts import raw_counts
 from bdm.data.header import ALIASES, COLUMN, FEATURE_TYPES, PROTEINS, RNA
-from bdm.data.matrix import take_rows
 from bdm.data.modalities import NAMES, Modality, modalities_of, of_modality
 from bdm.errors import InputError, abbreviated, at, counted, missing_package
 
@@ -43,7 +42,7 @@ def in_blocks(cells: AnnData) -> AnnData:
         return cells
     if others := sorted({*types} - {*FEATURE_TYPES.values()}):
         logger.warning("Left out features of other types: %s.", ", ".join(others))
-    whole = counts_of(cells)
+    whole = raw_counts(cells)
     parts = {kind: (kind, whole[:, of]) for kind, of in columns.items()}
     return join_modalities(parts, obs=cells.obs, form=FEATURES)
 
@@ -140,7 +139,7 @@ def join_modalities(parts: Mapping[str, tuple[str, AnnData]], *, obs: pd.DataFra
     matrices, tables = [], []
     for name, (kind, cells) in parts.items():
         with at(f"modality {name}"):
-            counts = counts_of(cells)
+            counts = raw_counts(cells)
         if kind == "prot":
             reject_empty(counts)
         var = counts.var.drop(columns=[COLUMN, NAMES], errors="ignore").assign(
@@ -155,12 +154,6 @@ def join_modalities(parts: Mapping[str, tuple[str, AnnData]], *, obs: pd.DataFra
         if var[column].dtype == object or isinstance(var[column].dtype, pd.CategoricalDtype):
             var[column] = var[column].astype(object).fillna("").astype(str)
     return AnnData(sparse.hstack(matrices, format="csr"), obs=obs.copy(), var=var, uns={FORM: form})
-
-
-def counts_of(cells: AnnData) -> AnnData:
-    """Find raw counts and read all of them."""
-    found, _ = find_counts(cells)
-    return AnnData(count_matrix(take_rows(found.X, slice(None))), obs=found.obs, var=found.var)
 
 
 def reject_empty(proteins: AnnData) -> None:

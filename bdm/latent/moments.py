@@ -75,10 +75,6 @@ class Normal:
     mean: Tensor
     covariance: Tensor
 
-    def noised(self, sigma: float) -> Normal:
-        """Add noise of standard deviation ``sigma``."""
-        return Normal(self.mean, self.covariance + sigma**2 * torch.eye(len(self.mean)))
-
 
 @dataclass(frozen=True)
 class PopulationMoments:

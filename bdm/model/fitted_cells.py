@@ -121,11 +121,9 @@ def read_real_cells_for(
     adata = read_cells(path, on_disk=True)
     if test_cells is not None or not is_prepared(adata):
         return real_cells_for(model, read_fitted_cells(path, model, keys), test_cells, keys)
-    try:
+    with at(path):
         check_has_genes(adata, model)
         check_same_cells(adata.obs, model)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
     return read_real_cells(path, on_disk=True, names=model.gene_names)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn, Protocol, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import pandas as pd
 import torch
@@ -42,24 +42,33 @@ class PriorData:
     validation: Tensor | None = None
 
 
-class Sampler(Protocol):
+class Sampler(ABC):
     """Samples cells in whitened space; everything random comes from the generator or the seed."""
 
+    name: ClassVar[str]
+
+    @abstractmethod
     def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of a population, independent of each other, cells x dimensions."""
 
     def sample_shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
         """Sample cells at the lower end of each branch; row i of all descends from one sample of the root."""
+        self._cannot("sample cells with shared ancestors")
 
     def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
         """Encode cells (cells x dimensions) up to the common ancestor of two populations, and decode them down."""
+        self._cannot("transmute cells")
 
     def denoised(self, x: Tensor, branch: str) -> Tensor:
         """Mean of the cells without noise, given cells at the lower end of a branch, cells x dimensions."""
+        self._cannot("denoise cells at a node")
+
+    def _cannot(self, what: str) -> NoReturn:
+        raise InputError(f"The prior {self.name!r} cannot {what}; fit the model with another, such as mixture.")
 
 
 @dataclass(frozen=True, eq=False)
-class LatentPrior(ABC):
+class LatentPrior(Sampler):
     """Distribution of latents on each branch of a hierarchy, in whitened space.
 
     A prior is a frozen dataclass of tensors, tables, networks and other such dataclasses, which is how it is saved and
@@ -77,7 +86,6 @@ class LatentPrior(ABC):
 
     hierarchy: Hierarchy
 
-    name: ClassVar[str]
     kinds: ClassVar[Kinds] = PRIORS
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
@@ -97,10 +105,6 @@ class LatentPrior(ABC):
         device: str = "auto",
     ) -> FittedPrior:
         """Fit the prior to cells, on a device of a name."""
-
-    @abstractmethod
-    def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
-        """Sample cells of a population, independent of each other, cells x dimensions."""
 
     @abstractmethod
     def extended(
@@ -148,18 +152,6 @@ class LatentPrior(ABC):
         """Number of branches that the prior has parameters of."""
         return 1 + max(self.hierarchy.rows.values())
 
-    def sample_shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
-        """Sample cells of all branches that descend from the same ones."""
-        self._cannot("sample cells with shared ancestors")
-
-    def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
-        """Turn cells of a population into cells of another."""
-        self._cannot("transmute cells")
-
-    def denoised(self, x: Tensor, branch: str) -> Tensor:
-        """Mean of the cells without noise, given cells at the lower end of a branch."""
-        self._cannot("denoise cells at a node")
-
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Mean of the cells without noise, given noised cells.
 
@@ -179,9 +171,6 @@ class LatentPrior(ABC):
     def condition(self, direction: Tensor, value: float) -> LatentPrior:
         """Prior of the cells whose product with a direction (of dimensions) is ``value``."""
         self._cannot("be conditioned on a coordinate")
-
-    def _cannot(self, what: str) -> NoReturn:
-        raise InputError(f"The prior {self.name!r} cannot {what}; fit the model with another, such as mixture.")
 
 
 @dataclass(frozen=True, eq=False)

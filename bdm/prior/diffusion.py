@@ -15,7 +15,7 @@ from bdm.latent.moments import population_moments
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.held_out import HeldOut, held_out_mask
 from bdm.prior.mixture import BranchPopulations
-from bdm.prior.network import BranchNetwork, Denoise, MinibatchLoss, NetworkPrior, training_plan
+from bdm.prior.network import BranchNetwork, Denoise, NetworkPrior, training_plan
 from bdm.settings import PriorSettings
 
 
@@ -93,23 +93,13 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         return f"{super().description}, and a network {where if self.kept.any() else 'on no branch, as none gains'}"
 
     @staticmethod
-    def loss(
-        data: PriorData,
-        trained: Tensor,
-        populations: BranchPopulations,
-        settings: PriorSettings,
-        device: torch.device,
-        *,
-        first_row: int = 0,
-    ) -> MinibatchLoss:
-        """Loss that the network is trained by; the arguments as of :class:`MinibatchLoss`."""
-
-        def denoised(network: nn.Module, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-            with torch.autocast("cuda", enabled=False):
-                closed = populations.denoised(x, sigma, branch)
-            return closed + remainder_of(network, populations)(x, sigma, branch)
-
-        return MinibatchLoss(data, trained, denoised, settings, device, first_row)
+    def denoised_by(
+        network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor
+    ) -> Tensor:
+        """Add the remainder by a network to the closed form."""
+        with torch.autocast("cuda", enabled=False):
+            closed = populations.denoised(x, sigma, branch)
+        return closed + remainder_of(network, populations)(x, sigma, branch)
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Mean of the cells without noise, given noised cells: by the network where it is kept."""

@@ -20,6 +20,23 @@ N_DRAWS = 40  # of minibatches of held-out cells, whose mean loss decides when t
 
 
 @dataclass(frozen=True, eq=False)
+class FlowLoss(MinibatchLoss):
+    """Mean squared error of the velocity of each cell, which is (x_t - denoised x) / t, at a uniform time."""
+
+    def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Add noise to cells, each at a uniform time up to that of the highest noise; returns cells and levels."""
+        highest = self.data.hierarchy.sigma_max
+        t = highest / (1 + highest) * torch.rand(len(x), generator=generator).clamp(min=1e-3)
+        sigma = t / (1 - t)
+        return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
+
+    def losses(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Squared error of the velocity of each cell."""
+        t = (sigma / (1 + sigma))[:, None]
+        return (((denoised - x) / t) ** 2).mean(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
 class FlowMatchingPrior(NetworkPrior, name="flow"):
     """Conditional flow matching on the branches of the hierarchy, by a network alone.
 
@@ -29,6 +46,8 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
     one of sigma, and ``x_t - t v`` is the denoised x. The input of the network is in units of its branch, and its
     output is the velocity away from that of the mean of the branch.
     """
+
+    minimised = FlowLoss
 
     @classmethod
     @using_threads()
@@ -52,55 +71,23 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
         prior = cls(data.hierarchy, populations, network.eval().requires_grad_(False), kept)
         return FittedPrior(prior, {"training": history})
 
-    @staticmethod
-    def loss(
-        data: PriorData,
-        trained: Tensor,
-        populations: BranchPopulations,
-        settings: PriorSettings,
-        device: torch.device,
-        *,
-        first_row: int = 0,
-    ) -> MinibatchLoss:
-        """Loss that the network is trained by; the arguments as of :class:`MinibatchLoss`."""
-
-        def denoise(network: nn.Module, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-            return denoised(network, populations, x, sigma, branch)
-
-        return FlowLoss(data, trained, denoise, settings, device, first_row)
-
     @property
     def description(self) -> str:
         """What generates the latents, in a few words."""
         return "a network on all branches, trained by flow matching"
 
+    @staticmethod
+    def denoised_by(
+        network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor
+    ) -> Tensor:
+        """Denoise cells by the velocity of a network."""
+        t = (sigma / (1 + sigma))[:, None]
+        with torch.autocast("cuda", enabled=False):
+            standardised = populations.standardise(x, sigma, branch)
+        velocity = network(standardised, t, branch) - populations.mean[branch]
+        found: Tensor = (1 - t) * x - t * velocity
+        return found
+
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoise cells by the velocity of the network."""
-        return denoised(self.network, self.populations, x, sigma, branch)
-
-
-def denoised(network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-    """Denoise cells by the velocity of a network."""
-    t = (sigma / (1 + sigma))[:, None]
-    with torch.autocast("cuda", enabled=False):
-        standardised = populations.standardise(x, sigma, branch)
-    velocity = network(standardised, t, branch) - populations.mean[branch]
-    found: Tensor = (1 - t) * x - t * velocity
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class FlowLoss(MinibatchLoss):
-    """Mean squared error of the velocity of each cell, which is (x_t - denoised x) / t, at a uniform time."""
-
-    def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Add noise to cells, each at a uniform time up to that of the highest noise; returns cells and levels."""
-        highest = self.data.hierarchy.sigma_max
-        t = highest / (1 + highest) * torch.rand(len(x), generator=generator).clamp(min=1e-3)
-        sigma = t / (1 - t)
-        return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
-
-    def losses(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Squared error of the velocity of each cell."""
-        t = (sigma / (1 + sigma))[:, None]
-        return (((denoised - x) / t) ** 2).mean(dim=1)
+        return self.denoised_by(self.network, self.populations, x, sigma, branch)

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +155,8 @@ class MinibatchLoss:
 
     data: PriorData
     trained: Tensor  # indices of the cells to draw from
-    denoised: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # by network, noised x, levels and branches
+    denoised: Callable[[nn.Module, BranchPopulations, Tensor, Tensor, Tensor], Tensor]
+    populations: BranchPopulations
     settings: PriorSettings
     device: torch.device
     first_row: int = 0  # row in the prior of the first branch of the tree
@@ -179,7 +180,7 @@ class MinibatchLoss:
         population = data.cells.population[index]
         branch = self.first_row + branches_at(self.table, population, sigma)
         x, noised, sigma, branch = (values.to(self.device) for values in (x, noised, sigma, branch))
-        return self.losses(self.denoised(network, noised, sigma, branch), x, sigma), population
+        return self.losses(self.denoised(network, self.populations, noised, sigma, branch), x, sigma), population
 
     def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Add noise to cells, each at a random level; returns cells and levels."""
@@ -220,9 +221,18 @@ class NetworkPrior(GaussianMixturePrior):
     network: BranchNetwork
     kept: Tensor  # whether the network is used on each branch, by row
 
+    minimised: ClassVar[type[MinibatchLoss]] = MinibatchLoss
+
     @staticmethod
     @abstractmethod
+    def denoised_by(
+        network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor
+    ) -> Tensor:
+        """Denoised x by a network on branches with these populations; the others as of :meth:`denoise`."""
+
+    @classmethod
     def loss(
+        cls,
         data: PriorData,
         trained: Tensor,
         populations: BranchPopulations,
@@ -232,6 +242,7 @@ class NetworkPrior(GaussianMixturePrior):
         first_row: int = 0,
     ) -> MinibatchLoss:
         """Loss that the network is trained by; the arguments as of :class:`MinibatchLoss`."""
+        return cls.minimised(data, trained, cls.denoised_by, populations, settings, device, first_row)
 
     @property
     def learned(self) -> Tensor:

@@ -14,12 +14,13 @@ from bdm._core.seeds import torch_generator
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.latent.mixtures import Mixture
 from bdm.latent.moments import Normal
+from bdm.prior.base import Sampler
 from bdm.prior.transport import (
     AffineMap,
     Map,
+    MixtureMap,
     gaussian_transport,
     gaussian_trend,
-    mixture_transport,
     normal_flow,
 )
 from bdm.settings import SamplerSettings
@@ -55,7 +56,7 @@ class DenoisingPrior(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class HierarchicalSampler:
+class HierarchicalSampler(Sampler):
     """Sampler of the hierarchy: decode a branch from its upper to its lower end, transport cells to its children.
 
     Where the network has learned nothing on a path, the closed form of its populations replaces the solver. Everything
@@ -87,7 +88,7 @@ class HierarchicalSampler:
 
         @cache
         def transport_map(source: int, target: int, sigma: float) -> Map:
-            return mixture_transport(self.population(source, sigma), self.population(target, sigma), sigma)
+            return MixtureMap(*(self.population(branch, sigma).noised(sigma) for branch in (source, target)))
 
         return transport_map
 

@@ -50,21 +50,14 @@ def _map_of_components(source: Mixture, one: int, target: Mixture, other: int) -
     return AffineMap(source.mean[one], matrix, target.mean[other])
 
 
-def mixture_transport(source: Mixture, target: Mixture, sigma: float) -> MixtureMap:
-    """Transport between two noised mixtures, given without noise: a coupling of components, and a map for each pair.
-
-    It brings samples of the source exactly to the distribution of the target (Delon & Desolneux 2020, SIAM J Imaging
-    Sci 13:936). Between one component each, it is :func:`gaussian_transport`.
-    """
-    return MixtureMap(source.noised(sigma), target.noised(sigma))
-
-
 @dataclass(frozen=True, eq=False)
 class MixtureMap:
-    """Transport from a mixture to another.
+    """Transport between two noised mixtures: a coupling of components, and a map for each pair.
 
     For each cell, a component i of the source is drawn from its responsibilities, a component j of the target from the
-    coupling given i, and the cell is mapped by the optimal map from normal i to normal j.
+    coupling given i, and the cell is mapped by the optimal map from normal i to normal j. It brings samples of the
+    source exactly to the distribution of the target (Delon & Desolneux 2020, SIAM J Imaging Sci 13:936). Between one
+    component each, it is :func:`gaussian_transport`.
     """
 
     source: Mixture
