@@ -310,8 +310,7 @@ class BranchedDiffusion:
         ----------
         cells
             Number of cells of every type; numbers by type; or a table with the columns ``cell_type``, ``n_cells`` and,
-            if any, ``batch``. Types are cell types, whose cells are spread over their sub-populations as the training
-            any, ``batch`` and the names of covariates. Types are cell types, whose cells are spread over their
+            if any, ``batch`` and the names of covariates. Types are cell types, whose cells are spread over their
             sub-populations as the training cells are, or sub-populations.
         at
             Values of covariates by name: a number, or a range, such as ``{"time": (300, 500)}``, over which cells are
