@@ -11,8 +11,8 @@ if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm import tl as tl
     from bdm.api import BranchedDiffusion as BranchedDiffusion
     from bdm.errors import InputError as InputError
-    from bdm.evaluation.results import Evaluation as Evaluation
-    from bdm.extension.results import ExtensionReport as ExtensionReport
+    from bdm.evaluation.evaluate import Evaluation as Evaluation
+    from bdm.extension.extend import ExtensionReport as ExtensionReport
     from bdm.hierarchy.files import read_tree as read_tree
     from bdm.interpretation.results import Interpretation as Interpretation
     from bdm.settings import AutoencoderSettings as AutoencoderSettings
@@ -26,8 +26,8 @@ MODULES = {  # with the public classes and functions, by name
     "AutoencoderSettings": "bdm.settings",
     "BranchedDiffusion": "bdm.api",
     "PriorSettings": "bdm.settings",
-    "Evaluation": "bdm.evaluation.results",
-    "ExtensionReport": "bdm.extension.results",
+    "Evaluation": "bdm.evaluation.evaluate",
+    "ExtensionReport": "bdm.extension.extend",
     "HierarchySettings": "bdm.settings",
     "InputError": "bdm.errors",
     "Interpretation": "bdm.interpretation.results",

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from bdm.design.settings import Design
     from bdm.donors.draw import DonorModel
     from bdm.evaluation.cells import TypedCells
-    from bdm.evaluation.results import Evaluation
+    from bdm.evaluation.evaluate import Evaluation
     from bdm.extension.extend import FittedExtension
     from bdm.interpretation.results import Interpretation
     from bdm.power.analysis import PowerAnalysis

@@ -78,7 +78,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def abbreviated(names: Sequence[str], *, n_shown: int) -> str:
+def abbreviated(names: Sequence[str], *, n_shown: int = 3) -> str:
     """Write the first ``n_shown`` names, and the number of the others."""
     others = f" and {len(names) - n_shown} more" if len(names) > n_shown else ""
     return ", ".join(map(str, names[:n_shown])) + others

@@ -7,7 +7,7 @@ import pytest
 from anndata import AnnData
 
 from bdm.cli import app
-from bdm.evaluation.results import Evaluation
+from bdm.evaluation.evaluate import Evaluation
 
 
 def evaluate(*arguments) -> None:

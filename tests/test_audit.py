@@ -30,7 +30,7 @@ from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
 from bdm.model.card import GeneratedFile, model_card
 from bdm.model.model import load_model
 from bdm.report.page import audited, environment
-from bdm.report.tables import attack_rows
+from bdm.report.results import attack_rows
 from bdm.settings import (
     AuditSettings,
     AutoencoderSettings,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from umap.umap_ import compute_membership_strengths, smooth_knn_dist
 
-from bdm.evaluation.umap import fitted_umap
+from bdm.evaluation.metrics import fitted_umap
 
 
 @pytest.fixture(scope="module")

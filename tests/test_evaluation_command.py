@@ -13,8 +13,8 @@ from bdm.data.matrix import path_of, take_rows
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.evaluation.cells import SizeLimits
+from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.properties import COLUMNS
-from bdm.evaluation.results import Evaluation
 from bdm.settings import PrepareSettings
 
 
@@ -83,7 +83,7 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
 
 def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generated, monkeypatch):
     from bdm.data import matrix
-    from bdm.evaluation import memorisation
+    from bdm.evaluation import metrics
 
     n_read = defaultdict(list)
 
@@ -92,7 +92,7 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
         return take_rows(matrix, rows)
 
     monkeypatch.setattr(matrix, "take_rows", counted)
-    monkeypatch.setattr(memorisation, "BLOCK", 50)
+    monkeypatch.setattr(metrics, "BLOCK", 50)
     out = files / "evaluation"
     options = ("--n-repeats", 1, "--max-cells-per-type", 5)
     bdm("evaluate", files / "prepared.h5ad", out, files / "generated.h5ad", *options)

@@ -5,18 +5,19 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from bdm.data.filters import capped
-from bdm.evaluation import memorisation, metrics
+from bdm.evaluation import metrics
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, match, sample_by_type
 from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
-from bdm.evaluation.memorisation import QueryCells, memorisation_of
 from bdm.evaluation.metrics import (
     Agreement,
     PairDistances,
+    QueryCells,
     cross_validated_probabilities,
     energy_distance,
     forest,
     joint_components,
     linear_classifier,
+    memorisation_of,
     typing_f1,
 )
 
@@ -180,7 +181,7 @@ def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_
     assert at_once["memorisation"][0] == 1
     assert abs(at_once["memorisation"][1] - 0.5) < 0.2
     assert at_once.iloc[1].equals(memorisation_of(queries[1:], cells[training]).iloc[0].rename(1))
-    monkeypatch.setattr(memorisation, "BLOCK", 7)
+    monkeypatch.setattr(metrics, "BLOCK", 7)
     pd.testing.assert_frame_equal(memorisation_of(queries, cells[training]), at_once, check_exact=True)
 
 

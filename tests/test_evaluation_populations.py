@@ -10,8 +10,8 @@ from scipy import sparse
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED, SIZE_LIMITS, Cells, StoredCells
+from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.metrics import energy_distance
-from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Comparison, Reference, auc, score_populations
 from bdm.model.fitted_cells import populations_by, read_real_cells_for, real_cells_for
 

@@ -12,9 +12,8 @@ from bdm.data.prepare import prepare
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells, SizeLimits, match, resampled_cells, sample_by_type
-from bdm.evaluation.evaluate import evaluate, resampling_seeds
+from bdm.evaluation.evaluate import Evaluation, evaluate, resampling_seeds
 from bdm.evaluation.genes import gene_statistics, kolmogorov_smirnov, marker_genes, pooled_fold_changes, variable_genes
-from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import TYPE_SCORES, Reference, mean_scores, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
 

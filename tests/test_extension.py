@@ -19,10 +19,19 @@ from bdm.autoencoder.softmax import AdapterSettings
 from bdm.cli import main
 from bdm.data.prepare import fewest_donors, has_donors
 from bdm.errors import InputError
-from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all, held_out_rows
+from bdm.extension.extend import (
+    ExtendSettings,
+    ExtensionReport,
+    FittedExtension,
+    describe,
+    extend,
+    extend_all,
+    extension_row,
+    held_out_rows,
+    verdict,
+)
 from bdm.extension.fit import batch_offsets
 from bdm.extension.new_cells import join_known_cells, new_cells
-from bdm.extension.results import ExtensionReport, extension_row, summary, verdict
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level, inner_names
@@ -231,7 +240,7 @@ def test_populations_of_a_new_type_are_its_kinds_of_cells(with_mixed, mixed_cell
     assert found.loc["mixed/2", KINDS[1]] >= 41
     assert model.composition.loc[["mixed/1", "mixed/2"], "n_cells"].tolist() == found.sum(axis=1).tolist()
     assert extension_row(with_mixed)["n_populations"] == 2
-    assert "mixed (172 cells, 2 sub-populations) leaves branch" in summary(with_mixed)
+    assert "mixed (172 cells, 2 sub-populations) leaves branch" in describe(extension_row(with_mixed))
     save_model(tmp_path / "model", model)
     loaded = load_model(tmp_path / "model")
     pd.testing.assert_frame_equal(kinds_by_population(loaded, mixed_cells), found)
@@ -282,7 +291,7 @@ def test_number_of_populations_is_set_as_for_the_model(base, mixed_cells, value,
     new = new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
     [found] = extend_all(model, new, replace(QUICK, n_bootstrap=0), seed=0, provenance={})
     assert found.extension.support is None
-    assert "(support" not in summary(found)
+    assert "(support" not in describe(extension_row(found))
     populations = found.model.autoencoder.populations_of("mixed")
     assert len(populations) == n_populations
     if n_populations == 1:

@@ -74,8 +74,8 @@ from bdm.interpretation.results import (
 from bdm.latent.moments import Normal
 from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import log_expression, type_specific_genes
+from bdm.pl import FIGURES
 from bdm.plotting.branches import Panel, draw_panel
-from bdm.plotting.files import FIGURES
 from bdm.plotting.style import clade_label, figure_of
 from bdm.plotting.tree import draw_hierarchy, view_of
 from bdm.prior.sampler import HierarchicalSampler

@@ -16,12 +16,12 @@ from bdm.cli import app
 from bdm.data.prepare import prepare, read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED
-from bdm.evaluation.results import Evaluation
+from bdm.evaluation.evaluate import Evaluation
 from bdm.interpretation.genes import model_expression
 from bdm.interpretation.interpret import inputs_of, interpret
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import encode, populations_of_cells
-from bdm.plotting.files import FIGURES, figures_of
+from bdm.pl import FIGURES, figures_of
 from bdm.plotting.style import figure_of
 from bdm.report.page import report_page
 from bdm.report.results import read_results

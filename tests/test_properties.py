@@ -11,7 +11,7 @@ from scipy import sparse, stats
 from bdm.data.prepare import gene_names, prepare
 from bdm.evaluation import genes, values
 from bdm.evaluation.cells import Cells, RealCells, SizeLimits, resampled_cells
-from bdm.evaluation.evaluate import evaluate
+from bdm.evaluation.evaluate import Evaluation, evaluate
 from bdm.evaluation.genes import OrderedValues, variable_genes
 from bdm.evaluation.properties import (
     COLUMNS,
@@ -24,7 +24,6 @@ from bdm.evaluation.properties import (
     ks,
     no_properties,
 )
-from bdm.evaluation.results import Evaluation
 from bdm.plotting.evaluation import NO_PROPERTIES, properties
 from bdm.plotting.style import figure_of
 from bdm.settings import EvaluationSettings, PrepareSettings

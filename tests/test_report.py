@@ -26,8 +26,7 @@ from bdm.lineages.fit import fit_lineage
 from bdm.lineages.tree import read_lineage_tree
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.page import number, report_page
-from bdm.report.results import Results, read_cost, read_results
-from bdm.report.tables import cells_left_out, changed, genes_chosen, populations
+from bdm.report.results import Results, cells_left_out, changed, genes_chosen, populations, read_cost, read_results
 from bdm.responses.fit import fit_responses
 from bdm.settings import LineageSettings, ResponseSettings
 
@@ -646,7 +645,7 @@ def test_branch_is_explained_where_one_points(opened, page, results, width):
     found = opened(page, width)
     found.page.locator("#open-all").click()
     hierarchy = results.model.hierarchy
-    genes = results.interpretation["branch_genes"]
+    genes = results.branch_genes
     for branch in hierarchy.branches:
         point = found.page.locator(f"#branch-{hierarchy.branches.index(branch)} .hit")
         if width == "phone":

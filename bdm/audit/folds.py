@@ -122,7 +122,7 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
         if not len(kept):
             raise InputError(
                 f"no cell type has {MIN_CELLS} cells or more in each of the three parts of a fold "
-                f"({abbreviated(left_out, n_shown=3)}); join types before bdm prepare, or give more cells."
+                f"({abbreviated(left_out)}); join types before bdm prepare, or give more cells."
             )
         cells, uns = take_cells(cells, kept), cells.uns
         cells.obs, cells.uns["bdm"] = without_unused_categories(cells.obs), uns["bdm"]

@@ -182,7 +182,7 @@ def warn_of_few_cells(path: Path, n_by_type: pd.Series, expected: Mapping[str, i
             "so give as many of each type, or, if you will share few, say so by `cells_per_training_cell=`.",
             path,
             fold.number,
-            abbreviated(few, n_shown=3),
+            abbreviated(few),
         )
 
 

@@ -41,7 +41,7 @@ def audit(
     from bdm.audit.run import AuditedModels, audit_folds, audit_models, from_files
     from bdm.data.prepare import read_prepared
     from bdm.hierarchy.build import given_tree
-    from bdm.plotting.files import write_result
+    from bdm.pl import write_result
 
     with atomic_write(out, folder_of=f"{KIND}.json") as folder:
         read = read_prepared(prepared)

@@ -34,7 +34,7 @@ def card(
     from bdm._core.store import checksum_of
     from bdm.audit.card import audit_section
     from bdm.audit.results import Audit
-    from bdm.evaluation.results import Evaluation
+    from bdm.evaluation.evaluate import Evaluation
     from bdm.model.card import GeneratedFile, model_card
     from bdm.model.model import load_model
     from bdm.responses.results import Responses, responses_section

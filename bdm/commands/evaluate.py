@@ -43,11 +43,11 @@ def evaluate(
     from bdm._core.files import atomic_write
     from bdm.evaluation.cells import GENERATED
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
+    from bdm.evaluation.evaluate import score_table, verdict_lines
     from bdm.evaluation.read import read_generated, read_real_cells
-    from bdm.evaluation.results import score_table, verdict_lines
     from bdm.model.fitted_cells import populations_by, read_real_cells_for
     from bdm.model.model import checksums, load_model
-    from bdm.plotting.files import write_result
+    from bdm.pl import write_result
 
     files = named_files(GENERATED, generated, compare)
     with atomic_write(out, folder_of="evaluation.json") as folder:

@@ -40,7 +40,7 @@ def evaluate_transmuted(
     from bdm.evaluation.read import read_counts, read_real_cells
     from bdm.model.fitted_cells import populations_by, read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
-    from bdm.plotting.files import write_result
+    from bdm.pl import write_result
     from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabelled
 
     check_used(model, test_cells, keys)

@@ -34,12 +34,11 @@ def extend(
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
     from bdm.data.read import read_cells
-    from bdm.extension.extend import ExtendSettings, extend_all
+    from bdm.extension.extend import ExtendSettings, ExtensionReport, describe, extend_all
     from bdm.extension.new_cells import join_known_cells, new_cells
-    from bdm.extension.results import ExtensionReport, summary
     from bdm.model.card import save_with_card
     from bdm.model.model import load_model
-    from bdm.plotting.files import write_result
+    from bdm.pl import write_result
 
     with ExitStack() as files:
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
@@ -60,8 +59,9 @@ def extend(
         save_with_card(folder, steps[-1].model)
         if joined is not None:
             write_h5ad(files.enter_context(atomic_write(joined)), prepared)
+        of_steps = ExtensionReport.of(steps)
         if report is not None:
-            of_steps = ExtensionReport.of(steps)
             written = files.enter_context(atomic_write(report, folder_of="extension_report.json"))
             write_result(written, of_steps)
-    return Summary((out, joined, report), {"types": "\n".join(map(summary, steps))}, then=generating(out))
+    types = "\n".join(map(describe, of_steps.extensions.to_dict("records")))
+    return Summary((out, joined, report), {"types": types}, then=generating(out))

@@ -34,7 +34,7 @@ def interpret(
     from bdm.interpretation.interpret import read_inputs
     from bdm.interpretation.results import agreement_summary
     from bdm.model.model import checksums
-    from bdm.plotting.files import write_result
+    from bdm.pl import write_result
 
     with atomic_write(out, folder_of="interpretation.json") as folder:
         inputs = read_inputs(model, cells, generated, keys, seed=seed)

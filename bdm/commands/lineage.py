@@ -30,7 +30,7 @@ def lineage(
     from bdm.errors import at, counted
     from bdm.lineages.fit import fit_lineage
     from bdm.lineages.tree import read_lineage_tree
-    from bdm.plotting.files import write_result
+    from bdm.pl import write_result
 
     with atomic_write(out, folder_of="lineage.json") as folder:
         cells = read_cells(data, labels=labels)

@@ -27,7 +27,7 @@ def power(
     from bdm.design.settings import read_design
     from bdm.errors import counted
     from bdm.model.model import load_model
-    from bdm.plotting.files import write_result
+    from bdm.pl import write_result
     from bdm.power.analysis import check_testable, design_at, points_of, power_analysis
 
     checked = read_design(design, seed=seed)

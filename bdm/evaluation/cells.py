@@ -109,7 +109,7 @@ class Cells(TypedCells):
 
 
 def batch_in(obs: pd.DataFrame) -> np.ndarray | None:
-    """Batch of each cell by the column ``batch``; None if there is none."""
+    """Batch of each cell; None if there is no such column."""
     return obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
 
 
@@ -234,14 +234,12 @@ Populations = Callable[[Cells], np.ndarray | None]  # gives the population of ea
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLimits:
-    """Most cells that the steps of an evaluation take, so that memory and time hardly grow with the data.
-
-    The standard error of an AUC of 2,000 cells is about 0.01, so more resamples of as many would not change what it
-    shows.
-    """
+    """Most cells that the steps of an evaluation take, so that memory and time hardly grow with the data."""
 
     compared: int = 20_000  # of a set, at a time
-    resampled: int = 2_000  # test cells of all resamples together, from which on no other is drawn
+    resampled: int = (
+        2_000  # test cells of all resamples together, from which on no other is drawn: AUCs are within 0.01
+    )
     gene_auc: int = 10_000  # of a set, classified against test cells by all genes, which takes most memory
     by_tree: int = 5_000  # that each tree of a random forest is fitted to; each samples its cells anew
     pairs: int = 2_000_000_000  # of query and training cells; where there are more, fewer query cells are taken
@@ -284,12 +282,7 @@ def resampled_cells(
     max_cells_per_type: int,
     max_cells: int = SIZE_LIMITS.compared,
 ) -> list[ResampledCells]:
-    """Draw a resample by each seed, and read each set once.
-
-    Of test cells, up to ``max_cells_per_type`` are drawn of each type, and fewer of the commonest where there would be
-    more than ``max_cells``; a type of a single test cell is left out, as its spread is unknown. The floor has at most
-    half of the training cells of a type.
-    """
+    """Draw a resample by each seed, and read each set once; the floor has at most half of the cells of a type."""
     n_test = numbers_to_compare(real.test, max_cells_per_type=max_cells_per_type, max_cells=max_cells)
 
     def rows(cells: TypedCells, available: pd.Series) -> list[np.ndarray]:
@@ -308,7 +301,7 @@ def resampled_cells(
 
 
 def numbers_to_compare(test: TypedCells, *, max_cells_per_type: int, max_cells: int) -> pd.Series:
-    """Count the test cells of each type that are compared at a time."""
+    """Count the test cells of each type that are compared at a time; a type of one is left out, as it has no spread."""
     n_test = test.n_by_type[test.n_by_type >= MIN_CELLS_OF_TYPE].clip(upper=max_cells_per_type)
     return capped(n_test, most=max_cells, fewest=MIN_CELLS_FOR_MEANS)
 
@@ -331,9 +324,7 @@ def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:
         "repeats": genes[genes.duplicated()],
     }.items():
         if len(names):
-            raise InputError(
-                f"{path} {problem} the genes {subset_of_names(names)}; it needs the genes of the real cells."
-            )
+            raise InputError(f"{path} {problem} the genes {abbreviated(names)}; it needs the genes of the real cells.")
 
 
 def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
@@ -349,10 +340,5 @@ def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
     short = n_matched.index[n_matched < n_test]
     if len(short):
         logger.warning(
-            "%s: there are fewer cells than test cells of %s, so fewer are compared.", name, subset_of_names(short)
+            "%s: there are fewer cells than test cells of %s, so fewer are compared.", name, abbreviated(short)
         )
-
-
-def subset_of_names(names: pd.Index) -> str:
-    """List the first three names, and the number of the others."""
-    return abbreviated(names, n_shown=3)

@@ -67,10 +67,7 @@ def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
 
 
 def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
-    """Column indices of up to ``n_genes`` genes that mark each type against all others; none of a single type.
-
-    The t-test with overestimated variance of scanpy, Wolf et al. 2018, https://doi.org/10.1186/s13059-017-1382-0.
-    """
+    """Column indices of up to ``n_genes`` genes that mark each type against all others, by scanpy; none of one type."""
     if len(cells.n_by_type) < 2:
         return {}
     adata = AnnData(cells.expression)
@@ -135,10 +132,7 @@ class OrderedValues:
 
 
 def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Score and p-value of each gene, by group of cells against all others, with the correction for ties.
-
-    As ``scanpy.tl.rank_genes_groups``, to the last bit, which ranks zeros one by one.
-    """
+    """Score and p-value of each gene, by group of cells against others, corrected for ties, as by scanpy."""
     values = OrderedValues.from_cells(cells)
     gene, cell = values.gene, values.cell
     n_cells, n_genes = cells.counts.shape
@@ -172,8 +166,6 @@ def compare_genes(query: Cells, test: Cells, labels: list[str]) -> dict[str, dic
     ``*_share`` is the absolute difference of the shares of genes that differ; ``*_overlap`` is one minus the number of
     genes that differ in both over the number that differ in either.
     """
-    if not labels:
-        return {}
     compared: dict[str, dict[str, float]] = {label: {} for label in labels}
     of_query, of_test = genes_that_differ(query, labels), genes_that_differ(test, labels)
     for label, found in compared.items():

@@ -1,12 +1,16 @@
-"""Metrics: distances with what chance gives to them, classifiers, agreement, and joint principal components."""
+"""Metrics: distances with what chance gives to them, classifiers, agreement, components, memorisation, and UMAP."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 from scipy.spatial.distance import cdist
 from scipy.stats import pearson3
@@ -16,10 +20,12 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bdm.evaluation.cells import Cells
+from bdm._core.parallel import using_threads
+from bdm.evaluation.cells import COORDINATES, Cells, TypedCells
 
 TINY = np.finfo(float).tiny
 
@@ -51,12 +57,8 @@ class Agreement:
     @classmethod
     def pooled(cls, agreements: Iterable[Agreement]) -> Agreement:
         """Join the values of several."""
-        nothing = cls(np.empty(0), np.empty(0))
-        agreements = [nothing, *agreements]
-        return cls(
-            query=np.concatenate([agreement.query for agreement in agreements]),
-            test=np.concatenate([agreement.test for agreement in agreements]),
-        )
+        pairs = [(np.empty(0), np.empty(0)), *((one.query, one.test) for one in agreements)]
+        return cls(*map(np.concatenate, zip(*pairs, strict=True)))
 
     def subset(self, index: np.ndarray) -> Agreement:
         """Select some of the values."""
@@ -71,9 +73,9 @@ class Agreement:
             return float(np.corrcoef(self.test, self.query)[0, 1])
 
     def correlation_chance(self, *, independent: float) -> float:
-        """Compute the standard deviation of its difference from another set's (Fisher 1915, Biometrika 10:507-521).
+        """Compute the standard deviation of its difference from another's, by the share of values that are independent.
 
-        ``independent`` is the share of the values that are independent of each other.
+        Fisher 1915, Biometrika 10:507-521.
         """
         return float((1 - self.correlation**2) * np.sqrt(2 / max(independent * len(self.test) - 3, 1)))
 
@@ -98,7 +100,6 @@ class Agreement:
 
 N_TREES = 100  # of a random forest
 CLASSIFIER_BLOCK = 10_000  # cells with all genes that are predicted at a time
-QUERY_CLASS = 1  # column of probabilities: the classes are False and True, in this order
 
 
 def forest(*, by_tree: int | None = None, seed: int) -> ClassifierMixin:
@@ -126,9 +127,8 @@ def cross_validated_probabilities(
     is_query = np.repeat([True, False], [query.shape[0], test.shape[0]])
     folds = StratifiedKFold(n_splits=5, shuffle=True, random_state=seed)
     features = np.concatenate([cells if isinstance(cells, np.ndarray) else cells.toarray() for cells in (query, test)])
-    by_class = cross_val_predict(classifier, features, is_query, cv=folds, method="predict_proba")
-    probabilities = by_class[:, QUERY_CLASS]
-    return probabilities[is_query], probabilities[~is_query]
+    _, probability = cross_val_predict(classifier, features, is_query, cv=folds, method="predict_proba").T
+    return probability[is_query], probability[~is_query]
 
 
 def typing_f1(query: Cells, test: Cells) -> dict[str, float]:
@@ -199,6 +199,11 @@ class PairDistances:
         """Energy distance, see :func:`energy_distance`."""
         return float(2 * self.across.mean() - mean_of_pairs(self.within_x) - self.spread)
 
+    @property
+    def energy_with_themselves(self) -> float:
+        """Energy distance with the distances of samples to themselves, which is never negative, and biased."""
+        return float(2 * self.across.mean() - self.within_x.mean() - self.within_y.mean())
+
     @cached_property
     def energy_chance(self) -> Chance:
         """Energy distance if samples are assigned to x and y at random, in closed form.
@@ -251,3 +256,136 @@ def mean_of_pairs(matrix: np.ndarray) -> float:
     """Mean of a square matrix without its diagonal: over pairs of different samples; NaN with fewer than two."""
     n = len(matrix)
     return float((matrix.sum() - np.trace(matrix)) / (n * (n - 1))) if n > 1 else float("nan")
+
+
+# ---- memorisation
+
+BLOCK = 20_000  # training cells in memory at a time
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest of some cells to each query cell: its distance, infinite where there is none, and its cell type."""
+
+    distance: np.ndarray
+    cell_type: np.ndarray
+
+    @classmethod
+    def find(cls, coordinates: np.ndarray, among: np.ndarray, cell_type: np.ndarray) -> Neighbours:
+        """Find them among cells of given coordinates and types."""
+        if not len(among):
+            return cls(np.full(len(coordinates), np.inf), np.full(len(coordinates), "", dtype=object))
+        distance, index = NearestNeighbors(n_neighbors=1).fit(among).kneighbors(coordinates)
+        return cls(distance.ravel(), cell_type[index.ravel()].astype(object))
+
+    def nearer(self, other: Neighbours) -> Neighbours:
+        """Take the nearer of two neighbours of each query cell, the first where they are equally near."""
+        is_nearer = other.distance < self.distance
+        return Neighbours(
+            np.where(is_nearer, other.distance, self.distance), np.where(is_nearer, other.cell_type, self.cell_type)
+        )
+
+
+@dataclass(frozen=True)
+class QueryCells:
+    """Query cells in principal components that are fitted to the query cells alone, which favour neither other kind."""
+
+    pca: PCA
+    coordinates: np.ndarray  # cells x components
+    nearest_test: Neighbours
+    n_test: pd.Series  # by type
+    training_rows: np.ndarray  # of query cells that are training cells, as in the floor
+
+    @classmethod
+    def project(
+        cls, query: Cells, test: Cells, training_rows: np.ndarray, *, most: int | None = None, seed: int = 0
+    ) -> QueryCells:
+        """Project ``most`` of the query cells, drawn at random, or all."""
+        pca = fitted_pca(query.expression, seed=seed)
+        sampled = np.sort(np.random.default_rng(seed).permutation(len(query))[:most])
+        coordinates = pca.transform(query.expression[sampled])
+        nearest_test = Neighbours.find(coordinates, pca.transform(test.expression), test.cell_type)
+        return cls(pca, coordinates, nearest_test, test.n_by_type, training_rows)
+
+    def nearest_in(self, block: Cells, rows: np.ndarray) -> Neighbours:
+        """Find the nearest training cells in a block, of types that have test cells, but not the query cells."""
+        others = np.flatnonzero(~np.isin(rows, self.training_rows) & np.isin(block.cell_type, self.n_test.index))
+        among = self.pca.transform(block.expression[others]) if len(others) else np.empty((0, 0))
+        return Neighbours.find(self.coordinates, among, block.cell_type[others])
+
+
+def memorisation_of(queries: Sequence[QueryCells], training: TypedCells) -> pd.DataFrame:
+    """Measure the memorisation of sets of query cells, and its standard deviation without any; a row for each.
+
+    It is the share of query cells that are nearer to a training cell than to any test cell, at equal numbers of each
+    type, of types with test cells: 0.5 without memorisation, and 1 where all cells are copies. E.g. Meehan et al. 2020,
+    arXiv 2004.05675.
+    """
+    nearest = [Neighbours.find(query.coordinates, np.empty(0), np.empty(0)) for query in queries]
+    for start in range(0, len(training), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(training)))
+        block = training[rows]
+        nearest = [found.nearer(query.nearest_in(block, rows)) for query, found in zip(queries, nearest, strict=True)]
+    return pd.DataFrame([compared(query, found, training) for query, found in zip(queries, nearest, strict=True)])
+
+
+def compared(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> dict[str, float]:
+    """Compare the nearest training cells and test cells within their types, whatever their numbers.
+
+    Without memorisation, a neighbour of a type with n training and m test cells is a training cell with odds n / m. How
+    many times larger the odds are is the ratio of two sums over neighbours: of m / (n + m) over training cells, and of
+    n / (n + m) over test cells (Mantel and Haenszel 1959, Journal of the National Cancer Institute 22:719-748).
+    """
+    own = pd.Series(training.cell_type[query.training_rows], dtype=str).value_counts()
+    n_training = training.n_by_type.reindex(query.n_test.index, fill_value=0).sub(own, fill_value=0)
+    test = query.nearest_test
+    is_training = nearest_training.distance < test.distance
+    neighbour = np.where(is_training, nearest_training.cell_type, test.cell_type)
+    expected = (n_training / (n_training + query.n_test)).loc[neighbour].to_numpy()  # share of training cells
+    of_training, of_test = (1 - expected)[is_training].sum(), expected[~is_training].sum()
+    information = (expected * (1 - expected)).sum()  # about the logarithm of the odds
+    share = float(of_training / (of_training + of_test))
+    return {"memorisation": share, "memorisation_chance": float(0.25 / np.sqrt(information))}
+
+
+# ---- UMAP
+
+MANY = 1000  # cells from which on neighbours are found here
+
+
+@using_threads()
+def joint_umap(sets: Sequence[tuple[dict[str, str], Cells]], *, seed: int) -> pd.DataFrame:
+    """Embed the cells of all sets together: ``COORDINATES``, ``cell_type``, and the columns that name each set."""
+    expression = sparse.vstack([cells.expression for _, cells in sets]).tocsr()
+    components = fitted_pca(expression, seed=seed).transform(expression)
+    tables = [pd.DataFrame({"cell_type": cells.cell_type}).assign(**columns) for columns, cells in sets]
+    exact: dict[str, Any] = {}
+    if len(components) >= MANY:  # UMAP calls a function for each pair, or compiles a search; either takes longer
+        distances, nearest = NearestNeighbors(n_neighbors=15).fit(components).kneighbors(components)
+        exact["precomputed_knn"] = nearest, distances
+    embedding = fitted_umap(components, min_dist=0.5, seed=seed, **exact).embedding_
+    return pd.DataFrame(embedding, columns=COORDINATES).join(pd.concat(tables, ignore_index=True))
+
+
+def fitted_umap(x: np.ndarray, *, min_dist: float, n_neighbors: int = 15, seed: int, **settings: Any) -> Any:
+    """Fit UMAP (McInnes et al. 2018, https://arxiv.org/abs/1802.03426), the same for the same seed."""
+    import umap  # late, as it takes seconds to import
+
+    keep_compiled()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="precomputed_knn")
+        warnings.filterwarnings("ignore", message="Graph is not fully connected")  # types far apart, as they should be
+        return umap.UMAP(n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed, n_jobs=1, **settings).fit(x)
+
+
+@cache
+def keep_compiled() -> None:
+    """Let numba keep on disk what it compiles for UMAP, which takes 10 to 15 s in each process otherwise."""
+    import umap
+    from numba.core.dispatcher import Dispatcher
+
+    for module in (umap.distances, umap.layouts, umap.umap_, umap.utils):
+        for function in vars(module).values():
+            if isinstance(function, Dispatcher) and function.py_func.__module__ == module.__name__:
+                with suppress(RuntimeError):  # none of these folders can be written
+                    function.enable_caching()

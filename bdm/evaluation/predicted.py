@@ -24,7 +24,7 @@ from bdm._core.seeds import numpy_generator
 from bdm._core.store import Result
 from bdm.data.read import rna_in
 from bdm.errors import InputError, abbreviated
-from bdm.evaluation.cells import FLOOR, MIN_CELLS_FOR_MEANS, UNCHANGED, Cells, subset_of_names
+from bdm.evaluation.cells import FLOOR, MIN_CELLS_FOR_MEANS, UNCHANGED, Cells
 from bdm.evaluation.metrics import Agreement, PairDistances
 from bdm.evaluation.read import column_of
 from bdm.settings import PredictedEvaluationSettings
@@ -106,9 +106,7 @@ class PredictedEvaluation(Result):
             f"the common response of the other types: {of[COMMON_RESPONSE]}"
             if COMMON_RESPONSE in of
             else "no common response to compare with, as there are no other types",
-            f"no response was seen in {abbreviated(sorted(self.without_response), n_shown=3)}"
-            if self.without_response
-            else "",
+            f"no response was seen in {abbreviated(sorted(self.without_response))}" if self.without_response else "",
         ]
         return (
             f"predicted cells are {of[PREDICTED]} of the way from real cells ({distances[FLOOR]:.2f}) to unchanged "
@@ -214,7 +212,7 @@ def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSetti
     names = [adata.var_names for adata in cells.values()]
     for name, of in zip(cells, names, strict=True):
         if len(repeated := of[of.duplicated()]):
-            raise InputError(f"{name} repeats the genes {subset_of_names(repeated)}; make their names unique.")
+            raise InputError(f"{name} repeats the genes {abbreviated(repeated)}; make their names unique.")
     union, genes = reduce(pd.Index.union, names), names[0][names[0].isin(names[1]) & names[0].isin(names[2])]
     if len(genes) <= settings.n_top_genes:
         examples = ", ".join(f"{of[0]} in {name}" for name, of in zip(cells, names, strict=True) if len(of))
@@ -223,7 +221,7 @@ def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSetti
             "genes alike, or give a smaller number."
         )
     if len(union) > len(genes):
-        missing = subset_of_names(union.difference(genes, sort=False))
+        missing = abbreviated(union.difference(genes, sort=False))
         logger.info("%d genes are compared; not all files have %s.", len(genes), missing)
     found = {name: expression_of(adata, name, genes, settings.label_key) for name, adata in cells.items()}
     logger.info("X was taken as %s.", ", ".join(f"{of.kind} ({name})" for name, of in found.items()))
@@ -269,17 +267,17 @@ def compared_types(cells: Mapping[str, Expression]) -> list[str]:
     for name in ("control", "real"):
         if lacking := sorted(types - cells[name].types(fewest=1)):
             raise InputError(
-                f"predicted has cells of types that {name} lacks: {abbreviated(lacking, n_shown=3)}; use the same "
+                f"predicted has cells of types that {name} lacks: {abbreviated(lacking)}; use the same "
                 "names of types, and leave out others."
             )
     enough = types.intersection(*(cells[name].types(fewest=fewest) for name, fewest in MIN_CELLS.items()))
-    few = f"too few cells of {abbreviated(sorted(types - enough), n_shown=3)}; a type needs {MIN_CELLS_IN_WORDS}"
+    few = f"too few cells of {abbreviated(sorted(types - enough))}; a type needs {MIN_CELLS_IN_WORDS}"
     if not enough:
         raise InputError(f"There are {few}.")
     if types - enough:
         logger.warning("Some types are not scored, as there are %s.", few)
     if other := sorted(cells["real"].types(fewest=1) - types):
-        logger.info("Not scored, as there are no predicted cells: %s.", abbreviated(other, n_shown=3))
+        logger.info("Not scored, as there are no predicted cells: %s.", abbreviated(other))
     return sorted(enough)
 
 
@@ -343,7 +341,7 @@ def score(query: np.ndarray, real: np.ndarray, control_mean: np.ndarray) -> dict
     pairs = PairDistances(euclidean_distances(np.concatenate([query, real])), len(query))
     return {
         "pearson_delta": Agreement(change, real_change).correlation,
-        "edistance": float(2 * pairs.across.mean() - pairs.within_x.mean() - pairs.within_y.mean()),
+        "edistance": pairs.energy_with_themselves,
         "mmd": pairs.maximum_mean_discrepancy,
         "direction_match": float((np.sign(change) == np.sign(real_change))[real_change != 0].mean()),
         "r2_mean": float(r2_score(real_mean, mean)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.distance import cdist, pdist
+from scipy.spatial.distance import pdist
 from sklearn.metrics import silhouette_samples
 
 from bdm._core.progress import progress
 from bdm.evaluation import values
 from bdm.evaluation.cells import FLOOR, Cells, ResampledCells, match, sample_at_most, sample_by_type, smaller_numbers
 from bdm.evaluation.genes import GENE_TESTS, compare_genes, correlations, kolmogorov_smirnov, zero_fraction
-from bdm.evaluation.metrics import joint_components
+from bdm.evaluation.metrics import TINY, PairDistances, joint_components
 from bdm.evaluation.values import BATCH, LABEL, Side
 
 KINDS = {
@@ -40,10 +41,9 @@ MIN_VALUES = 5
 
 @dataclass(frozen=True)
 class Property:
-    """One property of cells.
+    """One property of cells, whose distance is that of Kolmogorov and Smirnov.
 
-    The distance between values is that of Kolmogorov and Smirnov, for pairs of values (``joint``) the energy
-    coefficient, and for a single value (``use``) their difference.
+    For pairs of values (``joint``) it is the energy coefficient, and for a single value (``use``) their difference.
     """
 
     kind: str  # one of ``KINDS``
@@ -82,10 +82,7 @@ PROPERTIES: dict[str, Property] = {
     **{f"{test}_overlap": Property("biology", f"{name}, overlap") for test, name in GENE_TESTS.items()},
     "silhouette_label": Property("structure", "silhouette by cell type"),
     "variance_by_label": Property(
-        "structure",
-        "variance between cell types",
-        lambda side: values.variance_between(side, side.labels),
-        by=LABEL,
+        "structure", "variance between cell types", lambda side: values.variance_between(side, side.labels), by=LABEL
     ),
     "silhouette_batch": Property(
         "structure",
@@ -221,9 +218,8 @@ class Group:
         if by is None:
             return self.sides
         names = [self.labels if by == LABEL else common_names(side.column(by)) for side in self.sides]
-        if min(map(len, names)) < 2:
-            return None
-        return self.query.among(by, names[0]), self.test.among(by, names[1])
+        query, test = (side.among(by, of_side) for side, of_side in zip(self.sides, names, strict=True))
+        return (query, test) if min(map(len, names)) > 1 else None
 
 
 def common_names(column: np.ndarray) -> np.ndarray:
@@ -267,10 +263,10 @@ def distances(group: Group, *, kinds: Sequence[str] = tuple(KINDS)) -> dict[str,
 
 def distances_by_label(group: Group) -> dict[str, dict[str, float]]:
     """Compare what sets cell types apart: of each type, and of all, by the name ``""``."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = defaultdict(dict)
     for by_label in (biology(group), silhouettes(group), cell_typing(group)):
         for label, compared in by_label.items():
-            found[label] = found.get(label, {}) | compared
+            found[label] |= compared
     return found
 
 
@@ -329,9 +325,7 @@ def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> flo
     query, test = (points[np.isfinite(points).all(axis=1)] for points in (query, test))
     if min(len(query), len(test)) < MIN_VALUES:
         return float("nan")
-    scale = np.maximum(test.std(axis=0), np.finfo(float).tiny)
+    scale = np.maximum(test.std(axis=0), TINY)
     x, y = (np.random.default_rng(seed).permutation(points)[:MAX_POINTS] / scale for points in (query, test))
-    between = 2 * cdist(x, y).mean()
-    if not between:
-        return 0.0
-    return float(np.sqrt(max(between - cdist(x, x).mean() - cdist(y, y).mean(), 0) / between))
+    pairs = PairDistances.between(x, y)
+    return float(np.sqrt(max(pairs.energy_with_themselves, 0) / max(2 * pairs.across.mean(), TINY)))

@@ -15,7 +15,7 @@ from bdm.data.matrix import take_cells, to_row_storage
 from bdm.data.prepare import covariates_of, gene_names, is_prepared
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
-from bdm.errors import InputError, at
+from bdm.errors import InputError, abbreviated, at
 from bdm.evaluation.cells import (
     BLOCK,
     MIN_CELLS_OF_TYPE,
@@ -25,7 +25,6 @@ from bdm.evaluation.cells import (
     check_genes,
     check_number,
     checked,
-    subset_of_names,
 )
 from bdm.settings import InputKeys
 
@@ -43,10 +42,7 @@ def read_real_cells(
     on_disk: bool = False,
     names: GeneNames | None = None,
 ) -> RealCells:
-    """Read training cells and test cells: those whose ``split`` is ``test``, or all of ``test_path``.
-
-    With ``on_disk``, counts stay in the file until they are needed, and only these are checked.
-    """
+    """Read training cells, and test cells (``split`` is ``test``, or all of ``test_path``), or leave counts on disk."""
     adata, place = open_cells(path, keys)
     if names is None:
         names = gene_names(adata) if is_prepared(adata) else GeneNames(adata.var, symbol_column(adata.var))
@@ -80,8 +76,7 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_d
     unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
     if len(unknown):
         raise InputError(
-            f"{path} has cells of types that the real cells lack: {subset_of_names(unknown)}; use the same names of "
-            "types."
+            f"{path} has cells of types that the real cells lack: {abbreviated(unknown)}; use the same names of types."
         )
     check_number(cells.n_by_type, real.test.n_by_type, str(path))
     return cells if on_disk else cells.in_memory()
@@ -90,13 +85,12 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_d
 def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: bool = True) -> tuple[AnnData, str]:
     """Give cells ``X``, ``cell_type`` and ``batch`` by ``keys``, on disk where possible, and name the counts.
 
-    Without ``strict``, usual names serve where the file lacks those of ``keys``; ``by_option`` is whether messages can
-    refer to options.
+    Without ``strict``, usual names serve where those of ``keys`` are absent. Messages name options if ``by_option``.
     """
     adata = read_cells(path, on_disk=True)
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()]
-        raise InputError(f"{path} repeats the genes {subset_of_names(repeated)}; make their names unique.")
+        raise InputError(f"{path} repeats the genes {abbreviated(repeated)}; make their names unique.")
     slots = count_slots(adata)
     name = keys.counts or "X"
     if name not in slots and name != "auto" and not strict:
@@ -146,13 +140,13 @@ def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
                 "`test_cells=`."
             )
         return np.zeros(adata.n_obs, dtype=bool)
-    is_test = (adata.obs["split"].astype(str) == "test").to_numpy()
+    is_test = np.asarray(adata.obs["split"].astype(str) == "test")
     if needed and not is_test.any():
         raise InputError(
             f"{path} has no test cells to evaluate by; prepare the data with `test=` above 0, or give test cells by "
             "`test_cells=`."
         )
-    return np.asarray(is_test)
+    return is_test
 
 
 def check_held_out(test: TypedCells, training: TypedCells, test_names: pd.Index, training_names: pd.Index) -> None:
@@ -168,13 +162,11 @@ def check_held_out(test: TypedCells, training: TypedCells, test_names: pd.Index,
     if n_same:
         logger.warning("%d of %d test cells have the counts of training cells: scores are too good.", n_same, n_test)
         return
-    n_named = int(test_names.isin(training_names).sum())
-    if n_named:
+    if n_named := int(test_names.isin(training_names).sum()):
         logger.warning(
             "%d of %d test cells have the names of training cells, though other counts; make sure that the model was "
             "not fitted on them.",
-            n_named,
-            len(test_names),
+            *(n_named, n_test),
         )
 
 

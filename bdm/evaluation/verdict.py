@@ -32,8 +32,6 @@ class Limits:
 
     The relative energy distance of a sample of m real cells to the cells that it is drawn from is ``1 / m``, here of
     200 and of 50. A shift by 0.2 and by 0.5 standard deviations gives the best classifier an AUC of 0.56 and of 0.64.
-    With ``level``, the worst of all scores is wrong about real cells in fewer than one of twenty sets
-    (``benchmarks/scripts/verdicts.py``).
     """
 
     relative_energy: Limit = Limit(0.005, 0.02, chance=0.4, power=1)
@@ -42,7 +40,7 @@ class Limits:
     fold_change_correlation: Limit = Limit(0.05, 0.15, chance=0.4, ideal=1, higher=False)
     f1: Limit = Limit(0.05, 0.15, chance=0.35, ideal=1, higher=False)
     memorisation: Limit = Limit(0.15, 0.25, chance=1.0, ideal=0.5)
-    level: float = 0.01  # probability with which chance makes a score of real cells worse than allowed
+    level: float = 0.01  # at which chance makes the worst score of real cells worse than allowed in under 1 of 20 sets
     min_cells: int = 10  # of a verdict
     many_cells: int = 60  # from which on cells are not few
 
@@ -122,11 +120,9 @@ class Verdict:
 
 
 def verdict(scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells: int) -> Verdict:
-    """Summarise scores in comparison with the scores of the floor, real training cells that were evaluated alike.
+    """Summarise scores in comparison with the scores of the floor; absent and unknown scores are skipped.
 
-    Each score has two limits of its excess (:class:`Limits`); either is extended by what chance alone gives to real
-    cells, which is more for fewer cells, so the same scores never get a better verdict with more cells. The verdict is
-    that of the worst score; absent and unknown scores are skipped.
+    The limits (:class:`Limits`) are extended by what chance alone gives to real cells, which is more for fewer cells.
     """
     findings = []
     for name, limit in LIMITS.by_score.items():
@@ -141,10 +137,7 @@ def verdict(scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells:
 
 
 def chance_of(name: str, scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells: int) -> Chance:
-    """Excess of real cells by chance: ``NAME_chance`` (and ``NAME_skewness``) of the scores, where these have it.
-
-    The scatter of the floor's energy distance is not added, as the floor counts only where it is worse than ideal.
-    """
+    """Excess of real cells by chance: ``NAME_chance`` (and ``NAME_skewness``) of the scores, where these have it."""
     if not _is_known(f"{name}_chance", scores, floor):
         limit = LIMITS.by_score[name]
         return Chance(float(limit.chance / max(n_cells, 1) ** limit.power))

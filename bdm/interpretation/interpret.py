@@ -16,7 +16,7 @@ from bdm._core.progress import progress
 from bdm.data.filters import capped
 from bdm.data.matrix import take_cells
 from bdm.data.modalities import require_rna_alone
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import (
     MIN_CELLS_FOR_MEANS,
     Cells,
@@ -25,7 +25,6 @@ from bdm.evaluation.cells import (
     checked,
     halves_of,
     sample_by_type,
-    subset_of_names,
 )
 from bdm.evaluation.read import USUAL, open_cells
 from bdm.hierarchy.build import MeasuredClade, measure_clade, merge_height
@@ -214,7 +213,7 @@ def generated_cells(adata: AnnData, model: BranchedModel) -> Cells:
     population = populations_of_cells(adata, model.autoencoder) if recorded is None else recorded.to_numpy(dtype=str)
     if others := sorted(set(population) - set(model.populations)):
         raise InputError(
-            f"The generated cells are of sub-populations that the model does not have ({subset_of_names(others)}), so "
+            f"The generated cells are of sub-populations that the model does not have ({abbreviated(others)}), so "
             "they are of another model; generate cells of this one."
         )
     return replace(Cells.from_anndata(adata), cell_type=population)
@@ -229,7 +228,7 @@ def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> Non
     }.items():
         if len(names):
             raise InputError(
-                f"{path} {problem} cells of the types {subset_of_names(names)}; "
+                f"{path} {problem} cells of the types {abbreviated(names)}; "
                 "give cells of the data that the model is of."
             )
 

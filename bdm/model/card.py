@@ -24,7 +24,7 @@ from bdm.data.read import read_cells
 from bdm.donors.effects import summary_of
 from bdm.errors import InputError, counted, listed, markdown, printable
 from bdm.evaluation.cells import GENERATED
-from bdm.evaluation.results import Evaluation
+from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
 from bdm.model.match import labels_of

@@ -27,6 +27,7 @@ from bdm.plotting.style import (
     figure_of,
     gene_label,
     highest,
+    name_rows,
     new_figure,
     open_frame,
     panels,
@@ -195,8 +196,7 @@ def draw_panel(axis: Axes, panel: Panel) -> None:
     for name, style, label, shift in (("real", REAL, "real test cells", 0.14), ("model", MODEL, "model", -0.14)):
         interval = Z_95 * panel.genes[f"{name}_error"]
         axis.errorbar(panel.genes[name], rows + shift, xerr=interval, elinewidth=1, label=label, **style)
-    axis.set_yticks(rows, [*map(gene_label, panel.genes["gene"])], fontsize=8)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    name_rows(axis, [*map(gene_label, panel.genes["gene"])], fontsize=8)
     points = np.append(panel.genes[["model", "real"]].to_numpy(dtype=float), 0.0)
     low, high = np.nanmin(points), np.nanmax(points)
     beyond = MARGIN * (high - low or 1.0)  # where long intervals are cut
@@ -261,9 +261,8 @@ def commitment(
         axis.text(hierarchy.sigma_max * 0.97, start + 0.2, f"{first.contrast.node}, level {level:.1f}", **label)
         start = end
     axis.plot([row.level for row in rows], range(len(rows)), "o", color="white", markeredgecolor="black", markersize=5)
-    axis.set_yticks(range(len(rows)), [gene_label(row.gene) for row in rows], fontsize=8)
+    name_rows(axis, [gene_label(row.gene) for row in rows], fontsize=8)
     axis.tick_params(axis="y", length=0)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
     right = axis.secondary_yaxis("right")
     right.set_yticks(range(len(rows)), [row.higher_in for row in rows], fontsize=7)
     right.tick_params(length=0)
@@ -314,8 +313,7 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
         values = {query: agreement[column_of(name, query)] for query in QUERY_STYLES}
         draw_measure(axis, values, ideal=0.95 if name == "coverage" else 1)
         axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)
-    axes[0].set_yticks(range(len(agreement)), [node_label(node) for node in nodes], fontsize=8)
-    axes[0].set_ylim(len(agreement) - 0.5, -0.5)
+    name_rows(axes[0], [node_label(node) for node in nodes], fontsize=8)
     cells = "" if interpretation.held_out else " (half of the cells that the model was fitted to)"
     left_out = f": the {len(nodes)} highest of {len(interpretation.nodes)} nodes"
     title = f"agreement with real test cells{cells}{left_out if len(nodes) < len(interpretation.nodes) else ''}"
@@ -340,10 +338,6 @@ def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> N
 
 def node_label(node: tuple[ContrastGenes, ...]) -> str:
     """Name a node by its children."""
-    contrast = node[0].contrast
-    sides = (
-        [of.contrast.names_inside for of in node]
-        if len(node) == 2
-        else [contrast.names_inside + contrast.names_outside]
-    )
-    return f"{contrast.node}:  " + "  |  ".join(clade_label(side, width=24) for side in sides)
+    first, sides = node[0].contrast, [of.contrast.names_inside for of in node]
+    sides = sides if len(node) == 2 else [first.names_inside + first.names_outside]
+    return f"{first.node}:  " + "  |  ".join(clade_label(side, width=24) for side in sides)

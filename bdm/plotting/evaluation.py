@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from bdm.evaluation.cells import COORDINATES, FLOOR
+from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.metrics import Agreement
 from bdm.evaluation.properties import ALL, KINDS, PROPERTIES
-from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.values import LABEL
 from bdm.plotting.style import (
@@ -27,9 +27,10 @@ from bdm.plotting.style import (
     TYPE_COLOURS,
     Style,
     checked,
-    draw_identity,
+    compare_genes,
     explain,
     figure_of,
+    name_rows,
     new_figure,
     open_frame,
     panels,
@@ -146,7 +147,7 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
     n_test = n_test[n_test > 0]
     cell_types = types_to_draw(evaluation, n_test.index)
     known = [score for score in SCORES_BY_TYPE if evaluation.by_type[score].notna().any()]
-    heights = [1.6, 0.4 + 0.36 * len(cell_types)] if len(cell_types) < len(n_test) else [0.4 + 0.36 * len(cell_types)]
+    heights = [*[1.6] * (len(cell_types) < len(n_test)), 0.4 + 0.36 * len(cell_types)]
     figure = new_figure(3 * max(len(known), 2), 1.1 + sum(heights))
     *above, axes = figure.subplots(len(heights), len(known), squeeze=False, height_ratios=heights)
     for column, score in enumerate(known):
@@ -159,8 +160,7 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
         axis.sharey(axes[0])
         axis.tick_params(labelleft=False)
     labels = [f"{shortened(name)} ({n_cells})" for name, n_cells in n_test[cell_types].items()]
-    axes[0].set_yticks(range(len(labels)), labels)
-    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    name_rows(axes[0], labels)
     note = "in brackets: number of test cells"
     for row in above:
         row[0].set_ylabel("types")
@@ -261,8 +261,7 @@ def draw_properties(axis: Axes, table: pd.DataFrame, names: list[str], styles: d
         rows = place[table["property"].to_numpy()[of_all]].to_numpy() + offset
         mark: Style = {"color": style.colour, "markersize": 5, "zorder": 3 - offset}
         axis.plot(excess[of_all], rows, style.marker, label=name, **mark)
-    axis.set_yticks(range(len(names)), [PROPERTIES[key].name for key in names], fontsize=8)
-    axis.set_ylim(len(names) - 0.5, -0.5)
+    name_rows(axis, [PROPERTIES[key].name for key in names], fontsize=8)
     axis.tick_params(axis="x", labelsize=8)
     open_frame(axis)
 
@@ -282,10 +281,8 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
         for axis, (title, agreement) in zip(row, by_set[name].items(), strict=True):
             draw_genes(axis, floor[title], styles[FLOOR], label=FLOOR)
             draw_genes(axis, agreement, styles[name], label=name)
-            draw_identity(axis)
             axis.set(title=title, xlabel="test cells", ylabel=name)
-            axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=2)
-            open_frame(axis)
+            compare_genes(axis, scale=2)
     return shown_panels(figure, show=show)
 
 

@@ -1,17 +1,31 @@
-"""Responses of cell types to a condition: where on their tree they change, and how well they are predicted."""
+"""Responses to a condition, lineages in time, and expression along covariates."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bdm.data.symbols import display_names
+from bdm.errors import InputError, abbreviated
+from bdm.evaluation.cells import FLOOR, GENERATED
+from bdm.evaluation.evaluate import Evaluation
+from bdm.lineages.results import Lineage
+from bdm.lineages.tree import UNNAMED, LineageTree
+from bdm.plotting.evaluation import set_styles
 from bdm.plotting.style import (
+    BRANCH,
+    GREY,
     HALO,
+    Style,
     checked,
     explain,
     gene_label,
+    name_rows,
     new_figure,
     open_frame,
+    panels,
     shade_rows,
     shortened,
     shown,
@@ -125,15 +139,8 @@ def draw_tree(axis: Axes, relations: Relations, order: list[str], names: dict[fr
             axis.plot([start] * 2, [centre(parent), centre(node)], color="black", linewidth=1.2)
         if node in names:
             where, offset = ("bottom", 2) if len(node) == 1 or parent is None else ("top", -2)
-            axis.annotate(
-                names[node],
-                (start, centre(node)),
-                (3, offset),
-                textcoords="offset points",
-                fontsize=7,
-                va=where,
-                path_effects=[HALO],
-            )
+            text: Style = {"textcoords": "offset points", "fontsize": 7, "va": where, "path_effects": [HALO]}
+            axis.annotate(names[node], (start, centre(node)), (3, offset), **text)
     axis.set_xlim(left, 0)
     axis.set_xticks(np.linspace(0, 1, 6))
     axis.set_xlabel("height in the tree, relative to the root")
@@ -164,11 +171,158 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> Axes |
     rows = [
         shortened(f"{row.cell_type}, {row.condition}" if several else str(row.cell_type)) for row in table.itertuples()
     ]
-    axis.set_yticks(range(len(table)), rows)
-    axis.set_ylim(len(table) - 0.5, -0.5)
+    name_rows(axis, rows)
     axis.set_xlim(left=0)
     axis.set_title("all conditions" if several else shortened(responses.conditions[0]), fontsize=9)
     axis.set_xlabel("error of the log fold changes of the most changed genes (0: exact, 1: unchanged cells)")
     open_frame(axis)
     explain(figure, axis, ncols=3)
     return shown(axis, show=show)
+
+
+# ---- lineages
+
+MAX_NODES = 60  # that have names of genes
+
+
+def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> Axes | None:
+    """Draw the lineage tree in time, with its samples, and the genes that change on each branch.
+
+    Parameters
+    ----------
+    lineage
+        Result of :func:`bdm.tl.lineage`.
+    n_genes
+        Genes that are named at each branch: those whose change is clear, and differs most clearly from the sisters'.
+
+    Examples
+    --------
+    ::
+
+        bdm.pl.lineage(bdm.tl.lineage(adata, tree="lineage.nwk", time_key="minutes"))
+    """
+    checked(lineage, Lineage)
+    tree, row = lineage.tree, rows_of(lineage.tree)
+    names = changes_of(lineage, n_genes)
+    n_rows = int(max(row) + 1)
+    figure = new_figure(11, 1.2 + 0.62 * n_rows)
+    axis = figure.add_subplot()
+    for node, mother in enumerate(tree.mother):
+        start, end = lineage.branch_times(node) if mother >= 0 else lineage.interval(node)
+        style: Style = {"color": BRANCH, "linewidth": 1.6, "linestyle": "-" if lineage.sampled[node] else (0, (2, 1.5))}
+        axis.plot([start, end], [row[node]] * 2, **style)
+        if mother >= 0:
+            axis.plot([start] * 2, [row[mother], row[node]], "|-", color=BRANCH, linewidth=1.6, markersize=7)
+        of_node = lineage.points[lineage.points["node"] == tree.nodes[node]]
+        axis.scatter(of_node["time"], [row[node]] * len(of_node), 4 + of_node["n_cells"], color=BRANCH, linewidth=0)
+        text: Style = {"textcoords": "offset points", "path_effects": [HALO], "fontsize": 8}
+        if tree.nodes[node].startswith(UNNAMED):
+            continue
+        axis.annotate(shortened(tree.nodes[node], width=24), (start, row[node]), (4, 5), weight="bold", **text)
+        for number, label in enumerate(names.get(tree.nodes[node], [])):
+            place = (4, -11 - 9 * number)
+            axis.annotate(label, (start, row[node]), place, **text | {"fontsize": 7, "color": "#7a3b00"})
+    axis.set_ylim(n_rows - 0.3, -0.6)
+    axis.set_xlabel(lineage.time_key or "length of the path from the root")
+    axis.tick_params(left=False, labelleft=False)
+    open_frame(axis, "left")
+    axis.set_title(
+        "points: samples; dashed: without cells; genes that change on a branch (+ up, - down)", fontsize=9, color=GREY
+    )
+    return shown(axis, show=show)
+
+
+def rows_of(tree: LineageTree) -> np.ndarray:
+    """Row of each node: leaves below each other, a mother in the middle of her daughters."""
+    row, last = np.zeros(len(tree.nodes)), 0
+    order: list[int] = []
+    waiting = [0]
+    while waiting:
+        node = waiting.pop()
+        order.append(node)
+        waiting += tree.daughters(node)[::-1]
+    for node in order:
+        if not tree.daughters(node):
+            row[node], last = last, last + 1
+    for node in order[::-1]:
+        if daughters := tree.daughters(node):
+            row[node] = (row[daughters[0]] + row[daughters[-1]]) / 2
+    return row
+
+
+def changes_of(lineage: Lineage, n_genes: int) -> dict[str, list[str]]:
+    """Labels of the genes that change clearly on the branch of each node, most different from its sisters first."""
+    table = lineage.changes
+    table = table[table["node"].isin(lineage.tree.nodes[:MAX_NODES])]
+    is_clear = (table["change"].abs() >= MIN_Z * table["sd"]) & (table["change"].abs() >= MIN_CHANGE)
+    table = table[is_clear]
+    alone = table["from_sisters"].isna()
+    own = (table["change"] / table["sd"]).abs()
+    rank = (table["from_sisters"] / table["from_sisters_sd"]).abs().where(~alone, own)
+    same = alone | (table["from_sisters"] * table["change"] > 0)
+    table = table[same].assign(rank=rank[same]).sort_values("rank", ascending=False, kind="stable")
+    found: dict[str, list[str]] = {}
+    top = table.groupby("node", sort=False).head(n_genes)
+    for node, change, gene in zip(top["node"], top["change"], display_names(top), strict=True):
+        found.setdefault(node, []).append(f"{'+' if change > 0 else '-'}{gene_label(gene)}")
+    return found
+
+
+# ---- along covariates
+
+N_COLUMNS, N_SHOWN = 3, 6  # panels, if no genes are named
+
+
+def covariates(
+    evaluation: Evaluation,
+    genes: Sequence[str] = (),
+    *,
+    covariate: str | None = None,
+    name: str = GENERATED,
+    show: bool | None = None,
+) -> list[Axes] | None:
+    """Draw the expression of genes along a covariate, in test cells, generated cells, and the floor.
+
+    Points are means in bins of equal numbers of test cells, bars two standard errors.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate` of a model with covariates.
+    genes
+        Genes of the table ``along``, which vary most along a covariate; the first six, if not given.
+    covariate
+        Name of the covariate; the first one, if not given.
+    name
+        Set of cells to draw.
+    """
+    table = checked(evaluation, Evaluation).along
+    if not len(table):
+        raise InputError("The evaluation has no covariates; evaluate a model that was fitted with `covariate_key=`.")
+    covariate = covariate or str(table["covariate"].iloc[0])
+    table = table[table["covariate"] == covariate]
+    known = list(dict.fromkeys(table["gene"]))
+    if unknown := [gene for gene in genes if gene not in known] or (not known and [covariate]):
+        raise InputError(
+            f"The evaluation has no {unknown[0]} along {covariate}; it has {abbreviated(known, n_shown=12)}."
+        )
+    chosen = list(genes) or known[:N_SHOWN]
+    figure = new_figure(3.0 * min(N_COLUMNS, len(chosen)), 0.8 + 2.1 * -(-len(chosen) // N_COLUMNS))
+    colour = set_styles(evaluation.sets)[name].colour
+    looks: dict[str, tuple[str, Style]] = {
+        FLOOR: ("floor (real training cells)", {"color": GREY, "marker": "d", "markersize": 4}),
+        "test": ("test cells", {"color": "black", "marker": "o", "markersize": 4, "linestyle": ""}),
+        name: (name, {"color": colour, "marker": "s", "markersize": 3.5}),
+    }
+    axes = panels(figure, len(chosen), n_columns=N_COLUMNS)
+    for axis, gene in zip(axes, chosen, strict=True):
+        for of_set, (label, look) in looks.items():
+            rows = table[(table["gene"] == gene) & (table["set"] == of_set)]
+            style = {"label": label, "elinewidth": 0.8, "linewidth": 1, **look}
+            axis.errorbar(rows["value"], rows["mean"], 2 * rows["error"], **style)
+        axis.set_title(gene_label(gene), fontsize=10)
+        open_frame(axis)
+    explain(figure, axes[0])
+    figure.supxlabel(covariate, fontsize=9)
+    figure.supylabel("mean log1p(CP10k)", fontsize=9)
+    return shown_panels(figure, show=show)

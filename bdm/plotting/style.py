@@ -47,12 +47,8 @@ NO_NODES = "The tree is one population, without nodes whose branches could be co
 
 # For letters that matplotlib's own font lacks, such as Chinese ones; those of them that are installed are used
 FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "WenQuanYi Micro Hei",
-    "Arial Unicode MS",
-    "Microsoft YaHei",
-    "Yu Gothic",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei"),
+    *("Arial Unicode MS", "Microsoft YaHei", "Yu Gothic"),
 )
 DPI, PAD = 150, 0.1  # dots per inch, and inches around what is drawn
 
@@ -62,15 +58,15 @@ Item = TypeVar("Item")
 # ---- labels
 
 
-def without_formulas(text: str) -> str:
-    """Escape dollar signs, or matplotlib reads the text between two of them as a formula."""
-    return text.replace("$", r"\$")
-
-
 def shortened(name: str, *, width: int = 40) -> str:
     """Shorten a long name in its middle, as the names of related types often differ at their ends."""
     name, n_first = printable(name), width // 3
-    return without_formulas(name if len(name) <= width else f"{name[:n_first]}…{name[n_first + 1 - width :]}")
+    return escaped(name if len(name) <= width else f"{name[:n_first]}…{name[n_first + 1 - width :]}")
+
+
+def escaped(text: str) -> str:
+    """Escape dollar signs, between which matplotlib reads formulas."""
+    return text.replace("$", r"\$")
 
 
 def clade_label(names: tuple[str, ...], *, width: int = 26) -> str:
@@ -82,7 +78,7 @@ def clade_label(names: tuple[str, ...], *, width: int = 26) -> str:
         others = f" +{len(names) - n_named}" if n_named < len(names) else ""
         label = ", ".join(names[:n_named]) + others
         if len(label) <= width:
-            return without_formulas(label)
+            return escaped(label)
     return shortened(names[0], width=width - len(others)) + others
 
 
@@ -115,14 +111,22 @@ def shade_rows(axis: Axes, n_rows: int) -> None:
         axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)
 
 
+def name_rows(axis: Axes, names: Sequence[str], **text: Any) -> None:
+    """Name the rows of axes, from the top."""
+    axis.set_yticks(range(len(names)), names, **text)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+
+
 def open_frame(axis: Axes, *others: str) -> None:
     """Draw no line at the top and at the right, nor at ``others``."""
     axis.spines[["top", "right", *others]].set_visible(False)
 
 
-def draw_identity(axis: Axes) -> None:
-    """Draw the line on which values are as in test cells."""
+def compare_genes(axis: Axes, *, scale: float) -> None:
+    """Draw the line on which values are as in test cells, and a legend with larger markers."""
     axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
+    axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=scale)
+    open_frame(axis)
 
 
 # ---- figures

@@ -29,7 +29,7 @@ from bdm.plotting.style import (
 
 if TYPE_CHECKING:
     from bdm.api import BranchedDiffusion
-    from bdm.extension.results import ExtensionReport
+    from bdm.extension.extend import ExtensionReport
     from bdm.interpretation.results import Interpretation
 
 MAX_ROWS = 60

@@ -22,8 +22,7 @@ from bdm.design.simulate import simulated_cells
 from bdm.design.truth import comparisons_of, composition_of
 from bdm.errors import InputError
 from bdm.model.model import BranchedModel
-from bdm.power.experiment import Experiment, ExperimentSettings
-from bdm.power.tests import deseq2_test, expression_test, share_tests
+from bdm.power.tests import Experiment, ExperimentSettings, deseq2_test, expression_test, share_tests
 
 COMPOSITION = "composition"
 SMALL = 0.05  # p-values below it are 5% of those of a valid test
@@ -67,7 +66,9 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
     if point.cells is not None:
         samples = replace(samples, cells=scaled(samples.cells, point.cells))
     if point.depth is not None:
-        depth = replace(depth, factor=times(depth.factor, point.depth))
+        factor, times = depth.factor, point.depth
+        own = {name: of * times for name, of in factor.items()} if isinstance(factor, dict) else factor * times
+        depth = replace(depth, factor=own)
     changes, shifts = design.changes, design.composition.shifts
     if point.log2_fold_change is not None:
         changes = tuple(of_size(change, point.log2_fold_change) for change in changes)
@@ -81,13 +82,6 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
         composition=replace(design.composition, shifts=shifts),
         seed=derive(design.seed, "power", repeat),
     )
-
-
-def times(value: float | dict[str, float], factor: float) -> float | dict[str, float]:
-    """Multiply a number, or the numbers of conditions."""
-    if isinstance(value, dict):
-        return {condition: number * factor for condition, number in value.items()}
-    return value * factor
 
 
 def sized(value: float, size: float) -> float:
@@ -119,26 +113,21 @@ def of_size(change: Change, size: float) -> Change:
 def score_experiment(model: BranchedModel, design: Design, point: Point, *, repeat: int) -> pd.DataFrame:
     """Simulate one experiment of a grid, test it, and count what is found.
 
-    Returns: A row for each ``condition``, ``method`` and ``cell_type``, with the number, the values and the ``repeat``
-    of the point, its ``n_samples`` and ``n_cells``, and numbers of genes (of cell types for ``composition``):
-    ``n_planted``; ``n_found``, planted ones with a false discovery rate below the limit and the right sign;
-    ``n_discoveries``; ``n_false``, discoveries where nothing was planted; ``n_null``, tested where nothing was planted,
-    and ``n_null_small``, the number of those with p < 0.05.
+    Returns: A row for each ``condition``, ``method`` and ``cell_type``, with the point, the ``repeat``, ``n_samples``
+    and ``n_cells``, and numbers of genes (of cell types for ``composition``): ``n_planted``; ``n_found``, planted ones
+    with a false discovery rate below the limit and the right sign; ``n_discoveries``; and where nothing was planted,
+    ``n_false`` discoveries, ``n_null`` tests, and ``n_null_small`` with p < 0.05.
     """
     designed = compile_design(model, design_at(design, point, repeat=repeat))
     simulated = simulated_cells(designed)
-    # Shares of cell types need no counts
-    no_genes = sparse.csr_matrix((len(simulated.obs), 0))
+    no_genes = sparse.csr_matrix((len(simulated.obs), 0))  # as shares of cell types need no counts
     cells = simulated.in_memory() if methods_of(design) else AnnData(no_genes, obs=simulated.obs)
     reference, *others = designed.design.samples.conditions
     changes = {of.condition: of.log2_fold_change for of in comparisons_of(designed)}
     tables = []
     for condition in others:
-        settings = ExperimentSettings(
-            conditions=(reference, condition),
-            pair_key="donor" if designed.design.samples.paired else None,
-            counts="X",
-        )
+        pair_key = "donor" if designed.design.samples.paired else None
+        settings = ExperimentSettings(conditions=(reference, condition), pair_key=pair_key, counts="X")
         experiment = Experiment.of(cells, settings)
         scores = [
             score_expression(experiment, changes[condition], design),

@@ -20,12 +20,12 @@ from bdm.errors import abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_TITLES
 from bdm.evaluation.verdict import LIMITS, Grade, Verdict
-from bdm.extension.results import describe
+from bdm.extension.extend import describe
 from bdm.plotting.tree import view_of
 from bdm.plotting.tree_page import MAX_ROWS, tree_browser
-from bdm.report.results import Results
-from bdm.report.tables import (
+from bdm.report.results import (
     SCORES,
+    Results,
     attack_rows,
     audited_types,
     branch_losses,

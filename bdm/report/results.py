@@ -1,34 +1,50 @@
-"""Results of the workflow for a data set, as a report reads them from their folder."""
+"""Results of the workflow for a data set, as a report reads them from their folder, and the tables of its page."""
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cached_property
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
-from bdm._core.store import checksum_of
+from bdm._core.store import Result, checksum_of
+from bdm.audit.attacks import ATTACKS, SETS
 from bdm.audit.card import check_audit
-from bdm.audit.results import KIND as AUDIT
 from bdm.audit.results import Audit
 from bdm.data.modalities import features_in_words, of_rna
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
-from bdm.errors import InputError
-from bdm.evaluation.cells import GENERATED
-from bdm.evaluation.results import Evaluation, require_set
-from bdm.evaluation.verdict import Verdict
-from bdm.extension.results import ExtensionReport
+from bdm.data.symbols import display_names
+from bdm.errors import InputError, abbreviated
+from bdm.evaluation.cells import FLOOR, GENERATED
+from bdm.evaluation.evaluate import Evaluation, require_set
+from bdm.evaluation.verdict import LIMITS, Verdict
+from bdm.extension.extend import ExtensionReport
+from bdm.interpretation.contrasts import fewest_names
 from bdm.interpretation.results import Interpretation, branch_genes
 from bdm.lineages.results import Lineage
 from bdm.model.model import BranchedModel, is_of_model, load_model
 from bdm.responses.results import Responses
+from bdm.settings import (
+    AuditSettings,
+    AutoencoderSettings,
+    EvaluationSettings,
+    GenerationSettings,
+    HierarchySettings,
+    InterpretationSettings,
+    PrepareSettings,
+    PriorSettings,
+)
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
 logger = logging.getLogger(__name__)
+
+Loaded = TypeVar("Loaded", bound=Result)
 
 NEEDED = {
     "prepared.h5ad": "bdm prepare",
@@ -55,8 +71,7 @@ class Results:
     trained: date  # of the model's file: results hold no date, so that the same commands write the same files
     evaluation: Evaluation
     figures: dict[str, bytes]  # by their path in the folder
-    interpretation: dict[str, pd.DataFrame]  # tables branch_genes and agreement
-    interpreted: dict[str, Any]  # provenance of the interpretation
+    interpretation: Interpretation | None
     transmutations: dict[str, TransmutationEvaluation]
     responses: Responses | None
     lineage: Lineage | None
@@ -74,6 +89,11 @@ class Results:
         """Verdicts by cell type."""
         return self.evaluation.verdicts_by_type()
 
+    @cached_property
+    def branch_genes(self) -> pd.DataFrame | None:
+        """Genes of the branches, with their symbols."""
+        return self.interpretation and self.interpretation.names.with_symbols(branch_genes(self.interpretation))
+
     @property
     def input(self) -> dict[str, Any] | None:
         """Numbers of cells and genes in the input of :func:`bdm.data.prepare.prepare`; None if not recorded."""
@@ -89,15 +109,11 @@ def read_results(folder: Path) -> Results:
                 f"{folder} has no {name}; make it with the workflow, or with {command}, before the report."
             )
     cells, model = read_prepared(folder / "prepared.h5ad", on_disk=True), load_model(folder / "model")
-    interpreted, extended = folder / "interpretation", folder / "extension"
-    interpretation = (
-        Interpretation.load(interpreted) if (interpreted / f"{Interpretation.kind}.json").is_file() else None
-    )
     checksum = checksum_of(folder / "model", "model")
     transmutations = sorted(folder.glob("transmutation/*/transmutation.json"))
     moved = {path.parent: folder / "transmuted" / f"{path.parent.name}.h5ad" for path in transmutations}
     audit = read_audit(folder / "audit", model)
-    extension = ExtensionReport.load(extended) if (extended / f"{ExtensionReport.kind}.json").is_file() else None
+    extension = loaded(ExtensionReport, folder / "extension")
     results = Results(
         name=folder.resolve().name,
         cells=cells.obs,
@@ -110,13 +126,12 @@ def read_results(folder: Path) -> Results:
         trained=date.fromtimestamp((folder / "model/model.json").stat().st_mtime),
         evaluation=Evaluation.load(folder / "evaluation"),
         figures={str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/**/*.png"))},
-        interpretation=tables_of(interpretation) if interpretation else {},
-        interpreted=interpretation.provenance if interpretation else {},
+        interpretation=loaded(Interpretation, folder / "interpretation"),
         transmutations={
             path.name: TransmutationEvaluation.load(path) for path, of in moved.items() if is_of_model(of, checksum)
         },
-        responses=Responses.load(folder / Responses.kind) if (folder / Responses.kind).is_dir() else None,
-        lineage=Lineage.load(folder / Lineage.kind) if (folder / Lineage.kind).is_dir() else None,
+        responses=loaded(Responses, folder / "responses"),
+        lineage=loaded(Lineage, folder / "lineage"),
         audit=audit,
         extensions=extension.extensions if extension else None,
         cost=read_cost(folder / "benchmarks"),
@@ -128,26 +143,21 @@ def read_results(folder: Path) -> Results:
     return results
 
 
+def loaded(kind: type[Loaded], folder: Path) -> Loaded | None:
+    """Read a result from its folder, if it is there."""
+    return kind.load(folder) if (folder / f"{kind.kind}.json").is_file() else None
+
+
 def read_audit(folder: Path, model: BranchedModel) -> Audit | None:
     """Read the audit of the data set; None where there is none, or one of other models of bdm."""
-    if not (folder / f"{AUDIT}.json").is_file():
-        return None
-    audit = Audit.load(folder)
-    if audit.record["generator"] == "bdm":
+    audit = loaded(Audit, folder)
+    if audit is not None and audit.record["generator"] == "bdm":
         try:
             check_audit(audit, model)
         except InputError as error:
             logger.warning("Not shown: %s. %s", folder, error)
             return None
     return audit
-
-
-def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
-    """Tables of an interpretation that the page shows, with the symbols of genes."""
-    return {
-        "branch_genes": interpretation.names.with_symbols(branch_genes(interpretation)),
-        "agreement": interpretation.agreement,
-    }
 
 
 def read_cost(folder: Path) -> pd.DataFrame:
@@ -157,3 +167,240 @@ def read_cost(folder: Path) -> pd.DataFrame:
         measured = pd.read_csv(path, sep="\t", na_values=["-"])
         rows[path.stem] = {"seconds": measured["s"].mean(), "megabytes": measured["max_rss"].mean()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "megabytes"])
+
+
+# ---- tables
+
+SCORES = ("relative_energy", "forest_auc")
+N_GENES = 5  # of each branch
+
+
+def populations(results: Results) -> dict[str, Any]:
+    """Collect the populations of each cell type, the commonest types first, and how they were looked for."""
+    hierarchy, adapters = results.model.hierarchy, results.model.autoencoder.adapters
+    table = pd.DataFrame(
+        [
+            (cell_type, name, hierarchy.by_name[name].n_cells, name in adapters, hierarchy.by_name[name].nearer_to)
+            for cell_type in hierarchy.cell_types
+            for name in hierarchy.populations_of(cell_type)
+        ],
+        columns=["cell_type", "name", "n_cells", "type_specific", "nearer_to"],
+    ).sort_values("n_cells", ascending=False, kind="stable")
+    n_cells = table.groupby("cell_type")["n_cells"].transform("sum")
+    table = table.assign(share=table["n_cells"] / n_cells)
+    in_order = table.loc[n_cells.sort_values(ascending=False, kind="stable").index]
+    by_type = {str(cell_type): rows for cell_type, rows in in_order.groupby("cell_type", sort=False)}
+    used = asdict(AutoencoderSettings()) | results.model.autoencoder.provenance.get("settings", {})
+    min_donors = setting(results, "min_donors")
+    donors = f" and {min_donors:,} effective donors" if min_donors > 1 else ""
+    return {
+        "by_type": by_type,
+        "n": len(table),
+        "n_divided": sum(len(rows) > 1 for rows in by_type.values()),
+        "n_type_specific": int(table["type_specific"].sum()),
+        "stray": [*table[table["nearer_to"].notna()].itertuples()],
+        "setting": str(used["sub_populations"]),
+        "least": f"{used['min_cells_per_sub_population']:,} cells{donors} or more",
+    }
+
+
+def population_scores(results: Results, by_type: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Collect the number of test cells, the shares and the scores of sub-populations (column, set), by cell type."""
+    table = results.evaluation.by_population.set_index("sub_population")
+    sets = {name: table[table["set"] == name] for name in (FLOOR, GENERATED)}
+    tables = {}
+    for cell_type, rows in by_type.items():
+        if len(rows) > 1 and (sets[GENERATED]["cell_type"] == cell_type).any():
+            found = {name: of_set.reindex(rows["name"]) for name, of_set in sets.items()}
+            numbers = pd.DataFrame({name: of_set["n_cells"] for name, of_set in found.items()})
+            numbers["test"] = found[GENERATED]["n_test"]
+            share = numbers.fillna(0) / numbers.sum().clip(lower=1)
+            columns = {("share", name): share[name] for name in ("test", FLOOR, GENERATED)}
+            columns |= {(score, name): found[name][score] for score in SCORES for name in found}
+            tables[cell_type] = pd.DataFrame({("n_test", ""): numbers["test"], **columns})
+    return tables
+
+
+def branch_losses(results: Results) -> list[dict[str, Any]]:
+    """List the losses of validation cells by branch, if ``bdm train`` wrote them, with the largest gains first."""
+    table = results.branches
+    if table is None:
+        return []
+    table = table.assign(kept=table["kept"].astype(bool), branch=table["branch"].astype(str))
+    table = table.sort_values(["kept", "gain"], ascending=False, na_position="last", kind="stable")
+    return list(table[["branch", "closed_form", "network", "gain", "kept"]].to_dict("records"))
+
+
+def nodes(results: Results) -> Iterator[dict[str, Any]]:
+    """Collect the marker genes of each node, from the root on, and the correlation of fold changes with test cells."""
+    if results.interpretation is None or results.branch_genes is None:
+        return
+    agreement = results.interpretation.agreement.set_index("node")
+    hierarchy, genes = results.model.hierarchy, genes_by_branch(results)
+    for name, rows in results.branch_genes.groupby("node", sort=False):
+        children = rows["child"].unique()
+        labels = [abbreviated(fewest_names(tuple(hierarchy.leaves(one)), hierarchy)) for one in children]
+        scores = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
+        markers = [gene for _, of_child in rows.groupby("child", sort=False) for gene in top_markers(of_child)["gene"]]
+        shown = [gene for child in children for gene in genes[child]]
+        words = dict.fromkeys([name, *hierarchy.types_below(name), *hierarchy.leaves(name), *shown, *markers])
+        yield {
+            "name": name,
+            "level": rows["level"].iloc[0],
+            "sides": [(label, genes[child]) for label, child in zip(labels, children, strict=True)],
+            "agreement": scores.get("pearson", float("nan")),
+            "floor": scores.get("pearson_equal", float("nan")),
+            "words": " ".join(words).lower(),  # to search for
+        }
+
+
+def top_markers(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the genes that are highest in a branch in the model, the best first."""
+    up = rows[rows["model_log2_fold_change"].astype(float) > 0]
+    return up.sort_values("model_rank").head(N_GENES)
+
+
+def genes_by_branch(results: Results) -> dict[str, list[str]]:
+    """List the top marker genes of each branch."""
+    if results.branch_genes is None:
+        return {}
+    by_child = results.branch_genes.groupby("child", sort=False)
+    return {child: display_names(top_markers(rows)).tolist() for child, rows in by_child}
+
+
+def attack_rows(audit: Audit) -> Iterator[dict[str, Any]]:
+    """Yield the areas of each attack on units, the highest first."""
+    table = audit.attacks_on_units
+    for finding in audit.verdict.findings:
+        areas = {name: table["auc"].get((name, finding.attack)) for name in SETS}
+        generated = table.loc[(GENERATED, finding.attack)]
+        interval = {name: generated[name] for name in ("low", "high", "true_positives")}
+        yield {"name": ATTACKS[finding.attack], "finding": finding, **areas, **interval}
+
+
+def audited_types(audit: Audit) -> Iterator[dict[str, Any]]:
+    """Yield the highest area of any attack on generated cells for each cell type."""
+    for name, attack, auc, limit in audit.best_by_type(on_model=True):
+        yield {"name": name, "attack": ATTACKS[attack], "auc": auc, "limit": limit}
+
+
+DEFAULTS = PrepareSettings()
+REASONS = {  # to leave out cells, by the setting
+    "leave_out": "left out on request",
+    "min_cells_per_type": "fewer than {:,} cells",
+    "min_donors": "cells of fewer than {:,} effective donors",
+    "drop_unlabelled": "without a cell type",
+    "min_genes_per_cell": "with counts of fewer than {:,} genes",
+}
+
+
+def setting(results: Results, name: str) -> Any:
+    """Return a setting of ``bdm prepare``."""
+    return results.model.autoencoder.provenance.get("prepare", {}).get(name, getattr(DEFAULTS, name))
+
+
+def genes_chosen(results: Results) -> str:
+    """Describe how genes were selected; the page shows their number, and all settings that are not the defaults."""
+    kinds = {"all": "all", "seurat_v3": "the most variable", "markers": "the built-in marker"}
+    genes, kept = setting(results, "genes"), setting(results, "keep_genes")
+    kind = kinds.get(genes, "the requested") if isinstance(genes, str) else "the requested"
+    added = "" if kept is None else ", and the genes of keep_genes,"
+    return f"{kind} genes{added} with counts in {setting(results, 'min_cells_per_gene'):,} training cells or more"
+
+
+def why(results: Results, name: str) -> str:
+    """Give the reason to leave out cells."""
+    return f"{REASONS[name].format(setting(results, name))} ({name})"
+
+
+def types_left_out(results: Results) -> list[dict[str, Any]]:
+    """Rows of the table of cell types that were left out: name, number of cells, and reason."""
+    return [{**row, "why": why(results, row["setting"])} for row in (results.input or {}).get("types_left_out", [])]
+
+
+def cells_left_out(results: Results) -> list[tuple[int, str]]:
+    """Numbers of cells that were left out, of types that were not, with the reasons."""
+    if results.input is None:
+        return []
+    found = [(n, why(results, name)) for name, n in results.input["cells_left_out"].items()]
+    known = sum(n for n, _ in found) + sum(row["n_cells"] for row in results.input["types_left_out"])
+    if not results.model.extensions:
+        found.append((results.input["n_cells"] - known - len(results.cells), "without counts of the chosen genes"))
+    return [(n, reason) for n, reason in found if n > 0]
+
+
+def cells_for_verdict(results: Results) -> int | None:
+    """Return how many cells of a type in the input give a verdict; None where there are no test cells."""
+    test = setting(results, "test")
+    return ceil(LIMITS.min_cells / test) if test > 0 else None
+
+
+def changed(results: Results) -> list[dict[str, Any]]:
+    """List the settings, and seeds, that differ from the defaults, in the order of the commands."""
+
+    def stored(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value  # as files have it
+
+    return [
+        {"command": command, "name": name, "value": used[name], "default": default}
+        for command, used, defaults in used_settings(results)
+        for name, default in {**defaults, "seed": 0}.items()
+        if name in used and stored(used[name]) != stored(default)
+    ]
+
+
+def used_settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Yield each command with the settings, and the seed, that were used, and the default settings."""
+    model = results.model
+    autoencoder, tree, evaluation = model.autoencoder.provenance, model.hierarchy, results.evaluation.provenance
+    yield "prepare", autoencoder.get("prepare", {}), asdict(DEFAULTS)
+    yield "autoencoder", settings_in(autoencoder), asdict(AutoencoderSettings())
+    yield "hierarchy", {**tree.provenance, "threshold": tree.threshold}, {**asdict(HierarchySettings()), "tree": None}
+    yield "train", settings_in(model.provenance), asdict(PriorSettings())
+    sampling = json.loads(results.request.get("settings", "{}")) | {"n_cells": n_generated(results)}
+    defaults = {**asdict(GenerationSettings()), "n_cells": AS_IN_DATA}
+    yield "generate", {"seed": results.request.get("seed", 0), **sampling}, defaults
+    yield "evaluate", settings_in(evaluation), asdict(EvaluationSettings())
+    interpreted = {} if results.interpretation is None else results.interpretation.provenance
+    yield "interpret", settings_in(interpreted), asdict(InterpretationSettings())
+    if results.audit is not None:
+        record = results.audit.record
+        yield "audit", {"seed": record["seed"], **record["audit"]}, asdict(AuditSettings())
+
+
+def settings_in(record: dict[str, Any]) -> dict[str, Any]:
+    """Give the settings and the seed of a record."""
+    return {"seed": record.get("seed", 0), **record.get("settings", {})}
+
+
+AS_IN_DATA = "as in the data"
+
+
+def n_generated(results: Results) -> str:
+    """Return the number of generated cells of each type, if it is the same of all, or how the numbers were given."""
+    numbers = results.evaluation.n_cells[GENERATED][results.evaluation.n_cells[GENERATED] > 0]
+    given = results.cells["cell_type"].value_counts().reindex(numbers.index, fill_value=0)
+    if numbers.eq(given).all():
+        return AS_IN_DATA
+    return str(numbers.iloc[0]) if numbers.nunique() == 1 else "by type"
+
+
+def checksums(results: Results) -> dict[str, str]:
+    """Return the SHA-256 of the files that were evaluated, by their description."""
+    evaluated = results.evaluation.provenance.get("sha256", {})
+    found = {
+        "the data": results.model.autoencoder.provenance.get("data_sha256"),
+        "the labels": results.record.get("labels_sha256"),
+        "the model": evaluated.get("model"),
+        "the prepared cells (prepared.h5ad)": evaluated.get("prepared"),
+        "the generated cells (generated.h5ad)": evaluated.get(GENERATED),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def versions(results: Results) -> dict[str, str]:
+    """Return the versions of bdm and of its packages with which the model was trained."""
+    record = results.model.provenance
+    packages = record.get("packages", {})
+    packages = json.loads(packages) if isinstance(packages, str) else packages
+    return {"bdm": record["version"], **packages}

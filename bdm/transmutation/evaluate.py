@@ -18,7 +18,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.store import Result
 from bdm.data.modalities import require_rna_alone
 from bdm.data.read import read_cells
-from bdm.errors import InputError, counted
+from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import (
     FLOOR,
     MIN_CELLS_FOR_MEANS,
@@ -28,7 +28,6 @@ from bdm.evaluation.cells import (
     RealCells,
     check_genes,
     checked,
-    subset_of_names,
 )
 from bdm.evaluation.genes import PSEUDOCOUNT, gene_statistics
 from bdm.evaluation.metrics import Agreement, energy_distance, fitted_pca, joint_components
@@ -296,7 +295,7 @@ def rows_before(adata: AnnData, before: pd.Index, *, names: tuple[str, str]) -> 
     """Find transmuted cells by name among the cells before the transmutation, and return their indices."""
     unknown = adata.obs_names.difference(before)
     if len(unknown) or not before.is_unique:
-        problem = f"lacks {subset_of_names(unknown)}" if len(unknown) else "has several cells of the same name"
+        problem = f"lacks {abbreviated(unknown)}" if len(unknown) else "has several cells of the same name"
         raise InputError(
             f"{names[0]} has cells that cannot be found before their transmutation: {names[1]} {problem}; give the "
             "cells that were transmuted."

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from bdm.audit.attacks import ATTACKS, CHANCE, COPIES
 from bdm.evaluation.properties import PROPERTIES
 from bdm.plotting.evaluation import set_styles
-from bdm.plotting.experiments import LABELS, STYLES
+from bdm.plotting.experiments import LABELS, PANELS, STYLES, draw_transmutation_scores
 from bdm.plotting.style import IDEAL_LINE, shade_rows
-from bdm.plotting.transmutation import PANELS, draw_transmutation_scores
 from bdm.power.tests import METHODS as TESTS
 
 MAX_DISTANCE = 0.2  # beyond the floor, from where the colour is the same
