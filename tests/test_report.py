@@ -645,7 +645,7 @@ def test_branch_is_explained_where_one_points(opened, page, results, width):
     found = opened(page, width)
     found.page.locator("#open-all").click()
     hierarchy = results.model.hierarchy
-    genes = results.branch_genes
+    genes = results.interpretation["branch_genes"]
     for branch in hierarchy.branches:
         point = found.page.locator(f"#branch-{hierarchy.branches.index(branch)} .hit")
         if width == "phone":

@@ -181,7 +181,7 @@ def content(results: Results) -> dict[str, Any]:
         "transmutations": [transmutation(name, of) for name, of in results.transmutations.items()],
         **({} if results.audit is None else audited(results.audit)),
         "extensions": [describe(row) for row in extended],
-        "cost": cost(results),
+        "cost": [{"step": step, **row} for step, row in results.cost.iterrows()],
         "checksums": checksums(results),
         "versions": versions(results),
         "seed": model.provenance["seed"],
@@ -248,10 +248,3 @@ def audited(audit: Audit) -> dict[str, Any]:
     """Collect what the page shows of an audit."""
     left_out = abbreviated(list(audit.record["left_out"]), n_shown=10)
     return {"attacks": list(attack_rows(audit)), "audited_types": list(audited_types(audit)), "not_audited": left_out}
-
-
-def cost(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table of time and memory, with the share of the longest step."""
-    table = results.cost
-    longest = max([*table["seconds"], 1e-9])
-    return [{"step": step, **row, "share": 100 * row["seconds"] / longest} for step, row in table.iterrows()]

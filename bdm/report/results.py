@@ -71,7 +71,8 @@ class Results:
     trained: date  # of the model's file: results hold no date, so that the same commands write the same files
     evaluation: Evaluation
     figures: dict[str, bytes]  # by their path in the folder
-    interpretation: Interpretation | None
+    interpretation: dict[str, pd.DataFrame]  # tables branch_genes and agreement
+    interpreted: dict[str, Any]  # provenance of the interpretation
     transmutations: dict[str, TransmutationEvaluation]
     responses: Responses | None
     lineage: Lineage | None
@@ -88,11 +89,6 @@ class Results:
     def verdicts(self) -> dict[str, Verdict]:
         """Verdicts by cell type."""
         return self.evaluation.verdicts_by_type()
-
-    @cached_property
-    def branch_genes(self) -> pd.DataFrame | None:
-        """Genes of the branches, with their symbols."""
-        return self.interpretation and self.interpretation.names.with_symbols(branch_genes(self.interpretation))
 
     @property
     def input(self) -> dict[str, Any] | None:
@@ -114,6 +110,7 @@ def read_results(folder: Path) -> Results:
     moved = {path.parent: folder / "transmuted" / f"{path.parent.name}.h5ad" for path in transmutations}
     audit = read_audit(folder / "audit", model)
     extension = loaded(ExtensionReport, folder / "extension")
+    interpretation = loaded(Interpretation, folder / "interpretation")
     results = Results(
         name=folder.resolve().name,
         cells=cells.obs,
@@ -126,7 +123,8 @@ def read_results(folder: Path) -> Results:
         trained=date.fromtimestamp((folder / "model/model.json").stat().st_mtime),
         evaluation=Evaluation.load(folder / "evaluation"),
         figures={str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/**/*.png"))},
-        interpretation=loaded(Interpretation, folder / "interpretation"),
+        interpretation=tables_of(interpretation) if interpretation else {},
+        interpreted=interpretation.provenance if interpretation else {},
         transmutations={
             path.name: TransmutationEvaluation.load(path) for path, of in moved.items() if is_of_model(of, checksum)
         },
@@ -141,6 +139,12 @@ def read_results(folder: Path) -> Results:
     if not n_genes.eq(len(results.genes)).all():
         raise InputError(f"{folder}/evaluation does not have each gene of prepared.h5ad; evaluate again.")
     return results
+
+
+def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
+    """Tables of an interpretation that the page shows, with the symbols of genes."""
+    table = interpretation.names.with_symbols(branch_genes(interpretation))
+    return {"branch_genes": table, "agreement": interpretation.agreement}
 
 
 def loaded(kind: type[Loaded], folder: Path) -> Loaded | None:
@@ -233,11 +237,11 @@ def branch_losses(results: Results) -> list[dict[str, Any]]:
 
 def nodes(results: Results) -> Iterator[dict[str, Any]]:
     """Collect the marker genes of each node, from the root on, and the correlation of fold changes with test cells."""
-    if results.interpretation is None or results.branch_genes is None:
+    if "branch_genes" not in results.interpretation:
         return
-    agreement = results.interpretation.agreement.set_index("node")
+    agreement = results.interpretation.get("agreement", pd.DataFrame(columns=["node"])).set_index("node")
     hierarchy, genes = results.model.hierarchy, genes_by_branch(results)
-    for name, rows in results.branch_genes.groupby("node", sort=False):
+    for name, rows in results.interpretation["branch_genes"].groupby("node", sort=False):
         children = rows["child"].unique()
         labels = [abbreviated(fewest_names(tuple(hierarchy.leaves(one)), hierarchy)) for one in children]
         scores = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
@@ -262,10 +266,10 @@ def top_markers(rows: pd.DataFrame) -> pd.DataFrame:
 
 def genes_by_branch(results: Results) -> dict[str, list[str]]:
     """List the top marker genes of each branch."""
-    if results.branch_genes is None:
+    table = results.interpretation.get("branch_genes")
+    if table is None:
         return {}
-    by_child = results.branch_genes.groupby("child", sort=False)
-    return {child: display_names(top_markers(rows)).tolist() for child, rows in by_child}
+    return {child: display_names(top_markers(rows)).tolist() for child, rows in table.groupby("child", sort=False)}
 
 
 def attack_rows(audit: Audit) -> Iterator[dict[str, Any]]:
@@ -361,8 +365,7 @@ def used_settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[
     defaults = {**asdict(GenerationSettings()), "n_cells": AS_IN_DATA}
     yield "generate", {"seed": results.request.get("seed", 0), **sampling}, defaults
     yield "evaluate", settings_in(evaluation), asdict(EvaluationSettings())
-    interpreted = {} if results.interpretation is None else results.interpretation.provenance
-    yield "interpret", settings_in(interpreted), asdict(InterpretationSettings())
+    yield "interpret", settings_in(results.interpreted), asdict(InterpretationSettings())
     if results.audit is not None:
         record = results.audit.record
         yield "audit", {"seed": record["seed"], **record["audit"]}, asdict(AuditSettings())

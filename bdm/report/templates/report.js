@@ -53,7 +53,7 @@
   }
 
   for (const table of all("table.sortable")) {
-    for (const head of all("thead th:not(.plain)", table)) {
+    for (const head of all("thead th", table)) {
       const button = document.createElement("button");
       button.type = "button";
       button.append(...head.childNodes);
