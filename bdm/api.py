@@ -732,7 +732,7 @@ class BranchedDiffusion:
         license
             License of the data, in place of ``settings.prepare.license``.
         """
-        from bdm.audit.card import audit_section
+        from bdm.audit.results import audit_section
         from bdm.responses.results import responses_section
 
         section = None if audit is None else audit_section(audit, self.model)

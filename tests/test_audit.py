@@ -16,10 +16,9 @@ import scipy.sparse as sp
 from bdm import pl
 from bdm.api import BranchedDiffusion
 from bdm.audit.attacks import ATTACKS, ON_MODEL, attack
-from bdm.audit.card import audit_section, divided_in_words
 from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide, training_cells
 from bdm.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
-from bdm.audit.results import TABLES, Audit
+from bdm.audit.results import TABLES, Audit, audit_section, divided_in_words
 from bdm.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, tree_of
 from bdm.audit.verdict import HIGH_LIMIT, null_of_units, of_units, spread_of_auc, standardised, verdict_of
 from bdm.cli import app

@@ -11,7 +11,7 @@ import yaml
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
 from bdm.api import BranchedDiffusion
-from bdm.audit.card import check_settings
+from bdm.audit.results import check_settings
 from bdm.cli import app, main
 from bdm.errors import InputError
 from bdm.evaluation.scores import SCORE_NAMES

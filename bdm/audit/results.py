@@ -1,6 +1,6 @@
-"""Results of an audit: scores of attacked cells, tables of areas under ROC curves, the verdict, and their files."""
+"""Results of an audit: scores of attacked cells, areas under ROC curves, the verdict, files, and the card's section."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from scipy.stats import norm, sem, t
 from bdm._core.files import write_json
 from bdm._core.seeds import derive, numpy_generator
 from bdm._core.store import Result
-from bdm.audit.attacks import GENERATED, ON_MODEL
+from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL
 from bdm.audit.limits import LEVEL
 from bdm.audit.verdict import (
     N_DRAWS,
@@ -29,9 +29,10 @@ from bdm.audit.verdict import (
     standardised,
     verdict_of,
 )
-from bdm.errors import counted
+from bdm.errors import InputError, abbreviated, counted
+from bdm.model.card import GeneratedFile, markdown
+from bdm.model.model import BranchedModel
 
-KIND, SUMMARY = "audit", "summary.json"
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
 NUMBERS_OF_CELLS = (50, 100)  # of each donor, besides all
 ROW = ["set", "attack", "level", "n_cells"]
@@ -52,7 +53,7 @@ class Audit(Result):
         least one of all folds; attacks show nothing about the others), ``generator``, settings and versions.
     """
 
-    kind = KIND
+    kind = "audit"
 
     scores: pd.DataFrame
     record: dict[str, Any]
@@ -161,7 +162,7 @@ class Audit(Result):
     def _write_tables(self, folder: Path) -> None:
         for name, file in TABLES.items():
             getattr(self, name).to_csv(folder / file, index=False, float_format="%.4f")
-        write_json(folder / SUMMARY, self.verdict.summary() | {"n_tested": self.record["n_tested"]})
+        write_json(folder / "summary.json", self.verdict.summary() | {"n_tested": self.record["n_tested"]})
 
 
 def interval(areas: np.ndarray) -> tuple[float, float]:
@@ -170,3 +171,117 @@ def interval(areas: np.ndarray) -> tuple[float, float]:
         return np.nan, np.nan
     half = t.ppf(0.975, len(areas) - 1) * sem(areas)
     return float(max(areas.mean() - half, 0)), float(min(areas.mean() + half, 1))
+
+
+# ---- on a model card
+
+# Of the preparation; an audit divides all cells, so their split may differ
+AUDITED_SETTINGS = (
+    *("genes", "n_genes", "keep_genes", "min_cells_per_gene", "clip_outliers"),
+    *("counts", "label_key", "batch_key", "donor_key", "min_donors"),
+)
+GIVEN = ("not given", "given")
+
+
+def audit_section(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> dict[str, Any]:
+    """Give the card of a model, and of a file of its cells, what it shows of an audit."""
+    check_audit(audit, model, cells)
+    left_out = markdown(abbreviated(list(audit.record.get("left_out", ())), n_shown=10))
+    rows = {"attacks": list(attack_rows(audit)), "audited_types": list(audited_type_rows(audit))}
+    n_fitted = int(model.composition.to_numpy().sum())
+    return {"audit": audit, "left_out": left_out, "divided": divided_in_words(audit, cells, n_fitted), **rows}
+
+
+def divided_in_words(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -> str:
+    """Say how many units were a member in any fold, and how many generated cells were attacked, as far as is known."""
+    text, n_generated = "", list(audit.record.get("n_generated", {}).values())
+    if (n_tested := audit.record["n_tested"]) == audit.record["n_units"]:
+        text += f" Each {audit.unit} was a member in at least one division."
+    else:
+        text += f" {counted(n_tested, audit.unit)} were members in at least one division, and the others in none."
+    if n_generated:
+        least, most = min(n_generated), max(n_generated)
+        number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+        share = rounded(sum(n_generated) / int(audit.scores["member"].sum()))
+        text += f" The attacks had {number} generated cells in a division, {share} for each training cell"
+        if cells is not None:
+            released = int(cells.n_by_type.sum())
+            text += f"; the file described above has {released:,}, {rounded(released / n_fitted)} for each"
+        text += ". More cells disclose more."
+    return text
+
+
+def rounded(ratio: float) -> str:
+    """Write a ratio with two digits, and without an exponent."""
+    return np.format_float_positional(ratio, precision=2, fractional=False, trim="-")
+
+
+def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
+    """Yield the attacks of an audit: areas by generated cells, copies and chance, and which members were found."""
+    known = audit.attacks_on_units["auc"]
+    at_one_percent = audit.attacks_on_units["true_positives"]
+    for finding in audit.verdict.findings:
+        ends = [known.get((name, finding.attack)) for name in (COPIES, CHANCE)]
+        copies, chance = ("" if of is None or np.isnan(of) else f"{of:.2f}" for of in ends)
+        share = f"{at_one_percent[GENERATED, finding.attack]:.0%}"
+        on = "model" if finding.attack in ON_MODEL else "cells"
+        found = "inconclusive" if audit.verdict.inconclusive else "yes" if finding.found else "no"
+        yield ATTACKS[finding.attack], on, f"{finding.auc:.2f}", copies, chance, share, found
+
+
+def audited_type_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
+    """Yield each audited cell type: attacked units in a fold, best attack on cells, its area, and limit of chance."""
+    n_units = audit.scores.groupby(["cell_type", "fold"])["unit"].nunique().groupby("cell_type").min()
+    for name, attack, auc, limit in sorted(audit.best_by_type(on_model=False)):
+        yield markdown(name), f"{n_units[name]:,}", ATTACKS[attack], f"{auc:.2f}", f"{limit:.2f}"
+
+
+def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> None:
+    """Raise an InputError if an audit is not whole, or not of models and cells like these, fitted to the same data."""
+    if audit.record.get("generator") != "bdm":
+        raise InputError("The audit is of cells of another generator (--cells); audit models of bdm.")
+    column, donor_key = audit.record["audit"].get("donor_key"), model.preparation.get("donor_key")
+    if donor_key is not None and column not in (None, donor_key, "donor"):  # as bdm prepare names the column of donors
+        raise InputError(
+            f"The audit takes the donors from the column {column!r}, and the model from {donor_key!r}; audit with the "
+            "column of the model."
+        )
+    audited, fitted = audit.record.get("data_sha256"), model.autoencoder.provenance.get("data_sha256")
+    if audited and fitted and audited != fitted:
+        raise InputError(
+            f"The audit is of other data (the checksum of its file begins with {audited[:8]}, and of the model's file "
+            f"with {fitted[:8]}); audit the model's data."
+        )
+    prepared = audit.record["prepare"]
+    of_cells = {name: prepared[name] for name in AUDITED_SETTINGS if name in {*prepared} & {*model.preparation}}
+    hierarchy = model.hierarchy
+    of_model = {
+        "threshold": hierarchy.threshold,
+        "flat": hierarchy.flat,
+        "tree": GIVEN[hierarchy.given],
+    }
+    of_tree = {name: value for name, value in audit.record["fit"]["hierarchy"].items() if name in of_model}
+    if "tree_given" in audit.record:
+        of_tree["tree"] = GIVEN[audit.record["tree_given"]]
+    compared = (
+        (of_cells, model.preparation),
+        (of_tree, of_model),
+        (audit.record["fit"]["autoencoder"], model.autoencoder.provenance["settings"]),
+        (audit.record["fit"]["prior"], model.provenance["settings"]),
+    )
+    for settings, here in compared:
+        check_settings(settings, here, "models", "in this model")
+    if cells is not None:
+        check_settings(audit.record["sampling"], cells.sampling, "cells", f"in {cells.name}")
+    if other := sorted({*audit.scores["cell_type"], *audit.record.get("left_out", ())} ^ set(model.cell_types)):
+        raise InputError(f"The audit and the model have different cell types ({other[0]}); audit the model's data.")
+
+
+def check_settings(audited: Mapping[str, Any], here: Mapping[str, Any], what: str, where: str) -> None:
+    """Raise an InputError if settings differ from those of an audit."""
+    for name, value in audited.items():
+        if here.get(name) != value:
+            raise InputError(
+                f"The audit is of {what} with other settings ({name} is {value}, and {here.get(name)} {where}); audit "
+                f"{what} with these settings."
+            )

@@ -48,10 +48,7 @@ def some_cells(cells: pd.DataFrame, number: int, rng: np.random.Generator) -> pd
 
 
 def areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Areas under ROC curves of all scores (``SET/ATTACK``) of cells or units, by parts of the table.
-
-    ``true_positives`` is the share of members that are found where 1% of non-members are; NaN without either.
-    """
+    """Areas under ROC curves of all scores (``SET/ATTACK``), and shares of members found where 1% of others are."""
     rows = []
     for key, of in table.groupby(by, sort=False):
         for column in score_columns(table):
@@ -75,8 +72,7 @@ def sides_in(units: pd.DataFrame) -> list[tuple[int, int]]:
 def null_of_units(units: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
     """Areas under ROC curves after permutations of membership among the units of each fold: permutations x scores.
 
-    All scores of a unit stay together, so that attacks depend on each other as they do. As in :func:`areas`, units
-    without a score do not count.
+    All scores of a unit stay together, so that attacks depend on each other as they do.
     """
     rng = np.random.default_rng(seed)
     folds = [of for _, of in units.groupby("fold", sort=True)]

@@ -37,13 +37,12 @@ def audit(
     """
     from bdm._core.files import atomic_write
     from bdm.audit.folds import divide
-    from bdm.audit.results import KIND
     from bdm.audit.run import AuditedModels, audit_folds, audit_models, from_files
     from bdm.data.prepare import read_prepared
     from bdm.hierarchy.build import given_tree
     from bdm.pl import write_result
 
-    with atomic_write(out, folder_of=f"{KIND}.json") as folder:
+    with atomic_write(out, folder_of="audit.json") as folder:
         read = read_prepared(prepared)
         with at(prepared):  # before the first fit
             division = divide(read, audit, seed=seed)

@@ -32,8 +32,7 @@ def card(
     """
     from bdm._core.files import atomic_write
     from bdm._core.store import checksum_of
-    from bdm.audit.card import audit_section
-    from bdm.audit.results import Audit
+    from bdm.audit.results import Audit, audit_section
     from bdm.evaluation.evaluate import Evaluation
     from bdm.model.card import GeneratedFile, model_card
     from bdm.model.model import load_model

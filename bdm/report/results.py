@@ -14,8 +14,7 @@ import pandas as pd
 
 from bdm._core.store import Result, checksum_of
 from bdm.audit.attacks import ATTACKS, SETS
-from bdm.audit.card import check_audit
-from bdm.audit.results import Audit
+from bdm.audit.results import Audit, check_audit
 from bdm.data.modalities import features_in_words, of_rna
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
