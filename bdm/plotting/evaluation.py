@@ -147,7 +147,7 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
     n_test = n_test[n_test > 0]
     cell_types = types_to_draw(evaluation, n_test.index)
     known = [score for score in SCORES_BY_TYPE if evaluation.by_type[score].notna().any()]
-    heights = [*[1.6] * (len(cell_types) < len(n_test)), 0.4 + 0.36 * len(cell_types)]
+    heights = [1.6, 0.4 + 0.36 * len(cell_types)] if len(cell_types) < len(n_test) else [0.4 + 0.36 * len(cell_types)]
     figure = new_figure(3 * max(len(known), 2), 1.1 + sum(heights))
     *above, axes = figure.subplots(len(heights), len(known), squeeze=False, height_ratios=heights)
     for column, score in enumerate(known):
