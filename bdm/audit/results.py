@@ -29,8 +29,8 @@ from bdm.audit.verdict import (
     standardised,
     verdict_of,
 )
-from bdm.errors import InputError, abbreviated, counted
-from bdm.model.card import GeneratedFile, markdown
+from bdm.errors import InputError, abbreviated, counted, markdown
+from bdm.model.card import GeneratedFile
 from bdm.model.model import BranchedModel
 
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
