@@ -11,11 +11,13 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from scipy.stats import wasserstein_distance
 from torch import Tensor
 from zoo import kept_model
 
 from bdm import BranchedDiffusion, InputError, tl
 from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
+from bdm.autoencoder.levels import mapped, quantiles
 from bdm.autoencoder.softmax import OWN_MEAN_SCALE, Blocks
 from bdm.data.forms import MUDATA, from_mudata, in_blocks, write_h5mu
 from bdm.data.modalities import block_sizes, modalities_of, of_modality, size_names
@@ -23,7 +25,10 @@ from bdm.data.prepare import prepare
 from bdm.data.read import pbmc68k_counts, read_cells
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.modalities import score_pair
+from bdm.generation.generate import generate_cells
+from bdm.generation.request import request_cells
 from bdm.latent.cells import encode, latent_cells
+from bdm.model.model import BranchedModel
 from bdm.settings import PredictedEvaluationSettings, PrepareSettings, SamplerSettings
 from bdm.transmutation.transmute import sources_of, transmuted_cells
 
@@ -278,10 +283,48 @@ def test_paired_modalities_are_generated_with_their_means(multi_model, parts):
 
 
 def generated_cells(model: BranchedDiffusion) -> AnnData:
-    from bdm.generation.generate import generate_cells
-    from bdm.generation.request import request_cells
-
     return generate_cells(model.model, request_cells(model.model, 60), SamplerSettings(), seed=1)
+
+
+def test_mapped_counts_have_the_other_quantiles_in_the_same_order():
+    rng = np.random.default_rng(0)
+    before, after = rng.negative_binomial(2, 0.1, (5000, 2)), rng.poisson((2, 300), (5000, 2))
+    found = mapped(before, *(quantiles(counts, rng) for counts in (before, after)), rng)
+    assert (found == found.round()).all()
+    assert (found >= 0).all()
+    share = np.arange(0.05, 1, 0.1)
+    np.testing.assert_allclose(np.quantile(found, share, axis=0), np.quantile(after, share, axis=0), atol=1, rtol=0.02)
+    ends = pd.Series(found[:, 1]).groupby(before[:, 1]).agg(["min", "max"])
+    assert (ends["max"].to_numpy()[:-1] <= ends["min"].to_numpy()[1:]).all()
+    same = quantiles(before, rng)
+    np.testing.assert_array_equal(mapped(before, same, same, rng), before)
+
+
+def test_proteins_have_the_levels_of_training_cells(multi_model):
+    """Also those whose distribution is no negative binomial, as here: each has two levels."""
+    model, rng = multi_model.model, np.random.default_rng(0)
+    at = modalities_of(multi_model.prepared.var)[1].features
+    name = model.composition.sum(axis=1).idxmax()
+    real = np.where(rng.random((400, N_PROTEINS)) < 0.3, rng.poisson(20, (400, N_PROTEINS)), rng.poisson(900))
+    levels = model.autoencoder.levels | {name: quantiles(real, rng)}
+    request = request_cells(model, {model.cell_type_of[name]: 600})
+
+    def proteins(of: BranchedModel) -> np.ndarray:
+        new = generate_cells(of, request, SamplerSettings(), seed=1)
+        return np.log1p(new.X[(new.obs["sub_population"] == name).to_numpy()][:, at].toarray())
+
+    before, after = (
+        proteins(replace(model, autoencoder=replace(model.autoencoder, levels=of))) for of in (model.levels, levels)
+    )
+    far, near = (
+        [wasserstein_distance(*both) for both in zip(np.log1p(real).T, found.T, strict=True)]
+        for found in (before, after)
+    )
+    assert max(near) < 0.3 < min(far)
+
+
+def test_models_of_rna_have_no_levels(small_model):
+    assert small_model.model.levels == small_model.model.autoencoder.levels == {}
 
 
 def test_peaks_have_a_log_size_of_their_own(multi_model):

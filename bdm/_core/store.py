@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
 from types import NoneType, UnionType
@@ -233,8 +233,9 @@ class ContentReader:
 
 
 def is_default(of: Field[Any], value: Any) -> bool:
-    """Whether a field has its default, which is no tensor or table."""
-    return type(value) is type(of.default) and bool(value == of.default)
+    """Whether a field has its default, which is no tensor or table, or is empty."""
+    default = of.default if of.default_factory is MISSING else of.default_factory()
+    return type(value) is type(default) and bool(value == default)
 
 
 def numbers(column: pd.Series) -> np.ndarray:

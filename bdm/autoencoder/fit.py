@@ -30,6 +30,7 @@ from bdm.autoencoder.cells import (
     type_names,
 )
 from bdm.autoencoder.decoder import AutoencoderShape
+from bdm.autoencoder.levels import protein_columns, training_levels
 from bdm.autoencoder.network import CountAutoencoder, Posterior
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import (
@@ -182,7 +183,10 @@ def fit_autoencoder(
     is_scored = (cells.obs["split"] == "validation").to_numpy()
     scored = cells[is_scored] if is_scored.any() else cells[start_of(objective)]
     table = _bounds_by_type(network, rows, adapters, scored, objective, cell_types)
-    autoencoder = GeneAutoencoder(network, adata.var, cell_types, batches, provenance, table, rows, found, adapters)
+    levels = training_levels(cells, protein_columns(adata.var), seed=seed)
+    autoencoder = GeneAutoencoder(
+        network, adata.var, cell_types, batches, provenance, table, rows, found, adapters, levels
+    )
     return autoencoder, history
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class GeneAutoencoder:
     rows: tuple[str, ...]  # cell types and sub-populations in the order of the shared network
     sub_populations: SubPopulations
     adapters: Adapters
+    # Quantiles of the proteins in the training cells of each population, see :mod:`bdm.autoencoder.levels`
+    levels: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
 
     @property
     def populations(self) -> tuple[str, ...]:

@@ -131,13 +131,13 @@ def decode_chunk(
 
     ``values`` of the covariates are of all cells of the population, cells x covariates.
     """
-    observation = observation_model(model, chunk.population)
     counts, latent = [], []
     for portion in portions_of(chunk):
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
         x = model.at_covariates(portion.padded, chunk.population, portion.rows_in(values))
         mean = portion.of_cells(expected_counts(model, x, batch, chunk.population))
-        counts.append(observation.sample(mean, numpy_generator(seed, "counts", chunk.population, portion.start)))
+        generator = numpy_generator(seed, "counts", chunk.population, portion.start)
+        counts.append(sampled_counts(model, mean, chunk.population, generator))
         latent.append(portion.of_cells(latents(model, x)))
     return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))
 
@@ -209,6 +209,13 @@ def observation_model(model: BranchedModel, population: str) -> ObservationModel
     """Observation model of the counts of all genes in a population."""
     code = torch.tensor(model.autoencoder.type_code(population))
     return model.autoencoder.network_of(population).decoder.observation(code)
+
+
+def sampled_counts(
+    model: BranchedModel, mean: np.ndarray, population: str, generator: np.random.Generator
+) -> sp.csr_matrix:
+    """Sample the counts of cells of a population from their means, cells x genes."""
+    return model.with_levels(observation_model(model, population).sample(mean, generator), population, generator)
 
 
 def population_column(model: BranchedModel, population: Sequence[str]) -> pd.Categorical:

@@ -1,17 +1,19 @@
 """Fit of a model: all stages on prepared cells, or the last stage on latents; and a check for collapsed populations."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import torch
 
 from bdm._core.files import preparation, provenance
 from bdm._core.parallel import using_threads
-from bdm._core.seeds import torch_generator
+from bdm._core.seeds import numpy_generator, torch_generator
 from bdm.autoencoder.fit import fit_autoencoder
+from bdm.autoencoder.levels import protein_columns, quantiles
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.covariates.effects import CovariateEffects, fit_covariates, with_residuals
 from bdm.donors.effects import DonorEffects, fit_donors
@@ -25,6 +27,7 @@ from bdm.model.model import BranchedModel, composition_of
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import FitSettings, PriorSettings
 
+N_LEVELS = 2048  # cells that are generated of each population to know the levels of its proteins
 N_CHECKED_CELLS = 100  # that are generated of each population for the check
 MIN_SPREAD = 0.1  # variance of generated cells, as a share of that of training cells; about 1 in a good model
 MAX_DISTANCE = 3  # distance of the means of generated and training cells, in radii; about 0.1 in a good model
@@ -109,7 +112,27 @@ def fit_model(
         donor_effects=donors,
         covariates=covariates,
     )
-    return model, fitted.history
+    return replace(model, levels=generated_levels(model, seed=seed)), fitted.history
+
+
+@torch.no_grad()
+def generated_levels(model: BranchedModel, *, seed: int) -> dict[str, torch.Tensor]:
+    """Quantiles of the proteins in generated cells of each population that has levels of training cells."""
+    autoencoder, sampler, found = model.autoencoder, model.sampler(), {}
+    columns = protein_columns(autoencoder.genes)
+    for population in autoencoder.levels:
+        x = sampler.sample(population, N_LEVELS, torch_generator(seed, "levels", population))
+        generator = numpy_generator(seed, "generated levels", population)
+        share = model.composition.loc[population].to_numpy(dtype=float)
+        batch = generator.choice(model.composition.columns, N_LEVELS, p=share / share.sum())
+        codes = autoencoder.batch_codes(batch if autoencoder.batches else None)
+        decoder = autoencoder.network_of(population).decoder
+        latent = model.whitening.inverse(x)[:, model.layout.latent]
+        mean = decoder.decode(latent, codes)[:, columns].exp().numpy()
+        observation = decoder.observation(torch.tensor(autoencoder.type_code(population)))
+        counts = observation.of_genes(np.arange(columns.start, columns.stop)).sample(mean, generator)
+        found[population] = quantiles(counts.toarray(), generator)
+    return found
 
 
 def check_collapse(sampler: Sampler, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scipy import sparse
 from torch import Tensor
 
 from bdm._core.files import provenance, sha256, storable
 from bdm._core.parallel import using_threads
 from bdm._core.store import checksum_of, load, reject_if_damaged, save
 from bdm.autoencoder.adapters import Adapters
+from bdm.autoencoder.levels import mapped, protein_columns
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.covariates.effects import CovariateEffects, with_residuals
@@ -90,6 +92,8 @@ class BranchedModel:
     donor_effects: DonorEffects | None = None
     # How cells depend on continuous covariates, with the types of extensions; None where none were named
     covariates: CovariateEffects | None = None
+    # Quantiles of the proteins in generated cells of each population, before these get the levels of training cells
+    levels: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
     # Extensions in the order in which they were added; the other attributes include them
     extensions: tuple[Extension, ...] = ()
     base: BranchedModel | None = None  # the model before any extension; None without extensions
@@ -138,6 +142,17 @@ class BranchedModel:
         if self.covariates is None or values is None:
             return x
         return x + self.whitening.linear(self.covariates.shift(population, self.cell_type_of[population], values))
+
+    def with_levels(
+        self, counts: sparse.csr_matrix, population: str, generator: np.random.Generator
+    ) -> sparse.csr_matrix:
+        """Give the proteins of generated cells of a population (cells x genes) the quantiles of training cells."""
+        if population not in self.levels:
+            return counts
+        at = protein_columns(self.autoencoder.genes)
+        levels = self.levels[population], self.autoencoder.levels[population]
+        proteins = sparse.csr_matrix(mapped(counts[:, at].toarray(), *levels, generator), dtype=counts.dtype)
+        return sparse.hstack([counts[:, : at.start], proteins, counts[:, at.stop :]], format="csr")
 
     def conditioned(self, coordinate: str, value: float) -> BranchedModel:
         """Model of the cells whose coordinate of y, such as ``log_library_size``, has a value."""

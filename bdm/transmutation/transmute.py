@@ -21,7 +21,7 @@ from bdm.generation.generate import (
     GeneratedCells,
     batch_columns,
     expected_counts,
-    observation_model,
+    sampled_counts,
     type_columns,
 )
 from bdm.latent.cells import latent_cells
@@ -123,7 +123,7 @@ def transmuted_blocks(
             x[chosen] = model.at_covariates(transmuted, new_name, None if at is None else at[chosen])
             expected = expected_counts(model, x[chosen], None if batch is None else batch[chosen], new_name)
             for_counts = numpy_generator(seed, "transmuted counts", rows.block, old_name, new_name)
-            parts.append((chosen, observation_model(model, new_name).sample(expected, for_counts)))
+            parts.append((chosen, sampled_counts(model, expected, new_name, for_counts)))
         order = np.argsort(np.concatenate([chosen for chosen, _ in parts]))
         counts = sp.vstack([part for _, part in parts], format="csr")[order]
         return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy(), new if known else None)

@@ -4,7 +4,8 @@ PREPARED_AGAIN = [name for name, dataset in DATASETS.items() if "change_prepared
 
 def raw_cells(wildcards):
     """Give the file of a data set, or of the one that it is made from."""
-    return f"{config['data']}/{DATASETS[wildcards.data].get('of', wildcards.data)}.h5ad"
+    dataset = DATASETS[wildcards.data]
+    return f"{config['data']}/{dataset.get('file', dataset.get('of', wildcards.data) + '.h5ad')}"
 
 
 def cells_to_prepare(wildcards):

@@ -101,6 +101,25 @@ rule generate:
         " --seed {wildcards.seed} > {log} 2>&1"
 
 
+rule predict_proteins:
+    input:
+        cells=f"{RUN}/prepared.h5ad",
+        model=lambda wildcards: [] if METHODS[wildcards.method].get("peer") else model_of(wildcards),
+    output:
+        proteins=f"{RUN}/predicted/{{method}}.h5ad",
+    log:
+        f"{RUN}/logs/predict-{{method}}.log",
+    benchmark:
+        f"{RUN}/times/predict-{{method}}.tsv"
+    params:
+        program=lambda wildcards: program(wildcards.method),
+        command=lambda wildcards, input: "predict" if not input.model else f"predict-modality {input.model}",
+        options=lambda wildcards, input: "--modality prot" if input.model else "",
+    shell:
+        "{params.program} {params.command} {input.cells} {output.proteins} {params.options}"
+        " --seed {wildcards.seed} > {log} 2>&1"
+
+
 rule interpret:
     input:
         model=f"{RUN}/models/branched",

@@ -12,9 +12,28 @@ from scipy import sparse
 
 from bdm._core.files import atomic_write
 from bdm._core.seeds import numpy_generator
+from bdm.data.forms import parts_of
 from bdm.data.read import read_cells
 
 app = typer.Typer()
+
+# Cell types of blood by log1p counts of surface proteins
+GATES = {
+    "CD4 T": "CD3 > 5 & CD4 > 6.5 & CD8a < 5.5",
+    "CD8 T": "CD3 > 5 & CD8a > 6 & CD4 < 5.5",
+    "B": "CD3 < 5 & CD19 > 4 & CD14 < 5",
+    "NK": "CD3 < 5 & CD19 < 4 & CD56 > 4.5 & CD14 < 5",
+    "CD14+ monocyte": "CD3 < 5 & CD19 < 4 & CD14 > 5.5",
+    "CD16+ monocyte": "CD3 < 5 & CD19 < 4 & CD14 < 5.5 & CD16 > 5.5 & CD56 < 4.5",
+}
+
+
+def gated(adata: AnnData) -> pd.Series:
+    """Name the types of cells by their proteins; missing where no gate, or several, have a cell."""
+    proteins = parts_of(adata)["prot"]
+    levels = pd.DataFrame(np.log1p(proteins.X.toarray()), adata.obs_names, proteins.var_names.str.split("_").str[0])
+    inside = pd.DataFrame({name: levels.eval(gate) for name, gate in GATES.items()})
+    return inside.idxmax(axis=1).where(inside.sum(axis=1) == 1)
 
 
 def thinned(adata: AnnData, fraction: float, *, seed: int) -> AnnData:
@@ -73,6 +92,19 @@ def write(cells: AnnData, out: Path) -> None:
 def thin(cells: Path, out: Path, *, fraction: float = 0.1, seed: int = 0) -> None:
     """Thin counts, as if the cells had been sequenced less deeply."""
     write(thinned(read_cells(cells), fraction, seed=seed), out)
+
+
+@app.command()
+def several(
+    cells: Path, out: Path, *, n_cells: Annotated[int, typer.Option()], gate: bool = False, seed: int = 0
+) -> None:
+    """Sample cells of several modalities, whose types are named by their proteins with ``--gate``."""
+    adata = read_cells(cells)
+    if gate:
+        adata.obs["cell_type"] = gated(adata)
+        adata = adata[adata.obs["cell_type"].notna()]
+    rows = numpy_generator(seed, "several").permutation(adata.n_obs)[:n_cells]
+    write(adata[np.sort(rows)].copy(), out)
 
 
 @app.command()

@@ -57,6 +57,21 @@ def scores(run: Path, *, comparison: str, steps: Mapping[str, list[str]]) -> pd.
     return rows.melt(id_vars="score", var_name="method").dropna(subset="value")[["method", "score", "value"]]
 
 
+def scores_of_modalities(run: Path) -> pd.DataFrame:
+    """Read the scores of each modality."""
+    table = pd.read_csv(run / "modalities" / "modalities.csv").rename(columns=METHODS)
+    return table.melt(["modality", "score"], var_name="method").dropna(subset="value")
+
+
+def predicted_proteins(run: Path) -> pd.DataFrame:
+    """Read the scores of predicted proteins, with the processor seconds of all steps to the prediction."""
+    fitted = [f"{step}-branched" for step in ("autoencoder", "hierarchy", "train", "predict")]
+    steps = {"branched": fitted, "scvi-modalities": ["predict-scvi-modalities"]}
+    spent = {name: sum(measured(run / "times", step)["cpu_time"] for step in of) for name, of in steps.items()}
+    costs = pd.DataFrame({"method": spent.keys(), "score": "processor seconds", "value": spent.values()})
+    return pd.concat([study(run, name="proteins"), costs])
+
+
 def measured(times: Path, step: str) -> pd.Series:
     """Read the seconds, processor seconds and peak memory (MB) of a step, as Snakemake measured them."""
     return pd.read_csv(times / f"{step}.tsv", sep="\t")[["s", "cpu_time", "max_rss"]].astype(float).mean()

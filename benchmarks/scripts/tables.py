@@ -194,6 +194,8 @@ PROPERTIES = Table(
 BRANCHES = Table(
     "# Use of the network, and losses of validation cells", ("data", "seed"), "score", shown=mean_of("{:.5g}")
 )
+MODALITIES = Table("# Scores by modality", ("data", "modality", "score"))
+PROTEINS = Table("RMSE and median correlation of log1p counts; coverage of 90% intervals.", ("method",), "score")
 COSTS = Table("Time and memory of each step.", ("step",), "data", each="score", scores=STEPS)
 FACTS = Table("# Trees, cells and files", ("score",), "data", shown=mean_of("{:.4g}"))
 
@@ -335,6 +337,7 @@ STUDIES = {
             each="data",
         ),
     ),
+    "proteins": Target("Proteins predicted from RNA", (Part(readers.predicted_proteins, (PROTEINS,)),)),
     "predicted_output": of_study(
         "predicted_output",
         "The form of predicted cells",
@@ -425,6 +428,13 @@ def targets(steps: Mapping[str, list[str]]) -> dict[str, Target]:
     return STUDIES | {
         "all": Target("Scores on held-out cells", (of_comparison("all", steps, GRADES), by_type, properties, branches)),
         "coarse": Target("Coarse labels", (of_comparison("coarse", {}), branches)),
+        "modalities": Target(
+            "Cells of several modalities",
+            (
+                of_comparison("modalities", steps),
+                Part(readers.scores_of_modalities, (MODALITIES,), name="scores"),
+            ),
+        ),
         "priors": Target("Priors of the same latents", (of_comparison("priors", steps), branches)),
         "many": Target(
             "Many cell types",

@@ -1,0 +1,53 @@
+"""Levels of proteins: quantiles of counts in each population, and the map that gives counts these quantiles."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bdm._core.seeds import numpy_generator
+from bdm.data.modalities import modalities_of
+
+N_QUANTILES = 32
+
+
+def protein_columns(var: pd.DataFrame) -> slice:
+    """Columns of the features that have levels, as they are no shares of a library size; none in RNA alone."""
+    return next((of.features for of in modalities_of(var) if not of.normalised), slice(0, 0))
+
+
+def training_levels(cells: ad.AnnData, columns: slice, *, seed: int) -> dict[str, Tensor]:
+    """Quantiles of the proteins, by their columns, in each population of cells; nothing where there are none."""
+    if columns.start == columns.stop:
+        return {}
+    rows = cells.obs.groupby(cells.obs["sub_population"].astype(str)).indices
+    return {
+        name: quantiles(cells.X[of][:, columns].toarray(), numpy_generator(seed, "levels", name))
+        for name, of in rows.items()
+    }
+
+
+def log_levels(counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Logarithms of counts that are spread over the unit intervals above them, so that no two are the same."""
+    return np.asarray(np.log(counts + generator.uniform(1e-9, 1, counts.shape)))
+
+
+def quantiles(counts: np.ndarray, generator: np.random.Generator) -> Tensor:
+    """Quantiles of the log levels of counts (cells x proteins), quantiles x proteins."""
+    probability = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
+    return torch.from_numpy(np.quantile(log_levels(counts, generator), probability, axis=0))
+
+
+def mapped(counts: np.ndarray, before: Tensor, after: Tensor, generator: np.random.Generator) -> np.ndarray:
+    """Map counts (cells x proteins) whose quantiles are ``before`` to counts whose quantiles are ``after``.
+
+    Between quantiles, log levels are interpolated; beyond them, counts change by the factor of the outermost quantile.
+    """
+    levels = [
+        np.interp(x, old, new) + np.minimum(x - old[0], 0) + np.maximum(x - old[-1], 0)
+        for x, old, new in zip(log_levels(counts, generator).T, before.numpy().T, after.numpy().T, strict=True)
+    ]
+    return np.floor(np.exp(np.stack(levels, axis=1)))
