@@ -50,4 +50,4 @@ def mapped(counts: np.ndarray, before: Tensor, after: Tensor, generator: np.rand
         np.interp(x, old, new) + np.minimum(x - old[0], 0) + np.maximum(x - old[-1], 0)
         for x, old, new in zip(log_levels(counts, generator).T, before.numpy().T, after.numpy().T, strict=True)
     ]
-    return np.floor(np.exp(np.stack(levels, axis=1)))
+    return np.asarray(np.floor(np.exp(np.stack(levels, axis=1))))

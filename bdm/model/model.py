@@ -152,7 +152,7 @@ class BranchedModel:
         at = protein_columns(self.autoencoder.genes)
         levels = self.levels[population], self.autoencoder.levels[population]
         proteins = sparse.csr_matrix(mapped(counts[:, at].toarray(), *levels, generator), dtype=counts.dtype)
-        return sparse.hstack([counts[:, : at.start], proteins, counts[:, at.stop :]], format="csr")
+        return sparse.csr_matrix(sparse.hstack([counts[:, : at.start], proteins, counts[:, at.stop :]]))
 
     def conditioned(self, coordinate: str, value: float) -> BranchedModel:
         """Model of the cells whose coordinate of y, such as ``log_library_size``, has a value."""
