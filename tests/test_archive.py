@@ -73,6 +73,7 @@ def test_archive_names_the_data_sets(archive):
     assert "<strong>mine</strong>: cells from" in archive.read_text()
 
 
+@pytest.mark.parametrize("importer", ["in here/"], indirect=True)
 def test_archive_of_another_workflow_names_the_data_sets(importer):  # noqa: F811
     done = snakemake("--report", "archive.html", cwd=importer[0].parent)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -395,9 +395,11 @@ def test_models_are_fitted_once_and_give_one_result(prepared, tmp_path, caplog):
     for share, number in ((0.5, 60), (2, 240), (1e-3, 4)):  # at least two of each type, as one has no covariance
         some = AuditSettings(n_folds=1, cells_only=True, cells_per_training_cell=share)
         assert audit_models(division, some, models).record["n_generated"] == {"1": number}
-    other = AuditedModels(fit=SMALL, folder=tmp_path / "models", seed=4)
-    with pytest.raises(InputError, match="was fitted to other cells, or with other settings"):
-        audit_models(division, settings, other)
+    other = prepared.copy()
+    other.X = other.X[::-1].copy()
+    for cells, seed in ((prepared, 4), (other, 3)):
+        with pytest.raises(InputError, match="was fitted to other cells, or with other settings"):
+            audit_models(divide(cells, settings, seed=3), settings, replace(models, seed=seed))
 
 
 def test_models_are_not_attacked_by_cells_of_batches_that_they_lack(prepared, caplog):
@@ -418,16 +420,6 @@ def test_priors_are_not_attacked_where_the_reference_has_other_batches(prepared,
     audit = audit_models(divide(cells, settings, seed=0), settings, AuditedModels(fit=SMALL))
     assert {finding.attack for finding in audit.verdict.findings} == set(ATTACKS) - {"denoiser_loss"}
     assert "The prior is not attacked: the reference has batches that the model lacks." in caplog.text
-
-
-def test_models_of_other_counts_are_not_reused(prepared, tmp_path):
-    models = AuditedModels(fit=SMALL, folder=tmp_path / "models", seed=3)
-    settings = AuditSettings(n_folds=1, cells_only=True)
-    audit_models(divide(prepared, settings, seed=3), settings, models)
-    other = prepared.copy()
-    other.X = other.X[::-1].copy()
-    with pytest.raises(InputError, match="was fitted to other cells, or with other settings"):
-        audit_models(divide(other, settings, seed=3), settings, models)
 
 
 def test_a_tree_loses_the_types_that_are_too_rare(prepared, tmp_path):

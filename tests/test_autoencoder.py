@@ -191,22 +191,6 @@ def test_posterior_of_a_cell_does_not_depend_on_others(n_iterations):
     torch.testing.assert_close(some.precision, every.precision[5:8], atol=1e-4, rtol=1e-5)
 
 
-def test_without_loadings_the_posterior_is_the_prior():
-    given = problem(loading=0.0)
-    posterior = posterior_given(given, n_iterations=3)
-    torch.testing.assert_close(posterior.mean, given["prior_mean"])
-    torch.testing.assert_close(posterior.precision, torch.eye(3).expand(6, 3, 3))
-    torch.testing.assert_close(posterior.divergence(given["prior_mean"]), torch.zeros(6))
-
-
-def test_many_counts_determine_the_latent():
-    given = problem(n_counts=1e6)
-    given["inverse_dispersion"] = torch.full_like(given["inverse_dispersion"], 1e6)
-    latent = given["prior_mean"] + 4
-    given["counts"] = 1e6 * torch.softmax(latent @ given["loadings"].T + given["offset"], dim=1)
-    torch.testing.assert_close(posterior_given(given, n_iterations=30).mean, latent, atol=0.01, rtol=0)
-
-
 def posterior_of(*, n_cells=4, n_latent=3) -> tuple[Posterior, MultivariateNormal]:
     root = torch.randn(n_cells, n_latent, n_latent, generator=seeded(1))
     precision = root @ root.transpose(1, 2) + torch.eye(n_latent)
@@ -252,25 +236,6 @@ def types_of(n_cells: int) -> Tensor:
     return torch.arange(n_cells) % 3
 
 
-@pytest.mark.parametrize("n_batches", [0, 2])
-@pytest.mark.parametrize("n_cells", [1, 9])
-def test_network_shapes(n_batches, n_cells):
-    network = network_of(n_batches=n_batches)
-    counts, types = counts_of(n_cells), types_of(n_cells)
-    batch = torch.arange(n_cells) % max(n_batches, 1)
-    posterior = network.encode(counts, types, batch)
-    assert posterior.mean.shape == posterior.scale.shape == (n_cells, 4)
-    assert posterior.precision.shape == (n_cells, 4, 4)
-    assert network.decoder.observation(types).log_inverse_dispersion.shape == (n_cells, 11)
-    assert network.prior_mean.shape == (3, 4)
-    expression = network.decoder.decode(posterior.mean, batch).exp()
-    assert expression.shape == (n_cells, 11)
-    torch.testing.assert_close(expression.sum(dim=1), torch.ones(n_cells))
-    bound, latent = network(counts, types, batch, torch.zeros(n_cells, 4), n_iterations=12)
-    assert bound.shape == (n_cells,)
-    torch.testing.assert_close(latent, posterior.mean)
-
-
 def test_batch_enters_both_ways():
     network = network_of(n_batches=2)
     counts, types, batch = counts_of(1).expand(2, -1), torch.zeros(2, dtype=torch.long), torch.tensor([0, 1])
@@ -313,14 +278,6 @@ def test_running_means_approach_cells():
     assert torch.equal(network.prior_mean[1], before[1])
     network.update_prior_means(torch.tensor([1]), latent[2:])
     torch.testing.assert_close(network.prior_mean[1], (MEMORY * before[1] + latent[2]) / (MEMORY + 1))
-
-
-def test_running_means_end_at_the_cells_they_follow():
-    network = network_of(n_latent=2)
-    for step in range(200):
-        network.update_prior_means(torch.tensor([0, 1]), torch.tensor([[2.0, -1.0], [float(step), 0.0]]))
-    torch.testing.assert_close(network.prior_mean[0], torch.tensor([2.0, -1.0]), atol=1e-3, rtol=0)
-    assert 170 < network.prior_mean[1, 0] < 190
 
 
 def test_initialise_from_cells():
@@ -383,17 +340,6 @@ def test_rotated_model_is_the_same():
     torch.testing.assert_close(decoded(), before, atol=1e-4, rtol=1e-4)
 
 
-def test_rotated_latents_have_independent_errors_and_the_best_known_first():
-    network = network_of()
-    counts, types, batch = counts_of(9), types_of(9), torch.zeros(9, dtype=torch.long)
-    network.rotate_to_principal_axes(network.encode(counts, types, batch).precision.mean(dim=0))
-    precision = network.encode(counts, types, batch).precision.mean(dim=0)
-    torch.testing.assert_close(precision, torch.diag(precision.diagonal()), atol=1e-3, rtol=0)
-    assert (precision.diagonal().diff() < 0).all()
-    loadings = network.decoder.loadings.weight
-    assert (loadings.amax(dim=0) == loadings.abs().amax(dim=0)).all()
-
-
 @pytest.mark.parametrize("n_batches", [0, 1, 4])
 @pytest.mark.parametrize("loading_scale", [0.1, 2.0])
 def test_penalty_is_the_prior_of_the_parameters(loading_scale, n_batches):
@@ -438,15 +384,6 @@ def test_training_learns():
     assert history["loss"].iloc[-1] < 0.1 * history["loss"].iloc[0]
     assert network.weight.item() == pytest.approx(3, abs=0.1)
     assert "validation" not in history
-
-
-def test_same_seed_same_weights():
-    weights = []
-    for seed in (1, 1, 2):
-        network, loss = line()
-        train(network, loss, plan(seed=seed, n_steps=15))
-        weights.append(float(network.weight))
-    assert weights[0] == weights[1] != weights[2]
 
 
 def test_last_validation_is_at_last_step():
@@ -541,7 +478,7 @@ def fitted(adata, **changes) -> GeneAutoencoder:
 
 
 def test_autoencoder_learns(prepared):
-    _, history = fitted_with_history(prepared, n_steps=200)
+    _, history = fitted_with_history(prepared, n_steps=60)
     assert history["round"].unique().tolist() == [1, 2]
     for _, of_round in history.groupby("round"):
         assert of_round["loss"].iloc[-1] < of_round["loss"].iloc[0]
@@ -605,16 +542,6 @@ def test_model_that_cells_are_sampled_from_is_recovered():
         assert torch.corrcoef(torch.stack([one.ravel(), other.ravel()]))[0, 1] > 0.9
 
 
-def test_noise_of_a_small_batch_is_not_fitted():
-    """Batches that differ in nothing: what is learned of the small one is not the noise of its cells."""
-    _, adata = simulated(1600)
-    adata.obs["batch"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 400, "large", "small"))
-    offset = fitted(adata, n_latent=2, n_steps=200, sub_populations="none").network.decoder.batch_offset.detach()
-    counts = adata.X[((adata.obs["batch"] == "small") & (adata.obs["split"] == "train")).to_numpy()].sum(axis=0) + 0.5
-    noise = np.log(counts / (adata.X.sum(axis=0) + 0.5))
-    assert (offset[1] - offset[0]).std() < noise.std() / 2
-
-
 def test_test_cells_are_not_trained_on(prepared):
     changed = prepared.copy()
     test = (changed.obs["split"] == "test").to_numpy()
@@ -636,6 +563,8 @@ def test_prior_means_are_updated_and_latents_rotated(prepared):
     precision = posterior.precision.mean(dim=0)
     torch.testing.assert_close(precision, torch.diag(precision.diagonal()), atol=1e-3, rtol=0)
     assert (precision.diagonal().diff() < 0).all()
+    loadings = found.network.decoder.loadings.weight
+    assert (loadings.amax(dim=0) == loadings.abs().amax(dim=0)).all()
 
 
 def test_global_random_state_is_left_alone(prepared):

@@ -101,22 +101,15 @@ def test_metadata_are_valid(batch_model, license, expected):
     assert set(found) <= {"library_name", "license", "license_name", "license_link", "tags"}
 
 
-def test_license_of_the_data_reaches_the_card(batch_model):
+def test_license_of_the_data_reaches_the_card_and_the_cells(batch_model):
     settings = PrepareSettings(license="cc0-1.0")
     autoencoder = batch_model.model.autoencoder
     record = autoencoder.provenance | {"prepare": autoencoder.provenance["prepare"] | {"license": settings.license}}
-    card = model_card(replace(batch_model.model, autoencoder=replace(autoencoder, provenance=record)))
-    assert front_matter(card)["license"] == "cc0-1.0"
+    model = replace(batch_model.model, autoencoder=replace(autoencoder, provenance=record))
+    card = model_card(model)
+    assert front_matter(card)["license"] == record_of_cells(model, None, seed=0)["license"] == "cc0-1.0"
     assert "| license | cc0-1.0 |" in card
     assert "was not given" in batch_model.card()
-
-
-def test_license_of_the_data_reaches_the_cells(batch_model):
-    autoencoder = batch_model.model.autoencoder
-    record = autoencoder.provenance | {"prepare": autoencoder.provenance["prepare"] | {"license": "cc0-1.0"}}
-    model = replace(batch_model.model, autoencoder=replace(autoencoder, provenance=record))
-    assert record_of_cells(model, None, seed=0)["license"] == "cc0-1.0"
-    assert "license" not in record_of_cells(batch_model.model, None, seed=0)
 
 
 def test_names_are_no_markup(batch_model):

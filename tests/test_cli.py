@@ -325,7 +325,7 @@ def test_verbose_prints_versions_options_and_times(made, tmp_path):
 
 
 def test_messages_have_no_escape_codes_in_a_log(made, tmp_path):
-    for arguments in (("--help",), ("generate", "--help"), ("generate", "--none"), ("invent",), ("prepare", "no", "x")):
+    for arguments in (("generate", "--help"), ("generate", "--none"), ("prepare", "no", "x")):
         done = run(*arguments, cwd=tmp_path)
         assert "\x1b" not in done.stdout + done.stderr
         assert done.stdout + done.stderr
@@ -379,19 +379,6 @@ def test_fault_of_bdm_ends_with_its_traceback_and_one_sentence(bdm, monkeypatch,
     else:
         assert last.startswith(f"bdm: This is a fault of bdm {version('bdm')} (KeyError); please report it")
         assert "in fail" in err
-
-
-def test_fit_leaves_out_types_and_cells_without_label(example_cells, tmp_path, caplog, monkeypatch):
-    cells = example_cells.copy()
-    cells.obs["label"] = cells.obs["bulk_labels"].astype(object).where(np.arange(cells.n_obs) > 9)
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    words = ["fit", tmp_path / "cells.h5ad", tmp_path / "model", "--label-key=label", "--n-genes=50", "-q"]
-    words += ["--drop-unlabelled", "--leave-out=Dendritic", "--leave-out=CD34+", "--autoencoder-n-steps=20"]
-    monkeypatch.setattr(sys, "argv", ["bdm", *map(str, words), "--train-n-steps=20"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 0
-    assert "Left out 10 of 700 cells, which have no value in obs['label']." in caplog.text
 
 
 # ---- bad input
@@ -521,15 +508,3 @@ def test_bad_input_ends_with_one_sentence_and_leaves_nothing(inputs, bdm, monkey
         assert sum(line.startswith("bdm: ") for line in lines) == 1
     assert files(inputs) == before
     assert not [path.name for path in inputs.iterdir() if path.name.startswith((".", "OUT"))]
-
-
-def test_damaged_model(inputs, bdm, tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    for path in (inputs / "model").iterdir():
-        (model / path.name).write_bytes(path.read_bytes())
-    (model / "model.safetensors").write_bytes(b"")
-    code, err = bdm("generate", model, tmp_path / "out.h5ad", "--cells", 1)
-    assert code == 2
-    assert re.fullmatch(r"bdm: .*model\.safetensors is missing or damaged.*\n", err)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]

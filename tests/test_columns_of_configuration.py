@@ -130,21 +130,6 @@ def test_additions_have_the_labels_of_the_data_or_the_usual_ones(folder, label_k
     assert "(there are: type, term, batch, person, lane, condition, sort)." in found
 
 
-def test_results_are_kept_where_a_column_is_mistyped(folder):
-    write_config(folder, with_value("dataset/donor_key", "presno"))
-    made = folder / f"results/{MINE}/prepared.h5ad"
-    made.parent.mkdir(parents=True)
-    made.write_text("results")
-    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", "1", "--forceall", cwd=folder)
-    assert done.returncode == 1
-    assert re.search(
-        f"^Configuration, datasets.{MINE}.donor_key: .* no column 'presno'",
-        done.stdout + done.stderr,
-        flags=re.MULTILINE,
-    )
-    assert made.read_text() == "results"
-
-
 LABELS = {
     "labels.csv": "cell,kind\nc0,T\n",
     "labels.tsv": "kind\tother\nc0\tT\t1\n",  # as R writes it
@@ -218,6 +203,9 @@ WRONG = {
 def test_a_name_that_the_cells_lack_is_reported_before_any_job(folder, key):
     value, sentence = WRONG[key]
     assert message(with_value(key, value)).startswith(f"Configuration, datasets.{MINE}.{sentence}")
+
+
+def test_names_that_are_not_known_yet_are_no_mistakes(folder):
     for known in ("C", "C/2", "node 1"):  # a type, a sub-population and a clade, which are not known yet
         assert planned_rules(with_value("transmutation/to", known))
 

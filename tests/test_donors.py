@@ -203,10 +203,6 @@ def test_cells_of_a_donor_vary_less_than_all(donor_model):
     assert size[0].var() == pytest.approx(float(size[1].var()), rel=0.15)
 
 
-def test_model_without_donors_has_none(small_model):
-    assert small_model.model.donors is None
-
-
 def test_added_types_have_no_effects_of_donors(donor_model, small_settings, tmp_path):
     cells = simulated_cells(7, n_donors=4, n_types=1)
     cells.obs["cell_type"] = "new"

@@ -1,7 +1,6 @@
 import copy
 import json
 import shlex
-import sys
 import warnings
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +15,6 @@ from scipy.sparse import csr_matrix
 
 from bdm._core.store import checksum_of
 from bdm.autoencoder.softmax import AdapterSettings
-from bdm.cli import main
 from bdm.data.prepare import fewest_donors, has_donors
 from bdm.errors import InputError
 from bdm.extension.extend import (
@@ -407,36 +405,6 @@ def test_batch_without_known_types_is_learned_with_the_new(of_two_donors, batch_
 # ---- many extensions
 
 
-@pytest.mark.parametrize(
-    "shared", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.nightly)]
-)
-def test_others_stay_the_same_through_many_extensions(base, example_cells, shared):
-    """New types, some beside others that are new; type 1.0 has two populations."""
-    cells = example_cells.copy()
-    labels = cells.obs["bulk_labels"].astype(str).to_numpy(copy=True)
-    numbers = np.arange(cells.n_obs)
-    for i, parted in enumerate(["CD56+ NK", "CD14+ Monocyte", "CD34+", "Dendritic"]):
-        for part in range(2):
-            labels[(labels == parted) & (numbers % 3 == part)] = f"{i}.{part}"
-    labels[np.isin(labels, ["1.1", "CD8+/CD45RA+ Naive Cytotoxic"])] = "1.0"
-    cells.obs["bulk_labels"] = labels
-    seen: dict[str, AnnData] = {}
-    model, after = base, generated(base, shared=shared)
-    steps = ["0.0", "0.1", "CD56+ NK", "1.0", "3.0", "3.1"]
-    for number, name in enumerate(steps, start=1):
-        new = new_cells(cells, model, cell_types=(name,), seed=number)
-        *_, found = extend_all(model, new, QUICK, seed=number, provenance={})
-        before, model = after, found.model
-        after = generated(model, shared=shared)
-        for kept in set(before.obs["cell_type"]) - {name}:
-            one, other = (of[of.obs["cell_type"] == kept] for of in (before, after))
-            assert (one.X != other.X).nnz == 0, (name, kept)
-            assert kept not in seen or (seen[kept].X != other.X).nnz == 0
-            seen[kept] = other
-    assert [extension.cell_type for extension in model.extensions] == steps
-    assert model.autoencoder.populations_of("1.0") == ("1.0/1", "1.0/2")
-
-
 def test_interpretation_goes_across_old_and_new_types(example_cells, tiny_settings):
     from bdm.api import BranchedDiffusion
 
@@ -449,18 +417,6 @@ def test_interpretation_goes_across_old_and_new_types(example_cells, tiny_settin
 
 
 # ---- by command
-
-
-@pytest.fixture
-def bdm(monkeypatch):
-    """Run a command."""
-
-    def run(command: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["bdm", *shlex.split(command)])
-        with pytest.raises(SystemExit, match="0"):
-            main()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -480,7 +436,7 @@ def folder(base, example_cells, tmp_path_factory):
 def test_command_extends_reports_and_joins(folder, bdm):
     given = f"extend {folder}/model {folder}/cells.h5ad {folder}/extended --known {folder}/prepared.h5ad"
     given += " --cell-type 'CD56+ NK' --cell-type CD34+"
-    bdm(f"{given} --joined {folder}/joined.h5ad --report {folder}/report")
+    assert bdm(*shlex.split(f"{given} --joined {folder}/joined.h5ad --report {folder}/report"))[0] == 0
     tables = {
         name: pd.read_csv(folder / f"report/{name}.csv") for name in ("extensions", "likelihood", "type_specific_genes")
     }
@@ -505,7 +461,8 @@ def test_command_extends_reports_and_joins(folder, bdm):
     assert set(joined.obs["cell_type"]) - set(prepared.obs["cell_type"]) == {"CD56+ NK", "CD34+"}
     extension = json.loads((folder / "extended/model.json").read_text())["model"]["extensions"][1]
     assert extension["provenance"]["ancestor_sha256"] == checksum_of(folder / "model", "model")
-    bdm(f"generate {folder}/extended {folder}/new.h5ad --cells-like {folder}/joined.h5ad")
+    words = ("generate", folder / "extended", folder / "new.h5ad", "--cells-like", folder / "joined.h5ad")
+    assert bdm(*words)[0] == 0
     assert read_h5ad(folder / "new.h5ad").n_obs == joined.n_obs
 
 

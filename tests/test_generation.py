@@ -280,20 +280,6 @@ def test_cells_are_spread_over_batches_as_each_type_was(batch_model):
         assert sum(numbers(batch_model, {NK: n}).values()) == n
 
 
-def test_cells_of_a_type_are_spread_over_its_populations(batch_model):
-    composition = batch_model.model.composition.loc[DENDRITIC]
-    share = composition / composition.to_numpy().sum()
-    spread = numbers(batch_model, {"Dendritic": 1000}, by="sub_population")
-    assert sum(spread.values()) == 1000
-    for name in DENDRITIC:
-        of_population = spread[name, "one"] + spread[name, "two"]
-        assert abs(of_population - 1000 * share.loc[name].sum()) < 1
-        expected = of_population * share.loc[name] / share.loc[name].sum()
-        assert all(abs(spread[name, batch] - expected[batch]) < 1 for batch in ("one", "two"))
-    for n in range(1, 40):
-        assert sum(numbers(batch_model, {"Dendritic": n}).values()) == n
-
-
 def test_cells_of_a_requested_batch_are_spread_as_the_batch_was(batch_model):
     model = copy.deepcopy(batch_model.model)
     model.composition.loc[DENDRITIC] = [[90, 5], [10, 15]]

@@ -204,28 +204,6 @@ def test_browser_closes_cell_types_at_first_and_opens_one_on_a_click(tmp_path):
 
 
 @pytest.mark.nightly
-def test_browser_shows_the_number_of_sub_populations_beside_a_closed_cell_type(tmp_path):
-    text = dom(tmp_path, DIVIDED)
-    names = re.findall(r'<text class="name"[^>]*>([^<]*)<', text)
-    assert names == ["A (3 sub-populations, 10)", "B (10)", "C (10)", "D (2 sub-populations, 10)"]
-    assert "4 types with 7 populations in 4 rows, 40 cells" in text
-    assert '<p id="stray">A/2 is nearer to C than to the other sub-populations of A.</p>' in text
-    other = (
-        "element(branches.find(({ name }) => name === 'D')).dispatchEvent(new MouseEvent('click', {bubbles: true}));"
-    )
-    assert '<p id="stray"></p>' in dom(tmp_path, DIVIDED, other)
-
-
-@pytest.mark.nightly
-def test_browser_counts_the_sub_populations_that_are_nearer_to_another_type(tmp_path):
-    branches = (replace(b, nearer_to="type 000" if "/" in b.name else None) for b in MANY.branches)
-    text = dom(tmp_path, replace(MANY, branches=tuple(branches)))
-    [sentences] = re.findall('<p id="stray">([^<]*)</p>', text)
-    assert sentences.count(" is nearer to type 000 than to the other sub-populations of type ") == 5
-    assert sentences.endswith("And 1,495 more are nearer to another type than to their own.")
-
-
-@pytest.mark.nightly
 def test_search_finds_cell_types_and_sub_populations(tmp_path):
     search = """
     query.value = "TEXT";
@@ -270,12 +248,3 @@ def test_search_opens_the_way_to_a_type(tmp_path):
     found = dom(tmp_path, LARGE, search)
     assert chosen(found) == "type 330, 10 cells"
     assert re.search(r'<output id="found"[^>]*>10 found<', found)
-
-
-@pytest.mark.nightly
-def test_clade_alone_and_back(tmp_path):
-    alone = 'show(branches[1]); document.getElementById("alone").click();'
-    text = dom(tmp_path, LARGE, alone)
-    assert items(text)[0].startswith("node 2,")
-    assert "250 types in" in text
-    assert items(dom(tmp_path, LARGE, alone + 'document.getElementById("whole").click();'))[0].startswith("node 1,")

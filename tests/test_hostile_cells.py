@@ -17,7 +17,7 @@ from scipy import sparse
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare, read_prepared
 from bdm.errors import InputError
-from bdm.settings import PrepareSettings, Settings
+from bdm.settings import PrepareSettings
 
 # ---- what is right, computed from dense matrices
 
@@ -247,15 +247,3 @@ def test_very_many_genes(tmp_path):
     kept = counts[:, prepared.var_names.astype(int)]
     assert prepared.n_obs == 60
     assert (prepared.X.astype(np.int64) != kept).nnz == 0
-
-
-@pytest.mark.parametrize("count", [2**24 + 1, 2**31, 2**31 + 1, 2**53 + 1, 2**63])
-@pytest.mark.parametrize("dtype", ["int64", "uint64", "float64"])
-def test_counts_that_would_be_rounded_are_rejected(dtype, count):
-    counts = np.ones((40, 3), dtype=dtype)
-    counts[5, 1] = min(count, np.iinfo(np.int64).max if dtype == "int64" else count)
-    adata = AnnData(counts, obs=pd.DataFrame({"type": ["a", "b"] * 20}))
-    with pytest.raises(
-        InputError, match="gene 1 in cell 5, which is above 16,777,216, the largest count that is represented exactly"
-    ):
-        BranchedDiffusion(adata, label_key="type", settings=Settings())

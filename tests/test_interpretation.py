@@ -145,17 +145,6 @@ def test_a_column_of_the_user_is_no_population_of_the_model(small_model, inputs,
     assert "fitted on other cells" not in caplog.text
 
 
-def test_contrasts_set_each_child_against_its_siblings():
-    sides = {contrast.child: (contrast.node, contrast.inside, contrast.outside) for contrast in contrasts_of(TREE)}
-    assert sides == {
-        "node": ("root", ("a", "b"), ("c", "d")),
-        "c": ("root", ("c",), ("a", "b", "d")),
-        "d": ("root", ("d",), ("a", "b", "c")),
-        "a": ("node", ("a",), ("b",)),
-        "b": ("node", ("b",), ("a",)),
-    }
-
-
 DIVIDED = Hierarchy(  # "b" has three sub-populations, and "new" joins one of "c"
     branches=(
         Branch("root", None, 3.0, 90),
@@ -278,12 +267,6 @@ def test_model_expression_follows_generated_counts(small_model):
     np.testing.assert_allclose(real.mean(axis=0), expression.mean[frequent], rtol=0.15)
     ratio = real.var(axis=0) / expression.variance[frequent]
     assert 0.7 < np.median(ratio) < 1.3
-
-
-def test_model_with_batches_is_read(batch_model):
-    expression = model_expression(batch_model.model, n_cells=15, seed=0)
-    for of_one in expression.by_population.values():
-        assert of_one.mean.sum() == pytest.approx(1e4, rel=1e-6)
 
 
 def differences(changes: np.ndarray, *, error: float = 0.1, p: np.ndarray | None = None) -> Differences:
@@ -811,15 +794,6 @@ def test_unfit_files_are_rejected(files, tmp_path, small_model, file, change, me
         read_inputs(**{**files, file: changed})
 
 
-def test_genes_may_come_in_another_order(files, tmp_path, small_model):
-    changed = tmp_path / "changed.h5ad"
-    split_cells(small_model.prepared)[:, ::-1].copy().write_h5ad(changed)
-    read = read_inputs(**{**files, "prepared": changed})
-    as_given = read_inputs(**files)
-    assert (read.training.counts != as_given.training.counts).nnz == 0
-    assert (read.test.counts != as_given.test.counts).nnz == 0
-
-
 def test_no_more_cells_are_read_than_the_statistics_of_genes_need(files, monkeypatch):
     all_cells = read_inputs(**files)
     monkeypatch.setattr("bdm.interpretation.interpret.MAX_CELLS", 100)
@@ -844,15 +818,6 @@ def test_genes_are_compared_with_test_cells_or_else_with_one_half(small_model):
     assert not halves.held_out
     assert len(halves.training) + len(halves.test) == small_model.prepared.n_obs
     assert abs(len(halves.training) - len(halves.test)) <= len(small_model.model.populations)
-
-
-def test_python_gives_the_branches(small_model, tmp_path):
-    adata = small_model.interpret(n_genes=5)
-    assert list(adata.obs_names) == [branch.name for branch in small_model.hierarchy.branches]
-    assert sc.get.rank_genes_groups_df(adata, "CD19+ B")["names"].iloc[:30].isin(["CD79A", "CD74", "HLA-DRA"]).any()
-    small_model.save(tmp_path / "model")
-    with pytest.raises(InputError, match="holds no cells"):
-        type(small_model).load(tmp_path / "model").interpret()
 
 
 @pytest.mark.parametrize(("n_cells", "mean"), [(40, 0.5), (300, 5)])

@@ -290,17 +290,18 @@ logging.getLogger("bdm.data.counts").info("Counts are taken from X.")
 """
 
 
-@pytest.mark.parametrize(("level", "shown"), [(None, True), ("WARNING", False)])
-def test_python_shows_messages_by_default(level, shown):
-    code = f"LEVEL = {level!r}{PROGRAM}"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert ("Counts are taken from X." in done.stderr) == shown
+SET_UP = "logging.basicConfig(level=logging.INFO)"
 
 
-def test_messages_are_shown_once_where_logging_is_set_up():
-    code = f"import logging\nlogging.basicConfig(level=logging.INFO)\nLEVEL = None{PROGRAM}"
+@pytest.mark.parametrize(
+    ("level", "set_up", "times"),
+    [(None, "", 1), ("WARNING", "", 0), (None, SET_UP, 1)],
+    ids=["default", "level", "once"],
+)
+def test_python_shows_messages_once_by_default(level, set_up, times):
+    code = f"import logging\n{set_up}\nLEVEL = {level!r}{PROGRAM}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.count("Counts are taken from X.") == 1
+    assert done.stderr.count("Counts are taken from X.") == times
 
 
 # ---- the command line

@@ -548,18 +548,6 @@ def test_split_sizes(n_cells, fractions, sizes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation": 0.5, "test": 0.5}, "sum to 1 or more"),
-        ({"genes": None}, "genes is None, but must be text or a list"),
-    ],
-)
-def test_rejects_settings(changes, message):
-    with pytest.raises(InputError, match=message):
-        settings(**changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
         ({"genes": "no_such_file.txt"}, "no_such_file.txt is none"),
         ({"genes": "empty.txt"}, r"empty\.txt names no genes"),
         ({"genes": []}, "`genes=` lists no genes"),

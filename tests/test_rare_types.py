@@ -20,7 +20,7 @@ from bdm.hierarchy.clustering import (
 from bdm.hierarchy.files import branch_table
 from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, from_nested
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import Whitening, fit_whitening, population_moments, sampling_variance, without_prior
+from bdm.latent.moments import Whitening, population_moments, sampling_variance, without_prior
 from bdm.plotting.tree import hierarchy as plot_hierarchy
 from bdm.plotting.tree_page import tree_page
 from bdm.settings import HierarchySettings
@@ -96,20 +96,6 @@ def test_variance_includes_that_prior_means_are_fitted():
 def test_type_of_one_cell_has_the_variance_of_all_types():
     cells = sampled(along_a_line(0.0, 9.0), [1, 2000], np.random.default_rng(0))
     assert sampling_variance(cells, IDENTITY).tolist() == pytest.approx([N_DIMS, N_DIMS / 2000], rel=0.02)
-
-
-def test_variance_is_in_whitened_units():
-    rng = np.random.default_rng(0)
-    cells = sampled(along_a_line(0.0, 9.0), [50, 500], rng)
-    stretched = LatentCells(
-        cells.mean * torch.linspace(0.1, 10, N_DIMS), cells.scale, cells.population, cells.populations
-    )
-    torch.testing.assert_close(
-        sampling_variance(stretched, fit_whitening(stretched)),
-        sampling_variance(cells, fit_whitening(cells)),
-        rtol=1e-3,
-        atol=0,
-    )
 
 
 def resamples_of(cells: LatentCells, *, n_bootstrap: int, seed: int) -> list[MeasuredMeans]:

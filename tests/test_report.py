@@ -461,14 +461,6 @@ def test_page_shows_on_which_branches_the_network_is_kept(results):
     assert "What the network adds" not in report_page(replace(results, branches=None))
 
 
-@pytest.mark.parametrize("damaged", [b"", b"branch,kept\nnode 1,True\n", b"\xff\xfe\x00"])
-def test_damaged_table_of_branches_is_rejected(full, tmp_path, damaged):
-    shutil.copytree(full, tmp_path / "some")
-    (tmp_path / "some/model/branches.csv").write_bytes(damaged)
-    with pytest.raises(InputError, match="some is damaged"):
-        bdm("report", tmp_path / "some", tmp_path / "report.html")
-
-
 def test_cost_of_steps_is_in_the_order_in_which_they_ended(tmp_path):
     for when, name in ((2, "prepare"), (1, "generate")):
         (tmp_path / f"{name}.tsv").write_text(f"s\tmax_rss\n{when}\t{10 * when}\n")
@@ -532,22 +524,29 @@ def test_additions_are_reported(results):
     assert "&lt;b&gt;new (25 cells) leaves branch node 2 at noise level 2.14 (support 100%)." in text
 
 
-@pytest.mark.parametrize("name", ["model", "evaluation/umap.png"])
-def test_what_lacks_is_named(full, tmp_path, name):
-    shutil.copytree(full, tmp_path / "some")
-    lost = tmp_path / "some" / name
-    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
-    with pytest.raises(InputError, match=f"has no {name}; make it"):
-        bdm("report", tmp_path / "some", tmp_path / "report.html")
-    assert not (tmp_path / "report.html").exists()
+def lose(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("name", ["evaluation/evaluation.json", "interpretation/interpretation.safetensors"])
-def test_damaged_content_is_rejected(full, tmp_path, name):
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("model", lose, "has no model; make it"),
+        ("evaluation/umap.png", lose, r"has no evaluation/umap\.png; make it"),
+        ("evaluation/evaluation.json", halve, "evaluation"),
+        ("interpretation/interpretation.safetensors", halve, "missing or damaged"),
+        ("model/branches.csv", lambda path: path.write_bytes(b""), "some is damaged"),
+        ("model/branches.csv", lambda path: path.write_bytes(b"branch,kept\nnode 1,True\n"), "some is damaged"),
+    ],
+)
+def test_results_that_lack_or_are_damaged_are_rejected(full, tmp_path, name, spoil, message):
     shutil.copytree(full, tmp_path / "some")
-    content = (full / name).read_bytes()
-    (tmp_path / "some" / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError):
+    spoil(tmp_path / "some" / name)
+    with pytest.raises(InputError, match=message):
         bdm("report", tmp_path / "some", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
@@ -681,18 +680,6 @@ def test_keys_reach_the_tree_and_the_tables(opened, page, results):
     found.page.locator("#by-type thead button").nth(1).focus()
     found.page.keyboard.press("Enter")
     assert found.page.locator("#by-type thead th").nth(1).get_attribute("aria-sort") == "ascending"
-
-
-def test_tables_are_sorted(opened, page, results):
-    found = opened(page, "desktop")
-    number = results.evaluation.n_cells["test"]
-    for press, up in ((1, True), (2, False)):
-        found.page.locator("#by-type thead button", has_text="Test cells").click()
-        shown = [number[name] for name in found.texts("#by-type tbody th")]
-        assert shown == sorted(number, reverse=not up), press
-    found.page.locator("#by-type thead button", has_text="Cell type").click()
-    assert found.texts("#by-type tbody th")[0] == "../x"
-    assert len(found.texts("#by-type th[aria-sort]")) == 1
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -211,12 +211,6 @@ def test_coupling_of_equal_weights_is_the_best_assignment():
     np.testing.assert_allclose(coupling[rows, columns], 1)
 
 
-def test_coupling_on_a_line_keeps_the_order():
-    at_source, at_target = np.array([3.0, 1.0, 2.0]), np.array([20.0, 10.0])
-    coupling = optimal_coupling(np.array([2, 1, 1]), np.array([1, 1]), (at_source[:, None] - at_target) ** 2)
-    np.testing.assert_allclose(coupling, [[1, 0], [0, 1], [0, 1]], atol=1e-9)
-
-
 def test_cells_are_spread_over_the_populations_of_the_new_type(small_model, example_cells):
     """Cells of one population go to all populations of the new type, in the shares of these."""
     model, n_cells = small_model.model, 4000
