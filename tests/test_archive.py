@@ -1,6 +1,5 @@
 """The archive of ``snakemake --report``, as a browser shows it."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,26 +46,6 @@ def test_archive_has_all_categories(page):
     shown = page.evaluate("categories")
     assert {category: set(of) for category, of in shown.items()} == CATEGORIES
     assert sum(len(results) for of in shown.values() for results in of.values()) == len(page.evaluate("results"))
-
-
-@pytest.mark.parametrize("category", CATEGORIES)
-def test_category_lists_its_results(page, category):
-    shown = page.evaluate("categories")[category]
-    for dataset, results in shown.items():
-        page.reload()
-        page.get_by_role("link", name=category, exact=True).click()
-        if len(shown) > 1:
-            page.get_by_role("link", name=dataset, exact=True).click()
-        assert page.locator("tbody tr").count() == len(results), dataset
-
-
-@pytest.mark.parametrize("term", ["re:.", "genes", "likelihood", "re:nodes|agreement.png", f"{MINE}/evaluation/umap"])
-def test_search_lists_what_it_finds(page, term):
-    found = [path for path in page.evaluate("results") if re.search(term.removeprefix("re:"), path)]
-    assert found
-    page.get_by_role("searchbox").or_(page.get_by_placeholder("Search")).fill(term)
-    page.keyboard.press("Enter")
-    assert page.locator("tbody tr").count() == len(found)
 
 
 def test_archive_names_the_data_sets(archive):

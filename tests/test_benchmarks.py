@@ -22,9 +22,11 @@ import yaml
 from anndata import AnnData
 from packaging.requirements import Requirement
 from scipy import sparse
+from tree_comparison import TreeComparison
 
 from bdm.cli import app
 from bdm.data.prepare import prepare
+from bdm.hierarchy.tree import from_nested
 from bdm.settings import PrepareSettings
 
 pytestmark = pytest.mark.nightly
@@ -402,6 +404,20 @@ def test_atlas_is_simulated_on_disk(tmp_path):
     run("scripts/simulated.py", "atlas", tmp_path / "cells.h5ad", "--n-types", 5, "--n-cells", 3000)
     cells = anndata.read_h5ad(tmp_path / "cells.h5ad")
     assert (cells.shape, cells.obs["cell_type"].nunique()) == ((3000, 2000), 5)
+
+
+@pytest.mark.parametrize(
+    ("nested", "distance", "contradicting"),
+    [
+        ([["e", "d"], ["c", ["b", "a"]]], 0, []),
+        ([[["a", "d"], ["b", "e"]], "c"], 6, ["ad", "be", "abde"]),
+        ([["a", "b", "c"], ["d", "e"]], 1, []),
+    ],
+)
+def test_robinson_foulds_distance(nested, distance, contradicting):
+    comparison = TreeComparison.from_trees(from_nested(nested), from_nested([[["a", "b"], "c"], ["d", "e"]]))
+    assert comparison.robinson_foulds == distance
+    assert comparison.contradicting == set(map(frozenset, contradicting))
 
 
 # ---- tables of comparisons

@@ -239,14 +239,3 @@ def test_a_type_of_few_cells_is_left_out_with_a_warning(control, real, caplog):
     evaluation = evaluate_predicted(control, real, predicted[rows], SETTINGS)
     assert list(evaluation.scores.index.unique("cell_type")) == ["A"]
     assert "Some types are not scored, as there are too few cells of B; a type needs 10 of control, " in caplog.text
-
-
-def test_bad_input_of_the_command_ends_with_code_2_and_writes_nothing(control, real, tmp_path, bdm):
-    with_value(control, -1).write_h5ad(tmp_path / "predicted.h5ad")
-    for name, adata in (("control", control), ("real", real)):
-        adata.write_h5ad(tmp_path / f"{name}.h5ad")
-    files = [tmp_path / f"{name}.h5ad" for name in ("control", "real", "predicted")]
-    code, shown = bdm("evaluate-predicted", *files, tmp_path / "out", "--n-top-genes", 15)
-    assert code == 2
-    assert "predicted has -1 for gene gene4" in shown
-    assert not (tmp_path / "out").exists()

@@ -8,7 +8,6 @@ from anndata import AnnData
 from matplotlib.image import imread
 
 from bdm.cli import app
-from bdm.commands.evaluate import evaluate
 from bdm.data.matrix import path_of, take_rows
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
@@ -108,10 +107,6 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     assert sum(n_blocks) == n_cells["train"].sum()
     assert max(n_blocks) == 50
     assert evaluation.size_limits == SizeLimits()
-
-
-def test_help_shows_how_many_cells_are_compared():
-    assert f"at most {SizeLimits().compared:,} of a set" in evaluate.__doc__
 
 
 def renamed_genes(adata: AnnData) -> AnnData:

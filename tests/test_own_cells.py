@@ -94,11 +94,6 @@ def test_arguments_complete_settings(awkward, small_settings):
 # ---- the model remembers where the data keep what it needs
 
 
-def test_cells_are_taken_from_where_the_data_had_them(fitted, awkward, evaluation):
-    assert fitted.transmute(awkward[:200], to=NK).n_obs > 0
-    assert list(evaluation.overall) == ["floor", "generated"]
-
-
 def test_cells_may_keep_things_elsewhere(fitted, awkward):
     cells = awkward[:200].copy()
     expected = fitted.transmute(cells, to=NK)

@@ -640,49 +640,6 @@ def test_browser_shows_all_sections(opened, page, tmp_path, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_branch_is_explained_where_one_points(opened, page, results, width):
-    found = opened(page, width)
-    found.page.locator("#open-all").click()
-    hierarchy = results.model.hierarchy
-    genes = results.interpretation["branch_genes"]
-    for branch in hierarchy.branches:
-        point = found.page.locator(f"#branch-{hierarchy.branches.index(branch)} .hit")
-        if width == "phone":
-            if hierarchy.children[branch.name]:
-                continue  # a tap opens and closes these
-            point.tap(position={"x": 40, "y": 8}, force=True)
-        else:
-            own = point.bounding_box()["width"] - 8 * bool(
-                hierarchy.children[branch.name]
-            )  # the children's begin there
-            point.hover(position={"x": min(12, own / 2), "y": 8}, force=True)
-        assert found.texts("#name") == [branch.name]
-        facts = found.texts("#facts")[0]
-        assert f"{branch.n_cells:,}" in facts
-        up = genes[(genes["child"] == branch.name) & (genes["model_log2_fold_change"] > 0)].sort_values("model_rank")
-        assert all(gene in facts for gene in up["gene"].head(5))
-        if hierarchy.children[branch.name]:
-            assert f"{branch.level:.2f}" in facts
-            assert f"{branch.support:.0%}" in facts
-
-
-def test_keys_reach_the_tree_and_the_tables(opened, page, results):
-    found = opened(page, "desktop")
-    found.page.locator("#tree [tabindex='0']").focus()
-    root, first = (branch.name for branch in results.model.hierarchy.branches[:2])
-    for key, name in {"Home": root, "ArrowDown": first, "ArrowUp": root}.items():
-        found.page.keyboard.press(key)
-        assert found.page.evaluate("document.activeElement.getAttribute('role')") == "treeitem"
-        assert found.texts("#name") == [name]
-    n_shown = found.page.locator("#tree [role='treeitem']").count()
-    found.page.keyboard.press("ArrowLeft")
-    assert found.page.locator("#tree [role='treeitem']").count() == 1 < n_shown
-    found.page.locator("#by-type thead button").nth(1).focus()
-    found.page.keyboard.press("Enter")
-    assert found.page.locator("#by-type thead th").nth(1).get_attribute("aria-sort") == "ascending"
-
-
-@pytest.mark.parametrize("width", WIDTHS)
 def test_many_types_are_searched_and_shown(opened, many, tmp_path, width):
     path = tmp_path / "many.html"
     path.write_text(report_page(many), encoding="utf-8")

@@ -54,11 +54,6 @@ def test_loss_that_goes_wrong_stops(harm, reason):
         train(network(), going_wrong_at(37, harm), PLAN)
 
 
-def test_validation_that_is_no_number_stops_too():
-    with pytest.raises(TrainingError, match="validation cells became nan"):
-        train(network(), loss, PLAN, validation=lambda network: torch.tensor(torch.nan))
-
-
 def test_type_is_reported():
     def by_group(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
         return {"one": 3.0, "other": torch.nan, "third": 9.0}

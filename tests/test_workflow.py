@@ -119,15 +119,6 @@ def test_flat_model_is_planned_only_where_it_is_to_be_fitted(tmp_path, fits):
     assert ("--compare" in evaluated) == fits
 
 
-def write_module(folder: Path) -> None:
-    """Write a workflow that uses this one."""
-    (folder / "Snakefile").write_text(
-        f'configfile: "config/config.yaml"\n\n'
-        f'module bdm:\n    snakefile: "{ROOT}/workflow/Snakefile"\n    config: config\n\n'
-        f"use rule * from bdm as bdm_*\n"
-    )
-
-
 def test_rules_run_the_command_of_the_environment_of_snakemake(tmp_path):
     write_config(tmp_path, demo_config())
     (tmp_path / "bdm").write_text("#!/bin/sh\nexit 1\n")
@@ -185,6 +176,70 @@ def test_commands_take_what_rules_give(tmp_path, sections):
     found = {Path(values["out"]).stem: {"to": values["to"], "from": list(values["from_"] or [])} for values in moved}
     assert found["odd"] == transmutations["odd"]
     assert found["all"] == {"to": "x", "from": []}
+
+
+HACK = "$(touch hacked) `touch hacked`; touch hacked & 'it''s' \"é\" \\ * ~ | %s"
+ODD_NAMES = {
+    "path": f"{HACK}.h5ad",
+    "labels": f"labels {HACK}.csv",
+    "genes": f"genes {HACK}.txt",
+    "keep_genes": f"kept {HACK}.txt",
+    "tree": f"tree {HACK}.nwk",
+    "addition": f"more {HACK}.h5ad",
+    "design": f"design {HACK}.yaml",
+}
+
+
+def odd_config() -> dict:
+    """Configuration in which all that is free to choose is odd."""
+    mine = {
+        "path": ODD_NAMES["path"],
+        "label_key": f"type {HACK}",
+        "batch_key": f"--batch {HACK}",
+        "labels": ODD_NAMES["labels"],
+        "counts": f"counts {HACK}",
+        "prepare": {"genes": ODD_NAMES["genes"], "keep_genes": ODD_NAMES["keep_genes"], "leave_out": [HACK, "--help"]},
+        "hierarchy": {"tree": ODD_NAMES["tree"]},
+        "transmute": {"transmutations": {"odd": {"to": HACK, "from": ["--to", "-", " ", HACK]}}},
+        "simulate": {"designs": {"odd": {"path": ODD_NAMES["design"]}}},
+        "extend": {
+            "additions": {"more": {"path": ODD_NAMES["addition"], "cell_types": [HACK, "--x"], "label_key": HACK}}
+        },
+    }
+    return demo_config(datasets={"mine": mine})
+
+
+def test_commands_get_odd_values_as_they_are(tmp_path):
+    for name in ODD_NAMES.values():
+        (tmp_path / name).touch()
+    write_config(tmp_path, odd_config())
+    plan = ("--snakefile", ROOT / "Snakefile", "--dry-run", "--printshellcmds")
+    done = snakemake(*plan, "all", "results/mine/power/odd", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    values = {}
+    for _, name, *arguments in shell_commands(done.stdout):
+        context = COMMANDS[name].make_context(name, arguments)
+        if not context.params.get("flat"):  # its tree is none of the data's
+            values[name] = context.params
+    mine = odd_config()["datasets"]["mine"]
+    found = values["prepare"]
+    assert str(found["data"]) == ODD_NAMES["path"]
+    for key in ("label_key", "batch_key", "labels", "counts"):
+        assert str(found[key]) == mine[key]
+    assert list(found["leave_out"]) == mine["prepare"]["leave_out"]
+    assert found["genes"] == ODD_NAMES["genes"]
+    assert str(found["keep_genes"]) == ODD_NAMES["keep_genes"]
+    assert str(values["hierarchy"]["tree"]) == ODD_NAMES["tree"]
+    transmutation = mine["transmute"]["transmutations"]["odd"]
+    assert (values["transmute"]["to"], list(values["transmute"]["from_"])) == (
+        transmutation["to"],
+        transmutation["from"],
+    )
+    assert str(values["extend"]["cells"]) == ODD_NAMES["addition"]
+    assert str(values["simulate"]["design"]) == str(values["power"]["design"]) == ODD_NAMES["design"]
+    assert list(values["extend"]["cell_type"]) == [HACK, "--x"]
+    assert values["extend"]["label_key"] == HACK
+    assert not (tmp_path / "hacked").exists()
 
 
 def test_names_may_be_numbers(tmp_path):
