@@ -232,8 +232,16 @@ def in_archive(path, category, result, *, caption=None, of="{dataset}"):
 
 
 def setting(path):
-    """Give a params function: the data set's setting at ``path``, such as ``hierarchy/threshold``."""
-    return lookup(within=settings, dpath=f"datasets/{{dataset}}/{path}")
+    """Give a params function: the data set's setting at ``path``, such as ``hierarchy/threshold``, or with wildcards."""
+    return lambda wildcards: setting_of(wildcards.dataset, path.format(**dict(wildcards.items())))
+
+
+def setting_of(dataset, path):
+    """Give a setting of a data set, without a search through all others, as ``lookup`` makes."""
+    found = settings["datasets"][dataset]
+    for key in path.split("/"):
+        found = found[key]
+    return found
 
 
 def options(*paths, seed=True, without=()):
@@ -306,8 +314,10 @@ def files_in_folder(path):
 
 def named_files(dataset, path):
     """List the file that a setting of the data set names, or nothing if it names none."""
-    value = lookup(f"datasets/{dataset}/{path}", within=settings, default=None)
-    return [] if value is None or path not in FILES or value in FILES[path] else [value]
+    if path not in FILES or path.split("/")[0] not in settings["datasets"][dataset]:  # as an addition, of some alone
+        return []
+    value = setting_of(dataset, path)
+    return [] if value is None or value in FILES[path] else [value]
 
 
 def absent_files(wildcards):
