@@ -19,7 +19,7 @@ from bdm.settings import AutoencoderSettings, PrepareSettings
 
 N_GENES, N_DONORS = 120, 8
 MIN_DONORS = 4
-QUICK = AutoencoderSettings(n_latent=8, n_steps=60, sub_populations="auto")
+QUICK = AutoencoderSettings(n_latent=8, n_steps=20, sub_populations="auto")
 
 
 def cells_with_a_clone(seed: int = 0, *, n_cells: int = 60, n_clone: int = 80) -> AnnData:

@@ -133,14 +133,13 @@ def test_one_type_is_named_by_text_or_number(fitted, awkward):
 
 
 @pytest.mark.parametrize("given", ["object", "file", "prepared"])
-def test_loaded_model_evaluates_and_interprets_as_before(fitted, awkward, folder, evaluation, branches, given):
+def test_loaded_model_has_its_cells_and_interprets_as_before(fitted, awkward, folder, branches, given):
     adata = {"object": awkward, "file": folder / "cells.h5ad", "prepared": fitted.prepared}[given]
     loaded = bdm.BranchedDiffusion.load(folder / "model", adata=adata)
     columns = ["cell_type", "batch", "split"]
     pd.testing.assert_frame_equal(loaded.prepared.obs[columns], fitted.prepared.obs[columns])
     assert (loaded.prepared.X != fitted.prepared.X).nnz == 0
     if given == "object":
-        pd.testing.assert_frame_equal(loaded.evaluate(n_repeats=1).overall, evaluation.overall)
         assert (loaded.interpret().X == branches.X).all()
 
 
