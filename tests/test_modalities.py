@@ -536,16 +536,6 @@ def test_predicted_cells_are_evaluated_by_rna_alone():
     )
 
 
-def test_a_command_for_rna_alone_takes_mudata(bdm, tmp_path):
-    write_h5mu(tmp_path / "cells.h5mu", in_two_conditions(joined()))
-    responses, out = tmp_path / "responses", tmp_path / "predicted.h5ad"
-    code, message = bdm("respond", tmp_path / "cells.h5mu", responses, "--label-key", "bulk_labels")
-    assert code == 0, message
-    code, message = bdm("predict", responses, tmp_path / "cells.h5mu", out, "--condition", "stim")
-    assert code == 0, message
-    assert ad.read_h5ad(out).n_vars == 765
-
-
 def test_transmuted_cells_have_all_modalities(multi_model):
     cells = joined()
     chosen = cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()]

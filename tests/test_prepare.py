@@ -14,7 +14,6 @@ from anndata import AnnData
 from scipy import sparse
 from skmisc.loess import loess
 
-from bdm._core.files import sha256
 from bdm.data.filters import split_by_type, split_sizes
 from bdm.data.genes import MARKERS
 from bdm.data.matrix import appended_rows
@@ -678,20 +677,6 @@ def test_rejects_batches_all_too_small_to_rank_genes_by(cells):
 
 
 # ---- the command line
-
-
-def test_commands(tmp_path, bdm, caplog):
-    data, out, again = tmp_path / "cells.h5ad", tmp_path / "new" / "prepared.h5ad", tmp_path / "again.h5ad"
-    options = ["--label-key", "bulk_labels", "--n-genes", 100, "--test", 0.3]
-    assert bdm("example", data)[0] == 0
-    code, messages = bdm("prepare", data, out, *options)
-    assert code == 0, messages
-    assert "cells x 100 genes" in caplog.text
-    prepared = anndata.read_h5ad(out)
-    assert prepared.uns["bdm"]["data_sha256"] == sha256(data)
-    assert json.loads(prepared.uns["bdm"]["settings"])["test"] == 0.3
-    bdm("prepare", data, again, *options)
-    assert again.read_bytes() == out.read_bytes()
 
 
 # ---- prepared cells that were changed

@@ -179,19 +179,6 @@ def test_solver_is_of_second_order():
     assert errors[1] / errors[2] > 3.5
 
 
-def test_solver_evaluates_the_denoiser_once_a_step():
-    seen = []
-
-    def denoise(x: Tensor, sigma: float) -> Tensor:
-        seen.append(sigma)
-        return x / (1 + sigma**2)
-
-    sigmas = noise_levels(30.0, 0.0, sigma_max=30.0, n_levels=9)
-    dpm_solver(denoise, start(5, 30.0), sigmas)
-    assert seen == sigmas[:-1]
-    assert len(seen) == 9
-
-
 @pytest.mark.parametrize("sigmas", [[9.0, 2.0, 0.1, 0.0], [0.1, 2.0, 9.0]], ids=["down", "up"])
 def test_solver_is_exact_for_a_point(sigmas):
     x = dpm_solver(lambda x, sigma: MEAN.expand_as(x), start(5, sigmas[0]), sigmas)

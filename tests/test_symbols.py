@@ -168,23 +168,15 @@ def test_tables_have_symbols_and_names(folder, table):
 
 
 @pytest.mark.slow
-def test_names_in_words_are_symbols(folder, labels):
+def test_other_tables_have_symbols_and_words_are_symbols(folder, labels):
     nodes = pd.read_csv(folder / "interpretation/nodes.csv")
     assert not unexplained(" ".join(nodes["best_genes"]), labels)
     added = pd.read_csv(folder / "extension/extensions.csv")
     assert not unexplained(" ".join(added["type_specific_genes"]), labels)
-
-
-@pytest.mark.slow
-def test_statistics_of_genes_have_symbols(folder):
+    assert "symbol" in pd.read_csv(folder / "extension/type_specific_genes.csv")
     rows = pd.read_csv(folder / "evaluation/genes.csv")
     assert list(rows)[1:3] == ["gene", "symbol"]
     assert "LYZ" in set(rows["symbol"])
-
-
-@pytest.mark.slow
-def test_type_specific_genes_of_added_types_have_symbols(folder):
-    assert "symbol" in pd.read_csv(folder / "extension/type_specific_genes.csv")
 
 
 @pytest.mark.slow

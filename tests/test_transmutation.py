@@ -1,7 +1,6 @@
 import logging
 from dataclasses import replace
 
-import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,11 +12,10 @@ from scipy.optimize import linear_sum_assignment
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells
-from bdm.generation.files import write_cells
 from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import populations_by
 from bdm.prior.transport import optimal_coupling
-from bdm.settings import InputKeys, SamplerSettings
+from bdm.settings import InputKeys
 from bdm.transmutation.evaluate import (
     Target,
     TransmutedCells,
@@ -31,7 +29,6 @@ from bdm.transmutation.transmute import (
     mean,
     new_populations,
     sources_of,
-    transmuted_cells,
 )
 
 B = ["CD19+ B/1", "CD19+ B/2"]
@@ -278,18 +275,6 @@ def test_types_that_later_sets_alone_have_are_evaluated():
     table = evaluate_transmutation(real, transmuted, "c").table
     assert set(table.loc["a"].index) == {"floor", "one", "two", "unchanged"}
     assert set(table.loc["b"].index) == {"floor", "two", "unchanged"}
-
-
-def test_populations_are_written_with_the_cells(small_model, example_cells, tmp_path):
-    goal = "Dendritic"
-    sources = sources_of(example_cells, small_model.model, goal, cell_types=("CD56+ NK", "CD19+ B"))
-    cells = transmuted_cells(small_model.model, sources, goal, SamplerSettings(), seed=0)
-    write_cells(tmp_path / "cells.h5ad", cells, {})
-    back = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    expected = small_model.transmute(example_cells, "Dendritic", from_=["CD56+ NK", "CD19+ B"])
-    pd.testing.assert_frame_equal(back.obs, expected.obs)
-    assert set(back.obs["sub_population"]) == set(DENDRITIC)
-    assert (back.X != expected.X).nnz == 0
 
 
 def test_genes_of_the_endpoints_are_chosen_by_cells_that_are_not_compared():
