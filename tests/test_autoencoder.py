@@ -465,7 +465,7 @@ def fitted(adata, **changes) -> GeneAutoencoder:
 
 
 def test_autoencoder_learns(prepared):
-    _, history = fitted_with_history(prepared, n_steps=60)
+    _, history = fitted_with_history(prepared, n_steps=200)
     assert history["round"].unique().tolist() == [1, 2]
     for _, of_round in history.groupby("round"):
         assert of_round["loss"].iloc[-1] < of_round["loss"].iloc[0]
