@@ -8,8 +8,8 @@ from anndata import AnnData
 
 from bdm.cli import app
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.read import read_generated, read_real_cells
 from bdm.evaluation.evaluate import Evaluation
+from bdm.evaluation.read import read_generated, read_real_cells
 from bdm.settings import InputKeys
 
 
