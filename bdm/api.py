@@ -300,6 +300,7 @@ class BranchedDiffusion:
         *,
         at: At = NOWHERE,
         extrapolate: bool = False,
+        snapshot: float | None = None,
         shared_ancestors: bool = GenerationSettings.shared_ancestors,
         n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
@@ -317,6 +318,9 @@ class BranchedDiffusion:
             spread evenly; where not given, drawn as those of the training cells.
         extrapolate
             Allow values of covariates that training cells do not have.
+        snapshot
+            Time at which a number of cells is generated, where cell types are snapshots that are named by their times:
+            from cells of the snapshots before and after, moved by transport between the populations of both.
         shared_ancestors
             Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root, in less time.
         n_levels
@@ -328,7 +332,8 @@ class BranchedDiffusion:
         model's data, such as a MuData.
         """
         settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
-        return to_form(self._generated(cells, settings, at=at, extrapolate=extrapolate, seed=seed), self.model.form)
+        adata = self._generated(cells, settings, at=at, extrapolate=extrapolate, snapshot=snapshot, seed=seed)
+        return to_form(adata, self.model.form)
 
     def _generated(
         self,
@@ -337,10 +342,11 @@ class BranchedDiffusion:
         *,
         at: At = NOWHERE,
         extrapolate: bool = False,
+        snapshot: float | None = None,
         seed: int,
     ) -> AnnData:
         """Generate cells, with several modalities as blocks of one matrix."""
-        request = request_cells(self.model, cells, at=at, extrapolate=extrapolate)
+        request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)
         shared = settings.shared_ancestors
         adata = generate_cells(self.model, request, settings, seed=seed, shared_ancestors=shared)
         adata.uns["bdm"] = record_of_cells(
@@ -349,6 +355,7 @@ class BranchedDiffusion:
             seed=seed,
             request=request.record,
             at=at_in_words(at),
+            snapshot=snapshot,
             settings=asdict(settings),
         )
         return adata

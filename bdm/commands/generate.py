@@ -26,6 +26,9 @@ def generate(
     cells_from: CellsFrom = None,
     at: AtValues = (),
     extrapolate: Extrapolate = False,
+    snapshot: Annotated[
+        float | None, "Time between those of two snapshots, which are the model's cell types, named by their times."
+    ] = None,
     settings: GenerationSettings,
     device: Device = "auto",
     seed: Seed = 0,
@@ -57,10 +60,16 @@ def generate(
             requested = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded, InputKeys(label_key=label_key))
         if cells_from is not None:
             requested = read_request(cells_from)
-        request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate)
+        request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, snapshot=snapshot)
         generated = generated_cells(loaded, request, settings, seed=seed, shared_ancestors=settings.shared_ancestors)
         record = record_of_cells(
-            loaded, model, seed=seed, settings=asdict(settings), request=request.record, at=list(at) or None
+            loaded,
+            model,
+            seed=seed,
+            settings=asdict(settings),
+            request=request.record,
+            at=list(at) or None,
+            snapshot=snapshot,
         )
         write_cells(path, generated, {"bdm": record})
     n_cells, n_genes = request.n_cells, features_in_words(loaded.autoencoder.genes)

@@ -134,7 +134,9 @@ def decode_chunk(
     counts, latent = [], []
     for portion in portions_of(chunk):
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
-        x = model.at_covariates(portion.padded, chunk.population, portion.rows_in(values))
+        on_way = torch_generator(seed, "way", chunk.population, portion.start)
+        x = request.moved(portion.padded, chunk.population, on_way)
+        x = model.at_covariates(x, chunk.population, portion.rows_in(values))
         mean = portion.of_cells(expected_counts(model, x, batch, chunk.population))
         generator = numpy_generator(seed, "counts", chunk.population, portion.start)
         counts.append(sampled_counts(model, mean, chunk.population, generator))

@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from bdm._core.files import reading
-from bdm.errors import InputError, counted
+from bdm.errors import InputError, abbreviated, counted
 from bdm.generation.at import (
     NOWHERE,
     At,
@@ -21,8 +23,11 @@ from bdm.generation.at import (
     weight_of_populations,
     with_values,
 )
+from bdm.latent.mixtures import Mixture
+from bdm.latent.moments import Normal
 from bdm.model.match import SAME, label_column, labels_of
 from bdm.model.model import BranchedModel
+from bdm.prior.transport import MixtureMap, unbalanced_coupling
 from bdm.settings import InputKeys
 from bdm.validation import unknown_type
 
@@ -39,6 +44,15 @@ class Request:
     # Columns ``cell_type``, ``sub_population``, ``n_cells`` and, where the model has batches, ``batch``; the rows of a
     # population together. And covariates that were given, NaN where values are to be drawn
     table: pd.DataFrame
+    # Between snapshots, by population: the part of the way to the other snapshot, from 0 to 1, and the way
+    ways: Mapping[str, tuple[float, MixtureMap]] = field(default_factory=dict)
+
+    def moved(self, x: Tensor, population: str, generator: torch.Generator) -> Tensor:
+        """Move whitened cells of a population (cells x dimensions) along their way between snapshots, if any."""
+        if population not in self.ways:
+            return x
+        part, way = self.ways[population]
+        return x + part * (way(x, generator) - x)
 
     @property
     def n_cells(self) -> dict[str, int]:
@@ -74,12 +88,18 @@ def request_cells(
     *,
     at: At = NOWHERE,
     extrapolate: bool = False,
+    snapshot: float | None = None,
 ) -> Request:
     """Complete a request by the populations and batches that it does not name, in the shares of the training cells.
 
     With ``at``, by values of covariates, where the shares of populations are those at these values; see
-    :func:`bdm.generation.at.with_values`.
+    :func:`bdm.generation.at.with_values`. With ``snapshot``, a number of cells at this time, see
+    :func:`request_between`.
     """
+    if snapshot is not None:
+        if isinstance(cells, bool) or not isinstance(cells, int | np.integer):
+            raise InputError("Cells of a snapshot were not requested by a number; give a number of cells.")
+        return request_between(model, int(cells), snapshot)
     if isinstance(cells, pd.DataFrame):
         table = cells.copy()
     elif isinstance(cells, Mapping | pd.Series):
@@ -115,6 +135,54 @@ def request_cells(
     )
     table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
     return Request(table)
+
+
+def request_between(model: BranchedModel, n_cells: int, time: float) -> Request:
+    """Request cells at a time between snapshots, which are the cell types of the model, named by their times.
+
+    The cells are of the snapshots before and after, in proportion to their nearness, and each is moved to the time, by
+    transport between the populations of both (displacement interpolation), whose shares may grow and shrink.
+    """
+    before, after, weight = snapshots_around(model, time)
+    numbers = in_proportion(np.array([1 - weight, weight]), n_cells)
+    request = request_cells(model, dict(zip((before, after), numbers, strict=True)))
+    (early, source), (late, target) = (mixture_of(model, name) for name in (before, after))
+    mass, ways = unbalanced_coupling(source, target), {}
+    for names, start, end, moved, part in (
+        (early, source, target, mass, weight),
+        (late, target, source, mass.T, 1 - weight),
+    ):
+        for k, name in enumerate(names):
+            alone = Mixture(torch.ones(1, dtype=torch.float64), start.mean[[k]], start.covariance[[k]])
+            ways[name] = part, MixtureMap(alone, replace(end, weight=moved[k].softmax(dim=0)))
+    return replace(request, ways=ways)
+
+
+def snapshots_around(model: BranchedModel, time: float) -> tuple[str, str, float]:
+    """Find the cell types whose names are the times before and after, and the weight of the latter by time."""
+    try:
+        times = sorted((float(name), name) for name in model.cell_types)
+    except ValueError:
+        raise InputError(
+            f"The cell types {abbreviated(model.cell_types, n_shown=5)} are not all numbers, so `snapshot=` has no "
+            "meaning; fit a model with the column of the times of the snapshots, as numbers, as `label_key=`."
+        ) from None
+    first, last = times[0][0], times[-1][0]
+    if len(times) == 1 or not first <= time <= last:
+        raise InputError(
+            f"snapshot is {time:g}, but the snapshots are from {first:g} to {last:g}; choose a time between."
+        )
+    number = min(sum(of <= time for of, _ in times), len(times) - 1)
+    (start, before), (end, after) = times[number - 1], times[number]
+    return before, after, (time - start) / (end - start)
+
+
+def mixture_of(model: BranchedModel, cell_type: str) -> tuple[list[str], Mixture]:
+    """Find the populations of a cell type, and make the mixture of their normals in whitened space."""
+    number, moments = weight_of_populations(model, cell_type), model.moments
+    rows = [moments.populations.index(name) for name in number.index]
+    normals = [Normal(moments.mean[row], moments.covariance[row]) for row in rows]
+    return list(number.index), Mixture.of(normals, torch.tensor(number.to_numpy(dtype=float)))
 
 
 def read_request(path: Path) -> pd.DataFrame:

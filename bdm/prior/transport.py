@@ -18,6 +18,7 @@ from bdm.latent.mixtures import Mixture, choose
 from bdm.latent.moments import Normal, matrix_power
 
 Map = Callable[[Tensor, torch.Generator], Tensor]  # of cells, cells x dimensions
+N_UPDATES = 1000  # of an unbalanced coupling
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,22 @@ def coupling(source: Mixture, target: Mixture) -> Tensor:
     """
     one, other = (torch.cat([of.mean, of.roots.flatten(1)], dim=1).numpy() for of in (source, target))
     return torch.from_numpy(optimal_coupling(source.weight.numpy(), target.weight.numpy(), cdist(one, other)))
+
+
+def unbalanced_coupling(source: Mixture, target: Mixture, strength: float = 0.05) -> Tensor:
+    """Coupling of the components of two mixtures whose shares may grow and shrink: logs of masses, source x target.
+
+    The cost of a pair is the square of that of :func:`coupling`, relative to its mean. Added to it is ``strength``
+    times the Kullback-Leibler divergence of the sums of masses from the weights; the minimum is found by majorisation
+    (Chapel et al. 2021, NeurIPS).
+    """
+    one, other = (torch.cat([of.mean, of.roots.flatten(1)], dim=1) for of in (source, target))
+    cost, mass = torch.cdist(one, other) ** 2, torch.outer(source.weight, target.weight)
+    cost, mass = cost / (2 * strength * (mass * cost).sum().clamp(min=1e-30)), mass.log()
+    for _ in range(N_UPDATES):
+        grown = (source.weight.log() - mass.logsumexp(dim=1))[:, None] + target.weight.log() - mass.logsumexp(dim=0)
+        mass = mass - cost + grown / 2
+    return mass
 
 
 def normal_flow(population: Normal, high: float, low: float) -> AffineMap:
