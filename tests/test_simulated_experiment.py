@@ -11,7 +11,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.design.experiment import cells_of, compile_design
-from bdm.design.samples import IndependentDonors, expected_proportions
+from bdm.design.samples import IndependentDonors, proportions_of
 from bdm.design.settings import read_design
 from bdm.design.simulate import simulated_cells
 from bdm.generation.files import write_cells
@@ -457,5 +457,5 @@ def test_composition_and_numbers_of_cells_are_as_learned(donor_model):
     donors = donor_model.model.donors.sample(5, numpy_generator(0, "donors"))
     numbers = experiment.request.table.groupby("sample")["n_cells"].sum()
     assert numbers.tolist() == donors.n_cells.tolist()
-    shares = expected_proportions(donor_model.model, experiment.design)
+    shares = proportions_of(donor_model.model, experiment.design)
     assert shares.sum(axis=1).to_numpy() == pytest.approx(1)

@@ -22,17 +22,6 @@ class Plant:
     genes: np.ndarray  # indices of the genes
     log2_fold_change: np.ndarray  # of each of these genes, in a cell that responds
 
-    def strength(self, condition: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Whether each cell responds, as 1 or 0."""
-        everywhere = self.change.condition is None
-        changed = everywhere | (condition == self.change.condition)
-        return np.asarray(changed & (uniform < self.change.share), dtype=np.float32)
-
-    def mean_factor(self, condition: str) -> np.ndarray:
-        """Factor of the expected count of each gene over all cells of a changed population in a condition."""
-        share = self.change.share if self.change.condition in (None, condition) else 0.0
-        return 1 - share + share * 2.0**self.log2_fold_change
-
 
 def plants_of(model: BranchedModel, design: Design, expression: Callable[[str], np.ndarray]) -> tuple[Plant, ...]:
     """Find the genes and populations of the changes of a design, and draw what is sampled."""
@@ -99,22 +88,14 @@ def drawn(fold_change: FoldChange, n_genes: int, generator: np.random.Generator)
     return np.where(generator.random(n_genes) < fold_change.up, values, -values)
 
 
-@dataclass(frozen=True)
-class PlantedGenes:
-    """Changes of the cells of one population, for the genes that any of them changes."""
-
-    genes: np.ndarray  # indices of the genes
-    log2_mean: np.ndarray  # changes x genes, of a cell that responds
-
-    @classmethod
-    def of(cls, plants: Sequence[Plant], population: str) -> "PlantedGenes":
-        """Collect the changes of a population."""
-        here = [(i, plant) for i, plant in enumerate(plants) if population in plant.populations]
-        genes = np.unique(np.concatenate([np.arange(0), *(plant.genes for _, plant in here)]))
-        log2_mean = np.zeros((len(plants), len(genes)))
-        for i, plant in here:
-            log2_mean[i, np.searchsorted(genes, plant.genes)] = plant.log2_fold_change
-        return cls(genes, log2_mean)
+def planted_genes(plants: Sequence[Plant], population: str) -> tuple[np.ndarray, np.ndarray]:
+    """Find the genes that change in a population, and the log2 fold changes of each change (changes x genes)."""
+    here = [(i, plant) for i, plant in enumerate(plants) if population in plant.populations]
+    genes = np.unique(np.concatenate([np.arange(0), *(plant.genes for _, plant in here)]))
+    log2_fold_change = np.zeros((len(plants), len(genes)))
+    for i, plant in here:
+        log2_fold_change[i, np.searchsorted(genes, plant.genes)] = plant.log2_fold_change
+    return genes, log2_fold_change
 
 
 def mean_factors(
@@ -123,17 +104,19 @@ def mean_factors(
     """Factors of the expected counts of all genes over the cells of each population in a condition."""
     factors = {population: np.ones(n_genes) for population in populations}
     for plant in plants:
+        share = plant.change.share if plant.change.condition in (None, condition) else 0.0
         for population in set(plant.populations) & factors.keys():
-            factors[population][plant.genes] *= plant.mean_factor(condition)
+            factors[population][plant.genes] *= 1 - share + share * 2.0**plant.log2_fold_change
     return factors
 
 
 def strengths(plants: Sequence[Plant], population: str, condition: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Strength of each change in cells of a population, from their uniform random numbers, both cells x changes."""
+    """Whether cells of a population respond to each change (1 or 0), by random numbers, both cells x changes."""
     found = np.zeros(uniform.shape, dtype=np.float32)
     for i, plant in enumerate(plants):
         if population in plant.populations:
-            found[:, i] = plant.strength(condition, uniform[:, i])
+            changed = (plant.change.condition is None) | (condition == plant.change.condition)
+            found[:, i] = changed & (uniform[:, i] < plant.change.share)
     return found
 
 

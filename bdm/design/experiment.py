@@ -27,9 +27,8 @@ FEW_CELLS = 128  # of a population, whose means are compared between donors
 class ReferenceCells:
     """Cells of each population that stand for all, sampled once: the other cells of doublets, and expectations."""
 
-    whitened: Callable[[str], Tensor]  # function that returns whitened cells of a population, cells x dimensions
-    # Function that returns the mean expected counts of all genes from a population, a batch, and a number of cells
-    of_cells: Callable[[str, str | None, int], np.ndarray]
+    whitened: Callable[[str], Tensor]  # from a population to cells x dimensions
+    of_cells: Callable[[str, str | None, int], np.ndarray]  # mean expected counts by population, batch, number of cells
 
     @classmethod
     def of(cls, model: BranchedModel, *, seed: int) -> "ReferenceCells":
@@ -75,11 +74,6 @@ class DesignedExperiment:
         """Number of genes."""
         return len(self.model.autoencoder.genes)
 
-    @property
-    def batches(self) -> list[str | None]:
-        """Batch of each sample; None where the model has no batches."""
-        return list(self.samples["batch"])
-
     def mean_expression(self, sample: str, populations: Sequence[str]) -> pd.DataFrame:
         """Compute expected counts of populations (rows) in a sample: of its donor, with its changes, at depth 1."""
         condition, number = self.samples.loc[sample, "condition"], self.samples.index.get_loc(sample)
@@ -89,7 +83,7 @@ class DesignedExperiment:
 
     def expression(self, population: str, sample: int) -> np.ndarray:
         """Mean expected counts of a population in a sample, by its donor as a few cells show it, before changes."""
-        batch = self.batches[sample]
+        batch = self.samples["batch"].iloc[sample]
         mean = self.reference.expression(population, batch)
         if self.donors is None:
             return mean
@@ -105,13 +99,12 @@ class DesignedExperiment:
 
     def expected(self, x: Tensor, population: str, sample: np.ndarray) -> np.ndarray:
         """Compute expected counts of cells of their donors and batches, before changes and depth, cells x genes."""
-        offsets = self.offsets(population)
         return expected_counts(
             self.model,
             x,
-            np.array(self.batches)[sample] if self.model.autoencoder.batches else None,
+            self.samples["batch"].to_numpy()[sample] if self.model.autoencoder.batches else None,
             population,
-            offset=None if offsets is None else offsets[to_tensor(self.donor[sample])],
+            offset=None if self.donors is None else self.offsets(population)[to_tensor(self.donor[sample])],
         )
 
     @cached_property
@@ -120,13 +113,11 @@ class DesignedExperiment:
         return np.asarray(pd.factorize(self.samples["donor"])[0])
 
     @cached_property
-    def offsets(self) -> Callable[[str], Tensor | None]:
-        """Function that returns the offsets of log expression in a population, donors x genes; None without donors."""
-
-        def offsets(population: str) -> Tensor | None:
-            return None if self.donors is None else to_tensor(self.donors.log_expression(population).astype(np.float32))
-
-        return cache(offsets)
+    def offsets(self) -> Callable[[str], Tensor]:
+        """Function that returns the offsets of log expression in a population, donors x genes, if donors differ."""
+        donors = self.donors
+        assert donors is not None
+        return cache(lambda population: to_tensor(donors.log_expression(population).astype(np.float32)))
 
     @cached_property
     def ambient_profiles(self) -> pd.DataFrame:
@@ -168,11 +159,9 @@ class DesignedCells:
     sample: np.ndarray  # row of its sample in the table of samples
     population: pd.Series  # name of its population
     first: dict[str, int]  # row of the first cell of each population
-    strength: np.ndarray  # share that the cell has of each change, cells x changes
-    # partner_population, partner: index of the population of the other cell of a doublet, and its row among the
-    # reference cells; -1 for singlets
-    partner_population: np.ndarray
-    partner: np.ndarray
+    strength: np.ndarray  # whether the cell responds to each change (1 or 0), cells x changes
+    partner_population: np.ndarray  # index of the population of the other cell of a doublet; -1 for singlets
+    partner: np.ndarray  # row of this cell among the reference cells; -1 for singlets
 
     @property
     def doublet(self) -> np.ndarray:

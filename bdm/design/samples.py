@@ -29,11 +29,8 @@ def populations_named(model: BranchedModel, names: Sequence[str]) -> tuple[str, 
         elif name in model.hierarchy.by_name:
             found |= dict.fromkeys(model.hierarchy.leaves(name))
         else:
-            clades = [
-                branch
-                for branch, children in model.hierarchy.children.items()
-                if children and branch not in model.cell_types
-            ]
+            nodes = (branch for branch, children in model.hierarchy.children.items() if children)
+            clades = [branch for branch in nodes if branch not in model.cell_types]
             raise InputError(
                 f"the model has no cell type or clade {name!r}; its types are "
                 f"{abbreviated(model.cell_types, n_shown=N_SHOWN)}, and its clades "
@@ -112,17 +109,12 @@ def populations_of_type(model: BranchedModel, name: str) -> tuple[str, ...]:
     return populations_named(model, [name])
 
 
-def expected_proportions(model: BranchedModel, design: Design) -> pd.DataFrame:
-    """Compute the expected shares of all populations (columns) in each condition (rows), with the shifts."""
-    weights = shift_factors(model, design) * base_proportions(model, design.composition)
-    return weights.div(weights.sum(axis=1), axis=0)
-
-
 def proportions_of(model: BranchedModel, design: Design) -> pd.DataFrame:
-    """Shares of all populations (columns) in each condition (rows): expected, or of exact numbers."""
+    """Shares of all populations (columns) in each condition (rows): expected with the shifts, or of exact numbers."""
     given = design.samples.cells
     if not isinstance(given, dict):
-        return expected_proportions(model, design)
+        weights = shift_factors(model, design) * base_proportions(model, design.composition)
+        return weights.div(weights.sum(axis=1), axis=0)
     shares = spread(model, {name: float(number) for name, number in given.items()}, "samples.cells")
     return pd.DataFrame([shares / shares.sum()] * len(design.samples.conditions), index=list(design.samples.conditions))
 
@@ -229,17 +221,14 @@ class IndependentDonors:
 
     def log_expression(self, population: str) -> np.ndarray:
         """Offsets of natural log expression, donors x genes."""
-        cell_type = self.cell_type_of[population]
-        shared, own = (self._drawn(*key) for key in (("all",), ("type", cell_type)))
+        keys = ("all",), ("type", self.cell_type_of[population])
+        generators = [numpy_generator(self.seed, "donors", *key) for key in keys]
+        shared, own = (of.standard_normal((len(self.names), self.n_genes)) for of in generators)
         return self.variation * (sqrt(SHARED) * shared + sqrt(1 - SHARED) * own)
 
     def observation(self, population: str, model: ObservationModel) -> ObservationModel:
         """Return the observation model as it is: the variation is in addition to what the cells have."""
         return model
-
-    def _drawn(self, *key: str) -> np.ndarray:
-        generator = numpy_generator(self.seed, "donors", *key)
-        return generator.standard_normal((len(self.names), self.n_genes))
 
 
 def learned_donors(model: BranchedModel, n_donors: int, seed: int) -> NewDonors | None:

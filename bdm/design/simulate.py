@@ -14,7 +14,7 @@ from torch import Tensor
 from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator, to_tensor
 from bdm.autoencoder.observation import ObservationModel
-from bdm.design.changes import PlantedGenes, strengths
+from bdm.design.changes import planted_genes, strengths
 from bdm.design.experiment import DesignedCells, DesignedExperiment, cells_of, compile_design
 from bdm.design.settings import Design
 from bdm.design.truth import truth_of
@@ -132,16 +132,15 @@ class Simulation:
         self.condition = experiment.samples["condition"].to_numpy()
         ambient = experiment.design.ambient
         self.ambient = experiment.ambient_profiles.to_numpy().cumsum(axis=1) if ambient.share else None
-        self.planted = cache(lambda population: PlantedGenes.of(experiment.plants, population))
+        self.planted = cache(lambda population: planted_genes(experiment.plants, population))
         self.observation = cache(self._observation)
 
     def block(self, chunk: Chunk) -> Block:
         """Sample the counts of the cells of a chunk."""
         portions = [self.portion(chunk.population, portion) for portion in portions_of(chunk)]
         counts = sp.vstack([sp.csr_matrix(droplets.counts) for droplets, _ in portions], format="csr")
-        expected = (
-            np.concatenate([droplets.mean for droplets, _ in portions]) if self.experiment.design.expected else None
-        )
+        means = [droplets.mean for droplets, _ in portions] if self.experiment.design.expected else []
+        expected = np.concatenate(means) if means else None
         return Block(counts, np.concatenate([latent for _, latent in portions]), expected=expected)
 
     def portion(self, population: str, portion: Portion) -> tuple[Droplets, np.ndarray]:
@@ -181,9 +180,8 @@ class Simulation:
 
     def changed(self, droplets: Droplets, observation: ObservationModel, origin: Origin) -> Droplets:
         """Plant the changes; the counts of all other genes and cells stay as they are."""
-        planted = self.planted(origin.population)
-        genes, counts, mean = planted.genes, droplets.counts, droplets.mean
-        factor = 2.0 ** (origin.strength @ planted.log2_mean)
+        (genes, log2_fold_change), counts, mean = self.planted(origin.population), droplets.counts, droplets.mean
+        factor = 2.0 ** (origin.strength @ log2_fold_change)
         if (factor != 1).any():
             generator = numpy_generator(self.seed, "changes", origin.population, *origin.key)
             of_genes = observation.of_genes(genes)
@@ -236,13 +234,10 @@ def with_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, gener
 
 def design_record(design: Design) -> dict[str, Any]:
     """Content of a design as a design file has it, for the record of how cells were made."""
-    return dict(as_content(asdict(design)))
 
+    def content(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key).rstrip("_"): content(item) for key, item in value.items() if item is not None}
+        return [content(item) for item in value] if isinstance(value, list | tuple) else value
 
-def as_content(value: Any) -> Any:
-    """Bring settings to what a file has: keys as users write them, lists, and paths as text."""
-    if isinstance(value, dict):
-        return {str(key).rstrip("_"): as_content(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [as_content(item) for item in value]
-    return value if isinstance(value, bool | int | float | str) else str(value)
+    return dict(content(asdict(design)))

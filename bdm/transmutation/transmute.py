@@ -54,9 +54,8 @@ class Sources:
     batch: np.ndarray | None  # None where the model has no batches
     label_column: str | None  # of ``obs``, if any
     batch_column: str | None
-    # Values of the covariates before and after, cells x covariates; None where the model has no covariates
-    covariates: np.ndarray | None = None
-    new_covariates: np.ndarray | None = None
+    covariates: np.ndarray | None = None  # values, cells x covariates; None where the model has no covariates
+    new_covariates: np.ndarray | None = None  # after the transmutation
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,10 @@ def transmuted_cells(
     ``synthetic`` (True). Other columns of the input describe the cells before the transmutation and are not kept; the
     names of the cells lead to them.
     """
-    sampler = model.sampler(settings)
-
-    def transmute(x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
-        return sampler.transmute(x, population, to, generator)
-
     return GeneratedCells(
         observations(model, sources, to),
         model.autoencoder.genes.copy(),
-        transmuted_blocks(model, sources, to, transmute, seed=seed),
+        transmuted_blocks(model, sources, to, model.sampler(settings).transmute, seed=seed),
         model.populations,
     )
 
@@ -104,10 +98,7 @@ def transmuted_cells(
 def transmuted_blocks(
     model: BranchedModel, sources: Sources, to: str, transmute: Transmute, *, seed: int
 ) -> Iterator[Block]:
-    """Sample latents from posteriors, transmute them in whitened space, and sample counts.
-
-    Counts are of the new population, or of the original one where the model lacks ``to``.
-    """
+    """Sample latents from posteriors, transmute them in whitened space, and sample counts of their new populations."""
     known = to in model.cell_type_of or to in model.cell_types
 
     def transmuted_block(rows: Rows) -> Block:
@@ -116,7 +107,7 @@ def transmuted_blocks(
         at = None if sources.new_covariates is None else sources.new_covariates[rows.rows]
         for_populations = torch_generator(seed, "populations", rows.block, rows.cell_type)
         new = new_populations(model, population, to, for_populations, at)
-        x, parts, batch = model.whitening(y), [], batch_of(sources, rows)
+        x, parts, batch = model.whitening(y), [], None if sources.batch is None else sources.batch[rows.rows]
         for old_name, new_name in sorted(set(zip(population, new, strict=True))):
             chosen = np.flatnonzero((population == old_name) & (new == new_name))
             transmuted = transmute(x[chosen], old_name, new_name, generator)
@@ -170,19 +161,14 @@ def _posterior_draw(
     """Sample y = (latent, log library size) of cells of one type, and find their populations."""
     cells = ad.AnnData(sources.adata.X[rows.rows])
     cells.obs["cell_type"] = pd.Categorical([rows.cell_type] * len(rows.rows))
-    if (batch := batch_of(sources, rows)) is not None:
-        cells.obs["batch"] = pd.Categorical(batch)
+    if sources.batch is not None:
+        cells.obs["batch"] = pd.Categorical(sources.batch[rows.rows])
     if model.covariates is not None and sources.covariates is not None:
         cells.obs[list(model.covariates.names)] = sources.covariates[rows.rows]
     posterior = model.encode(cells)
     latent = latent_cells(posterior, held_out=None)
     population = posterior.obs["sub_population"].astype(str).to_numpy()
     return latent.sample(torch.arange(len(population)), generator), population
-
-
-def batch_of(sources: Sources, rows: Rows) -> np.ndarray | None:
-    """Return the batch of each cell; None where the model has no batches."""
-    return None if sources.batch is None else sources.batch[rows.rows]
 
 
 def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
@@ -241,11 +227,8 @@ def sources_of(
     labels = labels_of(adata.obs, model, keys)
     known = labels.isin(model.cell_types)
     if not known.all():
-        logger.warning(
-            "Left out %s of types that the model lacks: %s.",
-            counted((~known).sum(), "cell"),
-            first_names(labels[~known]),
-        )
+        unknown = counted((~known).sum(), "cell"), first_names(labels[~known])
+        logger.warning("Left out %s of types that the model lacks: %s.", *unknown)
     is_selected = (labels.isin(cell_types) if cell_types else known & (labels != to)).to_numpy()
     if not is_selected.any():
         raise InputError(
