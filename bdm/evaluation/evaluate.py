@@ -216,7 +216,7 @@ def evaluate(
     last = resamples[-1]
     embedded = {"test": last.test, **last.query}
     most = size_limits.mapped // len(embedded)
-    mapped = [({"set": name}, sample_at_most(of, most=most, seed=last.seed)) for name, of in embedded.items()]
+    mapped = {name: sample_at_most(of, most=most, seed=last.seed) for name, of in embedded.items()}
     matched = {name: match(cells, last.test, seed=last.seed) for name, cells in last.query.items()}
     n_cells = n_cells_table({"test": test, "train": training, **generated})
     return Evaluation(

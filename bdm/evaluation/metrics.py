@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -280,10 +279,8 @@ class Neighbours:
 
     def nearer(self, other: Neighbours) -> Neighbours:
         """Take the nearer of two neighbours of each query cell, the first where they are equally near."""
-        is_nearer = other.distance < self.distance
-        return Neighbours(
-            np.where(is_nearer, other.distance, self.distance), np.where(is_nearer, other.cell_type, self.cell_type)
-        )
+        distance, nearer = np.minimum(self.distance, other.distance), other.distance < self.distance
+        return Neighbours(distance, np.where(nearer, other.cell_type, self.cell_type))
 
 
 @dataclass(frozen=True)
@@ -350,32 +347,33 @@ def compared(query: QueryCells, nearest_training: Neighbours, training: TypedCel
 
 # ---- UMAP
 
-MANY = 1000  # cells from which on neighbours are found here
+N_NEIGHBOURS, MANY = 15, 1000  # of a cell, and cells from which on neighbours are found here
 
 
 @using_threads()
-def joint_umap(sets: Sequence[tuple[dict[str, str], Cells]], *, seed: int) -> pd.DataFrame:
-    """Embed the cells of all sets together: ``COORDINATES``, ``cell_type``, and the columns that name each set."""
-    expression = sparse.vstack([cells.expression for _, cells in sets]).tocsr()
-    components = fitted_pca(expression, seed=seed).transform(expression)
-    tables = [pd.DataFrame({"cell_type": cells.cell_type}).assign(**columns) for columns, cells in sets]
-    exact: dict[str, Any] = {}
-    if len(components) >= MANY:  # UMAP calls a function for each pair, or compiles a search; either takes longer
-        distances, nearest = NearestNeighbors(n_neighbors=15).fit(components).kneighbors(components)
-        exact["precomputed_knn"] = nearest, distances
-    embedding = fitted_umap(components, min_dist=0.5, seed=seed, **exact).embedding_
-    return pd.DataFrame(embedding, columns=COORDINATES).join(pd.concat(tables, ignore_index=True))
+def joint_umap(sets: Mapping[str, Cells], *, seed: int) -> pd.DataFrame:
+    """Embed the cells of all sets together: ``COORDINATES``, ``cell_type`` and ``set``."""
+    expression = sparse.vstack([cells.expression for cells in sets.values()]).tocsr()
+    embedding = umap_of(fitted_pca(expression, seed=seed).transform(expression), seed=seed)
+    cell_type = np.concatenate([cells.cell_type for cells in sets.values()])
+    names = np.repeat(list(sets), list(map(len, sets.values())))
+    return pd.DataFrame(embedding, columns=COORDINATES).assign(cell_type=cell_type, set=names)
 
 
-def fitted_umap(x: np.ndarray, *, min_dist: float, n_neighbors: int = 15, seed: int, **settings: Any) -> Any:
-    """Fit UMAP (McInnes et al. 2018, https://arxiv.org/abs/1802.03426), the same for the same seed."""
+def umap_of(x: np.ndarray, *, seed: int) -> np.ndarray:
+    """Embed by UMAP (McInnes et al. 2018, https://arxiv.org/abs/1802.03426), the same for the same seed."""
     import umap  # late, as it takes seconds to import
 
+    exact: dict[str, Any] = {}
+    if len(x) >= MANY:  # UMAP calls a function for each pair, or compiles a search; either takes longer
+        distances, nearest = NearestNeighbors(n_neighbors=N_NEIGHBOURS).fit(x).kneighbors(x)
+        exact["precomputed_knn"] = nearest, distances
     keep_compiled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="precomputed_knn")
         warnings.filterwarnings("ignore", message="Graph is not fully connected")  # types far apart, as they should be
-        return umap.UMAP(n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed, n_jobs=1, **settings).fit(x)
+        fitted = umap.UMAP(n_neighbors=N_NEIGHBOURS, min_dist=0.5, random_state=seed, n_jobs=1, **exact).fit(x)
+    return np.asarray(fitted.embedding_)
 
 
 @cache

@@ -37,7 +37,6 @@ TOP, ALL = "top", "all"  # genes
 POOLED = "cells of all types"  # in place of a cell type, where no column of cell types is named
 COUNTS, LOG_NORMALISED = "raw counts", "log-normalised values"
 MIN_CELLS = {"control": 2 * MIN_CELLS_FOR_MEANS, "real": 2 * MIN_CELLS_FOR_MEANS, "predicted": MIN_CELLS_FOR_MEANS}
-MIN_CELLS_IN_WORDS = ", ".join(f"{fewest} of {name}" for name, fewest in MIN_CELLS.items())
 MAX_LOG = 20  # largest value that is taken for log-normalised; log1p of a million is 14
 MAX_SCALE = 1.5  # ratio of totals above which cells are not on one scale
 LEVEL = 0.01  # probability with which chance makes cells of one distribution appear to respond
@@ -118,7 +117,7 @@ class PredictedEvaluation(Result):
 
 
 def position_of(distances: pd.Series) -> pd.Series:
-    """Place the distances of sets between the distance of the floor, 0, and of unchanged cells, 1."""
+    """Place the distances of sets between the floor's, 0, and that of unchanged cells, 1."""
     return (distances - distances[FLOOR]) / (distances[UNCHANGED] - distances[FLOOR])
 
 
@@ -271,7 +270,8 @@ def compared_types(cells: Mapping[str, Expression]) -> list[str]:
                 "names of types, and leave out others."
             )
     enough = types.intersection(*(cells[name].types(fewest=fewest) for name, fewest in MIN_CELLS.items()))
-    few = f"too few cells of {abbreviated(sorted(types - enough))}; a type needs {MIN_CELLS_IN_WORDS}"
+    needed = ", ".join(f"{fewest} of {name}" for name, fewest in MIN_CELLS.items())
+    few = f"too few cells of {abbreviated(sorted(types - enough))}; a type needs {needed}"
     if not enough:
         raise InputError(f"There are {few}.")
     if types - enough:
@@ -327,14 +327,10 @@ def score_type(
 def score(query: np.ndarray, real: np.ndarray, control_mean: np.ndarray) -> dict[str, float]:
     """Score cells by real cells of the condition: both cells x genes, log-normalised.
 
-    Returns
-    -------
-    As cell-eval: ``pearson_delta``, the correlation of mean changes from control cells, and ``mse`` and ``mae``, errors
-    of means. As pertpy and scPerturBench: ``edistance``, the energy distance with Euclidean distances, also of cells to
-    themselves, so that fewer cells are further. As CPA: ``r2_mean`` and ``r2_var``, coefficients of determination of
-    means and of variances. Besides: ``mmd``, the squared maximum mean discrepancy with a Gaussian kernel, unbiased
-    (pertpy's, with a linear kernel, is ``mse`` times the number of genes), and ``direction_match``, the share of the
-    genes that change in real cells whose predicted mean change has the same sign.
+    ``pearson_delta`` is the correlation of mean changes from control cells; ``mse`` and ``mae`` are of means;
+    ``edistance`` is the energy distance with distances of cells to themselves, so that fewer cells are further; ``mmd``
+    has a Gaussian kernel (pertpy's, with a linear kernel, is ``mse`` times the number of genes); ``direction_match`` is
+    the share of the genes that change in real cells whose predicted mean change has the same sign.
     """
     mean, real_mean = query.mean(axis=0), real.mean(axis=0)
     change, real_change = mean - control_mean, real_mean - control_mean
