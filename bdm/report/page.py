@@ -39,7 +39,6 @@ from bdm.report.results import (
     population_scores,
     populations,
     types_left_out,
-    versions,
 )
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
@@ -183,7 +182,7 @@ def content(results: Results) -> dict[str, Any]:
         "extensions": [describe(row) for row in extended],
         "cost": [{"step": step, **row} for step, row in results.cost.iterrows()],
         "checksums": checksums(results),
-        "versions": versions(results),
+        "versions": {"bdm": model.provenance["version"], **model.provenance.get("packages", {})},  # of the training
         "seed": model.provenance["seed"],
     }
 

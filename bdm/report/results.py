@@ -398,11 +398,3 @@ def checksums(results: Results) -> dict[str, str]:
         "the generated cells (generated.h5ad)": evaluated.get(GENERATED),
     }
     return {name: value for name, value in found.items() if value}
-
-
-def versions(results: Results) -> dict[str, str]:
-    """Return the versions of bdm and of its packages with which the model was trained."""
-    record = results.model.provenance
-    packages = record.get("packages", {})
-    packages = json.loads(packages) if isinstance(packages, str) else packages
-    return {"bdm": record["version"], **packages}
