@@ -10,12 +10,11 @@ from pydeseq2.default_inference import DefaultInference
 from pydeseq2.ds import DeseqStats
 from pydeseq2.utils import irls_solver
 from scipy.optimize import brentq
+from scipy.optimize.elementwise import find_minimum
 from scipy.special import gammaln, polygamma
 from scipy.stats import t as student_t
 
 N_GRID = 33  # dispersions that are tried, before the best is refined
-N_REFINEMENTS = 26  # halves the interval about 18 times
-GOLDEN = (np.sqrt(5) - 1) / 2
 FREEDOM = (1e-2, 1e6)  # degrees of freedom of a prior, for variances of 4e4 and 2e-6
 
 
@@ -68,31 +67,22 @@ class AllGenesInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has
         prior_reg: bool = False,
         optimizer: str = "L-BFGS-B",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Dispersions of most likelihood, by a grid and golden sections, and that each has converged."""
+        """Dispersions of most likelihood, refined from the best of a grid, and that each has converged."""
 
-        def loss(log_alpha: np.ndarray) -> np.ndarray:
-            alpha = np.exp(log_alpha)
-            found = negative_log_likelihood(counts, mu, alpha)
+        def loss(log_alpha: np.ndarray, gene: np.ndarray) -> np.ndarray:
+            alpha, m = np.exp(log_alpha), mu[:, gene]
+            found = negative_log_likelihood(counts[:, gene], m, alpha)
             if cr_reg:
-                found += 0.5 * np.linalg.slogdet(information(design_matrix, mu / (1 + mu * alpha)))[1]
+                found += 0.5 * np.linalg.slogdet(information(design_matrix, m / (1 + m * alpha)))[1]
             if prior_reg and prior_disp_var is not None:
-                found += (log_alpha - np.log(alpha_hat)) ** 2 / (2 * prior_disp_var)
+                found += (log_alpha - np.log(alpha_hat[gene])) ** 2 / (2 * prior_disp_var)
             return found
 
-        grid = np.linspace(np.log(min_disp), np.log(max_disp), N_GRID)
-        losses = np.array([loss(np.full(counts.shape[1], value)) for value in grid])
-        best = losses.argmin(axis=0)
-        low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, N_GRID - 1)]
-        left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-        at_left, at_right = loss(left), loss(right)
-        for _ in range(N_REFINEMENTS):
-            down = at_left < at_right
-            low, high = np.where(down, low, left), np.where(down, right, high)
-            new = np.where(down, high - GOLDEN * (high - low), low + GOLDEN * (high - low))
-            at_new = loss(new)
-            left, right = np.where(down, new, right), np.where(down, left, new)
-            at_left, at_right = np.where(down, at_new, at_right), np.where(down, at_left, at_new)
-        return np.exp((low + high) / 2), np.ones(counts.shape[1], dtype=bool)
+        genes, grid = np.arange(counts.shape[1]), np.linspace(np.log(min_disp), np.log(max_disp), N_GRID)
+        best = np.array([loss(np.full(len(genes), value), genes) for value in grid]).argmin(axis=0)
+        middle = np.clip(best, 1, N_GRID - 2)
+        refined = find_minimum(loss, (grid[middle - 1], grid[middle], grid[middle + 1]), args=(genes,)).x
+        return np.exp(np.where(best == middle, refined, grid[best])), np.ones(len(genes), dtype=bool)
 
     def irls(
         self,
