@@ -347,8 +347,7 @@ class BranchedDiffusion:
     ) -> AnnData:
         """Generate cells, with several modalities as blocks of one matrix."""
         request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)
-        shared = settings.shared_ancestors
-        adata = generate_cells(self.model, request, settings, seed=seed, shared_ancestors=shared)
+        adata = generate_cells(self.model, request, settings, seed=seed)
         adata.uns["bdm"] = record_of_cells(
             self.model,
             None,

@@ -8,8 +8,8 @@ import pytest
 from same_tables import assert_same_table
 from scipy import sparse
 
+from bdm.data.genes import GeneNames
 from bdm.data.prepare import prepare
-from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells, SizeLimits, match, resampled_cells, sample_by_type
 from bdm.evaluation.evaluate import Evaluation, evaluate, resampling_seeds

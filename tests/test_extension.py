@@ -35,9 +35,9 @@ from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level, inner_names
 from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import fitted_cells
-from bdm.model.match import counts_of, model_counts
+from bdm.model.match import counts_of_genes, model_counts
 from bdm.model.model import BranchedModel, load_model, save_model
-from bdm.settings import PriorSettings, SamplerSettings
+from bdm.settings import GenerationSettings, PriorSettings, SamplerSettings
 
 QUICK = ExtendSettings(adapter=AdapterSettings(n_steps=20), branch=PriorSettings(n_steps=20), n_bootstrap=10)
 NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]
@@ -64,8 +64,8 @@ def stages(base, example_cells) -> list[BranchedModel]:
 
 
 def generated(model: BranchedModel, *, shared: bool = False, n_levels: int = 4) -> AnnData:
-    settings = SamplerSettings(n_levels=n_levels)
-    return generate_cells(model, request_cells(model, 30), settings, seed=3, shared_ancestors=shared)
+    settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared)
+    return generate_cells(model, request_cells(model, 30), settings, seed=3)
 
 
 # ---- other types
@@ -263,7 +263,9 @@ def test_new_type_of_several_populations_is_a_clade(base, with_mixed):
 
 
 def test_generated_cells_of_each_population_are_like_its_cells(with_mixed, mixed_cells):
-    cells = generate_cells(with_mixed.model, request_cells(with_mixed.model, {"mixed": 172}), SamplerSettings(), seed=0)
+    cells = generate_cells(
+        with_mixed.model, request_cells(with_mixed.model, {"mixed": 172}), GenerationSettings(), seed=0
+    )
     numbers = with_mixed.model.composition["n_cells"]
     assert cells.obs["sub_population"].value_counts()["mixed/1"] == numbers["mixed/1"]
     assert set(cells.obs["cell_type"]) == {"mixed"}
@@ -374,14 +376,14 @@ def test_new_batches(of_two_donors, batch_model, tmp_path):
     assert (known.X != before.X).nnz == 0
     assert list(known.obs["donor"]) == list(before.obs["donor"])
     asked = pd.DataFrame({"cell_type": ["CD19+ B"], "batch": ["three"], "n_cells": [200]})
-    there = generate_cells(found.model, request_cells(found.model, asked), SamplerSettings(), seed=0)
+    there = generate_cells(found.model, request_cells(found.model, asked), GenerationSettings(), seed=0)
     asked["batch"] = "one"
-    here = generate_cells(found.model, request_cells(found.model, asked), SamplerSettings(), seed=0)
+    here = generate_cells(found.model, request_cells(found.model, asked), GenerationSettings(), seed=0)
     ratio = profile(there.X.toarray()) - profile(here.X.toarray())
     assert ratio[moved].mean() > 0.2
     save_model(tmp_path / "model", found.model)
-    again = generate_cells(load_model(tmp_path / "model"), request_cells(found.model, 5), SamplerSettings(), seed=0)
-    expected = generate_cells(found.model, request_cells(found.model, 5), SamplerSettings(), seed=0)
+    again = generate_cells(load_model(tmp_path / "model"), request_cells(found.model, 5), GenerationSettings(), seed=0)
+    expected = generate_cells(found.model, request_cells(found.model, 5), GenerationSettings(), seed=0)
     assert (again.X != expected.X).nnz == 0
 
 
@@ -557,9 +559,9 @@ def test_cells_without_a_batch_are_rejected(example_cells, batch_model):
 def test_genes_are_matched_by_identifier(example_cells, base):
     genes = base.autoencoder.genes.assign(gene_id=[f"ENSG{i}" for i in range(len(base.autoencoder.genes))])
     cells = example_cells[:, genes.index[::-1]].copy()
-    expected = counts_of(cells, genes)
+    expected = counts_of_genes(cells, genes)
     cells.var_names = [f"ENSG{i}" for i in reversed(range(len(genes)))]
-    found = counts_of(cells, genes)
+    found = counts_of_genes(cells, genes)
     assert (found.X != expected.X).nnz == 0
     assert list(found.var_names) == list(genes.index)
 
@@ -568,13 +570,13 @@ def test_missing_genes_are_zero_on_request_alone(example_cells, base, caplog):
     genes = base.autoencoder.genes
     cells = example_cells[:, genes.index[3:]].copy()
     with pytest.raises(InputError, match="lack 3 of the model's"):
-        counts_of(cells, genes)
-    found = counts_of(cells, genes, missing_as_zero=True)
+        counts_of_genes(cells, genes)
+    found = counts_of_genes(cells, genes, missing_as_zero=True)
     assert found.X[:, :3].nnz == 0
     assert (found.X[:, 3:] != example_cells[:, genes.index[3:]].X).nnz == 0
     assert f"3 genes that the cells lack, such as {genes.index[0]}" in caplog.text
     with pytest.raises(InputError, match="none of the model's"):
-        counts_of(
+        counts_of_genes(
             AnnData(cells.X, var=cells.var.set_axis([f"x{i}" for i in range(cells.n_vars)])),
             genes,
             missing_as_zero=True,

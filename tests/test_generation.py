@@ -12,7 +12,6 @@ from scipy.stats import chisquare, nbinom
 from bdm._core.seeds import derive
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.errors import InputError
-from bdm.generation.files import write_cells
 from bdm.generation.generate import (
     MAX_CHUNK,
     MIN_CHUNK,
@@ -20,9 +19,10 @@ from bdm.generation.generate import (
     generate_cells,
     generated_cells,
     observation_model,
+    write_cells,
 )
 from bdm.generation.request import numbers_like, read_request, request_cells
-from bdm.settings import SamplerSettings
+from bdm.settings import GenerationSettings
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
 B1, B2 = "CD19+ B/1", "CD19+ B/2"  # sub-populations of B; NK and MONO are one population
@@ -87,7 +87,7 @@ def test_counts_are_as_dispersed_as_their_types(small_model):
     np.testing.assert_allclose(inverse_dispersion(model, NK), 1e6 * of_type[NK], rtol=1e-4)
     np.testing.assert_array_equal(inverse_dispersion(model, B1), of_type[B1])
     request = request_cells(model, {B: 200, NK: 200})
-    settings = SamplerSettings(n_levels=4)
+    settings = GenerationSettings(n_levels=4)
     before, after = (generate_cells(m, request, settings, seed=0) for m in (small_model.model, model))
     np.testing.assert_array_equal(of(before, B), of(after, B))
     assert of(after, NK).var(axis=0).sum() < 0.9 * of(before, NK).var(axis=0).sum()
@@ -144,7 +144,7 @@ def test_cells_carry_types_and_batches_in_the_columns_of_the_data(batch_model, e
 def test_columns_with_a_meaning_of_their_own_keep_it(batch_model, label_key, batch_key, columns):
     model = copy.deepcopy(batch_model.model)
     model.autoencoder.provenance["prepare"].update(label_key=label_key, batch_key=batch_key)
-    settings = SamplerSettings(n_levels=3)
+    settings = GenerationSettings(n_levels=3)
     generated = generate_cells(model, request_cells(model, {B: 1}), settings, seed=0)
     assert list(generated.obs) == columns
     assert generated.obs["cell_type"].tolist() == [B]
@@ -241,7 +241,7 @@ def test_cells_written_as_they_are_generated_are_those_in_memory(batch_model, sh
     asked = {B: 70, NK: 3, MONO: 130}
     adata = batch_model.generate(asked, shared_ancestors=shared)
     request = request_cells(batch_model.model, asked)
-    cells = generated_cells(batch_model.model, request, SamplerSettings(), seed=0, shared_ancestors=shared)
+    cells = generated_cells(batch_model.model, request, GenerationSettings(shared_ancestors=shared), seed=0)
     write_cells(tmp_path / "generated.h5ad", cells, dict(adata.uns))
     back = anndata.read_h5ad(tmp_path / "generated.h5ad")
     assert isinstance(back.X, sparse.csr_matrix)
@@ -406,5 +406,5 @@ def test_numbers_like_cells_of_which_the_model_lacks_some(small_model, caplog):
     obs = pd.DataFrame({"bulk_labels": ["mast", model.cell_types[0], None, "mast"]})
     assert numbers_like(obs, model).to_dict("list") == {"cell_type": [model.cell_types[0]], "n_cells": [1]}
     assert caplog.messages == ["Not counted: 3 cells of types that the model lacks: 'mast', no type."]
-    with pytest.raises(InputError, match="has no cells of the model's types, but of 'mast', no type"):
+    with pytest.raises(InputError, match="no cells of the model's types, but of 'mast', no type"):
         numbers_like(obs.drop(index=1), model)

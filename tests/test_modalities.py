@@ -29,7 +29,7 @@ from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.model import BranchedModel
-from bdm.settings import PredictedEvaluationSettings, PrepareSettings, SamplerSettings
+from bdm.settings import GenerationSettings, PredictedEvaluationSettings, PrepareSettings, SamplerSettings
 from bdm.transmutation.transmute import sources_of, transmuted_cells
 
 N_PROTEINS, N_PEAKS = 6, 60
@@ -283,7 +283,7 @@ def test_paired_modalities_are_generated_with_their_means(multi_model, parts):
 
 
 def generated_cells(model: BranchedDiffusion) -> AnnData:
-    return generate_cells(model.model, request_cells(model.model, 60), SamplerSettings(), seed=1)
+    return generate_cells(model.model, request_cells(model.model, 60), GenerationSettings(), seed=1)
 
 
 def test_mapped_counts_have_the_other_quantiles_in_the_same_order():
@@ -310,7 +310,7 @@ def test_proteins_have_the_levels_of_training_cells(multi_model):
     request = request_cells(model, {model.cell_type_of[name]: 600})
 
     def proteins(of: BranchedModel) -> np.ndarray:
-        new = generate_cells(of, request, SamplerSettings(), seed=1)
+        new = generate_cells(of, request, GenerationSettings(), seed=1)
         return np.log1p(new.X[(new.obs["sub_population"] == name).to_numpy()][:, at].toarray())
 
     before, after = (

@@ -15,11 +15,10 @@ from scipy import sparse
 from skmisc.loess import loess
 
 from bdm.data.filters import split_by_type, split_sizes
-from bdm.data.genes import MARKERS
+from bdm.data.genes import MARKERS, GeneNames, symbol_column
 from bdm.data.matrix import appended_rows
 from bdm.data.prepare import prepare, prepared_cells, read_prepared
 from bdm.data.read import read_cells
-from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError
 from bdm.settings import PrepareSettings
 

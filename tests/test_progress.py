@@ -16,12 +16,12 @@ def clock(monkeypatch):
     return now
 
 
-def work(clock, caplog, *, each: float, first: float = 0.0, start: int = 0) -> list[str]:
+def work(clock, caplog, *, each: float, first: float = 0.0) -> list[str]:
     """Go through all steps, of ``each`` seconds, and the first of some more; gives what was logged."""
     caplog.set_level(logging.INFO)
     clock[0] += 1000  # before the first step
-    for step in progress(range(start, N), doing="training", total=N, start=start, unit="step"):
-        clock[0] += each + (first if step == start else 0)
+    for step in progress(range(N), doing="training", total=N, unit="step"):
+        clock[0] += each + (first if step == 0 else 0)
     return caplog.messages
 
 
@@ -39,23 +39,15 @@ def test_slow_first_step_is_left_out(clock, caplog):
     assert work(clock, caplog, each=3.0, first=600.0)[0] == "training: 5 of 100 steps done, about 4 min 45 s left"
 
 
-def test_what_was_done_before_is_no_measure(clock, caplog):
-    assert work(clock, caplog, each=3.0, start=80) == [
-        "training: 85 of 100 steps done, about 45 s left",
-        "training: 89 of 100 steps done, about 33 s left",
-    ]
-
-
 def test_short_work_shows_no_progress(clock, caplog):
     assert work(clock, caplog, each=0.1) == []
 
 
-@pytest.mark.parametrize("how", ["warnings", "hidden"])
-def test_nothing_is_printed_unless_requested(clock, caplog, capsys, monkeypatch, how):
+def test_nothing_is_printed_unless_requested(clock, caplog, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    caplog.set_level(logging.WARNING if how == "warnings" else logging.INFO, logger="bdm")
+    caplog.set_level(logging.WARNING, logger="bdm")
     done = []
-    for step in progress(range(N), doing="training", total=N, shown=how != "hidden"):
+    for step in progress(range(N), doing="training", total=N, unit="step"):
         clock[0] += 3
         done.append(step)
     assert done == list(range(N))
@@ -66,7 +58,7 @@ def test_nothing_is_printed_unless_requested(clock, caplog, capsys, monkeypatch,
 def test_terminal_shows_a_bar(monkeypatch, capsys, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert list(progress(range(3), doing="training", total=3)) == [0, 1, 2]
+    assert list(progress(range(3), doing="training", total=3, unit="step")) == [0, 1, 2]
     assert "training: 100%" in capsys.readouterr().err
 
 

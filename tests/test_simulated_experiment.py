@@ -14,7 +14,7 @@ from bdm.design.experiment import cells_of, compile_design
 from bdm.design.samples import IndependentDonors, proportions_of
 from bdm.design.settings import read_design
 from bdm.design.simulate import simulated_cells
-from bdm.generation.files import write_cells
+from bdm.generation.generate import write_cells
 
 MONO, B, NK, DENDRITIC = "CD14+ Monocyte", "CD19+ B", "CD56+ NK", "Dendritic"
 TWO = {"donors": 2, "conditions": ["control", "treated"], "cells": {MONO: 40, B: 30}}

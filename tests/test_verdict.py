@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from bdm.data.symbols import GeneNames
+from bdm.data.genes import GeneNames
 from bdm.evaluation.cells import Cells, RealCells
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.metrics import PairDistances

@@ -35,16 +35,14 @@ FIRST_ESTIMATE = 10.0  # seconds of work before the remaining time is first esti
 MIN_REMAINING = 20.0  # seconds; shorter remaining times are not printed
 
 
-def progress(
-    items: Iterable[Item], *, doing: str, total: int, start: int = 0, unit: str = "it", shown: bool = True
-) -> Iterator[Item]:
+def progress(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Iterator[Item]:
     """Yield items and show the progress, unless only warnings are logged."""
-    if not (shown and logger.isEnabledFor(logging.INFO)):
+    if not logger.isEnabledFor(logging.INFO):
         yield from items
     elif sys.stderr.isatty() or in_notebook():
-        yield from tqdm(items, desc=doing, total=total, initial=start, unit=unit)
+        yield from tqdm(items, desc=doing, total=total, unit=unit)
     else:
-        yield from with_estimate(items, doing=doing, total=total, start=start, unit=unit)
+        yield from with_estimate(items, doing=doing, total=total, unit=unit)
 
 
 def in_notebook() -> bool:
@@ -53,18 +51,18 @@ def in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
-def with_estimate(items: Iterable[Item], *, doing: str, total: int, start: int, unit: str) -> Iterator[Item]:
+def with_estimate(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Iterator[Item]:
     """Yield items and log the remaining time, ever more seldom; the first, often slow item does not count."""
-    began, due = None, FIRST_ESTIMATE
-    for done, item in enumerate(items, start=start):
+    began, due = 0.0, FIRST_ESTIMATE
+    for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if began is None:
-            began, first = now, done + 1
-        elif now - began >= due and done + 1 < total:
-            remaining = (now - began) / (done + 1 - first) * (total - done - 1)
+        if done == 1:
+            began = now
+        elif now - began >= due and done < total:
+            remaining = (now - began) / (done - 1) * (total - done)
             if remaining >= MIN_REMAINING:
-                logger.info("%s: %d of %d %ss done, about %s left", doing, done + 1, total, unit, duration(remaining))
+                logger.info("%s: %d of %d %ss done, about %s left", doing, done, total, unit, duration(remaining))
             due = 2 * (now - began)
 
 

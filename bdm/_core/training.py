@@ -49,7 +49,6 @@ class TrainingPlan:
     patience: int | None = None
     untrained: float = math.inf  # validation loss without training, below which a loss counts as lower
     n_taken: int | None = None  # steps after which training ends, by the learning rates of ``n_steps``; None for all
-    shown: bool = True  # whether progress is shown
 
     @property
     def last(self) -> int:
@@ -103,9 +102,7 @@ def train(
     adam = torch.optim.Adam([of for of in network.parameters() if of.requires_grad], lr=plan.learning_rate)
     schedule, losses, at = LambdaLR(adam, warmup_and_cosine(plan)), Losses(), 0
     try:
-        for at in progress(
-            range(plan.last), total=plan.last, doing=f"training {plan.what}", unit="step", shown=plan.shown
-        ):
+        for at in progress(range(plan.last), total=plan.last, doing=f"training {plan.what}", unit="step"):
             with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
                 value = loss(network, torch_generator(plan.seed, "step", at))
             mean = value.item()

@@ -206,8 +206,7 @@ def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedM
     def generate(of: Fold) -> Generated:
         model = model_of(prepared, of, MEMBERS, models)
         request = request_cells(model, number_of_cells(prepared, of, settings))
-        shared = models.sampling.shared_ancestors
-        adata = generate_cells(model, request, models.sampling, seed=models.seed, shared_ancestors=shared)
+        adata = generate_cells(model, request, models.sampling, seed=models.seed)
         white_box = None if settings.cells_only else attack_models(prepared, of, model, models)
         return Generated(Cells.from_anndata(adata), white_box)
 

@@ -43,8 +43,7 @@ def generate(
     from bdm.data.modalities import features_in_words
     from bdm.data.read import read_cells
     from bdm.generation.at import parse_at
-    from bdm.generation.files import write_cells
-    from bdm.generation.generate import generated_cells
+    from bdm.generation.generate import generated_cells, write_cells
     from bdm.generation.request import numbers_like, read_request, request_cells
     from bdm.model.model import load_model, record_of_cells
 
@@ -61,7 +60,7 @@ def generate(
         if cells_from is not None:
             requested = read_request(cells_from)
         request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, snapshot=snapshot)
-        generated = generated_cells(loaded, request, settings, seed=seed, shared_ancestors=settings.shared_ancestors)
+        generated = generated_cells(loaded, request, settings, seed=seed)
         record = record_of_cells(
             loaded,
             model,

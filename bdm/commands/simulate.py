@@ -36,7 +36,7 @@ def simulate(
     from bdm.design.settings import read_design
     from bdm.design.simulate import design_record, simulated_cells
     from bdm.errors import counted
-    from bdm.generation.files import write_cells
+    from bdm.generation.generate import write_cells
     from bdm.model.model import load_model, record_of_cells
 
     checked = read_design(design, seed=seed)

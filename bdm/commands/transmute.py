@@ -33,7 +33,7 @@ def transmute(
     from bdm._core.training import device_of
     from bdm.data.read import read_cells
     from bdm.generation.at import parse_at
-    from bdm.generation.files import write_cells
+    from bdm.generation.generate import write_cells
     from bdm.model.model import load_model, record_of_cells
     from bdm.transmutation.transmute import sources_of, transmuted_cells
 

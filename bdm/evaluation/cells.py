@@ -17,8 +17,8 @@ from scipy import sparse
 
 from bdm.data.counts import as_counts, first_fault
 from bdm.data.filters import capped
+from bdm.data.genes import GeneNames
 from bdm.data.matrix import take_cells
-from bdm.data.symbols import GeneNames
 from bdm.errors import InputError, abbreviated
 
 logger = logging.getLogger(__name__)

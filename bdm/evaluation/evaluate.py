@@ -18,8 +18,8 @@ from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm._core.store import Result
+from bdm.data.genes import GeneNames
 from bdm.data.modalities import has_modalities, modalities_of
-from bdm.data.symbols import GeneNames
 from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import (
     FLOOR,

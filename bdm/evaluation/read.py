@@ -11,10 +11,10 @@ from anndata import AnnData
 
 from bdm.data.columns import complete_column
 from bdm.data.counts import count_slots, find_counts
+from bdm.data.genes import GeneNames, symbol_column
 from bdm.data.matrix import take_cells, to_row_storage
 from bdm.data.prepare import covariates_of, gene_names, is_prepared
 from bdm.data.read import read_cells
-from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError, abbreviated, at
 from bdm.evaluation.cells import (
     BLOCK,

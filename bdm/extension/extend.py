@@ -18,7 +18,7 @@ from bdm._core.store import Result
 from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_gaining, likelihood
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.covariates.effects import CovariateEffects, fit_effects, with_residuals
-from bdm.data.symbols import display_names
+from bdm.data.genes import display_names
 from bdm.errors import counted
 from bdm.extension.fit import (
     Attached,

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from anndata.io import write_elem
 from torch import Tensor
 from torch.nn.functional import pad
 
+from bdm._core.files import require_space
 from bdm._core.parallel import Map, keep_freed_memory, threads
 from bdm._core.progress import Item, progress
 from bdm._core.seeds import derive, numpy_generator, torch_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
+from bdm.data.forms import MUDATA_FILE, write_h5mu
+from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.generation.at import covariate_names, drawn_values
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
 from bdm.prior.base import Sampler
-from bdm.settings import SamplerSettings
+from bdm.settings import GenerationSettings
 
 EXPECTED = "expected"  # layer of expected counts
 
@@ -80,10 +86,9 @@ class GeneratedCells:
 def generate_cells(
     model: BranchedModel,
     request: Request,
-    settings: SamplerSettings,
+    settings: GenerationSettings,
     *,
     seed: int,
-    shared_ancestors: bool = False,
 ) -> ad.AnnData:
     """Generate the requested cells in memory.
 
@@ -94,21 +99,20 @@ def generate_cells(
     population of each cell in ``sub_population``, batches and covariates in the columns of the model's data,
     ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample of the cell.
     """
-    return generated_cells(model, request, settings, seed=seed, shared_ancestors=shared_ancestors).in_memory()
+    return generated_cells(model, request, settings, seed=seed).in_memory()
 
 
 def generated_cells(
     model: BranchedModel,
     request: Request,
-    settings: SamplerSettings,
+    settings: GenerationSettings,
     *,
     seed: int,
-    shared_ancestors: bool = False,
     sampler: Sampler | None = None,
 ) -> GeneratedCells:
     """Generate the requested cells block by block, as :func:`generate_cells` does."""
     sampler = sampler or model.sampler(settings)
-    chunks = shared_chunks if shared_ancestors else independent_chunks
+    chunks = shared_chunks if settings.shared_ancestors else independent_chunks
     values = drawn_values(model, request.table, seed)
 
     def decode(chunk: Chunk) -> Block:
@@ -119,7 +123,7 @@ def generated_cells(
         with threads() as run:
             yield from run(decode, chunks(sampler, request, seed, run))
 
-    obs = observations_of(model, request, ancestors=shared_ancestors)
+    obs = observations_of(model, request, ancestors=settings.shared_ancestors)
     obs = obs.assign(**covariate_columns(model, values))
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks())
 
@@ -324,3 +328,57 @@ def shared_chunks(sampler: Sampler, request: Request, seed: int, run: Map = map)
 
 def _progress(chunks: Iterator[Item], n: int) -> Iterator[Item]:
     return progress(chunks, total=n, doing="generating", unit="chunk")
+
+
+# ---- files, written a block at a time
+
+ROWS = 2**10  # in a piece of the file
+# Compressed more than prepared counts, as there may be many more cells; takes a hundredth of the time to generate them
+COUNTS = COMPRESSION | {"compression_opts": 4}
+
+
+def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
+    """Generate cells into an ``.h5ad`` file block by block, with only ``obs`` in memory, or a MuData file, whole."""
+    if path.suffix == MUDATA_FILE:
+        whole = cells.in_memory()
+        whole.uns.update(uns)
+        write_h5mu(path, whole)
+        return
+    populations: list[np.ndarray | None] = []
+    n_cells, n_genes = len(cells.obs), len(cells.var)
+    empty = ad.AnnData(obs=cells.obs, var=cells.var, varm=dict(cells.varm), uns={**cells.uns, **uns})
+    with (
+        new_h5ad(path, empty, compression="gzip") as file,
+        appended_rows(file, "X", n_columns=n_genes, max_entries=n_cells * n_genes, compression=COUNTS) as append,
+    ):
+        latent, expected = DenseRows(file, "obsm", "latent"), DenseRows(file, "layers", EXPECTED)
+        for block in cells.blocks:
+            append(block.counts)
+            populations.append(block.population)
+            latent.append(block.latent)
+            if block.expected is not None:
+                expected.append(block.expected)
+        if (obs := cells.whole_obs(populations)) is not cells.obs:
+            write_elem(file, "obs", obs, dataset_kwargs={"compression": "gzip"})
+
+
+@dataclass
+class DenseRows:
+    """A dense array in an ``.h5ad`` file that grows by rows, and is left open, as X is in appended_rows."""
+
+    file: h5py.File
+    group: str
+    name: str
+    stored: h5py.Dataset | None = None
+
+    def append(self, rows: np.ndarray) -> None:
+        """Append rows, the first of which make the array."""
+        require_space(Path(self.file.filename), rows.nbytes)
+        if self.stored is None:
+            n_columns = rows.shape[1]
+            pieces = {"chunks": (min(ROWS, ENTRIES // n_columns + 1), n_columns), "maxshape": (None, n_columns)}
+            write_elem(self.file[self.group], self.name, rows, dataset_kwargs={**pieces, **COMPRESSION})
+            self.stored = self.file[self.group][self.name]
+        else:
+            self.stored.resize(len(self.stored) + len(rows), axis=0)
+            self.stored[-len(rows) :] = rows

@@ -20,7 +20,7 @@ from bdm.data.header import RNA
 from bdm.data.modalities import LIBRARY_SIZE, Modality, modalities_of
 from bdm.errors import InputError
 from bdm.latent.moments import Normal, matrix_power
-from bdm.model.match import SAME, batches_of, counts_of, label_column, labels_of
+from bdm.model.match import SAME, batches_of, check_known, check_not_empty, counts_of_genes, label_column, labels_of
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
 
@@ -42,20 +42,12 @@ class Question:
 def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Question:
     """Match cells with RNA to a model; cell types are used if the model's column, or the given one, is there."""
     rna = next(of for of in modalities_of(model.autoencoder.genes) if of.kind == RNA)
-    counts = counts_of(adata, model.autoencoder.genes.iloc[rna.features], source=keys.counts or "auto")
-    if (empty := np.diff(counts.X.indptr) == 0).any():
-        raise InputError(
-            f"{empty.sum()} of {len(empty)} cells have no counts of the model's genes, for example "
-            f"{counts.obs_names[empty.argmax()]}; leave them out."
-        )
+    counts = counts_of_genes(adata, model.autoencoder.genes.iloc[rna.features], source=keys.counts or "auto")
+    check_not_empty(counts)
     cell_type, known = None, {keys.label_key, model.label_key, "cell_type"} & set(adata.obs)
     if keys.label_key is not None or (known and label_column(adata.obs, model, keys) is not None):
         labels = labels_of(adata.obs, model, keys)
-        if (unknown := ~labels.isin(model.cell_types)).any():
-            raise InputError(
-                f"{unknown.sum()} of {len(labels)} cells have no cell type of the model, for example "
-                f"{labels.index[unknown.argmax()]} ({labels[unknown].iloc[0]!r}); leave them out, or give no types."
-            )
+        check_known(labels, model, remedy="leave them out, or give no types")
         cell_type = labels.to_numpy(dtype=str)
     codes = model.autoencoder.batch_codes(batches_of(adata, model, keys))
     return Question(counts, cell_type, torch.zeros(adata.n_obs, dtype=torch.long) if codes is None else codes)

@@ -1,6 +1,5 @@
 """Request of cells to generate: numbers of cells by type and batch, at values of covariates."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bdm._core.files import reading
-from bdm.errors import InputError, abbreviated, counted
+from bdm.errors import InputError, abbreviated
 from bdm.generation.at import (
     NOWHERE,
     At,
@@ -25,13 +24,11 @@ from bdm.generation.at import (
 )
 from bdm.latent.mixtures import Mixture
 from bdm.latent.moments import Normal
-from bdm.model.match import SAME, label_column, labels_of
+from bdm.model.match import SAME, labels_of, of_known_types
 from bdm.model.model import BranchedModel
 from bdm.prior.transport import MixtureMap, unbalanced_coupling
 from bdm.settings import InputKeys
 from bdm.validation import unknown_type
-
-logger = logging.getLogger(__name__)
 
 COLUMNS = ("cell_type", "n_cells", "batch")  # of a table of cells
 MAX_CELLS = 10**12  # of a row: no more fit on a disk
@@ -197,16 +194,10 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
 
     Others are not counted, with a warning.
     """
-    labels = labels_of(obs, model, keys).fillna("")
-    known = labels.isin(model.cell_types)
-    others = ", ".join(repr(name) if name else "no type" for name in labels[~known].unique()[:5])
-    if not known.any():
-        key = label_column(obs, model, keys)
-        raise InputError(f"obs[{key!r}] has no cells of the model's types, but of {others or 'none'}.")
-    if not known.all():
-        logger.warning("Not counted: %s of types that the model lacks: %s.", counted((~known).sum(), "cell"), others)
+    labels = labels_of(obs, model, keys)
+    known = of_known_types(labels, model, done="Not counted:")
     columns = [name for name in covariate_names(model) if name in obs]
-    cells = obs.loc[known.to_numpy(), columns].assign(cell_type=labels[known].to_numpy())
+    cells = obs.loc[known, columns].assign(cell_type=labels[known].to_numpy())
     return cells.value_counts(["cell_type", *columns], dropna=False).rename("n_cells").reset_index()
 
 

@@ -55,7 +55,6 @@ def build_hierarchy(
 ) -> Hierarchy:
     """Build the hierarchy of populations from their means, or compute the noise levels of a tree of cell types."""
     if tree is not None:
-        check_not_flat(settings)
         tree = match_leaves(tree, tuple(dict.fromkeys(cells.labels)))
     whitening = fit_whitening(cells)
     means = MeasuredMeans.from_moments(population_moments(cells, whitening))
@@ -82,16 +81,9 @@ def build_hierarchy(
 
 def given_tree(tree: Tree | None, settings: HierarchySettings) -> Clade | None:
     """Read a user's tree, in any form of :data:`Tree`."""
-    if tree is None:
-        return None
-    check_not_flat(settings)
-    return as_clade(tree)
-
-
-def check_not_flat(settings: HierarchySettings) -> None:
-    """Reject a hierarchy without a tree where a tree is given."""
-    if settings.flat:
+    if tree is not None and settings.flat:
         raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
+    return None if tree is None else as_clade(tree)
 
 
 def evidence_of(
@@ -236,7 +228,7 @@ def with_new_type(
     below_node, segment = hierarchy.by_name[attachment.branch], hierarchy.segment(attachment.branch)
     if not segment.low <= attachment.level <= segment.high:
         raise InputError(f"Branch {attachment.branch!r} does not pass the noise level {attachment.level:.3g}.")
-    extension, n_cells = next_extension(hierarchy), tree.root.n_cells
+    extension, n_cells = 1 + max(branch.added for branch in hierarchy.branches), tree.root.n_cells
     node = Branch(
         next(inner_names({*hierarchy.by_name, *tree.by_name})),
         below_node.parent,
@@ -265,8 +257,3 @@ def with_rows(hierarchy: Hierarchy, *, first: int = 0) -> Hierarchy:
     indices = hierarchy.rows
     branches = tuple(replace(branch, row=first + indices[branch.name]) for branch in hierarchy.branches)
     return replace(hierarchy, branches=branches)
-
-
-def next_extension(hierarchy: Hierarchy) -> int:
-    """Count the extensions, the next one included."""
-    return 1 + max(branch.added for branch in hierarchy.branches)

@@ -15,8 +15,8 @@ from anndata import AnnData
 
 from bdm._core.files import storable
 from bdm._core.store import Result
+from bdm.data.genes import GeneNames
 from bdm.data.matrix import write_h5ad
-from bdm.data.symbols import GeneNames
 from bdm.errors import counted
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import AncestralStates

@@ -13,7 +13,7 @@ import torch
 from scipy.special import ndtr
 
 from bdm._core.store import Result
-from bdm.data.symbols import GeneNames, symbol_column
+from bdm.data.genes import GeneNames, symbol_column
 from bdm.errors import counted
 from bdm.kriging.counts import PSEUDO
 from bdm.kriging.law import QUANTILE, Law, Measurements, bins_of, contrasts, most_significant

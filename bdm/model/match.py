@@ -34,7 +34,7 @@ def model_counts(
 ) -> AnnData:
     """Raw counts of a model's genes from the given slot, or else from that of the model's data if there is one."""
     source = counts_slot(adata, model, keys)
-    return counts_of(adata, model.autoencoder.genes, source=source, missing_as_zero=missing_as_zero)
+    return counts_of_genes(adata, model.autoencoder.genes, source=source, missing_as_zero=missing_as_zero)
 
 
 def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> str:
@@ -43,7 +43,9 @@ def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     return keys.counts or (slot if slot in count_slots(adata) else "auto")
 
 
-def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", missing_as_zero: bool = False) -> AnnData:
+def counts_of_genes(
+    adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", missing_as_zero: bool = False
+) -> AnnData:
     """Raw counts of genes in their order, matched by name, or by another column of ``var`` if more of them match."""
     counts = raw_counts(adata, source=source)
     names, model_names = best_match(counts.var, genes)
@@ -70,12 +72,7 @@ def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", miss
 def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Cells:
     """Select the cells of the model's types, with its genes in its order; others are left out with a warning."""
     labels = labels_of(adata.obs, model, keys)
-    known = labels.isin(model.cell_types).to_numpy()
-    others = ", ".join("no type" if pd.isna(name) else repr(name) for name in labels[~known].unique()[:5])
-    if not known.any():
-        raise InputError(f"There are no cells of the model's types, but of {others or 'none'}.")
-    if not known.all():
-        logger.warning("Left out %s of types that the model lacks: %s.", counted((~known).sum(), "cell"), others)
+    known = of_known_types(labels, model)
     cells = adata[known]
     counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
     columns = (keys.batch_key, model.preparation["batch_key"], "batch")
@@ -89,22 +86,48 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
 def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
     """Bring cells into the form that the autoencoder encodes, all of them and in their order."""
     labels, cells = labels_of(adata.obs, model, keys), model_counts(adata, model, keys)
-    unknown = (~labels.isin(model.cell_types)).to_numpy()
-    if unknown.any():
-        raise InputError(
-            f"{unknown.sum()} of {len(unknown)} cells have no cell type of the model, for example "
-            f"{labels.index[unknown.argmax()]} ({labels[unknown].iloc[0]!r}); leave them out."
-        )
-    empty = np.diff(cells.X.indptr) == 0
-    if empty.any():
-        raise InputError(
-            f"{empty.sum()} of {len(empty)} cells have no counts of the model's genes, for example "
-            f"{labels.index[empty.argmax()]}; leave them out."
-        )
+    check_known(labels, model)
+    check_not_empty(cells)
     obs = pd.DataFrame({"cell_type": labels.astype("category")}, index=labels.index)
     if model.autoencoder.batches:
         obs["batch"] = pd.Categorical(batches_of(adata, model, keys), categories=model.autoencoder.batches)
     return AnnData(cells.X, obs=obs, var=cells.var)
+
+
+def of_known_types(labels: pd.Series, model: BranchedModel, *, done: str = "Left out") -> np.ndarray:
+    """Mask of the cells of the model's types; a warning names others, and what is done with them."""
+    known = np.asarray(labels.isin(model.cell_types))
+    if not known.any():
+        raise InputError(f"There are no cells of the model's types, but of {first_names(labels)}.")
+    if not known.all():
+        number, names = counted((~known).sum(), "cell"), first_names(labels[~known])
+        logger.warning("%s %s of types that the model lacks: %s.", done, number, names)
+    return known
+
+
+def first_names(labels: pd.Series) -> str:
+    """List the first cell types."""
+    return ", ".join("no type" if pd.isna(name) else repr(name) for name in labels.unique()[:5]) or "none"
+
+
+def check_known(labels: pd.Series, model: BranchedModel, *, remedy: str = "leave them out") -> None:
+    """Reject cells of types that the model lacks."""
+    unknown = ~labels.isin(model.cell_types)
+    if unknown.any():
+        raise InputError(
+            f"{unknown.sum()} of {len(labels)} cells have no cell type of the model, for example "
+            f"{labels.index[unknown.argmax()]} ({labels[unknown].iloc[0]!r}); {remedy}."
+        )
+
+
+def check_not_empty(counts: AnnData) -> None:
+    """Reject cells without counts of the model's genes."""
+    empty = np.diff(counts.X.indptr) == 0
+    if empty.any():
+        raise InputError(
+            f"{empty.sum()} of {len(empty)} cells have no counts of the model's genes, for example "
+            f"{counts.obs_names[empty.argmax()]}; leave them out."
+        )
 
 
 def best_match(var: pd.DataFrame, genes: pd.DataFrame) -> tuple[pd.Index, pd.Index]:

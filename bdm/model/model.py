@@ -23,8 +23,8 @@ from bdm.autoencoder.levels import mapped, protein_columns
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.covariates.effects import CovariateEffects, with_residuals
+from bdm.data.genes import GeneNames
 from bdm.data.read import read_cells
-from bdm.data.symbols import GeneNames
 from bdm.donors.draw import DonorModel
 from bdm.donors.effects import DonorEffects
 from bdm.hierarchy.build import AttachmentPoint, with_new_type

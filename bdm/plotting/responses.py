@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.data.symbols import display_names
+from bdm.data.genes import display_names
 from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.evaluate import Evaluation

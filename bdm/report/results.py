@@ -15,10 +15,10 @@ import pandas as pd
 from bdm._core.store import Result, checksum_of
 from bdm.audit.attacks import ATTACKS, SETS
 from bdm.audit.results import Audit, check_audit
+from bdm.data.genes import display_names
 from bdm.data.modalities import features_in_words, of_rna
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
-from bdm.data.symbols import display_names
 from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.evaluate import Evaluation, require_set

@@ -30,9 +30,11 @@ from bdm.model.match import (
     batch_column,
     batches_of,
     covariates_of,
+    first_names,
     label_column,
     labels_of,
     model_counts,
+    of_known_types,
 )
 from bdm.model.model import BranchedModel
 from bdm.prior.transport import optimal_coupling
@@ -225,11 +227,8 @@ def sources_of(
         raise InputError(unknown_type(to, model.cell_types, of="The model has"))
     check_source_types(model, cell_types)
     labels = labels_of(adata.obs, model, keys)
-    known = labels.isin(model.cell_types)
-    if not known.all():
-        unknown = counted((~known).sum(), "cell"), first_names(labels[~known])
-        logger.warning("Left out %s of types that the model lacks: %s.", *unknown)
-    is_selected = (labels.isin(cell_types) if cell_types else known & (labels != to)).to_numpy()
+    known = of_known_types(labels, model)
+    is_selected = labels.isin(cell_types).to_numpy() if cell_types else known & (labels != to).to_numpy()
     if not is_selected.any():
         raise InputError(
             f"There are no cells to transmute to {to!r}; the cells are of the types {first_names(labels)}."
@@ -259,11 +258,6 @@ def check_source_types(model: BranchedModel, cell_types: tuple[str, ...]) -> Non
                 f"{model.cell_type_of[name]!r}."
             )
         raise InputError(unknown_type(name, model.cell_types, of="The model has"))
-
-
-def first_names(labels: pd.Series) -> str:
-    """List the first cell types."""
-    return ", ".join("no type" if pd.isna(name) else repr(name) for name in labels.unique()[:5]) or "none"
 
 
 def mean(model: BranchedModel, cell_type: str) -> Tensor:

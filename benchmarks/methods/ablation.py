@@ -10,15 +10,14 @@ import typer
 from bdm._core.files import atomic_write, provenance
 from bdm.autoencoder.storage import load_autoencoder
 from bdm.data.prepare import read_prepared
-from bdm.generation.files import write_cells
-from bdm.generation.generate import generated_cells
+from bdm.generation.generate import generated_cells, write_cells
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import load_hierarchy
 from bdm.latent.cells import read_latent
 from bdm.model.fit import fit_model
 from bdm.model.model import load_model, save_model
 from bdm.prior.sampler import HierarchicalSampler
-from bdm.settings import PriorSettings, SamplerSettings
+from bdm.settings import GenerationSettings, PriorSettings
 
 Sampler = Callable[..., HierarchicalSampler]  # makes it from prior and settings
 
@@ -63,7 +62,7 @@ def run(*, sampler: Sampler = HierarchicalSampler, prior: str = PriorSettings.pr
     @app.command()
     def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option()], seed: int = 0) -> None:
         """Generate as many cells of each type as another file has."""
-        loaded, settings = load_model(model), SamplerSettings()
+        loaded, settings = load_model(model), GenerationSettings()
         request = request_cells(loaded, numbers_like(read_prepared(cells_like, on_disk=True).obs, loaded))
         walk = sampler(loaded.prior, settings)
         with atomic_write(out) as path:

@@ -21,8 +21,8 @@ from bdm.settings import (
     AutoencoderSettings,
     EvaluationSettings,
     FitSettings,
+    GenerationSettings,
     PriorSettings,
-    SamplerSettings,
 )
 
 SCORES = ["energy", "forest_auc"]
@@ -39,7 +39,7 @@ def subset(prepared: AnnData, types: list[str]) -> AnnData:
 def generated(model: BranchedModel, n_by_type: pd.Series, *, seed: int) -> AnnData:
     """Generate as many cells of each type as there are test cells."""
     numbers = {name: int(n_by_type[name]) for name in model.cell_types}
-    return generate_cells(model, request_cells(model, numbers), SamplerSettings(), seed=seed)
+    return generate_cells(model, request_cells(model, numbers), GenerationSettings(), seed=seed)
 
 
 def check_unchanged(before: AnnData, after: AnnData) -> None:
