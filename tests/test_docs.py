@@ -136,7 +136,7 @@ def test_targets_of_the_benchmark_are_there(page):
     """Or were there in an earlier commit, which the page names."""
     config = yaml.safe_load((ROOT / "benchmarks/config.yaml").read_text())
     named = re.findall(r"TARGET=\s*(\w+)\b(?!.{0,40}commit)", page.read_text(), flags=re.DOTALL)
-    assert {*named} <= {*config["comparisons"], *config["studies"], "responses", "lineages", "time", "audit", "power"}
+    assert {*named} <= {*config["comparisons"], *config["studies"], "responses", "time", "audit", "power"}
 
 
 # ---- Python

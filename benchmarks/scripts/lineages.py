@@ -1,58 +1,24 @@
-"""Cells of nodes and times of a lineage that were left out, reconstructed by bdm and by simpler means.
-
-Distances are energy distances with Euclidean distances between cells, each cell with itself included, in log1p of
-counts per thousand of the 1,000 genes that vary most among all cells. So halves of the real cells are no nearer than
-their number allows.
-"""
+"""Cells of nodes and times of a lineage that were left out, reconstructed by bdm and by simpler means."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Annotated
 
-import anndata as ad
 import numpy as np
-import pandas as pd
-import typer
 from anndata import AnnData
+from distances import N_NEAREST, Rows, scored, variable_genes
 from scipy.sparse import csr_matrix
-from scipy.spatial.distance import cdist
-from simulated import LINEAGE
-from tidy import write_rows
 
 from bdm._core.seeds import numpy_generator
-from bdm.data.counts import raw_counts
 from bdm.lineages.cells import reconstruct_cells, relatives_of
 from bdm.lineages.fates import fates
 from bdm.lineages.fit import fit_lineage
 from bdm.lineages.results import Lineage
-from bdm.lineages.tree import LineageTree, Places, read_lineage_tree
+from bdm.lineages.tree import LineageTree, Places
 from bdm.settings import LineageRelation, LineageSettings
 
-N_GENES = 1000
-N_NEAREST = 100  # cells that stand for a sample
 RELATIONS: tuple[LineageRelation, ...] = ("all", "lineage", "time")
 WEIGHTS = (0.25, 0.5, 0.75)  # of the samples after, in blends
-
-
-# ---- distances
-
-
-def variable_genes(cells: AnnData) -> np.ndarray:
-    """Columns of the genes that vary most."""
-    return np.argsort(-log_normalised(cells, slice(None)).var(axis=0), kind="stable")[:N_GENES]
-
-
-def log_normalised(cells: AnnData, genes: slice | np.ndarray) -> np.ndarray:
-    """Log1p of counts per thousand, cells x genes."""
-    size = np.maximum(np.asarray(cells.X.sum(axis=1)).ravel(), 1)
-    return np.log1p(np.asarray(cells.X[:, genes].todense()) / size[:, None] * 1e3)
-
-
-def energy(x: np.ndarray, y: np.ndarray) -> float:
-    """Energy distance of two sets of cells, with distances of each cell to itself."""
-    return float(2 * cdist(x, y).mean() - cdist(x, x).mean() - cdist(y, y).mean())
 
 
 # ---- what is left out, and what stands for it
@@ -164,17 +130,13 @@ METHODS: dict[str, Callable[[Task, int], AnnData]] = {
 }
 
 
-Rows = list[dict[str, object]]
-
-
-def compared(task: Task, genes: np.ndarray, seed: int) -> Rows:
-    """Score each method on a task, and halves of the real cells."""
-    real = log_normalised(task.real, genes)
-    order = numpy_generator(seed, "halves").permutation(len(real))
-    rows = [{"method": "halves", "score": "edistance", "value": energy(*np.array_split(real[order], 2))}]
-    for name, method in METHODS.items():
-        found = log_normalised(method(task, seed), genes)
-        rows.append({"method": name, "score": "edistance", "value": energy(found, real)})
+def without_nodes(cells: AnnData, nodes: list[str], settings: LineageSettings, tree: LineageTree, seed: int) -> Rows:
+    """Leave out each of the nodes, or times, and score what stands for their cells."""
+    genes, rows = variable_genes(cells), []
+    for node in nodes:
+        task = leave_out(cells, node, settings, tree)
+        found = {name: method(task, seed) for name, method in METHODS.items()}
+        rows += [{"left_out": node, "score": "nodes"} | row for row in scored(found, task.real, seed, genes)]
     return rows
 
 
@@ -194,31 +156,3 @@ def shares_of_fates(
             for name, value in found.items()
         ]
     return rows
-
-
-def main(
-    cells: Path,
-    out: Path,
-    *,
-    leave: Annotated[list[str], typer.Option(help="NODE, or NODE:time for the middle third of its times.")],
-    tree: Annotated[str, typer.Option(help="Lineage tree in Newick.")] = LINEAGE,
-    time_key: str = "minutes",
-    label_key: str = "cell_type",
-    progenitors: Annotated[str, typer.Option(help="Nodes and their fates, as in a=a1,a2;b=b1.")] = "",
-    seed: int = 0,
-) -> None:
-    """Leave out each of the nodes, or times, and score what stands for them."""
-    given, settings = ad.read_h5ad(cells), LineageSettings(label_key=label_key, time_key=time_key)
-    found, lineage = raw_counts(given), read_lineage_tree(tree)
-    genes, rows = variable_genes(found), []
-    for node in leave:
-        task = leave_out(found, node, settings, lineage)
-        rows += [row | {"left_out": node, "n_cells": task.real.n_obs} for row in compared(task, genes, seed)]
-    if progenitors:
-        pairs = [pair.split("=") for pair in progenitors.split(";")]
-        rows += shares_of_fates(found, {node: of.split(",") for node, of in pairs}, settings, lineage)
-    write_rows(pd.DataFrame(rows)[["left_out", "n_cells", "method", "score", "value"]], out)
-
-
-if __name__ == "__main__":
-    typer.run(main)

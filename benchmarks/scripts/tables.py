@@ -315,26 +315,15 @@ STUDIES = {
             ),
         ),
     ),
-    "lineages": of_study(
-        "lineages",
-        "Cells of nodes and times of a lineage that were left out",
-        Table(
-            "Energy distance to the real cells, for cells of each node, or of the middle third of its times; and the "
-            "share of progenitors that leads to the nodes that descend from them.",
-            ("data", "method"),
-            "left_out",
-            each="score",
-            scores={"edistance": "Energy distance", "fates": "Fates"},
-        ),
-    ),
     "time": of_study(
         "time",
-        "Cells of types in the middle of their times that were left out",
+        "Cells at times that were left out",
         Table(
-            "Energy distance to the real cells, for cells of each type in the middle third of the values.",
-            ("method",),
-            "left_out",
-            each="data",
+            "Energy distance to the real cells of each node of a lineage, of the middle third of the times of a node "
+            "or type, and of snapshots; and the share of progenitors that leads to the nodes that descend from them.",
+            ("data", "left_out"),
+            each="score",
+            scores={"nodes": "Nodes", "types": "Types", "snapshots": "Snapshots", "fates": "Fates"},
         ),
     ),
     "proteins": Target("Proteins predicted from RNA", (Part(readers.predicted_proteins, (PROTEINS,)),)),

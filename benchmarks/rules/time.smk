@@ -1,4 +1,4 @@
-rule generate_left_out_values:
+rule generate_times:
     input:
         cells=cells_to_prepare,
     output:
@@ -6,6 +6,8 @@ rule generate_left_out_values:
     log:
         f"{RUN}/logs/time.log",
     params:
+        python=quote(config["peer_python"]),
         options=lambda wildcards: options("time", DATASETS[wildcards.data]),
     shell:
-        "python {SCRIPTS}/covariates.py {input.cells:q} {output.rows} {params.options} --seed {wildcards.seed} > {log} 2>&1"
+        "{params.python} {SCRIPTS}/times.py {input.cells:q} {output.rows} {params.options}"
+        " --seed {wildcards.seed} > {log} 2>&1"

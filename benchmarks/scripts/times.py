@@ -1,0 +1,56 @@
+"""Cells of a data set at times that were left out, scored: of nodes of a lineage, of types, and of snapshots."""
+
+from pathlib import Path
+from typing import Annotated
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import typer
+from covariates import PSEUDOTIME, with_pseudotime, without_middles
+from distances import variable_genes
+from lineages import shares_of_fates, without_nodes
+from simulated import LINEAGE
+from snapshots import without_snapshots
+from tidy import write_rows
+
+from bdm.data.counts import raw_counts
+from bdm.lineages.tree import read_lineage_tree
+from bdm.settings import LineageSettings
+
+
+def main(
+    cells: Path,
+    out: Path,
+    *,
+    time_key: str = PSEUDOTIME,
+    label_key: str = "cell_type",
+    root: Annotated[str | None, typer.Option(help="Type from which diffusion pseudotime is computed.")] = None,
+    tree: Annotated[str, typer.Option(help="Lineage tree in Newick.")] = LINEAGE,
+    node: Annotated[list[str], typer.Option(help="NODE, or NODE:time for the middle third of its times.")] = [],  # noqa: B006
+    progenitors: Annotated[str, typer.Option(help="Nodes and their fates, as in a=a1,a2;b=b1.")] = "",
+    cell_type: Annotated[list[str], typer.Option(help="Type whose cells in the middle third are left out.")] = [],  # noqa: B006
+    snapshots: Annotated[int, typer.Option(help="Number of snapshots, every second of which is left out.")] = 0,
+    seed: int = 0,
+) -> None:
+    """Leave out nodes, types and snapshots, and score what stands for their cells."""
+    found, rows = raw_counts(ad.read_h5ad(cells)), []
+    settings, lineage = LineageSettings(label_key=label_key, time_key=time_key), read_lineage_tree(tree)
+    if node:
+        rows += without_nodes(found, node, settings, lineage, seed)
+    if progenitors:
+        pairs = [pair.split("=") for pair in progenitors.split(";")]
+        rows += shares_of_fates(found, {name: of.split(",") for name, of in pairs}, settings, lineage)
+    found = found[:, np.sort(variable_genes(found))].copy()
+    found = found[np.asarray(found.X.sum(axis=1)).ravel() > 0].copy()
+    if root is not None:
+        found = with_pseudotime(found, label_key, root)
+    if cell_type:
+        rows += without_middles(found, cell_type, time_key=time_key, label_key=label_key, seed=seed)
+    if snapshots:
+        rows += without_snapshots(found, snapshots, time_key=time_key, label_key=label_key, seed=seed)
+    write_rows(pd.DataFrame(rows)[["left_out", "n_cells", "method", "score", "value"]], out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
