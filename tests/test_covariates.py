@@ -15,6 +15,7 @@ from bdm.generation.at import parse_at
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings, Settings
 
 N_GENES, RISING, WAVE = 40, slice(0, 8), slice(8, 16)
+TWO = ["control", "treated"]
 
 
 def log_change(time: np.ndarray) -> np.ndarray:
@@ -265,6 +266,91 @@ def test_cells_of_a_designed_experiment_have_times_as_training_cells(model):
     assert time.mean() == pytest.approx(real.mean(), abs=0.06)
     early, late = (log_shares(moving[rows]) for rows in (time < 0.2, time > 0.6))
     assert (late - early)[RISING].mean() > 0.8
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """A model of which both types have sub-populations, whose shares depend on time."""
+    cells, rng = simulated(300), np.random.default_rng(1)
+    second = (rng.random(cells.n_obs) < cells.obs["time"]) & (cells.obs["cell_type"] == "still")
+    cells.X[np.ix_(second, range(30, 36))] += rng.poisson(40, (second.sum(), 6))
+    autoencoder = replace(SETTINGS.autoencoder, sub_populations="auto")
+    settings = replace(SETTINGS, autoencoder=autoencoder)
+    return BranchedDiffusion(cells, covariate_key="time", settings=settings).fit()
+
+
+BY_CONDITION = {"control": 0.15, "treated": [0.5, 0.9]}
+BY_SAMPLE = {"control": 0.3, "sample-3": 0.2, "sample-4": 0.8}
+UP = {"name": "up", "condition": "treated", "in": ["moving"], "genes": ["g1", "g20"], "log2_fold_change": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [(BY_CONDITION, [(0.15, 0.15)] * 2 + [(0.5, 0.9)] * 2), (BY_SAMPLE, [(of, of) for of in (0.3, 0.3, 0.2, 0.8)])],
+    ids=["by condition", "by sample"],
+)
+def test_the_truth_of_a_design_is_the_mean_of_its_cells_at_given_values(mixed, values, ends):
+    samples = {"donors": 2, "conditions": ["control", "treated"], "cells": 3000, "covariates": {"time": values}}
+    adata = mixed.simulate({"samples": samples, "changes": [UP], "doublets": {"rate": 0.02}})
+    truth, cells = adata.uns["truth"], adata[~adata.obs["doublet"]]
+    times = cells.obs.groupby("sample", observed=True)["time"].agg(["min", "max"]).to_numpy()
+    assert times == pytest.approx(np.array(ends), abs=0.01)
+    for name in ("moving", "still"):
+        mean = [cells[(cells.obs["cell_type"] == name) & (cells.obs["condition"] == of)].X.mean(axis=0) for of in TWO]
+        found = np.log2(np.asarray(mean[1] / mean[0])).ravel()
+        expected = cells.varm["log2_fold_change_treated"][name].to_numpy()
+        assert found == pytest.approx(expected, abs=0.12)
+        assert np.abs(expected).max() > 0.5
+        library = truth["composition"].set_index(["condition", "cell_type"])["log2_library_size"]["treated", name]
+        assert library == pytest.approx(np.log2(mean[1].sum() / mean[0].sum()), abs=0.05)
+        shares = truth["sub_populations"].query("cell_type == @name").set_index(["condition", "sub_population"])
+        of_type = cells.obs[cells.obs["cell_type"] == name].groupby("condition", observed=True)["sub_population"]
+        counted = of_type.value_counts(normalize=True)
+        assert counted[shares.index].to_numpy() == pytest.approx(shares["share"].to_numpy(), abs=0.04)
+    planted = truth["genes"].set_index("gene")
+    without = mixed.simulate({"samples": samples}).varm["log2_fold_change_treated"]["moving"]
+    assert planted["log2_fold_change"].to_numpy() == pytest.approx(without[planted.index].to_numpy() + 1, abs=1e-6)
+
+
+def test_shares_of_sub_populations_that_a_design_names_stay_at_all_values(mixed):
+    shares = {"moving": 0.5, "still/1": 0.25, "still/2": 0.25}
+    samples = {"conditions": TWO, "cells": 2000, "covariates": {"time": BY_CONDITION}}
+    adata = mixed.simulate({"samples": samples, "composition": {"proportions": shares}})
+    still = adata.obs[adata.obs["cell_type"] == "still"].groupby("condition", observed=True)["sub_population"]
+    assert still.value_counts(normalize=True)[:, "still/1"].to_numpy() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("covariates", "message"),
+    [
+        ({"tim": 1}, "samples.covariates: The model has no covariate 'tim'; did you mean 'time'?"),
+        ({"time": "late"}, "covariates.time is to be 'late'; give a number, or a range by its lower and its upper end"),
+        ({"time": {"treated": [0.8, 0.2]}}, r"covariates.time is to be \[0.8, 0.2\]; give a number, or a range"),
+        ({"time": {"treatd": 1}}, "covariates.time: there is no condition or sample 'treatd'; the conditions are"),
+        ({"time": {"sample-3": 1}}, "covariates.time: there is no condition or sample 'sample-3'"),
+        ({"time": {"treated": 7}}, "No training cell has time 7 in moving .* or use samples.extrapolate: true"),
+        (0.5, "covariates is 0.5, but must be keys with values"),
+    ],
+)
+def test_values_that_a_design_cannot_have_are_rejected(model, covariates, message):
+    with pytest.raises(InputError, match=message):
+        model.simulate({"samples": {"conditions": TWO, "covariates": covariates}})
+
+
+def test_a_design_has_values_beyond_training_cells_on_request(model):
+    samples = {"cells": 30, "covariates": {"time": 7}, "extrapolate": True}
+    assert (model.simulate({"samples": samples}).obs["time"] == 7).all()
+
+
+def test_power_is_of_designs_whose_values_are_the_same_in_all_samples(model):
+    samples = {"donors": 6, "conditions": TWO, "cells": 200, "variation": 0.1, "covariates": {"time": 0.5}}
+    content = {"samples": samples, "changes": [UP], "power": {"n_repeats": 1, "methods": ["t_test"]}}
+    found = model.power(content)
+    assert found.repeats["n_planted"].sum() == 2
+    assert found.power["power"].item() == 1
+    samples["covariates"] = {"time": BY_CONDITION}
+    with pytest.raises(InputError, match="time differs between samples, so that all genes change"):
+        model.power(content)
 
 
 @pytest.mark.parametrize("with_time", [True, False])

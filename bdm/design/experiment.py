@@ -11,10 +11,17 @@ from torch import Tensor
 from bdm._core.seeds import derive, numpy_generator, to_tensor, torch_generator
 from bdm.data.modalities import require_rna_alone
 from bdm.design.changes import Plant, mean_factors, plants_of, rows_by_population, strengths
-from bdm.design.samples import IndependentDonors, donors_of, request_of, table_of_samples
+from bdm.design.samples import (
+    GivenValues,
+    IndependentDonors,
+    donors_of,
+    given_values,
+    request_of,
+    table_of_samples,
+)
 from bdm.design.settings import Design
 from bdm.donors.draw import NewDonors
-from bdm.generation.at import drawn_values
+from bdm.generation.at import covariate_names, drawn_values
 from bdm.generation.generate import MAX_CHUNK, expected_counts
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
@@ -23,12 +30,20 @@ NO_PARTNER = -1
 FEW_CELLS = 128  # of a population, whose means are compared between donors
 
 
+Given = GivenValues | None  # values of covariates
+
+
 @dataclass(frozen=True)
 class ReferenceCells:
-    """Cells of each population that stand for all, sampled once: the other cells of doublets, and expectations."""
+    """Cells of each population that stand for all, sampled once: the other cells of doublets, and expectations.
+
+    They have values of covariates as training cells have, or as a sample has (``given``).
+    """
 
     whitened: Callable[[str], Tensor]  # from a population to cells x dimensions
-    of_cells: Callable[[str, str | None, int], np.ndarray]  # mean expected counts by population, batch, number of cells
+    values: Callable[[str, Given], np.ndarray | None]  # of their covariates, cells x covariates
+    # Mean expected counts by population, batch, given values, number of cells
+    of_cells: Callable[[str, str | None, Given, int], np.ndarray]
 
     @classmethod
     def of(cls, model: BranchedModel, *, seed: int) -> "ReferenceCells":
@@ -37,23 +52,27 @@ class ReferenceCells:
 
         @cache
         def whitened(population: str) -> Tensor:
-            x = sampler.sample(population, MAX_CHUNK, torch_generator(seed, "reference", population))
-            table = pd.DataFrame({"sub_population": [population], "n_cells": [MAX_CHUNK]})
-            values = drawn_values(model, table, derive(seed, "reference"))
-            return model.at_covariates(x, population, values.get(population))
+            return sampler.sample(population, MAX_CHUNK, torch_generator(seed, "reference", population))
 
         @cache
-        def of_cells(population: str, batch: str | None, n_cells: int) -> np.ndarray:
-            x = whitened(population)[:n_cells]
+        def values(population: str, given: Given) -> np.ndarray | None:
+            table = pd.DataFrame({"sub_population": [population] * MAX_CHUNK, "n_cells": 1})
+            if given is not None:
+                table[list(covariate_names(model))] = given.values(population, (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK)
+            return drawn_values(model, table, derive(seed, "reference")).get(population)
+
+        @cache
+        def of_cells(population: str, batch: str | None, given: Given, n_cells: int) -> np.ndarray:
+            x = model.at_covariates(whitened(population), population, values(population, given))[:n_cells]
             batches = None if batch is None else np.full(len(x), batch)
             expected = expected_counts(model, x, batches, population)
             return np.asarray(expected.mean(axis=0, dtype=np.float64))
 
-        return cls(whitened, of_cells)
+        return cls(whitened, values, of_cells)
 
-    def expression(self, population: str, batch: str | None) -> np.ndarray:
+    def expression(self, population: str, batch: str | None, given: Given = None) -> np.ndarray:
         """Average the expected counts of all cells of a population."""
-        return self.of_cells(population, batch, MAX_CHUNK)
+        return self.of_cells(population, batch, given, MAX_CHUNK)
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,7 @@ class DesignedExperiment:
     design: Design
     # Table of samples with ``donor``, ``condition``, ``batch``, and the factor of their library sizes, ``depth_factor``
     samples: pd.DataFrame
+    given: dict[str, GivenValues]  # of each sample whose covariates have given values
     request: Request  # numbers of cells by population and sample
     plants: tuple[Plant, ...]
     donors: NewDonors | IndependentDonors | None  # None where donors do not differ
@@ -83,15 +103,28 @@ class DesignedExperiment:
 
     def expression(self, population: str, sample: int) -> np.ndarray:
         """Mean expected counts of a population in a sample, by its donor as a few cells show it, before changes."""
-        batch = self.samples["batch"].iloc[sample]
-        mean = self.reference.expression(population, batch)
+        batch, given = self.samples["batch"].iloc[sample], self.given_in(sample)
+        mean = self.reference.expression(population, batch, given)
         if self.donors is None:
             return mean
-        x = self.reference.whitened(population)[:FEW_CELLS]
-        samples = np.full(len(x), sample)
-        expected = self.expected(self.of_donors(x, population, samples), population, samples)
-        without_donor = self.reference.of_cells(population, batch, FEW_CELLS)
+        samples = np.full(FEW_CELLS, sample)
+        x = self.reference_cells(population, np.arange(FEW_CELLS), samples)
+        expected = self.expected(x, population, samples)
+        without_donor = self.reference.of_cells(population, batch, given, FEW_CELLS)
         return np.asarray(mean * expected.mean(axis=0, dtype=np.float64) / without_donor)
+
+    def reference_cells(self, population: str, rows: np.ndarray, sample: np.ndarray) -> Tensor:
+        """Select reference cells by their rows, and move them to the donors and covariates of their samples."""
+        x = self.of_donors(self.reference.whitened(population)[to_tensor(rows)], population, sample)
+        if self.model.covariates is None:
+            return x
+        values = [self.reference.values(population, self.given_in(number)) for number in sample]
+        own = [of[row] for of, row in zip(values, rows, strict=True) if of is not None]
+        return self.model.at_covariates(x, population, np.stack(own))
+
+    def given_in(self, sample: int) -> Given:
+        """Return the given values of covariates of a sample, by its row."""
+        return self.given.get(str(self.samples.index[sample]))
 
     def of_donors(self, x: Tensor, population: str, sample: np.ndarray) -> Tensor:
         """Move whitened cells of a population to the donors of their samples, given by row."""
@@ -135,7 +168,8 @@ def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
     reference = ReferenceCells.of(model, seed=design.seed)
     samples = table_of_samples(model, design)
     donors = tuple(samples["donor"].unique())
-    request = request_of(model, design, samples, donors)
+    given = given_values(model, design, samples)
+    request = request_of(model, design, samples, donors, given)
 
     def expression(population: str) -> np.ndarray:
         of_batches = [reference.expression(population, batch) for batch in samples["batch"].unique()]
@@ -146,7 +180,8 @@ def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
     samples["depth_factor"] = [
         float(factor.get(name, 1.0) if isinstance(factor, dict) else factor) for name in samples["condition"]
     ]
-    return DesignedExperiment(model, design, samples, request, plants, donors_of(model, design, donors), reference)
+    of_donors = donors_of(model, design, donors)
+    return DesignedExperiment(model, design, samples, given, request, plants, of_donors, reference)
 
 
 # ---- what each cell is

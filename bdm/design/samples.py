@@ -1,4 +1,4 @@
-"""The samples of a designed experiment, how their donors differ, and their numbers of cells by population."""
+"""The samples of a designed experiment, how their donors differ, and their cells by population, with given values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,13 @@ from bdm.autoencoder.observation import ObservationModel
 from bdm.design.settings import LEARNED, NONE, Composition, Design
 from bdm.donors.draw import NewDonors
 from bdm.errors import InputError, abbreviated, at
+from bdm.generation.at import At, ends_of, known_covariates, spread_evenly, within
 from bdm.generation.request import Request, spread_over_populations
 from bdm.model.model import BranchedModel
 
 N_SHOWN = 12  # names in a message
+PERMIT = "samples.extrapolate: true"
+N_STEPS = 512  # of equal probability, in which given values of covariates are spread over ranges
 SHARED = 0.5  # share of the variance between donors that all cell types have in common
 
 
@@ -49,7 +52,7 @@ def table_of_samples(model: BranchedModel, design: Design) -> pd.DataFrame:
         n_before += 0 if samples.paired else n_donors
     table = pd.DataFrame(rows, columns=["donor", "condition"])
     table["batch"] = batches_of_donors(model, table, design.seed)
-    table.index = pd.Index([f"sample-{number}" for number in range(1, len(table) + 1)], name="sample")
+    table.index = pd.Index(samples.names, name="sample")
     return table
 
 
@@ -132,25 +135,116 @@ def shift_factors(model: BranchedModel, design: Design) -> pd.DataFrame:
     return factors
 
 
-def request_of(model: BranchedModel, design: Design, samples: pd.DataFrame, donors: Sequence[str]) -> Request:
-    """Draw how many cells of each population each sample has, with a column ``sample``."""
-    numbers = numbers_of_cells(model, design, samples, donors)
+@dataclass(frozen=True, eq=False)
+class GivenValues:
+    """Values of covariates that a design gives for the cells of samples of a condition."""
+
+    model: BranchedModel
+    steps: dict[str, np.ndarray]  # by cell type: values of equal probability, steps x covariates; NaN if not given
+    as_named: frozenset[str]  # cell types whose sub-populations have the shares that the design gives, at all values
+    expected: pd.Series  # weights of populations in the condition, whatever the values
+
+    def shares(self, cell_type: str, weights: pd.Series) -> pd.DataFrame:
+        """Shares of the populations of a type at each step (rows), from their weights whatever the values."""
+        weight, steps = weights[list(self.model.autoencoder.populations_of(cell_type))], self.steps[cell_type]
+        if cell_type in self.as_named:
+            steps = np.full_like(steps, np.nan)
+        effects = known_covariates(self.model, [])
+        return pd.DataFrame(effects.shares(cell_type, weight.to_dict(), steps), columns=weight.index)
+
+    def placed(self, weights: pd.Series) -> pd.Series:
+        """Divide the weights of types over their populations as at the values."""
+        placed = weights.copy()
+        for cell_type in self.steps:
+            share = self.shares(cell_type, weights).mean()
+            placed[share.index] = share * weights[share.index].sum()
+        return placed
+
+    def values(self, population: str, level: np.ndarray, weights: pd.Series | None = None) -> np.ndarray:
+        """Values of cells of a population at levels from 0 to 1 of their distribution, cells x covariates."""
+        cell_type = self.model.cell_type_of[population]
+        if cell_type not in self.steps:
+            return np.full((len(level), len(known_covariates(self.model, []).names)), np.nan)
+        shares = self.shares(cell_type, self.expected if weights is None else weights)
+        cumulative = shares[population].to_numpy().cumsum()
+        step = np.searchsorted(cumulative, level * cumulative[-1], side="right")
+        return np.asarray(self.steps[cell_type][np.minimum(step, N_STEPS - 1)])
+
+
+def given_values(model: BranchedModel, design: Design, samples: pd.DataFrame) -> dict[str, GivenValues]:
+    """Give the values of covariates of each sample that has any; samples with the same ones share them."""
+    found: dict[str, GivenValues] = {}
+    known: dict[tuple[object, ...], GivenValues] = {}
+    for sample, condition in samples["condition"].items():
+        if values := design.samples.values_in(condition, sample):
+            key = (condition, *values.items())
+            with at("samples.covariates"):
+                known[key] = known[key] if key in known else given_at(model, design, condition, values)
+            found[sample] = known[key]
+    return found
+
+
+def given_at(model: BranchedModel, design: Design, condition: str, values: At) -> GivenValues:
+    """Spread given values over the ranges of the types that the design has in a condition."""
+    effects, allowed = known_covariates(model, list(values)), design.samples.extrapolate
+    expected = proportions_of(model, design).loc[condition]
+    n_cells = expected.groupby(model.cell_type_of).sum()
+    types = [name for name in model.cell_types if n_cells[name] > 0]
+    steps = {name: np.full((N_STEPS, len(effects.names)), np.nan) for name in types}
+    for name, ends in values.items():
+        limited = within(effects, types, name, ends_of(name, ends), named=True, extrapolate=allowed, permit=PERMIT)
+        for cell_type, (low, high) in limited.items():
+            steps[cell_type][:, effects.names.index(name)] = spread_evenly(low, high, N_STEPS, name, effects)
+    named = [of for of in (design.samples.cells, design.composition.proportions) if isinstance(of, dict)]
+    as_named = {model.cell_type_of[name] for of in named for name in of if name not in model.cell_types}
+    return GivenValues(model, steps, frozenset(as_named), expected)
+
+
+def request_of(
+    model: BranchedModel,
+    design: Design,
+    samples: pd.DataFrame,
+    donors: Sequence[str],
+    given: dict[str, GivenValues],
+) -> Request:
+    """Draw how many cells of each population each sample has, with a column ``sample``, and their given values."""
+    weights = donor_proportions(model, design, donors).loc[samples["donor"]].set_axis(samples.index)
+    weights *= shift_factors(model, design).loc[samples["condition"]].set_axis(samples.index)
+    placed = weights.apply(lambda row: given[row.name].placed(row) if row.name in given else row, axis=1)
+    numbers = numbers_of_cells(model, design, samples, donors, placed)
     table = numbers.rename_axis(index="sample", columns="sub_population").T.stack().rename("n_cells").reset_index()
     table = table[table["n_cells"] > 0].reset_index(drop=True)
     table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
     if model.autoencoder.batches:
         table["batch"] = table["sample"].map(samples["batch"])
-    return Request(table)
+    return Request(with_given_values(table, weights, given, design.seed) if given else table)
+
+
+def with_given_values(
+    table: pd.DataFrame, weights: pd.DataFrame, given: dict[str, GivenValues], seed: int
+) -> pd.DataFrame:
+    """Add the given values of covariates to a table of cells, with a row for each value."""
+    parts = []
+    for row in table.to_dict("records"):
+        sample, population = row["sample"], row["sub_population"]
+        part = pd.DataFrame({**row, "n_cells": 1}, index=range(row["n_cells"]))
+        if sample in given:
+            level = numpy_generator(seed, "given values", sample, population).random(len(part))
+            values = given[sample].values(population, level, weights.loc[sample])
+            part[list(known_covariates(given[sample].model, []).names)] = values
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True)
+    by = [name for name in table if name != "n_cells"]
+    return table.groupby(by, sort=False, dropna=False, as_index=False)["n_cells"].sum()
 
 
 def numbers_of_cells(
-    model: BranchedModel, design: Design, samples: pd.DataFrame, donors: Sequence[str]
+    model: BranchedModel, design: Design, samples: pd.DataFrame, donors: Sequence[str], weights: pd.DataFrame
 ) -> pd.DataFrame:
-    """Draw the number of cells of each sample (rows) and population (columns)."""
-    given, factor = design.samples.cells, shift_factors(model, design)
-    of_donors = donor_proportions(model, design, donors)
+    """Draw the number of cells of each sample (rows) and population (columns) by their weights."""
+    given = design.samples.cells
     if isinstance(given, dict):
-        return exact_numbers(model, design, samples, given, of_donors)
+        return exact_numbers(model, design, given, weights)
     if given == LEARNED:
         known = learned_donors(model, len(donors), design.seed)
         if known is None:
@@ -160,26 +254,24 @@ def numbers_of_cells(
         n_cells = dict.fromkeys(donors, int(given))
     rows = {}
     for sample, row in samples.iterrows():
-        weights = of_donors.loc[row["donor"]] * factor.loc[row["condition"]]
+        share = weights.loc[sample] / weights.loc[sample].sum()
         generator = numpy_generator(design.seed, "numbers of cells", str(sample))
-        rows[sample] = generator.multinomial(n_cells[row["donor"]], (weights / weights.sum()).to_numpy())
+        rows[sample] = generator.multinomial(n_cells[row["donor"]], share.to_numpy())
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(model.populations))
 
 
-def exact_numbers(
-    model: BranchedModel, design: Design, samples: pd.DataFrame, given: dict[str, int], of_donors: pd.DataFrame
-) -> pd.DataFrame:
-    """Give samples the same numbers by type, spread over sub-populations as their donors or training cells are."""
+def exact_numbers(model: BranchedModel, design: Design, given: dict[str, int], weights: pd.DataFrame) -> pd.DataFrame:
+    """Give samples the same numbers by type, spread over sub-populations by weights, or as training cells are."""
     spread(model, {name: float(number) for name, number in given.items()}, "samples.cells")
-    numbers = pd.DataFrame(0, index=samples.index, columns=list(model.populations))
+    numbers = pd.DataFrame(0, index=weights.index, columns=list(model.populations))
     learned = resolved(model, design.composition.concentration, "composition.concentration") == LEARNED
-    for sample, row in samples.iterrows():
+    for sample, row in weights.iterrows():
         generator = numpy_generator(design.seed, "numbers of cells", str(sample))
         for name, number in given.items():
             populations = list(populations_of_type(model, name))
-            weights = of_donors.loc[row["donor"], populations]
-            if learned and weights.sum() > 0:
-                numbers.loc[sample, populations] = generator.multinomial(number, weights / weights.sum())
+            weight = row[populations]
+            if (learned or design.samples.covariates) and weight.sum() > 0:
+                numbers.loc[sample, populations] = generator.multinomial(number, weight / weight.sum())
             else:
                 spread_out = spread_over_populations(model, {"cell_type": name, "n_cells": number})
                 numbers.loc[sample, spread_out["sub_population"]] = spread_out["n_cells"].to_numpy()

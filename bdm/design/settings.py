@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from bdm._core.files import reading
 from bdm.errors import InputError, at
+from bdm.generation.at import At, ends_of
 from bdm.schema import StageSettings, Unset
 from bdm.settings import Seed
 
@@ -54,6 +55,13 @@ class Samples(StageSettings):
         "donors, independent for each gene, half of its variance shared by all cell types.",
         WHERE_LEARNED,
     ] = None
+    covariates: Annotated[
+        dict[str, Any] | None,
+        "Values of covariates of the model: of each, a number, a range of values such as `[300, 400]`, or these by "
+        "condition, or by sample, as in `{time: {control: 350, treated: [400, 450]}}`.",
+        Unset("all as training cells have them"),
+    ] = None
+    extrapolate: Annotated[bool, "Allow values of covariates that training cells of a type do not have."] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,10 +69,10 @@ class Samples(StageSettings):
             raise InputError("conditions is empty, but must name at least one condition.")
         if len(set(self.conditions)) < len(self.conditions):
             raise InputError("conditions has the same name twice; give each condition a name of its own.")
+        known = ", ".join(self.conditions)
         if isinstance(self.donors, dict):
             for name in [*self.donors, *self.conditions]:
                 if name not in self.conditions:
-                    known = ", ".join(self.conditions)
                     raise InputError(f"donors: there is no condition {name!r}; the conditions are {known}.")
                 if name not in self.donors:
                     raise InputError(f"donors has no number for the condition {name!r}.")
@@ -72,6 +80,27 @@ class Samples(StageSettings):
                 raise InputError("paired donors have samples in every condition; give one number of donors.")
         if self.cells == 0 or (isinstance(self.cells, dict) and not sum(self.cells.values())):
             raise InputError("cells asks for no cells; give at least one cell of one type.")
+        for covariate, given in (self.covariates or {}).items():
+            for key, value in given.items() if isinstance(given, dict) else [(self.conditions[0], given)]:
+                if key not in (*self.conditions, *self.names):
+                    raise InputError(
+                        f"covariates.{covariate}: there is no condition or sample {key!r}; the conditions are {known}."
+                    )
+                ends_of(f"covariates.{covariate}", value)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the samples, by condition, then donor."""
+        return [f"sample-{number + 1}" for number in range(sum(map(self.donors_in, self.conditions)))]
+
+    def values_in(self, condition: str, sample: str) -> At:
+        """Return the values of covariates that are given for a sample of a condition."""
+        found = {}
+        for name, given in (self.covariates or {}).items():
+            by_key = given if isinstance(given, dict) else {condition: given}
+            if (value := by_key.get(sample, by_key.get(condition))) is not None:
+                found[name] = ends_of(name, value)
+        return found
 
     def donors_in(self, condition: str) -> int:
         """Return the number of donors in a condition."""

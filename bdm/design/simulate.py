@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from torch import Tensor
 
 from bdm._core.parallel import keep_freed_memory, threads
-from bdm._core.seeds import numpy_generator, to_tensor
+from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.design.changes import planted_genes, strengths
 from bdm.design.experiment import DesignedCells, DesignedExperiment, cells_of, compile_design
@@ -148,7 +148,7 @@ class Simulation:
         first = self.cells.first.get(population, 0) + portion.start
         rows = np.arange(first, first + portion.n_cells)
         origin = Origin(population, self.cells.sample[rows], self.cells.strength[rows], (portion.start,))
-        x = self.of_donors(population, portion.padded, origin.sample)
+        x = self.experiment.of_donors(portion.padded, population, padded(origin.sample, len(portion.padded)))
         x = self.model.at_covariates(x, population, portion.rows_in(self.values.get(population)))
         droplets = self.singlets(x, origin)
         droplets = self.with_partners(droplets, rows, origin)
@@ -158,10 +158,6 @@ class Simulation:
                 droplets, self.experiment.design.ambient.share, self.ambient[origin.sample], generator
             )
         return droplets, portion.of_cells(latents(self.model, x))
-
-    def of_donors(self, population: str, x: Tensor, sample: np.ndarray) -> Tensor:
-        """Move whitened cells to their donors; the cells beyond the samples are padding."""
-        return self.experiment.of_donors(x, population, padded(sample, len(x)))
 
     def singlets(self, x: Tensor, origin: Origin) -> Droplets:
         """Sample single cells with the changes and the depth of their samples."""
@@ -200,8 +196,8 @@ class Simulation:
             plants, generator = self.experiment.plants, numpy_generator(self.seed, "partner responds", population, *key)
             uniform = generator.random((len(sample), len(plants)))
             partners = Origin(population, sample, strengths(plants, population, self.condition[sample], uniform), key)
-            x = self.experiment.reference.whitened(population)[to_tensor(self.cells.partner[rows[chosen]])]
-            added = self.singlets(self.of_donors(population, x, sample), partners)
+            x = self.experiment.reference_cells(population, self.cells.partner[rows[chosen]], sample)
+            added = self.singlets(x, partners)
             counts[chosen] += added.counts
             mean[chosen] += added.mean
         return Droplets(counts, mean)

@@ -1,6 +1,7 @@
 """What was planted in a designed experiment: tables of changed genes, composition and samples."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from bdm._core.seeds import numpy_generator
 from bdm.data.columns import writable_name
 from bdm.design.changes import Plant, mean_factors
-from bdm.design.experiment import DesignedExperiment
+from bdm.design.experiment import DesignedExperiment, Given
 from bdm.design.samples import proportions_of
 
 ROUNDING = 1e-12  # log2 fold changes below it are of sums that are equal
@@ -38,6 +39,11 @@ class Comparison:
         found = np.log2(self.changed / self.reference)
         return found.mask(found.abs() < ROUNDING, 0.0)
 
+    @property
+    def log2_library_size(self) -> pd.Series:
+        """Log2 ratio of the expected library sizes of cell types."""
+        return np.log2(self.changed.sum() / self.reference.sum())
+
 
 def truth_of(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Collect what was planted: tables of genes for ``varm``, and others for ``uns``.
@@ -50,11 +56,14 @@ def truth_of(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], d
     comparisons = list(comparisons_of(experiment))
     names = ["_".join(filter(None, ("log2_fold_change", writable_name(of.condition)))) for of in comparisons]
     by_type = [of.log2_fold_change.rename(columns=writable_name) for of in comparisons]
+    library = pd.DataFrame({of.condition: of.log2_library_size for of in comparisons}).rename_axis("cell_type")
+    library = library.melt(var_name="condition", value_name="log2_library_size", ignore_index=False).reset_index()
     n_cells = experiment.request.table.groupby("sample")["n_cells"].sum()
     samples = experiment.samples.assign(n_cells=n_cells.reindex(experiment.samples.index).fillna(0).astype(int))
     return dict(zip(names, by_type, strict=True)) | ambient_rna(experiment), {
         "genes": changed_genes(experiment, comparisons),
-        "composition": composition_of(experiment),
+        "composition": composition_of(experiment).merge(library, how="left").fillna({"log2_library_size": 0.0}),
+        "sub_populations": sub_populations_of(experiment),
         "samples": samples.dropna(axis=1, how="all").reset_index(),  # no batches where the model has none
     }
 
@@ -77,10 +86,10 @@ def ambient_rna(experiment: DesignedExperiment) -> dict[str, pd.DataFrame]:
 def comparisons_of(experiment: DesignedExperiment) -> Iterator[Comparison]:
     """Compare each condition with the reference, and changes of all conditions with none."""
     (reference, *others), plants = experiment.design.samples.conditions, experiment.plants
-    shares, means = proportions_of(experiment.model, experiment.design), mean_expression(experiment)
+    mean = mean_expression(experiment)
 
     def expected(condition: str, plants: Sequence[Plant]) -> pd.DataFrame:
-        return expected_by_type(experiment, means, shares.loc[condition], plants, condition)
+        return expected_by_type(experiment, mean, plants, condition)
 
     if everywhere := [plant for plant in plants if plant.change.condition is None]:
         yield Comparison(EVERY_CONDITION, expected(reference, everywhere), expected(reference, []))
@@ -88,34 +97,46 @@ def comparisons_of(experiment: DesignedExperiment) -> Iterator[Comparison]:
         yield Comparison(condition, expected(condition, plants), expected(reference, plants))
 
 
-def mean_expression(experiment: DesignedExperiment) -> dict[str, np.ndarray]:
+def mean_expression(experiment: DesignedExperiment) -> Callable[[str, Given], np.ndarray]:
     """Mean expected counts of populations before changes; 1 where fold changes do not need them, to save time."""
     model, batches = experiment.model, experiment.samples["batch"]
     shares = proportions_of(model, experiment.design)
     within = shares.T.groupby(shares.columns.map(model.cell_type_of)).transform(lambda of: of / (of.sum() or 1)).T
-    if not experiment.plants and np.allclose(within, within.iloc[0]):
-        return dict.fromkeys(model.populations, np.ones(experiment.n_genes))
+    if not (experiment.plants or experiment.given) and np.allclose(within, within.iloc[0]):
+        return lambda population, given: np.ones(experiment.n_genes)
     by_batch = {None: 1.0} if batches.isna().all() else batches.value_counts(normalize=True)
-    return {
-        name: np.sum([of * experiment.reference.expression(name, batch) for batch, of in by_batch.items()], axis=0)
-        for name in model.populations
-    }
+
+    def mean(population: str, given: Given) -> np.ndarray:
+        of_batches = [of * experiment.reference.expression(population, batch, given) for batch, of in by_batch.items()]
+        return np.asarray(np.sum(of_batches, axis=0))
+
+    return mean
+
+
+def shares_in(experiment: DesignedExperiment, condition: str) -> Iterator[tuple[Given, float, pd.Series]]:
+    """Give the values of covariates in a condition, their share of its samples, and the shares of populations there."""
+    shares = proportions_of(experiment.model, experiment.design).loc[condition]
+    samples = experiment.samples.index[experiment.samples["condition"] == condition]
+    for given, n in Counter(experiment.given.get(sample) for sample in samples).items():
+        yield given, n / len(samples), shares if given is None else given.placed(shares)
 
 
 def expected_by_type(
     experiment: DesignedExperiment,
-    means: dict[str, np.ndarray],
-    shares: pd.Series,
+    mean: Callable[[str, Given], np.ndarray],
     plants: Sequence[Plant],
     condition: str,
 ) -> pd.DataFrame:
     """Compute expected counts, genes x cell types; a type without cells has the shares of the training cells."""
     model, columns = experiment.model, {}
     factors = mean_factors(plants, model.populations, condition, experiment.n_genes)
+    parts = list(shares_in(experiment, condition))
     for cell_type in model.cell_types:
-        names = list(model.autoencoder.populations_of(cell_type))
-        of_type = shares[names] if shares[names].sum() else model.composition.loc[names].sum(axis=1)
-        columns[cell_type] = sum(of_type[name] / of_type.sum() * means[name] * factors[name] for name in names)
+        names, columns[cell_type] = list(model.autoencoder.populations_of(cell_type)), np.zeros(experiment.n_genes)
+        for given, weight, shares in parts:
+            of_type = shares[names] if shares[names].sum() else model.composition.loc[names].sum(axis=1)
+            for name in names:
+                columns[cell_type] += weight * of_type[name] / of_type.sum() * mean(name, given) * factors[name]
     return pd.DataFrame(columns, index=model.autoencoder.genes.index)
 
 
@@ -136,14 +157,13 @@ def changed_genes(experiment: DesignedExperiment, comparisons: Sequence[Comparis
 def changed_by(plant: Plant, experiment: DesignedExperiment, comparison: Comparison) -> Iterator[pd.DataFrame]:
     """List the genes of a change in each cell type that has any of its populations."""
     autoencoder, fold_changes = experiment.model.autoencoder, comparison.log2_fold_change
-    log2_library = np.log2(comparison.changed.sum() / comparison.reference.sum())
     genes = autoencoder.genes.index[plant.genes]
     for cell_type in experiment.model.cell_types:
         changed = [name for name in autoencoder.populations_of(cell_type) if name in plant.populations]
         if changed:
             fold_change = fold_changes.loc[genes, cell_type].to_numpy()
             labels = (comparison.condition, cell_type, genes, plant.change.name, "; ".join(changed))
-            numbers = (fold_change, fold_change - log2_library[cell_type], plant.log2_fold_change)
+            numbers = (fold_change, fold_change - comparison.log2_library_size[cell_type], plant.log2_fold_change)
             columns = (*labels, *numbers, plant.change.share)
             yield pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
@@ -159,3 +179,14 @@ def composition_of(experiment: DesignedExperiment) -> pd.DataFrame:
     rows = types.stack().rename("proportion").to_frame()
     rows["log_odds_ratio"] = ratio.stack().reindex(rows.index)
     return rows.rename_axis(["condition", "cell_type"]).reset_index()
+
+
+def sub_populations_of(experiment: DesignedExperiment) -> pd.DataFrame:
+    """Tabulate the shares of the sub-populations of each cell type in each condition."""
+    model, rows = experiment.model, []
+    for condition in experiment.design.samples.conditions:
+        shares = sum(weight * of for _, weight, of in shares_in(experiment, condition))
+        rows += [(condition, model.cell_type_of[name], name, share) for name, share in shares.items()]
+    table = pd.DataFrame(rows, columns=["condition", "cell_type", "sub_population", "share"])
+    table["share"] /= table.groupby(["condition", "cell_type"])["share"].transform("sum")
+    return table

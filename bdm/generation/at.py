@@ -109,8 +109,12 @@ def within(
     *,
     named: bool,
     extrapolate: bool,
+    permit: str = "`extrapolate=True`",
 ) -> dict[str, tuple[float, float]]:
-    """Limit a range of values to those of the training cells of each type, without types that have none of them."""
+    """Limit a range of values to those of the training cells of each type, without types that have none of them.
+
+    ``permit`` names what allows others.
+    """
     limits = {cell_type: effects.range(cell_type, name) or ends for cell_type in cell_types}
     found = {
         cell_type: ends if extrapolate else (max(ends[0], low), min(ends[1], high))
@@ -125,8 +129,8 @@ def within(
 
     if outside and (named or not found):
         raise InputError(
-            f"No training cell has {name} {shown(ends)} in {listed_with_limits(outside)}; choose another value, or use "
-            "`extrapolate=True`."
+            f"No training cell has {name} {shown(ends)} in {listed_with_limits(outside)}; choose another value, leave "
+            f"out these types, or use {permit}."
         )
     for types, what in (
         (outside, "Left out"),

@@ -276,6 +276,12 @@ def check_testable(design: Design) -> None:
             f"samples.conditions has one condition, {conditions[0]}; a power analysis compares two or more, the first "
             "of which is the reference."
         )
+    for name, values in (design.samples.covariates or {}).items():
+        if isinstance(values, dict):
+            raise InputError(
+                f"samples.covariates.{name} differs between samples, so that all genes change and none is null; give "
+                "one value for all samples, or test the cells of bdm simulate."
+            )
     donors = design.power.donors or [design.samples.donors_in(condition) for condition in conditions]
     if min(donors) < 2:
         raise InputError(
