@@ -16,7 +16,6 @@ from bdm._core.files import atomic_write, provenance, storable
 from bdm._core.parallel import using_threads
 from bdm._core.training import device_of
 from bdm.data.forms import to_form
-from bdm.data.modalities import require_rna_alone
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.errors import InputError, counted, listed
@@ -542,6 +541,7 @@ class BranchedDiffusion:
 
         keys = InputKeys(label_key=label_key, counts=counts)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
+        adata_transmuted, adata = cells_in(adata_transmuted), cells_in(adata)
         rows = transmutation.rows_before(adata_transmuted, adata.obs_names, names=("adata_transmuted", "adata"))
         before = known_cells(adata[rows], self.model, keys)
         cells = transmutation.TransmutedCells(Cells.from_anndata(adata_transmuted[:, real.genes]), before)
@@ -565,9 +565,8 @@ class BranchedDiffusion:
         from bdm.interpretation.interpret import inputs_of, interpret
         from bdm.interpretation.results import branches_adata
 
-        require_rna_alone(self.model.autoencoder.genes, "Interpretation")
         prepared = self._cells()
-        generated = self.generate(numbers_like(prepared.obs, self.model), seed=seed)
+        generated = self._generated(numbers_like(prepared.obs, self.model), GenerationSettings(), seed=seed)
         inputs = inputs_of(self.model, prepared, generated, seed=seed)
         self.interpretation = interpret(inputs, InterpretationSettings(n_genes=n_genes), seed=seed)
         return branches_adata(self.interpretation)
@@ -632,7 +631,8 @@ class BranchedDiffusion:
 
         Returns
         -------
-        AnnData as :func:`bdm.design.simulate.simulate_cells` makes it, with the truth.
+        AnnData as :func:`bdm.design.simulate.simulate_cells` makes it, with the truth; of several modalities, in the
+        form of the model's data.
 
         Examples
         --------
@@ -651,7 +651,7 @@ class BranchedDiffusion:
         checked = read_design(design, seed=seed)
         adata = simulate_cells(self.model, checked)
         adata.uns["bdm"] = storable(provenance(seed=checked.seed, design=design_record(checked)))
-        return adata
+        return to_form(adata, self.model.form)
 
     @computing
     def power(self, design: "Design | dict[str, Any] | Path | str") -> "PowerAnalysis":
@@ -699,7 +699,7 @@ class BranchedDiffusion:
         """
         settings = ExtendSettings()
         new = new_cells(
-            adata,
+            cells_in(adata),
             self.model,
             cell_types=_names(cell_types),
             keys=InputKeys(label_key=label_key, batch_key=batch_key, counts=counts),

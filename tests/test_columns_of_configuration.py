@@ -15,7 +15,7 @@ from test_workflow import ROOT, SCHEMA, snakemake, write_config
 
 from bdm.audit.folds import Units
 from bdm.audit.limits import audit_rejection
-from bdm.data.header import has_other_modalities, n_cells_by_value, obs_columns
+from bdm.data.header import n_cells_by_value, obs_columns
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.settings import AuditSettings
@@ -321,49 +321,3 @@ def test_an_audit_that_will_be_inconclusive_is_warned_of(folder, caplog):
     assert planned_rules(with_value("audit/n_folds", 1))
     words = "audit.run: cells.h5ad: this audit will be inconclusive: 3 donors in the training data and 3 others in 1"
     assert words in caplog.text
-
-
-# ---- modalities
-
-
-ASKED = {
-    "donor_key": {"donor_key": "person"},
-    "covariate_key": {"covariate_key": ["lane"]},
-    "extend.additions": {"extend": {"additions": {"more": {"path": "more.h5ad"}}}},
-    "simulate.designs": {"simulate": {"designs": {"here": {"path": "design.yaml"}}}},
-    "audit.run": {"audit": {"run": True}},
-}
-
-
-@pytest.mark.parametrize("key", ASKED)
-def test_what_knows_rna_alone_is_reported_before_any_job(folder, key):
-    config = {"datasets": {MINE: {"path": "cells.h5ad", **ASKED[key]}}}
-    assert planned_rules(config)
-    with_proteins = cells()
-    with_proteins.obsm["protein_expression"] = np.ones((N_CELLS, 2))
-    with_proteins.write_h5ad(folder / "cells.h5ad")
-    assert message(config).startswith(f"Configuration, datasets.{MINE}.{key}: cells.h5ad has proteins or peaks, too, ")
-    assert planned_rules({"datasets": {MINE: {"path": "cells.h5ad"}}})
-
-
-def test_other_modalities_are_found_in_each_form(folder):
-    assert not has_other_modalities("cells.h5ad", [])
-    assert not has_other_modalities("design.yaml", [])
-    by_type = cells()
-    by_type.var["feature_types"] = pd.Categorical(["Gene Expression"] * 2 + ["Peaks"] * 2)
-    by_type.write_h5ad("types.h5ad")
-    assert has_other_modalities("types.h5ad", [])
-    genes = cells()
-    genes.var["feature_types"] = "Gene Expression"
-    genes.write_h5ad("genes.h5ad")
-    assert not has_other_modalities("genes.h5ad", [])
-    for names, expected in ((("RNA", "adt"), True), (("rna", "hto"), False)):
-        with h5py.File("cells.h5mu", "w") as file:
-            for name in names:
-                file.create_group(f"mod/{name}")
-        assert has_other_modalities("cells.h5mu", []) == expected
-    assert has_other_modalities("cells.h5mu", ["rna=rna", "hto=prot"])
-    assert not has_other_modalities("cells.h5mu", ["rna=rna"])
-    with h5py.File("cells.h5", "w") as file:
-        file["matrix/features/feature_type"] = [b"Gene Expression", b"Antibody Capture"]
-    assert has_other_modalities("cells.h5", [])

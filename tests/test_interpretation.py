@@ -59,7 +59,6 @@ from bdm.interpretation.interpret import (
     read_inputs,
 )
 from bdm.interpretation.markers import (
-    candidate_markers,
     distinct_markers,
     markers_of,
 )
@@ -524,7 +523,7 @@ def test_nodes_have_their_support(inputs, interpretation):
 def test_markers_mark_their_type():
     cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20})
     genes = pd.Index([f"gene{k}" for k in range(12)])
-    chosen = distinct_markers(candidate_markers(cells, genes), cells, genes, TREE.cell_types, n_genes=2)
+    chosen = distinct_markers(cells, genes, TREE.cell_types, n_genes=2)
     assert [of_type[0] for of_type in chosen.values()] == ["gene0", "gene1", "gene2", "gene3"]
     assert all(len(of_type) == 2 for of_type in chosen.values())
     assert len({gene for of_type in chosen.values() for gene in of_type}) == 8

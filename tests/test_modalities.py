@@ -1,6 +1,8 @@
 """Cells with proteins and peaks beside RNA: reading, preparation, decoders by blocks, and generated files."""
 
+import json
 import sys
+from copy import copy
 from dataclasses import replace
 
 import anndata as ad
@@ -20,15 +22,20 @@ from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
 from bdm.autoencoder.levels import mapped, quantiles
 from bdm.autoencoder.softmax import OWN_MEAN_SCALE, Blocks
 from bdm.data.forms import MUDATA, from_mudata, in_blocks, write_h5mu
-from bdm.data.modalities import block_sizes, modalities_of, of_modality, size_names
+from bdm.data.modalities import block_sizes, modalities_of, of_modality, per_10k, size_names
 from bdm.data.prepare import prepare
 from bdm.data.read import pbmc68k_counts, read_cells
+from bdm.design.settings import read_design
+from bdm.design.simulate import simulate_cells
+from bdm.donors.effects import fit_donors
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.modalities import score_pair
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
+from bdm.interpretation.contrasts import Differences, Log2FoldChange
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.model import BranchedModel
+from bdm.pl import write_result
 from bdm.settings import GenerationSettings, PredictedEvaluationSettings, PrepareSettings, SamplerSettings
 from bdm.transmutation.transmute import sources_of, transmuted_cells
 
@@ -261,13 +268,6 @@ def test_genes_are_chosen_among_genes_and_peaks_by_cells(parts):
     assert n_cells[chosen].min() >= n_cells[~chosen].max()
 
 
-def test_effects_of_donors_are_of_rna_alone():
-    cells = joined()
-    cells.obs["donor"] = np.arange(cells.n_obs).astype(str)
-    with pytest.raises(InputError, match="for RNA alone"):
-        prepare(cells, PrepareSettings(label_key="bulk_labels", donor_key="donor"))
-
-
 # ---- models
 
 
@@ -467,22 +467,173 @@ def test_shuffled_proteins_are_found_by_their_correlations(multi_model):
     assert changed["prot", "forest_auc"] < as_it_is["prot", "forest_auc"] + 0.1
 
 
-# ---- steps that know RNA alone
+# ---- normalisation, and steps that compare features
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        lambda model, cells: model.interpret(),
-        lambda model, cells: model.simulate({}),
-        lambda model, cells: model.extend(cells),
-        lambda model, cells: model.audit(n_folds=1),
+def test_counts_are_shares_of_their_modality_but_of_proteins():
+    counts = np.array([[1, 3, 5, 2, 0, 2], [2, 2, 7, 0, 1, 0]], dtype=np.float32)
+    kinds = ["Gene Expression"] * 2 + ["Antibody Capture"] + ["Peaks"] * 3
+    cells = AnnData(sp.csr_matrix(counts), pd.DataFrame({"cell_type": "a"}, index=["x", "y"]))
+    cells.var["feature_types"] = kinds
+    expected = [[2500, 7500, 5, 5000, 0, 5000], [5000, 5000, 7, 0, 10000, 0]]
+    np.testing.assert_allclose(Cells.from_anndata(cells).cp10k.toarray(), expected)
+    seen = counts[:1]  # no size is 0, as the model's sizes are
+    np.testing.assert_allclose(seen * per_10k(seen, modalities_of(cells.var)), expected[:1])
+
+
+@pytest.fixture(scope="module")
+def interpretation(multi_model):
+    multi_model.interpret(n_genes=3)
+    return multi_model.interpretation
+
+
+def test_branches_have_the_best_features_of_each_modality(interpretation, tmp_path):
+    write_result(tmp_path, interpretation)
+    table = pd.read_csv(tmp_path / "branch_genes.csv")
+    best = table[table["model_rank"] <= 3].groupby(["child", "modality"]).size().unstack("modality")
+    assert (best == 3).all(axis=None)
+    assert list(best.columns) == ["atac", "prot", "rna"]
+    assert table["gene"].str.startswith("prot:").equals(table["modality"] == "prot")
+    assert set(pd.read_csv(tmp_path / "markers.csv")["modality"]) == {"rna", "prot", "atac"}
+    assert {"branch_genes.png", "agreement.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_proteins_of_branches_agree_with_test_cells(interpretation):
+    table = interpretation.agreement.set_index("modality")
+    assert table.groupby("node").size().eq(3).all()
+    assert table.loc["prot", "pearson"].mean() > 0.8  # types were given levels that differ
+    assert interpretation.agreement["n_test"].gt(0).all()
+
+
+def test_p_values_are_adjusted_among_the_features_of_a_modality():
+    zeros = np.zeros(4)
+    both = Differences(
+        Log2FoldChange(zeros, zeros), np.array([1.0, 3.0, 2.0, 9.0]), np.array([0.01, 0.5, 0.02, 1]), (2, 2)
+    )
+    assert both.rank.tolist() == [2, 1, 2, 1]
+    np.testing.assert_allclose(both.p_adjusted, [0.02, 0.5, 0.04, 1])
+
+
+def test_a_new_type_has_all_modalities(multi_model, parts):
+    chosen = (parts["rna"].obs["bulk_labels"] == "CD19+ B").to_numpy()
+    cells = joined()
+    cells.obs["bulk_labels"] = np.where(chosen, "new", cells.obs["bulk_labels"].astype(str))
+    cells.var.index = cells.var.index.str.replace("prot:", "ADT:")
+    cells.var["modality"] = cells.var["modality"].cat.rename_categories({"prot": "ADT"})  # whatever its name
+    model = replace_model(multi_model).extend(cells)
+    new = generated_in_blocks(model, {"new": 200})
+    for modality in modalities_of(new.var):
+        real, found = (of.X[:, modality.features].mean(axis=0).A1 for of in (joined_as(new)[chosen], new))
+        assert np.corrcoef(np.log1p(real), np.log1p(found))[0, 1] > 0.9
+
+
+def replace_model(model: BranchedDiffusion) -> BranchedDiffusion:
+    """Copy of a model that may be extended."""
+    copied = copy(model)
+    copied.interpretation = None
+    return copied
+
+
+def joined_as(cells: AnnData) -> AnnData:
+    """The real cells with the features of others."""
+    return joined()[:, cells.var_names]
+
+
+def generated_in_blocks(model: BranchedDiffusion, request: dict[str, int]) -> AnnData:
+    return generate_cells(model.model, request_cells(model.model, request), SamplerSettings(), seed=1)
+
+
+PLANTED = {
+    "samples": {"donors": 2, "conditions": ["control", "stimulated"], "cells": {"CD19+ B": 400}},
+    "changes": [
+        {"name": "protein", "condition": "stimulated", "genes": ["prot:CD3"], "log2_fold_change": 2},
+        {
+            "name": "peaks",
+            "condition": "stimulated",
+            "genes": {"n": 30, "modality": "atac"},
+            "log2_fold_change": 1,
+        },
     ],
-    ids=["interpret", "simulate", "extend", "audit"],
-)
-def test_steps_that_know_rna_alone_say_so(multi_model, step):
-    with pytest.raises(InputError, match=r"possible with RNA alone.*modalities rna, prot, atac"):
-        step(multi_model, joined())
+}
+
+
+def test_changes_of_proteins_and_peaks_are_planted_and_known(multi_model):
+    cells = simulate_cells(multi_model.model, read_design(PLANTED | {"ambient": {"share": 0.01}}))
+    truth = cells.uns["truth"]["genes"].query("cell_type == 'CD19+ B'").set_index("change")
+    protein, peaks = truth.loc["protein"], truth.loc["peaks"]
+    assert protein["normalised_log2_fold_change"] == protein["log2_fold_change"] == 2
+    assert peaks["gene"].str.startswith("atac:").all()
+    assert (peaks["normalised_log2_fold_change"] < 0.9).all()  # as fragments of the cells rise
+    changed = (cells.obs["condition"] == "stimulated").to_numpy()
+    for genes, size in ((["prot:CD3"], 2), (list(peaks["gene"]), 1)):
+        means = [cells[rows][:, genes].X.mean() for rows in (changed, ~changed)]
+        assert np.log2(means[0] / means[1]) == pytest.approx(size, abs=0.15)
+    for modality in modalities_of(cells.var):
+        np.testing.assert_allclose(cells.varm["ambient"].iloc[modality.features].sum(), 1)
+
+
+def test_power_is_of_rna(multi_model):
+    with pytest.raises(InputError, match="no gene of RNA changes"):
+        multi_model.power(PLANTED)
+    genes = {"name": "genes", "condition": "stimulated", "genes": {"n": 5}, "log2_fold_change": 1}
+    design = PLANTED | {"changes": [*PLANTED["changes"], genes], "power": {"n_repeats": 1, "methods": ["t_test"]}}
+    assert multi_model.power(design).repeats.query("cell_type == 'CD19+ B'")["n_planted"].tolist() == [5]
+    with pytest.raises(InputError, match=r"no modality 'lipids'; it has rna, prot, atac"):
+        multi_model.simulate(PLANTED | {"changes": [genes | {"genes": {"n": 5, "modality": "lipids"}}]})
+
+
+def test_transmuted_cells_are_evaluated_by_modality(multi_model):
+    cells = joined()
+    chosen = cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()]
+    found = transmuted_cells(
+        multi_model.model, sources_of(chosen, multi_model.model, "Dendritic"), "Dendritic", SamplerSettings(), seed=0
+    ).in_memory()
+    evaluation = multi_model.evaluate_transmuted(found, cells)
+    table = evaluation.modalities["energy"].unstack("set")
+    assert list(table.index.unique("modality")) == ["rna", "prot", "atac"]
+    assert (table["transmuted"] < table["unchanged"]).loc[["rna", "prot"]].all()
+    pd.testing.assert_frame_equal(evaluation.table, evaluation.modalities.loc["rna"])
+
+
+def test_donors_differ_in_proteins(multi_model):
+    cells = multi_model.prepared.copy()
+    cells.obs["donor"] = pd.Categorical(np.arange(cells.n_obs) % 8).rename_categories("d{}".format)
+    settings = json.loads(cells.uns["bdm"]["settings"])
+    cells.uns["bdm"] = cells.uns["bdm"] | {"settings": json.dumps(settings | {"donor_key": "donor"})}
+    protein = modalities_of(cells.var)[1].features.start
+    factor = np.exp(np.random.default_rng(0).normal(0, 0.8, 8))[cells.obs["donor"].cat.codes]
+    counts = cells.X.toarray()
+    counts[:, protein] = np.random.default_rng(1).poisson(counts[:, protein] * factor)
+    cells.X = sp.csr_matrix(counts)
+    autoencoder = multi_model.model.autoencoder
+    effects = fit_donors(cells, encode(cells, autoencoder), autoencoder)
+    sd = effects.sd.median(dim=0).values
+    assert sd.shape == (cells.n_vars + 2,)  # library sizes of RNA and peaks
+    assert effects.between.shape[1:] == (len(multi_model.model.layout.names),) * 2
+    assert sd[protein] > 2 * np.delete(sd.numpy(), protein).max()
+
+
+def test_models_with_donors_and_covariates_have_all_modalities(tiny_settings):
+    cells = joined()
+    cells.obs["donor"] = np.array([f"d{number % 3}" for number in range(cells.n_obs)])
+    cells.obs["time"] = np.linspace(0, 1, cells.n_obs)
+    keys = {"label_key": "bulk_labels", "donor_key": "donor", "covariate_key": "time"}
+    model = BranchedDiffusion(cells, settings=tiny_settings, **keys).fit()
+    new = generated_in_blocks(model, {"CD19+ B": 5})
+    assert block_sizes(new.var)[1:] == (N_PROTEINS, N_PEAKS)
+    assert new.obs["time"].between(0, 1).all()
+    experiment = simulate_cells(model.model, read_design({"samples": {"donors": 2, "cells": 20}}))
+    assert experiment.obs["donor"].nunique() == 2
+
+
+def test_cells_of_all_modalities_are_audited(tiny_settings):
+    model = BranchedDiffusion(joined(), label_key="bulk_labels", settings=tiny_settings)
+    audit = model.audit(n_folds=1, cells_only=True)
+    assert audit.record["n_cells"] == model.prepared.n_obs
+    assert set(audit.scores["fold"]) == {1}
+
+
+# ---- steps that know RNA alone
 
 
 def in_two_conditions(cells: AnnData) -> AnnData:

@@ -13,7 +13,6 @@ from bdm.audit.limits import audit_rejection, inconclusive
 from bdm.data.columns import group_column, without_unused_categories
 from bdm.data.filters import split_by_type
 from bdm.data.matrix import take_cells
-from bdm.data.modalities import require_rna_alone
 from bdm.data.prepare import recorded_settings
 from bdm.errors import InputError, abbreviated
 from bdm.settings import AuditSettings, PrepareSettings
@@ -108,7 +107,6 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
     The parts have as equal numbers of units as possible, and of units with cells of each type. Cell types with fewer
     than three cells in a part are left out.
     """
-    require_rna_alone(prepared.var, "An audit")
     cells, left_out = prepared, []
     while True:
         units = Units.of(cells.obs, settings)

@@ -21,7 +21,7 @@ from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, m
 from bdm.audit.results import Audit
 from bdm.data.matrix import reject_if_unreadable, take_cells
 from bdm.errors import InputError, abbreviated, counted
-from bdm.evaluation.cells import Cells, StoredCells, check_genes
+from bdm.evaluation.cells import Cells, StoredCells, check_genes, other_than_rna
 from bdm.evaluation.read import open_cells
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
@@ -160,7 +160,7 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
                 f"{path} has {counted(number, 'cell')} of type {name!r}, of which fold {fold.number} has "
                 f"{of_members}; give as many cells of each type as the fold's training cells have."
             )
-    return cells.in_memory()
+    return replace(cells.in_memory(), modalities=other_than_rna(prepared.var))
 
 
 def number_of_cells(prepared: AnnData, fold: Fold, settings: AuditSettings) -> dict[str, int]:

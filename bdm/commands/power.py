@@ -23,12 +23,11 @@ def power(
     """
     from bdm._core.files import atomic_write
     from bdm._core.training import device_of
-    from bdm.design.experiment import compile_design
     from bdm.design.settings import read_design
     from bdm.errors import counted
     from bdm.model.model import load_model
     from bdm.pl import write_result
-    from bdm.power.analysis import check_testable, design_at, points_of, power_analysis
+    from bdm.power.analysis import check_testable, compile_testable, design_at, points_of, power_analysis
 
     checked = read_design(design, seed=seed)
     points = list(points_of(checked.power))
@@ -39,6 +38,6 @@ def power(
         loaded = load_model(model, device=device_of(device))
         with at(design):  # before the first of many experiments
             for point in points:
-                compile_design(loaded, design_at(checked, point, repeat=0))
+                compile_testable(loaded, design_at(checked, point, repeat=0))
         write_result(folder, power_analysis(loaded, checked))
     return Summary((out,), facts)

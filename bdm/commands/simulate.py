@@ -7,7 +7,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from bdm.commands.base import Summary
-from bdm.commands.options import Device, ModelFolder, OutCells, Output
+from bdm.commands.options import Device, ModelFolder, OutGenerated, Output
 from bdm.errors import at
 from bdm.schema import Unset
 from bdm.settings import DesignFile
@@ -18,7 +18,7 @@ DesignSeed = Annotated[int | None, Ge(0), "Seed of every random draw.", Unset("t
 def simulate(
     model: ModelFolder,
     design: DesignFile,
-    out: OutCells,
+    out: OutGenerated,
     *,
     truth: Annotated[
         Path | None, Output, "Table of the changed genes to write, too (`.csv`).", Unset("no table")
@@ -32,6 +32,7 @@ def simulate(
     """
     from bdm._core.files import atomic_write
     from bdm._core.training import device_of
+    from bdm.data.forms import check_form
     from bdm.design.experiment import compile_design
     from bdm.design.settings import read_design
     from bdm.design.simulate import design_record, simulated_cells
@@ -44,6 +45,7 @@ def simulate(
         path = files.enter_context(atomic_write(out))
         table = None if truth is None else files.enter_context(atomic_write(truth))
         loaded = load_model(model, device=device_of(device))
+        check_form(out, loaded.form)
         with at(design):
             experiment = compile_design(loaded, checked)
         record = record_of_cells(loaded, model, seed=checked.seed, design=design_record(checked))

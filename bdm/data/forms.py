@@ -15,8 +15,17 @@ from scipy import sparse
 
 from bdm._core.files import require_space
 from bdm.data.counts import raw_counts
-from bdm.data.header import ALIASES, COLUMN, FEATURE_TYPES, PROTEINS, RNA
-from bdm.data.modalities import NAMES, Modality, modalities_of, of_modality
+from bdm.data.modalities import (
+    ALIASES,
+    COLUMN,
+    FEATURE_TYPES,
+    NAMES,
+    PROTEINS,
+    RNA,
+    Modality,
+    modalities_of,
+    of_modality,
+)
 from bdm.errors import InputError, abbreviated, at, counted, missing_package
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Columns of ``obs``, their values, and modalities, found before cells are read.
+"""Columns of ``obs`` and their values, found before cells are read.
 
 The workflow includes this file, to check its configuration wherever Snakemake runs; hence packages are imported where
 they are used. What cannot be known here is None, and is left to ``bdm prepare``, which explains what is wrong.
@@ -11,17 +11,6 @@ from typing import Any, TypeVar
 
 UNREADABLE = (ImportError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, csv.Error)
 MISSING_LABELS = ("", "nan")  # texts that stand for the absence of a label
-
-RNA = "rna"
-FEATURE_TYPES = {RNA: "Gene Expression", "prot": "Antibody Capture", "atac": "Peaks"}  # of 10x, by kind, in block order
-COLUMN = "feature_types"  # of var: kind of each feature as 10x has it
-PROTEINS = "protein_expression"  # in obsm as scvi-tools has them
-# Other names that modalities of a kind have in files
-ALIASES = {
-    RNA: ("gex", "gene", "genes", "gene expression"),
-    "prot": ("adt", "protein", "proteins", "cite", "antibody capture"),
-    "atac": ("peak", "peaks", "chromatin"),
-}
 
 Read = TypeVar("Read")
 
@@ -58,28 +47,9 @@ def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
     return from_hdf5(cells, numbers)
 
 
-def has_other_modalities(cells: str | Path, chosen: list[str]) -> bool:
-    """Whether cells have proteins or peaks beside RNA, of which ``chosen`` are used, if any; False if not known."""
-
-    def kinds(file: Any) -> set[str]:
-        if "mod" in file:
-            return {kind for kind, of in ALIASES.items() for name in file["mod"] if name.lower() in (kind, *of)}
-        if PROTEINS in file.get("obsm", ()):
-            return {RNA, "prot"}
-        types = file["matrix/features/feature_type"] if "matrix" in file else file["var"][COLUMN]
-        found = set(map(as_str, (types["categories"] if hasattr(types, "keys") else types)[()]))
-        return {kind for kind, of in FEATURE_TYPES.items() if of in found}
-
-    if chosen and Path(cells).suffix.lower() == ".h5mu":
-        return len(chosen) > 1
-    return len(from_hdf5(cells, kinds, endings=(".h5ad", ".h5", ".h5mu")) or ()) > 1
-
-
-def from_hdf5(
-    path: str | Path, read: Callable[[Any], Read | None], endings: tuple[str, ...] = (".h5ad",)
-) -> Read | None:
+def from_hdf5(path: str | Path, read: Callable[[Any], Read | None]) -> Read | None:
     """Return what a function reads from an open HDF5 file; None for other files, and where it cannot be read."""
-    if Path(path).suffix.lower() not in endings or not Path(path).is_file():
+    if Path(path).suffix.lower() != ".h5ad" or not Path(path).is_file():
         return None
     try:
         import h5py

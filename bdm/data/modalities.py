@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.header import COLUMN, FEATURE_TYPES, RNA
-from bdm.errors import InputError, counted
+from bdm.errors import counted
 
+RNA = "rna"
+FEATURE_TYPES = {RNA: "Gene Expression", "prot": "Antibody Capture", "atac": "Peaks"}  # of 10x, by kind, in block order
+COLUMN = "feature_types"  # of var: kind of each feature as 10x has it
+PROTEINS = "protein_expression"  # in obsm as scvi-tools has them
+# Other names that modalities of a kind have in files
+ALIASES = {
+    RNA: ("gex", "gene", "genes", "gene expression"),
+    "prot": ("adt", "protein", "proteins", "cite", "antibody capture"),
+    "atac": ("peak", "peaks", "chromatin"),
+}
 NOUNS = {RNA: "gene", "prot": "protein", "atac": "peak"}  # for a feature, by kind
 NAMES = "modality"  # column of var: name of the modality of each feature
 LIBRARY_SIZE = "log_library_size"
@@ -69,16 +79,6 @@ def of_rna(var: pd.DataFrame) -> np.ndarray:
     )
 
 
-def require_rna_alone(var: pd.DataFrame, what: str) -> None:
-    """Reject features of several modalities in a step that knows RNA alone."""
-    if has_modalities(var):
-        names = ", ".join(of.name for of in modalities_of(var))
-        raise InputError(
-            f"{what} is possible with RNA alone, and these cells have the modalities {names}; fit a model to RNA "
-            "alone, by `modality=NAME=rna`."
-        )
-
-
 def block_sizes(var: pd.DataFrame) -> tuple[int, ...]:
     """Count the features of each modality; empty for RNA alone."""
     found = modalities_of(var)
@@ -88,6 +88,22 @@ def block_sizes(var: pd.DataFrame) -> tuple[int, ...]:
 def size_names(var: pd.DataFrame) -> tuple[str, ...]:
     """Names of the log library sizes of the normalised modalities."""
     return tuple(of.size_name for of in modalities_of(var) if of.normalised)
+
+
+def spread(values: Sequence[np.ndarray], modalities: Sequence[Modality]) -> np.ndarray:
+    """Give each feature, in the last axis, the value of its modality; that of one modality is left to be broadcast."""
+    if len(values) == 1:
+        return values[0]
+    numbers = [of.features.stop - of.features.start for of in modalities]
+    parts = zip(values, numbers, strict=True)
+    return np.concatenate([np.broadcast_to(value, (*value.shape[:-1], number)) for value, number in parts], axis=-1)
+
+
+def per_10k(counts: np.ndarray, modalities: Sequence[Modality]) -> np.ndarray:
+    """Factor of counts, cells x features, to counts per 10,000 of the modality; 1 for proteins, which are no shares."""
+    sizes = [counts[:, of.features].sum(axis=1, keepdims=True) for of in modalities]
+    factors = [1e4 / size if of.normalised else np.ones_like(size) for of, size in zip(modalities, sizes, strict=True)]
+    return spread(factors, modalities)
 
 
 def features_in_words(var: pd.DataFrame) -> str:
@@ -100,4 +116,5 @@ def of_modality(cells: AnnData, modality: Modality) -> AnnData:
     part = cells[:, modality.features]
     var = part.var.drop(columns=[COLUMN, NAMES], errors="ignore")
     var.index = var.index.str.removeprefix(modality.prefix)
-    return AnnData(part.X, obs=part.obs, var=var)
+    varm = {name: pd.DataFrame(table).set_axis(var.index) for name, table in part.varm.items()}
+    return AnnData(part.X, obs=part.obs, var=var, varm=varm, layers=dict(part.layers))

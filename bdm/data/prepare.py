@@ -120,7 +120,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     check_names(adata.var_names, kind="gene")
     whole, modalities = adata, modalities_of(adata.var)
     if len(modalities) > 1:
-        adata = genes_of(whole, modalities[0], settings)
+        rna = modalities[0].features
+        adata = AnnData(take_rows(whole.X, slice(None))[:, rna], obs=whole.obs, var=whole.var[rna])
     cells, n_genes = find_counts(adata, source=settings.counts)
     check_names(cells.var_names, kind="gene")  # raw may have other genes
     column = symbol_column(cells.var, settings.gene_symbols)
@@ -159,17 +160,6 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         provenance[FORM] = str(whole.uns.get(FORM, FEATURES))
     var = without_unused_categories(var)
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, others)
-
-
-def genes_of(cells: AnnData, rna: Modality, settings: PrepareSettings) -> AnnData:
-    """Take the RNA of cells that have other modalities, with which not all settings can be combined."""
-    given = {"donor_key": settings.donor_key, "covariate_key": settings.covariate_key}
-    if unknown := next((name for name, key in given.items() if key), None):
-        raise InputError(
-            f"the effects that `{unknown}=` asks for are known for RNA alone; leave it out, or use "
-            f"`modality={rna.name}=rna` alone."
-        )
-    return AnnData(take_rows(cells.X, slice(None))[:, rna.features], obs=cells.obs, var=cells.var[rna.features])
 
 
 def chosen_features(cells: AnnData, modality: Modality, training: np.ndarray, settings: PrepareSettings) -> np.ndarray:

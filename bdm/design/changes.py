@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bdm._core.seeds import numpy_generator
+from bdm.data.modalities import modalities_of
 from bdm.design.samples import N_SHOWN, populations_named
 from bdm.design.settings import Change, Design, FoldChange, GeneChoice
 from bdm.errors import InputError, abbreviated, at
@@ -60,10 +61,13 @@ def sampled_genes(
     model: BranchedModel, choice: GeneChoice, expression: np.ndarray, taken: set[int], generator: np.random.Generator
 ) -> list[int]:
     """Sample genes of a range of expression, but none that are taken."""
-    within = np.ones(len(expression), dtype=bool)
-    if choice.expression:
-        low, high = np.quantile(expression, choice.expression)
-        within = (expression >= low) & (expression <= high)
+    modalities = {of.name: of.features for of in modalities_of(model.autoencoder.genes)}
+    name = choice.modality or next(iter(modalities))
+    if name not in modalities:
+        raise InputError(f"the model has no modality {name!r}; it has {', '.join(modalities)}.")
+    features, within = modalities[name], np.zeros(len(expression), dtype=bool)
+    low, high = np.quantile(expression[features], choice.expression or (0, 1))
+    within[features] = (expression[features] >= low) & (expression[features] <= high)
     within[list(taken)] = False
     candidates = np.flatnonzero(within)
     if (n_genes := choice.n or 0) > len(candidates):

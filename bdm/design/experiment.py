@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from bdm._core.seeds import derive, numpy_generator, to_tensor, torch_generator
-from bdm.data.modalities import require_rna_alone
+from bdm.data.modalities import Modality, modalities_of
 from bdm.design.changes import Plant, mean_factors, plants_of, rows_by_population, strengths
 from bdm.design.samples import (
     GivenValues,
@@ -94,6 +94,11 @@ class DesignedExperiment:
         """Number of genes."""
         return len(self.model.autoencoder.genes)
 
+    @property
+    def modalities(self) -> list[Modality]:
+        """Modalities of the genes."""
+        return modalities_of(self.model.autoencoder.genes)
+
     def mean_expression(self, sample: str, populations: Sequence[str]) -> pd.DataFrame:
         """Compute expected counts of populations (rows) in a sample: of its donor, with its changes, at depth 1."""
         condition, number = self.samples.loc[sample, "condition"], self.samples.index.get_loc(sample)
@@ -154,17 +159,17 @@ class DesignedExperiment:
 
     @cached_property
     def ambient_profiles(self) -> pd.DataFrame:
-        """Share of each gene (columns) in the ambient RNA of each sample (rows)."""
+        """Share of each gene (columns) in the ambient RNA of each sample (rows); so for proteins and peaks."""
         samples, genes = self.samples.index, self.model.autoencoder.genes.index
         n_cells = self.request.table.groupby(["sample", "sub_population"])["n_cells"].sum()
         rows = [n_cells[sample] @ self.mean_expression(sample, list(n_cells[sample].index)) for sample in samples]
         counts = pd.DataFrame(rows, index=samples, columns=genes)
-        return counts.div(counts.sum(axis=1), axis=0)
+        by_modality = [counts.iloc[:, of.features] for of in self.modalities]
+        return pd.concat([part.div(part.sum(axis=1), axis=0) for part in by_modality], axis=1)
 
 
 def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
     """Bring a design to a model, and draw its samples and changes."""
-    require_rna_alone(model.autoencoder.genes, "A designed experiment")
     reference = ReferenceCells.of(model, seed=design.seed)
     samples = table_of_samples(model, design)
     donors = tuple(samples["donor"].unique())

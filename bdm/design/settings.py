@@ -150,7 +150,7 @@ class Composition(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneChoice(StageSettings):
-    """Genes by name, or sampled by their expression."""
+    """Genes, proteins and peaks by name, or sampled by their expression."""
 
     section: ClassVar[str] = "genes"
 
@@ -161,6 +161,7 @@ class GeneChoice(StageSettings):
         "Two quantiles of the expression in the cells that change, between which genes are sampled.",
         Unset("any expression"),
     ] = ()
+    modality: Annotated[str | None, "Modality of which genes are sampled.", Unset("RNA")] = None
 
     @classmethod
     def expanded(cls, value: Any) -> Any:
@@ -169,7 +170,7 @@ class GeneChoice(StageSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.names and (self.n is not None or self.expression):
+        if self.names and (self.n is not None or self.expression or self.modality):
             raise InputError("give either names of genes or how to sample them, not both.")
         if twice := next((name for name in self.names if self.names.count(name) > 1), None):
             raise InputError(f"the gene {twice} is named twice; name each gene once.")

@@ -110,6 +110,10 @@ class Droplets:
     counts: np.ndarray
     mean: np.ndarray
 
+    def of_features(self, features: slice) -> "Droplets":
+        """Take the features of a modality."""
+        return Droplets(self.counts[:, features], self.mean[:, features])
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -131,7 +135,7 @@ class Simulation:
         self.depth = experiment.samples["depth_factor"].to_numpy()
         self.condition = experiment.samples["condition"].to_numpy()
         ambient = experiment.design.ambient
-        self.ambient = experiment.ambient_profiles.to_numpy().cumsum(axis=1) if ambient.share else None
+        self.ambient = experiment.ambient_profiles.to_numpy() if ambient.share else None
         self.planted = cache(lambda population: planted_genes(experiment.plants, population))
         self.observation = cache(self._observation)
 
@@ -154,9 +158,14 @@ class Simulation:
         droplets = self.with_partners(droplets, rows, origin)
         if self.ambient is not None:
             generator = numpy_generator(self.seed, "ambient", population, *origin.key)
-            droplets = with_ambient(
-                droplets, self.experiment.design.ambient.share, self.ambient[origin.sample], generator
-            )
+            share, features = self.experiment.design.ambient.share, [of.features for of in self.experiment.modalities]
+            profiles = [self.ambient[:, of].cumsum(axis=1)[origin.sample] for of in features]
+            parts = [
+                with_ambient(droplets.of_features(of), share, profile, generator)
+                for of, profile in zip(features, profiles, strict=True)
+            ]
+            counts, mean = (np.concatenate(of, axis=1) for of in zip(*((p.counts, p.mean) for p in parts), strict=True))
+            droplets = Droplets(counts, mean)
         return droplets, portion.of_cells(latents(self.model, x))
 
     def singlets(self, x: Tensor, origin: Origin) -> Droplets:
@@ -165,7 +174,8 @@ class Simulation:
         mean = self.experiment.expected(x, population, padded(origin.sample, len(x)))[:n_cells]
         observation = self.observation(population)
         generator = numpy_generator(self.seed, "counts", population, *origin.key)  # as generated cells
-        droplets = Droplets(observation.sample(mean, generator).toarray(), mean)
+        counts = self.model.with_levels(observation.sample(mean, generator), population, generator)
+        droplets = Droplets(counts.toarray(), mean)
         droplets = self.changed(droplets, observation, origin)
         depth = self.depth[origin.sample][:, None]
         if (depth == 1).all():

@@ -10,6 +10,7 @@ import pandas as pd
 
 from bdm._core.seeds import numpy_generator
 from bdm.data.columns import writable_name
+from bdm.data.modalities import Modality, spread
 from bdm.design.changes import Plant, mean_factors
 from bdm.design.experiment import DesignedExperiment, Given
 from bdm.design.samples import proportions_of
@@ -39,10 +40,10 @@ class Comparison:
         found = np.log2(self.changed / self.reference)
         return found.mask(found.abs() < ROUNDING, 0.0)
 
-    @property
-    def log2_library_size(self) -> pd.Series:
-        """Log2 ratio of the expected library sizes of cell types."""
-        return np.log2(self.changed.sum() / self.reference.sum())
+    def log2_library_size(self, modality: Modality) -> pd.Series:
+        """Log2 ratio of the expected library sizes of cell types; 0 for proteins, which have none."""
+        changed, reference = (table.iloc[modality.features].sum() for table in (self.changed, self.reference))
+        return np.log2(changed / reference) * modality.normalised
 
 
 def truth_of(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
@@ -56,7 +57,7 @@ def truth_of(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], d
     comparisons = list(comparisons_of(experiment))
     names = ["_".join(filter(None, ("log2_fold_change", writable_name(of.condition)))) for of in comparisons]
     by_type = [of.log2_fold_change.rename(columns=writable_name) for of in comparisons]
-    library = pd.DataFrame({of.condition: of.log2_library_size for of in comparisons}).rename_axis("cell_type")
+    library = pd.DataFrame({of.condition: of.log2_library_size(experiment.modalities[0]) for of in comparisons}).rename_axis("cell_type")
     library = library.melt(var_name="condition", value_name="log2_library_size", ignore_index=False).reset_index()
     n_cells = experiment.request.table.groupby("sample")["n_cells"].sum()
     samples = experiment.samples.assign(n_cells=n_cells.reindex(experiment.samples.index).fillna(0).astype(int))
@@ -76,10 +77,13 @@ def ambient_rna(experiment: DesignedExperiment) -> dict[str, pd.DataFrame]:
     profiles = experiment.ambient_profiles.T
     if not ambient.empty_counts:
         return {"ambient": profiles}
-    counts = {
-        name: numpy_generator(seed, "empty droplets", str(name)).multinomial(ambient.empty_counts, profile)
-        for name, profile in profiles.items()
-    }
+
+    def sampled(name: object) -> np.ndarray:
+        generator = numpy_generator(seed, "empty droplets", str(name))
+        parts = [profiles[name].iloc[of.features] for of in experiment.modalities]
+        return np.concatenate([generator.multinomial(ambient.empty_counts, part) for part in parts])
+
+    counts = {name: sampled(name) for name in profiles}
     return {"ambient": profiles, "empty_droplets": pd.DataFrame(counts, index=profiles.index)}
 
 
@@ -157,13 +161,15 @@ def changed_genes(experiment: DesignedExperiment, comparisons: Sequence[Comparis
 def changed_by(plant: Plant, experiment: DesignedExperiment, comparison: Comparison) -> Iterator[pd.DataFrame]:
     """List the genes of a change in each cell type that has any of its populations."""
     autoencoder, fold_changes = experiment.model.autoencoder, comparison.log2_fold_change
+    of_modalities = [comparison.log2_library_size(of).to_numpy()[:, None] for of in experiment.modalities]
+    log2_library = np.broadcast_to(spread(of_modalities, experiment.modalities), fold_changes.T.shape)
     genes = autoencoder.genes.index[plant.genes]
-    for cell_type in experiment.model.cell_types:
+    for row, cell_type in enumerate(experiment.model.cell_types):
         changed = [name for name in autoencoder.populations_of(cell_type) if name in plant.populations]
         if changed:
             fold_change = fold_changes.loc[genes, cell_type].to_numpy()
             labels = (comparison.condition, cell_type, genes, plant.change.name, "; ".join(changed))
-            numbers = (fold_change, fold_change - comparison.log2_library_size[cell_type], plant.log2_fold_change)
+            numbers = (fold_change, fold_change - log2_library[row, plant.genes], plant.log2_fold_change)
             columns = (*labels, *numbers, plant.change.share)
             yield pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 

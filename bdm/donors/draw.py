@@ -12,8 +12,6 @@ from torch import Tensor
 
 from bdm.autoencoder.observation import ObservationModel
 from bdm.donors.effects import DonorComposition, DonorEffects
-from bdm.donors.variance import GENES, LIBRARY_SIZE
-from bdm.latent.cells import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening
 
 MAX_DONOR_SHARE = 0.9  # of the variance of cells in any direction, that can be between donors
@@ -85,7 +83,7 @@ class NewDonors:
 
     model: DonorModel
     names: tuple[str, ...]  # ``donor-1``, ``donor-2`` and so on
-    deviation: np.ndarray  # in standard deviations: donors x cell types with effects x (genes + 1)
+    deviation: np.ndarray  # in standard deviations: donors x cell types with effects x (genes + library sizes)
     proportions: pd.DataFrame  # shares of populations, donors x populations; the rows sum to 1
     n_cells: np.ndarray  # number of cells of each donor
 
@@ -103,18 +101,19 @@ class NewDonors:
             return x
         model = self.model
         mean = model.moments.mean[model.moments.populations.index(population)]
-        shift = float(model.effects.sd[row, LIBRARY_SIZE]) * torch.tensor(self.deviation[donor, row, LIBRARY_SIZE])
-        layout = LatentLayout(x.shape[1] - 1)
-        y = layout.joined(torch.zeros(len(x), layout.n_latent), shift[:, None])
+        sizes = slice(model.effects.n_genes, None)  # the last coordinates of y, and last columns of effects
+        shift = model.effects.sd[row, sizes] * torch.tensor(self.deviation[donor, row, sizes])
+        y = torch.cat([torch.zeros(len(x), x.shape[1] - shift.shape[1]), shift], dim=1)
         return mean + (x - mean) @ model.contractions[population].T + model.whitening.linear(y)
 
     def log_expression(self, population: str) -> np.ndarray:
         """Offsets of natural log expression, donors x genes; the mean of their exponentials over donors is 1."""
         row = self.row(population)
-        sd = self.model.effects.sd[:, GENES].double().numpy()
+        genes = slice(0, self.model.effects.n_genes)
+        sd = self.model.effects.sd[:, genes].double().numpy()
         if row is None:
             return np.zeros((len(self.names), sd.shape[1]))
-        return np.asarray(self.deviation[:, row, GENES] * sd[row] - sd[row] ** 2 / 2)
+        return np.asarray(self.deviation[:, row, genes] * sd[row] - sd[row] ** 2 / 2)
 
     def observation(self, population: str, model: ObservationModel) -> ObservationModel:
         """Observation model of the counts of one donor, without the variance that :meth:`log_expression` adds."""

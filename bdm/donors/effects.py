@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import anndata as ad
@@ -18,11 +18,10 @@ from bdm._core.store import checksum_of, load, save
 from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.data.modalities import Modality, modalities_of
 from bdm.data.prepare import has_donors
 from bdm.donors.variance import (
     FEW,
-    GENES,
-    LIBRARY_SIZE,
     DonorVariance,
     Groups,
     certainty,
@@ -31,7 +30,6 @@ from bdm.donors.variance import (
     pseudobulks,
 )
 from bdm.errors import InputError
-from bdm.latent.cells import LatentLayout
 
 N_FACTORS = 30  # most factors that donors' effects share
 
@@ -50,12 +48,17 @@ class DonorEffects:
     populations: tuple[str, ...]  # populations of these types
     composition: DonorComposition
     shared: float  # share of the variance of the rest that cell types share
-    # Standard deviation between donors of log expression and, last, of the log library size: cell types x (genes + 1)
+    # Standard deviation between donors of log expression and, last, of log library sizes: cell types x (genes + sizes)
     sd: Tensor
-    loadings: Tensor  # factors x cell types x (genes + 1)
-    # Covariance of the donors' shifts of y = (latent, log library size): populations x dimensions x dimensions
+    loadings: Tensor  # factors x cell types x (genes + sizes)
+    # Covariance of the donors' shifts of y = (latent, log library sizes): populations x dimensions x dimensions
     between: Tensor
     beyond: Tensor  # variance of log expression between donors beyond the shift of latents: cell types x genes
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes, with proteins and peaks if there are any."""
+        return self.beyond.shape[1]
 
 
 def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder) -> DonorEffects | None:
@@ -74,57 +77,88 @@ def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoen
             "batch": batch_codes(latent, autoencoder.batches).numpy()[rows],
         }
     )
-    groups = group_cells(prepared, rows, codes)
-    bulks = pseudobulks(groups, autoencoder.network.decoder.batch_factors(), n_donors=len(names))
-    found = {autoencoder.cell_types[code]: donor_variance(bulk) for code, bulk in bulks.items()}
-    variances = {name: of_type for name, of_type in found.items() if of_type is not None}
+    modalities, factors = modalities_of(prepared.var), autoencoder.network.decoder.batch_factors()
+    groups = [group_cells(prepared, rows, codes, of) for of in modalities]
+    by_modality = [
+        pseudobulks(part, factors[:, of.features], n_donors=len(names))
+        for part, of in zip(groups, modalities, strict=True)
+    ]
+    found = {code: [donor_variance(bulks[code]) for bulks in by_modality] for code in by_modality[0]}
+    variances = {
+        autoencoder.cell_types[code]: joined_variance([of for of in parts if of is not None], modalities)
+        for code, parts in found.items()
+        if None not in parts
+    }
     cell_type_of = {name: of for of in autoencoder.cell_types for name in autoencoder.populations_of(of)}
     z = np.asarray(latent.X[rows])[:, : autoencoder.network.shape.n_latent]
-    means = means_of(groups, z, population, autoencoder)
+    means = means_of(groups, modalities, z, population, autoencoder)
     composition = fit_composition(donors, population, cell_type_of, share_fitted=len(rows) / prepared.n_obs)
     return effects_of(variances, composition, autoencoder, means)
+
+
+def joined_variance(parts: Sequence[DonorVariance], modalities: Sequence[Modality]) -> DonorVariance:
+    """Join what was found of modalities: features of all, and then the library sizes of those that have one."""
+
+    def joined(values: Sequence[np.ndarray]) -> np.ndarray:
+        sizes = [value[..., -1:] for value, of in zip(values, modalities, strict=True) if of.normalised]
+        return np.concatenate([*(value[..., :-1] for value in values), *sizes], axis=-1)
+
+    return DonorVariance(*(joined([getattr(part, of.name) for part in parts]) for of in fields(DonorVariance)))
 
 
 @dataclass(frozen=True)
 class PopulationMeans:
     """Means over the cells of a population."""
 
-    expression: np.ndarray  # expression that the decoder gives the mean latent, genes; it is what generated cells have
-    log_library_size: float  # mean log library size
-    n_counts: float  # counts of all its cells
+    # Expression that the decoder gives the mean latent, genes, by modality; it is what generated cells have
+    expression: tuple[np.ndarray, ...]
+    log_library_sizes: tuple[float, ...]  # mean log library sizes
+    n_counts: tuple[float, ...]  # counts of all its cells by modality; number of cells for proteins
     n_donors: int  # number of donors with such cells
 
 
 @torch.no_grad()
 def means_of(
-    groups: Groups, latent: np.ndarray, population: np.ndarray, autoencoder: GeneAutoencoder
+    groups: Sequence[Groups],
+    modalities: Sequence[Modality],
+    latent: np.ndarray,
+    population: np.ndarray,
+    autoencoder: GeneAutoencoder,
 ) -> dict[str, dict[str, PopulationMeans]]:
     """Means of the populations that have cells, by cell type; ``latent``: cells x latent dimensions."""
     means: dict[str, dict[str, PopulationMeans]] = {}
-    for (type_code, code), table in groups.table.groupby(["cell_type", "population"]):
+    for (type_code, code), of_first in groups[0].table.groupby(["cell_type", "population"]):
+        tables = [part.table.loc[of_first.index] for part in groups]
         name = autoencoder.populations[int(code)]
         decoder = autoencoder.network_of(name).decoder
         mean = torch.from_numpy(latent[population == name].mean(axis=0, keepdims=True))
         expression = decoder.decode(mean)[0].exp()
         means.setdefault(autoencoder.cell_types[int(type_code)], {})[name] = PopulationMeans(
-            expression.double().numpy(),
-            float(table["log_library_size"].sum() / table["n_cells"].sum()),
-            float(table["library_size"].sum()),
-            table["donor"].nunique(),
+            tuple(expression.double().numpy()[of.features] for of in modalities),
+            tuple(
+                float(table["log_library_size"].sum() / table["n_cells"].sum())
+                for table, of in zip(tables, modalities, strict=True)
+                if of.normalised
+            ),
+            tuple(float(table["library_size"].sum()) for table in tables),
+            of_first["donor"].nunique(),
         )
     return means
 
 
 def variance_by_shares(composition: DonorComposition, cell_type: str, means: dict[str, PopulationMeans]) -> np.ndarray:
-    """Variance between donors of log expression and, last, log library size that the shares of populations cause."""
-    n_counts = np.array([of.n_counts for of in means.values()])
-    expression = np.stack([of.expression for of in means.values()])
-    ratio = expression / (n_counts @ expression / n_counts.sum())
-    values = np.column_stack([ratio, [of.log_library_size for of in means.values()]])
+    """Variance between donors of log expression and, last, log library sizes that the shares of populations cause."""
+    ratios = []
+    for modality in range(len(next(iter(means.values())).expression)):
+        n_counts = np.array([of.n_counts[modality] for of in means.values()])
+        expression = np.stack([of.expression[modality] for of in means.values()])
+        ratios.append(expression / (n_counts @ expression / n_counts.sum()))
+    values = np.column_stack([*ratios, [of.log_library_sizes for of in means.values()]])
+    n_genes = sum(ratio.shape[1] for ratio in ratios)
     parameters = np.array([composition.populations[cell_type][name] for name in means])
     share = parameters / parameters.sum()
     variance = share @ (values - share @ values) ** 2 / (parameters.sum() + 1)
-    return np.append(np.log1p(variance[GENES]), variance[LIBRARY_SIZE])
+    return np.append(np.log1p(variance[:n_genes]), variance[n_genes:])
 
 
 def effects_of(
@@ -149,15 +183,16 @@ def effects_of(
     for row, cell_type in enumerate(cell_types):
         sd = np.sqrt(variance[row])
         of_type, explained = means[cell_type], np.zeros(n_genes)
-        n_counts = sum(of_population.n_counts for of_population in of_type.values())
+        n_counts = np.sum([of_population.n_counts for of_population in of_type.values()], axis=0)
         for name, of_population in of_type.items():
             covariance, in_latents = latent_covariance(
-                loadings[:, row] * sd, variance[row, LIBRARY_SIZE], autoencoder.network_of(name).decoder, of_population
+                loadings[:, row] * sd, variance[row, n_genes:], autoencoder.network_of(name).decoder, of_population
             )
             populations.append(name)
             between.append(covariance)
-            explained += of_population.n_counts / n_counts * in_latents
-        beyond[row] = np.maximum(variance[row, GENES] - explained, 0)
+            shares = zip(of_population.n_counts / n_counts, of_population.expression, strict=True)
+            explained += np.concatenate([np.full(len(part), share) for share, part in shares]) * in_latents
+        beyond[row] = np.maximum(variance[row, :n_genes] - explained, 0)
     return DonorEffects(
         n_donors=len(scores),
         cell_types=cell_types,
@@ -199,34 +234,41 @@ def shared_part(scores: np.ndarray, weights: np.ndarray, loadings: np.ndarray) -
 
 @torch.no_grad()
 def latent_covariance(
-    effects: np.ndarray, library_variance: float, decoder: Decoder, means: PopulationMeans
+    effects: np.ndarray, library_variance: np.ndarray, decoder: Decoder, means: PopulationMeans
 ) -> tuple[np.ndarray, np.ndarray]:
     """Covariance of the shifts of y by which the latents of a population follow the effects of donors.
 
     The shift of the latent is the weighted least-squares fit of log expression by the decoder, with the information of
     the counts of a donor, and the prior of the latents.
 
-    ``effects``: factors x (genes + 1); returns: dimensions x dimensions of y; and the variance of the log expression of
-    each gene that these shifts cause.
+    ``effects``: factors x (genes + library sizes); returns: dimensions x dimensions of y; and the variance of the log
+    expression of each gene that these shifts cause.
     """
-    expression = means.expression
-    directions = decoder.directions(expression)
-    weighted = expression[:, None] * directions
-    genes = effects[:, GENES] - (effects[:, GENES] @ expression)[:, None]
-    information = directions.T @ weighted + np.eye(directions.shape[1]) * means.n_donors / means.n_counts
+    expression = np.concatenate(means.expression)
+    directions, n_genes = decoder.directions(expression), len(expression)
+    counts = [part * (n / means.n_counts[0]) for part, n in zip(means.expression, means.n_counts, strict=True)]
+    weighted = np.concatenate(counts)[:, None] * directions
+    ends = np.cumsum([len(part) for part in means.expression[:-1]], dtype=int)
+    of_blocks = zip(
+        np.split(effects[:, :n_genes], ends, axis=1), means.expression, decoder.blocks.normalised, strict=True
+    )
+    genes = np.concatenate(
+        [of - (of @ shares)[:, None] if is_share else of for of, shares, is_share in of_blocks], axis=1
+    )
+    information = directions.T @ weighted + np.eye(directions.shape[1]) * means.n_donors / means.n_counts[0]
     shift = np.linalg.solve(information, weighted.T @ genes.T).T
-    library_size = LatentLayout(shift.shape[1]).library_size
-    y = np.column_stack([shift, effects[:, LIBRARY_SIZE]])
+    y = np.column_stack([shift, effects[:, n_genes:]])
     covariance = y.T @ y
-    covariance[library_size, library_size] = library_variance
+    sizes = np.arange(shift.shape[1], y.shape[1])
+    covariance[sizes, sizes] = library_variance
     return covariance, ((shift @ directions.T) ** 2).sum(axis=0)
 
 
 def summary_of(effects: DonorEffects) -> str:
     """Describe in one sentence what was learned of donors; says if donors are few."""
-    kept = certainty(effects.n_donors)
+    kept, median = certainty(effects.n_donors), float(effects.sd[:, : effects.n_genes].median())
     found = (
-        f"{effects.n_donors} donors, standard deviation of log expression {float(effects.sd[:, GENES].median()):.2f} "
+        f"{effects.n_donors} donors, standard deviation of log expression {median:.2f} "
         f"(median over genes and cell types)"
     )
     if kept < 1:

@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import digamma, gammaln, logsumexp, xlogy
 
 from bdm.data.matrix import blocks_of_rows
+from bdm.data.modalities import Modality
 
 # Variances of the factor by which a donor changes a gene's expression
 GRID = np.concatenate([[0.0], np.geomspace(1e-3, 2, 22)])
@@ -17,7 +18,6 @@ N_ITERATIONS = 100  # of expectation maximisation for the shares of the variance
 N_EQUAL = 20  # cells at which a donor has half the weight of one with very many
 MAX_EFFECT = 3.0  # standard deviations that a donor's effect can have
 FEW = 5  # donors, below which effects are drawn towards none
-GENES, LIBRARY_SIZE = slice(None, -1), -1  # columns of effects: log expression by gene, and last, log library size
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,21 @@ class Groups:
 KEYS = ["donor", "cell_type", "population", "batch"]
 
 
-def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame) -> Groups:
-    """Sum the counts of cells by group, in blocks of cells."""
+def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modality: Modality | None = None) -> Groups:
+    """Sum the counts of cells by group, of one modality if there are several, in blocks of cells.
+
+    Cells have a size of 1 in place of the library size where counts are no shares of one, as those of proteins.
+    """
+    features = slice(0, adata.n_vars) if modality is None else modality.features
     group = codes.groupby(KEYS, sort=True).ngroup().to_numpy()
     table = codes.assign(group=group).drop_duplicates("group").sort_values("group")[KEYS].reset_index(drop=True)
-    shape = (len(table), adata.n_vars)
+    shape = (len(table), features.stop - features.start)
     counts, weighted, squares = (sparse.csr_matrix(shape) for _ in range(3))
     library_size = np.zeros(len(rows))
     for read, block in blocks_of_rows(adata.X, rows):
-        x = sparse.csr_matrix(block, dtype=float)
-        sizes = np.asarray(x.sum(axis=1)).ravel()
+        x = sparse.csr_matrix(block, dtype=float)[:, features]
+        has_size = modality is None or modality.normalised
+        sizes = np.asarray(x.sum(axis=1)).ravel() if has_size else np.ones(x.shape[0])
         library_size[read] = sizes
         cells = np.arange(x.shape[0])
         member = sparse.csr_matrix((np.ones(len(cells)), (group[read], cells)), shape=(shape[0], len(cells)))

@@ -19,6 +19,7 @@ from bdm.data.counts import as_counts, first_fault
 from bdm.data.filters import capped
 from bdm.data.genes import GeneNames
 from bdm.data.matrix import take_cells
+from bdm.data.modalities import Modality, has_modalities, modalities_of
 from bdm.errors import InputError, abbreviated
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class TypedCells(ABC):
         """Read the cells with these indices."""
 
     @abstractmethod
-    def of_features(self, columns: slice) -> TypedCells:
-        """Take the columns of a modality."""
+    def of_modality(self, modality: Modality) -> TypedCells:
+        """Take the features of a modality."""
 
     @cached_property
     def n_by_type(self) -> pd.Series:
@@ -71,26 +72,41 @@ class Cells(TypedCells):
     batch: np.ndarray | None = None  # None where it is not known
     population: np.ndarray | None = None  # None where populations are not compared
     covariates: pd.DataFrame | None = None  # values by cell and covariate; None where there are none
+    modalities: tuple[Modality, ...] = ()  # none for RNA alone
 
     @classmethod
     def from_anndata(cls, adata: AnnData, covariates: Sequence[str] = ()) -> Cells:
         """Take counts from ``X``, and types, batches and covariates, if any, from ``obs``."""
         counts = sparse.csr_matrix(adata.X, dtype=np.float32)
         cell_type = adata.obs["cell_type"].to_numpy(dtype=str)
-        return cls(counts, cell_type, batch_in(adata.obs), covariates=covariates_in(adata.obs, covariates))
+        values = covariates_in(adata.obs, covariates)
+        return cls(counts, cell_type, batch_in(adata.obs), covariates=values, modalities=other_than_rna(adata.var))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         batch, population = (None if of is None else of[index] for of in (self.batch, self.population))
-        return Cells(self.counts[index], self.cell_type[index], batch, population, rows_in(self.covariates, index))
+        covariates = rows_in(self.covariates, index)
+        return Cells(self.counts[index], self.cell_type[index], batch, population, covariates, self.modalities)
 
-    def of_features(self, columns: slice) -> Cells:
-        """Take the columns of a modality."""
-        return replace(self, counts=self.counts[:, columns])
+    def of_modality(self, modality: Modality) -> Cells:
+        """Take the features of a modality."""
+        counts = self.counts[:, modality.features]
+        alone = () if modality.normalised else (replace(modality, features=slice(0, counts.shape[1])),)
+        return replace(self, counts=counts, modalities=alone)
 
     @cached_property
     def library_size(self) -> np.ndarray:
         """Sum of the counts of each cell."""
         return np.asarray(self.counts.sum(axis=1)).ravel()
+
+    @property
+    def has_size(self) -> bool:
+        """Whether counts are shares of a library size, as those of proteins are not."""
+        return all(of.normalised for of in self.modalities)
+
+    @cached_property
+    def by_modality(self) -> list[Cells]:
+        """Cells of each modality."""
+        return [self.of_modality(of) for of in self.modalities] if self.modalities else [self]
 
     @cached_property
     def n_detected(self) -> np.ndarray:
@@ -99,13 +115,22 @@ class Cells(TypedCells):
 
     @cached_property
     def cp10k(self) -> sparse.csr_matrix:
-        """Counts per 10,000 counts of the cell; zeros where a cell has no counts."""
+        """Counts per 10,000 counts of the cell in the modality, zeros where it has none; of proteins, counts."""
+        if len(self.modalities) > 1:
+            return sparse.hstack([of.cp10k for of in self.by_modality], format="csr")
+        if not self.has_size:
+            return self.counts
         return sparse.csr_matrix(sparse.diags(1e4 / np.maximum(self.library_size, 1)) @ self.counts)
 
     @cached_property
     def expression(self) -> sparse.csr_matrix:
         """``log1p(CP10k)``."""
         return self.cp10k.log1p()
+
+
+def other_than_rna(var: pd.DataFrame) -> tuple[Modality, ...]:
+    """Modalities of features; none for RNA alone."""
+    return tuple(modalities_of(var)) if has_modalities(var) else ()
 
 
 def batch_in(obs: pd.DataFrame) -> np.ndarray | None:
@@ -198,12 +223,13 @@ class StoredCells(TypedCells):
             block = take_cells(self.adata, rows[start : start + BLOCK])
             parts.append(sparse.csr_matrix(checked(block, self.path, self.place)[:, self.genes].X))
         batch = None if self.batch is None else self.batch[index]
-        counts = sparse.vstack(parts, format="csr")
-        return Cells(counts, self.cell_type[index], batch, covariates=rows_in(self.covariates, index))
+        counts, covariates = sparse.vstack(parts, format="csr"), rows_in(self.covariates, index)
+        modalities = other_than_rna(self.adata.var.loc[self.genes])
+        return Cells(counts, self.cell_type[index], batch, covariates=covariates, modalities=modalities)
 
-    def of_features(self, columns: slice) -> StoredCells:
-        """Take the columns of a modality."""
-        return replace(self, genes=self.genes[columns])
+    def of_modality(self, modality: Modality) -> StoredCells:
+        """Take the features of a modality."""
+        return replace(self, genes=self.genes[modality.features])
 
     def in_memory(self) -> Cells:
         """Read all cells."""
@@ -223,10 +249,10 @@ class RealCells:
         """Names of the genes, as the data have them."""
         return self.names.index
 
-    def of_features(self, columns: slice) -> RealCells:
-        """Take the columns of a modality."""
-        names = GeneNames(self.names.var.iloc[columns], self.names.column)
-        return RealCells(self.training.of_features(columns), self.test.of_features(columns), names)
+    def of_modality(self, modality: Modality) -> RealCells:
+        """Take the features of a modality."""
+        names = GeneNames(self.names.var.iloc[modality.features], self.names.column)
+        return RealCells(self.training.of_modality(modality), self.test.of_modality(modality), names)
 
 
 Populations = Callable[[Cells], np.ndarray | None]  # gives the population of each cell; None if it cannot be found
@@ -260,10 +286,10 @@ class ResampledCells:
     floor_rows: np.ndarray  # indices of the floor among training cells
     seed: int
 
-    def of_features(self, columns: slice) -> ResampledCells:
-        """Take the columns of a modality."""
-        query = {name: cells.of_features(columns) for name, cells in self.query.items()}
-        return replace(self, test=self.test.of_features(columns), query=query)
+    def of_modality(self, modality: Modality) -> ResampledCells:
+        """Take the features of a modality."""
+        query = {name: cells.of_modality(modality) for name, cells in self.query.items()}
+        return replace(self, test=self.test.of_modality(modality), query=query)
 
     def with_populations(self, populations: Populations) -> ResampledCells:
         """Find the population of each cell."""

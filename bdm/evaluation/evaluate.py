@@ -167,8 +167,9 @@ class Evaluation(Result):
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         self.properties.to_csv(folder / "properties.csv", index=False, float_format="%.4g")
-        if self.modalities is not None:
-            self.modalities.to_csv(folder / "modalities.csv", float_format="%.4g")
+        none = pd.DataFrame(columns=["modality", "score", *self.overall])  # of RNA alone
+        modalities = none if self.modalities is None else self.modalities.reset_index()
+        modalities.to_csv(folder / "modalities.csv", index=False, float_format="%.4g")
         self.gene_statistics.to_csv(folder / "genes.csv", index=False, float_format="%.4g")
 
 
@@ -201,10 +202,10 @@ def evaluate(
     modalities = None
     if has_modalities(real.names.var):
         modalities = modality_scores(resamples, real.names.var, most=size_limits.gene_auc)
-        rna = modalities_of(real.names.var)[0].features
-        real, marking = real.of_features(rna), marking.of_features(rna)
-        resamples = [resample.of_features(rna) for resample in resamples]
-        generated = {name: cells.of_features(rna) for name, cells in generated.items()}
+        rna = modalities_of(real.names.var)[0]
+        real, marking = real.of_modality(rna), marking.of_modality(rna)
+        resamples = [resample.of_modality(rna) for resample in resamples]
+        generated = {name: cells.of_modality(rna) for name, cells in generated.items()}
     training, test = real.training, real.test
     markers, pair_genes = marker_genes(marking), variable_genes(marking)
 

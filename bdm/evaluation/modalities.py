@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from bdm.data.header import RNA
-from bdm.data.modalities import Modality, modalities_of
+from bdm.data.modalities import RNA, Modality, modalities_of
 from bdm.evaluation.cells import Cells, ResampledCells, match, sample_at_most
 from bdm.evaluation.metrics import Agreement, cross_validated_probabilities, fitted_pca, forest, linear_classifier
 from bdm.evaluation.scores import auc

@@ -12,7 +12,7 @@ from anndata.utils import make_index_unique
 
 from bdm.data.columns import as_text, finite_columns, is_missing, is_unwritable
 from bdm.data.filters import split_by_type
-from bdm.data.modalities import require_rna_alone
+from bdm.data.prepare import counted_cells
 from bdm.errors import InputError, counted
 from bdm.model.fitted_cells import check_has_genes, check_has_types
 from bdm.model.match import SAME, batches_of, labels_of, model_counts
@@ -46,7 +46,6 @@ def new_cells(
 
     Of the named types, or else of all that the model lacks, the largest first.
     """
-    require_rna_alone(model.autoencoder.genes, "An extension")
     labels = labels_of(adata.obs, model, keys, required=True)
     check_names_of_types(labels, model, cell_types)
     chosen = cell_types or all_new_types(labels, model)
@@ -70,7 +69,7 @@ def new_cells(
         cells.obs["donor"] = donors
     for name in () if model.covariates is None else model.covariates.names:
         cells.obs[name] = np.nan if name not in adata.obs else finite_columns(adata.obs[taken], (name,))[name]
-    cells = cells[cells.X.getnnz(axis=1) > 0]
+    cells = cells[counted_cells(cells.X, cells.var)]
     by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
     is_known = cells.obs["cell_type"].isin(model.cell_types).to_numpy()
     return NewCells(by_type, cells[is_known].copy(), batches)

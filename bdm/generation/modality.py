@@ -16,8 +16,7 @@ from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import ObservationModel
-from bdm.data.header import RNA
-from bdm.data.modalities import LIBRARY_SIZE, Modality, modalities_of
+from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality, modalities_of
 from bdm.errors import InputError
 from bdm.latent.moments import Normal, matrix_power
 from bdm.model.match import SAME, batches_of, check_known, check_not_empty, counts_of_genes, label_column, labels_of

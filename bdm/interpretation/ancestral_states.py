@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from bdm.autoencoder.observation import ObservationModel
+from bdm.data.modalities import modalities_of, per_10k
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.interpretation.contrasts import Commitment, Contrast
 from bdm.latent.moments import Normal, matrix_power
@@ -37,7 +38,7 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
         populations = list(model.hierarchy.leaves(branch))
         counts = decode_to_counts(model, x, populations)
         means.append(x.mean(dim=0).numpy())
-        expression.append((counts * (1e4 / counts.sum(axis=1, keepdims=True))).mean(axis=0))
+        expression.append((counts * per_10k(counts, modalities_of(model.autoencoder.genes))).mean(axis=0))
         detected.append(branch_observation_model(model, populations).detection(counts).mean(axis=0))
     frame = {"index": model.autoencoder.genes.index, "columns": names}
     return AncestralStates(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -69,6 +69,7 @@ class PopulationExpression:
 
     by_population: dict[str, Expression]
     n_cells: dict[str, int]
+    blocks: tuple[int, ...] = ()  # numbers of features of modalities; none for RNA alone
 
     def total(self, populations: tuple[str, ...]) -> int:
         """Cells of several populations together."""
@@ -128,17 +129,20 @@ class Differences:
     """How genes differ between the two sides of a contrast; positive where higher inside. All arrays are by gene.
 
     p is NaN where it would not be valid: where a cell type is divided, in the model and in the cells that its
-    sub-populations were found in.
+    sub-populations were found in. Ranks and adjusted p-values are among the genes of a modality.
     """
 
     fold_change: Log2FoldChange
     score: np.ndarray  # ranks genes: z of a Wilcoxon test in real cells, Cohen's d in the model
     p: np.ndarray  # two-sided: of the Wilcoxon test; in the model, of the fold change's z
+    blocks: tuple[int, ...] = field(default=(), metadata={"optional": True})  # numbers of features of modalities
 
     @cached_property
     def p_adjusted(self) -> np.ndarray:
         """p-values adjusted over genes by Benjamini and Hochberg; NaN where there are none."""
-        return false_discovery_control(self.p) if self.has_p else self.p
+        if not self.has_p:
+            return self.p
+        return np.concatenate([false_discovery_control(part) for part in self._by_modality(self.p)])
 
     @property
     def has_p(self) -> bool:
@@ -152,9 +156,17 @@ class Differences:
     @property
     def rank(self) -> np.ndarray:
         """Rank of each gene by score, from 1 for the gene that marks the inside most."""
-        rank = np.empty(len(self.score), dtype=int)
-        rank[np.argsort(-self.score, kind="stable")] = np.arange(1, len(self.score) + 1)
-        return rank
+        orders = [np.argsort(-part, kind="stable") for part in self._by_modality(self.score)]
+        return np.concatenate([1 + np.argsort(order) for order in orders])
+
+    def of_features(self, features: slice) -> Differences:
+        """Differences of the features of a modality."""
+        change = Log2FoldChange(self.fold_change.log2[features], self.fold_change.standard_error[features])
+        return Differences(change, self.score[features], self.p[features])
+
+    def _by_modality(self, values: np.ndarray) -> list[np.ndarray]:
+        """Values of the features of each modality."""
+        return np.split(values, np.cumsum(self.blocks[:-1], dtype=int))
 
     @property
     def significant(self) -> np.ndarray:
@@ -209,10 +221,12 @@ class ContrastGenes:
     equal: Differences | None  # in as many training cells of each type as there are test cells
     test: Differences | None
 
-    def agreement(self, query: str, *, n_genes: int) -> dict[str, float]:
+    def agreement(self, query: str, features: slice, *, n_genes: int) -> dict[str, float]:
         """Agreement with the test cells of one of ``QUERIES``; nothing where there are too few cells."""
         differences = getattr(self, query)
-        return agreement(differences, self.test, n_genes=n_genes) if differences and self.test else {}
+        if not (differences and self.test):
+            return {}
+        return agreement(differences.of_features(features), self.test.of_features(features), n_genes=n_genes)
 
 
 MEASURES = ("pearson", "spearman", "slope", "top_shared", "auprc", "coverage")  # of agreement, see below

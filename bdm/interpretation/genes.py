@@ -15,7 +15,9 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm._core.seeds import numpy_generator
-from bdm.evaluation.cells import Cells, sample_by_type, smaller_numbers
+from bdm.data.modalities import block_sizes, modalities_of, per_10k
+from bdm.data.prepare import counted_cells
+from bdm.evaluation.cells import Cells, other_than_rna, sample_by_type, smaller_numbers
 from bdm.evaluation.genes import wilcoxon
 from bdm.generation.at import drawn_values
 from bdm.generation.generate import Chunk, expected_counts, observation_model, shared_chunks
@@ -49,7 +51,8 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     for chunk in shared_chunks(sampler, request, seed):
         parts[chunk.population].append((len(chunk.x), _expression(model, request, chunk, values)))
     n_trained = model.composition.sum(axis=1).to_dict()
-    return PopulationExpression({population: _pooled(part) for population, part in parts.items()}, n_trained)
+    expression = {population: _pooled(part) for population, part in parts.items()}
+    return PopulationExpression(expression, n_trained, block_sizes(model.autoencoder.genes))
 
 
 def model_differences(expression: PopulationExpression, contrast: Contrast) -> Differences:
@@ -62,7 +65,8 @@ def model_differences(expression: PopulationExpression, contrast: Contrast) -> D
     sides = expression.total(contrast.inside), expression.total(contrast.outside)
     spread = np.sqrt(np.average([inside.variance, outside.variance], axis=0, weights=sides))
     fold_change = Log2FoldChange.of(expression, contrast)
-    found = Differences(fold_change, (inside.mean - outside.mean) / spread, two_sided_p(fold_change.z))
+    score, blocks = (inside.mean - outside.mean) / spread, expression.blocks
+    found = Differences(fold_change, score, two_sided_p(fold_change.z), blocks)
     return found.without_p() if contrast.divides_type else found
 
 
@@ -71,7 +75,7 @@ def _expression(model: BranchedModel, request: Request, chunk: Chunk, values: di
     at = values[chunk.population][chunk.start : chunk.start + len(chunk.x)] if values else None
     x = model.at_covariates(chunk.x, chunk.population, at)
     counts = expected_counts(model, x, batch, chunk.population).astype(np.float64)
-    per_count = 1e4 / counts.sum(axis=1, keepdims=True)
+    per_count = per_10k(counts, modalities_of(model.autoencoder.genes))
     expression = counts * per_count
     # Law of total variance, with the variance of counts
     noise = observation_model(model, chunk.population).variance(counts) * per_count**2
@@ -97,10 +101,20 @@ def real_expression(cells: Cells) -> PopulationExpression:
         cp10k = of_population.cp10k.astype(np.float64)
         mean = cp10k.mean(axis=0).A1
         square = cp10k.multiply(cp10k).mean(axis=0).A1
-        per_count = 1e4 / max(of_population.library_size.sum(), 1)
-        poisson = n * (of_population.counts.sum(axis=0).A1 + 1) * per_count**2
+        poisson = np.concatenate([poisson_variance(part) for part in of_population.by_modality])
         by_population[population] = Expression(mean, np.maximum((square - mean**2) * n / max(n - 1, 1), poisson))
-    return PopulationExpression(by_population, cells.n_by_type.to_dict())
+    return PopulationExpression(by_population, cells.n_by_type.to_dict(), blocks_of(cells))
+
+
+def poisson_variance(cells: Cells) -> np.ndarray:
+    """Variance in CP10k of a Poisson number of counts, one more than were seen in cells of one modality, by feature."""
+    per_count = 1e4 / max(cells.library_size.sum(), 1) if cells.has_size else 1 / len(cells)
+    return np.asarray(len(cells) * (cells.counts.sum(axis=0).A1 + 1) * per_count**2)
+
+
+def blocks_of(cells: Cells) -> tuple[int, ...]:
+    """Numbers of features of modalities; none for RNA alone."""
+    return tuple(of.features.stop - of.features.start for of in cells.modalities)
 
 
 def real_differences(
@@ -118,7 +132,7 @@ def real_differences(
     others = {name: OTHERS for contrast in contrasts for name in contrast.outside}
     below = others | {name: contrast.child for contrast in contrasts for name in contrast.inside}
     cells = cells[np.isin(cells.cell_type, list(below))]
-    cells = Cells(cells.counts, np.array([below[name] for name in cells.cell_type], dtype=str))
+    cells = replace(cells, cell_type=np.array([below[name] for name in cells.cell_type], dtype=str))
     cells = tested_as(cells) if len(cells) else cells
     n_cells = cells.n_by_type.drop(OTHERS, errors="ignore")
     children = [child for child, n in n_cells.items() if MIN_CELLS <= n <= len(cells) - MIN_CELLS]
@@ -127,7 +141,9 @@ def real_differences(
     tested = wilcoxon(cells, children)
     known = expression.by_population.keys()
     return {
-        contrast.child: Differences(Log2FoldChange.of(expression, contrast.among(known)), *tested[contrast.child])
+        contrast.child: Differences(
+            Log2FoldChange.of(expression, contrast.among(known)), *tested[contrast.child], expression.blocks
+        )
         for contrast in contrasts
         if contrast.child in children
     }
@@ -184,30 +200,45 @@ def split_counts(adata: AnnData, cell_types: set[str], model: BranchedModel, *, 
     label = adata.obs["cell_type"].astype(str).to_numpy()
     of_types = np.isin(label, list(cell_types))
     counts, obs, label = sparse.csr_matrix(adata.X[of_types], dtype=np.float32), adata.obs[of_types], label[of_types]
-    generator = numpy_generator(seed, "count splitting")
+    generator, var = numpy_generator(seed, "count splitting"), model.autoencoder.genes
     order = [np.flatnonzero(label == cell_type) for cell_type in sorted(cell_types)]
     halves = [observation_model(model, label[rows[0]]).half(counts[rows], generator) for rows in order if len(rows)]
     if not halves:
-        return Cells(counts, label)
+        return Cells(counts, label, modalities=other_than_rna(var))
     rows = np.concatenate(order)
     first = sparse.vstack(halves, format="csr")[np.argsort(rows)]
     second = sparse.csr_matrix(counts - first)
     second.eliminate_zeros()
-    known = np.flatnonzero((first.getnnz(axis=1) > 0) & (second.getnnz(axis=1) > 0))
+    known = np.flatnonzero(counted_cells(first, var) & counted_cells(second, var))
     population = populations_of_cells(AnnData(first[known], obs=obs.iloc[known]), model.autoencoder)
-    return Cells(second[known], population)
+    return Cells(second[known], population, modalities=other_than_rna(var))
 
 
 def even_depth(cells: Cells, generator: np.random.Generator) -> Cells:
     """Sample the counts of cells down to one library size, without the cells that have fewer counts.
 
     How surely a cell joins a population depends on its library size, and so do its ranks. The library size is the lower
-    quartile of the side in which this is least.
+    quartile of the side in which this is least; each modality but proteins has its own.
     """
-    depth = min(np.quantile(cells.library_size[cells.cell_type == side], MIN_DEPTH) for side in cells.n_by_type.index)
-    cells = cells[np.flatnonzero(cells.library_size >= max(depth, 1))]
+    depths = [shallow_depth(part) if part.has_size else None for part in cells.by_modality]
+    enough = [
+        part.library_size >= max(d, 1) for part, d in zip(cells.by_modality, depths, strict=True) if d is not None
+    ]
+    cells = cells[np.flatnonzero(np.logical_and.reduce(enough))]
+    pairs = zip(cells.by_modality, depths, strict=True)
+    parts = [part.counts if d is None else thinned(part, d, generator) for part, d in pairs]
+    return replace(cells, counts=parts[0] if len(parts) == 1 else sparse.hstack(parts, format="csr"))
+
+
+def shallow_depth(cells: Cells) -> np.floating:
+    """Lower quartile of the library sizes of the side in which this is least."""
+    return min(np.quantile(cells.library_size[cells.cell_type == side], MIN_DEPTH) for side in cells.n_by_type.index)
+
+
+def thinned(cells: Cells, depth: np.floating, generator: np.random.Generator) -> sparse.csr_matrix:
+    """Sample the counts of cells down to a library size."""
     share = np.repeat(depth / cells.library_size, np.diff(cells.counts.indptr))
     counts = cells.counts.copy()
     counts.data = generator.binomial(counts.data.astype(np.int64), np.minimum(share, 1)).astype(np.float32)
     counts.eliminate_zeros()
-    return Cells(counts, cells.cell_type)
+    return counts

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm.data.filters import capped
 from bdm.data.matrix import take_cells
-from bdm.data.modalities import require_rna_alone
+from bdm.data.modalities import Modality, modalities_of
 from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import (
     MIN_CELLS_FOR_MEANS,
@@ -24,6 +24,7 @@ from bdm.evaluation.cells import (
     check_genes,
     checked,
     halves_of,
+    other_than_rna,
     sample_by_type,
 )
 from bdm.evaluation.read import USUAL, open_cells
@@ -33,7 +34,7 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import AncestralStates, ancestral_states, commitment_of
 from bdm.interpretation.contrasts import MEASURES, QUERIES, ContrastGenes, column_of, contrasts_of
 from bdm.interpretation.genes import ComparedCells, model_differences, model_expression, split_counts, types_to_split
-from bdm.interpretation.markers import by_members, candidate_markers, distinct_markers, markers_of, members_of_types
+from bdm.interpretation.markers import by_members, distinct_markers, in_turn, markers_of, members_of_types
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import read_fitted_cells
@@ -52,7 +53,7 @@ AGREEMENT_COLUMNS = [  # of a tree without nodes, too
 
 @dataclass(frozen=True)
 class Inputs:
-    """A model, real cells, and cells that it generated; genes in the model's order."""
+    """A model, real cells, and cells that it generated; genes, and features of other modalities, in its order."""
 
     model: BranchedModel
     training: Cells  # the cells that the model was fitted to, or a random half of them where there are no test cells
@@ -67,6 +68,11 @@ class Inputs:
         """Names of the genes."""
         return self.model.gene_names.index
 
+    @property
+    def modalities(self) -> list[Modality]:
+        """Modalities of the genes."""
+        return modalities_of(self.model.autoencoder.genes)
+
 
 @using_threads()
 def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) -> Interpretation:
@@ -77,8 +83,10 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
     by_type = members_of_types(hierarchy)
     of_types = by_members(inputs.training, by_type)
-    candidates = candidate_markers(of_types, genes)
-    markers = distinct_markers(candidates, of_types, genes, tuple(by_type), n_genes=settings.n_markers)
+    markers = in_turn(
+        distinct_markers(part, genes[of.features], tuple(by_type), n_genes=settings.n_markers)
+        for part, of in zip(of_types.by_modality, inputs.modalities, strict=True)
+    )
     return Interpretation(
         settings=settings,
         names=model.gene_names,
@@ -113,25 +121,24 @@ def contrast_genes(inputs: Inputs, states: AncestralStates, *, n_cells: int, see
 
 
 def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n_genes: int) -> pd.DataFrame:
-    """Agreement with the test cells by node, of the model and of training cells: means over children.
+    """Agreement with the test cells by node and modality, of the model and of training cells: means over children.
 
     Each of ``MEASURES`` is of the model, and with ``_training`` and ``_equal`` appended of all training cells and of as
     many as test cells. ``n_significant`` counts genes significantly higher in any child, in test cells.
     """
-    rows = []
-    for node, group in groupby(contrasts, key=lambda of: of.contrast.node):
-        children = tuple(group)
-        contrast = children[0].contrast
+    rows, several = [], len(inputs.modalities) > 1
+    nodes = [tuple(group) for _, group in groupby(contrasts, key=lambda of: of.contrast.node)]
+    for children, modality in product(nodes, inputs.modalities):
+        contrast, features = children[0].contrast, modality.features
         populations = list(contrast.inside + contrast.outside)
-        means = {
-            query: pd.DataFrame([child.agreement(query, n_genes=n_genes) for child in children], dtype=float).mean()
-            for query in QUERIES
-        }
-        tested = [child.test for child in children if child.test]
+        found = {query: [child.agreement(query, features, n_genes=n_genes) for child in children] for query in QUERIES}
+        means = {query: pd.DataFrame(of_children, dtype=float).mean() for query, of_children in found.items()}
+        tested = [child.test.of_features(features) for child in children if child.test]
         n_significant = float(sum(of.significant.sum() for of in tested)) if all(of.has_p for of in tested) else np.nan
         rows.append(
             {
-                "node": node,
+                "node": contrast.node,
+                **({"modality": modality.name} if several else {}),
                 "level": contrast.level,
                 "children": " | ".join("; ".join(child.contrast.names_inside) for child in children),
                 "n_types": len({*contrast.names_inside, *contrast.names_outside}),
@@ -141,7 +148,7 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
                 **{column_of(name, of): means[of].get(name, np.nan) for name in MEASURES for of in QUERIES},
             }
         )
-    return pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
+    return pd.DataFrame(rows, columns=list(rows[0]) if rows else AGREEMENT_COLUMNS)
 
 
 # ---- inputs
@@ -157,7 +164,6 @@ def read_inputs(
 ) -> Inputs:
     """Read what an interpretation needs; ``prepared`` are the cells that the model was fitted on, prepared or raw."""
     loaded = load_model(model)
-    require_rna_alone(loaded.autoencoder.genes, "Interpretation")
     genes = loaded.autoencoder.genes.index
     real = read_fitted_cells(prepared, loaded, keys, on_disk=True)
     new, _ = open_cells(generated, USUAL, by_option=False)
@@ -216,7 +222,8 @@ def generated_cells(adata: AnnData, model: BranchedModel) -> Cells:
             f"The generated cells are of sub-populations that the model does not have ({abbreviated(others)}), so "
             "they are of another model; generate cells of this one."
         )
-    return replace(Cells.from_anndata(adata), cell_type=population)
+    modalities = other_than_rna(model.autoencoder.genes)
+    return replace(Cells.from_anndata(adata), cell_type=population, modalities=modalities)
 
 
 def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> None:

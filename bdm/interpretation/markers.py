@@ -1,6 +1,8 @@
 """Marker genes of cell types, in cells and down the tree."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 
 import numpy as np
 import pandas as pd
@@ -72,25 +74,26 @@ def by_members(cells: Cells, members: dict[str, tuple[str, ...]]) -> Cells:
     return replace(cells, cell_type=np.array([name_of[name] for name in cells.cell_type], dtype=str))
 
 
-def candidate_markers(training: Cells, genes: pd.Index) -> GeneSets:
-    """Genes that mark each type against all others in real training cells, 50 of each, the best first."""
-    return {cell_type: tuple(genes[found]) for cell_type, found in marker_genes(training, n_genes=N_CANDIDATES).items()}
-
-
-def distinct_markers(
-    candidates: GeneSets, training: Cells, genes: pd.Index, cell_types: tuple[str, ...], *, n_genes: int
-) -> GeneSets:
-    """Choose among the candidates of each type the ones that stand out most from any other type, each gene once."""
+def distinct_markers(training: Cells, genes: pd.Index, cell_types: tuple[str, ...], *, n_genes: int) -> GeneSets:
+    """Choose among 50 genes that mark each type the ones that stand out most from any other type, each gene once."""
+    candidates = marker_genes(training, n_genes=N_CANDIDATES)
     every = np.arange(len(genes))
     mean = compute_dots(training, every, genes, {cell_type: (cell_type,) for cell_type in cell_types}).mean
     chosen: GeneSets = {}
     taken: set[str] = set()
     for cell_type in cell_types:
         ahead = mean.loc[cell_type] - mean.drop(index=cell_type).max()
-        free = [gene for gene in candidates.get(cell_type, ()) if gene not in taken]
+        free = [gene for gene in genes[candidates.get(cell_type, [])] if gene not in taken]
         chosen[cell_type] = tuple(sorted(free, key=lambda gene: -ahead[gene])[:n_genes])
         taken.update(chosen[cell_type])
     return chosen
+
+
+def in_turn(modalities: Iterable[GeneSets]) -> GeneSets:
+    """Join the markers of several modalities: the best of each first."""
+    parts = list(modalities)
+    joined = {name: chain.from_iterable(zip_longest(*(of[name] for of in parts))) for name in parts[0]}
+    return {name: tuple(gene for gene in genes if gene is not None) for name, genes in joined.items()}
 
 
 def compute_dots(cells: Cells, columns: np.ndarray, genes: pd.Index, rows: dict[str, tuple[str, ...]]) -> Dots:

@@ -17,6 +17,7 @@ from bdm._core.files import storable
 from bdm._core.store import Result
 from bdm.data.genes import GeneNames
 from bdm.data.matrix import write_h5ad
+from bdm.data.modalities import NAMES, features_in_words, has_modalities
 from bdm.errors import counted
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import AncestralStates
@@ -65,7 +66,7 @@ class Interpretation(Result):
 
     def __repr__(self) -> str:
         nodes, types = counted(len(self.nodes), "node"), counted(len(self.hierarchy.cell_types), "cell type")
-        return f"Interpretation of {nodes}, {types} x {len(self.genes):,} genes"
+        return f"Interpretation of {nodes}, {types} x {features_in_words(self.names.var)}"
 
     @property
     def genes(self) -> pd.Index:
@@ -83,6 +84,13 @@ class Interpretation(Result):
         grouped = groupby(self.contrasts, key=lambda of: of.contrast.node)
         return {node: tuple(contrasts) for node, contrasts in grouped}
 
+    def _with_names(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Add the symbols of genes, if they have any, and the modality, if there are several."""
+        table = self.names.with_symbols(table)
+        if has_modalities(self.names.var):
+            table.insert(table.columns.get_loc("gene"), NAMES, self.names.var[NAMES].loc[table["gene"]].to_numpy())
+        return table
+
     def _write_tables(self, folder: Path) -> None:
         tables = {
             "nodes": node_rows(self),
@@ -92,7 +100,7 @@ class Interpretation(Result):
             "markers": marker_rows(self.markers),
         }
         for name, table in tables.items():
-            table = self.names.with_symbols(table) if "gene" in table else table
+            table = self._with_names(table) if "gene" in table else table
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         adata = branches_adata(self)
         adata.uns["bdm"] = storable(self.provenance)
@@ -134,7 +142,7 @@ def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
                 columns[f"{name}_{statistic}"] = values(differences) if differences else np.nan
         table = pd.DataFrame(columns).astype({"model_rank": "Int64", "test_rank": "Int64"})
         top = table[["model_rank", "test_rank"]].min(axis=1) <= interpretation.settings.n_genes
-        tables.append(table[top].sort_values("model_rank"))
+        tables.append(table[top].sort_values("model_rank", kind="stable"))
     return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
@@ -166,7 +174,9 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
     rows = []
     for node, children in interpretation.nodes.items():
         branch = interpretation.hierarchy.by_name[node]
-        best = {of.contrast.child: interpretation.labels[np.argsort(of.model.rank)[:3]] for of in children}
+        best = {
+            of.contrast.child: interpretation.labels[np.argsort(of.model.rank, kind="stable")[:3]] for of in children
+        }
         rows.append(
             {
                 "node": node,
@@ -195,9 +205,11 @@ def marker_rows(markers: Markers) -> pd.DataFrame:
 
 
 def agreement_summary(agreement: pd.DataFrame) -> str:
-    """Format the mean agreement with test cells over nodes as a table to print."""
+    """Format the mean agreement with test cells over nodes, of each modality, as a table to print."""
+    of_modality = agreement.groupby(NAMES, sort=False) if NAMES in agreement else [("", agreement)]
     means = {
-        label: agreement[[column_of(name, query) for name in MEASURES]].mean().to_numpy()
+        ", ".join(filter(None, (name, label))): rows[[column_of(of, query) for of in MEASURES]].mean().to_numpy()
+        for name, rows in of_modality
         for query, label in QUERY_NAMES.items()
     }
     return str(pd.DataFrame(means, index=MEASURES).to_string(float_format="{:.3f}".format))
@@ -289,7 +301,7 @@ def rank_genes_table(differences: list[tuple[Contrast, Differences]], genes: pd.
     """Differences in the form of scanpy's ``rank_genes_groups``: all genes of each branch, the best first."""
     columns: dict[str, list[Any]] = {"names": [], "scores": [], "logfoldchanges": [], "pvals": [], "pvals_adj": []}
     for _, found in differences:
-        order = np.argsort(found.rank)
+        order = np.argsort(found.rank, kind="stable")
         values = genes.to_numpy(dtype=str), found.score, found.fold_change.log2, found.p, found.p_adjusted
         for column, of_genes in zip(columns.values(), values, strict=True):
             column.append(of_genes[order])

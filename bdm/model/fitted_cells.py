@@ -16,7 +16,7 @@ from bdm.data.counts import count_slots
 from bdm.data.matrix import take_cells, to_row_storage
 from bdm.data.modalities import modalities_of
 from bdm.data.prepare import covariates_of, is_prepared, prepare
-from bdm.data.read import read_cells
+from bdm.data.read import cells_in, read_cells
 from bdm.errors import InputError, at
 from bdm.evaluation.cells import Cells, Populations, RealCells, check_number
 from bdm.evaluation.read import check_held_out, read_real_cells
@@ -131,7 +131,7 @@ def real_cells_for(
     model: BranchedModel, prepared: AnnData, adata_test: AnnData | Path | None = None, keys: InputKeys = SAME
 ) -> RealCells:
     """Select the training cells of a model, and cells to evaluate it with: the test cells, or others that are given."""
-    other = read_cells(adata_test) if isinstance(adata_test, Path) else adata_test
+    other = None if adata_test is None else cells_in(adata_test, on_disk=False)
     genes = model.autoencoder.genes.index
     is_test = (prepared.obs["split"] == "test").to_numpy()
     if other is None and not is_test.any():

@@ -11,8 +11,9 @@ from scipy import sparse
 from bdm.data.columns import as_text, complete_column, finite_columns, is_text, one_label
 from bdm.data.counts import count_slots, raw_counts
 from bdm.data.header import MISSING_LABELS
+from bdm.data.modalities import modalities_of
 from bdm.errors import InputError, counted
-from bdm.evaluation.cells import Cells, covariates_in
+from bdm.evaluation.cells import Cells, covariates_in, other_than_rna
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
 from bdm.validation import label_candidates, labels_rejection
@@ -48,6 +49,7 @@ def counts_of_genes(
 ) -> AnnData:
     """Raw counts of genes in their order, matched by name, or by another column of ``var`` if more of them match."""
     counts = raw_counts(adata, source=source)
+    counts.var_names = named_as(counts.var, genes)
     names, model_names = best_match(counts.var, genes)
     if not names.is_unique:
         raise InputError(
@@ -55,6 +57,11 @@ def counts_of_genes(
         )
     column = names.get_indexer(model_names)
     missing = genes.index[column < 0]
+    for of in modalities_of(genes)[1:]:
+        if (column[of.features] < 0).all():
+            raise InputError(
+                f"The cells lack the modality {of.name}, such as {genes.index[of.features][0]}, which the model has."
+            )
     if len(missing) and not missing_as_zero:
         raise InputError(
             f"The cells lack {len(missing)} of the model's {len(genes)} genes, for example {missing[0]}; the model "
@@ -69,6 +76,16 @@ def counts_of_genes(
     return AnnData(sparse.csr_matrix(padded[:, column]), obs=counts.obs, var=genes)
 
 
+def named_as(var: pd.DataFrame, genes: pd.DataFrame) -> list[str]:
+    """Names of features, with modalities named as among these genes."""
+    prefix = {of.kind: of.prefix for of in modalities_of(genes)}
+    return [
+        prefix.get(of.kind, of.prefix) + name.removeprefix(of.prefix)
+        for of in modalities_of(var)
+        for name in var.index[of.features]
+    ]
+
+
 def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Cells:
     """Select the cells of the model's types, with its genes in its order; others are left out with a warning."""
     labels = labels_of(adata.obs, model, keys)
@@ -80,7 +97,8 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     batch = None if column is None else named_batches(cells.obs, column)
     names = () if model.covariates is None else model.covariates.names
     cell_type, covariates = labels[known].to_numpy(dtype=str), covariates_in(cells.obs, names)
-    return Cells(counts, cell_type, batch, covariates=covariates)
+    modalities = other_than_rna(model.autoencoder.genes)
+    return Cells(counts, cell_type, batch, covariates=covariates, modalities=modalities)
 
 
 def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from bdm.data.modalities import NAMES
 from bdm.errors import InputError
 from bdm.interpretation.contrasts import Z_95, ContrastGenes, column_of
 from bdm.interpretation.results import Interpretation
@@ -134,7 +135,9 @@ def branch_genes(
     figure = new_figure(WIDTH, sum(heights))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     best = {
-        of.contrast.child: [*map(gene_label, interpretation.labels[np.argsort(of.model.rank)[:N_LABELS]])]
+        of.contrast.child: [
+            *map(gene_label, interpretation.labels[np.argsort(of.model.rank, kind="stable")[:N_LABELS]])
+        ]
         for of in interpretation.contrasts
     }
     longest = max(len(end_label(hierarchy, end)) for end in view.ends)
@@ -285,7 +288,7 @@ def commitment_rows(
     """Return rows of the best genes of a node's children in turn, each gene once, the earliest to commit first."""
     rows: dict[str, Row] = {}
     auc = [np.stack([of.commitment.auc(level) for level in levels]) for of in node]  # of each child, levels x genes
-    best = [np.argsort(of.model.rank)[:n_genes] for of in node]
+    best = [np.argsort(of.model.rank, kind="stable")[:n_genes] for of in node]
     for k, gene in ((k, genes[rank]) for rank in range(n_genes) for k, genes in enumerate(best)):
         name = interpretation.labels[gene]
         if len(rows) < n_genes and name not in rows:
@@ -306,14 +309,17 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     if not interpretation.contrasts:
         return shown_panels(figure_of(text_axes(NO_NODES)), show=show)
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
-    agreement = interpretation.agreement.set_index("node").loc[[node[0].contrast.node for node in nodes]]
-    figure = new_figure(15, 1.8 + 0.28 * len(nodes))
+    labels = {node[0].contrast.node: node_label(node) for node in nodes}
+    agreement = interpretation.agreement.set_index("node").loc[list(labels)]  # of several modalities, a row for each
+    figure = new_figure(15, 1.8 + 0.28 * len(agreement))
     axes = figure.subplots(1, len(MEASURES), sharey=True)
     for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
         values = {query: agreement[column_of(name, query)] for query in QUERY_STYLES}
         draw_measure(axis, values, ideal=0.95 if name == "coverage" else 1)
         axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)
-    name_rows(axes[0], [node_label(node) for node in nodes], fontsize=8)
+    modalities = [f"  ({name})" for name in agreement.get(NAMES, ())] or [""] * len(agreement)
+    rows = [labels[node] + modality for node, modality in zip(agreement.index, modalities, strict=True)]
+    name_rows(axes[0], rows, fontsize=8)
     cells = "" if interpretation.held_out else " (half of the cells that the model was fitted to)"
     left_out = f": the {len(nodes)} highest of {len(interpretation.nodes)} nodes"
     title = f"agreement with real test cells{cells}{left_out if len(nodes) < len(interpretation.nodes) else ''}"

@@ -118,7 +118,7 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     with a false discovery rate below the limit and the right sign; ``n_discoveries``; and where nothing was planted,
     ``n_false`` discoveries, ``n_null`` tests, and ``n_null_small`` with p < 0.05.
     """
-    designed = compile_design(model, design_at(design, point, repeat=repeat))
+    designed = compile_testable(model, design_at(design, point, repeat=repeat))
     simulated = simulated_cells(designed)
     no_genes = sparse.csr_matrix((len(simulated.obs), 0))  # as shares of cell types need no counts
     cells = simulated.in_memory() if methods_of(design) else AnnData(no_genes, obs=simulated.obs)
@@ -139,12 +139,21 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     return found.assign(**{name: np.nan if value is None else value for name, value in where.items()})
 
 
+def compile_testable(model: BranchedModel, design: Design) -> DesignedExperiment:
+    """Bring a design to a model, and reject changes of other modalities than RNA, of which the tests are."""
+    designed = compile_design(model, design)
+    genes = designed.modalities[0].features.stop
+    if designed.plants and not any((plant.genes < genes).any() for plant in designed.plants):
+        raise InputError("no gene of RNA changes, and tests are of RNA alone; give changes of genes.")
+    return designed
+
+
 def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, design: Design) -> pd.DataFrame:
     """Count the genes that each method finds in each cell type, by planted changes, genes x cell types."""
     rows = []
     for method in methods_of(design):
         tests = expression_test(experiment, method)
-        for cell_type, change in log2_fold_change.items():
+        for cell_type, change in log2_fold_change.loc[experiment.genes].items():  # of RNA, which is tested
             of = tests[tests["cell_type"] == cell_type]
             planted = change.reindex(of["gene"]).to_numpy(dtype=float)
             row = counts_of(of, planted, of["log2_fold_change"].to_numpy(dtype=float), fdr=design.power.fdr)

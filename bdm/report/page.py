@@ -239,7 +239,16 @@ def modalities(results: Results) -> dict[str, dict[str, dict[str, float]]]:
 
 def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, Any]:
     """Tables of the transmutation to one type, by original type: scores x sets."""
-    sources = [{"name": of, "table": evaluation.table.loc[of].T} for of in evaluation.original_types]
+    by_modality = [("", evaluation.table)]
+    if evaluation.modalities is not None:
+        by_modality = [
+            (f", {of}", table.loc[of]) for of, table in evaluation.modalities.groupby("modality", sort=False)
+        ]
+    sources = [
+        {"name": f"{original}{of}", "table": table.loc[original].T}
+        for original in evaluation.original_types
+        for of, table in by_modality
+    ]
     return {"to": evaluation.to, "sources": sources, "figure": f"transmutation/{name}/scores.png"}
 
 

@@ -238,7 +238,8 @@ def nodes(results: Results) -> Iterator[dict[str, Any]]:
     """Collect the marker genes of each node, from the root on, and the correlation of fold changes with test cells."""
     if "branch_genes" not in results.interpretation:
         return
-    agreement = results.interpretation.get("agreement", pd.DataFrame(columns=["node"])).set_index("node")
+    agreement = results.interpretation.get("agreement", pd.DataFrame(columns=["node"]))
+    agreement = agreement.drop_duplicates("node").set_index("node")  # of RNA, which is the first of several modalities
     hierarchy, genes = results.model.hierarchy, genes_by_branch(results)
     for name, rows in results.interpretation["branch_genes"].groupby("node", sort=False):
         children = rows["child"].unique()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from scipy import sparse
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
-from bdm.data.modalities import require_rna_alone
+from bdm.data.modalities import Modality, modalities_of
 from bdm.data.read import read_cells
 from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import (
@@ -57,6 +57,8 @@ class TransmutationEvaluation(Result):
         in test cells of the new type (``log2_fold_change_test``).
     provenance
         Version, packages, seed, and checksums and settings of the transmuted files.
+    modalities
+        The table of each modality; None for RNA alone. Of several, ``table`` and ``fold_changes`` are of RNA.
     """
 
     kind = "transmutation"
@@ -65,6 +67,7 @@ class TransmutationEvaluation(Result):
     table: pd.DataFrame
     fold_changes: pd.DataFrame
     provenance: dict[str, Any]
+    modalities: pd.DataFrame | None = field(default=None, metadata={"optional": True})
 
     def __repr__(self) -> str:
         return f"Transmuted to {self.to}:\n{self.table.to_string(float_format='{:.3f}'.format)}"
@@ -75,7 +78,8 @@ class TransmutationEvaluation(Result):
         return list(self.table.index.unique("original_type"))
 
     def _write_tables(self, folder: Path) -> None:
-        self.table.to_csv(folder / "scores.csv", float_format="%.6g")
+        table = self.table if self.modalities is None else self.modalities
+        table.to_csv(folder / "scores.csv", float_format="%.6g")
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,10 @@ class TransmutedCells:
 
     after: Cells
     before: Cells
+
+    def of_modality(self, modality: Modality) -> TransmutedCells:
+        """Take the features of a modality."""
+        return TransmutedCells(self.after.of_modality(modality), self.before.of_modality(modality))
 
     def cells_of_type(self, original_type: str) -> tuple[Cells, Cells]:
         """Select the cells of one original type, after and before."""
@@ -106,7 +114,27 @@ def evaluate_transmutation(
     real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int = 0
 ) -> TransmutationEvaluation:
     """Compare cells that were transmuted to one type with its test cells."""
-    require_rna_alone(real.names.var, "An evaluation of transmuted cells")
+    modalities = modalities_of(real.names.var)
+    compared = [
+        compare_with_new_type(
+            real.of_modality(of), {name: cells.of_modality(of) for name, cells in transmuted.items()}, to, seed=seed
+        )
+        for of in modalities
+    ]
+    (table, changes), names = compared[0], [of.name for of in modalities]
+    return TransmutationEvaluation(
+        to=to,
+        table=table,
+        fold_changes=changes,
+        provenance=provenance(seed=seed),
+        modalities=pd.concat([of for of, _ in compared], keys=names, names=["modality"]) if len(names) > 1 else None,
+    )
+
+
+def compare_with_new_type(
+    real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores, and changes of genes, of one modality; see :class:`TransmutationEvaluation`."""
     rows, changes = {}, []
     for original_type in pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])):
         ends = select_endpoints(real, original_type, to)
@@ -123,12 +151,8 @@ def evaluate_transmutation(
                 continue
             scores = score_transmutation(after, ends, before=before, seed=seed)
             rows[original_type, name] = {"n_cells": len(after), **scores}
-    return TransmutationEvaluation(
-        to=to,
-        table=pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"]),
-        fold_changes=pd.concat(changes, ignore_index=True),
-        provenance=provenance(seed=seed),
-    )
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"])
+    return table, pd.concat(changes, ignore_index=True)
 
 
 def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:

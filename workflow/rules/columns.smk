@@ -18,27 +18,9 @@ def check_columns(name, dataset):
         check_responses(f"{place}.respond", dataset, columns)
     for key in ("time_key", "lineage_key") if dataset["lineage"]["run"] else []:
         check_column(f"{place}.lineage.{key}", path, columns, dataset["lineage"][key])
-    if not has_only_rna(name):
-        check_modalities(place, dataset)
     check_types(place, dataset)
     if dataset["audit"]["run"] and dataset["donor_key"] is not None and columns is not None and labels is None:
         check_donors(f"{place}.audit.run", path, dataset["donor_key"], dataset["audit"]["n_folds"])
-
-
-def check_modalities(place, dataset):
-    """Reject what is possible with RNA alone, and say what is left out, where cells have other modalities, too."""
-    asked = {
-        "donor_key": dataset["donor_key"] is not None,
-        "covariate_key": dataset["covariate_key"],
-        "extend.additions": dataset["extend"]["additions"],
-        "simulate.designs": dataset["simulate"]["designs"],
-        "audit.run": dataset["audit"]["run"],
-    }
-    problem = f"{dataset['path']} has proteins or peaks, too, but this is possible with RNA alone; leave it out."
-    for key, is_asked in asked.items():
-        reject(f"{place}.{key}", problem if is_asked else None)
-    left_out = ["interpretation"] + ["evaluation of transmutations"] * bool(dataset["transmute"]["transmutations"])
-    logger.warning(f"{place}: {dataset['path']} has proteins or peaks, too, so there is no {' or '.join(left_out)}.")
 
 
 def check_responses(place, dataset, columns):

@@ -20,7 +20,7 @@ from snakemake.utils import validate
 
 # The sentences in which settings are rejected: rejection(), split_rejection(), donors_rejection() and others
 include: "../../bdm/validation.py"
-# What is found in cells before they are read: obs_columns(), has_other_modalities() and others
+# What is found in cells before they are read: obs_columns() and others
 include: "../../bdm/data/header.py"
 
 
@@ -347,26 +347,10 @@ def flat_cells(wildcards):
     return [GENERATED_FLAT.format(dataset=wildcards.dataset)] if fits else []
 
 
-def has_only_rna(dataset):
-    """Return whether the cells of a data set have RNA alone; True where it cannot be known yet."""
-    of = settings["datasets"][dataset]
-    return not has_other_modalities(in_place(of["path"]), of["modality"])
-
-
-def interpretation_of(wildcards):
-    """Name the interpretation of a data set; models of several modalities have none."""
-    path = f"results/{wildcards.dataset}/interpretation/interpretation.json"
-    return [path] if has_only_rna(wildcards.dataset) else []
-
-
-def results_of_transmutations(wildcards):
-    """Name the results of all transmutations of a data set: cells alone, where these have several modalities."""
-    transmutations = setting("transmute/transmutations")(wildcards)
-    folder, only_rna = f"results/{wildcards.dataset}", has_only_rna(wildcards.dataset)
-    return [
-        f"{folder}/transmutation/{name}/transmutation.json" if only_rna else f"{folder}/transmuted/{name}.h5ad"
-        for name in transmutations
-    ]
+def evaluated_transmutations(wildcards):
+    """Name the evaluations of all transmutations of a data set."""
+    folder = f"results/{wildcards.dataset}/transmutation"
+    return [f"{folder}/{name}/transmutation.json" for name in setting("transmute/transmutations")(wildcards)]
 
 
 def measured_responses(wildcards):

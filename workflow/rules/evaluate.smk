@@ -14,6 +14,7 @@ rule evaluate:
         by_population=in_archive(
             "results/{dataset}/evaluation/by_population.csv", "Evaluation", "scores by sub-population (table)"
         ),
+        modalities="results/{dataset}/evaluation/modalities.csv",
         properties=in_archive("results/{dataset}/evaluation/properties.csv", "Evaluation", "properties (table)"),
         properties_figure=in_archive("results/{dataset}/evaluation/properties.png", "Evaluation", "properties (figure)"),
         umap=in_archive("results/{dataset}/evaluation/umap.png", "Evaluation", "map of cells (figure)"),
