@@ -2,6 +2,7 @@ import importlib.util
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import scanpy as sc
 import typer
 import yaml
+from test_modalities import joined
 
 from bdm.cli import app
+from bdm.data.forms import write_h5mu
 from bdm.data.prepare import prepare
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
@@ -229,6 +232,28 @@ def test_page_on_any_simulator_runs(example_cells, tmp_path, monkeypatch, bdm):
     excess = (table["value"] - table["floor"])["generated"]
     assert excess[["mean", "variance", "zero_fraction"]].max() < 0.05
     assert excess[["library_size", "cell_zero_fraction", "clustering"]].min() > 0.05
+
+
+@pytest.mark.slow
+def test_page_on_modalities_runs(tmp_path, monkeypatch, small_settings):
+    """By mudata, where muon, which reads files of Cell Ranger, is not installed."""
+    pytest.importorskip("mudata")
+    monkeypatch.chdir(tmp_path)
+    write_h5mu(tmp_path / "cells.h5mu", joined())
+    section = (ROOT / "docs/modalities.md").read_text().partition("## In a notebook")[2]
+    code = FENCE.search(section)[4]
+    for old, new in (
+        ("import muon\n", "import mudata\n"),
+        ('muon.read_10x_h5("filtered_feature_bc_matrix.h5")', 'mudata.read_h5mu("cells.h5mu")'),
+        ("settings = bdm.Settings(prepare=bdm.PrepareSettings(test=0.2))", ""),
+        ("generate(2000)", "generate(20)"),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    settings = replace(small_settings, prepare=replace(small_settings.prepare, test=0.2))
+    given = {"settings": settings}
+    exec(compile(code, "modalities.md", "exec"), given)
+    assert list(given["mdata_new"].mod) == ["rna", "prot", "atac"]
 
 
 def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, bdm):

@@ -238,6 +238,18 @@ def test_what_cannot_be_used_is_rejected(parts, change, fault):
         from_mudata({"rna": parts["rna"], "prot": change(parts["prot"])}, pd.DataFrame())
 
 
+def test_peaks_are_sparse(parts):
+    dense = AnnData(sp.csr_matrix(parts["atac"].X.toarray() + 1), parts["atac"].obs, parts["atac"].var)
+    with pytest.raises(InputError, match="modality atac: 100% of the counts are above 0"):
+        from_mudata({"rna": parts["rna"], "atac": dense}, pd.DataFrame())
+
+
+def test_cells_that_lack_a_modality_of_the_model_are_rejected(multi_model, parts):
+    cells = from_mudata({name: parts[name] for name in ("rna", "atac")}, pd.DataFrame())
+    with pytest.raises(InputError, match="lack the modality prot, such as prot:CD3, which the model has"):
+        multi_model.get_latent_representation(cells)
+
+
 @pytest.mark.parametrize(
     ("names", "modality", "fault"),
     [

@@ -450,13 +450,15 @@ def test_cells_with_proteins_and_peaks_have_a_report(warm, tmp_path):
         "hierarchy": {"n_bootstrap": 5},
         "transmute": {"transmutations": {"b_to_nk": {"to": "CD56+ NK", "from": ["CD19+ B"]}}},
         "evaluate": {"n_repeats": 1},
+        "interpret": {"n_genes": 5},
     }
     write_config(tmp_path, config)
     done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "so there is no interpretation or evaluation of transmutations" in done.stdout + done.stderr
     results = tmp_path / "results/blood"
-    assert not (results / "interpretation").exists()
+    assert set(pd.read_csv(results / "interpretation/branch_genes.csv")["modality"]) == {"rna", "prot", "atac"}
+    assert set(pd.read_csv(results / "transmutation/b_to_nk/scores.csv")["modality"]) == {"rna", "prot", "atac"}
+    assert "prot" in set(pd.read_csv(results / "evaluation/modalities.csv")["modality"])
     assert block_sizes(ad.read_h5ad(results / "transmuted/b_to_nk.h5ad").var) == (100, 6, 30)
     assert (results / "card.md").read_text().count("| genes | 100 |\n| proteins | 6 |\n| peaks | 30 |") == 2
     page = (results / "report.html").read_text()

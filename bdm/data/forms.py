@@ -34,6 +34,7 @@ PROTEIN_NAMES = "protein_names"  # in uns as scvi-tools has them
 FORM = "form"  # in uns: the form that cells had, for cells that are generated
 MUDATA, OBSM, FEATURES = "MuData", f"obsm[{PROTEINS!r}]", f"var[{COLUMN!r}]"
 MUDATA_FILE = ".h5mu"
+MAX_DENSITY_OF_PEAKS = 0.8  # of counts; a tenth is usual, and chosen peaks may have more
 
 # ---- reading: each form becomes one matrix
 
@@ -149,6 +150,8 @@ def join_modalities(parts: Mapping[str, tuple[str, AnnData]], *, obs: pd.DataFra
     for name, (kind, cells) in parts.items():
         with at(f"modality {name}"):
             counts = raw_counts(cells)
+            if kind == "atac":
+                reject_dense(counts)
         if kind == "prot":
             reject_empty(counts)
         var = counts.var.drop(columns=[COLUMN, NAMES], errors="ignore").assign(
@@ -172,6 +175,16 @@ def reject_empty(proteins: AnnData) -> None:
         raise InputError(
             f"{counted(len(empty), 'protein')} without counts, {abbreviated(list(empty), n_shown=3)}; "
             "leave such proteins out."
+        )
+
+
+def reject_dense(peaks: AnnData) -> None:
+    """Reject peaks that nearly all cells have."""
+    density = peaks.X.nnz / np.prod(peaks.shape)
+    if density > MAX_DENSITY_OF_PEAKS:
+        raise InputError(
+            f"{density:.0%} of the counts are above 0, but peaks of single cells are sparse; give fragments, or "
+            "name another kind by `modality=NAME=KIND`."
         )
 
 
