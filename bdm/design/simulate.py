@@ -174,8 +174,8 @@ class Simulation:
         mean = self.experiment.expected(x, population, padded(origin.sample, len(x)))[:n_cells]
         observation = self.observation(population)
         generator = numpy_generator(self.seed, "counts", population, *origin.key)  # as generated cells
-        counts = self.model.with_levels(observation.sample(mean, generator), population, generator)
-        droplets = Droplets(counts.toarray(), mean)
+        sampled = self.model.with_levels(observation.sample(mean, generator), population, generator)
+        droplets = Droplets(sampled.toarray(), mean)
         droplets = self.changed(droplets, observation, origin)
         depth = self.depth[origin.sample][:, None]
         if (depth == 1).all():

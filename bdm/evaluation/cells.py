@@ -117,7 +117,7 @@ class Cells(TypedCells):
     def cp10k(self) -> sparse.csr_matrix:
         """Counts per 10,000 counts of the cell in the modality, zeros where it has none; of proteins, counts."""
         if len(self.modalities) > 1:
-            return sparse.hstack([of.cp10k for of in self.by_modality], format="csr")
+            return sparse.csr_matrix(sparse.hstack([of.cp10k for of in self.by_modality]))
         if not self.has_size:
             return self.counts
         return sparse.csr_matrix(sparse.diags(1e4 / np.maximum(self.library_size, 1)) @ self.counts)
