@@ -57,7 +57,9 @@ def truth_of(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], d
     comparisons = list(comparisons_of(experiment))
     names = ["_".join(filter(None, ("log2_fold_change", writable_name(of.condition)))) for of in comparisons]
     by_type = [of.log2_fold_change.rename(columns=writable_name) for of in comparisons]
-    library = pd.DataFrame({of.condition: of.log2_library_size(experiment.modalities[0]) for of in comparisons}).rename_axis("cell_type")
+    library = pd.DataFrame(
+        {of.condition: of.log2_library_size(experiment.modalities[0]) for of in comparisons}
+    ).rename_axis("cell_type")
     library = library.melt(var_name="condition", value_name="log2_library_size", ignore_index=False).reset_index()
     n_cells = experiment.request.table.groupby("sample")["n_cells"].sum()
     samples = experiment.samples.assign(n_cells=n_cells.reindex(experiment.samples.index).fillna(0).astype(int))
