@@ -34,7 +34,7 @@ def power(
     with at(design):
         check_testable(checked)
     facts = {"experiments": f"{len(points)} x {counted(checked.power.n_repeats, 'repeat')}"}
-    with atomic_write(out, folder_of="power.csv") as folder:
+    with atomic_write(out, folder_of="power.json") as folder:
         loaded = load_model(model, device=device_of(device))
         with at(design):  # before the first of many experiments
             for point in points:

@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from bdm._core.parallel import threads
 from bdm._core.seeds import derive
+from bdm._core.store import Result
 from bdm.design.experiment import DesignedExperiment, compile_design
 from bdm.design.samples import populations_named
 from bdm.design.settings import AXES, MIN_DONORS_OF_DESEQ2, Change, Design, PowerSettings, read_design
@@ -200,14 +201,13 @@ def counts_of(tests: pd.DataFrame, planted: np.ndarray, estimate: np.ndarray, *,
 
 logger = logging.getLogger(__name__)
 
-TABLES = {"power": "power.csv", "by_type": "power_by_type.csv", "repeats": "repeats.csv"}
 POINT = ["number", *AXES]
 SUMS = ["n_planted", "n_found", "n_discoveries", "n_false", "n_null", "n_null_small"]
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, repr=False)
-class PowerAnalysis:
+class PowerAnalysis(Result):
     """What tests find in the experiments of a grid.
 
     Attributes
@@ -216,6 +216,8 @@ class PowerAnalysis:
         A row for each experiment, method and cell type, see :func:`bdm.power.analysis.score_experiment`; ``n_points``
         and ``n_repeats`` are the size of the grid, and ``fdr`` is the limit of discoveries.
     """
+
+    kind = "power"
 
     repeats: pd.DataFrame
 
@@ -240,19 +242,9 @@ class PowerAnalysis:
         """The table :attr:`power` for each cell type."""
         return summary(self.repeats, [*POINT, "fdr", "method", "cell_type"])
 
-    def save(self, folder: Path | str) -> None:
-        """Write the tables into a folder, for :meth:`load`."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, file in TABLES.items():
-            getattr(self, name).to_csv(Path(folder) / file, index=False, float_format="%.6g")
-
-    @classmethod
-    def load(cls, folder: Path | str) -> "PowerAnalysis":
-        """Read an analysis that ``bdm power`` or :meth:`save` wrote."""
-        path = Path(folder) / TABLES["repeats"]
-        if not path.is_file():
-            raise InputError(f"{folder} has no file {path.name}; name a folder that bdm power wrote.")
-        return cls(pd.read_csv(path))
+    def _write_tables(self, folder: Path) -> None:
+        for name, table in {"power": self.power, "power_by_type": self.by_type, "repeats": self.repeats}.items():
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
 
 
 def power_analysis(model: BranchedModel, design: Design | dict[str, Any] | Path | str) -> PowerAnalysis:

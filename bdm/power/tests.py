@@ -21,6 +21,7 @@ from bdm.evaluation.genes import wilcoxon
 from bdm.schema import StageSettings
 from bdm.validation import column_rejection
 
+KEYS = {"sample": "sample_key", "condition": "condition_key", "cell_type": "label_key", "pair": "pair_key"}
 MIN_SAMPLES = 2  # of a condition, as the variance between samples is unknown with one
 
 
@@ -136,17 +137,12 @@ class Experiment:
         return SampleCounts(counts, tested, design_matrix(self.samples.iloc[rows]))
 
 
-def keys_of(settings: ExperimentSettings) -> dict[str, str]:
-    """Name the columns of an experiment by what they hold."""
-    keys = {"sample": settings.sample_key, "condition": settings.condition_key, "cell_type": settings.label_key}
-    return keys if settings.pair_key is None else keys | {"pair": settings.pair_key}
-
-
 def label_columns(obs: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFrame:
     """Read the columns of an experiment as categories of text, in the order of the data, by what they hold."""
     columns = {}
-    arguments = ("sample_key", "condition_key", "label_key", "pair_key")
-    for (name, key), argument in zip(keys_of(settings).items(), arguments, strict=False):
+    for name, argument in KEYS.items():
+        if (key := getattr(settings, argument)) is None:
+            continue
         if sentence := column_rejection(key, obs, argument=argument):
             raise InputError(sentence)
         labels = complete_column(obs, key)
@@ -181,7 +177,7 @@ def samples_of(table: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFram
         sample = table[table["sample"] == repeated[0]]
         what = "condition" if sample["condition"].nunique() > 1 else "pair"
         raise InputError(
-            f"sample {repeated[0]!r} has cells of several values of obs[{keys_of(settings)[what]!r}] "
+            f"sample {repeated[0]!r} has cells of several values of obs[{getattr(settings, KEYS[what])!r}] "
             f"({abbreviated(sorted(sample[what].unique()), n_shown=5)}); give each sample one."
         )
     if "pair" in samples:
