@@ -21,8 +21,6 @@ from bdm.covariates.effects import CovariateEffects, fit_effects, with_residuals
 from bdm.data.genes import display_names
 from bdm.errors import counted
 from bdm.extension.fit import (
-    Attached,
-    NewType,
     attached,
     batch_offsets,
     distances,
@@ -32,8 +30,8 @@ from bdm.extension.fit import (
 from bdm.extension.new_cells import NewCells
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.cells import LatentCells, encode, latent_cells
-from bdm.latent.moments import PopulationMoments, population_moments
+from bdm.latent.cells import encode, latent_cells
+from bdm.latent.moments import population_moments
 from bdm.model.fit import check_collapse
 from bdm.model.model import BranchedModel, Extension, composition_of, extended, type_specific_genes
 from bdm.prior.base import PriorData
@@ -120,23 +118,28 @@ def extend(
     latent = latent_cells(residuals)
     moments = population_moments(latent, model.whitening)
     where = attached(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
-    fitted = Joining(cell_type, cells, encoded.obs, first, found, latent, moments, where, covariates)
-    return joined(model, fitted, settings.branch, seed=seed, provenance=provenance, batches=batches or {})
-
-
-@dataclass(frozen=True)
-class Joining:
-    """A cell type that is ready to join a model."""
-
-    cell_type: str
-    cells: ad.AnnData  # prepared
-    obs: pd.DataFrame  # with the population of each in ``sub_population``
-    first: Adapters  # decoder before the fit
-    decoders: NewType
-    latent: LatentCells  # of cells that the branches are fitted to
-    moments: PopulationMoments
-    where: Attached
-    covariates: CovariateEffects | None = None  # of a new type
+    added = PriorData(latent, model.whitening, moments, where.tree)
+    extension = Extension(
+        cell_type=cell_type,
+        attachment=where.attachment,
+        support=where.support,
+        tree=where.tree,
+        adapters=found.adapters,
+        sub_populations=found.sub_populations,
+        moments=moments,
+        prior_state=model.prior.fit_added(added, where.attachment.branch, settings.branch, seed=seed),
+        library_sizes=latent.library_size_range,
+        composition=composition_of(encoded.obs[encoded.obs["split"] != "test"]),
+        covariates=covariates,
+        batches=batches or {},
+        provenance=provenance,
+    )
+    larger = extended(model, extension)
+    check_collapse(larger.sampler(), latent, model.whitening, seed=seed)
+    distance = distances(model, MeasuredMeans.from_moments(moments))
+    return FittedExtension(
+        larger, extension, distance, *scored(larger, extension, first, cells, encoded.obs, seed=seed)
+    )
 
 
 def covariates_of_type(model: BranchedModel, encoded: ad.AnnData) -> CovariateEffects | None:
@@ -147,47 +150,21 @@ def covariates_of_type(model: BranchedModel, encoded: ad.AnnData) -> CovariateEf
     return fit_effects(known.names, known.stepwise, encoded)
 
 
-def joined(
-    model: BranchedModel,
-    fitted: Joining,
-    settings: PriorSettings,
-    *,
-    seed: int,
-    provenance: dict[str, Any],
-    batches: dict[str, torch.Tensor],
-) -> FittedExtension:
-    """Extend a model, check the cells that it generates of the populations, and score held-out cells."""
-    where, moments = fitted.where, fitted.moments
-    added = PriorData(fitted.latent, model.whitening, moments, where.tree)
-    extension = Extension(
-        cell_type=fitted.cell_type,
-        attachment=where.attachment,
-        support=where.support,
-        tree=where.tree,
-        adapters=fitted.decoders.adapters,
-        sub_populations=fitted.decoders.sub_populations,
-        moments=moments,
-        prior_state=model.prior.fit_added(added, where.attachment.branch, settings, seed=seed),
-        library_sizes=fitted.latent.library_size_range,
-        composition=composition_of(fitted.obs[fitted.obs["split"] != "test"]),
-        covariates=fitted.covariates,
-        batches=batches,
-        provenance=provenance,
-    )
-    extended_model = extended(model, extension)
-    check_collapse(extended_model.sampler(), fitted.latent, model.whitening, seed=seed)
-    network, names = extended_model.autoencoder.network, fitted.obs["sub_population"].astype(str).to_numpy()
-    split, chosen = held_out_rows(fitted.obs)
-    held_out, names = fitted.cells[chosen], names[chosen]
-    how: dict[str, Any] = {"batches": extended_model.autoencoder.batches, "seed": seed}
-    before = likelihood(fitted.first.network(extension.name, network), held_out, **how)
+def scored(
+    model: BranchedModel, extension: Extension, first: Adapters, cells: ad.AnnData, obs: pd.DataFrame, *, seed: int
+) -> tuple[str, np.ndarray, np.ndarray, float]:
+    """Score held-out cells by the ``first`` decoder, and by those that were fitted: the last fields of the result."""
+    network, names = model.autoencoder.network, obs["sub_population"].astype(str).to_numpy()
+    split, chosen = held_out_rows(obs)
+    held_out, names = cells[chosen], names[chosen]
+    batches = model.autoencoder.batches
+    before = likelihood(first.network(extension.name, network), held_out, batches=batches, seed=seed)
     after = np.empty(len(before))
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
-        after[rows] = likelihood(extension.adapters.network(name, network), held_out[rows], **how)
-    distance = distances(model, MeasuredMeans.from_moments(moments))
-    n_counts = float(held_out.X.sum() / held_out.n_obs)
-    return FittedExtension(extended_model, extension, distance, split, before, after, n_counts)
+        decoder = extension.adapters.network(name, network)
+        after[rows] = likelihood(decoder, held_out[rows], batches=batches, seed=seed)
+    return split, before, after, float(held_out.X.sum() / held_out.n_obs)
 
 
 def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:
