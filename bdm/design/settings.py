@@ -1,6 +1,5 @@
 """What a design file may contain: each section as a dataclass, whose fields are the keys with their bounds and help."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -320,22 +319,15 @@ class Design(StageSettings):
                         "one number for all cells of a sample, or leave it out."
                     )
         reference = self.samples.conditions[0]
-        for place, condition, differs in self.named_conditions():
+        differ = [(f"changes.{one.name}", one.condition) for one in self.changes if one.condition is not None]
+        differ += [("composition.shifts", shift.condition) for shift in self.composition.shifts]
+        factors = self.depth.factor if isinstance(self.depth.factor, dict) else {}
+        for place, condition in [*differ, *(("depth.factor", name) for name in factors)]:
             if condition not in self.samples.conditions:
                 known = ", ".join(self.samples.conditions)
                 raise InputError(f"{place}: there is no condition {condition!r}; the conditions are {known}.")
-            if differs and condition == reference:
+            if condition == reference and place != "depth.factor":
                 raise InputError(f"{place}: {reference!r} is the reference of all others; name one of these.")
-
-    def named_conditions(self) -> Iterator[tuple[str, str, bool]]:
-        """Give the conditions that sections name: the place, the name, and whether it may not be the reference."""
-        for change in self.changes:
-            if change.condition is not None:
-                yield f"changes.{change.name}", change.condition, True
-        for shift in self.composition.shifts:
-            yield "composition.shifts", shift.condition, True
-        for name in self.depth.factor if isinstance(self.depth.factor, dict) else ():
-            yield "depth.factor", name, False
 
 
 def read_design(design: Design | dict[str, Any] | Path | str, *, seed: int | None = None) -> Design:
