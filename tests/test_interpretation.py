@@ -32,7 +32,9 @@ from bdm.interpretation.ancestral_states import (
     commitment,
     commitment_of,
     decode_to_counts,
+    distinct_markers,
     gene_directions,
+    markers_of,
 )
 from bdm.interpretation.contrasts import (
     Commitment,
@@ -57,10 +59,6 @@ from bdm.interpretation.interpret import (
     inputs_of,
     interpret,
     read_inputs,
-)
-from bdm.interpretation.markers import (
-    distinct_markers,
-    markers_of,
 )
 from bdm.interpretation.results import (
     Interpretation,

@@ -99,13 +99,10 @@ PSEUDOCOUNT = 1.0  # CP10k
 
 @dataclass(frozen=True)
 class Log2FoldChange:
-    """Log2 fold change of mean expression in CP10k, with 1 CP10k added to both means, by gene.
-
-    The standard error is of the sampling of cells alone, by the delta method.
-    """
+    """Log2 fold change of mean expression in CP10k, with 1 CP10k added to both means, by gene."""
 
     log2: np.ndarray
-    standard_error: np.ndarray
+    standard_error: np.ndarray  # of the sampling of cells alone, by the delta method
 
     @classmethod
     def of(cls, expression: PopulationExpression, contrast: Contrast) -> Log2FoldChange:
@@ -119,9 +116,8 @@ class Log2FoldChange:
     @property
     def z(self) -> np.ndarray:
         """Fold change in standard errors; 0 where there is neither."""
-        z: np.ndarray = np.zeros_like(self.log2)
-        np.divide(self.log2, self.standard_error, out=z, where=self.standard_error > 0)
-        return z
+        error = self.standard_error
+        return np.asarray(np.divide(self.log2, error, out=np.zeros_like(self.log2), where=error > 0))
 
 
 @dataclass(frozen=True)
@@ -187,13 +183,9 @@ Z_95 = 1.96
 class Commitment:
     """How well each gene alone distinguishes the two sides of a contrast, under noise; all arrays are by gene.
 
-    With the linear decoder, a gene's log expression is a direction in whitened space. Along it the sides' means are
-    ``shift`` apart, and noise of level sigma adds to their variances; so, taken as normal, they have
-
-        AUC(sigma) = Phi( |shift| / sqrt(variance + 2 sigma**2 size**2) ),
-
-    the formula of the hierarchy's branch levels, for one gene. The noise of counts, which would hide rare genes at any
-    level, is left out.
+    With the linear decoder, a gene's log expression is a direction in whitened space. Noise of level sigma adds to the
+    variances along it, so that ``AUC(sigma) = Phi(|shift| / sqrt(variance + 2 sigma**2 size**2))``, as of the branch
+    levels of the hierarchy. The noise of counts, which would hide rare genes at any level, is left out.
     """
 
     shift: np.ndarray  # of mean log expression, inside minus outside, in natural units

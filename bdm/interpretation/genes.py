@@ -39,10 +39,9 @@ MIN_DEPTH = 0.25  # quantile of the library sizes of a side
 
 
 def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> PopulationExpression:
-    """Expression of each population by the model alone, over ``n_cells`` cells decoded down the tree.
+    """Expression of each population by the model alone, over ``n_cells`` cells decoded from the same ancestors.
 
-    All populations descend from the same ancestors, so that chance above a node does not separate its children.
-    Populations weigh by the cells that they were trained on.
+    So, chance above a node does not separate its children. Populations weigh by the cells that they were trained on.
     """
     sampler = model.sampler()
     request = request_cells(model, dict.fromkeys(model.populations, n_cells))
@@ -92,8 +91,7 @@ def _pooled(parts: list[tuple[int, Expression]]) -> Expression:
 def real_expression(cells: Cells) -> PopulationExpression:
     """Expression of each population in real cells.
 
-    The variance is at least that of a Poisson number of counts, one more than were seen: few cells may lack a gene by
-    chance.
+    The variance is at least Poisson's, with one count more than were seen: few cells may lack a gene by chance.
     """
     by_population = {}
     for population, n in cells.n_by_type.items():
@@ -124,10 +122,9 @@ def real_differences(
     *,
     tested_as: Callable[[Cells], Cells] = lambda cells: cells,
 ) -> dict[str, Differences]:
-    """Differences in real cells for contrasts of one node, by child; not of fewer than three cells on a side.
+    """Wilcoxon's test in real cells for contrasts of one node, by child; not of fewer than three cells on a side.
 
-    Wilcoxon's test, corrected for ties, on log1p(CP10k). ``tested_as`` changes the cells before they are tested; their
-    types are then children, and fold changes stay those of ``expression``.
+    ``tested_as`` changes the cells before they are tested; fold changes stay those of ``expression``.
     """
     others = {name: OTHERS for contrast in contrasts for name in contrast.outside}
     below = others | {name: contrast.child for contrast in contrasts for name in contrast.inside}

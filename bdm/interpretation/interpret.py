@@ -31,10 +31,18 @@ from bdm.evaluation.read import USUAL, open_cells
 from bdm.hierarchy.build import MeasuredClade, measure_clade, merge_height
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.ancestral_states import AncestralStates, ancestral_states, commitment_of
+from bdm.interpretation.ancestral_states import (
+    AncestralStates,
+    ancestral_states,
+    by_members,
+    commitment_of,
+    distinct_markers,
+    in_turn,
+    markers_of,
+    members_of_types,
+)
 from bdm.interpretation.contrasts import MEASURES, QUERIES, ContrastGenes, column_of, contrasts_of
 from bdm.interpretation.genes import ComparedCells, model_differences, model_expression, split_counts, types_to_split
-from bdm.interpretation.markers import by_members, distinct_markers, in_turn, markers_of, members_of_types
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import read_fitted_cells
@@ -244,11 +252,7 @@ def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> Non
 
 
 def node_stability(model: BranchedModel) -> pd.DataFrame:
-    """Measure how far each node depends on the cells.
-
-    ``distance`` between populations of different children (root mean square, whitened), and ``support``, the share of
-    bootstrap resamples with this clade.
-    """
+    """Measure the ``support`` of each node, and the ``distance`` between its children (root mean square, whitened)."""
     hierarchy, means = model.hierarchy, MeasuredMeans.from_moments(model.moments)
     index = {population: i for i, population in enumerate(model.populations)}
     measured = measure_clade(hierarchy.shape(hierarchy.root.name), means, index, threshold=hierarchy.threshold)
@@ -257,7 +261,7 @@ def node_stability(model: BranchedModel) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "distance": np.sqrt([merge_height(clades[name].children) for name in names]),
-            "support": [float("nan") if (s := hierarchy.by_name[name].support) is None else s for name in names],
+            "support": np.array([hierarchy.by_name[name].support for name in names], dtype=float),
         },
         index=pd.Index(names, name="node"),
     )

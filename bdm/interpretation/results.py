@@ -20,9 +20,8 @@ from bdm.data.matrix import write_h5ad
 from bdm.data.modalities import NAMES, features_in_words, has_modalities
 from bdm.errors import counted
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.ancestral_states import AncestralStates
+from bdm.interpretation.ancestral_states import AncestralStates, Markers
 from bdm.interpretation.contrasts import MEASURES, Contrast, ContrastGenes, Differences, column_of
-from bdm.interpretation.markers import Markers
 from bdm.settings import InterpretationSettings
 
 QUERY_NAMES = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
@@ -251,10 +250,7 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     for name, differences in {"rank_genes_groups": of_model, "rank_genes_groups_test": tested}.items():
         if differences:
             adata.uns[name] = rank_genes_table(differences, interpretation.genes)
-    for name, table in {
-        "nodes": node_rows(interpretation),
-        "agreement": interpretation.agreement,
-    }.items():
+    for name, table in {"nodes": node_rows(interpretation), "agreement": interpretation.agreement}.items():
         adata.uns[name] = table.set_axis(table.index.astype(str))
     return adata
 
@@ -292,9 +288,8 @@ def by_branch(interpretation: Interpretation, values: Callable[[ContrastGenes], 
     """Values of each branch's contrast with its siblings, branches x genes; NaN at the root."""
     found = {of.contrast.child: values(of) for of in interpretation.contrasts}
     nothing = np.full(len(interpretation.genes), np.nan)
-    return np.stack([found.get(branch.name, nothing) for branch in interpretation.hierarchy.branches]).astype(
-        np.float32
-    )
+    rows = [found.get(branch.name, nothing) for branch in interpretation.hierarchy.branches]
+    return np.stack(rows).astype(np.float32)
 
 
 def rank_genes_table(differences: list[tuple[Contrast, Differences]], genes: pd.Index) -> dict[str, Any]:

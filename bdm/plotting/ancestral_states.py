@@ -9,7 +9,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.lines import Line2D
 
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.markers import Dots, Markers, members_of_types
+from bdm.interpretation.ancestral_states import Dots, Markers, members_of_types
 from bdm.plotting.branches import Interpreted, interpretation_of
 from bdm.plotting.style import (
     BRANCH,
