@@ -143,7 +143,10 @@ def compare_with_new_type(
         unchanged = next(before for _, before in sets.values() if before)
         for name, (after, before) in (sets | {UNCHANGED: (unchanged, unchanged)}).items():
             if name != UNCHANGED and len(after):
-                changes.append(fold_change_rows(real, ends, after).assign(original_type=original_type, set=name))
+                genes = {"gene": real.genes[ends.changed], "label": real.names.labels.iloc[ends.changed].to_numpy()}
+                found = fold_changes(after, ends)
+                values = {"log2_fold_change": found.query, "log2_fold_change_test": found.test}
+                changes.append(pd.DataFrame({**genes, **values, "original_type": original_type, "set": name}))
             if len(after) < MIN_CELLS_FOR_MEANS:
                 logger.warning(
                     "Not evaluated: %s of %s, which has %s.", name, original_type, counted(len(after), "cell")
@@ -156,30 +159,20 @@ def compare_with_new_type(
 
 
 def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
-    """Select the real cells of two types, and the genes that differ between their test cells.
-
-    Neither the floor nor a model has seen test cells; where the old type has too few, its training cells stand in.
-    """
+    """Select the real cells of two types, and the genes that differ between test cells (or training cells, if few)."""
     old, new, test_of_old, test = (
         cells[np.flatnonzero(cells.cell_type == name)]
         for cells in (real.training, real.test)
         for name in (original_type, to)
     )
-    for cells, name in (
-        (old, f"training cells of {original_type!r}"),
-        (new, f"training cells of {to!r}"),
-        (test, f"test cells of {to!r}"),
-    ):
+    for cells, split, name in ((old, "training", original_type), (new, "training", to), (test, "test", to)):
         if len(cells) < MIN_CELLS_FOR_MEANS:
-            raise InputError(f"There are {len(cells)} {name} to evaluate by; {MIN_CELLS_FOR_MEANS} are needed.")
+            raise InputError(
+                f"There are {len(cells)} {split} cells of {name!r} to evaluate by; {MIN_CELLS_FOR_MEANS} are needed."
+            )
     compared = test_of_old if len(test_of_old) >= MIN_CELLS_FOR_MEANS else old
-    difference = np.abs(mean_expression(test) - mean_expression(compared))
+    difference = np.abs(test.expression.mean(axis=0).A1 - compared.expression.mean(axis=0).A1)
     return Endpoints(old, new, test, np.argsort(-difference, kind="stable")[:N_CHANGED])
-
-
-def mean_expression(cells: Cells) -> np.ndarray:
-    """Mean ``log1p(CP10k)``, by gene."""
-    return np.asarray(cells.expression.mean(axis=0)).ravel()
 
 
 def score_transmutation(query: Cells, ends: Endpoints, *, before: Cells | None = None, seed: int) -> dict[str, float]:
@@ -219,27 +212,12 @@ def fold_changes(query: Cells, ends: Endpoints) -> Agreement:
     return Agreement(of_query - of_old, of_test - of_old)
 
 
-def fold_change_rows(real: RealCells, ends: Endpoints, cells: Cells) -> pd.DataFrame:
-    """List the log fold changes of the genes that differ most between two types."""
-    changes = fold_changes(cells, ends)
-    return pd.DataFrame(
-        {
-            "gene": real.genes[ends.changed],
-            "label": real.names.labels.iloc[ends.changed].to_numpy(),
-            "log2_fold_change": changes.query,
-            "log2_fold_change_test": changes.test,
-        }
-    )
-
-
 def correlations_with(before: Cells, after: Cells, ends: Endpoints, *, seed: int) -> tuple[float, float]:
     """Correlate library sizes, and the variation within types, of cells before and after their transmutation."""
     sizes = np.log(np.maximum([before.library_size, after.library_size], 1))
-    within = sparse.vstack([ends.old.expression, ends.new.expression]).toarray()
-    n_old = len(ends.old)
-    within[:n_old] -= within[:n_old].mean(axis=0)
-    within[n_old:] -= within[n_old:].mean(axis=0)
-    pca = fitted_pca(sparse.csr_matrix(within), n_components=N_COMPONENTS, seed=seed)
+    of_types = [cells.expression.toarray() for cells in (ends.old, ends.new)]
+    within = sparse.csr_matrix(np.concatenate([values - values.mean(axis=0) for values in of_types]))
+    pca = fitted_pca(within, n_components=N_COMPONENTS, seed=seed)
     one, other = pca.transform(before.expression), pca.transform(after.expression)
     correlations = [Agreement(a, b).correlation for a, b in zip(one.T, other.T, strict=True)]
     return Agreement(*sizes).correlation, float(np.average(correlations, weights=pca.explained_variance_))
