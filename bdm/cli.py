@@ -19,6 +19,7 @@ from bdm.commands.evaluate_predicted import evaluate_predicted
 from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
 from bdm.commands.extend import extend
+from bdm.commands.fates import fates
 from bdm.commands.fit import fit
 from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
@@ -53,7 +54,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
     "Generate": {generate: True, transmute: True, simulate: True, predict_modality: True},
     "Conditions": {respond: True, predict: True, evaluate_predicted: True},
-    "Lineages": {lineage: True, reconstruct: True},
+    "Lineages": {lineage: True, reconstruct: True, fates: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Plan": {power: True},
     "Share": {audit: True, audit_folds: False, card: False},

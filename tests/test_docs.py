@@ -16,6 +16,7 @@ from test_modalities import joined
 from bdm.cli import app
 from bdm.data.forms import write_h5mu
 from bdm.data.prepare import prepare
+from bdm.design.settings import read_design
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
 from bdm.settings import PrepareSettings
@@ -260,7 +261,10 @@ def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, b
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/designed_experiments.md"
     blocks = fenced(page)
-    [design], [code] = ([content for name, content in blocks if name == language] for language in ("yaml", "python"))
+    (design, with_covariates), [code] = (
+        [content for name, content in blocks if name == language] for language in ("yaml", "python")
+    )
+    assert read_design(yaml.safe_load(with_covariates)).samples.covariates
     assert yaml.safe_load(design) == yaml.safe_load((ROOT / "config/example-experiment.yaml").read_text())
     Path("design.yaml").write_text(design.replace("cells: 500", "cells: 100"))
     small_model.save("model")

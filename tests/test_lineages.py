@@ -244,11 +244,53 @@ def test_cells_without_labels_lead_to_the_leaves_that_descend_from_them(cells, l
     assert shares[["a1", "a2"]].to_numpy().sum(axis=1).mean() > 0.9  # by number of leaves: 0.4
     others = package.tl.fates(lineage, of(cells, "c"), ["b", "c1"])
     assert others["c1"].mean() > 0.9
-    with pytest.raises(InputError, match=r"^The lineage has no node 'x'"):
-        package.tl.fates(lineage, of(cells, "c"), ["x"])
+    at_once = of(cells, "a")[:20].copy()
+    at_once.obs["minutes"], at_once.X = 50.0, sp.diags([0.0] + [1.0] * 19).tocsr() @ at_once.X
+    shares = package.tl.fates(lineage, at_once, ["a1", "b1"])
+    assert shares["a1"].iloc[1:].mean() > 0.9
+    assert shares.iloc[0].tolist() == pytest.approx([0.5, 0.5], abs=0.01)  # a cell without counts
 
 
 # ---- files, command, and what is rejected
+
+
+BAD_FATES = {  # what is done to the cells, the options, and the sentence
+    "unknown node": (
+        lambda cells: cells,
+        ("--among", "a1", "--among", "x1"),
+        "has no node 'x1'; it has root_cell",
+    ),
+    "one node": (lambda cells: cells, ("--among", "a1"), "there is only 'a1'; name others by `--among`."),
+    "no times": (
+        lambda cells: obs(cells).copy(),
+        (),
+        "obs of the cells has no column 'minutes', which the lineage was",
+    ),
+    "text": (lambda cells: obs(cells, minutes="early"), (), "obs['minutes'] has text, such as 'early', but times are"),
+    "missing": (lambda cells: obs(cells, minutes=np.nan), (), "obs['minutes'] has no time for 80 of 80 cells"),
+    "no genes": (lambda cells: cells[:, :50], (), "The cells lack 70 genes of the lineage, for example 'gene 50'"),
+}
+
+
+@pytest.mark.parametrize("name", [None, *BAD_FATES])
+def test_command_writes_fates_or_rejects_cells_in_one_sentence(cells, lineage, tmp_path, bdm, name):
+    change, options, sentence = (lambda cells: cells, (), None) if name is None else BAD_FATES[name]
+    lineage.save(tmp_path / "lineage")
+    given = change(of(cells, "a"))
+    if name == "no times":
+        del given.obs["minutes"]
+    given.write_h5ad(tmp_path / "cells.h5ad")
+    code, said = bdm("fates", tmp_path / "lineage", tmp_path / "cells.h5ad", tmp_path / "fates.csv", *options)
+    if sentence is not None:
+        assert code == 2
+        assert sentence in said
+        assert not (tmp_path / "fates.csv").exists()
+    else:
+        assert code == 0
+        shares = pd.read_csv(tmp_path / "fates.csv", index_col="cell")
+        expected = package.tl.fates(lineage, of(cells, "a"))
+        assert shares.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-3)
+        assert list(shares.index) == list(expected.index)
 
 
 def test_saved_lineages_reconstruct_the_same(cells, lineage, tmp_path):
@@ -304,7 +346,7 @@ BAD = {  # what is done to the cells, the settings, the tree, and how the senten
     ),
     "text": (
         lambda cells: obs(cells, minutes="early"), {}, NEWICK,
-        "obs['minutes'] has text, such as 'early', but times are numbers; name another column by `time_key=`",
+        "obs['minutes'] has text, such as 'early', but times are numbers; give numbers, or another column by `time",
     ),
     "constant": (lambda cells: obs(cells, minutes=3.0), {}, NEWICK, "obs['minutes'] is 3 in all cells; name another"),
     "missing": (

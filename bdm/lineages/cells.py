@@ -197,8 +197,7 @@ def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[Lineage
         label_key=lineage.label_key, lineage_key=lineage.lineage_key, time_key=lineage.time_key, counts=counts
     )
     adata = rna_in(adata)
-    if lineage.node_key not in adata.obs:
-        raise InputError(f"obs of the cells has no column {lineage.node_key!r}, which the lineage was fitted with.")
+    require_columns(adata, lineage.node_key, lineage.time_key)
     names = adata.obs[lineage.node_key].astype(str)
     known = names.map({name: lineage.tree.has(name) for name in names.unique()}).to_numpy(bool)
     if not known.any():
@@ -210,6 +209,13 @@ def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[Lineage
     if not len(rows):
         raise InputError("None of the cells is at a node and time that the lineage was measured at; give its cells.")
     return LineageCells(found.cells[rows], found.node[rows], found.time[rows], found.bin[rows]), point[rows]
+
+
+def require_columns(adata: AnnData, *keys: str | None) -> None:
+    """Reject cells that lack a column of ``obs`` which the lineage was fitted with."""
+    for key in keys:
+        if key is not None and key not in adata.obs:
+            raise InputError(f"obs of the cells has no column {key!r}, which the lineage was fitted with.")
 
 
 def columns_of(cells: AnnData, lineage: Lineage) -> np.ndarray:

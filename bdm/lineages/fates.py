@@ -13,7 +13,7 @@ from bdm.autoencoder.observation import NegativeBinomial
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.errors import InputError
-from bdm.lineages.cells import columns_of, nearest_times, shares_from
+from bdm.lineages.cells import columns_of, nearest_times, require_columns, shares_from
 from bdm.lineages.measured import times_of
 from bdm.lineages.results import Lineage
 from bdm.lineages.tree import Places
@@ -38,7 +38,7 @@ def fates(lineage: Lineage, adata: AnnData, among: Sequence[str] = (), *, counts
     adata
         Cells with raw counts and times, of any node, known or not.
     among
-        Nodes between which cells are divided; the leaves with samples, if none are named.
+        Two or more nodes between which cells are divided; the leaves with samples, if none are named.
 
     Returns
     -------
@@ -47,13 +47,16 @@ def fates(lineage: Lineage, adata: AnnData, among: Sequence[str] = (), *, counts
     Raises
     ------
     InputError
-        If a node is unknown, there are no times, genes are missing, or counts are not raw.
+        If a node is unknown or alone, there are no times, genes are missing, or counts are not raw.
     """
     if lineage.time_key is None:
         raise InputError("The lineage has no times, which fates need; fit it again with `time_key=`.")
     leaves = [node for node, end in zip(lineage.tree.nodes, lineage.end, strict=True) if np.isinf(end)]
-    names = list(among) or [node for node in leaves if lineage.sampled[lineage.tree.find(node)]]
+    names = list(dict.fromkeys(among)) or [node for node in leaves if lineage.sampled[lineage.tree.find(node)]]
+    if len(names) < 2:
+        raise InputError(f"Cells are divided between nodes, but there is only {names[0]!r}; name others by `among=`.")
     adata = rna_in(adata)
+    require_columns(adata, lineage.time_key)
     grid, time_of_cell = nearest_times(times_of(adata.obs, lineage.time_key))
     cells = raw_counts(adata, source=counts)
     size, column = np.asarray(cells.X.sum(axis=1), dtype=float).ravel(), columns_of(cells, lineage)
@@ -62,7 +65,7 @@ def fates(lineage: Lineage, adata: AnnData, among: Sequence[str] = (), *, counts
         mean, sd = lineage.log_shares(Places(np.full(len(grid), lineage.tree.find(name)), grid))
         for at in range(len(grid)):
             rows = np.flatnonzero(time_of_cell == at)
-            log_mean = torch.from_numpy(np.log(size[rows, None]) + np.log(shares_from(mean[:, at])))
+            log_mean = torch.from_numpy(np.log(np.maximum(size[rows, None], 1)) + np.log(shares_from(mean[:, at])))
             dispersion = (1 + lineage.dispersion) * np.exp(sd[:, at] ** 2) - 1
             observed = torch.from_numpy(cells.X[rows][:, column].toarray().astype(float))
             model = NegativeBinomial(torch.from_numpy(-np.log(dispersion)))

@@ -61,9 +61,10 @@ def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
     """Return the times of cells, a column of ``obs``."""
     if sentence := column_rejection(key, obs.columns, argument="time_key"):
         raise InputError(sentence)
-    numbers, another = as_numbers(obs[key]), "name another column by `time_key=`"
+    numbers = as_numbers(obs[key])
     if numbers is None:
         example = next(iter(obs[key].dropna()), "nothing")
+        another = "give numbers, or another column by `time_key=`"
         raise InputError(f"obs[{key!r}] has text, such as {str(example)!r}, but times are numbers; {another}.")
     time = numbers.to_numpy()
     if (n_missing := int((~np.isfinite(time)).sum())) > 0:
@@ -72,8 +73,6 @@ def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
             f"obs[{key!r}] has no time for {n_missing} of {len(time)} cells, for example {where}; complete it, or "
             "leave these cells out."
         )
-    if time.min() == time.max():
-        raise InputError(f"obs[{key!r}] is {time[0]:g} in all cells; {another}, or none.")
     return np.asarray(time)
 
 
@@ -142,6 +141,9 @@ def measure(adata: AnnData, settings: LineageSettings, tree: LineageTree | None)
     found, edges = locate(chosen, settings, tree)
     timed = settings.time_key is not None
     if timed:
+        if not np.ptp(found.time):
+            when = f"obs[{settings.time_key!r}] is {found.time[0]:g} in all cells"
+            raise InputError(f"{when}; name another column by `time_key=`, or none.")
         check_order(tree, found.node, found.time)
     end = divisions(tree, found.node, found.time) if timed else tree.depth
     table = pd.DataFrame({"node": found.node, "bin": found.bin, "time": found.time})

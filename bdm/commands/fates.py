@@ -1,0 +1,39 @@
+"""``bdm fates``: compute to which nodes of a lineage cells lead."""
+
+from pathlib import Path
+from typing import Annotated
+
+from bdm.commands.base import Summary
+from bdm.commands.options import Ending, Output
+from bdm.schema import Unset
+from bdm.settings import Counts, Labels
+
+Among = Annotated[tuple[str, ...], "Node between which cells are divided.", Unset("the leaves with samples")]
+
+
+def fates(
+    lineage: Annotated[Path, "Folder made by bdm lineage from other cells, with times."],
+    data: Annotated[Path, "Cells with raw counts and times."],
+    out: Annotated[Path, Output, Ending(".csv"), "Table of the shares of nodes by cell to write (.csv)."],
+    *,
+    among: Among = (),
+    counts: Counts = "auto",
+    labels: Labels = None,
+) -> Summary:
+    """Compute to which of several nodes cells lead, by what is expected of these backwards in time.
+
+    Example: bdm fates lineage/ progenitors.h5ad fates.csv --among ADL --among AWB
+    """
+    from bdm._core.files import atomic_write
+    from bdm.data.read import read_cells
+    from bdm.errors import at
+    from bdm.lineages.fates import fates as shares_of
+    from bdm.lineages.results import Lineage
+
+    with atomic_write(out) as path:
+        loaded, given = Lineage.load(lineage), read_cells(data, labels=labels)
+        with at(data):
+            shares = shares_of(loaded, given, among, counts=counts)
+        shares.to_csv(path, index_label="cell", float_format="%.4g")
+    means = ", ".join(f"{node} {share:.2f}" for node, share in shares.mean().sort_values(ascending=False).items())
+    return Summary((out,), {"cells": f"{len(shares):,}", "shares": f"{means} (means)"})
