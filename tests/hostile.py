@@ -51,52 +51,12 @@ def command(*arguments: str) -> tuple[int, str]:
 # ---- names
 
 ODD_NAMES = [
-    "B",
-    "CD4+/CD45RA+ T",
-    "../../etc/passwd",
-    "//",
-    ".",
-    "-",
-    "--help",
-    "-rf *",
-    "$(touch hacked)",
-    "`touch hacked`",
-    "a; rm -rf .",
-    "100%",
-    "{wildcards.dataset}",
-    "back\\slash",
-    "line\nbreak",
-    "tab\there",
-    " ",
-    "\u00a0",
-    "a,b",
-    "(a:1,b:2)c;",
-    "_hidden",
-    "<script>alert('x')</script>",
-    "</script><script>alert(1)</script>",
-    "$x^2$",
-    "$\\frac{$",
-    "1",
-    "1.0",
-    "inf",
-    "none",
-    "NaN",
-    "nan",
-    "γδ T",
-    "e\u0301",
-    "\u202eright to left",
-    "\ufeffbom",
-    "bell\x07",
-    "escape\x1b[31m",
-    "\u2028",
-    "=1+1",
-    "#comment",
-    "node 1",
-    "all",
-    "cell_type",
-    "T" * 300,
-    "界" * 200,
-]
+    "B", "CD4+/CD45RA+ T", "../../etc/passwd", "//", ".", "-", "--help", "-rf *", "$(touch hacked)", "`touch hacked`",
+    "a; rm -rf .", "100%", "{wildcards.dataset}", "back\\slash", "line\nbreak", "tab\there", " ", "\u00a0", "a,b",
+    "(a:1,b:2)c;", "_hidden", "<script>alert('x')</script>", "</script><script>alert(1)</script>", "$x^2$",
+    "$\\frac{$", "1", "1.0", "inf", "none", "NaN", "nan", "γδ T", "e\u0301", "\u202eright to left", "\ufeffbom",
+    "bell\x07", "escape\x1b[31m", "\u2028", "=1+1", "#comment", "node 1", "all", "cell_type", "T" * 300, "界" * 200,
+]  # fmt: skip
 UNFIT = ["nul\0l", "\ud800"]  # which no file holds
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 NAMES = st.one_of(st.sampled_from(ODD_NAMES), TEXT)
@@ -135,21 +95,9 @@ FORMATS = {
 VALUES = [1, 255, 2**15, 2**24 - 1, 2**24, 2**24 + 1, 2**31, 2**33, 2**53 + 1, 0.5, 1 - 1e-7, -1, -0.0, np.nan, np.inf]
 STORAGES = ["memory", "view", "backed", "h5ad", "zarr"]
 FAULTS = [
-    "few cells",
-    "few genes",
-    "repeated cell",
-    "repeated gene",
-    "odd value",
-    "empty cell",
-    "logarithms",
-    "labels lack",
-    "labels are numbers",
-    "no column",
-    "no layer",
-    "one type",
-    "leave out",
-    "unfit name",
-]
+    "few cells", "few genes", "repeated cell", "repeated gene", "odd value", "empty cell", "logarithms",
+    "labels lack", "labels are numbers", "no column", "no layer", "one type", "leave out", "unfit name",
+]  # fmt: skip
 
 
 @st.composite

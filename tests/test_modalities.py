@@ -349,20 +349,9 @@ def test_peaks_have_a_log_size_of_their_own(multi_model):
 
 
 def test_commands_take_and_give_mudata(bdm, file, tmp_path, tiny_settings):
-    quick = (
-        "--label-key",
-        "bulk_labels",
-        "--n-genes",
-        100,
-        "--autoencoder-n-steps",
-        5,
-        "--n-latent",
-        4,
-        "--n-bootstrap",
-        0,
-    )
+    quick = ("--label-key", "bulk_labels", "--n-genes", 100, "--autoencoder-n-steps", 5, "--n-latent", 4)
     model, out, again = tmp_path / "model", tmp_path / "new.h5mu", tmp_path / "new.h5ad"
-    assert bdm("fit", file, model, *quick)[0] == 0
+    assert bdm("fit", file, model, *quick, "--n-bootstrap", 0)[0] == 0
     assert bdm("generate", model, out, "--cells", 5)[0] == 0
     assert bdm("generate", model, again, "--cells", 5)[0] == 0
     cells, same = read_cells(out), read_cells(again)
@@ -430,14 +419,8 @@ def test_the_command_predicts_as_python_does(bdm, multi_model, predicted, tmp_pa
     rna = of_modality(predicted[1], modalities_of(predicted[1].var)[0])
     del rna.obs["bulk_labels"]
     rna.write_h5ad(tmp_path / "rna.h5ad")
-    arguments = (
-        "predict-modality",
-        tmp_path / "model",
-        tmp_path / "rna.h5ad",
-        tmp_path / "prot.h5ad",
-        "--n-samples",
-        100,
-    )
+    files = (tmp_path / "model", tmp_path / "rna.h5ad", tmp_path / "prot.h5ad")
+    arguments = ("predict-modality", *files, "--n-samples", 100)
     assert bdm(*arguments, "--seed", 1)[0] == 0
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "prot.h5ad").X, predicted[0].X)
     code, message = bdm(*arguments, "--modality", "lipids")

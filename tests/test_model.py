@@ -43,13 +43,6 @@ def test_public_names():
         bdm.nonsense  # noqa: B018
 
 
-def test_data_are_not_changed(example_cells, small_settings):
-    cells = example_cells.copy()
-    BranchedDiffusion(cells, label_key="bulk_labels", settings=small_settings)
-    assert list(cells.obs) == list(example_cells.obs)
-    assert (cells.X != example_cells.X).nnz == 0
-
-
 def test_batches(batch_model):
     model = batch_model.model
     assert model.autoencoder.batches == ("one", "two")
@@ -120,12 +113,6 @@ def test_tree_of_other_types_is_rejected_before_any_training(example_cells, smal
     flat = replace(small_settings, hierarchy=HierarchySettings(flat=True))
     with pytest.raises(InputError, match=r"^A flat hierarchy has no tree"):
         BranchedDiffusion(example_cells, label_key="bulk_labels", tree=from_nested(["a", "b"]), settings=flat)
-
-
-@pytest.mark.parametrize("keys", [{}, {"label_key": "bulk_labels", "batch_key": "donor"}])
-def test_columns_that_are_not_there(example_cells, small_settings, keys):
-    with pytest.raises(InputError, match="no column"):
-        BranchedDiffusion(example_cells, **keys, settings=small_settings)
 
 
 def test_nothing_comes_from_a_model_that_is_not_fitted(example_cells, small_settings, tmp_path):

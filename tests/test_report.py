@@ -30,16 +30,8 @@ from bdm.report.results import Results, cells_left_out, changed, genes_chosen, p
 from bdm.responses.fit import fit_responses
 from bdm.settings import LineageSettings, ResponseSettings
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 NAMES = {
     "CD14+ Monocyte": "<script>window.hacked = 1</script>",

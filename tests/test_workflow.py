@@ -29,37 +29,11 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config/config.yaml"
 SCHEMA = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text())
 COMMANDS = typer.main.get_command(app).commands
-RULES = [
-    "example",
-    "prepare",
-    "autoencoder",
-    "hierarchy",
-    "train",
-    "generate",
-    "transmute",
-    "evaluate",
-    "evaluate_transmuted",
-    "interpret",
-    "card",
-    "report",
-]
+RULES = ["example", "prepare", "autoencoder", "hierarchy", "train", "generate", "transmute", "evaluate"]
+RULES += ["evaluate_transmuted", "interpret", "card", "report"]
 FLAT = ["hierarchy_flat", "train_flat", "generate_flat"]  # where a model without a hierarchy is to be fitted
-SECTIONS = [
-    "prepare",
-    "autoencoder",
-    "hierarchy",
-    "train",
-    "extend",
-    "generate",
-    "transmute",
-    "respond",
-    "lineage",
-    "simulate",
-    "evaluate",
-    "interpret",
-    "audit",
-    "card",
-]
+SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "respond", "lineage"]
+SECTIONS += ["simulate", "evaluate", "interpret", "audit", "card"]
 
 
 def snakemake(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
