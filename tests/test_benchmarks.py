@@ -25,6 +25,7 @@ from scipy import sparse
 from tree_comparison import TreeComparison
 
 from bdm.cli import app
+from bdm.data.forms import from_mudata, parts_of
 from bdm.data.prepare import prepare
 from bdm.hierarchy.tree import from_nested
 from bdm.settings import PrepareSettings
@@ -85,7 +86,8 @@ def planned(tmp_path_factory) -> str:
     cells = folder / "my cells"
     cells.mkdir()
     for name, dataset in DATASETS.items():
-        (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
+        of = dataset or {}
+        (cells / of.get("file", f"{of.get('of', name)}.h5ad")).touch()
     settings = [f"data={cells}", "peer_python=/my peers/bin/python"]
     return plan(folder, "--printshellcmds", "--config", *settings, "--", *TARGETS)
 
@@ -322,7 +324,7 @@ STUDIES = {
 
 
 def test_all_studies_are_tested():
-    assert {*STUDIES, "doublets"} == CONFIG["studies"].keys()
+    assert {*STUDIES, "doublets", "proteins"} == CONFIG["studies"].keys()
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -336,6 +338,31 @@ def test_study_writes_rows_and_tables(inputs, tmp_path, name):
     run("scripts/collect.py", name, tmp_path, out.parent)
     assert pd.read_csv(tmp_path / f"{name}.csv")["value"].notna().any()
     assert heading in (tmp_path / f"{name}.md").read_text()
+
+
+def test_predicted_proteins_are_scored_by_their_counts(example_cells, tmp_path):
+    """Of a method that gives the counts, and of one that adds 1; proteins are the counts of six genes."""
+    proteins = example_cells[:, :6].copy()
+    proteins.var_names = [f"P{number}" for number in range(6)]
+    cells = from_mudata({"rna": example_cells, "prot": proteins}, example_cells.obs[[]])
+    cells = prepare(cells, PrepareSettings(label_key="bulk_labels", n_genes=100, test=0.2))
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    counts = parts_of(cells)["prot"].X.toarray()
+    for name, values in (("branched", counts), ("scvi-modalities", counts + 1)):
+        layers = {"log1p": np.log1p(values), "lower": values, "upper": values}
+        AnnData(values, obs=cells.obs[[]], layers=layers).write_h5ad(tmp_path / f"{name}.h5ad")
+    out = tmp_path / "blood/0/proteins.csv"
+    (out.parent / "times").mkdir(parents=True)
+    for step in ("autoencoder-branched", "hierarchy-branched", "train-branched", "predict-branched"):
+        (out.parent / f"times/{step}.tsv").write_text("s\tcpu_time\tmax_rss\n1\t2\t3\n")
+    (out.parent / "times/predict-scvi-modalities.tsv").write_text("s\tcpu_time\tmax_rss\n1\t5\t3\n")
+    predicted = [tmp_path / f"{name}.h5ad" for name in ("branched", "scvi-modalities")]
+    run("scripts/proteins.py", tmp_path / "cells.h5ad", *predicted, out)
+    run("scripts/collect.py", "proteins", tmp_path, out.parent)
+    values = pd.read_csv(tmp_path / "proteins.csv").pivot(index="score", columns="method", values="value")
+    assert values["branched"].to_dict() == {"RMSE": 0, "correlation": 1, "coverage": 1, "processor seconds": 8}
+    assert values.loc[["coverage", "processor seconds"], "scvi-modalities"].tolist() == [0, 5]
+    assert 0 < values.loc["RMSE", "near cells"] < values.loc["RMSE", "scvi-modalities"]
 
 
 def test_doublets_of_real_cells_are_sums_of_two_cells(example_cells):
