@@ -216,11 +216,7 @@ def gain_of(
     if not cells.held_out.n_obs:
         return float("inf")
     networks = (adapters.network(cells.population, network) for adapters in (start, fitted))
-    return gain_in_errors(*(likelihood(of, cells.held_out, cells.batches, seed=seed) for of in networks))
-
-
-def gain_in_errors(before: np.ndarray, after: np.ndarray) -> float:
-    """Mean gain in cells' log likelihoods, in its standard errors."""
+    before, after = (likelihood(of, cells.held_out, cells.batches, seed=seed) for of in networks)
     gain = after - before
     return float(gain.mean() * np.sqrt(len(gain)) / max(gain.std(), 1e-9))
 

@@ -206,13 +206,8 @@ def of_known_types(adata: AnnData) -> AnnData:
     """Take genes, proteins and peaks of 10x data, in blocks, and make their names unique."""
     if COLUMN in adata.var:
         adata = adata[:, adata.var[COLUMN].isin(FEATURE_TYPES.values()).to_numpy()].copy()
-    return with_unique_genes(in_blocks(adata))
-
-
-def with_unique_genes(adata: AnnData) -> AnnData:
-    """Append numbers to repeated gene symbols, which 10x data distinguish only by identifier."""
-    n_repeated = adata.var_names.duplicated().sum()
-    if n_repeated:
+    adata = in_blocks(adata)
+    if n_repeated := adata.var_names.duplicated().sum():
         logger.info("Numbered %d repeated gene symbols; identifiers are in var['gene_ids'].", n_repeated)
         adata.var_names_make_unique()
     return adata

@@ -17,7 +17,7 @@ from bdm.hierarchy.clustering import (
     MeasuredMeans,
     clade_support,
     clades_of_types,
-    cluster_populations,
+    merge_types,
     nearer_types,
     place_support,
     resample_means,
@@ -60,7 +60,9 @@ def build_hierarchy(
     means = MeasuredMeans.from_moments(population_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
     index = {population: i for i, population in enumerate(cells.populations)}
-    root = measure_clade(shape_of(cells, means, tree), means, index, threshold=settings.threshold)
+    clades = clades_of_types(means, cells.populations, cells.labels)
+    shape = merge_types(clades, means, cells.labels) if tree is None else with_sub_populations(tree, clades)
+    root = measure_clade(shape, means, index, threshold=settings.threshold)
 
     spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
     sigma_max = float(max(MAX_SPREADS * spread, 2 * root.level))
@@ -96,13 +98,6 @@ def evidence_of(
     uncertain = {name for name, support in place.items() if support < MIN_PLACE}
     nearer = nearer_types(means, resamples, cells.labels, uncertain=uncertain)
     return Evidence(clade_support(resamples, cells.labels), place, dict(zip(cells.populations, nearer, strict=True)))
-
-
-def shape_of(cells: LatentCells, means: MeasuredMeans, tree: Clade | None) -> Clade:
-    """Shape of the tree of populations: by clustering, or below the leaves of a given tree of cell types."""
-    if tree is None:
-        return cluster_populations(means, cells.populations, cells.labels)
-    return with_sub_populations(tree, clades_of_types(means, cells.populations, cells.labels))
 
 
 def inner_names(taken: Collection[str]) -> Iterator[str]:

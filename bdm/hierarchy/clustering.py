@@ -88,9 +88,9 @@ def cluster_means(means: MeasuredMeans, populations: tuple[str, ...]) -> Clade:
     return merged([Clade(name) for name in populations], merges(squared_distances(means)))
 
 
-def cluster_populations(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> Clade:
-    """Cluster populations within each cell type, and the cell types, all by average linkage of squared distances."""
-    return merged(list(clades_of_types(means, populations, labels).values()), merges_of_types(means, labels))
+def merge_types(clades: dict[str, Clade], means: MeasuredMeans, labels: tuple[str, ...]) -> Clade:
+    """Cluster cell types, whose clades are given, by average linkage of squared distances."""
+    return merged(list(clades.values()), merges_of_types(means, labels))
 
 
 def clades_of_types(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Clade]:

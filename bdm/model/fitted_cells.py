@@ -25,7 +25,7 @@ from bdm.latent.moments import population_moments
 from bdm.model.match import SAME, batch_column, counts_slot, known_cells, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel, composition_of
 from bdm.prior.mixture import GaussianMixturePrior
-from bdm.prior.network import branch_table, branches_at, denoised_in_blocks, denoising_losses, sample_noised
+from bdm.prior.network import branches_at, denoised_in_blocks, denoising_losses, sample_noised, table_of_paths
 from bdm.settings import InputKeys, PrepareSettings, PriorSettings
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.nd
 def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *, seed: int) -> np.ndarray:
     """How much better the model's prior denoises each cell than a prior of ``reference`` does, averaged over noise."""
     latent = latent_cells(model.encode(cells), held_out=None)
-    index, table = torch.arange(cells.n_obs), branch_table(model.hierarchy, latent.populations)
+    index, table = torch.arange(cells.n_obs), table_of_paths(model.hierarchy, latent.populations)
     prior = model.prior.to("cpu")
     denoisers = (prior_of(reference, model).denoise, prior.denoise)
     generator = torch_generator(seed, "noise of attacked cells")

@@ -17,11 +17,11 @@ from bdm.prior.base import PriorData
 from bdm.prior.mixture import BranchPopulations
 from bdm.prior.network import (
     Denoise,
-    branch_table,
     branches_at,
     denoised_in_blocks,
     denoising_losses,
     sample_noised,
+    table_of_paths,
 )
 from bdm.settings import PriorSettings
 
@@ -88,7 +88,7 @@ class HeldOut:
         index, cell = index.repeat(n_draws), torch.arange(len(index)).repeat(n_draws)
         x = data.whitening(cells.sample(index, generator))
         noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
-        on = branches_at(branch_table(hierarchy, cells.populations), cells.population[index], sigma)
+        on = branches_at(table_of_paths(hierarchy, cells.populations), cells.population[index], sigma)
         closed = denoised_in_blocks(populations.denoised, noised, sigma, on)
         weight = weight[cells.population[index]]
         return cls(x, noised, sigma, on, closed, cell.numpy(), weight.numpy(), len(hierarchy.branches))

@@ -127,12 +127,12 @@ def denoising_losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def branches_at(table: tuple[Tensor, Tensor], population: Tensor, sigma: Tensor) -> Tensor:
-    """Denoiser's branch on the path of each cell at its noise level, given the :func:`branch_table`."""
+    """Denoiser's branch on the path of each cell at its noise level, given the :func:`table_of_paths`."""
     upper, branch = table
     return branch[population].gather(1, torch.searchsorted(upper[population], sigma[:, None])).squeeze(1)
 
 
-def branch_table(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def table_of_paths(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Highest noise level, and row in the prior, of each branch on the path of a population, from the leaf up.
 
     Both are populations x longest path, the last level infinite; ``searchsorted`` in the first gives the column in the
@@ -169,7 +169,7 @@ class MinibatchLoss:
     @cached_property
     def table(self) -> tuple[Tensor, Tensor]:
         """Branches on the path of each population."""
-        return branch_table(self.data.hierarchy, self.data.cells.populations)
+        return table_of_paths(self.data.hierarchy, self.data.cells.populations)
 
     def of_cells(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Losses of the cells of a minibatch, and their populations."""

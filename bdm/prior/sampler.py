@@ -17,7 +17,6 @@ from bdm.latent.moments import Normal
 from bdm.prior.base import Sampler
 from bdm.prior.transport import (
     AffineMap,
-    Map,
     MixtureMap,
     gaussian_transport,
     gaussian_trend,
@@ -25,7 +24,7 @@ from bdm.prior.transport import (
 )
 from bdm.settings import SamplerSettings
 
-Denoise = Callable[[Tensor, float], Tensor]
+DenoiseOnBranch = Callable[[Tensor, float], Tensor]
 RHO = 7  # of the grid of Karras et al. 2022 (arXiv 2206.00364)
 SIGMA_MIN = 0.1  # in whitened units; below it the denoised x hardly changes
 
@@ -83,11 +82,11 @@ class HierarchicalSampler(Sampler):
         return cache(self.prior.population)
 
     @cached_property
-    def transport_map(self) -> Callable[[int, int, float], Map]:
+    def transport_map(self) -> Callable[[int, int, float], MixtureMap]:
         """Function that returns the map of cells from the row of one branch to another at a noise level."""
 
         @cache
-        def transport_map(source: int, target: int, sigma: float) -> Map:
+        def transport_map(source: int, target: int, sigma: float) -> MixtureMap:
             return MixtureMap(*(self.population(branch, sigma).noised(sigma) for branch in (source, target)))
 
         return transport_map
@@ -119,7 +118,7 @@ class HierarchicalSampler(Sampler):
         """Noise levels of the solver on a part of a path."""
         return noise_levels(high, low, sigma_max=self.hierarchy.sigma_max, n_levels=self.settings.n_levels)
 
-    def denoise_on(self, row: int) -> Denoise:
+    def denoise_on(self, row: int) -> DenoiseOnBranch:
         """Return a function that denoises on one branch."""
         device = self.device
         branch = torch.tensor([row], device=device)
@@ -287,7 +286,7 @@ def noise_levels(
     return [high, *inner, end] if end == low else [high, *inner, end, low]
 
 
-def dpm_solver(denoise: Denoise, x: Tensor, sigmas: list[float], *, trend: Tensor | None = None) -> Tensor:
+def dpm_solver(denoise: DenoiseOnBranch, x: Tensor, sigmas: list[float], *, trend: Tensor | None = None) -> Tensor:
     """Follow the probability-flow equation through noise levels by DPM-Solver++(2M).
 
     The denoiser is evaluated once a step. Each step solves the equation exactly for a denoised x that is extrapolated
