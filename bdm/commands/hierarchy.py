@@ -31,7 +31,7 @@ def hierarchy(
     Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --page hierarchy.html
     """
     from bdm._core.files import atomic_write
-    from bdm.hierarchy.build import build_hierarchy, given_tree
+    from bdm.hierarchy.build import build_hierarchy
     from bdm.hierarchy.files import branch_table, save_hierarchy, to_newick
     from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.style import save_figure
@@ -40,7 +40,7 @@ def hierarchy(
 
     with ExitStack() as files:
         latent = read_latent(autoencoder)
-        built = build_hierarchy(latent_cells(latent), settings, seed=seed, tree=given_tree(tree, settings))
+        built = build_hierarchy(latent_cells(latent), settings, seed=seed, tree=tree)
         made_of = {"autoencoder": latent.uns.get("autoencoder")}
         if tree is not None:
             made_of["tree"] = tree.name

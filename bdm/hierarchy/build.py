@@ -51,17 +51,17 @@ MAX_SPREADS = 6  # sigma_max in standard deviations of all cells, or twice the r
 @using_threads()
 @rejecting_deep_trees()
 def build_hierarchy(
-    cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Clade | None = None
+    cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Tree | None = None
 ) -> Hierarchy:
     """Build the hierarchy of populations from their means, or compute the noise levels of a tree of cell types."""
-    if tree is not None:
-        tree = match_leaves(tree, tuple(dict.fromkeys(cells.labels)))
+    clade = given_tree(tree, settings)
+    clade = None if clade is None else match_leaves(clade, tuple(dict.fromkeys(cells.labels)))
     whitening = fit_whitening(cells)
     means = MeasuredMeans.from_moments(population_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
     index = {population: i for i, population in enumerate(cells.populations)}
     clades = clades_of_types(means, cells.populations, cells.labels)
-    shape = merge_types(clades, means, cells.labels) if tree is None else with_sub_populations(tree, clades)
+    shape = merge_types(clades, means, cells.labels) if clade is None else with_sub_populations(clade, clades)
     root = measure_clade(shape, means, index, threshold=settings.threshold)
 
     spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
