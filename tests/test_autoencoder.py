@@ -464,6 +464,16 @@ def fitted(adata, **changes) -> GeneAutoencoder:
     return fitted_with_history(adata, **changes)[0]
 
 
+@pytest.fixture(scope="module")
+def autoencoder(prepared) -> GeneAutoencoder:
+    """Autoencoder of two batches, after two steps."""
+    cells = prepared.copy()
+    cells.obs["batch"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 2, "one", "two"))
+    found = fitted(cells, n_steps=2)
+    assert len(found.adapters) > 0
+    return found
+
+
 def test_autoencoder_learns(prepared):
     _, history = fitted_with_history(prepared, n_steps=200)
     assert history["round"].unique().tolist() == [1, 2]
@@ -472,17 +482,14 @@ def test_autoencoder_learns(prepared):
         assert of_round["validation"].iloc[-1] < of_round["validation"].iloc[0]
 
 
-def test_names_of_types_and_batches(prepared):
-    cells = prepared.copy()
-    cells.obs["batch"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 2, "two", "one"))
-    found = fitted(cells, n_steps=2)
-    assert found.cell_types == tuple(cells.obs["cell_type"].cat.categories)
-    assert found.batches == ("one", "two")
-    assert found.sub_populations.names == ("Dendritic/1", "Dendritic/2")
-    assert found.network.shape == AutoencoderShape(100, len(found.cell_types) + 2, 4, 2)
-    undivided = fitted(cells, n_steps=2, sub_populations="none")
+def test_names_of_types_and_batches(prepared, autoencoder):
+    assert autoencoder.cell_types == tuple(prepared.obs["cell_type"].cat.categories)
+    assert autoencoder.batches == ("one", "two")
+    assert autoencoder.sub_populations.names == ("Dendritic/1", "Dendritic/2")
+    assert autoencoder.network.shape == AutoencoderShape(100, len(autoencoder.cell_types) + 2, 4, 2)
+    undivided = fitted(prepared, n_steps=2, sub_populations="none")
     assert len(undivided.sub_populations) == 0
-    assert undivided.network.shape == AutoencoderShape(100, len(found.cell_types), 4, 2)
+    assert undivided.network.shape == AutoencoderShape(100, len(autoencoder.cell_types), 4)
 
 
 def simulated(n_cells: int, n_genes: int = 200) -> tuple[CountAutoencoder, AnnData]:
@@ -560,11 +567,6 @@ def test_global_random_state_is_left_alone(prepared):
     torch.manual_seed(5)
     fitted(prepared, n_steps=2)
     assert torch.equal(torch.randn(3), expected)
-
-
-def test_no_validation_cells(prepared):
-    cells = prepared[prepared.obs["split"] == "train"].copy()
-    assert list(fitted_with_history(cells)[1]) == ["round", "step", "loss"]
 
 
 @pytest.mark.parametrize("number", ["none", 2])
@@ -649,8 +651,10 @@ def test_adapters_and_latents_depend_on_the_seed_and_not_on_the_number_of_thread
     assert np.array_equal(latent, again)
 
 
-def test_no_type_has_an_adapter_without_validation_cells(planted):
-    assert len(fitted(planted[planted.obs["split"] == "train"].copy(), n_latent=1).adapters) == 0
+def test_without_validation_cells_none_is_measured_and_no_type_has_an_adapter(planted):
+    found, history = fitted_with_history(planted[planted.obs["split"] == "train"].copy(), n_latent=1)
+    assert list(history) == ["round", "step", "loss"]
+    assert len(found.adapters) == 0
 
 
 def test_adapter_that_diverges_is_not_kept(planted, monkeypatch, caplog):
@@ -706,15 +710,6 @@ def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
 
 
 # ---- storage
-
-
-@pytest.fixture(scope="module")
-def autoencoder(prepared) -> GeneAutoencoder:
-    cells = prepared.copy()
-    cells.obs["batch"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 2, "one", "two"))
-    found = fitted(cells, n_steps=2)
-    assert len(found.adapters) > 0
-    return found
 
 
 @pytest.fixture
