@@ -160,10 +160,8 @@ def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.
 def match(query: Cells, test: Cells, *, seed: int) -> tuple[Cells, Cells]:
     """Draw from both, of each type, as many cells as the smaller of the two has."""
     n_by_type = smaller_numbers(query.n_by_type, test.n_by_type)
-    return (
-        query[sample_by_type(query, n_by_type, seed=seed)],
-        test[sample_by_type(test, n_by_type, seed=seed)],
-    )
+    query, test = (cells[sample_by_type(cells, n_by_type, seed=seed)] for cells in (query, test))
+    return query, test
 
 
 def smaller_numbers(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:

@@ -183,11 +183,16 @@ def attached(
     (shape,) = clades_of_types(means, cells.populations, cells.labels).values()
     index = {name: row for row, name in enumerate(cells.populations)}
     root = measure_clade(shape, means, index, threshold=model.hierarchy.threshold)
-    attachment = attachment_of(model, means, lowest := max(root.level, MIN_LEVEL))
+    lowest = max(root.level, MIN_LEVEL)
+
+    def attachment_of(means: MeasuredMeans) -> AttachmentPoint:
+        return attachment_point(model.hierarchy, squared_distances(model, means).to_dict(), lowest=lowest)
+
+    attachment = attachment_of(means)
     suggested, generator = without_prior(cells, model.whitening).double().numpy(), numpy_generator(seed, "place")
     resamples = resample_means(suggested, cells.population.numpy(), means, n_bootstrap=n_bootstrap, generator=generator)
     names = inner_names({*model.hierarchy.by_name, *cells.populations, *cells.labels})
-    same = [attachment_of(model, resample, lowest).branch == attachment.branch for resample in resamples]
+    same = [attachment_of(resample).branch == attachment.branch for resample in resamples]
     support = float(np.mean(same)) if same else None
     place = {} if support is None or len(cells.mean) >= FEW_CELLS else {cells.labels[0]: support}
     nearer = nearer_to(model, means, resamples, cells, generator)
@@ -196,11 +201,6 @@ def attached(
     branches = branches_of(root, None, cells, evidence, names)
     below = tuple(replace(branch, level=min(branch.level, level)) for branch in branches)
     return Attached(attachment, support, Hierarchy(below, level, model.hierarchy.threshold))
-
-
-def attachment_of(model: BranchedModel, means: MeasuredMeans, lowest: float) -> AttachmentPoint:
-    """Return the attachment point of a type by the means of its populations, which separate at ``lowest``."""
-    return attachment_point(model.hierarchy, squared_distances(model, means).to_dict(), lowest=lowest)
 
 
 def nearer_to(
