@@ -16,6 +16,7 @@ from bdm._core.files import atomic_write, provenance, storable
 from bdm._core.parallel import using_threads
 from bdm._core.training import device_of
 from bdm.data.forms import to_form
+from bdm.data.modalities import features_in_words
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.errors import InputError, counted, listed
@@ -197,7 +198,7 @@ class BranchedDiffusion:
             title = f"fitted on {int(self.model.composition.to_numpy().sum()):,} cells"
             keys = {name: self.model.preparation[name] for name in ("label_key", "batch_key", "counts")}
             rows |= {
-                "genes": f"{len(self.model.autoencoder.genes):,}",
+                "genes": features_in_words(self.model.autoencoder.genes).removesuffix(" genes"),
                 "batches": listed(self.model.autoencoder.batches),
                 "tree": counted(sum(map(bool, self.hierarchy.children.values())), "node"),
                 "extended by": listed([extension.cell_type for extension in self.model.extensions]),

@@ -520,6 +520,9 @@ def test_a_new_type_has_all_modalities(multi_model, parts):
     for modality in modalities_of(new.var):
         real, found = (of.X[:, modality.features].mean(axis=0).A1 for of in (joined_as(new)[chosen], new))
         assert np.corrcoef(np.log1p(real), np.log1p(found))[0, 1] > 0.9
+    proteins = modalities_of(new.var)[1].features
+    spread = [np.log1p(of.X[:, proteins].toarray()).std(axis=0) for of in (joined_as(new)[chosen], new)]
+    assert np.abs(spread[0] - spread[1]).max() < 0.15  # by the levels of its cells
 
 
 def replace_model(model: BranchedDiffusion) -> BranchedDiffusion:
@@ -535,7 +538,7 @@ def joined_as(cells: AnnData) -> AnnData:
 
 
 def generated_in_blocks(model: BranchedDiffusion, request: dict[str, int]) -> AnnData:
-    return generate_cells(model.model, request_cells(model.model, request), SamplerSettings(), seed=1)
+    return generate_cells(model.model, request_cells(model.model, request), GenerationSettings(), seed=1)
 
 
 PLANTED = {

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm.commands.base import Summary, evaluating
-from bdm.commands.options import AtValues, Device, Extrapolate, ModelFolder, OutCells
+from bdm.commands.options import AtValues, Device, Extrapolate, ModelFolder, OutGenerated
 from bdm.settings import InputKeys, Seed, SourceTypes, TargetType, TransmutationSettings
 
 
 def transmute(
     model: ModelFolder,
     cells: Annotated[Path, "Cells to transmute, with raw counts."],
-    out: OutCells,
+    out: OutGenerated,
     *,
     to: TargetType,
     from_: SourceTypes = (),
@@ -31,6 +31,7 @@ def transmute(
 
     from bdm._core.files import atomic_write, sha256
     from bdm._core.training import device_of
+    from bdm.data.forms import check_form
     from bdm.data.read import read_cells
     from bdm.generation.at import parse_at
     from bdm.generation.generate import write_cells
@@ -39,6 +40,7 @@ def transmute(
 
     with atomic_write(out) as path:
         loaded = load_model(model, device=device_of(device))
+        check_form(out, loaded.form)
         where, adata = parse_at(at), read_cells(cells)
         sources = sources_of(adata, loaded, to, keys, cell_types=from_, at=where, extrapolate=extrapolate)
         transmuted = transmuted_cells(loaded, sources, to, settings, seed=seed)

@@ -91,7 +91,8 @@ def from_mudata(
     parts = {name: (kind, part[shared]) for name, (kind, part) in parts.items()}
     rna = next(name for name, kind in kind_of.items() if kind == RNA)
     own = parts[rna][1].obs
-    others = [column for column in obs if column not in own and not str(column).startswith(f"{rna}:")]
+    copied = {f"{name}:{column}" for name in found for column in own}  # by mudata, from modalities
+    others = [column for column in obs if column not in own and str(column) not in copied]
     own = own.join(obs[others].reindex(own.index))
     return join_modalities(parts, obs=own, form=MUDATA)
 
@@ -225,7 +226,8 @@ def to_mudata(cells: AnnData) -> Any:
         import mudata
     except ImportError as error:
         raise missing_package("a MuData", "mudata", extra="multi") from error
-    made = mudata.MuData(parts_of(cells))
+    with mudata.set_options(pull_on_update=False):  # as all modalities have the same columns of obs
+        made = mudata.MuData(parts_of(cells))
     made.obs = cells.obs.copy()
     made.uns.update(cells.uns)
     return made

@@ -16,6 +16,7 @@ from annotated_types import Ge
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
 from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_gaining, likelihood
+from bdm.autoencoder.levels import protein_columns, training_levels
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.covariates.effects import CovariateEffects, fit_effects, with_residuals
 from bdm.data.genes import display_names
@@ -32,7 +33,7 @@ from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import encode, latent_cells
 from bdm.latent.moments import population_moments
-from bdm.model.fit import check_collapse
+from bdm.model.fit import check_collapse, generated_levels
 from bdm.model.model import BranchedModel, Extension, composition_of, extended, type_specific_genes
 from bdm.prior.base import PriorData
 from bdm.schema import StageSettings
@@ -119,6 +120,8 @@ def extend(
     moments = population_moments(latent, model.whitening)
     where = attached(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
     added = PriorData(latent, model.whitening, moments, where.tree)
+    trained = (encoded.obs["split"] != "test").to_numpy()
+    of_training = ad.AnnData(cells.X[trained], obs=encoded.obs[trained])
     extension = Extension(
         cell_type=cell_type,
         attachment=where.attachment,
@@ -129,11 +132,14 @@ def extend(
         moments=moments,
         prior_state=model.prior.fit_added(added, where.attachment.branch, settings.branch, seed=seed),
         library_sizes=latent.library_size_range,
-        composition=composition_of(encoded.obs[encoded.obs["split"] != "test"]),
+        composition=composition_of(of_training.obs),
         covariates=covariates,
         batches=batches or {},
         provenance=provenance,
+        levels=training_levels(of_training, protein_columns(autoencoder.genes), seed=seed),
     )
+    generated = generated_levels(extended(model, extension), extension.levels, seed=seed)
+    extension = replace(extension, generated_levels=generated)
     larger = extended(model, extension)
     check_collapse(larger.sampler(), latent, model.whitening, seed=seed)
     distance = distances(model, MeasuredMeans.from_moments(moments))

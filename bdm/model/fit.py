@@ -1,6 +1,7 @@
 """Fit of a model: all stages on prepared cells, or the last stage on latents; and a check for collapsed populations."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -112,15 +113,15 @@ def fit_model(
         donor_effects=donors,
         covariates=covariates,
     )
-    return replace(model, levels=generated_levels(model, seed=seed)), fitted.history
+    return replace(model, levels=generated_levels(model, autoencoder.levels, seed=seed)), fitted.history
 
 
 @torch.no_grad()
-def generated_levels(model: BranchedModel, *, seed: int) -> dict[str, torch.Tensor]:
-    """Quantiles of the proteins in generated cells of each population that has levels of training cells."""
+def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: int) -> dict[str, torch.Tensor]:
+    """Quantiles of the proteins in generated cells of populations, before these get the levels of training cells."""
     autoencoder, sampler, found = model.autoencoder, model.sampler(), {}
     columns = protein_columns(autoencoder.genes)
-    for population in autoencoder.levels:
+    for population in populations:
         x = sampler.sample(population, N_LEVELS, torch_generator(seed, "levels", population))
         generator = numpy_generator(seed, "generated levels", population)
         share = model.composition.loc[population].to_numpy(dtype=float)

@@ -60,6 +60,9 @@ class Extension:
     covariates: CovariateEffects | None  # of a new type whose cells have the covariates of the model
     batches: dict[str, Tensor]  # offsets (of genes) of new batches, by name
     provenance: dict[str, Any]  # how it was made; ``ancestor_sha256`` is the checksum of the model that was extended
+    # Quantiles of the proteins in its training cells, and in generated cells before these get them, by population
+    levels: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
+    generated_levels: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
 
     @property
     def name(self) -> str:
@@ -219,6 +222,7 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
     """Add a cell type to a model; cells of others do not change by one bit."""
     autoencoder, row = model.autoencoder.with_batches(extension.batches), model.prior.n_rows
     autoencoder = autoencoder.with_type(extension.cell_type, extension.adapters, extension.sub_populations)
+    autoencoder = replace(autoencoder, levels=autoencoder.levels | extension.levels)
     hierarchy = with_new_type(model.hierarchy, extension.tree, extension.attachment, row=row, support=extension.support)
     covariates = model.covariates
     if covariates is not None and extension.covariates is not None:
@@ -232,6 +236,7 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
         composition=with_more_cells(model.composition, extension.composition),
         extensions=(*model.extensions, extension),
         base=model.base or model,
+        levels=model.levels | extension.generated_levels,
     )
 
 
