@@ -105,7 +105,7 @@ def reconstruct_cells(
     obs[lineage.node_key] = pd.Categorical([lineage.tree.nodes[number]] * n_cells)
     if lineage.time_key is not None:
         obs[lineage.time_key] = time
-    obs["relative"] = relatives.cells.obs_names.to_numpy()[np.concatenate(sources)[back]]
+    obs["relative"] = pd.Categorical(relatives.cells.obs_names.to_numpy()[np.concatenate(sources)[back]])
     obs["synthetic"] = True
     record = provenance(seed=seed, about=ABOUT, node=node, expected_error=expectation(lineage, places))
     stacked = sparse.vstack(pieces, format="csr")[back]
