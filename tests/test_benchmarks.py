@@ -253,8 +253,20 @@ def test_methods_generate_as_many_cells_of_each_type(trained, prepared_file, pre
     assert np.corrcoef(real, made)[0, 1] > 0.9
 
 
+@pytest.fixture(scope="module")
+def proteins_file(example_cells, tmp_path_factory) -> Path:
+    """Prepared cells whose proteins are the counts of six genes."""
+    proteins = example_cells[:, :6].copy()
+    proteins.var_names = [f"P{number}" for number in range(6)]
+    cells = from_mudata({"rna": example_cells, "prot": proteins}, example_cells.obs[[]])
+    path = tmp_path_factory.mktemp("proteins") / "cells.h5ad"
+    prepare(cells, PrepareSettings(label_key="bulk_labels", n_genes=100, test=0.2)).write_h5ad(path)
+    return path
+
+
 @pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if "package" in peer])
-def test_peers_with_a_package(name, prepared_file, tmp_path):
+def test_peers_with_a_package(name, prepared_file, proteins_file, tmp_path):
+    prepared_file = proteins_file if name == "scvi-modalities" else prepared_file
     pytest.importorskip(MODULES[PEERS[name]["package"]], reason="see the extra peers in pyproject.toml")
     script, options = f"methods/{PEERS[name]['script']}.py", PEERS[name].get("train", "").split()
     run(script, "train", prepared_file, tmp_path / "model", "--epochs", "2", *options)
@@ -340,13 +352,9 @@ def test_study_writes_rows_and_tables(inputs, tmp_path, name):
     assert heading in (tmp_path / f"{name}.md").read_text()
 
 
-def test_predicted_proteins_are_scored_by_their_counts(example_cells, tmp_path):
-    """Of a method that gives the counts, and of one that adds 1; proteins are the counts of six genes."""
-    proteins = example_cells[:, :6].copy()
-    proteins.var_names = [f"P{number}" for number in range(6)]
-    cells = from_mudata({"rna": example_cells, "prot": proteins}, example_cells.obs[[]])
-    cells = prepare(cells, PrepareSettings(label_key="bulk_labels", n_genes=100, test=0.2))
-    cells.write_h5ad(tmp_path / "cells.h5ad")
+def test_predicted_proteins_are_scored_by_their_counts(proteins_file, tmp_path):
+    """Of a method that gives the counts, and of one that adds 1."""
+    cells = anndata.read_h5ad(proteins_file)
     counts = parts_of(cells)["prot"].X.toarray()
     for name, values in (("branched", counts), ("scvi-modalities", counts + 1)):
         layers = {"log1p": np.log1p(values), "lower": values, "upper": values}
@@ -357,7 +365,7 @@ def test_predicted_proteins_are_scored_by_their_counts(example_cells, tmp_path):
         (out.parent / f"times/{step}.tsv").write_text("s\tcpu_time\tmax_rss\n1\t2\t3\n")
     (out.parent / "times/predict-scvi-modalities.tsv").write_text("s\tcpu_time\tmax_rss\n1\t5\t3\n")
     predicted = [tmp_path / f"{name}.h5ad" for name in ("branched", "scvi-modalities")]
-    run("scripts/proteins.py", tmp_path / "cells.h5ad", *predicted, out)
+    run("scripts/proteins.py", proteins_file, *predicted, out)
     run("scripts/collect.py", "proteins", tmp_path, out.parent)
     values = pd.read_csv(tmp_path / "proteins.csv").pivot(index="score", columns="method", values="value")
     assert values["branched"].to_dict() == {"RMSE": 0, "correlation": 1, "coverage": 1, "processor seconds": 8}
