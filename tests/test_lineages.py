@@ -266,7 +266,7 @@ BAD_FATES = {  # what is done to the cells, the options, and the sentence
         (),
         "obs of the cells has no column 'minutes', which the lineage was",
     ),
-    "text": (lambda cells: obs(cells, minutes="early"), (), "obs['minutes'] has text, such as 'early', but times are"),
+    "text": (lambda cells: obs(cells, minutes="early"), (), "obs['minutes'] holds values such as 'early', but times"),
     "missing": (lambda cells: obs(cells, minutes=np.nan), (), "obs['minutes'] has no time for 80 of 80 cells"),
     "no genes": (lambda cells: cells[:, :50], (), "The cells lack 70 genes of the lineage, for example 'gene 50'"),
 }
@@ -345,8 +345,8 @@ BAD = {  # what is done to the cells, the settings, the tree, and how the senten
         "The times contradict the lineage tree: 'ab' (median 29.5) is before 'a2' (median 79.5)",
     ),
     "text": (
-        lambda cells: obs(cells, minutes="early"), {}, NEWICK,
-        "obs['minutes'] has text, such as 'early', but times are numbers; give numbers, or another column by `time",
+        lambda cells: obs(cells, minutes=["7", "early", *["8"] * (len(cells) - 2)]), {}, NEWICK,
+        "obs['minutes'] holds values such as 'early', but times are numbers; give numbers, or another column by",
     ),
     "constant": (lambda cells: obs(cells, minutes=3.0), {}, NEWICK, "obs['minutes'] is 3 in all cells; name another"),
     "missing": (

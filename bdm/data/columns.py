@@ -140,7 +140,8 @@ def shown_kind(column: pd.Series) -> str:
     if is_bool_dtype(column):
         return "true and false"
     values = column.dropna()
-    return f"values such as {values.iloc[0]!r}" if len(values) else "no values"
+    text = values[pd.to_numeric(values.astype(str), errors="coerce").isna().to_numpy()]
+    return f"values such as {[*text, *values][0]!r}" if len(values) else "no values"
 
 
 def one_label(cells: pd.Index) -> pd.Series:

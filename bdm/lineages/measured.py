@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.columns import as_numbers, as_text, is_missing, text_column
+from bdm.data.columns import as_numbers, as_text, is_missing, shown_kind, text_column
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError, abbreviated, counted
 from bdm.kriging.counts import MIN_CELLS_PER_GENE, Sums
@@ -63,9 +63,8 @@ def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
         raise InputError(sentence)
     numbers = as_numbers(obs[key])
     if numbers is None:
-        example = next(iter(obs[key].dropna()), "nothing")
         another = "give numbers, or another column by `time_key=`"
-        raise InputError(f"obs[{key!r}] has text, such as {str(example)!r}, but times are numbers; {another}.")
+        raise InputError(f"obs[{key!r}] holds {shown_kind(obs[key])}, but times are numbers; {another}.")
     time = numbers.to_numpy()
     if (n_missing := int((~np.isfinite(time)).sum())) > 0:
         where = obs.index[int((~np.isfinite(time)).argmax())]
