@@ -85,8 +85,10 @@ def of_totalvi(
 
 def proteins_of(found: dict[str, dict[str, torch.Tensor]]) -> torch.Tensor:
     """Draw proteins of background and foreground."""
-    levels, names = found["py_"], {"mu1": "rate_back", "mu2": "rate_fore", "theta1": "r", "mixture_logits": "mixing"}
-    return NegativeBinomialMixture(**{name: levels[of] for name, of in names.items()}).sample()
+    levels = found["py_norm_"]  # with the efficiency of the batch, as in the likelihood
+    return NegativeBinomialMixture(
+        mu1=levels["rate_back"], mu2=levels["rate_fore"], theta1=levels["r"], mixture_logits=levels["mixing"]
+    ).sample()
 
 
 def of_multivi(
