@@ -22,7 +22,7 @@ from bdm.errors import counted
 from bdm.latent.cells import RESIDUAL, RESIDUAL_SCALE, LatentCells, latent_cells
 from bdm.latent.moments import fit_whitening, matrix_power
 
-LEVELS = np.linspace(0, 1, 51)  # of quantiles, at which curves are tabulated
+LEVELS = np.linspace(0, 1, 51)  # of quantiles
 MIN_UNEXPLAINED = 0.05  # of the variance of the prior of y
 MIN_EIGENVALUE = 1e-3  # of the correlation of covariates in a population, so that one never determines another
 
@@ -185,7 +185,7 @@ def effects_of_type(
 ) -> tuple[TypeCurves, PopulationValues]:
     """Fit the curve of a type, and the values of each of its populations."""
     codes, group = np.unique(cells.population.numpy(), return_inverse=True)
-    positions = np.quantile(values, LEVELS, axis=0).T
+    positions = positions_of(values)
     curve = fit_curve(values, group, cells.mean.double().numpy(), cells.scale.double().numpy(), whiten)
     shift, _ = tabulated(curve, positions)
     log_odds, offset = tabulated(fit_log_odds(values, group), positions)
@@ -203,6 +203,13 @@ def effects_of_type(
         log_odds=float_tensor(np.moveaxis(log_odds, 2, 0)),
         offset=float_tensor(offset),
     )
+
+
+def positions_of(values: np.ndarray) -> np.ndarray:
+    """Values at which curves are tabulated, covariates x levels: half where cells are, half evenly, also in gaps."""
+    dense = np.quantile(values, LEVELS[::2], axis=0)
+    even = np.linspace(values.min(axis=0), values.max(axis=0), len(LEVELS) - len(dense) + 2)[1:-1]
+    return np.sort(np.concatenate([dense, even]), axis=0).T
 
 
 def quantiles_of(values: np.ndarray, stepwise: tuple[bool, ...]) -> np.ndarray:
