@@ -34,6 +34,7 @@ from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.interpretation.contrasts import Differences, Log2FoldChange
 from bdm.latent.cells import encode, latent_cells
+from bdm.model.fit import generated_levels
 from bdm.model.model import BranchedModel
 from bdm.pl import write_result
 from bdm.settings import GenerationSettings, PredictedEvaluationSettings, PrepareSettings, SamplerSettings
@@ -325,8 +326,9 @@ def test_proteins_have_the_levels_of_training_cells(multi_model):
         new = generate_cells(of, request, GenerationSettings(), seed=1)
         return np.log1p(new.X[(new.obs["sub_population"] == name).to_numpy()][:, at].toarray())
 
+    decoded = {name: of.quantiles for name, of in model.levels.items()}
     before, after = (
-        proteins(replace(model, autoencoder=replace(model.autoencoder, levels=of))) for of in (model.levels, levels)
+        proteins(replace(model, autoencoder=replace(model.autoencoder, levels=of))) for of in (decoded, levels)
     )
     far, near = (
         [wasserstein_distance(*both) for both in zip(np.log1p(real).T, found.T, strict=True)]
@@ -568,6 +570,23 @@ def test_changes_of_proteins_and_peaks_are_planted_and_known(multi_model):
         assert np.log2(means[0] / means[1]) == pytest.approx(size, abs=0.15)
     for modality in modalities_of(cells.var):
         np.testing.assert_allclose(cells.varm["ambient"].iloc[modality.features].sum(), 1)
+
+
+def test_expected_proteins_are_the_means_of_their_counts(multi_model):
+    """Also where training cells have other means than the decoder expects, and after a change."""
+    autoencoder = multi_model.model.autoencoder
+    levels = {name: of + 1 for name, of in autoencoder.levels.items()}
+    model = replace(multi_model.model, autoencoder=replace(autoencoder, levels=levels))
+    model = replace(model, levels=generated_levels(model, levels, seed=0))
+    cells = simulate_cells(model, read_design(PLANTED | {"expected": True}))
+    at, changed = modalities_of(cells.var)[1].features, (cells.obs["condition"] == "stimulated").to_numpy()
+    for rows in (changed, ~changed):
+        counts, expected = (
+            np.asarray(of[rows][:, at].mean(axis=0)).ravel() for of in (cells.X, cells.layers["expected"])
+        )
+        difference = np.log2(counts / expected)
+        assert np.median(np.abs(difference)) < 0.1
+        assert difference[0] == pytest.approx(0, abs=0.2)  # CD3, which is changed
 
 
 def test_power_is_of_rna(multi_model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -12,6 +14,14 @@ from bdm._core.seeds import numpy_generator
 from bdm.data.modalities import modalities_of
 
 N_QUANTILES = 32
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What the decoder expects of the proteins in a population, before they get the quantiles of training cells."""
+
+    log_factor: Tensor  # by which means of the decoder differ from those of training cells, proteins
+    quantiles: Tensor  # of log levels at means that have this factor, quantiles x proteins
 
 
 def protein_columns(var: pd.DataFrame) -> slice:
@@ -39,6 +49,11 @@ def quantiles(counts: np.ndarray, generator: np.random.Generator) -> Tensor:
     """Quantiles of the log levels of counts (cells x proteins), quantiles x proteins."""
     probability = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
     return torch.from_numpy(np.quantile(log_levels(counts, generator), probability, axis=0))
+
+
+def mean_count(quantiles_of_levels: Tensor) -> Tensor:
+    """Mean counts of proteins whose log levels have these quantiles."""
+    return (quantiles_of_levels.exp() - 0.5).mean(dim=0).clamp(min=0.01)
 
 
 def mapped(counts: np.ndarray, before: Tensor, after: Tensor, generator: np.random.Generator) -> np.ndarray:

@@ -21,6 +21,7 @@ from bdm._core.files import require_space
 from bdm._core.parallel import Map, keep_freed_memory, threads
 from bdm._core.progress import Item, progress
 from bdm._core.seeds import derive, numpy_generator, torch_generator
+from bdm.autoencoder.levels import protein_columns
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
 from bdm.data.forms import MUDATA_FILE, write_h5mu
@@ -207,6 +208,8 @@ def expected_counts(
     decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(batch)
     log_size = y[:, layout.library_sizes].clamp(*model.library_range(population))
     log_mean = decoder.decode(y[:, layout.latent], codes, log_size=log_size, offset=offset, batch_factor=batch_factor)
+    if population in model.levels:
+        log_mean[:, protein_columns(model.autoencoder.genes)] += model.levels[population].log_factor
     return log_mean.exp().numpy()
 
 

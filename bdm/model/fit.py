@@ -14,7 +14,7 @@ from bdm._core.files import preparation, provenance
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator, torch_generator
 from bdm.autoencoder.fit import fit_autoencoder
-from bdm.autoencoder.levels import protein_columns, quantiles
+from bdm.autoencoder.levels import Levels, mean_count, protein_columns, quantiles
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.covariates.effects import CovariateEffects, fit_covariates, with_residuals
 from bdm.donors.effects import DonorEffects, fit_donors
@@ -117,13 +117,16 @@ def fit_model(
 
 
 @torch.no_grad()
-def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: int) -> dict[str, torch.Tensor]:
-    """Quantiles of the proteins in generated cells of populations, before these get the levels of training cells."""
+def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: int) -> dict[str, Levels]:
+    """Levels of the proteins in generated cells of populations, before these get the levels of training cells."""
     autoencoder, sampler, found = model.autoencoder, model.sampler(), {}
     columns = protein_columns(autoencoder.genes)
     for population in populations:
         x = sampler.sample(population, N_LEVELS, torch_generator(seed, "levels", population))
         generator = numpy_generator(seed, "generated levels", population)
+        if model.covariates is not None:
+            missing = np.full((N_LEVELS, len(model.covariates.names)), np.nan)
+            x = model.at_covariates(x, population, model.covariates.complete(population, missing, generator))
         share = model.composition.loc[population].to_numpy(dtype=float)
         batch = generator.choice(model.composition.columns, N_LEVELS, p=share / share.sum())
         codes = autoencoder.batch_codes(batch if autoencoder.batches else None)
@@ -131,8 +134,11 @@ def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: 
         latent = model.whitening.inverse(x)[:, model.layout.latent]
         mean = decoder.decode(latent, codes)[:, columns].exp().numpy()
         observation = decoder.observation(torch.tensor(autoencoder.type_code(population)))
-        counts = observation.of_genes(np.arange(columns.start, columns.stop)).sample(mean, generator)
-        found[population] = quantiles(counts.toarray(), generator)
+        observation = observation.of_genes(np.arange(columns.start, columns.stop))
+        before = quantiles(observation.sample(mean, generator).toarray(), generator)
+        log_factor = (mean_count(autoencoder.levels[population]) / mean_count(before)).log().float()
+        counts = observation.sample(mean * log_factor.exp().numpy(), generator)
+        found[population] = Levels(log_factor, quantiles(counts.toarray(), generator))
     return found
 
 

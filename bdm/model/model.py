@@ -19,7 +19,7 @@ from bdm._core.files import provenance, sha256, storable
 from bdm._core.parallel import using_threads
 from bdm._core.store import checksum_of, load, reject_if_damaged, save
 from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.levels import mapped, protein_columns
+from bdm.autoencoder.levels import Levels, mapped, protein_columns
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.covariates.effects import CovariateEffects, with_residuals
@@ -62,7 +62,7 @@ class Extension:
     provenance: dict[str, Any]  # how it was made; ``ancestor_sha256`` is the checksum of the model that was extended
     # Quantiles of the proteins in its training cells, and in generated cells before these get them, by population
     levels: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
-    generated_levels: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
+    generated_levels: dict[str, Levels] = field(default_factory=dict, metadata={"optional": True})
 
     @property
     def name(self) -> str:
@@ -95,8 +95,8 @@ class BranchedModel:
     donor_effects: DonorEffects | None = None
     # How cells depend on continuous covariates, with the types of extensions; None where none were named
     covariates: CovariateEffects | None = None
-    # Quantiles of the proteins in generated cells of each population, before these get the levels of training cells
-    levels: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
+    # Of the proteins in generated cells of each population, before these get the levels of training cells
+    levels: dict[str, Levels] = field(default_factory=dict, metadata={"optional": True})
     # Extensions in the order in which they were added; the other attributes include them
     extensions: tuple[Extension, ...] = ()
     base: BranchedModel | None = None  # the model before any extension; None without extensions
@@ -153,7 +153,7 @@ class BranchedModel:
         if population not in self.levels:
             return counts
         at = protein_columns(self.autoencoder.genes)
-        levels = self.levels[population], self.autoencoder.levels[population]
+        levels = self.levels[population].quantiles, self.autoencoder.levels[population]
         proteins = sparse.csr_matrix(mapped(counts[:, at].toarray(), *levels, generator), dtype=counts.dtype)
         return sparse.csr_matrix(sparse.hstack([counts[:, : at.start], proteins, counts[:, at.stop :]]))
 
