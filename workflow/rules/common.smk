@@ -314,7 +314,8 @@ def files_in_folder(path):
 
 def named_files(dataset, path):
     """List the file that a setting of the data set names, or nothing if it names none."""
-    if path not in FILES or path.split("/")[0] not in settings["datasets"][dataset]:  # as an addition, of some alone
+    section, _, _ = path.partition("/")
+    if path not in FILES or section not in settings["datasets"][dataset]:  # an addition has some sections alone
         return []
     value = setting_of(dataset, path)
     return [] if value is None or value in FILES[path] else [value]
