@@ -134,7 +134,7 @@ class Evaluation(Result):
 
     @property
     def embedding(self) -> pd.DataFrame:
-        """Joint UMAP of test cells and all sets, when first needed: ``umap_1``, ``umap_2``, ``cell_type``, ``set``."""
+        """Joint UMAP of test cells and all sets (``umap_1``, ``umap_2``, ``cell_type``, ``set``), made when needed."""
         return self.compute_embedding()
 
     @property
