@@ -12,16 +12,9 @@ from scipy.stats import chisquare, nbinom
 from bdm._core.seeds import derive
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.errors import InputError
-from bdm.generation.generate import (
-    MAX_CHUNK,
-    MIN_CHUNK,
-    expected_counts,
-    generate_cells,
-    generated_cells,
-    observation_model,
-    write_cells,
-)
+from bdm.generation.generate import MAX_CHUNK, MIN_CHUNK, generate_cells, generated_cells, write_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
+from bdm.model.model import expected_counts, observation_model
 from bdm.settings import GenerationSettings
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"

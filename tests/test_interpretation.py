@@ -23,7 +23,6 @@ from bdm.cli import main
 from bdm.errors import InputError
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells
 from bdm.evaluation.genes import wilcoxon
-from bdm.generation.generate import observation_model
 from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.ancestral_states import (
@@ -70,7 +69,7 @@ from bdm.interpretation.results import (
 )
 from bdm.latent.moments import Normal
 from bdm.model.fitted_cells import fitted_cells
-from bdm.model.model import log_expression, type_specific_genes
+from bdm.model.model import log_expression, observation_model, type_specific_genes
 from bdm.pl import FIGURES
 from bdm.plotting.branches import Panel, draw_panel
 from bdm.plotting.style import clade_label, figure_of

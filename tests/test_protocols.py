@@ -14,8 +14,8 @@ from warm import start
 
 import bdm
 from bdm.errors import InputError
-from bdm.generation.generate import expected_counts, observation_model
 from bdm.kinds import DECODERS, PRIORS
+from bdm.model.model import expected_counts, observation_model
 from bdm.prior.base import LatentPrior
 from bdm.settings import PriorSettings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from bdm._core.store import concat, load, save
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import codes_of
+from bdm.autoencoder.levels import protein_columns
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.data.modalities import size_names
@@ -43,6 +45,11 @@ class GeneAutoencoder:
     def populations_of(self, cell_type: str) -> tuple[str, ...]:
         """Names of the populations of a cell type: its sub-populations, or the type itself."""
         return self.sub_populations.populations_of(cell_type)
+
+    @cached_property
+    def proteins(self) -> slice:
+        """Columns of the proteins; none in RNA alone."""
+        return protein_columns(self.genes)
 
     @property
     def size_names(self) -> tuple[str, ...]:

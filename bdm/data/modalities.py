@@ -35,6 +35,11 @@ class Modality:
     features: slice  # columns
 
     @property
+    def n_features(self) -> int:
+        """Number of its features."""
+        return int(self.features.stop - self.features.start)
+
+    @property
     def normalised(self) -> bool:
         """Whether its features are shares of a library size; levels of proteins are not, see the decoder."""
         return self.kind != "prot"
@@ -82,7 +87,7 @@ def of_rna(var: pd.DataFrame) -> np.ndarray:
 def block_sizes(var: pd.DataFrame) -> tuple[int, ...]:
     """Count the features of each modality; empty for RNA alone."""
     found = modalities_of(var)
-    return tuple(of.features.stop - of.features.start for of in found) if len(found) > 1 else ()
+    return tuple(of.n_features for of in found) if len(found) > 1 else ()
 
 
 def size_names(var: pd.DataFrame) -> tuple[str, ...]:
@@ -94,8 +99,7 @@ def spread(values: Sequence[np.ndarray], modalities: Sequence[Modality]) -> np.n
     """Give each feature, in the last axis, the value of its modality; that of one modality is left to be broadcast."""
     if len(values) == 1:
         return values[0]
-    numbers = [of.features.stop - of.features.start for of in modalities]
-    parts = zip(values, numbers, strict=True)
+    parts = zip(values, [of.n_features for of in modalities], strict=True)
     return np.concatenate([np.broadcast_to(value, (*value.shape[:-1], number)) for value, number in parts], axis=-1)
 
 
@@ -108,7 +112,7 @@ def per_10k(counts: np.ndarray, modalities: Sequence[Modality]) -> np.ndarray:
 
 def features_in_words(var: pd.DataFrame) -> str:
     """Write the number of features of each modality."""
-    return " + ".join(counted(of.features.stop - of.features.start, NOUNS[of.kind]) for of in modalities_of(var))
+    return " + ".join(counted(of.n_features, NOUNS[of.kind]) for of in modalities_of(var))
 
 
 def of_modality(cells: AnnData, modality: Modality) -> AnnData:

@@ -22,9 +22,9 @@ from bdm.design.samples import (
 from bdm.design.settings import Design
 from bdm.donors.draw import NewDonors
 from bdm.generation.at import covariate_names, drawn_values
-from bdm.generation.generate import MAX_CHUNK, expected_counts
+from bdm.generation.generate import MAX_CHUNK
 from bdm.generation.request import Request
-from bdm.model.model import BranchedModel
+from bdm.model.model import BranchedModel, expected_counts
 
 NO_PARTNER = -1
 FEW_CELLS = 128  # of a population, whose means are compared between donors

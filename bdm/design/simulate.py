@@ -27,13 +27,12 @@ from bdm.generation.generate import (
     covariate_columns,
     independent_chunks,
     latents,
-    observation_model,
     population_column,
     portions_of,
     reserved_names,
     type_columns,
 )
-from bdm.model.model import BranchedModel
+from bdm.model.model import BranchedModel, observation_model
 
 RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")
 

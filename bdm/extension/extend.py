@@ -16,7 +16,7 @@ from annotated_types import Ge
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
 from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_gaining, likelihood
-from bdm.autoencoder.levels import protein_columns, training_levels
+from bdm.autoencoder.levels import training_levels
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.covariates.effects import CovariateEffects, fit_effects, with_residuals
 from bdm.data.genes import display_names
@@ -136,7 +136,7 @@ def extend(
         covariates=covariates,
         batches=batches or {},
         provenance=provenance,
-        levels=training_levels(of_training, protein_columns(autoencoder.genes), seed=seed),
+        levels=training_levels(of_training, autoencoder.proteins, seed=seed),
     )
     generated = generated_levels(extended(model, extension), extension.levels, seed=seed)
     extension = replace(extension, generated_levels=generated)

@@ -12,7 +12,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from anndata.io import write_elem
 from torch import Tensor
 from torch.nn.functional import pad
@@ -21,14 +20,12 @@ from bdm._core.files import require_space
 from bdm._core.parallel import Map, keep_freed_memory, threads
 from bdm._core.progress import Item, progress
 from bdm._core.seeds import derive, numpy_generator, torch_generator
-from bdm.autoencoder.levels import protein_columns
-from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
 from bdm.data.forms import MUDATA_FILE, write_h5mu
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.generation.at import covariate_names, drawn_values
 from bdm.generation.request import Request
-from bdm.model.model import BranchedModel
+from bdm.model.model import BranchedModel, expected_counts, observation_model
 from bdm.prior.base import Sampler
 from bdm.settings import GenerationSettings
 
@@ -191,33 +188,6 @@ def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) 
         columns["ancestor"] = table.groupby("sub_population", sort=False).cumcount().to_numpy()
     columns |= batch_columns(model, table.get("batch"))
     return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(table) + 1)])
-
-
-@torch.no_grad()
-def expected_counts(
-    model: BranchedModel,
-    x: Tensor,
-    batch: np.ndarray | None,
-    population: str | None = None,
-    *,
-    offset: Tensor | None = None,
-    batch_factor: float = 1,
-) -> np.ndarray:
-    """Mean counts of cells, cells x genes; ``x``: cells x dimensions; ``offset``: cells x genes."""
-    y, layout = model.whitening.inverse(x), model.layout
-    decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(batch)
-    log_size = y[:, layout.library_sizes].clamp(*model.library_range(population))
-    log_mean = decoder.decode(y[:, layout.latent], codes, log_size=log_size, offset=offset, batch_factor=batch_factor)
-    if population in model.levels:
-        log_mean[:, protein_columns(model.autoencoder.genes)] += model.levels[population].log_factor
-    return log_mean.exp().numpy()
-
-
-@torch.no_grad()
-def observation_model(model: BranchedModel, population: str) -> ObservationModel:
-    """Observation model of the counts of all genes in a population."""
-    code = torch.tensor(model.autoencoder.type_code(population))
-    return model.autoencoder.network_of(population).decoder.observation(code)
 
 
 def sampled_counts(

@@ -12,11 +12,10 @@ from bdm.autoencoder.observation import ObservationModel
 from bdm.data.modalities import modalities_of, per_10k
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.genes import marker_genes
-from bdm.generation.generate import expected_counts, observation_model
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.contrasts import Commitment, Contrast
 from bdm.latent.moments import Normal, matrix_power
-from bdm.model.model import BranchedModel, log_expression
+from bdm.model.model import BranchedModel, expected_counts, log_expression, observation_model
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from bdm.data.prepare import counted_cells
 from bdm.evaluation.cells import Cells, other_than_rna, sample_by_type, smaller_numbers
 from bdm.evaluation.genes import wilcoxon
 from bdm.generation.at import drawn_values
-from bdm.generation.generate import Chunk, expected_counts, observation_model, shared_chunks
+from bdm.generation.generate import Chunk, shared_chunks
 from bdm.generation.request import Request, request_cells
 from bdm.interpretation.contrasts import (
     Contrast,
@@ -31,7 +31,7 @@ from bdm.interpretation.contrasts import (
     two_sided_p,
 )
 from bdm.latent.cells import populations_of_cells
-from bdm.model.model import BranchedModel
+from bdm.model.model import BranchedModel, expected_counts, observation_model
 
 MIN_CELLS = 3  # on either side of a contrast
 OTHERS = ""  # below a node, but below none of the children that are tested
@@ -112,7 +112,7 @@ def poisson_variance(cells: Cells) -> np.ndarray:
 
 def blocks_of(cells: Cells) -> tuple[int, ...]:
     """Numbers of features of modalities; none for RNA alone."""
-    return tuple(of.features.stop - of.features.start for of in cells.modalities)
+    return tuple(of.n_features for of in cells.modalities)
 
 
 def real_differences(

@@ -14,7 +14,7 @@ from bdm._core.files import preparation, provenance
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator, torch_generator
 from bdm.autoencoder.fit import fit_autoencoder
-from bdm.autoencoder.levels import Levels, mean_count, protein_columns, quantiles
+from bdm.autoencoder.levels import Levels, mean_count, quantiles
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.covariates.effects import CovariateEffects, fit_covariates, with_residuals
 from bdm.donors.effects import DonorEffects, fit_donors
@@ -24,7 +24,7 @@ from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.kinds import PRIORS
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
-from bdm.model.model import BranchedModel, composition_of
+from bdm.model.model import BranchedModel, composition_of, expected_counts, observation_model
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import FitSettings, PriorSettings
 
@@ -120,7 +120,7 @@ def fit_model(
 def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: int) -> dict[str, Levels]:
     """Levels of the proteins in generated cells of populations, before these get the levels of training cells."""
     autoencoder, sampler, found = model.autoencoder, model.sampler(), {}
-    columns = protein_columns(autoencoder.genes)
+    proteins = np.arange(autoencoder.genes.shape[0])[autoencoder.proteins]
     for population in populations:
         x = sampler.sample(population, N_LEVELS, torch_generator(seed, "levels", population))
         generator = numpy_generator(seed, "generated levels", population)
@@ -129,12 +129,8 @@ def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: 
             x = model.at_covariates(x, population, model.covariates.complete(population, missing, generator))
         share = model.composition.loc[population].to_numpy(dtype=float)
         batch = generator.choice(model.composition.columns, N_LEVELS, p=share / share.sum())
-        codes = autoencoder.batch_codes(batch if autoencoder.batches else None)
-        decoder = autoencoder.network_of(population).decoder
-        latent = model.whitening.inverse(x)[:, model.layout.latent]
-        mean = decoder.decode(latent, codes)[:, columns].exp().numpy()
-        observation = decoder.observation(torch.tensor(autoencoder.type_code(population)))
-        observation = observation.of_genes(np.arange(columns.start, columns.stop))
+        mean = expected_counts(model, x, batch if autoencoder.batches else None, population)[:, proteins]
+        observation = observation_model(model, population).of_genes(proteins)
         before = quantiles(observation.sample(mean, generator).toarray(), generator)
         log_factor = (mean_count(autoencoder.levels[population]) / mean_count(before)).log().float()
         counts = observation.sample(mean * log_factor.exp().numpy(), generator)

@@ -19,7 +19,8 @@ from bdm._core.files import provenance, sha256, storable
 from bdm._core.parallel import using_threads
 from bdm._core.store import checksum_of, load, reject_if_damaged, save
 from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.levels import Levels, mapped, protein_columns
+from bdm.autoencoder.levels import Levels, mapped
+from bdm.autoencoder.observation import ObservationModel
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.covariates.effects import CovariateEffects, with_residuals
@@ -152,7 +153,7 @@ class BranchedModel:
         """Give the proteins of generated cells of a population (cells x genes) the quantiles of training cells."""
         if population not in self.levels:
             return counts
-        at = protein_columns(self.autoencoder.genes)
+        at = self.autoencoder.proteins
         levels = self.levels[population].quantiles, self.autoencoder.levels[population]
         proteins = sparse.csr_matrix(mapped(counts[:, at].toarray(), *levels, generator), dtype=counts.dtype)
         return sparse.csr_matrix(sparse.hstack([counts[:, : at.start], proteins, counts[:, at.stop :]]))
@@ -209,6 +210,33 @@ class BranchedModel:
     def preparation(self) -> dict[str, Any]:
         """Settings with which the data of the fit were prepared."""
         return dict(self.autoencoder.provenance["prepare"])
+
+
+@torch.no_grad()
+def expected_counts(
+    model: BranchedModel,
+    x: Tensor,
+    batch: np.ndarray | None,
+    population: str | None = None,
+    *,
+    offset: Tensor | None = None,
+    batch_factor: float = 1,
+) -> np.ndarray:
+    """Mean counts of cells, cells x genes; ``x``: cells x dimensions; ``offset``: cells x genes."""
+    y, layout = model.whitening.inverse(x), model.layout
+    decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(batch)
+    log_size = y[:, layout.library_sizes].clamp(*model.library_range(population))
+    log_mean = decoder.decode(y[:, layout.latent], codes, log_size=log_size, offset=offset, batch_factor=batch_factor)
+    if population in model.levels:
+        log_mean[:, model.autoencoder.proteins] += model.levels[population].log_factor
+    return log_mean.exp().numpy()
+
+
+@torch.no_grad()
+def observation_model(model: BranchedModel, population: str) -> ObservationModel:
+    """Observation model of the counts of all genes in a population."""
+    code = torch.tensor(model.autoencoder.type_code(population))
+    return model.autoencoder.network_of(population).decoder.observation(code)
 
 
 def composition_of(obs: pd.DataFrame) -> pd.DataFrame:

@@ -16,14 +16,7 @@ from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator, torch_generator
 from bdm.errors import InputError, abbreviated, counted
 from bdm.generation.at import NOWHERE, At, covariate_names, moved
-from bdm.generation.generate import (
-    Block,
-    GeneratedCells,
-    batch_columns,
-    expected_counts,
-    sampled_counts,
-    type_columns,
-)
+from bdm.generation.generate import Block, GeneratedCells, batch_columns, sampled_counts, type_columns
 from bdm.latent.cells import latent_cells
 from bdm.model.match import (
     SAME,
@@ -36,7 +29,7 @@ from bdm.model.match import (
     model_counts,
     of_known_types,
 )
-from bdm.model.model import BranchedModel
+from bdm.model.model import BranchedModel, expected_counts
 from bdm.prior.transport import optimal_coupling
 from bdm.settings import InputKeys, SamplerSettings
 from bdm.validation import unknown_type
