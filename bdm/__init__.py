@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm.interpretation.results import Interpretation as Interpretation
     from bdm.settings import AutoencoderSettings as AutoencoderSettings
     from bdm.settings import HierarchySettings as HierarchySettings
+    from bdm.settings import InputKeys as InputKeys
     from bdm.settings import PrepareSettings as PrepareSettings
     from bdm.settings import PriorSettings as PriorSettings
     from bdm.settings import Settings as Settings
@@ -30,6 +31,7 @@ MODULES = {  # with the public classes and functions, by name
     "ExtensionReport": "bdm.extension.extend",
     "HierarchySettings": "bdm.settings",
     "InputError": "bdm.errors",
+    "InputKeys": "bdm.settings",
     "Interpretation": "bdm.interpretation.results",
     "PrepareSettings": "bdm.settings",
     "Settings": "bdm.settings",

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm._core.files import atomic_write, provenance, storable
+from bdm._core.files import atomic_write, provenance
 from bdm._core.parallel import using_threads
 from bdm._core.training import device_of
 from bdm.data.forms import to_form
@@ -22,7 +22,7 @@ from bdm.data.read import cells_in
 from bdm.errors import InputError, counted, listed
 from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
-from bdm.generation.at import NOWHERE, At, at_in_words
+from bdm.generation.at import NOWHERE, At
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import modality_named, predict_modality, question_of
 from bdm.generation.request import numbers_like, request_cells
@@ -33,8 +33,8 @@ from bdm.latent.cells import encode
 from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import fit
 from bdm.model.fitted_cells import fitted_cells, populations_by, real_cells_for
-from bdm.model.match import encodable, keys_found_in, known_cells
-from bdm.model.model import BranchedModel, load_model, record_of_cells
+from bdm.model.match import SAME, encodable, keys_found_in, known_cells
+from bdm.model.model import BranchedModel, load_model
 from bdm.schema import reject_unknown
 from bdm.settings import (
     AuditSettings,
@@ -267,9 +267,7 @@ class BranchedDiffusion:
         self,
         adata: AnnData | None = None,
         *,
-        label_key: str | None = None,
-        batch_key: str | None = None,
-        counts: str | None = None,
+        keys: InputKeys = SAME,
     ) -> np.ndarray:
         """Encode cells: the means of their posteriors in the latent space of the autoencoder.
 
@@ -278,19 +276,14 @@ class BranchedDiffusion:
         adata
             Cells of the model's cell types with raw counts of its genes; the cells that the model was fitted on, if not
             given.
-        label_key, batch_key, counts
-            Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
-            if not given.
+        keys
+            Where ``adata`` has cell types, batches and counts, if not where the model's data had them.
 
         Returns
         -------
         Array of cells x latent dimensions, in the order of ``adata``, for ``adata.obsm``.
         """
-        if adata is None:
-            cells = self._cells()
-        else:
-            keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
-            cells = encodable(cells_in(adata), self.model, keys)
+        cells = self._cells() if adata is None else encodable(cells_in(adata), self.model, keys)
         return np.asarray(encode(cells, self.model.autoencoder).X)[:, self.model.layout.latent]
 
     @computing
@@ -332,32 +325,8 @@ class BranchedDiffusion:
         model's data, such as a MuData.
         """
         settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
-        adata = self._generated(cells, settings, at=at, extrapolate=extrapolate, snapshot=snapshot, seed=seed)
-        return to_form(adata, self.model.form)
-
-    def _generated(
-        self,
-        cells: int | Mapping[str, int] | pd.Series | pd.DataFrame,
-        settings: GenerationSettings,
-        *,
-        at: At = NOWHERE,
-        extrapolate: bool = False,
-        snapshot: float | None = None,
-        seed: int,
-    ) -> AnnData:
-        """Generate cells, with several modalities as blocks of one matrix."""
         request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)
-        adata = generate_cells(self.model, request, settings, seed=seed)
-        adata.uns["bdm"] = record_of_cells(
-            self.model,
-            None,
-            seed=seed,
-            request=request.record,
-            at=at_in_words(at),
-            snapshot=snapshot,
-            settings=asdict(settings),
-        )
-        return adata
+        return to_form(generate_cells(self.model, request, settings, seed=seed), self.model.form)
 
     @computing
     def predict_modality(
@@ -365,9 +334,7 @@ class BranchedDiffusion:
         adata: AnnData,
         modality: str = "prot",
         *,
-        label_key: str | None = None,
-        batch_key: str | None = None,
-        counts: str | None = None,
+        keys: InputKeys = SAME,
         n_samples: int = 200,
         seed: int = 0,
     ) -> AnnData:
@@ -380,9 +347,8 @@ class BranchedDiffusion:
             in ``obs``; otherwise all types are possible.
         modality
             Modality of the model to predict.
-        label_key, batch_key, counts
-            Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
-            if not given.
+        keys
+            Where ``adata`` has cell types, batches and counts, if not where the model's data had them.
         n_samples
             Samples of each cell, from which means and intervals are computed.
 
@@ -390,7 +356,6 @@ class BranchedDiffusion:
         -------
         AnnData as :func:`bdm.generation.modality.predict_modality` makes it.
         """
-        keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
         chosen, question = modality_named(self.model, modality), question_of(cells_in(adata), self.model, keys)
         return predict_modality(self.model, question, chosen, n_samples=n_samples, seed=seed)
 
@@ -403,9 +368,7 @@ class BranchedDiffusion:
         *,
         at: At = NOWHERE,
         extrapolate: bool = False,
-        label_key: str | None = None,
-        batch_key: str | None = None,
-        counts: str | None = None,
+        keys: InputKeys = SAME,
         n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
     ) -> AnnData:
@@ -423,24 +386,18 @@ class BranchedDiffusion:
             New values of covariates by name, as in :meth:`generate`; cells keep theirs where not given.
         extrapolate
             Allow values of covariates that training cells do not have.
-        label_key, batch_key, counts
-            Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
-            if not given.
+        keys
+            Where ``adata`` has cell types, batches and counts, if not where the model's data had them.
 
         Returns
         -------
         AnnData as :func:`bdm.transmutation.transmute.transmuted_cells` describes it.
         """
         settings = SamplerSettings(n_levels=n_levels)
-        keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
         cell_types = _names(from_)
         cells = cells_in(adata)
         sources = sources_of(cells, self.model, str(to), keys, cell_types=cell_types, at=at, extrapolate=extrapolate)
-        transmuted = transmuted_cells(self.model, sources, str(to), settings, seed=seed).in_memory()
-        request = {"to": str(to), "from": list(cell_types)}
-        transmuted.uns["bdm"] = record_of_cells(
-            self.model, None, seed=seed, settings={**asdict(settings), **request}, at=at_in_words(at)
-        )
+        transmuted = transmuted_cells(self.model, sources, settings, seed=seed).in_memory()
         return to_form(transmuted, self.model.form)
 
     @computing
@@ -450,8 +407,7 @@ class BranchedDiffusion:
         adata_new: AnnData | None = None,
         *,
         compare: Mapping[str, AnnData] | None = None,
-        label_key: str | None = None,
-        counts: str | None = None,
+        keys: InputKeys = SAME,
         n_repeats: int = EvaluationSettings.n_repeats,
         seed: int = 0,
     ) -> "Evaluation":
@@ -467,8 +423,8 @@ class BranchedDiffusion:
             given.
         compare
             Other cells to evaluate in the same way, by name.
-        label_key, counts
-            Column of ``obs`` with the cell type, and where the raw counts are; as in the model's data, if not given.
+        keys
+            Where these cells have cell types, batches and counts, if not where the model's data had them.
         n_repeats
             Most resamples of the cells over which scores are averaged; of 2,000 test cells or more, there is one.
 
@@ -490,11 +446,12 @@ class BranchedDiffusion:
 
         if taken := set(RESERVED_SET_NAMES) & set(compare or {}):
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to evaluate.")
-        keys, settings = InputKeys(label_key=label_key, counts=counts), EvaluationSettings(n_repeats=n_repeats)
+        settings = EvaluationSettings(n_repeats=n_repeats)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         new = adata_new
         if new is None:
-            new = self._generated(_numbers_of(real.test), GenerationSettings(), seed=seed)
+            request = request_cells(self.model, _numbers_of(real.test))
+            new = generate_cells(self.model, request, GenerationSettings(), seed=seed)
         sets = {name: cells_in(cells) for name, cells in {GENERATED: new, **(compare or {})}.items()}
         cells = {name: known_cells(adata, self.model, keys_found_in(adata, keys)) for name, adata in sets.items()}
         for name, of_set in cells.items():
@@ -508,8 +465,7 @@ class BranchedDiffusion:
         adata: AnnData,
         adata_test: AnnData | None = None,
         *,
-        label_key: str | None = None,
-        counts: str | None = None,
+        keys: InputKeys = SAME,
         seed: int = 0,
     ) -> "TransmutationEvaluation":
         """Compare transmuted cells with held-out real cells of their new type, and with the same cells before.
@@ -522,7 +478,7 @@ class BranchedDiffusion:
             The same cells before the transmutation.
         adata_test
             As in :meth:`evaluate`.
-        label_key, counts
+        keys
             As in :meth:`evaluate`, of ``adata`` and ``adata_test``.
 
         Returns
@@ -540,7 +496,6 @@ class BranchedDiffusion:
         from bdm.evaluation.cells import TRANSMUTED, Cells
         from bdm.transmutation import evaluate as transmutation
 
-        keys = InputKeys(label_key=label_key, counts=counts)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         adata_transmuted, adata = cells_in(adata_transmuted), cells_in(adata)
         rows = transmutation.rows_before(adata_transmuted, adata.obs_names, names=("adata_transmuted", "adata"))
@@ -567,7 +522,8 @@ class BranchedDiffusion:
         from bdm.interpretation.results import branches_adata
 
         prepared = self._cells()
-        generated = self._generated(numbers_like(prepared.obs, self.model), GenerationSettings(), seed=seed)
+        request = request_cells(self.model, numbers_like(prepared.obs, self.model))
+        generated = generate_cells(self.model, request, GenerationSettings(), seed=seed)
         inputs = inputs_of(self.model, prepared, generated, seed=seed)
         self.interpretation = interpret(inputs, InterpretationSettings(n_genes=n_genes), seed=seed)
         return branches_adata(self.interpretation)
@@ -647,12 +603,9 @@ class BranchedDiffusion:
             adata.uns["truth"]["genes"]
         """
         from bdm.design.settings import read_design
-        from bdm.design.simulate import design_record, simulate_cells
+        from bdm.design.simulate import simulate_cells
 
-        checked = read_design(design, seed=seed)
-        adata = simulate_cells(self.model, checked)
-        adata.uns["bdm"] = storable(provenance(seed=checked.seed, design=design_record(checked)))
-        return to_form(adata, self.model.form)
+        return to_form(simulate_cells(self.model, read_design(design, seed=seed)), self.model.form)
 
     @computing
     def power(self, design: "Design | dict[str, Any] | Path | str") -> "PowerAnalysis":
@@ -677,9 +630,7 @@ class BranchedDiffusion:
         adata: AnnData,
         *,
         cell_types: str | Sequence[str] = (),
-        label_key: str | None = None,
-        batch_key: str | None = None,
-        counts: str | None = None,
+        keys: InputKeys = SAME,
         missing_as_zero: bool = False,
         seed: int = 0,
     ) -> "BranchedDiffusion":
@@ -692,9 +643,8 @@ class BranchedDiffusion:
             in ``obs``.
         cell_types
             Types to add, in this order; all that the model lacks, if none are named.
-        label_key, batch_key, counts
-            Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
-            if not given.
+        keys
+            Where ``adata`` has cell types, batches and counts, if not where the model's data had them.
         missing_as_zero
             Treat genes that the cells lack as not expressed.
         """
@@ -703,7 +653,7 @@ class BranchedDiffusion:
             cells_in(adata),
             self.model,
             cell_types=_names(cell_types),
-            keys=InputKeys(label_key=label_key, batch_key=batch_key, counts=counts),
+            keys=keys,
             missing_as_zero=missing_as_zero,
             seed=seed,
         )
@@ -752,9 +702,7 @@ class BranchedDiffusion:
         path: Path | str,
         *,
         adata: AnnData | Path | str | None = None,
-        label_key: str | None = None,
-        batch_key: str | None = None,
-        counts: str | None = None,
+        keys: InputKeys = SAME,
         device: str = "auto",
         n_threads: int | None = None,
     ) -> "BranchedDiffusion":
@@ -766,9 +714,8 @@ class BranchedDiffusion:
             The cells that the model was fitted on, raw or made by ``bdm prepare``, or a file of these cells. Without
             them, the model generates, transmutes and extends; with them, it also evaluates and interprets. They are
             prepared as they were for the fit, with the same split.
-        label_key, batch_key, counts
-            Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as when the model was
-            fitted, if not given.
+        keys
+            Where ``adata`` has cell types, batches and counts, if not where the model's data had them.
         n_threads
             Threads to compute with; all that the process may use, if not given.
         """
@@ -777,7 +724,6 @@ class BranchedDiffusion:
         model.n_threads = n_threads
         model.fitted = load_model(Path(path), device=device_of(device))
         if adata is not None:
-            keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
             model.prepared = fitted_cells(cells_in(adata, on_disk=False), model.fitted, keys)
         return model
 

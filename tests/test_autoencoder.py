@@ -13,9 +13,13 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from bdm._core.files import read_json, write_checksummed_json
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import to_tensor
+from bdm._core.store import load, save
 from bdm._core.training import TrainingPlan, device_of, train
 from bdm.autoencoder import adapters, fit, softmax
 from bdm.autoencoder.adapters import Adapters
+from bdm.autoencoder.autoencoder import (
+    GeneAutoencoder,
+)
 from bdm.autoencoder.cells import sample_rows, type_codes
 from bdm.autoencoder.decoder import (
     BATCH_OFFSET_SCALE,
@@ -26,11 +30,6 @@ from bdm.autoencoder.fit import Objective, divide, fit_autoencoder, with_sub_pop
 from bdm.autoencoder.network import MEMORY, CountAutoencoder, Posterior, laplace_posterior, log_normalise
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.autoencoder.softmax import Loadings, SoftmaxEvidence
-from bdm.autoencoder.storage import (
-    GeneAutoencoder,
-    load_autoencoder,
-    save_autoencoder,
-)
 from bdm.data import matrix
 from bdm.data.matrix import take_cells, take_rows
 from bdm.data.prepare import prepare, read_prepared
@@ -714,13 +713,13 @@ def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
 
 @pytest.fixture
 def saved(autoencoder, tmp_path):
-    save_autoencoder(tmp_path, autoencoder)
+    save(tmp_path, "autoencoder", autoencoder)
     return tmp_path, autoencoder
 
 
 def test_autoencoder_comes_back(saved):
     folder, autoencoder = saved
-    loaded = load_autoencoder(folder)
+    loaded = load(folder, "autoencoder", GeneAutoencoder)
     assert same_adapters(autoencoder.adapters, loaded.adapters)
     for cell_type in (None, *loaded.adapters):
         one, other = (found.network_of(cell_type).state_dict() for found in (autoencoder, loaded))
@@ -750,4 +749,4 @@ def test_autoencoder_of_other_content(saved, change):
         folder / "autoencoder.json", {**content, "autoencoder": {**content["autoencoder"], **change}}
     )
     with pytest.raises(InputError, match="damaged"):
-        load_autoencoder(folder)
+        load(folder, "autoencoder", GeneAutoencoder)

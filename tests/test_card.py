@@ -107,7 +107,7 @@ def test_license_of_the_data_reaches_the_card_and_the_cells(batch_model):
     record = autoencoder.provenance | {"prepare": autoencoder.provenance["prepare"] | {"license": settings.license}}
     model = replace(batch_model.model, autoencoder=replace(autoencoder, provenance=record))
     card = model_card(model)
-    assert front_matter(card)["license"] == record_of_cells(model, None, seed=0)["license"] == "cc0-1.0"
+    assert front_matter(card)["license"] == record_of_cells(model, seed=0)["license"] == "cc0-1.0"
     assert "| license | cc0-1.0 |" in card
     assert "was not given" in batch_model.card()
 

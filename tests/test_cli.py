@@ -15,8 +15,8 @@ from typer.main import get_command
 from warm import start
 
 from bdm._core.files import sha256
-from bdm._core.store import checksum_of
-from bdm.autoencoder.storage import load_autoencoder
+from bdm._core.store import checksum_of, load
+from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.cli import app, main
 from bdm.errors import as_options
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
@@ -167,7 +167,7 @@ def test_record_leads_back_to_the_data(made):
     assert record["data_sha256"] == sha256(made[0] / "cells.h5ad")
     assert record["model_sha256"] == checksum_of(made[0] / "model", "model")
     assert record["seed"] == 3
-    trained = load_autoencoder(made[0] / "autoencoder")
+    trained = load(made[0] / "autoencoder", "autoencoder", GeneAutoencoder)
     assert trained.provenance["prepared_sha256"] == sha256(made[0] / "prepared.h5ad")
 
 

@@ -12,13 +12,13 @@ from bdm.evaluation.metrics import (
     Agreement,
     PairDistances,
     QueryCells,
+    classifier_f1,
     cross_validated_probabilities,
     energy_distance,
     forest,
     joint_components,
     linear_classifier,
     memorisation_of,
-    typing_f1,
 )
 
 
@@ -141,10 +141,10 @@ def test_classifier_detects_a_shift_but_not_equal_cells(classifier):
 
 
 def test_types_are_predicted_in_blocks_as_at_once(three_types, monkeypatch):
-    at_once = typing_f1(three_types, three_types)
+    at_once = classifier_f1(three_types, three_types)
     assert set(at_once) == {"a", "b", "c"}
     monkeypatch.setattr(metrics, "CLASSIFIER_BLOCK", 7)
-    assert typing_f1(three_types, three_types) == at_once
+    assert classifier_f1(three_types, three_types) == at_once
 
 
 def test_components_are_fitted_on_both_sets():

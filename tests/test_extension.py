@@ -167,7 +167,7 @@ def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
 
     for one, other in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
         sources = sources_of(example_cells, with_nk.model, other, cell_types=(one,))
-        transmuted = transmuted_cells(with_nk.model, sources, other, SamplerSettings(), seed=0).in_memory()
+        transmuted = transmuted_cells(with_nk.model, sources, SamplerSettings(), seed=0).in_memory()
         real = example_cells[:, transmuted.var_names]
         here, there = (profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in (one, other))
         assert np.linalg.norm(profile(transmuted.X.toarray()) - there) < 0.5 * np.linalg.norm(here - there)

@@ -17,7 +17,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 from zoo import kept_model
 
-from bdm import BranchedDiffusion, InputError, tl
+from bdm import BranchedDiffusion, InputError, InputKeys, tl
 from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
 from bdm.autoencoder.levels import mapped, quantiles
 from bdm.autoencoder.softmax import OWN_MEAN_SCALE, Blocks
@@ -393,7 +393,7 @@ def predicted(multi_model):
     test = joined()[multi_model.prepared.obs_names[(multi_model.prepared.obs["split"] == "test").to_numpy()]]
     rna = of_modality(test, modalities_of(test.var)[0])
     del rna.obs["bulk_labels"]
-    return multi_model.predict_modality(rna, "prot", label_key=None, n_samples=100, seed=1), test
+    return multi_model.predict_modality(rna, "prot", n_samples=100, seed=1), test
 
 
 def test_proteins_are_predicted_by_rna_as_distributions(predicted):
@@ -409,7 +409,9 @@ def test_proteins_are_predicted_by_rna_as_distributions(predicted):
 
 def test_labels_narrow_what_is_predicted(multi_model, predicted):
     found, test = predicted
-    labelled = multi_model.predict_modality(test, "prot", label_key="bulk_labels", n_samples=100, seed=1)
+    labelled = multi_model.predict_modality(
+        test, "prot", keys=InputKeys(label_key="bulk_labels"), n_samples=100, seed=1
+    )
     of_type = multi_model.model.cell_type_of
     others = np.array([[of_type[name] != cell_type for name in of_type] for cell_type in test.obs["bulk_labels"]])
     assert labelled.obsm["populations"].to_numpy()[others].max() == 0
@@ -603,7 +605,7 @@ def test_transmuted_cells_are_evaluated_by_modality(multi_model):
     cells = joined()
     chosen = cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()]
     found = transmuted_cells(
-        multi_model.model, sources_of(chosen, multi_model.model, "Dendritic"), "Dendritic", SamplerSettings(), seed=0
+        multi_model.model, sources_of(chosen, multi_model.model, "Dendritic"), SamplerSettings(), seed=0
     ).in_memory()
     evaluation = multi_model.evaluate_transmuted(found, cells)
     table = evaluation.modalities["energy"].unstack("set")
@@ -708,6 +710,6 @@ def test_transmuted_cells_have_all_modalities(multi_model):
     cells = joined()
     chosen = cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()]
     sources = sources_of(chosen, multi_model.model, "CD56+ NK")
-    found = transmuted_cells(multi_model.model, sources, "CD56+ NK", SamplerSettings(), seed=0).in_memory()
+    found = transmuted_cells(multi_model.model, sources, SamplerSettings(), seed=0).in_memory()
     assert block_sizes(found.var) == block_sizes(multi_model.prepared.var)
     assert found.n_obs == chosen.n_obs

@@ -36,7 +36,7 @@ def copied(saved, tmp_path):
 def test_public_names():
     of_stages = {"PrepareSettings", "AutoencoderSettings", "HierarchySettings", "PriorSettings"}
     results = {"Evaluation", "TransmutationEvaluation", "Interpretation", "ExtensionReport"}
-    names = {"BranchedDiffusion", "InputError", "Settings", "pl", "read_tree", "tl"}
+    names = {"BranchedDiffusion", "InputError", "InputKeys", "Settings", "pl", "read_tree", "tl"}
     assert set(bdm.__all__) == names | of_stages | results
     assert all(getattr(bdm, name).__name__ in (name, f"bdm.{name}") for name in bdm.__all__)
     with pytest.raises(AttributeError, match="nonsense"):

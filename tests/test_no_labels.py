@@ -297,12 +297,12 @@ def test_extension_needs_labels(model, cells, tmp_path):
         InputError, match=r"^obs has no column 'cell_type' with the cell types; name it by `label_key=`"
     ):
         extended.extend(new)
-    extended.extend(new, label_key="kind")
+    extended.extend(new, keys=package.InputKeys(label_key="kind"))
     assert set(extended.cell_types) == {WITHOUT_LABELS, "Dendritic"}
     assert set(extended.generate(5).obs["cell_type"]) == {WITHOUT_LABELS, "Dendritic"}
     with pytest.raises(InputError, match="name it by `label_key=`"):
         extended.get_latent_representation(new)
-    assert extended.get_latent_representation(new, label_key="kind").shape == (new.n_obs, 6)
+    assert extended.get_latent_representation(new, keys=package.InputKeys(label_key="kind")).shape == (new.n_obs, 6)
 
 
 # ---- commands

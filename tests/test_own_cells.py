@@ -99,15 +99,15 @@ def test_cells_may_keep_things_elsewhere(fitted, awkward):
     expected = fitted.transmute(cells, to=NK)
     cells.obs = cells.obs.rename(columns={"annotation": "kind", "person": "patient"})
     cells.layers["umi"] = cells.layers.pop("raw_counts")
-    keys = {"label_key": "kind", "batch_key": "patient", "counts": "umi"}
-    assert (fitted.transmute(cells, to=NK, **keys).X != expected.X).nnz == 0
+    keys = bdm.InputKeys(label_key="kind", batch_key="patient", counts="umi")
+    assert (fitted.transmute(cells, to=NK, keys=keys).X != expected.X).nnz == 0
     for name, message in {
         "label_key": "name it by `label_key=`",
         "batch_key": "name it by `batch_key=`",
         "counts": "give `counts='umi'`",
     }.items():
         with pytest.raises(InputError, match=message):
-            fitted.transmute(cells, to=NK, **{**keys, name: None})
+            fitted.transmute(cells, to=NK, keys=replace(keys, **{name: None}))
 
 
 def test_one_type_is_named_by_text_or_number(fitted, awkward):

@@ -283,7 +283,7 @@ def test_evaluation_refuses_what_it_cannot_evaluate(small_model, held_out, tmp_p
     with pytest.raises(InputError, match="floor is taken"):
         small_model.evaluate(held_out, compare={"floor": held_out})
     with pytest.raises(InputError, match="no column"):
-        small_model.evaluate(held_out, label_key="none")
+        small_model.evaluate(held_out, keys=bdm.InputKeys(label_key="none"))
     with pytest.raises(InputError, match="generated cannot be evaluated"):
         small_model.evaluate(held_out, held_out[:2].copy())
     others = held_out.copy()

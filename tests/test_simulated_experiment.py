@@ -108,7 +108,7 @@ def test_cells_do_not_depend_on_threads(small_model, tmp_path):
     for n_threads in (1, 3):
         with using_threads(n_threads):
             cells[n_threads] = simulated_cells(experiment).in_memory()
-    write_cells(tmp_path / "written.h5ad", simulated_cells(experiment), {"bdm": {}})
+    write_cells(tmp_path / "written.h5ad", simulated_cells(experiment), {})
     written = ad.read_h5ad(tmp_path / "written.h5ad")
     for others in (cells[3], written):
         assert (cells[1].X != others.X).nnz == 0

@@ -78,7 +78,7 @@ def test_types_and_batches_are_in_the_columns_of_the_cells_too(batch_model, exam
     cells = example_cells[:200].copy()
     cells.obs = cells.obs[["bulk_labels"]].rename(columns={"bulk_labels": "mine"})
     cells.obs["patient"] = "two"
-    cells_transmuted = batch_model.transmute(cells, "CD56+ NK", label_key="mine", batch_key="patient")
+    cells_transmuted = batch_model.transmute(cells, "CD56+ NK", keys=InputKeys(label_key="mine", batch_key="patient"))
     for column in ("cell_type", "bulk_labels", "mine"):
         assert set(cells_transmuted.obs[column]) == {"CD56+ NK"}
     for column in ("donor", "patient"):

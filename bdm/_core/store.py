@@ -59,6 +59,13 @@ def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
         return value
 
 
+def load_part(folder: Path, kind: str, cls: type[Value], *, of: str) -> Value | None:
+    """Read a dataclass, if there is one, that was saved with the checksum of another one, ``of``, of its folder."""
+    if not (Path(folder) / f"{kind}.json").exists():
+        return None
+    return load(folder, kind, cls, **{of: checksum_of(folder, of)})
+
+
 class Result(ABC):
     """A dataclass of results that is saved as a folder: everything, and tables to read (.csv)."""
 

@@ -17,6 +17,7 @@ from bdm._core.seeds import derive, to_tensor
 from bdm._core.store import concat
 from bdm._core.training import TrainingPlan, train
 from bdm.autoencoder.adapters import N_ITERATIONS, Adapters, fit_adapters, likelihood
+from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.cells import (
     batch_codes,
     batch_names,
@@ -32,7 +33,6 @@ from bdm.autoencoder.cells import (
 from bdm.autoencoder.decoder import AutoencoderShape
 from bdm.autoencoder.levels import protein_columns, training_levels
 from bdm.autoencoder.network import CountAutoencoder, Posterior
-from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import (
     SubPopulations,
     classify,

@@ -201,8 +201,8 @@ def fit_mixture(draws: Sequence[np.ndarray], n_components: int, *, random_state:
 class SubPopulations:
     """Sub-populations of cell types that have several, as a classifier of a type's latents.
 
-    Latents are those of the label, see :meth:`bdm.autoencoder.storage.GeneAutoencoder.label_network`. The log density
-    of sub-population k at z is ``log_density[k] - |axes[k] (z - mean[k])|**2 / 2`` up to a constant.
+    Latents are those of the label, see :meth:`bdm.autoencoder.autoencoder.GeneAutoencoder.label_network`. The log
+    density of sub-population k at z is ``log_density[k] - |axes[k] (z - mean[k])|**2 / 2`` up to a constant.
     """
 
     names: tuple[str, ...]  # those of a type together, the largest first: T cell/1, T cell/2

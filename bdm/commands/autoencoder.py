@@ -24,12 +24,11 @@ def autoencoder(
     Example: bdm autoencoder prepared.h5ad autoencoder/
     """
     from bdm._core.files import atomic_write, preparation, provenance, sha256
+    from bdm._core.store import save
     from bdm.autoencoder.fit import fit_autoencoder
-    from bdm.autoencoder.storage import save_autoencoder
-    from bdm.covariates.effects import fit_covariates, save_covariates, with_residuals
-    from bdm.covariates.effects import summary_of as summary_of_covariates
+    from bdm.covariates.effects import fit_covariates, with_residuals
     from bdm.data.prepare import read_prepared
-    from bdm.donors.effects import fit_donors, save_donors, summary_of
+    from bdm.donors.effects import fit_donors
     from bdm.errors import counted
     from bdm.latent.cells import encode, save_latent
 
@@ -38,24 +37,24 @@ def autoencoder(
     with atomic_write(out, folder_of="autoencoder.json") as folder:
         record = provenance(seed=seed, **facts, **preparation(adata))
         trained, history = fit_autoencoder(adata, settings, seed=seed, device=device, provenance=record)
-        latent, checksum = encode(adata, trained), save_autoencoder(folder, trained)
+        latent, checksum = encode(adata, trained), save(folder, "autoencoder", trained)
         covariates = fit_covariates(adata, latent)
         latent = with_residuals(latent, covariates)
         save_latent(folder, latent, of=checksum)
         donors = fit_donors(adata, latent, trained)
         if donors is not None:
-            save_donors(folder, donors, of=checksum)
+            save(folder, "donors", donors, autoencoder=checksum)
         if covariates is not None:
-            save_covariates(folder, covariates, of=checksum)
+            save(folder, "covariates", covariates, autoencoder=checksum)
         history.to_csv(folder / "training.csv", index=False)
     n_populations = len(trained.populations)
     divided = f"{len(trained.cell_types)} with {counted(n_populations, 'population')}"
     specific = f"{len(trained.adapters)} of {counted(n_populations, 'population')} with type-specific decoders"
     found = {"types": divided, "decoders": specific, "training": best_step(history)}
     if donors is not None:
-        found["donors"] = summary_of(donors)
+        found["donors"] = donors.summary
     if covariates is not None:
-        found["covariates"] = summary_of_covariates(covariates)
+        found["covariates"] = covariates.summary
     return Summary((out,), found, then=("bdm", "hierarchy", out, "hierarchy.json"))
 
 

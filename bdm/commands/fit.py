@@ -26,9 +26,7 @@ def fit(
     from bdm._core.files import atomic_write, sha256
     from bdm.api import BranchedDiffusion
     from bdm.commands.train import write_tables
-    from bdm.covariates.effects import summary_of as summary_of_covariates
     from bdm.data.read import read_cells
-    from bdm.donors.effects import summary_of
     from bdm.model.card import save_with_card
 
     with atomic_write(out, folder_of="model.json") as folder:
@@ -44,7 +42,7 @@ def fit(
     cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {counted(len(model.hierarchy.cell_types), 'type')}"
     found = {"cells": cells, "prior": model.model.prior.description}
     if (donors := model.model.donor_effects) is not None:
-        found["donors"] = summary_of(donors)
+        found["donors"] = donors.summary
     if (covariates := model.model.covariates) is not None:
-        found["covariates"] = summary_of_covariates(covariates)
+        found["covariates"] = covariates.summary
     return Summary((out,), found, then=generating(out))

@@ -1,6 +1,5 @@
 """``bdm generate``: generate new cells, as raw counts."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +37,7 @@ def generate(
     Example: bdm generate model/ generated.h5ad --cells 1000
     """
     from bdm._core.files import atomic_write
+    from bdm._core.store import checksum_of
     from bdm._core.training import device_of
     from bdm.data.forms import check_form
     from bdm.data.modalities import features_in_words
@@ -45,7 +45,7 @@ def generate(
     from bdm.generation.at import parse_at
     from bdm.generation.generate import generated_cells, write_cells
     from bdm.generation.request import numbers_like, read_request, request_cells
-    from bdm.model.model import load_model, record_of_cells
+    from bdm.model.model import load_model
 
     if sum(option is not None for option in (cells, cells_like, cells_from)) != 1:
         raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
@@ -61,16 +61,7 @@ def generate(
             requested = read_request(cells_from)
         request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, snapshot=snapshot)
         generated = generated_cells(loaded, request, settings, seed=seed)
-        record = record_of_cells(
-            loaded,
-            model,
-            seed=seed,
-            settings=asdict(settings),
-            request=request.record,
-            at=list(at) or None,
-            snapshot=snapshot,
-        )
-        write_cells(path, generated, {"bdm": record})
+        write_cells(path, generated, {"model_sha256": checksum_of(model, "model")})
     n_cells, n_genes = request.n_cells, features_in_words(loaded.autoencoder.genes)
     found = {"cells": f"{sum(n_cells.values()):,} of {counted(len(n_cells), 'type')} x {n_genes}"}
     then = () if cells_like is None else evaluating(cells_like, "bdm", "evaluate", cells_like, "evaluation/", out)

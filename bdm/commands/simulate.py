@@ -31,14 +31,15 @@ def simulate(
     Example: bdm simulate model/ design.yaml experiment.h5ad --truth truth.csv
     """
     from bdm._core.files import atomic_write
+    from bdm._core.store import checksum_of
     from bdm._core.training import device_of
     from bdm.data.forms import check_form
     from bdm.design.experiment import compile_design
     from bdm.design.settings import read_design
-    from bdm.design.simulate import design_record, simulated_cells
+    from bdm.design.simulate import simulated_cells
     from bdm.errors import counted
     from bdm.generation.generate import write_cells
-    from bdm.model.model import load_model, record_of_cells
+    from bdm.model.model import load_model
 
     checked = read_design(design, seed=seed)
     with ExitStack() as files:
@@ -48,9 +49,8 @@ def simulate(
         check_form(out, loaded.form)
         with at(design):
             experiment = compile_design(loaded, checked)
-        record = record_of_cells(loaded, model, seed=checked.seed, design=design_record(checked))
         cells = simulated_cells(experiment)
-        write_cells(path, cells, {"bdm": record})
+        write_cells(path, cells, {"model_sha256": checksum_of(model, "model")})
         if table is not None:
             cells.uns["truth"]["genes"].to_csv(table, index=False)
     n_cells, changes = sum(experiment.request.n_cells.values()), counted(len(experiment.plants), "change")

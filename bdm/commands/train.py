@@ -27,9 +27,10 @@ def train(
     Example: bdm train autoencoder/ hierarchy.json model/
     """
     from bdm._core.files import atomic_write, provenance
-    from bdm.autoencoder.storage import load_autoencoder
-    from bdm.covariates.effects import load_covariates
-    from bdm.donors.effects import load_donors
+    from bdm._core.store import load, load_part
+    from bdm.autoencoder.autoencoder import GeneAutoencoder
+    from bdm.covariates.effects import CovariateEffects
+    from bdm.donors.effects import DonorEffects
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
     from bdm.model.card import save_with_card
@@ -38,13 +39,13 @@ def train(
     with atomic_write(out, folder_of="model.json") as folder:
         model, tables = fit_model(
             read_latent(autoencoder),
-            load_autoencoder(autoencoder),
+            load(autoencoder, "autoencoder", GeneAutoencoder),
             load_hierarchy(hierarchy),
             settings,
             seed=seed,
             device=device,
-            donors=load_donors(autoencoder),
-            covariates=load_covariates(autoencoder),
+            donors=load_part(autoencoder, "donors", DonorEffects, of="autoencoder"),
+            covariates=load_part(autoencoder, "covariates", CovariateEffects, of="autoencoder"),
             provenance=provenance(seed=seed, settings=asdict(settings)),
         )
         save_with_card(folder, model)

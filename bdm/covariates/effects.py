@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -15,9 +14,9 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from bdm._core.seeds import to_tensor
-from bdm._core.store import checksum_of, concat, load, save, updated
+from bdm._core.store import concat, updated
 from bdm.covariates.curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds, tabulated
-from bdm.data.prepare import covariates_of
+from bdm.data.prepare import recorded_covariates
 from bdm.errors import counted
 from bdm.latent.cells import RESIDUAL, RESIDUAL_SCALE, LatentCells, latent_cells
 from bdm.latent.moments import fit_whitening, matrix_power
@@ -74,6 +73,13 @@ class CovariateEffects:
         """Add types and populations, which take the place of those with the same names."""
         curves = updated([self.curves, other.curves], by="cell_types")
         return replace(self, curves=curves, values=updated([self.values, other.values], by="populations"))
+
+    @property
+    def summary(self) -> str:
+        """What was learned of covariates, in a few words."""
+        numbers = Counter(self.curves.forms)
+        kinds = ", ".join(f"{kind} in {numbers[kind]}" for kind in (SPLINE, LINEAR, CONSTANT) if numbers[kind])
+        return f"{', '.join(self.names)}; curves of {counted(len(self.curves.forms), 'type')}: {kinds}"
 
     def has(self, population: str) -> bool:
         """Whether a population depends on covariates."""
@@ -157,7 +163,7 @@ def score_of(values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
 
 def fit_covariates(prepared: ad.AnnData, latent: ad.AnnData) -> CovariateEffects | None:
     """Learn how cells depend on covariates, from all cells but the test cells; None if no covariates are named."""
-    names = covariates_of(prepared)
+    names = recorded_covariates(prepared)
     if not names:
         return None
     values = prepared.obs.loc[(prepared.obs["split"] != "test").to_numpy(), list(names)]
@@ -268,22 +274,3 @@ def with_residuals(latent: ad.AnnData, effects: CovariateEffects | None) -> ad.A
         scale[rows] *= np.sqrt(kept)
     latent.layers.update({RESIDUAL: mean, RESIDUAL_SCALE: scale})
     return latent
-
-
-def summary_of(effects: CovariateEffects) -> str:
-    """Describe in a few words what was learned of covariates."""
-    numbers = Counter(effects.curves.forms)
-    kinds = ", ".join(f"{kind} in {numbers[kind]}" for kind in (SPLINE, LINEAR, CONSTANT) if numbers[kind])
-    return f"{', '.join(effects.names)}; curves of {counted(len(effects.curves.forms), 'type')}: {kinds}"
-
-
-def save_covariates(folder: Path, effects: CovariateEffects, *, of: str) -> None:
-    """Write effects of covariates into the folder of their autoencoder, which has the checksum ``of``."""
-    save(folder, "covariates", effects, autoencoder=of)
-
-
-def load_covariates(folder: Path) -> CovariateEffects | None:
-    """Read effects of covariates from the folder of an autoencoder; None if it was fitted without covariates."""
-    if not (Path(folder) / "covariates.json").exists():
-        return None
-    return load(folder, "covariates", CovariateEffects, autoencoder=checksum_of(folder, "autoencoder"))

@@ -248,7 +248,7 @@ def has_donors(prepared: AnnData) -> bool:
     return recorded_settings(prepared).get("donor_key") is not None and "donor" in prepared.obs
 
 
-def covariates_of(prepared: AnnData) -> tuple[str, ...]:
+def recorded_covariates(prepared: AnnData) -> tuple[str, ...]:
     """Names of the columns of ``obs`` with the covariates of prepared cells."""
     return tuple(map(writable_name, recorded_settings(prepared).get("covariate_key", ())))
 

@@ -32,7 +32,7 @@ from bdm.generation.generate import (
     reserved_names,
     type_columns,
 )
-from bdm.model.model import BranchedModel, observation_model
+from bdm.model.model import BranchedModel, observation_model, record_of_cells
 
 RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")
 
@@ -66,7 +66,8 @@ def simulated_cells(experiment: DesignedExperiment) -> GeneratedCells:
 
     varm, tables = truth_of(experiment)
     obs, var = observations_of(experiment, cells), model.autoencoder.genes.copy()
-    return GeneratedCells(obs, var, blocks(), varm=varm, uns={"truth": tables})
+    record = record_of_cells(model, seed=seed, design=design_record(experiment.design))
+    return GeneratedCells(obs, var, blocks(), varm=varm, uns={"truth": tables, "bdm": record})
 
 
 def observations_of(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFrame:

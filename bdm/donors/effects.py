@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -14,10 +13,9 @@ from scipy.optimize import minimize
 from scipy.special import digamma, gammaln
 from torch import Tensor
 
-from bdm._core.store import checksum_of, load, save
+from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.decoder import Decoder
-from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.modalities import Modality, modalities_of
 from bdm.data.prepare import has_donors
 from bdm.donors.variance import (
@@ -59,6 +57,16 @@ class DonorEffects:
     def n_genes(self) -> int:
         """Number of genes, with proteins and peaks if there are any."""
         return self.beyond.shape[1]
+
+    @property
+    def summary(self) -> str:
+        """What was learned of donors, in one sentence, which says if donors are few."""
+        kept, median = certainty(self.n_donors), float(self.sd[:, : self.n_genes].median())
+        spread = f"standard deviation of log expression {median:.2f} (median over genes and cell types)"
+        found = f"{self.n_donors} donors, {spread}"
+        if kept < 1:
+            return f"{found}; fewer than {FEW} show little of how donors differ, so {kept:.0%} of the variance is kept"
+        return found
 
 
 def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder) -> DonorEffects | None:
@@ -262,30 +270,6 @@ def latent_covariance(
     sizes = np.arange(shift.shape[1], y.shape[1])
     covariance[sizes, sizes] = library_variance
     return covariance, ((shift @ directions.T) ** 2).sum(axis=0)
-
-
-def summary_of(effects: DonorEffects) -> str:
-    """Describe in one sentence what was learned of donors; says if donors are few."""
-    kept, median = certainty(effects.n_donors), float(effects.sd[:, : effects.n_genes].median())
-    found = (
-        f"{effects.n_donors} donors, standard deviation of log expression {median:.2f} "
-        f"(median over genes and cell types)"
-    )
-    if kept < 1:
-        return f"{found}; fewer than {FEW} show little of how donors differ, so {kept:.0%} of the variance is kept"
-    return found
-
-
-def save_donors(folder: Path, effects: DonorEffects, *, of: str) -> None:
-    """Write effects of donors into the folder of their autoencoder, which has the checksum ``of``."""
-    save(folder, "donors", effects, autoencoder=of)
-
-
-def load_donors(folder: Path) -> DonorEffects | None:
-    """Read effects of donors from the folder of an autoencoder; None if it was fitted without donors."""
-    if not (Path(folder) / "donors.json").exists():
-        return None
-    return load(folder, "donors", DonorEffects, autoencoder=checksum_of(folder, "autoencoder"))
 
 
 MAX_SUM = 1e4  # sum of parameters; from about there on, donors differ by the sampling of their cells alone

@@ -131,7 +131,7 @@ def cross_validated_probabilities(
     return probability[is_query], probability[~is_query]
 
 
-def typing_f1(query: Cells, test: Cells) -> dict[str, float]:
+def classifier_f1(query: Cells, test: Cells) -> dict[str, float]:
     """F1 of each type of test cells by a classifier fitted to query cells; NaN where there is one type.
 
     Esteban et al. 2017, Train on Synthetic, Test on Real, https://arxiv.org/abs/1706.02633.

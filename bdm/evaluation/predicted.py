@@ -176,7 +176,7 @@ def evaluate_predicted(
 
 
 @dataclass(frozen=True)
-class Expression:
+class NormalisedCells:
     """Log-normalised expression of cells of several types, and what it was computed from."""
 
     values: sparse.csr_matrix  # cells x genes
@@ -206,7 +206,7 @@ def pooled_types(cells: Mapping[str, AnnData]) -> str:
     return "; ".join(filter(None, [f"No column of cell types is named, so {POOLED} are compared as one", remedy])) + "."
 
 
-def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSettings) -> dict[str, Expression]:
+def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSettings) -> dict[str, NormalisedCells]:
     """Take genes that all have, and bring their values to one scale."""
     names = [adata.var_names for adata in cells.values()]
     for name, of in zip(cells, names, strict=True):
@@ -234,7 +234,7 @@ def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSetti
     return found
 
 
-def expression_of(adata: AnnData, name: str, genes: pd.Index, label_key: str | None) -> Expression:
+def expression_of(adata: AnnData, name: str, genes: pd.Index, label_key: str | None) -> NormalisedCells:
     """Return counts as ``log1p(CP10k)``, and log-normalised values as they are."""
     if adata.X is None or not adata.n_obs:
         raise InputError(f"{name} has no cells with values in X; put raw counts or log-normalised values there.")
@@ -256,11 +256,11 @@ def expression_of(adata: AnnData, name: str, genes: pd.Index, label_key: str | N
         labels = column_of(adata.obs, name, label_key, label_key, strict=True, remedy="name another by `label_key=`")
         cell_type = labels.to_numpy(dtype=str)
     if not is_count.all():
-        return Expression(values, cell_type, LOG_NORMALISED)
-    return Expression(Cells(values, cell_type).expression, cell_type, COUNTS)
+        return NormalisedCells(values, cell_type, LOG_NORMALISED)
+    return NormalisedCells(Cells(values, cell_type).expression, cell_type, COUNTS)
 
 
-def compared_types(cells: Mapping[str, Expression]) -> list[str]:
+def compared_types(cells: Mapping[str, NormalisedCells]) -> list[str]:
     """Return the types of predicted cells, if the real cells have them, and there are enough cells."""
     types = cells["predicted"].types(fewest=1)
     for name in ("control", "real"):
@@ -285,7 +285,7 @@ def compared_types(cells: Mapping[str, Expression]) -> list[str]:
 
 
 def responds(
-    cells: Mapping[str, Expression], cell_type: str, settings: PredictedEvaluationSettings, *, seed: int
+    cells: Mapping[str, NormalisedCells], cell_type: str, settings: PredictedEvaluationSettings, *, seed: int
 ) -> bool:
     """Test whether real cells of the condition are further from control cells than chance allows."""
     generator, most = numpy_generator(seed, cell_type), settings.max_cells_per_type
@@ -295,7 +295,7 @@ def responds(
 
 
 def score_type(
-    cells: Mapping[str, Expression],
+    cells: Mapping[str, NormalisedCells],
     cell_type: str,
     common: np.ndarray | None,
     settings: PredictedEvaluationSettings,

@@ -300,10 +300,10 @@ def cell_typing(group: Group) -> dict[str, dict[str, float]]:
     labels = group.labels
     if len(labels) < 2:
         return {}
-    among_test = values.typing_f1(group.test)
+    among_test = values.nearest_f1(group.test)
     errors = {
-        "classified": (values.typing_f1(group.test, group.query) - among_test).abs()[labels],
-        "classifies": (values.typing_f1(group.query, group.test) - among_test).abs()[labels],
+        "classified": (values.nearest_f1(group.test, group.query) - among_test).abs()[labels],
+        "classifies": (values.nearest_f1(group.query, group.test) - among_test).abs()[labels],
     }
     by_label = {label: {name: float(error[label]) for name, error in errors.items()} for label in labels}
     return {"": {name: float(error.mean()) for name, error in errors.items()}, **by_label}

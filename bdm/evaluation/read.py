@@ -13,7 +13,7 @@ from bdm.data.columns import complete_column
 from bdm.data.counts import count_slots, find_counts
 from bdm.data.genes import GeneNames, symbol_column
 from bdm.data.matrix import take_cells, to_row_storage
-from bdm.data.prepare import covariates_of, gene_names, is_prepared
+from bdm.data.prepare import gene_names, is_prepared, recorded_covariates
 from bdm.data.read import read_cells
 from bdm.errors import InputError, abbreviated, at
 from bdm.evaluation.cells import (
@@ -47,7 +47,7 @@ def read_real_cells(
     if names is None:
         names = gene_names(adata) if is_prepared(adata) else GeneNames(adata.var, symbol_column(adata.var))
     is_test = find_test_cells(adata, path, needed=test_path is None)
-    covariates = covariates_of(adata) if is_prepared(adata) else ()
+    covariates = recorded_covariates(adata) if is_prepared(adata) else ()
     training = StoredCells.from_anndata(path, adata, np.flatnonzero(~is_test), names.index, place, covariates)
     if test_path is None:
         test = StoredCells.from_anndata(path, adata, np.flatnonzero(is_test), names.index, place, covariates)

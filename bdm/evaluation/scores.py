@@ -30,11 +30,11 @@ from bdm.evaluation.metrics import (
     TINY,
     Agreement,
     PairDistances,
+    classifier_f1,
     cross_validated_probabilities,
     forest,
     joint_components,
     linear_classifier,
-    typing_f1,
 )
 
 # Share of markers whose fold changes are independent, measured on real cells: related types have the same markers
@@ -122,7 +122,7 @@ class Comparison:
     @cached_property
     def f1(self) -> dict[str, float]:
         """F1 of each type in all test cells, by a classifier fitted to the query cells."""
-        return typing_f1(self.query, self.reference.test)
+        return classifier_f1(self.query, self.reference.test)
 
 
 def score_cells(query: Cells, reference: Reference, *, seed: int = 0) -> Scores:

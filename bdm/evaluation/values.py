@@ -239,7 +239,7 @@ def mean_silhouette(coordinates: np.ndarray, column: np.ndarray) -> float:
     return float(silhouette_score(coordinates, column)) if len(np.unique(column)) > 1 else float("nan")
 
 
-def typing_f1(reference: Side, typed: Side | None = None) -> pd.Series:
+def nearest_f1(reference: Side, typed: Side | None = None) -> pd.Series:
     """F1 of each type, where the nearest neighbours in a reference type cells, or its own cells: each by the others."""
     found = nearest(reference, N_TYPING).kneighbors(None if typed is None else typed.components, return_distance=False)
     names, code = np.unique(reference.cells.cell_type, return_inverse=True)

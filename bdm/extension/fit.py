@@ -15,13 +15,13 @@ from torch import Tensor
 from bdm._core.parallel import threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.adapters import KNOWN_POPULATIONS, MAX_CELLS, Adapters, PopulationCells, fit_gaining
+from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.cells import (
     N_ITERATIONS_OF_BOUND,
     cell_blocks_of_type,
     observed_and_expected,
     sample_rows_of_population,
 )
-from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import GroupLatents, SubPopulations, classify, parts_of_group, prefixes_of
 from bdm.errors import TrainingError
 from bdm.hierarchy.build import MIN_LEVEL, AttachmentPoint, attachment_point, branches_of, inner_names, measure_clade

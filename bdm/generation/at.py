@@ -39,7 +39,7 @@ def parse_at(texts: Sequence[str]) -> At:
 def at_in_words(at: At) -> list[str] | None:
     """Write values as :func:`parse_at` reads them, for the record of cells; None if there are none."""
     written = [(name, ends_of(name, value)) for name, value in at.items()]
-    return [f"{name}={low:g}" if low == high else f"{name}={low:g}:{high:g}" for name, (low, high) in written] or None
+    return [f"{name}={low:.15g}" + (f":{high:.15g}" if high > low else "") for name, (low, high) in written] or None
 
 
 def covariate_names(model: BranchedModel) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from bdm.data.forms import MUDATA_FILE, write_h5mu
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.generation.at import covariate_names, drawn_values
 from bdm.generation.request import Request
-from bdm.model.model import BranchedModel, expected_counts, observation_model
+from bdm.model.model import BranchedModel, expected_counts, observation_model, record_of_cells
 from bdm.prior.base import Sampler
 from bdm.settings import GenerationSettings
 
@@ -123,7 +123,8 @@ def generated_cells(
 
     obs = observations_of(model, request, ancestors=settings.shared_ancestors)
     obs = obs.assign(**covariate_columns(model, values))
-    return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks())
+    record = record_of_cells(model, seed=seed, settings=asdict(settings), **request.record)
+    return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks(), uns={"bdm": record})
 
 
 def decode_chunk(
@@ -310,16 +311,18 @@ ROWS = 2**10  # in a piece of the file
 COUNTS = COMPRESSION | {"compression_opts": 4}
 
 
-def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
-    """Generate cells into an ``.h5ad`` file block by block, with only ``obs`` in memory, or a MuData file, whole."""
+def write_cells(path: Path, cells: GeneratedCells, checksums: Mapping[str, str]) -> None:
+    """Generate cells into an ``.h5ad`` file block by block, with only ``obs`` in memory, or a MuData file, whole.
+
+    ``checksums`` of the files that the cells were made from are added to their record, by its key.
+    """
+    cells = replace(cells, uns={**cells.uns, "bdm": {**cells.uns["bdm"], **checksums}})
     if path.suffix == MUDATA_FILE:
-        whole = cells.in_memory()
-        whole.uns.update(uns)
-        write_h5mu(path, whole)
+        write_h5mu(path, cells.in_memory())
         return
     populations: list[np.ndarray | None] = []
     n_cells, n_genes = len(cells.obs), len(cells.var)
-    empty = ad.AnnData(obs=cells.obs, var=cells.var, varm=dict(cells.varm), uns={**cells.uns, **uns})
+    empty = ad.AnnData(obs=cells.obs, var=cells.var, varm=dict(cells.varm), uns=dict(cells.uns))
     with (
         new_h5ad(path, empty, compression="gzip") as file,
         appended_rows(file, "X", n_columns=n_genes, max_entries=n_cells * n_genes, compression=COUNTS) as append,

@@ -20,7 +20,7 @@ from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality, modalities_of
 from bdm.errors import InputError
 from bdm.latent.moments import Normal, matrix_power
 from bdm.model.match import SAME, batches_of, check_known, check_not_empty, counts_of_genes, label_column, labels_of
-from bdm.model.model import BranchedModel
+from bdm.model.model import BranchedModel, record_of_cells
 from bdm.settings import InputKeys
 
 MAX_BLOCK, MAX_ENTRIES = 256, 2**25  # cells that are predicted together, and samples of their counts
@@ -91,7 +91,15 @@ def predict_modality(
         blocks = list(run(predicted, (slice(start, min(start + block, n_cells)) for start in range(0, n_cells, block))))
     found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     populations = pd.DataFrame(found.pop("populations"), index=question.counts.obs_names, columns=model.populations)
-    return AnnData(found.pop("mean"), obs=question.counts.obs, var=var, obsm={"populations": populations}, layers=found)
+    record = record_of_cells(model, seed=seed, settings={"modality": modality.name, "n_samples": n_samples})
+    return AnnData(
+        found.pop("mean"),
+        obs=question.counts.obs,
+        var=var,
+        obsm={"populations": populations},
+        layers=found,
+        uns={"bdm": record},
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from bdm.errors import InputError, abbreviated
 from bdm.generation.at import (
     NOWHERE,
     At,
+    at_in_words,
     check_values,
     covariate_names,
     placed_cells,
@@ -43,6 +44,8 @@ class Request:
     table: pd.DataFrame
     # Between snapshots, by population: the part of the way to the other snapshot, from 0 to 1, and the way
     ways: Mapping[str, tuple[float, MixtureMap]] = field(default_factory=dict)
+    at: At = field(default_factory=dict)  # values of covariates, and the time between snapshots, that were asked for
+    snapshot: float | None = None
 
     def moved(self, x: Tensor, population: str, generator: torch.Generator) -> Tensor:
         """Move whitened cells of a population (cells x dimensions) along their way between snapshots, if any."""
@@ -62,10 +65,11 @@ class Request:
         return self._sums("sub_population")
 
     @property
-    def record(self) -> dict[str, list[Any]]:
-        """Numbers of cells for the record of how they were generated, without their values of covariates."""
+    def record(self) -> dict[str, Any]:
+        """Facts for the record of how cells were generated, with numbers of cells by type and batch."""
         keys = [name for name in ("cell_type", "sub_population", "batch") if name in self.table]
-        return dict(self.table.groupby(keys, sort=False, as_index=False)["n_cells"].sum().to_dict("list"))
+        numbers = self.table.groupby(keys, sort=False, as_index=False)["n_cells"].sum().to_dict("list")
+        return {"request": numbers, "at": at_in_words(self.at), "snapshot": self.snapshot}
 
     def _sums(self, column: str) -> dict[str, int]:
         return dict(self.table.groupby(column, sort=False)["n_cells"].sum().to_dict())
@@ -131,7 +135,7 @@ def request_cells(
         list(order), key=lambda names: names.map(order[names.name].index), ignore_index=True, kind="stable"
     )
     table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
-    return Request(table)
+    return Request(table, at=at)
 
 
 def request_between(model: BranchedModel, n_cells: int, time: float) -> Request:
@@ -152,7 +156,7 @@ def request_between(model: BranchedModel, n_cells: int, time: float) -> Request:
         for k, name in enumerate(names):
             alone = Mixture(torch.ones(1, dtype=torch.float64), start.mean[[k]], start.covariance[[k]])
             ways[name] = part, MixtureMap(alone, replace(end, weight=moved[k].softmax(dim=0)))
-    return replace(request, ways=ways)
+    return replace(request, ways=ways, snapshot=time)
 
 
 def snapshots_around(model: BranchedModel, time: float) -> tuple[str, str, float]:

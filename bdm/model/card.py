@@ -18,10 +18,8 @@ from jinja2 import Environment, StrictUndefined
 from bdm import __version__
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
-from bdm.covariates.effects import summary_of as summary_of_covariates
 from bdm.data.modalities import NOUNS, modalities_of
 from bdm.data.read import read_cells
-from bdm.donors.effects import summary_of
 from bdm.errors import InputError, counted, listed, markdown, printable
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.evaluate import Evaluation
@@ -75,7 +73,7 @@ def model_card(
         data=data_rows(model, {"license": given or "not given", "source": source, "contact": contact}),
         extended=bool(model.extensions),
         n_batches=len(model.autoencoder.batches),
-        donors="" if model.donor_effects is None else summary_of(model.donor_effects),
+        donors="" if model.donor_effects is None else model.donor_effects.summary,
         types=list(type_rows(model, cells)),
         cells=cells,
         file=[] if cells is None else list(file_rows(cells)),
@@ -122,7 +120,7 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
         "column of cell types": code(model.label_key) if model.label_key else "none: cells without labels",
         "batches": f"{len(batches)}, in the column {code(batch_key)}" if batches else "none",
         "donors": donors,
-        "covariates": "" if model.covariates is None else markdown(summary_of_covariates(model.covariates)),
+        "covariates": "" if model.covariates is None else markdown(model.covariates.summary),
         "tree of cell types": tree,
         "added by extensions": markdown(listed(added)),
         **{name: markdown(text) for name, text in given.items() if text},

@@ -13,9 +13,9 @@ import torch
 from bdm._core.files import preparation, provenance
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator, torch_generator
+from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.levels import Levels, mean_count, quantiles
-from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.covariates.effects import CovariateEffects, fit_covariates, with_residuals
 from bdm.donors.effects import DonorEffects, fit_donors
 from bdm.errors import InputError, TrainingError

@@ -15,7 +15,7 @@ from bdm.autoencoder.cells import batch_codes, evidence_lower_bounds
 from bdm.data.counts import count_slots
 from bdm.data.matrix import take_cells, to_row_storage
 from bdm.data.modalities import modalities_of
-from bdm.data.prepare import covariates_of, is_prepared, prepare
+from bdm.data.prepare import is_prepared, prepare, recorded_covariates
 from bdm.data.read import cells_in, read_cells
 from bdm.errors import InputError, at
 from bdm.evaluation.cells import Cells, Populations, RealCells, check_number
@@ -139,7 +139,7 @@ def real_cells_for(
             "No test cells were kept; give `adata_test=`, cells that the model was not fitted on, or fit again with "
             "`test=0.2`."
         )
-    cells = Cells.from_anndata(prepared[:, genes], covariates_of(prepared))
+    cells = Cells.from_anndata(prepared[:, genes], recorded_covariates(prepared))
     training = cells[np.flatnonzero(~is_test)]
     test = cells[np.flatnonzero(is_test)] if other is None else known_cells(other, model, keys)
     if other is not None:

@@ -213,7 +213,7 @@ def batches_of(
     return batch
 
 
-def covariates_of(obs: pd.DataFrame, model: BranchedModel) -> np.ndarray | None:
+def covariate_values(obs: pd.DataFrame, model: BranchedModel) -> np.ndarray | None:
     """Values of a model's covariates, cells x covariates; None where it has none. They are rejected if any lack."""
     if model.covariates is None:
         return None

@@ -19,9 +19,9 @@ from bdm._core.files import provenance, sha256, storable
 from bdm._core.parallel import using_threads
 from bdm._core.store import checksum_of, load, reject_if_damaged, save
 from bdm.autoencoder.adapters import Adapters
+from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.levels import Levels, mapped
 from bdm.autoencoder.observation import ObservationModel
-from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.covariates.effects import CovariateEffects, with_residuals
 from bdm.data.genes import GeneNames
@@ -282,16 +282,10 @@ def checksums(files: Mapping[str, Path | None], *, model: Path | None) -> dict[s
     return found if model is None else {**found, "model": checksum_of(model, "model")}
 
 
-def record_of_cells(model: BranchedModel, folder: Path | None, *, seed: int, **facts: Any) -> dict[str, Any]:
-    """Record for ``uns['bdm']`` of cells that a model computes: what they are, versions, seed, checksums and facts."""
-    record = provenance(
-        seed=seed,
-        about=ABOUT,
-        license=model.preparation.get("license"),
-        model_sha256=None if folder is None else checksum_of(folder, "model"),
-        data_sha256=model.autoencoder.provenance.get("data_sha256"),
-    )
-    return storable(record | facts)
+def record_of_cells(model: BranchedModel, *, seed: int, **facts: Any) -> dict[str, Any]:
+    """Record for ``uns['bdm']`` of cells that a model computes: what they are, versions, seed, checksum and facts."""
+    license, data_sha256 = model.preparation.get("license"), model.autoencoder.provenance.get("data_sha256")
+    return storable(provenance(seed=seed, about=ABOUT, license=license, data_sha256=data_sha256, **facts))
 
 
 def is_of_model(path: Path, checksum: str) -> bool:

@@ -309,7 +309,7 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     if not interpretation.contrasts:
         return shown_panels(figure_of(text_axes(NO_NODES)), show=show)
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
-    labels = {node[0].contrast.node: node_label(node) for node in nodes}
+    labels = {node[0].contrast.node: children_label(node) for node in nodes}
     agreement = interpretation.agreement.set_index("node").loc[list(labels)]  # of several modalities, a row for each
     figure = new_figure(15, 1.8 + 0.28 * len(agreement))
     axes = figure.subplots(1, len(MEASURES), sharey=True)
@@ -342,7 +342,7 @@ def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> N
     open_frame(axis, "left")
 
 
-def node_label(node: tuple[ContrastGenes, ...]) -> str:
+def children_label(node: tuple[ContrastGenes, ...]) -> str:
     """Name a node by its children."""
     first, sides = node[0].contrast, [of.contrast.names_inside for of in node]
     sides = sides if len(node) == 2 else [first.names_inside + first.names_outside]

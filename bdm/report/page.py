@@ -15,7 +15,6 @@ from markupsafe import Markup
 from bdm import __version__
 from bdm._core.progress import duration
 from bdm.audit.results import Audit
-from bdm.donors.effects import summary_of
 from bdm.errors import abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_TITLES
@@ -157,7 +156,6 @@ def content(results: Results) -> dict[str, Any]:
         "n_generated": int(evaluation.n_cells[GENERATED].sum()),
         "batches": sorted(map(str, results.cells["batch"].unique())) if "batch" in results.cells else [],
         "donors": model.donor_effects,
-        "donors_in_words": "" if model.donor_effects is None else summary_of(model.donor_effects),
         "settings": changed(results),
         "genes_chosen": genes_chosen(results),
         "types_left_out": types_left_out(results),

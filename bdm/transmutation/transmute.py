@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import anndata as ad
@@ -15,21 +15,21 @@ from torch import Tensor
 from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator, torch_generator
 from bdm.errors import InputError, abbreviated, counted
-from bdm.generation.at import NOWHERE, At, covariate_names, moved
+from bdm.generation.at import NOWHERE, At, at_in_words, covariate_names, moved
 from bdm.generation.generate import Block, GeneratedCells, batch_columns, sampled_counts, type_columns
 from bdm.latent.cells import latent_cells
 from bdm.model.match import (
     SAME,
     batch_column,
     batches_of,
-    covariates_of,
+    covariate_values,
     first_names,
     label_column,
     labels_of,
     model_counts,
     of_known_types,
 )
-from bdm.model.model import BranchedModel, expected_counts
+from bdm.model.model import BranchedModel, expected_counts, record_of_cells
 from bdm.prior.transport import optimal_coupling
 from bdm.settings import InputKeys, SamplerSettings
 from bdm.validation import unknown_type
@@ -44,6 +44,9 @@ BLOCK = 512  # cells that are transmuted together; the random numbers of a seed 
 class Sources:
     """Cells to transmute."""
 
+    to: str  # cell type or sub-population
+    cell_types: tuple[str, ...]  # that were asked for; none for all but ``to``
+    at: At  # new values of covariates that were asked for
     adata: ad.AnnData  # counts of the model's genes (CSR), with ``obs`` of the input
     cell_type: np.ndarray  # by the names in the model
     batch: np.ndarray | None  # None where the model has no batches
@@ -62,9 +65,7 @@ class Rows:
     rows: np.ndarray
 
 
-def transmuted_cells(
-    model: BranchedModel, sources: Sources, to: str, settings: SamplerSettings, *, seed: int
-) -> GeneratedCells:
+def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSettings, *, seed: int) -> GeneratedCells:
     """Transmute cells to another type or sub-population, block by block.
 
     The latent of a cell is sampled from its posterior, encoded up to the lowest common ancestor of its type and the new
@@ -82,26 +83,26 @@ def transmuted_cells(
     ``synthetic`` (True). Other columns of the input describe the cells before the transmutation and are not kept; the
     names of the cells lead to them.
     """
+    asked = {"to": sources.to, "from": list(sources.cell_types)}
+    record = record_of_cells(model, seed=seed, settings=asdict(settings) | asked, at=at_in_words(sources.at))
     return GeneratedCells(
-        observations(model, sources, to),
+        observations(model, sources),
         model.autoencoder.genes.copy(),
-        transmuted_blocks(model, sources, to, model.sampler(settings).transmute, seed=seed),
+        transmuted_blocks(model, sources, model.sampler(settings).transmute, seed=seed),
         model.populations,
+        uns={"bdm": record},
     )
 
 
-def transmuted_blocks(
-    model: BranchedModel, sources: Sources, to: str, transmute: Transmute, *, seed: int
-) -> Iterator[Block]:
+def transmuted_blocks(model: BranchedModel, sources: Sources, transmute: Transmute, *, seed: int) -> Iterator[Block]:
     """Sample latents from posteriors, transmute them in whitened space, and sample counts of their new populations."""
-    known = to in model.cell_type_of or to in model.cell_types
 
     def transmuted_block(rows: Rows) -> Block:
         generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
         y, population = _posterior_draw(model, sources, rows, generator)
         at = None if sources.new_covariates is None else sources.new_covariates[rows.rows]
         for_populations = torch_generator(seed, "populations", rows.block, rows.cell_type)
-        new = new_populations(model, population, to, for_populations, at)
+        new = new_populations(model, population, sources.to, for_populations, at)
         x, parts, batch = model.whitening(y), [], None if sources.batch is None else sources.batch[rows.rows]
         for old_name, new_name in sorted(set(zip(population, new, strict=True))):
             chosen = np.flatnonzero((population == old_name) & (new == new_name))
@@ -112,7 +113,7 @@ def transmuted_blocks(
             parts.append((chosen, sampled_counts(model, expected, new_name, for_counts)))
         order = np.argsort(np.concatenate([chosen for chosen, _ in parts]))
         counts = sp.vstack([part for _, part in parts], format="csr")[order]
-        return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy(), new if known else None)
+        return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy(), new)
 
     keep_freed_memory()
     with threads() as run:
@@ -134,10 +135,10 @@ def new_populations(
 
     The coupling moves the shares of populations by the least mean squared distance between their means in whitened
     space (discrete optimal transport). Where shares depend on covariates, they are those ``at`` the new values of each
-    cell. Cells stay in their population where the model lacks ``to``.
+    cell.
     """
     if to not in model.cell_types:
-        return np.full(len(population), to) if to in model.populations else population
+        return np.full(len(population), to)
     old, new = (model.autoencoder.populations_of(name) for name in (model.cell_type_of[population[0]], to))
     old_means, new_means = (torch.stack([mean(model, name) for name in names]).double() for names in (old, new))
     shares = [model.composition.loc[list(names)].sum(axis=1).to_numpy(dtype=float) for names in (old, new)]
@@ -169,13 +170,13 @@ def _posterior_draw(
 def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
     order = np.argsort(np.concatenate([part.rows for part in parts]))
     counts = sp.vstack([block.counts for block in blocks], format="csr")
-    names = [block.population for block in blocks if block.population is not None]
-    population = np.concatenate(names)[order] if names else None
-    return Block(counts[order], np.concatenate([block.latent for block in blocks])[order], population)
+    population = np.concatenate([block.population for block in blocks if block.population is not None])
+    return Block(counts[order], np.concatenate([block.latent for block in blocks])[order], population[order])
 
 
-def observations(model: BranchedModel, sources: Sources, to: str) -> pd.DataFrame:
+def observations(model: BranchedModel, sources: Sources) -> pd.DataFrame:
     """Return ``obs`` of transmuted cells: types, batch and origin, and no other column of the cells before."""
+    to = sources.to
     columns: dict[str, Any] = {
         **type_columns(model, [model.cell_type_of.get(to, to)] * len(sources.cell_type), sources.label_column),
         "original_type": pd.Categorical(sources.cell_type),
@@ -234,10 +235,10 @@ def sources_of(
         raise InputError("No cell has counts of the model's genes.")
     cells = cells[has_counts].copy()
     columns = label_column(adata.obs, model, keys), batch_column(adata.obs, model, keys)
-    values = covariates_of(cells.obs, model)
+    values = covariate_values(cells.obs, model)
     new_values = None if values is None else moved(model, values, to, at, extrapolate=extrapolate)
     batch, cell_type = batches_of(cells, model, keys), labels[has_counts].to_numpy()
-    return Sources(cells, cell_type, batch, *columns, values, new_values)
+    return Sources(to, cell_types, at, cells, cell_type, batch, *columns, values, new_values)
 
 
 def check_source_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from bdm._core.files import atomic_write, provenance
-from bdm.autoencoder.storage import load_autoencoder
+from bdm._core.store import load
+from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.data.prepare import read_prepared
 from bdm.generation.generate import generated_cells, write_cells
 from bdm.generation.request import numbers_like, request_cells
@@ -49,7 +50,7 @@ def run(*, sampler: Sampler = HierarchicalSampler, prior: str = PriorSettings.pr
         with atomic_write(model, folder_of="model.json") as folder:
             fitted, tables = fit_model(
                 read_latent(autoencoder),
-                load_autoencoder(autoencoder),
+                load(autoencoder, "autoencoder", GeneAutoencoder),
                 load_hierarchy(hierarchy),
                 settings,
                 seed=seed,

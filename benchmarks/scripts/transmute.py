@@ -19,7 +19,7 @@ from bdm.model.model import BranchedModel, load_model
 from bdm.prior.transport import gaussian_transport
 from bdm.settings import InputKeys
 from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation
-from bdm.transmutation.transmute import Transmute, mean, sources_of, transmuted_blocks
+from bdm.transmutation.transmute import Sources, Transmute, mean, sources_of, transmuted_blocks
 
 
 def strategies(
@@ -82,9 +82,9 @@ def pairs_of(cell_types: list[str], condition: str) -> list[tuple[str, str]]:
     return [pair for pair in pairs if pair[1] in known]
 
 
-def transmuted(model: BranchedModel, sources, before: Cells, to: str, move: Transmute, *, seed: int) -> TransmutedCells:
+def transmuted(model: BranchedModel, sources: Sources, before: Cells, move: Transmute, *, seed: int) -> TransmutedCells:
     """Transmute the cells by one strategy."""
-    counts = sp.vstack([block.counts for block in transmuted_blocks(model, sources, to, move, seed=seed)], format="csr")
+    counts = sp.vstack([block.counts for block in transmuted_blocks(model, sources, move, seed=seed)], format="csr")
     return TransmutedCells(Cells(counts.astype("float32"), before.cell_type), before)
 
 
@@ -108,7 +108,7 @@ def main(
         before = Cells.from_anndata(adata[sources.adata.obs_names])
         alike = pairs if condition else [(old, new)]
         sets = {
-            name: transmuted(model, sources, before, new, strategy, seed=seed)
+            name: transmuted(model, sources, before, strategy, seed=seed)
             for name, model, strategy in strategies(*models, alike)
         }
         try:

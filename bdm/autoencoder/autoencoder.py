@@ -1,10 +1,9 @@
-"""The autoencoder with its genes, as encoding and decoding need it, and its folder."""
+"""The trained autoencoder, with the genes, cell types and batches that encoding and decoding need."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm._core.store import concat, load, save
+from bdm._core.store import concat
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import codes_of
 from bdm.autoencoder.levels import protein_columns
@@ -105,13 +104,3 @@ class GeneAutoencoder:
             return self
         rows = torch.stack(list(offsets.values()))
         return replace(self, network=self.network.with_batches(rows), batches=(*self.batches, *offsets))
-
-
-def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> str:
-    """Write an autoencoder into its folder, and give its checksum."""
-    return save(folder, "autoencoder", autoencoder)
-
-
-def load_autoencoder(folder: Path) -> GeneAutoencoder:
-    """Read an autoencoder from its folder, which is rejected where it is of none or damaged."""
-    return load(folder, "autoencoder", GeneAutoencoder)
