@@ -109,6 +109,8 @@ def test_messages_on_labels_name_the_way_without(cells, tmp_path, bdm):
         assert code == 2
         assert problem in message
         assert list(tmp_path.iterdir()) == [tmp_path / "cells.h5ad"]
+    code, message = bdm("fit", given[0], tmp_path / "model", "--no-labels", "--min-cells-per-type", 100)
+    assert (code, "there are fewer than 100 cells (60)" in message) == (2, True)
     assert bdm("prepare", *given, "--no-labels", "--n-genes", 20)[0] == 0
     assert set(read_prepared(tmp_path / "out.h5ad").obs["cell_type"]) == {WITHOUT_LABELS}
 

@@ -15,6 +15,7 @@ settings = bdm.Settings(
     prior=bdm.PriorSettings(n_steps=2, width=8),
 )
 adata = pbmc68k_counts()
+adata.layers["counts"] = adata.X
 model = bdm.BranchedDiffusion(adata, label_key="bulk_labels", settings=settings).fit()""",
     "model",
     "bdm.pl.scores(model)",
@@ -34,7 +35,7 @@ def text_of(output: nbformat.NotebookNode) -> str:
 
 
 def test_fit_shows_messages_and_how_far_it_is(outputs):
-    for message in ("Counts are taken from X.", "training the autoencoder: 100%"):
+    for message in ("Counts are taken from counts.", "training the autoencoder: 100%"):
         assert message in outputs[0]
 
 

@@ -108,7 +108,7 @@ def show_messages(*, quiet: bool, verbose: bool) -> Iterator[None]:
     form = "%(asctime)s %(message)s" if level == logging.DEBUG else "%(message)s"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OptionFormatter(form))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(handlers=[handler])
     # Pandas warns of what anndata does to the columns of its own views
     warnings.filterwarnings("ignore", message=r"\s*A value is trying to be set on a copy", module="anndata")
     before = logger.level

@@ -26,6 +26,7 @@ def fit(
     from bdm._core.files import atomic_write, sha256
     from bdm.api import BranchedDiffusion
     from bdm.commands.train import write_tables
+    from bdm.data.modalities import features_in_words
     from bdm.data.read import read_cells
     from bdm.model.card import save_with_card
 
@@ -39,7 +40,8 @@ def fit(
         prepared.uns["bdm"]["data_sha256"] = sha256(data)
         save_with_card(folder, model.fit().model)
         write_tables(folder, model.history)
-    cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {counted(len(model.hierarchy.cell_types), 'type')}"
+    features = features_in_words(prepared.var)
+    cells = f"{prepared.n_obs:,} x {features}, of {counted(len(model.hierarchy.cell_types), 'type')}"
     found = {"cells": cells, "prior": model.model.prior.description}
     if (donors := model.model.donor_effects) is not None:
         found["donors"] = donors.summary

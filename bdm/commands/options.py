@@ -129,9 +129,17 @@ def arguments_of(signature: inspect.Signature, options: list[Option], given: dic
         else:
             values[name] = value if places else setting.checked(value)
     return {
-        name: parameter.annotation(**found[name]) if isinstance(found.get(name), dict) else found[name]
+        name: settings_from(parameter.annotation, found[name]) if isinstance(found.get(name), dict) else found[name]
         for name, parameter in signature.parameters.items()
     }
+
+
+def settings_from(model: type[StageSettings], values: dict[str, Any]) -> StageSettings:
+    """Make settings, and those of the stages in them, of which None is a value as any other."""
+    stages: dict[str, Any] = {setting.name: setting.nested for setting in settings_of(model)}
+    return model(
+        **{name: settings_from(stages[name], of) if isinstance(of, dict) else of for name, of in values.items()}
+    )
 
 
 def number_in(text: Any) -> Any:

@@ -54,7 +54,7 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
         cells = AnnData(to_row_storage(slots[name].X), obs=slots[name].obs, var=slots[name].var)
         faults[name], n_genes = inspect_counts(cells)
         if not faults[name]:
-            if source == "auto":
+            if source == "auto" and len(slots) > 1:
                 logger.info("Counts are taken from %s.", name)
             return cells, n_genes
 

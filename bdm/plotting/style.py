@@ -84,7 +84,7 @@ def clade_label(names: tuple[str, ...], *, width: int = 26) -> str:
 
 def gene_label(gene: str) -> str:
     """Name a gene where there is room for few letters."""
-    return shortened(gene, width=24)
+    return shortened(gene, width=32)  # as long as peaks, atac:chr10:100006163-100006657
 
 
 def highest(items: Sequence[Item], n_items: int, *, level: Callable[[Item], float]) -> list[Item]:
