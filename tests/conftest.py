@@ -1,6 +1,7 @@
 import os
 import sys
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 
 # The models of the tests are too small to share among threads.
@@ -13,6 +14,7 @@ if not version("pandas").startswith("2.2."):
 
 import numpy as np
 import pytest
+import typer
 from anndata import AnnData
 from zoo import kept_model
 
@@ -29,10 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_forests():
-    """Evaluate by few trees, whose fit takes most of the time of an evaluation."""
+def quick():
+    """Evaluate by few trees, whose fit takes most of the time of an evaluation; assemble the command line once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bdm.evaluation.metrics.N_TREES", 20)
+        patch.setattr("typer.main.get_command", cache(typer.main.get_command))
         yield
 
 

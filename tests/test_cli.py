@@ -91,7 +91,7 @@ def test_no_command_shows_help(bdm):
     assert bdm()[0] == 2
 
 
-# ---- the whole way, twice
+# ---- the whole way
 
 PREPARE = ("--label-key", "bulk_labels", "--n-genes", 100, "--test", 0.2, "--seed", 3)
 DRAWN = ("--newick", "tree.nwk", "--figure", "tree.png", "--table", "tree.csv", "--page", "tree.html")
@@ -109,93 +109,89 @@ STEPS = (
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Folders in which all steps ran with the same seeds, in this process and in others."""
-    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    """Folder in which all steps ran."""
+    folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folders[0])
+        patch.chdir(folder)
         for step in STEPS:
             patch.setattr(sys, "argv", ["bdm", *map(str, step)])
             with pytest.raises(SystemExit) as end:
                 main()
             assert not end.value.code
+    return folder
+
+
+@pytest.mark.slow
+def test_same_seed_same_results_in_other_processes(made, tmp_path):
     for step in STEPS:
-        process = start([*map(str, step)], folders[1], log := folders[1].with_suffix(".log"))
+        process = start([*map(str, step)], tmp_path, log := tmp_path.with_suffix(".log"))
         process.join()
         assert process.exitcode == 0, log.read_text()
-    return folders
-
-
-def test_same_seed_same_cells(made):
-    one, two = (anndata.read_h5ad(folder / "generated.h5ad") for folder in made)
-    assert (one.X != two.X).nnz == 0
-    assert (one.obsm["latent"] == two.obsm["latent"]).all()
-    assert one.obs.equals(two.obs)
-    for name in ("tree.json", "model/README.md"):
-        assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
-    assert (made[0] / "model/model.safetensors").read_bytes() == (made[1] / "model/model.safetensors").read_bytes()
+    for name in ("generated.h5ad", "transmuted.h5ad"):
+        one, two = (anndata.read_h5ad(folder / name) for folder in (made, tmp_path))
+        assert (one.X != two.X).nnz == 0
+        assert (one.obsm["latent"] == two.obsm["latent"]).all()
+        assert one.obs.equals(two.obs)
+    for name in ("tree.json", "model/README.md", "model/model.safetensors", "transmutation/scores.csv"):
+        assert (made / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_outputs_are_complete(made):
-    folder = made[0]
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in made.iterdir()} == {
         "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", *DRAWN[1::2], "model", "generated.h5ad",
         "transmuted.h5ad", "transmutation",
     }  # fmt: skip
     names = {"autoencoder.json", "autoencoder.safetensors", "latent.h5ad", "training.csv"}
-    assert {path.name for path in (folder / "autoencoder").iterdir()} == names
-    assert list(pd.read_csv(folder / "autoencoder" / "training.csv")) == ["round", "step", "loss", "validation"]
-    assert list(pd.read_csv(folder / "model" / "training.csv")) == ["step", "loss", "validation", "closed_form"]
-    branches = pd.read_csv(folder / "model" / "branches.csv")
+    assert {path.name for path in (made / "autoencoder").iterdir()} == names
+    assert list(pd.read_csv(made / "autoencoder" / "training.csv")) == ["round", "step", "loss", "validation"]
+    assert list(pd.read_csv(made / "model" / "training.csv")) == ["step", "loss", "validation", "closed_form"]
+    branches = pd.read_csv(made / "model" / "branches.csv")
     assert list(branches) == ["branch", "n_cells", "closed_form", "network", "gain", "least_gain", "kept"]
-    hierarchy = load_hierarchy(folder / "tree.json")
-    assert sorted(read_tree(folder / "tree.nwk").leaves()) == sorted(hierarchy.populations)
+    hierarchy = load_hierarchy(made / "tree.json")
+    assert sorted(read_tree(made / "tree.nwk").leaves()) == sorted(hierarchy.populations)
 
 
-def test_transmuted_cells_are_the_same_and_keep_their_names(made):
-    one, two = (anndata.read_h5ad(folder / "transmuted.h5ad") for folder in made)
-    assert (one.X != two.X).nnz == 0
-    prepared = anndata.read_h5ad(made[0] / "prepared.h5ad")
-    assert list(one.obs_names) == list(prepared.obs_names[prepared.obs["cell_type"] == "CD19+ B"])
-    assert one.uns["bdm"]["model_sha256"] == checksum_of(made[0] / "model", "model")
-    scores = pd.read_csv(made[0] / "transmutation" / "scores.csv")
-    assert list(scores["set"]) == ["floor", "transmuted", "unchanged"]
-    assert (made[0] / "transmutation/scores.csv").read_bytes() == (made[1] / "transmutation/scores.csv").read_bytes()
+def test_transmuted_cells_keep_their_names(made):
+    cells, prepared = (anndata.read_h5ad(made / f"{name}.h5ad") for name in ("transmuted", "prepared"))
+    assert list(cells.obs_names) == list(prepared.obs_names[prepared.obs["cell_type"] == "CD19+ B"])
+    assert cells.uns["bdm"]["model_sha256"] == checksum_of(made / "model", "model")
+    assert list(pd.read_csv(made / "transmutation/scores.csv")["set"]) == ["floor", "transmuted", "unchanged"]
 
 
 def test_record_leads_back_to_the_data(made):
-    record = anndata.read_h5ad(made[0] / "generated.h5ad").uns["bdm"]
-    assert record["data_sha256"] == sha256(made[0] / "cells.h5ad")
-    assert record["model_sha256"] == checksum_of(made[0] / "model", "model")
+    record = anndata.read_h5ad(made / "generated.h5ad").uns["bdm"]
+    assert record["data_sha256"] == sha256(made / "cells.h5ad")
+    assert record["model_sha256"] == checksum_of(made / "model", "model")
     assert record["seed"] == 3
-    trained = load(made[0] / "autoencoder", "autoencoder", GeneAutoencoder)
-    assert trained.provenance["prepared_sha256"] == sha256(made[0] / "prepared.h5ad")
+    trained = load(made / "autoencoder", "autoencoder", GeneAutoencoder)
+    assert trained.provenance["prepared_sha256"] == sha256(made / "prepared.h5ad")
 
 
 def test_written_newick_is_a_tree_to_use(made, bdm, tmp_path):
     out = tmp_path / "again.json"
-    assert bdm("hierarchy", made[0] / "autoencoder", out, "--tree", made[0] / "tree.nwk", "--n-bootstrap", 5)[0] == 0
-    read = [load_hierarchy(path) for path in (out, made[0] / "tree.json")]
+    assert bdm("hierarchy", made / "autoencoder", out, "--tree", made / "tree.nwk", "--n-bootstrap", 5)[0] == 0
+    read = [load_hierarchy(path) for path in (out, made / "tree.json")]
     clades = [{frozenset(h.leaves(b.name)): round(b.level, 6) for b in h.branches} for h in read]
     assert clades[0] == clades[1]
 
 
 @pytest.mark.parametrize("shared", [[], ["--shared-ancestors"]])
 def test_cells_like_and_from(made, bdm, tmp_path, shared):
-    prepared = anndata.read_h5ad(made[0] / "prepared.h5ad")[::5].copy()
+    prepared = anndata.read_h5ad(made / "prepared.h5ad")[::5].copy()
     prepared.write_h5ad(tmp_path / "like.h5ad")
     numbers = prepared.obs["cell_type"].value_counts()
     numbers.rename_axis("cell_type").rename("n_cells").reset_index().to_csv(tmp_path / "from.csv", index=False)
     out = tmp_path / "out.h5ad"
     found = []
     for option in (("--cells-like", tmp_path / "like.h5ad"), ("--cells-from", tmp_path / "from.csv")):
-        assert bdm("generate", made[0] / "model", out, *option, "--n-levels", 3, *shared) == (0, "")
+        assert bdm("generate", made / "model", out, *option, "--n-levels", 3, *shared) == (0, "")
         found.append(anndata.read_h5ad(out))
         assert found[-1].obs["cell_type"].value_counts()[numbers.index].tolist() == numbers.tolist()
     assert (found[0].X != found[1].X).nnz == 0
 
 
 def test_fit_does_all_steps(made, bdm, tmp_path):
-    cells = anndata.read_h5ad(made[0] / "cells.h5ad")
+    cells = anndata.read_h5ad(made / "cells.h5ad")
     cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2 == 0, "x", "y")
     cells.write_h5ad(tmp_path / "cells.h5ad")
     options = ("--n-genes", 100, "--n-latent", 4, "--autoencoder-n-steps", 5, "--prior=diffusion", "--train-n-steps", 5)
@@ -213,7 +209,7 @@ def test_fit_does_all_steps(made, bdm, tmp_path):
 
 @pytest.mark.parametrize("step", [STEPS[2], STEPS[4]], ids=lambda step: step[0])
 def test_lower_learning_rate_helps_training_that_diverged(made, tmp_path, bdm, monkeypatch, step):
-    monkeypatch.chdir(made[0])
+    monkeypatch.chdir(made)
     name, *arguments = step
     again = [name, *(tmp_path / "out" if word == name.replace("train", "model") else word for word in arguments)]
     code, output = bdm(*again, "--learning-rate", 1000)
@@ -243,15 +239,15 @@ def rows(output: str) -> dict[str, str]:
 
 def test_summary_shows_the_output_and_the_next_command(made, tmp_path, bdm, caplog):
     out = tmp_path / "two words.h5ad"
-    assert bdm("generate", made[0] / "model", out, "--cells", 3)[0] == 0
+    assert bdm("generate", made / "model", out, "--cells", 3)[0] == 0
     output = rows(caplog.messages[-1])
     assert output["wrote"] == str(out)
     assert output["cells"] == "27 of 9 types x 100 genes"
     assert re.fullmatch(r"\d+ s, \d+\.\d GB of memory at most", output["took"])
     assert "next" not in output  # as there are no test cells that it knows of
     caplog.clear()
-    assert bdm("generate", made[0] / "model", out, "--cells-like", made[0] / "prepared.h5ad")[0] == 0
-    assert rows(caplog.messages[-1])["next"] == f"bdm evaluate {made[0]}/prepared.h5ad evaluation/ '{out}'"
+    assert bdm("generate", made / "model", out, "--cells-like", made / "prepared.h5ad")[0] == 0
+    assert rows(caplog.messages[-1])["next"] == f"bdm evaluate {made}/prepared.h5ad evaluation/ '{out}'"
 
 
 def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog, monkeypatch):
@@ -275,11 +271,11 @@ def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog
 
 
 def test_quiet_prints_nothing_but_warnings(made, bdm, tmp_path, caplog):
-    assert bdm("generate", made[0] / "model", tmp_path / "new.h5ad", "--cells", 3, "-q") == (0, "")
+    assert bdm("generate", made / "model", tmp_path / "new.h5ad", "--cells", 3, "-q") == (0, "")
     assert caplog.messages == []
     assert (tmp_path / "new.h5ad").exists()
     few = ("--min-cells-per-type", 20)
-    step = ("prepare", made[0] / "cells.h5ad", "prepared.h5ad", *PREPARE, *few, "--quiet")
+    step = ("prepare", made / "cells.h5ad", "prepared.h5ad", *PREPARE, *few, "--quiet")
     process = start([*map(str, step)], tmp_path, log := tmp_path / "log")
     process.join()
     assert process.exitcode == 0
@@ -301,7 +297,7 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
 
 
 def test_verbose_prints_versions_options_and_times(made, tmp_path):
-    step = ("train", made[0] / "autoencoder", made[0] / "tree.json", "model", "--prior=diffusion", "--n-steps", 2, "-v")
+    step = ("train", made / "autoencoder", made / "tree.json", "model", "--prior=diffusion", "--n-steps", 2, "-v")
     process = start([*map(str, step)], tmp_path, log := tmp_path / "log")
     process.join()
     shown = log.read_text()
@@ -459,29 +455,28 @@ BAD = {
 @pytest.fixture(scope="module")
 def inputs(made):
     """The folder of all steps, with wrong inputs beside."""
-    folder = made[0]
-    cells = anndata.read_h5ad(folder / "generated.h5ad")
+    cells = anndata.read_h5ad(made / "generated.h5ad")
     del cells.obs["cell_type"], cells.obs["bulk_labels"]
-    cells.write_h5ad(folder / "generated_without.h5ad")
-    new = anndata.read_h5ad(folder / "prepared.h5ad")
+    cells.write_h5ad(made / "generated_without.h5ad")
+    new = anndata.read_h5ad(made / "prepared.h5ad")
     new.obs["new"] = np.where(new.obs["cell_type"] == "Dendritic", "new", "CD19+ B")
-    new.write_h5ad(folder / "new.h5ad")
-    new[:, :50].write_h5ad(folder / "few_genes.h5ad")
-    (folder / "kept").mkdir()
-    (folder / "kept/genes.txt").write_text("\n".join(new.var_names))
-    (folder / "unknown.yaml").write_text(
+    new.write_h5ad(made / "new.h5ad")
+    new[:, :50].write_h5ad(made / "few_genes.h5ad")
+    (made / "kept").mkdir()
+    (made / "kept/genes.txt").write_text("\n".join(new.var_names))
+    (made / "unknown.yaml").write_text(
         "samples: {donors: 3, conditions: [control, stimulated]}\n"
         "changes: [{name: up, condition: stimulated, genes: [T-800], log2_fold_change: 1}]\n"
     )
-    transmuted = anndata.read_h5ad(folder / "transmuted.h5ad")
+    transmuted = anndata.read_h5ad(made / "transmuted.h5ad")
     transmuted.obs["cell_type"] = "Dendritic"
-    transmuted.write_h5ad(folder / "elsewhere.h5ad")
+    transmuted.write_h5ad(made / "elsewhere.h5ad")
     transmuted.obs["cell_type"] = np.where(np.arange(transmuted.n_obs) % 2 == 0, "Dendritic", "CD56+ NK")
-    transmuted.write_h5ad(folder / "two.h5ad")
+    transmuted.write_h5ad(made / "two.h5ad")
     branches = (Branch("r", None, 1.0, 2), Branch("a", "r", 0.0, 1), Branch("b", "r", 0.0, 1))
-    save_hierarchy(folder / "small.json", Hierarchy(branches, sigma_max=9.0, threshold=0.9))
-    (folder / "unknown.csv").write_text("cell_type,n_cells\nT-800,2\n")
-    return folder
+    save_hierarchy(made / "small.json", Hierarchy(branches, sigma_max=9.0, threshold=0.9))
+    (made / "unknown.csv").write_text("cell_type,n_cells\nT-800,2\n")
+    return made
 
 
 @pytest.mark.parametrize(("command", "expected"), BAD.values(), ids=BAD)

@@ -13,7 +13,7 @@ import pytest
 from snakemake.api import SnakemakeApi
 from snakemake.exceptions import MissingInputException
 from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
-from test_workflow import ROOT, SCHEMA, SECTIONS, snakemake, write_config
+from test_workflow import ROOT, SCHEMA, SECTIONS, quick_plans, snakemake, write_config
 
 # A data set, and the one that it grows to, which has its settings.
 MINE, GROWN = "mine", "mine+more"
@@ -173,6 +173,7 @@ def planned_rules(config: dict, *, snakefile: Path = ROOT / "Snakefile") -> dict
     write_config(Path(), config)
     table = io.StringIO()
     with (
+        quick_plans(),
         contextlib.redirect_stdout(table),
         SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api,
     ):

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -240,10 +241,14 @@ def _digest_of_data(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
 def provenance(*, seed: int, **facts: Any) -> dict[str, Any]:
     """Record of how a result was made: versions, seed, and the given facts."""
-    packages = {name: version(name) for name in PACKAGES}
-    return {"version": __version__, "packages": packages, "seed": int(seed), **facts}
+    return {"version": __version__, "packages": dict(_versions()), "seed": int(seed), **facts}
 
 
 def storable(record: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 from joblib import cpu_count
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from bdm.errors import InputError
 
@@ -95,6 +96,12 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
+@lru_cache(maxsize=1)
+def _libraries(n_modules: int) -> ThreadpoolController:
+    """Look for libraries with threads, which takes milliseconds, once for a number of modules, as these load them."""
+    return ThreadpoolController()
+
+
 @contextmanager
 def _one_thread_in_each_operation() -> Iterator[None]:
     # Read before the first call of numba, which starts threads and sets torch and MKL to all cores
@@ -104,7 +111,7 @@ def _one_thread_in_each_operation() -> Iterator[None]:
     try:
         if numba:
             numba.set_num_threads(1)
-        with threadpool_limits(limits=1):
+        with _libraries(len(sys.modules)).limit(limits=1):
             torch.set_num_threads(1)  # last, as nothing else sets the threads of MKL
             yield
     finally:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import auc, roc_curve
 
 from bdm.audit.attacks import ATTACKS
 from bdm.audit.limits import LEVEL, Sides, inconclusive
@@ -54,11 +54,11 @@ def areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         for column in score_columns(table):
             score = of[column].dropna()
             member = of["member"][score.index] > 0
-            auc = true_positives = np.nan
+            area = true_positives = np.nan
             if member.any() and not member.all():
                 false, true, _ = roc_curve(member, score, drop_intermediate=False)
-                auc, true_positives = roc_auc_score(member, score), true[false <= FALSE_POSITIVES].max()
-            rows.append([*key, *column.split("/"), auc, true_positives])
+                area, true_positives = auc(false, true), true[false <= FALSE_POSITIVES].max()
+            rows.append([*key, *column.split("/"), area, true_positives])
     return pd.DataFrame(rows, columns=[*by, "set", "attack", "auc", "true_positives"])
 
 
@@ -202,9 +202,9 @@ def verdict_of(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit:
     """
     best = null.max(axis=1) if null.size else np.zeros(0)
     findings = []
-    for attack, auc in sorted(areas.items(), key=lambda item: -item[1]):
-        p_value = p_value_of(auc, best)
-        findings.append(AttackFinding(attack, float(auc), p_value, p_value < LEVEL))
+    for attack, area in sorted(areas.items(), key=lambda item: -item[1]):
+        p_value = p_value_of(area, best)
+        findings.append(AttackFinding(attack, float(area), p_value, p_value < LEVEL))
     limit = float(np.quantile(best, 1 - LEVEL)) if len(best) else float("nan")
     return AuditVerdict(tuple(findings), limit, p_value_of(1.0, best), sides, unit)
 
