@@ -29,8 +29,8 @@ from bdm.data.read import pbmc68k_counts, read_cells
 from bdm.design.settings import read_design
 from bdm.design.simulate import simulate_cells
 from bdm.donors.effects import fit_donors
-from bdm.evaluation.cells import Cells
-from bdm.evaluation.modalities import score_pair
+from bdm.evaluation.cells import COORDINATES, Cells
+from bdm.evaluation.modalities import joint_umap, score_pair
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.interpretation.contrasts import Differences, Log2FoldChange
@@ -455,7 +455,7 @@ def test_each_modality_and_all_together_are_evaluated(multi_model, tmp_path):
     assert (tmp_path / "evaluation/modalities.csv").exists()
 
 
-def test_shuffled_proteins_are_found_by_their_correlations(multi_model):
+def test_shuffled_proteins_are_found_by_their_correlations_and_lie_elsewhere_in_the_umap(multi_model):
     cells = multi_model.prepared
     proteins = modalities_of(cells.var)[1]
     whole = Cells.from_anndata(cells)
@@ -467,6 +467,8 @@ def test_shuffled_proteins_are_found_by_their_correlations(multi_model):
     assert as_it_is["prot", "gene_correlation"] > 0.8
     assert changed["prot", "gene_correlation"] < 0.3
     assert changed["prot", "forest_auc"] < as_it_is["prot", "forest_auc"] + 0.1
+    embedded = [joint_umap({"test": of[:40]}, cells.var, seed=0)[COORDINATES] for of in (query, shuffled)]
+    assert not np.allclose(*embedded)
 
 
 # ---- normalisation, and steps that compare features

@@ -38,8 +38,8 @@ from bdm.evaluation.cells import (
     sample_at_most,
 )
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
-from bdm.evaluation.metrics import QueryCells, joint_umap, memorisation_of
-from bdm.evaluation.modalities import modality_scores
+from bdm.evaluation.metrics import QueryCells, memorisation_of
+from bdm.evaluation.modalities import joint_umap, modality_scores
 from bdm.evaluation.properties import compare_properties
 from bdm.evaluation.scores import (
     GROUP_SCORES,
@@ -107,7 +107,7 @@ class Evaluation(Result):
         Returns the table :attr:`embedding`, which it computes once.
     modalities
         (modality, score) x sets, see :func:`bdm.evaluation.modalities.modality_scores`; None for RNA alone. Of several
-        modalities, all other scores are of RNA.
+        modalities, the UMAP is of all, and all other scores are of RNA.
     """
 
     kind = "evaluation"
@@ -199,10 +199,14 @@ def evaluate(
     if populations is not None:
         resamples = [resample.with_populations(populations) for resample in resamples]
     marking = sample_at_most(test, most=size_limits.marking, seed=seed)
-    modalities = None
-    if has_modalities(real.names.var):
-        modalities = modality_scores(resamples, real.names.var, most=size_limits.gene_auc)
-        rna = modalities_of(real.names.var)[0]
+    whole = resamples[-1]
+    embedded = {"test": whole.test, **whole.query}
+    most = size_limits.mapped // len(embedded)
+    mapped = {name: sample_at_most(of, most=most, seed=whole.seed) for name, of in embedded.items()}
+    var, modalities = real.names.var, None
+    if has_modalities(var):
+        modalities = modality_scores(resamples, var, most=size_limits.gene_auc)
+        rna = modalities_of(var)[0]
         real, marking = real.of_modality(rna), marking.of_modality(rna)
         resamples = [resample.of_modality(rna) for resample in resamples]
         generated = {name: cells.of_modality(rna) for name, cells in generated.items()}
@@ -215,9 +219,6 @@ def evaluate(
         for name, cells in resample.query.items():
             scores[name].append(score_cells(cells, reference, seed=resample.seed))
     last = resamples[-1]
-    embedded = {"test": last.test, **last.query}
-    most = size_limits.mapped // len(embedded)
-    mapped = {name: sample_at_most(of, most=most, seed=last.seed) for name, of in embedded.items()}
     matched = {name: match(cells, last.test, seed=last.seed) for name, cells in last.query.items()}
     n_cells = n_cells_table({"test": test, "train": training, **generated})
     return Evaluation(
@@ -234,7 +235,7 @@ def evaluate(
         fold_changes=fold_change_table(matched, markers, real.genes),
         size_limits=size_limits,
         provenance=provenance(seed=seed, settings=asdict(settings)),
-        compute_embedding=cache(partial(joint_umap, mapped, seed=last.seed)),
+        compute_embedding=cache(partial(joint_umap, mapped, var, seed=last.seed)),
         modalities=modalities,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -24,8 +24,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bdm._core.parallel import using_threads
-from bdm.evaluation.cells import COORDINATES, Cells, TypedCells
+from bdm.evaluation.cells import Cells, TypedCells
 
 TINY = np.finfo(float).tiny
 
@@ -349,16 +348,6 @@ def compared(query: QueryCells, nearest_training: Neighbours, training: TypedCel
 # ---- UMAP
 
 N_NEIGHBOURS, MANY = 15, 1000  # of a cell, and cells from which on neighbours are found here
-
-
-@using_threads()
-def joint_umap(sets: Mapping[str, Cells], *, seed: int) -> pd.DataFrame:
-    """Embed the cells of all sets together: ``COORDINATES``, ``cell_type`` and ``set``."""
-    expression = sparse.vstack([cells.expression for cells in sets.values()]).tocsr()
-    embedding = umap_of(fitted_pca(expression, seed=seed).transform(expression), seed=seed)
-    cell_type = np.concatenate([cells.cell_type for cells in sets.values()])
-    names = np.repeat(list(sets), list(map(len, sets.values())))
-    return pd.DataFrame(embedding, columns=COORDINATES).assign(cell_type=cell_type, set=names)
 
 
 def umap_of(x: np.ndarray, *, seed: int) -> np.ndarray:

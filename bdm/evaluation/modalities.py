@@ -8,9 +8,17 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from bdm.data.modalities import RNA, Modality, modalities_of
-from bdm.evaluation.cells import Cells, ResampledCells, match, sample_at_most
-from bdm.evaluation.metrics import Agreement, cross_validated_probabilities, fitted_pca, forest, linear_classifier
+from bdm._core.parallel import using_threads
+from bdm.data.modalities import RNA, Modality, has_modalities, modalities_of
+from bdm.evaluation.cells import COORDINATES, Cells, ResampledCells, match, sample_at_most
+from bdm.evaluation.metrics import (
+    Agreement,
+    cross_validated_probabilities,
+    fitted_pca,
+    forest,
+    linear_classifier,
+    umap_of,
+)
 from bdm.evaluation.scores import auc
 
 ALL = "all"  # all modalities together
@@ -82,6 +90,22 @@ def components_of(values: sparse.csr_matrix, *, seed: int) -> np.ndarray:
     else:
         found = fitted_pca(values, n_components=N_COMPONENTS, seed=seed).transform(values)
     return np.asarray(found / max(found.std(axis=0).max(), np.finfo(float).tiny))
+
+
+@using_threads()
+def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """Embed the cells of all sets together, by all modalities: ``COORDINATES``, ``cell_type`` and ``set``."""
+    cells = list(sets.values())
+    if has_modalities(var):
+        counts = sparse.vstack([of.counts for of in cells], format="csr")
+        parts = [values_of(counts[:, of.features], of) for of in modalities_of(var)]
+        components = np.hstack([components_of(part, seed=seed) for part in parts])
+    else:
+        expression = sparse.vstack([of.expression for of in cells], format="csr")
+        components = fitted_pca(expression, seed=seed).transform(expression)
+    table = pd.DataFrame(umap_of(components, seed=seed), columns=COORDINATES)
+    names = np.repeat(list(sets), list(map(len, cells)))
+    return table.assign(cell_type=np.concatenate([of.cell_type for of in cells]), set=names)
 
 
 def gene_correlations(query: Cells, test: Cells, rna: Modality, modality: Modality, var: pd.DataFrame) -> Agreement:
