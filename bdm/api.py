@@ -570,7 +570,7 @@ class BranchedDiffusion:
             cells_only=cells_only,
             cells_per_training_cell=cells_per_training_cell,
         )
-        fit = FitSettings(**{of.name: getattr(self.settings, of.name) for of in fields(FitSettings)})
+        fit = FitSettings(**{stage.name: getattr(self.settings, stage.name) for stage in fields(FitSettings)})
         folder = None if models is None else Path(models)
         how = AuditedModels(fit=fit, tree=self.tree, folder=folder, device=self.device, seed=self.seed)
         return audit_models(divide(self._cells(), checked, seed=self.seed), checked, how)

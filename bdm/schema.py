@@ -156,14 +156,14 @@ def with_strict_numbers(annotation: Any) -> Any:
     """Take texts, truth values and 3.0 for no whole numbers, wherever these are in a type, which pydantic does."""
     from pydantic import Strict
 
-    origin, of = get_origin(annotation), get_args(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in (int, float):
         return Annotated[annotation, Strict()]
     if origin is Annotated:
-        return Annotated[(with_strict_numbers(of[0]), *annotation.__metadata__)]
+        return Annotated[(with_strict_numbers(arguments[0]), *annotation.__metadata__)]
     if origin in (Union, UnionType):
-        return Union[tuple(map(with_strict_numbers, of))]  # noqa: UP007, of types that are not known here
-    return origin[tuple(map(with_strict_numbers, of))] if origin in (tuple, dict) else annotation
+        return Union[tuple(map(with_strict_numbers, arguments))]  # noqa: UP007, of types that are not known here
+    return origin[tuple(map(with_strict_numbers, arguments))] if origin in (tuple, dict) else annotation
 
 
 def of_python(value: Any) -> Any:
@@ -197,7 +197,7 @@ class StageSettings:
     def __init_subclass__(cls) -> None:
         """Add to the docstring what each setting means."""
         text = inspect.cleandoc(cls.__doc__ or "")
-        helps = {name: Setting(name, of).help for name, of in inspect.get_annotations(cls).items()}
+        helps = {name: Setting(name, kind).help for name, kind in inspect.get_annotations(cls).items()}
         described = [f"{name}\n    {help.replace('`', '``')}" for name, help in helps.items() if help]
         if described and "Attributes\n---" not in text:
             text += "\n\nAttributes\n----------"
@@ -264,8 +264,10 @@ def settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
 @cache
 def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
     # The factory of nested settings is their class
-    defaults = ((of, of.default if of.default_factory is MISSING else of.default_factory) for of in fields(model))
-    return tuple(Setting(of.name, of.type, default) for of, default in defaults)
+    return tuple(
+        Setting(entry.name, entry.type, entry.default if entry.default_factory is MISSING else entry.default_factory)
+        for entry in fields(model)
+    )
 
 
 def options_of(model: type[StageSettings]) -> Iterator[Setting]:

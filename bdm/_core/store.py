@@ -148,20 +148,20 @@ class ContentWriter:
         if isinstance(value, pd.DataFrame):
             return self.encode_table(value, name)
         if isinstance(value, nn.Module):
-            state = {key: self.encode(of, f"{name}.{key}") for key, of in value.state_dict().items()}
+            state = {key: self.encode(item, f"{name}.{key}") for key, item in value.state_dict().items()}
             return {"shape": self.encode(value.shape, name), "state": state}
         if is_dataclass(value):
             family: Any = value
             found = {
-                of.name: self.encode(getattr(value, of.name), f"{name}.{of.name}")
-                for of in fields(value)
-                if of.init and not (of.metadata.get("optional") and is_default(of, getattr(value, of.name)))
+                entry.name: self.encode(getattr(value, entry.name), f"{name}.{entry.name}")
+                for entry in fields(value)
+                if entry.init and not (entry.metadata.get("optional") and is_default(entry, getattr(value, entry.name)))
             }
             return {"kind": family.name, **found} if hasattr(family, "kinds") else found
         if isinstance(value, Mapping):
-            return {key: self.encode(of, f"{name}.{i}") for i, (key, of) in enumerate(value.items())}
+            return {key: self.encode(item, f"{name}.{i}") for i, (key, item) in enumerate(value.items())}
         if isinstance(value, tuple | list):
-            return [self.encode(of, f"{name}.{i}") for i, of in enumerate(value)]
+            return [self.encode(item, f"{name}.{i}") for i, item in enumerate(value)]
         if callable(value):
             return self.encode(value(), name)
         return value.item() if isinstance(value, np.generic) else value
@@ -191,12 +191,12 @@ class ContentReader:
         """Make a value of the type ``kind``."""
         origin, arguments = get_origin(kind), get_args(kind)
         if origin in (Union, UnionType):
-            kinds = [of for of in arguments if of is not NoneType]
+            kinds = [kind for kind in arguments if kind is not NoneType]
             return content if content is None or len(kinds) > 1 else self.decode(content, kinds[0])
         if origin is tuple:
-            return tuple(self.decode(of, arguments[0]) for of in content)
+            return tuple(self.decode(item, arguments[0]) for item in content)
         if origin is dict:
-            return {key: self.decode(of, arguments[1]) for key, of in content.items()}
+            return {key: self.decode(item, arguments[1]) for key, item in content.items()}
         if origin is Callable:
             value = self.decode(content, arguments[-1])
             return lambda: value
@@ -211,16 +211,17 @@ class ContentReader:
         if is_dataclass(kind):
             make: Any = kind
             if isinstance(family := getattr(kind, "kinds", None), Kinds):
-                make, content = family.find(content["kind"]), {k: of for k, of in content.items() if k != "kind"}
+                make, content = family.find(content["kind"]), {k: item for k, item in content.items() if k != "kind"}
             hints = get_type_hints(make)
-            return make(**{name: self.decode(of, hints[name]) for name, of in content.items()})
+            return make(**{name: self.decode(item, hints[name]) for name, item in content.items()})
         return content
 
     def decode_table(self, content: dict[str, Any]) -> pd.DataFrame:
         """Make a table, whose text has one type whatever columns it came from."""
         index: Any = pd.RangeIndex(content["n_rows"])
         if content["index"] is not None:
-            levels, names = [pd.Index(of, dtype=str) for of in content["index"]["levels"]], content["index"]["names"]
+            levels = [pd.Index(level, dtype=str) for level in content["index"]["levels"]]
+            names = content["index"]["names"]
             index = levels[0].rename(names[0]) if len(levels) == 1 else pd.MultiIndex.from_arrays(levels, names=names)
         columns = {
             name: pd.Series(values, index, dtype=TEXT)
@@ -239,9 +240,9 @@ class ContentReader:
         return network.eval()
 
 
-def is_default(of: Field[Any], value: Any) -> bool:
+def is_default(entry: Field[Any], value: Any) -> bool:
     """Whether a field has its default, which is no tensor or table, or is empty."""
-    default = of.default if of.default_factory is MISSING else of.default_factory()
+    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
     return type(value) is type(default) and bool(value == default)
 
 
@@ -259,26 +260,26 @@ def numbers(column: pd.Series) -> np.ndarray:
 
 def concat(parts: Sequence[Value]) -> Value:
     """Concatenate tensors, tuples, or dataclasses or dictionaries of these along the first axis."""
-    of: Any = parts
-    if isinstance(of[0], Tensor):
-        joined: Any = torch.cat(of)
-    elif isinstance(of[0], tuple):
-        joined = tuple(chain.from_iterable(of))
+    given: Any = parts
+    if isinstance(given[0], Tensor):
+        joined: Any = torch.cat(given)
+    elif isinstance(given[0], tuple):
+        joined = tuple(chain.from_iterable(given))
     else:
-        joined = _by_field(lambda *values: concat(values), of)
+        joined = _by_field(lambda *values: concat(values), given)
     found: Value = joined
     return found
 
 
 def take(value: Value, rows: Sequence[int]) -> Value:
     """Take rows of a tensor or a tuple, or of all in a dataclass or a dictionary of these."""
-    of: Any = value
-    if isinstance(of, Tensor):
-        taken: Any = of[list(rows)]
-    elif isinstance(of, tuple):
-        taken = tuple(of[row] for row in rows)
+    given: Any = value
+    if isinstance(given, Tensor):
+        taken: Any = given[list(rows)]
+    elif isinstance(given, tuple):
+        taken = tuple(given[row] for row in rows)
     else:
-        taken = _by_field(lambda values: take(values, rows), [of])
+        taken = _by_field(lambda values: take(values, rows), [given])
     found: Value = taken
     return found
 
@@ -294,5 +295,5 @@ def _by_field(function: Callable[..., Any], values: Sequence[Any]) -> Any:
     """Apply a function to the values of each field of dataclasses, or of each key of dictionaries."""
     if isinstance(values[0], dict):
         return {key: function(*(value[key] for value in values)) for key in values[0]}
-    of_fields = {of.name: function(*(getattr(value, of.name) for value in values)) for of in fields(values[0])}
+    of_fields = {entry.name: function(*(getattr(value, entry.name) for value in values)) for entry in fields(values[0])}
     return replace(values[0], **of_fields)

@@ -99,7 +99,7 @@ def train(
     network.to(device)
     averaged = AveragedModel(network, multi_avg_fn=moving_average(plan.averaging))
     averaged.n_averaged.fill_(1)  # the network as it is at first counts, too
-    adam = torch.optim.Adam([of for of in network.parameters() if of.requires_grad], lr=plan.learning_rate)
+    adam = torch.optim.Adam([tensor for tensor in network.parameters() if tensor.requires_grad], lr=plan.learning_rate)
     schedule, losses, at = LambdaLR(adam, warmup_and_cosine(plan)), Losses(), 0
     try:
         for at in progress(range(plan.last), total=plan.last, doing=f"training {plan.what}", unit="step"):

@@ -99,7 +99,7 @@ def attack(attacked: Cells, generated: Cells, reference: Cells, donor: np.ndarra
         rows = [np.flatnonzero(cells.cell_type == name) for cells in (attacked, generated, reference)]
         if min(len(rows[1]), len(rows[2])) < MIN_CELLS_OF_TYPE:
             continue
-        of_type = [cells.expression[of] for cells, of in zip((attacked, generated, reference), rows, strict=True)]
+        of_type = [cells.expression[index] for cells, index in zip((attacked, generated, reference), rows, strict=True)]
         spaces = [[pca.transform(one) for one in of_type], [one.toarray() for one in of_type]]
         for attacks, (own, synthetic, real) in zip((IN_COMPONENTS, BY_GENE), spaces, strict=True):
             space = Space(own, synthetic, real, donor[rows[2]])

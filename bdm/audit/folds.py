@@ -111,7 +111,7 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
     while True:
         units = Units.of(cells.obs, settings)
         folds = tuple(fold_of(units, number, seed=seed) for number in range(1, settings.n_folds + 1))
-        numbers = [pd.crosstab(units.cell_type, of.part).reindex(columns=PARTS, fill_value=0) for of in folds]
+        numbers = [pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0) for fold in folds]
         rare = sorted({str(name) for n in numbers for name in n.index[(n < MIN_CELLS).any(axis=1)]})
         if not rare:
             break

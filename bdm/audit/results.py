@@ -96,7 +96,8 @@ class Audit(Result):
                 if number < largest:  # means over draws of some of the cells of each donor
                     rng = numpy_generator(self.record["seed"], "cells of donors", number)
                     draws = [areas(of_units(some_cells(self._cells, number, rng)), ["fold"]) for _ in range(N_DRAWS)]
-                    means = {name: np.mean([of[name] for of in draws], axis=0) for name in ("auc", "true_positives")}
+                    columns = ("auc", "true_positives")
+                    means = {name: np.mean([draw[name] for draw in draws], axis=0) for name in columns}
                     tables.append(draws[0].assign(**means, level="donor", n_cells=number))
         return pd.concat(tables, ignore_index=True)[["fold", *ROW, "auc", "true_positives"]]
 
@@ -104,10 +105,11 @@ class Audit(Result):
     def attacks(self) -> pd.DataFrame:
         """The table :attr:`by_fold` as means over folds, with 95% intervals of the area (``low``, ``high``)."""
         rows = []
-        for key, of in self.by_fold.groupby(ROW, sort=False, dropna=False):
-            low, high = interval(of["auc"].dropna().to_numpy())
-            means = {"auc": of["auc"].mean(), "low": low, "high": high, "true_positives": of["true_positives"].mean()}
-            rows.append({**dict(zip(ROW, key, strict=True)), **means, "n_folds": int(of["auc"].count())})
+        for key, table in self.by_fold.groupby(ROW, sort=False, dropna=False):
+            auc, true_positives = table["auc"], table["true_positives"].mean()
+            low, high = interval(auc.dropna().to_numpy())
+            means = {"auc": auc.mean(), "low": low, "high": high, "true_positives": true_positives}
+            rows.append({**dict(zip(ROW, key, strict=True)), **means, "n_folds": int(auc.count())})
         return pd.DataFrame(rows)
 
     @property
@@ -222,7 +224,7 @@ def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
     at_one_percent = audit.attacks_on_units["true_positives"]
     for finding in audit.verdict.findings:
         ends = [known.get((name, finding.attack)) for name in (COPIES, CHANCE)]
-        copies, chance = ("" if of is None or np.isnan(of) else f"{of:.2f}" for of in ends)
+        copies, chance = ("" if end is None or np.isnan(end) else f"{end:.2f}" for end in ends)
         share = f"{at_one_percent[GENERATED, finding.attack]:.0%}"
         on = "model" if finding.attack in ON_MODEL else "cells"
         found = "inconclusive" if audit.verdict.inconclusive else "yes" if finding.found else "no"

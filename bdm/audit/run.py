@@ -60,11 +60,11 @@ def audit_folds(
     folds, units, prepared = division.folds, division.units, division.cells
     cells = Cells.from_anndata(prepared)
     tables, n_generated = [], {}
-    for of in folds:
-        logger.info("fold %d of %d", of.number, len(folds))
-        generated = generate(of)
-        n_generated[str(of.number)] = len(generated.cells)
-        tables.append(scores_of(of, cells, generated, seed=derive(seed, "attacks", of.number) % MAX_SEED))
+    for fold in folds:
+        logger.info("fold %d of %d", fold.number, len(folds))
+        generated = generate(fold)
+        n_generated[str(fold.number)] = len(generated.cells)
+        tables.append(scores_of(fold, cells, generated, seed=derive(seed, "attacks", fold.number) % MAX_SEED))
         del generated  # before the next fold's cells are in memory
     record = provenance(
         seed=seed,
@@ -74,7 +74,7 @@ def audit_folds(
         n_cells=len(cells),
         audit=asdict(settings),
         left_out=list(division.left_out),
-        fingerprints={str(of.number): fingerprint(prepared.obs, of) for of in folds},
+        fingerprints={str(fold.number): fingerprint(prepared.obs, fold) for fold in folds},
         n_generated=n_generated,
         n_tested=division.n_tested,
         **preparation(prepared),
@@ -131,13 +131,13 @@ def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSetti
         known[content] = path
     prepared = division.cells
     keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
-    for of in division.folds:
-        path = paths[of.number - 1]
-        n_by_type = read_fold(path, prepared, of, keys).n_by_type
-        warn_of_few_cells(path, n_by_type, number_of_cells(prepared, of, settings), of)
+    for fold in division.folds:
+        path = paths[fold.number - 1]
+        n_by_type = read_fold(path, prepared, fold, keys).n_by_type
+        warn_of_few_cells(path, n_by_type, number_of_cells(prepared, fold, settings), fold)
 
-    def generate(of: Fold) -> Generated:
-        return Generated(read_fold(paths[of.number - 1], prepared, of, keys))
+    def generate(fold: Fold) -> Generated:
+        return Generated(read_fold(paths[fold.number - 1], prepared, fold, keys))
 
     return generate
 
@@ -203,11 +203,11 @@ def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedM
     prepared, given = division.cells, models.tree is not None
     models = replace(models, tree=tree_of(division, models.tree))
 
-    def generate(of: Fold) -> Generated:
-        model = model_of(prepared, of, MEMBERS, models)
-        request = request_cells(model, number_of_cells(prepared, of, settings))
+    def generate(fold: Fold) -> Generated:
+        model = model_of(prepared, fold, MEMBERS, models)
+        request = request_cells(model, number_of_cells(prepared, fold, settings))
         adata = generate_cells(model, request, models.sampling, seed=models.seed)
-        white_box = None if settings.cells_only else attack_models(prepared, of, model, models)
+        white_box = None if settings.cells_only else attack_models(prepared, fold, model, models)
         return Generated(Cells.from_anndata(adata), white_box)
 
     facts: dict[str, Any] = {"generator": "bdm", "fit": asdict(models.fit), "sampling": asdict(models.sampling)}
@@ -244,7 +244,7 @@ def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: A
         scores["denoiser_loss"] = denoising_gains(model, attacked, others, seed=models.seed)
     else:
         logger.warning("The prior is not attacked: the reference has batches that the model lacks.")
-    bounds = [bounds_of_cells(of, attacked, seed=models.seed) for of in (model, reference)]
+    bounds = [bounds_of_cells(fitted, attacked, seed=models.seed) for fitted in (model, reference)]
     return pd.DataFrame(scores | {"bound": bounds[0] - bounds[1]})
 
 

@@ -50,10 +50,10 @@ def some_cells(cells: pd.DataFrame, number: int, rng: np.random.Generator) -> pd
 def areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Areas under ROC curves of all scores (``SET/ATTACK``), and shares of members found where 1% of others are."""
     rows = []
-    for key, of in table.groupby(by, sort=False):
+    for key, group in table.groupby(by, sort=False):
         for column in score_columns(table):
-            score = of[column].dropna()
-            member = of["member"][score.index] > 0
+            score = group[column].dropna()
+            member = group["member"][score.index] > 0
             area = true_positives = np.nan
             if member.any() and not member.all():
                 false, true, _ = roc_curve(member, score, drop_intermediate=False)
@@ -75,14 +75,14 @@ def null_of_units(units: pd.DataFrame, columns: list[str], *, n_permutations: in
     All scores of a unit stay together, so that attacks depend on each other as they do.
     """
     rng = np.random.default_rng(seed)
-    folds = [of for _, of in units.groupby("fold", sort=True)]
+    folds = [units_of_fold for _, units_of_fold in units.groupby("fold", sort=True)]
     areas = np.full((len(folds), n_permutations, len(columns)), np.nan)
-    for of, of_fold in zip(folds, areas, strict=True):
-        known = of[columns].notna().to_numpy()
-        ranks = of[columns].rank().fillna(0).to_numpy()
-        n_members = int((of["member"] > 0).sum())
+    for units_of_fold, of_fold in zip(folds, areas, strict=True):
+        known = units_of_fold[columns].notna().to_numpy()
+        ranks = units_of_fold[columns].rank().fillna(0).to_numpy()
+        n_members = int((units_of_fold["member"] > 0).sum())
         for row in of_fold:
-            chosen = rng.permutation(len(of))[:n_members]
+            chosen = rng.permutation(len(units_of_fold))[:n_members]
             found = known[chosen].sum(axis=0)
             pairs = found * (known.sum(axis=0) - found)
             above = ranks[chosen].sum(axis=0) - found * (found + 1) / 2

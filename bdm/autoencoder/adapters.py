@@ -197,7 +197,7 @@ def encode_padded(padded: PaddedCells, parameters: Parameters, prior_mean: Tenso
     evidence = padded.evidence(parameters)
     means = prior_mean.repeat_interleave(padded.present.shape[1], dim=0).chunk(len(evidence))
     parts = zip(evidence, means, strict=True)
-    found: list[Posterior] = [laplace_posterior([of], mean, n_iterations=N_ITERATIONS) for of, mean in parts]
+    found: list[Posterior] = [laplace_posterior([part], mean, n_iterations=N_ITERATIONS) for part, mean in parts]
     return concat(found)
 
 
@@ -216,7 +216,7 @@ def gain_of(
     if not cells.held_out.n_obs:
         return float("inf")
     networks = (adapters.network(cells.population, network) for adapters in (start, fitted))
-    before, after = (likelihood(of, cells.held_out, cells.batches, seed=seed) for of in networks)
+    before, after = (likelihood(network, cells.held_out, cells.batches, seed=seed) for network in networks)
     gain = after - before
     return float(gain.mean() * np.sqrt(len(gain)) / max(gain.std(), 1e-9))
 

@@ -150,7 +150,7 @@ class Decoder(nn.Module):
         along = loadings if axes is None else loadings @ axes
         ends = np.cumsum(self.shape.blocks[:-1], dtype=int)
         of_blocks = zip(np.split(expression, ends), np.split(along, ends), self.blocks.normalised, strict=True)
-        return np.concatenate([part - shares @ part if of else part for shares, part, of in of_blocks])
+        return np.concatenate([part - shares @ part if is_share else part for shares, part, is_share in of_blocks])
 
     # ---- parameters
 
@@ -272,7 +272,7 @@ class Decoder(nn.Module):
 
     def of_population(self, parameters: Parameters) -> Self:
         """Make a decoder of one type from the parameters of a population, with the batches of this one."""
-        noise = {of.name: parameters[of.name][None] for of in fields(self.observation_model)}
+        noise = {entry.name: parameters[entry.name][None] for entry in fields(self.observation_model)}
         state = {"loadings.weight": parameters["loadings"], "loadings.bias": parameters["offset"]}
         return self._copied(replace(self.shape, n_types=1), state | self.noise_state(noise))
 

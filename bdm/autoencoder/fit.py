@@ -212,7 +212,7 @@ def train_network(objective: Objective, what: str, *, device: str) -> tuple[Coun
         n_batches=len(objective.batches),
         likelihood=settings.likelihood,
         blocks=block_sizes(training.var),
-        normalised=tuple(of.normalised for of in modalities_of(training.var)),
+        normalised=tuple(modality.normalised for modality in modalities_of(training.var)),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))

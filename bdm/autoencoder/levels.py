@@ -26,7 +26,7 @@ class Levels:
 
 def protein_columns(var: pd.DataFrame) -> slice:
     """Columns of the features that have levels, as they are no shares of a library size; none in RNA alone."""
-    return next((of.features for of in modalities_of(var) if not of.normalised), slice(0, 0))
+    return next((modality.features for modality in modalities_of(var) if not modality.normalised), slice(0, 0))
 
 
 def training_levels(cells: ad.AnnData, columns: slice, *, seed: int) -> dict[str, Tensor]:
@@ -35,8 +35,8 @@ def training_levels(cells: ad.AnnData, columns: slice, *, seed: int) -> dict[str
         return {}
     rows = cells.obs.groupby(cells.obs["sub_population"].astype(str)).indices
     return {
-        name: quantiles(cells.X[of][:, columns].toarray(), numpy_generator(seed, "levels", name))
-        for name, of in rows.items()
+        name: quantiles(cells.X[chosen][:, columns].toarray(), numpy_generator(seed, "levels", name))
+        for name, chosen in rows.items()
     }
 
 

@@ -66,7 +66,7 @@ class CountAutoencoder(nn.Module):
         n_searched = min(n_found + OVERSAMPLING, *normalised.shape)
         scores, size, axes = torch.svd_lowrank(normalised, q=n_searched, niter=4)
         scores, axes = (scores * size)[:, :n_found], axes[:, :n_found]
-        scores, axes = (nn.functional.pad(of, (0, self.shape.n_latent - n_found)) for of in (scores, axes))
+        scores, axes = (nn.functional.pad(values, (0, self.shape.n_latent - n_found)) for values in (scores, axes))
         member = nn.functional.one_hot(cell_type, self.shape.n_types).T.float()
         means = member @ scores / member.sum(dim=1, keepdim=True).clamp(min=1)
         spread = (scores - means[cell_type]).std(dim=0, correction=0).clamp(min=1e-3)

@@ -67,7 +67,7 @@ class Blocks:
 
     def normalised_parts(self, values: Tensor) -> list[Tensor]:
         """Values of the features of each normalised block."""
-        return [part for part, of in zip(self.split(values), self.normalised, strict=True) if of]
+        return [part for part, is_share in zip(self.split(values), self.normalised, strict=True) if is_share]
 
 
 ONE_BLOCK = Blocks()
@@ -128,7 +128,7 @@ class SoftmaxEvidence:
         # Through the softmax
         residual -= expression * self.blocks.spread(self.blocks.sums(residual), others=0)
         information: Tensor = (weight @ self.loadings.products)[:, self.loadings.pair].view(-1, n_latent, n_latent)
-        of_blocks = (self.blocks.normalised_parts(of) for of in (weight, expression, loadings.T))
+        of_blocks = (self.blocks.normalised_parts(values) for values in (weight, expression, loadings.T))
         for weights, shares, transposed in zip(*of_blocks, strict=True):
             by_weight, by_expression = weights @ transposed.T, shares @ transposed.T
             cross = by_weight[:, :, None] * by_expression[:, None, :]
@@ -236,4 +236,4 @@ class PaddedCells:
 
     def _noise(self, parameters: Parameters) -> Parameters:
         """Parameters of the noise, populations x 1 x genes."""
-        return {of.name: parameters[of.name][:, None] for of in fields(self.observation_model)}
+        return {entry.name: parameters[entry.name][:, None] for entry in fields(self.observation_model)}

@@ -137,5 +137,5 @@ def aligned(rows: dict[str, str]) -> str:
 
 def peak_memory() -> int:
     """Most memory that this process, or one that it started, has held, in bytes."""
-    most = max(resource.getrusage(of).ru_maxrss for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return most if sys.platform == "darwin" else most * 1024

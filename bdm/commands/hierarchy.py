@@ -69,4 +69,4 @@ def facts_of(built: "Hierarchy") -> dict[str, str]:
     uncertain = [branch.name for branch in built.branches if branch.place_uncertain]
     stray = [f"{branch.name} to {branch.nearer_to}" for branch in built.branches if branch.nearer_to]
     found = {PLACE_UNCERTAIN: uncertain, "nearer to another cell type": stray}
-    return {"tree": f"{types}{divided}, {nodes}", **{what: listed(of) for what, of in found.items() if of}}
+    return {"tree": f"{types}{divided}, {nodes}", **{what: listed(names) for what, names in found.items() if names}}

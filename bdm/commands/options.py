@@ -167,7 +167,7 @@ class Ending:
 
 def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> None:
     """Reject outputs of a command that would replace what it reads, or each other, or that have another ending."""
-    notes = {name: getattr(of.annotation, "__metadata__", ()) for name, of in signature.parameters.items()}
+    notes = {name: getattr(option.annotation, "__metadata__", ()) for name, option in signature.parameters.items()}
     written = [name for name, of_argument in notes.items() if Output in of_argument]
     inputs = [path for name, value in arguments.items() if name not in written for path in paths_in(value)]
     check_replaced([arguments[name] for name in written], inputs)

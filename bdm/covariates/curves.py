@@ -85,7 +85,7 @@ def candidates(values: np.ndarray, *, n_dims: int) -> Iterator[Curve]:
         return
     line = lines(values)
     yield Curve(LINEAR, line, np.ones(n_covariates), np.empty((n_covariates, n_dims)))
-    curved = [k for k, of in enumerate(values.T) if len(np.unique(of)) > N_KNOTS]
+    curved = [k for k, column in enumerate(values.T) if len(np.unique(column)) > N_KNOTS]
     if not curved or n_cells < MIN_CELLS + len(curved) * N_KNOTS:
         return
     bent = splines(values, curved)

@@ -128,7 +128,7 @@ class CovariateEffects:
         if not self.has(population):
             return given
         row, found = self.values.populations.index(population), given.copy()
-        quantiles, correlation = (of[row].numpy() for of in (self.values.quantiles, self.values.correlation))
+        quantiles, correlation = (table[row].numpy() for table in (self.values.quantiles, self.values.correlation))
         for missing in np.unique(np.isnan(given), axis=0):
             cells, known = (np.isnan(given) == missing).all(axis=1), ~missing
             of_known = np.column_stack([score_of(given[cells, k], quantiles[k]) for k in range(len(missing))])[:, known]
@@ -197,15 +197,15 @@ def effects_of_type(
     log_odds, offset = tabulated(fit_log_odds(values, group), positions)
     curves = TypeCurves((name,), (curve.form,), to_tensor(positions[None]), float_tensor(shift[None]))
     of_groups = [values[group == number] for number in range(len(codes))]
-    shifts = [total_shift(of, curves.positions[0], curves.shift[0]) for of in of_groups]
-    explained = torch.stack([of.var(dim=0, correction=0) for of in shifts])
+    shifts = [total_shift(shift, curves.positions[0], curves.shift[0]) for shift in of_groups]
+    explained = torch.stack([shift.var(dim=0, correction=0) for shift in shifts])
     return curves, PopulationValues(
         populations=tuple(cells.populations[code] for code in codes),
         mean=torch.stack([cells.mean[torch.from_numpy(group == number)].mean(dim=0) for number in range(len(codes))]),
-        centre=torch.stack([of.mean(dim=0) for of in shifts]).float(),
+        centre=torch.stack([shift.mean(dim=0) for shift in shifts]).float(),
         unexplained=(1 - explained).clamp(min=MIN_UNEXPLAINED).float(),
-        quantiles=to_tensor(np.stack([quantiles_of(of, stepwise) for of in of_groups])),
-        correlation=float_tensor(np.stack([normal_correlation(of) for of in of_groups])),
+        quantiles=to_tensor(np.stack([quantiles_of(values, stepwise) for values in of_groups])),
+        correlation=float_tensor(np.stack([normal_correlation(values) for values in of_groups])),
         log_odds=float_tensor(np.moveaxis(log_odds, 2, 0)),
         offset=float_tensor(offset),
     )
@@ -221,7 +221,7 @@ def positions_of(values: np.ndarray) -> np.ndarray:
 def quantiles_of(values: np.ndarray, stepwise: tuple[bool, ...]) -> np.ndarray:
     """Quantiles of each covariate, covariates x levels: values of cells where there are few, else between these."""
     methods = ["inverted_cdf" if few else "linear" for few in stepwise]
-    return np.stack([np.quantile(of, LEVELS, method=method) for of, method in zip(values.T, methods, strict=True)])  # type: ignore[call-overload]
+    return np.stack([np.quantile(x, LEVELS, method=method) for x, method in zip(values.T, methods, strict=True)])  # type: ignore[call-overload]
 
 
 def normal_correlation(values: np.ndarray) -> np.ndarray:

@@ -46,14 +46,14 @@ def in_blocks(cells: AnnData) -> AnnData:
     if COLUMN not in cells.var or NAMES in cells.var:  # RNA alone, or in blocks already
         return cells
     types = cells.var[COLUMN].astype(str).to_numpy()
-    columns = {kind: np.flatnonzero(types == of) for kind, of in FEATURE_TYPES.items()}
-    columns = {kind: of for kind, of in columns.items() if len(of)}
+    columns = {kind: np.flatnonzero(types == name) for kind, name in FEATURE_TYPES.items()}
+    columns = {kind: chosen for kind, chosen in columns.items() if len(chosen)}
     if len(columns) < 2 or RNA not in columns:
         return cells
     if others := sorted({*types} - {*FEATURE_TYPES.values()}):
         logger.warning("Left out features of other types: %s.", ", ".join(others))
     whole = raw_counts(cells)
-    parts = {kind: (kind, whole[:, of]) for kind, of in columns.items()}
+    parts = {kind: (kind, whole[:, chosen]) for kind, chosen in columns.items()}
     return join_modalities(parts, obs=cells.obs, form=FEATURES)
 
 
@@ -99,7 +99,7 @@ def from_mudata(
 
 def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str, str]:
     """Kind of each modality that is used, by its name, in the order of blocks."""
-    kinds = {alias: kind for kind, of in ALIASES.items() for alias in (kind, *of)}
+    kinds = {alias: kind for kind, aliases in ALIASES.items() for alias in (kind, *aliases)}
     given = {name: kinds[name.lower()] for name in names if name.lower() in kinds}
     if modality:
         given = dict(parse_modality(text, names) for text in modality)
@@ -112,7 +112,7 @@ def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str
             f"there is no RNA among the modalities ({', '.join(names)}); name it, as in `modality=NAME=rna`."
         )
     for kind in order:
-        if len(same := [name for name, of in given.items() if of == kind]) > 1:
+        if len(same := [name for name, other in given.items() if other == kind]) > 1:
             raise InputError(f"{' and '.join(same)} are both {kind}; choose one by `modality={same[0]}={kind}`.")
     return given
 
@@ -131,9 +131,9 @@ def shared_cells(names: Mapping[str, pd.Index], *, intersect: bool) -> pd.Index:
     """Cells that all modalities have, in the order of the first; other cells are an error unless ``intersect``."""
     first, *others = names.values()
     shared = first[np.logical_and.reduce([first.isin(other) for other in others])] if others else first
-    if all(len(of) == len(shared) for of in names.values()):
+    if all(len(own) == len(shared) for own in names.values()):
         return shared
-    numbers = ", ".join(f"{name} {len(of)}" for name, of in names.items())
+    numbers = ", ".join(f"{name} {len(own)}" for name, own in names.items())
     if not len(shared):
         raise InputError(f"the modalities share no cells (cells: {numbers}); are their names of one form?")
     if not intersect:
@@ -195,7 +195,7 @@ def reject_dense(peaks: AnnData) -> None:
 def parts_of(cells: AnnData) -> dict[str, AnnData]:
     """Modalities by name, with ``obs`` of each and, of RNA alone, ``obsm``."""
     modalities = modalities_of(cells.var)
-    parts = {of.name: of_modality(cells, of) for of in modalities}
+    parts = {modality.name: of_modality(cells, modality) for modality in modalities}
     rna = parts[modalities[0].name]
     rna.obsm.update(cells.obsm)
     return parts
@@ -246,8 +246,8 @@ def write_h5mu(path: Path, cells: AnnData) -> None:
     parts, n_cells = parts_of(cells), cells.n_obs
     require_space(path, cells.__sizeof__())
     is_of = {
-        of.name: np.isin(np.arange(cells.n_vars), np.arange(cells.n_vars)[of.features])
-        for of in modalities_of(cells.var)
+        modality.name: np.isin(np.arange(cells.n_vars), np.arange(cells.n_vars)[modality.features])
+        for modality in modalities_of(cells.var)
     }
     elements = {
         "obs": cells.obs,
@@ -258,7 +258,7 @@ def write_h5mu(path: Path, cells: AnnData) -> None:
         "varp": {},
         "uns": dict(cells.uns),
         "obsmap": dict.fromkeys(parts, np.arange(1, n_cells + 1, dtype=np.uint32)),
-        "varmap": {name: np.where(of, of.cumsum(), 0).astype(np.uint32) for name, of in is_of.items()},
+        "varmap": {name: np.where(mask, mask.cumsum(), 0).astype(np.uint32) for name, mask in is_of.items()},
     }
     encoding = {"encoding-type": "MuData", "encoding-version": "0.1.0", "encoder": "mudata", "encoder-version": "0.3.0"}
     with h5py.File(path, "w", userblock_size=512) as file:

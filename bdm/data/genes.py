@@ -186,7 +186,9 @@ def choose_genes(
     seen = sums.n_seen.sum(axis=0) >= min_cells
     if not seen.all():
         logger.info("%d genes are seen in fewer than %d training cells.", (~seen).sum(), min_cells)
-    is_listed, is_kept = (np.zeros(len(genes), bool) if of is None else genes.isin(of) for of in (listed, kept))
+    is_listed, is_kept = (
+        np.zeros(len(genes), bool) if names is None else genes.isin(names) for names in (listed, kept)
+    )
     rare = names.labels[(is_listed if settings.keep_genes == "markers" else is_listed | is_kept) & ~seen]
     if len(rare):
         logger.warning("Left out listed genes seen in fewer than %d training cells: %s.", min_cells, ", ".join(rare))

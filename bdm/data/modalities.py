@@ -60,7 +60,7 @@ def modalities_of(var: pd.DataFrame) -> list[Modality]:
     if COLUMN not in var:
         return [Modality(RNA, RNA, slice(0, len(var)))]
     types = var[COLUMN].astype(str).to_numpy()
-    kinds = [kind for kind, of in FEATURE_TYPES.items() if (types == of).any()]
+    kinds = [kind for kind, name in FEATURE_TYPES.items() if (types == name).any()]
     if len(kinds) < 2:
         return [Modality(RNA, RNA, slice(0, len(var)))]
     found, start = [], 0
@@ -87,32 +87,35 @@ def of_rna(var: pd.DataFrame) -> np.ndarray:
 def block_sizes(var: pd.DataFrame) -> tuple[int, ...]:
     """Count the features of each modality; empty for RNA alone."""
     found = modalities_of(var)
-    return tuple(of.n_features for of in found) if len(found) > 1 else ()
+    return tuple(modality.n_features for modality in found) if len(found) > 1 else ()
 
 
 def size_names(var: pd.DataFrame) -> tuple[str, ...]:
     """Names of the log library sizes of the normalised modalities."""
-    return tuple(of.size_name for of in modalities_of(var) if of.normalised)
+    return tuple(modality.size_name for modality in modalities_of(var) if modality.normalised)
 
 
 def spread(values: Sequence[np.ndarray], modalities: Sequence[Modality]) -> np.ndarray:
     """Give each feature, in the last axis, the value of its modality; that of one modality is left to be broadcast."""
     if len(values) == 1:
         return values[0]
-    parts = zip(values, [of.n_features for of in modalities], strict=True)
+    parts = zip(values, [modality.n_features for modality in modalities], strict=True)
     return np.concatenate([np.broadcast_to(value, (*value.shape[:-1], number)) for value, number in parts], axis=-1)
 
 
 def per_10k(counts: np.ndarray, modalities: Sequence[Modality]) -> np.ndarray:
     """Factor of counts, cells x features, to counts per 10,000 of the modality; 1 for proteins, which are no shares."""
-    sizes = [counts[:, of.features].sum(axis=1, keepdims=True) for of in modalities]
-    factors = [1e4 / size if of.normalised else np.ones_like(size) for of, size in zip(modalities, sizes, strict=True)]
+    sizes = [counts[:, modality.features].sum(axis=1, keepdims=True) for modality in modalities]
+    factors = [
+        1e4 / size if modality.normalised else np.ones_like(size)
+        for modality, size in zip(modalities, sizes, strict=True)
+    ]
     return spread(factors, modalities)
 
 
 def features_in_words(var: pd.DataFrame) -> str:
     """Write the number of features of each modality."""
-    return " + ".join(counted(of.n_features, NOUNS[of.kind]) for of in modalities_of(var))
+    return " + ".join(counted(modality.n_features, NOUNS[modality.kind]) for modality in modalities_of(var))
 
 
 def of_modality(cells: AnnData, modality: Modality) -> AnnData:

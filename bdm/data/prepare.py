@@ -102,7 +102,7 @@ def counted_cells(counts: sparse.csr_matrix, var: pd.DataFrame) -> np.ndarray:
     """Find the cells that have counts of each modality, but of proteins."""
     if not has_modalities(var):
         return np.diff(counts.indptr) > 0
-    parts = [counts[:, of.features] for of in modalities_of(var) if of.normalised]
+    parts = [counts[:, modality.features] for modality in modalities_of(var) if modality.normalised]
     return np.asarray(np.logical_and.reduce([np.diff(part.indptr) > 0 for part in parts]))
 
 
@@ -126,7 +126,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     check_names(cells.var_names, kind="gene")  # raw may have other genes
     column = symbol_column(cells.var, settings.gene_symbols)
     names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
-    listed, kept = (None if of is None else listed_genes(of, names) for of in (listed, kept))
+    listed, kept = (None if genes is None else listed_genes(genes, names) for genes in (listed, kept))
     if settings.keep_genes == "markers":
         kept = marker_genes(names)
 
@@ -153,7 +153,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     }
     var, max_entries, others = names.var[chosen], int(n_genes[rows].sum()), None
     if len(modalities) > 1:
-        kept_features = [chosen_features(whole, of, rows[is_train], settings) for of in modalities[1:]]
+        kept_features = [chosen_features(whole, modality, rows[is_train], settings) for modality in modalities[1:]]
         features = np.concatenate(kept_features)
         others = take_rows(whole.X, rows)[:, features]
         var, max_entries = pd.concat([var, whole.var.iloc[features]]), max_entries + others.nnz

@@ -61,7 +61,7 @@ def sampled_genes(
     model: BranchedModel, choice: GeneChoice, expression: np.ndarray, taken: set[int], generator: np.random.Generator
 ) -> list[int]:
     """Sample genes of a range of expression, but none that are taken."""
-    modalities = {of.name: of.features for of in modalities_of(model.autoencoder.genes)}
+    modalities = {modality.name: modality.features for modality in modalities_of(model.autoencoder.genes)}
     name = choice.modality or next(iter(modalities))
     if name not in modalities:
         raise InputError(f"the model has no modality {name!r}; it has {', '.join(modalities)}.")

@@ -124,7 +124,7 @@ class DesignedExperiment:
         if self.model.covariates is None:
             return x
         values = [self.reference.values(population, self.given_in(number)) for number in sample]
-        own = [of[row] for of, row in zip(values, rows, strict=True) if of is not None]
+        own = [part[row] for part, row in zip(values, rows, strict=True) if part is not None]
         return self.model.at_covariates(x, population, np.stack(own))
 
     def given_in(self, sample: int) -> Given:
@@ -164,7 +164,7 @@ class DesignedExperiment:
         n_cells = self.request.table.groupby(["sample", "sub_population"])["n_cells"].sum()
         rows = [n_cells[sample] @ self.mean_expression(sample, list(n_cells[sample].index)) for sample in samples]
         counts = pd.DataFrame(rows, index=samples, columns=genes)
-        by_modality = [counts.iloc[:, of.features] for of in self.modalities]
+        by_modality = [counts.iloc[:, modality.features] for modality in self.modalities]
         return pd.concat([part.div(part.sum(axis=1), axis=0) for part in by_modality], axis=1)
 
 
@@ -219,13 +219,13 @@ def cells_of(experiment: DesignedExperiment) -> DesignedCells:
     seed = experiment.design.seed
     rows, plants = rows_by_population(population), experiment.plants
     strength = np.zeros((len(population), len(plants)), dtype=np.float32)
-    for name, of in rows.items():
-        uniform = np.empty((of.stop - of.start, len(plants)))
+    for name, span in rows.items():
+        uniform = np.empty((span.stop - span.start, len(plants)))
         for i, plant in enumerate(plants):
             uniform[:, i] = numpy_generator(seed, "responds", plant.change.name, name).random(len(uniform))
-        strength[of] = strengths(plants, name, condition[of], uniform)
+        strength[span] = strengths(plants, name, condition[span], uniform)
     partners = draw_partners(experiment, sample, rows)
-    return DesignedCells(sample, population, {name: of.start for name, of in rows.items()}, strength, *partners)
+    return DesignedCells(sample, population, {name: span.start for name, span in rows.items()}, strength, *partners)
 
 
 def draw_partners(
@@ -242,15 +242,15 @@ def draw_partners(
     )
     n_cells = n_cells.reindex(index=experiment.samples.index, columns=populations).fillna(0).to_numpy()
     cell_type = np.array([experiment.model.cell_type_of[name] for name in populations])
-    for population, of in rows.items():
-        uniform = numpy_generator(experiment.design.seed, "doublets", population).random((of.stop - of.start, 4))
+    for population, span in rows.items():
+        uniform = numpy_generator(experiment.design.seed, "doublets", population).random((span.stop - span.start, 4))
         same = cell_type == experiment.model.cell_type_of[population]
         for row in np.flatnonzero(uniform[:, 0] < doublets.rate):
-            weights = n_cells[sample[of.start + row]]
+            weights = n_cells[sample[span.start + row]]
             if doublets.within is not None:
                 chosen = weights * (same if uniform[row, 1] < doublets.within else ~same)
                 weights = chosen if chosen.any() else weights
             position = np.searchsorted(weights.cumsum(), uniform[row, 2] * weights.sum(), side="right")
-            partner_population[of.start + row] = position
-            partner[of.start + row] = int(uniform[row, 3] * MAX_CHUNK)
+            partner_population[span.start + row] = position
+            partner[span.start + row] = int(uniform[row, 3] * MAX_CHUNK)
     return partner_population, partner

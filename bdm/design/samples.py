@@ -195,8 +195,8 @@ def given_at(model: BranchedModel, design: Design, condition: str, values: At) -
         limited = within(effects, types, name, ends_of(name, ends), named=True, extrapolate=allowed, permit=PERMIT)
         for cell_type, (low, high) in limited.items():
             steps[cell_type][:, effects.names.index(name)] = spread_evenly(low, high, N_STEPS, name, effects)
-    named = [of for of in (design.samples.cells, design.composition.proportions) if isinstance(of, dict)]
-    as_named = {model.cell_type_of[name] for of in named for name in of if name not in model.cell_types}
+    named = [part for part in (design.samples.cells, design.composition.proportions) if isinstance(part, dict)]
+    as_named = {model.cell_type_of[name] for part in named for name in part if name not in model.cell_types}
     return GivenValues(model, steps, frozenset(as_named), expected)
 
 
@@ -315,7 +315,7 @@ class IndependentDonors:
         """Offsets of natural log expression, donors x genes."""
         keys = ("all",), ("type", self.cell_type_of[population])
         generators = [numpy_generator(self.seed, "donors", *key) for key in keys]
-        shared, own = (of.standard_normal((len(self.names), self.n_genes)) for of in generators)
+        shared, own = (generator.standard_normal((len(self.names), self.n_genes)) for generator in generators)
         return self.variation * (sqrt(SHARED) * shared + sqrt(1 - SHARED) * own)
 
     def observation(self, population: str, model: ObservationModel) -> ObservationModel:

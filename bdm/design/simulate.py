@@ -87,7 +87,7 @@ def observations_of(experiment: DesignedExperiment, cells: DesignedCells) -> pd.
         others = [name for name in reserved_names(model.preparation["batch_key"]) if name not in (*RESERVED, *own)]
         columns |= dict.fromkeys(others, columns["batch"])
     values = drawn_values(model, experiment.request.table, experiment.design.seed)
-    columns |= {name: of for name, of in covariate_columns(model, values).items() if name not in RESERVED}
+    columns |= {name: column for name, column in covariate_columns(model, values).items() if name not in RESERVED}
     columns["depth_factor"] = samples["depth_factor"].to_numpy()[cells.sample]
     columns["doublet"] = cells.doublet
     columns["doublet_partner"] = pd.Categorical.from_codes(cells.partner_population, categories=model.populations)
@@ -158,13 +158,16 @@ class Simulation:
         droplets = self.with_partners(droplets, rows, origin)
         if self.ambient is not None:
             generator = numpy_generator(self.seed, "ambient", population, *origin.key)
-            share, features = self.experiment.design.ambient.share, [of.features for of in self.experiment.modalities]
-            profiles = [self.ambient[:, of].cumsum(axis=1)[origin.sample] for of in features]
+            share = self.experiment.design.ambient.share
+            features = [modality.features for modality in self.experiment.modalities]
+            profiles = [self.ambient[:, columns].cumsum(axis=1)[origin.sample] for columns in features]
             parts = [
-                with_ambient(droplets.of_features(of), share, profile, generator)
-                for of, profile in zip(features, profiles, strict=True)
+                with_ambient(droplets.of_features(columns), share, profile, generator)
+                for columns, profile in zip(features, profiles, strict=True)
             ]
-            counts, mean = (np.concatenate(of, axis=1) for of in zip(*((p.counts, p.mean) for p in parts), strict=True))
+            counts, mean = (
+                np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("counts", "mean")
+            )
             droplets = Droplets(counts, mean)
         return droplets, portion.of_cells(latents(self.model, x))
 

@@ -55,10 +55,12 @@ def truth_of(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], d
     the library size, and of a cell that responds.
     """
     comparisons = list(comparisons_of(experiment))
-    names = ["_".join(filter(None, ("log2_fold_change", writable_name(of.condition)))) for of in comparisons]
-    by_type = [of.log2_fold_change.rename(columns=writable_name) for of in comparisons]
+    names = [
+        "_".join(filter(None, ("log2_fold_change", writable_name(comparison.condition)))) for comparison in comparisons
+    ]
+    by_type = [comparison.log2_fold_change.rename(columns=writable_name) for comparison in comparisons]
     library = pd.DataFrame(
-        {of.condition: of.log2_library_size(experiment.modalities[0]) for of in comparisons}
+        {comparison.condition: comparison.log2_library_size(experiment.modalities[0]) for comparison in comparisons}
     ).rename_axis("cell_type")
     library = library.melt(var_name="condition", value_name="log2_library_size", ignore_index=False).reset_index()
     n_cells = experiment.request.table.groupby("sample")["n_cells"].sum()
@@ -82,7 +84,7 @@ def ambient_rna(experiment: DesignedExperiment) -> dict[str, pd.DataFrame]:
 
     def sampled(name: object) -> np.ndarray:
         generator = numpy_generator(seed, "empty droplets", str(name))
-        parts = [profiles[name].iloc[of.features] for of in experiment.modalities]
+        parts = [profiles[name].iloc[modality.features] for modality in experiment.modalities]
         return np.concatenate([generator.multinomial(ambient.empty_counts, part) for part in parts])
 
     counts = {name: sampled(name) for name in profiles}
@@ -107,13 +109,15 @@ def mean_expression(experiment: DesignedExperiment) -> Callable[[str, Given], np
     """Mean expected counts of populations before changes; 1 where fold changes do not need them, to save time."""
     model, batches = experiment.model, experiment.samples["batch"]
     shares = proportions_of(model, experiment.design)
-    within = shares.T.groupby(shares.columns.map(model.cell_type_of)).transform(lambda of: of / (of.sum() or 1)).T
+    within = shares.T.groupby(shares.columns.map(model.cell_type_of)).transform(lambda x: x / (x.sum() or 1)).T
     if not (experiment.plants or experiment.given) and np.allclose(within, within.iloc[0]):
         return lambda population, given: np.ones(experiment.n_genes)
     by_batch = {None: 1.0} if batches.isna().all() else batches.value_counts(normalize=True)
 
     def mean(population: str, given: Given) -> np.ndarray:
-        of_batches = [of * experiment.reference.expression(population, batch, given) for batch, of in by_batch.items()]
+        of_batches = [
+            expected * experiment.reference.expression(population, batch, given) for batch, expected in by_batch.items()
+        ]
         return np.asarray(np.sum(of_batches, axis=0))
 
     return mean
@@ -163,7 +167,7 @@ def changed_genes(experiment: DesignedExperiment, comparisons: Sequence[Comparis
 def changed_by(plant: Plant, experiment: DesignedExperiment, comparison: Comparison) -> Iterator[pd.DataFrame]:
     """List the genes of a change in each cell type that has any of its populations."""
     autoencoder, fold_changes = experiment.model.autoencoder, comparison.log2_fold_change
-    of_modalities = [comparison.log2_library_size(of).to_numpy()[:, None] for of in experiment.modalities]
+    of_modalities = [comparison.log2_library_size(modality).to_numpy()[:, None] for modality in experiment.modalities]
     log2_library = np.broadcast_to(spread(of_modalities, experiment.modalities), fold_changes.T.shape)
     genes = autoencoder.genes.index[plant.genes]
     for row, cell_type in enumerate(experiment.model.cell_types):
@@ -193,7 +197,7 @@ def sub_populations_of(experiment: DesignedExperiment) -> pd.DataFrame:
     """Tabulate the shares of the sub-populations of each cell type in each condition."""
     model, rows = experiment.model, []
     for condition in experiment.design.samples.conditions:
-        shares = sum(weight * of for _, weight, of in shares_in(experiment, condition))
+        shares = sum(weight * change for _, weight, change in shares_in(experiment, condition))
         rows += [(condition, model.cell_type_of[name], name, share) for name, share in shares.items()]
     table = pd.DataFrame(rows, columns=["condition", "cell_type", "sub_population", "share"])
     table["share"] /= table.groupby(["condition", "cell_type"])["share"].transform("sum")

@@ -86,18 +86,20 @@ def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoen
         }
     )
     modalities, factors = modalities_of(prepared.var), autoencoder.network.decoder.batch_factors()
-    groups = [group_cells(prepared, rows, codes, of) for of in modalities]
+    groups = [group_cells(prepared, rows, codes, modality) for modality in modalities]
     by_modality = [
-        pseudobulks(part, factors[:, of.features], n_donors=len(names))
-        for part, of in zip(groups, modalities, strict=True)
+        pseudobulks(part, factors[:, modality.features], n_donors=len(names))
+        for part, modality in zip(groups, modalities, strict=True)
     ]
     found = {code: [donor_variance(bulks[code]) for bulks in by_modality] for code in by_modality[0]}
     variances = {
-        autoencoder.cell_types[code]: joined_variance([of for of in parts if of is not None], modalities)
+        autoencoder.cell_types[code]: joined_variance([part for part in parts if part is not None], modalities)
         for code, parts in found.items()
         if None not in parts
     }
-    cell_type_of = {name: of for of in autoencoder.cell_types for name in autoencoder.populations_of(of)}
+    cell_type_of = {
+        name: cell_type for cell_type in autoencoder.cell_types for name in autoencoder.populations_of(cell_type)
+    }
     z = np.asarray(latent.X[rows])[:, : autoencoder.network.shape.n_latent]
     means = means_of(groups, modalities, z, population, autoencoder)
     composition = fit_composition(donors, population, cell_type_of, share_fitted=len(rows) / prepared.n_obs)
@@ -108,10 +110,10 @@ def joined_variance(parts: Sequence[DonorVariance], modalities: Sequence[Modalit
     """Join what was found of modalities: features of all, and then the library sizes of those that have one."""
 
     def joined(values: Sequence[np.ndarray]) -> np.ndarray:
-        sizes = [value[..., -1:] for value, of in zip(values, modalities, strict=True) if of.normalised]
+        sizes = [value[..., -1:] for value, modality in zip(values, modalities, strict=True) if modality.normalised]
         return np.concatenate([*(value[..., :-1] for value in values), *sizes], axis=-1)
 
-    return DonorVariance(*(joined([getattr(part, of.name) for part in parts]) for of in fields(DonorVariance)))
+    return DonorVariance(*(joined([getattr(part, entry.name) for part in parts]) for entry in fields(DonorVariance)))
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,11 @@ def means_of(
         mean = torch.from_numpy(latent[population == name].mean(axis=0, keepdims=True))
         expression = decoder.decode(mean)[0].exp()
         means.setdefault(autoencoder.cell_types[int(type_code)], {})[name] = PopulationMeans(
-            tuple(expression.double().numpy()[of.features] for of in modalities),
+            tuple(expression.double().numpy()[modality.features] for modality in modalities),
             tuple(
                 float(table["log_library_size"].sum() / table["n_cells"].sum())
-                for table, of in zip(tables, modalities, strict=True)
-                if of.normalised
+                for table, modality in zip(tables, modalities, strict=True)
+                if modality.normalised
             ),
             tuple(float(table["library_size"].sum()) for table in tables),
             of_first["donor"].nunique(),
@@ -158,10 +160,10 @@ def variance_by_shares(composition: DonorComposition, cell_type: str, means: dic
     """Variance between donors of log expression and, last, log library sizes that the shares of populations cause."""
     ratios = []
     for modality in range(len(next(iter(means.values())).expression)):
-        n_counts = np.array([of.n_counts[modality] for of in means.values()])
-        expression = np.stack([of.expression[modality] for of in means.values()])
+        n_counts = np.array([mean.n_counts[modality] for mean in means.values()])
+        expression = np.stack([mean.expression[modality] for mean in means.values()])
         ratios.append(expression / (n_counts @ expression / n_counts.sum()))
-    values = np.column_stack([*ratios, [of.log_library_sizes for of in means.values()]])
+    values = np.column_stack([*ratios, [mean.log_library_sizes for mean in means.values()]])
     n_genes = sum(ratio.shape[1] for ratio in ratios)
     parameters = np.array([composition.populations[cell_type][name] for name in means])
     share = parameters / parameters.sum()
@@ -261,7 +263,7 @@ def latent_covariance(
         np.split(effects[:, :n_genes], ends, axis=1), means.expression, decoder.blocks.normalised, strict=True
     )
     genes = np.concatenate(
-        [of - (of @ shares)[:, None] if is_share else of for of, shares, is_share in of_blocks], axis=1
+        [part - (part @ shares)[:, None] if is_share else part for part, shares, is_share in of_blocks], axis=1
     )
     information = directions.T @ weighted + np.eye(directions.shape[1]) * means.n_donors / means.n_counts[0]
     shift = np.linalg.solve(information, weighted.T @ genes.T).T

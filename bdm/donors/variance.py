@@ -93,7 +93,7 @@ def pseudobulk(groups: Groups, rows: np.ndarray, batch_factor: np.ndarray, *, n_
     """Compute the pseudobulks of one cell type, from the rows of its groups."""
     table = groups.table.iloc[rows].reset_index(drop=True)
     counts, weighted, squares = (
-        np.asarray(of[rows].todense()) for of in (groups.counts, groups.weighted, groups.squares)
+        np.asarray(matrix[rows].todense()) for matrix in (groups.counts, groups.weighted, groups.squares)
     )
     factor = batch_factor[table["batch"]]
     exposure = table["library_size"].to_numpy()[:, None] * factor

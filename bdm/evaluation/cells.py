@@ -83,7 +83,7 @@ class Cells(TypedCells):
         return cls(counts, cell_type, batch_in(adata.obs), covariates=values, modalities=other_than_rna(adata.var))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
-        batch, population = (None if of is None else of[index] for of in (self.batch, self.population))
+        batch, population = (None if column is None else column[index] for column in (self.batch, self.population))
         covariates = rows_in(self.covariates, index)
         return Cells(self.counts[index], self.cell_type[index], batch, population, covariates, self.modalities)
 
@@ -101,12 +101,12 @@ class Cells(TypedCells):
     @property
     def has_size(self) -> bool:
         """Whether counts are shares of a library size, as those of proteins are not."""
-        return all(of.normalised for of in self.modalities)
+        return all(modality.normalised for modality in self.modalities)
 
     @cached_property
     def by_modality(self) -> list[Cells]:
         """Cells of each modality."""
-        return [self.of_modality(of) for of in self.modalities] if self.modalities else [self]
+        return [self.of_modality(modality) for modality in self.modalities] if self.modalities else [self]
 
     @cached_property
     def n_detected(self) -> np.ndarray:
@@ -117,7 +117,7 @@ class Cells(TypedCells):
     def cp10k(self) -> sparse.csr_matrix:
         """Counts per 10,000 counts of the cell in the modality, zeros where it has none; of proteins, counts."""
         if len(self.modalities) > 1:
-            return sparse.csr_matrix(sparse.hstack([of.cp10k for of in self.by_modality]))
+            return sparse.csr_matrix(sparse.hstack([part.cp10k for part in self.by_modality]))
         if not self.has_size:
             return self.counts
         return sparse.csr_matrix(sparse.diags(1e4 / np.maximum(self.library_size, 1)) @ self.counts)

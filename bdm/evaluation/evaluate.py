@@ -150,7 +150,7 @@ class Evaluation(Result):
         """Summarise the scores of each cell type of a set; of types that were not compared the verdict is unknown."""
         scores = {key: dict(row) for key, row in self.by_type.iterrows()}
         return {
-            cell_type: verdict(*(scores.get((of, cell_type), {}) for of in (name, FLOOR)), n_cells=int(n_cells))
+            cell_type: verdict(*(scores.get((key, cell_type), {}) for key in (name, FLOOR)), n_cells=int(n_cells))
             for cell_type, n_cells in self.n_matched(name).items()
         }
 
@@ -250,9 +250,11 @@ def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *
     most, none = max(pairs // len(training), MIN_QUERY_CELLS), np.empty(0, dtype=int)
     names = [name for resample in resamples for name in resample.query]
     queries = [
-        QueryCells.project(cells, of.test, of.floor_rows if name == FLOOR else none, most=most, seed=of.seed)
-        for of in resamples
-        for name, cells in of.query.items()
+        QueryCells.project(
+            cells, resample.test, resample.floor_rows if name == FLOOR else none, most=most, seed=resample.seed
+        )
+        for resample in resamples
+        for name, cells in resample.query.items()
     ]
     return memorisation_of(queries, training).groupby(names, sort=False).mean()
 
@@ -349,7 +351,7 @@ def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
     lines = [evaluation.verdict(name).text]
     if evaluation.modalities is not None:
         aucs = evaluation.modalities.xs("forest_auc", level="score")
-        lines += [f"{of}: forest AUC {row[name]:.2f} (real cells {row[FLOOR]:.2f})" for of, row in aucs.iterrows()]
+        lines += [f"{key}: forest AUC {row[name]:.2f} (real cells {row[FLOOR]:.2f})" for key, row in aucs.iterrows()]
     for label in dict.fromkeys(one.label for one in sorted(verdicts.values(), key=lambda one: one.grade)):
         cell_types = [cell_type for cell_type, one in verdicts.items() if one.label == label]
         lines.append(f"{label}: {abbreviated(cell_types, n_shown=5)}")

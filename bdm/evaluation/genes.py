@@ -229,7 +229,7 @@ class Moments:
 
 def welch(inside: Moments, outside: Moments) -> np.ndarray:
     """P-values of the t-test with unequal variances; NaN for constant genes."""
-    moments = [(of.mean, np.sqrt(of.variance), of.n_cells) for of in (inside, outside)]
+    moments = [(side.mean, np.sqrt(side.variance), side.n_cells) for side in (inside, outside)]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue)
 

@@ -40,9 +40,9 @@ def modality_scores(resamples: Sequence[ResampledCells], var: pd.DataFrame, *, m
     for resample in resamples:
         for name, cells in resample.query.items():
             query, test = match(cells, resample.test, seed=resample.seed)
-            query, test = (sample_at_most(of, most=most, seed=resample.seed) for of in (query, test))
+            query, test = (sample_at_most(cells, most=most, seed=resample.seed) for cells in (query, test))
             scores = score_pair(query, test, modalities, var, seed=resample.seed)
-            rows += [{"modality": of, "score": score, "set": name, "value": x} for (of, score), x in scores.items()]
+            rows += [{"modality": key, "score": score, "set": name, "value": x} for (key, score), x in scores.items()]
     table = pd.DataFrame(rows).groupby(["modality", "score", "set"], sort=False)["value"].mean().unstack("set")
     return table[list(resamples[0].query)]
 
@@ -52,15 +52,16 @@ def score_pair(
 ) -> dict[tuple[str, str], float]:
     """Score query cells by as many test cells."""
     scores, components = {}, []
-    for of in modalities:
-        both = values_of(sparse.vstack([query.counts, test.counts], format="csr")[:, of.features], of)
+    for modality in modalities:
+        both = values_of(sparse.vstack([query.counts, test.counts], format="csr")[:, modality.features], modality)
         found = components_of(both, seed=seed)
         components.append(found)
-        scores[of.name, "forest_auc"] = auc_of(forest(seed=seed), found, len(query), seed=seed)
-        scores[of.name, "feature_auc"] = auc_of(linear_classifier(), both, len(query), seed=seed)
-        if of.kind != RNA:
-            agreement = gene_correlations(query, test, modalities[0], of, var)
-            scores[of.name, "gene_correlation"], scores[of.name, "gene_slope"] = agreement.correlation, agreement.slope
+        scores[modality.name, "forest_auc"] = auc_of(forest(seed=seed), found, len(query), seed=seed)
+        scores[modality.name, "feature_auc"] = auc_of(linear_classifier(), both, len(query), seed=seed)
+        if modality.kind != RNA:
+            agreement = gene_correlations(query, test, modalities[0], modality, var)
+            scores[modality.name, "gene_correlation"] = agreement.correlation
+            scores[modality.name, "gene_slope"] = agreement.slope
     scores[ALL, "forest_auc"] = auc_of(forest(seed=seed), np.hstack(components), len(query), seed=seed)
     return scores
 
@@ -113,7 +114,7 @@ def gene_correlations(query: Cells, test: Cells, rna: Modality, modality: Modali
     n_cells = np.asarray((test.counts[:, modality.features] > 0).sum(axis=0)).ravel()
     chosen = modality.features.start + np.sort(np.argsort(-n_cells, kind="stable")[:N_FEATURES])
     of_query, of_test = (
-        cross_correlations(*(values_of(cells.counts[:, part], of).toarray() for part, of in parts))
+        cross_correlations(*(values_of(cells.counts[:, part], modality).toarray() for part, modality in parts))
         for cells in (query, test)
         for parts in [((chosen, modality), (np.arange(rna.features.stop), rna))]
     )
@@ -136,5 +137,5 @@ def own_genes(features: pd.Index, modality: Modality, genes: pd.Index) -> Mappin
 def cross_correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Pearson correlation of each column of ``left`` with each of ``right``; NaN where one is constant."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        left, right = ((of - of.mean(axis=0)) / of.std(axis=0) for of in (left, right))
+        left, right = ((values - values.mean(axis=0)) / values.std(axis=0) for values in (left, right))
         return np.asarray(left.T @ right / len(left))

@@ -97,18 +97,18 @@ class PredictedEvaluation(Result):
             )
         distances = self.overall.loc[(TOP, "edistance")]
         places, by_type = position_of(distances), self.positions[PREDICTED].drop([*self.without_response]).sort_values()
-        of = {name: f"{max(place, 0):.0%}" for name, place in places.items()}
+        shown = {name: f"{max(place, 0):.0%}" for name, place in places.items()}
         lowest, highest = (f"{max(by_type.iloc[i], 0):.0%} ({by_type.index[i]})" for i in (0, -1))
         parts = [
             f"E-distance {distances[PREDICTED]:.2f} on the {self.n_top_genes} genes that change most",
             f"from {lowest} to {highest}" if len(by_type) > 1 else "",
-            f"the common response of the other types: {of[COMMON_RESPONSE]}"
-            if COMMON_RESPONSE in of
+            f"the common response of the other types: {shown[COMMON_RESPONSE]}"
+            if COMMON_RESPONSE in shown
             else "no common response to compare with, as there are no other types",
             f"no response was seen in {abbreviated(sorted(self.without_response))}" if self.without_response else "",
         ]
         return (
-            f"predicted cells are {of[PREDICTED]} of the way from real cells ({distances[FLOOR]:.2f}) to unchanged "
+            f"predicted cells are {shown[PREDICTED]} of the way from real cells ({distances[FLOOR]:.2f}) to unchanged "
             f"control cells ({distances[UNCHANGED]:.2f}): {'; '.join(filter(None, parts))}"
         )
 
@@ -166,8 +166,8 @@ def evaluate_predicted(
     return PredictedEvaluation(
         scores=scores,
         n_top_genes=settings.n_top_genes,
-        values={name: of.kind for name, of in cells.items()},
-        without_response=tuple(of for of in cell_types if not responds(cells, of, settings, seed=seed)),
+        values={name: given.kind for name, given in cells.items()},
+        without_response=tuple(name for name in cell_types if not responds(cells, name, settings, seed=seed)),
         provenance=provenance(seed=seed, settings=asdict(settings)),
     )
 
@@ -200,7 +200,7 @@ class NormalisedCells:
 
 def pooled_types(cells: Mapping[str, AnnData]) -> str:
     """Phrase that cells of all types are compared together, and which columns may have their types."""
-    columns = [of.obs.select_dtypes(exclude="number").columns for of in cells.values()]
+    columns = [adata.obs.select_dtypes(exclude="number").columns for adata in cells.values()]
     shared = [key for key in columns[0] if all(key in other for other in columns[1:])]
     remedy = f"name the column of cell types by `label_key=` (all have: {', '.join(shared)})" if shared else ""
     return "; ".join(filter(None, [f"No column of cell types is named, so {POOLED} are compared as one", remedy])) + "."
@@ -209,12 +209,12 @@ def pooled_types(cells: Mapping[str, AnnData]) -> str:
 def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSettings) -> dict[str, NormalisedCells]:
     """Take genes that all have, and bring their values to one scale."""
     names = [adata.var_names for adata in cells.values()]
-    for name, of in zip(cells, names, strict=True):
-        if len(repeated := of[of.duplicated()]):
+    for name, own in zip(cells, names, strict=True):
+        if len(repeated := own[own.duplicated()]):
             raise InputError(f"{name} repeats the genes {abbreviated(repeated)}; make their names unique.")
     union, genes = reduce(pd.Index.union, names), names[0][names[0].isin(names[1]) & names[0].isin(names[2])]
     if len(genes) <= settings.n_top_genes:
-        examples = ", ".join(f"{of[0]} in {name}" for name, of in zip(cells, names, strict=True) if len(of))
+        examples = ", ".join(f"{own[0]} in {name}" for name, own in zip(cells, names, strict=True) if len(own))
         raise InputError(
             f"There are {len(genes)} common genes ({examples}), too few for `n_top_genes={settings.n_top_genes}`; name "
             "genes alike, or give a smaller number."
@@ -223,8 +223,8 @@ def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSetti
         missing = abbreviated(union.difference(genes, sort=False))
         logger.info("%d genes are compared; not all files have %s.", len(genes), missing)
     found = {name: expression_of(adata, name, genes, settings.label_key) for name, adata in cells.items()}
-    logger.info("X was taken as %s.", ", ".join(f"{of.kind} ({name})" for name, of in found.items()))
-    totals = {name: np.median(np.asarray(of.values.expm1().sum(axis=1))) for name, of in found.items()}
+    logger.info("X was taken as %s.", ", ".join(f"{given.kind} ({name})" for name, given in found.items()))
+    totals = {name: np.median(np.asarray(given.values.expm1().sum(axis=1))) for name, given in found.items()}
     for name, total in totals.items():
         if max(total, totals["control"]) > MAX_SCALE * min(total, totals["control"]):
             logger.warning(
@@ -309,14 +309,16 @@ def score_type(
     most, n_top = 2 * settings.max_cells_per_type, settings.n_top_genes
     for repeat in range(settings.n_repeats):
         generator = numpy_generator(seed, cell_type, repeat)
-        control, real, predicted = (of.sampled(cell_type, most=most, generator=generator) for of in cells.values())
+        control, real, predicted = (
+            given.sampled(cell_type, most=most, generator=generator) for given in cells.values()
+        )
         first, second = np.array_split(real, 2)
         n = min(len(second), len(control) // 2, len(predicted))
         sets = {FLOOR: second[:n], PREDICTED: predicted[:n]}
         if common is not None:
             sets[COMMON_RESPONSE] = np.maximum(control[:n] + common, 0)
         sets[UNCHANGED] = control[:n]
-        top, top_of_half = (top_genes(of, control, n_top) for of in (real, first))
+        top, top_of_half = (top_genes(given, control, n_top) for given in (real, first))
         for name, query in sets.items():
             common_degs = len(np.intersect1d(top_genes(query, control, n_top), top_of_half)) / n_top
             for genes, columns, known in ((TOP, top, {"common_degs": common_degs}), (ALL, slice(None), {})):

@@ -192,7 +192,7 @@ def score_populations(comparison: Comparison) -> pd.DataFrame:
     if query.population is not None and test.population is not None:
         names = np.concatenate([test.population, query.population])
         cell_type_of = dict(zip(names, np.concatenate([test.cell_type, query.cell_type]), strict=True))
-        for name, cell_type in sorted((name, of) for name, of in cell_type_of.items() if name != of):
+        for name, cell_type in sorted((name, its_type) for name, its_type in cell_type_of.items() if name != its_type):
             of_query, of_test = query.population == name, test.population == name
             n_cells, n_test = int(of_query.sum()), int(of_test.sum())
             enough = min(n_cells, n_test) >= MIN_CELLS_FOR_MEANS
@@ -237,9 +237,9 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
         for name, agreement in gene_statistics(query, test).items()
         for measure in ("correlation", "rmse")
     }
-    of_types = ("energy", "energy_error", *(f"relative_energy{of}" for of in ("", "_error", "_chance", "_skewness")))
+    relative = [f"relative_energy{suffix}" for suffix in ("", "_error", "_chance", "_skewness")]
     return {
-        **means[[*of_types, "mmd"]],
+        **means[["energy", "energy_error", *relative, "mmd"]],
         "forest_auc": auc(*comparison.probabilities),
         "gene_auc": auc(*by_genes),
         **fold_change_scores(changes, independent=INDEPENDENT_OF_ALL),
@@ -272,7 +272,7 @@ def bins_of(test: TypedCells, n: int) -> dict[str, np.ndarray]:
     """Divide each covariate into bins of about the same numbers of test cells; returns their ends."""
     table = pd.DataFrame() if test.covariates is None else test.covariates
     ends = {str(name): np.unique(np.quantile(values, np.linspace(0, 1, n + 1))) for name, values in table.items()}
-    return {name: of for name, of in ends.items() if len(of) > 1}
+    return {name: edges for name, edges in ends.items() if len(edges) > 1}
 
 
 def bin_of(cells: Cells, name: str, ends: np.ndarray) -> np.ndarray:
@@ -286,7 +286,8 @@ def score_bins(resamples: list[ResampledCells], bins: Mapping[str, np.ndarray]) 
 
     Types weigh by their test cells; of fewer than five cells, or test cells, in a bin, they do not count there.
     """
-    rows = [row for of in resamples for name, cells in of.query.items() for row in scores_of_set(name, cells, of, bins)]
+    sets = [(name, cells, resample) for resample in resamples for name, cells in resample.query.items()]
+    rows = [row for each in sets for row in scores_of_set(*each, bins)]
     if not rows:
         return pd.DataFrame({name: pd.Series(dtype=object if name in KEYS else float) for name in BIN_COLUMNS})
     return pd.DataFrame(rows)[BIN_COLUMNS].groupby(KEYS, sort=False).mean().reset_index()
@@ -336,9 +337,11 @@ def expression_along(sets: Mapping[str, Cells], test: Cells, genes: pd.Index) ->
     """
     rows = []
     for covariate, ends in bins_of(test, N_STEPS).items():
-        having = {name: of for name, of in sets.items() if of.covariates is not None and covariate in of.covariates}
-        means = {name: means_by_bin(of, bin_of(of, covariate, ends), len(ends) - 1) for name, of in having.items()}
-        means["test"] = means_by_bin(test, bin_of(test, covariate, ends), len(ends) - 1)
+        means = {
+            name: means_by_bin(cells, bin_of(cells, covariate, ends), len(ends) - 1)
+            for name, cells in {**sets, "test": test}.items()
+            if cells.covariates is not None and covariate in cells.covariates
+        }
         assert test.covariates is not None
         values = test.covariates[covariate].groupby(bin_of(test, covariate, ends)).mean()
         mean, error = means["test"]

@@ -141,7 +141,7 @@ def chance_of(name: str, scores: Mapping[str, float], floor: Mapping[str, float]
     if not _is_known(f"{name}_chance", scores, floor):
         limit = LIMITS.by_score[name]
         return Chance(float(limit.chance / max(n_cells, 1) ** limit.power))
-    of_score, of_floor = (float(of[f"{name}_chance"]) for of in (scores, floor))
+    of_score, of_floor = (float(side[f"{name}_chance"]) for side in (scores, floor))
     if name == "memorisation":
         return Chance(float(np.hypot(of_score, of_floor)))
     if name == "fold_change_correlation":
@@ -151,4 +151,4 @@ def chance_of(name: str, scores: Mapping[str, float], floor: Mapping[str, float]
 
 
 def _is_known(name: str, *scores: Mapping[str, float]) -> bool:
-    return all(name in of and of[name] is not None and bool(np.isfinite(of[name])) for of in scores)
+    return all(name in side and side[name] is not None and bool(np.isfinite(side[name])) for side in scores)

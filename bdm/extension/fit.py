@@ -81,7 +81,7 @@ def find_populations(
     cells = cells[(cells.obs["split"] != "test").to_numpy()].copy()
     latent = encode(cells, autoencoder.with_type(cell_type, decoder))
     n_latent = autoencoder.network.shape.n_latent
-    mean, scale = (torch.from_numpy(np.asarray(of)[:, :n_latent]) for of in (latent.X, latent.layers["scale"]))
+    mean, scale = (torch.from_numpy(np.asarray(values)[:, :n_latent]) for values in (latent.X, latent.layers["scale"]))
     part = parts_of_group(GroupLatents.from_posteriors(cell_type, mean, scale), settings, seed=seed)
     prefix, smallest = prefixes_of([cell_type], taken)[cell_type], settings.min_cells_per_sub_population
     found = classify(cell_type, mean, part, prefix=prefix, smallest=smallest)

@@ -121,11 +121,11 @@ def within(
         for cell_type, (low, high) in limits.items()
         if extrapolate or max(ends[0], low) <= min(ends[1], high)
     }
-    beyond = [of for of, (low, high) in limits.items() if (ends[0] < low or high < ends[1]) and of in found]
-    outside = [of for of in cell_types if of not in found]
+    beyond = [name for name, (low, high) in limits.items() if (ends[0] < low or high < ends[1]) and name in found]
+    outside = [name for name in cell_types if name not in found]
 
     def listed_with_limits(types: Sequence[str]) -> str:
-        return abbreviated([f"{of} ({shown(limits[of])})" for of in types], n_shown=5)
+        return abbreviated([f"{name} ({shown(limits[name])})" for name in types], n_shown=5)
 
     if outside and (named or not found):
         raise InputError(

@@ -40,7 +40,7 @@ class Question:
 
 def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Question:
     """Match cells with RNA to a model; cell types are used if the model's column, or the given one, is there."""
-    rna = next(of for of in modalities_of(model.autoencoder.genes) if of.kind == RNA)
+    rna = next(modality for modality in modalities_of(model.autoencoder.genes) if modality.kind == RNA)
     counts = counts_of_genes(adata, model.autoencoder.genes.iloc[rna.features], source=keys.counts or "auto")
     check_not_empty(counts)
     cell_type, known = None, {keys.label_key, model.label_key, "cell_type"} & set(adata.obs)
@@ -54,13 +54,14 @@ def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
 
 def modality_named(model: BranchedModel, name: str) -> Modality:
     """Find a modality of the model by its name, or its kind."""
-    others = [of for of in modalities_of(model.autoencoder.genes) if of.kind != RNA]
-    for of in others:
-        if name in (of.name, of.kind):
-            return of
+    others = [modality for modality in modalities_of(model.autoencoder.genes) if modality.kind != RNA]
+    for modality in others:
+        if name in (modality.name, modality.kind):
+            return modality
     if not others:
         raise InputError("The model was fitted to RNA alone; fit one to cells with proteins or peaks, too.")
-    raise InputError(f"The model has no modality {name!r} beside RNA; it has {', '.join(of.name for of in others)}.")
+    known = ", ".join(modality.name for modality in others)
+    raise InputError(f"The model has no modality {name!r} beside RNA; it has {known}.")
 
 
 @using_threads()
@@ -145,7 +146,7 @@ class PopulationPosterior:
         """Mean counts of the modality, from y without the library size of RNA."""
         n_latent, log_size = self.target.shape.n_latent, None
         if self.size is not None:
-            smallest, largest = (of[self.size - n_latent + 1] for of in self.size_range)
+            smallest, largest = (size[self.size - n_latent + 1] for size in self.size_range)
             log_size = y[:, self.size, None].clamp(smallest, largest).float()
         return np.asarray(self.target.decode(y[:, :n_latent].float(), codes, log_size=log_size).exp())
 
@@ -205,12 +206,12 @@ def predict_block(
     n_cells, size_index = len(counts), model.layout.index(LIBRARY_SIZE)
     log_evidence = torch.full((n_cells, len(posteriors)), -torch.inf, dtype=torch.float64)
     found: dict[int, tuple[np.ndarray, Tensor, Tensor]] = {}
-    for k, of in enumerate(posteriors):
+    for k, posterior in enumerate(posteriors):
         possible = np.arange(n_cells)
         if question.cell_type is not None:
-            possible = np.flatnonzero(question.cell_type[rows] == of.cell_type)
+            possible = np.flatnonzero(question.cell_type[rows] == posterior.cell_type)
         if len(possible):
-            log_evidence[possible, k], centre, covariance = of(counts[possible], codes[possible], size_index)
+            log_evidence[possible, k], centre, covariance = posterior(counts[possible], codes[possible], size_index)
             found[k] = possible, centre, covariance
     probability = log_evidence.softmax(dim=1)
 

@@ -173,7 +173,7 @@ def snapshots_around(model: BranchedModel, time: float) -> tuple[str, str, float
         raise InputError(
             f"snapshot is {time:g}, but the snapshots are from {first:g} to {last:g}; choose a time between."
         )
-    number = min(sum(of <= time for of, _ in times), len(times) - 1)
+    number = min(sum(known <= time for known, _ in times), len(times) - 1)
     (start, before), (end, after) = times[number - 1], times[number]
     return before, after, (time - start) / (end - start)
 
@@ -250,7 +250,7 @@ def spread_over_populations(model: BranchedModel, row: Mapping[str, Any]) -> pd.
 def spread_over_batches(model: BranchedModel, rows: pd.DataFrame) -> pd.DataFrame:
     """Spread the cells of each row over the batches, as the training cells of its population."""
     share = model.composition.loc[rows["sub_population"]].to_numpy()
-    numbers = [in_proportion(of, n_cells) for of, n_cells in zip(share, rows["n_cells"], strict=True)]
+    numbers = [in_proportion(shares, n_cells) for shares, n_cells in zip(share, rows["n_cells"], strict=True)]
     repeated = rows.loc[rows.index.repeat(len(model.composition.columns))]
     return repeated.assign(batch=list(model.composition) * len(rows), n_cells=np.concatenate(numbers))
 

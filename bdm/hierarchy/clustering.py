@@ -198,7 +198,7 @@ def place_support(
     place, drawn = places(means, labels, few), [places(resample, labels, few) for resample in resamples]
     off = [types_off_centre(resample, labels) for resample in resamples]
     return {
-        name: float(np.mean([name in of and found[name] == next_to for of, found in zip(off, drawn, strict=True)]))
+        name: float(np.mean([name in far and found[name] == next_to for far, found in zip(off, drawn, strict=True)]))
         for name, next_to in place.items()
     }
 

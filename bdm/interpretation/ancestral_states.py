@@ -182,7 +182,7 @@ def distinct_markers(training: Cells, genes: pd.Index, cell_types: tuple[str, ..
 def in_turn(modalities: Iterable[GeneSets]) -> GeneSets:
     """Join the markers of several modalities: the best of each first."""
     parts = list(modalities)
-    joined = {name: chain.from_iterable(zip_longest(*(of[name] for of in parts))) for name in parts[0]}
+    joined = {name: chain.from_iterable(zip_longest(*(part[name] for part in parts))) for name in parts[0]}
     return {name: tuple(gene for gene in genes if gene is not None) for name, genes in joined.items()}
 
 

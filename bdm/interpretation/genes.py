@@ -112,7 +112,7 @@ def poisson_variance(cells: Cells) -> np.ndarray:
 
 def blocks_of(cells: Cells) -> tuple[int, ...]:
     """Numbers of features of modalities; none for RNA alone."""
-    return tuple(of.n_features for of in cells.modalities)
+    return tuple(modality.n_features for modality in cells.modalities)
 
 
 def real_differences(
@@ -171,14 +171,15 @@ class ComparedCells:
     def differences(self, node: tuple[Contrast, ...], *, seed: int) -> dict[str, Differences]:
         """Differences for the contrasts of one node, by child; without p-values where these would not be valid."""
         in_whole, in_split = self.expression
-        found = real_differences(self.whole, in_whole, tuple(of for of in node if not of.divides_type))
+        of_types = tuple(contrast for contrast in node if not contrast.divides_type)
+        found = real_differences(self.whole, in_whole, of_types)
 
         def even(cells: Cells) -> Cells:
             return even_depth(cells, numpy_generator(seed, "even depth", node[0].node))
 
-        dividing = tuple(of for of in node if of.divides_type)
+        dividing = tuple(contrast for contrast in node if contrast.divides_type)
         in_half = real_differences(self.split, in_split, dividing, tested_as=even)
-        return found | {child: of.without_p() if self.fitted else of for child, of in in_half.items()}
+        return found | {child: genes.without_p() if self.fitted else genes for child, genes in in_half.items()}
 
 
 def types_to_split(contrasts: Iterable[Contrast], model: BranchedModel) -> set[str]:

@@ -92,8 +92,8 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     by_type = members_of_types(hierarchy)
     of_types = by_members(inputs.training, by_type)
     markers = in_turn(
-        distinct_markers(part, genes[of.features], tuple(by_type), n_genes=settings.n_markers)
-        for part, of in zip(of_types.by_modality, inputs.modalities, strict=True)
+        distinct_markers(part, genes[modality.features], tuple(by_type), n_genes=settings.n_markers)
+        for part, modality in zip(of_types.by_modality, inputs.modalities, strict=True)
     )
     return Interpretation(
         settings=settings,
@@ -135,14 +135,14 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
     many as test cells. ``n_significant`` counts genes significantly higher in any child, in test cells.
     """
     rows, several = [], len(inputs.modalities) > 1
-    nodes = [tuple(group) for _, group in groupby(contrasts, key=lambda of: of.contrast.node)]
+    nodes = [tuple(group) for _, group in groupby(contrasts, key=lambda genes: genes.contrast.node)]
     for children, modality in product(nodes, inputs.modalities):
         contrast, features = children[0].contrast, modality.features
         populations = list(contrast.inside + contrast.outside)
         found = {query: [child.agreement(query, features, n_genes=n_genes) for child in children] for query in QUERIES}
         means = {query: pd.DataFrame(of_children, dtype=float).mean() for query, of_children in found.items()}
         tested = [child.test.of_features(features) for child in children if child.test]
-        n_significant = float(sum(of.significant.sum() for of in tested)) if all(of.has_p for of in tested) else np.nan
+        has_p, n_significant = all(test.has_p for test in tested), sum(test.significant.sum() for test in tested)
         rows.append(
             {
                 "node": contrast.node,
@@ -152,8 +152,8 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
                 "n_types": len({*contrast.names_inside, *contrast.names_outside}),
                 "n_training": int(inputs.training.n_by_type.reindex(populations, fill_value=0).sum()),
                 "n_test": int(inputs.test.n_by_type.reindex(populations, fill_value=0).sum()),
-                "n_significant": n_significant,  # NaN where p-values would not be valid
-                **{column_of(name, of): means[of].get(name, np.nan) for name in MEASURES for of in QUERIES},
+                "n_significant": float(n_significant) if has_p else np.nan,  # where p-values would not be valid
+                **{column_of(name, query): means[query].get(name, np.nan) for name in MEASURES for query in QUERIES},
             }
         )
     return pd.DataFrame(rows, columns=list(rows[0]) if rows else AGREEMENT_COLUMNS)

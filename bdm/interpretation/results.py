@@ -80,7 +80,7 @@ class Interpretation(Result):
     @property
     def nodes(self) -> dict[str, tuple[ContrastGenes, ...]]:
         """Contrasts by node."""
-        grouped = groupby(self.contrasts, key=lambda of: of.contrast.node)
+        grouped = groupby(self.contrasts, key=lambda genes: genes.contrast.node)
         return {node: tuple(contrasts) for node, contrasts in grouped}
 
     def _with_names(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -107,11 +107,11 @@ class Interpretation(Result):
 
 
 STATISTICS: dict[str, Callable[[Differences], np.ndarray]] = {  # of a gene, in one contrast
-    "log2_fold_change": lambda of: of.fold_change.log2,
-    "standard_error": lambda of: of.fold_change.standard_error,
-    "score": lambda of: of.score,
-    "p_adjusted": lambda of: of.p_adjusted,
-    "rank": lambda of: of.rank,
+    "log2_fold_change": lambda differences: differences.fold_change.log2,
+    "standard_error": lambda differences: differences.fold_change.standard_error,
+    "score": lambda differences: differences.score,
+    "p_adjusted": lambda differences: differences.p_adjusted,
+    "rank": lambda differences: differences.rank,
 }
 # Columns of tables that have no rows where the tree has no nodes
 BRANCH_GENES = [
@@ -125,18 +125,19 @@ NODES = ["node", "level", "n_cells", "children", "best_genes"]
 def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
     """List the genes of every branch that are among the top of the model or of test cells, best of the model first."""
     tables, expression = [pd.DataFrame(columns=BRANCH_GENES)], interpretation.ancestral_states.expression
-    for of in interpretation.contrasts:
+    for genes in interpretation.contrasts:
         columns = {
-            "node": of.contrast.node,
-            "level": of.contrast.level,
-            "child": of.contrast.child,
-            "cell_types": "; ".join(of.contrast.names_inside),
+            "node": genes.contrast.node,
+            "level": genes.contrast.level,
+            "child": genes.contrast.child,
+            "cell_types": "; ".join(genes.contrast.names_inside),
             "gene": interpretation.genes,
-            "node_cp10k": expression[of.contrast.node].to_numpy(),
-            "child_cp10k": expression[of.contrast.child].to_numpy(),
-            "commitment_level": of.commitment.level(interpretation.hierarchy.threshold),
+            "node_cp10k": expression[genes.contrast.node].to_numpy(),
+            "child_cp10k": expression[genes.contrast.child].to_numpy(),
+            "commitment_level": genes.commitment.level(interpretation.hierarchy.threshold),
         }
-        for name, differences in {"model": of.model, "test": of.test}.items():  # NaN where there are too few test cells
+        tested = {"model": genes.model, "test": genes.test}
+        for name, differences in tested.items():  # NaN where there are too few test cells
             for statistic, values in STATISTICS.items():
                 columns[f"{name}_{statistic}"] = values(differences) if differences else np.nan
         table = pd.DataFrame(columns).astype({"model_rank": "Int64", "test_rank": "Int64"})
@@ -149,17 +150,17 @@ def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
     """List the genes that commit, from early to late; of a node with two children, with the one they are higher in."""
     tables = [pd.DataFrame(columns=COMMITMENT)]
     for children in interpretation.nodes.values():
-        for of in children:
+        for child in children:
             table = pd.DataFrame(
                 {
                     "gene": interpretation.genes,
-                    "commitment_level": of.commitment.level(interpretation.hierarchy.threshold),
-                    "node": of.contrast.node,
-                    "node_level": of.contrast.level,
-                    "child": of.contrast.child,
-                    "cell_types": "; ".join(of.contrast.names_inside),
-                    "shift": of.commitment.shift / np.log(2),
-                    "auc_without_noise": of.commitment.auc(0),
+                    "commitment_level": child.commitment.level(interpretation.hierarchy.threshold),
+                    "node": child.contrast.node,
+                    "node_level": child.contrast.level,
+                    "child": child.contrast.child,
+                    "cell_types": "; ".join(child.contrast.names_inside),
+                    "shift": child.commitment.shift / np.log(2),
+                    "auc_without_noise": child.commitment.auc(0),
                 }
             )
             listed = (table["shift"] > 0) | (len(children) > 2)
@@ -174,14 +175,15 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
     for node, children in interpretation.nodes.items():
         branch = interpretation.hierarchy.by_name[node]
         best = {
-            of.contrast.child: interpretation.labels[np.argsort(of.model.rank, kind="stable")[:3]] for of in children
+            child.contrast.child: interpretation.labels[np.argsort(child.model.rank, kind="stable")[:3]]
+            for child in children
         }
         rows.append(
             {
                 "node": node,
                 "level": branch.level,
                 "n_cells": branch.n_cells,
-                "children": " | ".join("; ".join(of.contrast.names_inside) for of in children),
+                "children": " | ".join("; ".join(child.contrast.names_inside) for child in children),
                 "best_genes": " | ".join(", ".join(genes) for genes in best.values()),
                 **interpretation.stability.loc[node],
             }
@@ -207,7 +209,7 @@ def agreement_summary(agreement: pd.DataFrame) -> str:
     """Format the mean agreement with test cells over nodes, of each modality, as a table to print."""
     of_modality = agreement.groupby(NAMES, sort=False) if NAMES in agreement else [("", agreement)]
     means = {
-        ", ".join(filter(None, (name, label))): rows[[column_of(of, query) for of in MEASURES]].mean().to_numpy()
+        ", ".join(filter(None, (name, label))): rows[[column_of(one, query) for one in MEASURES]].mean().to_numpy()
         for name, rows in of_modality
         for query, label in QUERY_NAMES.items()
     }
@@ -230,11 +232,11 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     """
     states, contrasts = interpretation.ancestral_states, contrasts_within_limit(interpretation.contrasts)
     layers: dict[str, Callable[[ContrastGenes], np.ndarray]] = {
-        "log2_fold_change": lambda of: of.model.fold_change.log2,
-        "standard_error": lambda of: of.model.fold_change.standard_error,
-        "score": lambda of: of.model.score,
-        "shift": lambda of: of.commitment.shift,
-        "commitment_level": lambda of: of.commitment.level(interpretation.hierarchy.threshold),
+        "log2_fold_change": lambda genes: genes.model.fold_change.log2,
+        "standard_error": lambda genes: genes.model.fold_change.standard_error,
+        "score": lambda genes: genes.model.score,
+        "shift": lambda genes: genes.commitment.shift,
+        "commitment_level": lambda genes: genes.commitment.level(interpretation.hierarchy.threshold),
     }
     adata = AnnData(
         np.log1p(states.expression.T).astype(np.float32),
@@ -245,8 +247,8 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     )
     adata.layers["detected"] = states.detected.T.to_numpy(dtype=np.float32)
     adata.uns["log1p"] = {"base": None}
-    of_model = [(of.contrast, of.model) for of in contrasts]
-    tested = [(of.contrast, of.test) for of in contrasts if of.test]
+    of_model = [(genes.contrast, genes.model) for genes in contrasts]
+    tested = [(genes.contrast, genes.test) for genes in contrasts if genes.test]
     for name, differences in {"rank_genes_groups": of_model, "rank_genes_groups_test": tested}.items():
         if differences:
             adata.uns[name] = rank_genes_table(differences, interpretation.genes)
@@ -258,12 +260,12 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
 def contrasts_within_limit(contrasts: Sequence[ContrastGenes]) -> list[ContrastGenes]:
     """Take as many contrasts as fit into a file as columns named by their children, the highest levels first."""
     chosen, room = set(), MAX_BYTES
-    for of in sorted(contrasts, key=lambda of: -of.contrast.level):
-        room -= BYTES_OF_COLUMN + 8 * (len(of.contrast.child.encode()) // 8 + 1)
+    for genes in sorted(contrasts, key=lambda genes: -genes.contrast.level):
+        room -= BYTES_OF_COLUMN + 8 * (len(genes.contrast.child.encode()) // 8 + 1)
         if room < 0:
             break
-        chosen.add(of.contrast.child)
-    return [of for of in contrasts if of.contrast.child in chosen]
+        chosen.add(genes.contrast.child)
+    return [genes for genes in contrasts if genes.contrast.child in chosen]
 
 
 def tree_table(interpretation: Interpretation) -> pd.DataFrame:
@@ -286,7 +288,7 @@ def tree_table(interpretation: Interpretation) -> pd.DataFrame:
 
 def by_branch(interpretation: Interpretation, values: Callable[[ContrastGenes], np.ndarray]) -> np.ndarray:
     """Values of each branch's contrast with its siblings, branches x genes; NaN at the root."""
-    found = {of.contrast.child: values(of) for of in interpretation.contrasts}
+    found = {genes.contrast.child: values(genes) for genes in interpretation.contrasts}
     nothing = np.full(len(interpretation.genes), np.nan)
     rows = [found.get(branch.name, nothing) for branch in interpretation.hierarchy.branches]
     return np.stack(rows).astype(np.float32)

@@ -116,9 +116,11 @@ class Solved:
 
 def solve(hypothesis: Hypothesis, data: Measurements, kernels: list[Tensor], slope: float) -> Solved:
     """Condition a hypothesis on measurements."""
-    of = torch.from_numpy(data.measured)
-    level = data.level[:, of]
-    parts = {name: part[of][:, of] for name, part in parts_of(hypothesis, kernels, data.level.shape[1]).items()}
+    measured = torch.from_numpy(data.measured)
+    level = data.level[:, measured]
+    parts = {
+        name: part[measured][:, measured] for name, part in parts_of(hypothesis, kernels, data.level.shape[1]).items()
+    }
     covariance = with_level(parts, hypothesis, level, level)
     covariance.diagonal(dim1=1, dim2=2).add_(data.variance)
     factor = torch.linalg.cholesky(covariance)
@@ -169,8 +171,8 @@ def most_significant(data: Measurements) -> np.ndarray:
 
 def evidence_of(hypotheses: list[Hypothesis], data: Measurements, kernels: list[Tensor], slope: float) -> Tensor:
     """Log evidence of each hypothesis, genes x hypotheses."""
-    alike = [list(of) for _, of in groupby(hypotheses, key=lambda hypothesis: replace(hypothesis, level=0.0))]
-    parts = [[evidence_by_level(of, part, kernels, slope) for of in alike] for part in in_chunks(data)]
+    alike = [list(group) for _, group in groupby(hypotheses, key=lambda hypothesis: replace(hypothesis, level=0.0))]
+    parts = [[evidence_by_level(group, part, kernels, slope) for group in alike] for part in in_chunks(data)]
     return torch.cat([torch.cat(of_part, dim=1) for of_part in parts])
 
 
@@ -179,10 +181,10 @@ def evidence_by_level(hypotheses: list[Hypothesis], data: Measurements, kernels:
 
     Their covariances are C + level**2 x x', so one factor of C serves all (matrix determinant lemma).
     """
-    of = torch.from_numpy(data.measured)
-    x = data.level[:, of]
+    measured = torch.from_numpy(data.measured)
+    x = data.level[:, measured]
     parts = parts_of(hypotheses[0], kernels, data.level.shape[1]).values()
-    covariance = torch.stack([*parts]).sum(dim=0)[of][:, of] + torch.diag_embed(data.variance)
+    covariance = torch.stack([*parts]).sum(dim=0)[measured][:, measured] + torch.diag_embed(data.variance)
     factor = torch.linalg.cholesky(covariance)
     whitened = torch.linalg.solve_triangular(factor, torch.stack([data.effect - slope * x, x], dim=2), upper=False)
     products = whitened.mT @ whitened
@@ -205,9 +207,9 @@ def maximise(evidence: Tensor) -> Tensor:
 
 def slope_of(data: Measurements) -> float:
     """Regression of values on the covariate over places, pooled over genes and weighted by precision."""
-    of = torch.from_numpy(data.measured)
+    measured = torch.from_numpy(data.measured)
     weight = 1 / (data.variance + 0.05)
-    level = data.level[:, of]
+    level = data.level[:, measured]
     total = weight.sum(dim=1, keepdim=True)
     x = level - (weight * level).sum(dim=1, keepdim=True) / total
     y = data.effect - (weight * data.effect).sum(dim=1, keepdim=True) / total
@@ -247,7 +249,7 @@ def left_out(
             logs.append(found.evidence[:, None] - density + np.log(prior))
             expected.append(part.effect - off)
             spread.append(variance)
-        mean, variance = averaged(*(torch.stack(of) for of in (logs, expected, spread)))
+        mean, variance = averaged(*(torch.stack(tensors) for tensors in (logs, expected, spread)))
         means.append(mean)
         variances.append(variance)
     return torch.cat(means).numpy(), torch.cat(variances).numpy()
@@ -298,17 +300,17 @@ def contrasts(
         Whether to compute variances, which takes longer than the means; they are only those between hypotheses if not.
     """
     tensors, results = [torch.from_numpy(kernel) for kernel in kernels], []
-    weight_of, of = torch.from_numpy(weights), torch.from_numpy(data.measured)
+    weight_of, measured = torch.from_numpy(weights), torch.from_numpy(data.measured)
     for part in in_chunks(data):
         logs, means, spread, pieces = [], [], [], []
         level = part.level @ weight_of.T
         for hypothesis, prior in zip(law.hypotheses, law.prior, strict=True):
             found = solve(hypothesis, part, tensors, law.slope)
             parts = parts_of(hypothesis, tensors, part.level.shape[1])
-            cross = {name: weight_of @ covariance[:, of] for name, covariance in parts.items()}
+            cross = {name: weight_of @ covariance[:, measured] for name, covariance in parts.items()}
             square = hypothesis.level**2
             added = {name: found.weights @ piece.T for name, piece in cross.items()}
-            by_level = (part.level[:, of] * found.weights).sum(dim=1, keepdim=True)
+            by_level = (part.level[:, measured] * found.weights).sum(dim=1, keepdim=True)
             added["level"] = (square * by_level + law.slope) * level
             logs.append(found.evidence[:, None] + np.log(prior))
             pieces.append(torch.stack([added[name] for name in PARTS]))
@@ -316,7 +318,7 @@ def contrasts(
             if not variances:
                 spread.append(torch.zeros_like(means[-1]))
                 continue
-            together = with_level(cross, hypothesis, level, part.level[:, of])
+            together = with_level(cross, hypothesis, level, part.level[:, measured])
             explained = (torch.cholesky_solve(together.mT.contiguous(), found.factor).mT * together).sum(dim=2)
             alike = torch.stack([(weight_of @ whole * weight_of).sum(dim=1) for whole in parts.values()]).sum(dim=0)
             spread.append(alike + square * level**2 - explained)

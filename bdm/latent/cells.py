@@ -226,7 +226,7 @@ def read_latent(folder: Path) -> ad.AnnData:
     adata = read_cells(path)
     if "scale" not in adata.layers or not {"cell_type", "sub_population", "split"} <= set(adata.obs):
         raise InputError(f"{path} was not made by bdm autoencoder; run it first.")
-    of = adata.uns.get("autoencoder")
-    if of is not None and of != checksum_of(folder, "autoencoder"):
+    checksum = adata.uns.get("autoencoder")
+    if checksum is not None and checksum != checksum_of(folder, "autoencoder"):
         raise InputError(f"{path} is of another autoencoder than the folder's; run bdm autoencoder anew.")
     return adata

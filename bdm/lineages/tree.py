@@ -190,7 +190,7 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
         if sampled[number]:
             first[number] = [(0, float(np.quantile(time[node == number], EARLY)))]
         else:
-            first[number] = [(1 + n_less, of) for below in tree.daughters(number) for n_less, of in first[below]]
+            first[number] = [(1 + n_less, time) for below in tree.daughters(number) for n_less, time in first[below]]
     for number in range(n):
         own, later = time[node == number], time[tree.is_below[node, number] & (node != number)]
         if not len(later):
@@ -198,11 +198,11 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
         mother, daughters = int(tree.mother[number]), tree.daughters(number)
         start = origin_of(time) if mother < 0 else end[mother]
         if not sampled[number]:
-            found = min(start + (of - start) / n_missing for n_missing, of in first[number])
+            found = min(start + (time - start) / n_missing for n_missing, time in first[number])
         elif sampled[daughters].any():
             found = separation(own, later)
         else:
-            found = min(np.quantile(own, LATE), *(of for below in daughters for _, of in first[below]))
+            found = min(np.quantile(own, LATE), *(time for below in daughters for _, time in first[below]))
         end[number] = max(found, start)
     return end
 

@@ -131,8 +131,8 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
 
 def feature_rows(var: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """Yield the number of genes and, if there are any, of proteins and peaks."""
-    for of in modalities_of(var):
-        yield f"{NOUNS[of.kind]}s", f"{of.n_features:,}"
+    for modality in modalities_of(var):
+        yield f"{NOUNS[modality.kind]}s", f"{modality.n_features:,}"
 
 
 def type_rows(model: BranchedModel, cells: GeneratedFile | None) -> Iterator[tuple[Any, ...]]:

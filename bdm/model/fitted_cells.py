@@ -199,7 +199,7 @@ def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *,
         x = model.whitening(latent.sample(index, generator))
         noised, sigma = sample_noised(x, PriorSettings(), model.hierarchy.sigma_max, generator)
         noisy = (noised, sigma, branches_at(table, latent.population, sigma))
-        theirs, own = (denoising_losses(denoised_in_blocks(of, *noisy), x, sigma) for of in denoisers)
+        theirs, own = (denoising_losses(denoised_in_blocks(denoise, *noisy), x, sigma) for denoise in denoisers)
         gains += theirs - own
     return (gains / N_DRAWS).numpy()
 

@@ -57,11 +57,10 @@ def counts_of_genes(
         )
     column = names.get_indexer(model_names)
     missing = genes.index[column < 0]
-    for of in modalities_of(genes)[1:]:
-        if (column[of.features] < 0).all():
-            raise InputError(
-                f"The cells lack the modality {of.name}, such as {genes.index[of.features][0]}, which the model has."
-            )
+    for modality in modalities_of(genes)[1:]:
+        if (column[modality.features] < 0).all():
+            example = genes.index[modality.features][0]
+            raise InputError(f"The cells lack the modality {modality.name}, such as {example}, which the model has.")
     if len(missing) and not missing_as_zero:
         raise InputError(
             f"The cells lack {len(missing)} of the model's {len(genes)} genes, for example {missing[0]}; the model "
@@ -78,11 +77,11 @@ def counts_of_genes(
 
 def named_as(var: pd.DataFrame, genes: pd.DataFrame) -> list[str]:
     """Names of features, with modalities named as among these genes."""
-    prefix = {of.kind: of.prefix for of in modalities_of(genes)}
+    prefix = {modality.kind: modality.prefix for modality in modalities_of(genes)}
     return [
-        prefix.get(of.kind, of.prefix) + name.removeprefix(of.prefix)
-        for of in modalities_of(var)
-        for name in var.index[of.features]
+        prefix.get(modality.kind, modality.prefix) + name.removeprefix(modality.prefix)
+        for modality in modalities_of(var)
+        for name in var.index[modality.features]
     ]
 
 

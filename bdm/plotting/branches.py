@@ -135,10 +135,10 @@ def branch_genes(
     figure = new_figure(WIDTH, sum(heights))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     best = {
-        of.contrast.child: [
-            *map(gene_label, interpretation.labels[np.argsort(of.model.rank, kind="stable")[:N_LABELS]])
+        genes.contrast.child: [
+            *map(gene_label, interpretation.labels[np.argsort(genes.model.rank, kind="stable")[:N_LABELS]])
         ]
-        for of in interpretation.contrasts
+        for genes in interpretation.contrasts
     }
     longest = max(len(end_label(hierarchy, end)) for end in view.ends)
     width = WIDTH - 0.2 - LETTER * longest
@@ -155,7 +155,7 @@ def branch_genes(
 def panel_of_branch(interpretation: Interpretation, branch: str) -> Panel:
     """Return the panel of a branch against its siblings; raises an InputError if there is none, or it is the root."""
     for node in interpretation.nodes.values():
-        children = [of.contrast.child for of in node]
+        children = [child.contrast.child for child in node]
         if branch in children:
             of_node = node_panels(node, interpretation.labels)
             return of_node[min(children.index(branch), len(of_node) - 1)]
@@ -166,26 +166,32 @@ def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]
     """Return one panel for two children, or for each of more children a panel against the others."""
     first = node[0]
     title = f"{first.contrast.node}  ·  level {first.contrast.level:.1f}"
-    names = [clade_label(of.contrast.names_inside) for of in node]
+    names = [clade_label(child.contrast.names_inside) for child in node]
     if len(node) == 2:
-        rows = np.concatenate([best_genes(of, n_genes=5) for of in node])
+        rows = np.concatenate([best_genes(child, n_genes=5) for child in node])
         return [Panel(title, first.contrast.level, names[1], names[0], fold_change_table(first, genes, rows))]
     return [
-        Panel(title, of.contrast.level, "the others", name, fold_change_table(of, genes, best_genes(of, n_genes=8)))
-        for of, name in zip(node, names, strict=True)
+        Panel(
+            title,
+            child.contrast.level,
+            "the others",
+            name,
+            fold_change_table(child, genes, best_genes(child, n_genes=8)),
+        )
+        for child, name in zip(node, names, strict=True)
     ]
 
 
-def best_genes(of: ContrastGenes, *, n_genes: int) -> np.ndarray:
+def best_genes(child: ContrastGenes, *, n_genes: int) -> np.ndarray:
     """Choose the genes, as indices, that rank best in the model or in real cells."""
-    ranks = np.sort([of.model.rank, of.test.rank if of.test else of.model.rank], axis=0)
+    ranks = np.sort([child.model.rank, child.test.rank if child.test else child.model.rank], axis=0)
     return np.lexsort((ranks[1], ranks[0]))[:n_genes]
 
 
-def fold_change_table(of: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFrame:
+def fold_change_table(child: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFrame:
     """Log2 fold changes of the genes in ``rows``, with standard errors; NaN where there are too few test cells."""
     table = pd.DataFrame({"gene": genes[rows]})
-    for name, differences in {"model": of.model, "real": of.test}.items():
+    for name, differences in {"model": child.model, "real": child.test}.items():
         table[name] = differences.fold_change.log2[rows] if differences else np.nan
         table[f"{name}_error"] = differences.fold_change.standard_error[rows] if differences else np.nan
     return table
@@ -287,8 +293,9 @@ def commitment_rows(
 ) -> list[Row]:
     """Return rows of the best genes of a node's children in turn, each gene once, the earliest to commit first."""
     rows: dict[str, Row] = {}
-    auc = [np.stack([of.commitment.auc(level) for level in levels]) for of in node]  # of each child, levels x genes
-    best = [np.argsort(of.model.rank, kind="stable")[:n_genes] for of in node]
+    # Of each child: AUC, levels x genes, and the genes that mark it most
+    auc = [np.stack([child.commitment.auc(level) for level in levels]) for child in node]
+    best = [np.argsort(child.model.rank, kind="stable")[:n_genes] for child in node]
     for k, gene in ((k, genes[rank]) for rank in range(n_genes) for k, genes in enumerate(best)):
         name = interpretation.labels[gene]
         if len(rows) < n_genes and name not in rows:
@@ -344,6 +351,6 @@ def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> N
 
 def children_label(node: tuple[ContrastGenes, ...]) -> str:
     """Name a node by its children."""
-    first, sides = node[0].contrast, [of.contrast.names_inside for of in node]
+    first, sides = node[0].contrast, [child.contrast.names_inside for child in node]
     sides = sides if len(node) == 2 else [first.names_inside + first.names_outside]
     return f"{first.node}:  " + "  |  ".join(clade_label(side, width=24) for side in sides)

@@ -91,7 +91,9 @@ def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
 def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> None:
     """Draw the areas of one level, from all cells, one row an attack."""
     shade_rows(axis, len(attacks))
-    mean, by_fold = (of[(of["level"] == level) & of["n_cells"].isna()] for of in (audit.attacks, audit.by_fold))
+    mean, by_fold = (
+        table[(table["level"] == level) & table["n_cells"].isna()] for table in (audit.attacks, audit.by_fold)
+    )
     for name, style in STYLES.items():
         of_set = mean[(mean["set"] == name) & mean["attack"].isin(attacks)]
         row = np.array([attacks.index(attack) for attack in of_set["attack"]])
@@ -170,16 +172,16 @@ def draw_outcome(axis: Axes, table: pd.DataFrame, outcome: str, x: str, styles: 
     width = min(APART * max(np.ptp(values), apart), 0.4 * apart)
     offsets = np.linspace(-width / 2, width / 2, len(styles)) if len(styles) > 1 else [0.0]
     for offset, (method, style) in zip(offsets, styles.items(), strict=True):
-        of = table[table["method"] == method].sort_values(x)
-        if of[outcome].isna().all() or (outcome != "power" and method == COMPOSITION):
+        rows = table[table["method"] == method].sort_values(x)
+        if rows[outcome].isna().all() or (outcome != "power" and method == COMPOSITION):
             continue
-        at = of[x].replace(np.inf, 0) + offset
+        at = rows[x].replace(np.inf, 0) + offset
         line: Style = {"color": style.colour, "marker": style.marker, "markersize": 5, "linewidth": 1.4}
         if outcome == "power":
-            errors = np.stack([of["power"] - of["low"], of["high"] - of["power"]]).clip(min=0)
-            axis.errorbar(at, of["power"], errors, capsize=2, label=METHOD_LABELS[method], **line)
+            errors = np.stack([rows["power"] - rows["low"], rows["high"] - rows["power"]]).clip(min=0)
+            axis.errorbar(at, rows["power"], errors, capsize=2, label=METHOD_LABELS[method], **line)
         else:
-            axis.plot(at, of[outcome], label=METHOD_LABELS[method], **line)
+            axis.plot(at, rows[outcome], label=METHOD_LABELS[method], **line)
     axis.set_ylim(-0.03, 1.03)
     if outcome != "power":
         axis.axhline(table["fdr"].iloc[0], color=GREY, linestyle=":", linewidth=1, label="aim")

@@ -68,7 +68,7 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
         samples = replace(samples, cells=scaled(samples.cells, point.cells))
     if point.depth is not None:
         factor, times = depth.factor, point.depth
-        own = {name: of * times for name, of in factor.items()} if isinstance(factor, dict) else factor * times
+        own = {name: value * times for name, value in factor.items()} if isinstance(factor, dict) else factor * times
         depth = replace(depth, factor=own)
     changes, shifts = design.changes, design.composition.shifts
     if point.log2_fold_change is not None:
@@ -124,7 +124,7 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     no_genes = sparse.csr_matrix((len(simulated.obs), 0))  # as shares of cell types need no counts
     cells = simulated.in_memory() if methods_of(design) else AnnData(no_genes, obs=simulated.obs)
     reference, *others = designed.design.samples.conditions
-    changes = {of.condition: of.log2_fold_change for of in comparisons_of(designed)}
+    changes = {comparison.condition: comparison.log2_fold_change for comparison in comparisons_of(designed)}
     tables = []
     for condition in others:
         pair_key = "donor" if designed.design.samples.paired else None
@@ -155,9 +155,9 @@ def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, des
     for method in methods_of(design):
         tests = expression_test(experiment, method)
         for cell_type, change in log2_fold_change.loc[experiment.genes].items():  # of RNA, which is tested
-            of = tests[tests["cell_type"] == cell_type]
-            planted = change.reindex(of["gene"]).to_numpy(dtype=float)
-            row = counts_of(of, planted, of["log2_fold_change"].to_numpy(dtype=float), fdr=design.power.fdr)
+            tested = tests[tests["cell_type"] == cell_type]
+            planted = change.reindex(tested["gene"]).to_numpy(dtype=float)
+            row = counts_of(tested, planted, tested["log2_fold_change"].to_numpy(dtype=float), fdr=design.power.fdr)
             row["n_planted"] = int((change.abs() > NULL).sum())  # those that were not tested are not found
             rows.append({"method": method, "cell_type": cell_type, **row})
     return pd.DataFrame(rows)
@@ -165,19 +165,21 @@ def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, des
 
 def score_composition(experiment: Experiment, designed: DesignedExperiment, condition: str) -> pd.DataFrame:
     """Count the types whose share is found to differ; others, which shifts change a little, are not counted."""
-    model, shifts = designed.model, [of for of in designed.design.composition.shifts if of.condition == condition]
+    shifts = [shift for shift in designed.design.composition.shifts if shift.condition == condition]
     if not shifts:
         return pd.DataFrame()
     ratios = composition_of(designed).set_index(["condition", "cell_type"])["log_odds_ratio"].loc[condition]
-    named = {model.cell_type_of[name] for shift in shifts for name in populations_named(model, shift.in_)}
+    named = {
+        designed.model.cell_type_of[name] for shift in shifts for name in populations_named(designed.model, shift.in_)
+    }
     planted = ratios[ratios.index.isin(named) & (ratios.abs() > NULL)]
     tests = share_tests(experiment.n_cells, experiment.samples)
     chosen = planted if len(planted) else pd.Series(0.0, index=tests["cell_type"])
     rows = []
     for cell_type, change in chosen.items():
-        of = tests[tests["cell_type"] == cell_type]
-        change_of_test = np.full(len(of), change)
-        row = counts_of(of, change_of_test, of["log_odds"].to_numpy(dtype=float), fdr=designed.design.power.fdr)
+        tested = tests[tests["cell_type"] == cell_type]
+        change_of_test = np.full(len(tested), change)
+        row = counts_of(tested, change_of_test, tested["log_odds"].to_numpy(dtype=float), fdr=designed.design.power.fdr)
         row["n_planted"] = int(abs(change) > NULL)  # of a type without cells, too, which is not found
         rows.append({"method": COMPOSITION, "cell_type": cell_type, **row})
     return pd.DataFrame(rows)
@@ -307,20 +309,20 @@ def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     of_repeat = repeats.groupby([*by, "repeat"], dropna=False, sort=False)[SUMS].sum()
     cost = repeats.groupby(own, dropna=False, sort=False)[["n_samples", "n_cells"]].mean().round()
     rows = []
-    for key, of in of_repeat.groupby(level=by, dropna=False, sort=False):
-        total, mean = of.sum(), of.mean()
-        low, high = interval(of["n_found"].to_numpy(), of["n_planted"].to_numpy())
+    for key, repeats_of in of_repeat.groupby(level=by, dropna=False, sort=False):
+        total, mean = repeats_of.sum(), repeats_of.mean()
+        low, high = interval(repeats_of["n_found"].to_numpy(), repeats_of["n_planted"].to_numpy())
         rows.append(
             {
                 **dict(zip(by, key, strict=True)),
                 "power": total["n_found"] / total["n_planted"] if total["n_planted"] else np.nan,
                 "low": low,
                 "high": high,
-                "false_discovery_rate": (of["n_false"] / of["n_discoveries"].clip(lower=1)).mean(),
+                "false_discovery_rate": (repeats_of["n_false"] / repeats_of["n_discoveries"].clip(lower=1)).mean(),
                 "small_p_values": total["n_null_small"] / total["n_null"] if total["n_null"] else np.nan,
                 "n_planted": mean["n_planted"],
                 "n_discoveries": mean["n_discoveries"],
-                "n_repeats": len(of),
+                "n_repeats": len(repeats_of),
             }
         )
     return pd.DataFrame(rows).merge(cost.reset_index(), on=own, how="left")

@@ -81,7 +81,7 @@ class BranchPopulations:
         """Mixture, without noise, of the cells of a branch, with the components that it has at a noise level."""
         level, index = torch.tensor([sigma], device=self.mean.device), torch.tensor([branch], device=self.mean.device)
         chosen = self.components(level, index)[0].nonzero().squeeze(1)
-        mean, axes, variance = (of[chosen].cpu().double() for of in (self.mean, self.axes, self.variance))
+        mean, axes, variance = (tensor[chosen].cpu().double() for tensor in (self.mean, self.axes, self.variance))
         weight = self.log_weight[chosen].cpu().double().softmax(dim=0)
         return Mixture(weight, mean, (axes * variance[:, None]) @ axes.mT)
 
@@ -111,7 +111,7 @@ class BranchPopulations:
         if len(components) == 1:
             chosen = components[0].nonzero().squeeze(1)
             log_weight, mean, axes, variance = (
-                of[chosen] for of in (self.log_weight, self.mean, self.axes, self.variance)
+                tensor[chosen] for tensor in (self.log_weight, self.mean, self.axes, self.variance)
             )
             return denoised_by_mixture(x, log_weight, mean, axes, variance, sigma**2)
         cell, component = components.nonzero(as_tuple=True)

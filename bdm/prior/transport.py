@@ -75,7 +75,8 @@ class MixtureMap:
 
         @cache
         def between(one: int, other: int) -> Callable[[Tensor], Tensor]:
-            from_, to = ((of.mean[k], of.covariance[k]) for of, k in ((self.source, one), (self.target, other)))
+            from_ = self.source.mean[one], self.source.covariance[one]
+            to = self.target.mean[other], self.target.covariance[other]
             if all(map(torch.equal, from_, to)):
                 return lambda x: x
             return _map_of_components(self.source, one, self.target, other)
@@ -101,7 +102,7 @@ def coupling(source: Mixture, target: Mixture) -> Tensor:
     distance where the covariances commute, as they nearly do with noise, and else an upper bound. As it is a distance,
     not a squared one as in Delon & Desolneux 2020, cells of a component that both mixtures have stay there.
     """
-    one, other = (torch.cat([of.mean, of.roots.flatten(1)], dim=1).numpy() for of in (source, target))
+    one, other = (torch.cat([mixture.mean, mixture.roots.flatten(1)], dim=1).numpy() for mixture in (source, target))
     return torch.from_numpy(optimal_coupling(source.weight.numpy(), target.weight.numpy(), cdist(one, other)))
 
 
@@ -112,7 +113,7 @@ def unbalanced_coupling(source: Mixture, target: Mixture, strength: float = 0.05
     times the Kullback-Leibler divergence of the sums of masses from the weights; the minimum is found by majorisation
     (Chapel et al. 2021, NeurIPS).
     """
-    one, other = (torch.cat([of.mean, of.roots.flatten(1)], dim=1) for of in (source, target))
+    one, other = (torch.cat([mixture.mean, mixture.roots.flatten(1)], dim=1) for mixture in (source, target))
     cost, mass = torch.cdist(one, other) ** 2, torch.outer(source.weight, target.weight)
     cost, mass = cost / (2 * strength * (mass * cost).sum().clamp(min=1e-30)), mass.log()
     for _ in range(N_UPDATES):

@@ -175,7 +175,7 @@ def content(results: Results) -> dict[str, Any]:
         "population_scores": population_scores(results, found["by_type"]),
         "population_columns": SCORES,
         "branch_losses": branch_losses(results),
-        "transmutations": [transmutation(name, of) for name, of in results.transmutations.items()],
+        "transmutations": [transmutation(name, evaluation) for name, evaluation in results.transmutations.items()],
         **({} if results.audit is None else audited(results.audit)),
         "extensions": [describe(row) for row in extended],
         "cost": [{"step": step, **row} for step, row in results.cost.iterrows()],
@@ -240,12 +240,12 @@ def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, A
     by_modality = [("", evaluation.table)]
     if evaluation.modalities is not None:
         by_modality = [
-            (f", {of}", table.loc[of]) for of, table in evaluation.modalities.groupby("modality", sort=False)
+            (f", {name}", table.loc[name]) for name, table in evaluation.modalities.groupby("modality", sort=False)
         ]
     sources = [
-        {"name": f"{original}{of}", "table": table.loc[original].T}
+        {"name": f"{original}{name}", "table": table.loc[original].T}
         for original in evaluation.original_types
-        for of, table in by_modality
+        for name, table in by_modality
     ]
     return {"to": evaluation.to, "sources": sources, "figure": f"transmutation/{name}/scores.png"}
 

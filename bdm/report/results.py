@@ -125,7 +125,9 @@ def read_results(folder: Path) -> Results:
         interpretation=tables_of(interpretation) if interpretation else {},
         interpreted=interpretation.provenance if interpretation else {},
         transmutations={
-            path.name: TransmutationEvaluation.load(path) for path, of in moved.items() if is_of_model(of, checksum)
+            path.name: TransmutationEvaluation.load(path)
+            for path, cells in moved.items()
+            if is_of_model(cells, checksum)
         },
         responses=loaded(Responses, folder / "responses"),
         lineage=loaded(Lineage, folder / "lineage"),

@@ -189,7 +189,7 @@ def variance_between_donors(
     """
     n_types, n_genes = of_cells.shape
     n_donors = int(donor.max()) + 1
-    share, total = (np.concatenate([getattr(of, name) for of in sums]) for name in ("share", "size"))
+    share, total = (np.concatenate([getattr(group, name) for group in sums]) for name in ("share", "size"))
     by_donor = Sums.of(counts, size, group * n_donors + donor, 2 * n_types * n_donors)
     residual = by_donor.counts - np.repeat(share, n_donors, axis=0) * by_donor.size[:, None]
     influence = residual / np.repeat(np.maximum(total, 1)[:, None] * (share + PSEUDO), n_donors, axis=0)

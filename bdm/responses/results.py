@@ -375,5 +375,5 @@ def error_rows(responses: Responses) -> Iterator[tuple[str, ...]]:
     """Yield conditions, in how many types each was measured, and the expected error beside those of simpler ones."""
     for name in responses.conditions[:N_SHOWN]:
         error = responses.expected_error(name)
-        shown = (f"{error[of]:.0%}" for of in ("predicted", "common", "nearest", "sampling"))
+        shown = (f"{error[method]:.0%}" for method in ("predicted", "common", "nearest", "sampling"))
         yield markdown(name), f"{responses.n_measured(name)} of {len(responses.cell_types)}", *shown

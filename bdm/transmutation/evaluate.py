@@ -115,19 +115,18 @@ def evaluate_transmutation(
 ) -> TransmutationEvaluation:
     """Compare cells that were transmuted to one type with its test cells."""
     modalities = modalities_of(real.names.var)
-    compared = [
-        compare_with_new_type(
-            real.of_modality(of), {name: cells.of_modality(of) for name, cells in transmuted.items()}, to, seed=seed
-        )
-        for of in modalities
-    ]
-    (table, changes), names = compared[0], [of.name for of in modalities]
+    compared = []
+    for modality in modalities:
+        of_modality = {name: cells.of_modality(modality) for name, cells in transmuted.items()}
+        compared.append(compare_with_new_type(real.of_modality(modality), of_modality, to, seed=seed))
+    (table, changes), names = compared[0], [modality.name for modality in modalities]
+    tables = pd.concat([table for table, _ in compared], keys=names, names=["modality"])
     return TransmutationEvaluation(
         to=to,
         table=table,
         fold_changes=changes,
         provenance=provenance(seed=seed),
-        modalities=pd.concat([of for of, _ in compared], keys=names, names=["modality"]) if len(names) > 1 else None,
+        modalities=tables if len(names) > 1 else None,
     )
 
 
@@ -271,8 +270,8 @@ def relabelled(real: RealCells, to: Target, populations: Populations | None) -> 
         )
         return real, to.cell_type
     training, test = (
-        replace(cells, cell_type=np.where(of == to.population, to.population, cells.cell_type))
-        for cells, of in ((training, found[0]), (test, found[1]))
+        replace(cells, cell_type=np.where(cells_of == to.population, to.population, cells.cell_type))
+        for cells, cells_of in ((training, found[0]), (test, found[1]))
     )
     return replace(real, training=training, test=test), to.population
 

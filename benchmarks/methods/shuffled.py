@@ -20,7 +20,9 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
         counts = cells_of(adata, cell_type)
         n_known = counts.shape[0]
         orders = [rng.choice(n_known, n_cells, replace=n_cells > n_known) for _ in modalities_of(adata.var)]
-        parts = [counts[rows, of.features] for rows, of in zip(orders, modalities_of(adata.var), strict=True)]
+        parts = [
+            counts[rows, modality.features] for rows, modality in zip(orders, modalities_of(adata.var), strict=True)
+        ]
         return sparse.hstack(parts, format="csr")
 
     return peer.drawn_in_blocks(numbers, of_type, seed=seed)

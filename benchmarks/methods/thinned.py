@@ -21,7 +21,9 @@ def thinned(counts: sparse.csr_matrix, n_cells: int, rng: np.random.Generator) -
     smaller = rng.integers(len(library), size=n_cells)
     source = rng.integers(smaller, len(library))
     rows = [ordered[row].toarray().ravel().astype(np.int64) for row in source]
-    return np.array([rng.multivariate_hypergeometric(row, library[of]) for row, of in zip(rows, smaller, strict=True)])
+    return np.array(
+        [rng.multivariate_hypergeometric(row, library[indices]) for row, indices in zip(rows, smaller, strict=True)]
+    )
 
 
 def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:

@@ -121,7 +121,9 @@ def without_middles(cells: AnnData, cell_types: list[str], *, time_key: str, lab
         others = kept & (cell_type == name)
         task = Task(name, cells[chosen].copy(), cells[others].copy(), value[chosen], value[others])
         request = pd.DataFrame({"cell_type": name, "n_cells": 1, time_key: task.at})
-        found = {"bdm": model.generate(request, seed=seed)} | {of: method(task, seed) for of, method in METHODS.items()}
+        found = {"bdm": model.generate(request, seed=seed)} | {
+            name: method(task, seed) for name, method in METHODS.items()
+        }
         rows += [{"left_out": name, "score": "types"} | row for row in scored(found, task.real, seed)]
     return rows
 

@@ -79,7 +79,7 @@ def scores(adata: ad.AnnData, real: ad.AnnData, cell_types: list[str]) -> dict[s
         cells = real[(real.obs["cell_type"] == cell_type).to_numpy()]
         mean = np.asarray(cells.X.sum(axis=0)).ravel()
         genes = real.var_names[1e4 * mean / mean.sum() > EXPRESSED]
-        found, expected = (of_type(of, cell_type, genes) for of in (adata, real))
+        found, expected = (of_type(cells, cell_type, genes) for cells in (adata, real))
         row = {
             name: found[name].mean() / expected[name].mean() for name in ("pseudobulk", "intraclass", "depth", "first")
         }

@@ -74,7 +74,7 @@ def main(
         trained = process_time()
         extended = extend(model, subset(cells, [new]), new, ExtendSettings(), seed=seed, provenance={}).model
         seconds = {"training_seconds": trained - start, "extension_seconds": process_time() - trained}
-        sets = [generated(of, real.test.n_by_type, seed=seed) for of in (model, extended)]
+        sets = [generated(fitted, real.test.n_by_type, seed=seed) for fitted in (model, extended)]
         check_unchanged(*sets)
         compared = {"extension": Cells.from_anndata(sets[1]), "joint": of_joint}
         evaluation = evaluate(real, compared, EvaluationSettings(n_repeats=1), size_limits=FEW_PROPERTIES, seed=seed)

@@ -50,8 +50,8 @@ def draw_costs(rows: pd.DataFrame) -> Figure:
     panels = {"s": "seconds on the clock", "max_rss": "peak memory, MB"}
     for axis, (score, title) in zip(drawn.subplots(1, 2), panels.items(), strict=True):
         for marker, step in zip("osD^vP*", steps, strict=False):
-            of = rows[(rows["step"] == step) & (rows["score"] == score)].sort_values("n_cells")
-            axis.plot(of["n_cells"], of["value"], marker=marker, label=step)
+            chosen = rows[(rows["step"] == step) & (rows["score"] == score)].sort_values("n_cells")
+            axis.plot(chosen["n_cells"], chosen["value"], marker=marker, label=step)
         axis.set(xscale="log", yscale="log" if score == "s" else "linear", xlabel="cells", ylabel=title)
         axis.spines[["right", "top"]].set_visible(False)
     drawn.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(steps), frameon=False)
@@ -66,10 +66,10 @@ def draw_null(rows: pd.DataFrame) -> Figure:
     drawn = Figure(figsize=(0.6 + 2.9 * len(names), 0.8 + 2.7 * len(numbers)), layout="constrained")
     axes = drawn.subplots(len(numbers), len(names), squeeze=False, sharex=True, sharey=True)
     for (row, number), (column, name) in ((r, c) for r in enumerate(numbers) for c in enumerate(names)):
-        of = curves[(curves["cells"] == name) & (curves["donors"] == number)]
+        chosen = curves[(curves["cells"] == name) & (curves["donors"] == number)]
         ax = axes[row, column]
         for method, colour in colours.items():
-            mean = of[of["method"] == method].groupby("level")["value"].mean().replace(0, np.nan)
+            mean = chosen[chosen["method"] == method].groupby("level")["value"].mean().replace(0, np.nan)
             ax.plot(mean.index, mean, color=colour, linewidth=1.6, label=TESTS.get(method, method))
         ax.plot([1e-4, 1], [1e-4, 1], label="valid test", **IDEAL_LINE)
         ax.set(xscale="log", yscale="log", xlim=(1e-4, 1), ylim=(1e-4, 1), title=f"{name}, {number} + {number}")
@@ -113,14 +113,14 @@ def draw_attacks_on(ax: Axes, rows: pd.DataFrame) -> None:
     styles = set_styles(methods)
     shade_rows(ax, len(attacks))
     for number, name in enumerate(methods):
-        of, style = by_method.loc[name], styles[name]
+        own, style = by_method.loc[name], styles[name]
         shift = (number - (len(methods) - 1) / 2) * 0.7 / len(methods)
-        row = [attacks.index(attack) + shift for attack in of.index]
-        ax.hlines(row, of["min"], of["max"], color=style.colour, linewidth=1.2, alpha=0.5)
-        ax.plot(of["mean"], row, linestyle="", marker=style.marker, color=style.colour, label=f"{name} (bar: folds)")
+        row = [attacks.index(attack) + shift for attack in own.index]
+        ax.hlines(row, own["min"], own["max"], color=style.colour, linewidth=1.2, alpha=0.5)
+        ax.plot(own["mean"], row, linestyle="", marker=style.marker, color=style.colour, label=f"{name} (bar: folds)")
     for name in (COPIES, CHANCE):
-        of = by_method.loc[name]
-        ax.plot(of["mean"], [attacks.index(attack) for attack in of.index], label=LABELS[name], **STYLES[name])
+        own = by_method.loc[name]
+        ax.plot(own["mean"], [attacks.index(attack) for attack in own.index], label=LABELS[name], **STYLES[name])
     ax.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     ax.set_yticks(range(len(attacks)), [ATTACKS[name] for name in attacks])
     ax.set_ylim(len(attacks) - 0.5, -0.5)

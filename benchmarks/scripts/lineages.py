@@ -43,7 +43,7 @@ class Task:
     def lineages(self) -> dict[LineageRelation, Lineage]:
         """Lineages without the cells that were left out, by what expression may covary along."""
         settings = {relation: replace(self.settings, relations=relation) for relation in RELATIONS}
-        return {relation: fit_lineage(self.others, of, tree=self.tree) for relation, of in settings.items()}
+        return {name: fit_lineage(self.others, chosen, tree=self.tree) for name, chosen in settings.items()}
 
 
 def leave_out(cells: AnnData, node: str, settings: LineageSettings, tree: LineageTree) -> Task:
@@ -82,9 +82,9 @@ class Neighbours:
         path, ancestral = joined.path(lineage.tree, lineage.end)[n, :n], joined.ancestral(lineage.tree)
         sides = np.ones(n, dtype=bool), ancestral[:n, n], ancestral[n, :n]
 
-        def near(of: np.ndarray) -> np.ndarray:
-            order = np.argsort(np.where(of, path, np.inf)[point], kind="stable")
-            return order[of[point][order]][:N_NEAREST]
+        def near(values: np.ndarray) -> np.ndarray:
+            order = np.argsort(np.where(values, path, np.inf)[point], kind="stable")
+            return order[values[point][order]][:N_NEAREST]
 
         return cls(relatives.cells, *map(near, sides))
 

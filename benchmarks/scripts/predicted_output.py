@@ -69,8 +69,8 @@ FORMS = {"counts": as_counts, "control cells, shifted": as_shifted, "dense value
 
 def means_by_type(counts: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """Predict the mean of each gene: that of real cells, and that of control cells with the change of other types."""
-    before = {cell_type: log_cp10k(of).mean(axis=0) for cell_type, of in counts.items()}
-    after = {cell_type: log_cp10k(of).mean(axis=0) for cell_type, of in real.items()}
+    before = {cell_type: log_cp10k(cells).mean(axis=0) for cell_type, cells in counts.items()}
+    after = {cell_type: log_cp10k(cells).mean(axis=0) for cell_type, cells in real.items()}
     changes = {
         cell_type: np.mean([after[other] - before[other] for other in before if other != cell_type], axis=0)
         for cell_type in before
@@ -89,7 +89,7 @@ def predicted_cells(
     counts: dict[str, np.ndarray], means: dict[str, np.ndarray], form: str, generator: np.random.Generator
 ) -> AnnData:
     """Emit cells of all types with the predicted means."""
-    parts = [FORMS[form](of, means[cell_type], generator) for cell_type, of in counts.items()]
+    parts = [FORMS[form](cells, means[cell_type], generator) for cell_type, cells in counts.items()]
     values = sparse.csr_matrix(np.concatenate(parts), dtype=np.float32)
     cell_type = np.repeat(list(counts), [len(part) for part in parts])
     return AnnData(values, obs=pd.DataFrame({"cell_type": cell_type}, index=map(str, range(len(cell_type)))))

@@ -42,7 +42,7 @@ def main(prepared: Path, predicted: list[Path], out: Path, *, seed: int = 0) -> 
         of_method = ad.read_h5ad(file)[cells.obs_names[test]]
         inside = (of_method.layers["lower"] <= counts) & (counts <= of_method.layers["upper"])
         found[file.stem] = scores(of_method.layers["log1p"], np.log1p(counts)) | {"coverage": float(inside.mean())}
-    rows = [(method, score, value) for method, of in found.items() for score, value in of.items()]
+    rows = [(method, score, value) for method, scores in found.items() for score, value in scores.items()]
     write_rows(pd.DataFrame(rows, columns=["method", "score", "value"]), out)
 
 

@@ -67,7 +67,7 @@ def predicted_proteins(run: Path) -> pd.DataFrame:
     """Read the scores of predicted proteins, with the processor seconds of all steps to the prediction."""
     fitted = [f"{step}-branched" for step in ("autoencoder", "hierarchy", "train", "predict")]
     steps = {"branched": fitted, "scvi-modalities": ["predict-scvi-modalities"]}
-    spent = {name: sum(measured(run / "times", step)["cpu_time"] for step in of) for name, of in steps.items()}
+    spent = {name: sum(measured(run / "times", step)["cpu_time"] for step in names) for name, names in steps.items()}
     costs = pd.DataFrame({"method": spent.keys(), "score": "processor seconds", "value": spent.values()})
     return pd.concat([study(run, name="proteins"), costs])
 

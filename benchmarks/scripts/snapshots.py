@@ -73,7 +73,7 @@ def paired(task: Task, seed: int) -> AnnData:
     pair = generator.choice(plan.size, task.real.n_obs, p=plan.ravel() / plan.sum())
     shares = 1 - task.weight, task.weight
     counts = [cells.X[rows].toarray().astype(int) for cells, rows in zip(ends, divmod(pair, len(y)), strict=True)]
-    thinned = [generator.binomial(of, share) for of, share in zip(counts, shares, strict=True)]
+    thinned = [generator.binomial(number, share) for number, share in zip(counts, shares, strict=True)]
     return AnnData(sparse.csr_matrix(sum(thinned), dtype=np.float32), var=task.real.var)
 
 

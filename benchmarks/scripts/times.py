@@ -40,7 +40,7 @@ def main(
         rows += without_nodes(found, node, settings, lineage, seed)
     if progenitors:
         pairs = [pair.split("=") for pair in progenitors.split(";")]
-        rows += shares_of_fates(found, {name: of.split(",") for name, of in pairs}, settings, lineage)
+        rows += shares_of_fates(found, {name: names.split(",") for name, names in pairs}, settings, lineage)
     found = found[:, np.sort(variable_genes(found))].copy()
     found = found[np.asarray(found.X.sum(axis=1)).ravel() > 0].copy()
     if root is not None:

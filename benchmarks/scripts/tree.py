@@ -163,7 +163,7 @@ def main(
     overall = compare_trees(clades, set(groups["cell_types"]), random)
     of_all = pd.DataFrame([{"group": ALL, "n_types": len(tree.cell_types), **overall}])
     of_groups = compare_groups(clades, groups, random)
-    write_rows(pd.concat([tidy(of, ["group", "n_types"]) for of in (of_all, of_groups)]), out)
+    write_rows(pd.concat([tidy(table, ["group", "n_types"]) for table in (of_all, of_groups)]), out)
     title = f"{overall['found']} of {len(groups)} groups are clades; {overall['found by chance']:.2f} in random trees"
     save_figure(draw(tree, groups, title), out.with_suffix(".png"))
 

@@ -18,7 +18,7 @@ class TreeComparison:
     def from_trees(cls, tree: Clade | Hierarchy, reference: Clade | Hierarchy) -> "TreeComparison":
         """Compare two trees."""
         trees = tree, reference
-        ours, theirs = (frozenset(of.cell_types if isinstance(of, Hierarchy) else of.leaves()) for of in trees)
+        ours, theirs = (frozenset(tree.cell_types if isinstance(tree, Hierarchy) else tree.leaves()) for tree in trees)
         if ours != theirs:
             raise InputError(
                 f"Trees of different cell types cannot be compared; only one has {', '.join(sorted(ours ^ theirs))}."

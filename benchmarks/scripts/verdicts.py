@@ -46,7 +46,7 @@ def by_type(change: Callable[[np.ndarray, np.ndarray, np.random.Generator], np.n
     def changed(cells: Cells, training: Cells, generator: np.random.Generator) -> Cells:
         parts = []
         for cell_type in cells.types(fewest=MIN_CELLS_FOR_MEANS):
-            of_type = (of.counts[of.cell_type == cell_type].toarray() for of in (cells, training))
+            of_type = (group.counts[group.cell_type == cell_type].toarray() for group in (cells, training))
             counts = change(*of_type, generator)
             parts.append(Cells(sparse.csr_matrix(counts, dtype=np.float32), np.repeat(cell_type, len(counts))))
         return joined(parts)
