@@ -1,7 +1,7 @@
-"""Attacks on generated cells: scores that are the higher, the more a cell seems to have been in the training data.
+"""Attacks on generated cells and on models: scores that are the higher, the more a cell seems a member.
 
-An attack has the generated cells, and reference cells, which are real and were not in the training data. Neither it nor
-the principal components use which of the attacked cells were.
+An attack sees the generated cells, or the model, and the reference, but not which of the attacked cells are members;
+nor do the principal components, which are fitted to generated cells and the reference.
 """
 
 from collections.abc import Callable
@@ -9,13 +9,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
+from anndata import AnnData
 from scipy import sparse
 from scipy.linalg import solve_triangular
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import torch_generator
+from bdm.autoencoder.cells import batch_codes, evidence_lower_bounds
+from bdm.data.matrix import take_cells
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.metrics import fitted_pca
+from bdm.latent.cells import cells_by_network, latent_cells, populations_of_cells
+from bdm.latent.moments import population_moments
+from bdm.model.model import BranchedModel
+from bdm.prior.mixture import GaussianMixturePrior
+from bdm.prior.network import branches_at, denoised_in_blocks, denoising_losses, sample_noised, table_of_paths
+from bdm.settings import PriorSettings
 
 GENERATED, COPIES, CHANCE = SETS = ("generated", "copies", "chance")  # what attacks take for generated cells
 ATTACKS = {
@@ -33,6 +45,7 @@ MIN_VARIANCE = 0.05  # that is added to each gene's, as a share of the mean over
 MIN_SPREAD = 1e-3  # that is added to covariances, likewise, as all cells may be the same
 MIN_DONORS = 3  # whose means have a variance
 TINY = np.finfo(np.float32).tiny
+N_NOISES = 16  # of each cell, over which gains are averaged
 
 
 @dataclass(frozen=True)
@@ -131,3 +144,50 @@ def log_density(of: np.ndarray, at: np.ndarray) -> np.ndarray:
     factor = np.linalg.cholesky(fitted.covariance_ + floor * np.eye(at.shape[1]))
     deviation = solve_triangular(factor, (at - fitted.location_).T, lower=True)
     return np.asarray(-(deviation**2).sum(axis=0) / 2 - np.log(np.diag(factor)).sum())
+
+
+# ---- on models
+
+
+def has_batches_of(model: BranchedModel, cells: AnnData) -> bool:
+    """Whether a model has the batches of prepared cells."""
+    known = model.autoencoder.batches
+    return not known or set(cells.obs["batch"].astype(str)) <= set(known)
+
+
+def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.ndarray:
+    """Evidence lower bound of each cell in nats, by the decoder of the most probable population of its type."""
+    population = populations_of_cells(cells, model.autoencoder)
+    types, batches = model.autoencoder.type_codes(population), batch_codes(cells, model.autoencoder.batches)
+    bounds = np.empty(cells.n_obs)
+    for rows in cells_by_network(population, model.autoencoder):
+        network = model.autoencoder.network_of(population[rows[0]])
+        bounds[rows] = evidence_lower_bounds(network, take_cells(cells, rows), types[rows], batches[rows], seed=seed)
+    return bounds
+
+
+@using_threads()
+@torch.no_grad()
+def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *, seed: int) -> np.ndarray:
+    """How much better the model's prior denoises each cell than a prior of ``reference`` does, averaged over noise."""
+    latent = latent_cells(model.encode(cells), held_out=None)
+    index, table = torch.arange(cells.n_obs), table_of_paths(model.hierarchy, latent.populations)
+    prior = model.prior.to("cpu")
+    denoisers = (prior_of(reference, model).denoise, prior.denoise)
+    generator = torch_generator(seed, "noise of attacked cells")
+    gains = torch.zeros(cells.n_obs, dtype=torch.float64)
+    for _ in range(N_NOISES):
+        x = model.whitening(latent.sample(index, generator))
+        noised, sigma = sample_noised(x, PriorSettings(), model.hierarchy.sigma_max, generator)
+        noisy = (noised, sigma, branches_at(table, latent.population, sigma))
+        theirs, own = (denoising_losses(denoised_in_blocks(denoise, *noisy), x, sigma) for denoise in denoisers)
+        gains += theirs - own
+    return (gains / N_NOISES).numpy()
+
+
+def prior_of(cells: AnnData, model: BranchedModel) -> GaussianMixturePrior:
+    """Prior with the moments of other cells in the model's latent space; populations without any keep theirs."""
+    encoded = model.encode(cells)
+    encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
+    moments = population_moments(latent_cells(encoded, held_out=None), model.whitening)
+    return GaussianMixturePrior.from_moments(model.moments.joined(moments), model.hierarchy)

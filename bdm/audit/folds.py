@@ -1,4 +1,7 @@
-"""Folds of an audit: units, which are donors or cells, divided into members, reference and non-members."""
+"""Folds of an audit: units, which are donors or cells, divided into members, reference and non-members.
+
+A generator is fitted to the members alone. Attacks see its cells and the reference, and score members and non-members.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -64,19 +67,22 @@ class Units:
 
 @dataclass(frozen=True)
 class Fold:
-    """A division of all cells into ``PARTS``.
-
-    Cells of one half of the reference take the place of generated cells, and show what chance finds without the model.
-    """
+    """A division of all cells into ``PARTS``."""
 
     number: int  # from 1
     part: np.ndarray  # of each cell
-    half: np.ndarray  # 0 or 1 for cells of the reference, -1 for others
+    # 0 or 1 for cells of the reference, of which one half may take the place of generated cells; -1 for others
+    half: np.ndarray
     unit: np.ndarray  # number of each cell's unit, in an order that does not depend on names
 
-    def rows(self, part: str) -> np.ndarray:
-        """Find the cells of a part."""
-        return np.flatnonzero(self.part == part)
+    def rows(self, *parts: str) -> np.ndarray:
+        """Find the cells of one part, or of several, in their order in the data."""
+        return np.flatnonzero(np.isin(self.part, parts))
+
+    @property
+    def attacked(self) -> np.ndarray:
+        """Find the cells that attacks score."""
+        return self.rows(MEMBERS, NON_MEMBERS)
 
 
 @dataclass(frozen=True)

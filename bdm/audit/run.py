@@ -16,7 +16,16 @@ from bdm._core.files import atomic_write, preparation, provenance
 from bdm._core.files import sha256 as checksum_of_file
 from bdm._core.seeds import derive
 from bdm._core.training import device_of
-from bdm.audit.attacks import CHANCE, COPIES, GENERATED, MIN_CELLS_OF_TYPE, attack
+from bdm.audit.attacks import (
+    CHANCE,
+    COPIES,
+    GENERATED,
+    MIN_CELLS_OF_TYPE,
+    attack,
+    bounds_of_cells,
+    denoising_gains,
+    has_batches_of,
+)
 from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, members_by_type, training_cells
 from bdm.audit.results import Audit
 from bdm.data.matrix import reject_if_unreadable, take_cells
@@ -28,7 +37,6 @@ from bdm.generation.request import request_cells
 from bdm.hierarchy.tree import Clade, match_leaves, without_leaves
 from bdm.model.card import save_with_card
 from bdm.model.fit import fit
-from bdm.model.fitted_cells import bounds_of_cells, denoising_gains, has_batches_of
 from bdm.model.model import BranchedModel, load_model
 from bdm.settings import AuditSettings, FitSettings, GenerationSettings, InputKeys
 
@@ -85,7 +93,7 @@ def audit_folds(
 
 def scores_of(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> pd.DataFrame:
     """Score the members and non-members of a fold by all attacks: by generated cells, by copies, and by chance."""
-    attacked, reference = np.flatnonzero(fold.part != REFERENCE), fold.rows(REFERENCE)
+    attacked, reference = fold.attacked, fold.rows(REFERENCE)
     halves = [np.flatnonzero(fold.half == half) for half in (0, 1)]
     taken = {
         GENERATED: (generated.cells, reference),
@@ -230,7 +238,7 @@ def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: A
     ``denoiser_loss`` is the gain of the model's prior over one of the reference cells, where it has their batches, and
     ``bound`` the difference of evidence lower bounds, in nats.
     """
-    attacked = take_cells(prepared, np.flatnonzero(fold.part != REFERENCE))
+    attacked = take_cells(prepared, fold.attacked)
     others = take_cells(prepared, fold.rows(REFERENCE))
     if not has_batches_of(model, attacked):
         logger.warning("The model is not attacked, only its cells: non-members are of batches that it lacks.")
