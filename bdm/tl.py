@@ -28,7 +28,13 @@ from bdm.lineages.fit import fit_lineage
 from bdm.lineages.results import Lineage
 from bdm.lineages.tree import read_lineage_tree
 from bdm.power.analysis import PowerAnalysis
-from bdm.power.tests import ExperimentSettings, composition_tests, log_cpm_tests, pseudobulk_tests, wilcoxon_tests
+from bdm.power.differential import (
+    ExperimentSettings,
+    composition_tests,
+    log_cpm_tests,
+    pseudobulk_tests,
+    wilcoxon_tests,
+)
 from bdm.responses.cells import predict_cells
 from bdm.responses.fit import fit_responses
 from bdm.responses.results import Responses

@@ -26,6 +26,7 @@ from bdm.evaluation.genes import wilcoxon
 from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.ancestral_states import (
+    AncestralStates,
     ancestral_states,
     branch_observation_model,
     commitment,
@@ -526,18 +527,11 @@ def test_markers_mark_their_type():
     assert len({gene for of_type in chosen.values() for gene in of_type}) == 8
 
 
-@pytest.fixture
-def states_of_tree():
-    genes = pd.Index([f"gene{k}" for k in range(12)])
-    frame = pd.DataFrame(np.arange(72.0).reshape(6, 12).T, genes, [branch.name for branch in TREE.branches])
-    return type("AncestralStates", (), {"expression": frame, "detected": frame / 72})
-
-
-def test_given_markers_are_seen_down_the_tree(states_of_tree):
+def test_given_markers_are_seen_down_the_tree():
     cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20})
-    genes = states_of_tree.expression.index
+    genes = pd.Index([f"gene{k}" for k in range(12)])
     given = {"mine": ("gene2", "gene0"), "yours": ("gene0", "gene1")}
-    markers = markers_of(given, cells, cells, genes, TREE, states_of_tree)
+    markers = markers_of(given, cells, cells, genes, TREE)
     assert markers.genes == {"mine": ("gene2", "gene0"), "yours": ("gene1",)}
     assert markers.real.mean["gene0"].idxmax() == "a"
     table = marker_rows(markers)
@@ -548,8 +542,10 @@ def test_given_markers_are_seen_down_the_tree(states_of_tree):
     below = cells.expression[np.isin(cells.cell_type, ["a", "b"])][:, 0]
     assert markers.clades.mean.loc["node", "gene0"] == pytest.approx(below.mean())
     assert markers.clades.fraction.loc["node", "gene0"] == pytest.approx((below > 0).mean())
-    assert markers.ancestral_states.mean.loc["node", "gene2"] == pytest.approx(np.log1p(14))
-    assert markers.ancestral_states.fraction.loc["node", "gene2"] == pytest.approx(14 / 72)
+    frame = pd.DataFrame(np.arange(72.0).reshape(6, 12).T, genes, [branch.name for branch in TREE.branches])
+    dots = AncestralStates(np.zeros((6, 2)), frame, frame / 72).dots(["gene2"])
+    assert dots.mean.loc["node", "gene2"] == pytest.approx(np.log1p(14))
+    assert dots.fraction.loc["node", "gene2"] == pytest.approx(14 / 72)
 
 
 # ---- scanpy

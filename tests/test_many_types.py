@@ -90,6 +90,6 @@ def test_marker_table_does_not_grow_with_the_square_of_types(n_types, n_rows):
     genes = {name: tuple(f"{name} gene {k}" for k in range(3)) for name in types}
     table = pd.DataFrame(0.5, index=types, columns=[gene for members in genes.values() for gene in members])
     dots = Dots(table, table)
-    rows = marker_rows(Markers(genes, dots, dots, dots, dots))
+    rows = marker_rows(Markers(genes, dots, dots, dots))
     assert len(rows) == n_rows
     assert rows.groupby("cell_type")["gene"].nunique().min() >= 3

@@ -17,7 +17,7 @@ from bdm.design.settings import read_design
 from bdm.errors import InputError
 from bdm.power.analysis import check_testable
 from bdm.power.deseq import AllGenesInference, deseq2, freedom_of_prior, information, negative_log_likelihood
-from bdm.power.tests import (
+from bdm.power.differential import (
     TESTS,
     Experiment,
     ExperimentSettings,

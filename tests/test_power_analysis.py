@@ -26,7 +26,7 @@ from bdm.power.analysis import (
     power_analysis,
     score_experiment,
 )
-from bdm.power.tests import TESTS
+from bdm.power.differential import TESTS
 
 ROOT = Path(__file__).parents[1]
 TWO = ["control", "stimulated"]

@@ -22,7 +22,7 @@ from bdm._core.seeds import to_tensor
 from bdm.errors import InputError, at
 from bdm.kinds import Kinds
 
-FORMAT = 18
+FORMAT = 19
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
 
 Value = TypeVar("Value")

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import Device, OutFolder, Prepared
+from bdm.commands.base import Device, OutFolder, Prepared, Summary
 from bdm.errors import InputError, at
 from bdm.settings import AuditSettings, FitSettings, GenerationSettings, Seed, Tree
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from bdm.commands.base import Summary
-from bdm.commands.options import OutFolder, Prepared
+from bdm.commands.base import OutFolder, Prepared, Summary
 from bdm.errors import at
 from bdm.settings import AuditSettings, Seed
 

@@ -3,8 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from bdm.commands.base import Summary
-from bdm.commands.options import Device, OutFolder, Prepared
+from bdm.commands.base import Device, OutFolder, Prepared, Summary
 from bdm.settings import AutoencoderSettings, Seed
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What all commands have in common: options from settings, messages while they run, and a summary at their end."""
+"""What all commands have in common: options from settings, shared arguments, messages, and a summary at the end."""
 
 import functools
 import inspect
@@ -9,18 +9,24 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
+
+import typer
+from annotated_types import Ge
 
 from bdm import __version__
-from bdm.commands.options import Quiet, Threads, Verbose, arguments_of, check_outputs, options_of
-from bdm.errors import Interrupted, as_options
+from bdm.errors import OPTIONS_FOR_NONE, InputError, Interrupted, as_options
+from bdm.schema import Setting, StageSettings, Unset, alternatives, settings_of
+from bdm.validation import bounds_in_words
 
 logger = logging.getLogger("bdm")
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,10 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
     shared: dict[str, Any] = {"quiet": Quiet, "verbose": Verbose}
     if computes:
         shared = {"threads": Threads, **shared}
-    kind, own = inspect.Parameter.KEYWORD_ONLY, inspect.signature(command)
-    added = [inspect.Parameter(name, kind, default=None, annotation=annotation) for name, annotation in shared.items()]
+    own = inspect.signature(command)
+    added = [
+        inspect.Parameter(name, KEYWORD, default=None, annotation=annotation) for name, annotation in shared.items()
+    ]
     signature = own.replace(parameters=[*own.parameters.values(), *added])
     options = options_of(signature)
 
@@ -93,6 +101,9 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
     return run
 
 
+# ---- messages
+
+
 class OptionFormatter(logging.Formatter):
     """Formats messages for the command line, where settings are options."""
 
@@ -121,9 +132,10 @@ def show_messages(*, quiet: bool, verbose: bool) -> Iterator[None]:
 
 def versions() -> str:
     """Describe what runs, and on what."""
+    from bdm._core.files import PACKAGES
     from bdm._core.parallel import chosen_threads
 
-    packages = " ".join(f"{name} {version(name)}" for name in ("anndata", "numpy", "scanpy", "torch"))
+    packages = " ".join(f"{name} {version(name)}" for name in PACKAGES)
     machine = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}"
     return f"bdm {__version__}, {packages}, {machine}, {chosen_threads()} threads"
 
@@ -139,3 +151,232 @@ def peak_memory() -> int:
     """Most memory that this process, or one that it started, has held, in bytes."""
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return most if sys.platform == "darwin" else most * 1024
+
+
+# ---- from settings to options
+
+
+@dataclass(frozen=True)
+class Short:
+    """Letter that may stand for an option."""
+
+    flag: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter of a command as typer takes it, and the setting that it stands for."""
+
+    parameter: inspect.Parameter
+    path: tuple[str, ...]  # argument of the command, and of the settings of stages the fields down to the setting
+    setting: Setting
+    unsets: bool = False  # whether it is a switch that sets the setting to None
+
+
+def options_of(signature: inspect.Signature) -> list[Option]:
+    """Give the parameters of a command for typer, with one for each setting.
+
+    An argument is annotated with its type and a help text, as a setting is; it is an option if it is keyword-only. One
+    of type :class:`bdm.schema.StageSettings` stands for all of its settings that have a help text and are no arguments
+    themselves; where two stages have settings of the same name, the option begins with the section of the stage.
+    """
+    found = []
+    for name, parameter in signature.parameters.items():
+        model = parameter.annotation
+        if inspect.isclass(model) and issubclass(model, StageSettings):
+            leaves = [leaf for leaf in leaves_of(model) if leaf[-1].name not in signature.parameters]
+            number = Counter(setting.name for *_, setting in leaves)
+            for path, stage, setting in leaves:
+                option = setting.name if number[setting.name] == 1 else f"{stage}_{setting.name}"
+                panel = f"Settings of {stage}" if len(path) > 1 else None
+                found.append(Option(as_option(option, setting, panel=panel), (name, *path), setting))
+                if setting.default is not None and setting.unset and setting.name in OPTIONS_FOR_NONE:
+                    found.append(Option(as_switch_to_none(setting, panel=panel), (name, *path), setting, unsets=True))
+            continue
+        setting = Setting(name, model, parameter.default)
+        found.append(Option(as_option(name, setting, kind=parameter.kind), (name,), setting))
+    return found
+
+
+def leaves_of(model: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str, Setting]]:
+    """Give the settings that have a help text, after the fields down to them and the section of their stage."""
+    for setting in settings_of(model):
+        if setting.nested is not None:
+            yield from (((setting.name, *path), stage, leaf) for path, stage, leaf in leaves_of(setting.nested))
+        elif setting.help:
+            yield (setting.name,), model.section, setting
+
+
+def as_option(name: str, setting: Setting, *, panel: str | None = None, kind: Any = KEYWORD) -> inspect.Parameter:
+    """Make a parameter that typer turns into an option or argument, a text; the setting checks it, not typer."""
+    type_, default, text = setting.types[0], setting.default, (setting.help or "").removesuffix(".")
+    how: dict[str, Any] = {"show_default": (not default and setting.unset) or True, "rich_help_panel": panel}
+    if type_ is bool:
+        default, how["show_default"] = default is True, False
+    elif type_ is tuple:
+        items = {item for one in alternatives(setting.annotation) for item in get_args(one)}
+        type_ = list[Path] if Path in items else list[str]
+        default, text = (None, f"{text}; may be repeated") if kind == KEYWORD else (default, text)
+    elif type_ in (int, float):
+        bounds = bounds_in_words(setting.bounds)
+        type_, how["metavar"], text = str, f"<{type_.__name__}>", f"{text} ({bounds})" if bounds else text
+    elif type_ is not Path:
+        type_ = str
+    if kind == KEYWORD:
+        short = setting.note(Short)
+        flags = [f"--{name.strip('_').replace('_', '-')}", *([short.flag] if short else [])]
+        option = typer.Option(*flags, help=f"{text}.", **how)
+    else:
+        option = typer.Argument(help=f"{text}.", show_default=False)
+    annotation: Any = Annotated[type_ | None if default is None else type_, option]
+    return inspect.Parameter(name, KEYWORD, default=default, annotation=annotation)
+
+
+def as_switch_to_none(setting: Setting, *, panel: str | None = None) -> inspect.Parameter:
+    """Make the option that sets a setting to None, whose default is another value."""
+    name, meaning = OPTIONS_FOR_NONE[setting.name], setting.unset or ""
+    text = f"{meaning[:1].upper()}{meaning[1:]}."
+    annotation: Any = Annotated[bool, typer.Option(f"--{name}", help=text, show_default=False, rich_help_panel=panel)]
+    return inspect.Parameter(name.replace("-", "_"), KEYWORD, default=False, annotation=annotation)
+
+
+# ---- from options to settings
+
+
+def arguments_of(signature: inspect.Signature, options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
+    """Collect the arguments of a command from the values of its options, and check them."""
+    found: dict[str, Any] = {}
+    for option in options:
+        value, setting, (*places, name) = given[option.parameter.name], option.setting, option.path
+        if not {int, float}.isdisjoint(setting.types):
+            value = number_in(value)
+        values = found
+        for place in places:
+            values = values.setdefault(place, {})
+        if option.unsets:
+            if value and values[name] != setting.default:
+                raise InputError(
+                    f"`{setting.name}=` and `{setting.name}=None` contradict each other; give one of them."
+                )
+            values[name] = None if value else values[name]
+        elif tuple in setting.types and value in (None, []):
+            values[name] = setting.default
+        else:
+            values[name] = value if places else setting.checked(value)
+    return {
+        name: settings_from(parameter.annotation, found[name]) if isinstance(found.get(name), dict) else found[name]
+        for name, parameter in signature.parameters.items()
+    }
+
+
+def settings_from(model: type[StageSettings], values: dict[str, Any]) -> StageSettings:
+    """Make settings, and those of the stages in them, of which None is a value as any other."""
+    stages: dict[str, Any] = {setting.name: setting.nested for setting in settings_of(model)}
+    return model(
+        **{
+            name: settings_from(stages[name], value) if isinstance(value, dict) else value
+            for name, value in values.items()
+        }
+    )
+
+
+def number_in(text: Any) -> Any:
+    """Give the number that a text stands for; anything else as it is."""
+    for kind in (int, float):
+        with suppress(ValueError, TypeError):
+            return kind(text) if isinstance(text, str) else text
+    return text
+
+
+# ---- files that are written
+
+
+class Output:
+    """Marks an argument that names a file or a folder to write."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Ending that the name of an output needs, as files are read by their endings."""
+
+    suffix: str
+    other: str | None = None  # which serves as well
+
+
+def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> None:
+    """Reject outputs of a command that would replace what it reads, or each other, or that have another ending."""
+    notes = {name: getattr(option.annotation, "__metadata__", ()) for name, option in signature.parameters.items()}
+    written = [name for name, of_argument in notes.items() if Output in of_argument]
+    inputs = [path for name, value in arguments.items() if name not in written for path in paths_in(value)]
+    check_replaced([arguments[name] for name in written], inputs)
+    for name in written:
+        for ending in [note for note in notes[name] if isinstance(note, Ending)]:
+            if arguments[name] is not None and arguments[name].suffix.lower() not in (ending.suffix, ending.other):
+                known = ending.suffix if ending.other is None else f"{ending.suffix} or {ending.other}"
+                raise InputError(f"{arguments[name]} does not end in {known}; name an output that does.")
+
+
+def check_replaced(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
+    """Reject an output that is an input, a part of one, another output, or a folder with one of these in it."""
+    written = [out for out in outputs if out is not None]
+    number, read = Counter(out.resolve() for out in written), list(inputs)
+    for out in written:
+        place = out.resolve()
+        if number[place] > 1:
+            raise InputError(f"Two outputs would be written to {out}; name a file for each.")
+        for path in (*read, *written):
+            if path is not out and path.resolve() != place and path.resolve().is_relative_to(place):
+                raise InputError(f"{path} is in {out}, which is replaced as a whole; name another output.")
+        for path in read:
+            if path.resolve() == place or is_part(place, of=path.resolve()):
+                raise InputError(f"{out} would be read and overwritten; name another output.")
+
+
+def is_part(file: Path, *, of: Path) -> bool:
+    """Return whether a file is one of those that a folder of bdm consists of: its JSON, or tensors next to it."""
+    return file.parent == of and file.is_file() and file.with_suffix(".safetensors").is_file()
+
+
+def paths_in(value: Any) -> list[Path]:
+    """List the paths in the value of an argument: itself, those of a list or of settings, or that in ``NAME=FILE``."""
+    if isinstance(value, StageSettings):
+        return value.files()
+    if isinstance(value, list | tuple):
+        return [path for item in value for path in paths_in(item)]
+    if isinstance(value, str) and "=" in value:
+        return [Path(value.split("=", 1)[1])]
+    return [value] if isinstance(value, Path) else []
+
+
+# ---- arguments that several commands share
+
+OutFile = Annotated[Path, Output, "File to write."]
+OutFolder = Annotated[Path, Output, "Folder to write."]
+OutCells = Annotated[Path, Output, Ending(".h5ad"), "AnnData file (.h5ad) to write."]
+OutGenerated = Annotated[
+    Path,
+    Output,
+    Ending(".h5ad", ".h5mu"),
+    "AnnData file (.h5ad) to write, or MuData (.h5mu), if the model was fitted to one.",
+]
+
+Prepared = Annotated[Path, "Cells made by bdm prepare (.h5ad)."]
+AutoencoderFolder = Annotated[Path, "Folder made by bdm autoencoder."]
+ModelFolder = Annotated[Path, "Folder made by bdm train or bdm fit."]
+OfModel = Annotated[Path | None, "Model that was fitted on the cells, if these were not made by bdm prepare."]
+TestCells = Annotated[Path | None, "Test cells, which the model was not fitted on; needs --model."]
+HeldOutCells = Annotated[Path | None, "Test cells, which no method was fitted on, in a file of their own."]
+Compare = Annotated[tuple[str, ...], "Other cells to evaluate in the same way, as NAME=FILE."]
+AtValues = Annotated[
+    tuple[str, ...], "Value of a covariate, as NAME=NUMBER, or values spread over a range, as NAME=LOW:HIGH."
+]
+Extrapolate = Annotated[bool, "Allow values of covariates that training cells do not have."]
+Threads = Annotated[
+    int | None,
+    Ge(1),
+    "Number of threads; results do not depend on it.",
+    Unset("all that the process may use"),
+]
+Device = Annotated[str, "Device to compute on: auto, cpu, cuda or mps."]
+Quiet = Annotated[bool, "Print only warnings and errors.", Short("-q")]
+Verbose = Annotated[bool, "Print versions, options, the number of threads, and the time of each message.", Short("-v")]

@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import ModelFolder, Output
+from bdm.commands.base import ModelFolder, Output, Summary
 from bdm.errors import at
 from bdm.settings import Contact, License, Source
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import Compare, HeldOutCells, OfModel, OutFolder
+from bdm.commands.base import Compare, HeldOutCells, OfModel, OutFolder, Summary
 from bdm.errors import InputError
 from bdm.settings import EvaluationSettings, InputKeys, Seed
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import OutFolder
+from bdm.commands.base import OutFolder, Summary
 from bdm.settings import PredictedEvaluationSettings, Seed
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from bdm.commands.base import Summary
+from bdm.commands.base import Compare, OfModel, OutFolder, Summary, TestCells
 from bdm.commands.evaluate import check_used, named_files
-from bdm.commands.options import Compare, OfModel, OutFolder, TestCells
 from bdm.errors import InputError
 from bdm.settings import InputKeys, Seed
 

@@ -1,7 +1,6 @@
 """``bdm example``: write example cells."""
 
-from bdm.commands.base import Summary
-from bdm.commands.options import OutCells
+from bdm.commands.base import OutCells, Summary
 
 
 def example(out: OutCells) -> Summary:

@@ -5,8 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from bdm.commands.base import Summary, generating
-from bdm.commands.options import ModelFolder, OutFolder, Output
+from bdm.commands.base import ModelFolder, OutFolder, Output, Summary, generating
 from bdm.settings import InputKeys, MissingAsZero, NewTypes, Seed
 
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import Ending, Output
+from bdm.commands.base import Ending, Output, Summary
 from bdm.schema import Unset
 from bdm.settings import Counts, Labels
 

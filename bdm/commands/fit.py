@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary, generating
-from bdm.commands.options import Device, OutFolder
+from bdm.commands.base import Device, OutFolder, Summary, generating
 from bdm.errors import at, counted
 from bdm.settings import Labels, Seed, Settings, Tree
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from bdm.commands.base import Summary, evaluating
-from bdm.commands.options import AtValues, Device, Extrapolate, ModelFolder, OutGenerated
+from bdm.commands.base import AtValues, Device, Extrapolate, ModelFolder, OutGenerated, Summary, evaluating
 from bdm.errors import InputError, counted
 from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
 

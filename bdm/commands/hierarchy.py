@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import AutoencoderFolder, OutFile, Output
+from bdm.commands.base import AutoencoderFolder, OutFile, Output, Summary
 from bdm.errors import counted, listed
 from bdm.settings import HierarchySettings, Seed, Tree
 

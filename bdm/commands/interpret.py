@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import ModelFolder, OutFolder
+from bdm.commands.base import ModelFolder, OutFolder, Summary
 from bdm.settings import InputKeys, InterpretationSettings, Seed
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import OutFolder
+from bdm.commands.base import OutFolder, Summary
 from bdm.settings import Labels, LineageSettings, LineageTreeFile
 
 logger = logging.getLogger(__name__)

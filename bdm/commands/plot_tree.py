@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from bdm.commands.base import Summary
-from bdm.commands.options import OutFile
+from bdm.commands.base import OutFile, Summary
 from bdm.schema import Unset
 
 

@@ -1,7 +1,6 @@
 """``bdm power``: the power of an experiment, by simulation."""
 
-from bdm.commands.base import Summary
-from bdm.commands.options import Device, ModelFolder, OutFolder
+from bdm.commands.base import Device, ModelFolder, OutFolder, Summary
 from bdm.commands.simulate import DesignSeed
 from bdm.errors import at
 from bdm.settings import DesignFile

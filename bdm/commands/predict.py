@@ -5,8 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import Ending, OutCells, Output
+from bdm.commands.base import Ending, OutCells, Output, Summary
 from bdm.settings import Counts, Labels, PredictedCondition, PredictedTypes, Seed
 
 logger = logging.getLogger(__name__)

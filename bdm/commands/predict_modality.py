@@ -6,8 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge, MinLen
 
-from bdm.commands.base import Summary
-from bdm.commands.options import ModelFolder, OutCells
+from bdm.commands.base import ModelFolder, OutCells, Summary
 from bdm.settings import InputKeys, Seed
 
 Name = Annotated[str, MinLen(1), "Modality of the model to predict, such as `prot`."]

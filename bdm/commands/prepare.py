@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import OutCells
+from bdm.commands.base import OutCells, Summary
 from bdm.settings import Labels, PrepareSettings
 
 

@@ -6,8 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from bdm.commands.base import Summary
-from bdm.commands.options import OutCells, Output
+from bdm.commands.base import OutCells, Output, Summary
 from bdm.settings import Counts, Extrapolate, Labels, LineageNode, LineageTime, Seed
 
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary
-from bdm.commands.options import OutFile
+from bdm.commands.base import OutFile, Summary
 
 
 def report(

@@ -6,8 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from bdm.commands.base import Summary
-from bdm.commands.options import Device, ModelFolder, OutGenerated, Output
+from bdm.commands.base import Device, ModelFolder, OutGenerated, Output, Summary
 from bdm.errors import at
 from bdm.schema import Unset
 from bdm.settings import DesignFile

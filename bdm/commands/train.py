@@ -5,8 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from bdm.commands.base import Summary, generating
-from bdm.commands.options import AutoencoderFolder, Device, OutFolder
+from bdm.commands.base import AutoencoderFolder, Device, OutFolder, Summary, generating
 from bdm.settings import PriorSettings, Seed
 
 if TYPE_CHECKING:

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import Summary, evaluating
-from bdm.commands.options import AtValues, Device, Extrapolate, ModelFolder, OutGenerated
+from bdm.commands.base import AtValues, Device, Extrapolate, ModelFolder, OutGenerated, Summary, evaluating
 from bdm.settings import InputKeys, Seed, SourceTypes, TargetType, TransmutationSettings
 
 

@@ -1,5 +1,7 @@
 """Ancestral states (denoised cells at nodes), where genes commit, and marker genes, in cells and down the tree."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
@@ -28,6 +30,10 @@ class AncestralStates:
     x: np.ndarray  # mean of the denoised cells in whitened space, branches x dimensions
     expression: pd.DataFrame  # mean of their decoded expression in CP10k, genes x branches
     detected: pd.DataFrame  # share of such cells that would have counts of a gene, genes x branches
+
+    def dots(self, genes: Sequence[str]) -> Dots:
+        """Expression of some genes by branch."""
+        return Dots(np.log1p(self.expression.loc[genes].T), self.detected.loc[genes].T)
 
 
 def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> AncestralStates:
@@ -122,7 +128,6 @@ class Markers:
     real: Dots  # training cells by cell type; where there is one type, by population
     generated: Dots
     clades: Dots  # training cells below each branch
-    ancestral_states: Dots
 
 
 def markers_of(
@@ -131,7 +136,6 @@ def markers_of(
     generated: Cells,
     genes: pd.Index,
     hierarchy: Hierarchy,
-    states: AncestralStates,
 ) -> Markers:
     """Compute markers in real and generated cells, and by branch; a gene that marks two types counts for the first."""
     first = {gene: cell_type for cell_type, members in reversed(chosen.items()) for gene in reversed(members)}
@@ -146,7 +150,6 @@ def markers_of(
         real=compute_dots(training, columns, genes, by_type),
         generated=compute_dots(generated, columns, genes, by_type),
         clades=compute_dots(training, columns, genes, by_branch),
-        ancestral_states=Dots(np.log1p(states.expression.iloc[columns].T), states.detected.iloc[columns].T),
     )
 
 

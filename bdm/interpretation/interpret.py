@@ -103,7 +103,7 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
         contrasts=contrasts,
         agreement=agreement_by_node(contrasts, inputs, n_genes=settings.n_genes),
         stability=node_stability(model),
-        markers=markers_of(markers, inputs.training, inputs.generated, genes, hierarchy, states),
+        markers=markers_of(markers, inputs.training, inputs.generated, genes, hierarchy),
         held_out=inputs.held_out,
         provenance=provenance(seed=seed, settings=asdict(settings)),
     )

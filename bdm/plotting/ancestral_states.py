@@ -1,6 +1,7 @@
 """Dot plots of marker genes by cell type and by branch."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -
     tree, *axes = figure.subplots(1, 3, sharey=True, width_ratios=[4.5, width, width])
     draw_outline(tree, view, names)
     by_title = {
-        "ancestral states of the model": found.ancestral_states,
+        "ancestral states of the model": interpretation.ancestral_states.dots([*chain(*groups)]),
         "real training cells below the branch": found.clades,
     }
     draw_dot_plots(axes, by_title, names, groups, interpretation.names.labels)
@@ -104,7 +105,7 @@ def draw_dot_plots(
     relative_to: Dots | None = None,
 ) -> None:
     """Draw a dot plot in each axes, with lines between groups of genes, relative to each gene's largest mean."""
-    figure, genes = figure_of(axes[0]), [gene for group in groups for gene in group]
+    figure, genes = figure_of(axes[0]), [*chain(*groups)]
     for axis, (title, dots) in zip(axes, by_title.items(), strict=True):
         largest = (relative_to or dots).mean[genes].max().clip(lower=1e-9)
         part = Dots((dots.mean[genes] / largest).loc[rows], dots.fraction.loc[rows, genes])

@@ -30,7 +30,7 @@ from bdm.plotting.style import (
     shown_panels,
 )
 from bdm.power.analysis import COMPOSITION, PowerAnalysis
-from bdm.power.tests import METHODS
+from bdm.power.differential import METHODS
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
 STYLES: dict[str, Style] = {

@@ -23,7 +23,7 @@ from bdm.design.simulate import simulated_cells
 from bdm.design.truth import comparisons_of, composition_of
 from bdm.errors import InputError
 from bdm.model.model import BranchedModel
-from bdm.power.tests import Experiment, ExperimentSettings, deseq2_test, expression_test, share_tests
+from bdm.power.differential import Experiment, ExperimentSettings, deseq2_test, expression_test, share_tests
 
 COMPOSITION = "composition"
 SMALL = 0.05  # p-values below it are 5% of those of a valid test

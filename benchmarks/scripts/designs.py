@@ -14,7 +14,7 @@ from bdm.data.prepare import read_prepared
 from bdm.design.settings import read_design
 from bdm.design.simulate import simulate_cells
 from bdm.model.model import load_model
-from bdm.power.tests import TESTS, Experiment, ExperimentSettings, expression_test, share_tests
+from bdm.power.differential import TESTS, Experiment, ExperimentSettings, expression_test, share_tests
 
 COMPOSITION = "composition"
 CONDITIONS = ("first", "second")

@@ -243,7 +243,7 @@ def pseudobulk_tests(
     Raises
     ------
     InputError
-        As :meth:`bdm.power.tests.Experiment.of`.
+        As :meth:`bdm.power.differential.Experiment.of`.
     """
     return expression_test(Experiment.of(adata, settings), "deseq2_t" if t_distribution else "deseq2")
 
@@ -290,7 +290,7 @@ def composition_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -
     Raises
     ------
     InputError
-        As :meth:`bdm.power.tests.Experiment.of`.
+        As :meth:`bdm.power.differential.Experiment.of`.
     """
     experiment = Experiment.of(adata, settings)
     return share_tests(experiment.n_cells, experiment.samples)
