@@ -98,7 +98,6 @@ class Decoder(nn.Module):
         *,
         log_size: Tensor | None = None,
         offset: Tensor | None = None,
-        batch_factor: float = 1,
     ) -> Tensor:
         """Log mean of each count, cells x genes; log expression, without size factors.
 
@@ -112,10 +111,8 @@ class Decoder(nn.Module):
             Log size factors, cells x normalised blocks.
         offset
             Additional offsets of log expression before the normalisation, cells x genes or one per gene.
-        batch_factor
-            Factor of the differences between batches; 0 for none.
         """
-        logits = self.loadings(latent) + self._offset(batch, batch_factor)
+        logits = self.loadings(latent) + (self.mean_batch() if batch is None else self.batch_offset[batch])
         log_expression = self.blocks.log_expression(logits if offset is None else logits + offset)
         return log_expression if log_size is None else log_expression + self.blocks.spread(log_size, others=0)
 
@@ -216,13 +213,6 @@ class Decoder(nn.Module):
         return self._copied(shape, state)
 
     # ---- batches
-
-    def _offset(self, batch: Tensor | None, factor: float = 1) -> Tensor:
-        """Offset of log expression in batches whose differences are multiplied by a factor, cells x genes, or genes."""
-        if batch is None:
-            return self.mean_batch()
-        offset = self.batch_offset[batch]
-        return offset if factor == 1 else torch.lerp(self.mean_batch(), offset, factor)
 
     def batch_factors(self) -> np.ndarray:
         """Factor of each batch on the expression of each gene, batches x genes, of geometric mean 1."""

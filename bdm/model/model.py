@@ -220,13 +220,12 @@ def expected_counts(
     population: str | None = None,
     *,
     offset: Tensor | None = None,
-    batch_factor: float = 1,
 ) -> np.ndarray:
     """Mean counts of cells, cells x genes; ``x``: cells x dimensions; ``offset``: cells x genes."""
     y, layout = model.whitening.inverse(x), model.layout
     decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(batch)
     log_size = y[:, layout.library_sizes].clamp(*model.library_range(population))
-    log_mean = decoder.decode(y[:, layout.latent], codes, log_size=log_size, offset=offset, batch_factor=batch_factor)
+    log_mean = decoder.decode(y[:, layout.latent], codes, log_size=log_size, offset=offset)
     if population in model.levels:
         log_mean[:, model.autoencoder.proteins] += model.levels[population].log_factor
     return log_mean.exp().numpy()
