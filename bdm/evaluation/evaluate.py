@@ -202,7 +202,7 @@ def evaluate(
     whole = resamples[-1]
     embedded = {"test": whole.test, **whole.query}
     most = size_limits.mapped // len(embedded)
-    mapped = {name: sample_at_most(of, most=most, seed=whole.seed) for name, of in embedded.items()}
+    mapped = {name: sample_at_most(cells, most=most, seed=whole.seed) for name, cells in embedded.items()}
     var, modalities = real.names.var, None
     if has_modalities(var):
         modalities = modality_scores(resamples, var, most=size_limits.gene_auc)

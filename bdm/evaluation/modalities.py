@@ -98,15 +98,15 @@ def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd
     """Embed the cells of all sets together, by all modalities: ``COORDINATES``, ``cell_type`` and ``set``."""
     cells = list(sets.values())
     if has_modalities(var):
-        counts = sparse.vstack([of.counts for of in cells], format="csr")
-        parts = [values_of(counts[:, of.features], of) for of in modalities_of(var)]
+        counts = sparse.vstack([each.counts for each in cells], format="csr")
+        parts = [values_of(counts[:, modality.features], modality) for modality in modalities_of(var)]
         components = np.hstack([components_of(part, seed=seed) for part in parts])
     else:
-        expression = sparse.vstack([of.expression for of in cells], format="csr")
+        expression = sparse.vstack([each.expression for each in cells], format="csr")
         components = fitted_pca(expression, seed=seed).transform(expression)
     table = pd.DataFrame(umap_of(components, seed=seed), columns=COORDINATES)
     names = np.repeat(list(sets), list(map(len, cells)))
-    return table.assign(cell_type=np.concatenate([of.cell_type for of in cells]), set=names)
+    return table.assign(cell_type=np.concatenate([each.cell_type for each in cells]), set=names)
 
 
 def gene_correlations(query: Cells, test: Cells, rna: Modality, modality: Modality, var: pd.DataFrame) -> Agreement:
