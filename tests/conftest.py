@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def quick():
     """Evaluate by few trees, whose fit takes most of the time of an evaluation; assemble the command line once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bdm.evaluation.metrics.N_TREES", 20)
+        patch.setattr("bdm.evaluation.metrics.N_TREES", 10)
         patch.setattr("typer.main.get_command", cache(typer.main.get_command))
         yield
 

@@ -58,6 +58,7 @@ def assert_same(one: Cells, other: Cells) -> None:
     assert one.batch.tolist() == other.batch.tolist()
 
 
+@pytest.mark.slow
 def test_a_split_column_and_two_files_are_the_same_cells(files):
     keys = InputKeys(label_key="annotation", batch_key="person", counts="umi")
     one = read_real_cells(files / "cells.h5ad", None, keys)

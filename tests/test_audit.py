@@ -441,6 +441,7 @@ def test_a_tree_loses_the_types_that_are_too_rare(prepared, tmp_path):
         audit_models(division, settings, replace(models, tree=left))
 
 
+@pytest.mark.slow
 def test_python_audits_as_the_command_does(prepared, tmp_path):
     cells = ad.AnnData(prepared.X, obs=prepared.obs[["cell_type", "donor"]], var=prepared.var)
     settings = Settings(**vars(SMALL), prepare=PrepareSettings(genes="all", min_cells_per_gene=0, test=0.2))

@@ -509,6 +509,7 @@ def simulated(n_cells: int, n_genes: int = 200) -> tuple[CountAutoencoder, AnnDa
     return truth, AnnData(sparse.csr_matrix(counts.numpy()), obs=obs.set_axis(obs.index.astype(str)))
 
 
+@pytest.mark.slow
 def test_model_that_cells_are_sampled_from_is_recovered():
     truth, adata = simulated(4000)
     found = fitted(adata, n_latent=2, loading_scale=0.6, n_steps=400).network

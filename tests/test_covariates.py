@@ -460,6 +460,7 @@ def test_cells_of_a_model_without_the_covariate_are_far_in_bins(model, evaluatio
     assert worse > 3 * better
 
 
+@pytest.mark.slow
 def test_figure_has_real_and_generated_cells_along_the_covariate(evaluation, tmp_path):
     from bdm.pl import write_result
     from bdm.plotting.responses import covariates

@@ -39,6 +39,7 @@ def files(prepared, generated, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_evaluate_writes_tables_and_figures(files, generated, caplog):
     generated[:, ::-1].copy().write_h5ad(files / "flat.h5ad")
     caplog.set_level("INFO")

@@ -103,6 +103,7 @@ def test_populations_are_found_by_counts_whatever_cells_were_drawn_from(small_mo
     assert (populations_by(small_model.model)(Cells.from_anndata(without)) == found).all()
 
 
+@pytest.mark.slow
 def test_sets_without_known_batches_have_no_scores_by_sub_population(batch_model):
     test, new = (batch_model.generate(NUMBERS, seed=seed) for seed in (1, 2))
     unknown, none = new.copy(), new.copy()
@@ -113,6 +114,7 @@ def test_sets_without_known_batches_have_no_scores_by_sub_population(batch_model
     assert set(found.by_type.index.get_level_values("set")) == {FLOOR, GENERATED, "unknown", "none"}
 
 
+@pytest.mark.slow
 def test_command_writes_scores_by_sub_population(small_model, example_cells, held_out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small_model.save("model")
@@ -128,6 +130,7 @@ def test_command_writes_scores_by_sub_population(small_model, example_cells, hel
     np.testing.assert_allclose(table["energy"], expected["energy"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_prepared_cells_stay_on_disk_with_the_model(small_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small_model.save("model")

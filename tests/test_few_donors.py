@@ -49,6 +49,7 @@ def test_donors_are_counted_in_effect():
     assert found.to_dict() == pytest.approx({"even": 4, "one": 100 / 82, "two": 9 / 5})
 
 
+@pytest.mark.slow
 def test_a_sub_population_of_one_donor_is_not_formed(caplog):
     """The clone is one where donors do not count, and is named; its cells stay in the type otherwise."""
     found, named = {}, {}

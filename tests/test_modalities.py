@@ -491,6 +491,7 @@ def interpretation(multi_model):
     return multi_model.interpretation
 
 
+@pytest.mark.slow
 def test_branches_have_the_best_features_of_each_modality(interpretation, tmp_path):
     write_result(tmp_path, interpretation)
     table = pd.read_csv(tmp_path / "branch_genes.csv")

@@ -226,6 +226,7 @@ def test_needs_an_interpretation(small_model, tmp_path):
         pl.markers(bdm.BranchedDiffusion.load(tmp_path / "model"))
 
 
+@pytest.mark.slow
 def test_figures_choose_no_backend_and_a_tree_needs_matplotlib_alone():
     code = (
         "import sys, matplotlib; before = dict.__getitem__(matplotlib.rcParams, 'backend')\n"

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -630,10 +631,19 @@ def two_sided() -> LatentCells:
     return LatentCells(mean, torch.full_like(mean, 0.2), population, ("a", "b"))
 
 
+KINDS = [DiffusionPrior, pytest.param(FlowMatchingPrior, marks=pytest.mark.slow)]
+
+
+@cache
+def fitted_to_two_sided(kind: type[LatentPrior], *, seed: int = 0) -> FittedPrior:
+    """Prior that tests share, and do not change."""
+    return fitted(n_steps=600 if kind is DiffusionPrior else 2000, seed=seed, cells=two_sided(), prior=kind)
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
-@pytest.mark.parametrize("kind", [DiffusionPrior, FlowMatchingPrior])
+@pytest.mark.parametrize("kind", KINDS)
 def test_network_learns_what_is_not_normal(seed, kind):
-    fit = fitted(n_steps=600 if kind is DiffusionPrior else 2000, seed=seed, cells=two_sided(), prior=kind)
+    fit = fitted_to_two_sided(kind, seed=seed)
     assert fit.prior.kept[[fit.prior.hierarchy.rows[name] for name in "ab"]].all()
     if kind is DiffusionPrior:
         training, branches = fit.history["training"], fit.history["branches"]
@@ -664,6 +674,7 @@ def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
     assert torch.equal(fit.prior.populations.mean, expected.mean)
 
 
+@pytest.mark.slow
 def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
     fit, data = fitted(n_steps=300, cells=two_sided()), data_of(two_sided())
     assert fit.prior.kept.any()
@@ -677,10 +688,10 @@ def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
     assert all(torch.equal(value, expected[name]) for name, value in fit.prior.network.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", [DiffusionPrior, FlowMatchingPrior])
+@pytest.mark.parametrize("kind", KINDS)
 def test_embeddings_of_added_branches_denoise_their_cells(kind):
     known, settings = data_of(two_sided()), PriorSettings(n_steps=300)
-    prior = fitted(n_steps=600, cells=two_sided(), prior=kind).prior
+    prior = fitted_to_two_sided(kind).prior
     turned = replace(known.cells, mean=known.cells.mean.flip(1))  # in two parts along another axis
     data = replace(known, cells=turned, moments=population_moments(turned, known.whitening))
     embeddings = prior.fit_added(data, "a", settings, seed=0)["embeddings"]

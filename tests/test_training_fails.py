@@ -97,6 +97,7 @@ def gene_with_all_counts(counts: np.ndarray, cell_type: np.ndarray) -> None:
     counts[:, 7] = counts.sum(axis=1) * 1000 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "odd",
     [identical_type, *(pytest.param(odd, marks=pytest.mark.nightly) for odd in (enormous_cell, gene_with_all_counts))],

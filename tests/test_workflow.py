@@ -115,6 +115,7 @@ def test_flat_model_is_planned_only_where_it_is_to_be_fitted(tmp_path, fits):
     assert ("--compare" in evaluated) == fits
 
 
+@pytest.mark.slow
 def test_rules_run_the_command_of_the_environment_of_snakemake(tmp_path):
     write_config(tmp_path, demo_config())
     (tmp_path / "bdm").write_text("#!/bin/sh\nexit 1\n")
