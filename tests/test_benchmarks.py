@@ -26,6 +26,7 @@ from tree_comparison import TreeComparison
 
 from bdm.cli import app
 from bdm.data.forms import from_mudata, parts_of
+from bdm.data.modalities import modalities_of
 from bdm.data.prepare import prepare
 from bdm.hierarchy.tree import from_nested
 from bdm.settings import PrepareSettings
@@ -253,24 +254,52 @@ def test_methods_generate_as_many_cells_of_each_type(trained, prepared_file, pre
     assert np.corrcoef(real, made)[0, 1] > 0.9
 
 
-@pytest.fixture(scope="module")
-def proteins_file(example_cells, tmp_path_factory) -> Path:
-    """Prepared cells whose proteins are the counts of six genes."""
-    proteins = example_cells[:, :6].copy()
-    proteins.var_names = [f"P{number}" for number in range(6)]
-    cells = from_mudata({"rna": example_cells, "prot": proteins}, example_cells.obs[[]])
-    path = tmp_path_factory.mktemp("proteins") / "cells.h5ad"
+def with_other(cells: AnnData, modality: str, path: Path, *, n_features: int) -> Path:
+    """Prepare cells that have another modality: the counts of some genes."""
+    other = cells[:, :n_features].copy()
+    other.var_names = [f"F{number}" for number in range(n_features)]
+    cells = from_mudata({"rna": cells, modality: other}, cells.obs[[]])
     prepare(cells, PrepareSettings(label_key="bulk_labels", n_genes=100, test=0.2)).write_h5ad(path)
     return path
 
 
-@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if "package" in peer])
-def test_peers_with_a_package(name, prepared_file, proteins_file, tmp_path):
-    prepared_file = proteins_file if name == "scvi-modalities" else prepared_file
+@pytest.fixture(scope="module")
+def proteins_file(example_cells, tmp_path_factory) -> Path:
+    return with_other(example_cells, "prot", tmp_path_factory.mktemp("proteins") / "cells.h5ad", n_features=6)
+
+
+@pytest.fixture(scope="module")
+def peaks_file(example_cells, tmp_path_factory) -> Path:
+    return with_other(example_cells, "atac", tmp_path_factory.mktemp("peaks") / "cells.h5ad", n_features=30)
+
+
+def test_shuffled_cells_have_each_modality_of_one_training_cell_of_their_type(proteins_file, tmp_path):
+    run("methods/shuffled.py", "generate", tmp_path, tmp_path / "cells.h5ad", "--cells-like", proteins_file)
+    real, made = (anndata.read_h5ad(path) for path in (proteins_file, tmp_path / "cells.h5ad"))
+    real = real[real.obs["split"] != "test"]
+
+    def rows(cells: AnnData, at: slice) -> list[tuple]:
+        return sorted(zip(cells.obs["cell_type"], map(tuple, cells.X[:, at].toarray()), strict=True))
+
+    rna, proteins = (of.features for of in modalities_of(real.var))
+    assert rows(made, rna) == rows(real, rna)
+    assert rows(made, proteins) == rows(real, proteins)
+    assert rows(made, slice(None)) != rows(real, slice(None))
+
+
+WITH_PACKAGE = [name for name, peer in PEERS.items() if "package" in peer]
+CELLS_OF_PEERS = {"scvi-modalities": ["proteins_file", "peaks_file"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"), [(name, cells) for name in WITH_PACKAGE for cells in CELLS_OF_PEERS.get(name, ["prepared_file"])]
+)
+def test_peers_with_a_package(name, cells, request, tmp_path):
     pytest.importorskip(MODULES[PEERS[name]["package"]], reason="see the extra peers in pyproject.toml")
-    script, options = f"methods/{PEERS[name]['script']}.py", PEERS[name].get("train", "").split()
-    run(script, "train", prepared_file, tmp_path / "model", "--epochs", "2", *options)
-    run(script, "generate", tmp_path / "model", tmp_path / "cells.h5ad", "--cells-like", prepared_file)
+    cells, script = request.getfixturevalue(cells), f"methods/{PEERS[name]['script']}.py"
+    run(script, "train", cells, tmp_path / "model", "--epochs", "2", *PEERS[name].get("train", "").split())
+    run(script, "generate", tmp_path / "model", tmp_path / "cells.h5ad", "--cells-like", cells)
+    assert anndata.read_h5ad(tmp_path / "cells.h5ad").shape == anndata.read_h5ad(cells).shape
 
 
 @pytest.fixture(scope="module")

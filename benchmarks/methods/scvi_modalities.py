@@ -95,12 +95,11 @@ def of_multivi(
     network: scvi.model.MULTIVI, z: torch.Tensor, batch: torch.Tensor, like: np.ndarray
 ) -> tuple[torch.Tensor, ...]:
     """Draw genes, and peaks that are open, with the sizes that the encoders find in training cells."""
-    module, parts = network.module, network.adata.mod
-    x = torch.tensor(sparse.hstack([parts[name].X for name in ("rna", "atac")]).tocsr()[like].toarray())
-    sizes = module.inference(x, torch.zeros(len(x), 1), batch, None, None, torch.zeros_like(batch), None, None)
-    found = module.generative(z, z, batch, libsize_expr=sizes["libsize_expr"], label=torch.zeros_like(batch))
+    sizes = network.get_library_size_factors(indices=like)  # of genes as a logarithm
+    log_size, size = (torch.tensor(sizes[part]).reshape(-1, 1) for part in ("expression", "accessibility"))
+    found = network.module.generative(z, z, batch, libsize_expr=log_size, label=torch.zeros_like(batch))
     genes = ZeroInflatedNegativeBinomial(mu=found["px_rate"], theta=found["px_r"], zi_logits=found["px_dropout"])
-    opened = found["p"] * sizes["libsize_acc"] * torch.sigmoid(module.region_factors)
+    opened = found["p"] * size * torch.sigmoid(network.module.region_factors)
     return genes.sample(), torch.bernoulli(opened)
 
 

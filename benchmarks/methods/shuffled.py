@@ -1,32 +1,39 @@
-"""Peer: real modalities of a type, each of another training cell, as if they were independent given the type."""
+"""Peer: training cells, each with modalities of other cells of its type, as if they were independent given the type."""
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
-import peer
-from anndata import read_h5ad
-from resampled import CELLS, cells_of, train
+import typer
+from anndata import AnnData
+from peer import training_cells
+from resampled import train
 from scipy import sparse
 
+from bdm._core.files import atomic_write
+from bdm._core.seeds import numpy_generator
 from bdm.data.modalities import modalities_of
 
+app = typer.Typer()
+app.command("train")(train)
 
-def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
-    """Draw each modality of training cells of each type by itself."""
-    adata = read_h5ad(model / CELLS)
 
-    def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> sparse.csr_matrix:
-        counts = cells_of(adata, cell_type)
-        n_known = counts.shape[0]
-        orders = [rng.choice(n_known, n_cells, replace=n_cells > n_known) for _ in modalities_of(adata.var)]
-        parts = [
-            counts[rows, modality.features] for rows, modality in zip(orders, modalities_of(adata.var), strict=True)
-        ]
-        return sparse.hstack(parts, format="csr")
-
-    return peer.drawn_in_blocks(numbers, of_type, seed=seed)
+@app.command()
+def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option()], seed: int = 0) -> None:
+    """Permute each modality within types; no cell is drawn twice, as copies would be recognised."""
+    adata = training_cells(cells_like)
+    rows_of, parts = adata.obs.groupby("cell_type", observed=True).indices.values(), []
+    for modality in modalities_of(adata.var):
+        rng, order = numpy_generator(seed, "shuffled", modality.name), np.arange(adata.n_obs)
+        for rows in rows_of:
+            order[rows] = rng.permutation(rows)
+        parts.append(adata.X[order, modality.features])
+    obs = adata.obs[["cell_type"]].set_axis(pd.RangeIndex(adata.n_obs).map("synthetic-{}".format))
+    with atomic_write(out) as path:
+        var = pd.DataFrame(index=adata.var_names)
+        AnnData(sparse.hstack(parts, format="csr"), obs, var).write_h5ad(path, compression="gzip")
 
 
 if __name__ == "__main__":
-    peer.commands(train=train, draw=draw)()
+    app()

@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import typer
+from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsRegressor
 from tidy import write_rows
 
@@ -15,7 +16,7 @@ from bdm.data.prepare import read_prepared
 from bdm.evaluation.metrics import fitted_pca
 from bdm.evaluation.modalities import values_of
 
-N_COMPONENTS, N_NEIGHBOURS = 30, 20
+N_COMPONENTS, N_NEIGHBOURS = 30, [5, 10, 15, 20, 30, 50]
 
 
 def scores(log1p: np.ndarray, real: np.ndarray) -> dict[str, float]:
@@ -25,11 +26,15 @@ def scores(log1p: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 
 def near_cells(cells: ad.AnnData, test: np.ndarray, *, seed: int) -> np.ndarray:
-    """Mean log1p counts of proteins of the nearest training cells in principal components of RNA."""
+    """Mean log1p counts of proteins of the nearest training cells in principal components of RNA.
+
+    Their number is the best by cross-validation in the training cells.
+    """
     rna = values_of(cells.X[:, modalities_of(cells.var)[0].features], modalities_of(cells.var)[0])
     components = fitted_pca(rna[~test], n_components=N_COMPONENTS, seed=seed).transform(rna)
     known = np.log1p(parts_of(cells)["prot"].X[~test].toarray())
-    return KNeighborsRegressor(N_NEIGHBOURS).fit(components[~test], known).predict(components[test])
+    nearest = GridSearchCV(KNeighborsRegressor(), {"n_neighbors": N_NEIGHBOURS}, scoring="neg_mean_squared_error")
+    return np.asarray(nearest.fit(components[~test], known).predict(components[test]))
 
 
 def main(prepared: Path, predicted: list[Path], out: Path, *, seed: int = 0) -> None:
