@@ -32,6 +32,7 @@ from bdm.donors.effects import fit_donors
 from bdm.evaluation.cells import COORDINATES, Cells
 from bdm.evaluation.modalities import joint_umap, score_pair
 from bdm.generation.generate import generate_cells
+from bdm.generation.modality import modality_named, predict_modality, question_of
 from bdm.generation.request import request_cells
 from bdm.interpretation.contrasts import Differences, Log2FoldChange
 from bdm.latent.cells import encode, latent_cells
@@ -314,22 +315,32 @@ def test_mapped_counts_have_the_other_quantiles_in_the_same_order():
     np.testing.assert_array_equal(mapped(before, same, same, rng), before)
 
 
-def test_proteins_have_the_levels_of_training_cells(multi_model):
+def generated_proteins(model: BranchedModel, name: str, cells: AnnData) -> np.ndarray:
+    """Proteins of generated cells of a population."""
+    new = generate_cells(model, request_cells(model, {model.cell_type_of[name]: 600}), GenerationSettings(), seed=1)
+    of_population = (new.obs["sub_population"] == name).to_numpy()
+    return new.X[of_population][:, model.autoencoder.proteins].toarray()
+
+
+def predicted_proteins(model: BranchedModel, name: str, cells: AnnData) -> np.ndarray:
+    """Proteins that are predicted for the cells that are probably of a population."""
+    found = predict_modality(model, question_of(cells, model), modality_named(model, "prot"), n_samples=20)
+    return found.layers["sample"][(found.obsm["populations"][name] > 0.9).to_numpy()]
+
+
+@pytest.mark.parametrize("proteins", [generated_proteins, predicted_proteins])
+def test_proteins_have_the_levels_of_training_cells(multi_model, proteins):
     """Also those whose distribution is no negative binomial, as here: each has two levels."""
     model, rng = multi_model.model, np.random.default_rng(0)
-    at = modalities_of(multi_model.prepared.var)[1].features
     name = model.composition.sum(axis=1).idxmax()
     real = np.where(rng.random((400, N_PROTEINS)) < 0.3, rng.poisson(20, (400, N_PROTEINS)), rng.poisson(900))
     levels = model.autoencoder.levels | {name: quantiles(real, rng)}
-    request = request_cells(model, {model.cell_type_of[name]: 600})
-
-    def proteins(of: BranchedModel) -> np.ndarray:
-        new = generate_cells(of, request, GenerationSettings(), seed=1)
-        return np.log1p(new.X[(new.obs["sub_population"] == name).to_numpy()][:, at].toarray())
-
     decoded = {name: of.quantiles for name, of in model.levels.items()}
     before, after = (
-        proteins(replace(model, autoencoder=replace(model.autoencoder, levels=of))) for of in (decoded, levels)
+        np.log1p(
+            proteins(replace(model, autoencoder=replace(model.autoencoder, levels=of)), name, multi_model.prepared)
+        )
+        for of in (decoded, levels)
     )
     far, near = (
         [wasserstein_distance(*both) for both in zip(np.log1p(real).T, found.T, strict=True)]

@@ -14,6 +14,7 @@ from torch import Tensor
 from bdm._core.parallel import threads, using_threads
 from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.autoencoder.decoder import Decoder
+from bdm.autoencoder.levels import Levels, mapped
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality, modalities_of
@@ -25,6 +26,7 @@ from bdm.settings import InputKeys
 
 MAX_BLOCK, MAX_ENTRIES = 256, 2**25  # cells that are predicted together, and samples of their counts
 N_SAMPLES = 200  # of each cell's posterior
+RNA_POWER = 0.5  # of its likelihood, as genes depend on each other in ways that the latent does not explain
 INTERVAL = (0.05, 0.95)  # quantiles of the interval
 LOG1P, LOWER, UPPER, SAMPLE = "log1p", "lower", "upper", "sample"  # layers of predicted cells
 
@@ -71,8 +73,8 @@ def predict_modality(
     """Predict the counts of a modality in cells by their RNA.
 
     Each cell's latents have a mixture of normals as posterior: for each population that is possible, the prior of the
-    population, with the cell's library size and the Laplace approximation of the likelihood of its RNA; populations
-    weigh as much as they explain the RNA.
+    population, with the cell's library size and the Laplace approximation of the likelihood of its RNA, to the power
+    of 1/2; populations weigh as much as they explain the RNA. Proteins have the levels of training cells.
 
     Returns
     -------
@@ -115,6 +117,7 @@ class PopulationPosterior:
     normal: Normal  # of y = (latent, log library sizes), in double precision
     target: Decoder  # of the modality to predict
     observation: ObservationModel  # of its counts
+    levels: tuple[Levels, Tensor] | None  # of proteins as decoded, and quantiles in training cells
     size: int | None  # coordinate of its log library size, of y without the library size of RNA
     size_range: tuple[Tensor, Tensor]  # of all log library sizes
 
@@ -128,6 +131,7 @@ class PopulationPosterior:
         normal = Normal(mean, colour @ model.moments.covariance[row].double() @ colour)
         rna = CountAutoencoder.from_decoder(network.decoder.of_block(0), network.prior_mean)
         target = network.decoder.of_block(modalities_of(model.autoencoder.genes).index(modality))
+        has_levels = not modality.normalised and name in model.levels
         size = model.layout.index(modality.size_name) - 1 if modality.normalised else None
         return cls(
             name,
@@ -138,6 +142,7 @@ class PopulationPosterior:
             normal,
             target,
             target.observation(torch.tensor(code)),
+            (model.levels[name], model.autoencoder.levels[name]) if has_levels else None,
             size,
             model.library_range(name),
         )
@@ -148,7 +153,16 @@ class PopulationPosterior:
         if self.size is not None:
             smallest, largest = (size[self.size - n_latent + 1] for size in self.size_range)
             log_size = y[:, self.size, None].clamp(smallest, largest).float()
-        return np.asarray(self.target.decode(y[:, :n_latent].float(), codes, log_size=log_size).exp())
+        log_mean = self.target.decode(y[:, :n_latent].float(), codes, log_size=log_size)
+        return np.asarray((log_mean + self.levels[0].log_factor if self.levels else log_mean).exp())
+
+    def sampled(self, mean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Sample counts of the modality; proteins have the levels of training cells, as in generated cells."""
+        counts = self.observation.sample(mean, generator).toarray()
+        if self.levels is None:
+            return counts
+        decoded, training = self.levels
+        return mapped(counts, decoded.quantiles, training, generator)
 
     def __call__(self, counts: Tensor, codes: Tensor, size_index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log evidence of each cell, and mean and covariance of its y without the library size of RNA.
@@ -159,9 +173,9 @@ class PopulationPosterior:
         n_latent, types = self.network.shape.n_latent, torch.full((len(counts),), self.code)
         found = self.network.encode(counts, types, codes)
         mode, prior_mean = found.mean, self.network.prior_mean[self.code]
-        at_mode = self.network.decoder.log_likelihood(counts, mode, types, codes).double()
-        information = found.precision.double() - torch.eye(n_latent, dtype=torch.float64)
-        mode, gradient = mode.double(), (found.mean - prior_mean).double()
+        at_mode = RNA_POWER * self.network.decoder.log_likelihood(counts, mode, types, codes).double()
+        information = RNA_POWER * (found.precision.double() - torch.eye(n_latent, dtype=torch.float64))
+        mode, gradient = mode.double(), RNA_POWER * (found.mean - prior_mean).double()
 
         # Prior, given the library size
         log_size = self.network.decoder.size(counts).log().double().squeeze(1)
@@ -227,7 +241,7 @@ def predict_block(
             y = centre[cell] + torch.einsum("nij,nj->ni", root[cell], noise[cells, number])
             mean[cells, number] = posteriors[k].expected(y, codes[cells])
             draws = numpy_generator(seed, "counts", posteriors[k].name, rows.start)
-            sampled[cells, number] = posteriors[k].observation.sample(mean[cells, number], draws).toarray()
+            sampled[cells, number] = posteriors[k].sampled(mean[cells, number], draws)
     lower, upper = np.quantile(sampled, INTERVAL, axis=1, method="inverted_cdf")
     return {
         "mean": mean.mean(axis=1),
