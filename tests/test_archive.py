@@ -15,7 +15,9 @@ CATEGORIES = {
     "Extension": {GROWN},
     "Hierarchy": {MINE},
     "Interpretation": {MINE, GROWN},
+    "Lineage": {MINE},
     "Report": {MINE, GROWN},
+    "Responses": {MINE},
     "Transmutation": {MINE, GROWN},
 }
 
@@ -31,8 +33,23 @@ def archive(tmp_path_factory) -> Path:
     return folder / "archive.html"
 
 
+def test_archive_names_the_data_sets(archive):
+    assert "<strong>mine</strong>: cells from" in archive.read_text()
+
+
+@pytest.mark.parametrize("importer", ["in here/"], indirect=True)
+def test_archive_of_another_workflow_names_the_data_sets(importer):  # noqa: F811
+    done = snakemake("--report", "archive.html", cwd=importer[0].parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (importer[0].parent / "archive.html").read_text()
+    assert "<strong>mine</strong>: cells from" in page
+
+
+# ---- in a browser, last, as Snakemake does not run in a process that has one
+
+
 @pytest.fixture
-def page(browser, archive) -> Iterator[object]:  # noqa: F811
+def page(archive, browser) -> Iterator[object]:  # noqa: F811
     faults = []
     page = browser.new_page()
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -46,15 +63,3 @@ def test_archive_has_all_categories(page):
     shown = page.evaluate("categories")
     assert {category: set(of) for category, of in shown.items()} == CATEGORIES
     assert sum(len(results) for of in shown.values() for results in of.values()) == len(page.evaluate("results"))
-
-
-def test_archive_names_the_data_sets(archive):
-    assert "<strong>mine</strong>: cells from" in archive.read_text()
-
-
-@pytest.mark.parametrize("importer", ["in here/"], indirect=True)
-def test_archive_of_another_workflow_names_the_data_sets(importer):  # noqa: F811
-    done = snakemake("--report", "archive.html", cwd=importer[0].parent)
-    assert done.returncode == 0, done.stdout + done.stderr
-    page = (importer[0].parent / "archive.html").read_text()
-    assert "<strong>mine</strong>: cells from" in page
