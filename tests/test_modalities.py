@@ -304,15 +304,21 @@ def generated_cells(model: BranchedDiffusion) -> AnnData:
 def test_mapped_counts_have_the_other_quantiles_in_the_same_order():
     rng = np.random.default_rng(0)
     before, after = rng.negative_binomial(2, 0.1, (5000, 2)), rng.poisson((2, 300), (5000, 2))
-    found = mapped(before, *(quantiles(counts, rng) for counts in (before, after)), rng)
+    found = mapped(before, *(quantiles(counts, rng, n_cells=5000) for counts in (before, after)), rng)
     assert (found == found.round()).all()
     assert (found >= 0).all()
     share = np.arange(0.05, 1, 0.1)
     np.testing.assert_allclose(np.quantile(found, share, axis=0), np.quantile(after, share, axis=0), atol=1, rtol=0.02)
     ends = pd.Series(found[:, 1]).groupby(before[:, 1]).agg(["min", "max"])
     assert (ends["max"].to_numpy()[:-1] <= ends["min"].to_numpy()[1:]).all()
-    same = quantiles(before, rng)
+    same = quantiles(before, rng, n_cells=5000)
     np.testing.assert_array_equal(mapped(before, same, same, rng), before)
+
+
+def test_levels_disclose_no_single_cell():
+    counts = np.full((20, 1), 100)
+    counts[0] = 10_000
+    assert quantiles(counts, np.random.default_rng(0), n_cells=20).exp().max() < 200
 
 
 def generated_proteins(model: BranchedModel, name: str, cells: AnnData) -> np.ndarray:
@@ -334,7 +340,7 @@ def test_proteins_have_the_levels_of_training_cells(multi_model, proteins):
     model, rng = multi_model.model, np.random.default_rng(0)
     name = model.composition.sum(axis=1).idxmax()
     real = np.where(rng.random((400, N_PROTEINS)) < 0.3, rng.poisson(20, (400, N_PROTEINS)), rng.poisson(900))
-    levels = model.autoencoder.levels | {name: quantiles(real, rng)}
+    levels = model.autoencoder.levels | {name: quantiles(real, rng, n_cells=400)}
     decoded = {name: of.quantiles for name, of in model.levels.items()}
     before, after = (
         np.log1p(

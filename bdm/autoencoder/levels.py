@@ -14,6 +14,7 @@ from bdm._core.seeds import numpy_generator
 from bdm.data.modalities import modalities_of
 
 N_QUANTILES = 32
+CELLS_OF_QUANTILE = 10  # at least: of fewer cells, quantiles would be their counts, and disclose who they are
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def training_levels(cells: ad.AnnData, columns: slice, *, seed: int) -> dict[str
         return {}
     rows = cells.obs.groupby(cells.obs["sub_population"].astype(str)).indices
     return {
-        name: quantiles(cells.X[chosen][:, columns].toarray(), numpy_generator(seed, "levels", name))
+        name: quantiles(
+            cells.X[chosen][:, columns].toarray(), numpy_generator(seed, "levels", name), n_cells=len(chosen)
+        )
         for name, chosen in rows.items()
     }
 
@@ -45,10 +48,16 @@ def log_levels(counts: np.ndarray, generator: np.random.Generator) -> np.ndarray
     return np.asarray(np.log(counts + generator.uniform(1e-9, 1, counts.shape)))
 
 
-def quantiles(counts: np.ndarray, generator: np.random.Generator) -> Tensor:
-    """Quantiles of the log levels of counts (cells x proteins), quantiles x proteins."""
-    probability = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
-    return torch.from_numpy(np.quantile(log_levels(counts, generator), probability, axis=0))
+def quantiles(counts: np.ndarray, generator: np.random.Generator, *, n_cells: int) -> Tensor:
+    """Quantiles of the log levels of counts (cells x proteins), as many as ``n_cells`` have; quantiles x proteins.
+
+    They are interpolated between the means of equal parts of the sorted levels.
+    """
+    n_parts = min(max(n_cells // CELLS_OF_QUANTILE, 1), N_QUANTILES)
+    parts = np.array_split(np.sort(log_levels(counts, generator), axis=0), n_parts)
+    middle, probability = ((np.arange(number) + 0.5) / number for number in (n_parts, N_QUANTILES))
+    means = np.stack([part.mean(axis=0) for part in parts])
+    return torch.from_numpy(np.stack([np.interp(probability, middle, of) for of in means.T], axis=1))
 
 
 def mean_count(quantiles_of_levels: Tensor) -> Tensor:

@@ -128,13 +128,14 @@ def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: 
             missing = np.full((N_LEVELS, len(model.covariates.names)), np.nan)
             x = model.at_covariates(x, population, model.covariates.complete(population, missing, generator))
         share = model.composition.loc[population].to_numpy(dtype=float)
-        batch = generator.choice(model.composition.columns, N_LEVELS, p=share / share.sum())
+        n_cells = int(share.sum())
+        batch = generator.choice(model.composition.columns, N_LEVELS, p=share / n_cells)
         mean = expected_counts(model, x, batch if autoencoder.batches else None, population)[:, proteins]
         observation = observation_model(model, population).of_genes(proteins)
-        before = quantiles(observation.sample(mean, generator).toarray(), generator)
+        before = quantiles(observation.sample(mean, generator).toarray(), generator, n_cells=n_cells)
         log_factor = (mean_count(autoencoder.levels[population]) / mean_count(before)).log().float()
         counts = observation.sample(mean * log_factor.exp().numpy(), generator)
-        found[population] = Levels(log_factor, quantiles(counts.toarray(), generator))
+        found[population] = Levels(log_factor, quantiles(counts.toarray(), generator, n_cells=n_cells))
     return found
 
 
