@@ -14,7 +14,6 @@ from anndata import AnnData
 
 from bdm._core.files import atomic_write, provenance
 from bdm._core.parallel import using_threads
-from bdm._core.training import device_of
 from bdm.data.forms import to_form
 from bdm.data.modalities import features_in_words
 from bdm.data.prepare import prepare
@@ -722,7 +721,7 @@ class BranchedDiffusion:
         model = cls.__new__(cls)
         model.device = device
         model.n_threads = n_threads
-        model.fitted = load_model(Path(path), device=device_of(device))
+        model.fitted = load_model(Path(path), device=device)
         if adata is not None:
             model.prepared = fitted_cells(cells_in(adata, on_disk=False), model.fitted, keys)
         return model

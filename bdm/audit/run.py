@@ -15,7 +15,6 @@ from anndata import AnnData
 from bdm._core.files import atomic_write, preparation, provenance
 from bdm._core.files import sha256 as checksum_of_file
 from bdm._core.seeds import derive
-from bdm._core.training import device_of
 from bdm.audit.attacks import (
     CHANCE,
     COPIES,
@@ -261,7 +260,7 @@ def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) ->
     audited = identity(prepared, fold, part, models)
     path = None if models.folder is None else models.folder / f"fold-{fold.number}" / part
     if path is not None and path.exists():
-        found = load_model(path, device=device_of(models.device))
+        found = load_model(path, device=models.device)
         if found.provenance.get("audit") != audited:
             raise InputError(
                 f"{path} was fitted to other cells, or with other settings; name another folder of models."

@@ -36,22 +36,20 @@ def generate(
     Example: bdm generate model/ generated.h5ad --cells 1000
     """
     from bdm._core.files import atomic_write
-    from bdm._core.store import checksum_of
-    from bdm._core.training import device_of
     from bdm.data.forms import check_form
     from bdm.data.modalities import features_in_words
     from bdm.data.read import read_cells
     from bdm.generation.at import parse_at
     from bdm.generation.generate import generated_cells, write_cells
     from bdm.generation.request import numbers_like, read_request, request_cells
-    from bdm.model.model import load_model
+    from bdm.model.model import checksums, load_model
 
     if sum(option is not None for option in (cells, cells_like, cells_from)) != 1:
         raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
     if label_key is not None and cells_like is None:
         raise InputError("--label-key names a column of the file of --cells-like; give this file, too.")
     with atomic_write(out) as path:
-        loaded = load_model(model, device=device_of(device))
+        loaded = load_model(model, device=device)
         check_form(out, loaded.form)
         requested: Any = cells  # a number, numbers by type, or a table
         if cells_like is not None:
@@ -60,7 +58,7 @@ def generate(
             requested = read_request(cells_from)
         request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, snapshot=snapshot)
         generated = generated_cells(loaded, request, settings, seed=seed)
-        write_cells(path, generated, {"model_sha256": checksum_of(model, "model")})
+        write_cells(path, generated, checksums({}, model=model))
     n_cells, n_genes = request.n_cells, features_in_words(loaded.autoencoder.genes)
     found = {"cells": f"{sum(n_cells.values()):,} of {counted(len(n_cells), 'type')} x {n_genes}"}
     then = () if cells_like is None else evaluating(cells_like, "bdm", "evaluate", cells_like, "evaluation/", out)

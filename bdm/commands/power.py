@@ -21,7 +21,6 @@ def power(
     Example: bdm power model/ design.yaml power/
     """
     from bdm._core.files import atomic_write
-    from bdm._core.training import device_of
     from bdm.design.settings import read_design
     from bdm.errors import counted
     from bdm.model.model import load_model
@@ -34,7 +33,7 @@ def power(
         check_testable(checked)
     facts = {"experiments": f"{len(points)} x {counted(checked.power.n_repeats, 'repeat')}"}
     with atomic_write(out, folder_of="power.json") as folder:
-        loaded = load_model(model, device=device_of(device))
+        loaded = load_model(model, device=device)
         with at(design):  # before the first of many experiments
             for point in points:
                 compile_testable(loaded, design_at(checked, point, repeat=0))

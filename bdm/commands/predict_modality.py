@@ -29,14 +29,13 @@ def predict_modality(
 
     Example: bdm predict-modality model/ rna.h5ad proteins.h5ad --modality prot
     """
-    from bdm._core.files import atomic_write, sha256
-    from bdm._core.store import checksum_of
+    from bdm._core.files import atomic_write
     from bdm.data.matrix import write_h5ad
     from bdm.data.read import read_cells
     from bdm.errors import at
     from bdm.generation.modality import modality_named, question_of
     from bdm.generation.modality import predict_modality as predict
-    from bdm.model.model import load_model
+    from bdm.model.model import checksums, load_model
 
     with ExitStack() as files:
         path = files.enter_context(atomic_write(out))
@@ -45,7 +44,8 @@ def predict_modality(
         with at(cells):
             question = question_of(read_cells(cells), loaded, keys)
         predicted = predict(loaded, question, chosen, n_samples=n_samples, seed=seed)
-        predicted.uns["bdm"] |= {"model_sha256": checksum_of(model, "model"), "cells_sha256": sha256(cells)}
+        made_from = checksums({"cells": cells}, model=model)
+        predicted.uns["bdm"] |= {f"{name}_sha256": checksum for name, checksum in made_from.items()}
         write_h5ad(path, predicted)
     types = "by their types" if question.cell_type is not None else "of any type"
     return Summary((out,), {"cells": f"{predicted.n_obs:,} {types} x {predicted.n_vars:,} features of {chosen.name}"})

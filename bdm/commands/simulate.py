@@ -30,26 +30,24 @@ def simulate(
     Example: bdm simulate model/ design.yaml experiment.h5ad --truth truth.csv
     """
     from bdm._core.files import atomic_write
-    from bdm._core.store import checksum_of
-    from bdm._core.training import device_of
     from bdm.data.forms import check_form
     from bdm.design.experiment import compile_design
     from bdm.design.settings import read_design
     from bdm.design.simulate import simulated_cells
     from bdm.errors import counted
     from bdm.generation.generate import write_cells
-    from bdm.model.model import load_model
+    from bdm.model.model import checksums, load_model
 
     checked = read_design(design, seed=seed)
     with ExitStack() as files:
         path = files.enter_context(atomic_write(out))
         table = None if truth is None else files.enter_context(atomic_write(truth))
-        loaded = load_model(model, device=device_of(device))
+        loaded = load_model(model, device=device)
         check_form(out, loaded.form)
         with at(design):
             experiment = compile_design(loaded, checked)
         cells = simulated_cells(experiment)
-        write_cells(path, cells, {"model_sha256": checksum_of(model, "model")})
+        write_cells(path, cells, checksums({}, model=model))
         if table is not None:
             cells.uns["truth"]["genes"].to_csv(table, index=False)
     n_cells, changes = sum(experiment.request.n_cells.values()), counted(len(experiment.plants), "change")

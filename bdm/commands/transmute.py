@@ -27,24 +27,21 @@ def transmute(
     """
     import numpy as np
 
-    from bdm._core.files import atomic_write, sha256
-    from bdm._core.store import checksum_of
-    from bdm._core.training import device_of
+    from bdm._core.files import atomic_write
     from bdm.data.forms import check_form
     from bdm.data.read import read_cells
     from bdm.generation.at import parse_at
     from bdm.generation.generate import write_cells
-    from bdm.model.model import load_model
+    from bdm.model.model import checksums, load_model
     from bdm.transmutation.transmute import sources_of, transmuted_cells
 
     with atomic_write(out) as path:
-        loaded = load_model(model, device=device_of(device))
+        loaded = load_model(model, device=device)
         check_form(out, loaded.form)
         where, adata = parse_at(at), read_cells(cells)
         sources = sources_of(adata, loaded, to, keys, cell_types=from_, at=where, extrapolate=extrapolate)
         transmuted = transmuted_cells(loaded, sources, settings, seed=seed)
-        checksums = {"model_sha256": checksum_of(model, "model"), "cells_sha256": sha256(cells)}
-        write_cells(path, transmuted, checksums)
+        write_cells(path, transmuted, checksums({"cells": cells}, model=model))
     n_by_type = zip(*np.unique(sources.cell_type, return_counts=True), strict=True)
     original_types = ", ".join(f"{number:,} {name}" for name, number in n_by_type)
     facts = {"cells": f"{len(sources.cell_type):,} transmuted to {to}: {original_types}"}

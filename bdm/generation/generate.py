@@ -314,9 +314,10 @@ COUNTS = COMPRESSION | {"compression_opts": 4}
 def write_cells(path: Path, cells: GeneratedCells, checksums: Mapping[str, str]) -> None:
     """Generate cells into an ``.h5ad`` file block by block, with only ``obs`` in memory, or a MuData file, whole.
 
-    ``checksums`` of the files that the cells were made from are added to their record, by its key.
+    ``checksums`` of the files that the cells were made from are added to their record.
     """
-    cells = replace(cells, uns={**cells.uns, "bdm": {**cells.uns["bdm"], **checksums}})
+    made_from = {f"{name}_sha256": checksum for name, checksum in checksums.items()}
+    cells = replace(cells, uns={**cells.uns, "bdm": {**cells.uns["bdm"], **made_from}})
     if path.suffix == MUDATA_FILE:
         write_h5mu(path, cells.in_memory())
         return

@@ -17,7 +17,8 @@ from bdm.hierarchy.clustering import (
     MeasuredMeans,
     clade_support,
     clades_of_types,
-    merge_types,
+    merged,
+    merges_of_types,
     nearer_types,
     place_support,
     resample_means,
@@ -61,7 +62,10 @@ def build_hierarchy(
     x = whitening(cells.mean).double().numpy()
     index = {population: i for i, population in enumerate(cells.populations)}
     clades = clades_of_types(means, cells.populations, cells.labels)
-    shape = merge_types(clades, means, cells.labels) if clade is None else with_sub_populations(clade, clades)
+    if clade is None:
+        shape = merged(list(clades.values()), merges_of_types(means, cells.labels))
+    else:
+        shape = with_sub_populations(clade, clades)
     root = measure_clade(shape, means, index, threshold=settings.threshold)
 
     spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))

@@ -88,11 +88,6 @@ def cluster_means(means: MeasuredMeans, populations: tuple[str, ...]) -> Clade:
     return merged([Clade(name) for name in populations], merges(squared_distances(means)))
 
 
-def merge_types(clades: dict[str, Clade], means: MeasuredMeans, labels: tuple[str, ...]) -> Clade:
-    """Cluster cell types, whose clades are given, by average linkage of squared distances."""
-    return merged(list(clades.values()), merges_of_types(means, labels))
-
-
 def clades_of_types(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Clade]:
     """Cluster the populations of each cell type: a clade with the name of the type, or its only population."""
     clades = {}

@@ -119,6 +119,11 @@ class Log2FoldChange:
         error = self.standard_error
         return np.asarray(np.divide(self.log2, error, out=np.zeros_like(self.log2), where=error > 0))
 
+    @property
+    def p(self) -> np.ndarray:
+        """Two-sided p-values of standard normal :attr:`z`."""
+        return np.asarray(2 * norm.sf(np.abs(self.z)))
+
 
 @dataclass(frozen=True)
 class Differences:
@@ -168,11 +173,6 @@ class Differences:
     def significant(self) -> np.ndarray:
         """Genes that are significantly, and at least twofold, higher inside; none without p-values."""
         return (self.p_adjusted < MAX_P) & (self.fold_change.log2 > MIN_FOLD_CHANGE)
-
-
-def two_sided_p(z: np.ndarray) -> np.ndarray:
-    """Two-sided p-values of standard normal z."""
-    return np.asarray(2 * norm.sf(np.abs(z)))
 
 
 QUERIES = ("model", "training", "equal")

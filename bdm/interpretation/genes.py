@@ -28,7 +28,6 @@ from bdm.interpretation.contrasts import (
     Expression,
     Log2FoldChange,
     PopulationExpression,
-    two_sided_p,
 )
 from bdm.latent.cells import populations_of_cells
 from bdm.model.model import BranchedModel, expected_counts, observation_model
@@ -65,7 +64,7 @@ def model_differences(expression: PopulationExpression, contrast: Contrast) -> D
     spread = np.sqrt(np.average([inside.variance, outside.variance], axis=0, weights=sides))
     fold_change = Log2FoldChange.of(expression, contrast)
     score, blocks = (inside.mean - outside.mean) / spread, expression.blocks
-    found = Differences(fold_change, score, two_sided_p(fold_change.z), blocks)
+    found = Differences(fold_change, score, fold_change.p, blocks)
     return found.without_p() if contrast.divides_type else found
 
 
@@ -101,18 +100,14 @@ def real_expression(cells: Cells) -> PopulationExpression:
         square = cp10k.multiply(cp10k).mean(axis=0).A1
         poisson = np.concatenate([poisson_variance(part) for part in of_population.by_modality])
         by_population[population] = Expression(mean, np.maximum((square - mean**2) * n / max(n - 1, 1), poisson))
-    return PopulationExpression(by_population, cells.n_by_type.to_dict(), blocks_of(cells))
+    blocks = tuple(modality.n_features for modality in cells.modalities)
+    return PopulationExpression(by_population, cells.n_by_type.to_dict(), blocks)
 
 
 def poisson_variance(cells: Cells) -> np.ndarray:
     """Variance in CP10k of a Poisson number of counts, one more than were seen in cells of one modality, by feature."""
     per_count = 1e4 / max(cells.library_size.sum(), 1) if cells.has_size else 1 / len(cells)
     return np.asarray(len(cells) * (cells.counts.sum(axis=0).A1 + 1) * per_count**2)
-
-
-def blocks_of(cells: Cells) -> tuple[int, ...]:
-    """Numbers of features of modalities; none for RNA alone."""
-    return tuple(modality.n_features for modality in cells.modalities)
 
 
 def real_differences(

@@ -4,10 +4,25 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 from scipy import sparse
+
+from bdm.errors import InputError, counted
 
 PSEUDO = 1e-4  # added to shares of counts before logarithms, one count in 10,000; below it, changes fade out
 MIN_CELLS_PER_GENE = 10  # with counts; genes in fewer have no values
+
+
+def columns_of(cells: AnnData, genes: pd.Index, *, whose: str) -> np.ndarray:
+    """Find the columns of genes, all of which cells must have."""
+    column = np.asarray(cells.var_names.get_indexer(genes))
+    if len(missing := genes[column < 0]):
+        raise InputError(
+            f"The cells lack {counted(len(missing), 'gene')} of the {whose}, for example {missing[0]!r}; give all "
+            f"genes of the data of the {whose}."
+        )
+    return column
 
 
 @dataclass(frozen=True)

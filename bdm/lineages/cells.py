@@ -10,8 +10,8 @@ from scipy import sparse
 from bdm._core.files import provenance, storable
 from bdm._core.seeds import numpy_generator
 from bdm.data.read import rna_in
-from bdm.errors import InputError, counted
-from bdm.kriging.counts import PSEUDO, with_shares
+from bdm.errors import InputError
+from bdm.kriging.counts import PSEUDO, columns_of, with_shares
 from bdm.lineages.measured import LineageCells, locate
 from bdm.lineages.results import Lineage
 from bdm.lineages.tree import Places
@@ -80,12 +80,13 @@ def reconstruct_cells(
     generator = numpy_generator(seed, "lineage", node)
     time = times_to_reconstruct(lineage, number, at, n_cells, generator)
     n_cells = len(time)
-    places, place_of_cell = on_grid(number, time)
+    grid, place_of_cell = nearest_times(time)
+    places = Places(np.full(len(grid), number), grid)
     reject_extrapolation(lineage, places, extrapolate=extrapolate)
     relatives, point = relatives_of(lineage, adata, counts)
-    column = columns_of(relatives.cells, lineage)
+    column = columns_of(relatives.cells, lineage.genes.index, whose="lineage")
     joined, n = lineage.places.join(places), len(lineage.points)
-    expected = shares_at(lineage, joined)
+    expected = shares_from(lineage.log_shares(joined, variances=False)[0])
     path = joined.path(lineage.tree, lineage.end)[n:, :n]
     pieces, order, sources = [], [], []
     for place in range(len(places.node)):
@@ -138,12 +139,6 @@ def times_to_reconstruct(
     if not (np.isfinite(first) and np.isfinite(last)) or last < first:
         raise InputError(f"at is {first:g}:{last:g}, but a range of times begins before it ends.")
     return generator.uniform(first, last, n_cells) if last > first else np.full(n_cells, first)
-
-
-def on_grid(node: int, time: np.ndarray) -> tuple[Places, np.ndarray]:
-    """Places at which expression is predicted, and the place of each cell."""
-    grid, place_of_cell = nearest_times(time)
-    return Places(np.full(len(grid), node), grid), place_of_cell
 
 
 def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -216,22 +211,6 @@ def require_columns(adata: AnnData, *keys: str | None) -> None:
     for key in keys:
         if key is not None and key not in adata.obs:
             raise InputError(f"obs of the cells has no column {key!r}, which the lineage was fitted with.")
-
-
-def columns_of(cells: AnnData, lineage: Lineage) -> np.ndarray:
-    """Find the columns of the genes of a lineage."""
-    column = np.asarray(cells.var_names.get_indexer(lineage.genes.index))
-    if (column < 0).any():
-        raise InputError(
-            f"The cells lack {counted(int((column < 0).sum()), 'gene')} of the lineage, for example "
-            f"{lineage.genes.index[int((column < 0).argmax())]!r}; give the cells that it was fitted on."
-        )
-    return column
-
-
-def shares_at(lineage: Lineage, places: Places) -> np.ndarray:
-    """Predict the share of counts of each gene at places, genes x places."""
-    return shares_from(lineage.log_shares(places, variances=False)[0])
 
 
 def shares_from(log_share: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ from bdm.autoencoder.observation import NegativeBinomial
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.errors import InputError
-from bdm.lineages.cells import columns_of, nearest_times, require_columns, shares_from
+from bdm.kriging.counts import columns_of
+from bdm.lineages.cells import nearest_times, require_columns, shares_from
 from bdm.lineages.measured import times_of
 from bdm.lineages.results import Lineage
 from bdm.lineages.tree import Places
@@ -59,7 +60,8 @@ def fates(lineage: Lineage, adata: AnnData, among: Sequence[str] = (), *, counts
     require_columns(adata, lineage.time_key)
     grid, time_of_cell = nearest_times(times_of(adata.obs, lineage.time_key))
     cells = raw_counts(adata, source=counts)
-    size, column = np.asarray(cells.X.sum(axis=1), dtype=float).ravel(), columns_of(cells, lineage)
+    size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
+    column = columns_of(cells, lineage.genes.index, whose="lineage")
     likelihood = np.empty((cells.n_obs, len(names)))
     for number, name in enumerate(names):
         mean, sd = lineage.log_shares(Places(np.full(len(grid), lineage.tree.find(name)), grid))

@@ -18,6 +18,7 @@ from torch import Tensor
 from bdm._core.files import provenance, sha256, storable
 from bdm._core.parallel import using_threads
 from bdm._core.store import checksum_of, load, reject_if_damaged, save
+from bdm._core.training import device_of
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.levels import Levels, mapped
@@ -310,11 +311,11 @@ def save_model(folder: Path, model: BranchedModel) -> str:
 
 
 @using_threads()
-def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedModel:
+def load_model(folder: Path, *, device: str = "cpu") -> BranchedModel:
     """Read a model from its folder; its prior goes to ``device``."""
-    stored = load(folder, "model", StoredModel)
+    on, stored = device_of(device), load(folder, "model", StoredModel)
     with reject_if_damaged(folder):
-        model = replace(stored.base, prior=stored.base.prior.to(device))
+        model = replace(stored.base, prior=stored.base.prior.to(on))
         for extension in stored.extensions:
             model = extended(model, extension)
     return model

@@ -15,7 +15,7 @@ from bdm.data.columns import text_column
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.errors import InputError, counted
-from bdm.kriging.counts import PSEUDO, with_shares
+from bdm.kriging.counts import PSEUDO, columns_of, with_shares
 from bdm.responses.measured import conditions_of
 from bdm.responses.results import Responses
 from bdm.validation import SEPARATOR, unknown_condition, unknown_type
@@ -74,7 +74,7 @@ def predict_cells(
     """
     cells, before = cells_to_change(responses, adata, condition, cell_types, counts)
     labels = text_column(cells.obs, responses.label_key, argument="label_key")
-    column = columns_of(cells, responses)
+    column = columns_of(cells, responses.genes.index, whose="responses")
     measured = pd.Series("", index=labels.index)
     pieces, order = [], []
     for sentence in new_types(responses, cells, labels[before == responses.control], column):
@@ -119,17 +119,6 @@ def cells_to_change(
     if n_left := int(of_types.sum() - chosen.sum()):
         logger.info("Left out %s in %s already.", counted(n_left, "cell"), condition)
     return raw_counts(adata if chosen.all() else adata[chosen], source=counts), before[chosen]
-
-
-def columns_of(cells: AnnData, responses: Responses) -> np.ndarray:
-    """Find the columns of the genes of responses."""
-    column = cells.var_names.get_indexer(responses.genes.index)
-    if (column < 0).any():
-        raise InputError(
-            f"The cells lack {counted(int((column < 0).sum()), 'gene')} of the responses, for example "
-            f"{responses.genes.index[int((column < 0).argmax())]!r}; give all genes of the data of the responses."
-        )
-    return np.asarray(column)
 
 
 def share_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
@@ -224,7 +213,7 @@ def effects_of_cells(
     """
     cells, before = cells_to_change(responses, adata, condition, cell_types, counts)
     labels = text_column(cells.obs, responses.label_key, argument="label_key")
-    names, column = tuple(sorted(labels.unique())), columns_of(cells, responses)
+    names, column = tuple(sorted(labels.unique())), columns_of(cells, responses.genes.index, whose="responses")
     profiles = {
         name: profile_of(cells.X[(labels == name).to_numpy()], column)
         for name in names
