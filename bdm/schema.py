@@ -270,6 +270,6 @@ def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
     )
 
 
-def options_of(model: type[StageSettings]) -> Iterator[Setting]:
+def described_settings(model: type[StageSettings]) -> Iterator[Setting]:
     """Give the settings of a stage that have a help text: options of its command, and keys of the configuration."""
     return (setting for setting in settings_of(model) if setting.help)

@@ -52,7 +52,9 @@ LineageNode = Annotated[str, MinLen(1), "Node of the lineage whose cells are rec
 LineageTime = Annotated[
     str | None, MinLen(1), "Time, such as 350, or a range of times, such as 300:400.", Unset("when the node exists")
 ]
-Extrapolate = Annotated[bool, "Reconstruct cells, too, that samples of their lineage are not both before and after."]
+ExtrapolateLineage = Annotated[
+    bool, "Reconstruct cells, too, that samples of their lineage are not both before and after."
+]
 License = Annotated[str | None, MinLen(1), "License of the data, such as `cc-by-4.0`.", Unset("not stated")]
 Source = Annotated[str | None, MinLen(1), "Where the data are from: study, accession, consent.", Unset("not stated")]
 Contact = Annotated[str | None, MinLen(1), "Who answers questions on the data, with an address.", Unset("not stated")]

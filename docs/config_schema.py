@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from bdm.schema import Setting, StageSettings, Unset, options_of
+from bdm.schema import Setting, StageSettings, Unset, described_settings
 from bdm.settings import (
     AuditSettings,
     AutoencoderSettings,
     Contact,
     DesignFile,
     EvaluationSettings,
-    Extrapolate,
+    ExtrapolateLineage,
     GenerationSettings,
     HierarchySettings,
     InputKeys,
@@ -52,7 +52,7 @@ def key(name: str, annotation: Any, default: Any = MISSING) -> Setting:
 
 def of_stage(model: type[StageSettings]) -> list[Setting]:
     """List the settings of a stage that are in its section."""
-    return [setting for setting in options_of(model) if setting.key.section is None and not setting.key.absent]
+    return [setting for setting in described_settings(model) if setting.key.section is None and not setting.key.absent]
 
 
 Cells = Annotated[Path, "The cells: `.h5ad`, `.h5mu`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
@@ -107,7 +107,7 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
 }
 DATASET = [
     key("path", Cells),
-    *(setting for setting in options_of(PrepareSettings) if setting.key.section == "dataset"),
+    *(setting for setting in described_settings(PrepareSettings) if setting.key.section == "dataset"),
     key("labels", Labels, None),
 ]
 # Objects of a section, which have names: the section, their key in it, their description, and the keys of each
@@ -119,7 +119,7 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
         [
             key("path", NewCells),
             key("cell_types", NewTypes, ()),
-            *(setting for setting in options_of(InputKeys) if setting.name != "batch_key"),
+            *(setting for setting in described_settings(InputKeys) if setting.name != "batch_key"),
             key("missing_as_zero", MissingAsZero, False),
         ],
     ),
@@ -143,7 +143,7 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
             key("node", LineageNode),
             key("at", LineageTime, None),
             key("n_cells", NReconstructed, 100),
-            key("extrapolate", Extrapolate, False),
+            key("extrapolate", ExtrapolateLineage, False),
         ],
     ),
     "design": ("simulate", "designs", f"The designs {NAMES}; each is as below.", [key("path", DesignFile)]),

@@ -19,7 +19,7 @@ from bdm.cli import app, main
 from bdm.design.settings import Samples
 from bdm.errors import InputError
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS
-from bdm.schema import StageSettings, options_of, settings_of
+from bdm.schema import StageSettings, described_settings, settings_of
 from bdm.settings import (
     AutoencoderSettings,
     EvaluationSettings,
@@ -125,7 +125,7 @@ def test_methods_reject_a_misspelt_argument(small_model):
 @pytest.mark.parametrize("stage", STAGES)
 def test_settings_with_help_are_options_with_the_same_default(stage):
     options = {parameter.name: parameter for parameter in COMMANDS[stage].params}
-    described = list(options_of(STAGES[stage]))
+    described = list(described_settings(STAGES[stage]))
     assert described
     for setting in described:
         option = options[setting.name]
@@ -138,7 +138,7 @@ def test_settings_with_help_are_options_with_the_same_default(stage):
 def test_fit_has_the_settings_of_all_stages():
     names = {parameter.name for parameter in COMMANDS["fit"].params}
     for field in fields(Settings):
-        for setting in options_of(type(getattr(Settings(), field.name))):
+        for setting in described_settings(type(getattr(Settings(), field.name))):
             stage = type(getattr(Settings(), field.name)).section
             assert {setting.name, f"{stage}_{setting.name}"} & names, setting.name
     assert {"autoencoder_n_steps", "train_n_steps"} <= names
@@ -146,7 +146,7 @@ def test_fit_has_the_settings_of_all_stages():
 
 def test_methods_have_the_defaults_of_the_settings():
     for method in (bdm.BranchedDiffusion.generate, bdm.BranchedDiffusion.transmute):
-        for setting in options_of(SamplerSettings):
+        for setting in described_settings(SamplerSettings):
             assert inspect.signature(method).parameters[setting.name].default == setting.default
     assert inspect.signature(bdm.BranchedDiffusion.evaluate).parameters["n_repeats"].default == 3
     assert inspect.signature(bdm.BranchedDiffusion.interpret).parameters["n_genes"].default == 20

@@ -7,7 +7,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from bdm.commands.base import OutCells, Output, Summary
-from bdm.settings import Counts, Extrapolate, Labels, LineageNode, LineageTime, Seed
+from bdm.settings import Counts, ExtrapolateLineage, Labels, LineageNode, LineageTime, Seed
 
 
 def reconstruct(
@@ -18,7 +18,7 @@ def reconstruct(
     node: LineageNode,
     at: LineageTime = None,
     cells: Annotated[int, Ge(1), "Number of cells."] = 100,
-    extrapolate: Extrapolate = False,
+    extrapolate: ExtrapolateLineage = False,
     genes: Annotated[Path | None, Output, "Table of the expected expression of genes to write as well (.csv)."] = None,
     counts: Counts = "auto",
     labels: Labels = None,

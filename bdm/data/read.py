@@ -188,7 +188,7 @@ def read_10x_h5(path: Path) -> AnnData:
     """Read genes, and proteins and peaks if there are any, from an ``.h5`` file of any version of Cell Ranger."""
     import scanpy as sc  # takes a second, and few files need it
 
-    return of_known_types(sc.read_10x_h5(path, gex_only=False))
+    return of_known_features(sc.read_10x_h5(path, gex_only=False))
 
 
 def read_10x_folder(path: Path) -> AnnData:
@@ -199,10 +199,10 @@ def read_10x_folder(path: Path) -> AnnData:
     if len(matrices) != 1:
         raise ValueError(f"a 10x folder has one file *matrix.mtx(.gz), but this folder has {len(matrices)}")
     prefix = matrices[0].name.partition("matrix.mtx")[0]
-    return of_known_types(sc.read_10x_mtx(path, prefix=prefix, make_unique=False, gex_only=False))
+    return of_known_features(sc.read_10x_mtx(path, prefix=prefix, make_unique=False, gex_only=False))
 
 
-def of_known_types(adata: AnnData) -> AnnData:
+def of_known_features(adata: AnnData) -> AnnData:
     """Take genes, proteins and peaks of 10x data, in blocks, and make their names unique."""
     if COLUMN in adata.var:
         adata = adata[:, adata.var[COLUMN].isin(FEATURE_TYPES.values()).to_numpy()].copy()

@@ -27,7 +27,7 @@ COLUMNS = ("condition", "cell_type", "gene", "change", "sub_populations", *NUMBE
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ConditionComparison:
     """Expected counts of genes x cell types in a condition and in the reference."""
 
     condition: str  # empty for the changes of all conditions, in comparison with cells without any change
@@ -67,7 +67,7 @@ def truth_of(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], d
     samples = experiment.samples.assign(n_cells=n_cells.reindex(experiment.samples.index).fillna(0).astype(int))
     return dict(zip(names, by_type, strict=True)) | ambient_rna(experiment), {
         "genes": changed_genes(experiment, comparisons),
-        "composition": composition_of(experiment).merge(library, how="left").fillna({"log2_library_size": 0.0}),
+        "composition": composition_table(experiment).merge(library, how="left").fillna({"log2_library_size": 0.0}),
         "sub_populations": sub_populations_of(experiment),
         "samples": samples.dropna(axis=1, how="all").reset_index(),  # no batches where the model has none
     }
@@ -91,7 +91,7 @@ def ambient_rna(experiment: DesignedExperiment) -> dict[str, pd.DataFrame]:
     return {"ambient": profiles, "empty_droplets": pd.DataFrame(counts, index=profiles.index)}
 
 
-def comparisons_of(experiment: DesignedExperiment) -> Iterator[Comparison]:
+def comparisons_of(experiment: DesignedExperiment) -> Iterator[ConditionComparison]:
     """Compare each condition with the reference, and changes of all conditions with none."""
     (reference, *others), plants = experiment.design.samples.conditions, experiment.plants
     mean = mean_expression(experiment)
@@ -100,9 +100,9 @@ def comparisons_of(experiment: DesignedExperiment) -> Iterator[Comparison]:
         return expected_by_type(experiment, mean, plants, condition)
 
     if everywhere := [plant for plant in plants if plant.change.condition is None]:
-        yield Comparison(EVERY_CONDITION, expected(reference, everywhere), expected(reference, []))
+        yield ConditionComparison(EVERY_CONDITION, expected(reference, everywhere), expected(reference, []))
     for condition in others:
-        yield Comparison(condition, expected(condition, plants), expected(reference, plants))
+        yield ConditionComparison(condition, expected(condition, plants), expected(reference, plants))
 
 
 def mean_expression(experiment: DesignedExperiment) -> Callable[[str, Given], np.ndarray]:
@@ -150,7 +150,7 @@ def expected_by_type(
     return pd.DataFrame(columns, index=model.autoencoder.genes.index)
 
 
-def changed_genes(experiment: DesignedExperiment, comparisons: Sequence[Comparison]) -> pd.DataFrame:
+def changed_genes(experiment: DesignedExperiment, comparisons: Sequence[ConditionComparison]) -> pd.DataFrame:
     """List the changed genes of all comparisons by cell type."""
     tables = [
         table
@@ -164,7 +164,7 @@ def changed_genes(experiment: DesignedExperiment, comparisons: Sequence[Comparis
     return experiment.model.gene_names.with_symbols(pd.concat(tables, ignore_index=True))
 
 
-def changed_by(plant: Plant, experiment: DesignedExperiment, comparison: Comparison) -> Iterator[pd.DataFrame]:
+def changed_by(plant: Plant, experiment: DesignedExperiment, comparison: ConditionComparison) -> Iterator[pd.DataFrame]:
     """List the genes of a change in each cell type that has any of its populations."""
     autoencoder, fold_changes = experiment.model.autoencoder, comparison.log2_fold_change
     of_modalities = [comparison.log2_library_size(modality).to_numpy()[:, None] for modality in experiment.modalities]
@@ -180,7 +180,7 @@ def changed_by(plant: Plant, experiment: DesignedExperiment, comparison: Compari
             yield pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
-def composition_of(experiment: DesignedExperiment) -> pd.DataFrame:
+def composition_table(experiment: DesignedExperiment) -> pd.DataFrame:
     """Tabulate the proportions of cell types in each condition, with their log odds ratio to the reference."""
     model = experiment.model
     populations = proportions_of(model, experiment.design)

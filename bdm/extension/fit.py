@@ -27,8 +27,8 @@ from bdm.errors import TrainingError
 from bdm.hierarchy.build import MIN_LEVEL, AttachmentPoint, attachment_point, branches_of, inner_names, measure_clade
 from bdm.hierarchy.clustering import (
     FEW_CELLS,
-    Evidence,
     MeasuredMeans,
+    TreeSupport,
     clade_support,
     clades_of_types,
     nearer_types,
@@ -196,9 +196,9 @@ def attached(
     support = float(np.mean(same)) if same else None
     place = {} if support is None or len(cells.mean) >= FEW_CELLS else {cells.labels[0]: support}
     nearer = nearer_to(model, means, resamples, cells, generator)
-    evidence = Evidence(clade_support(resamples, cells.labels), place, nearer)
+    of_tree = TreeSupport(clade_support(resamples, cells.labels), place, nearer)
     level = attachment.level
-    branches = branches_of(root, None, cells, evidence, names)
+    branches = branches_of(root, None, cells, of_tree, names)
     below = tuple(replace(branch, level=min(branch.level, level)) for branch in branches)
     return Attached(attachment, support, Hierarchy(below, level, model.hierarchy.threshold))
 

@@ -13,8 +13,8 @@ from bdm._core.seeds import numpy_generator
 from bdm.errors import InputError
 from bdm.hierarchy.clustering import (
     FEW_CELLS,
-    Evidence,
     MeasuredMeans,
+    TreeSupport,
     clade_support,
     clades_of_types,
     merged,
@@ -81,7 +81,7 @@ def build_hierarchy(
         suggested, cells.population.numpy(), means, n_bootstrap=settings.n_bootstrap, generator=generator
     )
     names = inner_names({*cells.populations, *cells.labels})
-    branches = branches_of(root, None, cells, evidence_of(means, resamples, cells, given=tree is not None), names)
+    branches = branches_of(root, None, cells, tree_support(means, resamples, cells, given=tree is not None), names)
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
 
 
@@ -92,16 +92,16 @@ def given_tree(tree: Tree | None, settings: HierarchySettings) -> Clade | None:
     return None if tree is None else as_clade(tree)
 
 
-def evidence_of(
+def tree_support(
     means: MeasuredMeans, resamples: Sequence[MeasuredMeans], cells: LatentCells, *, given: bool
-) -> Evidence:
+) -> TreeSupport:
     """Collect what resamples show; a tree that is ``given`` has its places from the user."""
     n_cells = {label: int(cells.n_cells[rows].sum()) for label, rows in rows_of_types(cells.labels).items()}
     few = [] if given else [label for label, n in n_cells.items() if n < FEW_CELLS]
     place = place_support(means, resamples, cells.labels, few)
     uncertain = {name for name, support in place.items() if support < MIN_PLACE}
     nearer = nearer_types(means, resamples, cells.labels, uncertain=uncertain)
-    return Evidence(clade_support(resamples, cells.labels), place, dict(zip(cells.populations, nearer, strict=True)))
+    return TreeSupport(clade_support(resamples, cells.labels), place, dict(zip(cells.populations, nearer, strict=True)))
 
 
 def inner_names(taken: Collection[str]) -> Iterator[str]:
@@ -110,7 +110,7 @@ def inner_names(taken: Collection[str]) -> Iterator[str]:
 
 
 def branches_of(
-    clade: MeasuredClade, parent: str | None, cells: LatentCells, evidence: Evidence, names: Iterator[str]
+    clade: MeasuredClade, parent: str | None, cells: LatentCells, support: TreeSupport, names: Iterator[str]
 ) -> list[Branch]:
     """Branches of a clade, itself first, larger children before smaller ones; ``names`` are for inner nodes."""
     labels = {cells.labels[member] for member in clade.members}
@@ -120,13 +120,13 @@ def branches_of(
         parent,
         clade.level,
         int(cells.n_cells[list(clade.members)].sum()),
-        evidence.support_of(clade.members) if clade.children else None,
+        support.support_of(clade.members) if clade.children else None,
         cell_type=labels.pop() if len(labels) == 1 else None,
-        nearer_to=evidence.nearer_to.get(name),
-        place=evidence.place.get(name),
+        nearer_to=support.nearer_to.get(name),
+        place=support.place.get(name),
     )
     children = sorted(clade.children, key=lambda child: (-len(child.members), min(child.members)))
-    return [branch, *(below for child in children for below in branches_of(child, name, cells, evidence, names))]
+    return [branch, *(below for child in children for below in branches_of(child, name, cells, support, names))]
 
 
 def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:

@@ -116,7 +116,7 @@ def with_sub_populations(tree: Clade, clades: dict[str, Clade]) -> Clade:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class TreeSupport:
     """What resamples of cells show of a tree."""
 
     support: Mapping[frozenset[int], float] | None  # see clade_support

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import false_discovery_control, norm, spearmanr
 from sklearn.metrics import average_precision_score
 
+from bdm.evaluation.genes import PSEUDOCOUNT
 from bdm.evaluation.metrics import Agreement
 from bdm.hierarchy.tree import Hierarchy
 
@@ -94,7 +95,6 @@ class PopulationExpression:
 
 MIN_FOLD_CHANGE = 1.0  # log2
 MAX_P = 0.05
-PSEUDOCOUNT = 1.0  # CP10k
 
 
 @dataclass(frozen=True)

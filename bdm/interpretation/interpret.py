@@ -217,11 +217,11 @@ def inputs_of(model: BranchedModel, real: AnnData, generated: AnnData, *, seed: 
     else:
         sets = [halves_of(take(fitted), seed=seed)[::-1] for take in (whole, split)]
     (training, test), (split_training, split_test) = sets
-    new = generated_cells(generated, model)
+    new = cells_of_populations(generated, model)
     return Inputs(model, training, test, split_training, split_test, new, bool(is_test.any()))
 
 
-def generated_cells(adata: AnnData, model: BranchedModel) -> Cells:
+def cells_of_populations(adata: AnnData, model: BranchedModel) -> Cells:
     """Take counts, and the recorded population of each generated cell, or else the most probable one."""
     recorded = adata.obs.get("sub_population")
     population = populations_of_cells(adata, model.autoencoder) if recorded is None else recorded.to_numpy(dtype=str)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bdm._core.seeds import population_weight
 from bdm._core.store import updated
+from bdm.autoencoder.sub_populations import N_SHRINK
 from bdm.latent.cells import LatentCells
 
 
@@ -63,9 +64,6 @@ def fit_whitening(cells: LatentCells) -> Whitening:
     covariance = pooled + torch.diag((cells.scale**2).mean(dim=0))
     covariance.diagonal()[cells.layout.library_sizes].clamp_(min=MIN_VARIANCE)
     return Whitening(cells.mean.mean(dim=0), covariance)
-
-
-N_SHRINK = 50  # cells at which the covariance of a population weighs as much as the pooled one
 
 
 @dataclass(frozen=True)

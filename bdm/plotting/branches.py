@@ -169,14 +169,14 @@ def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]
     names = [clade_label(child.contrast.names_inside) for child in node]
     if len(node) == 2:
         rows = np.concatenate([best_genes(child, n_genes=5) for child in node])
-        return [Panel(title, first.contrast.level, names[1], names[0], fold_change_table(first, genes, rows))]
+        return [Panel(title, first.contrast.level, names[1], names[0], panel_table(first, genes, rows))]
     return [
         Panel(
             title,
             child.contrast.level,
             "the others",
             name,
-            fold_change_table(child, genes, best_genes(child, n_genes=8)),
+            panel_table(child, genes, best_genes(child, n_genes=8)),
         )
         for child, name in zip(node, names, strict=True)
     ]
@@ -188,7 +188,7 @@ def best_genes(child: ContrastGenes, *, n_genes: int) -> np.ndarray:
     return np.lexsort((ranks[1], ranks[0]))[:n_genes]
 
 
-def fold_change_table(child: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFrame:
+def panel_table(child: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFrame:
     """Log2 fold changes of the genes in ``rows``, with standard errors; NaN where there are too few test cells."""
     table = pd.DataFrame({"gene": genes[rows]})
     for name, differences in {"model": child.model, "real": child.test}.items():
@@ -255,7 +255,7 @@ def commitment(
     n_each = int(np.clip(max_genes // len(nodes), 2, MAX_GENES_OF_NODE))
     edges = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 201))
     levels = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 200))
-    groups = [commitment_rows(node, interpretation, levels, n_genes=n_each) for node in nodes]
+    groups = [heat_map_rows(node, interpretation, levels, n_genes=n_each) for node in nodes]
     rows = [row for group in groups for row in group]
     axis = axes_or_new(ax, 10, 1.8 + 0.2 * len(rows))
     auc = np.stack([row.auc for row in rows])
@@ -288,7 +288,7 @@ def commitment(
     return shown(axis, show=show, ax=ax)
 
 
-def commitment_rows(
+def heat_map_rows(
     node: tuple[ContrastGenes, ...], interpretation: Interpretation, levels: np.ndarray, *, n_genes: int
 ) -> list[Row]:
     """Return rows of the best genes of a node's children in turn, each gene once, the earliest to commit first."""

@@ -20,7 +20,7 @@ from bdm.design.experiment import DesignedExperiment, compile_design
 from bdm.design.samples import populations_named
 from bdm.design.settings import AXES, MIN_DONORS_OF_DESEQ2, Change, Design, PowerSettings, read_design
 from bdm.design.simulate import simulated_cells
-from bdm.design.truth import comparisons_of, composition_of
+from bdm.design.truth import comparisons_of, composition_table
 from bdm.errors import InputError
 from bdm.model.model import BranchedModel
 from bdm.power.differential import Experiment, ExperimentSettings, deseq2_test, expression_test, share_tests
@@ -168,7 +168,7 @@ def score_composition(experiment: Experiment, designed: DesignedExperiment, cond
     shifts = [shift for shift in designed.design.composition.shifts if shift.condition == condition]
     if not shifts:
         return pd.DataFrame()
-    ratios = composition_of(designed).set_index(["condition", "cell_type"])["log_odds_ratio"].loc[condition]
+    ratios = composition_table(designed).set_index(["condition", "cell_type"])["log_odds_ratio"].loc[condition]
     named = {
         designed.model.cell_type_of[name] for shift in shifts for name in populations_named(designed.model, shift.in_)
     }

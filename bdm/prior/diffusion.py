@@ -49,7 +49,7 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
 
         The table ``training`` is of the first training, with the losses of held-out cells: ``validation`` with the
         network where it would be kept, and ``closed_form`` without; ``branches`` is as of
-        :class:`bdm.prior.held_out.Comparison`.
+        :class:`bdm.prior.held_out.NetworkComparison`.
         """
         on, hierarchy = device_of(device), data.hierarchy
         chosen = held_out_mask(data.cells, data.validation, seed=seed)

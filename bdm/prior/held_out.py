@@ -108,7 +108,7 @@ class HeldOut:
         added = denoised_in_blocks(remainder, self.noised, self.sigma, self.branch)
         return _losses(self.closed + added, self.x, self.sigma)
 
-    def compare(self, remainder: Denoise, *, n_looks: int = 1) -> Comparison:
+    def compare(self, remainder: Denoise, *, n_looks: int = 1) -> NetworkComparison:
         """Compare the network, which these cells chose from ``n_looks`` states, with the closed form on each branch."""
         closed, network = _losses(self.closed, self.x, self.sigma), self.losses(remainder)
         branch = self.branch.cpu().numpy()
@@ -121,11 +121,11 @@ class HeldOut:
         table["least_gain"] = np.where(enough, t.isf(level, np.maximum(n_cells - 1, 1)), np.nan)
         table["kept"] = table["gain"] > table["least_gain"]
         with_kept = np.where(table["kept"].to_numpy()[branch], network, closed)
-        return Comparison(table, float(np.average(with_kept, weights=self.weight)))
+        return NetworkComparison(table, float(np.average(with_kept, weights=self.weight)))
 
 
 @dataclass(frozen=True)
-class Comparison:
+class NetworkComparison:
     """Losses of held-out cells with and without the network.
 
     The network is kept on a branch where its gain is above ``least_gain``: 2 standard errors, and with more branches

@@ -25,13 +25,13 @@ from bdm.plotting.tree_page import MAX_ROWS, tree_browser
 from bdm.report.results import (
     SCORES,
     Results,
-    attack_rows,
+    attacks_shown,
     audited_types,
     branch_losses,
     cells_for_verdict,
     cells_left_out,
     changed,
-    checksums,
+    evaluated_files,
     genes_by_branch,
     genes_chosen,
     nodes,
@@ -179,7 +179,7 @@ def content(results: Results) -> dict[str, Any]:
         **({} if results.audit is None else audited(results.audit)),
         "extensions": [describe(row) for row in extended],
         "cost": [{"step": step, **row} for step, row in results.cost.iterrows()],
-        "checksums": checksums(results),
+        "checksums": evaluated_files(results),
         "versions": {"bdm": model.provenance["version"], **model.provenance.get("packages", {})},  # of the training
         "seed": model.provenance["seed"],
     }
@@ -253,4 +253,4 @@ def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, A
 def audited(audit: Audit) -> dict[str, Any]:
     """Collect what the page shows of an audit."""
     left_out = abbreviated(list(audit.record["left_out"]), n_shown=10)
-    return {"attacks": list(attack_rows(audit)), "audited_types": list(audited_types(audit)), "not_audited": left_out}
+    return {"attacks": list(attacks_shown(audit)), "audited_types": list(audited_types(audit)), "not_audited": left_out}

@@ -274,7 +274,7 @@ def genes_by_branch(results: Results) -> dict[str, list[str]]:
     return {child: display_names(top_markers(rows)).tolist() for child, rows in table.groupby("child", sort=False)}
 
 
-def attack_rows(audit: Audit) -> Iterator[dict[str, Any]]:
+def attacks_shown(audit: Audit) -> Iterator[dict[str, Any]]:
     """Yield the areas of each attack on units, the highest first."""
     table = audit.attacks_on_units
     for finding in audit.verdict.findings:
@@ -390,7 +390,7 @@ def n_generated(results: Results) -> str:
     return str(numbers.iloc[0]) if numbers.nunique() == 1 else "by type"
 
 
-def checksums(results: Results) -> dict[str, str]:
+def evaluated_files(results: Results) -> dict[str, str]:
     """Return the SHA-256 of the files that were evaluated, by their description."""
     evaluated = results.evaluation.provenance.get("sha256", {})
     found = {
