@@ -16,6 +16,7 @@ in scanpy, a figure that is drawn into given axes (``ax``) is not shown unless `
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,13 @@ def figures_of(result: Any) -> dict[str, Callable[..., Any]]:
     return figures
 
 
-def write_result(folder: Path, result: Any) -> None:
-    """Write a result as a folder, with each of its figures, of :data:`FIGURES`, as a PNG of its name."""
+def write_result(folder: Path, result: Any, sha256: dict[str, str] | None = None) -> None:
+    """Write a result as a folder, with each of its figures, of :data:`FIGURES`, as a PNG of its name.
+
+    ``sha256`` of the files that it was made from is added to its provenance, if given.
+    """
+    if sha256 is not None:
+        result = replace(result, provenance=result.provenance | {"sha256": sha256})
     result.save(folder)
     for name, draw in figures_of(result).items():
         save_figure(draw(result, show=False), folder / f"{name}.png")

@@ -59,8 +59,7 @@ def evaluate(
         sets = {name: read_generated(file, real, keys, on_disk=True) for name, file in files.items()}
         evaluation = evaluate_cells(real, sets, settings, populations=populations, seed=seed)
         hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
-        evaluation = replace(evaluation, provenance=evaluation.provenance | {"sha256": hashes})
-        write_result(folder, evaluation)
+        write_result(folder, evaluation, hashes)
     logger.info(score_table(evaluation.overall))
     facts = {name: "\n".join(verdict_lines(evaluation, name)) for name in sets}
     return Summary((out,), facts)

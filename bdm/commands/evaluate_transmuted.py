@@ -54,11 +54,10 @@ def evaluate_transmuted(
         read = {name: read_transmuted(file, cells, before, real) for name, file in files.items()}
         real, to = relabelled(real, one_type([file.to for file in read.values()]), populations)
         evaluation = evaluate_transmutation(real, {name: file.cells for name, file in read.items()}, to, seed=seed)
-        hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
         records = {name: file.record for name, file in read.items()}
-        record = {**evaluation.provenance, "sha256": hashes, "transmuted": records}
-        evaluation = replace(evaluation, provenance=record)
-        write_result(folder, evaluation)
+        evaluation = replace(evaluation, provenance=evaluation.provenance | {"transmuted": records})
+        hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
+        write_result(folder, evaluation, hashes)
     logger.info(repr(evaluation))
     return Summary((out,))
 

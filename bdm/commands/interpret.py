@@ -1,7 +1,6 @@
 """``bdm interpret``: find the marker genes of each branch."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,9 +38,7 @@ def interpret(
         inputs = read_inputs(model, cells, generated, keys, seed=seed)
         interpretation = interpret_model(inputs, settings, seed=seed)
         files = {"prepared": cells, "generated": generated}
-        record = interpretation.provenance | {"sha256": checksums(files, model=model)}
-        interpretation = replace(interpretation, provenance=record)
-        write_result(folder, interpretation)
+        write_result(folder, interpretation, checksums(files, model=model))
     if not interpretation.nodes:
         return Summary((out,), {"tree": "one population, without nodes whose branches could be compared"})
     logger.info("Agreement with test cells, mean over nodes:\n%s", agreement_summary(interpretation.agreement))

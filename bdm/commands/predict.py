@@ -1,7 +1,7 @@
 """``bdm predict``: change cells to another condition, measured in their type or not."""
 
 import logging
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -35,9 +35,7 @@ def predict(
     from bdm.responses.cells import effects_of_cells, expectation, predict_cells
     from bdm.responses.results import Responses
 
-    with ExitStack() as files:
-        path = files.enter_context(atomic_write(out))
-        table = None if effects is None else files.enter_context(atomic_write(effects))
+    with atomic_write(out) as path, nullcontext() if effects is None else atomic_write(effects) as table:
         loaded, given = Responses.load(responses), rna_in(read_cells(cells, labels=labels))
         with at(cells):
             predicted = predict_cells(loaded, given, condition, cell_types=cell_type, counts=counts, seed=seed)

@@ -1,6 +1,5 @@
 """``bdm predict-modality``: predict proteins or peaks of cells with RNA alone."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -37,8 +36,7 @@ def predict_modality(
     from bdm.generation.modality import predict_modality as predict
     from bdm.model.model import checksums, load_model
 
-    with ExitStack() as files:
-        path = files.enter_context(atomic_write(out))
+    with atomic_write(out) as path:
         loaded = load_model(model)
         chosen = modality_named(loaded, modality)
         with at(cells):

@@ -1,6 +1,6 @@
 """``bdm reconstruct``: generate cells of an ancestor, or of a time that nobody sampled."""
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -35,9 +35,7 @@ def reconstruct(
     from bdm.lineages.results import Lineage
 
     time = parsed_time(at)
-    with ExitStack() as files:
-        path = files.enter_context(atomic_write(out))
-        table = None if genes is None else files.enter_context(atomic_write(genes))
+    with atomic_write(out) as path, nullcontext() if genes is None else atomic_write(genes) as table:
         loaded, given = Lineage.load(lineage), read_cells(data, labels=labels)
         with at_file(data):
             found = reconstruct_cells(

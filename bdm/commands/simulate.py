@@ -1,6 +1,6 @@
 """``bdm simulate``: simulate a designed experiment with a known truth."""
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -39,9 +39,7 @@ def simulate(
     from bdm.model.model import checksums, load_model
 
     checked = read_design(design, seed=seed)
-    with ExitStack() as files:
-        path = files.enter_context(atomic_write(out))
-        table = None if truth is None else files.enter_context(atomic_write(truth))
+    with atomic_write(out) as path, nullcontext() if truth is None else atomic_write(truth) as table:
         loaded = load_model(model, device=device)
         check_form(out, loaded.form)
         with at(design):
