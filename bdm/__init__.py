@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm.extension.extend import ExtensionReport as ExtensionReport
     from bdm.hierarchy.files import read_tree as read_tree
     from bdm.interpretation.results import Interpretation as Interpretation
+    from bdm.settings import AuditSettings as AuditSettings
     from bdm.settings import AutoencoderSettings as AutoencoderSettings
     from bdm.settings import HierarchySettings as HierarchySettings
     from bdm.settings import InputKeys as InputKeys
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm.transmutation.evaluate import TransmutationEvaluation as TransmutationEvaluation
 
 MODULES = {  # with the public classes and functions, by name
+    "AuditSettings": "bdm.settings",
     "AutoencoderSettings": "bdm.settings",
     "BranchedDiffusion": "bdm.api",
     "PriorSettings": "bdm.settings",

@@ -528,32 +528,15 @@ class BranchedDiffusion:
         return branches_adata(self.interpretation)
 
     @computing
-    def audit(
-        self,
-        *,
-        n_folds: int = AuditSettings.n_folds,
-        donor_key: str | None = None,
-        by_cell: bool = False,
-        cells_only: bool = False,
-        cells_per_training_cell: float = AuditSettings.cells_per_training_cell,
-        models: Path | str | None = None,
-    ) -> "Audit":
+    def audit(self, settings: AuditSettings = AuditSettings(), *, models: Path | str | None = None) -> "Audit":
         """Run membership inference attacks on models and generated cells, compared with copies and chance.
 
         Models with the settings of this one are fitted to parts of its cells; this one need not be fitted.
 
         Parameters
         ----------
-        n_folds
-            Number of divisions of the donors into members, reference and non-members.
-        donor_key
-            Column of ``obs`` with the donor; the donors of the model, if not given. Without any, cells are audited.
-        by_cell
-            Audit cells, although there are donors.
-        cells_only
-            Attack generated cells only, not the models, which takes the fit of a second model in each fold.
-        cells_per_training_cell
-            Number of generated cells for each training cell of a fold: as many as you will share.
+        settings
+            Such as the number of folds, and of generated cells, which is to be as large as you will share.
         models
             Folder of the models of the folds, which are read from it, or fitted and written there.
         """
@@ -562,17 +545,10 @@ class BranchedDiffusion:
 
         if self.settings is None:
             raise InputError("A loaded model cannot be audited, as it holds no cells; make a new one from an AnnData.")
-        checked = AuditSettings(
-            n_folds=n_folds,
-            donor_key=donor_key,
-            by_cell=by_cell,
-            cells_only=cells_only,
-            cells_per_training_cell=cells_per_training_cell,
-        )
         fit = FitSettings(**{stage.name: getattr(self.settings, stage.name) for stage in fields(FitSettings)})
         folder = None if models is None else Path(models)
         how = AuditedModels(fit=fit, tree=self.tree, folder=folder, device=self.device, seed=self.seed)
-        return audit_models(divide(self._cells(), checked, seed=self.seed), checked, how)
+        return audit_models(divide(self._cells(), settings, seed=self.seed), settings, how)
 
     @computing
     def simulate(self, design: "Design | dict[str, Any] | Path | str", *, seed: int | None = None) -> AnnData:

@@ -446,7 +446,9 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     cells = ad.AnnData(prepared.X, obs=prepared.obs[["cell_type", "donor"]], var=prepared.var)
     settings = Settings(**vars(SMALL), prepare=PrepareSettings(genes="all", min_cells_per_gene=0, test=0.2))
     model = BranchedDiffusion(cells, donor_key="donor", settings=settings, n_threads=1)
-    audit = model.audit(n_folds=1, cells_only=True, cells_per_training_cell=0.5, models=tmp_path / "models")
+    audit = model.audit(
+        AuditSettings(n_folds=1, cells_only=True, cells_per_training_cell=0.5), models=tmp_path / "models"
+    )
     model.prepared.write_h5ad(tmp_path / "prepared.h5ad")
     few = "--cells-per-training-cell=0.5"
     options = ["--models", tmp_path / "models", "--n-folds=1", "--cells-only", few, *FLAGS]

@@ -39,7 +39,13 @@ from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import generated_levels
 from bdm.model.model import BranchedModel
 from bdm.pl import write_result
-from bdm.settings import GenerationSettings, PredictedEvaluationSettings, PrepareSettings, SamplerSettings
+from bdm.settings import (
+    AuditSettings,
+    GenerationSettings,
+    PredictedEvaluationSettings,
+    PrepareSettings,
+    SamplerSettings,
+)
 from bdm.transmutation.transmute import sources_of, transmuted_cells
 
 N_PROTEINS, N_PEAKS = 6, 60
@@ -670,7 +676,7 @@ def test_models_with_donors_and_covariates_have_all_modalities(tiny_settings):
 
 def test_cells_of_all_modalities_are_audited(tiny_settings):
     model = BranchedDiffusion(joined(), label_key="bulk_labels", settings=tiny_settings)
-    audit = model.audit(n_folds=1, cells_only=True)
+    audit = model.audit(AuditSettings(n_folds=1, cells_only=True))
     assert audit.record["n_cells"] == model.prepared.n_obs
     assert set(audit.scores["fold"]) == {1}
 

@@ -34,7 +34,7 @@ def copied(saved, tmp_path):
 
 
 def test_public_names():
-    of_stages = {"PrepareSettings", "AutoencoderSettings", "HierarchySettings", "PriorSettings"}
+    of_stages = {"AuditSettings", "PrepareSettings", "AutoencoderSettings", "HierarchySettings", "PriorSettings"}
     results = {"Evaluation", "TransmutationEvaluation", "Interpretation", "ExtensionReport"}
     names = {"BranchedDiffusion", "InputError", "InputKeys", "Settings", "pl", "read_tree", "tl"}
     assert set(bdm.__all__) == names | of_stages | results
