@@ -17,7 +17,7 @@ from bdm.autoencoder.cells import codes_of
 from bdm.autoencoder.levels import protein_columns
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
-from bdm.data.modalities import size_names
+from bdm.data.modalities import Modality, modalities_of, size_names
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class GeneAutoencoder:
     def populations_of(self, cell_type: str) -> tuple[str, ...]:
         """Names of the populations of a cell type: its sub-populations, or the type itself."""
         return self.sub_populations.populations_of(cell_type)
+
+    @cached_property
+    def modalities(self) -> list[Modality]:
+        """Modalities of the genes."""
+        return modalities_of(self.genes)
 
     @cached_property
     def proteins(self) -> slice:

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from bdm._core.seeds import numpy_generator
-from bdm.data.modalities import modalities_of
 from bdm.design.samples import N_SHOWN, populations_named
 from bdm.design.settings import Change, Design, FoldChange, GeneChoice
 from bdm.errors import InputError, abbreviated, at
@@ -61,7 +60,7 @@ def sampled_genes(
     model: BranchedModel, choice: GeneChoice, expression: np.ndarray, taken: set[int], generator: np.random.Generator
 ) -> list[int]:
     """Sample genes of a range of expression, but none that are taken."""
-    modalities = {modality.name: modality.features for modality in modalities_of(model.autoencoder.genes)}
+    modalities = {modality.name: modality.features for modality in model.autoencoder.modalities}
     name = choice.modality or next(iter(modalities))
     if name not in modalities:
         raise InputError(f"the model has no modality {name!r}; it has {', '.join(modalities)}.")

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from bdm._core.seeds import derive, numpy_generator, to_tensor, torch_generator
-from bdm.data.modalities import Modality, modalities_of
+from bdm.data.modalities import Modality
 from bdm.design.changes import Plant, mean_factors, plants_of, rows_by_population, strengths
 from bdm.design.samples import (
     GivenValues,
@@ -97,7 +97,7 @@ class DesignedExperiment:
     @property
     def modalities(self) -> list[Modality]:
         """Modalities of the genes."""
-        return modalities_of(self.model.autoencoder.genes)
+        return self.model.autoencoder.modalities
 
     def mean_expression(self, sample: str, populations: Sequence[str]) -> pd.DataFrame:
         """Compute expected counts of populations (rows) in a sample: of its donor, with its changes, at depth 1."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.decoder import Decoder
-from bdm.data.modalities import Modality, modalities_of
+from bdm.data.modalities import Modality
 from bdm.data.prepare import has_donors
 from bdm.donors.variance import (
     FEW,
@@ -85,7 +85,7 @@ def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoen
             "batch": batch_codes(latent, autoencoder.batches).numpy()[rows],
         }
     )
-    modalities, factors = modalities_of(prepared.var), autoencoder.network.decoder.batch_factors()
+    modalities, factors = autoencoder.modalities, autoencoder.network.decoder.batch_factors()
     groups = [group_cells(prepared, rows, codes, modality) for modality in modalities]
     by_modality = [
         pseudobulks(part, factors[:, modality.features], n_donors=len(names))

@@ -17,7 +17,7 @@ from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.levels import Levels, mapped
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import ObservationModel
-from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality, modalities_of
+from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
 from bdm.errors import InputError
 from bdm.latent.moments import Normal, matrix_power
 from bdm.model.match import SAME, batches_of, check_known, check_not_empty, counts_of_genes, label_column, labels_of
@@ -42,7 +42,7 @@ class Question:
 
 def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Question:
     """Match cells with RNA to a model; cell types are used if the model's column, or the given one, is there."""
-    rna = next(modality for modality in modalities_of(model.autoencoder.genes) if modality.kind == RNA)
+    rna = next(modality for modality in model.autoencoder.modalities if modality.kind == RNA)
     counts = counts_of_genes(adata, model.autoencoder.genes.iloc[rna.features], source=keys.counts or "auto")
     check_not_empty(counts)
     cell_type, known = None, {keys.label_key, model.label_key, "cell_type"} & set(adata.obs)
@@ -56,7 +56,7 @@ def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
 
 def modality_named(model: BranchedModel, name: str) -> Modality:
     """Find a modality of the model by its name, or its kind."""
-    others = [modality for modality in modalities_of(model.autoencoder.genes) if modality.kind != RNA]
+    others = [modality for modality in model.autoencoder.modalities if modality.kind != RNA]
     for modality in others:
         if name in (modality.name, modality.kind):
             return modality
@@ -130,7 +130,7 @@ class PopulationPosterior:
         mean = model.moments.mean[row].double() @ colour + model.whitening.centre.double()
         normal = Normal(mean, colour @ model.moments.covariance[row].double() @ colour)
         rna = CountAutoencoder.from_decoder(network.decoder.of_block(0), network.prior_mean)
-        target = network.decoder.of_block(modalities_of(model.autoencoder.genes).index(modality))
+        target = network.decoder.of_block(model.autoencoder.modalities.index(modality))
         has_levels = not modality.normalised and name in model.levels
         size = model.layout.index(modality.size_name) - 1 if modality.normalised else None
         return cls(

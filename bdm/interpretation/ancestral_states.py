@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from bdm.autoencoder.observation import ObservationModel
-from bdm.data.modalities import modalities_of, per_10k
+from bdm.data.modalities import per_10k
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.genes import marker_genes
 from bdm.hierarchy.tree import Hierarchy
@@ -46,7 +46,7 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
         populations = list(model.hierarchy.leaves(branch))
         counts = decode_to_counts(model, x, populations)
         means.append(x.mean(dim=0).numpy())
-        expression.append((counts * per_10k(counts, modalities_of(model.autoencoder.genes))).mean(axis=0))
+        expression.append((counts * per_10k(counts, model.autoencoder.modalities)).mean(axis=0))
         detected.append(branch_observation_model(model, populations).detection(counts).mean(axis=0))
     frame = {"index": model.autoencoder.genes.index, "columns": names}
     return AncestralStates(

@@ -15,7 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm._core.seeds import numpy_generator
-from bdm.data.modalities import block_sizes, modalities_of, per_10k
+from bdm.data.modalities import block_sizes, per_10k
 from bdm.data.prepare import counted_cells
 from bdm.evaluation.cells import Cells, other_than_rna, sample_by_type, smaller_numbers
 from bdm.evaluation.genes import wilcoxon
@@ -73,7 +73,7 @@ def _expression(model: BranchedModel, request: Request, chunk: Chunk, values: di
     at = values[chunk.population][chunk.start : chunk.start + len(chunk.x)] if values else None
     x = model.at_covariates(chunk.x, chunk.population, at)
     counts = expected_counts(model, x, batch, chunk.population).astype(np.float64)
-    per_count = per_10k(counts, modalities_of(model.autoencoder.genes))
+    per_count = per_10k(counts, model.autoencoder.modalities)
     expression = counts * per_count
     # Law of total variance, with the variance of counts
     noise = observation_model(model, chunk.population).variance(counts) * per_count**2

@@ -15,7 +15,6 @@ from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm.data.filters import capped
 from bdm.data.matrix import take_cells
-from bdm.data.modalities import Modality, modalities_of
 from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import (
     MIN_CELLS_FOR_MEANS,
@@ -76,11 +75,6 @@ class Inputs:
         """Names of the genes."""
         return self.model.gene_names.index
 
-    @property
-    def modalities(self) -> list[Modality]:
-        """Modalities of the genes."""
-        return modalities_of(self.model.autoencoder.genes)
-
 
 @using_threads()
 def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) -> Interpretation:
@@ -93,7 +87,7 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     of_types = by_members(inputs.training, by_type)
     markers = in_turn(
         distinct_markers(part, genes[modality.features], tuple(by_type), n_genes=settings.n_markers)
-        for part, modality in zip(of_types.by_modality, inputs.modalities, strict=True)
+        for part, modality in zip(of_types.by_modality, inputs.model.autoencoder.modalities, strict=True)
     )
     return Interpretation(
         settings=settings,
@@ -134,9 +128,9 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
     Each of ``MEASURES`` is of the model, and with ``_training`` and ``_equal`` appended of all training cells and of as
     many as test cells. ``n_significant`` counts genes significantly higher in any child, in test cells.
     """
-    rows, several = [], len(inputs.modalities) > 1
+    rows, modalities = [], inputs.model.autoencoder.modalities
     nodes = [tuple(group) for _, group in groupby(contrasts, key=lambda genes: genes.contrast.node)]
-    for children, modality in product(nodes, inputs.modalities):
+    for children, modality in product(nodes, modalities):
         contrast, features = children[0].contrast, modality.features
         populations = list(contrast.inside + contrast.outside)
         found = {query: [child.agreement(query, features, n_genes=n_genes) for child in children] for query in QUERIES}
@@ -146,7 +140,7 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
         rows.append(
             {
                 "node": contrast.node,
-                **({"modality": modality.name} if several else {}),
+                **({"modality": modality.name} if len(modalities) > 1 else {}),
                 "level": contrast.level,
                 "children": " | ".join("; ".join(child.contrast.names_inside) for child in children),
                 "n_types": len({*contrast.names_inside, *contrast.names_outside}),

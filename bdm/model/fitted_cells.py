@@ -10,7 +10,6 @@ from anndata import AnnData
 
 from bdm.data.counts import count_slots
 from bdm.data.matrix import to_row_storage
-from bdm.data.modalities import modalities_of
 from bdm.data.prepare import is_prepared, prepare, recorded_covariates
 from bdm.data.read import cells_in, read_cells
 from bdm.errors import InputError, at
@@ -86,7 +85,7 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
         "donor_key": None,  # donors are needed for the fit alone
         "counts": counts,
         "leave_out": others,
-        "genes": tuple(genes[modalities_of(model.autoencoder.genes)[0].features]),
+        "genes": tuple(genes[model.autoencoder.modalities[0].features]),
         "n_peaks": len(genes),
         "keep_genes": None,
         "gene_symbols": column if column in adata.var else None,
