@@ -57,7 +57,7 @@ def quantiles(counts: np.ndarray, generator: np.random.Generator, *, n_cells: in
     parts = np.array_split(np.sort(log_levels(counts, generator), axis=0), n_parts)
     middle, probability = ((np.arange(number) + 0.5) / number for number in (n_parts, N_QUANTILES))
     means = np.stack([part.mean(axis=0) for part in parts])
-    return torch.from_numpy(np.stack([np.interp(probability, middle, of) for of in means.T], axis=1))
+    return torch.from_numpy(np.stack([np.interp(probability, middle, column) for column in means.T], axis=1))
 
 
 def mean_count(quantiles_of_levels: Tensor) -> Tensor:
