@@ -262,12 +262,7 @@ class BranchedDiffusion:
         return self.prepared
 
     @computing
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        *,
-        keys: InputKeys = SAME,
-    ) -> np.ndarray:
+    def get_latent_representation(self, adata: AnnData | None = None, *, keys: InputKeys = SAME) -> np.ndarray:
         """Encode cells: the means of their posteriors in the latent space of the autoencoder.
 
         Parameters
@@ -329,13 +324,7 @@ class BranchedDiffusion:
 
     @computing
     def predict_modality(
-        self,
-        adata: AnnData,
-        modality: str = "prot",
-        *,
-        keys: InputKeys = SAME,
-        n_samples: int = 200,
-        seed: int = 0,
+        self, adata: AnnData, modality: str = "prot", *, keys: InputKeys = SAME, n_samples: int = 200, seed: int = 0
     ) -> AnnData:
         """Predict the proteins or peaks of cells by their RNA, as distributions.
 

@@ -130,13 +130,7 @@ class Markers:
     clades: Dots  # training cells below each branch
 
 
-def markers_of(
-    chosen: GeneSets,
-    training: Cells,
-    generated: Cells,
-    genes: pd.Index,
-    hierarchy: Hierarchy,
-) -> Markers:
+def markers_of(chosen: GeneSets, training: Cells, generated: Cells, genes: pd.Index, hierarchy: Hierarchy) -> Markers:
     """Compute markers in real and generated cells, and by branch; a gene that marks two types counts for the first."""
     first = {gene: cell_type for cell_type, members in reversed(chosen.items()) for gene in reversed(members)}
     chosen = {

@@ -22,13 +22,7 @@ from bdm.evaluation.genes import wilcoxon
 from bdm.generation.at import drawn_values
 from bdm.generation.generate import Chunk, shared_chunks
 from bdm.generation.request import Request, request_cells
-from bdm.interpretation.contrasts import (
-    Contrast,
-    Differences,
-    Expression,
-    Log2FoldChange,
-    PopulationExpression,
-)
+from bdm.interpretation.contrasts import Contrast, Differences, Expression, Log2FoldChange, PopulationExpression
 from bdm.latent.cells import populations_of_cells
 from bdm.model.model import BranchedModel, expected_counts, observation_model
 

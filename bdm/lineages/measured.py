@@ -186,11 +186,6 @@ def measure(adata: AnnData, settings: LineageSettings, tree: LineageTree | None)
     )
 
 
-def span_of(places: Places) -> float:
-    """Range of the times of places; at least a small number, so that it can be divided by."""
-    return max(float(np.ptp(places.time)), 1e-9)
-
-
 def beginning_of(places: Places, *, timed: bool) -> float:
     """Time at which the lineage begins."""
     return origin_of(places.time) if timed else 0.0

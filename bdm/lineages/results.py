@@ -17,7 +17,7 @@ from bdm.data.genes import GeneNames, symbol_column
 from bdm.errors import counted
 from bdm.kriging.counts import PSEUDO
 from bdm.kriging.law import QUANTILE, Law, Measurements, bins_of, contrasts, most_significant
-from bdm.lineages.measured import MeasuredLineage, beginning_of, span_of
+from bdm.lineages.measured import MeasuredLineage, beginning_of
 from bdm.lineages.tree import Places
 from bdm.settings import LineageRelation
 
@@ -302,4 +302,5 @@ def measurements(found: MeasuredLineage, n_added: int = 0) -> Measurements:
 def kernels_of(found: MeasuredLineage, places: Places, relation: LineageRelation, *, timed: bool) -> list[np.ndarray]:
     """Covariances that compete, of places in a measured lineage."""
     origin = beginning_of(found.places, timed=timed)
-    return places.kernels(found.tree, found.end, origin, span_of(found.places), relation, timed)
+    span = max(float(np.ptp(found.places.time)), 1e-9)  # as it is divided by
+    return places.kernels(found.tree, found.end, origin, span, relation, timed)

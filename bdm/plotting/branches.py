@@ -171,13 +171,7 @@ def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]
         rows = np.concatenate([best_genes(child, n_genes=5) for child in node])
         return [Panel(title, first.contrast.level, names[1], names[0], panel_table(first, genes, rows))]
     return [
-        Panel(
-            title,
-            child.contrast.level,
-            "the others",
-            name,
-            panel_table(child, genes, best_genes(child, n_genes=8)),
-        )
+        Panel(title, child.contrast.level, "the others", name, panel_table(child, genes, best_genes(child, n_genes=8)))
         for child, name in zip(node, names, strict=True)
     ]
 
