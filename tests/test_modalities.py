@@ -20,6 +20,7 @@ from zoo import kept_model
 
 from bdm import BranchedDiffusion, InputError, InputKeys, tl
 from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
+from bdm.autoencoder.fit import Objective
 from bdm.autoencoder.levels import mapped, quantiles
 from bdm.autoencoder.softmax import OWN_MEAN_SCALE, Blocks
 from bdm.data.forms import MUDATA, from_mudata, in_blocks, write_h5mu
@@ -41,6 +42,7 @@ from bdm.model.model import BranchedModel
 from bdm.pl import write_result
 from bdm.settings import (
     AuditSettings,
+    AutoencoderSettings,
     GenerationSettings,
     PredictedEvaluationSettings,
     PrepareSettings,
@@ -359,6 +361,12 @@ def test_proteins_have_the_levels_of_training_cells(multi_model, proteins):
         for found in (before, after)
     )
     assert max(near) < 0.3 < min(far)
+
+
+@pytest.mark.parametrize(("data", "n_cells"), [("multi_model", 10), ("small_model", 40)])
+def test_steps_take_a_quarter_of_the_cells_where_there_are_peaks(data, n_cells, request):
+    prepared = request.getfixturevalue(data).prepared
+    assert Objective.from_cells(prepared, AutoencoderSettings(batch_size=40), seed=0).batch_size == n_cells
 
 
 def test_models_of_rna_have_no_levels(small_model):
