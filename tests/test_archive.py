@@ -33,10 +33,12 @@ def archive(tmp_path_factory) -> Path:
     return folder / "archive.html"
 
 
+@pytest.mark.slow
 def test_archive_names_the_data_sets(archive):
     assert "<strong>mine</strong>: cells from" in archive.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importer", ["in here/"], indirect=True)
 def test_archive_of_another_workflow_names_the_data_sets(importer):  # noqa: F811
     done = snakemake("--report", "archive.html", cwd=importer[0].parent)

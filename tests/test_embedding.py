@@ -2,7 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from umap.umap_ import compute_membership_strengths, smooth_knn_dist
 
 from bdm.evaluation.metrics import umap_of
 
@@ -13,6 +12,8 @@ def x() -> np.ndarray:
 
 
 def test_functions_that_are_compiled_are_kept_on_disk(x):
+    from umap.umap_ import compute_membership_strengths, smooth_knn_dist  # late, as it takes seconds
+
     umap_of(x, seed=0)
     for function in (smooth_knn_dist, compute_membership_strengths):
         name = f"{function.py_func.__module__.removeprefix('umap.')}.{function.py_func.__name__}-*.nbc"

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import h5py
-import loompy
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +30,8 @@ def cells() -> AnnData:
 
 def write_loom(cells: AnnData, path: Path) -> None:
     """Write as ``AnnData.write_loom`` does, which is about to go."""
+    import loompy  # late, as it takes seconds
+
     genes, columns = {"var_names": cells.var_names.to_numpy(str)}, {"obs_names": cells.obs_names.to_numpy(str)}
     columns |= {name: column.to_numpy(str) for name, column in cells.obs.items()}
     loompy.create(str(path), cells.X.T.toarray(), genes, columns)
@@ -92,6 +93,8 @@ def test_reads_cells_with_their_labels(tmp_path, cells, name, write):
 
 
 def test_reads_loom_of_velocyto_with_its_main_matrix(tmp_path):
+    import loompy
+
     layers = {"": COUNTS.T, "spliced": COUNTS.T - 1}
     genes, cells = {"Gene": np.array(SYMBOLS)}, {"CellID": np.array(BARCODES)}
     loompy.create(str(tmp_path / "cells.loom"), layers, genes, cells)
