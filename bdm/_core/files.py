@@ -242,13 +242,14 @@ def _digest_of_data(path: Path) -> str:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that results depend on most, by name; do not change them."""
     return {name: version(name) for name in PACKAGES}
 
 
 def provenance(*, seed: int, **facts: Any) -> dict[str, Any]:
     """Record of how a result was made: versions, seed, and the given facts."""
-    return {"version": __version__, "packages": dict(_versions()), "seed": int(seed), **facts}
+    return {"version": __version__, "packages": dict(package_versions()), "seed": int(seed), **facts}
 
 
 def storable(record: dict[str, Any]) -> dict[str, Any]:

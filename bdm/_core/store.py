@@ -191,7 +191,7 @@ class ContentReader:
         """Make a value of the type ``kind``."""
         origin, arguments = get_origin(kind), get_args(kind)
         if origin in (Union, UnionType):
-            kinds = [kind for kind in arguments if kind is not NoneType]
+            kinds = [each for each in arguments if each is not NoneType]
             return content if content is None or len(kinds) > 1 else self.decode(content, kinds[0])
         if origin is tuple:
             return tuple(self.decode(item, arguments[0]) for item in content)

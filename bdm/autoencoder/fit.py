@@ -41,7 +41,7 @@ from bdm.autoencoder.sub_populations import (
     prefixes_of,
     warn_of_fewer,
 )
-from bdm.data.modalities import block_sizes, modalities_of
+from bdm.data.modalities import block_sizes, modalities_of, size_names
 from bdm.data.prepare import fewest_donors, has_donors
 from bdm.settings import AutoencoderSettings
 
@@ -102,10 +102,10 @@ class Objective:
         donors = f" of {self.min_donors} effective donors" if self.min_donors > 1 else ""
         return f"{self.settings.min_cells_per_sub_population} cells{donors} to fit"
 
-    @property
+    @cached_property
     def batch_size(self) -> int:
         """Cells of a minibatch: a quarter with peaks, whose steps take longest, as held-out cells are as likely."""
-        has_peaks = sum(modality.normalised for modality in modalities_of(self.training.var)) > 1
+        has_peaks = len(size_names(self.training.var)) > 1
         return max(self.settings.batch_size // 4, 1) if has_peaks else self.settings.batch_size
 
     @cached_property

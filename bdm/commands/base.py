@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -132,10 +131,10 @@ def show_messages(*, quiet: bool, verbose: bool) -> Iterator[None]:
 
 def versions() -> str:
     """Describe what runs, and on what."""
-    from bdm._core.files import PACKAGES
+    from bdm._core.files import package_versions
     from bdm._core.parallel import chosen_threads
 
-    packages = " ".join(f"{name} {version(name)}" for name in PACKAGES)
+    packages = " ".join(f"{name} {number}" for name, number in package_versions().items())
     machine = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}"
     return f"bdm {__version__}, {packages}, {machine}, {chosen_threads()} threads"
 
