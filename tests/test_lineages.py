@@ -396,7 +396,7 @@ def test_python_takes_names_of_lineages(cells):
     named = without(cells, "b1", "b2", "c1", "c2", "a")
     named.obs["name"] = named.obs["cell_type"].map(names)
     named.obs.loc[named.obs_names[:3], "name"] = np.nan
-    lineage = package.tl.lineage(named, lineage_key="name", time_key="minutes")
+    lineage = package.tl.lineage(named, package.tl.LineageSettings(lineage_key="name", time_key="minutes"))
     assert lineage.tree.nodes == ("P", "Pa", "Pp", "Paa", "Pap", "Paaa", "Paap")
     assert lineage.sampled.tolist() == [True, True, True, False, True, True, True]
     assert set(package.tl.reconstruct(lineage, named, "Paa").obs["name"]) == {"Paa"}

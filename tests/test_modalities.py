@@ -709,13 +709,13 @@ def with_raw(cells: AnnData) -> AnnData:
 
 
 def respond_and_predict(cells: AnnData) -> list[AnnData]:
-    responses = tl.respond(cells, label_key="bulk_labels")
+    responses = tl.respond(cells, tl.ResponseSettings(label_key="bulk_labels"))
     return [tl.predict_cells(responses, cells, "stim")]
 
 
 def trace_and_reconstruct(cells: AnnData) -> list[AnnData]:
     tree = f"({','.join(repr(name) for name in cells.obs['bulk_labels'].unique())})stem;"
-    lineage = tl.lineage(cells, tree=tree, time_key="time", label_key="bulk_labels", min_cells=5)
+    lineage = tl.lineage(cells, tl.LineageSettings(time_key="time", label_key="bulk_labels"), tree=tree)
     return [tl.reconstruct(lineage, cells, "CD19+ B", at=1.0, n_cells=20)]
 
 

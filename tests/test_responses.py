@@ -142,7 +142,7 @@ def test_evidence_of_hypotheses_of_one_factor_is_that_of_each_alone(cells):
 
 
 def test_the_tree_predicts_what_evolved_along_it(cells):
-    error = fit_responses(cells, SETTINGS, tree=as_clade(TREE)).expected_error("stim")
+    error = fit_responses(cells, SETTINGS, tree=TREE).expected_error("stim")
     assert error["predicted"] < 0.8 * error["unrelated"]
     assert error["predicted"] < error["common"]
     assert error["sampling"] < error["predicted"] < 1
@@ -176,7 +176,7 @@ def test_branches_name_genes_that_one_clade_alone_changes(cells):
     planted = cells.copy().X.toarray()
     planted[np.ix_((cells.obs["kind"].isin(["d", "e", "f", "g"]) & (cells.obs["condition"] == "stim")), [7])] += 200
     changed = ad.AnnData(sp.csr_matrix(planted), obs=cells.obs, var=cells.var)
-    table = fit_responses(changed, SETTINGS, tree=as_clade(TREE)).branches("stim")
+    table = fit_responses(changed, SETTINGS, tree=TREE).branches("stim")
     assert table["cell_types"].drop_duplicates().tolist()[:2] == ["a; b; c; d; e; f; g", "d; e; f; g"]
     first = table[table["cell_types"] == "d; e; f; g"].iloc[0]
     assert first["gene"] == "gene 7"
@@ -320,7 +320,7 @@ def test_workflow_measures_responses_and_predicts_cells(cells, tmp_path):
 
 
 def test_python_takes_the_keys_as_arguments(cells):
-    found = package.tl.respond(without(cells, "b"), label_key="kind", condition_key="condition", tree=TREE)
+    found = package.tl.respond(without(cells, "b"), SETTINGS, tree=TREE)
     axes = package.pl.response(found, "stim", show=False)
     assert [label.get_text() for label in axes[1].get_yticklabels()][:3] == ["a", "b (predicted)", "c"]
 

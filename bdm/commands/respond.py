@@ -40,8 +40,9 @@ def respond(
 
     with atomic_write(out, folder_of="responses.json") as folder:
         cells = read_cells(data, labels=labels)
+        given = None if tree is None else read_tree(tree)
         with at(data):
-            responses = fit_responses(cells, settings, tree=None if tree is None else read_tree(tree))
+            responses = fit_responses(cells, settings, tree=given)
         del cells  # to have their memory for writing
         write_result(folder, responses)
     for condition in responses.conditions:

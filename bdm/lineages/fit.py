@@ -1,6 +1,7 @@
 """Fit of a lineage: measure it, find the law of expression, and leave each sampled node and time out in turn."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,15 +10,21 @@ from anndata import AnnData
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm.data.read import rna_in
+from bdm.hierarchy.tree import Clade
 from bdm.kriging.law import calibration, fit_law, left_out, most_significant
 from bdm.lineages.measured import MeasuredLineage, measure
 from bdm.lineages.results import ERRORS, N_COMPARED, Lineage, kernels_of, measurements
-from bdm.lineages.tree import LineageTree
+from bdm.lineages.tree import LineageTree, read_lineage_tree
 from bdm.settings import LineageSettings
 
 
 @using_threads()
-def fit_lineage(adata: AnnData, settings: LineageSettings, *, tree: LineageTree | None = None) -> Lineage:
+def fit_lineage(
+    adata: AnnData,
+    settings: LineageSettings = LineageSettings(),
+    *,
+    tree: LineageTree | Clade | Path | str | None = None,
+) -> Lineage:
     """Measure expression along a lineage, and fit the law by which it follows where nobody sampled.
 
     Parameters
@@ -25,14 +32,15 @@ def fit_lineage(adata: AnnData, settings: LineageSettings, *, tree: LineageTree 
     adata
         Cells with raw counts, and the columns that ``settings`` name.
     tree
-        The lineage, with a node for each cell type; that of the lineage names, if not given.
+        The lineage tree in Newick, as a file or text, with a node for each cell type; that of the lineage names, if not
+        given.
 
     Raises
     ------
     InputError
-        See :func:`bdm.lineages.measured.measure`.
+        If a column is missing or no time, a name has no node, times contradict the tree, or counts are not raw.
     """
-    found = measure(rna_in(adata), settings, tree)
+    found = measure(rna_in(adata), settings, None if tree is None else read_lineage_tree(tree))
     kernels = kernels_of(found, found.places, settings.relations, timed=settings.time_key is not None)
     data = measurements(found)
     law = fit_law(data, kernels, levels=(0.0,))

@@ -32,7 +32,7 @@ class Lineage(MeasuredLineage, Result):
 
     ::
 
-        lineage = bdm.tl.lineage(adata, tree="lineage.nwk", time_key="minutes")
+        lineage = bdm.tl.lineage(adata, bdm.tl.LineageSettings(time_key="minutes"), tree="lineage.nwk")
         ancestors = bdm.tl.reconstruct(lineage, adata, "ASG_AWA", at=350)
 
     Attributes

@@ -148,8 +148,10 @@ def in_words(name: str) -> str:
 
 
 @rejecting_deep_trees()
-def read_lineage_tree(tree: Path | str | Clade) -> LineageTree:
+def read_lineage_tree(tree: LineageTree | Clade | Path | str) -> LineageTree:
     """Read a lineage tree from a Newick file or text, whose inner nodes have names, or take one in memory."""
+    if isinstance(tree, LineageTree):
+        return tree
     if isinstance(tree, Clade):
         return LineageTree.from_clade(tree)
     if isinstance(tree, str) and tree.lstrip().startswith("("):

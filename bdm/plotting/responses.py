@@ -64,7 +64,7 @@ def response(
     --------
     ::
 
-        bdm.pl.response(bdm.tl.respond(adata, condition_key="condition"), "stim")
+        bdm.pl.response(bdm.tl.respond(adata), "stim")
     """
     checked(responses, Responses)
     return shown_panels(draw_response(responses, condition or responses.conditions[0], n_genes=n_genes), show=show)
@@ -199,7 +199,7 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
     --------
     ::
 
-        bdm.pl.lineage(bdm.tl.lineage(adata, tree="lineage.nwk", time_key="minutes"))
+        bdm.pl.lineage(bdm.tl.lineage(adata, bdm.tl.LineageSettings(time_key="minutes"), tree="lineage.nwk"))
     """
     checked(lineage, Lineage)
     tree, row = lineage.tree, rows_of(lineage.tree)

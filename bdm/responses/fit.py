@@ -9,7 +9,8 @@ from anndata import AnnData
 from bdm._core.files import provenance
 from bdm._core.parallel import threads, using_threads
 from bdm.data.read import rna_in
-from bdm.hierarchy.tree import Clade, match_leaves
+from bdm.hierarchy.files import Tree, as_clade
+from bdm.hierarchy.tree import match_leaves
 from bdm.kriging.law import Law, Measurements, calibration, fit_law, left_out
 from bdm.responses.measured import measure
 from bdm.responses.results import Relations, Responses, measurements, most_changed
@@ -17,24 +18,28 @@ from bdm.settings import ResponseSettings
 
 
 @using_threads()
-def fit_responses(adata: AnnData, settings: ResponseSettings, *, tree: Clade | None = None) -> Responses:
+def fit_responses(
+    adata: AnnData, settings: ResponseSettings = ResponseSettings(), *, tree: Tree | None = None
+) -> Responses:
     """Measure the responses of cell types to conditions, and fit the law by which others follow.
 
     Parameters
     ----------
     adata
-        Cells with raw counts, and the columns that ``settings`` name.
+        Cells of two conditions or more, with raw counts, and the columns that ``settings`` name.
     tree
-        Your own tree of the cell types; that of their control profiles by average linkage, if not given.
+        Your own tree of the cell types, see :class:`bdm.BranchedDiffusion`; that of their control profiles by average
+        linkage, if not given.
 
     Raises
     ------
     InputError
-        See :func:`bdm.responses.measured.measure`; or if the tree has other cell types.
+        If a column, the control or a second measured type is missing, counts are not raw, or the tree has other cell
+        types.
     """
     found = measure(rna_in(adata), settings)
     known, names = found.has_profile, found.related_types
-    relations = Relations.of(found.profile[known], names, None if tree is None else match_leaves(tree, names))
+    relations = Relations.of(found.profile[known], names, None if tree is None else match_leaves(as_clade(tree), names))
     height = None
     if tree is not None:
         height = np.full((len(known), len(known)), np.nan)

@@ -34,7 +34,7 @@ class Responses(MeasuredResponses, Result):
 
     ::
 
-        responses = bdm.tl.respond(adata, condition_key="condition", control="ctrl")
+        responses = bdm.tl.respond(adata, bdm.tl.ResponseSettings(control="ctrl"))
         stimulated = bdm.tl.predict_cells(responses, adata_control, "stim")
 
     Attributes
