@@ -15,10 +15,10 @@
 
 from bdm.audit.results import Audit
 from bdm.evaluation.predicted import PredictedEvaluation, evaluate_predicted
+from bdm.lineages.cells import fates
 from bdm.lineages.cells import reconstruct_cells as reconstruct
-from bdm.lineages.fates import fates
-from bdm.lineages.fit import fit_lineage as lineage
 from bdm.lineages.results import Lineage
+from bdm.lineages.results import fit_lineage as lineage
 from bdm.power.analysis import PowerAnalysis
 from bdm.power.differential import (
     ExperimentSettings,
@@ -28,8 +28,8 @@ from bdm.power.differential import (
     wilcoxon_tests,
 )
 from bdm.responses.cells import predict_cells
-from bdm.responses.fit import fit_responses as respond
 from bdm.responses.results import Responses
+from bdm.responses.results import fit_responses as respond
 from bdm.settings import LineageSettings, PredictedEvaluationSettings, ResponseSettings
 
 __all__ = [

@@ -17,7 +17,7 @@ from bdm.errors import InputError
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.model.card import CARD, GeneratedFile, metadata, model_card, table
 from bdm.model.model import load_model, record_of_cells
-from bdm.responses.fit import fit_responses
+from bdm.responses.results import fit_responses
 from bdm.settings import GenerationSettings, PrepareSettings, ResponseSettings
 
 

@@ -15,9 +15,8 @@ import bdm as package
 from bdm.errors import InputError
 from bdm.kriging.law import left_out
 from bdm.lineages.cells import parsed_time, reconstruct_cells
-from bdm.lineages.fit import fit_lineage, groups_of
 from bdm.lineages.measured import measure
-from bdm.lineages.results import Lineage, kernels_of, measurements
+from bdm.lineages.results import Lineage, fit_lineage, groups_of, kernels_of, measurements
 from bdm.lineages.tree import LineageTree, Places, divisions, read_lineage_tree
 from bdm.settings import LineageSettings
 

@@ -22,12 +22,12 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.hierarchy.tree import Hierarchy
-from bdm.lineages.fit import fit_lineage
+from bdm.lineages.results import fit_lineage
 from bdm.lineages.tree import read_lineage_tree
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.page import number, report_page
 from bdm.report.results import Results, cells_left_out, changed, genes_chosen, populations, read_cost, read_results
-from bdm.responses.fit import fit_responses
+from bdm.responses.results import fit_responses
 from bdm.settings import LineageSettings, ResponseSettings
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]

@@ -17,9 +17,8 @@ from bdm.hierarchy.files import as_clade
 from bdm.kriging.counts import PSEUDO
 from bdm.kriging.law import Hypothesis, evidence_of, fit_law, left_out, predict, solve
 from bdm.responses.cells import effects_of_cells, predict_cells
-from bdm.responses.fit import fit_responses
-from bdm.responses.measured import measure
-from bdm.responses.results import Relations, Responses, measurements
+from bdm.responses.measured import Relations, measure
+from bdm.responses.results import Responses, fit_responses, measurements
 from bdm.settings import ResponseSettings
 
 TREE = [[["a", "b"], "c"], [["d", "e"], ["f", "g"]]]

@@ -26,7 +26,7 @@ def fates(
     from bdm._core.files import atomic_write
     from bdm.data.read import read_cells
     from bdm.errors import at
-    from bdm.lineages.fates import fates as shares_of
+    from bdm.lineages.cells import fates as shares_of
     from bdm.lineages.results import Lineage
 
     with atomic_write(out) as path:

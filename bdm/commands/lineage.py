@@ -27,7 +27,7 @@ def lineage(
     from bdm._core.files import atomic_write
     from bdm.data.read import read_cells
     from bdm.errors import at, counted
-    from bdm.lineages.fit import fit_lineage
+    from bdm.lineages.results import fit_lineage
     from bdm.lineages.tree import read_lineage_tree
     from bdm.pl import write_result
 

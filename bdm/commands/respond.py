@@ -36,7 +36,7 @@ def respond(
     from bdm.errors import at, counted
     from bdm.hierarchy.files import read_tree
     from bdm.pl import write_result
-    from bdm.responses.fit import fit_responses
+    from bdm.responses.results import fit_responses
 
     with atomic_write(out, folder_of="responses.json") as folder:
         cells = read_cells(data, labels=labels)

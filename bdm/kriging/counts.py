@@ -8,6 +8,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from bdm.data.counts import count_matrix
+from bdm.data.matrix import Matrix, blocks_of_rows
 from bdm.errors import InputError, counted
 
 PSEUDO = 1e-4  # added to shares of counts before logarithms, one count in 10,000; below it, changes fade out
@@ -23,6 +25,18 @@ def columns_of(cells: AnnData, genes: pd.Index, *, whose: str) -> np.ndarray:
             f"genes of the data of the {whose}."
         )
     return column
+
+
+def sizes_and_detected(counts: Matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Library size of each cell, and whether each gene has counts in enough cells, from a block of cells at a time."""
+    size, n_detected = np.zeros(counts.shape[0]), np.zeros(counts.shape[1], dtype=int)
+    for of_block, values in blocks_of_rows(counts):
+        size[of_block] = values.sum(axis=1, dtype=float).A1
+        n_detected += np.bincount(count_matrix(values).indices, minlength=counts.shape[1])
+    detected = n_detected >= MIN_CELLS_PER_GENE
+    if not detected.any():
+        raise InputError(f"No gene has counts in {MIN_CELLS_PER_GENE} cells; give more cells.")
+    return size, detected
 
 
 @dataclass(frozen=True)

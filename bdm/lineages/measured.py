@@ -11,7 +11,7 @@ from scipy import sparse
 from bdm.data.columns import as_numbers, as_text, is_missing, shown_kind, text_column
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError, abbreviated, counted
-from bdm.kriging.counts import MIN_CELLS_PER_GENE, Sums
+from bdm.kriging.counts import Sums, sizes_and_detected
 from bdm.lineages.tree import LineageTree, Places, check_order, divisions, origin_of
 from bdm.settings import LineageSettings
 from bdm.validation import column_rejection, unknown_node
@@ -156,12 +156,9 @@ def measure(adata: AnnData, settings: LineageSettings, tree: LineageTree | None)
     measured = set(points["node"])
     if lacking := [tree.nodes[node] for node in sorted(set(found.node) - measured)]:
         logger.warning("Too few cells (min_cells) to measure %s.", abbreviated(lacking, n_shown=10))
-    detected = np.asarray((found.cells.X > 0).sum(axis=0)).ravel() >= MIN_CELLS_PER_GENE
-    if not detected.any():
-        raise InputError(f"No gene has counts in {MIN_CELLS_PER_GENE} cells; give more cells.")
+    size, detected = sizes_and_detected(found.cells.X)
     group = pd.MultiIndex.from_frame(points[["node", "bin"]]).get_indexer(list(zip(found.node, found.bin, strict=True)))
     rows = np.flatnonzero(group >= 0)
-    size = np.asarray(found.cells.X.sum(axis=1), dtype=float).ravel()
     counts = sparse.csr_matrix(found.cells.X[rows][:, detected], dtype=float)
     sums = Sums.of(counts, size[rows], group[rows], len(points))
     alternate = 2 * group[rows] + pd.Series(group[rows]).groupby(group[rows]).cumcount().to_numpy() % 2

@@ -1,8 +1,8 @@
-"""Lineages, measured and predicted: expression at any node and time, changes on branches, expected errors, files."""
+"""Lineages, measured and predicted: expression at any node and time, changes on branches, their fit and its errors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from scipy.special import ndtr
 
+from bdm._core.files import provenance
+from bdm._core.parallel import using_threads
 from bdm._core.store import Result
 from bdm.data.genes import GeneNames, symbol_column
+from bdm.data.read import rna_in
 from bdm.errors import counted
+from bdm.hierarchy.tree import Clade
 from bdm.kriging.counts import PSEUDO
-from bdm.kriging.law import QUANTILE, Law, Measurements, bins_of, contrasts, most_significant
-from bdm.lineages.measured import MeasuredLineage, beginning_of
-from bdm.lineages.tree import Places
-from bdm.settings import LineageRelation
+from bdm.kriging.law import (
+    QUANTILE,
+    Law,
+    Measurements,
+    bins_of,
+    calibration,
+    contrasts,
+    fit_law,
+    left_out,
+    most_significant,
+)
+from bdm.lineages.measured import MeasuredLineage, beginning_of, measure
+from bdm.lineages.tree import LineageTree, Places, read_lineage_tree
+from bdm.settings import LineageRelation, LineageSettings
 
 N_COMPARED = 500  # genes that differ most significantly between points, of which errors and changes are tabulated
 CLEARLY = 0.95  # of the error of the best simple prediction, above which predictions are no better
@@ -304,3 +319,92 @@ def kernels_of(found: MeasuredLineage, places: Places, relation: LineageRelation
     origin = beginning_of(found.places, timed=timed)
     span = max(float(np.ptp(found.places.time)), 1e-9)  # as it is divided by
     return places.kernels(found.tree, found.end, origin, span, relation, timed)
+
+
+# ---- fit: measure a lineage, find the law of expression, and leave each sampled node and time out in turn
+
+
+@using_threads()
+def fit_lineage(
+    adata: AnnData,
+    settings: LineageSettings = LineageSettings(),
+    *,
+    tree: LineageTree | Clade | Path | str | None = None,
+) -> Lineage:
+    """Measure expression along a lineage, and fit the law by which it follows where nobody sampled.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts, and the columns that ``settings`` name.
+    tree
+        The lineage tree in Newick, as a file or text, with a node for each cell type; that of the lineage names, if not
+        given.
+
+    Raises
+    ------
+    InputError
+        If a column is missing or no time, a name has no node, times contradict the tree, or counts are not raw.
+    """
+    found = measure(rna_in(adata), settings, None if tree is None else read_lineage_tree(tree))
+    kernels = kernels_of(found, found.places, settings.relations, timed=settings.time_key is not None)
+    data = measurements(found)
+    law = fit_law(data, kernels, levels=(0.0,))
+    compared = most_significant(data)[:N_COMPARED]
+    groups = {"node": groups_of(found.points["node"])}
+    if settings.time_key is not None:
+        groups["time"] = groups_of(found.points["bin"])
+    errors = []
+    for kind, of_kind in groups.items():
+        predicted = left_out(law, data.genes(compared), kernels, of_kind)[0]
+        errors += [errors_of(found, kind, group, predicted, compared) for group in of_kind]
+    return Lineage(
+        **vars(found),
+        law=law,
+        calibration=calibration(law, data, kernels, found.log_share, groups["node"]),
+        errors=pd.concat(errors, ignore_index=True),
+        relation=settings.relations,
+        label_key=settings.label_key,
+        lineage_key=settings.lineage_key,
+        time_key=settings.time_key,
+        provenance=provenance(seed=0, settings=asdict(settings)),
+    )
+
+
+def groups_of(column: pd.Series) -> list[np.ndarray]:
+    """Rows of the points of each value of a column."""
+    return [np.sort(np.asarray(rows)) for rows in column.groupby(column).indices.values()]
+
+
+def errors_of(
+    found: MeasuredLineage, kind: str, group: np.ndarray, predicted: np.ndarray, genes: np.ndarray
+) -> pd.DataFrame:
+    """Compute errors of points that were left out together, apart for those between others and beyond them."""
+    n, real = len(found.points), (found.log_share - found.log_share.mean(axis=0))[:, genes]
+    others = np.setdiff1d(np.arange(n), group)
+    path, ancestral = found.places.path(found.tree, found.end), found.places.ancestral(found.tree)
+    time = found.places.time
+    rows: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    for point in group:
+        before, after = others[ancestral[others, point]], others[ancestral[point, others]]
+        between = bool(len(before) and len(after))
+        nearest = others[path[point, others].argmin()]
+        blend = real[nearest]
+        if between:
+            first, last = before[time[before].argmax()], after[time[after] == time[after].min()]
+            share = (time[point] - time[first]) / max(time[last[0]] - time[first], 1e-9)
+            blend = (1 - share) * real[first] + share * real[last].mean(axis=0)
+        values = {"predicted": predicted[:, point], "nearest": real[nearest], "blend": blend}
+        row = {name: float(np.mean((value - real[point]) ** 2)) for name, value in values.items()}
+        row |= {"halves": float(found.halves[point, genes].mean()), "size": float(np.mean(real[point] ** 2))}
+        rows[between].append(row | {"weight": float(found.points["n_cells"].iloc[point])})
+    tables = []
+    for between, of_kind in rows.items():
+        if of_kind:
+            table = pd.DataFrame(of_kind)
+            mean = table.mul(table["weight"], axis=0).sum() / table["weight"].sum()
+            of_group = found.points.iloc[group]
+            name = str(of_group["node"].iloc[0]) if kind == "node" else f"{of_group['time'].mean():.6g}"
+            relative = {error: float(np.sqrt(mean[error] / max(mean["size"], 1e-12))) for error in ERRORS}
+            tables.append({"left_out": kind, "name": name, "between": between, "n_points": len(of_kind), **relative})
+    return pd.DataFrame(tables)

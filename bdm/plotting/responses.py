@@ -31,7 +31,8 @@ from bdm.plotting.style import (
     shown,
     shown_panels,
 )
-from bdm.responses.results import Relations, Responses
+from bdm.responses.measured import Relations
+from bdm.responses.results import Responses
 
 MIN_Z, MIN_CHANGE = 3, 0.5  # of a change that is drawn: standard deviations, and log2 units
 MAX_GENES = 40  # of the heatmap

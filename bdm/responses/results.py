@@ -1,26 +1,28 @@
-"""Responses of cell types to conditions, measured and predicted: relations of types, tables, expected errors, files."""
+"""Responses of cell types to conditions, measured and predicted: tables, expected errors, their fit, a model card."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.cluster.hierarchy import cophenet, linkage
-from scipy.spatial.distance import pdist, squareform
+from anndata import AnnData
 from scipy.special import ndtr
 
+from bdm._core.files import provenance
+from bdm._core.parallel import threads, using_threads
 from bdm._core.store import Result
+from bdm.data.read import rna_in
 from bdm.errors import InputError, abbreviated, counted, markdown
-from bdm.hierarchy.tree import Clade
-from bdm.kriging.law import Law, Measurements, Prediction, bins_of, predict
-from bdm.responses.measured import MeasuredResponses
-from bdm.settings import Relation
+from bdm.hierarchy.files import Tree, as_clade
+from bdm.hierarchy.tree import match_leaves
+from bdm.kriging.law import Law, Measurements, Prediction, bins_of, calibration, fit_law, left_out, predict
+from bdm.responses.measured import MeasuredResponses, Relations, measure
+from bdm.settings import Relation, ResponseSettings
 from bdm.validation import unknown_condition, unknown_type
 
 MIN_TYPES = 4  # measured, below which predictions are warned of
@@ -271,76 +273,85 @@ def most_changed(data: Measurements) -> np.ndarray:
     return np.argsort(-significance.numpy(), axis=0, kind="stable")[:NEAREST]
 
 
-# ---- how cell types are related: by their tree, and by the distance of their profiles
-
-SCALES = (0.5, 1.0, 2.0)  # of distances, in units of their median
-CLOCKS = (1.0, 2.0)  # powers of the heights of nodes
+# ---- fit: measure responses, find the law of each condition, and leave each measured type out in turn
 
 
-@dataclass(frozen=True)
-class Relations:
-    """How cell types are related.
+@using_threads()
+def fit_responses(
+    adata: AnnData, settings: ResponseSettings = ResponseSettings(), *, tree: Tree | None = None
+) -> Responses:
+    """Measure the responses of cell types to conditions, and fit the law by which others follow.
 
-    Attributes
+    Parameters
     ----------
-    profile
-        Log shares of counts of the genes in the control, types x genes.
-    distance
-        Euclidean distance of their control profiles, types x types.
-    height
-        Height of the last common ancestor of two types in their tree, 0 for a type with itself and 1 at the root.
+    adata
+        Cells of two conditions or more, with raw counts, and the columns that ``settings`` name.
+    tree
+        Your own tree of the cell types, see :class:`bdm.BranchedDiffusion`; that of their control profiles by average
+        linkage, if not given.
+
+    Raises
+    ------
+    InputError
+        If a column, the control or a second measured type is missing, counts are not raw, or the tree has other cell
+        types.
     """
+    found = measure(rna_in(adata), settings)
+    known, names = found.has_profile, found.related_types
+    relations = Relations.of(found.profile[known], names, None if tree is None else match_leaves(as_clade(tree), names))
+    height = None
+    if tree is not None:
+        height = np.full((len(known), len(known)), np.nan)
+        height[np.ix_(known, known)] = relations.height
+    kernels = relations.kernels(settings.relations)
 
-    cell_types: tuple[str, ...]
-    profile: np.ndarray
-    distance: np.ndarray
-    height: np.ndarray
+    def fitted(number: int) -> tuple[Law, np.ndarray, pd.DataFrame]:
+        data = measurements(found, number, relations)
+        law, unrelated = fit_law(data, kernels), fit_law(data, [])
+        changed = data.genes(np.unique(most_changed(data)))
+        predicted, without = left_out(law, changed, kernels)[0], left_out(unrelated, changed, [])[0]
+        errors = errors_of(changed, predicted, without, relations).assign(condition=found.conditions[number])
+        return law, calibration(law, data, kernels, relations.profile[data.measured]), errors
 
-    @classmethod
-    def of(cls, profile: np.ndarray, cell_types: tuple[str, ...], tree: Clade | None = None) -> Relations:
-        """Relate types by their profiles, and by a tree; that of average linkage if none is given."""
-        distances = pdist(profile)
-        height = heights(tree, cell_types) if tree else squareform(cophenet(linkage(distances, "average")))
-        return cls(cell_types, profile, squareform(distances), height / max(height.max(), 1e-12))
-
-    def kernels(self, relation: Relation) -> list[np.ndarray]:
-        """Kernels that compete, types x types, with ones on the diagonal."""
-        along_tree = [1 - self.height**power for power in CLOCKS]
-        relative = self.distance / max(float(np.median(self.distance[np.triu_indices(len(self.distance), 1)])), 1e-12)
-        smooth = [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]
-        return {"all": along_tree + smooth, "tree": along_tree, "distance": smooth, "none": []}[relation]
-
-    @cached_property
-    def nodes(self) -> list[frozenset[str]]:
-        """Cell types below each node of the tree, the root first, and those with fewest types last."""
-        below = {frozenset(np.flatnonzero(row <= level)) for row in self.height for level in row}
-        ordered = sorted(below, key=lambda rows: (-len(rows), min(rows)))
-        return [frozenset(self.cell_types[row] for row in rows) for rows in ordered]
-
-    def parent(self, node: frozenset[str]) -> frozenset[str] | None:
-        """Node above a node; None for the root."""
-        above = [other for other in self.nodes if node < other]
-        return min(above, key=lambda other: len(other)) if above else None
+    with threads() as run:
+        laws, calibrations, errors = zip(*run(fitted, range(len(found.conditions))), strict=True)
+    return Responses(
+        **vars(found),
+        laws=laws,
+        calibration=np.stack(calibrations),
+        errors=pd.concat(errors, ignore_index=True)[["condition", "cell_type", *ERRORS]],
+        height=height,
+        relation=settings.relations,
+        label_key=settings.label_key,
+        condition_key=tuple(settings.condition_key),
+        provenance=provenance(seed=0, settings=asdict(settings)),
+    )
 
 
-def heights(tree: Clade, cell_types: tuple[str, ...]) -> np.ndarray:
-    """Height of the last common ancestor of types: the most nodes from it down to a type."""
-    found = np.zeros((len(cell_types), len(cell_types)))
+ERRORS = ("predicted", "unrelated", "common", "nearest", "sampling")
 
-    def fill(node: Clade) -> tuple[int, list[int]]:
-        if not node.children:
-            return 0, [cell_types.index(str(node.name))]
-        below = [fill(child) for child in node.children]
-        height = 1 + max(depth for depth, _ in below)
-        rows = [row for _, of_child in below for row in of_child]
-        for _, of_child in below:
-            for row in of_child:
-                others = [other for other in rows if other not in of_child]
-                found[row, others] = height
-        return height, rows
 
-    fill(tree)
-    return found
+def errors_of(data: Measurements, mean: np.ndarray, unrelated: np.ndarray, relations: Relations) -> pd.DataFrame:
+    """Errors of predictions of types that were left out; see :class:`bdm.responses.results.Responses`."""
+    effect, variance = data.effect.numpy(), data.variance.numpy()
+    n_types, rows = effect.shape[1], []
+    distance = relations.distance[np.ix_(data.measured, data.measured)].copy()
+    np.fill_diagonal(distance, np.inf)
+    top = most_changed(data)
+    for column in range(n_types):
+        others, genes = np.arange(n_types) != column, top[:, column]
+        real = effect[genes, column]
+        size = np.sqrt(np.mean(real**2))
+        predictions = {
+            "predicted": mean[genes, column],
+            "unrelated": unrelated[genes, column],
+            "common": effect[genes][:, others].mean(axis=1),
+            "nearest": effect[genes, int(distance[column].argmin())],
+        }
+        row = {name: np.sqrt(np.mean((values - real) ** 2)) / size for name, values in predictions.items()}
+        row["sampling"] = np.sqrt(variance[genes, column].mean()) / size
+        rows.append({"cell_type": relations.cell_types[data.measured[column]], **row})
+    return pd.DataFrame(rows)
 
 
 # ---- section of a model card

@@ -10,10 +10,8 @@ from distances import N_NEAREST, Rows, scored, variable_genes
 from scipy.sparse import csr_matrix
 
 from bdm._core.seeds import numpy_generator
-from bdm.lineages.cells import reconstruct_cells, relatives_of
-from bdm.lineages.fates import fates
-from bdm.lineages.fit import fit_lineage
-from bdm.lineages.results import Lineage
+from bdm.lineages.cells import fates, reconstruct_cells, relatives_of
+from bdm.lineages.results import Lineage, fit_lineage
 from bdm.lineages.tree import LineageTree, Places
 from bdm.settings import LineageRelation, LineageSettings
 

@@ -20,9 +20,8 @@ from bdm.data.counts import raw_counts
 from bdm.evaluation.predicted import TOP, evaluate_predicted
 from bdm.kriging.law import BINS, QUANTILE, bins_of
 from bdm.responses.cells import predict_cells, share_of, with_changes
-from bdm.responses.fit import fit_responses
-from bdm.responses.measured import MeasuredResponses, control_of, measure
-from bdm.responses.results import Relations
+from bdm.responses.measured import MeasuredResponses, Relations, control_of, measure
+from bdm.responses.results import fit_responses
 from bdm.settings import PredictedEvaluationSettings, Relation, ResponseSettings
 
 app = typer.Typer()
