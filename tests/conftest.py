@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -20,6 +21,8 @@ from zoo import kept_model
 
 from bdm.data.read import pbmc68k_counts
 
+gc.set_threshold(100_000, 5, 5)  # or collections of garbage take a tenth of the time
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave tests in a browser to the night; begin with files that have slow tests, so that processes end together."""
@@ -28,6 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("nightly")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of all garbage collections."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
