@@ -161,6 +161,15 @@ def test_a_t_distribution_has_fewer_small_p_values(bulk):
     assert t["p_value"][known].corr(normal["p_value"][known], method="spearman") == pytest.approx(1)
 
 
+def test_genes_whose_counts_vary_as_by_chance_alone_are_tested():
+    """Of few genes, no dispersion may be above its lower bound, so that their variance, the prior, is not known."""
+    design = np.column_stack([np.ones(6), np.repeat([0, 1], 3)])
+    counts = np.column_stack([np.full(6, 40), np.full(6, 25), np.repeat([40, 160], 3)])
+    normal, t = (deseq2(counts, design, t_distribution=of_t)["p_value"] for of_t in (False, True))
+    np.testing.assert_allclose(t, 2 * stats.t.sf(stats.norm.isf(normal / 2), 4))  # by the samples alone
+    assert t[2] < 0.01 < t[0]
+
+
 def test_a_prior_is_worth_as_many_samples_as_estimate_a_variance_with_its_variance():
     generator = np.random.default_rng(0)
     log_variance = np.log(generator.chisquare(7, size=100_000) / 7)

@@ -264,17 +264,23 @@ def test_cells_of_a_sub_population_are_compared_with_it_alone(small_model, examp
     assert "Cells were transmuted to Dendritic/2, but are compared with all cells of Dendritic; give" in caplog.text
 
 
-def test_types_that_later_sets_alone_have_are_evaluated():
+def test_types_of_few_cells_are_left_out_of_sets(caplog):
     rng = np.random.default_rng(0)
-    cells = Cells(sparse.csr_matrix(rng.poisson(1.0, size=(120, 50)), dtype=np.float32), np.repeat(["a", "b", "c"], 40))
-    is_test = np.tile([False, True], 60)
+    cell_type = np.repeat(["a", "b", "c", "rare"], [40, 40, 40, 8])
+    cells = Cells(sparse.csr_matrix(rng.poisson(1.0, size=(128, 50)), dtype=np.float32), cell_type)
+    is_test = np.tile([False, True], 64)
     genes = GeneNames(pd.DataFrame(index=[f"gene {i}" for i in range(50)]))
     real = RealCells(cells[~is_test], cells[is_test], genes)
-    sets = {name: cells[np.isin(cells.cell_type, types)] for name, types in {"one": ["a"], "two": ["a", "b"]}.items()}
-    transmuted = {name: TransmutedCells(of, of) for name, of in sets.items()}
-    table = evaluate_transmutation(real, transmuted, "c").table
-    assert set(table.loc["a"].index) == {"floor", "one", "two", "unchanged"}
-    assert set(table.loc["b"].index) == {"floor", "two", "unchanged"}
+    rows = {"one": np.r_[0:40, 40:44], "two": np.r_[0:80, 120:128]}
+    transmuted = {name: TransmutedCells(cells[index], cells[index]) for name, index in rows.items()}
+    evaluation = evaluate_transmutation(real, transmuted, "c")
+    assert set(evaluation.table.loc["a"].index) == {"floor", "one", "two", "unchanged"}
+    assert set(evaluation.table.loc["b"].index) == {"floor", "two", "unchanged"}
+    assert evaluation.original_types == ["a", "b"]
+    assert "Not evaluated: cells of rare, of which there are 8 transmuted cells, and 4 training cells." in caplog.text
+    few = {"one": TransmutedCells(cells[np.arange(4)], cells[np.arange(4)])}
+    with pytest.raises(InputError, match="No type has 5 transmuted cells and as many training cells; transmute more"):
+        evaluate_transmutation(real, few, "c")
 
 
 def test_genes_of_the_endpoints_are_chosen_by_cells_that_are_not_compared():

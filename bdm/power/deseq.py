@@ -47,7 +47,12 @@ def deseq2(counts: np.ndarray, design: np.ndarray, *, t_distribution: bool = Fal
 
 
 def freedom_of_prior(variance: float) -> float:
-    """Degrees of freedom with which a log variance is estimated with this variance."""
+    """Degrees of freedom with which a log variance is estimated with this variance; 0 if it is not known.
+
+    It is not known of genes whose counts vary no more than by chance, as all of a few genes may.
+    """
+    if np.isnan(variance):
+        return 0.0
     return float(brentq(lambda freedom: polygamma(1, freedom / 2) - variance, *FREEDOM))
 
 

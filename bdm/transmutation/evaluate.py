@@ -135,24 +135,28 @@ def compare_with_new_type(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores, and changes of genes, of one modality; see :class:`TransmutationEvaluation`."""
     rows, changes = {}, []
-    for original_type in pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])):
-        ends = select_endpoints(real, original_type, to)
-        sets: dict[str, tuple[Cells, Cells | None]] = {FLOOR: (ends.new, None)}
-        sets |= {name: cells.cells_of_type(original_type) for name, cells in transmuted.items()}
-        unchanged = next(before for _, before in sets.values() if before)
-        for name, (after, before) in (sets | {UNCHANGED: (unchanged, unchanged)}).items():
-            if name != UNCHANGED and len(after):
+    for original_type in pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])).tolist():
+        of_type = {name: cells.cells_of_type(original_type) for name, cells in transmuted.items()}
+        sets = {name: (after, before) for name, (after, before) in of_type.items() if len(after) >= MIN_CELLS_FOR_MEANS}
+        n_training = int(real.training.n_by_type.get(original_type, 0))
+        if not sets or n_training < MIN_CELLS_FOR_MEANS:
+            n_cells = max(len(after) for after, _ in of_type.values())
+            numbers = f"{counted(n_cells, 'transmuted cell')}, and {counted(n_training, 'training cell')}"
+            logger.warning("Not evaluated: cells of %s, of which there are %s.", original_type, numbers)
+            continue
+        ends, (_, unchanged) = select_endpoints(real, original_type, to), next(iter(sets.values()))
+        for name, (after, before) in {FLOOR: (ends.new, None), **sets, UNCHANGED: (unchanged, unchanged)}.items():
+            if name != UNCHANGED:
                 genes = {"gene": real.genes[ends.changed], "label": real.names.labels.iloc[ends.changed].to_numpy()}
                 found = fold_changes(after, ends)
                 values = {"log2_fold_change": found.query, "log2_fold_change_test": found.test}
                 changes.append(pd.DataFrame({**genes, **values, "original_type": original_type, "set": name}))
-            if len(after) < MIN_CELLS_FOR_MEANS:
-                logger.warning(
-                    "Not evaluated: %s of %s, which has %s.", name, original_type, counted(len(after), "cell")
-                )
-                continue
             scores = score_transmutation(after, ends, before=before, seed=seed)
             rows[original_type, name] = {"n_cells": len(after), **scores}
+    if not rows:
+        raise InputError(
+            f"No type has {MIN_CELLS_FOR_MEANS} transmuted cells and as many training cells; transmute more cells."
+        )
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"])
     return table, pd.concat(changes, ignore_index=True)
 
@@ -164,7 +168,7 @@ def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
         for cells in (real.training, real.test)
         for name in (original_type, to)
     )
-    for cells, split, name in ((old, "training", original_type), (new, "training", to), (test, "test", to)):
+    for cells, split, name in ((new, "training", to), (test, "test", to)):
         if len(cells) < MIN_CELLS_FOR_MEANS:
             raise InputError(
                 f"There are {len(cells)} {split} cells of {name!r} to evaluate by; {MIN_CELLS_FOR_MEANS} are needed."
