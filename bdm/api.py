@@ -1,6 +1,6 @@
 """The Python API: a model that is made from raw counts, fitted, applied, extended, saved and loaded."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import wraps
 from inspect import signature
@@ -14,6 +14,7 @@ from anndata import AnnData
 
 from bdm._core.files import atomic_write, provenance
 from bdm._core.parallel import using_threads
+from bdm.data.columns import as_names
 from bdm.data.forms import to_form
 from bdm.data.modalities import features_in_words
 from bdm.data.prepare import prepare
@@ -174,7 +175,7 @@ class BranchedDiffusion:
             settings = replace(settings, prior=replace(settings.prior, prior=prior))
         if likelihood is not None:
             settings = replace(settings, autoencoder=replace(settings.autoencoder, likelihood=likelihood))
-        covariates = None if covariate_key is None else _names(covariate_key)
+        covariates = None if covariate_key is None else as_names(covariate_key)
         given = {"batch_key": batch_key, "donor_key": donor_key, "covariate_key": covariates, "seed": seed}
         optional = {name: value for name, value in given.items() if value is not None}
         preparing = settings_with(settings.prepare, label_key=label_key, **optional)
@@ -382,7 +383,7 @@ class BranchedDiffusion:
         AnnData as :func:`bdm.transmutation.transmute.transmuted_cells` describes it.
         """
         settings = SamplerSettings(n_levels=n_levels)
-        cell_types = _names(from_)
+        cell_types = as_names(from_)
         cells = cells_in(adata)
         sources = sources_of(cells, self.model, str(to), keys, cell_types=cell_types, at=at, extrapolate=extrapolate)
         transmuted = transmuted_cells(self.model, sources, settings, seed=seed).in_memory()
@@ -616,7 +617,7 @@ class BranchedDiffusion:
         new = new_cells(
             cells_in(adata),
             self.model,
-            cell_types=_names(cell_types),
+            cell_types=as_names(cell_types),
             keys=keys,
             missing_as_zero=missing_as_zero,
             seed=seed,
@@ -707,8 +708,3 @@ def _numbers_of(cells: "TypedCells") -> pd.DataFrame:
     table = pd.DataFrame({"cell_type": cells.cell_type})
     table = table if cells.covariates is None else table.join(cells.covariates)
     return table.value_counts(sort=False).rename("n_cells").reset_index()
-
-
-def _names(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Bring one name or several, which may be numbers in the data, to text."""
-    return (str(names),) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))

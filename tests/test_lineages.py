@@ -1,5 +1,6 @@
 """Lineages: trees and times, what was measured, the law, reconstructed cells, and what is rejected."""
 
+import re
 from dataclasses import replace
 
 import anndata as ad
@@ -236,6 +237,21 @@ def test_lineages_without_times_go_by_the_lengths_of_branches(cells):
         reconstruct_cells(lineage, cells, "a", at=3)
 
 
+def test_one_node_has_errors_of_times_and_no_branches(cells, tmp_path):
+    lineage = fit_lineage(of(cells, "c"), SETTINGS, tree="((c)ab)root_cell;")
+    assert set(lineage.errors["left_out"]) == {"time"}
+    lineage.save(tmp_path / "lineage")
+    assert list(pd.read_csv(tmp_path / "lineage" / "branches.csv"))[:3] == ["node", "mother", "gene"]
+    package.pl.lineage(lineage, show=False)
+    assert (reconstruct_cells(lineage, of(cells, "c"), "c", at=40).obs["minutes"] == 40).all()
+
+
+def test_samples_of_one_time_have_errors_of_nodes(cells):
+    late = cells[(cells.obs["minutes"] >= 60).to_numpy()].copy()
+    late.obs["minutes"] = [61.0] + [60.0] * (late.n_obs - 1)
+    assert set(fit_lineage(late, SETTINGS, tree=TREE).errors["left_out"]) == {"node"}
+
+
 def test_cells_without_labels_lead_to_the_leaves_that_descend_from_them(cells, lineage):
     shares = package.tl.fates(lineage, obs(of(cells, "a"), cell_type="unknown"))
     assert list(shares) == ["a1", "a2", "b1", "b2", "c1"]
@@ -362,6 +378,13 @@ BAD = {  # what is done to the cells, the settings, the tree, and how the senten
         lambda cells: cells, {"lineage_key": "cell_type"}, NEWICK, "`tree=` and `lineage_key=` are both given; give one"
     ),
     "few cells": (lambda cells: cells, {"min_cells": 200}, NEWICK, "Only 0 nodes or times of nodes have 200 cells"),
+    "no lengths": (
+        lambda cells: cells, {"time_key": None}, re.sub(r"(\w+)", r"\1:0", NEWICK),
+        "No branch of the lineage tree has a length above 0; give lengths or none, or times by `time_key=`.",
+    ),
+    "nested lists": (
+        lambda cells: cells, {}, [["a", "b"], "c"], "The lineage tree is a list, but must be in Newick, as a file or",
+    ),
 }  # fmt: skip
 
 
@@ -373,9 +396,7 @@ def obs(cells: ad.AnnData, **columns: object) -> ad.AnnData:
 def test_bad_data_are_rejected_in_one_sentence(cells, name):
     change, settings, tree, sentence = BAD[name]
     with pytest.raises(InputError) as caught:
-        fit_lineage(
-            change(cells.copy()), replace(SETTINGS, **settings), tree=None if tree is None else read_lineage_tree(tree)
-        )
+        fit_lineage(change(cells.copy()), replace(SETTINGS, **settings), tree=tree)
     assert str(caught.value).startswith(sentence)
 
 
@@ -386,6 +407,11 @@ def test_unknown_nodes_times_and_genes_are_rejected(cells, lineage):
         parsed_time("soon")
     with pytest.raises(InputError, match=r"^at is 50:40, but a range of times begins before it ends"):
         reconstruct_cells(lineage, cells, "a", at=(50, 40))
+    for at in ([40, 50], np.array([]), np.array([40, np.nan])):
+        with pytest.raises(
+            InputError, match=r"^at is \[.*\], but must be a time, a range of times as a tuple, or an array"
+        ):
+            reconstruct_cells(lineage, cells, "a", at=at)
     with pytest.raises(InputError, match=r"^The cells lack 70 genes of the lineage, for example 'gene 50'"):
         reconstruct_cells(lineage, cells[:, :50].copy(), "a")
 

@@ -194,6 +194,11 @@ def complete_column(obs: pd.DataFrame, key: str) -> pd.Series:
     return column
 
 
+def as_names(names: object) -> tuple[str, ...]:
+    """Bring one name or several, which may be numbers in the data, to text."""
+    return (str(names),) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))
+
+
 def text_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
     """Return a column of ``obs``, which an argument names, as text; it may have one value."""
     if sentence := column_rejection(key, obs.columns, argument=argument):

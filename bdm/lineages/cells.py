@@ -14,6 +14,7 @@ from bdm._core.files import provenance, storable
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import NegativeBinomial
+from bdm.data.columns import as_names
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.errors import InputError
@@ -137,8 +138,12 @@ def times_to_reconstruct(
     """Draw the times of cells."""
     if at is not None and lineage.time_key is None:
         raise InputError("The lineage has no times, so `at=` has no meaning; fit it again with `time_key=`.")
-    if isinstance(at, np.ndarray):
+    if isinstance(at, np.ndarray) and at.ndim == 1 and len(at) and np.isfinite(at).all():
         return at
+    if isinstance(at, np.ndarray | list):
+        raise InputError(
+            f"at is {at}, but must be a time, a range of times as a tuple, or an array with the time of each cell."
+        )
     if n_cells < 1:
         raise InputError(f"n_cells is {n_cells}, but must be at least 1.")
     first, last = lineage.interval(node) if at is None else at if isinstance(at, tuple) else (at, at)
@@ -234,7 +239,7 @@ def drawn(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
 
 
 @using_threads()
-def fates(lineage: Lineage, adata: AnnData, among: Sequence[str] = (), *, counts: str = "auto") -> pd.DataFrame:
+def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, counts: str = "auto") -> pd.DataFrame:
     """Compute to which of several nodes cells lead, by the likelihood of their counts.
 
     ::
@@ -265,8 +270,8 @@ def fates(lineage: Lineage, adata: AnnData, among: Sequence[str] = (), *, counts
     """
     if lineage.time_key is None:
         raise InputError("The lineage has no times, which fates need; fit it again with `time_key=`.")
-    leaves = [node for node, end in zip(lineage.tree.nodes, lineage.end, strict=True) if np.isinf(end)]
-    names = list(dict.fromkeys(among)) or [node for node in leaves if lineage.sampled[lineage.tree.find(node)]]
+    leaves = np.array(lineage.tree.nodes)[np.isinf(lineage.end) & lineage.sampled].tolist()
+    names = list(dict.fromkeys(as_names(among))) or leaves
     if len(names) < 2:
         raise InputError(f"Cells are divided between nodes, but there is only {names[0]!r}; name others by `among=`.")
     adata = rna_in(adata)

@@ -139,6 +139,10 @@ def measure(adata: AnnData, settings: LineageSettings, tree: LineageTree | None)
     chosen, tree = cells_on_tree(adata, settings, tree)
     found, edges = locate(chosen, settings, tree)
     timed = settings.time_key is not None
+    if not (timed or tree.length[1:].any()):
+        raise InputError(
+            "No branch of the lineage tree has a length above 0; give lengths or none, or times by `time_key=`."
+        )
     if timed:
         if not np.ptp(found.time):
             when = f"obs[{settings.time_key!r}] is {found.time[0]:g} in all cells"

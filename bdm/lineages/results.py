@@ -38,6 +38,10 @@ from bdm.settings import LineageRelation, LineageSettings
 
 N_COMPARED = 500  # genes that differ most significantly between points, of which errors and changes are tabulated
 CLEARLY = 0.95  # of the error of the best simple prediction, above which predictions are no better
+OF_BRANCHES = (  # columns of a table of changes on branches
+    *("node", "mother", "gene", "start", "end", "change", "sd", "low", "high", "sign", "when"),
+    *("from_sisters", "from_sisters_sd"),
+)
 N_STEPS = 9  # times on a branch at which the expected change is computed, to find when half of it has happened
 
 
@@ -215,7 +219,8 @@ class Lineage(MeasuredLineage, Result):
         the end, with its standard deviation ``from_sisters_sd`` (NaN without sisters). The root has no branch.
         """
         tables = [self.branch(node, genes) for node in range(1, len(self.tree.nodes))]
-        return pd.concat([table for table in tables if table is not None], ignore_index=True)
+        none = pd.DataFrame(columns=list(OF_BRANCHES))
+        return pd.concat([table for table in tables if table is not None] or [none], ignore_index=True)
 
     def branch_times(self, node: int) -> tuple[float, float]:
         """Find when the branch of a node starts and ends."""
@@ -351,9 +356,9 @@ def fit_lineage(
     data = measurements(found)
     law = fit_law(data, kernels, levels=(0.0,))
     compared = most_significant(data)[:N_COMPARED]
-    groups = {"node": groups_of(found.points["node"])}
-    if settings.time_key is not None:
-        groups["time"] = groups_of(found.points["bin"])
+    kinds = {"node": "node"} if settings.time_key is None else {"node": "node", "time": "bin"}
+    groups = {kind: groups_of(found.points[column]) for kind, column in kinds.items()}
+    groups = {kind: of_kind for kind, of_kind in groups.items() if len(of_kind) > 1}  # as others predict each
     errors = []
     for kind, of_kind in groups.items():
         predicted = left_out(law, data.genes(compared), kernels, of_kind)[0]
@@ -361,7 +366,7 @@ def fit_lineage(
     return Lineage(
         **vars(found),
         law=law,
-        calibration=calibration(law, data, kernels, found.log_share, groups["node"]),
+        calibration=calibration(law, data, kernels, found.log_share, next(iter(groups.values()))),
         errors=pd.concat(errors, ignore_index=True),
         relation=settings.relations,
         label_key=settings.label_key,

@@ -156,6 +156,8 @@ def read_lineage_tree(tree: LineageTree | Clade | Path | str) -> LineageTree:
         return LineageTree.from_clade(tree)
     if isinstance(tree, str) and tree.lstrip().startswith("("):
         return LineageTree.from_clade(from_newick(tree, every_node=True))
+    if not isinstance(tree, str | Path):
+        raise InputError(f"The lineage tree is a {type(tree).__name__}, but must be in Newick, as a file or text.")
     path = Path(tree)
     with reading(path, "a tree in Newick"):
         text = path.read_bytes().decode("utf-8-sig")

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from scipy import sparse
 
 from bdm._core.files import provenance, storable
 from bdm._core.seeds import numpy_generator
-from bdm.data.columns import text_column
+from bdm.data.columns import as_names, text_column
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.errors import InputError, counted
@@ -31,7 +31,7 @@ def predict_cells(
     adata: AnnData,
     condition: str,
     *,
-    cell_types: tuple[str, ...] = (),
+    cell_types: str | Sequence[str] = (),
     counts: str = "auto",
     seed: int = 0,
 ) -> AnnData:
@@ -72,12 +72,13 @@ def predict_cells(
         If a condition or cell type is unknown, genes are missing, counts are not raw, or a type without a known profile
         has no control cells.
     """
-    cells, before = cells_to_change(responses, adata, condition, cell_types, counts)
+    condition = str(condition)
+    cells, before = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
     labels = text_column(cells.obs, responses.label_key, argument="label_key")
     column = columns_of(cells, responses.genes.index, whose="responses")
     measured = pd.Series("", index=labels.index)
     pieces, order = [], []
-    for sentence in new_types(responses, cells, labels[before == responses.control], column):
+    for sentence in new_types(responses, cells, labels.where(before == responses.control), column):
         logger.warning("%s", sentence)
     for (name, old), rows in pd.Series(np.arange(len(labels))).groupby([labels.to_numpy(), before.to_numpy()]):
         of_group = cells.X[rows.to_numpy()]
@@ -132,12 +133,12 @@ def profile_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
 
 
 def new_types(responses: Responses, cells: AnnData, labels: pd.Series, column: np.ndarray) -> Iterator[str]:
-    """Phrase of each type of control cells that the responses lack what its predicted response rests on."""
-    for name in sorted(set(labels) - set(responses.related_types)):
+    """Phrase of each type of control cells, which have labels, what its prediction rests on if responses lack it."""
+    for name in sorted(set(labels.dropna()) - set(responses.related_types)):
         near = difflib.get_close_matches(name, set(responses.related_types), n=1)
         meant = f" (did you mean {near[0]!r}?)" if near else ""
-        counts = cells[labels.index[labels == name]].X
-        distance = responses.relations({name: profile_of(counts, column)}).distance[-1, :-1]
+        profile = profile_of(cells.X[(labels == name).to_numpy()], column)
+        distance = responses.relations({name: profile}).distance[-1, :-1]
         nearest = responses.related_types[int(distance.argmin())]
         yield (
             f"The responses have too few control cells of the type {name!r}, or none{meant}; its response is predicted "
@@ -204,14 +205,14 @@ def expectation(responses: Responses, condition: str) -> str:
 
 
 def effects_of_cells(
-    responses: Responses, adata: AnnData, condition: str, *, cell_types: tuple[str, ...] = (), counts: str = "auto"
+    responses: Responses, adata: AnnData, condition: str, *, cell_types: str | Sequence[str] = (), counts: str = "auto"
 ) -> pd.DataFrame:
     """Tabulate the log fold changes by which :func:`predict_cells` changes these cells, from and to the control.
 
     Returns: tables of :meth:`bdm.responses.results.Responses.effects`, with the ``condition`` first: the new one, or
     where cells go back to the control, those that they are in.
     """
-    cells, before = cells_to_change(responses, adata, condition, cell_types, counts)
+    cells, before = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
     labels = text_column(cells.obs, responses.label_key, argument="label_key")
     names, column = tuple(sorted(labels.unique())), columns_of(cells, responses.genes.index, whose="responses")
     profiles = {

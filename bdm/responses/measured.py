@@ -55,8 +55,16 @@ class MeasuredResponses:
 
 def conditions_of(obs: pd.DataFrame, keys: tuple[str, ...]) -> pd.Series:
     """Condition of each cell: the value of a column of ``obs``, or the combined values of several."""
-    first, *others = (text_column(obs, key, argument="condition_key") for key in keys)
-    return first.str.cat(others, sep=SEPARATOR) if others else first
+    first, *others = columns = [text_column(obs, key, argument="condition_key") for key in keys]
+    if not others:
+        return first
+    for key, column in zip(keys, columns, strict=True):
+        if (joined := column.str.contains(SEPARATOR, regex=False)).any():
+            raise InputError(
+                f"obs[{key!r}] has the value {column[joined.to_numpy()].iloc[0]!r}, but {SEPARATOR!r} joins the values "
+                "of several columns of conditions; rename it."
+            )
+    return first.str.cat(others, sep=SEPARATOR)
 
 
 def control_of(conditions: pd.Series, control: str | None) -> str:
@@ -239,10 +247,10 @@ class Relations:
     height: np.ndarray
 
     @classmethod
-    def of(cls, profile: np.ndarray, cell_types: tuple[str, ...], tree: Clade | None = None) -> Relations:
-        """Relate types by their profiles, and by a tree; that of average linkage if none is given."""
+    def of(cls, profile: np.ndarray, cell_types: tuple[str, ...]) -> Relations:
+        """Relate types by their profiles, and by the tree of these by average linkage."""
         distances = pdist(profile)
-        height = heights(tree, cell_types) if tree else squareform(cophenet(linkage(distances, "average")))
+        height = squareform(cophenet(linkage(distances, "average")))
         return cls(cell_types, profile, squareform(distances), height / max(height.max(), 1e-12))
 
     def kernels(self, relation: Relation) -> list[np.ndarray]:
@@ -266,7 +274,7 @@ class Relations:
 
 
 def heights(tree: Clade, cell_types: tuple[str, ...]) -> np.ndarray:
-    """Height of the last common ancestor of types: the most nodes from it down to a type."""
+    """Height of the last common ancestor of types: the most nodes from it down to a type, relative to the root."""
     found = np.zeros((len(cell_types), len(cell_types)))
 
     def fill(node: Clade) -> tuple[int, list[int]]:
@@ -282,4 +290,4 @@ def heights(tree: Clade, cell_types: tuple[str, ...]) -> np.ndarray:
         return height, rows
 
     fill(tree)
-    return found
+    return found / max(found.max(), 1e-12)

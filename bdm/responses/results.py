@@ -16,12 +16,13 @@ from scipy.special import ndtr
 from bdm._core.files import provenance
 from bdm._core.parallel import threads, using_threads
 from bdm._core.store import Result
+from bdm.data.columns import as_names
 from bdm.data.read import rna_in
 from bdm.errors import InputError, abbreviated, counted, markdown
 from bdm.hierarchy.files import Tree, as_clade
-from bdm.hierarchy.tree import match_leaves
+from bdm.hierarchy.tree import Clade, match_leaves
 from bdm.kriging.law import Law, Measurements, Prediction, bins_of, calibration, fit_law, left_out, predict
-from bdm.responses.measured import MeasuredResponses, Relations, measure
+from bdm.responses.measured import MeasuredResponses, Relations, heights, measure
 from bdm.settings import Relation, ResponseSettings
 from bdm.validation import unknown_condition, unknown_type
 
@@ -141,7 +142,7 @@ class Responses(MeasuredResponses, Result):
         return predict(self.laws[number], data, relations.kernels(self.relation), at)
 
     def effects(
-        self, condition: str, cell_types: Sequence[str] = (), *, profiles: dict[str, np.ndarray] | None = None
+        self, condition: str, cell_types: str | Sequence[str] = (), *, profiles: dict[str, np.ndarray] | None = None
     ) -> pd.DataFrame:
         """Tabulate expected log fold changes of genes between a condition and the control.
 
@@ -167,7 +168,7 @@ class Responses(MeasuredResponses, Result):
             If a condition or a type is unknown.
         """
         added = profiles or {}
-        names = tuple(cell_types) or (*self.related_types, *added)
+        names = as_names(cell_types) or (*self.related_types, *added)
         found, tables = self.predictions(condition, names, added), []
         number, unit = self.condition_number(condition), np.log(2)
         for column, name in enumerate(names):
@@ -219,11 +220,11 @@ class Responses(MeasuredResponses, Result):
 
     def n_measured(self, condition: str) -> int:
         """Count the cell types in which the response to a condition was measured."""
-        return int(self.measured[condition].sum())
+        return int(self.measured.iloc[:, self.condition_number(condition)].sum())
 
     def expected_error(self, condition: str) -> pd.Series:
         """Mean over measured cell types of each of the :attr:`errors` of a condition."""
-        of_condition = self.errors[self.errors["condition"] == condition]
+        of_condition = self.errors[self.errors["condition"] == self.conditions[self.condition_number(condition)]]
         return of_condition.drop(columns=["condition", "cell_type"]).mean()
 
     def sentence(self, condition: str) -> str:
@@ -297,12 +298,11 @@ def fit_responses(
         types.
     """
     found = measure(rna_in(adata), settings)
-    known, names = found.has_profile, found.related_types
-    relations = Relations.of(found.profile[known], names, None if tree is None else match_leaves(as_clade(tree), names))
-    height = None
+    known = found.has_profile
+    relations, height = Relations.of(found.profile[known], found.related_types), None
     if tree is not None:
-        height = np.full((len(known), len(known)), np.nan)
-        height[np.ix_(known, known)] = relations.height
+        height = heights_in(as_clade(tree), found.cell_types, known)
+        relations = replace(relations, height=height[known][:, known])
     kernels = relations.kernels(settings.relations)
 
     def fitted(number: int) -> tuple[Law, np.ndarray, pd.DataFrame]:
@@ -326,6 +326,19 @@ def fit_responses(
         condition_key=tuple(settings.condition_key),
         provenance=provenance(seed=0, settings=asdict(settings)),
     )
+
+
+def heights_in(tree: Clade, cell_types: tuple[str, ...], known: np.ndarray) -> np.ndarray:
+    """Relative heights of the last common ancestors of types in a tree, which may have types that are not known, too.
+
+    NaN for types that it does not have.
+    """
+    leaves = {leaf.replace("_", " ") for leaf in tree.leaves()}
+    rows = [row for row, name in enumerate(cell_types) if known[row] or name.replace("_", " ") in leaves]
+    names = tuple(cell_types[row] for row in rows)
+    found = np.full((len(cell_types), len(cell_types)), np.nan)
+    found[np.ix_(rows, rows)] = heights(match_leaves(tree, names), names)
+    return found
 
 
 ERRORS = ("predicted", "unrelated", "common", "nearest", "sampling")
