@@ -290,4 +290,4 @@ def heights(tree: Clade, cell_types: tuple[str, ...]) -> np.ndarray:
         return height, rows
 
     fill(tree)
-    return found / max(found.max(), 1e-12)
+    return np.asarray(found / max(found.max(), 1e-12))
