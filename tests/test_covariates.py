@@ -10,8 +10,10 @@ import pytest
 from bdm.api import BranchedDiffusion
 from bdm.covariates.curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds
 from bdm.covariates.effects import fit_effects
+from bdm.data.prepare import recorded_covariates
 from bdm.errors import InputError
 from bdm.generation.at import parse_at
+from bdm.generation.request import numbers_like, snapshots_around
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings, Settings
 
 N_GENES, RISING, WAVE = 40, slice(0, 8), slice(8, 16)
@@ -221,6 +223,46 @@ def test_a_covariate_is_no_other_key():
         BranchedDiffusion(simulated(), covariate_key="tme")
 
 
+@pytest.mark.parametrize("key", ["n_cells", "batch", "split"])
+def test_a_covariate_has_no_name_of_a_column_that_bdm_writes(key):
+    cells = simulated()
+    cells.obs[key] = cells.obs["time"]
+    with pytest.raises(InputError, match=f"'{key}'.* by `covariate_key=`, but bdm writes a column of this name"):
+        BranchedDiffusion(cells, covariate_key=key, settings=SETTINGS)
+
+
+def test_columns_that_files_cannot_keep_apart_are_rejected():
+    cells = simulated()
+    cells.obs["time/h"] = cells.obs["time_h"] = cells.obs["time"]
+    with pytest.raises(InputError, match="obs has the columns 'time/h' and 'time_h', which have the same name in"):
+        BranchedDiffusion(cells, covariate_key="time/h", settings=SETTINGS)
+
+
+def with_slash(cells: ad.AnnData) -> ad.AnnData:
+    """Cells whose covariate has a name that files cannot hold."""
+    cells.obs = cells.obs.rename(columns={"time": "time/h"})
+    return cells
+
+
+def test_cells_have_covariates_and_batches_whose_names_files_cannot_hold():
+    cells = with_slash(simulated(100))
+    cells.obs["plate/1"] = np.where(np.arange(cells.n_obs) % 2, "a", "b")
+    settings = replace(SETTINGS, autoencoder=replace(SETTINGS.autoencoder, n_steps=5))
+    model = BranchedDiffusion(cells, batch_key="plate/1", covariate_key="time/h", settings=settings).fit()
+    new = with_slash(simulated(20, seed=8))
+    new.obs["plate/1"], new.obs["cell_type"] = "a", "other"
+    moved = model.transmute(cells, to="moving", from_="still")
+    assert list(moved.obs["time_h"]) == list(cells.obs.loc[moved.obs_names, "time/h"])
+    assert model.transmute(moved, to="still").n_obs == moved.n_obs
+    model.extend(new)
+    assert model.model.extensions[0].covariates is not None
+    assert set(numbers_like(cells.obs, model.model)) == {"cell_type", "time_h", "n_cells"}
+    assert not model.prepared.obs["time_h"].isna().any()
+    assert recorded_covariates(model.prepared) == ("time_h",)
+    evaluation = model.evaluate(with_slash(simulated(40, seed=9)), n_repeats=1)
+    assert set(evaluation.by_covariate["covariate"]) == {"time_h"}
+
+
 def test_values_given_twice_are_rejected():
     assert parse_at(["a=1", "b c=-1:2e3"]) == {"a": 1.0, "b c": (-1.0, 2000.0)}
     with pytest.raises(InputError, match="gives 'a' twice"):
@@ -360,6 +402,7 @@ def test_a_type_that_is_added_has_a_curve_if_it_has_the_covariate(saved, with_ti
     new = simulated(80, seed=8)
     new = new[new.obs["cell_type"] == "moving"].copy()
     new.obs["cell_type"] = "other"
+    new.obs_names = ["cell"] * new.n_obs  # names may repeat
     if not with_time:
         del new.obs["time"]
     model.extend(new)
@@ -428,6 +471,18 @@ def test_a_cell_between_snapshots_depends_on_its_seed_and_number_alone(snapshots
 def test_times_that_are_not_between_snapshots_are_rejected(snapshots, cells, day, message):
     with pytest.raises(InputError, match=message):
         snapshots[1].generate(cells, snapshot=day)
+
+
+def test_cells_of_a_snapshot_have_no_values_of_covariates(model):
+    with pytest.raises(InputError, match="give either `at=` or `snapshot=`"):
+        model.generate(10, at={"time": 0.5}, snapshot=2)
+
+
+def test_two_types_of_one_time_are_no_snapshots(snapshots):
+    known = snapshots[1].model
+    twins = replace(known, autoencoder=replace(known.autoencoder, cell_types=("1", "3", "3.0")))
+    with pytest.raises(InputError, match=r"The cell types '3' and '3\.0' are of the same time"):
+        snapshots_around(twins, 3)
 
 
 def test_types_that_are_no_times_are_no_snapshots(saved, tmp_path, bdm):

@@ -221,6 +221,13 @@ def test_cells_that_not_all_modalities_have_need_intersect(parts):
     assert (shared.X[:, -N_PROTEINS:] != parts["prot"].X[10:]).nnz == 0
 
 
+def test_cells_of_a_modality_with_one_name_are_rejected(parts):
+    twice = parts["prot"].copy()
+    twice.obs_names = ["cell"] * twice.n_obs
+    with pytest.raises(InputError, match="modality prot: cell name cell occurs more than once"):
+        from_mudata({"rna": parts["rna"], "prot": twice}, pd.DataFrame())
+
+
 def clr(cells: AnnData) -> AnnData:
     logs = np.log1p(cells.X.toarray())
     return AnnData(logs - logs.mean(axis=1, keepdims=True), cells.obs, cells.var)
@@ -397,12 +404,13 @@ def test_commands_take_and_give_mudata(bdm, file, tmp_path, tiny_settings):
     assert cells.uns["bdm"]["model_sha256"] == same.uns["bdm"]["model_sha256"]
 
 
-def test_a_mudata_file_needs_a_model_of_one(bdm, small_model, tmp_path):
+@pytest.mark.parametrize("ending", ["h5mu", "H5MU"])
+def test_a_mudata_file_needs_a_model_of_one(bdm, small_model, tmp_path, ending):
     small_model.save(tmp_path / "model")
-    code, message = bdm("generate", tmp_path / "model", tmp_path / "new.h5mu", "--cells", 5)
+    code, message = bdm("generate", tmp_path / "model", tmp_path / f"new.{ending}", "--cells", 5)
     assert code == 2
     assert "fitted to RNA alone" in message
-    assert not (tmp_path / "new.h5mu").exists()
+    assert not (tmp_path / f"new.{ending}").exists()
 
 
 def test_python_gives_the_form_of_the_data(multi_model, parts):

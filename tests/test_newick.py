@@ -162,6 +162,7 @@ def test_cell_types_with_sub_populations_read_back(name):
         ("((a,b)c,(d,e)root)0.5;", [["a", "b"], ["d", "e"]]),
         ("((a,b)c,c);", [["a", "b"], "c"]),
         ("((((w,x)1,y)a,z)b,c);", [["a", "z"], "c"]),
+        ("(((x,y)a),b);", ["a", "b"]),
     ],
 )
 def test_clade_with_the_name_of_a_cell_type_is_this_type_if_none_is_below(text, expected):

@@ -108,6 +108,11 @@ def test_tables_come_back_with_their_index(whole, tmp_path, by):
     assert_same_table(load(tmp_path, "thing", Whole).table, table)
 
 
+def test_rows_of_a_table_keep_their_numbers(whole, tmp_path):
+    save(tmp_path, "thing", replace(whole, table=pd.DataFrame({"score": [0.5, 1.5, 2.5]})[1:]))
+    assert list(load(tmp_path, "thing", Whole).table.index) == ["1", "2"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

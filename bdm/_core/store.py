@@ -169,7 +169,7 @@ class ContentWriter:
     def encode_table(self, table: pd.DataFrame, name: str) -> dict[str, Any]:
         """Numbers of a table become tensors, and text becomes JSON; an index of other numbers than 0, 1 ... is text."""
         index = None
-        if not isinstance(table.index, pd.RangeIndex):
+        if not (isinstance(table.index, pd.RangeIndex) and table.index.equals(pd.RangeIndex(len(table)))):
             levels = [table.index.get_level_values(i).astype(str).tolist() for i in range(table.index.nlevels)]
             index = {"names": list(table.index.names), "levels": levels}
         columns: dict[str, Any] = {}

@@ -261,12 +261,12 @@ def with_residuals(latent: ad.AnnData, effects: CovariateEffects | None) -> ad.A
         return latent
     values, at = effects.values, latent.obs[list(effects.names)].to_numpy(dtype=float)
     mean, scale = np.array(latent.X, dtype=np.float32), np.array(latent.layers["scale"], dtype=np.float32)
-    missing = np.isnan(at).any(axis=1)
-    groups = latent.obs[~missing].groupby(["cell_type", "sub_population"], observed=True).groups
-    for (cell_type, population), names in groups.items():
+    known = np.flatnonzero(~np.isnan(at).any(axis=1))
+    groups = latent.obs.iloc[known].groupby(["cell_type", "sub_population"], observed=True).indices
+    for (cell_type, population), members in groups.items():
         if not effects.has(population):
             continue
-        rows, row = latent.obs.index.get_indexer(names), values.populations.index(population)
+        rows, row = known[members], values.populations.index(population)
         centre, left = values.mean[row].numpy(), values.unexplained[row].numpy()
         kept = 1 / (1 + scale[rows] ** 2 * (1 / left - 1))
         shift = effects.shift(population, cell_type, at[rows]).numpy()

@@ -27,6 +27,8 @@ RESERVED_COLUMNS = (
     "common_ancestor_level",
     INDEX,
 )
+RESERVED_FOR_GROUPS = {*RESERVED_COLUMNS} - {"cell_type", INDEX}
+RESERVED_FOR_COVARIATES = {*RESERVED_COLUMNS, *PREPARED_COLUMNS, "n_cells"}  # the last, in tables of cells to generate
 NO_TYPES = re.compile(
     r"\b(unknowns?|unassigned|unlabell?ed|unclassified|unannotated|undetermined|undefined|unidentified"
     r"|doublets?|multiplets?|low qual(ity)?|ambiguous|debris)\b|^(na|n a|none|null)$"
@@ -39,14 +41,7 @@ MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|se
 def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
     """Give ``obs`` the columns ``cell_type``, ``batch`` and ``donor``; others of these names become ``NAME_input``."""
     keys = {"batch": settings.batch_key, "donor": settings.donor_key}
-    for argument, key in {
-        "label_key": settings.label_key,
-        **{f"{name}_key": key for name, key in keys.items()},
-    }.items():
-        if key in RESERVED_COLUMNS and key not in ("cell_type", INDEX):
-            raise InputError(
-                f"obs[{key!r}] is named by `{argument}=`, but bdm writes a column of this name; rename the column."
-            )
+    check_keys(obs, settings)
     if settings.label_key is None:
         labels = one_label(obs.index)
     else:
@@ -74,6 +69,21 @@ def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFr
     return obs.assign(**columns)
 
 
+def check_keys(obs: pd.DataFrame, settings: PrepareSettings) -> None:
+    """Reject keys of columns with a name that bdm gives to columns of its own, or that files cannot keep apart."""
+    groups = {"label_key": settings.label_key, "batch_key": settings.batch_key, "donor_key": settings.donor_key}
+    for argument, key in (*groups.items(), *(("covariate_key", key) for key in settings.covariate_key)):
+        if key in (RESERVED_FOR_GROUPS if argument in groups else RESERVED_FOR_COVARIATES):
+            raise InputError(
+                f"obs[{key!r}] is named by `{argument}=`, but bdm writes a column of this name; rename the column."
+            )
+    for key in settings.covariate_key:
+        if alike := [name for name in obs if name != key and writable_name(name) == writable_name(key)]:
+            raise InputError(
+                f"obs has the columns {key!r} and {alike[0]!r}, which have the same name in files; rename one of them."
+            )
+
+
 def check_crossed(obs: pd.DataFrame, key: str) -> None:
     """Reject donors whose differences cannot be separated from differences between cell types or batches."""
     name, remedy = f"obs[{key!r}]", "name another column by `donor_key=`, or none"
@@ -96,10 +106,6 @@ def covariate_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.
     """Return the columns of covariates as numbers, by the names that files give them; each differs between cells."""
     columns = finite_columns(obs, keys)
     for key, numbers in columns.items():
-        if key in (*RESERVED_COLUMNS, *PREPARED_COLUMNS):
-            raise InputError(
-                f"obs[{key!r}] is named by `covariate_key=`, but bdm writes a column of this name; rename the column."
-            )
         if numbers.nunique() < 2:
             raise InputError(f"obs[{key!r}] has one value for all cells; {ANOTHER_COVARIATE}.")
     return {writable_name(key): numbers for key, numbers in columns.items()}
@@ -255,6 +261,11 @@ def writable_name(name: object) -> str:
     """Name a column as an AnnData file can, where slashes separate groups, and the index has a name of its own."""
     text = str(name).replace("/", "_")
     return f"{text}_" if text == INDEX else text
+
+
+def with_written_names(obs: pd.DataFrame) -> pd.DataFrame:
+    """Give columns the names that files give them, by which a model knows its covariates."""
+    return obs.set_axis(writable_names(obs.columns), axis=1)
 
 
 def writable_names(names: Iterable[object]) -> list[str]:

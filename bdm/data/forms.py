@@ -15,6 +15,7 @@ from scipy import sparse
 
 from bdm._core.files import require_space
 from bdm.data.counts import raw_counts
+from bdm.data.filters import check_names
 from bdm.data.modalities import (
     ALIASES,
     COLUMN,
@@ -87,6 +88,9 @@ def from_mudata(
     """
     kind_of = kinds_by_name(found, modality)
     parts = {name: (kind, found[name]) for name, kind in kind_of.items()}
+    for name, (_, part) in parts.items():
+        with at(f"modality {name}"):
+            check_names(part.obs_names, kind="cell")
     shared = shared_cells({name: part.obs_names for name, (_, part) in parts.items()}, intersect=intersect)
     parts = {name: (kind, part[shared]) for name, (kind, part) in parts.items()}
     rna = next(name for name, kind in kind_of.items() if kind == RNA)
@@ -215,7 +219,7 @@ def to_form(cells: AnnData, form: str | None) -> Any:
 
 def check_form(out: Path, form: str | None) -> None:
     """Reject a MuData file for cells of another form."""
-    if out.suffix == MUDATA_FILE and form != MUDATA:
+    if out.suffix.lower() == MUDATA_FILE and form != MUDATA:
         what = "RNA alone" if form is None else f"an AnnData with {form}"
         raise InputError(f"{out}: the model was fitted to {what}, not to a MuData; write an .h5ad file.")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 
-from bdm.data.columns import as_text, finite_columns, is_missing, is_unwritable
+from bdm.data.columns import as_text, finite_columns, is_missing, is_unwritable, with_written_names, writable_name
 from bdm.data.filters import split_by_type
 from bdm.data.prepare import counted_cells
 from bdm.errors import InputError, counted
@@ -67,8 +67,9 @@ def new_cells(
     donor_key = model.preparation.get("donor_key")
     if donor_key in adata.obs and not is_missing(donors := as_text(adata.obs[donor_key][taken])).any():
         cells.obs["donor"] = donors
+    obs = with_written_names(adata.obs[taken])
     for name in () if model.covariates is None else model.covariates.names:
-        cells.obs[name] = np.nan if name not in adata.obs else finite_columns(adata.obs[taken], (name,))[name]
+        cells.obs[name] = np.nan if name not in obs else finite_columns(obs, (name,))[name].to_numpy()
     cells = cells[counted_cells(cells.X, cells.var)]
     by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
     is_known = cells.obs["cell_type"].isin(model.cell_types).to_numpy()
@@ -141,9 +142,8 @@ def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | No
             settings["donor_key"],
         )
         settings |= {"donor_key": None, "min_donors": PrepareSettings.min_donors}
-    lacking = [
-        name for name in settings.get("covariate_key", ()) if cells.obs.get(name, pd.Series([np.nan])).isna().any()
-    ]
+    named = settings.get("covariate_key", ())
+    lacking = [key for key in named if cells.obs.get(writable_name(key), pd.Series([np.nan])).isna().any()]
     if lacking:
         logger.warning("The joined cells have no covariates, as new cells lack %s.", ", ".join(lacking))
         settings |= {"covariate_key": ()}

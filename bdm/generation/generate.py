@@ -318,7 +318,7 @@ def write_cells(path: Path, cells: GeneratedCells, checksums: Mapping[str, str])
     """
     made_from = {f"{name}_sha256": checksum for name, checksum in checksums.items()}
     cells = replace(cells, uns={**cells.uns, "bdm": {**cells.uns["bdm"], **made_from}})
-    if path.suffix == MUDATA_FILE:
+    if path.suffix.lower() == MUDATA_FILE:
         write_h5mu(path, cells.in_memory())
         return
     populations: list[np.ndarray | None] = []

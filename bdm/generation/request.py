@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bdm._core.files import reading
+from bdm.data.columns import with_written_names
 from bdm.errors import InputError, abbreviated
 from bdm.generation.at import (
     NOWHERE,
@@ -100,6 +102,8 @@ def request_cells(
     if snapshot is not None:
         if isinstance(cells, bool) or not isinstance(cells, int | np.integer):
             raise InputError("Cells of a snapshot were not requested by a number; give a number of cells.")
+        if at:
+            raise InputError("Cells of a snapshot cannot have values of covariates; give either `at=` or `snapshot=`.")
         return request_between(model, int(cells), snapshot)
     if isinstance(cells, pd.DataFrame):
         table = cells.copy()
@@ -168,6 +172,10 @@ def snapshots_around(model: BranchedModel, time: float) -> tuple[str, str, float
             f"The cell types {abbreviated(model.cell_types, n_shown=5)} are not all numbers, so `snapshot=` has no "
             "meaning; fit a model with the column of the times of the snapshots, as numbers, as `label_key=`."
         ) from None
+    if alike := next((f"{one!r} and {other!r}" for (a, one), (b, other) in pairwise(times) if a == b), None):
+        raise InputError(
+            f"The cell types {alike} are of the same time; fit a model to cells that have one name for it."
+        )
     first, last = times[0][0], times[-1][0]
     if len(times) == 1 or not first <= time <= last:
         raise InputError(
@@ -200,6 +208,7 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
     """
     labels = labels_of(obs, model, keys)
     known = of_known_types(labels, model, done="Not counted:")
+    obs = with_written_names(obs)
     columns = [name for name in covariate_names(model) if name in obs]
     cells = obs.loc[known, columns].assign(cell_type=labels[known].to_numpy())
     return cells.value_counts(["cell_type", *columns], dropna=False).rename("n_cells").reset_index()

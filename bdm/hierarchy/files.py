@@ -96,7 +96,7 @@ def from_newick(text: str, *, every_node: bool = False) -> Clade:
         if closed is None and name is None:
             raise InputError("The Newick text has a branch without a name; name every leaf by its cell type.")
         node = Clade(name) if closed is None else closed
-        open_nodes[-1].append(Clade(name if node.children else node.name, node.children, length))
+        open_nodes[-1].append(Clade(name if name and node.children else node.name, node.children, length))
         name, skip, closed, length = None, False, None, None
         if sign == ")" and len(open_nodes) > 1:
             children = tuple(open_nodes.pop())
@@ -149,13 +149,14 @@ def read_tree(path: Path | str) -> Clade:
         If there is no such file, or it is not a tree.
     """
     path = Path(path)
-    if path.suffix == ".json":
+    is_json = path.suffix.lower() == ".json"
+    if is_json:
         content = read_json(path)
     else:
         with reading(path, "a tree in Newick"):
             content = path.read_bytes().decode("utf-8-sig")  # as text, it would lose the line breaks in names
     with at(path), rejecting_deep_trees():
-        return from_nested(content) if path.suffix == ".json" else from_newick(content)
+        return from_nested(content) if is_json else from_newick(content)
 
 
 def branch_table(hierarchy: Hierarchy) -> pd.DataFrame:

@@ -8,7 +8,15 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.columns import as_text, complete_column, finite_columns, is_text, one_label
+from bdm.data.columns import (
+    as_text,
+    complete_column,
+    finite_columns,
+    is_text,
+    one_label,
+    with_written_names,
+    writable_name,
+)
 from bdm.data.counts import count_slots, raw_counts
 from bdm.data.header import MISSING_LABELS
 from bdm.data.modalities import modalities_of
@@ -91,11 +99,10 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     known = of_known_types(labels, model)
     cells = adata[known]
     counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
-    columns = (keys.batch_key, model.preparation["batch_key"], "batch")
-    column = next((name for name in columns if name in cells.obs), None)
+    column = next((name for name in (keys.batch_key, *batch_names(model)) if name in cells.obs), None)
     batch = None if column is None else named_batches(cells.obs, column)
     names = () if model.covariates is None else model.covariates.names
-    cell_type, covariates = labels[known].to_numpy(dtype=str), covariates_in(cells.obs, names)
+    cell_type, covariates = labels[known].to_numpy(dtype=str), covariates_in(with_written_names(cells.obs), names)
     modalities = other_than_rna(model.autoencoder.genes)
     return Cells(counts, cell_type, batch, covariates=covariates, modalities=modalities)
 
@@ -185,11 +192,17 @@ def labels_of(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *
     return as_text(obs[column]).astype(object).replace(list(MISSING_LABELS), None)
 
 
+def batch_names(model: BranchedModel) -> tuple[str, ...]:
+    """Name the columns that may have the batches of cells: that of the model's data, as files name it, or ``batch``."""
+    key = model.preparation["batch_key"]
+    return ("batch",) if key is None else (key, writable_name(key), "batch")
+
+
 def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str | None:
     """Column of batches: the given one, that of the model's data, or ``batch``; None where the model has no batches."""
     if not model.autoencoder.batches:
         return None
-    candidates = (keys.batch_key,) if keys.batch_key else (model.preparation["batch_key"], "batch")
+    candidates = (keys.batch_key,) if keys.batch_key else batch_names(model)
     for key in candidates:
         if key in obs:
             return key
@@ -216,7 +229,7 @@ def covariate_values(obs: pd.DataFrame, model: BranchedModel) -> np.ndarray | No
     """Values of a model's covariates, cells x covariates; None where it has none. They are rejected if any lack."""
     if model.covariates is None:
         return None
-    columns = finite_columns(obs, model.covariates.names)
+    columns = finite_columns(with_written_names(obs), model.covariates.names)
     return np.column_stack([columns[name] for name in model.covariates.names])
 
 
