@@ -1,3 +1,4 @@
+import ast
 import contextlib
 import os
 import pty
@@ -6,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -14,11 +16,12 @@ import pytest
 from typer.main import get_command
 from warm import start
 
+import bdm
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of, load
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.cli import app, main
-from bdm.errors import as_options
+from bdm.errors import ARGUMENT, OPTIONS_FOR_NONE, as_options
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 
@@ -384,6 +387,19 @@ def test_fault_of_bdm_ends_with_its_traceback_and_one_sentence(bdm, monkeypatch,
 )
 def test_messages_name_options_on_the_command_line(message, expected):
     assert as_options(message) == expected
+
+
+def test_options_that_messages_name_exist():
+    options = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+    options |= {f"--{name}" for name in OPTIONS_FOR_NONE.values()}
+    only_in_python = {"`--conditions`", "`--n-threads`", "`--pair-key`", "`--settings`"}
+    for module in Path(bdm.__file__).parent.rglob("*.py"):
+        code = ast.parse(module.read_text())
+        texts = [node.value for node in ast.walk(code) if isinstance(node, ast.Constant)]
+        sentences = [text for text in texts if isinstance(text, str) and "\n" not in text]  # without long docstrings
+        named = {found[0] for text in sentences for found in ARGUMENT.finditer(text)}
+        for shown in {as_options(argument) for argument in named} - only_in_python:
+            assert shown.strip("`").split()[0] in options, (module, shown)
 
 
 BAD = {

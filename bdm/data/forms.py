@@ -108,12 +108,14 @@ def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str
     if modality:
         given = dict(parse_modality(text, names) for text in modality)
     elif left := sorted(set(names) - set(given)):
-        logger.warning("Left out modality %s; to use one, name its kind, as in `modality=NAME=prot`.", ", ".join(left))
+        logger.warning(
+            "Left out modality %s; to use one, name its kind, as in `modality='NAME=prot'`.", ", ".join(left)
+        )
     order = list(FEATURE_TYPES)
     given = dict(sorted(given.items(), key=lambda item: order.index(item[1])))
     if RNA not in given.values():
         raise InputError(
-            f"there is no RNA among the modalities ({', '.join(names)}); name it, as in `modality=NAME=rna`."
+            f"there is no RNA among the modalities ({', '.join(names)}); name it, as in `modality='NAME=rna'`."
         )
     for kind in order:
         if len(same := [name for name, other in given.items() if other == kind]) > 1:
@@ -189,7 +191,7 @@ def reject_dense(peaks: AnnData) -> None:
     if density > MAX_DENSITY_OF_PEAKS:
         raise InputError(
             f"{density:.0%} of the counts are above 0, but peaks of single cells are sparse; give fragments, or "
-            "name another kind by `modality=NAME=KIND`."
+            "name another kind by `modality='NAME=KIND'`."
         )
 
 
