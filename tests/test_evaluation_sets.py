@@ -11,10 +11,18 @@ from scipy import sparse
 from bdm.data.genes import GeneNames
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells, RealCells, SizeLimits, match, resampled_cells, sample_by_type
+from bdm.evaluation.cells import (
+    Cells,
+    RealCells,
+    ResampledCells,
+    SizeLimits,
+    match,
+    resampled_cells,
+    sample_by_type,
+)
 from bdm.evaluation.evaluate import Evaluation, evaluate, resampling_seeds
 from bdm.evaluation.genes import gene_statistics, kolmogorov_smirnov, marker_genes, pooled_fold_changes, variable_genes
-from bdm.evaluation.scores import Reference, score_cells
+from bdm.evaluation.scores import Reference, bin_of, bins_of, score_bins, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
 
 
@@ -163,6 +171,25 @@ def test_genes_chosen_by_chance_are_no_markers_of_the_floor():
     real = RealCells(training, test, GeneNames(pd.DataFrame(index=[f"gene {i}" for i in range(300)])))
     changes = evaluate(real, {}, EvaluationSettings(n_repeats=3)).fold_changes["log2_fold_change"]
     assert abs(changes.mean()) < 3 * changes.std() / np.sqrt(len(changes))
+
+
+@pytest.mark.parametrize(("times", "numbers"), [((0, 24, 48), [20] * 3), ((0, 1), [20] * 2), (range(16), [80] * 4)])
+def test_each_of_few_values_of_a_covariate_has_a_bin(times, numbers):
+    covariates = pd.DataFrame({"time": np.repeat(times, 20)})
+    cells = Cells(sparse.csr_matrix((len(covariates), 5)), np.full(len(covariates), "a"), covariates=covariates)
+    ends = bins_of(cells, 4)
+    assert np.bincount(bin_of(cells, "time", ends["time"])).tolist() == numbers
+
+
+def test_bins_of_equal_test_cells_are_scored():
+    rng = np.random.default_rng(0)
+    times = pd.DataFrame({"time": np.repeat([0.0, 1.0], 6)})
+    counts = sparse.csr_matrix(rng.poisson(3.0, size=(12, 20)), dtype=np.float32)
+    query = Cells(counts, np.full(12, "a"), covariates=times)
+    same = replace(query, counts=counts[np.r_[np.zeros(6, dtype=int), 6:12]])
+    table = score_bins([ResampledCells(same, {"query": query}, np.arange(0), 0)], same)
+    assert table["energy"].notna().all()
+    assert (table["energy"] > 0).tolist() == [True, False]
 
 
 SMALL = SizeLimits(compared=80, gene_auc=40, by_tree=20, pairs=1, marking=60, mapped=60)

@@ -43,10 +43,8 @@ from bdm.evaluation.modalities import joint_umap, modality_scores
 from bdm.evaluation.properties import compare_properties
 from bdm.evaluation.scores import (
     GROUP_SCORES,
-    N_BINS,
     Reference,
     Scores,
-    bins_of,
     expression_along,
     score_bins,
     score_cells,
@@ -225,7 +223,7 @@ def evaluate(
         overall=overall_table(scores, memorisation_by_set(resamples, training, pairs=size_limits.pairs)),
         by_type=by_type_table(scores),
         by_population=by_population_table(scores),
-        by_covariate=score_bins(resamples, bins_of(test, N_BINS)),
+        by_covariate=score_bins(resamples, test),
         along=expression_along(last.query, last.test, real.genes),
         properties=compare_properties(resamples, pair_genes, most=size_limits.properties),
         n_cells=n_cells,

@@ -190,8 +190,8 @@ class PairDistances:
 
     @cached_property
     def spread(self) -> float:
-        """Mean distance between two samples of y, in units of the space."""
-        return mean_of_pairs(self.within_y)
+        """Mean distance between two samples of y, in units of the space; above 0, also where all are the same."""
+        return float(max(mean_of_pairs(self.within_y), TINY))
 
     @property
     def energy(self) -> float:

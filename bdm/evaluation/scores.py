@@ -1,8 +1,9 @@
 """Scores of one set of query cells, compared with as many test cells of each type, and in bins of covariates."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from bdm.evaluation.genes import (
     pooled_fold_changes,
 )
 from bdm.evaluation.metrics import (
-    TINY,
     Agreement,
     PairDistances,
     classifier_f1,
@@ -169,7 +169,7 @@ def gene_correlation(comparison: Comparison, of_query: np.ndarray, of_test: np.n
 def distances(comparison: Comparison, of_query: np.ndarray, of_test: np.ndarray) -> dict[str, float]:
     """Compare some of the query cells with some of the test cells (masks of two or more), by the name of the score."""
     found = PairDistances.between(comparison.components[0][of_query], comparison.components[1][of_test])
-    energy, spread = found.energy, max(found.spread, TINY)
+    energy, spread = found.energy, found.spread
     return {
         "energy": energy,
         "energy_error": found.energy_error,
@@ -269,9 +269,15 @@ ALONG_COLUMNS = ["covariate", "gene", "value", "set", "mean", "error"]
 
 
 def bins_of(test: TypedCells, n: int) -> dict[str, np.ndarray]:
-    """Divide each covariate into bins of about the same numbers of test cells; returns their ends."""
-    table = pd.DataFrame() if test.covariates is None else test.covariates
-    ends = {str(name): np.unique(np.quantile(values, np.linspace(0, 1, n + 1))) for name, values in table.items()}
+    """Divide each covariate into bins, and return their ends.
+
+    Each value has a bin; where there are more than ``n``, as many bins have about the same numbers of test cells.
+    """
+    table, ends = pd.DataFrame() if test.covariates is None else test.covariates, {}
+    for name, values in table.items():
+        known = np.unique(values)
+        between = (known[1:] + known[:-1]) / 2 if len(known) <= n else np.quantile(values, np.linspace(0, 1, n + 1))
+        ends[str(name)] = np.unique([known[0], *between, known[-1]])
     return {name: edges for name, edges in ends.items() if len(edges) > 1}
 
 
@@ -281,13 +287,19 @@ def bin_of(cells: Cells, name: str, ends: np.ndarray) -> np.ndarray:
     return np.asarray(np.digitize(cells.covariates[name].to_numpy(), ends[1:-1]))
 
 
-def score_bins(resamples: list[ResampledCells], bins: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def score_bins(resamples: list[ResampledCells], test: TypedCells) -> pd.DataFrame:
     """Score each set in each bin of each covariate: energy distance to test cells, averaged over types and resamples.
 
     Types weigh by their test cells; of fewer than five cells, or test cells, in a bin, they do not count there.
     """
-    sets = [(name, cells, resample) for resample in resamples for name, cells in resample.query.items()]
-    rows = [row for each in sets for row in scores_of_set(*each, bins)]
+    bins = bins_of(test, N_BINS)
+    rows = [
+        row
+        for resample in resamples
+        for name, cells in resample.query.items()
+        if bins and cells.covariates is not None
+        for row in scores_of_set(name, cells, resample, {key: bins[key] for key in bins if key in cells.covariates})
+    ]
     if not rows:
         return pd.DataFrame({name: pd.Series(dtype=object if name in KEYS else float) for name in BIN_COLUMNS})
     return pd.DataFrame(rows)[BIN_COLUMNS].groupby(KEYS, sort=False).mean().reset_index()
@@ -295,17 +307,13 @@ def score_bins(resamples: list[ResampledCells], bins: Mapping[str, np.ndarray]) 
 
 def scores_of_set(
     name: str, cells: Cells, resample: ResampledCells, bins: Mapping[str, np.ndarray]
-) -> list[dict[str, object]]:
-    """Score a set in a resample, a row for each bin of each covariate that it has."""
-    test, rows = resample.test, []
-    if cells.covariates is None or not bins:
-        return []
+) -> Iterator[dict[str, object]]:
+    """Score a set in a resample, a row for each bin of each covariate."""
+    test = resample.test
     x, y = joint_components(cells.expression, test.expression, seed=resample.seed)
     for covariate, ends in bins.items():
-        if covariate not in cells.covariates:
-            continue
         of_cells, of_test = bin_of(cells, covariate, ends), bin_of(test, covariate, ends)
-        for number in range(len(ends) - 1):
+        for number, (low, high) in enumerate(pairwise(ends)):
             found = []
             for cell_type in test.n_by_type.index:
                 here = (of_cells == number) & (cells.cell_type == cell_type)
@@ -314,19 +322,12 @@ def scores_of_set(
                     distances = PairDistances.between(x[here], y[there])
                     found.append((there.sum(), distances.energy, distances.energy / distances.spread))
             weight, energy, relative = np.array(found, dtype=float).reshape(-1, 3).T
-            rows.append(
-                {
-                    "covariate": covariate,
-                    "low": ends[number],
-                    "high": ends[number + 1],
-                    "set": name,
-                    "n_cells": (of_cells == number).sum(),
-                    "n_test": (of_test == number).sum(),
-                    "energy": weight @ energy / weight.sum() if len(weight) else np.nan,
-                    "relative_energy": weight @ relative / weight.sum() if len(weight) else np.nan,
-                }
-            )
-    return rows
+            yield {
+                **{"covariate": covariate, "low": low, "high": high, "set": name},
+                **{"n_cells": (of_cells == number).sum(), "n_test": (of_test == number).sum()},
+                "energy": weight @ energy / weight.sum() if len(weight) else np.nan,
+                "relative_energy": weight @ relative / weight.sum() if len(weight) else np.nan,
+            }
 
 
 def expression_along(sets: Mapping[str, Cells], test: Cells, genes: pd.Index) -> pd.DataFrame:
@@ -350,9 +351,7 @@ def expression_along(sets: Mapping[str, Cells], test: Cells, genes: pd.Index) ->
             for name, (mean, error) in means.items():
                 for number, value in values.items():
                     rows.append((covariate, genes[gene], value, name, mean[number, gene], error[number, gene]))
-    numbers = ALONG_COLUMNS[4:]
-    table = pd.DataFrame(rows, columns=ALONG_COLUMNS)
-    return table.astype(dict.fromkeys(["value", *numbers], float))
+    return pd.DataFrame(rows, columns=ALONG_COLUMNS).astype(dict.fromkeys(["value", "mean", "error"], float))
 
 
 def means_by_bin(cells: Cells, number: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
