@@ -640,6 +640,8 @@ def test_figure_has_each_attack_between_chance_and_copies(of_copies, prepared):
     assert [axis.get_title() for axis in axes] == ["donors", "cells"]
     names = [label.get_text() for label in axes[0].get_yticklabels()]
     assert names == [name for key, name in ATTACKS.items() if key not in ON_MODEL]
+    order = {line.get_label().partition(" ")[0]: line.get_zorder() for line in axes[0].lines}
+    assert order["generated"] > order["copies"]  # which are at the same place where an attack finds all members
     settings = AuditSettings(n_folds=1, by_cell=True)
     of_cells = audit_folds(divide(prepared, settings, seed=0), settings, copies(prepared), seed=0, generator="files")
     assert [axis.get_title() for axis in pl.audit(of_cells, show=False)] == ["cells"]

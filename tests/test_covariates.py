@@ -526,5 +526,12 @@ def test_figure_has_real_and_generated_cells_along_the_covariate(evaluation, tmp
     write_result(tmp_path / "evaluation", evaluation)
     assert (tmp_path / "evaluation/covariates.png").is_file()
     assert len(pd.read_csv(tmp_path / "evaluation/by_covariate.csv")) == 8
-    with pytest.raises(InputError, match="The evaluation has no nothing along time; it has g"):
-        covariates(evaluation, ["nothing"], show=False)
+    gene = evaluation.along["gene"].iloc[0]
+    assert [axis.get_title() for axis in covariates(evaluation, gene, show=False)] == [gene]
+    for arguments, message in (
+        ({"genes": ["nothing"]}, "no gene along time 'nothing'; it has g"),
+        ({"covariate": "dose"}, r"no covariate 'dose'; it has time\.$"),
+        ({"name": "flat"}, r"no set 'flat'; it has floor, generated\.$"),
+    ):
+        with pytest.raises(InputError, match=f"The evaluation has {message}"):
+            covariates(evaluation, **arguments, show=False)

@@ -72,7 +72,7 @@ from bdm.latent.moments import Normal
 from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import log_expression, observation_model, type_specific_genes
 from bdm.pl import FIGURES
-from bdm.plotting.branches import Panel, draw_panel
+from bdm.plotting.branches import Panel, children_label, draw_panel, node_panels
 from bdm.plotting.style import clade_label, figure_of
 from bdm.plotting.tree import draw_hierarchy, view_of
 from bdm.prior.sampler import HierarchicalSampler
@@ -597,6 +597,16 @@ def test_scanpy_reads_and_plots_the_branches(inputs, interpretation, tmp_path, c
 def test_clade_label_fits(cell_types, label):
     assert clade_label(cell_types) == label
     assert len(label) <= 26
+
+
+def test_names_of_divided_types_leave_room_and_are_no_formulas(interpretation):
+    name = "$\\frac{$ and a name as long as those of the cell ontology"
+    node = next(iter(interpretation.nodes.values()))
+    node = tuple(replace(of, contrast=replace(of.contrast, node=name)) for of in node)
+    title, label = node_panels(node, interpretation.labels)[0].title, children_label(node)
+    for shown in (title.partition("  ·")[0], label.partition(":")[0]):
+        assert len(shown) < 30
+        assert shown.startswith(r"\$\frac{")
 
 
 def test_figures_name_nodes_and_genes(interpretation):

@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ from test_evaluation_sets import assert_same
 import bdm
 from bdm import pl
 from bdm.errors import InputError
-from bdm.plotting.evaluation import LABELS, draw_scores_by_type
+from bdm.plotting.evaluation import LABELS, draw_cells_by_type, draw_scores_by_type
 from bdm.plotting.style import figure_of
 
 B, NK = "CD19+ B", "CD56+ NK"
@@ -175,8 +176,9 @@ def test_extension_is_plotted(small_model, example_cells, tmp_path):
     for name in ("extensions", "likelihood", "genes"):
         pd.testing.assert_frame_equal(getattr(report, name), getattr(in_memory, name), check_exact=True)
     assert texts(pl.hierarchy(report)) == texts(pl.hierarchy(model))
-    with pytest.raises(InputError, match="objects of the class Evaluation"):
-        pl.scores(report)
+    for draw, kind in {pl.scores: "Evaluation", pl.audit: "Audit", pl.power: "PowerAnalysis"}.items():
+        with pytest.raises(InputError, match=f"objects of the class {kind}; ExtensionReport is none"):
+            draw(report)
 
 
 # ---- as scanpy
@@ -297,6 +299,21 @@ def test_evaluation_refuses_what_it_cannot_evaluate(small_model, held_out, tmp_p
     transmuted = small_model.transmute(held_out, to=NK, from_=[B])
     with pytest.raises(InputError, match="cannot be found before their transmutation"):
         small_model.evaluate_transmuted(transmuted, held_out[:5].copy(), held_out)
+
+
+def test_names_of_sets_are_no_formulas(evaluation):
+    axes = pl.scores(replace(evaluation, overall=evaluation.overall.assign(**{"$\\frac{$": 0.5})))
+    figure_of(axes).draw_without_rendering()
+    assert texts(axes[0])[-1] == r"\$\frac{\$"
+
+
+def test_numbers_of_types_in_one_place_cover_no_others():
+    cells = np.random.default_rng(0).normal(size=(50, 2))
+    axis = Figure(figsize=(4, 4)).add_subplot()
+    draw_cells_by_type(axis, [cells] * 3, ["r", "g", "b"], n_numbered=3)
+    axis.figure.draw_without_rendering()
+    boxes = [number.get_window_extent() for number in axis.texts]
+    assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
 
 
 def test_marks_of_generated_cells_are_in_front():

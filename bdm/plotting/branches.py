@@ -34,6 +34,7 @@ from bdm.plotting.style import (
     panels,
     scale_noise_levels,
     shade_rows,
+    shortened,
     shown,
     shown_panels,
     text_axes,
@@ -165,7 +166,7 @@ def panel_of_branch(interpretation: Interpretation, branch: str) -> Panel:
 def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]:
     """Return one panel for two children, or for each of more children a panel against the others."""
     first = node[0]
-    title = f"{first.contrast.node}  ·  level {first.contrast.level:.1f}"
+    title = f"{shortened(first.contrast.node, width=26)}  ·  level {first.contrast.level:.1f}"
     names = [clade_label(child.contrast.names_inside) for child in node]
     if len(node) == 2:
         rows = np.concatenate([best_genes(child, n_genes=5) for child in node])
@@ -261,7 +262,8 @@ def commitment(
         axis.hlines(start, hierarchy.sigma_max, 0, color="white", linewidth=2.5)
         axis.vlines(level, start, end, color=NODE, linewidth=2)
         label: Style = {"color": "white", "fontsize": 8, "va": "top", "weight": "bold"}
-        axis.text(hierarchy.sigma_max * 0.97, start + 0.2, f"{first.contrast.node}, level {level:.1f}", **label)
+        name = f"{shortened(first.contrast.node)}, level {level:.1f}"
+        axis.text(hierarchy.sigma_max * 0.97, start + 0.2, name, **label)
         start = end
     axis.plot([row.level for row in rows], range(len(rows)), "o", color="white", markeredgecolor="black", markersize=5)
     name_rows(axis, [gene_label(row.gene) for row in rows], fontsize=8)
@@ -312,14 +314,14 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
     labels = {node[0].contrast.node: children_label(node) for node in nodes}
     agreement = interpretation.agreement.set_index("node").loc[list(labels)]  # of several modalities, a row for each
-    figure = new_figure(15, 1.8 + 0.28 * len(agreement))
+    modalities = [f"  ({name})" for name in agreement.get(NAMES, ())] or [""] * len(agreement)
+    rows = [labels[node] + modality for node, modality in zip(agreement.index, modalities, strict=True)]
+    figure = new_figure(11 + 0.8 * LETTER * max(map(len, rows)), 1.8 + 0.28 * len(agreement))
     axes = figure.subplots(1, len(MEASURES), sharey=True)
     for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
         values = {query: agreement[column_of(name, query)] for query in QUERY_STYLES}
         draw_measure(axis, values, ideal=0.95 if name == "coverage" else 1)
         axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)
-    modalities = [f"  ({name})" for name in agreement.get(NAMES, ())] or [""] * len(agreement)
-    rows = [labels[node] + modality for node, modality in zip(agreement.index, modalities, strict=True)]
     name_rows(axes[0], rows, fontsize=8)
     cells = "" if interpretation.held_out else " (half of the cells that the model was fitted to)"
     left_out = f": the {len(nodes)} highest of {len(interpretation.nodes)} nodes"
@@ -347,4 +349,4 @@ def children_label(node: tuple[ContrastGenes, ...]) -> str:
     """Name a node by its children."""
     first, sides = node[0].contrast, [child.contrast.names_inside for child in node]
     sides = sides if len(node) == 2 else [first.names_inside + first.names_outside]
-    return f"{first.node}:  " + "  |  ".join(clade_label(side, width=24) for side in sides)
+    return f"{shortened(first.node, width=24)}:  " + "  |  ".join(clade_label(side, width=24) for side in sides)

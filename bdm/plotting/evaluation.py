@@ -60,6 +60,7 @@ LINES = [  # as legends explain them
 ]
 
 SCORES_BY_TYPE = ("energy", "forest_auc", "slope", "f1")
+NUMBER_SIZE = 0.05  # of the number of a type, as a share of a panel
 MAX_TYPES, N_WORST = 60, 40  # types that all have rows or numbers, and those that have them where there are more
 
 NO_PROPERTIES = "Too few cells could be compared to show their properties."  # in place of the figure
@@ -69,8 +70,9 @@ ROW_HEIGHT, TITLE_HEIGHT = 0.26, 0.5  # in inches
 
 @dataclass(frozen=True)
 class SetStyle:
-    """Colour and marker of a set of cells."""
+    """Name in figures, colour and marker of a set of cells."""
 
+    label: str
     colour: str
     marker: str
 
@@ -78,8 +80,8 @@ class SetStyle:
 def set_styles(sets: Iterable[str]) -> dict[str, SetStyle]:
     """Give each set a colour and a marker; the floor is grey, and comes first."""
     others = [name for name in sets if name != FLOOR]
-    styles = map(SetStyle, cycle(COLOURS), cycle(MARKERS))
-    return {FLOOR: SetStyle(GREY, "d"), **dict(zip(others, styles, strict=False))}
+    styles = map(SetStyle, map(shortened, others), cycle(COLOURS), cycle(MARKERS))
+    return {FLOOR: SetStyle(FLOOR, GREY, "d"), **dict(zip(others, styles, strict=True))}
 
 
 # ---- scores
@@ -125,7 +127,7 @@ def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
     axis.margins(x=0.2)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], min_n_ticks=3))  # whose labels do not touch
     axis.tick_params(axis="x", labelsize=8)
-    axis.set_yticks(range(len(values)), list(values.index))
+    axis.set_yticks(range(len(values)), [*map(shortened, values.index)])
     axis.set_ylim(len(values) - 0.5, -0.8)
     axis.set_title(LABELS[score], fontsize=10)
     open_frame(axis)
@@ -196,7 +198,7 @@ def draw_scores_by_type(axis: Axes, values: pd.DataFrame, *, ideal: float) -> No
     for offset, (name, style) in zip(offsets, set_styles(values).items(), strict=True):
         rows = np.arange(len(values)) + offset
         mark: Style = {"color": style.colour, "markersize": 5, "zorder": 2 if name == FLOOR else 3 - offset}
-        axis.plot(values[name], rows, style.marker, label=name, **mark)
+        axis.plot(values[name], rows, style.marker, label=style.label, **mark)
     axis.axvline(ideal, label="ideal", zorder=1, **IDEAL_LINE)
     open_frame(axis)
 
@@ -260,7 +262,7 @@ def draw_properties(axis: Axes, table: pd.DataFrame, names: list[str], styles: d
         axis.hlines(place + offset, low, high, color=style.colour, linewidth=1)
         rows = place[table["property"].to_numpy()[of_all]].to_numpy() + offset
         mark: Style = {"color": style.colour, "markersize": 5, "zorder": 3 - offset}
-        axis.plot(excess[of_all], rows, style.marker, label=name, **mark)
+        axis.plot(excess[of_all], rows, style.marker, label=style.label, **mark)
     name_rows(axis, [PROPERTIES[key].name for key in names], fontsize=8)
     axis.tick_params(axis="x", labelsize=8)
     open_frame(axis)
@@ -279,9 +281,9 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
     axes = figure.subplots(len(by_set), len(floor), squeeze=False)
     for row, name in zip(axes, by_set, strict=True):
         for axis, (title, agreement) in zip(row, by_set[name].items(), strict=True):
-            draw_genes(axis, floor[title], styles[FLOOR], label=FLOOR)
-            draw_genes(axis, agreement, styles[name], label=name)
-            axis.set(title=title, xlabel="test cells", ylabel=name)
+            draw_genes(axis, floor[title], styles[FLOOR])
+            draw_genes(axis, agreement, styles[name])
+            axis.set(title=title, xlabel="test cells", ylabel=styles[name].label)
             compare_genes(axis, scale=2)
     return shown_panels(figure, show=show)
 
@@ -300,9 +302,9 @@ def gene_statistics(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
     return {title: Agreement(*table.to_numpy().T) for title, table in columns.items() if len(table)}
 
 
-def draw_genes(axis: Axes, agreement: Agreement, style: SetStyle, *, label: str) -> None:
+def draw_genes(axis: Axes, agreement: Agreement, style: SetStyle) -> None:
     """Draw one point a gene."""
-    label = f"{label}, r = {agreement.correlation:.3f}"
+    label = f"{style.label}, r = {agreement.correlation:.3f}"
     points: Style = {"color": style.colour, "markersize": 2.5, "markeredgewidth": 0, "alpha": 0.6}
     axis.plot(agreement.test, agreement.query, style.marker, label=label, **points)
 
@@ -334,7 +336,7 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
         axis.plot(*coordinates["test"].T, "o", color="0.85", markersize=3, markeredgewidth=0)
         of_types = [coordinates[name][types == cell_type] for cell_type in cell_types]
         draw_cells_by_type(axis, of_types, colours, n_numbered=n_numbered)
-        axis.set_title(f"{name}, {len(types):,} cells")
+        axis.set_title(f"{shortened(name)}, {len(types):,} cells")
     handles = [
         Line2D([], [], marker="o", linestyle="", color=colour, label=f"{number}  {shortened(cell_type)}")
         for number, (cell_type, colour) in enumerate(zip(cell_types[:n_numbered], colours, strict=False), start=1)
@@ -347,13 +349,18 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
 def draw_cells_by_type(
     axis: Axes, of_types: list[np.ndarray], colours: Sequence[Sequence[float]], *, n_numbered: int
 ) -> None:
-    """Draw the cells of each type (cells x 2), then the numbers of the first types in their middles."""
+    """Draw the cells of each type (cells x 2), then the numbers of the first types, in their middles if free."""
     for cells, colour in zip(of_types, colours, strict=True):
         axis.plot(*cells.T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)
     text: Style = {"ha": "center", "textcoords": "offset points", "weight": "bold", "fontsize": 9}
+    places: list[np.ndarray] = []
     for number, cells in enumerate(of_types[:n_numbered], start=1):
-        if len(cells):  # at the cell nearest to the median, which may itself lie between two clusters
-            middle = cells[np.linalg.norm(cells - np.median(cells, axis=0), axis=1).argmin()]
-            axis.annotate(str(number), tuple(middle), (0, 3), path_effects=[HALO], **text)
+        if len(cells):  # at a cell near the median, which may itself lie between two clusters
+            order = np.linalg.norm(cells - np.median(cells, axis=0), axis=1).argsort(kind="stable")
+            free = np.ones(len(cells), dtype=bool)
+            for place in places:
+                free &= np.linalg.norm((cells - place) / axis.dataLim.size, axis=1) > NUMBER_SIZE
+            places.append(cells[order[free[order].argmax()]])
+            axis.annotate(str(number), tuple(places[-1]), (0, 3), path_effects=[HALO], **text)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)

@@ -76,6 +76,7 @@ def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
 
         bdm.pl.audit(model.audit())
     """
+    checked(audit, Audit)
     levels = list(dict.fromkeys(audit.by_fold["level"]))[::-1]
     present = set(audit.by_fold["attack"])
     attacks = [name for name in ATTACKS if name in present]
@@ -102,8 +103,8 @@ def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> No
             folds = by_fold[by_fold["set"] == name]
             rows = [attacks.index(attack) for attack in folds["attack"]]
             axis.plot(folds["auc"], rows, linestyle="", marker=".", markersize=4, color=style["color"], alpha=0.6)
-        axis.plot(of_set["auc"], row, label=LABELS[name], **style)
-    axis.axvline(0.5, **IDEAL_LINE)
+        axis.plot(of_set["auc"], row, label=LABELS[name], zorder=3 if name == GENERATED else 2, **style)
+    axis.axvline(0.5, label="members cannot be distinguished", **IDEAL_LINE)
     limit = audit.verdict.limit
     if level == audit.unit and np.isfinite(limit):
         axis.axvline(limit, color=GREY, linewidth=1, linestyle="--", label="chance reaches it in 5% of audits")
@@ -133,7 +134,7 @@ def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | 
 
         bdm.pl.power(PowerAnalysis.load("power"))
     """
-    table = analysis.power.fillna(dict.fromkeys(AXES, np.inf))
+    table = checked(analysis, PowerAnalysis).power.fillna(dict.fromkeys(AXES, np.inf))
     varied = [axis for axis in AXES if table[axis].nunique() > 1] or [next(iter(AXES))]
     x, across, further = varied[0], varied[1:2], varied[2:]
     columns = values_of(table, across)
@@ -286,7 +287,7 @@ def draw_genes(
     for name, changes in of_type.groupby("set", sort=False):
         x, y = (changes[column].to_numpy() for column in ("log2_fold_change_test", "log2_fold_change"))
         points: Style = {"color": styles[name].colour, "markersize": 3.5, "alpha": 0.7, "markeredgewidth": 0}
-        axis.plot(x, y, styles[name].marker, label=name, **points)
+        axis.plot(x, y, styles[name].marker, label=styles[name].label, **points)
         if name == TRANSMUTED:
             label_outermost_genes(axis, x, y, changes["label"].to_numpy())
     axis.set_title(f"{shortened(original_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)

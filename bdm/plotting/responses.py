@@ -276,7 +276,7 @@ N_COLUMNS, N_SHOWN = 3, 6  # panels, if no genes are named
 
 def covariates(
     evaluation: Evaluation,
-    genes: Sequence[str] = (),
+    genes: str | Sequence[str] = (),
     *,
     covariate: str | None = None,
     name: str = GENERATED,
@@ -300,20 +300,23 @@ def covariates(
     table = checked(evaluation, Evaluation).along
     if not len(table):
         raise InputError("The evaluation has no covariates; evaluate a model that was fitted with `covariate_key=`.")
-    covariate = covariate or str(table["covariate"].iloc[0])
-    table = table[table["covariate"] == covariate]
-    known = list(dict.fromkeys(table["gene"]))
-    if unknown := [gene for gene in genes if gene not in known] or (not known and [covariate]):
-        raise InputError(
-            f"The evaluation has no {unknown[0]} along {covariate}; it has {abbreviated(known, n_shown=12)}."
-        )
-    chosen = list(genes) or known[:N_SHOWN]
+    covariate, genes = covariate or str(table["covariate"].iloc[0]), [genes] if isinstance(genes, str) else list(genes)
+    known = list(dict.fromkeys(table.loc[table["covariate"] == covariate, "gene"]))
+    for what, asked, there in (
+        ("covariate", [covariate], list(dict.fromkeys(table["covariate"]))),
+        ("set", [name], evaluation.sets),
+        (f"gene along {covariate}", genes, known),
+    ):
+        if unknown := [each for each in asked if each not in there]:
+            there_are = abbreviated(there, n_shown=12)
+            raise InputError(f"The evaluation has no {what} {unknown[0]!r}; it has {there_are}.")
+    table, chosen = table[table["covariate"] == covariate], genes or known[:N_SHOWN]
     figure = new_figure(3.0 * min(N_COLUMNS, len(chosen)), 0.8 + 2.1 * -(-len(chosen) // N_COLUMNS))
-    colour = set_styles(evaluation.sets)[name].colour
+    style_of_set = set_styles(evaluation.sets)[name]
     looks: dict[str, tuple[str, Style]] = {
         FLOOR: ("floor (real training cells)", {"color": GREY, "marker": "d", "markersize": 4}),
         "test": ("test cells", {"color": "black", "marker": "o", "markersize": 4, "linestyle": ""}),
-        name: (name, {"color": colour, "marker": "s", "markersize": 3.5}),
+        name: (style_of_set.label, {"color": style_of_set.colour, "marker": "s", "markersize": 3.5}),
     }
     axes = panels(figure, len(chosen), n_columns=N_COLUMNS)
     for axis, gene in zip(axes, chosen, strict=True):
@@ -324,6 +327,6 @@ def covariates(
         axis.set_title(gene_label(gene), fontsize=10)
         open_frame(axis)
     explain(figure, axes[0])
-    figure.supxlabel(covariate, fontsize=9)
+    figure.supxlabel(shortened(covariate), fontsize=9)
     figure.supylabel("mean log1p(CP10k)", fontsize=9)
     return shown_panels(figure, show=show)
