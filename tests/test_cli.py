@@ -1,11 +1,13 @@
 import ast
 import contextlib
+import logging
 import os
 import pty
 import re
 import shlex
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -273,16 +275,28 @@ def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog
         COMMANDS[command].make_context(command, words)  # raises if it does not understand them
 
 
-def test_quiet_prints_nothing_but_warnings(made, bdm, tmp_path, caplog):
-    assert bdm("generate", made / "model", tmp_path / "new.h5ad", "--cells", 3, "-q") == (0, "")
-    assert caplog.messages == []
+@pytest.fixture
+def printed(bdm, monkeypatch):
+    """Run a command whose messages go to stderr, as in a process of its own: pytest has none of them."""
+
+    def run(*arguments) -> list[str]:
+        with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+            patch.setattr(logging.root, "handlers", [])
+            for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+                warnings.simplefilter("ignore", category)  # as Python does, and pytest does not
+            code, shown = bdm(*arguments)
+        assert code == 0, shown
+        assert [str(warning.message) for warning in caught] == []
+        return shown.splitlines()
+
+    return run
+
+
+def test_quiet_prints_nothing_but_warnings(made, printed, tmp_path):
+    assert printed("generate", made / "model", tmp_path / "new.h5ad", "--cells", 3, "-q") == []
     assert (tmp_path / "new.h5ad").exists()
     few = ("--min-cells-per-type", 20)
-    step = ("prepare", made / "cells.h5ad", "prepared.h5ad", *PREPARE, *few, "--quiet")
-    process = start([*map(str, step)], tmp_path, log := tmp_path / "log")
-    process.join()
-    assert process.exitcode == 0
-    shown = log.read_text().splitlines()
+    shown = printed("prepare", made / "cells.h5ad", tmp_path / "prepared.h5ad", *PREPARE, *few, "--quiet")
     assert shown
     assert all(line.startswith("Left out type ") for line in shown)
 
@@ -299,16 +313,13 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err.strip() == "bdm: Stopped, and wrote nothing; the same command starts again."
 
 
-def test_verbose_prints_versions_options_and_times(made, tmp_path):
-    step = ("train", made / "autoencoder", made / "tree.json", "model", "--prior=diffusion", "--n-steps", 2, "-v")
-    process = start([*map(str, step)], tmp_path, log := tmp_path / "log")
-    process.join()
-    shown = log.read_text()
-    assert process.exitcode == 0, shown
-    first = shown.splitlines()[0]
+def test_verbose_prints_versions_options_and_times(made, printed, tmp_path):
+    step = ("train", made / "autoencoder", made / "tree.json", tmp_path / "model", "--prior=diffusion", "--n-steps", 2)
+    first, *others = printed(*step, "-v")
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} bdm ", first)
     assert f"torch {version('torch')}" in first
     assert first.endswith(" threads")
+    shown = "\n".join(others)
     assert re.search(r" n_steps: 2$", shown, flags=re.MULTILINE)
     assert re.search(r" step 2, loss ", shown)
 

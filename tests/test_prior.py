@@ -637,7 +637,7 @@ KINDS = [DiffusionPrior, pytest.param(FlowMatchingPrior, marks=pytest.mark.slow)
 @cache
 def fitted_to_two_sided(kind: type[LatentPrior], *, seed: int = 0) -> FittedPrior:
     """Prior that tests share, and do not change."""
-    return fitted(n_steps=600 if kind is DiffusionPrior else 2000, seed=seed, cells=two_sided(), prior=kind)
+    return fitted(n_steps=300 if kind is DiffusionPrior else 2000, seed=seed, cells=two_sided(), prior=kind)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
