@@ -1,13 +1,14 @@
 """The law by which values of genes vary over places, such as cell types or moments of a lineage, and its intervals.
 
-The value of a gene at a place t, such as its log fold change in a cell type, is normal with the covariance
+The value of a gene at a place t, such as its log fold change in a cell type, is normal with the mean slope x_t and the
+covariance
 
     cov(t, u) = 1 + level**2 x_t x_u + strength**2 (shared K(t, u) + (1 - shared) [t = u]),
 
 where x is a covariate of the gene, and K is a kernel, such as the length of the path that two places share in their
 tree (Brownian motion along its branches, Felsenstein 1985). What was measured has its sampling variance on top. A value
-that was never measured is then a conditional expectation, in closed form. Kernel, level, strength and share differ from
-gene to gene: each combination is a hypothesis, whose prior over genes is the one with the highest marginal likelihood
+that was never measured is then a conditional expectation, in closed form. All genes share the slope; kernel, level,
+strength and share differ from gene to gene: each combination is a hypothesis, whose prior over genes is the one with the highest marginal likelihood
 (empirical Bayes), and predictions are averaged over them by their posterior.
 """
 
