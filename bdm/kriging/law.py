@@ -8,8 +8,8 @@ covariance
 where x is a covariate of the gene, and K is a kernel, such as the length of the path that two places share in their
 tree (Brownian motion along its branches, Felsenstein 1985). What was measured has its sampling variance on top. A value
 that was never measured is then a conditional expectation, in closed form. All genes share the slope; kernel, level,
-strength and share differ from gene to gene: each combination is a hypothesis, whose prior over genes is the one with the highest marginal likelihood
-(empirical Bayes), and predictions are averaged over them by their posterior.
+strength and share differ from gene to gene: each combination is a hypothesis, whose prior over genes is the one with
+the highest marginal likelihood (empirical Bayes), and predictions are averaged over them by their posterior.
 """
 
 from collections.abc import Iterator, Sequence
