@@ -32,8 +32,7 @@ from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.latent.cells import encode
 from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import fit
-from bdm.model.fitted_cells import fitted_cells, populations_by, real_cells_for
-from bdm.model.match import SAME, encodable, keys_found_in, known_cells
+from bdm.model.match import SAME, encodable, fitted_cells, keys_found_in, known_cells, populations_by, real_cells_for
 from bdm.model.model import BranchedModel, load_model
 from bdm.schema import reject_unknown
 from bdm.settings import (

@@ -5,7 +5,7 @@ Pydantic checks the values; it is imported when the first value is checked, as t
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cache, cached_property
 from numbers import Number
 from pathlib import Path
@@ -106,8 +106,6 @@ class Setting:
         from pydantic import ValidationError
 
         key, value = self.name.rstrip("_"), of_python(value)
-        if self.nested is None and is_dataclass(value):
-            return value
         if tuple in self.types and (
             isinstance(value, int | float) or (isinstance(value, str) and str not in self.types)
         ):

@@ -13,7 +13,7 @@ from bdm.evaluation.cells import FLOOR, GENERATED, SIZE_LIMITS, Cells, StoredCel
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.metrics import energy_distance
 from bdm.evaluation.scores import Comparison, Reference, auc, score_populations
-from bdm.model.fitted_cells import populations_by, read_real_cells_for, real_cells_for
+from bdm.model.match import populations_by, read_real_cells_for, real_cells_for
 
 B, DENDRITIC = ["CD19+ B/1", "CD19+ B/2"], ["Dendritic/1", "Dendritic/2"]
 NUMBERS = {"CD19+ B": 90, "Dendritic": 120, "CD56+ NK": 40, "CD14+ Monocyte": 60}

@@ -34,8 +34,7 @@ from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level, inner_names
 from bdm.latent.cells import populations_of_cells
-from bdm.model.fitted_cells import fitted_cells
-from bdm.model.match import counts_of_genes, model_counts
+from bdm.model.match import counts_of_genes, fitted_cells, model_counts
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.settings import GenerationSettings, PriorSettings, SamplerSettings
 

@@ -69,7 +69,7 @@ from bdm.interpretation.results import (
     node_rows,
 )
 from bdm.latent.moments import Normal
-from bdm.model.fitted_cells import fitted_cells
+from bdm.model.match import fitted_cells
 from bdm.model.model import log_expression, observation_model, type_specific_genes
 from bdm.pl import FIGURES
 from bdm.plotting.branches import Panel, children_label, draw_panel, node_panels
@@ -404,7 +404,9 @@ def test_adapters_shift_the_sides_of_a_contrast(small_model):
     contrast = next(of for of in contrasts_of(model.hierarchy) if of.inside == ("CD56+ NK",))
     adapter = Adapters.from_shared(model.autoencoder.network, ["CD56+ NK"], [model.autoencoder.type_code("CD56+ NK")])
     adapter.parameters["offset"][0, 7] += 3
-    changed = replace(model, autoencoder=model.autoencoder.with_adapters(adapter))
+    changed = replace(
+        model, autoencoder=replace(model.autoencoder, adapters=model.autoencoder.adapters.updated(adapter))
+    )
     before, after = (commitment_of(of, plain, contrast) for of in (model, changed))
     share = np.exp(log_expression(model, "CD56+ NK", type_specific=False)[7])
     normalised = np.log1p(share * np.expm1(3))

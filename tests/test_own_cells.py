@@ -14,8 +14,7 @@ from anndata import AnnData
 import bdm
 from bdm.cli import app
 from bdm.errors import InputError
-from bdm.model.fitted_cells import fitted_cells, real_cells_for
-from bdm.model.match import known_cells
+from bdm.model.match import fitted_cells, known_cells, real_cells_for
 from bdm.settings import InputKeys
 
 B, NK = "CD19+ B", "CD56+ NK"

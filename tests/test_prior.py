@@ -14,14 +14,20 @@ from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import branch_level, build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.mixtures import Mixture, choose
-from bdm.latent.moments import Normal, PopulationMoments, fit_whitening, matrix_power, population_moments
+from bdm.latent.moments import (
+    Mixture,
+    Normal,
+    PopulationMoments,
+    choose,
+    fit_whitening,
+    matrix_power,
+    population_moments,
+)
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
-from bdm.prior.diffusion import DiffusionPrior, remainder_of
+from bdm.prior.diffusion import TENSORS, DiffusionPrior, HeldOut, remainder_of
 from bdm.prior.flow import FlowMatchingPrior
-from bdm.prior.held_out import TENSORS, HeldOut, held_out_mask
 from bdm.prior.mixture import MERGED, BranchPopulations, GaussianMixturePrior
-from bdm.prior.network import BranchNetwork, NetworkShape, training_plan
+from bdm.prior.network import BranchNetwork, NetworkShape, held_out_mask, training_plan
 from bdm.prior.sampler import HierarchicalSampler, dpm_solver, noise_levels
 from bdm.prior.transport import (
     MixtureMap,

@@ -98,7 +98,7 @@ def test_cells_of_a_conditioned_model_have_the_value(small_model):
     given = model.conditioned("log_library_size", np.log(1000))
     x = given.prior.sample(model.populations[0], 50, torch.Generator().manual_seed(0))
     y = model.whitening.inverse(x)
-    np.testing.assert_allclose(y[:, model.layout.library_size], np.log(1000), atol=1e-3)
+    np.testing.assert_allclose(y[:, model.layout.library_sizes], np.log(1000), atol=1e-3)
     known = re.escape(", ".join(model.layout.names[:2]))
     with pytest.raises(InputError, match=rf"no coordinate 'time'; it has {known}"):
         model.conditioned("time", 1.0)

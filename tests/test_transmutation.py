@@ -13,7 +13,7 @@ from bdm.data.genes import GeneNames
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells
 from bdm.latent.cells import populations_of_cells
-from bdm.model.fitted_cells import populations_by
+from bdm.model.match import populations_by
 from bdm.prior.transport import optimal_coupling
 from bdm.settings import InputKeys
 from bdm.transmutation.evaluate import (

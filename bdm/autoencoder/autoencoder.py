@@ -88,10 +88,6 @@ class GeneAutoencoder:
         """Index of each cell's batch, from its name; None where the model has no batches."""
         return None if batch is None else codes_of(batch, self.batches)
 
-    def with_adapters(self, adapters: Adapters) -> GeneAutoencoder:
-        """Give populations, and cell types that are divided into several, type-specific decoders."""
-        return replace(self, adapters=self.adapters.updated(adapters))
-
     def with_type(
         self, cell_type: str, adapters: Adapters, sub_populations: SubPopulations | None = None
     ) -> GeneAutoencoder:
@@ -99,9 +95,9 @@ class GeneAutoencoder:
 
         A type that is divided into several has its own too, which encodes its cells to find their populations.
         """
-        added = self.with_adapters(adapters)
         found = self.sub_populations if sub_populations is None else concat([self.sub_populations, sub_populations])
-        return replace(added, cell_types=(*self.cell_types, cell_type), sub_populations=found)
+        types, adapters = (*self.cell_types, cell_type), self.adapters.updated(adapters)
+        return replace(self, cell_types=types, sub_populations=found, adapters=adapters)
 
     def with_batches(self, offsets: dict[str, Tensor]) -> GeneAutoencoder:
         """Add batches by their offsets (of genes), for all cell types."""

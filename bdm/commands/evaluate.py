@@ -44,7 +44,7 @@ def evaluate(
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
     from bdm.evaluation.evaluate import score_table, verdict_lines
     from bdm.evaluation.read import read_generated, read_real_cells
-    from bdm.model.fitted_cells import populations_by, read_real_cells_for
+    from bdm.model.match import populations_by, read_real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.pl import write_result
 

@@ -37,7 +37,7 @@ def evaluate_transmuted(
     from bdm._core.files import atomic_write
     from bdm.evaluation.cells import TRANSMUTED
     from bdm.evaluation.read import read_counts, read_real_cells
-    from bdm.model.fitted_cells import populations_by, read_fitted_cells, real_cells_for
+    from bdm.model.match import populations_by, read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.pl import write_result
     from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabelled

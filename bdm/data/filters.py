@@ -179,10 +179,15 @@ def split_by_type(cell_type: pd.Series, *, validation: float, test: float, seed:
 
 def split_sizes(n_cells: int, fractions: np.ndarray) -> np.ndarray:
     """Divide ``n_cells`` by largest remainder, with at least one cell for each fraction above 0."""
-    share = n_cells * fractions
-    sizes: np.ndarray = np.floor(share).astype(int)
-    sizes[np.argsort(sizes - share, kind="stable")[: n_cells - sizes.sum()]] += 1
+    sizes = rounded_shares(n_cells * fractions)
     for empty in np.flatnonzero((sizes == 0) & (fractions > 0)):
         sizes[sizes.argmax()] -= 1
         sizes[empty] = 1
     return sizes
+
+
+def rounded_shares(expected: np.ndarray) -> np.ndarray:
+    """Round numbers whose sum is whole, so that it stays, by largest remainder."""
+    numbers: np.ndarray = np.floor(expected).astype(int)
+    numbers[np.argsort(numbers - expected, kind="stable")[: round(expected.sum()) - numbers.sum()]] += 1
+    return numbers

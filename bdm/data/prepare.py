@@ -75,7 +75,10 @@ class PreparedCells:
         """Write an ``.h5ad`` file, with one block of counts in memory at a time; return the cells without counts."""
         with new_h5ad(path, AnnData(var=self.var, uns=self.uns)) as file:
             with appended_rows(file, "X", n_columns=len(self.var), max_entries=self.max_entries) as append:
-                rows = [append(block) or counted for counted, block in self.blocks()]
+                rows = []
+                for counted_rows, block in self.blocks():
+                    append(block)
+                    rows.append(counted_rows)
             cells = AnnData(obs=self.counted(np.concatenate(rows)), var=self.var, uns=self.uns)
             cells.strings_to_categoricals()
             write_elem(file, "obs", cells.obs, dataset_kwargs={"compression": "gzip"})

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from annotated_types import Ge
 
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
@@ -36,20 +35,19 @@ from bdm.latent.moments import population_moments
 from bdm.model.fit import check_collapse, generated_levels
 from bdm.model.model import BranchedModel, Extension, composition_of, extended, type_specific_genes
 from bdm.prior.base import PriorData
-from bdm.schema import StageSettings
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings
 
 MIN_HELD_OUT = 5  # test cells, for a gain to be measured with them, and cells for it to be compared with chance
 MIN_GAIN = -1  # of the decoder of a new type, in standard errors; the initial one has the mean of the type alone
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExtendSettings(StageSettings):
-    """Settings of an extension."""
+@dataclass(frozen=True)
+class ExtendSettings:
+    """How an extension is fitted: decoders, branches of the prior, and resamples for the place in the tree."""
 
     adapter: AdapterSettings = field(default=AdapterSettings())
     branch: PriorSettings = field(default=PriorSettings(n_steps=200))
-    n_bootstrap: Annotated[int, Ge(0)] = HierarchySettings.n_bootstrap
+    n_bootstrap: int = HierarchySettings.n_bootstrap
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,26 +109,26 @@ def extend(
     if model.preparation.get("min_donors", PrepareSettings.min_donors) > 1:  # donors of the new cells are not known
         of_autoencoder = replace(of_autoencoder, sub_populations="none")
     taken = {*taken, *model.cell_types, *model.hierarchy.by_name}
-    found = find_populations(cells, decoder, autoencoder, of_autoencoder, taken=taken, seed=seed)
-    encoded = encode(cells, autoencoder.with_type(cell_type, found.adapters, found.sub_populations))
+    adapters, found = find_populations(cells, decoder, autoencoder, of_autoencoder, taken=taken, seed=seed)
+    encoded = encode(cells, autoencoder.with_type(cell_type, adapters, found))
     covariates = covariates_of_type(model, encoded)
     residuals = with_residuals(encoded, covariates)
     residuals.obs["sub_population"] = residuals.obs["sub_population"].cat.remove_unused_categories()
     latent = latent_cells(residuals)
     moments = population_moments(latent, model.whitening)
-    where = attached(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
-    added = PriorData(latent, model.whitening, moments, where.tree)
+    point, support, tree = attached(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
+    added = PriorData(latent, model.whitening, moments, tree)
     trained = (encoded.obs["split"] != "test").to_numpy()
     of_training = ad.AnnData(cells.X[trained], obs=encoded.obs[trained])
     extension = Extension(
         cell_type=cell_type,
-        attachment=where.attachment,
-        support=where.support,
-        tree=where.tree,
-        adapters=found.adapters,
-        sub_populations=found.sub_populations,
+        attachment=point,
+        support=support,
+        tree=tree,
+        adapters=adapters,
+        sub_populations=found,
         moments=moments,
-        prior_state=model.prior.fit_added(added, where.attachment.branch, settings.branch, seed=seed),
+        prior_state=model.prior.fit_added(added, point.branch, settings.branch, seed=seed),
         library_sizes=latent.library_size_range,
         composition=composition_of(of_training.obs),
         covariates=covariates,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -56,14 +56,6 @@ def initial_adapter(cells: ad.AnnData, name: str, autoencoder: GeneAutoencoder) 
     return first
 
 
-@dataclass(frozen=True)
-class NewType:
-    """Decoders and sub-populations of a new cell type."""
-
-    adapters: Adapters  # of its populations; of a type with several, also its own, to find these
-    sub_populations: SubPopulations  # none if the type is one population
-
-
 def find_populations(
     cells: ad.AnnData,
     decoder: Adapters,
@@ -72,10 +64,10 @@ def find_populations(
     *,
     taken: Collection[str],
     seed: int,
-) -> NewType:
-    """Find the sub-populations of a new cell type, and fit a type-specific decoder to each.
+) -> tuple[Adapters, SubPopulations]:
+    """Find the sub-populations of a new cell type, none if it is one population, and fit a decoder to each.
 
-    These start from the ``decoder`` of the type, and are kept where validation cells of the population gain.
+    These start from the ``decoder`` of the type, which stays to find them, and are kept where validation cells gain.
     """
     [cell_type] = decoder
     cells = cells[(cells.obs["split"] != "test").to_numpy()].copy()
@@ -86,13 +78,13 @@ def find_populations(
     prefix, smallest = prefixes_of([cell_type], taken)[cell_type], settings.min_cells_per_sub_population
     found = classify(cell_type, mean, part, prefix=prefix, smallest=smallest)
     if not len(found):
-        return NewType(decoder, found)
+        return decoder, found
     cells.obs["sub_population"], means = found.divide(cell_type, mean, scale, decoder.prior_mean[0])
     parameters = {name: value.expand(len(found.names), *value.shape[1:]) for name, value in decoder.parameters.items()}
     first = Adapters(found.names, parameters, means)
     if settings.shared_decoder:
-        return NewType(decoder.updated(first), found)
-    return NewType(decoder.updated(first, *fit_populations(cells, first, autoencoder, seed=seed)), found)
+        return decoder.updated(first), found
+    return decoder.updated(first, *fit_populations(cells, first, autoencoder, seed=seed)), found
 
 
 def fit_populations(cells: ad.AnnData, first: Adapters, autoencoder: GeneAutoencoder, *, seed: int) -> list[Adapters]:
@@ -152,15 +144,6 @@ def count_known_types(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> tuple[
     return observed, expected
 
 
-@dataclass(frozen=True)
-class Attached:
-    """Where a cell type is in the hierarchy of a model, and its branches from there down."""
-
-    attachment: AttachmentPoint
-    support: float | None  # share of resamples of its cells that leave the same branch
-    tree: Hierarchy  # a leaf, or the clade of its populations
-
-
 def squared_distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
     """Squared distance of a type to each population of a model, mean over its populations, without noise."""
     known = MeasuredMeans.from_moments(model.moments)
@@ -177,8 +160,12 @@ def distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
 
 def attached(
     model: BranchedModel, cells: LatentCells, moments: PopulationMoments, *, n_bootstrap: int, seed: int
-) -> Attached:
-    """Find where a new cell type leaves the hierarchy of a model, and the tree of its populations."""
+) -> tuple[AttachmentPoint, float | None, Hierarchy]:
+    """Find where a new cell type leaves the hierarchy of a model, and its branches from there down.
+
+    Between the two, the support of the place is returned: the share of resamples of its cells that leave the same
+    branch; None without resamples.
+    """
     means = MeasuredMeans.from_moments(moments)
     (shape,) = clades_of_types(means, cells.populations, cells.labels).values()
     index = {name: row for row, name in enumerate(cells.populations)}
@@ -200,7 +187,7 @@ def attached(
     level = attachment.level
     branches = branches_of(root, None, cells, of_tree, names)
     below = tuple(replace(branch, level=min(branch.level, level)) for branch in branches)
-    return Attached(attachment, support, Hierarchy(below, level, model.hierarchy.threshold))
+    return attachment, support, Hierarchy(below, level, model.hierarchy.threshold)
 
 
 def nearer_to(

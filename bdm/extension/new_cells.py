@@ -14,8 +14,7 @@ from bdm.data.columns import as_text, finite_columns, is_missing, is_unwritable,
 from bdm.data.filters import split_by_type
 from bdm.data.prepare import counted_cells
 from bdm.errors import InputError, counted
-from bdm.model.fitted_cells import check_has_genes, check_has_types
-from bdm.model.match import SAME, batches_of, labels_of, model_counts
+from bdm.model.match import SAME, batches_of, check_has_genes, check_has_types, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys, PrepareSettings
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bdm._core.files import reading
 from bdm.data.columns import with_written_names
+from bdm.data.filters import rounded_shares
 from bdm.errors import InputError, abbreviated
 from bdm.generation.at import (
     NOWHERE,
@@ -25,8 +26,7 @@ from bdm.generation.at import (
     weight_of_populations,
     with_values,
 )
-from bdm.latent.mixtures import Mixture
-from bdm.latent.moments import Normal
+from bdm.latent.moments import Mixture, Normal
 from bdm.model.match import SAME, labels_of, of_known_types
 from bdm.model.model import BranchedModel
 from bdm.prior.transport import MixtureMap, unbalanced_coupling
@@ -266,7 +266,4 @@ def spread_over_batches(model: BranchedModel, rows: pd.DataFrame) -> pd.DataFram
 
 def in_proportion(share: np.ndarray, n_cells: int) -> np.ndarray:
     """Divide cells into whole numbers in proportion to shares, by largest remainder."""
-    exact = n_cells * share / share.sum()
-    numbers = np.floor(exact).astype(int)
-    numbers[np.argsort(numbers - exact, kind="stable")[: n_cells - numbers.sum()]] += 1
-    return np.asarray(numbers)
+    return rounded_shares(n_cells * share / share.sum())

@@ -44,8 +44,7 @@ from bdm.interpretation.contrasts import MEASURES, QUERIES, ContrastGenes, colum
 from bdm.interpretation.genes import ComparedCells, model_differences, model_expression, split_counts, types_to_split
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import populations_of_cells
-from bdm.model.fitted_cells import read_fitted_cells
-from bdm.model.match import SAME
+from bdm.model.match import SAME, read_fitted_cells
 from bdm.model.model import BranchedModel, load_model
 from bdm.settings import InputKeys, InterpretationSettings
 

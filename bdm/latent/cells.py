@@ -1,6 +1,6 @@
 """Latents of cells: their coordinates by name, encoding, samples of their posteriors, and their file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from bdm._core.seeds import to_tensor
 from bdm._core.store import checksum_of
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.cells import batch_codes
-from bdm.data.matrix import blocks_of_rows, write_h5ad
+from bdm.data.matrix import Matrix, blocks_of_rows, write_h5ad
 from bdm.data.modalities import LIBRARY_SIZE
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -36,11 +36,6 @@ class LatentLayout:
     def latent(self) -> slice:
         """Coordinates of the latent."""
         return slice(0, self.n_latent)
-
-    @property
-    def library_size(self) -> slice:
-        """Coordinate of the log library size of RNA."""
-        return slice(self.n_latent, self.n_latent + 1)
 
     @property
     def library_sizes(self) -> slice:
@@ -122,13 +117,6 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
     layout = LatentLayout(autoencoder.network.shape.n_latent, autoencoder.size_names)
     mean, scale = torch.empty(2, adata.n_obs, len(layout.names))
 
-    def blocks() -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
-        for read, counts in blocks_of_rows(adata.X):
-            for cells in cells_by_network(population[read], autoencoder):
-                for first in range(0, len(cells), BLOCK):
-                    block = cells[first : first + BLOCK]
-                    yield read.start + block, counts[block]
-
     @torch.no_grad()  # in each thread, as it is a setting of the thread
     def posterior(block: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, Tensor, Tensor]:
         rows, counts = block
@@ -141,8 +129,9 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
             layout.joined(latent.scale, torch.zeros_like(log_library_sizes)),
         )
 
+    blocks = blocks_of(adata.X, lambda read: cells_by_network(population[read], autoencoder))
     with threads() as run:
-        for rows, mean_of_rows, scale_of_rows in run(posterior, blocks()):
+        for rows, mean_of_rows, scale_of_rows in run(posterior, blocks):
             mean[rows], scale[rows] = mean_of_rows, scale_of_rows
     return ad.AnnData(
         mean.numpy(),
@@ -159,17 +148,13 @@ def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.
     divided = sorted(set(autoencoder.sub_populations.cell_type) & set(cell_type))
     networks = {name: autoencoder.label_network(name) for name in divided}
 
-    def blocks() -> Iterator[tuple[str, np.ndarray, sparse.csr_matrix]]:
-        for read, counts in blocks_of_rows(adata.X):
-            for name in divided:
-                cells = np.flatnonzero(cell_type[read] == name)
-                for first in range(0, len(cells), BLOCK):
-                    block = cells[first : first + BLOCK]
-                    yield name, read.start + block, counts[block]
+    def of_divided(read: slice) -> list[np.ndarray]:
+        return [np.flatnonzero(cell_type[read] == name) for name in divided]
 
     @torch.no_grad()  # in each thread, as it is a setting of the thread
-    def assigned(block: tuple[str, np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, np.ndarray]:
-        name, rows, counts = block
+    def assigned(block: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, np.ndarray]:
+        rows, counts = block
+        name = cell_type[rows[0]]
         network, code = networks[name]
         codes = torch.full((len(rows),), code)
         latent = network.encode(to_tensor(counts.toarray()), codes, batches[rows]).mean
@@ -178,9 +163,20 @@ def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.
 
     if divided:
         with threads() as run:
-            for rows, names in run(assigned, blocks()):
+            for rows, names in run(assigned, blocks_of(adata.X, of_divided)):
                 population[rows] = names
     return np.asarray(population.astype(str))
+
+
+def blocks_of(
+    matrix: Matrix, groups: Callable[[slice], list[np.ndarray]]
+) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+    """Yield the rows and counts of cells of one group, ``BLOCK`` at a time; ``groups`` divides the rows of a slice."""
+    for read, counts in blocks_of_rows(matrix):
+        for cells in groups(read):
+            for first in range(0, len(cells), BLOCK):
+                block = cells[first : first + BLOCK]
+                yield read.start + block, counts[block]
 
 
 def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> list[np.ndarray]:

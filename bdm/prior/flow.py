@@ -11,9 +11,8 @@ from bdm._core.parallel import using_threads
 from bdm._core.seeds import torch_generator
 from bdm._core.training import device_of, train
 from bdm.prior.base import FittedPrior, PriorData
-from bdm.prior.held_out import held_out_mask
 from bdm.prior.mixture import BranchPopulations
-from bdm.prior.network import BranchNetwork, MinibatchLoss, NetworkPrior, training_plan
+from bdm.prior.network import BranchNetwork, MinibatchLoss, NetworkPrior, held_out_mask, training_plan
 from bdm.settings import PriorSettings
 
 N_DRAWS = 40  # of minibatches of held-out cells, whose mean loss decides when training ends

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.latent.mixtures import Mixture, denoised_by_mixture, log_densities
-from bdm.latent.moments import PopulationMoments
+from bdm.latent.moments import Mixture, PopulationMoments, denoised_by_mixture, log_densities
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.sampler import HierarchicalSampler
 from bdm.settings import PriorSettings, SamplerSettings

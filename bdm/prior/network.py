@@ -13,9 +13,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from bdm._core.seeds import Minibatches, derive
+from bdm._core.seeds import Minibatches, derive, torch_generator
 from bdm._core.training import TrainingPlan, train
+from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments
 from bdm.prior.base import PriorData
 from bdm.prior.mixture import BranchPopulations, GaussianMixturePrior
@@ -101,6 +103,8 @@ class BranchNetwork(nn.Module):
 
 
 BLOCK = 4096  # cells that are denoised together
+N_HELD_OUT = 10_000  # most cells that a network is compared on
+SHARE = 0.1  # of cells that are held out where there are no validation cells
 
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # as LatentPrior.denoise
@@ -147,6 +151,26 @@ def table_of_paths(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[
             upper[row, column] = segment.high if column + 1 < len(path) else torch.inf
             branch[row, column] = segment.row
     return upper, branch
+
+
+def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -> Tensor:
+    """Choose the cells to compare the network on: validation cells or a tenth of all, at most ``N_HELD_OUT``.
+
+    A population keeps a cell to train on.
+    """
+    n_cells = len(cells.population)
+    order = torch.randperm(n_cells, generator=torch_generator(seed, "held-out cells"))
+    if validation is not None and validation.any():
+        chosen = order[validation[order]][:N_HELD_OUT]
+    else:
+        chosen = order[: min(max(int(SHARE * n_cells), 1), N_HELD_OUT)]
+    mask = torch.zeros(n_cells, dtype=torch.bool)
+    mask[chosen] = True
+    n_trained = torch.bincount(cells.population[~mask], minlength=len(cells.populations))
+    mask &= n_trained[cells.population] > 0
+    if not mask.any():
+        raise InputError("No population has a cell to train on and another to compare the network on; give more cells.")
+    return mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from bdm._core.seeds import torch_generator
 from bdm.hierarchy.tree import Hierarchy, Segment
-from bdm.latent.mixtures import Mixture
-from bdm.latent.moments import Normal
+from bdm.latent.moments import Mixture, Normal
 from bdm.prior.base import Sampler
 from bdm.prior.transport import (
     AffineMap,

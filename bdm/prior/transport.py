@@ -14,8 +14,7 @@ from scipy.optimize import linprog
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from bdm.latent.mixtures import Mixture, choose
-from bdm.latent.moments import Normal, matrix_power
+from bdm.latent.moments import Mixture, Normal, choose, matrix_power
 
 Map = Callable[[Tensor, torch.Generator], Tensor]  # of cells, cells x dimensions
 N_UPDATES = 1000  # of an unbalanced coupling

@@ -136,7 +136,7 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
         drawn = zip(rows, rng.multinomial(n_cells, n_training / n_training.sum()), strict=True)
         x = torch.cat([fitted.prior.sample(cells.populations[row], int(n), generator) for row, n in drawn if n])
         y = fitted.whitening.inverse(x)
-        log_library = y[:, layout.library_size].clamp(*cells.library_size_range)
+        log_library = y[:, layout.library_sizes].clamp(*cells.library_size_range)
         return decoded(network, y[:, layout.latent], log_library, batch=0)
 
     return peer.drawn_in_blocks(numbers, of_type, seed=seed)
