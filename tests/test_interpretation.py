@@ -62,6 +62,7 @@ from bdm.interpretation.interpret import (
 )
 from bdm.interpretation.results import (
     Interpretation,
+    agreement_summary,
     branch_genes,
     branches_adata,
     commitment_rows,
@@ -730,6 +731,7 @@ def test_interpretation_without_enough_test_cells_is_saved(interpretation, tmp_p
     few = replace(interpretation, contrasts=untested, agreement=agreement, held_out=False)
     few.save(tmp_path / "few")
     assert_same(Interpretation.load(tmp_path / "few"), few)
+    assert agreement_summary(few).startswith("Agreement with half of the cells that the model was fitted to, mean over")
 
 
 def run(monkeypatch, *arguments):

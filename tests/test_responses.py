@@ -290,8 +290,11 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog, m
     code, _ = bdm("predict", *given, "--cell-type", "b", "--effects", tmp_path / "effects.csv")
     assert code == 0
     assert "120 in stim: response of their type measured in 0, predicted in 120" in caplog.text
+    caplog.clear()
+    bdm("predict", *given, "--cell-type", "a", "--effects", tmp_path / "effects.csv")
+    assert caplog.text.count("Left out 120 cells in stim already.") == 1
     assert ad.read_h5ad(tmp_path / "out.h5ad").uns["bdm"]["condition"] == "stim"
-    assert set(pd.read_csv(tmp_path / "effects.csv")["cell_type"]) == {"b"}
+    assert set(pd.read_csv(tmp_path / "effects.csv")["cell_type"]) == {"a"}
     assert "did you mean" not in caplog.text
     renamed = of(cells, "b", "ctrl")
     renamed.obs["kind"] = "type b"

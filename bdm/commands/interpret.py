@@ -41,6 +41,6 @@ def interpret(
         write_result(folder, interpretation, checksums(files, model=model))
     if not interpretation.nodes:
         return Summary((out,), {"tree": "one population, without nodes whose branches could be compared"})
-    logger.info("Agreement with test cells, mean over nodes:\n%s", agreement_summary(interpretation.agreement))
+    logger.info("%s", agreement_summary(interpretation))
     n_nodes = counted(len(interpretation.nodes), "node")
     return Summary((out,), {"tree": f"{n_nodes}; branch_genes.png shows the marker genes of each branch"})

@@ -205,15 +205,18 @@ def marker_rows(markers: Markers) -> pd.DataFrame:
     return rows[of_type] if len(rows) > MAX_DOTS and of_type.any() else rows
 
 
-def agreement_summary(agreement: pd.DataFrame) -> str:
+def agreement_summary(interpretation: Interpretation) -> str:
     """Format the mean agreement with test cells over nodes, of each modality, as a table to print."""
+    agreement = interpretation.agreement
+    real = "test cells" if interpretation.held_out else "half of the cells that the model was fitted to"
     of_modality = agreement.groupby(NAMES, sort=False) if NAMES in agreement else [("", agreement)]
     means = {
         ", ".join(filter(None, (name, label))): rows[[column_of(one, query) for one in MEASURES]].mean().to_numpy()
         for name, rows in of_modality
         for query, label in QUERY_NAMES.items()
     }
-    return str(pd.DataFrame(means, index=MEASURES).to_string(float_format="{:.3f}".format))
+    table = pd.DataFrame(means, index=MEASURES).to_string(float_format="{:.3f}".format)
+    return f"Agreement with {real}, mean over nodes:\n{table}"
 
 
 def branches_adata(interpretation: Interpretation) -> AnnData:

@@ -73,7 +73,9 @@ def predict_cells(
         has no control cells.
     """
     condition = str(condition)
-    cells, before = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
+    cells, before, n_left = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
+    if n_left:
+        logger.info("Left out %s in %s already.", counted(n_left, "cell"), condition)
     labels = text_column(cells.obs, responses.label_key, argument="label_key")
     column = columns_of(cells, responses.genes.index, whose="responses")
     measured = pd.Series("", index=labels.index)
@@ -103,8 +105,8 @@ def predict_cells(
 
 def cells_to_change(
     responses: Responses, adata: AnnData, condition: str, cell_types: tuple[str, ...], counts: str
-) -> tuple[AnnData, pd.Series]:
-    """Select the raw counts of cells that are to be changed to a condition, and the condition that each is in."""
+) -> tuple[AnnData, pd.Series, int]:
+    """Select the raw counts of cells to change to a condition, and where each is; and count those that are in it."""
     if condition not in (responses.control, *responses.conditions):
         raise InputError(unknown_condition(condition, (responses.control, *responses.conditions)))
     adata = rna_in(adata)
@@ -117,9 +119,8 @@ def cells_to_change(
     chosen = (of_types & (before != condition)).to_numpy()
     if not chosen.any():
         raise InputError(f"All of these cells are in {condition!r} already; give cells of another condition.")
-    if n_left := int(of_types.sum() - chosen.sum()):
-        logger.info("Left out %s in %s already.", counted(n_left, "cell"), condition)
-    return raw_counts(adata if chosen.all() else adata[chosen], source=counts), before[chosen]
+    cells = raw_counts(adata if chosen.all() else adata[chosen], source=counts)
+    return cells, before[chosen], int(of_types.sum() - chosen.sum())
 
 
 def share_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
@@ -212,7 +213,7 @@ def effects_of_cells(
     Returns: tables of :meth:`bdm.responses.results.Responses.effects`, with the ``condition`` first: the new one, or
     where cells go back to the control, those that they are in.
     """
-    cells, before = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
+    cells, before, _ = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
     labels = text_column(cells.obs, responses.label_key, argument="label_key")
     names, column = tuple(sorted(labels.unique())), columns_of(cells, responses.genes.index, whose="responses")
     profiles = {
