@@ -15,8 +15,7 @@ from anndata import AnnData
 from bdm._core.files import atomic_write, provenance
 from bdm._core.parallel import using_threads
 from bdm.data.columns import as_names
-from bdm.data.forms import to_form
-from bdm.data.modalities import features_in_words
+from bdm.data.modalities import features_in_words, to_form
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.errors import InputError, counted, listed

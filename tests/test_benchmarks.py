@@ -25,8 +25,7 @@ from scipy import sparse
 from tree_comparison import TreeComparison
 
 from bdm.cli import app
-from bdm.data.forms import from_mudata, parts_of
-from bdm.data.modalities import modalities_of
+from bdm.data.modalities import from_mudata, modalities_of, parts_of
 from bdm.data.prepare import prepare
 from bdm.hierarchy.tree import from_nested
 from bdm.settings import PrepareSettings

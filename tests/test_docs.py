@@ -14,7 +14,7 @@ import yaml
 from test_modalities import joined
 
 from bdm.cli import app
-from bdm.data.forms import write_h5mu
+from bdm.data.modalities import write_h5mu
 from bdm.data.prepare import prepare
 from bdm.design.settings import read_design
 from bdm.evaluation.scores import SCORE_NAMES

@@ -22,8 +22,17 @@ from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
 from bdm.autoencoder.fit import Objective
 from bdm.autoencoder.levels import mapped, quantiles
 from bdm.autoencoder.softmax import OWN_MEAN_SCALE, Blocks
-from bdm.data.forms import MUDATA, from_mudata, in_blocks, write_h5mu
-from bdm.data.modalities import block_sizes, modalities_of, of_modality, per_10k, size_names
+from bdm.data.modalities import (
+    MUDATA,
+    block_sizes,
+    from_mudata,
+    in_blocks,
+    modalities_of,
+    of_modality,
+    per_10k,
+    size_names,
+    write_h5mu,
+)
 from bdm.data.prepare import prepare
 from bdm.data.read import pbmc68k_counts, read_cells
 from bdm.design.settings import read_design
@@ -205,6 +214,8 @@ def test_proteins_in_obsm_and_types_of_features_are_modalities(parts):
     assert list(in_obsm.var_names[-N_PROTEINS:]) == [f"prot:{name}" for name in parts["prot"].var_names]
     by_type = AnnData(sp.hstack([parts["atac"].X, cells.X], format="csr"))
     by_type.var["feature_types"] = ["Peaks"] * N_PEAKS + ["Gene Expression"] * cells.n_vars
+    assert (in_blocks(by_type).X[:, : cells.n_vars] != cells.X).nnz == 0
+    by_type.var["modality"] = by_type.var["feature_types"]
     assert (in_blocks(by_type).X[:, : cells.n_vars] != cells.X).nnz == 0
     alone = cells[:, :5].copy()
     del alone.obsm["protein_expression"]

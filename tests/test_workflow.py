@@ -23,8 +23,7 @@ from zoo import kept
 
 from bdm._core.files import sha256
 from bdm.cli import app
-from bdm.data.forms import write_h5mu
-from bdm.data.modalities import block_sizes
+from bdm.data.modalities import block_sizes, write_h5mu
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config/config.yaml"

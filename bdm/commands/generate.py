@@ -36,8 +36,7 @@ def generate(
     Example: bdm generate model/ generated.h5ad --cells 1000
     """
     from bdm._core.files import atomic_write
-    from bdm.data.forms import check_form
-    from bdm.data.modalities import features_in_words
+    from bdm.data.modalities import check_form, features_in_words
     from bdm.data.read import read_cells
     from bdm.generation.at import parse_at
     from bdm.generation.generate import generated_cells, write_cells

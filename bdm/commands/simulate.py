@@ -30,7 +30,7 @@ def simulate(
     Example: bdm simulate model/ design.yaml experiment.h5ad --truth truth.csv
     """
     from bdm._core.files import atomic_write
-    from bdm.data.forms import check_form
+    from bdm.data.modalities import check_form
     from bdm.design.experiment import compile_design
     from bdm.design.settings import read_design
     from bdm.design.simulate import simulated_cells

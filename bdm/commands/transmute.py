@@ -28,7 +28,7 @@ def transmute(
     import numpy as np
 
     from bdm._core.files import atomic_write
-    from bdm.data.forms import check_form
+    from bdm.data.modalities import check_form
     from bdm.data.read import read_cells
     from bdm.generation.at import parse_at
     from bdm.generation.generate import write_cells

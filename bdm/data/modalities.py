@@ -1,15 +1,25 @@
-"""Modalities of the same cells: genes, proteins and peaks as blocks of one matrix."""
+"""Modalities of the same cells: genes, proteins and peaks as blocks of one matrix, and the forms that users have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, io
+from scipy import sparse
 
-from bdm.errors import counted
+from bdm._core.files import require_space
+from bdm.data.counts import raw_counts
+from bdm.data.filters import check_names
+from bdm.errors import InputError, abbreviated, at, counted, missing_package
+
+logger = logging.getLogger(__name__)
 
 RNA = "rna"
 FEATURE_TYPES = {RNA: "Gene Expression", "prot": "Antibody Capture", "atac": "Peaks"}  # of 10x, by kind, in block order
@@ -24,6 +34,11 @@ ALIASES = {
 NOUNS = {RNA: "gene", "prot": "protein", "atac": "peak"}  # for a feature, by kind
 NAMES = "modality"  # column of var: name of the modality of each feature
 LIBRARY_SIZE = "log_library_size"
+PROTEIN_NAMES = "protein_names"  # in uns as scvi-tools has them
+FORM = "form"  # in uns: the form that cells had, for cells that are generated
+MUDATA, OBSM, FEATURES = "MuData", f"obsm[{PROTEINS!r}]", f"var[{COLUMN!r}]"
+MUDATA_FILE = ".h5mu"
+MAX_DENSITY_OF_PEAKS = 0.8  # of counts; a tenth is usual, and chosen peaks may have more
 
 
 @dataclass(frozen=True)
@@ -125,3 +140,252 @@ def of_modality(cells: AnnData, modality: Modality) -> AnnData:
     var.index = var.index.str.removeprefix(modality.prefix)
     varm = {name: pd.DataFrame(table).set_axis(var.index) for name, table in part.varm.items()}
     return AnnData(part.X, obs=part.obs, var=var, varm=varm, layers=dict(part.layers))
+
+
+# ---- reading: each form becomes one matrix
+
+
+def in_blocks(cells: AnnData) -> AnnData:
+    """Put the modalities of an AnnData in blocks, where it has several; others are returned as they are."""
+    if PROTEINS in cells.obsm:
+        return join_modalities(parts_of_obsm(cells), obs=cells.obs, form=OBSM)
+    if COLUMN not in cells.var or is_in_blocks(cells.var):
+        return cells
+    types = cells.var[COLUMN].astype(str).to_numpy()
+    columns = {kind: np.flatnonzero(types == name) for kind, name in FEATURE_TYPES.items()}
+    columns = {kind: chosen for kind, chosen in columns.items() if len(chosen)}
+    if len(columns) < 2 or RNA not in columns:
+        return cells
+    if others := sorted({*types} - {*FEATURE_TYPES.values()}):
+        logger.warning("Left out features of other types: %s.", ", ".join(others))
+    whole = raw_counts(cells)
+    parts = {kind: (kind, whole[:, chosen]) for kind, chosen in columns.items()}
+    return join_modalities(parts, obs=cells.obs, form=FEATURES)
+
+
+def is_in_blocks(var: pd.DataFrame) -> bool:
+    """Whether :func:`join_modalities` has named the features; a column ``modality`` may be the user's."""
+    if NAMES not in var:
+        return False
+    others = var[(var[COLUMN].astype(str) != FEATURE_TYPES[RNA]).to_numpy()]
+    return all(name.startswith(f"{of}:") for name, of in zip(others.index, others[NAMES], strict=True))
+
+
+def parts_of_obsm(cells: AnnData) -> dict[str, tuple[str, AnnData]]:
+    """Genes in ``X``, and proteins in ``obsm``, as scvi-tools has them."""
+    values = cells.obsm[PROTEINS]
+    names = values.columns if isinstance(values, pd.DataFrame) else cells.uns.get(PROTEIN_NAMES)
+    if names is None or len(names) != values.shape[1]:
+        names = [f"protein_{number}" for number in range(1, values.shape[1] + 1)]
+    matrix = values.to_numpy() if isinstance(values, pd.DataFrame) else values
+    var = pd.DataFrame(index=pd.Index(names, dtype=str))
+    genes = AnnData(cells.X, obs=cells.obs, var=cells.var, layers=cells.layers, raw=cells.raw)
+    return {RNA: (RNA, genes), "prot": ("prot", AnnData(sparse.csr_matrix(matrix), obs=cells.obs[[]], var=var))}
+
+
+def from_mudata(
+    found: Mapping[str, AnnData], obs: pd.DataFrame, *, modality: Sequence[str] = (), intersect: bool = False
+) -> AnnData:
+    """Put the modalities of a MuData in blocks.
+
+    Parameters
+    ----------
+    found
+        Modalities by name.
+    obs
+        Of the MuData; of its columns, those that RNA lacks are added to the ``obs`` of RNA.
+    modality
+        Modalities to use, as ``NAME=KIND``; all whose names are known, if none are given.
+    intersect
+        Use the cells that all modalities have; otherwise, other cells are an error.
+    """
+    kind_of = kinds_by_name(found, modality)
+    parts = {name: (kind, found[name]) for name, kind in kind_of.items()}
+    for name, (_, part) in parts.items():
+        with at(f"modality {name}"):
+            check_names(part.obs_names, kind="cell")
+    shared = shared_cells({name: part.obs_names for name, (_, part) in parts.items()}, intersect=intersect)
+    parts = {name: (kind, part[shared]) for name, (kind, part) in parts.items()}
+    rna = next(name for name, kind in kind_of.items() if kind == RNA)
+    own = parts[rna][1].obs
+    copied = {f"{name}:{column}" for name in found for column in own}  # by mudata, from modalities
+    others = [column for column in obs if column not in own and str(column) not in copied]
+    own = own.join(obs[others].reindex(own.index))
+    return join_modalities(parts, obs=own, form=MUDATA)
+
+
+def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str, str]:
+    """Kind of each modality that is used, by its name, in the order of blocks."""
+    kinds = {alias: kind for kind, aliases in ALIASES.items() for alias in (kind, *aliases)}
+    given = {name: kinds[name.lower()] for name in names if name.lower() in kinds}
+    if modality:
+        given = dict(parse_modality(text, names) for text in modality)
+    elif left := sorted(set(names) - set(given)):
+        logger.warning(
+            "Left out modality %s; to use one, name its kind, as in `modality='NAME=prot'`.", ", ".join(left)
+        )
+    order = list(FEATURE_TYPES)
+    given = dict(sorted(given.items(), key=lambda item: order.index(item[1])))
+    if RNA not in given.values():
+        raise InputError(
+            f"there is no RNA among the modalities ({', '.join(names)}); name it, as in `modality='NAME=rna'`."
+        )
+    for kind in order:
+        if len(same := [name for name, other in given.items() if other == kind]) > 1:
+            raise InputError(f"{' and '.join(same)} are both {kind}; choose one by `modality={same[0]}={kind}`.")
+    return given
+
+
+def parse_modality(text: str, names: Mapping[str, Any]) -> tuple[str, str]:
+    """Read ``NAME=KIND``."""
+    name, _, kind = text.partition("=")
+    if kind not in FEATURE_TYPES:
+        raise InputError(f"`modality={text}` is not NAME=KIND; kinds are {', '.join(FEATURE_TYPES)}.")
+    if name not in names:
+        raise InputError(f"there is no modality {name!r}; the file has {', '.join(names)}.")
+    return name, kind
+
+
+def shared_cells(names: Mapping[str, pd.Index], *, intersect: bool) -> pd.Index:
+    """Cells that all modalities have, in the order of the first; other cells are an error unless ``intersect``."""
+    first, *others = names.values()
+    shared = first[np.logical_and.reduce([first.isin(other) for other in others])] if others else first
+    if all(len(own) == len(shared) for own in names.values()):
+        return shared
+    numbers = ", ".join(f"{name} {len(own)}" for name, own in names.items())
+    if not len(shared):
+        raise InputError(f"the modalities share no cells (cells: {numbers}); are their names of one form?")
+    if not intersect:
+        raise InputError(
+            f"the modalities are of different cells ({numbers}), of which {len(shared)} are shared; to use these, give "
+            "`intersect=True`."
+        )
+    logger.warning("Used the %s that all modalities have (cells: %s).", counted(len(shared), "cell"), numbers)
+    return shared
+
+
+def join_modalities(parts: Mapping[str, tuple[str, AnnData]], *, obs: pd.DataFrame, form: str) -> AnnData:
+    """Put the counts of modalities, given as kind and cells by name, in blocks, in the order of the kinds."""
+    matrices, tables = [], []
+    for name, (kind, cells) in parts.items():
+        with at(f"modality {name}"):
+            counts = raw_counts(cells)
+            if kind == "atac":
+                reject_dense(counts)
+        if kind == "prot":
+            reject_empty(counts)
+        var = counts.var.drop(columns=[COLUMN, NAMES], errors="ignore").assign(
+            **{COLUMN: FEATURE_TYPES[kind], NAMES: name}
+        )
+        var.index = Modality(name, kind, slice(0)).prefix + var.index.astype(str)
+        matrices.append(counts.X)
+        tables.append(var)
+    var = pd.concat(tables)
+    var = var.assign(**{name: pd.Categorical(var[name], categories=var[name].unique()) for name in (COLUMN, NAMES)})
+    for column in var.columns[var.isna().any()]:  # of one modality alone
+        if var[column].dtype == object or isinstance(var[column].dtype, pd.CategoricalDtype):
+            var[column] = var[column].astype(object).fillna("").astype(str)
+    return AnnData(sparse.hstack(matrices, format="csr"), obs=obs.copy(), var=var, uns={FORM: form})
+
+
+def reject_empty(proteins: AnnData) -> None:
+    """Reject proteins that no cell has."""
+    empty = proteins.var_names[np.asarray(proteins.X.sum(axis=0)).ravel() == 0]
+    if len(empty):
+        raise InputError(
+            f"{counted(len(empty), 'protein')} without counts, {abbreviated(list(empty), n_shown=3)}; "
+            "leave such proteins out."
+        )
+
+
+def reject_dense(peaks: AnnData) -> None:
+    """Reject peaks that nearly all cells have."""
+    density = peaks.X.nnz / np.prod(peaks.shape)
+    if density > MAX_DENSITY_OF_PEAKS:
+        raise InputError(
+            f"{density:.0%} of the counts are above 0, but peaks of single cells are sparse; give fragments, or "
+            "name another kind by `modality='NAME=KIND'`."
+        )
+
+
+# ---- writing: the form of the user's cells
+
+
+def parts_of(cells: AnnData) -> dict[str, AnnData]:
+    """Modalities by name, with ``obs`` of each and, of RNA alone, ``obsm``."""
+    modalities = modalities_of(cells.var)
+    parts = {modality.name: of_modality(cells, modality) for modality in modalities}
+    rna = parts[modalities[0].name]
+    rna.obsm.update(cells.obsm)
+    return parts
+
+
+def to_form(cells: AnnData, form: str | None) -> Any:
+    """Give cells in blocks the form of the user's cells."""
+    if form == MUDATA:
+        return to_mudata(cells)
+    if form == OBSM:
+        genes, proteins = parts_of(cells).values()
+        genes.obsm[PROTEINS] = pd.DataFrame(proteins.X.toarray(), index=cells.obs_names, columns=proteins.var_names)
+        genes.uns.update(cells.uns)
+        return genes
+    return cells
+
+
+def check_form(out: Path, form: str | None) -> None:
+    """Reject a MuData file for cells of another form."""
+    if out.suffix.lower() == MUDATA_FILE and form != MUDATA:
+        what = "RNA alone" if form is None else f"an AnnData with {form}"
+        raise InputError(f"{out}: the model was fitted to {what}, not to a MuData; write an .h5ad file.")
+
+
+def to_mudata(cells: AnnData) -> Any:
+    """Make a MuData of cells in blocks."""
+    try:
+        import mudata
+    except ImportError as error:
+        raise missing_package("a MuData", "mudata", extra="multi") from error
+    with mudata.set_options(pull_on_update=False):  # as all modalities have the same columns of obs
+        made = mudata.MuData(parts_of(cells))
+    made.obs = cells.obs.copy()
+    made.uns.update(cells.uns)
+    return made
+
+
+def read_h5mu(path: Path) -> tuple[dict[str, AnnData], pd.DataFrame, dict[str, Any]]:
+    """Read the modalities of a MuData file by name, and its ``obs`` and ``uns``."""
+    with h5py.File(path) as file:
+        names = list(file["mod"].attrs.get("mod-order", file["mod"]))
+        parts = {name: io.read_elem(file["mod"][name]) for name in names}
+        return parts, io.read_elem(file["obs"]), io.read_elem(file["uns"]) if "uns" in file else {}
+
+
+def write_h5mu(path: Path, cells: AnnData) -> None:
+    """Write cells in blocks as a MuData file, as the package mudata does."""
+    parts, n_cells = parts_of(cells), cells.n_obs
+    require_space(path, cells.__sizeof__())
+    is_of = {
+        modality.name: np.isin(np.arange(cells.n_vars), np.arange(cells.n_vars)[modality.features])
+        for modality in modalities_of(cells.var)
+    }
+    elements = {
+        "obs": cells.obs,
+        "var": pd.DataFrame(index=pd.Index(np.concatenate([part.var_names for part in parts.values()]))),
+        "obsm": dict.fromkeys(parts, np.ones(n_cells, dtype=bool)),
+        "varm": is_of,
+        "obsp": {},
+        "varp": {},
+        "uns": dict(cells.uns),
+        "obsmap": dict.fromkeys(parts, np.arange(1, n_cells + 1, dtype=np.uint32)),
+        "varmap": {name: np.where(mask, mask.cumsum(), 0).astype(np.uint32) for name, mask in is_of.items()},
+    }
+    encoding = {"encoding-type": "MuData", "encoding-version": "0.1.0", "encoder": "mudata", "encoder-version": "0.3.0"}
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, element in elements.items():
+            io.write_elem(file, name, element)
+        for name, part in parts.items():
+            io.write_elem(file, f"mod/{name}", part, dataset_kwargs={"compression": "gzip"})
+        file["mod"].attrs["mod-order"] = list(parts)
+        file.attrs.update(encoding | {"axis": 0})
+    with path.open("r+b") as opened:
+        opened.write(b"MuData (format-version=0.1.0;creator=bdm)")

@@ -38,10 +38,9 @@ from bdm.data.filters import (
     without_types_of_few_donors,
     without_uncounted_cells,
 )
-from bdm.data.forms import FEATURES, FORM
 from bdm.data.genes import GeneNames, choose_genes, gene_lists, listed_genes, marker_genes, symbol_column
 from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, take_rows, to_row_storage
-from bdm.data.modalities import Modality, features_in_words, has_modalities, modalities_of
+from bdm.data.modalities import FEATURES, FORM, Modality, features_in_words, has_modalities, modalities_of
 from bdm.data.read import read_cells
 from bdm.errors import InputError, counted
 from bdm.settings import PrepareSettings

@@ -14,10 +14,20 @@ from anndata import AnnData, io
 from scipy import sparse
 
 from bdm._core.files import check_hdf5, reading
-from bdm.data.forms import MUDATA_FILE, PROTEIN_NAMES, from_mudata, in_blocks, read_h5mu
 from bdm.data.header import separator_of
 from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
-from bdm.data.modalities import COLUMN, FEATURE_TYPES, PROTEINS, has_modalities, of_rna
+from bdm.data.modalities import (
+    COLUMN,
+    FEATURE_TYPES,
+    MUDATA_FILE,
+    PROTEIN_NAMES,
+    PROTEINS,
+    from_mudata,
+    has_modalities,
+    in_blocks,
+    of_rna,
+    read_h5mu,
+)
 from bdm.errors import InputError, at, missing_package
 
 logger = logging.getLogger(__name__)

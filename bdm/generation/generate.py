@@ -21,8 +21,8 @@ from bdm._core.parallel import Map, keep_freed_memory, threads
 from bdm._core.progress import Item, progress
 from bdm._core.seeds import derive, numpy_generator, torch_generator
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
-from bdm.data.forms import MUDATA_FILE, write_h5mu
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
+from bdm.data.modalities import MUDATA_FILE, write_h5mu
 from bdm.generation.at import covariate_names, drawn_values
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel, expected_counts, observation_model, record_of_cells

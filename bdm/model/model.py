@@ -198,7 +198,7 @@ class BranchedModel:
 
     @property
     def form(self) -> str | None:
-        """Form in which the data kept several modalities, see :mod:`bdm.data.forms`; None for RNA alone."""
+        """Form in which the data kept several modalities, see :mod:`bdm.data.modalities`; None for RNA alone."""
         return self.autoencoder.provenance.get("form")
 
     @property

@@ -18,7 +18,7 @@ from scvi.distributions import NegativeBinomial, NegativeBinomialMixture, ZeroIn
 
 from bdm._core.files import atomic_write
 from bdm._core.seeds import derive
-from bdm.data.forms import parts_of
+from bdm.data.modalities import parts_of
 from bdm.data.prepare import read_prepared
 
 N_SAMPLES = 100  # of each cell's proteins

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from bdm._core.files import atomic_write
 from bdm._core.seeds import numpy_generator
-from bdm.data.forms import parts_of
+from bdm.data.modalities import parts_of
 from bdm.data.read import read_cells
 
 app = typer.Typer()

@@ -10,8 +10,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsRegressor
 from tidy import write_rows
 
-from bdm.data.forms import parts_of
-from bdm.data.modalities import modalities_of
+from bdm.data.modalities import modalities_of, parts_of
 from bdm.data.prepare import read_prepared
 from bdm.evaluation.metrics import fitted_pca
 from bdm.evaluation.modalities import values_of
