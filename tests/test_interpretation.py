@@ -39,6 +39,7 @@ from bdm.interpretation.ancestral_states import (
 from bdm.interpretation.contrasts import (
     Commitment,
     Contrast,
+    ContrastGenes,
     Differences,
     Expression,
     Log2FoldChange,
@@ -56,6 +57,7 @@ from bdm.interpretation.genes import (
 )
 from bdm.interpretation.interpret import (
     Inputs,
+    agreement_by_node,
     inputs_of,
     interpret,
     read_inputs,
@@ -313,6 +315,15 @@ def test_agreement_has_a_row_for_each_node_and_of_training_cells(inputs, interpr
     for query, column in (("model", "slope"), ("training", "slope_training"), ("equal", "slope_equal")):
         slopes = [agreement(getattr(of, query), of.test, n_genes=10)["slope"] for of in of_root]
         assert table.loc[0, column] == pytest.approx(np.mean(slopes))
+
+
+def test_significant_genes_of_several_children_count_once_and_of_untested_ones_not_at_all(inputs):
+    of = differences(np.r_[3.0, np.zeros(len(inputs.genes) - 1)])
+    contrasts = [Contrast("node", 1.0, name, (name,), tuple({*"abc"} - {name})) for name in "abc"]
+    children = tuple(ContrastGenes(contrast, of, None, of, of, of) for contrast in contrasts)
+    assert agreement_by_node(children, inputs, n_genes=5)["n_significant"].tolist() == [1]
+    untested = tuple(replace(child, test=None) for child in children)
+    assert agreement_by_node(untested, inputs, n_genes=5)["n_significant"].isna().all()
 
 
 def test_as_many_training_cells_as_test_cells(inputs):
