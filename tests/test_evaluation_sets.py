@@ -1,5 +1,6 @@
 """Sets of cells with known faults, evaluated in comparison with real ones."""
 
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -277,6 +278,10 @@ def test_loaded_evaluation_is_the_one_that_was_saved(evaluation, saved):
     loaded = Evaluation.load(saved)
     assert_same(loaded, evaluation)
     assert repr(loaded) == repr(evaluation)
+    shown = [line.split()[0] for line in repr(evaluation).splitlines()[2:]]  # known scores, without those of chance
+    assert shown == [
+        name for name in evaluation.overall.index if not re.search("chance|skewness|gene_correlation", name)
+    ]
     for name in evaluation.sets:
         assert loaded.verdict(name) == evaluation.verdict(name)
         assert set(map(repr, loaded.verdicts_by_type(name).items())) == set(

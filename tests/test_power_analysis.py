@@ -180,6 +180,13 @@ def test_no_change_is_not_found(model):
     assert table["small_p_values"].iloc[0] == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / n_null))
 
 
+def test_types_of_too_few_cells_for_a_test_are_reported(model, caplog):
+    few = {"samples": {**CONTENT["samples"], "cells": {"Dendritic": 9, "CD19+ B": 40}}}
+    table = power_analysis(model, {**CONTENT, **few, "power": {"methods": ["t_test"], "n_repeats": 2}}).power
+    assert table["power"].tolist() == [0]
+    assert "No gene was tested in Dendritic in up to 2 of 2 tests: a test needs 2 samples of each" in caplog.text
+
+
 def test_shifts_of_the_composition_are_found(model):
     samples = {"donors": 5, "conditions": TWO, "cells": 200}
     composition = {"concentration": 100, "shifts": [SHIFT]}
@@ -252,7 +259,7 @@ def test_intervals_are_wider_where_repeats_differ():
 # ---- parts, files and figures
 
 
-def test_commands_write_one_result(small_model, tmp_path):
+def test_commands_write_one_result(small_model, tmp_path, caplog):
     content = {**CONTENT, "power": {"log2_fold_change": [1, 3], "n_repeats": 1, "methods": ["t_test"]}}
     (tmp_path / "design.yaml").write_text(yaml.safe_dump(content))
     small_model.save(tmp_path / "model")
@@ -261,7 +268,10 @@ def test_commands_write_one_result(small_model, tmp_path):
     def run(*words):
         app([*map(str, words)], standalone_mode=False)
 
+    caplog.set_level("INFO", "bdm")
     run(*arguments, tmp_path / "whole")
+    assert "Power analysis of 2 experiments" in caplog.text
+    assert "No gene was tested" not in caplog.text
     names = {"power.json", "power.safetensors", "power.csv", "power_by_type.csv", "repeats.csv", "power.png"}
     assert {path.name for path in (tmp_path / "whole").iterdir()} == names
     assert len(PowerAnalysis.load(tmp_path / "whole").power) == 2

@@ -1,9 +1,13 @@
 """``bdm power``: the power of an experiment, by simulation."""
 
+import logging
+
 from bdm.commands.base import Device, ModelFolder, OutFolder, Summary
 from bdm.commands.simulate import DesignSeed
 from bdm.errors import at
 from bdm.settings import DesignFile
+
+logger = logging.getLogger(__name__)
 
 
 def power(
@@ -37,5 +41,7 @@ def power(
         with at(design):  # before the first of many experiments
             for point in points:
                 compile_testable(loaded, design_at(checked, point, repeat=0))
-        write_result(folder, power_analysis(loaded, checked))
+        found = power_analysis(loaded, checked)
+        write_result(folder, found)
+    logger.info("%s", found)
     return Summary((out,), facts)

@@ -339,8 +339,9 @@ def score_rows(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def score_table(overall: pd.DataFrame) -> str:
-    """Format the overall scores as a table to print."""
-    return str(overall.to_string(float_format="{:.3f}".format))
+    """Format the known overall scores as a table to print, without what chance gives to them."""
+    by_chance = overall.index.str.endswith(("_chance", "_skewness"))
+    return str(overall[~by_chance].dropna(how="all").to_string(float_format="{:.3f}".format))
 
 
 def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:

@@ -21,9 +21,16 @@ from bdm.design.samples import populations_named
 from bdm.design.settings import AXES, MIN_DONORS_OF_DESEQ2, Change, Design, PowerSettings, read_design
 from bdm.design.simulate import simulated_cells
 from bdm.design.truth import comparisons_of, composition_table
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated
 from bdm.model.model import BranchedModel
-from bdm.power.differential import Experiment, ExperimentSettings, deseq2_test, expression_test, share_tests
+from bdm.power.differential import (
+    MIN_SAMPLES,
+    Experiment,
+    ExperimentSettings,
+    deseq2_test,
+    expression_test,
+    share_tests,
+)
 
 COMPOSITION = "composition"
 SMALL = 0.05  # p-values below it are 5% of those of a valid test
@@ -115,9 +122,9 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     """Simulate one experiment of a grid, test it, and count what is found.
 
     Returns: A row for each ``condition``, ``method`` and ``cell_type``, with the point, the ``repeat``, ``n_samples``
-    and ``n_cells``, and numbers of genes (of cell types for ``composition``): ``n_planted``; ``n_found``, planted ones
-    with a false discovery rate below the limit and the right sign; ``n_discoveries``; and where nothing was planted,
-    ``n_false`` discoveries, ``n_null`` tests, and ``n_null_small`` with p < 0.05.
+    and ``n_cells``, and numbers of genes (of cell types for ``composition``): ``n_planted``; ``n_tested``; ``n_found``,
+    planted ones with a false discovery rate below the limit and the right sign; ``n_discoveries``; and where nothing
+    was planted, ``n_false`` discoveries, ``n_null`` tests, and ``n_null_small`` with p < 0.05.
     """
     designed = compile_testable(model, design_at(design, point, repeat=repeat))
     simulated = simulated_cells(designed)
@@ -193,6 +200,7 @@ def counts_of(tests: pd.DataFrame, planted: np.ndarray, estimate: np.ndarray, *,
     tested = tests["p_value"].notna().to_numpy()
     return {
         "n_planted": int(changed.sum()),
+        "n_tested": int(tested.sum()),
         "n_found": int((discovery & changed & (np.sign(estimate) == np.sign(planted))).sum()),
         "n_discoveries": int(discovery.sum()),
         "n_false": int((discovery & ~changed).sum()),
@@ -253,7 +261,22 @@ def power_analysis(model: BranchedModel, design: Design | dict[str, Any] | Path 
     """Simulate and test the experiments of a grid, the section ``power`` of a design."""
     checked = read_design(design)
     check_testable(checked)
-    return PowerAnalysis(pd.concat(experiments(model, checked), ignore_index=True))
+    repeats = pd.concat(experiments(model, checked), ignore_index=True)
+    warn_of_untested(repeats)
+    return PowerAnalysis(repeats)
+
+
+def warn_of_untested(repeats: pd.DataFrame) -> None:
+    """Warn of cell types whose planted genes cannot be found, as too few samples have enough cells for a test."""
+    planted = repeats[(repeats["method"] != COMPOSITION) & (repeats["n_planted"] > 0)]
+    untested = planted.loc[planted["n_tested"] == 0, "cell_type"].value_counts()
+    if len(untested):
+        logger.warning(
+            "No gene was tested in %s in up to %d of %d tests: a test needs %d samples of each condition with %d cells "
+            "or more of the type, and genes with counts; give more cells, donors or depth.",
+            *(abbreviated(untested.index), untested.max(), planted["cell_type"].value_counts().max()),
+            *(MIN_SAMPLES, ExperimentSettings.min_cells),
+        )
 
 
 def experiments(model: BranchedModel, design: Design) -> Iterator[pd.DataFrame]:
