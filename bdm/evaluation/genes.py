@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from scipy.stats import chi2, false_discovery_control, ks_2samp, kstwobign, norm, ttest_ind_from_stats
+from scipy.stats import chi2, false_discovery_control, kstwobign, norm, ttest_ind_from_stats
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells
@@ -62,8 +62,10 @@ def correlations(rows: np.ndarray) -> np.ndarray:
 
 
 def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
-    """Kolmogorov-Smirnov distance of two samples of numbers, in [0, 1]."""
-    return float(ks_2samp(query, test, method="asymp").statistic)
+    """Kolmogorov-Smirnov distance of two samples of numbers, in [0, 1], without SciPy's p-value, which takes long."""
+    values = np.concatenate([query, test])
+    of_query, of_test = (np.searchsorted(np.sort(of), values, side="right") / len(of) for of in (query, test))
+    return float(np.abs(of_query - of_test).max())
 
 
 def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
