@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from bdm._core.seeds import Minibatches, population_weight
 from bdm.autoencoder.sub_populations import N_SHRINK
 from bdm.data import matrix
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.latent import cells
 from bdm.latent.cells import LatentCells, encode, latent_cells, populations_of_cells, read_latent
-from bdm.latent.moments import Whitening, fit_whitening, matrix_power, population_moments
+from bdm.latent.moments import Whitening, fit_whitening, matrix_power, population_moments, population_weight
+from bdm.prior.network import Minibatches
 from bdm.settings import PrepareSettings
 
 

@@ -1,11 +1,14 @@
-"""Reproducible numbers: generators for named parts of a computation, minibatches of cells, tensors of arrays."""
+"""Reproducible numbers: generators for named parts of a computation, tensors of arrays."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # torch takes two seconds to import, which cells that are only read and prepared do without
+    import torch
 
 
 def derive(seed: int, *key: int | str) -> int:
@@ -16,6 +19,8 @@ def derive(seed: int, *key: int | str) -> int:
 
 def torch_generator(seed: int, *key: int | str) -> torch.Generator:
     """Torch generator of the part named by ``key``, on the CPU so that all devices draw the same numbers."""
+    import torch
+
     return torch.Generator().manual_seed(derive(seed, *key))
 
 
@@ -24,31 +29,8 @@ def numpy_generator(seed: int, *key: int | str) -> np.random.Generator:
     return np.random.default_rng(derive(seed, *key))
 
 
-def population_weight(n_cells: Tensor) -> Tensor:
-    """Relative shares of populations in training: roots of their numbers of cells, so that rare ones are learned."""
-    return n_cells.double().sqrt()
-
-
-@dataclass(frozen=True)
-class Minibatches:
-    """Sampling of cells with replacement: a population by its weight, then any of its cells."""
-
-    order: Tensor  # indices of cells, sorted by population
-    n_cells: Tensor  # number of cells of each population
-
-    @classmethod
-    def from_populations(cls, population: Tensor) -> "Minibatches":
-        """Group cells by the index of their population."""
-        return cls(torch.argsort(population, stable=True), torch.bincount(population))
-
-    def draw(self, size: int, generator: torch.Generator) -> Tensor:
-        """Draw the indices of ``size`` cells."""
-        population = torch.multinomial(population_weight(self.n_cells), size, replacement=True, generator=generator)
-        within = torch.rand(size, generator=generator, dtype=torch.float64) * self.n_cells[population]
-        start = self.n_cells.cumsum(0) - self.n_cells
-        return self.order[start[population] + within.long()]
-
-
-def to_tensor(array: np.ndarray) -> Tensor:
+def to_tensor(array: np.ndarray) -> torch.Tensor:
     """Copy an array to a tensor in aligned memory; elsewhere the last digits of products depend on the address."""
+    import torch
+
     return torch.tensor(array)

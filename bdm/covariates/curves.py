@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import SplineTransformer
 
 from bdm.latent.moments import MIN_INFORMATION
 
@@ -103,6 +101,8 @@ def lines(values: np.ndarray) -> Basis:
 
 def splines(values: np.ndarray, curved: list[int]) -> Basis:
     """Make lines, then cubic splines of some covariates without the lines in them, held at the ends of the values."""
+    from sklearn.preprocessing import SplineTransformer  # late, as it takes a second to import
+
     knots = np.column_stack([np.quantile(np.unique(values[:, k]), np.linspace(0, 1, N_KNOTS)) for k in curved])
     spline = SplineTransformer(knots=knots, extrapolation="constant", include_bias=False).fit(values[:, curved])
     line = lines(values)
@@ -141,6 +141,8 @@ def fit_log_odds(values: np.ndarray, group: np.ndarray) -> Curve:
     group
         Population of each cell, from 0.
     """
+    from sklearn.linear_model import LogisticRegression
+
     n_cells = np.bincount(group)
     *_, splined = candidates(values, n_dims=len(n_cells))
     if len(n_cells) == 1 or splined.form == CONSTANT:

@@ -10,7 +10,6 @@ import anndata as ad
 import numpy as np
 import torch
 from scipy.special import ndtr, ndtri
-from scipy.stats import kendalltau
 from torch import Tensor
 
 from bdm._core.seeds import to_tensor
@@ -226,6 +225,8 @@ def quantiles_of(values: np.ndarray, stepwise: tuple[bool, ...]) -> np.ndarray:
 
 def normal_correlation(values: np.ndarray) -> np.ndarray:
     """Correlation of the normal scores of covariates (cells x covariates), from Kendall's tau; 0 if one is constant."""
+    from scipy.stats import kendalltau  # late, as it takes a second to import, and few cells have covariates
+
     correlation = np.eye(values.shape[1])
     for i, j in combinations(range(values.shape[1]), 2):
         tau = float(np.nan_to_num(kendalltau(values[:, i], values[:, j]).statistic))

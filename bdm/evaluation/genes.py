@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from anndata import AnnData
 from scipy.stats import chi2, false_discovery_control, kstwobign, norm, ttest_ind_from_stats
 from sklearn.utils.sparsefuncs import mean_variance_axis
@@ -70,6 +69,8 @@ def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
 
 def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
     """Column indices of up to ``n_genes`` genes that mark each type against all others, by scanpy; none of one type."""
+    import scanpy as sc  # late, as it takes a second to import
+
     if len(cells.n_by_type) < 2:
         return {}
     adata = AnnData(cells.expression)

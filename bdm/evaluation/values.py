@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 from sklearn.cluster import KMeans
@@ -74,6 +73,8 @@ class Side:
     @cached_property
     def integrated(self) -> np.ndarray:
         """Principal components, corrected by ComBat (Johnson et al. 2007, doi:10.1093/biostatistics/kxj037)."""
+        import scanpy as sc  # late, as it takes a second to import
+
         adata = AnnData(self.components.astype(float), obs={"batch": pd.Categorical(self.batches)})
         return np.asarray(sc.pp.combat(adata, key="batch", inplace=False))
 
@@ -228,6 +229,8 @@ def agreement_of_k_means(side: Side) -> float:
 
 def agreement_of_leiden(side: Side) -> float:
     """Compare types with Leiden clusters: adjusted Rand index (Traag et al. 2019, doi:10.1038/s41598-019-41695-z)."""
+    import scanpy as sc
+
     adata = AnnData(side.components)
     sc.pp.neighbors(adata, use_rep="X", transformer="sklearn", random_state=side.seed)
     sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False, random_state=side.seed)

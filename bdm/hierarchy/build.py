@@ -6,7 +6,7 @@ from itertools import combinations, count
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
@@ -136,7 +136,7 @@ def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySe
     means.
     """
     HierarchySettings.check(threshold=threshold)
-    variance = np.asarray(distance) ** 2 / (2 * norm.ppf(threshold) ** 2) - 1
+    variance = np.asarray(distance) ** 2 / (2 * ndtri(threshold) ** 2) - 1
     return np.sqrt(np.maximum(variance, 0))
 
 

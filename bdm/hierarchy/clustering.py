@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import pdist, squareform
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from bdm.hierarchy.tree import Clade
 from bdm.latent.moments import PopulationMoments
@@ -235,7 +235,7 @@ def nearer_types(
     found: list[str | None] = [None] * len(labels)
     if not resamples or not tested:
         return tuple(found)
-    quantile = norm.isf(ERROR_RATE / sum(len({*others} - {own[row]}) for row in tested))
+    quantile = -ndtri(ERROR_RATE / sum(len({*others} - {own[row]}) for row in tested))
     between, drawn = squares_to_types(means, labels), [squares_to_types(resample, labels) for resample in resamples]
     for row in tested:
         nearest = min((number for number in others if number != own[row]), key=lambda number: between[row, number])

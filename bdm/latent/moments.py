@@ -10,7 +10,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bdm._core.seeds import population_weight
 from bdm._core.store import updated
 from bdm.autoencoder.sub_populations import N_SHRINK
 from bdm.latent.cells import LatentCells
@@ -99,6 +98,11 @@ class PopulationMoments:
         between = self.mean[members] - mean
         within = torch.einsum("p,pij->ij", weight, self.covariance[members])
         return Normal(mean, within + torch.einsum("p,pi,pj->ij", weight, between, between))
+
+
+def population_weight(n_cells: Tensor) -> Tensor:
+    """Relative shares of populations in training: roots of their numbers of cells, so that rare ones are learned."""
+    return n_cells.double().sqrt()
 
 
 def population_moments(cells: LatentCells, whitening: Whitening) -> PopulationMoments:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
@@ -22,12 +22,12 @@ from bdm.data.modalities import NOUNS, modalities_of
 from bdm.data.read import read_cells
 from bdm.errors import InputError, counted, listed, markdown, printable
 from bdm.evaluation.cells import GENERATED
-from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.scores import SCORE_NAMES
-from bdm.evaluation.verdict import LIMITS
 from bdm.model.match import labels_of
 from bdm.model.model import BranchedModel, save_model
 from bdm.settings import PrepareSettings
+
+if TYPE_CHECKING:
+    from bdm.evaluation.evaluate import Evaluation
 
 CARD = "README.md"  # the name that Hugging Face gives to model cards
 TAGS = (
@@ -196,6 +196,9 @@ def in_words(name: str, value: Any) -> str:
 
 def score_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str, str]]:
     """Yield the scores that the verdict is made of: name, generated cells, floor, and the score of a perfect model."""
+    from bdm.evaluation.scores import SCORE_NAMES  # late, as it takes seconds to import
+    from bdm.evaluation.verdict import LIMITS
+
     for finding in evaluation.verdict().findings:
         ideal = LIMITS.by_score[finding.score].ideal
         yield SCORE_NAMES[finding.score], f"{finding.value:.3f}", f"{finding.floor:.3f}", f"{ideal:g}"

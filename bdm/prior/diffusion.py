@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from bdm._core.parallel import using_threads
-from bdm._core.seeds import derive, population_weight, to_tensor, torch_generator
+from bdm._core.seeds import derive, to_tensor, torch_generator
 from bdm._core.training import device_of, train
-from bdm.latent.moments import population_moments
+from bdm.latent.moments import population_moments, population_weight
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.mixture import BranchPopulations
 from bdm.prior.network import (
@@ -213,7 +213,7 @@ class HeldOut:
         n_cells = table["n_cells"].to_numpy()
         enough = n_cells >= MIN_CELLS
         level = LEVEL / max(enough.sum() * n_looks, 1)
-        table["least_gain"] = np.where(enough, t.isf(level, np.maximum(n_cells - 1, 1)), np.nan)
+        table["least_gain"] = np.where(enough, -stdtrit(np.maximum(n_cells - 1, 1), level), np.nan)
         table["kept"] = table["gain"] > table["least_gain"]
         with_kept = np.where(table["kept"].to_numpy()[branch], network, closed)
         return NetworkComparison(table, float(np.average(with_kept, weights=self.weight)))

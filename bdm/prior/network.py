@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from bdm._core.seeds import Minibatches, derive, torch_generator
+from bdm._core.seeds import derive, torch_generator
 from bdm._core.training import TrainingPlan, train
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import PopulationMoments
+from bdm.latent.moments import PopulationMoments, population_weight
 from bdm.prior.base import PriorData
 from bdm.prior.mixture import BranchPopulations, GaussianMixturePrior
 from bdm.settings import PriorSettings
@@ -151,6 +151,26 @@ def table_of_paths(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[
             upper[row, column] = segment.high if column + 1 < len(path) else torch.inf
             branch[row, column] = segment.row
     return upper, branch
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """Sampling of cells with replacement: a population by its weight, then any of its cells."""
+
+    order: Tensor  # indices of cells, sorted by population
+    n_cells: Tensor  # number of cells of each population
+
+    @classmethod
+    def from_populations(cls, population: Tensor) -> Minibatches:
+        """Group cells by the index of their population."""
+        return cls(torch.argsort(population, stable=True), torch.bincount(population))
+
+    def draw(self, size: int, generator: torch.Generator) -> Tensor:
+        """Draw the indices of ``size`` cells."""
+        population = torch.multinomial(population_weight(self.n_cells), size, replacement=True, generator=generator)
+        within = torch.rand(size, generator=generator, dtype=torch.float64) * self.n_cells[population]
+        start = self.n_cells.cumsum(0) - self.n_cells
+        return self.order[start[population] + within.long()]
 
 
 def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -> Tensor:
