@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from bdm._core.parallel import Map
-from bdm._core.store import concat
 from bdm.autoencoder.decoder import AutoencoderShape, Decoder
 from bdm.autoencoder.softmax import ONE_BLOCK, Blocks
 from bdm.kinds import DECODERS
@@ -102,24 +101,11 @@ class CountAutoencoder(nn.Module):
         return self.from_decoder(self.decoder.mean_of_types(weight), weight @ self.prior_mean)
 
     @torch.no_grad()
-    def encode(
-        self, counts: Tensor, cell_type: Tensor, batch: Tensor, *, n_iterations: int = 12, run: Map | None = None
-    ) -> Posterior:
-        """Posterior of the latent of cells (cells x genes) of known type and batch.
-
-        With ``run``, which is like ``map``, portions of cells are computed in parallel on the CPU.
-        """
-        evidence, prior_mean = self.decoder.evidence(counts, cell_type, batch), self.prior_mean[cell_type]
-
-        def posterior(cells: slice) -> Posterior:
-            found: Posterior = laplace_posterior([evidence.select(cells)], prior_mean[cells], n_iterations=n_iterations)
-            return found
-
-        if run is None or counts.device.type != "cpu":
-            return posterior(slice(None))
-        portions = (slice(start, start + PORTION) for start in range(0, len(counts), PORTION))
-        found: list[Posterior] = list(run(posterior, portions))
-        return concat(found)
+    def encode(self, counts: Tensor, cell_type: Tensor, batch: Tensor, *, n_iterations: int = 12) -> Posterior:
+        """Posterior of the latent of cells (cells x genes) of known type and batch."""
+        evidence = self.decoder.evidence(counts, cell_type, batch)
+        found: Posterior = laplace_posterior([evidence], self.prior_mean[cell_type], n_iterations=n_iterations)
+        return found
 
     def forward(
         self,
@@ -133,11 +119,20 @@ class CountAutoencoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Negative evidence lower bound of each cell, and the mean of its posterior.
 
-        The posterior is close to the optimum, so the gradient is close to that with a constant posterior.
+        The posterior is close to the optimum, so the gradient is close to that with a constant posterior. With ``run``,
+        which is like ``map``, portions of cells are encoded in parallel on the CPU.
         """
-        posterior = self.encode(counts, cell_type, batch, n_iterations=n_iterations, run=run)
-        likelihood = self.decoder.log_likelihood(counts, posterior.sample(noise), cell_type, batch)
-        return posterior.divergence(self.prior_mean[cell_type]) - likelihood, posterior.mean
+        with torch.no_grad():
+            evidence, prior_mean = self.decoder.evidence(counts, cell_type, batch), self.prior_mean[cell_type]
+
+        def encoded(cells: slice) -> tuple[Tensor, Tensor, Tensor]:
+            posterior = laplace_posterior([evidence.select(cells)], prior_mean[cells], n_iterations=n_iterations)
+            return posterior.mean, posterior.sample(noise[cells]), posterior.divergence(prior_mean[cells])
+
+        size = len(counts) if run is None or counts.device.type != "cpu" else PORTION
+        portions = (slice(start, start + size) for start in range(0, len(counts), size))
+        mean, latent, divergence = map(torch.cat, zip(*(run or map)(encoded, portions), strict=True))
+        return divergence - self.decoder.log_likelihood(counts, latent, cell_type, batch), mean
 
 
 @dataclass(frozen=True)
