@@ -1,5 +1,6 @@
 import json
 from dataclasses import fields, is_dataclass, replace
+from itertools import cycle
 
 import anndata
 import matplotlib.pyplot as plt
@@ -656,6 +657,22 @@ def test_labels_of_short_branches_cover_nothing():
     for number, box in enumerate(drawn):
         assert not any(box.overlaps(other) for other in drawn[:number])
         assert not any(box.contains(*dot) for dot in dots)
+
+
+def test_figures_of_a_flat_tree_show_each_population(interpretation):
+    tree = interpretation.hierarchy
+    leaves = [replace(tree.by_name[name], parent=tree.root.name) for name in tree.populations]
+    flat = replace(tree, branches=(tree.root, *leaves))
+    assert len(leaves) > len(tree.cell_types)
+    children = zip(cycle(interpretation.contrasts), contrasts_of(flat))
+    contrasts = tuple(replace(of, contrast=contrast) for of, contrast in children)
+    found = replace(interpretation, hierarchy=flat, contrasts=contrasts)
+    rows = figure_of(pl.branch_genes(found)).subfigs[0].axes[0].get_yticklabels()
+    assert [row.get_text().partition("  (")[0] for row in rows] == list(tree.populations)
+    [right] = pl.commitment(found).child_axes
+    assert {label.get_text() for label in right.get_yticklabels()} == {
+        clade_label(of.contrast.names_inside) for of in contrasts
+    }
 
 
 def test_long_intervals_are_cut_where_the_points_end():

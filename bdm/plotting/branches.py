@@ -39,7 +39,7 @@ from bdm.plotting.style import (
     shown_panels,
     text_axes,
 )
-from bdm.plotting.tree import MAX_ROWS, draw_hierarchy, end_label, view_of
+from bdm.plotting.tree import draw_hierarchy, end_label, view_of
 
 if TYPE_CHECKING:
     from bdm.api import BranchedDiffusion
@@ -49,7 +49,7 @@ ROWS_OF_MANY = 30  # of the tree, where there are too many cell types for a row 
 WIDTH, ROW = 16, 0.6  # inches of the figure, and of a cell type in the tree
 MARGIN = 0.5  # of a panel on either side of its points, in the distance between the outermost points
 N_LABELS = 3  # genes that label a branch
-MAX_GENES, MAX_GENES_OF_NODE = 72, 8  # of which commitment is drawn
+MAX_GENES, MAX_GENES_OF_CHILD = 72, 4  # of which commitment is drawn
 
 MEASURES = {
     "pearson": "r of log fold changes",
@@ -130,8 +130,9 @@ def branch_genes(
     hierarchy = interpretation.hierarchy
     of_nodes = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
     chosen = highest(of_nodes, MAX_PANELS, level=lambda panel: panel.level)
-    n_rows = len(hierarchy.cell_types if len(hierarchy.cell_types) > 1 else hierarchy.populations)
-    view = view_of(hierarchy, max_rows=n_rows if n_rows <= MAX_ROWS else ROWS_OF_MANY)
+    view = view_of(hierarchy)
+    if any(end.collapsed for end in view.ends):
+        view = view_of(hierarchy, max_rows=ROWS_OF_MANY)
     heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * -(-len(chosen) // N_COLUMNS)]
     figure = new_figure(WIDTH, sum(heights))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
@@ -247,10 +248,13 @@ def commitment(
         return shown(text_axes(NO_NODES, ax), show=show, ax=ax)
     hierarchy = interpretation.hierarchy
     nodes = highest(list(interpretation.nodes.values()), max_genes // 2, level=lambda node: node[0].contrast.level)
-    n_each = int(np.clip(max_genes // len(nodes), 2, MAX_GENES_OF_NODE))
+    n_each = max(max_genes // len(nodes), 2)
     edges = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 201))
     levels = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 200))
-    groups = [heat_map_rows(node, interpretation, levels, n_genes=n_each) for node in nodes]
+    groups = [
+        heat_map_rows(node, interpretation, levels, n_genes=min(n_each, MAX_GENES_OF_CHILD * len(node)))
+        for node in nodes
+    ]
     rows = [row for group in groups for row in group]
     axis = axes_or_new(ax, 10, 1.8 + 0.2 * len(rows))
     auc = np.stack([row.auc for row in rows])

@@ -149,7 +149,7 @@ def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | 
             draw_outcome(axes[row, column], of_panel, outcome, x, styles)
             label_values(axes[row, column], of_panel, where, x, top=outcome == "power")
         axes[row, 0].set_ylabel(OUTCOMES[outcome])
-    for axis in axes[-1]:
+    for axis in axes[-1] if np.isfinite(table[x]).any() else ():
         axis.set_xlabel(AXIS_LABELS[x])
     explain(figure, *axes.flat, loc="outside lower center")
     return shown_panels(figure, show=show)
