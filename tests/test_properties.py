@@ -256,7 +256,7 @@ def test_tests_between_types_are_those_of_scipy(training):
     for gene in variable_genes(training)[:10]:
         x, y = expression[is_type, gene], expression[~is_type, gene]
         table = [[(x > 0).sum(), (x == 0).sum()], [(y > 0).sum(), (y == 0).sum()]]
-        distance = stats.ks_2samp(x, y).statistic
+        distance = stats.ks_2samp(x, y, method="asymp").statistic
         assert genes.kolmogorov_smirnov(x, y) == distance
         expected = {
             "welch": stats.ttest_ind(x, y, equal_var=False).pvalue,
