@@ -675,9 +675,6 @@ def test_rejects_batches_all_too_small_to_rank_genes_by(cells):
         prepare(cells, settings(batch_key="sample"))
 
 
-# ---- the command line
-
-
 # ---- prepared cells that were changed
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
 from types import NoneType, UnionType
@@ -22,7 +22,7 @@ from bdm._core.seeds import to_tensor
 from bdm.errors import InputError, at
 from bdm.kinds import Kinds
 
-FORMAT = 19
+FORMAT = 20
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
 
 Value = TypeVar("Value")
@@ -33,8 +33,7 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
 
     A field is a number, text, None, JSON content, a tensor, an array, a table, a network that is made from the
     dataclass ``shape``, another such dataclass (of several :class:`bdm.kinds.Kinds`, with its name), a function without
-    arguments that returns one of these, or a tuple or a dictionary (with text as keys) of these. A field with
-    ``optional`` in its metadata is left out where it has its default.
+    arguments that returns one of these, or a tuple or a dictionary (with text as keys) of these.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +154,7 @@ class ContentWriter:
             found = {
                 entry.name: self.encode(getattr(value, entry.name), f"{name}.{entry.name}")
                 for entry in fields(value)
-                if entry.init and not (entry.metadata.get("optional") and is_default(entry, getattr(value, entry.name)))
+                if entry.init
             }
             return {"kind": family.name, **found} if hasattr(family, "kinds") else found
         if isinstance(value, Mapping):
@@ -238,12 +237,6 @@ class ContentReader:
             network = kind(shape)
         network.load_state_dict({name: self.tensors[tensor] for name, tensor in content["state"].items()})
         return network.eval()
-
-
-def is_default(entry: Field[Any], value: Any) -> bool:
-    """Whether a field has its default, which is no tensor or table, or is empty."""
-    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-    return type(value) is type(default) and bool(value == default)
 
 
 def numbers(column: pd.Series) -> np.ndarray:

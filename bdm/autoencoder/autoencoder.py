@@ -34,7 +34,7 @@ class GeneAutoencoder:
     sub_populations: SubPopulations
     adapters: Adapters
     # Quantiles of the proteins in the training cells of each population, see :mod:`bdm.autoencoder.levels`
-    levels: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
+    levels: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def populations(self) -> tuple[str, ...]:

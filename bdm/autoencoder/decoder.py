@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -32,8 +32,8 @@ class AutoencoderShape:
     likelihood: str = "negative_binomial"  # name of the decoder
     # Number of features of each modality, which together are the genes, and whether they are normalised; one such block
     # for RNA alone
-    blocks: tuple[int, ...] = field(default=(), metadata={"optional": True})
-    normalised: tuple[bool, ...] = field(default=(True,), metadata={"optional": True})
+    blocks: tuple[int, ...] = ()
+    normalised: tuple[bool, ...] = (True,)
 
 
 class Decoder(nn.Module):

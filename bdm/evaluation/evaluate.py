@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from math import ceil
 from pathlib import Path
@@ -124,7 +124,7 @@ class Evaluation(Result):
     size_limits: SizeLimits
     provenance: dict[str, Any]
     compute_embedding: Callable[[], pd.DataFrame]
-    modalities: pd.DataFrame | None = field(default=None, metadata={"optional": True})
+    modalities: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
         n_test, n_types = int(self.n_cells["test"].sum()), len(self.n_cells)

@@ -131,10 +131,11 @@ class TreeSupport:
 def resample_means(
     x: np.ndarray, population: np.ndarray, means: MeasuredMeans, *, n_bootstrap: int, generator: np.random.Generator
 ) -> list[MeasuredMeans]:
-    """Means of resamples of cells (x, whitened, see :func:`without_prior`) with replacement, within populations.
+    """Means of resamples of cells (x, whitened) with replacement, within populations.
 
-    They have the noise of the measured means and of resampling. Both are subtracted, so that distances scatter around
-    those that the tree is made of; else resamples would put rare populations apart.
+    Cells are as :func:`bdm.latent.moments.without_prior` gives them. The means have the noise of the measured means and
+    of resampling. Both are subtracted, so that distances scatter around those that the tree is made of; else resamples
+    would put rare populations apart.
     """
     drawn, noise = np.empty((n_bootstrap, *means.mean.shape)), means.variance.copy()
     for code in range(len(means.mean)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -136,7 +136,7 @@ class Differences:
     fold_change: Log2FoldChange
     score: np.ndarray  # ranks genes: z of a Wilcoxon test in real cells, Cohen's d in the model
     p: np.ndarray  # two-sided: of the Wilcoxon test; in the model, of the fold change's z
-    blocks: tuple[int, ...] = field(default=(), metadata={"optional": True})  # numbers of features of modalities
+    blocks: tuple[int, ...] = ()  # numbers of features of modalities
 
     @cached_property
     def p_adjusted(self) -> np.ndarray:

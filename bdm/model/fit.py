@@ -93,7 +93,7 @@ def fit_model(
     covariates: CovariateEffects | None = None,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
-    """Fit the prior to encoded cells; returns the branched model with the tables of :class:`FittedPrior`."""
+    """Fit the prior to encoded cells; returns the model, and the tables of :class:`bdm.prior.base.FittedPrior`."""
     cells = latent_cells(latent)
     check_hierarchy(hierarchy, cells, of=latent.uns.get("autoencoder"))
     whitening = fit_whitening(cells)

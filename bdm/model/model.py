@@ -63,8 +63,8 @@ class Extension:
     batches: dict[str, Tensor]  # offsets (of genes) of new batches, by name
     provenance: dict[str, Any]  # how it was made; ``ancestor_sha256`` is the checksum of the model that was extended
     # Quantiles of the proteins in its training cells, and in generated cells before these get them, by population
-    levels: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
-    generated_levels: dict[str, Levels] = field(default_factory=dict, metadata={"optional": True})
+    levels: dict[str, Tensor] = field(default_factory=dict)
+    generated_levels: dict[str, Levels] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ class BranchedModel:
     # How cells depend on continuous covariates, with the types of extensions; None where none were named
     covariates: CovariateEffects | None = None
     # Of the proteins in generated cells of each population, before these get the levels of training cells
-    levels: dict[str, Levels] = field(default_factory=dict, metadata={"optional": True})
+    levels: dict[str, Levels] = field(default_factory=dict)
     # Extensions in the order in which they were added; the other attributes include them
     extensions: tuple[Extension, ...] = ()
     base: BranchedModel | None = None  # the model before any extension; None without extensions
@@ -139,7 +139,7 @@ class BranchedModel:
         return LatentLayout(self.autoencoder.network.shape.n_latent, self.autoencoder.size_names)
 
     def encode(self, cells: AnnData) -> AnnData:
-        """Encode prepared cells, with what covariates leave of their latents, see :func:`latent_cells`."""
+        """Encode prepared cells, with what covariates leave of their latents, as in :mod:`bdm.latent.cells`."""
         return with_residuals(encode(cells, self.autoencoder), self.covariates)
 
     def at_covariates(self, x: Tensor, population: str, values: np.ndarray | None) -> Tensor:

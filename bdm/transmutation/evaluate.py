@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class TransmutationEvaluation(Result):
     table: pd.DataFrame
     fold_changes: pd.DataFrame
     provenance: dict[str, Any]
-    modalities: pd.DataFrame | None = field(default=None, metadata={"optional": True})
+    modalities: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
         return f"Transmuted to {self.to}:\n{self.table.to_string(float_format='{:.3f}'.format)}"
