@@ -485,14 +485,14 @@ class BranchedDiffusion:
             evaluation = model.evaluate_transmuted(adata_transmuted, adata, adata_test)
             bdm.pl.transmutation(evaluation)
         """
-        from bdm.evaluation.cells import TRANSMUTED, Cells
+        from bdm.evaluation.cells import TRANSMUTED
         from bdm.transmutation import evaluate as transmutation
 
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         adata_transmuted, adata = cells_in(adata_transmuted), cells_in(adata)
-        rows = transmutation.rows_before(adata_transmuted, adata.obs_names, names=("adata_transmuted", "adata"))
-        before = known_cells(adata[rows], self.model, keys)
-        cells = transmutation.TransmutedCells(Cells.from_anndata(adata_transmuted[:, real.genes]), before)
+        names = ("adata_transmuted", "adata")
+        after, rows = transmutation.checked_cells(adata_transmuted, adata.obs_names, real, names=names)
+        cells = transmutation.TransmutedCells(after, known_cells(adata[rows], self.model, keys))
         new_type = transmutation.new_type(adata_transmuted, "adata_transmuted")
         real, to = transmutation.relabelled(real, new_type, populations_by(self.model))
         return transmutation.evaluate_transmutation(real, {TRANSMUTED: cells}, to, seed=seed)

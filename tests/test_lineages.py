@@ -204,7 +204,8 @@ def test_times_of_cells_are_those_that_are_given(cells, lineage):
     assert set(reconstruct_cells(lineage, given, "a", at=50).obs["minutes"]) == {50}
     times = np.array([44.0, 45, 55])
     assert reconstruct_cells(lineage, given, "a", at=times).obs["minutes"].tolist() == [44, 45, 55]
-    assert reconstruct_cells(lineage, given, "a", at=(45, 50)).obs["minutes"].between(45, 50).all()
+    for at in ((45, 50), [45, 50]):
+        assert reconstruct_cells(lineage, given, "a", at=at).obs["minutes"].between(45, 50).all()
     assert [parsed_time(text) for text in (None, "350", "3.5:4e2")] == [None, 350, (3.5, 400)]
 
 
@@ -405,13 +406,13 @@ def test_unknown_nodes_times_and_genes_are_rejected(cells, lineage):
         reconstruct_cells(lineage, cells, "a3")
     with pytest.raises(InputError, match=r"^at is 'soon', but must be a time, such as 350, or a range"):
         parsed_time("soon")
-    with pytest.raises(InputError, match=r"^at is 50:40, but a range of times begins before it ends"):
-        reconstruct_cells(lineage, cells, "a", at=(50, 40))
-    for at in ([40, 50], np.array([]), np.array([40, np.nan])):
-        with pytest.raises(
-            InputError, match=r"^at is \[.*\], but must be a time, a range of times as a tuple, or an array"
-        ):
+    for at in ((50, 40), (40, 50, 60), "40:50", np.array([]), np.array([40, np.nan])):
+        with pytest.raises(InputError, match=r"^at is .*, but must be a time, the beginning and the end of a range"):
             reconstruct_cells(lineage, cells, "a", at=at)
+    with pytest.raises(InputError, match=r"^n_cells is 2\.5, but must be a whole number that is at least 1\."):
+        reconstruct_cells(lineage, cells, "a", n_cells=2.5)
+    with pytest.raises(InputError, match=r"^there are 0 cells"):
+        package.tl.fates(lineage, cells[:0].copy())
     with pytest.raises(InputError, match=r"^The cells lack 70 genes of the lineage, for example 'gene 50'"):
         reconstruct_cells(lineage, cells[:, :50].copy(), "a")
 

@@ -296,9 +296,20 @@ def test_evaluation_refuses_what_it_cannot_evaluate(small_model, held_out, tmp_p
     small_model.save(tmp_path / "model")
     with pytest.raises(InputError, match="holds no cells; give the cells"):
         bdm.BranchedDiffusion.load(tmp_path / "model", device="cpu").evaluate(held_out)
+
+
+def test_evaluation_refuses_what_was_not_transmuted(small_model, held_out):
     transmuted = small_model.transmute(held_out, to=NK, from_=[B])
-    with pytest.raises(InputError, match="cannot be found before their transmutation"):
-        small_model.evaluate_transmuted(transmuted, held_out[:5].copy(), held_out)
+    logs = transmuted.copy()
+    logs.X = logs.X.log1p()
+    for given, before, sentence in (
+        (transmuted, held_out[:5].copy(), "cannot be found before their transmutation"),
+        (transmuted[:, 1:].copy(), held_out, "adata_transmuted lacks the genes HES4; it needs the genes of the real"),
+        (logs, held_out, "adata_transmuted has .* raw counts are needed in X"),
+        (held_out, held_out, "adata_transmuted has no column 'cell_type' in obs; give cells that bdm transmuted"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            small_model.evaluate_transmuted(given, before, held_out)
 
 
 def test_names_of_sets_are_no_formulas(evaluation):

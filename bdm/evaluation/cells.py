@@ -333,14 +333,14 @@ def numbers_to_compare(test: TypedCells, *, max_cells_per_type: int, max_cells: 
 # ---- checks
 
 
-def checked(adata: AnnData, path: Path, place: str = "X") -> AnnData:
+def checked(adata: AnnData, path: Path | str, place: str = "X") -> AnnData:
     """Reject cells without raw counts, and return counts and ``obs`` alone."""
     if problem := first_fault(adata):
         raise InputError(f"{path} has {problem}; raw counts are needed in {place}.")
     return as_counts(adata)
 
 
-def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:
+def check_genes(genes: pd.Index, expected: pd.Index, path: Path | str) -> None:
     """Reject cells of other genes than the real ones."""
     for problem, names in {
         "lacks": expected.difference(genes),

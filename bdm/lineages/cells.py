@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -140,16 +142,24 @@ def times_to_reconstruct(
         raise InputError("The lineage has no times, so `at=` has no meaning; fit it again with `time_key=`.")
     if isinstance(at, np.ndarray) and at.ndim == 1 and len(at) and np.isfinite(at).all():
         return at
-    if isinstance(at, np.ndarray | list):
-        raise InputError(
-            f"at is {at}, but must be a time, a range of times as a tuple, or an array with the time of each cell."
-        )
-    if n_cells < 1:
-        raise InputError(f"n_cells is {n_cells}, but must be at least 1.")
-    first, last = lineage.interval(node) if at is None else at if isinstance(at, tuple) else (at, at)
+    if not (isinstance(n_cells, Integral) and n_cells >= 1):
+        raise InputError(f"n_cells is {n_cells!r}, but must be a whole number that is at least 1.")
+    first, last = lineage.interval(node) if at is None else ends_of(at)
     if not (np.isfinite(first) and np.isfinite(last)) or last < first:
-        raise InputError(f"at is {first:g}:{last:g}, but a range of times begins before it ends.")
+        raise InputError(
+            f"at is {at}, but must be a time, the beginning and the end of a range, or an array of the times of cells."
+        )
     return generator.uniform(first, last, n_cells) if last > first else np.full(n_cells, first)
+
+
+def ends_of(at: Time) -> tuple[float, float]:
+    """Beginning and end of a range, which are the same for a time; not finite if they are none."""
+    ends: Any = at if isinstance(at, tuple | list) else (at, at)
+    try:
+        first, last = map(float, ends)
+    except (TypeError, ValueError):
+        return np.nan, np.nan
+    return first, last
 
 
 def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -276,8 +286,8 @@ def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, 
         raise InputError(f"Cells are divided between nodes, but there is only {names[0]!r}; name others by `among=`.")
     adata = rna_in(adata)
     require_columns(adata, lineage.time_key)
-    grid, time_of_cell = nearest_times(times_of(adata.obs, lineage.time_key))
     cells = raw_counts(adata, source=counts)
+    grid, time_of_cell = nearest_times(times_of(cells.obs, lineage.time_key))
     size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
     column = columns_of(cells, lineage.genes.index, whose="lineage")
     likelihood = np.empty((cells.n_obs, len(names)))

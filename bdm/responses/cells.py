@@ -117,7 +117,7 @@ def cells_to_change(
             raise InputError(unknown_type(name, sorted(set(labels)), of="The cells have"))
     of_types = labels.isin(cell_types or set(labels))
     chosen = (of_types & (before != condition)).to_numpy()
-    if not chosen.any():
+    if adata.n_obs and not chosen.any():
         raise InputError(f"All of these cells are in {condition!r} already; give cells of another condition.")
     cells = raw_counts(adata if chosen.all() else adata[chosen], source=counts)
     return cells, before[chosen], int(of_types.sum() - chosen.sum())

@@ -249,14 +249,24 @@ class TransmutedFile:
 def read_transmuted(path: Path, prepared: Path, before: AnnData, real: RealCells) -> TransmutedFile:
     """Read cells that ``bdm transmute`` wrote, and find the same cells by name among the prepared cells."""
     stored = read_cells(path)
-    for column in ("cell_type", "original_type"):
-        if column not in stored.obs:
-            raise InputError(f"{path} has no column {column!r} in obs; give a file that bdm transmute wrote.")
-    adata = checked(stored, path)  # counts and obs alone
-    check_genes(adata.var_names, real.genes, path)
-    rows = rows_before(adata, before.obs_names, names=(str(path), str(prepared)))
-    cells = TransmutedCells(Cells.from_anndata(adata[:, real.genes]), Cells.from_anndata(before[rows]))
+    after, rows = checked_cells(stored, before.obs_names, real, names=(str(path), str(prepared)))
+    cells = TransmutedCells(after, Cells.from_anndata(before[rows]))
     return TransmutedFile(new_type(stored, str(path)), cells, transmutation_record(stored))
+
+
+def checked_cells(
+    transmuted: AnnData, before: pd.Index, real: RealCells, *, names: tuple[str, str]
+) -> tuple[Cells, np.ndarray]:
+    """Check transmuted cells, and find the same ones by name before; messages call both by their ``names``.
+
+    Returns: their counts of the genes of the real cells, and their indices among the cells before.
+    """
+    for column in ("cell_type", "original_type"):
+        if column not in transmuted.obs:
+            raise InputError(f"{names[0]} has no column {column!r} in obs; give cells that bdm transmuted.")
+    adata = checked(transmuted, names[0])  # counts and obs alone
+    check_genes(adata.var_names, real.genes, names[0])
+    return Cells.from_anndata(adata[:, real.genes]), rows_before(adata, before, names=names)
 
 
 def relabelled(real: RealCells, to: Target, populations: Populations | None) -> tuple[RealCells, str]:
