@@ -14,6 +14,7 @@ from warm import start
 
 import bdm
 from bdm.errors import InputError
+from bdm.generation.request import request_cells
 from bdm.kinds import DECODERS, PRIORS
 from bdm.model.model import expected_counts, observation_model
 from bdm.prior.base import LatentPrior
@@ -102,6 +103,18 @@ def test_cells_of_a_conditioned_model_have_the_value(small_model):
     known = re.escape(", ".join(model.layout.names[:2]))
     with pytest.raises(InputError, match=rf"no coordinate 'time'; it has {known}"):
         model.conditioned("time", 1.0)
+
+
+def test_populations_of_a_conditioned_model_are_as_common_as_cells_with_the_value(small_model):
+    model, value = small_model.model, np.log(400)
+    populations, near = list(model.autoencoder.populations_of("Dendritic")), []
+    for name in populations:
+        x = model.prior.sample(name, 200_000, torch.Generator().manual_seed(0))
+        size = model.whitening.inverse(x)[:, model.layout.library_sizes].squeeze(1)
+        near.append(float(((size - value).abs() < 0.05).float().mean()) * model.composition.loc[name].sum())
+    numbers = request_cells(model.conditioned("log_library_size", value), {"Dendritic": 1000}).n_by_population
+    assert len(populations) == 2
+    assert [numbers[name] for name in populations] == pytest.approx(1000 * np.array(near) / sum(near), abs=15)
 
 
 # ---- decoders

@@ -32,7 +32,7 @@ from bdm.donors.effects import DonorEffects
 from bdm.hierarchy.build import AttachmentPoint, with_new_type
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentLayout, encode
-from bdm.latent.moments import PopulationMoments, Whitening
+from bdm.latent.moments import Mixture, PopulationMoments, Whitening
 from bdm.prior.base import LatentPrior, Sampler
 from bdm.settings import SamplerSettings
 
@@ -160,10 +160,18 @@ class BranchedModel:
         return sparse.csr_matrix(sparse.hstack([counts[:, : at.start], proteins, counts[:, at.stop :]]))
 
     def conditioned(self, coordinate: str, value: float) -> BranchedModel:
-        """Model of the cells whose coordinate of y, such as ``log_library_size``, has a value."""
+        """Model of the cells whose coordinate of y, such as ``log_library_size``, has a value.
+
+        Populations of a type are as common as they have cells at the value.
+        """
         index = self.layout.index(coordinate)
-        along = self.whitening.direction(index)
-        return replace(self, prior=self.prior.condition(along, value - float(self.whitening.centre[index])))
+        along, value = self.whitening.direction(index), value - float(self.whitening.centre[index])
+        moments = self.moments
+        normals = Mixture(torch.ones(len(moments.mean)), moments.mean.double(), moments.covariance.double())
+        density = pd.Series(normals.log_densities_of(along, value).numpy(), moments.populations)
+        highest = density.groupby(density.index.map(self.cell_type_of)).transform("max")
+        weight = np.exp(density - highest)[self.composition.index]
+        return replace(self, prior=self.prior.condition(along, value), composition=self.composition.mul(weight, axis=0))
 
     @property
     def donors(self) -> DonorModel | None:
