@@ -89,14 +89,14 @@ def __dir__() -> list[str]:
 
 def figures_of(result: Any) -> dict[str, Callable[..., Any]]:
     """Figures of a result by the names of their files, without that of covariates where the cells have none."""
-    figures = FIGURES[type(result)]
+    figures = FIGURES.get(type(result), {})
     if isinstance(result, Evaluation) and not len(result.along):
         return {name: draw for name, draw in figures.items() if draw is not covariates}
     return figures
 
 
 def write_result(folder: Path, result: Any, sha256: dict[str, str] | None = None) -> None:
-    """Write a result as a folder, with each of its figures, of :data:`FIGURES`, as a PNG of its name.
+    """Write a result as a folder, with each of its figures, of :data:`FIGURES`, if any, as a PNG of its name.
 
     ``sha256`` of the files that it was made from is added to its provenance, if given.
     """

@@ -1,7 +1,6 @@
 """``bdm evaluate-predicted``: evaluate predicted cells of a condition by real cells of it."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,13 +28,12 @@ def evaluate_predicted(
     from bdm._core.files import atomic_write, sha256
     from bdm.data.read import read_cells
     from bdm.evaluation import predicted as evaluation_of
+    from bdm.pl import write_result
 
     files = {"control": control, "real": real, "predicted": predicted}
     with atomic_write(out, folder_of=f"{evaluation_of.PredictedEvaluation.kind}.json") as folder:
         cells = {name: read_cells(file) for name, file in files.items()}
         evaluation = evaluation_of.evaluate_predicted(**cells, settings=settings, seed=seed)
-        hashes = {name: sha256(file) for name, file in files.items()}
-        evaluation = replace(evaluation, provenance=evaluation.provenance | {"sha256": hashes})
-        evaluation.save(folder)
+        write_result(folder, evaluation, {name: sha256(file) for name, file in files.items()})
     logger.info(str(evaluation))
     return Summary((out,), {"predicted": evaluation.verdict})
