@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy import sparse
 
@@ -12,8 +13,9 @@ from bdm.data.columns import as_numbers, as_text, is_missing, shown_kind, text_c
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError, abbreviated, counted
 from bdm.kriging.counts import Sums, sizes_and_detected
+from bdm.kriging.law import Measurements
 from bdm.lineages.tree import LineageTree, Places, check_order, divisions, origin_of
-from bdm.settings import LineageSettings
+from bdm.settings import LineageRelation, LineageSettings
 from bdm.validation import column_rejection, unknown_node
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,29 @@ class MeasuredLineage:
     def places(self) -> Places:
         """Where the points are."""
         return Places(self.points["node"].map(self.tree.index).to_numpy(), self.points["time"].to_numpy(float))
+
+    @property
+    def origin(self) -> float:
+        """Time at which the lineage begins."""
+        return origin_of(self.places.time) if len(self.edges) else 0.0
+
+    def data(self, n_added: int = 0, genes: slice | np.ndarray = slice(None)) -> Measurements:
+        """Measurements, relative to their mean over points, before a number of added places."""
+        n = len(self.points)
+        effect = (self.log_share - self.log_share.mean(axis=0)).T
+        found = Measurements(
+            effect=torch.from_numpy(np.ascontiguousarray(effect, dtype=float)),
+            variance=torch.from_numpy(np.ascontiguousarray(self.variance.T, dtype=float)),
+            level=torch.zeros((effect.shape[0], n + n_added), dtype=torch.double),
+            measured=np.arange(n),
+        )
+        return found.genes(genes)
+
+    def kernels(self, relation: LineageRelation, added: Places | None = None) -> list[np.ndarray]:
+        """Covariances that compete, of points and added places."""
+        places = self.places if added is None else self.places.join(added)
+        span = max(float(np.ptp(self.places.time)), 1e-9)  # as it is divided by
+        return places.kernels(self.tree, self.end, self.origin, span, relation, timed=len(self.edges) > 0)
 
 
 @dataclass(frozen=True)
@@ -185,8 +210,3 @@ def measure(adata: AnnData, settings: LineageSettings, tree: LineageTree | None)
         last=by_node["max"].to_numpy(float),
         edges=edges,
     )
-
-
-def beginning_of(places: Places, *, timed: bool) -> float:
-    """Time at which the lineage begins."""
-    return origin_of(places.time) if timed else 0.0

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scipy.special import ndtr
 
@@ -24,7 +23,6 @@ from bdm.kriging.counts import PSEUDO
 from bdm.kriging.law import (
     QUANTILE,
     Law,
-    Measurements,
     bins_of,
     calibration,
     contrasts,
@@ -32,7 +30,7 @@ from bdm.kriging.law import (
     left_out,
     most_significant,
 )
-from bdm.lineages.measured import MeasuredLineage, beginning_of, measure
+from bdm.lineages.measured import MeasuredLineage, measure
 from bdm.lineages.tree import LineageTree, Places, read_lineage_tree
 from bdm.settings import LineageRelation, LineageSettings
 
@@ -129,22 +127,14 @@ class Lineage(MeasuredLineage, Result):
         """Mean log share of each gene over points."""
         return np.asarray(self.log_share.mean(axis=0))
 
-    def data(self, n_added: int = 0, genes: slice | np.ndarray = slice(None)) -> Measurements:
-        """Measurements, relative to their mean over points, before a number of added places."""
-        return measurements(self, n_added).genes(genes)
-
-    def kernels(self, added: Places | None = None) -> list[np.ndarray]:
-        """Covariances that compete, of points and added places."""
-        places = self.places if added is None else self.places.join(added)
-        return kernels_of(self, places, self.relation, timed=self.time_key is not None)
-
     def log_shares(
         self, places: Places, genes: slice | np.ndarray = slice(None), *, variances: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """Predict log shares at places with calibrated standard deviations, both genes x places."""
         n, n_added = len(self.points), len(places.node)
         weights = np.eye(n + n_added)[n:]
-        found = contrasts(self.law, self.data(n_added, genes), self.kernels(places), weights, variances=variances)
+        data, kernels = self.data(n_added, genes), self.kernels(self.relation, places)
+        found = contrasts(self.law, data, kernels, weights, variances=variances)
         mean = found.mean + self.center[genes][:, None]
         factor = np.stack([self.calibration[bins_of(self.center)[genes]]] * mean.shape[1], axis=1)
         return mean, np.sqrt(found.variance) * factor
@@ -180,7 +170,7 @@ class Lineage(MeasuredLineage, Result):
         if self.sampled[node]:
             return float(self.first[node]), float(self.last[node])
         mother = int(self.tree.mother[node])
-        start = beginning_of(self.places, timed=True) if mother < 0 else float(self.end[mother])
+        start = self.origin if mother < 0 else float(self.end[mother])
         end = float(self.end[node]) if np.isfinite(self.end[node]) else float(np.nanmax(self.last))
         return start, max(start, end)
 
@@ -240,7 +230,7 @@ class Lineage(MeasuredLineage, Result):
         first, last, n_sisters = len(self.points), len(self.points) + len(times) - 1, len(sisters)
         weights = np.eye(first + len(places.node))
         from_sisters = weights[last] - weights[last + 1 :].sum(axis=0) / max(n_sisters, 1)
-        data, kernels = self.data(len(places.node), genes), self.kernels(places)
+        data, kernels = self.data(len(places.node), genes), self.kernels(self.relation, places)
         wanted = np.stack([weights[last] - weights[first], from_sisters])
         found = contrasts(self.law, data, kernels, wanted)
         steps = contrasts(self.law, data, kernels, weights[first + 1 : last + 1] - weights[first], variances=False)
@@ -307,25 +297,6 @@ class Lineage(MeasuredLineage, Result):
 ERRORS = ("predicted", "nearest", "blend", "halves")
 
 
-def measurements(found: MeasuredLineage, n_added: int = 0) -> Measurements:
-    """Measurements at points, relative to their mean, before a number of added places."""
-    n = len(found.points)
-    effect = (found.log_share - found.log_share.mean(axis=0)).T
-    return Measurements(
-        effect=torch.from_numpy(np.ascontiguousarray(effect, dtype=float)),
-        variance=torch.from_numpy(np.ascontiguousarray(found.variance.T, dtype=float)),
-        level=torch.zeros((effect.shape[0], n + n_added), dtype=torch.double),
-        measured=np.arange(n),
-    )
-
-
-def kernels_of(found: MeasuredLineage, places: Places, relation: LineageRelation, *, timed: bool) -> list[np.ndarray]:
-    """Covariances that compete, of places in a measured lineage."""
-    origin = beginning_of(found.places, timed=timed)
-    span = max(float(np.ptp(found.places.time)), 1e-9)  # as it is divided by
-    return places.kernels(found.tree, found.end, origin, span, relation, timed)
-
-
 # ---- fit: measure a lineage, find the law of expression, and leave each sampled node and time out in turn
 
 
@@ -352,8 +323,7 @@ def fit_lineage(
         If a column is missing or no time, a name has no node, times contradict the tree, or counts are not raw.
     """
     found = measure(rna_in(adata), LineageSettings.given(settings), None if tree is None else read_lineage_tree(tree))
-    kernels = kernels_of(found, found.places, settings.relations, timed=settings.time_key is not None)
-    data = measurements(found)
+    data, kernels = found.data(), found.kernels(settings.relations)
     law = fit_law(data, kernels, levels=(0.0,))
     compared = most_significant(data)[:N_COMPARED]
     kinds = {"node": "node"} if settings.time_key is None else {"node": "node", "time": "bin"}
