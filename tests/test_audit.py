@@ -30,7 +30,6 @@ from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
 from bdm.model.card import GeneratedFile, model_card
 from bdm.model.model import load_model
 from bdm.report.page import audited, environment
-from bdm.report.results import attacks_shown
 from bdm.settings import (
     AuditSettings,
     AutoencoderSettings,
@@ -351,7 +350,7 @@ def test_an_audit_that_cannot_differ_from_chance_is_inconclusive(of_six_donors, 
     assert verdict.text.startswith("Inconclusive: 2 donors in the training data and 2 others in 1 fold are too few")
     assert f"The highest AUC is 1.00 ({ATTACKS[verdict.findings[0].attack]})." in verdict.text
     assert not verdict.summary()["conclusive"]
-    assert {row["finding"].found for row in attacks_shown(of_six_donors)} == {False}
+    assert {row["found"] for row in of_six_donors.by_attack()} == {"inconclusive"}
     divide(simulated(n_donors=9), AuditSettings(n_folds=1), seed=0)
     assert "inconclusive: 3 donors in the training data and 3 others in 1 fold are too few, as chance" in caplog.text
     assert "in 5% of audits, so that no attack can show anything; give 11 donors, or 2 folds." in caplog.text

@@ -15,13 +15,13 @@ from scipy.special import expit, logit
 
 from bdm.design.settings import read_design
 from bdm.errors import InputError
+from bdm.evaluation.genes import adjusted
 from bdm.power.analysis import check_testable
 from bdm.power.deseq import AllGenesInference, deseq2, freedom_of_prior, information, negative_log_likelihood
 from bdm.power.differential import (
     TESTS,
     Experiment,
     ExperimentSettings,
-    adjusted,
     composition_tests,
     expression_test,
     log_cpm_tests,

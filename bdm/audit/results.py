@@ -13,7 +13,7 @@ from scipy.stats import norm, sem, t
 from bdm._core.files import write_json
 from bdm._core.seeds import derive, numpy_generator
 from bdm._core.store import Result
-from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL
+from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL, SETS
 from bdm.audit.limits import LEVEL
 from bdm.audit.verdict import (
     N_DRAWS,
@@ -153,13 +153,27 @@ class Audit(Result):
         means = self.attacks_on_units["auc"].loc[GENERATED]
         return verdict_of(dict(means.dropna()), null, sides=sides_in(units), unit=self.unit)
 
-    def best_by_type(self, *, on_model: bool) -> Iterator[tuple[str, str, float, float]]:
-        """Yield each cell type with the best attack on its generated cells, its area, and the limit of chance."""
+    def by_attack(self) -> Iterator[dict[str, Any]]:
+        """Yield what each attack on units found, the highest area first: areas by set, interval, and share found."""
+        table = self.attacks_on_units
+        for finding in self.verdict.findings:
+            of_generated = table.loc[(GENERATED, finding.attack)]
+            yield {
+                "name": ATTACKS[finding.attack],
+                "on": "model" if finding.attack in ON_MODEL else "cells",
+                "finding": finding,
+                "found": "inconclusive" if self.verdict.inconclusive else "yes" if finding.found else "no",
+                **{name: table["auc"].get((name, finding.attack), np.nan) for name in SETS},
+                **{name: of_generated[name] for name in ("low", "high", "true_positives")},
+            }
+
+    def best_by_type(self, *, on_model: bool) -> Iterator[dict[str, Any]]:
+        """Yield the best attack on the generated cells of each cell type, its area, and the limit of chance."""
         area = "auc_of_donors" if self.unit == "donor" else "auc"
         counted_in = (self.by_label["set"] == GENERATED) & (on_model | ~self.by_label["attack"].isin(ON_MODEL))
         table = self.by_label[counted_in].dropna(subset=area).sort_values(area, ascending=False, kind="stable")
         for row in table.drop_duplicates("cell_type").to_dict("records"):
-            yield row["cell_type"], row["attack"], row[area], row["limit"]
+            yield {"name": row["cell_type"], "attack": ATTACKS[row["attack"]], "auc": row[area], "limit": row["limit"]}
 
     def _write_tables(self, folder: Path) -> None:
         for name, file in TABLES.items():
@@ -220,22 +234,18 @@ def rounded(ratio: float) -> str:
 
 def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
     """Yield the attacks of an audit: areas by generated cells, copies and chance, and which members were found."""
-    known = audit.attacks_on_units["auc"]
-    at_one_percent = audit.attacks_on_units["true_positives"]
-    for finding in audit.verdict.findings:
-        ends = [known.get((name, finding.attack)) for name in (COPIES, CHANCE)]
-        copies, chance = ("" if end is None or np.isnan(end) else f"{end:.2f}" for end in ends)
-        share = f"{at_one_percent[GENERATED, finding.attack]:.0%}"
-        on = "model" if finding.attack in ON_MODEL else "cells"
-        found = "inconclusive" if audit.verdict.inconclusive else "yes" if finding.found else "no"
-        yield ATTACKS[finding.attack], on, f"{finding.auc:.2f}", copies, chance, share, found
+    for row in audit.by_attack():
+        copies, chance = ("" if np.isnan(row[name]) else f"{row[name]:.2f}" for name in (COPIES, CHANCE))
+        share = f"{row['true_positives']:.0%}"
+        yield row["name"], row["on"], f"{row[GENERATED]:.2f}", copies, chance, share, row["found"]
 
 
 def audited_type_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
     """Yield each audited cell type: attacked units in a fold, best attack on cells, its area, and limit of chance."""
     n_units = audit.scores.groupby(["cell_type", "fold"])["unit"].nunique().groupby("cell_type").min()
-    for name, attack, auc, limit in sorted(audit.best_by_type(on_model=False)):
-        yield markdown(name), f"{n_units[name]:,}", ATTACKS[attack], f"{auc:.2f}", f"{limit:.2f}"
+    for row in sorted(audit.best_by_type(on_model=False), key=lambda row: row["name"]):
+        name, n_attacked = row["name"], n_units[row["name"]]
+        yield markdown(name), f"{n_attacked:,}", row["attack"], f"{row['auc']:.2f}", f"{row['limit']:.2f}"
 
 
 def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> None:

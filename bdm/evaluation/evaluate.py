@@ -20,7 +20,7 @@ from bdm._core.progress import progress
 from bdm._core.store import Result
 from bdm.data.genes import GeneNames
 from bdm.data.modalities import has_modalities, modalities_of
-from bdm.errors import InputError, abbreviated, counted
+from bdm.errors import abbreviated, counted
 from bdm.evaluation.cells import (
     FLOOR,
     GENERATED,
@@ -355,9 +355,3 @@ def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
         cell_types = [cell_type for cell_type, one in verdicts.items() if one.label == label]
         lines.append(f"{label}: {abbreviated(cell_types, n_shown=5)}")
     return lines
-
-
-def require_set(evaluation: Evaluation, name: str, folder: Path) -> None:
-    """Reject an evaluation without a set of this name or without the floor."""
-    if not {name, FLOOR} <= set(evaluation.sets):
-        raise InputError(f"{folder}/{Evaluation.kind}.json has no cells named {name}; evaluate again.")

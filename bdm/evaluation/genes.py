@@ -195,17 +195,16 @@ def genes_that_differ(cells: Cells, labels: list[str]) -> dict[str, dict[str, np
             "dd": ks_test(ordered, is_type),
             "dp": chi_squared(inside, outside),
         }
-        found[label] = {name: is_discovery(p) for name, p in p_values.items()}
+        found[label] = {name: adjusted(p) < FALSE_DISCOVERIES for name, p in p_values.items()}
         found[label]["bd"] = bimodality(inside, outside) > BIMODAL
     return found
 
 
-def is_discovery(p_values: np.ndarray) -> np.ndarray:
-    """Mask of the genes below the rate of false discoveries, of those with a p-value."""
-    tested = np.isfinite(p_values)
-    found = np.zeros(len(p_values), dtype=bool)
-    if tested.any():
-        found[tested] = false_discovery_control(p_values[tested]) < FALSE_DISCOVERIES
+def adjusted(p_values: np.ndarray) -> np.ndarray:
+    """Adjust p-values for their number (Benjamini and Hochberg 1995); missing ones remain missing, and do not count."""
+    found, known = np.full(len(p_values), np.nan), ~np.isnan(p_values)
+    if known.any():
+        found[known] = false_discovery_control(p_values[known])
     return found
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.stats import false_discovery_control, norm, spearmanr
+from scipy.stats import norm, spearmanr
 from sklearn.metrics import average_precision_score
 
-from bdm.evaluation.genes import PSEUDOCOUNT
+from bdm.evaluation.genes import PSEUDOCOUNT, adjusted
 from bdm.evaluation.metrics import Agreement
 from bdm.hierarchy.tree import Hierarchy
 
@@ -141,9 +141,7 @@ class Differences:
     @cached_property
     def p_adjusted(self) -> np.ndarray:
         """p-values adjusted over genes by Benjamini and Hochberg; NaN where there are none."""
-        if not self.has_p:
-            return self.p
-        return np.concatenate([false_discovery_control(part) for part in self._by_modality(self.p)])
+        return np.concatenate([adjusted(part) for part in self._by_modality(self.p)])
 
     @property
     def has_p(self) -> bool:

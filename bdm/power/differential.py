@@ -17,7 +17,7 @@ from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.errors import InputError, abbreviated, missing_package
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.genes import wilcoxon
+from bdm.evaluation.genes import adjusted, wilcoxon
 from bdm.schema import StageSettings
 from bdm.validation import column_rejection
 
@@ -364,14 +364,6 @@ def wilcoxon_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
         log2_fold_change = np.log2(mean[1]) - np.log2(mean[0])
     genes = experiment.genes[bulk.tested]
     return pd.DataFrame({"gene": genes, "log2_fold_change": log2_fold_change, "p_value": p_value})
-
-
-def adjusted(p_value: np.ndarray) -> np.ndarray:
-    """Adjust p-values for their number (Benjamini and Hochberg 1995); missing ones remain missing, and do not count."""
-    found, known = np.full(len(p_value), np.nan), ~np.isnan(p_value)
-    if known.any():
-        found[known] = stats.false_discovery_control(p_value[known])
-    return found
 
 
 def share_tests(n_cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:

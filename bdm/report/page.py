@@ -25,8 +25,6 @@ from bdm.plotting.tree_page import MAX_ROWS, tree_browser
 from bdm.report.results import (
     SCORES,
     Results,
-    attacks_shown,
-    audited_types,
     branch_losses,
     cells_for_verdict,
     cells_left_out,
@@ -253,4 +251,5 @@ def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, A
 def audited(audit: Audit) -> dict[str, Any]:
     """Collect what the page shows of an audit."""
     left_out = abbreviated(list(audit.record["left_out"]), n_shown=10)
-    return {"attacks": list(attacks_shown(audit)), "audited_types": list(audited_types(audit)), "not_audited": left_out}
+    attacks, types = list(audit.by_attack()), list(audit.best_by_type(on_model=True))
+    return {"attacks": attacks, "audited_types": types, "not_audited": left_out}

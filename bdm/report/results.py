@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from bdm._core.store import Result, checksum_of
-from bdm.audit.attacks import ATTACKS, SETS
 from bdm.audit.results import Audit, check_audit
 from bdm.data.genes import display_names
 from bdm.data.modalities import features_in_words, of_rna
@@ -21,7 +20,7 @@ from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED
-from bdm.evaluation.evaluate import Evaluation, require_set
+from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.verdict import LIMITS, Verdict
 from bdm.extension.extend import ExtensionReport
 from bdm.interpretation.contrasts import fewest_names
@@ -135,7 +134,8 @@ def read_results(folder: Path) -> Results:
         extensions=extension.extensions if extension else None,
         cost=read_cost(folder / "benchmarks"),
     )
-    require_set(results.evaluation, GENERATED, folder / "evaluation")
+    if not {GENERATED, FLOOR} <= set(results.evaluation.sets):
+        raise InputError(f"{folder}/evaluation has no generated cells, or no floor; evaluate again.")
     n_genes = results.evaluation.gene_statistics["set"].value_counts().reindex(results.evaluation.sets)
     if not n_genes.eq(len(results.genes)).all():
         raise InputError(f"{folder}/evaluation does not have each gene of prepared.h5ad; evaluate again.")
@@ -272,22 +272,6 @@ def genes_by_branch(results: Results) -> dict[str, list[str]]:
     if table is None:
         return {}
     return {child: display_names(top_markers(rows)).tolist() for child, rows in table.groupby("child", sort=False)}
-
-
-def attacks_shown(audit: Audit) -> Iterator[dict[str, Any]]:
-    """Yield the areas of each attack on units, the highest first."""
-    table = audit.attacks_on_units
-    for finding in audit.verdict.findings:
-        areas = {name: table["auc"].get((name, finding.attack)) for name in SETS}
-        generated = table.loc[(GENERATED, finding.attack)]
-        interval = {name: generated[name] for name in ("low", "high", "true_positives")}
-        yield {"name": ATTACKS[finding.attack], "finding": finding, **areas, **interval}
-
-
-def audited_types(audit: Audit) -> Iterator[dict[str, Any]]:
-    """Yield the highest area of any attack on generated cells for each cell type."""
-    for name, attack, auc, limit in audit.best_by_type(on_model=True):
-        yield {"name": name, "attack": ATTACKS[attack], "auc": auc, "limit": limit}
 
 
 DEFAULTS = PrepareSettings()
