@@ -221,14 +221,9 @@ class BranchedDiffusion:
         """
         if self.settings is None or self.prepared is None:
             raise InputError("A loaded model cannot be fitted again; make a new one from an AnnData.")
-        found = fit(
-            self.prepared,
-            self.settings,
-            tree=self.tree,
-            seed=self.seed,
-            device=self.device,
+        self.fitted, self.history = fit(
+            self.prepared, self.settings, tree=self.tree, seed=self.seed, device=self.device
         )
-        self.fitted, self.history = found.model, found.history
         self.interpretation, self.last_extension = None, ()
         return self
 

@@ -210,12 +210,8 @@ class PriorSettings(StageSettings):
 
     Attributes
     ----------
-    log_sigma_mean, log_sigma_scale
-        Of the noise levels in training: their logarithm is normal with these (Karras et al. 2022).
     averaging
         Decay of the moving average of weights.
-    patience
-        Training ends after so many times 100 steps in which validation cells gain nothing.
     """
 
     section: ClassVar[str] = "train"
@@ -231,10 +227,7 @@ class PriorSettings(StageSettings):
     n_steps: Annotated[int, Ge(1), "Most training steps of the network of the prior."] = 3000
     batch_size: Annotated[int, Ge(1)] = 256
     learning_rate: LearningRate = 2e-3
-    log_sigma_mean: float = -0.5
-    log_sigma_scale: Annotated[float, Gt(0)] = 1.2
     averaging: Annotated[float, Ge(0), Lt(1)] = 0.998
-    patience: Annotated[int, Ge(1)] = 5
 
 
 @dataclass(frozen=True, kw_only=True)

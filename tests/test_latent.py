@@ -201,9 +201,9 @@ def test_encoding_does_not_depend_on_blocks(encoded, small_model, module, size, 
 
 def test_test_cells_are_held_out(encoded):
     _, latent = encoded
-    learned, held_out = latent_cells(latent), latent_cells(latent, held_out=True)
-    assert len(held_out.mean) == (latent.obs["split"] == "test").sum() > 0
-    assert len(learned.mean) + len(held_out.mean) == latent.n_obs
+    learned, every = latent_cells(latent), latent_cells(latent, every=True)
+    assert len(every.mean) - len(learned.mean) == (latent.obs["split"] == "test").sum() > 0
+    assert len(every.mean) == latent.n_obs
     assert int(learned.n_cells.sum()) == len(learned.mean)
     obs = latent.obs[latent.obs["split"] != "test"]
     assert [learned.populations[code] for code in learned.population] == list(obs["sub_population"])

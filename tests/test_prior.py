@@ -583,7 +583,7 @@ def off_by_one(chosen: Tensor) -> tuple[HeldOut, BranchNetwork, Callable[..., Te
     wrong = replace(data.moments, mean=data.moments.mean + 1.0)
     populations = BranchPopulations.of(wrong, data.hierarchy)
     network = BranchNetwork.initial(data, PriorSettings(width=8, n_layers=1), seed=0)
-    held_out = HeldOut.of(data, chosen, populations, PriorSettings(), seed=0)
+    held_out = HeldOut.of(data, chosen, populations, seed=0)
     return held_out, network, remainder_of(network, populations)
 
 
@@ -667,7 +667,7 @@ def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
 
     def loss_of_closed_form(seen: LatentCells):
         populations = BranchPopulations.of(population_moments(seen, data.whitening), data.hierarchy)
-        held_out = HeldOut.of(data, chosen, populations, PriorSettings(), seed=derive(0, "decision"))
+        held_out = HeldOut.of(data, chosen, populations, seed=derive(0, "decision"))
         return held_out.compare(remainder_of(fit.prior.network, populations)).by_branch["closed_form"]
 
     of_seen, of_all = (

@@ -27,7 +27,6 @@ from bdm.latent.moments import population_moments
 from bdm.model.model import BranchedModel
 from bdm.prior.mixture import GaussianMixturePrior
 from bdm.prior.network import branches_at, denoised_in_blocks, denoising_losses, sample_noised, table_of_paths
-from bdm.settings import PriorSettings
 
 GENERATED, COPIES, CHANCE = SETS = ("generated", "copies", "chance")  # what attacks take for generated cells
 ATTACKS = {
@@ -170,7 +169,7 @@ def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.nd
 @torch.no_grad()
 def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *, seed: int) -> np.ndarray:
     """How much better the model's prior denoises each cell than a prior of ``reference`` does, averaged over noise."""
-    latent = latent_cells(model.encode(cells), held_out=None)
+    latent = latent_cells(model.encode(cells), every=True)
     index, table = torch.arange(cells.n_obs), table_of_paths(model.hierarchy, latent.populations)
     prior = model.prior.to("cpu")
     denoisers = (prior_of(reference, model).denoise, prior.denoise)
@@ -178,7 +177,7 @@ def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *,
     gains = torch.zeros(cells.n_obs, dtype=torch.float64)
     for _ in range(N_NOISES):
         x = model.whitening(latent.sample(index, generator))
-        noised, sigma = sample_noised(x, PriorSettings(), model.hierarchy.sigma_max, generator)
+        noised, sigma = sample_noised(x, model.hierarchy.sigma_max, generator)
         noisy = (noised, sigma, branches_at(table, latent.population, sigma))
         theirs, own = (denoising_losses(denoised_in_blocks(denoise, *noisy), x, sigma) for denoise in denoisers)
         gains += theirs - own
@@ -189,5 +188,5 @@ def prior_of(cells: AnnData, model: BranchedModel) -> GaussianMixturePrior:
     """Prior with the moments of other cells in the model's latent space; populations without any keep theirs."""
     encoded = model.encode(cells)
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
-    moments = population_moments(latent_cells(encoded, held_out=None), model.whitening)
+    moments = population_moments(latent_cells(encoded, every=True), model.whitening)
     return GaussianMixturePrior.from_moments(model.moments.joined(moments), model.hierarchy)

@@ -267,7 +267,7 @@ def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) ->
             )
         return found
     cells = training_cells(prepared, fold, part, seed=models.seed)
-    model = fit(cells, models.fit, tree=models.tree, seed=models.seed, device=models.device, audit=audited).model
+    model, _ = fit(cells, models.fit, tree=models.tree, seed=models.seed, device=models.device, audit=audited)
     if path is not None:
         with atomic_write(path, folder_of="model.json") as folder:
             save_with_card(folder, model)

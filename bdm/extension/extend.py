@@ -64,7 +64,7 @@ class FittedExtension:
 
     def __repr__(self) -> str:
         cells = counted(self.extension.n_cells, "cell")
-        return f"FittedExtension({self.extension.name}: {cells}, nearest to {self.distance.index[0]})"
+        return f"FittedExtension({self.extension.cell_type}: {cells}, nearest to {self.distance.index[0]})"
 
 
 def extend_all(
@@ -162,7 +162,7 @@ def scored(
     split, chosen = held_out_rows(obs)
     held_out, names = cells[chosen], names[chosen]
     batches = model.autoencoder.batches
-    before = likelihood(first.network(extension.name, network), held_out, batches=batches, seed=seed)
+    before = likelihood(first.network(extension.cell_type, network), held_out, batches=batches, seed=seed)
     after = np.empty(len(before))
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
@@ -230,7 +230,7 @@ class ExtensionReport(Result):
         return cls(
             extensions=pd.DataFrame([extension_row(extended) for extended in fitted]),
             likelihood=likelihood_table(fitted, model),
-            genes=genes_table(model, [extended.extension.name for extended in fitted]),
+            genes=genes_table(model, [extended.extension.cell_type for extended in fitted]),
             hierarchy=model.hierarchy,
             n_before=len(model.extensions) - len(fitted),
             provenance=fitted[0].extension.provenance,
@@ -248,7 +248,7 @@ def extension_row(fitted: FittedExtension) -> dict[str, Any]:
     ``gain`` is what the type-specific decoder adds to the log likelihood.
     """
     extension = fitted.extension
-    attachment, name = extension.attachment, extension.name
+    attachment, name = extension.attachment, extension.cell_type
     gain = fitted.after - fitted.before
     return {
         "cell_type": name,
@@ -281,7 +281,7 @@ def likelihood_table(fitted: Sequence[FittedExtension], model: BranchedModel) ->
     rows = [known] + [
         pd.DataFrame(
             {
-                "cell_type": [extended.extension.name],
+                "cell_type": [extended.extension.cell_type],
                 "stage": [stage],
                 "log_likelihood": [float(bounds.mean())],
                 "n_counts": [extended.n_counts],

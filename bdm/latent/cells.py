@@ -186,14 +186,12 @@ def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> li
     return [cells for cells in (shared, *specific.values()) if len(cells)]
 
 
-def latent_cells(adata: ad.AnnData, *, held_out: bool | None = False) -> LatentCells:
-    """Take the test cells of :func:`encode` if ``held_out``, else those to fit a model to; all cells, if None.
+def latent_cells(adata: ad.AnnData, *, every: bool = False) -> LatentCells:
+    """Take the cells of :func:`encode` that a model is fitted to, without the test cells, or every cell.
 
     Where covariates explain a part of y, of what they leave, see :func:`bdm.covariates.effects.with_residuals`.
     """
-    chosen = np.full(adata.n_obs, True)
-    if held_out is not None:
-        chosen = (adata.obs["split"] == "test").to_numpy() == held_out
+    chosen = np.full(adata.n_obs, True) if every else (adata.obs["split"] != "test").to_numpy()
     population = adata.obs["sub_population"].cat
     label_of = dict(zip(adata.obs["sub_population"], adata.obs["cell_type"].astype(str), strict=True))
     explained = RESIDUAL in adata.layers

@@ -108,7 +108,7 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
     """Describe the data of the fit; ``given`` has what the person who writes the card knows of them."""
     keys, batches = model.preparation, model.autoencoder.batches
     batch_key, checksum = keys.get("batch_key"), model.autoencoder.provenance.get("data_sha256")
-    added = [extension.name for extension in model.extensions]
+    added = [extension.cell_type for extension in model.extensions]
     tree = "given by the user" if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
     least, donors = keys.get("min_donors", PrepareSettings.min_donors), ""
     if model.donor_effects is not None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import anndata as ad
@@ -34,16 +34,6 @@ MIN_SPREAD = 0.1  # variance of generated cells, as a share of that of training 
 MAX_DISTANCE = 3  # distance of the means of generated and training cells, in radii; about 0.1 in a good model
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A fitted model, and the history of its training."""
-
-    model: BranchedModel
-    # Table of ``autoencoder``: by step, the loss and, where there are validation cells, their loss; and the tables of
-    # the prior, see :class:`bdm.prior.base.FittedPrior`
-    history: dict[str, pd.DataFrame]
-
-
 def fit(
     prepared: ad.AnnData,
     settings: FitSettings,
@@ -52,8 +42,12 @@ def fit(
     seed: int,
     device: str = "auto",
     **facts: str | None,
-) -> Fitted:
-    """Fit a model to prepared cells: autoencoder, hierarchy, prior."""
+) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
+    """Fit a model to prepared cells: autoencoder, hierarchy, prior.
+
+    Returns also the history of its training, tables by name: ``autoencoder``, by step the loss and, where there are
+    validation cells, their loss; and the tables of the prior, see :class:`bdm.prior.base.FittedPrior`.
+    """
     autoencoder, losses = fit_autoencoder(
         prepared,
         settings.autoencoder,
@@ -77,7 +71,7 @@ def fit(
         covariates=covariates,
         provenance=record,
     )
-    return Fitted(model, {"autoencoder": losses, **history})
+    return model, {"autoencoder": losses, **history}
 
 
 @using_threads()

@@ -67,11 +67,6 @@ class Extension:
     generated_levels: dict[str, Levels] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        """Name of the new cell type."""
-        return self.tree.root.name
-
-    @property
     def n_cells(self) -> int:
         """Number of new cells that the type was fitted to."""
         return int(self.composition.to_numpy().sum())
@@ -194,7 +189,7 @@ class BranchedModel:
         extended: dict[str | None, Tensor] = {
             name: extension.library_sizes
             for extension in self.extensions
-            for name in (extension.name, *extension.moments.populations)
+            for name in (extension.cell_type, *extension.moments.populations)
         }
         smallest, largest = extended.get(population, self.library_sizes)
         return smallest, largest

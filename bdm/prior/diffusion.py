@@ -17,6 +17,7 @@ from bdm.latent.moments import population_moments, population_weight
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.mixture import BranchPopulations
 from bdm.prior.network import (
+    PATIENCE,
     BranchNetwork,
     Denoise,
     NetworkPrior,
@@ -74,8 +75,7 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         of_seen = population_moments(data.cells.subset(seen), data.whitening)
         populations = BranchPopulations.of(of_seen, hierarchy)
         held_out, with_other_noise = (
-            HeldOut.of(data, chosen, populations, settings, seed=derive(seed, part)).to(on)
-            for part in ("training", "decision")
+            HeldOut.of(data, chosen, populations, seed=derive(seed, part)).to(on) for part in ("training", "decision")
         )
         populations = populations.to(on)
         network = BranchNetwork.initial(data, settings, seed=seed)
@@ -83,7 +83,7 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         history = train(
             network,
             loss,
-            training_plan(settings, on, seed=seed, patience=settings.patience, untrained=held_out.closed_form),
+            training_plan(settings, on, seed=seed, patience=PATIENCE, untrained=held_out.closed_form),
             by_group=loss.by_population,
             validation=lambda trained: held_out.compare(remainder_of(trained, populations)).loss,
         )
@@ -168,7 +168,6 @@ class HeldOut:
         data: PriorData,
         chosen: Tensor,
         populations: BranchPopulations,
-        settings: PriorSettings,
         *,
         seed: int,
     ) -> HeldOut:
@@ -182,7 +181,7 @@ class HeldOut:
         weight = population_weight(cells.n_cells) / n_chosen.clamp(min=1)
         index, cell = index.repeat(n_draws), torch.arange(len(index)).repeat(n_draws)
         x = data.whitening(cells.sample(index, generator))
-        noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
+        noised, sigma = sample_noised(x, hierarchy.sigma_max, generator)
         on = branches_at(table_of_paths(hierarchy, cells.populations), cells.population[index], sigma)
         closed = denoised_in_blocks(populations.denoised, noised, sigma, on)
         weight = weight[cells.population[index]]

@@ -12,7 +12,7 @@ from bdm._core.seeds import torch_generator
 from bdm._core.training import device_of, train
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.mixture import BranchPopulations
-from bdm.prior.network import BranchNetwork, MinibatchLoss, NetworkPrior, held_out_mask, training_plan
+from bdm.prior.network import PATIENCE, BranchNetwork, MinibatchLoss, NetworkPrior, held_out_mask, training_plan
 from bdm.settings import PriorSettings
 
 N_DRAWS = 40  # of minibatches of held-out cells, whose mean loss decides when training ends
@@ -64,7 +64,7 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
             draws = (torch_generator(seed, "held-out flow", i) for i in range(N_DRAWS))
             return torch.stack([of_held_out(trained, draw) for draw in draws]).mean()
 
-        plan = training_plan(settings, on, seed=seed, patience=settings.patience)
+        plan = training_plan(settings, on, seed=seed, patience=PATIENCE)
         history = train(network, loss, plan, by_group=loss.by_population, validation=validation)
         kept = torch.ones(len(data.hierarchy.branches), dtype=torch.bool, device=on)
         prior = cls(data.hierarchy, populations, network.eval().requires_grad_(False), kept)

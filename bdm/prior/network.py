@@ -103,6 +103,8 @@ class BranchNetwork(nn.Module):
 
 
 BLOCK = 4096  # cells that are denoised together
+LOG_SIGMA_MEAN, LOG_SIGMA_SCALE = -0.5, 1.2  # of the noise levels in training, whose logarithm is normal (Karras 2022)
+PATIENCE = 5  # times 100 steps without a gain for held-out cells, after which training ends
 N_HELD_OUT = 10_000  # most cells that a network is compared on
 SHARE = 0.1  # of cells that are held out where there are no validation cells
 
@@ -110,12 +112,10 @@ SHARE = 0.1  # of cells that are held out where there are no validation cells
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # as LatentPrior.denoise
 
 
-def sample_noised(
-    x: Tensor, settings: PriorSettings, highest: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def sample_noised(x: Tensor, highest: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Add noise to cells (cells x dimensions), each at a random level up to ``highest``; returns cells and levels."""
-    log_sigma = torch.randn(len(x), generator=generator) * settings.log_sigma_scale
-    sigma = (log_sigma + settings.log_sigma_mean).exp().clamp(max=highest)
+    log_sigma = torch.randn(len(x), generator=generator) * LOG_SIGMA_SCALE
+    sigma = (log_sigma + LOG_SIGMA_MEAN).exp().clamp(max=highest)
     return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
 
 
@@ -228,7 +228,7 @@ class MinibatchLoss:
 
     def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Add noise to cells, each at a random level; returns cells and levels."""
-        return sample_noised(x, self.settings, self.data.hierarchy.sigma_max, generator)
+        return sample_noised(x, self.data.hierarchy.sigma_max, generator)
 
     def losses(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """Loss of each denoised cell."""

@@ -162,7 +162,7 @@ def _posterior_draw(
     if model.covariates is not None and sources.covariates is not None:
         cells.obs[list(model.covariates.names)] = sources.covariates[rows.rows]
     posterior = model.encode(cells)
-    latent = latent_cells(posterior, held_out=None)
+    latent = latent_cells(posterior, every=True)
     population = posterior.obs["sub_population"].astype(str).to_numpy()
     return latent.sample(torch.arange(len(population)), generator), population
 

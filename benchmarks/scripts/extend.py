@@ -70,7 +70,7 @@ def main(
     of_joint, tables = read_generated(joint, real), []
     for new in scored[every - 1 :: every]:
         start = process_time()
-        model = fit(subset(cells, [name for name in sizes if name != new]), settings, seed=seed).model
+        model, _ = fit(subset(cells, [name for name in sizes if name != new]), settings, seed=seed)
         trained = process_time()
         extended = extend(model, subset(cells, [new]), new, ExtendSettings(), seed=seed, provenance={}).model
         seconds = {"training_seconds": trained - start, "extension_seconds": process_time() - trained}
