@@ -267,6 +267,7 @@ def test_results_show_their_tables_not_their_cells(fitted, evaluation, branches)
 
 def test_figures_name_what_they_are_of(fitted):
     wrong = [(bdm.pl.scores, fitted), (bdm.pl.umap, fitted), (bdm.pl.transmutation, fitted), (bdm.pl.hierarchy, 3)]
+    wrong += [(bdm.pl.audit, fitted), (bdm.pl.power, fitted)]
     for draw, value in wrong:
         with pytest.raises(InputError, match=f"This figure draws .*; {type(value).__name__} is none"):
             draw(value)

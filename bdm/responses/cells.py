@@ -95,7 +95,8 @@ def predict_cells(
         order.append(rows.to_numpy())
     stacked = sparse.vstack(pieces, format="csr")[np.argsort(np.concatenate(order))]
     obs = cells.obs.copy()
-    for key, value in zip(responses.condition_key, values_of(responses, condition), strict=True):
+    values = condition.split(SEPARATOR) if len(responses.condition_key) > 1 else [condition]
+    for key, value in zip(responses.condition_key, values, strict=True):
         obs[key] = pd.Categorical([value] * len(obs))
     obs["original_condition"], obs["response"] = pd.Categorical(before), pd.Categorical(measured)
     obs["synthetic"] = True
@@ -145,12 +146,6 @@ def new_types(responses: Responses, cells: AnnData, labels: pd.Series, column: n
             f"The responses have too few control cells of the type {name!r}, or none{meant}; its response is predicted "
             f"from the profile of its cells here, which is nearest to that of {nearest!r}."
         )
-
-
-def values_of(responses: Responses, condition: str) -> list[str]:
-    """Values of the columns of a condition."""
-    n = len(responses.condition_key)
-    return condition.split(SEPARATOR) if n > 1 else [condition]
 
 
 def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
