@@ -462,7 +462,7 @@ def autoencoder(prepared) -> GeneAutoencoder:
 
 
 def test_autoencoder_learns(prepared):
-    _, history = fitted_with_history(prepared, n_steps=200)
+    _, history = fitted_with_history(prepared, n_latent=2, n_steps=200, sub_populations=2)
     assert history["round"].unique().tolist() == [1, 2]
     for _, of_round in history.groupby("round"):
         assert of_round["loss"].iloc[-1] < of_round["loss"].iloc[0]

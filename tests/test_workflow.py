@@ -54,6 +54,7 @@ def parse_once(path, workflow, linemap, rulecount):
 def quick_plans() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("snakemake.workflow.parse", parse_once)
+        patch.setattr("snakemake.executors.touch.Executor.SLEEPING_TIME", 0.01)  # seconds between files, of 0.1
         yield
 
 
