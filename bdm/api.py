@@ -33,7 +33,7 @@ from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import fit
 from bdm.model.match import SAME, encodable, fitted_cells, keys_found_in, known_cells, populations_by, real_cells_for
 from bdm.model.model import BranchedModel, load_model
-from bdm.schema import StageSettings, reject_unknown
+from bdm.schema import reject_unknown
 from bdm.settings import (
     AuditSettings,
     EvaluationSettings,
@@ -64,13 +64,10 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-MAPPINGS = {"at": "values by the names of covariates", "compare": "cells by the names of sets"}  # arguments
-
-
 def computing(
     method: Callable[Concatenate["BranchedDiffusion", Arguments], Result],
 ) -> Callable[Concatenate["BranchedDiffusion", Arguments], Result]:
-    """Let a method compute with the model's number of threads, and reject unknown arguments, seeds and settings."""
+    """Let a method compute with the model's number of threads, and reject unknown arguments and invalid seeds."""
     parameters = signature(method).parameters
     may_be_none = "seed" in parameters and parameters["seed"].default is None
 
@@ -79,12 +76,6 @@ def computing(
         reject_unknown(options, [name for name in parameters if name != "self"])
         if "seed" in options and not (options["seed"] is None and may_be_none):
             PrepareSettings.check(seed=options["seed"])
-        for name, content in MAPPINGS.items():
-            if not isinstance(options.get(name), Mapping | None):
-                raise InputError(f"`{name}=` takes {content}, not {type(options[name]).__name__}; give a dictionary.")
-        for name, value in signature(method).bind_partial(self, *arguments, **options).arguments.items():
-            if isinstance(default := parameters[name].default, StageSettings):
-                default.given(value, name)
         with using_threads(self.n_threads):
             return method(self, *arguments, **options)
 
@@ -173,7 +164,11 @@ class BranchedDiffusion:
         device: str = "auto",
         n_threads: int | None = None,
     ):
-        settings = Settings() if settings is None else Settings.given(settings)
+        settings = Settings() if settings is None else settings
+        if not isinstance(settings, Settings):
+            raise InputError(
+                f"`settings=` takes a bdm.Settings, not {type(settings).__name__}; pass your settings in one."
+            )
         if prior is not None:
             settings = replace(settings, prior=replace(settings.prior, prior=prior))
         if likelihood is not None:

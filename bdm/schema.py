@@ -221,15 +221,6 @@ class StageSettings:
                 setting.checked(values[setting.name])
 
     @classmethod
-    def given(cls, value: Any, argument: str = "settings") -> Self:
-        """Take the value of an argument, which has to be such settings."""
-        if not isinstance(value, cls):
-            raise InputError(
-                f"`{argument}=` takes {cls.__name__}, not {type(value).__name__}; pass your values in them."
-            )
-        return value
-
-    @classmethod
     def of(cls, content: Any, place: str = "") -> Self:
         """Read settings from the content of a file, in which an empty key is none."""
         if isinstance(content, cls):

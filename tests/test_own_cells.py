@@ -78,6 +78,8 @@ def test_settings_are_used_and_not_contradicted(fitted, awkward, quick):
     for given in ({"label_key": "person"}, {"batch_key": "annotation"}, {"seed": 3}):
         with pytest.raises(InputError, match=f"{next(iter(given))} is .* in settings.prepare; give it in one place"):
             bdm.BranchedDiffusion(awkward, settings=quick, **given)
+    with pytest.raises(InputError, match=r"takes a bdm\.Settings, not PrepareSettings"):
+        bdm.BranchedDiffusion(awkward, settings=quick.prepare)
 
 
 def test_arguments_complete_settings(awkward, small_settings):

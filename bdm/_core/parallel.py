@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -56,8 +55,8 @@ def chosen_threads() -> int:
 @contextmanager
 def using_threads(n_threads: int | None = None) -> Iterator[None]:
     """Compute with one thread in each operation, as digits depend on their number, and several operations at once."""
-    if n_threads is not None and not (isinstance(n_threads, Integral) and n_threads >= 1):
-        raise InputError(f"The number of threads is {n_threads!r}; give `n_threads=` 1 or more.")
+    if n_threads is not None and n_threads < 1:
+        raise InputError(f"The number of threads is {n_threads}; give `n_threads=` 1 or more.")
     if _n_threads.get() == IN_WORKER:
         yield
         return

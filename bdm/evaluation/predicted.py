@@ -151,7 +151,6 @@ def evaluate_predicted(
     InputError
         If there are too few common genes, cells or types, or values that are neither counts nor log-normalised.
     """
-    settings = PredictedEvaluationSettings.given(settings)
     given = {"control": rna_in(control), "real": rna_in(real), "predicted": rna_in(predicted)}
     if settings.label_key is None:
         logger.warning("%s", pooled_types(given))

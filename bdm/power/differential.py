@@ -82,7 +82,6 @@ class Experiment:
     def of(cls, adata: AnnData, settings: ExperimentSettings) -> "Experiment":
         """Read an experiment from an AnnData."""
         adata = rna_in(adata)
-        settings = ExperimentSettings.given(settings)
         columns = label_columns(adata.obs, settings)
         reference, other = compared_conditions(columns["condition"], settings)
         kept = columns["condition"].isin([reference, other]).to_numpy()
