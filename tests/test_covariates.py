@@ -217,8 +217,6 @@ def test_columns_that_are_no_covariates_are_rejected(values, message):
 def test_a_covariate_is_no_other_key():
     with pytest.raises(InputError, match="is named twice by `covariate_key=`"):
         PrepareSettings(covariate_key=("time", "time"))
-    with pytest.raises(InputError, match="by `batch_key=` and by `covariate_key=`"):
-        PrepareSettings(covariate_key=("time",), batch_key="time")
     with pytest.raises(InputError, match=r"obs has no column 'tme'"):
         BranchedDiffusion(simulated(), covariate_key="tme")
 

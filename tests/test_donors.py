@@ -233,8 +233,6 @@ def apart(obs):
     [
         (None, {"donor_key": "person"}, "obs has no column 'person'"),
         ({"donor": "d"}, {"donor_key": "donor"}, "has one value for all cells"),
-        (None, {"donor_key": "cell_type"}, "is named by `label_key=` and by `donor_key=`"),
-        (None, {"donor_key": "donor", "batch_key": "donor"}, "is named by `batch_key=` and by `donor_key=`"),
         ({"donor": nested}, {"donor_key": "donor"}, "has cells of one cell type only"),
         ({"donor": apart}, {"donor_key": "donor"}, "No cell type has cells of several donors"),
         ({"lane": lambda obs: "lane " + obs["donor"]}, {"donor_key": "donor", "batch_key": "lane"}, "is a batch"),

@@ -90,13 +90,6 @@ def test_cells_are_split_as_one_type_and_keep_their_columns(cells):
     assert (again.obs["split"] != prepared.obs["split"]).any()
 
 
-def test_too_few_cells_are_rejected_in_one_sentence(cells):
-    with pytest.raises(
-        InputError, match=r"^there are fewer than 10 cells \(9\); give more, or lower `min_cells_per_type"
-    ):
-        prepare(cells[:9].copy(), PrepareSettings(n_genes=5, label_key=None, test=0.2))
-
-
 def test_messages_on_labels_name_the_way_without(cells, tmp_path, bdm):
     cells[:60].copy().write_h5ad(tmp_path / "cells.h5ad")
     given = [tmp_path / "cells.h5ad", tmp_path / "out.h5ad"]
@@ -110,7 +103,8 @@ def test_messages_on_labels_name_the_way_without(cells, tmp_path, bdm):
         assert problem in message
         assert list(tmp_path.iterdir()) == [tmp_path / "cells.h5ad"]
     code, message = bdm("fit", given[0], tmp_path / "model", "--no-labels", "--min-cells-per-type", 100)
-    assert (code, "there are fewer than 100 cells (60)" in message) == (2, True)
+    assert code == 2
+    assert "there are fewer than 100 cells (60); give more, or lower `--min-cells-per-type`" in message
     assert bdm("prepare", *given, "--no-labels", "--n-genes", 20)[0] == 0
     assert set(read_prepared(tmp_path / "out.h5ad").obs["cell_type"]) == {WITHOUT_LABELS}
 

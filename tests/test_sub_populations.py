@@ -94,7 +94,8 @@ def test_types_of_fewer_cells_than_axes():
 def test_number_and_none():
     n_cells = {"T": [200, 200], "B": [40]}
     assert len(found_in(n_cells, settings=AutoencoderSettings(sub_populations="none"))) == 0
-    assert len(found_in(n_cells, settings=AutoencoderSettings(sub_populations=1))) == 0
+    for cells in (n_cells, {"T": [15, 15], "B": [20]}):  # one population needs no number of cells
+        assert len(found_in(cells, settings=AutoencoderSettings(sub_populations=1))) == 0
     assert found_in(n_cells, settings=AutoencoderSettings(sub_populations=3)).cell_type == ("T",) * 3
 
 
@@ -105,24 +106,14 @@ def test_more_than_the_cells_allow():
         found_in({"T": [200], "B": [40]}, settings=AutoencoderSettings(sub_populations=10))
 
 
-def test_types_with_too_few_cells_for_the_number(caplog):
-    found = found_in({"T": [100, 100], "B": [40]}, settings=AutoencoderSettings(sub_populations=2))
-    warn_of_fewer(found, ["T", "B"], 2, each_needs="30 cells to fit")
-    assert "Fewer than 2 sub-populations, as each needs 30 cells to fit: 'B' (1)." in caplog.text
-
-
-def test_types_whose_cells_form_fewer_than_the_number(caplog):
-    """Of enough cells for six of equal size."""
-    found = found_in({"T": [100, 100]}, settings=AutoencoderSettings(sub_populations=6))
+@pytest.mark.parametrize(("n_cells", "number"), [({"B": [40], "T": [100, 100]}, 2), ({"T": [100, 100]}, 6)])
+def test_types_of_fewer_than_the_number_are_named(caplog, n_cells, number):
+    """As they have too few cells, or as their cells, enough for six of equal size, form fewer."""
+    found = found_in(n_cells, settings=AutoencoderSettings(sub_populations=number))
     assert 2 <= len(found) < 6
-    warn_of_fewer(found, ["T"], 6, each_needs="30 cells to fit")
-    assert f"Fewer than 6 sub-populations, as each needs 30 cells to fit: 'T' ({len(found)})." in caplog.text
-
-
-def test_one_population_of_each_type_however_small(caplog):
-    small = {"T": [15, 15], "B": [20]}
-    assert len(found_in(small, settings=AutoencoderSettings(sub_populations=1))) == 0
-    assert not caplog.text
+    warn_of_fewer(found, ["T", "B"][: len(n_cells)], number, each_needs="30 cells to fit")
+    few = "'B' (1)" if number == 2 else f"'T' ({len(found)})"
+    assert f"Fewer than {number} sub-populations, as each needs 30 cells to fit: {few}." in caplog.text
 
 
 def test_same_seed_same_sub_populations():
@@ -203,21 +194,7 @@ def test_prior_means_stay_at_the_type_where_cells_say_nothing():
     torch.testing.assert_close(prior_means(mean, scale, prior), prior)
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        ("some", "'some'"),
-        (0, "0"),
-        ("0", "'0'"),
-        (-1, "-1"),
-        ("-1", "'-1'"),
-        ("1.5", "'1.5'"),
-        (True, "True"),
-        (2.5, "2.5"),
-    ],
-)
-def test_wrong_number_of_sub_populations(value, shown):
-    with pytest.raises(InputError) as caught:
+@pytest.mark.parametrize("value", [0, -1, "1.5", True, 2.5])
+def test_wrong_number_of_sub_populations(value):
+    with pytest.raises(InputError, match=rf"^sub_populations is {value!r}, but must be auto, none or a whole number"):
         AutoencoderSettings(sub_populations=value)
-    sentence = f"sub_populations is {shown}, but must be auto, none or a whole number that is at least 1."
-    assert str(caught.value) == sentence

@@ -54,11 +54,6 @@ class Adapters:
         rows = torch.tensor(list(codes), dtype=torch.long)
         return cls(tuple(names), network.decoder.stacked(rows), network.prior_mean[rows])
 
-    @classmethod
-    def from_mean_type(cls, network: CountAutoencoder, name: str) -> Adapters:
-        """Copy the shared decoder for a new cell type, with the mean latent and the mean noise of all known ones."""
-        return cls((name,), network.decoder.stacked_mean_type(), network.prior_mean.mean(dim=0, keepdim=True))
-
     def __len__(self) -> int:
         return len(self.names)
 

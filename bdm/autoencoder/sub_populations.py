@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,18 +106,14 @@ def find_parts(
         return part
     check_enough_cells(torch.bincount(group, minlength=len(names)), names, settings)
 
-    def cells_of_groups() -> Iterator[tuple[Tensor, GroupLatents]]:
-        for code, name in enumerate(names):
-            rows = torch.nonzero(group == code).squeeze(1)
-            yield rows, GroupLatents.from_posteriors(name, mean[rows], scale[rows])
-
-    def divided(of_group: tuple[Tensor, GroupLatents]) -> tuple[Tensor, np.ndarray]:
-        rows, cells = of_group
+    def divided(code: int) -> tuple[Tensor, np.ndarray]:
+        rows = torch.nonzero(group == code).squeeze(1)
+        cells = GroupLatents.from_posteriors(names[code], mean[rows], scale[rows])
         return rows, parts_of_group(cells, settings, seed=seed)
 
     # In threads, scikit-learn may leave behind filters that it sets for the time of a check
     with warnings.catch_warnings(), threads() as run:
-        for rows, parts in run(divided, cells_of_groups()):
+        for rows, parts in run(divided, range(len(names))):
             part[rows.numpy()] = parts
     return part
 

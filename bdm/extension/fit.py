@@ -45,9 +45,9 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def initial_adapter(cells: ad.AnnData, name: str, autoencoder: GeneAutoencoder) -> Adapters:
-    """Return the decoder to start from: the shared one with the type's mean."""
+    """Return the decoder to start from: the shared one with the type's mean, and the mean noise of known types."""
     shared = autoencoder.network
-    first = Adapters.from_mean_type(shared, name)
+    first = Adapters((name,), shared.decoder.stacked_mean_type(), shared.prior_mean.mean(dim=0, keepdim=True))
     for _ in range(5):  # the mean latent draws the posteriors, whose mean it is
         network = first.network(name, shared)
         of_cells = cell_blocks_of_type(cells, autoencoder.batches)

@@ -120,7 +120,7 @@ def branches_of(
         parent,
         clade.level,
         int(cells.n_cells[list(clade.members)].sum()),
-        support.support_of(clade.members) if clade.children else None,
+        support.support.get(frozenset(clade.members), 0.0) if clade.children and support.support is not None else None,
         cell_type=labels.pop() if len(labels) == 1 else None,
         nearer_to=support.nearer_to.get(name),
         place=support.place.get(name),

@@ -123,10 +123,6 @@ class TreeSupport:
     place: Mapping[str, float]  # of cell types of few cells, see place_support
     nearer_to: Mapping[str, str | None]  # see nearer_types
 
-    def support_of(self, members: Collection[int]) -> float | None:
-        """Support of a set of populations; None without resamples."""
-        return None if self.support is None else self.support.get(frozenset(members), 0.0)
-
 
 def resample_means(
     x: np.ndarray, population: np.ndarray, means: MeasuredMeans, *, n_bootstrap: int, generator: np.random.Generator
