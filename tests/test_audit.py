@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from sklearn import metrics
 
 from bdm import pl
 from bdm.api import BranchedDiffusion
@@ -21,7 +20,7 @@ from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide
 from bdm.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
 from bdm.audit.results import TABLES, Audit, audit_section, divided_in_words
 from bdm.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, tree_of
-from bdm.audit.verdict import HIGH_LIMIT, null_of_units, of_units, roc_curve, spread_of_auc, standardised, verdict_of
+from bdm.audit.verdict import HIGH_LIMIT, null_of_units, of_units, spread_of_auc, standardised, verdict_of
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
@@ -291,13 +290,6 @@ def test_permutations_have_the_spread_of_the_rank_sum():
     null = null_of_units(units, ["x"], n_permutations=2000, seed=0)
     assert null.mean() == pytest.approx(0.5, abs=0.01)
     assert null.std() == pytest.approx(spread_of_auc(10, 10) / np.sqrt(2), rel=0.06)
-
-
-def test_roc_curve_is_that_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    member, score = rng.random(50) < 0.4, rng.normal(size=50).round(1)
-    *expected, _ = metrics.roc_curve(member, score, drop_intermediate=False)
-    np.testing.assert_array_equal(roc_curve(member, score), expected)
 
 
 def test_an_attack_on_some_folds_only_leaves_the_others_as_they_are(prepared):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from bdm._core.parallel import keep_freed_memory
@@ -24,7 +25,6 @@ Loss = Callable[[nn.Module, torch.Generator], Tensor]
 LossByGroup = Callable[[nn.Module, torch.Generator], dict[str, float]]
 Validation = Callable[[nn.Module], Tensor | float]
 
-MEMORY, MEMORY_OF_SQUARE, MIN_SCALE = 0.9, 0.999, 1e-8  # of Adam
 MAX_LOSS_RATIO = 5  # of the loss to the loss before training; it stays below 1.1 where training converges
 
 
@@ -99,8 +99,8 @@ def train(
     network.to(device)
     averaged = AveragedModel(network, multi_avg_fn=moving_average(plan.averaging))
     averaged.n_averaged.fill_(1)  # the network as it is at first counts, too
-    adam = Adam(tensor for tensor in network.parameters() if tensor.requires_grad)
-    pace, losses, at = warmup_and_cosine(plan), Losses(), 0
+    adam = torch.optim.Adam([tensor for tensor in network.parameters() if tensor.requires_grad], lr=plan.learning_rate)
+    schedule, losses, at = LambdaLR(adam, warmup_and_cosine(plan)), Losses(), 0
     try:
         for at in progress(range(plan.last), total=plan.last, doing=f"training {plan.what}", unit="step"):
             with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
@@ -110,9 +110,10 @@ def train(
                 raise DivergenceError(f"the loss became {mean}")
             losses.first = mean if at == 0 else losses.first
             losses.total += mean
-            network.zero_grad()
+            adam.zero_grad()
             value.backward()
-            adam.step(plan.learning_rate * pace(at))
+            adam.step()
+            schedule.step()
             averaged.update_parameters(network)
             step = at + 1
             if step % plan.validate_every == 0 or step == plan.last:
@@ -124,26 +125,6 @@ def train(
         raise TrainingError(describe_divergence(error, network, plan, by_group, at=at)) from error
     network.load_state_dict(losses.best_weights or averaged.module.state_dict())
     return pd.DataFrame(losses.history)
-
-
-class Adam:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980), as in torch, which imports its compiler for that, for seconds."""
-
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.moments = [(tensor, torch.zeros_like(tensor), torch.zeros_like(tensor)) for tensor in parameters]
-        self.n_steps = 0
-
-    @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Change the parameters by their gradients."""
-        self.n_steps += 1
-        bias, bias_of_square = 1 - MEMORY**self.n_steps, 1 - MEMORY_OF_SQUARE**self.n_steps
-        for parameter, mean, square in self.moments:
-            if (gradient := parameter.grad) is not None:
-                mean.lerp_(gradient, 1 - MEMORY)
-                square.mul_(MEMORY_OF_SQUARE).addcmul_(gradient, gradient, value=1 - MEMORY_OF_SQUARE)
-                scale = (square.sqrt() / bias_of_square**0.5).add_(MIN_SCALE)
-                parameter.addcdiv_(mean, scale, value=-learning_rate / bias)
 
 
 def should_stop_early(history: Sequence[dict[str, float]], plan: TrainingPlan) -> bool:

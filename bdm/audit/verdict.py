@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import auc, roc_curve
 
 from bdm.audit.attacks import ATTACKS
 from bdm.audit.limits import LEVEL, Sides, inconclusive
@@ -52,22 +53,13 @@ def areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     for key, group in table.groupby(by, sort=False):
         for column in score_columns(table):
             score = group[column].dropna()
-            member = (group["member"][score.index] > 0).to_numpy()
+            member = group["member"][score.index] > 0
             area = true_positives = np.nan
             if member.any() and not member.all():
-                false, true = roc_curve(member, score.to_numpy())
-                area, true_positives = float(np.trapezoid(true, false)), true[false <= FALSE_POSITIVES].max()
+                false, true, _ = roc_curve(member, score, drop_intermediate=False)
+                area, true_positives = auc(false, true), true[false <= FALSE_POSITIVES].max()
             rows.append([*key, *column.split("/"), area, true_positives])
     return pd.DataFrame(rows, columns=[*by, "set", "attack", "auc", "true_positives"])
-
-
-def roc_curve(member: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of non-members and of members with at least each score, without scikit-learn's slow checks."""
-    order = np.argsort(-score, kind="stable")
-    last = np.flatnonzero(np.diff(score[order], append=np.nan))
-    found = np.cumsum(member[order])[last]
-    false, true = (np.concatenate([[0], number]) / number[-1] for number in (1 + last - found, found))
-    return false, true
 
 
 def sides_in(units: pd.DataFrame) -> list[tuple[int, int]]:

@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -271,9 +270,9 @@ def pbmc68k_counts() -> AnnData:
     Returns: 700 cells x 765 genes, integer counts in ``X`` (CSR, float32), cell types in ``obs['bulk_labels']``; Zheng
     et al. 2017, Nature Communications, https://doi.org/10.1038/ncomms14049.
     """
-    file = Path(str(distribution("scanpy").locate_file("scanpy/datasets/10x_pbmc68k_reduced.h5ad")))
-    with warnings.catch_warnings(action="ignore"):  # of the old format of the file
-        cells = io.read_h5ad(file)  # as scanpy.datasets does, which takes seconds to import
+    import scanpy as sc
+
+    cells = sc.datasets.pbmc68k_reduced()
     counts = counts_before_rounding(cells).rint()
     return AnnData(counts.astype(np.float32), obs=cells.obs, var=cells.raw.var)
 

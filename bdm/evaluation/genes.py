@@ -1,9 +1,11 @@
 """Statistics of genes, log fold changes of marker genes, and genes that differ between cell types by five tests."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 from scipy.stats import chi2, false_discovery_control, kstwobign, norm, ttest_ind_from_stats
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
@@ -66,16 +68,20 @@ def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
 
 
 def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
-    """Column indices of up to ``n_genes`` genes that mark each type against all others; none of one type.
+    """Column indices of up to ``n_genes`` genes that mark each type against all others, by scanpy; none of one type."""
+    import scanpy as sc  # late, as it takes a second to import
 
-    By t-tests as if the others were as few as the cells of the type, like ``t-test_overestim_var`` of scanpy.
-    """
-    markers = {}
-    for cell_type in cells.types(fewest=MIN_CELLS_OF_TYPE) if len(cells.n_by_type) > 1 else ():
-        inside, outside = Moments.of_sides(cells, cells.cell_type == cell_type)
-        statistic = np.nan_to_num(welch(inside, replace(outside, n_cells=inside.n_cells)).statistic)
-        markers[cell_type] = np.argsort(-statistic, kind="stable")[:n_genes]
-    return markers
+    if len(cells.n_by_type) < 2:
+        return {}
+    adata = AnnData(cells.expression)
+    adata.obs["cell_type"] = pd.Categorical(cells.cell_type)
+    cell_types = cells.types(fewest=MIN_CELLS_OF_TYPE)
+    with warnings.catch_warnings(action="ignore", category=pd.errors.PerformanceWarning):
+        sc.tl.rank_genes_groups(
+            adata, "cell_type", groups=cell_types, method="t-test_overestim_var", n_genes=min(n_genes, adata.n_vars)
+        )
+    names = adata.uns["rank_genes_groups"]["names"]
+    return {cell_type: names[cell_type].astype(int) for cell_type in cell_types}
 
 
 def log_fold_changes(cells: Cells, cell_types: list[str]) -> np.ndarray:
@@ -182,9 +188,9 @@ def genes_that_differ(cells: Cells, labels: list[str]) -> dict[str, dict[str, np
     ordered, found = OrderedValues.from_cells(cells), {}
     for label in labels:
         is_type = cells.cell_type == label
-        inside, outside = Moments.of_sides(cells, is_type)
+        inside, outside = (Moments.of(cells, np.flatnonzero(rows)) for rows in (is_type, ~is_type))
         p_values = {
-            "de": welch(inside, outside).pvalue,
+            "de": welch(inside, outside),
             "dv": bartlett(inside, outside),
             "dd": ks_test(ordered, is_type),
             "dp": chi_squared(inside, outside),
@@ -217,22 +223,17 @@ class Moments:
         expression = cells.expression[rows]
         mean, variance = mean_variance_axis(expression, axis=0)
         n_cells = expression.shape[0]
-        return cls(n_cells, mean, variance * n_cells / max(n_cells - 1, 1), expression.getnnz(axis=0))
-
-    @classmethod
-    def of_sides(cls, cells: Cells, is_inside: np.ndarray) -> "tuple[Moments, Moments]":
-        """Compute the moments of the cells inside a group (mask), and of all others."""
-        return cls.of(cells, np.flatnonzero(is_inside)), cls.of(cells, np.flatnonzero(~is_inside))
+        return cls(n_cells, mean, variance * n_cells / (n_cells - 1), expression.getnnz(axis=0))
 
 
 # ---- p-values by gene; SciPy's functions of these tests take genes one by one, or the cells of all genes in full
 
 
-def welch(inside: Moments, outside: Moments) -> Any:
-    """Statistics and p-values of the t-test with unequal variances; NaN for constant genes."""
+def welch(inside: Moments, outside: Moments) -> np.ndarray:
+    """P-values of the t-test with unequal variances; NaN for constant genes."""
     moments = [(side.mean, np.sqrt(side.variance), side.n_cells) for side in (inside, outside)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False)
+        return np.asarray(ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue)
 
 
 def bartlett(inside: Moments, outside: Moments) -> np.ndarray:
