@@ -23,7 +23,6 @@ from bdm.autoencoder.adapters import Adapters
 from bdm.cli import main
 from bdm.errors import InputError
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells
-from bdm.evaluation.genes import wilcoxon
 from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.ancestral_states import (
@@ -841,17 +840,3 @@ def test_genes_are_compared_with_test_cells_or_else_with_one_half(small_model):
     assert not halves.held_out
     assert len(halves.training) + len(halves.test) == small_model.prepared.n_obs
     assert abs(len(halves.training) - len(halves.test)) <= len(small_model.model.populations)
-
-
-@pytest.mark.parametrize(("n_cells", "mean"), [(40, 0.5), (300, 5)])
-def test_wilcoxon_test_is_that_of_scanpy(n_cells, mean):
-    rng = np.random.default_rng(0)
-    counts = rng.poisson(mean * rng.gamma(1, 1, 30), (n_cells, 30)).astype(np.float32)
-    counts[:, :2] = [0, 1]  # genes that do not vary
-    cells = Cells(sparse.csr_matrix(counts), rng.choice(["a", "b", "c"], n_cells))
-    adata = anndata.AnnData(cells.expression.copy(), {"group": pd.Categorical(cells.cell_type)})
-    sc.tl.rank_genes_groups(adata, "group", method="wilcoxon", tie_correct=True)
-    for group, (score, p) in wilcoxon(cells, ["a", "b"]).items():
-        expected = sc.get.rank_genes_groups_df(adata, group).set_index("names").loc[adata.var_names]
-        np.testing.assert_array_equal(score, expected["scores"])
-        np.testing.assert_array_equal(p, expected["pvals"])

@@ -11,12 +11,11 @@ import pandas as pd
 from scipy.stats import norm, sem, t
 
 from bdm._core.files import write_json
-from bdm._core.seeds import derive, numpy_generator
+from bdm._core.seeds import derive
 from bdm._core.store import Result
 from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL, SETS
 from bdm.audit.limits import LEVEL
 from bdm.audit.verdict import (
-    N_DRAWS,
     N_PERMUTATIONS,
     AuditVerdict,
     areas,
@@ -24,7 +23,6 @@ from bdm.audit.verdict import (
     of_units,
     score_columns,
     sides_in,
-    some_cells,
     spread_of_auc,
     standardised,
     verdict_of,
@@ -34,8 +32,7 @@ from bdm.model.card import GeneratedFile
 from bdm.model.model import BranchedModel
 
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
-NUMBERS_OF_CELLS = (50, 100)  # of each donor, besides all
-ROW = ["set", "attack", "level", "n_cells"]
+ROW = ["set", "attack", "level"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,28 +81,20 @@ class Audit(Result):
         """Table of folds, sets and attacks.
 
         ``set`` is what the attacks took for generated cells: the ``generated`` ones, ``copies`` of the training cells,
-        or, for ``chance``, cells of other units. ``level`` is ``cell`` or ``donor``, and ``n_cells`` the number of
-        cells of each donor, NaN for all. ``auc`` is the area under the ROC curve of members against non-members, and
-        ``true_positives`` the share of members that are found where 1% of non-members are taken for members.
+        or, for ``chance``, cells of other units. ``level`` is ``cell`` or ``donor``. ``auc`` is the area under the ROC
+        curve of members against non-members, and ``true_positives`` the share of members that are found where 1% of
+        non-members are taken for members.
         """
-        tables = [areas(self._cells, ["fold"]).assign(level="cell", n_cells=np.nan)]
+        tables = [areas(self._cells, ["fold"]).assign(level="cell")]
         if self.unit == "donor":
-            tables.append(areas(self._units, ["fold"]).assign(level="donor", n_cells=np.nan))
-            largest = self.scores.groupby(["fold", "unit"]).size().max()
-            for number in NUMBERS_OF_CELLS:
-                if number < largest:  # means over draws of some of the cells of each donor
-                    rng = numpy_generator(self.record["seed"], "cells of donors", number)
-                    draws = [areas(of_units(some_cells(self._cells, number, rng)), ["fold"]) for _ in range(N_DRAWS)]
-                    columns = ("auc", "true_positives")
-                    means = {name: np.mean([draw[name] for draw in draws], axis=0) for name in columns}
-                    tables.append(draws[0].assign(**means, level="donor", n_cells=number))
+            tables.append(areas(self._units, ["fold"]).assign(level="donor"))
         return pd.concat(tables, ignore_index=True)[["fold", *ROW, "auc", "true_positives"]]
 
     @cached_property
     def attacks(self) -> pd.DataFrame:
         """The table :attr:`by_fold` as means over folds, with 95% intervals of the area (``low``, ``high``)."""
         rows = []
-        for key, table in self.by_fold.groupby(ROW, sort=False, dropna=False):
+        for key, table in self.by_fold.groupby(ROW, sort=False):
             auc, true_positives = table["auc"], table["true_positives"].mean()
             low, high = interval(auc.dropna().to_numpy())
             means = {"auc": auc.mean(), "low": low, "high": high, "true_positives": true_positives}
@@ -114,9 +103,8 @@ class Audit(Result):
 
     @property
     def attacks_on_units(self) -> pd.DataFrame:
-        """Rows of :attr:`attacks` of donors (of cells, without donors) with all of their cells, by set and attack."""
-        rows = self.attacks[(self.attacks["level"] == self.unit) & self.attacks["n_cells"].isna()]
-        return rows.set_index(["set", "attack"])
+        """Rows of :attr:`attacks` of donors (of cells, without donors), by set and attack."""
+        return self.attacks[self.attacks["level"] == self.unit].set_index(["set", "attack"])
 
     @cached_property
     def by_label(self) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from bdm.errors import counted
 
 KEYS = ["fold", "unit", "cell_type", "member"]  # of tables of scores
 FALSE_POSITIVES = 0.01
-N_DRAWS = 20  # of cells of each donor, where not all are used
 N_PERMUTATIONS = 1000
 HIGH_LIMIT = 0.8  # of chance, from which an audit that finds nothing shows little
 
@@ -38,13 +37,6 @@ def of_units(cells: pd.DataFrame, *, by: tuple[str, ...] = ()) -> pd.DataFrame:
     keys = ["fold", *by, "unit"]
     columns = score_columns(cells)
     return cells.groupby(keys, sort=True)[["member", *columns]].mean().reset_index()
-
-
-def some_cells(cells: pd.DataFrame, number: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Draw at most ``number`` cells of each unit in each fold."""
-    shuffled = cells.iloc[rng.permutation(len(cells))]
-    rank = shuffled.groupby(["fold", "unit"]).cumcount()
-    return shuffled[rank < number]
 
 
 def areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -137,7 +137,7 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
     """Draw the scores of each cell type, with the floor; the types with the most test cells come first.
 
     Where there are more types than rows, the types with the largest energy distance of the first generated set are
-    drawn, and above them the distribution over all types. Scores that are not known of any type have no panel.
+    drawn. Scores that are not known of any type have no panel.
 
     Parameters
     ----------
@@ -149,25 +149,16 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
     n_test = n_test[n_test > 0]
     cell_types = types_to_draw(evaluation, n_test.index)
     known = [score for score in SCORES_BY_TYPE if evaluation.by_type[score].notna().any()]
-    heights = [1.6, 0.4 + 0.36 * len(cell_types)] if len(cell_types) < len(n_test) else [0.4 + 0.36 * len(cell_types)]
-    figure = new_figure(3 * max(len(known), 2), 1.1 + sum(heights))
-    *above, axes = figure.subplots(len(heights), len(known), squeeze=False, height_ratios=heights)
-    for column, score in enumerate(known):
+    figure = new_figure(3 * max(len(known), 2), 1.5 + 0.36 * len(cell_types))
+    axes = figure.subplots(1, len(known), squeeze=False, sharey=True)[0]
+    for axis, score in zip(axes, known, strict=True):
         values = evaluation.by_type[score].unstack("set")[evaluation.sets]  # types x sets
-        draw_scores_by_type(axes[column], values.reindex(cell_types), ideal=IDEALS[score])
-        for row in above:
-            draw_distribution(row[column], values, ideal=IDEALS[score])
-        (above or [axes])[0][column].set_title(LABELS[score], fontsize=10)
-    for axis in axes[1:]:
-        axis.sharey(axes[0])
-        axis.tick_params(labelleft=False)
-    labels = [f"{shortened(name)} ({n_cells})" for name, n_cells in n_test[cell_types].items()]
-    name_rows(axes[0], labels)
-    note = "in brackets: number of test cells"
-    for row in above:
-        row[0].set_ylabel("types")
-        note += f"; above: all {len(n_test):,} types, below: the {len(cell_types)} of largest energy distance"
+        draw_scores_by_type(axis, values.reindex(cell_types), ideal=IDEALS[score])
+        axis.set_title(LABELS[score], fontsize=10)
+    name_rows(axes[0], [f"{shortened(name)} ({n_cells})" for name, n_cells in n_test[cell_types].items()])
     explain(figure, axes[0])
+    left_out = f"; the {len(cell_types)} of {len(n_test):,} types with the largest energy distance"
+    note = "in brackets: number of test cells" + (left_out if len(cell_types) < len(n_test) else "")
     figure.supxlabel(note, fontsize=9)
     return shown_panels(figure, show=show)
 
@@ -179,16 +170,6 @@ def types_to_draw(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
     first = next(name for name in evaluation.sets if name != FLOOR)
     energy = evaluation.by_type.loc[first, "energy"].reindex(cell_types)
     return energy.sort_values(ascending=False, kind="stable", na_position="last").index[:N_WORST]
-
-
-def draw_distribution(axis: Axes, values: pd.DataFrame, *, ideal: float) -> None:
-    """Draw the distribution of a score over cell types, for each set."""
-    low, high = np.nanquantile(values, [0.005, 0.995])
-    bins = np.linspace(low, high, 31).tolist()
-    axis.axvline(ideal, **IDEAL_LINE)
-    for name, style in set_styles(values).items():
-        axis.hist(values[name].dropna().clip(low, high), bins=bins, histtype="step", color=style.colour, linewidth=1.5)
-    open_frame(axis)
 
 
 def draw_scores_by_type(axis: Axes, values: pd.DataFrame, *, ideal: float) -> None:

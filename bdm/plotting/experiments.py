@@ -90,11 +90,9 @@ def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
 
 
 def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> None:
-    """Draw the areas of one level, from all cells, one row an attack."""
+    """Draw the areas of one level, one row an attack."""
     shade_rows(axis, len(attacks))
-    mean, by_fold = (
-        table[(table["level"] == level) & table["n_cells"].isna()] for table in (audit.attacks, audit.by_fold)
-    )
+    mean, by_fold = (table[table["level"] == level] for table in (audit.attacks, audit.by_fold))
     for name, style in STYLES.items():
         of_set = mean[(mean["set"] == name) & mean["attack"].isin(attacks)]
         row = np.array([attacks.index(attack) for attack in of_set["attack"]])

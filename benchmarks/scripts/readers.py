@@ -183,7 +183,6 @@ def attacks(run: Path) -> pd.DataFrame:
     tables = []
     for audit in sorted((run / "audits").iterdir()):
         table = pd.read_csv(audit / TABLES["by_fold"])
-        table = table[table["n_cells"].isna()]
         method = table["set"].where(table["set"] != ATTACKED, audit.name)
         tables.append(table.assign(method=method, score=table["attack"], value=table["auc"]))
     rows = pd.concat(tables)[["method", "level", "fold", "score", "value"]]
