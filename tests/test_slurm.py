@@ -10,6 +10,7 @@ import pytest
 import yaml
 from slurm.cluster import Job, is_running, missing, running
 from test_workflow import RULES
+from test_workflow import snakemake as run_here
 
 ROOT = Path(__file__).parents[1]
 PROFILE = ROOT / "profiles/slurm"
@@ -54,9 +55,10 @@ def edited_profile(folder: Path, edits: dict[str, str]) -> Path:
 
 def resources(folder: Path, profile: Path) -> dict[str, dict[str, str]]:
     """Read what each rule would ask for, from a dry run."""
-    assert snakemake("--profile", profile, "--dry-run", cwd=folder).wait() == 0, (folder / "snakemake.log").read_text()
+    done = run_here("--snakefile", ROOT / "Snakefile", "--profile", profile, "--dry-run", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
     found, rule = {}, ""
-    for line in (folder / "snakemake.log").read_text().splitlines():
+    for line in (done.stdout + done.stderr).splitlines():
         if line.startswith("rule "):
             rule = line.removeprefix("rule ").removesuffix(":")
         if line.startswith("    resources: "):
