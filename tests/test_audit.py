@@ -43,12 +43,12 @@ ROOT = Path(__file__).parents[1]
 TYPES = ("B cell", "T cell")
 TWO_FOLDS = AuditSettings(n_folds=2)
 SMALL = FitSettings(
-    autoencoder=AutoencoderSettings(n_latent=4, n_steps=40, sub_populations="none"),
+    autoencoder=AutoencoderSettings(n_latent=4, n_steps=10, sub_populations="none"),
     hierarchy=HierarchySettings(n_bootstrap=0),
-    prior=PriorSettings(width=16, n_layers=1, n_steps=20),
+    prior=PriorSettings(width=16, n_layers=1, n_steps=5),
 )
-FLAGS = ["--n-latent=4", "--autoencoder-n-steps=40", "--sub-populations=none", "--n-bootstrap=0"]
-FLAGS += ["--width=16", "--n-layers=1", "--train-n-steps=20"]
+FLAGS = ["--n-latent=4", "--autoencoder-n-steps=10", "--sub-populations=none", "--n-bootstrap=0"]
+FLAGS += ["--width=16", "--n-layers=1", "--train-n-steps=5"]
 
 
 def simulated(*, n_donors: int = 15, n_cells: int = 12, n_genes: int = 50, seed: int = 0) -> ad.AnnData:
