@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,7 @@ def extend(
     # The initial decoder is kept where the fitted one gains too little
     gaining = fit_gaining(first, autoencoder.network, chosen, settings.adapter, least_gain=MIN_GAIN, seed=seed)
     decoder = first.updated(gaining)
-    recorded, known = autoencoder.provenance["settings"], {field.name for field in fields(AutoencoderSettings)}
-    of_autoencoder = AutoencoderSettings(**{name: value for name, value in recorded.items() if name in known})
+    of_autoencoder = AutoencoderSettings(**autoencoder.provenance["settings"])
     if model.preparation.get("min_donors", PrepareSettings.min_donors) > 1:  # donors of the new cells are not known
         of_autoencoder = replace(of_autoencoder, sub_populations="none")
     taken = {*taken, *model.cell_types, *model.hierarchy.by_name}

@@ -1,7 +1,7 @@
 """Cells for a fitted model: any cells, by its genes, types and batches; those that it was fitted on, prepared again."""
 
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -299,8 +299,7 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
     candidates = [slots[counts]] if counts in slots else list(slots.values())
     if not any(genes.isin(slot.var_names).all() for slot in candidates):  # but maybe by identifiers
         adata, counts = model_counts(adata, model, keys), "X"
-    known = {field.name for field in fields(PrepareSettings)}
-    recorded = {name: value for name, value in model.preparation.items() if name in known}
+    recorded = model.preparation
     column, n_splits = recorded.get("gene_symbols"), sum(recorded.get(name, 0) > 0 for name in ("validation", "test"))
     settings = {  # a list of genes may have been in a file that no longer exists
         **recorded,
