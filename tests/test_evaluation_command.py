@@ -11,7 +11,6 @@ from bdm.cli import app
 from bdm.data.matrix import path_of, take_rows
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
-from bdm.evaluation.cells import SizeLimits
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.properties import COLUMNS
 from bdm.settings import PrepareSettings
@@ -107,7 +106,6 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     assert n_marking == n_cells["test"].sum()  # all test cells choose genes
     assert sum(n_blocks) == n_cells["train"].sum()
     assert max(n_blocks) == 50
-    assert evaluation.size_limits == SizeLimits()
 
 
 def renamed_genes(adata: AnnData) -> AnnData:

@@ -514,19 +514,16 @@ def test_genes_are_listed_from_early_to_late_with_the_child_that_they_are_higher
             assert row.cell_types == "; ".join(fewest_names(tuple(below), interpretation.hierarchy))
 
 
-# ---- support
+# ---- nodes
 
 
-def test_nodes_have_their_support(inputs, interpretation):
-    hierarchy, table = inputs.model.hierarchy, interpretation.stability
+def test_nodes_have_their_support_and_best_genes(inputs, interpretation):
+    hierarchy, table = inputs.model.hierarchy, node_rows(interpretation).set_index("node")
     assert list(table.index) == list(interpretation.agreement["node"])
-    assert list(table["support"]) == [hierarchy.by_name[name].support for name in table.index]
-    level = branch_level(table.loc[hierarchy.root.name, "distance"], threshold=hierarchy.threshold)
-    assert level == pytest.approx(hierarchy.root.level, rel=1e-4)
-    listed = node_rows(interpretation).set_index("node")
-    assert list(listed["n_cells"]) == [hierarchy.by_name[name].n_cells for name in table.index]
+    for name in ("support", "n_cells"):
+        assert list(table[name]) == [getattr(hierarchy.by_name[node], name) for node in table.index]
     best = interpretation.genes[np.argmax(interpretation.contrasts[0].model.score)]
-    assert listed["best_genes"].iloc[0].startswith(f"{best}, ")
+    assert table["best_genes"].iloc[0].startswith(f"{best}, ")
 
 
 # ---- markers and places

@@ -102,11 +102,10 @@ def test_table_has_each_property_of_each_set_beside_the_floor(evaluation, sets):
     assert places.is_monotonic_increasing
 
 
-def test_rows_by_label_and_batch_are_of_enough_cells(evaluation, held_out):
+def test_rows_by_label_are_of_enough_cells(evaluation, held_out):
     table = evaluation.properties.query("set == 'independent'")
     enough = held_out.n_by_type.index[held_out.n_by_type >= 10]
     assert set(table.loc[table["by"] == "label", "group"]) == set(enough)
-    assert set(table.loc[table["by"] == "batch", "group"]) == {"odd", "even"}
     assert set(table.loc[table["by"] == "all", "group"]) == {""}
     assert (table["n_cells"] >= 10).all()
     by_label = set(table.loc[table["by"] == "label", "property"])
@@ -116,7 +115,6 @@ def test_rows_by_label_and_batch_are_of_enough_cells(evaluation, held_out):
 
 def test_cells_without_batches_have_no_properties_of_batches(evaluation):
     table = evaluation.properties.query("set == 'without batches'")
-    assert set(table["by"]) == {"all", "label"}
     assert not {"silhouette_batch", "variance_by_batch", "mixing", "integrated_batch"} & set(table["property"])
 
 

@@ -22,7 +22,7 @@ from bdm._core.seeds import to_tensor
 from bdm.errors import InputError, at
 from bdm.kinds import Kinds
 
-FORMAT = 20
+FORMAT = 21
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
 
 Value = TypeVar("Value")

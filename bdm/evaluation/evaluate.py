@@ -82,8 +82,8 @@ class Evaluation(Result):
         Expression of genes in bins of covariates, see :func:`bdm.evaluation.scores.expression_along`.
     properties
         A row for each ``property`` by which benchmarks of simulators compare cells (of a ``kind``), set but the floor,
-        and group of cells (``by`` ``all``, ``label`` or ``batch``, and the name ``group``): ``value``, its distance to
-        test cells, 0 at best, and the same of the floor, ``floor``; see
+        and group of cells (``by`` ``all`` or ``label``, and the name ``group``): ``value``, its distance to test
+        cells, 0 at best, and the same of the floor, ``floor``; see
         :func:`bdm.evaluation.properties.compare_properties`.
     n_cells
         Available cells: cell types x ``test``, ``train`` and the generated sets.
@@ -97,8 +97,6 @@ class Evaluation(Result):
     fold_changes
         A row for each ``set``, ``cell_type`` and marker ``gene``: its ``log2_fold_change`` in the set and in as many
         test cells (``log2_fold_change_test``); without types of fewer than five cells.
-    size_limits
-        Most cells that the steps of the evaluation took.
     provenance
         Version, packages, seed, settings, and checksums of the evaluated files.
     compute_embedding
@@ -121,7 +119,6 @@ class Evaluation(Result):
     markers: dict[str, list[str]]
     gene_statistics: pd.DataFrame
     fold_changes: pd.DataFrame
-    size_limits: SizeLimits
     provenance: dict[str, Any]
     compute_embedding: Callable[[], pd.DataFrame]
     modalities: pd.DataFrame | None = None
@@ -231,7 +228,6 @@ def evaluate(
         markers={name: real.genes[genes].tolist() for name, genes in markers.items()},
         gene_statistics=real.names.with_symbols(gene_statistics_table(matched, real.names)),
         fold_changes=fold_change_table(matched, markers, real.genes),
-        size_limits=size_limits,
         provenance=provenance(seed=seed, settings=asdict(settings)),
         compute_embedding=cache(partial(joint_umap, mapped, var, seed=last.seed)),
         modalities=modalities,

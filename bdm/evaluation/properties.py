@@ -29,11 +29,11 @@ KINDS = {
     "structure": "structure by cell type and batch",
     "use": "use in an analysis",
 }
-ALL = "all"  # the cells of a row, besides those of a cell type (LABEL), or of a batch (BATCH)
+ALL = "all"  # the cells of a row, besides those of a cell type (LABEL)
 TEXTS = ["property", "kind", "set", "by", "group"]
 COLUMNS = [*TEXTS, "n_cells", "value", "floor"]  # of the table of properties
 MIN_CELLS_OF_GROUP = 10  # cells; with fewer, distances are mostly noise
-MAX_GROUPS = 50  # cell types, or batches, with rows of their own
+MAX_GROUPS = 50  # cell types with rows of their own
 MAX_CELLS = 2000  # of either side, for what takes time that grows with the square of their number
 MAX_POINTS = 500  # of either side whose distances are taken in two dimensions
 MIN_VALUES = 5
@@ -119,8 +119,7 @@ PROPERTIES: dict[str, Property] = {
 def compare_properties(resamples: Sequence[ResampledCells], genes: np.ndarray, *, most: int) -> pd.DataFrame:
     """Compare each set with test cells, averaged over resamples: a row for each property, set and group of cells.
 
-    ``value`` is the distance to test cells, 0 at best, ``floor`` that of the floor; ``by`` is ``all``, ``label`` or
-    ``batch``.
+    ``value`` is the distance to test cells, 0 at best, ``floor`` that of the floor; ``by`` is ``all`` or ``label``.
     """
     rows = []
     for resample in progress(resamples, total=len(resamples), doing="comparing properties", unit="resample"):
@@ -185,21 +184,18 @@ class Group:
     @cached_property
     def labels(self) -> np.ndarray:
         """Cell types of enough query cells and test cells."""
-        return self.common(LABEL)
-
-    def common(self, by: str) -> np.ndarray:
-        """Find the cell types, or batches, of enough query cells and test cells; none where these are not known."""
-        query, test = (common_names(side.column(by)) for side in self.sides)
+        query, test = (common_names(side.labels) for side in self.sides)
         return np.intersect1d(query, test)
 
-    def most_common(self, by: str) -> list[str]:
-        """Select the common names with the most test cells."""
-        n_cells = pd.Series(self.test.column(by)).value_counts()[self.common(by)]
+    @property
+    def commonest_labels(self) -> list[str]:
+        """Those of these cell types with the most test cells."""
+        n_cells = pd.Series(self.test.labels).value_counts()[self.labels]
         return sorted(map(str, n_cells.nlargest(MAX_GROUPS).index))
 
-    def select(self, by: str, name: str) -> Group:
-        """Select the cells of one type, or batch, as many of each type on both sides."""
-        query, test = (side.among(by, [name]) for side in self.sides)
+    def select(self, label: str) -> Group:
+        """Select as many cells of one type on both sides."""
+        query, test = (side.among(LABEL, [label]) for side in self.sides)
         numbers = smaller_numbers(query.cells.n_by_type, test.cells.n_by_type)
         query, test = (side[sample_by_type(side.cells, numbers, seed=self.seed)] for side in (query, test))
         return replace(self, query=query, test=test)
@@ -233,14 +229,9 @@ def by_group(whole: Group) -> Iterator[tuple[str, str, int, dict[str, float]]]:
     by_label = distances_by_label(whole)
     yield ALL, "", whole.n_cells, distances(whole) | by_label.get("", {})
     within = [kind for kind in KINDS if kind != "use"]
-    for label in whole.most_common(LABEL):
-        group = whole.select(LABEL, label)
+    for label in whole.commonest_labels:
+        group = whole.select(label)
         yield LABEL, label, group.n_cells, distances(group, kinds=within) | by_label.get(label, {})
-    batches = whole.most_common(BATCH)
-    for batch in batches if len(batches) > 1 else ():
-        group = whole.select(BATCH, batch)
-        if group.n_cells >= MIN_CELLS_OF_GROUP:
-            yield BATCH, batch, group.n_cells, distances(group) | distances_by_label(group).get("", {})
 
 
 def distances(group: Group, *, kinds: Sequence[str] = tuple(KINDS)) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Interpretation of a model: ancestral states, genes of branches, markers, and their stability."""
+"""Interpretation of a model: ancestral states, genes of branches, and markers."""

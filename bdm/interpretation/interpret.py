@@ -1,4 +1,4 @@
-"""Interpretation of a model: its inputs, the genes of each branch, compared with real cells, and support of nodes."""
+"""Interpretation of a model: its inputs, and the genes of each branch, compared with real cells."""
 
 import logging
 from collections.abc import Iterator
@@ -27,9 +27,6 @@ from bdm.evaluation.cells import (
     sample_by_type,
 )
 from bdm.evaluation.read import USUAL, open_cells
-from bdm.hierarchy.build import MeasuredClade, measure_clade, merge_height
-from bdm.hierarchy.clustering import MeasuredMeans
-from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import (
     AncestralStates,
     ancestral_states,
@@ -95,7 +92,6 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
         ancestral_states=states,
         contrasts=contrasts,
         agreement=agreement_by_node(contrasts, inputs, n_genes=settings.n_genes),
-        stability=node_stability(model),
         markers=markers_of(markers, inputs.training, inputs.generated, genes, hierarchy),
         held_out=inputs.held_out,
         provenance=provenance(seed=seed, settings=asdict(settings)),
@@ -242,33 +238,3 @@ def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> Non
                 f"{path} {problem} cells of the types {abbreviated(names)}; "
                 "give cells of the data that the model is of."
             )
-
-
-# ---- stability of nodes
-
-
-def node_stability(model: BranchedModel) -> pd.DataFrame:
-    """Measure the ``support`` of each node, and the ``distance`` between its children (root mean square, whitened)."""
-    hierarchy, means = model.hierarchy, MeasuredMeans.from_moments(model.moments)
-    index = {population: i for i, population in enumerate(model.populations)}
-    measured = measure_clade(hierarchy.shape(hierarchy.root.name), means, index, threshold=hierarchy.threshold)
-    clades = by_node(measured, hierarchy)
-    names = [branch.name for branch in hierarchy.branches if hierarchy.children[branch.name]]
-    return pd.DataFrame(
-        {
-            "distance": np.sqrt([merge_height(clades[name].children) for name in names]),
-            "support": np.array([hierarchy.by_name[name].support for name in names], dtype=float),
-        },
-        index=pd.Index(names, name="node"),
-    )
-
-
-def by_node(clade: MeasuredClade, hierarchy: Hierarchy) -> dict[str, MeasuredClade]:
-    """Measured clades by the names of the hierarchy's nodes."""
-    nodes, waiting = {}, [(clade, hierarchy.root.name)]
-    while waiting:
-        clade, name = waiting.pop()
-        if clade.children:
-            nodes[name] = clade
-            waiting.extend(zip(clade.children, hierarchy.children[name], strict=True))
-    return nodes

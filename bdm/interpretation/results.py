@@ -1,4 +1,4 @@
-"""Interpretations: marker genes, ancestral states and stability of branches, in memory, as tables and for scanpy."""
+"""Interpretations: marker genes and ancestral states of branches, in memory, as tables and for scanpy."""
 
 from __future__ import annotations
 
@@ -42,8 +42,6 @@ class Interpretation(Result):
         Genes of each branch against its siblings.
     agreement
         By node, see :func:`bdm.interpretation.interpret.agreement_by_node`.
-    stability
-        By node, see :func:`bdm.interpretation.interpret.node_stability`.
     held_out
         Whether the model was not fitted to the test cells.
     provenance
@@ -58,7 +56,6 @@ class Interpretation(Result):
     ancestral_states: AncestralStates
     contrasts: tuple[ContrastGenes, ...]
     agreement: pd.DataFrame
-    stability: pd.DataFrame
     markers: Markers
     held_out: bool
     provenance: dict[str, Any]
@@ -119,7 +116,7 @@ BRANCH_GENES = [
     *(f"{name}_{statistic}" for name in ("model", "test") for statistic in STATISTICS),
 ]
 COMMITMENT = ["gene", "commitment_level", "node", "node_level", "child", "cell_types", "shift", "auc_without_noise"]
-NODES = ["node", "level", "n_cells", "children", "best_genes"]
+NODES = ["node", "level", "n_cells", "children", "best_genes", "support"]
 
 
 def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
@@ -170,7 +167,7 @@ def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
 
 
 def node_rows(interpretation: Interpretation) -> pd.DataFrame:
-    """List the nodes with their level, their stability, and the best genes of their children."""
+    """List the nodes with their level, their support, and the best genes of their children."""
     rows = []
     for node, children in interpretation.nodes.items():
         branch = interpretation.hierarchy.by_name[node]
@@ -185,10 +182,10 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
                 "n_cells": branch.n_cells,
                 "children": " | ".join("; ".join(child.contrast.names_inside) for child in children),
                 "best_genes": " | ".join(", ".join(genes) for genes in best.values()),
-                **interpretation.stability.loc[node],
+                "support": np.nan if branch.support is None else branch.support,
             }
         )
-    return pd.DataFrame(rows, columns=[*NODES, *interpretation.stability])
+    return pd.DataFrame(rows, columns=NODES)
 
 
 def marker_rows(markers: Markers) -> pd.DataFrame:

@@ -18,7 +18,7 @@ rule interpret:
             "marker genes of each branch (figure)",
         ),
         nodes=in_archive(
-            "results/{dataset}/interpretation/nodes.csv", "Interpretation", "stability of the nodes (table)"
+            "results/{dataset}/interpretation/nodes.csv", "Interpretation", "support and genes of the nodes (table)"
         ),
         commitment=in_archive(
             "results/{dataset}/interpretation/commitment.csv", "Interpretation", "commitment of genes (table)"
