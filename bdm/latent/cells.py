@@ -94,6 +94,12 @@ class LatentCells:
         """Number of cells of each population."""
         return torch.bincount(self.population, minlength=len(self.populations))
 
+    @property
+    def deviation(self) -> Tensor:
+        """Deviation of posterior means from the mean of their population, cells x dimensions."""
+        sums = torch.zeros(len(self.populations), self.mean.shape[1]).index_add(0, self.population, self.mean)
+        return self.mean - (sums / self.n_cells.clamp(min=1)[:, None])[self.population]
+
     def subset(self, index: Tensor) -> "LatentCells":
         """Choose the cells ``index``."""
         of_cells = (self.mean[index], self.scale[index], self.population[index])

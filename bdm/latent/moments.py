@@ -58,10 +58,7 @@ MIN_VARIANCE = 1e-4  # of log library sizes: counting noise of 10,000 counts, if
 
 def fit_whitening(cells: LatentCells) -> Whitening:
     """Compute the whitening of cells from the moments of their posteriors."""
-    n_populations, n_dims = len(cells.populations), cells.mean.shape[1]
-    sums = torch.zeros(n_populations, n_dims).index_add(0, cells.population, cells.mean)
-    means = sums / cells.n_cells.clamp(min=1)[:, None]
-    within = cells.mean - means[cells.population]
+    within = cells.deviation
     pooled = within.T @ within / len(within)
     covariance = pooled + torch.diag((cells.scale**2).mean(dim=0))
     covariance.diagonal()[cells.layout.library_sizes].clamp_(min=MIN_VARIANCE)
@@ -94,10 +91,7 @@ class PopulationMoments:
         """Moments of a mixture of populations with their shares in training."""
         members = [self.populations.index(name) for name in populations]
         weight = self.weight[members] / self.weight[members].sum()
-        mean = weight @ self.mean[members]
-        between = self.mean[members] - mean
-        within = torch.einsum("p,pij->ij", weight, self.covariance[members])
-        return Normal(mean, within + torch.einsum("p,pi,pj->ij", weight, between, between))
+        return Mixture(weight, self.mean[members], self.covariance[members]).moments
 
 
 def population_weight(n_cells: Tensor) -> Tensor:
@@ -129,10 +123,7 @@ MIN_INFORMATION = 0.1  # of counts on a direction, as a share of counts and prio
 
 def without_prior(cells: LatentCells, whitening: Whitening) -> Tensor:
     """Deviation of what each cell's counts alone suggest from its population's mean, whitened, cells x dimensions."""
-    sums = torch.zeros(len(cells.populations), cells.mean.shape[1]).index_add(0, cells.population, cells.mean)
-    means = sums / cells.n_cells.clamp(min=1)[:, None]
-    deviation = (cells.mean - means[cells.population]) / (1 - cells.scale**2).clamp(min=MIN_INFORMATION)
-    return whitening.linear(deviation)
+    return whitening.linear(cells.deviation / (1 - cells.scale**2).clamp(min=MIN_INFORMATION))
 
 
 def sampling_variance(cells: LatentCells, whitening: Whitening) -> Tensor:
@@ -164,7 +155,7 @@ def matrix_power(matrix: Tensor, power: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Mixture of normals, in double precision."""
+    """Mixture of normals; in double precision wherever cells are sampled or mapped."""
 
     weight: Tensor  # shares that sum to 1
     mean: Tensor  # components x dimensions
