@@ -109,8 +109,7 @@ def test_all_cells_are_of_one_type_without_a_label_key(control, real, caplog):
     assert list(evaluation.scores.index.unique("set")) == ["floor", "predicted", "unchanged"]
     assert list(evaluation.scores.index.unique("cell_type")) == ["cells of all types"]
     assert evaluation.verdict.endswith("no common response to compare with, as there are no other types")
-    assert "No column of cell types is named, so cells of all types are compared as one; name" in caplog.text
-    assert "(all have: cell_type)." in caplog.text
+    assert "No column of cell types is named by `label_key=`, so cells of all types are compared as one." in caplog.text
 
 
 def test_counts_and_their_log_normalised_values_have_the_same_scores(control, real, caplog):

@@ -79,11 +79,6 @@ def test_groups_fit_into_a_file(letters, tmp_path):
     assert list(read_h5ad(tmp_path / "groups.h5ad").uns["groups"].dtype.names) == groups
 
 
-def test_few_groups_all_fit():
-    few = [ContrastGenes(Contrast("n", 1.0, f"t{i}", ("a",), ("b",)), None, None, None, None, None) for i in range(200)]
-    assert contrasts_within_limit(few) == few
-
-
 @pytest.mark.parametrize(("n_types", "n_rows"), [(20, 20 * 60), (200, 200 * 3)])
 def test_marker_table_does_not_grow_with_the_square_of_types(n_types, n_rows):
     types = [f"type {i}" for i in range(n_types)]

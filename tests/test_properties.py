@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse, stats
+from test_evaluation_sets import independent_genes
 
 from bdm.data.prepare import gene_names, prepare
 from bdm.evaluation import genes, values
@@ -46,13 +47,6 @@ def held_out(prepared) -> Cells:
     return Cells.from_anndata(prepared[prepared.obs["split"] == "test"])
 
 
-def independent_genes(cells: Cells) -> Cells:
-    """Poisson counts about the mean profile of each type: right means, no structure within types."""
-    profiles = {name: cells.counts[cells.cell_type == name].mean(axis=0) for name in cells.n_by_type.index}
-    rates = np.concatenate([np.asarray(profiles[name]) for name in cells.cell_type])
-    return replace(cells, counts=sparse.csr_matrix(np.random.default_rng(0).poisson(rates), dtype=np.float32))
-
-
 def deeper(cells: Cells) -> Cells:
     return replace(cells, counts=sparse.csr_matrix(2 * cells.counts))
 
@@ -68,7 +62,7 @@ def sets(training) -> dict[str, Cells]:
     shifted = training.counts.toarray()
     shifted[training.batch == "odd", ::2] *= 10  # a batch effect in half of the genes
     return {
-        "independent": independent_genes(training),
+        "independent": replace(training, counts=independent_genes(training).counts),
         "deeper": deeper(training),
         "shuffled": replace(training, cell_type=shuffled),
         "shifted": replace(training, counts=sparse.csr_matrix(shifted)),

@@ -13,7 +13,6 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.files import atomic_write, preparation, provenance
-from bdm._core.files import sha256 as checksum_of_file
 from bdm._core.seeds import derive
 from bdm.audit.attacks import (
     CHANCE,
@@ -27,7 +26,7 @@ from bdm.audit.attacks import (
 )
 from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, members_by_type, training_cells
 from bdm.audit.results import Audit
-from bdm.data.matrix import reject_if_unreadable, take_cells
+from bdm.data.matrix import take_cells
 from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import Cells, StoredCells, check_genes, other_than_rna
 from bdm.evaluation.read import open_cells
@@ -126,16 +125,8 @@ def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSetti
             f"`cells=` gives {counted(len(paths), 'file')}, and there are {counted(settings.n_folds, 'fold')}; give "
             "the cells of each fold in a file, in the order of the folds."
         )
-    known: dict[str, Path] = {}
-    for path in paths:
-        with reject_if_unreadable(path):
-            content = checksum_of_file(path) if path.exists() else str(path.resolve())
-        if other := known.get(content):
-            raise InputError(
-                f"{path} is given for two folds, as it has the content of {other}; give the cells of each fold in a "
-                "file of their own."
-            )
-        known[content] = path
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError("`cells=` gives a file for two folds; give the cells of each fold in a file of their own.")
     prepared = division.cells
     keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
     for fold in division.folds:

@@ -153,7 +153,7 @@ def evaluate_predicted(
     """
     given = {"control": rna_in(control), "real": rna_in(real), "predicted": rna_in(predicted)}
     if settings.label_key is None:
-        logger.warning("%s", pooled_types(given))
+        logger.warning("No column of cell types is named by `label_key=`, so %s are compared as one.", POOLED)
     cells = expressions(given, settings)
     cell_types, rows = compared_types(cells), list[dict[str, Any]]()
     before, after = cells["control"], cells["real"]
@@ -196,14 +196,6 @@ class NormalisedCells:
         """Return the types of at least as many cells."""
         types, numbers = np.unique(self.cell_type, return_counts=True)
         return set(types[numbers >= fewest].tolist())
-
-
-def pooled_types(cells: Mapping[str, AnnData]) -> str:
-    """Phrase that cells of all types are compared together, and which columns may have their types."""
-    columns = [adata.obs.select_dtypes(exclude="number").columns for adata in cells.values()]
-    shared = [key for key in columns[0] if all(key in other for other in columns[1:])]
-    remedy = f"name the column of cell types by `label_key=` (all have: {', '.join(shared)})" if shared else ""
-    return "; ".join(filter(None, [f"No column of cell types is named, so {POOLED} are compared as one", remedy])) + "."
 
 
 def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSettings) -> dict[str, NormalisedCells]:

@@ -217,9 +217,10 @@ def sources_of(
         names = ", ".join(model.populations)
         remedy = f"name one of its sub-populations: {names}" if len(model.populations) > 1 else "fit one with labels"
         raise InputError(f"The model has no cell type but {to!r} to transmute cells to; {remedy}.")
-    if to not in {*model.cell_types, *model.populations}:
-        raise InputError(unknown_type(to, model.cell_types, of="The model has"))
-    check_source_types(model, cell_types)
+    allowed = {to: (*model.cell_types, *model.populations), **dict.fromkeys(cell_types, model.cell_types)}
+    for name, types in allowed.items():
+        if name not in types:
+            raise InputError(unknown_type(name, model.cell_types, of="The model has"))
     labels = labels_of(adata.obs, model, keys)
     known = of_known_types(labels, model)
     is_selected = labels.isin(cell_types).to_numpy() if cell_types else known & (labels != to).to_numpy()
@@ -239,19 +240,6 @@ def sources_of(
     new_values = None if values is None else moved(model, values, to, at, extrapolate=extrapolate)
     batch, cell_type = batches_of(cells, model, keys), labels[has_counts].to_numpy()
     return Sources(to, cell_types, at, cells, cell_type, batch, *columns, values, new_values)
-
-
-def check_source_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:
-    """Reject types of cells to transmute that are no cell types of the model."""
-    for name in cell_types:
-        if name in model.cell_types:
-            continue
-        if name in model.populations:
-            raise InputError(
-                f"{name!r} is a sub-population, but the cells to transmute are selected by their cell types; give "
-                f"{model.cell_type_of[name]!r}."
-            )
-        raise InputError(unknown_type(name, model.cell_types, of="The model has"))
 
 
 def mean(model: BranchedModel, cell_type: str) -> Tensor:
