@@ -32,7 +32,7 @@ from bdm.settings import PredictedEvaluationSettings
 logger = logging.getLogger(__name__)
 
 DEFAULTS = PredictedEvaluationSettings()
-PREDICTED, COMMON_RESPONSE = "predicted", "common_response"  # sets of cells, beside the floor and unchanged cells
+PREDICTED, COMMON_RESPONSE = "predicted", "common_response"  # sets of cells, with the floor and unchanged cells
 TOP, ALL = "top", "all"  # genes
 POOLED = "cells of all types"  # in place of a cell type, where no column of cell types is named
 COUNTS, LOG_NORMALISED = "raw counts", "log-normalised values"

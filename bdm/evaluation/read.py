@@ -57,7 +57,7 @@ def read_real_cells(
         rows = np.arange(other.n_obs)
         test = StoredCells.from_anndata(test_path, other, rows, names.index, place_of_other, covariates)
         with at(test_path):
-            check_held_out(test, training, other.obs_names, adata.obs_names[~is_test])
+            check_held_out(test, training)
     lone = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
     if len(lone):
         logger.warning("%s: not evaluated, as there are too few test cells: %s.", path, ", ".join(lone))
@@ -149,8 +149,8 @@ def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
     return is_test
 
 
-def check_held_out(test: TypedCells, training: TypedCells, test_names: pd.Index, training_names: pd.Index) -> None:
-    """Reject test cells if most are training cells by their counts; warn if some are, by counts or by names."""
+def check_held_out(test: TypedCells, training: TypedCells) -> None:
+    """Reject test cells if most are training cells by their counts; warn if some are."""
     of_test = fingerprints(test, fewest_genes=MIN_GENES)
     same = np.isin(of_test, fingerprints(training)) & (of_test > 0)
     n_same, n_test = int(same.sum()), len(test)
@@ -161,13 +161,6 @@ def check_held_out(test: TypedCells, training: TypedCells, test_names: pd.Index,
         )
     if n_same:
         logger.warning("%d of %d test cells have the counts of training cells: scores are too good.", n_same, n_test)
-        return
-    if n_named := int(test_names.isin(training_names).sum()):
-        logger.warning(
-            "%d of %d test cells have the names of training cells, though other counts; make sure that the model was "
-            "not fitted on them.",
-            *(n_named, n_test),
-        )
 
 
 def fingerprints(cells: TypedCells, *, fewest_genes: int = 0) -> np.ndarray:

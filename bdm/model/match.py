@@ -358,7 +358,7 @@ def real_cells_for(
     training = cells[np.flatnonzero(~is_test)]
     test = cells[np.flatnonzero(is_test)] if other is None else known_cells(other, model, keys)
     if other is not None:
-        check_held_out(test, training, other.obs_names, prepared.obs_names[~is_test])
+        check_held_out(test, training)
     check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
     return RealCells(training, test, model.gene_names)
 

@@ -150,7 +150,7 @@ def draw_tree(axis: Axes, relations: Relations, order: list[str], names: dict[fr
 
 
 def response_errors(responses: Responses, *, show: bool | None = None) -> Axes | None:
-    """Draw the error of predictions of each measured type, left out in turn, beside simpler ones.
+    """Draw the error of predictions of each measured type, left out in turn, next to simpler ones.
 
     Parameters
     ----------
