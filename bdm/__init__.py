@@ -9,8 +9,8 @@ from bdm._core.progress import show_messages
 if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm import pl as pl
     from bdm import tl as tl
+    from bdm._core.errors import InputError as InputError
     from bdm.api import BranchedDiffusion as BranchedDiffusion
-    from bdm.errors import InputError as InputError
     from bdm.evaluation.evaluate import Evaluation as Evaluation
     from bdm.extension.extend import ExtensionReport as ExtensionReport
     from bdm.hierarchy.files import read_tree as read_tree
@@ -32,7 +32,7 @@ MODULES = {  # with the public classes and functions, by name
     "Evaluation": "bdm.evaluation.evaluate",
     "ExtensionReport": "bdm.extension.extend",
     "HierarchySettings": "bdm.settings",
-    "InputError": "bdm.errors",
+    "InputError": "bdm._core.errors",
     "InputKeys": "bdm.settings",
     "Interpretation": "bdm.interpretation.results",
     "PrepareSettings": "bdm.settings",

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.errors import InputError, counted, listed
 from bdm._core.files import atomic_write, provenance
 from bdm._core.parallel import using_threads
+from bdm._core.schema import reject_unknown
 from bdm.data.columns import as_names
 from bdm.data.modalities import features_in_words, to_form
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
-from bdm.errors import InputError, counted, listed
 from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
 from bdm.generation.at import NOWHERE, At
@@ -33,7 +34,6 @@ from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import fit
 from bdm.model.match import SAME, encodable, fitted_cells, keys_found_in, known_cells, populations_by, real_cells_for
 from bdm.model.model import BranchedModel, load_model
-from bdm.schema import reject_unknown
 from bdm.settings import (
     AuditSettings,
     EvaluationSettings,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bdm import __version__
+from bdm._core.errors import InputError, Interrupted, TrainingError, as_options
 from bdm.commands.audit import audit
 from bdm.commands.audit_folds import audit_folds
 from bdm.commands.autoencoder import autoencoder
@@ -36,7 +37,6 @@ from bdm.commands.respond import respond
 from bdm.commands.simulate import simulate
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
-from bdm.errors import InputError, Interrupted, TrainingError, as_options
 
 # Threads of OpenMP spin while they wait, and slow down other programs. Torch reads this as it is loaded.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):

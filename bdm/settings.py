@@ -10,10 +10,10 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from bdm.errors import InputError
-from bdm.kinds import DECODERS, PRIORS
-from bdm.schema import Key, Setting, StageSettings, Unset
-from bdm.validation import keys_rejection, split_rejection
+from bdm._core.errors import InputError
+from bdm._core.kinds import DECODERS, PRIORS
+from bdm._core.schema import Key, Setting, StageSettings, Unset
+from bdm._core.validation import keys_rejection, split_rejection
 
 AS_FITTED = Unset("as in the model's data")
 WITHOUT_LABELS = "cell"  # the one cell type of cells without labels; the Cell Ontology's term for any cell, CL:0000000

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from bdm.schema import Setting, StageSettings, Unset, described_settings
+from bdm._core.schema import Setting, StageSettings, Unset, described_settings
 from bdm.settings import (
     AuditSettings,
     AutoencoderSettings,

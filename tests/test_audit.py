@@ -14,6 +14,7 @@ import pytest
 import scipy.sparse as sp
 
 from bdm import pl
+from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.audit.attacks import ATTACKS, ON_MODEL, attack
 from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide, training_cells
@@ -22,7 +23,6 @@ from bdm.audit.results import TABLES, Audit, audit_section, divided_in_words
 from bdm.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, tree_of
 from bdm.audit.verdict import HIGH_LIMIT, null_of_units, of_units, spread_of_auc, standardised, verdict_of
 from bdm.cli import app
-from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves

@@ -10,6 +10,7 @@ from scipy.stats import nbinom
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from bdm._core.errors import InputError
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import to_tensor
 from bdm._core.training import TrainingPlan, device_of, train
@@ -29,7 +30,6 @@ from bdm.autoencoder.softmax import Loadings, SoftmaxEvidence
 from bdm.data import matrix
 from bdm.data.matrix import take_cells, take_rows
 from bdm.data.prepare import prepare, read_prepared
-from bdm.errors import InputError
 from bdm.latent.cells import encode, populations_of_cells
 from bdm.settings import AutoencoderSettings, PrepareSettings
 

@@ -7,11 +7,11 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.errors import InputError
 from bdm.data import matrix as rows_module
 from bdm.data.matrix import blocks_of_rows, take_rows, to_row_storage
 from bdm.data.prepare import prepare, read_prepared
 from bdm.data.read import read_cells
-from bdm.errors import InputError
 from bdm.settings import PrepareSettings
 
 MATRIX = sparse.random(97, 31, density=0.2, format="csr", random_state=0, dtype=np.float32)

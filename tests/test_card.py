@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
+from bdm._core.errors import InputError
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
 from bdm.api import BranchedDiffusion
 from bdm.audit.results import check_settings
 from bdm.cli import app, main
-from bdm.errors import InputError
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.model.card import CARD, GeneratedFile, metadata, model_card, table
 from bdm.model.model import load_model, record_of_cells

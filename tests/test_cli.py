@@ -19,11 +19,11 @@ from typer.main import get_command
 from warm import start
 
 import bdm
+from bdm._core.errors import ARGUMENT, OPTIONS_FOR_NONE, as_options
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of, load
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.cli import app, main
-from bdm.errors import ARGUMENT, OPTIONS_FOR_NONE, as_options
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 

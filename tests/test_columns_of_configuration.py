@@ -13,11 +13,11 @@ from snakemake.exceptions import WorkflowError
 from test_configuration import CONFIG, MINE, keys, planned_rules, with_value
 from test_workflow import ROOT, SCHEMA, snakemake, write_config
 
+from bdm._core.errors import InputError
 from bdm.audit.folds import Units
 from bdm.audit.limits import audit_rejection
 from bdm.data.header import n_cells_by_value, obs_columns
 from bdm.data.read import read_cells
-from bdm.errors import InputError
 from bdm.settings import AuditSettings
 
 MODULE = """

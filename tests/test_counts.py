@@ -4,9 +4,9 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.errors import InputError
 from bdm.data.counts import raw_counts
 from bdm.data.read import counts_before_rounding, pbmc68k_counts
-from bdm.errors import InputError
 
 CELLS, GENES = ["c0", "c1"], ["g0", "g1", "g2"]
 COUNTS = np.array([[1, 0, 3], [0, 5, 2]], dtype=np.float32)

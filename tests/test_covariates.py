@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.covariates.curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds
 from bdm.covariates.effects import fit_effects
 from bdm.data.prepare import recorded_covariates
-from bdm.errors import InputError
 from bdm.generation.at import parse_at
 from bdm.generation.request import numbers_like, snapshots_around
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings, Settings

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bdm._core.errors import InputError
 from bdm._core.files import atomic_write, sha256
 from bdm.data.matrix import write_h5ad
-from bdm.errors import InputError
 from bdm.model.model import save_model
 
 
@@ -96,7 +96,7 @@ def test_second_run_of_the_same_output_is_rejected_and_another_is_not(tmp_path, 
 
 WRITER = """
 import sys, time
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 from bdm._core.files import atomic_write
 try:
     with atomic_write(sys.argv[1], folder_of="kind") as folder:

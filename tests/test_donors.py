@@ -10,13 +10,13 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.errors import InputError
 from bdm._core.seeds import numpy_generator
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.cli import app
 from bdm.donors.effects import MAX_SUM, dirichlet_parameters, fit_composition
 from bdm.donors.variance import certainty, donor_variance, group_cells, pseudobulks
-from bdm.errors import InputError
 from bdm.model.card import model_card
 
 N_GENES, N_DONORS, SD = 120, 24, 0.4

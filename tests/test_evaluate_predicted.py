@@ -9,7 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.metrics import pairwise_distances
 
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 from bdm.evaluation.predicted import PredictedEvaluation, evaluate_predicted, score, top_genes
 from bdm.settings import PredictedEvaluationSettings
 

@@ -7,10 +7,10 @@ import pytest
 from anndata import AnnData
 from matplotlib.image import imread
 
+from bdm._core.errors import InputError
 from bdm.cli import app
 from bdm.data.matrix import path_of, take_rows
 from bdm.data.prepare import prepare
-from bdm.errors import InputError
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.properties import COLUMNS
 from bdm.settings import PrepareSettings

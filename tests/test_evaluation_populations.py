@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from bdm._core.errors import InputError
 from bdm.cli import app
-from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED, SIZE_LIMITS, Cells, StoredCells
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.metrics import energy_distance

@@ -9,9 +9,9 @@ import pytest
 from same_tables import assert_same_table
 from scipy import sparse
 
+from bdm._core.errors import InputError
 from bdm.data.genes import GeneNames
 from bdm.data.prepare import prepare
-from bdm.errors import InputError
 from bdm.evaluation.cells import (
     Cells,
     RealCells,

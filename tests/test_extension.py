@@ -13,10 +13,10 @@ from anndata import AnnData, read_h5ad
 from safetensors.torch import load_file
 from scipy.sparse import csr_matrix
 
+from bdm._core.errors import InputError
 from bdm._core.store import checksum_of
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.data.prepare import fewest_donors, has_donors
-from bdm.errors import InputError
 from bdm.extension.extend import (
     ExtendSettings,
     ExtensionReport,

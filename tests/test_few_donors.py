@@ -10,11 +10,11 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.errors import InputError
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.sub_populations import classify
 from bdm.data.filters import effective_donors
 from bdm.data.prepare import prepare
-from bdm.errors import InputError
 from bdm.settings import AutoencoderSettings, PrepareSettings
 
 N_GENES, N_DONORS = 120, 8

@@ -3,9 +3,9 @@ import os
 
 import pytest
 
+from bdm._core.errors import InputError
 from bdm._core.files import atomic_write, read_json, sha256, write_json
 from bdm._core.seeds import derive
-from bdm.errors import InputError
 
 
 def listing(folder) -> dict[str, str]:

@@ -10,9 +10,9 @@ import torch
 from scipy import sparse
 from scipy.stats import chisquare, nbinom
 
+from bdm._core.errors import InputError
 from bdm._core.seeds import derive
 from bdm.autoencoder.observation import NegativeBinomial
-from bdm.errors import InputError
 from bdm.generation.generate import MAX_CHUNK, MIN_CHUNK, generate_cells, generated_cells, write_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
 from bdm.model.model import expected_counts, observation_model

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from bdm._core.errors import InputError
 from bdm._core.files import read_json, write_checksummed_json
-from bdm.errors import InputError
 from bdm.hierarchy.build import (
     MIN_LEVEL,
     AttachmentPoint,

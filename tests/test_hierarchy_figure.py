@@ -7,9 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic_cells import height, random_tree
 
+from bdm._core.errors import InputError
 from bdm._core.seeds import numpy_generator
 from bdm.cli import app
-from bdm.errors import InputError
 from bdm.hierarchy.files import save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy
 from bdm.plotting.style import ADDED, save_figure

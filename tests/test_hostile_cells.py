@@ -14,9 +14,9 @@ from hostile import Case, cases, command, hostile_cells
 from hypothesis import given, reject
 from scipy import sparse
 
+from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare, read_prepared
-from bdm.errors import InputError
 from bdm.settings import PrepareSettings
 
 # ---- what is right, computed from dense matrices

@@ -17,11 +17,11 @@ from scipy import sparse
 from scipy.stats import mannwhitneyu, norm
 
 from bdm import pl
+from bdm._core.errors import InputError
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
 from bdm.autoencoder.adapters import Adapters
 from bdm.cli import main
-from bdm.errors import InputError
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells
 from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from bdm._core.errors import InputError
 from bdm.autoencoder.sub_populations import N_SHRINK
 from bdm.data import matrix
 from bdm.data.prepare import prepare
-from bdm.errors import InputError
 from bdm.latent import cells
 from bdm.latent.cells import LatentCells, encode, latent_cells, populations_of_cells, read_latent
 from bdm.latent.moments import Whitening, fit_whitening, matrix_power, population_moments, population_weight

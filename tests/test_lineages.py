@@ -13,7 +13,7 @@ from simulated import LINEAGE as NEWICK
 from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 from bdm.kriging.law import left_out
 from bdm.lineages.cells import parsed_time, reconstruct_cells
 from bdm.lineages.measured import measure

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 import bdm
+from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
-from bdm.errors import InputError
 from bdm.hierarchy.tree import from_nested
 from bdm.settings import HierarchySettings
 

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 from bdm.hierarchy.files import as_clade, from_newick, to_newick
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 

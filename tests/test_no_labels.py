@@ -12,9 +12,9 @@ from sklearn.metrics import adjusted_rand_score
 from test_workflow import demo_config, dry_run, shell_commands
 
 import bdm as package
+from bdm._core.errors import InputError
 from bdm.cli import app
 from bdm.data.prepare import prepare, read_prepared
-from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.evaluate import Evaluation
 from bdm.interpretation.genes import model_expression

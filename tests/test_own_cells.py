@@ -12,8 +12,8 @@ import pytest
 from anndata import AnnData
 
 import bdm
+from bdm._core.errors import InputError
 from bdm.cli import app
-from bdm.errors import InputError
 from bdm.model.match import fitted_cells, known_cells, real_cells_for
 from bdm.settings import InputKeys
 

@@ -14,7 +14,7 @@ from test_evaluation_sets import assert_same
 
 import bdm
 from bdm import pl
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 from bdm.plotting.evaluation import LABELS, draw_cells_by_type, draw_scores_by_type
 from bdm.plotting.style import figure_of
 

@@ -13,8 +13,8 @@ from pydeseq2.ds import DeseqStats
 from scipy import sparse, stats
 from scipy.special import expit, logit
 
+from bdm._core.errors import InputError
 from bdm.design.settings import read_design
-from bdm.errors import InputError
 from bdm.evaluation.genes import adjusted
 from bdm.power.analysis import check_testable
 from bdm.power.deseq import AllGenesInference, deseq2, freedom_of_prior, information, negative_log_likelihood

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from bdm import pl
+from bdm._core.errors import InputError
 from bdm.cli import app
 from bdm.design.settings import Method, read_design
-from bdm.errors import InputError
 from bdm.plotting.experiments import METHOD_LABELS
 from bdm.power.analysis import (
     COMPOSITION,

@@ -14,12 +14,12 @@ from anndata import AnnData
 from scipy import sparse
 from skmisc.loess import loess
 
+from bdm._core.errors import InputError
 from bdm.data.filters import split_by_type, split_sizes
 from bdm.data.genes import MARKERS, GeneNames, symbol_column
 from bdm.data.matrix import appended_rows
 from bdm.data.prepare import prepare, prepared_cells, read_prepared
 from bdm.data.read import read_cells
-from bdm.errors import InputError
 from bdm.settings import PrepareSettings
 
 SMALL_TYPE = "CD4+/CD45RA+/CD25- Naive T"  # 8 cells

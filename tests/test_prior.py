@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bdm._core.errors import InputError, TrainingError
 from bdm._core.seeds import derive
 from bdm._core.training import train
-from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import branch_level, build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells

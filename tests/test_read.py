@@ -10,8 +10,8 @@ import pytest
 from anndata import AnnData
 from scipy import io, sparse
 
+from bdm._core.errors import InputError
 from bdm.data.read import read_cells
-from bdm.errors import InputError
 
 GENE_IDS = ["ENSG1", "ENSG2", "ENSG3"]
 SYMBOLS = ["CD3D", "MATR3", "MATR3"]

@@ -16,9 +16,9 @@ from simulated import LINEAGE, simulated_lineage
 from test_hierarchy_page import CHROMIUM, Scripts, balanced
 from test_responses import simulated_cells
 
+from bdm._core.errors import InputError
 from bdm.cli import app
 from bdm.data.prepare import read_prepared
-from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.hierarchy.tree import Hierarchy

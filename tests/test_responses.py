@@ -12,7 +12,7 @@ import torch
 from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 from bdm.hierarchy.files import as_clade
 from bdm.kriging.counts import PSEUDO
 from bdm.kriging.law import Hypothesis, evidence_of, fit_law, left_out, predict, solve

@@ -14,13 +14,13 @@ from test_workflow import demo_config, dry_run
 from typer.main import get_command
 
 import bdm
+from bdm._core.errors import InputError
 from bdm._core.files import provenance
+from bdm._core.schema import StageSettings, described_settings, settings_of
 from bdm.api import settings_with
 from bdm.cli import app, main
 from bdm.design.settings import Samples
-from bdm.errors import InputError
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS
-from bdm.schema import StageSettings, described_settings, settings_of
 from bdm.settings import (
     AutoencoderSettings,
     EvaluationSettings,

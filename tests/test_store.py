@@ -13,9 +13,9 @@ import torch
 from same_tables import assert_same_table
 from torch import Tensor, nn
 
+from bdm._core.errors import InputError
 from bdm._core.files import sha256, write_checksummed_json
 from bdm._core.store import FORMAT, TEXT, checksum_of, load, save
-from bdm.errors import InputError
 
 
 @dataclass(frozen=True)

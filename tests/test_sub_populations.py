@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bdm._core.errors import InputError
 from bdm._core.parallel import using_threads
 from bdm._core.store import concat
 from bdm.autoencoder.sub_populations import (
@@ -17,7 +18,6 @@ from bdm.autoencoder.sub_populations import (
     prior_means,
     warn_of_fewer,
 )
-from bdm.errors import InputError
 from bdm.settings import AutoencoderSettings
 
 N_LATENT = 10

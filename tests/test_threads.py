@@ -11,10 +11,10 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
+from bdm._core.errors import InputError
 from bdm._core.files import sha256
 from bdm._core.parallel import available_threads, chosen_threads, threads, using_threads
 from bdm.api import BranchedDiffusion
-from bdm.errors import InputError
 
 B, NK, MONOCYTE = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
 COMMANDS = f"""

@@ -11,10 +11,10 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from bdm._core.errors import TrainingError
 from bdm._core.training import TrainingPlan, train
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
-from bdm.errors import TrainingError
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import check_collapse, spread_and_distance
 from bdm.settings import AutoencoderSettings, PrepareSettings, PriorSettings

@@ -9,8 +9,8 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
+from bdm._core.errors import InputError
 from bdm.data.genes import GeneNames
-from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells
 from bdm.latent.cells import populations_of_cells
 from bdm.model.match import populations_by

@@ -1,1 +1,1 @@
-"""What all layers share: files, checksums, seeds, threads, messages, and the loop that trains networks."""
+"""What all layers share: errors, what a setting is, files, checksums, seeds, threads, and the loop that trains."""

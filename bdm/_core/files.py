@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from bdm import __version__
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,7 +15,7 @@ import torch
 from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
 
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 

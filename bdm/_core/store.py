@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from bdm._core.errors import InputError, at
 from bdm._core.files import atomic_write, read_checksummed_json, sha256, write_checksummed_json
+from bdm._core.kinds import Kinds
 from bdm._core.seeds import to_tensor
-from bdm.errors import InputError, at
-from bdm.kinds import Kinds
 
 FORMAT = 21
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
@@ -32,8 +32,8 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
     """Write a dataclass into a folder as ``kind.json`` and ``kind.safetensors``, and return the checksum of both.
 
     A field is a number, text, None, JSON content, a tensor, an array, a table, a network that is made from the
-    dataclass ``shape``, another such dataclass (of several :class:`bdm.kinds.Kinds`, with its name), a function without
-    arguments that returns one of these, or a tuple or a dictionary (with text as keys) of these.
+    dataclass ``shape``, another such dataclass (of several :class:`bdm._core.kinds.Kinds`, with its name), a function
+    without arguments that returns one of these, or a tuple or a dictionary (with text as keys) of these.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

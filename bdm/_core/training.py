@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from bdm._core.errors import InputError, TrainingError
 from bdm._core.parallel import keep_freed_memory
 from bdm._core.progress import progress
 from bdm._core.seeds import torch_generator
-from bdm.errors import InputError, TrainingError
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.errors import InputError, abbreviated
 from bdm._core.seeds import derive, numpy_generator
 from bdm.audit.limits import audit_rejection, inconclusive
 from bdm.data.columns import group_column, without_unused_categories
 from bdm.data.filters import split_by_type
 from bdm.data.matrix import take_cells
 from bdm.data.prepare import recorded_settings
-from bdm.errors import InputError, abbreviated
 from bdm.settings import AuditSettings, PrepareSettings
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, sem, t
 
+from bdm._core.errors import InputError, abbreviated, counted, markdown
 from bdm._core.files import write_json
 from bdm._core.seeds import derive
 from bdm._core.store import Result
@@ -27,7 +28,6 @@ from bdm.audit.verdict import (
     standardised,
     verdict_of,
 )
-from bdm.errors import InputError, abbreviated, counted, markdown
 from bdm.model.card import GeneratedFile
 from bdm.model.model import BranchedModel
 

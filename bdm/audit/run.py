@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.files import atomic_write, preparation, provenance
 from bdm._core.seeds import derive
 from bdm.audit.attacks import (
@@ -27,7 +28,6 @@ from bdm.audit.attacks import (
 from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, members_by_type, training_cells
 from bdm.audit.results import Audit
 from bdm.data.matrix import take_cells
-from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import Cells, StoredCells, check_genes, other_than_rna
 from bdm.evaluation.read import open_cells
 from bdm.generation.generate import generate_cells

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import auc, roc_curve
 
+from bdm._core.errors import counted
 from bdm.audit.attacks import ATTACKS
 from bdm.audit.limits import LEVEL, Sides, inconclusive
-from bdm.errors import counted
 
 KEYS = ["fold", "unit", "cell_type", "member"]  # of tables of scores
 FALSE_POSITIVES = 0.01

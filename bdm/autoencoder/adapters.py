@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from bdm._core.errors import TrainingError
 from bdm._core.parallel import threads
 from bdm._core.progress import progress
 from bdm._core.seeds import to_tensor, torch_generator
@@ -27,7 +28,6 @@ from bdm.autoencoder.cells import (
 from bdm.autoencoder.network import CountAutoencoder, Posterior, laplace_posterior
 from bdm.autoencoder.softmax import AdapterSettings, PaddedCells, Parameters
 from bdm.data.matrix import take_cells
-from bdm.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 

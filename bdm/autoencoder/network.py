@@ -9,10 +9,10 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from bdm._core.kinds import DECODERS
 from bdm._core.parallel import Map
 from bdm.autoencoder.decoder import AutoencoderShape, Decoder
 from bdm.autoencoder.softmax import ONE_BLOCK, Blocks
-from bdm.kinds import DECODERS
 
 OVERSAMPLING = 10  # further components in the search for principal ones, so that the last of these converge too
 PORTION = 128  # cells whose posteriors are computed together, where several portions are computed in parallel

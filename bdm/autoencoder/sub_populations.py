@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm._core.errors import InputError, abbreviated
 from bdm._core.parallel import threads
 from bdm._core.seeds import derive, numpy_generator
 from bdm.data.filters import effective_donors, largest_shares
-from bdm.errors import InputError, abbreviated
 from bdm.settings import AutoencoderSettings
 
 if TYPE_CHECKING:

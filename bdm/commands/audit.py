@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
+from bdm._core.errors import InputError, at
 from bdm.commands.base import Device, OutFolder, Prepared, Summary
-from bdm.errors import InputError, at
 from bdm.settings import AuditSettings, FitSettings, GenerationSettings, Seed, Tree
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from bdm._core.errors import at
 from bdm.commands.base import OutFolder, Prepared, Summary
-from bdm.errors import at
 from bdm.settings import AuditSettings, Seed
 
 

@@ -22,13 +22,13 @@ def autoencoder(
 
     Example: bdm autoencoder prepared.h5ad autoencoder/
     """
+    from bdm._core.errors import counted
     from bdm._core.files import atomic_write, preparation, provenance, sha256
     from bdm._core.store import save
     from bdm.autoencoder.fit import fit_autoencoder
     from bdm.covariates.effects import fit_covariates, with_residuals
     from bdm.data.prepare import read_prepared
     from bdm.donors.effects import fit_donors
-    from bdm.errors import counted
     from bdm.latent.cells import encode, save_latent
 
     adata = read_prepared(prepared, on_disk=True)

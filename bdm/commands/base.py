@@ -20,9 +20,9 @@ import typer
 from annotated_types import Ge
 
 from bdm import __version__
-from bdm.errors import OPTIONS_FOR_NONE, InputError, Interrupted, as_options
-from bdm.schema import Setting, StageSettings, Unset, alternatives, settings_of
-from bdm.validation import bounds_in_words
+from bdm._core.errors import OPTIONS_FOR_NONE, InputError, Interrupted, as_options
+from bdm._core.schema import Setting, StageSettings, Unset, alternatives, settings_of
+from bdm._core.validation import bounds_in_words
 
 logger = logging.getLogger("bdm")
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -176,8 +176,9 @@ def options_of(signature: inspect.Signature) -> list[Option]:
     """Give the parameters of a command for typer, with one for each setting.
 
     An argument is annotated with its type and a help text, as a setting is; it is an option if it is keyword-only. One
-    of type :class:`bdm.schema.StageSettings` stands for all of its settings that have a help text and are no arguments
-    themselves; where two stages have settings of the same name, the option begins with the section of the stage.
+    of type :class:`bdm._core.schema.StageSettings` stands for all of its settings that have a help text and are no
+    arguments themselves; where two stages have settings of the same name, the option begins with the section of the
+    stage.
     """
     found = []
     for name, parameter in signature.parameters.items():

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from bdm._core.errors import at
 from bdm.commands.base import ModelFolder, Output, Summary
-from bdm.errors import at
 from bdm.settings import Contact, License, Source
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from bdm._core.errors import InputError
 from bdm.commands.base import Compare, HeldOutCells, OfModel, OutFolder, Summary
-from bdm.errors import InputError
 from bdm.settings import EvaluationSettings, InputKeys, Seed
 
 logger = logging.getLogger(__name__)

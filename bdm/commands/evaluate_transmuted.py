@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from bdm._core.errors import InputError
 from bdm.commands.base import Compare, OfModel, OutFolder, Summary, TestCells
 from bdm.commands.evaluate import check_used, named_files
-from bdm.errors import InputError
 from bdm.settings import InputKeys, Seed
 
 if TYPE_CHECKING:

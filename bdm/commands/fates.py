@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
+from bdm._core.schema import Unset
 from bdm.commands.base import Ending, Output, Summary
-from bdm.schema import Unset
 from bdm.settings import Counts, Labels
 
 Among = Annotated[tuple[str, ...], "Node between which cells are divided.", Unset("the leaves with samples")]
@@ -23,9 +23,9 @@ def fates(
 
     Example: bdm fates lineage/ progenitors.h5ad fates.csv --among ADL --among AWB
     """
+    from bdm._core.errors import at
     from bdm._core.files import atomic_write
     from bdm.data.read import read_cells
-    from bdm.errors import at
     from bdm.lineages.cells import fates as shares_of
     from bdm.lineages.results import Lineage
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
+from bdm._core.errors import at, counted
 from bdm.commands.base import Device, OutFolder, Summary, generating
-from bdm.errors import at, counted
 from bdm.settings import Labels, Seed, Settings, Tree
 
 

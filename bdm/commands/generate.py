@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+from bdm._core.errors import InputError, counted
 from bdm.commands.base import AtValues, Device, Extrapolate, ModelFolder, OutGenerated, Summary, evaluating
-from bdm.errors import InputError, counted
 from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
 
 CellsLike = Annotated[

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from bdm._core.errors import counted, listed
 from bdm.commands.base import AutoencoderFolder, OutFile, Output, Summary
-from bdm.errors import counted, listed
 from bdm.settings import HierarchySettings, Seed, Tree
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ def interpret(
 
     Example: bdm interpret model/ prepared.h5ad generated.h5ad interpretation/
     """
+    from bdm._core.errors import counted
     from bdm._core.files import atomic_write
-    from bdm.errors import counted
     from bdm.interpretation.interpret import interpret as interpret_model
     from bdm.interpretation.interpret import read_inputs
     from bdm.interpretation.results import agreement_summary

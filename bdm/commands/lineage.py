@@ -24,9 +24,9 @@ def lineage(
 
     Example: bdm lineage cells.h5ad lineage/ --tree lineage.nwk --time-key minutes
     """
+    from bdm._core.errors import at, counted
     from bdm._core.files import atomic_write
     from bdm.data.read import read_cells
-    from bdm.errors import at, counted
     from bdm.lineages.results import fit_lineage
     from bdm.lineages.tree import read_lineage_tree
     from bdm.pl import write_result

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from bdm._core.schema import Unset
 from bdm.commands.base import OutFile, Summary
-from bdm.schema import Unset
 
 
 def plot_tree(

@@ -2,9 +2,9 @@
 
 import logging
 
+from bdm._core.errors import at
 from bdm.commands.base import Device, ModelFolder, OutFolder, Summary
 from bdm.commands.simulate import DesignSeed
-from bdm.errors import at
 from bdm.settings import DesignFile
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,9 @@ def power(
 
     Example: bdm power model/ design.yaml power/
     """
+    from bdm._core.errors import counted
     from bdm._core.files import atomic_write
     from bdm.design.settings import read_design
-    from bdm.errors import counted
     from bdm.model.model import load_model
     from bdm.pl import write_result
     from bdm.power.analysis import check_testable, compile_testable, design_at, points_of, power_analysis

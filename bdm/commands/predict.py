@@ -29,9 +29,9 @@ def predict(
 
     Example: bdm predict responses/ cells.h5ad predicted.h5ad --condition stim --cell-type "B cells"
     """
+    from bdm._core.errors import at
     from bdm._core.files import atomic_write
     from bdm.data.read import read_cells, rna_in
-    from bdm.errors import at
     from bdm.responses.cells import effects_of_cells, expectation, predict_cells
     from bdm.responses.results import Responses
 

@@ -28,10 +28,10 @@ def predict_modality(
 
     Example: bdm predict-modality model/ rna.h5ad proteins.h5ad --modality prot
     """
+    from bdm._core.errors import at
     from bdm._core.files import atomic_write
     from bdm.data.matrix import write_h5ad
     from bdm.data.read import read_cells
-    from bdm.errors import at
     from bdm.generation.modality import modality_named, question_of
     from bdm.generation.modality import predict_modality as predict
     from bdm.model.model import checksums, load_model

@@ -18,11 +18,11 @@ def prepare(
 
     Example: bdm prepare cells.h5ad prepared.h5ad --label-key bulk_labels
     """
+    from bdm._core.errors import at
     from bdm._core.files import atomic_write, sha256
     from bdm.data.genes import gene_lists
     from bdm.data.prepare import prepared_cells, summary
     from bdm.data.read import read_cells
-    from bdm.errors import at
 
     gene_lists(settings)  # rejected before any cells are read
     with atomic_write(out) as path:

@@ -28,9 +28,9 @@ def reconstruct(
 
     Example: bdm reconstruct lineage/ cells.h5ad ancestors.h5ad --node ASG_AWA --at 350:400
     """
+    from bdm._core.errors import at as at_file
     from bdm._core.files import atomic_write
     from bdm.data.read import read_cells
-    from bdm.errors import at as at_file
     from bdm.lineages.cells import parsed_time, reconstruct_cells
     from bdm.lineages.results import Lineage
 

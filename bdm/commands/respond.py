@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
+from bdm._core.schema import Unset
 from bdm.commands.base import OutFolder, Summary
-from bdm.schema import Unset
 from bdm.settings import Labels, ResponseSettings
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,9 @@ def respond(
 
     Example: bdm respond cells.h5ad responses/ --condition-key condition --control ctrl
     """
+    from bdm._core.errors import at, counted
     from bdm._core.files import atomic_write
     from bdm.data.read import read_cells
-    from bdm.errors import at, counted
     from bdm.hierarchy.files import read_tree
     from bdm.pl import write_result
     from bdm.responses.results import fit_responses

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from annotated_types import Ge
 
+from bdm._core.errors import at
+from bdm._core.schema import Unset
 from bdm.commands.base import Device, ModelFolder, OutGenerated, Output, Summary
-from bdm.errors import at
-from bdm.schema import Unset
 from bdm.settings import DesignFile
 
 DesignSeed = Annotated[int | None, Ge(0), "Seed of every random draw.", Unset("the design's")]
@@ -29,12 +29,12 @@ def simulate(
 
     Example: bdm simulate model/ design.yaml experiment.h5ad --truth truth.csv
     """
+    from bdm._core.errors import counted
     from bdm._core.files import atomic_write
     from bdm.data.modalities import check_form
     from bdm.design.experiment import compile_design
     from bdm.design.settings import read_design
     from bdm.design.simulate import simulated_cells
-    from bdm.errors import counted
     from bdm.generation.generate import write_cells
     from bdm.model.model import checksums, load_model
 

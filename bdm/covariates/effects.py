@@ -12,11 +12,11 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
+from bdm._core.errors import counted
 from bdm._core.seeds import to_tensor
 from bdm._core.store import concat, updated
 from bdm.covariates.curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds, tabulated
 from bdm.data.prepare import recorded_covariates
-from bdm.errors import counted
 from bdm.latent.cells import RESIDUAL, RESIDUAL_SCALE, LatentCells, latent_cells
 from bdm.latent.moments import fit_whitening, matrix_power
 

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import infer_dtype, is_bool_dtype, is_float_dtype, is_numeric_dtype
 
+from bdm._core.errors import InputError, abbreviated
+from bdm._core.validation import NO_LABELS, PREPARED_COLUMNS, alike_names, column_rejection
 from bdm.data.header import MISSING_LABELS
-from bdm.errors import InputError, abbreviated
 from bdm.settings import WITHOUT_LABELS, PrepareSettings
-from bdm.validation import NO_LABELS, PREPARED_COLUMNS, alike_names, column_rejection
 
 logger = logging.getLogger(__name__)
 

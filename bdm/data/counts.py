@@ -10,10 +10,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.errors import InputError
 from bdm._core.seeds import numpy_generator
 from bdm.data.filters import capped
 from bdm.data.matrix import Matrix, blocks_of_rows, take_rows, to_row_storage
-from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
 

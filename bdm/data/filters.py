@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pandas as pd
 
+from bdm._core.errors import InputError, counted
 from bdm.data.columns import is_unwritable
-from bdm.errors import InputError, counted
 from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)

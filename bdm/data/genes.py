@@ -13,11 +13,11 @@ import pandas as pd
 from scipy import sparse
 from skmisc.loess import loess
 
+from bdm._core.errors import InputError
+from bdm._core.validation import column_rejection
 from bdm.data.columns import is_text
 from bdm.data.counts import CellCounts
-from bdm.errors import InputError
 from bdm.settings import PrepareSettings
-from bdm.validation import column_rejection
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
+from bdm._core.errors import InputError, UnreadableError
 from bdm._core.files import checksummed_hdf5, require_space
-from bdm.errors import InputError, UnreadableError
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import pandas as pd
 from anndata import AnnData, io
 from scipy import sparse
 
+from bdm._core.errors import InputError, abbreviated, at, counted, missing_package
 from bdm._core.files import require_space
 from bdm.data.counts import raw_counts
 from bdm.data.filters import check_names
-from bdm.errors import InputError, abbreviated, at, counted, missing_package
 
 logger = logging.getLogger(__name__)
 

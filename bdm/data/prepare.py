@@ -14,6 +14,8 @@ from anndata.io import write_elem
 from scipy import sparse
 
 from bdm import __version__
+from bdm._core.errors import InputError, counted
+from bdm._core.validation import donors_rejection
 from bdm.data.columns import (
     canonical_columns,
     check_crossed,
@@ -42,9 +44,7 @@ from bdm.data.genes import GeneNames, choose_genes, gene_lists, listed_genes, ma
 from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, take_rows, to_row_storage
 from bdm.data.modalities import FEATURES, FORM, Modality, features_in_words, has_modalities, modalities_of
 from bdm.data.read import read_cells
-from bdm.errors import InputError, counted
 from bdm.settings import PrepareSettings
-from bdm.validation import donors_rejection
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ import zarr
 from anndata import AnnData, io
 from scipy import sparse
 
+from bdm._core.errors import InputError, at, missing_package
 from bdm._core.files import check_hdf5, reading
 from bdm.data.header import separator_of
 from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
@@ -28,7 +29,6 @@ from bdm.data.modalities import (
     of_rna,
     read_h5mu,
 )
-from bdm.errors import InputError, at, missing_package
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from bdm._core.errors import InputError, abbreviated, at
 from bdm._core.seeds import numpy_generator
 from bdm.design.samples import N_SHOWN, populations_named
 from bdm.design.settings import Change, Design, FoldChange, GeneChoice
-from bdm.errors import InputError, abbreviated, at
 from bdm.model.model import BranchedModel
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from bdm._core.errors import InputError, abbreviated, at
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.design.settings import LEARNED, NONE, Composition, Design
 from bdm.donors.draw import NewDonors
-from bdm.errors import InputError, abbreviated, at
 from bdm.generation.at import At, ends_of, known_covariates, spread_evenly, within
 from bdm.generation.request import Request, spread_over_populations
 from bdm.model.model import BranchedModel

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from bdm._core.errors import InputError, at
 from bdm._core.files import reading
-from bdm.errors import InputError, at
+from bdm._core.schema import StageSettings, Unset
 from bdm.generation.at import At, ends_of
-from bdm.schema import StageSettings, Unset
 from bdm.settings import Seed
 
 LEARNED: Literal["learned"] = "learned"

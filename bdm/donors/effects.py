@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from scipy.special import digamma, gammaln
 from torch import Tensor
 
+from bdm._core.errors import InputError
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.decoder import Decoder
@@ -27,7 +28,6 @@ from bdm.donors.variance import (
     group_cells,
     pseudobulks,
 )
-from bdm.errors import InputError
 
 N_FACTORS = 30  # most factors that donors' effects share
 

@@ -15,12 +15,12 @@ from anndata import AnnData
 from pandas.api.types import is_numeric_dtype
 from scipy import sparse
 
+from bdm._core.errors import InputError, abbreviated
 from bdm.data.counts import as_counts, first_fault
 from bdm.data.filters import capped
 from bdm.data.genes import GeneNames
 from bdm.data.matrix import take_cells
 from bdm.data.modalities import Modality, has_modalities, modalities_of
-from bdm.errors import InputError, abbreviated
 
 logger = logging.getLogger(__name__)
 

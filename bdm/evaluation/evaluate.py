@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bdm._core.errors import abbreviated, counted
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm._core.store import Result
 from bdm.data.genes import GeneNames
 from bdm.data.modalities import has_modalities, modalities_of
-from bdm.errors import abbreviated, counted
 from bdm.evaluation.cells import (
     FLOOR,
     GENERATED,

@@ -17,13 +17,13 @@ from scipy import sparse
 from scipy.stats import ttest_ind
 from sklearn.metrics import euclidean_distances, r2_score
 
+from bdm._core.errors import InputError, abbreviated
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm._core.seeds import numpy_generator
 from bdm._core.store import Result
 from bdm.data.read import rna_in
-from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import FLOOR, MIN_CELLS_FOR_MEANS, UNCHANGED, Cells
 from bdm.evaluation.metrics import Agreement, PairDistances
 from bdm.evaluation.read import column_of

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.errors import InputError, abbreviated, at
 from bdm.data.columns import complete_column
 from bdm.data.counts import count_slots, find_counts
 from bdm.data.genes import GeneNames, symbol_column
 from bdm.data.matrix import take_cells, to_row_storage
 from bdm.data.prepare import gene_names, is_prepared, recorded_covariates
 from bdm.data.read import read_cells
-from bdm.errors import InputError, abbreviated, at
 from bdm.evaluation.cells import (
     BLOCK,
     MIN_CELLS_OF_TYPE,

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bdm._core.errors import counted
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
 from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_gaining, likelihood
@@ -19,7 +20,6 @@ from bdm.autoencoder.levels import training_levels
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.covariates.effects import CovariateEffects, fit_effects, with_residuals
 from bdm.data.genes import display_names
-from bdm.errors import counted
 from bdm.extension.fit import (
     attached,
     batch_offsets,

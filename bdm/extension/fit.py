@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm._core.errors import TrainingError
 from bdm._core.parallel import threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.adapters import KNOWN_POPULATIONS, MAX_CELLS, Adapters, PopulationCells, fit_gaining
@@ -23,7 +24,6 @@ from bdm.autoencoder.cells import (
     sample_rows_of_population,
 )
 from bdm.autoencoder.sub_populations import GroupLatents, SubPopulations, classify, parts_of_group, prefixes_of
-from bdm.errors import TrainingError
 from bdm.hierarchy.build import MIN_LEVEL, AttachmentPoint, attachment_point, branches_of, inner_names, measure_clade
 from bdm.hierarchy.clustering import (
     FEW_CELLS,

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.seeds import numpy_generator
+from bdm._core.validation import nearest_or, range_in
 from bdm.covariates.effects import CovariateEffects
-from bdm.errors import InputError, abbreviated, counted
 from bdm.model.model import BranchedModel
-from bdm.validation import nearest_or, range_in
 
 logger = logging.getLogger(__name__)
 

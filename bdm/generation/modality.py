@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from bdm._core.errors import InputError
 from bdm._core.parallel import threads, using_threads
 from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.autoencoder.decoder import Decoder
@@ -18,7 +19,6 @@ from bdm.autoencoder.levels import Levels, mapped
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
-from bdm.errors import InputError
 from bdm.latent.moments import Normal, matrix_power
 from bdm.model.match import SAME, batches_of, check_known, check_not_empty, counts_of_genes, label_column, labels_of
 from bdm.model.model import BranchedModel, record_of_cells

@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm._core.errors import InputError, abbreviated
 from bdm._core.files import reading
+from bdm._core.validation import unknown_type
 from bdm.data.columns import with_written_names
 from bdm.data.filters import rounded_shares
-from bdm.errors import InputError, abbreviated
 from bdm.generation.at import (
     NOWHERE,
     At,
@@ -31,7 +32,6 @@ from bdm.model.match import SAME, labels_of, of_known_types
 from bdm.model.model import BranchedModel
 from bdm.prior.transport import MixtureMap, unbalanced_coupling
 from bdm.settings import InputKeys
-from bdm.validation import unknown_type
 
 COLUMNS = ("cell_type", "n_cells", "batch")  # of a table of cells
 MAX_CELLS = 10**12  # of a row: no more fit on a disk

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
+from bdm._core.errors import InputError
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
-from bdm.errors import InputError
 from bdm.hierarchy.clustering import (
     FEW_CELLS,
     MeasuredMeans,

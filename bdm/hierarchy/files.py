@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from bdm._core.errors import InputError, at
 from bdm._core.files import read_checksummed_json, read_json, reading, write_checksummed_json
 from bdm._core.store import FORMAT, ContentReader, ContentWriter, reject_if_damaged
-from bdm.errors import InputError, at
 from bdm.hierarchy.tree import PLACE_UNCERTAIN, Clade, Hierarchy, from_nested, rejecting_deep_trees
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
 
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 
 
 @dataclass(frozen=True)

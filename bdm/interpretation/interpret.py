@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.errors import InputError, abbreviated
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm.data.filters import capped
 from bdm.data.matrix import take_cells
-from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import (
     MIN_CELLS_FOR_MEANS,
     Cells,

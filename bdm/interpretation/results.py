@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.errors import counted
 from bdm._core.files import storable
 from bdm._core.store import Result
 from bdm.data.genes import GeneNames
 from bdm.data.matrix import write_h5ad
 from bdm.data.modalities import NAMES, features_in_words, has_modalities
-from bdm.errors import counted
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import AncestralStates, Markers
 from bdm.interpretation.contrasts import MEASURES, Contrast, ContrastGenes, Differences, column_of

@@ -8,9 +8,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.errors import InputError, counted
 from bdm.data.counts import count_matrix
 from bdm.data.matrix import Matrix, blocks_of_rows
-from bdm.errors import InputError, counted
 
 PSEUDO = 1e-4  # added to shares of counts before logarithms, one count in 10,000; below it, changes fade out
 MIN_CELLS_PER_GENE = 10  # with counts; genes in fewer have no values

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from bdm._core.errors import InputError
 from bdm._core.parallel import threads
 from bdm._core.seeds import to_tensor
 from bdm._core.store import checksum_of
@@ -19,7 +20,6 @@ from bdm.autoencoder.cells import batch_codes
 from bdm.data.matrix import Matrix, blocks_of_rows, write_h5ad
 from bdm.data.modalities import LIBRARY_SIZE
 from bdm.data.read import read_cells
-from bdm.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,20 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.special import softmax
 
+from bdm._core.errors import InputError
 from bdm._core.files import provenance, storable
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
+from bdm._core.validation import range_in
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.data.columns import as_names
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
-from bdm.errors import InputError
 from bdm.kriging.counts import PSEUDO, columns_of, with_shares
 from bdm.lineages.measured import LineageCells, locate, times_of
 from bdm.lineages.results import Lineage
 from bdm.lineages.tree import Places
 from bdm.settings import LineageSettings
-from bdm.validation import range_in
 
 logger = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.errors import InputError, abbreviated, counted
+from bdm._core.validation import column_rejection, unknown_node
 from bdm.data.columns import as_numbers, as_text, is_missing, shown_kind, text_column
 from bdm.data.counts import raw_counts
-from bdm.errors import InputError, abbreviated, counted
 from bdm.kriging.counts import Sums, sizes_and_detected
 from bdm.kriging.law import Measurements
 from bdm.lineages.tree import LineageTree, Places, check_order, divisions, origin_of
 from bdm.settings import LineageRelation, LineageSettings
-from bdm.validation import column_rejection, unknown_node
 
 logger = logging.getLogger(__name__)
 

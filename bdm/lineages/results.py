@@ -12,12 +12,12 @@ import pandas as pd
 from anndata import AnnData
 from scipy.special import ndtr
 
+from bdm._core.errors import counted
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
 from bdm.data.genes import GeneNames, symbol_column
 from bdm.data.read import rna_in
-from bdm.errors import counted
 from bdm.hierarchy.tree import Clade
 from bdm.kriging.counts import PSEUDO
 from bdm.kriging.law import (

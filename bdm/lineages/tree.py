@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bdm._core.errors import InputError, at
 from bdm._core.files import reading
-from bdm.errors import InputError, at
+from bdm._core.validation import unknown_node
 from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.tree import Clade, rejecting_deep_trees
 from bdm.settings import LineageRelation
-from bdm.validation import unknown_node
 
 UNNAMED = "ancestor of "  # first and last descendants of a node without a name
 ROOT = "root"  # name of the common ancestor of lineage names without a common first letter

@@ -16,11 +16,11 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from bdm import __version__
+from bdm._core.errors import InputError, counted, listed, markdown, printable
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
 from bdm.data.modalities import NOUNS, modalities_of
 from bdm.data.read import read_cells
-from bdm.errors import InputError, counted, listed, markdown, printable
 from bdm.evaluation.cells import GENERATED
 from bdm.model.match import labels_of
 from bdm.model.model import BranchedModel, save_model

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bdm._core.errors import InputError, TrainingError
 from bdm._core.files import preparation, provenance
+from bdm._core.kinds import PRIORS
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator, torch_generator
 from bdm.autoencoder.autoencoder import GeneAutoencoder
@@ -18,10 +20,8 @@ from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.levels import Levels, mean_count, quantiles
 from bdm.covariates.effects import CovariateEffects, fit_covariates, with_residuals
 from bdm.donors.effects import DonorEffects, fit_donors
-from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.tree import Clade, Hierarchy
-from bdm.kinds import PRIORS
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of, expected_counts, observation_model

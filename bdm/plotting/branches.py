@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from bdm._core.errors import InputError
 from bdm.data.modalities import NAMES
-from bdm.errors import InputError
 from bdm.interpretation.contrasts import Z_95, ContrastGenes, column_of
 from bdm.interpretation.results import Interpretation
 from bdm.plotting.style import (

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bdm._core.errors import InputError, abbreviated
 from bdm.data.genes import display_names
-from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.evaluate import Evaluation
 from bdm.lineages.results import Lineage

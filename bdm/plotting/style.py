@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
-from bdm.errors import InputError, printable
+from bdm._core.errors import InputError, printable
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 from bdm.hierarchy.tree import PLACE_UNCERTAIN, Branch, Hierarchy
 from bdm.plotting.style import (
     ADDED,

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.stats import norm
 
+from bdm._core.errors import InputError, abbreviated
 from bdm._core.parallel import threads
 from bdm._core.seeds import derive
 from bdm._core.store import Result
@@ -21,7 +22,6 @@ from bdm.design.samples import populations_named
 from bdm.design.settings import AXES, MIN_DONORS_OF_DESEQ2, Change, Design, PowerSettings, read_design
 from bdm.design.simulate import simulated_cells
 from bdm.design.truth import comparisons_of, composition_table
-from bdm.errors import InputError, abbreviated
 from bdm.model.model import BranchedModel
 from bdm.power.differential import (
     MIN_SAMPLES,

@@ -12,14 +12,14 @@ from annotated_types import Ge
 from scipy import sparse, stats
 from scipy.special import logit
 
+from bdm._core.errors import InputError, abbreviated, missing_package
+from bdm._core.schema import StageSettings
+from bdm._core.validation import column_rejection
 from bdm.data.columns import complete_column
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
-from bdm.errors import InputError, abbreviated, missing_package
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.genes import adjusted, wilcoxon
-from bdm.schema import StageSettings
-from bdm.validation import column_rejection
 
 KEYS = {"sample": "sample_key", "condition": "condition_key", "cell_type": "label_key", "pair": "pair_key"}
 MIN_SAMPLES = 2  # of a condition, as the variance between samples is unknown with one

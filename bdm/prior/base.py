@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.errors import InputError
+from bdm._core.errors import InputError
+from bdm._core.kinds import PRIORS, Kinds
 from bdm.hierarchy.tree import Hierarchy
-from bdm.kinds import PRIORS, Kinds
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, Whitening
 from bdm.settings import PriorSettings, SamplerSettings

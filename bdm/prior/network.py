@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from bdm._core.errors import InputError
 from bdm._core.seeds import derive, torch_generator
 from bdm._core.training import TrainingPlan, train
-from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, population_weight

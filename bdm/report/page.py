@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bdm import __version__
+from bdm._core.errors import abbreviated
 from bdm._core.progress import duration
 from bdm.audit.results import Audit
-from bdm.errors import abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_TITLES
 from bdm.evaluation.verdict import LIMITS, Grade, Verdict

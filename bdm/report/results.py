@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from bdm._core.errors import InputError, abbreviated
 from bdm._core.store import Result, checksum_of
 from bdm.audit.results import Audit, check_audit
 from bdm.data.genes import display_names
 from bdm.data.modalities import features_in_words, of_rna
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
-from bdm.errors import InputError, abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.verdict import LIMITS, Verdict

@@ -9,16 +9,16 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.errors import InputError, counted
 from bdm._core.files import provenance, storable
 from bdm._core.seeds import numpy_generator
+from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
 from bdm.data.columns import as_names, text_column
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
-from bdm.errors import InputError, counted
 from bdm.kriging.counts import PSEUDO, columns_of, with_shares
 from bdm.responses.measured import conditions_of
 from bdm.responses.results import Responses
-from bdm.validation import SEPARATOR, unknown_condition, unknown_type
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from scipy import sparse
 from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import pdist, squareform
 
+from bdm._core.errors import InputError
+from bdm._core.validation import SEPARATOR, control_rejection, usual_controls
 from bdm.data.columns import text_column
 from bdm.data.counts import count_matrix, find_counts
 from bdm.data.matrix import take_rows
-from bdm.errors import InputError
 from bdm.hierarchy.tree import Clade
 from bdm.kriging.counts import PSEUDO, Sums, sizes_and_detected
 from bdm.settings import Relation, ResponseSettings
-from bdm.validation import SEPARATOR, control_rejection, usual_controls
 
 PRIOR_DONORS = 4  # donors whose variance is worth as much as what other genes say of it
 N_BINS = 10  # of genes by expression, whose variance between donors is compared with that between cells

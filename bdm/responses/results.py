@@ -13,18 +13,18 @@ import torch
 from anndata import AnnData
 from scipy.special import ndtr
 
+from bdm._core.errors import InputError, abbreviated, counted, markdown
 from bdm._core.files import provenance
 from bdm._core.parallel import threads, using_threads
 from bdm._core.store import Result
+from bdm._core.validation import unknown_condition, unknown_type
 from bdm.data.columns import as_names
 from bdm.data.read import rna_in
-from bdm.errors import InputError, abbreviated, counted, markdown
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import Clade, match_leaves
 from bdm.kriging.law import Law, Measurements, Prediction, bins_of, calibration, fit_law, left_out, predict
 from bdm.responses.measured import MeasuredResponses, Relations, heights, measure
 from bdm.settings import Relation, ResponseSettings
-from bdm.validation import unknown_condition, unknown_type
 
 MIN_TYPES = 4  # measured, below which predictions are warned of
 CLEARLY = 0.95  # of the error of the mean response, above which predictions are no better

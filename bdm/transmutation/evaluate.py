@@ -13,12 +13,12 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
 from bdm.data.modalities import Modality, modalities_of
 from bdm.data.read import read_cells
-from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import (
     FLOOR,
     MIN_CELLS_FOR_MEANS,

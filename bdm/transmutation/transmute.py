@@ -12,9 +12,10 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator, torch_generator
-from bdm.errors import InputError, abbreviated, counted
+from bdm._core.validation import unknown_type
 from bdm.generation.at import NOWHERE, At, at_in_words, covariate_names, moved
 from bdm.generation.generate import Block, GeneratedCells, batch_columns, sampled_counts, type_columns
 from bdm.latent.cells import latent_cells
@@ -32,7 +33,6 @@ from bdm.model.match import (
 from bdm.model.model import BranchedModel, expected_counts, record_of_cells
 from bdm.prior.transport import optimal_coupling
 from bdm.settings import InputKeys, SamplerSettings
-from bdm.validation import unknown_type
 
 logger = logging.getLogger(__name__)
 

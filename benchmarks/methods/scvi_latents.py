@@ -23,12 +23,12 @@ from scvi_prior import decoded
 
 from bdm._core import store
 from bdm._core.files import atomic_write
+from bdm._core.kinds import PRIORS
 from bdm._core.seeds import derive
 from bdm.autoencoder.fit import Division
 from bdm.autoencoder.sub_populations import find_parts
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import load_hierarchy
-from bdm.kinds import PRIORS
 from bdm.latent.cells import LatentCells, latent_cells, read_latent
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.prior.base import LatentPrior, PriorData

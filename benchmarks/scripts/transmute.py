@@ -11,8 +11,8 @@ import typer
 from tidy import tidy, write_rows
 from torch import Tensor
 
+from bdm import InputError
 from bdm.data.prepare import read_prepared
-from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.read import read_real_cells
 from bdm.model.model import BranchedModel, load_model

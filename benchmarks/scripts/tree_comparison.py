@@ -3,7 +3,7 @@
 from collections.abc import Set
 from dataclasses import dataclass
 
-from bdm.errors import InputError
+from bdm import InputError
 from bdm.hierarchy.tree import Clade, Hierarchy
 
 

@@ -19,7 +19,7 @@ from snakemake.utils import validate
 
 
 # The sentences in which settings are rejected: rejection(), split_rejection(), donors_rejection() and others
-include: "../../bdm/validation.py"
+include: "../../bdm/_core/validation.py"
 # What is found in cells before they are read: obs_columns() and others
 include: "../../bdm/data/header.py"
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, Union, get_arg
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from bdm.errors import InputError, at
-from bdm.kinds import Kinds
-from bdm.validation import rejection, unknown_setting
+from bdm._core.errors import InputError, at
+from bdm._core.kinds import Kinds
+from bdm._core.validation import rejection, unknown_setting
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from bdm.errors import InputError
+from bdm._core.errors import InputError
 
 
 @dataclass(frozen=True)
