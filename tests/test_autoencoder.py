@@ -461,6 +461,7 @@ def autoencoder(prepared) -> GeneAutoencoder:
     return found
 
 
+@pytest.mark.slow
 def test_autoencoder_learns(prepared):
     _, history = fitted_with_history(prepared, n_latent=2, n_steps=200, sub_populations=2)
     assert history["round"].unique().tolist() == [1, 2]

@@ -11,9 +11,11 @@ from bdm._core.errors import InputError
 from bdm.cli import app
 from bdm.data.matrix import path_of, take_rows
 from bdm.data.prepare import prepare
-from bdm.evaluation.evaluate import Evaluation
+from bdm.evaluation.cells import GENERATED
+from bdm.evaluation.evaluate import Evaluation, evaluate
 from bdm.evaluation.properties import COLUMNS
-from bdm.settings import PrepareSettings
+from bdm.evaluation.read import read_generated, read_real_cells
+from bdm.settings import EvaluationSettings, PrepareSettings
 
 
 def bdm(*arguments) -> None:
@@ -92,11 +94,10 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
 
     monkeypatch.setattr(matrix, "take_rows", counted)
     monkeypatch.setattr(metrics, "BLOCK", 50)
-    out = files / "evaluation"
-    options = ("--n-repeats", 1, "--max-cells-per-type", 5)
-    bdm("evaluate", files / "prepared.h5ad", out, files / "generated.h5ad", *options)
+    real = read_real_cells(files / "prepared.h5ad", on_disk=True)
+    sets = {GENERATED: read_generated(files / "generated.h5ad", real, on_disk=True)}
+    evaluation = evaluate(real, sets, EvaluationSettings(n_repeats=1, max_cells_per_type=5), seed=0)
 
-    evaluation = Evaluation.load(out)
     n_cells, n_compared = evaluation.n_cells, evaluation.n_compared
     assert n_compared["test"].equals(n_cells["test"].clip(upper=5))
     assert n_compared["generated"].equals(n_compared["test"])

@@ -162,9 +162,8 @@ print([(hashlib.sha256(values).hexdigest(), numbers) for values, numbers in resu
 """
 
 
-@pytest.mark.parametrize(
-    "first", ["import torch", pytest.param("import scanpy, sklearn.ensemble, numba", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["import torch", "import scanpy, sklearn.ensemble, numba"])
 def test_no_library_takes_more_threads_whatever_the_environment(first):
     results = {python(f"{first}\n{LIBRARIES}", OMP_NUM_THREADS="3")}
     results.add(python(f"{first}\n{LIBRARIES}"))
