@@ -60,18 +60,11 @@ class GeneAutoencoder:
         """Names of the log library sizes of the modalities."""
         return size_names(self.genes)
 
-    @cached_property
-    def _own_networks(self) -> dict[str, CountAutoencoder]:
-        """Networks with type-specific decoders, made once, which takes as long as to decode many cells."""
-        return {}
-
     def network_of(self, population: str | None) -> CountAutoencoder:
         """Network that encodes and decodes cells of a population: with its type-specific decoder, or the shared one."""
         if population is None or population not in self.adapters:
             return self.network
-        if population not in self._own_networks:
-            self._own_networks[population] = self.adapters.network(population, self.network)
-        return self._own_networks[population]
+        return self.adapters.network(population, self.network)
 
     def type_code(self, population: str) -> int:
         """Index of a population in its network."""
