@@ -323,8 +323,12 @@ def scores_of_set(
                     found.append((there.sum(), distances.energy, distances.energy / distances.spread))
             weight, energy, relative = np.array(found, dtype=float).reshape(-1, 3).T
             yield {
-                **{"covariate": covariate, "low": low, "high": high, "set": name},
-                **{"n_cells": (of_cells == number).sum(), "n_test": (of_test == number).sum()},
+                "covariate": covariate,
+                "low": low,
+                "high": high,
+                "set": name,
+                "n_cells": (of_cells == number).sum(),
+                "n_test": (of_test == number).sum(),
                 "energy": weight @ energy / weight.sum() if len(weight) else np.nan,
                 "relative_energy": weight @ relative / weight.sum() if len(weight) else np.nan,
             }
