@@ -177,6 +177,7 @@ def is_decodable(value: object) -> bool:
     return not isinstance(value, bytes) or value.decode(errors="ignore").encode() == value
 
 
+@pytest.mark.slow
 @given(hostile_cells(["h5ad", "zarr"]))
 @cases(12)
 @pytest.mark.filterwarnings("ignore")

@@ -286,7 +286,13 @@ def p_values_of_composition(
 
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize(
-    ("n_donors", "concentration", "share"), [(3, 20, 0.2), (3, np.inf, 0.2), (3, 100, 0.02), (6, 80, 0.2)]
+    ("n_donors", "concentration", "share"),
+    [
+        (3, 20, 0.2),
+        (3, np.inf, 0.2),
+        pytest.param(3, 100, 0.02, marks=pytest.mark.slow),
+        pytest.param(6, 80, 0.2, marks=pytest.mark.slow),
+    ],
 )
 def test_composition_without_differences(n_donors, concentration, share, pairs):
     p_value = p_values_of_composition(

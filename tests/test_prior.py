@@ -694,6 +694,7 @@ def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
     assert all(torch.equal(value, expected[name]) for name, value in fit.prior.network.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_embeddings_of_added_branches_denoise_their_cells(kind):
     known, settings = data_of(two_sided()), PriorSettings(n_steps=300)
