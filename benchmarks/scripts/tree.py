@@ -17,7 +17,6 @@ from bdm._core.seeds import numpy_generator
 from bdm.data.prepare import read_prepared
 from bdm.hierarchy.files import load_hierarchy
 from bdm.hierarchy.tree import Hierarchy
-from bdm.plotting.evaluation import SetStyle
 from bdm.plotting.style import COLOURS, MARKERS, save_figure
 from bdm.plotting.tree import hierarchy as plot_hierarchy
 from bdm.plotting.tree import view_of
@@ -112,16 +111,16 @@ def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
     ax = plot_hierarchy(hierarchy, max_rows=n_types, show=False)
     labels = list(dict.fromkeys(groups["label"]))
     ax.tick_params(axis="y", pad=6 + COLUMN_WIDTH * len(labels))
-    styles = [SetStyle(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(len(groups))]
+    styles = [{"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i in range(len(groups))]
     rows = view_of(hierarchy, max_rows=n_types).rows
     nodes = {frozenset(hierarchy.leaves(b.name)): b for b in hierarchy.branches}
-    for set_style, row in zip(styles, groups.itertuples(), strict=True):
+    for style, row in zip(styles, groups.itertuples(), strict=True):
         offset = 8 + COLUMN_WIDTH * labels.index(row.label)
         for cell_type in row.cell_types:
             beside = ax.get_yaxis_transform() + offset_by(ax.figure, offset)
-            ax.plot(1, rows[cell_type], transform=beside, clip_on=False, ls="", ms=7, **style(set_style))
+            ax.plot(1, rows[cell_type], transform=beside, clip_on=False, ls="", ms=7, **style)
         if (node := nodes.get(row.cell_types)) is not None and node.name in rows:
-            ax.plot(node.level, rows[node.name], ls="", ms=8, zorder=4, **style(set_style))
+            ax.plot(node.level, rows[node.name], ls="", ms=8, zorder=4, **style)
     handles = [
         Line2D(
             [],
@@ -129,18 +128,13 @@ def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
             ls="",
             ms=7,
             label=f"{row.group}" + ("" if row.cell_types in nodes else " (no clade)"),
-            **style(set_style),
+            **style,
         )
-        for set_style, row in zip(styles, groups.itertuples(), strict=True)
+        for style, row in zip(styles, groups.itertuples(), strict=True)
     ]
     ax.figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=8)
     ax.set_title(title, fontsize=10, loc="left")
     return ax.figure
-
-
-def style(set_style: SetStyle) -> dict[str, str]:
-    """Return a set's style as matplotlib takes it."""
-    return {"color": set_style.colour, "marker": set_style.marker}
 
 
 def offset_by(figure: Figure, points: float) -> ScaledTranslation:
