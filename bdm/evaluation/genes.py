@@ -119,7 +119,7 @@ class OrderedValues:
     gene: np.ndarray  # indices of the gene and of the cell of each value
     cell: np.ndarray
     start: np.ndarray  # where the values of each gene start, and the number of all
-    is_first: np.ndarray  # whether a value is the first of equal values of a gene
+    is_last: np.ndarray  # whether a value is the last of equal values of a gene
 
     @classmethod
     def from_cells(cls, cells: Cells) -> "OrderedValues":
@@ -129,9 +129,9 @@ class OrderedValues:
         gene = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
         order = np.lexsort((columns.data, gene))
         value = columns.data[order]
-        is_first = np.ones(len(value), dtype=bool)
-        is_first[1:] = (np.diff(gene) > 0) | (np.diff(value) > 0)
-        return cls(gene, columns.indices[order], columns.indptr, is_first)
+        is_last = np.ones(len(value), dtype=bool)
+        is_last[:-1] = (np.diff(gene) > 0) | (np.diff(value) > 0)
+        return cls(gene, columns.indices[order], columns.indptr, is_last)
 
 
 def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -251,10 +251,9 @@ def ks_test(values: OrderedValues, is_inside: np.ndarray) -> np.ndarray:
     weight = np.where(is_inside, 1 / n_inside, -1 / n_outside)[values.cell]
     total = np.concatenate([[0], np.cumsum(weight)])
     at_zero = -np.diff(total[values.start])  # as all shares together are 0
-    is_last = np.append(values.is_first[1:], True)[: len(weight)]
-    difference = np.abs(total[1:] - total[values.start[:-1]][values.gene] + at_zero[values.gene])[is_last]
+    difference = np.abs(total[1:] - total[values.start[:-1]][values.gene] + at_zero[values.gene])[values.is_last]
     distance = np.abs(at_zero)
-    np.maximum.at(distance, values.gene[is_last], difference)
+    np.maximum.at(distance, values.gene[values.is_last], difference)
     return np.asarray(kstwobign.sf(distance * np.sqrt(n_inside * n_outside / (n_inside + n_outside))))
 
 

@@ -131,7 +131,9 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
         found = {query: [child.agreement(query, features, n_genes=n_genes) for child in children] for query in QUERIES}
         means = {query: pd.DataFrame(of_children, dtype=float).mean() for query, of_children in found.items()}
         tested = [child.test.of_features(features) for child in children if child.test]
-        has_p = bool(tested) and all(test.has_p for test in tested)
+        n_significant = np.nan  # where p-values would not be valid, or there are too few test cells
+        if tested and all(test.has_p for test in tested):
+            n_significant = float(np.any([test.significant for test in tested], axis=0).sum())
         rows.append(
             {
                 "node": contrast.node,
@@ -141,10 +143,7 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
                 "n_types": len({*contrast.names_inside, *contrast.names_outside}),
                 "n_training": int(inputs.training.n_by_type.reindex(populations, fill_value=0).sum()),
                 "n_test": int(inputs.test.n_by_type.reindex(populations, fill_value=0).sum()),
-                # NaN where p-values would not be valid, or there are too few test cells
-                "n_significant": float(np.any([test.significant for test in tested], axis=0).sum())
-                if has_p
-                else np.nan,
+                "n_significant": n_significant,
                 **{column_of(name, query): means[query].get(name, np.nan) for name in MEASURES for query in QUERIES},
             }
         )

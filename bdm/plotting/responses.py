@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bdm._core.errors import InputError, abbreviated
+from bdm.data.columns import as_names
 from bdm.data.genes import display_names
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.evaluate import Evaluation
@@ -300,7 +301,7 @@ def covariates(
     table = checked(evaluation, Evaluation).along
     if not len(table):
         raise InputError("The evaluation has no covariates; evaluate a model that was fitted with `covariate_key=`.")
-    covariate, genes = covariate or str(table["covariate"].iloc[0]), [genes] if isinstance(genes, str) else list(genes)
+    covariate, genes = covariate or str(table["covariate"].iloc[0]), list(as_names(genes))
     known = list(dict.fromkeys(table.loc[table["covariate"] == covariate, "gene"]))
     for what, asked, there in (
         ("covariate", [covariate], list(dict.fromkeys(table["covariate"]))),

@@ -274,8 +274,11 @@ def warn_of_untested(repeats: pd.DataFrame) -> None:
         logger.warning(
             "No gene was tested in %s in up to %d of %d tests: a test needs %d samples of each condition with %d cells "
             "or more of the type, and genes with counts; give more cells, donors or depth.",
-            *(abbreviated(untested.index), untested.max(), planted["cell_type"].value_counts().max()),
-            *(MIN_SAMPLES, ExperimentSettings.min_cells),
+            abbreviated(untested.index),
+            untested.max(),
+            planted["cell_type"].value_counts().max(),
+            MIN_SAMPLES,
+            ExperimentSettings.min_cells,
         )
 
 
