@@ -66,7 +66,7 @@ def test_a_split_column_and_two_files_are_the_same_cells(files):
     assert_same(one.training, two.training)
     assert_same(one.test, two.test)
     held_out = ("--test-cells", files / "test.h5ad")
-    evaluate(files / "train.h5ad", files / "out", files / "simulated.h5ad", *held_out, *KEYS, *FEW)
+    evaluate(files / "train.h5ad", files / "simulated.h5ad", files / "out", *held_out, *KEYS, *FEW)
     found = Evaluation.load(files / "out")
     assert "variance_by_batch" in set(found.properties["property"])
     assert set(found.provenance["sha256"]) == {"prepared", "test_cells", "generated"}
@@ -130,7 +130,7 @@ SPOILT = {
 @pytest.mark.parametrize("message", SPOILT)
 def test_unfit_real_cells_are_rejected(files, cells, message, rejected):
     SPOILT[message](cells.copy()).write_h5ad(files / "cells.h5ad")
-    rejected(message, "evaluate", files / "cells.h5ad", files / "out", files / "simulated.h5ad", *KEYS)
+    rejected(message, "evaluate", files / "cells.h5ad", files / "simulated.h5ad", files / "out", *KEYS)
     assert not (files / "out").exists()
 
 
@@ -146,18 +146,18 @@ WRONG_OPTIONS = {
 @pytest.mark.parametrize("message", WRONG_OPTIONS)
 def test_wrong_columns_and_layers_are_rejected(files, message, rejected):
     options = WRONG_OPTIONS[message]
-    rejected(message, "evaluate", files / "cells.h5ad", files / "out", files / "simulated.h5ad", *options, "--quiet")
+    rejected(message, "evaluate", files / "cells.h5ad", files / "simulated.h5ad", files / "out", *options, "--quiet")
     assert not (files / "out").exists()
 
 
 def test_training_cells_are_no_test_cells(files, rejected):
     options = ("--test-cells", files / "train.h5ad", *KEYS)
     message = "train.h5ad: 505 of 505 test cells have the counts of training cells"
-    rejected(message, "evaluate", files / "train.h5ad", files / "out", files / "simulated.h5ad", *options)
+    rejected(message, "evaluate", files / "train.h5ad", files / "simulated.h5ad", files / "out", *options)
 
 
 def test_test_cells_of_other_genes_are_rejected(files, rejected):
     anndata.read_h5ad(files / "test.h5ad")[:, 5:].copy().write_h5ad(files / "other.h5ad")
     options = ("--test-cells", files / "other.h5ad", *KEYS)
     message = "other.h5ad lacks the genes"
-    rejected(message, "evaluate", files / "train.h5ad", files / "out", files / "simulated.h5ad", *options)
+    rejected(message, "evaluate", files / "train.h5ad", files / "simulated.h5ad", files / "out", *options)

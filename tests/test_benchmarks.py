@@ -132,9 +132,9 @@ def command_of(module: ModuleType) -> typer.core.TyperCommand:
 
 def test_methods_share_models_and_are_evaluated_together(commands):
     folder = f"results/pbmc3k/{SEEDS[0]}"
-    [command] = [c for c in commands if c[1] == "evaluate" and c[3] == f"{folder}/all"]
+    [command] = [c for c in commands if c[1] == "evaluate" and c[4] == f"{folder}/all"]
     compared = [value for flag, value in pairwise(command) if flag == "--compare"]
-    assert command[4] == f"{folder}/cells/branched.h5ad"
+    assert command[3] == f"{folder}/cells/branched.h5ad"
     others = [name for name in CONFIG["comparisons"]["all"]["methods"] if name != "branched"]
     assert compared == [f"{name}={folder}/cells/{name}.h5ad" for name in others]
     of_data = [c for c in commands if any(f"results/mop_by_major_type/{SEEDS[0]}" in part for part in c)]

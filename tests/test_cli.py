@@ -1,5 +1,6 @@
 import ast
 import contextlib
+import inspect
 import logging
 import os
 import pty
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import warnings
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import anndata
 import numpy as np
@@ -19,11 +22,13 @@ from typer.main import get_command
 from warm import start
 
 import bdm
+from bdm import cli
 from bdm._core.errors import ARGUMENT, OPTIONS_FOR_NONE, as_options
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of, load
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.cli import app, main
+from bdm.commands.base import Output
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 
@@ -81,6 +86,13 @@ def test_help_of_a_command_has_defaults_and_an_example(name, bdm, monkeypatch, c
             assert re.search(rf"default: {re.escape(str(parameter.default))}\b", shown), parameter.name
 
 
+def test_inputs_come_before_the_output():
+    for command in chain.from_iterable(cli.COMMANDS.values()):
+        arguments = [one for one in inspect.signature(command).parameters.values() if one.kind != one.KEYWORD_ONLY]
+        written = [Output in get_args(one.annotation) for one in arguments]
+        assert written == sorted(written), command.__name__
+
+
 def test_version_is_that_of_the_package(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bdm", "--version"])
     with pytest.raises(SystemExit) as end:
@@ -101,7 +113,7 @@ STEPS = (
     ("train", "autoencoder", "tree.json", "model", "--prior", "diffusion", "--width", 16, "--n-steps", 30, "--seed", 3),
     ("generate", "model", "generated.h5ad", "--cells", 4, "--seed", 3),
     ("transmute", "model", "prepared.h5ad", "transmuted.h5ad", "--to", "CD56+ NK", "--from", "CD19+ B", "--seed", 3),
-    ("evaluate-transmuted", "prepared.h5ad", "transmutation", "transmuted.h5ad", "--seed", 3),
+    ("evaluate-transmuted", "prepared.h5ad", "transmuted.h5ad", "transmutation", "--seed", 3),
 )
 
 
@@ -245,7 +257,7 @@ def test_summary_shows_the_output_and_the_next_command(made, tmp_path, bdm, capl
     assert "next" not in output  # as there are no test cells that it knows of
     caplog.clear()
     assert bdm("generate", made / "model", out, "--cells-like", made / "prepared.h5ad")[0] == 0
-    assert rows(caplog.messages[-1])["next"] == f"bdm evaluate {made}/prepared.h5ad evaluation/ '{out}'"
+    assert rows(caplog.messages[-1])["next"] == f"bdm evaluate {made}/prepared.h5ad '{out}' evaluation/"
 
 
 def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog, monkeypatch):
@@ -442,13 +454,13 @@ BAD = {
     ),
     "train: over its tree": ("train autoencoder model/tree.json model", "tree.json is in model, which is replaced"),
     "transmute: no type": ("transmute model prepared.h5ad OUT.h5ad --to T-800", "T-800"),
-    "evaluate-transmuted: not transmuted": ("evaluate-transmuted prepared.h5ad OUT generated.h5ad", "'original_type'"),
+    "evaluate-transmuted: not transmuted": ("evaluate-transmuted prepared.h5ad generated.h5ad OUT", "'original_type'"),
     "evaluate-transmuted: two targets": (
-        "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare x=elsewhere.h5ad", "different types"
+        "evaluate-transmuted prepared.h5ad transmuted.h5ad OUT --compare x=elsewhere.h5ad", "different types"
     ),
-    "evaluate-transmuted: two in one": ("evaluate-transmuted prepared.h5ad OUT two.h5ad", "2 types"),
+    "evaluate-transmuted: two in one": ("evaluate-transmuted prepared.h5ad two.h5ad OUT", "2 types"),
     "evaluate-transmuted: taken": (
-        "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare unchanged=transmuted.h5ad", "taken"
+        "evaluate-transmuted prepared.h5ad transmuted.h5ad OUT --compare unchanged=transmuted.h5ad", "taken"
     ),
     "simulate: no design": ("simulate model none.yaml OUT.h5ad", "No such file: none.yaml."),
     "simulate: unknown gene": ("simulate model unknown.yaml OUT.h5ad", "the model has no gene"),

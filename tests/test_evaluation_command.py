@@ -47,7 +47,7 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
     out = files / "evaluation"
     out.mkdir()
     options = ("--compare", f"flat={files / 'flat.h5ad'}", "--n-repeats", 1)
-    bdm("evaluate", files / "prepared.h5ad", out, files / "generated.h5ad", *options)
+    bdm("evaluate", files / "prepared.h5ad", files / "generated.h5ad", out, *options)
 
     overall = pd.read_csv(out / "overall.csv", index_col="metric")
     assert overall.columns.tolist() == ["floor", "generated", "flat"]
@@ -137,7 +137,7 @@ SPOILT = {
 def test_unfit_generated_cells_are_rejected(files, generated, message):
     SPOILT[message](generated).write_h5ad(files / "generated.h5ad")
     with pytest.raises(InputError, match=message) as caught:
-        bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad")
+        bdm("evaluate", files / "prepared.h5ad", files / "generated.h5ad", files / "out")
     assert str(files / "generated.h5ad") in str(caught.value)
     assert sorted(path.name for path in files.iterdir()) == ["generated.h5ad", "prepared.h5ad"]
 
@@ -148,7 +148,7 @@ def test_unfit_generated_cells_are_rejected(files, generated, message):
 )
 def test_compared_sets_need_a_name_each(files, compare):
     with pytest.raises(InputError, match="--compare"):
-        bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad", "--compare", compare)
+        bdm("evaluate", files / "prepared.h5ad", files / "generated.h5ad", files / "out", "--compare", compare)
 
 
 def test_types_of_few_cells_are_reported(files, generated, caplog):

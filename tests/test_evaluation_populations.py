@@ -122,7 +122,7 @@ def test_command_writes_scores_by_sub_population(small_model, example_cells, hel
     held_out.write_h5ad("test.h5ad")
     small_model.generate(NUMBERS, seed=3).write_h5ad("new.h5ad")
     options = ["--model", "model", "--test-cells", "test.h5ad", "--n-repeats", "1"]
-    app(["evaluate", "cells.h5ad", "evaluation", "new.h5ad", *options], standalone_mode=False)
+    app(["evaluate", "cells.h5ad", "new.h5ad", "evaluation", *options], standalone_mode=False)
     table = pd.read_csv("evaluation/by_population.csv")
     assert list(table["sub_population"].unique()) == [*B, *DENDRITIC]
     assert set(table["set"]) == {FLOOR, GENERATED}
@@ -147,7 +147,7 @@ def test_prepared_cells_stay_on_disk_with_the_model(small_model, tmp_path, monke
         assert (one.counts != other.counts).nnz == 0
         assert (one.cell_type == other.cell_type).all()
     small_model.generate(NUMBERS, seed=3).write_h5ad("new.h5ad")
-    evaluated = ["prepared.h5ad", "evaluation", "new.h5ad", "--n-repeats", "1"]
+    evaluated = ["prepared.h5ad", "new.h5ad", "evaluation", "--n-repeats", "1"]
     app(["evaluate", *evaluated, "--model", "model"], standalone_mode=False)
     assert len(pd.read_csv("evaluation/by_population.csv"))
     with pytest.raises(InputError, match=r"lacking\.h5ad: The prepared cells lack 1 of the model's genes"):

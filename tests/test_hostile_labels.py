@@ -90,7 +90,7 @@ def all_the_way(labels: list[str], genes: list[str], new: str, folder: Path) -> 
     bdm("generate", model, folder / "each.h5ad", f"--cells-from={folder / 'asked.csv'}", "--n-levels=3")
     assert set(anndata.read_h5ad(folder / "each.h5ad").obs["cell_type"]) == set(labels)
 
-    bdm("evaluate", prepared, folder / "evaluation", generated, "--n-repeats=1")
+    bdm("evaluate", prepared, generated, folder / "evaluation", "--n-repeats=1")
     assert column(folder / "evaluation/by_type.csv", "cell_type") == set(labels)
     bdm("interpret", model, prepared, generated, folder / "interpretation", "--n-genes=3")
     check_interpretation(folder / "interpretation", names, labels, genes)
@@ -99,7 +99,7 @@ def all_the_way(labels: list[str], genes: list[str], new: str, folder: Path) -> 
     bdm("transmute", model, prepared, moved, f"--to={labels[0]}", f"--from={labels[1]}", "--n-levels=3")
     assert set(anndata.read_h5ad(moved).obs["cell_type"]) == {labels[0]}
     assert set(anndata.read_h5ad(moved).obs["original_type"]) == {labels[1]}
-    bdm("evaluate-transmuted", prepared, folder / "transmutation", moved)
+    bdm("evaluate-transmuted", prepared, moved, folder / "transmutation")
     assert labels[1] in column(folder / "transmutation/scores.csv", "original_type")
 
     more, extended = folder / "more.h5ad", folder / "extended"

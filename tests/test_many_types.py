@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
     bdm("hierarchy", at / "autoencoder", at / "tree.json", *drawn, "--n-bootstrap", 2)
     bdm("train", at / "autoencoder", at / "tree.json", at / "model", "--n-steps", 30)
     bdm("generate", at / "model", at / "generated.h5ad", "--cells", 5)
-    bdm("evaluate", at / "prepared.h5ad", at / "evaluation", at / "generated.h5ad", "--n-repeats", 1)
+    bdm("evaluate", at / "prepared.h5ad", at / "generated.h5ad", at / "evaluation", "--n-repeats", 1)
     bdm("interpret", at / "model", at / "prepared.h5ad", at / "generated.h5ad", at / "interpretation")
     bdm("plot-tree", at / "model", at / "tree/clade.png", "--root", "node 2")
     return at

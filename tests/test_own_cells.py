@@ -312,13 +312,13 @@ def command(folder, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_commands_take_the_cells_that_a_model_was_fitted_on(command, fitted, tmp_path):
-    command("evaluate", "cells.h5ad", "evaluation", "generated.h5ad", "--model", "model", "--n-repeats", 1)
+    command("evaluate", "cells.h5ad", "generated.h5ad", "evaluation", "--model", "model", "--n-repeats", 1)
     overall = pd.read_csv(tmp_path / "evaluation/overall.csv", index_col="metric")
     expected = fitted.evaluate(adata_new=anndata.read_h5ad("generated.h5ad"), n_repeats=1).overall
     np.testing.assert_allclose(overall, expected.loc[overall.index], rtol=1e-5)
     command("interpret", "model", "cells.h5ad", "generated.h5ad", "interpretation")
     command("transmute", "model", "cells.h5ad", "transmuted.h5ad", "--to", NK, "--from", B)
-    command("evaluate-transmuted", "cells.h5ad", "transmutation", "transmuted.h5ad", "--model", "model")
+    command("evaluate-transmuted", "cells.h5ad", "transmuted.h5ad", "transmutation", "--model", "model")
     assert list(pd.read_csv(tmp_path / "transmutation/scores.csv")["original_type"].unique()) == [B]
     assert (tmp_path / "interpretation/branches.h5ad").is_file()
 
@@ -326,13 +326,13 @@ def test_commands_take_the_cells_that_a_model_was_fitted_on(command, fitted, tmp
 @pytest.mark.nightly
 def test_keys_name_columns_of_compared_cells_with_a_model(command, fitted):
     fitted.prepared.write_h5ad("prepared.h5ad")
-    command("evaluate", "prepared.h5ad", "expected", "generated.h5ad", "--model", "model", "--n-repeats", 1)
+    command("evaluate", "prepared.h5ad", "generated.h5ad", "expected", "--model", "model", "--n-repeats", 1)
     cells = anndata.read_h5ad("generated.h5ad")
     cells.obs = cells.obs[["annotation"]].rename(columns={"annotation": "kind"})
     cells.layers["umi"], cells.X = cells.X, cells.X.log1p()
     cells.write_h5ad("other.h5ad")
     options = ("--model", "model", "--n-repeats", 1, "--label-key", "kind", "--counts", "umi")
-    command("evaluate", "prepared.h5ad", "evaluation", "generated.h5ad", "--compare", "same=other.h5ad", *options)
+    command("evaluate", "prepared.h5ad", "generated.h5ad", "evaluation", "--compare", "same=other.h5ad", *options)
     found, expected = (pd.read_csv(f"{name}/overall.csv", index_col="metric") for name in ("evaluation", "expected"))
     scores = ["energy", "forest_auc", "gene_auc"]
     np.testing.assert_allclose(found.loc[scores, "same"], expected.loc[scores, "generated"], rtol=1e-5)
@@ -353,21 +353,21 @@ def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
     steps = ("--n-genes", 50, "--n-latent", 4, "--autoencoder-n-steps", 2, "--train-n-steps", 20)
     command("fit", "cells.h5ad", "own", *keys, *steps, "--test", 0.3)
     command("generate", "own", "generated_own.h5ad", "--cells", 20)
-    command("evaluate", "cells.h5ad", "evaluation", "generated_own.h5ad", "--model", "own", "--n-repeats", 1)
+    command("evaluate", "cells.h5ad", "generated_own.h5ad", "evaluation", "--model", "own", "--n-repeats", 1)
     command("fit", "cells.h5ad", "all", *keys, *steps)
     with pytest.raises(InputError, match=r"fit again with `test=0\.2`"):
-        command("evaluate", "cells.h5ad", "other", "generated_own.h5ad", "--model", "all")
+        command("evaluate", "cells.h5ad", "generated_own.h5ad", "other", "--model", "all")
     split = bdm.BranchedDiffusion.load("own", adata="cells.h5ad").prepared.obs["split"]
     anndata.read_h5ad("cells.h5ad")[split.index[split == "test"]].copy().write_h5ad("held_out.h5ad")
     options = ("--model", "own", "--test-cells", "held_out.h5ad", "--n-repeats", 1)
-    command("evaluate", "cells.h5ad", "held_out", "generated_own.h5ad", *options)
+    command("evaluate", "cells.h5ad", "generated_own.h5ad", "held_out", *options)
     one, other = (pd.read_csv(tmp_path / name / "overall.csv", index_col=0) for name in ("evaluation", "held_out"))
     assert one.loc["gene_auc"].notna().all()
     assert other.loc["gene_auc"].notna().all()
     unused = [("--test-cells", "held_out.h5ad"), ("--label-key", "annotation"), ("--counts", "X")]
     for option in unused:
         with pytest.raises(InputError, match="is used with a model only; give `model=` too"):
-            command("evaluate-transmuted", "cells.h5ad", "other", "generated_own.h5ad", *option)
+            command("evaluate-transmuted", "cells.h5ad", "generated_own.h5ad", "other", *option)
 
 
 # ---- as in scvi-tools

@@ -56,7 +56,7 @@ def learn(folder: Path, cells: Path, *options: str, n_steps: int = 30) -> None:
     small = ("--width", 16, "--n-layers", 1, "--n-steps", n_steps)
     bdm("train", folder / "autoencoder", folder / "hierarchy.json", folder / "model", *small)
     bdm("generate", folder / "model", folder / "generated.h5ad", "--cells-like", folder / "prepared.h5ad")
-    evaluated = (folder / "prepared.h5ad", folder / "evaluation", folder / "generated.h5ad")
+    evaluated = (folder / "prepared.h5ad", folder / "generated.h5ad", folder / "evaluation")
     bdm("evaluate", *evaluated, "--model", folder / "model", "--n-repeats", 1)
 
 
@@ -73,7 +73,7 @@ def full(example_cells, tmp_path_factory) -> Path:
     learn(folder, folder.parent / "my <i>cells.h5ad", "--leave-out", LEFT_OUT, "--donor-key", "donor", n_steps=10)
     moved, to, of = folder / "transmuted/a.h5ad", NAMES["CD19+ B"], NAMES["CD14+ Monocyte"]
     bdm("transmute", folder / "model", folder / "prepared.h5ad", moved, "--to", to, "--from", of, "--seed", 7)
-    bdm("evaluate-transmuted", folder / "prepared.h5ad", folder / "transmutation/a", moved)
+    bdm("evaluate-transmuted", folder / "prepared.h5ad", moved, folder / "transmutation/a")
     bdm("interpret", folder / "model", folder / "prepared.h5ad", folder / "generated.h5ad", folder / "interpretation")
     (folder / "benchmarks").mkdir()
     for name, seconds in {"train": 4000.0, "generate": 12.0}.items():

@@ -52,7 +52,7 @@ ARGUMENTS = {
     "train": "autoencoder tree.json out",
     "generate": "model out.h5ad --cells 1",
     "transmute": "model cells.h5ad out.h5ad --to B",
-    "evaluate": "prepared.h5ad out generated.h5ad",
+    "evaluate": "prepared.h5ad generated.h5ad out",
     "interpret": "model prepared.h5ad generated.h5ad out",
 }
 # Stage, setting, value, and the sentence that rejects it

@@ -147,11 +147,11 @@ def folder(cells, tmp_path_factory) -> Path:
     small = ("--width", 16, "--n-layers", 1, "--n-steps", 30)
     run("train", folder / "autoencoder", folder / "hierarchy.json", model, *small)
     run("generate", model, generated, "--cells-like", prepared)
-    run("evaluate", prepared, folder / "evaluation", generated, "--n-repeats", 1)
+    run("evaluate", prepared, generated, folder / "evaluation", "--n-repeats", 1)
     run("interpret", model, prepared, generated, folder / "interpretation")
     moved = folder / "moved.h5ad"
     run("transmute", model, prepared, moved, "--to", NK, "--from", DENDRITIC)
-    run("evaluate-transmuted", prepared, folder / "transmutation/a", moved)
+    run("evaluate-transmuted", prepared, moved, folder / "transmutation/a")
     more = ("--known", prepared, "--report", folder / "extension")
     run("extend", model, folder / "cells.h5ad", folder / "extended", "--cell-type", B, *more)
     (folder / "genes.txt").unlink()

@@ -29,8 +29,8 @@ generate model generated.h5ad --cells 130 --n-levels 5
 generate model shared.h5ad --cells 130 --n-levels 5 --shared-ancestors
 transmute model prepared.h5ad moved.h5ad --to '{MONOCYTE}'
 extend model cells.h5ad extended --cell-type 'CD8+/CD45RA+ Naive Cytotoxic'
-evaluate prepared.h5ad evaluation generated.h5ad --n-repeats 1
-evaluate-transmuted prepared.h5ad transmutation moved.h5ad
+evaluate prepared.h5ad generated.h5ad evaluation --n-repeats 1
+evaluate-transmuted prepared.h5ad moved.h5ad transmutation
 interpret model prepared.h5ad generated.h5ad interpretation
 """
 RUN = """

@@ -19,8 +19,8 @@ def evaluate(
         "Training cells, and test cells, which the column split of obs marks by test: made by bdm prepare, or any; "
         "with --model, the cells that the model was fitted on.",
     ],
-    out: OutFolder,
     generated: Annotated[Path, "Generated cells of any method, the set generated of tables."],
+    out: OutFolder,
     *,
     compare: Compare = (),
     model: OfModel = None,
@@ -33,11 +33,11 @@ def evaluate(
 
     Cells are sampled, and at most 20,000 of a set are compared at a time; n_cells.csv has the numbers of each type.
 
-    Example: bdm evaluate prepared.h5ad evaluation generated.h5ad --model model/ --compare flat=flat.h5ad
+    Example: bdm evaluate prepared.h5ad generated.h5ad evaluation --model model/ --compare flat=flat.h5ad
 
-    Example: bdm evaluate train.h5ad evaluation simulated.h5ad --test-cells test.h5ad --label-key annotation
+    Example: bdm evaluate train.h5ad simulated.h5ad evaluation --test-cells test.h5ad --label-key annotation
 
-    Example: bdm evaluate cells.h5ad evaluation generated.h5ad --model model/ --test-cells held_out.h5ad
+    Example: bdm evaluate cells.h5ad generated.h5ad evaluation --model model/ --test-cells held_out.h5ad
     """
     from bdm._core.files import atomic_write
     from bdm.evaluation.cells import GENERATED

@@ -21,8 +21,8 @@ def evaluate_transmuted(
     cells: Annotated[
         Path, "Cells that were transmuted, training and test cells: made by bdm prepare; with --model, any."
     ],
-    out: OutFolder,
     transmuted: Annotated[Path, "Cells made by bdm transmute, the set transmuted of tables."],
+    out: OutFolder,
     *,
     compare: Compare = (),
     model: OfModel = None,
@@ -32,7 +32,7 @@ def evaluate_transmuted(
 ) -> Summary:
     """Compare transmuted cells with held-out cells of their new type, and with the same cells before.
 
-    Example: bdm evaluate-transmuted prepared.h5ad transmutation transmuted.h5ad --compare flat=flat.h5ad
+    Example: bdm evaluate-transmuted prepared.h5ad transmuted.h5ad transmutation --compare flat=flat.h5ad
     """
     from bdm._core.files import atomic_write
     from bdm.evaluation.cells import TRANSMUTED

@@ -60,5 +60,5 @@ def generate(
         write_cells(path, generated, checksums({}, model=model))
     n_cells, n_genes = request.n_cells, features_in_words(loaded.autoencoder.genes)
     found = {"cells": f"{sum(n_cells.values()):,} of {counted(len(n_cells), 'type')} x {n_genes}"}
-    then = () if cells_like is None else evaluating(cells_like, "bdm", "evaluate", cells_like, "evaluation/", out)
+    then = () if cells_like is None else evaluating(cells_like, "bdm", "evaluate", cells_like, out, "evaluation/")
     return Summary((out,), found, then=then)

@@ -160,5 +160,5 @@ rule evaluate:
         compare=lambda wildcards, input: [f"--compare {Path(cells).stem}={cells}" for cells in input.compared],
         options=lambda wildcards: options("evaluate", DATASETS[wildcards.data]),
     shell:
-        "bdm evaluate {input.cells} {params.folder} {input.branched} {params.compare} {params.options}"
+        "bdm evaluate {input.cells} {input.branched} {params.folder} {params.compare} {params.options}"
         " --seed {wildcards.seed} > {log} 2>&1"

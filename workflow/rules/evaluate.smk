@@ -34,7 +34,7 @@ rule evaluate:
         compare=lambda wildcards, input: f"--compare flat={input.flat}" if input.flat else "",
         options=options("evaluate"),
     shell:
-        "bdm evaluate {input.cells} {params.folder} {input.generated}"
+        "bdm evaluate {input.cells} {input.generated} {params.folder}"
         " --model {input.model}"
         " {params.compare}"
         " {params.options}"

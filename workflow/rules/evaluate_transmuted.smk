@@ -36,7 +36,7 @@ rule evaluate_transmuted:
         folder=subpath(output.transmutation, parent=True),
         options=options(),
     shell:
-        "bdm evaluate-transmuted {input.cells} {params.folder} {input.transmuted}"
+        "bdm evaluate-transmuted {input.cells} {input.transmuted} {params.folder}"
         " {params.options}"
         " --threads {threads}"
         " > {log} 2>&1"
