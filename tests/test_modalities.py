@@ -18,10 +18,12 @@ from torch import Tensor
 from zoo import kept_model
 
 from bdm import BranchedDiffusion, InputError, InputKeys, tl
+from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_together
 from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
 from bdm.autoencoder.fit import Objective
 from bdm.autoencoder.levels import mapped, quantiles
-from bdm.autoencoder.softmax import OWN_MEAN_SCALE, Blocks
+from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.softmax import OWN_MEAN_SCALE, AdapterSettings, Blocks
 from bdm.data.modalities import (
     MUDATA,
     block_sizes,
@@ -166,6 +168,23 @@ def test_directions_are_gradients_of_log_expression_in_each_block(normalised):
     expected = torch.autograd.functional.jacobian(lambda z: decoder.decode(z[None])[0], latent)
     share = decoder.decode(latent[None])[0].exp().detach().numpy()
     np.testing.assert_allclose(decoder.directions(share), expected, rtol=1e-6, atol=1e-9)
+
+
+@torch.no_grad()
+def test_populations_that_are_fitted_with_larger_ones_get_the_same_decoders():
+    torch.manual_seed(0)
+    decoder = NegativeBinomialDecoder(AutoencoderShape(10, 2, 2, blocks=(6, 4), normalised=(True, False)))
+    decoder.loadings.bias[6:] = np.log(50)
+    network = CountAutoencoder.from_decoder(decoder, torch.zeros(2, 2))
+    start = Adapters.from_shared(network, ("rare", "common"), [0, 1])
+    rare, common = (
+        PopulationCells(name, torch.poisson(torch.full((n, 10), 50.0)), torch.zeros(n, dtype=torch.long), AnnData(), ())
+        for name, n in (("rare", 20), ("common", 80))
+    )
+    alone = fit_together(start.subset(["rare"]), network, [rare], AdapterSettings(), seed=0)
+    together = fit_together(start, network, [rare, common], AdapterSettings(), seed=0).subset(["rare"])
+    for name, expected in alone.parameters.items():
+        torch.testing.assert_close(together.parameters[name], expected, rtol=1e-3, atol=1e-3)
 
 
 # ---- forms

@@ -188,7 +188,7 @@ def fit_together(
 
 
 def encode_padded(padded: PaddedCells, parameters: Parameters, prior_mean: Tensor) -> Posterior:
-    """Compute the posterior of each cell, one population after the other; padding stays at the prior."""
+    """Compute the posterior of each cell, one population after the other; what padding gets is not used."""
     evidence = padded.evidence(parameters)
     means = prior_mean.repeat_interleave(padded.present.shape[1], dim=0).chunk(len(evidence))
     parts = zip(evidence, means, strict=True)

@@ -196,7 +196,7 @@ class PaddedCells:
         centred = (latent - prior_mean[:, None]) * self.present
         observation, mean = self._distribution(parameters, latent)
         residual, information = observation.derivatives(self.counts, mean)
-        # Through the softmax; cells of the padding have neither counts nor means
+        # Through the softmax
         residual = residual - mean * self.blocks.spread(self.blocks.sums(residual) / self.size.clamp(min=1), others=0)
         weight = CURVATURE * information.sum(dim=1)
         change = loadings - start["loadings"]
@@ -231,7 +231,8 @@ class PaddedCells:
     def _distribution(self, parameters: Parameters, latent: Tensor) -> tuple[ObservationModel, Tensor]:
         """Observation model and mean of the counts of cells, from their latents."""
         logits = latent @ parameters["loadings"].mT + parameters["offset"][:, None] + self.batch_offset
-        mean = self.blocks.spread(self.size, others=1) * self.blocks.expression(logits)
+        # Padding has neither counts nor means, so that no sum over cells includes it
+        mean = self.present * self.blocks.spread(self.size, others=1) * self.blocks.expression(logits)
         return self.observation_model.from_parameters(self._noise(parameters)), mean
 
     def _noise(self, parameters: Parameters) -> Parameters:
