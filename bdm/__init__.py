@@ -20,15 +20,15 @@ if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm.settings import HierarchySettings as HierarchySettings
     from bdm.settings import InputKeys as InputKeys
     from bdm.settings import PrepareSettings as PrepareSettings
-    from bdm.settings import PriorSettings as PriorSettings
     from bdm.settings import Settings as Settings
+    from bdm.settings import TrainSettings as TrainSettings
     from bdm.transmutation.evaluate import TransmutationEvaluation as TransmutationEvaluation
 
 MODULES = {  # with the public classes and functions, by name
     "AuditSettings": "bdm.settings",
     "AutoencoderSettings": "bdm.settings",
     "BranchedDiffusion": "bdm.api",
-    "PriorSettings": "bdm.settings",
+    "TrainSettings": "bdm.settings",
     "Evaluation": "bdm.evaluation.evaluate",
     "ExtensionReport": "bdm.extension.extend",
     "HierarchySettings": "bdm.settings",

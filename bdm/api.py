@@ -115,7 +115,7 @@ class BranchedDiffusion:
         returns.
     prior
         Distribution of latents, by name: ``mixture``, ``diffusion`` or one of your own; as in
-        ``settings.prior``, if not given.
+        ``settings.train``, if not given.
     likelihood
         Distribution of counts, by name: ``negative_binomial`` or one of your own; as in ``settings.autoencoder``, if
         not given.
@@ -170,7 +170,7 @@ class BranchedDiffusion:
                 f"`settings=` takes a bdm.Settings, not {type(settings).__name__}; pass your settings in one."
             )
         if prior is not None:
-            settings = replace(settings, prior=replace(settings.prior, prior=prior))
+            settings = replace(settings, train=replace(settings.train, prior=prior))
         if likelihood is not None:
             settings = replace(settings, autoencoder=replace(settings.autoencoder, likelihood=likelihood))
         covariates = None if covariate_key is None else as_names(covariate_key)

@@ -205,7 +205,7 @@ class HierarchySettings(StageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorSettings(StageSettings):
+class TrainSettings(StageSettings):
     """Settings of the prior: which distribution of latents generates the cells, and how its network is trained, if any.
 
     Attributes
@@ -236,7 +236,7 @@ class FitSettings(StageSettings):
 
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     hierarchy: HierarchySettings = field(default_factory=HierarchySettings)
-    prior: PriorSettings = field(default_factory=PriorSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

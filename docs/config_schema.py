@@ -31,12 +31,12 @@ from bdm.settings import (
     PredictedCondition,
     PredictedTypes,
     PrepareSettings,
-    PriorSettings,
     ResponseSettings,
     Seed,
     Source,
     SourceTypes,
     TargetType,
+    TrainSettings,
     TransmutationSettings,
     Tree,
 )
@@ -74,7 +74,7 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     "hierarchy": ("The hierarchy of cell types.", [*of_stage(HierarchySettings), key("tree", Tree, None)]),
     "train": (
         "The prior: which distribution of latents generates the cells, and how its network is trained, if it has one.",
-        of_stage(PriorSettings),
+        of_stage(TrainSettings),
     ),
     "extend": ("Cell types to add to a model later.", []),
     "generate": ("The cells to generate.", [*of_stage(GenerationSettings), key("n_cells", NCells, None)]),

@@ -62,13 +62,13 @@ def example_cells() -> AnnData:
 
 def quick_settings():
     """Settings of a model that trains in seconds, and learns little."""
-    from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings, Settings
+    from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
     return Settings(
         prepare=PrepareSettings(n_genes=200, test=0.0),
         autoencoder=AutoencoderSettings(n_latent=6, n_steps=100),
         hierarchy=HierarchySettings(n_bootstrap=20),
-        prior=PriorSettings(width=32, n_layers=2, n_steps=100),
+        train=TrainSettings(width=32, n_layers=2, n_steps=100),
     )
 
 
@@ -101,7 +101,7 @@ def tiny_settings(small_settings):
         small_settings,
         autoencoder=replace(small_settings.autoencoder, n_steps=5, sub_populations="none"),
         hierarchy=replace(small_settings.hierarchy, n_bootstrap=3),
-        prior=replace(small_settings.prior, n_steps=5),
+        train=replace(small_settings.train, n_steps=5),
     )
 
 

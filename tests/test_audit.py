@@ -35,8 +35,8 @@ from bdm.settings import (
     FitSettings,
     HierarchySettings,
     PrepareSettings,
-    PriorSettings,
     Settings,
+    TrainSettings,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ TWO_FOLDS = AuditSettings(n_folds=2)
 SMALL = FitSettings(
     autoencoder=AutoencoderSettings(n_latent=4, n_steps=10, sub_populations="none"),
     hierarchy=HierarchySettings(n_bootstrap=0),
-    prior=PriorSettings(width=16, n_layers=1, n_steps=5),
+    train=TrainSettings(width=16, n_layers=1, n_steps=5),
 )
 FLAGS = ["--n-latent=4", "--autoencoder-n-steps=10", "--sub-populations=none", "--n-bootstrap=0"]
 FLAGS += ["--width=16", "--n-layers=1", "--train-n-steps=5"]

@@ -23,8 +23,8 @@ from bdm.settings import (
     HierarchySettings,
     InterpretationSettings,
     PrepareSettings,
-    PriorSettings,
     Settings,
+    TrainSettings,
 )
 
 N_CELLS, N_GENES = 600, 300  # of each type
@@ -59,7 +59,7 @@ def fitted() -> BranchedDiffusion:
         prepare=PrepareSettings(genes="all", test=0.5),
         autoencoder=AutoencoderSettings(n_latent=6, n_steps=200, sub_populations=2),
         hierarchy=HierarchySettings(n_bootstrap=0),
-        prior=PriorSettings(width=16, n_layers=1, n_steps=5),
+        train=TrainSettings(width=16, n_layers=1, n_steps=5),
     )
     return BranchedDiffusion(simulated_cells(0), label_key="label", settings=settings).fit()
 

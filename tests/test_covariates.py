@@ -14,7 +14,7 @@ from bdm.covariates.effects import fit_effects
 from bdm.data.prepare import recorded_covariates
 from bdm.generation.at import parse_at
 from bdm.generation.request import numbers_like, snapshots_around
-from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings, Settings
+from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
 N_GENES, RISING, WAVE = 40, slice(0, 8), slice(8, 16)
 TWO = ["control", "treated"]
@@ -411,7 +411,7 @@ def test_a_type_that_is_added_has_a_curve_if_it_has_the_covariate(saved, with_ti
 
 @pytest.mark.slow
 def test_a_prior_with_a_network_is_moved_along_the_curve_too():
-    settings = replace(SETTINGS, prior=PriorSettings(prior="diffusion", width=32, n_layers=2, n_steps=200))
+    settings = replace(SETTINGS, train=TrainSettings(prior="diffusion", width=32, n_layers=2, n_steps=200))
     model = BranchedDiffusion(simulated(120), covariate_key="time", settings=settings).fit()
     early, late = (log_shares(model.generate({"moving": 300}, at={"time": t})) for t in (0.1, 0.8))
     assert (late - early)[RISING].mean() == pytest.approx(1.4, abs=0.4)

@@ -36,9 +36,9 @@ from bdm.hierarchy.build import branch_level, inner_names
 from bdm.latent.cells import populations_of_cells
 from bdm.model.match import counts_of_genes, fitted_cells, model_counts
 from bdm.model.model import BranchedModel, load_model, save_model
-from bdm.settings import GenerationSettings, PriorSettings, SamplerSettings
+from bdm.settings import GenerationSettings, SamplerSettings, TrainSettings
 
-QUICK = ExtendSettings(adapter=AdapterSettings(n_steps=20), branch=PriorSettings(n_steps=20), n_bootstrap=10)
+QUICK = ExtendSettings(adapter=AdapterSettings(n_steps=20), branch=TrainSettings(n_steps=20), n_bootstrap=10)
 NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]
 
 
@@ -109,7 +109,7 @@ def test_extended_model_comes_back_from_its_folder(stages, tmp_path):
 def with_nk(base, example_cells) -> FittedExtension:
     """The model with NK cells, added with time enough."""
     [cells] = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type.values()
-    settings = ExtendSettings(branch=PriorSettings(n_steps=100))
+    settings = ExtendSettings(branch=TrainSettings(n_steps=100))
     return extend(base, cells, "CD56+ NK", settings, seed=0, provenance={})
 
 
@@ -198,7 +198,7 @@ def with_mixed(base, mixed_cells) -> FittedExtension:
     """The model with the type of two kinds, in two populations."""
     model = with_settings(base, sub_populations=2)
     [cells] = new_cells(mixed_cells, model, cell_types=("mixed",), seed=0).by_type.values()
-    settings = ExtendSettings(branch=PriorSettings(n_steps=50), n_bootstrap=10)
+    settings = ExtendSettings(branch=TrainSettings(n_steps=50), n_bootstrap=10)
     return extend(model, cells, "mixed", settings, seed=0, provenance={})
 
 

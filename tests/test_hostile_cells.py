@@ -218,7 +218,7 @@ def test_labels_of_identical_cells_and_of_two_cells_are_fitted(small_settings):
         small_settings,
         prepare=replace(small_settings.prepare, min_cells_per_type=2, min_genes_per_cell=1),
         autoencoder=replace(small_settings.autoencoder, n_latent=4, n_steps=30),
-        prior=replace(small_settings.prior, n_steps=30),
+        train=replace(small_settings.train, n_steps=30),
     )
     cells = AnnData(counts.astype(np.float32), obs=pd.DataFrame({"type": labels}))
     model = BranchedDiffusion(cells, label_key="type", settings=settings).fit()

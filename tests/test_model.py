@@ -32,7 +32,7 @@ def few_types(example_cells):
 
 
 def test_public_names():
-    of_stages = {"AuditSettings", "PrepareSettings", "AutoencoderSettings", "HierarchySettings", "PriorSettings"}
+    of_stages = {"AuditSettings", "PrepareSettings", "AutoencoderSettings", "HierarchySettings", "TrainSettings"}
     results = {"Evaluation", "TransmutationEvaluation", "Interpretation", "ExtensionReport"}
     names = {"BranchedDiffusion", "InputError", "InputKeys", "Settings", "pl", "read_tree", "tl"}
     assert set(bdm.__all__) == names | of_stages | results

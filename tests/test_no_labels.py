@@ -45,7 +45,7 @@ def settings(small_settings) -> Settings:
         small_settings,
         prepare=PrepareSettings(n_genes=100, label_key=None, test=0.2),
         autoencoder=replace(small_settings.autoencoder, n_steps=30, sub_populations="none"),
-        prior=replace(small_settings.prior, n_steps=30),
+        train=replace(small_settings.train, n_steps=30),
     )
 
 

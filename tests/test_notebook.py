@@ -12,7 +12,7 @@ from bdm.data.read import pbmc68k_counts
 settings = bdm.Settings(
     prepare=bdm.PrepareSettings(n_genes=50, test=0.0),
     autoencoder=bdm.AutoencoderSettings(n_latent=4, n_steps=2, shared_decoder=True),
-    prior=bdm.PriorSettings(n_steps=2, width=8),
+    train=bdm.TrainSettings(n_steps=2, width=8),
 )
 adata = pbmc68k_counts()
 adata.layers["counts"] = adata.X

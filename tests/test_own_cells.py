@@ -41,7 +41,7 @@ def quick(small_settings):
             label_key="annotation", batch_key="person", counts="raw_counts", n_genes=150, test=0.2, seed=7
         ),
         autoencoder=replace(small_settings.autoencoder, n_steps=20),
-        prior=replace(small_settings.prior, n_steps=20),
+        train=replace(small_settings.train, n_steps=20),
     )
 
 
@@ -118,7 +118,7 @@ def test_one_type_is_named_by_text_or_number(fitted, awkward):
     quick = bdm.Settings(
         autoencoder=bdm.AutoencoderSettings(n_latent=4, n_steps=2, shared_decoder=True),
         hierarchy=bdm.HierarchySettings(n_bootstrap=0),
-        prior=bdm.PriorSettings(n_steps=2, width=8),
+        train=bdm.TrainSettings(n_steps=2, width=8),
         prepare=bdm.PrepareSettings(label_key="annotation", counts="raw_counts", n_genes=50, test=0.0),
     )
     model = bdm.BranchedDiffusion(numbered, settings=quick).fit()

@@ -37,7 +37,7 @@ from bdm.prior.transport import (
     normal_flow,
     unbalanced_coupling,
 )
-from bdm.settings import HierarchySettings, PriorSettings, SamplerSettings
+from bdm.settings import HierarchySettings, SamplerSettings, TrainSettings
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -523,7 +523,7 @@ def fitted(
     cells: LatentCells | None = None,
     prior: type[LatentPrior] = DiffusionPrior,
 ) -> FittedPrior:
-    settings = PriorSettings(width=32, n_layers=2, n_steps=n_steps, averaging=0.98)
+    settings = TrainSettings(width=32, n_layers=2, n_steps=n_steps, averaging=0.98)
     return prior.fit(data_of(cells or planted(), flat=flat), settings, seed=seed, device="cpu")
 
 
@@ -557,7 +557,7 @@ def test_held_out_cells_are_not_trained_on(has_validation):
     assert torch.equal(chosen, held_out_mask(cells, validation, seed=0))
     poisoned = replace(cells, mean=torch.where(chosen[:, None], torch.nan, cells.mean))
     data = replace(data_of(cells, validation=validation if has_validation else None), cells=poisoned)
-    settings = PriorSettings(width=8, n_layers=1, n_steps=3)
+    settings = TrainSettings(width=8, n_layers=1, n_steps=3)
     for prior in (DiffusionPrior, FlowMatchingPrior):
         with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
             prior.fit(data, settings, seed=0, device="cpu")
@@ -582,7 +582,7 @@ def off_by_one(chosen: Tensor) -> tuple[HeldOut, BranchNetwork, Callable[..., Te
     data = data_of(planted())
     wrong = replace(data.moments, mean=data.moments.mean + 1.0)
     populations = BranchPopulations.of(wrong, data.hierarchy)
-    network = BranchNetwork.initial(data, PriorSettings(width=8, n_layers=1), seed=0)
+    network = BranchNetwork.initial(data, TrainSettings(width=8, n_layers=1), seed=0)
     held_out = HeldOut.of(data, chosen, populations, seed=0)
     return held_out, network, remainder_of(network, populations)
 
@@ -684,7 +684,7 @@ def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
 def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
     fit, data = fitted(n_steps=300, cells=two_sided()), data_of(two_sided())
     assert fit.prior.kept.any()
-    settings, cpu = PriorSettings(width=32, n_layers=2, n_steps=300, averaging=0.98), torch.device("cpu")
+    settings, cpu = TrainSettings(width=32, n_layers=2, n_steps=300, averaging=0.98), torch.device("cpu")
     network = BranchNetwork.initial(data, settings, seed=0)
     loss = DiffusionPrior.loss(data, torch.arange(1500), fit.prior.populations, settings, cpu)
     training = fit.history["training"]
@@ -697,7 +697,7 @@ def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_embeddings_of_added_branches_denoise_their_cells(kind):
-    known, settings = data_of(two_sided()), PriorSettings(n_steps=300)
+    known, settings = data_of(two_sided()), TrainSettings(n_steps=300)
     prior = fitted_to_two_sided(kind).prior
     turned = replace(known.cells, mean=known.cells.mean.flip(1))  # in two parts along another axis
     data = replace(known, cells=turned, moments=population_moments(turned, known.whitening))

@@ -18,7 +18,7 @@ from bdm._core.kinds import DECODERS, PRIORS
 from bdm.generation.request import request_cells
 from bdm.model.model import expected_counts, observation_model
 from bdm.prior.base import LatentPrior
-from bdm.settings import PriorSettings
+from bdm.settings import TrainSettings
 
 EXAMPLES = Path(__file__).parents[1] / "docs/examples"
 NEW = "CD34+"
@@ -91,7 +91,7 @@ def test_names_of_priors_are_known_before_they_are_imported():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["('mixture',", "'diffusion',", "'flow')", "False"]
     assert all(issubclass(PRIORS.find(name), LatentPrior) for name in ("mixture", "diffusion", "flow"))
-    assert PriorSettings().prior == PRIORS.names[0]
+    assert TrainSettings().prior == PRIORS.names[0]
 
 
 def test_cells_of_a_conditioned_model_have_the_value(small_model):

@@ -28,9 +28,9 @@ from bdm.settings import (
     HierarchySettings,
     InterpretationSettings,
     PrepareSettings,
-    PriorSettings,
     SamplerSettings,
     Settings,
+    TrainSettings,
     TransmutationSettings,
 )
 
@@ -39,7 +39,7 @@ STAGES = {
     "prepare": PrepareSettings,
     "autoencoder": AutoencoderSettings,
     "hierarchy": HierarchySettings,
-    "train": PriorSettings,
+    "train": TrainSettings,
     "generate": GenerationSettings,
     "transmute": TransmutationSettings,
     "evaluate": EvaluationSettings,
@@ -205,7 +205,7 @@ def test_a_given_seed_of_0_contradicts_another():
 def test_whole_numbers_are_neither_decimal_nor_text(tmp_path, value):
     sentence = f"n_steps is {value!r}, but must be a whole number."
     with pytest.raises(InputError) as caught:
-        PriorSettings(n_steps=value)
+        TrainSettings(n_steps=value)
     assert str(caught.value) == sentence
     with pytest.raises(InputError, match=rf"^cells\.B is {value!r}, but must be a whole number\.$"):
         Samples(cells={"B": value})

@@ -17,7 +17,7 @@ from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import check_collapse, spread_and_distance
-from bdm.settings import AutoencoderSettings, PrepareSettings, PriorSettings
+from bdm.settings import AutoencoderSettings, PrepareSettings, TrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -70,7 +70,7 @@ def test_type_is_reported():
     [
         ({"autoencoder": AutoencoderSettings(n_latent=6, n_steps=100, learning_rate=1e3)}, "the autoencoder"),
         (
-            {"prior": PriorSettings(prior="diffusion", width=32, n_steps=200, learning_rate=30.0)},
+            {"train": TrainSettings(prior="diffusion", width=32, n_steps=200, learning_rate=30.0)},
             "the network of the prior",
         ),
     ],

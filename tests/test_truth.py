@@ -15,7 +15,7 @@ from bdm.interpretation.ancestral_states import ancestral_states, commitment_of
 from bdm.interpretation.contrasts import Contrast, contrasts_of
 from bdm.interpretation.genes import model_differences, model_expression
 from bdm.model.model import BranchedModel
-from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings, Settings
+from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
 # The median cell has 3,000 counts, and types have 50 cells or more. The dimensions are those between types and within.
 FEW = SyntheticSettings(n_types=8, n_genes=800, max_cells=300), 12
@@ -54,7 +54,7 @@ def truth(request) -> Truth:
         prepare=PrepareSettings(genes="all", test=0.0),
         autoencoder=AutoencoderSettings(n_latent=n_latent, n_steps=200),
         hierarchy=HierarchySettings(n_bootstrap=20),
-        prior=PriorSettings(width=32, n_layers=2, n_steps=100),
+        train=TrainSettings(width=32, n_layers=2, n_steps=100),
     )
     model = BranchedDiffusion(synthetic.adata, settings=settings).fit().model
     return Truth(synthetic, model, heights_of(synthetic.tree))

@@ -22,7 +22,7 @@ from bdm._core.files import atomic_write, read_checksummed_json, sha256, write_c
 from bdm._core.kinds import Kinds
 from bdm._core.seeds import to_tensor
 
-FORMAT = 21
+FORMAT = 22
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
 
 Value = TypeVar("Value")

@@ -267,7 +267,7 @@ def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None 
         (of_cells, model.preparation),
         (of_tree, of_model),
         (audit.record["fit"]["autoencoder"], model.autoencoder.provenance["settings"]),
-        (audit.record["fit"]["prior"], model.provenance["settings"]),
+        (audit.record["fit"]["train"], model.provenance["settings"]),
     )
     for settings, here in compared:
         check_settings(settings, here, "models", "in this model")

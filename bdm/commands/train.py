@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from bdm.commands.base import AutoencoderFolder, Device, OutFolder, Summary, generating
-from bdm.settings import PriorSettings, Seed
+from bdm.settings import Seed, TrainSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +17,7 @@ def train(
     hierarchy: Annotated[Path, "File made by bdm hierarchy (.json)."],
     out: OutFolder,
     *,
-    settings: PriorSettings,
+    settings: TrainSettings,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> Summary:

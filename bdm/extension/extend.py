@@ -35,7 +35,7 @@ from bdm.latent.moments import population_moments
 from bdm.model.fit import check_collapse, generated_levels
 from bdm.model.model import BranchedModel, Extension, composition_of, extended, type_specific_genes
 from bdm.prior.base import PriorData
-from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings
+from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, TrainSettings
 
 MIN_HELD_OUT = 5  # test cells, for a gain to be measured with them, and cells for it to be compared with chance
 MIN_GAIN = -1  # of the decoder of a new type, in standard errors; the initial one has the mean of the type alone
@@ -46,7 +46,7 @@ class ExtendSettings:
     """How an extension is fitted: decoders, branches of the prior, and resamples for the place in the tree."""
 
     adapter: AdapterSettings = field(default=AdapterSettings())
-    branch: PriorSettings = field(default=PriorSettings(n_steps=200))
+    branch: TrainSettings = field(default=TrainSettings(n_steps=200))
     n_bootstrap: int = HierarchySettings.n_bootstrap
 
 

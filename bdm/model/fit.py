@@ -26,7 +26,7 @@ from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of, expected_counts, observation_model
 from bdm.prior.base import PriorData, Sampler
-from bdm.settings import FitSettings, PriorSettings
+from bdm.settings import FitSettings, TrainSettings
 
 N_LEVELS = 2048  # cells that are generated of each population to know the levels of its proteins
 N_CHECKED_CELLS = 100  # that are generated of each population for the check
@@ -59,12 +59,12 @@ def fit(
     covariates = fit_covariates(prepared, latent)
     latent = with_residuals(latent, covariates)
     hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=tree)
-    record = provenance(seed=seed, settings=asdict(settings.prior), **facts)
+    record = provenance(seed=seed, settings=asdict(settings.train), **facts)
     model, history = fit_model(
         latent,
         autoencoder,
         hierarchy,
-        settings.prior,
+        settings.train,
         seed=seed,
         device=device,
         donors=fit_donors(prepared, latent, autoencoder),
@@ -79,7 +79,7 @@ def fit_model(
     latent: ad.AnnData,
     autoencoder: GeneAutoencoder,
     hierarchy: Hierarchy,
-    settings: PriorSettings,
+    settings: TrainSettings,
     *,
     seed: int,
     device: str = "auto",

@@ -16,7 +16,7 @@ from bdm._core.kinds import PRIORS, Kinds
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, Whitening
-from bdm.settings import PriorSettings, SamplerSettings
+from bdm.settings import SamplerSettings, TrainSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class LatentPrior(Sampler):
     def fit(
         cls,
         data: PriorData,
-        settings: PriorSettings,
+        settings: TrainSettings,
         *,
         seed: int,
         device: str = "auto",
@@ -124,7 +124,7 @@ class LatentPrior(Sampler):
             What :meth:`fit_added` returned.
         """
 
-    def fit_added(self, data: PriorData, neighbour: str, settings: PriorSettings, *, seed: int) -> dict[str, Tensor]:
+    def fit_added(self, data: PriorData, neighbour: str, settings: TrainSettings, *, seed: int) -> dict[str, Tensor]:
         """Fit what branches need beyond the moments of their populations, before :meth:`extended`: nothing.
 
         Parameters

@@ -29,7 +29,7 @@ from bdm.prior.network import (
     table_of_paths,
     training_plan,
 )
-from bdm.settings import PriorSettings
+from bdm.settings import TrainSettings
 
 N_DRAWS, MAX_DRAWS, MIN_DRAWS = 16, 40_000, 4  # of noise: for each cell, for all cells, and at least for each
 LEVEL = 0.025  # probability with which the network is kept on any branch where it gains nothing
@@ -52,7 +52,7 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
     def fit(
         cls,
         data: PriorData,
-        settings: PriorSettings,
+        settings: TrainSettings,
         *,
         seed: int,
         device: str = "auto",

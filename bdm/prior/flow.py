@@ -13,7 +13,7 @@ from bdm._core.training import device_of, train
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.mixture import BranchPopulations
 from bdm.prior.network import PATIENCE, BranchNetwork, MinibatchLoss, NetworkPrior, held_out_mask, training_plan
-from bdm.settings import PriorSettings
+from bdm.settings import TrainSettings
 
 N_DRAWS = 40  # of minibatches of held-out cells, whose mean loss decides when training ends
 
@@ -50,7 +50,7 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
 
     @classmethod
     @using_threads()
-    def fit(cls, data: PriorData, settings: PriorSettings, *, seed: int, device: str = "auto") -> FittedPrior:
+    def fit(cls, data: PriorData, settings: TrainSettings, *, seed: int, device: str = "auto") -> FittedPrior:
         """Train until held-out cells gain no more; their loss is ``validation`` in the table ``training``."""
         on = device_of(device)
         held_out = held_out_mask(data.cells, data.validation, seed=seed)

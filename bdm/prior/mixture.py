@@ -14,7 +14,7 @@ from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.moments import Mixture, PopulationMoments, denoised_by_mixture, log_densities
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.sampler import HierarchicalSampler
-from bdm.settings import PriorSettings, SamplerSettings
+from bdm.settings import SamplerSettings, TrainSettings
 
 MERGED = 3.0  # from so many times its spread on, the cells of a branch count as one normal
 
@@ -164,7 +164,7 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
     def fit(
         cls,
         data: PriorData,
-        settings: PriorSettings,
+        settings: TrainSettings,
         *,
         seed: int,
         device: str = "auto",

@@ -21,7 +21,7 @@ from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, population_weight
 from bdm.prior.base import PriorData
 from bdm.prior.mixture import BranchPopulations, GaussianMixturePrior
-from bdm.settings import PriorSettings
+from bdm.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class BranchNetwork(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     @classmethod
-    def initial(cls, data: PriorData, settings: PriorSettings, *, seed: int) -> BranchNetwork:
+    def initial(cls, data: PriorData, settings: TrainSettings, *, seed: int) -> BranchNetwork:
         """Make the network of a hierarchy before training; torch's global random generator is left alone."""
         n_branches = len(data.hierarchy.branches)
         shape = NetworkShape(data.moments.mean.shape[1], n_branches, settings.width, settings.n_layers)
@@ -201,7 +201,7 @@ class MinibatchLoss:
     trained: Tensor  # indices of the cells to draw from
     denoised: Callable[[nn.Module, BranchPopulations, Tensor, Tensor, Tensor], Tensor]
     populations: BranchPopulations
-    settings: PriorSettings
+    settings: TrainSettings
     device: torch.device
     first_row: int = 0  # row in the prior of the first branch of the tree
 
@@ -245,7 +245,7 @@ class MinibatchLoss:
         return {names[code]: float(losses.cpu()[population == code].mean()) for code in population.unique()}
 
 
-def training_plan(settings: PriorSettings, device: torch.device, *, seed: int, **more: Any) -> TrainingPlan:
+def training_plan(settings: TrainSettings, device: torch.device, *, seed: int, **more: Any) -> TrainingPlan:
     """Plan of the training of a network; ``more`` are fields of :class:`bdm._core.training.TrainingPlan`."""
     return TrainingPlan(
         settings.n_steps,
@@ -280,7 +280,7 @@ class NetworkPrior(GaussianMixturePrior):
         data: PriorData,
         trained: Tensor,
         populations: BranchPopulations,
-        settings: PriorSettings,
+        settings: TrainSettings,
         device: torch.device,
         *,
         first_row: int = 0,
@@ -310,7 +310,7 @@ class NetworkPrior(GaussianMixturePrior):
             self._cannot("be conditioned on a coordinate where it has a network")
         return GaussianMixturePrior(self.hierarchy, self.populations).condition(direction, value)
 
-    def fit_added(self, data: PriorData, neighbour: str, settings: PriorSettings, *, seed: int) -> dict[str, Tensor]:
+    def fit_added(self, data: PriorData, neighbour: str, settings: TrainSettings, *, seed: int) -> dict[str, Tensor]:
         """Fit the embeddings of added branches from the neighbour's; if that has no network, they are not trained."""
         row = self.hierarchy.rows[neighbour]
         start = self.network.branch.weight[row].detach().cpu().repeat(len(data.hierarchy.branches), 1)
@@ -318,7 +318,7 @@ class NetworkPrior(GaussianMixturePrior):
         embeddings = self.trained_embeddings(data, start, settings, seed=seed) if kept.any() else start
         return {"embeddings": embeddings, "kept": kept}
 
-    def trained_embeddings(self, data: PriorData, start: Tensor, settings: PriorSettings, *, seed: int) -> Tensor:
+    def trained_embeddings(self, data: PriorData, start: Tensor, settings: TrainSettings, *, seed: int) -> Tensor:
         """Train the embeddings of added branches from ``start`` (branches x width), and nothing else."""
         network = self.network.with_branches(start).cpu()
         network.branch.weight.requires_grad_(True)

@@ -36,7 +36,7 @@ from bdm.settings import (
     HierarchySettings,
     InterpretationSettings,
     PrepareSettings,
-    PriorSettings,
+    TrainSettings,
 )
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
@@ -346,7 +346,7 @@ def used_settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[
     yield "prepare", autoencoder.get("prepare", {}), asdict(DEFAULTS)
     yield "autoencoder", settings_in(autoencoder), asdict(AutoencoderSettings())
     yield "hierarchy", {**tree.provenance, "threshold": tree.threshold}, {**asdict(HierarchySettings()), "tree": None}
-    yield "train", settings_in(model.provenance), asdict(PriorSettings())
+    yield "train", settings_in(model.provenance), asdict(TrainSettings())
     sampling = json.loads(results.request.get("settings", "{}")) | {"n_cells": n_generated(results)}
     defaults = {**asdict(GenerationSettings()), "n_cells": AS_IN_DATA}
     yield "generate", {"seed": results.request.get("seed", 0), **sampling}, defaults

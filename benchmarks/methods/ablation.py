@@ -18,12 +18,12 @@ from bdm.latent.cells import read_latent
 from bdm.model.fit import fit_model
 from bdm.model.model import load_model, save_model
 from bdm.prior.sampler import HierarchicalSampler
-from bdm.settings import GenerationSettings, PriorSettings
+from bdm.settings import GenerationSettings, TrainSettings
 
 Sampler = Callable[..., HierarchicalSampler]  # makes it from prior and settings
 
 
-def run(*, sampler: Sampler = HierarchicalSampler, prior: str = PriorSettings.prior) -> None:
+def run(*, sampler: Sampler = HierarchicalSampler, prior: str = TrainSettings.prior) -> None:
     """Run the command line of an ablation.
 
     Parameters
@@ -41,12 +41,12 @@ def run(*, sampler: Sampler = HierarchicalSampler, prior: str = PriorSettings.pr
         hierarchy: Path,
         model: Path,
         *,
-        n_steps: int = PriorSettings.n_steps,
-        width: int = PriorSettings.width,
+        n_steps: int = TrainSettings.n_steps,
+        width: int = TrainSettings.width,
         seed: int = 0,
     ) -> None:
         """Train on the latents of an autoencoder."""
-        settings = PriorSettings(prior=prior, n_steps=n_steps, width=width)
+        settings = TrainSettings(prior=prior, n_steps=n_steps, width=width)
         with atomic_write(model, folder_of="model.json") as folder:
             fitted, tables = fit_model(
                 read_latent(autoencoder),

@@ -7,7 +7,7 @@ import ablation
 
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.diffusion import DiffusionPrior
-from bdm.settings import PriorSettings
+from bdm.settings import TrainSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,7 +15,7 @@ class EverywherePrior(DiffusionPrior, name="everywhere"):
     """The diffusion prior with its network on all branches."""
 
     @classmethod
-    def fit(cls, data: PriorData, settings: PriorSettings, **how: Any) -> FittedPrior:
+    def fit(cls, data: PriorData, settings: TrainSettings, **how: Any) -> FittedPrior:
         """Train the network for all steps, and keep it on all branches."""
         return super().fit(data, settings, everywhere=True, **how)
 

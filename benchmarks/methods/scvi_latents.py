@@ -32,7 +32,7 @@ from bdm.hierarchy.files import load_hierarchy
 from bdm.latent.cells import LatentCells, latent_cells, read_latent
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.prior.base import LatentPrior, PriorData
-from bdm.settings import AutoencoderSettings, HierarchySettings, PriorSettings
+from bdm.settings import AutoencoderSettings, HierarchySettings, TrainSettings
 
 EPOCHS, PATIENCE, WARMUP, LEARNING_RATE = 100, 15, 30, 4e-3
 NETWORK, MODEL = "scvi", "latents"  # folder of scVI, and name of the model in its own
@@ -93,9 +93,9 @@ def train(
     hierarchy: Path,
     model: Path,
     *,
-    prior: str = PriorSettings.prior,
+    prior: str = TrainSettings.prior,
     by_type: bool = False,
-    n_steps: int = PriorSettings.n_steps,
+    n_steps: int = TrainSettings.n_steps,
     seed: int = 0,
 ) -> None:
     """Fit a prior to the latents; ``by_type`` takes cell types for populations, each with a branch of its own."""
@@ -107,7 +107,7 @@ def train(
     whitening = fit_whitening(cells)
     validation = torch.tensor((latent.obs["split"] == "validation").to_numpy())
     data = PriorData(cells, whitening, population_moments(cells, whitening), tree, validation)
-    settings = PriorSettings(prior=prior, n_steps=n_steps)
+    settings = TrainSettings(prior=prior, n_steps=n_steps)
     fitted = PRIORS.find(prior).fit(data, settings, seed=seed, device="cpu")
     with atomic_write(model, folder_of=f"{MODEL}.json") as folder:
         store.save(folder, MODEL, LatentModel(cells, whitening, fitted.prior))

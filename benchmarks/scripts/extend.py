@@ -22,7 +22,7 @@ from bdm.settings import (
     EvaluationSettings,
     FitSettings,
     GenerationSettings,
-    PriorSettings,
+    TrainSettings,
 )
 
 SCORES = ["energy", "forest_auc"]
@@ -66,7 +66,7 @@ def main(
     real, cells = read_real_cells(prepared), read_prepared(prepared)
     sizes = real.training.n_by_type.sort_values(ascending=False, kind="stable").index
     scored = [name for name in sizes if name in real.test.types(fewest=MIN_CELLS_FOR_MEANS)]
-    settings = FitSettings(autoencoder=AutoencoderSettings(n_steps=n_steps), prior=PriorSettings(n_steps=n_steps))
+    settings = FitSettings(autoencoder=AutoencoderSettings(n_steps=n_steps), train=TrainSettings(n_steps=n_steps))
     of_joint, tables = read_generated(joint, real), []
     for new in scored[every - 1 :: every]:
         start = process_time()
