@@ -178,3 +178,17 @@ def test_checks_elsewhere_call_targets_of_the_makefile():
     [push] = [read(file) for file in workflows if file.stem == "push"]
     called |= set(push["jobs"]["check"]["strategy"]["matrix"]["target"])
     assert {"lint", "docs", "test-slow", "test-nightly", "test-oldest", "build"} <= called <= set(targets)
+
+
+def test_a_release_is_published_after_the_checks_of_a_push():
+    workflows = {file.stem: read(file) for file in (ROOT / ".github/workflows").iterdir()}
+    jobs = workflows["release"]["jobs"]
+    before = [jobs["publish"]["needs"]]
+    while "needs" in jobs[before[-1]]:
+        before.append(jobs[before[-1]]["needs"])
+    assert "./.github/workflows/push.yml" in [jobs[name].get("uses") for name in before]
+    assert "workflow_call" in workflows["push"][True]  # YAML's word for `on`
+    steps = [step for workflow in workflows.values() for job in workflow["jobs"].values() for step in job.get("steps", ())]
+    actions = [step["uses"] for step in steps if "uses" in step]
+    assert len(actions) > 5
+    assert [action for action in actions if not re.search(r"@v\d[\d.]*$", action)] == []
