@@ -188,7 +188,9 @@ def test_a_release_is_published_after_the_checks_of_a_push():
         before.append(jobs[before[-1]]["needs"])
     assert "./.github/workflows/push.yml" in [jobs[name].get("uses") for name in before]
     assert "workflow_call" in workflows["push"][True]  # YAML's word for `on`
-    steps = [step for workflow in workflows.values() for job in workflow["jobs"].values() for step in job.get("steps", ())]
+    steps = [
+        step for workflow in workflows.values() for job in workflow["jobs"].values() for step in job.get("steps", ())
+    ]
     actions = [step["uses"] for step in steps if "uses" in step]
     assert len(actions) > 5
     assert [action for action in actions if not re.search(r"@v\d[\d.]*$", action)] == []

@@ -19,7 +19,7 @@ from bdm.hierarchy.build import (
 from bdm.hierarchy.files import from_newick, load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells
-from bdm.prior.network import table_of_paths
+from bdm.prior.network import path_table
 from bdm.settings import HierarchySettings
 
 PLANTED = {"a": (0, 0), "b": (4, 0), "c": (0, 15), "d": (5, 15), "e": (60, 0)}
@@ -127,7 +127,7 @@ def test_branches_are_in_order_with_numbers_that_add_up(hierarchy):
 @every_hierarchy
 def test_branch_table_agrees_with_the_paths(hierarchy):
     cell_types = tuple(sorted(hierarchy.cell_types, reverse=True))
-    upper, branch = table_of_paths(hierarchy, cell_types)
+    upper, branch = path_table(hierarchy, cell_types)
     levels = sorted({segment.low for t in cell_types for segment in hierarchy.path(t)} | {hierarchy.sigma_max})
     between = [(low + high) / 2 for low, high in pairwise(levels)]
     sigmas = torch.tensor([1e-6, *between, *levels[1:], 10 * hierarchy.sigma_max])

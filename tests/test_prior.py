@@ -24,9 +24,9 @@ from bdm.latent.moments import (
     population_moments,
 )
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
-from bdm.prior.diffusion import TENSORS, DiffusionPrior, HeldOut, remainder_of
+from bdm.prior.diffusion import TENSOR_FIELDS, DiffusionPrior, HeldOut, remainder_of
 from bdm.prior.flow import FlowMatchingPrior
-from bdm.prior.mixture import MERGED, BranchPopulations, GaussianMixturePrior
+from bdm.prior.mixture import MERGING_FACTOR, BranchPopulations, GaussianMixturePrior
 from bdm.prior.network import BranchNetwork, NetworkShape, held_out_mask, training_plan
 from bdm.prior.sampler import HierarchicalSampler, dpm_solver, noise_levels
 from bdm.prior.transport import (
@@ -72,7 +72,7 @@ def diffusion(moments: PopulationMoments, *, width: int = 16) -> DiffusionPrior:
         for layer in (network.leave, *(block.out for block in network.blocks)):
             nn.init.normal_(layer.weight, std=0.3)
     kept = torch.ones(len(hierarchy.branches), dtype=torch.bool)
-    return DiffusionPrior(hierarchy, BranchPopulations.of(moments, hierarchy), network, kept)
+    return DiffusionPrior(hierarchy, BranchPopulations.from_moments(moments, hierarchy), network, kept)
 
 
 THREE = moments_of(torch.zeros(3, 3), torch.eye(3).repeat(3, 1, 1))
@@ -81,7 +81,7 @@ THREE = moments_of(torch.zeros(3, 3), torch.eye(3).repeat(3, 1, 1))
 def test_network_sees_standardised_cells():
     covariance = 9 * random_covariance(3, 1).float()
     moments = moments_of(torch.full((3, 3), 5.0), covariance.repeat(3, 1, 1))
-    populations = BranchPopulations.of(moments, apart(3))
+    populations = BranchPopulations.from_moments(moments, apart(3))
     x = 5 + torch.randn(4000, 3, generator=generator()) @ matrix_power(covariance + 4 * torch.eye(3), 0.5)
     standardised = populations.standardise(x, torch.tensor([2.0]), torch.tensor([1]))
     torch.testing.assert_close(torch.cov(standardised.T), torch.eye(3), atol=0.1, rtol=0)
@@ -381,7 +381,7 @@ def exact_prior(hierarchy: Hierarchy, moments: PopulationMoments = MOMENTS, *, l
     """Prior of the mixtures below each branch; where it has ``learned``, a network adds nothing."""
     network = BranchNetwork(NetworkShape(2, len(hierarchy.branches), width=4, n_layers=1))
     kept = torch.full((len(hierarchy.branches),), learned)
-    populations = BranchPopulations.of(moments, hierarchy)
+    populations = BranchPopulations.from_moments(moments, hierarchy)
     return Counted(hierarchy, populations, network.eval().requires_grad_(False), kept)
 
 
@@ -399,7 +399,7 @@ def n_evaluations(tree: HierarchicalSampler) -> list[int]:
 
 def test_denoiser_is_exact_for_mixtures():
     x = 20 * torch.randn(8, 2, generator=generator())
-    prior = GaussianMixturePrior(TREE, BranchPopulations.of(MOMENTS, TREE, merged=1e9))
+    prior = GaussianMixturePrior(TREE, BranchPopulations.from_moments(MOMENTS, TREE, merging_factor=1e9))
     for sigma in (0.1, 3.0, 14.0):
         normals = [Normal(mean, covariance) for mean, covariance in zip(MEANS, COVARIANCES, strict=True)]
         expected = Mixture.of(normals, MOMENTS.weight).denoised(x, sigma).float()
@@ -413,7 +413,7 @@ def test_denoiser_is_exact_for_mixtures():
 
 @pytest.mark.parametrize("sigma", [0.0, 3.5, 14.0, 41.0, 43.0])
 def test_components_of_a_branch_have_its_populations_once_each(sigma):
-    populations = BranchPopulations.of(MOMENTS, TREE)
+    populations = BranchPopulations.from_moments(MOMENTS, TREE)
     components = populations.components(torch.tensor([sigma]), torch.arange(len(TREE.branches)))
     is_leaf = torch.tensor([branch.level == 0 for branch in TREE.branches])
     times = components.long() @ (populations.below & is_leaf).long()
@@ -426,9 +426,9 @@ def test_merged_clade_is_nearly_exact():
     """Where a clade counts as one normal, denoised cells are off by a small part of their spread."""
     level = float(branch_level(float((MEANS[0] - MEANS[1]).norm())))
     tree = replace(TREE, branches=(TREE.root, replace(TREE.branches[1], level=level), *TREE.branches[2:]))
-    apart, populations = (BranchPopulations.of(MOMENTS, tree, **how) for how in ({"merged": 1e9}, {}))
+    apart, populations = (BranchPopulations.from_moments(MOMENTS, tree, **how) for how in ({"merging_factor": 1e9}, {}))
     for factor, expected_components in ((0.999, 2), (1.001, 1)):
-        sigma = factor * MERGED * float(np.hypot(1, level))
+        sigma = factor * MERGING_FACTOR * float(np.hypot(1, level))
         assert populations.mixture(1, sigma).n_components == expected_components
     x = apart.mixture(1, sigma).noised(sigma).sample(4000, generator()).float()
     expected, found = (of.denoised(x, torch.tensor([sigma]), torch.tensor([1])) for of in (apart, populations))
@@ -539,7 +539,7 @@ def test_network_is_not_kept_for_normal_populations(seed):
     assert branches["least_gain"].notna().all()
     assert not branches["kept"].any()
     assert not fit.prior.kept.any()
-    assert fit.prior.description.endswith("and a network on no branch, as none gains")
+    assert "on no branch" in fit.prior.description
     moments = population_moments(cells, fit_whitening(cells))
     for code, population in enumerate(cells.populations):
         x = fit.prior.sample(population, 1000, generator())
@@ -573,7 +573,7 @@ def test_type_of_validation_cells_alone_is_trained_on():
 def test_of_few_cells_one_is_held_out():
     cells = planted().subset(torch.arange(8))
     assert held_out_mask(cells, None, seed=0).sum() == 1
-    with pytest.raises(InputError, match="No population has a cell to train on and another to compare the network on"):
+    with pytest.raises(InputError, match="No population"):
         held_out_mask(cells.subset(torch.arange(1)), None, seed=0)
 
 
@@ -581,9 +581,9 @@ def off_by_one(chosen: Tensor) -> tuple[HeldOut, BranchNetwork, Callable[..., Te
     """Held-out cells, a closed form that is off by one, and a network that adds nothing to it yet."""
     data = data_of(planted())
     wrong = replace(data.moments, mean=data.moments.mean + 1.0)
-    populations = BranchPopulations.of(wrong, data.hierarchy)
+    populations = BranchPopulations.from_moments(wrong, data.hierarchy)
     network = BranchNetwork.initial(data, TrainSettings(width=8, n_layers=1), seed=0)
-    held_out = HeldOut.of(data, chosen, populations, seed=0)
+    held_out = HeldOut.from_cells(data, chosen, populations, seed=0)
     return held_out, network, remainder_of(network, populations)
 
 
@@ -602,7 +602,7 @@ def test_gain_is_paired_by_cell():
     assert leaf["kept"]
     assert leaf["n_cells"] == int((chosen & (planted().population == 0)).sum())
     assert gained.loss < held_out.closed_form
-    twice = replace(held_out, **{name: torch.cat([getattr(held_out, name)] * 2) for name in TENSORS})
+    twice = replace(held_out, **{name: torch.cat([getattr(held_out, name)] * 2) for name in TENSOR_FIELDS})
     twice = replace(twice, cell=np.tile(held_out.cell, 2), weight=np.tile(held_out.weight, 2))
     np.testing.assert_allclose(twice.compare(remainder).by_branch["gain"], gained.by_branch["gain"])
     assert (held_out.compare(remainder, n_looks=30).by_branch["least_gain"] > gained.by_branch["least_gain"]).all()
@@ -666,8 +666,8 @@ def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
     chosen = held_out_mask(data.cells, None, seed=0)
 
     def loss_of_closed_form(seen: LatentCells):
-        populations = BranchPopulations.of(population_moments(seen, data.whitening), data.hierarchy)
-        held_out = HeldOut.of(data, chosen, populations, seed=derive(0, "decision"))
+        populations = BranchPopulations.from_moments(population_moments(seen, data.whitening), data.hierarchy)
+        held_out = HeldOut.from_cells(data, chosen, populations, seed=derive(0, "decision"))
         return held_out.compare(remainder_of(fit.prior.network, populations)).by_branch["closed_form"]
 
     of_seen, of_all = (
@@ -676,7 +676,7 @@ def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
     found = fit.history["branches"]["closed_form"]
     np.testing.assert_array_equal(found, of_seen)
     assert (found != of_all).any()
-    expected = BranchPopulations.of(data.moments, data.hierarchy)  # of all cells, in the end
+    expected = BranchPopulations.from_moments(data.moments, data.hierarchy)  # of all cells, in the end
     assert torch.equal(fit.prior.populations.mean, expected.mean)
 
 
@@ -710,7 +710,7 @@ def test_embeddings_of_added_branches_denoise_their_cells(kind):
     row = torch.full((len(x),), prior.n_rows + data.hierarchy.rows["b"])
     errors = []
     for added in (embeddings, start):
-        populations = prior.populations.joined(BranchPopulations.of(data.moments, data.hierarchy))
+        populations = prior.populations.joined(BranchPopulations.from_moments(data.moments, data.hierarchy))
         network, kept = prior.network.with_branches(added), torch.ones(2 * prior.n_rows, dtype=torch.bool)
         extended = replace(prior, populations=populations, network=network, kept=kept)
         errors.append(float(((extended.denoise(noised, sigma, row) - x) ** 2).mean()))
@@ -761,9 +761,9 @@ def test_conditioned_prior_has_the_conditional_normals_of_its_populations():
 
 def test_prior_with_a_network_says_what_it_cannot():
     prior = exact_prior(TREE, learned=True)
-    with pytest.raises(InputError, match=r"The prior 'diffusion' cannot be conditioned on a coordinate where it has"):
+    with pytest.raises(InputError, match="The prior 'diffusion' cannot be conditioned"):
         prior.condition(torch.tensor([1.0, 0.0]), 0.0)
-    with pytest.raises(InputError, match="cannot give the density of 'a', on whose path it has a network"):
+    with pytest.raises(InputError, match="cannot give the density of 'a'"):
         prior.log_prob(MEANS, "a")
     closed = exact_prior(TREE)
     assert torch.equal(

@@ -26,7 +26,7 @@ from bdm.latent.cells import cells_by_network, latent_cells, populations_of_cell
 from bdm.latent.moments import population_moments
 from bdm.model.model import BranchedModel
 from bdm.prior.mixture import GaussianMixturePrior
-from bdm.prior.network import branches_at, denoised_in_blocks, denoising_losses, sample_noised, table_of_paths
+from bdm.prior.network import add_random_noise, branches_at, denoised_in_blocks, denoising_losses, path_table
 
 GENERATED, COPIES, CHANCE = SETS = ("generated", "copies", "chance")  # what attacks take for generated cells
 ATTACKS = {
@@ -170,14 +170,14 @@ def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.nd
 def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *, seed: int) -> np.ndarray:
     """How much better the model's prior denoises each cell than a prior of ``reference`` does, averaged over noise."""
     latent = latent_cells(model.encode(cells), every=True)
-    index, table = torch.arange(cells.n_obs), table_of_paths(model.hierarchy, latent.populations)
+    index, table = torch.arange(cells.n_obs), path_table(model.hierarchy, latent.populations)
     prior = model.prior.to("cpu")
     denoisers = (prior_of(reference, model).denoise, prior.denoise)
     generator = torch_generator(seed, "noise of attacked cells")
     gains = torch.zeros(cells.n_obs, dtype=torch.float64)
     for _ in range(N_NOISES):
         x = model.whitening(latent.sample(index, generator))
-        noised, sigma = sample_noised(x, model.hierarchy.sigma_max, generator)
+        noised, sigma = add_random_noise(x, model.hierarchy.sigma_max, generator)
         noisy = (noised, sigma, branches_at(table, latent.population, sigma))
         theirs, own = (denoising_losses(denoised_in_blocks(denoise, *noisy), x, sigma) for denoise in denoisers)
         gains += theirs - own

@@ -1,1 +1,1 @@
-"""Priors: the distribution of latents on each branch of the hierarchy, and how cells are sampled along it."""
+"""Priors: distribution of latents on each branch, and sampling along the hierarchy."""

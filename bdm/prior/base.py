@@ -1,4 +1,4 @@
-"""The protocol of priors: what generation, transmutation, interpretation, audit and extension ask of any of them."""
+"""Base classes of priors and their samplers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from bdm.settings import SamplerSettings, TrainSettings
 
 @dataclass(frozen=True, eq=False)
 class PriorData:
-    """Cells that a prior, or branches that are added to it, are fitted to.
+    """Data for fitting a prior, or for adding branches to it.
 
     Attributes
     ----------
     cells
-        Posteriors of the cells; latents are drawn from these, and whitened.
+        Posteriors of the cells. Latents are sampled from them, then whitened.
+    whitening
+        Map from latents to whitened space.
     moments
-        Of the populations, in whitened space.
+        Mean and covariance of each population in whitened space.
     hierarchy
-        Tree of the populations, or the part of it that is added.
+        Tree of the populations, or the subtree to add.
     validation
-        Whether each cell is a validation cell; None where there are none.
+        Mask of the validation cells; None if there are none.
     """
 
     cells: LatentCells
@@ -43,45 +45,113 @@ class PriorData:
 
 
 class Sampler(ABC):
-    """Samples cells in whitened space; everything random comes from the generator or the seed."""
+    """Sample cells in whitened space, reproducibly from a generator or seed."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
-        """Sample cells of a population, independent of each other, cells x dimensions."""
+        """Sample independent cells of a population.
+
+        Parameters
+        ----------
+        population
+            Leaf of the hierarchy.
+        n_cells
+            Number of cells.
+        generator
+            Source of all random numbers.
+
+        Returns
+        -------
+        Whitened cells, ``n_cells`` x dimensions.
+        """
 
     def sample_shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
-        """Sample cells at the lower end of each branch; row i of all descends from one sample of the root."""
-        self._cannot("sample cells with shared ancestors")
+        """Sample cells with shared ancestors at the lower end of each branch.
+
+        Parameters
+        ----------
+        branches
+            Names of branches.
+        n_cells
+            Number of cells per branch.
+        seed
+            Seed of all random numbers. The cells of a branch do not depend on which other branches are sampled.
+
+        Returns
+        -------
+        Whitened cells by branch, each ``n_cells`` x dimensions. Row i of every branch descends from sample i of the
+        root.
+
+        Raises
+        ------
+        InputError
+            If the prior does not support this.
+        """
+        self._unsupported("sample cells with shared ancestors")
 
     def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
-        """Encode cells (cells x dimensions) up to the common ancestor of two populations, and decode them down."""
-        self._cannot("transmute cells")
+        """Convert cells of one population to another through their common ancestor.
+
+        Parameters
+        ----------
+        x
+            Whitened cells, cells x dimensions.
+        population, to
+            Current and new population.
+        generator
+            Source of all random numbers.
+
+        Returns
+        -------
+        Whitened cells of the new population, in the same order.
+
+        Raises
+        ------
+        InputError
+            If the prior does not support this.
+        """
+        self._unsupported("transmute cells")
 
     def denoised(self, x: Tensor, branch: str) -> Tensor:
-        """Mean of the cells without noise, given cells at the lower end of a branch, cells x dimensions."""
-        self._cannot("denoise cells at a node")
+        """Denoise cells at the lower end of a branch.
 
-    def _cannot(self, what: str) -> NoReturn:
-        raise InputError(f"The prior {self.name!r} cannot {what}; fit the model with another, such as mixture.")
+        Parameters
+        ----------
+        x
+            Noised cells at the noise level of the lower end, cells x dimensions.
+        branch
+            Name of the branch.
+
+        Returns
+        -------
+        Expected clean cells, cells x dimensions.
+
+        Raises
+        ------
+        InputError
+            If the prior does not support this.
+        """
+        self._unsupported("denoise cells at a node")
+
+    def _unsupported(self, action: str) -> NoReturn:
+        raise InputError(f"The prior {self.name!r} cannot {action}; fit the model with another, such as mixture.")
 
 
 @dataclass(frozen=True, eq=False)
 class LatentPrior(Sampler):
     """Distribution of latents on each branch of a hierarchy, in whitened space.
 
-    A prior is a frozen dataclass of tensors, tables, networks and other such dataclasses, which is how it is saved and
-    loaded (:mod:`bdm._core.store`). A subclass has the name by which settings and files know it, as in ``class
-    MyPrior(LatentPrior, name="mine")``; an installed package makes it known by an entry point of the group
-    ``bdm.priors``. It has to fit, to sample, and to take up branches. What else it can do, it overrides; the methods
-    here say that it cannot.
+    A prior is a frozen dataclass of tensors, tables, networks and nested dataclasses, so that :mod:`bdm._core.store`
+    can save and load it. Subclasses register under the name used in settings and files, ``class MyPrior(LatentPrior,
+    name="mine")``; installed packages register through the entry point group ``bdm.priors``. :meth:`fit`,
+    :meth:`sample` and :meth:`extended` are required; the other methods are optional and raise an InputError by default.
 
     Attributes
     ----------
     hierarchy
-        Tree of the populations. The row of a branch, by which a prior finds its parameters, is
-        ``hierarchy.rows[name]``.
+        Tree of the populations. The parameters of a branch are in row ``hierarchy.rows[name]``.
     """
 
     hierarchy: Hierarchy
@@ -104,83 +174,156 @@ class LatentPrior(Sampler):
         seed: int,
         device: str = "auto",
     ) -> FittedPrior:
-        """Fit the prior to cells, on a device of a name."""
+        """Fit the prior to cells.
+
+        Parameters
+        ----------
+        data
+            Cells, their moments and hierarchy.
+        settings
+            Settings of the network and its training, for priors with a network.
+        seed
+            Seed of all random numbers.
+        device
+            Device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+        Returns
+        -------
+        Fitted prior and its training history.
+        """
 
     @abstractmethod
     def extended(
         self, hierarchy: Hierarchy, tree: Hierarchy, moments: PopulationMoments, state: dict[str, Tensor]
     ) -> Self:
-        """Take up branches, without a change to any other.
+        """Return a copy with more branches; the existing branches stay the same.
 
         Parameters
         ----------
         hierarchy
-            Tree with the added branches, whose rows come after all others.
+            Complete hierarchy; the rows of the added branches come last.
         tree
-            The added branches, in the order of their rows.
+            Added branches alone, in the order of their rows.
         moments
-            Of the populations of these.
+            Moments of the added populations.
         state
-            What :meth:`fit_added` returned.
+            Result of :meth:`fit_added`.
         """
 
     def fit_added(self, data: PriorData, neighbour: str, settings: TrainSettings, *, seed: int) -> dict[str, Tensor]:
-        """Fit what branches need beyond the moments of their populations, before :meth:`extended`: nothing.
+        """Fit parameters of added branches, for :meth:`extended`; by default, there are none.
 
         Parameters
         ----------
+        data
+            Cells, moments and hierarchy of the added populations.
         neighbour
-            Known branch that the added ones leave.
+            Existing branch that the added branches leave.
+        settings
+            Settings of the training.
+        seed
+            Seed of all random numbers.
+
+        Returns
+        -------
+        Tensors by name, which are saved with the extension.
         """
         return {}
 
     def sampler(self, settings: SamplerSettings = SamplerSettings()) -> Sampler:
-        """Sampler by these settings; the prior itself, where it has nothing to set."""
+        """Return a sampler with these settings; by default, the prior itself."""
         return self
 
     def to(self, device: torch.device | str) -> Self:
-        """Move to a device; a prior that computes on the CPU alone stays there."""
+        """Return a copy on a device; by default, the prior stays on the CPU."""
         return self
 
     @property
     def description(self) -> str:
-        """What generates the latents, in a few words."""
+        """Short description for reports."""
         return f"the prior {self.name}"
 
     @property
     def n_rows(self) -> int:
-        """Number of branches that the prior has parameters of."""
+        """Number of branches with parameters."""
         return 1 + max(self.hierarchy.rows.values())
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Mean of the cells without noise, given noised cells.
+        """Return the expected clean cells given noised cells.
 
         Parameters
         ----------
         x
-            Cells x dimensions.
-        sigma, branch
-            Noise level, and row of the branch: one per cell, or one for all.
+            Noised cells, cells x dimensions.
+        sigma
+            Noise level in whitened units, of each cell or of all (length 1).
+        branch
+            Row of the branch, of each cell or of all (length 1).
+
+        Returns
+        -------
+        Denoised cells, cells x dimensions.
+
+        Raises
+        ------
+        InputError
+            If the prior does not support this.
         """
-        self._cannot("denoise cells")
+        self._unsupported("denoise cells")
 
     def log_prob(self, x: Tensor, population: str) -> Tensor:
-        """Log density of each cell (cells x dimensions) in a population, in nats."""
-        self._cannot("give the density of cells")
+        """Return the log density of cells in a population.
+
+        Parameters
+        ----------
+        x
+            Whitened cells, cells x dimensions.
+        population
+            Leaf of the hierarchy.
+
+        Returns
+        -------
+        Log density of each cell in nats.
+
+        Raises
+        ------
+        InputError
+            If the prior has no density.
+        """
+        self._unsupported("give the density of cells")
 
     def condition(self, direction: Tensor, value: float) -> LatentPrior:
-        """Prior of the cells whose product with a direction (of dimensions) is ``value``."""
-        self._cannot("be conditioned on a coordinate")
+        """Condition the prior on ``x @ direction == value``.
+
+        Parameters
+        ----------
+        direction
+            Vector in whitened space, of length dimensions.
+        value
+            Value of the product.
+
+        Returns
+        -------
+        Prior of the cells with this value.
+
+        Raises
+        ------
+        InputError
+            If the prior does not support this.
+        """
+        self._unsupported("be conditioned on a coordinate")
 
 
 @dataclass(frozen=True, eq=False)
 class FittedPrior:
-    """A prior, and how it was fitted.
+    """Fitted prior and its training history.
 
     Attributes
     ----------
+    prior
+        Fitted prior.
     history
-        Tables by name, such as the losses of ``training`` by step; none without training.
+        Tables by name, such as ``training`` with the loss by step; empty for priors without training.
     """
 
     prior: LatentPrior

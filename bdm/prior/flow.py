@@ -1,4 +1,4 @@
-"""The flow-matching prior: a network for the velocity of cells between data and noise, on all branches."""
+"""The flow-matching prior: a velocity network on every branch."""
 
 from __future__ import annotations
 
@@ -15,77 +15,78 @@ from bdm.prior.mixture import BranchPopulations
 from bdm.prior.network import PATIENCE, BranchNetwork, MinibatchLoss, NetworkPrior, held_out_mask, training_plan
 from bdm.settings import TrainSettings
 
-N_DRAWS = 40  # of minibatches of held-out cells, whose mean loss decides when training ends
+N_DRAWS = 40  # held-out minibatches in a validation loss
 
 
 @dataclass(frozen=True, eq=False)
 class FlowLoss(MinibatchLoss):
-    """Mean squared error of the velocity of each cell, which is (x_t - denoised x) / t, at a uniform time."""
+    """Mean squared error of velocities, ``(x_t - denoised x) / t``, at uniform times."""
 
     def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Add noise to cells, each at a uniform time up to that of the highest noise; returns cells and levels."""
+        """Add noise at uniform times; returns noised cells and noise levels."""
         highest = self.data.hierarchy.sigma_max
         t = highest / (1 + highest) * torch.rand(len(x), generator=generator).clamp(min=1e-3)
         sigma = t / (1 - t)
         return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
 
     def losses(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Squared error of the velocity of each cell."""
+        """Return the squared error of each cell's velocity."""
         t = (sigma / (1 + sigma))[:, None]
         return (((denoised - x) / t) ** 2).mean(dim=1)
 
 
 @dataclass(frozen=True, eq=False)
 class FlowMatchingPrior(NetworkPrior, name="flow"):
-    """Conditional flow matching on the branches of the hierarchy, by a network alone.
+    """Conditional flow matching on every branch of the hierarchy.
 
-    Cells move on straight lines ``x_t = (1 - t) x + t noise``, and the network is trained to give the mean velocity v
-    of ``noise - x`` at x_t on a branch (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003).
-    ``x_t / (1 - t)`` is the cell with noise of ``sigma = t / (1 - t)``, so that a branch is an interval of t as it is
-    one of sigma, and ``x_t - t v`` is the denoised x. The input of the network is in units of its branch, and its
-    output is the velocity away from that of the mean of the branch.
+    Cells move on straight lines ``x_t = (1 - t) x + t noise``; the network predicts the mean velocity v, the mean of
+    ``noise - x`` at x_t (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003). The denoised x is
+    ``x_t - t v``. ``x_t / (1 - t)`` is x with noise of level ``sigma = t / (1 - t)``, so a branch is an interval of t.
+    Inputs are standardised by branch; the output is added to ``-m``, the velocity of the branch's
+    mean m.
     """
 
-    minimised = FlowLoss
+    loss_class = FlowLoss
 
     @classmethod
     @using_threads()
     def fit(cls, data: PriorData, settings: TrainSettings, *, seed: int, device: str = "auto") -> FittedPrior:
-        """Train until held-out cells gain no more; their loss is ``validation`` in the table ``training``."""
-        on = device_of(device)
+        """Train until the loss of held-out cells (``validation`` in the history) stops improving."""
+        torch_device = device_of(device)
         held_out = held_out_mask(data.cells, data.validation, seed=seed)
-        populations = BranchPopulations.of(data.moments, data.hierarchy).to(on)
+        populations = BranchPopulations.from_moments(data.moments, data.hierarchy).to(torch_device)
         network = BranchNetwork.initial(data, settings, seed=seed)
-        loss, of_held_out = (
-            cls.loss(data, chosen.nonzero().squeeze(1), populations, settings, on) for chosen in (~held_out, held_out)
+        loss, held_out_loss = (
+            cls.loss(data, mask.nonzero().squeeze(1), populations, settings, torch_device)
+            for mask in (~held_out, held_out)
         )
 
         def validation(trained: nn.Module) -> Tensor:
             draws = (torch_generator(seed, "held-out flow", i) for i in range(N_DRAWS))
-            return torch.stack([of_held_out(trained, draw) for draw in draws]).mean()
+            return torch.stack([held_out_loss(trained, draw) for draw in draws]).mean()
 
-        plan = training_plan(settings, on, seed=seed, patience=PATIENCE)
+        plan = training_plan(settings, torch_device, seed=seed, patience=PATIENCE)
         history = train(network, loss, plan, by_group=loss.by_population, validation=validation)
-        kept = torch.ones(len(data.hierarchy.branches), dtype=torch.bool, device=on)
+        kept = torch.ones(len(data.hierarchy.branches), dtype=torch.bool, device=torch_device)
         prior = cls(data.hierarchy, populations, network.eval().requires_grad_(False), kept)
         return FittedPrior(prior, {"training": history})
 
     @property
     def description(self) -> str:
-        """What generates the latents, in a few words."""
-        return "a network on all branches, trained by flow matching"
+        """Short description for reports."""
+        return "a network on every branch, trained by flow matching"
 
     @staticmethod
     def denoised_by(
         network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor
     ) -> Tensor:
-        """Denoise cells by the velocity of a network."""
+        """Denoise cells by the velocity of a network: ``x_t - t v``."""
         t = (sigma / (1 + sigma))[:, None]
         with torch.autocast("cuda", enabled=False):
             standardised = populations.standardise(x, sigma, branch)
         velocity = network(standardised, t, branch) - populations.mean[branch]
-        found: Tensor = (1 - t) * x - t * velocity
-        return found
+        denoised: Tensor = (1 - t) * x - t * velocity
+        return denoised
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoise cells by the velocity of the network."""

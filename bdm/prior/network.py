@@ -1,4 +1,4 @@
-"""Priors with a network: its trunk that all branches share, the loss that it is trained by, and added branches."""
+"""Priors with a network: architecture, training loss and added branches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bdm.settings import TrainSettings
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Sizes that fix a network's parameters."""
+    """Sizes of a :class:`BranchNetwork`."""
 
     n_input: int  # dimensions of whitened space
     n_branches: int
@@ -35,7 +35,7 @@ class NetworkShape:
 
 
 class ResidualBlock(nn.Module):
-    """Residual perceptron whose normalised input is scaled and shifted by noise level and branch."""
+    """Residual MLP block, modulated by noise level and branch (adaptive layer norm)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
-        """Next h, cells x width, given the condition, cells (or one for all) x width."""
+        """Update h (cells x width) given the condition (cells or 1 x width)."""
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
         inner = nn.functional.silu(self.norm(h) * (1 + scale) + shift)
         change: Tensor = self.out(nn.functional.silu(self.hidden(inner)))
@@ -55,7 +55,7 @@ class ResidualBlock(nn.Module):
 
 
 class BranchNetwork(nn.Module):
-    """Network F(x; c_noise, branch), 0 before training; the trunk is shared, so hundreds of branches take no longer."""
+    """Network F(x; c_noise, branch) with a trunk shared by all branches."""
 
     frequencies: Tensor
 
@@ -75,7 +75,7 @@ class BranchNetwork(nn.Module):
 
     @classmethod
     def initial(cls, data: PriorData, settings: TrainSettings, *, seed: int) -> BranchNetwork:
-        """Make the network of a hierarchy before training; torch's global random generator is left alone."""
+        """Build an untrained network; torch's global random state is not touched."""
         n_branches = len(data.hierarchy.branches)
         shape = NetworkShape(data.moments.mean.shape[1], n_branches, settings.width, settings.n_layers)
         with torch.random.fork_rng(devices=[]):
@@ -83,7 +83,7 @@ class BranchNetwork(nn.Module):
             return cls(shape)
 
     def forward(self, x: Tensor, c_noise: Tensor, branch: Tensor) -> Tensor:
-        """F of standardised x, cells x dimensions; c_noise (n x 1) and row of the branch (n): n cells, or 1 for all."""
+        """Evaluate F on standardised x; c_noise (n x 1) and branch rows (n) broadcast."""
         angles = c_noise * self.frequencies
         condition = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1)) + self.branch(branch)
         h = self.enter(x)
@@ -93,7 +93,7 @@ class BranchNetwork(nn.Module):
         return learned
 
     def with_branches(self, embeddings: Tensor) -> BranchNetwork:
-        """Copy the network with more branches, by their embeddings (branches x width)."""
+        """Return a copy with more branches, given their embeddings (branches x width)."""
         known = self.branch.weight
         with torch.random.fork_rng(devices=[]):
             extended = BranchNetwork(replace(self.shape, n_branches=len(known) + len(embeddings)))
@@ -102,45 +102,45 @@ class BranchNetwork(nn.Module):
         return extended.eval().requires_grad_(False).to(known.device)
 
 
-BLOCK = 4096  # cells that are denoised together
-LOG_SIGMA_MEAN, LOG_SIGMA_SCALE = -0.5, 1.2  # of the noise levels in training, whose logarithm is normal (Karras 2022)
-PATIENCE = 5  # times 100 steps without a gain for held-out cells, after which training ends
-N_HELD_OUT = 10_000  # most cells that a network is compared on
-SHARE = 0.1  # of cells that are held out where there are no validation cells
+BLOCK = 4096  # cells denoised at a time
+LOG_SIGMA_MEAN, LOG_SIGMA_SCALE = -0.5, 1.2  # log-normal noise levels in training (Karras et al. 2022)
+PATIENCE = 5  # validations, 100 steps apart, without improvement before training stops
+MAX_HELD_OUT = 10_000  # held-out cells
+HELD_OUT_FRACTION = 0.1  # of cells, if there are no validation cells
 
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # as LatentPrior.denoise
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # signature of LatentPrior.denoise
 
 
-def sample_noised(x: Tensor, highest: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Add noise to cells (cells x dimensions), each at a random level up to ``highest``; returns cells and levels."""
+def add_random_noise(x: Tensor, highest: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Add noise at random levels up to ``highest``; returns noised cells and levels."""
     log_sigma = torch.randn(len(x), generator=generator) * LOG_SIGMA_SCALE
     sigma = (log_sigma + LOG_SIGMA_MEAN).exp().clamp(max=highest)
     return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
 
 
 def denoised_in_blocks(denoise: Denoise, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-    """Denoise many cells, ``BLOCK`` at a time; each has its own noise level and branch."""
+    """Denoise cells, ``BLOCK`` at a time, each with its own noise level and branch."""
     blocks = zip(x.split(BLOCK), sigma.split(BLOCK), branch.split(BLOCK), strict=True)
     return torch.cat([denoise(*block) for block in blocks])
 
 
 def denoising_losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """Mean squared error of each denoised cell, weighted by noise level."""
+    """Return the mean squared error of each denoised cell, weighted by noise level."""
     return ((1 + 1 / sigma**2)[:, None] * (denoised - x) ** 2).mean(dim=1)
 
 
 def branches_at(table: tuple[Tensor, Tensor], population: Tensor, sigma: Tensor) -> Tensor:
-    """Denoiser's branch on the path of each cell at its noise level, given the :func:`table_of_paths`."""
+    """Return each cell's branch (row) at its noise level, by a :func:`path_table`."""
     upper, branch = table
     return branch[population].gather(1, torch.searchsorted(upper[population], sigma[:, None])).squeeze(1)
 
 
-def table_of_paths(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Highest noise level, and row in the prior, of each branch on the path of a population, from the leaf up.
+def path_table(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Tabulate the upper noise level and row of each branch above a leaf.
 
-    Both are populations x longest path, the last level infinite; ``searchsorted`` in the first gives the column in the
-    second.
+    Both tables are populations x longest path; the last level is infinite. ``searchsorted`` in the levels gives the
+    column of the rows.
     """
     paths = [hierarchy.path(population)[::-1] for population in populations]
     longest = max(len(path) for path in paths)
@@ -155,18 +155,18 @@ def table_of_paths(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[
 
 @dataclass(frozen=True)
 class Minibatches:
-    """Sampling of cells with replacement: a population by its weight, then any of its cells."""
+    """Sample cells with replacement: a population by its weight, then one of its cells."""
 
-    order: Tensor  # indices of cells, sorted by population
-    n_cells: Tensor  # number of cells of each population
+    order: Tensor  # cell indices sorted by population
+    n_cells: Tensor  # cells per population
 
     @classmethod
     def from_populations(cls, population: Tensor) -> Minibatches:
-        """Group cells by the index of their population."""
+        """Group cells by population index."""
         return cls(torch.argsort(population, stable=True), torch.bincount(population))
 
     def draw(self, size: int, generator: torch.Generator) -> Tensor:
-        """Draw the indices of ``size`` cells."""
+        """Sample ``size`` cell indices."""
         population = torch.multinomial(population_weight(self.n_cells), size, replacement=True, generator=generator)
         within = torch.rand(size, generator=generator, dtype=torch.float64) * self.n_cells[population]
         start = self.n_cells.cumsum(0) - self.n_cells
@@ -174,79 +174,79 @@ class Minibatches:
 
 
 def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -> Tensor:
-    """Choose the cells to compare the network on: validation cells or a tenth of all, at most ``N_HELD_OUT``.
+    """Choose cells for validating a network: validation cells, or a tenth.
 
-    A population keeps a cell to train on.
+    Every population keeps at least one training cell.
     """
     n_cells = len(cells.population)
     order = torch.randperm(n_cells, generator=torch_generator(seed, "held-out cells"))
     if validation is not None and validation.any():
-        chosen = order[validation[order]][:N_HELD_OUT]
+        chosen = order[validation[order]][:MAX_HELD_OUT]
     else:
-        chosen = order[: min(max(int(SHARE * n_cells), 1), N_HELD_OUT)]
+        chosen = order[: min(max(int(HELD_OUT_FRACTION * n_cells), 1), MAX_HELD_OUT)]
     mask = torch.zeros(n_cells, dtype=torch.bool)
     mask[chosen] = True
     n_trained = torch.bincount(cells.population[~mask], minlength=len(cells.populations))
     mask &= n_trained[cells.population] > 0
     if not mask.any():
-        raise InputError("No population has a cell to train on and another to compare the network on; give more cells.")
+        raise InputError("No population has both a cell to train the network on and one to hold out; give more cells.")
     return mask
 
 
 @dataclass(frozen=True, eq=False)
 class MinibatchLoss:
-    """Loss of a minibatch of cells."""
+    """Denoising loss of a random minibatch."""
 
     data: PriorData
-    trained: Tensor  # indices of the cells to draw from
+    training_cells: Tensor  # indices
     denoised: Callable[[nn.Module, BranchPopulations, Tensor, Tensor, Tensor], Tensor]
     populations: BranchPopulations
     settings: TrainSettings
     device: torch.device
-    first_row: int = 0  # row in the prior of the first branch of the tree
+    first_row: int = 0  # row of the first branch of ``data.hierarchy`` in the prior
 
     @cached_property
     def minibatches(self) -> Minibatches:
-        """Cells to draw from, by population."""
-        return Minibatches.from_populations(self.data.cells.population[self.trained])
+        """Training cells by population."""
+        return Minibatches.from_populations(self.data.cells.population[self.training_cells])
 
     @cached_property
-    def table(self) -> tuple[Tensor, Tensor]:
+    def path_table(self) -> tuple[Tensor, Tensor]:
         """Branches on the path of each population."""
-        return table_of_paths(self.data.hierarchy, self.data.cells.populations)
+        return path_table(self.data.hierarchy, self.data.cells.populations)
 
-    def of_cells(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Losses of the cells of a minibatch, and their populations."""
+    def sample_losses(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the loss and the population of each cell of a minibatch."""
         data = self.data
-        index = self.trained[self.minibatches.draw(self.settings.batch_size, generator)]
+        index = self.training_cells[self.minibatches.draw(self.settings.batch_size, generator)]
         x = data.whitening(data.cells.sample(index, generator))
         noised, sigma = self.add_noise(x, generator)
         population = data.cells.population[index]
-        branch = self.first_row + branches_at(self.table, population, sigma)
+        branch = self.first_row + branches_at(self.path_table, population, sigma)
         x, noised, sigma, branch = (values.to(self.device) for values in (x, noised, sigma, branch))
         return self.losses(self.denoised(network, self.populations, noised, sigma, branch), x, sigma), population
 
     def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Add noise to cells, each at a random level; returns cells and levels."""
-        return sample_noised(x, self.data.hierarchy.sigma_max, generator)
+        """Add noise to cells at random levels; returns noised cells and levels."""
+        return add_random_noise(x, self.data.hierarchy.sigma_max, generator)
 
     def losses(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Loss of each denoised cell."""
+        """Return the loss of each denoised cell."""
         return denoising_losses(denoised, x, sigma)
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> Tensor:
-        """Mean loss."""
-        return self.of_cells(network, generator)[0].mean()
+        """Return the mean loss of a minibatch."""
+        return self.sample_losses(network, generator)[0].mean()
 
     def by_population(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
-        """Mean loss of the cells of each population in the minibatch."""
-        losses, population = self.of_cells(network, generator)
+        """Return the mean loss of each population in a minibatch."""
+        losses, population = self.sample_losses(network, generator)
         names = self.data.cells.populations
         return {names[code]: float(losses.cpu()[population == code].mean()) for code in population.unique()}
 
 
 def training_plan(settings: TrainSettings, device: torch.device, *, seed: int, **more: Any) -> TrainingPlan:
-    """Plan of the training of a network; ``more`` are fields of :class:`bdm._core.training.TrainingPlan`."""
+    """Return the training plan of a network; ``more`` are fields of :class:`bdm._core.training.TrainingPlan`."""
     return TrainingPlan(
         settings.n_steps,
         settings.learning_rate,
@@ -260,58 +260,58 @@ def training_plan(settings: TrainSettings, device: torch.device, *, seed: int, *
 
 @dataclass(frozen=True, eq=False)
 class NetworkPrior(GaussianMixturePrior):
-    """A prior with a network on the branches where it is kept."""
+    """Prior with a network on some branches."""
 
     network: BranchNetwork
-    kept: Tensor  # whether the network is used on each branch, by row
+    kept: Tensor  # mask of the branches that use the network, by row
 
-    minimised: ClassVar[type[MinibatchLoss]] = MinibatchLoss
+    loss_class: ClassVar[type[MinibatchLoss]] = MinibatchLoss
 
     @staticmethod
     @abstractmethod
     def denoised_by(
         network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor
     ) -> Tensor:
-        """Denoised x by a network on branches with these populations; the others as of :meth:`denoise`."""
+        """Denoise cells by a network, see :meth:`denoise`."""
 
     @classmethod
     def loss(
         cls,
         data: PriorData,
-        trained: Tensor,
+        training_cells: Tensor,
         populations: BranchPopulations,
         settings: TrainSettings,
         device: torch.device,
         *,
         first_row: int = 0,
     ) -> MinibatchLoss:
-        """Loss that the network is trained by; the arguments as of :class:`MinibatchLoss`."""
-        return cls.minimised(data, trained, cls.denoised_by, populations, settings, device, first_row)
+        """Return the training loss; arguments as in :class:`MinibatchLoss`."""
+        return cls.loss_class(data, training_cells, cls.denoised_by, populations, settings, device, first_row)
 
     @property
     def learned(self) -> Tensor:
-        """Whether the network is used on each branch, by row."""
+        """Mask of the branches that use the network, by row."""
         return self.kept.cpu()
 
     def to(self, device: torch.device | str) -> Self:
-        """Move to a device."""
+        """Return a copy on a device."""
         moved = super().to(device)
         return replace(moved, network=copy.deepcopy(self.network).to(device), kept=self.kept.to(device))
 
     def log_prob(self, x: Tensor, population: str) -> Tensor:
-        """Log density of each cell in a population without a network on its path, in nats."""
+        """Return the log density of cells, if their path has no network."""
         if any(self.kept[segment.row] for segment in self.hierarchy.path(population)):
-            self._cannot(f"give the density of {population!r}, on whose path it has a network")
+            self._unsupported(f"give the density of {population!r}, as its path has a network")
         return super().log_prob(x, population)
 
     def condition(self, direction: Tensor, value: float) -> GaussianMixturePrior:
-        """Prior of the cells whose product with a direction is ``value``, if the network is used nowhere."""
+        """Condition on ``x @ direction == value``, if no branch uses the network."""
         if self.kept.any():
-            self._cannot("be conditioned on a coordinate where it has a network")
+            self._unsupported("be conditioned on a coordinate, as it has a network")
         return GaussianMixturePrior(self.hierarchy, self.populations).condition(direction, value)
 
     def fit_added(self, data: PriorData, neighbour: str, settings: TrainSettings, *, seed: int) -> dict[str, Tensor]:
-        """Fit the embeddings of added branches from the neighbour's; if that has no network, they are not trained."""
+        """Fit the embeddings of added branches, starting from the neighbour's embedding."""
         row = self.hierarchy.rows[neighbour]
         start = self.network.branch.weight[row].detach().cpu().repeat(len(data.hierarchy.branches), 1)
         kept = self.kept[row].cpu().repeat(len(start))
@@ -319,22 +319,27 @@ class NetworkPrior(GaussianMixturePrior):
         return {"embeddings": embeddings, "kept": kept}
 
     def trained_embeddings(self, data: PriorData, start: Tensor, settings: TrainSettings, *, seed: int) -> Tensor:
-        """Train the embeddings of added branches from ``start`` (branches x width), and nothing else."""
+        """Train only the embeddings of added branches, from ``start`` (branches x width)."""
         network = self.network.with_branches(start).cpu()
         network.branch.weight.requires_grad_(True)
-        added = BranchPopulations.of(data.moments, data.hierarchy)
+        added = BranchPopulations.from_moments(data.moments, data.hierarchy)
         populations = self.populations.to(torch.device("cpu")).joined(added)
-        every = torch.arange(len(data.cells.population))
-        loss = self.loss(data, every, populations, settings, torch.device("cpu"), first_row=self.n_rows)
-        what = f"the branches of {data.hierarchy.root.name!r}"
-        seed = derive(seed, "embedding")
-        train(network, loss, TrainingPlan(settings.n_steps, settings.learning_rate, seed=seed, device="cpu", what=what))
+        all_cells = torch.arange(len(data.cells.population))
+        loss = self.loss(data, all_cells, populations, settings, torch.device("cpu"), first_row=self.n_rows)
+        plan = TrainingPlan(
+            settings.n_steps,
+            settings.learning_rate,
+            seed=derive(seed, "embedding"),
+            device="cpu",
+            what=f"the branches of {data.hierarchy.root.name!r}",
+        )
+        train(network, loss, plan)
         return network.branch.weight[self.n_rows :].detach().clone()
 
     def extended(
         self, hierarchy: Hierarchy, tree: Hierarchy, moments: PopulationMoments, state: dict[str, Tensor]
     ) -> Self:
-        """Take up branches with the embeddings of :meth:`fit_added`."""
+        """Add branches with the embeddings from :meth:`fit_added`."""
         prior = super().extended(hierarchy, tree, moments, state)
         kept = torch.cat([self.kept, state["kept"].to(self.kept)])
         return replace(prior, network=self.network.with_branches(state["embeddings"]), kept=kept)

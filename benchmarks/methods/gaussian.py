@@ -4,7 +4,7 @@ import ablation
 import torch
 from torch import Tensor
 
-from bdm.prior.sampler import HierarchicalSampler, start
+from bdm.prior.sampler import HierarchicalSampler, sample_noised
 
 
 class NormalTypes(HierarchicalSampler):
@@ -13,7 +13,7 @@ class NormalTypes(HierarchicalSampler):
     def sample(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one type, cells x dimensions."""
         population = self.population(self.hierarchy.rows[cell_type], 0.0)
-        return start(population, 0.0, n_cells, generator)
+        return sample_noised(population, 0.0, n_cells, generator)
 
 
 if __name__ == "__main__":
