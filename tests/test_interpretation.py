@@ -538,6 +538,22 @@ def test_markers_mark_their_type():
     assert len({gene for of_type in chosen.values() for gene in of_type}) == 8
 
 
+def test_markers_of_few_genes_are_higher_in_their_type():
+    """Each of a few proteins is a candidate for each type, also one that has no counts."""
+    cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20}, n_genes=6)
+    cells = replace(cells, counts=cells.counts @ sparse.diags([1.0] * 5 + [0.0], format="csr"))
+    genes = pd.Index([f"gene{k}" for k in range(6)])
+    chosen = distinct_markers(cells, genes, TREE.cell_types, n_genes=4)
+    assert [of_type[0] for of_type in chosen.values()] == ["gene0", "gene1", "gene2", "gene3"]
+    for cell_type, of_type in chosen.items():
+        inside, outside = (
+            cells.expression[rows].mean(axis=0).A1
+            for rows in (cells.cell_type == cell_type, cells.cell_type != cell_type)
+        )
+        columns = genes.get_indexer(of_type)
+        assert (inside[columns] > outside[columns]).all()
+
+
 def test_given_markers_are_seen_down_the_tree():
     cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20})
     genes = pd.Index([f"gene{k}" for k in range(12)])

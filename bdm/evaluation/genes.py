@@ -68,7 +68,7 @@ def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
 
 
 def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
-    """Column indices of up to ``n_genes`` genes that mark each type against all others, by scanpy; none of one type."""
+    """Column indices of up to ``n_genes`` genes that are higher in each type than in all others, by scanpy's t-test."""
     import scanpy as sc  # late, as it takes a second to import
 
     if len(cells.n_by_type) < 2:
@@ -80,8 +80,8 @@ def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
         sc.tl.rank_genes_groups(
             adata, "cell_type", groups=cell_types, method="t-test_overestim_var", n_genes=min(n_genes, adata.n_vars)
         )
-    names = adata.uns["rank_genes_groups"]["names"]
-    return {cell_type: names[cell_type].astype(int) for cell_type in cell_types}
+    names, scores = (adata.uns["rank_genes_groups"][key] for key in ("names", "scores"))
+    return {cell_type: names[cell_type][scores[cell_type] > 0].astype(int) for cell_type in cell_types}
 
 
 def log_fold_changes(cells: Cells, cell_types: list[str]) -> np.ndarray:
