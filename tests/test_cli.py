@@ -24,13 +24,14 @@ from warm import start
 import bdm
 from bdm import cli
 from bdm._core.errors import ARGUMENT, OPTIONS_FOR_NONE, as_options
-from bdm._core.files import sha256
+from bdm._core.files import preparation, sha256
 from bdm._core.store import checksum_of, load
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.cli import app, main
 from bdm.commands.base import Output
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.model.model import load_model
 
 COMMANDS = get_command(app).commands
 
@@ -175,6 +176,14 @@ def test_record_leads_back_to_the_data(made):
     assert record["seed"] == 3
     trained = load(made / "autoencoder", "autoencoder", GeneAutoencoder)
     assert trained.provenance["prepared_sha256"] == sha256(made / "prepared.h5ad")
+
+
+def test_model_of_prepared_cells_is_of_the_same_data(made, bdm, tmp_path):
+    """As an audit of these cells is, and a card compares the two."""
+    options = ("--label-key", "bulk_labels", "--sub-populations", "none", "--n-latent", 2, "--autoencoder-n-steps", 1)
+    assert bdm("fit", made / "prepared.h5ad", tmp_path / "model", *options, "--n-bootstrap", 0)[0] == 0
+    prepared = preparation(anndata.read_h5ad(made / "prepared.h5ad"))
+    assert load_model(tmp_path / "model").autoencoder.provenance["data_sha256"] == prepared["data_sha256"]
 
 
 def test_written_newick_is_a_tree_to_use(made, bdm, tmp_path):

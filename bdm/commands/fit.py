@@ -26,6 +26,7 @@ def fit(
     from bdm.api import BranchedDiffusion
     from bdm.commands.train import write_tables
     from bdm.data.modalities import features_in_words
+    from bdm.data.prepare import origin
     from bdm.data.read import read_cells
     from bdm.model.card import save_with_card
 
@@ -36,7 +37,7 @@ def fit(
             model = BranchedDiffusion(read, settings=settings, seed=seed, device=device, tree=tree)
         prepared = model.prepared
         assert prepared is not None
-        prepared.uns["bdm"]["data_sha256"] = sha256(data)
+        prepared.uns["bdm"]["data_sha256"] = origin(read) or sha256(data)
         save_with_card(folder, model.fit().model)
         write_tables(folder, model.history)
     features = features_in_words(prepared.var)

@@ -200,6 +200,11 @@ def is_prepared(adata: AnnData) -> bool:
     return {"cell_type", "split"} <= set(adata.obs) and "bdm" in adata.uns
 
 
+def origin(adata: AnnData) -> str | None:
+    """Return the checksum of the file that prepared cells are of; None of other cells."""
+    return str(adata.uns["bdm"]["data_sha256"]) if is_prepared(adata) and "data_sha256" in adata.uns["bdm"] else None
+
+
 def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
     """Read prepared cells."""
     adata = read_cells(path, on_disk=on_disk)
