@@ -1,8 +1,11 @@
 """The archive of ``snakemake --report``, as a browser shows it."""
 
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import jinja2
 import pytest
 from test_configuration import CONFIG, FILES, GROWN, MINE, OF_MODULE, finish, importer  # noqa: F401
 from test_report import browser  # noqa: F401
@@ -24,12 +27,19 @@ CATEGORIES = {
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """Archive of results that are empty files, of a data set and of one that it grows to."""
+    """Archive of results that are empty files, of a data set and of one that it grows to, with captions that are valid.
+
+    Snakemake writes nothing for a name that a caption uses and the rule does not have, and reports invalid
+    reStructuredText in its log alone.
+    """
     folder = tmp_path_factory.mktemp("archive")
     arguments = ["--snakefile", ROOT / "Snakefile"]
     finish(folder, CONFIG, *arguments, files=[folder / name for name in FILES])
-    done = snakemake("--report", "archive.html", *arguments, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2, "Environment", partial(jinja2.Environment, undefined=jinja2.StrictUndefined))
+        done = snakemake("--report", "archive.html", *arguments, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^<string>:.*", done.stderr, flags=re.MULTILINE) == []
     return folder / "archive.html"
 
 
