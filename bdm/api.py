@@ -32,7 +32,16 @@ from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.latent.cells import encode
 from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import fit
-from bdm.model.match import SAME, encodable, fitted_cells, keys_found_in, known_cells, populations_by, real_cells_for
+from bdm.model.match import (
+    SAME,
+    cells_for,
+    encodable,
+    fitted_cells,
+    keys_found_in,
+    known_cells,
+    populations_by,
+    real_cells_for,
+)
 from bdm.model.model import BranchedModel, load_model
 from bdm.settings import (
     AuditSettings,
@@ -178,7 +187,7 @@ class BranchedDiffusion:
         optional = {name: value for name, value in given.items() if value is not None}
         preparing = settings_with(settings.prepare, label_key=label_key, **optional)
         with using_threads(n_threads):
-            cells = cells_in(adata, modality=preparing.modality, intersect=preparing.intersect)
+            cells = cells_in(adata, **preparing.reading)
             self.prepared = prepare(cells, preparing)
         self.tree = given_tree(tree, settings.hierarchy)
         if self.tree is not None:
@@ -271,7 +280,7 @@ class BranchedDiffusion:
         -------
         Array of cells x latent dimensions, in the order of ``adata``, for ``adata.obsm``.
         """
-        cells = self._cells() if adata is None else encodable(cells_in(adata), self.model, keys)
+        cells = self._cells() if adata is None else encodable(cells_for(adata, self.model, keys), self.model, keys)
         return np.asarray(encode(cells, self.model.autoencoder).X)[:, self.model.layout.latent]
 
     @computing
@@ -338,7 +347,8 @@ class BranchedDiffusion:
         -------
         AnnData as :func:`bdm.generation.modality.predict_modality` makes it.
         """
-        chosen, question = modality_named(self.model, modality), question_of(cells_in(adata), self.model, keys)
+        chosen = modality_named(self.model, modality)
+        question = question_of(cells_for(adata, self.model, keys), self.model, keys)
         return predict_modality(self.model, question, chosen, n_samples=n_samples, seed=seed)
 
     @computing
@@ -377,7 +387,7 @@ class BranchedDiffusion:
         """
         settings = SamplerSettings(n_levels=n_levels)
         cell_types = as_names(from_)
-        cells = cells_in(adata)
+        cells = cells_for(adata, self.model, keys)
         sources = sources_of(cells, self.model, str(to), keys, cell_types=cell_types, at=at, extrapolate=extrapolate)
         transmuted = transmuted_cells(self.model, sources, settings, seed=seed).in_memory()
         return to_form(transmuted, self.model.form)
@@ -434,7 +444,8 @@ class BranchedDiffusion:
         if new is None:
             request = request_cells(self.model, _numbers_of(real.test))
             new = generate_cells(self.model, request, GenerationSettings(), seed=seed)
-        sets = {name: cells_in(cells) for name, cells in {GENERATED: new, **(compare or {})}.items()}
+        given = {GENERATED: new, **(compare or {})}
+        sets = {name: cells_for(cells, self.model, keys) for name, cells in given.items()}
         cells = {name: known_cells(adata, self.model, keys_found_in(adata, keys)) for name, adata in sets.items()}
         for name, of_set in cells.items():
             check_number(of_set.n_by_type, real.test.n_by_type, name)
@@ -479,7 +490,7 @@ class BranchedDiffusion:
         from bdm.transmutation import evaluate as transmutation
 
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
-        adata_transmuted, adata = cells_in(adata_transmuted), cells_in(adata)
+        adata_transmuted, adata = cells_in(adata_transmuted), cells_for(adata, self.model, keys)
         names = ("adata_transmuted", "adata")
         after, rows = transmutation.checked_cells(adata_transmuted, adata.obs_names, real, names=names)
         cells = transmutation.TransmutedCells(after, known_cells(adata[rows], self.model, keys))
@@ -608,7 +619,7 @@ class BranchedDiffusion:
         """
         settings = ExtendSettings()
         new = new_cells(
-            cells_in(adata),
+            cells_for(adata, self.model, keys),
             self.model,
             cell_types=as_names(cell_types),
             keys=keys,
@@ -682,7 +693,7 @@ class BranchedDiffusion:
         model.n_threads = n_threads
         model.fitted = load_model(Path(path), device=device)
         if adata is not None:
-            model.prepared = fitted_cells(cells_in(adata, on_disk=False), model.fitted, keys)
+            model.prepared = fitted_cells(cells_for(adata, model.fitted, keys, on_disk=False), model.fitted, keys)
         return model
 
 

@@ -6,7 +6,7 @@ A setting with a help text is an option of its stage's command (:mod:`bdm.comman
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
@@ -162,6 +162,11 @@ class PrepareSettings(StageSettings):
         keys = keys_rejection(*groups.items(), *(("covariate_key", key) for key in self.covariate_key))
         if sentence := keys or split_rejection(self.validation, self.test):
             raise InputError(sentence)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How cells are read, as keyword arguments of :func:`bdm.data.read.read_cells`."""
+        return {name: getattr(self, name) for name in ("modality", "intersect", "counts")}
 
 
 @dataclass(frozen=True, kw_only=True)

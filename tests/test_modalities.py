@@ -4,6 +4,7 @@ import json
 import sys
 from copy import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anndata as ad
 import h5py
@@ -57,6 +58,7 @@ from bdm.settings import (
     PredictedEvaluationSettings,
     PrepareSettings,
     SamplerSettings,
+    Settings,
 )
 from bdm.transmutation.transmute import sources_of, transmuted_cells
 
@@ -240,6 +242,47 @@ def test_proteins_in_obsm_and_types_of_features_are_modalities(parts):
     del alone.obsm["protein_expression"]
     alone.var["feature_types"] = "Gene Expression"
     assert in_blocks(alone) is alone
+
+
+def with_umis(cells: AnnData) -> AnnData:
+    """The same cells with counts in the layer ``umi``, and logarithms in X."""
+    return AnnData(cells.X.log1p(), obs=cells.obs, var=cells.var, layers={"umi": cells.X})
+
+
+def in_forms(parts: dict[str, AnnData]) -> dict[str, object]:
+    """RNA with counts in the layer ``umi`` and proteins, in each form that users have."""
+    rna, prot = with_umis(parts["rna"]), parts["prot"]
+    in_obsm = rna.copy()
+    in_obsm.obsm["protein_expression"] = prot.to_df()
+    by_type = with_umis(AnnData(sp.hstack([rna.layers["umi"], prot.X], format="csr"), obs=rna.obs))
+    by_type.var["feature_types"] = ["Gene Expression"] * rna.n_vars + ["Antibody Capture"] * N_PROTEINS
+    return {
+        "MuData": SimpleNamespace(mod={"rna": rna, "prot": with_umis(prot)}, obs=rna.obs[[]]),
+        "counts of proteins in X": SimpleNamespace(mod={"rna": rna, "prot": prot}, obs=rna.obs[[]]),
+        "obsm": in_obsm,
+        "features": by_type,
+    }
+
+
+@pytest.mark.parametrize("form", ["MuData", "counts of proteins in X", "obsm", "features"])
+def test_counts_may_be_in_a_layer_of_each_modality(parts, form):
+    cells, keys = in_forms(parts)[form], {"label_key": "bulk_labels"}
+    with pytest.raises(InputError, match=r"counts='umi'"):
+        BranchedDiffusion(cells, **keys)
+    prepared = BranchedDiffusion(cells, settings=Settings(prepare=PrepareSettings(counts="umi", **keys))).prepared
+    rna_and_proteins = from_mudata({name: parts[name] for name in ("rna", "prot")}, pd.DataFrame())
+    expected = prepare(rna_and_proteins, PrepareSettings(**keys))
+    assert (prepared.X != expected.X).nnz == 0
+
+
+def test_counts_in_a_layer_of_each_modality_are_found_for_a_model(multi_model, parts):
+    known = parts["rna"].obs["bulk_labels"].isin(multi_model.cell_types).to_numpy()
+    mod = {name: with_umis(part[known]) for name, part in parts.items()}
+    cells = SimpleNamespace(mod=mod, obs=mod["rna"].obs[[]])
+    with pytest.raises(InputError, match="there is no layer 'umis'"):
+        BranchedDiffusion(joined(), settings=Settings(prepare=PrepareSettings(counts="umis")))
+    found = multi_model.get_latent_representation(cells, keys=InputKeys(counts="umi"))
+    assert (found == multi_model.get_latent_representation(joined()[known])).all()
 
 
 def test_cells_that_not_all_modalities_have_need_intersect(parts):

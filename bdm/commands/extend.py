@@ -32,10 +32,10 @@ def extend(
     from bdm._core.store import checksum_of
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
-    from bdm.data.read import read_cells
     from bdm.extension.extend import ExtendSettings, ExtensionReport, describe, extend_all
     from bdm.extension.new_cells import join_known_cells, new_cells
     from bdm.model.card import save_with_card
+    from bdm.model.match import cells_for
     from bdm.model.model import load_model
     from bdm.pl import write_result
 
@@ -43,7 +43,7 @@ def extend(
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         loaded = load_model(model)
         how: dict[str, Any] = {"keys": keys, "missing_as_zero": missing_as_zero}
-        new = new_cells(read_cells(cells), loaded, cell_types=cell_type, seed=seed, **how)
+        new = new_cells(cells_for(cells, loaded, keys, on_disk=False), loaded, cell_types=cell_type, seed=seed, **how)
         prepared = join_known_cells(new, loaded, known and read_prepared(known))
         settings = ExtendSettings()
         record = provenance(

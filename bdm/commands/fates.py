@@ -30,7 +30,7 @@ def fates(
     from bdm.lineages.results import Lineage
 
     with atomic_write(out) as path:
-        loaded, given = Lineage.load(lineage), read_cells(data, labels=labels)
+        loaded, given = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)
         with at(data):
             shares = shares_of(loaded, given, among, counts=counts)
         shares.to_csv(path, index_label="cell", float_format="%.4g")

@@ -31,8 +31,7 @@ def fit(
     from bdm.model.card import save_with_card
 
     with atomic_write(out, folder_of="model.json") as folder:
-        preparing = settings.prepare
-        read = read_cells(data, labels=labels, on_disk=True, modality=preparing.modality, intersect=preparing.intersect)
+        read = read_cells(data, labels=labels, on_disk=True, **settings.prepare.reading)
         with at(data):
             model = BranchedDiffusion(read, settings=settings, seed=seed, device=device, tree=tree)
         prepared = model.prepared

@@ -32,7 +32,7 @@ def lineage(
     from bdm.pl import write_result
 
     with atomic_write(out, folder_of="lineage.json") as folder:
-        cells = read_cells(data, labels=labels)
+        cells = read_cells(data, labels=labels, counts=settings.counts)
         given = None if tree is None else read_lineage_tree(tree)
         with at(data):
             fitted = fit_lineage(cells, settings, tree=given)

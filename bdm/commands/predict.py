@@ -36,7 +36,7 @@ def predict(
     from bdm.responses.results import Responses
 
     with atomic_write(out) as path, nullcontext() if effects is None else atomic_write(effects) as table:
-        loaded, given = Responses.load(responses), rna_in(read_cells(cells, labels=labels))
+        loaded, given = Responses.load(responses), rna_in(read_cells(cells, labels=labels, counts=counts))
         with at(cells):
             predicted = predict_cells(loaded, given, condition, cell_types=cell_type, counts=counts, seed=seed)
         predicted.write_h5ad(path, compression="gzip")

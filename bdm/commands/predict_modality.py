@@ -31,16 +31,16 @@ def predict_modality(
     from bdm._core.errors import at
     from bdm._core.files import atomic_write
     from bdm.data.matrix import write_h5ad
-    from bdm.data.read import read_cells
     from bdm.generation.modality import modality_named, question_of
     from bdm.generation.modality import predict_modality as predict
+    from bdm.model.match import cells_for
     from bdm.model.model import checksums, load_model
 
     with atomic_write(out) as path:
         loaded = load_model(model)
         chosen = modality_named(loaded, modality)
         with at(cells):
-            question = question_of(read_cells(cells), loaded, keys)
+            question = question_of(cells_for(cells, loaded, keys, on_disk=False), loaded, keys)
         predicted = predict(loaded, question, chosen, n_samples=n_samples, seed=seed)
         made_from = checksums({"cells": cells}, model=model)
         predicted.uns["bdm"] |= {f"{name}_sha256": checksum for name, checksum in made_from.items()}

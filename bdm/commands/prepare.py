@@ -26,7 +26,7 @@ def prepare(
 
     gene_lists(settings)  # rejected before any cells are read
     with atomic_write(out) as path:
-        cells = read_cells(data, labels=labels, on_disk=True, modality=settings.modality, intersect=settings.intersect)
+        cells = read_cells(data, labels=labels, on_disk=True, **settings.reading)
         with at(data):
             prepared = prepared_cells(cells, settings)
             prepared.uns["bdm"] |= {"data": data.name, "data_sha256": sha256(data)}

@@ -36,7 +36,7 @@ def reconstruct(
 
     time = parsed_time(at)
     with atomic_write(out) as path, nullcontext() if genes is None else atomic_write(genes) as table:
-        loaded, given = Lineage.load(lineage), read_cells(data, labels=labels)
+        loaded, given = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)
         with at_file(data):
             found = reconstruct_cells(
                 loaded, given, node, at=time, n_cells=cells, extrapolate=extrapolate, counts=counts, seed=seed

@@ -39,7 +39,7 @@ def respond(
     from bdm.responses.results import fit_responses
 
     with atomic_write(out, folder_of="responses.json") as folder:
-        cells = read_cells(data, labels=labels)
+        cells = read_cells(data, labels=labels, counts=settings.counts)
         given = None if tree is None else read_tree(tree)
         with at(data):
             responses = fit_responses(cells, settings, tree=given)

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from bdm._core.errors import InputError, abbreviated, at, counted, missing_package
 from bdm._core.files import require_space
-from bdm.data.counts import raw_counts
+from bdm.data.counts import count_slots, raw_counts
 from bdm.data.filters import check_names
 
 logger = logging.getLogger(__name__)
@@ -145,22 +145,25 @@ def of_modality(cells: AnnData, modality: Modality) -> AnnData:
 # ---- reading: each form becomes one matrix
 
 
-def in_blocks(cells: AnnData) -> AnnData:
+def in_blocks(cells: AnnData, *, counts: str = "auto") -> AnnData:
     """Put the modalities of an AnnData in blocks, where it has several; others are returned as they are."""
     if PROTEINS in cells.obsm:
-        return join_modalities(parts_of_obsm(cells), obs=cells.obs, form=OBSM)
+        return join_modalities(parts_of_obsm(cells), obs=cells.obs, form=OBSM, counts=counts)
     if COLUMN not in cells.var or is_in_blocks(cells.var):
         return cells
     types = cells.var[COLUMN].astype(str).to_numpy()
-    columns = {kind: np.flatnonzero(types == name) for kind, name in FEATURE_TYPES.items()}
-    columns = {kind: chosen for kind, chosen in columns.items() if len(chosen)}
-    if len(columns) < 2 or RNA not in columns:
+    kinds = [kind for kind, name in FEATURE_TYPES.items() if (types == name).any()]
+    if len(kinds) < 2 or RNA not in kinds:
         return cells
     if others := sorted({*types} - {*FEATURE_TYPES.values()}):
         logger.warning("Left out features of other types: %s.", ", ".join(others))
-    whole = raw_counts(cells)
-    parts = {kind: (kind, whole[:, chosen]) for kind, chosen in columns.items()}
-    return join_modalities(parts, obs=cells.obs, form=FEATURES)
+    has_layer = counts in count_slots(cells)
+    whole = raw_counts(cells, source=counts if has_layer else "auto")
+    parts = {kind: (kind, whole[:, (whole.var[COLUMN] == FEATURE_TYPES[kind]).to_numpy()]) for kind in kinds}
+    joined = join_modalities(parts, obs=cells.obs, form=FEATURES)
+    if has_layer:
+        joined.layers[counts] = joined.X
+    return joined
 
 
 def is_in_blocks(var: pd.DataFrame) -> bool:
@@ -184,7 +187,12 @@ def parts_of_obsm(cells: AnnData) -> dict[str, tuple[str, AnnData]]:
 
 
 def from_mudata(
-    found: Mapping[str, AnnData], obs: pd.DataFrame, *, modality: Sequence[str] = (), intersect: bool = False
+    found: Mapping[str, AnnData],
+    obs: pd.DataFrame,
+    *,
+    modality: Sequence[str] = (),
+    intersect: bool = False,
+    counts: str = "auto",
 ) -> AnnData:
     """Put the modalities of a MuData in blocks.
 
@@ -198,6 +206,8 @@ def from_mudata(
         Modalities to use, as ``NAME=KIND``; all whose names are known, if none are given.
     intersect
         Use the cells that all modalities have; otherwise, other cells are an error.
+    counts
+        Where the raw counts are, see :func:`join_modalities`.
     """
     kind_of = kinds_by_name(found, modality)
     parts = {name: (kind, found[name]) for name, kind in kind_of.items()}
@@ -211,7 +221,7 @@ def from_mudata(
     copied = {f"{name}:{column}" for name in found for column in own}  # by mudata, from modalities
     others = [column for column in obs if column not in own and str(column) not in copied]
     own = own.join(obs[others].reindex(own.index))
-    return join_modalities(parts, obs=own, form=MUDATA)
+    return join_modalities(parts, obs=own, form=MUDATA, counts=counts)
 
 
 def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str, str]:
@@ -264,28 +274,37 @@ def shared_cells(names: Mapping[str, pd.Index], *, intersect: bool) -> pd.Index:
     return shared
 
 
-def join_modalities(parts: Mapping[str, tuple[str, AnnData]], *, obs: pd.DataFrame, form: str) -> AnnData:
-    """Put the counts of modalities, given as kind and cells by name, in blocks, in the order of the kinds."""
-    matrices, tables = [], []
+def join_modalities(
+    parts: Mapping[str, tuple[str, AnnData]], *, obs: pd.DataFrame, form: str, counts: str = "auto"
+) -> AnnData:
+    """Put the counts of modalities, given as kind and cells by name, in blocks, in the order of the kinds.
+
+    ``counts`` names where they are in the modalities that have such a layer. The result then has a layer of that name,
+    too, in which :func:`bdm.data.counts.find_counts` finds them.
+    """
+    matrices, tables, has_layer = [], [], False
     for name, (kind, cells) in parts.items():
         with at(f"modality {name}"):
-            counts = raw_counts(cells)
+            is_there = counts in count_slots(cells)
+            found, has_layer = raw_counts(cells, source=counts if is_there else "auto"), has_layer or is_there
             if kind == "atac":
-                reject_dense(counts)
+                reject_dense(found)
         if kind == "prot":
-            reject_empty(counts)
-        var = counts.var.drop(columns=[COLUMN, NAMES], errors="ignore").assign(
+            reject_empty(found)
+        var = found.var.drop(columns=[COLUMN, NAMES], errors="ignore").assign(
             **{COLUMN: FEATURE_TYPES[kind], NAMES: name}
         )
         var.index = Modality(name, kind, slice(0)).prefix + var.index.astype(str)
-        matrices.append(counts.X)
+        matrices.append(found.X)
         tables.append(var)
     var = pd.concat(tables)
     var = var.assign(**{name: pd.Categorical(var[name], categories=var[name].unique()) for name in (COLUMN, NAMES)})
     for column in var.columns[var.isna().any()]:  # of one modality alone
         if var[column].dtype == object or isinstance(var[column].dtype, pd.CategoricalDtype):
             var[column] = var[column].astype(object).fillna("").astype(str)
-    return AnnData(sparse.hstack(matrices, format="csr"), obs=obs.copy(), var=var, uns={FORM: form})
+    joined = sparse.hstack(matrices, format="csr")
+    layers = {counts: joined} if has_layer else {}
+    return AnnData(joined, obs=obs.copy(), var=var, uns={FORM: form}, layers=layers)
 
 
 def reject_empty(proteins: AnnData) -> None:

@@ -28,7 +28,7 @@ from bdm.data.columns import (
     writable,
     writable_name,
 )
-from bdm.data.counts import CellCounts, count_limits, count_matrix, find_counts, inspect_counts
+from bdm.data.counts import CellCounts, count_limits, count_matrix, find_counts, inspect_counts, raw_counts
 from bdm.data.filters import (
     check_min_donors,
     check_names,
@@ -120,11 +120,12 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         raise InputError(sentence)
     check_names(adata.obs_names, kind="cell")
     check_names(adata.var_names, kind="gene")
-    whole, modalities = adata, modalities_of(adata.var)
-    if len(modalities) > 1:
-        rna = modalities[0].features
-        adata = AnnData(take_rows(whole.X, slice(None))[:, rna], obs=whole.obs, var=whole.var[rna])
-    cells, n_genes = find_counts(adata, source=settings.counts)
+    modalities = modalities_of(adata.var)
+    whole = raw_counts(adata, source=settings.counts) if len(modalities) > 1 else None
+    if whole is None:
+        cells, n_genes = find_counts(adata, source=settings.counts)
+    else:
+        cells, n_genes = find_counts(whole[:, modalities[0].features])
     check_names(cells.var_names, kind="gene")  # raw may have other genes
     column = symbol_column(cells.var, settings.gene_symbols)
     names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
@@ -154,12 +155,12 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "input": json.dumps({"n_cells": cells.n_obs, "n_genes": cells.n_vars, **left_out}, ensure_ascii=False),
     }
     var, max_entries, others = names.var[chosen], int(n_genes[rows].sum()), None
-    if len(modalities) > 1:
+    if whole is not None:
         kept_features = [chosen_features(whole, modality, rows[is_train], settings) for modality in modalities[1:]]
         features = np.concatenate(kept_features)
         others = take_rows(whole.X, rows)[:, features]
         var, max_entries = pd.concat([var, whole.var.iloc[features]]), max_entries + others.nnz
-        provenance[FORM] = str(whole.uns.get(FORM, FEATURES))
+        provenance[FORM] = str(adata.uns.get(FORM, FEATURES))
     var = without_unused_categories(var)
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, others)
 

@@ -46,10 +46,11 @@ def read_cells(
     on_disk: bool = False,
     modality: Sequence[str] = (),
     intersect: bool = False,
+    counts: str = "auto",
 ) -> AnnData:
     """Read cells from a file or folder; ``on_disk``, all matrices stay there, and of ``uns`` only texts are read.
 
-    Several modalities become blocks of one matrix in memory; ``modality`` and ``intersect`` are those of
+    Several modalities become blocks of one matrix in memory; ``modality``, ``intersect`` and ``counts`` are those of
     :func:`bdm.data.modalities.from_mudata`.
     """
     path = Path(path)
@@ -60,7 +61,7 @@ def read_cells(
             check_hdf5(path)
             parts, obs, uns = read_h5mu(path)
         with at(path):
-            adata = from_mudata(parts, obs, modality=modality, intersect=intersect)
+            adata = from_mudata(parts, obs, modality=modality, intersect=intersect, counts=counts)
         adata.uns |= uns
         return adata if labels is None else add_labels(adata, labels)
     read = select_reader(path)
@@ -76,24 +77,31 @@ def read_cells(
                     matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
                 matrix.check_format()  # a damaged matrix could end the process
     with at(path):
-        adata = in_blocks(adata)
+        adata = in_blocks(adata, counts=counts)
     return adata if labels is None else add_labels(adata, labels)
 
 
-def cells_in(adata: Any, *, on_disk: bool = True, modality: Sequence[str] = (), intersect: bool = False) -> AnnData:
+def cells_in(
+    adata: Any,
+    *,
+    on_disk: bool = True,
+    modality: Sequence[str] = (),
+    intersect: bool = False,
+    counts: str = "auto",
+) -> AnnData:
     """Return an AnnData as it is, or several modalities as blocks of one; or read the cells from their file."""
     if isinstance(adata, str | Path):
-        return read_cells(Path(adata), on_disk=on_disk, modality=modality, intersect=intersect)
+        return read_cells(Path(adata), on_disk=on_disk, modality=modality, intersect=intersect, counts=counts)
     if isinstance(adata, AnnData):
-        return in_blocks(adata)
+        return in_blocks(adata, counts=counts)
     if isinstance(getattr(adata, "mod", None), Mapping):  # a MuData, without an import of its package
-        return from_mudata(adata.mod, adata.obs, modality=modality, intersect=intersect)
+        return from_mudata(adata.mod, adata.obs, modality=modality, intersect=intersect, counts=counts)
     raise InputError(f"Cells must be an AnnData, a MuData or a file of one, not {type(adata).__name__}.")
 
 
-def rna_in(adata: Any) -> AnnData:
+def rna_in(adata: Any, *, counts: str = "auto") -> AnnData:
     """Return the RNA of cells, of any form, for what knows RNA alone; with a message if there are other modalities."""
-    cells = adata if isinstance(adata, AnnData) else cells_in(adata)
+    cells = adata if isinstance(adata, AnnData) else cells_in(adata, counts=counts)
     raw = None if cells.raw is None else cells.raw.var
     if not has_modalities(cells.var) and (raw is None or not has_modalities(raw)):
         return cells
@@ -216,7 +224,7 @@ def of_known_features(adata: AnnData) -> AnnData:
     """Take genes, proteins and peaks of 10x data, in blocks, and make their names unique."""
     if COLUMN in adata.var:
         adata = adata[:, adata.var[COLUMN].isin(FEATURE_TYPES.values()).to_numpy()].copy()
-    adata = in_blocks(adata)
+    adata = in_blocks(adata)  # whose only matrix is X
     if n_repeated := adata.var_names.duplicated().sum():
         logger.info("Numbered %d repeated gene symbols; identifiers are in var['gene_ids'].", n_repeated)
         adata.var_names_make_unique()

@@ -87,7 +87,7 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: b
 
     Without ``strict``, usual names serve where those of ``keys`` are absent. Messages name options if ``by_option``.
     """
-    adata = read_cells(path, on_disk=True)
+    adata = read_cells(path, on_disk=True, counts=keys.counts or "auto")
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()]
         raise InputError(f"{path} repeats the genes {abbreviated(repeated)}; make their names unique.")

@@ -20,7 +20,16 @@ from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
 from bdm.latent.moments import Normal, matrix_power
-from bdm.model.match import SAME, batches_of, check_known, check_not_empty, counts_of_genes, label_column, labels_of
+from bdm.model.match import (
+    SAME,
+    batches_of,
+    check_known,
+    check_not_empty,
+    counts_of_genes,
+    counts_slot,
+    label_column,
+    labels_of,
+)
 from bdm.model.model import BranchedModel, record_of_cells
 from bdm.settings import InputKeys
 
@@ -43,7 +52,8 @@ class Question:
 def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Question:
     """Match cells with RNA to a model; cell types are used if the model's column, or the given one, is there."""
     rna = next(modality for modality in model.autoencoder.modalities if modality.kind == RNA)
-    counts = counts_of_genes(adata, model.autoencoder.genes.iloc[rna.features], source=keys.counts or "auto")
+    source = counts_slot(adata, model, keys)
+    counts = counts_of_genes(adata, model.autoencoder.genes.iloc[rna.features], source=source)
     check_not_empty(counts)
     cell_type, known = None, {keys.label_key, model.label_key, "cell_type"} & set(adata.obs)
     if keys.label_key is not None or (known and label_column(adata.obs, model, keys) is not None):

@@ -212,7 +212,7 @@ def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[Lineage
     settings = LineageSettings(
         label_key=lineage.label_key, lineage_key=lineage.lineage_key, time_key=lineage.time_key, counts=counts
     )
-    adata = rna_in(adata)
+    adata = rna_in(adata, counts=counts)
     require_columns(adata, lineage.node_key, lineage.time_key)
     names = adata.obs[lineage.node_key].astype(str)
     known = names.map({name: lineage.tree.has(name) for name in names.unique()}).to_numpy(bool)
@@ -284,7 +284,7 @@ def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, 
     names = list(dict.fromkeys(as_names(among))) or leaves
     if len(names) < 2:
         raise InputError(f"Cells are divided between nodes, but there is only {names[0]!r}; name others by `among=`.")
-    adata = rna_in(adata)
+    adata = rna_in(adata, counts=counts)
     require_columns(adata, lineage.time_key)
     cells = raw_counts(adata, source=counts)
     grid, time_of_cell = nearest_times(times_of(cells.obs, lineage.time_key))

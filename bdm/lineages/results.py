@@ -322,7 +322,7 @@ def fit_lineage(
     InputError
         If a column is missing or no time, a name has no node, times contradict the tree, or counts are not raw.
     """
-    found = measure(rna_in(adata), settings, None if tree is None else read_lineage_tree(tree))
+    found = measure(rna_in(adata, counts=settings.counts), settings, None if tree is None else read_lineage_tree(tree))
     data, kernels = found.data(), found.kernels(settings.relations)
     law = fit_law(data, kernels, levels=(0.0,))
     compared = most_significant(data)[:N_COMPARED]

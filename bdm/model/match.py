@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,11 @@ def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     """Name the slot with the raw counts: the given one, the slot of the model's data if there is one, or ``auto``."""
     slot = model.preparation["counts"]
     return keys.counts or (slot if slot in count_slots(adata) else "auto")
+
+
+def cells_for(adata: Any, model: BranchedModel, keys: InputKeys = SAME, *, on_disk: bool = True) -> AnnData:
+    """Read or return cells as :func:`bdm.data.read.cells_in`, with raw counts as :func:`counts_slot` names them."""
+    return cells_in(adata, on_disk=on_disk, counts=keys.counts or model.preparation["counts"])
 
 
 def counts_of_genes(
@@ -321,7 +327,7 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
 
 def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, *, on_disk: bool = False) -> AnnData:
     """Read the cells that a model was fitted on, as :func:`fitted_cells` prepares them."""
-    adata = read_cells(path, on_disk=on_disk)
+    adata = cells_for(path, model, keys, on_disk=on_disk)
     if on_disk and is_prepared(adata):
         adata.X = to_row_storage(adata.X)
         return adata
@@ -346,7 +352,7 @@ def real_cells_for(
     model: BranchedModel, prepared: AnnData, adata_test: AnnData | Path | None = None, keys: InputKeys = SAME
 ) -> RealCells:
     """Select the training cells of a model, and cells to evaluate it with: the test cells, or others that are given."""
-    other = None if adata_test is None else cells_in(adata_test, on_disk=False)
+    other = None if adata_test is None else cells_for(adata_test, model, keys, on_disk=False)
     genes = model.autoencoder.genes.index
     is_test = (prepared.obs["split"] == "test").to_numpy()
     if other is None and not is_test.any():

@@ -81,7 +81,7 @@ class Experiment:
     @classmethod
     def of(cls, adata: AnnData, settings: ExperimentSettings) -> "Experiment":
         """Read an experiment from an AnnData."""
-        adata = rna_in(adata)
+        adata = rna_in(adata, counts=settings.counts)
         columns = label_columns(adata.obs, settings)
         reference, other = compared_conditions(columns["condition"], settings)
         kept = columns["condition"].isin([reference, other]).to_numpy()

@@ -110,7 +110,7 @@ def cells_to_change(
     """Select the raw counts of cells to change to a condition, and where each is; and count those that are in it."""
     if condition not in (responses.control, *responses.conditions):
         raise InputError(unknown_condition(condition, (responses.control, *responses.conditions)))
-    adata = rna_in(adata)
+    adata = rna_in(adata, counts=counts)
     labels = text_column(adata.obs, responses.label_key, argument="label_key")
     before = conditions_before(responses, adata.obs)
     for name in cell_types:

@@ -297,7 +297,7 @@ def fit_responses(
         If a column, the control or a second measured type is missing, counts are not raw, or the tree has other cell
         types.
     """
-    found = measure(rna_in(adata), settings)
+    found = measure(rna_in(adata, counts=settings.counts), settings)
     known = found.has_profile
     relations, height = Relations.of(found.profile[known], found.related_types), None
     if tree is not None:
