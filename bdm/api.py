@@ -5,7 +5,7 @@ from dataclasses import asdict, fields, replace
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from types import MappingProxyType
+from types import EllipsisType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -108,8 +108,8 @@ class BranchedDiffusion:
     adata
         Cells with raw counts in ``layers['counts']``, ``raw`` or ``X``, or a file of such cells; they are not changed.
     label_key
-        Column of ``obs`` with the cell type, as in ``settings.prepare`` if that has another than the default; None for
-        cells without labels, which are all of one type, ``cell``.
+        Column of ``obs`` with the cell type; None for cells without labels, which are all of one type, ``cell``. As in
+        ``settings.prepare`` if not given, by default ``cell_type``.
     batch_key
         Column of ``obs`` with the batch, if any; as in ``settings.prepare`` if not given.
     donor_key
@@ -160,7 +160,7 @@ class BranchedDiffusion:
     def __init__(
         self,
         adata: AnnData | Path | str,
-        label_key: str | None = PrepareSettings.label_key,
+        label_key: str | None | EllipsisType = ...,
         *,
         batch_key: str | None = None,
         donor_key: str | None = None,
@@ -184,8 +184,10 @@ class BranchedDiffusion:
             settings = replace(settings, autoencoder=replace(settings.autoencoder, likelihood=likelihood))
         covariates = None if covariate_key is None else as_names(covariate_key)
         given = {"batch_key": batch_key, "donor_key": donor_key, "covariate_key": covariates, "seed": seed}
-        optional = {name: value for name, value in given.items() if value is not None}
-        preparing = settings_with(settings.prepare, label_key=label_key, **optional)
+        given = {name: value for name, value in given.items() if value is not None}
+        if label_key is not ...:
+            given["label_key"] = label_key
+        preparing = settings_with(settings.prepare, **given)
         with using_threads(n_threads):
             cells = cells_in(adata, **preparing.reading)
             self.prepared = prepare(cells, preparing)
@@ -698,9 +700,8 @@ class BranchedDiffusion:
 
 
 def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
-    """Complete settings by arguments; the default of ``label_key`` leaves it as it is."""
+    """Complete settings by arguments, which may replace defaults alone."""
     default = PrepareSettings()
-    given = {name: value for name, value in given.items() if name != "label_key" or value != default.label_key}
     for name, value in given.items():
         if (found := getattr(settings, name)) not in (getattr(default, name), value):
             raise InputError(f"{name} is {value!r}, and {found!r} in settings.prepare; give it in one place.")

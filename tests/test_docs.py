@@ -181,7 +181,8 @@ def test_counts_are_recovered_as_documented(example_cells):
     [code] = [content for language, content in fenced(ROOT / "docs/own_data.md") if "expm1" in content]
     found: dict = {}
     exec(compile(code, "own_data.md", "exec"), found)
-    assert (found["counts"].rint() != example_cells.X).nnz == 0
+    assert (found["adata_counts"].X != example_cells.X).nnz == 0
+    assert prepare(found["adata_counts"], PrepareSettings(label_key="bulk_labels")).n_obs > 600
 
 
 def run_blocks(page: str, title: str, found: dict, *, replacing: tuple[str, str] = ("", "")) -> None:

@@ -75,7 +75,7 @@ def test_settings_are_used_and_not_contradicted(fitted, awkward, quick):
     assert fitted.model.preparation["label_key"] == "annotation"
     assert fitted.model.preparation["batch_key"] == "person"
     assert fitted.seed == fitted.model.preparation["seed"] == fitted.model.provenance["seed"] == 7
-    for given in ({"label_key": "person"}, {"batch_key": "annotation"}, {"seed": 3}):
+    for given in ({"label_key": "person"}, {"label_key": "cell_type"}, {"batch_key": "annotation"}, {"seed": 3}):
         with pytest.raises(InputError, match=f"{next(iter(given))} is .* in settings.prepare; give it in one place"):
             bdm.BranchedDiffusion(awkward, settings=quick, **given)
     with pytest.raises(InputError, match=r"takes a bdm\.Settings, not PrepareSettings"):

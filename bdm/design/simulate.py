@@ -14,6 +14,7 @@ from torch import Tensor
 from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
+from bdm.data.columns import without_unused_categories
 from bdm.design.changes import planted_genes, strengths
 from bdm.design.experiment import DesignedCells, DesignedExperiment, cells_of, compile_design
 from bdm.design.settings import Design
@@ -25,9 +26,9 @@ from bdm.generation.generate import (
     GeneratedCells,
     Portion,
     covariate_columns,
+    in_order,
     independent_chunks,
     latents,
-    population_column,
     portions_of,
     reserved_names,
     type_columns,
@@ -82,7 +83,7 @@ def observations_of(experiment: DesignedExperiment, cells: DesignedCells) -> pd.
             columns[key] = pd.Categorical(samples[key].to_numpy()[cells.sample], categories=samples[key].unique())
     own = {name: column for name, column in type_columns(model, cell_type).items() if name not in RESERVED}
     columns |= own
-    columns["sub_population"] = population_column(model, names)
+    columns["sub_population"] = in_order(names, model.populations)
     if model.autoencoder.batches:
         others = [name for name in reserved_names(model.preparation["batch_key"]) if name not in (*RESERVED, *own)]
         columns |= dict.fromkeys(others, columns["batch"])
@@ -93,7 +94,8 @@ def observations_of(experiment: DesignedExperiment, cells: DesignedCells) -> pd.
     columns["doublet_partner"] = pd.Categorical.from_codes(cells.partner_population, categories=model.populations)
     columns |= response_columns(experiment, cells)
     columns["synthetic"] = True
-    return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(names) + 1)])
+    obs = pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(names) + 1)])
+    return without_unused_categories(obs)
 
 
 def response_columns(experiment: DesignedExperiment, cells: DesignedCells) -> dict[str, np.ndarray]:

@@ -60,7 +60,7 @@ class GeneratedCells:
         found = [names for names in population if names is not None]
         if not found:
             return self.obs
-        return self.obs.assign(sub_population=pd.Categorical(np.concatenate(found), categories=self.populations))
+        return self.obs.assign(sub_population=in_order(np.concatenate(found), self.populations))
 
     def in_memory(self) -> ad.AnnData:
         """Generate all blocks: counts in ``X`` (CSR), ``obs``, ``var``, and the latent in ``obsm['latent']``."""
@@ -182,7 +182,7 @@ def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) 
     table = request.table.loc[request.table.index.repeat(request.table["n_cells"])]
     columns = {
         **type_columns(model, table["cell_type"]),
-        "sub_population": population_column(model, table["sub_population"]),
+        "sub_population": in_order(table["sub_population"], model.populations),
         "synthetic": True,
     }
     if ancestors:
@@ -198,15 +198,15 @@ def sampled_counts(
     return model.with_levels(observation_model(model, population).sample(mean, generator), population, generator)
 
 
-def population_column(model: BranchedModel, population: Sequence[str]) -> pd.Categorical:
-    """Column with the population of each cell."""
-    return pd.Categorical(population, categories=model.populations)
+def in_order(values: Sequence[str] | np.ndarray, order: Sequence[str]) -> pd.Categorical:
+    """Categories of cells in a given order, without those of no cell, for which scanpy's tests would fail."""
+    return pd.Categorical(values, categories=order).remove_unused_categories()
 
 
 def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str | None) -> dict[str, pd.Categorical]:
     """Columns with the cell types: ``cell_type``, and the column of the model's data."""
     known = set(cell_type) <= set(model.cell_types)
-    column = pd.Categorical(cell_type, categories=model.cell_types if known else sorted(set(cell_type)))
+    column = in_order(cell_type, model.cell_types if known else sorted(set(cell_type)))
     return {"cell_type": column, **dict.fromkeys(reserved_names(model.label_key, *names), column)}
 
 
@@ -216,7 +216,7 @@ def batch_columns(
     """Columns with the batches, named as in the model's data; no column where the model has no batches."""
     if batch is None:
         return {}
-    column = pd.Categorical(batch, categories=model.autoencoder.batches)
+    column = in_order(batch, model.autoencoder.batches)
     return dict.fromkeys(reserved_names(model.preparation["batch_key"], *names) or ["batch"], column)
 
 
