@@ -336,8 +336,8 @@ class BranchedDiffusion:
         Parameters
         ----------
         adata
-            Cells with raw counts of the model's genes. Their types are used if the model's column, or the given one, is
-            in ``obs``; otherwise all types are possible.
+            Cells with raw counts of the model's genes, and in ``obs`` values of the model's covariates. Their types are
+            used if the model's column, or the given one, is in ``obs``; otherwise all types are possible.
         modality
             Modality of the model to predict.
         keys

@@ -28,8 +28,11 @@ def log_change(time: np.ndarray) -> np.ndarray:
     return change
 
 
-def simulated(n: int = 240, seed: int = 0) -> ad.AnnData:
-    """Cells of a type that changes with time, and of one that does not, in equal numbers."""
+def simulated(n: int = 240, seed: int = 0, *, deepening: float = 0) -> ad.AnnData:
+    """Cells of a type that changes with time, and of one that does not, in equal numbers.
+
+    Log library sizes rise by ``deepening`` over time.
+    """
     rng = np.random.default_rng(seed)
     base = np.random.default_rng(7).normal(0, 0.7, (2, N_GENES))
     base[1, -10:] += 2
@@ -37,7 +40,8 @@ def simulated(n: int = 240, seed: int = 0) -> ad.AnnData:
     moving = np.repeat([True, False], n)
     log_mean = base[np.where(moving, 0, 1)] + np.where(moving[:, None], log_change(time), 0)
     expression = np.exp(log_mean) / np.exp(log_mean).sum(axis=1, keepdims=True)
-    counts = rng.poisson(rng.lognormal(6, 0.2, 2 * n)[:, None] * expression).astype(np.float32)
+    depth = rng.lognormal(6, 0.2, 2 * n) * np.exp(deepening * time)
+    counts = rng.poisson(depth[:, None] * expression).astype(np.float32)
     obs = pd.DataFrame({"cell_type": np.where(moving, "moving", "still"), "time": time})
     obs["dose"] = rng.integers(0, 3, 2 * n)
     obs.index = [f"cell-{seed}-{i}" for i in range(2 * n)]
@@ -407,6 +411,18 @@ def test_a_type_that_is_added_has_a_curve_if_it_has_the_covariate(saved, with_ti
     assert (model.generate({"moving": 20}, at={"time": 0.5}).X != before.X).nnz == 0
     early, late = (log_shares(model.generate({"other": 300}, at={"time": t})) for t in (0.1, 0.8))
     assert (late - early)[RISING].mean() == pytest.approx(1.4 if with_time else 0, abs=0.4)
+
+
+def test_depth_follows_the_covariate_to_its_ends():
+    settings = replace(SETTINGS, autoencoder=replace(SETTINGS.autoencoder, n_steps=20))
+    model = BranchedDiffusion(simulated(100, deepening=3), covariate_key="time", settings=settings).fit()
+    new = simulated(100, seed=8, deepening=3)
+    new = new[new.obs["cell_type"] == "moving"].copy()
+    new.obs["cell_type"] = "other"
+    model.extend(new)
+    for name in ("moving", "other"):
+        early, late = (np.log(model.generate({name: 200}, at={"time": t}).X.sum(axis=1)).mean() for t in (0.02, 0.95))
+        assert late - early == pytest.approx(3 * 0.93, rel=0.1)
 
 
 @pytest.mark.slow

@@ -544,6 +544,36 @@ def test_the_command_predicts_as_python_does(bdm, multi_model, predicted, tmp_pa
     assert "no modality 'lipids' beside RNA; it has prot, atac" in message
 
 
+def over_time(n: int, *, seed: int) -> AnnData:
+    """Cells of few RNA counts with four proteins: log means of two rise by 4 with time, those of the others fall."""
+    rng = np.random.default_rng(seed)
+    time = rng.random(n)
+    slope = np.array([4, 4, -4, -4])
+    genes = np.exp(np.outer(time - 0.5, np.repeat([1, -1], 10)))
+    parts = {
+        "rna": rng.poisson(20 * genes / genes.sum(axis=1, keepdims=True)) + (np.arange(20) == 0),
+        "prot": rng.poisson(50 * np.exp(np.outer(time - 0.5, slope))),
+    }
+    obs = pd.DataFrame({"time": time}, index=[f"cell-{seed}-{i}" for i in range(n)])
+    return from_mudata({name: AnnData(sp.csr_matrix(X.astype(np.float32)), obs[[]]) for name, X in parts.items()}, obs)
+
+
+def test_proteins_are_predicted_at_the_values_of_covariates(tiny_settings):
+    autoencoder = replace(tiny_settings.autoencoder, n_latent=2, n_steps=40)
+    settings = replace(tiny_settings, prepare=PrepareSettings(genes="all"), autoencoder=autoencoder)
+    cells = over_time(200, seed=0)
+    model = BranchedDiffusion(cells, label_key=None, covariate_key="time", settings=settings).fit()
+    cells = over_time(100, seed=1)
+    rna = of_modality(cells, modalities_of(cells.var)[0])
+    predicted = model.predict_modality(rna, "prot", n_samples=100)
+    expected = np.outer(cells.obs["time"] - 0.5, [4, 4, -4, -4])
+    error = np.log(predicted.X / 50) - expected
+    assert np.sqrt((error**2).mean()) < 0.4
+    del rna.obs["time"]
+    with pytest.raises(InputError, match="time"):
+        model.predict_modality(rna, "prot")
+
+
 def test_a_model_of_rna_has_nothing_to_predict(small_model, example_cells):
     with pytest.raises(InputError, match="fitted to RNA alone"):
         small_model.predict_modality(example_cells)

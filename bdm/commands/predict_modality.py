@@ -24,7 +24,8 @@ def predict_modality(
 ) -> Summary:
     """Predict the proteins or peaks of cells by their RNA, by a model that was fitted to both: mean and 90% interval.
 
-    Cell types are used if the cells have them in the model's column; otherwise all types are possible.
+    Cell types are used if the cells have them in the model's column; otherwise all types are possible. If the model has
+    covariates, cells need values of them.
 
     Example: bdm predict-modality model/ rna.h5ad proteins.h5ad --modality prot
     """

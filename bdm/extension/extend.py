@@ -128,7 +128,7 @@ def extend(
         sub_populations=found,
         moments=moments,
         prior_state=model.prior.fit_added(added, point.branch, settings.branch, seed=seed),
-        library_sizes=latent.library_size_range,
+        library_sizes=latent_cells(residuals, residual=False).library_size_range,
         composition=composition_of(of_training.obs),
         covariates=covariates,
         batches=batches or {},

@@ -18,7 +18,9 @@ from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.levels import Levels, mapped
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import ObservationModel
+from bdm.covariates.effects import CovariateEffects
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
+from bdm.generation.at import weight_of_populations
 from bdm.latent.moments import Normal, matrix_power
 from bdm.model.match import (
     SAME,
@@ -27,6 +29,7 @@ from bdm.model.match import (
     check_not_empty,
     counts_of_genes,
     counts_slot,
+    covariate_values,
     label_column,
     labels_of,
 )
@@ -47,6 +50,7 @@ class Question:
     counts: AnnData  # of the model's genes
     cell_type: np.ndarray | None  # None where types are not known: all are possible
     codes: Tensor  # batch of each cell
+    covariates: np.ndarray | None  # values, cells x covariates; None where the model has no covariates
 
 
 def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Question:
@@ -61,7 +65,8 @@ def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
         check_known(labels, model, remedy="leave them out, or give no types")
         cell_type = labels.to_numpy(dtype=str)
     codes = model.autoencoder.batch_codes(batches_of(adata, model, keys))
-    return Question(counts, cell_type, torch.zeros(adata.n_obs, dtype=torch.long) if codes is None else codes)
+    codes = torch.zeros(adata.n_obs, dtype=torch.long) if codes is None else codes
+    return Question(counts, cell_type, codes, covariate_values(adata.obs, model))
 
 
 def modality_named(model: BranchedModel, name: str) -> Modality:
@@ -83,8 +88,9 @@ def predict_modality(
     """Predict the counts of a modality in cells by their RNA.
 
     Each cell's latents have a mixture of normals as posterior: for each population that is possible, the prior of the
-    population, with the cell's library size and the Laplace approximation of the likelihood of its RNA, to the power
-    of 1/2; populations weigh as much as they explain the RNA. Proteins have the levels of training cells.
+    population at the cell's covariates, with the cell's library size and the Laplace approximation of the likelihood
+    of its RNA, to the power of 1/2; populations weigh as much as they explain the RNA. Proteins have the levels of
+    training cells.
 
     Returns
     -------
@@ -125,6 +131,8 @@ class PopulationPosterior:
     code: int  # of the population in it
     log_share: float
     normal: Normal  # of y = (latent, log library sizes), in double precision
+    covariates: CovariateEffects | None
+    weight: dict[str, float]  # cells of each population of the type
     target: Decoder  # of the modality to predict
     observation: ObservationModel  # of its counts
     levels: tuple[Levels, Tensor] | None  # of proteins as decoded, and quantiles in training cells
@@ -150,6 +158,8 @@ class PopulationPosterior:
             code,
             math.log(model.composition.loc[name].sum() / model.composition.to_numpy().sum()),
             normal,
+            model.covariates,
+            weight_of_populations(model, model.cell_type_of[name]).to_dict(),
             target,
             target.observation(torch.tensor(code)),
             (model.levels[name], model.autoencoder.levels[name]) if has_levels else None,
@@ -174,7 +184,18 @@ class PopulationPosterior:
         decoded, training = self.levels
         return mapped(counts, decoded.quantiles, training, generator)
 
-    def __call__(self, counts: Tensor, codes: Tensor, size_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def prior(self, values: np.ndarray | None) -> tuple[float | Tensor, Tensor]:
+        """Log share of the population, and mean of its y, at values of covariates (cells x covariates), if any."""
+        if self.covariates is None or values is None:
+            return self.log_share, self.normal.mean
+        share = self.covariates.shares(self.cell_type, self.weight, values)[:, list(self.weight).index(self.name)]
+        log_change = to_tensor(np.log(share * sum(self.weight.values()) / self.weight[self.name]))
+        shift = self.covariates.shift(self.name, self.cell_type, values)
+        return self.log_share + log_change, self.normal.mean + shift.double()
+
+    def __call__(
+        self, counts: Tensor, codes: Tensor, values: np.ndarray | None, size_index: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Log evidence of each cell, and mean and covariance of its y without the library size of RNA.
 
         The prior is conditioned on the library size, which is known. The log likelihood is expanded at the mode that
@@ -188,12 +209,13 @@ class PopulationPosterior:
         mode, gradient = mode.double(), RNA_POWER * (found.mean - prior_mean).double()
 
         # Prior, given the library size
+        log_share, prior_y = self.prior(values)
         log_size = self.network.decoder.size(counts).log().double().squeeze(1)
         rest = torch.tensor([k for k in range(len(self.normal.mean)) if k != size_index])
         variance = self.normal.covariance[size_index, size_index]
         gain = self.normal.covariance[rest, size_index] / variance
-        deviation = log_size - self.normal.mean[size_index]
-        mean = self.normal.mean[rest] + deviation[:, None] * gain
+        deviation = log_size - prior_y[..., size_index]
+        mean = prior_y[..., rest] + deviation[:, None] * gain
         covariance = self.normal.covariance[rest][:, rest] - variance * gain[:, None] * gain
         log_density = -(deviation**2 / variance + variance.log()) / 2
 
@@ -213,7 +235,7 @@ class PopulationPosterior:
             - torch.einsum("ci,ij,cj->c", mean, prior_precision, mean) / 2
             + (torch.logdet(posterior) - torch.logdet(covariance)) / 2
         )
-        return self.log_share + log_density + evidence, centre, posterior
+        return log_share + log_density + evidence, centre, posterior
 
 
 def predict_block(
@@ -235,7 +257,10 @@ def predict_block(
         if question.cell_type is not None:
             possible = np.flatnonzero(question.cell_type[rows] == posterior.cell_type)
         if len(possible):
-            log_evidence[possible, k], centre, covariance = posterior(counts[possible], codes[possible], size_index)
+            values = None if question.covariates is None else question.covariates[rows][possible]
+            log_evidence[possible, k], centre, covariance = posterior(
+                counts[possible], codes[possible], values, size_index
+            )
             found[k] = possible, centre, covariance
     probability = log_evidence.softmax(dim=1)
 

@@ -192,15 +192,16 @@ def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> li
     return [cells for cells in (shared, *specific.values()) if len(cells)]
 
 
-def latent_cells(adata: ad.AnnData, *, every: bool = False) -> LatentCells:
+def latent_cells(adata: ad.AnnData, *, every: bool = False, residual: bool = True) -> LatentCells:
     """Take the cells of :func:`encode` that a model is fitted to, without the test cells, or every cell.
 
-    Where covariates explain a part of y, of what they leave, see :func:`bdm.covariates.effects.with_residuals`.
+    Where covariates explain a part of y, take what they leave, see :func:`bdm.covariates.effects.with_residuals`, or
+    all of y if not ``residual``.
     """
     chosen = np.full(adata.n_obs, True) if every else (adata.obs["split"] != "test").to_numpy()
     population = adata.obs["sub_population"].cat
     label_of = dict(zip(adata.obs["sub_population"], adata.obs["cell_type"].astype(str), strict=True))
-    explained = RESIDUAL in adata.layers
+    explained = residual and RESIDUAL in adata.layers
     mean, scale = (
         (adata.layers[RESIDUAL], adata.layers[RESIDUAL_SCALE]) if explained else (adata.X, adata.layers["scale"])
     )

@@ -102,7 +102,7 @@ def fit_model(
         moments=moments,
         prior=fitted.prior,
         composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
-        library_sizes=cells.library_size_range,
+        library_sizes=latent_cells(latent, residual=False).library_size_range,
         provenance=provenance,
         donor_effects=donors,
         covariates=covariates,
