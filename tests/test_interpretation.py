@@ -382,7 +382,7 @@ def test_ancestral_state_of_a_branch_without_length_is_that_of_a_mixture_of_norm
     population = walk.population(walk.hierarchy.rows[name], level)
     x = 5 * torch.randn(5, population.mean.shape[1], generator=torch.Generator().manual_seed(0))
     short = replace(walk.hierarchy, sigma_max=level)
-    found = replace(walk.prior, hierarchy=short).denoised(x, name)
+    found = replace(walk.prior, hierarchy=short).sampler().denoise_at_node(x, name)
     np.testing.assert_allclose(found, population.denoised(x, level), atol=1e-3)
 
 

@@ -542,7 +542,7 @@ def test_network_is_not_kept_for_normal_populations(seed):
     assert "on no branch" in fit.prior.description
     moments = population_moments(cells, fit_whitening(cells))
     for code, population in enumerate(cells.populations):
-        x = fit.prior.sample(population, 1000, generator())
+        x = fit.prior.sampler().sample(population, 1000, generator())
         assert_moments(x, moments.mean[code], moments.covariance[code], tolerance=0.2)
 
 
@@ -655,7 +655,7 @@ def test_network_learns_what_is_not_normal(seed, kind):
         training, branches = fit.history["training"], fit.history["branches"]
         assert fit.prior.kept.tolist() == list(branches["kept"])
         assert training["validation"].min() < training["closed_form"].iloc[0] - 0.1
-    x = fit.prior.sample("a", 1000, generator())
+    x = fit.prior.sampler().sample("a", 1000, generator())
     side = fit_whitening(two_sided()).inverse(x)[:, 0]
     assert float((side.abs() < 1).float().mean()) < 0.1  # 0.38 in the normal population
     assert float((side > 0).float().mean()) == pytest.approx(0.5, abs=0.1)
@@ -744,7 +744,7 @@ def test_conditioned_prior_has_the_conditional_normals_of_its_populations():
     prior = GaussianMixturePrior.from_moments(MOMENTS, TREE)
     direction, value = torch.tensor([0.0, 1.0]), 1.0
     given = prior.condition(direction, value)
-    x = given.sample("b", 4000, generator())
+    x = given.sampler().sample("b", 4000, generator())
     code = MOMENTS.populations.index("b")
     covariance = COVARIANCES[code]
     expected = MEANS[code, 0] + covariance[0, 1] / covariance[1, 1] * (value - MEANS[code, 1])
@@ -754,7 +754,7 @@ def test_conditioned_prior_has_the_conditional_normals_of_its_populations():
     # c and d are far from the value, so the cells below the root are those of a and b
     root = given.population(0, 0.0)
     assert float(root.weight[[i for i, m in enumerate(root.mean) if abs(float(m[0])) > 2]].sum()) > 0.999
-    assert {name: x.shape for name, x in given.sample_shared(POPULATIONS, 5, 0).items()} == dict.fromkeys(
+    assert {name: x.shape for name, x in given.sampler().sample_shared(POPULATIONS, 5, 0).items()} == dict.fromkeys(
         POPULATIONS, (5, 2)
     )
 

@@ -97,7 +97,7 @@ def test_names_of_priors_are_known_before_they_are_imported():
 def test_cells_of_a_conditioned_model_have_the_value(small_model):
     model = small_model.model
     given = model.conditioned("log_library_size", np.log(1000))
-    x = given.prior.sample(model.populations[0], 50, torch.Generator().manual_seed(0))
+    x = given.prior.sampler().sample(model.populations[0], 50, torch.Generator().manual_seed(0))
     y = model.whitening.inverse(x)
     np.testing.assert_allclose(y[:, model.layout.library_sizes], np.log(1000), atol=1e-3)
     known = re.escape(", ".join(model.layout.names[:2]))
@@ -109,7 +109,7 @@ def test_populations_of_a_conditioned_model_are_as_common_as_cells_with_the_valu
     model, value = small_model.model, np.log(400)
     populations, near = list(model.autoencoder.populations_of("Dendritic")), []
     for name in populations:
-        x = model.prior.sample(name, 200_000, torch.Generator().manual_seed(0))
+        x = model.prior.sampler().sample(name, 200_000, torch.Generator().manual_seed(0))
         size = model.whitening.inverse(x)[:, model.layout.library_sizes].squeeze(1)
         near.append(float(((size - value).abs() < 0.05).float().mean()) * model.composition.loc[name].sum())
     numbers = request_cells(model.conditioned("log_library_size", value), {"Dendritic": 1000}).n_by_population

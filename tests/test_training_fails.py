@@ -124,7 +124,7 @@ def learned(small_model, example_cells):
 
 def test_healthy_types_are_far_from_the_limits(small_model, learned):
     model = small_model.model
-    generated = model.prior.sample_shared(learned.populations, 100, 0)
+    generated = model.prior.sampler().sample_shared(learned.populations, 100, 0)
     for code, cell_type in enumerate(learned.populations):
         x = model.whitening(learned.sample(torch.nonzero(learned.population == code).squeeze(1), torch.Generator()))
         spread, off = spread_and_distance(generated[cell_type], x)

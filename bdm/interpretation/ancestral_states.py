@@ -42,7 +42,7 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     means, expression, detected = [], [], []
     names = [branch.name for branch in model.hierarchy.branches]
     for branch, x in sampler.sample_shared(names, n_cells, seed).items():
-        x = sampler.denoised(x, branch)
+        x = sampler.denoise_at_node(x, branch)
         populations = list(model.hierarchy.leaves(branch))
         counts = decode_to_counts(model, x, populations)
         means.append(x.mean(dim=0).numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
 import torch
@@ -45,9 +45,12 @@ class PriorData:
 
 
 class Sampler(ABC):
-    """Sample cells in whitened space, reproducibly from a generator or seed."""
+    """Sample cells in whitened space, reproducibly from a generator or seed.
 
-    name: ClassVar[str]
+    :meth:`sample` is required; the other methods raise an InputError by default.
+    """
+
+    name: ClassVar[str]  # of the prior, for errors
 
     @abstractmethod
     def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
@@ -89,7 +92,7 @@ class Sampler(ABC):
         InputError
             If the prior does not support this.
         """
-        self._unsupported("sample cells with shared ancestors")
+        raise unsupported(self.name, "sample cells with shared ancestors")
 
     def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
         """Convert cells of one population to another through their common ancestor.
@@ -112,9 +115,9 @@ class Sampler(ABC):
         InputError
             If the prior does not support this.
         """
-        self._unsupported("transmute cells")
+        raise unsupported(self.name, "transmute cells")
 
-    def denoised(self, x: Tensor, branch: str) -> Tensor:
+    def denoise_at_node(self, x: Tensor, branch: str) -> Tensor:
         """Denoise cells at the lower end of a branch.
 
         Parameters
@@ -133,20 +136,22 @@ class Sampler(ABC):
         InputError
             If the prior does not support this.
         """
-        self._unsupported("denoise cells at a node")
+        raise unsupported(self.name, "denoise cells at a node")
 
-    def _unsupported(self, action: str) -> NoReturn:
-        raise InputError(f"The prior {self.name!r} cannot {action}; fit the model with another, such as mixture.")
+
+def unsupported(prior: str, action: str) -> InputError:
+    """Return the error for something that a prior (by name) cannot do."""
+    return InputError(f"The prior {prior!r} cannot {action}; fit the model with another, such as mixture.")
 
 
 @dataclass(frozen=True, eq=False)
-class LatentPrior(Sampler):
+class LatentPrior(ABC):
     """Distribution of latents on each branch of a hierarchy, in whitened space.
 
     A prior is a frozen dataclass of tensors, tables, networks and nested dataclasses, so that :mod:`bdm._core.store`
     can save and load it. Subclasses register under the name used in settings and files, ``class MyPrior(LatentPrior,
     name="mine")``; installed packages register through the entry point group ``bdm.priors``. :meth:`fit`,
-    :meth:`sample` and :meth:`extended` are required; the other methods are optional and raise an InputError by default.
+    :meth:`sampler` and :meth:`extended` are required. A prior may be its own sampler, by inheriting from both classes.
 
     Attributes
     ----------
@@ -156,6 +161,7 @@ class LatentPrior(Sampler):
 
     hierarchy: Hierarchy
 
+    name: ClassVar[str]
     kinds: ClassVar[Kinds] = PRIORS
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
@@ -230,9 +236,9 @@ class LatentPrior(Sampler):
         """
         return {}
 
+    @abstractmethod
     def sampler(self, settings: SamplerSettings = SamplerSettings()) -> Sampler:
-        """Return a sampler with these settings; by default, the prior itself."""
-        return self
+        """Return a sampler with these settings."""
 
     def to(self, device: torch.device | str) -> Self:
         """Return a copy on a device; by default, the prior stays on the CPU."""
@@ -269,7 +275,7 @@ class LatentPrior(Sampler):
         InputError
             If the prior does not support this.
         """
-        self._unsupported("denoise cells")
+        raise unsupported(self.name, "denoise cells")
 
     def log_prob(self, x: Tensor, population: str) -> Tensor:
         """Return the log density of cells in a population.
@@ -290,7 +296,7 @@ class LatentPrior(Sampler):
         InputError
             If the prior has no density.
         """
-        self._unsupported("give the density of cells")
+        raise unsupported(self.name, "give the density of cells")
 
     def condition(self, direction: Tensor, value: float) -> LatentPrior:
         """Condition the prior on ``x @ direction == value``.
@@ -311,7 +317,7 @@ class LatentPrior(Sampler):
         InputError
             If the prior does not support this.
         """
-        self._unsupported("be conditioned on a coordinate")
+        raise unsupported(self.name, "be conditioned on a coordinate")
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -197,22 +196,6 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
     def sampler(self, settings: SamplerSettings = SamplerSettings()) -> HierarchicalSampler:
         """Return a sampler along the hierarchy."""
         return HierarchicalSampler(self, settings)
-
-    def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
-        """Sample independent cells of a population, cells x dimensions."""
-        return self.sampler().sample(population, n_cells, generator)
-
-    def sample_shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
-        """Sample cells with shared ancestors at the lower end of each branch."""
-        return self.sampler().sample_shared(branches, n_cells, seed)
-
-    def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
-        """Convert cells (cells x dimensions) of one population to another."""
-        return self.sampler().transmute(x, population, to, generator)
-
-    def denoised(self, x: Tensor, branch: str) -> Tensor:
-        """Denoise cells at the lower end of a branch, cells x dimensions."""
-        return self.sampler().denoised(x, branch)
 
     def population(self, branch: int, sigma: float) -> Mixture:
         """Return the clean mixture of a branch with its components at a noise level."""

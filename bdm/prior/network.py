@@ -19,7 +19,7 @@ from bdm._core.training import TrainingPlan, train
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, population_weight
-from bdm.prior.base import PriorData
+from bdm.prior.base import PriorData, unsupported
 from bdm.prior.mixture import BranchPopulations, GaussianMixturePrior
 from bdm.settings import TrainSettings
 
@@ -301,13 +301,13 @@ class NetworkPrior(GaussianMixturePrior):
     def log_prob(self, x: Tensor, population: str) -> Tensor:
         """Return the log density of cells, if their path has no network."""
         if any(self.kept[segment.row] for segment in self.hierarchy.path(population)):
-            self._unsupported(f"give the density of {population!r}, as its path has a network")
+            raise unsupported(self.name, f"give the density of {population!r}, as its path has a network")
         return super().log_prob(x, population)
 
     def condition(self, direction: Tensor, value: float) -> GaussianMixturePrior:
         """Condition on ``x @ direction == value``, if no branch uses the network."""
         if self.kept.any():
-            self._unsupported("be conditioned on a coordinate, as it has a network")
+            raise unsupported(self.name, "be conditioned on a coordinate, as it has a network")
         return GaussianMixturePrior(self.hierarchy, self.populations).condition(direction, value)
 
     def fit_added(self, data: PriorData, neighbour: str, settings: TrainSettings, *, seed: int) -> dict[str, Tensor]:

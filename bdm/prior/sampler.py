@@ -248,7 +248,7 @@ class HierarchicalSampler(Sampler):
         return x if source == target else self.transport_map(source, target, sigma)(x, generator)
 
     @torch.no_grad()
-    def denoised(self, x: Tensor, branch: str) -> Tensor:
+    def denoise_at_node(self, x: Tensor, branch: str) -> Tensor:
         """Denoise cells at the lower end of a branch."""
         sigma = self.hierarchy.by_name[branch].level
         if sigma == 0:

@@ -134,7 +134,9 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
         n_training = cells.n_cells[rows].numpy()
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         drawn = zip(rows, rng.multinomial(n_cells, n_training / n_training.sum()), strict=True)
-        x = torch.cat([fitted.prior.sample(cells.populations[row], int(n), generator) for row, n in drawn if n])
+        x = torch.cat(
+            [fitted.prior.sampler().sample(cells.populations[row], int(n), generator) for row, n in drawn if n]
+        )
         y = fitted.whitening.inverse(x)
         log_library = y[:, layout.library_sizes].clamp(*cells.library_size_range)
         return decoded(network, y[:, layout.latent], log_library, batch=0)

@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bdm.prior.base import FittedPrior, LatentPrior
+from bdm.prior.base import FittedPrior, LatentPrior, Sampler
 
 
 @dataclass(frozen=True, eq=False)
-class NormalPrior(LatentPrior, name="normal"):
+class NormalPrior(LatentPrior, Sampler, name="normal"):
     """Mean and root of the covariance of each population, in whitened space."""
 
     names: tuple[str, ...]
@@ -17,14 +17,18 @@ class NormalPrior(LatentPrior, name="normal"):
 
     @classmethod
     def fit(cls, data, settings, *, seed, device="auto"):
-        """Take the moments of the populations; `settings`, `seed` and `device` are for priors that are trained."""
+        """Use the moments of the populations; `settings`, `seed` and `device` are for priors that are trained."""
         moments = data.moments
         return FittedPrior(
             cls(data.hierarchy, moments.populations, moments.mean, torch.linalg.cholesky(moments.covariance))
         )
 
+    def sampler(self, settings=None):
+        """Return the prior itself, which has no settings of sampling."""
+        return self
+
     def sample(self, population, n_cells, generator):
-        """Draw cells of a population."""
+        """Sample cells of a population."""
         row = self.names.index(population)
         noise = torch.randn(n_cells, self.mean.shape[1], generator=generator)
         return self.mean[row] + noise @ self.root[row].T
