@@ -228,7 +228,19 @@ def test_interpretation_compares_the_sub_populations(divided):
     assert "rank_genes_groups" in branches.uns
     for name, draw in FIGURES[Interpretation].items():
         assert any(axis.has_data() for axis in figure_of(draw(divided.interpretation)).axes), name
-    assert divided.evaluate(n_repeats=1).overall.loc["forest_auc", GENERATED] < 1
+
+
+def test_evaluation_draws_the_sub_populations(divided):
+    evaluation = divided.evaluate(n_repeats=1)
+    assert evaluation.overall.loc["forest_auc", GENERATED] < 1
+    axes = package.pl.umap(evaluation, show=False)
+    [legend] = axes[0].figure.legends
+    assert {text.get_text().split()[1] for text in legend.texts} == set(divided.hierarchy.populations)
+    numbers = evaluation.embedding.groupby(["set", "sub_population"]).size()
+    for axis, name in zip(axes, ["test", FLOOR, GENERATED], strict=True):
+        drawn = [len(line.get_xdata()) for line in axis.lines[1:]]  # over test cells, in grey
+        assert sorted(filter(None, drawn)) == sorted(numbers[name])
+    assert {axis.get_subplotspec().rowspan.start for axis in axes} == {0}, "an empty place beside three panels"
 
 
 def test_rare_sub_populations_have_as_many_cells_in_the_model(divided):

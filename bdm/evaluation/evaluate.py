@@ -129,7 +129,10 @@ class Evaluation(Result):
 
     @property
     def embedding(self) -> pd.DataFrame:
-        """Joint UMAP of test cells and all sets (``umap_1``, ``umap_2``, ``cell_type``, ``set``), made when needed."""
+        """Joint UMAP of test cells and all sets, made when needed: ``umap_1``, ``umap_2``, ``cell_type`` and ``set``.
+
+        ``sub_population``, too, if a model finds it for the cells of all sets.
+        """
         return self.compute_embedding()
 
     @property

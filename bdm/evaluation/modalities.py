@@ -95,7 +95,7 @@ def components_of(values: sparse.csr_matrix, *, seed: int) -> np.ndarray:
 
 @using_threads()
 def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """Embed the cells of all sets together, by all modalities: ``COORDINATES``, ``cell_type`` and ``set``."""
+    """Embed the cells of all sets together, by all modalities, as :attr:`Evaluation.embedding` describes."""
     cells = list(sets.values())
     if has_modalities(var):
         counts = sparse.vstack([each.counts for each in cells], format="csr")
@@ -106,6 +106,9 @@ def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd
         components = fitted_pca(expression, seed=seed).transform(expression)
     table = pd.DataFrame(umap_of(components, seed=seed), columns=COORDINATES)
     names = np.repeat(list(sets), list(map(len, cells)))
+    populations = [each.population for each in cells if each.population is not None]
+    if len(populations) == len(cells):
+        table["sub_population"] = np.concatenate(populations)
     return table.assign(cell_type=np.concatenate([each.cell_type for each in cells]), set=names)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from math import ceil, sqrt
 
 import numpy as np
 import pandas as pd
@@ -296,46 +295,48 @@ def draw_genes(axis: Axes, agreement: Agreement, style: SetStyle) -> None:
 def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw test cells, training cells and generated cells in a joint UMAP, one panel each, over test cells in grey.
 
-    Types have colours and numbers; where there are too many, the types with the most test cells have numbers.
+    Types have colours and numbers; where there are too many, the types with the most test cells have numbers. Cells of
+    a single type have the colours and numbers of its sub-populations, if these are known.
     """
     checked(evaluation, Evaluation)
     table = evaluation.embedding
     coordinates = {name: table.loc[table["set"] == name, COORDINATES].to_numpy() for name in ["test", *evaluation.sets]}
     n_test = evaluation.n_compared["test"]
-    cell_types = n_test.index[n_test > 0].tolist()
-    n_numbered = len(cell_types) if len(cell_types) <= MAX_TYPES else N_WORST
-    colours = list(islice(cycle(TYPE_COLOURS), len(cell_types)))
+    label, plural = "cell_type", "types"
+    if (n_test > 0).sum() == 1 and "sub_population" in table:
+        label, plural = "sub_population", "sub-populations"
+        n_test = table.loc[table["set"] == "test", label].value_counts()
+    groups = n_test.index[n_test > 0].tolist()
+    n_numbered = len(groups) if len(groups) <= MAX_TYPES else N_WORST
+    colours = list(islice(cycle(TYPE_COLOURS), len(groups)))
 
-    n_columns = ceil(sqrt(len(coordinates)))
+    n_columns = min(len(coordinates), 3) if len(coordinates) != 4 else 2
     n_rows = -(-len(coordinates) // n_columns)
     height = 4.2 * n_rows
     n_columns_of_keys = -(-n_numbered // int(5 * height))
     figure = new_figure(4 * n_columns + 3 + 2 * (n_columns_of_keys - 1), height)
     for i, name in enumerate(coordinates, start=1):
-        types = table.loc[table["set"] == name, "cell_type"].to_numpy()
+        labels = table.loc[table["set"] == name, label].to_numpy()
         axis = figure.add_subplot(n_rows, n_columns, i)
         axis.plot(*coordinates["test"].T, "o", color="0.85", markersize=3, markeredgewidth=0)
-        of_types = [coordinates[name][types == cell_type] for cell_type in cell_types]
-        draw_cells_by_type(axis, of_types, colours, n_numbered=n_numbered)
-        axis.set_title(f"{shortened(name)}, {len(types):,} cells")
+        draw_groups(axis, [coordinates[name][labels == group] for group in groups], colours, n_numbered=n_numbered)
+        axis.set_title(f"{shortened(name)}, {len(labels):,} cells")
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{number}  {shortened(cell_type)}")
-        for number, (cell_type, colour) in enumerate(zip(cell_types[:n_numbered], colours, strict=False), start=1)
+        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{number}  {shortened(group)}")
+        for number, (group, colour) in enumerate(zip(groups[:n_numbered], colours, strict=False), start=1)
     ]
-    title = None if n_numbered == len(cell_types) else f"{n_numbered} of {len(cell_types):,} types"
+    title = None if n_numbered == len(groups) else f"{n_numbered} of {len(groups):,} {plural}"
     figure.legend(handles=handles, title=title, loc="outside right center", frameon=False, ncols=n_columns_of_keys)
     return shown_panels(figure, show=show)
 
 
-def draw_cells_by_type(
-    axis: Axes, of_types: list[np.ndarray], colours: Sequence[Sequence[float]], *, n_numbered: int
-) -> None:
-    """Draw the cells of each type (cells x 2), then the numbers of the first types, in their middles if free."""
-    for cells, colour in zip(of_types, colours, strict=True):
+def draw_groups(axis: Axes, groups: list[np.ndarray], colours: Sequence[Sequence[float]], *, n_numbered: int) -> None:
+    """Draw the cells of each group (cells x 2), then the numbers of the first groups, in their middles if free."""
+    for cells, colour in zip(groups, colours, strict=True):
         axis.plot(*cells.T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)
     text: Style = {"ha": "center", "textcoords": "offset points", "weight": "bold", "fontsize": 9}
     places: list[np.ndarray] = []
-    for number, cells in enumerate(of_types[:n_numbered], start=1):
+    for number, cells in enumerate(groups[:n_numbered], start=1):
         if len(cells):  # at a cell near the median, which may itself lie between two clusters
             order = np.linalg.norm(cells - np.median(cells, axis=0), axis=1).argsort(kind="stable")
             free = np.ones(len(cells), dtype=bool)
