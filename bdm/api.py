@@ -160,7 +160,7 @@ class BranchedDiffusion:
     def __init__(
         self,
         adata: AnnData | Path | str,
-        label_key: str | None | EllipsisType = ...,
+        label_key: str | EllipsisType | None = ...,
         *,
         batch_key: str | None = None,
         donor_key: str | None = None,
