@@ -475,7 +475,7 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     assert "nothing about whether donors are found" not in card
     for record, message in (
         ({"generator": "files"}, "of another generator"),
-        ({"fit": {**audit.record["fit"], "prior": {"width": 5}}}, "width is 5, and 16 in this model"),
+        ({"fit": {**audit.record["fit"], "train": {"width": 5}}}, "width is 5, and 16 in this model"),
         ({"prepare": {**audit.record["prepare"], "n_genes": 3}}, "n_genes is 3, and 2000 in this model"),
         ({"prepare": {**audit.record["prepare"], "min_donors": 3}}, "min_donors is 3, and 1 in this model"),
         ({"prepare": {**audit.record["prepare"], "batch_key": "lane"}}, "batch_key is lane, and None in this model"),

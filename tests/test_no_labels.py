@@ -21,7 +21,7 @@ from bdm.interpretation.genes import model_expression
 from bdm.interpretation.interpret import inputs_of, interpret
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import encode, populations_of_cells
-from bdm.pl import FIGURES, figures_of
+from bdm.pl import FIGURES
 from bdm.plotting.style import figure_of
 from bdm.report.page import report_page
 from bdm.report.results import read_results
@@ -159,7 +159,7 @@ def test_scores_that_compare_types_are_unknown(evaluation, tmp_path):
 
 
 def test_figures_leave_out_what_is_unknown(evaluation):
-    titles = {name: [axis.get_title() for axis in draw(evaluation)] for name, draw in figures_of(evaluation).items()}
+    titles = {name: [axis.get_title() for axis in draw(evaluation)] for name, draw in FIGURES[type(evaluation)].items()}
     assert titles["by_type"] == ["energy distance", "forest AUC"]
     assert len(titles["genes"]) == 3
     assert len(titles["overall"]) == 7
@@ -326,7 +326,7 @@ def test_all_commands_from_cells_to_report(cells, tmp_path, monkeypatch, caplog)
         "hierarchy autoencoder hierarchy.json --newick tree.nwk --figure tree.png --table tree.csv --page tree.html",
         "train autoencoder hierarchy.json model --width 16 --n-layers 1 --n-steps 20",
         "generate model generated.h5ad --cells-like cells.h5ad",
-        "evaluate prepared.h5ad evaluation generated.h5ad --n-repeats 1",
+        "evaluate prepared.h5ad generated.h5ad evaluation --n-repeats 1",
         "interpret model cells.h5ad generated.h5ad interpretation",
     ]:
         app(line.split(), standalone_mode=False)
