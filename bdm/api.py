@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import InputError, counted, listed
-from bdm._core.files import atomic_write, provenance
+from bdm._core.files import atomic_write, provenance, reject_existing
 from bdm._core.parallel import using_threads
 from bdm._core.schema import reject_unknown
 from bdm.data.columns import as_names
@@ -634,8 +634,21 @@ class BranchedDiffusion:
         self.fitted, self.last_extension, self.prepared, self.interpretation = steps[-1].model, steps, prepared, None
         return self
 
-    def save(self, path: Path | str) -> None:
-        """Write the model as a folder of safetensors and JSON, with its card in ``README.md``."""
+    def save(self, path: Path | str, *, overwrite: bool = False) -> None:
+        """Write the model as a folder of safetensors and JSON, with its card in ``README.md``.
+
+        Parameters
+        ----------
+        overwrite
+            Replace a folder with a model.
+
+        Raises
+        ------
+        InputError
+            If the folder exists, cannot be written, or holds anything but a model.
+        """
+        if not overwrite:
+            reject_existing(Path(path))
         with atomic_write(Path(path), folder_of="model.json") as folder:
             save_with_card(folder, self.model)
 

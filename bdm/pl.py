@@ -87,14 +87,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def figures_of(result: Any) -> dict[str, Callable[..., Any]]:
-    """Figures of a result by the names of their files, without that of covariates where the cells have none."""
-    figures = FIGURES.get(type(result), {})
-    if isinstance(result, Evaluation) and not len(result.along):
-        return {name: draw for name, draw in figures.items() if draw is not covariates}
-    return figures
-
-
 def write_result(folder: Path, result: Any, sha256: dict[str, str] | None = None) -> None:
     """Write a result as a folder, with each of its figures, of :data:`FIGURES`, if any, as a PNG of its name.
 
@@ -103,5 +95,5 @@ def write_result(folder: Path, result: Any, sha256: dict[str, str] | None = None
     if sha256 is not None:
         result = replace(result, provenance=result.provenance | {"sha256": sha256})
     result.save(folder)
-    for name, draw in figures_of(result).items():
+    for name, draw in FIGURES.get(type(result), {}).items():
         save_figure(draw(result, show=False), folder / f"{name}.png")

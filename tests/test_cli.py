@@ -203,7 +203,7 @@ def test_cells_like_and_from(made, bdm, tmp_path, shared):
     out = tmp_path / "out.h5ad"
     found = []
     for option in (("--cells-like", tmp_path / "like.h5ad"), ("--cells-from", tmp_path / "from.csv")):
-        assert bdm("generate", made / "model", out, *option, "--n-levels", 3, *shared) == (0, "")
+        assert bdm("generate", made / "model", out, *option, "--n-levels", 3, *shared, "--force") == (0, "")
         found.append(anndata.read_h5ad(out))
         assert found[-1].obs["cell_type"].value_counts()[numbers.index].tolist() == numbers.tolist()
     assert (found[0].X != found[1].X).nnz == 0
@@ -265,7 +265,7 @@ def test_summary_shows_the_output_and_the_next_command(made, tmp_path, bdm, capl
     assert re.fullmatch(r"\d+ s, \d+\.\d GB of memory at most", output["took"])
     assert "next" not in output  # as there are no test cells that it knows of
     caplog.clear()
-    assert bdm("generate", made / "model", out, "--cells-like", made / "prepared.h5ad")[0] == 0
+    assert bdm("generate", made / "model", out, "--cells-like", made / "prepared.h5ad", "--force")[0] == 0
     assert rows(caplog.messages[-1])["next"] == f"bdm evaluate {made}/prepared.h5ad '{out}' evaluation/"
 
 
@@ -436,7 +436,7 @@ BAD = {
     "autoencoder: no file": ("autoencoder none.h5ad OUT", "none.h5ad"),
     "autoencoder: not prepared": ("autoencoder cells.h5ad OUT", "bdm prepare"),
     "autoencoder: likelihood": ("autoencoder prepared.h5ad OUT --likelihood gamma", "no decoder 'gamma'"),
-    "autoencoder: over a folder": ("autoencoder prepared.h5ad model", "other content"),
+    "autoencoder: over a folder": ("autoencoder prepared.h5ad model --force", "other content"),
     "hierarchy: other folder": ("hierarchy model OUT.json", "latent.h5ad"),
     "hierarchy: figure": ("hierarchy autoencoder OUT.json --newick OUT.nwk --figure OUT.xyz", "OUT.xyz"),
     "train: other folder": ("train model tree.json OUT", "latent.h5ad"),
@@ -488,6 +488,9 @@ BAD = {
     "no such command": ("invent OUT", None),
     "no such option": ("example OUT.h5ad --colour red", None),
     "name of no file": ("example " + 300 * "x" + ".h5ad", "Cannot write"),
+    "file exists": ("plot-tree model tree.png", "tree.png exists; name another output, or replace it by `--force`."),
+    "folder exists": ("train autoencoder tree.json transmutation", "transmutation exists"),
+    "further output exists": ("hierarchy autoencoder OUT.json --newick tree.nwk", "tree.nwk exists"),
     "ending": ("generate model OUT.h5 --cells 3", "OUT.h5 does not end in .h5ad or .h5mu; name an output that does."),
     "no output": ("example", None),
     "no command": ("", None),

@@ -1,6 +1,8 @@
 """Continuous covariates: simulated cells whose expression follows known curves."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -16,6 +18,7 @@ from bdm.generation.at import parse_at
 from bdm.generation.request import numbers_like, snapshots_around
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
+ROOT = Path(__file__).parents[1]
 N_GENES, RISING, WAVE = 40, slice(0, 8), slice(8, 16)
 TWO = ["control", "treated"]
 
@@ -540,6 +543,8 @@ def test_figure_has_real_and_generated_cells_along_the_covariate(evaluation, tmp
     write_result(tmp_path / "evaluation", evaluation)
     assert (tmp_path / "evaluation/covariates.png").is_file()
     assert len(pd.read_csv(tmp_path / "evaluation/by_covariate.csv")) == 8
+    rule = (ROOT / "workflow/rules/evaluate.smk").read_text()  # Snakemake removes what it names, before a second run
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == set(re.findall(r"evaluation/([\w.]+)", rule))
     gene = evaluation.along["gene"].iloc[0]
     assert [axis.get_title() for axis in covariates(evaluation, gene, show=False)] == [gene]
     for arguments, message in (

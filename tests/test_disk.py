@@ -72,7 +72,7 @@ def test_full_disk(folder, small_disk, name, bdm):
         Path(out).write_bytes(b"earlier")
     before = sha256(small_disk)
     (small_disk / "filler").write_bytes(b"x" * (4096 * (shutil.disk_usage(small_disk).free // 4096 - 4)))
-    assert_reported(bdm(*command(name, folder, small_disk / "out")), str(small_disk), "No space left", "make room")
+    assert_reported(bdm(*command(name, folder, small_disk / "out"), "--force"), str(small_disk), "No space left", "make room")
     (small_disk / "filler").unlink()
     assert sha256(small_disk) == before
     assert not list(small_disk.glob(".*"))
@@ -81,7 +81,7 @@ def test_full_disk(folder, small_disk, name, bdm):
 def test_disk_that_cannot_be_written(folder, small_disk, bdm):
     (small_disk / "out.h5ad").write_bytes(b"earlier")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    assert_reported(bdm(*command("generate", folder, small_disk / "out")), "Read-only file system")
+    assert_reported(bdm(*command("generate", folder, small_disk / "out"), "--force"), "Read-only file system")
     assert (small_disk / "out.h5ad").read_bytes() == b"earlier"
 
 

@@ -309,10 +309,12 @@ def test_evaluation_has_the_values_of_genes_and_cells_that_figures_show(evaluati
 
 def test_saving_replaces_an_evaluation_and_nothing_else(bounded_evaluation, saved, tmp_path):
     bounded_evaluation.save(tmp_path / "evaluation")
-    bounded_evaluation.save(tmp_path / "evaluation")
+    with pytest.raises(InputError, match="evaluation exists; name another output, or replace it by `overwrite=True`"):
+        bounded_evaluation.save(tmp_path / "evaluation")
+    bounded_evaluation.save(tmp_path / "evaluation", overwrite=True)
     assert_same(Evaluation.load(tmp_path / "evaluation"), bounded_evaluation)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("")
     with pytest.raises(InputError, match="name another output"):
-        bounded_evaluation.save(tmp_path / "mine")
+        bounded_evaluation.save(tmp_path / "mine", overwrite=True)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]

@@ -539,7 +539,7 @@ def test_the_command_predicts_as_python_does(bdm, multi_model, predicted, tmp_pa
     arguments = ("predict-modality", *files, "--n-samples", 100)
     assert bdm(*arguments, "--seed", 1)[0] == 0
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "prot.h5ad").X, predicted[0].X)
-    code, message = bdm(*arguments, "--modality", "lipids")
+    code, message = bdm(*arguments, "--modality", "lipids", "--force")
     assert code == 2
     assert "no modality 'lipids' beside RNA; it has prot, atac" in message
 

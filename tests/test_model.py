@@ -167,9 +167,11 @@ def test_model_saved_again_is_the_same(saved, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
 
-def test_save_replaces_a_model(small_model, saved, tmp_path):
+def test_save_replaces_a_model_if_told_to(small_model, saved, tmp_path):
     shutil.copytree(saved, tmp_path / "model")
-    small_model.save(tmp_path / "model")
+    with pytest.raises(InputError, match="model exists; name another output, or replace it by `overwrite=True`"):
+        small_model.save(tmp_path / "model")
+    small_model.save(tmp_path / "model", overwrite=True)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {*PARTS, "README.md"}  # the card
 
 

@@ -291,7 +291,7 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog, m
     assert code == 0
     assert "120 in stim: response of their type measured in 0, predicted in 120" in caplog.text
     caplog.clear()
-    bdm("predict", *given, "--cell-type", "a", "--effects", tmp_path / "effects.csv")
+    bdm("predict", *given, "--cell-type", "a", "--effects", tmp_path / "effects.csv", "--force")
     assert caplog.text.count("Left out 120 cells in stim already.") == 1
     assert ad.read_h5ad(tmp_path / "out.h5ad").uns["bdm"]["condition"] == "stim"
     assert set(pd.read_csv(tmp_path / "effects.csv")["cell_type"]) == {"a"}
@@ -305,7 +305,7 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog, m
     renamed.obs["kind"] = "typ b"
     renamed.write_h5ad(tmp_path / "misspelt.h5ad")
     given = (tmp_path / "renamed", tmp_path / "misspelt.h5ad", tmp_path / "out.h5ad", "--condition", "stim")
-    assert bdm("predict", *given)[0] == 0
+    assert bdm("predict", *given, "--force")[0] == 0
     assert "of the type 'typ b', or none (did you mean 'type b'?); its response is predicted" in caplog.text
 
 

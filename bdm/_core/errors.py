@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`")
 OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # that set an argument to None, where None is not the default
-OPTION_NAMES = {"adata_test": "test-cells"}  # of arguments whose option has another name
+OPTION_NAMES = {"adata_test": "test-cells", "overwrite": "force"}  # of arguments whose option has another name
 
 
 class InputError(ValueError):

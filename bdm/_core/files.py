@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -66,6 +66,13 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
         _restore_replaced(scratch, path)
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)
+
+
+def reject_existing(path: Path) -> None:
+    """Reject an output that exists, other than an empty folder."""
+    with suppress(OSError):  # of which atomic_write says why the output cannot be written
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise InputError(f"{path} exists; name another output, or replace it by `overwrite=True`.")
 
 
 def _scratch_of(path: Path) -> tuple[Path, int]:

@@ -18,7 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from bdm._core.errors import InputError, at
-from bdm._core.files import atomic_write, read_checksummed_json, sha256, write_checksummed_json
+from bdm._core.files import atomic_write, read_checksummed_json, reject_existing, sha256, write_checksummed_json
 from bdm._core.kinds import Kinds
 from bdm._core.seeds import to_tensor
 
@@ -70,14 +70,21 @@ class Result(ABC):
 
     kind: ClassVar[str]  # name of the files with everything
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Write the results as a folder, for :meth:`load`: everything, and tables to read (.csv).
+
+        Parameters
+        ----------
+        overwrite
+            Replace a folder of such results.
 
         Raises
         ------
         InputError
-            If the folder cannot be written, or holds anything but such results.
+            If the folder exists, cannot be written, or holds anything but such results.
         """
+        if not overwrite:
+            reject_existing(Path(folder))
         with atomic_write(Path(folder), folder_of=f"{self.kind}.json") as out:
             save(out, self.kind, self)
             self._write_tables(out)

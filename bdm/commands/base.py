@@ -62,7 +62,7 @@ def evaluating(cells: Path | None, *words: Path | str) -> tuple[Path | str, ...]
 
 def command_with_summary(command: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
     """Give a command its options, and let it print its summary; if it ``computes`` for long, it has ``--threads``."""
-    shared: dict[str, Any] = {"quiet": Quiet, "verbose": Verbose}
+    shared: dict[str, Any] = {"force": Force, "quiet": Quiet, "verbose": Verbose}
     if computes:
         shared = {"threads": Threads, **shared}
     own = inspect.signature(command)
@@ -76,7 +76,7 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
     def run(**given: Any) -> None:
         start = time.monotonic()
         arguments = arguments_of(signature, options, given)
-        check_outputs(signature, arguments)
+        check_outputs(signature, arguments, force=arguments.pop("force"))
         quiet, verbose, threads = (arguments.pop(name, None) for name in ("quiet", "verbose", "threads"))
         with ExitStack() as context:
             context.enter_context(show_messages(quiet=quiet, verbose=verbose))
@@ -303,8 +303,10 @@ class Ending:
     other: str | None = None  # which serves as well
 
 
-def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> None:
-    """Reject outputs of a command that would replace what it reads, or each other, or that have another ending."""
+def check_outputs(signature: inspect.Signature, arguments: dict[str, Any], *, force: bool) -> None:
+    """Reject outputs that replace inputs or each other, that exist (unless ``force``), or that have another ending."""
+    from bdm._core.files import reject_existing
+
     notes = {name: getattr(option.annotation, "__metadata__", ()) for name, option in signature.parameters.items()}
     written = [name for name, of_argument in notes.items() if Output in of_argument]
     inputs = [path for name, value in arguments.items() if name not in written for path in paths_in(value)]
@@ -314,6 +316,8 @@ def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> No
             if arguments[name] is not None and arguments[name].suffix.lower() not in (ending.suffix, ending.other):
                 known = ending.suffix if ending.other is None else f"{ending.suffix} or {ending.other}"
                 raise InputError(f"{arguments[name]} does not end in {known}; name an output that does.")
+        if arguments[name] is not None and not force:
+            reject_existing(arguments[name])
 
 
 def check_replaced(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
@@ -378,5 +382,6 @@ Threads = Annotated[
     Unset("all that the process may use"),
 ]
 Device = Annotated[str, "Device to compute on: auto, cpu, cuda or mps."]
+Force = Annotated[bool, "Replace outputs that exist."]
 Quiet = Annotated[bool, "Print only warnings and errors.", Short("-q")]
 Verbose = Annotated[bool, "Print versions, options, the number of threads, and the time of each message.", Short("-v")]

@@ -23,9 +23,9 @@ def card(
 ) -> Summary | None:
     """Print the card of a model (Markdown with the metadata of Hugging Face), with scores, responses and an audit.
 
-    The folder of a model has its card, without scores, as README.md; --out model/README.md replaces it.
+    The folder of a model has its card, without scores, as README.md; --out model/README.md --force replaces it.
 
-    Example: bdm card model/ --evaluation evaluation/ --out model/README.md
+    Example: bdm card model/ --evaluation evaluation/ --out model/README.md --force
 
     Example: bdm card model/ --evaluation evaluation/ --audit audit/ --cells generated.h5ad --contact a@b.org
     """

@@ -159,9 +159,11 @@ class Evaluation(Result):
     def _write_tables(self, folder: Path) -> None:
         self.overall.to_csv(folder / "overall.csv", index_label="metric", float_format="%.6g")
         self.n_cells.join(self.n_compared.add_prefix("compared_")).to_csv(folder / "n_cells.csv")
-        tables = {"by_type": score_rows(self), "by_population": self.by_population}
-        if len(self.by_covariate):
-            tables["by_covariate"] = self.by_covariate
+        tables = {
+            "by_type": score_rows(self),
+            "by_population": self.by_population,
+            "by_covariate": self.by_covariate,
+        }
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         self.properties.to_csv(folder / "properties.csv", index=False, float_format="%.4g")

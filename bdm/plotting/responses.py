@@ -22,6 +22,7 @@ from bdm.plotting.style import (
     Style,
     checked,
     explain,
+    figure_of,
     gene_label,
     name_rows,
     new_figure,
@@ -31,6 +32,7 @@ from bdm.plotting.style import (
     shortened,
     shown,
     shown_panels,
+    text_axes,
 )
 from bdm.responses.measured import Relations
 from bdm.responses.results import Responses
@@ -300,7 +302,7 @@ def covariates(
     """
     table = checked(evaluation, Evaluation).along
     if not len(table):
-        raise InputError("The evaluation has no covariates; evaluate a model that was fitted with `covariate_key=`.")
+        return shown_panels(figure_of(text_axes("The model has no covariates.")), show=show)
     covariate, genes = covariate or str(table["covariate"].iloc[0]), list(as_names(genes))
     known = list(dict.fromkeys(table.loc[table["covariate"] == covariate, "gene"]))
     for what, asked, there in (

@@ -32,8 +32,8 @@ rule audit_generate:
     input:
         cells=f"{RUN}/folds/fold-{{fold}}.h5ad",
     output:
-        model=temp(directory(f"{RUN}/folds/{{peer}}-{{fold}}")),
-        cells=f"{RUN}/folds/{{peer}}-{{fold}}.h5ad",
+        model=temp(directory(f"{RUN}/fold_cells/{{peer}}-{{fold}}")),
+        cells=f"{RUN}/fold_cells/{{peer}}-{{fold}}.h5ad",
     log:
         f"{RUN}/logs/audit-generate-{{peer}}-{{fold}}.log",
     params:
@@ -48,7 +48,7 @@ rule audit_generate:
 rule audit_peer:
     input:
         prepared=f"{RUN}/prepared.h5ad",
-        cells=expand(f"{RUN}/folds/{{peer}}-{{fold}}.h5ad", fold=FOLDS, allow_missing=True),
+        cells=expand(f"{RUN}/fold_cells/{{peer}}-{{fold}}.h5ad", fold=FOLDS, allow_missing=True),
     output:
         audit=directory(f"{RUN}/audits/{{peer}}"),
     log:

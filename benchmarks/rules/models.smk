@@ -159,6 +159,6 @@ rule evaluate:
         folder=subpath(output.overall, parent=True),
         compare=lambda wildcards, input: [f"--compare {Path(cells).stem}={cells}" for cells in input.compared],
         options=lambda wildcards: options("evaluate", DATASETS[wildcards.data]),
-    shell:
+    shell:  # replaces files that are no outputs here, which Snakemake leaves
         "bdm evaluate {input.cells} {input.branched} {params.folder} {params.compare} {params.options}"
-        " --seed {wildcards.seed} > {log} 2>&1"
+        " --seed {wildcards.seed} --force > {log} 2>&1"

@@ -14,6 +14,8 @@ rule evaluate:
         by_population=in_archive(
             "results/{dataset}/evaluation/by_population.csv", "Evaluation", "scores by sub-population (table)"
         ),
+        by_covariate="results/{dataset}/evaluation/by_covariate.csv",
+        covariates_figure="results/{dataset}/evaluation/covariates.png",
         modalities="results/{dataset}/evaluation/modalities.csv",
         properties=in_archive("results/{dataset}/evaluation/properties.csv", "Evaluation", "properties (table)"),
         properties_figure=in_archive("results/{dataset}/evaluation/properties.png", "Evaluation", "properties (figure)"),
