@@ -321,7 +321,8 @@ class BranchedDiffusion:
         Returns
         -------
         AnnData as :func:`bdm.generation.generate.generate_cells` makes it; of several modalities, in the form of the
-        model's data, such as a MuData.
+        model's data, such as a MuData. Its cells are ordered by cell type and sub-population; draw a part of them at
+        random, such as by ``sc.pp.sample``.
         """
         settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
         request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)

@@ -202,11 +202,12 @@ def test_cells_like_and_from(made, bdm, tmp_path, shared):
     numbers.rename_axis("cell_type").rename("n_cells").reset_index().to_csv(tmp_path / "from.csv", index=False)
     out = tmp_path / "out.h5ad"
     found = []
-    for option in (("--cells-like", tmp_path / "like.h5ad"), ("--cells-from", tmp_path / "from.csv")):
+    by_type = [word for name, number in numbers.items() for word in ("--cells", f"{name}={number}")]
+    for option in (("--cells-like", tmp_path / "like.h5ad"), ("--cells-from", tmp_path / "from.csv"), by_type):
         assert bdm("generate", made / "model", out, *option, "--n-levels", 3, *shared, "--force") == (0, "")
         found.append(anndata.read_h5ad(out))
         assert found[-1].obs["cell_type"].value_counts()[numbers.index].tolist() == numbers.tolist()
-    assert (found[0].X != found[1].X).nnz == 0
+    assert all((other.X != found[0].X).nnz == 0 for other in found[1:])
 
 
 def test_fit_does_all_steps(made, bdm, tmp_path):
@@ -448,7 +449,11 @@ BAD = {
     "generate: other folder": ("generate autoencoder OUT.h5ad --cells 1", "model.json"),
     "generate: no number": ("generate model OUT.h5ad", "--cells-like"),
     "generate: two numbers": ("generate model OUT.h5ad --cells 1 --cells-like cells.h5ad", "--cells-like"),
-    "generate: text": ("generate model OUT.h5ad --cells many", "cells is 'many', but must be a whole number."),
+    "generate: text": ("generate model OUT.h5ad --cells many", "--cells many is not of the form N or TYPE=N"),
+    "generate: no type": ("generate model OUT.h5ad --cells =3", "--cells =3 is not of the form N or TYPE=N"),
+    "generate: all and one": ("generate model OUT.h5ad --cells 1 --cells Dendritic=3", "takes one number for all"),
+    "generate: type twice": ("generate model OUT.h5ad --cells Dendritic=1 --cells Dendritic=3", "once for each of"),
+    "generate: misspelt": ("generate model OUT.h5ad --cells Dendritik=3", "did you mean 'Dendritic'?"),
     "generate: labels of what": ("generate model OUT.h5ad --cells 1 --label-key x", "--label-key names a column of"),
     "generate: no labels": ("generate model OUT.h5ad --cells-like generated_without.h5ad", "name it by `--label-key`"),
     "generate: unknown type": ("generate model OUT.h5ad --cells-from unknown.csv", "T-800"),

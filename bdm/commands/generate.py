@@ -18,7 +18,7 @@ def generate(
     model: ModelFolder,
     out: OutGenerated,
     *,
-    cells: Annotated[int | None, "Number of cells of every type."] = None,
+    cells: Annotated[tuple[str, ...], "Number of cells of every type, or of a type or sub-population, as TYPE=N."] = (),
     cells_like: CellsLike = None,
     label_key: LabelKey = None,
     cells_from: CellsFrom = None,
@@ -34,23 +34,25 @@ def generate(
     """Generate new cells, as raw counts, of any of a model's cell types.
 
     Example: bdm generate model/ generated.h5ad --cells 1000
+
+    Example: bdm generate model/ generated.h5ad --cells "CD56+ NK=1000" --cells Dendritic=500
     """
     from bdm._core.files import atomic_write
     from bdm.data.modalities import check_form, features_in_words
     from bdm.data.read import read_cells
     from bdm.generation.at import parse_at
     from bdm.generation.generate import generated_cells, write_cells
-    from bdm.generation.request import numbers_like, read_request, request_cells
+    from bdm.generation.request import numbers_like, parse_cells, read_request, request_cells
     from bdm.model.model import checksums, load_model
 
-    if sum(option is not None for option in (cells, cells_like, cells_from)) != 1:
+    if sum(map(bool, (cells, cells_like, cells_from))) != 1:
         raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
     if label_key is not None and cells_like is None:
         raise InputError("--label-key names a column of the file of --cells-like; give this file, too.")
+    requested: Any = parse_cells(cells)  # a number, numbers by type, or a table
     with atomic_write(out) as path:
         loaded = load_model(model, device=device)
         check_form(out, loaded.form)
-        requested: Any = cells  # a number, numbers by type, or a table
         if cells_like is not None:
             requested = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded, InputKeys(label_key=label_key))
         if cells_from is not None:

@@ -95,7 +95,8 @@ def generate_cells(
     AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), the model's ``var``, and the latent in
     ``obsm['latent']``. ``obs`` has the cell types in ``cell_type`` and in the column of the model's data, the
     population of each cell in ``sub_population``, batches and covariates in the columns of the model's data,
-    ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample of the cell.
+    ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample of the cell. Cells are
+    ordered by population, so the first cells of a type may all be of one sub-population.
     """
     return generated_cells(model, request, settings, seed=seed).in_memory()
 

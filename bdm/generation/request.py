@@ -1,6 +1,6 @@
 """Request of cells to generate: numbers of cells by type and batch, at values of covariates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from numbers import Real
@@ -192,6 +192,19 @@ def mixture_of(model: BranchedModel, cell_type: str) -> tuple[list[str], Mixture
     rows = [moments.populations.index(name) for name in number.index]
     normals = [Normal(moments.mean[row], moments.covariance[row]) for row in rows]
     return list(number.index), Mixture.of(normals, torch.tensor(number.to_numpy(dtype=float)))
+
+
+def parse_cells(texts: Sequence[str]) -> int | dict[str, int]:
+    """Read what ``--cells`` gives: a number of cells of every type, or ``TYPE=N`` for each of some types."""
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        if not number.isdecimal() or text.startswith("="):
+            raise InputError(f"--cells {text} is not of the form N or TYPE=N, such as 100 or 'T cell=100'.")
+        if name in found or "" in found or (found and not name):
+            raise InputError("--cells takes one number for all types, or TYPE=N once for each of some types.")
+        found[name] = int(number)
+    return found.get("", found)
 
 
 def read_request(path: Path) -> pd.DataFrame:
