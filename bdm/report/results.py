@@ -255,7 +255,7 @@ def nodes(results: Results) -> Iterator[dict[str, Any]]:
             "level": rows["level"].iloc[0],
             "sides": [(label, genes[child]) for label, child in zip(labels, children, strict=True)],
             "agreement": scores.get("pearson", float("nan")),
-            "floor": scores.get("pearson_equal", float("nan")),
+            "of_training_cells": scores.get("pearson_equal", float("nan")),
             "words": " ".join(words).lower(),  # to search for
         }
 
