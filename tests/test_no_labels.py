@@ -16,7 +16,7 @@ from bdm._core.errors import InputError
 from bdm.cli import app
 from bdm.data.prepare import prepare, read_prepared
 from bdm.evaluation.cells import FLOOR, GENERATED
-from bdm.evaluation.evaluate import Evaluation
+from bdm.evaluation.evaluate import Evaluation, verdict_lines
 from bdm.interpretation.genes import model_expression
 from bdm.interpretation.interpret import inputs_of, interpret
 from bdm.interpretation.results import Interpretation
@@ -150,6 +150,8 @@ def test_scores_that_compare_types_are_unknown(evaluation, tmp_path):
     assert by_type.index.tolist() == [(FLOOR, WITHOUT_LABELS), (GENERATED, WITHOUT_LABELS)]
     graded = {finding.score for finding in evaluation.verdict().findings}
     assert graded == {"relative_energy", "forest_auc", "gene_auc", "memorisation"}
+    assert evaluation.verdicts_by_type() == {WITHOUT_LABELS: evaluation.verdict()}
+    assert verdict_lines(evaluation, GENERATED) == [evaluation.verdict().text]
     assert evaluation.markers == {}
     assert evaluation.fold_changes.empty
     evaluation.save(tmp_path / "evaluation")

@@ -476,6 +476,11 @@ def test_verdicts_are_next_to_their_types(page, results):
     text = text_of(page)
     for name, verdict in results.verdicts.items():
         assert re.search(rf"{re.escape(name)} {verdict.n_cells} \S {re.escape(verdict.label)}", text), name
+        for finding in verdict.findings if verdict.grade != Grade.UNKNOWN else ():
+            digits = 3 if finding.score == "relative_energy" else 2
+            value, floor, same, near = (number(one, digits) for one in (finding.value, finding.floor, *finding.limits))
+            limits = f"limit {near}" if finding.same == finding.near else f"limits {same} and {near}"
+            assert f"{value} floor {floor} {limits}" in text
     assert {verdict.grade for verdict in results.verdicts.values()} != {0}
 
 

@@ -1,11 +1,13 @@
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import sparse
 
 from bdm.data.genes import GeneNames
 from bdm.evaluation.cells import Cells, RealCells
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.metrics import PairDistances
-from bdm.evaluation.scores import SCORE_NAMES
+from bdm.evaluation.scores import SCORE_NAMES, TYPE_SCORES, mean_scores
 from bdm.evaluation.verdict import LIMITS, Grade, chance_of, verdict
 from bdm.settings import EvaluationSettings
 
@@ -117,6 +119,34 @@ def test_few_real_cells_are_not_further_than_chance_from_others():
             x, y = (thirty_components(12, seed=2 * seed + i)[:, :n_dimensions] for i in (0, 1))
             found.append(verdict(energy_scores(x, y), FLOOR_OF_ENERGY, n_cells=12).grade)
         assert 0 < np.mean(np.array(found) == Grade.DIFFERS) < 0.1
+
+
+def average(of_types: dict[str, tuple[int, float]]) -> pd.Series:
+    """Means of the scores of types with some number of test cells, and relative energy distance."""
+    numbers, energies = zip(*of_types.values(), strict=True)
+    table = pd.DataFrame({"relative_energy": energies, "relative_energy_chance": 0.4 / np.array(numbers)}, of_types)
+    scores = table.reindex(columns=TYPE_SCORES).assign(energy=energies, relative_energy_skewness=0.0)
+    return mean_scores(scores, Cells(sparse.csr_matrix((sum(numbers), 1)), np.repeat(list(of_types), numbers)))
+
+
+def test_types_of_few_cells_hardly_decide_on_all_cells():
+    """They are compared as surely as their number of cells allows; many cells weigh as they are."""
+    few = {f"type {k}": (n, 0.6 / n) for k, n in enumerate([6, 9, 11, 14])}
+    scores = average({"common": (48, 0.005), **few})
+    assert scores["energy"] > LIMITS.relative_energy.near > scores["relative_energy"]
+    assert verdict(scores, FLOOR_OF_ENERGY, n_cells=88).grade == Grade.SAME
+    worse = average({"common": (48, 0.05), **few})
+    assert verdict(worse, FLOOR_OF_ENERGY, n_cells=88).grade == Grade.DIFFERS
+    rare = average({"common": (48, 0.005), **few, "wrong": (14, 1.0)})
+    assert verdict(rare, FLOOR_OF_ENERGY, n_cells=102).grade == Grade.DIFFERS
+    assert average({"a": (60, 0.02), "b": (180, 0.04)})["relative_energy"] == pytest.approx(0.035)
+
+
+def test_verdict_prints_as_words_and_scores():
+    shown = repr(verdict(worse("forest_auc", 0.1), IDEAL, n_cells=MANY))
+    assert shown.startswith("nearly like real cells; small differences in forest AUC\n")
+    assert ["forest", "AUC", "0.600", "0.500", "0.560", "0.640"] in [line.split() for line in shown.splitlines()]
+    assert repr(verdict({}, {}, n_cells=5)) == "too few cells to compare"
 
 
 @pytest.mark.slow

@@ -125,7 +125,9 @@ class Evaluation(Result):
 
     def __repr__(self) -> str:
         n_test, n_types = int(self.n_cells["test"].sum()), len(self.n_cells)
-        return f"Evaluation by {n_test:,} test cells of {counted(n_types, 'type')}\n{score_table(self.overall)}"
+        verdicts = [f"{name}: {self.verdict(name).text}" for name in self.sets if name != FLOOR]
+        title = f"Evaluation by {n_test:,} test cells of {counted(n_types, 'type')}"
+        return "\n".join([title, *verdicts, score_table(self.overall)])
 
     @property
     def embedding(self) -> pd.DataFrame:
@@ -145,7 +147,12 @@ class Evaluation(Result):
         return verdict(self.overall[name], self.overall[FLOOR], n_cells=int(self.n_matched(name).sum()))
 
     def verdicts_by_type(self, name: str = GENERATED) -> dict[str, Verdict]:
-        """Summarise the scores of each cell type of a set; of types that were not compared the verdict is unknown."""
+        """Summarise the scores of each cell type of a set; of types that were not compared the verdict is unknown.
+
+        The verdict on a single cell type is that on all cells.
+        """
+        if len(self.n_cells) == 1:
+            return {str(cell_type): self.verdict(name) for cell_type in self.n_cells.index}
         scores = {key: dict(row) for key, row in self.by_type.iterrows()}
         return {
             cell_type: verdict(*(scores.get((key, cell_type), {}) for key in (name, FLOOR)), n_cells=int(n_cells))
@@ -352,6 +359,8 @@ def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
     if evaluation.modalities is not None:
         aucs = evaluation.modalities.xs("forest_auc", level="score")
         lines += [f"{key}: forest AUC {row[name]:.2f} (real cells {row[FLOOR]:.2f})" for key, row in aucs.iterrows()]
+    if len(verdicts) == 1:
+        return lines
     for label in dict.fromkeys(one.label for one in sorted(verdicts.values(), key=lambda one: one.grade)):
         cell_types = [cell_type for cell_type, one in verdicts.items() if one.label == label]
         lines.append(f"{label}: {abbreviated(cell_types, n_shown=5)}")

@@ -40,6 +40,7 @@ from bdm.evaluation.metrics import (
 # Share of markers whose fold changes are independent, measured on real cells: related types have the same markers
 INDEPENDENT, INDEPENDENT_OF_ALL = 1 / 2, 1 / 4
 
+MANY_CELLS = 60  # test cells of a type; the relative energy distance of fewer is mostly noise
 N_PAIRED_GENES, MIN_CELLS_FOR_PAIRS = 150, 150  # within types, where fewer cells show little of how genes correlate
 
 # Names of the scores in figures, on the report and in verdicts
@@ -203,9 +204,16 @@ def score_populations(comparison: Comparison) -> pd.DataFrame:
 
 
 def mean_scores(by_type: pd.DataFrame, test: Cells) -> pd.Series:
-    """Average each score over all but rare types, weighted by test cells; errors are of means of independent types."""
+    """Average each score over all but rare types, weighted by test cells; errors are of means of independent types.
+
+    For the relative energy distance, whose variance of n real cells is as 1 / n², types of fewer than ``MANY_CELLS``
+    weigh as n².
+    """
     table = by_type.loc[test.types(fewest=MIN_CELLS_FOR_MEANS)]
-    weights = table.notna().mul(test.n_by_type[table.index], axis=0)
+    n_test = test.n_by_type[table.index]
+    weights = table.notna().astype(float).mul(n_test, axis=0)
+    relative = table.columns.str.startswith("relative_energy")
+    weights.loc[:, relative] *= (n_test / MANY_CELLS).clip(upper=1).to_numpy()[:, None]
     weights /= weights.sum()
     means, in_square = (table * weights).sum(min_count=1), (table * weights).pow(2).sum(min_count=1).pow(0.5)
     means = means.where(~means.index.str.endswith(("_error", "_chance")), in_square)

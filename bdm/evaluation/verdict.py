@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+import pandas as pd
 
 from bdm.evaluation.metrics import Chance
-from bdm.evaluation.scores import SCORE_NAMES
+from bdm.evaluation.scores import MANY_CELLS, SCORE_NAMES
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Limits:
     memorisation: Limit = Limit(0.15, 0.25, chance=1.0, ideal=0.5)
     level: float = 0.01  # at which chance makes the worst score of real cells worse than allowed in under 1 of 20 sets
     min_cells: int = 10  # of a verdict
-    many_cells: int = 60  # from which on cells are not few
+    many_cells: int = MANY_CELLS  # from which on cells are not few
 
     @property
     def by_score(self) -> dict[str, Limit]:
@@ -79,13 +80,26 @@ class Finding:
     near: float
     grade: Grade
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Scores at the two limits."""
+        sign = 1 if LIMITS.by_score[self.score].higher else -1
+        same, near = (self.value - sign * (self.excess - limit) for limit in (self.same, self.near))
+        return same, near
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """Summary of all scores of a set of cells, in comparison with the floor."""
 
     findings: tuple[Finding, ...]
     n_cells: int  # that were compared with as many test cells
+
+    def __repr__(self) -> str:
+        rows = {SCORE_NAMES[one.score]: (one.value, one.floor, *one.limits) for one in self.findings}
+        columns = ["score", "floor", "first limit", "second limit"]
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        return f"{self.text}\n{table.to_string(float_format='{:.3f}'.format)}" if rows else self.text
 
     @property
     def grade(self) -> Grade:

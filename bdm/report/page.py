@@ -159,6 +159,7 @@ def content(results: Results) -> dict[str, Any]:
         "types_left_out": types_left_out(results),
         "cells_left_out": cells_left_out(results),
         "types": types(results),
+        "type_scores": TYPE_SCORES,
         "cells_for_verdict": cells_for_verdict(results),
         "shown": SHOWN,
         "verdict": results.verdict,
@@ -192,31 +193,23 @@ def tally(verdicts: Iterable[Verdict]) -> list[tuple[Grade, bool, str, int]]:
 
 
 def types(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table by type, the commonest first: the scores of generated cells, with the floor."""
-    evaluation, by_type = results.evaluation, results.evaluation.by_type
+    """Rows of the table by type, the commonest first: number of test cells, verdict, and its findings by score."""
+    n_test = results.evaluation.n_cells["test"]
     return [
         {
             "name": name,
-            "n_test": int(evaluation.n_cells.loc[name, "test"]),
+            "n_test": int(n_test[name]),
             "verdict": verdict,
-            "scores": {
-                score: {one: by_type[score].get((one, name), np.nan) for one in (GENERATED, FLOOR)}
-                for score in TYPE_SCORES
-            },
+            "findings": {finding.score: finding for finding in verdict.findings},
         }
         for name, verdict in results.verdicts.items()
     ]
 
 
 def scores(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table of the scores of the verdict, with standard errors, if known, and the scores at its limits."""
-    rows = []
-    for finding in results.verdict.findings:
-        sign = 1 if LIMITS.by_score[finding.score].higher else -1
-        same, near = (finding.value - sign * (finding.excess - limit) for limit in (finding.same, finding.near))
-        error = results.evaluation.overall[GENERATED].get(f"{finding.score}_error")
-        rows.append({"finding": finding, "error": error, "same": same, "near": near})
-    return rows
+    """Rows of the table of the scores of the verdict, with standard errors, if known."""
+    errors = results.evaluation.overall[GENERATED]
+    return [{"finding": finding, "error": errors.get(f"{finding.score}_error")} for finding in results.verdict.findings]
 
 
 def modalities(results: Results) -> dict[str, dict[str, dict[str, float]]]:
