@@ -1,10 +1,11 @@
 import re
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from synthetic_cells import height, random_tree
 
 from bdm._core.errors import InputError
@@ -162,7 +163,11 @@ def test_figure_of_many_types_is_no_larger_than_of_sixty(hierarchy):
     boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
     assert not any(one.overlaps(other) for one, other in pairwise(boxes))
     words = [text.get_window_extent() for text in ax.texts]
+    assert len(words) > len(view_of(hierarchy).opened) / 2
     assert not any(one.overlaps(other) for one, other in combinations(words, 2))
+    ends = [ax.transData.transform(line.get_xydata()) for line in ax.lines if len(line.get_xydata()) == 2]
+    lines = [Bbox([points.min(axis=0), points.max(axis=0)]) for points in ends]
+    assert not any(word.overlaps(line) for word, line in product(words, lines))
     many = len(hierarchy.cell_types) > 60
     texts = [label.get_text() for label in ax.get_yticklabels()]
     assert any(" types " in text for text in texts) == many

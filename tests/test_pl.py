@@ -11,11 +11,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from test_evaluation_sets import assert_same
+from test_hierarchy_figure import random
 
 import bdm
 from bdm import pl
 from bdm._core.errors import InputError
-from bdm.plotting.evaluation import LABELS, draw_cells_by_type, draw_scores_by_type
+from bdm.plotting.evaluation import LABELS, draw_groups, draw_scores_by_type
 from bdm.plotting.style import figure_of
 
 B, NK = "CD19+ B", "CD56+ NK"
@@ -120,6 +121,12 @@ def test_genes_of_a_branch_are_those_that_mark_it(model):
     assert best in texts(pl.branch_genes(model, B))
     titles = [axis.get_title() for axis in pl.branch_genes(model)]
     assert sum(title.startswith(found.contrast.node) for title in titles) == 1
+
+
+def test_marker_genes_of_many_types_are_in_a_figure_of_one_screen(model):
+    [axis, *_] = pl.branch_genes(replace(model.interpretation, hierarchy=random(60)))
+    width, height = figure_of(axis).get_size_inches()
+    assert height < 1.25 * width
 
 
 def test_commitment_has_as_many_rows_as_requested(model):
@@ -299,7 +306,7 @@ def test_names_of_sets_are_no_formulas(evaluation):
 def test_numbers_of_types_in_one_place_cover_no_others():
     cells = np.random.default_rng(0).normal(size=(50, 2))
     axis = Figure(figsize=(4, 4)).add_subplot()
-    draw_cells_by_type(axis, [cells] * 3, ["r", "g", "b"], n_numbered=3)
+    draw_groups(axis, [cells] * 3, ["r", "g", "b"], n_numbered=3)
     axis.figure.draw_without_rendering()
     boxes = [number.get_window_extent() for number in axis.texts]
     assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])

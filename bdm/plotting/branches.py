@@ -44,9 +44,9 @@ from bdm.plotting.tree import draw_hierarchy, end_label, view_of
 if TYPE_CHECKING:
     from bdm.api import BranchedDiffusion
 
-MAX_PANELS, N_COLUMNS = 24, 4
-ROWS_OF_MANY = 30  # of the tree, where there are too many cell types for a row each
-WIDTH, ROW = 16, 0.6  # inches of the figure, and of a cell type in the tree
+MAX_PANELS, N_COLUMNS = 12, 4
+MAX_ROWS = 24  # of the tree
+WIDTH, ROW, PANEL = 16, 0.42, 2.4  # inches of the figure, and heights of a cell type in the tree and of a panel
 MARGIN = 0.5  # of a panel on either side of its points, in the distance between the outermost points
 N_LABELS = 3  # genes that label a branch
 MAX_GENES, MAX_GENES_OF_CHILD = 72, 4  # of which commitment is drawn
@@ -130,10 +130,8 @@ def branch_genes(
     hierarchy = interpretation.hierarchy
     of_nodes = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
     chosen = highest(of_nodes, MAX_PANELS, level=lambda panel: panel.level)
-    view = view_of(hierarchy)
-    if any(end.collapsed for end in view.ends):
-        view = view_of(hierarchy, max_rows=ROWS_OF_MANY)
-    heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * -(-len(chosen) // N_COLUMNS)]
+    view = view_of(hierarchy, max_rows=MAX_ROWS)
+    heights = [1.4 + ROW * len(view.ends), 0.5 + PANEL * -(-len(chosen) // N_COLUMNS)]
     figure = new_figure(WIDTH, sum(heights))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     best = {

@@ -1,9 +1,11 @@
 """The tree of cell types: which nodes are opened in a figure, and the tree over noise levels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from itertools import product
+from math import copysign
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,6 +54,11 @@ class End:
     def divided(self) -> bool:
         """Whether it stands for several sub-populations of one cell type."""
         return not self.collapsed and len(self.populations) > 1
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of its wedge, in rows; 0 for a single population."""
+        return 0.36 if self.collapsed else 0.16 if self.divided else 0.0
 
     @property
     def name(self) -> str:
@@ -179,7 +186,7 @@ def _ends(hierarchy: Hierarchy, group: tuple[str, ...], shown: dict[str, list[tu
 ROW, WIDTH = 0.32, 6.5  # inches of a row, and of the tree without the names of cell types
 MAX_LETTERS = 100  # letters of a name
 GENES: Style = {"color": "#1d5c8f", "style": "italic"}
-SMALL_LETTER, SMALL_LINE = 0.055, 0.125  # inches of a letter at a node, and of a line of these, about
+SMALL_LETTER, SMALL_LINE = 0.06, 0.125  # inches of a letter at a node, and of a line of these, about
 BESIDE, ABOVE = 0.07, 0.09  # inches from a node to the end of a label, and from its branch to the middle of the label
 
 
@@ -261,9 +268,10 @@ def draw_hierarchy(
     ax.set_xlabel(NOISE_LEVEL)
     open_frame(ax, "left")
     for label in placed_labels(view, names=names, genes=genes, width=width, row_height=row_height):
-        offset, align = (-5 if label.before else 5, 4 if label.above else -9), "right" if label.before else "left"
-        style = {"fontsize": 7, "path_effects": [HALO], "color": "#555", **({} if label.above else GENES)}
-        ax.annotate(label.text, (label.level, label.row), offset, ha=align, textcoords="offset points", **style)
+        offset = (-5 if label.before else 5, 9 * label.line - (5 if label.line > 0 else 0))
+        style = {"fontsize": 7, "path_effects": [HALO], "color": "#555", **(GENES if label.of_genes else {})}
+        style |= {"ha": "right" if label.before else "left", "textcoords": "offset points"}
+        ax.annotate(label.text, (label.level, label.row), offset, **style)
     ax.set_title(title_of(view, names=names, genes=bool(genes), since=since), fontsize=10, loc="left")
     return ax
 
@@ -291,8 +299,7 @@ def draw_end(ax: Axes, hierarchy: Hierarchy, end: End, row: int, *, is_new: bool
     """Draw the branch of a population down to level 0, or a wedge from where the populations of a clade separate."""
     colour, high = ADDED if is_new else BRANCH, hierarchy.segment(end.branches[0].name).high
     ax.plot([high, end.level], [row, row], color=colour, lw=1.6, solid_capstyle="round")
-    if len(end.populations) > 1:
-        half = 0.36 if end.collapsed else 0.16
+    if half := end.half_width:
         ax.fill([end.level, 0, 0], [row, row - half, row + half], facecolor=colour, alpha=0.35, edgecolor=colour)
 
 
@@ -322,46 +329,77 @@ def end_label(hierarchy: Hierarchy, end: End, *, since: int = 0) -> str:
 
 @dataclass(frozen=True)
 class Label:
-    """Text at a node: before or after it, and above or below its branch."""
+    """Text at a node: before or after it, and in a line above (1, 2) or below (-1, -2) its branch."""
 
     text: str
     level: float
     row: float
     before: bool
-    above: bool
+    line: int
+    of_genes: bool
+
+
+Box: TypeAlias = tuple[float, float, float, float]  # left, right, top and bottom in inches, from the top left
+
+PLACES = [(before, line) for before in (True, False) for line in (1, -1, 2, -2)]  # the best first
 
 
 def placed_labels(
     view: View, *, names: bool, genes: Mapping[str, Sequence[str]], width: float = WIDTH, row_height: float = ROW
 ) -> list[Label]:
-    """Label nodes, the highest first, with level and support, and with genes, where labels cover no others."""
+    """Label nodes, the highest first, where there is room beside lines and other labels.
+
+    First each node has its level and support, or fewer words where these have no room, then as many genes as have room.
+    """
     nodes = sorted((view.hierarchy.by_name[name] for name in view.opened), key=lambda node: -node.level)
-    wanted = [(node, [node_label(node, names=names)], True) for node in nodes]
+    wanted = [(node, node_texts(node, names=names), False) for node in nodes]
     for node in nodes:
         of_node = genes.get(node.name, ())
-        wanted.append((node, [", ".join(of_node[:n]) for n in range(len(of_node), 0, -1)], False))
+        wanted.append((node, [", ".join(of_node[:n]) for n in range(len(of_node), 0, -1)], True))
     labels: list[Label] = []
-    top = np.arcsinh(view.hierarchy.segment(view.root).high * 1.1) or 1.0
-    dots = [(width * (1 - np.arcsinh(node.level) / top), row_height * view.rows[node.name]) for node in nodes]
-    boxes = [(x - BESIDE / 2, x + BESIDE / 2, y) for x, y in dots]  # left and right end, and middle from the top
-    for (node, texts, above), (x, y) in zip(wanted, [*dots, *dots], strict=True):
-        for text, before in ((text, before) for text in texts for before in (True, False)):
+    place = partial(place_of, top=view.hierarchy.segment(view.root).high, width=width)
+    boxes = drawn_boxes(view, place, width=width, row_height=row_height)
+    for node, texts, of_genes in wanted:
+        x, row = place(node.level), view.rows[node.name]
+        for text, (before, line) in product(texts, PLACES):
             length = SMALL_LETTER * len(text)
             left = x - BESIDE - length if before else x + BESIDE
-            box = (left, left + length, y + (-ABOVE if above else ABOVE))
+            middle = row_height * row - copysign(ABOVE + SMALL_LINE * (abs(line) - 1), line)
+            box = (left, left + length, middle - SMALL_LINE / 2, middle + SMALL_LINE / 2)
             if (before or box[1] < width) and not any(map(partial(overlap, box), boxes)):
-                labels.append(Label(text, node.level, view.rows[node.name], before, above))
+                labels.append(Label(text, node.level, row, before, line, of_genes))
                 boxes.append(box)
                 break
     return labels
 
 
-def overlap(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
-    """Whether two lines of small text cover each other, about."""
-    return abs(one[2] - other[2]) < SMALL_LINE and one[0] < other[1] and other[0] < one[1]
+def place_of(level: float, *, top: float, width: float) -> float:
+    """Distance of a noise level from the left of a tree, in inches."""
+    return float(width * (1 - np.arcsinh(level) / (np.arcsinh(top * 1.1) or 1.0)))
 
 
-def node_label(node: Branch, *, names: bool) -> str:
-    """Write the level and the support of a node, and its name, if requested, or if it is a cell type."""
-    text = f"{node.level:.1f}" + ("" if node.support is None else f" · {node.support:.0%}")
-    return f"{shortened(node.name, width=30)} · {text}" if names or node.name == node.cell_type else text
+def drawn_boxes(view: View, place: Callable[[float], float], *, width: float, row_height: float) -> list[Box]:
+    """Boxes of the nodes, lines and wedges of a tree."""
+    boxes: list[Box] = []
+    for name in view.opened:
+        x, y = place(view.hierarchy.by_name[name].level), row_height * view.rows[name]
+        children = [row_height * view.rows[child] for child in view.hierarchy.children[name]]
+        boxes.append((x - BESIDE / 2, x + BESIDE / 2, y - BESIDE / 2, y + BESIDE / 2))
+        boxes.append((place(view.hierarchy.segment(name).high), x, y, y))
+        boxes.append((x, x, min(children), max(children)))
+    for row, end in enumerate(view.ends):
+        y, half = row_height * row, row_height * end.half_width
+        boxes.append((place(view.hierarchy.segment(end.branches[0].name).high), width, y - half, y + half))
+    return boxes
+
+
+def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes share more than a side."""
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+
+
+def node_texts(node: Branch, *, names: bool) -> list[str]:
+    """Write the name of a node, if requested or of a cell type, its level and its support; then with fewer words."""
+    words = [shortened(node.name, width=30)] if names or node.name == node.cell_type else []
+    words += [f"{node.level:.1f}", *([] if node.support is None else [f"{node.support:.0%}"])]
+    return [" · ".join(words[:n]) for n in range(len(words), 0, -1)]
