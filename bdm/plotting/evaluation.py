@@ -302,11 +302,10 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
     table = evaluation.embedding
     coordinates = {name: table.loc[table["set"] == name, COORDINATES].to_numpy() for name in ["test", *evaluation.sets]}
     n_test = evaluation.n_compared["test"]
-    label, plural = "cell_type", "types"
-    if (n_test > 0).sum() == 1 and "sub_population" in table:
-        label, plural = "sub_population", "sub-populations"
-        n_test = table.loc[table["set"] == "test", label].value_counts()
-    groups = n_test.index[n_test > 0].tolist()
+    label, groups = "cell_type", n_test.index[n_test > 0].tolist()
+    if len(groups) == 1 and "sub_population" in table:
+        label = "sub_population"
+        groups = sorted(table.loc[table["set"] == "test", label].unique(), key=lambda name: (len(name), name))
     n_numbered = len(groups) if len(groups) <= MAX_TYPES else N_WORST
     colours = list(islice(cycle(TYPE_COLOURS), len(groups)))
 
@@ -325,7 +324,7 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
         Line2D([], [], marker="o", linestyle="", color=colour, label=f"{number}  {shortened(group)}")
         for number, (group, colour) in enumerate(zip(groups[:n_numbered], colours, strict=False), start=1)
     ]
-    title = None if n_numbered == len(groups) else f"{n_numbered} of {len(groups):,} {plural}"
+    title = None if n_numbered == len(groups) else f"{n_numbered} of {len(groups):,} types"
     figure.legend(handles=handles, title=title, loc="outside right center", frameon=False, ncols=n_columns_of_keys)
     return shown_panels(figure, show=show)
 
