@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from scipy.stats import norm, t
 
 from bdm import pl
 from bdm._core.errors import InputError
@@ -21,7 +22,16 @@ from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide
 from bdm.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
 from bdm.audit.results import TABLES, Audit, audit_section, divided_in_words
 from bdm.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, tree_of
-from bdm.audit.verdict import HIGH_LIMIT, null_of_units, of_units, spread_of_auc, standardised, verdict_of
+from bdm.audit.verdict import (
+    HIGH_LIMIT,
+    areas,
+    interval,
+    null_of_units,
+    of_units,
+    spread_of_auc,
+    standardised,
+    verdict_of,
+)
 from bdm.cli import app
 from bdm.evaluation.cells import Cells
 from bdm.hierarchy.files import from_newick
@@ -287,9 +297,74 @@ def test_same_cells_everywhere_have_finite_scores(prepared):
 def test_permutations_have_the_spread_of_the_rank_sum():
     rng = np.random.default_rng(0)
     units = pd.DataFrame({"fold": np.repeat([1, 2], 20), "member": np.tile([0, 1], 20), "x": rng.normal(size=40)})
+    units["unit"] = np.arange(40)
     null = null_of_units(units, ["x"], n_permutations=2000, seed=0)
     assert null.mean() == pytest.approx(0.5, abs=0.01)
     assert null.std() == pytest.approx(spread_of_auc(10, 10) / np.sqrt(2), rel=0.06)
+
+
+ATTACKED = ["generated/nearest", "generated/mean_shift"]
+
+
+def attacked_units(*, n_units: int, n_folds: int, shift: float, seed: int) -> pd.DataFrame:
+    """Scores of two correlated attacks on units that differ by themselves, too; a ``shift`` gives members away."""
+    rng = np.random.default_rng(seed)
+    own, tables = rng.normal(size=(n_units, 1)), []
+    for fold in range(n_folds):
+        unit = rng.permutation(n_units)[: 2 * (n_units // 3)]
+        member = np.arange(len(unit)) % 2
+        values = 0.6 * own[unit] + 0.8 * rng.normal(size=(len(unit), 2)) + shift * member[:, None]
+        table = pd.DataFrame(values, columns=ATTACKED)
+        tables.append(table.assign(fold=fold, unit=unit, cell_type="T cell", member=member))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_an_attack_that_found_members_has_an_interval_without_chance():
+    scores = attacked_units(n_units=900, n_folds=2, shift=0.3, seed=1)
+    audit = Audit(scores, {"unit": "cell", "seed": 0})
+    by_fold = audit.by_fold.groupby("attack")["auc"]
+    assert (by_fold.mean() - t.ppf(0.975, 1) * by_fold.sem()).min() < 0.5  # which the spread of two folds cannot show
+    found = {finding.attack: finding.found for finding in audit.verdict.findings}
+    assert (audit.attacks_on_units.loc["generated", "low"] > 0.5).to_dict() == found
+    assert all(found.values())
+
+
+@pytest.mark.parametrize(
+    ("shift", "power"),
+    [pytest.param(0, 0, marks=pytest.mark.slow), (0.7, 0.4), pytest.param(2, 0.95, marks=pytest.mark.slow)],
+)
+def test_limits_of_areas_hold_as_often_as_they_say(shift, power):
+    """With 12 units in three folds, intervals without chance are those of attacks that found members."""
+    sides, n_audits, truth = [(4, 4)] * 3, 200, norm.cdf(shift / np.sqrt(2))
+    found, below, above = np.zeros(n_audits), np.zeros(n_audits), np.zeros((n_audits, len(ATTACKED)))
+    for seed in range(n_audits):
+        units = attacked_units(n_units=12, n_folds=3, shift=shift, seed=seed)
+        null = null_of_units(units, ATTACKED, n_permutations=99, seed=seed)
+        auc = areas(units, ["fold"]).groupby("attack")["auc"].mean().to_dict()
+        verdict = verdict_of(auc, null, sides=sides, unit="donor")
+        limits = np.array([interval(finding.auc, verdict.limit, sides) for finding in verdict.findings])
+        assert (limits[:, 0] > 0.5).tolist() == [finding.found for finding in verdict.findings]
+        assert [finding.p_value < LEVEL for finding in verdict.findings] == [one.found for one in verdict.findings]
+        found[seed], below[seed], above[seed] = bool(verdict.found), limits[:, 0].max() > truth, limits[:, 1] < truth
+    most = LEVEL + 2.5 * np.sqrt(LEVEL * (1 - LEVEL) / n_audits)
+    assert below.mean() < most  # of all attacks together
+    assert above.mean(axis=0).max() < most  # of each attack
+    assert found.mean() >= power
+    assert shift or found.mean() < most
+
+
+def test_each_area_is_between_its_limits():
+    for auc, limit in ((0, 0.5001), (0.98765, 0.50001), (1, 0.6), (0.5, 0.5), (0.3, 0.9)):
+        low, high = interval(auc, limit, [(500, 500)])
+        assert 0 <= low <= auc <= high <= 1
+    assert np.isnan(interval(np.nan, 0.6, [(5, 5)])).all()
+
+
+def test_limits_of_cells_count_donors(of_copies):
+    """Cells of a donor resemble each other, so an area of cells is less certain than as many independent cells are."""
+    cells = of_copies.attacks.query("set == 'chance' and level == 'cell'")
+    independent = 2 * norm.isf(LEVEL) * spread_of_auc(120, 120) / np.sqrt(2)
+    assert (cells["high"] - cells["low"] > 1.3 * independent).all()
 
 
 def test_an_attack_on_some_folds_only_leaves_the_others_as_they_are(prepared):
@@ -643,6 +718,7 @@ def test_report_has_a_section_on_the_audit(of_copies):
     page = template.render(audit=of_copies, **audited(of_copies), figure=lambda *words: "")
     assert of_copies.verdict.text in page
     text = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page))
-    assert "nearest generated cell 1.00 1.00 to 1.00 1.00" in text
+    low = of_copies.attacks_on_units["low"]["generated", "nearest"]
+    assert f"nearest generated cell 1.00 {low:.2f} to 1.00 1.00" in text
     assert all(f"{name} " in text for name in TYPES)
     assert "b'" not in page

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, sem, t
+from scipy.stats import norm
 
 from bdm._core.errors import InputError, abbreviated, counted, markdown
 from bdm._core.files import write_json
@@ -20,6 +20,8 @@ from bdm.audit.verdict import (
     N_PERMUTATIONS,
     AuditVerdict,
     areas,
+    interval,
+    limit_of_chance,
     null_of_units,
     of_units,
     score_columns,
@@ -92,14 +94,30 @@ class Audit(Result):
 
     @cached_property
     def attacks(self) -> pd.DataFrame:
-        """The table :attr:`by_fold` as means over folds, with 95% intervals of the area (``low``, ``high``)."""
+        """The table :attr:`by_fold` as means over folds, with confidence limits of the area (``low``, ``high``).
+
+        In 95% of audits, the areas of all attacks on a set are above ``low``, and the area of each is below ``high``.
+        ``low`` is above 0.5 if, and only if, the test of the verdict finds members.
+        """
+        sides = sides_in(self._units)
+        limits = {
+            (level, name): limit_of_chance(self._null(level, name))
+            for level, name in self.by_fold[["level", "set"]].drop_duplicates().itertuples(index=False)
+        }
         rows = []
-        for key, table in self.by_fold.groupby(ROW, sort=False):
-            auc, true_positives = table["auc"], table["true_positives"].mean()
-            low, high = interval(auc.dropna().to_numpy())
-            means = {"auc": auc.mean(), "low": low, "high": high, "true_positives": true_positives}
-            rows.append({**dict(zip(ROW, key, strict=True)), **means, "n_folds": int(auc.count())})
+        for (name, attack, level), table in self.by_fold.groupby(ROW, sort=False):
+            auc, true_positives = table["auc"].mean(), table["true_positives"].mean()
+            low, high = interval(auc, limits[level, name], sides)
+            means = {"auc": auc, "low": low, "high": high, "true_positives": true_positives}
+            rows.append({"set": name, "attack": attack, "level": level, **means, "n_folds": int(table["auc"].count())})
         return pd.DataFrame(rows)
+
+    def _null(self, level: str, name: str) -> np.ndarray:
+        """Areas of the attacks on a set after permutations of membership among units."""
+        table = self._units if level == self.unit else self._cells
+        columns = [column for column in score_columns(table) if column.startswith(f"{name}/")]
+        known = [column for column in columns if table[column].notna().any()]
+        return null_of_units(table, known, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
 
     @property
     def attacks_on_units(self) -> pd.DataFrame:
@@ -133,13 +151,9 @@ class Audit(Result):
     @cached_property
     def verdict(self) -> AuditVerdict:
         """Which attacks on the generated cells found members among units, with all of their cells."""
-        units = self._units
-        columns = [
-            name for name in score_columns(units) if name.startswith(f"{GENERATED}/") and units[name].notna().any()
-        ]
-        null = null_of_units(units, columns, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
+        null = self._null(self.unit, GENERATED)
         means = self.attacks_on_units["auc"].loc[GENERATED]
-        return verdict_of(dict(means.dropna()), null, sides=sides_in(units), unit=self.unit)
+        return verdict_of(means.dropna().to_dict(), null, sides=sides_in(self._units), unit=self.unit)
 
     def by_attack(self) -> Iterator[dict[str, Any]]:
         """Yield what each attack on units found, the highest area first: areas by set, interval, and share found."""
@@ -167,14 +181,6 @@ class Audit(Result):
         for name, file in TABLES.items():
             getattr(self, name).to_csv(folder / file, index=False, float_format="%.4f")
         write_json(folder / "summary.json", self.verdict.summary() | {"n_tested": self.record["n_tested"]})
-
-
-def interval(areas: np.ndarray) -> tuple[float, float]:
-    """Compute the 95% interval of the mean of areas over folds, by Student's t; NaN for a single fold."""
-    if len(areas) < 2:
-        return np.nan, np.nan
-    half = t.ppf(0.975, len(areas) - 1) * sem(areas)
-    return float(max(areas.mean() - half, 0)), float(min(areas.mean() + half, 1))
 
 
 # ---- on a model card

@@ -14,6 +14,8 @@ from bdm.audit.limits import LEVEL, Sides, inconclusive
 KEYS = ["fold", "unit", "cell_type", "member"]  # of tables of scores
 FALSE_POSITIVES = 0.01
 N_PERMUTATIONS = 1000
+N_AREAS = 2001  # from 0 to 1, of which some are in an interval
+ROUNDING = 1e-9  # of areas
 HIGH_LIMIT = 0.8  # of chance, from which an audit that finds nothing shows little
 
 
@@ -61,30 +63,58 @@ def sides_in(units: pd.DataFrame) -> list[tuple[int, int]]:
     return list(zip(n_members, is_member.groupby(units["fold"]).size() - n_members, strict=True))
 
 
-def null_of_units(units: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
-    """Areas under ROC curves after permutations of membership among the units of each fold: permutations x scores.
+def null_of_units(table: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
+    """Permute membership among the units of each fold: areas under ROC curves, permutations x scores.
 
-    All scores of a unit stay together, so that attacks depend on each other as they do.
+    The table has a row for each unit, or for each cell, whose unit is permuted as a whole. All scores of a unit stay
+    together, so that attacks depend on each other as they do.
     """
     rng = np.random.default_rng(seed)
-    folds = [units_of_fold for _, units_of_fold in units.groupby("fold", sort=True)]
+    folds = [rows_of_fold for _, rows_of_fold in table.groupby("fold", sort=True)]
     areas = np.full((len(folds), n_permutations, len(columns)), np.nan)
-    for units_of_fold, of_fold in zip(folds, areas, strict=True):
-        known = units_of_fold[columns].notna().to_numpy()
-        ranks = units_of_fold[columns].rank().fillna(0).to_numpy()
-        n_members = int((units_of_fold["member"] > 0).sum())
+    for rows_of_fold, of_fold in zip(folds, areas, strict=True):
+        by_unit = rows_of_fold.groupby("unit", sort=True)
+        known = rows_of_fold[columns].notna().groupby(rows_of_fold["unit"], sort=True).sum().to_numpy()
+        ranks = rows_of_fold[columns].rank().groupby(rows_of_fold["unit"], sort=True).sum().to_numpy()
+        n_members = int((by_unit["member"].first() > 0).sum())
         for row in of_fold:
-            chosen = rng.permutation(len(units_of_fold))[:n_members]
-            found = known[chosen].sum(axis=0)
-            pairs = found * (known.sum(axis=0) - found)
-            above = ranks[chosen].sum(axis=0) - found * (found + 1) / 2
+            chosen = rng.permutation(len(known))[:n_members]
+            n_known = known[chosen].sum(axis=0)
+            pairs = n_known * (known.sum(axis=0) - n_known)
+            above = ranks[chosen].sum(axis=0) - n_known * (n_known + 1) / 2
             np.divide(above, pairs, out=row, where=pairs > 0)
     return np.asarray(np.nanmean(areas, axis=0))
 
 
-def spread_of_auc(n_members: int, n_others: int) -> float:
-    """Compute the standard deviation, by chance, of the area under the ROC curve of independent units without ties."""
-    return float(np.sqrt((n_members + n_others + 1) / (12 * n_members * n_others))) if n_members * n_others else np.nan
+def spread_of_auc(n_members: int, n_others: int, auc: np.ndarray | float = 0.5) -> np.ndarray:
+    """Compute the standard deviation of the area under the ROC curve of independent units without ties.
+
+    At an area of 1/2, it is the one of permutations. Source: Newcombe 2006, Statistics in Medicine 25, 559-573.
+    """
+    if not n_members * n_others:
+        return np.full_like(auc, np.nan, dtype=float)
+    n_pairs, weight = n_members * n_others, (n_members + n_others) / 2 - 1
+    return np.asarray(np.sqrt(auc * (1 - auc) * (1 + weight * ((1 - auc) / (2 - auc) + auc / (1 + auc))) / n_pairs))
+
+
+def limit_of_chance(null: np.ndarray) -> float:
+    """Return the area that the best attack reaches in 5% of permutations; larger ones are findings."""
+    best = np.sort(null.max(axis=1)) if null.size else np.zeros(0)
+    return float(best[-int(np.ceil(LEVEL * (1 + len(best))) - 1)]) if len(best) else float("nan")
+
+
+def interval(auc: float, limit: float, sides: Sides) -> tuple[float, float]:
+    """Compute confidence limits of an area by inverting the test of chance.
+
+    The test accepts areas up to ``limit``, a number of standard deviations from 1/2; the limits are the last areas from
+    which ``auc`` is as many of theirs away. So 1/2 is between them if, and only if, the attack found nothing.
+    """
+    if not np.isfinite(auc + limit):
+        return np.nan, np.nan
+    areas = np.append(np.linspace(0, 1, N_AREAS), auc)
+    variance, at_chance = (sum(np.square(spread_of_auc(*side, auc=of)) for side in sides) for of in (areas, 0.5))
+    within = areas[np.abs(auc - areas) <= max(limit - 0.5, 0) * np.sqrt(variance / at_chance) + ROUNDING]
+    return float(within.min()), float(within.max())
 
 
 @dataclass(frozen=True)
@@ -192,18 +222,17 @@ def verdict_of(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit:
 
     The maximum over tests is that of Westfall and Young 1993, Resampling-Based Multiple Testing.
     """
-    best = null.max(axis=1) if null.size else np.zeros(0)
-    findings = []
-    for attack, area in sorted(areas.items(), key=lambda item: -item[1]):
-        p_value = p_value_of(area, best)
-        findings.append(AttackFinding(attack, float(area), p_value, p_value < LEVEL))
-    limit = float(np.quantile(best, 1 - LEVEL)) if len(best) else float("nan")
+    best, limit = null.max(axis=1) if null.size else np.zeros(0), limit_of_chance(null)
+    findings = [
+        AttackFinding(attack, area, p_value_of(area, best), found=area > limit + ROUNDING)
+        for attack, area in sorted(areas.items(), key=lambda item: -item[1])
+    ]
     return AuditVerdict(tuple(findings), limit, p_value_of(1.0, best), sides, unit)
 
 
 def p_value_of(auc: float, best: np.ndarray) -> float:
     """Compute the share of permutations, of which the true membership is one, that reach an area."""
-    return float((1 + (best >= auc - 1e-9).sum()) / (1 + len(best)))
+    return float((1 + (best >= auc - ROUNDING).sum()) / (1 + len(best)))
 
 
 def in_words(findings: tuple[AttackFinding, ...]) -> str:

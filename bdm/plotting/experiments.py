@@ -39,7 +39,7 @@ STYLES: dict[str, Style] = {
     CHANCE: {"linestyle": "", "marker": "^", "color": GREY, "markersize": 5.5, "markerfacecolor": "white"},
 }
 LABELS = {
-    GENERATED: "generated cells (bar: 95% interval; dots: folds)",
+    GENERATED: "generated cells (bar: 95% limits; dots: folds)",
     COPIES: "copies of training cells",
     CHANCE: "chance: cells of others",
 }
