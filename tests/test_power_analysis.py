@@ -9,16 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy.stats import norm
 
 from bdm import pl
 from bdm._core.errors import InputError
 from bdm.cli import app
-from bdm.design.settings import Method, read_design
+from bdm.design.settings import AXES, Method, read_design
+from bdm.evaluation.genes import adjusted
 from bdm.plotting.experiments import METHOD_LABELS
 from bdm.power.analysis import (
     COMPOSITION,
     Point,
     PowerAnalysis,
+    counts_of,
     design_at,
     interval,
     methods_of,
@@ -245,6 +248,42 @@ def test_pairs_are_tested_as_pairs(model):
     unpaired = score_experiment(model, read_design(content), Point(0), repeat=0)
     assert paired["n_samples"].iloc[0] == unpaired["n_samples"].iloc[0] == 6
     assert paired["n_found"].sum() >= unpaired["n_found"].sum()
+
+
+def experiments_with_known_truth(*, sd: float, n_repeats: int = 200) -> pd.DataFrame:
+    """Tests of 200 genes in each of eight types, of which five genes change in one; null statistics have an ``sd``."""
+    generator, planted = np.random.default_rng(0), np.zeros((8, 200))
+    planted[0, :5] = 5
+    rows = []
+    for repeat in range(n_repeats):
+        for number, change in enumerate(planted):
+            statistic = change + generator.normal(0, sd, size=200)
+            p_value = 2 * norm.sf(np.abs(statistic))
+            tests = pd.DataFrame({"p_value": p_value, "fdr": adjusted(p_value)})
+            counts = counts_of(tests, change, statistic, fdr=0.05)
+            rows.append({"repeat": repeat, "cell_type": f"type {number}", "method": "t_test", **counts})
+    point = {**dict.fromkeys(AXES, np.nan), "number": 0, "condition": "stimulated", "fdr": 0.05}
+    return pd.DataFrame(rows).assign(**point, n_samples=12, n_cells=500)
+
+
+def test_a_valid_test_has_the_false_discovery_rate_that_it_was_adjusted_to():
+    table = PowerAnalysis(experiments_with_known_truth(sd=1)).power.iloc[0]
+    assert table["false_discovery_error"] < 0.01
+    assert table["false_discovery_rate"] == pytest.approx(0.05, abs=2 * table["false_discovery_error"])
+    assert table["power"] > 0.8
+
+
+def test_a_test_with_too_many_small_p_values_exceeds_the_false_discovery_rate():
+    table = PowerAnalysis(experiments_with_known_truth(sd=1.3)).power.iloc[0]
+    assert table["small_p_values"] > 0.1
+    assert table["false_discovery_rate"] > 0.05 + 10 * table["false_discovery_error"]
+
+
+def test_tests_without_null_genes_have_no_false_discovery_rate():
+    repeats = experiments_with_known_truth(sd=1, n_repeats=2)
+    assert PowerAnalysis(repeats.assign(n_null=0)).power["false_discovery_rate"].isna().all()
+    shares = repeats.assign(method=COMPOSITION, n_false=[1, *[0] * 15], n_discoveries=[1, *[0] * 15])
+    assert PowerAnalysis(shares).power["false_discovery_rate"].tolist() == [0.5]  # types are adjusted together
 
 
 def test_intervals_are_wider_where_repeats_differ():

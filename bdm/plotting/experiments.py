@@ -9,6 +9,7 @@ from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED
 from bdm.audit.results import Audit
 from bdm.design.settings import AXES
 from bdm.evaluation.cells import TRANSMUTED, UNCHANGED
+from bdm.interpretation.contrasts import Z_95
 from bdm.plotting.evaluation import SetStyle, draw_scores_by_type, set_styles
 from bdm.plotting.style import (
     GREY,
@@ -116,7 +117,7 @@ def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> No
 
 
 def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw power, with 95% intervals, and false discoveries, by the values of the grid.
+    """Draw power and the false discovery rate, with 95% intervals, by the values of the grid.
 
     There is a row for each outcome, a column for each value of the second axis of the grid, and a line for each method.
     Further axes of the grid have rows of their own. The upper axis, or the title, has the number of cells to sequence.
@@ -176,11 +177,10 @@ def draw_outcome(axis: Axes, table: pd.DataFrame, outcome: str, x: str, styles: 
             continue
         at = rows[x].replace(np.inf, 0) + offset
         line: Style = {"color": style.colour, "marker": style.marker, "markersize": 5, "linewidth": 1.4}
-        if outcome == "power":
-            errors = np.stack([rows["power"] - rows["low"], rows["high"] - rows["power"]]).clip(min=0)
-            axis.errorbar(at, rows["power"], errors, capsize=2, label=METHOD_LABELS[method], **line)
-        else:
-            axis.plot(at, rows[outcome], label=METHOD_LABELS[method], **line)
+        errors = np.stack([rows["power"] - rows["low"], rows["high"] - rows["power"]]).clip(min=0)
+        if outcome != "power":
+            errors = Z_95 * np.stack([rows["false_discovery_error"]] * 2)
+        axis.errorbar(at, rows[outcome], errors, capsize=2, label=METHOD_LABELS[method], **line)
     axis.set_ylim(-0.03, 1.03)
     if outcome != "power":
         axis.axhline(table["fdr"].iloc[0], color=GREY, linestyle=":", linewidth=1, label="aim")

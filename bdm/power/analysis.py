@@ -241,9 +241,10 @@ class PowerAnalysis(Result):
         """Table with a row for each combination of values and each method.
 
         ``power`` is the share of planted genes that are found (of planted shifts for ``composition``), from ``low`` to
-        ``high`` by 95% intervals; ``false_discovery_rate`` the mean share of false ones among the discoveries of an
-        experiment, and ``small_p_values`` the share of tests with p < 0.05 where nothing was planted. ``n_samples`` and
-        ``n_cells`` are the cost of an experiment.
+        ``high`` by 95% intervals. ``false_discovery_rate`` is the mean false discovery proportion (0 without
+        discoveries) of the tests that are adjusted together, the genes of a cell type, over types, conditions and
+        repeats, and ``false_discovery_error`` its standard error. ``small_p_values`` is the share of tests with
+        p < 0.05 where nothing was planted. ``n_samples`` and ``n_cells`` are the cost of an experiment.
         """
         return summary(self.repeats, [*POINT, "fdr", "method"])
 
@@ -332,10 +333,12 @@ def check_testable(design: Design) -> None:
 def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Average experiments over repeats, by some columns."""
     own = [column for column in by if column != "cell_type"]
-    of_repeat = repeats.groupby([*by, "repeat"], dropna=False, sort=False)[SUMS].sum()
     cost = repeats.groupby(own, dropna=False, sort=False)[["n_samples", "n_cells"]].mean().round()
+    with_proportion = repeats.assign(false_proportion=false_proportion(repeats))
     rows = []
-    for key, repeats_of in of_repeat.groupby(level=by, dropna=False, sort=False):
+    for key, table in with_proportion.groupby(by, dropna=False, sort=False):
+        by_repeat = table.groupby("repeat")
+        repeats_of, proportion = by_repeat[SUMS].sum(), by_repeat["false_proportion"].mean()
         total, mean = repeats_of.sum(), repeats_of.mean()
         low, high = interval(repeats_of["n_found"].to_numpy(), repeats_of["n_planted"].to_numpy())
         rows.append(
@@ -344,7 +347,8 @@ def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
                 "power": total["n_found"] / total["n_planted"] if total["n_planted"] else np.nan,
                 "low": low,
                 "high": high,
-                "false_discovery_rate": (repeats_of["n_false"] / repeats_of["n_discoveries"].clip(lower=1)).mean(),
+                "false_discovery_rate": proportion.mean(),
+                "false_discovery_error": proportion.sem(),
                 "small_p_values": total["n_null_small"] / total["n_null"] if total["n_null"] else np.nan,
                 "n_planted": mean["n_planted"],
                 "n_discoveries": mean["n_discoveries"],
@@ -352,6 +356,14 @@ def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).merge(cost.reset_index(), on=own, how="left")
+
+
+def false_proportion(repeats: pd.DataFrame) -> pd.Series:
+    """Compute the false discovery proportion of tests adjusted together; NaN if all of them were planted."""
+    together = repeats["cell_type"].where(repeats["method"] != COMPOSITION, COMPOSITION)  # types, in tests of shares
+    family = [*(repeats[column] for column in ("number", "repeat", "condition", "method")), together]
+    total = repeats[["n_false", "n_discoveries", "n_null"]].groupby(family, sort=False).transform("sum")
+    return (total["n_false"] / total["n_discoveries"].clip(lower=1)).where(total["n_null"] > 0)
 
 
 def interval(found: np.ndarray, planted: np.ndarray) -> tuple[float, float]:
