@@ -6,6 +6,7 @@ import torch
 from synthetic_cells import height, random_tree
 from tree_comparison import TreeComparison
 
+from bdm.api import BranchedDiffusion
 from bdm.commands.hierarchy import facts_of
 from bdm.hierarchy.build import MIN_LEVEL, attachment_point, branch_level, build_hierarchy
 from bdm.hierarchy.clustering import (
@@ -198,7 +199,20 @@ def test_support_of_a_rare_type_is_how_often_samples_have_its_clade(error_varian
     assert np.std(support) < 0.27  # not nearly 0 or 1 in each sample
 
 
-# ---- places of types of few cells
+# ---- types of few cells
+
+
+def test_types_of_few_cells_are_named_at_the_fit_and_where_they_are_requested(example_cells, tiny_settings, caplog):
+    cells = example_cells[example_cells.obs["bulk_labels"].isin(["CD34+", "CD19+ B", "CD56+ NK"])].copy()
+    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=tiny_settings).fit()
+    model.generate({"CD19+ B": 2})
+    model.generate({"CD19+ B": 2, "CD34+": 2})
+    warned = "Types of fewer than 50 training cells, too few for realistic cells: "
+    named = [message.removeprefix(warned) for message in caplog.messages if message.startswith(warned)]
+    assert named == ["CD34+ (13), CD56+ NK (31).", "CD34+ (13)."]
+
+
+# ---- their places
 
 
 def tree_with_rare_type(place: float, n_cells: int) -> Hierarchy:

@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from bdm.hierarchy.tree import Clade
 from bdm.latent.moments import PopulationMoments
 
-FEW_CELLS = 50  # of a type, below which its own place in the tree is examined
+FEW_CELLS = 50  # of a type, below which its own place in the tree is examined, and its cells are warned of
 ERROR_RATE = 0.05  # probability that any sub-population is reported as nearer to another type by chance
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from bdm._core.errors import abbreviated
 from bdm._core.files import provenance, sha256, storable
 from bdm._core.parallel import using_threads
 from bdm._core.store import checksum_of, load, reject_if_damaged, save
@@ -30,6 +31,7 @@ from bdm.data.read import read_cells
 from bdm.donors.draw import DonorModel
 from bdm.donors.effects import DonorEffects
 from bdm.hierarchy.build import AttachmentPoint, with_new_type
+from bdm.hierarchy.clustering import FEW_CELLS
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentLayout, encode
 from bdm.latent.moments import Mixture, PopulationMoments, Whitening
@@ -247,6 +249,15 @@ def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
     batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("n_cells", index=obs.index)
     population = obs["sub_population" if "sub_population" in obs else "cell_type"].astype(str)
     return pd.crosstab(population, batch).rename_axis(index=None, columns=None)
+
+
+def warn_of_few_cells(model: BranchedModel, cell_types: Collection[str]) -> None:
+    """Name the types whose training cells are too few for realistic cells, if any."""
+    n_cells = model.composition_of_types.sum(axis=1)
+    few = [f"{name} ({n})" for name, n in n_cells.items() if name in cell_types and n < FEW_CELLS]
+    if few:
+        named = abbreviated(few, n_shown=5)
+        logger.warning("Types of fewer than %d training cells, too few for realistic cells: %s.", FEW_CELLS, named)
 
 
 def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
