@@ -15,7 +15,7 @@ from anndata import AnnData
 from bdm._core.errors import InputError, counted, listed
 from bdm._core.files import atomic_write, provenance, reject_existing
 from bdm._core.parallel import using_threads
-from bdm._core.schema import reject_unknown
+from bdm._core.schema import checked, checking, reject_unknown
 from bdm.data.columns import as_names
 from bdm.data.modalities import features_in_words, to_form
 from bdm.data.prepare import prepare
@@ -76,7 +76,7 @@ Result = TypeVar("Result")
 def computing(
     method: Callable[Concatenate["BranchedDiffusion", Arguments], Result],
 ) -> Callable[Concatenate["BranchedDiffusion", Arguments], Result]:
-    """Let a method compute with the model's number of threads, and reject unknown arguments and invalid seeds."""
+    """Let a method compute with the model's number of threads, and reject unknown and invalid arguments."""
     parameters = signature(method).parameters
     may_be_none = "seed" in parameters and parameters["seed"].default is None
 
@@ -85,7 +85,10 @@ def computing(
         reject_unknown(options, [name for name in parameters if name != "self"])
         if "seed" in options and not (options["seed"] is None and may_be_none):
             PrepareSettings.check(seed=options["seed"])
-        with using_threads(self.n_threads):
+        with (
+            using_threads(self.n_threads),
+            checking(method, (self, *arguments), options, model=BranchedDiffusion.__init__),
+        ):
             return method(self, *arguments, **options)
 
     return run
@@ -157,6 +160,7 @@ class BranchedDiffusion:
     last_extension: "tuple[FittedExtension, ...]" = ()
     history: Mapping[str, pd.DataFrame] = MappingProxyType({})
 
+    @checked
     def __init__(
         self,
         adata: AnnData | Path | str,
@@ -174,10 +178,6 @@ class BranchedDiffusion:
         n_threads: int | None = None,
     ):
         settings = Settings() if settings is None else settings
-        if not isinstance(settings, Settings):
-            raise InputError(
-                f"`settings=` takes a bdm.Settings, not {type(settings).__name__}; pass your settings in one."
-            )
         if prior is not None:
             settings = replace(settings, train=replace(settings.train, prior=prior))
         if likelihood is not None:
@@ -684,6 +684,7 @@ class BranchedDiffusion:
         return model_card(self.model, evaluation=evaluation, audit=section, responses=of_responses, license=license)
 
     @classmethod
+    @checked
     def load(
         cls,
         path: Path | str,

@@ -667,7 +667,7 @@ def test_files_of_few_cells_are_reported_with_their_numbers(by_fold, prepared, c
     assert warning == (
         f"{by_fold[1]} has fewer than half of the cells that are expected of fold 2: B cell (29 of 60); "
         "attacks find less in fewer cells, so give as many of each type, or, if you will share few, say so by "
-        "`cells_per_training_cell=`."
+        "`settings.cells_per_training_cell=`."
     )
     caplog.clear()
     from_files(by_fold, division, replace(TWO_FOLDS, cells_per_training_cell=0.9))

@@ -409,6 +409,7 @@ def test_fault_of_bdm_ends_with_its_traceback_and_one_sentence(bdm, monkeypatch,
         ("use no labels, by `label_key=None`", "use no labels, by `--no-labels`"),
         ("the layer `a=b` and `c='", "the layer `a=b` and `c='"),
         ("give `adata_test=`", "give `--test-cells`"),
+        ("use `settings.prepare.clip_outliers=True`", "use `--clip-outliers`"),
     ],
 )
 def test_messages_name_options_on_the_command_line(message, expected):

@@ -89,6 +89,7 @@ def test_leaves_the_input_as_it_is():
         (np.inf, "X has inf for gene g2 in cell c1, which is not finite"),
         (-1, "X has -1 for gene g2 in cell c1, which is negative"),
         (1.5, "X has 1.5 for gene g2 in cell c1, which is not whole, as in log-normalised data"),
+        (1.0000001, r"X has 1\.0000001\d* for gene g2 in cell c1, which is not whole"),
         (99.5, "X has 99.5 for gene g2 in cell c1, which is not whole, as in normalised data"),
         (2**25, "which is above 16,777,216"),
     ],

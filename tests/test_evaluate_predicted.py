@@ -109,7 +109,10 @@ def test_all_cells_are_of_one_type_without_a_label_key(control, real, caplog):
     assert list(evaluation.scores.index.unique("set")) == ["floor", "predicted", "unchanged"]
     assert list(evaluation.scores.index.unique("cell_type")) == ["cells of all types"]
     assert evaluation.verdict.endswith("no common response to compare with, as there are no other types")
-    assert "No column of cell types is named by `label_key=`, so cells of all types are compared as one." in caplog.text
+    assert (
+        "No column of cell types is named by `settings.label_key=`, so cells of all types are compared as one."
+        in caplog.text
+    )
 
 
 def test_counts_and_their_log_normalised_values_have_the_same_scores(control, real, caplog):
@@ -215,7 +218,7 @@ def with_value(adata: AnnData, value: float) -> AnnData:
             lambda of: changed(of, var_names=[f"other{i}" for i in range(N_GENES)]),
             r"There are 0 common genes \(gene0 in control, gene0 in",
         ),
-        (lambda of: of[:, :10], "There are 10 common genes .*, too few for `n_top_genes=15`; name"),
+        (lambda of: of[:, :10], "There are 10 common genes .*, too few for `settings.n_top_genes=15`; name"),
         (lambda of: changed(of, var_names=["gene0"] * N_GENES), "predicted repeats the genes gene0"),
         (lambda of: with_value(of, -0.5), "predicted has -0.5 for gene gene4 in cell 3-3, which is neither"),
         (lambda of: with_value(of, 123.4), "predicted has .* which is neither a count nor log-normalised"),

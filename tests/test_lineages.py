@@ -376,12 +376,12 @@ BAD = {  # what is done to the cells, the settings, the tree, and how the senten
     ),
     "no lineage": (lambda cells: cells, {}, None, "There is no lineage; give a tree by `tree=`, or lineage names by"),
     "two lineages": (
-        lambda cells: cells, {"lineage_key": "cell_type"}, NEWICK, "`tree=` and `lineage_key=` are both given; give one"
+        lambda cells: cells, {"lineage_key": "cell_type"}, NEWICK, "`tree=` and `settings.lineage_key=` are both"
     ),
     "few cells": (lambda cells: cells, {"min_cells": 200}, NEWICK, "Only 0 nodes or times of nodes have 200 cells"),
     "no lengths": (
         lambda cells: cells, {"time_key": None}, re.sub(r"(\w+)", r"\1:0", NEWICK),
-        "No branch of the lineage tree has a length above 0; give lengths or none, or times by `time_key=`.",
+        "No branch of the lineage tree has a length above 0; give lengths or none, or times by `settings.time_key=`.",
     ),
     "nested lists": (
         lambda cells: cells, {}, [["a", "b"], "c"], "The lineage tree is a list, but must be in Newick, as a file or",

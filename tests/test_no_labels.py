@@ -304,13 +304,13 @@ def test_extension_needs_labels(model, cells, tmp_path):
     new = cells[cells.obs["cell_type"] == "Dendritic"].copy()
     new.obs = new.obs.rename(columns={"cell_type": "kind"})
     with pytest.raises(
-        InputError, match=r"^obs has no column 'cell_type' with the cell types; name it by `label_key=`"
+        InputError, match=r"^obs has no column 'cell_type' with the cell types; name it by `keys\.label_key=`"
     ):
         extended.extend(new)
     extended.extend(new, keys=package.InputKeys(label_key="kind"))
     assert set(extended.cell_types) == {WITHOUT_LABELS, "Dendritic"}
     assert set(extended.generate(5).obs["cell_type"]) == {WITHOUT_LABELS, "Dendritic"}
-    with pytest.raises(InputError, match="name it by `label_key=`"):
+    with pytest.raises(InputError, match=r"name it by `keys\.label_key=`"):
         extended.get_latent_representation(new)
     assert extended.get_latent_representation(new, keys=package.InputKeys(label_key="kind")).shape == (new.n_obs, 6)
 

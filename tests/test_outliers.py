@@ -107,7 +107,9 @@ def test_data_with_many_outlying_counts_are_hinted_at(caplog, every, hinted):
     cells = np.flatnonzero(split == "train")[::every]
     with caplog.at_level("WARNING"):
         prepare(cells_with({(int(cell), 30 + i): 100 for i, cell in enumerate(cells)}), PrepareSettings(**SETTINGS))
-    assert ("to lower them to the largest regular ones, use `clip_outliers=True`" in caplog.text) == hinted
+    assert (
+        "to lower them to the largest regular ones, use `settings.prepare.clip_outliers=True`" in caplog.text
+    ) == hinted
 
 
 def test_limits_of_many_types_are_from_a_sample_of_each(monkeypatch):

@@ -78,7 +78,7 @@ def test_settings_are_used_and_not_contradicted(fitted, awkward, quick):
     for given in ({"label_key": "person"}, {"label_key": "cell_type"}, {"batch_key": "annotation"}, {"seed": 3}):
         with pytest.raises(InputError, match=f"{next(iter(given))} is .* in settings.prepare; give it in one place"):
             bdm.BranchedDiffusion(awkward, settings=quick, **given)
-    with pytest.raises(InputError, match=r"takes a bdm\.Settings, not PrepareSettings"):
+    with pytest.raises(InputError, match=r"`settings=` must be of class Settings, not PrepareSettings"):
         bdm.BranchedDiffusion(awkward, settings=quick.prepare)
 
 
@@ -101,9 +101,9 @@ def test_cells_may_keep_things_elsewhere(fitted, awkward):
     keys = bdm.InputKeys(label_key="kind", batch_key="patient", counts="umi")
     assert (fitted.transmute(cells, to=NK, keys=keys).X != expected.X).nnz == 0
     for name, message in {
-        "label_key": "name it by `label_key=`",
-        "batch_key": "name it by `batch_key=`",
-        "counts": "give `counts='umi'`",
+        "label_key": r"name it by `keys\.label_key=`",
+        "batch_key": r"name it by `keys\.batch_key=`",
+        "counts": r"give `keys\.counts='umi'`",
     }.items():
         with pytest.raises(InputError, match=message):
             fitted.transmute(cells, to=NK, keys=replace(keys, **{name: None}))

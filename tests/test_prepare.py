@@ -115,7 +115,10 @@ def test_markers_that_are_not_chosen_are_hinted_at(cells, caplog):
     with caplog.at_level(logging.INFO):
         few = prepare(cells, settings(n_genes=20)).var_names
         lacking = {gene for genes in MARKERS.values() for gene in genes if gene in cells.var_names.difference(few)}
-        assert re.search(r"variable genes: (\d+) markers of .*such as CD3D, CD3E.*`keep_genes='markers'`", caplog.text)
+        assert re.search(
+            r"variable genes: (\d+) markers of .*such as CD3D, CD3E.*`settings\.prepare\.keep_genes='markers'`",
+            caplog.text,
+        )
         assert f"{len(lacking)} markers" in caplog.text
         caplog.clear()
         prepare(cells, settings(n_genes=20, keep_genes=["LYZ"]))

@@ -365,7 +365,7 @@ BAD = {  # what is done to the cells, the settings, and how the sentence begins
     "no control": (
         lambda cells: cells[(cells.obs["condition"] == "stim").to_numpy()].copy(),
         {},
-        "Which condition is the control is not known; name it by `control=` (there are: stim)",
+        "Which condition is the control is not known; name it by `settings.control=` (there are: stim)",
     ),
     "control alone": (
         lambda cells: cells[(cells.obs["condition"] == "ctrl").to_numpy()].copy(),
@@ -375,7 +375,7 @@ BAD = {  # what is done to the cells, the settings, and how the sentence begins
     "one type": (
         lambda cells: cells[((cells.obs["kind"] == "a") | (cells.obs["condition"] == "ctrl")).to_numpy()].copy(),
         {},
-        "The response to 'stim' was measured in 'a' only: enough cells (`min_cells=`) of two types",
+        "The response to 'stim' was measured in 'a' only: enough cells (`settings.min_cells=`) of two types",
     ),
     "joined values": (
         lambda cells: ad.AnnData(cells.X, obs=cells.obs.assign(drug="a, b"), var=cells.var),

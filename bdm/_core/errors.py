@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`")
+ARGUMENT = re.compile(r"`(?:[a-z_]+\.)*([a-z_]+)=([^`]*)`")
 OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # that set an argument to None, where None is not the default
 OPTION_NAMES = {"adata_test": "test-cells", "overwrite": "force"}  # of arguments whose option has another name
 
@@ -15,7 +15,8 @@ class InputError(ValueError):
     """Invalid input, described in one sentence: what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2. Messages name settings as Python arguments
-    (``label_key=``) in backticks, which the command line prints as its options (``--label-key``).
+    (``label_key=``) in backticks. The command line prints them as its options (``--label-key``), and public functions
+    with the settings that have them (``settings.prepare.counts=``), see :func:`bdm._core.schema.checking`.
     """
 
     def __str__(self) -> str:

@@ -4,13 +4,16 @@ Pydantic checks the values; it is imported when the first value is checked, as t
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 from numbers import Number
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, ParamSpec, Self, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -20,6 +23,9 @@ from bdm._core.validation import rejection, unknown_setting
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 BOUNDS = {Ge: ("minimum", "ge"), Gt: ("exclusiveMinimum", "gt"), Le: ("maximum", "le"), Lt: ("exclusiveMaximum", "lt")}
 
@@ -271,3 +277,69 @@ def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
 def described_settings(model: type[StageSettings]) -> Iterator[Setting]:
     """Give the settings of a stage that have a help text: options of its command, and keys of the configuration."""
     return (setting for setting in settings_of(model) if setting.help)
+
+
+# ---- public functions
+
+
+def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+    """Check the arguments of a public function by :func:`checking`."""
+
+    @wraps(function)
+    def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> Returned:
+        with checking(function, arguments, options):
+            return function(*arguments, **options)
+
+    return run
+
+
+@contextmanager
+def checking(
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    options: Mapping[str, Any],
+    *,
+    model: Callable[..., Any] | None = None,
+) -> Iterator[None]:
+    """Reject settings and results of other classes than a function takes, and name settings as they are passed to it.
+
+    In an InputError, ``counts=`` becomes ``settings.prepare.counts=`` if the argument ``settings`` of ``function`` has
+    this setting, or else that of ``model``, the function that made the model.
+    """
+    for name, value in (*zip(inspect.signature(function).parameters, arguments, strict=False), *options.items()):
+        kinds = own_classes(function, name)
+        if kinds and not isinstance(value, kinds):
+            raise InputError(f"`{name}=` must be of class {kinds[0].__name__}, not {type(value).__name__}.")
+    try:
+        yield
+    except InputError as error:
+        places = {name: place for each in (model, function) if each for name, place in places_of_settings(each)}
+        error.args = (re.sub(r"`(\w+)=", lambda found: f"`{places.get(found[1], '')}{found[1]}=", error.args[0]),)
+        raise
+
+
+def own_classes(function: Callable[..., Any], parameter: str) -> tuple[type, ...]:
+    """Classes that a parameter may be of; none if any of them is not of bdm."""
+    found = inspect.signature(function).parameters.get(parameter)
+    kind = None if found is None else vars(sys.modules[function.__module__]).get(found.annotation, found.annotation)
+    kinds = tuple(NoneType if each is None else each for each in alternatives(kind))
+    own = [each for each in kinds if inspect.isclass(each) and each.__module__.startswith("bdm.")]
+    return kinds if own and {*kinds} <= {*own, NoneType} else ()
+
+
+def places_of_settings(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """Give the settings that a function takes with where: ``settings.prepare.``, or an empty text for arguments."""
+
+    def below(stage: type[StageSettings], place: str) -> Iterator[tuple[str, str]]:
+        for setting in settings_of(stage):
+            if setting.nested is None:
+                yield setting.name, place
+            else:
+                yield from below(setting.nested, f"{place}{setting.name}.")
+
+    names = inspect.signature(function).parameters
+    for name in names:
+        for stage in own_classes(function, name):
+            if issubclass(stage, StageSettings):
+                yield from below(stage, f"{name}.")
+    yield from dict.fromkeys(names, "").items()

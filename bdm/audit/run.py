@@ -177,7 +177,7 @@ def warn_of_few_cells(path: Path, n_by_type: pd.Series, expected: Mapping[str, i
     if few:
         logger.warning(
             "%s has fewer than half of the cells that are expected of fold %d: %s; attacks find less in fewer cells, "
-            "so give as many of each type, or, if you will share few, say so by `cells_per_training_cell=`.",
+            "so give as many of each type, or, if you will share few, say so by `settings.cells_per_training_cell=`.",
             path,
             fold.number,
             abbreviated(few),

@@ -298,7 +298,7 @@ def hint_at_donors(obs: pd.DataFrame, found: SubPopulations) -> None:
     if of_one:
         logger.warning(
             "Sub-populations with more than half of their cells of one donor: %s; to form none, prepare the cells with "
-            "`min_donors=5`.",
+            "`settings.prepare.min_donors=5`.",
             abbreviated(of_one, n_shown=5),
         )
 

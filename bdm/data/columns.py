@@ -301,7 +301,10 @@ def without_unused_categories(frame: pd.DataFrame) -> pd.DataFrame:
 def hint_at_types(cell_type: pd.Series) -> None:
     """Warn of labels that seem to mean no cell type, such as ``Unknown`` or ``Doublets``."""
     if names := ", ".join(repr(name) for name in sorted(cell_type.unique()) if NO_TYPES.search(words_in(name))):
-        logger.warning("By their names, these may be no cell types: %s; to leave them out, use `leave_out=`.", names)
+        logger.warning(
+            "By their names, these may be no cell types: %s; to leave them out, use `settings.prepare.leave_out=`.",
+            names,
+        )
 
 
 def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, settings: PrepareSettings) -> None:

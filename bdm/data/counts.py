@@ -93,7 +93,10 @@ def inspect_counts(cells: AnnData) -> tuple[str | None, np.ndarray]:
             place, reason = first_invalid(data[indptr[row] : indptr[row + 1]])
             gene = cells.var_names[values.indices[indptr[row] + place]]
             value = data[indptr[row] + place]
-            return f"{value:g} for gene {gene} in cell {cells.obs_names[rows][row]}, {reason}", n_genes
+            digits = f"{value:g}"
+            if value != np.rint(value) and float(digits).is_integer():
+                digits = str(value)  # all of them, as the first ones are those of a count
+            return f"{digits} for gene {gene} in cell {cells.obs_names[rows][row]}, {reason}", n_genes
         n_genes[rows] = np.diff(count_matrix(values).indptr)
     return None, n_genes
 

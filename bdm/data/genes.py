@@ -254,7 +254,7 @@ def hint_at_markers(absent: pd.Series) -> None:
     if len(absent):
         logger.info(
             "Not among the most variable genes: %d markers of common cell types, such as %s; to add them, use "
-            "`keep_genes='markers'`.",
+            "`settings.prepare.keep_genes='markers'`.",
             len(absent),
             ", ".join(absent[:3]),
         )

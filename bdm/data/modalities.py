@@ -232,7 +232,8 @@ def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str
         given = dict(parse_modality(text, names) for text in modality)
     elif left := sorted(set(names) - set(given)):
         logger.warning(
-            "Left out modality %s; to use one, name its kind, as in `modality='NAME=prot'`.", ", ".join(left)
+            "Left out modality %s; to use one, name its kind, as in `settings.prepare.modality='NAME=prot'`.",
+            ", ".join(left),
         )
     order = list(FEATURE_TYPES)
     given = dict(sorted(given.items(), key=lambda item: order.index(item[1])))

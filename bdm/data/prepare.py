@@ -192,7 +192,9 @@ def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, s
         logger.info("Clipped %s.", found)
         return replace(cells, limits=limits)
     if outlying.share >= MANY_OUTLYING:
-        logger.warning("There are %s; to lower them to the largest regular ones, use `clip_outliers=True`.", found)
+        logger.warning(
+            "There are %s; to lower them to the largest regular ones, use `settings.prepare.clip_outliers=True`.", found
+        )
     return cells
 
 

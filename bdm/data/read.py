@@ -93,15 +93,25 @@ def cells_in(
     if isinstance(adata, str | Path):
         return read_cells(Path(adata), on_disk=on_disk, modality=modality, intersect=intersect, counts=counts)
     if isinstance(adata, AnnData):
-        return in_blocks(adata, counts=counts)
+        return in_blocks(with_text_names(adata), counts=counts)
     if isinstance(getattr(adata, "mod", None), Mapping):  # a MuData, without an import of its package
         return from_mudata(adata.mod, adata.obs, modality=modality, intersect=intersect, counts=counts)
     raise InputError(f"Cells must be an AnnData, a MuData or a file of one, not {type(adata).__name__}.")
 
 
+def with_text_names(adata: AnnData) -> AnnData:
+    """Name cells and genes by text, where ``obs.index`` or ``var.index`` was set to numbers; else return them as is."""
+    if all(isinstance(name, str) for names in (adata.obs_names, adata.var_names) for name in names[:1]):
+        return adata
+    with warnings.catch_warnings(action="ignore"):  # of what is done here
+        named = adata.to_memory(copy=True)
+    named.obs_names, named.var_names = (names.astype(str) for names in (adata.obs_names, adata.var_names))
+    return named
+
+
 def rna_in(adata: Any, *, counts: str = "auto") -> AnnData:
     """Return the RNA of cells, of any form, for what knows RNA alone; with a message if there are other modalities."""
-    cells = adata if isinstance(adata, AnnData) else cells_in(adata, counts=counts)
+    cells = with_text_names(adata) if isinstance(adata, AnnData) else cells_in(adata, counts=counts)
     raw = None if cells.raw is None else cells.raw.var
     if not has_modalities(cells.var) and (raw is None or not has_modalities(raw)):
         return cells

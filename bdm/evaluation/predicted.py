@@ -21,6 +21,7 @@ from bdm._core.errors import InputError, abbreviated
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
+from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.store import Result
 from bdm.data.read import rna_in
@@ -121,6 +122,7 @@ def position_of(distances: pd.Series) -> pd.Series:
     return (distances - distances[FLOOR]) / (distances[UNCHANGED] - distances[FLOOR])
 
 
+@checked
 @using_threads()
 def evaluate_predicted(
     control: AnnData,
@@ -153,7 +155,7 @@ def evaluate_predicted(
     """
     given = {"control": rna_in(control), "real": rna_in(real), "predicted": rna_in(predicted)}
     if settings.label_key is None:
-        logger.warning("No column of cell types is named by `label_key=`, so %s are compared as one.", POOLED)
+        logger.warning("No column of cell types is named by `settings.label_key=`, so %s are compared as one.", POOLED)
     cells = expressions(given, settings)
     cell_types, rows = compared_types(cells), list[dict[str, Any]]()
     before, after = cells["control"], cells["real"]

@@ -15,6 +15,7 @@ from scipy.special import softmax
 from bdm._core.errors import InputError
 from bdm._core.files import provenance, storable
 from bdm._core.parallel import using_threads
+from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import range_in
 from bdm.autoencoder.observation import NegativeBinomial
@@ -37,6 +38,7 @@ LEAST_SHARE = 1e-7  # of the counts of a gene that is hardly expressed
 ABOUT = "Reconstructed cells: cells of relatives, changed by bdm to an ancestral state or a time; no measurements."
 
 
+@checked
 def reconstruct_cells(
     lineage: Lineage,
     adata: AnnData,
@@ -139,7 +141,7 @@ def times_to_reconstruct(
 ) -> np.ndarray:
     """Draw the times of cells."""
     if at is not None and lineage.time_key is None:
-        raise InputError("The lineage has no times, so `at=` has no meaning; fit it again with `time_key=`.")
+        raise InputError("The lineage has no times, so `at=` has no meaning; fit it again with `settings.time_key=`.")
     if isinstance(at, np.ndarray) and at.ndim == 1 and len(at) and np.isfinite(at).all():
         return at
     if not (isinstance(n_cells, Integral) and n_cells >= 1):
@@ -248,6 +250,7 @@ def drawn(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
 # ---- fates
 
 
+@checked
 @using_threads()
 def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, counts: str = "auto") -> pd.DataFrame:
     """Compute to which of several nodes cells lead, by the likelihood of their counts.
@@ -279,7 +282,7 @@ def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, 
         If a node is unknown or alone, there are no times, genes are missing, or counts are not raw.
     """
     if lineage.time_key is None:
-        raise InputError("The lineage has no times, which fates need; fit it again with `time_key=`.")
+        raise InputError("The lineage has no times, which fates need; fit it again with `settings.time_key=`.")
     leaves = np.array(lineage.tree.nodes)[np.isinf(lineage.end) & lineage.sampled].tolist()
     names = list(dict.fromkeys(as_names(among))) or leaves
     if len(names) < 2:

@@ -15,6 +15,7 @@ from scipy.special import ndtr
 from bdm._core.errors import counted
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
+from bdm._core.schema import checked
 from bdm._core.store import Result
 from bdm.data.genes import GeneNames, symbol_column
 from bdm.data.read import rna_in
@@ -300,6 +301,7 @@ ERRORS = ("predicted", "nearest", "blend", "halves")
 # ---- fit: measure a lineage, find the law of expression, and leave each sampled node and time out in turn
 
 
+@checked
 @using_threads()
 def fit_lineage(
     adata: AnnData,

@@ -13,7 +13,7 @@ from scipy import sparse, stats
 from scipy.special import logit
 
 from bdm._core.errors import InputError, abbreviated, missing_package
-from bdm._core.schema import StageSettings
+from bdm._core.schema import StageSettings, checked
 from bdm._core.validation import column_rejection
 from bdm.data.columns import complete_column
 from bdm.data.counts import raw_counts
@@ -219,6 +219,7 @@ DEFAULTS = ExperimentSettings()
 MIN_RANGE = 1e-12  # of values that are not constant but for rounding
 
 
+@checked
 def pseudobulk_tests(
     adata: AnnData, settings: ExperimentSettings = DEFAULTS, *, t_distribution: bool = False
 ) -> pd.DataFrame:
@@ -248,6 +249,7 @@ def pseudobulk_tests(
     return expression_test(Experiment.of(adata, settings), "deseq2_t" if t_distribution else "deseq2")
 
 
+@checked
 def log_cpm_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
     """Test genes in each cell type by a t-test of log2 counts per million, summed by sample; faster than DESeq2.
 
@@ -256,6 +258,7 @@ def log_cpm_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd
     return expression_test(Experiment.of(adata, settings), "t_test")
 
 
+@checked
 def wilcoxon_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
     """Test genes in each cell type by Wilcoxon's rank sum test of cells, without regard to their samples.
 
@@ -266,6 +269,7 @@ def wilcoxon_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> p
     return expression_test(Experiment.of(adata, settings), "wilcoxon")
 
 
+@checked
 def composition_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
     """Test the share of each cell type in the samples by a t-test of its arcsine square root.
 

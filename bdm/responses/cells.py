@@ -11,6 +11,7 @@ from scipy import sparse
 
 from bdm._core.errors import InputError, counted
 from bdm._core.files import provenance, storable
+from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
 from bdm.data.columns import as_names, text_column
@@ -26,6 +27,7 @@ BLOCK = 512  # cells that are changed together; the random numbers of a seed dep
 ABOUT = "Predicted cells: measured or generated cells, changed by bdm to another condition; they are no measurements."
 
 
+@checked
 def predict_cells(
     responses: Responses,
     adata: AnnData,

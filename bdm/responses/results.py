@@ -16,6 +16,7 @@ from scipy.special import ndtr
 from bdm._core.errors import InputError, abbreviated, counted, markdown
 from bdm._core.files import provenance
 from bdm._core.parallel import threads, using_threads
+from bdm._core.schema import checked
 from bdm._core.store import Result
 from bdm._core.validation import unknown_condition, unknown_type
 from bdm.data.columns import as_names
@@ -277,6 +278,7 @@ def most_changed(data: Measurements) -> np.ndarray:
 # ---- fit: measure responses, find the law of each condition, and leave each measured type out in turn
 
 
+@checked
 @using_threads()
 def fit_responses(
     adata: AnnData, settings: ResponseSettings = ResponseSettings(), *, tree: Tree | None = None
