@@ -17,7 +17,7 @@ from bdm._core.files import atomic_write, provenance, reject_existing
 from bdm._core.parallel import using_threads
 from bdm._core.schema import checked, checking, reject_unknown
 from bdm.data.columns import as_names
-from bdm.data.modalities import features_in_words, to_form
+from bdm.data.modalities import FORM, features_in_words, require_package_of, to_form
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.extension.extend import ExtendSettings, extend_all
@@ -191,6 +191,8 @@ class BranchedDiffusion:
         with using_threads(n_threads):
             cells = cells_in(adata, **preparing.reading)
             self.prepared = prepare(cells, preparing)
+        if isinstance(adata, str | Path):
+            require_package_of(self.prepared.uns["bdm"].get(FORM))
         self.tree = given_tree(tree, settings.hierarchy)
         if self.tree is not None:
             self.tree = match_leaves(self.tree, tuple(self.prepared.obs["cell_type"].cat.categories))
@@ -325,6 +327,7 @@ class BranchedDiffusion:
         model's data, such as a MuData. Its cells are ordered by cell type and sub-population; draw a part of them at
         random, such as by ``sc.pp.sample``.
         """
+        require_package_of(self.model.form)
         settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
         request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)
         warn_of_few_cells(self.model, request.n_cells)
@@ -390,6 +393,7 @@ class BranchedDiffusion:
         -------
         AnnData as :func:`bdm.transmutation.transmute.transmuted_cells` describes it.
         """
+        require_package_of(self.model.form)
         settings = SamplerSettings(n_levels=n_levels)
         cell_types = as_names(from_)
         cells = cells_for(adata, self.model, keys)
@@ -579,6 +583,7 @@ class BranchedDiffusion:
         from bdm.design.settings import read_design
         from bdm.design.simulate import simulate_cells
 
+        require_package_of(self.model.form)
         return to_form(simulate_cells(self.model, read_design(design, seed=seed)), self.model.form)
 
     @computing

@@ -491,10 +491,18 @@ def test_python_gives_the_form_of_the_data(multi_model, parts):
     assert list(new["prot"].var_names) == list(parts["prot"].var_names)
 
 
-def test_python_names_the_package_that_it_needs(multi_model, monkeypatch):
+def test_python_names_the_package_that_it_needs_before_it_computes(multi_model, file, parts, monkeypatch):
     monkeypatch.setitem(sys.modules, "mudata", None)
-    with pytest.raises(InputError, match="a MuData needs the package mudata, of the extra `multi`"):
-        multi_model.generate(3)
+    for compute in (
+        lambda: BranchedDiffusion(file, label_key="bulk_labels"),
+        lambda: multi_model.generate({"none": 3}),
+        lambda: multi_model.transmute(parts["rna"], to="none"),
+        lambda: multi_model.simulate({}),
+    ):
+        with pytest.raises(InputError, match="a MuData needs the package mudata, of the extra `multi`"):
+            compute()
+    alone = Settings(prepare=PrepareSettings(modality="rna=rna"))
+    assert BranchedDiffusion(file, label_key="bulk_labels", settings=alone).prepared.n_obs > 600
 
 
 # ---- a missing modality

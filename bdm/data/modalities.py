@@ -359,12 +359,19 @@ def check_form(out: Path, form: str | None) -> None:
         raise InputError(f"{out}: the model was fitted to {what}, not to a MuData; write an .h5ad file.")
 
 
+def require_package_of(form: str | None) -> None:
+    """Reject a MuData where its package is not installed, before cells are computed that cannot be given."""
+    if form == MUDATA:
+        try:
+            import mudata  # noqa: F401, whether it is there
+        except ImportError as error:
+            raise missing_package("a MuData", "mudata", extra="multi") from error
+
+
 def to_mudata(cells: AnnData) -> Any:
     """Make a MuData of cells in blocks."""
-    try:
-        import mudata
-    except ImportError as error:
-        raise missing_package("a MuData", "mudata", extra="multi") from error
+    import mudata
+
     with mudata.set_options(pull_on_update=False):  # as all modalities have the same columns of obs
         made = mudata.MuData(parts_of(cells))
     made.obs = cells.obs.copy()
