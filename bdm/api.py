@@ -26,7 +26,7 @@ from bdm.generation.at import NOWHERE, At
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import modality_named, predict_modality, question_of
 from bdm.generation.request import numbers_like, request_cells
-from bdm.hierarchy.build import given_tree
+from bdm.hierarchy.build import user_tree
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.latent.cells import encode
@@ -193,7 +193,7 @@ class BranchedDiffusion:
             self.prepared = prepare(cells, preparing)
         if isinstance(adata, str | Path):
             require_package_of(self.prepared.uns["bdm"].get(FORM))
-        self.tree = given_tree(tree, settings.hierarchy)
+        self.tree = user_tree(tree, settings.hierarchy)
         if self.tree is not None:
             self.tree = match_leaves(self.tree, tuple(self.prepared.obs["cell_type"].cat.categories))
         self.settings = replace(settings, prepare=preparing)

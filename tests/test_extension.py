@@ -32,7 +32,7 @@ from bdm.extension.fit import batch_offsets
 from bdm.extension.new_cells import join_known_cells, new_cells
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
-from bdm.hierarchy.build import branch_level, inner_names
+from bdm.hierarchy.build import branch_level, node_names
 from bdm.latent.cells import populations_of_cells
 from bdm.model.match import counts_of_genes, fitted_cells, model_counts
 from bdm.model.model import BranchedModel, load_model, save_model
@@ -469,7 +469,7 @@ def test_command_extends_reports_and_joins(folder, bdm):
 
 def test_model_and_its_cells_stay_where_an_extension_fails(small_model, example_cells):
     model, before = copy.copy(small_model), small_model.prepared.obs.copy()
-    name = next(inner_names(model.hierarchy.by_name))  # of the node that the first new type makes
+    name = next(node_names(model.hierarchy.by_name))  # of the node that the first new type makes
     labels = example_cells.obs["bulk_labels"].astype(str)
     cells = example_cells[labels == "CD34+"].copy()
     cells.obs["bulk_labels"] = np.where(np.arange(cells.n_obs) % 2, "new", name)

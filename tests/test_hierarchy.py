@@ -295,7 +295,7 @@ def test_branches_that_cannot_be_added():
     with pytest.raises(InputError, match="has a branch 'f/1' already"):
         with_new_type(with_population, divided, AttachmentPoint("a", 0.5, 1.0), row=99)
     too_high = AttachmentPoint("a", hierarchy.sigma_max, 1.0)
-    with pytest.raises(InputError, match="does not pass"):
+    with pytest.raises(InputError, match="noise level 103"):
         with_new_type(hierarchy, added_type("f", n_cells=5), too_high, row=99)
 
 

@@ -125,7 +125,7 @@ def test_trees_of_too_many_nodes_in_a_row_are_rejected(tmp_path):
         nested_lists, newick = [nested_lists, f"t{number}"], f"{newick},t{number})"
     (tmp_path / "deep.nwk").write_text(f"{newick};")
     for tree in (nested_lists, f"{newick};", tmp_path / "deep.nwk"):
-        with pytest.raises(InputError, match="The tree has too many nodes one below the other; join some of them"):
+        with pytest.raises(InputError, match="too deep"):
             match_leaves(as_clade(tree), [f"t{number}" for number in range(1201)])
 
 

@@ -294,7 +294,7 @@ def test_transmutation_needs_another_type(model, divided, cells):
 
 
 def test_tree_needs_labels(cells, settings):
-    with pytest.raises(InputError, match=r"^A tree needs two cell types or more, but all cells are of the type 'cell'"):
+    with pytest.raises(InputError, match=r"^A tree needs two cell types or more, but 'cell'"):
         package.BranchedDiffusion(cells, settings=settings, tree=["B", "T"])
 
 

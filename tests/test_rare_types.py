@@ -13,9 +13,9 @@ from bdm.hierarchy.clustering import (
     FEW_CELLS,
     MeasuredMeans,
     clade_support,
-    clades_of_populations,
     cluster_means,
     nearer_types,
+    population_clades,
     resample_means,
 )
 from bdm.hierarchy.files import branch_table
@@ -189,8 +189,7 @@ def test_support_of_a_rare_type_is_how_often_samples_have_its_clade(error_varian
     for seed in range(60):
         cells = encoded(sampled(means, [300, 300, n_rare], rng), error_variance, rng)
         occurs.append(
-            clade
-            in clades_of_populations(MeasuredMeans.from_moments(population_moments(cells, IDENTITY)), cells.labels)
+            clade in population_clades(MeasuredMeans.from_moments(population_moments(cells, IDENTITY)), cells.labels)
         )
         found = clade_support(resamples_of(cells, n_bootstrap=20, seed=seed), cells.labels)
         assert found is not None

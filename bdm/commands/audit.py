@@ -38,7 +38,7 @@ def audit(
     from bdm.audit.folds import divide
     from bdm.audit.run import AuditedModels, audit_folds, audit_models, from_files
     from bdm.data.prepare import read_prepared
-    from bdm.hierarchy.build import given_tree
+    from bdm.hierarchy.build import user_tree
     from bdm.pl import write_result
 
     with atomic_write(out, folder_of="audit.json") as folder:
@@ -50,7 +50,7 @@ def audit(
             given = from_files(cells, division, audit)
             found = audit_folds(division, audit, given, seed=seed, generator="files")
         else:
-            shape = given_tree(tree, settings.hierarchy)
+            shape = user_tree(tree, settings.hierarchy)
             made = AuditedModels(fit=settings, sampling=sampling, tree=shape, folder=models, device=device, seed=seed)
             found = audit_models(division, audit, made)
         write_result(folder, found)

@@ -24,15 +24,15 @@ from bdm.autoencoder.cells import (
     sample_rows_of_population,
 )
 from bdm.autoencoder.sub_populations import GroupLatents, SubPopulations, classify, parts_of_group, prefixes_of
-from bdm.hierarchy.build import MIN_LEVEL, AttachmentPoint, attachment_point, branches_of, inner_names, measure_clade
+from bdm.hierarchy.build import MIN_LEVEL, AttachmentPoint, attachment_point, build_branches, measure_clade, node_names
 from bdm.hierarchy.clustering import (
     FEW_CELLS,
     MeasuredMeans,
     TreeSupport,
     clade_support,
-    clades_of_types,
     nearer_types,
     resample_means,
+    type_clades,
 )
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells, encode, populations_of_cells
@@ -167,7 +167,7 @@ def attached(
     branch; None without resamples.
     """
     means = MeasuredMeans.from_moments(moments)
-    (shape,) = clades_of_types(means, cells.populations, cells.labels).values()
+    (shape,) = type_clades(means, cells.populations, cells.labels).values()
     index = {name: row for row, name in enumerate(cells.populations)}
     root = measure_clade(shape, means, index, threshold=model.hierarchy.threshold)
     lowest = max(root.level, MIN_LEVEL)
@@ -178,14 +178,14 @@ def attached(
     attachment = attachment_of(means)
     suggested, generator = without_prior(cells, model.whitening).double().numpy(), numpy_generator(seed, "place")
     resamples = resample_means(suggested, cells.population.numpy(), means, n_bootstrap=n_bootstrap, generator=generator)
-    names = inner_names({*model.hierarchy.by_name, *cells.populations, *cells.labels})
+    names = node_names({*model.hierarchy.by_name, *cells.populations, *cells.labels})
     same = [attachment_of(resample).branch == attachment.branch for resample in resamples]
     support = float(np.mean(same)) if same else None
     place = {} if support is None or len(cells.mean) >= FEW_CELLS else {cells.labels[0]: support}
     nearer = nearer_to(model, means, resamples, cells, generator)
     of_tree = TreeSupport(clade_support(resamples, cells.labels), place, nearer)
     level = attachment.level
-    branches = branches_of(root, None, cells, of_tree, names)
+    branches = build_branches(root, None, cells, of_tree, names)
     below = tuple(replace(branch, level=min(branch.level, level)) for branch in branches)
     return attachment, support, Hierarchy(below, level, model.hierarchy.threshold)
 

@@ -1,1 +1,1 @@
-"""Hierarchy of cell types: trees, noise levels, support, extension, comparison, and files."""
+"""Hierarchy of cell types: trees, noise levels, support and files."""

@@ -1,4 +1,4 @@
-"""Construction of the hierarchy from cells: its tree, noise levels and support; and its extension by a cell type."""
+"""Build the hierarchy from cells, and add cell types to it."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +16,13 @@ from bdm.hierarchy.clustering import (
     MeasuredMeans,
     TreeSupport,
     clade_support,
-    clades_of_types,
-    merged,
-    merges_of_types,
+    link_types,
+    merge_clades,
     nearer_types,
     place_support,
     resample_means,
-    rows_of_types,
+    rows_by_type,
+    type_clades,
     with_sub_populations,
 )
 from bdm.hierarchy.files import Tree, as_clade
@@ -31,22 +31,22 @@ from bdm.latent.cells import LatentCells
 from bdm.latent.moments import fit_whitening, population_moments, without_prior
 from bdm.settings import HierarchySettings
 
-MIN_LEVEL = 0.3  # of a node: populations that overlap below the threshold still need branches
+MIN_LEVEL = 0.3  # lowest level of a node; populations that overlap still need branches
 
 
 @dataclass(frozen=True)
 class MeasuredClade:
-    """Clade with the noise level at which its children separate, and moments of the means of its populations."""
+    """Clade with its noise level and the moments of its population means."""
 
-    members: tuple[int, ...]  # indices of its populations
+    members: tuple[int, ...]  # indices of populations
     children: tuple["MeasuredClade", ...]
-    level: float
-    mean: np.ndarray  # of the means m of its populations
-    mean_square: float  # of |m|**2, without what the sampling variance of m adds
-    name: str | None = None  # of the cell type whose sub-populations these are
+    level: float  # noise level at which the children separate
+    mean: np.ndarray  # average of the population means m
+    mean_square: float  # average of |m|**2, corrected for sampling variance
+    name: str | None = None  # cell type, if the members are its sub-populations
 
 
-MAX_SPREADS = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
+MAX_SPREADS = 6  # sigma_max in standard deviations of all cells; at least twice the root's level
 
 
 @using_threads()
@@ -54,65 +54,91 @@ MAX_SPREADS = 6  # sigma_max in standard deviations of all cells, or twice the r
 def build_hierarchy(
     cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Tree | None = None
 ) -> Hierarchy:
-    """Build the hierarchy of populations from their means, or compute the noise levels of a tree of cell types."""
-    clade = given_tree(tree, settings)
+    """Build the hierarchy of populations by clustering, or from a given tree.
+
+    Parameters
+    ----------
+    cells
+        Posteriors of the cells in latent space, with populations and cell types.
+    settings
+        Threshold of the noise levels, number of resamples, and whether the hierarchy is flat.
+    seed
+        Seed of the resamples that measure support.
+    tree
+        Tree of the cell types in any form of :data:`Tree`. Noise levels and trees of sub-populations are computed.
+
+    Returns
+    -------
+    Hierarchy with noise levels in whitened units, and support.
+
+    Raises
+    ------
+    InputError
+        If the leaves of ``tree`` differ from the cell types, or ``settings`` ask for a flat hierarchy too.
+    """
+    clade = user_tree(tree, settings)
     clade = None if clade is None else match_leaves(clade, tuple(dict.fromkeys(cells.labels)))
     whitening = fit_whitening(cells)
     means = MeasuredMeans.from_moments(population_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
     index = {population: i for i, population in enumerate(cells.populations)}
-    clades = clades_of_types(means, cells.populations, cells.labels)
+    clades = type_clades(means, cells.populations, cells.labels)
     if clade is None:
-        shape = merged(list(clades.values()), merges_of_types(means, cells.labels))
+        shape = merge_clades(list(clades.values()), link_types(means, cells.labels))
     else:
         shape = with_sub_populations(clade, clades)
     root = measure_clade(shape, means, index, threshold=settings.threshold)
 
     spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
     sigma_max = float(max(MAX_SPREADS * spread, 2 * root.level))
-    made: dict[str, Any] = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
+    provenance: dict[str, Any] = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
     if settings.flat:
-        top = Branch(next(inner_names({*cells.populations, *cells.labels})), None, sigma_max, int(cells.n_cells.sum()))
+        root_name = next(node_names({*cells.populations, *cells.labels}))
+        top = Branch(root_name, None, sigma_max, int(cells.n_cells.sum()))
         leaves = zip(cells.populations, cells.labels, cells.n_cells.tolist(), strict=True)
         flat = (top, *(Branch(name, top.name, 0.0, n_cells, cell_type=label) for name, label, n_cells in leaves))
-        return Hierarchy(flat, sigma_max, settings.threshold, provenance=made)
-    generator, suggested = numpy_generator(seed, "support"), without_prior(cells, whitening).double().numpy()
+        return Hierarchy(flat, sigma_max, settings.threshold, provenance=provenance)
     resamples = resample_means(
-        suggested, cells.population.numpy(), means, n_bootstrap=settings.n_bootstrap, generator=generator
+        without_prior(cells, whitening).double().numpy(),
+        cells.population.numpy(),
+        means,
+        n_bootstrap=settings.n_bootstrap,
+        generator=numpy_generator(seed, "support"),
     )
-    names = inner_names({*cells.populations, *cells.labels})
-    branches = branches_of(root, None, cells, tree_support(means, resamples, cells, given=tree is not None), names)
-    return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
+    names = node_names({*cells.populations, *cells.labels})
+    support = measure_support(means, resamples, cells, given=tree is not None)
+    branches = build_branches(root, None, cells, support, names)
+    return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=provenance)
 
 
-def given_tree(tree: Tree | None, settings: HierarchySettings) -> Clade | None:
-    """Read a user's tree, in any form of :data:`Tree`."""
+def user_tree(tree: Tree | None, settings: HierarchySettings) -> Clade | None:
+    """Read a user's tree in any form of :data:`Tree`."""
     if tree is not None and settings.flat:
-        raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
+        raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`, not both.")
     return None if tree is None else as_clade(tree)
 
 
-def tree_support(
+def measure_support(
     means: MeasuredMeans, resamples: Sequence[MeasuredMeans], cells: LatentCells, *, given: bool
 ) -> TreeSupport:
-    """Collect what resamples show; a tree that is ``given`` has its places from the user."""
-    n_cells = {label: int(cells.n_cells[rows].sum()) for label, rows in rows_of_types(cells.labels).items()}
-    few = [] if given else [label for label, n in n_cells.items() if n < FEW_CELLS]
-    place = place_support(means, resamples, cells.labels, few)
+    """Measure the support of a tree; in a ``given`` tree, places are certain."""
+    n_cells = {label: int(cells.n_cells[rows].sum()) for label, rows in rows_by_type(cells.labels).items()}
+    rare = [] if given else [label for label, n in n_cells.items() if n < FEW_CELLS]
+    place = place_support(means, resamples, cells.labels, rare)
     uncertain = {name for name, support in place.items() if support < MIN_PLACE}
     nearer = nearer_types(means, resamples, cells.labels, uncertain=uncertain)
     return TreeSupport(clade_support(resamples, cells.labels), place, dict(zip(cells.populations, nearer, strict=True)))
 
 
-def inner_names(taken: Collection[str]) -> Iterator[str]:
-    """Give names for inner nodes, none of which is taken by a cell type or a population."""
-    return (name for number in count(1) if (name := f"node {number}") not in taken)
+def node_names(reserved: Collection[str]) -> Iterator[str]:
+    """Yield names for inner nodes, such as ``node 1``, except reserved ones."""
+    return (name for number in count(1) if (name := f"node {number}") not in reserved)
 
 
-def branches_of(
+def build_branches(
     clade: MeasuredClade, parent: str | None, cells: LatentCells, support: TreeSupport, names: Iterator[str]
 ) -> list[Branch]:
-    """Branches of a clade, itself first, larger children before smaller ones; ``names`` are for inner nodes."""
+    """Return the branches of a clade in preorder, larger children first."""
     labels = {cells.labels[member] for member in clade.members}
     name = clade.name or (next(names) if clade.children else cells.populations[clade.members[0]])
     branch = Branch(
@@ -126,14 +152,24 @@ def branches_of(
         place=support.place.get(name),
     )
     children = sorted(clade.children, key=lambda child: (-len(child.members), min(child.members)))
-    return [branch, *(below for child in children for below in branches_of(child, name, cells, support, names))]
+    return [branch, *(below for child in children for below in build_branches(child, name, cells, support, names))]
 
 
 def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:
-    """Noise level at which the best classifier distinguishes two cell types with AUC ``threshold``; 0 where none does.
+    """Return the noise level at which two cell types separate.
 
-    Solves ``threshold = Phi(distance / sqrt(2 (1 + sigma**2)))`` for ``sigma``, of a Mahalanobis distance between
-    means.
+    Solves ``threshold = Phi(distance / sqrt(2 (1 + sigma**2)))``, the AUC of the best classifier, for ``sigma``.
+
+    Parameters
+    ----------
+    distance
+        Mahalanobis distance between means, any shape.
+    threshold
+        AUC in (0.5, 1).
+
+    Returns
+    -------
+    Noise level in whitened units, the shape of ``distance``; 0 for types that overlap more than the threshold.
     """
     HierarchySettings.check(threshold=threshold)
     variance = np.asarray(distance) ** 2 / (2 * ndtri(threshold) ** 2) - 1
@@ -141,7 +177,7 @@ def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySe
 
 
 def measure_clade(clade: Clade, means: MeasuredMeans, index: dict[str, int], *, threshold: float) -> MeasuredClade:
-    """Level of every node of a tree, from its merge height; ``index`` gives rows of ``means``."""
+    """Compute the noise levels of a tree; ``index`` maps leaves to rows."""
     if not clade.children:
         (leaf,) = clade.leaves()
         row = index[leaf]
@@ -161,7 +197,7 @@ def measure_clade(clade: Clade, means: MeasuredMeans, index: dict[str, int], *, 
 
 
 def merge_height(children: tuple[MeasuredClade, ...]) -> float:
-    """Mean squared distance of populations of different children, as in average linkage, without noise; at least 0."""
+    """Return the mean squared distance between populations of different children, corrected for noise."""
     pairs = list(combinations(children, 2))
     squares = [a.mean_square + b.mean_square - 2 * float(a.mean @ b.mean) for a, b in pairs]
     return max(float(np.average(squares, weights=[len(a.members) * len(b.members) for a, b in pairs])), 0.0)
@@ -174,19 +210,27 @@ def merge_height(children: tuple[MeasuredClade, ...]) -> float:
 class AttachmentPoint:
     """Branch and noise level at which a new cell type leaves the hierarchy."""
 
-    branch: str  # that it leaves
+    branch: str  # name of the branch
     level: float
-    distance: float  # root mean square, to the populations below that branch, in whitened space
+    distance: float  # root mean square distance to the populations below the branch, in whitened space
 
 
 def attachment_point(
     hierarchy: Hierarchy, squared_distance: dict[str, float], *, lowest: float = MIN_LEVEL
 ) -> AttachmentPoint:
-    """Find where a new cell type leaves a hierarchy, by its squared distances to populations, which may be negative.
+    """Find where a new cell type leaves a hierarchy.
 
-    Descends from the root to the nearest child for as long as the type separates from that child at a lower noise level
-    than the children separate from each other; not below a cell type, which stays a clade. ``lowest`` is the level at
-    which its own populations separate.
+    Descends from the root to the nearest child while the new type separates from that child at a lower noise level than
+    the children from each other. Cell types stay clades, so the search ends at them.
+
+    Parameters
+    ----------
+    hierarchy
+        Hierarchy without the new type.
+    squared_distance
+        Squared distance of the new type to each population, corrected for sampling variance; may be negative.
+    lowest
+        Noise level at which the populations of the new type separate.
     """
 
     def square(name: str) -> float:
@@ -217,19 +261,35 @@ def with_new_type(
     row: int,
     support: float | None = None,
 ) -> Hierarchy:
-    """Add a cell type, a leaf or a clade of populations, whose branches have rows from ``row`` on in the prior.
+    """Add a cell type by splitting the branch that it leaves.
 
-    The branch that it leaves is cut in two. The upper part becomes a new node that keeps its row in the prior, so the
-    cells of other types do not change.
+    The upper part becomes a new node that keeps the branch's row in the prior, so the cells of other types stay the
+    same.
+
+    Parameters
+    ----------
+    hierarchy
+        Hierarchy to extend.
+    tree
+        Branches of the new type: a leaf, or a clade of populations.
+    attachment
+        Branch and noise level to split.
+    row
+        Row of the first added branch in the prior.
+    support
+        Support of the new node.
     """
-    if taken := next((branch.name for branch in tree.branches if branch.name in hierarchy.by_name), None):
-        raise InputError(f"The hierarchy has a branch {taken!r} already; give the new type another name.")
+    if duplicate := next((branch.name for branch in tree.branches if branch.name in hierarchy.by_name), None):
+        raise InputError(f"The hierarchy has a branch {duplicate!r} already; give the new type another name.")
     below_node, segment = hierarchy.by_name[attachment.branch], hierarchy.segment(attachment.branch)
     if not segment.low <= attachment.level <= segment.high:
-        raise InputError(f"Branch {attachment.branch!r} does not pass the noise level {attachment.level:.3g}.")
+        raise InputError(
+            f"The noise level {attachment.level:.3g} is outside branch {attachment.branch!r}, "
+            f"which runs from {segment.low:.3g} to {segment.high:.3g}."
+        )
     extension, n_cells = 1 + max(branch.added for branch in hierarchy.branches), tree.root.n_cells
     node = Branch(
-        next(inner_names({*hierarchy.by_name, *tree.by_name})),
+        next(node_names({*hierarchy.by_name, *tree.by_name})),
         below_node.parent,
         attachment.level,
         below_node.n_cells + n_cells,
@@ -252,7 +312,7 @@ def with_new_type(
 
 
 def with_rows(hierarchy: Hierarchy, *, first: int = 0) -> Hierarchy:
-    """Write its row, from ``first`` on, into every branch: it is its position only until others are inserted."""
+    """Store the row of every branch explicitly, from ``first`` on, before inserting others."""
     indices = hierarchy.rows
     branches = tuple(replace(branch, row=first + indices[branch.name]) for branch in hierarchy.branches)
     return replace(hierarchy, branches=branches)

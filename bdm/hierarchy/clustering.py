@@ -1,4 +1,4 @@
-"""Clustering of populations by their means, without sampling noise, and its support by resamples of cells."""
+"""Cluster populations by their means, and bootstrap the support of the tree."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -12,44 +12,44 @@ from scipy.special import ndtri
 from bdm.hierarchy.tree import Clade
 from bdm.latent.moments import PopulationMoments
 
-FEW_CELLS = 50  # of a type, below which its own place in the tree is examined, and its cells are warned of
-ERROR_RATE = 0.05  # probability that any sub-population is reported as nearer to another type by chance
+FEW_CELLS = 50  # cell types with fewer cells: their place is tested, and fits and generation warn
+ERROR_RATE = 0.05  # chance that any sub-population is falsely called nearer to another type
 
 
 @dataclass(frozen=True)
 class MeasuredMeans:
-    """Means of populations that were measured with noise."""
+    """Means of populations with their sampling variance."""
 
-    mean: np.ndarray  # in whitened space, populations x dimensions
-    variance: np.ndarray  # sampling variance of each mean, summed over dimensions
+    mean: np.ndarray  # populations x dimensions, in whitened space
+    variance: np.ndarray  # of each mean, summed over dimensions
 
     @classmethod
     def from_moments(cls, moments: PopulationMoments) -> "MeasuredMeans":
-        """Take the means of the moments."""
+        """Select the means from the moments."""
         return cls(moments.mean.double().numpy(), moments.mean_variance.double().numpy())
 
     def subset(self, rows: list[int]) -> "MeasuredMeans":
-        """Take the means of some of the populations."""
+        """Select populations."""
         return MeasuredMeans(self.mean[rows], self.variance[rows])
 
     def concat(self, other: "MeasuredMeans") -> "MeasuredMeans":
-        """Append the means of other populations."""
+        """Append populations."""
         return MeasuredMeans(np.concatenate([self.mean, other.mean]), np.concatenate([self.variance, other.variance]))
 
 
 def squared_distances(means: MeasuredMeans) -> np.ndarray:
-    """Squared distances between the means of populations without the noise of both, in the order of SciPy's ``pdist``.
+    """Return squared distances between means, corrected for sampling variance.
 
-    Differences below 0 are kept, as they average out in larger clades.
+    Pairs are ordered as by SciPy's ``pdist``. Negative values are kept, as they average out in larger clades.
     """
     first, second = np.triu_indices(len(means.mean), k=1)
     measured: np.ndarray = pdist(means.mean, "sqeuclidean")
     return np.asarray(measured - means.variance[first] - means.variance[second])
 
 
-def squared_distances_of_types(means: MeasuredMeans, labels: tuple[str, ...]) -> np.ndarray:
-    """Squared distances between cell types, averaged over their populations: types x types, in their first order."""
-    rows = rows_of_types(labels)
+def type_distances(means: MeasuredMeans, labels: tuple[str, ...]) -> np.ndarray:
+    """Return squared distances between cell types, averaged over populations, types x types."""
+    rows = rows_by_type(labels)
     shares = np.zeros((len(rows), len(labels)))
     for number, of_type in enumerate(rows.values()):
         shares[number, of_type] = 1 / len(of_type)
@@ -59,53 +59,53 @@ def squared_distances_of_types(means: MeasuredMeans, labels: tuple[str, ...]) ->
     return distances
 
 
-def rows_of_types(labels: tuple[str, ...]) -> dict[str, list[int]]:
-    """Rows of the populations of each cell type, types in their first order."""
+def rows_by_type(labels: tuple[str, ...]) -> dict[str, list[int]]:
+    """Return the rows of each cell type's populations, types in order of appearance."""
     rows: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         rows.setdefault(label, []).append(row)
     return rows
 
 
-def merges(squares: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs that average linkage merges, in order; merged ones are numbered after the given ones, as by SciPy."""
+def average_linkage(squares: np.ndarray) -> list[tuple[int, int]]:
+    """Return the pairs that average linkage merges, numbered as by SciPy."""
     if not len(squares):
         return []
     return [(int(first), int(second)) for first, second, _, _ in linkage(squares, method="average")]
 
 
-def merges_of_types(means: MeasuredMeans, labels: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Pairs of cell types, or of clades of them, that average linkage merges, see :func:`merges`."""
-    return merges(squareform(squared_distances_of_types(means, labels), checks=False))
+def link_types(means: MeasuredMeans, labels: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Return the pairs of cell types that average linkage merges, see :func:`average_linkage`."""
+    return average_linkage(squareform(type_distances(means, labels), checks=False))
 
 
 def cluster_means(means: MeasuredMeans, populations: tuple[str, ...]) -> Clade:
-    """Tree of populations by average linkage of squared distances between their means.
+    """Cluster populations by average linkage of squared distances between means.
 
-    Noising x_t = a x_0 + s e leaves the mean squared distance between two classes larger than within them by exactly
-    a**2 |mu_i - mu_j|**2, so this is the algorithm of Tseng et al. 2024 (arXiv 2212.10777) in expectation.
+    This is the algorithm of Tseng et al. 2024 (arXiv 2212.10777) in expectation: for noised cells x_t = a x_0 + s e,
+    the mean squared distance between two classes exceeds the distance within them by a**2 |mu_i - mu_j|**2.
     """
-    return merged([Clade(name) for name in populations], merges(squared_distances(means)))
+    return merge_clades([Clade(name) for name in populations], average_linkage(squared_distances(means)))
 
 
-def clades_of_types(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Clade]:
-    """Cluster the populations of each cell type: a clade with the name of the type, or its only population."""
+def type_clades(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Clade]:
+    """Cluster the populations of each cell type into a clade named after it."""
     clades = {}
-    for cell_type, rows in rows_of_types(labels).items():
-        found = cluster_means(means.subset(rows), tuple(populations[row] for row in rows))
-        clades[cell_type] = Clade(cell_type, found.children) if found.children else found
+    for cell_type, rows in rows_by_type(labels).items():
+        clade = cluster_means(means.subset(rows), tuple(populations[row] for row in rows))
+        clades[cell_type] = Clade(cell_type, clade.children) if clade.children else clade
     return clades
 
 
-def merged(clades: list[Clade], pairs: list[tuple[int, int]]) -> Clade:
-    """Merge clades by pairs, see :func:`merges`."""
+def merge_clades(clades: list[Clade], pairs: list[tuple[int, int]]) -> Clade:
+    """Merge clades by pairs, see :func:`average_linkage`."""
     for first, second in pairs:
         clades.append(Clade(children=(clades[first], clades[second])))
     return clades[-1]
 
 
 def with_sub_populations(tree: Clade, clades: dict[str, Clade]) -> Clade:
-    """Put the clades of cell types in place of the leaves of a tree of cell types."""
+    """Replace the leaves of a tree, cell types, by their clades."""
     if not tree.children:
         (name,) = tree.leaves()
         return clades[name]
@@ -117,100 +117,99 @@ def with_sub_populations(tree: Clade, clades: dict[str, Clade]) -> Clade:
 
 @dataclass(frozen=True)
 class TreeSupport:
-    """What resamples of cells show of a tree."""
+    """Bootstrap support of a tree."""
 
     support: Mapping[frozenset[int], float] | None  # see clade_support
-    place: Mapping[str, float]  # of cell types of few cells, see place_support
+    place: Mapping[str, float]  # of rare cell types, see place_support
     nearer_to: Mapping[str, str | None]  # see nearer_types
 
 
 def resample_means(
     x: np.ndarray, population: np.ndarray, means: MeasuredMeans, *, n_bootstrap: int, generator: np.random.Generator
 ) -> list[MeasuredMeans]:
-    """Means of resamples of cells (x, whitened) with replacement, within populations.
+    """Bootstrap the means of populations, resampling the cells within each.
 
-    Cells are as :func:`bdm.latent.moments.without_prior` gives them. The means have the noise of the measured means and
-    of resampling. Both are subtracted, so that distances scatter around those that the tree is made of; else resamples
-    would put rare populations apart.
+    Cells x are from :func:`bdm.latent.moments.without_prior`. The variance of a resampled mean includes the variance of
+    resampling; distances subtract it, as it would drive rare populations apart.
     """
-    drawn, noise = np.empty((n_bootstrap, *means.mean.shape)), means.variance.copy()
+    resampled, noise = np.empty((n_bootstrap, *means.mean.shape)), means.variance.copy()
     for code in range(len(means.mean)):
         cells = x[population == code]
-        even, centre = np.full(len(cells), 1 / len(cells)), cells.mean(axis=0)
+        uniform, centre = np.full(len(cells), 1 / len(cells)), cells.mean(axis=0)
         for number in range(n_bootstrap):  # one resample in memory at a time
-            shift = generator.multinomial(len(cells), even) @ cells / len(cells) - centre
-            drawn[number, code] = means.mean[code] + shift
+            shift = generator.multinomial(len(cells), uniform) @ cells / len(cells) - centre
+            resampled[number, code] = means.mean[code] + shift
         noise[code] += cells.var(axis=0).sum() / len(cells)
-    return [MeasuredMeans(mean, noise) for mean in drawn]
+    return [MeasuredMeans(mean, noise) for mean in resampled]
 
 
 def clade_support(resamples: Sequence[MeasuredMeans], labels: tuple[str, ...]) -> dict[frozenset[int], float] | None:
-    """Share of resamples in which each set of populations is a clade, see :func:`clades_of_populations`.
+    """Return the bootstrap support of each clade (a set of populations).
 
-    The bootstrap of Felsenstein 1985 (Evolution 39:783), with cells in the place of sites.
+    The bootstrap of Felsenstein 1985 (Evolution 39:783), resampling cells instead of sites.
     """
     if not resamples:
         return None
-    seen = Counter(clade for means in resamples for clade in clades_of_populations(means, labels))
-    return {clade: n / len(resamples) for clade, n in seen.items()}
+    counts = Counter(clade for means in resamples for clade in population_clades(means, labels))
+    return {clade: n / len(resamples) for clade, n in counts.items()}
 
 
-def clades_of_populations(means: MeasuredMeans, labels: tuple[str, ...]) -> set[frozenset[int]]:
-    """Find the sets of populations, as indices, that are clades: of several cell types, and of one.
+def population_clades(means: MeasuredMeans, labels: tuple[str, ...]) -> set[frozenset[int]]:
+    """Return the clades as sets of population indices.
 
-    Several types are a clade in the clustering of the types, as in the tree; populations of one type in the clustering
-    of all populations, which shows whether the cells agree with the type.
+    Clades of several cell types are from the clustering of types, as in the tree. Clades within a type are from the
+    clustering of all populations, which shows whether the cells agree with the type.
     """
     singles = [frozenset([row]) for row in range(len(labels))]
-    of_any = merged_sets(singles, merges(squared_distances(means)))
-    of_one = {clade for clade in of_any if len({labels[row] for row in clade}) == 1}
-    members = list(map(frozenset, rows_of_types(labels).values()))
-    return of_one | merged_sets(members, merges_of_types(means, labels))
+    clades = merge_sets(singles, average_linkage(squared_distances(means)))
+    within_type = {clade for clade in clades if len({labels[row] for row in clade}) == 1}
+    types = list(map(frozenset, rows_by_type(labels).values()))
+    return within_type | merge_sets(types, link_types(means, labels))
 
 
-def merged_sets(members: list[frozenset[int]], pairs: list[tuple[int, int]]) -> set[frozenset[int]]:
-    """Return the sets that result from merging given ones by pairs."""
-    n_given = len(members)
+def merge_sets(members: list[frozenset[int]], pairs: list[tuple[int, int]]) -> set[frozenset[int]]:
+    """Merge sets by pairs, and return the merged sets; see :func:`average_linkage`."""
+    n_initial = len(members)
     for first, second in pairs:
         members.append(members[first] | members[second])
-    return set(members[n_given:])
+    return set(members[n_initial:])
 
 
 def place_support(
-    means: MeasuredMeans, resamples: Sequence[MeasuredMeans], labels: tuple[str, ...], few: Collection[str]
+    means: MeasuredMeans, resamples: Sequence[MeasuredMeans], labels: tuple[str, ...], rare: Collection[str]
 ) -> dict[str, float]:
-    """Share of resamples in which a cell type of few cells is off the centre, and leaves the tree where it does.
+    """Return the bootstrap support of the place of each rare cell type.
 
-    Such a type may be anywhere in resamples, and takes the support of the clades that it leaves and enters with it; so
-    its own place is examined: the clade of types with enough cells that it is next to. At the mean of all cells, where
-    latents put what they have no axis for, a place says nothing, however often it is the same.
+    The support of clades says little about rare types: they move between resamples, which lowers the support of every
+    clade that they leave or enter. A place only counts if the type differs from the mean of all cells, where cells lie
+    that the latent space cannot describe.
     """
     if not resamples:
         return {}
-    place, drawn = places(means, labels, few), [places(resample, labels, few) for resample in resamples]
-    off = [types_off_centre(resample, labels) for resample in resamples]
+    resampled = [places(resample, labels, rare) for resample in resamples]
+    distinct = [distinct_types(resample, labels) for resample in resamples]
     return {
-        name: float(np.mean([name in far and found[name] == next_to for far, found in zip(off, drawn, strict=True)]))
-        for name, next_to in place.items()
+        name: float(np.mean([name in far and at[name] == place for far, at in zip(distinct, resampled, strict=True)]))
+        for name, place in places(means, labels, rare).items()
     }
 
 
-def types_off_centre(means: MeasuredMeans, labels: tuple[str, ...]) -> set[str]:
-    """Cell types whose means are farther from the mean of all cells, on average, than by their noise."""
+def distinct_types(means: MeasuredMeans, labels: tuple[str, ...]) -> set[str]:
+    """Return the cell types that differ from the overall mean beyond noise."""
     squares = (means.mean**2).sum(axis=1) - means.variance
-    return {name for name, rows in rows_of_types(labels).items() if squares[rows].mean() > 0}
+    return {name for name, rows in rows_by_type(labels).items() if squares[rows].mean() > 0}
 
 
-def places(means: MeasuredMeans, labels: tuple[str, ...], few: Collection[str]) -> dict[str, frozenset[str]]:
-    """Types with enough cells in the clade that each type of ``few`` is next to; none if no type has enough."""
-    members = [frozenset([name]) for name in rows_of_types(labels)]
-    found: dict[str, frozenset[str]] = {}
-    for first, second in merges_of_types(means, labels):
-        for own, other in ((members[first], members[second]), (members[second], members[first])):
-            if own.issubset(few) and not other.issubset(few):
-                found |= dict.fromkeys(own, other.difference(few))
+def places(means: MeasuredMeans, labels: tuple[str, ...], rare: Collection[str]) -> dict[str, frozenset[str]]:
+    """Return the place of each rare type: its sister clade without rare types."""
+    members = [frozenset([name]) for name in rows_by_type(labels)]
+    place: dict[str, frozenset[str]] = {}
+    for first, second in link_types(means, labels):
+        for clade, sister in ((members[first], members[second]), (members[second], members[first])):
+            if clade.issubset(rare) and not sister.issubset(rare):
+                place |= dict.fromkeys(clade, sister.difference(rare))
         members.append(members[first] | members[second])
-    return found
+    return place
 
 
 def nearer_types(
@@ -220,33 +219,38 @@ def nearer_types(
     *,
     uncertain: Collection[str] = (),
 ) -> tuple[str | None, ...]:
-    """Cell type whose populations are nearer to a sub-population, on average, than the others of its own type, or None.
+    """Return the cell type that is nearer to a population than its own.
 
-    Differences of mean squared distances are compared with their standard deviation over resamples, by a normal test
-    with Bonferroni's correction for the pairs of a sub-population and another type; ``uncertain`` types are left out.
+    None for populations that are nearest to their own type. Mean squared distances are compared by a normal test with
+    the standard deviation of resamples, Bonferroni-corrected for all pairs of sub-population and candidate type.
+    ``uncertain`` types are no candidates.
     """
-    rows = rows_of_types(labels)
+    rows = rows_by_type(labels)
     own, names = np.array([list(rows).index(label) for label in labels]), list(rows)
-    others = [number for number, name in enumerate(names) if name not in uncertain]
-    tested = [row for row, label in enumerate(labels) if len(rows[label]) > 1 and set(others) - {own[row]}]
-    found: list[str | None] = [None] * len(labels)
+    candidates = [column for column, name in enumerate(names) if name not in uncertain]
+    tested = [row for row, label in enumerate(labels) if len(rows[label]) > 1 and set(candidates) - {own[row]}]
+    nearer: list[str | None] = [None] * len(labels)
     if not resamples or not tested:
-        return tuple(found)
-    quantile = -ndtri(ERROR_RATE / sum(len({*others} - {own[row]}) for row in tested))
-    between, drawn = squares_to_types(means, labels), [squares_to_types(resample, labels) for resample in resamples]
+        return tuple(nearer)
+    quantile = -ndtri(ERROR_RATE / sum(len({*candidates} - {own[row]}) for row in tested))
+    measured = distances_to_types(means, labels)
+    resampled = [distances_to_types(resample, labels) for resample in resamples]
     for row in tested:
-        nearest = min((number for number in others if number != own[row]), key=lambda number: between[row, number])
-        gain, *gains = (squares[row, own[row]] - squares[row, nearest] for squares in (between, *drawn))
+        nearest = min((column for column in candidates if column != own[row]), key=lambda column: measured[row, column])
+        gain, *gains = (squares[row, own[row]] - squares[row, nearest] for squares in (measured, *resampled))
         if gain > quantile * np.std(gains):
-            found[row] = names[nearest]
-    return tuple(found)
+            nearer[row] = names[nearest]
+    return tuple(nearer)
 
 
-def squares_to_types(means: MeasuredMeans, labels: tuple[str, ...]) -> np.ndarray:
-    """Mean squared distances from each population to the populations of each type, without itself; NaN without any."""
-    rows = rows_of_types(labels)
+def distances_to_types(means: MeasuredMeans, labels: tuple[str, ...]) -> np.ndarray:
+    """Return mean squared distances of populations to types, excluding themselves, populations x types.
+
+    NaN for the only population of a type to its own type.
+    """
+    rows = rows_by_type(labels)
     member = np.zeros((len(labels), len(rows)))
-    for number, of_type in enumerate(rows.values()):
-        member[of_type, number] = 1
+    for column, members in enumerate(rows.values()):
+        member[members, column] = 1
     with np.errstate(invalid="ignore"):
         return np.asarray(squareform(squared_distances(means)) @ member / (member.sum(axis=0) - member))

@@ -1,4 +1,4 @@
-"""Hierarchies and trees in files: JSON, Newick, and a table of branches."""
+"""Read and write hierarchies and trees: JSON, Newick, and a table of branches."""
 
 import re
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ def load_hierarchy(path: Path) -> Hierarchy:
     """Read a hierarchy from its JSON file."""
     content = read_checksummed_json(path, "hierarchy", version=FORMAT)
     with reject_if_damaged(path):
-        of_fields = {name: value for name, value in content.items() if name not in ("format", "checksum")}
-        hierarchy: Hierarchy = ContentReader({}).decode(of_fields, Hierarchy)
+        fields = {name: value for name, value in content.items() if name not in ("format", "checksum")}
+        hierarchy: Hierarchy = ContentReader({}).decode(fields, Hierarchy)
         fault = hierarchy.fault()
     if fault:
-        raise InputError(f"{path} is damaged ({fault}); make it again.")
+        raise InputError(f"{path} is damaged ({fault}); create it again.")
     return hierarchy
 
 
@@ -34,34 +34,34 @@ TOKEN = re.compile(r"\s*(?:'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"|(\[[^]]*\])|([
 
 
 def quoted(name: str) -> str:
-    """Name as a quoted Newick label."""
+    """Return a name as a quoted Newick label."""
     return "'" + name.replace("'", "''") + "'"
 
 
 def to_newick(hierarchy: Hierarchy) -> str:
-    """Write a hierarchy in Newick, with branch lengths in noise levels.
+    """Convert a hierarchy to Newick, with branch lengths in noise levels.
 
-    An inner node is labelled by its support, and above the sub-populations of a cell type by its name, so that
-    :func:`read_tree` finds the cell types again.
+    Inner nodes are labelled by their support, except cell types with sub-populations: they keep their name, which
+    :func:`read_tree` recognises.
     """
-    written: dict[str, str] = {}
+    subtrees: dict[str, str] = {}
     for branch in reversed(hierarchy.branches):
         children = hierarchy.children[branch.name]
         if children:
             label = "" if branch.support is None else f"{branch.support:.2f}"
             label = quoted(branch.name) if branch.name == branch.cell_type else label
-            text = f"({','.join(written.pop(child) for child in children)}){label}"
+            text = f"({','.join(subtrees.pop(child) for child in children)}){label}"
         else:
             text = quoted(branch.name)
         segment = hierarchy.segment(branch.name)
-        written[branch.name] = f"{text}:{segment.high - segment.low:.6g}"
-    return written[hierarchy.root.name] + ";\n"
+        subtrees[branch.name] = f"{text}:{segment.high - segment.low:.6g}"
+    return subtrees[hierarchy.root.name] + ";\n"
 
 
 def from_newick(text: str, *, every_node: bool = False) -> Clade:
-    """Read the shape of the first tree of a Newick text, with the labels of inner nodes as their names.
+    """Parse the first tree of a Newick text, including labels of inner nodes.
 
-    With ``every_node``, nodes with one child are kept, underscores stay as they are, and branches have lengths.
+    ``every_node`` keeps nodes with one child, underscores and branch lengths.
     """
     open_nodes: list[list[Clade]] = [[]]
     position, skip = 0, False
@@ -109,22 +109,22 @@ def from_newick(text: str, *, every_node: bool = False) -> Clade:
 
 
 def branch_length(text: str) -> float:
-    """Read the length of a branch."""
+    """Parse the length of a branch."""
     try:
         length = float(text)
     except ValueError:
         length = -1.0
     if not 0 <= length < float("inf"):
-        raise InputError(f"The Newick text has the branch length {text!r}, which must be a number that is at least 0.")
+        raise InputError(f"The Newick text has a branch length {text!r}; lengths are numbers of 0 or more.")
     return length
 
 
-Tree = Clade | Path | str | Sequence[Any]  # a shape, a file, Newick text, or nested lists of cell types
+Tree = Clade | Path | str | Sequence[Any]  # clade, file, Newick text, or nested lists of cell types
 
 
 @rejecting_deep_trees()
 def as_clade(tree: Tree) -> Clade:
-    """Turn a user's tree, in any form of :data:`Tree`, into its shape."""
+    """Convert a user's tree, in any form of :data:`Tree`, to a clade."""
     if isinstance(tree, Clade):
         return tree
     if isinstance(tree, Path) or (isinstance(tree, str) and not tree.lstrip().startswith("(")):
@@ -133,20 +133,26 @@ def as_clade(tree: Tree) -> Clade:
 
 
 def read_tree(path: Path | str) -> Clade:
-    """Read a tree of cell types: nested lists in ``.json``, or Newick in any other file.
+    """Read a tree of cell types from a JSON or Newick file.
 
-    Newick names may be in single or double quotes; in names without quotes, an underscore stands for a space. Branch
-    lengths and comments are ignored. An inner node stands for a cell type if it has the name of one, and none is below
-    it, as in the Newick file of a hierarchy with sub-populations; other names of inner nodes are ignored.
+    JSON files contain nested lists of names. Newick names may be quoted (single or double); in unquoted names,
+    underscores are spaces. Branch lengths and comments are ignored. An inner node named after a cell type is that cell
+    type, unless cell types are below it; bdm writes types with sub-populations this way. Other names of inner nodes are
+    ignored.
+
+    Parameters
+    ----------
+    path
+        File with nested lists (``.json``) or Newick (any other suffix).
 
     Returns
     -------
-    Shape of the tree, for the argument ``tree`` of :class:`bdm.BranchedDiffusion`.
+    Tree for the argument ``tree`` of :class:`bdm.BranchedDiffusion`.
 
     Raises
     ------
     InputError
-        If there is no such file, or it is not a tree.
+        If the file does not exist or is not a tree.
     """
     path = Path(path)
     is_json = path.suffix.lower() == ".json"
@@ -154,13 +160,13 @@ def read_tree(path: Path | str) -> Clade:
         content = read_json(path)
     else:
         with reading(path, "a tree in Newick"):
-            content = path.read_bytes().decode("utf-8-sig")  # as text, it would lose the line breaks in names
+            content = path.read_bytes().decode("utf-8-sig")  # reading as text would change line breaks in names
     with at(path), rejecting_deep_trees():
         return from_nested(content) if is_json else from_newick(content)
 
 
 def branch_table(hierarchy: Hierarchy) -> pd.DataFrame:
-    """List all branches, parents before their children, with the cell types below each."""
+    """Tabulate all branches, parents first, with the cell types below each."""
     rows = []
     for branch in hierarchy.branches:
         below = hierarchy.types_below(branch.name)

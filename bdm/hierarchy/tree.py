@@ -1,4 +1,4 @@
-"""Trees of populations: clades, and the hierarchy of branches that a model samples along."""
+"""Trees: clades of names, and the hierarchy of branches with noise levels."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from bdm._core.errors import InputError
 
 @dataclass(frozen=True)
 class Clade:
-    """Shape of a tree: a leaf with a name, or an inner node with children and, optionally, a name.
+    """Shape of a tree: a named leaf, or a node with children.
 
-    The length of the branch above it counts in lineage trees only, see :class:`bdm.lineages.tree.LineageTree`.
+    ``length`` of the branch above is used by :class:`bdm.lineages.tree.LineageTree` only.
     """
 
     name: str | None = None
@@ -29,68 +29,68 @@ class Clade:
 
 @contextmanager
 def rejecting_deep_trees() -> Iterator[None]:
-    """Reject a tree with more nodes one below the other (some 300) than functions can call themselves."""
+    """Convert a RecursionError into an InputError (trees deeper than about 300 nodes)."""
     try:
         yield
     except RecursionError as error:
         raise InputError(
-            "The tree has too many nodes one below the other; join some of them, as a node may have any number of "
-            "children."
+            "The tree is too deep; join some of its nodes, as a node may have any number of children."
         ) from error
 
 
 def from_nested(nested: str | Sequence[Any]) -> Clade:
-    """Read a tree from nested lists of cell types, such as ``[["B", "NK"], "Mono"]``."""
+    """Convert nested lists of cell types, such as ``[["B", "NK"], "Mono"]``, to a clade."""
     if isinstance(nested, str):
         return Clade(nested)
     if not isinstance(nested, list | tuple):
-        raise InputError(f"A tree consists of lists and names of cell types, but this one contains {nested!r}.")
+        raise InputError(f"A tree consists of lists and names of cell types; {nested!r} is neither.")
     if len(nested) < 2:
-        raise InputError(f"Every list in a tree contains two or more branches, but one is {nested!r}.")
+        raise InputError(f"Every list in a tree contains two or more branches; {nested!r} does not.")
     return Clade(children=tuple(from_nested(child) for child in nested))
 
 
 @rejecting_deep_trees()
 def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
-    """Match the leaves of a tree to the cell types, which must be the same.
+    """Match the leaves of a tree to the cell types.
 
-    In Newick, the underscores of unquoted names stand for spaces; leaves are given underscores again where the cell
-    type has them. A clade with the name of a cell type is this leaf if no cell type is below it, as are clades of
-    sub-populations; other names of inner nodes are left out.
+    Both must be the same. Underscores that Newick reads as spaces are restored. A clade named after a cell type, with
+    no cell type below it (such as a clade of sub-populations), becomes a leaf; other names of inner nodes are dropped.
     """
     spaced = {cell_type.replace("_", " "): cell_type for cell_type in cell_types}
-    tree = _of_cell_types(tree, spaced | {cell_type: cell_type for cell_type in cell_types})
+    tree = _renamed(tree, spaced | {cell_type: cell_type for cell_type in cell_types})
     leaves = tree.leaves()
     problems = {
         "lacks": [t for t in cell_types if t not in leaves],
         "has unknown types": sorted(set(leaves) - set(cell_types)),
         "repeats": sorted({leaf for leaf in leaves if leaves.count(leaf) > 1}),
     }
-    found = [f"{problem} {', '.join(map(repr, types))}" for problem, types in problems.items() if types]
-    if found and len(cell_types) == 1:
+    sentences = [f"{problem} {', '.join(map(repr, types))}" for problem, types in problems.items() if types]
+    if sentences and len(cell_types) == 1:
         raise InputError(
-            f"A tree needs two cell types or more, but all cells are of the type {cell_types[0]!r}; leave out `tree=`, "
-            "as sub-populations have a tree of their own."
+            f"A tree needs two cell types or more, but {cell_types[0]!r} is the only one; leave out `tree=`. The tree "
+            "of its sub-populations is computed."
         )
-    if found:
-        raise InputError(f"The tree {' and '.join(found)}; its leaves must be the cell types of the data, each once.")
+    if sentences:
+        raise InputError(
+            f"The tree {' and '.join(sentences)}; its leaves must be the cell types of the data, each once."
+        )
     return tree
 
 
 def without_leaves(tree: Clade, names: Collection[str]) -> Clade | None:
-    """Leave out leaves by name, and inner nodes that are left with one child; None if no leaf is left."""
+    """Remove leaves by name, and nodes with a single child; None if empty."""
     if not tree.children:
         return None if tree.name in names else tree
-    children = tuple(left for child in tree.children if (left := without_leaves(child, names)) is not None)
+    children = tuple(pruned for child in tree.children if (pruned := without_leaves(child, names)) is not None)
     return replace(tree, children=children) if len(children) > 1 else next(iter(children), None)
 
 
-def _of_cell_types(tree: Clade, known: dict[str, str]) -> Clade:
-    """Tree whose leaves have the names of known cell types, where they are written in another form."""
+def _renamed(tree: Clade, known: dict[str, str]) -> Clade:
+    """Rename leaves to known cell types, see :func:`match_leaves`."""
     name = known.get(str(tree.name))
     if not tree.children or (name is not None and known.keys().isdisjoint(tree.leaves())):
         return Clade(name or tree.name)
-    return Clade(children=tuple(_of_cell_types(child, known) for child in tree.children))
+    return Clade(children=tuple(_renamed(child, known) for child in tree.children))
 
 
 MIN_PLACE = 0.7  # support below which a place is uncertain (Hillis & Bull 1993, Systematic Biology 42:182)
@@ -99,28 +99,28 @@ PLACE_UNCERTAIN = "few cells: place uncertain"
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch of the hierarchy: a cell type, or the common ancestor of several."""
+    """Branch of the hierarchy: a population, a cell type, or an ancestor of several."""
 
-    name: str  # population, or inner node: of a cell type whose sub-populations are below it, the cell type
+    name: str  # population, cell type with sub-populations, or node
     parent: str | None  # None for the root
-    level: float  # of the lower end, in whitened units, at which its children separate; 0 for a population
-    n_cells: int  # below the branch that the hierarchy was built from
-    support: float | None = None  # share of bootstrap resamples in which its populations form a clade
-    cell_type: str | None = None  # of all populations below; None where there are several
-    nearer_to: str | None = None  # cell type whose populations are nearer than the others of its own
-    place: float | None = None  # support of the place of a cell type of few cells; None for others
-    row: int | None = None  # in the prior; None where it is the position in ``Hierarchy.branches``
-    added: int = 0  # number of the extension that added the branch; 0 if none did
+    level: float  # noise level of the lower end, where the children separate, in whitened units; 0 for a population
+    n_cells: int  # cells below the branch when the hierarchy was built
+    support: float | None = None  # fraction of bootstrap resamples with this clade
+    cell_type: str | None = None  # cell type of the populations below; None if there are several
+    nearer_to: str | None = None  # cell type that is nearer than the branch's own
+    place: float | None = None  # support of the place of a rare cell type; None for others
+    row: int | None = None  # row in the prior; None for the position in ``Hierarchy.branches``
+    added: int = 0  # number of the extension that added the branch; 0 for branches of the fitted model
 
     @property
     def place_uncertain(self) -> bool:
-        """Whether it is a cell type of too few cells to have a certain place in the tree."""
+        """Whether this is a rare cell type without a well-supported place in the tree."""
         return self.place is not None and self.place < MIN_PLACE
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of a path from the root: a branch, with its row in the prior, from noise level ``high`` down to ``low``."""
+    """Part of a path on one branch, from noise level ``high`` down to ``low``."""
 
     branch: str
     row: int
@@ -130,19 +130,23 @@ class Segment:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Tree of populations in which every branch is an interval of noise levels.
+    """Tree of populations; every branch is an interval of noise levels.
 
-    A branch runs from its level up to the level of its parent; the root up to ``sigma_max`` (Tseng et al. 2024,
-    arXiv 2212.10777, with levels in closed form).
+    A branch runs from its level up to its parent's level; the root up to ``sigma_max`` (Tseng et al. 2024, arXiv
+    2212.10777, with levels in closed form).
 
     Attributes
     ----------
     branches
-        Root first, every parent before its children, children in order.
+        All branches: the root first, parents before their children.
+    sigma_max
+        Highest noise level, in whitened units.
+    threshold
+        AUC at which cell types separate, see :func:`bdm.hierarchy.build.branch_level`.
     given
-        Whether the shape of the tree was given by the user.
+        Whether the user gave the shape of the tree.
     provenance
-        How it was made: seed, number of resamples, file of the user's tree; empty if there is no record.
+        Seed, number of resamples and file of the user's tree; empty if unknown.
     """
 
     branches: tuple[Branch, ...]
@@ -158,7 +162,7 @@ class Hierarchy:
 
     @cached_property
     def children(self) -> dict[str, tuple[str, ...]]:
-        """Names of each branch's children, in order; none for a population."""
+        """Names of each branch's children, in order."""
         children: dict[str, tuple[str, ...]] = {branch.name: () for branch in self.branches}
         for branch in self.branches:
             if branch.parent is not None:
@@ -167,7 +171,7 @@ class Hierarchy:
 
     @property
     def root(self) -> Branch:
-        """Branch that all others descend from."""
+        """Root branch."""
         return self.branches[0]
 
     @cached_property
@@ -181,11 +185,11 @@ class Hierarchy:
         return tuple(self._populations_by_type)
 
     def populations_of(self, cell_type: str) -> tuple[str, ...]:
-        """List the populations of a cell type, in order: its sub-populations, or the type itself."""
+        """Return the populations of a cell type, in order."""
         return self._populations_by_type[cell_type]
 
     def types_below(self, name: str) -> tuple[str, ...]:
-        """List the cell types of the populations below a branch, in order."""
+        """Return the cell types below a branch, in order."""
         return tuple(dict.fromkeys(self.by_name[leaf].cell_type or leaf for leaf in self.leaves(name)))
 
     @cached_property
@@ -198,15 +202,15 @@ class Hierarchy:
 
     @property
     def flat(self) -> bool:
-        """Whether all populations separate at the root, which has no length, as in models for comparison."""
+        """Whether all populations separate at a root without length."""
         return bool(self.children[self.root.name]) and self.root.level == self.sigma_max
 
     def shape(self, name: str) -> Clade:
-        """Shape below a branch, with the names of its branches."""
+        """Return the shape below a branch, with the names of branches."""
         return Clade(name, tuple(self.shape(child) for child in self.children[name]))
 
     def leaves(self, name: str) -> Iterator[str]:
-        """Yield the populations below a branch, in order; the population itself for a leaf."""
+        """Yield the populations below a branch, in order; a leaf yields itself."""
         waiting = [name]
         while waiting:
             name = waiting.pop()
@@ -215,13 +219,13 @@ class Hierarchy:
                 yield name
 
     def segment(self, name: str) -> Segment:
-        """Interval of noise levels of a branch."""
+        """Return the interval of noise levels of a branch."""
         branch = self.by_name[name]
         high = self.sigma_max if branch.parent is None else self.by_name[branch.parent].level
         return Segment(name, self.rows[name], high, branch.level)
 
     def lineage(self, name: str) -> Iterator[Branch]:
-        """Yield a branch and all above it, up to the root."""
+        """Yield a branch and its ancestors, up to the root."""
         step: str | None = name
         while step is not None:
             yield self.by_name[step]
@@ -229,15 +233,14 @@ class Hierarchy:
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """Row of the parameters of each branch in the prior, by name."""
-        given = {branch.name: branch.row for branch in self.branches}
-        return {name: i if index is None else index for i, (name, index) in enumerate(given.items())}
+        """Row of each branch in the parameters of the prior."""
+        return {branch.name: i if branch.row is None else branch.row for i, branch in enumerate(self.branches)}
 
     def path(self, name: str) -> tuple[Segment, ...]:
-        """Path from the root to the lower end of a branch.
+        """Return the path from the root to the lower end of a branch.
 
-        Adjacent segments with the same row of the prior are one, and segments of length 0 are left out. So the
-        path of a population does not change when others are added.
+        Adjacent segments with the same row are joined and segments of length 0 dropped, so adding cell types does not
+        change the paths of others.
         """
         segments: list[Segment] = []
         for branch in self.lineage(name):
@@ -248,31 +251,31 @@ class Hierarchy:
                 segments.append(segment)
         return tuple(segment for segment in reversed(segments) if segment.high > segment.low)
 
-    def common_ancestor(self, one: str, other: str) -> Branch:
-        """Find the lowest branch above two branches or cell types; the branch itself where they are the same."""
-        names = {branch.name for branch in self.lineage(self.branch_of(one).name)}
-        return next(branch for branch in self.lineage(self.branch_of(other).name) if branch.name in names)
+    def common_ancestor(self, first: str, second: str) -> Branch:
+        """Find the lowest common ancestor of two branches or cell types."""
+        names = {branch.name for branch in self.lineage(self.find_branch(first).name)}
+        return next(branch for branch in self.lineage(self.find_branch(second).name) if branch.name in names)
 
-    def branch_of(self, name: str) -> Branch:
-        """Branch of a name; of a cell type, the lowest branch above all of its populations."""
+    def find_branch(self, name: str) -> Branch:
+        """Find a branch by name, or the lowest branch above a cell type."""
         if name in self.by_name:
             return self.by_name[name]
-        first, *others = self.populations_of(name)
-        return reduce(lambda found, other: self.common_ancestor(found.name, other), others, self.by_name[first])
+        first, *rest = self.populations_of(name)
+        return reduce(lambda branch, leaf: self.common_ancestor(branch.name, leaf), rest, self.by_name[first])
 
     def path_below(self, ancestor: Branch, population: str) -> tuple[Segment, ...]:
-        """Part of the path of a population that is below the level of an ancestor."""
+        """Return the path of a population below the level of an ancestor."""
         clipped = (replace(segment, high=min(segment.high, ancestor.level)) for segment in self.path(population))
         return tuple(segment for segment in clipped if segment.high > segment.low)
 
     def fault(self) -> str | None:
-        """Describe why the branches are no tree with paths from ``sigma_max`` down to 0; None if they are."""
+        """Describe the first error in the tree or its levels, if any."""
         levels: dict[str | None, float] = {None: self.sigma_max}
         for i, branch in enumerate(self.branches):
             if branch.name in levels or branch.parent not in levels or (branch.parent is None) != (i == 0):
                 return f"branch {branch.name!r} is not connected to the tree"
             if not 0 <= branch.level <= levels[branch.parent]:
-                return f"branch {branch.name!r} has level {branch.level}, which is not from 0 to its parent's"
+                return f"branch {branch.name!r} has level {branch.level}, which is not between 0 and its parent's level"
             levels[branch.name] = branch.level
         uneven = [name for name, children in self.children.items() if not children and levels[name] > 0]
         return f"branch {uneven[0]!r} ends above 0" if uneven else None if self.branches else "it has no branches"
