@@ -1,1 +1,1 @@
-"""Donors: how they differ in expression, depth, composition and number of cells, and new donors."""
+"""Differences between donors, and simulation of new donors."""

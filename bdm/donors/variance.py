@@ -1,4 +1,4 @@
-"""Variance between donors by gene, from pseudobulks: counts summed by donor and cell type, and their expectation."""
+"""Estimate the variance between donors of each gene from pseudobulks."""
 
 from dataclasses import dataclass
 
@@ -12,50 +12,48 @@ from scipy.special import digamma, gammaln, logsumexp, xlogy
 from bdm.data.matrix import blocks_of_rows
 from bdm.data.modalities import Modality
 
-# Variances of the factor by which a donor changes a gene's expression
-GRID = np.concatenate([[0.0], np.geomspace(1e-3, 2, 22)])
-N_ITERATIONS = 100  # of expectation maximisation for the shares of the variances; far more than change them
-N_EQUAL = 20  # cells at which a donor has half the weight of one with very many
-MAX_EFFECT = 3.0  # standard deviations that a donor's effect can have
-FEW = 5  # donors, below which effects are drawn towards none
+GRID = np.concatenate([[0.0], np.geomspace(1e-3, 2, 22)])  # variances of a donor's fold change of a gene
+N_ITERATIONS = 100  # of expectation maximisation, well beyond convergence
+HALF_WEIGHT_CELLS = 20  # a donor with this many cells has half the weight of a donor with unlimited cells
+MAX_EFFECT = 3.0  # largest effect of a donor in standard deviations
+FEW = 5  # with fewer donors, variances are shrunk
 
 
 @dataclass(frozen=True)
 class Pseudobulk:
-    """Counts of one cell type by donor, with their expectation given batches and library sizes."""
+    """Observed and expected counts of a cell type, summed by donor.
 
-    observed: np.ndarray  # sum of the counts, donors x genes
-    expected: np.ndarray  # sum of the expected counts if donors do not differ, donors x genes
-    squared: np.ndarray  # sum of the squares of the expected counts of cells, donors x genes
-    # Variance of a cell's count beyond Poisson, as a share of its squared mean, one per gene; includes the variance
-    # between donors
-    overdispersion: np.ndarray
-    n_cells: np.ndarray  # number of cells of each donor
-    # library_size, library_variance: mean log library size of a donor's cells, minus the mean of all; and the variance
-    # of a cell around the mean of its donor
-    library_size: np.ndarray
-    library_variance: float
+    Expected counts assume that donors do not differ, given batches and library sizes.
+    """
+
+    observed: np.ndarray  # donors x genes
+    expected: np.ndarray  # donors x genes
+    squared: np.ndarray  # sum over cells of squared expected counts, donors x genes
+    overdispersion: np.ndarray  # of each gene over all cells: extra-Poisson variance / squared mean
+    n_cells: np.ndarray  # cells per donor
+    library_size: np.ndarray  # mean log library size of each donor, minus the overall mean
+    library_variance: float  # of log library sizes within donors
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Cells by donor, cell type, population and batch, with the sums over the cells of each group."""
+    """Sums over groups of cells with the same donor, cell type, population and batch."""
 
-    # A row for each combination that has cells: codes of ``donor``, ``cell_type``, ``population`` and ``batch``;
-    # ``n_cells``; sums of ``library_size`` and of its ``square``, of ``log_library_size`` and of its ``log_square``
+    # codes donor, cell_type, population, batch; n_cells; sums library_size, square (squared sizes), log_library_size,
+    # log_square (squared logs)
     table: pd.DataFrame
-    counts: sparse.csr_matrix  # sum of the counts, groups x genes
-    weighted: sparse.csr_matrix  # sum of the counts times library sizes, groups x genes
-    squares: sparse.csr_matrix  # sum of the squared counts, groups x genes
+    counts: sparse.csr_matrix  # groups x genes
+    weighted: sparse.csr_matrix  # counts times library sizes, groups x genes
+    squares: sparse.csr_matrix  # squared counts, groups x genes
 
 
 KEYS = ["donor", "cell_type", "population", "batch"]
 
 
 def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modality: Modality | None = None) -> Groups:
-    """Sum the counts of cells by group, of one modality if there are several, in blocks of cells.
+    """Sum the counts of a modality by group, in blocks of cells.
 
-    Cells have a size of 1 in place of the library size where counts are no shares of one, as those of proteins.
+    Modalities without library size, such as proteins, have size 1.
     """
     features = slice(0, adata.n_vars) if modality is None else modality.features
     group = codes.groupby(KEYS, sort=True).ngroup().to_numpy()
@@ -65,8 +63,8 @@ def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modali
     library_size = np.zeros(len(rows))
     for read, block in blocks_of_rows(adata.X, rows):
         x = sparse.csr_matrix(block, dtype=float)[:, features]
-        has_size = modality is None or modality.normalised
-        sizes = np.asarray(x.sum(axis=1)).ravel() if has_size else np.ones(x.shape[0])
+        normalised = modality is None or modality.normalised
+        sizes = np.asarray(x.sum(axis=1)).ravel() if normalised else np.ones(x.shape[0])
         library_size[read] = sizes
         cells = np.arange(x.shape[0])
         member = sparse.csr_matrix((np.ones(len(cells)), (group[read], cells)), shape=(shape[0], len(cells)))
@@ -76,13 +74,13 @@ def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modali
     logs = np.log(library_size)
     values = {"n_cells": None, "library_size": library_size, "square": library_size**2}
     values |= {"log_library_size": logs, "log_square": logs**2}
-    for name, of_cells in values.items():
-        table[name] = np.bincount(group, weights=of_cells, minlength=len(table))
+    for name, weights in values.items():
+        table[name] = np.bincount(group, weights=weights, minlength=len(table))
     return Groups(table, counts, weighted, squares)
 
 
 def pseudobulks(groups: Groups, batch_factor: np.ndarray, *, n_donors: int) -> dict[int, Pseudobulk]:
-    """Compute the pseudobulks of each cell type, by its code; ``batch_factor``: batches x genes."""
+    """Compute pseudobulks by cell type code; ``batch_factor``: batches x genes."""
     return {
         int(code): pseudobulk(groups, rows.to_numpy(), batch_factor, n_donors=n_donors)
         for code, rows in pd.Series(groups.table.index).groupby(groups.table["cell_type"])
@@ -90,20 +88,20 @@ def pseudobulks(groups: Groups, batch_factor: np.ndarray, *, n_donors: int) -> d
 
 
 def pseudobulk(groups: Groups, rows: np.ndarray, batch_factor: np.ndarray, *, n_donors: int) -> Pseudobulk:
-    """Compute the pseudobulks of one cell type, from the rows of its groups."""
+    """Compute the pseudobulk of the cell type with these rows."""
     table = groups.table.iloc[rows].reset_index(drop=True)
     counts, weighted, squares = (
         np.asarray(matrix[rows].todense()) for matrix in (groups.counts, groups.weighted, groups.squares)
     )
     factor = batch_factor[table["batch"]]
     exposure = table["library_size"].to_numpy()[:, None] * factor
-    rate = factor * (counts.sum(axis=0) + 0.5) / exposure.sum(axis=0)  # half a count, as no rate may be 0
+    rate = factor * (counts.sum(axis=0) + 0.5) / exposure.sum(axis=0)  # pseudocount of 0.5, as rates must be positive
     sizes, square = table["library_size"].to_numpy()[:, None], table["square"].to_numpy()[:, None]
     member = sparse.csr_matrix(
         (np.ones(len(table)), (table["donor"], np.arange(len(table)))), shape=(n_donors, len(table))
     )
     total = (square * rate**2).sum(axis=0)
-    beyond = squares.sum(axis=0) - 2 * (rate * weighted).sum(axis=0) + total - (sizes * rate).sum(axis=0)
+    excess = squares.sum(axis=0) - 2 * (rate * weighted).sum(axis=0) + total - (sizes * rate).sum(axis=0)
     centre = table["log_library_size"].sum() / table["n_cells"].sum()
     n_cells = member @ table["n_cells"].to_numpy()
     deviation = member @ (table["log_library_size"] - table["n_cells"] * centre).to_numpy()
@@ -114,7 +112,7 @@ def pseudobulk(groups: Groups, rows: np.ndarray, batch_factor: np.ndarray, *, n_
         observed=member @ counts,
         expected=member @ (sizes * rate),
         squared=member @ (square * rate**2),
-        overdispersion=np.maximum(beyond, 0) / total,
+        overdispersion=np.maximum(excess, 0) / total,
         n_cells=n_cells,
         library_size=mean,
         library_variance=max(within, 0.0),
@@ -126,38 +124,35 @@ def pseudobulk(groups: Groups, rows: np.ndarray, batch_factor: np.ndarray, *, n_
 
 @dataclass(frozen=True)
 class DonorVariance:
-    """How the donors of one cell type differ."""
+    """Differences between donors; columns are genes, then the log library size."""
 
-    # Variance between donors of the log expression of each gene and, last, of the log library size
-    variance: np.ndarray
-    # Expected deviation of each donor in standard deviations, donors x the same; 0 where the donor has no cells
-    score: np.ndarray
-    weight: np.ndarray  # how much of each deviation the donor's cells show: 1 without sampling noise, 0 without cells
+    variance: np.ndarray  # of log expression between donors
+    score: np.ndarray  # posterior mean effect of each donor in standard deviations, donors x columns; 0 without cells
+    weight: np.ndarray  # reliability of the scores: 1 without sampling noise, 0 without cells
 
 
 def certainty(n_donors: int) -> float:
-    """Share of the estimated variance that is kept: 1 from five donors on, and 0 for a single one."""
+    """Return the shrinkage factor of variances: 0 for one donor, 1 from five."""
     return min((n_donors - 1) / (FEW - 1), 1.0)
 
 
 def donor_variance(bulk: Pseudobulk) -> DonorVariance | None:
-    """Estimate the variance between donors in a cell type by maximum marginal likelihood; None if one donor has cells.
+    """Estimate the variance between donors in a cell type by empirical Bayes.
 
-    The counts of a donor are negative binomial, with a variance that has two parts: the sampling of the donor's cells,
-    and the variance s of the factor by which the donor changes the expression of the gene. The likelihood of s on a
-    grid of values is combined with the shares of these values over all genes, which expectation maximisation finds
-    (empirical Bayes, as Stephens 2017, https://doi.org/10.1093/biostatistics/kxw041).
+    The counts of a donor are negative binomial. Their variance has two parts: the sampling of cells, and the variance s
+    of the donor's fold change. The prior over a grid of s is estimated from all genes by expectation maximisation
+    (Stephens 2017, https://doi.org/10.1093/biostatistics/kxw041). None if fewer than two donors have cells.
     """
     seen = bulk.n_cells > 0
     n_donors = int(seen.sum())
     if n_donors < 2:
         return None
-    observed, mean = bulk.observed[seen], centred(bulk, seen)
+    observed, mean = bulk.observed[seen], centred_expectation(bulk, seen)
     squared = bulk.squared[seen] * (mean / bulk.expected[seen]) ** 2
     log_likelihood = np.stack([log_marginal(observed, mean, squared, bulk.overdispersion, s) for s in GRID], axis=1)
     posterior = posterior_on_grid(log_likelihood)
     factor_variance, log_variance = posterior @ GRID, posterior @ log_variances(GRID)
-    noise = (mean + squared * within(bulk.overdispersion, factor_variance)) / mean**2
+    noise = (mean + squared * overdispersion_within(bulk.overdispersion, factor_variance)) / mean**2
     score = np.sqrt(factor_variance) * (observed / mean - 1) / (factor_variance + noise)
     weight = factor_variance / (factor_variance + noise)
 
@@ -168,52 +163,52 @@ def donor_variance(bulk: Pseudobulk) -> DonorVariance | None:
     degrees = certainty(n_donors) * n_donors / (n_donors - 1)  # the mean is estimated, too
     return DonorVariance(
         variance=degrees * np.append(log_variance, size_variance),
-        score=of_all(np.clip(score, -MAX_EFFECT, MAX_EFFECT), seen),
-        weight=of_all(weight, seen),
+        score=spread_rows(np.clip(score, -MAX_EFFECT, MAX_EFFECT), seen),
+        weight=spread_rows(weight, seen),
     )
 
 
 def log_variances(factor_variance: np.ndarray) -> np.ndarray:
-    """Variance of a normal log factor that maximum likelihood takes for a gamma factor of the given variance.
+    """Convert variances of gamma-distributed fold changes to variances of log fold changes.
 
-    The likelihood is of gamma factors of mean 1 and shape k, the inverse of their variance. Of all gamma distributions,
-    that with ``2 (log k - digamma(k)) = v`` is the most likely one for log-normal factors of log variance v.
+    For log-normal fold changes of log variance v, the best-fitting gamma distribution has mean 1 and shape k with
+    ``2 (log k - digamma(k)) = v``; its variance is 1 / k.
     """
-    found, above = np.zeros_like(factor_variance), factor_variance > 0
-    shape = 1 / factor_variance[above]
-    found[above] = 2 * (np.log(shape) - digamma(shape))
-    return found
+    converted, positive = np.zeros_like(factor_variance), factor_variance > 0
+    shape = 1 / factor_variance[positive]
+    converted[positive] = 2 * (np.log(shape) - digamma(shape))
+    return converted
 
 
-def centred(bulk: Pseudobulk, seen: np.ndarray) -> np.ndarray:
-    """Scale the expected counts of donors, donors x genes, such that the mean ratio to the observed counts is 1.
+def centred_expectation(bulk: Pseudobulk, seen: np.ndarray) -> np.ndarray:
+    """Scale expected counts (donors x genes) so that observed / expected averages 1.
 
-    In the mean, a donor weighs by its cells up to a limit, so that none dominates.
+    Weights saturate with the number of cells, so that no donor dominates.
     """
     n_cells, expected = bulk.n_cells[seen], bulk.expected[seen]
-    weight = n_cells / (n_cells + N_EQUAL)
+    weight = n_cells / (n_cells + HALF_WEIGHT_CELLS)
     ratio = weight @ (bulk.observed[seen] / expected) / weight.sum()
-    return np.asarray(expected * (ratio + 0.5 / expected.sum(axis=0)))  # half a count more, as no mean may be 0
+    return np.asarray(expected * (ratio + 0.5 / expected.sum(axis=0)))  # pseudocount of 0.5, as means must be positive
 
 
-def within(overdispersion: np.ndarray, factor_variance: np.ndarray | float) -> np.ndarray:
-    """Overdispersion of cells within donors, whose factors have the given variance; both are one per gene."""
+def overdispersion_within(overdispersion: np.ndarray, factor_variance: np.ndarray | float) -> np.ndarray:
+    """Return the overdispersion within donors, given the variance of their fold changes."""
     return np.maximum((1 + overdispersion) / (1 + factor_variance) - 1, 0)
 
 
 def log_marginal(
     observed: np.ndarray, mean: np.ndarray, squared: np.ndarray, overdispersion: np.ndarray, factor_variance: float
 ) -> np.ndarray:
-    """Log likelihood of counts (donors x genes), summed over donors, with their factors integrated out."""
-    beyond = squared * within(overdispersion, factor_variance) + mean**2 * factor_variance
-    r = mean**2 / np.maximum(beyond, 1e-6 * mean)
+    """Return the log marginal likelihood of each gene, summed over donors (donors x genes)."""
+    excess = squared * overdispersion_within(overdispersion, factor_variance) + mean**2 * factor_variance
+    r = mean**2 / np.maximum(excess, 1e-6 * mean)
     log_p = gammaln(observed + r) - gammaln(r) - gammaln(observed + 1)
     log_p += -r * np.log1p(mean / r) + xlogy(observed, mean / (r + mean))
     return np.asarray(log_p.sum(axis=0))
 
 
 def posterior_on_grid(log_likelihood: np.ndarray) -> np.ndarray:
-    """Posterior of each gene on the grid, genes x values, with the shares of the values over all genes as prior."""
+    """Compute the posterior over the grid (genes x values), with a prior from all genes."""
     log_share = np.full(log_likelihood.shape[1], -np.log(log_likelihood.shape[1]))
     for _ in range(N_ITERATIONS):
         joint = log_likelihood + log_share
@@ -223,22 +218,22 @@ def posterior_on_grid(log_likelihood: np.ndarray) -> np.ndarray:
 
 
 def normal_variance(values: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
-    """Variance between normal values that have errors of known variances, by maximum likelihood; and their mean."""
+    """Fit variance and mean of normal values with known error variances."""
 
     def mean(variance: float) -> float:
         return float(np.average(values, weights=1 / (variance + errors + 1e-12)))
 
-    def negative(log_variance: float) -> float:
+    def negative_log_likelihood(log_variance: float) -> float:
         total = np.exp(log_variance) + errors + 1e-12
         return float((np.log(total) + (values - mean(np.exp(log_variance))) ** 2 / total).sum())
 
-    found = minimize_scalar(negative, bounds=(np.log(1e-8), np.log(10.0)), method="bounded")
-    variance = float(np.exp(found.x))
+    bounds = (np.log(1e-8), np.log(10.0))
+    variance = float(np.exp(minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded").x))
     return variance, mean(variance)
 
 
-def of_all(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Values of all donors, from the values of those with cells; 0 for others."""
-    found = np.zeros((len(seen), values.shape[1]))
-    found[seen] = values
-    return found
+def spread_rows(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return rows for all donors; 0 for donors without cells."""
+    rows = np.zeros((len(seen), values.shape[1]))
+    rows[seen] = values
+    return rows
