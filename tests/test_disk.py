@@ -72,7 +72,9 @@ def test_full_disk(folder, small_disk, name, bdm):
         Path(out).write_bytes(b"earlier")
     before = sha256(small_disk)
     (small_disk / "filler").write_bytes(b"x" * (4096 * (shutil.disk_usage(small_disk).free // 4096 - 4)))
-    assert_reported(bdm(*command(name, folder, small_disk / "out"), "--force"), str(small_disk), "No space left", "make room")
+    assert_reported(
+        bdm(*command(name, folder, small_disk / "out"), "--force"), str(small_disk), "No space left", "make room"
+    )
     (small_disk / "filler").unlink()
     assert sha256(small_disk) == before
     assert not list(small_disk.glob(".*"))

@@ -205,7 +205,10 @@ def test_command_plots_sub_populations_where_asked_for(tmp_path: Path):
     hierarchy = divided(caterpillar(3), {"type 0": 3, "type 1": 2})
     save_hierarchy(tmp_path / "tree.json", hierarchy)
     for options, n_rows in (((), 3), (("--sub-populations",), 6), (("--root", "type 0"), 3)):
-        app(["plot-tree", str(tmp_path / "tree.json"), str(tmp_path / "tree.svg"), "--force", *options], standalone_mode=False)
+        app(
+            ["plot-tree", str(tmp_path / "tree.json"), str(tmp_path / "tree.svg"), "--force", *options],
+            standalone_mode=False,
+        )
         drawn = (tmp_path / "tree.svg").read_text()
         names = re.findall(r"<!-- ((?:type|last)[^>]*\)) -->", drawn)
         assert len(names) == n_rows
