@@ -317,9 +317,9 @@ class BranchedDiffusion:
             Time at which a number of cells is generated, where cell types are snapshots that are named by their times:
             from cells of the snapshots before and after, moved by transport between the populations of both.
         shared_ancestors
-            Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root, in less time.
+            Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root.
         n_levels
-            Noise levels between pure noise and a cell.
+            Noise levels between pure noise and a cell, on branches with a network.
 
         Returns
         -------

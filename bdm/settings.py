@@ -255,7 +255,7 @@ class Settings(FitSettings):
 class SamplerSettings(StageSettings):
     """Settings of sampling; at each noise level, the denoiser is evaluated once."""
 
-    n_levels: Annotated[int, Ge(2), "Noise levels between pure noise and a cell."] = 12
+    n_levels: Annotated[int, Ge(2), "Noise levels between pure noise and a cell, on branches with a network."] = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +266,7 @@ class GenerationSettings(SamplerSettings):
 
     shared_ancestors: Annotated[
         bool,
-        "Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root, in less time.",
+        "Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root.",
     ] = False
 
 

@@ -32,6 +32,7 @@ CONFIG = {
             "lineage": {"run": True, "reconstructions": {"mother": {"node": "A", "at": "3"}}},
         }
     },
+    "train": {"prior": "diffusion"},
     "evaluate": {"flat": True},
     "lineage": {"tree": "lineage.nwk"},
 }

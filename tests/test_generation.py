@@ -157,6 +157,19 @@ def test_populations_share_the_ancestors_of_one_number(small_model):
             assert abs(np.corrcoef(of_one, shifted)[0, 1]) < 0.4
 
 
+def test_noise_levels_without_effect_are_reported(small_model, example_cells, caplog):
+    def reported(call, *arguments, **settings) -> list[str]:
+        caplog.clear()
+        call(*arguments, **settings)
+        return [message for message in caplog.messages if "n_levels" in message]
+
+    sentence = "`n_levels=5` has no effect: no branch of this model has a network."
+    assert reported(small_model.generate, {B: 1}, n_levels=5) == [sentence]
+    assert reported(small_model.transmute, example_cells[:50], B, n_levels=5) == [sentence]
+    assert reported(small_model.generate, {B: 1}, n_levels=12) == []
+    assert reported(small_model.generate, {B: 1}, n_levels=5, shared_ancestors=True) == []
+
+
 def test_record_of_how_cells_were_made(small_model):
     record = small_model.generate({B: 4}, seed=9, n_levels=5).uns["bdm"]
     assert record["seed"] == 9

@@ -106,7 +106,8 @@ def test_dry_run_plans_every_rule(snakefile):
 
 @pytest.mark.parametrize("fits", [False, True])
 def test_flat_model_is_planned_only_where_it_is_to_be_fitted(tmp_path, fits):
-    write_config(tmp_path, demo_config(**({"evaluate": {"flat": True}} if fits else {})))
+    sections = {"train": {"prior": "diffusion"}, "evaluate": {"flat": True}} if fits else {}
+    write_config(tmp_path, demo_config(**sections))
     done = snakemake("--dry-run", "--printshellcmds", "--snakefile", ROOT / "Snakefile", cwd=tmp_path)
     jobs = planned(done.stdout)
     assert (jobs["train"], jobs["evaluate"]) == (1, 1), done.stderr
@@ -295,6 +296,10 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
             {"prepare": {"validation": 0.5, "test": 0.5}},
             "datasets.pbmc68k.prepare: validation and test sum to 1 or more",
         ),
+        (
+            {"evaluate": {"flat": True}},
+            r"datasets.pbmc68k.evaluate.flat: flat is true, .* same cells; leave out flat",
+        ),
         ({"prepare": {"min_donors": 5}}, "datasets.pbmc68k.prepare: min_donors is 5, but donors are not known; name"),
         (
             {"train": {"learning_rate": float("nan")}},
@@ -346,6 +351,7 @@ def run_workflow(folder: Path) -> None:
         prepare={"n_genes": 100, "leave_out": left_out, "min_cells_per_type": 12},
         autoencoder={"n_latent": 6, "n_steps": 30},
         hierarchy={"n_bootstrap": 5},
+        train={"prior": "diffusion", "width": 16, "n_steps": 30},
         evaluate={"n_repeats": 1, "flat": True},
     )
     config["datasets"]["pbmc68k"] |= {

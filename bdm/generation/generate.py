@@ -1,4 +1,4 @@
-"""Generation of cells: latents are sampled down the hierarchy, decoded to mean counts, and counts are sampled."""
+"""Generation of cells: latents are sampled, decoded to mean counts, and counts are sampled."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from bdm.generation.at import covariate_names, drawn_values
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel, expected_counts, observation_model, record_of_cells
 from bdm.prior.base import Sampler
+from bdm.prior.sampler import warn_of_unused_levels
 from bdm.settings import GenerationSettings
 
 EXPECTED = "expected"  # layer of expected counts
@@ -111,6 +112,8 @@ def generated_cells(
 ) -> GeneratedCells:
     """Generate the requested cells block by block, as :func:`generate_cells` does."""
     sampler = sampler or model.sampler(settings)
+    if not settings.shared_ancestors:
+        warn_of_unused_levels(sampler)
     chunks = shared_chunks if settings.shared_ancestors else independent_chunks
     values = drawn_values(model, request.table, seed)
 
@@ -272,7 +275,7 @@ class Chunk:
 
 
 def independent_chunks(sampler: Sampler, request: Request, seed: int, run: Map = map) -> Iterator[Chunk]:
-    """Sample each cell from its own start at the root; a cell depends on seed, population and number alone."""
+    """Sample each cell independently; it depends on seed, population and number alone."""
 
     def sample(spec: ChunkSpec) -> Chunk:
         generator = torch_generator(seed, "path", spec.population, spec.start)

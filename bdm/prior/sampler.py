@@ -1,5 +1,6 @@
 """Sample along the hierarchy: an ODE solver on branches, transport at nodes."""
 
+import logging
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from bdm.prior.transport import (
     normal_flow,
 )
 from bdm.settings import SamplerSettings
+
+logger = logging.getLogger(__name__)
 
 DenoiseOnBranch = Callable[[Tensor, float], Tensor]
 RHO = 7  # exponent of the noise levels (Karras et al. 2022, arXiv 2206.00364)
@@ -258,6 +261,14 @@ class HierarchicalSampler(Sampler):
         # a branch without length has no network
         denoise = self.prior.denoise if end.high > end.low else self.prior.closed_form
         return denoise(x, level, torch.tensor([end.row], device=device)).cpu()
+
+
+def warn_of_unused_levels(sampler: Sampler) -> None:
+    """Warn of noise levels other than the default that are not used, as no branch has a network."""
+    if not isinstance(sampler, HierarchicalSampler) or any(sampler.learned):
+        return
+    if (n_levels := sampler.settings.n_levels) != SamplerSettings.n_levels:
+        logger.warning("`n_levels=%d` has no effect: no branch of this model has a network.", n_levels)
 
 
 def sample_noised(population: Mixture, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:

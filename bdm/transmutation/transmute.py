@@ -31,6 +31,7 @@ from bdm.model.match import (
     of_known_types,
 )
 from bdm.model.model import BranchedModel, expected_counts, record_of_cells
+from bdm.prior.sampler import warn_of_unused_levels
 from bdm.prior.transport import optimal_coupling
 from bdm.settings import InputKeys, SamplerSettings
 
@@ -83,12 +84,14 @@ def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSe
     ``synthetic`` (True). Other columns of the input describe the cells before the transmutation and are not kept; the
     names of the cells lead to them.
     """
+    sampler = model.sampler(settings)
+    warn_of_unused_levels(sampler)
     asked = {"to": sources.to, "from": list(sources.cell_types)}
     record = record_of_cells(model, seed=seed, settings=asdict(settings) | asked, at=at_in_words(sources.at))
     return GeneratedCells(
         observations(model, sources),
         model.autoencoder.genes.copy(),
-        transmuted_blocks(model, sources, model.sampler(settings).transmute, seed=seed),
+        transmuted_blocks(model, sources, sampler.transmute, seed=seed),
         model.populations,
         uns={"bdm": record},
     )

@@ -167,6 +167,7 @@ def check_beyond_schema(name, dataset):
         ("batch_key", keys_rejection(*keys_of(dataset))),
         ("prepare", split_rejection(prepare["validation"], prepare["test"])),
         ("prepare", donors_rejection(prepare["min_donors"], donor_key)),
+        ("evaluate.flat", flat_rejection(dataset)),
     ]
     files = [(path, lookup(path, within=dataset, default=None)) for path in FILES]
     for section, of in (("simulate", "designs"), ("extend", "additions")):
@@ -181,6 +182,14 @@ def check_beyond_schema(name, dataset):
     ]
     for place, problem in problems:
         reject(f"datasets.{name}.{place}", problem)
+
+
+def flat_rejection(dataset):
+    """Phrase why there is nothing to compare with a flat model; None if there is."""
+    if dataset["evaluate"]["flat"] and dataset["train"]["prior"] == "mixture":
+        same = "flat is true, but with the prior mixture, a model without a hierarchy generates the same cells"
+        return f"{same}; leave out flat, or name another prior in the section train."
+    return None
 
 
 def keys_of(dataset):
