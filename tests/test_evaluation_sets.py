@@ -278,7 +278,10 @@ def test_loaded_evaluation_is_the_one_that_was_saved(evaluation, saved):
     loaded = Evaluation.load(saved)
     assert_same(loaded, evaluation)
     assert repr(loaded) == repr(evaluation)
-    shown = [line.split()[0] for line in repr(evaluation).splitlines()[2:]]  # known scores, without those of chance
+    _, *verdicts = repr(evaluation).splitlines()[: len(evaluation.sets)]
+    assert verdicts == [f"{name}: {evaluation.verdict(name).text}" for name in evaluation.sets[1:]]
+    rows = repr(evaluation).splitlines()[len(evaluation.sets) + 1 :]
+    shown = [line.split()[0] for line in rows]  # known scores, without those of chance
     assert shown == [
         name for name in evaluation.overall.index if not re.search("chance|skewness|gene_correlation", name)
     ]

@@ -103,6 +103,12 @@ def test_dotted_lines_are_in_the_legend(evaluation, transmutation, model):
     assert not [line for line in shown if line.get_linestyle() == ":"]
 
 
+def test_slopes_of_one_type_are_not_drawn(evaluation):
+    """Two halves of the real cells of a type differ in them as much as generated cells do."""
+    titles = [axis.get_title() for axis in pl.scores_by_type(evaluation)]
+    assert titles[1:] == ["forest AUC", "correlation of log fold changes", "F1 of cell typing"]
+
+
 def test_sets_have_one_name_in_all_figures(evaluation, transmutation):
     def labels(axis) -> list[str]:
         return [line.get_label() for line in axis.lines if not line.get_label().startswith("_")]
