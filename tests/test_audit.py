@@ -399,7 +399,7 @@ def test_limits_of_cell_types_are_areas(of_six_donors, of_copies):
     assert of_copies.by_label["limit"].between(0.5, 1).all()
 
 
-def test_verdict_of_few_donors_shows_no_safety(of_six_donors, of_copies):
+def test_verdict_of_few_donors_shows_no_safety(of_copies):
     few = "So few donors hide all but the largest leaks: this audit cannot show that cells are safe to share."
     verdict = of_copies.verdict
     assert few in replace(verdict, limit=HIGH_LIMIT).text

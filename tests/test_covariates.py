@@ -117,7 +117,7 @@ def test_means_that_the_prior_draws_together_are_drawn_apart():
     assert float(curve(np.array([[1.0]]))[0, 0] - curve(np.array([[0.0]]))[0, 0]) == pytest.approx(3, abs=0.25)
 
 
-def test_shares_of_populations_follow_the_covariate(model):
+def test_shares_of_populations_follow_the_covariate():
     rng = np.random.default_rng(0)
     time = rng.random((600, 1))
     group = (rng.random(600) < time[:, 0]).astype(int)
@@ -538,7 +538,7 @@ def test_figure_has_real_and_generated_cells_along_the_covariate(evaluation, tmp
     from bdm.plotting.responses import covariates
 
     axes = covariates(evaluation, show=False)
-    assert {axis.get_title() for axis in axes} <= {f"g{i}" for i in range(N_GENES)}
+    assert [axis.get_title() for axis in axes] == list(evaluation.along["gene"].unique()[:6])
     assert len(axes[0].containers) == 3
     write_result(tmp_path / "evaluation", evaluation)
     assert (tmp_path / "evaluation/covariates.png").is_file()

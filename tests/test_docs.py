@@ -2,8 +2,10 @@ import importlib.util
 import json
 import re
 import shlex
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,9 +29,15 @@ PAGES = [
 ]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 COMMANDS = typer.main.get_command(app).commands
+Found = TypeVar("Found")
 FENCE = re.compile(r"^( *)(`{3,})(\S*)[^\n]*\n(.*?)^\1\2 *$", flags=re.MULTILINE | re.DOTALL)
 
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+def on_pages(find: Callable[[Path], Iterable[Found]]) -> list[tuple[str, Found]]:
+    """What all pages have, with the names of the pages; at least one page has something."""
+    found = [(page.relative_to(ROOT).as_posix(), each) for page in PAGES for each in find(page)]
+    assert found, "no page has what is checked"
+    return found
 
 
 def fenced(page: Path) -> list[tuple[str, str]]:
@@ -63,16 +71,14 @@ def anchors(page: Path) -> set[str]:
 # ---- links
 
 
-@pages
-def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page)):
-        if re.match(r"https?:", link):
-            continue
-        name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
-        assert target.exists(), link
-        if anchor:
-            assert anchor in anchors(target), link
+def test_links_lead_somewhere():
+    links = on_pages(lambda page: re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", without_code(page)))
+    places = [(page, ROOT / page, name, anchor) for page, (name, anchor) in links]
+    targets = [(page, path.parent / name if name else path, anchor) for page, path, name, anchor in places]
+    assert [(page, target) for page, target, _ in targets if not target.exists()] == []
+    at_titles = [(page, target, anchor) for page, target, anchor in targets if anchor]
+    assert at_titles
+    assert [(page, target, anchor) for page, target, anchor in at_titles if anchor not in anchors(target)] == []
 
 
 def test_every_page_is_in_the_table_of_contents():
@@ -108,49 +114,45 @@ def parsed(line: str) -> None:
         command.make_context(words[1], rest)
 
 
-@pages
-def test_commands_are_as_bdm_takes_them(page):
-    for line in code_lines(page):
-        if line.startswith("bdm "):
-            parsed(line)
+def test_commands_are_as_bdm_takes_them():
+    commands = on_pages(lambda page: [line for line in code_lines(page) if line.startswith("bdm ")])
+    for _, line in commands:
+        parsed(line)
 
 
-@pages
-def test_commands_named_in_the_text_have_these_options(page):
-    for code in inline_code(page):
-        name, *words = code.split()
-        if name != "bdm" or not words or not re.fullmatch(r"[a-z][a-z-]*", words[0]):
-            continue
-        options = {
-            option for parameter in COMMANDS[words[0]].params for option in (*parameter.opts, *parameter.secondary_opts)
-        }
-        assert {word for word in words if word.startswith("--")} <= options | {"--help"}, code
+def test_commands_named_in_the_text_have_these_options():
+    pattern = re.compile(r"^bdm ([a-z][a-z-]*)(| .*)$", flags=re.MULTILINE)
+    named = on_pages(lambda page: pattern.findall("\n".join(inline_code(page))))
+    assert any("--" in words for _, (_, words) in named)
+    for page, (command, words) in named:
+        options = {option for each in COMMANDS[command].params for option in (*each.opts, *each.secondary_opts)}
+        assert set(re.findall(r"(?<!\S)--\S+", words)) <= options | {"--help"}, (page, command, words)
 
 
-@pages
-def test_make_targets_are_there(page):
+def test_make_targets_are_there():
     targets = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split())
-    shown = [*code_lines(page), *inline_code(page)]
-    named = {match[1] for line in shown if (match := re.match(r"make (?:PYTHON=\S+ ?)?([a-z-]+)", line))}
-    assert named <= targets
+    code = on_pages(lambda page: [*code_lines(page), *inline_code(page)])
+    named = [(page, match[1]) for page, line in code if (match := re.match(r"make (?:PYTHON=\S+ ?)?([a-z-]+)", line))]
+    assert len(named) > 10
+    assert [(page, name) for page, name in named if name not in targets] == []
 
 
-@pages
-def test_targets_of_the_benchmark_are_there(page):
+def test_targets_of_the_benchmark_are_there():
     """Or were there in an earlier commit, which the page names."""
     config = yaml.safe_load((ROOT / "benchmarks/config.yaml").read_text())
-    named = re.findall(r"TARGET=\s*(\w+)\b(?!.{0,40}commit)", page.read_text(), flags=re.DOTALL)
-    assert {*named} <= {*config["comparisons"], *config["studies"], "responses", "time", "audit", "power"}
+    targets = {*config["comparisons"], *config["studies"], "responses", "time", "audit", "power"}
+    pattern = re.compile(r"TARGET=\s*(\w+)\b(?!.{0,40}commit)", flags=re.DOTALL)
+    named = on_pages(lambda page: pattern.findall(page.read_text()))
+    assert [(page, name) for page, name in named if name not in targets] == []
 
 
 # ---- Python
 
 
-@pages
-def test_python_compiles(page):
-    for language, content in fenced(page):
+def test_python_compiles():
+    for page, (language, content) in on_pages(fenced):
         if language in ("python", "{code-cell}") and "use rule" not in content:  # which is a Snakefile
-            compile(re.sub(r"^:tags:.*$", "", content, flags=re.MULTILINE), page.name, "exec")
+            compile(re.sub(r"^:tags:.*$", "", content, flags=re.MULTILINE), page, "exec")
 
 
 @pytest.mark.slow

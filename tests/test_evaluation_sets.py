@@ -310,7 +310,7 @@ def test_evaluation_has_the_values_of_genes_and_cells_that_figures_show(evaluati
     assert np.isfinite(cells[["umap_1", "umap_2"]]).all(axis=None)
 
 
-def test_saving_replaces_an_evaluation_and_nothing_else(bounded_evaluation, saved, tmp_path):
+def test_saving_replaces_an_evaluation_and_nothing_else(bounded_evaluation, tmp_path):
     bounded_evaluation.save(tmp_path / "evaluation")
     with pytest.raises(InputError, match="evaluation exists; name another output, or replace it by `overwrite=True`"):
         bounded_evaluation.save(tmp_path / "evaluation")

@@ -482,7 +482,7 @@ def test_model_and_its_cells_stay_where_an_extension_fails(small_model, example_
 TYPES = ["CD19+ B", "CD4+/CD25 T Reg", "Dendritic", "CD8+ Cytotoxic T"]
 
 
-def test_known_cells_of_all_types_are_needed(base, example_cells, small_settings):
+def test_known_cells_of_all_types_are_needed(base, example_cells):
     prepared = fitted_cells(example_cells[example_cells.obs["bulk_labels"] != "CD56+ NK"].copy(), base)
     new = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0)
     repeated = prepared.copy()

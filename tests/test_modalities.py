@@ -461,7 +461,7 @@ def test_peaks_have_a_log_size_of_their_own(multi_model):
     np.testing.assert_allclose(sizes[:, 1], counts[:, peaks].sum(axis=1).A1, rtol=1e-4)
 
 
-def test_commands_take_and_give_mudata(bdm, file, tmp_path, tiny_settings):
+def test_commands_take_and_give_mudata(bdm, file, tmp_path):
     quick = ("--label-key", "bulk_labels", "--n-genes", 100, "--autoencoder-n-steps", 5, "--n-latent", 4)
     model, out, again = tmp_path / "model", tmp_path / "new.h5mu", tmp_path / "new.h5ad"
     assert bdm("fit", file, model, *quick, "--n-bootstrap", 0)[0] == 0

@@ -50,7 +50,9 @@ def test_source_reads_no_pickle():
 
 
 def test_files_are_json_and_safetensors(folder):
-    for file in folder.rglob("*"):
+    files = list(folder.rglob("*"))
+    assert {file.suffix for file in files} >= {".json", ".safetensors"}
+    for file in files:
         head = file.read_bytes()[:9]
         assert head.startswith(b"{") or head[8:9] == b"{", file  # safetensors begin with the length of a JSON header
         assert head[:1] != b"\x80" or file.suffix != ".json"

@@ -315,6 +315,7 @@ def test_numbers_of_types_in_one_place_cover_no_others():
     draw_groups(axis, [cells] * 3, ["r", "g", "b"], n_numbered=3)
     axis.figure.draw_without_rendering()
     boxes = [number.get_window_extent() for number in axis.texts]
+    assert len(boxes) == 3
     assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
 
 

@@ -264,7 +264,7 @@ def test_names_of_no_types_are_pointed_out(cells, caplog):
     assert "no cell types" not in caplog.text
 
 
-def test_one_type_to_leave_out_may_be_given_as_text(cells):
+def test_one_type_to_leave_out_may_be_given_as_text():
     assert settings(leave_out="CD34+") == settings(leave_out=("CD34+",))
 
 

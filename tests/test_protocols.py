@@ -79,7 +79,7 @@ def test_priors_of_bdm(example_cells, small_settings, tmp_path, prior):
     assert set(loaded.generate(3, shared_ancestors=True).obs["ancestor"]) == {0, 1, 2}
 
 
-def test_unknown_prior_is_one_sentence(example_cells, tmp_path):
+def test_unknown_prior_is_one_sentence(example_cells):
     with pytest.raises(
         InputError, match="There is no prior 'flows' in this installation, which has mixture, diffusion"
     ):

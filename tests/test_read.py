@@ -138,7 +138,7 @@ def test_reads_10x_with_unique_genes(tmp_path, name, write):
         ("of_R.txt", '"type"\t"cluster"\n"CCC-1"\t"B, naive"\t"01"\n"AAA-1"\t"T"\t"02"\n'),
     ],
 )
-def test_joins_labels_by_barcode_as_text(tmp_path, cells, name, table):
+def test_joins_labels_by_barcode_as_text(tmp_path, name, table):
     write_10x_h5(tmp_path / "cells.h5")
     (tmp_path / name).write_text(table)
     read = read_cells(tmp_path / "cells.h5", labels=tmp_path / name)

@@ -77,9 +77,10 @@ def test_figures_of_an_interpretation_show_symbols(model, labels, name):
 
 def test_figures_in_python_show_symbols(model, labels):
     axis = pl.branch_genes(model, B, ax=plt.figure().add_subplot())
-    assert {label.get_text() for label in axis.get_yticklabels()} <= set(labels)
     left = pl.markers(model)[0]
-    assert {label.get_text() for label in left.get_xticklabels()} <= set(labels)
+    for ticks in (axis.get_yticklabels(), left.get_xticklabels()):
+        assert ticks
+        assert {label.get_text() for label in ticks} <= set(labels)
 
 
 def test_genes_of_a_transmutation_show_symbols(model, cells, labels):

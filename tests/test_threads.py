@@ -118,7 +118,7 @@ print(limited())
     assert others == [1, 1, 1, 1]
 
 
-def test_number_of_threads_below_one(small_model):
+def test_number_of_threads_below_one():
     with pytest.raises(InputError, match="The number of threads is 0"), using_threads(0):
         pass
     with pytest.raises(InputError, match="The number of threads is -1"):

@@ -92,7 +92,7 @@ def test_cells_without_a_type_are_left_out(small_model, example_cells, caplog):
     assert f"cells of types that the model lacks: no type, '{LACKING}'" in caplog.text
 
 
-def test_cells_come_near_their_new_type(transmuted, example_cells, small_model):
+def test_cells_come_near_their_new_type(transmuted, small_model):
     whole = small_model.prepared.obs["cell_type"]
     counts = small_model.prepared.X.toarray()
 
@@ -106,7 +106,7 @@ def test_cells_come_near_their_new_type(transmuted, example_cells, small_model):
         assert np.linalg.norm(after - there) < 0.5 * np.linalg.norm(before - there)
 
 
-def test_each_cell_keeps_its_library_size(transmuted, example_cells, small_model):
+def test_each_cell_keeps_its_library_size(transmuted, example_cells):
     counts = example_cells[transmuted.obs_names, transmuted.var_names].X.sum(axis=1)
     of_type = (transmuted.obs["original_type"] == "CD19+ B").to_numpy()
     sizes = np.log(np.asarray(counts).ravel()[of_type]), np.log(np.asarray(transmuted.X.sum(axis=1)).ravel()[of_type])
