@@ -351,6 +351,11 @@ STUDIES = {
     "designs": ("half of_donors", "--n-donors 3 --n-splits 1 --n-splits-composition 2", "| real donors | 3 | deseq2 |"),
     "donors": ("half of_donors", "", "| blood | learned |"),
     "extend": ("few few", "--every 4 --n-steps 40", "# By type\n\n## Energy distance"),
+    "few_cells": (
+        "prepared",
+        f"--cell-type '{NK}' --n-cells 12",
+        "## F1 of a linear classifier\n\n| data | n_train | balanced | branched |",
+    ),
     "populations": (
         "prepared autoencoder",
         "--label bulk_labels --resolution 1",

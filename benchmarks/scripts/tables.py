@@ -297,6 +297,16 @@ STUDIES = {
             scores={"energy": "Energy distance", "forest_auc": "Forest AUC"},
         ),
     ),
+    "few_cells": of_study(
+        "few_cells",
+        "Types of few training cells",
+        Table(
+            "Means over types, which were made rare, with the range over seeds.",
+            ("data", "n_train"),
+            each="score",
+            scores={"forest_auc": "Forest AUC", "gene_auc": "Gene AUC", "f1": "F1 of a linear classifier"},
+        ),
+    ),
     "populations": Target(
         "Populations of cells without labels",
         (

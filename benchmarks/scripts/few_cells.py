@@ -1,0 +1,99 @@
+"""Score cells of types that were learned from few cells, and whether they help a classifier to recognise the type.
+
+All models are fitted to the same cells, but keep other numbers of the training cells of the named types: each type has
+each number once. The cells that are left out are unseen, as are test cells: half of them are compared with as many
+generated cells, and with the other half, which is the floor.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from anndata import AnnData
+from augment import f1_of_types, strategies
+from cells import made_rare
+from tidy import write_rows
+
+from bdm.data.prepare import read_prepared
+from bdm.evaluation.cells import FLOOR, Cells, halves_of
+from bdm.evaluation.metrics import cross_validated_probabilities, forest, joint_components, linear_classifier
+from bdm.evaluation.scores import auc
+from bdm.generation.generate import generate_cells
+from bdm.generation.request import request_cells
+from bdm.model.fit import fit
+from bdm.settings import FitSettings, GenerationSettings
+
+CLASSIFIER = "logistic regression"
+
+
+def aucs(query: Cells, test: Cells, *, seed: int) -> dict[str, float]:
+    """Forest AUC and gene AUC of query cells of one type against as many test cells."""
+    components = joint_components(query.expression, test.expression, seed=seed)
+    return {
+        "forest_auc": auc(*cross_validated_probabilities(forest(seed=seed), *components, seed=seed)),
+        "gene_auc": auc(
+            *cross_validated_probabilities(linear_classifier(), query.expression, test.expression, seed=seed)
+        ),
+    }
+
+
+def scores_of_model(prepared: AnnData, n_cells: dict[str, int], *, seed: int) -> list[dict[str, object]]:
+    """Fit a model to ``n_cells`` of each of a few types and all of the others, and score these types."""
+    cells = prepared
+    for name, n in n_cells.items():
+        cells = made_rare(cells, name, n, seed=seed)
+    unseen = Cells.from_anndata(prepared[~prepared.obs_names.isin(cells.obs_names[cells.obs["split"] != "test"])])
+    model, _ = fit(cells, FitSettings(), seed=seed)
+    training, test = (Cells.from_anndata(cells[(cells.obs["split"] == "test") == held_out]) for held_out in (0, 1))
+    wanted = (int(training.n_by_type.median()) - pd.Series(n_cells)).clip(lower=0)
+    rows = []
+    for name, n in n_cells.items():
+        half, other_half = halves_of(unseen[unseen.cell_type == name], seed=seed)
+        n_generated = max(len(half), wanted[name])
+        request = request_cells(model, {name: n_generated})
+        generated = Cells.from_anndata(generate_cells(model, request, GenerationSettings(), seed=seed))
+        trained = strategies(training, {"branched": generated}, wanted[[name]], seed=seed)
+        found = {
+            ("branched", "n_compared"): len(half),
+            **{
+                (method, score): value
+                for method, query in ((FLOOR, other_half), ("branched", generated[slice(len(half))]))
+                for score, value in aucs(query[slice(len(half))], half, seed=seed).items()
+            },
+            **{
+                (method, "f1"): f1_of_types(trained[method], CLASSIFIER, test, [name], seed=seed)[0]
+                for method in ("balanced", "branched")
+            },
+        }
+        rows += [
+            {"method": method, "cell_type": name, "n_train": n, "score": score, "value": value}
+            for (method, score), value in found.items()
+        ]
+    return rows
+
+
+def main(
+    prepared: Path,
+    out: Path,
+    *,
+    cell_type: Annotated[list[str], typer.Option()],
+    n_cells: Annotated[list[int], typer.Option()] = [20, 50, 100, 200],  # noqa: B006
+    seed: int = 0,
+) -> None:
+    """Write the scores by type, number of training cells and method."""
+    cells = read_prepared(prepared)
+    rows = [
+        row
+        for shift in range(len(n_cells))
+        for row in scores_of_model(
+            cells,
+            {name: n_cells[(place + shift) % len(n_cells)] for place, name in enumerate(cell_type)},
+            seed=seed,
+        )
+    ]
+    write_rows(pd.DataFrame(rows), out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
