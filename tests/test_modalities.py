@@ -27,6 +27,7 @@ from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.softmax import OWN_MEAN_SCALE, AdapterSettings, Blocks
 from bdm.data.modalities import (
     MUDATA,
+    OBSM,
     block_sizes,
     from_mudata,
     in_blocks,
@@ -34,6 +35,7 @@ from bdm.data.modalities import (
     of_modality,
     per_10k,
     size_names,
+    to_form,
     write_h5mu,
 )
 from bdm.data.prepare import prepare
@@ -354,6 +356,19 @@ def test_modalities_that_are_not_clear_are_rejected(parts, names, modality, faul
         from_mudata({name: parts.get(name, parts["prot"]) for name in names}, pd.DataFrame(), modality=modality)
 
 
+def test_names_of_proteins_and_columns_may_have_slashes(parts, tmp_path):
+    parts = {name: parts[name].copy() for name in ("rna", "prot")}
+    parts["prot"].var_names = [f"CD8a/{number}" for number in range(N_PROTEINS)]
+    parts["prot"].var["bar/code"] = "x"
+    cells = from_mudata(parts, pd.DataFrame())
+    prepared = prepare(cells, PrepareSettings(label_key="bulk_labels"))
+    prepared.write_h5ad(tmp_path / "prepared.h5ad")
+    assert set(prepared.var["bar_code"]) == {"", "x"}
+    in_obsm = to_form(prepared, OBSM)
+    in_obsm.write_h5ad(tmp_path / "cells.h5ad")
+    assert list(read_cells(tmp_path / "cells.h5ad").var_names) == list(prepared.var_names)
+
+
 # ---- preparation
 
 
@@ -418,7 +433,8 @@ def generated_proteins(model: BranchedModel, name: str, cells: AnnData) -> np.nd
 def predicted_proteins(model: BranchedModel, name: str, cells: AnnData) -> np.ndarray:
     """Proteins that are predicted for the cells that are probably of a population."""
     found = predict_modality(model, question_of(cells, model), modality_named(model, "prot"), n_samples=20)
-    return found.layers["sample"][(found.obsm["populations"][name] > 0.9).to_numpy()]
+    probability = found.obsm["populations"].to_numpy()[:, model.populations.index(name)]
+    return found.layers["sample"][probability > 0.9]
 
 
 @pytest.mark.parametrize("proteins", [generated_proteins, predicted_proteins])

@@ -329,6 +329,13 @@ def test_input_columns_of_canonical_names_are_kept(cells, caplog):
     assert "cell_type of obs is kept as cell_type_input" in caplog.text
 
 
+def test_the_column_of_cell_types_may_have_a_slash(cells):
+    cells.obs = cells.obs.rename(columns={"bulk_labels": "cell/type"})
+    obs = prepare(cells, settings(label_key="cell/type")).obs
+    assert list(obs["cell_type"]) == list(obs["cell_type_"])
+    assert isinstance(obs["cell_type"].dtype, pd.CategoricalDtype)
+
+
 def test_prepared_cells_can_be_prepared_again(cells):
     once = prepare(cells, settings(genes="all"))
     twice = prepare(once, PrepareSettings(genes="all", seed=1, test=0.2))

@@ -270,6 +270,21 @@ def test_generated_cells_without_a_condition_are_of_the_control(cells, responses
 # ---- files, command, and what is rejected
 
 
+def test_columns_may_have_slashes(cells, tmp_path):
+    """Predicted cells have columns with names as files can hold them, and are found by either name."""
+    slashed = cells.copy()
+    slashed.obs.columns = [f"{name}/1" for name in slashed.obs]
+    slashed.var["gene/id"] = slashed.var_names
+    settings = ResponseSettings(label_key="kind/1", condition_key="condition/1", control="ctrl")
+    fitted = fit_responses(slashed, settings)
+    predicted = predict_cells(fitted, slashed, "stim", cell_types="a")
+    predicted.write_h5ad(tmp_path / "predicted.h5ad")
+    assert list(predicted.obs) == ["kind_1", "condition_1", "donor_1", "original_condition", "response", "synthetic"]
+    back = predict_cells(fitted, ad.read_h5ad(tmp_path / "predicted.h5ad"), "ctrl")
+    assert set(back.obs["original_condition"]) == {"stim"}
+    assert set(back.obs["condition_1"]) == {"ctrl"}
+
+
 def test_saved_responses_predict_the_same(cells, responses, tmp_path):
     responses.save(tmp_path / "responses")
     loaded = Responses.load(tmp_path / "responses")

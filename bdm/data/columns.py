@@ -207,6 +207,7 @@ def as_names(names: object) -> tuple[str, ...]:
 
 def text_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
     """Return a column of ``obs``, which an argument names, as text; it may have one value."""
+    key = name_in(obs, key)
     if sentence := column_rejection(key, obs.columns, argument=argument):
         raise InputError(sentence)
     return complete_column(obs, key).astype(str)
@@ -263,16 +264,24 @@ def writable_name(name: object) -> str:
     return f"{text}_" if text == INDEX else text
 
 
+def name_in(obs: pd.DataFrame, key: str) -> str:
+    """Name a column as ``obs`` has it: as the user does, or as :func:`writable_name` in cells that bdm computed."""
+    written = writable_name(key)
+    return written if key not in obs and written in obs else key
+
+
 def with_written_names(obs: pd.DataFrame) -> pd.DataFrame:
     """Give columns the names that files give them, by which a model knows its covariates."""
     return obs.set_axis(writable_names(obs.columns), axis=1)
 
 
 def writable_names(names: Iterable[object]) -> list[str]:
-    """Name columns as an AnnData file can, each differently."""
+    """Name columns as an AnnData file can, each differently, and those that have such a name by it."""
     found: list[str] = []
-    for name in map(writable_name, names):
-        while name in found:
+    given = list(map(str, names))
+    for text in given:
+        name = writable_name(text)
+        while name in found or (name != text and name in given):
             name += "_"
         found.append(name)
     return found

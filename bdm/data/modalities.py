@@ -348,6 +348,9 @@ def to_form(cells: AnnData, form: str | None) -> Any:
         genes, proteins = parts_of(cells).values()
         genes.obsm[PROTEINS] = pd.DataFrame(proteins.X.toarray(), index=cells.obs_names, columns=proteins.var_names)
         genes.uns.update(cells.uns)
+        if proteins.var_names.str.contains("/").any():  # which files cannot have in names of columns
+            genes.obsm[PROTEINS] = genes.obsm[PROTEINS].to_numpy()
+            genes.uns[PROTEIN_NAMES] = proteins.var_names.to_numpy(dtype=object)
         return genes
     return cells
 

@@ -159,7 +159,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         kept_features = [chosen_features(whole, modality, rows[is_train], settings) for modality in modalities[1:]]
         features = np.concatenate(kept_features)
         others = take_rows(whole.X, rows)[:, features]
-        var, max_entries = pd.concat([var, whole.var.iloc[features]]), max_entries + others.nnz
+        var, max_entries = pd.concat([var, writable(whole.var).iloc[features]]), max_entries + others.nnz
         provenance[FORM] = str(adata.uns.get(FORM, FEATURES))
     var = without_unused_categories(var)
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, others)

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import InputError, abbreviated, at
-from bdm.data.columns import complete_column
+from bdm.data.columns import complete_column, name_in
 from bdm.data.counts import count_slots, find_counts
 from bdm.data.genes import GeneNames, symbol_column
 from bdm.data.matrix import take_cells, to_row_storage
@@ -123,6 +123,7 @@ def column_of(
     obs: pd.DataFrame, path: Path | str, key: str | None, usual: str, *, strict: bool, remedy: str
 ) -> pd.Series:
     """Return a column of ``obs`` as text, by the name that the user gives, or else by its usual name."""
+    key = None if key is None else name_in(obs, key)
     name = key if key is not None and (strict or key in obs) else usual
     if name not in obs:
         there = ", ".join(map(str, obs)) or "none"

@@ -19,6 +19,7 @@ from bdm.autoencoder.levels import Levels, mapped
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import ObservationModel
 from bdm.covariates.effects import CovariateEffects
+from bdm.data.columns import writable, writable_names
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
 from bdm.generation.at import weight_of_populations
 from bdm.latent.moments import Normal, matrix_power
@@ -95,7 +96,8 @@ def predict_modality(
     Returns
     -------
     Expected counts in ``X``; ``layers``: ``log1p``, the expected log1p of counts, ``lower`` and ``upper``, the 90%
-    interval of counts, and ``sample``, one draw; ``obsm['populations']``: probability of each population.
+    interval of counts, and ``sample``, one draw; ``obsm['populations']``: probability of each population, in the
+    order of the model and with names as files can hold them, such as ``cell_1`` for ``cell/1``.
     """
     var = model.autoencoder.genes.iloc[modality.features]
     var = pd.DataFrame(index=var.index.str.removeprefix(modality.prefix))
@@ -109,11 +111,12 @@ def predict_modality(
     with threads() as run:
         blocks = list(run(predicted, (slice(start, min(start + block, n_cells)) for start in range(0, n_cells, block))))
     found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    populations = pd.DataFrame(found.pop("populations"), index=question.counts.obs_names, columns=model.populations)
+    names = writable_names(model.populations)
+    populations = pd.DataFrame(found.pop("populations"), index=question.counts.obs_names, columns=names)
     record = record_of_cells(model, seed=seed, settings={"modality": modality.name, "n_samples": n_samples})
     return AnnData(
         found.pop("mean"),
-        obs=question.counts.obs,
+        obs=writable(question.counts.obs),
         var=var,
         obsm={"populations": populations},
         layers=found,

@@ -19,7 +19,7 @@ from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import range_in
 from bdm.autoencoder.observation import NegativeBinomial
-from bdm.data.columns import as_names
+from bdm.data.columns import as_names, writable
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.kriging.counts import PSEUDO, columns_of, with_shares
@@ -121,7 +121,7 @@ def reconstruct_cells(
     obs["synthetic"] = True
     record = provenance(seed=seed, about=ABOUT, node=node, expected_error=expectation(lineage, places))
     stacked = sparse.vstack(pieces, format="csr")[back]
-    return AnnData(stacked, obs=obs, var=relatives.cells.var, uns={"bdm": storable(record)})
+    return AnnData(stacked, obs=writable(obs), var=writable(relatives.cells.var), uns={"bdm": storable(record)})
 
 
 # ---- nodes and times

@@ -14,7 +14,7 @@ from bdm._core.files import provenance, storable
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
-from bdm.data.columns import as_names, text_column
+from bdm.data.columns import as_names, name_in, text_column, writable
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.kriging.counts import PSEUDO, columns_of, with_shares
@@ -99,11 +99,11 @@ def predict_cells(
     obs = cells.obs.copy()
     values = condition.split(SEPARATOR) if len(responses.condition_key) > 1 else [condition]
     for key, value in zip(responses.condition_key, values, strict=True):
-        obs[key] = pd.Categorical([value] * len(obs))
+        obs[name_in(obs, key)] = pd.Categorical([value] * len(obs))
     obs["original_condition"], obs["response"] = pd.Categorical(before), pd.Categorical(measured)
     obs["synthetic"] = True
     record = provenance(seed=seed, about=ABOUT, condition=condition, expected_error=expectation(responses, condition))
-    return AnnData(stacked, obs=obs, var=cells.var, uns={"bdm": storable(record)})
+    return AnnData(stacked, obs=writable(obs), var=writable(cells.var), uns={"bdm": storable(record)})
 
 
 def cells_to_change(
@@ -152,7 +152,7 @@ def new_types(responses: Responses, cells: AnnData, labels: pd.Series, column: n
 
 def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
     """Condition of each cell; that of the control, where ``obs`` has no such columns, as generated cells may not."""
-    if not any(key in obs for key in responses.condition_key):
+    if not any(name_in(obs, key) in obs for key in responses.condition_key):
         return pd.Series(responses.control, index=obs.index)
     found = conditions_of(obs, responses.condition_key)
     known = (responses.control, *responses.conditions)
