@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -482,6 +483,9 @@ def test_verdicts_are_next_to_their_types(page, results):
             limits = f"limit {near}" if finding.same == finding.near else f"limits {same} and {near}"
             assert f"{value} floor {floor} {limits}" in text
     assert {verdict.grade for verdict in results.verdicts.values()} != {0}
+    labels = Counter(verdict.label for verdict in results.verdicts.values())
+    headline = text.partition("By type: ")[2].partition("Input data")[0]
+    assert all(f"{label} ({n} of 4)" in headline for label, n in labels.items())
 
 
 def test_page_of_less_has_no_empty_sections(results):
