@@ -126,7 +126,7 @@ class BranchedDiffusion:
         ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), what :func:`bdm.read_tree`
         returns.
     prior
-        Distribution of latents, by name: ``mixture``, ``diffusion`` or one of your own; as in
+        Distribution of latents, by name: ``mixture``, ``diffusion``, ``flow`` or one of your own; as in
         ``settings.train``, if not given.
     likelihood
         Distribution of counts, by name: ``negative_binomial`` or one of your own; as in ``settings.autoencoder``, if

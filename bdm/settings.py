@@ -135,9 +135,12 @@ class PrepareSettings(StageSettings):
     ] = False
     min_genes_per_cell: Annotated[int, Ge(0), "Leave out cells with counts of fewer genes."] = 0
     min_cells_per_gene: Annotated[int, Ge(0), "Leave out genes in fewer training cells."] = 3
-    min_cells_per_type: Annotated[int, Ge(1), "Leave out cell types of fewer cells.", Key(bounds=(Ge(3),))] = (
-        10  # one cell for each part of the split, which are three in the workflow
-    )
+    min_cells_per_type: Annotated[
+        int,
+        Ge(1),
+        "Leave out cell types of fewer cells.",
+        Key(bounds=(Ge(3),)),  # one cell for each part of the split, which are three in the workflow
+    ] = 10
     min_donors: Annotated[
         int, Ge(1), "Leave out cell types, and form no sub-populations, of cells of fewer effective donors."
     ] = 1
