@@ -56,7 +56,7 @@ INVALID = {
             "samples": {**TWO, "cells": {"Dendritic": 5}},
             "composition": {"shifts": [{"condition": "treated", "in": ["Dendritic"], "log_odds": 1}]},
         },
-        "composition.shifts has no effect, as samples.cells has the numbers of each cell type",
+        "composition.shifts has no effect",
     ),
     "proportions of exact numbers": (
         {"samples": {**TWO, "cells": {"Dendritic": 5}}, "composition": {"proportions": {"Dendritic": 1}}},
@@ -83,7 +83,7 @@ INVALID = {
         {"samples": {**TWO, "donors": {"control": 2, "treated": 3}, "paired": True}},
         "one number of donors",
     ),
-    "no cells": ({"samples": {"cells": 0}}, "cells asks for no cells"),
+    "no cells": ({"samples": {"cells": 0}}, "cells is 0"),
     "a condition twice": ({"samples": {"conditions": ["a", "a"]}}, "the same name twice"),
     "no conditions": ({"samples": {"conditions": []}}, "conditions is empty"),
     "proportions": (
@@ -115,7 +115,7 @@ INVALID = {
     "no numbers": (with_change(log2_fold_change=[]), "log2_fold_change: give numbers, or the `distribution`"),
     "numbers of a distribution": (
         with_change(log2_fold_change={"values": [1], "distribution": "normal"}),
-        "or the `distribution` to draw them from, not both",
+        "or the `distribution` to sample them from, not both",
     ),
     "no genes": (with_change(genes={}), "changes.up: genes: give names, or a number `n` to sample"),
     "genes named and sampled": (with_change(genes={"names": ["CD3D"], "n": 3}), "not both"),
@@ -170,7 +170,7 @@ LACKING = {
     "type of cells": ({"samples": {"cells": {"T-800": 10}}}, "samples.cells: the model has no cell type 'T-800'"),
     "type and its part": (
         {"samples": {"cells": {"Dendritic": 10, "Dendritic/1": 5}}},
-        "named with its own sub-populations",
+        "'Dendritic/1' overlaps",
     ),
     "learned donors": ({"samples": {"variation": "learned"}}, "the model has learned no donors"),
     "learned cells": ({"samples": {"cells": "learned"}}, "the model has learned no donors"),
@@ -178,7 +178,7 @@ LACKING = {
     "numbers": (with_change(genes={"n": 3}, log2_fold_change=[1, 2]), "log2_fold_change has 2 numbers for 3 genes"),
     "too many genes": (
         with_change(genes={"n": 300}),
-        "300 genes are to be sampled, but the model has 200 of this kind",
+        "300 genes are to be sampled, but the model has 200",
     ),
 }
 

@@ -10,8 +10,8 @@ from scipy import sparse, stats
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import NegativeBinomial
-from bdm.design.experiment import cells_of, compile_design
-from bdm.design.samples import IndependentDonors, proportions_of
+from bdm.design.experiment import compile_design, draw_cells
+from bdm.design.samples import IndependentDonors, expected_proportions
 from bdm.design.settings import read_design
 from bdm.design.simulate import simulated_cells
 from bdm.generation.generate import write_cells
@@ -211,7 +211,7 @@ def test_genes_are_sampled_by_expression_and_by_one_change_only(small_model):
         {**UP, "name": n, "genes": {"n": 30, "expression": q}} for n, q in (("low", [0, 0.3]), ("high", [0.7, 1]))
     )
     more = {**UP, "name": "more", "genes": {"n": 100}}
-    plants = experiment_of(small_model, changes=[low, high, more]).plants
+    plants = experiment_of(small_model, changes=[low, high, more]).changes
     reference = experiment_of(small_model).reference
     expression = reference.expression(MONO, "")
     assert expression[plants[0].genes].max() < expression[plants[1].genes].min()
@@ -355,7 +355,7 @@ def test_batches_are_drawn_in_the_shares_of_the_training_cells(batch_model):
 def test_doublets_are_as_many_as_planted(within, small_model):
     doublets = {"rate": 0.1} | ({} if within is None else {"within": within})
     experiment = experiment_of(small_model, samples={**TWO, "cells": 3000}, doublets=doublets)
-    cells = cells_of(experiment)
+    cells = draw_cells(experiment)
     assert cells.doublet.mean() == pytest.approx(0.1, abs=0.01)
     names = np.array(experiment.model.populations)
     types = experiment.model.cell_type_of
@@ -457,5 +457,5 @@ def test_composition_and_numbers_of_cells_are_as_learned(donor_model):
     donors = donor_model.model.donors.sample(5, numpy_generator(0, "donors"))
     numbers = experiment.request.table.groupby("sample")["n_cells"].sum()
     assert numbers.tolist() == donors.n_cells.tolist()
-    shares = proportions_of(donor_model.model, experiment.design)
+    shares = expected_proportions(donor_model.model, experiment.design)
     assert shares.sum(axis=1).to_numpy() == pytest.approx(1)

@@ -1,1 +1,1 @@
-"""Designed experiments: samples, composition and planted changes that users choose, and cells with this truth."""
+"""Simulate designed experiments with planted changes as the known truth."""

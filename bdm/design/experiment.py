@@ -1,4 +1,4 @@
-"""A design for a model: its samples, numbers of cells, changes and donors, and what each cell is."""
+"""Compile a design for a model: samples, cells, donors and planted changes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from bdm._core.seeds import derive, numpy_generator, to_tensor, torch_generator
 from bdm.data.modalities import Modality
-from bdm.design.changes import Plant, mean_factors, plants_of, rows_by_population, strengths
+from bdm.design.changes import PlantedChange, mean_factors, plan_changes, rows_by_population, sample_responses
 from bdm.design.samples import (
-    GivenValues,
+    DesignedCovariates,
     IndependentDonors,
-    donors_of,
-    given_values,
-    request_of,
-    table_of_samples,
+    designed_covariates,
+    draw_request,
+    make_donors,
+    sample_table,
 )
 from bdm.design.settings import Design
 from bdm.donors.draw import NewDonors
@@ -27,27 +27,23 @@ from bdm.generation.request import Request
 from bdm.model.model import BranchedModel, expected_counts
 
 NO_PARTNER = -1
-FEW_CELLS = 128  # of a population, whose means are compared between donors
+N_DONOR_CELLS = 128  # reference cells that donors are compared on, per population
 
-
-Given = GivenValues | None  # values of covariates
+Covariates = DesignedCovariates | None  # None: distributed as in training cells
 
 
 @dataclass(frozen=True)
 class ReferenceCells:
-    """Cells of each population that stand for all, sampled once: the other cells of doublets, and expectations.
+    """Cells of each population, sampled once, for expected counts and as partners in doublets."""
 
-    They have values of covariates as training cells have, or as a sample has (``given``).
-    """
-
-    whitened: Callable[[str], Tensor]  # from a population to cells x dimensions
-    values: Callable[[str, Given], np.ndarray | None]  # of their covariates, cells x covariates
-    # Mean expected counts by population, batch, given values, number of cells
-    of_cells: Callable[[str, str | None, Given, int], np.ndarray]
+    whitened: Callable[[str], Tensor]  # whitened cells of a population, cells x dimensions
+    values: Callable[[str, Covariates], np.ndarray | None]  # covariates of these cells, cells x covariates
+    # mean expected counts of a population, given batch, covariates and number of cells
+    mean_counts: Callable[[str, str | None, Covariates, int], np.ndarray]
 
     @classmethod
-    def of(cls, model: BranchedModel, *, seed: int) -> "ReferenceCells":
-        """Make them for a model; each is computed when it is first needed."""
+    def from_model(cls, model: BranchedModel, *, seed: int) -> "ReferenceCells":
+        """Sample reference cells from a model lazily."""
         sampler = model.sampler()
 
         @cache
@@ -55,24 +51,26 @@ class ReferenceCells:
             return sampler.sample(population, MAX_CHUNK, torch_generator(seed, "reference", population))
 
         @cache
-        def values(population: str, given: Given) -> np.ndarray | None:
+        def values(population: str, covariates: Covariates) -> np.ndarray | None:
             table = pd.DataFrame({"sub_population": [population] * MAX_CHUNK, "n_cells": 1})
-            if given is not None:
-                table[list(covariate_names(model))] = given.values(population, (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK)
+            if covariates is not None:
+                table[list(covariate_names(model))] = covariates.values(
+                    population, (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK
+                )
             return drawn_values(model, table, derive(seed, "reference")).get(population)
 
         @cache
-        def of_cells(population: str, batch: str | None, given: Given, n_cells: int) -> np.ndarray:
-            x = model.at_covariates(whitened(population), population, values(population, given))[:n_cells]
+        def mean_counts(population: str, batch: str | None, covariates: Covariates, n_cells: int) -> np.ndarray:
+            x = model.at_covariates(whitened(population), population, values(population, covariates))[:n_cells]
             batches = None if batch is None else np.full(len(x), batch)
             expected = expected_counts(model, x, batches, population)
             return np.asarray(expected.mean(axis=0, dtype=np.float64))
 
-        return cls(whitened, values, of_cells)
+        return cls(whitened, values, mean_counts)
 
-    def expression(self, population: str, batch: str | None, given: Given = None) -> np.ndarray:
-        """Average the expected counts of all cells of a population."""
-        return self.of_cells(population, batch, given, MAX_CHUNK)
+    def expression(self, population: str, batch: str | None, covariates: Covariates = None) -> np.ndarray:
+        """Return the mean expected counts of a population."""
+        return self.mean_counts(population, batch, covariates, MAX_CHUNK)
 
 
 @dataclass(frozen=True)
@@ -81,13 +79,12 @@ class DesignedExperiment:
 
     model: BranchedModel
     design: Design
-    # Table of samples with ``donor``, ``condition``, ``batch``, and the factor of their library sizes, ``depth_factor``
-    samples: pd.DataFrame
-    given: dict[str, GivenValues]  # of each sample whose covariates have given values
+    samples: pd.DataFrame  # columns donor, condition, batch and depth_factor (of library sizes)
+    covariates: dict[str, DesignedCovariates]  # by sample, if the design sets them
     request: Request  # numbers of cells by population and sample
-    plants: tuple[Plant, ...]
-    donors: NewDonors | IndependentDonors | None  # None where donors do not differ
-    reference: ReferenceCells  # cells that stand for those of each population
+    changes: tuple[PlantedChange, ...]
+    donors: NewDonors | IndependentDonors | None  # None if donors do not differ
+    reference: ReferenceCells
 
     @property
     def n_genes(self) -> int:
@@ -96,47 +93,50 @@ class DesignedExperiment:
 
     @property
     def modalities(self) -> list[Modality]:
-        """Modalities of the genes."""
+        """Modalities of the model."""
         return self.model.autoencoder.modalities
 
     def mean_expression(self, sample: str, populations: Sequence[str]) -> pd.DataFrame:
-        """Compute expected counts of populations (rows) in a sample: of its donor, with its changes, at depth 1."""
+        """Compute expected counts of populations in a sample with its changes, at depth 1."""
         condition, number = self.samples.loc[sample, "condition"], self.samples.index.get_loc(sample)
-        factors = mean_factors(self.plants, self.model.populations, condition, self.n_genes)
+        factors = mean_factors(self.changes, self.model.populations, condition, self.n_genes)
         rows = {name: self.expression(name, number) * factors[name] for name in populations}
         return pd.DataFrame.from_dict(rows, orient="index", columns=self.model.autoencoder.genes.index)
 
     def expression(self, population: str, sample: int) -> np.ndarray:
-        """Mean expected counts of a population in a sample, by its donor as a few cells show it, before changes."""
-        batch, given = self.samples["batch"].iloc[sample], self.given_in(sample)
-        mean = self.reference.expression(population, batch, given)
+        """Return the mean expected counts of a population in a sample before changes.
+
+        The effect of the donor is estimated from ``N_DONOR_CELLS`` cells.
+        """
+        batch, covariates = self.samples["batch"].iloc[sample], self.covariates_in(sample)
+        mean = self.reference.expression(population, batch, covariates)
         if self.donors is None:
             return mean
-        samples = np.full(FEW_CELLS, sample)
-        x = self.reference_cells(population, np.arange(FEW_CELLS), samples)
+        samples = np.full(N_DONOR_CELLS, sample)
+        x = self.reference_cells(population, np.arange(N_DONOR_CELLS), samples)
         expected = self.expected(x, population, samples)
-        without_donor = self.reference.of_cells(population, batch, given, FEW_CELLS)
+        without_donor = self.reference.mean_counts(population, batch, covariates, N_DONOR_CELLS)
         return np.asarray(mean * expected.mean(axis=0, dtype=np.float64) / without_donor)
 
     def reference_cells(self, population: str, rows: np.ndarray, sample: np.ndarray) -> Tensor:
-        """Select reference cells by their rows, and move them to the donors and covariates of their samples."""
-        x = self.of_donors(self.reference.whitened(population)[to_tensor(rows)], population, sample)
+        """Return reference cells by row, with the donors and covariates of samples (rows)."""
+        x = self.move_to_donors(self.reference.whitened(population)[to_tensor(rows)], population, sample)
         if self.model.covariates is None:
             return x
-        values = [self.reference.values(population, self.given_in(number)) for number in sample]
+        values = [self.reference.values(population, self.covariates_in(number)) for number in sample]
         own = [part[row] for part, row in zip(values, rows, strict=True) if part is not None]
         return self.model.at_covariates(x, population, np.stack(own))
 
-    def given_in(self, sample: int) -> Given:
-        """Return the given values of covariates of a sample, by its row."""
-        return self.given.get(str(self.samples.index[sample]))
+    def covariates_in(self, sample: int) -> Covariates:
+        """Return the designed covariates of a sample (row)."""
+        return self.covariates.get(str(self.samples.index[sample]))
 
-    def of_donors(self, x: Tensor, population: str, sample: np.ndarray) -> Tensor:
-        """Move whitened cells of a population to the donors of their samples, given by row."""
+    def move_to_donors(self, x: Tensor, population: str, sample: np.ndarray) -> Tensor:
+        """Apply the donor effects of samples (rows) to whitened cells of a population."""
         return x if self.donors is None else self.donors.within(population, x, self.donor[sample])
 
     def expected(self, x: Tensor, population: str, sample: np.ndarray) -> np.ndarray:
-        """Compute expected counts of cells of their donors and batches, before changes and depth, cells x genes."""
+        """Compute expected counts with donor and batch effects, cells x genes."""
         return expected_counts(
             self.model,
             x,
@@ -152,86 +152,89 @@ class DesignedExperiment:
 
     @cached_property
     def offsets(self) -> Callable[[str], Tensor]:
-        """Function that returns the offsets of log expression in a population, donors x genes, if donors differ."""
+        """Cached function: donor offsets of log expression in a population, donors x genes."""
         donors = self.donors
         assert donors is not None
         return cache(lambda population: to_tensor(donors.log_expression(population).astype(np.float32)))
 
     @cached_property
     def ambient_profiles(self) -> pd.DataFrame:
-        """Share of each gene (columns) in the ambient RNA of each sample (rows); so for proteins and peaks."""
+        """Composition of ambient RNA, samples x genes; each modality sums to 1."""
         samples, genes = self.samples.index, self.model.autoencoder.genes.index
         n_cells = self.request.table.groupby(["sample", "sub_population"])["n_cells"].sum()
         rows = [n_cells[sample] @ self.mean_expression(sample, list(n_cells[sample].index)) for sample in samples]
         counts = pd.DataFrame(rows, index=samples, columns=genes)
-        by_modality = [counts.iloc[:, modality.features] for modality in self.modalities]
-        return pd.concat([part.div(part.sum(axis=1), axis=0) for part in by_modality], axis=1)
+        blocks = [counts.iloc[:, modality.features] for modality in self.modalities]
+        return pd.concat([block.div(block.sum(axis=1), axis=0) for block in blocks], axis=1)
 
 
 def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
-    """Bring a design to a model, and draw its samples and changes."""
-    reference = ReferenceCells.of(model, seed=design.seed)
-    samples = table_of_samples(model, design)
+    """Compile a design for a model: draw samples, donors, numbers of cells and changes."""
+    reference = ReferenceCells.from_model(model, seed=design.seed)
+    samples = sample_table(model, design)
     donors = tuple(samples["donor"].unique())
-    given = given_values(model, design, samples)
-    request = request_of(model, design, samples, donors, given)
+    covariates = designed_covariates(model, design, samples)
+    request = draw_request(model, design, samples, donors, covariates)
 
     def expression(population: str) -> np.ndarray:
-        of_batches = [reference.expression(population, batch) for batch in samples["batch"].unique()]
-        return np.asarray(np.mean(of_batches, axis=0))
+        by_batch = [reference.expression(population, batch) for batch in samples["batch"].unique()]
+        return np.asarray(np.mean(by_batch, axis=0))
 
-    plants = plants_of(model, design, expression)
+    changes = plan_changes(model, design, expression)
     factor = design.depth.factor
     samples["depth_factor"] = [
         float(factor.get(name, 1.0) if isinstance(factor, dict) else factor) for name in samples["condition"]
     ]
-    of_donors = donors_of(model, design, donors)
-    return DesignedExperiment(model, design, samples, given, request, plants, of_donors, reference)
+    donor_effects = make_donors(model, design, donors)
+    return DesignedExperiment(model, design, samples, covariates, request, changes, donor_effects, reference)
 
 
-# ---- what each cell is
+# ---- cells
 
 
 @dataclass(frozen=True)
 class DesignedCells:
-    """What each cell of an experiment is, by population, then sample."""
+    """Properties of the cells of an experiment, sorted by population, then sample."""
 
-    sample: np.ndarray  # row of its sample in the table of samples
-    population: pd.Series  # name of its population
+    sample: np.ndarray  # row in the table of samples
+    population: pd.Series  # name
     first: dict[str, int]  # row of the first cell of each population
-    strength: np.ndarray  # whether the cell responds to each change (1 or 0), cells x changes
-    partner_population: np.ndarray  # index of the population of the other cell of a doublet; -1 for singlets
-    partner: np.ndarray  # row of this cell among the reference cells; -1 for singlets
+    response: np.ndarray  # whether cells respond to each change (1 or 0), cells x changes
+    partner_population: np.ndarray  # index of the partner's population in a doublet; -1 for singlets
+    partner: np.ndarray  # row of the partner among reference cells; -1 for singlets
 
     @property
     def doublet(self) -> np.ndarray:
-        """Whether a second cell is in the droplet of each cell."""
+        """Mask of doublets."""
         return np.asarray(self.partner != NO_PARTNER)
 
 
-def cells_of(experiment: DesignedExperiment) -> DesignedCells:
-    """Draw what each cell of an experiment is; a cell's random numbers depend on its population and number alone."""
+def draw_cells(experiment: DesignedExperiment) -> DesignedCells:
+    """Draw the properties of all cells.
+
+    The random numbers of a cell depend on its population and number alone.
+    """
     table = experiment.request.table
     table = table.loc[table.index.repeat(table["n_cells"])]
     sample = experiment.samples.index.get_indexer(table["sample"])
     population = table["sub_population"].reset_index(drop=True)
     condition = experiment.samples["condition"].to_numpy()[sample]
     seed = experiment.design.seed
-    rows, plants = rows_by_population(population), experiment.plants
-    strength = np.zeros((len(population), len(plants)), dtype=np.float32)
+    rows, changes = rows_by_population(population), experiment.changes
+    response = np.zeros((len(population), len(changes)), dtype=np.float32)
     for name, span in rows.items():
-        uniform = np.empty((span.stop - span.start, len(plants)))
-        for i, plant in enumerate(plants):
-            uniform[:, i] = numpy_generator(seed, "responds", plant.change.name, name).random(len(uniform))
-        strength[span] = strengths(plants, name, condition[span], uniform)
+        uniform = np.empty((span.stop - span.start, len(changes)))
+        for i, planted in enumerate(changes):
+            uniform[:, i] = numpy_generator(seed, "responds", planted.change.name, name).random(len(uniform))
+        response[span] = sample_responses(changes, name, condition[span], uniform)
     partners = draw_partners(experiment, sample, rows)
-    return DesignedCells(sample, population, {name: span.start for name, span in rows.items()}, strength, *partners)
+    return DesignedCells(sample, population, {name: span.start for name, span in rows.items()}, response, *partners)
 
 
 def draw_partners(
     experiment: DesignedExperiment, sample: np.ndarray, rows: dict[str, slice]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the second cell of each doublet: its population and row among the reference cells; -1 for singlets."""
+    """Draw the partner of each doublet: population and row among reference cells."""
     doublets, populations = experiment.design.doublets, list(experiment.model.populations)
     partner_population = np.full(len(sample), NO_PARTNER, dtype=np.int32)
     partner = partner_population.copy()

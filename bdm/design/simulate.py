@@ -1,4 +1,4 @@
-"""Simulation of a designed experiment, block by block: cells with its donors, changes, depth and artefacts."""
+"""Simulate a designed experiment block by block."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,10 +15,10 @@ from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import without_unused_categories
-from bdm.design.changes import planted_genes, strengths
-from bdm.design.experiment import DesignedCells, DesignedExperiment, cells_of, compile_design
+from bdm.design.changes import planted_genes, sample_responses
+from bdm.design.experiment import DesignedCells, DesignedExperiment, compile_design, draw_cells
 from bdm.design.settings import Design
-from bdm.design.truth import truth_of
+from bdm.design.truth import collect_truth
 from bdm.generation.at import drawn_values
 from bdm.generation.generate import (
     Block,
@@ -41,22 +41,36 @@ RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner
 def simulate_cells(model: BranchedModel, design: Design) -> ad.AnnData:
     """Simulate a designed experiment in memory.
 
+    Parameters
+    ----------
+    model
+        Fitted model that cells are sampled from.
+    design
+        Samples, composition, changes, depth and artefacts, see :func:`bdm.design.settings.read_design`.
+
     Returns
     -------
-    AnnData with raw counts in ``X`` (CSR), the model's ``var``, and the latent in ``obsm['latent']``. ``obs`` has
-    ``sample``, ``donor``, ``condition``, ``batch`` (where the model has batches), ``cell_type``, ``sub_population``,
-    ``depth_factor``, ``doublet`` with the population of the other cell in ``doublet_partner``, and for each change to
-    which a share of the cells responds ``responds_NAME`` (``responds`` if it is the only one). ``varm`` has the log2
-    fold changes of expected counts by gene and cell type for each condition, ``log2_fold_change_CONDITION``; and
-    ``uns['truth']`` the tables of :func:`bdm.design.truth.truth_of`.
+    AnnData with raw counts in ``X`` (CSR) and the model's ``var``:
+
+    - ``obs``: ``sample``, ``donor``, ``condition``, ``batch`` (if the model has batches), ``cell_type``,
+      ``sub_population``, ``depth_factor``, ``doublet`` and ``doublet_partner`` (population of the second cell).
+      Changes with a share of responding cells add ``responds_NAME``, or ``responds`` if there is one.
+    - ``obsm['latent']``: latents.
+    - ``varm['log2_fold_change_CONDITION']``: log2 fold changes of expected counts, genes x cell types.
+    - ``uns['truth']``: tables of :func:`bdm.design.truth.collect_truth`.
+
+    Raises
+    ------
+    InputError
+        If the model lacks cell types, genes, donors or covariates of the design.
     """
     return simulated_cells(compile_design(model, design)).in_memory()
 
 
 def simulated_cells(experiment: DesignedExperiment) -> GeneratedCells:
-    """Simulate an experiment block by block, as :func:`simulate_cells` does."""
+    """Simulate an experiment in blocks, see :func:`simulate_cells`."""
     model, request, seed = experiment.model, experiment.request, experiment.design.seed
-    cells = cells_of(experiment)
+    cells = draw_cells(experiment)
     simulation = Simulation(experiment, cells)
 
     def blocks() -> Iterator[Block]:
@@ -65,14 +79,14 @@ def simulated_cells(experiment: DesignedExperiment) -> GeneratedCells:
             chunks = independent_chunks(model.sampler(), request, seed, run)
             yield from run(simulation.block, chunks)
 
-    varm, tables = truth_of(experiment)
-    obs, var = observations_of(experiment, cells), model.autoencoder.genes.copy()
+    varm, tables = collect_truth(experiment)
+    obs, var = make_obs(experiment, cells), model.autoencoder.genes.copy()
     record = record_of_cells(model, seed=seed, design=design_record(experiment.design))
     return GeneratedCells(obs, var, blocks(), varm=varm, uns={"truth": tables, "bdm": record})
 
 
-def observations_of(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFrame:
-    """Make ``obs`` of all cells of an experiment: by population, then sample."""
+def make_obs(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFrame:
+    """Return ``obs`` of all cells of an experiment."""
     model, samples = experiment.model, experiment.samples
     names = [str(name) for name in cells.population]
     cell_type_of = model.cell_type_of
@@ -99,36 +113,36 @@ def observations_of(experiment: DesignedExperiment, cells: DesignedCells) -> pd.
 
 
 def response_columns(experiment: DesignedExperiment, cells: DesignedCells) -> dict[str, np.ndarray]:
-    """Whether each cell responds, for the changes to which not all cells of a condition respond."""
-    partial = [i for i, plant in enumerate(experiment.plants) if plant.change.share < 1]
-    names = [f"responds_{experiment.plants[i].change.name}" for i in partial] if len(partial) > 1 else ["responds"]
-    return {name: cells.strength[:, i] == 1 for name, i in zip(names, partial, strict=False)}
+    """Return which cells respond, for changes with a share below 1."""
+    partial = [i for i, planted in enumerate(experiment.changes) if planted.change.share < 1]
+    names = [f"responds_{experiment.changes[i].change.name}" for i in partial] if len(partial) > 1 else ["responds"]
+    return {name: cells.response[:, i] == 1 for name, i in zip(names, partial, strict=False)}
 
 
 @dataclass(frozen=True)
 class Droplets:
-    """Counts and expected counts of a few droplets, cells x genes."""
+    """Counts and expected counts of droplets, droplets x genes."""
 
     counts: np.ndarray
     mean: np.ndarray
 
-    def of_features(self, features: slice) -> "Droplets":
-        """Take the features of a modality."""
+    def select(self, features: slice) -> "Droplets":
+        """Select features."""
         return Droplets(self.counts[:, features], self.mean[:, features])
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What cells of one population that are decoded together are."""
+class CellGroup:
+    """Cells of one population that are decoded together."""
 
     population: str
-    sample: np.ndarray  # row of each cell's sample in the table of samples
-    strength: np.ndarray  # cells x changes
-    key: tuple[int | str, ...]  # names the random numbers of the cells, in addition to their population
+    sample: np.ndarray  # row of each cell in the table of samples
+    response: np.ndarray  # cells x changes
+    key: tuple[int | str, ...]  # identifies the random numbers, with the population
 
 
 class Simulation:
-    """Counts of the cells of an experiment."""
+    """Sampler of the counts of an experiment."""
 
     def __init__(self, experiment: DesignedExperiment, cells: DesignedCells) -> None:
         self.experiment, self.cells = experiment, cells
@@ -138,7 +152,7 @@ class Simulation:
         self.condition = experiment.samples["condition"].to_numpy()
         ambient = experiment.design.ambient
         self.ambient = experiment.ambient_profiles.to_numpy() if ambient.share else None
-        self.planted = cache(lambda population: planted_genes(experiment.plants, population))
+        self.planted = cache(lambda population: planted_genes(experiment.changes, population))
         self.observation = cache(self._observation)
 
     def block(self, chunk: Chunk) -> Block:
@@ -150,21 +164,21 @@ class Simulation:
         return Block(counts, np.concatenate([latent for _, latent in portions]), expected=expected)
 
     def portion(self, population: str, portion: Portion) -> tuple[Droplets, np.ndarray]:
-        """Sample the droplets of a portion, and give the latents of their first cells."""
+        """Sample the droplets of a portion; returns droplets and latents of first cells."""
         first = self.cells.first.get(population, 0) + portion.start
         rows = np.arange(first, first + portion.n_cells)
-        origin = Origin(population, self.cells.sample[rows], self.cells.strength[rows], (portion.start,))
-        x = self.experiment.of_donors(portion.padded, population, padded(origin.sample, len(portion.padded)))
+        group = CellGroup(population, self.cells.sample[rows], self.cells.response[rows], (portion.start,))
+        x = self.experiment.move_to_donors(portion.padded, population, padded(group.sample, len(portion.padded)))
         x = self.model.at_covariates(x, population, portion.rows_in(self.values.get(population)))
-        droplets = self.singlets(x, origin)
-        droplets = self.with_partners(droplets, rows, origin)
+        droplets = self.singlets(x, group)
+        droplets = self.add_partners(droplets, rows, group)
         if self.ambient is not None:
-            generator = numpy_generator(self.seed, "ambient", population, *origin.key)
+            generator = numpy_generator(self.seed, "ambient", population, *group.key)
             share = self.experiment.design.ambient.share
             features = [modality.features for modality in self.experiment.modalities]
-            profiles = [self.ambient[:, columns].cumsum(axis=1)[origin.sample] for columns in features]
+            profiles = [self.ambient[:, columns].cumsum(axis=1)[group.sample] for columns in features]
             parts = [
-                with_ambient(droplets.of_features(columns), share, profile, generator)
+                add_ambient(droplets.select(columns), share, profile, generator)
                 for columns, profile in zip(features, profiles, strict=True)
             ]
             counts, mean = (
@@ -173,48 +187,52 @@ class Simulation:
             droplets = Droplets(counts, mean)
         return droplets, portion.of_cells(latents(self.model, x))
 
-    def singlets(self, x: Tensor, origin: Origin) -> Droplets:
+    def singlets(self, x: Tensor, group: CellGroup) -> Droplets:
         """Sample single cells with the changes and the depth of their samples."""
-        population, n_cells = origin.population, len(origin.sample)
-        mean = self.experiment.expected(x, population, padded(origin.sample, len(x)))[:n_cells]
+        population, n_cells = group.population, len(group.sample)
+        mean = self.experiment.expected(x, population, padded(group.sample, len(x)))[:n_cells]
         observation = self.observation(population)
-        generator = numpy_generator(self.seed, "counts", population, *origin.key)  # as generated cells
+        generator = numpy_generator(self.seed, "counts", population, *group.key)  # the same counts as generated cells
         sampled = self.model.with_levels(observation.sample(mean, generator), population, generator)
         droplets = Droplets(sampled.toarray(), mean)
-        droplets = self.changed(droplets, observation, origin)
-        depth = self.depth[origin.sample][:, None]
+        droplets = self.plant_changes(droplets, observation, group)
+        depth = self.depth[group.sample][:, None]
         if (depth == 1).all():
             return droplets
-        generator = numpy_generator(self.seed, "depth", population, *origin.key)
+        generator = numpy_generator(self.seed, "depth", population, *group.key)
         counts = observation.rescale(droplets.counts, droplets.mean, depth, generator)
         return Droplets(counts, droplets.mean * depth.astype(np.float32))
 
-    def changed(self, droplets: Droplets, observation: ObservationModel, origin: Origin) -> Droplets:
-        """Plant the changes; the counts of all other genes and cells stay as they are."""
-        (genes, log2_fold_change), counts, mean = self.planted(origin.population), droplets.counts, droplets.mean
-        factor = 2.0 ** (origin.strength @ log2_fold_change)
+    def plant_changes(self, droplets: Droplets, observation: ObservationModel, group: CellGroup) -> Droplets:
+        """Apply planted changes; unaffected counts stay the same."""
+        (genes, log2_fold_change), counts, mean = self.planted(group.population), droplets.counts, droplets.mean
+        factor = 2.0 ** (group.response @ log2_fold_change)
         if (factor != 1).any():
-            generator = numpy_generator(self.seed, "changes", origin.population, *origin.key)
-            of_genes = observation.of_genes(genes)
-            counts[:, genes] = of_genes.rescale(counts[:, genes], mean[:, genes], factor, generator)
+            generator = numpy_generator(self.seed, "changes", group.population, *group.key)
+            changed = observation.of_genes(genes)
+            counts[:, genes] = changed.rescale(counts[:, genes], mean[:, genes], factor, generator)
             mean[:, genes] *= factor
         return Droplets(counts, mean)
 
-    def with_partners(self, droplets: Droplets, rows: np.ndarray, origin: Origin) -> Droplets:
-        """Add the counts of the second cells to those of doublets."""
+    def add_partners(self, droplets: Droplets, rows: np.ndarray, group: CellGroup) -> Droplets:
+        """Add the counts of second cells to doublets."""
         counts, mean = droplets.counts, droplets.mean
-        of_partner = self.cells.partner_population[rows]
-        for code in np.unique(of_partner[self.cells.doublet[rows]]):
-            chosen = np.flatnonzero(of_partner == code)
-            population, sample = self.model.populations[code], origin.sample[chosen]
-            key = ("partner of", origin.population, *origin.key)
-            plants, generator = self.experiment.plants, numpy_generator(self.seed, "partner responds", population, *key)
-            uniform = generator.random((len(sample), len(plants)))
-            partners = Origin(population, sample, strengths(plants, population, self.condition[sample], uniform), key)
-            x = self.experiment.reference_cells(population, self.cells.partner[rows[chosen]], sample)
+        partner_population = self.cells.partner_population[rows]
+        for code in np.unique(partner_population[self.cells.doublet[rows]]):
+            doublets = np.flatnonzero(partner_population == code)
+            population, sample = self.model.populations[code], group.sample[doublets]
+            key = ("partner of", group.population, *group.key)
+            changes, generator = (
+                self.experiment.changes,
+                numpy_generator(self.seed, "partner responds", population, *key),
+            )
+            uniform = generator.random((len(sample), len(changes)))
+            response = sample_responses(changes, population, self.condition[sample], uniform)
+            partners = CellGroup(population, sample, response, key)
+            x = self.experiment.reference_cells(population, self.cells.partner[rows[doublets]], sample)
             added = self.singlets(x, partners)
-            counts[chosen] += added.counts
-            mean[chosen] += added.mean
+            counts[doublets] += added.counts
+            mean[doublets] += added.mean
         return Droplets(counts, mean)
 
     def _observation(self, population: str) -> ObservationModel:
@@ -223,12 +241,15 @@ class Simulation:
 
 
 def padded(values: np.ndarray, n_cells: int) -> np.ndarray:
-    """Repeat the last value up to a number of cells; the first known one where there are none."""
+    """Pad an array to ``n_cells`` by its last value, or 0."""
     return np.pad(values, (0, n_cells - len(values)), mode="edge") if len(values) else np.zeros(n_cells, values.dtype)
 
 
-def with_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, generator: np.random.Generator) -> Droplets:
-    """Replace a share of the counts by ambient RNA, of profiles that are cumulative over genes, droplets x genes."""
+def add_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, generator: np.random.Generator) -> Droplets:
+    """Replace a share of the counts by ambient RNA.
+
+    ``cumulative`` are profiles, summed over genes up to each (droplets x genes).
+    """
     for_cells, for_numbers, for_genes = generator.spawn(3)
     counts, detected = droplets.counts, droplets.counts > 0
     n_ambient = for_numbers.poisson(share * counts.sum(axis=1))
@@ -244,7 +265,7 @@ def with_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, gener
 
 
 def design_record(design: Design) -> dict[str, Any]:
-    """Content of a design as a design file has it, for the record of how cells were made."""
+    """Convert a design to the content of its file, as a record."""
 
     def content(value: Any) -> Any:
         if isinstance(value, dict):

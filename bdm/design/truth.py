@@ -1,4 +1,4 @@
-"""What was planted in a designed experiment: tables of changed genes, composition and samples."""
+"""Truth of a designed experiment: tables of changed genes, composition and samples."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,50 +11,58 @@ import pandas as pd
 from bdm._core.seeds import numpy_generator
 from bdm.data.columns import writable_name
 from bdm.data.modalities import Modality, spread
-from bdm.design.changes import Plant, mean_factors
-from bdm.design.experiment import DesignedExperiment, Given
-from bdm.design.samples import proportions_of
+from bdm.design.changes import PlantedChange, mean_factors
+from bdm.design.experiment import Covariates, DesignedExperiment
+from bdm.design.samples import expected_proportions
 
-ROUNDING = 1e-12  # log2 fold changes below it are of sums that are equal
-EVERY_CONDITION = ""  # of changes that distinguish cell types, in all conditions
-NUMBERS = (
+ROUNDING = 1e-12  # smaller log2 fold changes are rounding errors
+EVERY_CONDITION = ""  # condition of changes that apply in all conditions
+NUMBER_COLUMNS = (
     "log2_fold_change",
     "normalised_log2_fold_change",
     "responding_log2_fold_change",
     "share",
 )
-COLUMNS = ("condition", "cell_type", "gene", "change", "sub_populations", *NUMBERS)
+COLUMNS = ("condition", "cell_type", "gene", "change", "sub_populations", *NUMBER_COLUMNS)
 
 
 @dataclass(frozen=True)
 class ConditionComparison:
-    """Expected counts of genes x cell types in a condition and in the reference."""
+    """Expected counts in a condition and in the reference, genes x cell types."""
 
-    condition: str  # empty for the changes of all conditions, in comparison with cells without any change
+    condition: str  # or EVERY_CONDITION, for cells with and without the changes of all conditions
     changed: pd.DataFrame
     reference: pd.DataFrame
 
     @property
     def log2_fold_change(self) -> pd.DataFrame:
-        """Genes x cell types: 0 for genes without a change, unless sub-populations have other shares."""
-        found = np.log2(self.changed / self.reference)
-        return found.mask(found.abs() < ROUNDING, 0.0)
+        """Log2 fold changes, including the effect of shifted sub-populations, genes x cell types."""
+        ratio = np.log2(self.changed / self.reference)
+        return ratio.mask(ratio.abs() < ROUNDING, 0.0)
 
     def log2_library_size(self, modality: Modality) -> pd.Series:
-        """Log2 ratio of the expected library sizes of cell types; 0 for proteins, which have none."""
+        """Return log2 ratios of expected library sizes by cell type; 0 for proteins."""
         changed, reference = (table.iloc[modality.features].sum() for table in (self.changed, self.reference))
         return np.log2(changed / reference) * modality.normalised
 
 
-def truth_of(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """Collect what was planted: tables of genes for ``varm``, and others for ``uns``.
+def collect_truth(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Collect the truth of an experiment.
 
-    Those of genes are log2 fold changes by cell type for each condition, and, if the design has any, the shares in
-    ambient RNA and the counts of empty droplets by sample. ``genes`` in ``uns`` has a row for each comparison, cell
-    type and changed gene, with log2 fold changes of the expected counts of all cells of the type, of these divided by
-    the library size, and of a cell that responds.
+    Returns
+    -------
+    Tables for ``varm``, by name, with a row for each gene: ``log2_fold_change_CONDITION`` (genes x cell types), and, if
+    the design has ambient RNA, ``ambient`` (its composition) and ``empty_droplets`` (counts), genes x samples. Then
+    tables for ``uns``:
+
+    - ``genes``: changed genes by comparison and cell type, with the log2 fold change of expected counts
+      (``log2_fold_change``), after division by library sizes (``normalised_log2_fold_change``), and in responding cells
+      (``responding_log2_fold_change``).
+    - ``composition``: proportions of cell types by condition, log odds ratios and changes of library sizes.
+    - ``sub_populations``: proportions within cell types by condition.
+    - ``samples``: donor, condition, batch, depth factor and number of cells.
     """
-    comparisons = list(comparisons_of(experiment))
+    comparisons = list(compare_conditions(experiment))
     names = [
         "_".join(filter(None, ("log2_fold_change", writable_name(comparison.condition)))) for comparison in comparisons
     ]
@@ -68,13 +76,13 @@ def truth_of(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFrame], d
     return dict(zip(names, by_type, strict=True)) | ambient_rna(experiment), {
         "genes": changed_genes(experiment, comparisons),
         "composition": composition_table(experiment).merge(library, how="left").fillna({"log2_library_size": 0.0}),
-        "sub_populations": sub_populations_of(experiment),
-        "samples": samples.dropna(axis=1, how="all").reset_index(),  # no batches where the model has none
+        "sub_populations": sub_population_table(experiment),
+        "samples": samples.dropna(axis=1, how="all").reset_index(),  # drops the batch of models without batches
     }
 
 
 def ambient_rna(experiment: DesignedExperiment) -> dict[str, pd.DataFrame]:
-    """Give the shares of genes in the ambient RNA of each sample, and sample the counts of its empty droplets."""
+    """Return the composition of ambient RNA and sampled counts of empty droplets."""
     ambient, seed = experiment.design.ambient, experiment.design.seed
     if not (ambient.share or ambient.empty_counts):
         return {}
@@ -91,99 +99,108 @@ def ambient_rna(experiment: DesignedExperiment) -> dict[str, pd.DataFrame]:
     return {"ambient": profiles, "empty_droplets": pd.DataFrame(counts, index=profiles.index)}
 
 
-def comparisons_of(experiment: DesignedExperiment) -> Iterator[ConditionComparison]:
-    """Compare each condition with the reference, and changes of all conditions with none."""
-    (reference, *others), plants = experiment.design.samples.conditions, experiment.plants
+def compare_conditions(experiment: DesignedExperiment) -> Iterator[ConditionComparison]:
+    """Yield comparisons: changes of all conditions, then each condition with the reference."""
+    (reference, *others), changes = experiment.design.samples.conditions, experiment.changes
     mean = mean_expression(experiment)
 
-    def expected(condition: str, plants: Sequence[Plant]) -> pd.DataFrame:
-        return expected_by_type(experiment, mean, plants, condition)
+    def expected(condition: str, changes: Sequence[PlantedChange]) -> pd.DataFrame:
+        return expected_by_type(experiment, mean, changes, condition)
 
-    if everywhere := [plant for plant in plants if plant.change.condition is None]:
+    if everywhere := [planted for planted in changes if planted.change.condition is None]:
         yield ConditionComparison(EVERY_CONDITION, expected(reference, everywhere), expected(reference, []))
     for condition in others:
-        yield ConditionComparison(condition, expected(condition, plants), expected(reference, plants))
+        yield ConditionComparison(condition, expected(condition, changes), expected(reference, changes))
 
 
-def mean_expression(experiment: DesignedExperiment) -> Callable[[str, Given], np.ndarray]:
-    """Mean expected counts of populations before changes; 1 where fold changes do not need them, to save time."""
+def mean_expression(experiment: DesignedExperiment) -> Callable[[str, Covariates], np.ndarray]:
+    """Return a function for the mean expected counts of populations before changes.
+
+    It returns 1, to save time, if fold changes do not depend on expression.
+    """
     model, batches = experiment.model, experiment.samples["batch"]
-    shares = proportions_of(model, experiment.design)
-    within = shares.T.groupby(shares.columns.map(model.cell_type_of)).transform(lambda x: x / (x.sum() or 1)).T
-    if not (experiment.plants or experiment.given) and np.allclose(within, within.iloc[0]):
-        return lambda population, given: np.ones(experiment.n_genes)
+    shares = expected_proportions(model, experiment.design)
+    within_type = shares.T.groupby(shares.columns.map(model.cell_type_of)).transform(lambda x: x / (x.sum() or 1)).T
+    if not (experiment.changes or experiment.covariates) and np.allclose(within_type, within_type.iloc[0]):
+        return lambda population, covariates: np.ones(experiment.n_genes)
     by_batch = {None: 1.0} if batches.isna().all() else batches.value_counts(normalize=True)
 
-    def mean(population: str, given: Given) -> np.ndarray:
-        of_batches = [
-            expected * experiment.reference.expression(population, batch, given) for batch, expected in by_batch.items()
+    def mean(population: str, covariates: Covariates) -> np.ndarray:
+        weighted = [
+            weight * experiment.reference.expression(population, batch, covariates)
+            for batch, weight in by_batch.items()
         ]
-        return np.asarray(np.sum(of_batches, axis=0))
+        return np.asarray(np.sum(weighted, axis=0))
 
     return mean
 
 
-def shares_in(experiment: DesignedExperiment, condition: str) -> Iterator[tuple[Given, float, pd.Series]]:
-    """Give the values of covariates in a condition, their share of its samples, and the shares of populations there."""
-    shares = proportions_of(experiment.model, experiment.design).loc[condition]
+def covariate_groups(experiment: DesignedExperiment, condition: str) -> Iterator[tuple[Covariates, float, pd.Series]]:
+    """Yield designed covariates, their share of samples, and population proportions."""
+    shares = expected_proportions(experiment.model, experiment.design).loc[condition]
     samples = experiment.samples.index[experiment.samples["condition"] == condition]
-    for given, n in Counter(experiment.given.get(sample) for sample in samples).items():
-        yield given, n / len(samples), shares if given is None else given.placed(shares)
+    for covariates, n in Counter(experiment.covariates.get(sample) for sample in samples).items():
+        yield covariates, n / len(samples), shares if covariates is None else covariates.reweighted(shares)
 
 
 def expected_by_type(
     experiment: DesignedExperiment,
-    mean: Callable[[str, Given], np.ndarray],
-    plants: Sequence[Plant],
+    mean: Callable[[str, Covariates], np.ndarray],
+    changes: Sequence[PlantedChange],
     condition: str,
 ) -> pd.DataFrame:
-    """Compute expected counts, genes x cell types; a type without cells has the shares of the training cells."""
+    """Compute expected counts, genes x cell types.
+
+    Types without cells in the design have the proportions of training cells.
+    """
     model, columns = experiment.model, {}
-    factors = mean_factors(plants, model.populations, condition, experiment.n_genes)
-    parts = list(shares_in(experiment, condition))
+    factors = mean_factors(changes, model.populations, condition, experiment.n_genes)
+    parts = list(covariate_groups(experiment, condition))
     for cell_type in model.cell_types:
         names, columns[cell_type] = list(model.autoencoder.populations_of(cell_type)), np.zeros(experiment.n_genes)
-        for given, weight, shares in parts:
-            of_type = shares[names] if shares[names].sum() else model.composition.loc[names].sum(axis=1)
+        for covariates, weight, shares in parts:
+            n_cells = shares[names] if shares[names].sum() else model.composition.loc[names].sum(axis=1)
             for name in names:
-                columns[cell_type] += weight * of_type[name] / of_type.sum() * mean(name, given) * factors[name]
+                columns[cell_type] += weight * n_cells[name] / n_cells.sum() * mean(name, covariates) * factors[name]
     return pd.DataFrame(columns, index=model.autoencoder.genes.index)
 
 
 def changed_genes(experiment: DesignedExperiment, comparisons: Sequence[ConditionComparison]) -> pd.DataFrame:
-    """List the changed genes of all comparisons by cell type."""
+    """Tabulate the changed genes of all comparisons by cell type."""
     tables = [
         table
         for comparison in comparisons
-        for plant in experiment.plants
-        if (plant.change.condition or EVERY_CONDITION) == comparison.condition
-        for table in changed_by(plant, experiment, comparison)
+        for planted in experiment.changes
+        if (planted.change.condition or EVERY_CONDITION) == comparison.condition
+        for table in changed_gene_tables(planted, experiment, comparison)
     ]
     if not tables:
-        return pd.DataFrame(columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
+        return pd.DataFrame(columns=COLUMNS).astype(dict.fromkeys(NUMBER_COLUMNS, float))
     return experiment.model.gene_names.with_symbols(pd.concat(tables, ignore_index=True))
 
 
-def changed_by(plant: Plant, experiment: DesignedExperiment, comparison: ConditionComparison) -> Iterator[pd.DataFrame]:
-    """List the genes of a change in each cell type that has any of its populations."""
+def changed_gene_tables(
+    planted: PlantedChange, experiment: DesignedExperiment, comparison: ConditionComparison
+) -> Iterator[pd.DataFrame]:
+    """Yield tables of a change's genes in each affected cell type."""
     autoencoder, fold_changes = experiment.model.autoencoder, comparison.log2_fold_change
-    of_modalities = [comparison.log2_library_size(modality).to_numpy()[:, None] for modality in experiment.modalities]
-    log2_library = np.broadcast_to(spread(of_modalities, experiment.modalities), fold_changes.T.shape)
-    genes = autoencoder.genes.index[plant.genes]
+    library_sizes = [comparison.log2_library_size(modality).to_numpy()[:, None] for modality in experiment.modalities]
+    log2_library = np.broadcast_to(spread(library_sizes, experiment.modalities), fold_changes.T.shape)
+    genes = autoencoder.genes.index[planted.genes]
     for row, cell_type in enumerate(experiment.model.cell_types):
-        changed = [name for name in autoencoder.populations_of(cell_type) if name in plant.populations]
+        changed = [name for name in autoencoder.populations_of(cell_type) if name in planted.populations]
         if changed:
             fold_change = fold_changes.loc[genes, cell_type].to_numpy()
-            labels = (comparison.condition, cell_type, genes, plant.change.name, "; ".join(changed))
-            numbers = (fold_change, fold_change - log2_library[row, plant.genes], plant.log2_fold_change)
-            columns = (*labels, *numbers, plant.change.share)
+            labels = (comparison.condition, cell_type, genes, planted.change.name, "; ".join(changed))
+            numbers = (fold_change, fold_change - log2_library[row, planted.genes], planted.log2_fold_change)
+            columns = (*labels, *numbers, planted.change.share)
             yield pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def composition_table(experiment: DesignedExperiment) -> pd.DataFrame:
-    """Tabulate the proportions of cell types in each condition, with their log odds ratio to the reference."""
+    """Tabulate proportions of cell types by condition, with log odds ratios to the reference."""
     model = experiment.model
-    populations = proportions_of(model, experiment.design)
+    populations = expected_proportions(model, experiment.design)
     types = populations.T.groupby(populations.columns.map(model.cell_type_of), sort=False).sum().T
     with np.errstate(divide="ignore", invalid="ignore"):
         log_odds = np.log(types / (1 - types))
@@ -193,11 +210,11 @@ def composition_table(experiment: DesignedExperiment) -> pd.DataFrame:
     return rows.rename_axis(["condition", "cell_type"]).reset_index()
 
 
-def sub_populations_of(experiment: DesignedExperiment) -> pd.DataFrame:
-    """Tabulate the shares of the sub-populations of each cell type in each condition."""
+def sub_population_table(experiment: DesignedExperiment) -> pd.DataFrame:
+    """Tabulate proportions of sub-populations within cell types by condition."""
     model, rows = experiment.model, []
     for condition in experiment.design.samples.conditions:
-        shares = sum(weight * change for _, weight, change in shares_in(experiment, condition))
+        shares = sum(weight * change for _, weight, change in covariate_groups(experiment, condition))
         rows += [(condition, model.cell_type_of[name], name, share) for name, share in shares.items()]
     table = pd.DataFrame(rows, columns=["condition", "cell_type", "sub_population", "share"])
     table["share"] /= table.groupby(["condition", "cell_type"])["share"].transform("sum")

@@ -18,10 +18,10 @@ from bdm._core.parallel import threads
 from bdm._core.seeds import derive
 from bdm._core.store import Result
 from bdm.design.experiment import DesignedExperiment, compile_design
-from bdm.design.samples import populations_named
+from bdm.design.samples import resolve_populations
 from bdm.design.settings import AXES, MIN_DONORS_OF_DESEQ2, Change, Design, PowerSettings, read_design
 from bdm.design.simulate import simulated_cells
-from bdm.design.truth import comparisons_of, composition_table
+from bdm.design.truth import compare_conditions, composition_table
 from bdm.model.model import BranchedModel
 from bdm.power.differential import (
     MIN_SAMPLES,
@@ -131,7 +131,7 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     no_genes = sparse.csr_matrix((len(simulated.obs), 0))  # as shares of cell types need no counts
     cells = simulated.in_memory() if methods_of(design) else AnnData(no_genes, obs=simulated.obs)
     reference, *others = designed.design.samples.conditions
-    changes = {comparison.condition: comparison.log2_fold_change for comparison in comparisons_of(designed)}
+    changes = {comparison.condition: comparison.log2_fold_change for comparison in compare_conditions(designed)}
     tables = []
     for condition in others:
         pair_key = "donor" if designed.design.samples.paired else None
@@ -151,7 +151,7 @@ def compile_testable(model: BranchedModel, design: Design) -> DesignedExperiment
     """Bring a design to a model, and reject changes of other modalities than RNA, of which the tests are."""
     designed = compile_design(model, design)
     genes = designed.modalities[0].features.stop
-    if designed.plants and not any((plant.genes < genes).any() for plant in designed.plants):
+    if designed.changes and not any((planted.genes < genes).any() for planted in designed.changes):
         raise InputError("no gene of RNA changes, and tests are of RNA alone; give changes of genes.")
     return designed
 
@@ -177,7 +177,7 @@ def score_composition(experiment: Experiment, designed: DesignedExperiment, cond
         return pd.DataFrame()
     ratios = composition_table(designed).set_index(["condition", "cell_type"])["log_odds_ratio"].loc[condition]
     named = {
-        designed.model.cell_type_of[name] for shift in shifts for name in populations_named(designed.model, shift.in_)
+        designed.model.cell_type_of[name] for shift in shifts for name in resolve_populations(designed.model, shift.in_)
     }
     planted = ratios[ratios.index.isin(named) & (ratios.abs() > NULL)]
     tests = share_tests(experiment.n_cells, experiment.samples)

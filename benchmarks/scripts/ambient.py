@@ -17,7 +17,7 @@ from tidy import tidy, write_rows
 from bdm._core.seeds import derive, numpy_generator
 from bdm.data.read import read_cells
 from bdm.design.settings import read_design
-from bdm.design.simulate import Droplets, simulate_cells, with_ambient
+from bdm.design.simulate import Droplets, add_ambient, simulate_cells
 from bdm.model.model import BranchedModel, load_model
 
 MAX_AMBIENT = 0.1  # share of ambient RNA in a type by the counts of a gene that the type does not express
@@ -129,7 +129,7 @@ def real_cells(held_out: AnnData, types: pd.Index, share: float, generator: np.r
     counts = held_out.X.toarray()
     profile = profile_of(counts)
     cumulative = np.tile(profile.cumsum(), (len(counts), 1))
-    with_share = with_ambient(Droplets(counts.copy(), counts), share, cumulative, generator).counts
+    with_share = add_ambient(Droplets(counts.copy(), counts), share, cumulative, generator).counts
     empty = generator.multinomial(EMPTY_COUNTS, profile.astype(float) / profile.sum(dtype=float))
     return Cells(with_share, types.get_indexer(held_out.obs["cell_type"]), profile, empty)
 
