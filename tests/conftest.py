@@ -1,5 +1,6 @@
 import gc
 import os
+import shlex
 import sys
 from dataclasses import replace
 from functools import cache
@@ -129,5 +130,22 @@ def bdm(monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             main()
         return end.value.code or 0, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def bdm_and_next(bdm, caplog, monkeypatch, tmp_path):
+    """Run a command, and the one that it prints as the next; gives the words of the latter."""
+
+    def run(*arguments) -> list[str]:
+        monkeypatch.chdir(tmp_path)
+        caplog.clear()
+        assert bdm(*arguments) == (0, "")
+        [line] = [line for line in caplog.messages[-1].splitlines() if line.startswith("next ")]
+        _, program, *words = shlex.split(line)
+        assert program == "bdm"
+        assert bdm(*words) == (0, "")
+        return words
 
     return run

@@ -239,7 +239,10 @@ def test_a_new_type_is_predicted_from_its_control_cells(cells, caplog):
     real, control = of(cells, "e", "stim"), of(cells, "e", "ctrl")
     control.obs_names = ["cell"] * control.n_obs
     predicted = predict_cells(found, control, "stim")
-    assert re.search(r"of the type 'e', or none; its response is predicted .* nearest to that of 'd'\.", caplog.text)
+    assert re.search(
+        r"have no control cells of 'e'; .* of its 120 cells here, .* nearest to that of 'd'\.", caplog.text
+    )
+    assert predicted.uns["bdm"]["expected_error"] == found.sentence("stim")
     assert off(predicted, real) < off(control, real)
     with pytest.raises(InputError, match=r"^The responses have no control cells of 'e'"):
         predict_cells(found, of(cells, "e", "stim"), "ctrl")
@@ -259,6 +262,54 @@ def test_a_type_without_control_cells_gets_its_control(cells):
     found = fit_responses(without(cells, "g", "ctrl"), SETTINGS)
     predicted, real = predict_cells(found, of(cells, "g", "stim"), "ctrl"), of(cells, "g", "ctrl")
     assert off(predicted, real) < 0.8 * off(of(cells, "g", "stim"), real)
+
+
+@pytest.mark.parametrize(("name", "most"), [("b", 0.1), ("e", 0.7)], ids=["known", "new"])
+def test_cells_that_lack_genes_change_as_with_all_genes(cells, name, most, caplog):
+    """As log fold changes are of shares of all counts; a new type is related by the genes that it has."""
+    found = fit_responses(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
+    control = of(cells, name, "ctrl")[np.arange(6000) % 120].copy()
+    rare = np.argsort(share(control))[:30]
+    lacking = control[:, rare].copy()
+    sets = lacking, predict_cells(found, lacking, "stim"), predict_cells(found, control, "stim")[:, rare]
+    assert "The cells lack 120 genes of the responses; the other 30 are changed." in caplog.text
+    before, after, expected = (np.log(one.X.sum(axis=0).A1) for one in sets)
+    assert np.abs(after - expected).max() < most
+    assert np.corrcoef(after - before, expected - before)[0, 1] > 0.9
+    assert set(effects_of_cells(found, lacking, "stim")["gene"]) == {*lacking.var_names}
+
+
+def test_cells_of_other_conditions_are_left_out(cells, caplog):
+    """A condition changes cells of the control; back to the control, all are changed."""
+    several = cells.copy()
+    several.obs["condition"] = np.where(np.arange(cells.n_obs) % 5 == 0, "other", cells.obs["condition"])
+    caplog.set_level("INFO")
+    found = fit_responses(several, SETTINGS)
+    predicted = predict_cells(found, several, "stim", cell_types="a")
+    assert set(predicted.obs["original_condition"]) == {"ctrl"}
+    assert "Left out 96 cells in stim already." in caplog.text
+    assert "Left out 48 cells in other; cells of the control ctrl are changed." in caplog.text
+    others = several[(several.obs["condition"] == "other").to_numpy()].copy()
+    with pytest.raises(InputError, match=r"^None of these cells is in the control 'ctrl', .* are in 'other'\. Change"):
+        predict_cells(found, others, "stim")
+    back = predict_cells(found, several, "ctrl")
+    assert set(back.obs["original_condition"]) == {"stim", "other"}
+    assert (predict_cells(found, predict_cells(found, others, "ctrl"), "stim").obs["condition"] == "stim").all()
+
+
+def test_the_expected_error_is_that_of_measured_predicted_and_hardly_known_types(cells, caplog):
+    few = cells[~((cells.obs["kind"] == "g") & (np.arange(cells.n_obs) % 120 > 0)).to_numpy()].copy()
+    found = fit_responses(without(few, "b"), SETTINGS)
+
+    def error(*names: str) -> str:
+        return predict_cells(found, few, "stim", cell_types=names).uns["bdm"]["expected_error"]
+
+    assert error("b") == found.sentence("stim")
+    assert re.fullmatch(r"stim: measured in a, c, with \d+% of the error of unchanged cells", error("a", "c"))
+    assert "have" not in caplog.text
+    assert error("g") == "stim: the error of g is not known, as it takes 10 control cells to know a type"
+    assert "too few control cells (1) of 'g'; its response is predicted from the profile of its 1 cell" in caplog.text
+    assert error("a", "b", "g").split("; ") == [error("b"), error("a"), error("g")]
 
 
 def test_generated_cells_without_a_condition_are_of_the_control(cells, responses):
@@ -321,7 +372,45 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog, m
     renamed.write_h5ad(tmp_path / "misspelt.h5ad")
     given = (tmp_path / "renamed", tmp_path / "misspelt.h5ad", tmp_path / "out.h5ad", "--condition", "stim")
     assert bdm("predict", *given, "--force")[0] == 0
-    assert "of the type 'typ b', or none (did you mean 'type b'?); its response is predicted" in caplog.text
+    assert "The responses have no control cells of 'typ b' (did you mean 'type b'?); its response is" in caplog.text
+
+
+def awkward_cells(cells: ad.AnnData) -> ad.AnnData:
+    """Three conditions; types of too few cells, without control cells, or that a tree lacks; and counts in a layer."""
+    given = cells.copy()
+    given.obs["condition"] = np.where(np.arange(given.n_obs) % 5 == 0, "0 other", given.obs["condition"])
+    given = without(without(given, "g", "ctrl"), "g")
+    given = given[~((given.obs["kind"] == "f") & (np.arange(given.n_obs) % 40 > 0)).to_numpy()]
+    return ad.AnnData(given.X / 3, obs=given.obs, var=given.var, layers={"umi": given.X})
+
+
+@pytest.mark.parametrize("tree", [(), ("--tree", "tree.json")], ids=["no tree", "tree"])
+def test_the_printed_prediction_runs(cells, tmp_path, bdm_and_next, tree):
+    given = awkward_cells(cells)
+    given.obs[["kind"]].to_csv(tmp_path / "labels.csv")
+    given.obs = given.obs.drop(columns="kind")
+    given.write_h5ad(tmp_path / "cells.h5ad")
+    (tmp_path / "tree.json").write_text('[["a", "b"], ["c", ["d", "e"], "g"]]')
+    options = ("--labels", "labels.csv", "--label-key", "kind", "--counts", "umi", *tree)
+    bdm_and_next("respond", "cells.h5ad", "responses", *options, "--control", "ctrl")
+    assert ad.read_h5ad(tmp_path / "predicted.h5ad").n_obs > 0
+
+
+@pytest.mark.slow
+def test_generated_cells_of_a_type_that_was_not_measured_are_predicted(cells, tmp_path, bdm_and_next, bdm):
+    """From the control cells to the cells in a condition, by commands."""
+    without(cells, "b").write_h5ad(tmp_path / "cells.h5ad")
+    cells[(cells.obs["condition"] == "ctrl").to_numpy()].copy().write_h5ad(tmp_path / "control.h5ad")
+    steps = ("--autoencoder-n-steps", 5, "--sub-populations", "none", "--n-genes", 60)
+    words = bdm_and_next("fit", "control.h5ad", "model", "--label-key", "kind", *steps)
+    assert words[:3] == ["generate", "model", "generated.h5ad"]
+    words = bdm_and_next("respond", "cells.h5ad", "responses", "--label-key", "kind")
+    words[2] = "generated.h5ad"
+    assert bdm(*words) == (0, "")
+    predicted = ad.read_h5ad(tmp_path / "predicted.h5ad")
+    assert predicted.shape == (100, 60)
+    assert set(predicted.obs["cell_type"]) == {"b"}
+    assert set(predicted.obs["response"]) == {"predicted"}
 
 
 def test_outputs_of_another_ending_are_rejected(responses, cells, tmp_path, bdm):
@@ -422,8 +511,11 @@ def test_unknown_names_and_genes_are_rejected(cells, responses):
     for method in (responses.expected_error, responses.sentence, responses.warnings, responses.branches):
         with pytest.raises(InputError, match=r"^There is no condition 'ctrl'; there are 'stim'\."):
             method("ctrl")
-    with pytest.raises(InputError, match=r"^The cells lack 100 genes of the responses, for example 'gene 50'"):
-        predict_cells(responses, cells[:, :50].copy(), "stim")
+    renamed = ad.AnnData(cells.X, obs=cells.obs, var=pd.DataFrame(index=[f"ENSG{i}" for i in range(N_GENES)]))
+    with pytest.raises(InputError, match=r"none of the genes of the responses: 'ENSG0' and others, but not 'gene 0'"):
+        predict_cells(responses, renamed, "stim")
+    with pytest.raises(InputError, match=r"^obs of the cells has no column 'kind', which the responses were made with"):
+        predict_cells(responses, ad.AnnData(cells.X, obs=cells.obs[["condition"]], var=cells.var), "stim")
     with pytest.raises(InputError, match=r"^All of these cells are in 'stim' already"):
         predict_cells(responses, of(cells, "a", "stim"), "stim")
     with pytest.raises(InputError, match=r"^The tree lacks 'a'"):

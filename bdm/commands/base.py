@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from annotated_types import Ge
@@ -23,6 +23,11 @@ from bdm import __version__
 from bdm._core.errors import OPTIONS_FOR_NONE, InputError, Interrupted, as_options
 from bdm._core.schema import Setting, StageSettings, Unset, alternatives, settings_of
 from bdm._core.validation import bounds_in_words
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from bdm.model.model import BranchedModel
 
 logger = logging.getLogger("bdm")
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -47,17 +52,21 @@ class Summary:
         return rows
 
 
+def reading_alike(labels: Path | None, counts: str) -> tuple[Path | str, ...]:
+    """Options by which the command that follows reads the same cells."""
+    return *(() if labels is None else ("--labels", labels)), *(() if counts == "auto" else ("--counts", counts))
+
+
 def generating(model: Path) -> tuple[Path | str, ...]:
     """Words of the command that follows when there is a model."""
     return "bdm", "generate", model, "generated.h5ad", "--cells", "100"
 
 
-def evaluating(cells: Path | None, *words: Path | str) -> tuple[Path | str, ...]:
-    """Words of the command that compares new cells with test cells, if there are any in the file of other cells."""
-    from bdm.data.header import n_cells_by_value
-
-    splits = None if cells is None else n_cells_by_value(cells, "split")
-    return words if splits and "test" in splits else ()
+def evaluating(cells: "AnnData | None", model: "BranchedModel", *words: Path | str) -> tuple[Path | str, ...]:
+    """Words of the command that compares new cells with test cells, if other cells are prepared ones of the model."""
+    if cells is None or not {"cell_type", "split"} <= {*cells.obs} or "test" not in set(cells.obs["split"]):
+        return ()
+    return words if cells.var_names.equals(model.autoencoder.genes.index) else ()
 
 
 def command_with_summary(command: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:

@@ -53,8 +53,9 @@ def generate(
     with atomic_write(out) as path:
         loaded = load_model(model, device=device)
         check_form(out, loaded.form)
-        if cells_like is not None:
-            requested = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded, InputKeys(label_key=label_key))
+        like = None if cells_like is None else read_cells(cells_like, on_disk=True)
+        if like is not None:
+            requested = numbers_like(like.obs, loaded, InputKeys(label_key=label_key))
         if cells_from is not None:
             requested = read_request(cells_from)
         request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, snapshot=snapshot)
@@ -63,5 +64,5 @@ def generate(
         write_cells(path, generated, checksums({}, model=model))
     n_cells, n_genes = request.n_cells, features_in_words(loaded.autoencoder.genes)
     found = {"cells": f"{sum(n_cells.values()):,} of {counted(len(n_cells), 'type')} x {n_genes}"}
-    then = () if cells_like is None else evaluating(cells_like, "bdm", "evaluate", cells_like, out, "evaluation/")
-    return Summary((out,), found, then=then)
+    then = ("bdm", "evaluate", cells_like or "", out, "evaluation/")
+    return Summary((out,), found, then=evaluating(like, loaded, *then))

@@ -32,7 +32,7 @@ def predict(
     from bdm._core.errors import at
     from bdm._core.files import atomic_write
     from bdm.data.read import read_cells, rna_in
-    from bdm.responses.cells import effects_of_cells, expectation, predict_cells
+    from bdm.responses.cells import effects_of_cells, predict_cells
     from bdm.responses.results import Responses
 
     with atomic_write(out) as path, nullcontext() if effects is None else atomic_write(effects) as table:
@@ -44,13 +44,13 @@ def predict(
             effects_of_cells(loaded, given, condition, cell_types=cell_type, counts=counts).to_csv(
                 table, index=False, float_format="%.4g"
             )
-    if condition != loaded.control:
+    number = predicted.obs["response"].value_counts()
+    if condition != loaded.control and "predicted" in number:
         for warning in loaded.warnings(condition):
             logger.warning("%s", warning)
-    number = predicted.obs["response"].value_counts()
     facts = {
         "cells": f"{predicted.n_obs:,} in {condition}: response of their type measured in "
         f"{number.get('measured', 0):,}, predicted in {number.get('predicted', 0):,}",
-        "error": expectation(loaded, condition),
+        "error": predicted.uns["bdm"]["expected_error"],
     }
     return Summary((out, effects), facts)

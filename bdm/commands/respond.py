@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm._core.schema import Unset
-from bdm.commands.base import OutFolder, Summary
+from bdm.commands.base import OutFolder, Summary, reading_alike
 from bdm.settings import Labels, ResponseSettings
 
 logger = logging.getLogger(__name__)
@@ -57,5 +57,6 @@ def respond(
         f"{int(measured.to_numpy().sum())} of {measured.size} combinations measured",
         "error": "\n".join(sentences),
     }
-    then = ("bdm", "predict", out, data, "predicted.h5ad", "--condition", responses.conditions[0])
-    return Summary((out,), facts, then=then)
+    condition, cell_type = responses.next_prediction()
+    then = ("bdm", "predict", out, data, "predicted.h5ad", "--condition", condition, "--cell-type", cell_type)
+    return Summary((out,), facts, then=(*then, *reading_alike(labels, settings.counts)))

@@ -45,4 +45,5 @@ def transmute(
     n_by_type = zip(*np.unique(sources.cell_type, return_counts=True), strict=True)
     original_types = ", ".join(f"{number:,} {name}" for name, number in n_by_type)
     facts = {"cells": f"{len(sources.cell_type):,} transmuted to {to}: {original_types}"}
-    return Summary((out,), facts, then=evaluating(cells, "bdm", "evaluate-transmuted", cells, out, "transmutation/"))
+    then = ("bdm", "evaluate-transmuted", cells, out, "transmutation/")
+    return Summary((out,), facts, then=evaluating(adata, loaded, *then))

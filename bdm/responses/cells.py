@@ -1,6 +1,5 @@
 """Cells in another condition: counts of real or generated cells, thinned or added to as their type responds."""
 
-import difflib
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -9,15 +8,15 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm._core.errors import InputError, counted
+from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.files import provenance, storable
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
+from bdm._core.validation import SEPARATOR, label_candidates, nearest_or, unknown_condition, unknown_type
 from bdm.data.columns import as_names, name_in, text_column, writable
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
-from bdm.kriging.counts import PSEUDO, columns_of, with_shares
+from bdm.kriging.counts import PSEUDO, with_shares
 from bdm.responses.measured import conditions_of
 from bdm.responses.results import Responses
 
@@ -47,19 +46,21 @@ def predict_cells(
     the counts of all its cells to q. Where q < p, counts are thinned by q / p; where q > p, counts with the mean
     N (q - p) are added to a cell with library size N, so dispersed that the counts have the dispersion of the new
     condition. A type that the responses lack is predicted from its profile in these cells, which then have to be of the
-    control.
+    control. Of cells that lack genes of the responses, as generated cells do, the other genes are changed: the part of
+    N that they are is known from the control cells of all types.
 
     Parameters
     ----------
     responses
         Result of :func:`bdm.tl.respond`.
     adata
-        Cells with raw counts, and the type of each; without the columns of conditions, all are of the control.
+        Cells with raw counts, and the type of each, in the column of the data or ``cell_type``; without the columns of
+        conditions, all are of the control.
     condition
-        The new condition, or the control.
+        The new condition, to which cells of the control are changed; or the control, to which cells of all conditions
+        are changed back. Other cells are left out.
     cell_types
-        Types whose cells are changed and returned; all, if none are named. Cells that are in the condition already are
-        left out.
+        Types whose cells are changed and returned; all, if none are named.
     counts
         Where the raw counts are, see :func:`bdm.data.counts.find_counts`.
 
@@ -71,29 +72,35 @@ def predict_cells(
     Raises
     ------
     InputError
-        If a condition or cell type is unknown, genes are missing, counts are not raw, or a type without a known profile
-        has no control cells.
+        If a condition or cell type is unknown, the cells have none of the genes, none is to be changed, counts are not
+        raw, or a type without a known profile has no control cells.
     """
     condition = str(condition)
-    cells, before, n_left = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
-    if n_left:
-        logger.info("Left out %s in %s already.", counted(n_left, "cell"), condition)
-    labels = text_column(cells.obs, responses.label_key, argument="label_key")
-    column = columns_of(cells, responses.genes.index, whose="responses")
+    cells, before, left_out = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
+    for name, number in left_out.items():
+        why = " already" if name == condition else f"; cells of the control {responses.control} are changed"
+        logger.info("Left out %s in %s%s.", counted(number, "cell"), name, why)
+    labels = labels_of(responses, cells.obs)
+    genes, column = shared_genes(responses, cells)
+    if n_lacking := len(responses.genes) - len(genes):
+        changed = f"the other {len(genes):,} are changed"
+        logger.warning("The cells lack %s of the responses; %s.", counted(n_lacking, "gene"), changed)
+    profiles = new_profiles(responses, cells, before, genes, column)
+    for name, profile in profiles.items():
+        logger.warning("%s", new_type(responses, name, profile, genes, int((labels == name).sum())))
     measured = pd.Series("", index=labels.index)
-    pieces, order = [], []
-    for sentence in new_types(responses, cells, labels.where(before == responses.control), column):
-        logger.warning("%s", sentence)
+    pieces, order, predicted = [], [], []
     for (name, old), rows in pd.Series(np.arange(len(labels))).groupby([labels.to_numpy(), before.to_numpy()]):
-        of_group = cells.X[rows.to_numpy()]
-        share = share_of(of_group, column)
-        change, is_measured = change_of(responses, str(name), str(old), condition, share)
-        measured.iloc[rows.to_numpy()] = "measured" if is_measured else "predicted"
-        spread = [responses.dispersion[number_of(responses, which)] for which in (str(old), condition)]
+        of_group, other = cells.X[rows.to_numpy()], str(old if condition == responses.control else condition)
+        change = change_of(responses, str(name), other, genes, profiles) * (-1 if condition == responses.control else 1)
+        predicted.append((other, str(name), not responses.is_measured(other, name)))
+        measured.iloc[rows.to_numpy()] = "predicted" if predicted[-1][-1] else "measured"
+        share, pseudo = share_of(of_group, column), PSEUDO / part_of(responses, str(name), genes)
+        spread = [responses.dispersion[number_of(responses, which), genes] for which in (str(old), condition)]
         for block, start in enumerate(range(0, len(rows), BLOCK)):
             taken = slice(start, start + BLOCK)
             generator = numpy_generator(seed, "response", str(name), str(old), condition, block)
-            pieces.append(with_changes(of_group[taken], column, change, share, spread, generator))
+            pieces.append(with_changes(of_group[taken], column, change, share, spread, generator, pseudo=pseudo))
         order.append(rows.to_numpy())
     stacked = sparse.vstack(pieces, format="csr")[np.argsort(np.concatenate(order))]
     obs = cells.obs.copy()
@@ -102,28 +109,68 @@ def predict_cells(
         obs[name_in(obs, key)] = pd.Categorical([value] * len(obs))
     obs["original_condition"], obs["response"] = pd.Categorical(before), pd.Categorical(measured)
     obs["synthetic"] = True
-    record = provenance(seed=seed, about=ABOUT, condition=condition, expected_error=expectation(responses, condition))
+    few = [name for name in profiles if (labels == name).sum() < responses.min_cells]
+    error = "; ".join(expectations(responses, pd.DataFrame(predicted, columns=["condition", "type", "predicted"]), few))
+    record = provenance(seed=seed, about=ABOUT, condition=condition, expected_error=error)
     return AnnData(stacked, obs=writable(obs), var=writable(cells.var), uns={"bdm": storable(record)})
 
 
 def cells_to_change(
     responses: Responses, adata: AnnData, condition: str, cell_types: tuple[str, ...], counts: str
-) -> tuple[AnnData, pd.Series, int]:
-    """Select the raw counts of cells to change to a condition, and where each is; and count those that are in it."""
+) -> tuple[AnnData, pd.Series, pd.Series]:
+    """Select the raw counts of cells to change, and their conditions; and count the others of these types by theirs.
+
+    Cells of the control are changed to a condition, and cells of all conditions to the control.
+    """
     if condition not in (responses.control, *responses.conditions):
         raise InputError(unknown_condition(condition, (responses.control, *responses.conditions)))
     adata = rna_in(adata, counts=counts)
-    labels = text_column(adata.obs, responses.label_key, argument="label_key")
+    labels = labels_of(responses, adata.obs)
     before = conditions_before(responses, adata.obs)
     for name in cell_types:
         if name not in set(labels):
             raise InputError(unknown_type(name, sorted(set(labels)), of="The cells have"))
-    of_types = labels.isin(cell_types or set(labels))
-    chosen = (of_types & (before != condition)).to_numpy()
+    of_types = labels.isin(cell_types or set(labels)).to_numpy()
+    in_control = (before == responses.control).to_numpy()
+    chosen = of_types & (in_control != (condition == responses.control))
+    left_out = before[of_types & ~chosen].value_counts()
     if adata.n_obs and not chosen.any():
-        raise InputError(f"All of these cells are in {condition!r} already; give cells of another condition.")
+        if set(left_out.index) == {condition}:
+            raise InputError(f"All of these cells are in {condition!r} already; give cells of another condition.")
+        raise InputError(
+            f"None of these cells is in the control {responses.control!r}, from which cells are changed; they are in "
+            f"{', '.join(map(repr, left_out.index))}. Change them to the control first, by "
+            f"`condition={responses.control!r}`."
+        )
     cells = raw_counts(adata if chosen.all() else adata[chosen], source=counts)
-    return cells, before[chosen], int(of_types.sum() - chosen.sum())
+    return cells, before[chosen], left_out
+
+
+def labels_of(responses: Responses, obs: pd.DataFrame) -> pd.Series:
+    """Return the type of each cell, in the column that the responses were fitted with, or that of generated cells."""
+    key = next((key for key in label_candidates(responses.label_key) if name_in(obs, key) in obs), None)
+    if key is None:
+        raise InputError(f"obs of the cells has no column {responses.label_key!r}, which the responses were made with.")
+    return text_column(obs, key, argument="label_key")
+
+
+def shared_genes(responses: Responses, cells: AnnData) -> tuple[np.ndarray, np.ndarray]:
+    """Find the genes of responses that cells have: their rows in the responses, and their columns."""
+    column = np.asarray(cells.var_names.get_indexer(responses.genes.index))
+    if (column < 0).all():
+        raise InputError(
+            f"The cells have none of the genes of the responses: {cells.var_names[0]!r} and others, but not "
+            f"{responses.genes.index[0]!r} and others; give genes the same names."
+        )
+    return np.flatnonzero(column >= 0), column[column >= 0]
+
+
+def part_of(responses: Responses, cell_type: str, genes: np.ndarray) -> float:
+    """Part of the counts of control cells that some genes have; the mean over types, if that of the type is unknown."""
+    share = np.exp(responses.profile[responses.has_profile].astype(float)) - PSEUDO
+    part = 1 - np.delete(share, genes, axis=1).sum(axis=1) / share.sum(axis=1)
+    known = responses.related_types
+    return float(part[known.index(cell_type)] if cell_type in known else part.mean())
 
 
 def share_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
@@ -131,23 +178,39 @@ def share_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
     return np.asarray(counts[:, column].sum(axis=0), dtype=float).ravel() / float(max(counts.sum(dtype=float), 1))
 
 
-def profile_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
-    """Log shares of some genes in the counts of all cells, as :attr:`MeasuredResponses.profile` has them."""
-    return np.asarray(np.log(share_of(counts, column) + PSEUDO))
+def new_profiles(
+    responses: Responses, cells: AnnData, before: pd.Series, genes: np.ndarray, column: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Log shares of genes in the control cells of each type that has no profile in the responses."""
+    labels, found = labels_of(responses, cells.obs), {}
+    for name in sorted(set(labels) - set(responses.related_types)):
+        is_type = (labels == name).to_numpy()
+        others = before[is_type & (before != responses.control).to_numpy()]
+        if len(others):
+            raise InputError(
+                f"{known_cells(responses, name)}, and the given cells are of {others.iloc[0]!r}; give cells of the "
+                f"control {responses.control!r}, or leave the type out."
+            )
+        part = part_of(responses, name, genes)
+        found[name] = np.log(part * share_of(cells.X[is_type], column) + PSEUDO)
+    return found
 
 
-def new_types(responses: Responses, cells: AnnData, labels: pd.Series, column: np.ndarray) -> Iterator[str]:
-    """Phrase of each type of control cells, which have labels, what its prediction rests on if responses lack it."""
-    for name in sorted(set(labels.dropna()) - set(responses.related_types)):
-        near = difflib.get_close_matches(name, set(responses.related_types), n=1)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
-        profile = profile_of(cells.X[(labels == name).to_numpy()], column)
-        distance = responses.relations({name: profile}).distance[-1, :-1]
-        nearest = responses.related_types[int(distance.argmin())]
-        yield (
-            f"The responses have too few control cells of the type {name!r}, or none{meant}; its response is predicted "
-            f"from the profile of its cells here, which is nearest to that of {nearest!r}."
-        )
+def known_cells(responses: Responses, name: str) -> str:
+    """Begin a sentence on a type whose profile the responses do not have."""
+    n = int(responses.n_cells[responses.control].get(name, 0))
+    return f"The responses have {f'too few control cells ({n})' if n else 'no control cells'} of {name!r}"
+
+
+def new_type(responses: Responses, name: str, profile: np.ndarray, genes: np.ndarray, n_cells: int) -> str:
+    """Phrase what the prediction of a type rests on whose profile the responses do not have."""
+    meant = "" if name in responses.cell_types else nearest_or(name, responses.related_types, "")
+    distance = responses.of_genes(genes).relations({name: profile}).distance[-1, :-1]
+    nearest = responses.related_types[int(distance.argmin())]
+    return (
+        f"{known_cells(responses, name)}{meant and f' ({meant})'}; its response is predicted from the profile of its "
+        f"{counted(n_cells, 'cell')} here, which is nearest to that of {nearest!r}."
+    )
 
 
 def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
@@ -166,21 +229,14 @@ def number_of(responses: Responses, condition: str) -> int:
     return 0 if condition == responses.control else 1 + responses.condition_number(condition)
 
 
-def change_of(responses: Responses, cell_type: str, old: str, new: str, share: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Log fold changes of a type between two conditions, and whether both of its responses were measured."""
-    known = cell_type in responses.related_types
-    if not known and old != responses.control:
-        raise InputError(
-            f"The responses have no control cells of {cell_type!r}, and the given cells are of {old!r}; give cells of "
-            f"the control {responses.control!r}."
-        )
-    added = {} if known else {cell_type: np.log(share + PSEUDO)}
-    change, is_measured = np.zeros(len(share)), True
-    for condition, sign in ((new, 1), (old, -1)):
-        if condition != responses.control:
-            change += sign * responses.predictions(condition, [cell_type], added).mean[:, 0]
-            is_measured &= responses.is_measured(condition, cell_type)
-    return change, is_measured
+def change_of(
+    responses: Responses, cell_type: str, condition: str, genes: np.ndarray, profiles: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Log fold changes of some genes of a type from the control to a condition."""
+    if cell_type not in profiles:
+        return responses.predictions(condition, [cell_type], {}, genes).mean[:, 0]
+    added = {cell_type: profiles[cell_type]}
+    return responses.of_genes(genes).predictions(condition, [cell_type], added).mean[:, 0]
 
 
 def with_changes(
@@ -190,16 +246,29 @@ def with_changes(
     share: np.ndarray,
     spread: list[np.ndarray],
     generator: np.random.Generator,
+    *,
+    pseudo: float = PSEUDO,
 ) -> sparse.csr_matrix:
-    """Change the counts of some genes (``column``) of cells, whose type has the ``share``, by log fold changes."""
-    return with_shares(counts, column, share, (share + PSEUDO) * np.exp(change) - PSEUDO, spread, generator)
+    """Change the counts of some genes (``column``) of cells, whose type has the ``share``, by log fold changes.
+
+    Where these genes are a part of all, shares are of their counts, and so is the pseudo-count, PSEUDO / part.
+    """
+    return with_shares(counts, column, share, (share + pseudo) * np.exp(change) - pseudo, spread, generator)
 
 
-def expectation(responses: Responses, condition: str) -> str:
-    """State the error to expect in a condition; in all, where cells go back to the control."""
-    if condition != responses.control:
-        return responses.sentence(condition)
-    return "; ".join(responses.sentence(name) for name in responses.conditions)
+def expectations(responses: Responses, types: pd.DataFrame, few: list[str]) -> Iterator[str]:
+    """State the error to expect of types in conditions, apart for measured ones, and those of ``few`` cells."""
+    for condition, of_condition in types.groupby("condition"):
+        known = of_condition[~of_condition["type"].isin(few)]
+        if known["predicted"].any():
+            yield responses.sentence(str(condition))
+        if names := known.loc[~known["predicted"], "type"].tolist():
+            rows = (responses.errors["condition"] == condition) & responses.errors["cell_type"].isin(names)
+            error = responses.errors.loc[rows, "sampling"].mean()
+            yield f"{condition}: measured in {abbreviated(names)}, with {error:.0%} of the error of unchanged cells"
+        if names := sorted(set(of_condition["type"]) & set(few)):
+            least = f"as it takes {responses.min_cells} control cells to know a type"
+            yield f"{condition}: the error of {abbreviated(names)} is not known, {least}"
 
 
 def effects_of_cells(
@@ -211,13 +280,13 @@ def effects_of_cells(
     where cells go back to the control, those that they are in.
     """
     cells, before, _ = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
-    labels = text_column(cells.obs, responses.label_key, argument="label_key")
-    names, column = tuple(sorted(labels.unique())), columns_of(cells, responses.genes.index, whose="responses")
-    profiles = {
-        name: profile_of(cells.X[(labels == name).to_numpy()], column)
-        for name in names
-        if name not in responses.related_types
-    }
-    conditions = sorted(set(before)) if condition == responses.control else [condition]
-    tables = {name: responses.effects(name, names, profiles=profiles) for name in conditions}
-    return pd.concat(tables, names=["condition"]).reset_index("condition").reset_index(drop=True)
+    genes, column = shared_genes(responses, cells)
+    profiles, tables = new_profiles(responses, cells, before, genes, column), {}
+    names = sorted(labels_of(responses, cells.obs).unique())
+    for name in sorted(set(before)) if condition == responses.control else [condition]:
+        known = [each for each in names if each not in profiles]
+        found = [responses.effects(name, known)] if known else []
+        found += [responses.of_genes(genes).effects(name, each, profiles={each: of}) for each, of in profiles.items()]
+        tables[name] = pd.concat(found).sort_values("cell_type", kind="stable")
+    table = pd.concat(tables, names=["condition"]).reset_index("condition").reset_index(drop=True)
+    return table[table["gene"].isin(responses.genes.index[genes])].reset_index(drop=True)

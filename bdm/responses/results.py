@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,33 @@ class Responses(MeasuredResponses, Result):
         """Whether the response of a type to a condition was measured."""
         return cell_type in self.cell_types and bool(self.measured.loc[cell_type, condition])
 
+    @property
+    def min_cells(self) -> int:
+        """Fewest control cells of a type with a profile."""
+        return int(self.provenance["settings"]["min_cells"])
+
+    def of_genes(self, rows: np.ndarray) -> Responses:
+        """Take some of the genes, by which types that are added are related to others."""
+        if len(rows) == len(self.genes):
+            return self
+        arrays = ("profile", "effect", "variance", "dispersion")
+        return replace(self, genes=self.genes.iloc[rows], **{name: getattr(self, name)[..., rows] for name in arrays})
+
     def relations(self, added: dict[str, np.ndarray] | None = None) -> Relations:
         """Relate the cell types that have a profile, and others by their profiles."""
-        added, known = added or {}, self.has_profile
-        if added and self.height is not None:
-            raise InputError(
-                f"The tree that the responses were fitted with has no type {next(iter(added))!r}; fit them again with "
-                "a tree that has it, or without a tree of your own."
-            )
-        found = Relations.of(np.vstack([self.profile[known], *added.values()]), (*self.related_types, *added))
-        return found if self.height is None else replace(found, height=self.height[known][:, known])
+        added = added or {}
+        names = (*self.related_types, *added)
+        found = Relations.of(np.vstack([self.profile[self.has_profile], *added.values()]), names)
+        if self.height is None:
+            return found
+        for name in added:
+            if name not in self.cell_types or np.isnan(self.height[self.cell_types.index(name)]).all():
+                raise InputError(
+                    f"The tree that the responses were fitted with has no type {name!r}; fit them again with a tree "
+                    "that has it, or without a tree of your own."
+                )
+        rows = [self.cell_types.index(name) for name in names]
+        return replace(found, height=self.height[np.ix_(rows, rows)])
 
     def predictions(
         self,
@@ -218,6 +236,11 @@ class Responses(MeasuredResponses, Result):
             table["z"] = change / np.sqrt(np.maximum(variance, 1e-12))
             tables.append(table.sort_values("z", key=np.abs, ascending=False, kind="stable"))
         return pd.concat(tables, ignore_index=True)
+
+    def next_prediction(self) -> tuple[str, str]:
+        """Name a condition and a type with control cells, if possible one that was not measured in the condition."""
+        types = [name for name in self.related_types if self.n_cells.loc[name, self.control]]
+        return min(product(self.conditions, types), key=lambda pair: self.is_measured(*pair))
 
     def n_measured(self, condition: str) -> int:
         """Count the cell types in which the response to a condition was measured."""
