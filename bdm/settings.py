@@ -42,7 +42,9 @@ Counts = Annotated[
     "that holds counts.",
 ]
 Relation = Literal["all", "tree", "distance", "none"]  # of cell types, along which their responses covary
-PredictedCondition = Annotated[str, MinLen(1), "Condition to change cells to, or the control."]
+PredictedCondition = Annotated[
+    str, MinLen(1), "Condition to change control cells to, or the control, to change other cells back."
+]
 PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all that the cells have")]
 LineageRelation = Literal["all", "lineage", "time", "none"]  # of places in a lineage, along which expression covaries
 LineageTreeFile = Annotated[
@@ -50,7 +52,10 @@ LineageTreeFile = Annotated[
 ]
 LineageNode = Annotated[str, MinLen(1), "Node of the lineage whose cells are reconstructed."]
 LineageTime = Annotated[
-    str | None, MinLen(1), "Time, such as 350, or a range of times, such as 300:400.", Unset("when the node exists")
+    str | None,
+    MinLen(1),
+    "Time, such as 350, or a range, such as 300:400, in a lineage with times.",
+    Unset("when the node exists, as far as that is between samples"),
 ]
 ExtrapolateLineage = Annotated[
     bool, "Reconstruct cells, too, that samples of their lineage are not both before and after."
@@ -372,7 +377,7 @@ class LineageSettings(StageSettings):
     time_key: Annotated[str | None, MinLen(1), "Column of `obs` with the time.", Unset("branch lengths count")] = None
     counts: Annotated[Counts, Key(absent=True)] = "auto"
     n_times: Annotated[int, Ge(2), "Number of time bins, if the cells have more times."] = 15
-    min_cells: Annotated[int, Ge(2), "Fewest cells of a node in a time bin whose expression is measured."] = 5
+    min_cells: Annotated[int, Ge(2), "Fewest cells of a node, with times in a bin, whose expression is measured."] = 5
     relations: Annotated[
         LineageRelation, "What expression covaries along: the `lineage`, `time`, `all`, or `none`."
     ] = "all"

@@ -221,6 +221,14 @@ def test_columns_that_are_no_covariates_are_rejected(values, message):
         BranchedDiffusion(cells, covariate_key="x", settings=SETTINGS)
 
 
+def test_covariates_may_be_numbers_as_text():
+    cells = simulated()
+    numbers = BranchedDiffusion(cells, covariate_key="time", settings=SETTINGS).prepared.obs["time"]
+    cells.obs["time"] = cells.obs["time"].map(repr).astype("category")
+    text = BranchedDiffusion(cells, covariate_key="time", settings=SETTINGS).prepared.obs["time"]
+    pd.testing.assert_series_equal(text, numbers)
+
+
 def test_a_covariate_is_no_other_key():
     with pytest.raises(InputError, match="is named twice by `covariate_key=`"):
         PrepareSettings(covariate_key=("time", "time"))

@@ -158,6 +158,24 @@ def test_intervals_of_nodes_without_cells_are_calibrated():
     assert 0.84 <= np.mean(covered) <= 0.97
 
 
+@pytest.mark.parametrize("kind", [None, "root_cell"], ids=["root with cells", "without"])
+def test_predictions_do_not_depend_on_when_time_begins(cells, kind):
+    given = without(cells, *[kind] * (kind is not None), "a", "c2")
+    later = obs(given, minutes=given.obs["minutes"] + 1000)
+    first, second = (fit_lineage(data, SETTINGS, tree=TREE) for data in (given, later))
+    np.testing.assert_allclose(second.end, first.end + 1000)
+    places = Places(np.array([TREE.find(name) for name in ("root_cell", "a", "c2")]), np.array([-50.0, 50, 90]))
+    moved = Places(places.node, places.time + 1000)
+    for before, after in zip(first.log_shares(places), second.log_shares(moved), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-6)
+        assert np.isfinite(before).all()
+    pd.testing.assert_frame_equal(*(one.errors[list(one.errors)[2:]] for one in (second, first)))
+    for name in ("a", "b"):
+        before, after = (reconstruct_cells(one, data, name) for one, data in ((first, given), (second, later)))
+        np.testing.assert_allclose(after.obs["minutes"], before.obs["minutes"] + 1000)
+        assert (after.X != before.X).nnz == 0
+
+
 def test_uncertainty_grows_away_from_samples(lineage):
     def sd(node: str, at: float) -> float:
         return float(lineage.expression(node, at)["sd"].mean())
@@ -234,8 +252,24 @@ def test_lineages_without_times_go_by_the_lengths_of_branches(cells):
     found = reconstruct_cells(lineage, without(cells, "a"), "a", n_cells=50)
     assert list(found.obs) == ["cell_type", "relative", "synthetic"]
     assert lineage.branches()["start"].min() == 0
+    said = [lineage.expression("a"), lineage.branches(), repr(lineage), *found.uns["bdm"]["expected_error"].split("; ")]
+    said.append(reconstruct_cells(lineage, cells, "b").uns["bdm"]["expected_error"])
+    assert "the node was sampled; here, the" in said[-1]
+    for text in said:
+        assert not re.search("time|when", " ".join(text) if isinstance(text, pd.DataFrame) else text), text
+    with pytest.raises(InputError, match=r"^Only 0 nodes have 200 cells \(`min_cells=`\), but 3 .* more cells\.$"):
+        fit_lineage(cells, replace(settings, min_cells=200), tree=TREE)
     with pytest.raises(InputError, match=r"^The lineage has no times, so `at=` has no meaning"):
         reconstruct_cells(lineage, cells, "a", at=3)
+
+
+@pytest.mark.parametrize("as_values", [list, pd.Categorical], ids=["text", "categories"])
+def test_times_may_be_numbers_as_text(cells, lineage, as_values):
+    given = without(cells, "a", "c2")
+    text = obs(given, minutes=as_values([f"{time:g}" for time in given.obs["minutes"]]))
+    assert fit_lineage(text, SETTINGS, tree=TREE).points.equals(lineage.points)
+    found = reconstruct_cells(lineage, text, "b", n_cells=20)
+    assert (found.X != reconstruct_cells(lineage, given, "b", n_cells=20).X).nnz == 0
 
 
 def test_one_node_has_errors_of_times_and_no_branches(cells, tmp_path):
@@ -336,6 +370,18 @@ def test_commands_write_tables_a_figure_and_cells(cells, tmp_path, bdm, caplog):
     assert found.obs["minutes"].between(45, 55).all()
     assert "is predicted with" in found.uns["bdm"]["expected_error"]
     assert set(pd.read_csv(tmp_path / "genes.csv")["time"]) == {50}
+
+
+@pytest.mark.parametrize("lacking", [("a",), ()], ids=["a node between samples", "none"])
+def test_the_printed_reconstruction_runs(cells, tmp_path, bdm_and_next, lacking):
+    given = without(cells, *lacking)
+    given.obs[["cell_type"]].to_csv(tmp_path / "labels.csv")
+    halved = ad.AnnData(given.X / 2, obs=given.obs[["minutes"]], var=given.var, layers={"umi": given.X})
+    halved.write_h5ad(tmp_path / "cells.h5ad")
+    (tmp_path / "lineage.nwk").write_text(NEWICK)
+    options = ("--labels", "labels.csv", "--counts", "umi", "--tree", "lineage.nwk", "--time-key", "minutes")
+    bdm_and_next("lineage", "cells.h5ad", "lineage", *options)
+    assert set(ad.read_h5ad(tmp_path / "reconstructed.h5ad").obs["cell_type"]) == set(lacking or ["root_cell"])
 
 
 @pytest.mark.slow

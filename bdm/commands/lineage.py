@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-from bdm.commands.base import OutFolder, Summary
+from bdm.commands.base import OutFolder, Summary, reading_alike
 from bdm.settings import Labels, LineageSettings, LineageTreeFile
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ def lineage(
     tree: LineageTreeFile = None,
     settings: LineageSettings,
 ) -> Summary:
-    """Measure expression along a lineage and time, and how well nodes and times that were not sampled are predicted.
+    """Measure expression along a lineage, and time if given, and how well what was not sampled is predicted.
 
     Writes tables (.csv), figures (.png), and what bdm reconstruct needs.
 
@@ -45,6 +45,5 @@ def lineage(
         f"{counted(n_nodes, 'node')}",
         "error": "\n".join(fitted.sentences()),
     }
-    node = fitted.next_node()
-    then = ("bdm", "reconstruct", out, data, "reconstructed.h5ad", "--node", node)
-    return Summary((out,), facts, then=then)
+    then = ("bdm", "reconstruct", out, data, "reconstructed.h5ad", "--node", fitted.next_node())
+    return Summary((out,), facts, then=(*then, *reading_alike(labels, settings.counts)))

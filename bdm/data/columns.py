@@ -134,11 +134,13 @@ def finite_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.Ser
 
 
 def as_numbers(column: pd.Series) -> pd.Series | None:
-    """Convert a column of numbers, or of categories that are numbers, to floating point; None if it is of others."""
+    """Convert a column of numbers, also as text or categories, to floating point; None if it has other values."""
     values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
-    if is_bool_dtype(values) or not is_numeric_dtype(values):
-        return None
-    return pd.Series(column.to_numpy(dtype=float, na_value=np.nan), index=column.index)
+    if is_numeric_dtype(values) and not is_bool_dtype(values):
+        return pd.Series(column.to_numpy(dtype=float, na_value=np.nan), index=column.index)
+    text = as_text(column)
+    numbers = pd.to_numeric(text.astype(object), errors="coerce").astype(float)
+    return numbers if (numbers.notna() | is_missing(text)).all() else None
 
 
 def shown_kind(column: pd.Series) -> str:

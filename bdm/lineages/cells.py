@@ -71,7 +71,8 @@ def reconstruct_cells(
         A node of the lineage tree.
     at
         A time; a range of times, in which the times of cells are uniform; or an array with the time of each cell, in
-        place of ``n_cells``. The range in which the node exists, if not given.
+        place of ``n_cells``. The range in which the node exists, if not given; unless you ``extrapolate``, the part of
+        it that samples of its lineage are before and after.
     extrapolate
         Generate cells, too, where samples are not both before and after in the same lineage.
     counts
@@ -89,7 +90,7 @@ def reconstruct_cells(
     """
     number = lineage.tree.find(node)
     generator = numpy_generator(seed, "lineage", node)
-    time = times_to_reconstruct(lineage, number, at, n_cells, generator)
+    time = times_to_reconstruct(lineage, number, at, n_cells, generator, extrapolate=extrapolate)
     n_cells = len(time)
     grid, place_of_cell = nearest_times(time)
     places = Places(np.full(len(grid), number), grid)
@@ -137,7 +138,7 @@ def parsed_time(text: str | None) -> float | tuple[float, float] | None:
 
 
 def times_to_reconstruct(
-    lineage: Lineage, node: int, at: Time, n_cells: int, generator: np.random.Generator
+    lineage: Lineage, node: int, at: Time, n_cells: int, generator: np.random.Generator, *, extrapolate: bool
 ) -> np.ndarray:
     """Draw the times of cells."""
     if at is not None and lineage.time_key is None:
@@ -146,7 +147,8 @@ def times_to_reconstruct(
         return at
     if not (isinstance(n_cells, Integral) and n_cells >= 1):
         raise InputError(f"n_cells is {n_cells!r}, but must be a whole number that is at least 1.")
-    first, last = lineage.interval(node) if at is None else ends_of(at)
+    interval = lineage.interval if extrapolate else lineage.sampled_interval
+    first, last = interval(node) if at is None else ends_of(at)
     if not (np.isfinite(first) and np.isfinite(last)) or last < first:
         raise InputError(
             f"at is {at}, but must be a time, the beginning and the end of a range, or an array of the times of cells."
@@ -196,12 +198,15 @@ def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool)
 def expectation(lineage: Lineage, places: Places) -> str:
     """State the error to expect at places of one node: from those that were left out, and from the law."""
     between = bool(lineage.is_between(places).all())
-    kind = "time" if lineage.sampled[places.node[0]] else "node"
+    is_sampled = bool(lineage.sampled[places.node[0]])
+    trust = lineage.sentence("time" if is_sampled else "node", between=between)
+    if is_sampled and lineage.time_key is None:
+        trust = "the node was sampled"
     compared = np.argsort(-lineage.log_share.var(axis=0), kind="stable")[:N_RELATIVES]
     sd = float(np.sqrt(np.mean(lineage.log_shares(places, compared)[1] ** 2)))
     points = float(lineage.log_share[:, compared].std(axis=0).mean())
     return (
-        f"{lineage.sentence(kind, between=between)}; here, the {len(compared)} most variable genes have an expected "
+        f"{trust}; here, the {len(compared)} most variable genes have an expected "
         f"error of {sd:.2f} in log expression (they vary by {points:.2f} between samples)"
     )
 

@@ -15,7 +15,7 @@ from bdm.data.columns import as_numbers, as_text, is_missing, shown_kind, text_c
 from bdm.data.counts import raw_counts
 from bdm.kriging.counts import Sums, sizes_and_detected
 from bdm.kriging.law import Measurements
-from bdm.lineages.tree import LineageTree, Places, check_order, divisions, origin_of
+from bdm.lineages.tree import LineageTree, Places, check_order, divisions
 from bdm.settings import LineageRelation, LineageSettings
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ class MeasuredLineage:
 
     @property
     def origin(self) -> float:
-        """Time at which the lineage begins."""
-        return origin_of(self.places.time) if len(self.edges) else 0.0
+        """Time at which the lineage begins: that of the first cell, or the depth of the root."""
+        return float(np.nanmin(self.first)) if len(self.edges) else 0.0
 
     def data(self, n_added: int = 0, genes: slice | np.ndarray = slice(None)) -> Measurements:
         """Measurements, relative to their mean over points, before a number of added places."""
@@ -178,10 +178,9 @@ def measure(adata: AnnData, settings: LineageSettings, tree: LineageTree | None)
     grouped = table.groupby(["node", "bin"])["time"].agg(["mean", "size"]).reset_index()
     points = grouped[grouped["size"] >= settings.min_cells].reset_index(drop=True)
     if len(points) < MIN_POINTS:
-        raise InputError(
-            f"Only {counted(len(points), 'node')} or times of nodes have {settings.min_cells} cells (`min_cells=`), "
-            f"but {MIN_POINTS} are needed; give more cells, or fewer time bins by `n_times=`."
-        )
+        what = f"{counted(len(points), 'node')}{' or times of nodes' if timed else ''} have {settings.min_cells} cells"
+        remedy = "give more cells" + (", or fewer time bins by `n_times=`" if timed else "")
+        raise InputError(f"Only {what} (`min_cells=`), but {MIN_POINTS} are needed; {remedy}.")
     measured = set(points["node"])
     if lacking := [tree.nodes[node] for node in sorted(set(found.node) - measured)]:
         logger.warning("Too few cells (min_cells) to measure %s.", abbreviated(lacking, n_shown=10))

@@ -150,13 +150,15 @@ class Lineage(MeasuredLineage, Result):
 
         Returns
         -------
-        A row for each gene: ``log_expression``, the natural log of its share of counts plus 1e-4, its standard
-        deviation ``sd``, and the share of counts, ``share``, with its 90% interval ``low`` to ``high``.
+        A row for each gene: the ``time``, or without times the ``depth`` of the node in the tree; ``log_expression``,
+        the natural log of its share of counts plus 1e-4, its standard deviation ``sd``, and the share of counts,
+        ``share``, with its 90% interval ``low`` to ``high``.
         """
         number = self.tree.find(node)
         time = self.middle(number) if at is None else at
         mean, sd = (values[:, 0] for values in self.log_shares(Places(np.array([number]), np.array([time]))))
-        table = pd.DataFrame({"gene": self.genes.index, "node": self.tree.nodes[number], "time": time})
+        table = pd.DataFrame({"gene": self.genes.index, "node": self.tree.nodes[number]})
+        table["depth" if self.time_key is None else "time"] = time
         table["log_expression"], table["sd"] = mean, sd
         for name, quantile in (("share", 0.0), ("low", -QUANTILE), ("high", QUANTILE)):
             table[name] = np.maximum(np.exp(mean + quantile * sd) - PSEUDO, 0)
@@ -178,6 +180,14 @@ class Lineage(MeasuredLineage, Result):
     def middle(self, node: int) -> float:
         """Time in the middle of a node's interval."""
         return sum(self.interval(node)) / 2
+
+    def sampled_interval(self, node: int) -> tuple[float, float]:
+        """Find when a node exists that samples of its lineage are before and after; when it exists, if never."""
+        places, (first, last) = self.places, self.interval(node)
+        before = places.time[self.tree.is_below[node, places.node]]
+        after = places.time[self.tree.is_below[places.node, node]]
+        start, end = max(first, before.min(initial=np.inf)), min(last, after.max(initial=-np.inf))
+        return (float(start), float(end)) if start <= end else (first, last)
 
     def is_between(self, places: Places) -> np.ndarray:
         """Whether samples of the same lineage are at or before each place, and others at or after it."""
@@ -204,13 +214,14 @@ class Lineage(MeasuredLineage, Result):
         Returns
         -------
         A row for each branch, named by the ``node`` at its lower end and its ``mother``, and gene, the clearest first:
-        times ``start`` and ``end`` of the branch; the ``change`` of log2 expression from start to end, its standard
-        deviation ``sd``, 90% interval ``low`` to ``high`` and the probability ``sign`` that its sign is right;
-        ``when`` half of the change has happened; and ``from_sisters``, the difference from the mean of the sisters at
-        the end, with its standard deviation ``from_sisters_sd`` (NaN without sisters). The root has no branch.
+        ``start`` and ``end`` of the branch, times or depths in the tree; the ``change`` of log2 expression from start
+        to end, its standard deviation ``sd``, 90% interval ``low`` to ``high`` and the probability ``sign`` that its
+        sign is right; with times, ``when`` half of the change has happened; and ``from_sisters``, the difference from
+        the mean of the sisters at the end, with its standard deviation ``from_sisters_sd`` (NaN without sisters). The
+        root has no branch.
         """
         tables = [self.branch(node, genes) for node in range(1, len(self.tree.nodes))]
-        none = pd.DataFrame(columns=list(OF_BRANCHES))
+        none = pd.DataFrame(columns=[name for name in OF_BRANCHES if name != "when" or self.time_key is not None])
         return pd.concat([table for table in tables if table is not None] or [none], ignore_index=True)
 
     def branch_times(self, node: int) -> tuple[float, float]:
@@ -243,7 +254,8 @@ class Lineage(MeasuredLineage, Result):
         table["start"], table["end"], table["change"], table["sd"] = start, end, change, spread
         table["low"], table["high"] = change - QUANTILE * spread, change + QUANTILE * spread
         table["sign"] = ndtr(np.abs(change) / np.maximum(spread, 1e-12))
-        table["when"] = times[1 + half]
+        if self.time_key is not None:
+            table["when"] = times[1 + half]
         table["from_sisters"] = difference if sisters else np.nan
         table["from_sisters_sd"] = difference_sd if sisters else np.nan
         order = np.argsort(-np.abs(change) / np.maximum(spread, 1e-12), kind="stable")

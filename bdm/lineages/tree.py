@@ -200,7 +200,7 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
         if not len(later):
             continue
         mother, daughters = int(tree.mother[number]), tree.daughters(number)
-        start = origin_of(time) if mother < 0 else end[mother]
+        start = time.min() if mother < 0 else end[mother]
         if not sampled[number]:
             found = min(start + (time - start) / n_missing for n_missing, time in first[number])
         elif sampled[daughters].any():
@@ -209,11 +209,6 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
             found = min(np.quantile(own, LATE), *(time for below in daughters for _, time in first[below]))
         end[number] = max(found, start)
     return end
-
-
-def origin_of(time: np.ndarray) -> float:
-    """Time at which the root of a lineage begins: 0, or the first time if it is below."""
-    return min(0.0, float(time.min()))
 
 
 def separation(before: np.ndarray, after: np.ndarray) -> float:
@@ -264,7 +259,7 @@ class Places:
             Whether there are times, rather than depths in the tree.
         """
         path, difference = self.path(tree, end), self.time[:, None] - self.time
-        brownian = (self.shared(tree, end) - origin) / span
+        brownian = np.maximum(self.shared(tree, end) - origin, 0) / span  # places before are as the first samples
         reverting = [np.exp(-path / (scale * span)) for scale in REVERSION]
         along = [brownian, *reverting]
         smooth = [np.exp(-((difference / (scale * span)) ** 2) / 2) for scale in SMOOTH] if timed else []

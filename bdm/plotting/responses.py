@@ -190,7 +190,7 @@ MAX_NODES = 60  # that have names of genes
 
 
 def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> Axes | None:
-    """Draw the lineage tree in time, with its samples, and the genes that change on each branch.
+    """Draw the lineage tree, in time if it is known, with its samples, and the genes that change on each branch.
 
     Parameters
     ----------
