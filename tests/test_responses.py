@@ -406,7 +406,7 @@ def test_generated_cells_of_a_type_that_was_not_measured_are_predicted(cells, tm
     assert words[:3] == ["generate", "model", "generated.h5ad"]
     words = bdm_and_next("respond", "cells.h5ad", "responses", "--label-key", "kind")
     words[2] = "generated.h5ad"
-    assert bdm(*words) == (0, "")
+    assert bdm(*words, "--force") == (0, "")
     predicted = ad.read_h5ad(tmp_path / "predicted.h5ad")
     assert predicted.shape == (100, 60)
     assert set(predicted.obs["cell_type"]) == {"b"}
