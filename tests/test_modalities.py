@@ -594,7 +594,7 @@ def test_proteins_are_predicted_at_the_values_of_covariates(tiny_settings):
     error = np.log(predicted.X / 50) - expected
     assert np.sqrt((error**2).mean()) < 0.4
     del rna.obs["time"]
-    with pytest.raises(InputError, match="time"):
+    with pytest.raises(InputError, match="no column 'time', which is a covariate of the model; add it"):
         model.predict_modality(rna, "prot")
 
 

@@ -241,7 +241,10 @@ def covariate_values(obs: pd.DataFrame, model: BranchedModel) -> np.ndarray | No
     """Values of a model's covariates, cells x covariates; None where it has none. They are rejected if any lack."""
     if model.covariates is None:
         return None
-    columns = finite_columns(with_written_names(obs), model.covariates.names)
+    obs = with_written_names(obs)
+    if missing := [name for name in model.covariates.names if name not in obs]:
+        raise InputError(f"obs has no column {missing[0]!r}, which is a covariate of the model; add it to the cells.")
+    columns = finite_columns(obs, model.covariates.names)
     return np.column_stack([columns[name] for name in model.covariates.names])
 
 
