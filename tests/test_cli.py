@@ -23,7 +23,7 @@ from warm import start
 
 import bdm
 from bdm import cli
-from bdm._core.errors import ARGUMENT, OPTIONS_FOR_NONE, as_options
+from bdm._core.errors import ARGUMENT, OPTIONS_FOR_NONE, as_keys, as_options
 from bdm._core.files import preparation, sha256
 from bdm._core.store import checksum_of, load
 from bdm.autoencoder.autoencoder import GeneAutoencoder
@@ -420,6 +420,11 @@ def test_fault_of_bdm_ends_with_its_traceback_and_one_sentence(bdm, monkeypatch,
 )
 def test_messages_name_options_on_the_command_line(message, expected):
     assert as_options(message) == expected
+
+
+def test_messages_name_keys_in_the_report():
+    message = "use `settings.prepare.clip_outliers=True`, `keep_genes='markers'`, `leave_out=` or `modality=a={b}`"
+    assert as_keys(message) == 'use `clip_outliers: true`, `keep_genes: "markers"`, `leave_out` or `modality=a={b}`'
 
 
 def test_options_that_messages_name_exist():

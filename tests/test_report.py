@@ -184,7 +184,7 @@ def test_page_shows_the_input_data_and_how_to_reproduce_it(page, results):
         "width train 16",
     ):
         assert row in text, row
-    assert "seed" not in {setting["name"] for setting in changed(results)}
+    assert not {"seed", "test"} & {setting["name"] for setting in changed(results)}
     for digest in results.evaluation.provenance["sha256"].values():
         assert digest in text
     assert "train 1 h 7 min" in re.sub(r" +", " ", text)
@@ -203,6 +203,20 @@ def test_page_shows_what_was_chosen_and_left_out(page, results):
     assert LEFT_OUT not in page.read_text(encoding="utf-8")
     assert "Batches" not in text
     assert "The model has learned how donors differ (6 donors, standard deviation of log expression 0." in text
+
+
+def test_page_shows_the_warnings_of_the_data(results, example_cells, tmp_path):
+    cells = example_cells.copy()
+    cells.obs["label"] = cells.obs["bulk_labels"].astype(str).replace("Dendritic", "Unknown <b>")
+    cells.X = cells.X.toarray()
+    cells.X[np.arange(100), np.arange(100)] = 10_000  # outliers
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    bdm("prepare", tmp_path / "cells.h5ad", tmp_path / "prepared.h5ad", "--label-key", "label")
+    found = dict(read_prepared(tmp_path / "prepared.h5ad").uns["bdm"])["warnings"]
+    text = words_of(report_page(replace(results, record=results.record | {"warnings": found})))
+    assert "no cell types: 'Unknown <b>'; to leave them out, use leave_out ." in text
+    assert "to lower them to the largest regular ones, use clip_outliers: true ." in text
+    assert SMALL not in found  # which is in the table of cell types that were left out
 
 
 def with_preparation(results: Results, **settings: object) -> Results:

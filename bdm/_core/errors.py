@@ -1,10 +1,11 @@
 """Errors that users see as one sentence, and the words that messages are made of."""
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 ARGUMENT = re.compile(r"`(?:[a-z_]+\.)*([a-z_]+)=([^`]*)`")
 OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # that set an argument to None, where None is not the default
@@ -72,6 +73,17 @@ def as_options(message: str) -> str:
             return match[0]
 
     return ARGUMENT.sub(option, message)
+
+
+def as_keys(message: str) -> str:
+    """Rewrite the Python arguments in a message as keys of the configuration, such as `` `clip_outliers: true` ``."""
+
+    def key(match: re.Match[str]) -> str:
+        with suppress(SyntaxError, ValueError, TypeError):  # part of a name that contains backticks
+            return f"`{match[1]}: {json.dumps(ast.literal_eval(match[2]))}`" if match[2] else f"`{match[1]}`"
+        return match[0]
+
+    return ARGUMENT.sub(key, message)
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,5 +1,6 @@
 """``bdm prepare``: check labelled counts, choose cells and genes, and split the cells."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,16 +22,18 @@ def prepare(
     from bdm._core.errors import at
     from bdm._core.files import atomic_write, sha256
     from bdm.data.genes import gene_lists
-    from bdm.data.prepare import prepared_cells, summary
+    from bdm.data.prepare import prepared_cells, recorded_warnings, summary
     from bdm.data.read import read_cells
 
     gene_lists(settings)  # rejected before any cells are read
-    with atomic_write(out) as path:
+    with atomic_write(out) as path, recorded_warnings() as warnings:
         cells = read_cells(data, labels=labels, on_disk=True, **settings.reading)
         with at(data):
             prepared = prepared_cells(cells, settings)
             prepared.uns["bdm"] |= {"data": data.name, "data_sha256": sha256(data)}
             if labels is not None:
                 prepared.uns["bdm"] |= {"labels": labels.name, "labels_sha256": sha256(labels)}
+            if warnings:
+                prepared.uns["bdm"]["warnings"] = json.dumps(warnings, ensure_ascii=False)
             written = prepared.write(path)
     return Summary((out,), {"cells": summary(written)}, then=("bdm", "autoencoder", out, "autoencoder/"))

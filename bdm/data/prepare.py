@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,24 @@ def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, s
             "There are %s; to lower them to the largest regular ones, use `settings.prepare.clip_outliers=True`.", found
         )
     return cells
+
+
+@contextmanager
+def recorded_warnings() -> Iterator[list[str]]:
+    """Record the warnings of the data, but of cells that are left out, whose numbers are recorded, and of memory."""
+    found: list[str] = []
+
+    class Recorder(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.name not in ("bdm.data.filters", "bdm.data.matrix"):
+                found.append(record.getMessage())
+
+    recorder, whole = Recorder(logging.WARNING), logging.getLogger("bdm")
+    whole.addHandler(recorder)
+    try:
+        yield found
+    finally:
+        whole.removeHandler(recorder)
 
 
 def is_prepared(adata: AnnData) -> bool:

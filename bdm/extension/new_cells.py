@@ -154,6 +154,6 @@ def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | No
     if model.form is not None:
         cells.uns["bdm"]["form"] = model.form
     if known is not None:
-        kept = ("input", "data", "data_sha256", "labels", "labels_sha256")
+        kept = ("input", "warnings", "data", "data_sha256", "labels", "labels_sha256")
         cells.uns["bdm"] |= {key: known.uns["bdm"][key] for key in kept if key in known.uns["bdm"]}
     return cells

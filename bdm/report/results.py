@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from bdm._core.errors import InputError, abbreviated
+from bdm._core.errors import InputError, abbreviated, as_keys
+from bdm._core.schema import settings_of
 from bdm._core.store import Result, checksum_of
 from bdm.audit.results import Audit, check_audit
 from bdm.data.genes import display_names
@@ -92,6 +93,11 @@ class Results:
     def input(self) -> dict[str, Any] | None:
         """Numbers of cells and genes in the input of :func:`bdm.data.prepare.prepare`; None if not recorded."""
         return json.loads(self.record["input"]) if "input" in self.record else None
+
+    @property
+    def warnings(self) -> list[list[str]]:
+        """Warnings of ``bdm prepare``, in parts: text, code, text and so on, which name keys of the configuration."""
+        return [as_keys(text).split("`") for text in json.loads(self.record.get("warnings", "[]"))]
 
 
 def read_results(folder: Path) -> Results:
@@ -343,7 +349,8 @@ def used_settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[
     """Yield each command with the settings, and the seed, that were used, and the default settings."""
     model = results.model
     autoencoder, tree, evaluation = model.autoencoder.provenance, model.hierarchy, results.evaluation.provenance
-    yield "prepare", autoencoder.get("prepare", {}), asdict(DEFAULTS)
+    of_workflow = {each.name: each.key.default for each in settings_of(PrepareSettings) if each.key.default is not None}
+    yield "prepare", autoencoder.get("prepare", {}), asdict(DEFAULTS) | of_workflow
     yield "autoencoder", settings_in(autoencoder), asdict(AutoencoderSettings())
     yield "hierarchy", {**tree.provenance, "threshold": tree.threshold}, {**asdict(HierarchySettings()), "tree": None}
     yield "train", settings_in(model.provenance), asdict(TrainSettings())
