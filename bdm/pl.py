@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bdm._core.progress import progress
 from bdm.audit.results import Audit
 from bdm.evaluation.evaluate import Evaluation
 from bdm.extension.extend import ExtensionReport
@@ -95,5 +96,6 @@ def write_result(folder: Path, result: Any, sha256: dict[str, str] | None = None
     if sha256 is not None:
         result = replace(result, provenance=result.provenance | {"sha256": sha256})
     result.save(folder)
-    for name, draw in FIGURES.get(type(result), {}).items():
+    figures = FIGURES.get(type(result), {})
+    for name, draw in progress(figures.items(), total=len(figures), doing="drawing", unit="figure"):
         save_figure(draw(result, show=False), folder / f"{name}.png")

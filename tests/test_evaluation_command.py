@@ -1,3 +1,4 @@
+import re
 from collections import defaultdict
 
 import anndata
@@ -41,13 +42,16 @@ def files(prepared, generated, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_writes_tables_and_figures(files, generated, caplog):
+def test_evaluate_writes_tables_and_figures(files, generated, caplog, capsys, monkeypatch):
     generated[:, ::-1].copy().write_h5ad(files / "flat.h5ad")
     caplog.set_level("INFO")
     out = files / "evaluation"
     out.mkdir()
     options = ("--compare", f"flat={files / 'flat.h5ad'}", "--n-repeats", 1)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     bdm("evaluate", files / "prepared.h5ad", files / "generated.h5ad", out, *options)
+    shown = re.findall(r"(\w[\w ]+): 100%.* (\d+)/", capsys.readouterr().err)
+    assert dict(shown) == {"scoring": "3", "comparing properties": "3", "drawing": "6"}
 
     overall = pd.read_csv(out / "overall.csv", index_col="metric")
     assert overall.columns.tolist() == ["floor", "generated", "flat"]

@@ -115,14 +115,16 @@ def test_sets_without_known_batches_have_no_scores_by_sub_population(batch_model
 
 
 @pytest.mark.slow
-def test_command_writes_scores_by_sub_population(small_model, example_cells, held_out, tmp_path, monkeypatch):
+def test_command_writes_scores_by_sub_population(small_model, example_cells, held_out, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small_model.save("model")
     example_cells.write_h5ad("cells.h5ad")
     held_out.write_h5ad("test.h5ad")
     small_model.generate(NUMBERS, seed=3).write_h5ad("new.h5ad")
     options = ["--model", "model", "--test-cells", "test.h5ad", "--n-repeats", "1"]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     app(["evaluate", "cells.h5ad", "new.h5ad", "evaluation", *options], standalone_mode=False)
+    assert "finding sub-populations: 100%" in capsys.readouterr().err
     table = pd.read_csv("evaluation/by_population.csv")
     assert list(table["sub_population"].unique()) == [*B, *DENDRITIC]
     assert set(table["set"]) == {FLOOR, GENERATED}

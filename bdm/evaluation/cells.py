@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from pandas.api.types import is_numeric_dtype
 from scipy import sparse
 
 from bdm._core.errors import InputError, abbreviated
+from bdm._core.progress import progress
 from bdm.data.counts import as_counts, first_fault
 from bdm.data.filters import capped
 from bdm.data.genes import GeneNames
@@ -296,6 +297,12 @@ class ResampledCells:
             return replace(cells, population=populations(cells))
 
         return replace(self, test=found(self.test), query={name: found(cells) for name, cells in self.query.items()})
+
+
+def with_progress(resamples: Sequence[ResampledCells], *, doing: str) -> Iterator[tuple[ResampledCells, str, Cells]]:
+    """Yield each set of query cells, with its resample and its name, and show the progress."""
+    compared = [(resample, name, cells) for resample in resamples for name, cells in resample.query.items()]
+    yield from progress(compared, total=len(compared), doing=doing, unit="comparison")
 
 
 def resampled_cells(

@@ -36,6 +36,7 @@ from bdm.evaluation.cells import (
     numbers_to_compare,
     resampled_cells,
     sample_at_most,
+    with_progress,
 )
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
 from bdm.evaluation.metrics import QueryCells, memorisation_of
@@ -204,7 +205,8 @@ def evaluate(
     n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / numbers_to_compare(test, **at_most).sum()))
     resamples = resampled_cells(real, generated, resampling_seeds(n_repeats, seed=seed), **at_most)
     if populations is not None:
-        resamples = [resample.with_populations(populations) for resample in resamples]
+        encoded = (resample.with_populations(populations) for resample in resamples)
+        resamples = list(progress(encoded, total=n_repeats, doing="finding sub-populations", unit="resample"))
     marking = sample_at_most(test, most=size_limits.marking, seed=seed)
     whole = resamples[-1]
     embedded = {"test": whole.test, **whole.query}
@@ -221,10 +223,9 @@ def evaluate(
     markers, pair_genes = marker_genes(marking), variable_genes(marking)
 
     scores = defaultdict(list)
-    for resample in progress(resamples, total=len(resamples), doing="scoring", unit="resample"):
+    for resample, name, cells in with_progress(resamples, doing="scoring"):
         reference = Reference(resample.test, markers, pair_genes, size_limits)
-        for name, cells in resample.query.items():
-            scores[name].append(score_cells(cells, reference, seed=resample.seed))
+        scores[name].append(score_cells(cells, reference, seed=resample.seed))
     last = resamples[-1]
     matched = {name: match(cells, last.test, seed=last.seed) for name, cells in last.query.items()}
     n_cells = n_cells_table({"test": test, "train": training, **generated})

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from bdm._core.parallel import using_threads
 from bdm.data.modalities import RNA, Modality, has_modalities, modalities_of
-from bdm.evaluation.cells import COORDINATES, Cells, ResampledCells, match, sample_at_most
+from bdm.evaluation.cells import COORDINATES, Cells, ResampledCells, match, sample_at_most, with_progress
 from bdm.evaluation.metrics import (
     Agreement,
     cross_validated_probabilities,
@@ -37,12 +37,11 @@ def modality_scores(resamples: Sequence[ResampledCells], var: pd.DataFrame, *, m
       those of test cells, and slope on them.
     """
     modalities, rows = modalities_of(var), []
-    for resample in resamples:
-        for name, cells in resample.query.items():
-            query, test = match(cells, resample.test, seed=resample.seed)
-            query, test = (sample_at_most(cells, most=most, seed=resample.seed) for cells in (query, test))
-            scores = score_pair(query, test, modalities, var, seed=resample.seed)
-            rows += [{"modality": key, "score": score, "set": name, "value": x} for (key, score), x in scores.items()]
+    for resample, name, cells in with_progress(resamples, doing="scoring modalities"):
+        query, test = match(cells, resample.test, seed=resample.seed)
+        query, test = (sample_at_most(cells, most=most, seed=resample.seed) for cells in (query, test))
+        scores = score_pair(query, test, modalities, var, seed=resample.seed)
+        rows += [{"modality": key, "score": score, "set": name, "value": x} for (key, score), x in scores.items()]
     table = pd.DataFrame(rows).groupby(["modality", "score", "set"], sort=False)["value"].mean().unstack("set")
     return table[list(resamples[0].query)]
 

@@ -14,9 +14,17 @@ import pandas as pd
 from scipy.spatial.distance import pdist
 from sklearn.metrics import silhouette_samples
 
-from bdm._core.progress import progress
 from bdm.evaluation import values
-from bdm.evaluation.cells import FLOOR, Cells, ResampledCells, match, sample_at_most, sample_by_type, smaller_numbers
+from bdm.evaluation.cells import (
+    FLOOR,
+    Cells,
+    ResampledCells,
+    match,
+    sample_at_most,
+    sample_by_type,
+    smaller_numbers,
+    with_progress,
+)
 from bdm.evaluation.genes import GENE_TESTS, compare_genes, correlations, kolmogorov_smirnov, zero_fraction
 from bdm.evaluation.metrics import TINY, PairDistances, joint_components
 from bdm.evaluation.values import BATCH, LABEL, Side
@@ -122,15 +130,14 @@ def compare_properties(resamples: Sequence[ResampledCells], genes: np.ndarray, *
     ``value`` is the distance to test cells, 0 at best, ``floor`` that of the floor; ``by`` is ``all`` or ``label``.
     """
     rows = []
-    for resample in progress(resamples, total=len(resamples), doing="comparing properties", unit="resample"):
-        for name, cells in resample.query.items():
-            matched = match(cells, resample.test, seed=resample.seed)
-            query, test = (sample_at_most(side, most=most, seed=resample.seed) for side in matched)
-            for by, group, n_cells, distances in by_group(Group.of(query, test, genes, seed=resample.seed)):
-                rows += [
-                    {"property": key, "set": name, "by": by, "group": group, "n_cells": n_cells, "value": value}
-                    for key, value in distances.items()
-                ]
+    for resample, name, cells in with_progress(resamples, doing="comparing properties"):
+        matched = match(cells, resample.test, seed=resample.seed)
+        query, test = (sample_at_most(side, most=most, seed=resample.seed) for side in matched)
+        for by, group, n_cells, distances in by_group(Group.of(query, test, genes, seed=resample.seed)):
+            rows += [
+                {"property": key, "set": name, "by": by, "group": group, "n_cells": n_cells, "value": value}
+                for key, value in distances.items()
+            ]
     return with_floor(pd.DataFrame(rows)) if rows else no_properties()
 
 
