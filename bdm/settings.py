@@ -232,7 +232,7 @@ class TrainSettings(StageSettings):
     prior: Annotated[
         str,
         PRIORS,
-        "Distribution of latents: `mixture` (a tree of Gaussian mixtures in closed form), `diffusion` (with a network "
+        "Distribution of latents: `mixture` (a normal of each population, in closed form), `diffusion` (with a network "
         "on the branches where it gains), `flow` (flow matching), or one of your own.",
     ] = "mixture"
     width: Annotated[int, Ge(1), "Width of the network of the prior."] = 128

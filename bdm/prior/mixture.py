@@ -177,7 +177,7 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
     @property
     def description(self) -> str:
         """Short description for reports."""
-        return "a tree of Gaussian mixtures in closed form"
+        return "a normal distribution of each population, in closed form"
 
     @property
     def learned(self) -> Tensor:
