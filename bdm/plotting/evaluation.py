@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
+from math import ceil, sqrt
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from bdm.plotting.style import (
     GREY,
     HALO,
     IDEAL_LINE,
+    LETTER,
     MARKERS,
     TYPE_COLOURS,
     Style,
@@ -59,6 +61,7 @@ LINES = [  # as legends explain them
 ]
 
 SCORES_BY_TYPE = ("energy", "forest_auc", "fold_change_correlation", "f1")  # slopes of one type are mostly noise
+KEY_WIDTH, KEY_HEIGHT = 0.5, 0.22  # of a number and its colour, and of a row of these, in inches
 NUMBER_SIZE = 0.05  # of the number of a type, as a share of a panel
 MAX_TYPES, N_WORST = 60, 40  # types that all have rows or numbers, and those that have them where there are more
 
@@ -309,11 +312,12 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
     n_numbered = len(groups) if len(groups) <= MAX_TYPES else N_WORST
     colours = list(islice(cycle(TYPE_COLOURS), len(groups)))
 
-    n_columns = min(len(coordinates), 3) if len(coordinates) != 4 else 2
+    n_columns = 3 if len(coordinates) == 3 else ceil(sqrt(len(coordinates)))
     n_rows = -(-len(coordinates) // n_columns)
-    height = 4.2 * n_rows
-    n_columns_of_keys = -(-n_numbered // int(5 * height))
-    figure = new_figure(4 * n_columns + 3 + 2 * (n_columns_of_keys - 1), height)
+    keys = [f"{number}  {shortened(group)}" for number, group in enumerate(groups[:n_numbered], start=1)]
+    n_columns_of_keys = max(int(4 * n_columns / (KEY_WIDTH + LETTER * max(map(len, keys)))), 1)
+    height = 4 * n_rows + KEY_HEIGHT * (-(-len(keys) // n_columns_of_keys) + 1)
+    figure = new_figure(4 * n_columns, height)
     for i, name in enumerate(coordinates, start=1):
         labels = table.loc[table["set"] == name, label].to_numpy()
         axis = figure.add_subplot(n_rows, n_columns, i)
@@ -321,11 +325,11 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
         draw_groups(axis, [coordinates[name][labels == group] for group in groups], colours, n_numbered=n_numbered)
         axis.set_title(f"{shortened(name)}, {len(labels):,} cells")
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{number}  {shortened(group)}")
-        for number, (group, colour) in enumerate(zip(groups[:n_numbered], colours, strict=False), start=1)
+        Line2D([], [], marker="o", linestyle="", color=colour, label=key)
+        for key, colour in zip(keys, colours, strict=False)
     ]
     title = None if n_numbered == len(groups) else f"{n_numbered} of {len(groups):,} types"
-    figure.legend(handles=handles, title=title, loc="outside right center", frameon=False, ncols=n_columns_of_keys)
+    figure.legend(handles=handles, title=title, loc="outside lower center", frameon=False, ncols=n_columns_of_keys)
     return shown_panels(figure, show=show)
 
 
