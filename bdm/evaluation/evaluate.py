@@ -132,7 +132,7 @@ class Evaluation(Result):
 
     @property
     def embedding(self) -> pd.DataFrame:
-        """Joint UMAP of test cells and all sets, made when needed: ``umap_1``, ``umap_2``, ``cell_type`` and ``set``.
+        """Joint UMAP of test cells and all sets (``umap_1``, ``umap_2``, ``cell_type``, ``set``), made when needed.
 
         ``sub_population``, too, if a model finds it for the cells of all sets.
         """
