@@ -82,12 +82,11 @@ def predict_cells(
         logger.info("Left out %s in %s%s.", counted(number, "cell"), name, why)
     labels = labels_of(responses, cells.obs)
     genes, column = shared_genes(responses, cells)
-    if n_lacking := len(responses.genes) - len(genes):
-        changed = f"the other {len(genes):,} are changed"
-        logger.warning("The cells lack %s of the responses; %s.", counted(n_lacking, "gene"), changed)
-    profiles = new_profiles(responses, cells, before, genes, column)
+    if lacking := len(responses.genes) - len(genes):
+        logger.warning("The cells lack %s of the responses; %d are changed.", counted(lacking, "gene"), len(genes))
+    profiles, n_cells = new_profiles(responses, cells, before, genes, column), labels.value_counts()
     for name, profile in profiles.items():
-        logger.warning("%s", new_type(responses, name, profile, genes, int((labels == name).sum())))
+        logger.warning("%s", new_type(responses, name, profile, genes, int(n_cells[name])))
     measured = pd.Series("", index=labels.index)
     pieces, order, predicted = [], [], []
     for (name, old), rows in pd.Series(np.arange(len(labels))).groupby([labels.to_numpy(), before.to_numpy()]):
@@ -109,8 +108,8 @@ def predict_cells(
         obs[name_in(obs, key)] = pd.Categorical([value] * len(obs))
     obs["original_condition"], obs["response"] = pd.Categorical(before), pd.Categorical(measured)
     obs["synthetic"] = True
-    few = [name for name in profiles if (labels == name).sum() < responses.min_cells]
-    error = "; ".join(expectations(responses, pd.DataFrame(predicted, columns=["condition", "type", "predicted"]), few))
+    types = pd.DataFrame(predicted, columns=["condition", "type", "predicted"])
+    error = "; ".join(expectations(responses, types, n_cells[[*profiles]]))
     record = provenance(seed=seed, about=ABOUT, condition=condition, expected_error=error)
     return AnnData(stacked, obs=writable(obs), var=writable(cells.var), uns={"bdm": storable(record)})
 
@@ -135,12 +134,9 @@ def cells_to_change(
     chosen = of_types & (in_control != (condition == responses.control))
     left_out = before[of_types & ~chosen].value_counts()
     if adata.n_obs and not chosen.any():
-        if set(left_out.index) == {condition}:
-            raise InputError(f"All of these cells are in {condition!r} already; give cells of another condition.")
         raise InputError(
-            f"None of these cells is in the control {responses.control!r}, from which cells are changed; they are in "
-            f"{', '.join(map(repr, left_out.index))}. Change them to the control first, by "
-            f"`condition={responses.control!r}`."
+            f"All of these cells are in {' or '.join(map(repr, left_out.index))}, but cells of the control "
+            f"{responses.control!r} are changed to a condition, and others to the control alone; give such cells."
         )
     cells = raw_counts(adata if chosen.all() else adata[chosen], source=counts)
     return cells, before[chosen], left_out
@@ -188,28 +184,24 @@ def new_profiles(
         others = before[is_type & (before != responses.control).to_numpy()]
         if len(others):
             raise InputError(
-                f"{known_cells(responses, name)}, and the given cells are of {others.iloc[0]!r}; give cells of the "
-                f"control {responses.control!r}, or leave the type out."
+                f"The responses have too few control cells of {name!r}, or none, and the given cells are of "
+                f"{others.iloc[0]!r}; give cells of the control {responses.control!r}, or leave the type out."
             )
-        part = part_of(responses, name, genes)
-        found[name] = np.log(part * share_of(cells.X[is_type], column) + PSEUDO)
+        share = part_of(responses, name, genes) * share_of(cells.X[is_type], column)
+        found[name] = np.log(share + PSEUDO)
     return found
-
-
-def known_cells(responses: Responses, name: str) -> str:
-    """Begin a sentence on a type whose profile the responses do not have."""
-    n = int(responses.n_cells[responses.control].get(name, 0))
-    return f"The responses have {f'too few control cells ({n})' if n else 'no control cells'} of {name!r}"
 
 
 def new_type(responses: Responses, name: str, profile: np.ndarray, genes: np.ndarray, n_cells: int) -> str:
     """Phrase what the prediction of a type rests on whose profile the responses do not have."""
-    meant = "" if name in responses.cell_types else nearest_or(name, responses.related_types, "")
+    n_known = int(responses.n_cells[responses.control].get(name, 0))
+    known = f"too few control cells ({n_known})" if n_known else "no control cells"
+    meant = "" if n_known else nearest_or(name, responses.related_types, "")
     distance = responses.of_genes(genes).relations({name: profile}).distance[-1, :-1]
     nearest = responses.related_types[int(distance.argmin())]
     return (
-        f"{known_cells(responses, name)}{meant and f' ({meant})'}; its response is predicted from the profile of its "
-        f"{counted(n_cells, 'cell')} here, which is nearest to that of {nearest!r}."
+        f"The responses have {known} of {name!r}{meant and f' ({meant})'}; its response is predicted from the profile of "
+        f"its {counted(n_cells, 'cell')} here, which is nearest to that of {nearest!r}."
     )
 
 
@@ -256,8 +248,10 @@ def with_changes(
     return with_shares(counts, column, share, (share + pseudo) * np.exp(change) - pseudo, spread, generator)
 
 
-def expectations(responses: Responses, types: pd.DataFrame, few: list[str]) -> Iterator[str]:
-    """State the error to expect of types in conditions, apart for measured ones, and those of ``few`` cells."""
+def expectations(responses: Responses, types: pd.DataFrame, n_new: pd.Series) -> Iterator[str]:
+    """State the error to expect of types in conditions; ``n_new``: control cells of types that responses lack."""
+    least = responses.provenance["settings"]["min_cells"]
+    few = n_new.index[n_new < least]
     for condition, of_condition in types.groupby("condition"):
         known = of_condition[~of_condition["type"].isin(few)]
         if known["predicted"].any():
@@ -267,8 +261,7 @@ def expectations(responses: Responses, types: pd.DataFrame, few: list[str]) -> I
             error = responses.errors.loc[rows, "sampling"].mean()
             yield f"{condition}: measured in {abbreviated(names)}, with {error:.0%} of the error of unchanged cells"
         if names := sorted(set(of_condition["type"]) & set(few)):
-            least = f"as it takes {responses.min_cells} control cells to know a type"
-            yield f"{condition}: the error of {abbreviated(names)} is not known, {least}"
+            yield f"{condition}: the error of {abbreviated(names)} is not known, with fewer than {least} control cells"
 
 
 def effects_of_cells(
@@ -282,9 +275,8 @@ def effects_of_cells(
     cells, before, _ = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
     genes, column = shared_genes(responses, cells)
     profiles, tables = new_profiles(responses, cells, before, genes, column), {}
-    names = sorted(labels_of(responses, cells.obs).unique())
+    known = sorted(set(labels_of(responses, cells.obs)) - {*profiles})
     for name in sorted(set(before)) if condition == responses.control else [condition]:
-        known = [each for each in names if each not in profiles]
         found = [responses.effects(name, known)] if known else []
         found += [responses.of_genes(genes).effects(name, each, profiles={each: of}) for each, of in profiles.items()]
         tables[name] = pd.concat(found).sort_values("cell_type", kind="stable")

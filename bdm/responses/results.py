@@ -108,11 +108,6 @@ class Responses(MeasuredResponses, Result):
         """Whether the response of a type to a condition was measured."""
         return cell_type in self.cell_types and bool(self.measured.loc[cell_type, condition])
 
-    @property
-    def min_cells(self) -> int:
-        """Fewest control cells of a type with a profile."""
-        return int(self.provenance["settings"]["min_cells"])
-
     def of_genes(self, rows: np.ndarray) -> Responses:
         """Take some of the genes, by which types that are added are related to others."""
         if len(rows) == len(self.genes):
@@ -127,13 +122,13 @@ class Responses(MeasuredResponses, Result):
         found = Relations.of(np.vstack([self.profile[self.has_profile], *added.values()]), names)
         if self.height is None:
             return found
-        for name in added:
-            if name not in self.cell_types or np.isnan(self.height[self.cell_types.index(name)]).all():
-                raise InputError(
-                    f"The tree that the responses were fitted with has no type {name!r}; fit them again with a tree "
-                    "that has it, or without a tree of your own."
-                )
-        rows = [self.cell_types.index(name) for name in names]
+        of_tree = {name: row for row, name in enumerate(self.cell_types) if not np.isnan(self.height[row]).all()}
+        if missing := [name for name in added if name not in of_tree]:
+            raise InputError(
+                f"The tree that the responses were fitted with has no type {missing[0]!r}; fit them again with a tree "
+                "that has it, or without a tree of your own."
+            )
+        rows = [of_tree[name] for name in names]
         return replace(found, height=self.height[np.ix_(rows, rows)])
 
     def predictions(
