@@ -200,8 +200,8 @@ def new_type(responses: Responses, name: str, profile: np.ndarray, genes: np.nda
     distance = responses.of_genes(genes).relations({name: profile}).distance[-1, :-1]
     nearest = responses.related_types[int(distance.argmin())]
     return (
-        f"The responses have {known} of {name!r}{meant and f' ({meant})'}; its response is predicted from the profile of "
-        f"its {counted(n_cells, 'cell')} here, which is nearest to that of {nearest!r}."
+        f"The responses have {known} of {name!r}{meant and f' ({meant})'}; its response is predicted from the profile "
+        f"of its {counted(n_cells, 'cell')} here, which is nearest to that of {nearest!r}."
     )
 
 
