@@ -54,7 +54,7 @@ from bdm.settings import (
     SamplerSettings,
     Settings,
 )
-from bdm.transmutation.transmute import sources_of, transmuted_cells
+from bdm.transmutation.transmute import select_sources, transmuted_cells
 
 if TYPE_CHECKING:
     from bdm.audit.results import Audit
@@ -397,7 +397,9 @@ class BranchedDiffusion:
         settings = SamplerSettings(n_levels=n_levels)
         cell_types = as_names(from_)
         cells = cells_for(adata, self.model, keys)
-        sources = sources_of(cells, self.model, str(to), keys, cell_types=cell_types, at=at, extrapolate=extrapolate)
+        sources = select_sources(
+            cells, self.model, str(to), keys, cell_types=cell_types, at=at, extrapolate=extrapolate
+        )
         transmuted = transmuted_cells(self.model, sources, settings, seed=seed).in_memory()
         return to_form(transmuted, self.model.form)
 
@@ -501,10 +503,10 @@ class BranchedDiffusion:
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         adata_transmuted, adata = cells_in(adata_transmuted), cells_for(adata, self.model, keys)
         names = ("adata_transmuted", "adata")
-        after, rows = transmutation.checked_cells(adata_transmuted, adata.obs_names, real, names=names)
+        after, rows = transmutation.check_transmuted(adata_transmuted, adata.obs_names, real, names=names)
         cells = transmutation.TransmutedCells(after, known_cells(adata[rows], self.model, keys))
-        new_type = transmutation.new_type(adata_transmuted, "adata_transmuted")
-        real, to = transmutation.relabelled(real, new_type, populations_by(self.model))
+        target = transmutation.read_target(adata_transmuted, "adata_transmuted")
+        real, to = transmutation.relabel(real, target, populations_by(self.model))
         return transmutation.evaluate_transmutation(real, {TRANSMUTED: cells}, to, seed=seed)
 
     @computing

@@ -162,10 +162,10 @@ def test_new_branch_has_no_network_where_the_branch_that_it_leaves_has_none(base
 
 
 def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
-    from bdm.transmutation.transmute import sources_of, transmuted_cells
+    from bdm.transmutation.transmute import select_sources, transmuted_cells
 
     for one, other in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
-        sources = sources_of(example_cells, with_nk.model, other, cell_types=(one,))
+        sources = select_sources(example_cells, with_nk.model, other, cell_types=(one,))
         transmuted = transmuted_cells(with_nk.model, sources, SamplerSettings(), seed=0).in_memory()
         real = example_cells[:, transmuted.var_names]
         here, there = (profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in (one, other))

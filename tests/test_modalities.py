@@ -62,7 +62,7 @@ from bdm.settings import (
     SamplerSettings,
     Settings,
 )
-from bdm.transmutation.transmute import sources_of, transmuted_cells
+from bdm.transmutation.transmute import select_sources, transmuted_cells
 
 N_PROTEINS, N_PEAKS = 6, 60
 
@@ -774,7 +774,7 @@ def test_transmuted_cells_are_evaluated_by_modality(multi_model):
     cells = joined()
     chosen = cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()]
     found = transmuted_cells(
-        multi_model.model, sources_of(chosen, multi_model.model, "Dendritic"), SamplerSettings(), seed=0
+        multi_model.model, select_sources(chosen, multi_model.model, "Dendritic"), SamplerSettings(), seed=0
     ).in_memory()
     evaluation = multi_model.evaluate_transmuted(found, cells)
     table = evaluation.modalities["energy"].unstack("set")
@@ -878,7 +878,7 @@ def test_predicted_cells_are_evaluated_by_rna_alone():
 def test_transmuted_cells_have_all_modalities(multi_model):
     cells = joined()
     chosen = cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()]
-    sources = sources_of(chosen, multi_model.model, "CD56+ NK")
+    sources = select_sources(chosen, multi_model.model, "CD56+ NK")
     found = transmuted_cells(multi_model.model, sources, SamplerSettings(), seed=0).in_memory()
     assert block_sizes(found.var) == block_sizes(multi_model.prepared.var)
     assert found.n_obs == chosen.n_obs

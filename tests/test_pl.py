@@ -294,10 +294,10 @@ def test_evaluation_refuses_what_was_not_transmuted(small_model, held_out):
     logs = transmuted.copy()
     logs.X = logs.X.log1p()
     for given, before, sentence in (
-        (transmuted, held_out[:5].copy(), "cannot be found before their transmutation"),
+        (transmuted, held_out[:5].copy(), "adata_transmuted cannot be matched"),
         (transmuted[:, 1:].copy(), held_out, "adata_transmuted lacks the genes HES4; it needs the genes of the real"),
         (logs, held_out, "adata_transmuted has .* raw counts are needed in X"),
-        (held_out, held_out, "adata_transmuted has no column 'cell_type' in obs; give cells that bdm transmuted"),
+        (held_out, held_out, "adata_transmuted has no column 'cell_type' in obs"),
     ):
         with pytest.raises(InputError, match=sentence):
             small_model.evaluate_transmuted(given, before, held_out)

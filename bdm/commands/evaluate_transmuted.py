@@ -40,7 +40,7 @@ def evaluate_transmuted(
     from bdm.model.match import populations_by, read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.pl import write_result
-    from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabelled
+    from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabel
 
     check_used(model, test_cells, keys)
     files = named_files(TRANSMUTED, transmuted, compare)
@@ -52,7 +52,7 @@ def evaluate_transmuted(
             before = read_fitted_cells(cells, loaded, keys)
             real, populations = real_cells_for(loaded, before, test_cells, keys), populations_by(loaded)
         read = {name: read_transmuted(file, cells, before, real) for name, file in files.items()}
-        real, to = relabelled(real, one_type([file.to for file in read.values()]), populations)
+        real, to = relabel(real, one_type([file.to for file in read.values()]), populations)
         evaluation = evaluate_transmutation(real, {name: file.cells for name, file in read.items()}, to, seed=seed)
         records = {name: file.record for name, file in read.items()}
         evaluation = replace(evaluation, provenance=evaluation.provenance | {"transmuted": records})

@@ -33,13 +33,13 @@ def transmute(
     from bdm.generation.generate import write_cells
     from bdm.model.match import cells_for
     from bdm.model.model import checksums, load_model
-    from bdm.transmutation.transmute import sources_of, transmuted_cells
+    from bdm.transmutation.transmute import select_sources, transmuted_cells
 
     with atomic_write(out) as path:
         loaded = load_model(model, device=device)
         check_form(out, loaded.form)
         where, adata = parse_at(at), cells_for(cells, loaded, keys, on_disk=False)
-        sources = sources_of(adata, loaded, to, keys, cell_types=from_, at=where, extrapolate=extrapolate)
+        sources = select_sources(adata, loaded, to, keys, cell_types=from_, at=where, extrapolate=extrapolate)
         transmuted = transmuted_cells(loaded, sources, settings, seed=seed)
         write_cells(path, transmuted, checksums({"cells": cells}, model=model))
     n_by_type = zip(*np.unique(sources.cell_type, return_counts=True), strict=True)

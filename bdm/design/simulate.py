@@ -222,10 +222,8 @@ class Simulation:
             doublets = np.flatnonzero(partner_population == code)
             population, sample = self.model.populations[code], group.sample[doublets]
             key = ("partner of", group.population, *group.key)
-            changes, generator = (
-                self.experiment.changes,
-                numpy_generator(self.seed, "partner responds", population, *key),
-            )
+            changes = self.experiment.changes
+            generator = numpy_generator(self.seed, "partner responds", population, *key)
             uniform = generator.random((len(sample), len(changes)))
             response = sample_responses(changes, population, self.condition[sample], uniform)
             partners = CellGroup(population, sample, response, key)

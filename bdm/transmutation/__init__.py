@@ -1,1 +1,1 @@
-"""Transmutation of cells to another type, and its evaluation."""
+"""Transmute cells to another type, and evaluate the result."""

@@ -1,4 +1,4 @@
-"""Evaluation of transmuted cells, in comparison with real cells of both types; its results, in memory and on disk."""
+"""Evaluate transmuted cells by comparison with real cells of both types."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from bdm.evaluation.metrics import Agreement, energy_distance, fitted_pca, joint
 
 logger = logging.getLogger(__name__)
 
-MAX_COMPARED = 1000  # cells whose distances are computed
-N_CHANGED = 100  # genes
-N_COMPONENTS = 10  # in which variation within types is compared
+MAX_COMPARED = 1000  # cells in energy distances
+N_CHANGED = 100  # genes that differ most between the types
+N_COMPONENTS = 10  # principal components of the variation within types
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,19 +46,18 @@ class TransmutationEvaluation(Result):
     Attributes
     ----------
     to
-        The type that cells were transmuted to.
+        New cell type or sub-population.
     table
-        (original_type, set) x ``n_cells`` and scores, see :func:`bdm.transmutation.evaluate.score_transmutation`; sets
-        are the floor (training cells of the new type), the transmuted sets (``transmuted`` the first), and the cells
-        ``unchanged``.
+        Scores (see :func:`score_transmutation`) and ``n_cells``, with the index (``original_type``, ``set``). Sets are
+        the floor (training cells of the new type), the transmuted sets, and ``unchanged`` (cells before transmutation).
     fold_changes
-        A row for each ``original_type``, ``set`` (the floor and the transmuted sets) and ``gene`` (shown as ``label``)
-        of those that differ most between the two types: its ``log2_fold_change`` from the original type in the set, and
-        in test cells of the new type (``log2_fold_change_test``).
+        Genes that differ most between the two types, by ``original_type``, ``set`` and ``gene`` (``label`` in figures).
+        ``log2_fold_change`` is from the original type to the set, ``log2_fold_change_test`` to test cells of the new
+        type.
     provenance
-        Version, packages, seed, and checksums and settings of the transmuted files.
+        Version, packages and seed, with checksums and settings of the transmuted files.
     modalities
-        The table of each modality; None for RNA alone. Of several, ``table`` and ``fold_changes`` are of RNA.
+        ``table`` of each modality; None for RNA alone. With several modalities, the other tables are of the first.
     """
 
     kind = "transmutation"
@@ -74,7 +73,7 @@ class TransmutationEvaluation(Result):
 
     @property
     def original_types(self) -> list[str]:
-        """Types that cells were transmuted from."""
+        """Original cell types."""
         return list(self.table.index.unique("original_type"))
 
     def _write_tables(self, folder: Path) -> None:
@@ -84,43 +83,60 @@ class TransmutationEvaluation(Result):
 
 @dataclass(frozen=True)
 class TransmutedCells:
-    """Cells after and before their transmutation, in the same order; before it, they have their original types."""
+    """Cells after and before transmutation, in the same order."""
 
     after: Cells
-    before: Cells
+    before: Cells  # with their original types
 
     def of_modality(self, modality: Modality) -> TransmutedCells:
-        """Take the features of a modality."""
+        """Select the features of a modality."""
         return TransmutedCells(self.after.of_modality(modality), self.before.of_modality(modality))
 
     def cells_of_type(self, original_type: str) -> tuple[Cells, Cells]:
-        """Select the cells of one original type, after and before."""
+        """Select the cells of an original type, after and before."""
         rows = np.flatnonzero(self.before.cell_type == original_type)
         return self.after[rows], self.before[rows]
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Training cells of the original and of the new type, test cells of the new type, and columns of changed genes."""
+    """Real cells of the original and the new type."""
 
-    old: Cells
-    new: Cells
-    test: Cells
-    changed: np.ndarray  # that differ most between the two types
+    old: Cells  # training cells
+    new: Cells  # training cells
+    test: Cells  # test cells of the new type
+    changed: np.ndarray  # columns of the genes that differ most
 
 
 @using_threads()
 def evaluate_transmutation(
     real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int = 0
 ) -> TransmutationEvaluation:
-    """Compare cells that were transmuted to one type with its test cells."""
+    """Compare transmuted cells with test cells of their new type.
+
+    Parameters
+    ----------
+    real
+        Training and test cells.
+    transmuted
+        Sets of transmuted cells, by name.
+    to
+        New cell type or sub-population, a label of ``real``.
+    seed
+        Seed of all random numbers.
+
+    Raises
+    ------
+    InputError
+        If a type has too few cells to compare.
+    """
     modalities = modalities_of(real.names.var)
-    compared = []
+    results = []
     for modality in modalities:
-        of_modality = {name: cells.of_modality(modality) for name, cells in transmuted.items()}
-        compared.append(compare_with_new_type(real.of_modality(modality), of_modality, to, seed=seed))
-    (table, changes), names = compared[0], [modality.name for modality in modalities]
-    tables = pd.concat([table for table, _ in compared], keys=names, names=["modality"])
+        features = {name: cells.of_modality(modality) for name, cells in transmuted.items()}
+        results.append(compare_with_new_type(real.of_modality(modality), features, to, seed=seed))
+    (table, changes), names = results[0], [modality.name for modality in modalities]
+    tables = pd.concat([table for table, _ in results], keys=names, names=["modality"])
     return TransmutationEvaluation(
         to=to,
         table=table,
@@ -133,37 +149,41 @@ def evaluate_transmutation(
 def compare_with_new_type(
     real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores, and changes of genes, of one modality; see :class:`TransmutationEvaluation`."""
+    """Compute scores and fold changes of a modality, see :class:`TransmutationEvaluation`."""
     rows, changes = {}, []
     for original_type in pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])).tolist():
-        of_type = {name: cells.cells_of_type(original_type) for name, cells in transmuted.items()}
-        sets = {name: (after, before) for name, (after, before) in of_type.items() if len(after) >= MIN_CELLS_FOR_MEANS}
+        pairs = {name: cells.cells_of_type(original_type) for name, cells in transmuted.items()}
+        sets = {name: (after, before) for name, (after, before) in pairs.items() if len(after) >= MIN_CELLS_FOR_MEANS}
         n_training = int(real.training.n_by_type.get(original_type, 0))
         if not sets or n_training < MIN_CELLS_FOR_MEANS:
-            n_cells = max(len(after) for after, _ in of_type.values())
-            numbers = f"{counted(n_cells, 'transmuted cell')}, and {counted(n_training, 'training cell')}"
-            logger.warning("Not evaluated: cells of %s, of which there are %s.", original_type, numbers)
+            n_cells = max(len(after) for after, _ in pairs.values())
+            numbers = f"{counted(n_cells, 'transmuted cell')} and {counted(n_training, 'training cell')}"
+            message = "Not evaluated: cells of %s, with %s; %d of each are needed."
+            logger.warning(message, original_type, numbers, MIN_CELLS_FOR_MEANS)
             continue
         ends, (_, unchanged) = select_endpoints(real, original_type, to), next(iter(sets.values()))
         for name, (after, before) in {FLOOR: (ends.new, None), **sets, UNCHANGED: (unchanged, unchanged)}.items():
             if name != UNCHANGED:
                 genes = {"gene": real.genes[ends.changed], "label": real.names.labels.iloc[ends.changed].to_numpy()}
-                found = fold_changes(after, ends)
-                values = {"log2_fold_change": found.query, "log2_fold_change_test": found.test}
+                agreement = fold_changes(after, ends)
+                values = {"log2_fold_change": agreement.query, "log2_fold_change_test": agreement.test}
                 changes.append(pd.DataFrame({**genes, **values, "original_type": original_type, "set": name}))
             scores = score_transmutation(after, ends, before=before, seed=seed)
             rows[original_type, name] = {"n_cells": len(after), **scores}
     if not rows:
         raise InputError(
-            f"No type has {MIN_CELLS_FOR_MEANS} transmuted cells and as many training cells; transmute more cells."
+            f"No type has {MIN_CELLS_FOR_MEANS} transmuted and as many training cells; transmute more cells."
         )
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"])
     return table, pd.concat(changes, ignore_index=True)
 
 
 def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
-    """Select the real cells of two types, and the genes that differ between test cells (or training cells, if few)."""
-    old, new, test_of_old, test = (
+    """Select the real cells of two types, and the genes that differ most.
+
+    The difference is from test cells of the original type, or training cells if there are too few.
+    """
+    old, new, old_test, test = (
         cells[np.flatnonzero(cells.cell_type == name)]
         for cells in (real.training, real.test)
         for name in (original_type, to)
@@ -171,23 +191,28 @@ def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
     for cells, split, name in ((new, "training", to), (test, "test", to)):
         if len(cells) < MIN_CELLS_FOR_MEANS:
             raise InputError(
-                f"There are {len(cells)} {split} cells of {name!r} to evaluate by; {MIN_CELLS_FOR_MEANS} are needed."
+                f"There are {len(cells)} {split} cells of {name!r}; the evaluation needs {MIN_CELLS_FOR_MEANS}."
             )
-    compared = test_of_old if len(test_of_old) >= MIN_CELLS_FOR_MEANS else old
-    difference = np.abs(test.expression.mean(axis=0).A1 - compared.expression.mean(axis=0).A1)
+    reference = old_test if len(old_test) >= MIN_CELLS_FOR_MEANS else old
+    difference = np.abs(test.expression.mean(axis=0).A1 - reference.expression.mean(axis=0).A1)
     return Endpoints(old, new, test, np.argsort(-difference, kind="stable")[:N_CHANGED])
 
 
 def score_transmutation(query: Cells, ends: Endpoints, *, before: Cells | None = None, seed: int) -> dict[str, float]:
-    """Compare transmuted cells with test cells of their new type, and with the same cells before, if known.
+    """Score transmuted cells against test cells of their new type.
 
-    - ``mean_r2``, ``variance_r2``: squared correlation of the means and variances of the genes that differ most;
-    - ``slope``, ``sign``: of log fold changes from the original type, and the share with the same direction;
-    - ``library_kept``, ``variation_kept``: correlation before and after of log library sizes, and of principal
-      components of the variation within types, weighted by their variance.
+    Returns
+    -------
+    Scores by name, of the genes that differ most where genes matter:
+
+    - ``energy``: energy distance in joint principal components.
+    - ``mean_r2``, ``variance_r2``: squared correlation of means and variances.
+    - ``slope``, ``sign``: regression slope of log fold changes from the original type, and fraction with the same sign.
+    - ``library_kept``: correlation of log library sizes before and after; NaN without ``before``.
+    - ``variation_kept``: correlation of principal components of the variation within types, weighted by variance.
     """
     statistics, changes = gene_statistics(query, ends.test), fold_changes(query, ends)
-    kept = (np.nan, np.nan) if before is None else correlations_with(before, query, ends, seed=seed)
+    kept = (np.nan, np.nan) if before is None else position_correlations(before, query, ends, seed=seed)
     return {
         "energy": energy_distance(*compared_components(query, ends.test, seed=seed)),
         "mean_r2": statistics["mean"].subset(ends.changed).correlation ** 2,
@@ -200,29 +225,29 @@ def score_transmutation(query: Cells, ends: Endpoints, *, before: Cells | None =
 
 
 def compared_components(query: Cells, test: Cells, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Joint principal components of as many cells of both as the smaller set has, or ``MAX_COMPARED``."""
+    """Compute joint principal components of equal numbers of cells."""
     n_cells = min(len(query), len(test), MAX_COMPARED)
     generator = np.random.default_rng(seed)
-    one, other = (cells[np.sort(generator.permutation(len(cells))[:n_cells])] for cells in (query, test))
-    return joint_components(one.expression, other.expression, seed=seed)
+    query, test = (cells[np.sort(generator.permutation(len(cells))[:n_cells])] for cells in (query, test))
+    return joint_components(query.expression, test.expression, seed=seed)
 
 
 def fold_changes(query: Cells, ends: Endpoints) -> Agreement:
-    """Log2 fold changes from the original type of the genes that differ most; in CP10k."""
-    of_old, of_query, of_test = (
+    """Compute log2 fold changes (CP10k) from the original type to both sets."""
+    old, new, expected = (
         np.log2(cells.cp10k[:, ends.changed].mean(axis=0).A1 + PSEUDOCOUNT) for cells in (ends.old, query, ends.test)
     )
-    return Agreement(of_query - of_old, of_test - of_old)
+    return Agreement(new - old, expected - old)
 
 
-def correlations_with(before: Cells, after: Cells, ends: Endpoints, *, seed: int) -> tuple[float, float]:
-    """Correlate library sizes, and the variation within types, of cells before and after their transmutation."""
+def position_correlations(before: Cells, after: Cells, ends: Endpoints, *, seed: int) -> tuple[float, float]:
+    """Correlate library sizes and positions within types, before and after transmutation."""
     sizes = np.log(np.maximum([before.library_size, after.library_size], 1))
-    of_types = [cells.expression.toarray() for cells in (ends.old, ends.new)]
-    within = sparse.csr_matrix(np.concatenate([values - values.mean(axis=0) for values in of_types]))
-    pca = fitted_pca(within, n_components=N_COMPONENTS, seed=seed)
-    one, other = pca.transform(before.expression), pca.transform(after.expression)
-    correlations = [Agreement(a, b).correlation for a, b in zip(one.T, other.T, strict=True)]
+    expression = [cells.expression.toarray() for cells in (ends.old, ends.new)]
+    within_types = sparse.csr_matrix(np.concatenate([values - values.mean(axis=0) for values in expression]))
+    pca = fitted_pca(within_types, n_components=N_COMPONENTS, seed=seed)
+    components = pca.transform(before.expression).T, pca.transform(after.expression).T
+    correlations = [Agreement(a, b).correlation for a, b in zip(*components, strict=True)]
     return Agreement(*sizes).correlation, float(np.average(correlations, weights=pca.explained_variance_))
 
 
@@ -231,7 +256,7 @@ def correlations_with(before: Cells, after: Cells, ends: Endpoints, *, seed: int
 
 @dataclass(frozen=True)
 class Target:
-    """What cells were transmuted to: a cell type, or one of its sub-populations."""
+    """Target of a transmutation: a cell type, or one of its sub-populations."""
 
     cell_type: str
     population: str | None = None
@@ -239,65 +264,65 @@ class Target:
 
 @dataclass(frozen=True)
 class TransmutedFile:
-    """Content of a file of transmuted cells; ``record`` has the settings of ``bdm transmute``, if recorded."""
+    """Content of a file of transmuted cells."""
 
     to: Target
     cells: TransmutedCells  # genes in the order of the real cells
-    record: dict[str, Any]
+    record: dict[str, Any]  # settings of ``bdm transmute``, if recorded
 
 
 def read_transmuted(path: Path, prepared: Path, before: AnnData, real: RealCells) -> TransmutedFile:
-    """Read cells that ``bdm transmute`` wrote, and find the same cells by name among the prepared cells."""
+    """Read transmuted cells, and match them by name to the prepared cells."""
     stored = read_cells(path)
-    after, rows = checked_cells(stored, before.obs_names, real, names=(str(path), str(prepared)))
+    after, rows = check_transmuted(stored, before.obs_names, real, names=(str(path), str(prepared)))
     cells = TransmutedCells(after, Cells.from_anndata(before[rows]))
-    return TransmutedFile(new_type(stored, str(path)), cells, transmutation_record(stored))
+    return TransmutedFile(read_target(stored, str(path)), cells, transmutation_record(stored))
 
 
-def checked_cells(
+def check_transmuted(
     transmuted: AnnData, before: pd.Index, real: RealCells, *, names: tuple[str, str]
 ) -> tuple[Cells, np.ndarray]:
-    """Check transmuted cells, and find the same ones by name before; messages call both by their ``names``.
+    """Check transmuted cells, and match them by name to the cells before.
 
-    Returns: their counts of the genes of the real cells, and their indices among the cells before.
+    Returns cells with the genes of ``real``, and their rows before. Errors use ``names`` for both.
     """
     for column in ("cell_type", "original_type"):
         if column not in transmuted.obs:
-            raise InputError(f"{names[0]} has no column {column!r} in obs; give cells that bdm transmuted.")
-    adata = checked(transmuted, names[0])  # counts and obs alone
+            raise InputError(f"{names[0]} has no column {column!r} in obs; give cells from bdm transmute.")
+    adata = checked(transmuted, names[0])  # drops all but counts and obs
     check_genes(adata.var_names, real.genes, names[0])
-    return Cells.from_anndata(adata[:, real.genes]), rows_before(adata, before, names=names)
+    return Cells.from_anndata(adata[:, real.genes]), find_rows_before(adata, before, names=names)
 
 
-def relabelled(real: RealCells, to: Target, populations: Populations | None) -> tuple[RealCells, str]:
-    """Name real cells by the sub-population that cells were transmuted to, if it is found, and return its name."""
+def relabel(real: RealCells, to: Target, populations: Populations | None) -> tuple[RealCells, str]:
+    """Label real cells of the target sub-population, if known; returns cells and label."""
     if to.population is None:
         return real, to.cell_type
     training, test = (cells[np.arange(len(cells))] for cells in (real.training, real.test))
-    found = [None if populations is None else populations(cells) for cells in (training, test)]
-    if found[0] is None or found[1] is None:
+    assigned = [None if populations is None else populations(cells) for cells in (training, test)]
+    if assigned[0] is None or assigned[1] is None:
         logger.warning(
-            "Cells were transmuted to %s, but are compared with all cells of %s; give the model, which finds the "
-            "sub-population of each real cell, by `model=`.",
+            "Cells were transmuted to %s, but are compared with all cells of %s; give the model by `model=` to compare "
+            "with the sub-population.",
             to.population,
             to.cell_type,
         )
         return real, to.cell_type
     training, test = (
-        replace(cells, cell_type=np.where(cells_of == to.population, to.population, cells.cell_type))
-        for cells, cells_of in ((training, found[0]), (test, found[1]))
+        replace(cells, cell_type=np.where(names == to.population, to.population, cells.cell_type))
+        for cells, names in ((training, assigned[0]), (test, assigned[1]))
     )
     return replace(real, training=training, test=test), to.population
 
 
 def transmutation_record(adata: AnnData) -> dict[str, Any]:
-    """Return the recorded settings and seed of ``bdm transmute``; nothing where they are not recorded."""
+    """Return the recorded settings and seed of ``bdm transmute``, if any."""
     record = adata.uns.get("bdm", {})
     return json.loads(record["settings"]) | {"seed": int(record["seed"])} if {"settings", "seed"} <= set(record) else {}
 
 
-def new_type(adata: AnnData, name: str) -> Target:
-    """Return what cells were transmuted to; messages call them ``name``."""
+def read_target(adata: AnnData, name: str) -> Target:
+    """Return the target of transmuted cells; errors call the cells ``name``."""
     types = pd.unique(adata.obs["cell_type"])
     if len(types) != 1:
         raise InputError(f"{name} has cells transmuted to {len(types)} types; give cells transmuted to one type.")
@@ -306,13 +331,13 @@ def new_type(adata: AnnData, name: str) -> Target:
     return Target(cell_type, None if population == cell_type else str(population))
 
 
-def rows_before(adata: AnnData, before: pd.Index, *, names: tuple[str, str]) -> np.ndarray:
-    """Find transmuted cells by name among the cells before the transmutation, and return their indices."""
+def find_rows_before(adata: AnnData, before: pd.Index, *, names: tuple[str, str]) -> np.ndarray:
+    """Return the rows of transmuted cells before the transmutation, by name."""
     unknown = adata.obs_names.difference(before)
     if len(unknown) or not before.is_unique:
         problem = f"lacks {abbreviated(unknown)}" if len(unknown) else "has several cells of the same name"
         raise InputError(
-            f"{names[0]} has cells that cannot be found before their transmutation: {names[1]} {problem}; give the "
-            "cells that were transmuted."
+            f"{names[0]} cannot be matched to the cells before transmutation: {names[1]} {problem}; give the cells "
+            "that were transmuted."
         )
     return np.asarray(before.get_indexer(adata.obs_names))

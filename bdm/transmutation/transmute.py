@@ -1,4 +1,4 @@
-"""Transmutation of cells to another type, block by block, and which cells are transmuted."""
+"""Transmute cells to another type, block by block."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -37,29 +37,29 @@ from bdm.settings import InputKeys, SamplerSettings
 
 logger = logging.getLogger(__name__)
 
-Transmute = Callable[[Tensor, str, str, torch.Generator], Tensor]  # of whitened cells, from one population to another
-BLOCK = 512  # cells that are transmuted together; the random numbers of a seed depend on it
+Transmute = Callable[[Tensor, str, str, torch.Generator], Tensor]  # see Sampler.transmute
+BLOCK = 512  # cells transmuted together; results depend on it
 
 
 @dataclass(frozen=True)
 class Sources:
     """Cells to transmute."""
 
-    to: str  # cell type or sub-population
-    cell_types: tuple[str, ...]  # that were asked for; none for all but ``to``
-    at: At  # new values of covariates that were asked for
-    adata: ad.AnnData  # counts of the model's genes (CSR), with ``obs`` of the input
-    cell_type: np.ndarray  # by the names in the model
-    batch: np.ndarray | None  # None where the model has no batches
-    label_column: str | None  # of ``obs``, if any
+    to: str  # target cell type or sub-population
+    cell_types: tuple[str, ...]  # requested types; empty for all types except ``to``
+    at: At  # requested covariates
+    adata: ad.AnnData  # counts of the model's genes (CSR), with the input's ``obs``
+    cell_type: np.ndarray  # named as in the model
+    batch: np.ndarray | None  # None if the model has no batches
+    label_column: str | None  # column of ``obs``, if any
     batch_column: str | None
-    covariates: np.ndarray | None = None  # values, cells x covariates; None where the model has no covariates
-    new_covariates: np.ndarray | None = None  # after the transmutation
+    covariates: np.ndarray | None = None  # cells x covariates; None if the model has none
+    new_covariates: np.ndarray | None = None  # after transmutation
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of cells of one type, with the number of their block."""
+    """Rows of one cell type in a block."""
 
     block: int
     cell_type: str
@@ -69,27 +69,40 @@ class Rows:
 def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSettings, *, seed: int) -> GeneratedCells:
     """Transmute cells to another type or sub-population, block by block.
 
-    The latent of a cell is sampled from its posterior, encoded up to the lowest common ancestor of its type and the new
-    type, and decoded down to the new type. Encoding follows the probability-flow equation and inverts each transport
-    map, so that a cell keeps its position among cells of its type. Counts are sampled with the library size of the
-    result.
+    The latent of a cell is sampled from its posterior, encoded up to the lowest common ancestor of both types, then
+    decoded to the new type. Encoding follows the probability-flow ODE and inverts each transport map, so
+    that a cell keeps its position among the cells of its type. Counts have the library size of the result.
+
+    Parameters
+    ----------
+    model
+        Fitted model.
+    sources
+        Cells to transmute and their target, from :func:`select_sources`.
+    settings
+        Noise levels of the solver.
+    seed
+        Seed of all random numbers.
 
     Returns
     -------
-    Cells with raw counts (CSR, float32 as scanpy reads counts), with the names and the order of the cells; the latent
-    in ``obsm['latent']``; the model's ``var``. ``obs`` has the new type in ``cell_type`` and in the columns of types in
-    the model's data and in the input; ``sub_population``, the new population, if the model has ``to``;
-    ``original_type``; the batch, in the same columns as in these; ``common_ancestor`` and ``common_ancestor_level``
-    (node up to which the cell was encoded, and its noise level in whitened units); and
-    ``synthetic`` (True). Other columns of the input describe the cells before the transmutation and are not kept; the
-    names of the cells lead to them.
+    Cells with raw counts (CSR, float32), in the order and with the names of the input, and the model's ``var``:
+
+    - ``obs['cell_type']``: new type, repeated in the label columns of the model's data and the input.
+    - ``obs['sub_population']``: new population; ``obs['original_type']``: type before.
+    - batches, in the columns of the model's data and the input.
+    - ``obs['common_ancestor']``, ``obs['common_ancestor_level']``: the node and its noise level in whitened units.
+    - ``obs['synthetic']``: True.
+    - ``obsm['latent']``: latents.
+
+    Other columns of the input are dropped, as they describe the cells before.
     """
     sampler = model.sampler(settings)
     warn_of_unused_levels(sampler)
-    asked = {"to": sources.to, "from": list(sources.cell_types)}
-    record = record_of_cells(model, seed=seed, settings=asdict(settings) | asked, at=at_in_words(sources.at))
+    request = {"to": sources.to, "from": list(sources.cell_types)}
+    record = record_of_cells(model, seed=seed, settings=asdict(settings) | request, at=at_in_words(sources.at))
     return GeneratedCells(
-        observations(model, sources),
+        make_obs(model, sources),
         model.autoencoder.genes.copy(),
         transmuted_blocks(model, sources, sampler.transmute, seed=seed),
         model.populations,
@@ -98,7 +111,7 @@ def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSe
 
 
 def transmuted_blocks(model: BranchedModel, sources: Sources, transmute: Transmute, *, seed: int) -> Iterator[Block]:
-    """Sample latents from posteriors, transmute them in whitened space, and sample counts of their new populations."""
+    """Yield transmuted cells in blocks: latents from posteriors, then counts."""
 
     def transmuted_block(rows: Rows) -> Block:
         generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
@@ -108,13 +121,13 @@ def transmuted_blocks(model: BranchedModel, sources: Sources, transmute: Transmu
         new = new_populations(model, population, sources.to, for_populations, at)
         x, parts, batch = model.whitening(y), [], None if sources.batch is None else sources.batch[rows.rows]
         for old_name, new_name in sorted(set(zip(population, new, strict=True))):
-            chosen = np.flatnonzero((population == old_name) & (new == new_name))
-            transmuted = transmute(x[chosen], old_name, new_name, generator)
-            x[chosen] = model.at_covariates(transmuted, new_name, None if at is None else at[chosen])
-            expected = expected_counts(model, x[chosen], None if batch is None else batch[chosen], new_name)
+            cells = np.flatnonzero((population == old_name) & (new == new_name))
+            transmuted = transmute(x[cells], old_name, new_name, generator)
+            x[cells] = model.at_covariates(transmuted, new_name, None if at is None else at[cells])
+            expected = expected_counts(model, x[cells], None if batch is None else batch[cells], new_name)
             for_counts = numpy_generator(seed, "transmuted counts", rows.block, old_name, new_name)
-            parts.append((chosen, sampled_counts(model, expected, new_name, for_counts)))
-        order = np.argsort(np.concatenate([chosen for chosen, _ in parts]))
+            parts.append((cells, sampled_counts(model, expected, new_name, for_counts)))
+        order = np.argsort(np.concatenate([cells for cells, _ in parts]))
         counts = sp.vstack([part for _, part in parts], format="csr")[order]
         return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy(), new)
 
@@ -134,16 +147,17 @@ def new_populations(
     generator: torch.Generator,
     at: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Choose the new population of cells of one type, by the coupling of its populations with those of the new type.
+    """Draw the new populations of cells of one type.
 
-    The coupling moves the shares of populations by the least mean squared distance between their means in whitened
-    space (discrete optimal transport). Where shares depend on covariates, they are those ``at`` the new values of each
-    cell.
+    The probabilities are an optimal transport coupling of the populations of both types. Its cost is the squared
+    distance between means in whitened space. If proportions depend on covariates, ``at`` are the cells' new covariates.
     """
     if to not in model.cell_types:
         return np.full(len(population), to)
     old, new = (model.autoencoder.populations_of(name) for name in (model.cell_type_of[population[0]], to))
-    old_means, new_means = (torch.stack([mean(model, name) for name in names]).double() for names in (old, new))
+    old_means, new_means = (
+        torch.stack([population_mean(model, name) for name in names]).double() for names in (old, new)
+    )
     shares = [model.composition.loc[list(names)].sum(axis=1).to_numpy(dtype=float) for names in (old, new)]
     coupling = optimal_coupling(shares[0], shares[1], (torch.cdist(old_means, new_means) ** 2).numpy())
     probability = coupling[pd.Index(old).get_indexer(population)]
@@ -157,7 +171,7 @@ def new_populations(
 def _posterior_draw(
     model: BranchedModel, sources: Sources, rows: Rows, generator: torch.Generator
 ) -> tuple[Tensor, np.ndarray]:
-    """Sample y = (latent, log library size) of cells of one type, and find their populations."""
+    """Sample y = (latent, log library size) of cells; returns y and populations."""
     cells = ad.AnnData(sources.adata.X[rows.rows])
     cells.obs["cell_type"] = pd.Categorical([rows.cell_type] * len(rows.rows))
     if sources.batch is not None:
@@ -177,8 +191,8 @@ def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
     return Block(counts[order], np.concatenate([block.latent for block in blocks])[order], population[order])
 
 
-def observations(model: BranchedModel, sources: Sources) -> pd.DataFrame:
-    """Return ``obs`` of transmuted cells: types, batch and origin, and no other column of the cells before."""
+def make_obs(model: BranchedModel, sources: Sources) -> pd.DataFrame:
+    """Return ``obs`` of transmuted cells; other columns of the input are dropped."""
     to = sources.to
     columns: dict[str, Any] = {
         **type_columns(model, [model.cell_type_of.get(to, to)] * len(sources.cell_type), sources.label_column),
@@ -194,14 +208,14 @@ def observations(model: BranchedModel, sources: Sources) -> pd.DataFrame:
     dropped = sources.adata.obs.columns.difference(obs.columns, sort=False)
     if len(dropped):
         names = abbreviated(dropped, n_shown=5)
-        logger.info("Not kept, as they describe the cells before transmutation: columns %s of obs.", names)
+        logger.info("Dropped columns %s of obs, which describe the cells before transmutation.", names)
     return obs
 
 
 # ---- cells to transmute
 
 
-def sources_of(
+def select_sources(
     adata: ad.AnnData,
     model: BranchedModel,
     to: str,
@@ -211,15 +225,36 @@ def sources_of(
     at: At = NOWHERE,
     extrapolate: bool = False,
 ) -> Sources:
-    """Select the cells to transmute, of all types but the new one if none are named, and check that they fit the model.
+    """Select the cells to transmute, and check that they fit the model.
 
-    Cells keep the values of their covariates, but those in ``at``. Cells of types that the model lacks, and cells
-    without counts, are left out with a warning.
+    Cells without counts, and cells of unknown types, are dropped with a warning.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts of the model's genes and cell types in ``obs``.
+    model
+        Fitted model.
+    to
+        Target cell type or sub-population.
+    keys
+        Columns of cell types and batches in ``obs``, and layer of counts.
+    cell_types
+        Types to transmute; all except ``to`` by default.
+    at
+        New covariates; cells keep their values of other covariates.
+    extrapolate
+        Allow covariates outside the range of training cells.
+
+    Raises
+    ------
+    InputError
+        If a type or covariate is unknown, or no cells are left.
     """
     if model.cell_types == (to,):
         names = ", ".join(model.populations)
         remedy = f"name one of its sub-populations: {names}" if len(model.populations) > 1 else "fit one with labels"
-        raise InputError(f"The model has no cell type but {to!r} to transmute cells to; {remedy}.")
+        raise InputError(f"The model has a single cell type, {to!r}; {remedy}.")
     allowed = {to: (*model.cell_types, *model.populations), **dict.fromkeys(cell_types, model.cell_types)}
     for name, types in allowed.items():
         if name not in types:
@@ -229,12 +264,12 @@ def sources_of(
     is_selected = labels.isin(cell_types).to_numpy() if cell_types else known & (labels != to).to_numpy()
     if not is_selected.any():
         raise InputError(
-            f"There are no cells to transmute to {to!r}; the cells are of the types {first_names(labels)}."
+            f"There are no cells to transmute to {to!r}; the types of the cells are {first_names(labels)}."
         )
     cells, labels = model_counts(adata, model, keys)[is_selected], labels[is_selected]
     has_counts = np.asarray(cells.X.sum(axis=1)).ravel() > 0
     if not has_counts.all():
-        logger.warning("Left out %s with no counts of the model's genes.", counted((~has_counts).sum(), "cell"))
+        logger.warning("Dropped %s without counts of the model's genes.", counted((~has_counts).sum(), "cell"))
     if not has_counts.any():
         raise InputError("No cell has counts of the model's genes.")
     cells = cells[has_counts].copy()
@@ -245,9 +280,9 @@ def sources_of(
     return Sources(to, cell_types, at, cells, cell_type, batch, *columns, values, new_values)
 
 
-def mean(model: BranchedModel, cell_type: str) -> Tensor:
-    """Mean of the cells of a cell type or sub-population in whitened space."""
+def population_mean(model: BranchedModel, cell_type: str) -> Tensor:
+    """Return the mean of a cell type or sub-population in whitened space."""
     names = list(model.autoencoder.populations_of(cell_type))
     n_cells = torch.from_numpy(model.composition.loc[names].sum(axis=1).to_numpy(dtype="float32"))
-    of_populations = model.moments.mean[[model.populations.index(name) for name in names]]
-    return n_cells / n_cells.sum() @ of_populations
+    means = model.moments.mean[[model.populations.index(name) for name in names]]
+    return n_cells / n_cells.sum() @ means

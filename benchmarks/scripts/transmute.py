@@ -19,7 +19,7 @@ from bdm.model.model import BranchedModel, load_model
 from bdm.prior.transport import gaussian_transport
 from bdm.settings import InputKeys
 from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation
-from bdm.transmutation.transmute import Sources, Transmute, mean, sources_of, transmuted_blocks
+from bdm.transmutation.transmute import Sources, Transmute, population_mean, select_sources, transmuted_blocks
 
 
 def strategies(
@@ -47,7 +47,7 @@ def by_walk(model: BranchedModel) -> Transmute:
 
 def by_mean_difference(model: BranchedModel) -> Transmute:
     """Add the difference of the means of the two populations."""
-    return lambda x, population, to, generator: x + mean(model, to) - mean(model, population)
+    return lambda x, population, to, generator: x + population_mean(model, to) - population_mean(model, population)
 
 
 def by_linear_map(model: BranchedModel) -> Transmute:
@@ -64,7 +64,7 @@ def by_common_shift(model: BranchedModel, alike: list[tuple[str, str]]) -> Trans
 
     That is scGen's idea (Lotfollahi et al. 2019, https://doi.org/10.1038/s41592-019-0494-8), in bdm's latent space.
     """
-    shift = torch.stack([mean(model, new) - mean(model, old) for old, new in alike]).mean(dim=0)
+    shift = torch.stack([population_mean(model, new) - population_mean(model, old) for old, new in alike]).mean(dim=0)
     return lambda x, population, to, generator: x + shift
 
 
@@ -104,7 +104,7 @@ def main(
     pairs = [tuple(item.split("=")) for item in pair] or pairs_of(list(models[0].cell_types), condition)
     tables = []
     for old, new in pairs:
-        sources = sources_of(adata, models[0], new, InputKeys(label_key="cell_type"), cell_types=(old,))
+        sources = select_sources(adata, models[0], new, InputKeys(label_key="cell_type"), cell_types=(old,))
         before = Cells.from_anndata(adata[sources.adata.obs_names])
         alike = pairs if condition else [(old, new)]
         sets = {
