@@ -62,7 +62,7 @@ def test_newick_keeps_every_node_with_its_name_and_length():
     assert tree.mother.tolist() == [-1, 0, 1, 1, 0, 4]
     assert tree.depth.tolist() == [0, 3, 5, 4, 1, 2]
     assert tree.find("leaf 1") == 2
-    with pytest.raises(InputError, match=r"branch length 'x', which must be a number"):
+    with pytest.raises(InputError, match="branch length 'x'"):
         read_lineage_tree("(a:x,b)c;")
     with pytest.raises(InputError, match=r"^The lineage tree has two nodes 'a'"):
         read_lineage_tree("(a,a)c;")
@@ -257,7 +257,7 @@ def test_lineages_without_times_go_by_the_lengths_of_branches(cells):
     assert "the node was sampled; here, the" in said[-1]
     for text in said:
         assert not re.search("time|when", " ".join(text) if isinstance(text, pd.DataFrame) else text), text
-    with pytest.raises(InputError, match=r"^Only 0 nodes have 200 cells \(`min_cells=`\), but 3 .* more cells\.$"):
+    with pytest.raises(InputError, match=r"^Only 0 nodes have 200 cells \(`settings.min_cells=`\), but 3 .* more cells\.$"):
         fit_lineage(cells, replace(settings, min_cells=200), tree=TREE)
     with pytest.raises(InputError, match=r"^The lineage has no times, so `at=` has no meaning"):
         reconstruct_cells(lineage, cells, "a", at=3)
