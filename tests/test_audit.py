@@ -392,6 +392,7 @@ def test_verdict_counts_the_best_of_all_attacks():
     assert verdict.limit == pytest.approx(0.695, abs=0.02)
     assert "1 of 2 attacks found donors" in verdict.label
     assert f"chance alone reaches an AUC of {verdict.limit:.2f} with any of the attacks in 5% of audits" in verdict.text
+    assert repr(verdict) == verdict.text
 
 
 def test_limits_of_cell_types_are_areas(of_six_donors, of_copies):

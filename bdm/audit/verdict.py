@@ -127,7 +127,7 @@ class AttackFinding:
     found: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AuditVerdict:
     """Summary of all attacks on the generated cells of all folds.
 
@@ -150,6 +150,9 @@ class AuditVerdict:
     smallest_p: float
     sides: Sides
     unit: str
+
+    def __repr__(self) -> str:
+        return self.text
 
     @property
     def found(self) -> tuple[AttackFinding, ...]:
