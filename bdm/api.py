@@ -21,7 +21,7 @@ from bdm.data.modalities import FORM, features_in_words, require_package_of, to_
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.extension.extend import ExtendSettings, extend_all
-from bdm.extension.new_cells import join_known_cells, new_cells
+from bdm.extension.new_cells import join_known_cells, select_new_cells
 from bdm.generation.at import NOWHERE, At
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import modality_named, predict_modality, question_of
@@ -630,7 +630,7 @@ class BranchedDiffusion:
             Treat genes that the cells lack as not expressed.
         """
         settings = ExtendSettings()
-        new = new_cells(
+        new = select_new_cells(
             cells_for(adata, self.model, keys),
             self.model,
             cell_types=as_names(cell_types),

@@ -29,7 +29,7 @@ from bdm.extension.extend import (
     verdict,
 )
 from bdm.extension.fit import batch_offsets
-from bdm.extension.new_cells import join_known_cells, new_cells
+from bdm.extension.new_cells import join_known_cells, select_new_cells
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level, node_names
@@ -57,7 +57,7 @@ def base(example_cells, small_settings) -> BranchedModel:
 def stages(base, example_cells) -> list[BranchedModel]:
     """The model, and after each of the new types was added."""
     models = [base]
-    for cell_type, cells in new_cells(example_cells, base, cell_types=tuple(NEW), seed=0).by_type.items():
+    for cell_type, cells in select_new_cells(example_cells, base, cell_types=tuple(NEW), seed=0).by_type.items():
         models.append(extend(models[-1], cells, cell_type, QUICK, seed=0, provenance={}).model)
     return models
 
@@ -108,7 +108,7 @@ def test_extended_model_comes_back_from_its_folder(stages, tmp_path):
 @pytest.fixture(scope="module")
 def with_nk(base, example_cells) -> FittedExtension:
     """The model with NK cells, added with time enough."""
-    [cells] = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type.values()
+    [cells] = select_new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type.values()
     settings = ExtendSettings(branch=TrainSettings(n_steps=100))
     return extend(base, cells, "CD56+ NK", settings, seed=0, provenance={})
 
@@ -154,7 +154,7 @@ def test_only_the_new_branch_was_trained(base, with_nk):
 
 def test_new_branch_has_no_network_where_the_branch_that_it_leaves_has_none(base, example_cells):
     closed = replace(base, prior=replace(base.prior, kept=torch.zeros_like(base.prior.kept)))
-    cells = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type["CD56+ NK"]
+    cells = select_new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type["CD56+ NK"]
     prior = extend(closed, cells, "CD56+ NK", QUICK, seed=0, provenance={}).model.prior
     assert not prior.kept.any()
     parent = base.hierarchy.rows["CD8+ Cytotoxic T"]
@@ -197,7 +197,7 @@ def with_settings(model: BranchedModel, **changes) -> BranchedModel:
 def with_mixed(base, mixed_cells) -> FittedExtension:
     """The model with the type of two kinds, in two populations."""
     model = with_settings(base, sub_populations=2)
-    [cells] = new_cells(mixed_cells, model, cell_types=("mixed",), seed=0).by_type.values()
+    [cells] = select_new_cells(mixed_cells, model, cell_types=("mixed",), seed=0).by_type.values()
     settings = ExtendSettings(branch=TrainSettings(n_steps=50), n_bootstrap=10)
     return extend(model, cells, "mixed", settings, seed=0, provenance={})
 
@@ -214,14 +214,14 @@ def kinds_by_population(model: BranchedModel, cells: AnnData) -> pd.DataFrame:
 def test_populations_have_no_names_of_types_that_are_added_later(base, mixed_cells):
     cells = mixed_cells.copy()
     cells.obs["bulk_labels"] = cells.obs["bulk_labels"].replace("CD56+ NK", "mixed/2")
-    new = new_cells(cells, base, cell_types=("mixed", "mixed/2"), seed=0)
+    new = select_new_cells(cells, base, cell_types=("mixed", "mixed/2"), seed=0)
     *_, last = extend_all(base, new, QUICK, seed=0, provenance={})
     assert last.model.autoencoder.populations_of("mixed")[:2] == ("mixed//1", "mixed//2")
     assert last.model.cell_types[-2:] == ("mixed", "mixed/2")
 
 
 def test_populations_of_a_new_type_do_not_mix_its_kinds_of_cells(base, mixed_cells):
-    new = new_cells(mixed_cells, base, cell_types=("mixed",), seed=0)
+    new = select_new_cells(mixed_cells, base, cell_types=("mixed",), seed=0)
     [found] = extend_all(base, new, QUICK, seed=0, provenance={})
     kinds = kinds_by_population(found.model, mixed_cells)
     assert (kinds.max(axis=1) / kinds.sum(axis=1)).min() > 0.95
@@ -287,7 +287,7 @@ def test_populations_of_a_new_type_gain_by_their_decoders(with_mixed):
 @pytest.mark.parametrize(("value", "n_populations"), [("none", 1), (1, 1), (3, 3)])
 def test_number_of_populations_is_set_as_for_the_model(base, mixed_cells, value, n_populations):
     model = with_settings(base, sub_populations=value, min_cells_per_sub_population=5)
-    new = new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
+    new = select_new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
     [found] = extend_all(model, new, replace(QUICK, n_bootstrap=0), seed=0, provenance={})
     assert found.extension.support is None
     assert "(support" not in describe(extension_row(found))
@@ -305,7 +305,7 @@ def test_no_populations_of_donors_that_are_not_known(base, mixed_cells):
     provenance = record | {"prepare": record["prepare"] | {"min_donors": 5}}
     counted = replace(base, autoencoder=replace(base.autoencoder, provenance=provenance))
     model = with_settings(counted, sub_populations=3)
-    new = new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
+    new = select_new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
     [found] = extend_all(model, new, replace(QUICK, n_bootstrap=0), seed=0, provenance={})
     assert found.model.autoencoder.populations_of("mixed") == ("mixed",)
 
@@ -314,14 +314,14 @@ def test_type_with_the_name_of_a_population_is_rejected(with_mixed, example_cell
     cells = example_cells.copy()
     cells.obs["bulk_labels"] = cells.obs["bulk_labels"].astype(str).replace("CD34+", "mixed/1")
     with pytest.raises(InputError, match="has a branch 'mixed/1', which is not a cell type; rename the type"):
-        new_cells(cells, with_mixed.model, cell_types=("mixed/1",), seed=0)
+        select_new_cells(cells, with_mixed.model, cell_types=("mixed/1",), seed=0)
 
 
 @pytest.mark.parametrize("every", [2, 100])
 @pytest.mark.parametrize("shared", [False, True])
 def test_known_cells_stay_where_few_branches_have_a_network(base, mixed_cells, every, shared):
     few = replace(base, prior=replace(base.prior, kept=torch.arange(len(base.prior.kept)) % every == 1))
-    new = new_cells(mixed_cells, few, cell_types=("mixed",), seed=0)
+    new = select_new_cells(mixed_cells, few, cell_types=("mixed",), seed=0)
     [found] = extend_all(few, new, QUICK, seed=0, provenance={})
     before, after = (generated(model, shared=shared) for model in (few, found.model))
     known = after[after.obs["cell_type"] != "mixed"]
@@ -345,7 +345,7 @@ def of_two_donors(example_cells) -> AnnData:
 
 def test_batches(of_two_donors, batch_model):
     cells = of_two_donors[of_two_donors.obs["donor"] == "one"]
-    new = new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
+    new = select_new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
     assert new.batches == ()
     [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
     assert found.model.composition_of_types.loc["new"].to_dict() == {"one": 70, "two": 0}
@@ -360,7 +360,7 @@ def test_new_batches(of_two_donors, batch_model, tmp_path):
     dense[np.ix_(cells.obs["donor"] == "three", cells.var_names.get_indexer(names[moved]))] *= 4
     cells.X = csr_matrix(dense)
     before = generated(batch_model.model)
-    new = new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
+    new = select_new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
     assert new.batches == ("three",)
     [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
     offset = (
@@ -397,8 +397,10 @@ def test_few_cells_of_a_new_batch_hardly_move_genes(batch_model):
 
 def test_batch_without_known_types_is_learned_with_the_new(of_two_donors, batch_model, caplog):
     cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "new"]
-    [found] = extend_all(batch_model.model, new_cells(cells, batch_model.model, seed=0), QUICK, seed=0, provenance={})
-    assert "'three' has no cells of types that the model has" in caplog.text
+    [found] = extend_all(
+        batch_model.model, select_new_cells(cells, batch_model.model, seed=0), QUICK, seed=0, provenance={}
+    )
+    assert "'three' has no cells of known types" in caplog.text
     mean = batch_model.model.autoencoder.network.decoder.batch_offset.mean(dim=0)
     assert torch.equal(found.extension.batches["three"], mean)
 
@@ -484,7 +486,7 @@ TYPES = ["CD19+ B", "CD4+/CD25 T Reg", "Dendritic", "CD8+ Cytotoxic T"]
 
 def test_known_cells_of_all_types_are_needed(base, example_cells):
     prepared = fitted_cells(example_cells[example_cells.obs["bulk_labels"] != "CD56+ NK"].copy(), base)
-    new = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0)
+    new = select_new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0)
     repeated = prepared.copy()
     repeated.obs_names = [*new.by_type["CD56+ NK"].obs_names, *prepared.obs_names][: prepared.n_obs]
     with warnings.catch_warnings(action="error"):  # barcodes of two files, such as AAACCTGA-1, are often the same
@@ -504,12 +506,12 @@ def test_donors_are_joined_where_all_cells_have_them(example_cells, tiny_setting
     known = cells[cells.obs["bulk_labels"] != "CD56+ NK"].copy()
     prepare = replace(tiny_settings.prepare, label_key="bulk_labels", donor_key="person", min_donors=2)
     fitted = BranchedDiffusion(known, label_key="bulk_labels", settings=replace(tiny_settings, prepare=prepare)).fit()
-    new = new_cells(cells, fitted.model, cell_types=("CD56+ NK",), seed=0)
+    new = select_new_cells(cells, fitted.model, cell_types=("CD56+ NK",), seed=0)
     joined = join_known_cells(new, fitted.model, fitted.prepared)
     assert joined.obs.loc[joined.obs["cell_type"] == "CD56+ NK", "donor"].nunique() == 6
     assert has_donors(joined)
     del cells.obs["person"]
-    without = new_cells(cells, fitted.model, cell_types=("CD56+ NK",), seed=0)
+    without = select_new_cells(cells, fitted.model, cell_types=("CD56+ NK",), seed=0)
     joined = join_known_cells(without, fitted.model, fitted.prepared)
     assert "The joined cells have no donors, as obs of the new cells has no column 'person'" in caplog.text
     assert not has_donors(joined)
@@ -520,7 +522,7 @@ def test_donors_are_joined_where_all_cells_have_them(example_cells, tiny_setting
 
 
 def test_all_new_types_are_taken_the_largest_first(example_cells, base):
-    found = new_cells(example_cells, base, seed=0).by_type
+    found = select_new_cells(example_cells, base, seed=0).by_type
     numbers = example_cells.obs["bulk_labels"].value_counts()
     assert list(found) == sorted([*NEW, "CD4+/CD45RA+/CD25- Naive T"], key=lambda name: -numbers[name])
     for name, cells in found.items():
@@ -534,8 +536,10 @@ def test_cells_without_a_type_are_no_new_type(example_cells, base, caplog, missi
     cells = example_cells.copy()
     lacks = cells.obs["bulk_labels"].isin(base.cell_types[:2]).to_numpy()
     cells.obs["bulk_labels"] = np.where(lacks, missing, cells.obs["bulk_labels"].astype(object))
-    assert set(new_cells(cells, base, seed=0).by_type) == set(new_cells(example_cells, base, seed=0).by_type)
-    assert f"Not added, because obs has no type for them: {lacks.sum()} cells." in caplog.text
+    assert set(select_new_cells(cells, base, seed=0).by_type) == set(
+        select_new_cells(example_cells, base, seed=0).by_type
+    )
+    assert f"Ignored {lacks.sum()} cells without a cell type." in caplog.text
 
 
 @pytest.mark.parametrize("name", ["B\r", "nul\0l", "half \ud800"])
@@ -543,7 +547,7 @@ def test_types_of_names_that_files_cannot_hold_are_rejected(example_cells, base,
     cells = example_cells.copy()
     cells.obs["bulk_labels"] = cells.obs["bulk_labels"].astype(object).replace(NEW[0], name)
     with pytest.raises(InputError, match="files cannot hold; rename it") as refusal:
-        new_cells(cells, base, cell_types=(name,), seed=0)
+        select_new_cells(cells, base, cell_types=(name,), seed=0)
     assert str(refusal.value).isprintable()
 
 
@@ -552,7 +556,7 @@ def test_cells_without_a_batch_are_rejected(example_cells, batch_model):
     cells.obs["donor"] = ["one", None] * (cells.n_obs // 2)
     cells.obs["bulk_labels"] = "new"
     with pytest.raises(InputError, match=r"obs\['donor'\] has no value for 350 of 700 cells, .*; complete it"):
-        new_cells(cells, batch_model.model, seed=0)
+        select_new_cells(cells, batch_model.model, seed=0)
 
 
 def test_genes_are_matched_by_identifier(example_cells, base):

@@ -183,7 +183,7 @@ def test_extension_is_plotted(small_model, example_cells, tmp_path):
     populations = model.hierarchy.populations_of("new")
     expected = [f"+ new  ({len(populations)} sub-populations, {new.n_obs})"]
     assert [text for text in texts(pl.hierarchy(model)) if text.startswith("+ ")] == expected
-    in_memory = bdm.ExtensionReport.of(model.last_extension)
+    in_memory = bdm.ExtensionReport.from_extensions(model.last_extension)
     in_memory.save(tmp_path / "report")
     report = bdm.ExtensionReport.load(tmp_path / "report")
     for name in ("extensions", "likelihood", "genes"):

@@ -33,7 +33,7 @@ def extend(
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
     from bdm.extension.extend import ExtendSettings, ExtensionReport, describe, extend_all
-    from bdm.extension.new_cells import join_known_cells, new_cells
+    from bdm.extension.new_cells import join_known_cells, select_new_cells
     from bdm.model.card import save_with_card
     from bdm.model.match import cells_for
     from bdm.model.model import load_model
@@ -43,7 +43,9 @@ def extend(
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         loaded = load_model(model)
         how: dict[str, Any] = {"keys": keys, "missing_as_zero": missing_as_zero}
-        new = new_cells(cells_for(cells, loaded, keys, on_disk=False), loaded, cell_types=cell_type, seed=seed, **how)
+        new = select_new_cells(
+            cells_for(cells, loaded, keys, on_disk=False), loaded, cell_types=cell_type, seed=seed, **how
+        )
         prepared = join_known_cells(new, loaded, known and read_prepared(known))
         settings = ExtendSettings()
         record = provenance(
@@ -58,7 +60,7 @@ def extend(
         save_with_card(folder, steps[-1].model)
         if joined is not None:
             write_h5ad(files.enter_context(atomic_write(joined)), prepared)
-        of_steps = ExtensionReport.of(steps)
+        of_steps = ExtensionReport.from_extensions(steps)
         if report is not None:
             written = files.enter_context(atomic_write(report, folder_of="extension_report.json"))
             write_result(written, of_steps)

@@ -1,1 +1,1 @@
-"""Extension of a fitted model by new cell types, and its report."""
+"""Add new cell types to a fitted model, and report on them."""

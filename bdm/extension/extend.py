@@ -1,4 +1,4 @@
-"""Extension of a model by new cell types, and its report: where each joined the tree, and how well it is expressed."""
+"""Add new cell types to a model, and report how each joined the tree."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from bdm.autoencoder.softmax import AdapterSettings
 from bdm.covariates.effects import CovariateEffects, fit_effects, with_residuals
 from bdm.data.genes import display_names
 from bdm.extension.fit import (
-    attached,
+    attach_type,
     batch_offsets,
-    distances,
+    distances_to_model,
     find_populations,
     initial_adapter,
 )
@@ -37,13 +37,13 @@ from bdm.model.model import BranchedModel, Extension, composition_of, extended, 
 from bdm.prior.base import PriorData
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, TrainSettings
 
-MIN_HELD_OUT = 5  # test cells, for a gain to be measured with them, and cells for it to be compared with chance
-MIN_GAIN = -1  # of the decoder of a new type, in standard errors; the initial one has the mean of the type alone
+MIN_HELD_OUT = 5  # cells to measure a gain with
+MIN_GAIN = -1  # in standard errors, for a new type's decoder over the initial one, which has only the type's mean
 
 
 @dataclass(frozen=True)
 class ExtendSettings:
-    """How an extension is fitted: decoders, branches of the prior, and resamples for the place in the tree."""
+    """Settings of the decoders, the prior's branches and the bootstrap of the place."""
 
     adapter: AdapterSettings = field(default=AdapterSettings())
     branch: TrainSettings = field(default=TrainSettings(n_steps=200))
@@ -52,15 +52,15 @@ class ExtendSettings:
 
 @dataclass(frozen=True, repr=False)
 class FittedExtension:
-    """An extended model, and how a type joined it."""
+    """Extended model, with the added type and its scores."""
 
     model: BranchedModel
     extension: Extension
-    distance: pd.Series  # to the cell types of the model before, nearest first
+    distance: pd.Series  # to the previous cell types, nearest first
     held_out: str  # split of the held-out cells
-    before: np.ndarray  # evidence lower bound of each held-out cell, without a type-specific decoder
-    after: np.ndarray  # with it
-    n_counts: float  # mean counts of these cells
+    before: np.ndarray  # evidence lower bound of each held-out cell with the initial decoder, in nats
+    after: np.ndarray  # with the fitted decoders
+    n_counts: float  # mean counts of held-out cells
 
     def __repr__(self) -> str:
         cells = counted(self.extension.n_cells, "cell")
@@ -70,12 +70,13 @@ class FittedExtension:
 def extend_all(
     model: BranchedModel, new: NewCells, settings: ExtendSettings, *, seed: int, provenance: dict[str, Any]
 ) -> Iterator[FittedExtension]:
-    """Add types one after the other; the last model has them all. New batches come with the first type."""
+    """Add types one after another; the last model has all of them."""
     batches = batch_offsets(new.known, model.autoencoder, new.batches)
-    how: dict[str, Any] = {"seed": seed, "provenance": provenance}
     for cell_type, cells in new.by_type.items():
-        fitted = extend(model, cells, cell_type, settings, batches=batches, taken=new.by_type, **how)
-        model, batches = fitted.model, {}
+        fitted = extend(
+            model, cells, cell_type, settings, seed=seed, provenance=provenance, batches=batches, reserved=new.by_type
+        )
+        model, batches = fitted.model, {}  # the first type adds the new batches
         yield fitted
 
 
@@ -89,79 +90,101 @@ def extend(
     seed: int,
     provenance: dict[str, Any],
     batches: dict[str, torch.Tensor] | None = None,
-    taken: Collection[str] = (),
+    reserved: Collection[str] = (),
 ) -> FittedExtension:
-    """Add a cell type to a model, with its sub-populations, without a change to any other.
+    """Add a cell type and its sub-populations to a model.
 
-    A type-specific decoder is fitted to all cells of the type. Sub-populations are found in the latents that it
-    encodes, with the settings of the model, and have decoders of their own where these gain. There are none if the
-    model has a fewest number of donors of a sub-population, as the donors of the new cells are not known. No
-    sub-population has a name in ``taken``.
+    Other types stay the same. A type-specific decoder is fitted to all cells of the type. Its latents are divided into
+    sub-populations by the model's settings; these have their own decoders if validation cells gain. With ``min_donors``
+    above 1, the type is not divided, as the donors of new cells are unknown.
+
+    Parameters
+    ----------
+    model
+        Model to extend.
+    cells
+        Prepared cells of the type, with ``split`` in ``obs``.
+    cell_type
+        Name of the type.
+    settings
+        Settings of the fit.
+    seed
+        Seed of all random numbers.
+    provenance
+        Record of the data, saved with the extension.
+    batches
+        Offsets of new batches, from :func:`bdm.extension.fit.batch_offsets`.
+    reserved
+        Names that sub-populations must not have.
     """
     autoencoder = model.autoencoder.with_batches(batches or {})
-    first = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
-    chosen = [PopulationCells.from_cells(cell_type, cells, autoencoder.batches)]
-    # The initial decoder is kept where the fitted one gains too little
-    gaining = fit_gaining(first, autoencoder.network, chosen, settings.adapter, least_gain=MIN_GAIN, seed=seed)
-    decoder = first.updated(gaining)
-    of_autoencoder = AutoencoderSettings(**autoencoder.provenance["settings"])
-    if model.preparation.get("min_donors", PrepareSettings.min_donors) > 1:  # donors of the new cells are not known
-        of_autoencoder = replace(of_autoencoder, sub_populations="none")
-    taken = {*taken, *model.cell_types, *model.hierarchy.by_name}
-    adapters, found = find_populations(cells, decoder, autoencoder, of_autoencoder, taken=taken, seed=seed)
-    encoded = encode(cells, autoencoder.with_type(cell_type, adapters, found))
-    covariates = covariates_of_type(model, encoded)
+    initial = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
+    population = [PopulationCells.from_cells(cell_type, cells, autoencoder.batches)]
+    gaining = fit_gaining(initial, autoencoder.network, population, settings.adapter, least_gain=MIN_GAIN, seed=seed)
+    decoder = initial.updated(gaining)  # the initial one, if the gain is too small
+    autoencoder_settings = AutoencoderSettings(**autoencoder.provenance["settings"])
+    if model.preparation.get("min_donors", PrepareSettings.min_donors) > 1:
+        autoencoder_settings = replace(autoencoder_settings, sub_populations="none")
+    reserved = {*reserved, *model.cell_types, *model.hierarchy.by_name}
+    adapters, sub_populations = find_populations(
+        cells, decoder, autoencoder, autoencoder_settings, reserved=reserved, seed=seed
+    )
+    encoded = encode(cells, autoencoder.with_type(cell_type, adapters, sub_populations))
+    covariates = fit_type_covariates(model, encoded)
     residuals = with_residuals(encoded, covariates)
     residuals.obs["sub_population"] = residuals.obs["sub_population"].cat.remove_unused_categories()
     latent = latent_cells(residuals)
     moments = population_moments(latent, model.whitening)
-    point, support, tree = attached(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
+    point, support, tree = attach_type(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
     added = PriorData(latent, model.whitening, moments, tree)
-    trained = (encoded.obs["split"] != "test").to_numpy()
-    of_training = ad.AnnData(cells.X[trained], obs=encoded.obs[trained])
+    is_fitted = (encoded.obs["split"] != "test").to_numpy()
+    fitted_cells = ad.AnnData(cells.X[is_fitted], obs=encoded.obs[is_fitted])
     extension = Extension(
         cell_type=cell_type,
         attachment=point,
         support=support,
         tree=tree,
         adapters=adapters,
-        sub_populations=found,
+        sub_populations=sub_populations,
         moments=moments,
         prior_state=model.prior.fit_added(added, point.branch, settings.branch, seed=seed),
         library_sizes=latent_cells(residuals, residual=False).library_size_range,
-        composition=composition_of(of_training.obs),
+        composition=composition_of(fitted_cells.obs),
         covariates=covariates,
         batches=batches or {},
         provenance=provenance,
-        levels=training_levels(of_training, autoencoder.proteins, seed=seed),
+        levels=training_levels(fitted_cells, autoencoder.proteins, seed=seed),
     )
     generated = generated_levels(extended(model, extension), extension.levels, seed=seed)
     extension = replace(extension, generated_levels=generated)
     larger = extended(model, extension)
     check_collapse(larger.sampler(), latent, model.whitening, seed=seed)
-    distance = distances(model, MeasuredMeans.from_moments(moments))
+    distance = distances_to_model(model, MeasuredMeans.from_moments(moments))
     return FittedExtension(
-        larger, extension, distance, *scored(larger, extension, first, cells, encoded.obs, seed=seed)
+        larger, extension, distance, *score_decoders(larger, extension, initial, cells, encoded.obs, seed=seed)
     )
 
 
-def covariates_of_type(model: BranchedModel, encoded: ad.AnnData) -> CovariateEffects | None:
-    """Learn how the cells of a new type depend on the covariates of a model; None if it or they have none."""
+def fit_type_covariates(model: BranchedModel, encoded: ad.AnnData) -> CovariateEffects | None:
+    """Fit the effects of the model's covariates on a new type; None without covariates."""
     known = model.covariates
     if known is None or encoded.obs[list(known.names)].isna().any(axis=None):
         return None
     return fit_effects(known.names, known.stepwise, encoded)
 
 
-def scored(
-    model: BranchedModel, extension: Extension, first: Adapters, cells: ad.AnnData, obs: pd.DataFrame, *, seed: int
+def score_decoders(
+    model: BranchedModel, extension: Extension, initial: Adapters, cells: ad.AnnData, obs: pd.DataFrame, *, seed: int
 ) -> tuple[str, np.ndarray, np.ndarray, float]:
-    """Score held-out cells by the ``first`` decoder, and by those that were fitted: the last fields of the result."""
+    """Score held-out cells by the initial and the fitted decoders.
+
+    Returns the last four fields of :class:`FittedExtension`.
+    """
     network, names = model.autoencoder.network, obs["sub_population"].astype(str).to_numpy()
-    split, chosen = held_out_rows(obs)
-    held_out, names = cells[chosen], names[chosen]
+    split, held_out_index = held_out_rows(obs)
+    held_out, names = cells[held_out_index], names[held_out_index]
     batches = model.autoencoder.batches
-    before = likelihood(first.network(extension.cell_type, network), held_out, batches=batches, seed=seed)
+    before = likelihood(initial.network(extension.cell_type, network), held_out, batches=batches, seed=seed)
     after = np.empty(len(before))
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
@@ -171,41 +194,41 @@ def scored(
 
 
 def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:
-    """Find the cells that a decoder is scored with, and the name of their split.
+    """Return the split and the rows of the cells that decoders are scored with.
 
-    Test cells, if there are enough. Otherwise validation cells, which also chose the decoder, or else training cells.
+    These are test cells if there are enough, else validation cells (which also chose the decoder), else training cells.
     """
     rows = {split: np.flatnonzero(obs["split"] == split) for split in ("test", "validation", "train")}
-    enough = [split for split in rows if len(rows[split]) >= (MIN_HELD_OUT if split == "test" else 1)]
-    return enough[0], rows[enough[0]]
+    split = next(split for split in rows if len(rows[split]) >= (MIN_HELD_OUT if split == "test" else 1))
+    return split, rows[split]
 
 
 # ---- report
 
-HELD_OUT = {  # cells that a gain is measured with, and what is to be said of them
+HELD_OUT = {  # name of a cell of each split, and a remark
     "test": ("test cell", ""),
     "validation": ("validation cell", "which also chose the decoder"),
     "train": ("training cell", "as none were held out"),
 }
-N_GENES, MIN_CHANGE = 50, 0.1  # genes of a type that are listed, and their least log2 fold change
+N_GENES, MIN_CHANGE = 50, 0.1  # listed genes per type, and their smallest log2 fold change
 
 
 @dataclass(frozen=True, repr=False)
 class ExtensionReport(Result):
-    """The types that an extension added.
+    """Report on the types that an extension added.
 
     Attributes
     ----------
     extensions
-        One row a type, see :func:`bdm.extension.extend.extension_row`.
+        A row per type, see :func:`extension_row`.
     likelihood
-        See :func:`bdm.extension.extend.likelihood_table`.
+        Log likelihood of held-out cells, see :func:`likelihood_table`.
     genes
-        Genes that the type-specific decoders change most, see :func:`bdm.extension.extend.genes_table`.
+        Genes that type-specific decoders change most, see :func:`genes_table`.
     hierarchy
-        After the extension.
+        Hierarchy after the extension.
     n_before
-        Number of extensions that the model already had.
+        Number of previous extensions of the model.
     provenance
         Version, packages, seed, settings, and checksums of the model and the cells.
     """
@@ -223,8 +246,8 @@ class ExtensionReport(Result):
         return "\n".join(["Report of an extension", *map(describe, self.extensions.to_dict("records"))])
 
     @classmethod
-    def of(cls, fitted: Sequence[FittedExtension]) -> ExtensionReport:
-        """Report on extensions that were fitted one after the other."""
+    def from_extensions(cls, fitted: Sequence[FittedExtension]) -> ExtensionReport:
+        """Build the report on extensions that were fitted one after another."""
         model = fitted[-1].model
         return cls(
             extensions=pd.DataFrame([extension_row(extended) for extended in fitted]),
@@ -242,9 +265,10 @@ class ExtensionReport(Result):
 
 
 def extension_row(fitted: FittedExtension) -> dict[str, Any]:
-    """Where a type joined the tree, and how well the model expresses it: mean evidence lower bounds of held-out cells.
+    """Summarise where a type joined the tree, and how well the model describes it.
 
-    ``gain`` is what the type-specific decoder adds to the log likelihood.
+    Log likelihoods are mean evidence lower bounds of held-out cells, in nats; ``gain`` is their increase by the
+    type-specific decoder.
     """
     extension = fitted.extension
     attachment, name = extension.attachment, extension.cell_type
@@ -272,9 +296,9 @@ def extension_row(fitted: FittedExtension) -> dict[str, Any]:
 
 
 def likelihood_table(fitted: Sequence[FittedExtension], model: BranchedModel) -> pd.DataFrame:
-    """Log likelihood of a held-out cell of each type, in nats, for new types before and after their extension.
+    """Tabulate the mean log likelihood of held-out cells by type, in nats.
 
-    ``stage`` is ``model`` for types that the model was fitted with, else ``before`` or ``after``.
+    ``stage`` is ``model`` for types of the fitted model, and ``before`` or ``after`` the extension for new types.
     """
     known = model.autoencoder.likelihood.rename_axis("cell_type").reset_index().assign(stage="model")
     rows = [known] + [
@@ -295,7 +319,7 @@ def likelihood_table(fitted: Sequence[FittedExtension], model: BranchedModel) ->
 
 
 def genes_table(model: BranchedModel, cell_types: Iterable[str]) -> pd.DataFrame:
-    """Genes that each type-specific decoder changes most, see :func:`bdm.model.model.type_specific_genes`."""
+    """Tabulate the genes that each decoder changes most, see :func:`type_specific_genes`."""
     parts = []
     for cell_type in cell_types:
         genes = type_specific_genes(model, cell_type)
@@ -306,7 +330,7 @@ def genes_table(model: BranchedModel, cell_types: Iterable[str]) -> pd.DataFrame
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """Describe a type by its row of ``extensions.csv``."""
+    """Describe an added type, given its row of ``extensions.csv``."""
     divided = f", {row['n_populations']} sub-populations" if row["n_populations"] > 1 else ""
     support = "" if pd.isna(row["support"]) else f" (support {row['support']:.0%})"
     cells = counted(row["n_cells"], "cell")
@@ -319,17 +343,17 @@ def describe(row: Mapping[str, Any]) -> str:
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """Describe in words what the type-specific decoder of a type adds, by its :func:`extension_row`."""
+    """Describe the gain of a type-specific decoder, given the type's :func:`extension_row`."""
     gain, error, n_cells = row["gain"], row["gain_error"], row["n_held_out"]
     cell, remark = HELD_OUT[row["held_out"]]
     if n_cells < MIN_HELD_OUT:
         cells = counted(n_cells, cell) + (f", {remark}" if remark else "")
-        return f"With {cells}, the gain of the type-specific decoder cannot be compared with chance."
+        return f"With {cells}, the gain of the type-specific decoder cannot be tested."
     if gain <= 2 * error:
-        return "The model expressed it before as well as with a type-specific decoder."
+        return "The model described it as well without a type-specific decoder."
     cell += f" ({remark})" if remark else ""
     return (
-        f"The model could not express it before: the type-specific decoder raises the log likelihood of a {cell} "
-        f"by {gain:.1f} ± {error:.1f} nats, to {row['log_likelihood_after']:.1f}, above all through "
+        f"The shared decoder did not describe it: a type-specific decoder raises the log likelihood of a {cell} "
+        f"by {gain:.1f} ± {error:.1f} nats, to {row['log_likelihood_after']:.1f}, mostly through "
         f"{row['type_specific_genes']}."
     )

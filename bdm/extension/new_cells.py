@@ -1,4 +1,4 @@
-"""Cells for an extension: new types, and cells of new batches."""
+"""Select and prepare the cells of an extension."""
 
 import json
 import logging
@@ -20,19 +20,19 @@ from bdm.settings import InputKeys, PrepareSettings
 
 logger = logging.getLogger(__name__)
 
-MIN_CELLS = 5  # cells of a type; some of them select the training step, or are test cells
+MIN_CELLS = 5  # per new type, including validation and test cells
 
 
 @dataclass(frozen=True)
 class NewCells:
-    """Prepared cells of the types that are added to a model, with the genes of the model in its order."""
+    """Prepared cells of an extension, with the model's genes."""
 
-    by_type: dict[str, ad.AnnData]  # in the order in which they are fitted
-    known: ad.AnnData  # of known types, for the effects of new batches
-    batches: tuple[str, ...] = ()  # that the model does not have
+    by_type: dict[str, ad.AnnData]  # cells of new types, in the order of fitting
+    known: ad.AnnData  # cells of known types, to estimate the effects of new batches
+    batches: tuple[str, ...] = ()  # new batches
 
 
-def new_cells(
+def select_new_cells(
     adata: ad.AnnData,
     model: BranchedModel,
     *,
@@ -41,88 +41,104 @@ def new_cells(
     missing_as_zero: bool = False,
     seed: int,
 ) -> NewCells:
-    """Prepare cells for the extension of a model, with the split of the cells that it was fitted to.
+    """Select and prepare the cells of new types, split as the model's training data.
 
-    Of the named types, or else of all that the model lacks, the largest first.
+    Parameters
+    ----------
+    adata
+        Cells with raw counts of the model's genes, and cell types in ``obs``.
+    model
+        Model to extend.
+    cell_types
+        Types to add, in this order; all new types by default, largest first.
+    keys
+        Columns of cell types and batches in ``obs``, and layer of counts.
+    missing_as_zero
+        Treat missing genes as not detected.
+    seed
+        Seed of the split.
+
+    Raises
+    ------
+    InputError
+        If a type exists already, has too few cells, or has an invalid name.
     """
     labels = labels_of(adata.obs, model, keys, required=True)
-    check_names_of_types(labels, model, cell_types)
-    chosen = cell_types or all_new_types(labels, model)
-    for name in filter(is_unwritable, chosen):
+    check_new_types(labels, model, cell_types)
+    new_types = cell_types or find_new_types(labels, model)
+    for name in filter(is_unwritable, new_types):
         raise InputError(f"The name of the type {name!r} is one that files cannot hold; rename it.")
-    for name in set(chosen) & set(model.hierarchy.by_name) - set(model.cell_types):
+    for name in set(new_types) & set(model.hierarchy.by_name) - set(model.cell_types):
         raise InputError(f"The model's hierarchy has a branch {name!r}, which is not a cell type; rename the type.")
-    taken = labels.isin([*chosen, *model.cell_types]).to_numpy()
-    cells = model_counts(adata[taken], model, keys, missing_as_zero=missing_as_zero)
-    cells.obs = pd.DataFrame({"cell_type": labels[taken].to_numpy()}, index=cells.obs_names)
+    selected = labels.isin([*new_types, *model.cell_types]).to_numpy()
+    cells = model_counts(adata[selected], model, keys, missing_as_zero=missing_as_zero)
+    cells.obs = pd.DataFrame({"cell_type": labels[selected].to_numpy()}, index=cells.obs_names)
     known_batches = model.autoencoder.batches
     batches: tuple[str, ...] = ()
-    batch = batches_of(adata[taken], model, keys, new_allowed=True)
+    batch = batches_of(adata[selected], model, keys, new_allowed=True)
     if batch is not None:
-        batches = tuple(sorted(set(batch[cells.obs["cell_type"].isin(chosen)]) - set(known_batches)))
+        batches = tuple(sorted(set(batch[cells.obs["cell_type"].isin(new_types)]) - set(known_batches)))
         cells.obs["batch"] = pd.Categorical(
             batch, categories=[*known_batches, *sorted(set(batch) - set(known_batches))]
         )
     donor_key = model.preparation.get("donor_key")
-    if donor_key in adata.obs and not is_missing(donors := as_text(adata.obs[donor_key][taken])).any():
+    if donor_key in adata.obs and not is_missing(donors := as_text(adata.obs[donor_key][selected])).any():
         cells.obs["donor"] = donors
-    obs = with_written_names(adata.obs[taken])
+    obs = with_written_names(adata.obs[selected])
     for name in () if model.covariates is None else model.covariates.names:
         cells.obs[name] = np.nan if name not in obs else finite_columns(obs, (name,))[name].to_numpy()
     cells = cells[counted_cells(cells.X, cells.var)]
-    by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
+    by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in new_types}
     is_known = cells.obs["cell_type"].isin(model.cell_types).to_numpy()
     return NewCells(by_type, cells[is_known].copy(), batches)
 
 
-def check_names_of_types(labels: pd.Series, model: BranchedModel, cell_types: tuple[str, ...]) -> None:
-    """Reject new types that the model has, and types of too few cells."""
+def check_new_types(labels: pd.Series, model: BranchedModel, cell_types: tuple[str, ...]) -> None:
+    """Reject types that the model already has, and types with too few cells."""
     for name in cell_types:
         if name in model.cell_types:
             raise InputError(f"The model already has the type {name!r}; name types that it lacks.")
         if (n_cells := int((labels == name).sum())) < MIN_CELLS:
-            raise InputError(f"There are {n_cells} cells of type {name!r}; {MIN_CELLS} are needed.")
+            raise InputError(f"There are {n_cells} cells of type {name!r}; an extension needs {MIN_CELLS}.")
 
 
-def all_new_types(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
-    """List the types that the model lacks and that have enough cells, the largest first."""
+def find_new_types(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
+    """Return the new types with enough cells, largest first."""
     if labels.isna().any():
-        logger.warning("Not added, because obs has no type for them: %s.", counted(labels.isna().sum(), "cell"))
+        logger.warning("Ignored %s without a cell type.", counted(labels.isna().sum(), "cell"))
     n_cells = labels[~labels.isin(model.cell_types)].value_counts()
     enough = n_cells >= MIN_CELLS
     if not enough.all():
         few = n_cells.index[~enough]
-        logger.warning("Not added, because they have fewer than %d cells: %s.", MIN_CELLS, ", ".join(map(repr, few)))
+        logger.warning("Not added, as they have fewer than %d cells: %s.", MIN_CELLS, ", ".join(map(repr, few)))
     if not enough.any():
         raise InputError(
-            f"There are no new cell types of {MIN_CELLS} cells; the model has {', '.join(map(repr, model.cell_types))}."
+            f"No new cell type has {MIN_CELLS} cells; the model already has {', '.join(map(repr, model.cell_types))}."
         )
     return tuple(n_cells.index[enough])
 
 
 def prepare_type(cells: ad.AnnData, name: str, model: BranchedModel, seed: int) -> ad.AnnData:
-    """Split the cells of one type like the cells that the model was fitted to."""
+    """Split the cells of a type as the model's training data."""
     if cells.n_obs < MIN_CELLS:
         raise InputError(
-            f"{cells.n_obs} cells of type {name!r} have counts of the model's genes; {MIN_CELLS} are needed."
+            f"{cells.n_obs} cells of type {name!r} have counts of the model's genes; an extension needs {MIN_CELLS}."
         )
     cells = cells.copy()
     cells.obs["cell_type"] = pd.Categorical([name] * cells.n_obs)
-    split = model.preparation
-    cells.obs["split"] = split_by_type(
-        cells.obs["cell_type"], validation=split["validation"], test=split["test"], seed=seed
-    )
+    fractions = {name: model.preparation[name] for name in ("validation", "test")}
+    cells.obs["split"] = split_by_type(cells.obs["cell_type"], **fractions, seed=seed)
     return cells
 
 
 def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | None = None) -> ad.AnnData:
-    """Join new cells with the cells that a model was fitted to, if given, as prepared cells of all types."""
+    """Join new cells with the model's prepared cells, if given."""
     parts = list(new.by_type.values())
     if known is not None:
         check_has_genes(known, model)
         check_has_types(known.obs, model)
         parts = [known[:, model.autoencoder.genes.index], *parts]
-    with warnings.catch_warnings(action="ignore"):  # of names that end in numbers, as barcodes do
+    with warnings.catch_warnings(action="ignore"):  # about names ending in numbers, such as barcodes
         names = make_index_unique(pd.Index([name for part in parts for name in part.obs_names]))
     ends = np.cumsum([part.n_obs for part in parts])
     for i, end in enumerate(ends):
@@ -136,15 +152,15 @@ def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | No
     settings = model.preparation
     if settings.get("donor_key") is not None and "donor" not in cells.obs:
         logger.warning(
-            "The joined cells have no donors, as obs of the new cells has no column %r: a model that is fitted to them "
-            "does not learn how donors differ, and an audit of them is of cells.",
+            "The joined cells have no donors, as obs of the new cells has no column %r. Models fitted to them learn no "
+            "donor effects, and audits attack cells.",
             settings["donor_key"],
         )
         settings |= {"donor_key": None, "min_donors": PrepareSettings.min_donors}
-    named = settings.get("covariate_key", ())
-    lacking = [key for key in named if cells.obs.get(writable_name(key), pd.Series([np.nan])).isna().any()]
-    if lacking:
-        logger.warning("The joined cells have no covariates, as new cells lack %s.", ", ".join(lacking))
+    covariates = settings.get("covariate_key", ())
+    missing = [key for key in covariates if cells.obs.get(writable_name(key), pd.Series([np.nan])).isna().any()]
+    if missing:
+        logger.warning("The joined cells have no covariates, as new cells lack %s.", ", ".join(missing))
         settings |= {"covariate_key": ()}
     cells.uns["bdm"] = {
         "version": model.provenance["version"],
