@@ -14,8 +14,12 @@ rule evaluate:
         by_population=in_archive(
             "results/{dataset}/evaluation/by_population.csv", "Evaluation", "scores by sub-population (table)"
         ),
-        by_covariate="results/{dataset}/evaluation/by_covariate.csv",
-        covariates_figure="results/{dataset}/evaluation/covariates.png",
+        by_covariate=in_archive(
+            "results/{dataset}/evaluation/by_covariate.csv", "Evaluation", "scores along covariates (table)"
+        ),
+        covariates_figure=in_archive(
+            "results/{dataset}/evaluation/covariates.png", "Evaluation", "genes along covariates (figure)"
+        ),
         modalities="results/{dataset}/evaluation/modalities.csv",
         properties=in_archive("results/{dataset}/evaluation/properties.csv", "Evaluation", "properties (table)"),
         properties_figure=in_archive("results/{dataset}/evaluation/properties.png", "Evaluation", "properties (figure)"),
