@@ -302,7 +302,7 @@ def covariates(
     """
     table = checked(evaluation, Evaluation).along
     if not len(table):
-        return shown_panels(figure_of(text_axes("The model has no covariates.")), show=show)
+        return shown_panels(figure_of(text_axes("The cells have no covariates.")), show=show)
     covariate, genes = covariate or str(table["covariate"].iloc[0]), list(as_names(genes))
     known = list(dict.fromkeys(table.loc[table["covariate"] == covariate, "gene"]))
     for what, asked, there in (
