@@ -48,7 +48,7 @@ workflow: $(INSTALLED)
 
 example-design: .venv/power
 	$(BIN)/snakemake --cores all results/pbmc68k/model
-	$(BIN)/bdm power results/pbmc68k/model config/example-power.yaml results/pbmc68k/power/example-design
+	$(BIN)/bdm power results/pbmc68k/model config/example-power.yaml results/pbmc68k/power/example-design --force
 	@echo "The results are in $(CURDIR)/results/pbmc68k/power/example-design: power.png, power.csv"
 
 test: .venv/test
