@@ -301,6 +301,32 @@ def test_cells_without_labels_lead_to_the_leaves_that_descend_from_them(cells, l
     assert shares.iloc[0].tolist() == pytest.approx([0.5, 0.5], abs=0.01)  # a cell without counts
 
 
+def test_independent_genes_need_no_temperature_and_unknown_ones_are_reported(cells, lineage, caplog):
+    assert 1 <= lineage.temperature < 1.3
+    unknown = package.tl.fates(replace(lineage, temperature=None), of(cells, "a"))
+    assert "The shares are not calibrated, as leaves have too few cells or times" in caplog.text
+    pd.testing.assert_frame_equal(unknown, package.tl.fates(replace(lineage, temperature=1.0), of(cells, "a")))
+
+
+@pytest.mark.slow
+def test_fates_are_calibrated_where_genes_of_a_cell_vary_together():
+    cells, _ = simulated_lineage(seed=0, n_genes=400, strength=0.06, coexpression=1.0)
+    fates = {"a": ["a1", "a2"], "b": ["b1", "b2"], "c": ["c1", "c2"]}
+    progenitors = cells[cells.obs["cell_type"].isin(list(fates)).to_numpy()].copy()
+    found = fit_lineage(without(cells, *fates, "ab", "root_cell"), SETTINGS, tree=TREE)
+    losses, errors = [], []
+    for temperature in (1.0, found.temperature):
+        shares = package.tl.fates(replace(found, temperature=temperature), progenitors)
+        by_fate = pd.DataFrame({fate: shares[leaves].sum(axis=1) for fate, leaves in fates.items()})
+        right = np.array([by_fate.at[cell, fate] for cell, fate in progenitors.obs["cell_type"].items()])
+        best = by_fate.max(axis=1).to_numpy()
+        losses.append(-np.log(right).mean())
+        errors.append((best - (right == best))[best > 0.9].mean())
+    assert losses[1] < 0.8 * losses[0]
+    assert errors[0] > 0.07  # how much larger the share of the most probable fate is than how often it is right
+    assert abs(errors[1]) < 0.03
+
+
 # ---- files, command, and what is rejected
 
 

@@ -22,7 +22,7 @@ from bdm._core.files import atomic_write, read_checksummed_json, reject_existing
 from bdm._core.kinds import Kinds
 from bdm._core.seeds import to_tensor
 
-FORMAT = 22
+FORMAT = 23
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
 
 Value = TypeVar("Value")

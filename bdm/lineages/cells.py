@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scipy import sparse
 from scipy.special import softmax
@@ -18,13 +17,12 @@ from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import range_in
-from bdm.autoencoder.observation import NegativeBinomial
 from bdm.data.columns import as_names, writable
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
-from bdm.kriging.counts import PSEUDO, columns_of, with_shares
-from bdm.lineages.measured import LineageCells, locate, times_of
-from bdm.lineages.results import Lineage
+from bdm.kriging.counts import columns_of, with_shares
+from bdm.lineages.measured import LineageCells, locate, nearest_times, times_of
+from bdm.lineages.results import Lineage, shares_from
 from bdm.lineages.tree import Places
 from bdm.settings import LineageSettings
 
@@ -33,8 +31,6 @@ logger = logging.getLogger(__name__)
 Time = float | tuple[float, float] | np.ndarray | None  # one, a range, that of each cell, or when the node exists
 
 N_RELATIVES = 100  # nearest cells, whose counts are changed
-N_TIMES = 11  # in a range of times, at which expression is predicted; each cell has that of the nearest one
-LEAST_SHARE = 1e-7  # of the counts of a gene that is hardly expressed
 ABOUT = "Reconstructed cells: cells of relatives, changed by bdm to an ancestral state or a time; no measurements."
 
 
@@ -166,15 +162,6 @@ def ends_of(at: Time) -> tuple[float, float]:
     return first, last
 
 
-def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Few times, and for each cell the number of the nearest one."""
-    grid = np.unique(time)
-    if len(grid) > N_TIMES:
-        grid = np.linspace(grid[0], grid[-1], N_TIMES)
-    used, nearest = np.unique(np.abs(time[:, None] - grid).argmin(axis=1), return_inverse=True)
-    return grid[used], nearest
-
-
 def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool) -> None:
     """Reject places that samples of their lineage are not both before and after, or warn of them with their error."""
     between = lineage.is_between(places)
@@ -241,11 +228,6 @@ def require_columns(adata: AnnData, *keys: str | None) -> None:
             raise InputError(f"obs of the cells has no column {key!r}, which the lineage was fitted with.")
 
 
-def shares_from(log_share: np.ndarray) -> np.ndarray:
-    """Shares of counts from their logarithms with a pseudo-count, above 0."""
-    return np.asarray(np.maximum(np.exp(log_share) - PSEUDO, LEAST_SHARE))
-
-
 def drawn(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
     """Draw numbers below ``n``, none more often than one other plus once."""
     rounds = [generator.permutation(n) for _ in range(-(-size // n))]
@@ -265,8 +247,9 @@ def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, 
         shares = bdm.tl.fates(lineage, progenitors)
 
     The expression of each node is expected backwards in time, along its lineage, at the time of each cell. Counts are
-    negative binomial around it, with the dispersion within samples and the variance of what is expected. Before their
-    lineages divide, nodes share one expectation, and a cell is divided evenly between them.
+    negative binomial around it, with the dispersion within samples and the variance of what is expected. Genes of a
+    cell vary together, so their log likelihoods add up to too much; they are divided by the ``temperature`` of the
+    lineage. Before their lineages divide, nodes share one expectation, and a cell is divided evenly between them.
 
     Parameters
     ----------
@@ -294,18 +277,11 @@ def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, 
         raise InputError(f"Cells are divided between nodes, but there is only {names[0]!r}; name others by `among=`.")
     adata = rna_in(adata, counts=counts)
     require_columns(adata, lineage.time_key)
-    cells = raw_counts(adata, source=counts)
-    grid, time_of_cell = nearest_times(times_of(cells.obs, lineage.time_key))
-    size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
-    column = columns_of(cells, lineage.genes.index, whose="lineage")
-    likelihood = np.empty((cells.n_obs, len(names)))
-    for number, name in enumerate(names):
-        mean, sd = lineage.log_shares(Places(np.full(len(grid), lineage.tree.find(name)), grid))
-        for at in range(len(grid)):
-            rows = np.flatnonzero(time_of_cell == at)
-            log_mean = torch.from_numpy(np.log(np.maximum(size[rows, None], 1)) + np.log(shares_from(mean[:, at])))
-            dispersion = (1 + lineage.dispersion) * np.exp(sd[:, at] ** 2) - 1
-            observed = torch.from_numpy(cells.X[rows][:, column].toarray().astype(float))
-            model = NegativeBinomial(torch.from_numpy(-np.log(dispersion)))
-            likelihood[rows, number] = model.log_likelihood(observed, log_mean).numpy()
-    return pd.DataFrame(softmax(likelihood, axis=1), index=cells.obs_names, columns=names)
+    cells, nodes = raw_counts(adata, source=counts), [lineage.tree.find(name) for name in names]
+    likelihood = lineage.log_likelihood(cells, times_of(cells.obs, lineage.time_key), nodes)
+    if lineage.temperature is None:
+        logger.warning(
+            "The shares are not calibrated, as leaves have too few cells or times; expect them too near 0 and 1."
+        )
+    shares = softmax(likelihood / (lineage.temperature or 1.0), axis=1)
+    return pd.DataFrame(shares, index=cells.obs_names, columns=names)

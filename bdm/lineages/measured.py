@@ -21,6 +21,7 @@ from bdm.settings import LineageRelation, LineageSettings
 logger = logging.getLogger(__name__)
 
 MIN_POINTS = 3  # measured, from which others may be predicted
+N_TIMES = 11  # in a range of times, at which expression is predicted; each cell has that of the nearest one
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,15 @@ def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
             "leave these cells out."
         )
     return np.asarray(time)
+
+
+def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Few times, and for each cell the number of the nearest one."""
+    grid = np.unique(time)
+    if len(grid) > N_TIMES:
+        grid = np.linspace(grid[0], grid[-1], N_TIMES)
+    used, nearest = np.unique(np.abs(time[:, None] - grid).argmin(axis=1), return_inverse=True)
+    return grid[used], nearest
 
 
 def cells_on_tree(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> tuple[AnnData, LineageTree]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
-from scipy.special import ndtr
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, ndtr
 
 from bdm._core.errors import counted
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
 from bdm._core.store import Result
+from bdm.autoencoder.observation import NegativeBinomial
 from bdm.data.genes import GeneNames, symbol_column
 from bdm.data.read import rna_in
 from bdm.hierarchy.tree import Clade
-from bdm.kriging.counts import PSEUDO
+from bdm.kriging.counts import PSEUDO, columns_of
 from bdm.kriging.law import (
     QUANTILE,
     Law,
@@ -31,7 +35,7 @@ from bdm.kriging.law import (
     left_out,
     most_significant,
 )
-from bdm.lineages.measured import MeasuredLineage, measure
+from bdm.lineages.measured import LineageCells, MeasuredLineage, cells_on_tree, locate, measure, nearest_times
 from bdm.lineages.tree import LineageTree, Places, read_lineage_tree
 from bdm.settings import LineageRelation, LineageSettings
 
@@ -41,6 +45,9 @@ OF_BRANCHES = (  # columns of a table of changes on branches
     *("node", "mother", "gene", "start", "end", "change", "sd", "low", "high", "sign", "when"),
     *("from_sisters", "from_sisters_sd"),
 )
+LEAST_SHARE = 1e-7  # of the counts of a gene that is hardly expressed
+MIN_CELLS, MAX_CELLS = 20, 2000  # that calibrate fates
+MAX_TEMPERATURE = 1000.0
 N_STEPS = 9  # times on a branch at which the expected change is computed, to find when half of it has happened
 
 
@@ -78,6 +85,8 @@ class Lineage(MeasuredLineage, Result):
     calibration
         By bin of expression: by what standard deviations of predictions are multiplied, so that 90% intervals have 90%
         of the genes of nodes that are left out.
+    temperature
+        What log likelihoods of cells are divided by in fates; None if it is unknown, see :func:`temperature_of`.
     errors
         A row for each node and time bin that was ``left_out`` (``node`` or ``time``), by ``name``, apart for its
         ``n_points`` that are ``between`` samples and those beyond them: errors of log expression, relative to those of
@@ -96,6 +105,7 @@ class Lineage(MeasuredLineage, Result):
 
     law: Law
     calibration: np.ndarray
+    temperature: float | None
     errors: pd.DataFrame
     relation: LineageRelation
     label_key: str
@@ -163,6 +173,23 @@ class Lineage(MeasuredLineage, Result):
         for name, quantile in (("share", 0.0), ("low", -QUANTILE), ("high", QUANTILE)):
             table[name] = np.maximum(np.exp(mean + quantile * sd) - PSEUDO, 0)
         return table
+
+    def log_likelihood(self, cells: AnnData, time: np.ndarray, nodes: Sequence[int]) -> np.ndarray:
+        """Compute log likelihoods of the counts of cells at nodes and the times of the cells, cells x nodes."""
+        grid, time_of_cell = nearest_times(time)
+        size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
+        column = columns_of(cells, self.genes.index, whose="lineage")
+        likelihood = np.empty((cells.n_obs, len(nodes)))
+        for number, node in enumerate(nodes):
+            mean, sd = self.log_shares(Places(np.full(len(grid), node), grid))
+            for at in range(len(grid)):
+                rows = np.flatnonzero(time_of_cell == at)
+                log_mean = torch.from_numpy(np.log(np.maximum(size[rows, None], 1)) + np.log(shares_from(mean[:, at])))
+                dispersion = (1 + self.dispersion) * np.exp(sd[:, at] ** 2) - 1
+                observed = torch.from_numpy(cells.X[rows][:, column].toarray().astype(float))
+                model = NegativeBinomial(torch.from_numpy(-np.log(dispersion)))
+                likelihood[rows, number] = model.log_likelihood(observed, log_mean).numpy()
+        return likelihood
 
     # ---- times and places
 
@@ -307,6 +334,11 @@ class Lineage(MeasuredLineage, Result):
         self.changes.to_csv(folder / "branches.csv", index=False, float_format="%.4g")
 
 
+def shares_from(log_share: np.ndarray) -> np.ndarray:
+    """Shares of counts from their logarithms with a pseudo-count, above 0."""
+    return np.asarray(np.maximum(np.exp(log_share) - PSEUDO, LEAST_SHARE))
+
+
 ERRORS = ("predicted", "nearest", "blend", "halves")
 
 
@@ -336,7 +368,9 @@ def fit_lineage(
     InputError
         If a column is missing or no time, a name has no node, times contradict the tree, or counts are not raw.
     """
-    found = measure(rna_in(adata, counts=settings.counts), settings, None if tree is None else read_lineage_tree(tree))
+    given = None if tree is None else read_lineage_tree(tree)
+    chosen, _ = cells_on_tree(rna_in(adata, counts=settings.counts), settings, given)
+    found = measure(chosen, settings, given)
     data, kernels = found.data(), found.kernels(settings.relations)
     law = fit_law(data, kernels, levels=(0.0,))
     compared = most_significant(data)[:N_COMPARED]
@@ -347,7 +381,7 @@ def fit_lineage(
     for kind, of_kind in groups.items():
         predicted = left_out(law, data.genes(compared), kernels, of_kind)[0]
         errors += [errors_of(found, kind, group, predicted, compared) for group in of_kind]
-    return Lineage(
+    lineage = Lineage(
         **vars(found),
         law=law,
         calibration=calibration(law, data, kernels, found.log_share, next(iter(groups.values()))),
@@ -356,8 +390,40 @@ def fit_lineage(
         label_key=settings.label_key,
         lineage_key=settings.lineage_key,
         time_key=settings.time_key,
+        temperature=None,
         provenance=provenance(seed=0, settings=asdict(settings)),
     )
+    cells, _ = locate(chosen, settings, lineage.tree, lineage.edges)
+    return replace(lineage, temperature=temperature_of(lineage, cells))
+
+
+def temperature_of(lineage: Lineage, cells: LineageCells) -> float | None:
+    """Find the temperature of fates, by the likelihood of the known fates of cells of leaves.
+
+    The first sample of each leaf is left out, so that expression is expected backwards in time, as it is of
+    progenitors. Shares of its cells at the temperature, 1 or more, are those with the highest likelihood (Guo et al.
+    2017, On Calibration of Modern Neural Networks). None without times, or cells that can be left out.
+    """
+    if lineage.time_key is None:
+        return None
+    leaves, points = np.flatnonzero(np.isinf(lineage.end) & lineage.sampled), lineage.points
+    time = points["time"].where(points["node"].isin(np.array(lineage.tree.nodes)[leaves])).groupby(points["node"])
+    early = ((time.rank() == 1) & (time.transform("size") > 1)).to_numpy()
+    kept = {name: getattr(lineage, name)[~early] for name in ("log_share", "variance", "halves")}
+    index = pd.MultiIndex.from_arrays([lineage.places.node[early], points["bin"][early]])
+    rows = np.flatnonzero(index.get_indexer(list(zip(cells.node, cells.bin, strict=True))) >= 0)
+    if len(leaves) < 2 or len(rows) < MIN_CELLS:
+        return None
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CELLS)).astype(int)]
+    before = replace(lineage, points=points[~early], **kept)
+    likelihood = before.log_likelihood(cells.cells[rows], cells.time[rows], leaves)
+    fate = np.searchsorted(leaves, cells.node[rows])
+
+    def loss(log_temperature: float) -> float:
+        tempered = likelihood / np.exp(log_temperature)
+        return float((logsumexp(tempered, axis=1) - tempered[np.arange(len(fate)), fate]).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(0, np.log(MAX_TEMPERATURE)), method="bounded").x))
 
 
 def groups_of(column: pd.Series) -> list[np.ndarray]:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from distances import N_NEAREST, Rows, scored, variable_genes
 from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
 
 from bdm._core.seeds import numpy_generator
 from bdm.lineages.cells import fates, reconstruct_cells, relatives_of
@@ -17,6 +19,7 @@ from bdm.settings import LineageRelation, LineageSettings
 
 RELATIONS: tuple[LineageRelation, ...] = ("all", "lineage", "time")
 WEIGHTS = (0.25, 0.5, 0.75)  # of the samples after, in blends
+LEAST_SHARE = 1e-12  # in log losses
 
 
 # ---- what is left out, and what stands for it
@@ -141,16 +144,45 @@ def without_nodes(cells: AnnData, nodes: list[str], settings: LineageSettings, t
 def shares_of_fates(
     cells: AnnData, fates_of: dict[str, list[str]], settings: LineageSettings, tree: LineageTree
 ) -> Rows:
-    """Leave out progenitors together, and score the share of their cells that leads to their descendants."""
+    """Leave out progenitors together, and score the shares of their descendants by bdm and a classifier of leaves.
+
+    The scores are the mean share of the descendants of a progenitor, the share of cells to which no other clade is
+    more probable, and the mean negative log share of the descendants.
+    """
     label = cells.obs[settings.label_key].astype(str)
     others = cells[(~label.isin(list(fates_of))).to_numpy()].copy()
     lineage, rows = fit_lineage(others, settings, tree=tree), []
+    clade = {leaf: leaves[0] for leaves in fates_of.values() for leaf in leaves}
     for node, leaves in fates_of.items():
-        shares = fates(lineage, cells[(label == node).to_numpy()].copy())
-        frequency = others.obs[settings.label_key].value_counts()[list(shares)]
-        found = {"bdm": shares[leaves].sum(axis=1).mean(), "frequency": frequency[leaves].sum() / frequency.sum()}
+        progenitors = cells[(label == node).to_numpy()].copy()
+        shares = {
+            "bdm": fates(lineage, progenitors),
+            "bdm-uncalibrated": fates(replace(lineage, temperature=1.0), progenitors),
+        }
+        shares["classifier"] = classified(
+            others[label[others.obs_names].isin(list(shares["bdm"])).to_numpy()], progenitors, settings.label_key
+        )
+        frequency = others.obs[settings.label_key].value_counts()[list(shares["bdm"])]
+        found = {("frequency", "fates"): frequency[leaves].sum() / frequency.sum()}
+        for method, of_cells in shares.items():
+            by_clade = of_cells.T.groupby(lambda leaf: clade.get(leaf, leaf)).sum().T
+            right = by_clade[clade[leaves[0]]]
+            found[method, "fates"] = right.mean()
+            found[method, "fates, right"] = (right == by_clade.max(axis=1)).mean()
+            found[method, "fates, log loss"] = -np.log(np.maximum(right, LEAST_SHARE)).mean()
         rows += [
-            {"left_out": node, "n_cells": len(shares), "method": name, "score": "fates", "value": value}
-            for name, value in found.items()
+            {"left_out": node, "n_cells": progenitors.n_obs, "method": method, "score": score, "value": value}
+            for (method, score), value in found.items()
         ]
     return rows
+
+
+def classified(leaves: AnnData, cells: AnnData, label_key: str) -> pd.DataFrame:
+    """Classify cells by a logistic regression of log1p(CP10k) in the cells of leaves, without times or a lineage."""
+
+    def log_expression(adata: AnnData) -> np.ndarray:
+        counts = adata.X.toarray()
+        return np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+    model = LogisticRegression(max_iter=1000).fit(log_expression(leaves), leaves.obs[label_key].astype(str))
+    return pd.DataFrame(model.predict_proba(log_expression(cells)), index=cells.obs_names, columns=model.classes_)

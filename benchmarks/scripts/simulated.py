@@ -166,9 +166,14 @@ def conditions(
 
 
 def simulated_lineage(
-    *, seed: int, n_cells: int = 80, n_genes: int = 120, strength: float = 0.12
+    *, seed: int, n_cells: int = 80, n_genes: int = 120, strength: float = 0.12, coexpression: float = 0.0
 ) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
     """Simulate cells of eleven nodes, whose log expression walks along the lineage.
+
+    Parameters
+    ----------
+    coexpression
+        Standard deviation of log expression within samples that all genes share, with signs of their own.
 
     Returns
     -------
@@ -181,10 +186,13 @@ def simulated_lineage(
         steps = rng.normal(0, strength, (END[node] - BEGIN[node] + 1, n_genes))
         walk[node] = start + np.cumsum(steps, axis=0)
     counts, obs = [], []
+    sign = np.random.default_rng(seed + 1).choice([-1, 1], n_genes)
     for node in tree.nodes:
         for _ in range(n_cells):
             minute = int(rng.integers(BEGIN[node], END[node]))
             rate = np.exp(walk[node][minute - BEGIN[node]])
+            if coexpression:
+                rate = rate * np.exp(coexpression * rng.normal() * sign)
             size = rng.lognormal(7, 0.3)
             counts.append(rng.poisson(rate / rate.sum() * size * rng.gamma(5, 1 / 5, n_genes)))
             obs.append((node, float(minute)))
