@@ -327,6 +327,14 @@ def test_fates_are_calibrated_where_genes_of_a_cell_vary_together():
     assert abs(errors[1]) < 0.03
 
 
+def test_cells_that_precede_all_others_lead_to_the_leaves_that_descend_from_them(cells):
+    """As their ancestors divided before the first of the others, in generations of which there are no cells."""
+    lineage = fit_lineage(without(cells, "root_cell", "ab", "a", "b", "c"), SETTINGS, tree=TREE)
+    assert (lineage.end[[TREE.find(name) for name in ("root_cell", "ab")]] < 55).all()  # of cells from 60 minutes on
+    shares = package.tl.fates(lineage, of(cells, "a"))
+    assert shares[["a1", "a2"]].to_numpy().sum(axis=1).mean() > 0.65  # by number of leaves: 0.33
+
+
 # ---- files, command, and what is rejected
 
 

@@ -15,7 +15,7 @@ from bdm.data.columns import as_numbers, as_text, is_missing, shown_kind, text_c
 from bdm.data.counts import raw_counts
 from bdm.kriging.counts import Sums, sizes_and_detected
 from bdm.kriging.law import Measurements
-from bdm.lineages.tree import LineageTree, Places, check_order, divisions
+from bdm.lineages.tree import LineageTree, Places, check_order, divisions, origin_of
 from bdm.settings import LineageRelation, LineageSettings
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ class MeasuredLineage:
 
     @property
     def origin(self) -> float:
-        """Time at which the lineage begins: that of the first cell, or the depth of the root."""
-        return float(np.nanmin(self.first)) if len(self.edges) else 0.0
+        """Time at which the lineage begins, or the depth of its root."""
+        return origin_of(self.tree, self.first, np.nanmax(self.last)) if len(self.edges) else 0.0
 
     def data(self, n_added: int = 0, genes: slice | np.ndarray = slice(None)) -> Measurements:
         """Measurements, relative to their mean over points, before a number of added places."""

@@ -189,6 +189,7 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
     """
     n = len(tree.nodes)
     sampled, end = np.isin(np.arange(n), node), np.full(n, np.inf)
+    origin = origin_of(tree, pd.Series(time).groupby(node).min().reindex(range(n)).to_numpy(), time.max())
     first: list[list[tuple[int, float]]] = [[] for _ in range(n)]  # generations to the next cells below, and their time
     for number in range(n)[::-1]:
         if sampled[number]:
@@ -200,7 +201,7 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
         if not len(later):
             continue
         mother, daughters = int(tree.mother[number]), tree.daughters(number)
-        start = time.min() if mother < 0 else end[mother]
+        start = origin if mother < 0 else end[mother]
         if not sampled[number]:
             found = min(start + (time - start) / n_missing for n_missing, time in first[number])
         elif sampled[daughters].any():
@@ -209,6 +210,17 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
             found = min(np.quantile(own, LATE), *(time for below in daughters for _, time in first[below]))
         end[number] = max(found, start)
     return end
+
+
+def origin_of(tree: LineageTree, first: np.ndarray, last: float) -> float:
+    """Estimate when a lineage begins, from the time of the first cell of each node, and of the last of all.
+
+    Generations above the first cells are as long as all are on average; so the origin moves with the times.
+    """
+    sampled, above = ~np.isnan(first), np.array([len(line) - 1 for line in tree.lines])
+    generation = (last - np.nanmin(first)) / (above.max() + 1)
+    topmost = [node for node, line in enumerate(tree.lines) if sampled[node] and not sampled[line[1:]].any()]
+    return float(np.min(first[topmost] - above[topmost] * generation))
 
 
 def separation(before: np.ndarray, after: np.ndarray) -> float:
