@@ -274,6 +274,15 @@ def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
     )
 
 
+def leaves_of(model: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str, Setting]]:
+    """Give the settings that hold no others, after the fields down to them and the section of their stage."""
+    for setting in settings_of(model):
+        if setting.nested is not None:
+            yield from (((setting.name, *path), stage, leaf) for path, stage, leaf in leaves_of(setting.nested))
+        else:
+            yield (setting.name,), model.section, setting
+
+
 def described_settings(model: type[StageSettings]) -> Iterator[Setting]:
     """Give the settings of a stage that have a help text: options of its command, and keys of the configuration."""
     return (setting for setting in settings_of(model) if setting.help)
@@ -329,17 +338,9 @@ def own_classes(function: Callable[..., Any], parameter: str) -> tuple[type, ...
 
 def places_of_settings(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
     """Give the settings that a function takes with where: ``settings.prepare.``, or an empty text for arguments."""
-
-    def below(stage: type[StageSettings], place: str) -> Iterator[tuple[str, str]]:
-        for setting in settings_of(stage):
-            if setting.nested is None:
-                yield setting.name, place
-            else:
-                yield from below(setting.nested, f"{place}{setting.name}.")
-
     names = inspect.signature(function).parameters
     for name in names:
         for stage in own_classes(function, name):
             if issubclass(stage, StageSettings):
-                yield from below(stage, f"{name}.")
+                yield from ((path[-1], ".".join((name, *path[:-1], ""))) for path, _, _ in leaves_of(stage))
     yield from dict.fromkeys(names, "").items()

@@ -21,7 +21,7 @@ from annotated_types import Ge
 
 from bdm import __version__
 from bdm._core.errors import OPTIONS_FOR_NONE, InputError, Interrupted, as_options
-from bdm._core.schema import Setting, StageSettings, Unset, alternatives, settings_of
+from bdm._core.schema import Setting, StageSettings, Unset, alternatives, leaves_of, settings_of
 from bdm._core.validation import bounds_in_words
 
 if TYPE_CHECKING:
@@ -193,7 +193,8 @@ def options_of(signature: inspect.Signature) -> list[Option]:
     for name, parameter in signature.parameters.items():
         model = parameter.annotation
         if inspect.isclass(model) and issubclass(model, StageSettings):
-            leaves = [leaf for leaf in leaves_of(model) if leaf[-1].name not in signature.parameters]
+            known = signature.parameters
+            leaves = [leaf for leaf in leaves_of(model) if leaf[-1].help and leaf[-1].name not in known]
             number = Counter(setting.name for *_, setting in leaves)
             for path, stage, setting in leaves:
                 option = setting.name if number[setting.name] == 1 else f"{stage}_{setting.name}"
@@ -205,15 +206,6 @@ def options_of(signature: inspect.Signature) -> list[Option]:
         setting = Setting(name, model, parameter.default)
         found.append(Option(as_option(name, setting, kind=parameter.kind), (name,), setting))
     return found
-
-
-def leaves_of(model: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str, Setting]]:
-    """Give the settings that have a help text, after the fields down to them and the section of their stage."""
-    for setting in settings_of(model):
-        if setting.nested is not None:
-            yield from (((setting.name, *path), stage, leaf) for path, stage, leaf in leaves_of(setting.nested))
-        elif setting.help:
-            yield (setting.name,), model.section, setting
 
 
 def as_option(name: str, setting: Setting, *, panel: str | None = None, kind: Any = KEYWORD) -> inspect.Parameter:
