@@ -24,7 +24,7 @@ from bdm.latent.moments import (
     population_moments,
 )
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
-from bdm.prior.diffusion import TENSOR_FIELDS, DiffusionPrior, HeldOut, remainder_of
+from bdm.prior.diffusion import TENSOR_FIELDS, DiffusionPrior, HeldOut, make_correction
 from bdm.prior.flow import FlowMatchingPrior
 from bdm.prior.mixture import MERGING_FACTOR, BranchPopulations, GaussianMixturePrior
 from bdm.prior.network import BranchNetwork, NetworkShape, held_out_mask, training_plan
@@ -589,7 +589,7 @@ def off_by_one(chosen: Tensor) -> tuple[HeldOut, BranchNetwork, Callable[..., Te
     populations = BranchPopulations.from_moments(wrong, data.hierarchy)
     network = BranchNetwork.initial(data, TrainSettings(width=8, n_layers=1), seed=0)
     held_out = HeldOut.from_cells(data, chosen, populations, seed=0)
-    return held_out, network, remainder_of(network, populations)
+    return held_out, network, make_correction(network, populations)
 
 
 def test_gain_is_paired_by_cell():
@@ -673,7 +673,7 @@ def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
     def loss_of_closed_form(seen: LatentCells):
         populations = BranchPopulations.from_moments(population_moments(seen, data.whitening), data.hierarchy)
         held_out = HeldOut.from_cells(data, chosen, populations, seed=derive(0, "decision"))
-        return held_out.compare(remainder_of(fit.prior.network, populations)).by_branch["closed_form"]
+        return held_out.compare(make_correction(fit.prior.network, populations)).by_branch["closed_form"]
 
     of_seen, of_all = (
         loss_of_closed_form(seen) for seen in (data.cells.subset((~chosen).nonzero().squeeze(1)), data.cells)

@@ -86,10 +86,10 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
             loss,
             training_plan(settings, torch_device, seed=seed, patience=PATIENCE, untrained=held_out.closed_form),
             by_group=loss.by_population,
-            validation=lambda trained: held_out.compare(remainder_of(trained, populations)).loss,
+            validation=lambda trained: held_out.compare(make_correction(trained, populations)).loss,
         )
         # these cells also chose the step, which favours the network; new noise reduces the bias
-        comparison = with_new_noise.compare(remainder_of(network, populations), n_looks=len(history))
+        comparison = with_new_noise.compare(make_correction(network, populations), n_looks=len(history))
         kept = to_tensor(comparison.by_branch["kept"].to_numpy()) | everywhere
         populations = BranchPopulations.from_moments(data.moments, hierarchy).to(torch_device)
         if kept.any():
@@ -118,27 +118,27 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         """Denoise cells by the closed form plus the network."""
         with torch.autocast("cuda", enabled=False):
             closed = populations.denoised(x, sigma, branch)
-        return closed + remainder_of(network, populations)(x, sigma, branch)
+        return closed + make_correction(network, populations)(x, sigma, branch)
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoise cells, with the network on the branches that keep it."""
         denoised, kept = self.closed_form(x, sigma, branch), self.kept[branch][:, None]
         if not kept.any():
             return denoised
-        return denoised + torch.where(kept, remainder_of(self.network, self.populations)(x, sigma, branch), 0)
+        return denoised + torch.where(kept, make_correction(self.network, self.populations)(x, sigma, branch), 0)
 
 
-def remainder_of(network: nn.Module, populations: BranchPopulations) -> Denoise:
+def make_correction(network: nn.Module, populations: BranchPopulations) -> Denoise:
     """Return a function that computes the network's correction to the closed form."""
 
-    def remainder(x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+    def correction(x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         with torch.autocast("cuda", enabled=False):
             standardised = populations.standardise(x, sigma, branch)
         noise = sigma[:, None]
-        correction: Tensor = noise / (1 + noise**2).sqrt() * network(standardised, noise.log() / 4, branch)
-        return correction
+        output: Tensor = noise / (1 + noise**2).sqrt() * network(standardised, noise.log() / 4, branch)
+        return output
 
-    return remainder
+    return correction
 
 
 def best_step(history: pd.DataFrame, untrained: float) -> int:
@@ -192,17 +192,17 @@ class HeldOut:
         return float(np.average(_losses(self.closed, self.x, self.sigma), weights=self.weight))
 
     @torch.no_grad()
-    def losses(self, remainder: Denoise) -> np.ndarray:
+    def losses(self, correction: Denoise) -> np.ndarray:
         """Return the loss of each draw with the network on every branch."""
-        correction = denoised_in_blocks(remainder, self.noised, self.sigma, self.branch)
-        return _losses(self.closed + correction, self.x, self.sigma)
+        added = denoised_in_blocks(correction, self.noised, self.sigma, self.branch)
+        return _losses(self.closed + added, self.x, self.sigma)
 
-    def compare(self, remainder: Denoise, *, n_looks: int = 1) -> NetworkComparison:
+    def compare(self, correction: Denoise, *, n_looks: int = 1) -> NetworkComparison:
         """Compare the network with the closed form on each branch.
 
         ``n_looks`` is the number of training steps that these cells chose the network from.
         """
-        closed, network = _losses(self.closed, self.x, self.sigma), self.losses(remainder)
+        closed, network = _losses(self.closed, self.x, self.sigma), self.losses(correction)
         branch = self.branch.cpu().numpy()
         draws = [np.flatnonzero(branch == row) for row in range(self.n_branches)]
         table = pd.DataFrame([_paired(closed[i], network[i], self.cell[i], self.weight[i]) for i in draws])

@@ -46,7 +46,7 @@ class BranchPopulations:
         normals = [moments.mixture(leaves) for leaves in leaves_of_branches]
         axes, variance = principal_axes(torch.stack([normal.covariance for normal in normals]))
         below = torch.eye(len(names), dtype=torch.bool)
-        for branch in reversed(hierarchy.branches):  # every parent comes before its children
+        for branch in reversed(hierarchy.branches):  # children before their parents
             if branch.parent is not None:
                 below[row[branch.parent]] |= below[row[branch.name]]
         parents = [None if branch.parent is None else hierarchy.by_name[branch.parent] for branch in hierarchy.branches]
@@ -180,7 +180,7 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
         return "a normal distribution of each population, in closed form"
 
     @property
-    def learned(self) -> Tensor:
+    def uses_network(self) -> Tensor:
         """Mask of the branches with a network, by row: none."""
         return torch.zeros(len(self.populations.mean), dtype=torch.bool)
 

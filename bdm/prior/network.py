@@ -289,7 +289,7 @@ class NetworkPrior(GaussianMixturePrior):
         return cls.loss_class(data, training_cells, cls.denoised_by, populations, settings, device, first_row)
 
     @property
-    def learned(self) -> Tensor:
+    def uses_network(self) -> Tensor:
         """Mask of the branches that use the network, by row."""
         return self.kept.cpu()
 
@@ -315,10 +315,10 @@ class NetworkPrior(GaussianMixturePrior):
         row = self.hierarchy.rows[neighbour]
         start = self.network.branch.weight[row].detach().cpu().repeat(len(data.hierarchy.branches), 1)
         kept = self.kept[row].cpu().repeat(len(start))
-        embeddings = self.trained_embeddings(data, start, settings, seed=seed) if kept.any() else start
+        embeddings = self.train_embeddings(data, start, settings, seed=seed) if kept.any() else start
         return {"embeddings": embeddings, "kept": kept}
 
-    def trained_embeddings(self, data: PriorData, start: Tensor, settings: TrainSettings, *, seed: int) -> Tensor:
+    def train_embeddings(self, data: PriorData, start: Tensor, settings: TrainSettings, *, seed: int) -> Tensor:
         """Train only the embeddings of added branches, from ``start`` (branches x width)."""
         network = self.network.with_branches(start).cpu()
         network.branch.weight.requires_grad_(True)

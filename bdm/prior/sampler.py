@@ -39,7 +39,7 @@ class DenoisingPrior(Protocol):
         """Tree of the populations."""
 
     @property
-    def learned(self) -> Tensor:
+    def uses_network(self) -> Tensor:
         """Mask of the branches with a network, by row."""
 
     @property
@@ -73,10 +73,10 @@ class HierarchicalSampler(Sampler):
         return self.prior.hierarchy
 
     @cached_property
-    def learned(self) -> list[bool]:
+    def uses_network(self) -> list[bool]:
         """Mask of the branches with a network, by row."""
-        learned: list[bool] = self.prior.learned.tolist()
-        return learned
+        mask: list[bool] = self.prior.uses_network.tolist()
+        return mask
 
     @cached_property
     def population(self) -> Callable[[int, float], Mixture]:
@@ -107,10 +107,6 @@ class HierarchicalSampler(Sampler):
         """Return the clean moments of a population."""
         return self.population(self.hierarchy.rows[name], 0.0).moments
 
-    def has_learned(self, segment: Segment) -> bool:
-        """Return whether a branch has a network."""
-        return self.learned[segment.row]
-
     @property
     def device(self) -> torch.device:
         """Device that the prior computes on."""
@@ -137,7 +133,7 @@ class HierarchicalSampler(Sampler):
     def single_normal(self, segment: Segment, low: float) -> Normal | None:
         """Return the normal of a branch that needs no solver: no network, one component."""
         population = self.population(segment.row, low)  # the lowest level has the most components
-        return population.moments if population.n_components == 1 and not self.has_learned(segment) else None
+        return population.moments if population.n_components == 1 and not self.uses_network[segment.row] else None
 
     @torch.no_grad()
     def decode_branch(self, segment: Segment, x: Tensor) -> Tensor:
@@ -172,13 +168,13 @@ class HierarchicalSampler(Sampler):
         above = [ancestor, *(segment.row for segment in segments)]
         for parent, segment in reversed(list(zip(above, segments, strict=False))):
             x = self.encode_branch(segment, x)
-            x = self.transported(segment.row, parent, segment.high, x, generator)
+            x = self.transport(segment.row, parent, segment.high, x, generator)
         return x
 
     def decode_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
         """Decode cells of an ancestor (by row) along a path below it."""
         for segment in segments:
-            x = self.transported(ancestor, segment.row, segment.high, x, generator)
+            x = self.transport(ancestor, segment.row, segment.high, x, generator)
             x = self.decode_branch(segment, x)
             ancestor = segment.row
         return x
@@ -187,13 +183,13 @@ class HierarchicalSampler(Sampler):
         """Convert cells of one population to another through their common ancestor.
 
         Cells are encoded up to the ancestor by the probability-flow ODE, then decoded. If no branch on the way has a
-        network, optimal transport between the two normals at the ancestor's level replaces the paths; it preserves the
+        network, optimal transport between the two normals at the ancestor's level replaces both paths; it preserves the
         relative position of cells and is invertible.
         """
         ancestor = self.hierarchy.common_ancestor(population, to)
         up, down = (self.hierarchy.path_below(ancestor, name) for name in (population, to))
         level, top = ancestor.level, self.hierarchy.rows[ancestor.name]
-        if any(self.has_learned(segment) for segment in (*up, *down)):
+        if any(self.uses_network[segment.row] for segment in (*up, *down)):
             return self.decode_path(top, down, self.encode_path(top, up, x, generator), generator)
         x = normal_flow(self.normal(population), 0, level)(x)
         x = gaussian_transport(self.normal(population), self.normal(to), level)(x)
@@ -206,13 +202,13 @@ class HierarchicalSampler(Sampler):
         normal.
         """
         path = self.hierarchy.path(population)
-        learned = [i for i, segment in enumerate(path) if self.has_learned(segment)]
-        if not learned:
+        with_network = [i for i, segment in enumerate(path) if self.uses_network[segment.row]]
+        if not with_network:
             mixture = self.population(self.hierarchy.rows[population], 0.0)
             return sample_noised(mixture, 0.0, n_cells, generator)
-        first, last = path[learned[0]], path[learned[-1]]
+        first, last = path[with_network[0]], path[with_network[-1]]
         x = self.decode_branch(first, self.start_branch(first, n_cells, generator))
-        x = self.decode_path(first.row, path[learned[0] + 1 : learned[-1] + 1], x, generator)
+        x = self.decode_path(first.row, path[with_network[0] + 1 : with_network[-1] + 1], x, generator)
         below = [] if last is path[-1] else [replace(path[-1], high=last.low)]
         return self.decode_path(last.row, below, x, generator)
 
@@ -233,7 +229,7 @@ class HierarchicalSampler(Sampler):
                 if above:
                     parent = above[-1].row
                     generator = torch_generator(seed, "transport", parent)
-                    x = self.transported(parent, segment.row, segment.high, samples[above], generator)
+                    x = self.transport(parent, segment.row, segment.high, samples[above], generator)
                 else:  # ancestors depend on the root's row, even if it has no length
                     x = self.start_branch(segment, n_cells, torch_generator(seed, root))
                 samples[current] = self.decode_branch(segment, x) if segment.high > segment.low else x
@@ -246,7 +242,7 @@ class HierarchicalSampler(Sampler):
             return path
         return (*path, replace(end, high=end.low))
 
-    def transported(self, source: int, target: int, sigma: float, x: Tensor, generator: torch.Generator) -> Tensor:
+    def transport(self, source: int, target: int, sigma: float, x: Tensor, generator: torch.Generator) -> Tensor:
         """Transport cells from one branch to another (by row) at a noise level."""
         return x if source == target else self.transport_map(source, target, sigma)(x, generator)
 
@@ -264,8 +260,8 @@ class HierarchicalSampler(Sampler):
 
 
 def warn_of_unused_levels(sampler: Sampler) -> None:
-    """Warn of noise levels other than the default that are not used, as no branch has a network."""
-    if not isinstance(sampler, HierarchicalSampler) or any(sampler.learned):
+    """Warn if ``n_levels`` has no effect, as no branch has a network."""
+    if not isinstance(sampler, HierarchicalSampler) or any(sampler.uses_network):
         return
     if (n_levels := sampler.settings.n_levels) != SamplerSettings.n_levels:
         logger.warning("`n_levels=%d` has no effect: no branch of this model has a network.", n_levels)
