@@ -83,7 +83,7 @@ INVALID = {
         {"samples": {**TWO, "donors": {"control": 2, "treated": 3}, "paired": True}},
         "one number of donors",
     ),
-    "no cells": ({"samples": {"cells": 0}}, "cells is 0"),
+    "no cells": ({"samples": {"cells": 0}}, "cells sum to 0"),
     "a condition twice": ({"samples": {"conditions": ["a", "a"]}}, "the same name twice"),
     "no conditions": ({"samples": {"conditions": []}}, "conditions is empty"),
     "proportions": (
@@ -170,7 +170,7 @@ LACKING = {
     "type of cells": ({"samples": {"cells": {"T-800": 10}}}, "samples.cells: the model has no cell type 'T-800'"),
     "type and its part": (
         {"samples": {"cells": {"Dendritic": 10, "Dendritic/1": 5}}},
-        "'Dendritic/1' overlaps",
+        "'Dendritic/1' is counted twice",
     ),
     "learned donors": ({"samples": {"variation": "learned"}}, "the model has learned no donors"),
     "learned cells": ({"samples": {"cells": "learned"}}, "the model has learned no donors"),

@@ -54,9 +54,8 @@ class ReferenceCells:
         def values(population: str, covariates: Covariates) -> np.ndarray | None:
             table = pd.DataFrame({"sub_population": [population] * MAX_CHUNK, "n_cells": 1})
             if covariates is not None:
-                table[list(covariate_names(model))] = covariates.values(
-                    population, (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK
-                )
+                level = (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK
+                table[list(covariate_names(model))] = covariates.values(population, level)
             return drawn_values(model, table, derive(seed, "reference")).get(population)
 
         @cache
@@ -75,7 +74,7 @@ class ReferenceCells:
 
 @dataclass(frozen=True)
 class DesignedExperiment:
-    """A design for a model."""
+    """Design, compiled for a model by :func:`compile_design`."""
 
     model: BranchedModel
     design: Design

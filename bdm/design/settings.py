@@ -77,7 +77,7 @@ class Samples(StageSettings):
             if self.paired and len(set(self.donors.values())) > 1:
                 raise InputError("paired donors have samples in every condition; give one number of donors.")
         if self.cells == 0 or (isinstance(self.cells, dict) and not sum(self.cells.values())):
-            raise InputError("cells is 0; give at least one cell of one type.")
+            raise InputError("cells sum to 0; give at least one cell of one type.")
         for covariate, setting in (self.covariates or {}).items():
             for key, value in setting.items() if isinstance(setting, dict) else [(self.conditions[0], setting)]:
                 if key not in (*self.conditions, *self.names):
