@@ -1,1 +1,1 @@
-"""Evaluation of generated cells by held-out real cells, with real training cells as the floor."""
+"""Evaluation of generated cells against held-out real cells."""

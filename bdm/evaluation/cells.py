@@ -1,4 +1,4 @@
-"""Cells that are evaluated: in memory or on disk, named by set, sampled by cell type, and compared in resamples."""
+"""Real and generated cells for an evaluation, and resamples of them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ logger = logging.getLogger(__name__)
 
 # Keys of sets of cells in tables
 FLOOR = "floor"
-GENERATED = "generated"  # by bdm, or by any other simulator
+GENERATED = "generated"  # by bdm or any other simulator
 TRANSMUTED, UNCHANGED = "transmuted", "unchanged"  # after and before a transmutation
-FILES = ("prepared", "test_cells", "model")  # whose checksums are recorded with those of sets
+FILES = ("prepared", "test_cells", "model")  # checksums are recorded under these keys, next to the sets
 RESERVED_SET_NAMES = (GENERATED, TRANSMUTED, UNCHANGED, FLOOR, "test", "train", *FILES)
 COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
-MIN_CELLS_OF_TYPE = 2  # a single cell has no distance to others of its type
-MIN_CELLS_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
-BLOCK = 20_000  # cells of a file that are checked at a time, which takes several times their memory
+MIN_CELLS_OF_TYPE = 2  # one cell has no within-type distance
+MIN_CELLS_FOR_MEANS = 5  # scores of fewer cells are too noisy to average over types
+BLOCK = 20_000  # cells read and checked at a time; checks need several times their memory
 
 
 class TypedCells(ABC):
-    """Cells of known types, in memory or on disk."""
+    """Base class of labelled cells, in memory or on disk."""
 
     cell_type: np.ndarray
     covariates: pd.DataFrame | None
@@ -48,19 +48,19 @@ class TypedCells(ABC):
 
     @abstractmethod
     def __getitem__(self, index: np.ndarray) -> Cells:
-        """Read the cells with these indices."""
+        """Read the cells at the given indices."""
 
     @abstractmethod
     def of_modality(self, modality: Modality) -> TypedCells:
-        """Take the features of a modality."""
+        """Select the features of a modality."""
 
     @cached_property
     def n_by_type(self) -> pd.Series:
-        """Number of cells of each type, by name."""
+        """Number of cells per type, sorted by name."""
         return pd.Series(self.cell_type, dtype=str).value_counts().sort_index()
 
     def types(self, *, fewest: int) -> list[str]:
-        """Return the types of at least ``fewest`` cells."""
+        """Return the types with at least ``fewest`` cells."""
         return list(self.n_by_type.index[self.n_by_type >= fewest])
 
 
@@ -70,14 +70,14 @@ class Cells(TypedCells):
 
     counts: sparse.csr_matrix  # cells x genes
     cell_type: np.ndarray
-    batch: np.ndarray | None = None  # None where it is not known
-    population: np.ndarray | None = None  # None where populations are not compared
-    covariates: pd.DataFrame | None = None  # values by cell and covariate; None where there are none
-    modalities: tuple[Modality, ...] = ()  # none for RNA alone
+    batch: np.ndarray | None = None  # None if unknown
+    population: np.ndarray | None = None  # None unless sub-populations are compared
+    covariates: pd.DataFrame | None = None  # cells x covariates; None if there are none
+    modalities: tuple[Modality, ...] = ()  # empty for RNA alone
 
     @classmethod
     def from_anndata(cls, adata: AnnData, covariates: Sequence[str] = ()) -> Cells:
-        """Take counts from ``X``, and types, batches and covariates, if any, from ``obs``."""
+        """Read counts from ``X``; types and any batches and covariates from ``obs``."""
         counts = sparse.csr_matrix(adata.X, dtype=np.float32)
         cell_type = adata.obs["cell_type"].to_numpy(dtype=str)
         values = covariates_in(adata.obs, covariates)
@@ -89,34 +89,37 @@ class Cells(TypedCells):
         return Cells(self.counts[index], self.cell_type[index], batch, population, covariates, self.modalities)
 
     def of_modality(self, modality: Modality) -> Cells:
-        """Take the features of a modality."""
+        """Select the features of a modality."""
         counts = self.counts[:, modality.features]
         alone = () if modality.normalised else (replace(modality, features=slice(0, counts.shape[1])),)
         return replace(self, counts=counts, modalities=alone)
 
     @cached_property
     def library_size(self) -> np.ndarray:
-        """Sum of the counts of each cell."""
+        """Total counts per cell."""
         return np.asarray(self.counts.sum(axis=1)).ravel()
 
     @property
     def has_size(self) -> bool:
-        """Whether counts are shares of a library size, as those of proteins are not."""
+        """Whether counts depend on library size; counts of proteins do not."""
         return all(modality.normalised for modality in self.modalities)
 
     @cached_property
     def by_modality(self) -> list[Cells]:
-        """Cells of each modality."""
+        """Cells, once per modality, each with its features only."""
         return [self.of_modality(modality) for modality in self.modalities] if self.modalities else [self]
 
     @cached_property
     def n_detected(self) -> np.ndarray:
-        """Number of genes with counts in each cell."""
+        """Number of detected genes per cell."""
         return self.counts.astype(bool).getnnz(axis=1)
 
     @cached_property
     def cp10k(self) -> sparse.csr_matrix:
-        """Counts per 10,000 counts of the cell in the modality, zeros where it has none; of proteins, counts."""
+        """Counts per 10,000 in each modality, cells x genes.
+
+        Counts of proteins are not normalised. Empty cells stay zero.
+        """
         if len(self.modalities) > 1:
             return sparse.csr_matrix(sparse.hstack([part.cp10k for part in self.by_modality]))
         if not self.has_size:
@@ -130,28 +133,31 @@ class Cells(TypedCells):
 
 
 def other_than_rna(var: pd.DataFrame) -> tuple[Modality, ...]:
-    """Modalities of features; none for RNA alone."""
+    """Return the modalities of the features; empty for RNA alone."""
     return tuple(modalities_of(var)) if has_modalities(var) else ()
 
 
 def batch_in(obs: pd.DataFrame) -> np.ndarray | None:
-    """Batch of each cell; None if there is no such column."""
+    """Return the batch of each cell, or None without a column ``batch``."""
     return obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
 
 
 def covariates_in(obs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
-    """Values of the covariates that ``obs`` has for all cells; None if there are none."""
+    """Return the numeric covariates without missing values, or None if there are none."""
     known = [name for name in names if name in obs and is_numeric_dtype(obs[name]) and obs[name].notna().all()]
     return obs[known].astype(float).reset_index(drop=True) if known else None
 
 
 def rows_in(table: pd.DataFrame | None, index: np.ndarray) -> pd.DataFrame | None:
-    """Take rows of a table, if there is one."""
+    """Select rows of a table; None stays None."""
     return None if table is None else table.iloc[index].reset_index(drop=True)
 
 
 def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
-    """Draw rows of ``n_by_type`` cells of each type without replacement, as repeated cells would give a sample away."""
+    """Sample ``n_by_type`` cells of each type, and return their sorted indices.
+
+    Sampling is without replacement: duplicated cells would be easy to detect.
+    """
     shuffled = np.random.default_rng(seed).permutation(len(cells))
     number_within_type = pd.Series(cells.cell_type[shuffled]).groupby(cells.cell_type[shuffled]).cumcount()
     requested = n_by_type.reindex(cells.cell_type[shuffled], fill_value=0)
@@ -159,30 +165,33 @@ def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.
 
 
 def match(query: Cells, test: Cells, *, seed: int) -> tuple[Cells, Cells]:
-    """Draw from both, of each type, as many cells as the smaller of the two has."""
+    """Sample both sets to equal numbers of cells per type."""
     n_by_type = smaller_numbers(query.n_by_type, test.n_by_type)
     query, test = (cells[sample_by_type(cells, n_by_type, seed=seed)] for cells in (query, test))
     return query, test
 
 
 def smaller_numbers(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:
-    """Return the smaller number of each type, for the types of ``at_most``."""
+    """Cap the number of cells of each type in ``at_most``."""
     return np.minimum(n_by_type.reindex(at_most.index, fill_value=0), at_most)
 
 
 def halves_of(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
-    """Divide cells at random into two halves of the same types."""
+    """Split cells at random into two halves, stratified by type."""
     first = sample_by_type(cells, cells.n_by_type // 2, seed=seed)
     return cells[first], cells[np.setdiff1d(np.arange(len(cells)), first)]
 
 
 def sample_at_most(cells: TypedCells, *, most: int, seed: int) -> Cells:
-    """Draw ``most`` cells or fewer, by :func:`capped`."""
+    """Sample at most ``most`` cells, by :func:`capped`."""
     return cells[sample_by_type(cells, capped(cells.n_by_type, most=most, fewest=MIN_CELLS_FOR_MEANS), seed=seed)]
 
 
 def take_samples(cells: TypedCells, samples: list[np.ndarray]) -> list[Cells]:
-    """Read several samples of cells, given by their indices, at once."""
+    """Read several samples of cells in one pass.
+
+    Each sample is an array of cell indices; a cell in several samples is read once.
+    """
     rows = np.unique(np.concatenate(samples))
     pool = cells[rows]
     return [pool[np.searchsorted(rows, sample)] for sample in samples]
@@ -190,15 +199,15 @@ def take_samples(cells: TypedCells, samples: list[np.ndarray]) -> list[Cells]:
 
 @dataclass(frozen=True)
 class StoredCells(TypedCells):
-    """Cells in a file, whose counts are read, and checked, when they are needed."""
+    """Cells in a file; counts are read and checked on demand."""
 
     path: Path
-    adata: AnnData  # all cells of the file, with counts on disk
+    adata: AnnData  # all cells of the file, backed
     rows: np.ndarray  # indices of the cells in the file
-    genes: pd.Index  # names of the genes, in the order of the real cells
+    genes: pd.Index  # in the order of the real cells
     cell_type: np.ndarray
     batch: np.ndarray | None = None
-    place: str = "X"  # of raw counts, for messages
+    place: str = "X"  # where raw counts are, for messages
     covariates: pd.DataFrame | None = None
 
     @classmethod
@@ -211,10 +220,10 @@ class StoredCells(TypedCells):
         place: str = "X",
         covariates: Sequence[str] = (),
     ) -> StoredCells:
-        """Take types, batches and covariates, if any, from ``obs``."""
+        """Read types and any batches and covariates from ``obs``."""
         obs = adata.obs.iloc[rows]
-        cell_type, found = obs["cell_type"].to_numpy(dtype=str), covariates_in(obs, covariates)
-        return cls(path, adata, rows, genes, cell_type, batch_in(obs), place, found)
+        cell_type, values = obs["cell_type"].to_numpy(dtype=str), covariates_in(obs, covariates)
+        return cls(path, adata, rows, genes, cell_type, batch_in(obs), place, values)
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         rows, parts = self.rows[index], []
@@ -227,17 +236,20 @@ class StoredCells(TypedCells):
         return Cells(counts, self.cell_type[index], batch, covariates=covariates, modalities=modalities)
 
     def of_modality(self, modality: Modality) -> StoredCells:
-        """Take the features of a modality."""
+        """Select the features of a modality."""
         return replace(self, genes=self.genes[modality.features])
 
     def in_memory(self) -> Cells:
-        """Read all cells."""
+        """Read all cells into memory."""
         return self[np.arange(len(self))]
 
 
 @dataclass(frozen=True)
 class RealCells:
-    """Real cells: the cells that a model was fitted to (training and validation), and held-out test cells."""
+    """Real cells for an evaluation: training cells and held-out test cells.
+
+    Training cells include the validation cells of the fit.
+    """
 
     training: TypedCells
     test: TypedCells
@@ -245,32 +257,30 @@ class RealCells:
 
     @property
     def genes(self) -> pd.Index:
-        """Names of the genes, as the data have them."""
+        """Names of the genes, as in the data."""
         return self.names.index
 
     def of_modality(self, modality: Modality) -> RealCells:
-        """Take the features of a modality."""
+        """Select the features of a modality."""
         names = GeneNames(self.names.var.iloc[modality.features], self.names.column)
         return RealCells(self.training.of_modality(modality), self.test.of_modality(modality), names)
 
 
-Populations = Callable[[Cells], np.ndarray | None]  # gives the population of each cell; None if it cannot be found
+Populations = Callable[[Cells], np.ndarray | None]  # assigns a population to each cell; None if it cannot
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLimits:
-    """Most cells that the steps of an evaluation take, so that memory and time hardly grow with the data."""
+    """Maximum numbers of cells, which bound memory and time of an evaluation."""
 
-    compared: int = 20_000  # of a set, at a time
-    resampled: int = (
-        2_000  # test cells of all resamples together, from which on no other is drawn: AUCs are within 0.01
-    )
-    gene_auc: int = 10_000  # of a set, classified against test cells by all genes, which takes most memory
-    by_tree: int = 5_000  # that each tree of a random forest is fitted to; each samples its cells anew
-    pairs: int = 2_000_000_000  # of query and training cells; where there are more, fewer query cells are taken
-    marking: int = 50_000  # test cells that choose marker genes and variable genes
-    mapped: int = 4_000  # in the UMAP, of all sets together
-    properties: int = 4_000  # of a set whose properties are compared
+    compared: int = 20_000  # per set and resample
+    resampled: int = 2_000  # test cells over all resamples; with these, AUCs are exact to 0.01
+    gene_auc: int = 10_000  # per set, for the classifier on all genes, which needs most memory
+    by_tree: int = 5_000  # bootstrap sample of each tree of a random forest
+    pairs: int = 2_000_000_000  # pairs of query and training cells; query cells are subsampled to stay below
+    marking: int = 50_000  # test cells for choosing marker genes and variable genes
+    mapped: int = 4_000  # in the UMAP, over all sets
+    properties: int = 4_000  # per set, for the comparison of properties
 
 
 SIZE_LIMITS = SizeLimits()
@@ -281,26 +291,29 @@ class ResampledCells:
     """Cells of one resample, in memory."""
 
     test: Cells
-    query: dict[str, Cells]  # the floor and the generated sets: of each type as many as test cells, or all
-    floor_rows: np.ndarray  # indices of the floor among training cells
+    query: dict[str, Cells]  # floor and generated sets; at most as many cells per type as test cells
+    floor_rows: np.ndarray  # indices of the floor cells in the training cells
     seed: int
 
     def of_modality(self, modality: Modality) -> ResampledCells:
-        """Take the features of a modality."""
+        """Select the features of a modality."""
         query = {name: cells.of_modality(modality) for name, cells in self.query.items()}
         return replace(self, test=self.test.of_modality(modality), query=query)
 
     def with_populations(self, populations: Populations) -> ResampledCells:
-        """Find the population of each cell."""
+        """Assign a population to each cell."""
 
-        def found(cells: Cells) -> Cells:
+        def assign(cells: Cells) -> Cells:
             return replace(cells, population=populations(cells))
 
-        return replace(self, test=found(self.test), query={name: found(cells) for name, cells in self.query.items()})
+        return replace(self, test=assign(self.test), query={name: assign(cells) for name, cells in self.query.items()})
 
 
 def with_progress(resamples: Sequence[ResampledCells], *, doing: str) -> Iterator[tuple[ResampledCells, str, Cells]]:
-    """Yield each set of query cells, with its resample and its name, and show the progress."""
+    """Iterate over resamples and their query sets, with a progress bar.
+
+    Yields the resample, and the name and cells of a set.
+    """
     compared = [(resample, name, cells) for resample in resamples for name, cells in resample.query.items()]
     yield from progress(compared, total=len(compared), doing=doing, unit="comparison")
 
@@ -313,7 +326,10 @@ def resampled_cells(
     max_cells_per_type: int,
     max_cells: int = SIZE_LIMITS.compared,
 ) -> list[ResampledCells]:
-    """Draw a resample by each seed, and read each set once; the floor has at most half of the cells of a type."""
+    """Draw one resample per seed.
+
+    Each set is read only once. The floor has at most half of the training cells of a type.
+    """
     n_test = numbers_to_compare(real.test, max_cells_per_type=max_cells_per_type, max_cells=max_cells)
 
     def rows(cells: TypedCells, available: pd.Series) -> list[np.ndarray]:
@@ -332,7 +348,10 @@ def resampled_cells(
 
 
 def numbers_to_compare(test: TypedCells, *, max_cells_per_type: int, max_cells: int) -> pd.Series:
-    """Count the test cells of each type that are compared at a time; a type of one is left out, as it has no spread."""
+    """Return the number of test cells to compare per type and resample.
+
+    Types with a single test cell are left out.
+    """
     n_test = test.n_by_type[test.n_by_type >= MIN_CELLS_OF_TYPE].clip(upper=max_cells_per_type)
     return capped(n_test, most=max_cells, fewest=MIN_CELLS_FOR_MEANS)
 
@@ -341,14 +360,14 @@ def numbers_to_compare(test: TypedCells, *, max_cells_per_type: int, max_cells: 
 
 
 def checked(adata: AnnData, path: Path | str, place: str = "X") -> AnnData:
-    """Reject cells without raw counts, and return counts and ``obs`` alone."""
+    """Check that cells have raw counts, and return only counts and ``obs``."""
     if problem := first_fault(adata):
         raise InputError(f"{path} has {problem}; raw counts are needed in {place}.")
     return as_counts(adata)
 
 
 def check_genes(genes: pd.Index, expected: pd.Index, path: Path | str) -> None:
-    """Reject cells of other genes than the real ones."""
+    """Check that cells have exactly the genes of the real cells."""
     for problem, names in {
         "lacks": expected.difference(genes),
         "has, beyond the real cells,": genes.difference(expected),
@@ -359,7 +378,10 @@ def check_genes(genes: pd.Index, expected: pd.Index, path: Path | str) -> None:
 
 
 def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
-    """Reject sets of too few cells to compare; warn about types with fewer cells than there are test cells."""
+    """Check that a set has enough cells to compare.
+
+    Warns about types with fewer cells than test cells.
+    """
     n_matched = smaller_numbers(n_cells, n_test)
     one_type = len(n_cells.index.union(n_test.index)) == 1
     if (n_matched >= MIN_CELLS_FOR_MEANS).sum() < (1 if one_type else 2):

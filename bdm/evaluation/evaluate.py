@@ -1,4 +1,4 @@
-"""Evaluation of generated cells: scores of each set, averaged over resamples, with all that figures show."""
+"""Evaluation of generated cells, averaged over resamples."""
 
 from __future__ import annotations
 
@@ -55,56 +55,56 @@ from bdm.settings import EvaluationSettings
 
 logger = logging.getLogger(__name__)
 
-MIN_QUERY_CELLS = 500  # whose memorisation is measured, however many training cells there are
+MIN_QUERY_CELLS = 500  # for memorisation, however many training cells there are
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):
-    """Scores of sets of cells, averaged over resamples, and values by gene and cell of the last resample.
+    """Scores of generated cells and of the floor, compared with test cells.
 
-    The floor is the first set; generated cells are the set ``generated``.
+    The floor is training cells, scored in the same way; it is the first set. Generated cells are the set
+    ``generated``. Scores are means over resamples; statistics of genes and the UMAP are from the last resample.
 
     Attributes
     ----------
     overall
-        Scores x sets, see :func:`bdm.evaluation.scores.score_all`, with three more rows: ``f1_ratio``, F1 over that of
-        the floor, and ``memorisation``, the share of cells nearer to training than to test cells, at equal numbers; 0.5
-        without memorisation, and with the standard deviation ``memorisation_chance``.
+        Scores x sets, see :func:`bdm.evaluation.scores.score_all`. There are three more rows: ``f1_ratio``, F1 divided
+        by the F1 of the floor; ``memorisation``, the share of cells nearer to training than to test cells (0.5 without
+        memorisation); and ``memorisation_chance``, its standard deviation.
     by_type
-        (set, cell_type) x scores; without types of a single test cell.
+        (set, cell_type) x scores, for types with at least two test cells.
     by_population
-        A row for each sub-population and set, where a model finds the populations of cells: ``cell_type``,
-        ``sub_population``, ``set``, ``n_cells``, ``n_test``, and scores; no rows elsewhere.
+        A row per sub-population and set: ``cell_type``, ``sub_population``, ``set``, ``n_cells``, ``n_test``, and
+        scores. Empty if no model assigns sub-populations.
     by_covariate
-        A row for each ``covariate``, bin of its values (``low`` to ``high``) and set: ``n_cells``, ``n_test``,
-        ``energy`` and ``relative_energy``, see :func:`bdm.evaluation.scores.score_bins`; no rows without
-        covariates.
+        A row per ``covariate``, bin of its values (``low`` to ``high``) and set: ``n_cells``, ``n_test``, ``energy``
+        and ``relative_energy``, see :func:`bdm.evaluation.scores.score_bins`. Empty without covariates.
     along
         Expression of genes in bins of covariates, see :func:`bdm.evaluation.scores.expression_along`.
     properties
-        A row for each ``property`` by which benchmarks of simulators compare cells (of a ``kind``), set but the floor,
-        and group of cells (``by`` ``all`` or ``label``, and the name ``group``): ``value``, its distance to test
-        cells, 0 at best, and the same of the floor, ``floor``; see
+        Distance to test cells (``value``, 0 at best) and distance of the floor (``floor``) in each ``property`` that
+        benchmarks of simulators compare. There is a row per property (of a ``kind``), generated set, and group of
+        cells (``by`` is ``all`` or ``label``, ``group`` its name). See
         :func:`bdm.evaluation.properties.compare_properties`.
     n_cells
-        Available cells: cell types x ``test``, ``train`` and the generated sets.
+        Numbers of available cells: cell types x ``test``, ``train`` and the generated sets.
     n_compared
-        Cells compared at a time: cell types x ``test``, the floor and the generated sets.
+        Numbers of cells in one resample: cell types x ``test``, the floor and the generated sets.
     markers
-        Names of the marker genes of each type.
+        Names of the marker genes by cell type.
     gene_statistics
-        A row for each set and ``gene`` (with its ``symbol`` where symbols differ): ``mean`` and ``variance`` of
+        A row per set and ``gene`` (with its ``symbol`` if that differs): ``mean`` and ``variance`` of
         ``log1p(CP10k)`` and ``zero_fraction`` in the set, and in as many test cells (``mean_test`` and so on).
     fold_changes
-        A row for each ``set``, ``cell_type`` and marker ``gene``: its ``log2_fold_change`` in the set and in as many
-        test cells (``log2_fold_change_test``); without types of fewer than five cells.
+        A row per ``set``, ``cell_type`` and marker ``gene``: ``log2_fold_change`` in the set, and in as many test
+        cells (``log2_fold_change_test``). Types with fewer than five cells are left out.
     provenance
-        Version, packages, seed, settings, and checksums of the evaluated files.
+        Version, packages, seed, settings, and checksums of the files.
     compute_embedding
-        Returns the table :attr:`embedding`, which it computes once.
+        Function that computes :attr:`embedding` once, and caches it.
     modalities
-        (modality, score) x sets, see :func:`bdm.evaluation.modalities.modality_scores`; None for RNA alone. Of several
-        modalities, the UMAP is of all, and all other scores are of RNA.
+        (modality, score) x sets, see :func:`bdm.evaluation.modalities.modality_scores`; None for RNA alone. All other
+        scores use RNA only, and the UMAP uses all modalities.
     """
 
     kind = "evaluation"
@@ -132,25 +132,25 @@ class Evaluation(Result):
 
     @property
     def embedding(self) -> pd.DataFrame:
-        """Joint UMAP of test cells and all sets (``umap_1``, ``umap_2``, ``cell_type``, ``set``), made when needed.
+        """Joint UMAP of test cells and all sets, computed on first access.
 
-        ``sub_population``, too, if a model finds it for the cells of all sets.
+        Columns are ``umap_1``, ``umap_2``, ``cell_type``, ``set`` and, if a model assigns them, ``sub_population``.
         """
         return self.compute_embedding()
 
     @property
     def sets(self) -> list[str]:
-        """Keys of the sets, the floor first."""
+        """Names of the sets, the floor first."""
         return list(self.overall)
 
     def verdict(self, name: str = GENERATED) -> Verdict:
-        """Summarise all scores of a set in words, in comparison with the floor."""
+        """Compare all scores of a set with the floor, in words."""
         return verdict(self.overall[name], self.overall[FLOOR], n_cells=int(self.n_matched(name).sum()))
 
     def verdicts_by_type(self, name: str = GENERATED) -> dict[str, Verdict]:
-        """Summarise the scores of each cell type of a set; of types that were not compared the verdict is unknown.
+        """Compare the scores of each cell type with the floor, in words.
 
-        The verdict on a single cell type is that on all cells.
+        Types that were not compared have the grade unknown. A single cell type has the verdict on all cells.
         """
         if len(self.n_cells) == 1:
             return {str(cell_type): self.verdict(name) for cell_type in self.n_cells.index}
@@ -161,7 +161,7 @@ class Evaluation(Result):
         }
 
     def n_matched(self, name: str) -> pd.Series:
-        """Count the cells of each type of a set that could be compared with as many test cells."""
+        """Return the number of compared cells per type, limited by test cells."""
         return np.minimum(self.n_compared[name], self.n_compared["test"])
 
     def _write_tables(self, folder: Path) -> None:
@@ -175,8 +175,8 @@ class Evaluation(Result):
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         self.properties.to_csv(folder / "properties.csv", index=False, float_format="%.4g")
-        none = pd.DataFrame(columns=["modality", "score", *self.overall])  # of RNA alone
-        modalities = none if self.modalities is None else self.modalities.reset_index()
+        empty = pd.DataFrame(columns=["modality", "score", *self.overall])  # for RNA alone
+        modalities = empty if self.modalities is None else self.modalities.reset_index()
         modalities.to_csv(folder / "modalities.csv", index=False, float_format="%.4g")
         self.gene_statistics.to_csv(folder / "genes.csv", index=False, float_format="%.4g")
 
@@ -191,10 +191,25 @@ def evaluate(
     populations: Populations | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Compare sets of generated cells with test cells; so are training cells, in the same way, as the floor.
+    """Score generated cells against test cells, and training cells as the floor.
 
-    Test cells choose marker genes and variable genes: genes differ more in the cells that choose them, or that a model
-    was fitted to. ``populations`` finds the populations of all cells, for scores by sub-population.
+    Marker genes and variable genes are selected on test cells, so that the selection favours neither training cells nor
+    a model fitted to them.
+
+    Parameters
+    ----------
+    real
+        Training cells and test cells.
+    generated
+        Sets of generated cells by name.
+    settings
+        Number of resamples, and cells per type in each.
+    size_limits
+        Maximum numbers of cells of the steps.
+    populations
+        Function that assigns sub-populations to cells, for scores by sub-population; None for no such scores.
+    seed
+        Seed of all random numbers.
     """
     test = real.test
     names = ", ".join(generated)
@@ -248,17 +263,17 @@ def evaluate(
 
 
 def resampling_seeds(n_repeats: int, *, seed: int) -> list[int]:
-    """Return a seed for each resample that scikit-learn takes."""
+    """Return one seed per resample, each valid for scikit-learn."""
     return list(map(int, np.random.default_rng(seed).integers(2**31, size=n_repeats)))
 
 
 def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:
-    """Average the memorisation of each set over resamples, with the standard deviation that chance gives to it."""
-    most, none = max(pairs // len(training), MIN_QUERY_CELLS), np.empty(0, dtype=int)
+    """Average the memorisation of each set, and its null deviation, over resamples."""
+    most, no_rows = max(pairs // len(training), MIN_QUERY_CELLS), np.empty(0, dtype=int)
     names = [name for resample in resamples for name in resample.query]
     queries = [
         QueryCells.project(
-            cells, resample.test, resample.floor_rows if name == FLOOR else none, most=most, seed=resample.seed
+            cells, resample.test, resample.floor_rows if name == FLOOR else no_rows, most=most, seed=resample.seed
         )
         for resample in resamples
         for name, cells in resample.query.items()
@@ -267,9 +282,9 @@ def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *
 
 
 def overall_table(scores: dict[str, list[Scores]], memorisation: pd.DataFrame) -> pd.DataFrame:
-    """Average overall scores over resamples, and add rows after F1."""
+    """Average overall scores over resamples, with F1 ratio and memorisation after F1."""
     table = pd.DataFrame(
-        {name: pd.DataFrame([one.overall for one in of_resamples]).mean() for name, of_resamples in scores.items()}
+        {name: pd.DataFrame([scored.overall for scored in resampled]).mean() for name, resampled in scores.items()}
     )
     added = pd.concat([(table.loc["f1"] / table.loc["f1", FLOOR]).rename("f1_ratio"), memorisation], axis=1).T
     position = table.index.get_loc("f1") + 1
@@ -277,29 +292,32 @@ def overall_table(scores: dict[str, list[Scores]], memorisation: pd.DataFrame) -
 
 
 def by_type_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
-    """Average scores by type over resamples."""
-    tables = {name: pd.concat([one.by_type for one in of_resamples]) for name, of_resamples in scores.items()}
+    """Average the scores of each type over resamples."""
+    tables = {name: pd.concat([scored.by_type for scored in resampled]) for name, resampled in scores.items()}
     return pd.concat(tables, names=["set", "cell_type"]).groupby(["set", "cell_type"], sort=False).mean()
 
 
 def by_population_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
-    """Average scores by sub-population over resamples; no rows where no sub-populations are known."""
+    """Average the scores of each sub-population over resamples; empty if unknown."""
     numbers, keys = ["n_cells", "n_test"], ["cell_type", "sub_population", "set"]
     tables = [
-        one.by_population.rename_axis("sub_population").reset_index().assign(set=name, n_resamples=len(of_resamples))
-        for name, of_resamples in scores.items()
-        for one in of_resamples
+        scored.by_population.rename_axis("sub_population").reset_index().assign(set=name, n_resamples=len(resampled))
+        for name, resampled in scores.items()
+        for scored in resampled
     ]
     columns = [*keys, *numbers, *GROUP_SCORES]
     rows = pd.concat([table for table in tables if len(table)] or tables[:1])
     by = rows.groupby(keys, sort=False)
     table = by.mean()
-    table[numbers] = by[numbers].sum().div(table["n_resamples"], axis=0)  # also of resamples that have no such cells
+    table[numbers] = by[numbers].sum().div(table["n_resamples"], axis=0)  # resamples without such cells count as 0
     return table.reset_index()[columns].sort_values("sub_population", kind="stable", ignore_index=True)
 
 
 def n_cells_table(sets: Mapping[str, TypedCells], cell_types: pd.Index | None = None) -> pd.DataFrame:
-    """Count cells by type: of ``cell_types``, or of all with those of most test cells first."""
+    """Count the cells of each type, cell types x sets.
+
+    Rows are ``cell_types``; by default all types, most test cells first.
+    """
     table = (
         pd.DataFrame({name: cells.n_by_type for name, cells in sets.items()}, index=cell_types).fillna(0).astype(int)
     )
@@ -309,7 +327,7 @@ def n_cells_table(sets: Mapping[str, TypedCells], cell_types: pd.Index | None = 
 
 
 def gene_statistics_table(matched: dict[str, tuple[Cells, Cells]], names: GeneNames) -> pd.DataFrame:
-    """List the statistics of each gene in each set, and in as many test cells."""
+    """Tabulate the statistics of each gene in each set, and in matched test cells."""
     tables = []
     for name, (query, test) in matched.items():
         columns = {"set": name, "gene": names.index}
@@ -322,7 +340,10 @@ def gene_statistics_table(matched: dict[str, tuple[Cells, Cells]], names: GeneNa
 def fold_change_table(
     matched: dict[str, tuple[Cells, Cells]], markers: dict[str, np.ndarray], genes: pd.Index
 ) -> pd.DataFrame:
-    """List the log fold changes of the markers of each type, but rare ones, in each set and in as many test cells."""
+    """Tabulate log fold changes of markers in each set and matched test cells.
+
+    Rare types are left out.
+    """
     tables = []
     for name, (query, test) in matched.items():
         for cell_type, changes in marker_fold_changes(query, test, markers, fewest=MIN_CELLS_FOR_MEANS).items():
@@ -339,7 +360,7 @@ def fold_change_table(
 
 
 def score_rows(evaluation: Evaluation) -> pd.DataFrame:
-    """List the scores by type, a row for each type and set; rows of types that were not compared are empty."""
+    """Tabulate the scores of each type and set; NaN if not compared."""
     index = pd.MultiIndex.from_product([evaluation.n_cells.index, evaluation.sets], names=["cell_type", "set"])
     scores = evaluation.by_type.swaplevel().reindex(index)
     numbers = evaluation.n_cells[["test", "train"]].add_prefix("n_")
@@ -348,13 +369,16 @@ def score_rows(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def score_table(overall: pd.DataFrame) -> str:
-    """Format the known overall scores as a table to print, without what chance gives to them."""
-    by_chance = overall.index.str.endswith(("_chance", "_skewness"))
-    return str(overall[~by_chance].dropna(how="all").to_string(float_format="{:.3f}".format))
+    """Format overall scores for printing, without their null deviation and skewness."""
+    is_null = overall.index.str.endswith(("_chance", "_skewness"))
+    return str(overall[~is_null].dropna(how="all").to_string(float_format="{:.3f}".format))
 
 
 def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
-    """Return lines to print: the verdict on all cells of a set, and its types by their verdicts, the best first."""
+    """Write the verdict on a set, then its types by verdict, as lines.
+
+    The best verdict comes first.
+    """
     verdicts = evaluation.verdicts_by_type(name)
     lines = [evaluation.verdict(name).text]
     if evaluation.modalities is not None:
@@ -362,7 +386,7 @@ def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
         lines += [f"{key}: forest AUC {row[name]:.2f} (real cells {row[FLOOR]:.2f})" for key, row in aucs.iterrows()]
     if len(verdicts) == 1:
         return lines
-    for label in dict.fromkeys(one.label for one in sorted(verdicts.values(), key=lambda one: one.grade)):
-        cell_types = [cell_type for cell_type, one in verdicts.items() if one.label == label]
+    for label in dict.fromkeys(each.label for each in sorted(verdicts.values(), key=lambda each: each.grade)):
+        cell_types = [cell_type for cell_type, each in verdicts.items() if each.label == label]
         lines.append(f"{label}: {abbreviated(cell_types, n_shown=5)}")
     return lines

@@ -1,4 +1,4 @@
-"""Statistics of genes, log fold changes of marker genes, and genes that differ between cell types by five tests."""
+"""Statistics of genes, log fold changes of markers, and tests between cell types."""
 
 import warnings
 from dataclasses import dataclass
@@ -19,14 +19,17 @@ GENE_TESTS = {
     "dp": "differentially detected",
     "bd": "bimodal",
 }
-N_VARIABLE = 100  # genes whose correlations are compared
-PSEUDOCOUNT = 1.0  # CP10k, added to means whose ratio is taken
-FALSE_DISCOVERIES = 0.1  # rate below which a gene differs, as in SimBench
-BIMODAL = 0.3  # difference of means in standard deviations from which a gene is bimodal, as in SimBench
+N_VARIABLE = 100  # genes in the comparison of gene-gene correlations
+PSEUDOCOUNT = 1.0  # CP10k, added to both means of a fold change
+FALSE_DISCOVERIES = 0.1  # false discovery rate of the tests, as in SimBench
+BIMODAL = 0.3  # minimum difference of means of a bimodal gene, in standard deviations, as in SimBench
 
 
 def gene_statistics(query: Cells, test: Cells) -> dict[str, Agreement]:
-    """Compare mean and variance of ``log1p(CP10k)``, and the share of cells without a count, of each gene."""
+    """Compare mean, variance and zero fraction of each gene.
+
+    Mean and variance are of ``log1p(CP10k)``.
+    """
     mean_query, variance_query = mean_variance_axis(query.expression, axis=0)
     mean_test, variance_test = mean_variance_axis(test.expression, axis=0)
     return {
@@ -37,39 +40,45 @@ def gene_statistics(query: Cells, test: Cells) -> dict[str, Agreement]:
 
 
 def zero_fraction(cells: Cells) -> np.ndarray:
-    """Share of the cells without a count, by gene."""
+    """Compute the share of cells without counts, by gene."""
     return 1 - np.asarray((cells.counts > 0).mean(axis=0)).ravel()
 
 
 def variable_genes(cells: Cells) -> np.ndarray:
-    """Column indices of the genes of largest variance."""
+    """Select the genes with the largest variance, as column indices."""
     variance = mean_variance_axis(cells.expression, axis=0)[1]
     return np.argsort(-variance, kind="stable")[:N_VARIABLE]
 
 
 def gene_pairs(query: Cells, test: Cells, genes: np.ndarray) -> Agreement:
-    """Compare the Pearson correlations over cells of all pairs of ``genes`` that vary in both sets."""
-    of_query, of_test = (correlations(cells.expression[:, genes].toarray().T) for cells in (query, test))
-    vary = np.isfinite(of_query) & np.isfinite(of_test)
-    return Agreement(of_query[vary], of_test[vary])
+    """Compare the gene-gene correlations of ``genes`` that vary in both sets."""
+    query_r, test_r = (correlations(cells.expression[:, genes].toarray().T) for cells in (query, test))
+    is_known = np.isfinite(query_r) & np.isfinite(test_r)
+    return Agreement(query_r[is_known], test_r[is_known])
 
 
 def correlations(rows: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each pair of rows; NaN where a row is constant."""
+    """Compute Pearson correlations of all pairs of rows; NaN for constant rows."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.corrcoef(rows)[np.triu_indices(len(rows), k=1)])
 
 
 def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
-    """Kolmogorov-Smirnov distance of two samples of numbers, in [0, 1], without SciPy's p-value, which takes long."""
+    """Compute the Kolmogorov-Smirnov distance of two samples, in [0, 1].
+
+    Faster than SciPy, which also computes a p-value.
+    """
     values = np.concatenate([query, test])
-    of_query, of_test = (np.searchsorted(np.sort(of), values, side="right") / len(of) for of in (query, test))
-    return float(np.abs(of_query - of_test).max())
+    query_cdf, test_cdf = (np.searchsorted(np.sort(x), values, side="right") / len(x) for x in (query, test))
+    return float(np.abs(query_cdf - test_cdf).max())
 
 
 def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
-    """Column indices of up to ``n_genes`` genes that are higher in each type than in all others, by scanpy's t-test."""
-    import scanpy as sc  # late, as it takes a second to import
+    """Select up to ``n_genes`` markers of each type by scanpy's t-test.
+
+    Markers are higher in the type than in all other cells. Returns column indices by cell type.
+    """
+    import scanpy as sc  # takes a second to import
 
     if len(cells.n_by_type) < 2:
         return {}
@@ -85,7 +94,10 @@ def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
 
 
 def log_fold_changes(cells: Cells, cell_types: list[str]) -> np.ndarray:
-    """Log2 fold changes of mean CP10k between each type and all other cells, types x genes."""
+    """Compute log2 fold changes between each type and all other cells.
+
+    Fold changes are of mean CP10k, types x genes.
+    """
     is_type = (cells.cell_type == np.array(cell_types)[:, None]).astype(np.float32)
     n_cells = is_type.sum(axis=1, keepdims=True)
     inside = is_type @ cells.cp10k
@@ -96,34 +108,34 @@ def log_fold_changes(cells: Cells, cell_types: list[str]) -> np.ndarray:
 def marker_fold_changes(
     query: Cells, test: Cells, markers: dict[str, np.ndarray], *, fewest: int = MIN_CELLS_OF_TYPE
 ) -> dict[str, Agreement]:
-    """Compare the fold changes of each type's markers, for types of at least ``fewest`` query cells."""
+    """Compare fold changes of markers, by type with at least ``fewest`` query cells."""
     cell_types = [cell_type for cell_type in query.types(fewest=fewest) if cell_type in markers]
     if not cell_types:
         return {}
-    of_query, of_test = log_fold_changes(query, cell_types), log_fold_changes(test, cell_types)
+    query_log2, test_log2 = log_fold_changes(query, cell_types), log_fold_changes(test, cell_types)
     return {
-        cell_type: Agreement(of_query[i, markers[cell_type]], of_test[i, markers[cell_type]])
+        cell_type: Agreement(query_log2[i, markers[cell_type]], test_log2[i, markers[cell_type]])
         for i, cell_type in enumerate(cell_types)
     }
 
 
 def pooled_fold_changes(query: Cells, test: Cells, markers: dict[str, np.ndarray]) -> Agreement:
-    """Compare the fold changes of the markers of all types, but rare ones, as one set of points."""
+    """Compare fold changes of markers, pooled over all but rare types."""
     return Agreement.pooled(marker_fold_changes(query, test, markers, fewest=MIN_CELLS_FOR_MEANS).values())
 
 
 @dataclass(frozen=True)
 class OrderedValues:
-    """Values above zero of ``log1p(CP10k)``, gene after gene and in ascending order; most values are zeros."""
+    """Non-zero values of ``log1p(CP10k)``, sorted by gene and value."""
 
-    gene: np.ndarray  # indices of the gene and of the cell of each value
-    cell: np.ndarray
-    start: np.ndarray  # where the values of each gene start, and the number of all
-    is_last: np.ndarray  # whether a value is the last of equal values of a gene
+    gene: np.ndarray  # gene index of each value
+    cell: np.ndarray  # cell index of each value
+    start: np.ndarray  # index of the first value of each gene, then the number of values
+    is_last: np.ndarray  # whether a value is the last of its ties within a gene
 
     @classmethod
     def from_cells(cls, cells: Cells) -> "OrderedValues":
-        """Order the values of all genes."""
+        """Sort the values of all genes."""
         columns = cells.expression.tocsc()
         columns.eliminate_zeros()
         gene = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
@@ -135,16 +147,19 @@ class OrderedValues:
 
 
 def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Score and p-value of each gene, by group of cells against all others, corrected for ties, by scanpy."""
-    import scanpy as sc  # late, as it takes a second to import
+    """Test each group of cells against all others, by scanpy's Wilcoxon test.
+
+    Ties are corrected. Returns scores and p-values of the genes, by group.
+    """
+    import scanpy as sc  # takes a second to import
 
     adata = AnnData(cells.expression, obs={"group": pd.Categorical(cells.cell_type)})
-    with warnings.catch_warnings(action="ignore"):  # of fragmented tables, and of fold changes, which are not used
+    with warnings.catch_warnings(action="ignore"):  # on fragmented tables and unused fold changes
         sc.tl.rank_genes_groups(adata, "group", groups=groups, method="wilcoxon", tie_correct=True)
-    found, tested = adata.uns["rank_genes_groups"], {}
+    result, tested = adata.uns["rank_genes_groups"], {}
     for group in groups:
-        order = np.argsort(found["names"][group].astype(int))
-        tested[group] = found["scores"][group][order].astype(float), found["pvals"][group][order]
+        order = np.argsort(result["names"][group].astype(int))
+        tested[group] = result["scores"][group][order].astype(float), result["pvals"][group][order]
     return tested
 
 
@@ -152,28 +167,28 @@ def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.
 
 
 def compare_genes(query: Cells, test: Cells, labels: list[str]) -> dict[str, dict[str, float]]:
-    """Compare the genes that differ between a cell type and all others, by type and property.
+    """Compare the genes that differ between a cell type and all others.
 
-    ``*_share`` is the absolute difference of the shares of genes that differ; ``*_overlap`` is one minus the number of
-    genes that differ in both over the number that differ in either.
+    Results are by type and property: ``*_share`` is the absolute difference of the shares of genes that differ;
+    ``*_overlap`` is the Jaccard distance between the two sets of genes.
     """
     compared: dict[str, dict[str, float]] = {label: {} for label in labels}
-    of_query, of_test = genes_that_differ(query, labels), genes_that_differ(test, labels)
-    for label, found in compared.items():
+    by_query, by_test = genes_that_differ(query, labels), genes_that_differ(test, labels)
+    for label, differences in compared.items():
         for name in GENE_TESTS:
-            one, other = of_query[label][name], of_test[label][name]
-            either = (one | other).sum()
-            found[f"{name}_share"] = float(abs(one.mean() - other.mean()))
-            found[f"{name}_overlap"] = float(1 - (one & other).sum() / either) if either else float("nan")
+            in_query, in_test = by_query[label][name], by_test[label][name]
+            either = (in_query | in_test).sum()
+            differences[f"{name}_share"] = float(abs(in_query.mean() - in_test.mean()))
+            differences[f"{name}_overlap"] = float(1 - (in_query & in_test).sum() / either) if either else float("nan")
     return compared
 
 
 def genes_that_differ(cells: Cells, labels: list[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Masks of the genes that differ between each cell type and all others, by type and test.
+    """Test which genes differ between each cell type and all others.
 
-    The five tests of SimBench, Cao et al. 2021, https://doi.org/10.1038/s41467-021-27130-w.
+    Returns masks of genes, by type and test. The five tests are from SimBench, Cao et al. 2021, https://doi.org/10.1038/s41467-021-27130-w.
     """
-    ordered, found = OrderedValues.from_cells(cells), {}
+    ordered, masks = OrderedValues.from_cells(cells), {}
     for label in labels:
         is_type = cells.cell_type == label
         inside, outside = (Moments.of(cells, np.flatnonzero(rows)) for rows in (is_type, ~is_type))
@@ -183,49 +198,52 @@ def genes_that_differ(cells: Cells, labels: list[str]) -> dict[str, dict[str, np
             "dd": ks_test(ordered, is_type),
             "dp": chi_squared(inside, outside),
         }
-        found[label] = {name: adjusted(p) < FALSE_DISCOVERIES for name, p in p_values.items()}
-        found[label]["bd"] = bimodality(inside, outside) > BIMODAL
-    return found
+        masks[label] = {name: adjusted(p) < FALSE_DISCOVERIES for name, p in p_values.items()}
+        masks[label]["bd"] = bimodality(inside, outside) > BIMODAL
+    return masks
 
 
 def adjusted(p_values: np.ndarray) -> np.ndarray:
-    """Adjust p-values for their number (Benjamini and Hochberg 1995); missing ones remain missing, and do not count."""
-    found, known = np.full(len(p_values), np.nan), ~np.isnan(p_values)
-    if known.any():
-        found[known] = false_discovery_control(p_values[known])
-    return found
+    """Adjust p-values by Benjamini and Hochberg (1995), ignoring NaN."""
+    q_values, is_known = np.full(len(p_values), np.nan), ~np.isnan(p_values)
+    if is_known.any():
+        q_values[is_known] = false_discovery_control(p_values[is_known])
+    return q_values
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Number of cells, and mean, unbiased variance and number of cells with counts of each gene."""
+    """Number of cells, and statistics of each gene."""
 
     n_cells: int
     mean: np.ndarray
-    variance: np.ndarray
-    n_detected: np.ndarray
+    variance: np.ndarray  # unbiased
+    n_detected: np.ndarray  # cells with counts
 
     @classmethod
     def of(cls, cells: Cells, rows: np.ndarray) -> "Moments":
-        """Compute the moments of ``log1p(CP10k)`` over some of the cells."""
+        """Compute the statistics of ``log1p(CP10k)`` in the cells at ``rows``."""
         expression = cells.expression[rows]
         mean, variance = mean_variance_axis(expression, axis=0)
         n_cells = expression.shape[0]
         return cls(n_cells, mean, variance * n_cells / (n_cells - 1), expression.getnnz(axis=0))
 
 
-# ---- p-values by gene; SciPy's functions of these tests take genes one by one, or the cells of all genes in full
+# ---- p-values by gene; SciPy would loop over genes, or need dense matrices
 
 
 def welch(inside: Moments, outside: Moments) -> np.ndarray:
-    """P-values of the t-test with unequal variances; NaN for constant genes."""
+    """Compute p-values of Welch's t-test; NaN for constant genes."""
     moments = [(side.mean, np.sqrt(side.variance), side.n_cells) for side in (inside, outside)]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue)
 
 
 def bartlett(inside: Moments, outside: Moments) -> np.ndarray:
-    """P-values of Bartlett's test of equal variances; NaN for genes that are constant on one side."""
+    """Compute p-values of Bartlett's test of equal variances.
+
+    NaN for genes that are constant on either side.
+    """
     degrees = np.array([inside.n_cells - 1, outside.n_cells - 1])
     variances = np.stack([inside.variance, outside.variance])
     pooled = degrees @ variances / degrees.sum()
@@ -236,7 +254,10 @@ def bartlett(inside: Moments, outside: Moments) -> np.ndarray:
 
 
 def chi_squared(inside: Moments, outside: Moments) -> np.ndarray:
-    """P-values of the chi-squared test of the shares of cells with counts; NaN where all cells have, or none."""
+    """Compute p-values of the chi-squared test of detection rates.
+
+    NaN for genes detected in all cells, or in no cell.
+    """
     n_cells = np.array([inside.n_cells, outside.n_cells])
     detected = np.stack([inside.n_detected, outside.n_detected])
     share = detected.sum(axis=0) / n_cells.sum()
@@ -246,11 +267,11 @@ def chi_squared(inside: Moments, outside: Moments) -> np.ndarray:
 
 
 def ks_test(values: OrderedValues, is_inside: np.ndarray) -> np.ndarray:
-    """Asymptotic p-values of the Kolmogorov-Smirnov test of some cells against the others."""
+    """Compute asymptotic Kolmogorov-Smirnov p-values of masked cells against the rest."""
     n_inside, n_outside = int(is_inside.sum()), int((~is_inside).sum())
     weight = np.where(is_inside, 1 / n_inside, -1 / n_outside)[values.cell]
     total = np.concatenate([[0], np.cumsum(weight)])
-    at_zero = -np.diff(total[values.start])  # as all shares together are 0
+    at_zero = -np.diff(total[values.start])  # weights sum to 0 over all cells
     difference = np.abs(total[1:] - total[values.start[:-1]][values.gene] + at_zero[values.gene])[values.is_last]
     distance = np.abs(at_zero)
     np.maximum.at(distance, values.gene[values.is_last], difference)
@@ -258,7 +279,10 @@ def ks_test(values: OrderedValues, is_inside: np.ndarray) -> np.ndarray:
 
 
 def bimodality(inside: Moments, outside: Moments) -> np.ndarray:
-    """Difference of means over the standard deviation within both; 0 for constant genes."""
+    """Compute the difference of means in pooled standard deviations.
+
+    0 for constant genes.
+    """
     n_cells = np.array([inside.n_cells, outside.n_cells])
     spread = np.sqrt(n_cells @ np.stack([inside.variance, outside.variance]) / n_cells.sum())
     difference = np.abs(inside.mean - outside.mean)

@@ -1,4 +1,4 @@
-"""Cells of several modalities: how each, and all together, are distinguished from real ones, and correlate."""
+"""Scores of cells with several modalities, and the joint UMAP."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ from bdm.evaluation.metrics import (
 from bdm.evaluation.scores import auc
 
 ALL = "all"  # all modalities together
-N_COMPONENTS = 30  # of a modality
-N_FEATURES, N_RELATED = 200, 50  # features whose correlations are compared, and the most related genes of each
+N_COMPONENTS = 30  # per modality
+N_FEATURES, N_RELATED = 200, 50  # features to correlate with genes, and most related genes per feature
 
 
 def modality_scores(resamples: Sequence[ResampledCells], var: pd.DataFrame, *, most: int) -> pd.DataFrame:
-    """Score the sets of resamples, (modality, score) x sets, averaged over resamples.
+    """Score each modality, and all together, averaged over resamples.
 
-    - ``forest_auc``: by a random forest on components of each modality: principal components of log1p(CP10k) of genes
-      and of log1p of protein counts, and of peaks by latent semantic indexing; ``all`` has the components of all;
-    - ``feature_auc``: by logistic regression on all features;
-    - ``gene_correlation``, ``gene_slope``: correlations of each protein, or of the 200 commonest peaks, with the 50
-      genes most related to it in test cells, and with the gene of its name, if there is one: Pearson correlation with
-      those of test cells, and slope on them.
+    Returns (modality, score) x sets:
+
+    - ``forest_auc``: AUC of a random forest on the components of a modality; ``all`` has all components. Components are
+      principal components of log1p(CP10k) for genes and of log1p counts for proteins, and latent semantic indexing for
+      peaks;
+    - ``feature_auc``: AUC of logistic regression on all features;
+    - ``gene_correlation``, ``gene_slope``: agreement of the correlations between features and genes with test cells, as
+      Pearson correlation and slope. Features are the 200 most frequent proteins or peaks; genes are the 50 most related
+      to each feature in test cells, and the gene with its name.
     """
     modalities, rows = modalities_of(var), []
     for resample, name, cells in with_progress(resamples, doing="scoring modalities"):
@@ -49,14 +52,13 @@ def modality_scores(resamples: Sequence[ResampledCells], var: pd.DataFrame, *, m
 def score_pair(
     query: Cells, test: Cells, modalities: Sequence[Modality], var: pd.DataFrame, *, seed: int
 ) -> dict[tuple[str, str], float]:
-    """Score query cells by as many test cells."""
+    """Score query cells against as many test cells."""
     scores, components = {}, []
     for modality in modalities:
-        both = values_of(sparse.vstack([query.counts, test.counts], format="csr")[:, modality.features], modality)
-        found = components_of(both, seed=seed)
-        components.append(found)
-        scores[modality.name, "forest_auc"] = auc_of(forest(seed=seed), found, len(query), seed=seed)
-        scores[modality.name, "feature_auc"] = auc_of(linear_classifier(), both, len(query), seed=seed)
+        values = values_of(sparse.vstack([query.counts, test.counts], format="csr")[:, modality.features], modality)
+        components.append(components_of(values, seed=seed))
+        scores[modality.name, "forest_auc"] = auc_of(forest(seed=seed), components[-1], len(query), seed=seed)
+        scores[modality.name, "feature_auc"] = auc_of(linear_classifier(), values, len(query), seed=seed)
         if modality.kind != RNA:
             agreement = gene_correlations(query, test, modalities[0], modality, var)
             scores[modality.name, "gene_correlation"] = agreement.correlation
@@ -66,12 +68,15 @@ def score_pair(
 
 
 def auc_of(classifier: object, values: np.ndarray | sparse.csr_matrix, n_query: int, *, seed: int) -> float:
-    """AUC with which a classifier distinguishes the first ``n_query`` cells from the others."""
+    """Compute the AUC of the first ``n_query`` cells against the rest."""
     return auc(*cross_validated_probabilities(classifier, values[:n_query], values[n_query:], seed=seed))
 
 
 def values_of(counts: sparse.csr_matrix, modality: Modality) -> sparse.csr_matrix:
-    """Values of cells by which they are compared: log1p(CP10k), log1p, or TF-IDF of peaks (Stuart et al. 2021)."""
+    """Transform counts: log1p(CP10k) of genes, log1p of proteins, TF-IDF of peaks.
+
+    TF-IDF as in Stuart et al. 2021.
+    """
     if not modality.normalised:
         return counts.log1p()
     detected = counts.sign() if modality.kind == "atac" else counts
@@ -84,17 +89,20 @@ def values_of(counts: sparse.csr_matrix, modality: Modality) -> sparse.csr_matri
 
 
 def components_of(values: sparse.csr_matrix, *, seed: int) -> np.ndarray:
-    """Principal components, scaled such that the first has the variance 1, so that modalities count alike."""
+    """Compute principal components, scaled so that modalities have equal weight.
+
+    The largest standard deviation is 1. Few features are scaled without PCA.
+    """
     if values.shape[1] <= N_COMPONENTS:
-        found = values.toarray()
+        components = values.toarray()
     else:
-        found = fitted_pca(values, n_components=N_COMPONENTS, seed=seed).transform(values)
-    return np.asarray(found / max(found.std(axis=0).max(), np.finfo(float).tiny))
+        components = fitted_pca(values, n_components=N_COMPONENTS, seed=seed).transform(values)
+    return np.asarray(components / max(components.std(axis=0).max(), np.finfo(float).tiny))
 
 
 @using_threads()
 def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """Embed the cells of all sets together, by all modalities, as :attr:`Evaluation.embedding` describes."""
+    """Compute a joint UMAP of all sets and modalities, see :attr:`Evaluation.embedding`."""
     cells = list(sets.values())
     if has_modalities(var):
         counts = sparse.vstack([each.counts for each in cells], format="csr")
@@ -112,32 +120,38 @@ def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd
 
 
 def gene_correlations(query: Cells, test: Cells, rna: Modality, modality: Modality, var: pd.DataFrame) -> Agreement:
-    """Correlations of features with genes, in query cells and in test cells."""
+    """Compare correlations between features and genes in query and test cells."""
     n_cells = np.asarray((test.counts[:, modality.features] > 0).sum(axis=0)).ravel()
     chosen = modality.features.start + np.sort(np.argsort(-n_cells, kind="stable")[:N_FEATURES])
-    of_query, of_test = (
+    query_r, test_r = (
         cross_correlations(*(values_of(cells.counts[:, part], modality).toarray() for part, modality in parts))
         for cells in (query, test)
         for parts in [((chosen, modality), (np.arange(rna.features.stop), rna))]
     )
-    related = np.argsort(-np.abs(np.nan_to_num(of_test)), axis=1, kind="stable")[:, :N_RELATED]
-    is_chosen = np.zeros(of_test.shape, dtype=bool)
+    related = np.argsort(-np.abs(np.nan_to_num(test_r)), axis=1, kind="stable")[:, :N_RELATED]
+    is_chosen = np.zeros(test_r.shape, dtype=bool)
     np.put_along_axis(is_chosen, related, True, axis=1)
     for row, gene in own_genes(var.index[chosen], modality, var.index[rna.features]).items():
         is_chosen[row, gene] = True
-    is_chosen &= np.isfinite(of_query) & np.isfinite(of_test)
-    return Agreement(of_query[is_chosen], of_test[is_chosen])
+    is_chosen &= np.isfinite(query_r) & np.isfinite(test_r)
+    return Agreement(query_r[is_chosen], test_r[is_chosen])
 
 
 def own_genes(features: pd.Index, modality: Modality, genes: pd.Index) -> Mapping[int, int]:
-    """Column of the gene of each protein whose name, or its first part as in ``CD4_TotalSeqB``, is that of a gene."""
+    """Find the gene with the same name as each protein, as row and column.
+
+    Suffixes, as in ``CD4_TotalSeqB``, are ignored.
+    """
     column = {str(gene).upper(): number for number, gene in enumerate(genes)}
     names = features.str.removeprefix(modality.prefix).str.partition("_").get_level_values(0).str.upper()
     return {row: column[name] for row, name in enumerate(names) if name in column}
 
 
 def cross_correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each column of ``left`` with each of ``right``; NaN where one is constant."""
+    """Correlate each column of ``left`` with each column of ``right``.
+
+    NaN for constant columns.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         left, right = ((values - values.mean(axis=0)) / values.std(axis=0) for values in (left, right))
         return np.asarray(left.T @ right / len(left))

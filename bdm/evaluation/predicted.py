@@ -1,4 +1,4 @@
-"""Evaluation of predicted cells of a condition, by any method: scores between those of real and of unchanged cells."""
+"""Evaluation of cells that any method predicted for a condition."""
 
 from __future__ import annotations
 
@@ -33,36 +33,37 @@ from bdm.settings import PredictedEvaluationSettings
 logger = logging.getLogger(__name__)
 
 DEFAULTS = PredictedEvaluationSettings()
-PREDICTED, COMMON_RESPONSE = "predicted", "common_response"  # sets of cells, with the floor and unchanged cells
+PREDICTED, COMMON_RESPONSE = "predicted", "common_response"  # sets of cells, besides the floor and unchanged cells
 TOP, ALL = "top", "all"  # genes
-POOLED = "cells of all types"  # in place of a cell type, where no column of cell types is named
+POOLED = "cells of all types"  # label of all cells without a column of cell types
 COUNTS, LOG_NORMALISED = "raw counts", "log-normalised values"
 MIN_CELLS = {"control": 2 * MIN_CELLS_FOR_MEANS, "real": 2 * MIN_CELLS_FOR_MEANS, "predicted": MIN_CELLS_FOR_MEANS}
-MAX_LOG = 20  # largest value that is taken for log-normalised; log1p of a million is 14
-MAX_SCALE = 1.5  # ratio of totals above which cells are not on one scale
-LEVEL = 0.01  # probability with which chance makes cells of one distribution appear to respond
+MAX_LOG = 20  # maximum of log-normalised values; log1p of a million is 14
+MAX_SCALE = 1.5  # maximum ratio of totals on one scale
+LEVEL = 0.01  # false positive rate of the test for a response
 
 
 @dataclass(frozen=True, repr=False)
 class PredictedEvaluation(Result):
-    """Scores of predicted cells of a condition, averaged over random halves of the real cells.
+    """Scores of predicted cells of a condition, averaged over repeats.
+
+    Each repeat splits the real cells at random into halves.
 
     Attributes
     ----------
     scores
-        (cell_type, set, genes) x ``n_cells`` and scores, see :func:`bdm.evaluation.predicted.score`. Sets are the
+        (cell_type, set, genes) x ``n_cells`` and scores, see :func:`bdm.evaluation.predicted.score`. Sets are
         ``floor`` (half of the real cells), ``predicted``, ``common_response`` (control cells, shifted by the mean
-        change of other types; absent if ``control`` and ``real`` have no other types), and ``unchanged`` control cells.
-        Genes are ``top``, which change most, or ``all``. Without a column of cell types, the only type is
-        ``cells of all types``.
+        change of other types; absent without other types), and ``unchanged`` (control cells). Genes are ``top`` (those
+        that change most) or ``all``. Without a column of cell types, the only type is ``cells of all types``.
     n_top_genes
         Number of the top genes.
     values
-        What ``X`` of each file was taken as: raw counts or log-normalised values.
+        Whether ``X`` of each file was read as raw counts or log-normalised values.
     without_response
-        Types whose real cells are as near to control cells as chance allows, by the energy distance on all genes.
+        Types without a significant response of real cells, by the energy distance on all genes.
     provenance
-        Version, packages, seed, settings, and checksums of the evaluated files.
+        Version, packages, seed, settings, and checksums of the files.
     """
 
     kind = "predicted"
@@ -78,27 +79,33 @@ class PredictedEvaluation(Result):
 
     @property
     def overall(self) -> pd.DataFrame:
-        """Means over cell types, (genes, score) x sets."""
+        """Scores averaged over cell types, (genes, score) x sets."""
         means = self.scores.drop(columns="n_cells").groupby(["genes", "set"], sort=False).mean()
         tables = {genes: means.loc[genes].T.dropna(how="all") for genes in (TOP, ALL)}
         return pd.concat(tables, names=["genes", "score"])
 
     @property
     def positions(self) -> pd.DataFrame:
-        """Place of the E-distance on the top genes from the floor, 0, to unchanged cells, 1, cell types x sets."""
+        """E-distances on the top genes, rescaled, cell types x sets.
+
+        The floor is 0, and unchanged cells are 1.
+        """
         distances = self.scores["edistance"].xs(TOP, level="genes").unstack("set")
         return distances.apply(position_of, axis=1)[list(self.scores.index.unique("set"))]
 
     @property
     def verdict(self) -> str:
-        """How far the predicted cells are from real cells, compared with unchanged cells, in one sentence."""
+        """Summary of the E-distance of predicted cells, in one sentence."""
         if len(self.without_response) == len(self.positions):
             return (
                 "there is no response to predict: real cells of the condition are as near to control cells as by chance"
             )
         distances = self.overall.loc[(TOP, "edistance")]
-        places, by_type = position_of(distances), self.positions[PREDICTED].drop([*self.without_response]).sort_values()
-        shown = {name: f"{max(place, 0):.0%}" for name, place in places.items()}
+        positions, by_type = (
+            position_of(distances),
+            self.positions[PREDICTED].drop([*self.without_response]).sort_values(),
+        )
+        shown = {name: f"{max(position, 0):.0%}" for name, position in positions.items()}
         lowest, highest = (f"{max(by_type.iloc[i], 0):.0%} ({by_type.index[i]})" for i in (0, -1))
         parts = [
             f"E-distance {distances[PREDICTED]:.2f} on the {self.n_top_genes} genes that change most",
@@ -118,7 +125,7 @@ class PredictedEvaluation(Result):
 
 
 def position_of(distances: pd.Series) -> pd.Series:
-    """Place the distances of sets between the floor's, 0, and that of unchanged cells, 1."""
+    """Rescale the distances of sets: 0 for the floor, 1 for unchanged cells."""
     return (distances - distances[FLOOR]) / (distances[UNCHANGED] - distances[FLOOR])
 
 
@@ -132,12 +139,12 @@ def evaluate_predicted(
     *,
     seed: int = 0,
 ) -> PredictedEvaluation:
-    """Compare predicted cells of a condition, of any method, with real cells of it, and with unchanged control cells.
+    """Compare predicted cells of a condition with real and with unchanged cells.
 
-    Counts are normalised to ``log1p(CP10k)`` over the genes that all three have; log-normalised values are taken as
-    they are. The types of ``predicted`` are compared: in each repeat, real cells are divided at random into two halves,
-    one of which all sets are compared with. Sets have the same number of cells: at most those of the other half, of
-    half of the control cells, and of the predicted cells.
+    Counts are normalised to ``log1p(CP10k)`` over the common genes; log-normalised values are used as they are. Each
+    repeat splits the real cells of a type at random into two halves: the first is the reference, and the second is the
+    floor. All sets have the same number of cells: the smallest of the second half, half of the control cells, and the
+    predicted cells.
 
     Parameters
     ----------
@@ -146,29 +153,38 @@ def evaluate_predicted(
     real
         Real cells in the condition, which the method was not fitted to.
     predicted
-        Predicted cells in the condition.
+        Predicted cells in the condition; their cell types are scored.
+    settings
+        Column of cell types, number of top genes, repeats and cells.
+    seed
+        Seed of all random numbers.
+
+    Returns
+    -------
+    Scores by cell type, set and genes.
 
     Raises
     ------
     InputError
         If there are too few common genes, cells or types, or values that are neither counts nor log-normalised.
     """
-    given = {"control": rna_in(control), "real": rna_in(real), "predicted": rna_in(predicted)}
+    inputs = {"control": rna_in(control), "real": rna_in(real), "predicted": rna_in(predicted)}
     if settings.label_key is None:
         logger.warning("No column of cell types is named by `settings.label_key=`, so %s are compared as one.", POOLED)
-    cells = expressions(given, settings)
+    cells = expressions(inputs, settings)
     cell_types, rows = compared_types(cells), list[dict[str, Any]]()
     before, after = cells["control"], cells["real"]
-    of_both = sorted(before.types(fewest=MIN_CELLS["control"]) & after.types(fewest=MIN_CELLS["real"]))
-    changes = {cell_type: after.mean(cell_type) - before.mean(cell_type) for cell_type in of_both}
+    common = sorted(before.types(fewest=MIN_CELLS["control"]) & after.types(fewest=MIN_CELLS["real"]))
+    changes = {cell_type: after.mean(cell_type) - before.mean(cell_type) for cell_type in common}
     for cell_type in progress(cell_types, total=len(cell_types), doing="scoring", unit="cell type"):
-        others = [change for other, change in changes.items() if other != cell_type]
-        rows += score_type(cells, cell_type, np.mean(others, axis=0) if others else None, settings, seed=seed)
+        other_changes = [change for name, change in changes.items() if name != cell_type]
+        common_change = np.mean(other_changes, axis=0) if other_changes else None
+        rows += score_type(cells, cell_type, common_change, settings, seed=seed)
     scores = pd.DataFrame(rows).groupby(["cell_type", "set", "genes"], sort=False).mean()
     return PredictedEvaluation(
         scores=scores,
         n_top_genes=settings.n_top_genes,
-        values={name: given.kind for name, given in cells.items()},
+        values={name: normalised.kind for name, normalised in cells.items()},
         without_response=tuple(name for name in cell_types if not responds(cells, name, settings, seed=seed)),
         provenance=provenance(seed=seed, settings=asdict(settings)),
     )
@@ -179,29 +195,29 @@ def evaluate_predicted(
 
 @dataclass(frozen=True)
 class NormalisedCells:
-    """Log-normalised expression of cells of several types, and what it was computed from."""
+    """Log-normalised expression of labelled cells."""
 
     values: sparse.csr_matrix  # cells x genes
     cell_type: np.ndarray
-    kind: str
+    kind: str  # of the input: COUNTS or LOG_NORMALISED
 
     def mean(self, cell_type: str) -> np.ndarray:
-        """Mean of each gene in the cells of a type."""
+        """Compute the mean expression of a type, by gene."""
         return np.asarray(self.values[self.cell_type == cell_type].mean(axis=0)).ravel()
 
     def sampled(self, cell_type: str, *, most: int, generator: np.random.Generator) -> np.ndarray:
-        """Draw at most as many cells of a type, in random order."""
+        """Sample at most ``most`` cells of a type, in random order."""
         rows = generator.permutation(np.flatnonzero(self.cell_type == cell_type))[:most]
         return self.values[rows].toarray().astype(float)
 
     def types(self, *, fewest: int) -> set[str]:
-        """Return the types of at least as many cells."""
+        """Return the types with at least ``fewest`` cells."""
         types, numbers = np.unique(self.cell_type, return_counts=True)
         return set(types[numbers >= fewest].tolist())
 
 
 def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSettings) -> dict[str, NormalisedCells]:
-    """Take genes that all have, and bring their values to one scale."""
+    """Restrict all inputs to their common genes, and log-normalise them."""
     names = [adata.var_names for adata in cells.values()]
     for name, own in zip(cells, names, strict=True):
         if len(repeated := own[own.duplicated()]):
@@ -216,20 +232,20 @@ def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSetti
     if len(union) > len(genes):
         missing = abbreviated(union.difference(genes, sort=False))
         logger.info("%d genes are compared; not all files have %s.", len(genes), missing)
-    found = {name: expression_of(adata, name, genes, settings.label_key) for name, adata in cells.items()}
-    logger.info("X was taken as %s.", ", ".join(f"{given.kind} ({name})" for name, given in found.items()))
-    totals = {name: np.median(np.asarray(given.values.expm1().sum(axis=1))) for name, given in found.items()}
+    normalised = {name: expression_of(adata, name, genes, settings.label_key) for name, adata in cells.items()}
+    logger.info("X was taken as %s.", ", ".join(f"{part.kind} ({name})" for name, part in normalised.items()))
+    totals = {name: np.median(np.asarray(part.values.expm1().sum(axis=1))) for name, part in normalised.items()}
     for name, total in totals.items():
         if max(total, totals["control"]) > MAX_SCALE * min(total, totals["control"]):
             logger.warning(
                 "Cells of %s have %.0f counts before log1p, control cells %.0f; normalise all alike, or give counts.",
                 *(name, total, totals["control"]),
             )
-    return found
+    return normalised
 
 
 def expression_of(adata: AnnData, name: str, genes: pd.Index, label_key: str | None) -> NormalisedCells:
-    """Return counts as ``log1p(CP10k)``, and log-normalised values as they are."""
+    """Normalise counts to ``log1p(CP10k)``; keep log-normalised values."""
     if adata.X is None or not adata.n_obs:
         raise InputError(f"{name} has no cells with values in X; put raw counts or log-normalised values there.")
     values = sparse.csr_matrix(adata[:, genes].X, dtype=np.float32)
@@ -255,7 +271,7 @@ def expression_of(adata: AnnData, name: str, genes: pd.Index, label_key: str | N
 
 
 def compared_types(cells: Mapping[str, NormalisedCells]) -> list[str]:
-    """Return the types of predicted cells, if the real cells have them, and there are enough cells."""
+    """Return the predicted types with enough predicted, real and control cells."""
     types = cells["predicted"].types(fewest=1)
     for name in ("control", "real"):
         if lacking := sorted(types - cells[name].types(fewest=1)):
@@ -270,8 +286,8 @@ def compared_types(cells: Mapping[str, NormalisedCells]) -> list[str]:
         raise InputError(f"There are {few}.")
     if types - enough:
         logger.warning("Some types are not scored, as there are %s.", few)
-    if other := sorted(cells["real"].types(fewest=1) - types):
-        logger.info("Not scored, as there are no predicted cells: %s.", abbreviated(other))
+    if unpredicted := sorted(cells["real"].types(fewest=1) - types):
+        logger.info("Not scored, as there are no predicted cells: %s.", abbreviated(unpredicted))
     return sorted(enough)
 
 
@@ -281,7 +297,7 @@ def compared_types(cells: Mapping[str, NormalisedCells]) -> list[str]:
 def responds(
     cells: Mapping[str, NormalisedCells], cell_type: str, settings: PredictedEvaluationSettings, *, seed: int
 ) -> bool:
-    """Test whether real cells of the condition are further from control cells than chance allows."""
+    """Test whether real cells of the condition differ from control cells."""
     generator, most = numpy_generator(seed, cell_type), settings.max_cells_per_type
     control, real = (cells[name].sampled(cell_type, most=most, generator=generator) for name in ("control", "real"))
     pairs = PairDistances(euclidean_distances(np.concatenate([control, real])), len(control))
@@ -291,42 +307,42 @@ def responds(
 def score_type(
     cells: Mapping[str, NormalisedCells],
     cell_type: str,
-    common: np.ndarray | None,
+    common_change: np.ndarray | None,
     settings: PredictedEvaluationSettings,
     *,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    """Score the sets of one type: a row for each repeat, set and choice of genes.
+    """Score the sets of one type.
 
-    ``common_degs`` is the share of the top genes of a set that are top genes of real cells, as in scPerturBench.
+    Yields a row per repeat, set and choice of genes. ``common_degs`` is the share of top genes that a set has in common
+    with real cells, as in scPerturBench.
     """
     most, n_top = 2 * settings.max_cells_per_type, settings.n_top_genes
     for repeat in range(settings.n_repeats):
         generator = numpy_generator(seed, cell_type, repeat)
-        control, real, predicted = (
-            given.sampled(cell_type, most=most, generator=generator) for given in cells.values()
-        )
+        control, real, predicted = (part.sampled(cell_type, most=most, generator=generator) for part in cells.values())
         first, second = np.array_split(real, 2)
         n = min(len(second), len(control) // 2, len(predicted))
         sets = {FLOOR: second[:n], PREDICTED: predicted[:n]}
-        if common is not None:
-            sets[COMMON_RESPONSE] = np.maximum(control[:n] + common, 0)
+        if common_change is not None:
+            sets[COMMON_RESPONSE] = np.maximum(control[:n] + common_change, 0)
         sets[UNCHANGED] = control[:n]
-        top, top_of_half = (top_genes(given, control, n_top) for given in (real, first))
+        top, top_of_half = (top_genes(part, control, n_top) for part in (real, first))
         for name, query in sets.items():
             common_degs = len(np.intersect1d(top_genes(query, control, n_top), top_of_half)) / n_top
-            for genes, columns, known in ((TOP, top, {"common_degs": common_degs}), (ALL, slice(None), {})):
+            for genes, columns, extra in ((TOP, top, {"common_degs": common_degs}), (ALL, slice(None), {})):
                 scores = score(query[:, columns], first[:, columns], control[:, columns].mean(axis=0))
-                yield {"cell_type": cell_type, "set": name, "genes": genes, "n_cells": n, **known, **scores}
+                yield {"cell_type": cell_type, "set": name, "genes": genes, "n_cells": n, **extra, **scores}
 
 
 def score(query: np.ndarray, real: np.ndarray, control_mean: np.ndarray) -> dict[str, float]:
-    """Score cells by real cells of the condition: both cells x genes, log-normalised.
+    """Score cells against real cells of the condition, both log-normalised, cells x genes.
 
-    ``pearson_delta`` is the correlation of mean changes from control cells; ``mse`` and ``mae`` are of means;
-    ``edistance`` is the energy distance with distances of cells to themselves, so that fewer cells are further; ``mmd``
-    has a Gaussian kernel (pertpy's, with a linear kernel, is ``mse`` times the number of genes); ``direction_match`` is
-    the share of the genes that change in real cells whose predicted mean change has the same sign.
+    - ``pearson_delta``: correlation of mean changes from control cells;
+    - ``mse``, ``mae``, ``r2_mean``: agreement of means; ``r2_var``: agreement of variances;
+    - ``edistance``: energy distance with self-distances, which is larger for fewer cells;
+    - ``mmd``: with a Gaussian kernel; pertpy's, with a linear kernel, is ``mse`` times the number of genes;
+    - ``direction_match``: share of the genes that change in real cells with a predicted change of the same sign.
     """
     mean, real_mean = query.mean(axis=0), real.mean(axis=0)
     change, real_change = mean - control_mean, real_mean - control_mean
@@ -344,7 +360,7 @@ def score(query: np.ndarray, real: np.ndarray, control_mean: np.ndarray) -> dict
 
 
 def top_genes(cells: np.ndarray, control: np.ndarray, number: int) -> np.ndarray:
-    """Column indices of the genes with the largest t-statistics, in absolute value, by Welch's t-test."""
+    """Select genes by absolute t-statistic (Welch's test), as column indices."""
     with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings(action="ignore"):
         statistic = np.nan_to_num(ttest_ind(cells, control, equal_var=False).statistic)
     return np.argsort(-np.abs(statistic), kind="stable")[:number]

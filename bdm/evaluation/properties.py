@@ -1,4 +1,4 @@
-"""Properties that benchmarks of simulators compare: all of them, by which cells, and their distances to test cells."""
+"""Properties that benchmarks of simulators compare, and distances between sets."""
 
 from __future__ import annotations
 
@@ -37,28 +37,29 @@ KINDS = {
     "structure": "structure by cell type and batch",
     "use": "use in an analysis",
 }
-ALL = "all"  # the cells of a row, besides those of a cell type (LABEL)
+ALL = "all"  # group of all cells; groups of one cell type have LABEL
 TEXTS = ["property", "kind", "set", "by", "group"]
 COLUMNS = [*TEXTS, "n_cells", "value", "floor"]  # of the table of properties
-MIN_CELLS_OF_GROUP = 10  # cells; with fewer, distances are mostly noise
-MAX_GROUPS = 50  # cell types with rows of their own
-MAX_CELLS = 2000  # of either side, for what takes time that grows with the square of their number
-MAX_POINTS = 500  # of either side whose distances are taken in two dimensions
-MIN_VALUES = 5
+MIN_CELLS_OF_GROUP = 10  # with fewer cells, distances are mostly noise
+MAX_GROUPS = 50  # cell types with separate rows
+MAX_CELLS = 2000  # per side, for properties that need quadratic time
+MAX_POINTS = 500  # per side, for distances in two dimensions
+MIN_VALUES = 5  # per side
 
 
 @dataclass(frozen=True)
 class Property:
-    """One property of cells, whose distance is that of Kolmogorov and Smirnov.
+    """One property of cells, and how to compute it.
 
-    For pairs of values (``joint``) it is the energy coefficient, and for a single value (``use``) their difference.
+    Sets are compared by the Kolmogorov-Smirnov distance; pairs of values (``joint``) by the energy coefficient, and
+    single values (``use``) by their difference.
     """
 
     kind: str  # one of ``KINDS``
     name: str
-    values: Callable[[Side], Any] | None = None  # None for what compares cells by type in other ways
-    most: int | None = None  # cells of either side, drawn at random
-    by: str | None = None  # ``LABEL`` or ``BATCH``, for what compares types or batches with each other
+    values: Callable[[Side], Any] | None = None  # None if computed by :func:`distances_by_label`
+    most: int | None = None  # cells per side, sampled at random
+    by: str | None = None  # ``LABEL`` or ``BATCH``, for comparisons between types or batches
 
 
 PROPERTIES: dict[str, Property] = {
@@ -125,9 +126,10 @@ PROPERTIES: dict[str, Property] = {
 
 
 def compare_properties(resamples: Sequence[ResampledCells], genes: np.ndarray, *, most: int) -> pd.DataFrame:
-    """Compare each set with test cells, averaged over resamples: a row for each property, set and group of cells.
+    """Compare the properties of each set with test cells, averaged over resamples.
 
-    ``value`` is the distance to test cells, 0 at best, ``floor`` that of the floor; ``by`` is ``all`` or ``label``.
+    Returns a row per property, set and group of cells. ``value`` is the distance to test cells, 0 at best; ``floor`` is
+    the distance of the floor; ``by`` is ``all`` or ``label``.
     """
     rows = []
     for resample, name, cells in with_progress(resamples, doing="comparing properties"):
@@ -142,26 +144,26 @@ def compare_properties(resamples: Sequence[ResampledCells], genes: np.ndarray, *
 
 
 def no_properties() -> pd.DataFrame:
-    """Return a table without rows."""
+    """Return an empty table of properties."""
     return pd.DataFrame({name: pd.Series(dtype=object if name in TEXTS else float) for name in COLUMNS})
 
 
 def with_floor(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average over resamples, and put the values of the floor next to those of each other set."""
+    """Average over resamples, and add the value of the floor to each row."""
     keys = ["property", "by", "group"]
     means = rows.groupby(["set", *keys], sort=False)[["n_cells", "value"]].mean().reset_index()
     is_floor = means["set"] == FLOOR
     floor = means[is_floor].set_index(keys)["value"].rename("floor")
     table = means[~is_floor].join(floor, on=keys)
-    table["kind"] = table["property"].map({key: one.kind for key, one in PROPERTIES.items()})
-    order = {key: place for place, key in enumerate(PROPERTIES)}
+    table["kind"] = table["property"].map({key: each.kind for key, each in PROPERTIES.items()})
+    order = {key: position for position, key in enumerate(PROPERTIES)}
     table = table.sort_values("property", key=lambda column: column.map(order), kind="stable", ignore_index=True)
     return table[COLUMNS]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Query cells and as many test cells of each type."""
+    """Query cells and test cells, in equal numbers per type."""
 
     query: Side
     test: Side
@@ -172,11 +174,11 @@ class Group:
         """Compute joint principal components and effective library sizes of matched cells."""
         components = joint_components(query.expression, test.expression, seed=seed)
         reference = np.asarray(test.counts.sum(axis=0)).ravel()
-        one, other = (
+        query_side, test_side = (
             Side(cells, coordinates, values.effective_library_size(cells, reference), genes, seed)
             for cells, coordinates in zip((query, test), components, strict=True)
         )
-        return cls(one, other, seed)
+        return cls(query_side, test_side, seed)
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -190,25 +192,25 @@ class Group:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Cell types of enough query cells and test cells."""
+        """Cell types with enough query cells and test cells."""
         query, test = (common_names(side.labels) for side in self.sides)
         return np.intersect1d(query, test)
 
     @property
     def commonest_labels(self) -> list[str]:
-        """Those of these cell types with the most test cells."""
+        """Cell types of :attr:`labels` with the most test cells."""
         n_cells = pd.Series(self.test.labels).value_counts()[self.labels]
         return sorted(map(str, n_cells.nlargest(MAX_GROUPS).index))
 
     def select(self, label: str) -> Group:
-        """Select as many cells of one type on both sides."""
+        """Select equal numbers of cells of one type."""
         query, test = (side.among(LABEL, [label]) for side in self.sides)
         numbers = smaller_numbers(query.cells.n_by_type, test.cells.n_by_type)
         query, test = (side[sample_by_type(side.cells, numbers, seed=self.seed)] for side in (query, test))
         return replace(self, query=query, test=test)
 
     def few(self, most: int | None) -> Group:
-        """Draw ``most`` cells or fewer of either side, at random; all if it is None."""
+        """Sample at most ``most`` cells per side; None keeps all."""
         if most is None:
             return self
         query, test = (
@@ -217,22 +219,25 @@ class Group:
         return replace(self, query=query, test=test)
 
     def divided(self, by: str | None) -> tuple[Side, Side] | None:
-        """Select the cells of common types, or batches of either side; None where there are no two of them."""
+        """Select cells of frequent types or batches; None if fewer than two."""
         if by is None:
             return self.sides
         names = [self.labels if by == LABEL else common_names(side.column(by)) for side in self.sides]
-        query, test = (side.among(by, of_side) for side, of_side in zip(self.sides, names, strict=True))
+        query, test = (side.among(by, selected) for side, selected in zip(self.sides, names, strict=True))
         return (query, test) if min(map(len, names)) > 1 else None
 
 
 def common_names(column: np.ndarray) -> np.ndarray:
-    """Return the types, or batches, of at least ``MIN_CELLS_OF_GROUP`` cells."""
+    """Return the types or batches with at least ``MIN_CELLS_OF_GROUP`` cells."""
     names, n_cells = np.unique(column, return_counts=True)
     return np.asarray(names[n_cells >= MIN_CELLS_OF_GROUP])
 
 
 def by_group(whole: Group) -> Iterator[tuple[str, str, int, dict[str, float]]]:
-    """Yield what divides the cells, the name of the group, its number of cells, and its distances by property."""
+    """Compute the distances of all cells, then of each common cell type.
+
+    Yields ``by``, the name of the group, its number of cells, and distances by property.
+    """
     by_label = distances_by_label(whole)
     yield ALL, "", whole.n_cells, distances(whole) | by_label.get("", {})
     within = [kind for kind in KINDS if kind != "use"]
@@ -242,34 +247,40 @@ def by_group(whole: Group) -> Iterator[tuple[str, str, int, dict[str, float]]]:
 
 
 def distances(group: Group, *, kinds: Sequence[str] = tuple(KINDS)) -> dict[str, float]:
-    """Compare the values of query cells and of test cells, for the properties that have values."""
-    found: dict[str, float] = {}
-    chosen: dict[tuple[int | None, str | None], tuple[Side, Side] | None] = {}
-    for key, one in PROPERTIES.items():
-        if one.values is None or one.kind not in kinds or (key == "leiden" and not find_spec("igraph")):
+    """Compare query cells and test cells, for properties with values."""
+    by_property: dict[str, float] = {}
+    selected: dict[tuple[int | None, str | None], tuple[Side, Side] | None] = {}
+    for key, each in PROPERTIES.items():
+        if each.values is None or each.kind not in kinds or (key == "leiden" and not find_spec("igraph")):
             continue
-        if (one.most, one.by) not in chosen:
-            chosen[one.most, one.by] = group.few(one.most).divided(one.by)
-        if sides := chosen[one.most, one.by]:
-            query, test = one.values(sides[0]), one.values(sides[1])
-            if one.kind == "joint":
-                found[key] = energy_coefficient(query, test, seed=group.seed)
+        if (each.most, each.by) not in selected:
+            selected[each.most, each.by] = group.few(each.most).divided(each.by)
+        if sides := selected[each.most, each.by]:
+            query, test = each.values(sides[0]), each.values(sides[1])
+            if each.kind == "joint":
+                by_property[key] = energy_coefficient(query, test, seed=group.seed)
             else:
-                found[key] = float(abs(query - test)) if one.kind == "use" else ks(query, test)
-    return {key: value for key, value in found.items() if PROPERTIES[key].kind != "use" or np.isfinite(value)}
+                by_property[key] = float(abs(query - test)) if each.kind == "use" else ks(query, test)
+    return {key: value for key, value in by_property.items() if PROPERTIES[key].kind != "use" or np.isfinite(value)}
 
 
 def distances_by_label(group: Group) -> dict[str, dict[str, float]]:
-    """Compare what sets cell types apart: of each type, and of all, by the name ``""``."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for by_label in (biology(group), silhouettes(group), cell_typing(group)):
-        for label, compared in by_label.items():
-            found[label] |= compared
-    return found
+    """Compare the differences between cell types, by type and property.
+
+    The label ``""`` has the values of all types together.
+    """
+    by_label: dict[str, dict[str, float]] = defaultdict(dict)
+    for part in (biology(group), silhouettes(group), cell_typing(group)):
+        for label, by_property in part.items():
+            by_label[label] |= by_property
+    return by_label
 
 
 def biology(group: Group) -> dict[str, dict[str, float]]:
-    """Compare the genes that differ between a cell type and all others: of each type, and on average as ``""``."""
+    """Compare the genes that differ between each type and all others.
+
+    The label ``""`` has the mean over types.
+    """
     labels = [
         name for name in group.labels if all((side.labels != name).sum() >= MIN_CELLS_OF_GROUP for side in group.sides)
     ]
@@ -278,22 +289,23 @@ def biology(group: Group) -> dict[str, dict[str, float]]:
 
 
 def silhouettes(group: Group) -> dict[str, dict[str, float]]:
-    """Compare how far cell types are apart: of each type, and of all, by the name ``""``."""
+    """Compare silhouette widths of each type, and of all types (``""``)."""
     sides = [side.among(LABEL, group.labels) for side in group.few(MAX_CELLS).sides]
     if any(len(np.unique(side.labels)) < 2 for side in sides):
         return {}
     widths = [silhouette_samples(side.components, side.labels) for side in sides]
-    of_types = {
+    by_type = {
         label: [width[side.labels == label] for width, side in zip(widths, sides, strict=True)]
         for label in group.labels
     }
-    return {label: {"silhouette_label": ks(*pair)} for label, pair in {"": widths, **of_types}.items()}
+    return {label: {"silhouette_label": ks(*pair)} for label, pair in {"": widths, **by_type}.items()}
 
 
 def cell_typing(group: Group) -> dict[str, dict[str, float]]:
-    """Differences of F1 from the typing of test cells by each other, by type, and of all by the name ``""``.
+    """Compare F1 of cell typing with test cells, by type and on average (``""``).
 
-    ``classified``: test cells type query cells; ``classifies``: query cells type test cells.
+    For ``classified``, test cells type query cells; for ``classifies``, query cells type test cells. Both are absolute
+    differences from F1 when test cells type each other.
     """
     labels = group.labels
     if len(labels) < 2:
@@ -308,17 +320,20 @@ def cell_typing(group: Group) -> dict[str, dict[str, float]]:
 
 
 def ks(query: np.ndarray, test: np.ndarray) -> float:
-    """Kolmogorov-Smirnov distance of the finite values, in [0, 1]; NaN with fewer than five of either."""
+    """Compute the Kolmogorov-Smirnov distance without NaN values, in [0, 1].
+
+    NaN with fewer than five values of either.
+    """
     query, test = query[~np.isnan(query)], test[~np.isnan(test)]
     return kolmogorov_smirnov(query, test) if min(len(query), len(test)) >= MIN_VALUES else float("nan")
 
 
 def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> float:
-    """Root of the energy distance over its largest value, in [0, 1], of points in units of the test cells' spread.
+    """Compute the energy coefficient of scaled points, in [0, 1].
 
     ``sqrt((2 E|x - y| - E|x - x'| - E|y - y'|) / (2 E|x - y|))`` (Székely and Rizzo 2013,
-    https://doi.org/10.1016/j.jspi.2013.03.018). Above 0 for samples of one distribution, so it is compared with the
-    floor.
+    https://doi.org/10.1016/j.jspi.2013.03.018). Dimensions are divided by the standard deviations
+    of test cells. The coefficient is above 0 for samples of one distribution, so compare it with the floor.
     """
     query, test = (points[np.isfinite(points).all(axis=1)] for points in (query, test))
     if min(len(query), len(test)) < MIN_VALUES:

@@ -1,4 +1,4 @@
-"""Real cells and generated cells of any origin, read from files by columns and layers that users name."""
+"""Reading real and generated cells from files for an evaluation."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 
-MIN_GENES = 10  # with counts in a cell, below which cells may have the same counts by chance
-USUAL = InputKeys()  # columns cell_type and batch, and counts in X
+MIN_GENES = 10  # detected genes; with fewer, cells may have equal counts by chance
+USUAL = InputKeys()  # columns ``cell_type`` and ``batch``, counts in ``X``
 
 
 def read_real_cells(
@@ -42,7 +42,11 @@ def read_real_cells(
     on_disk: bool = False,
     names: GeneNames | None = None,
 ) -> RealCells:
-    """Read training cells, and test cells (``split`` is ``test``, or all of ``test_path``), or leave counts on disk."""
+    """Read training cells and test cells.
+
+    Test cells have the value ``test`` in the column ``split``, or are the cells of ``test_path``. With ``on_disk``,
+    counts are read when needed.
+    """
     adata, place = open_cells(path, keys)
     if names is None:
         names = gene_names(adata) if is_prepared(adata) else GeneNames(adata.var, symbol_column(adata.var))
@@ -52,10 +56,10 @@ def read_real_cells(
     if test_path is None:
         test = StoredCells.from_anndata(path, adata, np.flatnonzero(is_test), names.index, place, covariates)
     else:
-        other, place_of_other = open_cells(test_path, keys)
-        check_genes(other.var_names, names.index, test_path)
-        rows = np.arange(other.n_obs)
-        test = StoredCells.from_anndata(test_path, other, rows, names.index, place_of_other, covariates)
+        test_adata, test_place = open_cells(test_path, keys)
+        check_genes(test_adata.var_names, names.index, test_path)
+        rows = np.arange(test_adata.n_obs)
+        test = StoredCells.from_anndata(test_path, test_adata, rows, names.index, test_place, covariates)
         with at(test_path):
             check_held_out(test, training)
     lone = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
@@ -68,7 +72,10 @@ def read_real_cells(
 
 
 def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_disk: bool = False) -> TypedCells:
-    """Read cells to evaluate, with genes in the order of the real cells; ``keys`` need not be there."""
+    """Read generated cells, with genes in the order of the real cells.
+
+    Default columns and counts are used where ``keys`` are missing.
+    """
     adata, place = open_cells(path, keys, strict=False)
     check_genes(adata.var_names, real.genes, path)
     covariates = () if real.test.covariates is None else tuple(real.test.covariates)
@@ -83,9 +90,10 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_d
 
 
 def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: bool = True) -> tuple[AnnData, str]:
-    """Give cells ``X``, ``cell_type`` and ``batch`` by ``keys``, on disk where possible, and name the counts.
+    """Open cells with counts in ``X``, and columns ``cell_type`` and ``batch``.
 
-    Without ``strict``, usual names serve where those of ``keys`` are absent. Messages name options if ``by_option``.
+    Returns the cells, backed if possible, and the location of the counts for messages. Without ``strict``, default
+    names replace missing ``keys``. With ``by_option``, error messages suggest options.
     """
     adata = read_cells(path, on_disk=True, counts=keys.counts or "auto")
     if not adata.var_names.is_unique:
@@ -114,7 +122,7 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: b
 
 
 def read_counts(path: Path) -> AnnData:
-    """Read the raw counts of cells that bdm wrote, with ``obs``."""
+    """Read the raw counts and ``obs`` of cells written by bdm."""
     adata, place = open_cells(path, USUAL, by_option=False)
     return checked(take_cells(adata, np.arange(adata.n_obs)), path, place)
 
@@ -122,18 +130,21 @@ def read_counts(path: Path) -> AnnData:
 def column_of(
     obs: pd.DataFrame, path: Path | str, key: str | None, usual: str, *, strict: bool, remedy: str
 ) -> pd.Series:
-    """Return a column of ``obs`` as text, by the name that the user gives, or else by its usual name."""
+    """Return a column of ``obs`` as text, by ``key`` or its usual name."""
     key = None if key is None else name_in(obs, key)
     name = key if key is not None and (strict or key in obs) else usual
     if name not in obs:
-        there = ", ".join(map(str, obs)) or "none"
-        raise InputError(f"{path} has no column {name!r} in obs; {remedy} (there are: {there}).")
+        columns = ", ".join(map(str, obs)) or "none"
+        raise InputError(f"{path} has no column {name!r} in obs; {remedy} (there are: {columns}).")
     with at(path):
         return complete_column(obs, name)
 
 
 def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
-    """Mask of the test cells by the column ``split``; with other test cells, these are no training cells either."""
+    """Return a mask of the test cells, by the column ``split``.
+
+    They are excluded from training cells even if test cells come from another file.
+    """
     if "split" not in adata.obs:
         if needed:
             raise InputError(
@@ -151,9 +162,12 @@ def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
 
 
 def check_held_out(test: TypedCells, training: TypedCells) -> None:
-    """Reject test cells if most are training cells by their counts; warn if some are."""
-    of_test = fingerprints(test, fewest_genes=MIN_GENES)
-    same = np.isin(of_test, fingerprints(training)) & (of_test > 0)
+    """Check that test cells are not training cells, by their counts.
+
+    Warns about some duplicates, and raises an InputError if most cells are duplicates.
+    """
+    hashes = fingerprints(test, fewest_genes=MIN_GENES)
+    same = np.isin(hashes, fingerprints(training)) & (hashes > 0)
     n_same, n_test = int(same.sum()), len(test)
     if n_same > n_test / 2:
         raise InputError(
@@ -165,7 +179,7 @@ def check_held_out(test: TypedCells, training: TypedCells) -> None:
 
 
 def fingerprints(cells: TypedCells, *, fewest_genes: int = 0) -> np.ndarray:
-    """Hash the counts of each cell; equal for equal counts, and 0 for cells with counts of too few genes."""
+    """Hash the counts of each cell; 0 for cells with too few detected genes."""
     hashes = []
     for start in range(0, len(cells), BLOCK):
         block = cells[np.arange(start, min(start + BLOCK, len(cells)))]

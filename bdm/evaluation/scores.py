@@ -1,4 +1,4 @@
-"""Scores of one set of query cells, compared with as many test cells of each type, and in bins of covariates."""
+"""Scores of a set of query cells: overall, by type, and along covariates."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ from bdm.evaluation.metrics import (
     linear_classifier,
 )
 
-# Share of markers whose fold changes are independent, measured on real cells: related types have the same markers
+# Share of markers with independent fold changes, measured on real cells: related types share markers
 INDEPENDENT, INDEPENDENT_OF_ALL = 1 / 2, 1 / 4
 
-MANY_CELLS = 60  # test cells of a type; the relative energy distance of fewer is mostly noise
-N_PAIRED_GENES, MIN_CELLS_FOR_PAIRS = 150, 150  # within types, where fewer cells show little of how genes correlate
+MANY_CELLS = 60  # test cells of a type; with fewer, the relative energy distance is mostly noise
+N_PAIRED_GENES, MIN_CELLS_FOR_PAIRS = 150, 150  # within types; correlations from fewer cells are mostly noise
 
-# Names of the scores in figures, on the report and in verdicts
+# Names of the scores in figures, reports and verdicts
 SCORE_NAMES = {
     "energy": "energy distance",
     "relative_energy": "relative energy distance",
@@ -61,9 +61,9 @@ SCORE_NAMES = {
 SCORE_TITLES = {score: name[0].upper() + name[1:] for score, name in SCORE_NAMES.items()}  # in headings and columns
 
 
-# Scores of query cells of one type or sub-population in comparison with its test cells; NaN where there are too few.
-# `_error` is a standard error; `_chance` and `_skewness` are of real cells in the same space. The relative energy
-# distance of m cells to their population, over the mean distance between two test cells, is 1 / m.
+# Scores of the query cells of one type or sub-population against its test cells; NaN for too few cells. `_error` is a
+# standard error; `_chance` and `_skewness` describe the null distribution. The relative energy distance is divided by
+# the mean distance between two test cells; for m cells from the population of the test cells, it is 1 / m.
 GROUP_SCORES = (
     *("energy", "energy_error", "relative_energy", "relative_energy_error"),
     *("relative_energy_chance", "relative_energy_skewness", "mmd", "forest_auc", "library_size_ks"),
@@ -76,26 +76,29 @@ TYPE_SCORES = (
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of cells."""
+    """Scores of one set of query cells."""
 
-    overall: dict[str, float]  # see score_all
+    overall: dict[str, float]  # by name, see score_all
     by_type: pd.DataFrame  # cell types x TYPE_SCORES
     by_population: pd.DataFrame  # sub-populations x cell_type, n_cells, n_test and GROUP_SCORES
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Test cells, and what query cells are compared by; genes are column indices."""
+    """Test cells, and genes and limits for comparisons with them.
+
+    Genes are column indices.
+    """
 
     test: Cells
-    markers: dict[str, np.ndarray]  # by type
+    markers: dict[str, np.ndarray]  # by cell type
     variable_genes: np.ndarray
     size_limits: SizeLimits
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Query cells and test cells, equal in number for every type."""
+    """Query cells and test cells, in equal numbers per type."""
 
     query: Cells
     test: Cells
@@ -104,30 +107,30 @@ class Comparison:
 
     @cached_property
     def components(self) -> tuple[np.ndarray, np.ndarray]:
-        """Joint principal components of query cells and of test cells."""
+        """Joint principal components of query cells and test cells."""
         return joint_components(self.query.expression, self.test.expression, seed=self.seed)
 
     @cached_property
     def probabilities(self) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities of being a query cell, of query cells and of test cells, by a random forest."""
+        """Random-forest probabilities of being a query cell, for query and test cells."""
         by_tree = self.reference.size_limits.by_tree
-        n_fitted = 2 * len(self.test) * 4 // 5  # cells of four of five folds
+        n_fitted = 2 * len(self.test) * 4 // 5  # four of five folds
         trees = forest(by_tree=None if n_fitted <= by_tree else by_tree, seed=self.seed)
         return cross_validated_probabilities(trees, *self.components, seed=self.seed)
 
     @cached_property
     def fold_changes(self) -> dict[str, Agreement]:
-        """Log fold changes of each type's markers."""
+        """Log fold changes of markers, by cell type."""
         return marker_fold_changes(self.query, self.test, self.reference.markers)
 
     @cached_property
     def f1(self) -> dict[str, float]:
-        """F1 of each type in all test cells, by a classifier fitted to the query cells."""
+        """F1 per type on all test cells, by a classifier fitted to query cells."""
         return classifier_f1(self.query, self.reference.test)
 
 
 def score_cells(query: Cells, reference: Reference, *, seed: int = 0) -> Scores:
-    """Compare cells with as many test cells of each type."""
+    """Score query cells against equal numbers of test cells per type."""
     comparison = Comparison(*match(query, reference.test, seed=seed), reference, seed)
     rows = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}
     by_type = pd.DataFrame.from_dict(rows, orient="index", columns=TYPE_SCORES, dtype=float)
@@ -136,21 +139,21 @@ def score_cells(query: Cells, reference: Reference, *, seed: int = 0) -> Scores:
 
 
 def score_type(comparison: Comparison, cell_type: str) -> dict[str, float]:
-    """Score the cells of one type, by the name of the score."""
-    of_query = comparison.query.cell_type == cell_type
-    of_test = comparison.test.cell_type == cell_type
+    """Score the query cells of one type."""
+    in_query = comparison.query.cell_type == cell_type
+    in_test = comparison.test.cell_type == cell_type
     scores = {"f1": comparison.f1[cell_type]}
-    if of_query.sum() < MIN_CELLS_OF_TYPE:
+    if in_query.sum() < MIN_CELLS_OF_TYPE:
         return scores
-    scores |= distances(comparison, of_query, of_test)
-    scores["gene_correlation"] = gene_correlation(comparison, of_query, of_test)
+    scores |= distances(comparison, in_query, in_test)
+    scores["gene_correlation"] = gene_correlation(comparison, in_query, in_test)
     if changes := comparison.fold_changes.get(cell_type):
         scores |= fold_change_scores(changes, independent=INDEPENDENT)
     return scores
 
 
 def fold_change_scores(changes: Agreement, *, independent: float) -> dict[str, float]:
-    """Score log fold changes of markers, query cells on test cells."""
+    """Score the agreement of log fold changes of markers."""
     return {
         "slope": changes.slope,
         "fold_change_correlation": changes.correlation,
@@ -158,56 +161,62 @@ def fold_change_scores(changes: Agreement, *, independent: float) -> dict[str, f
     }
 
 
-def gene_correlation(comparison: Comparison, of_query: np.ndarray, of_test: np.ndarray) -> float:
-    """Compare the correlations of the most expressed genes in some of the query cells and of the test cells (masks)."""
-    if of_test.sum() < MIN_CELLS_FOR_PAIRS:
+def gene_correlation(comparison: Comparison, in_query: np.ndarray, in_test: np.ndarray) -> float:
+    """Compare gene-gene correlations of highly expressed genes in masked cells."""
+    if in_test.sum() < MIN_CELLS_FOR_PAIRS:
         return float("nan")
-    query, test = comparison.query[of_query], comparison.test[of_test]
+    query, test = comparison.query[in_query], comparison.test[in_test]
     expressed = np.argsort(-test.cp10k.mean(axis=0).A1, kind="stable")[:N_PAIRED_GENES]
     return gene_pairs(query, test, expressed).correlation
 
 
-def distances(comparison: Comparison, of_query: np.ndarray, of_test: np.ndarray) -> dict[str, float]:
-    """Compare some of the query cells with some of the test cells (masks of two or more), by the name of the score."""
-    found = PairDistances.between(comparison.components[0][of_query], comparison.components[1][of_test])
-    energy, spread = found.energy, found.spread
+def distances(comparison: Comparison, in_query: np.ndarray, in_test: np.ndarray) -> dict[str, float]:
+    """Compute the distances between masked query cells and masked test cells.
+
+    Each mask selects two cells or more.
+    """
+    pairs = PairDistances.between(comparison.components[0][in_query], comparison.components[1][in_test])
+    energy, spread = pairs.energy, pairs.spread
     return {
         "energy": energy,
-        "energy_error": found.energy_error,
+        "energy_error": pairs.energy_error,
         "relative_energy": energy / spread,
-        "relative_energy_error": found.energy_error / spread,
-        "relative_energy_chance": found.energy_chance.deviation / spread,
-        "relative_energy_skewness": found.energy_chance.skewness,
-        "mmd": found.maximum_mean_discrepancy,
-        "forest_auc": auc(comparison.probabilities[0][of_query], comparison.probabilities[1][of_test]),
+        "relative_energy_error": pairs.energy_error / spread,
+        "relative_energy_chance": pairs.energy_chance.deviation / spread,
+        "relative_energy_skewness": pairs.energy_chance.skewness,
+        "mmd": pairs.maximum_mean_discrepancy,
+        "forest_auc": auc(comparison.probabilities[0][in_query], comparison.probabilities[1][in_test]),
         "library_size_ks": kolmogorov_smirnov(
-            comparison.query.library_size[of_query], comparison.test.library_size[of_test]
+            comparison.query.library_size[in_query], comparison.test.library_size[in_test]
         ),
     }
 
 
 def score_populations(comparison: Comparison) -> pd.DataFrame:
-    """Score the cells of each known sub-population, in the components and by the forest of all; NaN of few cells."""
+    """Score the cells of each sub-population; NaN for too few cells.
+
+    Components and random forest are fitted to all cells.
+    """
     query, test = comparison.query, comparison.test
     rows: dict[str, dict[str, Any]] = {}
     if query.population is not None and test.population is not None:
         names = np.concatenate([test.population, query.population])
         cell_type_of = dict(zip(names, np.concatenate([test.cell_type, query.cell_type]), strict=True))
-        for name, cell_type in sorted((name, its_type) for name, its_type in cell_type_of.items() if name != its_type):
-            of_query, of_test = query.population == name, test.population == name
-            n_cells, n_test = int(of_query.sum()), int(of_test.sum())
+        for name, cell_type in sorted(pair for pair in cell_type_of.items() if pair[0] != pair[1]):
+            in_query, in_test = query.population == name, test.population == name
+            n_cells, n_test = int(in_query.sum()), int(in_test.sum())
             enough = min(n_cells, n_test) >= MIN_CELLS_FOR_MEANS
-            scores = distances(comparison, of_query, of_test) if enough else {}
+            scores = distances(comparison, in_query, in_test) if enough else {}
             rows[str(name)] = {"cell_type": str(cell_type), "n_cells": n_cells, "n_test": n_test, **scores}
     columns = ["cell_type", "n_cells", "n_test", *GROUP_SCORES]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
 
 
 def mean_scores(by_type: pd.DataFrame, test: Cells) -> pd.Series:
-    """Average each score over all but rare types, weighted by test cells; errors are of means of independent types.
+    """Average each score over types, weighted by their numbers of test cells.
 
-    For the relative energy distance, whose variance of n real cells is as 1 / n², types of fewer than ``MANY_CELLS``
-    weigh as n².
+    Rare types are left out. Standard errors assume independent types. The variance of the relative energy distance of n
+    real cells is proportional to 1 / n², so types with fewer than ``MANY_CELLS`` test cells are weighted by n².
     """
     table = by_type.loc[test.types(fewest=MIN_CELLS_FOR_MEANS)]
     n_test = test.n_by_type[table.index]
@@ -215,21 +224,23 @@ def mean_scores(by_type: pd.DataFrame, test: Cells) -> pd.Series:
     relative = table.columns.str.startswith("relative_energy")
     weights.loc[:, relative] *= (n_test / MANY_CELLS).clip(upper=1).to_numpy()[:, None]
     weights /= weights.sum()
-    means, in_square = (table * weights).sum(min_count=1), (table * weights).pow(2).sum(min_count=1).pow(0.5)
-    means = means.where(~means.index.str.endswith(("_error", "_chance")), in_square)
+    means, root_of_squares = (table * weights).sum(min_count=1), (table * weights).pow(2).sum(min_count=1).pow(0.5)
+    means = means.where(~means.index.str.endswith(("_error", "_chance")), root_of_squares)
     share = table["relative_energy_chance"] * weights["relative_energy_chance"] / means["relative_energy_chance"]
     means["relative_energy_skewness"] = (table["relative_energy_skewness"] * share**3).sum(min_count=1)
     return means
 
 
 def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
-    """Score all query cells in comparison with the test cells; ``means`` are :func:`mean_scores`.
+    """Score all query cells against the test cells.
+
+    ``means`` is the result of :func:`mean_scores`. Further scores:
 
     - ``forest_auc``, ``gene_auc``: AUC of query cells against test cells, by a random forest on principal components
       and by logistic regression on all genes;
-    - ``slope``, ``fold_change_correlation``: of the log fold changes of the markers of all but rare types;
+    - ``slope``, ``fold_change_correlation``: agreement of log fold changes of markers, without rare types;
     - ``mean_*``, ``variance_*``, ``zero_fraction_*``: correlation and root mean squared difference over genes;
-    - ``pair_*``: correlation and mean absolute difference of the correlations of pairs of variable genes;
+    - ``pair_*``: correlation and mean absolute difference of gene-gene correlations of variable genes;
     - ``library_size_ks``, ``detected_genes_ks``: Kolmogorov-Smirnov distances.
     """
     query, test, reference = comparison.query, comparison.test, comparison.reference
@@ -240,7 +251,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
     by_genes = cross_validated_probabilities(linear_classifier(), *classified, seed=comparison.seed)
     pairs = gene_pairs(query, test, reference.variable_genes)
     changes = pooled_fold_changes(query, test, reference.markers)
-    of_genes = {
+    gene_scores = {
         f"{name}_{measure}": getattr(agreement, measure)
         for name, agreement in gene_statistics(query, test).items()
         for measure in ("correlation", "rmse")
@@ -252,7 +263,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
         "gene_auc": auc(*by_genes),
         **fold_change_scores(changes, independent=INDEPENDENT_OF_ALL),
         "f1": means["f1"],
-        **of_genes,
+        **gene_scores,
         "pair_correlation": pairs.correlation,
         "pair_difference": pairs.mean_difference,
         "gene_correlation": means["gene_correlation"],
@@ -262,24 +273,24 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
 
 
 def auc(query_probabilities: np.ndarray, test_probabilities: np.ndarray) -> float:
-    """Area under the ROC curve of the classification of query cells against test cells."""
+    """Compute the AUC of query cells against test cells from their probabilities."""
     is_query = np.repeat([1, 0], [len(query_probabilities), len(test_probabilities)])
     return float(roc_auc_score(is_query, np.concatenate([query_probabilities, test_probabilities])))
 
 
 # ---- along covariates
 
-N_BINS, N_STEPS = 4, 10  # of equal numbers of test cells: for scores, and for the expression of genes
-N_GENES = 12  # genes that vary most along a covariate, whose expression is tabulated
+N_BINS, N_STEPS = 4, 10  # bins with equal numbers of test cells: for scores, and for expression
+N_GENES = 12  # genes to tabulate; they vary most along the covariate
 KEYS = ["covariate", "low", "high", "set"]
 BIN_COLUMNS = [*KEYS, "n_cells", "n_test", "energy", "relative_energy"]
 ALONG_COLUMNS = ["covariate", "gene", "value", "set", "mean", "error"]
 
 
 def bins_of(test: TypedCells, n: int) -> dict[str, np.ndarray]:
-    """Divide each covariate into bins, and return their ends.
+    """Divide each covariate into at most ``n`` bins, and return their edges.
 
-    Each value has a bin; where there are more than ``n``, as many bins have about the same numbers of test cells.
+    Up to ``n`` distinct values have a bin each; more are binned by quantiles of the test cells.
     """
     table, ends = pd.DataFrame() if test.covariates is None else test.covariates, {}
     for name, values in table.items():
@@ -290,15 +301,16 @@ def bins_of(test: TypedCells, n: int) -> dict[str, np.ndarray]:
 
 
 def bin_of(cells: Cells, name: str, ends: np.ndarray) -> np.ndarray:
-    """Find the number of the bin of each cell; cells beyond the ends are in the first or the last one."""
+    """Return the bin index of each cell; the outer bins are open-ended."""
     assert cells.covariates is not None
     return np.asarray(np.digitize(cells.covariates[name].to_numpy(), ends[1:-1]))
 
 
 def score_bins(resamples: list[ResampledCells], test: TypedCells) -> pd.DataFrame:
-    """Score each set in each bin of each covariate: energy distance to test cells, averaged over types and resamples.
+    """Compute the energy distance to test cells in each bin of each covariate.
 
-    Types weigh by their test cells; of fewer than five cells, or test cells, in a bin, they do not count there.
+    Distances are averaged over resamples, and over types weighted by their test cells. In a bin, types with fewer than
+    five cells or test cells are left out.
     """
     bins = bins_of(test, N_BINS)
     rows = [
@@ -316,37 +328,37 @@ def score_bins(resamples: list[ResampledCells], test: TypedCells) -> pd.DataFram
 def scores_of_set(
     name: str, cells: Cells, resample: ResampledCells, bins: Mapping[str, np.ndarray]
 ) -> Iterator[dict[str, object]]:
-    """Score a set in a resample, a row for each bin of each covariate."""
+    """Score one set of a resample, one row per covariate and bin."""
     test = resample.test
     x, y = joint_components(cells.expression, test.expression, seed=resample.seed)
     for covariate, ends in bins.items():
-        of_cells, of_test = bin_of(cells, covariate, ends), bin_of(test, covariate, ends)
+        query_bin, test_bin = bin_of(cells, covariate, ends), bin_of(test, covariate, ends)
         for number, (low, high) in enumerate(pairwise(ends)):
-            found = []
+            by_type = []
             for cell_type in test.n_by_type.index:
-                here = (of_cells == number) & (cells.cell_type == cell_type)
-                there = (of_test == number) & (test.cell_type == cell_type)
-                if min(here.sum(), there.sum()) >= MIN_CELLS_FOR_MEANS:
-                    distances = PairDistances.between(x[here], y[there])
-                    found.append((there.sum(), distances.energy, distances.energy / distances.spread))
-            weight, energy, relative = np.array(found, dtype=float).reshape(-1, 3).T
+                in_query = (query_bin == number) & (cells.cell_type == cell_type)
+                in_test = (test_bin == number) & (test.cell_type == cell_type)
+                if min(in_query.sum(), in_test.sum()) >= MIN_CELLS_FOR_MEANS:
+                    pairs = PairDistances.between(x[in_query], y[in_test])
+                    by_type.append((in_test.sum(), pairs.energy, pairs.energy / pairs.spread))
+            weight, energy, relative = np.array(by_type, dtype=float).reshape(-1, 3).T
             yield {
                 "covariate": covariate,
                 "low": low,
                 "high": high,
                 "set": name,
-                "n_cells": (of_cells == number).sum(),
-                "n_test": (of_test == number).sum(),
+                "n_cells": (query_bin == number).sum(),
+                "n_test": (test_bin == number).sum(),
                 "energy": weight @ energy / weight.sum() if len(weight) else np.nan,
                 "relative_energy": weight @ relative / weight.sum() if len(weight) else np.nan,
             }
 
 
 def expression_along(sets: Mapping[str, Cells], test: Cells, genes: pd.Index) -> pd.DataFrame:
-    """Tabulate the mean ``log1p(CP10k)`` of genes in each set (and ``test``), in bins of each covariate.
+    """Tabulate mean expression along each covariate, in all sets and test cells.
 
-    ``value`` is the mean of the covariate in the test cells of a bin, and ``error`` the standard error of the mean. The
-    genes are those that vary most between bins of test cells, in standard errors.
+    ``value`` is the mean covariate of the test cells in a bin; ``mean`` and ``error`` are the mean ``log1p(CP10k)`` and
+    its standard error. The genes are chosen by their variation between bins of test cells, in standard errors.
     """
     rows = []
     for covariate, ends in bins_of(test, N_STEPS).items():
@@ -367,7 +379,10 @@ def expression_along(sets: Mapping[str, Cells], test: Cells, genes: pd.Index) ->
 
 
 def means_by_bin(cells: Cells, number: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean expression in each bin and its standard error, bins x genes; NaN in bins of fewer than two cells."""
+    """Compute mean expression and standard errors per bin, bins x genes.
+
+    NaN in bins with fewer than two cells.
+    """
     mean, error = np.full((2, n_bins, cells.counts.shape[1]), np.nan)
     for i in range(n_bins):
         expression = cells.expression[number == i].toarray()
