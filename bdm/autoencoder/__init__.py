@@ -1,1 +1,1 @@
-"""Autoencoder of counts: the network, its fit, type-specific decoders, posteriors, and files."""
+"""Autoencoder of counts: network, training, sub-populations and type-specific decoders."""

@@ -1,4 +1,4 @@
-"""Type-specific decoders: what populations have in place of the shared decoder, their fit, and which are kept."""
+"""Type-specific decoders (adapters): fit, selection on validation cells, storage."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from bdm.data.matrix import take_cells
 
 logger = logging.getLogger(__name__)
 
-MAX_CELLS = {"train": 1000, "validation": 300}  # cells of a population that are read; more make no better decoder
-READ_TOGETHER = 100_000  # cells that are read in one go through the file
-FITTED_TOGETHER = 256  # training cells, of one population or several
-N_ITERATIONS = 3  # of Newton's method, for posteriors in training; more do not improve the model
+MAX_CELLS = {"train": 1000, "validation": 300}  # cells to read per population; more do not improve the decoder
+READ_TOGETHER = 100_000  # cells to read in one pass through the file
+FITTED_TOGETHER = 256  # maximum training cells, padding included, when several populations are fitted together
+N_ITERATIONS = 3  # Newton iterations for posteriors in training; more do not improve the model
 
-# A population of known cells is expressed well already, and it takes little to overfit it
+# The shared decoder already fits the populations it was trained on, so tight priors prevent overfitting
 KNOWN_POPULATIONS = AdapterSettings(loading_scale=0.05, expression_scale=0.5, noise_scale=0.3)
 
 
 @dataclass(frozen=True, eq=False)
 class Adapters:
-    """Type-specific decoders, all in the latent space of the shared one, whose batches they share."""
+    """Type-specific decoders with the latent space and batches of the shared decoder."""
 
-    names: tuple[str, ...]  # of populations, and of cell types that are divided into several
-    parameters: Parameters  # names x ..., see Decoder.stacked
+    names: tuple[str, ...]  # populations; also added cell types that have several populations
+    parameters: Parameters  # first axis: names; see Decoder.stacked
     prior_mean: Tensor  # names x latent dimensions
 
     @classmethod
     def from_shared(cls, network: CountAutoencoder, names: Sequence[str], codes: Sequence[int]) -> Adapters:
-        """Copy the shared decoder for populations, by their indices in the network."""
+        """Copy the shared decoder for each population, given their indices (``codes``) in the network."""
         rows = torch.tensor(list(codes), dtype=torch.long)
         return cls(tuple(names), network.decoder.stacked(rows), network.prior_mean[rows])
 
@@ -64,69 +64,80 @@ class Adapters:
         return name in self.names
 
     def subset(self, names: Sequence[str]) -> Adapters:
-        """Take the adapters of some populations, in their order."""
+        """Select adapters by name, in the order of ``names``."""
         return take(self, [self.names.index(name) for name in names])
 
     def updated(self, *others: Adapters) -> Adapters:
-        """Add other adapters, which take the place of those of the same names."""
+        """Add adapters; those with an existing name replace it."""
         return updated([self, *others], by="names")
 
     def network(self, name: str, shared: CountAutoencoder) -> CountAutoencoder:
-        """Autoencoder of one population, in which it has the index 0."""
+        """Return the autoencoder of one population, which has index 0 in it."""
         row = self.names.index(name)
         decoder = shared.decoder.of_population({key: value[row] for key, value in self.parameters.items()})
         return CountAutoencoder.from_decoder(decoder, self.prior_mean[row, None])
 
 
 def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata: ad.AnnData, *, seed: int) -> Adapters:
-    """Fit a type-specific decoder to each population, and keep those by which validation cells are more likely.
+    """Fit type-specific decoders, and keep those that make validation cells more likely.
 
-    A few latent dimensions for all types cannot express all that sets apart a small one. Populations without validation
-    cells keep the shared decoder, as do those whose fit diverges. ``populations`` are in the network's order, ``adata``
-    has ``obs["sub_population"]``.
+    The shared latent space is too small to describe a rare population. Populations keep the shared decoder if
+    they have no validation cells or their fit diverges.
+
+    Parameters
+    ----------
+    network
+        Shared autoencoder.
+    populations
+        Names in the order of the network.
+    adata
+        Prepared cells with ``obs["sub_population"]``.
+    seed
+        Seed of all random numbers.
     """
     batches = batch_names(adata)
     rows = rows_by_population(adata.obs, populations, seed=seed)
     portions = list_portions(rows)
 
-    def kept(portion: list[PopulationCells]) -> Adapters:
+    def fit(portion: list[PopulationCells]) -> Adapters:
         return fit_portion(network, populations, portion, seed=seed)
 
     with threads() as run:
-        found = run(kept, read_portions(adata, portions, rows, batches))
-        shown = progress(found, total=len(portions), doing="type-specific decoders", unit="portion")
-        adapters = Adapters.from_shared(network, (), ()).updated(*shown)
+        fitted = run(fit, read_portions(adata, portions, rows, batches))
+        monitored = progress(fitted, total=len(portions), doing="type-specific decoders", unit="portion")
+        adapters = Adapters.from_shared(network, (), ()).updated(*monitored)
     return adapters.subset([name for name in populations if name in adapters])
 
 
 def fit_portion(
     network: CountAutoencoder, populations: tuple[str, ...], portion: list[PopulationCells], *, seed: int
 ) -> Adapters:
-    """Fit type-specific decoders of a few of the network's ``populations``, and keep those that gain."""
+    """Fit the decoders of a few populations together; one by one if that diverges."""
     names = [cells.population for cells in portion]
     start = Adapters.from_shared(network, names, [populations.index(name) for name in names])
     try:
         return fit_gaining(start, network, portion, KNOWN_POPULATIONS, least_gain=0, seed=seed)
     except TrainingError as error:
         if len(portion) > 1:
-            return start.subset(()).updated(*(fit_portion(network, populations, [one], seed=seed) for one in portion))
+            parts = (fit_portion(network, populations, [cells], seed=seed) for cells in portion)
+            return start.subset(()).updated(*parts)
         logger.warning("%s keeps the shared decoder: %s", names[0], error)
         return start.subset(())
 
 
 @dataclass(frozen=True)
 class PopulationCells:
-    """Training cells of one population, and the held-out cells that decide whether its decoder is kept."""
+    """Training and validation cells of one population."""
 
     population: str
-    counts: Tensor  # of training cells, cells x genes
-    codes: Tensor  # of the batches of training cells
-    held_out: ad.AnnData  # validation cells, if there are any
-    batches: tuple[str, ...]  # of the network
+    counts: Tensor  # training cells x genes
+    codes: Tensor  # index of each training cell's batch
+    held_out: ad.AnnData  # validation cells; may be empty
+    batches: tuple[str, ...]  # batches of the network
 
     @classmethod
     def from_cells(cls, population: str, cells: ad.AnnData, batches: tuple[str, ...]) -> PopulationCells:
-        """Take them from prepared cells with ``obs['split']``; ``batches`` are the batches of the network."""
+        """Split prepared cells by ``obs["split"]``; ``batches`` are the batches of the network."""
         split = cells.obs["split"].to_numpy()
         training, held_out = (cells[split == name] for name in ("train", "validation"))
         return cls(population, to_tensor(training.X.toarray()), batch_codes(training, batches), held_out, batches)
@@ -141,16 +152,34 @@ def fit_gaining(
     least_gain: float,
     seed: int,
 ) -> Adapters:
-    """Fit adapters of several populations together, and keep those by which held-out cells are more likely.
+    """Fit adapters of several populations together, and keep those that gain.
 
-    ``least_gain`` is the mean gain in log likelihood, in standard errors; populations without such cells are kept.
-    Raises TrainingError if the fit diverges.
+    Parameters
+    ----------
+    start
+        Adapters to start from, one per item of ``cells``.
+    network
+        Shared autoencoder.
+    cells
+        Cells of each population.
+    settings
+        Priors and number of steps.
+    least_gain
+        Required gain in the mean log likelihood of validation cells, in standard errors. Populations without validation
+        cells are kept.
+    seed
+        Seed of all random numbers.
+
+    Raises
+    ------
+    TrainingError
+        If the fit diverges.
     """
     try:
         fitted = fit_together(start, network, cells, settings, seed=seed)
-        gains = [gain_of(fitted, start, network, one, seed=seed) for one in cells]
+        gains = [standardised_gain(fitted, start, network, held, seed=seed) for held in cells]
     except torch.linalg.LinAlgError as error:
-        names = ", ".join(repr(one.population) for one in cells)
+        names = ", ".join(repr(part.population) for part in cells)
         raise TrainingError(f"Training of the decoder of {names} diverged; look at its cells.") from error
     return fitted.subset([name for name, gain in zip(fitted, gains, strict=True) if gain >= least_gain])
 
@@ -164,23 +193,23 @@ def fit_together(
     *,
     seed: int,
 ) -> Adapters:
-    """Fit the adapters of several populations by expectation maximisation, in one batch over populations.
+    """Fit adapters by expectation maximisation, batched over populations.
 
-    In each round, cells are encoded under the present adapters; decoders then take a few steps, each for a new draw of
-    the latents, and the mean of the last steps is kept. Dispersions take one step.
+    Each round encodes the cells with the current adapters. Loadings and offsets then take a few Newton steps, each with
+    newly sampled latents, and the second half of the steps is averaged. The noise takes one step.
     """
-    padded = network.decoder.padded_cells([one.counts for one in cells], [one.codes for one in cells])
-    generators = [torch_generator(seed, "adapters", one.population) for one in cells]
+    padded = network.decoder.padded_cells([part.counts for part in cells], [part.codes for part in cells])
+    generators = [torch_generator(seed, "adapters", part.population) for part in cells]
     parameters, prior_mean = start.parameters, start.prior_mean
     for _ in range(settings.n_rounds):
-        posterior, visited = encode_padded(padded, parameters, prior_mean), []
+        posterior, steps = encode_padded(padded, parameters, prior_mean), []
         for _ in range(settings.n_steps):
             latent = sample_padded(padded, posterior, generators)
-            changed = padded.improve_means(parameters, start.parameters, prior_mean, latent, settings)
-            parameters = parameters | changed
-            visited.append(changed)
-        last = visited[len(visited) // 2 :]
-        means: dict[str, Any] = {name: sum(at[name] for at in last) / len(last) for name in last[0]}
+            improved = padded.improve_means(parameters, start.parameters, prior_mean, latent, settings)
+            parameters = parameters | improved
+            steps.append(improved)
+        last = steps[len(steps) // 2 :]
+        means: dict[str, Any] = {name: sum(step[name] for step in last) / len(last) for name in last[0]}
         parameters = parameters | means
         latent = sample_padded(padded, posterior, generators)
         parameters = parameters | padded.improve_noise(parameters, start.parameters, latent, settings)
@@ -188,26 +217,26 @@ def fit_together(
 
 
 def encode_padded(padded: PaddedCells, parameters: Parameters, prior_mean: Tensor) -> Posterior:
-    """Compute the posterior of each cell, one population after the other; what padding gets is not used."""
+    """Compute the posterior of each cell and of the padding, which is not used."""
     evidence = padded.evidence(parameters)
     means = prior_mean.repeat_interleave(padded.present.shape[1], dim=0).chunk(len(evidence))
     parts = zip(evidence, means, strict=True)
-    found: list[Posterior] = [laplace_posterior([part], mean, n_iterations=N_ITERATIONS) for part, mean in parts]
-    return concat(found)
+    posteriors: list[Posterior] = [laplace_posterior([part], mean, n_iterations=N_ITERATIONS) for part, mean in parts]
+    return concat(posteriors)
 
 
 def sample_padded(padded: PaddedCells, posterior: Posterior, generators: Sequence[torch.Generator]) -> Tensor:
-    """Sample latents, populations x cells x latent dimensions."""
+    """Sample latents with one generator per population; populations x cells x latent dimensions."""
     n_cells, n_latent = padded.present.sum(dim=(1, 2)).long().tolist(), posterior.mean.shape[1]
     noise = [torch.randn(n, n_latent, generator=own) for n, own in zip(n_cells, generators, strict=True)]
     together = pad_sequence(noise, batch_first=True)
     return posterior.sample(together.flatten(0, 1)).view(together.shape)
 
 
-def gain_of(
+def standardised_gain(
     fitted: Adapters, start: Adapters, network: CountAutoencoder, cells: PopulationCells, *, seed: int
 ) -> float:
-    """Mean gain in the log likelihood of held-out cells, in its standard errors; infinite without cells."""
+    """Return the mean gain of validation cells in standard errors; infinite without cells."""
     if not cells.held_out.n_obs:
         return float("inf")
     networks = (adapters.network(cells.population, network) for adapters in (start, fitted))
@@ -217,7 +246,7 @@ def gain_of(
 
 
 def likelihood(network: CountAutoencoder, cells: ad.AnnData, batches: tuple[str, ...], *, seed: int) -> np.ndarray:
-    """Bound on the log likelihood of each cell of a population, by an autoencoder of that alone."""
+    """Return the evidence lower bound of each cell under an autoencoder with one population."""
     codes = torch.zeros(cells.n_obs, dtype=torch.long)
     return evidence_lower_bounds(network, cells, codes, batch_codes(cells, batches), seed=seed)
 
@@ -225,7 +254,7 @@ def likelihood(network: CountAutoencoder, cells: ad.AnnData, batches: tuple[str,
 def rows_by_population(
     obs: pd.DataFrame, populations: tuple[str, ...], *, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Find the cells that are read, by population and split, of all populations that have validation cells."""
+    """Choose the cells to read by population and split, for populations with validation cells."""
     rows = {
         population: {
             split: sample_rows_of_population(obs, population, split, most, seed=seed)
@@ -233,12 +262,12 @@ def rows_by_population(
         }
         for population in populations
     }
-    return {population: of_splits for population, of_splits in rows.items() if len(of_splits["validation"])}
+    return {population: by_split for population, by_split in rows.items() if len(by_split["validation"])}
 
 
 def list_portions(rows: dict[str, dict[str, np.ndarray]]) -> list[list[str]]:
-    """Portions of populations that are fitted together: of like numbers of cells, so that few are added as padding."""
-    n_cells = {population: len(of_splits["train"]) for population, of_splits in rows.items()}
+    """Group populations of similar size, so that fitting them together needs little padding."""
+    n_cells = {population: len(by_split["train"]) for population, by_split in rows.items()}
     portions: list[list[str]] = []
     for population in sorted(n_cells, key=lambda name: n_cells[name]):
         if portions and n_cells[population] * (len(portions[-1]) + 1) <= FITTED_TOGETHER:
@@ -251,15 +280,15 @@ def list_portions(rows: dict[str, dict[str, np.ndarray]]) -> list[list[str]]:
 def read_portions(
     adata: ad.AnnData, portions: list[list[str]], rows: dict[str, dict[str, np.ndarray]], batches: tuple[str, ...]
 ) -> Iterator[list[PopulationCells]]:
-    """Yield the cells of portions of populations, of which several are read together."""
-    rows_of = {name: np.concatenate([*of_splits.values()]) for name, of_splits in rows.items()}
-    n_cells = np.array([sum(len(rows_of[name]) for name in portion) for portion in portions])
+    """Yield the cells of each portion; one pass through the file reads several portions."""
+    cells_to_read = {name: np.concatenate([*by_split.values()]) for name, by_split in rows.items()}
+    n_cells = np.array([sum(len(cells_to_read[name]) for name in portion) for portion in portions])
     group = (n_cells.cumsum() - n_cells) // READ_TOGETHER
     for together in np.unique(group):
         members = [portions[number] for number in np.flatnonzero(group == together)]
         names = [name for portion in members for name in portion]
-        cells = take_cells(adata, np.concatenate([rows_of[name] for name in names]))
-        ends = dict(zip(names, np.cumsum([len(rows_of[name]) for name in names]), strict=True))
+        cells = take_cells(adata, np.concatenate([cells_to_read[name] for name in names]))
+        ends = dict(zip(names, np.cumsum([len(cells_to_read[name]) for name in names]), strict=True))
         for portion in members:
-            parts = {name: cells[ends[name] - len(rows_of[name]) : ends[name]] for name in portion}
+            parts = {name: cells[ends[name] - len(cells_to_read[name]) : ends[name]] for name in portion}
             yield [PopulationCells.from_cells(name, part, batches) for name, part in parts.items()]

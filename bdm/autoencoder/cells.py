@@ -1,4 +1,4 @@
-"""Cells as input of the autoencoder: codes, blocks, samples, expected counts, evidence lower bounds."""
+"""Cells as input of the autoencoder: codes, blocks, samples, evidence lower bounds."""
 
 from collections.abc import Iterator
 
@@ -15,27 +15,27 @@ from bdm.data.matrix import take_cells
 
 
 def type_names(adata: ad.AnnData) -> tuple[str, ...]:
-    """Names of the cell types of prepared cells."""
+    """Return the cell types of prepared cells."""
     return tuple(adata.obs["cell_type"].cat.categories)
 
 
 def codes_of(names: pd.Series | np.ndarray, known: tuple[str, ...]) -> Tensor:
-    """Index of each name among the known ones."""
+    """Return the index of each name in ``known``."""
     return to_tensor(pd.Index(known).get_indexer(names.astype(str)).astype(np.int64))
 
 
 def type_codes(adata: ad.AnnData, cell_types: tuple[str, ...]) -> Tensor:
-    """Index of each cell's type among ``cell_types``."""
+    """Return the index of each cell's type in ``cell_types``."""
     return codes_of(adata.obs["cell_type"], cell_types)
 
 
 def batch_names(adata: ad.AnnData) -> tuple[str, ...]:
-    """Names of the batches of prepared cells; none without batches."""
+    """Return the batches of prepared cells; empty without a batch key."""
     return tuple(adata.obs["batch"].cat.categories) if "batch" in adata.obs else ()
 
 
 def batch_codes(adata: ad.AnnData, batches: tuple[str, ...]) -> Tensor:
-    """Index of each cell's batch among ``batches``; the only index, 0, without batches."""
+    """Return the index of each cell's batch in ``batches``; 0 without batches."""
     if not batches:
         return torch.zeros(adata.n_obs, dtype=torch.long)
     return codes_of(adata.obs["batch"], batches)
@@ -46,32 +46,32 @@ CellBlock = tuple[Tensor, Tensor, Tensor]
 
 
 def cell_blocks(cells: ad.AnnData, types: Tensor, codes: Tensor) -> Iterator[CellBlock]:
-    """Yield dense counts of cells, with the index of each cell's type and batch, in blocks."""
-    matrix = cells.X  # once, as a view would select its cells again for each block
+    """Yield blocks of dense counts with the index of each cell's type and batch."""
+    matrix = cells.X  # read once: each access to `X` of a view selects its cells again
     for start in range(0, cells.n_obs, BLOCK):
         rows = slice(start, start + BLOCK)
         yield to_tensor(matrix[rows].toarray()), types[rows], codes[rows]
 
 
 def cell_blocks_of_type(cells: ad.AnnData, batches: tuple[str, ...], *, code: int = 0) -> Iterator[CellBlock]:
-    """Yield :func:`cell_blocks` of cells of one type, which has the index ``code`` in its network."""
+    """Yield :func:`cell_blocks` of cells of one type with index ``code``."""
     return cell_blocks(cells, torch.full((cells.n_obs,), code), batch_codes(cells, batches))
 
 
-# Cells of each type that are in a sample, if it has so many: to train on, to validate with, and to start from. Of large
-# data, rare types need them for sub-populations and for a decoder of their own.
+# Minimum cells per type in a sample of large data, if the type has as many. Rare types need them to be divided into
+# sub-populations and to fit a type-specific decoder.
 N_SAMPLED_PER_TYPE = {"train": 500, "validation": 150, "start": 20}
 
 
 def sample_cells(adata: ad.AnnData, split: str, *, n_cells: int, seed: int) -> ad.AnnData:
-    """Read the cells of a split in their order, or a sample of them if there are more than ``n_cells``."""
+    """Read the cells of a split, or a sample of large data; see :func:`sample_rows`."""
     rows = np.flatnonzero(adata.obs["split"] == split)
     chosen = np.sort(sample_rows(adata.obs["cell_type"], rows, split, n_cells=n_cells, seed=seed))
     return take_cells(adata, chosen)
 
 
 def sample_rows(cell_type: pd.Series, rows: np.ndarray, purpose: str, *, n_cells: int, seed: int) -> np.ndarray:
-    """Sample ``n_cells`` of the rows, and ``N_SAMPLED_PER_TYPE`` of each type; the purpose enters the seed."""
+    """Sample ``n_cells`` of the rows, and at least ``N_SAMPLED_PER_TYPE[purpose]`` of each type."""
     shuffled = numpy_generator(seed, purpose).permutation(rows)
     rank = cell_type.iloc[shuffled].groupby(cell_type.iloc[shuffled], observed=True).cumcount().to_numpy()
     chosen = (np.arange(len(shuffled)) < n_cells) | (rank < N_SAMPLED_PER_TYPE[purpose])
@@ -79,7 +79,7 @@ def sample_rows(cell_type: pd.Series, rows: np.ndarray, purpose: str, *, n_cells
 
 
 def sample_rows_of_population(obs: pd.DataFrame, population: str, split: str, n_cells: int, *, seed: int) -> np.ndarray:
-    """Find the cells of a population and split in order, or a random sample if there are more than ``n_cells``."""
+    """Return at most ``n_cells`` rows of a population and split, in order."""
     rows = np.flatnonzero((obs["sub_population"] == population) & (obs["split"] == split))
     if len(rows) <= n_cells:
         return rows
@@ -88,7 +88,7 @@ def sample_rows_of_population(obs: pd.DataFrame, population: str, split: str, n_
 
 @torch.no_grad()
 def observed_and_expected(network: CountAutoencoder, blocks: Iterator[CellBlock]) -> tuple[Tensor, Tensor]:
-    """Sum the observed counts of each gene over cells, and the counts that the autoencoder expects."""
+    """Sum observed and expected counts of each gene over cells."""
     observed, expected = torch.zeros(network.shape.n_genes), torch.zeros(network.shape.n_genes)
     for counts, types, codes in blocks:
         latent = network.encode(counts, types, codes, n_iterations=N_ITERATIONS_OF_BOUND).mean
@@ -98,31 +98,43 @@ def observed_and_expected(network: CountAutoencoder, blocks: Iterator[CellBlock]
     return observed, expected
 
 
-N_ITERATIONS_OF_BOUND = 6  # of Newton's method, twice as many as in training
+N_ITERATIONS_OF_BOUND = 6  # Newton iterations, twice as many as in training
 
 
 def evidence_lower_bounds(
     network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor, *, seed: int
 ) -> np.ndarray:
-    """Evidence lower bound of each cell's log likelihood, in nats; types and batches (codes) are the network's."""
+    """Compute the evidence lower bound of each cell in nats.
+
+    Parameters
+    ----------
+    network
+        Autoencoder.
+    cells
+        Prepared cells in memory.
+    types, codes
+        Index of each cell's type and batch in the network.
+    seed
+        Seed of the samples from the posteriors.
+    """
     generator, device = torch_generator(seed, "bounds"), next(network.parameters()).device
 
-    def with_noise() -> Iterator[tuple[Tensor, ...]]:
+    def noised_blocks() -> Iterator[tuple[Tensor, ...]]:
         for block in cell_blocks(cells, types, codes):
             yield *block, torch.randn(len(block[0]), network.shape.n_latent, generator=generator)
 
-    @torch.no_grad()  # in each thread, as it is a setting of the thread
-    def bound(block: tuple[Tensor, ...]) -> Tensor:
+    @torch.no_grad()  # applies to the current thread only
+    def compute_bounds(block: tuple[Tensor, ...]) -> Tensor:
         negative: Tensor = network(*(part.to(device) for part in block), n_iterations=N_ITERATIONS_OF_BOUND)[0]
         return -negative.cpu()
 
     with threads() as run:
-        return torch.cat(list(run(bound, with_noise()))).numpy()
+        return torch.cat(list(run(compute_bounds, noised_blocks()))).numpy()
 
 
 def mean_bound_by_type(
     bounds: np.ndarray, cells: ad.AnnData, types: Tensor, cell_types: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Tabulate the mean bound (``log_likelihood``) and counts (``n_counts``) of a cell by type; NaN without cells."""
+    """Average the bounds (``log_likelihood``) and counts (``n_counts``) of cells by type; NaN without cells."""
     table = pd.DataFrame({"log_likelihood": bounds, "n_counts": np.asarray(cells.X.sum(axis=1)).ravel()})
     return table.groupby(types.numpy()).mean().reindex(range(len(cell_types))).set_axis(list(cell_types))

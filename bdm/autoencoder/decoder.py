@@ -1,4 +1,4 @@
-"""Decoders: the distribution of one matrix of a cell given its latent, which only they specify; here linear ones."""
+"""Decoders: p(counts given latent)."""
 
 from __future__ import annotations
 
@@ -15,38 +15,37 @@ from bdm._core.kinds import DECODERS
 from bdm.autoencoder.observation import NegativeBinomial, ObservationModel
 from bdm.autoencoder.softmax import Blocks, Loadings, PaddedCells, Parameters, SoftmaxEvidence
 
-DISPERSION_PACE = 5  # log dispersions change by several units in training, loadings by much less
+DISPERSION_PACE = 5  # scales the steps of log dispersions, which move much further in training than loadings
 TYPE_DISPERSION_SCALE = 0.5  # prior standard deviation of a type's log dispersion around the gene's
-BATCH_OFFSET_SCALE = 0.5  # prior standard deviation of a batch's offset of log expression
-N_PRIOR = 5.0  # counts of each gene that the mean offset of known batches weighs as much as, for a new batch
+BATCH_OFFSET_SCALE = 0.5  # prior standard deviation of batch offsets, in log expression
+N_PRIOR = 5.0  # pseudocounts per gene that pull the offset of a new batch to the mean batch
 
 
 @dataclass(frozen=True)
 class AutoencoderShape:
-    """What fixes an autoencoder's parameters."""
+    """Sizes and likelihood that determine the tensors of an autoencoder."""
 
     n_genes: int
     n_types: int
     n_latent: int = 30
-    n_batches: int = 0  # 0 where no batch enters
+    n_batches: int = 0  # 0 without a batch key
     likelihood: str = "negative_binomial"  # name of the decoder
-    # Number of features of each modality, which together are the genes, and whether they are normalised; one such block
-    # for RNA alone
+    # Number of features of each modality, and whether the modality is normalised. `n_genes` counts all features; RNA
+    # alone is one block.
     blocks: tuple[int, ...] = ()
     normalised: tuple[bool, ...] = (True,)
 
 
 class Decoder(nn.Module):
-    """Distribution of one matrix of a cell given its latent: link, likelihood, parameters and their prior, size factor.
+    """Distribution of counts given latents, with the prior of its parameters.
 
-    The decoder is linear, so that gene loadings can be interpreted: expression is the softmax over genes of
-    ``loadings z + offset[batch]``. Counts have the mean expression x library size, and are distributed around it by an
-    observation model, whose fields are the parameters of the noise. Where cells have several modalities, their features
-    are one block of genes each, see :class:`bdm.autoencoder.softmax.Blocks`.
+    The decoder is linear, so that loadings can be interpreted: expression is ``softmax(loadings z + offset[batch])``
+    over genes. Counts have the mean expression x library size, and an observation model describes the noise around
+    it. Each modality is a block of features with a softmax of its own, see :class:`bdm.autoencoder.softmax.Blocks`.
 
-    A subclass has an observation model, and the name by which the setting ``likelihood`` and files know it; an
-    installed package makes it known by an entry point of the group ``bdm.decoders``. Where the observation model has
-    parameters, the subclass defines ``noise``, ``noise_penalty`` and ``noise_state``; for another link, ``decode``,
+    Subclasses set ``observation_model`` and register under a name, which is the value of the setting ``likelihood``;
+    installed packages register through the entry point group ``bdm.decoders``. If the observation model has
+    parameters, override ``noise``, ``noise_penalty`` and ``noise_state``. For a different link, override ``decode``,
     ``evidence``, ``directions`` and ``padded_cells``.
 
     ::
@@ -56,8 +55,10 @@ class Decoder(nn.Module):
 
     Attributes
     ----------
+    observation_model
+        Class of the noise; its fields are the keys of :meth:`noise`.
     by_type
-        Names of the tensors in the state that have cell types as their first axis.
+        Names of the tensors in the state dict whose first axis is cell types.
     """
 
     observation_model: ClassVar[type[ObservationModel]]
@@ -74,21 +75,41 @@ class Decoder(nn.Module):
         self.batch_offset = nn.Parameter(torch.zeros(max(shape.n_batches, 1), shape.n_genes))
 
     def noise(self, cell_type: Tensor) -> Parameters:
-        """Parameters of the observation model by name, cells x genes, from the index of each cell's type."""
+        """Return the parameters of the observation model for each cell.
+
+        Parameters
+        ----------
+        cell_type
+            Index of each cell's type.
+
+        Returns
+        -------
+        Parameters by name, each cells x genes.
+        """
         return {}
 
     def noise_penalty(self) -> Tensor | float:
-        """Twice the negative log prior of the noise."""
+        """Return twice the negative log prior of the noise."""
         return 0.0
 
     def noise_state(self, noise: Parameters) -> Parameters:
-        """State of the noise of a decoder, from the parameters of its types, types x genes."""
+        """Return the state dict entries that reproduce the given noise; the inverse of :meth:`noise`.
+
+        Parameters
+        ----------
+        noise
+            Parameters of the observation model by name, each types x genes.
+
+        Returns
+        -------
+        Tensors by their names in the state dict.
+        """
         return {}
 
     # ---- distribution
 
     def size(self, counts: Tensor) -> Tensor:
-        """Size factors of each cell, cells x normalised blocks: its library sizes."""
+        """Return the size factors of each cell: its library sizes, cells x normalised blocks."""
         return self.blocks.sums(counts)
 
     def decode(
@@ -99,74 +120,103 @@ class Decoder(nn.Module):
         log_size: Tensor | None = None,
         offset: Tensor | None = None,
     ) -> Tensor:
-        """Log mean of each count, cells x genes; log expression, without size factors.
+        """Return the log mean of each count.
 
         Parameters
         ----------
         latent
             Cells x latent dimensions.
         batch
-            Index of each cell's batch; None for the mean batch, which is all that there is without batches.
+            Index of each cell's batch; None for the mean batch.
         log_size
-            Log size factors, cells x normalised blocks.
+            Log size factors, cells x normalised blocks; None to return log expression.
         offset
-            Additional offsets of log expression before the normalisation, cells x genes or one per gene.
+            Added to the logits before the softmax, cells x genes or genes.
+
+        Returns
+        -------
+        Log means, cells x genes.
         """
         logits = self.loadings(latent) + (self.mean_batch() if batch is None else self.batch_offset[batch])
         log_expression = self.blocks.log_expression(logits if offset is None else logits + offset)
         return log_expression if log_size is None else log_expression + self.blocks.spread(log_size, others=0)
 
     def observation(self, cell_type: Tensor) -> ObservationModel:
-        """Observation model of counts, cells x genes, from the index of each cell's type."""
+        """Return the observation model (cells x genes) given the index of each cell's type."""
         return self.observation_model.from_parameters(self.noise(cell_type))
 
     def log_likelihood(self, counts: Tensor, latent: Tensor, cell_type: Tensor, batch: Tensor) -> Tensor:
-        """Log likelihood of the counts of each cell, in nats."""
+        """Return the log likelihood of each cell.
+
+        Parameters
+        ----------
+        counts
+            Cells x genes.
+        latent
+            Cells x latent dimensions.
+        cell_type, batch
+            Index of each cell's type and batch.
+
+        Returns
+        -------
+        Log likelihood of each cell in nats.
+        """
         log_mean = self.decode(latent, batch, log_size=self.size(counts).log())
         return self.observation(cell_type).log_likelihood(counts, log_mean)
 
     def evidence(self, counts: Tensor, cell_type: Tensor, batch: Tensor) -> SoftmaxEvidence:
-        """Return what counts (cells x genes) say about the latents of their cells."""
+        """Return the likelihood of latents given counts (cells x genes), with its derivatives."""
         offset, loadings = self.loadings.bias + self.batch_offset[batch], Loadings.from_weight(self.loadings.weight)
         return SoftmaxEvidence(counts, self.size(counts), offset, self.observation(cell_type), loadings, self.blocks)
 
     def directions(self, expression: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
-        """Gradient of each gene's log expression by the latent, genes x latent dimensions.
+        """Return the gradient of each gene's log expression with respect to the latent.
 
-        It is the loadings less their mean over genes, weighted by expression: the gradient of log sum exp. This mean
-        changes with expression, by one amount for all genes.
+        In a normalised block, it is the loadings minus their mean over genes weighted by expression.
 
         Parameters
         ----------
         expression
-            Share of each gene in expression where the gradient is taken; sums to 1 in each normalised block.
+            Expression of each gene at which to evaluate the gradient; sums to 1 in each normalised block.
         axes
-            Latent dimensions x axes, for the gradient along these axes.
+            Latent dimensions x axes, to return directional derivatives along these axes.
+
+        Returns
+        -------
+        Gradients, genes x latent dimensions or genes x axes.
         """
         loadings = self.loadings.weight.detach().double().numpy()
         along = loadings if axes is None else loadings @ axes
         ends = np.cumsum(self.shape.blocks[:-1], dtype=int)
-        of_blocks = zip(np.split(expression, ends), np.split(along, ends), self.blocks.normalised, strict=True)
-        return np.concatenate([part - shares @ part if is_share else part for shares, part, is_share in of_blocks])
+        blocks = zip(np.split(expression, ends), np.split(along, ends), self.blocks.normalised, strict=True)
+        return np.concatenate([part - shares @ part if is_share else part for shares, part, is_share in blocks])
 
     # ---- parameters
 
     def initialise(self, counts: Tensor, axes: Tensor) -> None:
-        """Initialise from counts (cells x genes), and the change in log1p(CP10k) with each latent (genes x latent)."""
+        """Initialise the mean expression and the loadings, in place.
+
+        Parameters
+        ----------
+        counts
+            Cells x genes.
+        axes
+            Change in log1p(CP10k) per unit of each latent, genes x latent dimensions.
+        """
         total = counts.sum(dim=0) + 0.5
         self.loadings.bias.copy_((total / self.blocks.spread(self.blocks.sums(total), others=len(counts))).log())
         self.loadings.weight.copy_(axes / 2)  # log1p(CP10k) changes about twice as much as log expression
 
     def penalty(self, *, loading_scale: float) -> Tensor:
-        """Negative log prior of the parameters: loadings, noise, and offsets of batches.
+        """Return the negative log prior of loadings, noise and batch offsets.
 
-        Without batches, the single offset is a part of the mean expression, which has no prior.
+        Without batches, the single offset is part of the mean expression and has no prior.
 
         Parameters
         ----------
         loading_scale
-            Standard deviation of a loading: change in log expression of a gene per unit of the latent. In blocks
-            without a softmax, as of proteins, ``OWN_MEAN_SCALE`` times as much.
+            Prior standard deviation of a loading: change in log expression of a gene per unit of the latent. Blocks
+            without a softmax (proteins) have ``OWN_MEAN_SCALE`` times this.
         """
         relative = self.blocks.loading_scale(self.loadings.weight)
         loadings = ((self.loadings.weight / relative) ** 2).sum() / loading_scale**2
@@ -174,11 +224,11 @@ class Decoder(nn.Module):
         return (loadings + self.noise_penalty() + offsets) / 2
 
     def rotate(self, axes: Tensor) -> Tensor:
-        """Rotate the latent space to orthogonal axes, latent dimensions x axes.
+        """Rotate the loadings to orthogonal axes (latent dimensions x axes), in place.
 
         Returns
         -------
-        The axes, with the signs by which the largest loading of each is positive.
+        Axes with signs flipped so that the largest loading of each is positive.
         """
         rotated = self.loadings.weight @ axes
         sign = rotated.gather(0, rotated.abs().argmax(dim=0, keepdim=True)).sign()
@@ -186,14 +236,14 @@ class Decoder(nn.Module):
         return axes * sign
 
     def mean_of_types(self, weight: Tensor) -> Self:
-        """Copy the decoder with means of its types in place of them, by their weights, means x types."""
+        """Replace types by weighted means (``weight``: means x types), in a copy."""
         state = self.state_dict()
         shape = replace(self.shape, n_types=len(weight))
         return self._copied(shape, {name: weight @ state[name] for name in self.by_type})
 
     def _copied(self, shape: AutoencoderShape, state: Parameters) -> Self:
-        """Copy the decoder with another shape and tensors in its state; torch's random generator is left alone."""
-        with torch.device("meta"):  # where a decoder has no values yet, and so draws none
+        """Copy the decoder with a new shape and new tensors."""
+        with torch.device("meta"):  # allocates no values, so nothing is drawn at random
             decoder = type(self)(shape)
         values = {name: value.detach().clone() for name, value in (self.state_dict() | state).items()}
         decoder.load_state_dict(values, assign=True)
@@ -215,39 +265,55 @@ class Decoder(nn.Module):
     # ---- batches
 
     def batch_factors(self) -> np.ndarray:
-        """Factor of each batch on the expression of each gene, batches x genes, of geometric mean 1."""
+        """Return fold changes (batches x genes) with geometric mean 1 over batches."""
         offset = self.batch_offset.detach().double().numpy()
         return np.asarray(np.exp(offset - offset.mean(axis=0)))
 
     def mean_batch(self) -> Tensor:
-        """Mean offsets of all batches, one per gene; of a batch of which nothing is known."""
+        """Return the mean offset of each gene over batches, for unknown batches."""
         return self.batch_offset.detach().mean(dim=0)
 
     def improve_batch(self, offset: Tensor, observed: Tensor, expected: Tensor) -> Tensor:
-        """Improve the offsets of a new batch, by its counts of each gene and the counts that are expected with them.
+        """Update the offsets of a new batch from observed and expected counts.
 
-        The offset of a gene is the mean offset plus the log ratio of observed counts to those that are expected with
-        this mean, both with ``N_PRIOR`` counts more, so that genes with few counts keep the mean.
+        The new offset is the mean offset plus the log ratio of observed counts to counts expected at the mean offset.
+        ``N_PRIOR`` is added to both, so that genes with few counts stay at the mean.
+
+        Parameters
+        ----------
+        offset
+            Current offset of each gene.
+        observed, expected
+            Sum over cells of the counts of each gene, and their expectation at ``offset``.
+
+        Returns
+        -------
+        New offset of each gene.
         """
         mean = self.mean_batch()
         return mean + ((observed + N_PRIOR) / (expected / (offset - mean).exp() + N_PRIOR)).log()
 
     def with_batches(self, offsets: Tensor) -> Self:
-        """Copy the decoder with additional batches, by their offsets (batches x genes)."""
+        """Copy the decoder with more batches, given their offsets (batches x genes)."""
         all_offsets = torch.cat([self.batch_offset.detach(), offsets])
         shape = replace(self.shape, n_batches=len(all_offsets))
         return self._copied(shape, {"batch_offset": all_offsets})
 
-    # ---- decoders of single populations, from parameters that are stacked on the first axis
+    # ---- decoders of single populations; their parameters are stacked along the first axis
 
     @torch.no_grad()
     def stacked(self, cell_types: Tensor) -> Parameters:
-        """Copy the parameters for populations, by the indices of the types whose noise they have.
+        """Copy the parameters once for each population, with the noise of its type.
+
+        Parameters
+        ----------
+        cell_types
+            Index of the type of each population.
 
         Returns
         -------
-        ``loadings``, populations x genes x latent dimensions; ``offset``, log expression at latent 0 before the
-        normalisation; and the parameters of the noise, all populations x genes.
+        ``loadings``, populations x genes x latent dimensions; ``offset``, logits at latent 0; and the parameters of
+        the noise. All but the loadings are populations x genes.
         """
         n = len(cell_types)
         loadings = self.loadings.weight.detach().expand(n, -1, -1)  # see PaddedCells.evidence
@@ -255,19 +321,27 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def stacked_mean_type(self) -> Parameters:
-        """Copy the parameters for one new population, with the mean noise of all types."""
+        """Copy the parameters for one new population, with the noise averaged over types."""
         noise = self.noise(torch.arange(self.shape.n_types))
         mean = {name: value.mean(dim=0, keepdim=True) for name, value in noise.items()}
         return self.stacked(torch.tensor([0])) | mean
 
     def of_population(self, parameters: Parameters) -> Self:
-        """Make a decoder of one type from the parameters of a population, with the batches of this one."""
+        """Return a decoder with the parameters of one population and these batch offsets."""
         noise = {entry.name: parameters[entry.name][None] for entry in fields(self.observation_model)}
         state = {"loadings.weight": parameters["loadings"], "loadings.bias": parameters["offset"]}
         return self._copied(replace(self.shape, n_types=1), state | self.noise_state(noise))
 
     def padded_cells(self, counts: Sequence[Tensor], batches: Sequence[Tensor]) -> PaddedCells:
-        """Make cells to fit the decoders of populations to, from the counts and the codes of batches of each."""
+        """Pad training cells of several populations, to fit their decoders together.
+
+        Parameters
+        ----------
+        counts
+            Counts of each population, cells x genes.
+        batches
+            Index of each cell's batch, by population.
+        """
         padded, codes = pad_sequence(list(counts), batch_first=True), pad_sequence(list(batches), batch_first=True)
         present = pad_sequence([torch.ones(len(part), 1) for part in counts], batch_first=True)
         offset = self.batch_offset.detach()
@@ -276,10 +350,9 @@ class Decoder(nn.Module):
 
 
 class NegativeBinomialDecoder(Decoder, name="negative_binomial"):
-    """Negative binomial counts with an inverse dispersion by gene and type.
+    """Negative binomial counts with an inverse dispersion per gene and type.
 
-    It is the decoder of the linearly decoded VAE of Svensson et al. 2020 (Bioinformatics 36:3418), except for the prior
-    and the dispersion.
+    This is the decoder of LDVAE (Svensson et al. 2020, Bioinformatics 36:3418) with a different prior and dispersion.
     """
 
     observation_model = NegativeBinomial
@@ -291,14 +364,17 @@ class NegativeBinomialDecoder(Decoder, name="negative_binomial"):
         self.type_dispersion = nn.Parameter(torch.zeros(shape.n_types, shape.n_genes))
 
     def noise(self, cell_type: Tensor) -> Parameters:
-        """Log inverse dispersion, the sum of the gene's and of the type's deviation from it."""
+        """Return log inverse dispersions: shared by types, plus deviations of types."""
         return {"log_inverse_dispersion": DISPERSION_PACE * self.paced_dispersion + self.type_dispersion[cell_type]}
 
     def noise_penalty(self) -> Tensor:
-        """Twice the negative log prior of the deviations of types."""
+        """Return twice the negative log prior of the deviations of types."""
         return (self.type_dispersion**2).sum() / TYPE_DISPERSION_SCALE**2
 
     def noise_state(self, noise: Parameters) -> Parameters:
-        """All in the deviations of types."""
-        of_types = noise["log_inverse_dispersion"]
-        return {"paced_dispersion": torch.zeros_like(of_types[0]), "type_dispersion": of_types}
+        """Return a state that stores the dispersions as deviations of types from 0."""
+        log_inverse_dispersion = noise["log_inverse_dispersion"]
+        return {
+            "paced_dispersion": torch.zeros_like(log_inverse_dispersion[0]),
+            "type_dispersion": log_inverse_dispersion,
+        }

@@ -1,4 +1,4 @@
-"""The fit of the autoencoder: its objective on minibatches of cells, and its training in rounds."""
+"""Training of the autoencoder: objective, rounds, sub-populations."""
 
 import math
 from collections.abc import Callable
@@ -45,45 +45,45 @@ from bdm.data.modalities import block_sizes, modalities_of, size_names
 from bdm.data.prepare import fewest_donors, has_donors
 from bdm.settings import AutoencoderSettings
 
-N_TRAINING, N_HELD_OUT = 100_000, 10_000  # cells read of larger data: so few parameters learn no less from them
-N_START = 10_000  # cells that the network starts from
+N_TRAINING, N_HELD_OUT = 100_000, 10_000  # sample of larger data; more cells do not improve so few parameters
+N_START = 10_000  # cells to initialise the network from
 
 
 @dataclass(frozen=True)
 class Division:
-    """Populations that the sampled cells are divided into."""
+    """Populations of the sampled cells."""
 
     names: tuple[str, ...]
-    code: Tensor  # population of each cell, training cells before held-out cells
+    code: Tensor  # index of each cell's population; training cells come before held-out cells
 
     def into(self, part: np.ndarray) -> "Division":
-        """Divide populations further, by the number of the part that each cell belongs to."""
+        """Divide populations further, given the number of each cell's part."""
         names: list[str] = []
         code, prefixes = self.code.clone(), prefixes_of(self.names)
         for number, name in enumerate(self.names):
-            of_cells = torch.from_numpy(part[(self.code == number).numpy()])
-            n_parts = int(of_cells.max()) + 1 if len(of_cells) else 1
-            code[self.code == number] = len(names) + of_cells
+            parts = torch.from_numpy(part[(self.code == number).numpy()])
+            n_parts = int(parts.max()) + 1 if len(parts) else 1
+            code[self.code == number] = len(names) + parts
             names += [name] if n_parts == 1 else [f"{prefixes[name]}{n}" for n in range(1, n_parts + 1)]
         return Division(tuple(names), code)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What the training of an autoencoder minimises, in minibatches of the sampled training cells."""
+    """Training objective of the autoencoder on minibatches of sampled cells."""
 
-    training: ad.AnnData  # a sample, as held_out
-    held_out: ad.AnnData
-    n_training: int  # of all training cells
+    training: ad.AnnData  # sampled training cells
+    held_out: ad.AnnData  # sampled validation cells
+    n_training: int  # number of all training cells
     division: Division  # of the sampled cells, into cell types or finer populations
     batches: tuple[str, ...]
     settings: AutoencoderSettings
     seed: int
-    min_donors: int = 1  # fewest effective donors of a sub-population
+    min_donors: int = 1  # minimum effective number of donors per sub-population
 
     @classmethod
     def from_cells(cls, adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int) -> "Objective":
-        """Sample training and validation cells of prepared cells, and divide them by cell type."""
+        """Sample training and validation cells, and divide them by cell type."""
         training = sample_cells(adata, "train", n_cells=N_TRAINING, seed=seed)
         held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
         n_training, cell_types = int((adata.obs["split"] == "train").sum()), type_names(adata)
@@ -93,18 +93,18 @@ class Objective:
 
     @cached_property
     def cells(self) -> ad.AnnData:
-        """Training cells and held-out cells."""
+        """Training cells followed by held-out cells."""
         return ad.concat([self.training, self.held_out]) if self.held_out.n_obs else self.training
 
     @property
     def need(self) -> str:
-        """What a sub-population needs, in words."""
+        """Requirements of a sub-population, for warnings."""
         donors = f" of {self.min_donors} effective donors" if self.min_donors > 1 else ""
         return f"{self.settings.min_cells_per_sub_population} cells{donors} to fit"
 
     @cached_property
     def batch_size(self) -> int:
-        """Cells of a minibatch: a quarter with peaks, whose steps take longest, as held-out cells are as likely."""
+        """Cells per minibatch; fewer with peaks, which is faster and fits equally well."""
         has_peaks = len(size_names(self.training.var)) > 1
         return max(self.settings.batch_size // 4, 1) if has_peaks else self.settings.batch_size
 
@@ -114,7 +114,7 @@ class Objective:
         return batch_codes(self.training, self.batches)
 
     def minibatch(self, network: Any, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Sample counts, types and batches of training cells, and noise for their latents."""
+        """Sample counts, types and batches of training cells, and standard normal noise for latents."""
         cells = torch.randint(self.training.n_obs, (self.batch_size,), generator=generator)
         device = next(network.parameters()).device
         counts = to_tensor(self.training.X[cells.numpy()].toarray()).to(device)
@@ -122,32 +122,31 @@ class Objective:
         return counts, self.division.code[cells].to(device), self.codes[cells].to(device), noise
 
     def loss(self, network: Any, generator: torch.Generator, *, run: Map) -> Tensor:
-        """Negative evidence lower bound by cell, with the penalties; updates the prior means."""
+        """Return the penalised loss per cell, and update the prior means."""
         cells = self.minibatch(network, generator)
-        value, latent = network(*cells, n_iterations=N_ITERATIONS, run=run)
+        negative_bound, latent = network(*cells, n_iterations=N_ITERATIONS, run=run)
         network.update_prior_means(cells[1], latent)
-        loss: Tensor = (
-            value.mean() + network.decoder.penalty(loading_scale=self.settings.loading_scale) / self.n_training
-        )
+        penalty = network.decoder.penalty(loading_scale=self.settings.loading_scale)
+        loss: Tensor = negative_bound.mean() + penalty / self.n_training
         return loss
 
     def by_population(self, network: Any, generator: torch.Generator) -> dict[str, float]:
-        """Mean negative evidence lower bound of each population in a minibatch; nan where it cannot be computed."""
+        """Return the mean loss of each population in a minibatch; NaN on failure."""
         cells = self.minibatch(network, generator)
         losses = {}
         for code in cells[1].unique():
-            chosen = cells[1] == code
+            members = cells[1] == code
             try:
-                value, _ = network(*(part[chosen] for part in cells), n_iterations=N_ITERATIONS)
+                negative_bound, _ = network(*(part[members] for part in cells), n_iterations=N_ITERATIONS)
             except torch.linalg.LinAlgError:
-                value = torch.tensor(math.nan)
-            losses[self.division.names[code]] = float(value.mean())
+                negative_bound = torch.tensor(math.nan)
+            losses[self.division.names[code]] = float(negative_bound.mean())
         return losses
 
     def validation(self, network: Any) -> Tensor:
-        """Mean negative evidence lower bound of the validation cells."""
-        of_cells = self.division.code[self.training.n_obs :], batch_codes(self.held_out, self.batches)
-        bounds = evidence_lower_bounds(network, self.held_out, *of_cells, seed=derive(self.seed, "validation"))
+        """Return the mean negative evidence lower bound of validation cells."""
+        types, codes = self.division.code[self.training.n_obs :], batch_codes(self.held_out, self.batches)
+        bounds = evidence_lower_bounds(network, self.held_out, types, codes, seed=derive(self.seed, "validation"))
         return -torch.from_numpy(bounds).mean()
 
 
@@ -160,13 +159,30 @@ def fit_autoencoder(
     device: str = "auto",
     provenance: dict[str, Any],
 ) -> tuple[GeneAutoencoder, pd.DataFrame]:
-    """Train the autoencoder on the training cells, stopped where validation cells are most likely.
+    """Train the autoencoder, with sub-populations and type-specific decoders.
 
-    Every step encodes cells by their posterior under the present parameters, and improves the parameters for them:
-    expectation maximisation in minibatches. Where sub-populations are found in the latents, the network is trained
-    again on these in place of types, as one prior for all cells of a coarse type blurs what is in it; then they are
-    sought again. At last, each population gets a type-specific decoder if its validation cells gain. Returns also the
-    losses by ``round`` (2 with sub-populations) and ``step``.
+    Training is minibatch expectation maximisation: each step computes the posteriors of cells under the current
+    parameters, then improves the parameters. The step with the best validation loss is kept. If clustering finds
+    sub-populations, training and clustering are repeated with a prior mean for each, since a single prior blurs the
+    structure of a coarse type. Finally, populations whose validation cells gain get type-specific
+    decoders.
+
+    Parameters
+    ----------
+    adata
+        Prepared cells.
+    settings
+        Settings of the autoencoder.
+    seed
+        Seed of all random numbers.
+    device
+        Device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    provenance
+        Version, settings and hash of the data, stored with the autoencoder.
+
+    Returns
+    -------
+    Trained autoencoder, and its losses by ``round`` (1, or 2 for the second training) and ``step``.
     """
     objective = Objective.from_cells(adata, settings, seed=seed)
     cell_types, batches = objective.division.names, objective.batches
@@ -178,39 +194,39 @@ def fit_autoencoder(
         network, again = train_network(objective, "the autoencoder of populations", device=device)
         history = pd.concat([history, again.assign(round=2)], ignore_index=True)
         finer = divide(network, objective) if settings.sub_populations == "auto" else finer
-    network, found, cells = with_sub_populations(network, objective, finer, cell_types)
+    network, sub_populations, cells = with_sub_populations(network, objective, finer, cell_types)
     if isinstance(settings.sub_populations, int):
-        warn_of_fewer(found, cell_types, settings.sub_populations, each_needs=objective.need)
+        warn_of_fewer(sub_populations, cell_types, settings.sub_populations, each_needs=objective.need)
     if has_donors(adata):
-        hint_at_donors(cells.obs, found)
+        hint_at_donors(cells.obs, sub_populations)
     none = Adapters.from_shared(network, (), ())
-    rows = (*cell_types, *found.names)
+    rows = (*cell_types, *sub_populations.names)
     adapters = none if settings.shared_decoder else fit_adapters(network, rows, cells, seed=seed)
     is_scored = (cells.obs["split"] == "validation").to_numpy()
-    scored = cells[is_scored] if is_scored.any() else cells[start_of(objective)]
+    scored = cells[is_scored] if is_scored.any() else cells[sample_start(objective)]
     table = _bounds_by_type(network, rows, adapters, scored, objective, cell_types)
     levels = training_levels(cells, protein_columns(adata.var), seed=seed)
     autoencoder = GeneAutoencoder(
-        network, adata.var, cell_types, batches, provenance, table, rows, found, adapters, levels
+        network, adata.var, cell_types, batches, provenance, table, rows, sub_populations, adapters, levels
     )
     return autoencoder, history
 
 
-def start_of(objective: Objective) -> np.ndarray:
-    """Choose the training cells that the network starts from."""
+def sample_start(objective: Objective) -> np.ndarray:
+    """Sample the training cells to initialise the network from."""
     training = objective.training
     return sample_rows(
         training.obs["cell_type"], np.arange(training.n_obs), "start", n_cells=N_START, seed=objective.seed
     )
 
 
-def train_network(objective: Objective, what: str, *, device: str) -> tuple[CountAutoencoder, pd.DataFrame]:
-    """Train the network of cells that are divided into populations, from principal components on.
+def train_network(objective: Objective, name: str, *, device: str) -> tuple[CountAutoencoder, pd.DataFrame]:
+    """Train the shared network, starting from principal components.
 
-    The network is returned in its principal axes, with the history of its training.
+    Returns the network, rotated to principal axes, and its training history. ``name`` appears in messages.
     """
     training, settings, seed = objective.training, objective.settings, objective.seed
-    start, codes = start_of(objective), objective.division.code[: training.n_obs]
+    start, codes = sample_start(objective), objective.division.code[: training.n_obs]
     shape = AutoencoderShape(
         n_genes=training.n_vars,
         n_types=len(objective.division.names),
@@ -229,7 +245,7 @@ def train_network(objective: Objective, what: str, *, device: str) -> tuple[Coun
         settings.learning_rate,
         seed=derive(seed, "autoencoder steps"),
         device=device,
-        what=what,
+        what=name,
         n_warmup=50,
     )
     validation = objective.validation if objective.held_out.n_obs else None
@@ -237,14 +253,14 @@ def train_network(objective: Objective, what: str, *, device: str) -> tuple[Coun
         loss, by_group = partial(objective.loss, run=run), objective.by_population
         history = train(network, loss, plan, by_group=by_group, validation=validation)
     network = network.cpu().eval()
-    of_cells = training[start], codes[start], objective.codes[start]
-    precision = encode_blocks(network, *of_cells, lambda posterior: posterior.precision.sum(dim=0))
-    network.rotate_to_principal_axes(sum(precision) / len(start))
+    cells = training[start], codes[start], objective.codes[start]
+    precisions = encode_blocks(network, *cells, lambda posterior: posterior.precision.sum(dim=0))
+    network.rotate_to_principal_axes(sum(precisions) / len(start))
     return network, history
 
 
 def divide(network: CountAutoencoder, objective: Objective) -> Division:
-    """Find the parts of each population in the latents of the sampled cells."""
+    """Divide the current populations by clustering the latents of sampled cells."""
     cells, division, settings = objective.cells, objective.division, objective.settings
     if settings.sub_populations == "none":
         return division
@@ -255,70 +271,84 @@ def divide(network: CountAutoencoder, objective: Objective) -> Division:
 def with_sub_populations(
     network: CountAutoencoder, objective: Objective, finer: Division, cell_types: tuple[str, ...]
 ) -> tuple[CountAutoencoder, SubPopulations, ad.AnnData]:
-    """Make the parts of each cell type its sub-populations, and types of the network.
+    """Turn parts of cell types into sub-populations, and add these to the network.
 
-    Returns the network of all cell types, which sub-populations follow; the sub-populations; and the sampled cells with
-    ``obs["sub_population"]``.
+    Parameters
+    ----------
+    network
+        Network trained on the populations of ``objective.division``.
+    objective
+        Sampled cells and settings.
+    finer
+        Division of the sampled cells by :func:`divide`.
+    cell_types
+        Names of the cell types.
+
+    Returns
+    -------
+    Network whose types are the cell types, then the sub-populations; classifier of the sub-populations; and sampled
+    cells with ``obs["sub_population"]``.
     """
-    cells, fewest = objective.cells, objective.settings.min_cells_per_sub_population
+    cells, min_cells = objective.cells, objective.settings.min_cells_per_sub_population
     types, prefixes = type_codes(cells, cell_types), prefixes_of(cell_types)
-    of_types = count_members(types, objective.division, len(cell_types))
-    labels = network.mean_of_types(of_types)
-    found = SubPopulations.none(network.shape.n_latent)
+    type_counts = count_members(types, objective.division, len(cell_types))
+    type_network = network.mean_of_types(type_counts)
+    sub_populations = SubPopulations.none(network.shape.n_latent)
     population, means = cells.obs["cell_type"].astype(str).to_numpy(dtype=object, copy=True), []
     divided = [code for code in range(len(cell_types)) if len(finer.code[types == code].unique()) > 1]
     for code in divided:
-        of_type, name = (types == code).numpy(), cell_types[code]
-        batches = batch_codes(cells, objective.batches)[of_type]
-        mean, scale = encode_cells(labels, cells[of_type], types[of_type], batches)
-        more = classify(
+        members, name = (types == code).numpy(), cell_types[code]
+        batches = batch_codes(cells, objective.batches)[members]
+        mean, scale = encode_cells(type_network, cells[members], types[members], batches)
+        classifier = classify(
             name,
             mean,
-            finer.code[of_type].numpy(),
+            finer.code[members].numpy(),
             prefix=prefixes[name],
-            smallest=fewest,
-            donor=cells.obs["donor"][of_type] if objective.min_donors > 1 else None,
+            smallest=min_cells,
+            donor=cells.obs["donor"][members] if objective.min_donors > 1 else None,
             min_donors=objective.min_donors,
         )
-        if len(more):
-            population[of_type], means_of_type = more.divide(name, mean, scale, labels.prior_mean[code])
-            found = concat([found, more])
-            means.append(means_of_type)
+        if len(classifier):
+            population[members], prior_means = classifier.divide(name, mean, scale, type_network.prior_mean[code])
+            sub_populations = concat([sub_populations, classifier])
+            means.append(prior_means)
     cells = ad.AnnData(cells.X, cells.obs.assign(sub_population=population.astype(str)), cells.var)
     if not means:
-        return labels, found, cells
-    rows = (*cell_types, *found.names)
+        return type_network, sub_populations, cells
+    rows = (*cell_types, *sub_populations.names)
     codes = codes_of(cells.obs["sub_population"], rows)
-    of_parts = count_members(codes, objective.division, len(rows))[len(cell_types) :]
-    decoder = network.mean_of_types(torch.cat([of_types, of_parts])).decoder
-    return CountAutoencoder.from_decoder(decoder, torch.cat([labels.prior_mean, *means])), found, cells
+    counts = count_members(codes, objective.division, len(rows))[len(cell_types) :]
+    decoder = network.mean_of_types(torch.cat([type_counts, counts])).decoder
+    prior_mean = torch.cat([type_network.prior_mean, *means])
+    return CountAutoencoder.from_decoder(decoder, prior_mean), sub_populations, cells
 
 
 def count_members(group: Tensor, division: Division, n_groups: int) -> Tensor:
-    """Count the cells of each group, given by its index, in each population; groups x populations."""
+    """Cross-tabulate the group index of cells and their population, groups x populations."""
     n_populations = len(division.names)
     counts = (group * n_populations + division.code).bincount(minlength=n_groups * n_populations)
     return counts.reshape(n_groups, n_populations).float()
 
 
 def encode_cells(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the posteriors of cells in memory, each cells x latent dimensions."""
-    found = encode_blocks(network, cells, types, codes, lambda posterior: (posterior.mean, posterior.scale))
-    means, scales = zip(*found, strict=True)
+    """Return posterior means and standard deviations of cells, each cells x latent dimensions."""
+    blocks = encode_blocks(network, cells, types, codes, lambda posterior: (posterior.mean, posterior.scale))
+    means, scales = zip(*blocks, strict=True)
     return torch.cat(means), torch.cat(scales)
 
 
 def encode_blocks(
     network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor, take: Callable[[Posterior], Any]
 ) -> list[Any]:
-    """Encode cells in blocks, in parallel, and take what is needed of the posteriors of each block."""
+    """Apply ``take`` to the posteriors of blocks of cells, in parallel."""
 
-    @torch.no_grad()  # holds for the thread that enters it
-    def encoded(block: tuple[Tensor, ...]) -> Any:
+    @torch.no_grad()  # applies to the current thread only
+    def encode(block: tuple[Tensor, ...]) -> Any:
         return take(network.encode(*block))
 
     with threads() as run:
-        return list(run(encoded, cell_blocks(cells, types, codes)))
+        return list(run(encode, cell_blocks(cells, types, codes)))
 
 
 def _bounds_by_type(
@@ -329,11 +359,11 @@ def _bounds_by_type(
     objective: Objective,
     cell_types: tuple[str, ...],
 ) -> pd.DataFrame:
-    """Mean evidence lower bound of cells by type, each with the decoder of its population."""
+    """Average the evidence lower bounds of cells by type, using type-specific decoders."""
     batches, seed = objective.batches, objective.seed
     population = cells.obs["sub_population"].astype(str)
     bound = evidence_lower_bounds(network, cells, codes_of(population, rows), batch_codes(cells, batches), seed=seed)
     for name in adapters:
-        of_population = np.flatnonzero(population == name)
-        bound[of_population] = likelihood(adapters.network(name, network), cells[of_population], batches, seed=seed)
+        members = np.flatnonzero(population == name)
+        bound[members] = likelihood(adapters.network(name, network), cells[members], batches, seed=seed)
     return mean_bound_by_type(bound, cells, type_codes(cells, cell_types), cell_types)

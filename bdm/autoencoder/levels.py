@@ -1,4 +1,4 @@
-"""Levels of proteins: quantiles of counts in each population, and the map that gives counts these quantiles."""
+"""Protein levels: quantiles in each population, and quantile mapping of counts."""
 
 from __future__ import annotations
 
@@ -14,61 +14,83 @@ from bdm._core.seeds import numpy_generator
 from bdm.data.modalities import modalities_of
 
 N_QUANTILES = 32
-CELLS_OF_QUANTILE = 10  # at least: of fewer cells, quantiles would be their counts, and disclose who they are
+CELLS_OF_QUANTILE = 10  # minimum cells per quantile; with fewer, quantiles would disclose the counts of single cells
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What the decoder expects of the proteins in a population, before they get the quantiles of training cells."""
+    """Protein levels in a population as the decoder generates them, before quantile mapping."""
 
-    log_factor: Tensor  # by which means of the decoder differ from those of training cells, proteins
-    quantiles: Tensor  # of log levels at means that have this factor, quantiles x proteins
+    log_factor: Tensor  # log ratio of mean counts in training cells to means of the decoder, proteins
+    quantiles: Tensor  # quantiles of log levels, after scaling the means by this factor, quantiles x proteins
 
 
 def protein_columns(var: pd.DataFrame) -> slice:
-    """Columns of the features that have levels, as they are no shares of a library size; none in RNA alone."""
+    """Return the columns of proteins (features without a library size); may be empty."""
     return next((modality.features for modality in modalities_of(var) if not modality.normalised), slice(0, 0))
 
 
 def training_levels(cells: ad.AnnData, columns: slice, *, seed: int) -> dict[str, Tensor]:
-    """Quantiles of the proteins, by their columns, in each population of cells; nothing where there are none."""
+    """Compute quantiles of the proteins in each population; empty without proteins."""
     if columns.start == columns.stop:
         return {}
-    rows = cells.obs.groupby(cells.obs["sub_population"].astype(str)).indices
+    members = cells.obs.groupby(cells.obs["sub_population"].astype(str)).indices
     return {
-        name: quantiles(
-            cells.X[chosen][:, columns].toarray(), numpy_generator(seed, "levels", name), n_cells=len(chosen)
-        )
-        for name, chosen in rows.items()
+        name: quantiles(cells.X[rows][:, columns].toarray(), numpy_generator(seed, "levels", name), n_cells=len(rows))
+        for name, rows in members.items()
     }
 
 
 def log_levels(counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Logarithms of counts that are spread over the unit intervals above them, so that no two are the same."""
+    """Return the log of counts plus uniform noise in (0, 1), which breaks ties."""
     return np.asarray(np.log(counts + generator.uniform(1e-9, 1, counts.shape)))
 
 
 def quantiles(counts: np.ndarray, generator: np.random.Generator, *, n_cells: int) -> Tensor:
-    """Quantiles of the log levels of counts (cells x proteins), as many as ``n_cells`` have; quantiles x proteins.
+    """Compute quantiles of log levels by interpolation between means of equal parts.
 
-    They are interpolated between the means of equal parts of the sorted levels.
+    Parameters
+    ----------
+    counts
+        Cells x proteins.
+    generator
+        Source of the noise that breaks ties.
+    n_cells
+        Number of real cells behind ``counts``; each part has at least ``CELLS_OF_QUANTILE`` of them.
+
+    Returns
+    -------
+    Quantiles, ``N_QUANTILES`` x proteins.
     """
     n_parts = min(max(n_cells // CELLS_OF_QUANTILE, 1), N_QUANTILES)
     parts = np.array_split(np.sort(log_levels(counts, generator), axis=0), n_parts)
-    middle, probability = ((np.arange(number) + 0.5) / number for number in (n_parts, N_QUANTILES))
+    middle, probability = ((np.arange(n) + 0.5) / n for n in (n_parts, N_QUANTILES))
     means = np.stack([part.mean(axis=0) for part in parts])
     return torch.from_numpy(np.stack([np.interp(probability, middle, column) for column in means.T], axis=1))
 
 
 def mean_count(quantiles_of_levels: Tensor) -> Tensor:
-    """Mean counts of proteins whose log levels have these quantiles."""
+    """Return the mean count of each protein, given quantiles of its log level."""
     return (quantiles_of_levels.exp() - 0.5).mean(dim=0).clamp(min=0.01)
 
 
 def mapped(counts: np.ndarray, before: Tensor, after: Tensor, generator: np.random.Generator) -> np.ndarray:
-    """Map counts (cells x proteins) whose quantiles are ``before`` to counts whose quantiles are ``after``.
+    """Map counts from the quantiles ``before`` to the quantiles ``after``.
 
-    Between quantiles, log levels are interpolated; beyond them, counts change by the factor of the outermost quantile.
+    Log levels are interpolated between quantiles. Beyond them, counts change by the factor of the outermost quantile.
+
+    Parameters
+    ----------
+    counts
+        Cells x proteins.
+    before, after
+        Quantiles of log levels, quantiles x proteins.
+    generator
+        Source of the noise that breaks ties.
+
+    Returns
+    -------
+    Mapped counts, cells x proteins.
     """
     levels = [
         np.interp(x, old, new) + np.minimum(x - old[0], 0) + np.maximum(x - old[-1], 0)

@@ -1,4 +1,4 @@
-"""The count autoencoder: prior and posteriors of latents, decoder, and evidence lower bound."""
+"""Count autoencoder: prior and posterior of latents, decoder, evidence lower bound."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from bdm._core.parallel import Map
 from bdm.autoencoder.decoder import AutoencoderShape, Decoder
 from bdm.autoencoder.softmax import ONE_BLOCK, Blocks
 
-OVERSAMPLING = 10  # further components in the search for principal ones, so that the last of these converge too
-PORTION = 128  # cells whose posteriors are computed together, where several portions are computed in parallel
-MEMORY = 0.95  # weight of past cells in the running means of the prior, per training step
-MAX_STEP = 3  # in standard deviations of the prior; prevents Newton's method from overshooting far from the mode
-MIN_STEP = 1e-3  # in these; below it, a cell has reached its mode
+OVERSAMPLING = 10  # extra components in the randomised SVD, so that the last principal components converge
+PORTION = 128  # cells per thread when posteriors are computed in parallel
+MEMORY = 0.95  # decay per training step of past cells in the running prior means
+MAX_STEP = 3  # of a Newton step, in prior standard deviations; prevents overshooting far from the mode
+MIN_STEP = 1e-3  # same units; a cell with a shorter step has converged
 
 
 def log_normalise(counts: Tensor, blocks: Blocks = ONE_BLOCK) -> Tensor:
-    """Natural logarithm of one plus counts, per 10,000 of their block if it is normalised, cells x genes."""
+    """Compute log1p of counts (cells x genes), in normalised blocks per 10,000 counts."""
     return torch.log1p(counts * blocks.spread(1e4 / blocks.sums(counts), others=1))
 
 
 class CountAutoencoder(nn.Module):
-    """Latent factor model of counts: latents of type c are normal around ``prior_mean[c]`` with unit covariance.
+    """Latent factor model of counts with latents ~ N(prior_mean[cell_type], I).
 
-    There is no encoder network: a cell is encoded by its posterior under the model, by Newton's method. A network would
-    overfit to the noise of the training cells, and encode held-out cells differently. Not a generative model by itself:
-    a prior generates the latents.
+    There is no encoder network: Newton's method finds the posterior of each cell under the model. An encoder would
+    overfit the noise of the training cells and encode held-out cells differently. Not a generative model by itself: a
+    prior generates the latents.
     """
 
     prior_sum: Tensor
@@ -46,7 +46,7 @@ class CountAutoencoder(nn.Module):
 
     @classmethod
     def from_decoder(cls, decoder: Decoder, prior_mean: Tensor) -> CountAutoencoder:
-        """Make an autoencoder of a decoder and the prior means of its types, types x latent dimensions."""
+        """Create an autoencoder from a decoder and prior means (types x latent dimensions)."""
         network = cls(decoder.shape, decoder)
         network.prior_sum = prior_mean.clone()
         return network.eval()
@@ -58,14 +58,15 @@ class CountAutoencoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, counts: Tensor, cell_type: Tensor) -> None:
-        """Initialise by the principal components of cells (cells x genes); uses torch's global generator."""
+        """Initialise from principal components of cells (cells x genes); uses torch's global generator."""
         normalised = log_normalise(counts, self.decoder.blocks)
         normalised = normalised - normalised.mean(dim=0)
-        n_found = min(self.shape.n_latent, *normalised.shape)
-        n_searched = min(n_found + OVERSAMPLING, *normalised.shape)
+        n_components = min(self.shape.n_latent, *normalised.shape)
+        n_searched = min(n_components + OVERSAMPLING, *normalised.shape)
         scores, size, axes = torch.svd_lowrank(normalised, q=n_searched, niter=4)
-        scores, axes = (scores * size)[:, :n_found], axes[:, :n_found]
-        scores, axes = (nn.functional.pad(values, (0, self.shape.n_latent - n_found)) for values in (scores, axes))
+        scores, axes = (scores * size)[:, :n_components], axes[:, :n_components]
+        n_missing = self.shape.n_latent - n_components
+        scores, axes = (nn.functional.pad(values, (0, n_missing)) for values in (scores, axes))
         member = nn.functional.one_hot(cell_type, self.shape.n_types).T.float()
         means = member @ scores / member.sum(dim=1, keepdim=True).clamp(min=1)
         spread = (scores - means[cell_type]).std(dim=0, correction=0).clamp(min=1e-3)
@@ -75,7 +76,7 @@ class CountAutoencoder(nn.Module):
 
     @torch.no_grad()
     def update_prior_means(self, cell_type: Tensor, latent: Tensor) -> None:
-        """Update the prior means by cells: running means over the last minibatches that included a type."""
+        """Update the running prior means from a minibatch; absent types keep theirs."""
         member = nn.functional.one_hot(cell_type, self.shape.n_types).T.to(latent)
         seen = member.sum(dim=1)
         keep = torch.where(seen > 0, MEMORY, 1.0)
@@ -84,28 +85,29 @@ class CountAutoencoder(nn.Module):
 
     @torch.no_grad()
     def rotate_to_principal_axes(self, precision: Tensor) -> None:
-        """Rotate the latent space to the principal axes of a precision, the axis of the highest precision first.
+        """Rotate the latent space to the principal axes of a precision matrix.
 
-        The model stays the same (isotropic prior), while errors of the posterior become independent on average.
+        The axis of highest precision comes first. The isotropic prior makes the rotated model equivalent. Posterior
+        errors become uncorrelated on average.
         """
         axes = self.decoder.rotate(torch.linalg.eigh(precision.double())[1].flip(1).float())
         self.prior_sum.copy_(self.prior_sum @ axes)
 
     def with_batches(self, offsets: Tensor) -> CountAutoencoder:
-        """Copy the network with additional batches, by their offsets (batches x genes)."""
+        """Copy the network with more batches, given their offsets (batches x genes)."""
         return self.from_decoder(self.decoder.with_batches(offsets), self.prior_mean)
 
     def mean_of_types(self, member: Tensor) -> CountAutoencoder:
-        """Copy the network with groups of types (cells of each, groups x types) in place of them, by their means."""
+        """Replace types by means weighted by numbers of cells (groups x types), in a copy."""
         weight = member / member.sum(dim=1, keepdim=True)
         return self.from_decoder(self.decoder.mean_of_types(weight), weight @ self.prior_mean)
 
     @torch.no_grad()
     def encode(self, counts: Tensor, cell_type: Tensor, batch: Tensor, *, n_iterations: int = 12) -> Posterior:
-        """Posterior of the latent of cells (cells x genes) of known type and batch."""
+        """Compute the posterior of latents given counts (cells x genes), type and batch."""
         evidence = self.decoder.evidence(counts, cell_type, batch)
-        found: Posterior = laplace_posterior([evidence], self.prior_mean[cell_type], n_iterations=n_iterations)
-        return found
+        posterior: Posterior = laplace_posterior([evidence], self.prior_mean[cell_type], n_iterations=n_iterations)
+        return posterior
 
     def forward(
         self,
@@ -117,30 +119,46 @@ class CountAutoencoder(nn.Module):
         n_iterations: int,
         run: Map | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Negative evidence lower bound of each cell, and the mean of its posterior.
+        """Compute the negative evidence lower bound of each cell.
 
-        The posterior is close to the optimum, so the gradient is close to that with a constant posterior. With ``run``,
-        which is like ``map``, portions of cells are encoded in parallel on the CPU.
+        The posterior is treated as a constant in the gradient, since it is close to the optimum.
+
+        Parameters
+        ----------
+        counts
+            Cells x genes.
+        cell_type, batch
+            Index of each cell's type and batch.
+        noise
+            Standard normal numbers to sample latents from the posterior, cells x latent dimensions.
+        n_iterations
+            Newton iterations.
+        run
+            Parallel replacement of ``map`` for encoding portions of cells on the CPU.
+
+        Returns
+        -------
+        Negative bound of each cell in nats, and posterior means, cells x latent dimensions.
         """
         with torch.no_grad():
             evidence, prior_mean = self.decoder.evidence(counts, cell_type, batch), self.prior_mean[cell_type]
 
-        def encoded(cells: slice) -> tuple[Tensor, Tensor, Tensor]:
+        def encode(cells: slice) -> tuple[Tensor, Tensor, Tensor]:
             posterior = laplace_posterior([evidence.select(cells)], prior_mean[cells], n_iterations=n_iterations)
             return posterior.mean, posterior.sample(noise[cells]), posterior.divergence(prior_mean[cells])
 
         size = len(counts) if run is None or counts.device.type != "cpu" else PORTION
         portions = (slice(start, start + size) for start in range(0, len(counts), size))
-        mean, latent, divergence = map(torch.cat, zip(*(run or map)(encoded, portions), strict=True))
+        mean, latent, divergence = map(torch.cat, zip(*(run or map)(encode, portions), strict=True))
         return divergence - self.decoder.log_likelihood(counts, latent, cell_type, batch), mean
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Normal posterior of the latent."""
+    """Normal posterior of the latent of each cell."""
 
     mean: Tensor  # cells x latent dimensions
-    factor: Tensor  # lower Cholesky factor of the precision, cells x latent dimensions x latent dimensions
+    factor: Tensor  # lower Cholesky factor of the precision matrix, cells x latent dimensions x latent dimensions
 
     @property
     def scale(self) -> Tensor:
@@ -149,16 +167,16 @@ class Posterior:
 
     @property
     def precision(self) -> Tensor:
-        """Precision, cells x latent dimensions x latent dimensions."""
+        """Precision matrix, cells x latent dimensions x latent dimensions."""
         return self.factor @ self.factor.transpose(1, 2)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Sample latents from standard normal noise, both cells x latent dimensions."""
+        """Transform standard normal noise to samples of latents, both cells x latent dimensions."""
         deviation: Tensor = torch.linalg.solve_triangular(self.factor.transpose(1, 2), noise[:, :, None], upper=True)
         return self.mean + deviation.squeeze(2)
 
     def divergence(self, prior_mean: Tensor) -> Tensor:
-        """Kullback-Leibler divergence from normals of unit covariance around ``prior_mean``, one a cell."""
+        """Return the Kullback-Leibler divergence of each cell from N(prior_mean, I)."""
         log_determinant = 2 * self.factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
         variance = torch.cholesky_inverse(self.factor).diagonal(dim1=1, dim2=2).sum(dim=1)
         distance = ((self.mean - prior_mean) ** 2).sum(dim=1)
@@ -166,27 +184,39 @@ class Posterior:
 
 
 class Evidence(Protocol):
-    """What one matrix of cells says about their latents; a decoder gives it."""
+    """Likelihood of latents given one matrix of counts, from :meth:`Decoder.evidence`."""
 
     def select(self, cells: Tensor | slice) -> Self:
-        """Evidence of a subset of the cells."""
+        """Select a subset of the cells."""
 
     def derivatives(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of each cell's log likelihood by its latent, cells x latent dimensions, and Fisher's information."""
+        """Differentiate the log likelihood of each cell with respect to its latent.
+
+        Parameters
+        ----------
+        latent
+            Cells x latent dimensions.
+
+        Returns
+        -------
+        Gradient, cells x latent dimensions, and Fisher information, cells x latent dimensions x latent dimensions.
+        """
 
 
 @torch.no_grad()
 @torch.autocast("cuda", enabled=False)  # type: ignore[untyped-decorator]
 def laplace_posterior(evidence: Sequence[Evidence], prior_mean: Tensor, *, n_iterations: int) -> Posterior:
-    """Approximate posteriors by normals around their modes, by Newton's method with Fisher's information.
+    """Compute the Laplace approximation of posteriors by Fisher scoring.
 
     Parameters
     ----------
     evidence
-        Of each matrix of the cells, such as their counts of genes; given the latent, matrices are independent.
+        Likelihoods of matrices that are independent given the latent, such as counts of genes.
     prior_mean
-        Mean of the prior of each cell, cells x latent dimensions, where the search starts; its covariance is the
+        Prior mean of each cell and start of the search, cells x latent dimensions. The prior covariance is the
         identity.
+    n_iterations
+        Maximum Newton iterations.
     """
     n_latent, device = prior_mean.shape[1], prior_mean.device
     identity = torch.eye(n_latent, device=device)
@@ -202,10 +232,10 @@ def laplace_posterior(evidence: Sequence[Evidence], prior_mean: Tensor, *, n_ite
         length = step.norm(dim=1)
         latent[moving] = z + step * (MAX_STEP / length).clamp(max=1)[:, None]
         factors[moving] = factor
-        goes_on = length > MIN_STEP
-        if not goes_on.any():
+        continues = length > MIN_STEP
+        if not continues.any():
             break
-        if not goes_on.all():  # selecting cells copies their counts
-            moving = moving[goes_on]
+        if not continues.all():  # selecting cells copies their counts
+            moving = moving[continues]
             pieces, prior = [piece.select(moving) for piece in evidence], prior_mean[moving]
     return Posterior(latent, factors)

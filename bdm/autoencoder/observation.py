@@ -1,4 +1,4 @@
-"""Observation model: the distribution of counts given the mean of each, which only this module specifies."""
+"""Observation models: distribution of counts given their means."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,104 +12,175 @@ from torch import Tensor
 
 from bdm._core.seeds import to_tensor
 
-MIN_DISPERSION = 1e-4  # of counts within groups of cells: almost that of Poisson counts
+MIN_DISPERSION = 1e-4  # within groups of cells; almost Poisson
 
 
 @dataclass(frozen=True)
 class ObservationModel(ABC):
-    """Distribution of counts given their means, as decoders, generation and interpretation need it.
+    """Distribution of counts given their means.
 
-    The mean of a count is the library size of the cell times the expression of the gene; everything else about the
-    distribution belongs to the observation model. It is a frozen dataclass, whose fields are its parameters: tensors,
-    cells x genes or one per gene.
+    The mean of a count is library size x expression; the observation model describes the noise around it. Subclasses
+    are frozen dataclasses whose fields are the parameters of the noise: tensors, cells x genes or genes.
     """
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, Tensor]) -> Self:
-        """Make an observation model of its parameters by name."""
-        make: Any = cls  # whose fields only the subclass knows
-        model: Self = make(**parameters)
+        """Create an observation model from its parameters by name."""
+        constructor: Any = cls  # only the subclass declares the fields
+        model: Self = constructor(**parameters)
         return model
 
     @classmethod
     @abstractmethod
     def average(cls, models: Sequence[Self], *, weights: np.ndarray) -> Self:
-        """Average observation models of the same genes, such as of several cell types."""
+        """Average models of the same genes, such as several cell types.
+
+        Parameters
+        ----------
+        models
+            Models with parameters of equal shape.
+        weights
+            Weight of each model.
+        """
 
     def select(self, cells: Tensor | slice) -> Self:
-        """Observation model of a subset of the cells, by index."""
+        """Select a subset of the cells by index."""
         return self.from_parameters({name: value[cells] for name, value in vars(self).items()})
 
     def of_genes(self, genes: np.ndarray) -> Self:
-        """Observation model of a subset of the genes, by index."""
+        """Select a subset of the genes by index."""
         return self.from_parameters({name: value[..., to_tensor(genes)] for name, value in vars(self).items()})
 
     def within(self, log_variance: Tensor) -> Self:
-        """Observation model within groups of cells, whose log means vary by ``log_variance`` (genes) between groups."""
+        """Remove variation between groups of cells from the noise; by default, change nothing.
+
+        Parameters
+        ----------
+        log_variance
+            Variance of log means between groups, of each gene.
+
+        Returns
+        -------
+        Observation model of counts within a group.
+        """
         return self
 
     @abstractmethod
     def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
-        """Log likelihood of the counts of each cell, in nats, from counts and their log means, cells x genes."""
+        """Return the log likelihood of each cell.
+
+        Parameters
+        ----------
+        counts, log_mean
+            Counts and their log means, cells x genes.
+
+        Returns
+        -------
+        Log likelihood of each cell in nats.
+        """
 
     @abstractmethod
     def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Differentiate the log likelihood by each log mean; with its Fisher information, both cells x genes."""
+        """Differentiate the log likelihood with respect to the log means.
+
+        Parameters
+        ----------
+        counts, mean
+            Counts and their means, cells x genes.
+
+        Returns
+        -------
+        Gradient and Fisher information, each cells x genes.
+        """
 
     def parameter_gradients(self, counts: Tensor, mean: Tensor) -> dict[str, Tensor]:
-        """Differentiate the log likelihood of each count by each parameter, in the shape of ``counts``, by name."""
+        """Differentiate the log likelihood with respect to the parameters of the noise.
+
+        Parameters
+        ----------
+        counts, mean
+            Counts and their means, any shape.
+
+        Returns
+        -------
+        Gradient for each count by parameter, each in the shape of ``counts``; empty without parameters.
+        """
         return {}
 
     @abstractmethod
     def variance(self, mean: np.ndarray) -> np.ndarray:
-        """Variance of each count, cells x genes."""
+        """Return the variance of counts with the given means, cells x genes."""
 
     @abstractmethod
     def detection(self, mean: np.ndarray) -> np.ndarray:
-        """Probability that each count is above 0, cells x genes."""
+        """Return the probability of a count above 0 given the means, cells x genes."""
 
     @abstractmethod
     def sample(self, mean: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
-        """Sample counts of these means, cells x genes; the counts of a cell do not depend on the cells after it."""
+        """Sample counts with the given means.
+
+        Parameters
+        ----------
+        mean
+            Cells x genes.
+        generator
+            Source of all random numbers. The counts of a cell do not depend on the cells after it.
+
+        Returns
+        -------
+        Counts, cells x genes.
+        """
 
     @abstractmethod
     def half(self, counts: sp.csr_matrix, generator: np.random.Generator) -> sp.csr_matrix:
-        """Take half of the counts, cells x genes, at random, such that it is independent of the other half."""
+        """Split counts (cells x genes) into independent halves at random, and return one half."""
 
     @abstractmethod
     def rescale(
         self, counts: np.ndarray, mean: np.ndarray, factor: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
-        """Change counts, cells x genes, as if their means had been ``factor`` times as large in the same cells.
+        """Rescale counts as if the means of the cells changed by ``factor``.
 
-        The factor is broadcast to cells x genes. Counts rise where it is above 1, and fall where it is below.
+        Parameters
+        ----------
+        counts, mean
+            Counts and their means, cells x genes.
+        factor
+            Fold change of the means, broadcast to cells x genes. Counts rise above 1 and fall below 1.
+        generator
+            Source of all random numbers.
+
+        Returns
+        -------
+        Changed counts, cells x genes.
         """
 
 
 @dataclass(frozen=True)
 class NegativeBinomial(ObservationModel):
-    """Negative binomial counts: a count of mean m has the variance m + m**2 / r."""
+    """Negative binomial counts with mean m and variance m + m**2 / r."""
 
-    log_inverse_dispersion: Tensor  # natural log of r: cells x genes, or one per gene
+    log_inverse_dispersion: Tensor  # natural log of r, cells x genes or genes
 
     @property
     def inverse_dispersion(self) -> Tensor:
-        """Inverse dispersion r, in the shape of its logarithm."""
+        """Inverse dispersion r, cells x genes or genes."""
         return self.log_inverse_dispersion.exp()
 
     @classmethod
     def average(cls, models: "Sequence[NegativeBinomial]", *, weights: np.ndarray) -> "NegativeBinomial":
-        """Average observation models by the geometric mean of their inverse dispersions, in double precision."""
+        """Average models by the geometric mean of r, in double precision."""
         logs = [model.inverse_dispersion.double().log().numpy() for model in models]
         return cls(torch.from_numpy(np.average(logs, axis=0, weights=weights)))
 
     def within(self, log_variance: Tensor) -> "NegativeBinomial":
-        """Set 1 / r to ``(1 + 1 / r) exp(-log_variance) - 1``, or that of a Poisson count where this is below 0."""
-        beyond = (1 + 1 / self.inverse_dispersion.double()) * (-log_variance.double()).exp() - 1
-        return NegativeBinomial(-beyond.clamp(min=MIN_DISPERSION).log().to(self.log_inverse_dispersion.dtype))
+        """Set 1 / r to ``(1 + 1 / r) exp(-log_variance) - 1``, at least ``MIN_DISPERSION``."""
+        dispersion = (1 + 1 / self.inverse_dispersion.double()) * (-log_variance.double()).exp() - 1
+        return NegativeBinomial(-dispersion.clamp(min=MIN_DISPERSION).log().to(self.log_inverse_dispersion.dtype))
 
     def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
-        """Log likelihood by cell, in nats; log-gamma terms vanish at zeros, and are computed for other counts alone."""
+        """Return the log likelihood of each cell."""
+        # Log-gamma terms are 0 for zero counts
         log_r = self.log_inverse_dispersion.expand_as(log_mean)
         log_total = torch.logaddexp(log_r, log_mean)
         at_zero = log_r.exp() * (log_r - log_total)
@@ -124,13 +195,14 @@ class NegativeBinomial(ObservationModel):
         return at_zero.sum(dim=1).index_add(0, cell, above_zero)
 
     def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient q (x - m) and Fisher information q m by the log mean, with q = r / (r + m)."""
+        """Return gradient q (x - m) and information q m, where q = r / (r + m)."""
         r = self.inverse_dispersion
         q = r / (r + mean)
         return (counts - mean) * q, mean * q
 
     def parameter_gradients(self, counts: Tensor, mean: Tensor) -> dict[str, Tensor]:
-        """Gradient by the log inverse dispersion; digamma terms vanish at zeros, so are not computed there."""
+        """Return the gradient with respect to log r."""
+        # Digamma terms are 0 for zero counts
         r = self.inverse_dispersion
         q = r / (r + mean)
         gradient = r * (q.log() + 1 - q) - counts * q
@@ -140,21 +212,21 @@ class NegativeBinomial(ObservationModel):
         return {"log_inverse_dispersion": gradient}
 
     def variance(self, mean: np.ndarray) -> np.ndarray:
-        """Variance of counts, cells x genes, in double precision."""
+        """Return the variance of counts in double precision, cells x genes."""
         return np.asarray(mean + mean**2 / self.inverse_dispersion.double().numpy())
 
     def detection(self, mean: np.ndarray) -> np.ndarray:
-        """Probability that counts are above 0, cells x genes, in double precision."""
+        """Return the probability of counts above 0 in double precision, cells x genes."""
         r = self.inverse_dispersion.double().numpy()
         return np.asarray(-np.expm1(-r * np.log1p(mean / r)))
 
     def sample(self, mean: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
-        """Sample counts, with work in proportion to the counts that are not 0.
+        """Sample counts in time proportional to the number of nonzero counts.
 
-        A negative binomial count is the position at time r of a process that jumps at rate ``log(1 + mean / r)``, each
-        time by a logarithmic series number (Quenouille 1949, Biometrics 5:162). So it is 0 where the first jump, an
-        exponential time, is after r; otherwise that jump, plus a negative binomial number (Poisson with a gamma rate)
-        of the remaining time.
+        A negative binomial count is a compound Poisson process at time r: jumps occur at rate ``log(1 + mean / r)`` and
+        have logarithmic series sizes (Quenouille 1949, Biometrics 5:162). The count is 0 if the first jump, after an
+        exponential waiting time, comes later than r. Otherwise it is the size of this jump plus a negative binomial
+        count (Poisson with a gamma rate) for the time left.
         """
         inverse_dispersion = self.inverse_dispersion.numpy()
         n_cells, n_genes = mean.shape
@@ -174,24 +246,24 @@ class NegativeBinomial(ObservationModel):
         return sp.csr_matrix((counts.astype(np.float32), gene.astype(np.int32), ends), shape=mean.shape)
 
     def half(self, counts: sp.csr_matrix, generator: np.random.Generator) -> sp.csr_matrix:
-        """Take half of the counts at random, such that it is independent of the other half.
+        """Split counts into independent halves at random, and return one half.
 
-        A beta-binomial share with parameters r / 2 and r / 2 gives two independent halves, each of mean m / 2 and
-        inverse dispersion r / 2 (Neufeld et al. 2023, https://arxiv.org/abs/2307.12985). Here r is one per gene.
+        Beta-binomial splitting with parameters r / 2 and r / 2 gives independent halves with mean m / 2 and inverse
+        dispersion r / 2 (Neufeld et al. 2023, https://arxiv.org/abs/2307.12985). Requires one r per gene.
         """
         r = self.inverse_dispersion.double().numpy()[counts.indices]
-        taken = generator.binomial(counts.data.astype(np.int64), generator.beta(r / 2, r / 2))
-        half = sp.csr_matrix((taken.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape, copy=True)
+        split = generator.binomial(counts.data.astype(np.int64), generator.beta(r / 2, r / 2))
+        half = sp.csr_matrix((split.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape, copy=True)
         half.eliminate_zeros()
         return half
 
     def rescale(
         self, counts: np.ndarray, mean: np.ndarray, factor: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
-        """Change counts as if their means had been ``factor`` times as large in the same cells; r stays.
+        """Rescale counts as if the means of the cells changed by ``factor``, at the same r.
 
-        Below 1, counts are thinned. Above 1, Poisson numbers are added at the gamma rate of the cell, which given its
-        count x has shape r + x and mean m (r + x) / (r + m).
+        Factors below 1 thin counts binomially. Factors above 1 add Poisson counts at ``factor - 1`` times the rate of
+        the cell. Given the count x, this rate is gamma distributed with shape r + x and mean m (r + x) / (r + m).
         """
         r = np.broadcast_to(self.inverse_dispersion.double().numpy(), counts.shape)
         factor, changed = np.broadcast_to(factor, counts.shape), counts.copy()

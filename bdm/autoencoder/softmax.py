@@ -1,4 +1,4 @@
-"""The softmax over features as link of linear decoders: what counts say about latents, and steps that fit decoders."""
+"""Softmax link of linear decoders: likelihood of latents, and Newton steps for adapters."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from torch import Tensor
 
 from bdm.autoencoder.observation import ObservationModel
 
-CURVATURE = 1.5  # times the curvature of a mean cell: cells differ, and steps that are too long diverge
-MAX_STEP = 3  # of a gene's loadings, in standard deviations of their prior
-OWN_MEAN_SCALE = 10  # times as large are loadings in blocks without a softmax: log means of proteins span units
-MAX_LOG_STEP = 0.5  # of log expression and of the noise
+CURVATURE = 1.5  # factor on the curvature, which is approximated by a mean cell; larger steps would diverge
+MAX_STEP = 3  # of a gene's loadings, in prior standard deviations
+OWN_MEAN_SCALE = 10  # factor on the prior scale of loadings without a softmax: log means of proteins span a wide range
+MAX_LOG_STEP = 0.5  # of log expression and noise parameters
 
 Parameters = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of features of a cell, one after the other: genes, or genes, proteins and peaks.
+    """Consecutive blocks of features, one per modality (genes, proteins, peaks).
 
-    The softmax over a block times a library size gives its means, so that features compete for counts. In a block that
-    is not normalised, each feature has a mean of its own, the exponential of its logit: of few proteins, some have most
-    counts, so that the noise of these would be in the shares of all.
+    In a normalised block, means are library size x softmax(logits). In other blocks, the mean of each feature is
+    exp(logit): a few proteins have most of the counts, and their noise would enter the shares of all.
     """
 
-    n_features: tuple[int, ...] = ()  # of each block; empty where all features are one normalised block
-    normalised: tuple[bool, ...] = (True,)  # whether a block has a softmax and a library size
+    n_features: tuple[int, ...] = ()  # per block; empty for a single normalised block
+    normalised: tuple[bool, ...] = (True,)  # whether each block has a softmax and a library size
 
     def split(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Values of the features of each block; features are the last axis."""
+        """Split values (... x features) by block."""
         return values.split(self.n_features, dim=-1) if self.n_features else (values,)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sum values over the features of each normalised block; these sums are the last axis."""
+        """Sum values (... x features) over each normalised block; ... x normalised blocks."""
         return joined([part.sum(dim=-1, keepdim=True) for part in self.normalised_parts(values)])
 
     def spread(self, values: Tensor, *, others: float) -> Tensor:
-        """Give each feature the value of its normalised block; ``others`` to features of other blocks.
+        """Expand values (... x normalised blocks) to features.
 
-        Values of one block are left to be broadcast.
+        Features of blocks that are not normalised get the value ``others``. With a single block, values are returned
+        as they are, to be broadcast.
         """
         if not self.n_features:
             return values
@@ -52,21 +52,21 @@ class Blocks:
         return joined(parts)
 
     def expression(self, logits: Tensor) -> Tensor:
-        """Mean of each feature at library sizes of 1: its share of a normalised block."""
+        """Return the mean of each feature at library size 1."""
         parts = zip(self.split(logits), self.normalised, strict=True)
         return joined([torch.softmax(part, dim=-1) if normalised else part.exp() for part, normalised in parts])
 
     def log_expression(self, logits: Tensor) -> Tensor:
-        """Logarithm of :meth:`expression`."""
+        """Return the logarithm of :meth:`expression`."""
         parts = zip(self.split(logits), self.normalised, strict=True)
         return joined([torch.log_softmax(part, dim=-1) if normalised else part for part, normalised in parts])
 
     def loading_scale(self, like: Tensor) -> Tensor:
-        """Prior standard deviation of the loadings of each feature, relative to a normalised block; features x 1."""
+        """Return the prior scale of loadings relative to a normalised block, features x 1."""
         return self.spread(like.new_ones(sum(self.normalised)), others=OWN_MEAN_SCALE)[:, None]
 
     def normalised_parts(self, values: Tensor) -> list[Tensor]:
-        """Values of the features of each normalised block."""
+        """Split values (... x features) by block, and drop blocks that are not normalised."""
         return [part for part, is_share in zip(self.split(values), self.normalised, strict=True) if is_share]
 
 
@@ -80,18 +80,18 @@ def joined(parts: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Loadings:
-    """Loadings, with what information matrices of cells are computed from in one product."""
+    """Loadings and their pairwise products, which speed up Fisher information."""
 
     weight: Tensor  # genes x latent dimensions
-    products: Tensor  # of each pair of loadings of a gene, genes x pairs
-    pair: Tensor  # column of products for each element of a matrix of dimensions by dimensions
+    products: Tensor  # products of pairs of loadings, genes x pairs
+    pair: Tensor  # column of `products` for each element of a flattened matrix, latent dimensions squared
 
     @classmethod
     def from_weight(cls, weight: Tensor) -> Loadings:
-        """Compute the products of loadings."""
+        """Compute the pairwise products of loadings (genes x latent dimensions)."""
         n_latent = weight.shape[1]
         row, column = torch.triu_indices(n_latent, n_latent, device=weight.device)
-        by_dimension = weight.T.contiguous()  # selecting rows takes a third of the time
+        by_dimension = weight.T.contiguous()  # selecting rows is three times as fast as columns
         pair = torch.empty(n_latent, n_latent, dtype=torch.long, device=weight.device)
         pair[row, column] = pair[column, row] = torch.arange(len(row), device=weight.device)
         return cls(weight, (by_dimension[row] * by_dimension[column]).T, pair.flatten())
@@ -99,17 +99,17 @@ class Loadings:
 
 @dataclass(frozen=True)
 class SoftmaxEvidence:
-    """What counts say about latents, with mean counts size x softmax(loadings z + offset)."""
+    """Likelihood of latents given counts with means size x softmax(loadings z + offset)."""
 
     counts: Tensor  # cells x genes
-    size: Tensor  # library sizes, cells x blocks
+    size: Tensor  # library sizes, cells x normalised blocks
     offset: Tensor  # cells x genes
     observation: ObservationModel
     loadings: Loadings
     blocks: Blocks = ONE_BLOCK
 
     def select(self, cells: Tensor | slice) -> SoftmaxEvidence:
-        """Evidence of a subset of the cells."""
+        """Select a subset of the cells."""
         return replace(
             self,
             counts=self.counts[cells],
@@ -119,17 +119,17 @@ class SoftmaxEvidence:
         )
 
     def derivatives(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of the log likelihood by the latent, and Fisher's information."""
+        """Return the gradient with respect to latents, and the Fisher information."""
         loadings, n_latent = self.loadings.weight, self.loadings.weight.shape[1]
         expression = self.blocks.expression((latent @ loadings.T).add_(self.offset))
         residual, weight = self.observation.derivatives(
             self.counts, self.blocks.spread(self.size, others=1) * expression
         )
-        # Through the softmax
+        # Chain rule through the softmax
         residual -= expression * self.blocks.spread(self.blocks.sums(residual), others=0)
         information: Tensor = (weight @ self.loadings.products)[:, self.loadings.pair].view(-1, n_latent, n_latent)
-        of_blocks = (self.blocks.normalised_parts(values) for values in (weight, expression, loadings.T))
-        for weights, shares, transposed in zip(*of_blocks, strict=True):
+        parts = (self.blocks.normalised_parts(values) for values in (weight, expression, loadings.T))
+        for weights, shares, transposed in zip(*parts, strict=True):
             by_weight, by_expression = weights @ transposed.T, shares @ transposed.T
             cross = by_weight[:, :, None] * by_expression[:, None, :]
             square = by_expression[:, :, None] * by_expression[:, None, :]
@@ -141,62 +141,79 @@ class SoftmaxEvidence:
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """How far type-specific decoders move from those that they start from, and in how many steps."""
+    """Priors and steps of the fit of type-specific decoders.
 
-    loading_scale: float = 0.1  # prior standard deviation of the change in a loading
-    expression_scale: float = 1.0  # the same, in a gene's log expression at the mean latent
-    noise_scale: float = 3.5  # the same, in a parameter of its noise, such as the log dispersion
-    n_rounds: int = 2  # times that cells are encoded anew
-    n_steps: int = 5  # in each round
+    Scales are prior standard deviations of changes relative to the decoder at the start.
+    """
+
+    loading_scale: float = 0.1
+    expression_scale: float = 1.0  # of log expression at the mean latent
+    noise_scale: float = 3.5  # of noise parameters, such as the log inverse dispersion
+    n_rounds: int = 2  # each encodes the cells again
+    n_steps: int = 5  # Newton steps per round
 
 
 @dataclass(frozen=True)
 class PaddedCells:
-    """Training cells of populations, to fit a decoder to each; padded with cells without counts to one number."""
+    """Training cells of several populations, padded to the same number with cells without counts."""
 
     observation_model: type[ObservationModel]
     counts: Tensor  # populations x cells x genes
-    size: Tensor  # library sizes, populations x cells x blocks
+    size: Tensor  # library sizes, populations x cells x normalised blocks
     present: Tensor  # 1 for cells, 0 for padding, populations x cells x 1
-    batch_offset: Tensor  # populations x cells x genes, or 1 x 1 x genes where all cells have the same
+    batch_offset: Tensor  # populations x cells x genes, or 1 x 1 x genes if all cells share a batch
     blocks: Blocks = ONE_BLOCK
 
     def evidence(self, parameters: Parameters) -> list[SoftmaxEvidence]:
-        """Evidence of the cells of each population; of all together where these are known to have the same loadings."""
+        """Return likelihoods by population, or a single one if they share loadings."""
         loadings = parameters["loadings"]
         offset = (parameters["offset"][:, None] + self.batch_offset).expand_as(self.counts)
         noise = self._noise(parameters)
         parts = [self.counts, self.size, offset, *(value.expand_as(self.counts) for value in noise.values())]
-        if len(loadings) == 1 or loadings.stride(0) == 0:  # as at the start
+        if len(loadings) == 1 or loadings.stride(0) == 0:  # expanded copies of the shared loadings, at the start
             loadings, parts = loadings[:1], [part.flatten(0, 1)[None] for part in parts]
         return [
             SoftmaxEvidence(
                 counts,
                 size,
-                at,
-                self.observation_model.from_parameters(dict(zip(noise, of_noise, strict=True))),
+                part_offset,
+                self.observation_model.from_parameters(dict(zip(noise, noise_parts, strict=True))),
                 Loadings.from_weight(weight),
                 self.blocks,
             )
-            for weight, counts, size, at, *of_noise in zip(loadings, *parts, strict=True)
+            for weight, counts, size, part_offset, *noise_parts in zip(loadings, *parts, strict=True)
         ]
 
     def improve_means(
         self, parameters: Parameters, start: Parameters, prior_mean: Tensor, latent: Tensor, settings: AdapterSettings
     ) -> Parameters:
-        """Take one step of Newton's method to the most probable loadings and offsets, with latents held; return these.
+        """Improve loadings and offsets by one approximate Newton step at fixed latents.
 
-        The information matrix of a gene's loadings is taken to be ``precision I + weight * Z' Z`` with the latents Z
-        (populations x cells x latent dimensions) around their prior mean, as if all cells had the same weight. It is
-        diagonal in the principal axes of Z, which all genes of a population share. ``start`` has the means of the prior
-        of parameters.
+        The information matrix of a gene's loadings is approximated by ``precision I + weight * Z' Z``, where Z are
+        latents centred at the prior mean: as if all cells had the same weight. It is diagonal in the principal axes of
+        Z, which are the same for all genes of a population.
+
+        Parameters
+        ----------
+        parameters, start
+            Current parameters and their prior means, see :meth:`Decoder.stacked`.
+        prior_mean
+            Prior means of latents, populations x latent dimensions.
+        latent
+            Populations x cells x latent dimensions.
+        settings
+            Prior standard deviations.
+
+        Returns
+        -------
+        New ``loadings`` and ``offset``.
         """
         loadings, offset = parameters["loadings"], parameters["offset"]
         centre = prior_mean[:, :, None]
         centred = (latent - prior_mean[:, None]) * self.present
         observation, mean = self._distribution(parameters, latent)
         residual, information = observation.derivatives(self.counts, mean)
-        # Through the softmax
+        # Chain rule through the softmax
         residual = residual - mean * self.blocks.spread(self.blocks.sums(residual) / self.size.clamp(min=1), others=0)
         weight = CURVATURE * information.sum(dim=1)
         change = loadings - start["loadings"]
@@ -210,31 +227,31 @@ class PaddedCells:
         # Log expression at the mean latent
         precision = settings.expression_scale**-2
         gradient = residual.sum(dim=1) - precision * (offset - start["offset"] + (change @ centre).squeeze(2))
-        raised = (gradient / (precision + weight)).clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
-        return {"loadings": loadings + step, "offset": offset + raised - (step @ centre).squeeze(2)}
+        log_change = (gradient / (precision + weight)).clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
+        return {"loadings": loadings + step, "offset": offset + log_change - (step @ centre).squeeze(2)}
 
     def improve_noise(
         self, parameters: Parameters, start: Parameters, latent: Tensor, settings: AdapterSettings
     ) -> Parameters:
-        """Take one step to the most probable noise, with latents held; return its parameters.
+        """Improve the parameters of the noise by one step at fixed latents.
 
-        The information is taken to be the sum of squares of the cells' gradients (Berndt et al. 1974).
+        The information is approximated by the sum of squared gradients over cells (BHHH, Berndt et al. 1974).
         """
         observation, mean = self._distribution(parameters, latent)
         precision, improved = settings.noise_scale**-2, {}
-        for name, of_cells in observation.parameter_gradients(self.counts, mean).items():
+        for name, gradients in observation.parameter_gradients(self.counts, mean).items():
             change = parameters[name] - start[name]
-            step = (of_cells.sum(dim=1) - precision * change) / (precision + (of_cells**2).sum(dim=1))
+            step = (gradients.sum(dim=1) - precision * change) / (precision + (gradients**2).sum(dim=1))
             improved[name] = parameters[name] + step.clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
         return improved
 
     def _distribution(self, parameters: Parameters, latent: Tensor) -> tuple[ObservationModel, Tensor]:
-        """Observation model and mean of the counts of cells, from their latents."""
+        """Return the observation model and mean of counts given latents."""
         logits = latent @ parameters["loadings"].mT + parameters["offset"][:, None] + self.batch_offset
-        # Padding has neither counts nor means, so that no sum over cells includes it
+        # Means of padding are 0, as are its counts, so that it contributes nothing to sums over cells
         mean = self.present * self.blocks.spread(self.size, others=1) * self.blocks.expression(logits)
         return self.observation_model.from_parameters(self._noise(parameters)), mean
 
     def _noise(self, parameters: Parameters) -> Parameters:
-        """Parameters of the noise, populations x 1 x genes."""
+        """Select the parameters of the noise, populations x 1 x genes."""
         return {entry.name: parameters[entry.name][:, None] for entry in fields(self.observation_model)}
