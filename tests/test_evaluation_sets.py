@@ -23,7 +23,7 @@ from bdm.evaluation.cells import (
 )
 from bdm.evaluation.evaluate import Evaluation, evaluate, resampling_seeds
 from bdm.evaluation.genes import gene_statistics, kolmogorov_smirnov, marker_genes, pooled_fold_changes, variable_genes
-from bdm.evaluation.scores import Reference, bin_of, bins_of, score_bins, score_cells
+from bdm.evaluation.scores import MANY_CELLS, Reference, bin_of, bins_of, score_bins, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
 
 
@@ -141,11 +141,16 @@ def test_means_are_over_test_cells_without_types_of_few(evaluation):
     enough = n_test.index[n_test >= 5]
     assert 2 < len(enough) < len(evaluation.n_cells)
     of_types = evaluation.by_type.loc["independent"].loc[enough]
-    weights = n_test[enough] / n_test[enough].sum()
+    by_number = n_test[enough]
+    by_number_squared = by_number * (by_number / MANY_CELLS).clip(upper=1)
+    assert (by_number < MANY_CELLS).any()
     for score in ("energy", "relative_energy", "mmd", "f1"):
-        assert evaluation.overall.loc[score, "independent"] == pytest.approx(of_types[score] @ weights)
+        weights = by_number_squared if score == "relative_energy" else by_number
+        expected = of_types[score] @ weights / weights.sum()
+        assert evaluation.overall.loc[score, "independent"] == pytest.approx(expected)
     for score in ("energy_error", "relative_energy_error", "relative_energy_chance"):  # of independent types
-        expected = np.sqrt(((of_types[score] * weights) ** 2).sum())
+        weights = by_number if score == "energy_error" else by_number_squared
+        expected = np.sqrt(((of_types[score] * weights / weights.sum()) ** 2).sum())
         assert evaluation.overall.loc[score, "independent"] == pytest.approx(expected)
 
 

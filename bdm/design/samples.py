@@ -97,9 +97,7 @@ def divide_by_population(model: BranchedModel, numbers: dict[str, float], place:
         with at(place):
             populations = populations_of_type(model, name)
         if (divided[list(populations)] > 0).any():
-            raise InputError(
-                f"{place}: {name!r} is counted twice, by type and by sub-population; name either."
-            )
+            raise InputError(f"{place}: {name!r} is counted twice, by type and by sub-population; name either.")
         n_cells = model.composition.loc[list(populations)].sum(axis=1)
         divided[list(populations)] = number * n_cells / n_cells.sum()
     return divided

@@ -416,7 +416,7 @@ def temperature_of(lineage: Lineage, cells: LineageCells) -> float | None:
         return None
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CELLS)).astype(int)]
     before = replace(lineage, points=points[~early], **kept)
-    likelihood = before.log_likelihood(cells.cells[rows], cells.time[rows], leaves)
+    likelihood = before.log_likelihood(cells.cells[rows], cells.time[rows], leaves.tolist())
     fate = np.searchsorted(leaves, cells.node[rows])
 
     def loss(log_temperature: float) -> float:
