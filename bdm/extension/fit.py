@@ -123,8 +123,8 @@ def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tupl
         batch_cells, offset = cells[(cells.obs["batch"] == batch).to_numpy()], decoder.mean_batch()
         if not batch_cells.n_obs:
             logger.warning(
-                "Batch %r has no cells of known types, so its effect cannot be told from its new types and becomes "
-                "part of them.",
+                "Batch %r has no cells of known types, so its effect is confounded with its new types and "
+                "becomes part of them.",
                 batch,
             )
         for _ in range(N_ROUNDS if batch_cells.n_obs else 0):  # latents depend on the offset, too
