@@ -83,7 +83,9 @@ def predict_cells(
     labels = labels_of(responses, cells.obs)
     genes, column = shared_genes(responses, cells)
     if lacking := len(responses.genes) - len(genes):
-        logger.warning("The cells lack %s of the responses; %d are changed.", counted(lacking, "gene"), len(genes))
+        logger.warning(
+            "The cells lack %s of the responses; %s are changed.", counted(lacking, "gene"), f"{len(genes):,}"
+        )
     profiles, n_cells = new_profiles(responses, cells, before, genes, column), labels.value_counts()
     for name, profile in profiles.items():
         logger.warning("%s", new_type(responses, name, profile, genes, int(n_cells[name])))
