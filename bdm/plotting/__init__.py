@@ -1,1 +1,1 @@
-"""Figures of models and of results, which ``bdm.pl`` lists; the tree as a page; and figures in files."""
+"""Figures of models and results, exposed by ``bdm.pl``."""

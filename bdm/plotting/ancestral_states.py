@@ -25,73 +25,98 @@ from bdm.plotting.style import (
 )
 from bdm.plotting.tree import View, view_of
 
-NO_MARKERS = "There is one cell type, so no genes mark it against others."  # in place of a figure
+NO_MARKERS = "There is one cell type, so no genes mark it against others."  # shown instead of a figure
 MAX_TYPES, MAX_GENES = 45, 45  # of dot plots
-DOT_COLOURS = "Reds"  # one hue, ever darker
-MAX_AREA = 150  # area of a dot where all cells have counts, in square points
+DOT_COLOURS = "Reds"
+MAX_AREA = 150  # square points of a dot if all cells have counts
 MAX_ENDS = 45
 
 
 def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw a dot plot of marker genes in real cells, next to one in generated cells.
+    """Draw dot plots of marker genes in real and generated cells.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in real cells.
-    Where there are more cell types than rows, one type of each clade is drawn.
+    With more cell types than rows, one type of each clade is drawn.
+
+    Parameters
+    ----------
+    interpretation
+        An interpretation, or an interpreted model.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
     """
     interpretation = interpretation_of(interpretation)
-    hierarchy, found = interpretation.hierarchy, interpretation.markers
-    if not any(found.genes.values()):
+    hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
+    if not any(marker_dots.genes.values()):
         return shown_panels(figure_of(text_axes(NO_MARKERS)), show=show)
-    cell_types, groups = types_to_draw(hierarchy), genes_to_draw(found, hierarchy)
+    cell_types, groups = types_to_draw(hierarchy), genes_to_draw(marker_dots, hierarchy)
     n_genes = sum(map(len, groups))
     figure = new_figure(5 + 0.44 * n_genes, 2.6 + 0.27 * len(cell_types))
     axes = figure.subplots(1, 2, sharey=True)
-    by_title = {"real cells (training)": found.real, "generated cells": found.generated}
+    by_title = {"real cells (training)": marker_dots.real, "generated cells": marker_dots.generated}
     axes[0].set_yticks(range(len(cell_types)), [shortened(name, width=40) for name in cell_types])
-    draw_dot_plots(axes, by_title, cell_types, groups, interpretation.names.labels, relative_to=found.real)
+    draw_dot_plots(axes, by_title, cell_types, groups, interpretation.names.labels, relative_to=marker_dots.real)
     n_types = len(members_of_types(hierarchy))
     if len(cell_types) < n_types:
-        what = "cell types" if len(hierarchy.cell_types) > 1 else "populations"
-        figure.suptitle(f"{len(cell_types)} of {n_types:,} {what}, one of each clade", fontsize=11)
+        noun = "cell types" if len(hierarchy.cell_types) > 1 else "populations"
+        figure.suptitle(f"{len(cell_types)} of {n_types:,} {noun}, one of each clade", fontsize=11)
     return shown_panels(figure, show=show)
 
 
 def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw a dot plot of marker genes by branch: in its ancestral state, and in the real cells below it.
+    """Draw dot plots of marker genes in ancestral states and in real cells.
 
-    Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in the panel.
-    Where there are more branches than rows, cell types have no rows for their sub-populations, and the branches that
-    leave the highest nodes are drawn.
+    Each row is a branch: its ancestral state at the left, and the real training cells below it at the right. Size:
+    share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in the panel. With
+    more branches than rows, sub-populations are left out, and the branches of the highest nodes are drawn.
+
+    Parameters
+    ----------
+    interpretation
+        An interpretation, or an interpreted model.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
     """
     interpretation = interpretation_of(interpretation)
-    hierarchy, found = interpretation.hierarchy, interpretation.markers
-    if not any(found.genes.values()):
+    hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
+    if not any(marker_dots.genes.values()):
         return shown_panels(figure_of(text_axes(NO_MARKERS)), show=show)
     view = view_of(hierarchy, max_rows=MAX_ENDS, sub_populations=len(hierarchy.populations) <= MAX_ENDS)
-    names, groups = list(view.drawn), genes_to_draw(found, hierarchy)
-    width = max(0.21 * sum(map(len, groups)), 3.2)  # of a panel in inches, with room for its title
+    names, groups = list(view.drawn), genes_to_draw(marker_dots, hierarchy)
+    width = max(0.21 * sum(map(len, groups)), 3.2)  # inches of a panel, with room for its title
     figure = new_figure(6.5 + 2 * width, 2.8 + 0.24 * len(names))
     tree, *axes = figure.subplots(1, 3, sharey=True, width_ratios=[4.5, width, width])
     draw_outline(tree, view, names)
     by_title = {
         "ancestral states of the model": interpretation.ancestral_states.dots([*chain(*groups)]),
-        "real training cells below the branch": found.clades,
+        "real training cells below the branch": marker_dots.clades,
     }
     draw_dot_plots(axes, by_title, names, groups, interpretation.names.labels)
     return shown_panels(figure, show=show)
 
 
 def types_to_draw(hierarchy: Hierarchy) -> list[str]:
-    """Choose as many cell types as there are rows, the first of each clade; of one cell type alone, populations."""
+    """Select the first cell type of each clade, one per row.
+
+    With a single cell type, select its sub-populations.
+    """
     ends = view_of(hierarchy, max_rows=MAX_TYPES).ends
     one_type = len(hierarchy.cell_types) == 1
     return list(dict.fromkeys((end.populations if one_type else end.cell_types)[0] for end in ends))
 
 
 def genes_to_draw(markers: Markers, hierarchy: Hierarchy) -> list[tuple[str, ...]]:
-    """Choose as many markers as there are columns, of each type that is drawn or that a user's list names."""
-    of_types = [markers.genes[cell_type] for cell_type in types_to_draw(hierarchy) if markers.genes.get(cell_type)]
-    groups = (of_types if len(markers.genes) > MAX_GENES and of_types else list(markers.genes.values()))[:MAX_GENES]
+    """Select the markers that fit the columns, evenly over lists of markers."""
+    shown = [markers.genes[cell_type] for cell_type in types_to_draw(hierarchy) if markers.genes.get(cell_type)]
+    groups = (shown if len(markers.genes) > MAX_GENES and shown else list(markers.genes.values()))[:MAX_GENES]
     return [group[: -(-MAX_GENES // len(groups))] for group in groups]
 
 
@@ -104,7 +129,10 @@ def draw_dot_plots(
     *,
     relative_to: Dots | None = None,
 ) -> None:
-    """Draw a dot plot in each axes, with lines between groups of genes, relative to each gene's largest mean."""
+    """Draw one dot plot per axes, with lines between groups of genes.
+
+    Colours are relative to each gene's largest mean.
+    """
     figure, genes = figure_of(axes[0]), [*chain(*groups)]
     for axis, (title, dots) in zip(axes, by_title.items(), strict=True):
         largest = (relative_to or dots).mean[genes].max().clip(lower=1e-9)
@@ -114,7 +142,7 @@ def draw_dot_plots(
             axis.axvline(end - 0.5, color="0.6", linewidth=0.8, zorder=0)
         axis.set_title(title, fontsize=11)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
-    aspect = max(1.5 * len(rows), 20)  # the bar is as wide next to many rows as next to few
+    aspect = max(1.5 * len(rows), 20)  # keeps the width of the bar
     label = f"share of the gene's largest mean{' in real cells' if relative_to else ''}"
     extend = "max" if relative_to else "neither"
     figure.colorbar(points, ax=axes, pad=0.01, aspect=aspect, label=label, extend=extend)
@@ -125,7 +153,7 @@ def draw_dot_plots(
 
 
 def draw_dots(axis: Axes, dots: Dots, labels: pd.Series) -> PathCollection:
-    """Draw one dot a cell type or branch (row) and gene (column)."""
+    """Draw one dot per row (cell type or branch) and gene."""
     genes = labels[dots.mean.columns]
     n_types, n_genes = dots.mean.shape
     rows, columns = np.indices((n_types, n_genes))
@@ -150,7 +178,7 @@ def draw_dots(axis: Axes, dots: Dots, labels: pd.Series) -> PathCollection:
 
 
 def draw_outline(axis: Axes, view: View, names: Sequence[str]) -> None:
-    """Name the branches of rows, each to the right of its parent, with the levels of nodes."""
+    """Label the rows with their branches, indented by depth, and levels of nodes."""
     depth: dict[str | None, int] = {None: -1}
     for row, name in enumerate(names):
         branch, leaf = view.hierarchy.by_name[name], not view.hierarchy.children[name]

@@ -1,4 +1,4 @@
-"""Marker genes of each branch, the noise levels at which genes commit, and their agreement with real cells."""
+"""Figures of marker genes by branch, commitment, and agreement with real cells."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 
 MAX_PANELS, N_COLUMNS = 12, 4
 MAX_ROWS = 24  # of the tree
-WIDTH, ROW, PANEL = 16, 0.42, 2.4  # inches of the figure, and heights of a cell type in the tree and of a panel
-MARGIN = 0.5  # of a panel on either side of its points, in the distance between the outermost points
-N_LABELS = 3  # genes that label a branch
-MAX_GENES, MAX_GENES_OF_CHILD = 72, 4  # of which commitment is drawn
+WIDTH, ROW, PANEL = 16, 0.42, 2.4  # inches: width of the figure, height of a row, height of a panel
+MARGIN = 0.5  # on either side of a panel, as a share of the range of its points
+N_LABELS = 3  # genes per branch in the tree
+MAX_GENES, MAX_GENES_OF_CHILD = 72, 4  # rows of the commitment figure
 
 MEASURES = {
     "pearson": "r of log fold changes",
@@ -59,23 +59,23 @@ MEASURES = {
     "auprc": "average precision\nof significant genes",
     "coverage": "changes within\n95% intervals",
 }
-QUERY_STYLES = {  # the model last, over the others
+QUERY_STYLES = {  # the model last, in front
     "training": (TRAINING, "all training cells"),
     "equal": (REAL, "as many training cells as test cells"),
     "model": (MODEL, "model"),
 }
-MAX_NODES = 60  # whose agreement is drawn
+MAX_NODES = 60  # rows of the agreement figure
 
 
 Interpreted: TypeAlias = "Interpretation | BranchedDiffusion"
 
 
 def interpretation_of(source: Interpreted) -> Interpretation:
-    """Return an interpretation, or the one of a model."""
-    found = getattr(source, "interpretation", source)
-    if found is None:
+    """Return an interpretation, given itself or its model."""
+    interpretation = getattr(source, "interpretation", source)
+    if interpretation is None:
         raise InputError("The model is not interpreted yet, or has changed since; call interpret() first.")
-    return checked(found, Interpretation)
+    return checked(interpretation, Interpretation)
 
 
 # ---- genes
@@ -83,30 +83,37 @@ def interpretation_of(source: Interpreted) -> Interpretation:
 
 @dataclass(frozen=True)
 class Panel:
-    """Marker genes of the children of a node, in rows from the top."""
+    """Panel of marker genes for the children of a node."""
 
     title: str
     level: float
-    left: str  # what genes of negative fold changes are higher in
+    left: str  # name of the clade with higher expression at negative fold changes
     right: str
-    genes: pd.DataFrame  # gene, model and real (log2 fold changes), model_error and real_error
+    genes: pd.DataFrame  # columns gene, model, real (log2 fold changes), model_error, real_error; from the top
 
 
 def branch_genes(
     interpretation: Interpreted, branch: str | None = None, *, ax: Axes | None = None, show: bool | None = None
 ) -> Axes | list[Axes] | None:
-    """Draw the marker genes of each branch, with 95% intervals of their fold changes in the model and in real cells.
+    """Draw the fold changes of marker genes of each branch, with 95% intervals.
 
-    There is a panel for each node, below the tree; where there are more nodes than panels, the highest nodes are drawn.
+    Fold changes are of the model and of real test cells. Each node has a panel below the tree; with more nodes than
+    panels, the highest nodes are drawn.
 
     Parameters
     ----------
     interpretation
-        An interpretation, or a model that was interpreted.
+        An interpretation, or an interpreted model.
     branch
-        Cell type or node whose genes alone are drawn, against its siblings.
+        Cell type or node to draw alone, against its siblings.
     ax
-        For the genes of one branch.
+        Axes to draw one ``branch`` into; by default, of a new figure.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels, or of one ``branch``; None if the figure is shown.
 
     Examples
     --------
@@ -128,10 +135,10 @@ def branch_genes(
     if not interpretation.contrasts:
         return shown_panels(figure_of(text_axes(NO_NODES)), show=show)
     hierarchy = interpretation.hierarchy
-    of_nodes = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
-    chosen = highest(of_nodes, MAX_PANELS, level=lambda panel: panel.level)
+    all_panels = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
+    selected = highest(all_panels, MAX_PANELS, level=lambda panel: panel.level)
     view = view_of(hierarchy, max_rows=MAX_ROWS)
-    heights = [1.4 + ROW * len(view.ends), 0.5 + PANEL * -(-len(chosen) // N_COLUMNS)]
+    heights = [1.4 + ROW * len(view.ends), 0.5 + PANEL * -(-len(selected) // N_COLUMNS)]
     figure = new_figure(WIDTH, sum(heights))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     best = {
@@ -143,27 +150,31 @@ def branch_genes(
     longest = max(len(end_label(hierarchy, end)) for end in view.ends)
     width = WIDTH - 0.2 - LETTER * longest
     draw_hierarchy(view, names=True, genes=best, width=width, row_height=ROW, ax=above.add_subplot())
-    axes = panels(below, len(chosen), n_columns=N_COLUMNS)
-    for axis, panel in zip(axes, chosen, strict=True):
+    axes = panels(below, len(selected), n_columns=N_COLUMNS)
+    for axis, panel in zip(axes, selected, strict=True):
         draw_panel(axis, panel)
-    left_out = "" if len(chosen) == len(of_nodes) else f": the {len(chosen)} highest of {len(of_nodes)} panels"
+    n_drawn, n_all = len(selected), len(all_panels)
+    left_out = "" if n_drawn == n_all else f": the {n_drawn} highest of {n_all} panels"
     title = f"Log2 fold changes of marker genes between the children of each node, with 95% intervals{left_out}"
     explain(below, axes[0], title=title, ncols=2)
     return shown_panels(figure, show=show)
 
 
 def panel_of_branch(interpretation: Interpretation, branch: str) -> Panel:
-    """Return the panel of a branch against its siblings; raises an InputError if there is none, or it is the root."""
+    """Return the panel of a branch against its siblings."""
     for node in interpretation.nodes.values():
         children = [child.contrast.child for child in node]
         if branch in children:
-            of_node = node_panels(node, interpretation.labels)
-            return of_node[min(children.index(branch), len(of_node) - 1)]
+            siblings = node_panels(node, interpretation.labels)
+            return siblings[min(children.index(branch), len(siblings) - 1)]
     raise InputError(f"No branch {branch!r} leaves a node; choose a cell type, or a node other than the root.")
 
 
 def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]:
-    """Return one panel for two children, or for each of more children a panel against the others."""
+    """Return the panels of a node.
+
+    Two children share a panel; each of more children has a panel against the rest.
+    """
     first = node[0]
     title = f"{shortened(first.contrast.node, width=26)}  ·  level {first.contrast.level:.1f}"
     names = [clade_label(child.contrast.names_inside) for child in node]
@@ -177,13 +188,16 @@ def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]
 
 
 def best_genes(child: ContrastGenes, *, n_genes: int) -> np.ndarray:
-    """Choose the genes, as indices, that rank best in the model or in real cells."""
+    """Return indices of the genes that rank best in model or real cells."""
     ranks = np.sort([child.model.rank, child.test.rank if child.test else child.model.rank], axis=0)
     return np.lexsort((ranks[1], ranks[0]))[:n_genes]
 
 
 def panel_table(child: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFrame:
-    """Log2 fold changes of the genes in ``rows``, with standard errors; NaN where there are too few test cells."""
+    """Tabulate log2 fold changes of the genes in ``rows``, with standard errors.
+
+    NaN for too few test cells.
+    """
     table = pd.DataFrame({"gene": genes[rows]})
     for name, differences in {"model": child.model, "real": child.test}.items():
         table[name] = differences.fold_change.log2[rows] if differences else np.nan
@@ -192,7 +206,7 @@ def panel_table(child: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.D
 
 
 def draw_panel(axis: Axes, panel: Panel) -> None:
-    """Draw one row a gene: fold changes in the model and in test cells, with their 95% intervals."""
+    """Draw fold changes with 95% intervals, one row per gene."""
     rows = np.arange(len(panel.genes))
     shade_rows(axis, len(rows))
     axis.axvline(0, color="0.5", linewidth=0.8)
@@ -202,7 +216,7 @@ def draw_panel(axis: Axes, panel: Panel) -> None:
     name_rows(axis, [*map(gene_label, panel.genes["gene"])], fontsize=8)
     points = np.append(panel.genes[["model", "real"]].to_numpy(dtype=float), 0.0)
     low, high = np.nanmin(points), np.nanmax(points)
-    beyond = MARGIN * (high - low or 1.0)  # where long intervals are cut
+    beyond = MARGIN * (high - low or 1.0)  # longer intervals are clipped
     axis.set_xlim(max(axis.get_xlim()[0], low - beyond), min(axis.get_xlim()[1], high + beyond))
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)
@@ -216,28 +230,36 @@ def draw_panel(axis: Axes, panel: Panel) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A gene of a node: the clade that it is higher in, its AUC by noise level, and its commitment level."""
+    """Row of the commitment figure: one gene at one node."""
 
     gene: str
-    higher_in: str
-    auc: np.ndarray
-    level: float
+    higher_in: str  # name of the clade
+    auc: np.ndarray  # by noise level
+    level: float  # of commitment
 
 
 def commitment(
     interpretation: Interpreted, *, max_genes: int = MAX_GENES, ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
-    """Draw how well each gene alone distinguishes the children of its node, by noise level; early genes come first.
+    """Draw by noise level how well single genes distinguish cell types.
 
-    The genes are the best markers of the children; where ``max_genes`` is too few for all nodes, the highest nodes are
-    drawn.
+    Colour is the AUC of a gene between the children of its node. The genes are the best markers of the
+    children, sorted by commitment within nodes. If ``max_genes`` is too small for all nodes, the highest are drawn.
 
     Parameters
     ----------
     interpretation
-        An interpretation, or a model that was interpreted.
+        An interpretation, or an interpreted model.
     max_genes
-        Most genes, two or more of each node; each has a row.
+        Maximum number of genes, with at least two per node; each has a row.
+    ax
+        Axes to draw into; by default, of a new figure.
+    show
+        Whether to show the figure; by default, a new figure if there is a screen.
+
+    Returns
+    -------
+    Axes; None if the figure is shown.
     """
     if max_genes < 2:
         raise InputError(f"max_genes is {max_genes}, but must be 2 or more.")
@@ -289,9 +311,12 @@ def commitment(
 def heat_map_rows(
     node: tuple[ContrastGenes, ...], interpretation: Interpretation, levels: np.ndarray, *, n_genes: int
 ) -> list[Row]:
-    """Return rows of the best genes of a node's children in turn, each gene once, the earliest to commit first."""
+    """Return rows for the best genes of a node, the earliest to commit first.
+
+    Children contribute their best genes in turn, each gene once.
+    """
     rows: dict[str, Row] = {}
-    # Of each child: AUC, levels x genes, and the genes that mark it most
+    # For each child: AUC, levels x genes, and its best marker genes
     auc = [np.stack([child.commitment.auc(level) for level in levels]) for child in node]
     best = [np.argsort(child.model.rank, kind="stable")[:n_genes] for child in node]
     for k, gene in ((k, genes[rank]) for rank in range(n_genes) for k, genes in enumerate(best)):
@@ -306,16 +331,28 @@ def heat_map_rows(
 
 
 def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw how far the genes of each node agree with real cells, and how far real cells agree with each other.
+    """Draw the agreement of genes at each node with real cells.
 
-    Where there are more nodes than rows, the highest nodes are drawn.
+    Training cells show how well real cells agree with each other. With more nodes than rows, the highest nodes are
+    drawn.
+
+    Parameters
+    ----------
+    interpretation
+        An interpretation, or an interpreted model.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
     """
     interpretation = interpretation_of(interpretation)
     if not interpretation.contrasts:
         return shown_panels(figure_of(text_axes(NO_NODES)), show=show)
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
     labels = {node[0].contrast.node: children_label(node) for node in nodes}
-    agreement = interpretation.agreement.set_index("node").loc[list(labels)]  # of several modalities, a row for each
+    agreement = interpretation.agreement.set_index("node").loc[list(labels)]  # a row per modality
     modalities = [f"  ({name})" for name in agreement.get(NAMES, ())] or [""] * len(agreement)
     rows = [labels[node] + modality for node, modality in zip(agreement.index, modalities, strict=True)]
     figure = new_figure(11 + 0.8 * LETTER * max(map(len, rows)), 1.8 + 0.28 * len(agreement))
@@ -333,7 +370,7 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
 
 
 def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> None:
-    """Draw one measure of every node, and a line at the ideal."""
+    """Draw one measure of all nodes, and a line at the ideal."""
     rows = np.arange(len(values["model"]))
     shade_rows(axis, len(rows))
     axis.hlines(rows, values["model"], values["equal"], color="0.6", linewidth=1.5)
@@ -348,7 +385,7 @@ def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> N
 
 
 def children_label(node: tuple[ContrastGenes, ...]) -> str:
-    """Name a node by its children."""
+    """Label a node with its name and its children."""
     first, sides = node[0].contrast, [child.contrast.names_inside for child in node]
     sides = sides if len(node) == 2 else [first.names_inside + first.names_outside]
     return f"{shortened(first.node, width=24)}:  " + "  |  ".join(clade_label(side, width=24) for side in sides)

@@ -1,4 +1,4 @@
-"""Scores of an evaluation, overall, by cell type and by property, its genes and UMAP; the floor is with every set."""
+"""Figures of an evaluation: scores, properties, genes and UMAP."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,24 +55,24 @@ IDEALS = {
 }
 LABELS = {score: SCORE_NAMES[score] for score in IDEALS}
 N_COLUMNS = 5
-LINES = [  # as legends explain them
+LINES = [  # of the legend
     Line2D([], [], label="floor (real training cells)", **FLOOR_LINE),
     Line2D([], [], label="ideal", **IDEAL_LINE),
 ]
 
-SCORES_BY_TYPE = ("energy", "forest_auc", "fold_change_correlation", "f1")  # slopes of one type are mostly noise
-KEY_WIDTH, KEY_HEIGHT = 0.5, 0.22  # of a number and its colour, and of a row of these, in inches
-NUMBER_SIZE = 0.05  # of the number of a type, as a share of a panel
-MAX_TYPES, N_WORST = 60, 40  # types that all have rows or numbers, and those that have them where there are more
+SCORES_BY_TYPE = ("energy", "forest_auc", "fold_change_correlation", "f1")  # slopes within a type are mostly noise
+KEY_WIDTH, KEY_HEIGHT = 0.5, 0.22  # inches of a number and its colour in the legend, and of a row
+NUMBER_SIZE = 0.05  # size of a number, as a share of a panel
+MAX_TYPES, N_WORST = 60, 40  # with more than MAX_TYPES types, only N_WORST have rows or numbers
 
-NO_PROPERTIES = "Too few cells could be compared to show their properties."  # in place of the figure
-COLUMNS = (("gene", "cell", "joint"), ("biology", "structure", "use"))  # of the kinds of properties
+NO_PROPERTIES = "Too few cells could be compared to show their properties."  # shown instead of the figure
+COLUMNS = (("gene", "cell", "joint"), ("biology", "structure", "use"))  # columns of panels, by kind of properties
 ROW_HEIGHT, TITLE_HEIGHT = 0.26, 0.5  # in inches
 
 
 @dataclass(frozen=True)
 class SetStyle:
-    """Name in figures, colour and marker of a set of cells."""
+    """Label, colour and marker of a set of cells."""
 
     label: str
     colour: str
@@ -80,24 +80,30 @@ class SetStyle:
 
 
 def set_styles(sets: Iterable[str]) -> dict[str, SetStyle]:
-    """Give each set a colour and a marker; the floor is grey, and comes first."""
-    others = [name for name in sets if name != FLOOR]
-    styles = map(SetStyle, map(shortened, others), cycle(COLOURS), cycle(MARKERS))
-    return {FLOOR: SetStyle(FLOOR, GREY, "d"), **dict(zip(others, styles, strict=True))}
+    """Assign colours and markers to sets; the floor is grey and comes first."""
+    generated = [name for name in sets if name != FLOOR]
+    styles = map(SetStyle, map(shortened, generated), cycle(COLOURS), cycle(MARKERS))
+    return {FLOOR: SetStyle(FLOOR, GREY, "d"), **dict(zip(generated, styles, strict=True))}
 
 
 # ---- scores
 
 
 def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the scores of generated cells, with the floor and the ideal of each score.
+    """Draw the scores of generated cells, with floor and ideal.
 
-    Scores that are not known of any set, as F1 of a single cell type, have no panel.
+    Scores without values, such as F1 of a single cell type, are left out.
 
     Parameters
     ----------
     evaluation
         Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
 
     Examples
     --------
@@ -117,7 +123,7 @@ def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | 
 
 
 def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
-    """Draw one score, one row a set, with a line at the floor and a dotted one at the ideal."""
+    """Draw one score, one row per set, with lines at floor and ideal."""
     axis.axvline(IDEALS[score], **IDEAL_LINE)
     axis.axvline(values[FLOOR], **FLOOR_LINE)
     for row, (name, style) in enumerate(set_styles(values.index).items()):
@@ -127,7 +133,7 @@ def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
         text = axis.annotate(f"{values[name]:.3f}", point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
         text.set_path_effects([HALO])
     axis.margins(x=0.2)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], min_n_ticks=3))  # whose labels do not touch
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], min_n_ticks=3))  # labels do not touch
     axis.tick_params(axis="x", labelsize=8)
     axis.set_yticks(range(len(values)), [*map(shortened, values.index)])
     axis.set_ylim(len(values) - 0.5, -0.8)
@@ -136,15 +142,21 @@ def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
 
 
 def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the scores of each cell type, with the floor; the types with the most test cells come first.
+    """Draw the scores of each cell type, with the floor.
 
-    Where there are more types than rows, the types with the largest energy distance of the first generated set are
-    drawn. Scores that are not known of any type have no panel.
+    Types are sorted by number of test cells. With more types than rows, the types with the largest energy distance in
+    the first generated set are drawn. Scores without values are left out.
 
     Parameters
     ----------
     evaluation
         Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
     """
     checked(evaluation, Evaluation)
     n_test = evaluation.n_cells["test"]
@@ -166,7 +178,7 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
 
 
 def types_to_draw(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
-    """Choose the types to draw: all, or the types of the largest energy distance of the first generated set."""
+    """Select the types to draw: all, or the types with the worst energy distance."""
     if len(cell_types) <= MAX_TYPES:
         return cell_types
     first = next(name for name in evaluation.sets if name != FLOOR)
@@ -175,7 +187,10 @@ def types_to_draw(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
 
 
 def draw_scores_by_type(axis: Axes, values: pd.DataFrame, *, ideal: float) -> None:
-    """Draw one score, types x sets, the sets of a type a little below each other, generated cells in front."""
+    """Draw one score, types x sets, with shifted markers per set.
+
+    Generated cells are in front of the floor.
+    """
     shade_rows(axis, len(values))
     offsets = np.linspace(-0.25, 0.25, values.shape[1])
     for offset, (name, style) in zip(offsets, set_styles(values).items(), strict=True):
@@ -190,23 +205,31 @@ def draw_scores_by_type(axis: Axes, values: pd.DataFrame, *, ideal: float) -> No
 
 
 def properties(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw how much farther from test cells than the floor each set is, in each property that benchmarks compare.
+    """Draw the distance to test cells in each property, minus the floor's.
+
+    The table ``properties`` of the evaluation has the values.
 
     Parameters
     ----------
     evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate`; its table ``properties`` has the values.
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
     """
     checked(evaluation, Evaluation)
     table = evaluation.properties
     table = table[table["value"].notna() & table["floor"].notna()]
-    of_all = table[table["by"] == ALL]
+    overall = table[table["by"] == ALL]
     names = {
-        kind: [key for key in PROPERTIES if key in set(of_all.loc[of_all["kind"] == kind, "property"])]
+        kind: [key for key in PROPERTIES if key in set(overall.loc[overall["kind"] == kind, "property"])]
         for kind in KINDS
         if (table["kind"] == kind).any()
     }
-    columns = [found for kinds in COLUMNS if (found := [kind for kind in kinds if kind in names])]
+    columns = [present for kinds in COLUMNS if (present := [kind for kind in kinds if kind in names])]
     if not columns:
         return shown_panels(figure_of(text_axes(NO_PROPERTIES)), show=show)
     heights = {kind: len(names[kind]) + TITLE_HEIGHT / ROW_HEIGHT for kind in names}
@@ -231,21 +254,21 @@ def properties(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes
 
 
 def draw_properties(axis: Axes, table: pd.DataFrame, names: list[str], styles: dict[str, SetStyle]) -> None:
-    """Draw one row a property of one kind, and one marker a set, with the sets a little below each other."""
+    """Draw properties of one kind, one row each, with shifted markers per set."""
     shade_rows(axis, len(names))
     axis.axvline(0, **FLOOR_LINE)
     excess = (table["value"] - table["floor"]).to_numpy()
-    place = pd.Series(range(len(names)), index=names)
+    position = pd.Series(range(len(names)), index=names)
     offsets = np.linspace(-0.28, 0.28, len(styles) + 2)[1:-1]
     for offset, (name, style) in zip(offsets, styles.items(), strict=True):
-        of_set = (table["set"] == name).to_numpy()
-        of_all, of_types = (of_set & (table["by"] == by).to_numpy() for by in (ALL, LABEL))
-        by_type = pd.Series(excess[of_types]).groupby(table["property"].to_numpy()[of_types])
+        in_set = (table["set"] == name).to_numpy()
+        overall, within = (in_set & (table["by"] == by).to_numpy() for by in (ALL, LABEL))
+        by_type = pd.Series(excess[within]).groupby(table["property"].to_numpy()[within])
         low, high = (by_type.quantile(share).reindex(names) for share in (0.25, 0.75))
-        axis.hlines(place + offset, low, high, color=style.colour, linewidth=1)
-        rows = place[table["property"].to_numpy()[of_all]].to_numpy() + offset
+        axis.hlines(position + offset, low, high, color=style.colour, linewidth=1)
+        rows = position[table["property"].to_numpy()[overall]].to_numpy() + offset
         mark: Style = {"color": style.colour, "markersize": 5, "zorder": 3 - offset}
-        axis.plot(excess[of_all], rows, style.marker, label=style.label, **mark)
+        axis.plot(excess[overall], rows, style.marker, label=style.label, **mark)
     name_rows(axis, [PROPERTIES[key].name for key in names], fontsize=8)
     axis.tick_params(axis="x", labelsize=8)
     open_frame(axis)
@@ -255,7 +278,21 @@ def draw_properties(axis: Axes, table: pd.DataFrame, names: list[str], styles: d
 
 
 def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw statistics of each gene in generated cells against the same in test cells, over the floor."""
+    """Draw statistics of each gene in generated cells against test cells.
+
+    The floor is drawn behind.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
+    """
     checked(evaluation, Evaluation)
     by_set = {name: gene_statistics(evaluation, name) for name in evaluation.sets}
     floor = by_set.pop(FLOOR)
@@ -272,7 +309,7 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
 
 
 def gene_statistics(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
-    """Compare the genes of a set with the genes of as many test cells, by the title of the panel."""
+    """Collect the statistics of genes in a set, by title of the panel."""
     statistics, changes = (
         table[table["set"] == name] for table in (evaluation.gene_statistics, evaluation.fold_changes)
     )
@@ -286,7 +323,7 @@ def gene_statistics(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
 
 
 def draw_genes(axis: Axes, agreement: Agreement, style: SetStyle) -> None:
-    """Draw one point a gene."""
+    """Draw one point per gene."""
     label = f"{style.label}, r = {agreement.correlation:.3f}"
     points: Style = {"color": style.colour, "markersize": 2.5, "markeredgewidth": 0, "alpha": 0.6}
     axis.plot(agreement.test, agreement.query, style.marker, label=label, **points)
@@ -296,10 +333,21 @@ def draw_genes(axis: Axes, agreement: Agreement, style: SetStyle) -> None:
 
 
 def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw test cells, training cells and generated cells in a joint UMAP, one panel each, over test cells in grey.
+    """Draw a joint UMAP, one panel per set, with test cells in grey behind.
 
-    Types have colours and numbers; where there are too many, the types with the most test cells have numbers. Cells of
-    a single type have the colours and numbers of its sub-populations, if these are known.
+    Types have colours and numbers; with many types, only those with the most test cells have numbers. A single type is
+    coloured by its sub-populations, if they are known.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
     """
     checked(evaluation, Evaluation)
     table = evaluation.embedding
@@ -334,18 +382,21 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
 
 
 def draw_groups(axis: Axes, groups: list[np.ndarray], colours: Sequence[Sequence[float]], *, n_numbered: int) -> None:
-    """Draw the cells of each group (cells x 2), then the numbers of the first groups, in their middles if free."""
+    """Draw the cells of each group (cells x 2), and number the first groups.
+
+    Numbers are near the median of a group, apart from each other.
+    """
     for cells, colour in zip(groups, colours, strict=True):
         axis.plot(*cells.T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)
     text: Style = {"ha": "center", "textcoords": "offset points", "weight": "bold", "fontsize": 9}
-    places: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
     for number, cells in enumerate(groups[:n_numbered], start=1):
-        if len(cells):  # at a cell near the median, which may itself lie between two clusters
+        if len(cells):  # at a cell, as the median may lie between two clusters
             order = np.linalg.norm(cells - np.median(cells, axis=0), axis=1).argsort(kind="stable")
             free = np.ones(len(cells), dtype=bool)
-            for place in places:
-                free &= np.linalg.norm((cells - place) / axis.dataLim.size, axis=1) > NUMBER_SIZE
-            places.append(cells[order[free[order].argmax()]])
-            axis.annotate(str(number), tuple(places[-1]), (0, 3), path_effects=[HALO], **text)
+            for position in positions:
+                free &= np.linalg.norm((cells - position) / axis.dataLim.size, axis=1) > NUMBER_SIZE
+            positions.append(cells[order[free[order].argmax()]])
+            axis.annotate(str(number), tuple(positions[-1]), (0, 3), path_effects=[HALO], **text)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)

@@ -1,4 +1,4 @@
-"""Results of experiments: areas under ROC curves of an audit, the power of a design, and transmuted cells."""
+"""Figures of audits, power analyses and transmutation."""
 
 import numpy as np
 import pandas as pd
@@ -54,22 +54,28 @@ AXIS_LABELS = {
 }
 METHOD_LABELS = {**METHODS, COMPOSITION: "composition"}
 OUTCOMES = {"power": "power", "false_discovery_rate": "false discovery rate"}
-APART = 0.05  # of the x axis, between the first method and the last
-COSTS = ("donors", "cells")  # values on which the number of cells depends
+APART = 0.05  # shift between the first and the last method, as a share of the x axis
+COSTS = ("donors", "cells")  # axes that change the number of cells to sequence
 
 
 # ---- audit
 
 
 def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the area under the ROC curve of each attack, between chance and copies of training cells.
+    """Draw the AUC of each attack, between chance and copies of training cells.
 
-    There is a panel for cells and, if the audit has donors, one for donors.
+    There is a panel for cells and, if the audit has donors, another for donors.
 
     Parameters
     ----------
     audit
-        What :meth:`bdm.BranchedDiffusion.audit` returned, or ``Audit.load(folder)``.
+        Result of :meth:`bdm.BranchedDiffusion.audit`.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
 
     Examples
     --------
@@ -91,18 +97,18 @@ def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
 
 
 def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> None:
-    """Draw the areas of one level, one row an attack."""
+    """Draw the AUCs of one level, one row per attack."""
     shade_rows(axis, len(attacks))
     mean, by_fold = (table[table["level"] == level] for table in (audit.attacks, audit.by_fold))
     for name, style in STYLES.items():
-        of_set = mean[(mean["set"] == name) & mean["attack"].isin(attacks)]
-        row = np.array([attacks.index(attack) for attack in of_set["attack"]])
+        aucs = mean[(mean["set"] == name) & mean["attack"].isin(attacks)]
+        row = np.array([attacks.index(attack) for attack in aucs["attack"]])
         if name == GENERATED:
-            axis.hlines(row, of_set["low"], of_set["high"], color=style["color"], linewidth=1.2, alpha=0.5)
+            axis.hlines(row, aucs["low"], aucs["high"], color=style["color"], linewidth=1.2, alpha=0.5)
             folds = by_fold[by_fold["set"] == name]
             rows = [attacks.index(attack) for attack in folds["attack"]]
             axis.plot(folds["auc"], rows, linestyle="", marker=".", markersize=4, color=style["color"], alpha=0.6)
-        axis.plot(of_set["auc"], row, label=LABELS[name], zorder=3 if name == GENERATED else 2, **style)
+        axis.plot(aucs["auc"], row, label=LABELS[name], zorder=3 if name == GENERATED else 2, **style)
     axis.axvline(0.5, label="members cannot be distinguished", **IDEAL_LINE)
     limit = audit.verdict.limit
     if level == audit.unit and np.isfinite(limit):
@@ -117,15 +123,21 @@ def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> No
 
 
 def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw power and the false discovery rate, with 95% intervals, by the values of the grid.
+    """Draw power and false discovery rate over the grid, with 95% intervals.
 
-    There is a row for each outcome, a column for each value of the second axis of the grid, and a line for each method.
-    Further axes of the grid have rows of their own. The upper axis, or the title, has the number of cells to sequence.
+    Rows are outcomes, columns are values of the second axis of the grid, and lines are methods. Further axes of the
+    grid add rows. The upper axis or the title shows the number of cells to sequence.
 
     Parameters
     ----------
     analysis
-        What :meth:`bdm.BranchedDiffusion.power` returned, or ``bdm.tl.PowerAnalysis.load(folder)``.
+        Result of :meth:`bdm.BranchedDiffusion.power`.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
 
     Examples
     --------
@@ -136,17 +148,17 @@ def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | 
     table = checked(analysis, PowerAnalysis).power.fillna(dict.fromkeys(AXES, np.inf))
     varied = [axis for axis in AXES if table[axis].nunique() > 1] or [next(iter(AXES))]
     x, across, further = varied[0], varied[1:2], varied[2:]
-    columns = values_of(table, across)
-    rows = [(outcome, values) for values in values_of(table, further) for outcome in outcomes_of(table)]
+    columns = grid_values(table, across)
+    rows = [(outcome, values) for values in grid_values(table, further) for outcome in known_outcomes(table)]
     figure = new_figure(0.6 + 3.2 * len(columns), 0.9 + 2.6 * len(rows))
     axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
     styles = {name: style for name, style in set_styles(table["method"].unique()).items() if name in METHOD_LABELS}
-    for row, (outcome, of_row) in enumerate(rows):
-        for column, of_column in enumerate(columns):
-            where = {**dict(zip(across, of_column, strict=True)), **dict(zip(further, of_row, strict=True))}
-            of_panel = table[(table[list(where)] == pd.Series(where, dtype=float)).all(axis=1)]
-            draw_outcome(axes[row, column], of_panel, outcome, x, styles)
-            label_values(axes[row, column], of_panel, where, x, top=outcome == "power")
+    for row, (outcome, row_values) in enumerate(rows):
+        for column, column_values in enumerate(columns):
+            values = {**dict(zip(across, column_values, strict=True)), **dict(zip(further, row_values, strict=True))}
+            part = table[(table[list(values)] == pd.Series(values, dtype=float)).all(axis=1)]
+            draw_outcome(axes[row, column], part, outcome, x, styles)
+            label_values(axes[row, column], part, values, x, top=outcome == "power")
         axes[row, 0].set_ylabel(OUTCOMES[outcome])
     for axis in axes[-1] if np.isfinite(table[x]).any() else ():
         axis.set_xlabel(AXIS_LABELS[x])
@@ -154,19 +166,19 @@ def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | 
     return shown_panels(figure, show=show)
 
 
-def values_of(table: pd.DataFrame, axes: list[str]) -> list[tuple[float, ...]]:
-    """List the combinations of the values of some axes of a grid; one that is empty if there are no axes."""
+def grid_values(table: pd.DataFrame, axes: list[str]) -> list[tuple[float, ...]]:
+    """List the combinations of values of some axes; without axes, one empty tuple."""
     return list(dict.fromkeys(table[axes].itertuples(index=False, name=None))) if axes else [()]
 
 
-def outcomes_of(table: pd.DataFrame) -> list[str]:
-    """Name the outcomes that a table has."""
-    of_genes = table["method"] != COMPOSITION
-    return [name for name in OUTCOMES if name == "power" or table.loc[of_genes, name].notna().any()]
+def known_outcomes(table: pd.DataFrame) -> list[str]:
+    """List the outcomes with values in a table."""
+    tests_genes = table["method"] != COMPOSITION
+    return [name for name in OUTCOMES if name == "power" or table.loc[tests_genes, name].notna().any()]
 
 
 def draw_outcome(axis: Axes, table: pd.DataFrame, outcome: str, x: str, styles: dict[str, SetStyle]) -> None:
-    """Draw one outcome of each method, a little apart from the others, which may have the same values."""
+    """Draw one outcome of each method, slightly shifted to avoid overlaps."""
     values = np.unique(table[x].replace(np.inf, 0))
     apart = np.diff(values).min() if len(values) > 1 else 1.0
     width = min(APART * max(np.ptp(values), apart), 0.4 * apart)
@@ -175,27 +187,27 @@ def draw_outcome(axis: Axes, table: pd.DataFrame, outcome: str, x: str, styles: 
         rows = table[table["method"] == method].sort_values(x)
         if rows[outcome].isna().all() or (outcome != "power" and method == COMPOSITION):
             continue
-        at = rows[x].replace(np.inf, 0) + offset
+        positions = rows[x].replace(np.inf, 0) + offset
         line: Style = {"color": style.colour, "marker": style.marker, "markersize": 5, "linewidth": 1.4}
         errors = np.stack([rows["power"] - rows["low"], rows["high"] - rows["power"]]).clip(min=0)
         if outcome != "power":
             errors = Z_95 * np.stack([rows["false_discovery_error"]] * 2)
-        axis.errorbar(at, rows[outcome], errors, capsize=2, label=METHOD_LABELS[method], **line)
+        axis.errorbar(positions, rows[outcome], errors, capsize=2, label=METHOD_LABELS[method], **line)
     axis.set_ylim(-0.03, 1.03)
     if outcome != "power":
         axis.axhline(table["fdr"].iloc[0], color=GREY, linestyle=":", linewidth=1, label="aim")
     open_frame(axis)
 
 
-def label_values(axis: Axes, table: pd.DataFrame, where: dict[str, float], x: str, *, top: bool) -> None:
-    """Name the values of a panel, and the number of cells to sequence: above the ticks, or in the title."""
+def label_values(axis: Axes, table: pd.DataFrame, values: dict[str, float], x: str, *, top: bool) -> None:
+    """Label a panel with its values and numbers of cells to sequence."""
     cells = table.groupby(x)["n_cells"].first()
     finite = cells.index[np.isfinite(cells.index)]
     axis.set_xticks(finite, [f"{value:g}" for value in finite])
     axis.set_xmargin(0.08)
     if not top:
         return
-    title = [f"{AXIS_LABELS[name]}: {value:g}" for name, value in where.items() if np.isfinite(value)]
+    title = [f"{AXIS_LABELS[name]}: {value:g}" for name, value in values.items() if np.isfinite(value)]
     if x in COSTS and len(finite):
         upper = axis.secondary_xaxis("top")
         upper.set_xticks(finite, [short(cells[value]) for value in finite], fontsize=8)
@@ -206,7 +218,7 @@ def label_values(axis: Axes, table: pd.DataFrame, where: dict[str, float], x: st
 
 
 def short(number: float) -> str:
-    """Write a number of cells in few letters."""
+    """Abbreviate a number of cells."""
     if number < 10_000:
         return f"{number:,.0f}"
     return f"{number / 1e3:,.0f}k" if number < 1e6 else f"{number / 1e6:,.1f}M"
@@ -222,8 +234,8 @@ PANELS = {
     "library_kept": ("r of library sizes,\nbefore and after", 1),
     "variation_kept": ("r of variation within types,\nbefore and after", 1),
 }
-MAX_TYPES, N_COLUMNS = 8, 4  # original types whose genes are drawn
-N_LABELS = 6  # genes, at either end
+MAX_TYPES, N_COLUMNS = 8, 4  # panels of original types, and columns of panels
+N_LABELS = 6  # labelled genes at either end
 
 
 def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
@@ -233,6 +245,12 @@ def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = No
     ----------
     evaluation
         Result of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
 
     Examples
     --------
@@ -247,9 +265,9 @@ def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = No
 
 
 def draw_transmutation_scores(table: pd.DataFrame, to: str) -> Figure:
-    """Draw one panel a score, one row an original type, one marker a set.
+    """Draw one panel per score, one row per original type, one marker per set.
 
-    The energy distance of unchanged cells, which would dwarf the others, is in the labels.
+    The labels give the energy distance of unchanged cells, which is too large to draw.
     """
     types, sets = table.index.unique("original_type"), table.index.unique("set").drop(UNCHANGED)
     figure = new_figure(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types))
@@ -266,7 +284,21 @@ def draw_transmutation_scores(table: pd.DataFrame, to: str) -> Figure:
 
 
 def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the fold changes of the genes that differ most between two types, in transmuted and in real cells."""
+    """Draw fold changes between two types, in transmuted against real cells.
+
+    The genes differ most between the types.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
+    """
     checked(evaluation, TransmutationEvaluation)
     styles = set_styles(evaluation.fold_changes["set"].unique())
     types = evaluation.original_types[:MAX_TYPES]
@@ -280,9 +312,9 @@ def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | Non
 def draw_genes(
     axis: Axes, evaluation: TransmutationEvaluation, original_type: str, styles: dict[str, SetStyle]
 ) -> None:
-    """Draw one point a gene and set."""
-    of_type = evaluation.fold_changes[evaluation.fold_changes["original_type"] == original_type]
-    for name, changes in of_type.groupby("set", sort=False):
+    """Draw one point per gene and set."""
+    table = evaluation.fold_changes[evaluation.fold_changes["original_type"] == original_type]
+    for name, changes in table.groupby("set", sort=False):
         x, y = (changes[column].to_numpy() for column in ("log2_fold_change_test", "log2_fold_change"))
         points: Style = {"color": styles[name].colour, "markersize": 3.5, "alpha": 0.7, "markeredgewidth": 0}
         axis.plot(x, y, styles[name].marker, label=styles[name].label, **points)
@@ -294,13 +326,13 @@ def draw_genes(
 
 
 def label_outermost_genes(axis: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> None:
-    """Label genes at either end of the x axis whose labels do not overlap."""
+    """Label the genes at either end of the x axis, without overlaps."""
     apart, order = 0.06 * np.ptp(axis.get_ylim()), np.argsort(x, kind="stable")
     for side, candidates in {"left": order, "right": order[::-1]}.items():
-        chosen: list[int] = []
+        labelled: list[int] = []
         for gene in candidates[: 5 * N_LABELS]:
-            if len(chosen) < N_LABELS and all(abs(y[gene] - y[other]) > apart for other in chosen):
-                chosen.append(gene)
+            if len(labelled) < N_LABELS and all(abs(y[gene] - y[previous]) > apart for previous in labelled):
+                labelled.append(gene)
         style: Style = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": [HALO]}
-        for gene in chosen:
+        for gene in labelled:
             axis.annotate(gene_label(labels[gene]), (x[gene], y[gene]), (5 if side == "left" else -5, -3), **style)

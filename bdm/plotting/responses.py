@@ -1,4 +1,4 @@
-"""Responses to a condition, lineages in time, and expression along covariates."""
+"""Figures of responses, lineages, and expression along covariates."""
 
 from collections.abc import Sequence
 
@@ -37,10 +37,10 @@ from bdm.plotting.style import (
 from bdm.responses.measured import Relations
 from bdm.responses.results import Responses
 
-MIN_Z, MIN_CHANGE = 3, 0.5  # of a change that is drawn: standard deviations, and log2 units
+MIN_Z, MIN_CHANGE = 3, 0.5  # of a change to draw: in standard deviations and log2 units
 MAX_GENES = 40  # of the heatmap
-GENE_LETTERS = 12  # at a branch, on average; longer names leave room for fewer genes
-LETTER_OF_GENE = 0.01  # of the width of the tree, about
+GENE_LETTERS = 12  # average per gene at a branch; longer names leave room for fewer genes
+LETTER_OF_GENE = 0.01  # approximate width of a letter, as a share of the tree
 ERRORS = {
     "predicted": ("predicted", "o", "tab:blue"),
     "unrelated": ("without relations", "s", "tab:gray"),
@@ -53,16 +53,22 @@ ERRORS = {
 def response(
     responses: Responses, condition: str | None = None, *, n_genes: int = 3, show: bool | None = None
 ) -> list[Axes] | None:
-    """Draw the tree of cell types with the genes that gain a response on each branch, and the responses of each type.
+    """Draw the responses of cell types, with genes that respond on each branch.
 
     Parameters
     ----------
     responses
         Result of :func:`bdm.tl.respond`.
     condition
-        The first of the responses, if none is named.
+        Condition to draw; by default, the first.
     n_genes
-        Genes that are named at each branch, those whose response grows most significantly; fewer if names are long.
+        Maximum number of genes named at each branch, by the significance of the growth of their response.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
 
     Examples
     --------
@@ -81,11 +87,11 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
     top = branches[is_clear & (branches["mean"] * branches["change"] > 0)]
     top = top.groupby("cell_types", sort=False).head(n_genes)
     names = {}
-    for node, of_node in top.groupby("cell_types", sort=False):
-        words = [f"{'+' if row.change > 0 else '-'}{gene_label(str(row.gene))}" for row in of_node.itertuples()]
+    for node, table in top.groupby("cell_types", sort=False):
+        words = [f"{'+' if row.change > 0 else '-'}{gene_label(str(row.gene))}" for row in table.itertuples()]
         names[frozenset(str(node).split("; "))] = first_words(words, n_letters=GENE_LETTERS * n_genes)
     genes = list(dict.fromkeys(top["gene"]))[:MAX_GENES] or list(responses.genes.index[:1])
-    order = ordered(relations)
+    order = order_types(relations)
     rows = responses.genes.index.get_indexer(genes)
     values = responses.predictions(condition, order, {}, rows).mean.T / np.log(2)
     figure = new_figure(9 + 0.22 * len(genes), 1.8 + 0.45 * len(order))
@@ -106,24 +112,24 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
 
 
 def first_words(words: list[str], *, n_letters: int) -> str:
-    """Join the first words, as many as fit, and at least one."""
+    """Join as many words as fit within ``n_letters``, and at least one."""
     fitting = [number for number in range(1, len(words) + 1) if len(" ".join(words[:number])) <= n_letters]
     return " ".join(words[: max(fitting, default=1)])
 
 
-def ordered(relations: Relations) -> list[str]:
-    """Cell types in an order in which those below each node are next to each other."""
+def order_types(relations: Relations) -> list[str]:
+    """Sort cell types so that each clade is contiguous."""
     order = list(relations.cell_types)
     for node in relations.nodes:
-        place = min(order.index(name) for name in node)
+        start = min(order.index(name) for name in node)
         inside = [name for name in order if name in node]
         outside = [name for name in order if name not in node]
-        order = [*outside[:place], *inside, *outside[place:]]
+        order = [*outside[:start], *inside, *outside[start:]]
     return order
 
 
 def draw_tree(axis: Axes, relations: Relations, order: list[str], names: dict[frozenset[str], str]) -> None:
-    """Draw a tree from the root at the left to the cell types at the right, with a text above each branch."""
+    """Draw a tree with the root at the left, and text at its branches."""
     row = {name: number for number, name in enumerate(order)}
     index = {name: number for number, name in enumerate(relations.cell_types)}
 
@@ -142,8 +148,8 @@ def draw_tree(axis: Axes, relations: Relations, order: list[str], names: dict[fr
         if parent is not None:
             axis.plot([start] * 2, [centre(parent), centre(node)], color="black", linewidth=1.2)
         if node in names:
-            where, offset = ("bottom", 2) if len(node) == 1 or parent is None else ("top", -2)
-            text: Style = {"textcoords": "offset points", "fontsize": 7, "va": where, "path_effects": [HALO]}
+            anchor, offset = ("bottom", 2) if len(node) == 1 or parent is None else ("top", -2)
+            text: Style = {"textcoords": "offset points", "fontsize": 7, "va": anchor, "path_effects": [HALO]}
             axis.annotate(names[node], (start, centre(node)), (3, offset), **text)
     axis.set_xlim(left, 0)
     axis.set_xticks(np.linspace(0, 1, 6))
@@ -153,12 +159,18 @@ def draw_tree(axis: Axes, relations: Relations, order: list[str], names: dict[fr
 
 
 def response_errors(responses: Responses, *, show: bool | None = None) -> Axes | None:
-    """Draw the error of predictions of each measured type, left out in turn, next to simpler ones.
+    """Draw the prediction error of each left-out type, next to baselines.
 
     Parameters
     ----------
     responses
         Result of :func:`bdm.tl.respond`.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes; None if the figure is shown.
     """
     checked(responses, Responses)
     table: pd.DataFrame = responses.errors
@@ -186,18 +198,26 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> Axes |
 
 # ---- lineages
 
-MAX_NODES = 60  # that have names of genes
+MAX_NODES = 60  # nodes with names of genes
 
 
 def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> Axes | None:
-    """Draw the lineage tree, in time if it is known, with its samples, and the genes that change on each branch.
+    """Draw the lineage tree with its samples, and genes that change on branches.
+
+    The x axis is time if known, and otherwise path length from the root.
 
     Parameters
     ----------
     lineage
         Result of :func:`bdm.tl.lineage`.
     n_genes
-        Genes that are named at each branch: those whose change is clear, and differs most clearly from the sisters'.
+        Maximum number of genes named at each branch. Their change is clear, and differs most from the sisters.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes; None if the figure is shown.
 
     Examples
     --------
@@ -206,8 +226,8 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
         bdm.pl.lineage(bdm.tl.lineage(adata, bdm.tl.LineageSettings(time_key="minutes"), tree="lineage.nwk"))
     """
     checked(lineage, Lineage)
-    tree, row = lineage.tree, rows_of(lineage.tree)
-    names = changes_of(lineage, n_genes)
+    tree, row = lineage.tree, place_nodes(lineage.tree)
+    names = name_changes(lineage, n_genes)
     n_rows = int(max(row) + 1)
     figure = new_figure(11, 1.2 + 0.62 * n_rows)
     axis = figure.add_subplot()
@@ -217,15 +237,15 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
         axis.plot([start, end], [row[node]] * 2, **style)
         if mother >= 0:
             axis.plot([start] * 2, [row[mother], row[node]], "|-", color=BRANCH, linewidth=1.6, markersize=7)
-        of_node = lineage.points[lineage.points["node"] == tree.nodes[node]]
-        axis.scatter(of_node["time"], [row[node]] * len(of_node), 4 + of_node["n_cells"], color=BRANCH, linewidth=0)
+        samples = lineage.points[lineage.points["node"] == tree.nodes[node]]
+        axis.scatter(samples["time"], [row[node]] * len(samples), 4 + samples["n_cells"], color=BRANCH, linewidth=0)
         text: Style = {"textcoords": "offset points", "path_effects": [HALO], "fontsize": 8}
         if tree.nodes[node].startswith(UNNAMED):
             continue
         axis.annotate(shortened(tree.nodes[node], width=24), (start, row[node]), (4, 5), weight="bold", **text)
         for number, label in enumerate(names.get(tree.nodes[node], [])):
-            place = (4, -11 - 9 * number)
-            axis.annotate(label, (start, row[node]), place, **text | {"fontsize": 7, "color": "#7a3b00"})
+            offset = (4, -11 - 9 * number)
+            axis.annotate(label, (start, row[node]), offset, **text | {"fontsize": 7, "color": "#7a3b00"})
     axis.set_ylim(n_rows - 0.3, -0.6)
     axis.set_xlabel(lineage.time_key or "length of the path from the root")
     axis.tick_params(left=False, labelleft=False)
@@ -236,8 +256,8 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
     return shown(axis, show=show)
 
 
-def rows_of(tree: LineageTree) -> np.ndarray:
-    """Row of each node: leaves below each other, a mother in the middle of her daughters."""
+def place_nodes(tree: LineageTree) -> np.ndarray:
+    """Assign a row to each node; mothers are centred on their daughters."""
     row, last = np.zeros(len(tree.nodes)), 0
     order: list[int] = []
     waiting = [0]
@@ -254,8 +274,11 @@ def rows_of(tree: LineageTree) -> np.ndarray:
     return row
 
 
-def changes_of(lineage: Lineage, n_genes: int) -> dict[str, list[str]]:
-    """Labels of the genes that change clearly on the branch of each node, most different from its sisters first."""
+def name_changes(lineage: Lineage, n_genes: int) -> dict[str, list[str]]:
+    """Label genes that change clearly on the branch of each node.
+
+    Genes whose change differs most from the sisters come first.
+    """
     table = lineage.changes
     table = table[table["node"].isin(lineage.tree.nodes[:MAX_NODES])]
     is_clear = (table["change"].abs() >= MIN_Z * table["sd"]) & (table["change"].abs() >= MIN_CHANGE)
@@ -265,16 +288,16 @@ def changes_of(lineage: Lineage, n_genes: int) -> dict[str, list[str]]:
     rank = (table["from_sisters"] / table["from_sisters_sd"]).abs().where(~alone, own)
     same = alone | (table["from_sisters"] * table["change"] > 0)
     table = table[same].assign(rank=rank[same]).sort_values("rank", ascending=False, kind="stable")
-    found: dict[str, list[str]] = {}
+    labels: dict[str, list[str]] = {}
     top = table.groupby("node", sort=False).head(n_genes)
     for node, change, gene in zip(top["node"], top["change"], display_names(top), strict=True):
-        found.setdefault(node, []).append(f"{'+' if change > 0 else '-'}{gene_label(gene)}")
-    return found
+        labels.setdefault(node, []).append(f"{'+' if change > 0 else '-'}{gene_label(gene)}")
+    return labels
 
 
 # ---- along covariates
 
-N_COLUMNS, N_SHOWN = 3, 6  # panels, if no genes are named
+N_COLUMNS, N_SHOWN = 3, 6  # columns of panels, and default number of genes
 
 
 def covariates(
@@ -285,34 +308,40 @@ def covariates(
     name: str = GENERATED,
     show: bool | None = None,
 ) -> list[Axes] | None:
-    """Draw the expression of genes along a covariate, in test cells, generated cells, and the floor.
+    """Draw the expression of genes along a covariate, with test cells and floor.
 
-    Points are means in bins of equal numbers of test cells, bars two standard errors.
+    Points are means in bins with equal numbers of test cells, and bars are two standard errors.
 
     Parameters
     ----------
     evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate` of a model with covariates.
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate` for a model with covariates.
     genes
-        Genes of the table ``along``, which vary most along a covariate; the first six, if not given.
+        Genes of the table ``along``, which has the most variable genes; by default, the first six.
     covariate
-        Name of the covariate; the first one, if not given.
+        Name of the covariate; by default, the first.
     name
         Set of cells to draw.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
     """
     table = checked(evaluation, Evaluation).along
     if not len(table):
         return shown_panels(figure_of(text_axes("The cells have no covariates.")), show=show)
     covariate, genes = covariate or str(table["covariate"].iloc[0]), list(as_names(genes))
     known = list(dict.fromkeys(table.loc[table["covariate"] == covariate, "gene"]))
-    for what, asked, there in (
+    for noun, requested, available in (
         ("covariate", [covariate], list(dict.fromkeys(table["covariate"]))),
         ("set", [name], evaluation.sets),
         (f"gene along {covariate}", genes, known),
     ):
-        if unknown := [each for each in asked if each not in there]:
-            there_are = abbreviated(there, n_shown=12)
-            raise InputError(f"The evaluation has no {what} {unknown[0]!r}; it has {there_are}.")
+        if unknown := [each for each in requested if each not in available]:
+            names = abbreviated(available, n_shown=12)
+            raise InputError(f"The evaluation has no {noun} {unknown[0]!r}; it has {names}.")
     table, chosen = table[table["covariate"] == covariate], genes or known[:N_SHOWN]
     figure = new_figure(3.0 * min(N_COLUMNS, len(chosen)), 0.8 + 2.1 * -(-len(chosen) // N_COLUMNS))
     style_of_set = set_styles(evaluation.sets)[name]
@@ -323,8 +352,8 @@ def covariates(
     }
     axes = panels(figure, len(chosen), n_columns=N_COLUMNS)
     for axis, gene in zip(axes, chosen, strict=True):
-        for of_set, (label, look) in looks.items():
-            rows = table[(table["gene"] == gene) & (table["set"] == of_set)]
+        for key, (label, look) in looks.items():
+            rows = table[(table["gene"] == gene) & (table["set"] == key)]
             style = {"label": label, "elinewidth": 0.8, "linewidth": 1, **look}
             axis.errorbar(rows["value"], rows["mean"], 2 * rows["error"], **style)
         axis.set_title(gene_label(gene), fontsize=10)

@@ -1,4 +1,4 @@
-"""The tree of cell types: which nodes are opened in a figure, and the tree over noise levels."""
+"""Figure of the tree of cell types over noise levels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,59 +39,59 @@ MAX_ROWS = 60
 
 @dataclass(frozen=True)
 class End:
-    """Row of a drawn tree: a population, or a clade that is drawn as one: a cell type, or several."""
+    """Row of a drawn tree: a population, or a collapsed clade."""
 
-    branches: tuple[Branch, ...]  # several where siblings are too many for a row each
+    branches: tuple[Branch, ...]  # several if siblings share a row
     populations: tuple[str, ...]
     cell_types: tuple[str, ...]
 
     @property
     def collapsed(self) -> bool:
-        """Whether it stands for several cell types."""
+        """Whether the row holds several cell types."""
         return len(self.cell_types) > 1
 
     @property
     def divided(self) -> bool:
-        """Whether it stands for several sub-populations of one cell type."""
+        """Whether the row holds several sub-populations of one cell type."""
         return not self.collapsed and len(self.populations) > 1
 
     @property
     def half_width(self) -> float:
-        """Half the width of its wedge, in rows; 0 for a single population."""
+        """Half the width of the wedge, in rows; 0 for a single population."""
         return 0.36 if self.collapsed else 0.16 if self.divided else 0.0
 
     @property
     def name(self) -> str:
-        """Name of the branch that ends here, or ``others``."""
+        """Name of the branch, or ``others`` for several."""
         return self.branches[0].name if len(self.branches) == 1 else "others"
 
     @property
     def level(self) -> float:
-        """Noise level at which the first of its populations separate."""
+        """Highest noise level at which populations of the row separate."""
         return max(branch.level for branch in self.branches)
 
     def is_new(self, since: int) -> bool:
-        """Whether it is a cell type that was added after an extension."""
+        """Whether all branches were added after extension ``since``."""
         return not self.collapsed and all(branch.added > since for branch in self.branches)
 
     @property
     def n_cells(self) -> int:
-        """Cells below."""
+        """Number of cells in the row."""
         return sum(branch.n_cells for branch in self.branches)
 
 
 @dataclass(frozen=True)
 class View:
-    """Part of a tree that is drawn: from a branch down to ends, each of which has a row."""
+    """Part of a tree to draw, from one branch down to the rows."""
 
     hierarchy: Hierarchy
     root: str
-    opened: tuple[str, ...]  # inner nodes whose children are drawn, parents first
+    opened: tuple[str, ...]  # nodes with visible children, parents first
     ends: tuple[End, ...]
 
     @cached_property
     def rows(self) -> dict[str, float]:
-        """Row of each branch that is drawn; of nodes, midway between their children's."""
+        """Row of each visible branch; nodes are midway between their children."""
         rows = {branch.name: float(row) for row, end in enumerate(self.ends) for branch in end.branches}
         for node in reversed(self.opened):
             children = [rows[child] for child in self.hierarchy.children[node]]
@@ -100,7 +100,7 @@ class View:
 
     @cached_property
     def drawn(self) -> tuple[str, ...]:
-        """Names of nodes that are opened, and of branches that have a row of their own, parents first."""
+        """Names of opened nodes and of branches with a separate row, parents first."""
         ends = {end.branches[0].name for end in self.ends if len(end.branches) == 1}
         return tuple(branch.name for branch in self.hierarchy.branches if branch.name in ends.union(self.opened))
 
@@ -113,11 +113,11 @@ def view_of(
     since: int = 0,
     sub_populations: bool = False,
 ) -> View:
-    """Choose what to draw of a tree in ``max_rows`` rows: the highest nodes are opened, and the others collapsed.
+    """Select the part of a tree to draw in at most ``max_rows`` rows.
 
-    Nodes above cell types that were added after extension ``since`` are opened first. Where a node has too many
-    children, the small ones share a row. A cell type has one row, unless ``sub_populations`` are requested, or ``root``
-    is the cell type or below it.
+    The highest nodes are opened, and lower ones collapsed. Nodes above cell types that were added after extension
+    ``since`` are opened first. If a node has too many children, the small ones share a row. A cell type has one row,
+    unless ``sub_populations`` are requested, or ``root`` is the cell type or below it.
     """
     root = hierarchy.root.name if root is None else root
     if root not in hierarchy.by_name:
@@ -128,7 +128,7 @@ def view_of(
     above_new = {
         above.name for branch in hierarchy.branches if branch.added > since for above in hierarchy.lineage(branch.name)
     }
-    shown: dict[str, list[tuple[str, ...]]] = {}  # children of each opened node, siblings that share a row together
+    shown: dict[str, list[tuple[str, ...]]] = {}  # groups of children of each opened node, one row per group
     below_type = sub_populations or hierarchy.by_name[root].cell_type is not None
     waiting, room = [root], max_rows - 1
     while waiting and room:
@@ -145,8 +145,11 @@ def view_of(
 
 
 def without_ties(hierarchy: Hierarchy, *, root: str) -> Hierarchy:
-    """Leave out nodes at the level of the node above, except cell types and ``root``: cells do not show their order."""
-    parent: dict[str, str | None] = {}  # of nodes that are left out
+    """Remove nodes at the level of their parent, as their order is arbitrary.
+
+    Cell types and ``root`` stay.
+    """
+    parent: dict[str, str | None] = {}  # of removed nodes
     kept = []
     for branch in hierarchy.branches:
         above = branch.parent
@@ -161,7 +164,10 @@ def without_ties(hierarchy: Hierarchy, *, root: str) -> Hierarchy:
 
 
 def _sharing(hierarchy: Hierarchy, children: Sequence[str], n_rows: int, *, first: set[str]) -> list[tuple[str, ...]]:
-    """Divide children into ``n_rows`` groups at most, in their order; the last group holds the smallest children."""
+    """Group children into at most ``n_rows`` rows, in their order.
+
+    The last row holds the smallest children; names in ``first`` count as the largest.
+    """
     if len(children) <= n_rows:
         return [(child,) for child in children]
     by_size = sorted(children, key=lambda name: (name not in first, -hierarchy.by_name[name].n_cells))
@@ -183,11 +189,11 @@ def _ends(hierarchy: Hierarchy, group: tuple[str, ...], shown: dict[str, list[tu
     return ends
 
 
-ROW, WIDTH = 0.32, 6.5  # inches of a row, and of the tree without the names of cell types
-MAX_LETTERS = 100  # letters of a name
+ROW, WIDTH = 0.32, 6.5  # inches of a row, and of the tree without names
+MAX_LETTERS = 100  # of a name
 GENES: Style = {"color": "#1d5c8f", "style": "italic"}
-SMALL_LETTER, SMALL_LINE = 0.06, 0.125  # inches of a letter at a node, and of a line of these, about
-BESIDE, ABOVE = 0.07, 0.09  # inches from a node to the end of a label, and from its branch to the middle of the label
+SMALL_LETTER, SMALL_LINE = 0.06, 0.125  # approximate inches of a letter and of a line at a node
+BESIDE, ABOVE = 0.07, 0.09  # inches from node to label, and from branch to the middle of the label
 
 
 def hierarchy(
@@ -201,27 +207,35 @@ def hierarchy(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes | None:
-    """Draw the tree of cell types, with the noise level and the support of each node, and numbers of cells.
+    """Draw the tree of cell types, with the noise level and support of nodes.
 
-    Read it from left, where noise hides all differences, to right, where all cell types are separate. Where there are
-    more cell types than rows, the types that separate at the lowest levels are drawn together, as a wedge with the name
-    of their node. A thin wedge stands for the sub-populations of a cell type.
+    At the left, noise hides all differences; at the right, all cell types are separate. With more cell types than rows,
+    the types that separate at the lowest levels are drawn as a wedge with the name of their node. A thin wedge holds
+    the sub-populations of a cell type.
 
     Parameters
     ----------
     model
-        A fitted or loaded model, or the hierarchy of one, or a result that has a hierarchy.
+        A fitted model, its hierarchy, or a result with a hierarchy.
     root
-        Draw only the clade below this branch; of a cell type, its sub-populations.
+        Draw only the clade below this branch; for a cell type, its sub-populations.
     names
-        Label the nodes with their names too.
+        Whether to label nodes with their names.
     max_rows
-        Most rows; more cell types are drawn as clades.
+        Maximum number of rows; further cell types are drawn as clades.
     since
-        Extension after which added types are highlighted, with a ``+`` before their name; by default all types that
-        were added, and of an :class:`~bdm.ExtensionReport` the types of this extension.
+        Highlight types added after this extension, with a ``+`` before their name. By default, all added types; for an
+        :class:`~bdm.ExtensionReport`, the types of this extension.
     sub_populations
-        Draw each sub-population of a cell type; by default a cell type has one row.
+        Whether to draw each sub-population; by default, a cell type has one row.
+    ax
+        Axes to draw into; by default, of a new figure.
+    show
+        Whether to show the figure; by default, a new figure if there is a screen.
+
+    Returns
+    -------
+    Axes; None if the figure is shown.
 
     Examples
     --------
@@ -246,15 +260,17 @@ def draw_hierarchy(
     row_height: float = ROW,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a part of a tree, in rows of some inches, with the genes of branches."""
+    """Draw part of a tree, with genes of branches; sizes are in inches."""
     hierarchy, genes = view.hierarchy, genes or {}
     labels = [end_label(hierarchy, end, since=since) for end in view.ends]
     ax = axes_or_new(ax, width + LETTER * max(map(len, labels)), 1.4 + row_height * len(view.ends))
     for row, end in enumerate(view.ends):
         draw_end(ax, hierarchy, end, row, is_new=end.is_new(since))
         if end.name in genes:
-            place, style = ax.get_yaxis_transform(), {"fontsize": 7, "va": "center", **GENES}
-            ax.annotate(", ".join(genes[end.name]), (1, row), (7, -12), place, textcoords="offset points", **style)
+            coordinates, style = ax.get_yaxis_transform(), {"fontsize": 7, "va": "center", **GENES}
+            ax.annotate(
+                ", ".join(genes[end.name]), (1, row), (7, -12), coordinates, textcoords="offset points", **style
+            )
     for name in view.opened:
         draw_node(ax, view, hierarchy.by_name[name], is_new=hierarchy.by_name[name].added > since)
     ax.yaxis.tick_right()
@@ -277,7 +293,7 @@ def draw_hierarchy(
 
 
 def title_of(view: View, *, names: bool, genes: bool, since: int) -> str:
-    """Name what is drawn, and explain its signs."""
+    """Write the title, with a legend of the symbols."""
     hierarchy = view.hierarchy
     below = "Sub-populations of" if hierarchy.by_name[view.root].cell_type == view.root else "Cell types below"
     whole = view.root == hierarchy.root.name
@@ -296,7 +312,7 @@ def title_of(view: View, *, names: bool, genes: bool, since: int) -> str:
 
 
 def draw_end(ax: Axes, hierarchy: Hierarchy, end: End, row: int, *, is_new: bool) -> None:
-    """Draw the branch of a population down to level 0, or a wedge from where the populations of a clade separate."""
+    """Draw the branch of a population, or the wedge of a clade."""
     colour, high = ADDED if is_new else BRANCH, hierarchy.segment(end.branches[0].name).high
     ax.plot([high, end.level], [row, row], color=colour, lw=1.6, solid_capstyle="round")
     if half := end.half_width:
@@ -304,7 +320,7 @@ def draw_end(ax: Axes, hierarchy: Hierarchy, end: End, row: int, *, is_new: bool
 
 
 def draw_node(ax: Axes, view: View, node: Branch, *, is_new: bool) -> None:
-    """Draw the branch that ends at a node, and the line that joins the children of the node."""
+    """Draw a node, its branch, and the line that joins its children."""
     row, high = view.rows[node.name], view.hierarchy.segment(node.name).high
     children = [view.rows[child] for child in view.hierarchy.children[node.name]]
     ax.plot([high, node.level], [row, row], color=BRANCH, lw=1.6, solid_capstyle="round")
@@ -313,7 +329,7 @@ def draw_node(ax: Axes, view: View, node: Branch, *, is_new: bool) -> None:
 
 
 def end_label(hierarchy: Hierarchy, end: End, *, since: int = 0) -> str:
-    """Name a population, a cell type with the number of its sub-populations, or a clade of several; with the cells."""
+    """Label a row with its name, number of cells, and notes."""
     first, sign = end.branches[0], "+ " if end.is_new(since) else ""
     if end.collapsed:
         return f"{end.name}: {len(end.cell_types)} types  ({end.n_cells:,})  {clade_label(end.cell_types)}"
@@ -329,38 +345,38 @@ def end_label(hierarchy: Hierarchy, end: End, *, since: int = 0) -> str:
 
 @dataclass(frozen=True)
 class Label:
-    """Text at a node: before or after it, and in a line above (1, 2) or below (-1, -2) its branch."""
+    """Text at a node, before or after it, and above or below its branch."""
 
     text: str
     level: float
     row: float
-    before: bool
-    line: int
+    before: bool  # left of the node
+    line: int  # 1 or 2 above the branch, -1 or -2 below
     of_genes: bool
 
 
-Box: TypeAlias = tuple[float, float, float, float]  # left, right, top and bottom in inches, from the top left
+Box: TypeAlias = tuple[float, float, float, float]  # left, right, top, bottom; inches from the top left
 
-PLACES = [(before, line) for before in (True, False) for line in (1, -1, 2, -2)]  # the best first
+PLACES = [(before, line) for before in (True, False) for line in (1, -1, 2, -2)]  # in order of preference
 
 
 def placed_labels(
     view: View, *, names: bool, genes: Mapping[str, Sequence[str]], width: float = WIDTH, row_height: float = ROW
 ) -> list[Label]:
-    """Label nodes, the highest first, where there is room beside lines and other labels.
+    """Place the labels of nodes without overlaps, the highest nodes first.
 
-    First each node has its level and support, or fewer words where these have no room, then as many genes as have room.
+    Every node gets its level and support, shortened to fit, before any node gets as many genes as fit.
     """
     nodes = sorted((view.hierarchy.by_name[name] for name in view.opened), key=lambda node: -node.level)
-    wanted = [(node, node_texts(node, names=names), False) for node in nodes]
+    candidates = [(node, node_texts(node, names=names), False) for node in nodes]
     for node in nodes:
-        of_node = genes.get(node.name, ())
-        wanted.append((node, [", ".join(of_node[:n]) for n in range(len(of_node), 0, -1)], True))
+        words = genes.get(node.name, ())
+        candidates.append((node, [", ".join(words[:n]) for n in range(len(words), 0, -1)], True))
     labels: list[Label] = []
-    place = partial(place_of, top=view.hierarchy.segment(view.root).high, width=width)
-    boxes = drawn_boxes(view, place, width=width, row_height=row_height)
-    for node, texts, of_genes in wanted:
-        x, row = place(node.level), view.rows[node.name]
+    position = partial(position_of, top=view.hierarchy.segment(view.root).high, width=width)
+    boxes = tree_boxes(view, position, width=width, row_height=row_height)
+    for node, texts, of_genes in candidates:
+        x, row = position(node.level), view.rows[node.name]
         for text, (before, line) in product(texts, PLACES):
             length = SMALL_LETTER * len(text)
             left = x - BESIDE - length if before else x + BESIDE
@@ -373,33 +389,36 @@ def placed_labels(
     return labels
 
 
-def place_of(level: float, *, top: float, width: float) -> float:
-    """Distance of a noise level from the left of a tree, in inches."""
+def position_of(level: float, *, top: float, width: float) -> float:
+    """Return the x position of a noise level, in inches from the left."""
     return float(width * (1 - np.arcsinh(level) / (np.arcsinh(top * 1.1) or 1.0)))
 
 
-def drawn_boxes(view: View, place: Callable[[float], float], *, width: float, row_height: float) -> list[Box]:
-    """Boxes of the nodes, lines and wedges of a tree."""
+def tree_boxes(view: View, position: Callable[[float], float], *, width: float, row_height: float) -> list[Box]:
+    """Return the bounding boxes of nodes, lines and wedges."""
     boxes: list[Box] = []
     for name in view.opened:
-        x, y = place(view.hierarchy.by_name[name].level), row_height * view.rows[name]
+        x, y = position(view.hierarchy.by_name[name].level), row_height * view.rows[name]
         children = [row_height * view.rows[child] for child in view.hierarchy.children[name]]
         boxes.append((x - BESIDE / 2, x + BESIDE / 2, y - BESIDE / 2, y + BESIDE / 2))
-        boxes.append((place(view.hierarchy.segment(name).high), x, y, y))
+        boxes.append((position(view.hierarchy.segment(name).high), x, y, y))
         boxes.append((x, x, min(children), max(children)))
     for row, end in enumerate(view.ends):
         y, half = row_height * row, row_height * end.half_width
-        boxes.append((place(view.hierarchy.segment(end.branches[0].name).high), width, y - half, y + half))
+        boxes.append((position(view.hierarchy.segment(end.branches[0].name).high), width, y - half, y + half))
     return boxes
 
 
-def overlap(one: Box, other: Box) -> bool:
-    """Whether two boxes share more than a side."""
-    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+def overlap(a: Box, b: Box) -> bool:
+    """Return whether two boxes overlap; touching sides do not count."""
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
 def node_texts(node: Branch, *, names: bool) -> list[str]:
-    """Write the name of a node, if requested or of a cell type, its level and its support; then with fewer words."""
+    """Write name, level and support of a node, then shorter versions.
+
+    The name is included if requested, and for cell types.
+    """
     words = [shortened(node.name, width=30)] if names or node.name == node.cell_type else []
     words += [f"{node.level:.1f}", *([] if node.support is None else [f"{node.support:.0%}"])]
     return [" · ".join(words[:n]) for n in range(len(words), 0, -1)]

@@ -1,4 +1,4 @@
-"""The tree of cell types as a page for the browser that needs no network."""
+"""Tree of cell types as a self-contained HTML page."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from bdm.hierarchy.tree import PLACE_UNCERTAIN, Hierarchy
 from bdm.plotting.style import ADDED, BRANCH, NODE
 from bdm.plotting.tree import View, view_of
 
-MAX_ROWS = 40  # at first
+MAX_ROWS = 40  # when the page opens
 
 
 def tree_page(
@@ -24,9 +24,10 @@ def tree_page(
     sub_populations: bool = False,
     title: str = "Hierarchy of cell types",
 ) -> str:
-    """Write a page on which you open and close clades of the tree, search for types, and read about branches.
+    """Write an interactive page of the tree, as HTML without other files.
 
-    At first it shows what :func:`bdm.pl.hierarchy` draws by the same arguments. The page needs no other file.
+    Readers open and close clades, search for types, and read about branches. The page starts as the figure of
+    :func:`bdm.pl.hierarchy` with the same arguments.
     """
     view = view_of(hierarchy, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
     browser = tree_browser(view, title=title, heading=f"<h1>{escape(title)}</h1>", since=since)
@@ -37,7 +38,7 @@ def tree_page(
 
 @dataclass(frozen=True)
 class TreeBrowser:
-    """The tree as a part of a page: its body, which the script fills, and its style."""
+    """HTML of the tree for a page; the script fills the body."""
 
     body: str
     style: str
@@ -47,7 +48,7 @@ class TreeBrowser:
 def tree_browser(
     view: View, *, title: str, heading: str = "", since: int = 0, genes: Mapping[str, Sequence[str]] | None = None
 ) -> TreeBrowser:
-    """Draw the tree of :func:`tree_page`, with genes of branches, for a page that has other content too."""
+    """Return the tree of :func:`tree_page`, with genes, as a part of a page."""
     data = page_data(view, since=since, genes=genes or {})
     body = part("tree.html").substitute(title=escape(title), heading=heading, data=as_script(data))
     colours = f":root {{ --branch: {BRANCH}; --point: {NODE}; --added: {ADDED}; }}\n"
@@ -55,12 +56,15 @@ def tree_browser(
 
 
 def part(name: str) -> Template:
-    """Read a part of the page."""
+    """Read a template of the page."""
     return Template((files("bdm.plotting") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def page_data(view: View, *, since: int, genes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Content of the page: branches, with the positions of their parents, and the nodes that are open at first."""
+    """Collect the branches and initially open nodes of a page.
+
+    Parents and open nodes are positions in the list of branches.
+    """
     hierarchy = view.hierarchy
     position = {branch.name: i for i, branch in enumerate(hierarchy.branches)}
     branches = [
@@ -88,6 +92,6 @@ def page_data(view: View, *, since: int, genes: Mapping[str, Sequence[str]]) -> 
 
 
 def as_script(content: dict[str, Any]) -> str:
-    """Write JSON that cannot end the script element that it is in, whatever names it has."""
+    """Write JSON that is safe inside a script element."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
