@@ -67,9 +67,9 @@ class Adapters:
         """Select adapters by name, in the order of ``names``."""
         return take(self, [self.names.index(name) for name in names])
 
-    def updated(self, *others: Adapters) -> Adapters:
+    def updated(self, *added: Adapters) -> Adapters:
         """Add adapters; those with an existing name replace it."""
-        return updated([self, *others], by="names")
+        return updated([self, *added], by="names")
 
     def network(self, name: str, shared: CountAutoencoder) -> CountAutoencoder:
         """Return the autoencoder of one population, which has index 0 in it."""
@@ -180,7 +180,7 @@ def fit_gaining(
         gains = [standardised_gain(fitted, start, network, held, seed=seed) for held in cells]
     except torch.linalg.LinAlgError as error:
         names = ", ".join(repr(part.population) for part in cells)
-        raise TrainingError(f"Training of the decoder of {names} diverged; look at its cells.") from error
+        raise TrainingError(f"Training of the decoder of {names} diverged; inspect its cells.") from error
     return fitted.subset([name for name, gain in zip(fitted, gains, strict=True) if gain >= least_gain])
 
 

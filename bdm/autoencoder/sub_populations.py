@@ -324,9 +324,9 @@ def classify(
     return SubPopulations.none(mean.shape[1])
 
 
-def warn_of_fewer(found: SubPopulations, cell_types: Sequence[str], number: int, *, each_needs: str) -> None:
+def warn_of_fewer(sub_populations: SubPopulations, cell_types: Sequence[str], number: int, *, each_needs: str) -> None:
     """Warn of cell types with fewer sub-populations than requested."""
-    n_by_type = Counter(found.cell_type)
+    n_by_type = Counter(sub_populations.cell_type)
     fewer = [f"{name!r} ({max(n_by_type[name], 1)})" for name in cell_types if max(n_by_type[name], 1) < number]
     if fewer:
         logger.warning(
@@ -334,10 +334,10 @@ def warn_of_fewer(found: SubPopulations, cell_types: Sequence[str], number: int,
         )
 
 
-def hint_at_donors(obs: pd.DataFrame, found: SubPopulations) -> None:
+def hint_at_donors(obs: pd.DataFrame, sub_populations: SubPopulations) -> None:
     """Warn of sub-populations dominated by one donor."""
     share = largest_shares(obs["sub_population"], obs["donor"])
-    dominated = [f"{name} ({share[name]:.0%})" for name in found.names if share.get(name, 0) > 1 / 2]
+    dominated = [f"{name} ({share[name]:.0%})" for name in sub_populations.names if share.get(name, 0) > 1 / 2]
     if dominated:
         logger.warning(
             "Sub-populations with more than half of their cells of one donor: %s; to form none, prepare the cells with "

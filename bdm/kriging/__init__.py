@@ -1,1 +1,1 @@
-"""Values of genes where they were not measured, as conditional expectations of where they were (kriging)."""
+"""Gaussian-process prediction (kriging) of gene values where they were not measured."""

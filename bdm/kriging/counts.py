@@ -1,4 +1,4 @@
-"""Counts of groups of cells: shares of genes on a log scale with their variances, and cells whose shares change."""
+"""Pseudobulk shares of genes with their variances, and cells with changed shares."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,65 +12,66 @@ from bdm._core.errors import InputError, counted
 from bdm.data.counts import count_matrix
 from bdm.data.matrix import Matrix, blocks_of_rows
 
-PSEUDO = 1e-4  # added to shares of counts before logarithms, one count in 10,000; below it, changes fade out
-MIN_CELLS_PER_GENE = 10  # with counts; genes in fewer have no values
+PSEUDO = 1e-4  # pseudo-count added to shares before logarithms (one count in 10,000); mutes changes of rarer genes
+MIN_CELLS_PER_GENE = 10  # genes detected in fewer cells have no values
 
 
 def columns_of(cells: AnnData, genes: pd.Index, *, whose: str) -> np.ndarray:
-    """Find the columns of genes, all of which cells must have."""
+    """Return the columns of genes in cells, which must have all of them."""
     column = np.asarray(cells.var_names.get_indexer(genes))
     if len(missing := genes[column < 0]):
         raise InputError(
-            f"The cells lack {counted(len(missing), 'gene')} of the {whose}, for example {missing[0]!r}; give all "
-            f"genes of the data of the {whose}."
+            f"The cells lack {counted(len(missing), 'gene')} of the {whose}, for example {missing[0]!r}; use cells "
+            f"with all genes of the {whose}."
         )
     return column
 
 
 def sizes_and_detected(counts: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Library size of each cell, and whether each gene has counts in enough cells, from a block of cells at a time."""
+    """Return library sizes, and whether genes are detected in enough cells."""
     size, n_detected = np.zeros(counts.shape[0]), np.zeros(counts.shape[1], dtype=int)
-    for of_block, values in blocks_of_rows(counts):
-        size[of_block] = values.sum(axis=1, dtype=float).A1
+    for rows, values in blocks_of_rows(counts):
+        size[rows] = values.sum(axis=1, dtype=float).A1
         n_detected += np.bincount(count_matrix(values).indices, minlength=counts.shape[1])
     detected = n_detected >= MIN_CELLS_PER_GENE
     if not detected.any():
-        raise InputError(f"No gene has counts in {MIN_CELLS_PER_GENE} cells; give more cells.")
+        raise InputError(f"No gene is detected in {MIN_CELLS_PER_GENE} cells; use more cells.")
     return size, detected
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the cells of each group, groups x genes, from which shares and their variances follow."""
+    """Sums over the cells of each group, for shares and variances."""
 
-    n: np.ndarray  # cells
-    size: np.ndarray  # library sizes
-    squared_size: np.ndarray
-    counts: np.ndarray
-    squared_counts: np.ndarray
-    counts_by_size: np.ndarray
+    n: np.ndarray  # number of cells, groups
+    size: np.ndarray  # library sizes, groups
+    squared_size: np.ndarray  # groups
+    counts: np.ndarray  # groups x genes
+    squared_counts: np.ndarray  # groups x genes
+    counts_by_size: np.ndarray  # counts x library size, groups x genes
 
     @classmethod
     def of(cls, counts: sparse.csr_matrix, size: np.ndarray, group: np.ndarray, n_groups: int) -> "Sums":
-        """Sum over cells of each group, a number from 0."""
-        rows = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group)))
+        """Sum counts (cells x genes) and library sizes over the cells of each group."""
+        member = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group)))
         squared = counts.copy()
         squared.data = squared.data**2
 
         def total(values: sparse.csr_matrix) -> np.ndarray:
-            return np.asarray((rows @ values).todense(), dtype=float)
+            return np.asarray((member @ values).todense(), dtype=float)
 
         by_size = sparse.csr_matrix(sparse.diags(size) @ counts)
-        return cls(rows.sum(axis=1).A1, rows @ size, rows @ size**2, total(counts), total(squared), total(by_size))
+        n, sizes, squares = member.sum(axis=1).A1, member @ size, member @ size**2
+        return cls(n, sizes, squares, total(counts), total(squared), total(by_size))
 
     @cached_property
     def share(self) -> np.ndarray:
-        """Share of each gene in the counts of all cells of a group."""
+        """Share of each gene in the counts of a group, groups x genes."""
         return np.asarray(self.counts / np.maximum(self.size, 1)[:, None])
 
     @cached_property
     def log_share(self) -> np.ndarray:
-        """Logarithm of the shares, with a pseudo-count."""
+        """Logarithm of the shares with a pseudo-count."""
         return np.asarray(np.log(self.share + PSEUDO))
 
     @cached_property
@@ -80,30 +81,32 @@ class Sums:
 
     @cached_property
     def squared_residuals(self) -> np.ndarray:
-        """Sum of squared differences of counts from the share of their library size."""
+        """Sum over cells of squared differences between counts and share x library size."""
         share = self.share
-        found = self.squared_counts - 2 * share * self.counts_by_size + share**2 * self.squared_size[:, None]
-        return np.asarray(np.maximum(found, 0))
+        squares = self.squared_counts - 2 * share * self.counts_by_size + share**2 * self.squared_size[:, None]
+        return np.asarray(np.maximum(squares, 0))
 
     @property
     def variance(self) -> np.ndarray:
-        """Sampling variance of the shares, where cells are independent; at least that of one more count."""
-        found = self.squared_residuals / np.maximum(self.size, 1)[:, None] ** 2
-        found *= (self.n / np.maximum(self.n - 1, 1))[:, None]
-        return np.asarray(np.maximum(found, (self.counts + 1) / np.maximum(self.size, 1)[:, None] ** 2))
+        """Sampling variance of the shares, for independent cells."""
+        variance = self.squared_residuals / np.maximum(self.size, 1)[:, None] ** 2
+        variance *= (self.n / np.maximum(self.n - 1, 1))[:, None]
+        poisson = (self.counts + 1) / np.maximum(self.size, 1)[:, None] ** 2  # above 0 for undetected genes
+        return np.asarray(np.maximum(variance, poisson))
 
     def dispersion(self, groups: np.ndarray) -> np.ndarray:
-        """Squared coefficient of variation beyond that of Poisson counts within groups, by gene, by moments.
+        """Estimate the dispersion of each gene within groups by the method of moments.
 
-        Genes with few counts are shrunk to 0.5, as if two more cells with one count each had been seen.
+        Dispersion is the squared coefficient of variation in excess of Poisson noise. Genes with few counts are shrunk
+        towards 0.5.
         """
         correction = (self.n / np.maximum(self.n - 1, 1))[:, None]
-        beyond = (self.squared_residuals * correction - self.counts)[groups].sum(axis=0)
+        excess = (self.squared_residuals * correction - self.counts)[groups].sum(axis=0)
         expected = (self.share**2 * self.squared_size[:, None])[groups].sum(axis=0)
-        return np.asarray(np.clip((beyond + 1.0) / (expected + 2.0), 1e-3, 20))
+        return np.asarray(np.clip((excess + 1.0) / (expected + 2.0), 1e-3, 20))
 
 
-LEAST = 0.05  # of the counts of a gene that are left, as shares below the pseudo-count could become negative
+LEAST = 0.05  # minimum fold change of a share; below the pseudo-count, new shares could be negative
 
 
 def with_shares(
@@ -114,12 +117,24 @@ def with_shares(
     spread: list[np.ndarray],
     generator: np.random.Generator,
 ) -> sparse.csr_matrix:
-    """Change the counts of some genes (``column``) of cells from their expected shares to new ones.
+    """Change the counts of some genes from their current shares to new ones.
 
     Parameters
     ----------
+    counts
+        Cells x all genes.
+    column
+        Columns of the genes to change.
+    share, new
+        Expected share of each of these genes before and after.
     spread
-        Dispersion of counts of each gene, before and after.
+        Dispersion of each of these genes before and after.
+    generator
+        Source of all random numbers.
+
+    Returns
+    -------
+    Changed counts, cells x all genes.
     """
     before, size = np.asarray(counts[:, column].todense()), np.asarray(counts.sum(axis=1), dtype=float).ravel()
     after = rescaled(before, size, share, np.maximum(new, LEAST * share), spread, generator)
@@ -129,9 +144,9 @@ def with_shares(
         (np.ones(len(changed), dtype=np.float32), (np.arange(len(changed)), column[changed])),
         (len(changed), counts.shape[1]),
     )
-    found = sparse.csr_matrix(counts + difference @ place, dtype=np.float32)
-    found.eliminate_zeros()
-    return found
+    total = sparse.csr_matrix(counts + difference @ place, dtype=np.float32)
+    total.eliminate_zeros()
+    return total
 
 
 def rescaled(
@@ -142,10 +157,10 @@ def rescaled(
     spread: list[np.ndarray],
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Thin counts, or add to them; cells x genes.
+    """Thin counts, or add to them, to change expected shares; cells x genes.
 
-    With the mean m of a count and its dispersion d (variance m + d m**2), counts of the mean a are added whose
-    dispersion is (d_new (m + a)**2 - d_old m**2) / a**2, so that the sum has the new dispersion.
+    A count with mean m and dispersion d has variance m + d m**2. Added counts with mean a have dispersion
+    (d_new (m + a)**2 - d_old m**2) / a**2, so that the sum has the new dispersion.
     """
     old_spread, new_spread = spread
     for_thinning, for_rates, for_more = generator.spawn(3)

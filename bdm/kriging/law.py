@@ -1,15 +1,15 @@
-"""The law by which values of genes vary over places, such as cell types or moments of a lineage, and its intervals.
+"""Gaussian-process prior over cell types, conditions, times or locations ("places"), and its intervals.
 
-The value of a gene at a place t, such as its log fold change in a cell type, is normal with the mean slope x_t and the
-covariance
+The value of a gene at place t, such as its log fold change in a cell type, is normal with mean slope x_t and covariance
 
     cov(t, u) = 1 + level**2 x_t x_u + strength**2 (shared K(t, u) + (1 - shared) [t = u]),
 
-where x is a covariate of the gene, and K is a kernel, such as the length of the path that two places share in their
-tree (Brownian motion along its branches, Felsenstein 1985). What was measured has its sampling variance on top. A value
-that was never measured is then a conditional expectation, in closed form. All genes share the slope; kernel, level,
-strength and share differ from gene to gene: each combination is a hypothesis, whose prior over genes is the one with
-the highest marginal likelihood (empirical Bayes), and predictions are averaged over them by their posterior.
+where x is a covariate of the gene and K is a kernel. For a tree, K is the path length that two places share (Brownian
+motion along branches, Felsenstein 1985). Measurements add their sampling variance. Values at places without
+measurements are predicted by their posterior, in closed form. All genes share the slope. Kernel, level, strength and
+share differ between genes: each combination is a hypothesis. The shares of genes that follow each hypothesis are
+estimated by maximum marginal likelihood (empirical Bayes), and the predictions for a gene are averaged over hypotheses
+by posterior probability.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,19 +23,19 @@ from torch import Tensor
 STRENGTHS = tuple(np.geomspace(0.05, 2, 6).tolist())
 SHARED = (0.5, 0.9, 0.99)
 LEVELS = (0.0, 0.3)
-N_GENES = 1000  # with the most significant values, whose marginal likelihood decides on the prior of hypotheses
-N_SCREENED = 250  # of these, on which hypotheses are left out that explain hardly any gene
-MIN_PRIOR = 0.01  # of a hypothesis that is kept
+N_GENES = 1000  # most significant genes, to fit the prior
+N_SCREENED = 250  # subset of these, to screen hypotheses
+MIN_PRIOR = 0.01  # minimum share of genes of a hypothesis
 MAX_HYPOTHESES = 16
 N_STEPS = 60  # of expectation maximisation
-ENTRIES = 2**20  # of the largest array; larger ones are slower, as the system clears their memory each time
+ENTRIES = 2**20  # of the largest array; larger ones are slower, as the operating system zeroes new memory each time
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One covariance of a gene's values; ``kernel`` is its number, or -1 where places are independent."""
+    """Hyperparameters of the covariance of a gene's values."""
 
-    kernel: int
+    kernel: int  # index of the kernel; -1 for independent places
     shared: float
     strength: float
     level: float
@@ -43,12 +43,16 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Law:
-    """Hypotheses on the covariance of values, with their shares of genes.
+    """Fitted Gaussian-process prior: a mixture of hypotheses about the covariance.
 
     Attributes
     ----------
+    hypotheses
+        Hyperparameters of each component.
+    prior
+        Share of genes that follow each hypothesis.
     slope
-        Mean change of a value with the covariate, over genes.
+        Mean change of a value per unit of the covariate, shared by all genes.
     """
 
     hypotheses: tuple[Hypothesis, ...]
@@ -58,16 +62,16 @@ class Law:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Values of genes at the places where they were measured, such as log fold changes in cell types.
+    """Measured values of genes, such as log fold changes in cell types.
 
     Attributes
     ----------
     effect, variance
-        Values with their sampling variances, genes x measured places.
+        Values and their sampling variances, genes x measured places.
     level
-        The covariate, such as the log expression in the control, relative to its mean; genes x all places.
+        Centred covariate, such as log expression in the control, genes x all places.
     measured
-        Rows of the measured places among all.
+        Indices of the measured places.
     """
 
     effect: Tensor
@@ -76,47 +80,48 @@ class Measurements:
     measured: np.ndarray
 
     def genes(self, rows: slice | np.ndarray) -> "Measurements":
-        """Take some of the genes."""
+        """Select a subset of the genes."""
         return replace(self, effect=self.effect[rows], variance=self.variance[rows], level=self.level[rows])
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Values at places, genes x places: mean, variance, and the parts that add up to the mean."""
+    """Posterior of values at places, each array genes x places."""
 
     mean: np.ndarray
     variance: np.ndarray
-    parts: dict[str, np.ndarray]
+    parts: dict[str, np.ndarray]  # terms of the mean, by the names in PARTS
 
 
 PARTS = ("common", "level", "related", "own")
 
 
 def parts_of(hypothesis: Hypothesis, kernels: list[Tensor], n: int) -> dict[str, Tensor]:
-    """Covariances of n places that are the same for all genes: of all places, of related places, of one place."""
-    one = torch.eye(n, dtype=torch.double)
-    kernel = kernels[hypothesis.kernel] if hypothesis.kernel >= 0 else one
+    """Return the terms of the prior covariance that all genes share."""
+    identity = torch.eye(n, dtype=torch.double)
+    kernel = kernels[hypothesis.kernel] if hypothesis.kernel >= 0 else identity
     shared, square = (hypothesis.shared if hypothesis.kernel >= 0 else 0.0), hypothesis.strength**2
-    return {"common": torch.ones_like(one), "related": square * shared * kernel, "own": square * (1 - shared) * one}
+    common, own = torch.ones_like(identity), square * (1 - shared) * identity
+    return {"common": common, "related": square * shared * kernel, "own": own}
 
 
 def with_level(parts: dict[str, Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
-    """Add up covariances, and that by the covariate (``left``, ``right``, genes x places); genes x places x places."""
-    alike = torch.stack([*parts.values()]).sum(dim=0)
-    return torch.baddbmm(alike[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
+    """Sum the covariances and the term of the covariate, genes x places x places."""
+    equal = torch.stack([*parts.values()]).sum(dim=0)
+    return torch.baddbmm(equal[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
 
 
 @dataclass(frozen=True)
 class Solved:
-    """A hypothesis given measurements: log evidence of each gene, weights of measurements, Cholesky factor."""
+    """Posterior under one hypothesis, for C the covariance of measurements y with mean m."""
 
-    evidence: Tensor
-    weights: Tensor  # genes x measured places
-    factor: Tensor
+    evidence: Tensor  # log marginal likelihood of each gene, up to a constant
+    weights: Tensor  # C^-1 (y - m), genes x measured places
+    factor: Tensor  # Cholesky factor of C, genes x measured places x measured places
 
 
 def solve(hypothesis: Hypothesis, data: Measurements, kernels: list[Tensor], slope: float) -> Solved:
-    """Condition a hypothesis on measurements."""
+    """Condition a hypothesis on the measurements."""
     measured = torch.from_numpy(data.measured)
     level = data.level[:, measured]
     parts = {
@@ -133,16 +138,18 @@ def solve(hypothesis: Hypothesis, data: Measurements, kernels: list[Tensor], slo
 
 
 def fit_law(data: Measurements, kernels: list[np.ndarray], *, levels: Sequence[float] = LEVELS) -> Law:
-    """Find the prior of hypotheses with the highest marginal likelihood, from the genes with the clearest values.
+    """Fit the prior of hypotheses by maximum marginal likelihood on the most significant genes.
 
-    The others, most of all genes, say little of how values covary, and would make all of them small.
+    Most genes are uninformative about the covariance and would shrink it.
 
     Parameters
     ----------
+    data
+        Measurements.
     kernels
-        Covariances that compete, places x places.
+        Candidate kernels, places x places.
     levels
-        Strengths of the covariate that compete.
+        Candidate strengths of the covariate.
     """
     sample = data.genes(most_significant(data)[:N_GENES])
     slope = slope_of(sample)
@@ -155,9 +162,9 @@ def fit_law(data: Measurements, kernels: list[np.ndarray], *, levels: Sequence[f
         for level in levels
     ]
     tensors = [torch.from_numpy(kernel) for kernel in kernels]
-    few = sample.genes(slice(None, None, max(1, len(sample.effect) // N_SCREENED)))
-    plausible = maximise(evidence_of(hypotheses, few, tensors, slope)) >= MIN_PRIOR / 10
-    hypotheses = [hypothesis for hypothesis, kept in zip(hypotheses, plausible.tolist(), strict=True) if kept]
+    subsample = sample.genes(slice(None, None, max(1, len(sample.effect) // N_SCREENED)))
+    plausible = maximise(evidence_of(hypotheses, subsample, tensors, slope)) >= MIN_PRIOR / 10
+    hypotheses = [hypothesis for hypothesis, keep in zip(hypotheses, plausible.tolist(), strict=True) if keep]
     evidence = evidence_of(hypotheses, sample, tensors, slope)
     prior = maximise(evidence)
     order = torch.argsort(prior, descending=True, stable=True)[:MAX_HYPOTHESES]
@@ -166,21 +173,21 @@ def fit_law(data: Measurements, kernels: list[np.ndarray], *, levels: Sequence[f
 
 
 def most_significant(data: Measurements) -> np.ndarray:
-    """Rows of the genes in the order of their mean squared value, in units of its sampling variance."""
+    """Sort genes by mean squared z score, largest first, and return their rows."""
     return np.argsort(-(data.effect**2 / data.variance).mean(dim=1).numpy(), kind="stable")
 
 
 def evidence_of(hypotheses: list[Hypothesis], data: Measurements, kernels: list[Tensor], slope: float) -> Tensor:
-    """Log evidence of each hypothesis, genes x hypotheses."""
-    alike = [list(group) for _, group in groupby(hypotheses, key=lambda hypothesis: replace(hypothesis, level=0.0))]
-    parts = [[evidence_by_level(group, part, kernels, slope) for group in alike] for part in in_chunks(data)]
-    return torch.cat([torch.cat(of_part, dim=1) for of_part in parts])
+    """Compute the log marginal likelihood, genes x hypotheses."""
+    groups = [list(group) for _, group in groupby(hypotheses, key=lambda hypothesis: replace(hypothesis, level=0.0))]
+    chunks = [[evidence_by_level(group, chunk, kernels, slope) for group in groups] for chunk in in_chunks(data)]
+    return torch.cat([torch.cat(chunk, dim=1) for chunk in chunks])
 
 
 def evidence_by_level(hypotheses: list[Hypothesis], data: Measurements, kernels: list[Tensor], slope: float) -> Tensor:
-    """Log evidence of hypotheses that differ in their level alone, genes x hypotheses.
+    """Compute the log marginal likelihood of hypotheses that differ only in level.
 
-    Their covariances are C + level**2 x x', so one factor of C serves all (matrix determinant lemma).
+    Their covariances are C + level**2 x x', so all share one factorisation of C (matrix determinant lemma).
     """
     measured = torch.from_numpy(data.measured)
     x = data.level[:, measured]
@@ -199,7 +206,7 @@ def evidence_by_level(hypotheses: list[Hypothesis], data: Measurements, kernels:
 
 
 def maximise(evidence: Tensor) -> Tensor:
-    """Shares of genes by hypothesis with the highest marginal likelihood, by expectation maximisation."""
+    """Estimate the share of genes of each hypothesis by expectation maximisation."""
     prior = torch.full((evidence.shape[1],), 1 / evidence.shape[1], dtype=torch.double)
     for _ in range(N_STEPS):
         prior = torch.softmax(evidence + prior.clamp(min=1e-12).log(), dim=1).mean(dim=0)
@@ -207,7 +214,7 @@ def maximise(evidence: Tensor) -> Tensor:
 
 
 def slope_of(data: Measurements) -> float:
-    """Regression of values on the covariate over places, pooled over genes and weighted by precision."""
+    """Regress values on the covariate within genes, weighted by precision; return the slope."""
     measured = torch.from_numpy(data.measured)
     weight = 1 / (data.variance + 0.05)
     level = data.level[:, measured]
@@ -218,7 +225,7 @@ def slope_of(data: Measurements) -> float:
 
 
 def in_chunks(data: Measurements) -> Iterator[Measurements]:
-    """Divide the genes, so that a covariance matrix for each fits into memory."""
+    """Yield chunks of genes with covariance matrices of at most ``ENTRIES`` entries in total."""
     step = max(1, ENTRIES // data.level.shape[1] ** 2)
     for start in range(0, len(data.effect), step):
         yield data.genes(slice(start, start + step))
@@ -227,28 +234,37 @@ def in_chunks(data: Measurements) -> Iterator[Measurements]:
 def left_out(
     law: Law, data: Measurements, kernels: list[np.ndarray], groups: Sequence[np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict measured places from all others: mean, and variance with sampling noise, genes x measured places.
+    """Predict measured values by leave-one-out or leave-group-out cross-validation.
 
-    In closed form (Sundararajan & Keerthi 2001): with the inverse Q of the covariance of measurements y, the prediction
-    of the places G that are left out together differs from what was measured by Q_GG^-1 (Q y)_G, and has the covariance
-    Q_GG^-1.
+    Closed form (Sundararajan & Keerthi 2001): let y be the residuals of measurements and Q the inverse of their
+    covariance. The error of the prediction of the left-out places G is Q_GG^-1 (Q y)_G, with covariance Q_GG^-1.
 
     Parameters
     ----------
+    law
+        Fitted prior.
+    data
+        Measurements.
+    kernels
+        Kernels of the hypotheses, places x places.
     groups
-        Columns of the measured places that are left out together, each in one group; each alone, if not given.
+        Columns of measured places to leave out together; each place is in one group. None to leave out one at a time.
+
+    Returns
+    -------
+    Means and variances (including sampling variance), each genes x measured places.
     """
     tensors, means, variances = [torch.from_numpy(kernel) for kernel in kernels], [], []
-    for part in in_chunks(data):
+    for chunk in in_chunks(data):
         logs, expected, spread = [], [], []
         for hypothesis, prior in zip(law.hypotheses, law.prior, strict=True):
-            found = solve(hypothesis, part, tensors, law.slope)
-            inverse = torch.cholesky_inverse(found.factor)
-            off, variance, density = (
-                each_left_out(found, inverse) if groups is None else groups_left_out(found, inverse, groups)
+            posterior = solve(hypothesis, chunk, tensors, law.slope)
+            inverse = torch.cholesky_inverse(posterior.factor)
+            error, variance, density = (
+                each_left_out(posterior, inverse) if groups is None else groups_left_out(posterior, inverse, groups)
             )
-            logs.append(found.evidence[:, None] - density + np.log(prior))
-            expected.append(part.effect - off)
+            logs.append(posterior.evidence[:, None] - density + np.log(prior))
+            expected.append(chunk.effect - error)
             spread.append(variance)
         mean, variance = averaged(*(torch.stack(tensors) for tensors in (logs, expected, spread)))
         means.append(mean)
@@ -256,86 +272,97 @@ def left_out(
     return torch.cat(means).numpy(), torch.cat(variances).numpy()
 
 
-def each_left_out(found: Solved, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Errors of places that are left out alone, their variances and log densities, genes x measured places."""
+def each_left_out(posterior: Solved, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return leave-one-out errors, variances and log densities, genes x measured places."""
     variance = 1 / torch.diagonal(inverse, dim1=1, dim2=2)
-    off = found.weights * variance
-    return off, variance, -(off * found.weights + variance.log()) / 2
+    error = posterior.weights * variance
+    return error, variance, -(error * posterior.weights + variance.log()) / 2
 
 
-def groups_left_out(found: Solved, inverse: Tensor, groups: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
-    """Errors of places that are left out with their group, their variances, and the log densities of their group."""
-    off, variance, density = (torch.empty_like(found.weights) for _ in range(3))
+def groups_left_out(posterior: Solved, inverse: Tensor, groups: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return leave-group-out errors, variances and log densities of groups, genes x measured places."""
+    error, variance, density = (torch.empty_like(posterior.weights) for _ in range(3))
     for group in map(torch.from_numpy, groups):
-        weights, factor = found.weights[:, group], torch.linalg.cholesky(inverse[:, group[:, None], group])
+        weights, factor = posterior.weights[:, group], torch.linalg.cholesky(inverse[:, group[:, None], group])
         covariance = torch.cholesky_inverse(factor)
-        off[:, group] = (covariance @ weights[:, :, None]).squeeze(2)
+        error[:, group] = (covariance @ weights[:, :, None]).squeeze(2)
         variance[:, group] = torch.diagonal(covariance, dim1=1, dim2=2)
         log_determinant = 2 * torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
-        density[:, group] = ((log_determinant - (off[:, group] * weights).sum(dim=1)) / 2)[:, None]
-    return off, variance, density
+        density[:, group] = ((log_determinant - (error[:, group] * weights).sum(dim=1)) / 2)[:, None]
+    return error, variance, density
 
 
 def averaged(logs: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of mixtures over the first axis, whose weights are exp(logs) up to a constant."""
+    """Return mean and variance of mixtures over the first axis with weights softmax(logs)."""
     weight = torch.softmax(logs, dim=0)
     average = (weight * mean).sum(dim=0)
     return average, (weight * (variance + mean**2)).sum(dim=0) - average**2
 
 
 def predict(law: Law, data: Measurements, kernels: list[np.ndarray], at: np.ndarray) -> Prediction:
-    """Condition the law on measurements, at the places in rows ``at``, measured or not."""
+    """Predict values at the places with indices ``at``, measured or not."""
     return contrasts(law, data, kernels, np.eye(data.level.shape[1])[at])
 
 
 def contrasts(
     law: Law, data: Measurements, kernels: list[np.ndarray], weights: np.ndarray, *, variances: bool = True
 ) -> Prediction:
-    """Condition the law on measurements, and predict weighted sums over places.
+    """Predict weighted sums of values over places.
 
     Parameters
     ----------
+    law
+        Fitted prior.
+    data
+        Measurements.
+    kernels
+        Kernels of the hypotheses, places x places.
     weights
-        Sums x places.
+        Weights of the places in each sum, sums x places.
     variances
-        Whether to compute variances, which takes longer than the means; they are only those between hypotheses if not.
+        Whether to compute posterior variances, which takes longer than means. If False, variances only include the
+        differences between hypotheses.
+
+    Returns
+    -------
+    Posterior of the sums, genes x sums.
     """
     tensors, results = [torch.from_numpy(kernel) for kernel in kernels], []
-    weight_of, measured = torch.from_numpy(weights), torch.from_numpy(data.measured)
-    for part in in_chunks(data):
-        logs, means, spread, pieces = [], [], [], []
-        level = part.level @ weight_of.T
+    place_weights, measured = torch.from_numpy(weights), torch.from_numpy(data.measured)
+    for chunk in in_chunks(data):
+        logs, means, spread, terms = [], [], [], []
+        level = chunk.level @ place_weights.T
         for hypothesis, prior in zip(law.hypotheses, law.prior, strict=True):
-            found = solve(hypothesis, part, tensors, law.slope)
-            parts = parts_of(hypothesis, tensors, part.level.shape[1])
-            cross = {name: weight_of @ covariance[:, measured] for name, covariance in parts.items()}
+            posterior = solve(hypothesis, chunk, tensors, law.slope)
+            parts = parts_of(hypothesis, tensors, chunk.level.shape[1])
+            cross = {name: place_weights @ covariance[:, measured] for name, covariance in parts.items()}
             square = hypothesis.level**2
-            added = {name: found.weights @ piece.T for name, piece in cross.items()}
-            by_level = (part.level[:, measured] * found.weights).sum(dim=1, keepdim=True)
-            added["level"] = (square * by_level + law.slope) * level
-            logs.append(found.evidence[:, None] + np.log(prior))
-            pieces.append(torch.stack([added[name] for name in PARTS]))
-            means.append(pieces[-1].sum(dim=0))
+            by_part = {name: posterior.weights @ part.T for name, part in cross.items()}
+            by_level = (chunk.level[:, measured] * posterior.weights).sum(dim=1, keepdim=True)
+            by_part["level"] = (square * by_level + law.slope) * level
+            logs.append(posterior.evidence[:, None] + np.log(prior))
+            terms.append(torch.stack([by_part[name] for name in PARTS]))
+            means.append(terms[-1].sum(dim=0))
             if not variances:
                 spread.append(torch.zeros_like(means[-1]))
                 continue
-            together = with_level(cross, hypothesis, level, part.level[:, measured])
-            explained = (torch.cholesky_solve(together.mT.contiguous(), found.factor).mT * together).sum(dim=2)
-            alike = torch.stack([(weight_of @ whole * weight_of).sum(dim=1) for whole in parts.values()]).sum(dim=0)
-            spread.append(alike + square * level**2 - explained)
+            covariance = with_level(cross, hypothesis, level, chunk.level[:, measured])
+            explained = (torch.cholesky_solve(covariance.mT.contiguous(), posterior.factor).mT * covariance).sum(dim=2)
+            common = [(place_weights @ part * place_weights).sum(dim=1) for part in parts.values()]
+            spread.append(torch.stack(common).sum(dim=0) + square * level**2 - explained)
         weight = torch.softmax(torch.stack(logs), dim=0)
         mean, variance = averaged(torch.stack(logs), torch.stack(means), torch.stack(spread))
-        results.append((mean, variance, (weight[:, None] * torch.stack(pieces)).sum(dim=0)))
-    means_of, variances_of, parts_of_mean = (torch.cat(kind, dim=-2).numpy() for kind in zip(*results, strict=True))
-    return Prediction(means_of, np.maximum(variances_of, 0), dict(zip(PARTS, parts_of_mean, strict=True)))
+        results.append((mean, variance, (weight[:, None] * torch.stack(terms)).sum(dim=0)))
+    all_means, all_variances, all_terms = (torch.cat(part, dim=-2).numpy() for part in zip(*results, strict=True))
+    return Prediction(all_means, np.maximum(all_variances, 0), dict(zip(PARTS, all_terms, strict=True)))
 
 
 # ---- intervals
 
-BINS = (0.0, 0.5, 0.8, 0.95, 1.0)  # quantiles of expression between which intervals are calibrated
-QUANTILE = 1.6449  # of the standard normal, between which and its negative 90% are
-N_CALIBRATED = 2000  # genes, on which intervals are calibrated
-MIN_GENES = 20  # of a bin whose intervals are calibrated
+BINS = (0.0, 0.5, 0.8, 0.95, 1.0)  # quantiles of expression; each bin has its own calibration factor
+QUANTILE = 1.6449  # 95% quantile of the standard normal, half the width of a 90% interval
+N_CALIBRATED = 2000  # genes to calibrate on
+MIN_GENES = 20  # minimum left-out values per bin; smaller bins are not calibrated
 
 
 def calibration(
@@ -345,27 +372,37 @@ def calibration(
     profile: np.ndarray,
     groups: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Factor of standard deviations by bin of expression, with which 90% intervals have 90% of left-out values.
+    """Calibrate 90% intervals on left-out values, by bin of expression.
 
     Parameters
     ----------
+    law
+        Fitted prior.
+    data
+        Measurements.
+    kernels
+        Kernels of the hypotheses, places x places.
     profile
         Log expression at the measured places, places x genes.
     groups
-        Places that are left out together; each alone, if not given.
+        Columns of measured places to leave out together; None to leave out one at a time.
+
+    Returns
+    -------
+    Factor by bin; multiplied by it, standard deviations give intervals that cover 90% of left-out values.
     """
     genes = np.unique(np.linspace(0, len(data.effect) - 1, N_CALIBRATED).astype(int))
     mean, variance = left_out(law, data.genes(genes), kernels, groups)
-    bins = np.stack([bins_of(of_place)[genes] for of_place in profile], axis=1)
+    bins = np.stack([bins_of(log_expression)[genes] for log_expression in profile], axis=1)
     score = np.abs(data.effect[genes].numpy() - mean) / np.sqrt(variance)
     factors = []
     for number in range(len(BINS) - 1):
-        of_bin = score[bins == number]
-        factors.append(np.quantile(of_bin, 0.9) / QUANTILE if len(of_bin) >= MIN_GENES else 1.0)
+        scores = score[bins == number]
+        factors.append(np.quantile(scores, 0.9) / QUANTILE if len(scores) >= MIN_GENES else 1.0)
     return np.array(factors)
 
 
 def bins_of(profile: np.ndarray) -> np.ndarray:
-    """Bin of each gene by its expression at a place."""
+    """Return the bin of each gene by its expression at one place."""
     edges = np.quantile(profile, BINS[1:-1])
     return np.searchsorted(edges, profile)

@@ -1,1 +1,1 @@
-"""Latents of cells: coordinates, whitening, and moments of cell types."""
+"""Latents of cells: coordinates, whitening, and moments of populations."""

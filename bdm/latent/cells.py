@@ -1,4 +1,4 @@
-"""Latents of cells: their coordinates by name, encoding, samples of their posteriors, and their file."""
+"""Latents of cells: coordinates, encoding, sampling and storage."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from bdm.data.read import read_cells
 
 @dataclass(frozen=True)
 class LatentLayout:
-    """Coordinates of y (cells x dimensions): the latent of the autoencoder, and the log library size.
+    """Coordinates of y = (latent, log library sizes), cells x dimensions.
 
-    Cells with several modalities have a library size of each that is normalised, that of RNA first.
+    Each normalised modality has a library size; RNA comes first.
     """
 
     n_latent: int
@@ -48,31 +48,31 @@ class LatentLayout:
         return (*(f"latent_{k}" for k in range(self.n_latent)), *self.sizes)
 
     def index(self, name: str) -> int:
-        """Position of a coordinate."""
+        """Return the position of a coordinate."""
         if name not in self.names:
             raise InputError(f"The latent has no coordinate {name!r}; it has {', '.join(self.names)}.")
         return self.names.index(name)
 
     def joined(self, latent: Tensor, log_library_sizes: Tensor) -> Tensor:
-        """Put coordinates together, from cells x ``n_latent`` and cells x ``sizes``."""
+        """Concatenate latents (cells x ``n_latent``) and log library sizes (cells x ``sizes``)."""
         y = torch.empty(len(latent), len(self.names))
         y[:, self.latent], y[:, self.library_sizes] = latent, log_library_sizes
         return y
 
 
-BLOCK = 512  # cells that are encoded together
-RESIDUAL, RESIDUAL_SCALE = "residual", "residual_scale"  # layers with posteriors of what covariates leave of y
+BLOCK = 512  # cells to encode together
+RESIDUAL, RESIDUAL_SCALE = "residual", "residual_scale"  # layers: posteriors of y after regressing out covariates
 
 
 @dataclass(frozen=True)
 class LatentCells:
-    """Posteriors of cells: a normal over y = (latent, log library sizes) for each, see :class:`LatentLayout`."""
+    """Normal posteriors over y = (latent, log library sizes), see :class:`LatentLayout`."""
 
-    mean: Tensor  # of the posterior, cells x dimensions
-    scale: Tensor  # its standard deviation; 0 for the library size, which is known
-    population: Tensor  # of each cell, index among populations
+    mean: Tensor  # posterior mean, cells x dimensions
+    scale: Tensor  # posterior standard deviation, cells x dimensions; 0 for library sizes, which are known
+    population: Tensor  # index of each cell's population
     populations: tuple[str, ...]
-    labels: tuple[str, ...] = ()  # cell type of each population; the population itself if not given
+    labels: tuple[str, ...] = ()  # cell type of each population; by default, the population itself
     sizes: tuple[str, ...] = (LIBRARY_SIZE,)  # names of the log library sizes, the last coordinates
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class LatentCells:
 
     @property
     def library_size_range(self) -> Tensor:
-        """Smallest and largest log library sizes: two, or 2 x modalities."""
+        """Minimum and maximum log library size; 2, or 2 x modalities if there are several."""
         log_library_sizes = self.mean[:, self.layout.library_sizes].squeeze(1)
         return torch.stack([log_library_sizes.amin(dim=0), log_library_sizes.amax(dim=0)])
 
@@ -96,26 +96,37 @@ class LatentCells:
 
     @property
     def deviation(self) -> Tensor:
-        """Deviation of posterior means from the mean of their population, cells x dimensions."""
+        """Deviation of posterior means from their population mean, cells x dimensions."""
         sums = torch.zeros(len(self.populations), self.mean.shape[1]).index_add(0, self.population, self.mean)
         return self.mean - (sums / self.n_cells.clamp(min=1)[:, None])[self.population]
 
     def subset(self, index: Tensor) -> "LatentCells":
-        """Choose the cells ``index``."""
-        of_cells = (self.mean[index], self.scale[index], self.population[index])
-        return LatentCells(*of_cells, self.populations, self.labels, self.sizes)
+        """Select cells by index."""
+        tensors = (self.mean[index], self.scale[index], self.population[index])
+        return LatentCells(*tensors, self.populations, self.labels, self.sizes)
 
     def sample(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Sample y of the cells ``index`` from their posteriors, len(index) x dimensions."""
+        """Sample y from the posteriors of the cells ``index``, len(index) x dimensions."""
         noise = torch.randn(len(index), self.mean.shape[1], generator=generator)
         return self.mean[index] + self.scale[index] * noise
 
 
 def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarray | None = None) -> ad.AnnData:
-    """Encode prepared cells, in memory or on disk, in blocks.
+    """Encode prepared cells in blocks.
 
-    Gives the mean of the posterior of (latent, log library sizes) in ``X``, its standard deviation in
-    ``layers['scale']``, and populations, which are found if not given, in ``obs['sub_population']``.
+    Parameters
+    ----------
+    adata
+        Prepared cells, in memory or backed.
+    autoencoder
+        Trained autoencoder.
+    population
+        Population of each cell; by default, from :func:`populations_of_cells`.
+
+    Returns
+    -------
+    Posterior means of (latent, log library sizes) in ``X``, standard deviations in ``layers["scale"]`` and populations
+    in ``obs["sub_population"]``.
     """
     if population is None:
         population = populations_of_cells(adata, autoencoder)
@@ -123,8 +134,8 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
     layout = LatentLayout(autoencoder.network.shape.n_latent, autoencoder.size_names)
     mean, scale = torch.empty(2, adata.n_obs, len(layout.names))
 
-    @torch.no_grad()  # in each thread, as it is a setting of the thread
-    def posterior(block: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, Tensor, Tensor]:
+    @torch.no_grad()  # applies to the current thread only
+    def encode_block(block: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, Tensor, Tensor]:
         rows, counts = block
         dense = to_tensor(counts.toarray())
         latent = autoencoder.network_of(population[rows[0]]).encode(dense, types[rows], batches[rows])
@@ -137,8 +148,8 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
 
     blocks = blocks_of(adata.X, lambda read: cells_by_network(population[read], autoencoder))
     with threads() as run:
-        for rows, mean_of_rows, scale_of_rows in run(posterior, blocks):
-            mean[rows], scale[rows] = mean_of_rows, scale_of_rows
+        for rows, block_mean, block_scale in run(encode_block, blocks):
+            mean[rows], scale[rows] = block_mean, block_scale
     return ad.AnnData(
         mean.numpy(),
         obs=adata.obs.assign(sub_population=pd.Categorical(population, categories=autoencoder.populations)),
@@ -148,17 +159,17 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
 
 
 def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.ndarray:
-    """Name the population of cells of known types: the most probable sub-population, or the type."""
+    """Assign cells of known types to their most probable population, by name."""
     cell_type = adata.obs["cell_type"].astype(str).to_numpy(dtype=object)
     population, batches = cell_type.copy(), batch_codes(adata, autoencoder.batches)
     divided = sorted(set(autoencoder.sub_populations.cell_type) & set(cell_type))
     networks = {name: autoencoder.label_network(name) for name in divided}
 
-    def of_divided(read: slice) -> list[np.ndarray]:
+    def group_by_type(read: slice) -> list[np.ndarray]:
         return [np.flatnonzero(cell_type[read] == name) for name in divided]
 
-    @torch.no_grad()  # in each thread, as it is a setting of the thread
-    def assigned(block: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, np.ndarray]:
+    @torch.no_grad()  # applies to the current thread only
+    def assign(block: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, np.ndarray]:
         rows, counts = block
         name = cell_type[rows[0]]
         network, code = networks[name]
@@ -169,7 +180,7 @@ def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.
 
     if divided:
         with threads() as run:
-            for rows, names in run(assigned, blocks_of(adata.X, of_divided)):
+            for rows, names in run(assign, blocks_of(adata.X, group_by_type)):
                 population[rows] = names
     return np.asarray(population.astype(str))
 
@@ -177,7 +188,10 @@ def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.
 def blocks_of(
     matrix: Matrix, groups: Callable[[slice], list[np.ndarray]]
 ) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
-    """Yield the rows and counts of cells of one group, ``BLOCK`` at a time; ``groups`` divides the rows of a slice."""
+    """Yield the rows and counts of up to ``BLOCK`` cells of the same group.
+
+    ``groups`` divides the rows of a slice, counted from its start.
+    """
     for read, counts in blocks_of_rows(matrix):
         for cells in groups(read):
             for first in range(0, len(cells), BLOCK):
@@ -186,48 +200,55 @@ def blocks_of(
 
 
 def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> list[np.ndarray]:
-    """Group cells by the network that encodes them: indices of cells of the shared network, then of each population."""
+    """Group cells by network: indices for the shared network, then for each adapter."""
     specific = {name: np.flatnonzero(population == name) for name in autoencoder.adapters}
     shared = np.flatnonzero(~np.isin(population, list(specific)))
     return [cells for cells in (shared, *specific.values()) if len(cells)]
 
 
 def latent_cells(adata: ad.AnnData, *, every: bool = False, residual: bool = True) -> LatentCells:
-    """Take the cells of :func:`encode` that a model is fitted to, without the test cells, or every cell.
+    """Convert the result of :func:`encode` to tensors.
 
-    Where covariates explain a part of y, take what they leave, see :func:`bdm.covariates.effects.with_residuals`, or
-    all of y if not ``residual``.
+    Parameters
+    ----------
+    adata
+        Latents from :func:`encode`.
+    every
+        Whether to include test cells.
+    residual
+        Whether to use the residuals after regressing out covariates, see
+        :func:`bdm.covariates.effects.with_residuals`; without covariates, the latents themselves are used.
     """
-    chosen = np.full(adata.n_obs, True) if every else (adata.obs["split"] != "test").to_numpy()
+    mask = np.full(adata.n_obs, True) if every else (adata.obs["split"] != "test").to_numpy()
     population = adata.obs["sub_population"].cat
-    label_of = dict(zip(adata.obs["sub_population"], adata.obs["cell_type"].astype(str), strict=True))
-    explained = residual and RESIDUAL in adata.layers
-    mean, scale = (
-        (adata.layers[RESIDUAL], adata.layers[RESIDUAL_SCALE]) if explained else (adata.X, adata.layers["scale"])
-    )
+    label = dict(zip(adata.obs["sub_population"], adata.obs["cell_type"].astype(str), strict=True))
+    if residual and RESIDUAL in adata.layers:
+        mean, scale = adata.layers[RESIDUAL], adata.layers[RESIDUAL_SCALE]
+    else:
+        mean, scale = adata.X, adata.layers["scale"]
     return LatentCells(
-        to_tensor(np.asarray(mean[chosen])),
-        to_tensor(np.asarray(scale[chosen])),
-        to_tensor(population.codes.to_numpy()[chosen].astype(np.int64)),
+        to_tensor(np.asarray(mean[mask])),
+        to_tensor(np.asarray(scale[mask])),
+        to_tensor(population.codes.to_numpy()[mask].astype(np.int64)),
         tuple(population.categories),
-        tuple(label_of.get(name, name) for name in population.categories),
+        tuple(label.get(name, name) for name in population.categories),
         tuple(name for name in adata.var_names if not name.startswith("latent_")),
     )
 
 
 def save_latent(folder: Path, latent: ad.AnnData, *, of: str) -> None:
-    """Write latents into the folder of their autoencoder, which has the checksum ``of``."""
+    """Write latents to the folder of their autoencoder, with its checksum ``of``."""
     latent.uns["autoencoder"] = of
     write_h5ad(Path(folder) / "latent.h5ad", latent)
 
 
 def read_latent(folder: Path) -> ad.AnnData:
-    """Read the latents in an autoencoder's folder; those of another autoencoder are rejected."""
+    """Read latents from the folder of an autoencoder, and check that it encoded them."""
     path = Path(folder) / "latent.h5ad"
     adata = read_cells(path)
     if "scale" not in adata.layers or not {"cell_type", "sub_population", "split"} <= set(adata.obs):
         raise InputError(f"{path} was not made by bdm autoencoder; run it first.")
     checksum = adata.uns.get("autoencoder")
     if checksum is not None and checksum != checksum_of(folder, "autoencoder"):
-        raise InputError(f"{path} is of another autoencoder than the folder's; run bdm autoencoder anew.")
+        raise InputError(f"{path} does not match the autoencoder in its folder; rerun bdm autoencoder.")
     return adata

@@ -1,4 +1,4 @@
-"""Whitened space, and the normals in it: moments of each population, and mixtures of normals."""
+"""Whitened space: whitening, moments of populations, mixtures of normals."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bdm.latent.cells import LatentCells
 
 @dataclass(frozen=True)
 class Whitening:
-    """Affine map x = (y - centre) W^-1/2 to the space where populations have unit covariance on average.
+    """Affine map x = (y - centre) W^-1/2 to whitened space.
 
-    In it, the Euclidean distance between means of populations is the Mahalanobis distance, a noise level has the same
-    meaning in every direction, and library size is a coordinate like the others.
+    There, populations have unit covariance on average, and the Euclidean distance between their means is the
+    Mahalanobis distance. A noise level has the same meaning in every direction, including library size.
     """
 
-    centre: Tensor  # mean of y = (latent, log library sizes)
-    covariance: Tensor  # W: within populations, pooled over cells, plus the mean posterior variance
+    centre: Tensor  # mean of y = (latent, log library sizes), dimensions
+    covariance: Tensor  # W, pooled within populations, plus the mean posterior variance; dimensions x dimensions
     _whiten: Tensor = field(init=False, repr=False, compare=False)
     _colour: Tensor = field(init=False, repr=False, compare=False)
 
@@ -33,31 +33,34 @@ class Whitening:
         object.__setattr__(self, "_colour", matrix_power(self.covariance, 0.5))
 
     def __call__(self, y: Tensor) -> Tensor:
-        """Whiten y, cells x dimensions."""
+        """Whiten y (cells x dimensions)."""
         return self.linear(y - self.centre)
 
     def linear(self, difference: Tensor) -> Tensor:
-        """Whiten differences between values of y, cells x dimensions."""
+        """Whiten differences of y (cells x dimensions), without centring."""
         return difference @ self._whiten
 
     def direction(self, coordinate: int) -> Tensor:
-        """Direction in whitened space along which a coordinate of y grows: ``y[:, k] = x @ direction + centre[k]``."""
+        """Return the direction of coordinate k: ``y[:, k] = x @ direction + centre[k]``."""
         return self._colour[:, coordinate]
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Transform whitened x back to y, cells x dimensions."""
+        """Transform whitened x (cells x dimensions) to y."""
         return x @ self._colour + self.centre
 
     def variance(self, scale: Tensor) -> Tensor:
-        """Mean covariance in whitened space of independent errors in y with the given scales, cells x dimensions."""
+        """Return the mean whitened covariance of independent errors in y.
+
+        ``scale`` are the standard deviations of the errors, cells x dimensions.
+        """
         return self._whiten @ torch.diag((scale**2).mean(dim=0)) @ self._whiten
 
 
-MIN_VARIANCE = 1e-4  # of log library sizes: counting noise of 10,000 counts, if they are the same in all cells
+MIN_VARIANCE = 1e-4  # of log library sizes, if (almost) equal in all cells: Poisson noise of 10,000 counts
 
 
 def fit_whitening(cells: LatentCells) -> Whitening:
-    """Compute the whitening of cells from the moments of their posteriors."""
+    """Compute the whitening from posterior means and variances of cells."""
     within = cells.deviation
     pooled = within.T @ within / len(within)
     covariance = pooled + torch.diag((cells.scale**2).mean(dim=0))
@@ -67,10 +70,10 @@ def fit_whitening(cells: LatentCells) -> Whitening:
 
 @dataclass(frozen=True)
 class Normal:
-    """Mean (dimensions) and covariance (dimensions x dimensions) of a population in whitened space."""
+    """Normal distribution in whitened space."""
 
-    mean: Tensor
-    covariance: Tensor
+    mean: Tensor  # dimensions
+    covariance: Tensor  # dimensions x dimensions
 
 
 @dataclass(frozen=True)
@@ -79,34 +82,34 @@ class PopulationMoments:
 
     populations: tuple[str, ...]
     mean: Tensor  # populations x dimensions
-    covariance: Tensor  # populations x dimensions x dimensions, shrunk to the identity (pooled) for few cells
-    weight: Tensor  # share in training, and so in a mixture, up to a constant factor
-    mean_variance: Tensor  # of means around those that more cells would have, see sampling_variance
+    covariance: Tensor  # populations x dimensions x dimensions; with few cells, shrunk to the pooled one (identity)
+    weight: Tensor  # relative share in training and in mixtures, populations
+    mean_variance: Tensor  # sampling variance of means, populations; see sampling_variance
 
-    def joined(self, other: PopulationMoments) -> PopulationMoments:
-        """Add the moments of other populations, which take the place of those with the same names."""
-        return updated([self, other], by="populations")
+    def joined(self, added: PopulationMoments) -> PopulationMoments:
+        """Add the moments of other populations; an existing name is replaced."""
+        return updated([self, added], by="populations")
 
     def mixture(self, populations: tuple[str, ...]) -> Normal:
-        """Moments of a mixture of populations with their shares in training."""
+        """Return the moments of a mixture of populations, weighted as in training."""
         members = [self.populations.index(name) for name in populations]
         weight = self.weight[members] / self.weight[members].sum()
         return Mixture(weight, self.mean[members], self.covariance[members]).moments
 
 
 def population_weight(n_cells: Tensor) -> Tensor:
-    """Relative shares of populations in training: roots of their numbers of cells, so that rare ones are learned."""
+    """Weight populations by the square root of their cells, which favours rare ones."""
     return n_cells.double().sqrt()
 
 
 def population_moments(cells: LatentCells, whitening: Whitening) -> PopulationMoments:
-    """Moments of the cells of each population, including the variance of their posteriors."""
+    """Compute the moments of each population, including posterior variances."""
     means, covariances = [], []
     for code in range(len(cells.populations)):
-        chosen = cells.population == code
-        x = whitening(cells.mean[chosen])
+        members = cells.population == code
+        x = whitening(cells.mean[members])
         means.append(x.mean(dim=0))
-        covariance = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[chosen])
+        covariance = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[members])
         weight = float(len(x) / (len(x) + N_SHRINK))
         covariances.append(weight * covariance + (1 - weight) * torch.eye(x.shape[1]))
     return PopulationMoments(
@@ -118,32 +121,34 @@ def population_moments(cells: LatentCells, whitening: Whitening) -> PopulationMo
     )
 
 
-MIN_INFORMATION = 0.1  # of counts on a direction, as a share of counts and prior; below it, prior means hardly move
+MIN_INFORMATION = 0.1  # minimum of 1 - posterior variance, the share of the counts in the posterior precision
 
 
 def without_prior(cells: LatentCells, whitening: Whitening) -> Tensor:
-    """Deviation of what each cell's counts alone suggest from its population's mean, whitened, cells x dimensions."""
+    """Undo the shrinkage of posterior means towards their population mean.
+
+    Returns whitened deviations of the estimates from counts alone, cells x dimensions.
+    """
     return whitening.linear(cells.deviation / (1 - cells.scale**2).clamp(min=MIN_INFORMATION))
 
 
 def sampling_variance(cells: LatentCells, whitening: Whitening) -> Tensor:
-    """Estimate the sampling variance of each population's mean in whitened space, summed over dimensions.
+    """Estimate the sampling variance of population means in whitened space, summed over dimensions.
 
-    A posterior mean is the average of the prior mean, weighted by the posterior variance v (the prior has unit
-    variance), and of what the cell's counts alone suggest. As the prior mean is fitted to the same cells, a
-    population's mean is the mean of the latter, which deviate 1 / (1 - v) times as much as posterior means. The
-    variance of n cells is estimated from n - 1 degrees of freedom and one of all populations, which is all that a
-    population of one cell has.
+    Let v be the posterior variance of a cell. The prior has unit variance, so a posterior mean is v x prior mean +
+    (1 - v) x estimate from counts alone. Since the prior mean is fitted to the same cells, the population mean is the
+    mean of the estimates from counts, which deviate 1 / (1 - v) times as much as posterior means. The variance of n
+    cells has n - 1 degrees of freedom, plus one from the variance pooled over populations, for populations of one cell.
     """
     n_populations, n_cells = len(cells.populations), cells.n_cells.double()
     squares = (without_prior(cells, whitening) ** 2).sum(dim=1).double()
-    of_population = torch.zeros(n_populations, dtype=torch.float64).index_add(0, cells.population, squares)
-    pooled = of_population.sum() / (n_cells.sum() - n_populations).clamp(min=1)
-    return ((of_population + pooled) / n_cells.clamp(min=1) ** 2).float()
+    sums = torch.zeros(n_populations, dtype=torch.float64).index_add(0, cells.population, squares)
+    pooled = sums.sum() / (n_cells.sum() - n_populations).clamp(min=1)
+    return ((sums + pooled) / n_cells.clamp(min=1) ** 2).float()
 
 
 def matrix_power(matrix: Tensor, power: float) -> Tensor:
-    """Real power of a symmetric positive definite matrix, computed in double precision."""
+    """Compute a real power of a symmetric positive definite matrix in double precision."""
     values, vectors = torch.linalg.eigh(matrix.double())
     values = values.clamp(min=1e-10 * float(values[-1]))
     powered: Tensor = (vectors * values**power) @ vectors.T
@@ -155,15 +160,15 @@ def matrix_power(matrix: Tensor, power: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Mixture of normals; in double precision wherever cells are sampled or mapped."""
+    """Mixture of normals; in double precision when cells are sampled or mapped."""
 
-    weight: Tensor  # shares that sum to 1
+    weight: Tensor  # shares of components; sum to 1
     mean: Tensor  # components x dimensions
     covariance: Tensor  # components x dimensions x dimensions
 
     @classmethod
     def of(cls, normals: Sequence[Normal], weight: Tensor | None = None) -> Mixture:
-        """Mixture of normals with relative weights, which are equal if not given."""
+        """Create a mixture of normals with relative weights, equal by default."""
         relative = torch.ones(len(normals)) if weight is None else weight
         return cls(
             relative.double() / relative.double().sum(),
@@ -177,13 +182,13 @@ class Mixture:
         return len(self.weight)
 
     def noised(self, sigma: float) -> Mixture:
-        """Add noise of standard deviation ``sigma``."""
+        """Add isotropic noise of standard deviation ``sigma``."""
         noise = sigma**2 * torch.eye(self.mean.shape[1], dtype=torch.float64)
         return Mixture(self.weight, self.mean, self.covariance + noise)
 
     @cached_property
     def moments(self) -> Normal:
-        """Normal with the mean and the covariance of the mixture."""
+        """Normal with the mean and covariance of the mixture."""
         mean = self.weight @ self.mean
         between = self.mean - mean
         within = torch.einsum("k,kij->ij", self.weight, self.covariance)
@@ -191,19 +196,19 @@ class Mixture:
 
     @cached_property
     def principal_axes(self) -> tuple[Tensor, Tensor]:
-        """Principal axes (in columns) of each component, and the variances along these, which are above 0."""
+        """Principal axes (columns) of each component, and the positive variances along them."""
         variance, axes = torch.linalg.eigh(self.covariance)
         return axes, torch.maximum(variance, 1e-10 * variance[:, -1:].clamp(min=1e-10))
 
     @cached_property
     def roots(self) -> Tensor:
-        """Symmetric root of each covariance, components x dimensions x dimensions."""
+        """Symmetric square root of each covariance, components x dimensions x dimensions."""
         axes, variance = self.principal_axes
         return (axes * variance.sqrt()[:, None]) @ axes.mT
 
     @cached_property
     def inverse_roots(self) -> Tensor:
-        """Inverse of the symmetric root of each covariance, components x dimensions x dimensions."""
+        """Inverse square root of each covariance, components x dimensions x dimensions."""
         axes, variance = self.principal_axes
         return (axes * variance.rsqrt()[:, None]) @ axes.mT
 
@@ -213,25 +218,25 @@ class Mixture:
         noise = torch.randn(n_cells, self.mean.shape[1], generator=generator, dtype=torch.float64)
         x = self.mean[component]
         for number in component.unique():
-            chosen = component == number
-            x[chosen] += noise[chosen] @ self.roots[number]
+            members = component == number
+            x[members] += noise[members] @ self.roots[number]
         return x
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        """Probability of each component given x (cells x dimensions), cells x components."""
+        """Return the probability of each component given x (cells x dimensions), cells x components."""
         axes, variance = self.principal_axes
         along = along_axes(x.double(), self.mean, axes)
         return log_densities(along, variance, self.weight.log()).softmax(dim=0).T
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of each cell (cells x dimensions), in nats."""
+        """Return the log density of each cell (cells x dimensions) in nats."""
         axes, variance = self.principal_axes
         along = along_axes(x.double(), self.mean, axes)
         constant = self.mean.shape[1] * math.log(2 * math.pi) / 2
         return log_densities(along, variance, self.weight.log()).logsumexp(dim=0) - constant
 
     def conditioned(self, direction: Tensor, value: float) -> Mixture:
-        """Conditional normals where the product with a direction is ``value``, weighted by their densities of it."""
+        """Condition the mixture on ``x @ direction == value``."""
         direction = direction.double()
         along = self.covariance @ direction  # components x dimensions
         variance = along @ direction
@@ -241,27 +246,52 @@ class Mixture:
         return Mixture(weight, mean, self.covariance - explained)
 
     def log_densities_of(self, direction: Tensor, value: float) -> Tensor:
-        """Log of the weight of each component times its density where the product with a direction is ``value``."""
+        """Return log(weight x density) of ``x @ direction`` at ``value``, by component."""
         direction = direction.double()
         variance = torch.einsum("i,kij,j->k", direction, self.covariance, direction)
         squares = (value - self.mean @ direction) ** 2 / variance
         return self.weight.log() - (2 * math.pi * variance).log() / 2 - squares / 2
 
     def denoised(self, x: Tensor, sigma: float) -> Tensor:
-        """Mean of the cells without noise, given cells x with noise of ``sigma``, cells x dimensions."""
+        """Return the expected clean cells given cells x (cells x dimensions) with noise ``sigma``."""
         axes, variance = self.principal_axes
         return denoised_by_mixture(x.double(), self.weight.log(), self.mean, axes, variance, sigma**2)
 
 
 def along_axes(x: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
-    """Coordinates of x (cells x dimensions) along the axes of each component, components x cells x dimensions."""
+    """Project x to the principal axes of each component.
+
+    Parameters
+    ----------
+    x
+        Cells x dimensions.
+    mean
+        Components x dimensions.
+    axes
+        Axes in columns, components x dimensions x dimensions.
+
+    Returns
+    -------
+    Coordinates relative to the mean of the component, components x cells x dimensions.
+    """
     return (x - mean[:, None]) @ axes
 
 
 def log_densities(along: Tensor, variance: Tensor, log_weight: Tensor) -> Tensor:
-    """Log densities of weighted normals up to a constant, components x cells.
+    """Compute log(weight x density) of normals up to a constant.
 
-    ``along`` are coordinates by :func:`along_axes`, ``variance`` is components x dimensions.
+    Parameters
+    ----------
+    along
+        Coordinates from :func:`along_axes`, components x cells x dimensions.
+    variance
+        Variances along the axes, components x dimensions.
+    log_weight
+        Log weight of each component.
+
+    Returns
+    -------
+    Log densities, components x cells.
     """
     squares = (along**2 / variance[:, None]).sum(dim=-1)
     return (log_weight - variance.log().sum(dim=-1) / 2)[:, None] - squares / 2
@@ -270,10 +300,27 @@ def log_densities(along: Tensor, variance: Tensor, log_weight: Tensor) -> Tensor
 def denoised_by_mixture(
     x: Tensor, log_weight: Tensor, mean: Tensor, axes: Tensor, variance: Tensor, noise: Tensor | float
 ) -> Tensor:
-    """Denoised x (cells x dimensions): the Wiener filter of each normal, weighted by its responsibility.
+    """Denoise cells by the Wiener filter of each component, weighted by responsibility.
 
-    ``sum_k r_k(x) (m_k + C_k (C_k + noise)**-1 (x - m_k))``, with r_k the responsibilities of ``N(m_k, C_k + noise)``;
-    C_k has principal axes (in columns) and variances along these, ``noise`` is a variance.
+    Computes ``sum_k r_k(x) (m_k + C_k (C_k + noise)**-1 (x - m_k))``, where r_k is the responsibility of
+    ``N(m_k, C_k + noise)``.
+
+    Parameters
+    ----------
+    x
+        Noised cells, cells x dimensions.
+    log_weight
+        Log weight of each component.
+    mean
+        Means m_k, components x dimensions.
+    axes, variance
+        Principal axes of C_k (in columns), components x dimensions x dimensions, and the variances along them.
+    noise
+        Variance of the noise.
+
+    Returns
+    -------
+    Expected clean cells, cells x dimensions.
     """
     along = along_axes(x, mean, axes)
     noised = variance + noise
@@ -283,10 +330,10 @@ def denoised_by_mixture(
 
 
 def choose(probability: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a column for each row of probabilities, by one uniform number a row."""
+    """Sample a column for each row of probabilities, from one uniform number per row."""
     position = torch.rand(len(probability), 1, generator=generator, dtype=torch.float64)
     cumulative = probability.double().cumsum(dim=1)
     columns = torch.searchsorted(cumulative, position * cumulative[:, -1:], right=True)
-    # The last column with a positive probability, where rounding leads beyond it
+    # Rounding can lead past the last column with positive probability
     last = (cumulative < cumulative[:, -1:]).sum(dim=1, keepdim=True)
     return torch.minimum(columns, last).squeeze(1)
