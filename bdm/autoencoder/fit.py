@@ -163,9 +163,9 @@ def fit_autoencoder(
 
     Training is minibatch expectation maximisation: each step computes the posteriors of cells under the current
     parameters, then improves the parameters. The step with the best validation loss is kept. If clustering finds
-    sub-populations, training and clustering are repeated with a prior mean for each, since a single prior blurs the
-    structure of a coarse type. Finally, populations whose validation cells gain get type-specific
-    decoders.
+    sub-populations, the network is trained again with a prior mean for each, since a single prior blurs the structure
+    of a coarse type. With ``sub_populations="auto"``, cells are then clustered again. Finally, populations get
+    type-specific decoders if their validation cells gain.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""Interpretation of a model: ancestral states, genes of branches, and markers."""
+"""Interpretation of a model: ancestral states, genes of branches, markers of cell types."""

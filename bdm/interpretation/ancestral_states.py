@@ -1,4 +1,4 @@
-"""Ancestral states (denoised cells at nodes), where genes commit, and marker genes, in cells and down the tree."""
+"""Ancestral states (denoised cells at nodes), commitment of genes, marker genes."""
 
 from __future__ import annotations
 
@@ -22,22 +22,33 @@ from bdm.model.model import BranchedModel, expected_counts, log_expression, obse
 
 @dataclass(frozen=True)
 class AncestralStates:
-    """What the model expects at the lower end of each branch, in the order of the hierarchy.
+    """Expected cells at the lower ends of branches, in hierarchy order.
 
-    It is no average of its cell types: a gene that few of them express is nearly as low in it as in the others.
+    An ancestral state is not the average of its cell types: a gene that few of them express is nearly as low in it
+    as in the types that do not express it.
     """
 
-    x: np.ndarray  # mean of the denoised cells in whitened space, branches x dimensions
-    expression: pd.DataFrame  # mean of their decoded expression in CP10k, genes x branches
-    detected: pd.DataFrame  # share of such cells that would have counts of a gene, genes x branches
+    x: np.ndarray  # mean of denoised cells in whitened space, branches x dimensions
+    expression: pd.DataFrame  # mean of decoded expression in CP10k, genes x branches
+    detected: pd.DataFrame  # expected share of cells with counts of each gene, genes x branches
 
     def dots(self, genes: Sequence[str]) -> Dots:
-        """Expression of some genes by branch."""
+        """Return the expression of some genes by branch."""
         return Dots(np.log1p(self.expression.loc[genes].T), self.detected.loc[genes].T)
 
 
 def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> AncestralStates:
-    """Denoise cells at the lower end of each branch, as they are decoded down the tree, and decode them to genes."""
+    """Compute ancestral states: sample cells down the tree, denoise at each node, and decode.
+
+    Parameters
+    ----------
+    model
+        Fitted model.
+    n_cells
+        Cells per branch.
+    seed
+        Seed of all random numbers.
+    """
     sampler = model.sampler()
     means, expression, detected = [], [], []
     names = [branch.name for branch in model.hierarchy.branches]
@@ -55,7 +66,7 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
 
 
 def decode_to_counts(model: BranchedModel, x: Tensor, populations: Sequence[str]) -> np.ndarray:
-    """Decode cells to expected counts, cells x genes, spread over batches as the populations' training cells are."""
+    """Decode cells to expected counts (cells x genes), in the batches of training cells."""
     per_batch = model.composition.loc[list(populations)].sum()
     quantile = (np.arange(len(x)) + 0.5) / len(x)
     batch = per_batch.index[np.searchsorted(per_batch.cumsum() / per_batch.sum(), quantile)]
@@ -65,14 +76,17 @@ def decode_to_counts(model: BranchedModel, x: Tensor, populations: Sequence[str]
 
 
 def branch_observation_model(model: BranchedModel, populations: Collection[str]) -> ObservationModel:
-    """Observation model of the counts of a branch: the average over its training cells."""
+    """Return the observation model of a branch, averaged over its training cells."""
     n_cells = model.composition.loc[list(populations)].sum(axis=1).to_numpy(dtype=float)
     observations = [observation_model(model, population) for population in populations]
     return type(observations[0]).average(observations, weights=n_cells)
 
 
 def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contrast) -> Commitment:
-    """Compute the commitment of each gene to the sides of a contrast, with what type-specific decoders add."""
+    """Compute the commitment of each gene to the sides of a contrast.
+
+    Type-specific decoders add to the shift of a gene.
+    """
     share = states.expression[contrast.node].to_numpy() / 1e4
     sides = contrast.inside, contrast.outside
     shared = commitment(gene_directions(model, share), *map(model.moments.mixture, sides))
@@ -81,19 +95,19 @@ def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contr
 
 
 def type_specific_shift(model: BranchedModel, populations: tuple[str, ...]) -> np.ndarray:
-    """Mean change in log expression by type-specific decoders, by gene, over populations weighted as in training."""
+    """Average the change in log expression by type-specific decoders, weighted as in training."""
     members = [model.populations.index(name) for name in populations]
-    share = (model.moments.weight[members] / model.moments.weight[members].sum()).tolist()
+    weights = (model.moments.weight[members] / model.moments.weight[members].sum()).tolist()
     total = np.zeros(len(model.autoencoder.genes))
-    for name, of_population in zip(populations, share, strict=True):
+    for name, weight in zip(populations, weights, strict=True):
         if name in model.autoencoder.adapters:
-            own, shared = (log_expression(model, name, type_specific=own) for own in (True, False))
-            total += of_population * (own - shared)
+            specific, shared = (log_expression(model, name, type_specific=is_specific) for is_specific in (True, False))
+            total += weight * (specific - shared)
     return total
 
 
 def commitment(directions: np.ndarray, inside: Normal, outside: Normal) -> Commitment:
-    """Measure commitment along directions in whitened space, genes x dimensions."""
+    """Compute commitment along directions in whitened space (genes x dimensions)."""
     shift = directions @ (inside.mean - outside.mean).double().numpy()
     covariance = (inside.covariance + outside.covariance).double().numpy()
     variance = np.einsum("gi,ij,gj->g", directions, covariance, directions, optimize=True)
@@ -101,37 +115,40 @@ def commitment(directions: np.ndarray, inside: Normal, outside: Normal) -> Commi
 
 
 def gene_directions(model: BranchedModel, share: np.ndarray) -> np.ndarray:
-    """Gradient of each gene's log expression in whitened space, genes x dimensions, where genes have ``share``."""
+    """Return gradients of log expression in whitened space (genes x dimensions), at expression ``share``."""
     to_latent = matrix_power(model.whitening.covariance.double(), 0.5)[model.layout.latent]
     return model.autoencoder.network.decoder.directions(share, to_latent.numpy())
 
 
 # ---- marker genes
 
-N_CANDIDATES = 50  # markers of a type among which those not taken by another type are sought
+N_CANDIDATES = 50  # markers of each type to choose distinct ones from
 GeneSets = dict[str, tuple[str, ...]]  # genes by cell type
 
 
 @dataclass(frozen=True)
 class Dots:
-    """Expression of genes in cell types or branches, in rows, by gene."""
+    """Expression of genes (columns) in cell types or branches (rows), for dot plots."""
 
-    mean: pd.DataFrame  # of log1p(CP10k)
+    mean: pd.DataFrame  # mean log1p(CP10k)
     fraction: pd.DataFrame  # share of cells with counts
 
 
 @dataclass(frozen=True)
 class Markers:
-    """Marker genes in cell types and down the tree."""
+    """Expression of marker genes in cell types and branches."""
 
     genes: GeneSets  # each gene marks one type
-    real: Dots  # training cells by cell type; where there is one type, by population
-    generated: Dots
+    real: Dots  # training cells by cell type, or by population if there is one type
+    generated: Dots  # generated cells, the same rows
     clades: Dots  # training cells below each branch
 
 
 def markers_of(chosen: GeneSets, training: Cells, generated: Cells, genes: pd.Index, hierarchy: Hierarchy) -> Markers:
-    """Compute markers in real and generated cells, and by branch; a gene that marks two types counts for the first."""
+    """Compute the expression of markers in real and generated cells, and by branch.
+
+    A gene chosen for two types marks the first.
+    """
     first = {gene: cell_type for cell_type, members in reversed(chosen.items()) for gene in reversed(members)}
     chosen = {
         cell_type: tuple(gene for gene in members if first[gene] == cell_type) for cell_type, members in chosen.items()
@@ -148,7 +165,7 @@ def markers_of(chosen: GeneSets, training: Cells, generated: Cells, genes: pd.In
 
 
 def members_of_types(hierarchy: Hierarchy) -> dict[str, tuple[str, ...]]:
-    """List what markers are sought of, with its populations: cell types; of one type alone, the populations."""
+    """Return populations by cell type; for a single type, each population by itself."""
     cell_types = hierarchy.cell_types
     if len(cell_types) == 1:
         return {name: (name,) for name in hierarchy.populations}
@@ -156,41 +173,44 @@ def members_of_types(hierarchy: Hierarchy) -> dict[str, tuple[str, ...]]:
 
 
 def by_members(cells: Cells, members: dict[str, tuple[str, ...]]) -> Cells:
-    """Give cells of populations the names that these are members of."""
-    name_of = {member: name for name, found in members.items() for member in found}
-    return replace(cells, cell_type=np.array([name_of[name] for name in cells.cell_type], dtype=str))
+    """Relabel cells by the group of their population."""
+    group = {population: name for name, populations in members.items() for population in populations}
+    return replace(cells, cell_type=np.array([group[name] for name in cells.cell_type], dtype=str))
 
 
 def distinct_markers(training: Cells, genes: pd.Index, cell_types: tuple[str, ...], *, n_genes: int) -> GeneSets:
-    """Choose among 50 genes that mark each type the ones that stand out most from any other type, each gene once."""
+    """Choose the markers of each type that differ most from the next highest type.
+
+    Each gene is used once; candidates are the ``N_CANDIDATES`` best markers of a type.
+    """
     candidates = marker_genes(training, n_genes=N_CANDIDATES)
-    every = np.arange(len(genes))
-    mean = compute_dots(training, every, genes, {cell_type: (cell_type,) for cell_type in cell_types}).mean
+    columns = np.arange(len(genes))
+    mean = compute_dots(training, columns, genes, {cell_type: (cell_type,) for cell_type in cell_types}).mean
     chosen: GeneSets = {}
-    taken: set[str] = set()
+    used: set[str] = set()
     for cell_type in cell_types:
-        ahead = mean.loc[cell_type] - mean.drop(index=cell_type).max()
-        free = [gene for gene in genes[candidates.get(cell_type, [])] if gene not in taken]
-        chosen[cell_type] = tuple(sorted(free, key=lambda gene: -ahead[gene])[:n_genes])
-        taken.update(chosen[cell_type])
+        lead = mean.loc[cell_type] - mean.drop(index=cell_type).max()
+        unused = [gene for gene in genes[candidates.get(cell_type, [])] if gene not in used]
+        chosen[cell_type] = tuple(sorted(unused, key=lambda gene: -lead[gene])[:n_genes])
+        used.update(chosen[cell_type])
     return chosen
 
 
 def in_turn(modalities: Iterable[GeneSets]) -> GeneSets:
-    """Join the markers of several modalities: the best of each first."""
+    """Interleave the markers of several modalities, best first."""
     parts = list(modalities)
     joined = {name: chain.from_iterable(zip_longest(*(part[name] for part in parts))) for name in parts[0]}
     return {name: tuple(gene for gene in genes if gene is not None) for name, genes in joined.items()}
 
 
 def compute_dots(cells: Cells, columns: np.ndarray, genes: pd.Index, rows: dict[str, tuple[str, ...]]) -> Dots:
-    """Mean and share of cells with counts of the genes in ``columns``, by row of populations."""
+    """Compute the dots of genes (``columns`` in ``genes``) in groups of populations (``rows``)."""
     expression = cells.expression[:, columns]
     mean, fraction = np.full((2, len(rows), len(columns)), np.nan)
     for number, populations in enumerate(rows.values()):
-        of_row = expression[np.isin(cells.cell_type, populations)]
-        if n_cells := of_row.shape[0]:
-            mean[number] = of_row.mean(axis=0).A1
-            fraction[number] = (of_row > 0).sum(axis=0).A1 / n_cells
+        group = expression[np.isin(cells.cell_type, populations)]
+        if n_cells := group.shape[0]:
+            mean[number] = group.mean(axis=0).A1
+            fraction[number] = (group > 0).sum(axis=0).A1 / n_cells
     frame = {"index": list(rows), "columns": genes[columns]}
     return Dots(pd.DataFrame(mean, **frame), pd.DataFrame(fraction, **frame))

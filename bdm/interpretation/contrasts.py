@@ -1,4 +1,4 @@
-"""Contrasts of a node's children, differences in expression between them, and how well two of these agree."""
+"""Contrasts between children of a node: differences in expression and their agreement."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from bdm.hierarchy.tree import Hierarchy
 
 @dataclass(frozen=True)
 class Contrast:
-    """A child of an inner node against all else below that node."""
+    """A child of an inner node against its siblings."""
 
     node: str  # name of the branch
-    level: float  # noise level at which the node's children separate
+    level: float  # noise level at which the children separate
     child: str
     inside: tuple[str, ...]  # populations below the child
-    outside: tuple[str, ...]  # populations below the node's other children
-    names_inside: tuple[str, ...] = ()  # cell types where all of their populations are inside
+    outside: tuple[str, ...]  # populations below its siblings
+    names_inside: tuple[str, ...] = ()  # the same, with complete cell types named by type
     names_outside: tuple[str, ...] = ()
-    divides_type: bool = False  # so the side of a cell depends on its counts
+    divides_type: bool = False  # a cell's side then depends on its counts
 
     def among(self, populations: Collection[str]) -> Contrast:
-        """Return the same contrast without the populations that are not among ``populations``."""
+        """Return the contrast restricted to ``populations``."""
         inside, outside = (tuple(name for name in side if name in populations) for side in (self.inside, self.outside))
         return replace(self, inside=inside, outside=outside)
 
 
 def contrasts_of(hierarchy: Hierarchy) -> tuple[Contrast, ...]:
-    """List the contrasts of all inner nodes, node by node; the two contrasts of two children mirror each other."""
+    """List the contrasts of all inner nodes, one per child, grouped by node."""
     contrasts = []
     for branch in hierarchy.branches:
         below = {child: tuple(hierarchy.leaves(child)) for child in hierarchy.children[branch.name]}
         for child, inside in below.items():
-            outside = tuple(leaf for other, leaves in below.items() if other != child for leaf in leaves)
+            outside = tuple(leaf for sibling, leaves in below.items() if sibling != child for leaf in leaves)
             names = fewest_names(inside, hierarchy), fewest_names(outside, hierarchy)
             divides_type = not set().union(*names) <= set(hierarchy.cell_types)
             contrasts.append(Contrast(branch.name, branch.level, child, inside, outside, *names, divides_type))
@@ -48,7 +48,7 @@ def contrasts_of(hierarchy: Hierarchy) -> tuple[Contrast, ...]:
 
 
 def fewest_names(populations: Collection[str], hierarchy: Hierarchy) -> tuple[str, ...]:
-    """Name populations by their cell type where all of the type are there, and by themselves elsewhere."""
+    """Replace complete sets of a cell type's populations by the name of the type."""
     among, names = set(populations), []
     for name in populations:
         cell_type = hierarchy.by_name[name].cell_type or name
@@ -58,7 +58,7 @@ def fewest_names(populations: Collection[str], hierarchy: Hierarchy) -> tuple[st
 
 @dataclass(frozen=True)
 class Expression:
-    """Mean and variance of each gene's expression over cells with counts, in CP10k."""
+    """Mean and variance of each gene over cells, including count noise, in CP10k."""
 
     mean: np.ndarray
     variance: np.ndarray
@@ -66,24 +66,24 @@ class Expression:
 
 @dataclass(frozen=True)
 class PopulationExpression:
-    """Expression of each population, and the numbers of real cells that populations weigh by in a mixture."""
+    """Expression of each population."""
 
     by_population: dict[str, Expression]
-    n_cells: dict[str, int]
-    blocks: tuple[int, ...] = ()  # numbers of features of modalities; none for RNA alone
+    n_cells: dict[str, int]  # real cells, the weights in mixtures
+    blocks: tuple[int, ...] = ()  # number of features of each modality; empty for RNA alone
 
     def total(self, populations: tuple[str, ...]) -> int:
-        """Cells of several populations together."""
+        """Return the number of real cells of several populations."""
         return sum(self.n_cells[name] for name in populations)
 
     def mixture(self, populations: tuple[str, ...]) -> Expression:
-        """Expression of a mixture of populations in proportion to their cells."""
+        """Return the expression of a mixture of populations, weighted by their cells."""
         weight, means, variances = self._parts(populations)
         mean = weight @ means
         return Expression(mean, weight @ (variances + (means - mean) ** 2))
 
     def squared_error(self, populations: tuple[str, ...]) -> np.ndarray:
-        """Squared standard error of the mixture's mean, estimated from the number of cells of each, by gene."""
+        """Return the squared standard error of the mixture's mean, by gene."""
         weight, _, variances = self._parts(populations)
         return np.asarray(weight @ variances / self.total(populations))
 
@@ -99,10 +99,10 @@ MAX_P = 0.05
 
 @dataclass(frozen=True)
 class Log2FoldChange:
-    """Log2 fold change of mean expression in CP10k, with 1 CP10k added to both means, by gene."""
+    """Log2 fold change of mean CP10k by gene, with a pseudo-count of 1 CP10k."""
 
     log2: np.ndarray
-    standard_error: np.ndarray  # of the sampling of cells alone, by the delta method
+    standard_error: np.ndarray  # from sampling of cells, by the delta method
 
     @classmethod
     def of(cls, expression: PopulationExpression, contrast: Contrast) -> Log2FoldChange:
@@ -115,61 +115,61 @@ class Log2FoldChange:
 
     @property
     def z(self) -> np.ndarray:
-        """Fold change in standard errors; 0 where there is neither."""
+        """Fold change in standard errors; 0 if the standard error is 0."""
         error = self.standard_error
         return np.asarray(np.divide(self.log2, error, out=np.zeros_like(self.log2), where=error > 0))
 
     @property
     def p(self) -> np.ndarray:
-        """Two-sided p-values of standard normal :attr:`z`."""
+        """Two-sided p-values of :attr:`z`."""
         return np.asarray(2 * norm.sf(np.abs(self.z)))
 
 
 @dataclass(frozen=True)
 class Differences:
-    """How genes differ between the two sides of a contrast; positive where higher inside. All arrays are by gene.
+    """Differential expression between the sides of a contrast, by gene; positive if higher inside.
 
-    p is NaN where it would not be valid: where a cell type is divided, in the model and in the cells that its
-    sub-populations were found in. Ranks and adjusted p-values are among the genes of a modality.
+    If the contrast divides a cell type, p-values are not valid in the model, nor in the cells that defined its
+    sub-populations, and are NaN. Ranks and adjusted p-values are computed within each modality.
     """
 
     fold_change: Log2FoldChange
-    score: np.ndarray  # ranks genes: z of a Wilcoxon test in real cells, Cohen's d in the model
-    p: np.ndarray  # two-sided: of the Wilcoxon test; in the model, of the fold change's z
-    blocks: tuple[int, ...] = ()  # numbers of features of modalities
+    score: np.ndarray  # Wilcoxon z in real cells, Cohen's d in the model; ranks genes
+    p: np.ndarray  # two-sided, of the Wilcoxon test in real cells, of the fold change's z in the model
+    blocks: tuple[int, ...] = ()  # number of features of each modality
 
     @cached_property
     def p_adjusted(self) -> np.ndarray:
-        """p-values adjusted over genes by Benjamini and Hochberg; NaN where there are none."""
+        """p-values adjusted by Benjamini and Hochberg's method; NaN without p-values."""
         return np.concatenate([adjusted(part) for part in self._by_modality(self.p)])
 
     @property
     def has_p(self) -> bool:
-        """Whether there are p-values."""
+        """Whether all p-values are valid."""
         return not np.isnan(self.p).any()
 
     def without_p(self) -> Differences:
-        """Return the same differences without p-values."""
+        """Return a copy with p-values set to NaN."""
         return replace(self, p=np.full_like(self.p, np.nan))
 
     @property
     def rank(self) -> np.ndarray:
-        """Rank of each gene by score, from 1 for the gene that marks the inside most."""
+        """Rank of each gene by score; 1 is the best marker of the inside."""
         orders = [np.argsort(-part, kind="stable") for part in self._by_modality(self.score)]
         return np.concatenate([1 + np.argsort(order) for order in orders])
 
     def of_features(self, features: slice) -> Differences:
-        """Differences of the features of a modality."""
+        """Select the features of one modality."""
         change = Log2FoldChange(self.fold_change.log2[features], self.fold_change.standard_error[features])
         return Differences(change, self.score[features], self.p[features])
 
     def _by_modality(self, values: np.ndarray) -> list[np.ndarray]:
-        """Values of the features of each modality."""
+        """Split values by modality."""
         return np.split(values, np.cumsum(self.blocks[:-1], dtype=int))
 
     @property
     def significant(self) -> np.ndarray:
-        """Genes that are significantly, and at least twofold, higher inside; none without p-values."""
+        """Mask of genes that are significantly, and at least twofold, higher inside."""
         return (self.p_adjusted < MAX_P) & (self.fold_change.log2 > MIN_FOLD_CHANGE)
 
 
@@ -179,72 +179,72 @@ Z_95 = 1.96
 
 @dataclass(frozen=True)
 class Commitment:
-    """How well each gene alone distinguishes the two sides of a contrast, under noise; all arrays are by gene.
+    """Separation of the sides of a contrast by single genes under noise.
 
-    With the linear decoder, a gene's log expression is a direction in whitened space. Noise of level sigma adds to the
-    variances along it, so that ``AUC(sigma) = Phi(|shift| / sqrt(variance + 2 sigma**2 size**2))``, as of the branch
-    levels of the hierarchy. The noise of counts, which would hide rare genes at any level, is left out.
+    The decoder is linear, so a gene's log expression is a direction in whitened space. Noise of level sigma adds to the
+    variance along it: ``AUC(sigma) = Phi(|shift| / sqrt(variance + 2 sigma**2 size**2))``, as for the levels of the
+    hierarchy. Count noise is ignored; it would hide rare genes at any level.
     """
 
-    shift: np.ndarray  # of mean log expression, inside minus outside, in natural units
-    variance: np.ndarray  # of log expression, the sum over both sides
-    size: np.ndarray  # change in log expression with one whitened unit along the gene's direction
+    shift: np.ndarray  # difference in mean log expression, inside minus outside, natural logarithm, genes
+    variance: np.ndarray  # variance of log expression, summed over both sides, genes
+    size: np.ndarray  # change in log expression per whitened unit along the gene's direction, genes
 
     def auc(self, sigma: float) -> np.ndarray:
-        """AUC at a noise level."""
+        """Return the AUC of each gene at a noise level."""
         return np.asarray(norm.cdf(np.abs(self.shift) / np.sqrt(self.variance + 2 * (sigma * self.size) ** 2)))
 
     def level(self, threshold: float) -> np.ndarray:
-        """Highest noise level at which the AUC is ``threshold`` or more; NaN where it is less without any noise."""
-        room = (self.shift / norm.ppf(threshold)) ** 2 - self.variance
-        return np.where(room >= 0, np.sqrt(np.maximum(room, 0) / 2) / self.size, np.nan)
+        """Return the highest noise level with AUC >= ``threshold``; NaN if never."""
+        noise_variance = (self.shift / norm.ppf(threshold)) ** 2 - self.variance
+        return np.where(noise_variance >= 0, np.sqrt(np.maximum(noise_variance, 0) / 2) / self.size, np.nan)
 
 
 @dataclass(frozen=True)
 class ContrastGenes:
-    """The genes of one contrast, in the model and in real cells; None where there are too few cells."""
+    """Genes of one contrast, in the model and in real cells."""
 
     contrast: Contrast
     model: Differences
     commitment: Commitment
-    training: Differences | None
-    equal: Differences | None  # in as many training cells of each type as there are test cells
+    training: Differences | None  # None with too few cells, also below
+    equal: Differences | None  # training cells, subsampled to as many per population as there are test cells
     test: Differences | None
 
     def agreement(self, query: str, features: slice, *, n_genes: int) -> dict[str, float]:
-        """Agreement with the test cells of one of ``QUERIES``; nothing where there are too few cells."""
+        """Compare one of ``QUERIES`` with the test cells; empty with too few cells."""
         differences = getattr(self, query)
         if not (differences and self.test):
             return {}
         return agreement(differences.of_features(features), self.test.of_features(features), n_genes=n_genes)
 
 
-MEASURES = ("pearson", "spearman", "slope", "top_shared", "auprc", "coverage")  # of agreement, see below
+MEASURES = ("pearson", "spearman", "slope", "top_shared", "auprc", "coverage")  # keys of agreement()
 
 
 def agreement(query: Differences, test: Differences, *, n_genes: int) -> dict[str, float]:
-    """Compare the differences of a query with the differences in test cells; 1 is perfect.
+    """Compare differential expression of a query with test cells; 1 is perfect.
 
-    ``pearson``, ``spearman`` and ``slope`` (of query on test) are of log fold changes. ``top_shared`` is the share of
-    the top genes by score that are the same, and ``auprc`` the average precision of the query's score for genes that
-    are significantly higher in test cells; NaN where there are none. ``coverage`` is the share of genes whose fold
-    changes differ by no more than their joint 95% interval.
+    ``pearson``, ``spearman`` and ``slope`` (query on test) compare log fold changes. ``top_shared`` is the share of the
+    ``n_genes`` top genes by score that both have. ``auprc`` is the average precision of the query's score for genes
+    significantly higher in test cells; NaN without such genes. ``coverage`` is the share of genes with fold changes
+    that agree within the 95% interval of their difference.
     """
     n_genes = min(n_genes, len(test.score))
-    ours, theirs = query.fold_change, test.fold_change
-    changes = Agreement(ours.log2, theirs.log2)
-    error = np.hypot(ours.standard_error, theirs.standard_error)
+    change, test_change = query.fold_change, test.fold_change
+    changes = Agreement(change.log2, test_change.log2)
+    error = np.hypot(change.standard_error, test_change.standard_error)
     positive = test.significant
     return {
         "pearson": changes.correlation,
-        "spearman": float(spearmanr(ours.log2, theirs.log2).statistic),
+        "spearman": float(spearmanr(change.log2, test_change.log2).statistic),
         "slope": changes.slope,
         "top_shared": float(np.mean(query.rank[test.rank <= n_genes] <= n_genes)),
         "auprc": float(average_precision_score(positive, query.score)) if positive.any() else np.nan,
-        "coverage": float(np.mean(np.abs(ours.log2 - theirs.log2) <= Z_95 * error)),
+        "coverage": float(np.mean(np.abs(change.log2 - test_change.log2) <= Z_95 * error)),
     }
 
 
 def column_of(measure: str, query: str) -> str:
-    """Name the column of a measure."""
+    """Return the column of a measure in tables of agreement."""
     return measure if query == "model" else f"{measure}_{query}"

@@ -1,7 +1,7 @@
-"""Genes that differ in a contrast, in the model and in real cells.
+"""Differential expression of contrasts, in the model and in real cells.
 
-Where a contrast divides a cell type, cells join its populations by one half of their counts, and genes are tested in
-the other half (count splitting).
+If a contrast divides a cell type, one half of the counts assigns cells to populations, and genes are tested in the
+other half (count splitting).
 """
 
 from __future__ import annotations
@@ -26,15 +26,25 @@ from bdm.interpretation.contrasts import Contrast, Differences, Expression, Log2
 from bdm.latent.cells import populations_of_cells
 from bdm.model.model import BranchedModel, expected_counts, observation_model
 
-MIN_CELLS = 3  # on either side of a contrast
-OTHERS = ""  # below a node, but below none of the children that are tested
-MIN_DEPTH = 0.25  # quantile of the library sizes of a side
+MIN_CELLS = 3  # per side of a contrast
+OTHERS = ""  # label of cells below a node outside the tested children
+MIN_DEPTH = 0.25  # quantile of library sizes to downsample to
 
 
 def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> PopulationExpression:
-    """Expression of each population by the model alone, over ``n_cells`` cells decoded from the same ancestors.
+    """Compute the expression of each population in cells that the model generates.
 
-    So, chance above a node does not separate its children. Populations weigh by the cells that they were trained on.
+    Populations share ancestors, so that sampling noise above a node does not separate its children. They are weighted
+    by their training cells.
+
+    Parameters
+    ----------
+    model
+        Fitted model.
+    n_cells
+        Cells per population.
+    seed
+        Seed of all random numbers.
     """
     sampler = model.sampler()
     request = request_cells(model, dict.fromkeys(model.populations, n_cells))
@@ -48,18 +58,18 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
 
 
 def model_differences(expression: PopulationExpression, contrast: Contrast) -> Differences:
-    """Differences between the sides of a contrast in the model.
+    """Compare the sides of a contrast in the model.
 
-    The score is Cohen's d in units of the spread that cells with counts have, so that a rare gene counts for less, as
-    in a test of real cells.
+    The score is Cohen's d. The standard deviation includes count noise, so that rare genes score lower, as in a test of
+    real cells.
     """
     inside, outside = expression.mixture(contrast.inside), expression.mixture(contrast.outside)
     sides = expression.total(contrast.inside), expression.total(contrast.outside)
     spread = np.sqrt(np.average([inside.variance, outside.variance], axis=0, weights=sides))
     fold_change = Log2FoldChange.of(expression, contrast)
     score, blocks = (inside.mean - outside.mean) / spread, expression.blocks
-    found = Differences(fold_change, score, fold_change.p, blocks)
-    return found.without_p() if contrast.divides_type else found
+    differences = Differences(fold_change, score, fold_change.p, blocks)
+    return differences.without_p() if contrast.divides_type else differences
 
 
 def _expression(model: BranchedModel, request: Request, chunk: Chunk, values: dict[str, np.ndarray]) -> Expression:
@@ -82,24 +92,24 @@ def _pooled(parts: list[tuple[int, Expression]]) -> Expression:
 
 
 def real_expression(cells: Cells) -> PopulationExpression:
-    """Expression of each population in real cells.
+    """Compute the expression of each population in real cells.
 
-    The variance is at least Poisson's, with one count more than were seen: few cells may lack a gene by chance.
+    The variance is at least Poisson (with one extra count), since few cells may lack a gene by chance.
     """
     by_population = {}
     for population, n in cells.n_by_type.items():
-        of_population = cells[cells.cell_type == population]
-        cp10k = of_population.cp10k.astype(np.float64)
+        members = cells[cells.cell_type == population]
+        cp10k = members.cp10k.astype(np.float64)
         mean = cp10k.mean(axis=0).A1
         square = cp10k.multiply(cp10k).mean(axis=0).A1
-        poisson = np.concatenate([poisson_variance(part) for part in of_population.by_modality])
+        poisson = np.concatenate([poisson_variance(part) for part in members.by_modality])
         by_population[population] = Expression(mean, np.maximum((square - mean**2) * n / max(n - 1, 1), poisson))
     blocks = tuple(modality.n_features for modality in cells.modalities)
     return PopulationExpression(by_population, cells.n_by_type.to_dict(), blocks)
 
 
 def poisson_variance(cells: Cells) -> np.ndarray:
-    """Variance in CP10k of a Poisson number of counts, one more than were seen in cells of one modality, by feature."""
+    """Compute Poisson variances (CP10k) of one modality, with one extra count per feature."""
     per_count = 1e4 / max(cells.library_size.sum(), 1) if cells.has_size else 1 / len(cells)
     return np.asarray(len(cells) * (cells.counts.sum(axis=0).A1 + 1) * per_count**2)
 
@@ -111,14 +121,27 @@ def real_differences(
     *,
     tested_as: Callable[[Cells], Cells] = lambda cells: cells,
 ) -> dict[str, Differences]:
-    """Wilcoxon's test in real cells for contrasts of one node, by child; not of fewer than three cells on a side.
+    """Test the contrasts of one node in real cells by Wilcoxon's rank-sum test.
 
-    ``tested_as`` changes the cells before they are tested; fold changes stay those of ``expression``.
+    Parameters
+    ----------
+    cells
+        Real cells; ``cell_type`` has populations.
+    expression
+        Expression of the populations, for fold changes.
+    contrasts
+        Contrasts of the node.
+    tested_as
+        Transformation of the cells before the test.
+
+    Returns
+    -------
+    Differences by child, without contrasts that have fewer than ``MIN_CELLS`` cells on a side.
     """
-    others = {name: OTHERS for contrast in contrasts for name in contrast.outside}
-    below = others | {name: contrast.child for contrast in contrasts for name in contrast.inside}
-    cells = cells[np.isin(cells.cell_type, list(below))]
-    cells = replace(cells, cell_type=np.array([below[name] for name in cells.cell_type], dtype=str))
+    label = {name: OTHERS for contrast in contrasts for name in contrast.outside}
+    label |= {name: contrast.child for contrast in contrasts for name in contrast.inside}
+    cells = cells[np.isin(cells.cell_type, list(label))]
+    cells = replace(cells, cell_type=np.array([label[name] for name in cells.cell_type], dtype=str))
     cells = tested_as(cells) if len(cells) else cells
     n_cells = cells.n_by_type.drop(OTHERS, errors="ignore")
     children = [child for child, n in n_cells.items() if MIN_CELLS <= n <= len(cells) - MIN_CELLS]
@@ -137,56 +160,71 @@ def real_differences(
 
 @dataclass(frozen=True)
 class ComparedCells:
-    """Real cells in which genes are compared."""
+    """Real cells to compare genes in."""
 
-    whole: Cells  # for contrasts whose sides are cell types
-    split: Cells  # half of the counts, see split_counts, for contrasts that divide a type
-    fitted: bool  # whether the sub-populations, or the decoder, depend on these cells
+    whole: Cells  # all counts, for contrasts between cell types
+    split: Cells  # half of the counts (see split_counts), for contrasts that divide a type
+    fitted: bool  # whether the sub-populations or the decoder were fitted to these cells
 
     @cached_property
     def expression(self) -> tuple[PopulationExpression, PopulationExpression]:
         """Expression of each population in the whole and in the split cells."""
         return real_expression(self.whole), real_expression(self.split)
 
-    def matched(self, other: ComparedCells, *, seed: int) -> ComparedCells:
-        """Sample as many cells of each population as there are in ``other``, or all where there are fewer."""
-        pairs = (self.whole, other.whole), (self.split, other.split)
+    def matched(self, reference: ComparedCells, *, seed: int) -> ComparedCells:
+        """Subsample each population to at most its number of cells in ``reference``."""
+        pairs = (self.whole, reference.whole), (self.split, reference.split)
         whole, split = (
-            cells[sample_by_type(cells, smaller_numbers(cells.n_by_type, others.n_by_type), seed=seed)]
-            for cells, others in pairs
+            cells[sample_by_type(cells, smaller_numbers(cells.n_by_type, target.n_by_type), seed=seed)]
+            for cells, target in pairs
         )
         return replace(self, whole=whole, split=split)
 
     def differences(self, node: tuple[Contrast, ...], *, seed: int) -> dict[str, Differences]:
-        """Differences for the contrasts of one node, by child; without p-values where these would not be valid."""
-        in_whole, in_split = self.expression
-        of_types = tuple(contrast for contrast in node if not contrast.divides_type)
-        found = real_differences(self.whole, in_whole, of_types)
+        """Test the contrasts of one node, by child; p-values are NaN if not valid."""
+        whole, split = self.expression
+        between = tuple(contrast for contrast in node if not contrast.divides_type)
+        dividing = tuple(contrast for contrast in node if contrast.divides_type)
 
-        def even(cells: Cells) -> Cells:
+        def downsample(cells: Cells) -> Cells:
             return even_depth(cells, numpy_generator(seed, "even depth", node[0].node))
 
-        dividing = tuple(contrast for contrast in node if contrast.divides_type)
-        in_half = real_differences(self.split, in_split, dividing, tested_as=even)
-        return found | {child: genes.without_p() if self.fitted else genes for child, genes in in_half.items()}
+        differences = real_differences(self.whole, whole, between)
+        divided = real_differences(self.split, split, dividing, tested_as=downsample)
+        return differences | {child: genes.without_p() if self.fitted else genes for child, genes in divided.items()}
 
 
 def types_to_split(contrasts: Iterable[Contrast], model: BranchedModel) -> set[str]:
-    """Cell types on the sides of contrasts that divide a type."""
+    """Return the cell types in contrasts that divide a type."""
     divided = [contrast for contrast in contrasts if contrast.divides_type]
     return {model.cell_type_of[name] for contrast in divided for name in (*contrast.inside, *contrast.outside)}
 
 
 def split_counts(adata: AnnData, cell_types: set[str], model: BranchedModel, *, seed: int) -> Cells:
-    """Take half of the counts of cells of some types, with the populations that the other half makes most probable.
+    """Halve counts: one half assigns populations, the other is returned.
 
-    A gene that is high in some cells by chance can put them into one sub-population, and then marks it; given the
-    expression of a cell, the halves of its counts are independent. Neufeld et al. 2024, Biostatistics 25:270,
-    https://doi.org/10.1093/biostatistics/kxac047; for negative binomial counts 2023, https://arxiv.org/abs/2307.12985.
+    A gene that is high in some cells by chance can assign them to the same sub-population, and then appears to mark it.
+    The halves are independent given the expression of the cell (Neufeld et al. 2024, Biostatistics 25:270,
+    https://doi.org/10.1093/biostatistics/kxac047; negative binomial counts: 2023, https://arxiv.org/abs/2307.12985).
+
+    Parameters
+    ----------
+    adata
+        Prepared cells.
+    cell_types
+        Types to split; cells of all others are dropped.
+    model
+        Fitted model.
+    seed
+        Seed of all random numbers.
+
+    Returns
+    -------
+    Cells with half of the counts; ``cell_type`` has populations. Cells with an empty half are dropped.
     """
     label = adata.obs["cell_type"].astype(str).to_numpy()
-    of_types = np.isin(label, list(cell_types))
-    counts, obs, label = sparse.csr_matrix(adata.X[of_types], dtype=np.float32), adata.obs[of_types], label[of_types]
+    chosen = np.isin(label, list(cell_types))
+    counts, obs, label = sparse.csr_matrix(adata.X[chosen], dtype=np.float32), adata.obs[chosen], label[chosen]
     generator, var = numpy_generator(seed, "count splitting"), model.autoencoder.genes
     order = [np.flatnonzero(label == cell_type) for cell_type in sorted(cell_types)]
     halves = [observation_model(model, label[rows[0]]).half(counts[rows], generator) for rows in order if len(rows)]
@@ -202,28 +240,27 @@ def split_counts(adata: AnnData, cell_types: set[str], model: BranchedModel, *, 
 
 
 def even_depth(cells: Cells, generator: np.random.Generator) -> Cells:
-    """Sample the counts of cells down to one library size, without the cells that have fewer counts.
+    """Downsample counts to a common library size.
 
-    How surely a cell joins a population depends on its library size, and so do its ranks. The library size is the lower
-    quartile of the side in which this is least; each modality but proteins has its own.
+    Cells with fewer counts are dropped. Library size affects both the assignment of a cell to a population and its
+    ranks, and would confound the test. The target is :func:`shallow_depth`, for each modality with a library size.
     """
     depths = [shallow_depth(part) if part.has_size else None for part in cells.by_modality]
-    enough = [
-        part.library_size >= max(d, 1) for part, d in zip(cells.by_modality, depths, strict=True) if d is not None
-    ]
+    pairs = zip(cells.by_modality, depths, strict=True)
+    enough = [part.library_size >= max(depth, 1) for part, depth in pairs if depth is not None]
     cells = cells[np.flatnonzero(np.logical_and.reduce(enough))]
     pairs = zip(cells.by_modality, depths, strict=True)
-    parts = [part.counts if d is None else thinned(part, d, generator) for part, d in pairs]
+    parts = [part.counts if depth is None else thinned(part, depth, generator) for part, depth in pairs]
     return replace(cells, counts=parts[0] if len(parts) == 1 else sparse.hstack(parts, format="csr"))
 
 
 def shallow_depth(cells: Cells) -> np.floating:
-    """Lower quartile of the library sizes of the side in which this is least."""
+    """Return the lower quartile of library sizes in the side with the smallest quartile."""
     return min(np.quantile(cells.library_size[cells.cell_type == side], MIN_DEPTH) for side in cells.n_by_type.index)
 
 
 def thinned(cells: Cells, depth: np.floating, generator: np.random.Generator) -> sparse.csr_matrix:
-    """Sample the counts of cells down to a library size."""
+    """Downsample the counts of cells to a library size, binomially."""
     share = np.repeat(depth / cells.library_size, np.diff(cells.counts.indptr))
     counts = cells.counts.copy()
     counts.data = generator.binomial(counts.data.astype(np.int64), np.minimum(share, 1)).astype(np.float32)

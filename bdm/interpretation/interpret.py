@@ -1,4 +1,4 @@
-"""Interpretation of a model: its inputs, and the genes of each branch, compared with real cells."""
+"""Interpretation of a model: input cells, genes of each branch, agreement with real cells."""
 
 import logging
 from collections.abc import Iterator
@@ -47,8 +47,8 @@ from bdm.settings import InputKeys, InterpretationSettings
 
 logger = logging.getLogger(__name__)
 
-MAX_CELLS = 50_000  # training, test and generated cells that are read; more would not change the genes
-AGREEMENT_COLUMNS = [  # of a tree without nodes, too
+MAX_CELLS = 50_000  # cells to read of each set (training, test, generated); more would not change the genes
+AGREEMENT_COLUMNS = [  # of the empty table for trees without nodes
     *("node", "level", "children", "n_types", "n_training", "n_test", "n_significant"),
     *(column_of(name, query) for name in MEASURES for query in QUERIES),
 ]
@@ -56,15 +56,15 @@ AGREEMENT_COLUMNS = [  # of a tree without nodes, too
 
 @dataclass(frozen=True)
 class Inputs:
-    """A model, real cells, and cells that it generated; genes, and features of other modalities, in its order."""
+    """Model, real cells and generated cells, with features in the order of the model."""
 
     model: BranchedModel
-    training: Cells  # the cells that the model was fitted to, or a random half of them where there are no test cells
-    test: Cells  # the test cells, or else the other half
-    split_training: Cells  # half of the counts of cells of divided types, see split_counts
+    training: Cells  # cells that the model was fitted to; a random half of them if there are no test cells
+    test: Cells  # test cells, or the other half
+    split_training: Cells  # cells of divided types with half of their counts, see split_counts
     split_test: Cells
     generated: Cells
-    held_out: bool  # whether the model was not fitted to ``test``
+    held_out: bool  # False if the model was fitted to `test`
 
     @property
     def genes(self) -> pd.Index:
@@ -74,16 +74,26 @@ class Inputs:
 
 @using_threads()
 def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) -> Interpretation:
-    """Find the marker genes of each branch in the model, and compare them with real test cells."""
+    """Find the genes of each branch, and compare them with test cells.
+
+    Parameters
+    ----------
+    inputs
+        Model and cells.
+    settings
+        Numbers of cells, genes and markers.
+    seed
+        Seed of all random numbers.
+    """
     model, genes = inputs.model, inputs.genes
     hierarchy = model.hierarchy
     states = ancestral_states(model, n_cells=settings.n_cells, seed=seed)
     contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
     by_type = members_of_types(hierarchy)
-    of_types = by_members(inputs.training, by_type)
+    training = by_members(inputs.training, by_type)
     markers = in_turn(
         distinct_markers(part, genes[modality.features], tuple(by_type), n_genes=settings.n_markers)
-        for part, modality in zip(of_types.by_modality, inputs.model.autoencoder.modalities, strict=True)
+        for part, modality in zip(training.by_modality, inputs.model.autoencoder.modalities, strict=True)
     )
     return Interpretation(
         settings=settings,
@@ -99,7 +109,7 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
 
 
 def contrast_genes(inputs: Inputs, states: AncestralStates, *, n_cells: int, seed: int) -> Iterator[ContrastGenes]:
-    """Differences of each contrast in the model, and in real cells."""
+    """Yield the genes of each contrast, in the model and in real cells."""
     model = inputs.model
     expression = model_expression(model, n_cells=n_cells, seed=seed)
     training = ComparedCells(inputs.training, inputs.split_training, fitted=True)
@@ -118,20 +128,21 @@ def contrast_genes(inputs: Inputs, states: AncestralStates, *, n_cells: int, see
 
 
 def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n_genes: int) -> pd.DataFrame:
-    """Agreement with the test cells by node and modality, of the model and of training cells: means over children.
+    """Tabulate the agreement with test cells by node and modality, averaged over children.
 
-    Each of ``MEASURES`` is of the model, and with ``_training`` and ``_equal`` appended of all training cells and of as
-    many as test cells. ``n_significant`` counts genes significantly higher in any child, in test cells.
+    Columns named as in ``MEASURES`` are for the model. The suffix ``_training`` is for all training cells, ``_equal``
+    for a sample of as many training cells as test cells. ``n_significant`` counts genes that are significantly higher
+    in any child, in test cells.
     """
     rows, modalities = [], inputs.model.autoencoder.modalities
     nodes = [tuple(group) for _, group in groupby(contrasts, key=lambda genes: genes.contrast.node)]
     for children, modality in product(nodes, modalities):
         contrast, features = children[0].contrast, modality.features
         populations = list(contrast.inside + contrast.outside)
-        found = {query: [child.agreement(query, features, n_genes=n_genes) for child in children] for query in QUERIES}
-        means = {query: pd.DataFrame(of_children, dtype=float).mean() for query, of_children in found.items()}
+        by_child = {q: [child.agreement(q, features, n_genes=n_genes) for child in children] for q in QUERIES}
+        means = {query: pd.DataFrame(agreements, dtype=float).mean() for query, agreements in by_child.items()}
         tested = [child.test.of_features(features) for child in children if child.test]
-        n_significant = np.nan  # where p-values would not be valid, or there are too few test cells
+        n_significant = np.nan  # if p-values are not valid, or there are too few test cells
         if tested and all(test.has_p for test in tested):
             n_significant = float(np.any([test.significant for test in tested], axis=0).sum())
         rows.append(
@@ -161,7 +172,26 @@ def read_inputs(
     *,
     seed: int = 0,
 ) -> Inputs:
-    """Read what an interpretation needs; ``prepared`` are the cells that the model was fitted on, prepared or raw."""
+    """Read a model and the cells to compare it with.
+
+    Parameters
+    ----------
+    model
+        Folder of the model.
+    prepared
+        Cells that the model was fitted to, prepared or raw.
+    generated
+        Cells that the model generated.
+    keys
+        Columns of raw cells; by default, as in the model.
+    seed
+        Seed of the samples of large data.
+
+    Raises
+    ------
+    InputError
+        If genes or cell types differ from the model.
+    """
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
     real = read_fitted_cells(prepared, loaded, keys, on_disk=True)
@@ -173,17 +203,17 @@ def read_inputs(
     check_same_types(new.obs, loaded, generated)
     if not is_test.any():
         logger.warning("%s has no test cells, so genes are compared with cells that the model was fitted to.", prepared)
-    of_splits = [
-        StoredCells.from_anndata(prepared, real, np.flatnonzero(rows), real.var_names) for rows in (~is_test, is_test)
+    splits = [
+        StoredCells.from_anndata(prepared, real, np.flatnonzero(mask), real.var_names) for mask in (~is_test, is_test)
     ]
-    real = take_cells(real, np.sort(np.concatenate([rows_to_read(cells, seed=seed) for cells in of_splits])))
+    real = take_cells(real, np.sort(np.concatenate([rows_to_read(cells, seed=seed) for cells in splits])))
     new_cells = StoredCells.from_anndata(generated, new, np.arange(new.n_obs), new.var_names)
     new = checked(take_cells(new, rows_to_read(new_cells, seed=seed)), generated)
     return inputs_of(loaded, real, new[:, genes], seed=seed)
 
 
 def rows_to_read(cells: StoredCells, *, seed: int) -> np.ndarray:
-    """Sample up to ``MAX_CELLS`` cells, fewer of the commonest types, and return their rows."""
+    """Return the rows of at most ``MAX_CELLS`` cells, dropping cells of the largest types."""
     if len(cells) <= MAX_CELLS:
         return cells.rows
     n_by_type = capped(cells.n_by_type, most=MAX_CELLS, fewest=MIN_CELLS_FOR_MEANS)
@@ -191,7 +221,7 @@ def rows_to_read(cells: StoredCells, *, seed: int) -> np.ndarray:
 
 
 def inputs_of(model: BranchedModel, real: AnnData, generated: AnnData, *, seed: int) -> Inputs:
-    """Divide prepared cells into training and test cells, or else random halves, by population."""
+    """Divide prepared cells into training and test cells; without these, into halves."""
     real = real[:, model.autoencoder.genes.index]
     is_test = (real.obs["split"] == "test").to_numpy()
     fitted = real[~is_test]
@@ -213,27 +243,25 @@ def inputs_of(model: BranchedModel, real: AnnData, generated: AnnData, *, seed: 
 
 
 def cells_of_populations(adata: AnnData, model: BranchedModel) -> Cells:
-    """Take counts, and the recorded population of each generated cell, or else the most probable one."""
+    """Convert generated cells, with their recorded or else most probable populations."""
     recorded = adata.obs.get("sub_population")
     population = populations_of_cells(adata, model.autoencoder) if recorded is None else recorded.to_numpy(dtype=str)
-    if others := sorted(set(population) - set(model.populations)):
+    if unknown := sorted(set(population) - set(model.populations)):
         raise InputError(
-            f"The generated cells are of sub-populations that the model does not have ({abbreviated(others)}), so "
-            "they are of another model; generate cells of this one."
+            f"The generated cells have sub-populations that this model lacks ({abbreviated(unknown)}), so another "
+            "model generated them; generate cells with this model."
         )
     modalities = other_than_rna(model.autoencoder.genes)
     return replace(Cells.from_anndata(adata), cell_type=population, modalities=modalities)
 
 
 def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> None:
-    """Reject cells that lack a cell type of the model, or have another."""
-    found, known = pd.Index(np.unique(obs["cell_type"].astype(str))), pd.Index(model.cell_types)
-    for problem, names in {
-        "lacks": known.difference(found),
-        "has, beyond the model's,": found.difference(known),
-    }.items():
-        if len(names):
-            raise InputError(
-                f"{path} {problem} cells of the types {abbreviated(names)}; "
-                "give cells of the data that the model is of."
-            )
+    """Check that cells have the same cell types as the model."""
+    present, known = pd.Index(np.unique(obs["cell_type"].astype(str))), pd.Index(model.cell_types)
+    if len(missing := known.difference(present)):
+        problem = f"lacks cells of the types {abbreviated(missing)}"
+    elif len(unknown := present.difference(known)):
+        problem = f"has cells of types that the model lacks ({abbreviated(unknown)})"
+    else:
+        return
+    raise InputError(f"{path} {problem}; use cells of the data that the model was fitted to.")

@@ -1,4 +1,4 @@
-"""Interpretations: marker genes and ancestral states of branches, in memory, as tables and for scanpy."""
+"""Results of an interpretation, as tables and for scanpy."""
 
 from __future__ import annotations
 
@@ -25,27 +25,35 @@ from bdm.interpretation.contrasts import MEASURES, Contrast, ContrastGenes, Diff
 from bdm.settings import InterpretationSettings
 
 QUERY_NAMES = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
-MAX_DOTS = 100_000  # rows of markers; their number grows with the square of that of cell types
-# HDF5 describes the columns of a table in a header of 64 KiB: for each, 52 bytes and its name, in steps of 8.
+MAX_DOTS = 100_000  # maximum rows in the table of markers, which grows quadratically with cell types
+# HDF5 stores the columns of a table in a header of 64 KiB: 52 bytes each, plus the name padded to a multiple of 8
 MAX_BYTES, BYTES_OF_COLUMN = 65_000, 52
 
 
 @dataclass(frozen=True, repr=False)
 class Interpretation(Result):
-    """Marker genes of every branch, ancestral states, agreement with real cells, and markers of cell types.
+    """Interpretation of a model: genes of branches, ancestral states, agreement, markers.
 
     Attributes
     ----------
+    settings
+        Numbers of cells, genes and markers.
     names
         Names and symbols of the genes.
+    hierarchy
+        Hierarchy of the model.
+    ancestral_states
+        Expected cells at the lower end of each branch.
     contrasts
         Genes of each branch against its siblings.
     agreement
-        By node, see :func:`bdm.interpretation.interpret.agreement_by_node`.
+        Agreement with test cells by node, see :func:`bdm.interpretation.interpret.agreement_by_node`.
+    markers
+        Expression of the marker genes of cell types.
     held_out
-        Whether the model was not fitted to the test cells.
+        False if there were no test cells, so that the model was fitted to the cells it was compared with.
     provenance
-        Version, packages, seed, settings, and checksums of the files that were read.
+        Version, packages, seed, settings, and checksums of the input files.
     """
 
     kind = "interpretation"
@@ -66,12 +74,12 @@ class Interpretation(Result):
 
     @property
     def genes(self) -> pd.Index:
-        """Names of the genes, as the data have them."""
+        """Names of the genes, as in the data."""
         return self.names.index
 
     @cached_property
     def labels(self) -> pd.Index:
-        """What figures and tables show genes as."""
+        """Labels of the genes in figures and tables."""
         return pd.Index(self.names.labels)
 
     @property
@@ -81,7 +89,7 @@ class Interpretation(Result):
         return {node: tuple(contrasts) for node, contrasts in grouped}
 
     def _with_names(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Add the symbols of genes, if they have any, and the modality, if there are several."""
+        """Add symbols of genes if known, and modalities if there are several."""
         table = self.names.with_symbols(table)
         if has_modalities(self.names.var):
             table.insert(table.columns.get_loc("gene"), NAMES, self.names.var[NAMES].loc[table["gene"]].to_numpy())
@@ -103,14 +111,14 @@ class Interpretation(Result):
         write_h5ad(folder / "branches.h5ad", adata)
 
 
-STATISTICS: dict[str, Callable[[Differences], np.ndarray]] = {  # of a gene, in one contrast
+STATISTICS: dict[str, Callable[[Differences], np.ndarray]] = {  # columns for each gene and contrast
     "log2_fold_change": lambda differences: differences.fold_change.log2,
     "standard_error": lambda differences: differences.fold_change.standard_error,
     "score": lambda differences: differences.score,
     "p_adjusted": lambda differences: differences.p_adjusted,
     "rank": lambda differences: differences.rank,
 }
-# Columns of tables that have no rows where the tree has no nodes
+# Columns of the empty tables for trees without nodes
 BRANCH_GENES = [
     *("node", "level", "child", "cell_types", "gene", "node_cp10k", "child_cp10k", "commitment_level"),
     *(f"{name}_{statistic}" for name in ("model", "test") for statistic in STATISTICS),
@@ -120,7 +128,7 @@ NODES = ["node", "level", "n_cells", "children", "best_genes", "support"]
 
 
 def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
-    """List the genes of every branch that are among the top of the model or of test cells, best of the model first."""
+    """List the top genes of each branch, by the model and by test cells."""
     tables, expression = [pd.DataFrame(columns=BRANCH_GENES)], interpretation.ancestral_states.expression
     for genes in interpretation.contrasts:
         columns = {
@@ -134,7 +142,7 @@ def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
             "commitment_level": genes.commitment.level(interpretation.hierarchy.threshold),
         }
         tested = {"model": genes.model, "test": genes.test}
-        for name, differences in tested.items():  # NaN where there are too few test cells
+        for name, differences in tested.items():  # NaN with too few test cells
             for statistic, values in STATISTICS.items():
                 columns[f"{name}_{statistic}"] = values(differences) if differences else np.nan
         table = pd.DataFrame(columns).astype({"model_rank": "Int64", "test_rank": "Int64"})
@@ -144,7 +152,11 @@ def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
 
 
 def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
-    """List the genes that commit, from early to late; of a node with two children, with the one they are higher in."""
+    """List the genes that commit, earliest first.
+
+    If a node has two children, a gene is listed for the child with higher expression. Otherwise, it is listed for each
+    child that it distinguishes.
+    """
     tables = [pd.DataFrame(columns=COMMITMENT)]
     for children in interpretation.nodes.values():
         for child in children:
@@ -162,12 +174,12 @@ def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
             )
             listed = (table["shift"] > 0) | (len(children) > 2)
             tables.append(table[listed & table["commitment_level"].notna()])
-    found = pd.concat(tables[1:] or tables)
-    return found.sort_values("commitment_level", ascending=False, kind="stable", ignore_index=True)
+    rows = pd.concat(tables[1:] or tables)
+    return rows.sort_values("commitment_level", ascending=False, kind="stable", ignore_index=True)
 
 
 def node_rows(interpretation: Interpretation) -> pd.DataFrame:
-    """List the nodes with their level, their support, and the best genes of their children."""
+    """List the nodes with their level, support, and best genes of their children."""
     rows = []
     for node, children in interpretation.nodes.items():
         branch = interpretation.hierarchy.by_name[node]
@@ -189,7 +201,10 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
 
 
 def marker_rows(markers: Markers) -> pd.DataFrame:
-    """List markers in cell types, one row a type and gene; of too many, the markers of the type itself."""
+    """List the expression of markers, one row per cell type and gene.
+
+    Above ``MAX_DOTS`` rows, each type is listed with its own markers only.
+    """
     marks = {gene: cell_type for cell_type, genes in markers.genes.items() for gene in genes}
     columns = {
         f"{name}_{statistic}": getattr(dots, statistic).stack()
@@ -198,18 +213,18 @@ def marker_rows(markers: Markers) -> pd.DataFrame:
     }
     rows = pd.DataFrame(columns).rename_axis(["cell_type", "gene"]).reset_index()
     rows.insert(2, "marker_of", rows["gene"].map(marks))
-    of_type = rows["marker_of"] == rows["cell_type"]
-    return rows[of_type] if len(rows) > MAX_DOTS and of_type.any() else rows
+    is_own = rows["marker_of"] == rows["cell_type"]
+    return rows[is_own] if len(rows) > MAX_DOTS and is_own.any() else rows
 
 
 def agreement_summary(interpretation: Interpretation) -> str:
-    """Format the mean agreement with test cells over nodes, of each modality, as a table to print."""
+    """Format the agreement with test cells, averaged over nodes, as a table to print."""
     agreement = interpretation.agreement
     real = "test cells" if interpretation.held_out else "half of the cells that the model was fitted to"
-    of_modality = agreement.groupby(NAMES, sort=False) if NAMES in agreement else [("", agreement)]
+    by_modality = agreement.groupby(NAMES, sort=False) if NAMES in agreement else [("", agreement)]
     means = {
-        ", ".join(filter(None, (name, label))): rows[[column_of(one, query) for one in MEASURES]].mean().to_numpy()
-        for name, rows in of_modality
+        ", ".join(filter(None, (name, label))): rows[[column_of(key, query) for key in MEASURES]].mean().to_numpy()
+        for name, rows in by_modality
         for query, label in QUERY_NAMES.items()
     }
     table = pd.DataFrame(means, index=MEASURES).to_string(float_format="{:.3f}".format)
@@ -217,18 +232,22 @@ def agreement_summary(interpretation: Interpretation) -> str:
 
 
 def branches_adata(interpretation: Interpretation) -> AnnData:
-    """Put an interpretation where scanpy looks for it.
+    """Convert an interpretation to AnnData (branches x genes) for scanpy.
 
     Returns
     -------
-    AnnData of branches x genes. ``X`` is log1p(CP10k) in each branch's ancestral state. ``obs`` has the tree:
-    ``branch``, ``parent``, its noise levels from ``high`` to ``low``, and ``cell_type`` where all cells below are of
-    one. ``var`` is that of the model, with its symbols of genes. The other ``layers`` compare each branch with its
-    siblings, and are NaN at the root; so do ``uns['rank_genes_groups']`` for the model and
-    ``uns['rank_genes_groups_test']`` for the test cells, with branches as groups (of about a thousand or more branches,
-    the ones that leave the highest nodes); p-values are NaN where they would not be valid, see
-    :class:`~bdm.interpretation.contrasts.Differences`. ``obsm['X_latent']`` has the
-    ancestral states in whitened space, and ``uns`` the tables ``nodes`` and ``agreement``.
+    AnnData with these fields:
+
+    - ``X``: log1p(CP10k) of the ancestral states; ``layers["detected"]``: expected share of cells with counts
+    - ``obs``: the tree, with ``branch``, ``parent``, noise levels ``high`` to ``low``, ``n_cells`` and ``cell_type``
+      (empty if several types are below)
+    - ``var``: genes of the model with their symbols
+    - other ``layers``: comparison of each branch with its siblings; NaN at the root
+    - ``obsm["X_latent"]``: ancestral states in whitened space
+    - ``uns["rank_genes_groups"]`` (model) and ``uns["rank_genes_groups_test"]`` (test cells): the same comparison in
+      scanpy's format, with branches as groups. With about a thousand branches or more, these are the branches below
+      the highest nodes. Invalid p-values are NaN, see :class:`~bdm.interpretation.contrasts.Differences`.
+    - ``uns["nodes"]``, ``uns["agreement"]``: tables
     """
     states, contrasts = interpretation.ancestral_states, contrasts_within_limit(interpretation.contrasts)
     layers: dict[str, Callable[[ContrastGenes], np.ndarray]] = {
@@ -247,9 +266,9 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     )
     adata.layers["detected"] = states.detected.T.to_numpy(dtype=np.float32)
     adata.uns["log1p"] = {"base": None}
-    of_model = [(genes.contrast, genes.model) for genes in contrasts]
-    tested = [(genes.contrast, genes.test) for genes in contrasts if genes.test]
-    for name, differences in {"rank_genes_groups": of_model, "rank_genes_groups_test": tested}.items():
+    model = [(genes.contrast, genes.model) for genes in contrasts]
+    test = [(genes.contrast, genes.test) for genes in contrasts if genes.test]
+    for name, differences in {"rank_genes_groups": model, "rank_genes_groups_test": test}.items():
         if differences:
             adata.uns[name] = rank_genes_table(differences, interpretation.genes)
     for name, table in {"nodes": node_rows(interpretation), "agreement": interpretation.agreement}.items():
@@ -258,18 +277,18 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
 
 
 def contrasts_within_limit(contrasts: Sequence[ContrastGenes]) -> list[ContrastGenes]:
-    """Take as many contrasts as fit into a file as columns named by their children, the highest levels first."""
-    chosen, room = set(), MAX_BYTES
+    """Choose contrasts that fit into an HDF5 table as columns, highest nodes first."""
+    chosen, bytes_left = set(), MAX_BYTES
     for genes in sorted(contrasts, key=lambda genes: -genes.contrast.level):
-        room -= BYTES_OF_COLUMN + 8 * (len(genes.contrast.child.encode()) // 8 + 1)
-        if room < 0:
+        bytes_left -= BYTES_OF_COLUMN + 8 * (len(genes.contrast.child.encode()) // 8 + 1)
+        if bytes_left < 0:
             break
         chosen.add(genes.contrast.child)
     return [genes for genes in contrasts if genes.contrast.child in chosen]
 
 
 def tree_table(interpretation: Interpretation) -> pd.DataFrame:
-    """Branches of the tree, in its order."""
+    """Tabulate the branches in the order of the hierarchy."""
     hierarchy = interpretation.hierarchy
     names = [branch.name for branch in hierarchy.branches]
     return pd.DataFrame(
@@ -287,24 +306,25 @@ def tree_table(interpretation: Interpretation) -> pd.DataFrame:
 
 
 def by_branch(interpretation: Interpretation, values: Callable[[ContrastGenes], np.ndarray]) -> np.ndarray:
-    """Values of each branch's contrast with its siblings, branches x genes; NaN at the root."""
-    found = {genes.contrast.child: values(genes) for genes in interpretation.contrasts}
-    nothing = np.full(len(interpretation.genes), np.nan)
-    rows = [found.get(branch.name, nothing) for branch in interpretation.hierarchy.branches]
+    """Stack values of contrasts by branch, branches x genes; NaN at the root."""
+    by_child = {genes.contrast.child: values(genes) for genes in interpretation.contrasts}
+    missing = np.full(len(interpretation.genes), np.nan)
+    rows = [by_child.get(branch.name, missing) for branch in interpretation.hierarchy.branches]
     return np.stack(rows).astype(np.float32)
 
 
 def rank_genes_table(differences: list[tuple[Contrast, Differences]], genes: pd.Index) -> dict[str, Any]:
-    """Differences in the form of scanpy's ``rank_genes_groups``: all genes of each branch, the best first."""
+    """Convert differences to scanpy's ``rank_genes_groups``: all genes by branch, best first."""
     columns: dict[str, list[Any]] = {"names": [], "scores": [], "logfoldchanges": [], "pvals": [], "pvals_adj": []}
-    for _, found in differences:
-        order = np.argsort(found.rank, kind="stable")
-        values = genes.to_numpy(dtype=str), found.score, found.fold_change.log2, found.p, found.p_adjusted
-        for column, of_genes in zip(columns.values(), values, strict=True):
-            column.append(of_genes[order])
+    for _, branch in differences:
+        order = np.argsort(branch.rank, kind="stable")
+        statistics = branch.score, branch.fold_change.log2, branch.p, branch.p_adjusted
+        for column, values in zip(columns.values(), (genes.to_numpy(dtype=str), *statistics), strict=True):
+            column.append(values[order])
     groups = [contrast.child for contrast, _ in differences]
     params = {"groupby": "branch", "reference": "siblings", "method": "bdm", "use_raw": False, "corr_method": "BH"}
     table: dict[str, Any] = {"params": params}
-    for name, column in columns.items():  # with their types, as numpy would strip the spaces of names
-        table[name] = np.rec.fromarrays(column, dtype=list(zip(groups, (one.dtype for one in column), strict=True)))
+    for name, column in columns.items():  # explicit dtypes, since numpy would strip spaces from names
+        dtypes = [values.dtype for values in column]
+        table[name] = np.rec.fromarrays(column, dtype=list(zip(groups, dtypes, strict=True)))
     return table
