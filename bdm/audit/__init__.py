@@ -1,1 +1,1 @@
-"""Membership inference attacks on generated cells, and on the models that generated them."""
+"""Membership inference attacks on generated cells and their models."""

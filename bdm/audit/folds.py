@@ -1,4 +1,4 @@
-"""Folds of an audit: units, which are donors or cells, divided into members, reference and non-members.
+"""Divide donors or cells into members, reference and non-members for an audit.
 
 A generator is fitted to the members alone. Attacks see its cells and the reference, and score members and non-members.
 """
@@ -22,20 +22,20 @@ from bdm.settings import AuditSettings, PrepareSettings
 
 logger = logging.getLogger(__name__)
 PARTS = MEMBERS, REFERENCE, NON_MEMBERS = ("members", "reference", "non-members")
-MIN_CELLS = 3  # of a cell type in each part
+MIN_CELLS = 3  # fewest cells of a cell type in each part
 
 
 @dataclass(frozen=True)
 class Units:
-    """What is in the training data as a whole, or not: donors, or cells."""
+    """Donors or cells. All cells of a unit are members, or none."""
 
-    code: np.ndarray  # number of each cell's unit
+    code: np.ndarray  # code of each cell's unit
     cell_type: np.ndarray
     are_donors: bool
 
     @classmethod
     def of(cls, obs: pd.DataFrame, settings: AuditSettings) -> "Units":
-        """Find the units of prepared cells."""
+        """Read the units of prepared cells from ``obs``."""
         cell_type = obs["cell_type"].to_numpy(dtype=str)
         key = settings.donor_key or ("donor" if "donor" in obs else None)
         if key is None or settings.by_cell:
@@ -47,16 +47,16 @@ class Units:
             raise InputError(problem)
         plain = pd.Series(names, dtype=str).str.strip().str.casefold()
         if plain.duplicated().any():
-            same = names[(plain == plain[plain.duplicated()].iloc[0]).to_numpy()]
+            similar = names[(plain == plain[plain.duplicated()].iloc[0]).to_numpy()]
             raise InputError(
-                f"donors {same[0]!r} and {same[1]!r} in obs[{key!r}] differ only in case or blanks, so that a donor "
-                "might be both in the training data and not; give each donor one name."
+                f"donors {similar[0]!r} and {similar[1]!r} in obs[{key!r}] differ only in case or blanks, so a donor "
+                "might be both in the training data and outside; give each donor a single name."
             )
         return cls(names.get_indexer(donors), cell_type, are_donors=True)
 
     @property
     def noun(self) -> str:
-        """What a unit is."""
+        """Name of a unit: ``donor`` or ``cell``."""
         return "donor" if self.are_donors else "cell"
 
     @property
@@ -67,56 +67,55 @@ class Units:
 
 @dataclass(frozen=True)
 class Fold:
-    """A division of all cells into ``PARTS``."""
+    """Division of all cells into ``PARTS``."""
 
     number: int  # from 1
-    part: np.ndarray  # of each cell
-    # 0 or 1 for cells of the reference, of which one half may take the place of generated cells; -1 for others
-    half: np.ndarray
-    unit: np.ndarray  # number of each cell's unit, in an order that does not depend on names
+    part: np.ndarray  # part of each cell
+    half: np.ndarray  # half of the reference, 0 or 1; half 0 serves as generated cells in ``chance``; -1 elsewhere
+    unit: np.ndarray  # shuffled number of each cell's unit, independent of donor names
 
     def rows(self, *parts: str) -> np.ndarray:
-        """Find the cells of one part, or of several, in their order in the data."""
+        """Return the row numbers of cells in any of the parts."""
         return np.flatnonzero(np.isin(self.part, parts))
 
     @property
     def attacked(self) -> np.ndarray:
-        """Find the cells that attacks score."""
+        """Row numbers of the cells that attacks score."""
         return self.rows(MEMBERS, NON_MEMBERS)
 
 
 @dataclass(frozen=True)
 class AuditFolds:
-    """Prepared cells that are audited, with their folds."""
+    """Audited cells and their folds."""
 
     cells: AnnData  # in memory
     units: Units
     folds: tuple[Fold, ...]
-    left_out: tuple[str, ...] = ()  # cell types that are too rare for three parts
+    left_out: tuple[str, ...] = ()  # cell types too rare for three parts
 
     @property
     def sides(self) -> list[tuple[int, int]]:
         """Numbers of members and of non-members in each fold."""
         units = [[np.unique(fold.unit[fold.rows(part)]) for part in (MEMBERS, NON_MEMBERS)] for fold in self.folds]
-        return [(len(members), len(others)) for members, others in units]
+        return [(len(members), len(non_members)) for members, non_members in units]
 
     @property
     def n_tested(self) -> int:
-        """Number of units that are members in at least one of the folds."""
-        in_any = np.any([fold.part == MEMBERS for fold in self.folds], axis=0)
-        return len(np.unique(self.units.code[in_any]))
+        """Number of units that are members in at least one fold."""
+        is_tested = np.any([fold.part == MEMBERS for fold in self.folds], axis=0)
+        return len(np.unique(self.units.code[is_tested]))
 
 
 def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFolds:
-    """Divide prepared cells into members, reference and non-members, once for each fold.
+    """Divide prepared cells into members, reference and non-members for each fold.
 
-    The parts have as equal numbers of units as possible, and of units with cells of each type. Cell types with fewer
-    than three cells in a part are left out.
+    Parts are balanced by number of units, overall and in each cell type. Cell types with fewer than three cells in a
+    part are left out.
     """
     cells, left_out = prepared, []
     while True:
         units = Units.of(cells.obs, settings)
-        folds = tuple(fold_of(units, number, seed=seed) for number in range(1, settings.n_folds + 1))
+        folds = tuple(make_fold(units, number, seed=seed) for number in range(1, settings.n_folds + 1))
         numbers = [pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0) for fold in folds]
         rare = sorted({str(name) for n in numbers for name in n.index[(n < MIN_CELLS).any(axis=1)]})
         if not rare:
@@ -140,44 +139,44 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
     return division
 
 
-def fold_of(units: Units, number: int, *, seed: int) -> Fold:
-    """Divide units for one fold."""
+def make_fold(units: Units, number: int, *, seed: int) -> Fold:
+    """Divide all units into the parts of a fold."""
     rng = numpy_generator(seed, "fold", number)
-    everyone = np.arange(len(units.code))
-    part = np.array(PARTS)[divided(units, everyone, len(PARTS), rng)]
+    part = np.array(PARTS)[divide_units(units, np.arange(len(units.code)), len(PARTS), rng)]
     half = np.full(len(units.code), -1)
     reference = np.flatnonzero(part == REFERENCE)
-    half[reference] = divided(units, reference, 2, rng)
+    half[reference] = divide_units(units, reference, 2, rng)
     return Fold(number, part, half, rng.permutation(units.n_units)[units.code])
 
 
-def divided(units: Units, cells: np.ndarray, n_parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Part of each of some cells, whose units are divided stratified by cell types, of which a unit may have several.
+def divide_units(units: Units, cells: np.ndarray, n_parts: int, rng: np.random.Generator) -> np.ndarray:
+    """Stratify units by cell type into parts; return each cell's part.
 
-    Sechidis et al. 2011, On the Stratification of Multi-label Data, https://doi.org/10.1007/978-3-642-23808-6_10.
+    Iterative stratification, because a unit may have several cell types: Sechidis et al. 2011, On the Stratification of
+    Multi-label Data, https://doi.org/10.1007/978-3-642-23808-6_10.
     """
     codes, unit_of_cell = np.unique(units.code[cells], return_inverse=True)
     names, type_of_cell = np.unique(units.cell_type[cells], return_inverse=True)
     has_type = np.zeros((len(codes), len(names)), dtype=bool)
     has_type[unit_of_cell, type_of_cell] = True
-    wanted_units = np.full(n_parts, len(codes) / n_parts)
-    wanted = np.repeat(has_type.sum(axis=0)[:, None] / n_parts, n_parts, axis=1)
+    missing_units = np.full(n_parts, len(codes) / n_parts)
+    missing_by_type = np.repeat(has_type.sum(axis=0)[:, None] / n_parts, n_parts, axis=1)
     part = np.full(len(codes), -1)
     order = rng.permutation(len(codes))
-    left = has_type.sum(axis=0)
+    n_left = has_type.sum(axis=0)
     while (part < 0).any():
-        rarest = np.flatnonzero(left == left[left > 0].min())[0]
+        rarest = np.flatnonzero(n_left == n_left[n_left > 0].min())[0]
         for unit in order[has_type[order, rarest] & (part[order] < 0)]:
-            best = np.lexsort((rng.random(n_parts), -wanted_units, -wanted[rarest]))[0]
+            best = np.lexsort((rng.random(n_parts), -missing_units, -missing_by_type[rarest]))[0]
             part[unit] = best
-            wanted[has_type[unit], best] -= 1
-            wanted_units[best] -= 1
-            left = left - has_type[unit]
+            missing_by_type[has_type[unit], best] -= 1
+            missing_units[best] -= 1
+            n_left = n_left - has_type[unit]
     return np.asarray(part[unit_of_cell])
 
 
 def training_cells(prepared: AnnData, fold: Fold, part: str = MEMBERS, *, seed: int) -> AnnData:
-    """Take the cells of a part, to fit a model to: with a new split into training and validation cells."""
+    """Select the cells of a part, with a new validation split."""
     cells = take_cells(prepared, fold.rows(part))
     cells.uns["bdm"] = dict(prepared.uns["bdm"])
     validation = recorded_settings(prepared).get("validation", PrepareSettings().validation)
@@ -187,13 +186,13 @@ def training_cells(prepared: AnnData, fold: Fold, part: str = MEMBERS, *, seed: 
 
 
 def fingerprint(obs: pd.DataFrame, fold: Fold) -> str:
-    """Short checksum of a fold, by which results of the same fold are recognised."""
+    """Return a short checksum that identifies a fold."""
     digest = sha256("\0".join(obs.index[fold.part == MEMBERS]).encode())
     digest.update("\0".join(obs.index[fold.part == REFERENCE]).encode())
     return digest.hexdigest()[:12]
 
 
 def members_by_type(obs: pd.DataFrame, fold: Fold) -> dict[str, int]:
-    """Count the members' cells of each type."""
+    """Count the members of each cell type."""
     number = obs["cell_type"][fold.part == MEMBERS].value_counts()
     return {str(name): int(n) for name, n in number.items() if n}

@@ -1,20 +1,20 @@
-"""How many donors an audit needs.
+"""Minimum number of donors of an audit.
 
-The workflow includes this file, so that the configuration is answered in the same words as options and arguments; hence
-it imports the standard library only.
+The workflow includes this file, so errors of the configuration read like errors of options and arguments. It imports
+the standard library only.
 """
 
 from collections.abc import Sequence
 from itertools import count
 from math import comb, prod
 
-MIN_DONORS = 6  # two in each part; with fewer, attacks are right by chance in a third of folds or more
-LEVEL = 0.05  # share of audits in which chance makes one attack or more find something
+MIN_DONORS = 6  # two in each part; with fewer, attacks succeed by chance in at least a third of folds
+LEVEL = 0.05  # family-wise error rate: share of audits with a finding by chance alone
 Sides = Sequence[tuple[int, int]]
 
 
 def audit_rejection(n_donors: int, key: str, *, remedy: str) -> str | None:
-    """Phrase that the donors in a column of obs are too few for an audit, and what to do; None if they suffice."""
+    """Return the error for too few donors in a column, or None."""
     if n_donors >= MIN_DONORS:
         return None
     return (
@@ -24,20 +24,20 @@ def audit_rejection(n_donors: int, key: str, *, remedy: str) -> str | None:
 
 
 def smallest_p(sides: Sides) -> float:
-    """Smallest p-value that permutations of membership within each fold can reach: all but one do less."""
+    """Return the smallest p-value that permutations within folds can reach."""
     return 1 / prod(comb(n_members + n_others, n_members) for n_members, n_others in sides)
 
 
 def inconclusive(sides: Sides, unit: str, *, p_value: float = 0.0) -> str | None:
-    """Phrase that no attack on so few donors, or cells, can differ from chance; None if one can.
+    """Explain why too few units make an audit inconclusive, or return None.
 
-    ``p_value`` is of an AUC of 1, if the scores are known: with several attacks, chance may find all members by any.
+    ``p_value`` belongs to an AUC of 1, if scores are known; any of several attacks may reach it by chance.
     """
-    least = smallest_p(sides)
-    p_value = max(p_value, least)
+    lowest_p = smallest_p(sides)
+    p_value = max(p_value, lowest_p)
     if p_value < LEVEL:
         return None
-    n_patterns = p_value / least  # that attacks find without error
+    n_patterns = p_value / lowest_p  # memberships for which an attack reaches an AUC of 1
     n_folds = len(sides)
     n_members, n_others = (round(sum(side) / n_folds) for side in zip(*sides, strict=True))
     enough = next(n for n in count(3) if n_patterns * smallest_p(sides_of(n, n_folds)) < LEVEL)
@@ -50,6 +50,6 @@ def inconclusive(sides: Sides, unit: str, *, p_value: float = 0.0) -> str | None
 
 
 def sides_of(n_units: int, n_folds: int) -> list[tuple[int, int]]:
-    """Count the members and non-members of three parts of equal size, of which a larger one is the reference."""
-    third, rest = divmod(n_units, 3)
+    """Return numbers of members and non-members for parts of equal size."""
+    third, rest = divmod(n_units, 3)  # spare units go to the reference, then to the members
     return [(third + (rest == 2), third)] * n_folds

@@ -1,4 +1,4 @@
-"""Results of an audit: scores of attacked cells, areas under ROC curves, the verdict, files, and the card's section."""
+"""Results of an audit: scores, ROC areas, verdict and card."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -39,17 +39,17 @@ ROW = ["set", "attack", "level"]
 
 @dataclass(frozen=True, repr=False)
 class Audit(Result):
-    """What attacks found in the folds of an audit.
+    """Scores of attacks in all folds of an audit, with their verdict.
 
     Attributes
     ----------
     scores
-        A row for each attacked cell of each fold: ``fold``, ``unit`` (a number, in random order), ``cell_type``,
+        Table with a row for each attacked cell and fold: ``fold``, ``unit`` (a random number), ``cell_type``,
         ``member`` (1 if the cell was in the training data), and a column ``SET/ATTACK`` for each score.
     record
-        How it was made: ``unit`` (``donor`` or ``cell``), ``n_folds``, ``seed``, ``fingerprints`` of the folds,
-        ``n_generated`` (number of generated cells of each fold), ``n_tested`` (number of units that are members in at
-        least one of all folds; attacks show nothing about the others), ``generator``, settings and versions.
+        Provenance: ``unit`` (``donor`` or ``cell``), ``n_folds``, ``seed``, ``fingerprints`` of the folds,
+        ``n_generated`` (generated cells in each fold), ``generator``, settings and versions. ``n_tested`` counts units
+        that are members in at least one fold; attacks show nothing about the rest.
     """
 
     kind = "audit"
@@ -62,12 +62,12 @@ class Audit(Result):
 
     @property
     def unit(self) -> str:
-        """What was in the training data as a whole, or not: ``donor`` or ``cell``."""
+        """Unit of membership: ``donor`` or ``cell``."""
         return str(self.record["unit"])
 
     @property
     def n_folds(self) -> int:
-        """Number of folds that the audit has."""
+        """Number of folds."""
         return int(self.scores["fold"].nunique())
 
     @cached_property
@@ -82,10 +82,9 @@ class Audit(Result):
     def by_fold(self) -> pd.DataFrame:
         """Table of folds, sets and attacks.
 
-        ``set`` is what the attacks took for generated cells: the ``generated`` ones, ``copies`` of the training cells,
-        or, for ``chance``, cells of other units. ``level`` is ``cell`` or ``donor``. ``auc`` is the area under the ROC
-        curve of members against non-members, and ``true_positives`` the share of members that are found where 1% of
-        non-members are taken for members.
+        ``set`` names the cells that attacks treat as generated: ``generated`` cells, ``copies`` of the training cells,
+        or cells of other units (``chance``). ``level`` is ``cell`` or ``donor``. ``auc`` is the area under the ROC
+        curve of members against non-members; ``true_positives`` is the true positive rate at 1% false positives.
         """
         tables = [areas(self._cells, ["fold"]).assign(level="cell")]
         if self.unit == "donor":
@@ -94,10 +93,10 @@ class Audit(Result):
 
     @cached_property
     def attacks(self) -> pd.DataFrame:
-        """The table :attr:`by_fold` as means over folds, with confidence limits of the area (``low``, ``high``).
+        """Means of :attr:`by_fold` over folds, with confidence limits of the area.
 
         In 95% of audits, the areas of all attacks on a set are above ``low``, and the area of each is below ``high``.
-        ``low`` is above 0.5 if, and only if, the test of the verdict finds members.
+        ``low`` is above 0.5 if and only if the test of the verdict finds members.
         """
         sides = sides_in(self._units)
         limits = {
@@ -113,24 +112,24 @@ class Audit(Result):
         return pd.DataFrame(rows)
 
     def _null(self, level: str, name: str) -> np.ndarray:
-        """Areas of the attacks on a set after permutations of membership among units."""
+        """Return areas under permuted membership, permutations x attacks."""
         table = self._units if level == self.unit else self._cells
         columns = [column for column in score_columns(table) if column.startswith(f"{name}/")]
-        known = [column for column in columns if table[column].notna().any()]
-        return null_of_units(table, known, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
+        scored = [column for column in columns if table[column].notna().any()]
+        return null_of_units(table, scored, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
 
     @property
     def attacks_on_units(self) -> pd.DataFrame:
-        """Rows of :attr:`attacks` of donors (of cells, without donors), by set and attack."""
+        """Rows of :attr:`attacks` on units, indexed by set and attack."""
         return self.attacks[self.attacks["level"] == self.unit].set_index(["set", "attack"])
 
     @cached_property
     def by_label(self) -> pd.DataFrame:
         """Table of cell types, sets and attacks, as means over folds.
 
-        ``auc`` is the area of cells, ``auc_of_donors`` of donors with their cells of the type, and ``limit`` the area
-        (of donors, or of cells without donors) that chance reaches in any attack and cell type in one of 20 audits,
-        by a normal approximation. An area is beyond chance if it is above the limit: with a limit of 1, none is.
+        ``auc`` is the area of cells, and ``auc_of_donors`` the area of donors, scored by their cells of the type. In
+        one of 20 audits, chance alone exceeds ``limit`` with any attack in any cell type, by a normal approximation.
+        The limit applies to donors, or to cells without donors. No area exceeds a limit of 1.
         """
         by = ["cell_type", "set", "attack"]
         units = of_units(self._cells, by=("cell_type",))
@@ -142,38 +141,41 @@ class Audit(Result):
         table.insert(len(by), "n_cells", table["cell_type"].map(n_cells))
         z = norm.isf(LEVEL / max((table["set"] == GENERATED).sum(), 1))
         limits = {}
-        for name, of_type in units.groupby("cell_type"):
-            spreads = [spread_of_auc(*sides) for sides in sides_in(of_type)]
+        for name, table_of_type in units.groupby("cell_type"):
+            spreads = [spread_of_auc(*sides) for sides in sides_in(table_of_type)]
             # with few units, the approximation exceeds all areas
             limits[name] = np.minimum(0.5 + z * np.sqrt(np.square(spreads).sum()) / len(spreads), 1.0)
         return table.assign(limit=table["cell_type"].map(limits))
 
     @cached_property
     def verdict(self) -> AuditVerdict:
-        """Which attacks on the generated cells found members among units, with all of their cells."""
+        """Verdict on the attacks on generated cells, tested on units."""
         null = self._null(self.unit, GENERATED)
         means = self.attacks_on_units["auc"].loc[GENERATED]
         return verdict_of(means.dropna().to_dict(), null, sides=sides_in(self._units), unit=self.unit)
 
     def by_attack(self) -> Iterator[dict[str, Any]]:
-        """Yield what each attack on units found, the highest area first: areas by set, interval, and share found."""
+        """Yield the result of each attack on units, highest area first."""
         table = self.attacks_on_units
         for finding in self.verdict.findings:
-            of_generated = table.loc[(GENERATED, finding.attack)]
+            result = table.loc[(GENERATED, finding.attack)]
             yield {
                 "name": ATTACKS[finding.attack],
                 "on": "model" if finding.attack in ON_MODEL else "cells",
                 "finding": finding,
                 "found": "inconclusive" if self.verdict.inconclusive else "yes" if finding.found else "no",
                 **{name: table["auc"].get((name, finding.attack), np.nan) for name in SETS},
-                **{name: of_generated[name] for name in ("low", "high", "true_positives")},
+                **{name: result[name] for name in ("low", "high", "true_positives")},
             }
 
     def best_by_type(self, *, on_model: bool) -> Iterator[dict[str, Any]]:
-        """Yield the best attack on the generated cells of each cell type, its area, and the limit of chance."""
+        """Yield the best attack on each cell type, highest area first.
+
+        ``on_model`` includes attacks on the model; otherwise only attacks on generated cells count.
+        """
         area = "auc_of_donors" if self.unit == "donor" else "auc"
-        counted_in = (self.by_label["set"] == GENERATED) & (on_model | ~self.by_label["attack"].isin(ON_MODEL))
-        table = self.by_label[counted_in].dropna(subset=area).sort_values(area, ascending=False, kind="stable")
+        is_included = (self.by_label["set"] == GENERATED) & (on_model | ~self.by_label["attack"].isin(ON_MODEL))
+        table = self.by_label[is_included].dropna(subset=area).sort_values(area, ascending=False, kind="stable")
         for row in table.drop_duplicates("cell_type").to_dict("records"):
             yield {"name": row["cell_type"], "attack": ATTACKS[row["attack"]], "auc": row[area], "limit": row["limit"]}
 
@@ -185,7 +187,7 @@ class Audit(Result):
 
 # ---- on a model card
 
-# Of the preparation; an audit divides all cells, so their split may differ
+# Settings of the preparation; the split may differ, because an audit divides all cells
 AUDITED_SETTINGS = (
     *("genes", "n_genes", "keep_genes", "min_cells_per_gene", "clip_outliers"),
     *("counts", "label_key", "batch_key", "donor_key", "min_donors"),
@@ -194,7 +196,7 @@ GIVEN = ("not given", "given")
 
 
 def audit_section(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> dict[str, Any]:
-    """Give the card of a model, and of a file of its cells, what it shows of an audit."""
+    """Return the audit section of a model card, after :func:`check_audit`."""
     check_audit(audit, model, cells)
     left_out = markdown(abbreviated(list(audit.record.get("left_out", ())), n_shown=10))
     rows = {"attacks": list(attack_rows(audit)), "audited_types": list(audited_type_rows(audit))}
@@ -203,15 +205,15 @@ def audit_section(audit: Audit, model: BranchedModel, cells: GeneratedFile | Non
 
 
 def divided_in_words(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -> str:
-    """Say how many units were a member in any fold, and how many generated cells were attacked, as far as is known."""
+    """Return sentences on the number of tested units and of generated cells."""
     text, n_generated = "", list(audit.record.get("n_generated", {}).values())
     if (n_tested := audit.record["n_tested"]) == audit.record["n_units"]:
         text += f" Each {audit.unit} was a member in at least one division."
     else:
         text += f" {counted(n_tested, audit.unit)} were members in at least one division, and the others in none."
     if n_generated:
-        least, most = min(n_generated), max(n_generated)
-        number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+        lowest, highest = min(n_generated), max(n_generated)
+        number = f"{highest:,}" if lowest == highest else f"{lowest:,} to {highest:,}"
         share = rounded(sum(n_generated) / int(audit.scores["member"].sum()))
         text += f" The attacks had {number} generated cells in a division, {share} for each training cell"
         if cells is not None:
@@ -222,12 +224,12 @@ def divided_in_words(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -
 
 
 def rounded(ratio: float) -> str:
-    """Write a ratio with two digits, and without an exponent."""
+    """Format a ratio with two significant digits, without an exponent."""
     return np.format_float_positional(ratio, precision=2, fractional=False, trim="-")
 
 
 def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
-    """Yield the attacks of an audit: areas by generated cells, copies and chance, and which members were found."""
+    """Yield table rows of attacks: name, target, areas, share found, and finding."""
     for row in audit.by_attack():
         copies, chance = ("" if np.isnan(row[name]) else f"{row[name]:.2f}" for name in (COPIES, CHANCE))
         share = f"{row['true_positives']:.0%}"
@@ -235,7 +237,7 @@ def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
 
 
 def audited_type_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
-    """Yield each audited cell type: attacked units in a fold, best attack on cells, its area, and limit of chance."""
+    """Yield table rows of cell types: name, units, best attack, area, limit."""
     n_units = audit.scores.groupby(["cell_type", "fold"])["unit"].nunique().groupby("cell_type").min()
     for row in sorted(audit.best_by_type(on_model=False), key=lambda row: row["name"]):
         name, n_attacked = row["name"], n_units[row["name"]]
@@ -243,11 +245,11 @@ def audited_type_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
 
 
 def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> None:
-    """Raise an InputError if an audit is not whole, or not of models and cells like these, fitted to the same data."""
+    """Raise an InputError if an audit differs from the model or cells."""
     if audit.record.get("generator") != "bdm":
         raise InputError("The audit is of cells of another generator (--cells); audit models of bdm.")
     column, donor_key = audit.record["audit"].get("donor_key"), model.preparation.get("donor_key")
-    if donor_key is not None and column not in (None, donor_key, "donor"):  # as bdm prepare names the column of donors
+    if donor_key is not None and column not in (None, donor_key, "donor"):  # bdm prepare names the column "donor"
         raise InputError(
             f"The audit takes the donors from the column {column!r}, and the model from {donor_key!r}; audit with the "
             "column of the model."
@@ -259,35 +261,31 @@ def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None 
             f"with {fitted[:8]}); audit the model's data."
         )
     prepared = audit.record["prepare"]
-    of_cells = {name: prepared[name] for name in AUDITED_SETTINGS if name in {*prepared} & {*model.preparation}}
-    hierarchy = model.hierarchy
-    of_model = {
-        "threshold": hierarchy.threshold,
-        "flat": hierarchy.flat,
-        "tree": GIVEN[hierarchy.given],
-    }
-    of_tree = {name: value for name, value in audit.record["fit"]["hierarchy"].items() if name in of_model}
+    preparation = {name: prepared[name] for name in AUDITED_SETTINGS if name in {*prepared} & {*model.preparation}}
+    tree = model.hierarchy
+    hierarchy = {"threshold": tree.threshold, "flat": tree.flat, "tree": GIVEN[tree.given]}
+    audited_hierarchy = {name: value for name, value in audit.record["fit"]["hierarchy"].items() if name in hierarchy}
     if "tree_given" in audit.record:
-        of_tree["tree"] = GIVEN[audit.record["tree_given"]]
+        audited_hierarchy["tree"] = GIVEN[audit.record["tree_given"]]
     compared = (
-        (of_cells, model.preparation),
-        (of_tree, of_model),
+        (preparation, model.preparation),
+        (audited_hierarchy, hierarchy),
         (audit.record["fit"]["autoencoder"], model.autoencoder.provenance["settings"]),
         (audit.record["fit"]["train"], model.provenance["settings"]),
     )
-    for settings, here in compared:
-        check_settings(settings, here, "models", "in this model")
+    for audited_settings, settings in compared:
+        check_settings(audited_settings, settings, "models", "in this model")
     if cells is not None:
         check_settings(audit.record["sampling"], cells.sampling, "cells", f"in {cells.name}")
-    if other := sorted({*audit.scores["cell_type"], *audit.record.get("left_out", ())} ^ set(model.cell_types)):
-        raise InputError(f"The audit and the model have different cell types ({other[0]}); audit the model's data.")
+    if unshared := sorted({*audit.scores["cell_type"], *audit.record.get("left_out", ())} ^ set(model.cell_types)):
+        raise InputError(f"The audit and the model have different cell types ({unshared[0]}); audit the model's data.")
 
 
-def check_settings(audited: Mapping[str, Any], here: Mapping[str, Any], what: str, where: str) -> None:
-    """Raise an InputError if settings differ from those of an audit."""
+def check_settings(audited: Mapping[str, Any], settings: Mapping[str, Any], noun: str, place: str) -> None:
+    """Raise an InputError if settings differ; ``noun`` and ``place`` word the message."""
     for name, value in audited.items():
-        if here.get(name) != value:
+        if settings.get(name) != value:
             raise InputError(
-                f"The audit is of {what} with other settings ({name} is {value}, and {here.get(name)} {where}); audit "
-                f"{what} with these settings."
+                f"The audit is of {noun} with other settings ({name} is {value}, and {settings.get(name)} {place}); "
+                f"audit {noun} with these settings."
             )

@@ -1,4 +1,4 @@
-"""Runs of audits: attacks on the cells of each fold, which models of bdm or files of any generator give."""
+"""Run audits on models of bdm, or on files from any generator."""
 
 import json
 import logging
@@ -39,13 +39,13 @@ from bdm.model.model import BranchedModel, load_model
 from bdm.settings import AuditSettings, FitSettings, GenerationSettings, InputKeys
 
 logger = logging.getLogger(__name__)
-MIN_SHARE_OF_EXPECTED = 0.5  # cells of a type in a file, as a share of the number that the settings say
-MAX_SEED = 2**32  # of scikit-learn
+MIN_SHARE_OF_EXPECTED = 0.5  # warn if a file has a smaller share of the expected cells of a type
+MAX_SEED = 2**32  # limit of scikit-learn
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What a generator, fitted to the members of a fold, gives the attacks."""
+    """Cells and attack scores from a generator fitted to a fold's members."""
 
     cells: Cells
     white_box: pd.DataFrame | None = None  # scores of attacks on the model, cells x attacks
@@ -62,7 +62,7 @@ def audit_folds(
     seed: int,
     **facts: Any,
 ) -> Audit:
-    """Attack the generated cells of each fold; ``facts`` are for the record."""
+    """Attack the generated cells of each fold; ``facts`` go into the record."""
     folds, units, prepared = division.folds, division.units, division.cells
     cells = Cells.from_anndata(prepared)
     tables, n_generated = [], {}
@@ -70,7 +70,7 @@ def audit_folds(
         logger.info("fold %d of %d", fold.number, len(folds))
         generated = generate(fold)
         n_generated[str(fold.number)] = len(generated.cells)
-        tables.append(scores_of(fold, cells, generated, seed=derive(seed, "attacks", fold.number) % MAX_SEED))
+        tables.append(score_fold(fold, cells, generated, seed=derive(seed, "attacks", fold.number) % MAX_SEED))
         del generated  # before the next fold's cells are in memory
     record = provenance(
         seed=seed,
@@ -89,11 +89,11 @@ def audit_folds(
     return Audit(pd.concat(tables, ignore_index=True), record)
 
 
-def scores_of(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> pd.DataFrame:
-    """Score the members and non-members of a fold by all attacks: by generated cells, by copies, and by chance."""
+def score_fold(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> pd.DataFrame:
+    """Score a fold's attacked cells with each set of generated cells."""
     attacked, reference = fold.attacked, fold.rows(REFERENCE)
     halves = [np.flatnonzero(fold.half == half) for half in (0, 1)]
-    taken = {
+    sets = {
         GENERATED: (generated.cells, reference),
         COPIES: (cells[fold.rows(MEMBERS)], reference),
         CHANCE: (cells[halves[0]], halves[1]),
@@ -106,19 +106,19 @@ def scores_of(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> p
             "member": (fold.part[attacked] == MEMBERS).astype(int),
         }
     )
-    found = [table]
-    for name, (synthetic, rows) in taken.items():
+    tables = [table]
+    for name, (synthetic, rows) in sets.items():
         scores = attack(cells[attacked], synthetic, cells[rows], fold.unit[rows], seed=seed)
         if name == GENERATED and generated.white_box is not None:
             scores = scores.join(generated.white_box.astype(np.float32))
-        found.append(scores.add_prefix(f"{name}/"))
-    return pd.concat(found, axis=1).sort_values(["cell_type", "unit"], kind="stable")
+        tables.append(scores.add_prefix(f"{name}/"))
+    return pd.concat(tables, axis=1).sort_values(["cell_type", "unit"], kind="stable")
 
 
 def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSettings) -> Generate:
-    """Take the generated cells of each fold from a file, of any generator.
+    """Return a function that reads the generated cells of a fold.
 
-    The files are checked here, before the first attack, and read again: the cells of one are in memory at a time.
+    All files are checked before the first attack, and read again later, to hold a single file in memory.
     """
     if len(paths) != settings.n_folds:
         raise InputError(
@@ -132,7 +132,7 @@ def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSetti
     for fold in division.folds:
         path = paths[fold.number - 1]
         n_by_type = read_fold(path, prepared, fold, keys).n_by_type
-        warn_of_few_cells(path, n_by_type, number_of_cells(prepared, fold, settings), fold)
+        warn_of_few_cells(path, n_by_type, expected_cells(prepared, fold, settings), fold)
 
     def generate(fold: Fold) -> Generated:
         return Generated(read_fold(paths[fold.number - 1], prepared, fold, keys))
@@ -141,7 +141,7 @@ def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSetti
 
 
 def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cells:
-    """Read the generated cells of a fold, and check that they have its genes and cell types."""
+    """Read a fold's generated cells, and check genes and cell types."""
     adata, place = open_cells(path, keys, strict=False, by_option=False)
     check_genes(adata.var_names, prepared.var_names, path)
     cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), prepared.var_names, place)
@@ -151,24 +151,24 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
         raise InputError(
             f"{path} has cells of type {unknown[0]!r}, which fold {fold.number} lacks; use the same names."
         )
-    for name, of_members in members.items():
+    for name, n_members in members.items():
         number = int(cells.n_by_type.get(name, 0))
         if number < MIN_CELLS_OF_TYPE:
             raise InputError(
                 f"{path} has {counted(number, 'cell')} of type {name!r}, of which fold {fold.number} has "
-                f"{of_members}; give as many cells of each type as the fold's training cells have."
+                f"{n_members}; give as many cells of each type as the fold's training cells have."
             )
     return replace(cells.in_memory(), modalities=other_than_rna(prepared.var))
 
 
-def number_of_cells(prepared: AnnData, fold: Fold, settings: AuditSettings) -> dict[str, int]:
-    """Count the generated cells of each type: per training cell as the settings say, and enough for the attacks."""
+def expected_cells(prepared: AnnData, fold: Fold, settings: AuditSettings) -> dict[str, int]:
+    """Return numbers of cells to generate by type, in proportion to members."""
     share = settings.cells_per_training_cell
     return {name: max(round(share * n), MIN_CELLS_OF_TYPE) for name, n in members_by_type(prepared.obs, fold).items()}
 
 
 def warn_of_few_cells(path: Path, n_by_type: pd.Series, expected: Mapping[str, int], fold: Fold) -> None:
-    """Warn if a file has far fewer cells of some types than the settings of the audit say."""
+    """Warn if a file has far fewer cells than expected."""
     few = [
         f"{name} ({n_by_type[name]} of {number})"
         for name, number in expected.items()
@@ -186,77 +186,78 @@ def warn_of_few_cells(path: Path, n_by_type: pd.Series, expected: Mapping[str, i
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedModels:
-    """How the models of all folds are made, and where they are kept."""
+    """Settings and storage of the models of all folds."""
 
     fit: FitSettings = field(default_factory=FitSettings)
     sampling: GenerationSettings = field(default_factory=GenerationSettings)
     tree: Clade | None = None
-    folder: Path | None = None  # of models that are read, or else fitted and written there
+    folder: Path | None = None  # models are read from this folder; missing models are fitted and saved
     device: str = "auto"
     seed: int = 0
 
 
 def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedModels) -> Audit:
-    """Audit models that are fitted to the members of each fold, with one setting and seed for all."""
-    prepared, given = division.cells, models.tree is not None
+    """Fit a model to each fold's members; attack it and its cells."""
+    prepared, tree_given = division.cells, models.tree is not None
     models = replace(models, tree=tree_of(division, models.tree))
 
     def generate(fold: Fold) -> Generated:
-        model = model_of(prepared, fold, MEMBERS, models)
-        request = request_cells(model, number_of_cells(prepared, fold, settings))
+        model = load_or_fit(prepared, fold, MEMBERS, models)
+        request = request_cells(model, expected_cells(prepared, fold, settings))
         adata = generate_cells(model, request, models.sampling, seed=models.seed)
         white_box = None if settings.cells_only else attack_models(prepared, fold, model, models)
         return Generated(Cells.from_anndata(adata), white_box)
 
     facts: dict[str, Any] = {"generator": "bdm", "fit": asdict(models.fit), "sampling": asdict(models.sampling)}
-    facts["tree_given"] = given
+    facts["tree_given"] = tree_given
     return audit_folds(division, settings, generate, seed=models.seed, **facts)
 
 
 def tree_of(division: AuditFolds, tree: Clade | None) -> Clade | None:
-    """Give the tree of the audited cell types, without those that are too rare; None if one type is left."""
+    """Prune a tree to the audited cell types; None for one type."""
     if tree is None:
         return None
     audited = sorted(map(str, division.cells.obs["cell_type"].unique()))
-    left = without_leaves(match_leaves(tree, [*audited, *division.left_out]), division.left_out)
-    return left if len(audited) > 1 else None
+    pruned = without_leaves(match_leaves(tree, [*audited, *division.left_out]), division.left_out)
+    return pruned if len(audited) > 1 else None
 
 
 def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: AuditedModels) -> pd.DataFrame | None:
-    """Compare how well the model, and a model of the reference, explain each attacked cell; None without their batches.
+    """Score attacked cells by the model and a model of the reference.
 
-    ``denoiser_loss`` is the gain of the model's prior over one of the reference cells, where it has their batches, and
-    ``bound`` the difference of evidence lower bounds, in nats.
+    ``denoiser_loss`` is the gain of the model's prior over a prior of the reference cells; it needs a model that knows
+    their batches. ``bound`` is the difference of evidence lower bounds, in nats. Returns None if either model lacks
+    batches of attacked cells.
     """
     attacked = take_cells(prepared, fold.attacked)
-    others = take_cells(prepared, fold.rows(REFERENCE))
+    reference_cells = take_cells(prepared, fold.rows(REFERENCE))
     if not has_batches_of(model, attacked):
         logger.warning("The model is not attacked, only its cells: non-members are of batches that it lacks.")
         return None
-    reference = model_of(prepared, fold, REFERENCE, models)
+    reference = load_or_fit(prepared, fold, REFERENCE, models)
     if not has_batches_of(reference, attacked):
         logger.warning("The model is not attacked, only its cells: the reference lacks batches of attacked cells.")
         return None
     scores = {}
-    if has_batches_of(model, others):
-        scores["denoiser_loss"] = denoising_gains(model, attacked, others, seed=models.seed)
+    if has_batches_of(model, reference_cells):
+        scores["denoiser_loss"] = denoising_gains(model, attacked, reference_cells, seed=models.seed)
     else:
         logger.warning("The prior is not attacked: the reference has batches that the model lacks.")
     bounds = [bounds_of_cells(fitted, attacked, seed=models.seed) for fitted in (model, reference)]
     return pd.DataFrame(scores | {"bound": bounds[0] - bounds[1]})
 
 
-def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> BranchedModel:
-    """Read the model of a part of a fold, or fit it, and keep it if there is a folder."""
+def load_or_fit(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> BranchedModel:
+    """Read the model of a fold's part, or fit and save it."""
     audited = identity(prepared, fold, part, models)
     path = None if models.folder is None else models.folder / f"fold-{fold.number}" / part
     if path is not None and path.exists():
-        found = load_model(path, device=models.device)
-        if found.provenance.get("audit") != audited:
+        model = load_model(path, device=models.device)
+        if model.provenance.get("audit") != audited:
             raise InputError(
                 f"{path} was fitted to other cells, or with other settings; name another folder of models."
             )
-        return found
+        return model
     cells = training_cells(prepared, fold, part, seed=models.seed)
     model, _ = fit(cells, models.fit, tree=models.tree, seed=models.seed, device=models.device, audit=audited)
     if path is not None:
@@ -266,7 +267,7 @@ def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) ->
 
 
 def identity(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> str:
-    """Short checksum of what a model of a fold is fitted to, and how."""
+    """Return a short checksum of the cells and settings of a model."""
     facts = [fingerprint(prepared.obs, fold), part, models.seed, asdict(models.fit), repr(models.tree)]
     facts += [list(prepared.var_names), prepared.uns["bdm"].get("settings")]
     digest = sha256(json.dumps(facts, default=str).encode())

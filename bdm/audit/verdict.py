@@ -1,4 +1,4 @@
-"""ROC curves of the scores of attacks, by cells and by units, and the verdict: what they found beyond chance."""
+"""ROC areas of attacks, permutation tests and the verdict."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,38 +11,41 @@ from bdm._core.errors import counted
 from bdm.audit.attacks import ATTACKS
 from bdm.audit.limits import LEVEL, Sides, inconclusive
 
-KEYS = ["fold", "unit", "cell_type", "member"]  # of tables of scores
+KEYS = ["fold", "unit", "cell_type", "member"]  # columns of score tables that are not scores
 FALSE_POSITIVES = 0.01
 N_PERMUTATIONS = 1000
-N_AREAS = 2001  # from 0 to 1, of which some are in an interval
-ROUNDING = 1e-9  # of areas
-HIGH_LIMIT = 0.8  # of chance, from which an audit that finds nothing shows little
+N_AREAS = 2001  # grid points for confidence limits of an area
+ROUNDING = 1e-9  # tolerance of areas
+HIGH_LIMIT = 0.8  # limit of chance from which a negative audit says little
 
 
 def score_columns(scores: pd.DataFrame) -> list[str]:
-    """Names of the columns that are scores."""
+    """Return the names of score columns."""
     return [name for name in scores if name not in KEYS]
 
 
 def standardised(scores: pd.DataFrame) -> pd.DataFrame:
-    """Standardise scores by fold and cell type, members and non-members together."""
+    """Standardise scores within each fold and cell type."""
     columns = score_columns(scores)
     groups = scores.groupby(["fold", "cell_type"], sort=False)[columns]
     spread = groups.transform("std").replace(0, np.nan)
     values = (scores[columns] - groups.transform("mean")) / spread
-    known = scores[columns].notna() & spread.isna()  # all cells of the type have the same score
-    return scores[KEYS].join(values.mask(known, 0.0))
+    is_constant = scores[columns].notna() & spread.isna()  # all cells of the type have the same score
+    return scores[KEYS].join(values.mask(is_constant, 0.0))
 
 
 def of_units(cells: pd.DataFrame, *, by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Average the scores of the cells of each unit in each fold, and by other columns."""
+    """Average scores by fold and unit, and by further columns."""
     keys = ["fold", *by, "unit"]
     columns = score_columns(cells)
     return cells.groupby(keys, sort=True)[["member", *columns]].mean().reset_index()
 
 
 def areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Areas under ROC curves of all scores (``SET/ATTACK``), and shares of members found where 1% of others are."""
+    """Compute ROC areas of all scores (``SET/ATTACK``) in groups of rows.
+
+    ``true_positives`` is the true positive rate at a false positive rate of 1%.
+    """
     rows = []
     for key, group in table.groupby(by, sort=False):
         for column in score_columns(table):
@@ -57,39 +60,39 @@ def areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def sides_in(units: pd.DataFrame) -> list[tuple[int, int]]:
-    """Count the members and the non-members in each fold."""
+    """Count the members and non-members of each fold."""
     is_member = units["member"] > 0
     n_members = is_member.groupby(units["fold"]).sum()
     return list(zip(n_members, is_member.groupby(units["fold"]).size() - n_members, strict=True))
 
 
 def null_of_units(table: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
-    """Permute membership among the units of each fold: areas under ROC curves, permutations x scores.
+    """Compute ROC areas under permutations of membership within folds.
 
-    The table has a row for each unit, or for each cell, whose unit is permuted as a whole. All scores of a unit stay
-    together, so that attacks depend on each other as they do.
+    Rows of ``table`` are units or cells. A unit moves with all its cells and scores, which preserves the dependence
+    between attacks. Returns means over folds, permutations x scores.
     """
     rng = np.random.default_rng(seed)
-    folds = [rows_of_fold for _, rows_of_fold in table.groupby("fold", sort=True)]
+    folds = [fold for _, fold in table.groupby("fold", sort=True)]
     areas = np.full((len(folds), n_permutations, len(columns)), np.nan)
-    for rows_of_fold, of_fold in zip(folds, areas, strict=True):
-        by_unit = rows_of_fold.groupby("unit", sort=True)
-        known = rows_of_fold[columns].notna().groupby(rows_of_fold["unit"], sort=True).sum().to_numpy()
-        ranks = rows_of_fold[columns].rank().groupby(rows_of_fold["unit"], sort=True).sum().to_numpy()
-        n_members = int((by_unit["member"].first() > 0).sum())
-        for row in of_fold:
-            chosen = rng.permutation(len(known))[:n_members]
-            n_known = known[chosen].sum(axis=0)
-            pairs = n_known * (known.sum(axis=0) - n_known)
-            above = ranks[chosen].sum(axis=0) - n_known * (n_known + 1) / 2
-            np.divide(above, pairs, out=row, where=pairs > 0)
+    for fold, areas_of_fold in zip(folds, areas, strict=True):
+        n_scored = fold[columns].notna().groupby(fold["unit"], sort=True).sum().to_numpy()
+        ranks = fold[columns].rank().groupby(fold["unit"], sort=True).sum().to_numpy()
+        n_members = int((fold.groupby("unit", sort=True)["member"].first() > 0).sum())
+        for row in areas_of_fold:
+            members = rng.permutation(len(n_scored))[:n_members]
+            n_positive = n_scored[members].sum(axis=0)
+            n_pairs = n_positive * (n_scored.sum(axis=0) - n_positive)
+            n_above = ranks[members].sum(axis=0) - n_positive * (n_positive + 1) / 2
+            np.divide(n_above, n_pairs, out=row, where=n_pairs > 0)
     return np.asarray(np.nanmean(areas, axis=0))
 
 
 def spread_of_auc(n_members: int, n_others: int, auc: np.ndarray | float = 0.5) -> np.ndarray:
-    """Compute the standard deviation of the area under the ROC curve of independent units without ties.
+    """Return the standard error of a ROC area.
 
-    At an area of 1/2, it is the one of permutations. Source: Newcombe 2006, Statistics in Medicine 25, 559-573.
+    Units are independent and have no ties. At an area of 1/2, this is the standard deviation over permutations.
+    Source: Newcombe 2006, Statistics in Medicine 25, 559-573.
     """
     if not n_members * n_others:
         return np.full_like(auc, np.nan, dtype=float)
@@ -98,32 +101,32 @@ def spread_of_auc(n_members: int, n_others: int, auc: np.ndarray | float = 0.5) 
 
 
 def limit_of_chance(null: np.ndarray) -> float:
-    """Return the area that the best attack reaches in 5% of permutations; larger ones are findings."""
+    """Return the area that the best attack exceeds in 5% of permutations."""
     best = np.sort(null.max(axis=1)) if null.size else np.zeros(0)
     return float(best[-int(np.ceil(LEVEL * (1 + len(best))) - 1)]) if len(best) else float("nan")
 
 
 def interval(auc: float, limit: float, sides: Sides) -> tuple[float, float]:
-    """Compute confidence limits of an area by inverting the test of chance.
+    """Return confidence limits of an area by inverting the test of chance.
 
-    The test accepts areas up to ``limit``, a number of standard deviations from 1/2; the limits are the last areas from
-    which ``auc`` is as many of theirs away. So 1/2 is between them if, and only if, the attack found nothing.
+    ``limit`` lies z standard errors above 1/2. The interval holds areas that differ from ``auc`` by at most z of their
+    own standard errors, so it contains 1/2 if and only if the attack found nothing.
     """
     if not np.isfinite(auc + limit):
         return np.nan, np.nan
     areas = np.append(np.linspace(0, 1, N_AREAS), auc)
-    variance, at_chance = (sum(np.square(spread_of_auc(*side, auc=of)) for side in sides) for of in (areas, 0.5))
+    variance, at_chance = (sum(np.square(spread_of_auc(*side, auc=area)) for side in sides) for area in (areas, 0.5))
     within = areas[np.abs(auc - areas) <= max(limit - 0.5, 0) * np.sqrt(variance / at_chance) + ROUNDING]
     return float(within.min()), float(within.max())
 
 
 @dataclass(frozen=True)
 class AttackFinding:
-    """What an attack on donors, or on cells, found."""
+    """Test of an attack on donors or cells."""
 
     attack: str
-    auc: float  # a mean over folds
-    p_value: float  # share of permutations in which any of the attacks reaches ``auc``
+    auc: float  # mean over folds
+    p_value: float  # share of permutations in which any attack reaches ``auc``
     found: bool
 
 
@@ -134,13 +137,13 @@ class AuditVerdict:
     Attributes
     ----------
     findings
-        One for each attack, the highest area first.
+        Result of each attack, highest area first.
     limit
-        Area that chance reaches with any of the attacks in one of 20 audits.
+        Area that chance alone exceeds, with any attack, in one of 20 audits.
     smallest_p
-        Share of permutations in which any of the attacks finds all members.
+        Share of permutations in which any attack reaches an area of 1.
     sides
-        Numbers of units in the training data, and of others, that were attacked in each fold.
+        Numbers of members and non-members in each fold.
     unit
         ``donor`` or ``cell``.
     """
@@ -161,12 +164,12 @@ class AuditVerdict:
 
     @property
     def inconclusive(self) -> str | None:
-        """Why no attack could have found members, in a sentence; None if one could."""
+        """Reason why no attack could have found members, or None."""
         return inconclusive(self.sides, self.unit, p_value=self.smallest_p)
 
     @property
     def label(self) -> str:
-        """The verdict in a few words."""
+        """Verdict in a few words."""
         if not self.findings:
             return "nothing was attacked"
         if self.inconclusive:
@@ -176,10 +179,10 @@ class AuditVerdict:
 
     @property
     def text(self) -> str:
-        """The verdict in sentences, with its error rate."""
+        """Verdict in sentences, with its error rate."""
         if not self.findings:
             return f"{sentence(self.label)}."
-        best, others = self.findings[0], self.findings[len(self.found) :]
+        best, failed = self.findings[0], self.findings[len(self.found) :]
         if self.inconclusive:
             return (
                 f"Inconclusive: {self.inconclusive}. The highest AUC is {best.auc:.2f} ({ATTACKS[best.attack]}). "
@@ -190,8 +193,8 @@ class AuditVerdict:
         sentences = [sentence(self.label)]
         if self.found:
             sentences.append(f"Found by {in_words(self.found)}")
-        if self.found and others:
-            sentences.append(f"Not found by {in_words(others)}")
+        if self.found and failed:
+            sentences.append(f"Not found by {in_words(failed)}")
         if not self.found:
             sentences.append(
                 f"The highest AUC is {best.auc:.2f} ({ATTACKS[best.attack]}), which chance reaches in "
@@ -208,22 +211,23 @@ class AuditVerdict:
                 "to share"
             )
         sentences.append("Other attacks may find more")
-        return " ".join(f"{one}." for one in sentences)
+        return " ".join(f"{text}." for text in sentences)
 
     def summary(self) -> dict[str, Any]:
-        """Give the verdict as it is written."""
+        """Return the verdict as a dictionary for JSON."""
         attacks = {
-            one.attack: {"auc": round(one.auc, 4), "p_value": round(one.p_value, 4), "found": one.found}
-            for one in self.findings
+            finding.attack: {"auc": round(finding.auc, 4), "p_value": round(finding.p_value, 4), "found": finding.found}
+            for finding in self.findings
         }
         limit = None if np.isnan(self.limit) else round(self.limit, 4)
         return {"text": self.text, "conclusive": self.inconclusive is None, "attacks": attacks, "limit": limit}
 
 
 def verdict_of(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit: str) -> AuditVerdict:
-    """Compare areas, by attack, with the largest of all attacks in each permutation of membership.
+    """Test the areas of attacks against the best attack in each permutation.
 
-    The maximum over tests is that of Westfall and Young 1993, Resampling-Based Multiple Testing.
+    ``null`` is permutations x attacks. Its maximum over attacks adjusts for multiple tests: Westfall and Young 1993,
+    Resampling-Based Multiple Testing.
     """
     best, limit = null.max(axis=1) if null.size else np.zeros(0), limit_of_chance(null)
     findings = [
@@ -234,15 +238,15 @@ def verdict_of(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit:
 
 
 def p_value_of(auc: float, best: np.ndarray) -> float:
-    """Compute the share of permutations, of which the true membership is one, that reach an area."""
+    """Return the share of permutations, including the truth, that reach an area."""
     return float((1 + (best >= auc - ROUNDING).sum()) / (1 + len(best)))
 
 
 def in_words(findings: tuple[AttackFinding, ...]) -> str:
-    """Name attacks with their areas."""
-    return ", ".join(f"{ATTACKS[one.attack]} (AUC {one.auc:.2f})" for one in findings)
+    """List attacks with their areas."""
+    return ", ".join(f"{ATTACKS[finding.attack]} (AUC {finding.auc:.2f})" for finding in findings)
 
 
 def sentence(text: str) -> str:
-    """Begin a text with a capital letter."""
+    """Capitalise the first letter of a text."""
     return text[:1].upper() + text[1:]
