@@ -1,1 +1,1 @@
-"""Tests between the conditions of an experiment, and their power."""
+"""Tests between conditions of an experiment, and power analysis."""

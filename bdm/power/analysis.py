@@ -1,4 +1,4 @@
-"""Power analyses: the experiments of a grid, what tests find of what was planted in each, and the tables of all."""
+"""Power analysis: simulate a grid of experiments, test them, and summarise discoveries."""
 
 import logging
 from collections.abc import Iterator
@@ -33,15 +33,15 @@ from bdm.power.differential import (
 )
 
 COMPOSITION = "composition"
-SMALL = 0.05  # p-values below it are 5% of those of a valid test
-NULL = 1e-6  # log2 fold changes below it are none
+SMALL = 0.05  # a valid test has 5% of its p-values below
+NULL = 1e-6  # smaller effects count as zero
 
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of the values of a grid; None where a value is as in the design."""
+    """Combination of values in a grid; None keeps the design's value."""
 
-    number: int  # its position in the grid, from 0
+    number: int  # position in the grid, from 0
     donors: int | None = None
     cells: int | None = None
     depth: float | None = None
@@ -50,15 +50,15 @@ class Point:
 
 
 def points_of(power: PowerSettings) -> Iterator[Point]:
-    """List all combinations of the values of a grid."""
+    """Yield all combinations of the values of a grid."""
     values = [getattr(power, name) or (None,) for name in AXES]
-    for number, (donors, cells, *others) in enumerate(product(*values)):
-        whole = (None if value is None else int(value) for value in (donors, cells))
-        yield Point(number, *whole, *others)
+    for number, (donors, cells, *sizes) in enumerate(product(*values)):
+        integers = (None if value is None else int(value) for value in (donors, cells))
+        yield Point(number, *integers, *sizes)
 
 
 def methods_of(design: Design) -> tuple[str, ...]:
-    """Name the tests of expression of a power analysis, which are the same for all its experiments."""
+    """Return the tests of expression that all experiments share."""
     if design.power.methods is not None:
         return design.power.methods
     samples = design.samples
@@ -67,7 +67,7 @@ def methods_of(design: Design) -> tuple[str, ...]:
 
 
 def design_at(design: Design, point: Point, *, repeat: int) -> Design:
-    """Design of one experiment; the seed depends on the repeat alone, so that its cells are alike at all points."""
+    """Return an experiment's design; its seed depends on the repeat alone."""
     samples, depth = design.samples, design.depth
     if point.donors is not None:
         samples = replace(samples, donors=point.donors)
@@ -75,11 +75,11 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
         samples = replace(samples, cells=scaled(samples.cells, point.cells))
     if point.depth is not None:
         factor, times = depth.factor, point.depth
-        own = {name: value * times for name, value in factor.items()} if isinstance(factor, dict) else factor * times
-        depth = replace(depth, factor=own)
+        scale = {name: value * times for name, value in factor.items()} if isinstance(factor, dict) else factor * times
+        depth = replace(depth, factor=scale)
     changes, shifts = design.changes, design.composition.shifts
     if point.log2_fold_change is not None:
-        changes = tuple(of_size(change, point.log2_fold_change) for change in changes)
+        changes = tuple(resize(change, point.log2_fold_change) for change in changes)
     if point.log_odds is not None:
         shifts = tuple(replace(shift, log_odds=sized(shift.log_odds, point.log_odds)) for shift in shifts)
     return replace(
@@ -93,47 +93,52 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
 
 
 def sized(value: float, size: float) -> float:
-    """Give a value another size, with its sign; 0 stays 0."""
+    """Set the absolute value of a number; 0 stays 0."""
     return float(np.sign(value) * size)
 
 
 def scaled(cells: str | int | dict[str, int], total: int) -> int | dict[str, int]:
-    """Scale numbers of cells by type to a total; learned numbers become the total."""
+    """Scale numbers by type to a total; replace other numbers by it."""
     if not isinstance(cells, dict):
         return total
     before = sum(cells.values())
     return {name: round(number * total / before) for name, number in cells.items()}
 
 
-def of_size(change: Change, size: float) -> Change:
-    """Give fold changes another size; a distribution keeps its spread relative to the mean, or has that size."""
-    given = change.log2_fold_change
-    if given.distribution is None:
-        fold_change = replace(given, values=tuple(sized(value, size) for value in given.values))
+def resize(change: Change, size: float) -> Change:
+    """Set the absolute size of the fold changes of a planted change.
+
+    The standard deviation of a distribution is scaled with its mean; if the mean is 0, it becomes ``size``.
+    """
+    fold_change = change.log2_fold_change
+    if fold_change.distribution is None:
+        fold_change = replace(fold_change, values=tuple(sized(value, size) for value in fold_change.values))
     elif size == 0:
-        fold_change = replace(given, distribution=None, values=(0.0,))
+        fold_change = replace(fold_change, distribution=None, values=(0.0,))
     else:
-        spread = given.sd * size / abs(given.mean) if given.mean else size
-        fold_change = replace(given, mean=sized(given.mean, size), sd=spread)
+        spread = fold_change.sd * size / abs(fold_change.mean) if fold_change.mean else size
+        fold_change = replace(fold_change, mean=sized(fold_change.mean, size), sd=spread)
     return replace(change, log2_fold_change=fold_change)
 
 
 def score_experiment(model: BranchedModel, design: Design, point: Point, *, repeat: int) -> pd.DataFrame:
-    """Simulate one experiment of a grid, test it, and count what is found.
+    """Simulate an experiment of the grid, test it, and count discoveries.
 
-    Returns: A row for each ``condition``, ``method`` and ``cell_type``, with the point, the ``repeat``, ``n_samples``
-    and ``n_cells``, and numbers of genes (of cell types for ``composition``): ``n_planted``; ``n_tested``; ``n_found``,
-    planted ones with a false discovery rate below the limit and the right sign; ``n_discoveries``; and where nothing
-    was planted, ``n_false`` discoveries, ``n_null`` tests, and ``n_null_small`` with p < 0.05.
+    Returns
+    -------
+    Table with a row for each ``condition``, ``method`` and ``cell_type``, with the point, ``repeat``, ``n_samples`` and
+    ``n_cells``. The other columns count genes, or cell types for ``composition``: ``n_planted``, ``n_tested``,
+    ``n_found`` (planted, and discovered with the right sign), ``n_discoveries``, and among tests without a planted
+    change ``n_false`` discoveries, ``n_null`` tests and ``n_null_small`` with p < 0.05.
     """
     designed = compile_testable(model, design_at(design, point, repeat=repeat))
     simulated = simulated_cells(designed)
-    no_genes = sparse.csr_matrix((len(simulated.obs), 0))  # as shares of cell types need no counts
+    no_genes = sparse.csr_matrix((len(simulated.obs), 0))  # tests of composition need no counts
     cells = simulated.in_memory() if methods_of(design) else AnnData(no_genes, obs=simulated.obs)
-    reference, *others = designed.design.samples.conditions
+    reference, *conditions = designed.design.samples.conditions
     changes = {comparison.condition: comparison.log2_fold_change for comparison in compare_conditions(designed)}
     tables = []
-    for condition in others:
+    for condition in conditions:
         pair_key = "donor" if designed.design.samples.paired else None
         settings = ExperimentSettings(conditions=(reference, condition), pair_key=pair_key, counts="X")
         experiment = Experiment.of(cells, settings)
@@ -142,58 +147,62 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
             score_composition(experiment, designed, condition),
         ]
         tables.append(pd.concat(scores, ignore_index=True).assign(condition=condition))
-    where = {**asdict(point), "repeat": repeat, "n_samples": len(designed.samples), "n_cells": cells.n_obs}
-    found = pd.concat(tables, ignore_index=True)
-    return found.assign(**{name: np.nan if value is None else value for name, value in where.items()})
+    facts = {**asdict(point), "repeat": repeat, "n_samples": len(designed.samples), "n_cells": cells.n_obs}
+    counts = pd.concat(tables, ignore_index=True)
+    return counts.assign(**{name: np.nan if value is None else value for name, value in facts.items()})
 
 
 def compile_testable(model: BranchedModel, design: Design) -> DesignedExperiment:
-    """Bring a design to a model, and reject changes of other modalities than RNA, of which the tests are."""
+    """Compile a design; reject changes without genes of RNA."""
     designed = compile_design(model, design)
-    genes = designed.modalities[0].features.stop
-    if designed.changes and not any((planted.genes < genes).any() for planted in designed.changes):
+    n_genes = designed.modalities[0].features.stop
+    if designed.changes and not any((planted.genes < n_genes).any() for planted in designed.changes):
         raise InputError("no gene of RNA changes, and tests are of RNA alone; give changes of genes.")
     return designed
 
 
 def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, design: Design) -> pd.DataFrame:
-    """Count the genes that each method finds in each cell type, by planted changes, genes x cell types."""
+    """Count discoveries by method and cell type; planted changes: genes x types."""
     rows = []
     for method in methods_of(design):
         tests = expression_test(experiment, method)
-        for cell_type, change in log2_fold_change.loc[experiment.genes].items():  # of RNA, which is tested
+        for cell_type, change in log2_fold_change.loc[experiment.genes].items():  # RNA only
             tested = tests[tests["cell_type"] == cell_type]
             planted = change.reindex(tested["gene"]).to_numpy(dtype=float)
             row = counts_of(tested, planted, tested["log2_fold_change"].to_numpy(dtype=float), fdr=design.power.fdr)
-            row["n_planted"] = int((change.abs() > NULL).sum())  # those that were not tested are not found
+            row["n_planted"] = int((change.abs() > NULL).sum())  # including genes that were not tested
             rows.append({"method": method, "cell_type": cell_type, **row})
     return pd.DataFrame(rows)
 
 
 def score_composition(experiment: Experiment, designed: DesignedExperiment, condition: str) -> pd.DataFrame:
-    """Count the types whose share is found to differ; others, which shifts change a little, are not counted."""
+    """Count the cell types found to shift in composition.
+
+    Only types named by a shift are counted; the shares of the rest change slightly. If no shift has an effect, every
+    type is counted as null.
+    """
     shifts = [shift for shift in designed.design.composition.shifts if shift.condition == condition]
     if not shifts:
         return pd.DataFrame()
     ratios = composition_table(designed).set_index(["condition", "cell_type"])["log_odds_ratio"].loc[condition]
-    named = {
+    shifted = {
         designed.model.cell_type_of[name] for shift in shifts for name in resolve_populations(designed.model, shift.in_)
     }
-    planted = ratios[ratios.index.isin(named) & (ratios.abs() > NULL)]
+    planted = ratios[ratios.index.isin(shifted) & (ratios.abs() > NULL)]
     tests = share_tests(experiment.n_cells, experiment.samples)
-    chosen = planted if len(planted) else pd.Series(0.0, index=tests["cell_type"])
+    changes = planted if len(planted) else pd.Series(0.0, index=tests["cell_type"])
     rows = []
-    for cell_type, change in chosen.items():
+    for cell_type, change in changes.items():
         tested = tests[tests["cell_type"] == cell_type]
-        change_of_test = np.full(len(tested), change)
-        row = counts_of(tested, change_of_test, tested["log_odds"].to_numpy(dtype=float), fdr=designed.design.power.fdr)
-        row["n_planted"] = int(abs(change) > NULL)  # of a type without cells, too, which is not found
+        planted_change, estimate = np.full(len(tested), change), tested["log_odds"].to_numpy(dtype=float)
+        row = counts_of(tested, planted_change, estimate, fdr=designed.design.power.fdr)
+        row["n_planted"] = int(abs(change) > NULL)  # even if the type has no cells to test
         rows.append({"method": COMPOSITION, "cell_type": cell_type, **row})
     return pd.DataFrame(rows)
 
 
 def counts_of(tests: pd.DataFrame, planted: np.ndarray, estimate: np.ndarray, *, fdr: float) -> dict[str, Any]:
-    """Count planted, found and false discoveries among tests, by the planted change of each."""
+    """Count true and false discoveries by the planted change of each test."""
     changed = np.abs(planted) > NULL
     discovery = (tests["fdr"] < fdr).to_numpy()
     small = (tests["p_value"] < SMALL).to_numpy()
@@ -218,13 +227,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, repr=False)
 class PowerAnalysis(Result):
-    """What tests find in the experiments of a grid.
+    """Discoveries of tests in a grid of simulated experiments.
 
     Attributes
     ----------
     repeats
-        A row for each experiment, method and cell type, see :func:`bdm.power.analysis.score_experiment`; ``n_points``
-        and ``n_repeats`` are the size of the grid, and ``fdr`` is the limit of discoveries.
+        Table with a row for each experiment, method and cell type, see
+        :func:`bdm.power.analysis.score_experiment`; ``n_points`` and ``n_repeats`` are the size of the grid, and
+        ``fdr`` is the false discovery rate at which tests are significant.
     """
 
     kind = "power"
@@ -238,19 +248,19 @@ class PowerAnalysis(Result):
 
     @property
     def power(self) -> pd.DataFrame:
-        """Table with a row for each combination of values and each method.
+        """Table with a row for each point of the grid and method.
 
-        ``power`` is the share of planted genes that are found (of planted shifts for ``composition``), from ``low`` to
-        ``high`` by 95% intervals. ``false_discovery_rate`` is the mean false discovery proportion (0 without
-        discoveries) of the tests that are adjusted together, the genes of a cell type, over types, conditions and
-        repeats, and ``false_discovery_error`` its standard error. ``small_p_values`` is the share of tests with
-        p < 0.05 where nothing was planted. ``n_samples`` and ``n_cells`` are the cost of an experiment.
+        ``power`` is the share of planted genes (planted shifts for ``composition``) that are found, with a 95% interval
+        from ``low`` to ``high``. ``false_discovery_rate`` is the mean false discovery proportion (0 without
+        discoveries) over conditions, repeats and families of tests adjusted together: genes of a cell type, or all cell
+        types for ``composition``. ``false_discovery_error`` is its standard error. ``small_p_values`` is the share of
+        p-values below 0.05 among tests without a planted change. ``n_samples`` and ``n_cells`` are the cost.
         """
         return summary(self.repeats, [*POINT, "fdr", "method"])
 
     @property
     def by_type(self) -> pd.DataFrame:
-        """The table :attr:`power` for each cell type."""
+        """Table :attr:`power`, split by cell type."""
         return summary(self.repeats, [*POINT, "fdr", "method", "cell_type"])
 
     def _write_tables(self, folder: Path) -> None:
@@ -259,7 +269,7 @@ class PowerAnalysis(Result):
 
 
 def power_analysis(model: BranchedModel, design: Design | dict[str, Any] | Path | str) -> PowerAnalysis:
-    """Simulate and test the experiments of a grid, the section ``power`` of a design."""
+    """Simulate and test all experiments in the grid of a design."""
     checked = read_design(design)
     check_testable(checked)
     repeats = pd.concat(experiments(model, checked), ignore_index=True)
@@ -268,7 +278,7 @@ def power_analysis(model: BranchedModel, design: Design | dict[str, Any] | Path 
 
 
 def warn_of_untested(repeats: pd.DataFrame) -> None:
-    """Warn of cell types whose planted genes cannot be found, as too few samples have enough cells for a test."""
+    """Warn of cell types with planted genes but no test."""
     planted = repeats[(repeats["method"] != COMPOSITION) & (repeats["n_planted"] > 0)]
     untested = planted.loc[planted["n_tested"] == 0, "cell_type"].value_counts()
     if len(untested):
@@ -284,7 +294,7 @@ def warn_of_untested(repeats: pd.DataFrame) -> None:
 
 
 def experiments(model: BranchedModel, design: Design) -> Iterator[pd.DataFrame]:
-    """Score the experiments of a grid, several at once."""
+    """Score all experiments of the grid, in parallel."""
     points, power = list(points_of(design.power)), design.power
     size = {"n_points": len(points), "n_repeats": power.n_repeats, "fdr": power.fdr}
     with threads() as run:
@@ -299,7 +309,7 @@ def experiments(model: BranchedModel, design: Design) -> Iterator[pd.DataFrame]:
 
 
 def check_testable(design: Design) -> None:
-    """Raise an InputError if there is nothing to test in a design."""
+    """Raise an InputError if a design has nothing to test."""
     conditions = design.samples.conditions
     if len(conditions) < 2:
         raise InputError(
@@ -331,16 +341,16 @@ def check_testable(design: Design) -> None:
 
 
 def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Average experiments over repeats, by some columns."""
-    own = [column for column in by if column != "cell_type"]
-    cost = repeats.groupby(own, dropna=False, sort=False)[["n_samples", "n_cells"]].mean().round()
-    with_proportion = repeats.assign(false_proportion=false_proportion(repeats))
+    """Summarise experiments over repeats, grouped by columns."""
+    keys_of_cost = [column for column in by if column != "cell_type"]
+    cost = repeats.groupby(keys_of_cost, dropna=False, sort=False)[["n_samples", "n_cells"]].mean().round()
+    repeats = repeats.assign(false_proportion=false_proportion(repeats))
     rows = []
-    for key, table in with_proportion.groupby(by, dropna=False, sort=False):
+    for key, table in repeats.groupby(by, dropna=False, sort=False):
         by_repeat = table.groupby("repeat")
-        repeats_of, proportion = by_repeat[SUMS].sum(), by_repeat["false_proportion"].mean()
-        total, mean = repeats_of.sum(), repeats_of.mean()
-        low, high = interval(repeats_of["n_found"].to_numpy(), repeats_of["n_planted"].to_numpy())
+        sums, proportion = by_repeat[SUMS].sum(), by_repeat["false_proportion"].mean()
+        total, mean = sums.sum(), sums.mean()
+        low, high = interval(sums["n_found"].to_numpy(), sums["n_planted"].to_numpy())
         rows.append(
             {
                 **dict(zip(by, key, strict=True)),
@@ -352,22 +362,25 @@ def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
                 "small_p_values": total["n_null_small"] / total["n_null"] if total["n_null"] else np.nan,
                 "n_planted": mean["n_planted"],
                 "n_discoveries": mean["n_discoveries"],
-                "n_repeats": len(repeats_of),
+                "n_repeats": len(sums),
             }
         )
-    return pd.DataFrame(rows).merge(cost.reset_index(), on=own, how="left")
+    return pd.DataFrame(rows).merge(cost.reset_index(), on=keys_of_cost, how="left")
 
 
 def false_proportion(repeats: pd.DataFrame) -> pd.Series:
-    """Compute the false discovery proportion of tests adjusted together; NaN if all of them were planted."""
-    together = repeats["cell_type"].where(repeats["method"] != COMPOSITION, COMPOSITION)  # types, in tests of shares
-    family = [*(repeats[column] for column in ("number", "repeat", "condition", "method")), together]
+    """Return false discovery proportions of tests adjusted together; NaN without null tests."""
+    cell_type = repeats["cell_type"].where(repeats["method"] != COMPOSITION, COMPOSITION)  # a family has all types
+    family = [*(repeats[column] for column in ("number", "repeat", "condition", "method")), cell_type]
     total = repeats[["n_false", "n_discoveries", "n_null"]].groupby(family, sort=False).transform("sum")
     return (total["n_false"] / total["n_discoveries"].clip(lower=1)).where(total["n_null"] > 0)
 
 
 def interval(found: np.ndarray, planted: np.ndarray) -> tuple[float, float]:
-    """Wilson's interval of a share; genes of one experiment count as fewer if repeats differ by more than chance."""
+    """Return Wilson's interval of the share of planted effects that are found.
+
+    If repeats differ by more than chance, the number of effects is divided by the design effect.
+    """
     total = planted.sum()
     if not total:
         return np.nan, np.nan

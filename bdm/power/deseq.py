@@ -1,4 +1,4 @@
-"""DESeq2 by pydeseq2, whose two longest steps by gene are computed for all genes at once."""
+"""DESeq2 by pydeseq2, with its two slowest steps vectorised over genes."""
 
 import warnings
 from typing import Any
@@ -14,42 +14,42 @@ from scipy.optimize.elementwise import find_minimum
 from scipy.special import gammaln, polygamma
 from scipy.stats import t as student_t
 
-N_GRID = 33  # dispersions that are tried, before the best is refined
-FREEDOM = (1e-2, 1e6)  # degrees of freedom of a prior, for variances of 4e4 and 2e-6
+N_GRID = 33  # dispersions to try before refining the best
+FREEDOM = (1e-2, 1e6)  # bounds of a prior's degrees of freedom, for variances of 4e4 and 2e-6
 
 
 def deseq2(counts: np.ndarray, design: np.ndarray, *, t_distribution: bool = False) -> pd.DataFrame:
-    """Test the last coefficient of a linear model of log expression by DESeq2's Wald test.
+    """Test the last coefficient of a design by DESeq2's Wald test.
 
-    The steps are DESeq2's ([Love et al. 2014](https://doi.org/10.1186/s13059-014-0550-8)), with its defaults; p-values
-    of genes with outliers by Cook's distance are missing, as there.
+    Steps and defaults are DESeq2's ([Love et al. 2014](https://doi.org/10.1186/s13059-014-0550-8)), including missing
+    p-values for genes with outliers by Cook's distance.
 
-    ``counts``: samples x genes; ``design``: samples x coefficients; returns: ``log2_fold_change`` and ``p_value``,
-    genes in their order.
+    ``counts`` is samples x genes, ``design`` samples x coefficients. Returns ``log2_fold_change`` and ``p_value`` of
+    each gene, in order.
     """
     samples = [f"sample_{number}" for number in range(len(counts))]
     model = pd.DataFrame(design, index=samples, columns=[f"coefficient_{number}" for number in range(design.shape[1])])
     table = pd.DataFrame(counts, index=samples, columns=[f"gene_{number}" for number in range(counts.shape[1])])
-    how: dict[str, Any] = {"quiet": True, "inference": AllGenesInference(n_cpus=1)}
-    with warnings.catch_warnings(action="ignore"):  # of dispersions without a trend, and of few samples
-        fitted = DeseqDataSet(counts=table, metadata=pd.DataFrame(index=samples), design=model, **how)
+    options: dict[str, Any] = {"quiet": True, "inference": AllGenesInference(n_cpus=1)}
+    with warnings.catch_warnings(action="ignore"):  # on dispersions without a trend, and on few samples
+        fitted = DeseqDataSet(counts=table, metadata=pd.DataFrame(index=samples), design=model, **options)
         fitted.deseq2()
         contrast = np.eye(design.shape[1])[-1]
-        tests = DeseqStats(fitted, contrast=contrast, independent_filter=False, **how)
+        tests = DeseqStats(fitted, contrast=contrast, independent_filter=False, **options)
         tests.summary()
-    found = tests.results_df
-    p_value = found["pvalue"].to_numpy(dtype=float)
+    results = tests.results_df
+    p_value = results["pvalue"].to_numpy(dtype=float)
     if t_distribution:
         freedom = len(counts) - design.shape[1] + freedom_of_prior(float(fitted.uns["prior_disp_var"]))
-        of_t = 2 * student_t.sf(found["stat"].abs().to_numpy(dtype=float), freedom)
-        p_value = np.where(np.isnan(p_value), np.nan, of_t)
-    return pd.DataFrame({"log2_fold_change": found["log2FoldChange"].to_numpy(), "p_value": p_value})
+        p_value_of_t = 2 * student_t.sf(results["stat"].abs().to_numpy(dtype=float), freedom)
+        p_value = np.where(np.isnan(p_value), np.nan, p_value_of_t)
+    return pd.DataFrame({"log2_fold_change": results["log2FoldChange"].to_numpy(), "p_value": p_value})
 
 
 def freedom_of_prior(variance: float) -> float:
-    """Degrees of freedom with which a log variance is estimated with this variance; 0 if it is not known.
+    """Return degrees of freedom whose log chi-squared has this variance.
 
-    It is not known of genes whose counts vary no more than by chance, as all of a few genes may.
+    Returns 0 if the variance is NaN, when no gene is overdispersed; this may happen with few genes.
     """
     if np.isnan(variance):
         return 0.0
@@ -57,7 +57,7 @@ def freedom_of_prior(variance: float) -> float:
 
 
 class AllGenesInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has no types
-    """Dispersions and models of all genes at once, in a quarter of the time; dispersions are globally the best."""
+    """Inference for all genes at once, with globally optimal dispersions."""
 
     def alpha_mle(
         self,
@@ -72,16 +72,16 @@ class AllGenesInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has
         prior_reg: bool = False,
         optimizer: str = "L-BFGS-B",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Dispersions of most likelihood, refined from the best of a grid, and that each has converged."""
+        """Return maximum-likelihood dispersions, refined from a grid, and convergence."""
 
         def loss(log_alpha: np.ndarray, gene: np.ndarray) -> np.ndarray:
             alpha, m = np.exp(log_alpha), mu[:, gene]
-            found = negative_log_likelihood(counts[:, gene], m, alpha)
+            value = negative_log_likelihood(counts[:, gene], m, alpha)
             if cr_reg:
-                found += 0.5 * np.linalg.slogdet(information(design_matrix, m / (1 + m * alpha)))[1]
+                value += 0.5 * np.linalg.slogdet(information(design_matrix, m / (1 + m * alpha)))[1]
             if prior_reg and prior_disp_var is not None:
-                found += (log_alpha - np.log(alpha_hat[gene])) ** 2 / (2 * prior_disp_var)
-            return found
+                value += (log_alpha - np.log(alpha_hat[gene])) ** 2 / (2 * prior_disp_var)
+            return value
 
         genes, grid = np.arange(counts.shape[1]), np.linspace(np.log(min_disp), np.log(max_disp), N_GRID)
         best = np.array([loss(np.full(len(genes), value), genes) for value in grid]).argmin(axis=0)
@@ -102,7 +102,7 @@ class AllGenesInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has
         optimizer: str = "L-BFGS-B",
         maxiter: int = 250,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Coefficients, means, leverages and convergence of negative binomial models with given dispersions."""
+        """Return coefficients, means, leverages and convergence of negative binomial models."""
         size, ridge = size_factors[:, None], 1e-6 * np.eye(design_matrix.shape[1])
         beta = np.linalg.lstsq(design_matrix, np.log(counts / size + 0.1), rcond=None)[0]
         mu = np.maximum(size * np.exp(design_matrix @ beta), min_mu)
@@ -115,10 +115,10 @@ class AllGenesInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has
             right = (design_matrix.T @ (weights * working)).T
             new = np.linalg.solve(information(design_matrix, weights) + ridge, right[..., None])[..., 0].T
             beta[:, active], mu[:, active] = new, np.maximum(size * np.exp(design_matrix @ new), min_mu)
-            now = -2 * negative_log_likelihood(y, mu[:, active], alpha)
-            change = np.abs(now - deviance[active]) / (np.abs(now) + 0.1)
-            deviance[active] = now
-            outside = (np.abs(new) > max_beta).any(axis=0) | ~np.isfinite(now)
+            new_deviance = -2 * negative_log_likelihood(y, mu[:, active], alpha)
+            change = np.abs(new_deviance - deviance[active]) / (np.abs(new_deviance) + 0.1)
+            deviance[active] = new_deviance
+            outside = (np.abs(new) > max_beta).any(axis=0) | ~np.isfinite(new_deviance)
             genes = np.flatnonzero(active)
             diverged[genes[outside]] = True
             active[genes[(change <= beta_tol) | outside]] = False
@@ -130,13 +130,13 @@ class AllGenesInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has
         converged, means = np.ones(counts.shape[1], dtype=bool), size * np.exp(design_matrix @ beta)
         for gene in np.flatnonzero(diverged | active):
             arguments = (min_mu, beta_tol, min_beta, max_beta, optimizer, maxiter)
-            alone = irls_solver(counts[:, gene], size_factors, design_matrix, disp[gene], *arguments)
-            beta[:, gene], means[:, gene], leverage[:, gene], converged[gene] = alone
+            solution = irls_solver(counts[:, gene], size_factors, design_matrix, disp[gene], *arguments)
+            beta[:, gene], means[:, gene], leverage[:, gene], converged[gene] = solution
         return beta.T, means, leverage, converged
 
 
 def negative_log_likelihood(counts: np.ndarray, mu: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Of negative binomials with means (samples x genes) and a dispersion for each gene, summed over samples."""
+    """Return the negative log likelihood of each gene (counts: samples x genes)."""
     inverse = 1 / alpha
     binomial = gammaln(counts + inverse) - gammaln(counts + 1) - gammaln(inverse)
     terms = (counts + inverse) * np.log(mu + inverse) - counts * np.log(mu) - binomial
@@ -145,6 +145,5 @@ def negative_log_likelihood(counts: np.ndarray, mu: np.ndarray, alpha: np.ndarra
 
 
 def information(design: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Fisher information of the coefficients, genes x coefficients x coefficients, by weights (samples x genes)."""
-    found: np.ndarray = np.einsum("ij,ig,ik->gjk", design, weights, design)
-    return found
+    """Return the Fisher information, genes x coefficients x coefficients."""
+    return np.asarray(np.einsum("ij,ig,ik->gjk", design, weights, design))

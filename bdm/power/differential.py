@@ -1,4 +1,4 @@
-"""Tests between two conditions: experiments, their counts by sample (pseudobulk), and tests of genes and of shares."""
+"""Differential expression and composition between two conditions, with samples as replicates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,28 +22,28 @@ from bdm.evaluation.cells import Cells
 from bdm.evaluation.genes import adjusted, wilcoxon
 
 KEYS = {"sample": "sample_key", "condition": "condition_key", "cell_type": "label_key", "pair": "pair_key"}
-MIN_SAMPLES = 2  # of a condition, as the variance between samples is unknown with one
+MIN_SAMPLES = 2  # in each condition; a single sample gives no variance between samples
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentSettings(StageSettings):
-    """Where an AnnData has the samples of an experiment, and what is tested.
+    """Columns of an experiment in ``obs``, and filters of samples and genes.
 
     Attributes
     ----------
     sample_key, condition_key, label_key
         Columns of ``obs`` with the sample, the condition and the cell type.
     pair_key
-        Column of ``obs`` whose values have one sample in each condition, such as the donor before and after a
-        treatment; tests then compare samples within pairs.
+        Column of ``obs`` that pairs samples across conditions, such as the donor before and after a treatment. Tests
+        then compare samples within pairs.
     counts
-        Where the raw counts are: ``X``, ``raw``, the name of a layer, or ``auto``.
+        Location of the raw counts: ``X``, ``raw``, the name of a layer, or ``auto``.
     conditions
-        The reference, and the condition that is compared with it; by default the two that there are, in their order.
+        Reference condition and the condition to compare with it; by default both conditions in ``obs``, in order.
     min_cells
-        Samples with fewer cells of a cell type are not used for this type.
+        Samples with fewer cells of a cell type are left out for this type.
     min_counts
-        Genes are tested if as many samples as the smaller condition has reach this number of counts.
+        Genes are tested if at least n samples reach this count, where n is the size of the smaller condition.
     """
 
     section: ClassVar[str] = "experiment"
@@ -60,42 +60,42 @@ class ExperimentSettings(StageSettings):
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """Counts of the cells of one cell type, summed by sample."""
+    """Counts of a cell type, summed by sample."""
 
     counts: np.ndarray  # samples x genes
     tested: np.ndarray  # whether each gene has enough counts to be tested
-    design: np.ndarray  # samples x coefficients of a linear model, of which the last is that of the condition
+    design: np.ndarray  # design matrix, samples x coefficients; the last coefficient is the condition
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Cells of samples in two conditions."""
+    """Cells of an experiment with two conditions."""
 
     counts: sparse.csr_matrix  # raw counts, cells x genes
     genes: pd.Index
-    cell_type: np.ndarray  # of each cell
+    cell_type: np.ndarray  # cell type of each cell
     sample: np.ndarray  # row of each cell's sample in ``samples``
-    samples: pd.DataFrame  # ``condition`` (0 in the reference, 1 in the other), and ``pair`` if there are pairs
+    samples: pd.DataFrame  # columns ``condition`` (0 for the reference, else 1), and ``pair`` for paired samples
     settings: ExperimentSettings
 
     @classmethod
     def of(cls, adata: AnnData, settings: ExperimentSettings) -> "Experiment":
-        """Read an experiment from an AnnData."""
+        """Read an experiment from an AnnData, and check its samples and pairs."""
         adata = rna_in(adata, counts=settings.counts)
         columns = label_columns(adata.obs, settings)
-        reference, other = compared_conditions(columns["condition"], settings)
-        kept = columns["condition"].isin([reference, other]).to_numpy()
+        reference, compared = compared_conditions(columns["condition"], settings)
+        kept = columns["condition"].isin([reference, compared]).to_numpy()
         table = columns[kept].astype(str)
         samples = samples_of(table.drop(columns="cell_type"), settings)
-        samples["condition"] = (samples["condition"] == other).astype(int)
-        for code, name in enumerate((reference, other)):
+        samples["condition"] = (samples["condition"] == compared).astype(int)
+        for code, name in enumerate((reference, compared)):
             if (n_samples := int((samples["condition"] == code).sum())) < MIN_SAMPLES:
                 raise InputError(
                     f"condition {name!r} has {n_samples} sample; tests need {MIN_SAMPLES} or more in each condition, "
                     "as differences between samples are not known from one."
                 )
         cells = adata if kept.all() else adata[kept]
-        counts = raw_counts(cells, source=settings.counts) if cells.n_vars else cells  # shares need no counts
+        counts = raw_counts(cells, source=settings.counts) if cells.n_vars else cells  # composition needs no counts
         sample = samples.index.get_indexer(table["sample"])
         cell_type = table["cell_type"].to_numpy(dtype=str)
         return cls(sparse.csr_matrix(counts.X), counts.var_names, cell_type, sample, samples, settings)
@@ -112,7 +112,10 @@ class Experiment:
         return table.reindex(index=self.samples.index, columns=self.cell_types, fill_value=0)
 
     def used_samples(self, cell_type: str) -> np.ndarray:
-        """Rows of the samples with enough cells of a type, in which pairs are complete; none if there are too few."""
+        """Return rows of samples with enough cells, in complete pairs.
+
+        With too few samples for a test, no row is returned.
+        """
         enough = (self.n_cells[cell_type] >= self.settings.min_cells).to_numpy()
         if "pair" in self.samples:
             pairs = self.samples[enough].groupby("pair")["condition"].nunique()
@@ -124,21 +127,21 @@ class Experiment:
         return rows[:0] if too_few else rows
 
     def pseudobulk(self, cell_type: str) -> SampleCounts | None:
-        """Sum the counts of a cell type by sample; None if too few samples have enough of its cells."""
+        """Sum counts of a cell type by sample; None with few samples."""
         rows = self.used_samples(cell_type)
         if not len(rows):
             return None
         cells = np.flatnonzero(self.cell_type == cell_type)
         shape = (len(self.samples), len(cells))
-        of_sample = sparse.csr_matrix((np.ones(len(cells)), (self.sample[cells], np.arange(len(cells)))), shape=shape)
-        counts = np.rint((of_sample @ self.counts[cells]).toarray()[rows]).astype(int)
-        smaller = np.bincount(self.samples["condition"].iloc[rows]).min()
-        tested = (counts >= self.settings.min_counts).sum(axis=0) >= smaller
+        indicator = sparse.csr_matrix((np.ones(len(cells)), (self.sample[cells], np.arange(len(cells)))), shape=shape)
+        counts = np.rint((indicator @ self.counts[cells]).toarray()[rows]).astype(int)
+        n_smaller = np.bincount(self.samples["condition"].iloc[rows]).min()
+        tested = (counts >= self.settings.min_counts).sum(axis=0) >= n_smaller
         return SampleCounts(counts, tested, design_matrix(self.samples.iloc[rows]))
 
 
 def label_columns(obs: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFrame:
-    """Read the columns of an experiment as categories of text, in the order of the data, by what they hold."""
+    """Read the columns of ``KEYS`` as categories, in data order."""
     columns = {}
     for name, argument in KEYS.items():
         if (key := getattr(settings, argument)) is None:
@@ -146,39 +149,39 @@ def label_columns(obs: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFra
         if sentence := column_rejection(key, obs, argument=argument):
             raise InputError(sentence)
         labels = complete_column(obs, key)
-        # The first condition in the order of the data is the reference
-        known = map(str, obs[key].cat.categories) if hasattr(obs[key], "cat") else sorted(set(labels))
+        # By default, the first category of the condition is the reference
+        categories = map(str, obs[key].cat.categories) if hasattr(obs[key], "cat") else sorted(set(labels))
         present = set(labels)
-        columns[name] = pd.Categorical(labels, categories=[label for label in known if label in present])
+        columns[name] = pd.Categorical(labels, categories=[label for label in categories if label in present])
     return pd.DataFrame(columns, index=obs.index)
 
 
 def compared_conditions(condition: pd.Series, settings: ExperimentSettings) -> tuple[str, str]:
-    """Name the reference, and the condition to compare with it."""
-    known = list(condition.cat.categories)
-    requested = list(dict.fromkeys(settings.conditions)) or known
-    key, there_are = settings.condition_key, abbreviated(known, n_shown=10)
+    """Return the reference condition and the condition to compare with it."""
+    categories = list(condition.cat.categories)
+    requested = list(dict.fromkeys(settings.conditions)) or categories
+    key, names = settings.condition_key, abbreviated(categories, n_shown=10)
     for name in requested:
-        if name not in known:
-            raise InputError(f"no cell has the condition {name!r} in obs[{key!r}]; it has {there_are}.")
+        if name not in categories:
+            raise InputError(f"no cell has the condition {name!r} in obs[{key!r}]; it has {names}.")
     if len(requested) != 2:
         raise InputError(
             f"two conditions are compared, but there are {len(requested)}; name the reference and one other by "
-            f"`conditions=` (obs[{key!r}] has {there_are})."
+            f"`conditions=` (obs[{key!r}] has {names})."
         )
     return requested[0], requested[1]
 
 
 def samples_of(table: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFrame:
-    """List samples with their conditions and pairs, in alphabetical order."""
+    """Return a table of samples, in alphabetical order, with conditions and pairs."""
     samples = table.drop_duplicates().set_index("sample").sort_index()
     repeated = samples.index[samples.index.duplicated()]
     if len(repeated):
         sample = table[table["sample"] == repeated[0]]
-        what = "condition" if sample["condition"].nunique() > 1 else "pair"
+        column = "condition" if sample["condition"].nunique() > 1 else "pair"
         raise InputError(
-            f"sample {repeated[0]!r} has cells of several values of obs[{getattr(settings, KEYS[what])!r}] "
-            f"({abbreviated(sorted(sample[what].unique()), n_shown=5)}); give each sample one."
+            f"sample {repeated[0]!r} has cells of several values of obs[{getattr(settings, KEYS[column])!r}] "
+            f"({abbreviated(sorted(sample[column].unique()), n_shown=5)}); give each sample a single value."
         )
     if "pair" in samples:
         complete = samples.groupby("pair")["condition"].agg(["size", "nunique"])
@@ -196,7 +199,7 @@ def samples_of(table: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFram
 
 
 def design_matrix(samples: pd.DataFrame) -> np.ndarray:
-    """Linear model of samples: intercept, pairs but the first if samples are paired, and condition."""
+    """Return the design matrix: intercept, all pairs except the first, and condition."""
     condition = samples[["condition"]].to_numpy(dtype=float)
     intercept = np.ones_like(condition)
     if "pair" not in samples:
@@ -213,17 +216,17 @@ METHODS = {
     "deseq2_t": "DESeq2, t-distribution",
     "t_test": "t-test",
     "wilcoxon": "Wilcoxon of cells",
-}  # in words
-OTHER = "other"  # of the cells that are compared with the reference
+}  # names in figures and tables
+COMPARED = "compared"  # label of cells in the condition that is compared with the reference
 DEFAULTS = ExperimentSettings()
-MIN_RANGE = 1e-12  # of values that are not constant but for rounding
+MIN_RANGE = 1e-12  # smaller ranges are constant up to rounding
 
 
 @checked
 def pseudobulk_tests(
     adata: AnnData, settings: ExperimentSettings = DEFAULTS, *, t_distribution: bool = False
 ) -> pd.DataFrame:
-    """Test genes in each cell type by DESeq2, on counts summed by sample.
+    """Test genes in each cell type by DESeq2 on pseudobulk counts.
 
     Parameters
     ----------
@@ -232,51 +235,72 @@ def pseudobulk_tests(
     settings
         Columns of samples, conditions and cell types.
     t_distribution
-        Compare Wald's statistic with a t-distribution, whose degrees of freedom are those of the samples and those that
-        the prior of dispersions is worth. DESeq2's normal distribution has too many small p-values with few samples.
+        Compare Wald's statistic with a t-distribution, whose degrees of freedom are residual plus prior (from the
+        dispersions). DESeq2's normal distribution gives too many small p-values with few samples.
 
     Returns
     -------
-    A row for each ``cell_type`` and tested ``gene``: ``log2_fold_change`` between the condition and the reference,
-    ``p_value``, and ``fdr``, the p-value adjusted within the cell type (Benjamini and Hochberg). Without cell types
-    of which too few samples have enough cells.
+    Table with a row for each ``cell_type`` and tested ``gene``: ``log2_fold_change`` of the condition over the
+    reference, ``p_value``, and ``fdr``, the p-value adjusted within the cell type (Benjamini and Hochberg). Cell types
+    with too few samples are left out.
 
     Raises
     ------
     InputError
-        As :meth:`bdm.power.differential.Experiment.of`.
+        If a column or condition is missing, a condition has too few samples, or samples or pairs are ambiguous.
     """
     return expression_test(Experiment.of(adata, settings), "deseq2_t" if t_distribution else "deseq2")
 
 
 @checked
 def log_cpm_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
-    """Test genes in each cell type by a t-test of log2 counts per million, summed by sample; faster than DESeq2.
+    """Test genes in each cell type by a t-test of log2 CPM.
 
-    Counts and results are as in :func:`pseudobulk_tests`.
+    This test uses the same pseudobulk counts as DESeq2, and is faster.
+
+    Parameters
+    ----------
+    adata
+        Real or simulated cells, with raw counts.
+    settings
+        Columns of samples, conditions and cell types.
+
+    Returns
+    -------
+    Table as from :func:`pseudobulk_tests`.
     """
     return expression_test(Experiment.of(adata, settings), "t_test")
 
 
 @checked
 def wilcoxon_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
-    """Test genes in each cell type by Wilcoxon's rank sum test of cells, without regard to their samples.
+    """Test genes in each cell type by Wilcoxon's test, ignoring samples.
 
-    Cells of one sample are not independent, so this test finds differences between donors as well; it is here to be
-    compared with ([Squair et al. 2021](https://doi.org/10.1038/s41467-021-25960-2)), not to be used. Cells and genes
-    are those of :func:`pseudobulk_tests`, and so is the result.
+    Use it only for comparison: cells of a sample are not independent, so this test also finds differences between
+    donors ([Squair et al. 2021](https://doi.org/10.1038/s41467-021-25960-2)).
+
+    Parameters
+    ----------
+    adata
+        Real or simulated cells, with raw counts.
+    settings
+        Columns of samples, conditions and cell types.
+
+    Returns
+    -------
+    Table as from :func:`pseudobulk_tests`, with the same cells and genes.
     """
     return expression_test(Experiment.of(adata, settings), "wilcoxon")
 
 
 @checked
 def composition_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
-    """Test the share of each cell type in the samples by a t-test of its arcsine square root.
+    """Test the share of each cell type by a t-test.
 
-    The arcsine square root has about the same variance for any share, both from the sampling of cells and from
-    differences between samples by a beta distribution, so the test is valid with few samples, with pairs, and where
-    samples do not differ. It is the test of propeller ([Phipson et al.
-    2022](https://doi.org/10.1093/bioinformatics/btac582)), without a prior of the variance over cell types.
+    The arcsine square root of shares stabilises the variance, both of sampled cells and of beta-distributed differences
+    between samples. The test is therefore valid with few samples, with pairs, and without differences between samples.
+    It is propeller's test ([Phipson et al. 2022](https://doi.org/10.1093/bioinformatics/btac582)), without its prior on
+    the variance.
 
     Parameters
     ----------
@@ -287,32 +311,32 @@ def composition_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -
 
     Returns
     -------
-    A row for each ``cell_type``: ``log_odds``, the natural logarithm of the odds of the type in the condition over the
-    odds in the reference, ``p_value``, and ``fdr``, adjusted for the number of cell types (Benjamini and Hochberg).
-    P-values are missing if the share is the same in all samples.
+    Table with a row for each ``cell_type``: ``log_odds`` (natural log odds ratio of the condition over the reference),
+    ``p_value``, and ``fdr``, adjusted for the number of cell types (Benjamini and Hochberg). P-values are missing if
+    all samples have the same share.
 
     Raises
     ------
     InputError
-        As :meth:`bdm.power.differential.Experiment.of`.
+        As :func:`pseudobulk_tests`.
     """
     experiment = Experiment.of(adata, settings)
     return share_tests(experiment.n_cells, experiment.samples)
 
 
 def expression_test(experiment: Experiment, method: str) -> pd.DataFrame:
-    """Test the genes of all cell types of an experiment by one of ``METHODS``, with adjusted p-values."""
-    found = {cell_type: TESTS[method](experiment, cell_type) for cell_type in experiment.cell_types}
+    """Test all cell types of an experiment, and adjust p-values."""
+    results = {cell_type: TESTS[method](experiment, cell_type) for cell_type in experiment.cell_types}
     tables = [
         table.assign(cell_type=cell_type, fdr=adjusted(table["p_value"].to_numpy()))
-        for cell_type, table in found.items()
+        for cell_type, table in results.items()
         if table is not None and len(table)
     ]
     return pd.concat(tables, ignore_index=True)[COLUMNS] if tables else pd.DataFrame(columns=COLUMNS)
 
 
 def deseq2_of(experiment: Experiment, cell_type: str, *, t_distribution: bool = False) -> pd.DataFrame | None:
-    """Test the genes of one cell type by DESeq2."""
+    """Test the genes of a cell type by DESeq2."""
     bulk = experiment.pseudobulk(cell_type)
     if bulk is None or not bulk.tested.any():
         return None
@@ -321,7 +345,7 @@ def deseq2_of(experiment: Experiment, cell_type: str, *, t_distribution: bool = 
 
 
 def deseq2_test() -> Callable[..., pd.DataFrame]:
-    """Import the test of DESeq2, which needs an extra of bdm."""
+    """Import DESeq2's test, which needs the extra ``power``."""
     try:
         from bdm.power.deseq import deseq2
     except ImportError as error:
@@ -330,12 +354,12 @@ def deseq2_test() -> Callable[..., pd.DataFrame]:
 
 
 def t_test_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
-    """Test the genes of one cell type by the last coefficient of a linear model of log2 counts per million."""
+    """Test a cell type's genes by a t-test of log2 CPM."""
     bulk = experiment.pseudobulk(cell_type)
     if bulk is None:
         return None
     library = bulk.counts.sum(axis=1, keepdims=True)
-    # Half a count more, as in limma's voom, so that no logarithm is infinite
+    # Add half a count to keep logarithms finite, as in limma's voom
     log_cpm = np.log2((bulk.counts[:, bulk.tested] + 0.5) / (library + 1) * 1e6)
     log2_fold_change, p_value = t_test(log_cpm, bulk.design)
     genes = experiment.genes[bulk.tested]
@@ -343,7 +367,7 @@ def t_test_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
 
 
 def t_test(values: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficient and p-value (missing if constant) of a design's last column, for samples x variables."""
+    """Test a design's last coefficient for samples x variables; NaN if constant."""
     coefficients, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
     freedom = len(values) - rank
     variance = ((values - design @ coefficients) ** 2).sum(axis=0) / freedom
@@ -354,15 +378,15 @@ def t_test(values: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def wilcoxon_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
-    """Test the genes of one cell type by Wilcoxon's rank sum test of log1p(CP10k)."""
+    """Test a cell type's genes by Wilcoxon's test of log1p(CP10k)."""
     bulk = experiment.pseudobulk(cell_type)
     if bulk is None:
         return None
     used = np.isin(experiment.sample, experiment.used_samples(cell_type)) & (experiment.cell_type == cell_type)
-    treated = experiment.samples["condition"].to_numpy()[experiment.sample[used]]
-    cells = Cells(experiment.counts[used], np.where(treated == 1, OTHER, "reference"))
-    p_value = wilcoxon(cells, [OTHER])[OTHER][1][bulk.tested]
-    mean = [cells.cp10k[treated == code].mean(axis=0).A1[bulk.tested] for code in (0, 1)]
+    condition = experiment.samples["condition"].to_numpy()[experiment.sample[used]]
+    cells = Cells(experiment.counts[used], np.where(condition == 1, COMPARED, "reference"))
+    p_value = wilcoxon(cells, [COMPARED])[COMPARED][1][bulk.tested]
+    mean = [cells.cp10k[condition == code].mean(axis=0).A1[bulk.tested] for code in (0, 1)]
     with np.errstate(divide="ignore"):
         log2_fold_change = np.log2(mean[1]) - np.log2(mean[0])
     genes = experiment.genes[bulk.tested]
@@ -370,13 +394,13 @@ def wilcoxon_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
 
 
 def share_tests(n_cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
-    """Test the shares of cell types by their numbers, samples x cell types, as :func:`composition_tests`."""
+    """Test shares as :func:`composition_tests`; ``n_cells``: samples x cell types."""
     if "pair" in samples:
         samples = samples[samples.groupby("pair")["condition"].transform("nunique") == 2]
     numbers = n_cells.loc[samples.index].to_numpy(dtype=float)
     total, design = numbers.sum(axis=1, keepdims=True), design_matrix(samples)
     _, p_value = t_test(np.arcsin(np.sqrt(numbers / total)), design)
-    # Half a cell more, as a type may be absent from a sample
+    # Add half a cell, because a type may be absent from a sample
     log_odds = np.linalg.lstsq(design, logit((numbers + 0.5) / (total + 1)), rcond=None)[0][-1]
     table = pd.DataFrame({"cell_type": list(n_cells), "log_odds": log_odds, "p_value": p_value})
     return table.assign(fdr=adjusted(p_value))
