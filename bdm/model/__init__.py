@@ -1,1 +1,1 @@
-"""The fitted model: its parts, fit, files, and the cells that it can take."""
+"""The branched model: fit, files, cards and matching cells."""

@@ -1,4 +1,4 @@
-"""Model card: the README.md of a model's folder, made of what its files record, with the metadata of Hugging Face."""
+"""Write model cards from recorded provenance, with metadata for Hugging Face."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bdm.settings import PrepareSettings
 if TYPE_CHECKING:
     from bdm.evaluation.evaluate import Evaluation
 
-CARD = "README.md"  # the name that Hugging Face gives to model cards
+CARD = "README.md"  # name of model cards on Hugging Face
 TAGS = (
     "single-cell",
     "rna-seq",
@@ -44,7 +44,7 @@ Rows = Iterable[Sequence[Any]]
 
 
 def save_with_card(folder: Path, model: BranchedModel) -> None:
-    """Write a model into its folder, with its card."""
+    """Write a model and its card to a folder."""
     save_model(folder, model)
     card = model_card(model, checksum=checksum_of(folder, "model"))
     (Path(folder) / CARD).write_text(card, encoding="utf-8")
@@ -62,15 +62,18 @@ def model_card(
     source: str | None = None,
     contact: str | None = None,
 ) -> str:
-    """Write the card of a model: metadata in YAML, as Hugging Face defines them, and text in Markdown."""
-    given = license or model.preparation.get("license")
+    """Return a model card: YAML metadata of Hugging Face, then Markdown.
+
+    ``audit`` and ``responses`` are variables of their sections; the license is by default the preparation's.
+    """
+    license = license or model.preparation.get("license")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(packaged("card.md"), {"table": table, "counted": counted, "quoted": quoted})
     return template.render(
-        metadata=metadata(given),
+        metadata=metadata(license),
         version=model.provenance["version"],
-        license=given,
-        data=data_rows(model, {"license": given or "not given", "source": source, "contact": contact}),
+        license=license,
+        data=data_rows(model, {"license": license or "not given", "source": source, "contact": contact}),
         extended=bool(model.extensions),
         n_batches=len(model.autoencoder.batches),
         donors="" if model.donor_effects is None else model.donor_effects.summary,
@@ -88,32 +91,32 @@ def model_card(
 
 
 def metadata(license: str | None) -> dict[str, Any]:
-    """Metadata of a card; licenses that Hugging Face does not list (in ``licenses.txt``) are ``other``."""
-    found: dict[str, Any] = {"library_name": "bdm"}
+    """Return metadata; licenses missing from Hugging Face's list become ``other``."""
+    entries: dict[str, Any] = {"library_name": "bdm"}
     if license:
-        known, listed_names = license.strip().lower(), packaged("licenses.txt").split()
-        found["license"] = known if known in listed_names else "other"
-        if known not in listed_names:
-            found["license_name"] = re.sub(r"[^a-z0-9.]+", "-", known).strip("-.") or "other"
-            found["license_link"] = license.strip() if re.match(r"https?://\S+$", license.strip()) else "LICENSE"
-    return {**found, "tags": list(TAGS)}
+        name, identifiers = license.strip().lower(), packaged("licenses.txt").split()
+        entries["license"] = name if name in identifiers else "other"
+        if name not in identifiers:
+            entries["license_name"] = re.sub(r"[^a-z0-9.]+", "-", name).strip("-.") or "other"
+            entries["license_link"] = license.strip() if re.match(r"https?://\S+$", license.strip()) else "LICENSE"
+    return {**entries, "tags": list(TAGS)}
 
 
 def packaged(name: str) -> str:
-    """Read a file next to this module."""
+    """Read a file from the folder of this module."""
     return (files("bdm.model") / name).read_text(encoding="utf-8")
 
 
-def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tuple[str, str]]:
-    """Describe the data of the fit; ``given`` has what the person who writes the card knows of them."""
+def data_rows(model: BranchedModel, stated: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    """Return table rows on the data, with rows stated by the author."""
     keys, batches = model.preparation, model.autoencoder.batches
     batch_key, checksum = keys.get("batch_key"), model.autoencoder.provenance.get("data_sha256")
     added = [extension.cell_type for extension in model.extensions]
     tree = "given by the user" if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
-    least, donors = keys.get("min_donors", PrepareSettings.min_donors), ""
+    minimum, donors = keys.get("min_donors", PrepareSettings.min_donors), ""
     if model.donor_effects is not None:
-        of_each = f"; {least:,} effective donors or more in each population of the fit" if least > 1 else ""
-        donors = f"{model.donor_effects.n_donors:,}, in the column {code(keys['donor_key'])}{of_each}"
+        condition = f"; {minimum:,} effective donors or more in each population of the fit" if minimum > 1 else ""
+        donors = f"{model.donor_effects.n_donors:,}, in the column {code(keys['donor_key'])}{condition}"
     rows = {
         "cells": f"{int(model.composition.to_numpy().sum()):,}",
         **dict(feature_rows(model.autoencoder.genes)),
@@ -123,28 +126,28 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
         "covariates": "" if model.covariates is None else markdown(model.covariates.summary),
         "tree of cell types": tree,
         "added by extensions": markdown(listed(added)),
-        **{name: markdown(text) for name, text in given.items() if text},
+        **{name: markdown(text) for name, text in stated.items() if text},
         "SHA-256 of the file": f"`{checksum}`" if checksum else "",
     }
     return [(name, value) for name, value in rows.items() if value]
 
 
 def feature_rows(var: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Yield the number of genes and, if there are any, of proteins and peaks."""
+    """Yield the number of features of each modality."""
     for modality in modalities_of(var):
         yield f"{NOUNS[modality.kind]}s", f"{modality.n_features:,}"
 
 
 def type_rows(model: BranchedModel, cells: GeneratedFile | None) -> Iterator[tuple[Any, ...]]:
-    """Yield each cell type, with the numbers of its cells, of its populations and, if there are any, of new cells."""
+    """Yield cell types with numbers of cells, populations and generated cells."""
     n_cells = model.composition_of_types.sum(axis=1)
     for name in model.cell_types:
-        new = () if cells is None else (f"{cells.n_by_type.get(name, 0):,}",)
-        yield markdown(name), f"{int(n_cells[name]):,}", len(model.autoencoder.populations_of(name)), *new
+        generated = () if cells is None else (f"{cells.n_by_type.get(name, 0):,}",)
+        yield markdown(name), f"{int(n_cells[name]):,}", len(model.autoencoder.populations_of(name)), *generated
 
 
 def file_rows(cells: GeneratedFile) -> Iterator[tuple[str, str]]:
-    """Describe a file of generated cells."""
+    """Yield table rows that describe a file of generated cells."""
     yield "file", code(cells.name)
     yield "SHA-256", f"`{cells.sha256}`"
     yield "cells", f'{int(cells.n_by_type.sum()):,}, each marked as synthetic: `obs["synthetic"]` is `True`'
@@ -156,7 +159,7 @@ def file_rows(cells: GeneratedFile) -> Iterator[tuple[str, str]]:
 
 
 def record_rows(model: BranchedModel, checksum: str | None) -> list[tuple[str, str]]:
-    """Describe how the model was made: versions, seed and checksum."""
+    """Return table rows of a model's versions, seed and checksum."""
     record = model.provenance
     packages = ", ".join(f"{name} {version}" for name, version in record["packages"].items())
     rows = {
@@ -170,7 +173,7 @@ def record_rows(model: BranchedModel, checksum: str | None) -> list[tuple[str, s
 
 
 def setting_rows(model: BranchedModel) -> Iterator[tuple[str, str]]:
-    """Yield each setting of the fit, ``stage.name``, and its value in words."""
+    """Yield the settings of the fit as ``stage.name`` and formatted value."""
     hierarchy = {"threshold": model.hierarchy.threshold, **model.hierarchy.provenance}
     stages = {
         "prepare": model.preparation,
@@ -184,7 +187,7 @@ def setting_rows(model: BranchedModel) -> Iterator[tuple[str, str]]:
 
 
 def in_words(name: str, value: Any) -> str:
-    """Write the value of a setting; of a file only its name, as its folder may name a person."""
+    """Format a setting without folders, because these may name a person."""
     if isinstance(value, list | tuple):
         return listed(list(map(str, value)), n_shown=5) or "none"
     if name in ("genes", "keep_genes") and isinstance(value, str):
@@ -195,8 +198,8 @@ def in_words(name: str, value: Any) -> str:
 
 
 def score_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the scores that the verdict is made of: name, generated cells, floor, and the score of a perfect model."""
-    from bdm.evaluation.scores import SCORE_NAMES  # late, as it takes seconds to import
+    """Yield the scores of the verdict: name, generated cells, floor and ideal."""
+    from bdm.evaluation.scores import SCORE_NAMES  # this import takes seconds
     from bdm.evaluation.verdict import LIMITS
 
     for finding in evaluation.verdict().findings:
@@ -205,7 +208,7 @@ def score_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str, str]]:
 
 
 def is_of(evaluation: Evaluation, checksum: str | None) -> bool:
-    """Whether an evaluation records the model with this checksum; False if it records none."""
+    """Return whether an evaluation records this checksum; another raises an InputError."""
     if GENERATED not in evaluation.sets:
         raise InputError("The evaluation has no generated cells; give an evaluation of cells of this model.")
     recorded = evaluation.provenance.get("sha256", {}).get("model")
@@ -218,18 +221,18 @@ def is_of(evaluation: Evaluation, checksum: str | None) -> bool:
 
 
 def table(header: Sequence[str], rows: Rows) -> str:
-    """Write a table in Markdown."""
+    """Format a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def quoted(name: str) -> str:
-    """Write the name of a file as a word of a command."""
+    """Quote the name of a file for a shell command."""
     return shlex.quote(printable(name))
 
 
 def code(text: object) -> str:
-    """Write text as code in a table."""
+    """Format text as code in a table."""
     return "`" + printable(str(text)).replace("`", "'").replace("|", r"\|") + "`"
 
 
@@ -238,7 +241,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GeneratedFile:
-    """A file of cells that a model generated."""
+    """File of generated cells."""
 
     name: str  # name of the file, without its folder
     sha256: str
@@ -246,11 +249,11 @@ class GeneratedFile:
     var: pd.DataFrame
     seed: int
     columns: tuple[str, ...]  # columns of ``obs``
-    sampling: dict[str, Any]  # how the cells were sampled: the settings of ``bdm generate``, by name
+    sampling: dict[str, Any]  # settings of ``bdm generate``, by name
 
     @classmethod
     def read(cls, path: Path, model: BranchedModel, *, checksum: str) -> Self:
-        """Describe a file that ``bdm generate`` wrote, without reading its counts."""
+        """Read the record of a file from ``bdm generate``, without its counts."""
         adata = read_cells(path, on_disk=True)
         record = dict(adata.uns.get("bdm", {}))
         recorded = record.get("model_sha256")

@@ -1,4 +1,4 @@
-"""Fit of a model: all stages on prepared cells, or the last stage on latents; and a check for collapsed populations."""
+"""Fit models: all stages from prepared cells, or the prior from latents."""
 
 import math
 from collections.abc import Iterable
@@ -28,10 +28,10 @@ from bdm.model.model import BranchedModel, composition_of, expected_counts, obse
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import FitSettings, TrainSettings
 
-N_LEVELS = 2048  # cells that are generated of each population to know the levels of its proteins
-N_CHECKED_CELLS = 100  # that are generated of each population for the check
-MIN_SPREAD = 0.1  # variance of generated cells, as a share of that of training cells; about 1 in a good model
-MAX_DISTANCE = 3  # distance of the means of generated and training cells, in radii; about 0.1 in a good model
+N_LEVELS = 2048  # cells to generate for the protein levels of a population
+N_CHECKED_CELLS = 100  # cells to generate for the check of a population
+MIN_SPREAD = 0.1  # smallest variance of generated cells relative to training cells; about 1 in a good model
+MAX_DISTANCE = 3  # largest distance between means of generated and training cells, in radii; about 0.1 in a good model
 
 
 def fit(
@@ -45,8 +45,25 @@ def fit(
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
     """Fit a model to prepared cells: autoencoder, hierarchy, prior.
 
-    Returns also the history of its training, tables by name: ``autoencoder``, by step the loss and, where there are
-    validation cells, their loss; and the tables of the prior, see :class:`bdm.prior.base.FittedPrior`.
+    Parameters
+    ----------
+    prepared
+        Cells from :func:`bdm.data.prepare.prepare`.
+    settings
+        Settings of all stages.
+    tree
+        Tree of the cell types; by default, clustered.
+    seed
+        Seed of all stages.
+    device
+        Device of the autoencoder and the prior.
+    **facts
+        Entries added to the provenance of the model.
+
+    Returns
+    -------
+    Model, and tables of its training by name: ``autoencoder`` with training and validation losses by step, and the
+    tables of :class:`bdm.prior.base.FittedPrior`.
     """
     autoencoder, losses = fit_autoencoder(
         prepared,
@@ -87,9 +104,12 @@ def fit_model(
     covariates: CovariateEffects | None = None,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
-    """Fit the prior to encoded cells; returns the model, and the tables of :class:`bdm.prior.base.FittedPrior`."""
+    """Fit the prior to encoded cells, and assemble the model.
+
+    ``latent`` has no effects of covariates. Returns also the tables of :class:`bdm.prior.base.FittedPrior`.
+    """
     cells = latent_cells(latent)
-    check_hierarchy(hierarchy, cells, of=latent.uns.get("autoencoder"))
+    check_hierarchy(hierarchy, cells, autoencoder=latent.uns.get("autoencoder"))
     whitening = fit_whitening(cells)
     moments = population_moments(cells, whitening)
     split = latent.obs.loc[latent.obs["split"] != "test", "split"]
@@ -112,8 +132,8 @@ def fit_model(
 
 @torch.no_grad()
 def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: int) -> dict[str, Levels]:
-    """Levels of the proteins in generated cells of populations, before these get the levels of training cells."""
-    autoencoder, sampler, found = model.autoencoder, model.sampler(), {}
+    """Measure protein levels of generated cells, before mapping to training cells."""
+    autoencoder, sampler, levels = model.autoencoder, model.sampler(), {}
     proteins = np.arange(autoencoder.genes.shape[0])[autoencoder.proteins]
     for population in populations:
         x = sampler.sample(population, N_LEVELS, torch_generator(seed, "levels", population))
@@ -129,24 +149,24 @@ def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: 
         before = quantiles(observation.sample(mean, generator).toarray(), generator, n_cells=n_cells)
         log_factor = (mean_count(autoencoder.levels[population]) / mean_count(before)).log().float()
         counts = observation.sample(mean * log_factor.exp().numpy(), generator)
-        found[population] = Levels(log_factor, quantiles(counts.toarray(), generator, n_cells=n_cells))
-    return found
+        levels[population] = Levels(log_factor, quantiles(counts.toarray(), generator, n_cells=n_cells))
+    return levels
 
 
 def check_collapse(sampler: Sampler, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
-    """Reject a model that generates cells of a population that are all similar, or misplaced."""
+    """Reject a model that generates nearly identical or misplaced cells."""
     for code, population in enumerate(cells.populations):
-        chosen = torch.nonzero(cells.population == code).squeeze(1)
+        rows = torch.nonzero(cells.population == code).squeeze(1)
         x = whitening(
-            cells.sample(chosen.repeat(math.ceil(N_CHECKED_CELLS / len(chosen))), torch_generator(seed, "look", code))
+            cells.sample(rows.repeat(math.ceil(N_CHECKED_CELLS / len(rows))), torch_generator(seed, "look", code))
         )
         generated = sampler.sample(population, N_CHECKED_CELLS, torch_generator(seed, "look", population))
-        spread, off = spread_and_distance(generated, x)
-        if not (spread >= MIN_SPREAD and off <= MAX_DISTANCE):
+        spread, distance = spread_and_distance(generated, x)
+        if not (spread >= MIN_SPREAD and distance <= MAX_DISTANCE):
             problem = (
                 f"have {spread:.2g} times the spread of the training cells"
                 if spread < MIN_SPREAD
-                else f"are {off:.2g} times their radius away from the training cells"
+                else f"are {distance:.2g} times their radius away from the training cells"
             )
             raise TrainingError(
                 f"Training went wrong: generated cells of {population!r} {problem}; "
@@ -155,19 +175,19 @@ def check_collapse(sampler: Sampler, cells: LatentCells, whitening: Whitening, *
 
 
 def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tuple[float, float]:
-    """Share of the variance of training cells that generated ones have, and distance of their means in radii."""
+    """Return the ratio of variances, and the distance of means in radii."""
     variance, expected = (x.double().var(dim=0, correction=0).sum() for x in (generated, training))
     radius = expected.clamp(min=training.shape[1]).sqrt()
-    off = (generated.mean(dim=0) - training.mean(dim=0)).norm() / radius
-    return float(variance / expected), float(off)
+    distance = (generated.mean(dim=0) - training.mean(dim=0)).norm() / radius
+    return float(variance / expected), float(distance)
 
 
-def check_hierarchy(hierarchy: Hierarchy, cells: LatentCells, *, of: str | None) -> None:
-    """Reject a hierarchy of other populations than the cells', or of an autoencoder whose checksum is not ``of``."""
-    if other := sorted(set(hierarchy.populations) ^ set(cells.populations)):
+def check_hierarchy(hierarchy: Hierarchy, cells: LatentCells, *, autoencoder: str | None) -> None:
+    """Reject a hierarchy with other populations, or from another autoencoder."""
+    if unshared := sorted(set(hierarchy.populations) ^ set(cells.populations)):
         raise InputError(
-            f"The hierarchy and the cells have different populations ({', '.join(other)}); make the hierarchy again."
+            f"The hierarchy and the cells have different populations ({', '.join(unshared)}); make the hierarchy again."
         )
-    made_of = hierarchy.provenance.get("autoencoder")
-    if made_of is not None and of is not None and made_of != of:
+    recorded = hierarchy.provenance.get("autoencoder")
+    if recorded is not None and autoencoder is not None and recorded != autoencoder:
         raise InputError("The hierarchy is of another autoencoder than the cells; make it again with bdm hierarchy.")

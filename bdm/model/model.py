@@ -1,4 +1,4 @@
-"""The branched model: its parts, extensions and files, and the genes that type-specific decoders change."""
+"""The branched model, its extensions and its files."""
 
 from __future__ import annotations
 
@@ -45,60 +45,54 @@ ABOUT = "Synthetic cells, computed by bdm with a model of measured cells; they a
 
 @dataclass(frozen=True, eq=False)
 class Extension:
-    """Parameters of one more cell type, without anything that others use."""
+    """Parameters of an added cell type."""
 
     cell_type: str
-    attachment: AttachmentPoint  # where the type leaves the hierarchy of the model that is extended
+    attachment: AttachmentPoint  # where the type leaves the hierarchy of the extended model
     support: float | None  # share of resamples of its cells that leave the same branch; None without resamples
-    # Branches of the populations, from the attachment point down: one leaf, or the clade of a type with several
-    tree: Hierarchy
-    # Type-specific decoders of the populations, in the latent space of the model; of a type with several, also its own
+    tree: Hierarchy  # branches of the type's populations, from the attachment point down
+    # Type-specific decoders of the populations, and of the type if it has several
     adapters: Adapters
-    sub_populations: SubPopulations  # of the type; none if it is one population
-    moments: PopulationMoments  # of the populations, in whitened space
-    # What the prior learned of the branches of ``tree`` beyond the moments, see
+    sub_populations: SubPopulations  # sub-populations of the type; empty if it has a single population
+    moments: PopulationMoments  # moments of the populations in whitened space
+    # Parameters of the prior on branches of ``tree``, in addition to moments; see
     # :meth:`bdm.prior.base.LatentPrior.fit_added`
     prior_state: dict[str, Tensor]
     library_sizes: Tensor  # smallest and largest log library size of its cells
-    composition: pd.DataFrame  # number of its new cells, by population (rows) and batch (columns)
-    covariates: CovariateEffects | None  # of a new type whose cells have the covariates of the model
-    batches: dict[str, Tensor]  # offsets (of genes) of new batches, by name
-    provenance: dict[str, Any]  # how it was made; ``ancestor_sha256`` is the checksum of the model that was extended
-    # Quantiles of the proteins in its training cells, and in generated cells before these get them, by population
+    composition: pd.DataFrame  # number of its cells, populations x batches
+    covariates: CovariateEffects | None  # effects on the type, if its cells have the model's covariates
+    batches: dict[str, Tensor]  # gene offsets of new batches, by name
+    provenance: dict[str, Any]  # record; ``ancestor_sha256`` is the checksum of the extended model
+    # Protein quantiles by population: in training cells, and in generated cells before mapping to training cells
     levels: dict[str, Tensor] = field(default_factory=dict)
     generated_levels: dict[str, Levels] = field(default_factory=dict)
 
     @property
     def n_cells(self) -> int:
-        """Number of new cells that the type was fitted to."""
+        """Number of cells that the type was fitted to."""
         return int(self.composition.to_numpy().sum())
 
 
 @dataclass(frozen=True)
 class BranchedModel:
-    """Everything that generates cells: decoder, whitened space, prior, and composition of the data."""
+    """Generative model of cells: autoencoder, whitening, prior and composition of the data."""
 
     autoencoder: GeneAutoencoder
     whitening: Whitening
     moments: PopulationMoments
     prior: LatentPrior
-    # Number of cells of each population (rows) in each batch (columns; one column ``n_cells`` where there are no
-    # batches)
+    # Number of cells, populations x batches; without batches, a single column ``n_cells``
     composition: pd.DataFrame
-    # Smallest and largest log library size of the training cells, which are the bounds for generated cells; 2 x
-    # modalities, if there are several
+    # Smallest and largest log library size of training cells, which bound generated cells; with several modalities,
+    # 2 x modalities
     library_sizes: Tensor
-    provenance: dict[str, Any]  # how it was made: versions, seeds, settings, hash of the data
-    # How the donors of the training cells differ; None where no donors were given. Types of extensions have no effects
-    # of donors
-    donor_effects: DonorEffects | None = None
-    # How cells depend on continuous covariates, with the types of extensions; None where none were named
-    covariates: CovariateEffects | None = None
-    # Of the proteins in generated cells of each population, before these get the levels of training cells
+    provenance: dict[str, Any]  # versions, seeds, settings and checksum of the data
+    donor_effects: DonorEffects | None = None  # None without donors; extensions have no donor effects
+    covariates: CovariateEffects | None = None  # effects of continuous covariates, including extensions; or None
+    # Protein levels of generated cells by population, before mapping to training cells
     levels: dict[str, Levels] = field(default_factory=dict)
-    # Extensions in the order in which they were added; the other attributes include them
-    extensions: tuple[Extension, ...] = ()
-    base: BranchedModel | None = None  # the model before any extension; None without extensions
+    extensions: tuple[Extension, ...] = ()  # in order of addition; all other fields include them
+    base: BranchedModel | None = None  # model before any extension; None without extensions
 
     @property
     def cell_types(self) -> tuple[str, ...]:
@@ -107,7 +101,7 @@ class BranchedModel:
 
     @property
     def populations(self) -> tuple[str, ...]:
-        """Populations of the cell types, the leaves of the hierarchy."""
+        """Populations of all cell types: the leaves of the hierarchy."""
         return self.moments.populations
 
     @property
@@ -118,29 +112,32 @@ class BranchedModel:
 
     @property
     def composition_of_types(self) -> pd.DataFrame:
-        """Number of cells of each cell type (rows) in each batch (columns)."""
+        """Number of cells, cell types x batches."""
         return self.composition.groupby(self.composition.index.map(self.cell_type_of), sort=False).sum()
 
     @property
     def hierarchy(self) -> Hierarchy:
-        """Tree of the populations, with the noise levels of its branches."""
+        """Tree of populations with noise levels of branches."""
         return self.prior.hierarchy
 
     def sampler(self, settings: SamplerSettings = SamplerSettings()) -> Sampler:
-        """Make the sampler of whitened cells."""
+        """Return a sampler of whitened cells."""
         return self.prior.sampler(settings)
 
     @property
     def layout(self) -> LatentLayout:
-        """Coordinates of the space that whitened cells are brought back to."""
+        """Coordinates of latent space: latent dimensions and log library sizes."""
         return LatentLayout(self.autoencoder.network.shape.n_latent, self.autoencoder.size_names)
 
     def encode(self, cells: AnnData) -> AnnData:
-        """Encode prepared cells, with what covariates leave of their latents, as in :mod:`bdm.latent.cells`."""
+        """Encode prepared cells as in :mod:`bdm.latent.cells`, without effects of covariates."""
         return with_residuals(encode(cells, self.autoencoder), self.covariates)
 
     def at_covariates(self, x: Tensor, population: str, values: np.ndarray | None) -> Tensor:
-        """Move whitened cells of a population to values of the covariates (cells x covariates), if there are any."""
+        """Shift whitened cells to values of covariates (cells x covariates).
+
+        Without values, or without covariates in the model, cells stay the same.
+        """
         if self.covariates is None or values is None:
             return x
         return x + self.whitening.linear(self.covariates.shift(population, self.cell_type_of[population], values))
@@ -148,18 +145,19 @@ class BranchedModel:
     def with_levels(
         self, counts: sparse.csr_matrix, population: str, generator: np.random.Generator
     ) -> sparse.csr_matrix:
-        """Give the proteins of generated cells of a population (cells x genes) the quantiles of training cells."""
+        """Map protein counts of generated cells to the quantiles of training cells."""
         if population not in self.levels:
             return counts
-        at = self.autoencoder.proteins
+        columns = self.autoencoder.proteins
         levels = self.levels[population].quantiles, self.autoencoder.levels[population]
-        proteins = sparse.csr_matrix(mapped(counts[:, at].toarray(), *levels, generator), dtype=counts.dtype)
-        return sparse.csr_matrix(sparse.hstack([counts[:, : at.start], proteins, counts[:, at.stop :]]))
+        proteins = sparse.csr_matrix(mapped(counts[:, columns].toarray(), *levels, generator), dtype=counts.dtype)
+        return sparse.csr_matrix(sparse.hstack([counts[:, : columns.start], proteins, counts[:, columns.stop :]]))
 
     def conditioned(self, coordinate: str, value: float) -> BranchedModel:
-        """Model of the cells whose coordinate of y, such as ``log_library_size``, has a value.
+        """Condition the model on a value of a coordinate.
 
-        Populations of a type are as common as they have cells at the value.
+        ``coordinate`` is a name in :attr:`layout`, such as ``log_library_size``, and ``value`` is not whitened.
+        Populations are weighted within their cell type by their density at the value.
         """
         index = self.layout.index(coordinate)
         along, value = self.whitening.direction(index), value - float(self.whitening.centre[index])
@@ -172,28 +170,28 @@ class BranchedModel:
 
     @property
     def donors(self) -> DonorModel | None:
-        """Distribution of donors, from which new ones are drawn; None where the model was fitted without donors."""
+        """Distribution of new donors; None for a model fitted without donors."""
         if self.donor_effects is None:
             return None
         composition, n_cells = self.donor_effects.composition, self.composition.sum(axis=1)
-        before = 0.0
+        n_before = 0.0
         for cell_type in self.cell_types:
             populations = self.autoencoder.populations_of(cell_type)
-            of_type = [float(n_cells.get(name, 0)) for name in populations]
+            numbers = [float(n_cells.get(name, 0)) for name in populations]
             if cell_type not in composition.cell_types:
-                share = sum(of_type) / (before + sum(of_type))
-                composition = composition.with_type(cell_type, populations, share, of_type)
-            before += sum(of_type)
+                share = sum(numbers) / (n_before + sum(numbers))
+                composition = composition.with_type(cell_type, populations, share, numbers)
+            n_before += sum(numbers)
         return DonorModel(self.donor_effects, composition, self.whitening, self.moments, self.cell_type_of)
 
     def library_range(self, population: str | None) -> tuple[Tensor, Tensor]:
-        """Smallest and largest log library sizes for a population: of its extension, if any, or of training cells."""
-        extended: dict[str | None, Tensor] = {
+        """Return the range of log library sizes of a population."""
+        ranges: dict[str | None, Tensor] = {
             name: extension.library_sizes
             for extension in self.extensions
             for name in (extension.cell_type, *extension.moments.populations)
         }
-        smallest, largest = extended.get(population, self.library_sizes)
+        smallest, largest = ranges.get(population, self.library_sizes)
         return smallest, largest
 
     @property
@@ -203,18 +201,18 @@ class BranchedModel:
 
     @property
     def form(self) -> str | None:
-        """Form in which the data kept several modalities, see :mod:`bdm.data.modalities`; None for RNA alone."""
+        """Storage form of several modalities, see :mod:`bdm.data.modalities`; None for RNA."""
         return self.autoencoder.provenance.get("form")
 
     @property
     def label_key(self) -> str | None:
-        """Column of ``obs`` that held the cell types of the data; None if these had no labels."""
+        """Column of cell types in the data; None without labels."""
         key = self.preparation["label_key"]
         return None if key is None else str(key)
 
     @property
     def preparation(self) -> dict[str, Any]:
-        """Settings with which the data of the fit were prepared."""
+        """Settings of the preparation of the data."""
         return dict(self.autoencoder.provenance["prepare"])
 
 
@@ -227,7 +225,25 @@ def expected_counts(
     *,
     offset: Tensor | None = None,
 ) -> np.ndarray:
-    """Mean counts of cells, cells x genes; ``x``: cells x dimensions; ``offset``: cells x genes."""
+    """Decode whitened cells to mean counts.
+
+    Parameters
+    ----------
+    model
+        Model with the decoder.
+    x
+        Whitened cells, cells x dimensions.
+    batch
+        Batch of each cell, (n_cells,); None averages over batches.
+    population
+        Population whose decoder is used; None for the shared decoder.
+    offset
+        Added to the log expression before normalisation, cells x genes.
+
+    Returns
+    -------
+    Mean counts, cells x genes.
+    """
     y, layout = model.whitening.inverse(x), model.layout
     decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(batch)
     log_size = y[:, layout.library_sizes].clamp(*model.library_range(population))
@@ -239,29 +255,29 @@ def expected_counts(
 
 @torch.no_grad()
 def observation_model(model: BranchedModel, population: str) -> ObservationModel:
-    """Observation model of the counts of all genes in a population."""
+    """Return the observation model of all genes in a population."""
     code = torch.tensor(model.autoencoder.type_code(population))
     return model.autoencoder.network_of(population).decoder.observation(code)
 
 
 def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
-    """Numbers of cells of populations, or else of cell types (rows), in each batch (columns; or ``n_cells``)."""
+    """Count cells, populations (or types) x batches (or ``n_cells``)."""
     batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("n_cells", index=obs.index)
     population = obs["sub_population" if "sub_population" in obs else "cell_type"].astype(str)
     return pd.crosstab(population, batch).rename_axis(index=None, columns=None)
 
 
 def warn_of_few_cells(model: BranchedModel, cell_types: Collection[str]) -> None:
-    """Name the types whose training cells are too few for realistic cells, if any."""
+    """Warn of cell types with too few training cells for realistic cells."""
     n_cells = model.composition_of_types.sum(axis=1)
     few = [f"{name} ({n})" for name, n in n_cells.items() if name in cell_types and n < FEW_CELLS]
     if few:
-        named = abbreviated(few, n_shown=5)
-        logger.warning("Types of fewer than %d training cells, too few for realistic cells: %s.", FEW_CELLS, named)
+        names = abbreviated(few, n_shown=5)
+        logger.warning("Types of fewer than %d training cells, too few for realistic cells: %s.", FEW_CELLS, names)
 
 
 def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
-    """Add a cell type to a model; cells of others do not change by one bit."""
+    """Add a cell type; cells of other types stay identical."""
     autoencoder, row = model.autoencoder.with_batches(extension.batches), model.prior.n_rows
     autoencoder = autoencoder.with_type(extension.cell_type, extension.adapters, extension.sub_populations)
     autoencoder = replace(autoencoder, levels=autoencoder.levels | extension.levels)
@@ -283,27 +299,27 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
 
 
 def with_more_cells(composition: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
-    """Add numbers of cells by population and batch, both after the known ones, on whose order their cells depend."""
-    rows = composition.index.union(added.index, sort=False)
+    """Add numbers of cells; new rows and columns come last."""
+    rows = composition.index.union(added.index, sort=False)  # the order determines the cells of known populations
     columns = composition.columns.union(added.columns, sort=False)
-    known, new = (table.reindex(index=rows, columns=columns, fill_value=0) for table in (composition, added))
-    return known + new
+    before, new = (table.reindex(index=rows, columns=columns, fill_value=0) for table in (composition, added))
+    return before + new
 
 
 def checksums(files: Mapping[str, Path | None], *, model: Path | None) -> dict[str, str]:
-    """Checksums, by name, of the input files of a result and of its ``model``; without those that are None."""
-    found = {name: sha256(file) for name, file in files.items() if file is not None}
-    return found if model is None else {**found, "model": checksum_of(model, "model")}
+    """Return checksums by name of input files and the model, skipping None."""
+    values = {name: sha256(file) for name, file in files.items() if file is not None}
+    return values if model is None else {**values, "model": checksum_of(model, "model")}
 
 
 def record_of_cells(model: BranchedModel, *, seed: int, **facts: Any) -> dict[str, Any]:
-    """Record for ``uns['bdm']`` of cells that a model computes: what they are, versions, seed, checksum and facts."""
+    """Return the record of computed cells for ``uns['bdm']``, with ``facts``."""
     license, data_sha256 = model.preparation.get("license"), model.autoencoder.provenance.get("data_sha256")
     return storable(provenance(seed=seed, about=ABOUT, license=license, data_sha256=data_sha256, **facts))
 
 
 def is_of_model(path: Path, checksum: str) -> bool:
-    """Whether a model with this checksum computed the cells of a file, or that is unknown; warns if another one did."""
+    """Return whether a file's cells may be this model's; else warn."""
     recorded = read_cells(path, on_disk=True).uns.get("bdm", {}).get("model_sha256") if path.exists() else None
     if recorded in (None, checksum):
         return True
@@ -313,30 +329,43 @@ def is_of_model(path: Path, checksum: str) -> bool:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """Content of the folder of a model: the model before any extension, and its extensions."""
+    """Content of a model's folder: the base model and its extensions."""
 
     base: BranchedModel
     extensions: tuple[Extension, ...]
 
 
 def save_model(folder: Path, model: BranchedModel) -> str:
-    """Write a model into its folder, ``model.json`` and ``model.safetensors``, and return its checksum."""
+    """Write ``model.json`` and ``model.safetensors``; return the checksum."""
     return save(folder, "model", StoredModel(model.base or model, model.extensions))
 
 
 @using_threads()
 def load_model(folder: Path, *, device: str = "cpu") -> BranchedModel:
-    """Read a model from its folder; its prior goes to ``device``."""
-    on, stored = device_of(device), load(folder, "model", StoredModel)
+    """Read a model from its folder, and move its prior to ``device``."""
+    torch_device, stored = device_of(device), load(folder, "model", StoredModel)
     with reject_if_damaged(folder):
-        model = replace(stored.base, prior=stored.base.prior.to(on))
+        model = replace(stored.base, prior=stored.base.prior.to(torch_device))
         for extension in stored.extensions:
             model = extended(model, extension)
     return model
 
 
 def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
-    """Expression of genes (CP10k) by the shared and the type-specific decoder, the most changed first."""
+    """Compare the shared and the type-specific decoder gene by gene.
+
+    Parameters
+    ----------
+    model
+        Model with the decoders.
+    name
+        Cell type or population.
+
+    Returns
+    -------
+    Table of genes with ``shared`` and ``type_specific`` expression (CP10k) and ``log2_fold_change`` (with a pseudocount
+    of 1), the largest absolute changes first.
+    """
     shared, specific = (
         np.exp(log_expression(model, name, type_specific=type_specific)) * 1e4 for type_specific in (False, True)
     )
@@ -350,7 +379,7 @@ def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
 
 @torch.no_grad()
 def log_expression(model: BranchedModel, name: str, *, type_specific: bool) -> np.ndarray:
-    """Log expression at the mean latent of a cell type or population, normalised over genes, in the mean batch."""
+    """Decode the mean latent of a type or population to log expression."""
     populations = model.autoencoder.populations_of(name)
     y = model.whitening.inverse(model.moments.mixture(populations).mean[None])
     decoder = model.autoencoder.network_of(name if type_specific else None).decoder
