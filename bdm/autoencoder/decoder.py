@@ -40,8 +40,8 @@ class Decoder(nn.Module):
     """Distribution of counts given latents, with the prior of its parameters.
 
     The decoder is linear, so that loadings can be interpreted: expression is ``softmax(loadings z + offset[batch])``
-    over genes. Counts have the mean expression x library size, and an observation model describes the noise around
-    it. Each modality is a block of features with a softmax of its own, see :class:`bdm.autoencoder.softmax.Blocks`.
+    over genes. Counts have the mean expression x library size, and an observation model describes the noise around it.
+    Each modality is a block of features; proteins have no softmax, see :class:`bdm.autoencoder.softmax.Blocks`.
 
     Subclasses set ``observation_model`` and register under a name, which is the value of the setting ``likelihood``;
     installed packages register through the entry point group ``bdm.decoders``. If the observation model has

@@ -176,9 +176,9 @@ def choose_n_components(draws: Sequence[np.ndarray], fold: np.ndarray, maximum: 
 
     More components must gain more than ``MIN_GAIN`` standard errors. ``draws`` are samples, each cells x axes.
     """
-    best, reference = 1, held_out_likelihood(draws, fold, 1, random_state=random_state)
+    best, reference = 1, cross_validated_likelihood(draws, fold, 1, random_state=random_state)
     for n_components in range(2, maximum + 1):
-        likelihood = held_out_likelihood(draws, fold, n_components, random_state=random_state)
+        likelihood = cross_validated_likelihood(draws, fold, n_components, random_state=random_state)
         gain = likelihood - reference
         if gain.mean() * np.sqrt(len(gain)) > MIN_GAIN * gain.std():
             best, reference = n_components, likelihood
@@ -187,7 +187,7 @@ def choose_n_components(draws: Sequence[np.ndarray], fold: np.ndarray, maximum: 
     return best
 
 
-def held_out_likelihood(
+def cross_validated_likelihood(
     draws: Sequence[np.ndarray], fold: np.ndarray, n_components: int, *, random_state: int
 ) -> np.ndarray:
     """Compute each cell's log likelihood under the mixture of the other folds."""
@@ -309,7 +309,7 @@ def classify(
         order = torch.argsort(n_cells, descending=True, stable=True).tolist()
         groups, parts = [groups[row] for row in order], [parts[row] for row in order]
         names = tuple(f"{prefix}{number}" for number in range(1, len(parts) + 1))
-        classifier = SubPopulations(names, (cell_type,) * len(parts), *normal_densities(groups))
+        classifier = SubPopulations(names, (cell_type,) * len(parts), *fit_normal_densities(groups))
         assigned = classifier.assign(cell_type, mean)
         n_assigned = assigned.bincount(minlength=len(parts))
         if n_assigned.min() < smallest:
@@ -346,7 +346,7 @@ def hint_at_donors(obs: pd.DataFrame, sub_populations: SubPopulations) -> None:
         )
 
 
-def normal_densities(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def fit_normal_densities(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Compute ``axes``, ``mean`` and ``log_density`` of :class:`SubPopulations` from latents by group."""
     n_cells = torch.tensor([len(group) for group in groups], dtype=torch.float64)
     means = torch.stack([group.mean(dim=0) for group in groups])

@@ -196,7 +196,7 @@ def distinct_markers(training: Cells, genes: pd.Index, cell_types: tuple[str, ..
     return chosen
 
 
-def in_turn(modalities: Iterable[GeneSets]) -> GeneSets:
+def interleave(modalities: Iterable[GeneSets]) -> GeneSets:
     """Interleave the markers of several modalities, best first."""
     parts = list(modalities)
     joined = {name: chain.from_iterable(zip_longest(*(part[name] for part in parts))) for name in parts[0]}

@@ -51,9 +51,9 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     parts: dict[str, list[tuple[int, Expression]]] = {population: [] for population in model.populations}
     values = drawn_values(model, request.table, seed)
     for chunk in shared_chunks(sampler, request, seed):
-        parts[chunk.population].append((len(chunk.x), _expression(model, request, chunk, values)))
+        parts[chunk.population].append((len(chunk.x), _summarise(model, request, chunk, values)))
     n_trained = model.composition.sum(axis=1).to_dict()
-    expression = {population: _pooled(part) for population, part in parts.items()}
+    expression = {population: _pool(part) for population, part in parts.items()}
     return PopulationExpression(expression, n_trained, block_sizes(model.autoencoder.genes))
 
 
@@ -72,7 +72,7 @@ def model_differences(expression: PopulationExpression, contrast: Contrast) -> D
     return differences.without_p() if contrast.divides_type else differences
 
 
-def _expression(model: BranchedModel, request: Request, chunk: Chunk, values: dict[str, np.ndarray]) -> Expression:
+def _summarise(model: BranchedModel, request: Request, chunk: Chunk, values: dict[str, np.ndarray]) -> Expression:
     batch = request.batches(chunk.population, chunk.start, len(chunk.x))
     at = values[chunk.population][chunk.start : chunk.start + len(chunk.x)] if values else None
     x = model.at_covariates(chunk.x, chunk.population, at)
@@ -84,7 +84,7 @@ def _expression(model: BranchedModel, request: Request, chunk: Chunk, values: di
     return Expression(expression.mean(axis=0), expression.var(axis=0) + noise.mean(axis=0))
 
 
-def _pooled(parts: list[tuple[int, Expression]]) -> Expression:
+def _pool(parts: list[tuple[int, Expression]]) -> Expression:
     names = tuple(map(str, range(len(parts))))
     expressions = dict(zip(names, (expression for _, expression in parts), strict=True))
     n_cells = dict(zip(names, (n for n, _ in parts), strict=True))
@@ -243,23 +243,23 @@ def even_depth(cells: Cells, generator: np.random.Generator) -> Cells:
     """Downsample counts to a common library size.
 
     Cells with fewer counts are dropped. Library size affects both the assignment of a cell to a population and its
-    ranks, and would confound the test. The target is :func:`shallow_depth`, for each modality with a library size.
+    ranks, and would confound the test. The target is :func:`choose_depth`, for each modality with a library size.
     """
-    depths = [shallow_depth(part) if part.has_size else None for part in cells.by_modality]
+    depths = [choose_depth(part) if part.has_size else None for part in cells.by_modality]
     pairs = zip(cells.by_modality, depths, strict=True)
     enough = [part.library_size >= max(depth, 1) for part, depth in pairs if depth is not None]
     cells = cells[np.flatnonzero(np.logical_and.reduce(enough))]
     pairs = zip(cells.by_modality, depths, strict=True)
-    parts = [part.counts if depth is None else thinned(part, depth, generator) for part, depth in pairs]
+    parts = [part.counts if depth is None else thin(part, depth, generator) for part, depth in pairs]
     return replace(cells, counts=parts[0] if len(parts) == 1 else sparse.hstack(parts, format="csr"))
 
 
-def shallow_depth(cells: Cells) -> np.floating:
+def choose_depth(cells: Cells) -> np.floating:
     """Return the lower quartile of library sizes in the side with the smallest quartile."""
     return min(np.quantile(cells.library_size[cells.cell_type == side], MIN_DEPTH) for side in cells.n_by_type.index)
 
 
-def thinned(cells: Cells, depth: np.floating, generator: np.random.Generator) -> sparse.csr_matrix:
+def thin(cells: Cells, depth: np.floating, generator: np.random.Generator) -> sparse.csr_matrix:
     """Downsample the counts of cells to a library size, binomially."""
     share = np.repeat(depth / cells.library_size, np.diff(cells.counts.indptr))
     counts = cells.counts.copy()

@@ -33,7 +33,7 @@ from bdm.interpretation.ancestral_states import (
     by_members,
     commitment_of,
     distinct_markers,
-    in_turn,
+    interleave,
     markers_of,
     members_of_types,
 )
@@ -91,7 +91,7 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
     by_type = members_of_types(hierarchy)
     training = by_members(inputs.training, by_type)
-    markers = in_turn(
+    markers = interleave(
         distinct_markers(part, genes[modality.features], tuple(by_type), n_genes=settings.n_markers)
         for part, modality in zip(training.by_modality, inputs.model.autoencoder.modalities, strict=True)
     )
@@ -206,13 +206,13 @@ def read_inputs(
     splits = [
         StoredCells.from_anndata(prepared, real, np.flatnonzero(mask), real.var_names) for mask in (~is_test, is_test)
     ]
-    real = take_cells(real, np.sort(np.concatenate([rows_to_read(cells, seed=seed) for cells in splits])))
+    real = take_cells(real, np.sort(np.concatenate([sample_rows_to_read(cells, seed=seed) for cells in splits])))
     new_cells = StoredCells.from_anndata(generated, new, np.arange(new.n_obs), new.var_names)
-    new = checked(take_cells(new, rows_to_read(new_cells, seed=seed)), generated)
+    new = checked(take_cells(new, sample_rows_to_read(new_cells, seed=seed)), generated)
     return inputs_of(loaded, real, new[:, genes], seed=seed)
 
 
-def rows_to_read(cells: StoredCells, *, seed: int) -> np.ndarray:
+def sample_rows_to_read(cells: StoredCells, *, seed: int) -> np.ndarray:
     """Return the rows of at most ``MAX_CELLS`` cells, dropping cells of the largest types."""
     if len(cells) <= MAX_CELLS:
         return cells.rows

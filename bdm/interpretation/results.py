@@ -259,9 +259,9 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     }
     adata = AnnData(
         np.log1p(states.expression.T).astype(np.float32),
-        obs=tree_table(interpretation),
+        obs=tabulate_branches(interpretation),
         var=interpretation.names.var,
-        layers={name: by_branch(interpretation, values) for name, values in layers.items()},
+        layers={name: stack_by_branch(interpretation, values) for name, values in layers.items()},
         obsm={"X_latent": states.x},
     )
     adata.layers["detected"] = states.detected.T.to_numpy(dtype=np.float32)
@@ -270,7 +270,7 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     test = [(genes.contrast, genes.test) for genes in contrasts if genes.test]
     for name, differences in {"rank_genes_groups": model, "rank_genes_groups_test": test}.items():
         if differences:
-            adata.uns[name] = rank_genes_table(differences, interpretation.genes)
+            adata.uns[name] = to_rank_genes_groups(differences, interpretation.genes)
     for name, table in {"nodes": node_rows(interpretation), "agreement": interpretation.agreement}.items():
         adata.uns[name] = table.set_axis(table.index.astype(str))
     return adata
@@ -287,7 +287,7 @@ def contrasts_within_limit(contrasts: Sequence[ContrastGenes]) -> list[ContrastG
     return [genes for genes in contrasts if genes.contrast.child in chosen]
 
 
-def tree_table(interpretation: Interpretation) -> pd.DataFrame:
+def tabulate_branches(interpretation: Interpretation) -> pd.DataFrame:
     """Tabulate the branches in the order of the hierarchy."""
     hierarchy = interpretation.hierarchy
     names = [branch.name for branch in hierarchy.branches]
@@ -305,7 +305,7 @@ def tree_table(interpretation: Interpretation) -> pd.DataFrame:
     )
 
 
-def by_branch(interpretation: Interpretation, values: Callable[[ContrastGenes], np.ndarray]) -> np.ndarray:
+def stack_by_branch(interpretation: Interpretation, values: Callable[[ContrastGenes], np.ndarray]) -> np.ndarray:
     """Stack values of contrasts by branch, branches x genes; NaN at the root."""
     by_child = {genes.contrast.child: values(genes) for genes in interpretation.contrasts}
     missing = np.full(len(interpretation.genes), np.nan)
@@ -313,7 +313,7 @@ def by_branch(interpretation: Interpretation, values: Callable[[ContrastGenes], 
     return np.stack(rows).astype(np.float32)
 
 
-def rank_genes_table(differences: list[tuple[Contrast, Differences]], genes: pd.Index) -> dict[str, Any]:
+def to_rank_genes_groups(differences: list[tuple[Contrast, Differences]], genes: pd.Index) -> dict[str, Any]:
     """Convert differences to scanpy's ``rank_genes_groups``: all genes by branch, best first."""
     columns: dict[str, list[Any]] = {"names": [], "scores": [], "logfoldchanges": [], "pvals": [], "pvals_adj": []}
     for _, branch in differences:

@@ -57,12 +57,12 @@ class Sums:
         squared = counts.copy()
         squared.data = squared.data**2
 
-        def total(values: sparse.csr_matrix) -> np.ndarray:
+        def sum_groups(values: sparse.csr_matrix) -> np.ndarray:
             return np.asarray((member @ values).todense(), dtype=float)
 
         by_size = sparse.csr_matrix(sparse.diags(size) @ counts)
         n, sizes, squares = member.sum(axis=1).A1, member @ size, member @ size**2
-        return cls(n, sizes, squares, total(counts), total(squared), total(by_size))
+        return cls(n, sizes, squares, sum_groups(counts), sum_groups(squared), sum_groups(by_size))
 
     @cached_property
     def share(self) -> np.ndarray:
@@ -137,7 +137,7 @@ def with_shares(
     Changed counts, cells x all genes.
     """
     before, size = np.asarray(counts[:, column].todense()), np.asarray(counts.sum(axis=1), dtype=float).ravel()
-    after = rescaled(before, size, share, np.maximum(new, LEAST * share), spread, generator)
+    after = rescale(before, size, share, np.maximum(new, LEAST * share), spread, generator)
     changed = np.flatnonzero((after != before).any(axis=0))
     difference = sparse.csr_matrix(after[:, changed] - before[:, changed])
     place = sparse.csr_matrix(
@@ -149,7 +149,7 @@ def with_shares(
     return total
 
 
-def rescaled(
+def rescale(
     counts: np.ndarray,
     size: np.ndarray,
     share: np.ndarray,

@@ -1,7 +1,8 @@
 """Gaussian-process prior over cell types, conditions, times or locations ("places"), and its intervals.
 
-The value of a gene at place t, such as its log fold change in a cell type, is normal with mean slope x_t and covariance
+The value of a gene at place t, such as its log fold change in a cell type, is normal with the moments
 
+    mean(t) = slope x_t
     cov(t, u) = 1 + level**2 x_t x_u + strength**2 (shared K(t, u) + (1 - shared) [t = u]),
 
 where x is a covariate of the gene and K is a kernel. For a tree, K is the path length that two places share (Brownian
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Candidate hyperparameters
 STRENGTHS = tuple(np.geomspace(0.05, 2, 6).tolist())
 SHARED = (0.5, 0.9, 0.99)
 LEVELS = (0.0, 0.3)
@@ -96,7 +98,7 @@ class Prediction:
 PARTS = ("common", "level", "related", "own")
 
 
-def parts_of(hypothesis: Hypothesis, kernels: list[Tensor], n: int) -> dict[str, Tensor]:
+def prior_covariances(hypothesis: Hypothesis, kernels: list[Tensor], n: int) -> dict[str, Tensor]:
     """Return the terms of the prior covariance that all genes share."""
     identity = torch.eye(n, dtype=torch.double)
     kernel = kernels[hypothesis.kernel] if hypothesis.kernel >= 0 else identity
@@ -105,7 +107,7 @@ def parts_of(hypothesis: Hypothesis, kernels: list[Tensor], n: int) -> dict[str,
     return {"common": common, "related": square * shared * kernel, "own": own}
 
 
-def with_level(parts: dict[str, Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
+def add_level(parts: dict[str, Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
     """Sum the covariances and the term of the covariate, genes x places x places."""
     equal = torch.stack([*parts.values()]).sum(dim=0)
     return torch.baddbmm(equal[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
@@ -125,9 +127,10 @@ def solve(hypothesis: Hypothesis, data: Measurements, kernels: list[Tensor], slo
     measured = torch.from_numpy(data.measured)
     level = data.level[:, measured]
     parts = {
-        name: part[measured][:, measured] for name, part in parts_of(hypothesis, kernels, data.level.shape[1]).items()
+        name: part[measured][:, measured]
+        for name, part in prior_covariances(hypothesis, kernels, data.level.shape[1]).items()
     }
-    covariance = with_level(parts, hypothesis, level, level)
+    covariance = add_level(parts, hypothesis, level, level)
     covariance.diagonal(dim1=1, dim2=2).add_(data.variance)
     factor = torch.linalg.cholesky(covariance)
     residual = (data.effect - slope * level)[:, :, None]
@@ -152,7 +155,7 @@ def fit_law(data: Measurements, kernels: list[np.ndarray], *, levels: Sequence[f
         Candidate strengths of the covariate.
     """
     sample = data.genes(most_significant(data)[:N_GENES])
-    slope = slope_of(sample)
+    slope = fit_slope(sample)
     hypotheses = [Hypothesis(-1, 0.0, strength, level) for strength in STRENGTHS for level in levels]
     hypotheses += [
         Hypothesis(number, shared, strength, level)
@@ -163,13 +166,13 @@ def fit_law(data: Measurements, kernels: list[np.ndarray], *, levels: Sequence[f
     ]
     tensors = [torch.from_numpy(kernel) for kernel in kernels]
     subsample = sample.genes(slice(None, None, max(1, len(sample.effect) // N_SCREENED)))
-    plausible = maximise(evidence_of(hypotheses, subsample, tensors, slope)) >= MIN_PRIOR / 10
+    plausible = fit_shares(evidence_of(hypotheses, subsample, tensors, slope)) >= MIN_PRIOR / 10
     hypotheses = [hypothesis for hypothesis, keep in zip(hypotheses, plausible.tolist(), strict=True) if keep]
     evidence = evidence_of(hypotheses, sample, tensors, slope)
-    prior = maximise(evidence)
+    prior = fit_shares(evidence)
     order = torch.argsort(prior, descending=True, stable=True)[:MAX_HYPOTHESES]
     kept = sorted(int(number) for number in order if prior[number] >= MIN_PRIOR) or [int(order[0])]
-    return Law(tuple(hypotheses[number] for number in kept), maximise(evidence[:, kept]).numpy(), slope)
+    return Law(tuple(hypotheses[number] for number in kept), fit_shares(evidence[:, kept]).numpy(), slope)
 
 
 def most_significant(data: Measurements) -> np.ndarray:
@@ -180,18 +183,18 @@ def most_significant(data: Measurements) -> np.ndarray:
 def evidence_of(hypotheses: list[Hypothesis], data: Measurements, kernels: list[Tensor], slope: float) -> Tensor:
     """Compute the log marginal likelihood, genes x hypotheses."""
     groups = [list(group) for _, group in groupby(hypotheses, key=lambda hypothesis: replace(hypothesis, level=0.0))]
-    chunks = [[evidence_by_level(group, chunk, kernels, slope) for group in groups] for chunk in in_chunks(data)]
+    chunks = [[evidence_of_levels(group, chunk, kernels, slope) for group in groups] for chunk in in_chunks(data)]
     return torch.cat([torch.cat(chunk, dim=1) for chunk in chunks])
 
 
-def evidence_by_level(hypotheses: list[Hypothesis], data: Measurements, kernels: list[Tensor], slope: float) -> Tensor:
+def evidence_of_levels(hypotheses: list[Hypothesis], data: Measurements, kernels: list[Tensor], slope: float) -> Tensor:
     """Compute the log marginal likelihood of hypotheses that differ only in level.
 
     Their covariances are C + level**2 x x', so all share one factorisation of C (matrix determinant lemma).
     """
     measured = torch.from_numpy(data.measured)
     x = data.level[:, measured]
-    parts = parts_of(hypotheses[0], kernels, data.level.shape[1]).values()
+    parts = prior_covariances(hypotheses[0], kernels, data.level.shape[1]).values()
     covariance = torch.stack([*parts]).sum(dim=0)[measured][:, measured] + torch.diag_embed(data.variance)
     factor = torch.linalg.cholesky(covariance)
     whitened = torch.linalg.solve_triangular(factor, torch.stack([data.effect - slope * x, x], dim=2), upper=False)
@@ -205,7 +208,7 @@ def evidence_by_level(hypotheses: list[Hypothesis], data: Measurements, kernels:
     return evidence
 
 
-def maximise(evidence: Tensor) -> Tensor:
+def fit_shares(evidence: Tensor) -> Tensor:
     """Estimate the share of genes of each hypothesis by expectation maximisation."""
     prior = torch.full((evidence.shape[1],), 1 / evidence.shape[1], dtype=torch.double)
     for _ in range(N_STEPS):
@@ -213,7 +216,7 @@ def maximise(evidence: Tensor) -> Tensor:
     return prior
 
 
-def slope_of(data: Measurements) -> float:
+def fit_slope(data: Measurements) -> float:
     """Regress values on the covariate within genes, weighted by precision; return the slope."""
     measured = torch.from_numpy(data.measured)
     weight = 1 / (data.variance + 0.05)
@@ -261,25 +264,25 @@ def left_out(
             posterior = solve(hypothesis, chunk, tensors, law.slope)
             inverse = torch.cholesky_inverse(posterior.factor)
             error, variance, density = (
-                each_left_out(posterior, inverse) if groups is None else groups_left_out(posterior, inverse, groups)
+                leave_each_out(posterior, inverse) if groups is None else leave_groups_out(posterior, inverse, groups)
             )
             logs.append(posterior.evidence[:, None] - density + np.log(prior))
             expected.append(chunk.effect - error)
             spread.append(variance)
-        mean, variance = averaged(*(torch.stack(tensors) for tensors in (logs, expected, spread)))
+        mean, variance = average_mixture(*(torch.stack(tensors) for tensors in (logs, expected, spread)))
         means.append(mean)
         variances.append(variance)
     return torch.cat(means).numpy(), torch.cat(variances).numpy()
 
 
-def each_left_out(posterior: Solved, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def leave_each_out(posterior: Solved, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return leave-one-out errors, variances and log densities, genes x measured places."""
     variance = 1 / torch.diagonal(inverse, dim1=1, dim2=2)
     error = posterior.weights * variance
     return error, variance, -(error * posterior.weights + variance.log()) / 2
 
 
-def groups_left_out(posterior: Solved, inverse: Tensor, groups: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+def leave_groups_out(posterior: Solved, inverse: Tensor, groups: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
     """Return leave-group-out errors, variances and log densities of groups, genes x measured places."""
     error, variance, density = (torch.empty_like(posterior.weights) for _ in range(3))
     for group in map(torch.from_numpy, groups):
@@ -292,7 +295,7 @@ def groups_left_out(posterior: Solved, inverse: Tensor, groups: Sequence[np.ndar
     return error, variance, density
 
 
-def averaged(logs: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def average_mixture(logs: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance of mixtures over the first axis with weights softmax(logs)."""
     weight = torch.softmax(logs, dim=0)
     average = (weight * mean).sum(dim=0)
@@ -334,7 +337,7 @@ def contrasts(
         level = chunk.level @ place_weights.T
         for hypothesis, prior in zip(law.hypotheses, law.prior, strict=True):
             posterior = solve(hypothesis, chunk, tensors, law.slope)
-            parts = parts_of(hypothesis, tensors, chunk.level.shape[1])
+            parts = prior_covariances(hypothesis, tensors, chunk.level.shape[1])
             cross = {name: place_weights @ covariance[:, measured] for name, covariance in parts.items()}
             square = hypothesis.level**2
             by_part = {name: posterior.weights @ part.T for name, part in cross.items()}
@@ -346,12 +349,12 @@ def contrasts(
             if not variances:
                 spread.append(torch.zeros_like(means[-1]))
                 continue
-            covariance = with_level(cross, hypothesis, level, chunk.level[:, measured])
+            covariance = add_level(cross, hypothesis, level, chunk.level[:, measured])
             explained = (torch.cholesky_solve(covariance.mT.contiguous(), posterior.factor).mT * covariance).sum(dim=2)
             common = [(place_weights @ part * place_weights).sum(dim=1) for part in parts.values()]
             spread.append(torch.stack(common).sum(dim=0) + square * level**2 - explained)
         weight = torch.softmax(torch.stack(logs), dim=0)
-        mean, variance = averaged(torch.stack(logs), torch.stack(means), torch.stack(spread))
+        mean, variance = average_mixture(torch.stack(logs), torch.stack(means), torch.stack(spread))
         results.append((mean, variance, (weight[:, None] * torch.stack(terms)).sum(dim=0)))
     all_means, all_variances, all_terms = (torch.cat(part, dim=-2).numpy() for part in zip(*results, strict=True))
     return Prediction(all_means, np.maximum(all_variances, 0), dict(zip(PARTS, all_terms, strict=True)))

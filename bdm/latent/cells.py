@@ -146,7 +146,7 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
             layout.joined(latent.scale, torch.zeros_like(log_library_sizes)),
         )
 
-    blocks = blocks_of(adata.X, lambda read: cells_by_network(population[read], autoencoder))
+    blocks = read_blocks(adata.X, lambda read: cells_by_network(population[read], autoencoder))
     with threads() as run:
         for rows, block_mean, block_scale in run(encode_block, blocks):
             mean[rows], scale[rows] = block_mean, block_scale
@@ -180,12 +180,12 @@ def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.
 
     if divided:
         with threads() as run:
-            for rows, names in run(assign, blocks_of(adata.X, group_by_type)):
+            for rows, names in run(assign, read_blocks(adata.X, group_by_type)):
                 population[rows] = names
     return np.asarray(population.astype(str))
 
 
-def blocks_of(
+def read_blocks(
     matrix: Matrix, groups: Callable[[slice], list[np.ndarray]]
 ) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
     """Yield the rows and counts of up to ``BLOCK`` cells of the same group.

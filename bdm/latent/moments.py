@@ -225,13 +225,13 @@ class Mixture:
     def responsibilities(self, x: Tensor) -> Tensor:
         """Return the probability of each component given x (cells x dimensions), cells x components."""
         axes, variance = self.principal_axes
-        along = along_axes(x.double(), self.mean, axes)
+        along = project_to_axes(x.double(), self.mean, axes)
         return log_densities(along, variance, self.weight.log()).softmax(dim=0).T
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log density of each cell (cells x dimensions) in nats."""
         axes, variance = self.principal_axes
-        along = along_axes(x.double(), self.mean, axes)
+        along = project_to_axes(x.double(), self.mean, axes)
         constant = self.mean.shape[1] * math.log(2 * math.pi) / 2
         return log_densities(along, variance, self.weight.log()).logsumexp(dim=0) - constant
 
@@ -258,7 +258,7 @@ class Mixture:
         return denoised_by_mixture(x.double(), self.weight.log(), self.mean, axes, variance, sigma**2)
 
 
-def along_axes(x: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
+def project_to_axes(x: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
     """Project x to the principal axes of each component.
 
     Parameters
@@ -283,7 +283,7 @@ def log_densities(along: Tensor, variance: Tensor, log_weight: Tensor) -> Tensor
     Parameters
     ----------
     along
-        Coordinates from :func:`along_axes`, components x cells x dimensions.
+        Coordinates from :func:`project_to_axes`, components x cells x dimensions.
     variance
         Variances along the axes, components x dimensions.
     log_weight
@@ -322,7 +322,7 @@ def denoised_by_mixture(
     -------
     Expected clean cells, cells x dimensions.
     """
-    along = along_axes(x, mean, axes)
+    along = project_to_axes(x, mean, axes)
     noised = variance + noise
     share = log_densities(along, noised, log_weight).softmax(dim=0)
     clean = (along * (variance / noised)[:, None]) @ axes.mT + mean[:, None]
