@@ -370,7 +370,7 @@ def check_genes(genes: pd.Index, expected: pd.Index, path: Path | str) -> None:
     """Check that cells have exactly the genes of the real cells."""
     for problem, names in {
         "lacks": expected.difference(genes),
-        "has, beyond the real cells,": genes.difference(expected),
+        "also has": genes.difference(expected),
         "repeats": genes[genes.duplicated()],
     }.items():
         if len(names):
@@ -385,13 +385,11 @@ def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
     n_matched = smaller_numbers(n_cells, n_test)
     one_type = len(n_cells.index.union(n_test.index)) == 1
     if (n_matched >= MIN_CELLS_FOR_MEANS).sum() < (1 if one_type else 2):
-        problem = "there are not" if one_type else "fewer than two types have"
+        types = "" if one_type else " in each of two types"
         raise InputError(
-            f"{name} cannot be evaluated: {problem} {MIN_CELLS_FOR_MEANS} cells or more, in it and among the test "
-            "cells; give more cells."
+            f"{name} cannot be evaluated: it needs {MIN_CELLS_FOR_MEANS} cells and as many test cells{types}; "
+            "give more cells."
         )
     short = n_matched.index[n_matched < n_test]
     if len(short):
-        logger.warning(
-            "%s: there are fewer cells than test cells of %s, so fewer are compared.", name, abbreviated(short)
-        )
+        logger.warning("%s has fewer cells than test cells of %s, so fewer are compared.", name, abbreviated(short))

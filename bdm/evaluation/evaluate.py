@@ -215,7 +215,7 @@ def evaluate(
     names = ", ".join(generated)
     logger.info("Comparing %s with %d test cells of %s.", names, len(test), counted(len(test.n_by_type), "type"))
     if len(test.n_by_type) < 2:
-        logger.info("F1 and log fold changes compare cell types, so they are not computed for cells of one type.")
+        logger.info("F1 and log fold changes need two cell types; they are not computed.")
     at_most = {"max_cells_per_type": settings.max_cells_per_type, "max_cells": size_limits.compared}
     n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / numbers_to_compare(test, **at_most).sum()))
     resamples = resampled_cells(real, generated, resampling_seeds(n_repeats, seed=seed), **at_most)

@@ -227,7 +227,7 @@ def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSetti
         examples = ", ".join(f"{own[0]} in {name}" for name, own in zip(cells, names, strict=True) if len(own))
         raise InputError(
             f"There are {len(genes)} common genes ({examples}), too few for `n_top_genes={settings.n_top_genes}`; name "
-            "genes alike, or give a smaller number."
+            "genes consistently, or reduce the number."
         )
     if len(union) > len(genes):
         missing = abbreviated(union.difference(genes, sort=False))
@@ -258,7 +258,7 @@ def expression_of(adata: AnnData, name: str, genes: pd.Index, label_key: str | N
         cell = adata.obs_names[np.searchsorted(values.indptr, at, side="right") - 1]
         raise InputError(
             f"{name} has {values.data[at]:g} for gene {genes[values.indices[at]]} in cell {cell}, which is neither a "
-            "count nor log-normalised; give raw counts, or values of log1p(CP10k) that are not negative."
+            "count nor log-normalised; give raw counts, or non-negative values of log1p(CP10k)."
         )
     if label_key is None:
         cell_type = np.full(adata.n_obs, POOLED)

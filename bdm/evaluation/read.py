@@ -64,7 +64,7 @@ def read_real_cells(
             check_held_out(test, training)
     lone = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
     if len(lone):
-        logger.warning("%s: not evaluated, as there are too few test cells: %s.", path, ", ".join(lone))
+        logger.warning("%s: types with too few test cells are not evaluated: %s.", path, ", ".join(lone))
     check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
     if on_disk:
         return RealCells(training, test, names)
@@ -175,7 +175,7 @@ def check_held_out(test: TypedCells, training: TypedCells) -> None:
             "fitted on."
         )
     if n_same:
-        logger.warning("%d of %d test cells have the counts of training cells: scores are too good.", n_same, n_test)
+        logger.warning("%d of %d test cells have the counts of training cells, so scores are too good.", n_same, n_test)
 
 
 def fingerprints(cells: TypedCells, *, fewest_genes: int = 0) -> np.ndarray:

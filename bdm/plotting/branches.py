@@ -131,7 +131,7 @@ def branch_genes(
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=8)
         return shown(axis, show=show, ax=ax)
     if ax is not None:
-        raise InputError("This figure has several panels, which one ax cannot hold; choose one branch to draw into it.")
+        raise InputError("This figure has several panels and cannot be drawn into `ax`; choose one branch.")
     if not interpretation.contrasts:
         return shown_panels(figure_of(text_axes(NO_NODES)), show=show)
     hierarchy = interpretation.hierarchy
@@ -167,7 +167,9 @@ def panel_of_branch(interpretation: Interpretation, branch: str) -> Panel:
         if branch in children:
             siblings = node_panels(node, interpretation.labels)
             return siblings[min(children.index(branch), len(siblings) - 1)]
-    raise InputError(f"No branch {branch!r} leaves a node; choose a cell type, or a node other than the root.")
+    raise InputError(
+        f"The tree has no branch {branch!r} with siblings; choose a cell type, or a node other than the root."
+    )
 
 
 def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]:
@@ -241,10 +243,11 @@ class Row:
 def commitment(
     interpretation: Interpreted, *, max_genes: int = MAX_GENES, ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
-    """Draw by noise level how well single genes distinguish cell types.
+    """Draw how well single genes separate cell types at each noise level.
 
     Colour is the AUC of a gene between the children of its node. The genes are the best markers of the
-    children, sorted by commitment within nodes. If ``max_genes`` is too small for all nodes, the highest are drawn.
+    children, sorted by commitment within nodes. If ``max_genes`` is too small for all nodes, only the highest nodes
+    are drawn.
 
     Parameters
     ----------

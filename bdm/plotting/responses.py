@@ -62,7 +62,7 @@ def response(
     condition
         Condition to draw; by default, the first.
     n_genes
-        Maximum number of genes named at each branch, by the significance of the growth of their response.
+        Maximum number of genes named at each branch; those whose response grows most significantly come first.
     show
         Whether to show the figure; by default, if there is a screen.
 
@@ -211,7 +211,7 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
     lineage
         Result of :func:`bdm.tl.lineage`.
     n_genes
-        Maximum number of genes named at each branch. Their change is clear, and differs most from the sisters.
+        Maximum number of genes named at each branch: clear changes that differ most from the sister branches.
     show
         Whether to show the figure; by default, if there is a screen.
 

@@ -235,7 +235,8 @@ def save_figure(source: Figure | Axes | list[Axes], path: Path) -> None:
             figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=PAD, metadata=metadata)
         if caught:
             logger.warning(
-                "%s: letters that no font has are drawn as boxes; install a font such as Noto Sans CJK.", path.name
+                "%s: letters missing from all fonts are drawn as boxes; install a font such as Noto Sans CJK.",
+                path.name,
             )
     finally:
         plt.close(figure)

@@ -71,7 +71,7 @@ class End:
         return max(branch.level for branch in self.branches)
 
     def is_new(self, since: int) -> bool:
-        """Whether all branches were added after extension ``since``."""
+        """Whether the row is a cell type added after extension ``since``."""
         return not self.collapsed and all(branch.added > since for branch in self.branches)
 
     @property
@@ -145,7 +145,7 @@ def view_of(
 
 
 def without_ties(hierarchy: Hierarchy, *, root: str) -> Hierarchy:
-    """Remove nodes at the level of their parent, as their order is arbitrary.
+    """Remove nodes at the level of their parent; their order is not estimated.
 
     Cell types and ``root`` stay.
     """
