@@ -81,11 +81,11 @@ class Cells(TypedCells):
         counts = sparse.csr_matrix(adata.X, dtype=np.float32)
         cell_type = adata.obs["cell_type"].to_numpy(dtype=str)
         values = covariates_in(adata.obs, covariates)
-        return cls(counts, cell_type, batch_in(adata.obs), covariates=values, modalities=other_than_rna(adata.var))
+        return cls(counts, cell_type, read_batch(adata.obs), covariates=values, modalities=other_than_rna(adata.var))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         batch, population = (None if column is None else column[index] for column in (self.batch, self.population))
-        covariates = rows_in(self.covariates, index)
+        covariates = select_rows(self.covariates, index)
         return Cells(self.counts[index], self.cell_type[index], batch, population, covariates, self.modalities)
 
     def of_modality(self, modality: Modality) -> Cells:
@@ -137,7 +137,7 @@ def other_than_rna(var: pd.DataFrame) -> tuple[Modality, ...]:
     return tuple(modalities_of(var)) if has_modalities(var) else ()
 
 
-def batch_in(obs: pd.DataFrame) -> np.ndarray | None:
+def read_batch(obs: pd.DataFrame) -> np.ndarray | None:
     """Return the batch of each cell, or None without a column ``batch``."""
     return obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
 
@@ -148,7 +148,7 @@ def covariates_in(obs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | Non
     return obs[known].astype(float).reset_index(drop=True) if known else None
 
 
-def rows_in(table: pd.DataFrame | None, index: np.ndarray) -> pd.DataFrame | None:
+def select_rows(table: pd.DataFrame | None, index: np.ndarray) -> pd.DataFrame | None:
     """Select rows of a table; None stays None."""
     return None if table is None else table.iloc[index].reset_index(drop=True)
 
@@ -223,7 +223,7 @@ class StoredCells(TypedCells):
         """Read types and any batches and covariates from ``obs``."""
         obs = adata.obs.iloc[rows]
         cell_type, values = obs["cell_type"].to_numpy(dtype=str), covariates_in(obs, covariates)
-        return cls(path, adata, rows, genes, cell_type, batch_in(obs), place, values)
+        return cls(path, adata, rows, genes, cell_type, read_batch(obs), place, values)
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         rows, parts = self.rows[index], []
@@ -231,7 +231,7 @@ class StoredCells(TypedCells):
             block = take_cells(self.adata, rows[start : start + BLOCK])
             parts.append(sparse.csr_matrix(checked(block, self.path, self.place)[:, self.genes].X))
         batch = None if self.batch is None else self.batch[index]
-        counts, covariates = sparse.vstack(parts, format="csr"), rows_in(self.covariates, index)
+        counts, covariates = sparse.vstack(parts, format="csr"), select_rows(self.covariates, index)
         modalities = other_than_rna(self.adata.var.loc[self.genes])
         return Cells(counts, self.cell_type[index], batch, covariates=covariates, modalities=modalities)
 
@@ -330,7 +330,7 @@ def resampled_cells(
 
     Each set is read only once. The floor has at most half of the training cells of a type.
     """
-    n_test = numbers_to_compare(real.test, max_cells_per_type=max_cells_per_type, max_cells=max_cells)
+    n_test = count_compared(real.test, max_cells_per_type=max_cells_per_type, max_cells=max_cells)
 
     def rows(cells: TypedCells, available: pd.Series) -> list[np.ndarray]:
         numbers = smaller_numbers(available, n_test)
@@ -347,7 +347,7 @@ def resampled_cells(
     ]
 
 
-def numbers_to_compare(test: TypedCells, *, max_cells_per_type: int, max_cells: int) -> pd.Series:
+def count_compared(test: TypedCells, *, max_cells_per_type: int, max_cells: int) -> pd.Series:
     """Return the number of test cells to compare per type and resample.
 
     Types with a single test cell are left out.

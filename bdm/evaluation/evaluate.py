@@ -32,8 +32,8 @@ from bdm.evaluation.cells import (
     ResampledCells,
     SizeLimits,
     TypedCells,
+    count_compared,
     match,
-    numbers_to_compare,
     resampled_cells,
     sample_at_most,
     with_progress,
@@ -217,7 +217,7 @@ def evaluate(
     if len(test.n_by_type) < 2:
         logger.info("F1 and log fold changes need two cell types; they are not computed.")
     at_most = {"max_cells_per_type": settings.max_cells_per_type, "max_cells": size_limits.compared}
-    n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / numbers_to_compare(test, **at_most).sum()))
+    n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / count_compared(test, **at_most).sum()))
     resamples = resampled_cells(real, generated, resampling_seeds(n_repeats, seed=seed), **at_most)
     if populations is not None:
         encoded = (resample.with_populations(populations) for resample in resamples)
@@ -243,16 +243,16 @@ def evaluate(
         scores[name].append(score_cells(cells, reference, seed=resample.seed))
     last = resamples[-1]
     matched = {name: match(cells, last.test, seed=last.seed) for name, cells in last.query.items()}
-    n_cells = n_cells_table({"test": test, "train": training, **generated})
+    n_cells = count_cells({"test": test, "train": training, **generated})
     return Evaluation(
-        overall=overall_table(scores, memorisation_by_set(resamples, training, pairs=size_limits.pairs)),
+        overall=overall_table(scores, average_memorisation(resamples, training, pairs=size_limits.pairs)),
         by_type=by_type_table(scores),
         by_population=by_population_table(scores),
         by_covariate=score_bins(resamples, test),
         along=expression_along(last.query, last.test, real.genes),
         properties=compare_properties(resamples, pair_genes, most=size_limits.properties),
         n_cells=n_cells,
-        n_compared=n_cells_table(embedded, n_cells.index),
+        n_compared=count_cells(embedded, n_cells.index),
         markers={name: real.genes[genes].tolist() for name, genes in markers.items()},
         gene_statistics=real.names.with_symbols(gene_statistics_table(matched, real.names)),
         fold_changes=fold_change_table(matched, markers, real.genes),
@@ -267,7 +267,7 @@ def resampling_seeds(n_repeats: int, *, seed: int) -> list[int]:
     return list(map(int, np.random.default_rng(seed).integers(2**31, size=n_repeats)))
 
 
-def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:
+def average_memorisation(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:
     """Average the memorisation of each set, and its null deviation, over resamples."""
     most, no_rows = max(pairs // len(training), MIN_QUERY_CELLS), np.empty(0, dtype=int)
     names = [name for resample in resamples for name in resample.query]
@@ -313,7 +313,7 @@ def by_population_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
     return table.reset_index()[columns].sort_values("sub_population", kind="stable", ignore_index=True)
 
 
-def n_cells_table(sets: Mapping[str, TypedCells], cell_types: pd.Index | None = None) -> pd.DataFrame:
+def count_cells(sets: Mapping[str, TypedCells], cell_types: pd.Index | None = None) -> pd.DataFrame:
     """Count the cells of each type, cell types x sets.
 
     Rows are ``cell_types``; by default all types, most test cells first.

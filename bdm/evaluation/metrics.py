@@ -352,10 +352,10 @@ def memorisation_of(queries: Sequence[QueryCells], training: TypedCells) -> pd.D
         rows = np.arange(start, min(start + BLOCK, len(training)))
         block = training[rows]
         nearest = [last.nearer(query.nearest_in(block, rows)) for query, last in zip(queries, nearest, strict=True)]
-    return pd.DataFrame([compared(*pair, training) for pair in zip(queries, nearest, strict=True)])
+    return pd.DataFrame([estimate_memorisation(*pair, training) for pair in zip(queries, nearest, strict=True)])
 
 
-def compared(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> dict[str, float]:
+def estimate_memorisation(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> dict[str, float]:
     """Estimate memorisation from nearest neighbours, stratified by type.
 
     Without memorisation, a neighbour of a type with n training and m test cells is a training cell with odds n / m. The

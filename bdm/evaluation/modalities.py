@@ -56,18 +56,18 @@ def score_pair(
     scores, components = {}, []
     for modality in modalities:
         values = values_of(sparse.vstack([query.counts, test.counts], format="csr")[:, modality.features], modality)
-        components.append(components_of(values, seed=seed))
-        scores[modality.name, "forest_auc"] = auc_of(forest(seed=seed), components[-1], len(query), seed=seed)
-        scores[modality.name, "feature_auc"] = auc_of(linear_classifier(), values, len(query), seed=seed)
+        components.append(compute_components(values, seed=seed))
+        scores[modality.name, "forest_auc"] = compute_auc(forest(seed=seed), components[-1], len(query), seed=seed)
+        scores[modality.name, "feature_auc"] = compute_auc(linear_classifier(), values, len(query), seed=seed)
         if modality.kind != RNA:
             agreement = gene_correlations(query, test, modalities[0], modality, var)
             scores[modality.name, "gene_correlation"] = agreement.correlation
             scores[modality.name, "gene_slope"] = agreement.slope
-    scores[ALL, "forest_auc"] = auc_of(forest(seed=seed), np.hstack(components), len(query), seed=seed)
+    scores[ALL, "forest_auc"] = compute_auc(forest(seed=seed), np.hstack(components), len(query), seed=seed)
     return scores
 
 
-def auc_of(classifier: object, values: np.ndarray | sparse.csr_matrix, n_query: int, *, seed: int) -> float:
+def compute_auc(classifier: object, values: np.ndarray | sparse.csr_matrix, n_query: int, *, seed: int) -> float:
     """Compute the AUC of the first ``n_query`` cells against the rest."""
     return auc(*cross_validated_probabilities(classifier, values[:n_query], values[n_query:], seed=seed))
 
@@ -88,7 +88,7 @@ def values_of(counts: sparse.csr_matrix, modality: Modality) -> sparse.csr_matri
     return shares.log1p()
 
 
-def components_of(values: sparse.csr_matrix, *, seed: int) -> np.ndarray:
+def compute_components(values: sparse.csr_matrix, *, seed: int) -> np.ndarray:
     """Compute principal components, scaled so that modalities have equal weight.
 
     The largest standard deviation is 1. Few features are scaled without PCA.
@@ -107,7 +107,7 @@ def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd
     if has_modalities(var):
         counts = sparse.vstack([each.counts for each in cells], format="csr")
         parts = [values_of(counts[:, modality.features], modality) for modality in modalities_of(var)]
-        components = np.hstack([components_of(part, seed=seed) for part in parts])
+        components = np.hstack([compute_components(part, seed=seed) for part in parts])
     else:
         expression = sparse.vstack([each.expression for each in cells], format="csr")
         components = fitted_pca(expression, seed=seed).transform(expression)
@@ -124,20 +124,20 @@ def gene_correlations(query: Cells, test: Cells, rna: Modality, modality: Modali
     n_cells = np.asarray((test.counts[:, modality.features] > 0).sum(axis=0)).ravel()
     chosen = modality.features.start + np.sort(np.argsort(-n_cells, kind="stable")[:N_FEATURES])
     query_r, test_r = (
-        cross_correlations(*(values_of(cells.counts[:, part], modality).toarray() for part, modality in parts))
+        correlate_columns(*(values_of(cells.counts[:, part], modality).toarray() for part, modality in parts))
         for cells in (query, test)
         for parts in [((chosen, modality), (np.arange(rna.features.stop), rna))]
     )
     related = np.argsort(-np.abs(np.nan_to_num(test_r)), axis=1, kind="stable")[:, :N_RELATED]
     is_chosen = np.zeros(test_r.shape, dtype=bool)
     np.put_along_axis(is_chosen, related, True, axis=1)
-    for row, gene in own_genes(var.index[chosen], modality, var.index[rna.features]).items():
+    for row, gene in match_genes(var.index[chosen], modality, var.index[rna.features]).items():
         is_chosen[row, gene] = True
     is_chosen &= np.isfinite(query_r) & np.isfinite(test_r)
     return Agreement(query_r[is_chosen], test_r[is_chosen])
 
 
-def own_genes(features: pd.Index, modality: Modality, genes: pd.Index) -> Mapping[int, int]:
+def match_genes(features: pd.Index, modality: Modality, genes: pd.Index) -> Mapping[int, int]:
     """Find the gene with the same name as each protein, as row and column.
 
     Suffixes, as in ``CD4_TotalSeqB``, are ignored.
@@ -147,7 +147,7 @@ def own_genes(features: pd.Index, modality: Modality, genes: pd.Index) -> Mappin
     return {row: column[name] for row, name in enumerate(names) if name in column}
 
 
-def cross_correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def correlate_columns(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Correlate each column of ``left`` with each column of ``right``.
 
     NaN for constant columns.

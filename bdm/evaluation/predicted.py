@@ -27,7 +27,7 @@ from bdm._core.store import Result
 from bdm.data.read import rna_in
 from bdm.evaluation.cells import FLOOR, MIN_CELLS_FOR_MEANS, UNCHANGED, Cells
 from bdm.evaluation.metrics import Agreement, PairDistances
-from bdm.evaluation.read import column_of
+from bdm.evaluation.read import read_column
 from bdm.settings import PredictedEvaluationSettings
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class PredictedEvaluation(Result):
         The floor is 0, and unchanged cells are 1.
         """
         distances = self.scores["edistance"].xs(TOP, level="genes").unstack("set")
-        return distances.apply(position_of, axis=1)[list(self.scores.index.unique("set"))]
+        return distances.apply(rescale, axis=1)[list(self.scores.index.unique("set"))]
 
     @property
     def verdict(self) -> str:
@@ -102,7 +102,7 @@ class PredictedEvaluation(Result):
             )
         distances = self.overall.loc[(TOP, "edistance")]
         positions, by_type = (
-            position_of(distances),
+            rescale(distances),
             self.positions[PREDICTED].drop([*self.without_response]).sort_values(),
         )
         shown = {name: f"{max(position, 0):.0%}" for name, position in positions.items()}
@@ -124,7 +124,7 @@ class PredictedEvaluation(Result):
         self.scores.to_csv(folder / "scores.csv", float_format="%.6g")
 
 
-def position_of(distances: pd.Series) -> pd.Series:
+def rescale(distances: pd.Series) -> pd.Series:
     """Rescale the distances of sets: 0 for the floor, 1 for unchanged cells."""
     return (distances - distances[FLOOR]) / (distances[UNCHANGED] - distances[FLOOR])
 
@@ -171,8 +171,8 @@ def evaluate_predicted(
     inputs = {"control": rna_in(control), "real": rna_in(real), "predicted": rna_in(predicted)}
     if settings.label_key is None:
         logger.warning("No column of cell types is named by `settings.label_key=`, so %s are compared as one.", POOLED)
-    cells = expressions(inputs, settings)
-    cell_types, rows = compared_types(cells), list[dict[str, Any]]()
+    cells = normalise_all(inputs, settings)
+    cell_types, rows = select_types(cells), list[dict[str, Any]]()
     before, after = cells["control"], cells["real"]
     common = sorted(before.types(fewest=MIN_CELLS["control"]) & after.types(fewest=MIN_CELLS["real"]))
     changes = {cell_type: after.mean(cell_type) - before.mean(cell_type) for cell_type in common}
@@ -216,7 +216,7 @@ class NormalisedCells:
         return set(types[numbers >= fewest].tolist())
 
 
-def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSettings) -> dict[str, NormalisedCells]:
+def normalise_all(cells: Mapping[str, AnnData], settings: PredictedEvaluationSettings) -> dict[str, NormalisedCells]:
     """Restrict all inputs to their common genes, and log-normalise them."""
     names = [adata.var_names for adata in cells.values()]
     for name, own in zip(cells, names, strict=True):
@@ -232,7 +232,7 @@ def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSetti
     if len(union) > len(genes):
         missing = abbreviated(union.difference(genes, sort=False))
         logger.info("%d genes are compared; not all files have %s.", len(genes), missing)
-    normalised = {name: expression_of(adata, name, genes, settings.label_key) for name, adata in cells.items()}
+    normalised = {name: normalise(adata, name, genes, settings.label_key) for name, adata in cells.items()}
     logger.info("X was taken as %s.", ", ".join(f"{part.kind} ({name})" for name, part in normalised.items()))
     totals = {name: np.median(np.asarray(part.values.expm1().sum(axis=1))) for name, part in normalised.items()}
     for name, total in totals.items():
@@ -244,7 +244,7 @@ def expressions(cells: Mapping[str, AnnData], settings: PredictedEvaluationSetti
     return normalised
 
 
-def expression_of(adata: AnnData, name: str, genes: pd.Index, label_key: str | None) -> NormalisedCells:
+def normalise(adata: AnnData, name: str, genes: pd.Index, label_key: str | None) -> NormalisedCells:
     """Normalise counts to ``log1p(CP10k)``; keep log-normalised values."""
     if adata.X is None or not adata.n_obs:
         raise InputError(f"{name} has no cells with values in X; put raw counts or log-normalised values there.")
@@ -263,14 +263,14 @@ def expression_of(adata: AnnData, name: str, genes: pd.Index, label_key: str | N
     if label_key is None:
         cell_type = np.full(adata.n_obs, POOLED)
     else:
-        labels = column_of(adata.obs, name, label_key, label_key, strict=True, remedy="name another by `label_key=`")
+        labels = read_column(adata.obs, name, label_key, label_key, strict=True, remedy="name another by `label_key=`")
         cell_type = labels.to_numpy(dtype=str)
     if not is_count.all():
         return NormalisedCells(values, cell_type, LOG_NORMALISED)
     return NormalisedCells(Cells(values, cell_type).expression, cell_type, COUNTS)
 
 
-def compared_types(cells: Mapping[str, NormalisedCells]) -> list[str]:
+def select_types(cells: Mapping[str, NormalisedCells]) -> list[str]:
     """Return the predicted types with enough predicted, real and control cells."""
     types = cells["predicted"].types(fewest=1)
     for name in ("control", "real"):

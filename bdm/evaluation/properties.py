@@ -57,7 +57,7 @@ class Property:
 
     kind: str  # one of ``KINDS``
     name: str
-    values: Callable[[Side], Any] | None = None  # None if computed by :func:`distances_by_label`
+    values: Callable[[Side], Any] | None = None  # None if computed by :func:`compare_labels`
     most: int | None = None  # cells per side, sampled at random
     by: str | None = None  # ``LABEL`` or ``BATCH``, for comparisons between types or batches
 
@@ -135,12 +135,12 @@ def compare_properties(resamples: Sequence[ResampledCells], genes: np.ndarray, *
     for resample, name, cells in with_progress(resamples, doing="comparing properties"):
         matched = match(cells, resample.test, seed=resample.seed)
         query, test = (sample_at_most(side, most=most, seed=resample.seed) for side in matched)
-        for by, group, n_cells, distances in by_group(Group.of(query, test, genes, seed=resample.seed)):
+        for by, group, n_cells, distances in compare_groups(Group.of(query, test, genes, seed=resample.seed)):
             rows += [
                 {"property": key, "set": name, "by": by, "group": group, "n_cells": n_cells, "value": value}
                 for key, value in distances.items()
             ]
-    return with_floor(pd.DataFrame(rows)) if rows else no_properties()
+    return add_floor(pd.DataFrame(rows)) if rows else no_properties()
 
 
 def no_properties() -> pd.DataFrame:
@@ -148,7 +148,7 @@ def no_properties() -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype=object if name in TEXTS else float) for name in COLUMNS})
 
 
-def with_floor(rows: pd.DataFrame) -> pd.DataFrame:
+def add_floor(rows: pd.DataFrame) -> pd.DataFrame:
     """Average over resamples, and add the value of the floor to each row."""
     keys = ["property", "by", "group"]
     means = rows.groupby(["set", *keys], sort=False)[["n_cells", "value"]].mean().reset_index()
@@ -193,7 +193,7 @@ class Group:
     @cached_property
     def labels(self) -> np.ndarray:
         """Cell types with enough query cells and test cells."""
-        query, test = (common_names(side.labels) for side in self.sides)
+        query, test = (select_frequent(side.labels) for side in self.sides)
         return np.intersect1d(query, test)
 
     @property
@@ -222,23 +222,23 @@ class Group:
         """Select cells of frequent types or batches; None if fewer than two."""
         if by is None:
             return self.sides
-        names = [self.labels if by == LABEL else common_names(side.column(by)) for side in self.sides]
+        names = [self.labels if by == LABEL else select_frequent(side.column(by)) for side in self.sides]
         query, test = (side.among(by, selected) for side, selected in zip(self.sides, names, strict=True))
         return (query, test) if min(map(len, names)) > 1 else None
 
 
-def common_names(column: np.ndarray) -> np.ndarray:
+def select_frequent(column: np.ndarray) -> np.ndarray:
     """Return the types or batches with at least ``MIN_CELLS_OF_GROUP`` cells."""
     names, n_cells = np.unique(column, return_counts=True)
     return np.asarray(names[n_cells >= MIN_CELLS_OF_GROUP])
 
 
-def by_group(whole: Group) -> Iterator[tuple[str, str, int, dict[str, float]]]:
+def compare_groups(whole: Group) -> Iterator[tuple[str, str, int, dict[str, float]]]:
     """Compute the distances of all cells, then of each common cell type.
 
     Yields ``by``, the name of the group, its number of cells, and distances by property.
     """
-    by_label = distances_by_label(whole)
+    by_label = compare_labels(whole)
     yield ALL, "", whole.n_cells, distances(whole) | by_label.get("", {})
     within = [kind for kind in KINDS if kind != "use"]
     for label in whole.commonest_labels:
@@ -264,19 +264,19 @@ def distances(group: Group, *, kinds: Sequence[str] = tuple(KINDS)) -> dict[str,
     return {key: value for key, value in by_property.items() if PROPERTIES[key].kind != "use" or np.isfinite(value)}
 
 
-def distances_by_label(group: Group) -> dict[str, dict[str, float]]:
+def compare_labels(group: Group) -> dict[str, dict[str, float]]:
     """Compare the differences between cell types, by type and property.
 
     The label ``""`` has the values of all types together.
     """
     by_label: dict[str, dict[str, float]] = defaultdict(dict)
-    for part in (biology(group), silhouettes(group), cell_typing(group)):
+    for part in (compare_biology(group), compare_silhouettes(group), compare_typing(group)):
         for label, by_property in part.items():
             by_label[label] |= by_property
     return by_label
 
 
-def biology(group: Group) -> dict[str, dict[str, float]]:
+def compare_biology(group: Group) -> dict[str, dict[str, float]]:
     """Compare the genes that differ between each type and all others.
 
     The label ``""`` has the mean over types.
@@ -288,7 +288,7 @@ def biology(group: Group) -> dict[str, dict[str, float]]:
     return {"": pd.DataFrame(by_label).mean(axis=1).to_dict(), **by_label} if labels else {}
 
 
-def silhouettes(group: Group) -> dict[str, dict[str, float]]:
+def compare_silhouettes(group: Group) -> dict[str, dict[str, float]]:
     """Compare silhouette widths of each type, and of all types (``""``)."""
     sides = [side.among(LABEL, group.labels) for side in group.few(MAX_CELLS).sides]
     if any(len(np.unique(side.labels)) < 2 for side in sides):
@@ -301,7 +301,7 @@ def silhouettes(group: Group) -> dict[str, dict[str, float]]:
     return {label: {"silhouette_label": ks(*pair)} for label, pair in {"": widths, **by_type}.items()}
 
 
-def cell_typing(group: Group) -> dict[str, dict[str, float]]:
+def compare_typing(group: Group) -> dict[str, dict[str, float]]:
     """Compare F1 of cell typing with test cells, by type and on average (``""``).
 
     For ``classified``, test cells type query cells; for ``classifies``, query cells type test cells. Both are absolute

@@ -113,10 +113,10 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: b
         raise InputError(f"{path} has no counts in {name!r}; {remedy}.")
     obs = adata.obs.copy(deep=False)
     remedy = "name another by `label_key=`" if by_option else "give the cell types in a column of this name"
-    obs["cell_type"] = column_of(obs, path, keys.label_key, "cell_type", strict=strict, remedy=remedy)
+    obs["cell_type"] = read_column(obs, path, keys.label_key, "cell_type", strict=strict, remedy=remedy)
     if "batch" in obs or keys.batch_key in obs or (keys.batch_key and strict):
         remedy = "name another by `batch_key=`"
-        obs["batch"] = column_of(obs, path, keys.batch_key, "batch", strict=strict, remedy=remedy)
+        obs["batch"] = read_column(obs, path, keys.batch_key, "batch", strict=strict, remedy=remedy)
     opened = AnnData(to_row_storage(cells.X), obs=obs, var=cells.var, uns=adata.uns)
     return opened, "X, or in a layer that `counts=` names" if name == "X" and by_option else name
 
@@ -127,7 +127,7 @@ def read_counts(path: Path) -> AnnData:
     return checked(take_cells(adata, np.arange(adata.n_obs)), path, place)
 
 
-def column_of(
+def read_column(
     obs: pd.DataFrame, path: Path | str, key: str | None, usual: str, *, strict: bool, remedy: str
 ) -> pd.Series:
     """Return a column of ``obs`` as text, by ``key`` or its usual name."""

@@ -318,14 +318,14 @@ def score_bins(resamples: list[ResampledCells], test: TypedCells) -> pd.DataFram
         for resample in resamples
         for name, cells in resample.query.items()
         if bins and cells.covariates is not None
-        for row in scores_of_set(name, cells, resample, {key: bins[key] for key in bins if key in cells.covariates})
+        for row in score_set(name, cells, resample, {key: bins[key] for key in bins if key in cells.covariates})
     ]
     if not rows:
         return pd.DataFrame({name: pd.Series(dtype=object if name in KEYS else float) for name in BIN_COLUMNS})
     return pd.DataFrame(rows)[BIN_COLUMNS].groupby(KEYS, sort=False).mean().reset_index()
 
 
-def scores_of_set(
+def score_set(
     name: str, cells: Cells, resample: ResampledCells, bins: Mapping[str, np.ndarray]
 ) -> Iterator[dict[str, object]]:
     """Score one set of a resample, one row per covariate and bin."""
@@ -363,7 +363,7 @@ def expression_along(sets: Mapping[str, Cells], test: Cells, genes: pd.Index) ->
     rows = []
     for covariate, ends in bins_of(test, N_STEPS).items():
         means = {
-            name: means_by_bin(cells, bin_of(cells, covariate, ends), len(ends) - 1)
+            name: average_bins(cells, bin_of(cells, covariate, ends), len(ends) - 1)
             for name, cells in {**sets, "test": test}.items()
             if cells.covariates is not None and covariate in cells.covariates
         }
@@ -378,7 +378,7 @@ def expression_along(sets: Mapping[str, Cells], test: Cells, genes: pd.Index) ->
     return pd.DataFrame(rows, columns=ALONG_COLUMNS).astype(dict.fromkeys(["value", "mean", "error"], float))
 
 
-def means_by_bin(cells: Cells, number: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
+def average_bins(cells: Cells, number: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean expression and standard errors per bin, bins x genes.
 
     NaN in bins with fewer than two cells.

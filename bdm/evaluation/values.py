@@ -145,7 +145,7 @@ def effective_library_size(cells: Cells, reference: np.ndarray) -> np.ndarray:
     share, base_share = count / cells.library_size[row], base / reference.sum()
     log_ratio = np.log2(share / base_share)
     variance = (1 - share) / count + (1 - base_share) / base
-    kept = within_ends(log_ratio, row, TRIMMED_RATIOS) & within_ends(share * base_share, row, TRIMMED_MEANS)
+    kept = mask_kept(log_ratio, row, TRIMMED_RATIOS) & mask_kept(share * base_share, row, TRIMMED_MEANS)
     kept &= variance > 0
     weight = np.bincount(row[kept], 1 / variance[kept], minlength=len(cells))
     total = np.bincount(row[kept], log_ratio[kept] / variance[kept], minlength=len(cells))
@@ -153,7 +153,7 @@ def effective_library_size(cells: Cells, reference: np.ndarray) -> np.ndarray:
     return np.asarray(cells.library_size * factor)
 
 
-def within_ends(values: np.ndarray, row: np.ndarray, trimmed: float) -> np.ndarray:
+def mask_kept(values: np.ndarray, row: np.ndarray, trimmed: float) -> np.ndarray:
     """Mask values outside the lowest and highest share ``trimmed`` of their row."""
     by_row = pd.Series(values).groupby(row)
     rank, n_values = by_row.rank(method="first"), by_row.transform("size")
@@ -163,7 +163,7 @@ def within_ends(values: np.ndarray, row: np.ndarray, trimmed: float) -> np.ndarr
 
 def occurrence(side: Side) -> np.ndarray:
     """Count how often each cell is a nearest neighbour, divided by the mean."""
-    neighbours = nearest(side, n_neighbours(len(side))).kneighbors(return_distance=False)
+    neighbours = index_neighbours(side, n_neighbours(len(side))).kneighbors(return_distance=False)
     return np.asarray(np.bincount(neighbours.ravel(), minlength=len(side)) / neighbours.shape[1])
 
 
@@ -181,7 +181,7 @@ def n_neighbours(n_cells: int) -> int:
     return min(max(n_cells // 20, MIN_NEIGHBOURS), MAX_NEIGHBOURS, n_cells - 1)
 
 
-def nearest(side: Side, number: int) -> NearestNeighbors:
+def index_neighbours(side: Side, number: int) -> NearestNeighbors:
     """Index the cells of a side for a search of ``number`` nearest neighbours."""
     return NearestNeighbors(n_neighbors=min(number, len(side) - 1), algorithm="brute").fit(side.components)
 
@@ -209,7 +209,7 @@ def mixing(side: Side) -> np.ndarray:
     2021, https://doi.org/10.26508/lsa.202001004; their p-value decreases as this statistic increases.
     """
     batches, batch = np.unique(side.batches, return_inverse=True)
-    neighbours = nearest(side, N_MIXING).kneighbors(return_distance=False)[:MAX_MIXED]
+    neighbours = index_neighbours(side, N_MIXING).kneighbors(return_distance=False)[:MAX_MIXED]
     return anderson_darling(batch[neighbours], n_groups=len(batches))
 
 
@@ -264,7 +264,7 @@ def nearest_f1(reference: Side, typed: Side | None = None) -> pd.Series:
 
     Without ``typed``, each reference cell is typed by the others.
     """
-    neighbours = nearest(reference, N_TYPING).kneighbors(
+    neighbours = index_neighbours(reference, N_TYPING).kneighbors(
         None if typed is None else typed.components, return_distance=False
     )
     names, code = np.unique(reference.cells.cell_type, return_inverse=True)

@@ -39,7 +39,7 @@ from bdm.plotting.style import (
     shown_panels,
     text_axes,
 )
-from bdm.plotting.tree import draw_hierarchy, end_label, view_of
+from bdm.plotting.tree import draw_hierarchy, label_end, view_of
 
 if TYPE_CHECKING:
     from bdm.api import BranchedDiffusion
@@ -125,7 +125,7 @@ def branch_genes(
     """
     interpretation = interpretation_of(interpretation)
     if branch is not None:
-        panel = panel_of_branch(interpretation, branch)
+        panel = find_panel(interpretation, branch)
         axis = axes_or_new(ax, 5, 4)
         draw_panel(axis, panel)
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=8)
@@ -147,7 +147,7 @@ def branch_genes(
         ]
         for genes in interpretation.contrasts
     }
-    longest = max(len(end_label(hierarchy, end)) for end in view.ends)
+    longest = max(len(label_end(hierarchy, end)) for end in view.ends)
     width = WIDTH - 0.2 - LETTER * longest
     draw_hierarchy(view, names=True, genes=best, width=width, row_height=ROW, ax=above.add_subplot())
     axes = panels(below, len(selected), n_columns=N_COLUMNS)
@@ -160,7 +160,7 @@ def branch_genes(
     return shown_panels(figure, show=show)
 
 
-def panel_of_branch(interpretation: Interpretation, branch: str) -> Panel:
+def find_panel(interpretation: Interpretation, branch: str) -> Panel:
     """Return the panel of a branch against its siblings."""
     for node in interpretation.nodes.values():
         children = [child.contrast.child for child in node]
@@ -182,9 +182,11 @@ def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]
     names = [clade_label(child.contrast.names_inside) for child in node]
     if len(node) == 2:
         rows = np.concatenate([best_genes(child, n_genes=5) for child in node])
-        return [Panel(title, first.contrast.level, names[1], names[0], panel_table(first, genes, rows))]
+        return [Panel(title, first.contrast.level, names[1], names[0], tabulate_panel(first, genes, rows))]
     return [
-        Panel(title, child.contrast.level, "the others", name, panel_table(child, genes, best_genes(child, n_genes=8)))
+        Panel(
+            title, child.contrast.level, "the others", name, tabulate_panel(child, genes, best_genes(child, n_genes=8))
+        )
         for child, name in zip(node, names, strict=True)
     ]
 
@@ -195,7 +197,7 @@ def best_genes(child: ContrastGenes, *, n_genes: int) -> np.ndarray:
     return np.lexsort((ranks[1], ranks[0]))[:n_genes]
 
 
-def panel_table(child: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFrame:
+def tabulate_panel(child: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFrame:
     """Tabulate log2 fold changes of the genes in ``rows``, with standard errors.
 
     NaN for too few test cells.
@@ -275,8 +277,7 @@ def commitment(
     edges = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 201))
     levels = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 200))
     groups = [
-        heat_map_rows(node, interpretation, levels, n_genes=min(n_each, MAX_GENES_OF_CHILD * len(node)))
-        for node in nodes
+        rank_rows(node, interpretation, levels, n_genes=min(n_each, MAX_GENES_OF_CHILD * len(node))) for node in nodes
     ]
     rows = [row for group in groups for row in group]
     axis = axes_or_new(ax, 10, 1.8 + 0.2 * len(rows))
@@ -311,7 +312,7 @@ def commitment(
     return shown(axis, show=show, ax=ax)
 
 
-def heat_map_rows(
+def rank_rows(
     node: tuple[ContrastGenes, ...], interpretation: Interpretation, levels: np.ndarray, *, n_genes: int
 ) -> list[Row]:
     """Return rows for the best genes of a node, the earliest to commit first.

@@ -210,14 +210,14 @@ def label_values(axis: Axes, table: pd.DataFrame, values: dict[str, float], x: s
     title = [f"{AXIS_LABELS[name]}: {value:g}" for name, value in values.items() if np.isfinite(value)]
     if x in COSTS and len(finite):
         upper = axis.secondary_xaxis("top")
-        upper.set_xticks(finite, [short(cells[value]) for value in finite], fontsize=8)
+        upper.set_xticks(finite, [abbreviate(cells[value]) for value in finite], fontsize=8)
         upper.set_xlabel("cells to sequence", fontsize=8)
     else:
-        title.append(f"{short(cells.iloc[0])} cells to sequence")
+        title.append(f"{abbreviate(cells.iloc[0])} cells to sequence")
     axis.set_title("\n".join(title), fontsize=9)
 
 
-def short(number: float) -> str:
+def abbreviate(number: float) -> str:
     """Abbreviate a number of cells."""
     if number < 10_000:
         return f"{number:,.0f}"

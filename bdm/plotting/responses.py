@@ -89,7 +89,7 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
     names = {}
     for node, table in top.groupby("cell_types", sort=False):
         words = [f"{'+' if row.change > 0 else '-'}{gene_label(str(row.gene))}" for row in table.itertuples()]
-        names[frozenset(str(node).split("; "))] = first_words(words, n_letters=GENE_LETTERS * n_genes)
+        names[frozenset(str(node).split("; "))] = join_words(words, n_letters=GENE_LETTERS * n_genes)
     genes = list(dict.fromkeys(top["gene"]))[:MAX_GENES] or list(responses.genes.index[:1])
     order = order_types(relations)
     rows = responses.genes.index.get_indexer(genes)
@@ -111,7 +111,7 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
     return figure
 
 
-def first_words(words: list[str], *, n_letters: int) -> str:
+def join_words(words: list[str], *, n_letters: int) -> str:
     """Join as many words as fit within ``n_letters``, and at least one."""
     fitting = [number for number in range(1, len(words) + 1) if len(" ".join(words[:number])) <= n_letters]
     return " ".join(words[: max(fitting, default=1)])

@@ -262,7 +262,7 @@ def draw_hierarchy(
 ) -> Axes:
     """Draw part of a tree, with genes of branches; sizes are in inches."""
     hierarchy, genes = view.hierarchy, genes or {}
-    labels = [end_label(hierarchy, end, since=since) for end in view.ends]
+    labels = [label_end(hierarchy, end, since=since) for end in view.ends]
     ax = axes_or_new(ax, width + LETTER * max(map(len, labels)), 1.4 + row_height * len(view.ends))
     for row, end in enumerate(view.ends):
         draw_end(ax, hierarchy, end, row, is_new=end.is_new(since))
@@ -288,11 +288,11 @@ def draw_hierarchy(
         style = {"fontsize": 7, "path_effects": [HALO], "color": "#555", **(GENES if label.of_genes else {})}
         style |= {"ha": "right" if label.before else "left", "textcoords": "offset points"}
         ax.annotate(label.text, (label.level, label.row), offset, **style)
-    ax.set_title(title_of(view, names=names, genes=bool(genes), since=since), fontsize=10, loc="left")
+    ax.set_title(write_title(view, names=names, genes=bool(genes), since=since), fontsize=10, loc="left")
     return ax
 
 
-def title_of(view: View, *, names: bool, genes: bool, since: int) -> str:
+def write_title(view: View, *, names: bool, genes: bool, since: int) -> str:
     """Write the title, with a legend of the symbols."""
     hierarchy = view.hierarchy
     below = "Sub-populations of" if hierarchy.by_name[view.root].cell_type == view.root else "Cell types below"
@@ -328,7 +328,7 @@ def draw_node(ax: Axes, view: View, node: Branch, *, is_new: bool) -> None:
     ax.plot(node.level, row, "o", color=ADDED if is_new else NODE, ms=5, zorder=3)
 
 
-def end_label(hierarchy: Hierarchy, end: End, *, since: int = 0) -> str:
+def label_end(hierarchy: Hierarchy, end: End, *, since: int = 0) -> str:
     """Label a row with its name, number of cells, and notes."""
     first, sign = end.branches[0], "+ " if end.is_new(since) else ""
     if end.collapsed:
@@ -368,13 +368,13 @@ def placed_labels(
     Every node gets its level and support, shortened to fit, before any node gets as many genes as fit.
     """
     nodes = sorted((view.hierarchy.by_name[name] for name in view.opened), key=lambda node: -node.level)
-    candidates = [(node, node_texts(node, names=names), False) for node in nodes]
+    candidates = [(node, write_texts(node, names=names), False) for node in nodes]
     for node in nodes:
         words = genes.get(node.name, ())
         candidates.append((node, [", ".join(words[:n]) for n in range(len(words), 0, -1)], True))
     labels: list[Label] = []
-    position = partial(position_of, top=view.hierarchy.segment(view.root).high, width=width)
-    boxes = tree_boxes(view, position, width=width, row_height=row_height)
+    position = partial(convert_level, top=view.hierarchy.segment(view.root).high, width=width)
+    boxes = collect_boxes(view, position, width=width, row_height=row_height)
     for node, texts, of_genes in candidates:
         x, row = position(node.level), view.rows[node.name]
         for text, (before, line) in product(texts, PLACES):
@@ -389,12 +389,12 @@ def placed_labels(
     return labels
 
 
-def position_of(level: float, *, top: float, width: float) -> float:
+def convert_level(level: float, *, top: float, width: float) -> float:
     """Return the x position of a noise level, in inches from the left."""
     return float(width * (1 - np.arcsinh(level) / (np.arcsinh(top * 1.1) or 1.0)))
 
 
-def tree_boxes(view: View, position: Callable[[float], float], *, width: float, row_height: float) -> list[Box]:
+def collect_boxes(view: View, position: Callable[[float], float], *, width: float, row_height: float) -> list[Box]:
     """Return the bounding boxes of nodes, lines and wedges."""
     boxes: list[Box] = []
     for name in view.opened:
@@ -414,7 +414,7 @@ def overlap(a: Box, b: Box) -> bool:
     return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
-def node_texts(node: Branch, *, names: bool) -> list[str]:
+def write_texts(node: Branch, *, names: bool) -> list[str]:
     """Write name, level and support of a node, then shorter versions.
 
     The name is included if requested, and for cell types.

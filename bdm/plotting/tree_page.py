@@ -31,7 +31,7 @@ def tree_page(
     """
     view = view_of(hierarchy, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
     browser = tree_browser(view, title=title, heading=f"<h1>{escape(title)}</h1>", since=since)
-    return part("page.html").substitute(
+    return read_template("page.html").substitute(
         title=escape(title), style=browser.style, browser=browser.body, script=browser.script
     )
 
@@ -49,18 +49,18 @@ def tree_browser(
     view: View, *, title: str, heading: str = "", since: int = 0, genes: Mapping[str, Sequence[str]] | None = None
 ) -> TreeBrowser:
     """Return the tree of :func:`tree_page`, with genes, as a part of a page."""
-    data = page_data(view, since=since, genes=genes or {})
-    body = part("tree.html").substitute(title=escape(title), heading=heading, data=as_script(data))
+    data = collect_data(view, since=since, genes=genes or {})
+    body = read_template("tree.html").substitute(title=escape(title), heading=heading, data=encode_script(data))
     colours = f":root {{ --branch: {BRANCH}; --point: {NODE}; --added: {ADDED}; }}\n"
-    return TreeBrowser(body, colours + part("tree.css").template, part("tree.js").template)
+    return TreeBrowser(body, colours + read_template("tree.css").template, read_template("tree.js").template)
 
 
-def part(name: str) -> Template:
+def read_template(name: str) -> Template:
     """Read a template of the page."""
     return Template((files("bdm.plotting") / "templates" / name).read_text(encoding="utf-8"))
 
 
-def page_data(view: View, *, since: int, genes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def collect_data(view: View, *, since: int, genes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Collect the branches and initially open nodes of a page.
 
     Parents and open nodes are positions in the list of branches.
@@ -91,7 +91,7 @@ def page_data(view: View, *, since: int, genes: Mapping[str, Sequence[str]]) -> 
     }
 
 
-def as_script(content: dict[str, Any]) -> str:
+def encode_script(content: dict[str, Any]) -> str:
     """Write JSON that is safe inside a script element."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
