@@ -1,4 +1,4 @@
-"""Cells for a fitted model: any cells, by its genes, types and batches; those that it was fitted on, prepared again."""
+"""Match cells to the genes, types, batches and covariates of a model."""
 
 import logging
 from dataclasses import replace
@@ -40,7 +40,7 @@ SAME = InputKeys()
 
 
 def keys_found_in(adata: AnnData, keys: InputKeys) -> InputKeys:
-    """Leave out keys that an AnnData lacks, such as columns that generated cells do not have."""
+    """Set keys to None that an AnnData lacks, as generated cells may."""
     has = {"label_key": adata.obs, "batch_key": adata.obs, "counts": count_slots(adata)}
     return replace(keys, **{name: None for name, names in has.items() if getattr(keys, name) not in names})
 
@@ -48,26 +48,26 @@ def keys_found_in(adata: AnnData, keys: InputKeys) -> InputKeys:
 def model_counts(
     adata: AnnData, model: BranchedModel, keys: InputKeys = SAME, *, missing_as_zero: bool = False
 ) -> AnnData:
-    """Raw counts of a model's genes from the given slot, or else from that of the model's data if there is one."""
+    """Return raw counts of the model's genes from the :func:`counts_slot`."""
     source = counts_slot(adata, model, keys)
     return counts_of_genes(adata, model.autoencoder.genes, source=source, missing_as_zero=missing_as_zero)
 
 
 def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> str:
-    """Name the slot with the raw counts: the given one, the slot of the model's data if there is one, or ``auto``."""
+    """Return the slot of raw counts: the key's, the model's, or ``auto``."""
     slot = model.preparation["counts"]
     return keys.counts or (slot if slot in count_slots(adata) else "auto")
 
 
 def cells_for(adata: Any, model: BranchedModel, keys: InputKeys = SAME, *, on_disk: bool = True) -> AnnData:
-    """Read or return cells as :func:`bdm.data.read.cells_in`, with raw counts as :func:`counts_slot` names them."""
+    """Read cells as :func:`bdm.data.read.cells_in`, with the model's slot of counts by default."""
     return cells_in(adata, on_disk=on_disk, counts=keys.counts or model.preparation["counts"])
 
 
 def counts_of_genes(
     adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", missing_as_zero: bool = False
 ) -> AnnData:
-    """Raw counts of genes in their order, matched by name, or by another column of ``var`` if more of them match."""
+    """Select raw counts of genes by :func:`best_match`, in the order of ``genes``."""
     counts = raw_counts(adata, source=source)
     counts.var_names = named_as(counts.var, genes)
     names, model_names = best_match(counts.var, genes)
@@ -90,13 +90,13 @@ def counts_of_genes(
         raise InputError(f"The cells have none of the model's {len(genes)} genes, such as {genes.index[0]}.")
     if len(missing):
         logger.warning("Treated as not expressed: %d genes that the cells lack, such as %s.", len(missing), missing[0])
-    # a column of zeros at the end, for genes that are missing
+    # index -1 of missing genes selects a column of zeros at the end
     padded = sparse.hstack([counts.X, sparse.csr_matrix((counts.n_obs, 1), dtype=counts.X.dtype)], format="csr")
     return AnnData(sparse.csr_matrix(padded[:, column]), obs=counts.obs, var=genes)
 
 
 def named_as(var: pd.DataFrame, genes: pd.DataFrame) -> list[str]:
-    """Names of features, with modalities named as among these genes."""
+    """Rename features of ``var`` with the modality prefixes of ``genes``."""
     prefix = {modality.kind: modality.prefix for modality in modalities_of(genes)}
     return [
         prefix.get(modality.kind, modality.prefix) + name.removeprefix(modality.prefix)
@@ -106,21 +106,21 @@ def named_as(var: pd.DataFrame, genes: pd.DataFrame) -> list[str]:
 
 
 def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Cells:
-    """Select the cells of the model's types, with its genes in its order; others are left out with a warning."""
+    """Select cells of the model's types and genes; warn of the rest."""
     labels = labels_of(adata.obs, model, keys)
-    known = of_known_types(labels, model)
-    cells = adata[known]
+    is_known = of_known_types(labels, model)
+    cells = adata[is_known]
     counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
     column = next((name for name in (keys.batch_key, *batch_names(model)) if name in cells.obs), None)
     batch = None if column is None else named_batches(cells.obs, column)
     names = () if model.covariates is None else model.covariates.names
-    cell_type, covariates = labels[known].to_numpy(dtype=str), covariates_in(with_written_names(cells.obs), names)
+    cell_type, covariates = labels[is_known].to_numpy(dtype=str), covariates_in(with_written_names(cells.obs), names)
     modalities = other_than_rna(model.autoencoder.genes)
     return Cells(counts, cell_type, batch, covariates=covariates, modalities=modalities)
 
 
 def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
-    """Bring cells into the form that the autoencoder encodes, all of them and in their order."""
+    """Convert cells to input of the autoencoder, keeping all in order."""
     labels, cells = labels_of(adata.obs, model, keys), model_counts(adata, model, keys)
     check_known(labels, model)
     check_not_empty(cells)
@@ -131,18 +131,18 @@ def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> A
 
 
 def of_known_types(labels: pd.Series, model: BranchedModel, *, done: str = "Left out") -> np.ndarray:
-    """Mask of the cells of the model's types; a warning names others, and what is done with them."""
-    known = np.asarray(labels.isin(model.cell_types))
-    if not known.any():
+    """Mask cells of known types; ``done`` starts the warning of the rest."""
+    is_known = np.asarray(labels.isin(model.cell_types))
+    if not is_known.any():
         raise InputError(f"There are no cells of the model's types, but of {first_names(labels)}.")
-    if not known.all():
-        number, names = counted((~known).sum(), "cell"), first_names(labels[~known])
+    if not is_known.all():
+        number, names = counted((~is_known).sum(), "cell"), first_names(labels[~is_known])
         logger.warning("%s %s of types that the model lacks: %s.", done, number, names)
-    return known
+    return is_known
 
 
 def first_names(labels: pd.Series) -> str:
-    """List the first cell types."""
+    """List the first five cell types."""
     return ", ".join("no type" if pd.isna(name) else repr(name) for name in labels.unique()[:5]) or "none"
 
 
@@ -167,14 +167,14 @@ def check_not_empty(counts: AnnData) -> None:
 
 
 def best_match(var: pd.DataFrame, genes: pd.DataFrame) -> tuple[pd.Index, pd.Index]:
-    """Choose how genes are matched: by name, or by the two columns of text that have most names in common."""
+    """Return gene names of cells and model from the best-matching columns."""
     best, n_best = (var.index, genes.index), int(genes.index.isin(var.index).sum())
     for name, model_names in names_of(genes).items():
         for column, names in names_of(var).items():
-            n_found = int(model_names.isin(names).sum())
-            if n_found > n_best and model_names.is_unique:
+            n_matched = int(model_names.isin(names).sum())
+            if n_matched > n_best and model_names.is_unique:
                 logger.info("Genes are matched by %s of the cells and %s of the model.", column, name)
-                best, n_best = (names, model_names), n_found
+                best, n_best = (names, model_names), n_matched
     return best
 
 
@@ -187,7 +187,7 @@ def names_of(var: pd.DataFrame) -> dict[str, pd.Index]:
 def label_column(
     obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *, required: bool = False
 ) -> str | None:
-    """Column of cell types: the given one, that of the model's data, or ``cell_type``; None if none is needed."""
+    """Return the column of cell types; None if no labels are needed."""
     if not (required or keys.label_key or model.label_key or model.extensions):
         return None
     candidates = (keys.label_key,) if keys.label_key else label_candidates(model.label_key)
@@ -197,7 +197,7 @@ def label_column(
 
 
 def labels_of(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *, required: bool = False) -> pd.Series:
-    """Cell type of each cell, from the column that :func:`label_column` names; missing where it has no value."""
+    """Return the cell type of each cell from :func:`label_column`; None where missing."""
     column = label_column(obs, model, keys, required=required)
     if column is None:
         return one_label(obs.index).astype(object)
@@ -205,13 +205,13 @@ def labels_of(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *
 
 
 def batch_names(model: BranchedModel) -> tuple[str, ...]:
-    """Name the columns that may have the batches of cells: that of the model's data, as files name it, or ``batch``."""
+    """Return candidate columns of batches: the model's (also as written), and ``batch``."""
     key = model.preparation["batch_key"]
     return ("batch",) if key is None else (key, writable_name(key), "batch")
 
 
 def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str | None:
-    """Column of batches: the given one, that of the model's data, or ``batch``; None where the model has no batches."""
+    """Return the column of batches; None for a model without batches."""
     if not model.autoencoder.batches:
         return None
     candidates = (keys.batch_key,) if keys.batch_key else batch_names(model)
@@ -226,7 +226,7 @@ def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
 def batches_of(
     adata: AnnData, model: BranchedModel, keys: InputKeys = SAME, *, new_allowed: bool = False
 ) -> np.ndarray | None:
-    """Batch of each cell; None where the model has no batches."""
+    """Return the batch of each cell; None for a model without batches."""
     known, column = model.autoencoder.batches, batch_column(adata.obs, model, keys)
     if column is None:
         return None
@@ -238,7 +238,7 @@ def batches_of(
 
 
 def covariate_values(obs: pd.DataFrame, model: BranchedModel) -> np.ndarray | None:
-    """Values of a model's covariates, cells x covariates; None where it has none. They are rejected if any lack."""
+    """Return values of the model's covariates, cells x covariates; None without covariates."""
     if model.covariates is None:
         return None
     obs = with_written_names(obs)
@@ -249,15 +249,15 @@ def covariate_values(obs: pd.DataFrame, model: BranchedModel) -> np.ndarray | No
 
 
 def named_batches(obs: pd.DataFrame, column: str) -> np.ndarray:
-    """Name the batch of each cell, by a column of ``obs``, as preparation does."""
+    """Read the batch of each cell from a column, as preparation does."""
     return np.asarray(complete_column(obs, column).to_numpy(dtype=object))
 
 
-# ---- cells that a model was fitted on, and real cells to evaluate it with
+# ---- cells of the fit, and real cells for evaluation
 
 
 def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
-    """Prepare cells as the data of a model: its genes in its order, its cell types, and the same split."""
+    """Prepare the cells of a model's fit, with its genes and split."""
     if is_prepared(adata):
         check_has_genes(adata, model)
         cells = adata[:, model.autoencoder.genes.index].copy()
@@ -285,38 +285,38 @@ def check_has_types(obs: pd.DataFrame, model: BranchedModel) -> None:
 
 
 def check_same_cells(obs: pd.DataFrame, model: BranchedModel) -> None:
-    """Reject prepared cells that lack types of a model, and warn of other numbers than it was fitted to."""
+    """Reject prepared cells that lack types; warn if numbers of cells differ."""
     check_has_types(obs, model)
-    fitted = obs[obs["split"] != "test"].drop(columns="sub_population", errors="ignore")  # not the model's, if any
-    found, expected = composition_of(fitted), model.composition_of_types
-    aligned = found.reindex(index=expected.index, columns=expected.columns, fill_value=0)
-    if (aligned != expected).any(axis=None) or found.to_numpy().sum() != expected.to_numpy().sum():
+    fitted = obs[obs["split"] != "test"].drop(columns="sub_population", errors="ignore")  # may not be the model's
+    composition, expected = composition_of(fitted), model.composition_of_types
+    aligned = composition.reindex(index=expected.index, columns=expected.columns, fill_value=0)
+    if (aligned != expected).any(axis=None) or composition.to_numpy().sum() != expected.to_numpy().sum():
         logger.warning(
             "The model was fitted on other cells: on %d, but these are %d, or have other numbers of each type.",
             expected.to_numpy().sum(),
-            found.to_numpy().sum(),
+            composition.to_numpy().sum(),
         )
 
 
 def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnData:
     genes, counts = model.autoencoder.genes.index, counts_slot(adata, model, keys)
     labels = labels_of(adata.obs, model, keys)
-    others = tuple(sorted(set(labels.dropna()) - set(model.cell_types)))
+    unknown_types = tuple(sorted(set(labels.dropna()) - set(model.cell_types)))
     label_key = label_column(adata.obs, model, keys)
     batch_key = batch_column(adata.obs, model, keys)
     slots = count_slots(adata)
     candidates = [slots[counts]] if counts in slots else list(slots.values())
-    if not any(genes.isin(slot.var_names).all() for slot in candidates):  # but maybe by identifiers
+    if not any(genes.isin(slot.var_names).all() for slot in candidates):  # match by other columns of var
         adata, counts = model_counts(adata, model, keys), "X"
     recorded = model.preparation
     column, n_splits = recorded.get("gene_symbols"), sum(recorded.get(name, 0) > 0 for name in ("validation", "test"))
-    settings = {  # a list of genes may have been in a file that no longer exists
+    settings = {  # genes by name, because a file that listed them may no longer exist
         **recorded,
         "label_key": label_key,
         "batch_key": batch_key,
-        "donor_key": None,  # donors are needed for the fit alone
+        "donor_key": None,  # only the fit needs donors
         "counts": counts,
-        "leave_out": others,
+        "leave_out": unknown_types,
         "genes": tuple(genes[model.autoencoder.modalities[0].features]),
         "n_peaks": len(genes),
         "keep_genes": None,
@@ -329,7 +329,10 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
 
 
 def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, *, on_disk: bool = False) -> AnnData:
-    """Read the cells that a model was fitted on, as :func:`fitted_cells` prepares them."""
+    """Read the cells that a model was fitted on, as from :func:`fitted_cells`.
+
+    With ``on_disk``, prepared cells are returned unchecked, with all their genes.
+    """
     adata = cells_for(path, model, keys, on_disk=on_disk)
     if on_disk and is_prepared(adata):
         adata.X = to_row_storage(adata.X)
@@ -341,7 +344,7 @@ def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, 
 def read_real_cells_for(
     model: BranchedModel, path: Path, test_cells: Path | None = None, keys: InputKeys = SAME
 ) -> RealCells:
-    """Read :func:`real_cells_for` from a file; counts stay there if it is prepared and no test cells are given."""
+    """Read :func:`real_cells_for`, on disk for prepared cells without ``test_cells``."""
     adata = read_cells(path, on_disk=True)
     if test_cells is not None or not is_prepared(adata):
         return real_cells_for(model, read_fitted_cells(path, model, keys), test_cells, keys)
@@ -354,26 +357,26 @@ def read_real_cells_for(
 def real_cells_for(
     model: BranchedModel, prepared: AnnData, adata_test: AnnData | Path | None = None, keys: InputKeys = SAME
 ) -> RealCells:
-    """Select the training cells of a model, and cells to evaluate it with: the test cells, or others that are given."""
-    other = None if adata_test is None else cells_for(adata_test, model, keys, on_disk=False)
+    """Select training cells, and test cells from ``adata_test`` or the split."""
+    held_out = None if adata_test is None else cells_for(adata_test, model, keys, on_disk=False)
     genes = model.autoencoder.genes.index
     is_test = (prepared.obs["split"] == "test").to_numpy()
-    if other is None and not is_test.any():
+    if held_out is None and not is_test.any():
         raise InputError(
             "No test cells were kept; give `adata_test=`, cells that the model was not fitted on, or fit again with "
             "`test=0.2`."
         )
     cells = Cells.from_anndata(prepared[:, genes], recorded_covariates(prepared))
     training = cells[np.flatnonzero(~is_test)]
-    test = cells[np.flatnonzero(is_test)] if other is None else known_cells(other, model, keys)
-    if other is not None:
+    test = cells[np.flatnonzero(is_test)] if held_out is None else known_cells(held_out, model, keys)
+    if held_out is not None:
         check_held_out(test, training)
     check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
     return RealCells(training, test, model.gene_names)
 
 
 def populations_by(model: BranchedModel) -> Populations | None:
-    """Assign real and generated cells to populations alike, by counts and type; None without any."""
+    """Return a function that assigns cells to populations; None without sub-populations."""
     autoencoder = model.autoencoder
     if not len(autoencoder.sub_populations):
         return None

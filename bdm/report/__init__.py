@@ -1,1 +1,1 @@
-"""The HTML report of a data set: choice of results, tables, texts, and pages."""
+"""HTML report of a data set: results, tables and page."""

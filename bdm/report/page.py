@@ -1,4 +1,4 @@
-"""The report: one HTML page about a model and its cells."""
+"""Render the report: an HTML page about a model and its cells."""
 
 from base64 import b64encode
 from collections import Counter
@@ -39,7 +39,7 @@ from bdm.report.results import (
 )
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
-SHOWN = 20  # types at first, where there are more
+SHOWN = 20  # number of cell types shown at first
 TYPE_SCORES = ("relative_energy", "forest_auc", "fold_change_correlation", "f1")
 GRADES = {
     "SAME": "cannot be distinguished from real cells",
@@ -74,9 +74,10 @@ TRANSMUTATION_SCORE_NAMES = {
 
 
 def report_page(results: Results, *, written: date | None = None) -> str:
-    """Write a page about a model and its cells; it is one file with a date (``written``, or today), and loads nothing.
+    """Return the report of a model and its cells as HTML.
 
-    Names in the data remain text, whatever they contain: templates escape them, and no script runs but the page's own.
+    The page loads nothing. Templates escape names in the data, and only the page's own scripts run. ``written`` is the
+    date on the page, by default today.
     """
     browser = tree_browser(
         view_of(results.model.hierarchy, max_rows=MAX_ROWS),
@@ -100,7 +101,7 @@ def report_page(results: Results, *, written: date | None = None) -> str:
 
 
 def environment() -> Environment:
-    """Return the templates, which escape all values and reject missing ones."""
+    """Return the Jinja environment, which escapes values and rejects missing ones."""
     templates = Environment(
         loader=PackageLoader("bdm.report"),
         autoescape=True,
@@ -114,7 +115,7 @@ def environment() -> Environment:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Format a number; a dash stands for none."""
+    """Format a number; missing and infinite values become a dash."""
     if value is None or not np.isfinite(value):
         return "\N{EN DASH}"
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
@@ -128,13 +129,13 @@ def plain(value: Any) -> str:
 
 
 def size(megabytes: float) -> str:
-    """Format a size of memory."""
+    """Format an amount of memory."""
     return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
 
 
 def content(results: Results) -> dict[str, Any]:
-    """Collect the values of the templates."""
-    found, evaluation, model = populations(results), results.evaluation, results.model
+    """Return the variables of the templates."""
+    population_content, evaluation, model = populations(results), results.evaluation, results.model
     extended = [] if results.extensions is None else results.extensions.to_dict("records")
     return {
         "results": results,
@@ -170,8 +171,8 @@ def content(results: Results) -> dict[str, Any]:
         "modality_score_names": MODALITY_SCORE_NAMES,
         "figures": {name: b64encode(png).decode() for name, png in results.figures.items()},
         "nodes": list(nodes(results)),
-        "populations": found,
-        "population_scores": population_scores(results, found["by_type"]),
+        "populations": population_content,
+        "population_scores": population_scores(results, population_content["by_type"]),
         "population_columns": SCORES,
         "branch_losses": branch_losses(results),
         "transmutations": [transmutation(name, evaluation) for name, evaluation in results.transmutations.items()],
@@ -179,21 +180,21 @@ def content(results: Results) -> dict[str, Any]:
         "extensions": [describe(row) for row in extended],
         "cost": [{"step": step, **row} for step, row in results.cost.iterrows()],
         "checksums": evaluated_files(results),
-        "versions": {"bdm": model.provenance["version"], **model.provenance.get("packages", {})},  # of the training
+        "versions": {"bdm": model.provenance["version"], **model.provenance.get("packages", {})},  # at training
         "seed": model.provenance["seed"],
     }
 
 
 def tally(verdicts: Iterable[Verdict]) -> list[tuple[Grade, bool, str, int]]:
-    """Count cell types by their verdict, the best first: grade, whether it is of few cells, label and number."""
+    """Count cell types by grade, scarcity of cells, and label."""
     counts = Counter(
         (verdict.grade, verdict.few_cells and verdict.grade == Grade.SAME, verdict.label) for verdict in verdicts
     )
-    return [(*one, n) for one, n in sorted(counts.items())]
+    return [(*verdict, n) for verdict, n in sorted(counts.items())]
 
 
 def types(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table by type, the commonest first: number of test cells, verdict, and its findings by score."""
+    """Return table rows of cell types, with verdicts and findings."""
     n_test = results.evaluation.n_cells["test"]
     return [
         {
@@ -207,19 +208,19 @@ def types(results: Results) -> list[dict[str, Any]]:
 
 
 def scores(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table of the scores of the verdict, with standard errors, if known."""
+    """Return table rows of the verdict's scores, with standard errors if known."""
     errors = results.evaluation.overall[GENERATED]
     return [{"finding": finding, "error": errors.get(f"{finding.score}_error")} for finding in results.verdict.findings]
 
 
 def modalities(results: Results) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores of generated cells and of the floor, by modality; none for RNA alone."""
+    """Return scores of generated cells and floor by modality, if several."""
     table = results.evaluation.modalities
     if table is None:
         return {}
     return {
         name: {
-            score: {one: table[one].get((name, score), np.nan) for one in (GENERATED, FLOOR)}
+            score: {cells: table[cells].get((name, score), np.nan) for cells in (GENERATED, FLOOR)}
             for score in MODALITY_SCORE_NAMES
         }
         for name in table.index.unique("modality")
@@ -227,7 +228,7 @@ def modalities(results: Results) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, Any]:
-    """Tables of the transmutation to one type, by original type: scores x sets."""
+    """Return tables of a transmutation (scores x sets) by original type."""
     by_modality = [("", evaluation.table)]
     if evaluation.modalities is not None:
         by_modality = [
@@ -242,7 +243,7 @@ def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, A
 
 
 def audited(audit: Audit) -> dict[str, Any]:
-    """Collect what the page shows of an audit."""
+    """Return the audit section of the page."""
     left_out = abbreviated(list(audit.record["left_out"]), n_shown=10)
     attacks, types = list(audit.by_attack()), list(audit.best_by_type(on_model=True))
     return {"attacks": attacks, "audited_types": types, "not_audited": left_out}

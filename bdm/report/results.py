@@ -1,4 +1,4 @@
-"""Results of the workflow for a data set, as a report reads them from their folder, and the tables of its page."""
+"""Read the results of a data set, and make the report's tables."""
 
 import json
 import logging
@@ -57,26 +57,26 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Results:
-    """Results of the workflow for a data set; None, or no tables, for what there is not."""
+    """Results for a data set; missing results are None or empty."""
 
     name: str
     cells: pd.DataFrame  # obs of the prepared cells
     genes: pd.Index
     features: str  # numbers of genes, proteins and peaks
     record: dict[str, Any]  # uns['bdm'] of the prepared cells
-    request: dict[str, Any]  # and of the generated cells
+    request: dict[str, Any]  # uns['bdm'] of the generated cells
     model: BranchedModel
-    branches: pd.DataFrame | None  # losses of validation cells by branch, as bdm train writes them next to the model
-    trained: date  # of the model's file: results hold no date, so that the same commands write the same files
+    branches: pd.DataFrame | None  # validation losses by branch, from bdm train
+    trained: date  # date of the model's file; results hold no dates, so that equal commands write equal files
     evaluation: Evaluation
-    figures: dict[str, bytes]  # by their path in the folder
+    figures: dict[str, bytes]  # by path in the folder
     interpretation: dict[str, pd.DataFrame]  # tables branch_genes and agreement
     interpreted: dict[str, Any]  # provenance of the interpretation
     transmutations: dict[str, TransmutationEvaluation]
     responses: Responses | None
     lineage: Lineage | None
     audit: Audit | None
-    extensions: pd.DataFrame | None  # types that were added to the model
+    extensions: pd.DataFrame | None  # cell types added to the model
     cost: pd.DataFrame  # seconds and megabytes by step
 
     @cached_property
@@ -91,17 +91,17 @@ class Results:
 
     @property
     def input(self) -> dict[str, Any] | None:
-        """Numbers of cells and genes in the input of :func:`bdm.data.prepare.prepare`; None if not recorded."""
+        """Numbers of cells and genes before preparation; None if not recorded."""
         return json.loads(self.record["input"]) if "input" in self.record else None
 
     @property
     def warnings(self) -> list[list[str]]:
-        """Warnings of ``bdm prepare``, in parts: text, code, text and so on, which name keys of the configuration."""
+        """Warnings of ``bdm prepare`` as alternating text and code (configuration keys)."""
         return [as_keys(text).split("`") for text in json.loads(self.record.get("warnings", "[]"))]
 
 
 def read_results(folder: Path) -> Results:
-    """Read the folder of a data set."""
+    """Read the results of a data set from its folder."""
     folder = Path(folder)
     for name, command in NEEDED.items():
         if not (folder / name).exists():
@@ -111,7 +111,7 @@ def read_results(folder: Path) -> Results:
     cells, model = read_prepared(folder / "prepared.h5ad", on_disk=True), load_model(folder / "model")
     checksum = checksum_of(folder / "model", "model")
     transmutations = sorted(folder.glob("transmutation/*/transmutation.json"))
-    moved = {path.parent: folder / "transmuted" / f"{path.parent.name}.h5ad" for path in transmutations}
+    transmuted = {path.parent: folder / "transmuted" / f"{path.parent.name}.h5ad" for path in transmutations}
     audit = read_audit(folder / "audit", model)
     extension = loaded(ExtensionReport, folder / "extension")
     interpretation = loaded(Interpretation, folder / "interpretation")
@@ -131,7 +131,7 @@ def read_results(folder: Path) -> Results:
         interpreted=interpretation.provenance if interpretation else {},
         transmutations={
             path.name: TransmutationEvaluation.load(path)
-            for path, cells in moved.items()
+            for path, cells in transmuted.items()
             if is_of_model(cells, checksum)
         },
         responses=loaded(Responses, folder / "responses"),
@@ -149,18 +149,18 @@ def read_results(folder: Path) -> Results:
 
 
 def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
-    """Tables of an interpretation that the page shows, with the symbols of genes."""
+    """Return the tables of an interpretation on the page, with gene symbols."""
     table = interpretation.names.with_symbols(branch_genes(interpretation))
     return {"branch_genes": table, "agreement": interpretation.agreement}
 
 
 def loaded(kind: type[Loaded], folder: Path) -> Loaded | None:
-    """Read a result from its folder, if it is there."""
+    """Read a result from its folder; None if it is missing."""
     return kind.load(folder) if (folder / f"{kind.kind}.json").is_file() else None
 
 
 def read_audit(folder: Path, model: BranchedModel) -> Audit | None:
-    """Read the audit of the data set; None where there is none, or one of other models of bdm."""
+    """Read the audit; None if it is missing or of other models."""
     audit = loaded(Audit, folder)
     if audit is not None and audit.record["generator"] == "bdm":
         try:
@@ -172,22 +172,22 @@ def read_audit(folder: Path, model: BranchedModel) -> Audit | None:
 
 
 def read_cost(folder: Path) -> pd.DataFrame:
-    """Read what Snakemake measured for each step, in the order in which steps ended: ``seconds`` and ``megabytes``."""
+    """Read Snakemake's benchmarks: seconds and megabytes by step, in order of completion."""
     rows = {}
     for path in sorted(folder.glob("*.tsv"), key=lambda path: path.stat().st_mtime):
-        measured = pd.read_csv(path, sep="\t", na_values=["-"])
-        rows[path.stem] = {"seconds": measured["s"].mean(), "megabytes": measured["max_rss"].mean()}
+        benchmark = pd.read_csv(path, sep="\t", na_values=["-"])
+        rows[path.stem] = {"seconds": benchmark["s"].mean(), "megabytes": benchmark["max_rss"].mean()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "megabytes"])
 
 
 # ---- tables
 
 SCORES = ("relative_energy", "forest_auc")
-N_GENES = 5  # of each branch
+N_GENES = 5  # marker genes to show for each branch
 
 
 def populations(results: Results) -> dict[str, Any]:
-    """Collect the populations of each cell type, the commonest types first, and how they were looked for."""
+    """Return populations by cell type, commonest types first, with numbers and settings."""
     hierarchy, adapters = results.model.hierarchy, results.model.autoencoder.adapters
     table = pd.DataFrame(
         [
@@ -199,8 +199,8 @@ def populations(results: Results) -> dict[str, Any]:
     ).sort_values("n_cells", ascending=False, kind="stable")
     n_cells = table.groupby("cell_type")["n_cells"].transform("sum")
     table = table.assign(share=table["n_cells"] / n_cells)
-    in_order = table.loc[n_cells.sort_values(ascending=False, kind="stable").index]
-    by_type = {str(cell_type): rows for cell_type, rows in in_order.groupby("cell_type", sort=False)}
+    ordered = table.loc[n_cells.sort_values(ascending=False, kind="stable").index]
+    by_type = {str(cell_type): rows for cell_type, rows in ordered.groupby("cell_type", sort=False)}
     used = asdict(AutoencoderSettings()) | results.model.autoencoder.provenance.get("settings", {})
     min_donors = setting(results, "min_donors")
     donors = f" and {min_donors:,} effective donors" if min_donors > 1 else ""
@@ -216,24 +216,24 @@ def populations(results: Results) -> dict[str, Any]:
 
 
 def population_scores(results: Results, by_type: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Collect the number of test cells, the shares and the scores of sub-populations (column, set), by cell type."""
+    """Return test cells, shares and scores of sub-populations, by cell type."""
     table = results.evaluation.by_population.set_index("sub_population")
     sets = {name: table[table["set"] == name] for name in (FLOOR, GENERATED)}
     tables = {}
     for cell_type, rows in by_type.items():
         if len(rows) > 1 and (sets[GENERATED]["cell_type"] == cell_type).any():
-            found = {name: of_set.reindex(rows["name"]) for name, of_set in sets.items()}
-            numbers = pd.DataFrame({name: of_set["n_cells"] for name, of_set in found.items()})
-            numbers["test"] = found[GENERATED]["n_test"]
+            scores = {name: scores_of_set.reindex(rows["name"]) for name, scores_of_set in sets.items()}
+            numbers = pd.DataFrame({name: scores_of_set["n_cells"] for name, scores_of_set in scores.items()})
+            numbers["test"] = scores[GENERATED]["n_test"]
             share = numbers.fillna(0) / numbers.sum().clip(lower=1)
             columns = {("share", name): share[name] for name in ("test", FLOOR, GENERATED)}
-            columns |= {(score, name): found[name][score] for score in SCORES for name in found}
+            columns |= {(score, name): scores[name][score] for score in SCORES for name in scores}
             tables[cell_type] = pd.DataFrame({("n_test", ""): numbers["test"], **columns})
     return tables
 
 
 def branch_losses(results: Results) -> list[dict[str, Any]]:
-    """List the losses of validation cells by branch, if ``bdm train`` wrote them, with the largest gains first."""
+    """Return table rows of validation losses by branch, largest gains first."""
     table = results.branches
     if table is None:
         return []
@@ -243,17 +243,17 @@ def branch_losses(results: Results) -> list[dict[str, Any]]:
 
 
 def nodes(results: Results) -> Iterator[dict[str, Any]]:
-    """Collect the marker genes of each node, from the root on, and the correlation of fold changes with test cells."""
+    """Yield nodes from the root on, with marker genes and their agreement."""
     if "branch_genes" not in results.interpretation:
         return
     agreement = results.interpretation.get("agreement", pd.DataFrame(columns=["node"]))
-    agreement = agreement.drop_duplicates("node").set_index("node")  # of RNA, which is the first of several modalities
+    agreement = agreement.drop_duplicates("node").set_index("node")  # RNA is the first modality
     hierarchy, genes = results.model.hierarchy, genes_by_branch(results)
     for name, rows in results.interpretation["branch_genes"].groupby("node", sort=False):
         children = rows["child"].unique()
-        labels = [abbreviated(fewest_names(tuple(hierarchy.leaves(one)), hierarchy)) for one in children]
+        labels = [abbreviated(fewest_names(tuple(hierarchy.leaves(child)), hierarchy)) for child in children]
         scores = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
-        markers = [gene for _, of_child in rows.groupby("child", sort=False) for gene in top_markers(of_child)["gene"]]
+        markers = [gene for _, table in rows.groupby("child", sort=False) for gene in top_markers(table)["gene"]]
         shown = [gene for child in children for gene in genes[child]]
         words = dict.fromkeys([name, *hierarchy.types_below(name), *hierarchy.leaves(name), *shown, *markers])
         yield {
@@ -262,18 +262,18 @@ def nodes(results: Results) -> Iterator[dict[str, Any]]:
             "sides": [(label, genes[child]) for label, child in zip(labels, children, strict=True)],
             "agreement": scores.get("pearson", float("nan")),
             "of_training_cells": scores.get("pearson_equal", float("nan")),
-            "words": " ".join(words).lower(),  # to search for
+            "words": " ".join(words).lower(),  # search terms
         }
 
 
 def top_markers(rows: pd.DataFrame) -> pd.DataFrame:
-    """Select the genes that are highest in a branch in the model, the best first."""
+    """Select the top genes with higher expression in a branch."""
     up = rows[rows["model_log2_fold_change"].astype(float) > 0]
     return up.sort_values("model_rank").head(N_GENES)
 
 
 def genes_by_branch(results: Results) -> dict[str, list[str]]:
-    """List the top marker genes of each branch."""
+    """Return the top marker genes of each branch."""
     table = results.interpretation.get("branch_genes")
     if table is None:
         return {}
@@ -281,7 +281,7 @@ def genes_by_branch(results: Results) -> dict[str, list[str]]:
 
 
 DEFAULTS = PrepareSettings()
-REASONS = {  # to leave out cells, by the setting
+REASONS = {  # reason to leave out cells, by setting
     "leave_out": "left out on request",
     "min_cells_per_type": "fewer than {:,} cells",
     "min_donors": "cells of fewer than {:,} effective donors",
@@ -296,7 +296,7 @@ def setting(results: Results, name: str) -> Any:
 
 
 def genes_chosen(results: Results) -> str:
-    """Describe how genes were selected; the page shows their number, and all settings that are not the defaults."""
+    """Describe the selection of genes in words."""
     kinds = {"all": "all", "seurat_v3": "the most variable", "markers": "the built-in marker"}
     genes, kept = setting(results, "genes"), setting(results, "keep_genes")
     kind = kinds.get(genes, "the requested") if isinstance(genes, str) else "the requested"
@@ -305,37 +305,38 @@ def genes_chosen(results: Results) -> str:
 
 
 def why(results: Results, name: str) -> str:
-    """Give the reason to leave out cells."""
+    """Return the reason for leaving out cells, with the setting."""
     return f"{REASONS[name].format(setting(results, name))} ({name})"
 
 
 def types_left_out(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table of cell types that were left out: name, number of cells, and reason."""
+    """Return table rows of omitted cell types: name, number and reason."""
     return [{**row, "why": why(results, row["setting"])} for row in (results.input or {}).get("types_left_out", [])]
 
 
 def cells_left_out(results: Results) -> list[tuple[int, str]]:
-    """Numbers of cells that were left out, of types that were not, with the reasons."""
+    """Return numbers of omitted cells from kept cell types, with reasons."""
     if results.input is None:
         return []
-    found = [(n, why(results, name)) for name, n in results.input["cells_left_out"].items()]
-    known = sum(n for n, _ in found) + sum(row["n_cells"] for row in results.input["types_left_out"])
+    omitted = [(n, why(results, name)) for name, n in results.input["cells_left_out"].items()]
+    n_explained = sum(n for n, _ in omitted) + sum(row["n_cells"] for row in results.input["types_left_out"])
     if not results.model.extensions:
-        found.append((results.input["n_cells"] - known - len(results.cells), "without counts of the chosen genes"))
-    return [(n, reason) for n, reason in found if n > 0]
+        n_empty = results.input["n_cells"] - n_explained - len(results.cells)
+        omitted.append((n_empty, "without counts of the chosen genes"))
+    return [(n, reason) for n, reason in omitted if n > 0]
 
 
 def cells_for_verdict(results: Results) -> int | None:
-    """Return how many cells of a type in the input give a verdict; None where there are no test cells."""
+    """Return cells a type needs for a verdict; None without test cells."""
     test = setting(results, "test")
     return ceil(LIMITS.min_cells / test) if test > 0 else None
 
 
 def changed(results: Results) -> list[dict[str, Any]]:
-    """List the settings, and seeds, that differ from the defaults, in the order of the commands."""
+    """Return settings and seeds that differ from defaults, by command."""
 
     def stored(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else value  # as files have it
+        return list(value) if isinstance(value, tuple) else value  # files have lists
 
     return [
         {"command": command, "name": name, "value": used[name], "default": default}
@@ -346,11 +347,12 @@ def changed(results: Results) -> list[dict[str, Any]]:
 
 
 def used_settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Yield each command with the settings, and the seed, that were used, and the default settings."""
+    """Yield commands with used settings (including the seed) and default settings."""
     model = results.model
     autoencoder, tree, evaluation = model.autoencoder.provenance, model.hierarchy, results.evaluation.provenance
-    of_workflow = {each.name: each.key.default for each in settings_of(PrepareSettings) if each.key.default is not None}
-    yield "prepare", autoencoder.get("prepare", {}), asdict(DEFAULTS) | of_workflow
+    keys = {item.name: item.key for item in settings_of(PrepareSettings)}
+    workflow_defaults = {name: key.default for name, key in keys.items() if key.default is not None}
+    yield "prepare", autoencoder.get("prepare", {}), asdict(DEFAULTS) | workflow_defaults
     yield "autoencoder", settings_in(autoencoder), asdict(AutoencoderSettings())
     yield "hierarchy", {**tree.provenance, "threshold": tree.threshold}, {**asdict(HierarchySettings()), "tree": None}
     yield "train", settings_in(model.provenance), asdict(TrainSettings())
@@ -365,7 +367,7 @@ def used_settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[
 
 
 def settings_in(record: dict[str, Any]) -> dict[str, Any]:
-    """Give the settings and the seed of a record."""
+    """Return the settings and the seed of a record."""
     return {"seed": record.get("seed", 0), **record.get("settings", {})}
 
 
@@ -373,22 +375,22 @@ AS_IN_DATA = "as in the data"
 
 
 def n_generated(results: Results) -> str:
-    """Return the number of generated cells of each type, if it is the same of all, or how the numbers were given."""
+    """Describe the number of generated cells of each type."""
     numbers = results.evaluation.n_cells[GENERATED][results.evaluation.n_cells[GENERATED] > 0]
-    given = results.cells["cell_type"].value_counts().reindex(numbers.index, fill_value=0)
-    if numbers.eq(given).all():
+    numbers_in_data = results.cells["cell_type"].value_counts().reindex(numbers.index, fill_value=0)
+    if numbers.eq(numbers_in_data).all():
         return AS_IN_DATA
     return str(numbers.iloc[0]) if numbers.nunique() == 1 else "by type"
 
 
 def evaluated_files(results: Results) -> dict[str, str]:
-    """Return the SHA-256 of the files that were evaluated, by their description."""
+    """Return the SHA-256 of evaluated files by description."""
     evaluated = results.evaluation.provenance.get("sha256", {})
-    found = {
+    checksums = {
         "the data": results.model.autoencoder.provenance.get("data_sha256"),
         "the labels": results.record.get("labels_sha256"),
         "the model": evaluated.get("model"),
         "the prepared cells (prepared.h5ad)": evaluated.get("prepared"),
         "the generated cells (generated.h5ad)": evaluated.get(GENERATED),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in checksums.items() if value}
