@@ -19,7 +19,7 @@ def audit_rejection(n_donors: int, key: str, *, remedy: str) -> str | None:
         return None
     return (
         f"obs[{key!r}] has {n_donors} donor{'' if n_donors == 1 else 's'}; an audit needs {MIN_DONORS} or more, as "
-        f"chance alone distinguishes fewer; {remedy}."
+        f"attacks on fewer often succeed by chance; {remedy}."
     )
 
 

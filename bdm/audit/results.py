@@ -252,7 +252,7 @@ def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None 
     if donor_key is not None and column not in (None, donor_key, "donor"):  # bdm prepare names the column "donor"
         raise InputError(
             f"The audit takes the donors from the column {column!r}, and the model from {donor_key!r}; audit with the "
-            "column of the model."
+            "model's column."
         )
     audited, fitted = audit.record.get("data_sha256"), model.autoencoder.provenance.get("data_sha256")
     if audited and fitted and audited != fitted:

@@ -123,10 +123,10 @@ def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSetti
     if len(paths) != settings.n_folds:
         raise InputError(
             f"`cells=` gives {counted(len(paths), 'file')}, and there are {counted(settings.n_folds, 'fold')}; give "
-            "the cells of each fold in a file, in the order of the folds."
+            "a file of cells for each fold, in the order of the folds."
         )
     if len({path.resolve() for path in paths}) < len(paths):
-        raise InputError("`cells=` gives a file for two folds; give the cells of each fold in a file of their own.")
+        raise InputError("`cells=` gives a file for two folds; give a separate file for each fold.")
     prepared = division.cells
     keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
     for fold in division.folds:

@@ -89,7 +89,7 @@ def null_of_units(table: pd.DataFrame, columns: list[str], *, n_permutations: in
 
 
 def spread_of_auc(n_members: int, n_others: int, auc: np.ndarray | float = 0.5) -> np.ndarray:
-    """Return the standard error of a ROC area.
+    """Return the standard error of an ROC area.
 
     Units are independent and have no ties. At an area of 1/2, this is the standard deviation over permutations.
     Source: Newcombe 2006, Statistics in Medicine 25, 559-573.

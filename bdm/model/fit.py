@@ -190,4 +190,4 @@ def check_hierarchy(hierarchy: Hierarchy, cells: LatentCells, *, autoencoder: st
         )
     recorded = hierarchy.provenance.get("autoencoder")
     if recorded is not None and autoencoder is not None and recorded != autoencoder:
-        raise InputError("The hierarchy is of another autoencoder than the cells; make it again with bdm hierarchy.")
+        raise InputError("The hierarchy and the cells have different autoencoders; make it again with bdm hierarchy.")

@@ -157,7 +157,7 @@ def compile_testable(model: BranchedModel, design: Design) -> DesignedExperiment
     designed = compile_design(model, design)
     n_genes = designed.modalities[0].features.stop
     if designed.changes and not any((planted.genes < n_genes).any() for planted in designed.changes):
-        raise InputError("no gene of RNA changes, and tests are of RNA alone; give changes of genes.")
+        raise InputError("no gene of RNA changes, but only RNA is tested; give changes of genes.")
     return designed
 
 
@@ -319,14 +319,14 @@ def check_testable(design: Design) -> None:
     for name, values in (design.samples.covariates or {}).items():
         if isinstance(values, dict):
             raise InputError(
-                f"samples.covariates.{name} differs between samples, so that all genes change and none is null; give "
-                "one value for all samples, or test the cells of bdm simulate."
+                f"samples.covariates.{name} differs between samples, so that all genes change; give all samples the "
+                "same value, or test the cells of bdm simulate."
             )
     donors = design.power.donors or [design.samples.donors_in(condition) for condition in conditions]
     if min(donors) < 2:
         raise InputError(
-            "samples.donors is 1 in a condition; tests need 2 or more, as differences between donors are not known "
-            "from one."
+            "samples.donors is 1 in a condition; tests need 2 or more, because a single donor shows no variation "
+            "between donors."
         )
     if not design.changes and not design.composition.shifts:
         raise InputError("there is nothing to find; give changes of expression, or composition.shifts.")
@@ -335,9 +335,9 @@ def check_testable(design: Design) -> None:
     if any(name.startswith("deseq2") for name in methods_of(design)):
         deseq2_test()
     if design.power.log2_fold_change and not design.changes:
-        raise InputError("power.log2_fold_change needs changes of expression, of which there are none.")
+        raise InputError("power.log2_fold_change needs changes of expression; add changes, or leave it out.")
     if design.power.log_odds and not design.composition.shifts:
-        raise InputError("power.log_odds needs composition.shifts, of which there are none.")
+        raise InputError("power.log_odds needs composition.shifts; add shifts, or leave it out.")
 
 
 def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -92,7 +92,7 @@ class Experiment:
             if (n_samples := int((samples["condition"] == code).sum())) < MIN_SAMPLES:
                 raise InputError(
                     f"condition {name!r} has {n_samples} sample; tests need {MIN_SAMPLES} or more in each condition, "
-                    "as differences between samples are not known from one."
+                    "because a single sample shows no variation between samples."
                 )
         cells = adata if kept.all() else adata[kept]
         counts = raw_counts(cells, source=settings.counts) if cells.n_vars else cells  # composition needs no counts
@@ -188,7 +188,7 @@ def samples_of(table: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFram
         if (complete["size"] > complete["nunique"]).any():
             pair = complete.index[complete["size"] > complete["nunique"]][0]
             raise InputError(
-                f"{pair!r} of obs[{settings.pair_key!r}] has several samples in one condition; pairs have one in each."
+                f"{pair!r} of obs[{settings.pair_key!r}] has several samples in one condition; a pair has one in each."
             )
         if (complete["nunique"] == 2).sum() < MIN_SAMPLES:
             raise InputError(
