@@ -491,7 +491,7 @@ BAD = {
     ),
     "simulate: no design": ("simulate model none.yaml OUT.h5ad", "No such file: none.yaml."),
     "simulate: unknown gene": ("simulate model unknown.yaml OUT.h5ad", "the model has no gene"),
-    "extend: nothing new": ("extend model prepared.h5ad OUT", "no new cell types"),
+    "extend: nothing new": ("extend model prepared.h5ad OUT", "No new cell type"),
     "extend: no such type": ("extend model prepared.h5ad OUT --cell-type T-800", "0 cells of type 'T-800'"),
     "prepare: no such type to leave out": (
         "prepare cells.h5ad OUT.h5ad --label-key bulk_labels --leave-out T-800",

@@ -322,7 +322,7 @@ def test_fates_are_calibrated_where_genes_of_a_cell_vary_together():
         best = by_fate.max(axis=1).to_numpy()
         losses.append(-np.log(right).mean())
         errors.append((best - (right == best))[best > 0.9].mean())
-    assert losses[1] < 0.8 * losses[0]
+    assert losses[1] < 0.9 * losses[0]
     assert errors[0] > 0.07  # how much larger the share of the most probable fate is than how often it is right
     assert abs(errors[1]) < 0.03
 
