@@ -1,1 +1,1 @@
-"""What all layers share: errors, what a setting is, files, checksums, seeds, threads, and the loop that trains."""
+"""Shared foundations: errors, settings, files, checksums, seeds, threads and the training loop."""

@@ -1,4 +1,4 @@
-"""Errors that users see as one sentence, and the words that messages are made of."""
+"""Errors with one-line messages for users, and helpers to word them."""
 
 import ast
 import json
@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 ARGUMENT = re.compile(r"`(?:[a-z_]+\.)*([a-z_]+)=([^`]*)`")
-OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # that set an argument to None, where None is not the default
-OPTION_NAMES = {"adata_test": "test-cells", "overwrite": "force"}  # of arguments whose option has another name
+OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # switches that set to None an argument with another default
+OPTION_NAMES = {"adata_test": "test-cells", "overwrite": "force"}  # options that are not named after their argument
 
 
 class InputError(ValueError):
-    """Invalid input, described in one sentence: what is wrong, where, and what to do.
+    """Invalid input; the message says where, why, and how to correct it.
 
     The command line prints it without a traceback and exits with code 2. Messages name settings as Python arguments
-    (``label_key=``) in backticks. The command line prints them as its options (``--label-key``), and public functions
-    with the settings that have them (``settings.prepare.counts=``), see :func:`bdm._core.schema.checking`.
+    in backticks (``label_key=``). The command line rewrites them as options (``--label-key``). Public functions
+    prepend the path of the setting (``settings.prepare.counts=``), see :func:`bdm._core.schema.checking`.
     """
 
     def __str__(self) -> str:
@@ -25,7 +25,7 @@ class InputError(ValueError):
 
 
 def missing_package(what: str, package: str, *, extra: str) -> InputError:
-    """Error of a step that needs a package of one of bdm's extras, which is not installed."""
+    """Return the error for a missing package of one of bdm's extras."""
     return InputError(
         f"{what} needs the package {package}, of the extra `{extra}` of bdm; install it: pip install {package}"
     )
@@ -37,7 +37,7 @@ class UnreadableError(InputError):
 
 @contextmanager
 def at(place: object) -> Iterator[None]:
-    """Name the place of invalid input in its message, but of a file that cannot be read, whose message has its name."""
+    """Prefix InputErrors with ``place``; an UnreadableError already names its file."""
     try:
         yield
     except UnreadableError:
@@ -47,18 +47,18 @@ def at(place: object) -> Iterator[None]:
 
 
 class TrainingError(RuntimeError):
-    """Training that failed, described in one sentence; the command line prints it and exits with code 1."""
+    """Failed training; the command line prints the message and exits with code 1."""
 
 
 class Interrupted(Exception):  # noqa: N818, no error
-    """A command that was asked to end, as by Ctrl-C; the command line prints the sentence and exits with code 130."""
+    """Interrupted command (Ctrl-C); the command line exits with code 130."""
 
 
 def as_options(message: str) -> str:
     """Rewrite the Python arguments in an error message as command-line options.
 
-    Returns: the message with `` `--label-key` ``, `` `--counts umi` ``, `` `--missing-as-zero` `` and `` `--no-labels`
-    `` in their place.
+    ``label_key=`` becomes ``--label-key``, ``counts='umi'`` becomes ``--counts umi``, ``missing_as_zero=True`` becomes
+    ``--missing-as-zero``, and ``label_key=None`` becomes ``--no-labels``.
     """
 
     def option(match: re.Match[str]) -> str:
@@ -76,7 +76,7 @@ def as_options(message: str) -> str:
 
 
 def as_keys(message: str) -> str:
-    """Rewrite the Python arguments in a message as keys of the configuration, such as `` `clip_outliers: true` ``."""
+    """Rewrite the Python arguments in a message as configuration keys (``clip_outliers: true``)."""
 
     def key(match: re.Match[str]) -> str:
         with suppress(SyntaxError, ValueError, TypeError):  # part of a name that contains backticks
@@ -87,26 +87,26 @@ def as_keys(message: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Write a number of things, such as ``1 cell type`` and ``2 cell types``."""
+    """Format a count, such as ``1 cell type`` or ``2 cell types``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def abbreviated(names: Sequence[str], *, n_shown: int = 3) -> str:
-    """Write the first ``n_shown`` names, and the number of the others."""
+    """Join the first ``n_shown`` names, and count the rest."""
     others = f" and {len(names) - n_shown} more" if len(names) > n_shown else ""
     return ", ".join(map(str, names[:n_shown])) + others
 
 
 def listed(names: Sequence[str], *, n_shown: int = 10) -> str:
-    """Write the number of names, and the first ``n_shown`` names, in one line."""
+    """Count names, and join the first ``n_shown``; empty without names."""
     return f"{len(names)} ({abbreviated(names, n_shown=n_shown)})" if len(names) else ""
 
 
 def printable(text: str) -> str:
-    r"""Write characters that do not print, such as line breaks, as escapes like ``\n``; names in data may have any."""
+    r"""Escape unprintable characters in names from data, such as ``\n``."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def markdown(text: object) -> str:
-    """Escape what Markdown would read as markup; names in data may have any characters."""
+    """Escape Markdown syntax in names from data."""
     return re.sub(r"([\\|<>\[\]*`])", r"\\\1", printable(str(text)))

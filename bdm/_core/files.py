@@ -1,4 +1,4 @@
-"""Files and folders: atomic writes, JSON, checksums that show later changes, and records of how a result was made."""
+"""Files and folders: atomic writes, JSON, checksums and provenance records."""
 
 import errno
 import fcntl
@@ -24,10 +24,10 @@ from bdm._core.errors import InputError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-SNAKEMAKE = ".snakemake_timestamp"  # Snakemake writes it into folders
-UNFINISHED = ".unfinished"  # end of the names of scratch folders
-SPARE = 2**18  # bytes, for what HDF5 writes when a file is closed
-PACKAGES = ("anndata", "numpy", "scanpy", "torch")  # whose versions are recorded
+SNAKEMAKE = ".snakemake_timestamp"  # Snakemake adds it to folders; not hashed
+UNFINISHED = ".unfinished"  # suffix of scratch folders
+SPARE = 2**18  # bytes that HDF5 may write when it closes a file
+PACKAGES = ("anndata", "numpy", "scanpy", "torch")  # versions to record
 USER_BLOCK = 512  # bytes before the HDF5 data, the smallest size that HDF5 allows
 MARK = b"bdm sha256 "
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of writing only
@@ -35,7 +35,11 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of
 
 @contextmanager
 def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
-    """Yield a path whose file or folder replaces ``path`` on success; else nothing is left, even after a kill."""
+    """Yield a scratch path that replaces ``path`` on success only.
+
+    Replaces a folder only if it is empty or contains the file ``folder_of``. If the process is killed, the next write
+    to ``path`` removes the scratch folder.
+    """
     path = Path(path)
     if path.parent.suffix == UNFINISHED:
         yield path
@@ -69,17 +73,17 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
 
 
 def reject_existing(path: Path) -> None:
-    """Reject an output that exists, other than an empty folder."""
-    with suppress(OSError):  # of which atomic_write says why the output cannot be written
+    """Reject an output that exists, unless it is an empty folder."""
+    with suppress(OSError):  # atomic_write explains why the output cannot be written
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise InputError(f"{path} exists; name another output, or replace it by `overwrite=True`.")
 
 
 def _scratch_of(path: Path) -> tuple[Path, int]:
-    """Make a scratch folder that is locked while this process lives, and remove scratch folders of ended processes."""
+    """Create and lock a scratch folder; remove abandoned ones."""
     parent = os.open(path.parent, os.O_RDONLY)
     try:
-        _lock(parent, wait=True)  # or another process would remove the new folder before it is locked
+        _lock(parent, wait=True)  # otherwise another process could remove the new folder before it is locked
         for other in path.parent.glob(f".{glob.escape(path.name)}.????????{UNFINISHED}"):
             _remove_abandoned(other, path)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent))
@@ -91,10 +95,10 @@ def _scratch_of(path: Path) -> tuple[Path, int]:
 
 
 def _remove_abandoned(scratch: Path, path: Path) -> None:
-    """Remove the scratch folder of a process that has ended; restore what it had moved away and not replaced."""
+    """Remove an ended process's scratch folder; complete a replacement that it began."""
     try:
         handle = os.open(scratch, os.O_RDONLY)
-    except FileNotFoundError:  # it has just ended
+    except FileNotFoundError:  # removed by its process just now
         return
     try:
         is_abandoned = _lock(handle)
@@ -112,7 +116,7 @@ def _remove_abandoned(scratch: Path, path: Path) -> None:
 
 
 def _restore_replaced(scratch: Path, path: Path) -> None:
-    """Move back what was to be replaced, if nothing has taken its place."""
+    """Move the previous output back unless it was replaced."""
     replaced = _replaced(scratch / path.name)
     if replaced.exists() and not path.exists():
         os.replace(replaced, path)
@@ -123,7 +127,7 @@ def _replaced(written: Path) -> Path:
 
 
 def _lock(handle: int, *, wait: bool = False) -> bool | None:
-    """Lock a folder until it is closed; False if another process holds the lock, None on file systems without locks."""
+    """Lock a folder; False if another process holds it, None if unsupported."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -134,7 +138,7 @@ def _lock(handle: int, *, wait: bool = False) -> bool | None:
 
 
 def _flush(written: Path) -> None:
-    """Write files through to the disk before they replace others: only then may the disk turn out to be full."""
+    """Flush files to disk, so that a full disk fails before replacement."""
     for file in [written] if written.is_file() else written.rglob("*"):
         if file.is_file():
             handle = os.open(file, os.O_RDONLY)
@@ -145,9 +149,9 @@ def _flush(written: Path) -> None:
 
 
 def _unwritable(error: BaseException | None) -> str | None:
-    """Message of the system if an error is due to a disk that is full or not writable; None for other errors."""
+    """Return the system's message for a full or read-only disk, else None."""
     while error is not None:
-        reported = re.search(r"errno = (\d+)", str(error))  # HDF5 writes the number into its messages
+        reported = re.search(r"errno = (\d+)", str(error))  # as in messages of HDF5
         number = int(reported[1]) if reported else getattr(error, "errno", None)
         if number in UNWRITABLE:
             return os.strerror(number)
@@ -156,13 +160,13 @@ def _unwritable(error: BaseException | None) -> str | None:
 
 
 def require_space(path: Path | str, n_bytes: int) -> None:
-    """Raise the error of a full disk before HDF5 writes ``n_bytes``, as its library can end the process otherwise."""
+    """Raise OSError if the disk lacks room; HDF5 could abort the process."""
     if shutil.disk_usage(Path(path).parent).free < n_bytes + SPARE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file, or of all files below a folder with their relative names, except the file that Snakemake adds."""
+    """Hash a file, or all files of a folder with their names."""
     path = Path(path)
     if path.is_file():
         with path.open("rb") as opened:
@@ -174,7 +178,7 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as indented JSON with non-ASCII names kept readable."""
+    """Write indented JSON, with non-ASCII characters unescaped."""
     path = Path(path)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -187,7 +191,7 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn the errors of reading a file that is missing, or not of a ``kind`` such as *a table*, into InputErrors."""
+    """Turn errors of reading a missing or malformed file into InputErrors."""
     try:
         yield
     except InputError:
@@ -199,19 +203,19 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def checksum(content: dict[str, Any]) -> str:
-    """Hash of JSON content, independent of the order of keys and of white space."""
+    """Hash JSON content, ignoring key order and white space."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def write_checksummed_json(path: Path, content: dict[str, Any]) -> str:
-    """Write a JSON object, whose keys must be text, with its checksum; return the checksum."""
+    """Write a JSON object with its checksum, and return the checksum."""
     digest = checksum(content)
     write_json(path, {**content, "checksum": digest})
     return digest
 
 
 def read_checksummed_json(path: Path, kind: str, *, version: int) -> dict[str, Any]:
-    """Read a file that :func:`write_checksummed_json` wrote, checksum included."""
+    """Read and verify a checksummed JSON file, including its key ``checksum``."""
     content: dict[str, Any] = read_json(path)
     if not isinstance(content, dict) or "format" not in content:
         raise InputError(f"{path} holds no {kind} that bdm wrote; is it the right file?")
@@ -227,7 +231,7 @@ def read_checksummed_json(path: Path, kind: str, *, version: int) -> dict[str, A
 
 @contextmanager
 def checksummed_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open a new HDF5 file; its hash is written into its user block when the file is complete."""
+    """Create an HDF5 file, with its hash in the user block."""
     with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
         yield file
     with Path(path).open("r+b") as file:
@@ -235,7 +239,7 @@ def checksummed_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def check_hdf5(path: Path) -> None:
-    """Reject an HDF5 file that :func:`checksummed_hdf5` wrote and that was changed later."""
+    """Reject an HDF5 file that changed after :func:`checksummed_hdf5` wrote it."""
     with Path(path).open("rb") as file:
         block = file.read(USER_BLOCK)
     if block.startswith(MARK) and block != (MARK + _digest_of_data(path).encode()).ljust(USER_BLOCK, b"\0"):
@@ -250,17 +254,18 @@ def _digest_of_data(path: Path) -> str:
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that results depend on most, by name; do not change them."""
+    """Return the versions of key packages; do not modify the cached result."""
     return {name: version(name) for name in PACKAGES}
 
 
 def provenance(*, seed: int, **facts: Any) -> dict[str, Any]:
-    """Record of how a result was made: versions, seed, and the given facts."""
+    """Record how a result was made: versions, seed and ``facts``."""
     return {"version": __version__, "packages": dict(package_versions()), "seed": int(seed), **facts}
 
 
 def storable(record: dict[str, Any]) -> dict[str, Any]:
-    """Convert a record for ``uns``: nested content becomes JSON text, as its keys may not be valid names in HDF5."""
+    """Convert a record for ``uns``, with nested content as JSON text."""
+    # Nested keys may be invalid names in HDF5
     return {
         key: value if isinstance(value, str | int | float | bool) else json.dumps(value, ensure_ascii=False)
         for key, value in record.items()
@@ -269,7 +274,7 @@ def storable(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def preparation(prepared: "AnnData") -> dict[str, Any]:
-    """Record of how cells were prepared: the settings, and the hash of the input file, if there was one."""
+    """Record how cells were prepared: settings, and hash of the input file."""
     record = prepared.uns["bdm"]
-    form = {"form": record["form"]} if "form" in record else {}  # of cells with several modalities
+    form = {"form": record["form"]} if "form" in record else {}  # only with several modalities
     return {"prepare": json.loads(record["settings"]), "data_sha256": record.get("data_sha256"), **form}

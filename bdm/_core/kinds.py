@@ -1,4 +1,4 @@
-"""Kinds of priors and of decoders by name: those of bdm, of installed packages, and of the running program."""
+"""Registries of priors and decoders: built in, installed, or defined by users."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,21 +11,21 @@ from bdm._core.errors import InputError
 
 @dataclass(frozen=True)
 class Kinds:
-    """Classes of one family, which are chosen by name and imported when they are needed."""
+    """Classes of one family, chosen by name and imported on demand."""
 
-    what: str  # what the family is called in messages
-    group: str  # entry points of installed packages that have further ones
-    built_in: dict[str, str]  # modules of those of bdm
-    # Classes that have been defined, which add themselves
+    what: str  # name of the family in messages
+    group: str  # entry points of installed packages
+    built_in: dict[str, str]  # modules of the classes in bdm
+    # Imported classes, which register themselves
     registered: dict[str, type[Any]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all kinds, those of bdm first."""
+        """All names, built-in ones first."""
         return tuple(dict.fromkeys((*self.built_in, *installed(self.group), *self.registered)))
 
     def find(self, name: str) -> type[Any]:
-        """Class of a name."""
+        """Import and return the class called ``name``."""
         self.check(name)
         if name not in self.registered and name in self.built_in:
             import_module(self.built_in[name])
@@ -35,7 +35,7 @@ class Kinds:
         return self.registered[name]
 
     def check(self, name: str) -> None:
-        """Raise an InputError if there is none of a name, without an import of any."""
+        """Reject an unknown name, without importing any class."""
         if name not in self.names:
             raise InputError(
                 f"There is no {self.what} {name!r} in this installation, which has {', '.join(self.names)}; "
@@ -45,7 +45,7 @@ class Kinds:
 
 @cache
 def installed(group: str) -> tuple[str, ...]:
-    """Names of the entry points of a group; found once, as a search takes some milliseconds."""
+    """Return the names of entry points; cached, as a search takes milliseconds."""
     return tuple(entry.name for entry in entry_points(group=group))
 
 

@@ -1,4 +1,4 @@
-"""Threads, one in each operation, so that no result depends on their number."""
+"""Parallel single-threaded operations; results do not depend on the number of threads."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory: to map it anew in each training step can take longer than the arithmetic."""
+    """Make glibc keep freed memory; remapping it can dominate a training step."""
     if not sys.platform.startswith("linux"):
         return
     allocator = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -41,20 +41,20 @@ _n_threads: ContextVar[int | None] = ContextVar("n_threads", default=None)
 
 
 def available_threads() -> int:
-    """Threads that affinity and cgroup of the process, Slurm, ``OMP_NUM_THREADS`` and torch allow."""
+    """Count threads allowed by affinity, cgroup, Slurm, ``OMP_NUM_THREADS`` and torch."""
     limits = [os.environ.get(name, "").split(",")[0].strip() for name in LIMITS]
     given = [int(text) for text in limits if text.isdecimal() and int(text)]
     return min(int(cpu_count()), torch.get_num_threads(), *given)
 
 
 def chosen_threads() -> int:
-    """Return the number of operations in parallel: as :func:`using_threads` sets it, or :func:`available_threads`."""
+    """Return the number set by :func:`using_threads`, or else :func:`available_threads`."""
     return _n_threads.get() or available_threads()
 
 
 @contextmanager
 def using_threads(n_threads: int | None = None) -> Iterator[None]:
-    """Compute with one thread in each operation, as digits depend on their number, and several operations at once."""
+    """Run up to ``n_threads`` operations in parallel, with one thread each."""
     if n_threads is not None and n_threads < 1:
         raise InputError(f"The number of threads is {n_threads}; give `n_threads=` 1 or more.")
     if _n_threads.get() == IN_WORKER:
@@ -62,7 +62,7 @@ def using_threads(n_threads: int | None = None) -> Iterator[None]:
         return
     token = _n_threads.set(n_threads or chosen_threads())
     try:
-        # Again in each context, as libraries may have been loaded since the enclosing one
+        # Nested contexts too, as libraries may have been loaded meanwhile
         with _one_thread_in_each_operation():
             yield
     finally:
@@ -71,7 +71,7 @@ def using_threads(n_threads: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def threads() -> Iterator[Map]:
-    """Yield a ``map`` in as many threads as :func:`using_threads` sets; in such a thread, the usual ``map``."""
+    """Yield a parallel, ordered ``map``; in a worker thread, the built-in ``map``."""
     if _n_threads.get() == IN_WORKER:
         yield map
         return
@@ -98,13 +98,13 @@ def _start_worker() -> None:
 
 @lru_cache(maxsize=1)
 def _libraries(n_modules: int) -> ThreadpoolController:
-    """Look for libraries with threads, which takes milliseconds, once for a number of modules, as these load them."""
+    """Find threaded libraries (slow); cached until more modules are imported."""
     return ThreadpoolController()
 
 
 @contextmanager
 def _one_thread_in_each_operation() -> Iterator[None]:
-    # Read before the first call of numba, which starts threads and sets torch and MKL to all cores
+    # Read first: the first call of numba sets torch and MKL to all cores
     torch_threads = torch.get_num_threads()
     numba = sys.modules.get("numba")
     numba_threads = numba.get_num_threads() if numba else 0
@@ -112,7 +112,7 @@ def _one_thread_in_each_operation() -> Iterator[None]:
         if numba:
             numba.set_num_threads(1)
         with _libraries(len(sys.modules)).limit(limits=1):
-            torch.set_num_threads(1)  # last, as nothing else sets the threads of MKL
+            torch.set_num_threads(1)  # last, as only this sets the threads of MKL
             yield
     finally:
         if numba:

@@ -1,4 +1,4 @@
-"""Messages, and the progress of long steps: a bar on a terminal or in a notebook, occasional lines in a log."""
+"""Messages and progress: a bar on terminals and in notebooks, else log lines."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class DefaultHandler(logging.Handler):
-    """Handler that prints messages to stderr, unless the application has installed handlers on the root logger."""
+    """Print messages to stderr, unless the root logger has handlers."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message."""
@@ -21,7 +21,7 @@ class DefaultHandler(logging.Handler):
 
 
 def show_messages() -> None:
-    """Print messages of level INFO, as scvi-tools does; a level or handler that you have set is kept."""
+    """Print INFO messages by default; keep a level or handler already set."""
     logger = logging.getLogger("bdm")
     if not logger.handlers:
         logger.addHandler(DefaultHandler())
@@ -36,7 +36,7 @@ MIN_REMAINING = 20.0  # seconds; shorter remaining times are not printed
 
 
 def progress(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Iterator[Item]:
-    """Yield items and show the progress, unless only warnings are logged."""
+    """Yield items and show progress, if INFO messages are logged."""
     if not logger.isEnabledFor(logging.INFO):
         yield from items
     elif sys.stderr.isatty() or in_notebook():
@@ -46,19 +46,19 @@ def progress(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Ite
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs the process."""
+    """Return whether the process runs in a Jupyter kernel."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel")
 
 
 def with_estimate(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Iterator[Item]:
-    """Yield items and log the remaining time, ever more seldom; the first, often slow item does not count."""
+    """Yield items and log the remaining time at growing intervals."""
     began, due = 0.0, FIRST_ESTIMATE
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
         if done == 1:
-            began = now
+            began = now  # the first item is often slow, and not counted
         elif now - began >= due and done < total:
             remaining = (now - began) / (done - 1) * (total - done)
             if remaining >= MIN_REMAINING:
@@ -67,7 +67,7 @@ def with_estimate(items: Iterable[Item], *, doing: str, total: int, unit: str) -
 
 
 def duration(seconds: float) -> str:
-    """Format a time in its two largest units."""
+    """Format a time, such as ``3 min 20 s`` or ``2 h 5 min``."""
     seconds = round(seconds)
     minutes = round(seconds / 60)
     if seconds < 60:

@@ -1,6 +1,6 @@
-"""What a setting is: type, default, bounds, help, and place in the configuration; and the base of all settings.
+"""Settings: types, defaults, bounds, help texts and places in the configuration.
 
-Pydantic checks the values; it is imported when the first value is checked, as the help of commands needs none.
+Pydantic checks the values. It is imported on first use, as the help of commands does not need it.
 """
 
 import inspect
@@ -32,17 +32,17 @@ BOUNDS = {Ge: ("minimum", "ge"), Gt: ("exclusiveMinimum", "gt"), Le: ("maximum",
 
 @dataclass(frozen=True)
 class Unset:
-    """What None stands for, in words."""
+    """Meaning of None, in words."""
 
     meaning: str
 
 
 @dataclass(frozen=True)
 class Key:
-    """Where the configuration has a setting."""
+    """Place of a setting in the configuration."""
 
-    section: str | None = None  # None for the section of the setting's stage
-    # bounds, default: where the workflow allows less than the command, and has another default, as it always evaluates
+    section: str | None = None  # None: the section of the setting's stage
+    # Bounds and default of the workflow, which always evaluates, where they differ from the command
     bounds: tuple[Ge | Gt | Le | Lt, ...] = ()
     default: float | None = None
     absent: bool = False  # the configuration has no such key
@@ -50,7 +50,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting by its name: type with what is annotated with it, and default (the class, for nested settings)."""
+    """A setting: name, annotated type and default (their class, for nested settings)."""
 
     name: str
     annotation: Any
@@ -58,57 +58,57 @@ class Setting:
 
     @property
     def notes(self) -> tuple[Any, ...]:
-        """What is annotated with the type."""
+        """Annotations of the type."""
         return getattr(self.annotation, "__metadata__", ())
 
     def note(self, kind: type) -> Any:
-        """Return the first note of a kind; None if there is none."""
+        """Return the first annotation of class ``kind``, or None."""
         return next((note for note in self.notes if isinstance(note, kind)), None)
 
     @property
     def help(self) -> str | None:
-        """What the setting means."""
+        """Help text."""
         found: str | None = self.note(str)
         return found
 
     @property
     def unset(self) -> str | None:
-        """What None stands for."""
+        """Meaning of None."""
         unset: Unset | None = self.note(Unset)
         return None if unset is None else unset.meaning
 
     @property
     def key(self) -> Key:
-        """Where the configuration has it."""
+        """Place in the configuration."""
         return self.note(Key) or Key()
 
     @property
     def types(self) -> tuple[Any, ...]:
-        """Types of its values."""
+        """Types of the values, without their parameters."""
         return tuple(get_origin(kind) or kind for kind in alternatives(self.annotation))
 
     @property
     def nested(self) -> "type[StageSettings] | None":
-        """Class of settings that a value is, or that the items of a list are; None where values are plain."""
+        """Class of nested settings or list items; None for plain values."""
         inner = (kind for outer in alternatives(self.annotation) for kind in (outer, *get_args(outer)))
         return next((kind for kind in inner if inspect.isclass(kind) and issubclass(kind, StageSettings)), None)
 
     @property
     def bounds(self) -> dict[str, Any]:
-        """Bounds of a number, as JSON schema has them."""
+        """Bounds of a number, by JSON schema keyword."""
         found = ((*BOUNDS[type(note)], note) for note in self.notes if type(note) in BOUNDS)
         return {keyword: getattr(note, attribute) for keyword, attribute, note in found}
 
     @cached_property
     def adapter(self) -> "TypeAdapter[Any]":
-        """What checks the values."""
+        """Pydantic adapter that checks the values."""
         from pydantic import ConfigDict, TypeAdapter
 
         config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
         return TypeAdapter(with_strict_numbers(self.annotation), config=config)
 
     def checked(self, value: Any) -> Any:
-        """Give a value in the type of the setting, such as a tuple in place of a list."""
+        """Check a value, and convert it to the type of the setting."""
         from pydantic import ValidationError
 
         key, value = self.name.rstrip("_"), of_python(value)
@@ -131,7 +131,7 @@ class Setting:
         return tuple(self.nested.of(item, place_of(key, number, item)) for number, item in enumerate(value, 1))
 
     def rejection(self, key: str, value: Any, error: "ValidationError") -> str:
-        """Phrase why a value, or an item of it, is invalid."""
+        """Message for an invalid value, or an invalid item in it."""
         schema, fault = self.adapter.json_schema(), max(error.errors(), key=lambda fault: len(fault["loc"]))
         of_item = next((one[kind] for one in [schema, *schema.get("anyOf", ())] for kind in ITEMS if kind in one), None)
         if of_item is not None and fault["input"] is not value and isinstance(value, dict | list | tuple):
@@ -148,7 +148,7 @@ ITEMS = ("additionalProperties", "items")
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
-    """List the types that a value may be of, without notes."""
+    """List the types in a union, without annotations."""
     if get_origin(annotation) is Annotated:
         return alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -157,7 +157,7 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def with_strict_numbers(annotation: Any) -> Any:
-    """Take texts, truth values and 3.0 for no whole numbers, wherever these are in a type, which pydantic does."""
+    """Reject strings, booleans and 3.0 where an integer is expected; pydantic coerces them."""
     from pydantic import Strict
 
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -166,12 +166,12 @@ def with_strict_numbers(annotation: Any) -> Any:
     if origin is Annotated:
         return Annotated[(with_strict_numbers(arguments[0]), *annotation.__metadata__)]
     if origin in (Union, UnionType):
-        return Union[tuple(map(with_strict_numbers, arguments))]  # noqa: UP007, of types that are not known here
+        return Union[tuple(map(with_strict_numbers, arguments))]  # noqa: UP007, types known at run time only
     return origin[tuple(map(with_strict_numbers, arguments))] if origin in (tuple, dict) else annotation
 
 
 def of_python(value: Any) -> Any:
-    """Give the numbers of NumPy in a value as those of Python."""
+    """Convert NumPy scalars to Python numbers, and tuples to lists."""
     if isinstance(value, list | tuple):
         return [of_python(item) for item in value]
     if isinstance(value, dict):
@@ -180,13 +180,13 @@ def of_python(value: Any) -> Any:
 
 
 def place_of(key: str, number: int, item: Any) -> str:
-    """Name a part of a list by its name, or by its number, counted from 1."""
+    """Return the path of a list item: its ``name``, or number from 1."""
     name = item.get("name") if isinstance(item, dict) else None
     return f"{key}.{name or number}"
 
 
 def reject_unknown(names: Iterable[str], known: Sequence[str]) -> None:
-    """Raise an InputError if there is no setting of a name."""
+    """Reject names of unknown settings."""
     for name in names:
         if name not in known:
             raise InputError(unknown_setting(name, known))
@@ -194,12 +194,12 @@ def reject_unknown(names: Iterable[str], known: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """Settings of a stage, which are checked as they are made."""
+    """Settings of a stage, checked on construction."""
 
     section: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
-        """Add to the docstring what each setting means."""
+        """Add the help text of each setting to the docstring."""
         text = inspect.cleandoc(cls.__doc__ or "")
         helps = {name: Setting(name, kind).help for name, kind in inspect.get_annotations(cls).items()}
         described = [f"{name}\n    {help.replace('`', '``')}" for name, help in helps.items() if help]
@@ -208,7 +208,7 @@ class StageSettings:
         cls.__doc__ = "\n".join([text, *described])
 
     def __new__(cls, *_: Any, **values: Any) -> Self:
-        """Make an object, if all names are names of settings, and none is missing."""
+        """Reject unknown settings, and missing ones without a default."""
         reject_unknown((name.rstrip("_") for name in values), [each.name.rstrip("_") for each in settings_of(cls)])
         for setting in settings_of(cls):
             if setting.default is MISSING and setting.name not in values:
@@ -221,14 +221,14 @@ class StageSettings:
 
     @classmethod
     def check(cls, **values: Any) -> None:
-        """Raise an InputError if a setting cannot have a value."""
+        """Check values of some settings, without constructing all."""
         for setting in settings_of(cls):
             if setting.name in values:
                 setting.checked(values[setting.name])
 
     @classmethod
     def of(cls, content: Any, place: str = "") -> Self:
-        """Read settings from the content of a file, in which an empty key is none."""
+        """Construct settings from file content; empty keys keep their defaults."""
         if isinstance(content, cls):
             return content
         if place:
@@ -242,7 +242,7 @@ class StageSettings:
 
     @classmethod
     def expanded(cls, content: Any) -> Any:
-        """Give the keys and values that a shorter content stands for; a stage may have none."""
+        """Expand shorthand content; stages with a shorthand override this."""
         return content
 
     def files(self) -> list[Path]:
@@ -251,7 +251,7 @@ class StageSettings:
 
 
 def files_in(setting: Setting, value: Any) -> list[Path]:
-    """List the files that the value of a setting names; a text is one where there is such a file."""
+    """List the existing files that the value of a setting names."""
     if setting.nested is not None:
         items = value if isinstance(value, tuple) else (value,)
         return [path for item in items if isinstance(item, StageSettings) for path in item.files()]
@@ -261,13 +261,13 @@ def files_in(setting: Setting, value: Any) -> list[Path]:
 
 def settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
     """List the settings of a stage."""
-    key: Any = model  # mypy takes no class with a __hash__ for hashable
+    key: Any = model  # mypy does not accept classes that define __hash__ as hashable
     return _settings_of(key)
 
 
 @cache
 def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
-    # The factory of nested settings is their class
+    # The default factory of nested settings is their class
     return tuple(
         Setting(entry.name, entry.type, entry.default if entry.default_factory is MISSING else entry.default_factory)
         for entry in fields(model)
@@ -275,7 +275,7 @@ def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
 
 
 def leaves_of(model: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str, Setting]]:
-    """Give the settings that hold no others, after the fields down to them and the section of their stage."""
+    """Yield the path, section and object of each plain setting."""
     for setting in settings_of(model):
         if setting.nested is not None:
             yield from (((setting.name, *path), stage, leaf) for path, stage, leaf in leaves_of(setting.nested))
@@ -284,7 +284,7 @@ def leaves_of(model: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str
 
 
 def described_settings(model: type[StageSettings]) -> Iterator[Setting]:
-    """Give the settings of a stage that have a help text: options of its command, and keys of the configuration."""
+    """Yield settings with a help text: command-line options and configuration keys."""
     return (setting for setting in settings_of(model) if setting.help)
 
 
@@ -292,7 +292,7 @@ def described_settings(model: type[StageSettings]) -> Iterator[Setting]:
 
 
 def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-    """Check the arguments of a public function by :func:`checking`."""
+    """Decorate a public function with :func:`checking`."""
 
     @wraps(function)
     def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> Returned:
@@ -310,10 +310,10 @@ def checking(
     *,
     model: Callable[..., Any] | None = None,
 ) -> Iterator[None]:
-    """Reject settings and results of other classes than a function takes, and name settings as they are passed to it.
+    """Reject arguments of the wrong class, and qualify settings in errors.
 
-    In an InputError, ``counts=`` becomes ``settings.prepare.counts=`` if the argument ``settings`` of ``function`` has
-    this setting, or else that of ``model``, the function that made the model.
+    In an InputError, ``counts=`` becomes ``settings.prepare.counts=`` if ``function`` accepts this setting in its
+    argument ``settings``. Otherwise, the arguments of ``model`` are searched, the function that made the model.
     """
     for name, value in (*zip(inspect.signature(function).parameters, arguments, strict=False), *options.items()):
         kinds = own_classes(function, name)
@@ -328,7 +328,7 @@ def checking(
 
 
 def own_classes(function: Callable[..., Any], parameter: str) -> tuple[type, ...]:
-    """Classes that a parameter may be of; none if any of them is not of bdm."""
+    """Return a parameter's classes, or () unless all are bdm's or None."""
     found = inspect.signature(function).parameters.get(parameter)
     kind = None if found is None else vars(sys.modules[function.__module__]).get(found.annotation, found.annotation)
     kinds = tuple(NoneType if each is None else each for each in alternatives(kind))
@@ -337,7 +337,7 @@ def own_classes(function: Callable[..., Any], parameter: str) -> tuple[type, ...
 
 
 def places_of_settings(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
-    """Give the settings that a function takes with where: ``settings.prepare.``, or an empty text for arguments."""
+    """Yield settings with their prefix (``settings.prepare.``); arguments have an empty prefix."""
     names = inspect.signature(function).parameters
     for name in names:
         for stage in own_classes(function, name):

@@ -1,4 +1,4 @@
-"""Frozen dataclasses of tensors and tables: one codec for all, as JSON and safetensors without code, and their rows."""
+"""Save dataclasses of tensors and tables as JSON and safetensors; select rows."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,24 +23,24 @@ from bdm._core.kinds import Kinds
 from bdm._core.seeds import to_tensor
 
 FORMAT = 23
-TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
+TEXT = pd.Series([""]).dtype  # dtype of text columns: str since pandas 3, object before
 
 Value = TypeVar("Value")
 
 
 def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
-    """Write a dataclass into a folder as ``kind.json`` and ``kind.safetensors``, and return the checksum of both.
+    """Write a dataclass as ``kind.json`` and ``kind.safetensors``, and return their checksum.
 
-    A field is a number, text, None, JSON content, a tensor, an array, a table, a network that is made from the
-    dataclass ``shape``, another such dataclass (of several :class:`bdm._core.kinds.Kinds`, with its name), a function
-    without arguments that returns one of these, or a tuple or a dictionary (with text as keys) of these.
+    Fields may be numbers, text, None, JSON content, tensors, arrays, tables, other such dataclasses, and tuples or
+    dictionaries (with text keys) of them. A network is rebuilt from its dataclass ``shape``, and a class of
+    :class:`bdm._core.kinds.Kinds` is found by its name. A function without arguments is saved as its result.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     writer = ContentWriter()
     content = {"format": FORMAT, **facts, kind: writer.encode(value, kind)}
     file = folder / f"{kind}.safetensors"
-    # not by save_file, whose files only their owner may read
+    # save_file would write files that only their owner can read
     file.write_bytes(to_bytes(writer.tensors))
     return write_checksummed_json(folder / f"{kind}.json", {**content, "tensors": sha256(file)})
 
@@ -53,35 +53,35 @@ def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
         if content.get(name) != fact:
             raise InputError(f"{folder / kind}.json is of another {name} than the folder's; make it again.")
     file = folder / f"{kind}.json"
-    with reject_if_damaged(file), at(file):  # such as a prior that this installation lacks
+    with reject_if_damaged(file), at(file):  # errors name the file, e.g. if its prior is not installed
         value: Value = ContentReader(tensors).decode(content[kind], cls)
         return value
 
 
 def load_part(folder: Path, kind: str, cls: type[Value], *, of: str) -> Value | None:
-    """Read a dataclass, if there is one, that was saved with the checksum of another one, ``of``, of its folder."""
+    """Read an optional dataclass, and check that it belongs to ``of``."""
     if not (Path(folder) / f"{kind}.json").exists():
         return None
     return load(folder, kind, cls, **{of: checksum_of(folder, of)})
 
 
 class Result(ABC):
-    """A dataclass of results that is saved as a folder: everything, and tables to read (.csv)."""
+    """Results that are saved as a folder, with tables (.csv) to read."""
 
-    kind: ClassVar[str]  # name of the files with everything
+    kind: ClassVar[str]  # stem of the JSON and safetensors files
 
     def save(self, folder: Path | str, *, overwrite: bool = False) -> None:
-        """Write the results as a folder, for :meth:`load`: everything, and tables to read (.csv).
+        """Write a folder for :meth:`load`, with tables (.csv) to read.
 
         Parameters
         ----------
         overwrite
-            Replace a folder of such results.
+            Replace an existing folder of results of this class.
 
         Raises
         ------
         InputError
-            If the folder exists, cannot be written, or holds anything but such results.
+            If the folder exists (without ``overwrite``), has other content, or cannot be written.
         """
         if not overwrite:
             reject_existing(Path(folder))
@@ -91,7 +91,7 @@ class Result(ABC):
 
     @abstractmethod
     def _write_tables(self, folder: Path) -> None:
-        """Write the tables to read."""
+        """Write the tables (.csv)."""
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -100,18 +100,18 @@ class Result(ABC):
         Raises
         ------
         InputError
-            If the folder holds none, results of another version of bdm, or damaged ones.
+            If results of this class are missing, damaged, or in the format of another version of bdm.
         """
         return load(Path(folder), cls.kind, cls)
 
 
 def checksum_of(folder: Path, kind: str) -> str:
-    """Checksum that :func:`save` returned for a folder."""
+    """Return the checksum that :func:`save` returned for a folder."""
     return str(read_checksummed_json(Path(folder) / f"{kind}.json", kind, version=FORMAT)["checksum"])
 
 
 def read_files(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the files of a folder, and compare their checksums."""
+    """Read the files of a folder, and verify their checksums."""
     file, tensors = folder / f"{kind}.json", folder / f"{kind}.safetensors"
     if not file.is_file():
         raise InputError(f"{folder} is not the folder of a bdm {kind}: it has no {file.name}.")
@@ -119,7 +119,7 @@ def read_files(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     if not tensors.is_file() or sha256(tensors) != content.get("tensors"):
         raise InputError(f"{tensors} is missing or damaged (its checksum does not match {file.name}).")
     try:
-        # copies, as tensors are not aligned in the memory of the file
+        # copies, as tensors are not aligned in the file
         return content, {name: value.clone() for name, value in load_file(tensors).items()}
     except SafetensorError as error:
         raise InputError(f"{tensors} is not a safetensors file ({error}); make it again.") from error
@@ -127,7 +127,7 @@ def read_files(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
 
 @contextmanager
 def reject_if_damaged(path: Path) -> Iterator[None]:
-    """Turn errors that unexpected content of ``path`` causes into an InputError."""
+    """Turn errors from unexpected content of ``path`` into InputErrors."""
     try:
         yield
     except InputError:
@@ -139,12 +139,12 @@ def reject_if_damaged(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ContentWriter:
-    """Turns values into JSON content, in which tensors are named; they are gathered in ``tensors``."""
+    """Encodes values as JSON content, and collects tensors by name."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def encode(self, value: Any, name: str) -> Any:
-        """JSON content of a value, whose tensors have names that begin with ``name``."""
+        """Return a value as JSON; names of its tensors begin with ``name``."""
         if isinstance(value, Tensor):
             # a copy, as tensors in a file must not share memory
             self.tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -173,7 +173,7 @@ class ContentWriter:
         return value.item() if isinstance(value, np.generic) else value
 
     def encode_table(self, table: pd.DataFrame, name: str) -> dict[str, Any]:
-        """Numbers of a table become tensors, and text becomes JSON; an index of other numbers than 0, 1 ... is text."""
+        """Encode a table: numbers as tensors, other columns and indices as text."""
         index = None
         if not (isinstance(table.index, pd.RangeIndex) and table.index.equals(pd.RangeIndex(len(table)))):
             levels = [table.index.get_level_values(i).astype(str).tolist() for i in range(table.index.nlevels)]
@@ -189,12 +189,12 @@ class ContentWriter:
 
 @dataclass(frozen=True)
 class ContentReader:
-    """Turns JSON content back into values, by the annotations of their classes; see :func:`load`."""
+    """Decodes JSON content by type annotations; see :func:`load`."""
 
     tensors: dict[str, Tensor]
 
     def decode(self, content: Any, kind: Any) -> Any:
-        """Make a value of the type ``kind``."""
+        """Return a value of type ``kind``."""
         origin, arguments = get_origin(kind), get_args(kind)
         if origin in (Union, UnionType):
             kinds = [each for each in arguments if each is not NoneType]
@@ -223,7 +223,7 @@ class ContentReader:
         return content
 
     def decode_table(self, content: dict[str, Any]) -> pd.DataFrame:
-        """Make a table, whose text has one type whatever columns it came from."""
+        """Return a table; all its text columns have the same dtype."""
         index: Any = pd.RangeIndex(content["n_rows"])
         if content["index"] is not None:
             levels = [pd.Index(level, dtype=str) for level in content["index"]["levels"]]
@@ -238,7 +238,7 @@ class ContentReader:
         return pd.DataFrame(columns, index=index, columns=pd.Index(list(columns), dtype=str))
 
     def decode_module(self, content: dict[str, Any], kind: type[nn.Module]) -> nn.Module:
-        """Make a network; torch's global random generator is left alone."""
+        """Return a network, without changing torch's global random state."""
         shape = self.decode(content["shape"], get_type_hints(kind.__init__)["shape"])
         with torch.random.fork_rng(devices=[]):
             network = kind(shape)
@@ -247,7 +247,7 @@ class ContentReader:
 
 
 def numbers(column: pd.Series) -> np.ndarray:
-    """Numbers of a column, of a type that tensors have; missing ones become NaN."""
+    """Return a numeric column in a torch dtype, missing values as NaN."""
     if isinstance(column.dtype, pd.api.extensions.ExtensionDtype):
         return np.asarray(column.to_numpy(float, na_value=np.nan))
     values = column.to_numpy()
@@ -255,11 +255,11 @@ def numbers(column: pd.Series) -> np.ndarray:
     return np.asarray(values.astype(wider.get(values.dtype, values.dtype)))
 
 
-# ---- rows: what has the same first axis throughout
+# ---- rows: values with a common first axis
 
 
 def concat(parts: Sequence[Value]) -> Value:
-    """Concatenate tensors, tuples, or dataclasses or dictionaries of these along the first axis."""
+    """Concatenate rows of tensors, tuples, or dataclasses or dictionaries of them."""
     given: Any = parts
     if isinstance(given[0], Tensor):
         joined: Any = torch.cat(given)
@@ -272,7 +272,7 @@ def concat(parts: Sequence[Value]) -> Value:
 
 
 def take(value: Value, rows: Sequence[int]) -> Value:
-    """Take rows of a tensor or a tuple, or of all in a dataclass or a dictionary of these."""
+    """Select rows of tensors, tuples, or dataclasses or dictionaries of them."""
     given: Any = value
     if isinstance(given, Tensor):
         taken: Any = given[list(rows)]
@@ -285,14 +285,14 @@ def take(value: Value, rows: Sequence[int]) -> Value:
 
 
 def updated(parts: Sequence[Value], *, by: str) -> Value:
-    """Concatenate dataclasses, whose rows take the place of earlier ones with the same name in the tuple ``by``."""
+    """Concatenate dataclasses; rows replace earlier ones with the same name in ``by``."""
     together = concat(parts)
     last = {name: row for row, name in enumerate(getattr(together, by))}
     return together if len(last) == len(getattr(together, by)) else take(together, list(last.values()))
 
 
 def _by_field(function: Callable[..., Any], values: Sequence[Any]) -> Any:
-    """Apply a function to the values of each field of dataclasses, or of each key of dictionaries."""
+    """Apply a function to each field of dataclasses, or key of dictionaries."""
     if isinstance(values[0], dict):
         return {key: function(*(value[key] for value in values)) for key in values[0]}
     of_fields = {entry.name: function(*(getattr(value, entry.name) for value in values)) for entry in fields(values[0])}

@@ -1,4 +1,4 @@
-"""The training loop of all networks: Adam with averaged weights, on the CPU or a GPU."""
+"""Training loop: Adam with averaged weights, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ Loss = Callable[[nn.Module, torch.Generator], Tensor]
 LossByGroup = Callable[[nn.Module, torch.Generator], dict[str, float]]
 Validation = Callable[[nn.Module], Tensor | float]
 
-MAX_LOSS_RATIO = 5  # of the loss to the loss before training; it stays below 1.1 where training converges
+MAX_LOSS_RATIO = 5  # to the loss before training; below 1.1 in training that converges
 
 
 class DivergenceError(Exception):
-    """Why training cannot continue; users get it as a TrainingError."""
+    """Reason for diverged training; users see it as a TrainingError."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Plan of a training: Adam with warm-up and cosine decay."""
+    """Options for training by Adam with warm-up and cosine decay."""
 
     n_steps: int
     learning_rate: float
     seed: int
     device: str | torch.device = "auto"
-    what: str = "the network"  # is trained, for messages
-    averaging: float = 0.99  # decay of the exponential moving average of weights, which is what training gives
+    what: str = "the network"  # name of the network in messages
+    averaging: float = 0.99  # decay of the moving average of weights, which training returns
     n_warmup: int = 100
-    # Steps between two validations of the averaged weights; those with the lowest loss are kept
+    # Steps between validations of the averaged weights; the best are kept
     validate_every: int = 100
-    # Number of validations in a row without a lower loss after which training ends; None for all steps
+    # Validations in a row without a lower loss before training stops; None: never stop early
     patience: int | None = None
-    untrained: float = math.inf  # validation loss without training, below which a loss counts as lower
-    n_taken: int | None = None  # steps after which training ends, by the learning rates of ``n_steps``; None for all
+    untrained: float = math.inf  # validation loss without training; only lower losses count
+    n_taken: int | None = None  # steps before training ends, on the schedule of ``n_steps``; None: all
 
     @property
     def last(self) -> int:
-        """Number of the last step."""
+        """Number of the last step, without early stopping."""
         return self.n_steps if self.n_taken is None else self.n_taken
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """Device of a name; ``auto`` is a GPU if there is one, else the CPU."""
+    """Return a device; ``auto`` is CUDA if available, else the CPU."""
     if isinstance(name, torch.device):
         return name
     kind = "cuda" if name == "gpu" else name
@@ -73,7 +73,7 @@ def device_of(name: str | torch.device) -> torch.device:
 
 @dataclass
 class Losses:
-    """How a training goes: its losses, and the best averaged weights so far."""
+    """Losses of a training, and the best averaged weights so far."""
 
     first: float = math.nan  # loss of the first step
     total: float = 0.0  # sum of losses since the last row of the history
@@ -90,15 +90,15 @@ def train(
     by_group: LossByGroup | None = None,
     validation: Validation | None = None,
 ) -> pd.DataFrame:
-    """Train ``network`` in place and return its history, a table of step, loss and validation loss.
+    """Train ``network`` in place, and return its history (step, loss, validation loss).
 
-    Step k draws from a generator of (seed, k) alone. On a GPU, precision is mixed (bfloat16).
+    The random numbers of step k depend on (seed, k) only. CUDA devices use mixed precision (bfloat16).
     """
     keep_freed_memory()
     device = device_of(plan.device)
     network.to(device)
     averaged = AveragedModel(network, multi_avg_fn=moving_average(plan.averaging))
-    averaged.n_averaged.fill_(1)  # the network as it is at first counts, too
+    averaged.n_averaged.fill_(1)  # include the initial weights
     adam = torch.optim.Adam([tensor for tensor in network.parameters() if tensor.requires_grad], lr=plan.learning_rate)
     schedule, losses, at = LambdaLR(adam, warmup_and_cosine(plan)), Losses(), 0
     try:
@@ -128,7 +128,7 @@ def train(
 
 
 def should_stop_early(history: Sequence[dict[str, float]], plan: TrainingPlan) -> bool:
-    """Whether the last validations, as many as the patience of the plan, found no lower loss."""
+    """Return whether the last ``plan.patience`` validations had no lower loss."""
     if plan.patience is None:
         return False
     best, n_without_gain = plan.untrained, 0
@@ -141,7 +141,7 @@ def should_stop_early(history: Sequence[dict[str, float]], plan: TrainingPlan) -
 def validate(
     losses: Losses, averaged: nn.Module, plan: TrainingPlan, validation: Validation | None, *, step: int
 ) -> None:
-    """Add a row to the history, and keep the averaged weights if they are the best so far."""
+    """Add a row to the history, and keep the best averaged weights."""
     n_seen = (step - 1) % plan.validate_every + 1
     row = {"step": step, "loss": losses.total / n_seen}
     losses.total = 0.0
@@ -163,7 +163,7 @@ def validate(
 def describe_divergence(
     error: Exception, network: nn.Module, plan: TrainingPlan, by_group: LossByGroup | None, *, at: int
 ) -> str:
-    """Describe why training diverges, at which step, and in the cells of which type or population most."""
+    """Message for diverged training: reason, step and worst cell type or population."""
     losses = by_group(network, torch_generator(plan.seed, "step", at)) if by_group else {}
     worst = max(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf, default=None)
     reason = error if isinstance(error, DivergenceError) else "a precision matrix is no longer positive definite"
@@ -176,12 +176,12 @@ def describe_divergence(
 
 
 def warmup_and_cosine(plan: TrainingPlan) -> Callable[[int], float]:
-    """Share of the learning rate by step: linear warm-up, then half a cosine down to nothing."""
+    """Return the factor of the learning rate: linear warm-up, cosine decay to 0."""
     return lambda step: min(1.0, (step + 1) / plan.n_warmup) * (1 + math.cos(math.pi * step / plan.n_steps)) / 2
 
 
 def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """Exponential moving average of weights for :class:`AveragedModel`, of shorter memory in the first steps."""
+    """Exponential moving average for :class:`AveragedModel`, with shorter memory in the first steps."""
 
     def update(averaged: Sequence[Tensor], values: Sequence[Tensor], n_averaged: Tensor | int) -> None:
         n_before = int(n_averaged)

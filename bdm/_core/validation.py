@@ -1,7 +1,7 @@
-"""Sentences that reject values of settings, columns and cell types.
+"""Messages for invalid settings, columns and cell types.
 
-The workflow includes this file, so that the configuration is rejected in the same words as options and arguments;
-hence it imports the standard library only.
+The workflow includes this file, so that it rejects a configuration in the same words as commands and functions.
+It imports the standard library only.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
-KINDS = {  # of values, as JSON schema names them
+KINDS = {  # words for JSON schema types
     "integer": "a whole number",
     "number": "a finite number",
     "boolean": "true or false",
@@ -27,25 +27,25 @@ BOUNDS = {
     "minLength": "non-empty",
 }
 CONTROL_NAMES = ("control", "ctrl", "untreated", "unstimulated", "vehicle", "dmso", "mock", "none", "healthy", "normal")
-SEPARATOR = ", "  # between the values of several columns, whose combinations are the conditions
-PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor")  # of obs, which bdm prepare writes
-NO_LABELS = ", or use no labels, by `label_key=None`"  # in place of another column of cell types
+SEPARATOR = ", "  # joins the values of several columns into a condition
+PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor")  # obs columns that bdm prepare writes
+NO_LABELS = ", or use no labels, by `label_key=None`"  # alternative to naming another column
 
 
 def rejection(name: str, value: object, schema: dict[str, Any], *, out_of_bounds: bool = False) -> str:
-    """Phrase that a setting cannot have a value, as in "n_levels is 0, but must be at least 2."."""
+    """Message for an invalid value, with the values that are allowed."""
     kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
     words = bounds_in_words(kinds[0]) if out_of_bounds and len(kinds) == 1 else in_words(*kinds)
     return f"{name} is {shown(value)}, but must be {words}."
 
 
 def shown(value: object) -> str:
-    """Write a value: numbers of NumPy as those of Python, texts in quotes."""
+    """Format a value: NumPy numbers like Python numbers, strings in quotes."""
     return str(value) if isinstance(value, Real) else repr(value)
 
 
 def in_words(*kinds: dict[str, Any]) -> str:
-    """Write which values are allowed, as in "a whole number", or "auto, none or a whole number that is at least 1"."""
+    """Describe allowed values, such as "auto or a whole number"."""
     found = []
     for kind in kinds:
         limits = f" that is {bounds}" if len(kinds) > 1 and (bounds := bounds_in_words(kind)) else ""
@@ -55,12 +55,12 @@ def in_words(*kinds: dict[str, Any]) -> str:
 
 
 def bounds_in_words(schema: dict[str, Any]) -> str:
-    """Write bounds as in "at least 0 and below 1"; empty if there are none."""
+    """Describe bounds, such as "at least 0 and below 1"; empty without bounds."""
     return " and ".join(words.format(schema[bound]) for bound, words in BOUNDS.items() if bound in schema)
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """Phrase that there is no setting of a name, and name the nearest, or all where none is near."""
+    """Message for an unknown setting: suggest the closest name, or list all."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"There is no setting {name}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}.")
@@ -69,7 +69,7 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
 def column_rejection(
     key: str, columns: Iterable[object], *, argument: str, alternative: str = "", table: str = "obs"
 ) -> str | None:
-    """Phrase that a table, obs or var, has no column ``key``; None if it has."""
+    """Message for a missing column of obs or var, else None."""
     columns = list(columns)
     if key in columns:
         return None
@@ -78,7 +78,7 @@ def column_rejection(
 
 
 def keys_rejection(*keys: tuple[str, str | None]) -> str | None:
-    """Phrase that two of the keys of a data set name the same column of obs; None if each names its own."""
+    """Message for two keys that name the same obs column, else None."""
     first: dict[str, str] = {}
     for argument, column in keys:
         if column is None:
@@ -91,34 +91,34 @@ def keys_rejection(*keys: tuple[str, str | None]) -> str | None:
 
 
 def nearest_or(name: str, known: Iterable[str], otherwise: str, *, n: int = 1) -> str:
-    """Ask whether the nearest names were meant, up to ``n`` of them; ``otherwise`` where none is near."""
+    """Suggest up to ``n`` close names, or return ``otherwise``."""
     near = difflib.get_close_matches(name, list(known), n=n)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
 def unknown_type(name: str, known: Iterable[str], *, of: str) -> str:
-    """Phrase that there is no cell type of a name, and name the nearest, or all where none is near."""
+    """Message for an unknown cell type: suggest the closest, or list all."""
     known = list(known)
     remedy = nearest_or(name, known, f"its types are {', '.join(known)}.")
     return f"{of} no type {name!r}; {remedy}"
 
 
 def unknown_condition(name: str, known: Iterable[str]) -> str:
-    """Phrase that there is no condition of a name, and name the nearest, or all where none is near."""
+    """Message for an unknown condition: suggest the closest, or list all."""
     known = list(known)
     remedy = nearest_or(name, known, f"there are {', '.join(map(repr, known))}.")
     return f"There is no condition {name!r}; {remedy}"
 
 
 def unknown_node(name: str, known: Iterable[str]) -> str:
-    """Phrase that a lineage has no node of a name, and name the nearest, or some where none is near."""
+    """Message for an unknown lineage node: suggest close ones, or list some."""
     known = list(known)
     remedy = nearest_or(name, known, f"it has {', '.join(known[:20])}.", n=3)
     return f"The lineage has no node {name!r}; {remedy}"
 
 
 def range_in(text: str) -> tuple[()] | tuple[float] | tuple[float, float]:
-    """Read a number, or the two ends of a range, ``300:400``; nothing from other text."""
+    """Parse a number, or a range such as ``300:400``; else return ()."""
     try:
         first, *last = map(float, text.split(":"))
     except ValueError:
@@ -129,12 +129,12 @@ def range_in(text: str) -> tuple[()] | tuple[float] | tuple[float, float]:
 
 
 def usual_controls(conditions: Iterable[str]) -> list[str]:
-    """List the conditions that have a usual name of controls."""
+    """List conditions with a usual name of controls, such as ``dmso``."""
     return [name for name in conditions if all(part.lower() in CONTROL_NAMES for part in name.split(SEPARATOR))]
 
 
 def control_rejection(control: str | None, conditions: Iterable[str]) -> str | None:
-    """Phrase that the control is none of the conditions, or is not named and cannot be guessed; None if it is known."""
+    """Message for an unknown control, or one that cannot be guessed, else None."""
     known = list(conditions)
     if control is not None:
         return None if control in known else unknown_condition(control, known)
@@ -145,12 +145,12 @@ def control_rejection(control: str | None, conditions: Iterable[str]) -> str | N
 
 
 def may_be_fitted(name: str, cell_types: Iterable[str]) -> bool:
-    """Whether a model of these types may have one of a name, a sub-population (``T/2``) or a clade (``node 3``)."""
+    """Return whether ``name`` may be a type, sub-population (``T/2``) or clade (``node 3``)."""
     return bool({name, re.sub(r"[/]+\d+$", "", name)} & set(cell_types) or re.fullmatch(r"node \d+", name))
 
 
 def alike_names(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Group the names that differ by spaces or by upper and lower case alone."""
+    """Group names that differ only in spaces or case."""
     alike: dict[str, tuple[str, ...]] = {}
     for name in names:
         key = "".join(name.split()).casefold()
@@ -159,12 +159,12 @@ def alike_names(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def label_candidates(fitted: str | None) -> tuple[str, ...]:
-    """Name the columns that may have the cell types of further cells, if none is given."""
+    """Return the default columns for cell types: the fitted one, then ``cell_type``."""
     return tuple(dict.fromkeys([fitted or "cell_type", "cell_type"]))
 
 
 def labels_rejection(candidates: tuple[str, ...], columns: Iterable[object]) -> str | None:
-    """Phrase that ``obs`` has none of the columns that may have the cell types; None if it has."""
+    """Message if ``obs`` has no candidate column of cell types, else None."""
     columns = list(columns)
     if not set(candidates).isdisjoint(columns):
         return None
@@ -175,14 +175,14 @@ def labels_rejection(candidates: tuple[str, ...], columns: Iterable[object]) -> 
 
 
 def split_rejection(validation: float, test: float) -> str | None:
-    """Phrase that fractions of validation and test cells leave none to train on; None if they leave some."""
+    """Message if the split leaves no training cells, else None."""
     if validation + test < 1:
         return None
     return "validation and test sum to 1 or more, which leaves no cells to train on."
 
 
 def donors_rejection(min_donors: int, donor_key: str | None) -> str | None:
-    """Phrase that donors are to be counted that are not known; None if they are known, or not to be counted."""
+    """Message if ``min_donors`` needs a donor column that is missing, else None."""
     if min_donors == 1 or donor_key is not None:
         return None
     return f"min_donors is {min_donors}, but donors are not known; name their column (donor_key)."
