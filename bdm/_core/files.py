@@ -37,8 +37,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of
 def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
     """Yield a scratch path that replaces ``path`` on success only.
 
-    Replaces a folder only if it is empty or contains the file ``folder_of``. If the process is killed, the next write
-    to ``path`` removes the scratch folder.
+    Folders are replaced only with ``folder_of``, if they are empty or contain this file. If the process is killed, the
+    next write to ``path`` removes the scratch folder.
     """
     path = Path(path)
     if path.parent.suffix == UNFINISHED:

@@ -1,1 +1,1 @@
-"""Commands of the command line, one module each, and the options and summaries that they share."""
+"""Commands of the command line, one module each, and their shared options."""

@@ -25,10 +25,11 @@ def audit(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> Summary:
-    """Run membership inference attacks on models and generated cells, compared with copies and chance.
+    """Run membership inference attacks on models and generated cells.
 
-    In each fold, donors (or cells, where there are no donors) are divided into members, reference and non-members. A
-    model is fitted to the members, and attacks on its cells are to distinguish members from non-members.
+    In each fold, donors (or cells, without donors) are divided into members, reference and non-members. A model is
+    fitted to the members, and attacks on its cells try to distinguish members from non-members. Attacks on copies of
+    members, and on unrelated cells (chance), are reported for comparison.
 
     Example: bdm audit prepared.h5ad audit/ --models audit_models/
 
@@ -58,7 +59,7 @@ def audit(
 
 
 def check_unused(settings: FitSettings, sampling: GenerationSettings, models: Path | None, tree: Path | None) -> None:
-    """Reject options for the models of bdm where cells are given."""
+    """Reject options for fitting models if generated cells are given."""
     if settings != FitSettings() or sampling != GenerationSettings() or models is not None or tree is not None:
         raise InputError(
             "`models=`, `tree=` and the settings of a fit and of generation are for models of bdm; leave them out "

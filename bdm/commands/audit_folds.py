@@ -1,4 +1,4 @@
-"""``bdm audit-folds``: training cells of the folds of an audit, for any generator."""
+"""``bdm audit-folds``: training cells of an audit's folds, for any generator."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from bdm.settings import AuditSettings, Seed
 
 
 def audit_folds(prepared: Prepared, out: OutFolder, *, audit: AuditSettings, seed: Seed = 0) -> Summary:
-    """Write the training cells of each fold of an audit, fold-1.h5ad and so on, to fit other generators to.
+    """Write the training cells of each fold of an audit for other generators.
 
-    Generate as many cells of each type from each, and give them to bdm audit by --cells, in the order of the folds,
-    with the same settings and seed.
+    Fit a generator to each file (fold-1.h5ad and so on), and generate as many cells of each type. Pass the generated
+    files to bdm audit by --cells, in the order of the folds, with the same settings and seed.
 
     Example: bdm audit-folds prepared.h5ad folds/
     """

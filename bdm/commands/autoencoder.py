@@ -58,7 +58,7 @@ def autoencoder(
 
 
 def best_step(history: "pd.DataFrame") -> str:
-    """Find the step of the last round whose network was kept: of the lowest validation loss, or the last."""
+    """Describe which step of the last round was kept."""
     history = history[history["round"] == history["round"].iloc[-1]]
     last = int(history["step"].iloc[-1])
     if "validation" not in history:

@@ -1,4 +1,4 @@
-"""What all commands have in common: options from settings, shared arguments, messages, and a summary at the end."""
+"""Shared parts of commands: options from settings, common arguments, messages and summaries."""
 
 import functools
 import inspect
@@ -35,14 +35,14 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 @dataclass(frozen=True)
 class Summary:
-    """What a command made."""
+    """Results of a command, printed as a table."""
 
-    wrote: tuple[Path | None, ...]  # files and folders; None are absent
-    facts: dict[str, str] = field(default_factory=dict)  # what is in them, by a word
-    then: tuple[Path | str, ...] = ()  # words of a command that is often next
+    wrote: tuple[Path | None, ...]  # files and folders; None: not requested
+    facts: dict[str, str] = field(default_factory=dict)  # further rows of the table, by their first word
+    then: tuple[Path | str, ...] = ()  # words of a suggested next command
 
     def rows(self, *, seconds: float) -> dict[str, str]:
-        """Rows of the table, by their first word."""
+        """Return the rows of the table, by their first word."""
         from bdm._core.progress import duration
 
         rows = {"wrote": ", ".join(str(path) for path in self.wrote if path is not None), **self.facts}
@@ -53,24 +53,24 @@ class Summary:
 
 
 def reading_alike(labels: Path | None, counts: str) -> tuple[Path | str, ...]:
-    """Options by which the command that follows reads the same cells."""
+    """Return options that make the next command read the same cells."""
     return *(() if labels is None else ("--labels", labels)), *(() if counts == "auto" else ("--counts", counts))
 
 
 def generating(model: Path) -> tuple[Path | str, ...]:
-    """Words of the command that follows when there is a model."""
+    """Return the words of a command that generates cells of a model."""
     return "bdm", "generate", model, "generated.h5ad", "--cells", "100"
 
 
 def evaluating(cells: "AnnData | None", model: "BranchedModel", *words: Path | str) -> tuple[Path | str, ...]:
-    """Words of the command that compares new cells with test cells, if other cells are prepared ones of the model."""
+    """Return the command ``words`` if ``cells`` include test cells for the model."""
     if cells is None or not {"cell_type", "split"} <= {*cells.obs} or "test" not in set(cells.obs["split"]):
         return ()
     return words if cells.var_names.equals(model.autoencoder.genes.index) else ()
 
 
 def command_with_summary(command: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
-    """Give a command its options, and let it print its summary; if it ``computes`` for long, it has ``--threads``."""
+    """Add shared options to a command, and print its summary; ``computes`` adds ``--threads``."""
     shared: dict[str, Any] = {"force": Force, "quiet": Quiet, "verbose": Verbose}
     if computes:
         shared = {"threads": Threads, **shared}
@@ -113,22 +113,22 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
 
 
 class OptionFormatter(logging.Formatter):
-    """Formats messages for the command line, where settings are options."""
+    """Log formatter that names settings as command-line options."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Rewrite the Python arguments of a message."""
+        """Rewrite the Python arguments in a message as options."""
         return as_options(super().format(record))
 
 
 @contextmanager
 def show_messages(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """Print messages to stderr: warnings alone, or more; quiet and verbose together are as neither."""
+    """Print messages to stderr; ``quiet`` and ``verbose`` cancel each other."""
     level = {(True, False): logging.WARNING, (False, True): logging.DEBUG}.get((quiet, verbose), logging.INFO)
     form = "%(asctime)s %(message)s" if level == logging.DEBUG else "%(message)s"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OptionFormatter(form))
     logging.basicConfig(handlers=[handler])
-    # Pandas warns of what anndata does to the columns of its own views
+    # anndata causes this warning by changing columns of its own views
     warnings.filterwarnings("ignore", message=r"\s*A value is trying to be set on a copy", module="anndata")
     before = logger.level
     logger.setLevel(level)
@@ -139,7 +139,7 @@ def show_messages(*, quiet: bool, verbose: bool) -> Iterator[None]:
 
 
 def versions() -> str:
-    """Describe what runs, and on what."""
+    """Describe the versions of bdm, packages and Python, the platform and threads."""
     from bdm._core.files import package_versions
     from bdm._core.parallel import chosen_threads
 
@@ -149,14 +149,14 @@ def versions() -> str:
 
 
 def aligned(rows: dict[str, str]) -> str:
-    """Lay out rows as a table for the eye."""
+    """Format rows as an aligned text table."""
     width = max(map(len, rows))
     indent = "\n" + " " * (width + 2)
     return "\n".join(f"{name:<{width}}  {indent.join(value.splitlines())}" for name, value in rows.items())
 
 
 def peak_memory() -> int:
-    """Most memory that this process, or one that it started, has held, in bytes."""
+    """Return the peak memory in bytes of this process or any child."""
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return most if sys.platform == "darwin" else most * 1024
 
@@ -166,28 +166,28 @@ def peak_memory() -> int:
 
 @dataclass(frozen=True)
 class Short:
-    """Letter that may stand for an option."""
+    """One-letter form of an option."""
 
     flag: str
 
 
 @dataclass(frozen=True)
 class Option:
-    """A parameter of a command as typer takes it, and the setting that it stands for."""
+    """A typer parameter of a command, and the setting that it sets."""
 
     parameter: inspect.Parameter
-    path: tuple[str, ...]  # argument of the command, and of the settings of stages the fields down to the setting
+    path: tuple[str, ...]  # argument of the command, then the fields down to a nested setting
     setting: Setting
-    unsets: bool = False  # whether it is a switch that sets the setting to None
+    unsets: bool = False  # whether it is a switch that sets None
 
 
 def options_of(signature: inspect.Signature) -> list[Option]:
-    """Give the parameters of a command for typer, with one for each setting.
+    """Return the typer parameters of a command, one for each setting.
 
-    An argument is annotated with its type and a help text, as a setting is; it is an option if it is keyword-only. One
-    of type :class:`bdm._core.schema.StageSettings` stands for all of its settings that have a help text and are no
-    arguments themselves; where two stages have settings of the same name, the option begins with the section of the
-    stage.
+    Arguments are annotated with a type and a help text, like settings. Keyword-only arguments become options. An
+    argument of type :class:`bdm._core.schema.StageSettings` becomes one option for each setting with a help text,
+    unless the command has an argument of the same name. If two stages have settings of the same name, their options
+    begin with the section of the stage.
     """
     found = []
     for name, parameter in signature.parameters.items():
@@ -209,7 +209,7 @@ def options_of(signature: inspect.Signature) -> list[Option]:
 
 
 def as_option(name: str, setting: Setting, *, panel: str | None = None, kind: Any = KEYWORD) -> inspect.Parameter:
-    """Make a parameter that typer turns into an option or argument, a text; the setting checks it, not typer."""
+    """Return a typer option or argument; the setting validates numbers, not typer."""
     type_, default, text = setting.types[0], setting.default, (setting.help or "").removesuffix(".")
     how: dict[str, Any] = {"show_default": (not default and setting.unset) or True, "rich_help_panel": panel}
     if type_ is bool:
@@ -234,7 +234,7 @@ def as_option(name: str, setting: Setting, *, panel: str | None = None, kind: An
 
 
 def as_switch_to_none(setting: Setting, *, panel: str | None = None) -> inspect.Parameter:
-    """Make the option that sets a setting to None, whose default is another value."""
+    """Return a switch that sets to None a setting with another default."""
     name, meaning = OPTIONS_FOR_NONE[setting.name], setting.unset or ""
     text = f"{meaning[:1].upper()}{meaning[1:]}."
     annotation: Any = Annotated[bool, typer.Option(f"--{name}", help=text, show_default=False, rich_help_panel=panel)]
@@ -245,7 +245,7 @@ def as_switch_to_none(setting: Setting, *, panel: str | None = None) -> inspect.
 
 
 def arguments_of(signature: inspect.Signature, options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
-    """Collect the arguments of a command from the values of its options, and check them."""
+    """Collect the arguments of a command from its options, and check them."""
     found: dict[str, Any] = {}
     for option in options:
         value, setting, (*places, name) = given[option.parameter.name], option.setting, option.path
@@ -271,7 +271,7 @@ def arguments_of(signature: inspect.Signature, options: list[Option], given: dic
 
 
 def settings_from(model: type[StageSettings], values: dict[str, Any]) -> StageSettings:
-    """Make settings, and those of the stages in them, of which None is a value as any other."""
+    """Construct nested settings; None is a value here, not a missing key."""
     stages: dict[str, Any] = {setting.name: setting.nested for setting in settings_of(model)}
     return model(
         **{
@@ -282,30 +282,30 @@ def settings_from(model: type[StageSettings], values: dict[str, Any]) -> StageSe
 
 
 def number_in(text: Any) -> Any:
-    """Give the number that a text stands for; anything else as it is."""
+    """Parse a number; return any other value unchanged."""
     for kind in (int, float):
         with suppress(ValueError, TypeError):
             return kind(text) if isinstance(text, str) else text
     return text
 
 
-# ---- files that are written
+# ---- outputs
 
 
 class Output:
-    """Marks an argument that names a file or a folder to write."""
+    """Marks an argument that names a file or folder to write."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Ending that the name of an output needs, as files are read by their endings."""
+    """Required ending of an output; files are read by their ending."""
 
     suffix: str
-    other: str | None = None  # which serves as well
+    other: str | None = None  # also allowed
 
 
 def check_outputs(signature: inspect.Signature, arguments: dict[str, Any], *, force: bool) -> None:
-    """Reject outputs that replace inputs or each other, that exist (unless ``force``), or that have another ending."""
+    """Reject outputs that exist (unless ``force``), overwrite inputs, or have a wrong ending."""
     from bdm._core.files import reject_existing
 
     notes = {name: getattr(option.annotation, "__metadata__", ()) for name, option in signature.parameters.items()}
@@ -322,7 +322,7 @@ def check_outputs(signature: inspect.Signature, arguments: dict[str, Any], *, fo
 
 
 def check_replaced(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
-    """Reject an output that is an input, a part of one, another output, or a folder with one of these in it."""
+    """Reject outputs that would overwrite or contain an input or another output."""
     written = [out for out in outputs if out is not None]
     number, read = Counter(out.resolve() for out in written), list(inputs)
     for out in written:
@@ -338,12 +338,12 @@ def check_replaced(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> No
 
 
 def is_part(file: Path, *, of: Path) -> bool:
-    """Return whether a file is one of those that a folder of bdm consists of: its JSON, or tensors next to it."""
+    """Return whether ``file`` is the JSON or tensor file of folder ``of``."""
     return file.parent == of and file.is_file() and file.with_suffix(".safetensors").is_file()
 
 
 def paths_in(value: Any) -> list[Path]:
-    """List the paths in the value of an argument: itself, those of a list or of settings, or that in ``NAME=FILE``."""
+    """List the paths in an argument, including lists, settings and ``NAME=FILE``."""
     if isinstance(value, StageSettings):
         return value.files()
     if isinstance(value, list | tuple):
@@ -353,7 +353,7 @@ def paths_in(value: Any) -> list[Path]:
     return [value] if isinstance(value, Path) else []
 
 
-# ---- arguments that several commands share
+# ---- shared arguments
 
 OutFile = Annotated[Path, Output, "File to write."]
 OutFolder = Annotated[Path, Output, "Folder to write."]

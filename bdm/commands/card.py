@@ -21,9 +21,10 @@ def card(
     contact: Contact = None,
     out: Annotated[Path | None, Output, "File to write in place of printing."] = None,
 ) -> Summary | None:
-    """Print the card of a model (Markdown with the metadata of Hugging Face), with scores, responses and an audit.
+    """Print the card of a model, with scores, responses and an audit.
 
-    The folder of a model has its card, without scores, as README.md; --out model/README.md --force replaces it.
+    The card is Markdown with metadata for Hugging Face. The folder of a model has its card, without scores, as
+    README.md; --out model/README.md --force replaces it.
 
     Example: bdm card model/ --evaluation evaluation/ --out model/README.md --force
 

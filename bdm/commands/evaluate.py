@@ -1,4 +1,4 @@
-"""``bdm evaluate``: evaluate generated cells by held-out test cells."""
+"""``bdm evaluate``: compare generated cells with held-out test cells."""
 
 import logging
 from collections.abc import Sequence
@@ -29,9 +29,10 @@ def evaluate(
     settings: EvaluationSettings,
     seed: Seed = 0,
 ) -> Summary:
-    """Compare generated cells, of bdm or any other method, with held-out test cells, and with the floor.
+    """Compare generated cells of any method with held-out test cells.
 
-    Cells are sampled, and at most 20,000 of a set are compared at a time; n_cells.csv has the numbers of each type.
+    Training cells, scored the same way, are the floor. Each comparison samples at most 20,000 cells of a set;
+    n_cells.csv has the numbers of each type.
 
     Example: bdm evaluate prepared.h5ad generated.h5ad evaluation --model model/ --compare flat=flat.h5ad
 
@@ -66,7 +67,7 @@ def evaluate(
 
 
 def check_used(model: Path | None, test_cells: Path | None, keys: InputKeys) -> None:
-    """Reject options for cells that are not prepared if no model is given to prepare them by."""
+    """Reject options for unprepared cells if no model is given."""
     given = {"test_cells": test_cells, **vars(keys)}
     unused = next((name for name, value in given.items() if value is not None), None)
     if model is None and unused:
@@ -74,7 +75,7 @@ def check_used(model: Path | None, test_cells: Path | None, keys: InputKeys) -> 
 
 
 def named_files(name: str, file: Path, compare: Sequence[str]) -> dict[str, Path]:
-    """Return the files of the sets to evaluate by name: of the first set, and of those in ``compare`` (NAME=FILE)."""
+    """Return the files to evaluate by name: ``file``, and ``compare`` (NAME=FILE)."""
     from bdm.evaluation.cells import RESERVED_SET_NAMES
 
     files = {name: file}

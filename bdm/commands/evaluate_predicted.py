@@ -1,4 +1,4 @@
-"""``bdm evaluate-predicted``: evaluate predicted cells of a condition by real cells of it."""
+"""``bdm evaluate-predicted``: compare predicted cells of a condition with real cells."""
 
 import logging
 from pathlib import Path
@@ -19,9 +19,10 @@ def evaluate_predicted(
     settings: PredictedEvaluationSettings,
     seed: Seed = 0,
 ) -> Summary:
-    """Compare predicted cells of a condition, of any method, with real cells of it, and with unchanged control cells.
+    """Compare predicted cells of a condition with real and unchanged cells.
 
-    X of each file has raw counts, or log-normalised values.
+    Cells may be predicted by any method; unchanged cells are the control. X of each file has raw counts, or
+    log-normalised values.
 
     Example: bdm evaluate-predicted control.h5ad stimulated.h5ad predicted.h5ad evaluation --label-key cell_type
     """

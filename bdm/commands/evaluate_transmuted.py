@@ -1,4 +1,4 @@
-"""``bdm evaluate-transmuted``: evaluate transmuted cells by held-out cells of their new type."""
+"""``bdm evaluate-transmuted``: compare transmuted cells with held-out cells of their new type."""
 
 import logging
 from collections.abc import Sequence
@@ -30,7 +30,9 @@ def evaluate_transmuted(
     keys: InputKeys,
     seed: Seed = 0,
 ) -> Summary:
-    """Compare transmuted cells with held-out cells of their new type, and with the same cells before.
+    """Compare transmuted cells with held-out cells of their new type.
+
+    The same cells before transmutation are scored as well (unchanged).
 
     Example: bdm evaluate-transmuted prepared.h5ad transmuted.h5ad transmutation --compare flat=flat.h5ad
     """
@@ -63,7 +65,7 @@ def evaluate_transmuted(
 
 
 def one_type(new_types: "Sequence[Target]") -> "Target":
-    """Return what the cells of the first file were transmuted to, and reject those of other types in other files."""
+    """Return the target of the files; reject files with different cell types."""
     if len(names := {new.cell_type for new in new_types}) > 1:
         raise InputError(
             f"Cells were transmuted to different types ({', '.join(sorted(names))}); evaluate one type at a time."

@@ -4,7 +4,9 @@ from bdm.commands.base import OutCells, Summary
 
 
 def example(out: OutCells) -> Summary:
-    """Write a small example: 700 real blood cells of 10 types, 765 genes, labels in obs['bulk_labels'].
+    """Write example cells: 700 real blood cells of 10 types, 765 genes.
+
+    Labels are in obs['bulk_labels'].
 
     Example: bdm example cells.h5ad
     """

@@ -1,4 +1,4 @@
-"""``bdm extend``: extend a model by new cell types."""
+"""``bdm extend``: add new cell types to a model."""
 
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -24,7 +24,9 @@ def extend(
     report: Annotated[Path | None, Output, "Folder of tables and figures to write."] = None,
     seed: Seed = 0,
 ) -> Summary:
-    """Add cell types to a model; the cells that it generates of all other types stay the same.
+    """Add cell types to a model.
+
+    The model generates the same cells of all other types as before.
 
     Example: bdm extend model/ new.h5ad extended/ --cell-type "CD56+ NK"
     """

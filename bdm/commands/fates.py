@@ -1,4 +1,4 @@
-"""``bdm fates``: compute to which nodes of a lineage cells lead."""
+"""``bdm fates``: compute the fates of cells in a lineage."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,9 @@ def fates(
     counts: Counts = "auto",
     labels: Labels = None,
 ) -> Summary:
-    """Compute to which of several nodes cells lead, by what is expected of these backwards in time.
+    """Compute the fates of cells, as shares of nodes of a lineage.
+
+    The counts of a cell are compared with the expression of each node, reconstructed backwards to the time of the cell.
 
     Example: bdm fates lineage/ progenitors.h5ad fates.csv --among ADL --among AWB
     """

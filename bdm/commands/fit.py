@@ -1,4 +1,4 @@
-"""``bdm fit``: fit a model to raw counts, all stages in one go."""
+"""``bdm fit``: fit a model to raw counts, in all stages."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ def fit(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> Summary:
-    """Fit a model to all given cells: prepare, autoencoder, hierarchy and train in one go.
+    """Fit a model in one go: prepare, autoencoder, hierarchy and train.
 
     Example: bdm fit cells.h5ad model/ --label-key cell_type
     """

@@ -31,7 +31,7 @@ def generate(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> Summary:
-    """Generate new cells, as raw counts, of any of a model's cell types.
+    """Generate new cells of a model's cell types, as raw counts.
 
     Example: bdm generate model/ generated.h5ad --cells 1000
 

@@ -20,9 +20,9 @@ def interpret(
     keys: InputKeys,
     seed: Seed = 0,
 ) -> Summary:
-    """Find the marker genes of each branch in the model, and compare them with held-out cells.
+    """Find marker genes of each branch, and compare them with held-out cells.
 
-    Writes tables (.csv), figures (.png), and all of it for scanpy (branches.h5ad).
+    Writes tables (.csv), figures (.png), and all results for scanpy (branches.h5ad).
 
     Example: bdm interpret model/ prepared.h5ad generated.h5ad interpretation/
     """

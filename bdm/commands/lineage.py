@@ -1,4 +1,4 @@
-"""``bdm lineage``: measure expression along a lineage, and find the law by which it follows where nobody sampled."""
+"""``bdm lineage``: measure and predict expression along a lineage."""
 
 import logging
 from pathlib import Path
@@ -18,9 +18,10 @@ def lineage(
     tree: LineageTreeFile = None,
     settings: LineageSettings,
 ) -> Summary:
-    """Measure expression along a lineage, and time if given, and how well what was not sampled is predicted.
+    """Measure expression along a lineage, and test predictions of unsampled nodes.
 
-    Writes tables (.csv), figures (.png), and what bdm reconstruct needs.
+    The test leaves out each node in turn, and each time, if times are given. Writes tables (.csv), figures (.png), and
+    the fitted lineage for bdm reconstruct.
 
     Example: bdm lineage cells.h5ad lineage/ --tree lineage.nwk --time-key minutes
     """

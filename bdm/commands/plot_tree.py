@@ -18,7 +18,9 @@ def plot_tree(
     since: Annotated[int, Ge(0), "Number of the extension after which added types are highlighted."] = 0,
     sub_populations: Annotated[bool, "Draw each sub-population of a cell type."] = False,
 ) -> Summary:
-    """Plot a tree of cell types, or a clade of it, as a figure (.png, .svg, .pdf), or the tree as a page (.html).
+    """Plot a tree of cell types, or a clade of it.
+
+    Writes a figure (.png, .svg, .pdf), or a page for the browser (.html).
 
     Example: bdm plot-tree model/ clade.png --root "node 12"
     """

@@ -1,4 +1,4 @@
-"""``bdm power``: the power of an experiment, by simulation."""
+"""``bdm power``: estimate the power of an experiment by simulation."""
 
 import logging
 
@@ -18,9 +18,10 @@ def power(
     device: Device = "auto",
     seed: DesignSeed = None,
 ) -> Summary:
-    """Find how many donors and cells an experiment needs: simulate a grid of experiments, and test them.
+    """Find how many donors and cells an experiment needs.
 
-    The section power of the design has the values of the grid, and the tests.
+    Simulates and tests a grid of experiments; the section power of the design has the values of the grid, and the
+    tests.
 
     Example: bdm power model/ design.yaml power/
     """

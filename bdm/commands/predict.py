@@ -1,4 +1,4 @@
-"""``bdm predict``: change cells to another condition, measured in their type or not."""
+"""``bdm predict``: predict cells in another condition."""
 
 import logging
 from contextlib import nullcontext
@@ -25,7 +25,9 @@ def predict(
     labels: Labels = None,
     seed: Seed = 0,
 ) -> Summary:
-    """Change the given cells to another condition, as raw counts, one for one.
+    """Change cells to another condition, one for one, as raw counts.
+
+    The measured response of a cell type is used, or a predicted one if it was not measured.
 
     Example: bdm predict responses/ cells.h5ad predicted.h5ad --condition stim --cell-type "B cells"
     """

@@ -1,4 +1,4 @@
-"""``bdm predict-modality``: predict proteins or peaks of cells with RNA alone."""
+"""``bdm predict-modality``: predict proteins or peaks of cells from their RNA."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,10 +22,11 @@ def predict_modality(
     keys: InputKeys,
     seed: Seed = 0,
 ) -> Summary:
-    """Predict the proteins or peaks of cells by their RNA, by a model that was fitted to both: mean and 90% interval.
+    """Predict proteins or peaks of cells from their RNA.
 
-    Cell types are used if the cells have them in the model's column; otherwise all types are possible. If the model has
-    covariates, cells need values of them.
+    Writes means and 90% intervals; the model must be fitted to both modalities. Cell types are used if the cells have
+    them in the model's column; otherwise, all types are possible. If the model has covariates, cells need values of
+    them.
 
     Example: bdm predict-modality model/ rna.h5ad proteins.h5ad --modality prot
     """

@@ -1,4 +1,4 @@
-"""``bdm prepare``: check labelled counts, choose cells and genes, and split the cells."""
+"""``bdm prepare``: check labelled counts, select cells and genes, and split cells."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def prepare(
     labels: Labels = None,
     settings: PrepareSettings,
 ) -> Summary:
-    """Check labelled counts, choose cells and genes, and split the cells by type.
+    """Check labelled counts, select cells and genes, and split cells by type.
 
     Example: bdm prepare cells.h5ad prepared.h5ad --label-key bulk_labels
     """

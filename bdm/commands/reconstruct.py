@@ -1,4 +1,4 @@
-"""``bdm reconstruct``: generate cells of an ancestor, or of a time that nobody sampled."""
+"""``bdm reconstruct``: generate cells of an ancestor, or of an unsampled time."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +24,9 @@ def reconstruct(
     labels: Labels = None,
     seed: Seed = 0,
 ) -> Summary:
-    """Reconstruct cells of a node of a lineage, with or without cells of its own, at any time, as raw counts.
+    """Generate cells of a lineage's node at any time, as raw counts.
+
+    The node may have no samples.
 
     Example: bdm reconstruct lineage/ cells.h5ad ancestors.h5ad --node ASG_AWA --at 350:400
     """

@@ -9,7 +9,9 @@ from bdm.commands.base import OutFile, Summary
 def report(
     results: Annotated[Path, "Folder of a data set's results, as the workflow makes it."], out: OutFile
 ) -> Summary:
-    """Write the report: one page for the browser (.html) on how realistic the cells are, and how they were made.
+    """Write a report as one page for the browser (.html).
+
+    It shows how realistic the cells are, and how they were made.
 
     Example: bdm report results/blood report.html
     """

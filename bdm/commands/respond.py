@@ -1,4 +1,4 @@
-"""``bdm respond``: measure how cell types respond to conditions, and find the law by which others follow."""
+"""``bdm respond``: measure and predict how cell types respond to conditions."""
 
 import logging
 from pathlib import Path
@@ -25,9 +25,10 @@ def respond(
     ] = None,
     settings: ResponseSettings,
 ) -> Summary:
-    """Measure how cell types respond to conditions, and how well a type that was not measured can be predicted.
+    """Measure how cell types respond to conditions, and test predictions.
 
-    Writes tables (.csv), figures (.png), and what bdm predict needs.
+    The test predicts each measured type with its response left out. Writes tables (.csv), figures (.png), and the
+    fitted responses for bdm predict.
 
     Example: bdm respond cells.h5ad responses/ --condition-key condition --control ctrl
     """
@@ -43,7 +44,7 @@ def respond(
         given = None if tree is None else read_tree(tree)
         with at(data):
             responses = fit_responses(cells, settings, tree=given)
-        del cells  # to have their memory for writing
+        del cells  # free memory for writing
         write_result(folder, responses)
     for condition in responses.conditions:
         for warning in responses.warnings(condition):

@@ -25,7 +25,9 @@ def simulate(
     device: Device = "auto",
     seed: DesignSeed = None,
 ) -> Summary:
-    """Simulate an experiment that you design: samples, composition, changes of expression, depth and artefacts.
+    """Simulate a designed experiment with a known truth.
+
+    The design sets samples, composition, changes of expression, depth and artefacts.
 
     Example: bdm simulate model/ design.yaml experiment.h5ad --truth truth.csv
     """

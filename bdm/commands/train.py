@@ -1,4 +1,4 @@
-"""``bdm train``: fit the prior to latents along the hierarchy, and write the model."""
+"""``bdm train``: fit the prior of latents along the hierarchy."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,7 +21,7 @@ def train(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> Summary:
-    """Fit the prior of the latents along the hierarchy, and write the model, from which bdm generate generates cells.
+    """Fit the prior of latents along the hierarchy, and write the model.
 
     Example: bdm train autoencoder/ hierarchy.json model/
     """
@@ -58,7 +58,7 @@ def train(
 
 
 def write_tables(folder: Path, tables: "Mapping[str, pd.DataFrame]") -> None:
-    """Write the tables of the prior's training, if there are any, into the folder of a model."""
+    """Write the training tables of the prior into the model's folder."""
     for name, table in tables.items():
         if name != "autoencoder":
             table.to_csv(folder / f"{name}.csv", index=False)

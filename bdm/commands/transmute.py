@@ -21,7 +21,7 @@ def transmute(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> Summary:
-    """Transmute cells to another cell type, by way of their common ancestor in the hierarchy.
+    """Transmute cells to another type through their common ancestor in the hierarchy.
 
     Example: bdm transmute model/ prepared.h5ad transmuted.h5ad --to "CD56+ NK" --from "CD19+ B"
     """
