@@ -1,4 +1,4 @@
-"""Columns of ``obs`` and ``var``: cell types and batches as text, hints at columns that you may have missed."""
+"""Columns of ``obs`` and ``var``: groups, covariates, and names that files allow."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from bdm.settings import WITHOUT_LABELS, PrepareSettings
 logger = logging.getLogger(__name__)
 
 INDEX = "_index"  # name of the index in AnnData files
-# Columns of generated and transmuted cells that have a fixed meaning, and a name that AnnData files reserve
+# Columns that bdm writes for generated and transmuted cells, and the index of AnnData files
 RESERVED_COLUMNS = (
     "cell_type",
     "sub_population",
@@ -28,18 +28,21 @@ RESERVED_COLUMNS = (
     INDEX,
 )
 RESERVED_FOR_GROUPS = {*RESERVED_COLUMNS} - {"cell_type", INDEX}
-RESERVED_FOR_COVARIATES = {*RESERVED_COLUMNS, *PREPARED_COLUMNS, "n_cells"}  # the last, in tables of cells to generate
+RESERVED_FOR_COVARIATES = {*RESERVED_COLUMNS, *PREPARED_COLUMNS, "n_cells"}  # n_cells: in tables of cells to generate
 NO_TYPES = re.compile(
     r"\b(unknowns?|unassigned|unlabell?ed|unclassified|unannotated|undetermined|undefined|unidentified"
     r"|doublets?|multiplets?|low qual(ity)?|ambiguous|debris)\b|^(na|n a|none|null)$"
 )
 BATCHES = re.compile(r"\b(batch|donor|sample|library|channel|patient|individual|subject|lane|orig ident)(id)?\b")
 ANOTHER_COVARIATE = "name another by `covariate_key=`"
-MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|sex)\b")  # of a sample, as library_size
+MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|sex)\b")  # such as library_size
 
 
 def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
-    """Give ``obs`` the columns ``cell_type``, ``batch`` and ``donor``; others of these names become ``NAME_input``."""
+    """Add ``cell_type`` and, with their keys, ``batch`` and ``donor`` to ``obs``.
+
+    Removes unlabelled cells if the settings say so. Existing columns that would be overwritten become ``NAME_input``.
+    """
     keys = {"batch": settings.batch_key, "donor": settings.donor_key}
     check_keys(obs, settings)
     if settings.label_key is None:
@@ -70,7 +73,7 @@ def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFr
 
 
 def check_keys(obs: pd.DataFrame, settings: PrepareSettings) -> None:
-    """Reject keys of columns with a name that bdm gives to columns of its own, or that files cannot keep apart."""
+    """Reject columns with reserved names, or with names that coincide in files."""
     groups = {"label_key": settings.label_key, "batch_key": settings.batch_key, "donor_key": settings.donor_key}
     for argument, key in (*groups.items(), *(("covariate_key", key) for key in settings.covariate_key)):
         if key in (RESERVED_FOR_GROUPS if argument in groups else RESERVED_FOR_COVARIATES):
@@ -85,7 +88,7 @@ def check_keys(obs: pd.DataFrame, settings: PrepareSettings) -> None:
 
 
 def check_crossed(obs: pd.DataFrame, key: str) -> None:
-    """Reject donors whose differences cannot be separated from differences between cell types or batches."""
+    """Reject donors that are confounded with cell types or batches."""
     name, remedy = f"obs[{key!r}]", "name another column by `donor_key=`, or none"
     donor, n_types = obs["donor"], obs["cell_type"].nunique()
     if n_types > 1 and (obs.groupby("donor", observed=True)["cell_type"].nunique() == 1).all():
@@ -103,7 +106,7 @@ def check_crossed(obs: pd.DataFrame, key: str) -> None:
 
 
 def covariate_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.Series]:
-    """Return the columns of covariates as numbers, by the names that files give them; each differs between cells."""
+    """Return covariates as floats, named as in files; reject constant ones."""
     columns = finite_columns(obs, keys)
     for key, numbers in columns.items():
         if numbers.nunique() < 2:
@@ -112,7 +115,7 @@ def covariate_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.
 
 
 def finite_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.Series]:
-    """Return columns of covariates as numbers, which all cells have."""
+    """Return covariates as floats; reject missing and infinite values."""
     found = {}
     for key in keys:
         if sentence := column_rejection(key, obs, argument="covariate_key"):
@@ -134,7 +137,7 @@ def finite_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.Ser
 
 
 def as_numbers(column: pd.Series) -> pd.Series | None:
-    """Convert a column of numbers, also as text or categories, to floating point; None if it has other values."""
+    """Convert numbers, also as text, to floats; None for other values."""
     values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
     if is_numeric_dtype(values) and not is_bool_dtype(values):
         return pd.Series(column.to_numpy(dtype=float, na_value=np.nan), index=column.index)
@@ -144,7 +147,7 @@ def as_numbers(column: pd.Series) -> pd.Series | None:
 
 
 def shown_kind(column: pd.Series) -> str:
-    """Say in words what a column that is not of numbers holds."""
+    """Describe the values of a column that is not numeric, for errors."""
     if is_bool_dtype(column):
         return "true and false"
     values = column.dropna()
@@ -153,7 +156,7 @@ def shown_kind(column: pd.Series) -> str:
 
 
 def one_label(cells: pd.Index) -> pd.Series:
-    """Return the column of cell types of cells without labels."""
+    """Return the column of cell types for unlabelled cells."""
     return pd.Series(pd.Categorical([WITHOUT_LABELS] * len(cells)), index=cells)
 
 
@@ -166,7 +169,10 @@ def group_column(
     remedy: str = "leave these cells out",
     drop_missing: bool = False,
 ) -> pd.Series:
-    """Return the column that divides cells into groups, as categories of text."""
+    """Return a column that divides cells into groups, as text categories.
+
+    Cells without a value are removed with ``drop_missing``, otherwise rejected.
+    """
     if sentence := column_rejection(key, obs, argument=argument, alternative=alternative):
         raise InputError(sentence)
     another = f"name another by `{argument}=`{alternative}"
@@ -196,19 +202,19 @@ def group_column(
 
 
 def complete_column(obs: pd.DataFrame, key: str) -> pd.Series:
-    """Return a column of ``obs`` as categories of text, and reject missing values."""
+    """Return a column of ``obs`` as text categories; reject missing values."""
     column = as_text(obs[key])
     check_complete(column, key)
     return column
 
 
 def as_names(names: object) -> tuple[str, ...]:
-    """Bring one name or several, which may be numbers in the data, to text."""
+    """Convert one or several names, which may be numbers, to text."""
     return (str(names),) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))
 
 
 def text_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
-    """Return a column of ``obs``, which an argument names, as text; it may have one value."""
+    """Return a column of ``obs`` as text; it may be constant."""
     key = name_in(obs, key)
     if sentence := column_rejection(key, obs.columns, argument=argument):
         raise InputError(sentence)
@@ -216,7 +222,7 @@ def text_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
 
 
 def check_complete(column: pd.Series, key: str, *, remedy: str = "leave these cells out") -> None:
-    """Reject a column of text, named ``key`` in ``obs``, in which values are missing."""
+    """Reject missing values in a text column, ``obs[key]``."""
     missing = is_missing(column)
     if missing.any():
         raise InputError(
@@ -226,31 +232,31 @@ def check_complete(column: pd.Series, key: str, *, remedy: str = "leave these ce
 
 
 def is_missing(labels: pd.Series) -> pd.Series:
-    """Mask of the cells without a label in a column of text: absent, or one of ``MISSING_LABELS``."""
+    """Return a mask of missing labels, including the text in ``MISSING_LABELS``."""
     return labels.isna() | labels.isin(MISSING_LABELS)
 
 
 def is_whole(column: pd.Series) -> bool:
-    """Whether a column of floating point numbers has whole numbers only, as pandas stores integers with gaps."""
+    """Return whether a float column has only integers and missing values."""
     return bool((column.dropna() % 1 == 0).all())
 
 
 def is_text(column: pd.Series) -> bool:
-    """Whether all values of a column, or all of its categories, are text, missing ones aside."""
+    """Return whether all values or categories are text, ignoring missing ones."""
     values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
     return bool(infer_dtype(values, skipna=True) == "string")
 
 
 def is_unwritable(name: str) -> bool:
-    """Whether a name has zero bytes, carriage returns or lone surrogates, which files do not preserve.
+    """Return whether a name has characters that files do not preserve.
 
-    HDF5 does not write zero bytes, tables (.csv) end rows at carriage returns, and UTF-8 has no lone surrogates.
+    HDF5 does not write zero bytes, CSV rows end at carriage returns, and UTF-8 has no lone surrogates.
     """
     return any(letter in "\0\r" or "\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def as_text(column: pd.Series) -> pd.Series:
-    """Convert values to categories of text; missing values remain missing, whole numbers are written as integers."""
+    """Convert to text categories; whole floats become integers, missing values stay."""
     if is_float_dtype(column) and is_whole(column):
         column = column.astype("Int64")
 
@@ -261,24 +267,24 @@ def as_text(column: pd.Series) -> pd.Series:
 
 
 def writable_name(name: object) -> str:
-    """Name a column as an AnnData file can, where slashes separate groups, and the index has a name of its own."""
+    """Return a column's name in AnnData files, which reserve slashes and ``_index``."""
     text = str(name).replace("/", "_")
     return f"{text}_" if text == INDEX else text
 
 
 def name_in(obs: pd.DataFrame, key: str) -> str:
-    """Name a column as ``obs`` has it: as the user does, or as :func:`writable_name` in cells that bdm computed."""
+    """Return a column's name in ``obs``: ``key``, or its :func:`writable_name`."""
     written = writable_name(key)
     return written if key not in obs and written in obs else key
 
 
 def with_written_names(obs: pd.DataFrame) -> pd.DataFrame:
-    """Give columns the names that files give them, by which a model knows its covariates."""
+    """Rename columns as in files, because models store these names of covariates."""
     return obs.set_axis(writable_names(obs.columns), axis=1)
 
 
 def writable_names(names: Iterable[object]) -> list[str]:
-    """Name columns as an AnnData file can, each differently, and those that have such a name by it."""
+    """Return unique column names for AnnData files; writable ones stay the same."""
     found: list[str] = []
     given = list(map(str, names))
     for text in given:
@@ -290,7 +296,7 @@ def writable_names(names: Iterable[object]) -> list[str]:
 
 
 def writable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Convert to text what an AnnData file cannot hold, such as dates and mixed objects."""
+    """Convert columns that AnnData files do not support, such as dates, to text."""
     frame = frame.set_axis(pd.Index(writable_names(frame.columns), dtype=str), axis=1).rename_axis(index=None)
     for name, column in frame.items():
         values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
@@ -301,7 +307,7 @@ def writable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_unused_categories(frame: pd.DataFrame) -> pd.DataFrame:
-    """Remove categories that no row has, from all columns."""
+    """Remove unused categories from all columns."""
     categories = frame.select_dtypes("category")
     return frame.assign(**{name: column.cat.remove_unused_categories() for name, column in categories.items()})
 
@@ -310,7 +316,7 @@ def without_unused_categories(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def hint_at_types(cell_type: pd.Series) -> None:
-    """Warn of labels that seem to mean no cell type, such as ``Unknown`` or ``Doublets``."""
+    """Warn of labels that may not be cell types, such as ``Doublets``."""
     if names := ", ".join(repr(name) for name in sorted(cell_type.unique()) if NO_TYPES.search(words_in(name))):
         logger.warning(
             "By their names, these may be no cell types: %s; to leave them out, use `settings.prepare.leave_out=`.",
@@ -319,7 +325,7 @@ def hint_at_types(cell_type: pd.Series) -> None:
 
 
 def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, settings: PrepareSettings) -> None:
-    """Log which columns look like batches: by name, and by several values, also within a type, but not one a cell."""
+    """Log columns that are named like batches and divide a cell type."""
 
     def divides(column: pd.Series) -> bool:
         if is_float_dtype(column):
@@ -336,6 +342,6 @@ def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, settings: PrepareSe
 
 
 def words_in(name: object) -> str:
-    """Convert a name to words in lower case, separated by single spaces."""
+    """Convert a name to lower-case words, separated by single spaces."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(name))
     return re.sub(r"[\W_]+", " ", words).strip().lower()

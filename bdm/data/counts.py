@@ -1,4 +1,4 @@
-"""Raw counts: where an AnnData keeps them, whether they are raw, reading them by blocks, and limits of outliers."""
+"""Raw counts: finding and checking them, and limiting outliers."""
 
 import logging
 from collections.abc import Iterator
@@ -20,28 +20,28 @@ logger = logging.getLogger(__name__)
 MAX_COUNT = 2**24  # float32 represents all integers up to here
 
 # Outliers: single counts far above all others of a gene in a cell type
-FACTOR = 3  # an outlying count is this many times as large as all regular ones of the type, for its library size
+FACTOR = 3  # minimum ratio to the largest regular count of the type, relative to library size
 MIN_COUNT = 10  # smaller counts are never outlying
-SHARE = 0.01  # of the cells of a type that have an outlying count of a gene, at most
-MAX_GENES = 10  # of a cell with outlying counts; a cell with more is an unusual cell
-MIN_CELLS = 20  # of a type whose counts are limited
-MAX_CELLS = 2000  # of a type from which its limits are computed
-MAX_CELLS_IN_ALL = 20_000  # of all types
+SHARE = 0.01  # maximum share of a type's cells with outlying counts of a gene
+MAX_GENES = 10  # outlying genes per cell; a cell with more is unusual, and stays as it is
+MIN_CELLS = 20  # training cells; smaller types have no limits
+MAX_CELLS = 2000  # training cells per type for computing limits
+MAX_CELLS_IN_ALL = 20_000  # training cells of all types for computing limits
 
 
 def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
-    """Find the raw counts and check them.
+    """Find and check the raw counts.
 
-    Returns: cells x genes of that slot: integer counts in ``X`` (CSR, float32), its ``obs`` and ``var``, nothing else.
+    Returns integer counts in ``X`` (CSR, float32), with the ``obs`` and ``var`` of the slot that holds them.
     """
     return as_counts(find_counts(adata, source=source)[0])
 
 
 def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.ndarray]:
-    """Find the raw counts and check them, with one block of counts in memory at a time.
+    """Find and check the raw counts, one block at a time.
 
-    Returns: cells x genes of that slot, with its ``obs`` and ``var``, nothing else; and the number of genes with counts
-    of each cell.
+    Returns the counts in ``X`` with the ``obs`` and ``var`` of their slot, and the number of genes detected in each
+    cell.
     """
     slots = count_slots(adata)
     if source not in ("auto", *slots):
@@ -65,7 +65,7 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
 
 
 def count_slots(adata: AnnData) -> dict[str, AnnData]:
-    """Matrices of cells x genes, by the name that ``source`` has for each."""
+    """Return the matrices that may hold counts, by name: layers, ``raw`` and ``X``."""
     layers = {name: layer for name, layer in adata.layers.items() if name is not None}  # anndata 0.13 lists X there
     slots = {name: AnnData(layer, obs=adata.obs, var=adata.var) for name, layer in layers.items()}
     if adata.raw is not None:
@@ -76,12 +76,15 @@ def count_slots(adata: AnnData) -> dict[str, AnnData]:
 
 
 def first_fault(cells: AnnData) -> str | None:
-    """Describe the first value that is not a raw count, with its gene and cell; None if all are."""
+    """Describe an invalid count, its gene and cell; None if all are valid."""
     return inspect_counts(AnnData(to_row_storage(cells.X), obs=cells.obs, var=cells.var))[0]
 
 
 def inspect_counts(cells: AnnData) -> tuple[str | None, np.ndarray]:
-    """Return the :func:`first_fault`, and the number of genes with counts of each cell before it."""
+    """Return the :func:`first_fault`, and the number of genes detected in each cell.
+
+    After a fault, the remaining numbers are 0.
+    """
     n_genes = np.zeros(cells.n_obs, dtype=np.int64)
     if cells.X.dtype.kind not in "buif":
         return f"values of type {cells.X.dtype}, which are not counts", n_genes
@@ -95,14 +98,14 @@ def inspect_counts(cells: AnnData) -> tuple[str | None, np.ndarray]:
             value = data[indptr[row] + place]
             digits = f"{value:g}"
             if value != np.rint(value) and float(digits).is_integer():
-                digits = str(value)  # all of them, as the first ones are those of a count
+                digits = str(value)  # all digits, as the first six are a whole number
             return f"{digits} for gene {gene} in cell {cells.obs_names[rows][row]}, {reason}", n_genes
         n_genes[rows] = np.diff(count_matrix(values).indptr)
     return None, n_genes
 
 
 def first_invalid(values: np.ndarray) -> tuple[int, str]:
-    """Position of the first of a cell's values that is not a count, and the reason."""
+    """Return the position of an invalid count in a cell, and the reason."""
     scale = "log-normalised" if values.max(initial=0) < 20 else "normalised"
     invalid = {
         "which is not finite": ~np.isfinite(values),
@@ -114,12 +117,12 @@ def first_invalid(values: np.ndarray) -> tuple[int, str]:
 
 
 def as_counts(cells: AnnData) -> AnnData:
-    """Return cells in memory with their counts as :func:`count_matrix`, their ``obs`` and ``var``, and nothing else."""
+    """Return cells in memory with counts (:func:`count_matrix`), ``obs`` and ``var``."""
     return AnnData(count_matrix(take_rows(cells.X, slice(None))), obs=cells.obs, var=cells.var)
 
 
 def count_matrix(values: np.ndarray | sparse.csr_matrix) -> sparse.csr_matrix:
-    """Copy counts to CSR, float32, with nonzeros only, in order."""
+    """Copy counts to CSR (float32) with sorted indices and no stored zeros."""
     counts = sparse.csr_matrix(values, dtype=np.float32, copy=True)
     counts.sum_duplicates()
     counts.eliminate_zeros()
@@ -131,29 +134,29 @@ def count_matrix(values: np.ndarray | sparse.csr_matrix) -> sparse.csr_matrix:
 
 @dataclass(frozen=True)
 class OutlyingCounts:
-    """Outlying counts in the cells from which limits are computed."""
+    """Summary of the outlying counts in the cells that define the limits."""
 
-    n_cells: int  # number of these cells
-    # n_values, n_genes: outlying values, and the genes that have any
+    n_cells: int  # cells that define the limits
+    # n_values, n_genes: number of outlying values, and of genes with any
     n_values: int
     n_genes: int
-    share: float  # of all counts of these cells
+    share: float  # sum of the outlying values / sum of all counts in these cells
 
 
 @dataclass(frozen=True)
 class CountLimits:
-    """Largest regular counts of the genes in each cell type, as shares of the library size."""
+    """Largest regular count per gene and cell type, as library-size shares."""
 
     regular: np.ndarray  # cell types x genes; infinite where counts are not limited
-    unit: np.ndarray  # share of one count in a typical cell of each type; smaller regular shares count as one count
-    code: np.ndarray  # cell type of each cell that is read, by its row in ``regular``
+    unit: np.ndarray  # share of one count in a typical cell of each type; lower bound of regular shares
+    code: np.ndarray  # cell type of each cell to read, as a row of ``regular``
 
     def of_cells(self, cells: np.ndarray) -> "CountLimits":
-        """Select the cells that are read, by a mask."""
+        """Select the cells to read by a mask."""
         return replace(self, code=self.code[cells])
 
     def outlying(self, counts: sparse.csr_matrix, rows: slice) -> np.ndarray:
-        """Find the outlying counts; ``counts``: cells x genes; returns mask over the entries of ``counts``."""
+        """Return a mask of the outlying entries of ``counts`` (cells x genes)."""
         cell = cell_of_entries(counts)
         code = self.code[rows][cell]
         share = counts.data / library_sizes(counts)[cell]
@@ -172,7 +175,10 @@ class CountLimits:
         )
 
     def clipped(self, counts: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
-        """Lower outlying counts to the largest regular ones for the other counts of the cell, and at least 1."""
+        """Lower outlying counts to the largest regular ones, at least 1.
+
+        Regular shares apply to the cell's library size without outlying counts.
+        """
         found = self.outlying(counts, rows)
         if not found.any():
             return counts
@@ -184,7 +190,7 @@ class CountLimits:
 
 
 def cell_of_entries(counts: sparse.csr_matrix) -> np.ndarray:
-    """Index of the cell of each entry."""
+    """Return the cell (row) of each entry."""
     return np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
 
 
@@ -196,14 +202,13 @@ def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:
 def count_limits(
     matrix: Matrix, rows: np.ndarray, cell_type: pd.Series, is_train: np.ndarray, *, seed: int
 ) -> tuple[CountLimits, OutlyingCounts]:
-    """Compute the limits of the counts of cells from the training cells among them, or a sample of these.
+    """Compute the limits of counts from training cells, or a sample of them.
 
-    Up to 1% of the cells of a type have outlying counts of a gene, if each of these is at least 10, and three times as
-    large as all other counts of the gene in the type, for the library sizes of the cells. They are artefacts more often
-    than not, such as molecules that were counted many times; counts of a rare population are in more cells, or in cells
-    with many outlying counts.
+    Counts of a gene are outlying if they are at least 10, and at least three times as large as all its other counts in
+    the type, relative to library size. At most 1% of a type's cells may have them. Most are artefacts, such as
+    molecules that were counted many times: a rare population would have high counts in more cells, or of many genes.
 
-    Returns: the limits, and the outlying counts in the cells from which they were computed.
+    Returns the limits, and a summary of the outlying counts in the cells that define them.
     """
     types = pd.Categorical(cell_type.astype(str))
     code, n_types = types.codes.astype(int), len(types.categories)
@@ -224,7 +229,7 @@ def count_limits(
 
 
 def regular_shares(counts: sparse.csr_matrix) -> tuple[np.ndarray, float]:
-    """Find the largest share of the library size that regular counts of each gene have, and the share of one count."""
+    """Return each gene's largest regular share, and the share of one count."""
     size = library_sizes(counts)
     counts, size = counts[size > 0], size[size > 0]
     unit = float(1 / np.median(size))
@@ -242,14 +247,14 @@ def regular_shares(counts: sparse.csr_matrix) -> tuple[np.ndarray, float]:
 
 @dataclass(frozen=True)
 class CellCounts:
-    """Counts of a subset of cells; each iteration reads them again, block by block."""
+    """Counts of selected cells; each iteration reads them again in blocks."""
 
     matrix: Matrix  # counts, in memory or on disk, cells x genes
     rows: np.ndarray  # indices of the cells, in ascending order
-    limits: CountLimits | None = None  # limits of the counts of these cells, if they are to be lowered
+    limits: CountLimits | None = None  # None if outlying counts stay as they are
 
     def of_cells(self, chosen: np.ndarray) -> "CellCounts":
-        """Choose some of the cells, by a mask."""
+        """Select cells by a mask."""
         limits = None if self.limits is None else self.limits.of_cells(chosen)
         return CellCounts(self.matrix, self.rows[chosen], limits)
 

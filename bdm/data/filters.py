@@ -1,4 +1,4 @@
-"""Filters of cells and cell types, and the split into training, validation and test cells."""
+"""Filters of cells and cell types; training, validation and test split."""
 
 import logging
 
@@ -15,7 +15,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def check_names(names: pd.Index, *, kind: str) -> None:
-    """Reject repeated names, and names that files cannot hold, of cells or genes (``kind``)."""
+    """Reject repeated or unwritable names of cells or genes (``kind``)."""
     if not names.is_unique:
         repeated = names[names.duplicated()][0]
         raise InputError(f"{kind} name {repeated} occurs more than once; make {kind} names unique.")
@@ -25,7 +25,10 @@ def check_names(names: pd.Index, *, kind: str) -> None:
 
 
 def without_empty_cells(obs: pd.DataFrame, n_genes: pd.Series, *, min_genes: int) -> pd.DataFrame:
-    """Leave out cells with counts of fewer than ``min_genes`` genes."""
+    """Remove cells with fewer than ``min_genes`` detected genes.
+
+    With ``min_genes=0``, cells without counts are an error.
+    """
     few = n_genes[obs.index].to_numpy() < max(min_genes, 1)
     if not few.any():
         return obs
@@ -39,7 +42,7 @@ def without_empty_cells(obs: pd.DataFrame, n_genes: pd.Series, *, min_genes: int
 
 
 def without_types(obs: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    """Leave out cell types by name."""
+    """Remove cell types by name."""
     known = obs["cell_type"].astype(str)
     for name in names:
         if not (known == name).any():
@@ -48,7 +51,7 @@ def without_types(obs: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
 
 
 def without_small_types(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
-    """Leave out cell types with too few cells."""
+    """Remove cell types with too few cells; at least two must remain."""
     min_cells, labelled = settings.min_cells_per_type, settings.label_key is not None
     if obs.empty:
         raise InputError("no cells are left; leave out fewer types, or lower `min_genes_per_cell=`.")
@@ -70,10 +73,10 @@ def without_small_types(obs: pd.DataFrame, settings: PrepareSettings) -> pd.Data
 
 
 def effective_donors(group: pd.Series, donor: pd.Series) -> pd.Series:
-    """Compute the effective number of donors of each group: as many as would have the same number of cells each.
+    """Return the effective number of donors of each group.
 
-    It is the inverse Simpson index of the shares of donors (Hill 1973, https://doi.org/10.2307/1934352), so a donor
-    with few cells hardly counts: a group with nine tenths of its cells of one donor has 1.2, whoever has the rest.
+    This is the inverse Simpson index of donor shares (Hill 1973, https://doi.org/10.2307/1934352). Donors with few
+    cells hardly count: if one donor contributes 90% of a group's cells, the group has about 1.2 effective donors.
     """
     n_cells = cells_of_donors(group, donor)
     number: pd.Series = n_cells.sum(axis=1) ** 2 / (n_cells**2).sum(axis=1)
@@ -81,25 +84,25 @@ def effective_donors(group: pd.Series, donor: pd.Series) -> pd.Series:
 
 
 def donors_of_types(obs: pd.DataFrame) -> pd.Series:
-    """Compute the effective number of donors of each cell type, not counting test cells."""
+    """Return the effective number of donors per cell type, excluding test cells."""
     fitted = obs[obs["split"] != "test"]
     return effective_donors(fitted["cell_type"], fitted["donor"])
 
 
 def largest_shares(group: pd.Series, donor: pd.Series) -> pd.Series:
-    """Give the share of the cells of each group that are of the donor who has most of them."""
+    """Return the largest share of one donor in each group."""
     n_cells = cells_of_donors(group, donor)
     share: pd.Series = n_cells.max(axis=1) / n_cells.sum(axis=1)
     return share
 
 
 def cells_of_donors(group: pd.Series, donor: pd.Series) -> pd.DataFrame:
-    """Count the cells of each donor (columns) in each group."""
+    """Count the cells of each donor (columns) in each group (rows)."""
     return pd.crosstab(group.to_numpy(), donor.astype(str).to_numpy())
 
 
 def without_types_of_few_donors(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
-    """Leave out cell types with cells of too few effective donors, not counting test cells."""
+    """Remove cell types with too few effective donors, excluding test cells."""
     min_donors, labelled = settings.min_donors, settings.label_key is not None
     if min_donors == 1:
         return obs
@@ -127,7 +130,7 @@ def without_types_of_few_donors(obs: pd.DataFrame, settings: PrepareSettings) ->
 
 
 def without_uncounted_cells(obs: pd.DataFrame, rows: np.ndarray, *, n_genes: int) -> pd.DataFrame:
-    """Leave out cells without counts of the ``n_genes`` chosen genes; ``rows`` are the indices of cells with counts."""
+    """Keep the cells with counts of the chosen genes (``rows``)."""
     if len(rows) == len(obs):
         return obs
     logger.warning("Left out %s with no counts of the %d chosen genes.", counted(len(obs) - len(rows), "cell"), n_genes)
@@ -139,7 +142,7 @@ def without_uncounted_cells(obs: pd.DataFrame, rows: np.ndarray, *, n_genes: int
 
 
 def check_min_donors(obs: pd.DataFrame, min_donors: int) -> None:
-    """Reject a cell type whose fitted cells are of fewer effective donors, where it can no longer be left out."""
+    """Reject cell types with too few effective donors, excluding test cells."""
     if min_donors == 1:
         return
     number = donors_of_types(obs)
@@ -151,7 +154,7 @@ def check_min_donors(obs: pd.DataFrame, min_donors: int) -> None:
 
 
 def check_trained_batches(obs: pd.DataFrame) -> None:
-    """Reject batches without training cells, to which nothing could be fitted."""
+    """Reject batches without training cells."""
     if "batch" in obs:
         untrained = set(obs["batch"]) - set(obs["batch"][obs["split"] == "train"])
         if untrained:
@@ -159,7 +162,10 @@ def check_trained_batches(obs: pd.DataFrame) -> None:
 
 
 def capped(n_by_type: pd.Series, *, most: int, fewest: int) -> pd.Series:
-    """Cut the commonest types to the largest number by which there are ``most`` cells, and never below ``fewest``."""
+    """Limit the cells per type, so that the total is at most ``most``.
+
+    The limit is as large as possible, but at least ``fewest``.
+    """
     enough, too_many = fewest, int(n_by_type.max()) + 1
     while too_many - enough > 1:
         middle = (enough + too_many) // 2
@@ -168,7 +174,7 @@ def capped(n_by_type: pd.Series, *, most: int, fewest: int) -> pd.Series:
 
 
 def split_by_type(cell_type: pd.Series, *, validation: float, test: float, seed: int) -> pd.Series:
-    """Assign cells at random to splits by type; the split of a type depends on the seed and its name alone."""
+    """Split the cells of each type at random, independently of other types."""
     fractions = np.array([1 - validation - test, validation, test])
     split = pd.Series(pd.Categorical(["train"] * len(cell_type), categories=SPLITS), index=cell_type.index)
     for name, rows in cell_type.groupby(cell_type, observed=True).indices.items():
@@ -178,7 +184,7 @@ def split_by_type(cell_type: pd.Series, *, validation: float, test: float, seed:
 
 
 def split_sizes(n_cells: int, fractions: np.ndarray) -> np.ndarray:
-    """Divide ``n_cells`` by largest remainder, with at least one cell for each fraction above 0."""
+    """Divide cells by fractions, with at least one for each positive fraction."""
     sizes = rounded_shares(n_cells * fractions)
     for empty in np.flatnonzero((sizes == 0) & (fractions > 0)):
         sizes[sizes.argmax()] -= 1
@@ -187,7 +193,7 @@ def split_sizes(n_cells: int, fractions: np.ndarray) -> np.ndarray:
 
 
 def rounded_shares(expected: np.ndarray) -> np.ndarray:
-    """Round numbers whose sum is whole, so that it stays, by largest remainder."""
+    """Round numbers by largest remainder, preserving their integer sum."""
     numbers: np.ndarray = np.floor(expected).astype(int)
     numbers[np.argsort(numbers - expected, kind="stable")[: round(expected.sum()) - numbers.sum()]] += 1
     return numbers

@@ -1,4 +1,4 @@
-"""Genes: their names and the symbols that users read, and their selection: variable genes, listed genes, markers."""
+"""Gene names and symbols, and gene selection: variable genes, lists and markers."""
 
 import logging
 import re
@@ -21,15 +21,15 @@ from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)
 
-SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_name", "symbol")  # of var, in which symbols are expected
-# Ensembl, FlyBase, WormBase, TAIR and the like end in many digits, perhaps with a version; Entrez has digits alone
+SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_name", "symbol")  # columns of var that may hold symbols
+# Entrez; Ensembl, FlyBase, WormBase, TAIR and the like (many digits, perhaps a version); yeast
 IDENTIFIER = re.compile(r"\d+|.*\d{4,}(\.\d+)?|Y[A-P][LR]\d{3}[CW](-\w)?")
 MISSING_SYMBOLS = ("", "nan", "NaN", "None", "NA", "<NA>")
 
 
 @dataclass(frozen=True)
 class GeneNames:
-    """Genes by name, with the symbols that figures and tables show and that users may use in place of names."""
+    """Names and symbols of genes; users may refer to genes by either."""
 
     var: pd.DataFrame  # table of the genes, indexed by name
     column: str | None = None  # column of ``var`` with the symbols; None if names are shown
@@ -50,7 +50,7 @@ class GeneNames:
 
     @cached_property
     def labels(self) -> pd.Series:
-        """Label of each gene in figures and tables: its symbol, or ``SYMBOL (NAME)`` if genes share the symbol."""
+        """Label of each gene in figures: symbol, or ``SYMBOL (NAME)`` if shared."""
         repeated = self.symbols.duplicated(keep=False) & (self.symbols != self.symbols.index)
         return self.symbols.mask(repeated, self.symbols + " (" + self.symbols.index + ")")
 
@@ -60,7 +60,7 @@ class GeneNames:
         return bool((self.labels != self.labels.index).any())
 
     def with_symbols(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Add the column ``symbol`` to a table, next to its column ``gene``, if labels differ from names."""
+        """Insert a column ``symbol`` after ``gene``, if any label differs."""
         if not self.differ:
             return table
         table = table.copy()
@@ -68,7 +68,10 @@ class GeneNames:
         return table
 
     def find(self, names: Iterable[str], *, ignore_case: bool = False) -> dict[str, tuple[str, ...]]:
-        """Genes for each name, label or symbol that a user gives: none if unknown, several if they share the symbol."""
+        """Find genes by name, label or symbol, in this order.
+
+        Returns the genes of each text: none if it is unknown, several if they share a symbol.
+        """
 
         def folded(name: str) -> str:
             return name.casefold() if ignore_case else name
@@ -81,18 +84,21 @@ class GeneNames:
         return {name: tuple(next((by[folded(name)] for by in by_text if folded(name) in by), ())) for name in names}
 
     def example(self) -> str:
-        """Name and symbol of the first gene, as an example for messages."""
+        """Return the name and symbol of the first gene, for messages."""
         name, label = self.index[0], self.labels.iloc[0]
         return name if label == name else f"{name} or {self.symbols.iloc[0]}"
 
 
 def display_names(table: pd.DataFrame) -> pd.Series:
-    """Labels of the genes of a table: its column ``symbol`` if it has one, otherwise ``gene``."""
+    """Return a table's column ``symbol``, or ``gene`` if it has no symbols."""
     return table["symbol" if "symbol" in table else "gene"]
 
 
 def symbol_column(var: pd.DataFrame, column: str | None = None) -> str | None:
-    """Choose the column of ``var`` with the symbols of genes; returns None if genes have names only."""
+    """Choose the column of ``var`` with gene symbols, or None.
+
+    Without ``column``, symbols are looked for if most gene names are database identifiers.
+    """
     if column is None:
         texts = [name for name in SYMBOL_COLUMNS if name in var and is_text(var[name])]
         if share_of_identifiers(var.index) <= 0.5:
@@ -106,7 +112,7 @@ def symbol_column(var: pd.DataFrame, column: str | None = None) -> str | None:
 
 
 def share_of_identifiers(names: Iterable[object]) -> float:
-    """Share of names that look like identifiers in a database."""
+    """Return the share of names that look like database identifiers."""
     texts = list(map(str, names))
     return sum(IDENTIFIER.fullmatch(text) is not None for text in texts) / max(len(texts), 1)
 
@@ -138,23 +144,22 @@ MARKERS: dict[str, tuple[str, ...]] = {
     "liver and pancreas": ("ALB", "APOA1", "INS", "GCG", "PRSS1"),
 }
 
-MIN_RANKED = 30  # the local regression fails on fewer cells or genes, and can end the process
+MIN_RANKED = 30  # the local regression fails on fewer cells or genes, and may crash the process
 
 
 @dataclass(frozen=True)
 class BatchSums:
-    """Sums over the cells of each batch; exact, as all summands are whole numbers."""
+    """Sums over the cells of each batch, exact because all terms are integers."""
 
-    n_cells: np.ndarray  # number of cells, by batch
-    # n_seen, counts, squares: number of cells with counts of each gene, sum of these counts, and of their squares;
-    # batches x genes
+    n_cells: np.ndarray  # cells per batch
+    # Batches x genes. n_seen: number of cells with counts; counts: their sum; squares: the sum of their squares
     n_seen: np.ndarray
     counts: np.ndarray
     squares: np.ndarray
 
     @classmethod
     def over(cls, cells: CellCounts, batch: pd.Categorical, *, n_genes: int) -> "BatchSums":
-        """Sum over all cells, in one pass."""
+        """Compute all sums in one pass over the cells."""
         n_batches = len(batch.categories)
         n_seen, counts, squares = np.zeros((3, n_batches, n_genes))
         for rows, block in cells:
@@ -167,7 +172,7 @@ class BatchSums:
         return cls(np.bincount(batch.codes, minlength=n_batches), n_seen, counts, squares)
 
 
-GeneList = str | Path | Sequence[str]  # a file with one name a line, or names
+GeneList = str | Path | Sequence[str]  # a file with one name per line, or names
 
 
 def choose_genes(
@@ -179,7 +184,7 @@ def choose_genes(
     listed: pd.Index | None,
     kept: pd.Index | None,
 ) -> np.ndarray:
-    """Mask of the genes that are chosen by the training cells only, so that other cells have no influence."""
+    """Return a mask of the selected genes, using only training cells."""
     genes, min_cells = names.index, settings.min_cells_per_gene
     batches = pd.Categorical(["all"] * len(train.rows) if batch is None else batch.astype(str))
     sums = BatchSums.over(train, batches, n_genes=len(genes))
@@ -207,7 +212,7 @@ def choose_genes(
 
 
 def gene_lists(settings: PrepareSettings) -> tuple[pd.Index | None, pd.Index | None]:
-    """Names of the genes to choose, and of those to keep besides, where they are listed."""
+    """Read the lists of genes to select, and to keep in addition."""
     chosen, kept = settings.genes, settings.keep_genes
     return (
         None if chosen in ("seurat_v3", "all") else read_gene_list(chosen, option="genes=", words="'seurat_v3', 'all'"),
@@ -216,7 +221,7 @@ def gene_lists(settings: PrepareSettings) -> tuple[pd.Index | None, pd.Index | N
 
 
 def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
-    """Read gene names from a file with one name per line, or return the given names."""
+    """Read gene names from a file, or return the given names."""
     if not isinstance(genes, str | Path):
         if not genes:
             raise InputError(f"`{option}` lists no genes; list at least one, or give {words}.")
@@ -232,7 +237,7 @@ def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
 
 
 def listed_genes(listed: pd.Index, names: GeneNames) -> pd.Index:
-    """Find the genes of a list of names or symbols in the data."""
+    """Find listed genes in the data by name or symbol."""
     found = names.find(listed)
     absent = [name for name, genes in found.items() if not genes]
     if absent:
@@ -244,13 +249,13 @@ def listed_genes(listed: pd.Index, names: GeneNames) -> pd.Index:
 
 
 def marker_genes(names: GeneNames) -> pd.Index:
-    """Find the built-in markers among the genes; case is ignored, as symbols of mouse genes differ in case."""
+    """Find the built-in markers, ignoring case to include mouse genes."""
     found = names.find((marker for markers in MARKERS.values() for marker in markers), ignore_case=True)
     return pd.Index([gene for genes in found.values() for gene in genes]).unique()
 
 
 def hint_at_markers(absent: pd.Series) -> None:
-    """Log the markers of common cell types, by symbol, that are not among the most variable genes."""
+    """Log the markers that are not among the most variable genes."""
     if len(absent):
         logger.info(
             "Not among the most variable genes: %d markers of common cell types, such as %s; to add them, use "
@@ -261,7 +266,7 @@ def hint_at_markers(absent: pd.Series) -> None:
 
 
 def add_by_batch(total: np.ndarray, block: sparse.csr_matrix, values: np.ndarray, codes: np.ndarray) -> None:
-    """Add ``values``, one for each entry of ``block``, to the sums of each cell's batch, batches x genes."""
+    """Add ``values`` of a block's entries to ``total`` (batches x genes)."""
     n_cells = len(codes)
     members = sparse.csc_matrix((np.ones(n_cells), codes, np.arange(n_cells + 1)), shape=(len(total), n_cells)).tocsr()
     summed = (members @ sparse.csr_matrix((values, block.indices, block.indptr), shape=block.shape)).tocoo()
@@ -271,12 +276,11 @@ def add_by_batch(total: np.ndarray, block: sparse.csr_matrix, values: np.ndarray
 def most_variable(
     cells: CellCounts, batch: pd.Categorical, sums: BatchSums, *, among: np.ndarray, n_genes: int
 ) -> np.ndarray:
-    """Choose the genes that vary most beyond what their mean explains.
+    """Return a mask of the genes that vary more than their mean explains.
 
-    Chooses the same genes as ``seurat_v3`` of scanpy, with one block of cells in memory at a time. Genes are ranked
-    within each batch of at least 30 cells and genes, and chosen by their median rank.
-
-    Returns: mask over genes; Stuart et al. 2019, Cell 177:1888 (Seurat v3).
+    Selects the same genes as ``seurat_v3`` in scanpy (Stuart et al. 2019, Cell 177:1888), with one block of cells in
+    memory at a time. Genes are ranked within each batch with at least 30 cells and variable genes, and selected by
+    their median rank.
     """
     n = np.maximum(sums.n_cells[:, None], 1)
     varies = sums.squares[:, among] / n > (sums.counts[:, among] / n) ** 2
@@ -306,20 +310,20 @@ def most_variable(
 
 
 def expected_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """Estimate the standard deviation from the mean, by a local regression of variance on mean over genes."""
+    """Predict standard deviations from means by local regression over genes."""
     varies = variance > 0
     fitted = np.zeros(len(mean))
     model = loess(np.log10(mean[varies]), np.log10(variance[varies]), span=0.3, degree=2)
     try:
         model.fit()
-    except ValueError as error:  # many genes have the same mean
+    except ValueError as error:  # for example if many genes have the same mean
         raise InputError(f"genes cannot be ranked by variability ({error}); give `genes='all'`.") from error
     fitted[varies] = model.outputs.fitted_values
     return np.sqrt(10**fitted)
 
 
 def limited_sums(cells: CellCounts, batch: pd.Categorical, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum counts, clipped to ``limits``, and their squares; all batches x genes."""
+    """Sum counts clipped to ``limits``, and their squares, all batches x genes."""
     counts, squares = np.zeros((2, *limits.shape))
     for rows, block in cells:
         codes = batch.codes[rows]
@@ -330,7 +334,7 @@ def limited_sums(cells: CellCounts, batch: pd.Categorical, limits: np.ndarray) -
 
 
 def first_by_median_rank(variability: np.ndarray, n_genes: int) -> np.ndarray:
-    """Mask of the ``n_genes`` genes with the best median rank over batches, of ``variability`` (batches x genes)."""
+    """Return a mask of the genes with the best median rank over batches."""
     rank = np.argsort(np.argsort(-variability, axis=1), axis=1).astype(np.float32)
     rank[rank >= n_genes] = np.nan
     median = np.ma.median(np.ma.masked_invalid(rank), axis=0).filled(np.nan)

@@ -1,7 +1,7 @@
-"""Columns of ``obs`` and their values, found before cells are read.
+"""Columns of ``obs`` and their values, read without the cells.
 
-The workflow includes this file, to check its configuration wherever Snakemake runs; hence packages are imported where
-they are used. What cannot be known here is None, and is left to ``bdm prepare``, which explains what is wrong.
+The workflow includes this file to check its configuration wherever Snakemake runs, so packages are imported where they
+are used. Functions return None for unreadable files; ``bdm prepare`` reports the error later.
 """
 
 import csv
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 UNREADABLE = (ImportError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, csv.Error)
-MISSING_LABELS = ("", "nan")  # texts that stand for the absence of a label
+MISSING_LABELS = ("", "nan")  # text that means no label
 
 Read = TypeVar("Read")
 
 
 def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str] | None:
-    """Columns of ``obs`` of an ``.h5ad`` file, with those of a table of labels; None if they cannot be read."""
+    """List the columns of an ``.h5ad`` file's ``obs`` and a label table."""
     columns = from_hdf5(cells, lambda file: list(map(as_str, file["obs"].attrs["column-order"])))
     try:
         added = [] if labels is None else table_columns(Path(labels))
@@ -26,7 +26,10 @@ def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str
 
 
 def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
-    """Numbers of cells by value in a column of ``obs`` of an ``.h5ad`` file; None for decimal numbers, and others."""
+    """Count the cells with each value of an ``.h5ad`` file's ``obs`` column.
+
+    Returns None for floats and unsupported encodings, too.
+    """
 
     def numbers(file: Any) -> dict[str, int] | None:
         import numpy as np
@@ -48,7 +51,7 @@ def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
 
 
 def from_hdf5(path: str | Path, read: Callable[[Any], Read | None]) -> Read | None:
-    """Return what a function reads from an open HDF5 file; None for other files, and where it cannot be read."""
+    """Apply ``read`` to an open ``.h5ad`` file; None if this fails."""
     if Path(path).suffix.lower() != ".h5ad" or not Path(path).is_file():
         return None
     try:
@@ -56,7 +59,7 @@ def from_hdf5(path: str | Path, read: Callable[[Any], Read | None]) -> Read | No
 
         try:
             opened = h5py.File(path, locking=False)
-        except OSError:  # as where this process has it open with locks
+        except OSError:  # for example if this process has it open with locks
             opened = h5py.File(path)
         with opened as file:
             return read(file)
@@ -65,13 +68,16 @@ def from_hdf5(path: str | Path, read: Callable[[Any], Read | None]) -> Read | No
 
 
 def as_str(name: Any) -> str:
-    """Convert a text that HDF5 may store as bytes."""
+    """Decode text that HDF5 may store as bytes."""
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def table_columns(path: Path) -> list[str] | None:
-    """Name the columns of a table of labels, without the names of cells, which have no name in tables of R."""
-    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):  # compressed
+    """List the columns of a label table, without the column of cell names.
+
+    In tables written by R, the column of cell names has no header. Returns None for other or ambiguous tables.
+    """
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):  # for example compressed
         return None
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = (row for row in csv.reader(file, delimiter=separator_of(path)) if any(map(str.strip, row)))
@@ -82,5 +88,5 @@ def table_columns(path: Path) -> list[str] | None:
 
 
 def separator_of(path: Path) -> str:
-    """Give the character that separates the columns of a table, by the ending of its name."""
+    """Return the column separator of a table by its file name."""
     return "\t" if {".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes} else ","

@@ -1,4 +1,4 @@
-"""Matrices of counts in memory and on disk: read a block of rows at a time, and written to .h5ad files by rows."""
+"""Count matrices in memory and on disk, read and written by blocks of rows."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +26,11 @@ Matrix: TypeAlias = np.ndarray | sparse.csr_matrix | CSRDataset | h5py.Dataset |
 SparseMatrix: TypeAlias = sparse.csr_matrix | sparse.csc_matrix | sparse.csr_array | sparse.csc_array
 
 BLOCK = 2**22  # entries in memory at a time
-GAP = 2**18  # entries; rows with fewer entries between them are read together, in less time than one by one
+GAP = 2**18  # entries; rows with fewer entries between them are read together, which is faster
 
 
 def to_row_storage(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
-    """Convert a matrix that is stored by columns to storage by rows, in memory; others are returned as they are."""
+    """Convert CSC to CSR in memory; return other matrices unchanged."""
     if isinstance(matrix, CSCDataset):
         with reject_if_unreadable(path_of(matrix)):
             size = sum(matrix.group[name].size * matrix.group[name].dtype.itemsize for name in ("data", "indices"))
@@ -42,7 +42,7 @@ def to_row_storage(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
 
 
 def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Yield slices of ``rows``, in ascending order, with their values, a block of the matrix at a time."""
+    """Yield slices of ``rows`` (ascending indices) and their values, by blocks."""
     rows = np.arange(matrix.shape[0]) if rows is None else rows
     start, before = 0, row_offsets(matrix)
     is_far = before[rows[1:]] - before[rows[:-1] + 1] > GAP
@@ -54,7 +54,7 @@ def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[t
 
 
 def take_rows(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
-    """Rows of a matrix by indices, mask or slice; on disk, rows near each other are read together."""
+    """Return rows of a matrix by indices, mask or slice."""
     if not isinstance(matrix, ON_DISK):
         return sparse.csr_matrix(without_float16(matrix[rows]))
     unique, place = np.unique(np.arange(matrix.shape[0])[rows], return_inverse=True)
@@ -65,12 +65,12 @@ def take_rows(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
 
 
 def take_cells(adata: AnnData, rows: np.ndarray) -> AnnData:
-    """Return cells with their counts, see :func:`take_rows`, their ``obs`` and ``var``, and nothing else."""
+    """Return cells by indices, with only ``X``, ``obs`` and ``var``."""
     return AnnData(take_rows(adata.X, rows), obs=adata.obs.iloc[rows].copy(), var=adata.var)
 
 
 def row_offsets(matrix: Matrix) -> np.ndarray:
-    """Count the entries stored before each row, and in the whole matrix: one number more than there are rows."""
+    """Return the number of entries before each row, then the total (``indptr``)."""
     if isinstance(matrix, CSRDataset):
         with reject_if_unreadable(path_of(matrix)):
             before: np.ndarray = matrix.group["indptr"][:].astype(np.int64)
@@ -83,7 +83,7 @@ def row_offsets(matrix: Matrix) -> np.ndarray:
 
 
 def read_rows(matrix: Matrix, rows: slice) -> sparse.csr_matrix:
-    """Read a slice of rows of a matrix, in memory or on disk."""
+    """Return a slice of rows of a matrix in memory or on disk."""
     if not isinstance(matrix, ON_DISK):
         return sparse.csr_matrix(without_float16(matrix[rows]))
     with reject_if_unreadable(path_of(matrix)):
@@ -93,19 +93,19 @@ def read_rows(matrix: Matrix, rows: slice) -> sparse.csr_matrix:
 
 
 def without_float16(values: Any) -> Any:
-    """Convert numbers of 16 bits, an array or a sparse matrix, to 32 bits: scipy has no sparse matrices of 16 bits."""
+    """Convert float16, unsupported by sparse matrices in scipy, to float32."""
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def path_of(matrix: Matrix) -> Path:
-    """Path of the file, or of the folder, of a matrix on disk."""
+    """Return the file or folder of a matrix on disk."""
     stored: Any = matrix.group if isinstance(matrix, CSRDataset | CSCDataset) else matrix
     return Path(stored.store.root if hasattr(stored, "store") else stored.file.filename)
 
 
 @contextmanager
 def reject_if_unreadable(path: Path) -> Iterator[None]:
-    """Turn the errors that libraries of file formats raise when ``path`` is damaged into an InputError."""
+    """Convert errors while reading ``path`` to UnreadableErrors; InputErrors stay."""
     try:
         yield
     except InputError:
@@ -117,26 +117,26 @@ def reject_if_unreadable(path: Path) -> Iterator[None]:
         ) from error
 
 
-# As fast to read as lzf is, at half its size
+# As fast to read as lzf, at half the size
 COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-ENTRIES = 2**16  # in a chunk of the file
+ENTRIES = 2**16  # entries per chunk of the file
 
 
 @contextmanager
 def new_h5ad(path: Path, adata: AnnData, **storage: Any) -> Iterator[h5py.File]:
-    """Write cells into a new ``.h5ad`` file with a checksum, and yield the open file for further writing."""
+    """Write cells to a new ``.h5ad`` file with a checksum; yield it open."""
     adata.strings_to_categoricals()
     require_space(path, adata.__sizeof__())
     with checksummed_hdf5(path) as file:
         write_elem(file, "/", adata, dataset_kwargs=storage)
-        for name in ("X", "raw"):  # write_elem writes an empty element where they are absent; AnnData leaves it out
+        for name in ("X", "raw"):  # write_elem writes empty elements if these are absent; AnnData omits them
             if getattr(adata, name) is None and name in file:
                 del file[name]
         yield file
 
 
 def write_h5ad(path: Path, adata: AnnData) -> None:
-    """Write cells in memory into an ``.h5ad`` file with a checksum."""
+    """Write cells in memory to an ``.h5ad`` file with a checksum."""
     with new_h5ad(path, adata, compression="gzip"):
         pass
 
@@ -150,12 +150,12 @@ def appended_rows(
     max_entries: int,
     compression: Mapping[str, Any] = COMPRESSION,
 ) -> Iterator[Callable[[sparse.csr_matrix], None]]:
-    """Yield a function that appends rows to a new matrix (CSR) in an ``.h5ad`` file."""
+    """Yield a function that appends rows to a new CSR matrix."""
     empty: sparse.csr_matrix = sparse.csr_matrix(np.zeros((0, n_columns), dtype=np.float32))
     index = sparse.get_index_dtype(maxval=max(max_entries, n_columns))
     empty.indices, empty.indptr = empty.indices.astype(index), empty.indptr.astype(index)
     write_elem(file, name, empty, dataset_kwargs={"chunks": (ENTRIES,), **compression})
-    # Kept open: each time a dataset is closed, its last chunk is compressed, and read again later
+    # Keep the datasets open: closing one compresses its last chunk, and the next append reads it again
     opened = list(file[name].values())
     stored = sparse_dataset(file[name])
 

@@ -1,4 +1,4 @@
-"""Modalities of the same cells: genes, proteins and peaks as blocks of one matrix, and the forms that users have."""
+"""Modalities of cells: genes, proteins and peaks as blocks of one matrix."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from bdm.data.filters import check_names
 logger = logging.getLogger(__name__)
 
 RNA = "rna"
-FEATURE_TYPES = {RNA: "Gene Expression", "prot": "Antibody Capture", "atac": "Peaks"}  # of 10x, by kind, in block order
-COLUMN = "feature_types"  # of var: kind of each feature as 10x has it
-PROTEINS = "protein_expression"  # in obsm as scvi-tools has them
-# Other names that modalities of a kind have in files
+FEATURE_TYPES = {RNA: "Gene Expression", "prot": "Antibody Capture", "atac": "Peaks"}  # 10x names, in block order
+COLUMN = "feature_types"  # column of var: 10x name of each feature's kind
+PROTEINS = "protein_expression"  # in obsm, as in scvi-tools
+# Other names of each kind in files
 ALIASES = {
     RNA: ("gex", "gene", "genes", "gene expression"),
     "prot": ("adt", "protein", "proteins", "cite", "antibody capture"),
@@ -34,16 +34,16 @@ ALIASES = {
 NOUNS = {RNA: "gene", "prot": "protein", "atac": "peak"}  # for a feature, by kind
 NAMES = "modality"  # column of var: name of the modality of each feature
 LIBRARY_SIZE = "log_library_size"
-PROTEIN_NAMES = "protein_names"  # in uns as scvi-tools has them
-FORM = "form"  # in uns: the form that cells had, for cells that are generated
+PROTEIN_NAMES = "protein_names"  # in uns, as in scvi-tools
+FORM = "form"  # in uns: form of the user's cells, which generated cells will have, too
 MUDATA, OBSM, FEATURES = "MuData", f"obsm[{PROTEINS!r}]", f"var[{COLUMN!r}]"
 MUDATA_FILE = ".h5mu"
-MAX_DENSITY_OF_PEAKS = 0.8  # of counts; a tenth is usual, and chosen peaks may have more
+MAX_DENSITY_OF_PEAKS = 0.8  # share of entries above 0; 0.1 is usual, selected peaks may have more
 
 
 @dataclass(frozen=True)
 class Modality:
-    """One block of features."""
+    """A block of features."""
 
     name: str  # as in the user's file
     kind: str  # see FEATURE_TYPES
@@ -51,27 +51,27 @@ class Modality:
 
     @property
     def n_features(self) -> int:
-        """Number of its features."""
+        """Number of features."""
         return int(self.features.stop - self.features.start)
 
     @property
     def normalised(self) -> bool:
-        """Whether its features are shares of a library size; levels of proteins are not, see the decoder."""
+        """Whether counts scale with a library size; levels of proteins do not."""
         return self.kind != "prot"
 
     @property
     def size_name(self) -> str:
-        """Name of its log library size, a coordinate of the latent."""
+        """Name of the log library size among the latent coordinates."""
         return LIBRARY_SIZE if self.kind == RNA else f"log_size_{self.name}"
 
     @property
     def prefix(self) -> str:
-        """What the names of its features begin with, so that a protein is distinguished from its gene."""
+        """Prefix of feature names, to distinguish proteins from their genes."""
         return "" if self.kind == RNA else f"{self.name}:"
 
 
 def modalities_of(var: pd.DataFrame) -> list[Modality]:
-    """List the modalities of features that are in blocks; RNA alone, where no others are known."""
+    """List the modalities of features in blocks; by default, RNA alone."""
     if COLUMN not in var:
         return [Modality(RNA, RNA, slice(0, len(var)))]
     types = var[COLUMN].astype(str).to_numpy()
@@ -88,30 +88,33 @@ def modalities_of(var: pd.DataFrame) -> list[Modality]:
 
 
 def has_modalities(cells: AnnData | pd.DataFrame) -> bool:
-    """Whether cells, or the features of a ``var``, are of several modalities."""
+    """Return whether cells, or a ``var``, have several modalities."""
     return len(modalities_of(cells.var if isinstance(cells, AnnData) else cells)) > 1
 
 
 def of_rna(var: pd.DataFrame) -> np.ndarray:
-    """Mask of the genes among features, in blocks or not; all, where no other modalities are known."""
+    """Return a mask of the genes; all features if RNA is alone."""
     return (
         (var[COLUMN].astype(str) == FEATURE_TYPES[RNA]).to_numpy() if has_modalities(var) else np.ones(len(var), bool)
     )
 
 
 def block_sizes(var: pd.DataFrame) -> tuple[int, ...]:
-    """Count the features of each modality; empty for RNA alone."""
+    """Return the number of features of each modality; empty for RNA alone."""
     found = modalities_of(var)
     return tuple(modality.n_features for modality in found) if len(found) > 1 else ()
 
 
 def size_names(var: pd.DataFrame) -> tuple[str, ...]:
-    """Names of the log library sizes of the normalised modalities."""
+    """Return the names of the log library sizes of normalised modalities."""
     return tuple(modality.size_name for modality in modalities_of(var) if modality.normalised)
 
 
 def spread(values: Sequence[np.ndarray], modalities: Sequence[Modality]) -> np.ndarray:
-    """Give each feature, in the last axis, the value of its modality; that of one modality is left to be broadcast."""
+    """Repeat the value of each modality for its features, on the last axis.
+
+    The value of a single modality is returned unchanged, to be broadcast.
+    """
     if len(values) == 1:
         return values[0]
     parts = zip(values, [modality.n_features for modality in modalities], strict=True)
@@ -119,7 +122,7 @@ def spread(values: Sequence[np.ndarray], modalities: Sequence[Modality]) -> np.n
 
 
 def per_10k(counts: np.ndarray, modalities: Sequence[Modality]) -> np.ndarray:
-    """Factor of counts, cells x features, to counts per 10,000 of the modality; 1 for proteins, which are no shares."""
+    """Return factors from counts to counts per 10,000; 1 for proteins."""
     sizes = [counts[:, modality.features].sum(axis=1, keepdims=True) for modality in modalities]
     factors = [
         1e4 / size if modality.normalised else np.ones_like(size)
@@ -129,12 +132,12 @@ def per_10k(counts: np.ndarray, modalities: Sequence[Modality]) -> np.ndarray:
 
 
 def features_in_words(var: pd.DataFrame) -> str:
-    """Write the number of features of each modality."""
+    """Format the number of features of each modality."""
     return " + ".join(counted(modality.n_features, NOUNS[modality.kind]) for modality in modalities_of(var))
 
 
 def of_modality(cells: AnnData, modality: Modality) -> AnnData:
-    """Cells of one modality, with the names that its features have in the user's file."""
+    """Select one modality of cells, with the user's feature names."""
     part = cells[:, modality.features]
     var = part.var.drop(columns=[COLUMN, NAMES], errors="ignore")
     var.index = var.index.str.removeprefix(modality.prefix)
@@ -142,11 +145,11 @@ def of_modality(cells: AnnData, modality: Modality) -> AnnData:
     return AnnData(part.X, obs=part.obs, var=var, varm=varm, layers=dict(part.layers))
 
 
-# ---- reading: each form becomes one matrix
+# ---- reading: all forms become one matrix
 
 
 def in_blocks(cells: AnnData, *, counts: str = "auto") -> AnnData:
-    """Put the modalities of an AnnData in blocks, where it has several; others are returned as they are."""
+    """Join the modalities of an AnnData in blocks; return others unchanged."""
     if PROTEINS in cells.obsm:
         return join_modalities(parts_of_obsm(cells), obs=cells.obs, form=OBSM, counts=counts)
     if COLUMN not in cells.var or is_in_blocks(cells.var):
@@ -167,7 +170,10 @@ def in_blocks(cells: AnnData, *, counts: str = "auto") -> AnnData:
 
 
 def is_in_blocks(var: pd.DataFrame) -> bool:
-    """Whether :func:`join_modalities` has named the features; a column ``modality`` may be the user's."""
+    """Return whether :func:`join_modalities` named the features.
+
+    A column ``modality`` is not enough, as it may be the user's.
+    """
     if NAMES not in var:
         return False
     others = var[(var[COLUMN].astype(str) != FEATURE_TYPES[RNA]).to_numpy()]
@@ -175,7 +181,7 @@ def is_in_blocks(var: pd.DataFrame) -> bool:
 
 
 def parts_of_obsm(cells: AnnData) -> dict[str, tuple[str, AnnData]]:
-    """Genes in ``X``, and proteins in ``obsm``, as scvi-tools has them."""
+    """Return genes from ``X`` and proteins from ``obsm``, as in scvi-tools."""
     values = cells.obsm[PROTEINS]
     names = values.columns if isinstance(values, pd.DataFrame) else cells.uns.get(PROTEIN_NAMES)
     if names is None or len(names) != values.shape[1]:
@@ -194,20 +200,20 @@ def from_mudata(
     intersect: bool = False,
     counts: str = "auto",
 ) -> AnnData:
-    """Put the modalities of a MuData in blocks.
+    """Join the modalities of a MuData in blocks.
 
     Parameters
     ----------
     found
         Modalities by name.
     obs
-        Of the MuData; of its columns, those that RNA lacks are added to the ``obs`` of RNA.
+        ``obs`` of the MuData; columns that RNA lacks are added.
     modality
-        Modalities to use, as ``NAME=KIND``; all whose names are known, if none are given.
+        Modalities to use, as ``NAME=KIND``; by default, all with known names.
     intersect
-        Use the cells that all modalities have; otherwise, other cells are an error.
+        Use the cells that all modalities share; by default, other cells are an error.
     counts
-        Where the raw counts are, see :func:`join_modalities`.
+        Slot with the raw counts, see :func:`join_modalities`.
     """
     kind_of = kinds_by_name(found, modality)
     parts = {name: (kind, found[name]) for name, kind in kind_of.items()}
@@ -218,14 +224,14 @@ def from_mudata(
     parts = {name: (kind, part[shared]) for name, (kind, part) in parts.items()}
     rna = next(name for name, kind in kind_of.items() if kind == RNA)
     own = parts[rna][1].obs
-    copied = {f"{name}:{column}" for name in found for column in own}  # by mudata, from modalities
+    copied = {f"{name}:{column}" for name in found for column in own}  # columns that mudata copied from modalities
     others = [column for column in obs if column not in own and str(column) not in copied]
     own = own.join(obs[others].reindex(own.index))
     return join_modalities(parts, obs=own, form=MUDATA, counts=counts)
 
 
 def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str, str]:
-    """Kind of each modality that is used, by its name, in the order of blocks."""
+    """Return the kind of each modality to use, by name, in block order."""
     kinds = {alias: kind for kind, aliases in ALIASES.items() for alias in (kind, *aliases)}
     given = {name: kinds[name.lower()] for name in names if name.lower() in kinds}
     if modality:
@@ -248,7 +254,7 @@ def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str
 
 
 def parse_modality(text: str, names: Mapping[str, Any]) -> tuple[str, str]:
-    """Read ``NAME=KIND``."""
+    """Parse ``NAME=KIND``."""
     name, _, kind = text.partition("=")
     if kind not in FEATURE_TYPES:
         raise InputError(f"`modality={text}` is not NAME=KIND; kinds are {', '.join(FEATURE_TYPES)}.")
@@ -258,7 +264,7 @@ def parse_modality(text: str, names: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def shared_cells(names: Mapping[str, pd.Index], *, intersect: bool) -> pd.Index:
-    """Cells that all modalities have, in the order of the first; other cells are an error unless ``intersect``."""
+    """Return the shared cells; others are an error unless ``intersect``."""
     first, *others = names.values()
     shared = first[np.logical_and.reduce([first.isin(other) for other in others])] if others else first
     if all(len(own) == len(shared) for own in names.values()):
@@ -278,10 +284,10 @@ def shared_cells(names: Mapping[str, pd.Index], *, intersect: bool) -> pd.Index:
 def join_modalities(
     parts: Mapping[str, tuple[str, AnnData]], *, obs: pd.DataFrame, form: str, counts: str = "auto"
 ) -> AnnData:
-    """Put the counts of modalities, given as kind and cells by name, in blocks, in the order of the kinds.
+    """Join the raw counts of modalities (kind and cells by name) in blocks.
 
-    ``counts`` names where they are in the modalities that have such a layer. The result then has a layer of that name,
-    too, in which :func:`bdm.data.counts.find_counts` finds them.
+    ``counts`` names the slot with raw counts, for modalities that have it. If any does, the result has a layer of this
+    name, so that :func:`bdm.data.counts.find_counts` works with the same argument.
     """
     matrices, tables, has_layer = [], [], False
     for name, (kind, cells) in parts.items():
@@ -300,7 +306,7 @@ def join_modalities(
         tables.append(var)
     var = pd.concat(tables)
     var = var.assign(**{name: pd.Categorical(var[name], categories=var[name].unique()) for name in (COLUMN, NAMES)})
-    for column in var.columns[var.isna().any()]:  # of one modality alone
+    for column in var.columns[var.isna().any()]:  # columns of only some modalities
         if var[column].dtype == object or isinstance(var[column].dtype, pd.CategoricalDtype):
             var[column] = var[column].astype(object).fillna("").astype(str)
     joined = sparse.hstack(matrices, format="csr")
@@ -309,7 +315,7 @@ def join_modalities(
 
 
 def reject_empty(proteins: AnnData) -> None:
-    """Reject proteins that no cell has."""
+    """Reject proteins without counts."""
     empty = proteins.var_names[np.asarray(proteins.X.sum(axis=0)).ravel() == 0]
     if len(empty):
         raise InputError(
@@ -319,7 +325,7 @@ def reject_empty(proteins: AnnData) -> None:
 
 
 def reject_dense(peaks: AnnData) -> None:
-    """Reject peaks that nearly all cells have."""
+    """Reject peaks that are not sparse."""
     density = peaks.X.nnz / np.prod(peaks.shape)
     if density > MAX_DENSITY_OF_PEAKS:
         raise InputError(
@@ -332,7 +338,7 @@ def reject_dense(peaks: AnnData) -> None:
 
 
 def parts_of(cells: AnnData) -> dict[str, AnnData]:
-    """Modalities by name, with ``obs`` of each and, of RNA alone, ``obsm``."""
+    """Split cells in blocks by modality; only RNA has their ``obsm``."""
     modalities = modalities_of(cells.var)
     parts = {modality.name: of_modality(cells, modality) for modality in modalities}
     rna = parts[modalities[0].name]
@@ -341,14 +347,14 @@ def parts_of(cells: AnnData) -> dict[str, AnnData]:
 
 
 def to_form(cells: AnnData, form: str | None) -> Any:
-    """Give cells in blocks the form of the user's cells."""
+    """Convert cells in blocks to the form of the user's cells."""
     if form == MUDATA:
         return to_mudata(cells)
     if form == OBSM:
         genes, proteins = parts_of(cells).values()
         genes.obsm[PROTEINS] = pd.DataFrame(proteins.X.toarray(), index=cells.obs_names, columns=proteins.var_names)
         genes.uns.update(cells.uns)
-        if proteins.var_names.str.contains("/").any():  # which files cannot have in names of columns
+        if proteins.var_names.str.contains("/").any():  # files do not allow slashes in column names
             genes.obsm[PROTEINS] = genes.obsm[PROTEINS].to_numpy()
             genes.uns[PROTEIN_NAMES] = proteins.var_names.to_numpy(dtype=object)
         return genes
@@ -356,14 +362,14 @@ def to_form(cells: AnnData, form: str | None) -> Any:
 
 
 def check_form(out: Path, form: str | None) -> None:
-    """Reject a MuData file for cells of another form."""
+    """Reject an ``.h5mu`` output file for cells of another form."""
     if out.suffix.lower() == MUDATA_FILE and form != MUDATA:
         what = "RNA alone" if form is None else f"an AnnData with {form}"
         raise InputError(f"{out}: the model was fitted to {what}, not to a MuData; write an .h5ad file.")
 
 
 def require_package_of(form: str | None) -> None:
-    """Reject a MuData where its package is not installed, before cells are computed that cannot be given."""
+    """Check, before cells are computed, that a required mudata is installed."""
     if form == MUDATA:
         try:
             import mudata  # noqa: F401, whether it is there
@@ -372,10 +378,10 @@ def require_package_of(form: str | None) -> None:
 
 
 def to_mudata(cells: AnnData) -> Any:
-    """Make a MuData of cells in blocks."""
+    """Convert cells in blocks to a MuData."""
     import mudata
 
-    with mudata.set_options(pull_on_update=False):  # as all modalities have the same columns of obs
+    with mudata.set_options(pull_on_update=False):  # all modalities have the same columns of obs
         made = mudata.MuData(parts_of(cells))
     made.obs = cells.obs.copy()
     made.uns.update(cells.uns)
@@ -383,7 +389,7 @@ def to_mudata(cells: AnnData) -> Any:
 
 
 def read_h5mu(path: Path) -> tuple[dict[str, AnnData], pd.DataFrame, dict[str, Any]]:
-    """Read the modalities of a MuData file by name, and its ``obs`` and ``uns``."""
+    """Read a MuData file: modalities by name, ``obs`` and ``uns``."""
     with h5py.File(path) as file:
         names = list(file["mod"].attrs.get("mod-order", file["mod"]))
         parts = {name: io.read_elem(file["mod"][name]) for name in names}
@@ -391,7 +397,7 @@ def read_h5mu(path: Path) -> tuple[dict[str, AnnData], pd.DataFrame, dict[str, A
 
 
 def write_h5mu(path: Path, cells: AnnData) -> None:
-    """Write cells in blocks as a MuData file, as the package mudata does."""
+    """Write cells in blocks to a MuData file, without the package mudata."""
     parts, n_cells = parts_of(cells), cells.n_obs
     require_space(path, cells.__sizeof__())
     is_of = {

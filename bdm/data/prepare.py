@@ -1,4 +1,4 @@
-"""Preparation of labelled counts: checks, filters, selection of genes, and split; reading of prepared cells."""
+"""Preparation of labelled counts for fitting a model, and reading of prepared cells."""
 
 import json
 import logging
@@ -49,12 +49,12 @@ from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)
 
-MANY_OUTLYING = 0.005  # of all counts; at 0.016, generated cells are closer to real ones once these are lowered
+MANY_OUTLYING = 0.005  # share of all counts; at 0.016, clipping brings generated cells closer to real ones
 
 
 @dataclass(frozen=True)
 class PreparedCells:
-    """Selected cells and genes, whose counts are read when they are needed."""
+    """Selected cells and genes; counts are read when they are needed."""
 
     obs: pd.DataFrame  # selected cells, including cells without counts of the selected genes
     var: pd.DataFrame
@@ -62,17 +62,17 @@ class PreparedCells:
     counts: CellCounts  # counts of all genes, in the order of ``obs``
     chosen: np.ndarray  # mask over genes
     max_entries: int  # upper bound on the number of nonzero counts
-    # Counts of the selected features of other modalities than RNA, which follow the genes; None for RNA alone
+    # Counts of the selected proteins and peaks, as columns after the genes; None for RNA alone
     others: sparse.csr_matrix | None = None
 
     def in_memory(self) -> AnnData:
-        """Read all counts into memory, as :func:`prepare` returns them."""
+        """Read all counts into memory, see :func:`prepare`."""
         rows, blocks = zip(*self.blocks(), strict=True)
         counts = sparse.vstack(blocks, format="csr")
         return AnnData(counts, obs=self.counted(np.concatenate(rows)), var=self.var, uns=self.uns)
 
     def write(self, path: Path) -> AnnData:
-        """Write an ``.h5ad`` file, with one block of counts in memory at a time; return the cells without counts."""
+        """Write an ``.h5ad`` file by blocks; return the cells without ``X``."""
         with new_h5ad(path, AnnData(var=self.var, uns=self.uns)) as file:
             with appended_rows(file, "X", n_columns=len(self.var), max_entries=self.max_entries) as append:
                 rows = []
@@ -85,7 +85,7 @@ class PreparedCells:
         return cells
 
     def blocks(self) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
-        """Yield the cells with counts of the selected genes, in order: indices in ``obs``, and counts."""
+        """Yield the cells with counts: their indices in ``obs``, and counts."""
         for rows, block in self.counts:
             counts = block[:, self.chosen]
             if self.others is not None:
@@ -94,7 +94,7 @@ class PreparedCells:
             yield np.arange(rows.start, rows.stop)[counted], counts[counted]
 
     def counted(self, rows: np.ndarray) -> pd.DataFrame:
-        """Return the ``obs`` of the cells with counts."""
+        """Return ``obs`` of the cells with counts (``rows``), and check it."""
         obs = without_uncounted_cells(self.obs, rows, n_genes=len(self.var))
         check_trained_batches(obs)
         check_min_donors(obs, fewest_donors(self))
@@ -102,7 +102,7 @@ class PreparedCells:
 
 
 def counted_cells(counts: sparse.csr_matrix, var: pd.DataFrame) -> np.ndarray:
-    """Find the cells that have counts of each modality, but of proteins."""
+    """Return a mask of cells with counts of each modality except proteins."""
     if not has_modalities(var):
         return np.diff(counts.indptr) > 0
     parts = [counts[:, modality.features] for modality in modalities_of(var) if modality.normalised]
@@ -110,12 +110,15 @@ def counted_cells(counts: sparse.csr_matrix, var: pd.DataFrame) -> np.ndarray:
 
 
 def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
-    """Check counts, choose cells and genes, and add ``cell_type``, ``split``, ``batch`` and ``donor`` to ``obs``."""
+    """Check counts, select cells and genes, and split the cells.
+
+    Returns the selection with ``cell_type``, ``split`` and, with their keys, ``batch`` and ``donor`` in ``obs``.
+    """
     return prepared_cells(adata, settings).in_memory()
 
 
 def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
-    """Select cells and genes as :func:`prepare`, with one block of counts in memory at a time."""
+    """Select cells and genes as :func:`prepare`, reading counts by blocks."""
     listed, kept = gene_lists(settings)
     if sentence := donors_rejection(settings.min_donors, settings.donor_key):
         raise InputError(sentence)
@@ -127,7 +130,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         cells, n_genes = find_counts(adata, source=settings.counts)
     else:
         cells, n_genes = find_counts(whole[:, modalities[0].features])
-    check_names(cells.var_names, kind="gene")  # raw may have other genes
+    check_names(cells.var_names, kind="gene")  # raw may have different genes
     column = symbol_column(cells.var, settings.gene_symbols)
     names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
     listed, kept = (None if genes is None else listed_genes(genes, names) for genes in (listed, kept))
@@ -167,7 +170,10 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
 
 
 def chosen_features(cells: AnnData, modality: Modality, training: np.ndarray, settings: PrepareSettings) -> np.ndarray:
-    """Choose features of another modality than RNA, by column: all proteins, and the peaks in most training cells."""
+    """Return the columns of selected features of a modality besides RNA.
+
+    These are all proteins, or the peaks that occur in most training cells.
+    """
     columns = np.arange(modality.features.start, modality.features.stop)
     if modality.kind == "prot":
         return columns
@@ -183,7 +189,7 @@ def chosen_features(cells: AnnData, modality: Modality, training: np.ndarray, se
 
 
 def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, settings: PrepareSettings) -> CellCounts:
-    """Limit counts by those of the training cells if the settings ask for it, or log that they are better limited."""
+    """Limit outlying counts if the settings ask for it; otherwise, warn of many."""
     limits, outlying = count_limits(cells.matrix, cells.rows, cell_type, is_train, seed=settings.seed)
     found = (
         f"{counted(outlying.n_values, 'outlying value')} of {counted(outlying.n_genes, 'gene')} in "
@@ -201,7 +207,10 @@ def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, s
 
 @contextmanager
 def recorded_warnings() -> Iterator[list[str]]:
-    """Record the warnings of the data, but of cells that are left out, whose numbers are recorded, and of memory."""
+    """Record warnings about the data.
+
+    Excludes those about removed cells, whose numbers are recorded separately, and about memory.
+    """
     found: list[str] = []
 
     class Recorder(logging.Handler):
@@ -218,30 +227,33 @@ def recorded_warnings() -> Iterator[list[str]]:
 
 
 def is_prepared(adata: AnnData) -> bool:
-    """Whether cells were made by ``bdm prepare``."""
+    """Return whether ``bdm prepare`` made these cells."""
     return {"cell_type", "split"} <= set(adata.obs) and "bdm" in adata.uns
 
 
 def origin(adata: AnnData) -> str | None:
-    """Return the checksum of the file that prepared cells are of; None of other cells."""
+    """Return the checksum of the file with prepared cells, if known."""
     return str(adata.uns["bdm"]["data_sha256"]) if is_prepared(adata) and "data_sha256" in adata.uns["bdm"] else None
 
 
 def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
-    """Read prepared cells."""
+    """Read and check prepared cells."""
     adata = read_cells(path, on_disk=on_disk)
     if not is_prepared(adata):
         raise InputError(f"{path} was not made by bdm prepare; run it first.")
     adata.X = to_row_storage(adata.X)
     if fault := prepared_fault(adata):
         raise InputError(f"{path} was changed after bdm prepare wrote it: it has {fault}; run bdm prepare again.")
-    if adata.X.dtype != np.float32:  # as other programs may write counts
+    if adata.X.dtype != np.float32:  # another program may have written the counts
         adata.X = sparse.vstack([count_matrix(block) for _, block in blocks_of_rows(adata.X)], format="csr")
     return adata
 
 
 def prepared_fault(prepared: AnnData) -> str | None:
-    """Why no model can be fitted to prepared cells as they are; of the counts, one block is checked."""
+    """Explain why no model can be fitted to prepared cells, or return None.
+
+    Only the values in the first block of counts are checked.
+    """
     obs, matrix = prepared.obs, prepared.X
     if recorded_settings(prepared).get("batch_key") is not None and "batch" not in obs:
         return "no column 'batch' in obs"
@@ -268,27 +280,27 @@ def prepared_fault(prepared: AnnData) -> str | None:
 
 
 def gene_names(prepared: AnnData) -> GeneNames:
-    """Names and symbols of the genes of prepared cells, with the column of symbols that they were prepared with."""
+    """Return the gene names of prepared cells, with the recorded symbols."""
     return GeneNames(prepared.var, recorded_settings(prepared).get("gene_symbols"))
 
 
 def has_donors(prepared: AnnData) -> bool:
-    """Whether the donors of prepared cells are known."""
+    """Return whether the donors of prepared cells are known."""
     return recorded_settings(prepared).get("donor_key") is not None and "donor" in prepared.obs
 
 
 def recorded_covariates(prepared: AnnData) -> tuple[str, ...]:
-    """Names of the columns of ``obs`` with the covariates of prepared cells."""
+    """Return the columns of ``obs`` with the covariates of prepared cells."""
     return tuple(map(writable_name, recorded_settings(prepared).get("covariate_key", ())))
 
 
 def fewest_donors(prepared: AnnData | PreparedCells) -> int:
-    """Fewest donors of a population of prepared cells, see :func:`bdm.data.filters.effective_donors`."""
+    """Return the recorded ``min_donors``, see :func:`bdm.data.filters.effective_donors`."""
     return int(recorded_settings(prepared).get("min_donors", PrepareSettings.min_donors))
 
 
 def recorded_settings(prepared: AnnData | PreparedCells) -> dict[str, Any]:
-    """Give the settings with which cells were prepared; empty if they are not recorded."""
+    """Return the settings that cells were prepared with, or an empty dict."""
     found: dict[str, Any] = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
     return found
 
@@ -296,7 +308,10 @@ def recorded_settings(prepared: AnnData | PreparedCells) -> dict[str, Any]:
 def choose_cells(
     labelled: pd.DataFrame, n_genes: pd.Series, settings: PrepareSettings
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Choose and split cells; gives ``obs``, and numbers of cells and types that were left out by each setting."""
+    """Select and split cells.
+
+    Returns ``obs``, and the numbers of cells and types that each setting removed.
+    """
     selected = without_types(labelled, settings.leave_out)
     counted = without_empty_cells(selected, n_genes, min_genes=settings.min_genes_per_cell)
     large = without_small_types(counted, settings)
@@ -317,7 +332,7 @@ def choose_cells(
 
 
 def types_lost(before: pd.DataFrame, after: pd.DataFrame, setting: str) -> list[dict[str, Any]]:
-    """List the cell types that a step left out, the largest first, with their numbers of cells."""
+    """List the cell types that a step removed, largest first."""
     n_cells = before["cell_type"][~before["cell_type"].isin(after["cell_type"].unique())].value_counts()
     return [
         {"cell_type": str(name), "n_cells": int(number), "setting": setting}
@@ -327,7 +342,7 @@ def types_lost(before: pd.DataFrame, after: pd.DataFrame, setting: str) -> list[
 
 
 def summary(prepared: AnnData | PreparedCells) -> str:
-    """Format the numbers of cells by type and split as a table."""
+    """Format the number of cells by type and split as a table."""
     obs = prepared.obs
     by_type = pd.crosstab(obs["cell_type"], obs["split"])
     table = pd.concat([by_type, by_type.sum().to_frame("all").T]).rename_axis(by_type.index.name)

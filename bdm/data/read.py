@@ -1,4 +1,4 @@
-"""Reading of cells from files of all supported formats, with checks for damage; and example cells."""
+"""Reading of cells from all supported formats, with checks for damage; example cells."""
 
 import logging
 import warnings
@@ -36,7 +36,7 @@ FROM_R = (
     "write it as .h5ad in R first, for example by anndataR::write_h5ad(object, 'cells.h5ad') (Your own cells, From R, "
     "in the documentation)"
 )
-SMALL = 100  # entries; in a matrix this small, all indices may be zero
+SMALL = 100  # entries; smaller matrices may be all zeros, for which Zarr stores no file
 
 
 def read_cells(
@@ -48,10 +48,10 @@ def read_cells(
     intersect: bool = False,
     counts: str = "auto",
 ) -> AnnData:
-    """Read cells from a file or folder; ``on_disk``, all matrices stay there, and of ``uns`` only texts are read.
+    """Read cells from a file or folder.
 
-    Several modalities become blocks of one matrix in memory; ``modality``, ``intersect`` and ``counts`` are those of
-    :func:`bdm.data.modalities.from_mudata`.
+    With ``on_disk``, matrices of ``.h5ad`` and ``.zarr`` files stay on disk, and only part of ``uns`` is read. Several
+    modalities become blocks of one matrix in memory; see :func:`bdm.data.modalities.from_mudata` for the options.
     """
     path = Path(path)
     if not path.exists():
@@ -72,7 +72,7 @@ def read_cells(
         adata = read(path) if adata is None else adata
         for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
             if isinstance(matrix, SparseMatrix):
-                if matrix.indptr.dtype != matrix.indices.dtype:  # which scipy requires to be one type
+                if matrix.indptr.dtype != matrix.indices.dtype:  # scipy requires one type
                     one = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
                     matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
                 matrix.check_format()  # a damaged matrix could end the process
@@ -89,7 +89,10 @@ def cells_in(
     intersect: bool = False,
     counts: str = "auto",
 ) -> AnnData:
-    """Return an AnnData as it is, or several modalities as blocks of one; or read the cells from their file."""
+    """Return the cells of an AnnData, a MuData or a file.
+
+    Several modalities become blocks of one matrix.
+    """
     if isinstance(adata, str | Path):
         return read_cells(Path(adata), on_disk=on_disk, modality=modality, intersect=intersect, counts=counts)
     if isinstance(adata, AnnData):
@@ -100,17 +103,17 @@ def cells_in(
 
 
 def with_text_names(adata: AnnData) -> AnnData:
-    """Name cells and genes by text, where ``obs.index`` or ``var.index`` was set to numbers; else return them as is."""
+    """Convert numeric names of cells and genes to text, if there are any."""
     if all(isinstance(name, str) for names in (adata.obs_names, adata.var_names) for name in names[:1]):
         return adata
-    with warnings.catch_warnings(action="ignore"):  # of what is done here
+    with warnings.catch_warnings(action="ignore"):  # about numeric names
         named = adata.to_memory(copy=True)
     named.obs_names, named.var_names = (names.astype(str) for names in (adata.obs_names, adata.var_names))
     return named
 
 
 def rna_in(adata: Any, *, counts: str = "auto") -> AnnData:
-    """Return the RNA of cells, of any form, for what knows RNA alone; with a message if there are other modalities."""
+    """Return the RNA of cells; log if other modalities are left out."""
     cells = with_text_names(adata) if isinstance(adata, AnnData) else cells_in(adata, counts=counts)
     raw = None if cells.raw is None else cells.raw.var
     if not has_modalities(cells.var) and (raw is None or not has_modalities(raw)):
@@ -123,7 +126,7 @@ def rna_in(adata: Any, *, counts: str = "auto") -> AnnData:
 
 
 def open_h5ad(path: Path) -> AnnData | None:
-    """Open an AnnData file, ``.h5ad`` or ``.zarr``, with its matrices on disk; None for other and old formats."""
+    """Open an ``.h5ad`` or ``.zarr`` file in backed mode; None for other formats."""
     openers = {".h5ad": h5py.File, ".zarr": zarr.open_group}
     suffix = path.suffix.lower()
     file = openers[suffix](path, mode="r") if suffix in openers else {}
@@ -149,7 +152,7 @@ def open_h5ad(path: Path) -> AnnData | None:
 
 
 def matrix_at(stored: h5py.Group | h5py.Dataset | zarr.Group | zarr.Array[Any]) -> Matrix:
-    """Return a stored matrix, on disk if its format can be read in parts, otherwise in memory."""
+    """Return a stored matrix, on disk if its format allows it."""
     kind = stored.attrs.get("encoding-type")
     if kind in ("csr_matrix", "csc_matrix"):
         check_chunks(stored)
@@ -158,16 +161,16 @@ def matrix_at(stored: h5py.Group | h5py.Dataset | zarr.Group | zarr.Array[Any]) 
 
 
 def check_chunks(stored: h5py.Group | zarr.Group) -> None:
-    """Reject a sparse matrix in a Zarr folder with missing files, which Zarr reads as zeros, unless it is small."""
+    """Reject a Zarr matrix with missing files, which would read as zeros."""
     shape: Any = stored.attrs["shape"]
-    for name in ("data", "indices") if min(shape) > 1 else ("data",):  # indices of one gene are zeros
+    for name in ("data", "indices") if min(shape) > 1 else ("data",):  # indices of one gene are all zero
         part = stored[name]
         if isinstance(part, zarr.Array) and part.size > SMALL and part.nchunks_initialized < part.nchunks:
             raise ValueError(f"{part.nchunks - part.nchunks_initialized} files of {part.path} are missing")
 
 
 def select_reader(path: Path) -> Callable[[Path], AnnData]:
-    """Select the reader by the ending of ``path``; folders other than ``.zarr`` are read as 10x."""
+    """Select a reader by file ending; folders other than ``.zarr`` are 10x."""
     readers: dict[str, Callable[[Path], AnnData]] = {
         ".h5ad": io.read_h5ad,
         ".zarr": io.read_zarr,
@@ -183,7 +186,7 @@ def select_reader(path: Path) -> Callable[[Path], AnnData]:
 
 
 def explain_ending(path: Path, known: str) -> str:
-    """Explain why cells cannot be read from a file with this ending, and what to do."""
+    """Explain why a file with this ending cannot be read."""
     name = path.name.lower()
     if name.endswith((".rds", ".rda", ".rdata", ".h5seurat")):
         return f"holds an R object, which cannot be read; {FROM_R}."
@@ -193,9 +196,9 @@ def explain_ending(path: Path, known: str) -> str:
 
 
 def read_loom(path: Path) -> AnnData:
-    """Read a ``.loom`` file of velocyto, SCope or AnnData, with its main matrix in ``X``."""
+    """Read a ``.loom`` file of velocyto, SCope or AnnData."""
     try:
-        import loompy  # takes seconds, and overrides OMP_NUM_THREADS for the whole process
+        import loompy  # takes seconds, and overrides OMP_NUM_THREADS for the process
     except ImportError as error:
         raise missing_package(f"{path}", "loompy", extra="loom") from error
     with loompy.connect(str(path), "r") as loom:
@@ -213,14 +216,14 @@ def first_available(names: tuple[str, ...], available: list[str], *, axis: str) 
 
 
 def read_10x_h5(path: Path) -> AnnData:
-    """Read genes, and proteins and peaks if there are any, from an ``.h5`` file of any version of Cell Ranger."""
+    """Read all known modalities from a Cell Ranger ``.h5`` file (any version)."""
     import scanpy as sc  # takes a second, and few files need it
 
     return of_known_features(sc.read_10x_h5(path, gex_only=False))
 
 
 def read_10x_folder(path: Path) -> AnnData:
-    """Read genes, proteins and peaks from a folder of Cell Ranger; its files may share a prefix."""
+    """Read all known modalities from a Cell Ranger folder; a file prefix is allowed."""
     import scanpy as sc
 
     matrices = list(path.glob("*matrix.mtx*"))
@@ -231,10 +234,10 @@ def read_10x_folder(path: Path) -> AnnData:
 
 
 def of_known_features(adata: AnnData) -> AnnData:
-    """Take genes, proteins and peaks of 10x data, in blocks, and make their names unique."""
+    """Select genes, proteins and peaks of 10x data, with unique names."""
     if COLUMN in adata.var:
         adata = adata[:, adata.var[COLUMN].isin(FEATURE_TYPES.values()).to_numpy()].copy()
-    adata = in_blocks(adata)  # whose only matrix is X
+    adata = in_blocks(adata)  # X is the only matrix
     if n_repeated := adata.var_names.duplicated().sum():
         logger.info("Numbered %d repeated gene symbols; identifiers are in var['gene_ids'].", n_repeated)
         adata.var_names_make_unique()
@@ -242,7 +245,7 @@ def of_known_features(adata: AnnData) -> AnnData:
 
 
 def add_labels(adata: AnnData, path: Path) -> AnnData:
-    """Add the columns of a table to ``obs``; columns of the same names are replaced."""
+    """Add the columns of a label table to ``obs``, replacing existing ones."""
     table = read_labels(path)
     missing = adata.obs_names.difference(table.index, sort=False)
     if len(missing):
@@ -266,7 +269,7 @@ def read_labels(path: Path) -> pd.DataFrame:
     separator = separator_of(path)
     with reading(path, "a table"):
         table = pd.read_csv(path, sep=separator, dtype=str)
-    # R writes no header for row names, which then are the index already.
+    # R writes no header for row names, which pandas then uses as the index.
     if isinstance(table.index, pd.RangeIndex):
         table = table.set_index(table.columns[0])
     if table.empty or table.index.nlevels > 1:
@@ -280,13 +283,12 @@ def read_labels(path: Path) -> pd.DataFrame:
 
 
 def pbmc68k_counts() -> AnnData:
-    """Return counts of 700 real blood cells of 10 types, for examples and tests.
+    """Return counts of 700 real blood cells of 10 types, for examples.
 
-    scanpy ships these cells normalised to 10,000 counts and log1p-transformed, together with the total counts
-    of each cell, from which the raw counts are recovered exactly.
+    scanpy ships these cells (Zheng et al. 2017, https://doi.org/10.1038/ncomms14049) normalised to 10,000 counts and
+    log1p-transformed. With the total counts of each cell, which are included, raw counts are recovered exactly.
 
-    Returns: 700 cells x 765 genes, integer counts in ``X`` (CSR, float32), cell types in ``obs['bulk_labels']``; Zheng
-    et al. 2017, Nature Communications, https://doi.org/10.1038/ncomms14049.
+    Returns 700 cells x 765 genes with integer counts in ``X`` (CSR, float32) and cell types in ``obs['bulk_labels']``.
     """
     import scanpy as sc
 
@@ -296,6 +298,6 @@ def pbmc68k_counts() -> AnnData:
 
 
 def counts_before_rounding(cells: AnnData) -> sparse.csr_matrix:
-    """Undo log1p and the normalisation to 10,000 counts per cell, cells x genes."""
+    """Undo log1p and the normalisation to 10,000 counts per cell."""
     totals = cells.obs["n_counts"].to_numpy(dtype=float)
     return sparse.csr_matrix(sparse.diags(totals / 1e4) @ cells.raw.X.astype(float).expm1())
