@@ -204,9 +204,9 @@ def count_limits(
 ) -> tuple[CountLimits, OutlyingCounts]:
     """Compute the limits of counts from training cells, or a sample of them.
 
-    Counts of a gene are outlying if they are at least 10, and at least three times as large as all its other counts in
-    the type, relative to library size. At most 1% of a type's cells may have them. Most are artefacts, such as
-    molecules that were counted many times: a rare population would have high counts in more cells, or of many genes.
+    A count is outlying if it is at least 10, and at least three times the gene's largest regular count in the type,
+    relative to library size. At most 1% of a type's cells may have one. Most are artefacts, such as molecules that were
+    counted many times: a rare population would have high counts in more cells, or of many genes.
 
     Returns the limits, and a summary of the outlying counts in the cells that define them.
     """
