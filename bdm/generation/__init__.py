@@ -1,1 +1,1 @@
-"""Generation of cells: requests, chunks of cells that are sampled together, and files in parts."""
+"""Generation of cells: requests, sampling in chunks, and writing by blocks."""

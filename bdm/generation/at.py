@@ -1,4 +1,4 @@
-"""Values of covariates of cells to generate: numbers, ranges, values by cell, or drawn as those of training cells."""
+"""Covariates of cells to generate: given as numbers or ranges, or sampled."""
 
 import logging
 import math
@@ -16,14 +16,14 @@ from bdm.model.model import BranchedModel
 
 logger = logging.getLogger(__name__)
 
-At = Mapping[str, float | tuple[float, float]]  # a number, or the lower and the upper end of a range, by covariate
+At = Mapping[str, float | tuple[float, float]]  # by covariate: a number, or the ends of a range
 NOWHERE: At = {}
-# Steps between points in [0, 1) that are evenly spread however many there are (fractions of square roots)
+# Steps of sequences in [0, 1) that are evenly spread at any length (fractional parts of square roots)
 OF_POPULATIONS, OF_BATCHES = math.sqrt(5) / 2 - 0.5, math.sqrt(2) - 1
 
 
 def parse_at(texts: Sequence[str]) -> At:
-    """Read what ``--at`` gives: ``NAME=NUMBER`` or ``NAME=LOW:HIGH``."""
+    """Parse the option ``--at``: ``NAME=NUMBER`` or ``NAME=LOW:HIGH``."""
     found: dict[str, float | tuple[float, float]] = {}
     for text in texts:
         name, _, value = text.rpartition("=")
@@ -37,18 +37,18 @@ def parse_at(texts: Sequence[str]) -> At:
 
 
 def at_in_words(at: At) -> list[str] | None:
-    """Write values as :func:`parse_at` reads them, for the record of cells; None if there are none."""
+    """Format values as :func:`parse_at` reads them; None if there are none."""
     written = [(name, ends_of(name, value)) for name, value in at.items()]
     return [f"{name}={low:.15g}" + (f":{high:.15g}" if high > low else "") for name, (low, high) in written] or None
 
 
 def covariate_names(model: BranchedModel) -> tuple[str, ...]:
-    """Names of a model's covariates, if it has any."""
+    """Return the names of a model's covariates, if any."""
     return () if model.covariates is None else model.covariates.names
 
 
 def known_covariates(model: BranchedModel, names: Sequence[str]) -> CovariateEffects:
-    """Return the covariates of a model; reject names that are none of them."""
+    """Return the covariate effects of a model; reject unknown ``names``."""
     if model.covariates is None:
         raise InputError(
             "The model has no covariates; fit it with `covariate_key=`, the column of obs with the time, dose or age."
@@ -62,7 +62,7 @@ def known_covariates(model: BranchedModel, names: Sequence[str]) -> CovariateEff
 
 
 def ends_of(name: str, value: Any) -> tuple[float, float]:
-    """Return the ends of a range, which are the same for a number."""
+    """Return the ends of a range; both are the same for a number."""
     try:
         low, high = map(float, value) if isinstance(value, list | tuple) else (float(value), float(value))
     except (TypeError, ValueError):
@@ -75,11 +75,11 @@ def ends_of(name: str, value: Any) -> tuple[float, float]:
 def with_values(
     model: BranchedModel, table: pd.DataFrame, at: At, *, named: bool, extrapolate: bool = False
 ) -> pd.DataFrame:
-    """Add the values of covariates to a table of cells to generate, with a row for each value.
+    """Add covariates to a table of cells to generate.
 
-    A range is limited to the values that training cells of a type have. Types whose training cells have none of the
-    values are left out, or rejected if they are ``named``; with ``extrapolate``, they are generated as at the nearest
-    value.
+    A range gets one row per cell, and is limited to the range of the type's training cells. Types without training
+    cells in the range are left out, or rejected if ``named``. With ``extrapolate``, values are not limited; beyond the
+    training cells, effects are the same as at the nearest training value.
     """
     effects = known_covariates(model, list(at))
     others = [name for name in table if name not in (*at, "n_cells")]
@@ -111,9 +111,9 @@ def within(
     extrapolate: bool,
     permit: str = "`extrapolate=True`",
 ) -> dict[str, tuple[float, float]]:
-    """Limit a range of values to those of the training cells of each type, without types that have none of them.
+    """Limit a range to the training range of each type, omitting types outside it.
 
-    ``permit`` names what allows others.
+    ``permit`` is the option that allows other values, for errors.
     """
     limits = {cell_type: effects.range(cell_type, name) or ends for cell_type in cell_types}
     found = {
@@ -142,12 +142,12 @@ def within(
 
 
 def shown(ends: tuple[float, float]) -> str:
-    """Write a number, or a range."""
+    """Format a number or a range."""
     return f"{ends[0]:.6g}" if ends[0] == ends[1] else f"{ends[0]:.6g} to {ends[1]:.6g}"
 
 
 def spread_evenly(low: float, high: float, n: int, name: str, effects: CovariateEffects) -> np.ndarray:
-    """Spread values evenly over a range; of a second covariate, in another order than those of the first."""
+    """Return evenly spaced values, in a different order for each covariate."""
     if low == high:
         return np.full(n, low)
     number = effects.names.index(name)
@@ -156,7 +156,10 @@ def spread_evenly(low: float, high: float, n: int, name: str, effects: Covariate
 
 
 def placed_cells(model: BranchedModel, table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Divide cells with values of covariates over populations, by their shares at these values, and batches."""
+    """Assign populations and batches to cells with given covariates.
+
+    Populations have their shares at these covariates; batches have their shares in training cells.
+    """
     assert model.covariates is not None
     cells = table.sort_values(list(names), kind="stable")
     cells = cells.loc[cells.index.repeat(cells["n_cells"])].assign(n_cells=1).reset_index(drop=True)
@@ -179,14 +182,20 @@ def placed_cells(model: BranchedModel, table: pd.DataFrame, names: Sequence[str]
 
 
 def weight_of_populations(model: BranchedModel, cell_type: str, batch: str | None = None) -> pd.Series:
-    """Count the training cells of each population of a type, in a batch if it has any there."""
+    """Count the training cells of each population of a type.
+
+    Only those in ``batch`` are counted, unless the type has none there.
+    """
     numbers = model.composition.loc[list(model.autoencoder.populations_of(cell_type))]
     in_batch = batch is not None and numbers[batch].any()
     return numbers[batch] if in_batch else numbers.sum(axis=1)
 
 
 def evenly_chosen(share: np.ndarray, step: float) -> np.ndarray:
-    """Choose a column for each row of shares, so that rows in a row have about the expected numbers of each."""
+    """Choose a column for each row of shares.
+
+    Columns alternate, so that any run of rows has about the expected number of each.
+    """
     position = (0.5 + np.arange(len(share)) * step) % 1
     cumulative = share.cumsum(axis=1)
     chosen = (cumulative <= position[:, None] * cumulative[:, -1:]).sum(axis=1)
@@ -194,7 +203,10 @@ def evenly_chosen(share: np.ndarray, step: float) -> np.ndarray:
 
 
 def moved(model: BranchedModel, values: np.ndarray, cell_type: str, at: At, *, extrapolate: bool = False) -> np.ndarray:
-    """Give cells other values of covariates, ``at`` which cells of a type are; the others stay (cells x covariates)."""
+    """Set covariates of cells of a type to ``at``; others keep their values.
+
+    ``values`` and the result are cells x covariates. A range is spread evenly over the cells.
+    """
     found, effects = values.copy(), known_covariates(model, list(at))
     cell_type = model.cell_type_of.get(cell_type, cell_type)
     for name, value in at.items():
@@ -216,9 +228,10 @@ def moved(model: BranchedModel, values: np.ndarray, cell_type: str, at: At, *, e
 
 
 def drawn_values(model: BranchedModel, table: pd.DataFrame, seed: int) -> dict[str, np.ndarray]:
-    """Values of the covariates of all requested cells by population, cells x covariates; none without covariates.
+    """Return the covariates of requested cells by population, cells x covariates.
 
-    What is not given is drawn, and depends on the seed, the population and the number of the cell alone.
+    Missing values are sampled given the other covariates. They depend on the seed, the population and the cell's number
+    in it, but not on the other cells. Returns an empty dict if the model has no covariates.
     """
     if model.covariates is None:
         return {}
@@ -232,7 +245,10 @@ def drawn_values(model: BranchedModel, table: pd.DataFrame, seed: int) -> dict[s
 
 
 def check_values(model: BranchedModel, table: pd.DataFrame) -> None:
-    """Bring columns of covariates in a table of cells to numbers, empty ones to NaN; reject others."""
+    """Convert covariates in a table of cells to floats, in place.
+
+    Empty values become NaN; other text is rejected.
+    """
     for name in set(covariate_names(model)) & set(table):
         numbers = pd.to_numeric(table[name], errors="coerce")
         wrong = table[name][numbers.isna() & table[name].notna() & (table[name].astype(str) != "")]

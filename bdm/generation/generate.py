@@ -1,4 +1,4 @@
-"""Generation of cells: latents are sampled, decoded to mean counts, and counts are sampled."""
+"""Generation of cells: sample latents, decode them to mean counts, sample counts."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ EXPECTED = "expected"  # layer of expected counts
 
 @dataclass(frozen=True)
 class Block:
-    """A few generated cells."""
+    """A block of generated cells."""
 
     counts: sp.csr_matrix  # cells x genes
     latent: np.ndarray  # cells x latent dimensions
-    # Population of each cell, where it is found as the block is generated; None where ``obs`` has it already
+    # Population of each cell, if it is known only after generating the block; None if ``obs`` has it
     population: np.ndarray | None = None
     expected: np.ndarray | None = None  # expected counts, cells x genes, if requested
 
 
 @dataclass(frozen=True)
 class GeneratedCells:
-    """Cells that are generated block by block, as the blocks are read."""
+    """Cells that are generated as their blocks are read."""
 
-    obs: pd.DataFrame  # columns that are known before the blocks are read; see :meth:`whole_obs`
+    obs: pd.DataFrame  # columns that are known before generation; see :meth:`whole_obs`
     var: pd.DataFrame
     blocks: Iterator[Block]  # all cells in the order of ``obs``; can be read once
     populations: tuple[str, ...] = ()  # names of all populations
-    # varm, uns: what is known of the genes and of all cells in addition, by key
+    # varm, uns: as in AnnData
     varm: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     uns: Mapping[str, Any] = field(default_factory=dict)
 
     def whole_obs(self, population: Sequence[np.ndarray | None]) -> pd.DataFrame:
-        """Add the populations of all blocks to ``obs`` as ``sub_population``, unless it has them already."""
+        """Return ``obs`` with ``sub_population`` from all blocks, if they have it."""
         found = [names for names in population if names is not None]
         if not found:
             return self.obs
         return self.obs.assign(sub_population=in_order(np.concatenate(found), self.populations))
 
     def in_memory(self) -> ad.AnnData:
-        """Generate all blocks: counts in ``X`` (CSR), ``obs``, ``var``, and the latent in ``obsm['latent']``."""
+        """Generate all cells: counts in ``X`` (CSR), the latent in ``obsm['latent']``."""
         blocks = list(self.blocks)
         counts = sp.vstack([block.counts for block in blocks], format="csr")
         latent = np.concatenate([block.latent for block in blocks])
@@ -93,11 +93,10 @@ def generate_cells(
 
     Returns
     -------
-    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), the model's ``var``, and the latent in
-    ``obsm['latent']``. ``obs`` has the cell types in ``cell_type`` and in the column of the model's data, the
-    population of each cell in ``sub_population``, batches and covariates in the columns of the model's data,
-    ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample of the cell. Cells are
-    ordered by population, so the first cells of a type may all be of one sub-population.
+    AnnData with raw counts in ``X`` (CSR, float32 as in scanpy), the model's ``var``, and the latent in
+    ``obsm['latent']``. ``obs`` has ``cell_type``, ``sub_population`` and ``synthetic`` (True), and cell types, batches
+    and covariates under their column names in the training data. With shared ancestors, ``ancestor`` is the number of
+    the cell's root sample. Cells are ordered by population, so the first cells of a type may share a sub-population.
     """
     return generated_cells(model, request, settings, seed=seed).in_memory()
 
@@ -110,7 +109,7 @@ def generated_cells(
     seed: int,
     sampler: Sampler | None = None,
 ) -> GeneratedCells:
-    """Generate the requested cells block by block, as :func:`generate_cells` does."""
+    """Generate the requested cells by blocks, see :func:`generate_cells`."""
     sampler = sampler or model.sampler(settings)
     if not settings.shared_ancestors:
         warn_of_unused_levels(sampler)
@@ -134,9 +133,10 @@ def generated_cells(
 def decode_chunk(
     model: BranchedModel, request: Request, chunk: Chunk, seed: int, values: np.ndarray | None = None
 ) -> Block:
-    """Sample the counts of a chunk, by blocks of one size, so that no digit depends on the number of cells.
+    """Sample the counts of a chunk in portions of one size.
 
-    ``values`` of the covariates are of all cells of the population, cells x covariates.
+    With a fixed size, results do not depend on the number of cells, not even in the last digit. ``values``: covariates
+    of all cells of the population, cells x covariates.
     """
     counts, latent = [], []
     for portion in portions_of(chunk):
@@ -157,14 +157,14 @@ class Portion:
 
     start: int  # number of cells of the population before these
     n_cells: int
-    padded: Tensor  # whitened cells, padded by zeros to the number of cells of each portion, cells x dimensions
+    padded: Tensor  # whitened cells with zero padding to ``MIN_CHUNK`` cells, cells x dimensions
 
     def of_cells(self, rows: np.ndarray) -> np.ndarray:
-        """Take the rows of the cells, without the padding."""
+        """Remove the padding."""
         return rows[: self.n_cells]
 
     def rows_in(self, values: np.ndarray | None) -> np.ndarray | None:
-        """Take the rows of the cells among those of their population, and repeat the last one for the padding."""
+        """Select these cells from their population; repeat the last row as padding."""
         if values is None:
             return None
         return values[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(values) - 1)]
@@ -177,12 +177,12 @@ def portions_of(chunk: Chunk) -> Iterator[Portion]:
 
 
 def latents(model: BranchedModel, x: Tensor) -> np.ndarray:
-    """Latents of whitened cells, cells x latent dimensions."""
+    """Return the latents of whitened cells, cells x latent dimensions."""
     return np.asarray(model.whitening.inverse(x)[:, model.layout.latent])
 
 
 def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.DataFrame:
-    """Make ``obs`` of the requested cells: by population, then number."""
+    """Return ``obs`` of the requested cells, ordered by population."""
     table = request.table.loc[request.table.index.repeat(request.table["n_cells"])]
     columns = {
         **type_columns(model, table["cell_type"]),
@@ -198,17 +198,18 @@ def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) 
 def sampled_counts(
     model: BranchedModel, mean: np.ndarray, population: str, generator: np.random.Generator
 ) -> sp.csr_matrix:
-    """Sample the counts of cells of a population from their means, cells x genes."""
+    """Sample counts of a population from their means, cells x genes."""
     return model.with_levels(observation_model(model, population).sample(mean, generator), population, generator)
 
 
 def in_order(values: Sequence[str] | np.ndarray, order: Sequence[str]) -> pd.Categorical:
-    """Categories of cells in a given order, without those of no cell, for which scanpy's tests would fail."""
+    """Return a categorical in a given order, without unused categories."""
+    # With unused categories, scanpy's tests fail
     return pd.Categorical(values, categories=order).remove_unused_categories()
 
 
 def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str | None) -> dict[str, pd.Categorical]:
-    """Columns with the cell types: ``cell_type``, and the column of the model's data."""
+    """Return the columns with cell types: ``cell_type``, and as in training data."""
     known = set(cell_type) <= set(model.cell_types)
     column = in_order(cell_type, model.cell_types if known else sorted(set(cell_type)))
     return {"cell_type": column, **dict.fromkeys(reserved_names(model.label_key, *names), column)}
@@ -217,7 +218,7 @@ def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str | N
 def batch_columns(
     model: BranchedModel, batch: Sequence[str] | np.ndarray | None, *names: str
 ) -> dict[str, pd.Categorical]:
-    """Columns with the batches, named as in the model's data; no column where the model has no batches."""
+    """Return columns with batches, named as in training data, if any."""
     if batch is None:
         return {}
     column = in_order(batch, model.autoencoder.batches)
@@ -225,20 +226,20 @@ def batch_columns(
 
 
 def covariate_columns(model: BranchedModel, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns with the values of covariates, from those of the cells of each population, which are in order."""
+    """Return columns with covariates, from their values by population."""
     if not values:
         return {}
     return dict(zip(covariate_names(model), np.concatenate(list(values.values())).T, strict=True))
 
 
 def reserved_names(*names: str | None) -> list[str]:
-    """Names of columns as files can hold them, without None and the names of columns with a fixed meaning."""
+    """Return column names as in files, without None and reserved names."""
     return [writable_name(name) for name in filter(None, names) if name not in RESERVED_COLUMNS]
 
 
 # ---- chunks: cells of one population that are sampled together
 
-MIN_CHUNK, MAX_CHUNK = 64, 512  # cells that are sampled together; part of what a seed means
+MIN_CHUNK, MAX_CHUNK = 64, 512  # cells that are sampled together; changing these changes the result of a seed
 
 
 @dataclass(frozen=True)
@@ -247,12 +248,15 @@ class ChunkSpec:
 
     population: str
     start: int  # number of cells of the population before the chunk
-    size: int  # number of cells that are sampled, whatever number is requested
-    n_cells: int  # number of these cells that are requested
+    size: int  # number of cells to sample, requested or not
+    n_cells: int  # number of requested cells
 
 
 def chunk_specs(population: str, n_cells: int) -> Iterator[ChunkSpec]:
-    """Chunks of growing size, which are sampled whole, so that a cell does not depend on the number requested."""
+    """Divide the cells of a population into chunks of growing size.
+
+    Chunks are sampled whole, so that a cell does not depend on the requested number.
+    """
     start = 0
     while start < n_cells:
         size = min(max(start, MIN_CHUNK), MAX_CHUNK)
@@ -275,7 +279,7 @@ class Chunk:
 
 
 def independent_chunks(sampler: Sampler, request: Request, seed: int, run: Map = map) -> Iterator[Chunk]:
-    """Sample each cell independently; it depends on seed, population and number alone."""
+    """Sample independent cells, determined by seed, population and number alone."""
 
     def sample(spec: ChunkSpec) -> Chunk:
         generator = torch_generator(seed, "path", spec.population, spec.start)
@@ -287,7 +291,7 @@ def independent_chunks(sampler: Sampler, request: Request, seed: int, run: Map =
 
 
 def shared_chunks(sampler: Sampler, request: Request, seed: int, run: Map = map) -> Iterator[Chunk]:
-    """Sample all populations from shared ancestors; all latents are kept in memory."""
+    """Sample all populations from shared ancestors, with all latents in memory."""
     specs = chunk_specs_of(request)
     by_start: dict[int, list[ChunkSpec]] = {}
     for spec in specs:
@@ -308,17 +312,18 @@ def _progress(chunks: Iterator[Item], n: int) -> Iterator[Item]:
     return progress(chunks, total=n, doing="generating", unit="chunk")
 
 
-# ---- files, written a block at a time
+# ---- files, written by blocks
 
-ROWS = 2**10  # in a piece of the file
-# Compressed more than prepared counts, as there may be many more cells; takes a hundredth of the time to generate them
+ROWS = 2**10  # rows per chunk of the file, at most
+# Higher than for prepared counts, as there may be many more cells; takes 1% of the time to generate them
 COUNTS = COMPRESSION | {"compression_opts": 4}
 
 
 def write_cells(path: Path, cells: GeneratedCells, checksums: Mapping[str, str]) -> None:
-    """Generate cells into an ``.h5ad`` file block by block, with only ``obs`` in memory, or a MuData file, whole.
+    """Generate cells and write them to an ``.h5ad`` or MuData file.
 
-    ``checksums`` of the files that the cells were made from are added to their record.
+    An ``.h5ad`` file is written by blocks, with only ``obs`` in memory; a MuData file needs all cells in memory.
+    ``checksums`` of input files are added to the record of the cells.
     """
     made_from = {f"{name}_sha256": checksum for name, checksum in checksums.items()}
     cells = replace(cells, uns={**cells.uns, "bdm": {**cells.uns["bdm"], **made_from}})
@@ -345,7 +350,7 @@ def write_cells(path: Path, cells: GeneratedCells, checksums: Mapping[str, str])
 
 @dataclass
 class DenseRows:
-    """A dense array in an ``.h5ad`` file that grows by rows, and is left open, as X is in appended_rows."""
+    """Dense array that grows by rows in an open ``.h5ad`` file."""
 
     file: h5py.File
     group: str
@@ -353,7 +358,7 @@ class DenseRows:
     stored: h5py.Dataset | None = None
 
     def append(self, rows: np.ndarray) -> None:
-        """Append rows, the first of which make the array."""
+        """Append rows; the first call creates the array."""
         require_space(Path(self.file.filename), rows.nbytes)
         if self.stored is None:
             n_columns = rows.shape[1]

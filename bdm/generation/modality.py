@@ -1,4 +1,4 @@
-"""A modality that cells lack, predicted from their RNA: the posterior of their latents, then the decoder."""
+"""Prediction of a missing modality from RNA: infer latents, then decode."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ from bdm.model.model import BranchedModel, record_of_cells
 from bdm.settings import InputKeys
 
 MAX_BLOCK, MAX_ENTRIES = 256, 2**25  # cells that are predicted together, and samples of their counts
-N_SAMPLES = 200  # of each cell's posterior
-RNA_POWER = 0.5  # of its likelihood, as genes depend on each other in ways that the latent does not explain
-INTERVAL = (0.05, 0.95)  # quantiles of the interval
+N_SAMPLES = 200  # posterior samples per cell
+RNA_POWER = 0.5  # power of the RNA likelihood, as the latent does not explain all correlation of genes
+INTERVAL = (0.05, 0.95)  # quantiles
 LOG1P, LOWER, UPPER, SAMPLE = "log1p", "lower", "upper", "sample"  # layers of predicted cells
 
 
 @dataclass(frozen=True)
 class Question:
-    """Cells with RNA, and what else is known of them."""
+    """Cells with RNA, matched to a model."""
 
-    counts: AnnData  # of the model's genes
-    cell_type: np.ndarray | None  # None where types are not known: all are possible
+    counts: AnnData  # RNA counts of the model's genes
+    cell_type: np.ndarray | None  # None if types are unknown, so that all are possible
     codes: Tensor  # batch of each cell
     covariates: np.ndarray | None  # values, cells x covariates; None where the model has no covariates
 
 
 def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Question:
-    """Match cells with RNA to a model; cell types are used if the model's column, or the given one, is there."""
+    """Match cells with RNA to a model, using their cell types if present."""
     rna = next(modality for modality in model.autoencoder.modalities if modality.kind == RNA)
     source = counts_slot(adata, model, keys)
     counts = counts_of_genes(adata, model.autoencoder.genes.iloc[rna.features], source=source)
@@ -71,7 +71,7 @@ def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
 
 
 def modality_named(model: BranchedModel, name: str) -> Modality:
-    """Find a modality of the model by its name, or its kind."""
+    """Find a modality of the model by name or kind."""
     others = [modality for modality in model.autoencoder.modalities if modality.kind != RNA]
     for modality in others:
         if name in (modality.name, modality.kind):
@@ -86,24 +86,24 @@ def modality_named(model: BranchedModel, name: str) -> Modality:
 def predict_modality(
     model: BranchedModel, question: Question, modality: Modality, *, n_samples: int = N_SAMPLES, seed: int = 0
 ) -> AnnData:
-    """Predict the counts of a modality in cells by their RNA.
+    """Predict the counts of a modality from the RNA of cells.
 
-    Each cell's latents have a mixture of normals as posterior: for each population that is possible, the prior of the
-    population at the cell's covariates, with the cell's library size and the Laplace approximation of the likelihood
-    of its RNA, to the power of 1/2; populations weigh as much as they explain the RNA. Proteins have the levels of
+    The posterior of a cell's latent is a mixture with one normal per possible population: the prior of the population
+    at the cell's covariates and library size, times the likelihood of the RNA to the power of 1/2, in a Laplace
+    approximation. Mixture weights are the posterior probabilities of the populations. Proteins have the levels of
     training cells.
 
     Returns
     -------
-    Expected counts in ``X``; ``layers``: ``log1p``, the expected log1p of counts, ``lower`` and ``upper``, the 90%
-    interval of counts, and ``sample``, one draw; ``obsm['populations']``: probability of each population, in the
-    order of the model and with names as files can hold them, such as ``cell_1`` for ``cell/1``.
+    AnnData with expected counts in ``X`` and these layers: ``log1p``, the expected log1p of counts; ``lower`` and
+    ``upper``, the 90% interval of counts; ``sample``, one draw. ``obsm['populations']`` has the probability of each
+    population, in the order of the model; names are as in files, such as ``cell_1`` for ``cell/1``.
     """
     var = model.autoencoder.genes.iloc[modality.features]
     var = pd.DataFrame(index=var.index.str.removeprefix(modality.prefix))
     posteriors = [PopulationPosterior.of(model, name, modality) for name in model.populations]
 
-    @torch.no_grad()  # in each thread, as it is a setting of the thread
+    @torch.no_grad()  # here, because each thread has its own setting
     def predicted(rows: slice) -> dict[str, np.ndarray]:
         return predict_block(model, posteriors, question, rows, n_samples=n_samples, seed=seed)
 
@@ -126,25 +126,25 @@ def predict_modality(
 
 @dataclass(frozen=True)
 class PopulationPosterior:
-    """What the RNA of cells says about their latents if they are of one population."""
+    """Posterior of latents given RNA, for cells of one population."""
 
     name: str
     cell_type: str
-    network: CountAutoencoder  # of RNA alone
-    code: int  # of the population in it
+    network: CountAutoencoder  # for RNA alone
+    code: int  # index of the population in the network
     log_share: float
     normal: Normal  # of y = (latent, log library sizes), in double precision
     covariates: CovariateEffects | None
-    weight: dict[str, float]  # cells of each population of the type
-    target: Decoder  # of the modality to predict
-    observation: ObservationModel  # of its counts
-    levels: tuple[Levels, Tensor] | None  # of proteins as decoded, and quantiles in training cells
-    size: int | None  # coordinate of its log library size, of y without the library size of RNA
-    size_range: tuple[Tensor, Tensor]  # of all log library sizes
+    weight: dict[str, float]  # training cells of each population of the type
+    target: Decoder  # for the modality to predict
+    observation: ObservationModel  # for counts of the modality to predict
+    levels: tuple[Levels, Tensor] | None  # protein levels as decoded, and their quantiles in training cells
+    size: int | None  # index of the modality's log library size in y without the library size of RNA
+    size_range: tuple[Tensor, Tensor]  # range of each log library size
 
     @classmethod
     def of(cls, model: BranchedModel, name: str, modality: Modality) -> PopulationPosterior:
-        """Take the decoders and the moments of a population."""
+        """Build from the decoders and moments of a population."""
         network, code = model.autoencoder.network_of(name), model.autoencoder.type_code(name)
         row = model.moments.populations.index(name)
         colour = matrix_power(model.whitening.covariance.double(), 0.5)
@@ -171,7 +171,7 @@ class PopulationPosterior:
         )
 
     def expected(self, y: Tensor, codes: Tensor) -> np.ndarray:
-        """Mean counts of the modality, from y without the library size of RNA."""
+        """Decode y without the library size of RNA to mean counts."""
         n_latent, log_size = self.target.shape.n_latent, None
         if self.size is not None:
             smallest, largest = (size[self.size - n_latent + 1] for size in self.size_range)
@@ -180,7 +180,7 @@ class PopulationPosterior:
         return np.asarray((log_mean + self.levels[0].log_factor if self.levels else log_mean).exp())
 
     def sampled(self, mean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Sample counts of the modality; proteins have the levels of training cells, as in generated cells."""
+        """Sample counts of the modality; proteins have the levels of training cells."""
         counts = self.observation.sample(mean, generator).toarray()
         if self.levels is None:
             return counts
@@ -188,7 +188,7 @@ class PopulationPosterior:
         return mapped(counts, decoded.quantiles, training, generator)
 
     def prior(self, values: np.ndarray | None) -> tuple[float | Tensor, Tensor]:
-        """Log share of the population, and mean of its y, at values of covariates (cells x covariates), if any."""
+        """Return the population's log share and mean of y at ``values`` of covariates."""
         if self.covariates is None or values is None:
             return self.log_share, self.normal.mean
         share = self.covariates.shares(self.cell_type, self.weight, values)[:, list(self.weight).index(self.name)]
@@ -199,10 +199,11 @@ class PopulationPosterior:
     def __call__(
         self, counts: Tensor, codes: Tensor, values: np.ndarray | None, size_index: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log evidence of each cell, and mean and covariance of its y without the library size of RNA.
+        """Return the log evidence, and the posterior mean and covariance of y, per cell.
 
-        The prior is conditioned on the library size, which is known. The log likelihood is expanded at the mode that
-        the Laplace approximation found with the prior of the autoencoder, N(prior_mean, I).
+        The evidence includes the population's share; y excludes the library size of RNA, on which the prior is
+        conditioned. The log likelihood is expanded at the posterior mode under the autoencoder's prior,
+        N(prior_mean, I).
         """
         n_latent, types = self.network.shape.n_latent, torch.full((len(counts),), self.code)
         found = self.network.encode(counts, types, codes)
@@ -222,7 +223,7 @@ class PopulationPosterior:
         covariance = self.normal.covariance[rest][:, rest] - variance * gain[:, None] * gain
         log_density = -(deviation**2 / variance + variance.log()) / 2
 
-        # Times the likelihood, of which only the latent knows
+        # Times the likelihood, which depends on the latent alone
         n_rest = len(rest)
         precision, linear = torch.zeros(len(counts), n_rest, n_rest).double(), torch.zeros(len(counts), n_rest).double()
         precision[:, :n_latent, :n_latent] = information
@@ -250,7 +251,7 @@ def predict_block(
     n_samples: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Predict a block of cells: means, layers, and probabilities of populations."""
+    """Predict a block of cells: mean, layers, and probabilities of populations."""
     counts, codes = to_tensor(question.counts.X[rows].toarray()), question.codes[rows]
     n_cells, size_index = len(counts), model.layout.index(LIBRARY_SIZE)
     log_evidence = torch.full((n_cells, len(posteriors)), -torch.inf, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Request of cells to generate: numbers of cells by type and batch, at values of covariates."""
+"""Requests of cells to generate: numbers by type and batch, and covariates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,24 +33,24 @@ from bdm.model.model import BranchedModel
 from bdm.prior.transport import MixtureMap, unbalanced_coupling
 from bdm.settings import InputKeys
 
-COLUMNS = ("cell_type", "n_cells", "batch")  # of a table of cells
-MAX_CELLS = 10**12  # of a row: no more fit on a disk
+COLUMNS = ("cell_type", "n_cells", "batch")  # columns of a table of cells
+MAX_CELLS = 10**12  # per row; more do not fit on a disk
 
 
 @dataclass(frozen=True)
 class Request:
-    """How many cells of which type and batch to generate."""
+    """Numbers of cells to generate by type and batch."""
 
-    # Columns ``cell_type``, ``sub_population``, ``n_cells`` and, where the model has batches, ``batch``; the rows of a
-    # population together. And covariates that were given, NaN where values are to be drawn
+    # Columns ``cell_type``, ``sub_population``, ``n_cells``, ``batch`` if the model has batches, and given covariates
+    # (NaN: to be sampled); rows are grouped by population
     table: pd.DataFrame
-    # Between snapshots, by population: the part of the way to the other snapshot, from 0 to 1, and the way
+    # Between snapshots, by population: fraction of the way to the other snapshot, and transport to it
     ways: Mapping[str, tuple[float, MixtureMap]] = field(default_factory=dict)
-    at: At = field(default_factory=dict)  # values of covariates, and the time between snapshots, that were asked for
+    at: At = field(default_factory=dict)  # requested covariates
     snapshot: float | None = None
 
     def moved(self, x: Tensor, population: str, generator: torch.Generator) -> Tensor:
-        """Move whitened cells of a population (cells x dimensions) along their way between snapshots, if any."""
+        """Move whitened cells (cells x dimensions) between snapshots, if requested."""
         if population not in self.ways:
             return x
         part, way = self.ways[population]
@@ -68,7 +68,7 @@ class Request:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Facts for the record of how cells were generated, with numbers of cells by type and batch."""
+        """Request as stored in the record of generated cells."""
         keys = [name for name in ("cell_type", "sub_population", "batch") if name in self.table]
         numbers = self.table.groupby(keys, sort=False, as_index=False)["n_cells"].sum().to_dict("list")
         return {"request": numbers, "at": at_in_words(self.at), "snapshot": self.snapshot}
@@ -77,7 +77,7 @@ class Request:
         return dict(self.table.groupby(column, sort=False)["n_cells"].sum().to_dict())
 
     def batches(self, population: str, start: int, n_cells: int) -> np.ndarray | None:
-        """Batch of ``n_cells`` cells after the first ``start``; None where the model has no batches."""
+        """Return the batches of ``n_cells`` cells from ``start``; None without batches."""
         if "batch" not in self.table:
             return None
         rows = self.table[self.table["sub_population"] == population]
@@ -93,10 +93,10 @@ def request_cells(
     extrapolate: bool = False,
     snapshot: float | None = None,
 ) -> Request:
-    """Complete a request by the populations and batches that it does not name, in the shares of the training cells.
+    """Complete a request with populations and batches, as in training cells.
 
-    With ``at``, by values of covariates, where the shares of populations are those at these values; see
-    :func:`bdm.generation.at.with_values`. With ``snapshot``, a number of cells at this time, see
+    With ``at``, cells have these covariates, and populations have their shares at them, see
+    :func:`bdm.generation.at.with_values`. With ``snapshot``, ``cells`` is the total number at this time, see
     :func:`request_between`.
     """
     if snapshot is not None:
@@ -143,10 +143,10 @@ def request_cells(
 
 
 def request_between(model: BranchedModel, n_cells: int, time: float) -> Request:
-    """Request cells at a time between snapshots, which are the cell types of the model, named by their times.
+    """Request cells at a time between snapshots (cell types named by time).
 
-    The cells are of the snapshots before and after, in proportion to their nearness, and each is moved to the time, by
-    transport between the populations of both (displacement interpolation), whose shares may grow and shrink.
+    Cells are sampled from the snapshots before and after, more from the nearer one. They are moved to ``time`` by
+    displacement interpolation: transport between the populations of both snapshots, which may grow and shrink.
     """
     before, after, weight = snapshots_around(model, time)
     numbers = in_proportion(np.array([1 - weight, weight]), n_cells)
@@ -164,7 +164,7 @@ def request_between(model: BranchedModel, n_cells: int, time: float) -> Request:
 
 
 def snapshots_around(model: BranchedModel, time: float) -> tuple[str, str, float]:
-    """Find the cell types whose names are the times before and after, and the weight of the latter by time."""
+    """Find the snapshots around a time, and the weight of the later one."""
     try:
         times = sorted((float(name), name) for name in model.cell_types)
     except ValueError:
@@ -187,7 +187,7 @@ def snapshots_around(model: BranchedModel, time: float) -> tuple[str, str, float
 
 
 def mixture_of(model: BranchedModel, cell_type: str) -> tuple[list[str], Mixture]:
-    """Find the populations of a cell type, and make the mixture of their normals in whitened space."""
+    """Return the populations of a cell type, and their mixture in whitened space."""
     number, moments = weight_of_populations(model, cell_type), model.moments
     rows = [moments.populations.index(name) for name in number.index]
     normals = [Normal(moments.mean[row], moments.covariance[row]) for row in rows]
@@ -195,7 +195,7 @@ def mixture_of(model: BranchedModel, cell_type: str) -> tuple[list[str], Mixture
 
 
 def parse_cells(texts: Sequence[str]) -> int | dict[str, int]:
-    """Read what ``--cells`` gives: a number of cells of every type, or ``TYPE=N`` for each of some types."""
+    """Parse the option ``--cells``: ``N`` cells of each type, or several ``TYPE=N``."""
     found: dict[str, int] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
@@ -211,13 +211,13 @@ def read_request(path: Path) -> pd.DataFrame:
     """Read a table of cells to generate from a CSV file."""
     with reading(path, "a CSV table"):
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return table.loc[:, ~table.columns.str.startswith("Unnamed:")]  # without the index, which pandas writes
+    return table.loc[:, ~table.columns.str.startswith("Unnamed:")]  # without the index that pandas writes
 
 
 def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> pd.DataFrame:
-    """Count the cells of the model's types in the ``obs`` of a data set, by the values of the covariates that it has.
+    """Count the cells of a data set by the model's types and covariates.
 
-    Others are not counted, with a warning.
+    Cells of other types are not counted, with a warning.
     """
     labels = labels_of(obs, model, keys)
     known = of_known_types(labels, model, done="Not counted:")
@@ -261,7 +261,7 @@ def _check(model: BranchedModel, table: pd.DataFrame) -> None:
 
 
 def spread_over_populations(model: BranchedModel, row: Mapping[str, Any]) -> pd.DataFrame:
-    """Spread the cells of a row over the populations of its type, as the training cells of its batch, if it has one."""
+    """Divide a row's cells over populations, see :func:`weight_of_populations`."""
     if (name := row["cell_type"]) not in model.cell_types:
         return pd.DataFrame([{**row, "sub_population": name}])
     weight = weight_of_populations(model, name, row.get("batch"))
@@ -270,7 +270,7 @@ def spread_over_populations(model: BranchedModel, row: Mapping[str, Any]) -> pd.
 
 
 def spread_over_batches(model: BranchedModel, rows: pd.DataFrame) -> pd.DataFrame:
-    """Spread the cells of each row over the batches, as the training cells of its population."""
+    """Divide the cells of each row over batches, as in training cells."""
     share = model.composition.loc[rows["sub_population"]].to_numpy()
     numbers = [in_proportion(shares, n_cells) for shares, n_cells in zip(share, rows["n_cells"], strict=True)]
     repeated = rows.loc[rows.index.repeat(len(model.composition.columns))]
@@ -278,5 +278,5 @@ def spread_over_batches(model: BranchedModel, rows: pd.DataFrame) -> pd.DataFram
 
 
 def in_proportion(share: np.ndarray, n_cells: int) -> np.ndarray:
-    """Divide cells into whole numbers in proportion to shares, by largest remainder."""
+    """Divide cells in proportion to shares, by largest remainder."""
     return rounded_shares(n_cells * share / share.sum())
