@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bdm._core.progress import show_messages
 
-if TYPE_CHECKING:  # what type checkers see of the names in MODULES
+if TYPE_CHECKING:  # for type checkers, which cannot see MODULES
     from bdm import pl as pl
     from bdm import tl as tl
     from bdm._core.errors import InputError as InputError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm.settings import TrainSettings as TrainSettings
     from bdm.transmutation.evaluate import TransmutationEvaluation as TransmutationEvaluation
 
-MODULES = {  # with the public classes and functions, by name
+MODULES = {  # module of each public class and function
     "AuditSettings": "bdm.settings",
     "AutoencoderSettings": "bdm.settings",
     "BranchedDiffusion": "bdm.api",
@@ -50,10 +50,10 @@ def __dir__() -> list[str]:
     return __all__
 
 
-if not TYPE_CHECKING:  # which would take any name for one of bdm
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """Import the model's classes and figures when they are first used, so that the command line starts at once."""
+        """Import public names on first use, so that the command line starts fast."""
         if name in ("pl", "tl"):
             return import_module(f"bdm.{name}")
         if name in MODULES:

@@ -1,4 +1,4 @@
-"""The Python API: a model that is made from raw counts, fitted, applied, extended, saved and loaded."""
+"""The class BranchedDiffusion: fit, apply, extend, save and load a model in Python."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -76,7 +76,7 @@ Result = TypeVar("Result")
 def computing(
     method: Callable[Concatenate["BranchedDiffusion", Arguments], Result],
 ) -> Callable[Concatenate["BranchedDiffusion", Arguments], Result]:
-    """Let a method compute with the model's number of threads, and reject unknown and invalid arguments."""
+    """Decorate a method: check its arguments, and use the model's number of threads."""
     parameters = signature(method).parameters
     may_be_none = "seed" in parameters and parameters["seed"].default is None
 
@@ -104,53 +104,60 @@ class BranchedDiffusion:
         adata_new = model.generate(1000)
         model.save("model")
 
-    Invalid input raises a :class:`bdm.InputError`, which says what is wrong, where, and what to do.
+    Invalid input raises a :class:`bdm.InputError` with the cause and a remedy.
 
     Parameters
     ----------
     adata
-        Cells with raw counts in ``layers['counts']``, ``raw`` or ``X``, or a file of such cells; they are not changed.
+        AnnData, MuData or path of a file, with raw counts in ``layers["counts"]``, ``raw`` or ``X``. It is not changed.
     label_key
-        Column of ``obs`` with the cell type; None for cells without labels, which are all of one type, ``cell``. As in
-        ``settings.prepare`` if not given, by default ``cell_type``.
+        Column of ``obs`` with the cell type. None for cells without labels: all get the type ``cell``. By default
+        ``settings.prepare.label_key``, which is ``cell_type``.
     batch_key
-        Column of ``obs`` with the batch, if any; as in ``settings.prepare`` if not given.
+        Column of ``obs`` with the batch. By default ``settings.prepare.batch_key``, which is None (no batches).
     donor_key
-        Column of ``obs`` with the donor, if any; as in ``settings.prepare`` if not given. The model then learns how
-        donors differ.
+        Column of ``obs`` with the donor, to model how donors differ. By default ``settings.prepare.donor_key``, which
+        is None (no donors).
     covariate_key
-        Column or columns of ``obs`` with a number that cells depend on, such as time, dose, age or pseudotime, if any;
-        as in ``settings.prepare`` if not given.
+        Columns of ``obs`` with numbers that cells depend on, such as time, dose, age or pseudotime: one name, or
+        several. By default ``settings.prepare.covariate_key``, which is empty (no covariates).
     tree
-        Your own hierarchy of cell types, in place of clustering: nested lists such as
-        ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), what :func:`bdm.read_tree`
-        returns.
+        Your own tree of the cell types: nested lists such as ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested
+        lists in ``.json``), or the result of :func:`bdm.read_tree`. By default the types are clustered.
     prior
-        Distribution of latents, by name: ``mixture``, ``diffusion``, ``flow`` or one of your own; as in
-        ``settings.train``, if not given.
+        Distribution of latents: ``mixture``, ``diffusion``, ``flow``, or the name of your own; by default
+        ``settings.train.prior``.
     likelihood
-        Distribution of counts, by name: ``negative_binomial`` or one of your own; as in ``settings.autoencoder``, if
-        not given.
+        Distribution of counts: ``negative_binomial``, or the name of your own; by default
+        ``settings.autoencoder.likelihood``.
     settings
-        Settings of the stages; the defaults if not given.
+        Settings of all stages; the defaults of :class:`bdm.Settings` if None.
     seed
-        Seed of every random draw; ``settings.prepare.seed`` if not given.
+        Seed of all random numbers of the fit; ``settings.prepare.seed`` if None.
+    device
+        ``cpu``, ``cuda`` or ``mps``; ``auto`` is ``cuda`` if available, else ``cpu``.
     n_threads
-        Threads to compute with; all that the process may use, if not given. Results do not depend on their number.
+        Number of threads; all available ones if None. Results do not depend on it.
+
+    Raises
+    ------
+    InputError
+        If a column is missing, counts are not raw, or ``tree`` has other cell types than the cells.
 
     Attributes
     ----------
     prepared
-        Cells that the model is fitted on, made by :func:`bdm.data.prepare.prepare`; None if it was loaded without them.
+        Cells that the model is fitted on, as returned by :func:`bdm.data.prepare.prepare`. None if the model was loaded
+        without cells.
     fitted
-        None before the fit.
+        Fitted model; None before :meth:`fit`.
     interpretation
-        The last result of :meth:`interpret`, for :mod:`bdm.pl` to plot.
+        Result of the last :meth:`interpret`, for :mod:`bdm.pl`.
     last_extension
-        The types of the last :meth:`extend`, for :mod:`bdm.pl` to plot.
+        Result of the last :meth:`extend` for each added type, for :mod:`bdm.pl`.
     history
-        Losses of the last :meth:`fit` by step, as table of the ``autoencoder``; of a prior with a network, ``training``
-        and, of the diffusion prior, ``branches``, on which the network is compared with the closed form.
+        Losses of the last :meth:`fit` by training step: the table ``autoencoder``; with a network in the prior, also
+        ``training``; with the diffusion prior, also ``branches``, which compares the network with the closed form.
     """
 
     prepared: AnnData | None = None
@@ -223,9 +230,18 @@ class BranchedDiffusion:
 
     @computing
     def fit(self) -> "BranchedDiffusion":
-        """Train the autoencoder, derive the hierarchy, and fit the prior; returns the model itself.
+        """Train the autoencoder, derive the hierarchy, and fit the prior.
 
-        Shows its progress on a terminal and in a notebook; ``logging.getLogger("bdm").setLevel("WARNING")`` hides it.
+        Progress is shown on a terminal or in a notebook; ``logging.getLogger("bdm").setLevel("WARNING")`` hides it.
+
+        Returns
+        -------
+        The model itself.
+
+        Raises
+        ------
+        InputError
+            If the model was loaded from a folder.
         """
         if self.settings is None or self.prepared is None:
             raise InputError("A loaded model cannot be fitted again; make a new one from an AnnData.")
@@ -238,30 +254,30 @@ class BranchedDiffusion:
 
     @property
     def model(self) -> BranchedModel:
-        """The fitted model."""
+        """Fitted model; an InputError before :meth:`fit`."""
         if self.fitted is None:
             raise InputError("The model is not fitted yet; call fit() first.")
         return self.fitted
 
     @property
     def hierarchy(self) -> Hierarchy:
-        """The hierarchy of cell types, with the noise levels of its branches."""
+        """Hierarchy of cell types, with the noise level of each branch."""
         return self.model.hierarchy
 
     @property
     def cell_types(self) -> tuple[str, ...]:
-        """Names of the cell types, in the order of the tree's leaves once there is one."""
+        """Names of cell types; after the fit, ordered as the tree's leaves."""
         if self.fitted is not None:
             return self.hierarchy.cell_types
         return tuple(self._cells().obs["cell_type"].cat.categories)
 
     @property
     def donors(self) -> "DonorModel | None":
-        """Distribution of donors, from which new ones are drawn; None where the model was fitted without donors."""
+        """Distribution of donors; None if the model was fitted without donors."""
         return self.model.donors
 
     def _cells(self) -> AnnData:
-        """Give the prepared cells of the model."""
+        """Return the prepared cells; reject a model that was loaded without cells."""
         if self.prepared is None:
             raise InputError(
                 "A loaded model holds no cells; give the cells that it was fitted on, as in "
@@ -271,19 +287,23 @@ class BranchedDiffusion:
 
     @computing
     def get_latent_representation(self, adata: AnnData | None = None, *, keys: InputKeys = SAME) -> np.ndarray:
-        """Encode cells: the means of their posteriors in the latent space of the autoencoder.
+        """Return the posterior means of cells in the autoencoder's latent space.
 
         Parameters
         ----------
         adata
-            Cells of the model's cell types with raw counts of its genes; the cells that the model was fitted on, if not
-            given.
+            Cells of the model's cell types, with raw counts of its genes. By default the cells in memory.
         keys
-            Where ``adata`` has cell types, batches and counts, if not where the model's data had them.
+            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
 
         Returns
         -------
-        Array of cells x latent dimensions, in the order of ``adata``, for ``adata.obsm``.
+        Array, cells x latent dimensions, in the order of ``adata``.
+
+        Raises
+        ------
+        InputError
+            If genes are missing, a cell type is unknown, or counts are not raw.
         """
         cells = self._cells() if adata is None else encodable(cells_for(adata, self.model, keys), self.model, keys)
         return np.asarray(encode(cells, self.model.autoencoder).X)[:, self.model.layout.latent]
@@ -300,32 +320,39 @@ class BranchedDiffusion:
         n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
     ) -> AnnData:
-        """Generate new cells, as raw counts.
+        """Generate new cells with raw counts.
 
         Parameters
         ----------
         cells
-            Number of cells of every type; numbers by type; or a table with the columns ``cell_type``, ``n_cells`` and,
-            if any, ``batch`` and the names of covariates. Types are cell types, whose cells are spread over their
-            sub-populations as the training cells are, or sub-populations.
+            Number of cells of each type; numbers by type; or a table with the columns ``cell_type`` and ``n_cells``,
+            and optionally ``batch`` and covariates. Types may be sub-populations. Cells of a cell type are divided
+            between its sub-populations in the proportions of the training cells.
         at
-            Values of covariates by name: a number, or a range, such as ``{"time": (300, 500)}``, over which cells are
-            spread evenly; where not given, drawn as those of the training cells.
+            Values of covariates by name: a number, or a range such as ``{"time": (300, 500)}`` that the cells cover
+            evenly. Other covariates are drawn from the training cells.
         extrapolate
-            Allow values of covariates that training cells do not have.
+            Allow values of covariates outside the range of the training cells.
         snapshot
-            Time at which a number of cells is generated, where cell types are snapshots that are named by their times:
-            from cells of the snapshots before and after, moved by transport between the populations of both.
+            Time between two snapshots at which to generate ``cells`` (one number), for models with snapshots as cell
+            types, named by their times. Cells of the snapshots before and after are moved by optimal transport.
         shared_ancestors
-            Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root.
+            Let cell i of every population descend from the same sample at the root; ``obs["ancestor"]`` is i.
         n_levels
-            Noise levels between pure noise and a cell, on branches with a network.
+            Number of noise levels of the sampler, on branches with a network.
+        seed
+            Seed of all random numbers.
 
         Returns
         -------
-        AnnData as :func:`bdm.generation.generate.generate_cells` makes it; of several modalities, in the form of the
-        model's data, such as a MuData. Its cells are ordered by cell type and sub-population; draw a part of them at
-        random, such as by ``sc.pp.sample``.
+        AnnData with raw counts, as described in :func:`bdm.generation.generate.generate_cells`. With several
+        modalities, the class of the model's data, such as MuData. Cells are ordered by cell type and sub-population;
+        to subset them, sample at random, for example by ``sc.pp.sample``.
+
+        Raises
+        ------
+        InputError
+            If a cell type, batch or covariate is unknown, or a value is outside the range of the training cells.
         """
         require_package_of(self.model.form)
         settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
@@ -337,23 +364,31 @@ class BranchedDiffusion:
     def predict_modality(
         self, adata: AnnData, modality: str = "prot", *, keys: InputKeys = SAME, n_samples: int = 200, seed: int = 0
     ) -> AnnData:
-        """Predict the proteins or peaks of cells by their RNA, as distributions.
+        """Predict distributions of proteins or peaks from the RNA of cells.
 
         Parameters
         ----------
         adata
-            Cells with raw counts of the model's genes, and in ``obs`` values of the model's covariates. Their types are
-            used if the model's column, or the given one, is in ``obs``; otherwise all types are possible.
+            Cells with raw counts of the model's genes, and the model's covariates in ``obs``. Cell types are used if
+            ``obs`` has their column; otherwise, a cell may be of any type.
         modality
             Modality of the model to predict.
         keys
-            Where ``adata`` has cell types, batches and counts, if not where the model's data had them.
+            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
         n_samples
-            Samples of each cell, from which means and intervals are computed.
+            Number of posterior samples per cell, for means and intervals.
+        seed
+            Seed of all random numbers.
 
         Returns
         -------
-        AnnData as :func:`bdm.generation.modality.predict_modality` makes it.
+        AnnData with expected counts and 90% intervals, as described in
+        :func:`bdm.generation.modality.predict_modality`.
+
+        Raises
+        ------
+        InputError
+            If the model has no such modality, or genes or covariates are missing.
         """
         chosen = modality_named(self.model, modality)
         question = question_of(cells_for(adata, self.model, keys), self.model, keys)
@@ -377,21 +412,31 @@ class BranchedDiffusion:
         Parameters
         ----------
         adata
-            Cells with raw counts of the model's genes, and their types in ``obs``.
+            Cells with raw counts of the model's genes, and cell types in ``obs``.
         to
-            Cell type to transmute to, or one of the sub-populations of a type.
+            Target cell type or sub-population.
         from_
-            Cell type or types to transmute; all but ``to`` if none are given.
+            Cell type or types to transmute; all except ``to`` by default.
         at
-            New values of covariates by name, as in :meth:`generate`; cells keep theirs where not given.
+            New values of covariates by name, as in :meth:`generate`; cells keep their values of other covariates.
         extrapolate
-            Allow values of covariates that training cells do not have.
+            Allow values of covariates outside the range of the training cells.
         keys
-            Where ``adata`` has cell types, batches and counts, if not where the model's data had them.
+            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
+        n_levels
+            Number of noise levels of the solver, on branches with a network.
+        seed
+            Seed of all random numbers.
 
         Returns
         -------
-        AnnData as :func:`bdm.transmutation.transmute.transmuted_cells` describes it.
+        AnnData with raw counts, as described in :func:`bdm.transmutation.transmute.transmuted_cells`. With several
+        modalities, the class of the model's data.
+
+        Raises
+        ------
+        InputError
+            If a type or covariate is unknown, or no cells are left.
         """
         require_package_of(self.model.form)
         settings = SamplerSettings(n_levels=n_levels)
@@ -414,27 +459,37 @@ class BranchedDiffusion:
         n_repeats: int = EvaluationSettings.n_repeats,
         seed: int = 0,
     ) -> "Evaluation":
-        """Compare generated cells with held-out real cells, and with real training cells as the floor.
+        """Score generated cells against held-out real cells.
+
+        Training cells, scored the same way, are the floor.
 
         Parameters
         ----------
         adata_test
-            Cells that the model was not fitted on, with raw counts; the test cells that ``settings.prepare.test`` held
-            out, if not given.
+            Cells that the model was not fitted on, with raw counts. By default the test cells of the split, a fraction
+            ``settings.prepare.test`` of the data.
         adata_new
-            Cells to evaluate, the set ``generated``; new ones, as many of each type as there are test cells, if not
-            given.
+            Cells to evaluate as the set ``generated``. By default the model generates as many of each type as there
+            are test cells.
         compare
-            Other cells to evaluate in the same way, by name.
+            Further sets of cells to evaluate, by name.
         keys
-            Where these cells have cell types, batches and counts, if not where the model's data had them.
+            Columns of ``obs`` and slot of counts in all of these cells; by default as in the data of the fit.
         n_repeats
-            Most resamples of the cells over which scores are averaged; of 2,000 test cells or more, there is one.
+            Maximum number of resamples to average over; a single one with 2,000 test cells or more.
+        seed
+            Seed of all random numbers.
 
         Returns
         -------
-        Scores: ``overall`` (scores x sets, the floor first), ``by_type`` and ``by_population``; :mod:`bdm.pl` plots,
-        and ``save`` writes them.
+        Evaluation with the tables ``overall`` (scores x sets, the floor first), ``by_type`` and ``by_population``;
+        :func:`bdm.pl.scores` plots it, ``save`` writes it.
+
+        Raises
+        ------
+        InputError
+            If the model was loaded without cells, there are no test cells, the test cells are training cells, or a set
+            has too few cells or a reserved name.
 
         Examples
         --------
@@ -472,22 +527,32 @@ class BranchedDiffusion:
         keys: InputKeys = SAME,
         seed: int = 0,
     ) -> "TransmutationEvaluation":
-        """Compare transmuted cells with held-out real cells of their new type, and with the same cells before.
+        """Score transmuted cells against held-out real cells of their new type.
+
+        The same cells before transmutation, and training cells of the new type, are scored for comparison.
 
         Parameters
         ----------
         adata_transmuted
-            Cells that :meth:`transmute` returned.
+            Result of :meth:`transmute`.
         adata
-            The same cells before the transmutation.
+            The same cells before transmutation.
         adata_test
-            As in :meth:`evaluate`.
+            Cells that the model was not fitted on, with raw counts; by default the test cells of the split.
         keys
-            As in :meth:`evaluate`, of ``adata`` and ``adata_test``.
+            Columns of ``obs`` and slot of counts in ``adata`` and ``adata_test``; by default as in the data of the fit.
+        seed
+            Seed of all random numbers.
 
         Returns
         -------
-        Scores as a ``table``; :func:`bdm.pl.transmutation` and others plot them, and ``save`` writes them as a folder.
+        Evaluation with scores in ``table``; :func:`bdm.pl.transmutation` plots it, ``save`` writes it.
+
+        Raises
+        ------
+        InputError
+            If the model was loaded without cells, there are no test cells, or ``adata_transmuted`` was not made from
+            ``adata``.
 
         Examples
         --------
@@ -511,16 +576,24 @@ class BranchedDiffusion:
 
     @computing
     def interpret(self, *, n_genes: int = InterpretationSettings.n_genes, seed: int = 0) -> AnnData:
-        """Find the marker genes of each branch, and compare them with those in real cells.
+        """Find the marker genes of each branch, and compare with real cells.
 
         Parameters
         ----------
         n_genes
-            Top genes of each branch that are compared.
+            Number of top genes per branch to compare.
+        seed
+            Seed of all random numbers.
 
         Returns
         -------
-        AnnData of branches x genes, as :func:`bdm.interpretation.results.branches_adata` makes it, for scanpy to plot.
+        AnnData, branches x genes, in scanpy's format, as described in
+        :func:`bdm.interpretation.results.branches_adata`.
+
+        Raises
+        ------
+        InputError
+            If the model was loaded without cells.
         """
         from bdm.interpretation.interpret import inputs_of, interpret
         from bdm.interpretation.results import branches_adata
@@ -534,16 +607,27 @@ class BranchedDiffusion:
 
     @computing
     def audit(self, settings: AuditSettings = AuditSettings(), *, models: Path | str | None = None) -> "Audit":
-        """Run membership inference attacks on models and generated cells, compared with copies and chance.
+        """Audit privacy by membership inference attacks.
 
-        Models with the settings of this one are fitted to parts of its cells; this one need not be fitted.
+        For each fold, a model with the same settings is fitted to part of the cells, and attacked together with its
+        generated cells. Attacks on copies of its training cells, and chance, are the references. This model need not be fitted.
 
         Parameters
         ----------
         settings
-            Such as the number of folds, and of generated cells, which is to be as large as you will share.
+            Settings of the audit. Set ``cells_per_training_cell`` to generate as many cells as you will share.
         models
-            Folder of the models of the folds, which are read from it, or fitted and written there.
+            Folder of the models of the folds: they are read if they exist, and otherwise fitted and saved. None to keep
+            them in memory.
+
+        Returns
+        -------
+        Audit with the scores of all attacks and a verdict; :func:`bdm.pl.audit` plots it, ``save`` writes it.
+
+        Raises
+        ------
+        InputError
+            If the model was loaded from a folder, or there are too few cells or donors.
         """
         from bdm.audit.folds import divide
         from bdm.audit.run import AuditedModels, audit_models
@@ -557,19 +641,24 @@ class BranchedDiffusion:
 
     @computing
     def simulate(self, design: "Design | dict[str, Any] | Path | str", *, seed: int | None = None) -> AnnData:
-        """Simulate a designed experiment: samples, donors and conditions, with changes and artefacts that you choose.
+        """Simulate an experiment with chosen samples, donors, conditions, changes and artefacts.
 
         Parameters
         ----------
         design
-            A design file (YAML), or a dictionary with the same content; see the page on designed experiments.
+            Design as a YAML file, or a dictionary with the same keys; see the page on designed experiments.
         seed
-            Seed of every random draw; the design's, if not given.
+            Seed of all random numbers; by default the seed of the design.
 
         Returns
         -------
-        AnnData as :func:`bdm.design.simulate.simulate_cells` makes it, with the truth; of several modalities, in the
-        form of the model's data.
+        AnnData with raw counts, and the true effects in ``uns["truth"]``, as described in
+        :func:`bdm.design.simulate.simulate_cells`. With several modalities, the class of the model's data.
+
+        Raises
+        ------
+        InputError
+            If the design is invalid, or the model lacks its cell types, genes, donors or covariates.
 
         Examples
         --------
@@ -590,16 +679,23 @@ class BranchedDiffusion:
 
     @computing
     def power(self, design: "Design | dict[str, Any] | Path | str") -> "PowerAnalysis":
-        """Simulate and test a grid of designed experiments, to see how many donors and cells they need.
+        """Estimate the power of experiments by numbers of donors and cells.
+
+        Each experiment of a grid is simulated and tested repeatedly.
 
         Parameters
         ----------
         design
-            As in :meth:`simulate`, with the grid in its section ``power``; see the page on power.
+            Design as in :meth:`simulate`, with the grid in its section ``power``; see the page on power.
 
         Returns
         -------
-        Tables of power and false discovery rates; :func:`bdm.pl.power` draws, and ``save`` writes them.
+        Analysis with tables of power and false discovery rates; :func:`bdm.pl.power` plots it, ``save`` writes it.
+
+        Raises
+        ------
+        InputError
+            If the design is invalid, or the model lacks its cell types, genes, donors or covariates.
         """
         from bdm.power.analysis import power_analysis
 
@@ -615,19 +711,30 @@ class BranchedDiffusion:
         missing_as_zero: bool = False,
         seed: int = 0,
     ) -> "BranchedDiffusion":
-        """Add cell types, without a change to all others; returns the model itself.
+        """Add cell types to the model, and leave the others unchanged.
 
         Parameters
         ----------
         adata
-            Cells of the new types with raw counts of the model's genes, matched by name or identifier, and their types
-            in ``obs``.
+            Cells of the new types, with raw counts of the model's genes and cell types in ``obs``. Genes are matched by
+            name or identifier.
         cell_types
-            Types to add, in this order; all that the model lacks, if none are named.
+            Types to add, in this order; by default all new types, largest first.
         keys
-            Where ``adata`` has cell types, batches and counts, if not where the model's data had them.
+            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
         missing_as_zero
-            Treat genes that the cells lack as not expressed.
+            Treat missing genes as not expressed.
+        seed
+            Seed of all random numbers.
+
+        Returns
+        -------
+        The model itself.
+
+        Raises
+        ------
+        InputError
+            If a type exists already, has too few cells, or has an invalid name.
         """
         settings = ExtendSettings()
         new = select_new_cells(
@@ -645,17 +752,21 @@ class BranchedDiffusion:
         return self
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
-        """Write the model as a folder of safetensors and JSON, with its card in ``README.md``.
+        """Save the model as a folder of safetensors and JSON.
+
+        The model card is in ``README.md``.
 
         Parameters
         ----------
+        path
+            Folder to write.
         overwrite
-            Replace a folder with a model.
+            Replace the folder if it holds a model.
 
         Raises
         ------
         InputError
-            If the folder exists, cannot be written, or holds anything but a model.
+            If the folder exists (without ``overwrite``), holds other files than a model, or cannot be written.
         """
         if not overwrite:
             reject_existing(Path(path))
@@ -670,18 +781,27 @@ class BranchedDiffusion:
         responses: "Responses | None" = None,
         license: str | None = None,
     ) -> str:
-        """Write the card of the model, as Markdown with the metadata of Hugging Face.
+        """Return the model card as Markdown with Hugging Face metadata.
 
         Parameters
         ----------
         evaluation
-            Evaluation of its generated cells, whose scores are shown with the floor's.
+            Evaluation of generated cells, for the section on scores.
         audit
-            Audit of models with its settings, whose verdict is shown.
+            Audit of models with the same settings, for the section on privacy.
         responses
-            Responses of its cell types to conditions, whose expected errors are shown.
+            Responses of the model's cell types to conditions, for the section on expected errors.
         license
-            License of the data, in place of ``settings.prepare.license``.
+            License of the data; by default ``settings.prepare.license``.
+
+        Returns
+        -------
+        Text of the card.
+
+        Raises
+        ------
+        InputError
+            If a result belongs to another model or other cell types.
         """
         from bdm.audit.results import audit_section
         from bdm.responses.results import responses_section
@@ -701,18 +821,30 @@ class BranchedDiffusion:
         device: str = "auto",
         n_threads: int | None = None,
     ) -> "BranchedDiffusion":
-        """Read a model that :meth:`save`, ``bdm train`` or ``bdm fit`` wrote.
+        """Load a model from a folder.
 
         Parameters
         ----------
+        path
+            Folder that :meth:`save`, ``bdm train`` or ``bdm fit`` wrote.
         adata
-            The cells that the model was fitted on, raw or made by ``bdm prepare``, or a file of these cells. Without
-            them, the model generates, transmutes and extends; with them, it also evaluates and interprets. They are
-            prepared as they were for the fit, with the same split.
+            Cells that the model was fitted on, raw or prepared by ``bdm prepare``, or their file. Only
+            evaluation and interpretation need them. Raw cells are prepared and split as for the fit.
         keys
-            Where ``adata`` has cell types, batches and counts, if not where the model's data had them.
+            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
+        device
+            ``cpu``, ``cuda`` or ``mps``; ``auto`` is ``cuda`` if available, else ``cpu``.
         n_threads
-            Threads to compute with; all that the process may use, if not given.
+            Number of threads; all available ones if None.
+
+        Returns
+        -------
+        The model. It cannot be fitted again.
+
+        Raises
+        ------
+        InputError
+            If the folder holds no model, or ``adata`` is not the data of the fit.
         """
         model = cls.__new__(cls)
         model.device = device
@@ -724,7 +856,7 @@ class BranchedDiffusion:
 
 
 def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
-    """Complete settings by arguments, which may replace defaults alone."""
+    """Override defaults of settings by arguments; reject two different values."""
     default = PrepareSettings()
     for name, value in given.items():
         if (found := getattr(settings, name)) not in (getattr(default, name), value):
@@ -733,7 +865,7 @@ def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
 
 
 def _numbers_of(cells: "TypedCells") -> pd.DataFrame:
-    """Numbers of cells by type and values of covariates, to generate as many."""
+    """Count cells by type and values of covariates."""
     table = pd.DataFrame({"cell_type": cells.cell_type})
     table = table if cells.covariates is None else table.join(cells.covariates)
     return table.value_counts(sort=False).rename("n_cells").reset_index()

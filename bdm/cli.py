@@ -1,4 +1,4 @@
-"""The command line ``bdm``: its commands, and how they end."""
+"""The command line ``bdm``: commands and exit codes."""
 
 import os
 import sys
@@ -38,17 +38,17 @@ from bdm.commands.simulate import simulate
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
 
-# Threads of OpenMP spin while they wait, and slow down other programs. Torch reads this as it is loaded.
+# Waiting OpenMP threads would spin and slow down other programs. Torch reads these variables on import.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
-os.environ["MPLBACKEND"] = "agg"  # commands write figures to files, also where a notebook runs them
+os.environ["MPLBACKEND"] = "agg"  # write figures to files, also in a notebook
 
-# The first parallel code that numba runs sets the threads of the whole process, torch's too, to all cores
+# Numba's first parallel call would set the threads of the whole process, including torch, to all cores
 if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
-# In the order of the help; False where a command does not compute for long
+# In the order of the help; True for long computations
 COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Data": {example: False, prepare: False},
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
@@ -72,7 +72,7 @@ for panel, commands in COMMANDS.items():
 
 
 def print_version(requested: bool) -> None:
-    """Print the version and end, if requested."""
+    """Print the version and exit, if requested."""
     if requested:
         print(f"bdm {__version__}")
         raise typer.Exit
@@ -88,7 +88,11 @@ def bdm(
 
 
 def main() -> None:
-    """Run the command line; bad input ends with one sentence and exit code 2, a fault of bdm with its traceback."""
+    """Run the command line, and turn errors into exit codes.
+
+    Invalid input: one sentence, code 2. Failed training or lack of memory: one sentence, code 1. Interruption: code 130.
+    Bug: traceback, code 1.
+    """
     try:
         app()
     except InputError as error:
@@ -108,6 +112,6 @@ def main() -> None:
 
 
 def end(sentence: str, *, code: int) -> None:
-    """Print in one sentence why the command ends."""
+    """Print the sentence to stderr, and exit with the code."""
     print(f"bdm: {sentence}", file=sys.stderr)
     sys.exit(code)

@@ -1,12 +1,13 @@
-"""Figures of models and of results, as matplotlib axes, in the manner of ``scanpy.pl``.
+"""Plot models and results, as ``scanpy.pl`` does.
 
-The functions draw results in memory, such as ``model.evaluate(adata_test)`` returns, and results on disk, such as
-``bdm.Evaluation.load("evaluation")``. The argument ``interpretation`` is a :class:`~bdm.Interpretation`, or a model
-after :meth:`~bdm.BranchedDiffusion.interpret`; ``evaluation`` is what ``evaluate`` or ``evaluate_transmuted`` returned.
+Results may be in memory, such as ``model.evaluate(adata_test)``, or loaded, such as
+``bdm.Evaluation.load("evaluation")``. The argument ``interpretation`` accepts a :class:`~bdm.Interpretation`, or a
+model after :meth:`~bdm.BranchedDiffusion.interpret`; ``evaluation`` accepts results of ``evaluate`` and
+``evaluate_transmuted``.
 
-With ``show=None``, a figure is shown, and nothing returned, where there is a screen to show it on, as in a notebook.
-Elsewhere, as in a script, and with ``show=False``, axes are returned: one, or the axes of all panels in a list. Unlike
-in scanpy, a figure that is drawn into given axes (``ax``) is not shown unless ``show=True``, as it is not complete yet.
+With ``show=None``, a notebook or a session with a screen shows the figure and returns None. Scripts without a screen,
+and ``show=False``, return the matplotlib axes: one, or a list with the axes of all panels. Unlike in scanpy, a figure
+drawn into your own axes (``ax``) is shown only with ``show=True``.
 
 ::
 
@@ -59,7 +60,7 @@ __all__ = [
     "umap",
 ]
 
-FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # of each result, by the names of their files
+FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # figures of each result, by file name
     Audit: {"audit": audit},
     Evaluation: {
         "overall": scores,
@@ -89,9 +90,9 @@ def __dir__() -> list[str]:
 
 
 def write_result(folder: Path, result: Any, sha256: dict[str, str] | None = None) -> None:
-    """Write a result as a folder, with each of its figures, of :data:`FIGURES`, if any, as a PNG of its name.
+    """Write a result as a folder, with its :data:`FIGURES` as PNG.
 
-    ``sha256`` of the files that it was made from is added to its provenance, if given.
+    ``sha256`` are checksums of the input files, for the provenance.
     """
     if sha256 is not None:
         result = replace(result, provenance=result.provenance | {"sha256": sha256})

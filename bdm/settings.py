@@ -1,7 +1,7 @@
-"""Settings of all stages: type, default, bounds and help of each, for Python, the command line and the configuration.
+"""Settings of all stages, with type, default, bounds and help.
 
-A setting with a help text is an option of its stage's command (:mod:`bdm.commands.base`) and a key of the configuration
-(`docs/config_schema.py`); one without is an argument in Python only.
+A setting with a help text is also an option of the command line (:mod:`bdm.commands.base`) and a key of the
+configuration (`docs/config_schema.py`). A setting without help exists in Python only.
 """
 
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ LearningRate = Annotated[float, Gt(0), "Highest learning rate; choose a lower on
 
 @dataclass(frozen=True, kw_only=True)
 class InputKeys(StageSettings):
-    """Where an AnnData keeps what a model needs; None where that is as in the data that the model was fitted on."""
+    """Columns and slot of counts of an AnnData; None: as in the data of the fit."""
 
     label_key: Annotated[str | None, "Column of `obs` with the cell type.", AS_FITTED] = None
     batch_key: Annotated[str | None, "Column of `obs` with the batch.", AS_FITTED] = None
@@ -82,11 +82,11 @@ class InputKeys(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings(StageSettings):
-    """How cells and genes are chosen and split.
+    """Settings of the selection of cells and genes, and of the split.
 
-    In Python, ``genes`` and ``keep_genes`` may also be names, in place of a file. Effective donors are those of
-    :func:`bdm.data.filters.effective_donors`. The workflow, which evaluates its cells, holds out a fifth of the
-    data as test cells.
+    In Python, ``genes`` and ``keep_genes`` also accept names of genes. Effective donors are defined in
+    :func:`bdm.data.filters.effective_donors`. The default of ``test`` is 0 in Python and on the command line, and 0.2
+    in the workflow.
     """
 
     section: ClassVar[str] = "prepare"
@@ -173,7 +173,7 @@ class PrepareSettings(StageSettings):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How cells are read, as keyword arguments of :func:`bdm.data.read.read_cells`."""
+        """Keyword arguments of :func:`bdm.data.read.read_cells`."""
         return {name: getattr(self, name) for name in ("modality", "intersect", "counts")}
 
 
@@ -219,12 +219,12 @@ class HierarchySettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(StageSettings):
-    """Settings of the prior: which distribution of latents generates the cells, and how its network is trained, if any.
+    """Settings of the prior over latents, and of the training of its network.
 
     Attributes
     ----------
     averaging
-        Decay of the moving average of weights.
+        Decay of the exponential moving average of weights per training step.
     """
 
     section: ClassVar[str] = "train"
@@ -261,7 +261,7 @@ class Settings(FitSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings(StageSettings):
-    """Settings of sampling; at each noise level, the denoiser is evaluated once."""
+    """Settings of sampling, with one evaluation of the denoiser per noise level."""
 
     n_levels: Annotated[int, Ge(2), "Noise levels between pure noise and a cell, on branches with a network."] = 12
 
@@ -287,7 +287,7 @@ class TransmutationSettings(SamplerSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(StageSettings):
-    """How cells are evaluated."""
+    """Settings of the evaluation of generated cells."""
 
     section: ClassVar[str] = "evaluate"
 
@@ -299,7 +299,7 @@ class EvaluationSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedEvaluationSettings(StageSettings):
-    """How predicted cells of a condition are evaluated."""
+    """Settings of the evaluation of cells predicted in a condition."""
 
     section: ClassVar[str] = "evaluate_predicted"
 
@@ -322,9 +322,9 @@ class InterpretationSettings(StageSettings):
     Attributes
     ----------
     n_cells
-        Cells of each branch whose expected expression stands for the model's.
+        Number of generated cells per branch, for its expected expression.
     n_markers
-        Markers of each type.
+        Number of markers per cell type.
     """
 
     section: ClassVar[str] = "interpret"
@@ -336,7 +336,7 @@ class InterpretationSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseSettings(StageSettings):
-    """How responses of cell types to conditions are measured, and what they are expected to depend on."""
+    """Settings of responses of cell types to conditions."""
 
     section: ClassVar[str] = "respond"
 
@@ -363,7 +363,7 @@ class ResponseSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LineageSettings(StageSettings):
-    """How expression along a lineage is measured, and what it is expected to depend on."""
+    """Settings of expression along a lineage."""
 
     section: ClassVar[str] = "lineage"
 
@@ -385,7 +385,7 @@ class LineageSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSettings(StageSettings):
-    """How generated cells are audited."""
+    """Settings of a privacy audit."""
 
     section: ClassVar[str] = "audit"
 

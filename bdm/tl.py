@@ -1,4 +1,6 @@
-"""Responses to conditions and their scores, lineages, tests between conditions, results of power analyses and audits.
+"""Analyses beyond one model: responses to conditions, lineages, and tests.
+
+The classes of results load audits, power analyses and evaluations of predicted cells from their folders.
 
 ::
 
