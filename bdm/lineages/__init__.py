@@ -1,1 +1,1 @@
-"""Lineages of cells: expression along a lineage tree and time, ancestors and moments that were never sampled."""
+"""Lineages: expression along a tree and time, also of unsampled ancestors."""

@@ -1,4 +1,4 @@
-"""Cells of a node at any time, of counts of its nearest relatives; and fates, the nodes that given cells lead to."""
+"""Reconstruct cells of a node of a lineage, and predict fates of cells."""
 
 import logging
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ from bdm.settings import LineageSettings
 
 logger = logging.getLogger(__name__)
 
-Time = float | tuple[float, float] | np.ndarray | None  # one, a range, that of each cell, or when the node exists
+Time = float | tuple[float, float] | np.ndarray | None  # one, a range, one per cell, or the node's interval
 
-N_RELATIVES = 100  # nearest cells, whose counts are changed
+N_RELATIVES = 100  # nearest cells; their counts are changed
 ABOUT = "Reconstructed cells: cells of relatives, changed by bdm to an ancestral state or a time; no measurements."
 
 
@@ -46,43 +46,47 @@ def reconstruct_cells(
     counts: str = "auto",
     seed: int = 0,
 ) -> AnnData:
-    """Generate cells of a node of a lineage, with or without cells of its own.
+    """Reconstruct cells of a node of a lineage, sampled or not.
 
     ::
 
         ancestors = bdm.tl.reconstruct(lineage, adata, "ASG_AWA", at=(350, 410))
 
-    The expected share of counts q of each gene at the node and time is that of the law. Each cell begins as one of the
-    100 cells that are nearest in the lineage, at whose place the gene has the share p: where q < p, its counts are
-    thinned by q / p; where q > p, counts with the mean N (q - p) are added to a cell with library size N. So cells have
-    the library sizes of their relatives, and vary as these do.
+    Each new cell starts from a relative: one of the 100 measured cells with the shortest path through the lineage. The
+    Gaussian process predicts the share of counts of each gene: p for the relative, and q for the new cell. If q < p,
+    counts of the gene are thinned to the fraction q / p. If q > p, counts with mean N (q - p) are added, where N is the
+    library size. Library sizes and variation between cells are thus taken from the relatives.
 
     Parameters
     ----------
     lineage
         Result of :func:`bdm.tl.lineage`.
     adata
-        The cells that the lineage was fitted on, with raw counts, or others of its nodes.
+        Cells with raw counts at measured nodes and times, such as the cells that the lineage was fitted on.
     node
-        A node of the lineage tree.
+        Node of the lineage tree.
     at
-        A time; a range of times, in which the times of cells are uniform; or an array with the time of each cell, in
-        place of ``n_cells``. The range in which the node exists, if not given; unless you ``extrapolate``, the part of
-        it that samples of its lineage are before and after.
+        Time, range of times, or array with the time of each cell (``n_cells`` is then ignored), in units of
+        ``time_key``. Times are uniform in a range. The default range is the node's interval; without ``extrapolate``,
+        only its part between samples of the lineage.
+    n_cells
+        Number of cells.
     extrapolate
-        Generate cells, too, where samples are not both before and after in the same lineage.
+        Allow times without samples of the same lineage both before and after.
     counts
-        Where the raw counts are, see :func:`bdm.data.counts.find_counts`.
+        Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
+    seed
+        Seed of all random numbers.
 
     Returns
     -------
-    Raw counts (CSR, float32), and ``obs`` with the node and the time in the columns of the data, the name of the
-    relative that each cell began as (``relative``), and ``synthetic`` (True).
+    AnnData with raw counts (CSR, float32). ``obs`` has the node and time in the columns of the data, ``relative``, the
+    name of the cell that each cell started from, and ``synthetic`` (True).
 
     Raises
     ------
     InputError
-        If there is no such node, it would be extrapolation, or the cells are not those of the lineage.
+        If the node is unknown, the times need ``extrapolate``, or no cell is at a measured node and time.
     """
     number = lineage.tree.find(node)
     generator = numpy_generator(seed, "lineage", node)
@@ -125,7 +129,7 @@ def reconstruct_cells(
 
 
 def parsed_time(text: str | None) -> float | tuple[float, float] | None:
-    """Read a time, or a range such as ``300:400``."""
+    """Parse a time, or a range such as ``300:400``."""
     if text is None:
         return None
     if not (found := range_in(text)):
@@ -136,7 +140,7 @@ def parsed_time(text: str | None) -> float | tuple[float, float] | None:
 def times_to_reconstruct(
     lineage: Lineage, node: int, at: Time, n_cells: int, generator: np.random.Generator, *, extrapolate: bool
 ) -> np.ndarray:
-    """Draw the times of cells."""
+    """Return the times of cells, drawn from a range unless given."""
     if at is not None and lineage.time_key is None:
         raise InputError("The lineage has no times, so `at=` has no meaning; fit it again with `settings.time_key=`.")
     if isinstance(at, np.ndarray) and at.ndim == 1 and len(at) and np.isfinite(at).all():
@@ -153,7 +157,7 @@ def times_to_reconstruct(
 
 
 def ends_of(at: Time) -> tuple[float, float]:
-    """Beginning and end of a range, which are the same for a time; not finite if they are none."""
+    """Return the ends of a range, equal for one time; NaN if invalid."""
     ends: Any = at if isinstance(at, tuple | list) else (at, at)
     try:
         first, last = map(float, ends)
@@ -163,7 +167,7 @@ def ends_of(at: Time) -> tuple[float, float]:
 
 
 def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool) -> None:
-    """Reject places that samples of their lineage are not both before and after, or warn of them with their error."""
+    """Reject places that are not between samples; only warn if ``extrapolate``."""
     between = lineage.is_between(places)
     if between.all():
         return
@@ -183,7 +187,10 @@ def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool)
 
 
 def expectation(lineage: Lineage, places: Places) -> str:
-    """State the error to expect at places of one node: from those that were left out, and from the law."""
+    """Describe the error to expect at places of one node.
+
+    It is estimated by cross-validation, and by the posterior at the places.
+    """
     between = bool(lineage.is_between(places).all())
     is_sampled = bool(lineage.sampled[places.node[0]])
     trust = lineage.sentence("time" if is_sampled else "node", between=between)
@@ -202,7 +209,7 @@ def expectation(lineage: Lineage, places: Places) -> str:
 
 
 def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[LineageCells, np.ndarray]:
-    """Select the cells that are at a measured point of the lineage, and the number of this point for each."""
+    """Select the cells at measured points, and return the point of each."""
     settings = LineageSettings(
         label_key=lineage.label_key, lineage_key=lineage.lineage_key, time_key=lineage.time_key, counts=counts
     )
@@ -222,14 +229,14 @@ def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[Lineage
 
 
 def require_columns(adata: AnnData, *keys: str | None) -> None:
-    """Reject cells that lack a column of ``obs`` which the lineage was fitted with."""
+    """Reject cells without the columns of ``obs`` that the lineage needs."""
     for key in keys:
         if key is not None and key not in adata.obs:
             raise InputError(f"obs of the cells has no column {key!r}, which the lineage was fitted with.")
 
 
 def drawn(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Draw numbers below ``n``, none more often than one other plus once."""
+    """Sample indices below ``n`` as evenly as possible."""
     rounds = [generator.permutation(n) for _ in range(-(-size // n))]
     return np.concatenate(rounds)[:size]
 
@@ -240,34 +247,37 @@ def drawn(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
 @checked
 @using_threads()
 def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, counts: str = "auto") -> pd.DataFrame:
-    """Compute to which of several nodes cells lead, by the likelihood of their counts.
+    """Predict the fates of cells: the probability of each descendant node.
 
     ::
 
         shares = bdm.tl.fates(lineage, progenitors)
 
-    The expression of each node is expected backwards in time, along its lineage, at the time of each cell. Counts are
-    negative binomial around it, with the dispersion within samples and the variance of what is expected. Genes of a
-    cell vary together, so their log likelihoods add up to too much; they are divided by the ``temperature`` of the
-    lineage. Before their lineages divide, nodes share one expectation, and a cell is divided evenly between them.
+    For each node, the Gaussian process predicts expression in its lineage at the time of the cell. The counts of the
+    cell are negative binomial around this prediction, with the dispersion within samples and the posterior variance.
+    Probabilities are softmax(log likelihood / temperature) over nodes. The ``temperature`` of the lineage corrects for
+    correlated genes, which would make the probabilities overconfident. Before their lineages divide, nodes have the
+    same prediction, hence equal probabilities.
 
     Parameters
     ----------
     lineage
-        Result of :func:`bdm.tl.lineage`, with times, fitted without the cells in question.
+        Result of :func:`bdm.tl.lineage` with times, fitted without the cells of ``adata``.
     adata
-        Cells with raw counts and times, of any node, known or not.
+        Cells with raw counts and times. Their nodes are not used.
     among
-        Two or more nodes between which cells are divided; the leaves with samples, if none are named.
+        Two or more candidate nodes; by default all leaves with samples.
+    counts
+        Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
 
     Returns
     -------
-    Shares, cells x nodes, each row with the sum 1.
+    Probabilities, cells x nodes; rows sum to 1.
 
     Raises
     ------
     InputError
-        If a node is unknown or alone, there are no times, genes are missing, or counts are not raw.
+        If a node is unknown, there are fewer than two, times or genes are missing, or counts are not raw.
     """
     if lineage.time_key is None:
         raise InputError("The lineage has no times, which fates need; fit it again with `settings.time_key=`.")

@@ -1,4 +1,4 @@
-"""Expression along a lineage as it was measured: log shares of genes by node and time, with sampling variances."""
+"""Measure log shares of genes by node and time, with sampling variances."""
 
 import logging
 from dataclasses import dataclass
@@ -20,42 +20,42 @@ from bdm.settings import LineageRelation, LineageSettings
 
 logger = logging.getLogger(__name__)
 
-MIN_POINTS = 3  # measured, from which others may be predicted
-N_TIMES = 11  # in a range of times, at which expression is predicted; each cell has that of the nearest one
+MIN_POINTS = 3  # minimum number of measured points for predictions
+N_TIMES = 11  # grid of times for predictions; each cell uses the nearest one
 
 
 @dataclass(frozen=True)
 class MeasuredLineage:
-    """What was measured of each node at each time, in arrays of points x genes.
+    """Measured expression along a lineage, points x genes.
 
-    A point is a node in a time bin, with ``min_cells`` cells or more.
+    A point is a node in a time bin, with at least ``min_cells`` cells.
     """
 
     genes: pd.DataFrame
     tree: LineageTree
     end: np.ndarray  # time at which each node divides; infinite for leaves
-    points: pd.DataFrame  # node, and of its cells in a bin: mean time, number of the bin, n_cells
-    log_share: np.ndarray
-    variance: np.ndarray  # sampling variances of these
-    halves: np.ndarray  # squared error of measurement, by the difference of the halves of a point's cells
-    dispersion: np.ndarray  # squared coefficient of variation of counts beyond Poisson, by gene
+    points: pd.DataFrame  # node, mean time, bin and n_cells of each point
+    log_share: np.ndarray  # natural log of shares of counts, with a pseudo-count
+    variance: np.ndarray  # sampling variance of log_share
+    halves: np.ndarray  # squared error of log_share, estimated from two halves of the cells
+    dispersion: np.ndarray  # squared coefficient of variation in excess of Poisson noise, by gene
     n_cells: np.ndarray  # of each node
-    first: np.ndarray  # time of the first and of the last cell of each node; NaN without cells
-    last: np.ndarray
-    edges: np.ndarray  # of time bins; empty without times
+    first: np.ndarray  # time of the first cell of each node; NaN without cells
+    last: np.ndarray  # time of the last cell, likewise
+    edges: np.ndarray  # lower edges of time bins; empty without times
 
     @property
     def places(self) -> Places:
-        """Where the points are."""
+        """Node and time of each point."""
         return Places(self.points["node"].map(self.tree.index).to_numpy(), self.points["time"].to_numpy(float))
 
     @property
     def origin(self) -> float:
-        """Time at which the lineage begins, or the depth of its root."""
+        """Time at which the lineage begins; 0, the depth of the root, without times."""
         return origin_of(self.tree, self.first, np.nanmax(self.last)) if len(self.edges) else 0.0
 
     def data(self, n_added: int = 0, genes: slice | np.ndarray = slice(None)) -> Measurements:
-        """Measurements, relative to their mean over points, before a number of added places."""
+        """Return measurements minus their mean, with ``n_added`` unmeasured places appended."""
         n = len(self.points)
         effect = (self.log_share - self.log_share.mean(axis=0)).T
         found = Measurements(
@@ -67,15 +67,15 @@ class MeasuredLineage:
         return found.genes(genes)
 
     def kernels(self, relation: LineageRelation, added: Places | None = None) -> list[np.ndarray]:
-        """Covariances that compete, of points and added places."""
+        """Return candidate kernels over points and added places."""
         places = self.places if added is None else self.places.join(added)
-        span = max(float(np.ptp(self.places.time)), 1e-9)  # as it is divided by
+        span = max(float(np.ptp(self.places.time)), 1e-9)  # above 0 for the division
         return places.kernels(self.tree, self.end, self.origin, span, relation, timed=len(self.edges) > 0)
 
 
 @dataclass(frozen=True)
 class LineageCells:
-    """Cells whose place in a lineage is known: raw counts, node and time of each, and number of its time bin."""
+    """Cells with raw counts, and the node, time and time bin of each."""
 
     cells: AnnData
     node: np.ndarray
@@ -84,7 +84,7 @@ class LineageCells:
 
 
 def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
-    """Return the times of cells, a column of ``obs``."""
+    """Return the times of cells from a column of ``obs``."""
     if sentence := column_rejection(key, obs.columns, argument="time_key"):
         raise InputError(sentence)
     numbers = as_numbers(obs[key])
@@ -102,7 +102,7 @@ def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
 
 
 def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Few times, and for each cell the number of the nearest one."""
+    """Return a grid of times, and the index of the nearest for each cell."""
     grid = np.unique(time)
     if len(grid) > N_TIMES:
         grid = np.linspace(grid[0], grid[-1], N_TIMES)
@@ -111,7 +111,7 @@ def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cells_on_tree(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> tuple[AnnData, LineageTree]:
-    """Select the cells that have a lineage name, and find the tree of these names, if none is given."""
+    """Select cells with a lineage name, and return the tree."""
     if settings.lineage_key is None:
         if tree is None:
             raise InputError("There is no lineage; give a tree by `tree=`, or lineage names by `lineage_key=`.")
@@ -141,7 +141,7 @@ def nodes_of(obs: pd.DataFrame, settings: LineageSettings, tree: LineageTree) ->
 
 
 def edges_of(time: np.ndarray, n_times: int) -> np.ndarray:
-    """Edges of time bins: one for each time where there are few, else of equal width."""
+    """Return lower edges of time bins: one bin per time, or equal widths."""
     found = np.unique(time)
     return found if len(found) <= n_times else np.linspace(time.min(), time.max(), n_times + 1)[:-1]
 
@@ -149,9 +149,9 @@ def edges_of(time: np.ndarray, n_times: int) -> np.ndarray:
 def locate(
     adata: AnnData, settings: LineageSettings, tree: LineageTree, edges: np.ndarray | None = None
 ) -> tuple[LineageCells, np.ndarray]:
-    """Find the place of each cell in a lineage; with the edges of time bins, if they are not given.
+    """Locate cells in a lineage; return them and the edges of time bins.
 
-    Without times, those of cells are the depths of their nodes.
+    Without times, the time of a cell is the depth of its node.
     """
     node = nodes_of(adata.obs, settings, tree)
     cells = raw_counts(adata, source=settings.counts)
@@ -163,12 +163,12 @@ def locate(
 
 
 def measure(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> MeasuredLineage:
-    """Measure the log share of each gene in each node and time bin, from raw counts summed over its cells.
+    """Measure log shares of genes by node and time bin from pseudobulk counts.
 
     Raises
     ------
     InputError
-        If a column is missing or no time, a name has no node, times contradict the tree, counts are not raw, or fewer
+        If a column is missing or invalid, a name has no node, times contradict the tree, counts are not raw, or fewer
         than three points have enough cells.
     """
     chosen, tree = cells_on_tree(adata, settings, tree)

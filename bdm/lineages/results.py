@@ -1,4 +1,4 @@
-"""Lineages, measured and predicted: expression at any node and time, changes on branches, their fit and its errors."""
+"""Fit expression along a lineage, and predict it at any node and time."""
 
 from __future__ import annotations
 
@@ -39,21 +39,23 @@ from bdm.lineages.measured import LineageCells, MeasuredLineage, cells_on_tree, 
 from bdm.lineages.tree import LineageTree, Places, read_lineage_tree
 from bdm.settings import LineageRelation, LineageSettings
 
-N_COMPARED = 500  # genes that differ most significantly between points, of which errors and changes are tabulated
-CLEARLY = 0.95  # of the error of the best simple prediction, above which predictions are no better
-OF_BRANCHES = (  # columns of a table of changes on branches
+N_COMPARED = 500  # genes with the most significant differences between points, for errors and changes
+CLEARLY = 0.95  # share of the best baseline's error; above, predictions are called no better
+OF_BRANCHES = (  # columns of the table of changes on branches
     *("node", "mother", "gene", "start", "end", "change", "sd", "low", "high", "sign", "when"),
     *("from_sisters", "from_sisters_sd"),
 )
-LEAST_SHARE = 1e-7  # of the counts of a gene that is hardly expressed
-MIN_CELLS, MAX_CELLS = 20, 2000  # that calibrate fates
+LEAST_SHARE = 1e-7  # minimum share of counts
+MIN_CELLS, MAX_CELLS = 20, 2000  # to calibrate fates
 MAX_TEMPERATURE = 1000.0
-N_STEPS = 9  # times on a branch at which the expected change is computed, to find when half of it has happened
+N_STEPS = 9  # grid of times on a branch, to find when half of a change has happened
 
 
 @dataclass(frozen=True, repr=False)
 class Lineage(MeasuredLineage, Result):
-    """Expression along a lineage, and the law by which it follows at nodes and times that were never sampled.
+    """Measured expression along a lineage, with a Gaussian process for the rest.
+
+    The Gaussian process predicts expression at unsampled nodes and times.
 
     ::
 
@@ -63,40 +65,40 @@ class Lineage(MeasuredLineage, Result):
     Attributes
     ----------
     genes
-        The ``var`` of the genes with enough counts.
+        ``var`` of the genes that are detected in enough cells.
     tree
-        Nodes, mothers before daughters.
+        Lineage tree, mothers before daughters.
     end
         Time at which each node divides, estimated from the times of cells; infinite for leaves.
     points
-        A row for each ``node`` in a time ``bin`` that was measured, with its mean ``time`` and ``n_cells``.
+        Table with a row for each measured ``node`` and time ``bin``, with mean ``time`` and ``n_cells``.
     log_share, variance
-        Natural log of the share of counts of each gene with its sampling variance, points x genes.
+        Natural log of the share of counts plus 1e-4, and its sampling variance, points x genes.
     halves
-        Squared error of measurement, by the difference of the halves of a point's cells, points x genes.
+        Squared error of ``log_share``, estimated from two halves of the cells, points x genes.
     dispersion
-        Squared coefficient of variation of counts beyond Poisson, by gene.
+        Squared coefficient of variation of counts in excess of Poisson noise, by gene.
     n_cells, first, last
-        Of each node: number of cells, time of the first and of the last.
+        Number of cells of each node, and times of its first and last cell.
     edges
         Lower edges of the time bins.
     law
-        The law of expression.
+        Fitted Gaussian-process prior.
     calibration
-        By bin of expression: by what standard deviations of predictions are multiplied, so that 90% intervals have 90%
-        of the genes of nodes that are left out.
+        Factors of posterior standard deviations, by bin of expression. They make 90% intervals cover 90% of the genes
+        of left-out nodes.
     temperature
-        What log likelihoods of cells are divided by in fates; None if it is unknown, see :func:`temperature_of`.
+        Divisor of log likelihoods in :func:`bdm.tl.fates`; None if unknown, see :func:`temperature_of`.
     errors
-        A row for each node and time bin that was ``left_out`` (``node`` or ``time``), by ``name``, apart for its
-        ``n_points`` that are ``between`` samples and those beyond them: errors of log expression, relative to those of
-        the mean of all points (0: exact, 1: as the mean), if it is predicted by the law (``predicted``), by the
-        ``nearest`` point, and by the ``blend`` of the points next before and after it in its lineage; and the error
-        that measurement alone causes, by halves of the cells (``halves``).
+        Table of cross-validation errors. Rows: the ``name`` of each node or time (``left_out``), with ``n_points``
+        points that are ``between`` samples or not. Errors are root mean squares of log expression relative to the
+        mean of all points as prediction (0: exact, 1: no better), by method: the Gaussian process (``predicted``), the
+        ``nearest`` point, or interpolation between the points before and after in the lineage (``blend``). ``halves``
+        is the measurement error, from two halves of the cells.
     relation
-        What expression may covary along.
+        Relations along which expression may covary: ``all``, ``lineage``, ``time`` or ``none``.
     label_key, lineage_key, time_key
-        Columns of ``obs`` of the data.
+        Columns of ``obs`` in the data.
     provenance
         Version, packages, seed and settings.
     """
@@ -118,17 +120,17 @@ class Lineage(MeasuredLineage, Result):
 
     @property
     def node_key(self) -> str:
-        """Column of ``obs`` with the node of a cell."""
+        """Column of ``obs`` with the node."""
         return self.lineage_key or self.label_key
 
     @property
     def names(self) -> GeneNames:
-        """Names of the genes, and their symbols, if there are any."""
+        """Gene names, with symbols if known."""
         return GeneNames(self.genes, symbol_column(self.genes))
 
     @property
     def sampled(self) -> np.ndarray:
-        """Whether each node was measured."""
+        """Whether each node has measured points."""
         return np.isin(self.tree.nodes, self.points["node"])
 
     # ---- predictions
@@ -141,7 +143,7 @@ class Lineage(MeasuredLineage, Result):
     def log_shares(
         self, places: Places, genes: slice | np.ndarray = slice(None), *, variances: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Predict log shares at places with calibrated standard deviations, both genes x places."""
+        """Predict log shares and calibrated standard deviations, genes x places."""
         n, n_added = len(self.points), len(places.node)
         weights = np.eye(n + n_added)[n:]
         data, kernels = self.data(n_added, genes), self.kernels(self.relation, places)
@@ -151,18 +153,25 @@ class Lineage(MeasuredLineage, Result):
         return mean, np.sqrt(found.variance) * factor
 
     def expression(self, node: str, at: float | None = None) -> pd.DataFrame:
-        """Tabulate the expected expression of genes at a node.
+        """Predict the expression of genes at a node.
 
         Parameters
         ----------
+        node
+            Node of the lineage tree.
         at
-            The time; the middle of the node's time, if not given.
+            Time, in units of ``time_key``; by default the middle of the node's interval.
 
         Returns
         -------
-        A row for each gene: the ``time``, or without times the ``depth`` of the node in the tree; ``log_expression``,
-        the natural log of its share of counts plus 1e-4, its standard deviation ``sd``, and the share of counts,
-        ``share``, with its 90% interval ``low`` to ``high``.
+        Table with a row for each ``gene``: ``node``; ``time``, or ``depth`` in the tree if there are no times;
+        ``log_expression``, the natural log of the share of counts plus 1e-4; its standard deviation ``sd``; and the
+        ``share`` of counts with its 90% interval from ``low`` to ``high``.
+
+        Raises
+        ------
+        InputError
+            If the node is unknown.
         """
         number = self.tree.find(node)
         time = self.middle(number) if at is None else at
@@ -175,7 +184,10 @@ class Lineage(MeasuredLineage, Result):
         return table
 
     def log_likelihood(self, cells: AnnData, time: np.ndarray, nodes: Sequence[int]) -> np.ndarray:
-        """Compute log likelihoods of the counts of cells at nodes and the times of the cells, cells x nodes."""
+        """Compute log p(counts) of cells for each node, at the times of the cells.
+
+        Returns an array, cells x nodes.
+        """
         grid, time_of_cell = nearest_times(time)
         size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
         column = columns_of(cells, self.genes.index, whose="lineage")
@@ -194,7 +206,10 @@ class Lineage(MeasuredLineage, Result):
     # ---- times and places
 
     def interval(self, node: int) -> tuple[float, float]:
-        """Find when a node exists: at the times of its cells, or without any, between divisions before and after it."""
+        """Return the first and last time of a node.
+
+        Without cells, these are the divisions of its mother and of the node itself.
+        """
         if self.time_key is None:
             return (float(self.tree.depth[node]),) * 2
         if self.sampled[node]:
@@ -205,11 +220,11 @@ class Lineage(MeasuredLineage, Result):
         return start, max(start, end)
 
     def middle(self, node: int) -> float:
-        """Time in the middle of a node's interval."""
+        """Return the middle of a node's interval."""
         return sum(self.interval(node)) / 2
 
     def sampled_interval(self, node: int) -> tuple[float, float]:
-        """Find when a node exists that samples of its lineage are before and after; when it exists, if never."""
+        """Return the part of a node's interval between samples; if empty, the interval."""
         places, (first, last) = self.places, self.interval(node)
         before = places.time[self.tree.is_below[node, places.node]]
         after = places.time[self.tree.is_below[places.node, node]]
@@ -217,13 +232,13 @@ class Lineage(MeasuredLineage, Result):
         return (float(start), float(end)) if start <= end else (first, last)
 
     def is_between(self, places: Places) -> np.ndarray:
-        """Whether samples of the same lineage are at or before each place, and others at or after it."""
+        """Return whether each place has samples of its lineage both before and after."""
         n, joined = len(self.points), self.places.join(places)
         ancestral = joined.ancestral(self.tree)
         return np.asarray(ancestral[:n, n:].any(axis=0) & ancestral[n:, :n].any(axis=1))
 
     def next_node(self) -> str:
-        """Name a node that may be reconstructed: one without samples between others, or else the first with samples."""
+        """Suggest a node to reconstruct: an unsampled one between samples, if any."""
         missing = np.flatnonzero(~self.sampled)
         between = self.is_between(Places(missing, np.array([self.middle(int(node)) for node in missing])))
         return self.tree.nodes[missing[between][0]] if between.any() else str(self.points["node"].iloc[0])
@@ -231,33 +246,37 @@ class Lineage(MeasuredLineage, Result):
     # ---- branches
 
     def branches(self, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:
-        """Which genes change on which branch of the lineage, and when.
+        """Tabulate the genes that change on each branch of the lineage.
 
         Parameters
         ----------
         genes
-            Rows of the genes that are tabulated.
+            Indices of genes; all by default.
 
         Returns
         -------
-        A row for each branch, named by the ``node`` at its lower end and its ``mother``, and gene, the clearest first:
-        ``start`` and ``end`` of the branch, times or depths in the tree; the ``change`` of log2 expression from start
-        to end, its standard deviation ``sd``, 90% interval ``low`` to ``high`` and the probability ``sign`` that its
-        sign is right; with times, ``when`` half of the change has happened; and ``from_sisters``, the difference from
-        the mean of the sisters at the end, with its standard deviation ``from_sisters_sd`` (NaN without sisters). The
-        root has no branch.
+        Table with a row for each branch and ``gene``, the most significant changes of each branch first. The root has
+        no branch. Columns:
+
+        - ``node`` at the lower end of the branch, and its ``mother``
+        - ``start``, ``end``: times of the branch, or depths in the tree
+        - ``change``: log2 fold change of expression from start to end, with its standard deviation ``sd``, 90% interval
+          from ``low`` to ``high``, and the probability ``sign`` that its sign is right
+        - ``when``: time at which half of the change has happened (with times only)
+        - ``from_sisters``, ``from_sisters_sd``: log2 fold change from the mean of the sisters at the end, and its
+          standard deviation; NaN without sisters
         """
         tables = [self.branch(node, genes) for node in range(1, len(self.tree.nodes))]
         none = pd.DataFrame(columns=[name for name in OF_BRANCHES if name != "when" or self.time_key is not None])
         return pd.concat([table for table in tables if table is not None] or [none], ignore_index=True)
 
     def branch_times(self, node: int) -> tuple[float, float]:
-        """Find when the branch of a node starts and ends."""
+        """Return the start and end of the branch to a node."""
         start = float(self.end[self.tree.mother[node]])
         return start, max(start, float(min(self.interval(node)[1], self.end[node])))
 
     def branch(self, node: int, genes: slice | np.ndarray) -> pd.DataFrame | None:
-        """Tabulate changes on the branch of a node, see :meth:`branches`; None for a branch without length."""
+        """Tabulate one branch, see :meth:`branches`; None if it has no length."""
         start, end = self.branch_times(node)
         if end <= start:
             return None
@@ -290,23 +309,23 @@ class Lineage(MeasuredLineage, Result):
 
     @cached_property
     def changes(self) -> pd.DataFrame:
-        """Changes on branches of the genes that differ most significantly between points, with their symbols."""
+        """Changes on branches, see :meth:`branches`, of the most significant genes."""
         return self.names.with_symbols(self.branches(np.sort(most_significant(self.data())[:N_COMPARED])))
 
     # ---- errors
 
     def expected_error(self, left_out: str, *, between: bool) -> pd.Series:
-        """Mean over nodes or times that were left out of each of the :attr:`errors`, and their number ``n``."""
+        """Average :attr:`errors` over left-out nodes or times, ``n`` in number."""
         chosen = self.errors[(self.errors["left_out"] == left_out) & (self.errors["between"] == between)]
         return pd.Series({**chosen[list(ERRORS)].mean(), "n": len(chosen)})
 
     def sentences(self) -> list[str]:
-        """How far to trust predictions, from nodes and times that were left out in turn."""
+        """Describe the cross-validation errors of nodes and times."""
         kinds = ["node", *(["time"] if self.time_key else [])]
         return [self.sentence(kind, between=between) for kind in kinds for between in (True, False)]
 
     def sentence(self, left_out: str, *, between: bool) -> str:
-        """How far to trust the prediction of a node or a time, between samples or beyond them."""
+        """Describe the cross-validation error of one kind of prediction."""
         error = self.expected_error(left_out, between=between)
         where = "between samples" if between else "beyond samples (extrapolation)"
         what = f"a {left_out} that was not sampled, {where},"
@@ -319,7 +338,7 @@ class Lineage(MeasuredLineage, Result):
         )
 
     def warnings(self) -> list[str]:
-        """Reasons not to rely on predictions."""
+        """Return reasons not to rely on predictions."""
         found = []
         for kind in ("node", "time"):
             error = self.expected_error(kind, between=True)
@@ -335,14 +354,14 @@ class Lineage(MeasuredLineage, Result):
 
 
 def shares_from(log_share: np.ndarray) -> np.ndarray:
-    """Shares of counts from their logarithms with a pseudo-count, above 0."""
+    """Invert the log with pseudo-count; shares are at least LEAST_SHARE."""
     return np.asarray(np.maximum(np.exp(log_share) - PSEUDO, LEAST_SHARE))
 
 
 ERRORS = ("predicted", "nearest", "blend", "halves")
 
 
-# ---- fit: measure a lineage, find the law of expression, and leave each sampled node and time out in turn
+# ---- fit: measure, fit the Gaussian process, and cross-validate over nodes and times
 
 
 @checked
@@ -353,20 +372,29 @@ def fit_lineage(
     *,
     tree: LineageTree | Clade | Path | str | None = None,
 ) -> Lineage:
-    """Measure expression along a lineage, and fit the law by which it follows where nobody sampled.
+    """Fit a Gaussian process of gene expression along a lineage.
+
+    Expression is measured by node and time bin from pseudobulk counts. The model is in :mod:`bdm.kriging.law`.
 
     Parameters
     ----------
     adata
-        Cells with raw counts, and the columns that ``settings`` name.
+        Cells with raw counts, and the columns of ``obs`` in ``settings``.
+    settings
+        Columns of nodes and times, time bins, and the kernels to use.
     tree
-        The lineage tree in Newick, as a file or text, with a node for each cell type; that of the lineage names, if not
-        given.
+        Lineage tree in Newick (file or text), with a node for each cell type. None to build it from the lineage names
+        in ``settings.lineage_key``.
+
+    Returns
+    -------
+    Lineage with the measurements, the fitted Gaussian process and its cross-validation errors.
 
     Raises
     ------
     InputError
-        If a column is missing or no time, a name has no node, times contradict the tree, or counts are not raw.
+        If a column is missing or invalid, a name has no node, times contradict the tree, counts are not raw, fewer than
+        three points have enough cells, or both or neither of ``tree`` and ``settings.lineage_key`` are given.
     """
     given = None if tree is None else read_lineage_tree(tree)
     chosen, _ = cells_on_tree(rna_in(adata, counts=settings.counts), settings, given)
@@ -376,7 +404,7 @@ def fit_lineage(
     compared = most_significant(data)[:N_COMPARED]
     kinds = {"node": "node"} if settings.time_key is None else {"node": "node", "time": "bin"}
     groups = {kind: groups_of(found.points[column]) for kind, column in kinds.items()}
-    groups = {kind: of_kind for kind, of_kind in groups.items() if len(of_kind) > 1}  # as others predict each
+    groups = {kind: of_kind for kind, of_kind in groups.items() if len(of_kind) > 1}  # one cannot be left out
     errors = []
     for kind, of_kind in groups.items():
         predicted = left_out(law, data.genes(compared), kernels, of_kind)[0]
@@ -398,11 +426,11 @@ def fit_lineage(
 
 
 def temperature_of(lineage: Lineage, cells: LineageCells) -> float | None:
-    """Find the temperature of fates, by the likelihood of the known fates of cells of leaves.
+    """Fit the temperature of fates by maximum likelihood on cells of leaves.
 
-    The first sample of each leaf is left out, so that expression is expected backwards in time, as it is of
-    progenitors. Shares of its cells at the temperature, 1 or more, are those with the highest likelihood (Guo et al.
-    2017, On Calibration of Modern Neural Networks). None without times, or cells that can be left out.
+    The first time bin of each leaf is left out, so that expression is extrapolated backwards in time, as for
+    progenitors. The temperature is at least 1 (temperature scaling, Guo et al. 2017, On Calibration of Modern Neural
+    Networks). None without times, or with too few leaves or left-out cells.
     """
     if lineage.time_key is None:
         return None
@@ -427,14 +455,14 @@ def temperature_of(lineage: Lineage, cells: LineageCells) -> float | None:
 
 
 def groups_of(column: pd.Series) -> list[np.ndarray]:
-    """Rows of the points of each value of a column."""
+    """Return the rows of each value of a column."""
     return [np.sort(np.asarray(rows)) for rows in column.groupby(column).indices.values()]
 
 
 def errors_of(
     found: MeasuredLineage, kind: str, group: np.ndarray, predicted: np.ndarray, genes: np.ndarray
 ) -> pd.DataFrame:
-    """Compute errors of points that were left out together, apart for those between others and beyond them."""
+    """Compute cross-validation errors of a group, by whether points are between others."""
     n, real = len(found.points), (found.log_share - found.log_share.mean(axis=0))[:, genes]
     others = np.setdiff1d(np.arange(n), group)
     path, ancestral = found.places.path(found.tree, found.end), found.places.ancestral(found.tree)

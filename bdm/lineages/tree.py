@@ -1,4 +1,4 @@
-"""The lineage tree: nodes and their mothers, times of division, and how much of their lineage two places share."""
+"""Lineage trees, times of divisions, and kernels between places."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.tree import Clade, rejecting_deep_trees
 from bdm.settings import LineageRelation
 
-UNNAMED = "ancestor of "  # first and last descendants of a node without a name
-ROOT = "root"  # name of the common ancestor of lineage names without a common first letter
-EARLY, LATE = 0.05, 0.95  # quantiles of the times of a node's cells, between which it exists
-SMOOTH = (0.1, 0.25, 0.5)  # scales of differences in time, in units of the range of times
-REVERSION = (0.25, 0.7, 1.75)  # scales of paths through the tree, after which expression is forgotten, likewise
+UNNAMED = "ancestor of "  # name of an unnamed node, followed by its first and last descendants
+ROOT = "root"  # name of the root if lineage names do not begin alike
+EARLY, LATE = 0.05, 0.95  # quantiles of times of a node's cells, as its begin and end
+SMOOTH = (0.1, 0.25, 0.5)  # length scales in time, as fractions of the range of times
+REVERSION = (0.25, 0.7, 1.75)  # length scales of paths through the tree, likewise
 
 
 @dataclass(frozen=True)
 class LineageTree:
-    """A lineage tree, in which any node may have cells.
+    """Lineage tree; any node may have cells.
 
     Attributes
     ----------
     nodes
-        Names, mothers before their daughters.
+        Names, mothers before daughters.
     mother
         Index of the mother of each node; -1 for the root.
     length
-        Length of the branch that leads to each node.
+        Length of the branch to each node.
     """
 
     nodes: tuple[str, ...]
@@ -42,7 +42,7 @@ class LineageTree:
 
     @classmethod
     def from_clade(cls, clade: Clade) -> "LineageTree":
-        """Read a tree whose inner nodes have names; one without is named after its first and last descendants."""
+        """Convert a tree; unnamed nodes are named after their descendants."""
         names: list[str] = []
         mothers, lengths = [], []
 
@@ -67,9 +67,9 @@ class LineageTree:
 
     @classmethod
     def from_names(cls, names: Iterable[str]) -> "LineageTree":
-        """Make the tree of lineage names, such as ``ABpla``: every beginning of a name is an ancestor.
+        """Build the tree from lineage names such as ``ABpla``.
 
-        Of several names of one node, ``ABal/ABpr``, the first counts.
+        Each prefix of a name is an ancestor. If a node has alternative names, as in ``ABal/ABpr``, the first is used.
         """
         by_path: dict[str, str] = {}
         for name in sorted(set(names)):
@@ -88,28 +88,28 @@ class LineageTree:
         return cls(nodes, np.array(mother), np.ones(len(nodes)))
 
     def find(self, name: str) -> int:
-        """Index of a node, whose name may have spaces in place of underscores."""
+        """Return the index of a node; spaces and underscores are equal in names."""
         if not self.has(name):
             raise InputError(unknown_node(name, self.nodes))
         return self.index[name] if name in self.index else self.index_by_words[in_words(name)]
 
     def has(self, name: str) -> bool:
-        """Whether there is a node of a name, whose name may have spaces in place of underscores."""
+        """Return whether a node exists; spaces and underscores are equal in names."""
         return in_words(name) in self.index_by_words
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Index of each node, by its name."""
+        """Index of each node by name."""
         return {node: number for number, node in enumerate(self.nodes)}
 
     @cached_property
     def index_by_words(self) -> dict[str, int]:
-        """Index of each node, by its name with spaces; of the first, where several have one."""
+        """Index of each node by name with spaces; the first if several are equal."""
         return {in_words(node): number for node, number in reversed(self.index.items())}
 
     @cached_property
     def lines(self) -> list[list[int]]:
-        """Each node followed by all above it, up to the root."""
+        """Path from each node to the root."""
         lines: list[list[int]] = []
         for node, mother in enumerate(self.mother):
             lines.append([node, *(lines[mother] if mother >= 0 else [])])
@@ -117,7 +117,7 @@ class LineageTree:
 
     @cached_property
     def is_below(self) -> np.ndarray:
-        """Whether a node (row) is another (column), or descends from it."""
+        """Whether a node (row) is or descends from another (column), nodes x nodes."""
         found = np.zeros((len(self.nodes),) * 2, dtype=bool)
         for node, line in enumerate(self.lines):
             found[node, line] = True
@@ -130,7 +130,7 @@ class LineageTree:
 
     @cached_property
     def common(self) -> np.ndarray:
-        """Last common ancestor of two nodes."""
+        """Last common ancestor of two nodes, nodes x nodes."""
         found = np.zeros((len(self.nodes),) * 2, dtype=int)
         for node, mother in enumerate(self.mother):
             found[node, :node] = found[:node, node] = found[mother, :node]
@@ -138,18 +138,18 @@ class LineageTree:
         return found
 
     def daughters(self, node: int) -> list[int]:
-        """Nodes that a node divides into."""
+        """Return the daughters of a node."""
         return np.flatnonzero(self.mother == node).tolist()
 
 
 def in_words(name: str) -> str:
-    """Write a name with spaces in place of underscores."""
+    """Replace underscores by spaces."""
     return name.replace("_", " ")
 
 
 @rejecting_deep_trees()
 def read_lineage_tree(tree: LineageTree | Clade | Path | str) -> LineageTree:
-    """Read a lineage tree from a Newick file or text, whose inner nodes have names, or take one in memory."""
+    """Read a lineage tree from a Newick file, Newick text, or an object."""
     if isinstance(tree, LineageTree):
         return tree
     if isinstance(tree, Clade):
@@ -169,7 +169,7 @@ def read_lineage_tree(tree: LineageTree | Clade | Path | str) -> LineageTree:
 
 
 def check_order(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> None:
-    """Reject times by which the cells of a daughter are mostly older than those of her mother."""
+    """Reject times if the median of a descendant precedes its ancestor's."""
     median = pd.Series(time).groupby(node).median()
     for daughter, line in enumerate(tree.lines):
         for mother in line[1:]:
@@ -182,15 +182,15 @@ def check_order(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> None:
 
 
 def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Estimate when each node divides, from the times of cells and their nodes; infinite for leaves.
+    """Estimate the time at which each node divides; infinite for leaves.
 
-    A node with cells divides when its cells are best separated from those of its daughters by time. Nodes without cells
-    share the time between the last cells before and the first cells after them evenly.
+    If a node and a daughter have cells, the division is the time that best separates its cells from its descendants.
+    Consecutive nodes without cells divide the time between the neighbouring cells evenly.
     """
     n = len(tree.nodes)
     sampled, end = np.isin(np.arange(n), node), np.full(n, np.inf)
     origin = origin_of(tree, pd.Series(time).groupby(node).min().reindex(range(n)).to_numpy(), time.max())
-    first: list[list[tuple[int, float]]] = [[] for _ in range(n)]  # generations to the next cells below, and their time
+    first: list[list[tuple[int, float]]] = [[] for _ in range(n)]  # generations to the next cells below, their start
     for number in range(n)[::-1]:
         if sampled[number]:
             first[number] = [(0, float(np.quantile(time[node == number], EARLY)))]
@@ -213,9 +213,17 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
 
 
 def origin_of(tree: LineageTree, first: np.ndarray, last: float) -> float:
-    """Estimate when a lineage begins, from the time of the first cell of each node, and of the last of all.
+    """Estimate when a lineage begins.
 
-    Generations above the first cells are as long as all are on average; so the origin moves with the times.
+    Generations before the first cells get the average length of a generation. Shifting or scaling all times shifts or
+    scales the origin likewise.
+
+    Parameters
+    ----------
+    first
+        Time of the first cell of each node; NaN without cells.
+    last
+        Time of the last of all cells.
     """
     sampled, above = ~np.isnan(first), np.array([len(line) - 1 for line in tree.lines])
     generation = (last - np.nanmin(first)) / (above.max() + 1)
@@ -224,7 +232,7 @@ def origin_of(tree: LineageTree, first: np.ndarray, last: float) -> float:
 
 
 def separation(before: np.ndarray, after: np.ndarray) -> float:
-    """Time by which two sets of times are separated with the lowest sum of their shares on the wrong side."""
+    """Return the threshold that separates two sets of times with the lowest error."""
     times = np.unique(np.concatenate([before, after]))
     wrong = [(before > time).mean() + (after <= time).mean() for time in times]
     return float(times[int(np.argmin(wrong))])
@@ -235,43 +243,46 @@ def separation(before: np.ndarray, after: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Places:
-    """Places in a lineage: a node, by its index, and a time, or the node's depth where there are no times."""
+    """Places in a lineage: index of a node, and time (the depth if untimed)."""
 
     node: np.ndarray
     time: np.ndarray
 
     def join(self, others: "Places") -> "Places":
-        """Append other places."""
+        """Append places."""
         return Places(np.concatenate([self.node, others.node]), np.concatenate([self.time, others.time]))
 
     def shared(self, tree: LineageTree, end: np.ndarray) -> np.ndarray:
-        """Time that two places share, up to the division of their last common ancestor."""
+        """Return the shared path of two places: time until their lineages divide."""
         common = tree.common[self.node[:, None], self.node]
         limit = np.where(self.node[:, None] == self.node, np.inf, end[common])
         return np.asarray(np.minimum(np.minimum(self.time[:, None], self.time), limit))
 
     def path(self, tree: LineageTree, end: np.ndarray) -> np.ndarray:
-        """Length of the path through the lineage tree from one place to another."""
+        """Return path lengths through the tree, places x places."""
         return np.asarray(self.time[:, None] + self.time - 2 * self.shared(tree, end))
 
     def ancestral(self, tree: LineageTree) -> np.ndarray:
-        """Whether the place of a row is at or before that of a column in the same lineage."""
+        """Return whether a place (row) is an ancestor of another (column), or equal."""
         return np.asarray(tree.is_below[self.node][:, self.node].T & (self.time[:, None] <= self.time))
 
     def kernels(
         self, tree: LineageTree, end: np.ndarray, origin: float, span: float, relation: LineageRelation, timed: bool
     ) -> list[np.ndarray]:
-        """Covariances that compete: Brownian motion along the lineage, reversion, and change that all lineages share.
+        """Return candidate kernels, places x places.
+
+        Along the lineage: Brownian motion, and Ornstein-Uhlenbeck processes (which revert to the mean). Along time,
+        shared by all lineages: squared exponentials. With ``all``, also averages of both.
 
         Parameters
         ----------
         origin, span
-            Beginning of the lineage, and range of the times of the measured places.
+            Start time of the lineage, and range of times of measured places.
         timed
-            Whether there are times, rather than depths in the tree.
+            Whether places have times; otherwise, depths in the tree.
         """
         path, difference = self.path(tree, end), self.time[:, None] - self.time
-        brownian = np.maximum(self.shared(tree, end) - origin, 0) / span  # places before are as the first samples
+        brownian = np.maximum(self.shared(tree, end) - origin, 0) / span  # 0 before the origin
         reverting = [np.exp(-path / (scale * span)) for scale in REVERSION]
         along = [brownian, *reverting]
         smooth = [np.exp(-((difference / (scale * span)) ** 2) / 2) for scale in SMOOTH] if timed else []

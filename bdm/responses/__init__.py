@@ -1,1 +1,1 @@
-"""Responses of cell types to conditions, and cells in conditions that were never measured."""
+"""Responses of cell types to conditions, measured or predicted."""

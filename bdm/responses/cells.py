@@ -1,4 +1,4 @@
-"""Cells in another condition: counts of real or generated cells, thinned or added to as their type responds."""
+"""Predict cells in another condition by changing counts of real or generated cells."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from bdm.responses.results import Responses
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 512  # cells that are changed together; the random numbers of a seed depend on it
+BLOCK = 512  # cells per block; changing it changes the random numbers of a seed
 ABOUT = "Predicted cells: measured or generated cells, changed by bdm to another condition; they are no measurements."
 
 
@@ -36,44 +36,47 @@ def predict_cells(
     counts: str = "auto",
     seed: int = 0,
 ) -> AnnData:
-    """Change cells to another condition, one for one.
+    """Predict cells in another condition, one for each input cell.
 
     ::
 
         stimulated = bdm.tl.predict_cells(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
 
-    The log fold changes of the type, from the condition of the cells to the new one, change the share p of a gene in
-    the counts of all its cells to q. Where q < p, counts are thinned by q / p; where q > p, counts with the mean
-    N (q - p) are added to a cell with library size N, so dispersed that the counts have the dispersion of the new
-    condition. A type that the responses lack is predicted from its profile in these cells, which then have to be of the
-    control. Of cells that lack genes of the responses, as generated cells do, the other genes are changed: the part of
-    N that they are is known from the control cells of all types.
+    The input cells of a type in a condition have the share p of counts of a gene in total. The log fold change of the
+    type to the new condition changes p to q. If q < p, counts are thinned to the fraction q / p. If q > p, counts with
+    mean N (q - p) are added, where N is the library size, with the dispersion of the new condition.
+
+    A type that the responses lack is predicted from its profile in the input, which must be control cells. If the input
+    lacks genes of the responses, as generated cells do, only the genes in common are changed. Their share of the full
+    library is known from the control cells.
 
     Parameters
     ----------
     responses
         Result of :func:`bdm.tl.respond`.
     adata
-        Cells with raw counts, and the type of each, in the column of the data or ``cell_type``; without the columns of
-        conditions, all are of the control.
+        Cells with raw counts, and cell types in the column of the fit or ``cell_type``. Without a column of
+        conditions, all are control cells.
     condition
-        The new condition, to which cells of the control are changed; or the control, to which cells of all conditions
-        are changed back. Other cells are left out.
+        New condition. Control cells are changed to a condition, and cells of any condition back to the control; all
+        other cells are left out.
     cell_types
-        Types whose cells are changed and returned; all, if none are named.
+        Types to change and return; all by default.
     counts
-        Where the raw counts are, see :func:`bdm.data.counts.find_counts`.
+        Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
+    seed
+        Seed of all random numbers.
 
     Returns
     -------
-    Raw counts of all genes of the input (CSR, float32), and its ``obs`` with the new condition, ``original_condition``,
-    ``response`` (``measured`` or ``predicted``), and ``synthetic`` (True).
+    AnnData with raw counts of all input genes (CSR, float32). ``obs`` of the input gets the new condition,
+    ``original_condition``, ``response`` (``measured`` or ``predicted``) and ``synthetic`` (True).
 
     Raises
     ------
     InputError
-        If a condition or cell type is unknown, the cells have none of the genes, none is to be changed, counts are not
-        raw, or a type without a known profile has no control cells.
+        If a condition or type is unknown, no cells or genes can be changed, or counts are not raw. Also if the
+        responses lack a type, and its cells are not control cells.
     """
     condition = str(condition)
     cells, before, left_out = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
@@ -119,9 +122,10 @@ def predict_cells(
 def cells_to_change(
     responses: Responses, adata: AnnData, condition: str, cell_types: tuple[str, ...], counts: str
 ) -> tuple[AnnData, pd.Series, pd.Series]:
-    """Select the raw counts of cells to change, and their conditions; and count the others of these types by theirs.
+    """Select the cells to change.
 
-    Cells of the control are changed to a condition, and cells of all conditions to the control.
+    Returns their raw counts, their conditions, and the number of left-out cells by condition. Control cells are changed
+    to a condition, and cells of any condition to the control.
     """
     if condition not in (responses.control, *responses.conditions):
         raise InputError(unknown_condition(condition, (responses.control, *responses.conditions)))
@@ -145,7 +149,7 @@ def cells_to_change(
 
 
 def labels_of(responses: Responses, obs: pd.DataFrame) -> pd.Series:
-    """Return the type of each cell, in the column that the responses were fitted with, or that of generated cells."""
+    """Return cell types, from the column of the fit or ``cell_type``."""
     key = next((key for key in label_candidates(responses.label_key) if name_in(obs, key) in obs), None)
     if key is None:
         raise InputError(f"obs of the cells has no column {responses.label_key!r}, which the responses were made with.")
@@ -153,7 +157,7 @@ def labels_of(responses: Responses, obs: pd.DataFrame) -> pd.Series:
 
 
 def shared_genes(responses: Responses, cells: AnnData) -> tuple[np.ndarray, np.ndarray]:
-    """Find the genes of responses that cells have: their rows in the responses, and their columns."""
+    """Return rows of common genes in the responses, and columns in the cells."""
     column = np.asarray(cells.var_names.get_indexer(responses.genes.index))
     if (column < 0).all():
         raise InputError(
@@ -164,7 +168,10 @@ def shared_genes(responses: Responses, cells: AnnData) -> tuple[np.ndarray, np.n
 
 
 def part_of(responses: Responses, cell_type: str, genes: np.ndarray) -> float:
-    """Part of the counts of control cells that some genes have; the mean over types, if that of the type is unknown."""
+    """Return the share of some genes in control counts of a type.
+
+    For types without a profile, the mean over types.
+    """
     share = np.exp(responses.profile[responses.has_profile].astype(float)) - PSEUDO
     part = 1 - np.delete(share, genes, axis=1).sum(axis=1) / share.sum(axis=1)
     known = responses.related_types
@@ -172,14 +179,14 @@ def part_of(responses: Responses, cell_type: str, genes: np.ndarray) -> float:
 
 
 def share_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
-    """Share of some genes in the counts of all cells."""
+    """Return the share of each of some genes in the summed counts."""
     return np.asarray(counts[:, column].sum(axis=0), dtype=float).ravel() / float(max(counts.sum(dtype=float), 1))
 
 
 def new_profiles(
     responses: Responses, cells: AnnData, before: pd.Series, genes: np.ndarray, column: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Log shares of genes in the control cells of each type that has no profile in the responses."""
+    """Compute profiles of types that the responses lack, from their control cells."""
     labels, found = labels_of(responses, cells.obs), {}
     for name in sorted(set(labels) - set(responses.related_types)):
         is_type = (labels == name).to_numpy()
@@ -195,7 +202,7 @@ def new_profiles(
 
 
 def new_type(responses: Responses, name: str, profile: np.ndarray, genes: np.ndarray, n_cells: int) -> str:
-    """Phrase what the prediction of a type rests on whose profile the responses do not have."""
+    """Message for a type that the responses lack: how it is predicted."""
     n_known = int(responses.n_cells[responses.control].get(name, 0))
     known = f"too few control cells ({n_known})" if n_known else "no control cells"
     meant = "" if n_known else nearest_or(name, responses.related_types, "")
@@ -208,7 +215,7 @@ def new_type(responses: Responses, name: str, profile: np.ndarray, genes: np.nda
 
 
 def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
-    """Condition of each cell; that of the control, where ``obs`` has no such columns, as generated cells may not."""
+    """Return the condition of each cell; the control if ``obs`` has no such column."""
     if not any(name_in(obs, key) in obs for key in responses.condition_key):
         return pd.Series(responses.control, index=obs.index)
     found = conditions_of(obs, responses.condition_key)
@@ -219,14 +226,14 @@ def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
 
 
 def number_of(responses: Responses, condition: str) -> int:
-    """Row of the dispersion of a condition, or of the control."""
+    """Return the row of a condition or the control in ``dispersion``."""
     return 0 if condition == responses.control else 1 + responses.condition_number(condition)
 
 
 def change_of(
     responses: Responses, cell_type: str, condition: str, genes: np.ndarray, profiles: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """Log fold changes of some genes of a type from the control to a condition."""
+    """Predict log fold changes of genes from the control to a condition."""
     if cell_type not in profiles:
         return responses.predictions(condition, [cell_type], {}, genes).mean[:, 0]
     added = {cell_type: profiles[cell_type]}
@@ -243,15 +250,18 @@ def with_changes(
     *,
     pseudo: float = PSEUDO,
 ) -> sparse.csr_matrix:
-    """Change the counts of some genes (``column``) of cells, whose type has the ``share``, by log fold changes.
+    """Change counts of the genes in ``column`` from their ``share`` by log fold changes.
 
-    Where these genes are a part of all, shares are of their counts, and so is the pseudo-count, PSEUDO / part.
+    If the cells have only part of the genes, shares refer to this part, and the pseudo-count is PSEUDO / part.
     """
     return with_shares(counts, column, share, (share + pseudo) * np.exp(change) - pseudo, spread, generator)
 
 
 def expectations(responses: Responses, types: pd.DataFrame, n_new: pd.Series) -> Iterator[str]:
-    """State the error to expect of types in conditions; ``n_new``: control cells of types that responses lack."""
+    """Describe the error to expect for each type and condition.
+
+    ``n_new`` is the number of control cells of each type that the responses lack.
+    """
     least = responses.provenance["settings"]["min_cells"]
     few = n_new.index[n_new < least]
     for condition, of_condition in types.groupby("condition"):
@@ -269,10 +279,10 @@ def expectations(responses: Responses, types: pd.DataFrame, n_new: pd.Series) ->
 def effects_of_cells(
     responses: Responses, adata: AnnData, condition: str, *, cell_types: str | Sequence[str] = (), counts: str = "auto"
 ) -> pd.DataFrame:
-    """Tabulate the log fold changes by which :func:`predict_cells` changes these cells, from and to the control.
+    """Tabulate the log fold changes behind :func:`predict_cells`.
 
-    Returns: tables of :meth:`bdm.responses.results.Responses.effects`, with the ``condition`` first: the new one, or
-    where cells go back to the control, those that they are in.
+    Returns the table of :meth:`bdm.responses.results.Responses.effects` with the first column ``condition``: the new
+    condition, or the original one of cells that are changed back to the control.
     """
     cells, before, _ = cells_to_change(responses, adata, condition, as_names(cell_types), counts)
     genes, column = shared_genes(responses, cells)

@@ -1,4 +1,4 @@
-"""Responses that were measured, log fold changes with their sampling variances; and how cell types are related."""
+"""Measure log fold changes of cell types, and compute kernels between types."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from bdm.hierarchy.tree import Clade
 from bdm.kriging.counts import PSEUDO, Sums, sizes_and_detected
 from bdm.settings import Relation, ResponseSettings
 
-PRIOR_DONORS = 4  # donors whose variance is worth as much as what other genes say of it
-N_BINS = 10  # of genes by expression, whose variance between donors is compared with that between cells
+PRIOR_DONORS = 4  # weight of the prior variance, in donors
+N_BINS = 10  # bins of genes by expression, for the prior variance between donors
 
 
 @dataclass(frozen=True)
 class MeasuredResponses:
-    """What was measured of each cell type in each condition.
+    """Measured responses of cell types to conditions.
 
     Arrays are conditions x cell types x genes; NaN where fewer cells than ``min_cells`` were measured.
     """
@@ -36,15 +36,15 @@ class MeasuredResponses:
     cell_types: tuple[str, ...]
     conditions: tuple[str, ...]  # without the control
     control: str
-    profile: np.ndarray  # log shares of counts in the control, cell types x genes
+    profile: np.ndarray  # natural log shares of counts in the control, cell types x genes
     effect: np.ndarray  # natural log fold changes from the control
-    variance: np.ndarray  # sampling variances of these
-    dispersion: np.ndarray  # squared coefficient of variation beyond counting: (control, conditions) x genes
+    variance: np.ndarray  # sampling variance of effect
+    dispersion: np.ndarray  # squared CV in excess of Poisson noise, (control, conditions) x genes
     n_cells: pd.DataFrame  # cell types x (control, conditions)
 
     @property
     def has_profile(self) -> np.ndarray:
-        """Whether each cell type has a profile, and thereby relations to others."""
+        """Whether each cell type has a profile, which kernels need."""
         return np.asarray(~np.isnan(self.profile).any(axis=1))
 
     @property
@@ -54,7 +54,7 @@ class MeasuredResponses:
 
 
 def conditions_of(obs: pd.DataFrame, keys: tuple[str, ...]) -> pd.Series:
-    """Condition of each cell: the value of a column of ``obs``, or the combined values of several."""
+    """Return the condition of each cell, joined if there are several columns."""
     first, *others = columns = [text_column(obs, key, argument="condition_key") for key in keys]
     if not others:
         return first
@@ -68,7 +68,7 @@ def conditions_of(obs: pd.DataFrame, keys: tuple[str, ...]) -> pd.Series:
 
 
 def control_of(conditions: pd.Series, control: str | None) -> str:
-    """Name of the control: the given one, or the only condition with a usual name of controls."""
+    """Return the control: by default the only condition with a usual name."""
     known = sorted(conditions.unique())
     if sentence := control_rejection(control, known):
         raise InputError(sentence)
@@ -76,13 +76,13 @@ def control_of(conditions: pd.Series, control: str | None) -> str:
 
 
 def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
-    """Measure the response of each cell type to each condition, from raw counts summed over its cells.
+    """Measure responses of cell types to conditions from pseudobulk counts.
 
     Raises
     ------
     InputError
-        If a column is missing, there is no control, no condition has cells of two types that are measured in the
-        control, too, or a condition cannot be distinguished from the one donor that has it.
+        If a column or the control is missing, or a condition has only one donor. Also if fewer than two types have
+        enough cells both in a condition and in the control.
     """
     condition = conditions_of(adata.obs, settings.condition_key)
     control = control_of(condition, settings.control)
@@ -109,7 +109,7 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
     before = sums_of(condition_code == 0)
     profile = np.where(enough[0][:, None], before.log_share, np.nan)
     dispersion[0] = before.dispersion(enough[0])
-    without_control: dict[int, list[np.ndarray]] = {}  # profiles, by conditions: without the mean effect on other types
+    without_control: dict[int, list[np.ndarray]] = {}  # their profiles in conditions, minus the mean effect
     for number in range(1, len(conditions)):
         after, measured = sums_of(condition_code == number), enough[number] & enough[0]
         of_condition = before.relative_variance + after.relative_variance
@@ -140,7 +140,7 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
 
 
 def donors_of(obs: pd.DataFrame, condition: pd.Series, key: str) -> np.ndarray:
-    """Give each cell the number of its donor, and check that every condition has two or more."""
+    """Return donor codes of cells; reject conditions with a single donor."""
     donor = text_column(obs, key, argument="donor_key")
     n_donors = donor.groupby(condition).nunique()
     if (n_donors < 2).any():
@@ -153,7 +153,7 @@ def donors_of(obs: pd.DataFrame, condition: pd.Series, key: str) -> np.ndarray:
 
 
 def check_measured(enough: np.ndarray, types: list[str], conditions: list[str]) -> None:
-    """Reject data without a response in two cell types, from which others could be predicted."""
+    """Reject conditions with fewer than two measured cell types."""
     if not enough[0].any():
         raise InputError(f"No cell type has enough cells in the control {conditions[0]!r}; see `min_cells=`.")
     if len(conditions) == 1:
@@ -178,21 +178,31 @@ def variance_between_donors(
     sums: tuple[Sums, Sums],
     of_cells: np.ndarray,
 ) -> np.ndarray:
-    """Estimate the sampling variance of effects where donors are the replicates, not cells; types x genes.
+    """Estimate the sampling variance of effects with donors as replicates.
 
-    The influence of a donor on an effect is its residual in the condition minus that in the control, each relative to
-    the pooled share; the sum of squared influences is the variance (a cluster-robust estimate, paired where a donor is
-    in both conditions). With few donors, it is shrunk to the variance between cells times the ratio that is usual for
-    genes of this expression, and is never below the variance between cells.
+    This is a cluster-robust estimate: the sum of squared influences times n / (n - 1) for n donors. The influence of a
+    donor is its residual in the condition minus its residual in the control, each relative to the pooled share. Donors
+    in both conditions are thus paired. With few donors, the estimate is shrunk to the variance between cells times the
+    mean ratio of both variances among genes of similar expression. It is at least the variance between cells.
 
     Parameters
     ----------
+    counts
+        Cells x genes.
+    size
+        Library size of each cell.
     group
-        Number of the type of each cell; in the condition, after those of the control.
+        Code of each cell: its type in the control, and the number of types plus its type in the condition.
+    donor
+        Code of the donor of each cell.
     sums
-        In the control, and in the condition.
+        Sums over cells of each type, in the control and in the condition.
     of_cells
-        Variance where cells are independent.
+        Variance for independent cells, types x genes.
+
+    Returns
+    -------
+    Variances, types x genes.
     """
     n_types, n_genes = of_cells.shape
     n_donors = int(donor.max()) + 1
@@ -215,30 +225,30 @@ def variance_between_donors(
 
 
 def usual_ratio(ratio: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Mean ratio of two variances among genes of similar expression."""
+    """Average a ratio of variances over genes of similar expression."""
     bins = (np.argsort(np.argsort(share)) * N_BINS) // len(share)
     means = np.array([ratio[bins == number].mean() if (bins == number).any() else 1.0 for number in range(N_BINS)])
     return np.asarray(means[bins])
 
 
-# ---- how cell types are related: by their tree, and by the distance of their profiles
+# ---- kernels between cell types, by their tree and by distances of profiles
 
-SCALES = (0.5, 1.0, 2.0)  # of distances, in units of their median
-CLOCKS = (1.0, 2.0)  # powers of the heights of nodes
+SCALES = (0.5, 1.0, 2.0)  # factors of distances in exponents, in units of their median
+CLOCKS = (1.0, 2.0)  # powers of heights of nodes
 
 
 @dataclass(frozen=True)
 class Relations:
-    """How cell types are related.
+    """Tree and distances of cell types, for kernels.
 
     Attributes
     ----------
     profile
-        Log shares of counts of the genes in the control, types x genes.
+        Natural log shares of counts in the control, types x genes.
     distance
-        Euclidean distance of their control profiles, types x types.
+        Euclidean distances of profiles, types x types.
     height
-        Height of the last common ancestor of two types in their tree, 0 for a type with itself and 1 at the root.
+        Height of the last common ancestor of two types, types x types: 0 on the diagonal, 1 at the root.
     """
 
     cell_types: tuple[str, ...]
@@ -248,13 +258,13 @@ class Relations:
 
     @classmethod
     def of(cls, profile: np.ndarray, cell_types: tuple[str, ...]) -> Relations:
-        """Relate types by their profiles, and by the tree of these by average linkage."""
+        """Compute distances of profiles, and their average-linkage tree."""
         distances = pdist(profile)
         height = squareform(cophenet(linkage(distances, "average")))
         return cls(cell_types, profile, squareform(distances), height / max(height.max(), 1e-12))
 
     def kernels(self, relation: Relation) -> list[np.ndarray]:
-        """Kernels that compete, types x types, with ones on the diagonal."""
+        """Return candidate kernels, types x types, with unit diagonal."""
         along_tree = [1 - self.height**power for power in CLOCKS]
         relative = self.distance / max(float(np.median(self.distance[np.triu_indices(len(self.distance), 1)])), 1e-12)
         smooth = [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]
@@ -262,19 +272,22 @@ class Relations:
 
     @cached_property
     def nodes(self) -> list[frozenset[str]]:
-        """Cell types below each node of the tree, the root first, and those with fewest types last."""
+        """Cell types below each node of the tree, larger nodes first."""
         below = {frozenset(np.flatnonzero(row <= level)) for row in self.height for level in row}
         ordered = sorted(below, key=lambda rows: (-len(rows), min(rows)))
         return [frozenset(self.cell_types[row] for row in rows) for rows in ordered]
 
     def parent(self, node: frozenset[str]) -> frozenset[str] | None:
-        """Node above a node; None for the root."""
+        """Return the parent of a node; None for the root."""
         above = [other for other in self.nodes if node < other]
         return min(above, key=lambda other: len(other)) if above else None
 
 
 def heights(tree: Clade, cell_types: tuple[str, ...]) -> np.ndarray:
-    """Height of the last common ancestor of types: the most nodes from it down to a type, relative to the root."""
+    """Return heights of last common ancestors, types x types.
+
+    The height of a node is its largest number of levels down to a leaf, divided by the height of the root.
+    """
     found = np.zeros((len(cell_types), len(cell_types)))
 
     def fill(node: Clade) -> tuple[int, list[int]]:

@@ -1,4 +1,4 @@
-"""Responses of cell types to conditions, measured and predicted: tables, expected errors, their fit, a model card."""
+"""Fit responses of cell types to conditions, and predict unmeasured ones."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ from bdm.kriging.law import Law, Measurements, Prediction, bins_of, calibration,
 from bdm.responses.measured import MeasuredResponses, Relations, heights, measure
 from bdm.settings import Relation, ResponseSettings
 
-MIN_TYPES = 4  # measured, below which predictions are warned of
-CLEARLY = 0.95  # of the error of the mean response, above which predictions are no better
-NEAREST = 100  # genes with the most significant changes, on which errors are computed
+MIN_TYPES = 4  # minimum number of measured types; with fewer, predictions get a warning
+CLEARLY = 0.95  # share of the mean response's error; above, predictions are called no better
+NEAREST = 100  # genes with the most significant changes, for errors
 
 
 @dataclass(frozen=True, repr=False)
 class Responses(MeasuredResponses, Result):
-    """Responses of cell types to conditions, and the law by which those follow that were never measured.
+    """Measured responses of cell types, with Gaussian processes for the rest.
+
+    The Gaussian process of a condition predicts the responses of unmeasured cell types.
 
     ::
 
@@ -45,35 +47,37 @@ class Responses(MeasuredResponses, Result):
     Attributes
     ----------
     genes
-        The ``var`` of the genes with enough counts; others do not respond.
+        ``var`` of the genes that are detected in enough cells; all others are left unchanged in predicted cells.
     cell_types, conditions, control
-        Names; the conditions without the control.
+        Names of cell types, of conditions without the control, and of the control.
     profile
-        Log share of counts of each gene in the control, cell types x genes; NaN for types never measured.
+        Natural log of the share of counts plus 1e-4 in the control, cell types x genes. With too few control cells,
+        it is estimated from the conditions. NaN if they have too few cells, too.
     effect, variance
-        Natural log fold changes from the control with their sampling variances, conditions x cell types x genes; NaN
-        where not measured.
+        Natural log fold changes from the control and their sampling variances, conditions x cell types x genes; NaN if
+        not measured.
     dispersion
-        Squared coefficient of variation of counts of a type beyond Poisson, (control, conditions) x genes.
+        Squared coefficient of variation of counts within types in excess of Poisson noise, (control, conditions) x
+        genes.
     n_cells
         Number of cells, cell types x (control, conditions).
     laws
-        The law of each condition.
+        Fitted Gaussian-process prior of each condition.
     calibration
-        Conditions x bins of expression: by what standard deviations of predictions are multiplied, so that 90%
-        intervals have 90% of the genes of measured types that are left out.
+        Factors of posterior standard deviations, conditions x bins of expression. They make 90% intervals cover 90% of
+        the genes of left-out types.
     errors
-        A row for each measured ``condition`` and ``cell_type``: errors of the log fold changes of its 100 most
-        significantly changed genes, relative to their size (0: exact, 1: as cells without a change), if it is left out
-        and predicted by the law (``predicted``), without relations between types (``unrelated``), by the mean of the
-        other types (``common``), by the type with the nearest control profile (``nearest``); and the error that
-        measurement alone causes (``sampling``).
+        Table of leave-one-out errors, by measured ``condition`` and ``cell_type``. Errors are root mean squares over
+        the 100 most significantly changed genes, relative to their log fold changes (0: exact, 1: no better than
+        unchanged cells), by method: the Gaussian process (``predicted``), the same without kernels between types
+        (``unrelated``), the mean of the other types (``common``), or the type with the nearest control profile
+        (``nearest``). ``sampling`` is the measurement error.
     height
-        Heights of common ancestors in the tree that was given, types x types; None for that of the profiles.
+        Heights of common ancestors in the user's tree, types x types; None if types were clustered.
     relation
-        What responses may covary along.
+        Relations along which responses may covary: ``all``, ``tree``, ``distance`` or ``none``.
     label_key, condition_key
-        Columns of ``obs`` of the data.
+        Columns of ``obs`` in the data.
     provenance
         Version, packages, seed and settings.
     """
@@ -93,30 +97,30 @@ class Responses(MeasuredResponses, Result):
         return "\n".join(self.sentence(name) for name in self.conditions)
 
     def condition_number(self, condition: str) -> int:
-        """Find the number of a condition that is not the control."""
+        """Return the index of a condition; reject the control and unknown names."""
         if condition not in self.conditions:
             raise InputError(unknown_condition(condition, self.conditions))
         return self.conditions.index(condition)
 
     @property
     def measured(self) -> pd.DataFrame:
-        """Whether the response was measured, cell types x conditions."""
-        is_measured = ~np.isnan(self.effect[:, :, 0])  # of all genes, or of none
+        """Whether each response was measured, cell types x conditions."""
+        is_measured = ~np.isnan(self.effect[:, :, 0])  # for all genes or none
         return pd.DataFrame(is_measured.T, index=self.cell_types, columns=self.conditions)
 
     def is_measured(self, condition: str, cell_type: str) -> bool:
-        """Whether the response of a type to a condition was measured."""
+        """Return whether the response of a type to a condition was measured."""
         return cell_type in self.cell_types and bool(self.measured.loc[cell_type, condition])
 
     def of_genes(self, rows: np.ndarray) -> Responses:
-        """Take some of the genes, by which types that are added are related to others."""
+        """Select genes by row; distances between types then use these genes only."""
         if len(rows) == len(self.genes):
             return self
         arrays = ("profile", "effect", "variance", "dispersion")
         return replace(self, genes=self.genes.iloc[rows], **{name: getattr(self, name)[..., rows] for name in arrays})
 
     def relations(self, added: dict[str, np.ndarray] | None = None) -> Relations:
-        """Relate the cell types that have a profile, and others by their profiles."""
+        """Return relations of the types with a profile, and of added profiles by name."""
         added = added or {}
         names = (*self.related_types, *added)
         found = Relations.of(np.vstack([self.profile[self.has_profile], *added.values()]), names)
@@ -138,14 +142,18 @@ class Responses(MeasuredResponses, Result):
         added: dict[str, np.ndarray],
         genes: slice | np.ndarray = slice(None),
     ) -> Prediction:
-        """Predict responses of cell types, genes x types.
+        """Predict natural log fold changes, genes x types.
 
         Parameters
         ----------
+        condition
+            Measured condition.
+        cell_types
+            Types to predict.
         added
-            Log shares of counts of the genes in the control, of types that the responses lack, by name.
+            Control profiles (log shares of counts) of types that the responses lack, by name.
         genes
-            Rows of the predicted genes.
+            Rows of genes to predict; all by default.
         """
         number, relations = self.condition_number(condition), self.relations(added)
         missing = [name for name in cell_types if name not in relations.cell_types]
@@ -158,23 +166,25 @@ class Responses(MeasuredResponses, Result):
     def effects(
         self, condition: str, cell_types: str | Sequence[str] = (), *, profiles: dict[str, np.ndarray] | None = None
     ) -> pd.DataFrame:
-        """Tabulate expected log fold changes of genes between a condition and the control.
+        """Predict log2 fold changes from the control to a condition.
 
         Parameters
         ----------
         condition
-            A condition that was measured in some types.
+            Condition that was measured in some types.
         cell_types
-            All that the responses have, if none are named.
+            Types to tabulate; by default all with a profile, and those in ``profiles``.
         profiles
-            Log shares of counts in the control of further types, by name.
+            Control profiles of further types by name: natural log of the share of counts plus 1e-4, for each gene.
 
         Returns
         -------
-        A row for each cell type and gene: ``log2_fold_change``, its standard deviation ``sd``, the probability
-        ``sign`` that its sign is right; the parts that it is the sum of: ``common`` to all types, by the expression
-        ``level`` of the gene in the type, of ``related`` types, and the type's ``own``; and where it was ``measured``
-        (True), the measured ``measured_log2_fold_change``.
+        Table with a row for each ``cell_type`` and ``gene``. Columns:
+
+        - ``log2_fold_change``, its standard deviation ``sd``, and the probability ``sign`` that its sign is right
+        - the terms of its sum: ``common`` to all types, due to the expression ``level`` of the gene in the type, shared
+          with ``related`` types, and the type's ``own``
+        - ``measured`` (True or False), and the ``measured_log2_fold_change``, NaN if not measured
 
         Raises
         ------
@@ -202,22 +212,27 @@ class Responses(MeasuredResponses, Result):
         return pd.concat(tables, ignore_index=True)
 
     def most_changed(self, condition: str) -> np.ndarray:
-        """Rows of the genes that are among the most significantly changed of a cell type."""
+        """Return rows of genes that are among the most changed of any type."""
         return np.unique(most_changed(measurements(self, self.condition_number(condition), self.relations())))
 
     def branches(self, condition: str, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:
-        """Where on the tree the response to a condition changes.
+        """Tabulate how the response to a condition changes along the tree.
 
         Parameters
         ----------
+        condition
+            Condition that was measured in some types.
         genes
-            Rows of the genes that are tabulated.
+            Rows of genes to tabulate; all by default.
 
         Returns
         -------
-        A row for each branch, ``cell_types`` below it joined by ``"; "``, and gene: the ``mean`` log2 fold change of
-        these types, its ``change`` from that of the types below the parent of the branch (at the root, the mean
-        itself), and the change divided by its standard deviation (``z``), the largest first.
+        Table with a row for each branch and ``gene``, the largest ``z`` of each branch first. Columns:
+
+        - ``cell_types`` below the branch, joined by ``"; "``
+        - ``mean``: average log2 fold change of these types
+        - ``change`` of the mean from the parent branch; at the root, the mean itself
+        - ``z``: change divided by its standard deviation
         """
         relations = self.relations()
         found = self.predictions(condition, relations.cell_types, {}, genes)
@@ -233,21 +248,21 @@ class Responses(MeasuredResponses, Result):
         return pd.concat(tables, ignore_index=True)
 
     def next_prediction(self) -> tuple[str, str]:
-        """Name a condition and a type with control cells, if possible one that was not measured in the condition."""
+        """Suggest a condition and a type with control cells, unmeasured if possible."""
         types = [name for name in self.related_types if self.n_cells.loc[name, self.control]]
         return min(product(self.conditions, types), key=lambda pair: self.is_measured(*pair))
 
     def n_measured(self, condition: str) -> int:
-        """Count the cell types in which the response to a condition was measured."""
+        """Count the cell types with a measured response to a condition."""
         return int(self.measured.iloc[:, self.condition_number(condition)].sum())
 
     def expected_error(self, condition: str) -> pd.Series:
-        """Mean over measured cell types of each of the :attr:`errors` of a condition."""
+        """Average :attr:`errors` of a condition over measured cell types."""
         of_condition = self.errors[self.errors["condition"] == self.conditions[self.condition_number(condition)]]
         return of_condition.drop(columns=["condition", "cell_type"]).mean()
 
     def sentence(self, condition: str) -> str:
-        """How far to trust a prediction in a condition, from the measured types that were left out in turn."""
+        """Describe the leave-one-out error of predictions in a condition."""
         error, n_types = self.expected_error(condition), self.n_measured(condition)
         return (
             f"{condition}: a type that was not measured is predicted with {error['predicted']:.0%} of the error of "
@@ -256,7 +271,7 @@ class Responses(MeasuredResponses, Result):
         )
 
     def warnings(self, condition: str) -> list[str]:
-        """Reasons not to rely on predictions in a condition."""
+        """Return reasons not to rely on predictions in a condition."""
         error, found = self.expected_error(condition), []
         if (n_types := self.n_measured(condition)) < MIN_TYPES:
             found.append(f"In {condition}, only {n_types} types were measured, too few to say what others do.")
@@ -273,7 +288,7 @@ class Responses(MeasuredResponses, Result):
 
 
 def measurements(responses: MeasuredResponses, number: int, relations: Relations) -> Measurements:
-    """Measurements of a condition, in the order of related types."""
+    """Return the measurements of a condition, in the order of related types."""
     row = [responses.cell_types.index(name) if name in responses.cell_types else -1 for name in relations.cell_types]
     effect = np.where(np.array(row)[:, None] >= 0, responses.effect[number][row], np.nan)
     measured = np.flatnonzero(~np.isnan(effect).any(axis=1))
@@ -288,12 +303,12 @@ def measurements(responses: MeasuredResponses, number: int, relations: Relations
 
 
 def most_changed(data: Measurements) -> np.ndarray:
-    """Genes with the most significant changes, in this order, genes x measured types."""
+    """Return the genes with the most significant changes in order, genes x measured types."""
     significance = data.effect.abs() / data.variance.sqrt()
     return np.argsort(-significance.numpy(), axis=0, kind="stable")[:NEAREST]
 
 
-# ---- fit: measure responses, find the law of each condition, and leave each measured type out in turn
+# ---- fit: measure, fit a Gaussian process for each condition, and cross-validate over types
 
 
 @checked
@@ -301,21 +316,30 @@ def most_changed(data: Measurements) -> np.ndarray:
 def fit_responses(
     adata: AnnData, settings: ResponseSettings = ResponseSettings(), *, tree: Tree | None = None
 ) -> Responses:
-    """Measure the responses of cell types to conditions, and fit the law by which others follow.
+    """Fit Gaussian processes of responses of cell types to conditions.
+
+    Responses are log fold changes of pseudobulk counts. The model is in :mod:`bdm.kriging.law`.
 
     Parameters
     ----------
     adata
-        Cells of two conditions or more, with raw counts, and the columns that ``settings`` name.
+        Cells of the control and at least one other condition, with raw counts, and the columns of ``obs`` in
+        ``settings``.
+    settings
+        Columns, name of the control, and the kernels to use.
     tree
-        Your own tree of the cell types, see :class:`bdm.BranchedDiffusion`; that of their control profiles by average
-        linkage, if not given.
+        Your own tree of the cell types, as for :class:`bdm.BranchedDiffusion`. By default, control profiles are
+        clustered by average linkage.
+
+    Returns
+    -------
+    Responses with the measurements, the fitted Gaussian processes and their leave-one-out errors.
 
     Raises
     ------
     InputError
-        If a column, the control or a second measured type is missing, counts are not raw, or the tree has other cell
-        types.
+        If a column or the control is missing, or counts are not raw. Also if a condition has fewer than two measured
+        types or a single donor, or the tree does not match the cell types.
     """
     found = measure(rna_in(adata, counts=settings.counts), settings)
     known = found.has_profile
@@ -349,9 +373,9 @@ def fit_responses(
 
 
 def heights_in(tree: Clade, cell_types: tuple[str, ...], known: np.ndarray) -> np.ndarray:
-    """Relative heights of the last common ancestors of types in a tree, which may have types that are not known, too.
+    """Return heights of last common ancestors in a user's tree, types x types.
 
-    NaN for types that it does not have.
+    The tree must have the ``known`` types, and may have other types of the data; NaN for types that it lacks.
     """
     leaves = {leaf.replace("_", " ") for leaf in tree.leaves()}
     rows = [row for row, name in enumerate(cell_types) if known[row] or name.replace("_", " ") in leaves]
@@ -365,7 +389,7 @@ ERRORS = ("predicted", "unrelated", "common", "nearest", "sampling")
 
 
 def errors_of(data: Measurements, mean: np.ndarray, unrelated: np.ndarray, relations: Relations) -> pd.DataFrame:
-    """Errors of predictions of types that were left out; see :class:`bdm.responses.results.Responses`."""
+    """Compute leave-one-out errors, see :attr:`Responses.errors`."""
     effect, variance = data.effect.numpy(), data.variance.numpy()
     n_types, rows = effect.shape[1], []
     distance = relations.distance[np.ix_(data.measured, data.measured)].copy()
@@ -393,7 +417,7 @@ N_SHOWN = 10  # conditions
 
 
 def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[str, Any]:
-    """Give the card of a model of some cell types what it shows of responses."""
+    """Return the values for the responses section of a model card."""
     if set(responses.cell_types).isdisjoint(cell_types):
         raise InputError(
             f"The responses are of other cell types ({abbreviated(responses.cell_types, n_shown=3)}) than the model "
@@ -416,7 +440,7 @@ def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[s
 
 
 def error_rows(responses: Responses) -> Iterator[tuple[str, ...]]:
-    """Yield conditions, in how many types each was measured, and the expected error beside those of simpler ones."""
+    """Yield table rows: condition, number of measured types, and errors by method."""
     for name in responses.conditions[:N_SHOWN]:
         error = responses.expected_error(name)
         shown = (f"{error[method]:.0%}" for method in ("predicted", "common", "nearest", "sampling"))
