@@ -388,7 +388,7 @@ class BranchedDiffusion:
         Raises
         ------
         InputError
-            If the model has no such modality, or genes or covariates are missing.
+            If the model has no such modality, genes or covariates are missing, or a cell type is unknown.
         """
         chosen = modality_named(self.model, modality)
         question = question_of(cells_for(adata, self.model, keys), self.model, keys)
@@ -488,8 +488,8 @@ class BranchedDiffusion:
         Raises
         ------
         InputError
-            If the model was loaded without cells, there are no test cells, the test cells are training cells, or a set
-            has too few cells or a reserved name.
+            If the model was loaded without cells, there are no test cells, or most of them are training cells. Also if
+            a set has too few cells or a reserved name.
 
         Examples
         --------
@@ -617,8 +617,8 @@ class BranchedDiffusion:
         settings
             Settings of the audit. Set ``cells_per_training_cell`` to generate as many cells as you will share.
         models
-            Folder of the models of the folds: they are read if they exist, and otherwise fitted and saved. None to keep
-            them in memory.
+            Folder of the models of the folds. Existing models are read; missing ones are fitted and saved. If None, no
+            models are saved.
 
         Returns
         -------

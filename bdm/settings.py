@@ -18,7 +18,7 @@ from bdm._core.validation import keys_rejection, split_rejection
 AS_FITTED = Unset("as in the model's data")
 WITHOUT_LABELS = "cell"  # the one cell type of cells without labels; the Cell Ontology's term for any cell, CL:0000000
 
-# ---- of one run: seed, files, and cell types
+# ---- options of single runs: seed, files, cell types
 
 Seed = Annotated[int, Ge(0), "Seed of every random draw; the same seed gives the same results on the same machine."]
 Labels = Annotated[
@@ -41,12 +41,12 @@ Counts = Annotated[
     "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`: the first of layer `counts`, `raw` and `X` "
     "that holds counts.",
 ]
-Relation = Literal["all", "tree", "distance", "none"]  # of cell types, along which their responses covary
+Relation = Literal["all", "tree", "distance", "none"]  # relations of cell types along which responses covary
 PredictedCondition = Annotated[
     str, MinLen(1), "Condition to change control cells to, or the control, to change other cells back."
 ]
 PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all that the cells have")]
-LineageRelation = Literal["all", "lineage", "time", "none"]  # of places in a lineage, along which expression covaries
+LineageRelation = Literal["all", "lineage", "time", "none"]  # relations of places along which expression covaries
 LineageTreeFile = Annotated[
     Path | None, "Lineage tree in Newick, whose nodes have names.", Unset("that of the lineage names")
 ]
@@ -144,7 +144,7 @@ class PrepareSettings(StageSettings):
         int,
         Ge(1),
         "Leave out cell types of fewer cells.",
-        Key(bounds=(Ge(3),)),  # one cell for each part of the split, which are three in the workflow
+        Key(bounds=(Ge(3),)),  # one cell per part of the split; the workflow has three
     ] = 10
     min_donors: Annotated[
         int, Ge(1), "Leave out cell types, and form no sub-populations, of cells of fewer effective donors."
@@ -322,7 +322,7 @@ class InterpretationSettings(StageSettings):
     Attributes
     ----------
     n_cells
-        Number of generated cells per branch, for its expected expression.
+        Number of sampled cells per branch, for the expression that the model expects.
     n_markers
         Number of markers per cell type.
     """

@@ -1,6 +1,6 @@
 """Analyses beyond one model: responses to conditions, lineages, and tests.
 
-The classes of results load audits, power analyses and evaluations of predicted cells from their folders.
+The module also has the classes of results, to load them from their folders.
 
 ::
 

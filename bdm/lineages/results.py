@@ -88,7 +88,7 @@ class Lineage(MeasuredLineage, Result):
         Factors of posterior standard deviations, by bin of expression. They make 90% intervals cover 90% of the genes
         of left-out nodes.
     temperature
-        Divisor of log likelihoods in :func:`bdm.tl.fates`; None if unknown, see :func:`temperature_of`.
+        Divisor of log likelihoods in :func:`bdm.tl.fates`, at least 1; None if there are too few cells to fit it.
     errors
         Table of cross-validation errors. Rows: the ``name`` of each node or time (``left_out``), with ``n_points``
         points that are ``between`` samples or not. Errors are root mean squares of log expression relative to the
