@@ -33,13 +33,13 @@ class MeasuredLineage:
 
     genes: pd.DataFrame
     tree: LineageTree
-    end: np.ndarray  # time at which each node divides; infinite for leaves
+    end: np.ndarray  # time at which each node divides, infinite for leaves; depth without times
     points: pd.DataFrame  # node, mean time, bin and n_cells of each point
     log_share: np.ndarray  # natural log of shares of counts, with a pseudo-count
     variance: np.ndarray  # sampling variance of log_share
     halves: np.ndarray  # squared error of log_share, estimated from two halves of the cells
     dispersion: np.ndarray  # squared coefficient of variation in excess of Poisson noise, by gene
-    n_cells: np.ndarray  # of each node
+    n_cells: np.ndarray  # number of cells of each node
     first: np.ndarray  # time of the first cell of each node; NaN without cells
     last: np.ndarray  # time of the last cell, likewise
     edges: np.ndarray  # lower edges of time bins; empty without times

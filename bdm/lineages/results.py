@@ -69,7 +69,8 @@ class Lineage(MeasuredLineage, Result):
     tree
         Lineage tree, mothers before daughters.
     end
-        Time at which each node divides, estimated from the times of cells; infinite for leaves.
+        Time at which each node divides, estimated from the times of cells; infinite for leaves. Without times, depth of
+        each node.
     points
         Table with a row for each measured ``node`` and time ``bin``, with mean ``time`` and ``n_cells``.
     log_share, variance
@@ -88,7 +89,7 @@ class Lineage(MeasuredLineage, Result):
         Factors of posterior standard deviations, by bin of expression. They make 90% intervals cover 90% of the genes
         of left-out nodes.
     temperature
-        Divisor of log likelihoods in :func:`bdm.tl.fates`, at least 1; None if there are too few cells to fit it.
+        Divisor of log likelihoods in :func:`bdm.tl.fates`, at least 1; None without times or enough cells to fit it.
     errors
         Table of cross-validation errors. Rows: the ``name`` of each node or time (``left_out``), with ``n_points``
         points that are ``between`` samples or not. Errors are root mean squares of log expression relative to the
@@ -404,7 +405,7 @@ def fit_lineage(
     compared = most_significant(data)[:N_COMPARED]
     kinds = {"node": "node"} if settings.time_key is None else {"node": "node", "time": "bin"}
     groups = {kind: groups_of(found.points[column]) for kind, column in kinds.items()}
-    groups = {kind: of_kind for kind, of_kind in groups.items() if len(of_kind) > 1}  # one cannot be left out
+    groups = {kind: of_kind for kind, of_kind in groups.items() if len(of_kind) > 1}  # needs another group
     errors = []
     for kind, of_kind in groups.items():
         predicted = left_out(law, data.genes(compared), kernels, of_kind)[0]

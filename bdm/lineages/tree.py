@@ -17,7 +17,7 @@ from bdm.settings import LineageRelation
 
 UNNAMED = "ancestor of "  # name of an unnamed node, followed by its first and last descendants
 ROOT = "root"  # name of the root if lineage names do not begin alike
-EARLY, LATE = 0.05, 0.95  # quantiles of times of a node's cells, as its begin and end
+EARLY, LATE = 0.05, 0.95  # quantiles of times of a node's cells, as its beginning and end
 SMOOTH = (0.1, 0.25, 0.5)  # length scales in time, as fractions of the range of times
 REVERSION = (0.25, 0.7, 1.75)  # length scales of paths through the tree, likewise
 

@@ -109,7 +109,7 @@ def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
     before = sums_of(condition_code == 0)
     profile = np.where(enough[0][:, None], before.log_share, np.nan)
     dispersion[0] = before.dispersion(enough[0])
-    without_control: dict[int, list[np.ndarray]] = {}  # their profiles in conditions, minus the mean effect
+    without_control: dict[int, list[np.ndarray]] = {}  # profiles in conditions minus the mean effect, by type
     for number in range(1, len(conditions)):
         after, measured = sums_of(condition_code == number), enough[number] & enough[0]
         of_condition = before.relative_variance + after.relative_variance

@@ -52,7 +52,7 @@ class Responses(MeasuredResponses, Result):
         Names of cell types, of conditions without the control, and of the control.
     profile
         Natural log of the share of counts plus 1e-4 in the control, cell types x genes. With too few control cells,
-        it is estimated from the conditions. NaN if they have too few cells, too.
+        it is estimated from the conditions. NaN if these have too few cells as well.
     effect, variance
         Natural log fold changes from the control and their sampling variances, conditions x cell types x genes; NaN if
         not measured.
