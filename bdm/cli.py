@@ -90,8 +90,8 @@ def bdm(
 def main() -> None:
     """Run the command line, and turn errors into exit codes.
 
-    Invalid input: one sentence, code 2. Failed training or lack of memory: one sentence, code 1. Interruption: code 130.
-    Bug: traceback, code 1.
+    Invalid input: one sentence, code 2. Failed training or lack of memory: one sentence, code 1. Interruption: code
+    130. Bug: traceback, code 1.
     """
     try:
         app()

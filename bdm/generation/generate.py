@@ -91,6 +91,18 @@ def generate_cells(
 ) -> ad.AnnData:
     """Generate the requested cells in memory.
 
+    Parameters
+    ----------
+    model
+        Fitted model.
+    request
+        Numbers of cells by population, batch and values of covariates, from
+        :func:`bdm.generation.request.request_cells`.
+    settings
+        Noise levels, and whether populations share their ancestors.
+    seed
+        Seed of every random draw; a cell does not depend on how many others are requested.
+
     Returns
     -------
     AnnData with raw counts in ``X`` (CSR, float32 as in scanpy), the model's ``var``, and the latent in
