@@ -275,9 +275,7 @@ def test_populations_without_cells_are_left_blank(divided, tmp_path):
 def test_cells_of_another_model_are_not_interpreted(divided):
     generated = divided.generate(20)
     generated.obs["sub_population"] = "cell/99"
-    with pytest.raises(
-        InputError, match=r"sub-populations that the model does not have \(cell/99\), so they are of ano"
-    ):
+    with pytest.raises(InputError, match=r"sub-populations that this model lacks \(cell/99\)"):
         inputs_of(divided.model, divided.prepared, generated, seed=0)
 
 
@@ -333,7 +331,7 @@ def test_all_commands_from_cells_to_report(cells, tmp_path, monkeypatch, caplog)
     ]:
         app(line.split(), standalone_mode=False)
     assert ad.read_h5ad("generated.h5ad").n_obs == 700
-    assert "are not computed for cells of one type" in caplog.text
+    assert "need two cell types; they are not computed" in caplog.text
     results = read_results(tmp_path)
     page = " ".join(re.sub("<[^>]+>", " ", report_page(results)).split())
     assert "The data are 700 cells without labels, of which 140 test cells were held out." in page
