@@ -220,11 +220,11 @@ class ExtensionReport(Result):
     Attributes
     ----------
     extensions
-        A row per type, see :func:`extension_row`.
+        A row per type, see ``extension_row``.
     likelihood
-        Log likelihood of held-out cells, see :func:`likelihood_table`.
+        Log likelihood of held-out cells, see ``likelihood_table``.
     genes
-        Genes that type-specific decoders change most, see :func:`genes_table`.
+        Genes that type-specific decoders change most, see ``genes_table``.
     hierarchy
         Hierarchy after the extension.
     n_before
@@ -343,7 +343,7 @@ def describe(row: Mapping[str, Any]) -> str:
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """Describe the gain of a type-specific decoder, given the type's :func:`extension_row`."""
+    """Describe the gain of a type-specific decoder, given the type's ``extension_row``."""
     gain, error, n_cells = row["gain"], row["gain_error"], row["n_held_out"]
     cell, remark = HELD_OUT[row["held_out"]]
     if n_cells < MIN_HELD_OUT:

@@ -48,7 +48,7 @@ class TransmutationEvaluation(Result):
     to
         New cell type or sub-population.
     table
-        Scores (see :func:`score_transmutation`) and ``n_cells``, with the index (``original_type``, ``set``). Sets are
+        Scores (see ``score_transmutation``) and ``n_cells``, with the index (``original_type``, ``set``). Sets are
         the floor (training cells of the new type), the transmuted sets, and ``unchanged`` (cells before transmutation).
     fold_changes
         Genes that differ most between the two types, by ``original_type``, ``set`` and ``gene`` (``label`` in figures).

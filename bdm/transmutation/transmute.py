@@ -78,7 +78,7 @@ def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSe
     model
         Fitted model.
     sources
-        Cells to transmute and their target, from :func:`select_sources`.
+        Cells to transmute and their target, from ``select_sources``.
     settings
         Noise levels of the solver.
     seed
