@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 from skmisc.loess import loess
 
-from bdm._core.errors import InputError
+from bdm._core.errors import InputError, counted
 from bdm._core.validation import column_rejection
 from bdm.data.columns import is_text
 from bdm.data.counts import CellCounts
@@ -190,7 +190,8 @@ def choose_genes(
     sums = BatchSums.over(train, batches, n_genes=len(genes))
     seen = sums.n_seen.sum(axis=0) >= min_cells
     if not seen.all():
-        logger.info("%d genes are seen in fewer than %d training cells.", (~seen).sum(), min_cells)
+        n_dropped = counted(int((~seen).sum()), "gene")
+        logger.info("Dropped %s detected in fewer than %d training cells.", n_dropped, min_cells)
     is_listed, is_kept = (
         np.zeros(len(genes), bool) if names is None else genes.isin(names) for names in (listed, kept)
     )
