@@ -42,7 +42,7 @@ from bdm.model.match import (
     populations_by,
     real_cells_for,
 )
-from bdm.model.model import BranchedModel, load_model, warn_of_few_cells
+from bdm.model.model import BranchedModel, load_model, warn_of_rare_types
 from bdm.settings import (
     AuditSettings,
     EvaluationSettings,
@@ -248,7 +248,7 @@ class BranchedDiffusion:
         self.fitted, self.history = fit(
             self.prepared, self.settings, tree=self.tree, seed=self.seed, device=self.device
         )
-        warn_of_few_cells(self.fitted, self.fitted.cell_types)
+        warn_of_rare_types(self.fitted, self.fitted.cell_types)
         self.interpretation, self.last_extension = None, ()
         return self
 
@@ -357,7 +357,7 @@ class BranchedDiffusion:
         require_package_of(self.model.form)
         settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
         request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)
-        warn_of_few_cells(self.model, request.n_cells)
+        warn_of_rare_types(self.model, request.n_cells)
         return to_form(generate_cells(self.model, request, settings, seed=seed), self.model.form)
 
     @computing

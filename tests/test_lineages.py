@@ -16,7 +16,7 @@ import bdm as package
 from bdm._core.errors import InputError
 from bdm.kriging.law import left_out
 from bdm.lineages.cells import parsed_time, reconstruct_cells
-from bdm.lineages.measured import measure
+from bdm.lineages.measured import locate, measure
 from bdm.lineages.results import Lineage, fit_lineage, groups_of
 from bdm.lineages.tree import LineageTree, Places, divisions, read_lineage_tree
 from bdm.settings import LineageSettings
@@ -104,7 +104,7 @@ def test_places_share_time_until_their_ancestor_divides():
 
 
 def test_nodes_left_out_in_closed_form_are_as_predicted_without(cells, lineage):
-    found = measure(cells, SETTINGS, TREE)
+    found = measure(*locate(cells, SETTINGS, TREE), TREE, SETTINGS)
     data, kernels = found.data(), found.kernels("all")
     group = np.flatnonzero(found.points["node"] == "a")
     groups = groups_of(found.points["node"])

@@ -43,7 +43,7 @@ def generate(
     from bdm.generation.at import parse_at
     from bdm.generation.generate import generated_cells, write_cells
     from bdm.generation.request import numbers_like, parse_cells, read_request, request_cells
-    from bdm.model.model import checksums, load_model, warn_of_few_cells
+    from bdm.model.model import checksums, load_model, warn_of_rare_types
 
     if sum(map(bool, (cells, cells_like, cells_from))) != 1:
         raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
@@ -59,7 +59,7 @@ def generate(
         if cells_from is not None:
             requested = read_request(cells_from)
         request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, snapshot=snapshot)
-        warn_of_few_cells(loaded, request.n_cells)
+        warn_of_rare_types(loaded, request.n_cells)
         generated = generated_cells(loaded, request, settings, seed=seed)
         write_cells(path, generated, checksums({}, model=model))
     n_cells, n_genes = request.n_cells, features_in_words(loaded.autoencoder.genes)

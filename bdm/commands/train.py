@@ -34,7 +34,7 @@ def train(
     from bdm.latent.cells import read_latent
     from bdm.model.card import save_with_card
     from bdm.model.fit import fit_model
-    from bdm.model.model import warn_of_few_cells
+    from bdm.model.model import warn_of_rare_types
 
     with atomic_write(out, folder_of="model.json") as folder:
         model, tables = fit_model(
@@ -48,7 +48,7 @@ def train(
             covariates=load_part(autoencoder, "covariates", CovariateEffects, of="autoencoder"),
             provenance=provenance(seed=seed, settings=asdict(settings)),
         )
-        warn_of_few_cells(model, model.cell_types)
+        warn_of_rare_types(model, model.cell_types)
         save_with_card(folder, model)
         write_tables(folder, tables)
     found = {"prior": model.prior.description}

@@ -30,7 +30,7 @@ from bdm.extension.fit import (
 from bdm.extension.new_cells import NewCells
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.cells import encode, latent_cells
+from bdm.latent.cells import encode, latent_cells, library_size_range
 from bdm.latent.moments import population_moments
 from bdm.model.fit import check_collapse, generated_levels
 from bdm.model.model import BranchedModel, Extension, composition_of, extended, type_specific_genes
@@ -148,7 +148,7 @@ def extend(
         sub_populations=sub_populations,
         moments=moments,
         prior_state=model.prior.fit_added(added, point.branch, settings.branch, seed=seed),
-        library_sizes=latent_cells(residuals, residual=False).library_size_range,
+        library_sizes=library_size_range(residuals),
         composition=composition_of(fitted_cells.obs),
         covariates=covariates,
         batches=batches or {},

@@ -84,12 +84,6 @@ class LatentCells:
         return LatentLayout(self.mean.shape[1] - len(self.sizes), self.sizes)
 
     @property
-    def library_size_range(self) -> Tensor:
-        """Minimum and maximum log library size; 2, or 2 x modalities if there are several."""
-        log_library_sizes = self.mean[:, self.layout.library_sizes].squeeze(1)
-        return torch.stack([log_library_sizes.amin(dim=0), log_library_sizes.amax(dim=0)])
-
-    @property
     def n_cells(self) -> Tensor:
         """Number of cells of each population."""
         return torch.bincount(self.population, minlength=len(self.populations))
@@ -206,8 +200,11 @@ def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> li
     return [cells for cells in (shared, *specific.values()) if len(cells)]
 
 
-def latent_cells(adata: ad.AnnData, *, every: bool = False, residual: bool = True) -> LatentCells:
+def latent_cells(adata: ad.AnnData, *, every: bool = False) -> LatentCells:
     """Convert the result of :func:`encode` to tensors.
+
+    With covariates, these are the residuals after regressing them out, see
+    :func:`bdm.covariates.effects.with_residuals`.
 
     Parameters
     ----------
@@ -215,14 +212,11 @@ def latent_cells(adata: ad.AnnData, *, every: bool = False, residual: bool = Tru
         Latents from :func:`encode`.
     every
         Whether to include test cells.
-    residual
-        Whether to use the residuals after regressing out covariates, see
-        :func:`bdm.covariates.effects.with_residuals`; without covariates, the latents themselves are used.
     """
     mask = np.full(adata.n_obs, True) if every else (adata.obs["split"] != "test").to_numpy()
     population = adata.obs["sub_population"].cat
     label = dict(zip(adata.obs["sub_population"], adata.obs["cell_type"].astype(str), strict=True))
-    if residual and RESIDUAL in adata.layers:
+    if RESIDUAL in adata.layers:
         mean, scale = adata.layers[RESIDUAL], adata.layers[RESIDUAL_SCALE]
     else:
         mean, scale = adata.X, adata.layers["scale"]
@@ -232,8 +226,20 @@ def latent_cells(adata: ad.AnnData, *, every: bool = False, residual: bool = Tru
         to_tensor(population.codes.to_numpy()[mask].astype(np.int64)),
         tuple(population.categories),
         tuple(label.get(name, name) for name in population.categories),
-        tuple(name for name in adata.var_names if not name.startswith("latent_")),
+        size_names(adata),
     )
+
+
+def size_names(adata: ad.AnnData) -> tuple[str, ...]:
+    """Return the names of the log library sizes, the last coordinates of :func:`encode`."""
+    return tuple(name for name in adata.var_names if not name.startswith("latent_"))
+
+
+def library_size_range(adata: ad.AnnData) -> Tensor:
+    """Return the smallest and largest log library size without test cells; 2, or 2 x modalities if several."""
+    mask = (adata.obs["split"] != "test").to_numpy()
+    sizes = to_tensor(np.asarray(adata.X[mask, -len(size_names(adata)) :])).squeeze(1)
+    return torch.stack([sizes.amin(dim=0), sizes.amax(dim=0)])
 
 
 def save_latent(folder: Path, latent: ad.AnnData, *, of: str) -> None:

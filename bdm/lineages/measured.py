@@ -162,17 +162,14 @@ def locate(
     return LineageCells(cells, node, time, np.searchsorted(edges, time, side="right") - 1), edges
 
 
-def measure(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> MeasuredLineage:
-    """Measure log shares of genes by node and time bin from pseudobulk counts.
+def measure(found: LineageCells, edges: np.ndarray, tree: LineageTree, settings: LineageSettings) -> MeasuredLineage:
+    """Measure log shares of genes by node and time bin from pseudobulk counts of cells that :func:`locate` found.
 
     Raises
     ------
     InputError
-        If a column is missing or invalid, a name has no node, times contradict the tree, counts are not raw, or fewer
-        than three points have enough cells.
+        If times contradict the tree, or fewer than three points have enough cells.
     """
-    chosen, tree = cells_on_tree(adata, settings, tree)
-    found, edges = locate(chosen, settings, tree)
     timed = settings.time_key is not None
     if not (timed or tree.length[1:].any()):
         raise InputError(

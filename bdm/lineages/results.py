@@ -398,8 +398,9 @@ def fit_lineage(
         three points have enough cells, or both or neither of ``tree`` and ``settings.lineage_key`` are given.
     """
     given = None if tree is None else read_lineage_tree(tree)
-    chosen, _ = cells_on_tree(rna_in(adata, counts=settings.counts), settings, given)
-    found = measure(chosen, settings, given)
+    chosen, lineage_tree = cells_on_tree(rna_in(adata, counts=settings.counts), settings, given)
+    cells, edges = locate(chosen, settings, lineage_tree)
+    found = measure(cells, edges, lineage_tree, settings)
     data, kernels = found.data(), found.kernels(settings.relations)
     law = fit_law(data, kernels, levels=(0.0,))
     compared = most_significant(data)[:N_COMPARED]
@@ -422,7 +423,6 @@ def fit_lineage(
         temperature=None,
         provenance=provenance(seed=0, settings=asdict(settings)),
     )
-    cells, _ = locate(chosen, settings, lineage.tree, lineage.edges)
     return replace(lineage, temperature=temperature_of(lineage, cells))
 
 

@@ -22,7 +22,7 @@ from bdm.covariates.effects import CovariateEffects, fit_covariates, with_residu
 from bdm.donors.effects import DonorEffects, fit_donors
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.tree import Clade, Hierarchy
-from bdm.latent.cells import LatentCells, encode, latent_cells
+from bdm.latent.cells import LatentCells, encode, latent_cells, library_size_range
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of, expected_counts, observation_model
 from bdm.prior.base import PriorData, Sampler
@@ -122,7 +122,7 @@ def fit_model(
         moments=moments,
         prior=fitted.prior,
         composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
-        library_sizes=latent_cells(latent, residual=False).library_size_range,
+        library_sizes=library_size_range(latent),
         provenance=provenance,
         donor_effects=donors,
         covariates=covariates,

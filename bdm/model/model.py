@@ -267,7 +267,7 @@ def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
     return pd.crosstab(population, batch).rename_axis(index=None, columns=None)
 
 
-def warn_of_few_cells(model: BranchedModel, cell_types: Collection[str]) -> None:
+def warn_of_rare_types(model: BranchedModel, cell_types: Collection[str]) -> None:
     """Warn of cell types with too few training cells for realistic cells."""
     n_cells = model.composition_of_types.sum(axis=1)
     few = [f"{name} ({n})" for name, n in n_cells.items() if name in cell_types and n < FEW_CELLS]

@@ -138,7 +138,8 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
             [fitted.prior.sampler().sample(cells.populations[row], int(n), generator) for row, n in drawn if n]
         )
         y = fitted.whitening.inverse(x)
-        log_library = y[:, layout.library_sizes].clamp(*cells.library_size_range)
+        sizes = cells.mean[:, layout.library_sizes]
+        log_library = y[:, layout.library_sizes].clamp(sizes.amin(dim=0), sizes.amax(dim=0))
         return decoded(network, y[:, layout.latent], log_library, batch=0)
 
     return peer.drawn_in_blocks(numbers, of_type, seed=seed)
