@@ -75,6 +75,11 @@ def count_slots(adata: AnnData) -> dict[str, AnnData]:
     return slots
 
 
+def slot_or_auto(adata: AnnData, slot: str) -> str:
+    """Return a slot of raw counts if the cells have it; ``auto`` otherwise."""
+    return slot if slot in count_slots(adata) else "auto"
+
+
 def first_fault(cells: AnnData) -> str | None:
     """Describe an invalid count, its gene and cell; None if all are valid."""
     return inspect_counts(AnnData(to_row_storage(cells.X), obs=cells.obs, var=cells.var))[0]

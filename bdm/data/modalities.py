@@ -16,7 +16,7 @@ from scipy import sparse
 
 from bdm._core.errors import InputError, abbreviated, at, counted, missing_package
 from bdm._core.files import require_space
-from bdm.data.counts import count_slots, raw_counts
+from bdm.data.counts import raw_counts, slot_or_auto
 from bdm.data.filters import check_names
 
 logger = logging.getLogger(__name__)
@@ -160,12 +160,12 @@ def in_blocks(cells: AnnData, *, counts: str = "auto") -> AnnData:
         return cells
     if others := sorted({*types} - {*FEATURE_TYPES.values()}):
         logger.warning("Left out features of other types: %s.", ", ".join(others))
-    has_layer = counts in count_slots(cells)
-    whole = raw_counts(cells, source=counts if has_layer else "auto")
+    slot = slot_or_auto(cells, counts)
+    whole = raw_counts(cells, source=slot)
     parts = {kind: (kind, whole[:, (whole.var[COLUMN] == FEATURE_TYPES[kind]).to_numpy()]) for kind in kinds}
     joined = join_modalities(parts, obs=cells.obs, form=FEATURES)
-    if has_layer:
-        joined.layers[counts] = joined.X
+    if slot != "auto":
+        joined.layers[slot] = joined.X
     return joined
 
 
@@ -292,8 +292,8 @@ def join_modalities(
     matrices, tables, has_layer = [], [], False
     for name, (kind, cells) in parts.items():
         with at(f"modality {name}"):
-            is_there = counts in count_slots(cells)
-            found, has_layer = raw_counts(cells, source=counts if is_there else "auto"), has_layer or is_there
+            slot = slot_or_auto(cells, counts)
+            found, has_layer = raw_counts(cells, source=slot), has_layer or slot != "auto"
             if kind == "atac":
                 reject_dense(found)
         if kind == "prot":

@@ -21,7 +21,7 @@ from bdm.data.columns import (
     with_written_names,
     writable_name,
 )
-from bdm.data.counts import count_slots, raw_counts
+from bdm.data.counts import count_slots, raw_counts, slot_or_auto
 from bdm.data.header import MISSING_LABELS
 from bdm.data.matrix import to_row_storage
 from bdm.data.modalities import modalities_of
@@ -55,8 +55,7 @@ def model_counts(
 
 def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> str:
     """Return the slot of raw counts: the key's, the model's, or ``auto``."""
-    slot = model.preparation["counts"]
-    return keys.counts or (slot if slot in count_slots(adata) else "auto")
+    return keys.counts or slot_or_auto(adata, model.preparation["counts"])
 
 
 def cells_for(adata: Any, model: BranchedModel, keys: InputKeys = SAME, *, on_disk: bool = True) -> AnnData:
