@@ -11,10 +11,11 @@ if TYPE_CHECKING:  # for type checkers, which cannot see MODULES
     from bdm import tl as tl
     from bdm._core.errors import InputError as InputError
     from bdm.api import BranchedDiffusion as BranchedDiffusion
+    from bdm.applications.extension.extend import ExtensionReport as ExtensionReport
+    from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation as TransmutationEvaluation
     from bdm.evaluation.evaluate import Evaluation as Evaluation
-    from bdm.extension.extend import ExtensionReport as ExtensionReport
     from bdm.hierarchy.files import read_tree as read_tree
-    from bdm.interpretation.results import Interpretation as Interpretation
+    from bdm.interpretation.interpretation import Interpretation as Interpretation
     from bdm.settings import AuditSettings as AuditSettings
     from bdm.settings import AutoencoderSettings as AutoencoderSettings
     from bdm.settings import HierarchySettings as HierarchySettings
@@ -22,7 +23,6 @@ if TYPE_CHECKING:  # for type checkers, which cannot see MODULES
     from bdm.settings import PrepareSettings as PrepareSettings
     from bdm.settings import Settings as Settings
     from bdm.settings import TrainSettings as TrainSettings
-    from bdm.transmutation.evaluate import TransmutationEvaluation as TransmutationEvaluation
 
 MODULES = {  # module of each public class and function
     "AuditSettings": "bdm.settings",
@@ -30,14 +30,14 @@ MODULES = {  # module of each public class and function
     "BranchedDiffusion": "bdm.api",
     "TrainSettings": "bdm.settings",
     "Evaluation": "bdm.evaluation.evaluate",
-    "ExtensionReport": "bdm.extension.extend",
+    "ExtensionReport": "bdm.applications.extension.extend",
     "HierarchySettings": "bdm.settings",
     "InputError": "bdm._core.errors",
     "InputKeys": "bdm.settings",
-    "Interpretation": "bdm.interpretation.results",
+    "Interpretation": "bdm.interpretation.interpretation",
     "PrepareSettings": "bdm.settings",
     "Settings": "bdm.settings",
-    "TransmutationEvaluation": "bdm.transmutation.evaluate",
+    "TransmutationEvaluation": "bdm.applications.transmutation.evaluate_transmuted",
     "read_tree": "bdm.hierarchy.files",
 }
 __all__ = [*MODULES, "pl", "tl"]

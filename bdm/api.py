@@ -16,12 +16,14 @@ from bdm._core.errors import InputError, counted, listed
 from bdm._core.files import atomic_write, provenance, reject_existing
 from bdm._core.parallel import using_threads
 from bdm._core.schema import checked, checking, reject_unknown
+from bdm.applications.extension.extend import ExtendSettings, extend_all
+from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
+from bdm.applications.transmutation.transmute import select_sources, transmuted_cells
+from bdm.autoencoder.latent import encode
 from bdm.data.columns import as_names
 from bdm.data.modalities import FORM, features_in_words, require_package_of, to_form
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
-from bdm.extension.extend import ExtendSettings, extend_all
-from bdm.extension.new_cells import join_known_cells, select_new_cells
 from bdm.generation.at import NOWHERE, At
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import modality_named, predict_modality, question_of
@@ -29,9 +31,7 @@ from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.build import user_tree
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Hierarchy, match_leaves
-from bdm.latent.cells import encode
-from bdm.model.card import model_card, save_with_card
-from bdm.model.fit import fit
+from bdm.model.fit_model import fit
 from bdm.model.match import (
     SAME,
     cells_for,
@@ -43,6 +43,7 @@ from bdm.model.match import (
     real_cells_for,
 )
 from bdm.model.model import BranchedModel, load_model, warn_of_rare_types
+from bdm.report.card import model_card, save_with_card
 from bdm.settings import (
     AuditSettings,
     EvaluationSettings,
@@ -54,19 +55,18 @@ from bdm.settings import (
     SamplerSettings,
     Settings,
 )
-from bdm.transmutation.transmute import select_sources, transmuted_cells
 
 if TYPE_CHECKING:
-    from bdm.audit.results import Audit
-    from bdm.design.settings import Design
-    from bdm.donors.draw import DonorModel
-    from bdm.evaluation.cells import TypedCells
+    from bdm.applications.audit.audit import Audit
+    from bdm.applications.design.design import Design
+    from bdm.applications.extension.extend import FittedExtension
+    from bdm.applications.power.analysis import PowerAnalysis
+    from bdm.applications.responses.responses import Responses
+    from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
+    from bdm.data.cells import TypedCells
     from bdm.evaluation.evaluate import Evaluation
-    from bdm.extension.extend import FittedExtension
-    from bdm.interpretation.results import Interpretation
-    from bdm.power.analysis import PowerAnalysis
-    from bdm.responses.results import Responses
-    from bdm.transmutation.evaluate import TransmutationEvaluation
+    from bdm.interpretation.interpretation import Interpretation
+    from bdm.model.new_donors import DonorModel
 
 
 Arguments = ParamSpec("Arguments")
@@ -430,7 +430,7 @@ class BranchedDiffusion:
 
         Returns
         -------
-        AnnData with raw counts, as described in :func:`bdm.transmutation.transmute.transmuted_cells`. With several
+        AnnData with raw counts, see :func:`bdm.applications.transmutation.transmute.transmuted_cells`. With several
         modalities, the class of the model's data.
 
         Raises
@@ -499,7 +499,7 @@ class BranchedDiffusion:
             evaluation.overall.loc[["energy", "forest_auc", "f1"]]
             bdm.pl.scores(evaluation)
         """
-        from bdm.evaluation.cells import GENERATED, RESERVED_SET_NAMES, check_number
+        from bdm.data.cells import GENERATED, RESERVED_SET_NAMES, check_number
         from bdm.evaluation.evaluate import evaluate
 
         if taken := set(RESERVED_SET_NAMES) & set(compare or {}):
@@ -562,8 +562,8 @@ class BranchedDiffusion:
             evaluation = model.evaluate_transmuted(adata_transmuted, adata, adata_test)
             bdm.pl.transmutation(evaluation)
         """
-        from bdm.evaluation.cells import TRANSMUTED
-        from bdm.transmutation import evaluate as transmutation
+        from bdm.applications.transmutation import evaluate_transmuted as transmutation
+        from bdm.data.cells import TRANSMUTED
 
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         adata_transmuted, adata = cells_in(adata_transmuted), cells_for(adata, self.model, keys)
@@ -588,7 +588,7 @@ class BranchedDiffusion:
         Returns
         -------
         AnnData, branches x genes, in scanpy's format, as described in
-        :func:`bdm.interpretation.results.branches_adata`.
+        :func:`bdm.interpretation.interpretation.branches_adata`.
 
         Raises
         ------
@@ -596,7 +596,7 @@ class BranchedDiffusion:
             If the model was loaded without cells.
         """
         from bdm.interpretation.interpret import inputs_of, interpret
-        from bdm.interpretation.results import branches_adata
+        from bdm.interpretation.interpretation import branches_adata
 
         prepared = self._cells()
         request = request_cells(self.model, numbers_like(prepared.obs, self.model))
@@ -630,8 +630,8 @@ class BranchedDiffusion:
         InputError
             If the model was loaded from a folder, or there are too few cells or donors.
         """
-        from bdm.audit.folds import divide
-        from bdm.audit.run import AuditedModels, audit_models
+        from bdm.applications.audit.folds import divide
+        from bdm.applications.audit.run import AuditedModels, audit_models
 
         if self.settings is None:
             raise InputError("A loaded model cannot be audited, as it holds no cells; make a new one from an AnnData.")
@@ -654,7 +654,7 @@ class BranchedDiffusion:
         Returns
         -------
         AnnData with raw counts, and the true effects in ``uns["truth"]``, as described in
-        :func:`bdm.design.simulate.simulate_cells`. With several modalities, the class of the model's data.
+        :func:`bdm.applications.design.simulate.simulate_cells`. With several modalities, the class of the model's data.
 
         Raises
         ------
@@ -672,8 +672,8 @@ class BranchedDiffusion:
             adata = model.simulate(design)
             adata.uns["truth"]["genes"]
         """
-        from bdm.design.settings import read_design
-        from bdm.design.simulate import simulate_cells
+        from bdm.applications.design.design import read_design
+        from bdm.applications.design.simulate import simulate_cells
 
         require_package_of(self.model.form)
         return to_form(simulate_cells(self.model, read_design(design, seed=seed)), self.model.form)
@@ -698,7 +698,7 @@ class BranchedDiffusion:
         InputError
             If the design is invalid, or the model lacks its cell types, genes, donors or covariates.
         """
-        from bdm.power.analysis import power_analysis
+        from bdm.applications.power.analysis import power_analysis
 
         return power_analysis(self.model, design)
 
@@ -804,8 +804,8 @@ class BranchedDiffusion:
         InputError
             If a result belongs to another model or other cell types.
         """
-        from bdm.audit.results import audit_section
-        from bdm.responses.results import responses_section
+        from bdm.applications.audit.audit import audit_section
+        from bdm.applications.responses.responses import responses_section
 
         section = None if audit is None else audit_section(audit, self.model)
         of_responses = None if responses is None else responses_section(responses, self.model.cell_types)

@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from bdm._core.progress import progress
-from bdm.audit.results import Audit
+from bdm.applications.audit.audit import Audit
+from bdm.applications.extension.extend import ExtensionReport
+from bdm.applications.lineages.lineage import Lineage
+from bdm.applications.power.analysis import PowerAnalysis
+from bdm.applications.responses.responses import Responses
+from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
 from bdm.evaluation.evaluate import Evaluation
-from bdm.extension.extend import ExtensionReport
-from bdm.interpretation.results import Interpretation
-from bdm.lineages.results import Lineage
+from bdm.interpretation.interpretation import Interpretation
 from bdm.plotting.ancestral_states import ancestral_states, markers
 from bdm.plotting.branches import agreement, branch_genes, commitment
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
@@ -34,9 +37,6 @@ from bdm.plotting.experiments import audit, power, transmutation, transmutation_
 from bdm.plotting.responses import covariates, lineage, response, response_errors
 from bdm.plotting.style import save_figure
 from bdm.plotting.tree import hierarchy
-from bdm.power.analysis import PowerAnalysis
-from bdm.responses.results import Responses
-from bdm.transmutation.evaluate import TransmutationEvaluation
 
 __all__ = [
     "agreement",

@@ -15,23 +15,23 @@ The module also has the classes of results, to load them from their folders.
     ancestors = bdm.tl.reconstruct(lineage, adata, "ASG_AWA")
 """
 
-from bdm.audit.results import Audit
-from bdm.evaluation.predicted import PredictedEvaluation, evaluate_predicted
-from bdm.lineages.cells import fates
-from bdm.lineages.cells import reconstruct_cells as reconstruct
-from bdm.lineages.results import Lineage
-from bdm.lineages.results import fit_lineage as lineage
-from bdm.power.analysis import PowerAnalysis
-from bdm.power.differential import (
+from bdm.applications.audit.audit import Audit
+from bdm.applications.lineages.lineage import Lineage
+from bdm.applications.lineages.lineage import fit_lineage as lineage
+from bdm.applications.lineages.reconstruct import fates
+from bdm.applications.lineages.reconstruct import reconstruct_cells as reconstruct
+from bdm.applications.power.analysis import PowerAnalysis
+from bdm.applications.power.differential import (
     ExperimentSettings,
     composition_tests,
     log_cpm_tests,
     pseudobulk_tests,
     wilcoxon_tests,
 )
-from bdm.responses.cells import predict_cells
-from bdm.responses.results import Responses
-from bdm.responses.results import fit_responses as respond
+from bdm.applications.responses.predict import predict_cells
+from bdm.applications.responses.responses import Responses
+from bdm.applications.responses.responses import fit_responses as respond
+from bdm.evaluation.predicted import PredictedEvaluation, evaluate_predicted
 from bdm.settings import LineageSettings, PredictedEvaluationSettings, ResponseSettings
 
 __all__ = [

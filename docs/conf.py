@@ -11,8 +11,8 @@ import yaml
 from typer.cli import get_docs_for_click
 
 from bdm._core.schema import StageSettings, settings_of
+from bdm.applications.design import design
 from bdm.cli import app as commands
-from bdm.design import settings as design
 
 sys.path.insert(0, str(Path(__file__).parent))
 from score_tables import text_of_properties, text_of_scores

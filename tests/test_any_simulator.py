@@ -7,9 +7,9 @@ import pytest
 from anndata import AnnData
 
 from bdm.cli import app
-from bdm.evaluation.cells import Cells
+from bdm.data.cell_sets import read_generated, read_real_cells
+from bdm.data.cells import Cells
 from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.read import read_generated, read_real_cells
 from bdm.settings import InputKeys
 
 

@@ -17,12 +17,9 @@ from scipy.stats import norm, t
 from bdm import pl
 from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
-from bdm.audit.attacks import ATTACKS, ON_MODEL, attack
-from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide, training_cells
-from bdm.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
-from bdm.audit.results import TABLES, Audit, audit_section, divided_in_words
-from bdm.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, tree_of
-from bdm.audit.verdict import (
+from bdm.applications.audit.attacks import ATTACKS, ON_MODEL, attack
+from bdm.applications.audit.audit import TABLES, Audit, audit_section, divided_in_words
+from bdm.applications.audit.audit_verdict import (
     HIGH_LIMIT,
     areas,
     interval,
@@ -32,12 +29,16 @@ from bdm.audit.verdict import (
     standardised,
     verdict_of,
 )
+from bdm.applications.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide, training_cells
+from bdm.applications.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
+from bdm.applications.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, tree_of
 from bdm.cli import app
-from bdm.evaluation.cells import Cells
+from bdm.data.cells import Cells
+from bdm.generation.generated_file import GeneratedFile
 from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
-from bdm.model.card import GeneratedFile, model_card
 from bdm.model.model import load_model
+from bdm.report.card import model_card
 from bdm.report.page import audited, environment
 from bdm.settings import (
     AuditSettings,

@@ -14,23 +14,24 @@ from bdm._core.errors import InputError
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import to_tensor
 from bdm._core.training import TrainingPlan, device_of, train
-from bdm.autoencoder import adapters, fit, softmax
+from bdm.autoencoder import adapters, softmax
+from bdm.autoencoder import fit_autoencoder as fitting
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.cells import sample_rows, type_codes
+from bdm.autoencoder.blocks import sample_rows, type_codes
 from bdm.autoencoder.decoder import (
     BATCH_OFFSET_SCALE,
     TYPE_DISPERSION_SCALE,
     AutoencoderShape,
 )
-from bdm.autoencoder.fit import Objective, divide, fit_autoencoder, with_sub_populations
+from bdm.autoencoder.fit_autoencoder import Objective, divide, fit_autoencoder, with_sub_populations
+from bdm.autoencoder.latent import encode, populations_of_cells
 from bdm.autoencoder.network import MEMORY, CountAutoencoder, Posterior, laplace_posterior, log_normalise
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.autoencoder.softmax import Loadings, SoftmaxEvidence
 from bdm.data import matrix
 from bdm.data.matrix import take_cells, take_rows
 from bdm.data.prepare import prepare, read_prepared
-from bdm.latent.cells import encode, populations_of_cells
 from bdm.settings import AutoencoderSettings, PrepareSettings
 
 
@@ -671,10 +672,10 @@ def test_cells_on_disk_give_the_same_autoencoder(planted, on_disk):
 
 
 def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
-    monkeypatch.setattr(fit, "N_TRAINING", 100)
-    monkeypatch.setattr(fit, "N_HELD_OUT", 20)
+    monkeypatch.setattr(fitting, "N_TRAINING", 100)
+    monkeypatch.setattr(fitting, "N_HELD_OUT", 20)
     few = {"train": 20, "validation": 20, "start": 20}
-    monkeypatch.setattr("bdm.autoencoder.cells.N_SAMPLED_PER_TYPE", few)
+    monkeypatch.setattr("bdm.autoencoder.blocks.N_SAMPLED_PER_TYPE", few)
     monkeypatch.setattr(adapters, "MAX_CELLS", {"train": 30, "validation": 5})
     read = []
 

@@ -12,12 +12,13 @@ from bdm._core.errors import InputError
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
 from bdm.api import BranchedDiffusion
-from bdm.audit.results import check_settings
+from bdm.applications.audit.audit import check_settings
+from bdm.applications.responses.responses import fit_responses
 from bdm.cli import app, main
 from bdm.evaluation.scores import SCORE_NAMES
-from bdm.model.card import CARD, GeneratedFile, metadata, model_card, table
+from bdm.generation.generated_file import GeneratedFile
 from bdm.model.model import load_model, record_of_cells
-from bdm.responses.results import fit_responses
+from bdm.report.card import CARD, metadata, model_card, table
 from bdm.settings import GenerationSettings, PrepareSettings, ResponseSettings
 
 

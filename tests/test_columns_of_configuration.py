@@ -14,8 +14,8 @@ from test_configuration import CONFIG, MINE, keys, planned_rules, with_value
 from test_workflow import ROOT, SCHEMA, snakemake, write_config
 
 from bdm._core.errors import InputError
-from bdm.audit.folds import Units
-from bdm.audit.limits import audit_rejection
+from bdm.applications.audit.folds import Units
+from bdm.applications.audit.limits import audit_rejection
 from bdm.data.header import n_cells_by_value, obs_columns
 from bdm.data.read import read_cells
 from bdm.settings import AuditSettings

@@ -12,12 +12,12 @@ from scipy.stats import kstest
 
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.observation import NegativeBinomial
-from bdm.evaluation.cells import Cells
+from bdm.data.cells import Cells
 from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.interpretation.branch_genes import ComparedCells, even_depth, real_differences, real_expression, split_counts
 from bdm.interpretation.contrasts import Contrast, Differences, contrasts_of
-from bdm.interpretation.genes import ComparedCells, even_depth, real_differences, real_expression, split_counts
 from bdm.interpretation.interpret import Inputs, inputs_of, interpret
-from bdm.interpretation.results import branch_genes, branches_adata
+from bdm.interpretation.interpretation import branch_genes, branches_adata
 from bdm.settings import (
     AutoencoderSettings,
     HierarchySettings,

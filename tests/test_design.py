@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from bdm._core.errors import InputError
-from bdm.design.experiment import compile_design
-from bdm.design.settings import Design, read_design
-from bdm.design.simulate import design_record
+from bdm.applications.design.design import Design, read_design
+from bdm.applications.design.experiment import compile_design
+from bdm.applications.design.simulate import design_record
 
 TWO = {"donors": 2, "conditions": ["control", "treated"]}
 UP = {"name": "up", "condition": "treated", "genes": ["CD3D"], "log2_fold_change": 1}

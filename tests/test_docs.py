@@ -15,10 +15,10 @@ import typer
 import yaml
 from test_modalities import joined
 
+from bdm.applications.design.design import read_design
 from bdm.cli import app
 from bdm.data.modalities import write_h5mu
 from bdm.data.prepare import prepare
-from bdm.design.settings import read_design
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
 from bdm.settings import PrepareSettings

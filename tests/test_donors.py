@@ -15,9 +15,9 @@ from bdm._core.seeds import numpy_generator
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.cli import app
-from bdm.donors.effects import MAX_SUM, dirichlet_parameters, fit_composition
-from bdm.donors.variance import certainty, donor_variance, group_cells, pseudobulks
-from bdm.model.card import model_card
+from bdm.model.donor_variance import certainty, donor_variance, group_cells, pseudobulks
+from bdm.model.donors import MAX_SUM, dirichlet_parameters, fit_composition
+from bdm.report.card import model_card
 
 N_GENES, N_DONORS, SD = 120, 24, 0.4
 

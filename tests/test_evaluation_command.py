@@ -10,12 +10,12 @@ from matplotlib.image import imread
 
 from bdm._core.errors import InputError
 from bdm.cli import app
+from bdm.data.cell_sets import read_generated, read_real_cells
+from bdm.data.cells import GENERATED
 from bdm.data.matrix import path_of, take_rows
 from bdm.data.prepare import prepare
-from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.evaluate import Evaluation, evaluate
 from bdm.evaluation.properties import COLUMNS
-from bdm.evaluation.read import read_generated, read_real_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
 
 
@@ -156,7 +156,7 @@ def test_compared_sets_need_a_name_each(files, compare):
 
 
 def test_types_of_few_cells_are_reported(files, generated, caplog):
-    from bdm.evaluation.read import read_generated, read_real_cells
+    from bdm.data.cell_sets import read_generated, read_real_cells
 
     few = np.flatnonzero(generated.obs["cell_type"] == "CD19+ B")[3:]
     generated[np.setdiff1d(np.arange(generated.n_obs), few)].copy().write_h5ad(files / "few.h5ad")
@@ -167,7 +167,7 @@ def test_types_of_few_cells_are_reported(files, generated, caplog):
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_cells_taken_from_disk_are_those_in_memory(files, prepared, generated, suffix):
-    from bdm.evaluation.read import read_generated, read_real_cells
+    from bdm.data.cell_sets import read_generated, read_real_cells
 
     file = files / f"flat{suffix}"
     getattr(generated[:, ::-1].copy(), f"write_{suffix[1:]}")(file)

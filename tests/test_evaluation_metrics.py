@@ -4,12 +4,12 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
+from bdm.data.cells import MIN_CELLS_FOR_MEANS, Cells, sample_by_type
 from bdm.data.filters import capped
+from bdm.data.gene_tests import Agreement, log_fold_changes, marker_genes
 from bdm.evaluation import metrics
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, match, sample_by_type
-from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
+from bdm.evaluation.genes import gene_pairs, gene_statistics
 from bdm.evaluation.metrics import (
-    Agreement,
     PairDistances,
     QueryCells,
     classifier_f1,
@@ -20,6 +20,7 @@ from bdm.evaluation.metrics import (
     linear_classifier,
     memorisation_of,
 )
+from bdm.evaluation.resamples import match
 
 
 def cells(counts, cell_type) -> Cells:

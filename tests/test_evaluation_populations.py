@@ -9,9 +9,10 @@ from scipy import sparse
 
 from bdm._core.errors import InputError
 from bdm.cli import app
-from bdm.evaluation.cells import FLOOR, GENERATED, SIZE_LIMITS, Cells, StoredCells
+from bdm.data.cells import FLOOR, GENERATED, Cells, StoredCells
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.metrics import energy_distance
+from bdm.evaluation.resamples import SIZE_LIMITS
 from bdm.evaluation.scores import Comparison, Reference, auc, score_populations
 from bdm.model.match import populations_by, read_real_cells_for, real_cells_for
 

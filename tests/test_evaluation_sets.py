@@ -10,19 +10,13 @@ from same_tables import assert_same_table
 from scipy import sparse
 
 from bdm._core.errors import InputError
+from bdm.data.cells import Cells, RealCells, sample_by_type
+from bdm.data.gene_tests import marker_genes
 from bdm.data.genes import GeneNames
 from bdm.data.prepare import prepare
-from bdm.evaluation.cells import (
-    Cells,
-    RealCells,
-    ResampledCells,
-    SizeLimits,
-    match,
-    resampled_cells,
-    sample_by_type,
-)
 from bdm.evaluation.evaluate import Evaluation, evaluate, resampling_seeds
-from bdm.evaluation.genes import gene_statistics, kolmogorov_smirnov, marker_genes, pooled_fold_changes, variable_genes
+from bdm.evaluation.genes import gene_statistics, kolmogorov_smirnov, pooled_fold_changes, variable_genes
+from bdm.evaluation.resamples import ResampledCells, SizeLimits, match, resampled_cells
 from bdm.evaluation.scores import MANY_CELLS, Reference, bin_of, bins_of, score_bins, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
 

@@ -15,9 +15,7 @@ from scipy.sparse import csr_matrix
 
 from bdm._core.errors import InputError
 from bdm._core.store import checksum_of
-from bdm.autoencoder.softmax import AdapterSettings
-from bdm.data.prepare import fewest_donors, has_donors
-from bdm.extension.extend import (
+from bdm.applications.extension.extend import (
     ExtendSettings,
     ExtensionReport,
     FittedExtension,
@@ -28,12 +26,14 @@ from bdm.extension.extend import (
     held_out_rows,
     verdict,
 )
-from bdm.extension.fit import batch_offsets
-from bdm.extension.new_cells import join_known_cells, select_new_cells
+from bdm.applications.extension.fit_extension import batch_offsets
+from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
+from bdm.autoencoder.latent import populations_of_cells
+from bdm.autoencoder.softmax import AdapterSettings
+from bdm.data.prepare import fewest_donors, has_donors
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level, node_names
-from bdm.latent.cells import populations_of_cells
 from bdm.model.match import counts_of_genes, fitted_cells, model_counts
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.settings import GenerationSettings, SamplerSettings, TrainSettings
@@ -162,7 +162,7 @@ def test_new_branch_has_no_network_where_the_branch_that_it_leaves_has_none(base
 
 
 def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
-    from bdm.transmutation.transmute import select_sources, transmuted_cells
+    from bdm.applications.transmutation.transmute import select_sources, transmuted_cells
 
     for one, other in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
         sources = select_sources(example_cells, with_nk.model, other, cell_types=(one,))

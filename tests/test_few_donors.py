@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm._core.errors import InputError
-from bdm.autoencoder.fit import fit_autoencoder
+from bdm.autoencoder.fit_autoencoder import fit_autoencoder
 from bdm.autoencoder.sub_populations import classify
 from bdm.data.filters import effective_donors
 from bdm.data.prepare import prepare

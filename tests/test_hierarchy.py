@@ -8,6 +8,7 @@ from scipy.stats import norm
 
 from bdm._core.errors import InputError
 from bdm._core.files import read_json, write_checksummed_json
+from bdm.autoencoder.latent import LatentCells
 from bdm.hierarchy.build import (
     MIN_LEVEL,
     AttachmentPoint,
@@ -18,7 +19,6 @@ from bdm.hierarchy.build import (
 )
 from bdm.hierarchy.files import from_newick, load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
-from bdm.latent.cells import LatentCells
 from bdm.prior.network import path_table
 from bdm.settings import HierarchySettings
 

@@ -21,8 +21,9 @@ from bdm._core.errors import InputError
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
 from bdm.autoencoder.adapters import Adapters
+from bdm.autoencoder.moments import Normal
 from bdm.cli import main
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells
+from bdm.data.cells import MIN_CELLS_FOR_MEANS, Cells
 from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.ancestral_states import (
@@ -36,6 +37,13 @@ from bdm.interpretation.ancestral_states import (
     gene_directions,
     markers_of,
 )
+from bdm.interpretation.branch_genes import (
+    ComparedCells,
+    model_differences,
+    model_expression,
+    real_differences,
+    real_expression,
+)
 from bdm.interpretation.contrasts import (
     Commitment,
     Contrast,
@@ -48,13 +56,6 @@ from bdm.interpretation.contrasts import (
     contrasts_of,
     fewest_names,
 )
-from bdm.interpretation.genes import (
-    ComparedCells,
-    model_differences,
-    model_expression,
-    real_differences,
-    real_expression,
-)
 from bdm.interpretation.interpret import (
     Inputs,
     agreement_by_node,
@@ -62,7 +63,7 @@ from bdm.interpretation.interpret import (
     interpret,
     read_inputs,
 )
-from bdm.interpretation.results import (
+from bdm.interpretation.interpretation import (
     Interpretation,
     agreement_summary,
     branch_genes,
@@ -71,7 +72,6 @@ from bdm.interpretation.results import (
     marker_rows,
     node_rows,
 )
-from bdm.latent.moments import Normal
 from bdm.model.match import fitted_cells
 from bdm.model.model import log_expression, observation_model, type_specific_genes
 from bdm.pl import FIGURES

@@ -3,12 +3,12 @@ import pytest
 import torch
 
 from bdm._core.errors import InputError
+from bdm.autoencoder import latent as latent_module
+from bdm.autoencoder.latent import LatentCells, encode, latent_cells, populations_of_cells, read_latent
+from bdm.autoencoder.moments import Whitening, fit_whitening, matrix_power, population_moments, population_weight
 from bdm.autoencoder.sub_populations import N_SHRINK
 from bdm.data import matrix
 from bdm.data.prepare import prepare
-from bdm.latent import cells
-from bdm.latent.cells import LatentCells, encode, latent_cells, populations_of_cells, read_latent
-from bdm.latent.moments import Whitening, fit_whitening, matrix_power, population_moments, population_weight
 from bdm.prior.network import Minibatches
 from bdm.settings import PrepareSettings
 
@@ -191,7 +191,7 @@ def test_type_codes_are_of_the_autoencoders_types(encoded, small_model):
     np.testing.assert_allclose(encode(other, small_model.model.autoencoder).X, latent.X, atol=1e-5)
 
 
-@pytest.mark.parametrize(("module", "size"), [(cells, 100), (matrix, 1000)])
+@pytest.mark.parametrize(("module", "size"), [(latent_module, 100), (matrix, 1000)])
 def test_encoding_does_not_depend_on_blocks(encoded, small_model, module, size, monkeypatch):
     prepared, latent = encoded
     monkeypatch.setattr(module, "BLOCK", size)

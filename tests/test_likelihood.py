@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bdm._core.parallel import using_threads
-from bdm.audit.attacks import denoising_gains, prior_of
+from bdm.applications.audit.attacks import denoising_gains, prior_of
 from bdm.prior.network import BLOCK, denoised_in_blocks
 
 

@@ -14,11 +14,11 @@ from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
 from bdm._core.errors import InputError
-from bdm.kriging.law import left_out
-from bdm.lineages.cells import parsed_time, reconstruct_cells
-from bdm.lineages.measured import locate, measure
-from bdm.lineages.results import Lineage, fit_lineage, groups_of
-from bdm.lineages.tree import LineageTree, Places, divisions, read_lineage_tree
+from bdm.applications.kriging.gaussian_process import left_out
+from bdm.applications.lineages.lineage import Lineage, fit_lineage, groups_of
+from bdm.applications.lineages.measured_lineage import locate, measure
+from bdm.applications.lineages.reconstruct import parsed_time, reconstruct_cells
+from bdm.applications.lineages.tree import LineageTree, Places, divisions, read_lineage_tree
 from bdm.settings import LineageSettings
 
 TREE = read_lineage_tree(NEWICK)

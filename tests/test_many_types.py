@@ -10,7 +10,7 @@ from synthetic_cells import SyntheticSettings, synthesise
 from bdm.cli import app
 from bdm.interpretation.ancestral_states import Dots, Markers
 from bdm.interpretation.contrasts import Contrast, ContrastGenes
-from bdm.interpretation.results import contrasts_within_limit, marker_rows
+from bdm.interpretation.interpretation import contrasts_within_limit, marker_rows
 
 N_TYPES = 61  # more than figures have rows
 TALLEST = 6000  # pixels

@@ -19,12 +19,17 @@ from torch import Tensor
 from zoo import kept_model
 
 from bdm import BranchedDiffusion, InputError, InputKeys, tl
+from bdm.applications.design.design import read_design
+from bdm.applications.design.simulate import simulate_cells
+from bdm.applications.transmutation.transmute import select_sources, transmuted_cells
 from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_together
 from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
-from bdm.autoencoder.fit import Objective
+from bdm.autoencoder.fit_autoencoder import Objective
+from bdm.autoencoder.latent import encode, latent_cells
 from bdm.autoencoder.levels import mapped, quantiles
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.softmax import OWN_MEAN_SCALE, AdapterSettings, Blocks
+from bdm.data.cells import Cells
 from bdm.data.modalities import (
     MUDATA,
     OBSM,
@@ -40,17 +45,14 @@ from bdm.data.modalities import (
 )
 from bdm.data.prepare import prepare
 from bdm.data.read import pbmc68k_counts, read_cells
-from bdm.design.settings import read_design
-from bdm.design.simulate import simulate_cells
-from bdm.donors.effects import fit_donors
-from bdm.evaluation.cells import COORDINATES, Cells
-from bdm.evaluation.modalities import joint_umap, score_pair
+from bdm.evaluation.modality_scores import joint_umap, score_pair
+from bdm.evaluation.resamples import COORDINATES
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import modality_named, predict_modality, question_of
 from bdm.generation.request import request_cells
 from bdm.interpretation.contrasts import Differences, Log2FoldChange
-from bdm.latent.cells import encode, latent_cells
-from bdm.model.fit import generated_levels
+from bdm.model.donors import fit_donors
+from bdm.model.fit_model import generated_levels
 from bdm.model.model import BranchedModel
 from bdm.pl import write_result
 from bdm.settings import (
@@ -62,7 +64,6 @@ from bdm.settings import (
     SamplerSettings,
     Settings,
 )
-from bdm.transmutation.transmute import select_sources, transmuted_cells
 
 N_PROTEINS, N_PEAKS = 6, 60
 

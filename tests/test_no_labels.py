@@ -13,18 +13,18 @@ from test_workflow import demo_config, dry_run, shell_commands
 
 import bdm as package
 from bdm._core.errors import InputError
+from bdm.autoencoder.latent import encode, populations_of_cells
 from bdm.cli import app
+from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.prepare import prepare, read_prepared
-from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.evaluate import Evaluation, verdict_lines
-from bdm.interpretation.genes import model_expression
+from bdm.interpretation.branch_genes import model_expression
 from bdm.interpretation.interpret import inputs_of, interpret
-from bdm.interpretation.results import Interpretation
-from bdm.latent.cells import encode, populations_of_cells
+from bdm.interpretation.interpretation import Interpretation
 from bdm.pl import FIGURES
 from bdm.plotting.style import figure_of
 from bdm.report.page import report_page
-from bdm.report.results import read_results
+from bdm.report.summaries import read_results
 from bdm.settings import WITHOUT_LABELS, InterpretationSettings, PrepareSettings, Settings
 
 COMPARE_TYPES = ["slope", "fold_change_correlation", "f1"]

@@ -14,11 +14,16 @@ from scipy import sparse, stats
 from scipy.special import expit, logit
 
 from bdm._core.errors import InputError
-from bdm.design.settings import read_design
-from bdm.evaluation.genes import adjusted
-from bdm.power.analysis import check_testable
-from bdm.power.deseq import AllGenesInference, deseq2, freedom_of_prior, information, negative_log_likelihood
-from bdm.power.differential import (
+from bdm.applications.design.design import read_design
+from bdm.applications.power.analysis import check_testable
+from bdm.applications.power.deseq import (
+    AllGenesInference,
+    deseq2,
+    freedom_of_prior,
+    information,
+    negative_log_likelihood,
+)
+from bdm.applications.power.differential import (
     TESTS,
     Experiment,
     ExperimentSettings,
@@ -29,6 +34,7 @@ from bdm.power.differential import (
     share_tests,
     wilcoxon_tests,
 )
+from bdm.data.gene_tests import adjusted
 
 PAIRED = ExperimentSettings(pair_key="donor")
 N_GENES, N_PLANTED = 150, 10
@@ -117,7 +123,7 @@ def test_all_genes_at_once_are_as_one_after_the_other(bulk):
 
 
 def test_the_package_of_deseq2_is_named_before_any_simulation(monkeypatch):
-    monkeypatch.delitem(sys.modules, "bdm.power.deseq")
+    monkeypatch.delitem(sys.modules, "bdm.applications.power.deseq")
     monkeypatch.setitem(sys.modules, "pydeseq2.dds", None)
     change = {"name": "up", "condition": "b", "genes": {"n": 5}, "log2_fold_change": 1}
     content = {"samples": {"donors": 3, "conditions": ["a", "b"]}, "changes": [change]}

@@ -13,11 +13,8 @@ from scipy.stats import norm
 
 from bdm import pl
 from bdm._core.errors import InputError
-from bdm.cli import app
-from bdm.design.settings import AXES, Method, read_design
-from bdm.evaluation.genes import adjusted
-from bdm.plotting.experiments import METHOD_LABELS
-from bdm.power.analysis import (
+from bdm.applications.design.design import AXES, Method, read_design
+from bdm.applications.power.analysis import (
     COMPOSITION,
     Point,
     PowerAnalysis,
@@ -29,7 +26,10 @@ from bdm.power.analysis import (
     power_analysis,
     score_experiment,
 )
-from bdm.power.differential import TESTS
+from bdm.applications.power.differential import TESTS
+from bdm.cli import app
+from bdm.data.gene_tests import adjusted
+from bdm.plotting.experiments import METHOD_LABELS
 
 ROOT = Path(__file__).parents[1]
 TWO = ["control", "stimulated"]

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from bdm._core.errors import InputError, TrainingError
 from bdm._core.seeds import derive
 from bdm._core.training import train
-from bdm.hierarchy.build import branch_level, build_hierarchy
-from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.latent.cells import LatentCells
-from bdm.latent.moments import (
+from bdm.autoencoder.latent import LatentCells
+from bdm.autoencoder.moments import (
     Mixture,
     Normal,
     PopulationMoments,
@@ -23,6 +21,8 @@ from bdm.latent.moments import (
     matrix_power,
     population_moments,
 )
+from bdm.hierarchy.build import branch_level, build_hierarchy
+from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.diffusion import TENSOR_FIELDS, DiffusionPrior, HeldOut, make_correction
 from bdm.prior.flow import FlowMatchingPrior

@@ -9,9 +9,9 @@ import pytest
 from scipy import sparse, stats
 from test_evaluation_sets import independent_genes
 
+from bdm.data.cells import Cells, RealCells
 from bdm.data.prepare import gene_names, prepare
 from bdm.evaluation import genes, values
-from bdm.evaluation.cells import Cells, RealCells, SizeLimits, resampled_cells
 from bdm.evaluation.evaluate import Evaluation, evaluate
 from bdm.evaluation.genes import OrderedValues, variable_genes
 from bdm.evaluation.properties import (
@@ -25,6 +25,7 @@ from bdm.evaluation.properties import (
     ks,
     no_properties,
 )
+from bdm.evaluation.resamples import SizeLimits, resampled_cells
 from bdm.plotting.evaluation import NO_PROPERTIES, properties
 from bdm.plotting.style import figure_of
 from bdm.settings import EvaluationSettings, PrepareSettings

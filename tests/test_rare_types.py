@@ -7,6 +7,8 @@ from synthetic_cells import height, random_tree
 from tree_comparison import TreeComparison
 
 from bdm.api import BranchedDiffusion
+from bdm.autoencoder.latent import LatentCells
+from bdm.autoencoder.moments import Whitening, population_moments, sampling_variance, without_prior
 from bdm.commands.hierarchy import facts_of
 from bdm.hierarchy.build import MIN_LEVEL, attachment_point, branch_level, build_hierarchy
 from bdm.hierarchy.clustering import (
@@ -20,8 +22,6 @@ from bdm.hierarchy.clustering import (
 )
 from bdm.hierarchy.files import branch_table
 from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, from_nested
-from bdm.latent.cells import LatentCells
-from bdm.latent.moments import Whitening, population_moments, sampling_variance, without_prior
 from bdm.plotting.tree import hierarchy as plot_hierarchy
 from bdm.plotting.tree_page import tree_page
 from bdm.settings import HierarchySettings

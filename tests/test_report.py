@@ -18,17 +18,17 @@ from test_hierarchy_page import CHROMIUM, Scripts, balanced
 from test_responses import simulated_cells
 
 from bdm._core.errors import InputError
+from bdm.applications.lineages.lineage import fit_lineage
+from bdm.applications.lineages.tree import read_lineage_tree
+from bdm.applications.responses.responses import fit_responses
 from bdm.cli import app
+from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.hierarchy.tree import Hierarchy
-from bdm.lineages.results import fit_lineage
-from bdm.lineages.tree import read_lineage_tree
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.page import number, report_page
-from bdm.report.results import Results, cells_left_out, changed, genes_chosen, populations, read_cost, read_results
-from bdm.responses.results import fit_responses
+from bdm.report.summaries import Results, cells_left_out, changed, genes_chosen, populations, read_cost, read_results
 from bdm.settings import LineageSettings, ResponseSettings
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]

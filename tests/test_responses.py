@@ -13,12 +13,12 @@ from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
 from bdm._core.errors import InputError
+from bdm.applications.kriging.gaussian_process import Hypothesis, evidence_of, fit_law, left_out, predict, solve
+from bdm.applications.kriging.log_expression import PSEUDO
+from bdm.applications.responses.measured_responses import Relations, heights, measure
+from bdm.applications.responses.predict import effects_of_cells, predict_cells
+from bdm.applications.responses.responses import Responses, fit_responses, measurements
 from bdm.hierarchy.files import as_clade
-from bdm.kriging.counts import PSEUDO
-from bdm.kriging.law import Hypothesis, evidence_of, fit_law, left_out, predict, solve
-from bdm.responses.cells import effects_of_cells, predict_cells
-from bdm.responses.measured import Relations, heights, measure
-from bdm.responses.results import Responses, fit_responses, measurements
 from bdm.settings import ResponseSettings
 
 TREE = [[["a", "b"], "c"], [["d", "e"], ["f", "g"]]]

@@ -18,9 +18,9 @@ from bdm._core.errors import InputError
 from bdm._core.files import provenance
 from bdm._core.schema import StageSettings, described_settings, settings_of
 from bdm.api import settings_with
+from bdm.applications.design.design import Samples
 from bdm.cli import app, main
-from bdm.design.settings import Samples
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS
+from bdm.data.cells import MIN_CELLS_FOR_MEANS
 from bdm.settings import (
     AutoencoderSettings,
     EvaluationSettings,

@@ -9,11 +9,11 @@ from scipy import sparse, stats
 
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
+from bdm.applications.design.design import read_design
+from bdm.applications.design.experiment import compile_design, draw_cells
+from bdm.applications.design.samples import IndependentDonors, expected_proportions
+from bdm.applications.design.simulate import simulated_cells
 from bdm.autoencoder.observation import NegativeBinomial
-from bdm.design.experiment import compile_design, draw_cells
-from bdm.design.samples import IndependentDonors, expected_proportions
-from bdm.design.settings import read_design
-from bdm.design.simulate import simulated_cells
 from bdm.generation.generate import write_cells
 
 MONO, B, NK, DENDRITIC = "CD14+ Monocyte", "CD19+ B", "CD56+ NK", "Dendritic"

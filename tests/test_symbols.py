@@ -16,12 +16,12 @@ import bdm
 from bdm import pl
 from bdm.api import BranchedDiffusion
 from bdm.cli import app
-from bdm.interpretation.results import Interpretation
+from bdm.interpretation.interpretation import Interpretation
 from bdm.model.model import type_specific_genes
 from bdm.pl import FIGURES
 from bdm.plotting.style import figure_of
 from bdm.report.page import report_page
-from bdm.report.results import genes_by_branch, nodes, read_results
+from bdm.report.summaries import genes_by_branch, nodes, read_results
 
 B, NK, MONOCYTE, DENDRITIC = "CD19+ B", "CD56+ NK", "CD14+ Monocyte", "Dendritic"
 ID = "ENSG"

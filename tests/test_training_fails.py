@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from bdm._core.errors import TrainingError
 from bdm._core.training import TrainingPlan, train
 from bdm.api import BranchedDiffusion
+from bdm.autoencoder.latent import encode, latent_cells
 from bdm.data.prepare import prepare
-from bdm.latent.cells import encode, latent_cells
-from bdm.model.fit import check_collapse, spread_and_distance
+from bdm.model.fit_model import check_collapse, spread_and_distance
 from bdm.settings import AutoencoderSettings, PrepareSettings, TrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")

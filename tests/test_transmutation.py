@@ -10,13 +10,7 @@ from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
 from bdm._core.errors import InputError
-from bdm.data.genes import GeneNames
-from bdm.evaluation.cells import Cells, RealCells
-from bdm.latent.cells import populations_of_cells
-from bdm.model.match import populations_by
-from bdm.prior.transport import optimal_coupling
-from bdm.settings import InputKeys
-from bdm.transmutation.evaluate import (
+from bdm.applications.transmutation.evaluate_transmuted import (
     Target,
     TransmutedCells,
     evaluate_transmutation,
@@ -25,11 +19,17 @@ from bdm.transmutation.evaluate import (
     relabel,
     select_endpoints,
 )
-from bdm.transmutation.transmute import (
+from bdm.applications.transmutation.transmute import (
     new_populations,
     population_mean,
     select_sources,
 )
+from bdm.autoencoder.latent import populations_of_cells
+from bdm.data.cells import Cells, RealCells
+from bdm.data.genes import GeneNames
+from bdm.model.match import populations_by
+from bdm.prior.transport import optimal_coupling
+from bdm.settings import InputKeys
 
 B = ["CD19+ B/1", "CD19+ B/2"]
 DENDRITIC = ["Dendritic/1", "Dendritic/2"]

@@ -12,8 +12,8 @@ from tree_comparison import TreeComparison
 from bdm.api import BranchedDiffusion
 from bdm.hierarchy.tree import Branch, Clade
 from bdm.interpretation.ancestral_states import ancestral_states, commitment_of
+from bdm.interpretation.branch_genes import model_differences, model_expression
 from bdm.interpretation.contrasts import Contrast, contrasts_of
-from bdm.interpretation.genes import model_differences, model_expression
 from bdm.model.model import BranchedModel
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from bdm.data.cells import Cells, RealCells
 from bdm.data.genes import GeneNames
-from bdm.evaluation.cells import Cells, RealCells
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.metrics import PairDistances
 from bdm.evaluation.scores import SCORE_NAMES, TYPE_SCORES, mean_scores

@@ -1,1 +1,1 @@
-"""Autoencoder of counts: network, training, sub-populations and type-specific decoders."""
+"""Autoencoder of counts: network, training, sub-populations and type-specific decoders; latents of cells."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bdm._core.store import concat
 from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.cells import codes_of
+from bdm.autoencoder.blocks import codes_of
 from bdm.autoencoder.levels import protein_columns
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
@@ -37,7 +37,7 @@ class GeneAutoencoder:
     provenance
         Version, seed, settings and hash of the data.
     likelihood
-        Mean evidence lower bound by type, see :func:`bdm.autoencoder.cells.mean_bound_by_type`. From validation cells;
+        Mean evidence lower bound by type, see :func:`bdm.autoencoder.blocks.mean_bound_by_type`. From validation cells;
         from training cells if there are none.
     rows
         Cell types and sub-populations in the order of the shared network.

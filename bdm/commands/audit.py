@@ -36,8 +36,8 @@ def audit(
     Example: bdm audit prepared.h5ad audit/ --cells fold-1.h5ad --cells fold-2.h5ad --cells fold-3.h5ad
     """
     from bdm._core.files import atomic_write
-    from bdm.audit.folds import divide
-    from bdm.audit.run import AuditedModels, audit_folds, audit_models, from_files
+    from bdm.applications.audit.folds import divide
+    from bdm.applications.audit.run import AuditedModels, audit_folds, audit_models, from_files
     from bdm.data.prepare import read_prepared
     from bdm.hierarchy.build import user_tree
     from bdm.pl import write_result

@@ -16,7 +16,7 @@ def audit_folds(prepared: Prepared, out: OutFolder, *, audit: AuditSettings, see
     Example: bdm audit-folds prepared.h5ad folds/
     """
     from bdm._core.files import atomic_write
-    from bdm.audit.folds import divide, training_cells
+    from bdm.applications.audit.folds import divide, training_cells
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
 

@@ -25,11 +25,11 @@ def autoencoder(
     from bdm._core.errors import counted
     from bdm._core.files import atomic_write, preparation, provenance, sha256
     from bdm._core.store import save
-    from bdm.autoencoder.fit import fit_autoencoder
-    from bdm.covariates.effects import fit_covariates, with_residuals
+    from bdm.autoencoder.fit_autoencoder import fit_autoencoder
+    from bdm.autoencoder.latent import encode, save_latent
     from bdm.data.prepare import read_prepared
-    from bdm.donors.effects import fit_donors
-    from bdm.latent.cells import encode, save_latent
+    from bdm.model.covariates import fit_covariates, with_residuals
+    from bdm.model.donors import fit_donors
 
     adata = read_prepared(prepared, on_disk=True)
     facts: dict[str, Any] = {"settings": asdict(settings), "prepared_sha256": sha256(prepared)}

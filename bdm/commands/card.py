@@ -32,11 +32,12 @@ def card(
     """
     from bdm._core.files import atomic_write
     from bdm._core.store import checksum_of
-    from bdm.audit.results import Audit, audit_section
+    from bdm.applications.audit.audit import Audit, audit_section
+    from bdm.applications.responses.responses import Responses, responses_section
     from bdm.evaluation.evaluate import Evaluation
-    from bdm.model.card import GeneratedFile, model_card
+    from bdm.generation.generated_file import GeneratedFile
     from bdm.model.model import load_model
-    from bdm.responses.results import Responses, responses_section
+    from bdm.report.card import model_card
 
     audited = None if audit is None else Audit.load(audit)
     measured = None if responses is None else Responses.load(responses)

@@ -41,10 +41,10 @@ def evaluate(
     Example: bdm evaluate cells.h5ad generated.h5ad evaluation --model model/ --test-cells held_out.h5ad
     """
     from bdm._core.files import atomic_write
-    from bdm.evaluation.cells import GENERATED
+    from bdm.data.cell_sets import read_generated, read_real_cells
+    from bdm.data.cells import GENERATED
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
     from bdm.evaluation.evaluate import score_table, verdict_lines
-    from bdm.evaluation.read import read_generated, read_real_cells
     from bdm.model.match import populations_by, read_real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.pl import write_result
@@ -76,7 +76,7 @@ def check_used(model: Path | None, test_cells: Path | None, keys: InputKeys) -> 
 
 def named_files(name: str, file: Path, compare: Sequence[str]) -> dict[str, Path]:
     """Return the files to evaluate by name: ``file``, and ``compare`` (NAME=FILE)."""
-    from bdm.evaluation.cells import RESERVED_SET_NAMES
+    from bdm.data.cells import RESERVED_SET_NAMES
 
     files = {name: file}
     for item in compare:

@@ -12,7 +12,7 @@ from bdm.commands.evaluate import check_used, named_files
 from bdm.settings import InputKeys, Seed
 
 if TYPE_CHECKING:
-    from bdm.transmutation.evaluate import Target
+    from bdm.applications.transmutation.evaluate_transmuted import Target
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,12 @@ def evaluate_transmuted(
     Example: bdm evaluate-transmuted prepared.h5ad transmuted.h5ad transmutation --compare flat=flat.h5ad
     """
     from bdm._core.files import atomic_write
-    from bdm.evaluation.cells import TRANSMUTED
-    from bdm.evaluation.read import read_counts, read_real_cells
+    from bdm.applications.transmutation.evaluate_transmuted import evaluate_transmutation, read_transmuted, relabel
+    from bdm.data.cell_sets import read_counts, read_real_cells
+    from bdm.data.cells import TRANSMUTED
     from bdm.model.match import populations_by, read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.pl import write_result
-    from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabel
 
     check_used(model, test_cells, keys)
     files = named_files(TRANSMUTED, transmuted, compare)

@@ -32,14 +32,14 @@ def extend(
     """
     from bdm._core.files import atomic_write, provenance, sha256
     from bdm._core.store import checksum_of
+    from bdm.applications.extension.extend import ExtendSettings, ExtensionReport, describe, extend_all
+    from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
-    from bdm.extension.extend import ExtendSettings, ExtensionReport, describe, extend_all
-    from bdm.extension.new_cells import join_known_cells, select_new_cells
-    from bdm.model.card import save_with_card
     from bdm.model.match import cells_for
     from bdm.model.model import load_model
     from bdm.pl import write_result
+    from bdm.report.card import save_with_card
 
     with ExitStack() as files:
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))

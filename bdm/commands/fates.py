@@ -27,9 +27,9 @@ def fates(
     """
     from bdm._core.errors import at
     from bdm._core.files import atomic_write
+    from bdm.applications.lineages.lineage import Lineage
+    from bdm.applications.lineages.reconstruct import fates as shares_of
     from bdm.data.read import read_cells
-    from bdm.lineages.cells import fates as shares_of
-    from bdm.lineages.results import Lineage
 
     with atomic_write(out) as path:
         loaded, given = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)

@@ -28,7 +28,7 @@ def fit(
     from bdm.data.modalities import features_in_words
     from bdm.data.prepare import origin
     from bdm.data.read import read_cells
-    from bdm.model.card import save_with_card
+    from bdm.report.card import save_with_card
 
     with atomic_write(out, folder_of="model.json") as folder:
         read = read_cells(data, labels=labels, on_disk=True, **settings.prepare.reading)

@@ -30,9 +30,9 @@ def hierarchy(
     Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --page hierarchy.html
     """
     from bdm._core.files import atomic_write
+    from bdm.autoencoder.latent import latent_cells, read_latent
     from bdm.hierarchy.build import build_hierarchy
     from bdm.hierarchy.files import branch_table, save_hierarchy, to_newick
-    from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.style import save_figure
     from bdm.plotting.tree import draw_hierarchy, view_of
     from bdm.plotting.tree_page import tree_page

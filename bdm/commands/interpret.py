@@ -30,7 +30,7 @@ def interpret(
     from bdm._core.files import atomic_write
     from bdm.interpretation.interpret import interpret as interpret_model
     from bdm.interpretation.interpret import read_inputs
-    from bdm.interpretation.results import agreement_summary
+    from bdm.interpretation.interpretation import agreement_summary
     from bdm.model.model import checksums
     from bdm.pl import write_result
 

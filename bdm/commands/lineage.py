@@ -27,9 +27,9 @@ def lineage(
     """
     from bdm._core.errors import at, counted
     from bdm._core.files import atomic_write
+    from bdm.applications.lineages.lineage import fit_lineage
+    from bdm.applications.lineages.tree import read_lineage_tree
     from bdm.data.read import read_cells
-    from bdm.lineages.results import fit_lineage
-    from bdm.lineages.tree import read_lineage_tree
     from bdm.pl import write_result
 
     with atomic_write(out, folder_of="lineage.json") as folder:

@@ -27,10 +27,10 @@ def power(
     """
     from bdm._core.errors import counted
     from bdm._core.files import atomic_write
-    from bdm.design.settings import read_design
+    from bdm.applications.design.design import read_design
+    from bdm.applications.power.analysis import check_testable, compile_testable, design_at, points_of, power_analysis
     from bdm.model.model import load_model
     from bdm.pl import write_result
-    from bdm.power.analysis import check_testable, compile_testable, design_at, points_of, power_analysis
 
     checked = read_design(design, seed=seed)
     points = list(points_of(checked.power))

@@ -33,9 +33,9 @@ def predict(
     """
     from bdm._core.errors import at
     from bdm._core.files import atomic_write
+    from bdm.applications.responses.predict import effects_of_cells, predict_cells
+    from bdm.applications.responses.responses import Responses
     from bdm.data.read import read_cells, rna_in
-    from bdm.responses.cells import effects_of_cells, predict_cells
-    from bdm.responses.results import Responses
 
     with atomic_write(out) as path, nullcontext() if effects is None else atomic_write(effects) as table:
         loaded, given = Responses.load(responses), rna_in(read_cells(cells, labels=labels, counts=counts))

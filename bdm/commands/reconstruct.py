@@ -32,9 +32,9 @@ def reconstruct(
     """
     from bdm._core.errors import at as at_file
     from bdm._core.files import atomic_write
+    from bdm.applications.lineages.lineage import Lineage
+    from bdm.applications.lineages.reconstruct import parsed_time, reconstruct_cells
     from bdm.data.read import read_cells
-    from bdm.lineages.cells import parsed_time, reconstruct_cells
-    from bdm.lineages.results import Lineage
 
     time = parsed_time(at)
     with atomic_write(out) as path, nullcontext() if genes is None else atomic_write(genes) as table:

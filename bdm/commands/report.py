@@ -18,7 +18,7 @@ def report(
     from bdm._core.files import atomic_write
     from bdm._core.store import reject_if_damaged
     from bdm.report.page import report_page
-    from bdm.report.results import read_results
+    from bdm.report.summaries import read_results
 
     with atomic_write(out) as path, reject_if_damaged(results):
         found = read_results(results)

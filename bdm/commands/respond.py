@@ -34,10 +34,10 @@ def respond(
     """
     from bdm._core.errors import at, counted
     from bdm._core.files import atomic_write
+    from bdm.applications.responses.responses import fit_responses
     from bdm.data.read import read_cells
     from bdm.hierarchy.files import read_tree
     from bdm.pl import write_result
-    from bdm.responses.results import fit_responses
 
     with atomic_write(out, folder_of="responses.json") as folder:
         cells = read_cells(data, labels=labels, counts=settings.counts)

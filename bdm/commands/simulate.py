@@ -33,10 +33,10 @@ def simulate(
     """
     from bdm._core.errors import counted
     from bdm._core.files import atomic_write
+    from bdm.applications.design.design import read_design
+    from bdm.applications.design.experiment import compile_design
+    from bdm.applications.design.simulate import simulated_cells
     from bdm.data.modalities import check_form
-    from bdm.design.experiment import compile_design
-    from bdm.design.settings import read_design
-    from bdm.design.simulate import simulated_cells
     from bdm.generation.generate import write_cells
     from bdm.model.model import checksums, load_model
 

@@ -28,13 +28,13 @@ def train(
     from bdm._core.files import atomic_write, provenance
     from bdm._core.store import load, load_part
     from bdm.autoencoder.autoencoder import GeneAutoencoder
-    from bdm.covariates.effects import CovariateEffects
-    from bdm.donors.effects import DonorEffects
+    from bdm.autoencoder.latent import read_latent
     from bdm.hierarchy.files import load_hierarchy
-    from bdm.latent.cells import read_latent
-    from bdm.model.card import save_with_card
-    from bdm.model.fit import fit_model
+    from bdm.model.covariates import CovariateEffects
+    from bdm.model.donors import DonorEffects
+    from bdm.model.fit_model import fit_model
     from bdm.model.model import warn_of_rare_types
+    from bdm.report.card import save_with_card
 
     with atomic_write(out, folder_of="model.json") as folder:
         model, tables = fit_model(

@@ -28,12 +28,12 @@ def transmute(
     import numpy as np
 
     from bdm._core.files import atomic_write
+    from bdm.applications.transmutation.transmute import select_sources, transmuted_cells
     from bdm.data.modalities import check_form
     from bdm.generation.at import parse_at
     from bdm.generation.generate import write_cells
     from bdm.model.match import cells_for
     from bdm.model.model import checksums, load_model
-    from bdm.transmutation.transmute import select_sources, transmuted_cells
 
     with atomic_write(out) as path:
         loaded = load_model(model, device=device)

@@ -19,29 +19,24 @@ from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm._core.store import Result
+from bdm.data.cells import FLOOR, GENERATED, MIN_CELLS_FOR_MEANS, Cells, Populations, RealCells, TypedCells
+from bdm.data.gene_tests import marker_genes
 from bdm.data.genes import GeneNames
 from bdm.data.modalities import has_modalities, modalities_of
-from bdm.evaluation.cells import (
-    FLOOR,
-    GENERATED,
-    MIN_CELLS_FOR_MEANS,
+from bdm.evaluation.genes import gene_statistics, marker_fold_changes, variable_genes
+from bdm.evaluation.metrics import QueryCells, memorisation_of
+from bdm.evaluation.modality_scores import joint_umap, modality_scores
+from bdm.evaluation.properties import compare_properties
+from bdm.evaluation.resamples import (
     SIZE_LIMITS,
-    Cells,
-    Populations,
-    RealCells,
     ResampledCells,
     SizeLimits,
-    TypedCells,
     count_compared,
     match,
     resampled_cells,
     sample_at_most,
     with_progress,
 )
-from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
-from bdm.evaluation.metrics import QueryCells, memorisation_of
-from bdm.evaluation.modalities import joint_umap, modality_scores
-from bdm.evaluation.properties import compare_properties
 from bdm.evaluation.scores import (
     GROUP_SCORES,
     Reference,
@@ -103,7 +98,7 @@ class Evaluation(Result):
     compute_embedding
         Function that computes :attr:`embedding` once, and caches it.
     modalities
-        (modality, score) x sets, see :func:`bdm.evaluation.modalities.modality_scores`; None for RNA alone. All other
+        (modality, score) x sets, see :func:`~bdm.evaluation.modality_scores.modality_scores`; None for RNA alone. Other
         scores use RNA only, and the UMAP uses all modalities.
     """
 

@@ -1,16 +1,13 @@
-"""Statistics of genes, log fold changes of markers, and tests between cell types."""
+"""Comparison of genes between generated and test cells."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from anndata import AnnData
-from scipy.stats import chi2, false_discovery_control, kstwobign, ttest_ind_from_stats
+from scipy.stats import chi2, kstwobign, ttest_ind_from_stats
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells
-from bdm.evaluation.metrics import Agreement
+from bdm.data.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells
+from bdm.data.gene_tests import Agreement, adjusted, log_fold_changes
 
 GENE_TESTS = {
     "de": "differentially expressed",
@@ -19,9 +16,14 @@ GENE_TESTS = {
     "dp": "differentially detected",
     "bd": "bimodal",
 }
+
+
 N_VARIABLE = 100  # genes in the comparison of gene-gene correlations
-PSEUDOCOUNT = 1.0  # CP10k, added to both means of a fold change
+
+
 FALSE_DISCOVERIES = 0.1  # false discovery rate of the tests, as in SimBench
+
+
 BIMODAL = 0.3  # minimum difference of means of a bimodal gene, in standard deviations, as in SimBench
 
 
@@ -73,38 +75,6 @@ def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
     return float(np.abs(query_cdf - test_cdf).max())
 
 
-def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
-    """Select up to ``n_genes`` markers of each type by scanpy's t-test.
-
-    Markers are higher in the type than in all other cells. Returns column indices by cell type.
-    """
-    import scanpy as sc  # takes a second to import
-
-    if len(cells.n_by_type) < 2:
-        return {}
-    adata = AnnData(cells.expression)
-    adata.obs["cell_type"] = pd.Categorical(cells.cell_type)
-    cell_types = cells.types(fewest=MIN_CELLS_OF_TYPE)
-    with warnings.catch_warnings(action="ignore", category=pd.errors.PerformanceWarning):
-        sc.tl.rank_genes_groups(
-            adata, "cell_type", groups=cell_types, method="t-test_overestim_var", n_genes=min(n_genes, adata.n_vars)
-        )
-    names, scores = (adata.uns["rank_genes_groups"][key] for key in ("names", "scores"))
-    return {cell_type: names[cell_type][scores[cell_type] > 0].astype(int) for cell_type in cell_types}
-
-
-def log_fold_changes(cells: Cells, cell_types: list[str]) -> np.ndarray:
-    """Compute log2 fold changes between each type and all other cells.
-
-    Fold changes are of mean CP10k, types x genes.
-    """
-    is_type = (cells.cell_type == np.array(cell_types)[:, None]).astype(np.float32)
-    n_cells = is_type.sum(axis=1, keepdims=True)
-    inside = is_type @ cells.cp10k
-    outside = cells.cp10k.sum(axis=0).A1 - inside
-    return np.asarray(np.log2((inside / n_cells + PSEUDOCOUNT) / (outside / (len(cells) - n_cells) + PSEUDOCOUNT)))
-
-
 def marker_fold_changes(
     query: Cells, test: Cells, markers: dict[str, np.ndarray], *, fewest: int = MIN_CELLS_OF_TYPE
 ) -> dict[str, Agreement]:
@@ -146,26 +116,6 @@ class OrderedValues:
         return cls(gene, columns.indices[order], columns.indptr, is_last)
 
 
-def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Test each group of cells against all others, by scanpy's Wilcoxon test.
-
-    Ties are corrected. Returns scores and p-values of the genes, by group.
-    """
-    import scanpy as sc  # takes a second to import
-
-    adata = AnnData(cells.expression, obs={"group": pd.Categorical(cells.cell_type)})
-    with warnings.catch_warnings(action="ignore"):  # on fragmented tables and unused fold changes
-        sc.tl.rank_genes_groups(adata, "group", groups=groups, method="wilcoxon", tie_correct=True)
-    result, tested = adata.uns["rank_genes_groups"], {}
-    for group in groups:
-        order = np.argsort(result["names"][group].astype(int))
-        tested[group] = result["scores"][group][order].astype(float), result["pvals"][group][order]
-    return tested
-
-
-# ---- genes that differ between each cell type and all others
-
-
 def compare_genes(query: Cells, test: Cells, labels: list[str]) -> dict[str, dict[str, float]]:
     """Compare the genes that differ between a cell type and all others.
 
@@ -203,14 +153,6 @@ def genes_that_differ(cells: Cells, labels: list[str]) -> dict[str, dict[str, np
     return masks
 
 
-def adjusted(p_values: np.ndarray) -> np.ndarray:
-    """Adjust p-values by Benjamini and Hochberg (1995), ignoring NaN."""
-    q_values, is_known = np.full(len(p_values), np.nan), ~np.isnan(p_values)
-    if is_known.any():
-        q_values[is_known] = false_discovery_control(p_values[is_known])
-    return q_values
-
-
 @dataclass(frozen=True)
 class Moments:
     """Number of cells, and statistics of each gene."""
@@ -227,9 +169,6 @@ class Moments:
         mean, variance = mean_variance_axis(expression, axis=0)
         n_cells = expression.shape[0]
         return cls(n_cells, mean, variance * n_cells / (n_cells - 1), expression.getnnz(axis=0))
-
-
-# ---- p-values by gene; SciPy would loop over genes, or need dense matrices
 
 
 def welch(inside: Moments, outside: Moments) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -24,7 +24,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bdm.evaluation.cells import Cells, TypedCells
+from bdm.data.cells import Cells, TypedCells
 
 TINY = np.finfo(float).tiny
 
@@ -44,60 +44,6 @@ def joint_components(
     """Project two sets of cells onto principal components fitted to both."""
     pca = fitted_pca(sparse.vstack([query, test]).tocsr(), seed=seed)
     return pca.transform(query), pca.transform(test)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Paired values of query cells and test cells, and their agreement."""
-
-    query: np.ndarray
-    test: np.ndarray
-
-    @classmethod
-    def pooled(cls, agreements: Iterable[Agreement]) -> Agreement:
-        """Concatenate the values of several agreements."""
-        pairs = [(np.empty(0), np.empty(0)), *((each.query, each.test) for each in agreements)]
-        return cls(*map(np.concatenate, zip(*pairs, strict=True)))
-
-    def subset(self, index: np.ndarray) -> Agreement:
-        """Select values by index."""
-        return Agreement(self.query[index], self.test[index])
-
-    @property
-    def correlation(self) -> float:
-        """Pearson correlation; NaN for constant values, or fewer than two."""
-        if len(self.test) < 2:
-            return float("nan")
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return float(np.corrcoef(self.test, self.query)[0, 1])
-
-    def correlation_chance(self, *, independent: float) -> float:
-        """Compute the standard deviation of the difference of two such correlations.
-
-        ``independent`` is the share of independent values. Fisher 1915, Biometrika 10:507-521.
-        """
-        return float((1 - self.correlation**2) * np.sqrt(2 / max(independent * len(self.test) - 3, 1)))
-
-    @property
-    def slope(self) -> float:
-        """Least-squares slope of query values on test values.
-
-        NaN for constant test values, or fewer than two.
-        """
-        if len(self.test) < 2:
-            return float("nan")
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return float(np.cov(self.test, self.query)[0, 1] / np.var(self.test, ddof=1))
-
-    @property
-    def rmse(self) -> float:
-        """Root mean squared difference."""
-        return float(np.sqrt(np.mean((self.query - self.test) ** 2)))
-
-    @property
-    def mean_difference(self) -> float:
-        """Mean absolute difference."""
-        return float(np.mean(np.abs(self.query - self.test)))
 
 
 N_TREES = 100  # of a random forest

@@ -24,10 +24,11 @@ from bdm._core.progress import progress
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.store import Result
+from bdm.data.cell_sets import read_column
+from bdm.data.cells import FLOOR, MIN_CELLS_FOR_MEANS, UNCHANGED, Cells
+from bdm.data.gene_tests import Agreement
 from bdm.data.read import rna_in
-from bdm.evaluation.cells import FLOOR, MIN_CELLS_FOR_MEANS, UNCHANGED, Cells
-from bdm.evaluation.metrics import Agreement, PairDistances
-from bdm.evaluation.read import read_column
+from bdm.evaluation.metrics import PairDistances
 from bdm.settings import PredictedEvaluationSettings
 
 logger = logging.getLogger(__name__)

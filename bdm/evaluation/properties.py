@@ -14,19 +14,11 @@ import pandas as pd
 from scipy.spatial.distance import pdist
 from sklearn.metrics import silhouette_samples
 
+from bdm.data.cells import FLOOR, Cells, sample_by_type, smaller_numbers
 from bdm.evaluation import values
-from bdm.evaluation.cells import (
-    FLOOR,
-    Cells,
-    ResampledCells,
-    match,
-    sample_at_most,
-    sample_by_type,
-    smaller_numbers,
-    with_progress,
-)
 from bdm.evaluation.genes import GENE_TESTS, compare_genes, correlations, kolmogorov_smirnov, zero_fraction
 from bdm.evaluation.metrics import TINY, PairDistances, joint_components
+from bdm.evaluation.resamples import ResampledCells, match, sample_at_most, with_progress
 from bdm.evaluation.values import BATCH, LABEL, Side
 
 KINDS = {

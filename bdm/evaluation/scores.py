@@ -10,16 +10,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from bdm.evaluation.cells import (
-    MIN_CELLS_FOR_MEANS,
-    MIN_CELLS_OF_TYPE,
-    Cells,
-    ResampledCells,
-    SizeLimits,
-    TypedCells,
-    match,
-    sample_at_most,
-)
+from bdm.data.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells, TypedCells
+from bdm.data.gene_tests import Agreement
 from bdm.evaluation.genes import (
     gene_pairs,
     gene_statistics,
@@ -28,7 +20,6 @@ from bdm.evaluation.genes import (
     pooled_fold_changes,
 )
 from bdm.evaluation.metrics import (
-    Agreement,
     PairDistances,
     classifier_f1,
     cross_validated_probabilities,
@@ -36,6 +27,7 @@ from bdm.evaluation.metrics import (
     joint_components,
     linear_classifier,
 )
+from bdm.evaluation.resamples import ResampledCells, SizeLimits, match, sample_at_most
 
 # Share of markers with independent fold changes, measured on real cells: related types share markers
 INDEPENDENT, INDEPENDENT_OF_ALL = 1 / 2, 1 / 4

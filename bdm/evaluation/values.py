@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_rand_score, f1_score, silhouette_score
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from bdm.evaluation.cells import Cells
+from bdm.data.cells import Cells
 from bdm.evaluation.genes import correlations
 
 LABEL, BATCH = "label", "batch"  # columns that divide cells

@@ -11,7 +11,7 @@ import pandas as pd
 from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import nearest_or, range_in
-from bdm.covariates.effects import CovariateEffects
+from bdm.model.covariates import CovariateEffects
 from bdm.model.model import BranchedModel
 
 logger = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ from bdm._core.parallel import threads, using_threads
 from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.levels import Levels, mapped
+from bdm.autoencoder.moments import Normal, matrix_power
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import ObservationModel
-from bdm.covariates.effects import CovariateEffects
 from bdm.data.columns import writable, writable_names
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
 from bdm.generation.at import weight_of_populations
-from bdm.latent.moments import Normal, matrix_power
+from bdm.model.covariates import CovariateEffects
 from bdm.model.match import (
     SAME,
     batches_of,

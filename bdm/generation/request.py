@@ -15,6 +15,7 @@ from torch import Tensor
 from bdm._core.errors import InputError, abbreviated
 from bdm._core.files import reading
 from bdm._core.validation import unknown_type
+from bdm.autoencoder.moments import Mixture, Normal
 from bdm.data.columns import with_written_names
 from bdm.data.filters import rounded_shares
 from bdm.generation.at import (
@@ -27,7 +28,6 @@ from bdm.generation.at import (
     weight_of_populations,
     with_values,
 )
-from bdm.latent.moments import Mixture, Normal
 from bdm.model.match import SAME, labels_of, of_known_types
 from bdm.model.model import BranchedModel
 from bdm.prior.transport import MixtureMap, unbalanced_coupling

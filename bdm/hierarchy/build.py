@@ -11,6 +11,8 @@ from scipy.special import ndtri
 from bdm._core.errors import InputError
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
+from bdm.autoencoder.latent import LatentCells
+from bdm.autoencoder.moments import fit_whitening, population_moments, without_prior
 from bdm.hierarchy.clustering import (
     FEW_CELLS,
     MeasuredMeans,
@@ -27,8 +29,6 @@ from bdm.hierarchy.clustering import (
 )
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import MIN_PLACE, Branch, Clade, Hierarchy, match_leaves, rejecting_deep_trees
-from bdm.latent.cells import LatentCells
-from bdm.latent.moments import fit_whitening, population_moments, without_prior
 from bdm.settings import HierarchySettings
 
 MIN_LEVEL = 0.3  # lowest level of a node; populations that overlap still need branches

@@ -9,8 +9,8 @@ from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import pdist, squareform
 from scipy.special import ndtri
 
+from bdm.autoencoder.moments import PopulationMoments
 from bdm.hierarchy.tree import Clade
-from bdm.latent.moments import PopulationMoments
 
 FEW_CELLS = 50  # cell types with fewer cells: their place is tested, and fits and generation warn
 ERROR_RATE = 0.05  # chance that any sub-population is falsely called nearer to another type
@@ -129,8 +129,8 @@ def resample_means(
 ) -> list[MeasuredMeans]:
     """Bootstrap the means of populations, resampling the cells within each.
 
-    Cells x are from :func:`bdm.latent.moments.without_prior`. The variance of a resampled mean includes the variance of
-    resampling; distances subtract it, as it would drive rare populations apart.
+    Cells x are from :func:`bdm.autoencoder.moments.without_prior`. The variance of a resampled mean includes the
+    variance of resampling; distances subtract it, as it would drive rare populations apart.
     """
     resampled, noise = np.empty((n_bootstrap, *means.mean.shape)), means.variance.copy()
     for code in range(len(means.mean)):

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from bdm.autoencoder.moments import Normal, matrix_power
 from bdm.autoencoder.observation import ObservationModel
+from bdm.data.cells import Cells
+from bdm.data.gene_tests import marker_genes
 from bdm.data.modalities import per_10k
-from bdm.evaluation.cells import Cells
-from bdm.evaluation.genes import marker_genes
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.contrasts import Commitment, Contrast
-from bdm.latent.moments import Normal, matrix_power
 from bdm.model.model import BranchedModel, expected_counts, log_expression, observation_model
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from scipy.stats import norm, spearmanr
 from sklearn.metrics import average_precision_score
 
-from bdm.evaluation.genes import PSEUDOCOUNT, adjusted
-from bdm.evaluation.metrics import Agreement
+from bdm.data.gene_tests import PSEUDOCOUNT, Agreement, adjusted
 from bdm.hierarchy.tree import Hierarchy
 
 

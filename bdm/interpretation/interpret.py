@@ -14,9 +14,9 @@ from bdm._core.errors import InputError, abbreviated
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
-from bdm.data.filters import capped
-from bdm.data.matrix import take_cells
-from bdm.evaluation.cells import (
+from bdm.autoencoder.latent import populations_of_cells
+from bdm.data.cell_sets import USUAL, open_cells
+from bdm.data.cells import (
     MIN_CELLS_FOR_MEANS,
     Cells,
     StoredCells,
@@ -26,7 +26,8 @@ from bdm.evaluation.cells import (
     other_than_rna,
     sample_by_type,
 )
-from bdm.evaluation.read import USUAL, open_cells
+from bdm.data.filters import capped
+from bdm.data.matrix import take_cells
 from bdm.interpretation.ancestral_states import (
     AncestralStates,
     ancestral_states,
@@ -37,10 +38,15 @@ from bdm.interpretation.ancestral_states import (
     markers_of,
     members_of_types,
 )
+from bdm.interpretation.branch_genes import (
+    ComparedCells,
+    model_differences,
+    model_expression,
+    split_counts,
+    types_to_split,
+)
 from bdm.interpretation.contrasts import MEASURES, QUERIES, ContrastGenes, column_of, contrasts_of
-from bdm.interpretation.genes import ComparedCells, model_differences, model_expression, split_counts, types_to_split
-from bdm.interpretation.results import Interpretation
-from bdm.latent.cells import populations_of_cells
+from bdm.interpretation.interpretation import Interpretation
 from bdm.model.match import SAME, read_fitted_cells
 from bdm.model.model import BranchedModel, load_model
 from bdm.settings import InputKeys, InterpretationSettings

@@ -12,6 +12,9 @@ from scipy import sparse
 
 from bdm._core.errors import InputError, at, counted
 from bdm._core.validation import label_candidates, labels_rejection
+from bdm.autoencoder.latent import populations_of_cells
+from bdm.data.cell_sets import check_held_out, read_real_cells
+from bdm.data.cells import Cells, Populations, RealCells, check_number, covariates_in, other_than_rna
 from bdm.data.columns import (
     as_text,
     complete_column,
@@ -27,9 +30,6 @@ from bdm.data.matrix import to_row_storage
 from bdm.data.modalities import modalities_of
 from bdm.data.prepare import is_prepared, prepare, recorded_covariates
 from bdm.data.read import cells_in, read_cells
-from bdm.evaluation.cells import Cells, Populations, RealCells, check_number, covariates_in, other_than_rna
-from bdm.evaluation.read import check_held_out, read_real_cells
-from bdm.latent.cells import populations_of_cells
 from bdm.model.model import BranchedModel, composition_of
 from bdm.settings import InputKeys, PrepareSettings
 

@@ -22,19 +22,19 @@ from bdm._core.store import checksum_of, load, reject_if_damaged, save
 from bdm._core.training import device_of
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
+from bdm.autoencoder.latent import LatentLayout, encode
 from bdm.autoencoder.levels import Levels, mapped
+from bdm.autoencoder.moments import Mixture, PopulationMoments, Whitening
 from bdm.autoencoder.observation import ObservationModel
 from bdm.autoencoder.sub_populations import SubPopulations
-from bdm.covariates.effects import CovariateEffects, with_residuals
 from bdm.data.genes import GeneNames
 from bdm.data.read import read_cells
-from bdm.donors.draw import DonorModel
-from bdm.donors.effects import DonorEffects
 from bdm.hierarchy.build import AttachmentPoint, with_new_type
 from bdm.hierarchy.clustering import FEW_CELLS
 from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.cells import LatentLayout, encode
-from bdm.latent.moments import Mixture, PopulationMoments, Whitening
+from bdm.model.covariates import CovariateEffects, with_residuals
+from bdm.model.donors import DonorEffects
+from bdm.model.new_donors import DonorModel
 from bdm.prior.base import LatentPrior, Sampler
 from bdm.settings import SamplerSettings
 
@@ -130,7 +130,7 @@ class BranchedModel:
         return LatentLayout(self.autoencoder.network.shape.n_latent, self.autoencoder.size_names)
 
     def encode(self, cells: AnnData) -> AnnData:
-        """Encode prepared cells as in :mod:`bdm.latent.cells`, without effects of covariates."""
+        """Encode prepared cells as in :mod:`bdm.autoencoder.latent`, without effects of covariates."""
         return with_residuals(encode(cells, self.autoencoder), self.covariates)
 
     def at_covariates(self, x: Tensor, population: str, values: np.ndarray | None) -> Tensor:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from bdm._core.errors import InputError
 from bdm.data.modalities import NAMES
 from bdm.interpretation.contrasts import Z_95, ContrastGenes, column_of
-from bdm.interpretation.results import Interpretation
+from bdm.interpretation.interpretation import Interpretation
 from bdm.plotting.style import (
     IDEAL_LINE,
     LETTER,

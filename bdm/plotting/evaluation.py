@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bdm.evaluation.cells import COORDINATES, FLOOR
+from bdm.data.cells import FLOOR
+from bdm.data.gene_tests import Agreement
 from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.metrics import Agreement
 from bdm.evaluation.properties import ALL, KINDS, PROPERTIES
+from bdm.evaluation.resamples import COORDINATES
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.values import LABEL
 from bdm.plotting.style import (

@@ -5,10 +5,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED
-from bdm.audit.results import Audit
-from bdm.design.settings import AXES
-from bdm.evaluation.cells import TRANSMUTED, UNCHANGED
+from bdm.applications.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED
+from bdm.applications.audit.audit import Audit
+from bdm.applications.design.design import AXES
+from bdm.applications.power.analysis import COMPOSITION, PowerAnalysis
+from bdm.applications.power.differential import METHODS
+from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
+from bdm.data.cells import TRANSMUTED, UNCHANGED
 from bdm.interpretation.contrasts import Z_95
 from bdm.plotting.evaluation import SetStyle, draw_scores_by_type, set_styles
 from bdm.plotting.style import (
@@ -30,9 +33,6 @@ from bdm.plotting.style import (
     shortened,
     shown_panels,
 )
-from bdm.power.analysis import COMPOSITION, PowerAnalysis
-from bdm.power.differential import METHODS
-from bdm.transmutation.evaluate import TransmutationEvaluation
 
 STYLES: dict[str, Style] = {
     GENERATED: MODEL,

@@ -8,12 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bdm._core.errors import InputError, abbreviated
+from bdm.applications.lineages.lineage import Lineage
+from bdm.applications.lineages.tree import UNNAMED, LineageTree
+from bdm.applications.responses.measured_responses import Relations
+from bdm.applications.responses.responses import Responses
+from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.columns import as_names
 from bdm.data.genes import display_names
-from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.evaluate import Evaluation
-from bdm.lineages.results import Lineage
-from bdm.lineages.tree import UNNAMED, LineageTree
 from bdm.plotting.evaluation import set_styles
 from bdm.plotting.style import (
     BRANCH,
@@ -34,8 +36,6 @@ from bdm.plotting.style import (
     shown_panels,
     text_axes,
 )
-from bdm.responses.measured import Relations
-from bdm.responses.results import Responses
 
 MIN_Z, MIN_CHANGE = 3, 0.5  # of a change to draw: in standard deviations and log2 units
 MAX_GENES = 40  # of the heatmap

@@ -31,8 +31,8 @@ from bdm.plotting.style import (
 
 if TYPE_CHECKING:
     from bdm.api import BranchedDiffusion
-    from bdm.extension.extend import ExtensionReport
-    from bdm.interpretation.results import Interpretation
+    from bdm.applications.extension.extend import ExtensionReport
+    from bdm.interpretation.interpretation import Interpretation
 
 MAX_ROWS = 60
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bdm._core.errors import InputError
 from bdm._core.kinds import PRIORS, Kinds
+from bdm.autoencoder.latent import LatentCells
+from bdm.autoencoder.moments import PopulationMoments, Whitening
 from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.cells import LatentCells
-from bdm.latent.moments import PopulationMoments, Whitening
 from bdm.settings import SamplerSettings, TrainSettings
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import derive, to_tensor, torch_generator
 from bdm._core.training import device_of, train
-from bdm.latent.moments import population_moments, population_weight
+from bdm.autoencoder.moments import population_moments, population_weight
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.mixture import BranchPopulations
 from bdm.prior.network import (

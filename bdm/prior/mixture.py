@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from bdm.autoencoder.moments import Mixture, PopulationMoments, denoised_by_mixture, log_densities
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.latent.moments import Mixture, PopulationMoments, denoised_by_mixture, log_densities
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.sampler import HierarchicalSampler
 from bdm.settings import SamplerSettings, TrainSettings

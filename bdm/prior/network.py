@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from bdm._core.errors import InputError
 from bdm._core.seeds import derive, torch_generator
 from bdm._core.training import TrainingPlan, train
+from bdm.autoencoder.latent import LatentCells
+from bdm.autoencoder.moments import PopulationMoments, population_weight
 from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.cells import LatentCells
-from bdm.latent.moments import PopulationMoments, population_weight
 from bdm.prior.base import PriorData, unsupported
 from bdm.prior.mixture import BranchPopulations, GaussianMixturePrior
 from bdm.settings import TrainSettings

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bdm._core.seeds import torch_generator
+from bdm.autoencoder.moments import Mixture, Normal
 from bdm.hierarchy.tree import Hierarchy, Segment
-from bdm.latent.moments import Mixture, Normal
 from bdm.prior.base import Sampler
 from bdm.prior.transport import (
     AffineMap,

@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from bdm.latent.moments import Mixture, Normal, choose, matrix_power
+from bdm.autoencoder.moments import Mixture, Normal, choose, matrix_power
 
 N_UPDATES = 1000  # majorisation steps of an unbalanced coupling
 

@@ -1,1 +1,1 @@
-"""HTML report of a data set: results, tables and page."""
+"""The HTML report of a data set, and the card of a model."""

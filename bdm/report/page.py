@@ -15,14 +15,15 @@ from markupsafe import Markup
 from bdm import __version__
 from bdm._core.errors import abbreviated
 from bdm._core.progress import duration
-from bdm.audit.results import Audit
-from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
+from bdm.applications.audit.audit import Audit
+from bdm.applications.extension.extend import describe
+from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
+from bdm.data.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_TITLES
 from bdm.evaluation.verdict import LIMITS, Grade, Verdict
-from bdm.extension.extend import describe
 from bdm.plotting.tree import view_of
 from bdm.plotting.tree_page import MAX_ROWS, tree_browser
-from bdm.report.results import (
+from bdm.report.summaries import (
     SCORES,
     Results,
     branch_losses,
@@ -37,7 +38,6 @@ from bdm.report.results import (
     populations,
     types_left_out,
 )
-from bdm.transmutation.evaluate import TransmutationEvaluation
 
 SHOWN = 20  # number of cell types shown at first
 TYPE_SCORES = ("relative_energy", "forest_auc", "fold_change_correlation", "f1")

@@ -10,12 +10,12 @@ import typer
 from bdm._core.files import atomic_write, provenance
 from bdm._core.store import load
 from bdm.autoencoder.autoencoder import GeneAutoencoder
+from bdm.autoencoder.latent import read_latent
 from bdm.data.prepare import read_prepared
 from bdm.generation.generate import generated_cells, write_cells
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import load_hierarchy
-from bdm.latent.cells import read_latent
-from bdm.model.fit import fit_model
+from bdm.model.fit_model import fit_model
 from bdm.model.model import load_model, save_model
 from bdm.prior.sampler import HierarchicalSampler
 from bdm.settings import GenerationSettings, TrainSettings

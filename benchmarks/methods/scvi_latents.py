@@ -25,12 +25,12 @@ from bdm._core import store
 from bdm._core.files import atomic_write
 from bdm._core.kinds import PRIORS
 from bdm._core.seeds import derive
-from bdm.autoencoder.fit import Division
+from bdm.autoencoder.fit_autoencoder import Division
+from bdm.autoencoder.latent import LatentCells, latent_cells, read_latent
+from bdm.autoencoder.moments import Whitening, fit_whitening, population_moments
 from bdm.autoencoder.sub_populations import find_parts
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import load_hierarchy
-from bdm.latent.cells import LatentCells, latent_cells, read_latent
-from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.prior.base import LatentPrior, PriorData
 from bdm.settings import AutoencoderSettings, HierarchySettings, TrainSettings
 

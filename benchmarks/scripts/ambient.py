@@ -15,9 +15,9 @@ from anndata import AnnData
 from tidy import tidy, write_rows
 
 from bdm._core.seeds import derive, numpy_generator
+from bdm.applications.design.design import read_design
+from bdm.applications.design.simulate import Droplets, add_ambient, simulate_cells
 from bdm.data.read import read_cells
-from bdm.design.settings import read_design
-from bdm.design.simulate import Droplets, add_ambient, simulate_cells
 from bdm.model.model import BranchedModel, load_model
 
 MAX_AMBIENT = 0.1  # share of ambient RNA in a type by the counts of a gene that the type does not express

@@ -19,8 +19,8 @@ from tidy import RARE, write_rows
 
 from bdm._core.seeds import derive, numpy_generator
 from bdm.api import BranchedDiffusion
-from bdm.evaluation.cells import Cells
-from bdm.evaluation.read import read_real_cells
+from bdm.data.cell_sets import read_real_cells
+from bdm.data.cells import Cells
 
 CLASSIFIERS: dict[str, Callable[..., ClassifierMixin]] = {
     "logistic regression": lambda **settings: LogisticRegression(max_iter=1000, **settings),

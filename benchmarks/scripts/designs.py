@@ -10,11 +10,11 @@ from anndata import AnnData
 from tidy import tidy, write_rows
 
 from bdm._core.seeds import numpy_generator
+from bdm.applications.design.design import read_design
+from bdm.applications.design.simulate import simulate_cells
+from bdm.applications.power.differential import TESTS, Experiment, ExperimentSettings, expression_test, share_tests
 from bdm.data.prepare import read_prepared
-from bdm.design.settings import read_design
-from bdm.design.simulate import simulate_cells
 from bdm.model.model import load_model
-from bdm.power.differential import TESTS, Experiment, ExperimentSettings, expression_test, share_tests
 
 COMPOSITION = "composition"
 CONDITIONS = ("first", "second")

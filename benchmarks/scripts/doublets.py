@@ -12,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 from tidy import tidy, write_rows
 
 from bdm._core.seeds import derive, numpy_generator
+from bdm.applications.design.design import read_design
+from bdm.applications.design.simulate import simulate_cells
 from bdm.data.read import read_cells
-from bdm.design.settings import read_design
-from bdm.design.simulate import simulate_cells
 from bdm.model.model import BranchedModel, load_model
 
 WITHIN = 0.5  # share of the doublets whose cells are of one type
@@ -34,7 +34,7 @@ def divided(cells: AnnData, generator: np.random.Generator) -> tuple[np.ndarray,
 
 
 def real_droplets(cells: AnnData, rate: float, generator: np.random.Generator) -> AnnData:
-    """Add second cells to a share of real cells, drawn as :func:`bdm.design.experiment.draw_partners` draws them."""
+    """Add second cells to a share of real cells, drawn by ``draw_partners`` of ``bdm.applications.design``."""
     first, second = divided(cells, generator)
     cell_type = cells.obs["cell_type"].astype(str).to_numpy()
     droplets = cells[first].copy()

@@ -8,14 +8,15 @@ import typer
 from anndata import AnnData
 from tidy import tidy, write_rows
 
+from bdm.applications.extension.extend import ExtendSettings, extend
+from bdm.data.cell_sets import read_generated, read_real_cells
+from bdm.data.cells import MIN_CELLS_FOR_MEANS, Cells
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, SizeLimits
 from bdm.evaluation.evaluate import evaluate
-from bdm.evaluation.read import read_generated, read_real_cells
-from bdm.extension.extend import ExtendSettings, extend
+from bdm.evaluation.resamples import SizeLimits
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
-from bdm.model.fit import fit
+from bdm.model.fit_model import fit
 from bdm.model.model import BranchedModel
 from bdm.settings import (
     AutoencoderSettings,

@@ -15,13 +15,13 @@ from augment import f1_of_types, strategies
 from cells import made_rare
 from tidy import write_rows
 
+from bdm.data.cells import FLOOR, Cells, halves_of
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.cells import FLOOR, Cells, halves_of
 from bdm.evaluation.metrics import cross_validated_probabilities, forest, joint_components, linear_classifier
 from bdm.evaluation.scores import auc
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
-from bdm.model.fit import fit
+from bdm.model.fit_model import fit
 from bdm.settings import FitSettings, GenerationSettings
 
 CLASSIFIER = "logistic regression"

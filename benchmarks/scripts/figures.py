@@ -7,12 +7,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from bdm.audit.attacks import ATTACKS, CHANCE, COPIES
+from bdm.applications.audit.attacks import ATTACKS, CHANCE, COPIES
+from bdm.applications.power.differential import METHODS as TESTS
 from bdm.evaluation.properties import PROPERTIES
 from bdm.plotting.evaluation import set_styles
 from bdm.plotting.experiments import LABELS, PANELS, STYLES, draw_transmutation_scores
 from bdm.plotting.style import IDEAL_LINE, shade_rows
-from bdm.power.differential import METHODS as TESTS
 
 MAX_DISTANCE = 0.2  # beyond the floor, from where the colour is the same
 FAR, MISSING = "YlOrRd", "0.9"

@@ -12,9 +12,9 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from bdm._core.seeds import numpy_generator
-from bdm.lineages.cells import fates, reconstruct_cells, relatives_of
-from bdm.lineages.results import Lineage, fit_lineage
-from bdm.lineages.tree import LineageTree, Places
+from bdm.applications.lineages.lineage import Lineage, fit_lineage
+from bdm.applications.lineages.reconstruct import fates, reconstruct_cells, relatives_of
+from bdm.applications.lineages.tree import LineageTree, Places
 from bdm.settings import LineageRelation, LineageSettings
 
 RELATIONS: tuple[LineageRelation, ...] = ("all", "lineage", "time")

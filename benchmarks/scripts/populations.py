@@ -13,8 +13,8 @@ from sklearn.neighbors import KNeighborsTransformer
 from tidy import LABEL
 
 from bdm._core.files import atomic_write
+from bdm.autoencoder.latent import read_latent
 from bdm.data.prepare import read_prepared
-from bdm.latent.cells import read_latent
 
 BDM = "bdm"
 APPROXIMATE = 8192  # cells from which on scanpy's default is approximate, and fails with recent scikit-learn

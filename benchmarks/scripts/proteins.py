@@ -13,7 +13,7 @@ from tidy import write_rows
 from bdm.data.modalities import modalities_of, parts_of
 from bdm.data.prepare import read_prepared
 from bdm.evaluation.metrics import fitted_pca
-from bdm.evaluation.modalities import values_of
+from bdm.evaluation.modality_scores import values_of
 
 N_COMPONENTS, N_NEIGHBOURS = 30, [5, 10, 15, 20, 30, 50]
 

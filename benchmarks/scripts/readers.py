@@ -12,9 +12,9 @@ from tidy import LABEL, RARE, tidy
 from tree_comparison import TreeComparison
 from verdicts import REAL
 
-from bdm.audit.attacks import GENERATED as ATTACKED
-from bdm.audit.results import TABLES
-from bdm.evaluation.cells import FLOOR
+from bdm.applications.audit.attacks import GENERATED as ATTACKED
+from bdm.applications.audit.audit import TABLES
+from bdm.data.cells import FLOOR
 from bdm.evaluation.properties import ALL
 from bdm.evaluation.verdict import LIMITS, Grade
 from bdm.hierarchy.files import load_hierarchy

@@ -16,12 +16,12 @@ from tidy import tidy, write_rows
 
 from bdm._core.files import atomic_write
 from bdm._core.seeds import derive, numpy_generator
+from bdm.applications.kriging.gaussian_process import BINS, QUANTILE, bins_of
+from bdm.applications.responses.measured_responses import MeasuredResponses, Relations, control_of, measure
+from bdm.applications.responses.predict import predict_cells, share_of, with_changes
+from bdm.applications.responses.responses import fit_responses
 from bdm.data.counts import raw_counts
 from bdm.evaluation.predicted import TOP, evaluate_predicted
-from bdm.kriging.law import BINS, QUANTILE, bins_of
-from bdm.responses.cells import predict_cells, share_of, with_changes
-from bdm.responses.measured import MeasuredResponses, Relations, control_of, measure
-from bdm.responses.results import fit_responses
 from bdm.settings import PredictedEvaluationSettings, Relation, ResponseSettings
 
 app = typer.Typer()

@@ -13,8 +13,8 @@ from synthetic_cells import SyntheticSettings, count_blocks, sample_truth, share
 
 from bdm._core.files import atomic_write
 from bdm._core.seeds import numpy_generator
+from bdm.applications.lineages.tree import read_lineage_tree
 from bdm.data.matrix import appended_rows
-from bdm.lineages.tree import read_lineage_tree
 
 N_GENES_OF_MANY = 2100  # 500 types change 2,020 of them
 N_GENES_OF_ATLAS = 2000

@@ -12,10 +12,10 @@ from figures import draw_attacks, draw_costs, draw_null, draw_properties, draw_t
 from matplotlib.figure import Figure
 from tidy import RARE
 
-from bdm.audit.attacks import ATTACKS
-from bdm.evaluation.cells import FLOOR
+from bdm.applications.audit.attacks import ATTACKS
+from bdm.applications.kriging.gaussian_process import BINS
+from bdm.data.cells import FLOOR
 from bdm.evaluation.scores import SCORE_TITLES
-from bdm.kriging.law import BINS
 
 Rows = pd.DataFrame
 

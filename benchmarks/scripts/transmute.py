@@ -12,14 +12,20 @@ from tidy import tidy, write_rows
 from torch import Tensor
 
 from bdm import InputError
+from bdm.applications.transmutation.evaluate_transmuted import TransmutedCells, evaluate_transmutation
+from bdm.applications.transmutation.transmute import (
+    Sources,
+    Transmute,
+    population_mean,
+    select_sources,
+    transmuted_blocks,
+)
+from bdm.data.cell_sets import read_real_cells
+from bdm.data.cells import Cells
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.cells import Cells
-from bdm.evaluation.read import read_real_cells
 from bdm.model.model import BranchedModel, load_model
 from bdm.prior.transport import gaussian_transport
 from bdm.settings import InputKeys
-from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation
-from bdm.transmutation.transmute import Sources, Transmute, population_mean, select_sources, transmuted_blocks
 
 
 def strategies(

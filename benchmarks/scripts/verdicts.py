@@ -10,9 +10,10 @@ from scipy import sparse
 from tidy import tidy, write_rows
 
 from bdm._core.seeds import numpy_generator
+from bdm.data.cells import MIN_CELLS_FOR_MEANS, Cells, RealCells, sample_by_type
 from bdm.data.prepare import gene_names, read_prepared
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, RealCells, SizeLimits, sample_by_type
 from bdm.evaluation.evaluate import Evaluation, evaluate
+from bdm.evaluation.resamples import SizeLimits
 from bdm.evaluation.verdict import LIMITS, Grade
 from bdm.settings import EvaluationSettings
 

@@ -1,7 +1,7 @@
 # What the configuration names in the cells is looked for as it is read: a job that failed at it would have lost its results.
 
 
-include: "../../bdm/audit/limits.py"
+include: "../../bdm/applications/audit/limits.py"
 
 
 def check_columns(name, dataset):

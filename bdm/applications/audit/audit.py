@@ -1,0 +1,291 @@
+"""Results of an audit: scores, ROC areas, verdict and card."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from bdm._core.errors import InputError, abbreviated, counted, markdown
+from bdm._core.files import write_json
+from bdm._core.seeds import derive
+from bdm._core.store import Result
+from bdm.applications.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL, SETS
+from bdm.applications.audit.audit_verdict import (
+    N_PERMUTATIONS,
+    AuditVerdict,
+    areas,
+    interval,
+    limit_of_chance,
+    null_of_units,
+    of_units,
+    score_columns,
+    sides_in,
+    spread_of_auc,
+    standardised,
+    verdict_of,
+)
+from bdm.applications.audit.limits import LEVEL
+from bdm.generation.generated_file import GeneratedFile
+from bdm.model.model import BranchedModel
+
+TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
+ROW = ["set", "attack", "level"]
+
+
+@dataclass(frozen=True, repr=False)
+class Audit(Result):
+    """Scores of attacks in all folds of an audit, with their verdict.
+
+    Attributes
+    ----------
+    scores
+        Table with a row for each attacked cell and fold: ``fold``, ``unit`` (a random number), ``cell_type``,
+        ``member`` (1 if the cell was in the training data), and a column ``SET/ATTACK`` for each score.
+    record
+        Provenance: ``unit`` (``donor`` or ``cell``), ``n_folds``, ``seed``, ``fingerprints`` of the folds,
+        ``n_generated`` (generated cells in each fold), ``generator``, settings and versions. ``n_tested`` counts units
+        that are members in at least one fold; attacks show nothing about the rest.
+    """
+
+    kind = "audit"
+
+    scores: pd.DataFrame
+    record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Audit of {self.unit}s in {counted(self.n_folds, 'fold')}\n{self.verdict.text}"
+
+    @property
+    def unit(self) -> str:
+        """Unit of membership: ``donor`` or ``cell``."""
+        return str(self.record["unit"])
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds."""
+        return int(self.scores["fold"].nunique())
+
+    @cached_property
+    def _cells(self) -> pd.DataFrame:
+        return standardised(self.scores)
+
+    @cached_property
+    def _units(self) -> pd.DataFrame:
+        return of_units(self._cells)
+
+    @cached_property
+    def by_fold(self) -> pd.DataFrame:
+        """Table of folds, sets and attacks.
+
+        ``set`` names the cells that attacks treat as generated: ``generated`` cells, ``copies`` of the training cells,
+        or cells of other units (``chance``). ``level`` is ``cell`` or ``donor``. ``auc`` is the area under the ROC
+        curve of members against non-members; ``true_positives`` is the true positive rate at 1% false positives.
+        """
+        tables = [areas(self._cells, ["fold"]).assign(level="cell")]
+        if self.unit == "donor":
+            tables.append(areas(self._units, ["fold"]).assign(level="donor"))
+        return pd.concat(tables, ignore_index=True)[["fold", *ROW, "auc", "true_positives"]]
+
+    @cached_property
+    def attacks(self) -> pd.DataFrame:
+        """Means of :attr:`by_fold` over folds, with confidence limits of the area.
+
+        In 95% of audits, the areas of all attacks on a set are above ``low``, and the area of each is below ``high``.
+        ``low`` is above 0.5 if and only if the test of the verdict finds members.
+        """
+        sides = sides_in(self._units)
+        limits = {
+            (level, name): limit_of_chance(self._null(level, name))
+            for level, name in self.by_fold[["level", "set"]].drop_duplicates().itertuples(index=False)
+        }
+        rows = []
+        for (name, attack, level), table in self.by_fold.groupby(ROW, sort=False):
+            auc, true_positives = table["auc"].mean(), table["true_positives"].mean()
+            low, high = interval(auc, limits[level, name], sides)
+            means = {"auc": auc, "low": low, "high": high, "true_positives": true_positives}
+            rows.append({"set": name, "attack": attack, "level": level, **means, "n_folds": int(table["auc"].count())})
+        return pd.DataFrame(rows)
+
+    def _null(self, level: str, name: str) -> np.ndarray:
+        """Return areas under permuted membership, permutations x attacks."""
+        table = self._units if level == self.unit else self._cells
+        columns = [column for column in score_columns(table) if column.startswith(f"{name}/")]
+        scored = [column for column in columns if table[column].notna().any()]
+        return null_of_units(table, scored, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
+
+    @property
+    def attacks_on_units(self) -> pd.DataFrame:
+        """Rows of :attr:`attacks` on units, indexed by set and attack."""
+        return self.attacks[self.attacks["level"] == self.unit].set_index(["set", "attack"])
+
+    @cached_property
+    def by_label(self) -> pd.DataFrame:
+        """Table of cell types, sets and attacks, as means over folds.
+
+        ``auc`` is the area of cells, and ``auc_of_donors`` the area of donors, scored by their cells of the type. In
+        one of 20 audits, chance alone exceeds ``limit`` with any attack in any cell type, by a normal approximation.
+        The limit applies to donors, or to cells without donors. No area exceeds a limit of 1.
+        """
+        by = ["cell_type", "set", "attack"]
+        units = of_units(self._cells, by=("cell_type",))
+        table = areas(self._cells, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean().to_frame()
+        if self.unit == "donor":
+            table["auc_of_donors"] = areas(units, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean()
+        table = table.reset_index()
+        n_cells = self.scores["cell_type"].value_counts() // self.n_folds
+        table.insert(len(by), "n_cells", table["cell_type"].map(n_cells))
+        z = norm.isf(LEVEL / max((table["set"] == GENERATED).sum(), 1))
+        limits = {}
+        for name, table_of_type in units.groupby("cell_type"):
+            spreads = [spread_of_auc(*sides) for sides in sides_in(table_of_type)]
+            # with few units, the approximation exceeds all areas
+            limits[name] = np.minimum(0.5 + z * np.sqrt(np.square(spreads).sum()) / len(spreads), 1.0)
+        return table.assign(limit=table["cell_type"].map(limits))
+
+    @cached_property
+    def verdict(self) -> AuditVerdict:
+        """Verdict on the attacks on generated cells, tested on units."""
+        null = self._null(self.unit, GENERATED)
+        means = self.attacks_on_units["auc"].loc[GENERATED]
+        return verdict_of(means.dropna().to_dict(), null, sides=sides_in(self._units), unit=self.unit)
+
+    def by_attack(self) -> Iterator[dict[str, Any]]:
+        """Yield the result of each attack on units, highest area first."""
+        table = self.attacks_on_units
+        for finding in self.verdict.findings:
+            result = table.loc[(GENERATED, finding.attack)]
+            yield {
+                "name": ATTACKS[finding.attack],
+                "on": "model" if finding.attack in ON_MODEL else "cells",
+                "finding": finding,
+                "found": "inconclusive" if self.verdict.inconclusive else "yes" if finding.found else "no",
+                **{name: table["auc"].get((name, finding.attack), np.nan) for name in SETS},
+                **{name: result[name] for name in ("low", "high", "true_positives")},
+            }
+
+    def best_by_type(self, *, on_model: bool) -> Iterator[dict[str, Any]]:
+        """Yield the best attack on each cell type, highest area first.
+
+        ``on_model`` includes attacks on the model; otherwise only attacks on generated cells count.
+        """
+        area = "auc_of_donors" if self.unit == "donor" else "auc"
+        is_included = (self.by_label["set"] == GENERATED) & (on_model | ~self.by_label["attack"].isin(ON_MODEL))
+        table = self.by_label[is_included].dropna(subset=area).sort_values(area, ascending=False, kind="stable")
+        for row in table.drop_duplicates("cell_type").to_dict("records"):
+            yield {"name": row["cell_type"], "attack": ATTACKS[row["attack"]], "auc": row[area], "limit": row["limit"]}
+
+    def _write_tables(self, folder: Path) -> None:
+        for name, file in TABLES.items():
+            getattr(self, name).to_csv(folder / file, index=False, float_format="%.4f")
+        write_json(folder / "summary.json", self.verdict.summary() | {"n_tested": self.record["n_tested"]})
+
+
+# ---- on a model card
+
+# Settings of the preparation; the split may differ, because an audit divides all cells
+AUDITED_SETTINGS = (
+    *("genes", "n_genes", "keep_genes", "min_cells_per_gene", "clip_outliers"),
+    *("counts", "label_key", "batch_key", "donor_key", "min_donors"),
+)
+GIVEN = ("not given", "given")
+
+
+def audit_section(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> dict[str, Any]:
+    """Return the audit section of a model card, after :func:`check_audit`."""
+    check_audit(audit, model, cells)
+    left_out = markdown(abbreviated(list(audit.record.get("left_out", ())), n_shown=10))
+    rows = {"attacks": list(attack_rows(audit)), "audited_types": list(audited_type_rows(audit))}
+    n_fitted = int(model.composition.to_numpy().sum())
+    return {"audit": audit, "left_out": left_out, "divided": divided_in_words(audit, cells, n_fitted), **rows}
+
+
+def divided_in_words(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -> str:
+    """Return sentences on the number of tested units and of generated cells."""
+    text, n_generated = "", list(audit.record.get("n_generated", {}).values())
+    if (n_tested := audit.record["n_tested"]) == audit.record["n_units"]:
+        text += f" Each {audit.unit} was a member in at least one division."
+    else:
+        text += f" {counted(n_tested, audit.unit)} were members in at least one division, and the others in none."
+    if n_generated:
+        lowest, highest = min(n_generated), max(n_generated)
+        number = f"{highest:,}" if lowest == highest else f"{lowest:,} to {highest:,}"
+        share = rounded(sum(n_generated) / int(audit.scores["member"].sum()))
+        text += f" The attacks had {number} generated cells in a division, {share} for each training cell"
+        if cells is not None:
+            released = int(cells.n_by_type.sum())
+            text += f"; the file described above has {released:,}, {rounded(released / n_fitted)} for each"
+        text += ". More cells disclose more."
+    return text
+
+
+def rounded(ratio: float) -> str:
+    """Format a ratio with two significant digits, without an exponent."""
+    return np.format_float_positional(ratio, precision=2, fractional=False, trim="-")
+
+
+def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
+    """Yield table rows of attacks: name, target, areas, share found, and finding."""
+    for row in audit.by_attack():
+        copies, chance = ("" if np.isnan(row[name]) else f"{row[name]:.2f}" for name in (COPIES, CHANCE))
+        share = f"{row['true_positives']:.0%}"
+        yield row["name"], row["on"], f"{row[GENERATED]:.2f}", copies, chance, share, row["found"]
+
+
+def audited_type_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
+    """Yield table rows of cell types: name, units, best attack, area, limit."""
+    n_units = audit.scores.groupby(["cell_type", "fold"])["unit"].nunique().groupby("cell_type").min()
+    for row in sorted(audit.best_by_type(on_model=False), key=lambda row: row["name"]):
+        name, n_attacked = row["name"], n_units[row["name"]]
+        yield markdown(name), f"{n_attacked:,}", row["attack"], f"{row['auc']:.2f}", f"{row['limit']:.2f}"
+
+
+def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> None:
+    """Raise an InputError if an audit differs from the model or cells."""
+    if audit.record.get("generator") != "bdm":
+        raise InputError("The audit is of cells of another generator (--cells); audit models of bdm.")
+    column, donor_key = audit.record["audit"].get("donor_key"), model.preparation.get("donor_key")
+    if donor_key is not None and column not in (None, donor_key, "donor"):  # bdm prepare names the column "donor"
+        raise InputError(
+            f"The audit takes the donors from the column {column!r}, and the model from {donor_key!r}; audit with the "
+            "model's column."
+        )
+    audited, fitted = audit.record.get("data_sha256"), model.autoencoder.provenance.get("data_sha256")
+    if audited and fitted and audited != fitted:
+        raise InputError(
+            f"The audit is of other data (the checksum of its file begins with {audited[:8]}, and of the model's file "
+            f"with {fitted[:8]}); audit the model's data."
+        )
+    prepared = audit.record["prepare"]
+    preparation = {name: prepared[name] for name in AUDITED_SETTINGS if name in {*prepared} & {*model.preparation}}
+    tree = model.hierarchy
+    hierarchy = {"threshold": tree.threshold, "flat": tree.flat, "tree": GIVEN[tree.given]}
+    audited_hierarchy = {name: value for name, value in audit.record["fit"]["hierarchy"].items() if name in hierarchy}
+    if "tree_given" in audit.record:
+        audited_hierarchy["tree"] = GIVEN[audit.record["tree_given"]]
+    compared = (
+        (preparation, model.preparation),
+        (audited_hierarchy, hierarchy),
+        (audit.record["fit"]["autoencoder"], model.autoencoder.provenance["settings"]),
+        (audit.record["fit"]["train"], model.provenance["settings"]),
+    )
+    for audited_settings, settings in compared:
+        check_settings(audited_settings, settings, "models", "in this model")
+    if cells is not None:
+        check_settings(audit.record["sampling"], cells.sampling, "cells", f"in {cells.name}")
+    if unshared := sorted({*audit.scores["cell_type"], *audit.record.get("left_out", ())} ^ set(model.cell_types)):
+        raise InputError(f"The audit and the model have different cell types ({unshared[0]}); audit the model's data.")
+
+
+def check_settings(audited: Mapping[str, Any], settings: Mapping[str, Any], noun: str, place: str) -> None:
+    """Raise an InputError if settings differ; ``noun`` and ``place`` word the message."""
+    for name, value in audited.items():
+        if settings.get(name) != value:
+            raise InputError(
+                f"The audit is of {noun} with other settings ({name} is {value}, and {settings.get(name)} {place}); "
+                f"audit {noun} with these settings."
+            )

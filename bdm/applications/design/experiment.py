@@ -1,0 +1,264 @@
+"""Compile a design for a model: samples, cells, donors and planted changes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from bdm._core.seeds import derive, numpy_generator, to_tensor, torch_generator
+from bdm.applications.design.changes import (
+    PlantedChange,
+    mean_factors,
+    plan_changes,
+    rows_by_population,
+    sample_responses,
+)
+from bdm.applications.design.design import Design
+from bdm.applications.design.samples import (
+    DesignedCovariates,
+    IndependentDonors,
+    designed_covariates,
+    draw_request,
+    make_donors,
+    sample_table,
+)
+from bdm.data.modalities import Modality
+from bdm.generation.at import covariate_names, drawn_values
+from bdm.generation.generate import MAX_CHUNK
+from bdm.generation.request import Request
+from bdm.model.model import BranchedModel, expected_counts
+from bdm.model.new_donors import NewDonors
+
+NO_PARTNER = -1
+N_DONOR_CELLS = 128  # reference cells that donors are compared on, per population
+
+Covariates = DesignedCovariates | None  # None: distributed as in training cells
+
+
+@dataclass(frozen=True)
+class ReferenceCells:
+    """Cells of each population, sampled once, for expected counts and as partners in doublets."""
+
+    whitened: Callable[[str], Tensor]  # whitened cells of a population, cells x dimensions
+    values: Callable[[str, Covariates], np.ndarray | None]  # covariates of these cells, cells x covariates
+    # mean expected counts of a population, given batch, covariates and number of cells
+    mean_counts: Callable[[str, str | None, Covariates, int], np.ndarray]
+
+    @classmethod
+    def from_model(cls, model: BranchedModel, *, seed: int) -> "ReferenceCells":
+        """Sample reference cells from a model lazily."""
+        sampler = model.sampler()
+
+        @cache
+        def whitened(population: str) -> Tensor:
+            return sampler.sample(population, MAX_CHUNK, torch_generator(seed, "reference", population))
+
+        @cache
+        def values(population: str, covariates: Covariates) -> np.ndarray | None:
+            table = pd.DataFrame({"sub_population": [population] * MAX_CHUNK, "n_cells": 1})
+            if covariates is not None:
+                level = (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK
+                table[list(covariate_names(model))] = covariates.values(population, level)
+            return drawn_values(model, table, derive(seed, "reference")).get(population)
+
+        @cache
+        def mean_counts(population: str, batch: str | None, covariates: Covariates, n_cells: int) -> np.ndarray:
+            x = model.at_covariates(whitened(population), population, values(population, covariates))[:n_cells]
+            batches = None if batch is None else np.full(len(x), batch)
+            expected = expected_counts(model, x, batches, population)
+            return np.asarray(expected.mean(axis=0, dtype=np.float64))
+
+        return cls(whitened, values, mean_counts)
+
+    def expression(self, population: str, batch: str | None, covariates: Covariates = None) -> np.ndarray:
+        """Return the mean expected counts of a population."""
+        return self.mean_counts(population, batch, covariates, MAX_CHUNK)
+
+
+@dataclass(frozen=True)
+class DesignedExperiment:
+    """Design, compiled for a model by :func:`compile_design`."""
+
+    model: BranchedModel
+    design: Design
+    samples: pd.DataFrame  # columns donor, condition, batch and depth_factor (of library sizes)
+    covariates: dict[str, DesignedCovariates]  # by sample, if the design sets them
+    request: Request  # numbers of cells by population and sample
+    changes: tuple[PlantedChange, ...]
+    donors: NewDonors | IndependentDonors | None  # None if donors do not differ
+    reference: ReferenceCells
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return len(self.model.autoencoder.genes)
+
+    @property
+    def modalities(self) -> list[Modality]:
+        """Modalities of the model."""
+        return self.model.autoencoder.modalities
+
+    def mean_expression(self, sample: str, populations: Sequence[str]) -> pd.DataFrame:
+        """Compute expected counts of populations in a sample with its changes, at depth 1."""
+        condition, number = self.samples.loc[sample, "condition"], self.samples.index.get_loc(sample)
+        factors = mean_factors(self.changes, self.model.populations, condition, self.n_genes)
+        rows = {name: self.expression(name, number) * factors[name] for name in populations}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=self.model.autoencoder.genes.index)
+
+    def expression(self, population: str, sample: int) -> np.ndarray:
+        """Return the mean expected counts of a population in a sample before changes.
+
+        The effect of the donor is estimated from ``N_DONOR_CELLS`` cells.
+        """
+        batch, covariates = self.samples["batch"].iloc[sample], self.covariates_in(sample)
+        mean = self.reference.expression(population, batch, covariates)
+        if self.donors is None:
+            return mean
+        samples = np.full(N_DONOR_CELLS, sample)
+        x = self.reference_cells(population, np.arange(N_DONOR_CELLS), samples)
+        expected = self.expected(x, population, samples)
+        without_donor = self.reference.mean_counts(population, batch, covariates, N_DONOR_CELLS)
+        return np.asarray(mean * expected.mean(axis=0, dtype=np.float64) / without_donor)
+
+    def reference_cells(self, population: str, rows: np.ndarray, sample: np.ndarray) -> Tensor:
+        """Return reference cells by row, with the donors and covariates of samples (rows)."""
+        x = self.move_to_donors(self.reference.whitened(population)[to_tensor(rows)], population, sample)
+        if self.model.covariates is None:
+            return x
+        values = [self.reference.values(population, self.covariates_in(number)) for number in sample]
+        own = [part[row] for part, row in zip(values, rows, strict=True) if part is not None]
+        return self.model.at_covariates(x, population, np.stack(own))
+
+    def covariates_in(self, sample: int) -> Covariates:
+        """Return the designed covariates of a sample (row)."""
+        return self.covariates.get(str(self.samples.index[sample]))
+
+    def move_to_donors(self, x: Tensor, population: str, sample: np.ndarray) -> Tensor:
+        """Apply the donor effects of samples (rows) to whitened cells of a population."""
+        return x if self.donors is None else self.donors.within(population, x, self.donor[sample])
+
+    def expected(self, x: Tensor, population: str, sample: np.ndarray) -> np.ndarray:
+        """Compute expected counts with donor and batch effects, cells x genes."""
+        return expected_counts(
+            self.model,
+            x,
+            self.samples["batch"].to_numpy()[sample] if self.model.autoencoder.batches else None,
+            population,
+            offset=None if self.donors is None else self.offsets(population)[to_tensor(self.donor[sample])],
+        )
+
+    @cached_property
+    def donor(self) -> np.ndarray:
+        """Index of the donor of each sample."""
+        return np.asarray(pd.factorize(self.samples["donor"])[0])
+
+    @cached_property
+    def offsets(self) -> Callable[[str], Tensor]:
+        """Cached function: donor offsets of log expression in a population, donors x genes."""
+        donors = self.donors
+        assert donors is not None
+        return cache(lambda population: to_tensor(donors.log_expression(population).astype(np.float32)))
+
+    @cached_property
+    def ambient_profiles(self) -> pd.DataFrame:
+        """Composition of ambient RNA, samples x genes; each modality sums to 1."""
+        samples, genes = self.samples.index, self.model.autoencoder.genes.index
+        n_cells = self.request.table.groupby(["sample", "sub_population"])["n_cells"].sum()
+        rows = [n_cells[sample] @ self.mean_expression(sample, list(n_cells[sample].index)) for sample in samples]
+        counts = pd.DataFrame(rows, index=samples, columns=genes)
+        blocks = [counts.iloc[:, modality.features] for modality in self.modalities]
+        return pd.concat([block.div(block.sum(axis=1), axis=0) for block in blocks], axis=1)
+
+
+def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
+    """Compile a design for a model: draw samples, donors, numbers of cells and changes."""
+    reference = ReferenceCells.from_model(model, seed=design.seed)
+    samples = sample_table(model, design)
+    donors = tuple(samples["donor"].unique())
+    covariates = designed_covariates(model, design, samples)
+    request = draw_request(model, design, samples, donors, covariates)
+
+    def expression(population: str) -> np.ndarray:
+        by_batch = [reference.expression(population, batch) for batch in samples["batch"].unique()]
+        return np.asarray(np.mean(by_batch, axis=0))
+
+    changes = plan_changes(model, design, expression)
+    factor = design.depth.factor
+    samples["depth_factor"] = [
+        float(factor.get(name, 1.0) if isinstance(factor, dict) else factor) for name in samples["condition"]
+    ]
+    donor_effects = make_donors(model, design, donors)
+    return DesignedExperiment(model, design, samples, covariates, request, changes, donor_effects, reference)
+
+
+# ---- cells
+
+
+@dataclass(frozen=True)
+class DesignedCells:
+    """Properties of the cells of an experiment, sorted by population, then sample."""
+
+    sample: np.ndarray  # row in the table of samples
+    population: pd.Series  # name
+    first: dict[str, int]  # row of the first cell of each population
+    response: np.ndarray  # whether cells respond to each change (1 or 0), cells x changes
+    partner_population: np.ndarray  # index of the partner's population in a doublet; -1 for singlets
+    partner: np.ndarray  # row of the partner among reference cells; -1 for singlets
+
+    @property
+    def doublet(self) -> np.ndarray:
+        """Mask of doublets."""
+        return np.asarray(self.partner != NO_PARTNER)
+
+
+def draw_cells(experiment: DesignedExperiment) -> DesignedCells:
+    """Draw the properties of all cells.
+
+    The random numbers of a cell depend on its population and number alone.
+    """
+    table = experiment.request.table
+    table = table.loc[table.index.repeat(table["n_cells"])]
+    sample = experiment.samples.index.get_indexer(table["sample"])
+    population = table["sub_population"].reset_index(drop=True)
+    condition = experiment.samples["condition"].to_numpy()[sample]
+    seed = experiment.design.seed
+    rows, changes = rows_by_population(population), experiment.changes
+    response = np.zeros((len(population), len(changes)), dtype=np.float32)
+    for name, span in rows.items():
+        uniform = np.empty((span.stop - span.start, len(changes)))
+        for i, planted in enumerate(changes):
+            uniform[:, i] = numpy_generator(seed, "responds", planted.change.name, name).random(len(uniform))
+        response[span] = sample_responses(changes, name, condition[span], uniform)
+    partners = draw_partners(experiment, sample, rows)
+    return DesignedCells(sample, population, {name: span.start for name, span in rows.items()}, response, *partners)
+
+
+def draw_partners(
+    experiment: DesignedExperiment, sample: np.ndarray, rows: dict[str, slice]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the partner of each doublet: population and row among reference cells."""
+    doublets, populations = experiment.design.doublets, list(experiment.model.populations)
+    partner_population = np.full(len(sample), NO_PARTNER, dtype=np.int32)
+    partner = partner_population.copy()
+    if not doublets.rate:
+        return partner_population, partner
+    n_cells = experiment.request.table.pivot_table(
+        index="sample", columns="sub_population", values="n_cells", aggfunc="sum"
+    )
+    n_cells = n_cells.reindex(index=experiment.samples.index, columns=populations).fillna(0).to_numpy()
+    cell_type = np.array([experiment.model.cell_type_of[name] for name in populations])
+    for population, span in rows.items():
+        uniform = numpy_generator(experiment.design.seed, "doublets", population).random((span.stop - span.start, 4))
+        same = cell_type == experiment.model.cell_type_of[population]
+        for row in np.flatnonzero(uniform[:, 0] < doublets.rate):
+            weights = n_cells[sample[span.start + row]]
+            if doublets.within is not None:
+                chosen = weights * (same if uniform[row, 1] < doublets.within else ~same)
+                weights = chosen if chosen.any() else weights
+            position = np.searchsorted(weights.cumsum(), uniform[row, 2] * weights.sum(), side="right")
+            partner_population[span.start + row] = position
+            partner[span.start + row] = int(uniform[row, 3] * MAX_CHUNK)
+    return partner_population, partner

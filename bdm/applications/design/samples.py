@@ -1,0 +1,355 @@
+"""Samples of a designed experiment: donors, batches, proportions and covariates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from bdm._core.errors import InputError, abbreviated, at
+from bdm._core.seeds import numpy_generator
+from bdm.applications.design.design import LEARNED, NONE, Composition, Design
+from bdm.autoencoder.observation import ObservationModel
+from bdm.generation.at import At, ends_of, known_covariates, spread_evenly, within
+from bdm.generation.request import Request, spread_over_populations
+from bdm.model.model import BranchedModel
+from bdm.model.new_donors import NewDonors
+
+N_SHOWN = 12  # names listed in a message
+PERMIT = "samples.extrapolate: true"
+N_STEPS = 512  # resolution of covariate ranges
+SHARED = 0.5  # fraction of the variance between donors that cell types share
+
+
+def resolve_populations(model: BranchedModel, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the populations of cell types, sub-populations or clades; all by default."""
+    populations: set[str] = set()
+    for name in names or (model.hierarchy.root.name,):
+        if name in model.cell_types:
+            populations |= set(model.autoencoder.populations_of(name))
+        elif name in model.hierarchy.by_name:
+            populations |= set(model.hierarchy.leaves(name))
+        else:
+            nodes = (branch for branch, children in model.hierarchy.children.items() if children)
+            clades = [branch for branch in nodes if branch not in model.cell_types]
+            raise InputError(
+                f"the model has no cell type or clade {name!r}; its types are "
+                f"{abbreviated(model.cell_types, n_shown=N_SHOWN)}, and its clades "
+                f"{abbreviated(clades, n_shown=N_SHOWN)}."
+            )
+    return tuple(name for name in model.populations if name in populations)
+
+
+def sample_table(model: BranchedModel, design: Design) -> pd.DataFrame:
+    """Tabulate samples with ``donor``, ``condition`` and ``batch``."""
+    samples, rows, n_before = design.samples, [], 0
+    for condition in samples.conditions:
+        n_donors = samples.donors_in(condition)
+        for number in range(n_donors):
+            rows.append((f"donor-{n_before + number + 1}", condition))
+        n_before += 0 if samples.paired else n_donors
+    table = pd.DataFrame(rows, columns=["donor", "condition"])
+    table["batch"] = draw_batches(model, table, design.seed)
+    table.index = pd.Index(samples.names, name="sample")
+    return table
+
+
+def draw_batches(model: BranchedModel, table: pd.DataFrame, seed: int) -> Sequence[str | None]:
+    """Draw the batch of each donor, in the proportions of training cells."""
+    batches = model.autoencoder.batches
+    if not batches:
+        return [None] * len(table)
+    share = model.composition[list(batches)].sum().to_numpy(dtype=float)
+    donors = table["donor"].unique()
+    samples = numpy_generator(seed, "batches").choice(batches, size=len(donors), p=share / share.sum())
+    return [str(batch) for batch in table["donor"].map(dict(zip(donors, samples, strict=True)))]
+
+
+def reference_proportions(model: BranchedModel, composition: Composition) -> pd.Series:
+    """Return the expected proportions of populations in the reference condition."""
+    if composition.proportions == LEARNED:
+        if resolve_variation(model, composition.concentration, "composition.concentration") == LEARNED:
+            return mean_donor_proportions(model)
+        n_cells = model.composition.sum(axis=1).reindex(list(model.populations))
+        return n_cells / n_cells.sum()
+    assert isinstance(composition.proportions, dict)
+    return divide_by_population(model, composition.proportions, "composition.proportions")
+
+
+def mean_donor_proportions(model: BranchedModel) -> pd.Series:
+    """Return the expected proportions of populations in a learned donor."""
+    assert model.donors is not None
+    composition = model.donors.composition
+    shares = {
+        name: composition.cell_types[cell_type] / composition.concentration * parameter / sum(populations.values())
+        for cell_type, populations in composition.populations.items()
+        for name, parameter in populations.items()
+    }
+    return pd.Series(shares).reindex(list(model.populations), fill_value=0.0)
+
+
+def divide_by_population(model: BranchedModel, numbers: dict[str, float], place: str) -> pd.Series:
+    """Divide numbers by cell type over populations, in the proportions of training cells."""
+    divided = pd.Series(0.0, index=list(model.populations))
+    for name, number in numbers.items():
+        with at(place):
+            populations = populations_of_type(model, name)
+        if (divided[list(populations)] > 0).any():
+            raise InputError(f"{place}: {name!r} is counted twice, by type and by sub-population; name either.")
+        n_cells = model.composition.loc[list(populations)].sum(axis=1)
+        divided[list(populations)] = number * n_cells / n_cells.sum()
+    return divided
+
+
+def populations_of_type(model: BranchedModel, name: str) -> tuple[str, ...]:
+    """Return the populations of a cell type or sub-population; reject clades."""
+    if name not in {*model.cell_types, *model.populations}:
+        types = abbreviated(model.cell_types, n_shown=N_SHOWN)
+        raise InputError(f"the model has no cell type {name!r}; its types are {types}.")
+    return resolve_populations(model, [name])
+
+
+def expected_proportions(model: BranchedModel, design: Design) -> pd.DataFrame:
+    """Return the expected proportions of populations, conditions x populations."""
+    numbers = design.samples.cells
+    if not isinstance(numbers, dict):
+        weights = shift_factors(model, design) * reference_proportions(model, design.composition)
+        return weights.div(weights.sum(axis=1), axis=0)
+    shares = divide_by_population(model, {name: float(number) for name, number in numbers.items()}, "samples.cells")
+    return pd.DataFrame([shares / shares.sum()] * len(design.samples.conditions), index=list(design.samples.conditions))
+
+
+def shift_factors(model: BranchedModel, design: Design) -> pd.DataFrame:
+    """Return the factors of population weights, conditions x populations."""
+    factors = pd.DataFrame(1.0, index=list(design.samples.conditions), columns=list(model.populations))
+    reference = reference_proportions(model, design.composition)
+    for shift in design.composition.shifts:
+        with at("composition.shifts"):
+            populations = list(resolve_populations(model, shift.in_))
+            if not reference[populations].sum():
+                raise InputError(f"the design has no cells of {', '.join(shift.in_)}; add them, or remove the shift.")
+            factors.loc[shift.condition, populations] *= np.exp(shift.log_odds)
+    return factors
+
+
+@dataclass(frozen=True, eq=False)
+class DesignedCovariates:
+    """Distribution of covariates that a design sets for samples of a condition."""
+
+    model: BranchedModel
+    steps: dict[str, np.ndarray]  # by cell type: equally likely values, steps x covariates; NaN if not set
+    fixed_types: frozenset[str]  # types with designed sub-population proportions, which covariates do not change
+    expected: pd.Series  # mean weights of populations in the condition
+
+    def shares(self, cell_type: str, weights: pd.Series) -> pd.DataFrame:
+        """Return the proportions of a type's populations at each step, given mean weights."""
+        weight, steps = weights[list(self.model.autoencoder.populations_of(cell_type))], self.steps[cell_type]
+        if cell_type in self.fixed_types:
+            steps = np.full_like(steps, np.nan)
+        effects = known_covariates(self.model, [])
+        return pd.DataFrame(effects.shares(cell_type, weight.to_dict(), steps), columns=weight.index)
+
+    def reweighted(self, weights: pd.Series) -> pd.Series:
+        """Adjust population weights within each type to the covariates."""
+        adjusted = weights.copy()
+        for cell_type in self.steps:
+            share = self.shares(cell_type, weights).mean()
+            adjusted[share.index] = share * weights[share.index].sum()
+        return adjusted
+
+    def values(self, population: str, level: np.ndarray, weights: pd.Series | None = None) -> np.ndarray:
+        """Return covariates of cells (cells x covariates) at quantile levels in [0, 1]."""
+        cell_type = self.model.cell_type_of[population]
+        if cell_type not in self.steps:
+            return np.full((len(level), len(known_covariates(self.model, []).names)), np.nan)
+        shares = self.shares(cell_type, self.expected if weights is None else weights)
+        cumulative = shares[population].to_numpy().cumsum()
+        step = np.searchsorted(cumulative, level * cumulative[-1], side="right")
+        return np.asarray(self.steps[cell_type][np.minimum(step, N_STEPS - 1)])
+
+
+def designed_covariates(model: BranchedModel, design: Design, samples: pd.DataFrame) -> dict[str, DesignedCovariates]:
+    """Return the designed covariates by sample; samples with equal values share an object."""
+    by_sample: dict[str, DesignedCovariates] = {}
+    by_values: dict[tuple[object, ...], DesignedCovariates] = {}
+    for sample, condition in samples["condition"].items():
+        if values := design.samples.values_in(condition, sample):
+            key = (condition, *values.items())
+            with at("samples.covariates"):
+                if key not in by_values:
+                    by_values[key] = spread_covariates(model, design, condition, values)
+            by_sample[sample] = by_values[key]
+    return by_sample
+
+
+def spread_covariates(model: BranchedModel, design: Design, condition: str, values: At) -> DesignedCovariates:
+    """Spread covariates evenly over their ranges in each cell type of a condition."""
+    effects, allowed = known_covariates(model, list(values)), design.samples.extrapolate
+    expected = expected_proportions(model, design).loc[condition]
+    n_cells = expected.groupby(model.cell_type_of).sum()
+    types = [name for name in model.cell_types if n_cells[name] > 0]
+    steps = {name: np.full((N_STEPS, len(effects.names)), np.nan) for name in types}
+    for name, ends in values.items():
+        limited = within(effects, types, name, ends_of(name, ends), named=True, extrapolate=allowed, permit=PERMIT)
+        for cell_type, (low, high) in limited.items():
+            steps[cell_type][:, effects.names.index(name)] = spread_evenly(low, high, N_STEPS, name, effects)
+    tables = [table for table in (design.samples.cells, design.composition.proportions) if isinstance(table, dict)]
+    fixed_types = {model.cell_type_of[name] for table in tables for name in table if name not in model.cell_types}
+    return DesignedCovariates(model, steps, frozenset(fixed_types), expected)
+
+
+def draw_request(
+    model: BranchedModel,
+    design: Design,
+    samples: pd.DataFrame,
+    donors: Sequence[str],
+    covariates: dict[str, DesignedCovariates],
+) -> Request:
+    """Draw the number of cells of each sample and population, and their designed covariates."""
+    weights = draw_proportions(model, design, donors).loc[samples["donor"]].set_axis(samples.index)
+    weights *= shift_factors(model, design).loc[samples["condition"]].set_axis(samples.index)
+    adjusted = weights.apply(
+        lambda row: covariates[row.name].reweighted(row) if row.name in covariates else row, axis=1
+    )
+    numbers = draw_cell_numbers(model, design, samples, donors, adjusted)
+    table = numbers.rename_axis(index="sample", columns="sub_population").T.stack().rename("n_cells").reset_index()
+    table = table[table["n_cells"] > 0].reset_index(drop=True)
+    table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
+    if model.autoencoder.batches:
+        table["batch"] = table["sample"].map(samples["batch"])
+    return Request(add_covariates(table, weights, covariates, design.seed) if covariates else table)
+
+
+def add_covariates(
+    table: pd.DataFrame, weights: pd.DataFrame, covariates: dict[str, DesignedCovariates], seed: int
+) -> pd.DataFrame:
+    """Add designed covariates to a table of cells, a row per value."""
+    parts = []
+    for row in table.to_dict("records"):
+        sample, population = row["sample"], row["sub_population"]
+        part = pd.DataFrame({**row, "n_cells": 1}, index=range(row["n_cells"]))
+        if sample in covariates:
+            level = numpy_generator(seed, "given values", sample, population).random(len(part))
+            values = covariates[sample].values(population, level, weights.loc[sample])
+            part[list(known_covariates(covariates[sample].model, []).names)] = values
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True)
+    keys = [name for name in table if name != "n_cells"]
+    return table.groupby(keys, sort=False, dropna=False, as_index=False)["n_cells"].sum()
+
+
+def draw_cell_numbers(
+    model: BranchedModel, design: Design, samples: pd.DataFrame, donors: Sequence[str], weights: pd.DataFrame
+) -> pd.DataFrame:
+    """Draw numbers of cells, samples x populations, by their weights."""
+    setting = design.samples.cells
+    if isinstance(setting, dict):
+        return exact_numbers(model, design, setting, weights)
+    if setting == LEARNED:
+        learned = sample_learned_donors(model, len(donors), design.seed)
+        if learned is None:
+            raise InputError("samples.cells is learned, but the model has learned no donors; give a number.")
+        n_cells = dict(zip(donors, learned.n_cells.tolist(), strict=True))
+    else:
+        n_cells = dict.fromkeys(donors, int(setting))
+    rows = {}
+    for sample, row in samples.iterrows():
+        share = weights.loc[sample] / weights.loc[sample].sum()
+        generator = numpy_generator(design.seed, "numbers of cells", str(sample))
+        rows[sample] = generator.multinomial(n_cells[row["donor"]], share.to_numpy())
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(model.populations))
+
+
+def exact_numbers(
+    model: BranchedModel, design: Design, type_numbers: dict[str, int], weights: pd.DataFrame
+) -> pd.DataFrame:
+    """Divide exact numbers by cell type over sub-populations, samples x populations."""
+    divide_by_population(model, {name: float(number) for name, number in type_numbers.items()}, "samples.cells")
+    numbers = pd.DataFrame(0, index=weights.index, columns=list(model.populations))
+    learned = resolve_variation(model, design.composition.concentration, "composition.concentration") == LEARNED
+    for sample, row in weights.iterrows():
+        generator = numpy_generator(design.seed, "numbers of cells", str(sample))
+        for name, number in type_numbers.items():
+            populations = list(populations_of_type(model, name))
+            weight = row[populations]
+            if (learned or design.samples.covariates) and weight.sum() > 0:
+                numbers.loc[sample, populations] = generator.multinomial(number, weight / weight.sum())
+            else:
+                table = spread_over_populations(model, {"cell_type": name, "n_cells": number})
+                numbers.loc[sample, table["sub_population"]] = table["n_cells"].to_numpy()
+    return numbers
+
+
+def draw_proportions(model: BranchedModel, design: Design, donors: Sequence[str]) -> pd.DataFrame:
+    """Draw proportions, donors x populations: learned, or Dirichlet around the expectation."""
+    composition, expected = design.composition, reference_proportions(model, design.composition)
+    concentration = resolve_variation(model, composition.concentration, "composition.concentration")
+    if concentration == LEARNED:
+        learned = sample_learned_donors(model, len(donors), design.seed)
+        if learned is not None and composition.proportions == LEARNED:
+            return learned.proportions.set_axis(list(donors)).reindex(columns=expected.index, fill_value=0.0)
+        concentration = NONE if model.donors is None else model.donors.concentration
+    if concentration == NONE:
+        return pd.DataFrame([expected] * len(donors), index=list(donors))
+    rows = []
+    for donor in donors:
+        generator = numpy_generator(design.seed, "composition", donor)
+        weight = generator.standard_gamma(float(concentration) * expected.to_numpy())
+        rows.append(weight / weight.sum() if weight.sum() else expected.to_numpy())
+    return pd.DataFrame(rows, index=list(donors), columns=expected.index)
+
+
+@dataclass(frozen=True)
+class IndependentDonors:
+    """Donors with independent normal effects on each gene; replaces :class:`NewDonors`.
+
+    Cell types share the fraction ``SHARED`` of the variance.
+    """
+
+    names: tuple[str, ...]
+    cell_type_of: dict[str, str]  # by population; populations of a type have the same effects
+    n_genes: int
+    variation: float  # standard deviation of log expression between donors
+    seed: int
+
+    def within(self, population: str, x: Tensor, donor: np.ndarray) -> Tensor:
+        """Return cells unchanged."""
+        return x
+
+    def log_expression(self, population: str) -> np.ndarray:
+        """Return offsets of log expression, donors x genes."""
+        keys = ("all",), ("type", self.cell_type_of[population])
+        generators = [numpy_generator(self.seed, "donors", *key) for key in keys]
+        shared, own = (generator.standard_normal((len(self.names), self.n_genes)) for generator in generators)
+        return self.variation * (sqrt(SHARED) * shared + sqrt(1 - SHARED) * own)
+
+    def observation(self, population: str, model: ObservationModel) -> ObservationModel:
+        """Return the observation model unchanged, as the variation is additional."""
+        return model
+
+
+def sample_learned_donors(model: BranchedModel, n_donors: int, seed: int) -> NewDonors | None:
+    """Sample donors as learned from the data; None if the model has no donors."""
+    return None if model.donors is None else model.donors.sample(n_donors, numpy_generator(seed, "donors"))
+
+
+def make_donors(model: BranchedModel, design: Design, names: Sequence[str]) -> NewDonors | IndependentDonors | None:
+    """Return the donors of a design; None if they do not differ in expression."""
+    variation = resolve_variation(model, design.samples.variation, "samples.variation")
+    if variation == LEARNED:
+        return sample_learned_donors(model, len(names), design.seed)
+    if variation in (NONE, 0):
+        return None
+    n_genes = len(model.autoencoder.genes)
+    return IndependentDonors(tuple(names), model.cell_type_of, n_genes, float(variation), design.seed)
+
+
+def resolve_variation(model: BranchedModel, value: str | float | None, key: str) -> str | float:
+    """Resolve a setting of donor variation; the default is learned, or none without donors."""
+    if value == LEARNED and model.donors is None:
+        raise InputError(
+            f"{key} is learned, but the model has learned no donors; fit it with `donor_key=`, or give a number."
+        )
+    return (NONE if model.donors is None else LEARNED) if value is None else value

@@ -1,0 +1,359 @@
+"""Add new cell types to a model, and report how each joined the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+
+from bdm._core.errors import counted
+from bdm._core.parallel import using_threads
+from bdm._core.store import Result
+from bdm.applications.extension.fit_extension import (
+    attach_type,
+    batch_offsets,
+    distances_to_model,
+    find_populations,
+    initial_adapter,
+)
+from bdm.applications.extension.new_cells import NewCells
+from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_gaining, likelihood
+from bdm.autoencoder.latent import encode, latent_cells, library_size_range
+from bdm.autoencoder.levels import training_levels
+from bdm.autoencoder.moments import population_moments
+from bdm.autoencoder.softmax import AdapterSettings
+from bdm.data.genes import display_names
+from bdm.hierarchy.clustering import MeasuredMeans
+from bdm.hierarchy.tree import Hierarchy
+from bdm.model.covariates import CovariateEffects, fit_effects, with_residuals
+from bdm.model.fit_model import check_collapse, generated_levels
+from bdm.model.model import BranchedModel, Extension, composition_of, extended, type_specific_genes
+from bdm.prior.base import PriorData
+from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, TrainSettings
+
+MIN_HELD_OUT = 5  # cells to measure a gain with
+MIN_GAIN = -1  # in standard errors, for a new type's decoder over the initial one, which has only the type's mean
+
+
+@dataclass(frozen=True)
+class ExtendSettings:
+    """Settings of the decoders, the prior's branches and the bootstrap of the place."""
+
+    adapter: AdapterSettings = field(default=AdapterSettings())
+    branch: TrainSettings = field(default=TrainSettings(n_steps=200))
+    n_bootstrap: int = HierarchySettings.n_bootstrap
+
+
+@dataclass(frozen=True, repr=False)
+class FittedExtension:
+    """Extended model, with the added type and its scores."""
+
+    model: BranchedModel
+    extension: Extension
+    distance: pd.Series  # to the previous cell types, nearest first
+    held_out: str  # split of the held-out cells
+    before: np.ndarray  # evidence lower bound of each held-out cell with the initial decoder, in nats
+    after: np.ndarray  # with the fitted decoders
+    n_counts: float  # mean counts of held-out cells
+
+    def __repr__(self) -> str:
+        cells = counted(self.extension.n_cells, "cell")
+        return f"FittedExtension({self.extension.cell_type}: {cells}, nearest to {self.distance.index[0]})"
+
+
+def extend_all(
+    model: BranchedModel, new: NewCells, settings: ExtendSettings, *, seed: int, provenance: dict[str, Any]
+) -> Iterator[FittedExtension]:
+    """Add types one after another; the last model has all of them."""
+    batches = batch_offsets(new.known, model.autoencoder, new.batches)
+    for cell_type, cells in new.by_type.items():
+        fitted = extend(
+            model, cells, cell_type, settings, seed=seed, provenance=provenance, batches=batches, reserved=new.by_type
+        )
+        model, batches = fitted.model, {}  # the first type adds the new batches
+        yield fitted
+
+
+@using_threads()
+def extend(
+    model: BranchedModel,
+    cells: ad.AnnData,
+    cell_type: str,
+    settings: ExtendSettings,
+    *,
+    seed: int,
+    provenance: dict[str, Any],
+    batches: dict[str, torch.Tensor] | None = None,
+    reserved: Collection[str] = (),
+) -> FittedExtension:
+    """Add a cell type and its sub-populations to a model.
+
+    Other types stay the same. A type-specific decoder is fitted to all cells of the type. Its latents are divided into
+    sub-populations by the model's settings; these have their own decoders if validation cells gain. With ``min_donors``
+    above 1, the type is not divided, as the donors of new cells are unknown.
+
+    Parameters
+    ----------
+    model
+        Model to extend.
+    cells
+        Prepared cells of the type, with ``split`` in ``obs``.
+    cell_type
+        Name of the type.
+    settings
+        Settings of the fit.
+    seed
+        Seed of all random numbers.
+    provenance
+        Record of the data, saved with the extension.
+    batches
+        Offsets of new batches, from :func:`bdm.applications.extension.fit_extension.batch_offsets`.
+    reserved
+        Names that sub-populations must not have.
+    """
+    autoencoder = model.autoencoder.with_batches(batches or {})
+    initial = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
+    population = [PopulationCells.from_cells(cell_type, cells, autoencoder.batches)]
+    gaining = fit_gaining(initial, autoencoder.network, population, settings.adapter, least_gain=MIN_GAIN, seed=seed)
+    decoder = initial.updated(gaining)  # the initial one, if the gain is too small
+    autoencoder_settings = AutoencoderSettings(**autoencoder.provenance["settings"])
+    if model.preparation.get("min_donors", PrepareSettings.min_donors) > 1:
+        autoencoder_settings = replace(autoencoder_settings, sub_populations="none")
+    reserved = {*reserved, *model.cell_types, *model.hierarchy.by_name}
+    adapters, sub_populations = find_populations(
+        cells, decoder, autoencoder, autoencoder_settings, reserved=reserved, seed=seed
+    )
+    encoded = encode(cells, autoencoder.with_type(cell_type, adapters, sub_populations))
+    covariates = fit_type_covariates(model, encoded)
+    residuals = with_residuals(encoded, covariates)
+    residuals.obs["sub_population"] = residuals.obs["sub_population"].cat.remove_unused_categories()
+    latent = latent_cells(residuals)
+    moments = population_moments(latent, model.whitening)
+    point, support, tree = attach_type(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
+    added = PriorData(latent, model.whitening, moments, tree)
+    is_fitted = (encoded.obs["split"] != "test").to_numpy()
+    fitted_cells = ad.AnnData(cells.X[is_fitted], obs=encoded.obs[is_fitted])
+    extension = Extension(
+        cell_type=cell_type,
+        attachment=point,
+        support=support,
+        tree=tree,
+        adapters=adapters,
+        sub_populations=sub_populations,
+        moments=moments,
+        prior_state=model.prior.fit_added(added, point.branch, settings.branch, seed=seed),
+        library_sizes=library_size_range(residuals),
+        composition=composition_of(fitted_cells.obs),
+        covariates=covariates,
+        batches=batches or {},
+        provenance=provenance,
+        levels=training_levels(fitted_cells, autoencoder.proteins, seed=seed),
+    )
+    generated = generated_levels(extended(model, extension), extension.levels, seed=seed)
+    extension = replace(extension, generated_levels=generated)
+    larger = extended(model, extension)
+    check_collapse(larger.sampler(), latent, model.whitening, seed=seed)
+    distance = distances_to_model(model, MeasuredMeans.from_moments(moments))
+    return FittedExtension(
+        larger, extension, distance, *score_decoders(larger, extension, initial, cells, encoded.obs, seed=seed)
+    )
+
+
+def fit_type_covariates(model: BranchedModel, encoded: ad.AnnData) -> CovariateEffects | None:
+    """Fit the effects of the model's covariates on a new type; None without covariates."""
+    known = model.covariates
+    if known is None or encoded.obs[list(known.names)].isna().any(axis=None):
+        return None
+    return fit_effects(known.names, known.stepwise, encoded)
+
+
+def score_decoders(
+    model: BranchedModel, extension: Extension, initial: Adapters, cells: ad.AnnData, obs: pd.DataFrame, *, seed: int
+) -> tuple[str, np.ndarray, np.ndarray, float]:
+    """Score held-out cells by the initial and the fitted decoders.
+
+    Returns the last four fields of :class:`FittedExtension`.
+    """
+    network, names = model.autoencoder.network, obs["sub_population"].astype(str).to_numpy()
+    split, held_out_index = held_out_rows(obs)
+    held_out, names = cells[held_out_index], names[held_out_index]
+    batches = model.autoencoder.batches
+    before = likelihood(initial.network(extension.cell_type, network), held_out, batches=batches, seed=seed)
+    after = np.empty(len(before))
+    for name in np.unique(names):
+        rows = np.flatnonzero(names == name)
+        decoder = extension.adapters.network(name, network)
+        after[rows] = likelihood(decoder, held_out[rows], batches=batches, seed=seed)
+    return split, before, after, float(held_out.X.sum() / held_out.n_obs)
+
+
+def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:
+    """Return the split and the rows of the cells that decoders are scored with.
+
+    These are test cells if there are enough, else validation cells (which also chose the decoder), else training cells.
+    """
+    rows = {split: np.flatnonzero(obs["split"] == split) for split in ("test", "validation", "train")}
+    split = next(split for split in rows if len(rows[split]) >= (MIN_HELD_OUT if split == "test" else 1))
+    return split, rows[split]
+
+
+# ---- report
+
+HELD_OUT = {  # name of a cell of each split, and a remark
+    "test": ("test cell", ""),
+    "validation": ("validation cell", "which also chose the decoder"),
+    "train": ("training cell", "as none were held out"),
+}
+N_GENES, MIN_CHANGE = 50, 0.1  # listed genes per type, and their smallest log2 fold change
+
+
+@dataclass(frozen=True, repr=False)
+class ExtensionReport(Result):
+    """Report on the types that an extension added.
+
+    Attributes
+    ----------
+    extensions
+        A row per type, see ``extension_row``.
+    likelihood
+        Log likelihood of held-out cells, see ``likelihood_table``.
+    genes
+        Genes that type-specific decoders change most, see ``genes_table``.
+    hierarchy
+        Hierarchy after the extension.
+    n_before
+        Number of previous extensions of the model.
+    provenance
+        Version, packages, seed, settings, and checksums of the model and the cells.
+    """
+
+    kind = "extension_report"
+
+    extensions: pd.DataFrame
+    likelihood: pd.DataFrame
+    genes: pd.DataFrame
+    hierarchy: Hierarchy
+    n_before: int
+    provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return "\n".join(["Report of an extension", *map(describe, self.extensions.to_dict("records"))])
+
+    @classmethod
+    def from_extensions(cls, fitted: Sequence[FittedExtension]) -> ExtensionReport:
+        """Build the report on extensions that were fitted one after another."""
+        model = fitted[-1].model
+        return cls(
+            extensions=pd.DataFrame([extension_row(extended) for extended in fitted]),
+            likelihood=likelihood_table(fitted, model),
+            genes=genes_table(model, [extended.extension.cell_type for extended in fitted]),
+            hierarchy=model.hierarchy,
+            n_before=len(model.extensions) - len(fitted),
+            provenance=fitted[0].extension.provenance,
+        )
+
+    def _write_tables(self, folder: Path) -> None:
+        tables = {"extensions": self.extensions, "likelihood": self.likelihood, "type_specific_genes": self.genes}
+        for name, table in tables.items():
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+
+
+def extension_row(fitted: FittedExtension) -> dict[str, Any]:
+    """Summarise where a type joined the tree, and how well the model describes it.
+
+    Log likelihoods are mean evidence lower bounds of held-out cells, in nats; ``gain`` is their increase by the
+    type-specific decoder.
+    """
+    extension = fitted.extension
+    attachment, name = extension.attachment, extension.cell_type
+    gain = fitted.after - fitted.before
+    return {
+        "cell_type": name,
+        "n_cells": extension.n_cells,
+        "n_populations": len(extension.moments.populations),
+        "node": fitted.model.hierarchy.by_name[name].parent,
+        "attachment_branch": attachment.branch,
+        "level": attachment.level,
+        "support": extension.support,
+        "nearest": fitted.distance.index[0],
+        "distance": float(fitted.distance.iloc[0]),
+        "new_batches": "; ".join(extension.batches),
+        "log_likelihood_before": float(fitted.before.mean()),
+        "log_likelihood_after": float(fitted.after.mean()),
+        "gain": float(gain.mean()),
+        "gain_error": float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan"),
+        "held_out": fitted.held_out,
+        "n_held_out": len(gain),
+        "n_counts": fitted.n_counts,
+        "type_specific_genes": ", ".join(display_names(type_specific_genes(fitted.model, name).head().reset_index())),
+    }
+
+
+def likelihood_table(fitted: Sequence[FittedExtension], model: BranchedModel) -> pd.DataFrame:
+    """Tabulate the mean log likelihood of held-out cells by type, in nats.
+
+    ``stage`` is ``model`` for types of the fitted model, and ``before`` or ``after`` the extension for new types.
+    """
+    known = model.autoencoder.likelihood.rename_axis("cell_type").reset_index().assign(stage="model")
+    rows = [known] + [
+        pd.DataFrame(
+            {
+                "cell_type": [extended.extension.cell_type],
+                "stage": [stage],
+                "log_likelihood": [float(bounds.mean())],
+                "n_counts": [extended.n_counts],
+            }
+        )
+        for extended in fitted
+        for stage, bounds in (("before", extended.before), ("after", extended.after))
+    ]
+    table = pd.concat(rows, ignore_index=True)
+    table["per_1000_counts"] = 1000 * table["log_likelihood"] / table["n_counts"]
+    return table[["cell_type", "stage", "log_likelihood", "n_counts", "per_1000_counts"]]
+
+
+def genes_table(model: BranchedModel, cell_types: Iterable[str]) -> pd.DataFrame:
+    """Tabulate the genes that each decoder changes most, see :func:`type_specific_genes`."""
+    parts = []
+    for cell_type in cell_types:
+        genes = type_specific_genes(model, cell_type)
+        genes = genes[genes["log2_fold_change"].abs() >= MIN_CHANGE].head(N_GENES).reset_index()
+        genes.insert(0, "cell_type", cell_type)
+        parts.append(genes)
+    return pd.concat(parts, ignore_index=True)
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """Describe an added type, given its row of ``extensions.csv``."""
+    divided = f", {row['n_populations']} sub-populations" if row["n_populations"] > 1 else ""
+    support = "" if pd.isna(row["support"]) else f" (support {row['support']:.0%})"
+    cells = counted(row["n_cells"], "cell")
+    where = (
+        f"{row['cell_type']} ({cells}{divided}) leaves branch {row['attachment_branch']} at noise level "
+        f"{row['level']:.2f}{support}."
+    )
+    nearest = f"The nearest type is {row['nearest']}, {row['distance']:.1f} within-type standard deviations away."
+    return f"{where} {nearest} {verdict(row)}"
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Describe the gain of a type-specific decoder, given the type's ``extension_row``."""
+    gain, error, n_cells = row["gain"], row["gain_error"], row["n_held_out"]
+    cell, remark = HELD_OUT[row["held_out"]]
+    if n_cells < MIN_HELD_OUT:
+        cells = counted(n_cells, cell) + (f", {remark}" if remark else "")
+        return f"With {cells}, the gain of the type-specific decoder cannot be tested."
+    if gain <= 2 * error:
+        return "The model described it as well without a type-specific decoder."
+    cell += f" ({remark})" if remark else ""
+    return (
+        f"The shared decoder did not describe it: a type-specific decoder raises the log likelihood of a {cell} "
+        f"by {gain:.1f} ± {error:.1f} nats, to {row['log_likelihood_after']:.1f}, mostly through "
+        f"{row['type_specific_genes']}."
+    )

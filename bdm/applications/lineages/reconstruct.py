@@ -1,0 +1,297 @@
+"""Reconstruct cells of a node of a lineage, and predict fates of cells."""
+
+import logging
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scipy.special import softmax
+
+from bdm._core.errors import InputError
+from bdm._core.files import provenance, storable
+from bdm._core.parallel import using_threads
+from bdm._core.schema import checked
+from bdm._core.seeds import numpy_generator
+from bdm._core.validation import range_in
+from bdm.applications.kriging.log_expression import columns_of, with_shares
+from bdm.applications.lineages.lineage import Lineage, shares_from
+from bdm.applications.lineages.measured_lineage import LineageCells, locate, nearest_times, times_of
+from bdm.applications.lineages.tree import Places
+from bdm.data.columns import as_names, writable
+from bdm.data.counts import raw_counts
+from bdm.data.read import rna_in
+from bdm.settings import LineageSettings
+
+logger = logging.getLogger(__name__)
+
+Time = float | tuple[float, float] | np.ndarray | None  # one, a range, one per cell, or the node's interval
+
+N_RELATIVES = 100  # nearest cells; their counts are changed
+ABOUT = "Reconstructed cells: cells of relatives, changed by bdm to an ancestral state or a time; no measurements."
+
+
+@checked
+def reconstruct_cells(
+    lineage: Lineage,
+    adata: AnnData,
+    node: str,
+    *,
+    at: Time = None,
+    n_cells: int = 100,
+    extrapolate: bool = False,
+    counts: str = "auto",
+    seed: int = 0,
+) -> AnnData:
+    """Reconstruct cells of a node of a lineage, sampled or not.
+
+    ::
+
+        ancestors = bdm.tl.reconstruct(lineage, adata, "ASG_AWA", at=(350, 410))
+
+    Each new cell starts from a relative: one of the 100 measured cells with the shortest path through the lineage. The
+    Gaussian process predicts the share of counts of each gene: p for the relative, and q for the new cell. If q < p,
+    counts of the gene are thinned to the fraction q / p. If q > p, counts with mean N (q - p) are added, where N is the
+    library size. Library sizes and variation between cells are thus taken from the relatives.
+
+    Parameters
+    ----------
+    lineage
+        Result of :func:`bdm.tl.lineage`.
+    adata
+        Cells with raw counts at measured nodes and times, such as the cells that the lineage was fitted on.
+    node
+        Node of the lineage tree.
+    at
+        Time, range of times, or array with the time of each cell (``n_cells`` is then ignored), in units of
+        ``time_key``. Times are uniform in a range. The default range is the node's interval; without ``extrapolate``,
+        only its part between samples of the lineage.
+    n_cells
+        Number of cells.
+    extrapolate
+        Allow times without samples of the same lineage both before and after.
+    counts
+        Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
+    seed
+        Seed of all random numbers.
+
+    Returns
+    -------
+    AnnData with raw counts (CSR, float32). ``obs`` has the node and time in the columns of the data, ``relative``, the
+    name of the cell that each cell started from, and ``synthetic`` (True).
+
+    Raises
+    ------
+    InputError
+        If the node is unknown, the times need ``extrapolate``, or no cell is at a measured node and time.
+    """
+    number = lineage.tree.find(node)
+    generator = numpy_generator(seed, "lineage", node)
+    time = times_to_reconstruct(lineage, number, at, n_cells, generator, extrapolate=extrapolate)
+    n_cells = len(time)
+    grid, place_of_cell = nearest_times(time)
+    places = Places(np.full(len(grid), number), grid)
+    reject_extrapolation(lineage, places, extrapolate=extrapolate)
+    relatives, point = relatives_of(lineage, adata, counts)
+    column = columns_of(relatives.cells, lineage.genes.index, whose="lineage")
+    joined, n = lineage.places.join(places), len(lineage.points)
+    expected = shares_from(lineage.log_shares(joined, variances=False)[0])
+    path = joined.path(lineage.tree, lineage.end)[n:, :n]
+    pieces, order, sources = [], [], []
+    for place in range(len(places.node)):
+        rows = np.flatnonzero(place_of_cell == place)
+        nearest = np.argsort(path[place, point], kind="stable")[:N_RELATIVES]
+        chosen = nearest[drawn(len(nearest), len(rows), generator)]
+        for of_point in np.unique(point[chosen]):
+            here = point[chosen] == of_point
+            cells = chosen[here]
+            spread = [lineage.dispersion, lineage.dispersion]
+            share, new = expected[:, of_point], expected[:, n + place]
+            pieces.append(with_shares(relatives.cells.X[cells], column, share, new, spread, generator))
+            order.append(rows[here])
+            sources.append(cells)
+    back = np.argsort(np.concatenate(order))
+    obs = pd.DataFrame(index=[f"{node} {i + 1}" for i in range(n_cells)])
+    obs[lineage.node_key] = pd.Categorical([lineage.tree.nodes[number]] * n_cells)
+    if lineage.time_key is not None:
+        obs[lineage.time_key] = time
+    obs["relative"] = pd.Categorical(relatives.cells.obs_names.to_numpy()[np.concatenate(sources)[back]])
+    obs["synthetic"] = True
+    record = provenance(seed=seed, about=ABOUT, node=node, expected_error=expectation(lineage, places))
+    stacked = sparse.vstack(pieces, format="csr")[back]
+    return AnnData(stacked, obs=writable(obs), var=writable(relatives.cells.var), uns={"bdm": storable(record)})
+
+
+# ---- nodes and times
+
+
+def parsed_time(text: str | None) -> float | tuple[float, float] | None:
+    """Parse a time, or a range such as ``300:400``."""
+    if text is None:
+        return None
+    if not (found := range_in(text)):
+        raise InputError(f"at is {text!r}, but must be a time, such as 350, or a range of times, such as 300:400.")
+    return found if len(found) == 2 else found[0]
+
+
+def times_to_reconstruct(
+    lineage: Lineage, node: int, at: Time, n_cells: int, generator: np.random.Generator, *, extrapolate: bool
+) -> np.ndarray:
+    """Return the times of cells, drawn from a range unless given."""
+    if at is not None and lineage.time_key is None:
+        raise InputError("The lineage has no times, so `at=` has no meaning; fit it again with `settings.time_key=`.")
+    if isinstance(at, np.ndarray) and at.ndim == 1 and len(at) and np.isfinite(at).all():
+        return at
+    if not (isinstance(n_cells, Integral) and n_cells >= 1):
+        raise InputError(f"n_cells is {n_cells!r}, but must be a whole number that is at least 1.")
+    interval = lineage.interval if extrapolate else lineage.sampled_interval
+    first, last = interval(node) if at is None else ends_of(at)
+    if not (np.isfinite(first) and np.isfinite(last)) or last < first:
+        raise InputError(
+            f"at is {at}, but must be a time, the beginning and the end of a range, or an array of the times of cells."
+        )
+    return generator.uniform(first, last, n_cells) if last > first else np.full(n_cells, first)
+
+
+def ends_of(at: Time) -> tuple[float, float]:
+    """Return the ends of a range, equal for one time; NaN if invalid."""
+    ends: Any = at if isinstance(at, tuple | list) else (at, at)
+    try:
+        first, last = map(float, ends)
+    except (TypeError, ValueError):
+        return np.nan, np.nan
+    return first, last
+
+
+def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool) -> None:
+    """Reject places that are not between samples; only warn if ``extrapolate``."""
+    between = lineage.is_between(places)
+    if between.all():
+        return
+    if not extrapolate:
+        outside = Places(places.node[~between], places.time[~between])
+        name, time = lineage.tree.nodes[outside.node[0]], outside.time[0]
+        when = f" at {time:g}" if lineage.time_key is not None else ""
+        first, last = lineage.interval(int(outside.node[0]))
+        n, ancestral = len(lineage.points), lineage.places.join(outside).ancestral(lineage.tree)
+        side = "after it" if ancestral[:n, n].any() else "before it"
+        known = f"; its own samples are from {first:g} to {last:g}" if lineage.sampled[outside.node[0]] and when else ""
+        raise InputError(
+            f"{name!r}{when} is extrapolation: no samples of its lineage are {side}{known}; "
+            f"{expectation(lineage, outside)}. Use `extrapolate=True` to generate it all the same."
+        )
+    logger.warning("Extrapolated: %s.", expectation(lineage, Places(places.node[~between], places.time[~between])))
+
+
+def expectation(lineage: Lineage, places: Places) -> str:
+    """Describe the error to expect at places of one node.
+
+    It is estimated by cross-validation, and by the posterior at the places.
+    """
+    between = bool(lineage.is_between(places).all())
+    is_sampled = bool(lineage.sampled[places.node[0]])
+    trust = lineage.sentence("time" if is_sampled else "node", between=between)
+    if is_sampled and lineage.time_key is None:
+        trust = "the node was sampled"
+    compared = np.argsort(-lineage.log_share.var(axis=0), kind="stable")[:N_RELATIVES]
+    sd = float(np.sqrt(np.mean(lineage.log_shares(places, compared)[1] ** 2)))
+    points = float(lineage.log_share[:, compared].std(axis=0).mean())
+    return (
+        f"{trust}; here, the {len(compared)} most variable genes have an expected "
+        f"error of {sd:.2f} in log expression (they vary by {points:.2f} between samples)"
+    )
+
+
+# ---- relatives
+
+
+def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[LineageCells, np.ndarray]:
+    """Select the cells at measured points, and return the point of each."""
+    settings = LineageSettings(
+        label_key=lineage.label_key, lineage_key=lineage.lineage_key, time_key=lineage.time_key, counts=counts
+    )
+    adata = rna_in(adata, counts=counts)
+    require_columns(adata, lineage.node_key, lineage.time_key)
+    names = adata.obs[lineage.node_key].astype(str)
+    known = names.map({name: lineage.tree.has(name) for name in names.unique()}).to_numpy(bool)
+    if not known.any():
+        raise InputError(f"None of the cells has a node of the lineage in obs[{lineage.node_key!r}].")
+    found, _ = locate(adata[known], settings, lineage.tree, lineage.edges)
+    index = pd.MultiIndex.from_arrays([lineage.places.node, lineage.points["bin"]])
+    point = index.get_indexer(list(zip(found.node, found.bin, strict=True)))
+    rows = np.flatnonzero(point >= 0)
+    if not len(rows):
+        raise InputError("None of the cells is at a node and time that the lineage was measured at; give its cells.")
+    return LineageCells(found.cells[rows], found.node[rows], found.time[rows], found.bin[rows]), point[rows]
+
+
+def require_columns(adata: AnnData, *keys: str | None) -> None:
+    """Reject cells without the columns of ``obs`` that the lineage needs."""
+    for key in keys:
+        if key is not None and key not in adata.obs:
+            raise InputError(f"obs of the cells has no column {key!r}, which the lineage was fitted with.")
+
+
+def drawn(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Sample indices below ``n`` as evenly as possible."""
+    rounds = [generator.permutation(n) for _ in range(-(-size // n))]
+    return np.concatenate(rounds)[:size]
+
+
+# ---- fates
+
+
+@checked
+@using_threads()
+def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, counts: str = "auto") -> pd.DataFrame:
+    """Predict the fates of cells: the probability of each descendant node.
+
+    ::
+
+        shares = bdm.tl.fates(lineage, progenitors)
+
+    For each node, the Gaussian process predicts expression in its lineage at the time of the cell. The counts of the
+    cell are negative binomial around this prediction, with the dispersion within samples and the posterior variance.
+    Probabilities are softmax(log likelihood / temperature) over nodes. The ``temperature`` of the lineage corrects for
+    correlated genes, which would make the probabilities overconfident. Before their lineages divide, nodes have the
+    same prediction, hence equal probabilities.
+
+    Parameters
+    ----------
+    lineage
+        Result of :func:`bdm.tl.lineage` with times, fitted without the cells of ``adata``.
+    adata
+        Cells with raw counts and times. Their nodes are not used.
+    among
+        Two or more candidate nodes; by default all leaves with samples.
+    counts
+        Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
+
+    Returns
+    -------
+    Probabilities, cells x nodes; rows sum to 1.
+
+    Raises
+    ------
+    InputError
+        If a node is unknown, there are fewer than two, times or genes are missing, or counts are not raw.
+    """
+    if lineage.time_key is None:
+        raise InputError("The lineage has no times, which fates need; fit it again with `settings.time_key=`.")
+    leaves = np.array(lineage.tree.nodes)[np.isinf(lineage.end) & lineage.sampled].tolist()
+    names = list(dict.fromkeys(as_names(among))) or leaves
+    if len(names) < 2:
+        raise InputError(f"Cells are divided between nodes, but there is only {names[0]!r}; name others by `among=`.")
+    adata = rna_in(adata, counts=counts)
+    require_columns(adata, lineage.time_key)
+    cells, nodes = raw_counts(adata, source=counts), [lineage.tree.find(name) for name in names]
+    likelihood = lineage.log_likelihood(cells, times_of(cells.obs, lineage.time_key), nodes)
+    if lineage.temperature is None:
+        logger.warning(
+            "The shares are not calibrated, as leaves have too few cells or times; expect them too near 0 and 1."
+        )
+    shares = softmax(likelihood / (lineage.temperature or 1.0), axis=1)
+    return pd.DataFrame(shares, index=cells.obs_names, columns=names)

@@ -1,0 +1,288 @@
+"""Transmute cells to another type, block by block."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from bdm._core.errors import InputError, abbreviated, counted
+from bdm._core.parallel import keep_freed_memory, threads
+from bdm._core.seeds import numpy_generator, torch_generator
+from bdm._core.validation import unknown_type
+from bdm.autoencoder.latent import latent_cells
+from bdm.generation.at import NOWHERE, At, at_in_words, covariate_names, moved
+from bdm.generation.generate import Block, GeneratedCells, batch_columns, sampled_counts, type_columns
+from bdm.model.match import (
+    SAME,
+    batch_column,
+    batches_of,
+    covariate_values,
+    first_names,
+    label_column,
+    labels_of,
+    model_counts,
+    of_known_types,
+)
+from bdm.model.model import BranchedModel, expected_counts, record_of_cells
+from bdm.prior.sampler import warn_of_unused_levels
+from bdm.prior.transport import optimal_coupling
+from bdm.settings import InputKeys, SamplerSettings
+
+logger = logging.getLogger(__name__)
+
+Transmute = Callable[[Tensor, str, str, torch.Generator], Tensor]  # see Sampler.transmute
+BLOCK = 512  # cells transmuted together; results depend on it
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Cells to transmute."""
+
+    to: str  # target cell type or sub-population
+    cell_types: tuple[str, ...]  # requested types; empty for all types except ``to``
+    at: At  # requested covariates
+    adata: ad.AnnData  # counts of the model's genes (CSR), with the input's ``obs``
+    cell_type: np.ndarray  # named as in the model
+    batch: np.ndarray | None  # None if the model has no batches
+    label_column: str | None  # column of ``obs``, if any
+    batch_column: str | None
+    covariates: np.ndarray | None = None  # cells x covariates; None if the model has none
+    new_covariates: np.ndarray | None = None  # after transmutation
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one cell type in a block."""
+
+    block: int
+    cell_type: str
+    rows: np.ndarray
+
+
+def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSettings, *, seed: int) -> GeneratedCells:
+    """Transmute cells to another type or sub-population, block by block.
+
+    The latent of a cell is sampled from its posterior, encoded up to the lowest common ancestor of both types, then
+    decoded to the new type. Encoding follows the probability-flow ODE and inverts each transport map, so
+    that a cell keeps its position among the cells of its type. Counts have the library size of the result.
+
+    Parameters
+    ----------
+    model
+        Fitted model.
+    sources
+        Cells to transmute and their target, from ``select_sources``.
+    settings
+        Noise levels of the solver.
+    seed
+        Seed of all random numbers.
+
+    Returns
+    -------
+    Cells with raw counts (CSR, float32), in the order and with the names of the input, and the model's ``var``:
+
+    - ``obs['cell_type']``: new type, repeated in the label columns of the model's data and the input.
+    - ``obs['sub_population']``: new population; ``obs['original_type']``: type before.
+    - batches, in the columns of the model's data and the input.
+    - ``obs['common_ancestor']``, ``obs['common_ancestor_level']``: the node and its noise level in whitened units.
+    - ``obs['synthetic']``: True.
+    - ``obsm['latent']``: latents.
+
+    Other columns of the input are dropped, as they describe the cells before.
+    """
+    sampler = model.sampler(settings)
+    warn_of_unused_levels(sampler)
+    request = {"to": sources.to, "from": list(sources.cell_types)}
+    record = record_of_cells(model, seed=seed, settings=asdict(settings) | request, at=at_in_words(sources.at))
+    return GeneratedCells(
+        make_obs(model, sources),
+        model.autoencoder.genes.copy(),
+        transmuted_blocks(model, sources, sampler.transmute, seed=seed),
+        model.populations,
+        uns={"bdm": record},
+    )
+
+
+def transmuted_blocks(model: BranchedModel, sources: Sources, transmute: Transmute, *, seed: int) -> Iterator[Block]:
+    """Yield transmuted cells in blocks: latents from posteriors, then counts."""
+
+    def transmuted_block(rows: Rows) -> Block:
+        generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
+        y, population = _posterior_draw(model, sources, rows, generator)
+        at = None if sources.new_covariates is None else sources.new_covariates[rows.rows]
+        for_populations = torch_generator(seed, "populations", rows.block, rows.cell_type)
+        new = new_populations(model, population, sources.to, for_populations, at)
+        x, parts, batch = model.whitening(y), [], None if sources.batch is None else sources.batch[rows.rows]
+        for old_name, new_name in sorted(set(zip(population, new, strict=True))):
+            cells = np.flatnonzero((population == old_name) & (new == new_name))
+            transmuted = transmute(x[cells], old_name, new_name, generator)
+            x[cells] = model.at_covariates(transmuted, new_name, None if at is None else at[cells])
+            expected = expected_counts(model, x[cells], None if batch is None else batch[cells], new_name)
+            for_counts = numpy_generator(seed, "transmuted counts", rows.block, old_name, new_name)
+            parts.append((cells, sampled_counts(model, expected, new_name, for_counts)))
+        order = np.argsort(np.concatenate([cells for cells, _ in parts]))
+        counts = sp.vstack([part for _, part in parts], format="csr")[order]
+        return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy(), new)
+
+    keep_freed_memory()
+    with threads() as run:
+        for start in range(0, len(sources.cell_type), BLOCK):
+            types = sources.cell_type[start : start + BLOCK]
+            names = pd.unique(types)
+            parts = [Rows(start // BLOCK, str(name), start + np.flatnonzero(types == name)) for name in names]
+            yield _in_order(parts, list(run(transmuted_block, parts)))
+
+
+def new_populations(
+    model: BranchedModel,
+    population: np.ndarray,
+    to: str,
+    generator: torch.Generator,
+    at: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw the new populations of cells of one type.
+
+    The probabilities are an optimal transport coupling of the populations of both types. Its cost is the squared
+    distance between means in whitened space. If proportions depend on covariates, ``at`` are the cells' new covariates.
+    """
+    if to not in model.cell_types:
+        return np.full(len(population), to)
+    old, new = (model.autoencoder.populations_of(name) for name in (model.cell_type_of[population[0]], to))
+    old_means, new_means = (
+        torch.stack([population_mean(model, name) for name in names]).double() for names in (old, new)
+    )
+    shares = [model.composition.loc[list(names)].sum(axis=1).to_numpy(dtype=float) for names in (old, new)]
+    coupling = optimal_coupling(shares[0], shares[1], (torch.cdist(old_means, new_means) ** 2).numpy())
+    probability = coupling[pd.Index(old).get_indexer(population)]
+    if model.covariates is not None and at is not None:
+        weight = dict(zip(new, shares[1], strict=True))
+        probability = probability * (model.covariates.shares(to, weight, at) / (shares[1] / shares[1].sum()) + 1e-9)
+    chosen = torch.multinomial(torch.from_numpy(probability), 1, generator=generator).squeeze(1)
+    return np.asarray(np.array(new)[chosen.numpy()])
+
+
+def _posterior_draw(
+    model: BranchedModel, sources: Sources, rows: Rows, generator: torch.Generator
+) -> tuple[Tensor, np.ndarray]:
+    """Sample y = (latent, log library size) of cells; returns y and populations."""
+    cells = ad.AnnData(sources.adata.X[rows.rows])
+    cells.obs["cell_type"] = pd.Categorical([rows.cell_type] * len(rows.rows))
+    if sources.batch is not None:
+        cells.obs["batch"] = pd.Categorical(sources.batch[rows.rows])
+    if model.covariates is not None and sources.covariates is not None:
+        cells.obs[list(model.covariates.names)] = sources.covariates[rows.rows]
+    posterior = model.encode(cells)
+    latent = latent_cells(posterior, every=True)
+    population = posterior.obs["sub_population"].astype(str).to_numpy()
+    return latent.sample(torch.arange(len(population)), generator), population
+
+
+def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
+    order = np.argsort(np.concatenate([part.rows for part in parts]))
+    counts = sp.vstack([block.counts for block in blocks], format="csr")
+    population = np.concatenate([block.population for block in blocks if block.population is not None])
+    return Block(counts[order], np.concatenate([block.latent for block in blocks])[order], population[order])
+
+
+def make_obs(model: BranchedModel, sources: Sources) -> pd.DataFrame:
+    """Return ``obs`` of transmuted cells; other columns of the input are dropped."""
+    to = sources.to
+    columns: dict[str, Any] = {
+        **type_columns(model, [model.cell_type_of.get(to, to)] * len(sources.cell_type), sources.label_column),
+        "original_type": pd.Categorical(sources.cell_type),
+        **batch_columns(model, sources.batch, *filter(None, [sources.batch_column])),
+    }
+    if sources.new_covariates is not None:
+        columns |= dict(zip(covariate_names(model), sources.new_covariates.T, strict=True))
+    ancestors = {name: model.hierarchy.common_ancestor(name, to) for name in pd.unique(sources.cell_type)}
+    columns["common_ancestor"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
+    columns["common_ancestor_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
+    obs = pd.DataFrame({**columns, "synthetic": True}, index=sources.adata.obs_names)
+    dropped = sources.adata.obs.columns.difference(obs.columns, sort=False)
+    if len(dropped):
+        names = abbreviated(dropped, n_shown=5)
+        logger.info("Dropped columns %s of obs, which describe the cells before transmutation.", names)
+    return obs
+
+
+# ---- cells to transmute
+
+
+def select_sources(
+    adata: ad.AnnData,
+    model: BranchedModel,
+    to: str,
+    keys: InputKeys = SAME,
+    *,
+    cell_types: tuple[str, ...] = (),
+    at: At = NOWHERE,
+    extrapolate: bool = False,
+) -> Sources:
+    """Select the cells to transmute, and check that they fit the model.
+
+    Cells without counts, and cells of unknown types, are dropped with a warning.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts of the model's genes and cell types in ``obs``.
+    model
+        Fitted model.
+    to
+        Target cell type or sub-population.
+    keys
+        Columns of cell types and batches in ``obs``, and layer of counts.
+    cell_types
+        Types to transmute; all except ``to`` by default.
+    at
+        New covariates; cells keep their values of other covariates.
+    extrapolate
+        Allow covariates outside the range of training cells.
+
+    Raises
+    ------
+    InputError
+        If a type or covariate is unknown, or no cells are left.
+    """
+    if model.cell_types == (to,):
+        names = ", ".join(model.populations)
+        remedy = f"name one of its sub-populations: {names}" if len(model.populations) > 1 else "fit one with labels"
+        raise InputError(f"The model has a single cell type, {to!r}; {remedy}.")
+    allowed = {to: (*model.cell_types, *model.populations), **dict.fromkeys(cell_types, model.cell_types)}
+    for name, types in allowed.items():
+        if name not in types:
+            raise InputError(unknown_type(name, model.cell_types, of="The model has"))
+    labels = labels_of(adata.obs, model, keys)
+    known = of_known_types(labels, model)
+    is_selected = labels.isin(cell_types).to_numpy() if cell_types else known & (labels != to).to_numpy()
+    if not is_selected.any():
+        raise InputError(
+            f"There are no cells to transmute to {to!r}; the types of the cells are {first_names(labels)}."
+        )
+    cells, labels = model_counts(adata, model, keys)[is_selected], labels[is_selected]
+    has_counts = np.asarray(cells.X.sum(axis=1)).ravel() > 0
+    if not has_counts.all():
+        logger.warning("Dropped %s without counts of the model's genes.", counted((~has_counts).sum(), "cell"))
+    if not has_counts.any():
+        raise InputError("No cell has counts of the model's genes.")
+    cells = cells[has_counts].copy()
+    columns = label_column(adata.obs, model, keys), batch_column(adata.obs, model, keys)
+    values = covariate_values(cells.obs, model)
+    new_values = None if values is None else moved(model, values, to, at, extrapolate=extrapolate)
+    batch, cell_type = batches_of(cells, model, keys), labels[has_counts].to_numpy()
+    return Sources(to, cell_types, at, cells, cell_type, batch, *columns, values, new_values)
+
+
+def population_mean(model: BranchedModel, cell_type: str) -> Tensor:
+    """Return the mean of a cell type or sub-population in whitened space."""
+    names = list(model.autoencoder.populations_of(cell_type))
+    n_cells = torch.from_numpy(model.composition.loc[names].sum(axis=1).to_numpy(dtype="float32"))
+    means = model.moments.mean[[model.populations.index(name) for name in names]]
+    return n_cells / n_cells.sum() @ means

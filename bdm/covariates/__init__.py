@@ -1,1 +1,0 @@
-"""Continuous covariates such as time, dose or age."""

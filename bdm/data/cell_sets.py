@@ -1,0 +1,189 @@
+"""Reading sets of real and generated cells from files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm._core.errors import InputError, abbreviated, at
+from bdm.data.cells import (
+    BLOCK,
+    MIN_CELLS_OF_TYPE,
+    RealCells,
+    StoredCells,
+    TypedCells,
+    check_genes,
+    check_number,
+    checked,
+)
+from bdm.data.columns import complete_column, name_in
+from bdm.data.counts import count_slots, find_counts
+from bdm.data.genes import GeneNames, symbol_column
+from bdm.data.matrix import take_cells, to_row_storage
+from bdm.data.prepare import gene_names, is_prepared, recorded_covariates
+from bdm.data.read import read_cells
+from bdm.settings import InputKeys
+
+logger = logging.getLogger(__name__)
+
+MIN_GENES = 10  # detected genes; with fewer, cells may have equal counts by chance
+USUAL = InputKeys()  # columns ``cell_type`` and ``batch``, counts in ``X``
+
+
+def read_real_cells(
+    path: Path,
+    test_path: Path | None = None,
+    keys: InputKeys = USUAL,
+    *,
+    on_disk: bool = False,
+    names: GeneNames | None = None,
+) -> RealCells:
+    """Read training cells and test cells.
+
+    Test cells have the value ``test`` in the column ``split``, or are the cells of ``test_path``. With ``on_disk``,
+    counts are read when needed.
+    """
+    adata, place = open_cells(path, keys)
+    if names is None:
+        names = gene_names(adata) if is_prepared(adata) else GeneNames(adata.var, symbol_column(adata.var))
+    is_test = find_test_cells(adata, path, needed=test_path is None)
+    covariates = recorded_covariates(adata) if is_prepared(adata) else ()
+    training = StoredCells.from_anndata(path, adata, np.flatnonzero(~is_test), names.index, place, covariates)
+    if test_path is None:
+        test = StoredCells.from_anndata(path, adata, np.flatnonzero(is_test), names.index, place, covariates)
+    else:
+        test_adata, test_place = open_cells(test_path, keys)
+        check_genes(test_adata.var_names, names.index, test_path)
+        rows = np.arange(test_adata.n_obs)
+        test = StoredCells.from_anndata(test_path, test_adata, rows, names.index, test_place, covariates)
+        with at(test_path):
+            check_held_out(test, training)
+    lone = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
+    if len(lone):
+        logger.warning("%s: types with too few test cells are not evaluated: %s.", path, ", ".join(lone))
+    check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
+    if on_disk:
+        return RealCells(training, test, names)
+    return RealCells(training.in_memory(), test.in_memory(), names)
+
+
+def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_disk: bool = False) -> TypedCells:
+    """Read generated cells, with genes in the order of the real cells.
+
+    Default columns and counts are used where ``keys`` are missing.
+    """
+    adata, place = open_cells(path, keys, strict=False)
+    check_genes(adata.var_names, real.genes, path)
+    covariates = () if real.test.covariates is None else tuple(real.test.covariates)
+    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), real.genes, place, covariates)
+    unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
+    if len(unknown):
+        raise InputError(
+            f"{path} has cells of types that the real cells lack: {abbreviated(unknown)}; use the same names of types."
+        )
+    check_number(cells.n_by_type, real.test.n_by_type, str(path))
+    return cells if on_disk else cells.in_memory()
+
+
+def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: bool = True) -> tuple[AnnData, str]:
+    """Open cells with counts in ``X``, and columns ``cell_type`` and ``batch``.
+
+    Returns the cells, backed if possible, and the location of the counts for messages. Without ``strict``, default
+    names replace missing ``keys``. With ``by_option``, error messages suggest options.
+    """
+    adata = read_cells(path, on_disk=True, counts=keys.counts or "auto")
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()]
+        raise InputError(f"{path} repeats the genes {abbreviated(repeated)}; make their names unique.")
+    slots = count_slots(adata)
+    name = keys.counts or "X"
+    if name not in slots and name != "auto" and not strict:
+        name = "X"
+    if name == "auto":
+        with at(path):
+            cells = find_counts(adata)[0]
+    elif name in slots:
+        cells = slots[name]
+    else:
+        remedy = f"name where they are by `counts=` ({', '.join(slots)})" if by_option else "put raw counts there"
+        raise InputError(f"{path} has no counts in {name!r}; {remedy}.")
+    obs = adata.obs.copy(deep=False)
+    remedy = "name another by `label_key=`" if by_option else "give the cell types in a column of this name"
+    obs["cell_type"] = read_column(obs, path, keys.label_key, "cell_type", strict=strict, remedy=remedy)
+    if "batch" in obs or keys.batch_key in obs or (keys.batch_key and strict):
+        remedy = "name another by `batch_key=`"
+        obs["batch"] = read_column(obs, path, keys.batch_key, "batch", strict=strict, remedy=remedy)
+    opened = AnnData(to_row_storage(cells.X), obs=obs, var=cells.var, uns=adata.uns)
+    return opened, "X, or in a layer that `counts=` names" if name == "X" and by_option else name
+
+
+def read_counts(path: Path) -> AnnData:
+    """Read the raw counts and ``obs`` of cells written by bdm."""
+    adata, place = open_cells(path, USUAL, by_option=False)
+    return checked(take_cells(adata, np.arange(adata.n_obs)), path, place)
+
+
+def read_column(
+    obs: pd.DataFrame, path: Path | str, key: str | None, usual: str, *, strict: bool, remedy: str
+) -> pd.Series:
+    """Return a column of ``obs`` as text, by ``key`` or its usual name."""
+    key = None if key is None else name_in(obs, key)
+    name = key if key is not None and (strict or key in obs) else usual
+    if name not in obs:
+        columns = ", ".join(map(str, obs)) or "none"
+        raise InputError(f"{path} has no column {name!r} in obs; {remedy} (there are: {columns}).")
+    with at(path):
+        return complete_column(obs, name)
+
+
+def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
+    """Return a mask of the test cells, by the column ``split``.
+
+    They are excluded from training cells even if test cells come from another file.
+    """
+    if "split" not in adata.obs:
+        if needed:
+            raise InputError(
+                f"{path} has no column 'split' in obs, which is 'test' for test cells; add it, or give test cells by "
+                "`test_cells=`."
+            )
+        return np.zeros(adata.n_obs, dtype=bool)
+    is_test = np.asarray(adata.obs["split"].astype(str) == "test")
+    if needed and not is_test.any():
+        raise InputError(
+            f"{path} has no test cells to evaluate by; prepare the data with `test=` above 0, or give test cells by "
+            "`test_cells=`."
+        )
+    return is_test
+
+
+def check_held_out(test: TypedCells, training: TypedCells) -> None:
+    """Check that test cells are not training cells, by their counts.
+
+    Warns about some duplicates, and raises an InputError if most cells are duplicates.
+    """
+    hashes = fingerprints(test, fewest_genes=MIN_GENES)
+    same = np.isin(hashes, fingerprints(training)) & (hashes > 0)
+    n_same, n_test = int(same.sum()), len(test)
+    if n_same > n_test / 2:
+        raise InputError(
+            f"{n_same} of {n_test} test cells have the counts of training cells; give cells that the model was not "
+            "fitted on."
+        )
+    if n_same:
+        logger.warning("%d of %d test cells have the counts of training cells, so scores are too good.", n_same, n_test)
+
+
+def fingerprints(cells: TypedCells, *, fewest_genes: int = 0) -> np.ndarray:
+    """Hash the counts of each cell; 0 for cells with too few detected genes."""
+    hashes = []
+    for start in range(0, len(cells), BLOCK):
+        block = cells[np.arange(start, min(start + BLOCK, len(cells)))]
+        counts = block.counts.sorted_indices()
+        weights = np.random.default_rng(0).integers(1, 2**63, size=counts.shape[1], dtype=np.uint64)
+        hashes.append(np.where(block.n_detected >= fewest_genes, counts.astype(np.uint64) @ weights, 0))
+    return np.concatenate([np.empty(0, dtype=np.uint64), *hashes])

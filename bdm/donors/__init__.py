@@ -1,1 +1,0 @@
-"""Differences between donors, and simulation of new donors."""

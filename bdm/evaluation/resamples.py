@@ -1,0 +1,135 @@
+"""Resamples of real and generated cells, matched in numbers of cells by type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from bdm._core.progress import progress
+from bdm.data.cells import (
+    FLOOR,
+    MIN_CELLS_FOR_MEANS,
+    MIN_CELLS_OF_TYPE,
+    Cells,
+    Populations,
+    RealCells,
+    TypedCells,
+    sample_by_type,
+    smaller_numbers,
+)
+from bdm.data.filters import capped
+from bdm.data.modalities import Modality
+
+COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
+
+
+def match(query: Cells, test: Cells, *, seed: int) -> tuple[Cells, Cells]:
+    """Sample both sets to equal numbers of cells per type."""
+    n_by_type = smaller_numbers(query.n_by_type, test.n_by_type)
+    query, test = (cells[sample_by_type(cells, n_by_type, seed=seed)] for cells in (query, test))
+    return query, test
+
+
+def sample_at_most(cells: TypedCells, *, most: int, seed: int) -> Cells:
+    """Sample at most ``most`` cells, by :func:`capped`."""
+    return cells[sample_by_type(cells, capped(cells.n_by_type, most=most, fewest=MIN_CELLS_FOR_MEANS), seed=seed)]
+
+
+def take_samples(cells: TypedCells, samples: list[np.ndarray]) -> list[Cells]:
+    """Read several samples of cells in one pass.
+
+    Each sample is an array of cell indices; a cell in several samples is read once.
+    """
+    rows = np.unique(np.concatenate(samples))
+    pool = cells[rows]
+    return [pool[np.searchsorted(rows, sample)] for sample in samples]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeLimits:
+    """Maximum numbers of cells, which bound memory and time of an evaluation."""
+
+    compared: int = 20_000  # per set and resample
+    resampled: int = 2_000  # test cells over all resamples; with these, AUCs are exact to 0.01
+    gene_auc: int = 10_000  # per set, for the classifier on all genes, which needs most memory
+    by_tree: int = 5_000  # bootstrap sample of each tree of a random forest
+    pairs: int = 2_000_000_000  # pairs of query and training cells; query cells are subsampled to stay below
+    marking: int = 50_000  # test cells for choosing marker genes and variable genes
+    mapped: int = 4_000  # in the UMAP, over all sets
+    properties: int = 4_000  # per set, for the comparison of properties
+
+
+SIZE_LIMITS = SizeLimits()
+
+
+@dataclass(frozen=True)
+class ResampledCells:
+    """Cells of one resample, in memory."""
+
+    test: Cells
+    query: dict[str, Cells]  # floor and generated sets; at most as many cells per type as test cells
+    floor_rows: np.ndarray  # indices of the floor cells in the training cells
+    seed: int
+
+    def of_modality(self, modality: Modality) -> ResampledCells:
+        """Select the features of a modality."""
+        query = {name: cells.of_modality(modality) for name, cells in self.query.items()}
+        return replace(self, test=self.test.of_modality(modality), query=query)
+
+    def with_populations(self, populations: Populations) -> ResampledCells:
+        """Assign a population to each cell."""
+
+        def assign(cells: Cells) -> Cells:
+            return replace(cells, population=populations(cells))
+
+        return replace(self, test=assign(self.test), query={name: assign(cells) for name, cells in self.query.items()})
+
+
+def with_progress(resamples: Sequence[ResampledCells], *, doing: str) -> Iterator[tuple[ResampledCells, str, Cells]]:
+    """Iterate over resamples and their query sets, with a progress bar.
+
+    Yields the resample, and the name and cells of a set.
+    """
+    compared = [(resample, name, cells) for resample in resamples for name, cells in resample.query.items()]
+    yield from progress(compared, total=len(compared), doing=doing, unit="comparison")
+
+
+def resampled_cells(
+    real: RealCells,
+    generated: Mapping[str, TypedCells],
+    seeds: list[int],
+    *,
+    max_cells_per_type: int,
+    max_cells: int = SIZE_LIMITS.compared,
+) -> list[ResampledCells]:
+    """Draw one resample per seed.
+
+    Each set is read only once. The floor has at most half of the training cells of a type.
+    """
+    n_test = count_compared(real.test, max_cells_per_type=max_cells_per_type, max_cells=max_cells)
+
+    def rows(cells: TypedCells, available: pd.Series) -> list[np.ndarray]:
+        numbers = smaller_numbers(available, n_test)
+        return [sample_by_type(cells, numbers, seed=seed) for seed in seeds]
+
+    floor_rows = rows(real.training, real.training.n_by_type // 2)
+    query = {FLOOR: take_samples(real.training, floor_rows)}
+    for name, cells in generated.items():
+        query[name] = take_samples(cells, rows(cells, cells.n_by_type))
+    test = take_samples(real.test, rows(real.test, n_test))
+    return [
+        ResampledCells(test[i], {name: cells[i] for name, cells in query.items()}, floor_rows[i], seed)
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def count_compared(test: TypedCells, *, max_cells_per_type: int, max_cells: int) -> pd.Series:
+    """Return the number of test cells to compare per type and resample.
+
+    Types with a single test cell are left out.
+    """
+    n_test = test.n_by_type[test.n_by_type >= MIN_CELLS_OF_TYPE].clip(upper=max_cells_per_type)
+    return capped(n_test, most=max_cells, fewest=MIN_CELLS_FOR_MEANS)

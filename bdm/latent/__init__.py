@@ -1,1 +1,0 @@
-"""Latents of cells: coordinates, whitening, and moments of populations."""

@@ -1,0 +1,276 @@
+"""Estimate how latents and proportions of populations depend on covariates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import anndata as ad
+import numpy as np
+import torch
+from scipy.special import ndtr, ndtri
+from torch import Tensor
+
+from bdm._core.errors import counted
+from bdm._core.seeds import to_tensor
+from bdm._core.store import concat, updated
+from bdm.autoencoder.latent import RESIDUAL, RESIDUAL_SCALE, LatentCells, latent_cells
+from bdm.autoencoder.moments import fit_whitening, matrix_power
+from bdm.data.prepare import recorded_covariates
+from bdm.model.covariate_curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds, tabulated
+
+LEVELS = np.linspace(0, 1, 51)  # levels of tabulated quantiles
+MIN_UNEXPLAINED = 0.05  # fraction of the prior variance of y that covariates always leave
+MIN_EIGENVALUE = 1e-3  # of correlations, so that no covariate determines another
+
+
+@dataclass(frozen=True, eq=False)
+class TypeCurves:
+    """Tabulated curve of each cell type."""
+
+    cell_types: tuple[str, ...]
+    forms: tuple[str, ...]  # constant, linear or spline
+    positions: Tensor  # tabulated covariates, types x covariates x levels
+    shift: Tensor  # of y, types x covariates x levels x dimensions; only differences matter
+
+
+@dataclass(frozen=True, eq=False)
+class PopulationValues:
+    """Distribution of covariates in each population, and its proportion of the cell type."""
+
+    populations: tuple[str, ...]
+    # statistics of training cells, populations x dimensions
+    mean: Tensor  # of y
+    centre: Tensor  # mean shift of y
+    unexplained: Tensor  # fraction of the prior variance of y that the curve leaves
+    # distribution of covariates: a Gaussian copula
+    quantiles: Tensor  # populations x covariates x levels
+    correlation: Tensor  # of normal scores, populations x covariates x covariates
+    # log ratio of proportions to their mean: a sum over covariates, and a constant
+    log_odds: Tensor  # populations x covariates x levels, at the positions of the cell type
+    offset: Tensor  # populations
+
+
+@dataclass(frozen=True, eq=False)
+class CovariateEffects:
+    """Effects of continuous covariates on cells.
+
+    At covariates t, the mean of y = (latent, log library size) in a population is ``m + f(t) - c``: m is the
+    population's mean, f the curve of its cell type, and c the mean of f over the population's training cells. The prior
+    of latents is fitted to residuals, y without ``f(t) - c``. Proportions of a type's populations follow a logistic
+    regression on t. Types and populations without an entry do not depend on covariates.
+    """
+
+    names: tuple[str, ...]  # columns of ``obs``
+    stepwise: tuple[bool, ...]  # whether a covariate has few distinct values; generated cells then repeat them
+    curves: TypeCurves
+    values: PopulationValues
+
+    def joined(self, other: CovariateEffects) -> CovariateEffects:
+        """Add types and populations, replacing entries of the same name."""
+        curves = updated([self.curves, other.curves], by="cell_types")
+        return replace(self, curves=curves, values=updated([self.values, other.values], by="populations"))
+
+    @property
+    def summary(self) -> str:
+        """Short summary for reports."""
+        counts = Counter(self.curves.forms)
+        forms = ", ".join(f"{form} in {counts[form]}" for form in (SPLINE, LINEAR, CONSTANT) if counts[form])
+        return f"{', '.join(self.names)}; curves of {counted(len(self.curves.forms), 'type')}: {forms}"
+
+    def has(self, population: str) -> bool:
+        """Return whether a population depends on covariates."""
+        return population in self.values.populations
+
+    def shift(self, population: str, cell_type: str, at: np.ndarray) -> Tensor:
+        """Return the shift ``f(t) - c`` of y, for covariates ``at`` (cells x covariates)."""
+        if not self.has(population):
+            return torch.zeros(len(at), self.values.centre.shape[1])
+        row = self.curves.cell_types.index(cell_type)
+        total = total_shift(at, self.curves.positions[row], self.curves.shift[row])
+        return (total - self.values.centre[self.values.populations.index(population)]).float()
+
+    def shares(self, cell_type: str, weight: dict[str, float], at: np.ndarray) -> np.ndarray:
+        """Return the proportions of a type's populations at each cell's covariates.
+
+        ``weight`` are the mean proportions by population, ``at`` is cells x covariates; NaN covariates have no effect.
+        """
+        logits = np.log(np.maximum(list(weight.values()), 1e-300))[None].repeat(len(at), axis=0)
+        if cell_type in self.curves.cell_types and not np.isnan(at).all():
+            positions = self.curves.positions[self.curves.cell_types.index(cell_type)]
+            for column, name in enumerate(weight):
+                if not self.has(name):
+                    continue
+                row = self.values.populations.index(name)
+                logits[:, column] += float(self.values.offset[row])
+                for k in range(len(self.names)):
+                    odds = interpolated(at[:, k], positions[k], self.values.log_odds[row, k][:, None])[:, 0].numpy()
+                    logits[:, column] += np.where(np.isnan(at[:, k]), 0, odds)
+        share = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(share / share.sum(axis=1, keepdims=True))
+
+    def range(self, cell_type: str, covariate: str) -> tuple[float, float] | None:
+        """Return the range of a covariate in training cells, or None without effects."""
+        if cell_type not in self.curves.cell_types:
+            return None
+        positions = self.curves.positions[self.curves.cell_types.index(cell_type), self.names.index(covariate)]
+        return float(positions[0]), float(positions[-1])
+
+    def complete(self, population: str, given: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Sample missing covariates (NaN) of cells, given their other covariates.
+
+        The joint distribution is a Gaussian copula of the population's training cells; ``given``: cells x covariates.
+        """
+        scores = generator.standard_normal(given.shape)
+        if not self.has(population):
+            return given
+        row, completed = self.values.populations.index(population), given.copy()
+        quantiles, correlation = (table[row].numpy() for table in (self.values.quantiles, self.values.correlation))
+        for missing in np.unique(np.isnan(given), axis=0):
+            cells, known = (np.isnan(given) == missing).all(axis=1), ~missing
+            normal = np.column_stack([normal_scores(given[cells, k], quantiles[k]) for k in range(len(missing))])
+            weights = np.linalg.solve(correlation[np.ix_(known, known)], correlation[np.ix_(known, missing)])
+            rest = correlation[np.ix_(missing, missing)] - correlation[np.ix_(missing, known)] @ weights
+            level = ndtr(normal[:, known] @ weights + scores[np.ix_(cells, missing)] @ np.linalg.cholesky(rest).T)
+            for column, k in enumerate(np.flatnonzero(missing)):
+                step = np.round(level[:, column] * (len(LEVELS) - 1)).astype(int)
+                interpolation = np.interp(level[:, column], LEVELS, quantiles[k])
+                completed[cells, k] = quantiles[k][step] if self.stepwise[k] else interpolation
+        return completed
+
+
+def interpolated(at: np.ndarray, positions: Tensor, table: Tensor) -> Tensor:
+    """Interpolate a table (levels x columns), constant beyond its ends; NaN stays NaN."""
+    x = torch.from_numpy(np.ascontiguousarray(at, dtype=float)).clamp(float(positions[0]), float(positions[-1]))
+    positions, table = positions.double().contiguous(), table.double()
+    above = torch.searchsorted(positions, x.nan_to_num(), right=True).clamp(1, len(positions) - 1)
+    low, high = positions[above - 1], positions[above]
+    part = ((x - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)[:, None]
+    return table[above - 1] * (1 - part) + table[above] * part
+
+
+def normal_scores(values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """Return the normal scores of values; ties have the middle score."""
+    low, high = (np.searchsorted(quantiles, values, side=side) / len(quantiles) for side in ("left", "right"))
+    return np.asarray(ndtri(np.clip((low + high) / 2, 0.01, 0.99)))
+
+
+# ---- fit
+
+
+def fit_covariates(prepared: ad.AnnData, latent: ad.AnnData) -> CovariateEffects | None:
+    """Fit covariate effects to training and validation cells; None without covariates."""
+    names = recorded_covariates(prepared)
+    if not names:
+        return None
+    values = prepared.obs.loc[(prepared.obs["split"] != "test").to_numpy(), list(names)]
+    stepwise = tuple(values[name].nunique() <= len(LEVELS) for name in names)
+    return fit_effects(names, stepwise, latent)
+
+
+def fit_effects(names: tuple[str, ...], stepwise: tuple[bool, ...], latent: ad.AnnData) -> CovariateEffects:
+    """Fit the effects of covariates in ``obs`` to encoded cells, excluding test cells."""
+    cells = latent_cells(latent)
+    values = latent.obs.loc[(latent.obs["split"] != "test").to_numpy(), list(names)].to_numpy(dtype=float)
+    whiten = matrix_power(fit_whitening(cells).covariance, -0.5).double().numpy()
+    labels = np.array(cells.labels)[cells.population.numpy()]
+    effects = [
+        fit_type(name, stepwise, cells.subset(torch.from_numpy(rows)), values[rows], whiten)
+        for name in dict.fromkeys(cells.labels)
+        if len(rows := np.flatnonzero(labels == name))
+    ]
+    curves, population_values = zip(*effects, strict=True)
+    return CovariateEffects(names, stepwise, concat(curves), concat(population_values))
+
+
+def fit_type(
+    name: str, stepwise: tuple[bool, ...], cells: LatentCells, values: np.ndarray, whiten: np.ndarray
+) -> tuple[TypeCurves, PopulationValues]:
+    """Fit the curve of a cell type, and the distributions of its populations."""
+    codes, group = np.unique(cells.population.numpy(), return_inverse=True)
+    positions = tabulation_points(values)
+    curve = fit_curve(values, group, cells.mean.double().numpy(), cells.scale.double().numpy(), whiten)
+    shift, _ = tabulated(curve, positions)
+    log_odds, offset = tabulated(fit_log_odds(values, group), positions)
+    curves = TypeCurves((name,), (curve.form,), to_tensor(positions[None]), float_tensor(shift[None]))
+    groups = [values[group == number] for number in range(len(codes))]
+    shifts = [total_shift(at, curves.positions[0], curves.shift[0]) for at in groups]
+    explained = torch.stack([shift.var(dim=0, correction=0) for shift in shifts])
+    return curves, PopulationValues(
+        populations=tuple(cells.populations[code] for code in codes),
+        mean=torch.stack([cells.mean[torch.from_numpy(group == number)].mean(dim=0) for number in range(len(codes))]),
+        centre=torch.stack([shift.mean(dim=0) for shift in shifts]).float(),
+        unexplained=(1 - explained).clamp(min=MIN_UNEXPLAINED).float(),
+        quantiles=to_tensor(np.stack([covariate_quantiles(at, stepwise) for at in groups])),
+        correlation=float_tensor(np.stack([normal_correlation(at) for at in groups])),
+        log_odds=float_tensor(np.moveaxis(log_odds, 2, 0)),
+        offset=float_tensor(offset),
+    )
+
+
+def tabulation_points(values: np.ndarray) -> np.ndarray:
+    """Return points to tabulate curves at: half quantiles, half evenly spaced; covariates x levels."""
+    dense = np.quantile(values, LEVELS[::2], axis=0)
+    even = np.linspace(values.min(axis=0), values.max(axis=0), len(LEVELS) - len(dense) + 2)[1:-1]
+    return np.sort(np.concatenate([dense, even]), axis=0).T
+
+
+def covariate_quantiles(values: np.ndarray, stepwise: tuple[bool, ...]) -> np.ndarray:
+    """Return quantiles of covariates, covariates x levels; stepwise ones are not interpolated."""
+    methods = ["inverted_cdf" if is_stepwise else "linear" for is_stepwise in stepwise]
+    return np.stack([np.quantile(x, LEVELS, method=method) for x, method in zip(values.T, methods, strict=True)])  # type: ignore[call-overload]
+
+
+def normal_correlation(values: np.ndarray) -> np.ndarray:
+    """Estimate the correlation of normal scores from Kendall's tau; 0 for constants."""
+    from scipy.stats import kendalltau  # slow import
+
+    correlation = np.eye(values.shape[1])
+    for i, j in combinations(range(values.shape[1]), 2):
+        tau = float(np.nan_to_num(kendalltau(values[:, i], values[:, j]).statistic))
+        correlation[i, j] = correlation[j, i] = np.sin(np.pi / 2 * tau)
+    value, axes = np.linalg.eigh(correlation)
+    positive = (axes * np.maximum(value, MIN_EIGENVALUE)) @ axes.T
+    scale = np.sqrt(np.diag(positive))
+    return np.asarray(positive / np.outer(scale, scale))
+
+
+def total_shift(at: np.ndarray, positions: Tensor, shift: Tensor) -> Tensor:
+    """Sum the shifts by all covariates, cells x dimensions."""
+    return torch.stack([interpolated(at[:, k], positions[k], shift[k]) for k in range(len(positions))]).sum(dim=0)
+
+
+def float_tensor(values: np.ndarray) -> Tensor:
+    """Convert an array to a float32 tensor."""
+    return to_tensor(np.ascontiguousarray(values, dtype=np.float32))
+
+
+# ---- latents
+
+
+def with_residuals(latent: ad.AnnData, effects: CovariateEffects | None) -> ad.AnnData:
+    """Add posteriors without the effects of covariates, as layers for :func:`latent_cells`.
+
+    With the prior N(m, 1), a posterior has variance v and mean ``m + (1 - v) (u - m)``, where u is the estimate from
+    counts alone. Covariates change the prior to N(m + f, r): f is the shift, r the unexplained variance. The posterior
+    then has variance ``q v`` with ``q = 1 / (1 + v (1 / r - 1))``. Without f, its mean is
+    ``m + q (1 - v) (u - m - f)``. Cells with missing covariates stay the same.
+    """
+    if effects is None:
+        return latent
+    values, at = effects.values, latent.obs[list(effects.names)].to_numpy(dtype=float)
+    mean, scale = np.array(latent.X, dtype=np.float32), np.array(latent.layers["scale"], dtype=np.float32)
+    known = np.flatnonzero(~np.isnan(at).any(axis=1))
+    groups = latent.obs.iloc[known].groupby(["cell_type", "sub_population"], observed=True).indices
+    for (cell_type, population), members in groups.items():
+        if not effects.has(population):
+            continue
+        rows, row = known[members], values.populations.index(population)
+        centre, unexplained = values.mean[row].numpy(), values.unexplained[row].numpy()
+        q = 1 / (1 + scale[rows] ** 2 * (1 / unexplained - 1))
+        shift = effects.shift(population, cell_type, at[rows]).numpy()
+        mean[rows] = centre + q * (mean[rows] - centre - (1 - scale[rows] ** 2) * shift)
+        scale[rows] *= np.sqrt(q)
+    latent.layers.update({RESIDUAL: mean, RESIDUAL_SCALE: scale})
+    return latent

@@ -1,0 +1,193 @@
+"""Fit models: all stages from prepared cells, or the prior from latents."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+
+from bdm._core.errors import InputError, TrainingError
+from bdm._core.files import preparation, provenance
+from bdm._core.kinds import PRIORS
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import numpy_generator, torch_generator
+from bdm.autoencoder.autoencoder import GeneAutoencoder
+from bdm.autoencoder.fit_autoencoder import fit_autoencoder
+from bdm.autoencoder.latent import LatentCells, encode, latent_cells, library_size_range
+from bdm.autoencoder.levels import Levels, mean_count, quantiles
+from bdm.autoencoder.moments import Whitening, fit_whitening, population_moments
+from bdm.hierarchy.build import build_hierarchy
+from bdm.hierarchy.tree import Clade, Hierarchy
+from bdm.model.covariates import CovariateEffects, fit_covariates, with_residuals
+from bdm.model.donors import DonorEffects, fit_donors
+from bdm.model.model import BranchedModel, composition_of, expected_counts, observation_model
+from bdm.prior.base import PriorData, Sampler
+from bdm.settings import FitSettings, TrainSettings
+
+N_LEVELS = 2048  # cells to generate for the protein levels of a population
+N_CHECKED_CELLS = 100  # cells to generate for the check of a population
+MIN_SPREAD = 0.1  # smallest variance of generated cells relative to training cells; about 1 in a good model
+MAX_DISTANCE = 3  # largest distance between means of generated and training cells, in radii; about 0.1 in a good model
+
+
+def fit(
+    prepared: ad.AnnData,
+    settings: FitSettings,
+    *,
+    tree: Clade | None = None,
+    seed: int,
+    device: str = "auto",
+    **facts: str | None,
+) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
+    """Fit a model to prepared cells: autoencoder, hierarchy, prior.
+
+    Parameters
+    ----------
+    prepared
+        Cells from :func:`bdm.data.prepare.prepare`.
+    settings
+        Settings of all stages.
+    tree
+        Tree of the cell types; by default, clustered.
+    seed
+        Seed of all stages.
+    device
+        Device of the autoencoder and the prior.
+    **facts
+        Entries added to the provenance of the model.
+
+    Returns
+    -------
+    Model, and tables of its training by name: ``autoencoder`` with training and validation losses by step, and the
+    tables of :class:`bdm.prior.base.FittedPrior`.
+    """
+    autoencoder, losses = fit_autoencoder(
+        prepared,
+        settings.autoencoder,
+        seed=seed,
+        device=device,
+        provenance=provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(prepared)),
+    )
+    latent = encode(prepared, autoencoder)
+    covariates = fit_covariates(prepared, latent)
+    latent = with_residuals(latent, covariates)
+    hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=tree)
+    record = provenance(seed=seed, settings=asdict(settings.train), **facts)
+    model, history = fit_model(
+        latent,
+        autoencoder,
+        hierarchy,
+        settings.train,
+        seed=seed,
+        device=device,
+        donors=fit_donors(prepared, latent, autoencoder),
+        covariates=covariates,
+        provenance=record,
+    )
+    return model, {"autoencoder": losses, **history}
+
+
+@using_threads()
+def fit_model(
+    latent: ad.AnnData,
+    autoencoder: GeneAutoencoder,
+    hierarchy: Hierarchy,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    device: str = "auto",
+    donors: DonorEffects | None = None,
+    covariates: CovariateEffects | None = None,
+    provenance: dict[str, Any],
+) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
+    """Fit the prior to encoded cells, and assemble the model.
+
+    ``latent`` has no effects of covariates. Returns also the tables of :class:`bdm.prior.base.FittedPrior`.
+    """
+    cells = latent_cells(latent)
+    check_hierarchy(hierarchy, cells, autoencoder=latent.uns.get("autoencoder"))
+    whitening = fit_whitening(cells)
+    moments = population_moments(cells, whitening)
+    split = latent.obs.loc[latent.obs["split"] != "test", "split"]
+    data = PriorData(cells, whitening, moments, hierarchy, torch.tensor((split == "validation").to_numpy()))
+    fitted = PRIORS.find(settings.prior).fit(data, settings, seed=seed, device=device)
+    check_collapse(fitted.prior.sampler(), cells, whitening, seed=seed)
+    model = BranchedModel(
+        autoencoder=autoencoder,
+        whitening=whitening,
+        moments=moments,
+        prior=fitted.prior,
+        composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
+        library_sizes=library_size_range(latent),
+        provenance=provenance,
+        donor_effects=donors,
+        covariates=covariates,
+    )
+    return replace(model, levels=generated_levels(model, autoencoder.levels, seed=seed)), fitted.history
+
+
+@torch.no_grad()
+def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: int) -> dict[str, Levels]:
+    """Measure protein levels of generated cells, before mapping to training cells."""
+    autoencoder, sampler, levels = model.autoencoder, model.sampler(), {}
+    proteins = np.arange(autoencoder.genes.shape[0])[autoencoder.proteins]
+    for population in populations:
+        x = sampler.sample(population, N_LEVELS, torch_generator(seed, "levels", population))
+        generator = numpy_generator(seed, "generated levels", population)
+        if model.covariates is not None:
+            missing = np.full((N_LEVELS, len(model.covariates.names)), np.nan)
+            x = model.at_covariates(x, population, model.covariates.complete(population, missing, generator))
+        share = model.composition.loc[population].to_numpy(dtype=float)
+        n_cells = int(share.sum())
+        batch = generator.choice(model.composition.columns, N_LEVELS, p=share / n_cells)
+        mean = expected_counts(model, x, batch if autoencoder.batches else None, population)[:, proteins]
+        observation = observation_model(model, population).of_genes(proteins)
+        before = quantiles(observation.sample(mean, generator).toarray(), generator, n_cells=n_cells)
+        log_factor = (mean_count(autoencoder.levels[population]) / mean_count(before)).log().float()
+        counts = observation.sample(mean * log_factor.exp().numpy(), generator)
+        levels[population] = Levels(log_factor, quantiles(counts.toarray(), generator, n_cells=n_cells))
+    return levels
+
+
+def check_collapse(sampler: Sampler, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
+    """Reject a model that generates nearly identical or misplaced cells."""
+    for code, population in enumerate(cells.populations):
+        rows = torch.nonzero(cells.population == code).squeeze(1)
+        x = whitening(
+            cells.sample(rows.repeat(math.ceil(N_CHECKED_CELLS / len(rows))), torch_generator(seed, "look", code))
+        )
+        generated = sampler.sample(population, N_CHECKED_CELLS, torch_generator(seed, "look", population))
+        spread, distance = spread_and_distance(generated, x)
+        if not (spread >= MIN_SPREAD and distance <= MAX_DISTANCE):
+            problem = (
+                f"have {spread:.2g} times the spread of the training cells"
+                if spread < MIN_SPREAD
+                else f"are {distance:.2g} times their radius away from the training cells"
+            )
+            raise TrainingError(
+                f"Training went wrong: generated cells of {population!r} {problem}; "
+                "check these cells, or try another seed or more steps."
+            )
+
+
+def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tuple[float, float]:
+    """Return the ratio of variances, and the distance of means in radii."""
+    variance, expected = (x.double().var(dim=0, correction=0).sum() for x in (generated, training))
+    radius = expected.clamp(min=training.shape[1]).sqrt()
+    distance = (generated.mean(dim=0) - training.mean(dim=0)).norm() / radius
+    return float(variance / expected), float(distance)
+
+
+def check_hierarchy(hierarchy: Hierarchy, cells: LatentCells, *, autoencoder: str | None) -> None:
+    """Reject a hierarchy with other populations, or from another autoencoder."""
+    if unshared := sorted(set(hierarchy.populations) ^ set(cells.populations)):
+        raise InputError(
+            f"The hierarchy and the cells have different populations ({', '.join(unshared)}); make the hierarchy again."
+        )
+    recorded = hierarchy.provenance.get("autoencoder")
+    if recorded is not None and autoencoder is not None and recorded != autoencoder:
+        raise InputError("The hierarchy and the cells have different autoencoders; make it again with bdm hierarchy.")
