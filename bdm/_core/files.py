@@ -84,8 +84,8 @@ def _scratch_of(path: Path) -> tuple[Path, int]:
     parent = os.open(path.parent, os.O_RDONLY)
     try:
         _lock(parent, wait=True)  # otherwise another process could remove the new folder before it is locked
-        for other in path.parent.glob(f".{glob.escape(path.name)}.????????{UNFINISHED}"):
-            _remove_abandoned(other, path)
+        for abandoned in path.parent.glob(f".{glob.escape(path.name)}.????????{UNFINISHED}"):
+            _remove_abandoned(abandoned, path)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent))
         lock = os.open(scratch, os.O_RDONLY)
         _lock(lock)

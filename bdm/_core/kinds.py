@@ -13,7 +13,7 @@ from bdm._core.errors import InputError
 class Kinds:
     """Classes of one family, chosen by name and imported on demand."""
 
-    what: str  # name of the family in messages
+    family: str  # its name in messages
     group: str  # entry points of installed packages
     built_in: dict[str, str]  # modules of the classes in bdm
     # Imported classes, which register themselves
@@ -38,7 +38,7 @@ class Kinds:
         """Reject an unknown name, without importing any class."""
         if name not in self.names:
             raise InputError(
-                f"There is no {self.what} {name!r} in this installation, which has {', '.join(self.names)}; "
+                f"There is no {self.family} {name!r} in this installation, which has {', '.join(self.names)}; "
                 "name one of these, or install or import the package that defines it."
             )
 

@@ -43,8 +43,8 @@ _n_threads: ContextVar[int | None] = ContextVar("n_threads", default=None)
 def available_threads() -> int:
     """Count threads allowed by affinity, cgroup, Slurm, ``OMP_NUM_THREADS`` and torch."""
     limits = [os.environ.get(name, "").split(",")[0].strip() for name in LIMITS]
-    given = [int(text) for text in limits if text.isdecimal() and int(text)]
-    return min(int(cpu_count()), torch.get_num_threads(), *given)
+    numbers = [int(text) for text in limits if text.isdecimal() and int(text)]
+    return min(int(cpu_count()), torch.get_num_threads(), *numbers)
 
 
 def chosen_threads() -> int:

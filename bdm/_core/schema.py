@@ -68,8 +68,8 @@ class Setting:
     @property
     def help(self) -> str | None:
         """Help text."""
-        found: str | None = self.note(str)
-        return found
+        text: str | None = self.note(str)
+        return text
 
     @property
     def unset(self) -> str | None:
@@ -96,8 +96,8 @@ class Setting:
     @property
     def bounds(self) -> dict[str, Any]:
         """Bounds of a number, by JSON schema keyword."""
-        found = ((*BOUNDS[type(note)], note) for note in self.notes if type(note) in BOUNDS)
-        return {keyword: getattr(note, attribute) for keyword, attribute, note in found}
+        bounds = ((*BOUNDS[type(note)], note) for note in self.notes if type(note) in BOUNDS)
+        return {keyword: getattr(note, attribute) for keyword, attribute, note in bounds}
 
     @cached_property
     def adapter(self) -> "TypeAdapter[Any]":
@@ -125,15 +125,19 @@ class Setting:
                 kinds.check(checked)
             return checked
         if tuple not in self.types:
-            return self.nested.of(value, key)
+            return self.nested.from_content(value, key)
         if not isinstance(value, list | tuple):
             raise InputError(f"{key} is {value!r}, but must be a list.")
-        return tuple(self.nested.of(item, place_of(key, number, item)) for number, item in enumerate(value, 1))
+        return tuple(
+            self.nested.from_content(item, place_of(key, number, item)) for number, item in enumerate(value, 1)
+        )
 
     def rejection(self, key: str, value: Any, error: "ValidationError") -> str:
         """Message for an invalid value, or an invalid item in it."""
         schema, fault = self.adapter.json_schema(), max(error.errors(), key=lambda fault: len(fault["loc"]))
-        of_item = next((one[kind] for one in [schema, *schema.get("anyOf", ())] for kind in ITEMS if kind in one), None)
+        of_item = next(
+            (part[kind] for part in [schema, *schema.get("anyOf", ())] for kind in ITEMS if kind in part), None
+        )
         if of_item is not None and fault["input"] is not value and isinstance(value, dict | list | tuple):
             key, value, schema = (
                 f"{key}.{fault['loc'][-1]}" if isinstance(value, dict) else key,
@@ -152,7 +156,7 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) is Annotated:
         return alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return tuple(kind for one in get_args(annotation) for kind in alternatives(one))
+        return tuple(kind for member in get_args(annotation) for kind in alternatives(member))
     return (annotation,)
 
 
@@ -227,13 +231,13 @@ class StageSettings:
                 setting.checked(values[setting.name])
 
     @classmethod
-    def of(cls, content: Any, place: str = "") -> Self:
+    def from_content(cls, content: Any, place: str = "") -> Self:
         """Construct settings from file content; empty keys keep their defaults."""
         if isinstance(content, cls):
             return content
         if place:
             with at(place):
-                return cls.of(content)
+                return cls.from_content(content)
         content = {} if content is None else cls.expanded(content)
         if not isinstance(content, dict):
             raise InputError(f"there is {content!r}, but there must be keys with values.")
@@ -329,8 +333,12 @@ def checking(
 
 def own_classes(function: Callable[..., Any], parameter: str) -> tuple[type, ...]:
     """Return a parameter's classes, or () unless all are bdm's or None."""
-    found = inspect.signature(function).parameters.get(parameter)
-    kind = None if found is None else vars(sys.modules[function.__module__]).get(found.annotation, found.annotation)
+    argument = inspect.signature(function).parameters.get(parameter)
+    kind = (
+        None
+        if argument is None
+        else vars(sys.modules[function.__module__]).get(argument.annotation, argument.annotation)
+    )
     kinds = tuple(NoneType if each is None else each for each in alternatives(kind))
     own = [each for each in kinds if inspect.isclass(each) and each.__module__.startswith("bdm.")]
     return kinds if own and {*kinds} <= {*own, NoneType} else ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -158,12 +158,12 @@ class ContentWriter:
             return {"shape": self.encode(value.shape, name), "state": state}
         if is_dataclass(value):
             family: Any = value
-            found = {
+            encoded = {
                 entry.name: self.encode(getattr(value, entry.name), f"{name}.{entry.name}")
                 for entry in fields(value)
                 if entry.init
             }
-            return {"kind": family.name, **found} if hasattr(family, "kinds") else found
+            return {"kind": family.name, **encoded} if hasattr(family, "kinds") else encoded
         if isinstance(value, Mapping):
             return {key: self.encode(item, f"{name}.{i}") for i, (key, item) in enumerate(value.items())}
         if isinstance(value, tuple | list):
@@ -260,28 +260,28 @@ def numbers(column: pd.Series) -> np.ndarray:
 
 def concat(parts: Sequence[Value]) -> Value:
     """Concatenate rows of tensors, tuples, or dataclasses or dictionaries of them."""
-    given: Any = parts
-    if isinstance(given[0], Tensor):
-        joined: Any = torch.cat(given)
-    elif isinstance(given[0], tuple):
-        joined = tuple(chain.from_iterable(given))
+    values: Any = parts
+    joined: Any
+    if isinstance(values[0], Tensor):
+        joined = torch.cat(values)
+    elif isinstance(values[0], tuple):
+        joined = tuple(chain.from_iterable(values))
     else:
-        joined = _by_field(lambda *values: concat(values), given)
-    found: Value = joined
-    return found
+        joined = _by_field(lambda *items: concat(items), values)
+    return cast(Value, joined)
 
 
 def take(value: Value, rows: Sequence[int]) -> Value:
     """Select rows of tensors, tuples, or dataclasses or dictionaries of them."""
-    given: Any = value
-    if isinstance(given, Tensor):
-        taken: Any = given[list(rows)]
-    elif isinstance(given, tuple):
-        taken = tuple(given[row] for row in rows)
+    values: Any = value
+    selected: Any
+    if isinstance(values, Tensor):
+        selected = values[list(rows)]
+    elif isinstance(values, tuple):
+        selected = tuple(values[row] for row in rows)
     else:
-        taken = _by_field(lambda values: take(values, rows), [given])
-    found: Value = taken
-    return found
+        selected = _by_field(lambda items: take(items, rows), [values])
+    return cast(Value, selected)
 
 
 def updated(parts: Sequence[Value], *, by: str) -> Value:

@@ -46,12 +46,12 @@ def shown(value: object) -> str:
 
 def in_words(*kinds: dict[str, Any]) -> str:
     """Describe allowed values, such as "auto or a whole number"."""
-    found = []
+    words = []
     for kind in kinds:
         limits = f" that is {bounds}" if len(kinds) > 1 and (bounds := bounds_in_words(kind)) else ""
         texts = kind.get("enum") or ([kind["const"]] if "const" in kind else [])
-        found.append(", ".join(texts) or KINDS[kind["type"]] + limits)
-    return " or ".join(dict.fromkeys(found))
+        words.append(", ".join(texts) or KINDS[kind["type"]] + limits)
+    return " or ".join(dict.fromkeys(words))
 
 
 def bounds_in_words(schema: dict[str, Any]) -> str:
@@ -84,8 +84,8 @@ def keys_rejection(*keys: tuple[str, str | None]) -> str | None:
         if column is None:
             continue
         if column in first:
-            other = "twice by" if first[column] == argument else f"by `{first[column]}=` and by"
-            return f"obs[{column!r}] is named {other} `{argument}=`; name another column by `{argument}=`."
+            repetition = "twice by" if first[column] == argument else f"by `{first[column]}=` and by"
+            return f"obs[{column!r}] is named {repetition} `{argument}=`; name another column by `{argument}=`."
         first[column] = argument
     return None
 
@@ -155,7 +155,7 @@ def alike_names(names: Iterable[str]) -> list[tuple[str, ...]]:
     for name in names:
         key = "".join(name.split()).casefold()
         alike[key] = (*alike.get(key, ()), name)
-    return [found for found in alike.values() if len(found) > 1]
+    return [group for group in alike.values() if len(group) > 1]
 
 
 def label_candidates(fitted: str | None) -> tuple[str, ...]:

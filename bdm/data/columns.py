@@ -116,7 +116,7 @@ def covariate_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.
 
 def finite_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.Series]:
     """Return covariates as floats; reject missing and infinite values."""
-    found = {}
+    columns = {}
     for key in keys:
         if sentence := column_rejection(key, obs, argument="covariate_key"):
             raise InputError(sentence)
@@ -132,8 +132,8 @@ def finite_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.Ser
                 f"obs[{key!r}] has no finite number for {missing.sum()} of {len(obs)} cells, for example "
                 f"{obs.index[missing.argmax()]}; complete it, or leave these cells out."
             )
-        found[key] = numbers
-    return found
+        columns[key] = numbers
+    return columns
 
 
 def as_numbers(column: pd.Series) -> pd.Series | None:
@@ -285,14 +285,14 @@ def with_written_names(obs: pd.DataFrame) -> pd.DataFrame:
 
 def writable_names(names: Iterable[object]) -> list[str]:
     """Return unique column names for AnnData files; writable ones stay the same."""
-    found: list[str] = []
-    given = list(map(str, names))
-    for text in given:
+    written: list[str] = []
+    originals = list(map(str, names))
+    for text in originals:
         name = writable_name(text)
-        while name in found or (name != text and name in given):
+        while name in written or (name != text and name in originals):
             name += "_"
-        found.append(name)
-    return found
+        written.append(name)
+    return written
 
 
 def writable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -336,8 +336,8 @@ def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, settings: PrepareSe
 
     others = (settings.label_key, settings.donor_key, "cell_type", "split")
     words = {name: words_in(name) for name in obs.columns if name not in others}
-    named = [name for name, text in words.items() if BATCHES.search(text) and not MEASURED.search(text)]
-    if candidates := ", ".join(str(name) for name in named if divides(obs[name])):
+    like_batches = [name for name, text in words.items() if BATCHES.search(text) and not MEASURED.search(text)]
+    if candidates := ", ".join(str(name) for name in like_batches if divides(obs[name])):
         logger.info("Columns of obs that look like batches: %s; to model one of them, use `batch_key=`.", candidates)
 
 

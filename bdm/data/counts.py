@@ -60,8 +60,8 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
 
     others = [name for name in slots if name not in faults and not first_fault(slots[name])]
     remedy = f"give `counts={others[0]!r}`" if others else "raw counts are needed in X, raw or a layer"
-    found = "; ".join(f"{name} has {fault}" for name, fault in faults.items())
-    raise InputError(f"no raw counts: {found or 'X is empty'}; {remedy}.")
+    problems = "; ".join(f"{name} has {fault}" for name, fault in faults.items())
+    raise InputError(f"no raw counts: {problems or 'X is empty'}; {remedy}.")
 
 
 def count_slots(adata: AnnData) -> dict[str, AnnData]:
@@ -166,17 +166,17 @@ class CountLimits:
         code = self.code[rows][cell]
         share = counts.data / library_sizes(counts)[cell]
         limit = FACTOR * np.maximum(self.regular[code, counts.indices], self.unit[code])
-        found = (counts.data >= MIN_COUNT) & (share >= limit)
-        return np.asarray(found & (np.bincount(cell[found], minlength=counts.shape[0]) <= MAX_GENES)[cell])
+        is_outlying = (counts.data >= MIN_COUNT) & (share >= limit)
+        return np.asarray(is_outlying & (np.bincount(cell[is_outlying], minlength=counts.shape[0]) <= MAX_GENES)[cell])
 
     def outlying_counts(self, counts: sparse.csr_matrix) -> OutlyingCounts:
         """Summarise the outlying counts of all cells."""
-        found = self.outlying(counts, slice(None))
+        is_outlying = self.outlying(counts, slice(None))
         return OutlyingCounts(
             n_cells=counts.shape[0],
-            n_values=int(found.sum()),
-            n_genes=len(np.unique(counts.indices[found])),
-            share=float(counts.data[found].sum() / max(counts.data.sum(), 1)),
+            n_values=int(is_outlying.sum()),
+            n_genes=len(np.unique(counts.indices[is_outlying])),
+            share=float(counts.data[is_outlying].sum() / max(counts.data.sum(), 1)),
         )
 
     def clipped(self, counts: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
@@ -184,13 +184,15 @@ class CountLimits:
 
         Regular shares apply to the cell's library size without outlying counts.
         """
-        found = self.outlying(counts, rows)
-        if not found.any():
+        is_outlying = self.outlying(counts, rows)
+        if not is_outlying.any():
             return counts
-        cell = cell_of_entries(counts)[found]
-        data = np.where(found, 0, counts.data)
+        cell = cell_of_entries(counts)[is_outlying]
+        data = np.where(is_outlying, 0, counts.data)
         others = library_sizes(sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape))[cell]
-        data[found] = np.maximum(np.rint(self.regular[self.code[rows][cell], counts.indices[found]] * others), 1)
+        data[is_outlying] = np.maximum(
+            np.rint(self.regular[self.code[rows][cell], counts.indices[is_outlying]] * others), 1
+        )
         return sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
 
 

@@ -239,20 +239,20 @@ def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
 
 def listed_genes(listed: pd.Index, names: GeneNames) -> pd.Index:
     """Find listed genes in the data by name or symbol."""
-    found = names.find(listed)
-    absent = [name for name, genes in found.items() if not genes]
+    genes_by_name = names.find(listed)
+    absent = [name for name, genes in genes_by_name.items() if not genes]
     if absent:
         raise InputError(
             f"{len(absent)} of {len(listed)} listed genes are not in the data, for example "
             f"{', '.join(absent[:3])}; its genes are named like {names.example()}."
         )
-    return pd.Index([gene for genes in found.values() for gene in genes])
+    return pd.Index([gene for genes in genes_by_name.values() for gene in genes])
 
 
 def marker_genes(names: GeneNames) -> pd.Index:
     """Find the built-in markers, ignoring case to include mouse genes."""
-    found = names.find((marker for markers in MARKERS.values() for marker in markers), ignore_case=True)
-    return pd.Index([gene for genes in found.values() for gene in genes]).unique()
+    genes_by_marker = names.find((marker for markers in MARKERS.values() for marker in markers), ignore_case=True)
+    return pd.Index([gene for genes in genes_by_marker.values() for gene in genes]).unique()
 
 
 def hint_at_markers(absent: pd.Series) -> None:
@@ -305,9 +305,9 @@ def most_variable(
     counts, squares = (total[chosen] for total in limited_sums(cells, batch, limits))
     normalised = (n_cells * means**2 + squares - 2 * counts * means) / ((n_cells - 1) * expected**2)
 
-    found = among.copy()
-    found[among] = first_by_median_rank(normalised, n_genes)
-    return found
+    selected = among.copy()
+    selected[among] = first_by_median_rank(normalised, n_genes)
+    return selected
 
 
 def expected_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:

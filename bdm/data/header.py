@@ -44,8 +44,8 @@ def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
             return None
         if values.dtype.kind == "f":
             return None
-        found = dict(zip(map(as_str, values), n_cells.tolist(), strict=True))
-        return {name: number for name, number in found.items() if name not in MISSING_LABELS}
+        n_by_value = dict(zip(map(as_str, values), n_cells.tolist(), strict=True))
+        return {name: number for name, number in n_by_value.items() if name not in MISSING_LABELS}
 
     return from_hdf5(cells, numbers)
 

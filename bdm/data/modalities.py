@@ -78,13 +78,13 @@ def modalities_of(var: pd.DataFrame) -> list[Modality]:
     kinds = [kind for kind, name in FEATURE_TYPES.items() if (types == name).any()]
     if len(kinds) < 2:
         return [Modality(RNA, RNA, slice(0, len(var)))]
-    found, start = [], 0
+    modalities, start = [], 0
     for kind in kinds:
         n_features = int((types == FEATURE_TYPES[kind]).sum())
         name = str(var[NAMES].iloc[start]) if NAMES in var else kind
-        found.append(Modality(name, kind, slice(start, start + n_features)))
+        modalities.append(Modality(name, kind, slice(start, start + n_features)))
         start += n_features
-    return found
+    return modalities
 
 
 def has_modalities(cells: AnnData | pd.DataFrame) -> bool:
@@ -101,8 +101,8 @@ def of_rna(var: pd.DataFrame) -> np.ndarray:
 
 def block_sizes(var: pd.DataFrame) -> tuple[int, ...]:
     """Return the number of features of each modality; empty for RNA alone."""
-    found = modalities_of(var)
-    return tuple(modality.n_features for modality in found) if len(found) > 1 else ()
+    modalities = modalities_of(var)
+    return tuple(modality.n_features for modality in modalities) if len(modalities) > 1 else ()
 
 
 def size_names(var: pd.DataFrame) -> tuple[str, ...]:
@@ -193,7 +193,7 @@ def parts_of_obsm(cells: AnnData) -> dict[str, tuple[str, AnnData]]:
 
 
 def from_mudata(
-    found: Mapping[str, AnnData],
+    modalities: Mapping[str, AnnData],
     obs: pd.DataFrame,
     *,
     modality: Sequence[str] = (),
@@ -215,8 +215,8 @@ def from_mudata(
     counts
         Slot with the raw counts, see :func:`join_modalities`.
     """
-    kind_of = kinds_by_name(found, modality)
-    parts = {name: (kind, found[name]) for name, kind in kind_of.items()}
+    kind_of = kinds_by_name(modalities, modality)
+    parts = {name: (kind, modalities[name]) for name, kind in kind_of.items()}
     for name, (_, part) in parts.items():
         with at(f"modality {name}"):
             check_names(part.obs_names, kind="cell")
@@ -224,7 +224,7 @@ def from_mudata(
     parts = {name: (kind, part[shared]) for name, (kind, part) in parts.items()}
     rna = next(name for name, kind in kind_of.items() if kind == RNA)
     own = parts[rna][1].obs
-    copied = {f"{name}:{column}" for name in found for column in own}  # columns that mudata copied from modalities
+    copied = {f"{name}:{column}" for name in modalities for column in own}  # columns that mudata copied from modalities
     others = [column for column in obs if column not in own and str(column) not in copied]
     own = own.join(obs[others].reindex(own.index))
     return join_modalities(parts, obs=own, form=MUDATA, counts=counts)
@@ -233,24 +233,24 @@ def from_mudata(
 def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str, str]:
     """Return the kind of each modality to use, by name, in block order."""
     kinds = {alias: kind for kind, aliases in ALIASES.items() for alias in (kind, *aliases)}
-    given = {name: kinds[name.lower()] for name in names if name.lower() in kinds}
+    kind_of = {name: kinds[name.lower()] for name in names if name.lower() in kinds}
     if modality:
-        given = dict(parse_modality(text, names) for text in modality)
-    elif left := sorted(set(names) - set(given)):
+        kind_of = dict(parse_modality(text, names) for text in modality)
+    elif left := sorted(set(names) - set(kind_of)):
         logger.warning(
             "Left out modality %s; to use one, name its kind, as in `settings.prepare.modality='NAME=prot'`.",
             ", ".join(left),
         )
     order = list(FEATURE_TYPES)
-    given = dict(sorted(given.items(), key=lambda item: order.index(item[1])))
-    if RNA not in given.values():
+    kind_of = dict(sorted(kind_of.items(), key=lambda item: order.index(item[1])))
+    if RNA not in kind_of.values():
         raise InputError(
             f"there is no RNA among the modalities ({', '.join(names)}); name it, as in `modality='NAME=rna'`."
         )
     for kind in order:
-        if len(same := [name for name, other in given.items() if other == kind]) > 1:
+        if len(same := [name for name, own_kind in kind_of.items() if own_kind == kind]) > 1:
             raise InputError(f"{' and '.join(same)} are both {kind}; choose one by `modality={same[0]}={kind}`.")
-    return given
+    return kind_of
 
 
 def parse_modality(text: str, names: Mapping[str, Any]) -> tuple[str, str]:
@@ -293,16 +293,16 @@ def join_modalities(
     for name, (kind, cells) in parts.items():
         with at(f"modality {name}"):
             slot = slot_or_auto(cells, counts)
-            found, has_layer = raw_counts(cells, source=slot), has_layer or slot != "auto"
+            raw, has_layer = raw_counts(cells, source=slot), has_layer or slot != "auto"
             if kind == "atac":
-                reject_dense(found)
+                reject_dense(raw)
         if kind == "prot":
-            reject_empty(found)
-        var = found.var.drop(columns=[COLUMN, NAMES], errors="ignore").assign(
+            reject_empty(raw)
+        var = raw.var.drop(columns=[COLUMN, NAMES], errors="ignore").assign(
             **{COLUMN: FEATURE_TYPES[kind], NAMES: name}
         )
         var.index = Modality(name, kind, slice(0)).prefix + var.index.astype(str)
-        matrices.append(found.X)
+        matrices.append(raw.X)
         tables.append(var)
     var = pd.concat(tables)
     var = var.assign(**{name: pd.Categorical(var[name], categories=var[name].unique()) for name in (COLUMN, NAMES)})
@@ -364,8 +364,8 @@ def to_form(cells: AnnData, form: str | None) -> Any:
 def check_form(out: Path, form: str | None) -> None:
     """Reject an ``.h5mu`` output file for cells of another form."""
     if out.suffix.lower() == MUDATA_FILE and form != MUDATA:
-        what = "RNA alone" if form is None else f"an AnnData with {form}"
-        raise InputError(f"{out}: the model was fitted to {what}, not to a MuData; write an .h5ad file.")
+        fitted = "RNA alone" if form is None else f"an AnnData with {form}"
+        raise InputError(f"{out}: the model was fitted to {fitted}, not to a MuData; write an .h5ad file.")
 
 
 def require_package_of(form: str | None) -> None:

@@ -129,7 +129,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     if whole is None:
         cells, n_genes = find_counts(adata, source=settings.counts)
     else:
-        cells, n_genes = find_counts(whole[:, modalities[0].features])
+        cells = whole[:, modalities[0].features].copy()
+        n_genes = np.diff(cells.X.indptr)
     check_names(cells.var_names, kind="gene")  # raw may have different genes
     column = symbol_column(cells.var, settings.gene_symbols)
     names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
@@ -191,16 +192,17 @@ def chosen_features(cells: AnnData, modality: Modality, training: np.ndarray, se
 def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, settings: PrepareSettings) -> CellCounts:
     """Limit outlying counts if the settings ask for it; otherwise, warn of many."""
     limits, outlying = count_limits(cells.matrix, cells.rows, cell_type, is_train, seed=settings.seed)
-    found = (
+    description = (
         f"{counted(outlying.n_values, 'outlying value')} of {counted(outlying.n_genes, 'gene')} in "
         f"{counted(outlying.n_cells, 'training cell')}, with {100 * outlying.share:.2g}% of all counts"
     )
     if settings.clip_outliers:
-        logger.info("Clipped %s.", found)
+        logger.info("Clipped %s.", description)
         return replace(cells, limits=limits)
     if outlying.share >= MANY_OUTLYING:
         logger.warning(
-            "There are %s; to lower them to the largest regular ones, use `settings.prepare.clip_outliers=True`.", found
+            "There are %s; to lower them to the largest regular ones, use `settings.prepare.clip_outliers=True`.",
+            description,
         )
     return cells
 
@@ -211,17 +213,17 @@ def recorded_warnings() -> Iterator[list[str]]:
 
     Excludes those about removed cells, whose numbers are recorded separately, and about memory.
     """
-    found: list[str] = []
+    messages: list[str] = []
 
     class Recorder(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.name not in ("bdm.data.filters", "bdm.data.matrix"):
-                found.append(record.getMessage())
+                messages.append(record.getMessage())
 
     recorder, whole = Recorder(logging.WARNING), logging.getLogger("bdm")
     whole.addHandler(recorder)
     try:
-        yield found
+        yield messages
     finally:
         whole.removeHandler(recorder)
 
@@ -301,8 +303,8 @@ def fewest_donors(prepared: AnnData | PreparedCells) -> int:
 
 def recorded_settings(prepared: AnnData | PreparedCells) -> dict[str, Any]:
     """Return the settings that cells were prepared with, or an empty dict."""
-    found: dict[str, Any] = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
-    return found
+    settings: dict[str, Any] = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
+    return settings
 
 
 def choose_cells(

@@ -73,8 +73,8 @@ def read_cells(
         for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
             if isinstance(matrix, SparseMatrix):
                 if matrix.indptr.dtype != matrix.indices.dtype:  # scipy requires one type
-                    one = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
-                    matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
+                    index_type = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
+                    matrix.indptr, matrix.indices = matrix.indptr.astype(index_type), matrix.indices.astype(index_type)
                 matrix.check_format()  # a damaged matrix could end the process
     with at(path):
         adata = in_blocks(adata, counts=counts)
@@ -107,9 +107,9 @@ def with_text_names(adata: AnnData) -> AnnData:
     if all(isinstance(name, str) for names in (adata.obs_names, adata.var_names) for name in names[:1]):
         return adata
     with warnings.catch_warnings(action="ignore"):  # about numeric names
-        named = adata.to_memory(copy=True)
-    named.obs_names, named.var_names = (names.astype(str) for names in (adata.obs_names, adata.var_names))
-    return named
+        with_text = adata.to_memory(copy=True)
+    with_text.obs_names, with_text.var_names = (names.astype(str) for names in (adata.obs_names, adata.var_names))
+    return with_text
 
 
 def rna_in(adata: Any, *, counts: str = "auto") -> AnnData:

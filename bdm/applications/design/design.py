@@ -351,7 +351,7 @@ def read_design(design: Design | dict[str, Any] | Path | str, *, seed: int | Non
             except yaml.YAMLError as error:
                 raise ValueError(" ".join(str(error).split())) from error
         with at(design):
-            parsed = Design.of(content)
+            parsed = Design.from_content(content)
     else:
-        parsed = Design.of(design, "design")
+        parsed = Design.from_content(design, "design")
     return parsed if seed is None else replace(parsed, seed=seed)
