@@ -151,7 +151,7 @@ def of_modality(cells: AnnData, modality: Modality) -> AnnData:
 def in_blocks(cells: AnnData, *, counts: str = "auto") -> AnnData:
     """Join the modalities of an AnnData in blocks; return others unchanged."""
     if PROTEINS in cells.obsm:
-        return join_modalities(parts_of_obsm(cells), obs=cells.obs, form=OBSM, counts=counts)
+        return join_modalities(*with_raw_counts(parts_of_obsm(cells), counts), obs=cells.obs, form=OBSM)
     if COLUMN not in cells.var or is_in_blocks(cells.var):
         return cells
     types = cells.var[COLUMN].astype(str).to_numpy()
@@ -163,10 +163,7 @@ def in_blocks(cells: AnnData, *, counts: str = "auto") -> AnnData:
     slot = slot_or_auto(cells, counts)
     whole = raw_counts(cells, source=slot)
     parts = {kind: (kind, whole[:, (whole.var[COLUMN] == FEATURE_TYPES[kind]).to_numpy()]) for kind in kinds}
-    joined = join_modalities(parts, obs=cells.obs, form=FEATURES)
-    if slot != "auto":
-        joined.layers[slot] = joined.X
-    return joined
+    return join_modalities(parts, None if slot == "auto" else slot, obs=cells.obs, form=FEATURES)
 
 
 def is_in_blocks(var: pd.DataFrame) -> bool:
@@ -213,7 +210,7 @@ def from_mudata(
     intersect
         Use the cells that all modalities share; by default, other cells are an error.
     counts
-        Slot with the raw counts, see :func:`join_modalities`.
+        Slot with the raw counts, see :func:`with_raw_counts`.
     """
     kind_of = kinds_by_name(modalities, modality)
     parts = {name: (kind, modalities[name]) for name, kind in kind_of.items()}
@@ -227,7 +224,7 @@ def from_mudata(
     copied = {f"{name}:{column}" for name in modalities for column in own}  # columns that mudata copied from modalities
     others = [column for column in obs if column not in own and str(column) not in copied]
     own = own.join(obs[others].reindex(own.index))
-    return join_modalities(parts, obs=own, form=MUDATA, counts=counts)
+    return join_modalities(*with_raw_counts(parts, counts), obs=own, form=MUDATA)
 
 
 def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str, str]:
@@ -281,28 +278,42 @@ def shared_cells(names: Mapping[str, pd.Index], *, intersect: bool) -> pd.Index:
     return shared
 
 
-def join_modalities(
-    parts: Mapping[str, tuple[str, AnnData]], *, obs: pd.DataFrame, form: str, counts: str = "auto"
-) -> AnnData:
-    """Join the raw counts of modalities (kind and cells by name) in blocks.
+def with_raw_counts(
+    parts: Mapping[str, tuple[str, AnnData]], counts: str
+) -> tuple[dict[str, tuple[str, AnnData]], str | None]:
+    """Find the raw counts of each modality (kind and cells by name), in the slot ``counts`` of those that have it.
 
-    ``counts`` names the slot with raw counts, for modalities that have it. If any does, the result has a layer of this
-    name, so that :func:`bdm.data.counts.find_counts` works with the same argument.
+    Returns the modalities, and ``counts`` if any has this slot.
     """
-    matrices, tables, has_layer = [], [], False
+    checked, layer = {}, None
     for name, (kind, cells) in parts.items():
         with at(f"modality {name}"):
             slot = slot_or_auto(cells, counts)
-            raw, has_layer = raw_counts(cells, source=slot), has_layer or slot != "auto"
-            if kind == "atac":
-                reject_dense(raw)
+            checked[name] = kind, raw_counts(cells, source=slot)
+        layer = layer if slot == "auto" else slot
+    return checked, layer
+
+
+def join_modalities(
+    parts: Mapping[str, tuple[str, AnnData]], layer: str | None, *, obs: pd.DataFrame, form: str
+) -> AnnData:
+    """Join modalities (kind and raw counts by name) in blocks.
+
+    With ``layer``, the slot of the raw counts in the user's cells, the result has a layer of this name, so that
+    :func:`bdm.data.counts.find_counts` works with the same argument.
+    """
+    matrices, tables = [], []
+    for name, (kind, cells) in parts.items():
+        if kind == "atac":
+            with at(f"modality {name}"):
+                reject_dense(cells)
         if kind == "prot":
-            reject_empty(raw)
-        var = raw.var.drop(columns=[COLUMN, NAMES], errors="ignore").assign(
+            reject_empty(cells)
+        var = cells.var.drop(columns=[COLUMN, NAMES], errors="ignore").assign(
             **{COLUMN: FEATURE_TYPES[kind], NAMES: name}
         )
         var.index = Modality(name, kind, slice(0)).prefix + var.index.astype(str)
-        matrices.append(raw.X)
+        matrices.append(cells.X)
         tables.append(var)
     var = pd.concat(tables)
     var = var.assign(**{name: pd.Categorical(var[name], categories=var[name].unique()) for name in (COLUMN, NAMES)})
@@ -310,8 +321,7 @@ def join_modalities(
         if var[column].dtype == object or isinstance(var[column].dtype, pd.CategoricalDtype):
             var[column] = var[column].astype(object).fillna("").astype(str)
     joined = sparse.hstack(matrices, format="csr")
-    layers = {counts: joined} if has_layer else {}
-    return AnnData(joined, obs=obs.copy(), var=var, uns={FORM: form}, layers=layers)
+    return AnnData(joined, obs=obs.copy(), var=var, uns={FORM: form}, layers={} if layer is None else {layer: joined})
 
 
 def reject_empty(proteins: AnnData) -> None:
