@@ -8,7 +8,7 @@ The module also has the classes of results, to load them from their folders.
     genes = bdm.tl.pseudobulk_tests(adata, settings)
 
     responses = bdm.tl.respond(adata, bdm.tl.ResponseSettings(control="ctrl"))
-    stimulated = bdm.tl.predict_cells(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
+    stimulated = bdm.tl.predict(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
     evaluation = bdm.tl.evaluate_predicted(adata_control, adata_real, stimulated)
 
     lineage = bdm.tl.lineage(adata, bdm.tl.LineageSettings(time_key="minutes"), tree="lineage.nwk")
@@ -16,10 +16,8 @@ The module also has the classes of results, to load them from their folders.
 """
 
 from bdm.applications.audit.audit import Audit
-from bdm.applications.lineages.lineage import Lineage
-from bdm.applications.lineages.lineage import fit_lineage as lineage
-from bdm.applications.lineages.reconstruct import fates
-from bdm.applications.lineages.reconstruct import reconstruct_cells as reconstruct
+from bdm.applications.lineages.lineage import Lineage, lineage
+from bdm.applications.lineages.reconstruct import fates, reconstruct
 from bdm.applications.power.analysis import PowerAnalysis
 from bdm.applications.power.differential import (
     ExperimentSettings,
@@ -28,9 +26,8 @@ from bdm.applications.power.differential import (
     pseudobulk_tests,
     wilcoxon_tests,
 )
-from bdm.applications.responses.predict import predict_cells
-from bdm.applications.responses.responses import Responses
-from bdm.applications.responses.responses import fit_responses as respond
+from bdm.applications.responses.predict import predict
+from bdm.applications.responses.responses import Responses, respond
 from bdm.evaluation.predicted import PredictedEvaluation, evaluate_predicted
 from bdm.settings import LineageSettings, PredictedEvaluationSettings, ResponseSettings
 
@@ -49,7 +46,7 @@ __all__ = [
     "fates",
     "lineage",
     "log_cpm_tests",
-    "predict_cells",
+    "predict",
     "pseudobulk_tests",
     "reconstruct",
     "respond",

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
+from bdm import tl
 from bdm._core.errors import InputError
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
 from bdm.api import BranchedDiffusion
 from bdm.applications.audit.audit import check_settings
-from bdm.applications.responses.responses import fit_responses
 from bdm.cli import app, main
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.generation.generated_file import GeneratedFile
@@ -153,7 +153,7 @@ def test_evaluation_without_generated_cells_is_rejected(batch_model, evaluation)
 def test_card_states_the_expected_errors_of_responses(saved, batch_model, example_cells, tmp_path, bdm):
     cells = example_cells.copy()
     cells.obs["condition"] = np.resize(["ctrl", "stim"], cells.n_obs)
-    responses = fit_responses(cells, ResponseSettings(label_key="bulk_labels"))
+    responses = tl.respond(cells, ResponseSettings(label_key="bulk_labels"))
     card = batch_model.card(responses=responses)
     error, n_types = responses.expected_error("stim"), len(responses.cell_types)
     shown = " | ".join(f"{error[name]:.0%}" for name in ("predicted", "common", "nearest", "sampling"))

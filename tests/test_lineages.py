@@ -13,11 +13,12 @@ from simulated import LINEAGE as NEWICK
 from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
+from bdm import tl
 from bdm._core.errors import InputError
 from bdm.applications.kriging.gaussian_process import left_out
-from bdm.applications.lineages.lineage import Lineage, fit_lineage, groups_of
+from bdm.applications.lineages.lineage import Lineage, groups_of
 from bdm.applications.lineages.measured_lineage import locate, measure
-from bdm.applications.lineages.reconstruct import parsed_time, reconstruct_cells
+from bdm.applications.lineages.reconstruct import parsed_time
 from bdm.applications.lineages.tree import LineageTree, Places, divisions, read_lineage_tree
 from bdm.settings import LineageSettings
 
@@ -50,7 +51,7 @@ def cells(truth) -> ad.AnnData:
 @pytest.fixture(scope="module")
 def lineage(cells) -> Lineage:
     """The lineage, without cells of the inner node ``a`` and of the leaf ``c2``."""
-    return fit_lineage(without(cells, "a", "c2"), SETTINGS, tree=TREE)
+    return tl.lineage(without(cells, "a", "c2"), SETTINGS, tree=TREE)
 
 
 # ---- trees and times
@@ -125,7 +126,7 @@ def test_an_ancestor_is_nearer_than_relatives_and_their_blend():
     errors = []
     for seed in range(3):
         cells, walk = simulated_lineage(seed=seed)
-        found = fit_lineage(without(cells, "a"), SETTINGS, tree=TREE)
+        found = tl.lineage(without(cells, "a"), SETTINGS, tree=TREE)
         at = 50
         real = np.exp(walk["a"][at - BEGIN["a"]])
         real = np.log(real / real.sum() + 1e-4)
@@ -138,8 +139,8 @@ def test_an_ancestor_is_nearer_than_relatives_and_their_blend():
 
 
 def test_the_lineage_is_worth_more_than_time_where_expression_walked_along_it(cells):
-    along = fit_lineage(cells, replace(SETTINGS, relations="lineage"), tree=TREE).expected_error("node", between=True)
-    time = fit_lineage(cells, replace(SETTINGS, relations="time"), tree=TREE).expected_error("node", between=True)
+    along = tl.lineage(cells, replace(SETTINGS, relations="lineage"), tree=TREE).expected_error("node", between=True)
+    time = tl.lineage(cells, replace(SETTINGS, relations="time"), tree=TREE).expected_error("node", between=True)
     assert along["n"] == time["n"] == 4  # ab, a, b, c
     assert along["predicted"] < 0.8 * time["predicted"]
     assert along["predicted"] < along["blend"] < along["nearest"]
@@ -150,7 +151,7 @@ def test_intervals_of_nodes_without_cells_are_calibrated():
     for seed in range(6):
         cells, walk = simulated_lineage(seed=20 + seed)
         name = ("a", "b", "c")[seed % 3]
-        found = fit_lineage(without(cells, name), SETTINGS, tree=TREE)
+        found = tl.lineage(without(cells, name), SETTINGS, tree=TREE)
         at = (BEGIN[name] + END[name]) // 2
         real = np.exp(walk[name][at - BEGIN[name]])
         table = found.expression(name, at)
@@ -162,7 +163,7 @@ def test_intervals_of_nodes_without_cells_are_calibrated():
 def test_predictions_do_not_depend_on_when_time_begins(cells, kind):
     given = without(cells, *[kind] * (kind is not None), "a", "c2")
     later = obs(given, minutes=given.obs["minutes"] + 1000)
-    first, second = (fit_lineage(data, SETTINGS, tree=TREE) for data in (given, later))
+    first, second = (tl.lineage(data, SETTINGS, tree=TREE) for data in (given, later))
     np.testing.assert_allclose(second.end, first.end + 1000)
     places = Places(np.array([TREE.find(name) for name in ("root_cell", "a", "c2")]), np.array([-50.0, 50, 90]))
     moved = Places(places.node, places.time + 1000)
@@ -171,7 +172,7 @@ def test_predictions_do_not_depend_on_when_time_begins(cells, kind):
         assert np.isfinite(before).all()
     pd.testing.assert_frame_equal(*(one.errors[list(one.errors)[2:]] for one in (second, first)))
     for name in ("a", "b"):
-        before, after = (reconstruct_cells(one, data, name) for one, data in ((first, given), (second, later)))
+        before, after = (tl.reconstruct(one, data, name) for one, data in ((first, given), (second, later)))
         np.testing.assert_allclose(after.obs["minutes"], before.obs["minutes"] + 1000)
         assert (after.X != before.X).nnz == 0
 
@@ -189,7 +190,7 @@ def test_branches_name_the_gene_that_one_branch_gains_and_when(cells):
     late = (cells.obs["cell_type"] == "b1") & (cells.obs["minutes"] >= 80)
     planted[np.ix_(late, [7])] += 300
     changed = ad.AnnData(sp.csr_matrix(planted), obs=cells.obs, var=cells.var)
-    table = fit_lineage(changed, SETTINGS, tree=TREE).branches()
+    table = tl.lineage(changed, SETTINGS, tree=TREE).branches()
     first = table.loc[table["change"].idxmax()]
     assert (first["gene"], first["node"], first["mother"]) == ("gene 7", "b1", "b")
     assert 70 < first["when"] < 90
@@ -204,7 +205,7 @@ def test_branches_name_the_gene_that_one_branch_gains_and_when(cells):
 
 def test_reconstructed_cells_of_an_ancestor_have_its_means_and_the_spread_of_real_cells(cells, lineage):
     real = of(cells, "a")
-    found = reconstruct_cells(lineage, without(cells, "a", "c2"), "a", n_cells=200)
+    found = tl.reconstruct(lineage, without(cells, "a", "c2"), "a", n_cells=200)
     assert set(found.obs["cell_type"]) == {"a"}
     assert found.obs["minutes"].between(36, 64).all()
     assert (found.X.data == np.rint(found.X.data)).all()
@@ -219,17 +220,17 @@ def test_reconstructed_cells_of_an_ancestor_have_its_means_and_the_spread_of_rea
 
 def test_times_of_cells_are_those_that_are_given(cells, lineage):
     given = without(cells, "a", "c2")
-    assert set(reconstruct_cells(lineage, given, "a", at=50).obs["minutes"]) == {50}
+    assert set(tl.reconstruct(lineage, given, "a", at=50).obs["minutes"]) == {50}
     times = np.array([44.0, 45, 55])
-    assert reconstruct_cells(lineage, given, "a", at=times).obs["minutes"].tolist() == [44, 45, 55]
+    assert tl.reconstruct(lineage, given, "a", at=times).obs["minutes"].tolist() == [44, 45, 55]
     for at in ((45, 50), [45, 50]):
-        assert reconstruct_cells(lineage, given, "a", at=at).obs["minutes"].between(45, 50).all()
+        assert tl.reconstruct(lineage, given, "a", at=at).obs["minutes"].between(45, 50).all()
     assert [parsed_time(text) for text in (None, "350", "3.5:4e2")] == [None, 350, (3.5, 400)]
 
 
 def test_same_seed_same_cells(cells, lineage):
     given = without(cells, "a", "c2")
-    first, second, other = (reconstruct_cells(lineage, given, "a", n_cells=30, seed=seed) for seed in (3, 3, 4))
+    first, second, other = (tl.reconstruct(lineage, given, "a", n_cells=30, seed=seed) for seed in (3, 3, 4))
     assert (first.X != second.X).nnz == 0
     assert (first.X != other.X).nnz > 0
 
@@ -237,10 +238,10 @@ def test_same_seed_same_cells(cells, lineage):
 def test_extrapolation_is_rejected_unless_it_is_wanted_and_then_warned_of(cells, lineage, caplog):
     given = without(cells, "a", "c2")
     with pytest.raises(InputError, match=r"^'c2' at .* is extrapolation: no samples of its lineage are after it; "):
-        reconstruct_cells(lineage, given, "c2")
+        tl.reconstruct(lineage, given, "c2")
     with pytest.raises(InputError, match=r"^'a1' at 130 is extrapolation: .*own samples are from 62 to 99; a time"):
-        reconstruct_cells(lineage, given, "a1", at=130)
-    found = reconstruct_cells(lineage, given, "c2", n_cells=20, extrapolate=True)
+        tl.reconstruct(lineage, given, "a1", at=130)
+    found = tl.reconstruct(lineage, given, "c2", n_cells=20, extrapolate=True)
     assert found.n_obs == 20
     assert "expected error of" in caplog.text
     assert "expected error of" in found.uns["bdm"]["expected_error"]
@@ -248,43 +249,43 @@ def test_extrapolation_is_rejected_unless_it_is_wanted_and_then_warned_of(cells,
 
 def test_lineages_without_times_go_by_the_lengths_of_branches(cells):
     settings = LineageSettings(label_key="cell_type")
-    lineage = fit_lineage(without(cells, "a"), settings, tree=TREE)
-    found = reconstruct_cells(lineage, without(cells, "a"), "a", n_cells=50)
+    lineage = tl.lineage(without(cells, "a"), settings, tree=TREE)
+    found = tl.reconstruct(lineage, without(cells, "a"), "a", n_cells=50)
     assert list(found.obs) == ["cell_type", "relative", "synthetic"]
     assert lineage.branches()["start"].min() == 0
     said = [lineage.expression("a"), lineage.branches(), repr(lineage), *found.uns["bdm"]["expected_error"].split("; ")]
-    said.append(reconstruct_cells(lineage, cells, "b").uns["bdm"]["expected_error"])
+    said.append(tl.reconstruct(lineage, cells, "b").uns["bdm"]["expected_error"])
     assert "the node was sampled; here, the" in said[-1]
     for text in said:
         assert not re.search("time|when", " ".join(text) if isinstance(text, pd.DataFrame) else text), text
     with pytest.raises(InputError, match=r"^Only 0 nodes have 200 cells \(`settings.min_cells=`\), but 3 .* cells"):
-        fit_lineage(cells, replace(settings, min_cells=200), tree=TREE)
+        tl.lineage(cells, replace(settings, min_cells=200), tree=TREE)
     with pytest.raises(InputError, match=r"^The lineage has no times, so `at=` has no meaning"):
-        reconstruct_cells(lineage, cells, "a", at=3)
+        tl.reconstruct(lineage, cells, "a", at=3)
 
 
 @pytest.mark.parametrize("as_values", [list, pd.Categorical], ids=["text", "categories"])
 def test_times_may_be_numbers_as_text(cells, lineage, as_values):
     given = without(cells, "a", "c2")
     text = obs(given, minutes=as_values([f"{time:g}" for time in given.obs["minutes"]]))
-    assert fit_lineage(text, SETTINGS, tree=TREE).points.equals(lineage.points)
-    found = reconstruct_cells(lineage, text, "b", n_cells=20)
-    assert (found.X != reconstruct_cells(lineage, given, "b", n_cells=20).X).nnz == 0
+    assert tl.lineage(text, SETTINGS, tree=TREE).points.equals(lineage.points)
+    found = tl.reconstruct(lineage, text, "b", n_cells=20)
+    assert (found.X != tl.reconstruct(lineage, given, "b", n_cells=20).X).nnz == 0
 
 
 def test_one_node_has_errors_of_times_and_no_branches(cells, tmp_path):
-    lineage = fit_lineage(of(cells, "c"), SETTINGS, tree="((c)ab)root_cell;")
+    lineage = tl.lineage(of(cells, "c"), SETTINGS, tree="((c)ab)root_cell;")
     assert set(lineage.errors["left_out"]) == {"time"}
     lineage.save(tmp_path / "lineage")
     assert list(pd.read_csv(tmp_path / "lineage" / "branches.csv"))[:3] == ["node", "mother", "gene"]
     package.pl.lineage(lineage, show=False)
-    assert (reconstruct_cells(lineage, of(cells, "c"), "c", at=40).obs["minutes"] == 40).all()
+    assert (tl.reconstruct(lineage, of(cells, "c"), "c", at=40).obs["minutes"] == 40).all()
 
 
 def test_samples_of_one_time_have_errors_of_nodes(cells):
     late = cells[(cells.obs["minutes"] >= 60).to_numpy()].copy()
     late.obs["minutes"] = [61.0] + [60.0] * (late.n_obs - 1)
-    assert set(fit_lineage(late, SETTINGS, tree=TREE).errors["left_out"]) == {"node"}
+    assert set(tl.lineage(late, SETTINGS, tree=TREE).errors["left_out"]) == {"node"}
 
 
 def test_cells_without_labels_lead_to_the_leaves_that_descend_from_them(cells, lineage):
@@ -313,7 +314,7 @@ def test_fates_are_calibrated_where_genes_of_a_cell_vary_together():
     cells, _ = simulated_lineage(seed=0, n_genes=400, strength=0.06, coexpression=1.0)
     fates = {"a": ["a1", "a2"], "b": ["b1", "b2"], "c": ["c1", "c2"]}
     progenitors = cells[cells.obs["cell_type"].isin(list(fates)).to_numpy()].copy()
-    found = fit_lineage(without(cells, *fates, "ab", "root_cell"), SETTINGS, tree=TREE)
+    found = tl.lineage(without(cells, *fates, "ab", "root_cell"), SETTINGS, tree=TREE)
     losses, errors = [], []
     for temperature in (1.0, found.temperature):
         shares = package.tl.fates(replace(found, temperature=temperature), progenitors)
@@ -329,7 +330,7 @@ def test_fates_are_calibrated_where_genes_of_a_cell_vary_together():
 
 def test_cells_that_precede_all_others_lead_to_the_leaves_that_descend_from_them(cells):
     """As their ancestors divided before the first of the others, in generations of which there are no cells."""
-    lineage = fit_lineage(without(cells, "root_cell", "ab", "a", "b", "c"), SETTINGS, tree=TREE)
+    lineage = tl.lineage(without(cells, "root_cell", "ab", "a", "b", "c"), SETTINGS, tree=TREE)
     assert (lineage.end[[TREE.find(name) for name in ("root_cell", "ab")]] < 55).all()  # of cells from 60 minutes on
     shares = package.tl.fates(lineage, of(cells, "a"))
     assert shares[["a1", "a2"]].to_numpy().sum(axis=1).mean() > 0.65  # by number of leaves: 0.33
@@ -381,7 +382,7 @@ def test_saved_lineages_reconstruct_the_same(cells, lineage, tmp_path):
     given = without(cells, "a", "c2")
     lineage.save(tmp_path / "lineage")
     loaded = Lineage.load(tmp_path / "lineage")
-    assert (reconstruct_cells(loaded, given, "a").X != reconstruct_cells(lineage, given, "a").X).nnz == 0
+    assert (tl.reconstruct(loaded, given, "a").X != tl.reconstruct(lineage, given, "a").X).nnz == 0
     assert repr(loaded) == repr(lineage)
 
 
@@ -477,24 +478,24 @@ def obs(cells: ad.AnnData, **columns: object) -> ad.AnnData:
 def test_bad_data_are_rejected_in_one_sentence(cells, name):
     change, settings, tree, sentence = BAD[name]
     with pytest.raises(InputError) as caught:
-        fit_lineage(change(cells.copy()), replace(SETTINGS, **settings), tree=tree)
+        tl.lineage(change(cells.copy()), replace(SETTINGS, **settings), tree=tree)
     assert str(caught.value).startswith(sentence)
 
 
 def test_unknown_nodes_times_and_genes_are_rejected(cells, lineage):
     with pytest.raises(InputError, match=r"^The lineage has no node 'a3'; did you mean 'a1' or 'a2' or 'a'\?|'a'"):
-        reconstruct_cells(lineage, cells, "a3")
+        tl.reconstruct(lineage, cells, "a3")
     with pytest.raises(InputError, match=r"^at is 'soon', but must be a time, such as 350, or a range"):
         parsed_time("soon")
     for at in ((50, 40), (40, 50, 60), "40:50", np.array([]), np.array([40, np.nan])):
         with pytest.raises(InputError, match=r"^at is .*, but must be a time, the beginning and the end of a range"):
-            reconstruct_cells(lineage, cells, "a", at=at)
+            tl.reconstruct(lineage, cells, "a", at=at)
     with pytest.raises(InputError, match=r"^n_cells is 2\.5, but must be a whole number that is at least 1\."):
-        reconstruct_cells(lineage, cells, "a", n_cells=2.5)
+        tl.reconstruct(lineage, cells, "a", n_cells=2.5)
     with pytest.raises(InputError, match=r"^there are 0 cells"):
         package.tl.fates(lineage, cells[:0].copy())
     with pytest.raises(InputError, match=r"^The cells lack 70 genes of the lineage, for example 'gene 50'"):
-        reconstruct_cells(lineage, cells[:, :50].copy(), "a")
+        tl.reconstruct(lineage, cells[:, :50].copy(), "a")
 
 
 def test_python_takes_names_of_lineages(cells):

@@ -843,7 +843,7 @@ def with_raw(cells: AnnData) -> AnnData:
 
 def respond_and_predict(cells: AnnData) -> list[AnnData]:
     responses = tl.respond(cells, tl.ResponseSettings(label_key="bulk_labels"))
-    return [tl.predict_cells(responses, cells, "stim")]
+    return [tl.predict(responses, cells, "stim")]
 
 
 def trace_and_reconstruct(cells: AnnData) -> list[AnnData]:

@@ -17,10 +17,9 @@ from simulated import LINEAGE, simulated_lineage
 from test_hierarchy_page import CHROMIUM, Scripts, balanced
 from test_responses import simulated_cells
 
+from bdm import tl
 from bdm._core.errors import InputError
-from bdm.applications.lineages.lineage import fit_lineage
 from bdm.applications.lineages.tree import read_lineage_tree
-from bdm.applications.responses.responses import fit_responses
 from bdm.cli import app
 from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.prepare import read_prepared
@@ -511,7 +510,7 @@ def test_page_of_less_has_no_empty_sections(results):
 
 def test_page_shows_responses_and_how_far_to_trust_them(results):
     cells = simulated_cells(shared=0.9, seed=0, n_cells=20)
-    responses = fit_responses(cells, ResponseSettings(label_key="kind"))
+    responses = tl.respond(cells, ResponseSettings(label_key="kind"))
     figures = {f"responses/{name}.png": b"" for name in ("response", "errors")}
     text = report_page(replace(results, responses=responses, figures=results.figures | figures))
     assert 'href="#responses"' in text
@@ -521,7 +520,7 @@ def test_page_shows_responses_and_how_far_to_trust_them(results):
 def test_page_shows_a_lineage_and_how_far_to_trust_it(results):
     cells, _ = simulated_lineage(seed=0, n_cells=20)
     settings = LineageSettings(time_key="minutes", n_times=5)
-    lineage = fit_lineage(cells, settings, tree=read_lineage_tree(LINEAGE))
+    lineage = tl.lineage(cells, settings, tree=read_lineage_tree(LINEAGE))
     figures = results.figures | {"lineage/lineage.png": b""}
     text = report_page(replace(results, lineage=lineage, figures=figures))
     assert 'href="#lineage"' in text

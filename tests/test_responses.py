@@ -12,12 +12,13 @@ import torch
 from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
+from bdm import tl
 from bdm._core.errors import InputError
 from bdm.applications.kriging.gaussian_process import Hypothesis, evidence_of, fit_law, left_out, predict, solve
 from bdm.applications.kriging.log_expression import PSEUDO
 from bdm.applications.responses.measured_responses import Relations, heights, measure
-from bdm.applications.responses.predict import effects_of_cells, predict_cells
-from bdm.applications.responses.responses import Responses, fit_responses, measurements
+from bdm.applications.responses.predict import effects_of_cells
+from bdm.applications.responses.responses import Responses, measurements
 from bdm.hierarchy.files import as_clade
 from bdm.settings import ResponseSettings
 
@@ -75,7 +76,7 @@ def cells() -> ad.AnnData:
 @pytest.fixture(scope="module")
 def responses(cells) -> Responses:
     """Responses, without that of type ``b``."""
-    return fit_responses(without(cells, "b"), SETTINGS)
+    return tl.respond(without(cells, "b"), SETTINGS)
 
 
 # ---- what was measured
@@ -117,9 +118,9 @@ def test_donors_are_the_replicates():
 def test_several_columns_are_crossed(cells):
     crossed = cells.copy()
     crossed.obs["dose"] = np.where(cells.obs["condition"] == "ctrl", "none", np.resize(["low", "high"], cells.n_obs))
-    found = fit_responses(crossed, replace(SETTINGS, condition_key=("condition", "dose")))
+    found = tl.respond(crossed, replace(SETTINGS, condition_key=("condition", "dose")))
     assert (found.control, found.conditions) == ("ctrl, none", ("stim, high", "stim, low"))
-    predicted = predict_cells(found, of(crossed, "a", "ctrl"), "stim, low")
+    predicted = tl.predict(found, of(crossed, "a", "ctrl"), "stim, low")
     assert predicted.obs[["condition", "dose"]].drop_duplicates().to_numpy().tolist() == [["stim", "low"]]
 
 
@@ -148,7 +149,7 @@ def test_evidence_of_hypotheses_of_one_factor_is_that_of_each_alone(cells):
 
 
 def test_the_tree_predicts_what_evolved_along_it(cells):
-    error = fit_responses(cells, SETTINGS, tree=TREE).expected_error("stim")
+    error = tl.respond(cells, SETTINGS, tree=TREE).expected_error("stim")
     assert error["predicted"] < 0.8 * error["unrelated"]
     assert error["predicted"] < error["common"]
     assert error["sampling"] < error["predicted"] < 1
@@ -157,13 +158,13 @@ def test_the_tree_predicts_what_evolved_along_it(cells):
 @pytest.mark.parametrize("tree", [TREE, [[["a", "b"], "c"], ["d", "e"]]], ids=["with them", "without"])
 def test_a_tree_may_have_types_of_too_few_cells(cells, tree):
     few = cells[~(cells.obs["kind"].isin(["f", "g"]) & (np.arange(cells.n_obs) % 20 > 0)).to_numpy()].copy()
-    found = fit_responses(few, SETTINGS, tree=tree)
+    found = tl.respond(few, SETTINGS, tree=tree)
     assert found.related_types == TYPES[:5]
     assert found.relations().height[0, 2] == pytest.approx(2 / 3)  # of a and c
 
 
 def test_no_relation_is_found_where_there_is_none():
-    found = fit_responses(simulated_cells(shared=0, seed=3), SETTINGS)
+    found = tl.respond(simulated_cells(shared=0, seed=3), SETTINGS)
     error = found.expected_error("stim")
     assert error["predicted"] < 1.05 * error["unrelated"]
     assert error["predicted"] < error["nearest"]
@@ -178,7 +179,7 @@ def test_intervals_of_types_that_were_left_out_are_calibrated(shared):
     covered = []
     for seed, name in enumerate(TYPES):
         cells = simulated_cells(shared=shared, seed=10 + seed)
-        table = fit_responses(without(cells, name), SETTINGS).effects("stim", [name]).set_index("gene")
+        table = tl.respond(without(cells, name), SETTINGS).effects("stim", [name]).set_index("gene")
         found, row = measure(cells, SETTINGS), TYPES.index(name)
         off = found.effect[0, row] / np.log(2) - table.loc[found.genes.index, "log2_fold_change"]
         sd = np.sqrt(table.loc[found.genes.index, "sd"] ** 2 + found.variance[0, row] / np.log(2) ** 2)
@@ -190,7 +191,7 @@ def test_branches_name_genes_that_one_clade_alone_changes(cells):
     planted = cells.copy().X.toarray()
     planted[np.ix_((cells.obs["kind"].isin(["d", "e", "f", "g"]) & (cells.obs["condition"] == "stim")), [7])] += 200
     changed = ad.AnnData(sp.csr_matrix(planted), obs=cells.obs, var=cells.var)
-    table = fit_responses(changed, SETTINGS, tree=TREE).branches("stim")
+    table = tl.respond(changed, SETTINGS, tree=TREE).branches("stim")
     assert table["cell_types"].drop_duplicates().tolist()[:2] == ["a; b; c; d; e; f; g", "d; e; f; g"]
     first = table[table["cell_types"] == "d; e; f; g"].iloc[0]
     assert first["gene"] == "gene 7"
@@ -202,7 +203,7 @@ def test_branches_name_genes_that_one_clade_alone_changes(cells):
 
 def test_cells_of_an_unmeasured_type_have_the_predicted_means(cells, responses):
     control = of(cells, "b", "ctrl")
-    predicted = predict_cells(responses, control, "stim", seed=0)
+    predicted = tl.predict(responses, control, "stim", seed=0)
     assert predicted.obs_names.equals(control.obs_names)
     assert set(predicted.obs["condition"]) == {"stim"}
     assert set(predicted.obs["original_condition"]) == {"ctrl"}
@@ -217,16 +218,16 @@ def test_cells_of_an_unmeasured_type_have_the_predicted_means(cells, responses):
 
 
 def test_variance_of_predicted_cells_is_that_of_real_ones(cells, responses):
-    predicted, real = predict_cells(responses, of(cells, "c", "ctrl"), "stim", seed=0), of(cells, "c", "stim")
+    predicted, real = tl.predict(responses, of(cells, "c", "ctrl"), "stim", seed=0), of(cells, "c", "stim")
     of_predicted, of_real = (np.log1p(x.X.toarray() / x.X.sum(axis=1).A1[:, None] * 1e3) for x in (predicted, real))
     ratio = of_predicted.var(axis=0) / of_real.var(axis=0)
     assert 0.8 < np.median(ratio) < 1.25
 
 
 def test_same_seed_same_cells_whatever_else_is_predicted(cells, responses):
-    first = predict_cells(responses, cells, "stim", cell_types="b", seed=3)
-    second = predict_cells(responses, cells, "stim", cell_types=["a", "b"], seed=3)
-    other = predict_cells(responses, cells, "stim", cell_types=["b"], seed=4)
+    first = tl.predict(responses, cells, "stim", cell_types="b", seed=3)
+    second = tl.predict(responses, cells, "stim", cell_types=["a", "b"], seed=3)
+    other = tl.predict(responses, cells, "stim", cell_types=["b"], seed=4)
     assert (first.X != second[first.obs_names].X).nnz == 0
     assert (first.X != other.X).nnz > 0
     assert set(second.obs["kind"]) == {"a", "b"}
@@ -235,21 +236,21 @@ def test_same_seed_same_cells_whatever_else_is_predicted(cells, responses):
 def test_a_new_type_is_predicted_from_its_control_cells(cells, caplog):
     """Also if cells have one name, as of several files that were joined."""
     lacking = cells[(cells.obs["kind"] != "e").to_numpy()].copy()
-    found = fit_responses(lacking, SETTINGS)
+    found = tl.respond(lacking, SETTINGS)
     real, control = of(cells, "e", "stim"), of(cells, "e", "ctrl")
     control.obs_names = ["cell"] * control.n_obs
-    predicted = predict_cells(found, control, "stim")
+    predicted = tl.predict(found, control, "stim")
     assert re.search(
         r"have no control cells of 'e'; .* of its 120 cells here, .* nearest to that of 'd'\.", caplog.text
     )
     assert predicted.uns["bdm"]["expected_error"] == found.sentence("stim")
     assert off(predicted, real) < off(control, real)
     with pytest.raises(InputError, match=r"^The responses have too few control cells of 'e', or none, and"):
-        predict_cells(found, of(cells, "e", "stim"), "ctrl")
+        tl.predict(found, of(cells, "e", "stim"), "ctrl")
 
 
 def test_effects_are_those_by_which_the_given_cells_are_changed(cells):
-    found = fit_responses(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
+    found = tl.respond(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
     expected = effects_of_cells(found, of(cells, "e", "ctrl"), "stim")
     pd.testing.assert_frame_equal(effects_of_cells(found, cells, "stim", cell_types=("e",)), expected)
     back = effects_of_cells(found, cells, "ctrl", cell_types=("a",))
@@ -259,19 +260,19 @@ def test_effects_are_those_by_which_the_given_cells_are_changed(cells):
 
 
 def test_a_type_without_control_cells_gets_its_control(cells):
-    found = fit_responses(without(cells, "g", "ctrl"), SETTINGS)
-    predicted, real = predict_cells(found, of(cells, "g", "stim"), "ctrl"), of(cells, "g", "ctrl")
+    found = tl.respond(without(cells, "g", "ctrl"), SETTINGS)
+    predicted, real = tl.predict(found, of(cells, "g", "stim"), "ctrl"), of(cells, "g", "ctrl")
     assert off(predicted, real) < 0.8 * off(of(cells, "g", "stim"), real)
 
 
 @pytest.mark.parametrize(("name", "most"), [("b", 0.1), ("e", 0.7)], ids=["known", "new"])
 def test_cells_that_lack_genes_change_as_with_all_genes(cells, name, most, caplog):
     """As log fold changes are of shares of all counts; a new type is related by the genes that it has."""
-    found = fit_responses(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
+    found = tl.respond(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
     control = of(cells, name, "ctrl")[np.arange(6000) % 120].copy()
     rare = np.argsort(share(control))[:30]
     lacking = control[:, rare].copy()
-    sets = lacking, predict_cells(found, lacking, "stim"), predict_cells(found, control, "stim")[:, rare]
+    sets = lacking, tl.predict(found, lacking, "stim"), tl.predict(found, control, "stim")[:, rare]
     assert "The cells lack 120 genes of the responses; 30 are changed." in caplog.text
     before, after, expected = (np.log(one.X.sum(axis=0).A1) for one in sets)
     assert np.abs(after - expected).max() < most
@@ -284,25 +285,25 @@ def test_cells_of_other_conditions_are_left_out(cells, caplog):
     several = cells.copy()
     several.obs["condition"] = np.where(np.arange(cells.n_obs) % 5 == 0, "other", cells.obs["condition"])
     caplog.set_level("INFO")
-    found = fit_responses(several, SETTINGS)
-    predicted = predict_cells(found, several, "stim", cell_types="a")
+    found = tl.respond(several, SETTINGS)
+    predicted = tl.predict(found, several, "stim", cell_types="a")
     assert set(predicted.obs["original_condition"]) == {"ctrl"}
     assert "Left out 96 cells in stim already." in caplog.text
     assert "Left out 48 cells in other; cells of the control ctrl are changed." in caplog.text
     others = several[(several.obs["condition"] == "other").to_numpy()].copy()
     with pytest.raises(InputError, match=r"^All of these cells are in 'other', but cells of the control 'ctrl'"):
-        predict_cells(found, others, "stim")
-    back = predict_cells(found, several, "ctrl")
+        tl.predict(found, others, "stim")
+    back = tl.predict(found, several, "ctrl")
     assert set(back.obs["original_condition"]) == {"stim", "other"}
-    assert (predict_cells(found, predict_cells(found, others, "ctrl"), "stim").obs["condition"] == "stim").all()
+    assert (tl.predict(found, tl.predict(found, others, "ctrl"), "stim").obs["condition"] == "stim").all()
 
 
 def test_the_expected_error_is_that_of_measured_predicted_and_hardly_known_types(cells, caplog):
     few = cells[~((cells.obs["kind"] == "g") & (np.arange(cells.n_obs) % 120 > 0)).to_numpy()].copy()
-    found = fit_responses(without(few, "b"), SETTINGS)
+    found = tl.respond(without(few, "b"), SETTINGS)
 
     def error(*names: str) -> str:
-        return predict_cells(found, few, "stim", cell_types=names).uns["bdm"]["expected_error"]
+        return tl.predict(found, few, "stim", cell_types=names).uns["bdm"]["expected_error"]
 
     assert error("b") == found.sentence("stim")
     assert re.fullmatch(r"stim: measured in a, c, with \d+% of the error of unchanged cells", error("a", "c"))
@@ -315,7 +316,7 @@ def test_the_expected_error_is_that_of_measured_predicted_and_hardly_known_types
 def test_generated_cells_without_a_condition_are_of_the_control(cells, responses):
     generated = of(cells, "a", "ctrl")
     del generated.obs["condition"]
-    assert set(predict_cells(responses, generated, "stim").obs["original_condition"]) == {"ctrl"}
+    assert set(tl.predict(responses, generated, "stim").obs["original_condition"]) == {"ctrl"}
 
 
 # ---- files, command, and what is rejected
@@ -327,11 +328,11 @@ def test_columns_may_have_slashes(cells, tmp_path):
     slashed.obs.columns = [f"{name}/1" for name in slashed.obs]
     slashed.var["gene/id"] = slashed.var_names
     settings = ResponseSettings(label_key="kind/1", condition_key="condition/1", control="ctrl")
-    fitted = fit_responses(slashed, settings)
-    predicted = predict_cells(fitted, slashed, "stim", cell_types="a")
+    fitted = tl.respond(slashed, settings)
+    predicted = tl.predict(fitted, slashed, "stim", cell_types="a")
     predicted.write_h5ad(tmp_path / "predicted.h5ad")
     assert list(predicted.obs) == ["kind_1", "condition_1", "donor_1", "original_condition", "response", "synthetic"]
-    back = predict_cells(fitted, ad.read_h5ad(tmp_path / "predicted.h5ad"), "ctrl")
+    back = tl.predict(fitted, ad.read_h5ad(tmp_path / "predicted.h5ad"), "ctrl")
     assert set(back.obs["original_condition"]) == {"stim"}
     assert set(back.obs["condition_1"]) == {"ctrl"}
 
@@ -340,7 +341,7 @@ def test_saved_responses_predict_the_same(cells, responses, tmp_path):
     responses.save(tmp_path / "responses")
     loaded = Responses.load(tmp_path / "responses")
     pd.testing.assert_frame_equal(loaded.effects("stim"), responses.effects("stim"), check_dtype=False)
-    assert (predict_cells(loaded, cells, "stim").X != predict_cells(responses, cells, "stim").X).nnz == 0
+    assert (tl.predict(loaded, cells, "stim").X != tl.predict(responses, cells, "stim").X).nnz == 0
     assert repr(loaded) == repr(responses)
 
 
@@ -499,28 +500,28 @@ BAD = {  # what is done to the cells, the settings, and how the sentence begins
 def test_bad_data_are_rejected_in_one_sentence(cells, name):
     change, settings, sentence = BAD[name]
     with pytest.raises(InputError) as caught:
-        fit_responses(change(cells.copy()), replace(SETTINGS, **settings))
+        tl.respond(change(cells.copy()), replace(SETTINGS, **settings))
     assert str(caught.value).startswith(sentence)
 
 
 def test_unknown_names_and_genes_are_rejected(cells, responses):
     with pytest.raises(InputError, match=r"^There is no condition 'stm'; did you mean 'stim'\?"):
-        predict_cells(responses, cells, "stm")
+        tl.predict(responses, cells, "stm")
     with pytest.raises(InputError, match=r"^The cells have no type '3'; its types are"):
-        predict_cells(responses, cells, "stim", cell_types=3)
+        tl.predict(responses, cells, "stim", cell_types=3)
     for method in (responses.expected_error, responses.sentence, responses.warnings, responses.branches):
         with pytest.raises(InputError, match=r"^There is no condition 'ctrl'; there are 'stim'\."):
             method("ctrl")
     renamed = ad.AnnData(cells.X, obs=cells.obs, var=pd.DataFrame(index=[f"ENSG{i}" for i in range(N_GENES)]))
     with pytest.raises(InputError, match=r"none of the genes of the responses: 'ENSG0' and others, but not 'gene 0'"):
-        predict_cells(responses, renamed, "stim")
+        tl.predict(responses, renamed, "stim")
     with pytest.raises(InputError, match=r"^obs of the cells has no column 'kind', which the responses were made with"):
-        predict_cells(responses, ad.AnnData(cells.X, obs=cells.obs[["condition"]], var=cells.var), "stim")
+        tl.predict(responses, ad.AnnData(cells.X, obs=cells.obs[["condition"]], var=cells.var), "stim")
     with pytest.raises(InputError, match=r"^All of these cells are in 'stim', but cells of the control 'ctrl'"):
-        predict_cells(responses, of(cells, "a", "stim"), "stim")
+        tl.predict(responses, of(cells, "a", "stim"), "stim")
     with pytest.raises(InputError, match=r"^The tree lacks 'a'"):
-        fit_responses(cells, SETTINGS, tree=["b", ["c", "d", "e", "f", "g"]])
+        tl.respond(cells, SETTINGS, tree=["b", ["c", "d", "e", "f", "g"]])
     without_g = cells[(cells.obs["kind"] != "g").to_numpy()].copy()
-    own_tree = fit_responses(without_g, SETTINGS, tree=[["a", "b"], "c", ["d", "e", "f"]])
+    own_tree = tl.respond(without_g, SETTINGS, tree=[["a", "b"], "c", ["d", "e", "f"]])
     with pytest.raises(InputError, match=r"^The tree that the responses were fitted with has no type 'g'"):
-        predict_cells(own_tree, of(cells, "g", "ctrl"), "stim")
+        tl.predict(own_tree, of(cells, "g", "ctrl"), "stim")

@@ -28,13 +28,13 @@ def fates(
     from bdm._core.errors import at
     from bdm._core.files import atomic_write
     from bdm.applications.lineages.lineage import Lineage
-    from bdm.applications.lineages.reconstruct import fates as shares_of
+    from bdm.applications.lineages.reconstruct import fates
     from bdm.data.read import read_cells
 
     with atomic_write(out) as path:
         loaded, given = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)
         with at(data):
-            shares = shares_of(loaded, given, among, counts=counts)
+            shares = fates(loaded, given, among, counts=counts)
         shares.to_csv(path, index_label="cell", float_format="%.4g")
     means = ", ".join(f"{node} {share:.2f}" for node, share in shares.mean().sort_values(ascending=False).items())
     return Summary((out,), {"cells": f"{len(shares):,}", "shares": f"{means} (means)"})

@@ -27,7 +27,7 @@ def lineage(
     """
     from bdm._core.errors import at, counted
     from bdm._core.files import atomic_write
-    from bdm.applications.lineages.lineage import fit_lineage
+    from bdm.applications.lineages.lineage import lineage
     from bdm.applications.lineages.tree import read_lineage_tree
     from bdm.data.read import read_cells
     from bdm.pl import write_result
@@ -36,7 +36,7 @@ def lineage(
         cells = read_cells(data, labels=labels, counts=settings.counts)
         given = None if tree is None else read_lineage_tree(tree)
         with at(data):
-            fitted = fit_lineage(cells, settings, tree=given)
+            fitted = lineage(cells, settings, tree=given)
         write_result(folder, fitted)
     for warning in fitted.warnings():
         logger.warning("%s", warning)

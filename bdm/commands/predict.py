@@ -33,14 +33,14 @@ def predict(
     """
     from bdm._core.errors import at
     from bdm._core.files import atomic_write
-    from bdm.applications.responses.predict import effects_of_cells, predict_cells
+    from bdm.applications.responses.predict import effects_of_cells, predict
     from bdm.applications.responses.responses import Responses
     from bdm.data.read import read_cells, rna_in
 
     with atomic_write(out) as path, nullcontext() if effects is None else atomic_write(effects) as table:
         loaded, given = Responses.load(responses), rna_in(read_cells(cells, labels=labels, counts=counts))
         with at(cells):
-            predicted = predict_cells(loaded, given, condition, cell_types=cell_type, counts=counts, seed=seed)
+            predicted = predict(loaded, given, condition, cell_types=cell_type, counts=counts, seed=seed)
         predicted.write_h5ad(path, compression="gzip")
         if table is not None:
             effects_of_cells(loaded, given, condition, cell_types=cell_type, counts=counts).to_csv(

@@ -33,14 +33,14 @@ def reconstruct(
     from bdm._core.errors import at as at_file
     from bdm._core.files import atomic_write
     from bdm.applications.lineages.lineage import Lineage
-    from bdm.applications.lineages.reconstruct import parsed_time, reconstruct_cells
+    from bdm.applications.lineages.reconstruct import parsed_time, reconstruct
     from bdm.data.read import read_cells
 
     time = parsed_time(at)
     with atomic_write(out) as path, nullcontext() if genes is None else atomic_write(genes) as table:
         loaded, given = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)
         with at_file(data):
-            found = reconstruct_cells(
+            found = reconstruct(
                 loaded, given, node, at=time, n_cells=cells, extrapolate=extrapolate, counts=counts, seed=seed
             )
         found.write_h5ad(path, compression="gzip")

@@ -34,7 +34,7 @@ def respond(
     """
     from bdm._core.errors import at, counted
     from bdm._core.files import atomic_write
-    from bdm.applications.responses.responses import fit_responses
+    from bdm.applications.responses.responses import respond
     from bdm.data.read import read_cells
     from bdm.hierarchy.files import read_tree
     from bdm.pl import write_result
@@ -43,7 +43,7 @@ def respond(
         cells = read_cells(data, labels=labels, counts=settings.counts)
         given = None if tree is None else read_tree(tree)
         with at(data):
-            responses = fit_responses(cells, settings, tree=given)
+            responses = respond(cells, settings, tree=given)
         del cells  # free memory for writing
         write_result(folder, responses)
     for condition in responses.conditions:

@@ -11,9 +11,10 @@ from distances import N_NEAREST, Rows, scored, variable_genes
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
+from bdm import tl
 from bdm._core.seeds import numpy_generator
-from bdm.applications.lineages.lineage import Lineage, fit_lineage
-from bdm.applications.lineages.reconstruct import fates, reconstruct_cells, relatives_of
+from bdm.applications.lineages.lineage import Lineage
+from bdm.applications.lineages.reconstruct import fates, relatives_of
 from bdm.applications.lineages.tree import LineageTree, Places
 from bdm.settings import LineageRelation, LineageSettings
 
@@ -44,7 +45,7 @@ class Task:
     def lineages(self) -> dict[LineageRelation, Lineage]:
         """Lineages without the cells that were left out, by what expression may covary along."""
         settings = {relation: replace(self.settings, relations=relation) for relation in RELATIONS}
-        return {name: fit_lineage(self.others, chosen, tree=self.tree) for name, chosen in settings.items()}
+        return {name: tl.lineage(self.others, chosen, tree=self.tree) for name, chosen in settings.items()}
 
 
 def leave_out(cells: AnnData, node: str, settings: LineageSettings, tree: LineageTree) -> Task:
@@ -61,7 +62,7 @@ def leave_out(cells: AnnData, node: str, settings: LineageSettings, tree: Lineag
 def reconstructed(task: Task, seed: int, relation: LineageRelation) -> AnnData:
     """Reconstruct the cells by bdm, at their times."""
     lineage = task.lineages[relation]
-    return reconstruct_cells(lineage, task.others, task.node, at=task.times, extrapolate=True, seed=seed)
+    return tl.reconstruct(lineage, task.others, task.node, at=task.times, extrapolate=True, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def shares_of_fates(
     """
     label = cells.obs[settings.label_key].astype(str)
     others = cells[(~label.isin(list(fates_of))).to_numpy()].copy()
-    lineage, rows = fit_lineage(others, settings, tree=tree), []
+    lineage, rows = tl.lineage(others, settings, tree=tree), []
     clade = {leaf: leaves[0] for leaves in fates_of.values() for leaf in leaves}
     for node, leaves in fates_of.items():
         progenitors = cells[(label == node).to_numpy()].copy()

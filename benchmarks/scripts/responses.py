@@ -14,12 +14,12 @@ import typer
 from anndata import AnnData
 from tidy import tidy, write_rows
 
+from bdm import tl
 from bdm._core.files import atomic_write
 from bdm._core.seeds import derive, numpy_generator
 from bdm.applications.kriging.gaussian_process import BINS, QUANTILE, bins_of
 from bdm.applications.responses.measured_responses import MeasuredResponses, Relations, control_of, measure
-from bdm.applications.responses.predict import predict_cells, share_of, with_changes
-from bdm.applications.responses.responses import fit_responses
+from bdm.applications.responses.predict import share_of, with_changes
 from bdm.data.counts import raw_counts
 from bdm.evaluation.predicted import TOP, evaluate_predicted
 from bdm.settings import PredictedEvaluationSettings, Relation, ResponseSettings
@@ -114,8 +114,8 @@ def nearest(question: Question) -> AnnData:
 def bdm(question: Question, *, relations: Relation) -> AnnData:
     """Change cells by the response that bdm expects; ``uns`` has it with its standard deviation, by gene."""
     settings = ResponseSettings(donor_key=question.settings.donor_key, relations=relations)
-    responses = fit_responses(question.known, settings)
-    found = log_normalised(predict_cells(responses, question.before, question.condition, seed=question.seed))
+    responses = tl.respond(question.known, settings)
+    found = log_normalised(tl.predict(responses, question.before, question.condition, seed=question.seed))
     effects = responses.effects(question.condition, [question.cell_type]).set_index("gene")
     found.uns["effects"] = effects[["log2_fold_change", "sd"]]
     return found

@@ -374,7 +374,7 @@ ERRORS = ("predicted", "nearest", "blend", "halves")
 
 @checked
 @using_threads()
-def fit_lineage(
+def lineage(
     adata: AnnData,
     settings: LineageSettings = LineageSettings(),
     *,
@@ -419,7 +419,7 @@ def fit_lineage(
     for kind, of_kind in groups.items():
         predicted = left_out(law, data.genes(compared), kernels, of_kind)[0]
         errors += [errors_of(found, kind, group, predicted, compared) for group in of_kind]
-    lineage = Lineage(
+    fitted = Lineage(
         **vars(found),
         law=law,
         calibration=calibration(law, data, kernels, found.log_share, next(iter(groups.values()))),
@@ -431,7 +431,7 @@ def fit_lineage(
         temperature=None,
         provenance=provenance(seed=0, settings=asdict(settings)),
     )
-    return replace(lineage, temperature=temperature_of(lineage, cells))
+    return replace(fitted, temperature=temperature_of(fitted, cells))
 
 
 def temperature_of(lineage: Lineage, cells: LineageCells) -> float | None:

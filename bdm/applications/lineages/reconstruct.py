@@ -35,7 +35,7 @@ ABOUT = "Reconstructed cells: cells of relatives, changed by bdm to an ancestral
 
 
 @checked
-def reconstruct_cells(
+def reconstruct(
     lineage: Lineage,
     adata: AnnData,
     node: str,

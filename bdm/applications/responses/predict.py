@@ -27,7 +27,7 @@ ABOUT = "Predicted cells: measured or generated cells, changed by bdm to another
 
 
 @checked
-def predict_cells(
+def predict(
     responses: Responses,
     adata: AnnData,
     condition: str,
@@ -40,7 +40,7 @@ def predict_cells(
 
     ::
 
-        stimulated = bdm.tl.predict_cells(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
+        stimulated = bdm.tl.predict(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
 
     The input cells of a type in a condition have the share p of counts of a gene in total. The log fold change of the
     type to the new condition changes p to q. If q < p, counts are thinned to the fraction q / p. If q > p, counts with
@@ -279,7 +279,7 @@ def expectations(responses: Responses, types: pd.DataFrame, n_new: pd.Series) ->
 def effects_of_cells(
     responses: Responses, adata: AnnData, condition: str, *, cell_types: str | Sequence[str] = (), counts: str = "auto"
 ) -> pd.DataFrame:
-    """Tabulate the log fold changes behind :func:`predict_cells`.
+    """Tabulate the log fold changes behind :func:`predict`.
 
     Returns the table of :meth:`bdm.applications.responses.responses.Responses.effects` with the first column
     ``condition``: the new condition, or the original one of cells that are changed back to the control.

@@ -51,7 +51,7 @@ class Responses(MeasuredResponses, Result):
     ::
 
         responses = bdm.tl.respond(adata, bdm.tl.ResponseSettings(control="ctrl"))
-        stimulated = bdm.tl.predict_cells(responses, adata_control, "stim")
+        stimulated = bdm.tl.predict(responses, adata_control, "stim")
 
     Attributes
     ----------
@@ -322,9 +322,7 @@ def most_changed(data: Measurements) -> np.ndarray:
 
 @checked
 @using_threads()
-def fit_responses(
-    adata: AnnData, settings: ResponseSettings = ResponseSettings(), *, tree: Tree | None = None
-) -> Responses:
+def respond(adata: AnnData, settings: ResponseSettings = ResponseSettings(), *, tree: Tree | None = None) -> Responses:
     """Fit Gaussian processes of responses of cell types to conditions.
 
     Responses are log fold changes of pseudobulk counts. The model is in
