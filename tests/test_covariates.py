@@ -152,6 +152,15 @@ def test_a_range_is_spread_evenly_and_limited_to_training_cells(model, caplog):
     assert caplog.messages[-1].startswith("Limited to training cells, as time is 0.5 to 3: moving (")
 
 
+def test_cells_cover_several_ranges():
+    settings = replace(SETTINGS, autoencoder=replace(SETTINGS.autoencoder, n_steps=5))
+    model = BranchedDiffusion(simulated(60), covariate_key=("time", "dose"), settings=settings).fit()
+    values = model.generate({"moving": 50}, at={"time": (0.2, 0.4), "dose": (0, 2)}).obs[["time", "dose"]]
+    for name, low, width in (("time", 0.2, 0.2), ("dose", 0, 2)):
+        assert np.sort(values[name]) == pytest.approx(low + width * (np.arange(50) + 0.5) / 50)
+    assert abs(np.corrcoef(values, rowvar=False)[0, 1]) < 0.2
+
+
 def test_a_cell_depends_on_its_seed_and_number_alone(model, saved):
     cells = model.generate({"moving": 130}, seed=5)
     fewer = model.generate({"moving": 70}, seed=5)

@@ -75,30 +75,28 @@ def ends_of(name: str, value: Any) -> tuple[float, float]:
 def with_values(
     model: BranchedModel, table: pd.DataFrame, at: At, *, named: bool, extrapolate: bool = False
 ) -> pd.DataFrame:
-    """Add covariates to a table of cells to generate.
+    """Add covariates to a table of cells to generate, and return a row per cell.
 
-    A range gets one row per cell, and is limited to the range of the type's training cells. Types without training
-    cells in the range are left out, or rejected if ``named``. With ``extrapolate``, values are not limited; beyond the
-    training cells, effects are the same as at the nearest training value.
+    Ranges are limited to the training cells of each type, and the cells of a row are spread evenly over each range.
+    Types without training cells in a range are left out, or rejected if ``named``. With ``extrapolate``, values are not
+    limited; beyond the training cells, effects are the same as at the nearest training value.
     """
     effects = known_covariates(model, list(at))
-    others = [name for name in table if name not in (*at, "n_cells")]
-    table = table.groupby(others, sort=False, as_index=False, dropna=False)["n_cells"].sum()
-    cell_type = table["cell_type"].map(lambda name: model.cell_type_of.get(name, name))
+    keys = [name for name in table if name not in (*at, "n_cells")]
+    table = table.groupby(keys, sort=False, as_index=False, dropna=False)["n_cells"].sum()
+    table = table.loc[table.index.repeat(table["n_cells"])].assign(n_cells=1)  # cells of a row share its index
     for name, value in at.items():
-        ends = within(
+        cell_type = table["cell_type"].map(lambda name: model.cell_type_of.get(name, name))
+        ranges = within(
             effects, list(cell_type.unique()), name, ends_of(name, value), named=named, extrapolate=extrapolate
         )
-        parts = []
-        for of_type, row in zip(cell_type, table.to_dict("records"), strict=True):
-            if of_type in ends:
-                low, high = ends[of_type]
-                n = int(row["n_cells"]) if low < high else 1
-                part = pd.DataFrame({**row, name: spread_evenly(low, high, n, name, effects)}, index=range(n))
-                parts.append(part.assign(n_cells=1) if low < high else part)
-        table = pd.concat(parts, ignore_index=True)
-        cell_type = table["cell_type"].map(lambda name: model.cell_type_of.get(name, name))
-    return table
+        table, cell_type = table[cell_type.isin(ranges)], cell_type[cell_type.isin(ranges)]
+        spread = [
+            spread_evenly(*ranges[cells.iloc[0]], len(cells), name, effects)
+            for _, cells in cell_type.groupby(level=0, sort=False)
+        ]
+        table = table.assign(**{name: np.concatenate(spread)})
+    return table.reset_index(drop=True)
 
 
 def within(
