@@ -540,16 +540,16 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     assert f"| {ATTACKS[first.attack]} | cells | {first.auc:.2f} | " in card
     share = audit.attacks_on_units["true_positives"]["generated", first.attack]
     assert f" | {share:.0%} | {'yes' if first.found else 'no'} |" in card
-    assert "15 donors were divided into" in card
-    tested = f"{audit.record['n_tested']} donors were members in at least one division, and the others in none."
-    number = "The attacks had 60 generated cells in a division, 0.5 for each training cell. More cells disclose more."
+    assert "15 donors were divided" in card
+    tested = f"{audit.record['n_tested']} donors were members in at least one fold, the others in none."
+    number = "The attacks had 60 generated cells in each fold, 0.5 for each training cell. More cells disclose more."
     assert f"{tested} {number}" in card
     of_type = audit.by_label[(audit.by_label["set"] == "generated") & (audit.by_label["cell_type"] == "T cell")]
     best = of_type.loc[of_type["auc_of_donors"].idxmax()]
     row = f"{ATTACKS[best['attack']]} | {best['auc_of_donors']:.2f} | {best['limit']:.2f} |"
     assert f"| T cell | 10 | {row}" in card
     assert "* The model: only generated cells were attacked." in card
-    assert "nothing about whether donors are found" not in card
+    assert "* Donors: an audit of single cells" not in card
     for record, message in (
         ({"generator": "files"}, "of another generator"),
         ({"fit": {**audit.record["fit"], "train": {"width": 5}}}, "width is 5, and 16 in this model"),
@@ -566,7 +566,7 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     of_column = {**audit.record["prepare"], "donor_key": "person"}
     renamed = replace(model.model, autoencoder=replace(fitted, provenance=fitted.provenance | {"prepare": of_column}))
     by_column = {**audit.record, "prepare": of_column, "audit": {**audit.record["audit"], "donor_key": "donor"}}
-    assert "15 donors were divided into" in model_card(
+    assert "15 donors were divided" in model_card(
         renamed, audit=audit_section(Audit(audit.scores, by_column), renamed)
     )
     of_file = replace(fitted, provenance=fitted.provenance | {"data_sha256": "a" * 64})

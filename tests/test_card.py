@@ -131,7 +131,7 @@ def test_scores_have_the_floor_beside_them(batch_model, evaluation):
     for name, ideal in {"forest_auc": "0.5", "f1": "1"}.items():
         assert f"| {SCORE_NAMES[name]} | {scores[name]:.3f} | {floor[name]:.3f} | {ideal} |" in card
     assert evaluation.verdict().text in card
-    assert "can be better than\nthe floor's by chance, or because the model was fitted to more cells" in card
+    assert "| score | generated | floor | perfect |" in card
     assert "does not record which model" in card
 
 
@@ -158,7 +158,7 @@ def test_card_states_the_expected_errors_of_responses(saved, batch_model, exampl
     error, n_types = responses.expected_error("stim"), len(responses.cell_types)
     shown = " | ".join(f"{error[name]:.0%}" for name in ("predicted", "common", "nearest", "sampling"))
     assert f"| stim | {responses.n_measured('stim')} of {n_types} | {shown} |" in card
-    assert f"was measured in {cells.n_obs} cells; the\nreplicates were cells." in card
+    assert f"measured in {cells.n_obs} cells. Replicates: cells." in card
     assert f"* The largest error, {responses.errors['predicted'].max():.0%}, is that of " in card
     [*warnings] = responses.warnings("stim")  # as the condition does nothing
     assert warnings

@@ -208,14 +208,14 @@ def divided_in_words(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -
     """Return sentences on the number of tested units and of generated cells."""
     text, n_generated = "", list(audit.record.get("n_generated", {}).values())
     if (n_tested := audit.record["n_tested"]) == audit.record["n_units"]:
-        text += f" Each {audit.unit} was a member in at least one division."
+        text += f" Each {audit.unit} was a member in at least one fold."
     else:
-        text += f" {counted(n_tested, audit.unit)} were members in at least one division, and the others in none."
+        text += f" {counted(n_tested, audit.unit)} were members in at least one fold, the others in none."
     if n_generated:
         lowest, highest = min(n_generated), max(n_generated)
         number = f"{highest:,}" if lowest == highest else f"{lowest:,} to {highest:,}"
         share = rounded(sum(n_generated) / int(audit.scores["member"].sum()))
-        text += f" The attacks had {number} generated cells in a division, {share} for each training cell"
+        text += f" The attacks had {number} generated cells in each fold, {share} for each training cell"
         if cells is not None:
             released = int(cells.n_by_type.sum())
             text += f"; the file described above has {released:,}, {rounded(released / n_fitted)} for each"
