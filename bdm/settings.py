@@ -16,65 +16,64 @@ from bdm._core.schema import Key, Setting, StageSettings, Unset
 from bdm._core.validation import keys_rejection, split_rejection
 
 AS_FITTED = Unset("as in the model's data")
-WITHOUT_LABELS = "cell"  # the one cell type of cells without labels; the Cell Ontology's term for any cell, CL:0000000
+WITHOUT_LABELS = "cell"  # cell type of cells without labels: the Cell Ontology's term for any cell, CL:0000000
 
 # ---- options of single runs: seed, files, cell types
 
-Seed = Annotated[int, Ge(0), "Seed of every random draw; the same seed gives the same results on the same machine."]
+Seed = Annotated[int, Ge(0), "Random seed; the same seed gives the same results on the same machine."]
 Labels = Annotated[
     Path | None,
-    "Table (`.csv`, `.tsv`) with cell names first, whose other columns are added to `obs`.",
+    "Table (`.csv`, `.tsv`) of columns to add to `obs`, with cell names in its first column.",
     Unset("no table"),
 ]
 Tree = Annotated[
     Path | None,
     "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
-    Unset("clustering of the cell types"),
+    Unset("cell types are clustered"),
 ]
-NewTypes = Annotated[tuple[str, ...], "Cell types to add.", Unset("all that the model lacks")]
-MissingAsZero = Annotated[bool, "Treat genes that the cells lack as not expressed."]
+NewTypes = Annotated[tuple[str, ...], "Cell types to add.", Unset("all new types")]
+MissingAsZero = Annotated[bool, "Treat missing genes as not expressed."]
 TargetType = Annotated[str, MinLen(1), "Cell type or sub-population to transmute to."]
 DesignFile = Annotated[Path, "Design of the experiment (`.yaml`)."]
 SourceTypes = Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")]
 Counts = Annotated[
     str,
-    "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`: the first of layer `counts`, `raw` and `X` "
-    "that holds counts.",
+    "Slot of the raw counts: `X`, `raw`, the name of a layer, or `auto` (the first of layer `counts`, `raw` and `X` "
+    "with raw counts).",
 ]
 Relation = Literal["all", "tree", "distance", "none"]  # relations of cell types along which responses covary
 PredictedCondition = Annotated[
-    str, MinLen(1), "Condition to change control cells to, or the control, to change other cells back."
+    str, MinLen(1), "New condition of control cells, or the control, to change other cells back."
 ]
-PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all that the cells have")]
+PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all")]
 LineageRelation = Literal["all", "lineage", "time", "none"]  # relations of places along which expression covaries
 LineageTreeFile = Annotated[
-    Path | None, "Lineage tree in Newick, whose nodes have names.", Unset("that of the lineage names")
+    Path | None, "Lineage tree in Newick, with a name for each node.", Unset("derived from lineage names")
 ]
-LineageNode = Annotated[str, MinLen(1), "Node of the lineage whose cells are reconstructed."]
+LineageNode = Annotated[str, MinLen(1), "Node of the lineage to reconstruct."]
 LineageTime = Annotated[
     str | None,
     MinLen(1),
-    "Time, such as 350, or a range, such as 300:400, in a lineage with times.",
-    Unset("when the node exists, as far as that is between samples"),
+    "Time, such as 350, or range of times, such as 300:400, in a lineage with times.",
+    Unset("when the node exists, between samples"),
 ]
-ExtrapolateLineage = Annotated[
-    bool, "Reconstruct cells, too, that samples of their lineage are not both before and after."
-]
+ExtrapolateLineage = Annotated[bool, "Also reconstruct cells without samples of their lineage both before and after."]
 License = Annotated[str | None, MinLen(1), "License of the data, such as `cc-by-4.0`.", Unset("not stated")]
-Source = Annotated[str | None, MinLen(1), "Where the data are from: study, accession, consent.", Unset("not stated")]
-Contact = Annotated[str | None, MinLen(1), "Who answers questions on the data, with an address.", Unset("not stated")]
-LearningRate = Annotated[float, Gt(0), "Highest learning rate; choose a lower one if training diverges."]
+Source = Annotated[str | None, MinLen(1), "Origin of the data: study, accession, consent.", Unset("not stated")]
+Contact = Annotated[str | None, MinLen(1), "Contact for questions on the data, with an address.", Unset("not stated")]
+LearningRate = Annotated[float, Gt(0), "Maximum learning rate; lower it if training diverges."]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputKeys(StageSettings):
-    """Columns and slot of counts of an AnnData; None: as in the data of the fit."""
+    """Columns and slot of counts of an AnnData.
+
+    None: as in the data of the fit.
+    """
 
     label_key: Annotated[str | None, "Column of `obs` with the cell type.", AS_FITTED] = None
     batch_key: Annotated[str | None, "Column of `obs` with the batch.", AS_FITTED] = None
-    counts: Annotated[
-        str | None, "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`.", AS_FITTED
-    ] = None
+    counts: Annotated[str | None, "Slot of raw counts: `X`, `raw`, the name of a layer, or `auto`.", AS_FITTED] = None
 
 
 # ---- stages
@@ -95,7 +94,7 @@ class PrepareSettings(StageSettings):
         str | None,
         MinLen(1),
         "Column of `obs` with the cell type.",
-        Unset(f"no labels; all cells are of one type, `{WITHOUT_LABELS}`, whose sub-populations are found"),
+        Unset(f"no labels; all cells have the type `{WITHOUT_LABELS}`, divided into sub-populations"),
         Key("dataset"),
     ] = "cell_type"
     batch_key: Annotated[str | None, "Column of `obs` with the batch.", Unset("no batches"), Key("dataset")] = None
@@ -108,55 +107,52 @@ class PrepareSettings(StageSettings):
     ] = ()
     counts: Annotated[Counts, Key("dataset")] = "auto"
     leave_out: Annotated[tuple[str, ...], "Cell types to leave out."] = ()
-    drop_unlabelled: Annotated[bool, "Leave out cells without a cell type, which are an error otherwise."] = False
+    drop_unlabelled: Annotated[bool, "Leave out cells without a cell type; by default, they are an error."] = False
     genes: Annotated[
         str | Path | tuple[str, ...],
-        "`seurat_v3` (the most variable genes), `all`, or a text file with one gene a line, by name or symbol.",
+        "Genes to use: `seurat_v3` (the most variable ones), `all`, or a text file with a name or symbol per line.",
     ] = "seurat_v3"
     n_genes: Annotated[int, Ge(1), "Number of most variable genes."] = 2000
     keep_genes: Annotated[
         str | Path | tuple[str, ...] | None,
-        "Genes to add to the most variable ones: a text file with one gene a line, or `markers`, the built-in markers "
-        "that the data have.",
-        Unset("no others"),
+        "Genes to add to the most variable ones: a text file with a gene per line, or the built-in `markers`.",
+        Unset("none"),
     ] = None
-    n_peaks: Annotated[int, Ge(1), "Number of peaks, if there are any: those in most training cells."] = 20_000
+    n_peaks: Annotated[int, Ge(1), "Number of peaks to use: the ones detected in most training cells."] = 20_000
     modality: Annotated[
         tuple[str, ...],
-        "Modality to use, as `NAME=KIND`, where KIND is `rna`, `prot` or `atac`.",
-        Unset("all whose names are known"),
+        "Modality to use, as `NAME=KIND`; KIND is `rna`, `prot` or `atac`.",
+        Unset("all with known names"),
         Key("dataset"),
     ] = ()
-    intersect: Annotated[
-        bool, "Use the cells that all modalities have, where these are of different cells.", Key("dataset")
-    ] = False
+    intersect: Annotated[bool, "Use the cells that all modalities have, if their cells differ.", Key("dataset")] = False
     gene_symbols: Annotated[
         str | None,
-        "Column of `var` with gene symbols, where genes have other names.",
-        Unset("a guess: `feature_name`, `gene_symbols`, `gene_name` or `symbol`"),
+        "Column of `var` with gene symbols, if genes have other names.",
+        Unset("the first of `feature_name`, `gene_symbols`, `gene_name` and `symbol`"),
     ] = None
     clip_outliers: Annotated[
-        bool, "Lower single counts that are far above all others of a gene in a cell type, before genes are ranked."
+        bool, "Lower single counts far above all others of the gene in the cell type, before genes are ranked."
     ] = False
-    min_genes_per_cell: Annotated[int, Ge(0), "Leave out cells with counts of fewer genes."] = 0
-    min_cells_per_gene: Annotated[int, Ge(0), "Leave out genes in fewer training cells."] = 3
+    min_genes_per_cell: Annotated[int, Ge(0), "Minimum number of detected genes; other cells are left out."] = 0
+    min_cells_per_gene: Annotated[int, Ge(0), "Minimum number of training cells; other genes are left out."] = 3
     min_cells_per_type: Annotated[
         int,
         Ge(1),
-        "Leave out cell types of fewer cells.",
-        Key(bounds=(Ge(3),)),  # one cell per part of the split; the workflow has three
+        "Minimum number of cells; smaller cell types are left out.",
+        Key(bounds=(Ge(3),)),  # a cell per part of the split; the workflow has three parts
     ] = 10
     min_donors: Annotated[
-        int, Ge(1), "Leave out cell types, and form no sub-populations, of cells of fewer effective donors."
+        int, Ge(1), "Minimum number of effective donors per cell type and sub-population; other types are left out."
     ] = 1
     validation: Annotated[
-        float, Ge(0), Lt(1), "Fraction of cells that choose the best training step.", Key(bounds=(Gt(0), Lt(1)))
+        float, Ge(0), Lt(1), "Fraction of cells to select the best training step.", Key(bounds=(Gt(0), Lt(1)))
     ] = 0.1
     test: Annotated[
         float,
         Ge(0),
         Lt(1),
-        "Fraction of cells that are held out, for the evaluation of generated cells.",
+        "Fraction of cells to hold out for the evaluation of generated cells.",
         Key(bounds=(Gt(0), Lt(1)), default=0.2),
     ] = 0.0
     license: Annotated[License, Key("dataset")] = None
@@ -183,12 +179,14 @@ class AutoencoderSettings(StageSettings):
 
     section: ClassVar[str] = "autoencoder"
 
-    n_latent: Annotated[int, Ge(1), "Dimensions of the latent space."] = 30
+    n_latent: Annotated[int, Ge(1), "Number of latent dimensions."] = 30
     likelihood: Annotated[
-        str, DECODERS, "Distribution of counts: `negative_binomial`, or that of a decoder of your own."
+        str, DECODERS, "Distribution of counts: `negative_binomial`, or the name of your own decoder."
     ] = "negative_binomial"
     loading_scale: Annotated[
-        float, Gt(0), "How far a latent dimension is expected to change a gene's log expression; less is smoother."
+        float,
+        Gt(0),
+        "Prior standard deviation of loadings (log expression per latent unit); lower is smoother.",
     ] = 0.1
     n_steps: Annotated[int, Ge(1), "Maximum number of training steps of the autoencoder."] = 400
     batch_size: Annotated[int, Ge(1)] = 256
@@ -197,10 +195,10 @@ class AutoencoderSettings(StageSettings):
         Literal["auto", "none"] | Annotated[int, Ge(1)],
         "Sub-populations of each cell type: `auto` (as many as held-out cells support), `none`, or a number.",
     ] = "auto"
-    min_cells_per_sub_population: Annotated[int, Ge(2), "Fewest cells of a sub-population."] = 30
+    min_cells_per_sub_population: Annotated[int, Ge(2), "Minimum number of cells per sub-population."] = 30
     shared_decoder: Annotated[
         bool,
-        "One decoder for all cell types, also for those whose validation cells a type-specific decoder fits better.",
+        "Use one decoder for all cell types, even if type-specific decoders fit validation cells better.",
     ] = False
 
 
@@ -211,10 +209,10 @@ class HierarchySettings(StageSettings):
     section: ClassVar[str] = "hierarchy"
 
     threshold: Annotated[
-        float, Gt(0.5), Lt(1), "AUC of the best classifier of two cell types at the noise level where they branch."
+        float, Gt(0.5), Lt(1), "AUC of the best classifier of two cell types at their noise level in the tree."
     ] = 0.9
-    flat: Annotated[bool, "No tree: every cell type has a separate branch.", Key(absent=True)] = False
-    n_bootstrap: Annotated[int, Ge(0), "Resamples of the cells, for the support of each branch."] = 100
+    flat: Annotated[bool, "Use no tree: every cell type has a separate branch.", Key(absent=True)] = False
+    n_bootstrap: Annotated[int, Ge(0), "Number of bootstrap resamples of the cells, for the support of branches."] = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,12 +230,12 @@ class TrainSettings(StageSettings):
     prior: Annotated[
         str,
         PRIORS,
-        "Distribution of latents: `mixture` (a normal of each population, in closed form), `diffusion` (with a network "
-        "on the branches where it gains), `flow` (flow matching), or one of your own.",
+        "Distribution of latents: `mixture` (a normal per population, in closed form), `diffusion` (with a network on "
+        "branches that gain by it), `flow` (flow matching), or the name of your own prior.",
     ] = "mixture"
     width: Annotated[int, Ge(1), "Width of the network of the prior."] = 128
-    n_layers: Annotated[int, Ge(1), "Residual blocks of the network of the prior."] = 3
-    n_steps: Annotated[int, Ge(1), "Most training steps of the network of the prior."] = 3000
+    n_layers: Annotated[int, Ge(1), "Number of residual blocks of the network of the prior."] = 3
+    n_steps: Annotated[int, Ge(1), "Maximum number of training steps of the network of the prior."] = 3000
     batch_size: Annotated[int, Ge(1)] = 256
     learning_rate: LearningRate = 2e-3
     averaging: Annotated[float, Ge(0), Lt(1)] = 0.998
@@ -261,9 +259,9 @@ class Settings(FitSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings(StageSettings):
-    """Settings of sampling, with one evaluation of the denoiser per noise level."""
+    """Settings of sampling; the denoiser is evaluated once per noise level."""
 
-    n_levels: Annotated[int, Ge(2), "Noise levels between pure noise and a cell, on branches with a network."] = 12
+    n_levels: Annotated[int, Ge(2), "Number of noise levels on branches with a network."] = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +272,7 @@ class GenerationSettings(SamplerSettings):
 
     shared_ancestors: Annotated[
         bool,
-        "Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root.",
+        "Generate cell i of every population (`ancestor` in `obs`) from the same sample at the root.",
     ] = False
 
 
@@ -292,9 +290,9 @@ class EvaluationSettings(StageSettings):
     section: ClassVar[str] = "evaluate"
 
     n_repeats: Annotated[
-        int, Ge(1), "Maximum number of resamples over which scores are averaged; of 2,000 test cells, one."
+        int, Ge(1), "Maximum number of resamples to average scores over; one with 2,000 test cells or more."
     ] = 3
-    max_cells_per_type: Annotated[int, Ge(5), "Maximum number of cells of a type that are compared at a time."] = 500
+    max_cells_per_type: Annotated[int, Ge(5), "Maximum number of cells per type in a resample."] = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,15 +302,13 @@ class PredictedEvaluationSettings(StageSettings):
     section: ClassVar[str] = "evaluate_predicted"
 
     label_key: Annotated[
-        str | None, MinLen(1), "Column of `obs` with the cell type.", Unset("all cells are of one type")
+        str | None, MinLen(1), "Column of `obs` with the cell type.", Unset("all cells are compared together")
     ] = None
     n_top_genes: Annotated[
-        int, Ge(2), "Number of genes that the condition changes most, by t-statistics, which are scored apart."
+        int, Ge(2), "Number of genes to score separately: the ones that the condition changes most, by t-statistics."
     ] = 100
-    n_repeats: Annotated[
-        int, Ge(1), "Number of random halves of the real cells to compare with, over which scores are averaged."
-    ] = 5
-    max_cells_per_type: Annotated[int, Ge(5), "Maximum number of cells of a type that are compared at a time."] = 500
+    n_repeats: Annotated[int, Ge(1), "Number of random halves of the real cells to average scores over."] = 5
+    max_cells_per_type: Annotated[int, Ge(5), "Maximum number of cells per type in a comparison."] = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +325,7 @@ class InterpretationSettings(StageSettings):
 
     section: ClassVar[str] = "interpret"
 
-    n_genes: Annotated[int, Ge(1), "Top genes of each branch that are listed and compared."] = 20
+    n_genes: Annotated[int, Ge(1), "Number of top genes to list and compare for each branch."] = 20
     n_cells: Annotated[int, Ge(1)] = 500
     n_markers: Annotated[int, Ge(1)] = 3
 
@@ -342,22 +338,22 @@ class ResponseSettings(StageSettings):
 
     label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type.", Key(absent=True)] = "cell_type"
     condition_key: Annotated[
-        tuple[str, ...], MinLen(1), "Column of `obs` with the condition; the values of several are combined."
+        tuple[str, ...], MinLen(1), "Column of `obs` with the condition; the values of several columns are combined."
     ] = ("condition",)
     control: Annotated[
-        str | None, MinLen(1), "Condition that others are compared with.", Unset("the one named `control` or the like")
+        str | None, MinLen(1), "Reference condition.", Unset("the condition called `control` or the like")
     ] = None
     donor_key: Annotated[
         str | None,
-        "Column of `obs` with the donor, whose variation is the error of a response.",
+        "Column of `obs` with the donor; the error of a response is the variation between donors.",
         Unset("no donors"),
         Key(absent=True),
     ] = None
     counts: Annotated[Counts, Key(absent=True)] = "auto"
-    min_cells: Annotated[int, Ge(2), "Fewest cells of a type in a condition whose response is measured."] = 10
+    min_cells: Annotated[int, Ge(2), "Minimum number of cells of a type in a condition to measure its response."] = 10
     relations: Annotated[
         Relation,
-        "What responses of cell types covary along: their `tree`, the `distance` of their profiles, `all`, or `none`.",
+        "Relations along which responses covary: the `tree`, the `distance` between profiles, `all`, or `none`.",
     ] = "all"
 
 
@@ -371,15 +367,15 @@ class LineageSettings(StageSettings):
     lineage_key: Annotated[
         str | None,
         MinLen(1),
-        "Column of `obs` with lineage names, such as ABpla, in which an ancestor is the beginning of a name.",
-        Unset("the nodes are the cell types, and a tree is given"),
+        "Column of `obs` with lineage names, such as ABpla; the beginnings of a name are its ancestors.",
+        Unset("nodes are the cell types of a tree"),
     ] = None
     time_key: Annotated[str | None, MinLen(1), "Column of `obs` with the time.", Unset("branch lengths count")] = None
     counts: Annotated[Counts, Key(absent=True)] = "auto"
-    n_times: Annotated[int, Ge(2), "Number of time bins, if the cells have more times."] = 15
-    min_cells: Annotated[int, Ge(2), "Fewest cells of a node, with times in a bin, whose expression is measured."] = 5
+    n_times: Annotated[int, Ge(2), "Maximum number of time bins."] = 15
+    min_cells: Annotated[int, Ge(2), "Minimum number of cells of a node in a time bin to measure its expression."] = 5
     relations: Annotated[
-        LineageRelation, "What expression covaries along: the `lineage`, `time`, `all`, or `none`."
+        LineageRelation, "Relations along which expression covaries: the `lineage`, `time`, `all`, or `none`."
     ] = "all"
 
 
@@ -389,17 +385,15 @@ class AuditSettings(StageSettings):
 
     section: ClassVar[str] = "audit"
 
-    n_folds: Annotated[int, Ge(1), "Number of divisions into members, reference and non-members."] = 3
-    cells_only: Annotated[
-        bool, "Attack the generated cells only, and not the model, too, which takes the fit of a second model."
-    ] = False
+    n_folds: Annotated[int, Ge(1), "Number of folds: divisions into members, reference and non-members."] = 3
+    cells_only: Annotated[bool, "Attack only the generated cells; attacking the model takes a second fit."] = False
     cells_per_training_cell: Annotated[
-        float, Gt(0), "Number of generated cells for each training cell of a fold: as many as you will share."
+        float, Gt(0), "Number of generated cells per training cell of a fold; use the ratio that you will share."
     ] = 1.0
     donor_key: Annotated[
         str | None,
         "Column of `obs` with the donor.",
-        Unset("the donors of bdm prepare, or else a column `donor`; without any, cells are audited"),
+        Unset("the donors of bdm prepare, or a column `donor`; without donors, cells are audited"),
         Key(absent=True),
     ] = None
-    by_cell: Annotated[bool, "Audit cells, although there are donors.", Key(absent=True)] = False
+    by_cell: Annotated[bool, "Audit cells even if there are donors.", Key(absent=True)] = False

@@ -55,14 +55,14 @@ def of_stage(model: type[StageSettings]) -> list[Setting]:
     return [setting for setting in described_settings(model) if setting.key.section is None and not setting.key.absent]
 
 
-Cells = Annotated[Path, "The cells: `.h5ad`, `.h5mu`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
-NewCells = Annotated[Path, "Cells of the new types, in any format that a data set may have."]
-NCells = Annotated[int | None, Ge(1), "Number of cells of each type.", Unset("as many of each type as the data have")]
+Cells = Annotated[Path, "Cells: `.h5ad`, `.h5mu`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
+NewCells = Annotated[Path, "Cells of the new types, in any format of a data set."]
+NCells = Annotated[int | None, Ge(1), "Number of cells of each type.", Unset("as in the data")]
 NReconstructed = Annotated[int, Ge(1), "Number of cells."]
-FitFlat = Annotated[bool, "Fit a model without a hierarchy as well, and compare its cells; for priors with a network."]
+FitFlat = Annotated[bool, "Also fit a model without a hierarchy and compare its cells; for priors with a network."]
 RunResponses = Annotated[bool, "Measure how cell types respond to conditions."]
 RunLineage = Annotated[bool, "Measure expression along a lineage."]
-RunAudit = Annotated[bool, "Run membership inference attacks, which fits models again."]
+RunAudit = Annotated[bool, "Run membership inference attacks, which fit models again."]
 
 # What each section is for, and its keys; a text stands for objects of another section, by names
 SECTIONS: dict[str, tuple[str, list[Setting]]] = {
@@ -73,7 +73,7 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     "autoencoder": ("The autoencoder between counts and latent space.", of_stage(AutoencoderSettings)),
     "hierarchy": ("The hierarchy of cell types.", [*of_stage(HierarchySettings), key("tree", Tree, None)]),
     "train": (
-        "The prior: which distribution of latents generates the cells, and how its network is trained, if it has one.",
+        "The prior over latents, and the training of its network, if it has one.",
         of_stage(TrainSettings),
     ),
     "extend": ("Cell types to add to a model later.", []),
@@ -84,10 +84,10 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
         [*of_stage(ResponseSettings), key("run", RunResponses, False)],
     ),
     "lineage": (
-        "Expression along a lineage and time, and cells of ancestors and of times that nobody sampled.",
+        "Expression along a lineage and time, and cells of unsampled ancestors and times.",
         [*of_stage(LineageSettings), key("tree", LineageTreeFile, None), key("run", RunLineage, False)],
     ),
-    "simulate": ("Experiments to simulate by designs.", []),
+    "simulate": ("Designed experiments to simulate.", []),
     "evaluate": (
         "The comparison of generated cells with test cells.",
         [*of_stage(EvaluationSettings), key("flat", FitFlat, False)],
@@ -101,7 +101,7 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
         [*of_stage(AuditSettings), key("run", RunAudit, False)],
     ),
     "card": (
-        "What the card of the model states of the data.",
+        "Statements about the data on the card of the model.",
         [key("source", Source, None), key("contact", Contact, None)],
     ),
 }
@@ -115,7 +115,7 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
     "addition": (
         "extend",
         "additions",
-        f"The additions {NAMES}, in the order in which they extend the model; each is as below.",
+        f"Additions {NAMES}, in the order in which they extend the model.",
         [
             key("path", NewCells),
             key("cell_types", NewTypes, ()),
@@ -126,19 +126,19 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
     "transmutation": (
         "transmute",
         "transmutations",
-        f"The transmutations {NAMES}; each is as below.",
+        f"Transmutations {NAMES}.",
         [key("to", TargetType), key("from", SourceTypes, ())],
     ),
     "prediction": (
         "respond",
         "predictions",
-        f"The predictions {NAMES}; each is as below.",
+        f"Predictions {NAMES}.",
         [key("condition", PredictedCondition), key("cell_types", PredictedTypes, ())],
     ),
     "reconstruction": (
         "lineage",
         "reconstructions",
-        f"The reconstructions {NAMES}; each is as below.",
+        f"Reconstructions {NAMES}.",
         [
             key("node", LineageNode),
             key("at", LineageTime, None),
@@ -146,7 +146,7 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
             key("extrapolate", ExtrapolateLineage, False),
         ],
     ),
-    "design": ("simulate", "designs", f"The designs {NAMES}; each is as below.", [key("path", DesignFile)]),
+    "design": ("simulate", "designs", f"Designs {NAMES}.", [key("path", DesignFile)]),
 }
 
 
@@ -158,7 +158,7 @@ def schema() -> Schema:
         of = {part: found for part, found in NAMED.items() if found[0] == name}
         named = {plural: named_objects(part, text) | {"default": {}} for part, (_, plural, text, _) in of.items()}
         parts |= {name: keys(settings, named), **{part: keys(found[-1]) for part, found in of.items()}}
-    text = f"The data sets {NAMES}; the results of NAME are in `results/NAME`."
+    text = f"Data sets {NAMES}; the results of NAME are in `results/NAME`."
     datasets = named_objects("dataset", text) | {"minProperties": 1}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
