@@ -10,7 +10,7 @@ for (const branch of branches) {
   branch.added = branch.added > DATA.since;
   if (branch.up) branch.up.children.push(branch);
 }
-// Populations below each branch, their cell types, and the type if there is one
+// Populations below each branch, their cell types, and the type if all have the same
 for (const branch of [...branches].reverse()) {
   const inner = branch.children.length > 0;
   branch.populations = inner ? branch.children.flatMap((child) => child.populations) : [branch];
@@ -35,7 +35,7 @@ function below(branch) {
 
 // ---- what is shown
 
-const STEP = 10; // rows that a click on a wedge adds, about
+const STEP = 10; // approximate number of rows that a click on a wedge adds
 const state = {
   opened: new Set(DATA.opened.map((index) => branches[index])),
   top: branches[DATA.top],
@@ -46,7 +46,7 @@ const state = {
 
 const isOpen = (branch) => branch.children.length > 0 && state.opened.has(branch);
 
-/** Open the highest nodes below a branch, until there are about STEP more rows; cell types stay closed, unless all open. */
+/** Open the highest nodes below a branch until about `rows` rows are added; cell types stay closed unless all open. */
 function open(branch, rows = STEP) {
   const waiting = [branch];
   for (let added = 0; waiting.length && added < rows; ) {
@@ -70,14 +70,14 @@ function toggle(branch) {
   else open(branch);
 }
 
-/** Open all nodes above a branch, so that it is drawn. */
+/** Open all nodes above a branch to show it. */
 function reveal(branch) {
   const above = lineage(branch).slice(1);
   if (branch !== state.top && !above.includes(state.top)) state.top = branches[0];
   for (const node of above) state.opened.add(node);
 }
 
-/** Branches that are drawn, parents first, with their rows. */
+/** Visible branches, parents first, with their rows. */
 function shown() {
   const found = [];
   let row = 0;
@@ -123,13 +123,13 @@ const isWholeType = ({ type, populations }) =>
   type !== null && populations.length === populationsOf.get(type).length;
 const nBelow = ({ type, types, populations }) =>
   type === null ? `${types.length} types` : `${populations.length} sub-populations`;
-/** Share of the cells of a sub-population, or of several, in their cell type. */
+/** Share of a type's cells in a sub-population, or in several. */
 function ofItsType(branch) {
   if (branch.type === null || isWholeType(branch)) return null;
   return share(branch.cells / populationsOf.get(branch.type).reduce((sum, { cells }) => sum + cells, 0));
 }
 
-/** Text at the end of the row of a population or of a wedge. */
+/** Label of the row of a population or wedge. */
 function rowText(branch) {
   const note = branch.note === null ? "" : `, ${branch.note}`;
   const cells = number(branch.cells), part = ofItsType(branch), names = branch.type === null ? branch.types : namesBelow(branch);
@@ -212,7 +212,7 @@ function item(branch, x, y, label, width) {
   return group;
 }
 
-/** Levels and support of open nodes; where they would overlap, of the highest nodes. */
+/** Levels and support of open nodes; among overlapping labels, the highest nodes win. */
 function levels(nodes, x, y) {
   const placed = [];
   for (const node of [...nodes].sort((one, other) => other.level - one.level)) {
@@ -299,7 +299,7 @@ function explain(branch) {
   document.getElementById("types").replaceChildren(...buttons);
 }
 
-const MAX_STRAYS = 5; // that have a sentence each
+const MAX_STRAYS = 5; // with a sentence each
 
 /** Sentences on the sub-populations below a branch that are nearer to another cell type. */
 function strays(branch) {
@@ -319,7 +319,7 @@ function show(branch) {
 
 // ---- user actions
 
-/** Change what is drawn, and keep the branch that was used in its place on the screen. */
+/** Change the drawing, and keep the clicked branch in its place on the screen. */
 function change(branch, action, { focus = false } = {}) {
   const before = branch.row;
   action();
@@ -402,7 +402,7 @@ const query = document.getElementById("query");
 query.addEventListener("input", () => {
   const text = query.value.trim().toLowerCase();
   const matching = (name) => name.toLowerCase().includes(text);
-  // Sub-populations have the names of their types, and more
+  // Names of sub-populations begin with their types, which are listed already
   const more = subPopulations.filter(({ name, type }) => matching(name) && !matching(type));
   state.matches = text ? [...[...ofType.values()].filter(({ type }) => matching(type)), ...more] : [];
   document.getElementById("found").textContent = text ? `${state.matches.length} found` : "";
@@ -435,7 +435,7 @@ onClick("alone", () => change(state.chosen, () => {
 }));
 
 let width = 0;
-// At the next frame, as the drawing may add a scroll bar, which changes the size again
+// Wait a frame: drawing may add a scroll bar, which changes the size again
 new ResizeObserver(() => requestAnimationFrame(() => {
   if (view.clientWidth !== width) {
     width = view.clientWidth;

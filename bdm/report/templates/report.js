@@ -1,10 +1,10 @@
 "use strict";
 
-// In a block, as the tree's script has names of its own on this page.
+// A block, because the tree's script shares this page and its names.
 {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-  /** Show the rows that have what is looked for; of many rows, and without a search, only the first. */
+  /** Show rows that match the search; without a search, only the first rows of long tables. */
   function shown(list, text, everything) {
     const rows = all("[data-words]", list);
     const most = everything || text || !list.dataset.shown ? Infinity : Number(list.dataset.shown);
@@ -34,7 +34,7 @@
     shown(list, "", false);
   }
 
-  /** Sort the rows by a column, and the other way at the next click. */
+  /** Sort the rows by a column; the next click reverses the order. */
   function sort(table, head) {
     const column = [...head.parentElement.cells].indexOf(head);
     const up = head.getAttribute("aria-sort") !== "ascending";
