@@ -1,5 +1,5 @@
 #!/bin/sh
-# Snakemake runs this in the new environment, from a copy elsewhere: rules/common.smk exports where bdm is.
+# Snakemake runs a copy of this script in the new environment; rules/common.smk exports the source of bdm.
 set -eu
 case "${BDM_SOURCE:?is set by rules/common.smk}" in
     git+*) set -- "$BDM_SOURCE" ;;

@@ -1,11 +1,11 @@
-# What the configuration names in the cells is looked for as it is read: a job that failed at it would have lost its results.
+# Check columns and cell types of the configuration before any job starts: a job that failed on them would lose its results.
 
 
 include: "../../bdm/applications/audit/limits.py"
 
 
 def check_columns(name, dataset):
-    """Reject names of columns and cell types that the cells do not have, and an audit of too few donors."""
+    """Reject unknown columns and cell types, and an audit of too few donors."""
     place, path, labels = f"datasets.{name}", dataset["path"], dataset["labels"]
     columns = known_columns(path, labels)
     for key, alternative in (("label_key", NO_LABELS), ("batch_key", ""), ("donor_key", "")):
@@ -24,14 +24,14 @@ def check_columns(name, dataset):
 
 
 def check_responses(place, dataset, columns):
-    """Reject columns of conditions, a control, and conditions and cell types to predict that the cells do not have."""
+    """Reject unknown columns of conditions, and an unknown control, condition or cell type of predictions."""
     path, respond = dataset["path"], dataset["respond"]
     for key in respond["condition_key"]:
         check_column(f"{place}.condition_key", path, columns, key)
     values = [known_values(path, key, labels=dataset["labels"]) for key in respond["condition_key"]]
     if None not in values:
         conditions = sorted(map(SEPARATOR.join, product(*values)))
-        if respond["control"] is not None or len(values) == 1:  # else some combinations may not be in the cells
+        if respond["control"] is not None or len(values) == 1:  # else combinations may be absent
             problem = control_rejection(respond["control"], conditions)
             reject(f"{place}.control", problem and f"{path}: {problem}")
         for name, of in respond["predictions"].items():
@@ -45,7 +45,7 @@ def check_responses(place, dataset, columns):
 
 
 def check_donors(place, path, key, n_folds):
-    """Reject an audit of too few donors, and warn of one that will be inconclusive, where the file has their number."""
+    """Reject an audit of too few donors, and warn if it will be inconclusive; skip files without their number."""
     donors = n_cells_by_value(path, key)
     remedy = "leave out `run: true`, or audit cells by `bdm audit --by-cell`, which shows nothing about donors"
     problem = None if donors is None else audit_rejection(len(donors), key, remedy=remedy)
@@ -56,7 +56,7 @@ def check_donors(place, path, key, n_folds):
 
 
 def check_types(place, dataset):
-    """Reject transmutations, designs and additions of cell types that the model will not have, where these are known."""
+    """Reject transmutations, designs and additions with cell types outside the model, if its types are known."""
     types = known_values(dataset["path"], dataset["label_key"], labels=dataset["labels"])
     if types is not None:
         prepare = dataset["prepare"]
@@ -77,7 +77,7 @@ def check_types(place, dataset):
 
 
 def check_names(place, names, types, *, of, left_out=()):
-    """Reject names that are of none of the cell types."""
+    """Reject names of unknown or omitted cell types."""
     for name in names:
         if name in left_out:
             reject(
@@ -87,12 +87,12 @@ def check_names(place, names, types, *, of, left_out=()):
 
 
 def known_values(path, key, *, labels=None):
-    """Count the cells of each value of a column; None where they cannot be known yet, or are in a table of labels."""
+    """Count the cells of each value of a column; None if unknown yet, or in a table of labels."""
     return None if key is None or labels is not None or is_made_anew(path) else n_cells_by_value(path, key)
 
 
 def types_in_design(path):
-    """List the cell types that the file of a design names; bdm rejects what is no design."""
+    """List the cell types in the file of a design; bdm itself rejects invalid designs."""
     try:
         design = yaml.safe_load(Path(in_place(path)).read_text(encoding="utf-8"))
         composition, samples = design.get("composition") or {}, design.get("samples") or {}
@@ -104,7 +104,7 @@ def types_in_design(path):
 
 
 def check_column(place, path, columns, key, *, alternative=""):
-    """Reject a key that names none of the columns, where these are known."""
+    """Reject a key that names an unknown column, if the columns are known."""
     if columns is not None and key is not None:
         argument = place.rpartition(".")[2]
         problem = column_rejection(key, columns, argument=argument, alternative=alternative)
@@ -112,7 +112,7 @@ def check_column(place, path, columns, key, *, alternative=""):
 
 
 def check_labels(place, addition, *, fitted):
-    """Reject an addition whose cells do not have the column of labels that is named, or, if none is, a usual one."""
+    """Reject an addition without the named column of labels, or, if none is named, without a usual one."""
     path, key = addition["path"], addition["label_key"]
     columns = known_columns(path)
     check_column(place, path, columns, key)
@@ -122,24 +122,24 @@ def check_labels(place, addition, *, fitted):
 
 
 def known_columns(path, labels=None):
-    """List the columns of obs, with those of a table of labels; None where they cannot be known yet."""
+    """List the columns of obs and of a table of labels; None if unknown yet."""
     files = [file for file in (path, labels) if file is not None]
     return None if any(map(is_made_anew, files)) else obs_columns(*files)
 
 
 def is_made_anew(file):
-    """Return whether a rule makes a file, perhaps with other columns than now; the example is always the same."""
+    """Return whether a rule makes a file, perhaps with other columns; the example always stays the same."""
     return any(rule.is_producer(file) for rule in workflow.rules if rule.name != "example")
 
 
 def is_whole_workflow():
-    """Return whether no other workflow uses this one, whose rules for the cells would not be known yet."""
+    """Return whether this workflow runs on its own; rules of an importing workflow are still unknown here."""
     checkout = Path(str(workflow.current_basedir)).resolve().parents[1]
     main = Path(workflow.main_snakefile).resolve().parent
     return workflow.modifier.is_main_snakefile() and main in (checkout, checkout / "workflow")
 
 
-# The jobs of a workflow have the configuration that it was checked with.
+# Check once: jobs of the workflow run with the same configuration.
 if workflow.is_main_process and is_whole_workflow():
 
     for each in FITTED:

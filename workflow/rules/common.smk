@@ -18,9 +18,9 @@ from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 from snakemake.utils import validate
 
 
-# The sentences in which settings are rejected: rejection(), split_rejection(), donors_rejection() and others
+# Messages for invalid settings: rejection(), split_rejection(), donors_rejection() and others
 include: "../../bdm/_core/validation.py"
-# What is found in cells before they are read: obs_columns() and others
+# Columns and values of cells, without reading their counts: obs_columns() and others
 include: "../../bdm/data/header.py"
 
 
@@ -29,7 +29,7 @@ GENERATED_FLAT = "results/{dataset}/flat/generated.h5ad"
 
 SCHEMA = json.loads(Path(workflow.source_path("../schemas/config.schema.json")).read_text(encoding="utf-8"))
 
-# Settings that name files, and the values with which they name none
+# Settings that name files, and their values that are no files
 FILES = {
     "path": [],
     "addition/path": [],
@@ -39,7 +39,7 @@ FILES = {
     "hierarchy/tree": [],
     "lineage/tree": [],
 }
-# Keys that no command has as an option, and those that are options of another name
+# Keys without an option in any command, and keys with options of another name
 OF_RULES = {"path", "parent", "run", "flat"}
 FLAGS = {"n_cells": "cells", "cell_types": "cell_type"}
 SECTIONS = [
@@ -61,7 +61,7 @@ SECTIONS = [
 
 
 def source(folder):
-    """Name what pip installs bdm from: the checkout or the git repository that has the folder of these rules."""
+    """Return the source from which pip installs bdm: the checkout or git repository of these rules."""
     if isinstance(folder, HostingProviderFile):
         return f"git+https://{folder.host}/{folder.repo}@{folder.ref}"
     if isinstance(folder, LocalGitFile):
@@ -69,40 +69,40 @@ def source(folder):
     return str(Path(str(folder)).resolve().parents[1])
 
 
-# Gives the path of an input file as rules have it: behind the prefix of a module.
+# Return the path of an input file as rules see it, with the prefix of a module.
 in_place = partial(workflow.modifier.modify_path, property="input")
 
-# The conda environment of the rules installs bdm from there, see envs/bdm.post-deploy.sh.
+# The conda environment of the rules installs bdm from this source (envs/bdm.post-deploy.sh).
 os.environ.update(BDM_SOURCE=source(workflow.current_basedir))
 
 
 def path_with_bdm(path):
-    """Give PATH with the ``bdm`` that is installed next to the Python that runs Snakemake, if there is one.
+    """Return PATH with the ``bdm`` next to the Python that runs Snakemake, if installed there.
 
-    Its folder comes last, so that other rules keep their programs, or first where another ``bdm`` comes before it.
+    Its folder comes last, so that other rules keep their programs, or first if PATH has another ``bdm``.
     """
     folder = os.path.dirname(sys.executable)
     if not shutil.which("bdm", path=folder):
         return path
-    found = shutil.which("bdm", path=path)
-    if found is None:
+    program = shutil.which("bdm", path=path)
+    if program is None:
         return os.pathsep.join([path, folder])
-    return path if os.path.samefile(os.path.dirname(found), folder) else os.pathsep.join([folder, path])
+    return path if os.path.samefile(os.path.dirname(program), folder) else os.pathsep.join([folder, path])
 
 
-# The conda environment of a rule comes before all of it.
+# The conda environment of a rule comes before this PATH.
 os.environ.update(PATH=path_with_bdm(os.environ.get("PATH", os.defpath)))
 
 
 def complete(config):
-    """Give each data set all settings: its own, else those for all data sets, else the defaults."""
+    """Complete the settings of each data set: its own, then those for all data sets, then the defaults."""
     check(config, set_default=False)
     datasets = {
         str(name): dataset | {section: config.get(section, {}) | dataset.get(section, {}) for section in SECTIONS}
         for name, dataset in config["datasets"].items()
     }
     completed = check(config | {"datasets": datasets}, set_default=True)
-    for dataset in completed["datasets"].values():  # names may be numbers in YAML, and are texts in the names of files
+    for dataset in completed["datasets"].values():  # YAML reads some names as numbers
         for section, of in (
             ("extend", "additions"),
             ("simulate", "designs"),
@@ -119,21 +119,21 @@ def complete(config):
 
 
 def grown(name, dataset):
-    """Give the data sets that a data set's model grows by, one addition after the other, with its settings."""
-    parents, found = name, {}
-    for addition, of in dataset["extend"]["additions"].items():
-        found[f"{name}+{addition}"] = dataset | {"addition": {**of, "parent": parents}}
-        parents = f"{name}+{addition}"
-    return found
+    """Return data sets for the additions to a model, each with the settings of the first and its parent."""
+    previous, datasets = name, {}
+    for addition, content in dataset["extend"]["additions"].items():
+        datasets[f"{name}+{addition}"] = dataset | {"addition": {**content, "parent": previous}}
+        previous = f"{name}+{addition}"
+    return datasets
 
 
 def parent(dataset):
-    """Name the data set whose model is extended."""
+    """Return the data set with the model that is extended."""
     return settings["datasets"][dataset]["addition"]["parent"]
 
 
 def one_of(names):
-    """Give the constraint for a wildcard to be one of some names; of none if there are none."""
+    """Return the constraint of a wildcard to these names; without names, nothing matches."""
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
@@ -144,7 +144,7 @@ def names_in(path):
 
 
 def check(config, *, set_default):
-    """Reject a configuration that the schema does not allow, in one sentence."""
+    """Reject a configuration that violates the schema, with a one-line error."""
     try:
         validate(config, "../schemas/config.schema.json", set_default=set_default)
     except WorkflowError as error:
@@ -155,7 +155,7 @@ def check(config, *, set_default):
 
 
 def check_beyond_schema(name, dataset):
-    """Reject what a JSON schema allows: infinite numbers, 3.0 for 3, and settings that contradict each other."""
+    """Reject infinite numbers, 3.0 for 3, and contradictory settings, all of which a JSON schema allows."""
     prepare, hierarchy, donor_key = dataset["prepare"], dataset["hierarchy"], dataset["donor_key"]
     problems = [
         (f"{section}.{key}", rejection(key, value, SCHEMA["$defs"][section]["properties"][key]))
@@ -185,7 +185,7 @@ def check_beyond_schema(name, dataset):
 
 
 def flat_rejection(dataset):
-    """Phrase why there is nothing to compare with a flat model; None if there is."""
+    """Return why a flat model would generate the same cells, or None."""
     if dataset["evaluate"]["flat"] and dataset["train"]["prior"] == "mixture":
         same = "flat is true, but with the prior mixture, a model without a hierarchy generates the same cells"
         return f"{same}; leave out flat, or name another prior in the section train."
@@ -193,31 +193,31 @@ def flat_rejection(dataset):
 
 
 def keys_of(dataset):
-    """List the arguments that name columns of obs, with the column of each."""
+    """List the arguments that name columns of obs, with their columns."""
     groups = [(key, dataset[key]) for key in ("label_key", "batch_key", "donor_key")]
     return groups + [("covariate_key", key) for key in dataset["covariate_key"]]
 
 
 def is_finite_number(value, schema):
-    """Return whether a number is finite, and may be other than a whole one."""
+    """Return whether a number is finite and may have decimals."""
     return math.isfinite(value) and any(kind.get("type") == "number" for kind in schema.get("anyOf", [schema]))
 
 
 def has_braces(file):
-    """Return whether a path, if there is one, has braces, which Snakemake takes for a wildcard."""
+    """Return whether a path has braces, which Snakemake reads as a wildcard."""
     return bool(set("{}") & set(str(file or "")))
 
 
 def reject(place, problem):
-    """Reject a configuration if there is a problem at a place; what is an argument in Python is a key here."""
+    """Reject a configuration with a problem at a place; arguments in Python become keys."""
     if problem:
-        said = re.sub(r"`(\w+)=`", r"\1", problem).replace("=None`", ": null`")
-        raise WorkflowError(f"Configuration, {place}: {said} All keys are described in config/README.md.")
+        message = re.sub(r"`(\w+)=`", r"\1", problem).replace("=None`", ": null`")
+        raise WorkflowError(f"Configuration, {place}: {message} All keys are described in config/README.md.")
 
 
 def sentence(problem):
-    """Phrase why the schema does not allow a value, as bdm does."""
-    while problem.parent is not None:  # of one alternative of several
+    """Return why a value violates the schema, in the words of bdm."""
+    while problem.parent is not None:  # of several alternatives, report the setting itself
         problem = problem.parent
     out_of_bounds = any(fault.validator in BOUNDS for fault in (problem, *problem.context))
     schema, value = problem.schema, problem.instance
@@ -235,106 +235,106 @@ def sentence(problem):
 
 
 def in_archive(path, category, result, *, caption=None, of="{dataset}"):
-    """Mark an output for the archive of ``snakemake --report``, with a caption that has its name or another."""
+    """Mark an output for the archive of ``snakemake --report``; the caption has its name by default."""
     text = f"../report/{caption or Path(path).stem}.rst"
     return report(path, caption=text, category=category, subcategory="{dataset}", labels={"result": f"{of}: {result}"})
 
 
 def setting(path):
-    """Give a params function: the data set's setting at ``path``, such as ``hierarchy/threshold``, or with wildcards."""
+    """Return a params function for a setting, such as ``hierarchy/threshold``; ``path`` may have wildcards."""
     return lambda wildcards: setting_of(wildcards.dataset, path.format(**dict(wildcards.items())))
 
 
 def setting_of(dataset, path):
-    """Give a setting of a data set, without a search through all others, as ``lookup`` makes."""
-    found = settings["datasets"][dataset]
+    """Return a setting of a data set; faster than ``lookup``, which searches all data sets."""
+    value = settings["datasets"][dataset]
     for key in path.split("/"):
-        found = found[key]
-    return found
+        value = value[key]
+    return value
 
 
 def options(*paths, seed=True, without=()):
-    """Give a params function: the settings at the paths as options of a command, which have their names, and the seed.
+    """Return a params function for the command-line options of the settings at these paths, and the seed.
 
-    They are one text, in the order of the names: Snakemake runs a rule again if its parameters take values that none of
-    them had before, but ignores values that pass from one parameter to another. It ignores values that are computed
-    from input files, too, so files are not among these options; see :func:`file_options`.
+    The options are one text, sorted by name, because Snakemake reruns a rule only if one of its parameters has a new
+    value, and would miss values that two parameters exchange. It also ignores values that are computed from input
+    files, so files have options of their own; see :func:`file_options`.
     """
 
     def text(wildcards):
-        found = [(path.split("/")[0], *each) for path in paths for each in values_at(path, wildcards).items()]
-        number = Counter(key for _, key, _ in found)
-        named = {key if number[key] == 1 else f"{section}_{key}": value for section, key, value in found}
-        named |= {"seed": settings["seed"]} if seed else {}
-        flags = (flag(key, named[key]) for key in sorted(named) if key not in without)
+        items = [(path.split("/")[0], *item) for path in paths for item in values_at(path, wildcards).items()]
+        number = Counter(key for _, key, _ in items)
+        values = {key if number[key] == 1 else f"{section}_{key}": value for section, key, value in items}
+        values |= {"seed": settings["seed"]} if seed else {}
+        flags = (flag(key, values[key]) for key in sorted(values) if key not in without)
         return " ".join(filter(None, flags))
 
     return text
 
 
 def values_at(path, wildcards):
-    """Give the settings of the data set at a path that are no files, by their keys; ``dataset`` for its own keys."""
-    found = settings["datasets"][wildcards.dataset] if path == "dataset" else setting(path)(wildcards)
-    found = found if isinstance(found, dict) else {Path(path).name: found}
-    own = "" if path == "dataset" else f"{path}/"
+    """Return the settings at a path without files, by key; the path ``dataset`` has the keys of the data set."""
+    content = settings["datasets"][wildcards.dataset] if path == "dataset" else setting(path)(wildcards)
+    content = content if isinstance(content, dict) else {Path(path).name: content}
+    prefix = "" if path == "dataset" else f"{path}/"
     return {
         key: value
-        for key, value in found.items()
-        if key not in OF_RULES and not named_files(wildcards.dataset, own + key)
+        for key, value in content.items()
+        if key not in OF_RULES and not named_files(wildcards.dataset, prefix + key)
     }
 
 
 def flag(key, value):
-    """Write a setting as an option of a command, once for each of several values; nothing if it is unset, or objects."""
+    """Return a setting as a command-line option, repeated for several values; empty if unset or a mapping."""
     name = f"--{FLAGS.get(key, key).replace('_', '-')}"
     if isinstance(value, bool):
         return name if value else ""
     values = value if isinstance(value, list) else [] if value is None or isinstance(value, dict) else [value]
-    return " ".join(f"{name} {shlex.quote(str(one))}" for one in values)
+    return " ".join(f"{name} {shlex.quote(str(value))}" for value in values)
 
 
 def file_options(wildcards, input):
-    """Give the options of a command that name files of settings, which are inputs of their names."""
+    """Return the command-line options for files of settings, which are named inputs of the rule."""
     names = sorted({Path(path).name for path in FILES} - {"path"})
     return " ".join(flag(name, str(input.get(name))) for name in names if input.get(name))
 
 
 def optional_file(path):
-    """Give an input function: the file that the data set's setting names, if it names one."""
+    """Return an input function for the file that a setting names, if any."""
     return lambda wildcards: named_files(wildcards.dataset, path)
 
 
 def files_in_folder(path):
-    """Give an input function: the files in the folder that the data set's setting names, if it names one.
+    """Return an input function for the files in the folder that a setting names.
 
-    Snakemake looks at the time of a folder alone, which stays the same when a file in it changes. It knows the time of a
-    folder that a rule makes, whose files may not be there yet.
+    Snakemake checks only the time of a folder, which stays the same when a file in it changes. Folders that a rule makes
+    need no list of files.
     """
 
     def files(wildcards):
         folder = setting(path)(wildcards).rstrip("/")
-        found = Path(in_place(folder))
-        if is_made(in_place(folder)) or not found.is_dir():
+        location = Path(in_place(folder))
+        if is_made(in_place(folder)) or not location.is_dir():
             return []
-        return sorted(f"{folder}/{file.name}" for file in found.iterdir() if file.is_file() and not has_braces(file))
+        return sorted(f"{folder}/{file.name}" for file in location.iterdir() if file.is_file() and not has_braces(file))
 
     return files
 
 
 def named_files(dataset, path):
-    """List the file that a setting of the data set names, or nothing if it names none."""
+    """List the file that a setting names, if any."""
     section, _, _ = path.partition("/")
-    if path not in FILES or section not in settings["datasets"][dataset]:  # an addition has some sections alone
+    if path not in FILES or section not in settings["datasets"][dataset]:  # additions lack some sections
         return []
     value = setting_of(dataset, path)
     return [] if value is None or value in FILES[path] else [value]
 
 
 def absent_files(wildcards):
-    """List the files in the configuration that do not exist and that no rule makes.
+    """List files of the configuration that neither exist nor are made by a rule.
 
-    Snakemake keeps results whose input is missing, and reports that nothing is to be done where a path is mistyped
-    next to old results. Missing input of the target ``all`` ends the run.
+    Snakemake keeps old results if their input is missing, so a mistyped path would go unnoticed. As input of the target
+    ``all``, a missing file ends the run.
     """
     files = {file for dataset in settings["datasets"] for path in FILES for file in named_files(dataset, path)}
     files |= {design["path"] for of in settings["datasets"].values() for design in of["simulate"]["designs"].values()}
@@ -342,35 +342,35 @@ def absent_files(wildcards):
 
 
 def is_made(file):
-    """Whether this workflow, or the workflow that uses it as a module, has a rule for the file."""
+    """Return whether a rule makes the file, in this workflow or in one that imports it."""
     return any(rule.is_producer(file) for rule in workflow.rules)
 
 
 def cells_like(wildcards, input):
-    """Give the flag to generate as many cells of each type as the data have, unless there is a number."""
+    """Return the option to generate as many cells of each type as the data have, unless a number is set."""
     return "" if setting("generate/n_cells")(wildcards) else f"--cells-like {input.cells}"
 
 
 def flat_cells(wildcards):
-    """Name the cells of the flat model, where there is to be one; there is none that has been extended."""
+    """List the cells of the flat model, if requested; extended models have none."""
     fits = wildcards.dataset in FITTED and setting("evaluate/flat")(wildcards)
     return [GENERATED_FLAT.format(dataset=wildcards.dataset)] if fits else []
 
 
 def evaluated_transmutations(wildcards):
-    """Name the evaluations of all transmutations of a data set."""
+    """List the evaluations of all transmutations of a data set."""
     folder = f"results/{wildcards.dataset}/transmutation"
     return [f"{folder}/{name}/transmutation.json" for name in setting("transmute/transmutations")(wildcards)]
 
 
 def measured_responses(wildcards):
-    """Name the responses of a data set to conditions, where they are to be measured; extended models have none."""
+    """List the responses of a data set to conditions, if requested; extended models have none."""
     runs = wildcards.dataset in FITTED and setting("respond/run")(wildcards)
     return [f"results/{wildcards.dataset}/responses/responses.json"] if runs else []
 
 
 def predicted_cells(wildcards):
-    """Name the cells of all data sets that are predicted in another condition."""
+    """List the files of predicted cells of all data sets."""
     return [
         f"results/{name}/predicted/{prediction}.h5ad"
         for name in FITTED
@@ -379,13 +379,13 @@ def predicted_cells(wildcards):
 
 
 def measured_lineage(wildcards):
-    """Name the lineage of a data set, where it is to be measured; extended models have none."""
+    """List the lineage of a data set, if requested; extended models have none."""
     runs = wildcards.dataset in FITTED and setting("lineage/run")(wildcards)
     return [f"results/{wildcards.dataset}/lineage/lineage.json"] if runs else []
 
 
 def reconstructed_cells(wildcards):
-    """Name the cells of all data sets that are reconstructed along their lineage."""
+    """List the files of reconstructed cells of all data sets."""
     return [
         f"results/{name}/reconstructed/{reconstruction}.h5ad"
         for name in FITTED
@@ -394,7 +394,7 @@ def reconstructed_cells(wildcards):
 
 
 def simulated_cells(wildcards):
-    """Name the cells of the designs of all data sets."""
+    """List the files of simulated cells of all data sets."""
     return [
         f"results/{name}/simulated/{design}.h5ad"
         for name, dataset in settings["datasets"].items()
@@ -403,18 +403,18 @@ def simulated_cells(wildcards):
 
 
 def design_file(wildcards):
-    """Name the file of a design."""
+    """Return the file of a design."""
     return setting("simulate/designs")(wildcards)[wildcards.design]["path"]
 
 
 def audit_result(wildcards):
-    """Name the audit of a data set, where one is to run; extended models have none."""
+    """List the audit of a data set, if requested; extended models have none."""
     runs = wildcards.dataset in FITTED and setting("audit/run")(wildcards)
     return [f"results/{wildcards.dataset}/audit/summary.json"] if runs else []
 
 
 def extension_report(wildcards):
-    """Name the report of the extension, which extended models have."""
+    """List the report of the extension, for extended models."""
     return [f"results/{wildcards.dataset}/extension/extension_report.json"] if wildcards.dataset in EXTENDED else []
 
 

@@ -44,7 +44,7 @@ rule hierarchy_flat:
     conda:
         "../envs/bdm.yaml"
     params:
-        options=options("hierarchy/threshold"),  # on which the range of noise levels depends
+        options=options("hierarchy/threshold"),  # sets the range of noise levels
     shell:
         "bdm hierarchy {input.autoencoder} {output.hierarchy}"
         " --flat"
