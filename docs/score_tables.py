@@ -1,4 +1,4 @@
-"""Tables of the benchmark in Markdown, from the scores by seed in ``_static``, for ``benchmark_tables.md``."""
+"""Markdown tables for ``benchmark_tables.md``, from the scores by seed in ``_static``."""
 
 from pathlib import Path
 
@@ -37,11 +37,11 @@ SCORES = {
     "generation_cpu_seconds": "Generation, processor seconds",
     "memory_mb": "Peak memory, MB",
 }
-WHOLE = ("training_cpu_seconds", "memory_mb")  # shown without decimals
+WHOLE = ("training_cpu_seconds", "memory_mb")  # without decimals
 
 
 def text_of_scores(name: str) -> str:
-    """Return a table of each score of ``_static/NAME.csv``, data sets x methods: means over seeds, and their range."""
+    """Return a table of each score in ``_static/NAME.csv``, data sets x methods."""
     scores = pd.read_csv(STATIC / f"{name}.csv")
     parts = [
         f"### {title}\n\n{table(scores[scores['score'] == score], 0 if score in WHOLE else 2)}"
@@ -52,27 +52,29 @@ def text_of_scores(name: str) -> str:
 
 
 def text_of_properties() -> str:
-    """Return the mean distance of properties to test cells beyond the distance of the floor, data sets x methods."""
-    found = pd.read_csv(STATIC / "benchmark_properties.csv")
-    beyond = found.assign(value=found["value"] - found["floor"])
+    """Return a table of mean distances of properties beyond the floor, data sets x methods."""
+    properties = pd.read_csv(STATIC / "benchmark_properties.csv")
+    beyond = properties.assign(value=properties["value"] - properties["floor"])
     return table(beyond.groupby(["data", "method", "seed"], sort=False)["value"].mean().reset_index(), 3)
 
 
 def table(values: pd.DataFrame, decimals: int) -> str:
-    """Return the means of ``value`` over seeds, and their range, as Markdown: a row a data set, a column a method."""
-    found = values.groupby(["data", "method"], sort=False)["value"].agg(["mean", "min", "max", "count"])
-    columns = [method for method in METHODS if method in found.index.get_level_values("method")]
+    """Return means and ranges of ``value`` over seeds in Markdown: rows are data sets, columns methods."""
+    summary = values.groupby(["data", "method"], sort=False)["value"].agg(["mean", "min", "max", "count"])
+    columns = [method for method in METHODS if method in summary.index.get_level_values("method")]
     lines = [["data", *(METHODS[method] for method in columns)], ["---"] * (len(columns) + 1)]
     for data in values["data"].unique():
-        of_data = found.loc[data]
-        lines.append([data, *(shown(of_data.loc[name], decimals) if name in of_data.index else "" for name in columns)])
+        by_method = summary.loc[data]
+        lines.append(
+            [data, *(shown(by_method.loc[name], decimals) if name in by_method.index else "" for name in columns)]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def shown(of_seeds: pd.Series, decimals: int) -> str:
-    """Return a mean, with the smallest and the largest value in brackets if there are several."""
-    rounded = of_seeds.round(decimals) + 0.0  # not -0.00
+def shown(summary: pd.Series, decimals: int) -> str:
+    """Format a mean, with the range in brackets if there are several seeds."""
+    rounded = summary.round(decimals) + 0.0  # not -0.00
     mean, low, high = (f"{rounded[key]:.{decimals}f}" for key in ("mean", "min", "max"))
-    if of_seeds["count"] == 1:
+    if summary["count"] == 1:
         return mean
     return f"{mean} ({low} to {high})".replace(" ", "\N{NO-BREAK SPACE}")  # on one line of a wide table

@@ -566,9 +566,7 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     of_column = {**audit.record["prepare"], "donor_key": "person"}
     renamed = replace(model.model, autoencoder=replace(fitted, provenance=fitted.provenance | {"prepare": of_column}))
     by_column = {**audit.record, "prepare": of_column, "audit": {**audit.record["audit"], "donor_key": "donor"}}
-    assert "15 donors were divided" in model_card(
-        renamed, audit=audit_section(Audit(audit.scores, by_column), renamed)
-    )
+    assert "15 donors were divided" in model_card(renamed, audit=audit_section(Audit(audit.scores, by_column), renamed))
     of_file = replace(fitted, provenance=fitted.provenance | {"data_sha256": "a" * 64})
     with pytest.raises(InputError, match=r"of other data .* begins with bbbbbbbb, .* aaaaaaaa"):
         audit_section(
