@@ -24,7 +24,7 @@ from bdm.data.columns import as_names
 from bdm.data.modalities import FORM, features_in_words, require_package_of, to_form
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
-from bdm.generation.at import NOWHERE, At
+from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import modality_named, predict_modality, question_of
 from bdm.generation.request import numbers_like, request_cells
@@ -313,7 +313,7 @@ class BranchedDiffusion:
         self,
         cells: int | Mapping[str, int] | pd.Series | pd.DataFrame,
         *,
-        at: At = NOWHERE,
+        at: CovariateValues = NO_COVARIATES,
         extrapolate: bool = False,
         snapshot: float | None = None,
         shared_ancestors: bool = GenerationSettings.shared_ancestors,
@@ -357,7 +357,7 @@ class BranchedDiffusion:
         require_package_of(self.model.form)
         settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
         request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)
-        warn_of_rare_types(self.model, request.n_cells)
+        warn_of_rare_types(self.model, request.n_by_type)
         return to_form(generate_cells(self.model, request, settings, seed=seed), self.model.form)
 
     @computing
@@ -401,7 +401,7 @@ class BranchedDiffusion:
         to: str,
         from_: str | Sequence[str] = (),
         *,
-        at: At = NOWHERE,
+        at: CovariateValues = NO_COVARIATES,
         extrapolate: bool = False,
         keys: InputKeys = SAME,
         n_levels: int = SamplerSettings.n_levels,

@@ -12,7 +12,7 @@ import pytest
 from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import recorded_covariates
-from bdm.generation.at import parse_at
+from bdm.generation.covariate_values import parse_at
 from bdm.generation.request import numbers_like, snapshots_around
 from bdm.model.covariate_curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds
 from bdm.model.covariates import fit_effects

@@ -397,7 +397,7 @@ def test_batch_of_a_model_without_batches(small_model):
 def test_requests_in_forms_of_python(small_model, example_cells):
     counts = example_cells.obs["bulk_labels"].value_counts()
     asked = counts[counts.index.isin([B, NK])]
-    assert request_cells(small_model.model, asked).n_cells == asked[[B, NK]].to_dict()
+    assert request_cells(small_model.model, asked).n_by_type == asked[[B, NK]].to_dict()
     for wrong in ([3, 4], True, "3", np.array([3])):
         with pytest.raises(InputError, match=r"^Cells were requested by \w+; give a number of cells of every type"):
             request_cells(small_model.model, wrong)

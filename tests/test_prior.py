@@ -245,7 +245,7 @@ def mixture(seed: int, n_components: int, *, apart: float) -> Mixture:
     mean = apart * torch.randn(n_components, 3, generator=generator(seed))
     covariance = [random_covariance(3, 10 * seed + k) for k in range(n_components)]
     weight = 0.1 + torch.rand(n_components, generator=generator(seed))
-    return Mixture.of([Normal(*normal) for normal in zip(mean, covariance, strict=True)], weight)
+    return Mixture.from_normals([Normal(*normal) for normal in zip(mean, covariance, strict=True)], weight)
 
 
 def log_density(of: Mixture, x: Tensor) -> Tensor:
@@ -407,12 +407,12 @@ def test_denoiser_is_exact_for_mixtures():
     prior = GaussianMixturePrior(TREE, BranchPopulations.from_moments(MOMENTS, TREE, merging_factor=1e9))
     for sigma in (0.1, 3.0, 14.0):
         normals = [Normal(mean, covariance) for mean, covariance in zip(MEANS, COVARIANCES, strict=True)]
-        expected = Mixture.of(normals, MOMENTS.weight).denoised(x, sigma).float()
+        expected = Mixture.from_normals(normals, MOMENTS.weight).denoised(x, sigma).float()
         one = prior.denoise(x, torch.tensor([sigma]), torch.tensor([0]))
         torch.testing.assert_close(one, expected, atol=1e-3, rtol=1e-4)
         each = prior.denoise(x, torch.full((8,), sigma), torch.tensor([0, 1] * 4))
         torch.testing.assert_close(each[::2], expected[::2], atol=1e-3, rtol=1e-4)
-        alone = Mixture.of(normals[:2], MOMENTS.weight[:2]).denoised(x, sigma).float()  # of those below `ab`
+        alone = Mixture.from_normals(normals[:2], MOMENTS.weight[:2]).denoised(x, sigma).float()  # of those below `ab`
         torch.testing.assert_close(each[1::2], alone[1::2], atol=1e-3, rtol=1e-4)
 
 

@@ -167,7 +167,7 @@ class Mixture:
     covariance: Tensor  # components x dimensions x dimensions
 
     @classmethod
-    def of(cls, normals: Sequence[Normal], weight: Tensor | None = None) -> Mixture:
+    def from_normals(cls, normals: Sequence[Normal], weight: Tensor | None = None) -> Mixture:
         """Create a mixture of normals with relative weights, equal by default."""
         relative = torch.ones(len(normals)) if weight is None else weight
         return cls(

@@ -40,7 +40,7 @@ def generate(
     from bdm._core.files import atomic_write
     from bdm.data.modalities import check_form, features_in_words
     from bdm.data.read import read_cells
-    from bdm.generation.at import parse_at
+    from bdm.generation.covariate_values import parse_at
     from bdm.generation.generate import generated_cells, write_cells
     from bdm.generation.request import numbers_like, parse_cells, read_request, request_cells
     from bdm.model.model import checksums, load_model, warn_of_rare_types
@@ -59,10 +59,10 @@ def generate(
         if cells_from is not None:
             requested = read_request(cells_from)
         request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, snapshot=snapshot)
-        warn_of_rare_types(loaded, request.n_cells)
+        warn_of_rare_types(loaded, request.n_by_type)
         generated = generated_cells(loaded, request, settings, seed=seed)
         write_cells(path, generated, checksums({}, model=model))
-    n_cells, n_genes = request.n_cells, features_in_words(loaded.autoencoder.genes)
+    n_cells, n_genes = request.n_by_type, features_in_words(loaded.autoencoder.genes)
     found = {"cells": f"{sum(n_cells.values()):,} of {counted(len(n_cells), 'type')} x {n_genes}"}
     then = ("bdm", "evaluate", cells_like or "", out, "evaluation/")
     return Summary((out,), found, then=evaluating(like, loaded, *then))

@@ -50,6 +50,6 @@ def simulate(
         write_cells(path, cells, checksums({}, model=model))
         if table is not None:
             cells.uns["truth"]["genes"].to_csv(table, index=False)
-    n_cells, changes = sum(experiment.request.n_cells.values()), counted(len(experiment.changes), "change")
+    n_cells, changes = sum(experiment.request.n_by_type.values()), counted(len(experiment.changes), "change")
     found = {"cells": f"{n_cells:,} of {counted(len(experiment.samples), 'sample')}, with {changes}"}
     return Summary((out, truth), found)

@@ -30,7 +30,7 @@ def transmute(
     from bdm._core.files import atomic_write
     from bdm.applications.transmutation.transmute import select_sources, transmuted_cells
     from bdm.data.modalities import check_form
-    from bdm.generation.at import parse_at
+    from bdm.generation.covariate_values import parse_at
     from bdm.generation.generate import write_cells
     from bdm.model.match import cells_for
     from bdm.model.model import checksums, load_model

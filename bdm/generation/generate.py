@@ -23,7 +23,7 @@ from bdm._core.seeds import derive, numpy_generator, torch_generator
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.data.modalities import MUDATA_FILE, write_h5mu
-from bdm.generation.at import covariate_names, drawn_values
+from bdm.generation.covariate_values import draw_covariates
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel, expected_counts, observation_model, record_of_cells
 from bdm.prior.base import Sampler
@@ -126,7 +126,7 @@ def generated_cells(
     if not settings.shared_ancestors:
         warn_of_unused_levels(sampler)
     chunks = shared_chunks if settings.shared_ancestors else independent_chunks
-    values = drawn_values(model, request.table, seed)
+    values = draw_covariates(model, request.table, seed)
 
     def decode(chunk: Chunk) -> Block:
         return decode_chunk(model, request, chunk, seed, values.get(chunk.population))
@@ -154,7 +154,7 @@ def decode_chunk(
     for portion in portions_of(chunk):
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
         on_way = torch_generator(seed, "way", chunk.population, portion.start)
-        x = request.moved(portion.padded, chunk.population, on_way)
+        x = request.transport(portion.padded, chunk.population, on_way)
         x = model.at_covariates(x, chunk.population, portion.rows_in(values))
         mean = portion.of_cells(expected_counts(model, x, batch, chunk.population))
         generator = numpy_generator(seed, "counts", chunk.population, portion.start)
@@ -241,7 +241,7 @@ def covariate_columns(model: BranchedModel, values: Mapping[str, np.ndarray]) ->
     """Return columns with covariates, from their values by population."""
     if not values:
         return {}
-    return dict(zip(covariate_names(model), np.concatenate(list(values.values())).T, strict=True))
+    return dict(zip(model.covariate_names, np.concatenate(list(values.values())).T, strict=True))
 
 
 def reserved_names(*names: str | None) -> list[str]:

@@ -21,7 +21,6 @@ from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import writable, writable_names
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
-from bdm.generation.at import weight_of_populations
 from bdm.model.covariates import CovariateEffects
 from bdm.model.match import (
     SAME,
@@ -101,7 +100,7 @@ def predict_modality(
     """
     var = model.autoencoder.genes.iloc[modality.features]
     var = pd.DataFrame(index=var.index.str.removeprefix(modality.prefix))
-    posteriors = [PopulationPosterior.of(model, name, modality) for name in model.populations]
+    posteriors = [PopulationPosterior.from_model(model, name, modality) for name in model.populations]
 
     @torch.no_grad()  # here, because each thread has its own setting
     def predicted(rows: slice) -> dict[str, np.ndarray]:
@@ -143,7 +142,7 @@ class PopulationPosterior:
     size_range: tuple[Tensor, Tensor]  # range of each log library size
 
     @classmethod
-    def of(cls, model: BranchedModel, name: str, modality: Modality) -> PopulationPosterior:
+    def from_model(cls, model: BranchedModel, name: str, modality: Modality) -> PopulationPosterior:
         """Build from the decoders and moments of a population."""
         network, code = model.autoencoder.network_of(name), model.autoencoder.type_code(name)
         row = model.moments.populations.index(name)
@@ -162,7 +161,7 @@ class PopulationPosterior:
             math.log(model.composition.loc[name].sum() / model.composition.to_numpy().sum()),
             normal,
             model.covariates,
-            weight_of_populations(model, model.cell_type_of[name]).to_dict(),
+            model.n_training_cells(model.cell_type_of[name]).to_dict(),
             target,
             target.observation(torch.tensor(code)),
             (model.levels[name], model.autoencoder.levels[name]) if has_levels else None,

@@ -20,7 +20,7 @@ from bdm.data.cells import Cells, other_than_rna, sample_by_type, smaller_number
 from bdm.data.gene_tests import wilcoxon
 from bdm.data.modalities import block_sizes, per_10k
 from bdm.data.prepare import counted_cells
-from bdm.generation.at import drawn_values
+from bdm.generation.covariate_values import draw_covariates
 from bdm.generation.generate import Chunk, shared_chunks
 from bdm.generation.request import Request, request_cells
 from bdm.interpretation.contrasts import Contrast, Differences, Expression, Log2FoldChange, PopulationExpression
@@ -49,7 +49,7 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     sampler = model.sampler()
     request = request_cells(model, dict.fromkeys(model.populations, n_cells))
     parts: dict[str, list[tuple[int, Expression]]] = {population: [] for population in model.populations}
-    values = drawn_values(model, request.table, seed)
+    values = draw_covariates(model, request.table, seed)
     for chunk in shared_chunks(sampler, request, seed):
         parts[chunk.population].append((len(chunk.x), _summarise(model, request, chunk, values)))
     n_trained = model.composition.sum(axis=1).to_dict()

@@ -112,8 +112,8 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
     column = next((name for name in (keys.batch_key, *batch_names(model)) if name in cells.obs), None)
     batch = None if column is None else named_batches(cells.obs, column)
-    names = () if model.covariates is None else model.covariates.names
-    cell_type, covariates = labels[is_known].to_numpy(dtype=str), covariates_in(with_written_names(cells.obs), names)
+    cell_type = labels[is_known].to_numpy(dtype=str)
+    covariates = covariates_in(with_written_names(cells.obs), model.covariate_names)
     modalities = other_than_rna(model.autoencoder.genes)
     return Cells(counts, cell_type, batch, covariates=covariates, modalities=modalities)
 

@@ -115,6 +115,20 @@ class BranchedModel:
         """Number of cells, cell types x batches."""
         return self.composition.groupby(self.composition.index.map(self.cell_type_of), sort=False).sum()
 
+    def n_training_cells(self, cell_type: str, batch: str | None = None) -> pd.Series:
+        """Return the number of training cells of each population of a type.
+
+        With ``batch``, only its cells are counted, unless the type has none there.
+        """
+        numbers = self.composition.loc[list(self.autoencoder.populations_of(cell_type))]
+        in_batch = batch is not None and numbers[batch].any()
+        return numbers[batch] if in_batch else numbers.sum(axis=1)
+
+    @property
+    def covariate_names(self) -> tuple[str, ...]:
+        """Names of the covariates; empty without covariates."""
+        return () if self.covariates is None else self.covariates.names
+
     @property
     def hierarchy(self) -> Hierarchy:
         """Tree of populations with noise levels of branches."""

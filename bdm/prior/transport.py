@@ -38,7 +38,7 @@ def gaussian_transport(source: Normal, target: Normal, sigma: float) -> AffineMa
     The map from v to u is ``m_u + A (x - m_v)``. With ``S = covariance + sigma**2 I``,
     ``A = S_v^-1/2 (S_v^1/2 S_u S_v^1/2)^1/2 S_v^-1/2`` (Dowson & Landau 1982, J Multivar Anal 12:450).
     """
-    noised_source, noised_target = (Mixture.of([normal]).noised(sigma) for normal in (source, target))
+    noised_source, noised_target = (Mixture.from_normals([normal]).noised(sigma) for normal in (source, target))
     return _component_map(noised_source, 0, noised_target, 0)
 
 

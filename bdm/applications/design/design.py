@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from bdm._core.errors import InputError, at
 from bdm._core.files import reading
 from bdm._core.schema import StageSettings, Unset
-from bdm.generation.at import At, ends_of
+from bdm.generation.covariate_values import CovariateValues, range_of
 from bdm.settings import Seed
 
 LEARNED: Literal["learned"] = "learned"
@@ -84,20 +84,20 @@ class Samples(StageSettings):
                     raise InputError(
                         f"covariates.{covariate}: there is no condition or sample {key!r}; the conditions are {known}."
                     )
-                ends_of(f"covariates.{covariate}", value)
+                range_of(f"covariates.{covariate}", value)
 
     @property
     def names(self) -> list[str]:
         """Names of the samples, ordered by condition, then donor."""
         return [f"sample-{number + 1}" for number in range(sum(map(self.donors_in, self.conditions)))]
 
-    def values_in(self, condition: str, sample: str) -> At:
+    def values_in(self, condition: str, sample: str) -> CovariateValues:
         """Return the covariates of a sample of a condition."""
         values = {}
         for name, setting in (self.covariates or {}).items():
             by_key = setting if isinstance(setting, dict) else {condition: setting}
             if (value := by_key.get(sample, by_key.get(condition))) is not None:
-                values[name] = ends_of(name, value)
+                values[name] = range_of(name, value)
         return values
 
     def donors_in(self, condition: str) -> int:

@@ -26,7 +26,7 @@ from bdm.applications.design.samples import (
     sample_table,
 )
 from bdm.data.modalities import Modality
-from bdm.generation.at import covariate_names, drawn_values
+from bdm.generation.covariate_values import draw_covariates
 from bdm.generation.generate import MAX_CHUNK
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel, expected_counts
@@ -61,8 +61,8 @@ class ReferenceCells:
             table = pd.DataFrame({"sub_population": [population] * MAX_CHUNK, "n_cells": 1})
             if covariates is not None:
                 level = (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK
-                table[list(covariate_names(model))] = covariates.values(population, level)
-            return drawn_values(model, table, derive(seed, "reference")).get(population)
+                table[list(model.covariate_names)] = covariates.values(population, level)
+            return draw_covariates(model, table, derive(seed, "reference")).get(population)
 
         @cache
         def mean_counts(population: str, batch: str | None, covariates: Covariates, n_cells: int) -> np.ndarray:

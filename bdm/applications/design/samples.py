@@ -12,8 +12,8 @@ from bdm._core.errors import InputError, abbreviated, at
 from bdm._core.seeds import numpy_generator
 from bdm.applications.design.design import LEARNED, NONE, Composition, Design
 from bdm.autoencoder.observation import ObservationModel
-from bdm.generation.at import At, ends_of, known_covariates, spread_evenly, within
-from bdm.generation.request import Request, spread_over_populations
+from bdm.generation.covariate_values import CovariateValues, limit_range, require_covariates, spread_evenly
+from bdm.generation.request import Request, divide_type
 from bdm.model.model import BranchedModel
 from bdm.model.new_donors import NewDonors
 
@@ -148,7 +148,7 @@ class DesignedCovariates:
         weight, steps = weights[list(self.model.autoencoder.populations_of(cell_type))], self.steps[cell_type]
         if cell_type in self.fixed_types:
             steps = np.full_like(steps, np.nan)
-        effects = known_covariates(self.model, [])
+        effects = require_covariates(self.model)
         return pd.DataFrame(effects.shares(cell_type, weight.to_dict(), steps), columns=weight.index)
 
     def reweighted(self, weights: pd.Series) -> pd.Series:
@@ -163,7 +163,7 @@ class DesignedCovariates:
         """Return covariates of cells (cells x covariates) at quantile levels in [0, 1]."""
         cell_type = self.model.cell_type_of[population]
         if cell_type not in self.steps:
-            return np.full((len(level), len(known_covariates(self.model, []).names)), np.nan)
+            return np.full((len(level), len(self.model.covariate_names)), np.nan)
         shares = self.shares(cell_type, self.expected if weights is None else weights)
         cumulative = shares[population].to_numpy().cumsum()
         step = np.searchsorted(cumulative, level * cumulative[-1], side="right")
@@ -184,15 +184,17 @@ def designed_covariates(model: BranchedModel, design: Design, samples: pd.DataFr
     return by_sample
 
 
-def spread_covariates(model: BranchedModel, design: Design, condition: str, values: At) -> DesignedCovariates:
+def spread_covariates(
+    model: BranchedModel, design: Design, condition: str, values: CovariateValues
+) -> DesignedCovariates:
     """Spread covariates evenly over their ranges in each cell type of a condition."""
-    effects, allowed = known_covariates(model, list(values)), design.samples.extrapolate
+    effects, allowed = require_covariates(model, list(values)), design.samples.extrapolate
     expected = expected_proportions(model, design).loc[condition]
     n_cells = expected.groupby(model.cell_type_of).sum()
     types = [name for name in model.cell_types if n_cells[name] > 0]
     steps = {name: np.full((N_STEPS, len(effects.names)), np.nan) for name in types}
-    for name, ends in values.items():
-        limited = within(effects, types, name, ends_of(name, ends), named=True, extrapolate=allowed, permit=PERMIT)
+    for name, value in values.items():
+        limited = limit_range(effects, types, name, value, extrapolate=allowed, permit=PERMIT)
         for cell_type, (low, high) in limited.items():
             steps[cell_type][:, effects.names.index(name)] = spread_evenly(low, high, N_STEPS, name, effects)
     tables = [table for table in (design.samples.cells, design.composition.proportions) if isinstance(table, dict)]
@@ -233,7 +235,7 @@ def add_covariates(
         if sample in covariates:
             level = numpy_generator(seed, "given values", sample, population).random(len(part))
             values = covariates[sample].values(population, level, weights.loc[sample])
-            part[list(known_covariates(covariates[sample].model, []).names)] = values
+            part[list(covariates[sample].model.covariate_names)] = values
         parts.append(part)
     table = pd.concat(parts, ignore_index=True)
     keys = [name for name in table if name != "n_cells"]
@@ -277,8 +279,8 @@ def exact_numbers(
             if (learned or design.samples.covariates) and weight.sum() > 0:
                 numbers.loc[sample, populations] = generator.multinomial(number, weight / weight.sum())
             else:
-                table = spread_over_populations(model, {"cell_type": name, "n_cells": number})
-                numbers.loc[sample, table["sub_population"]] = table["n_cells"].to_numpy()
+                divided = divide_type(model, name, number)
+                numbers.loc[sample, divided.index] = divided.to_numpy()
     return numbers
 
 

@@ -19,7 +19,7 @@ from bdm.applications.design.experiment import DesignedCells, DesignedExperiment
 from bdm.applications.design.truth import collect_truth
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import without_unused_categories
-from bdm.generation.at import drawn_values
+from bdm.generation.covariate_values import draw_covariates
 from bdm.generation.generate import (
     Block,
     Chunk,
@@ -101,7 +101,7 @@ def make_obs(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFra
     if model.autoencoder.batches:
         others = [name for name in reserved_names(model.preparation["batch_key"]) if name not in (*RESERVED, *own)]
         columns |= dict.fromkeys(others, columns["batch"])
-    values = drawn_values(model, experiment.request.table, experiment.design.seed)
+    values = draw_covariates(model, experiment.request.table, experiment.design.seed)
     columns |= {name: column for name, column in covariate_columns(model, values).items() if name not in RESERVED}
     columns["depth_factor"] = samples["depth_factor"].to_numpy()[cells.sample]
     columns["doublet"] = cells.doublet
@@ -147,7 +147,7 @@ class Simulation:
     def __init__(self, experiment: DesignedExperiment, cells: DesignedCells) -> None:
         self.experiment, self.cells = experiment, cells
         self.model, self.seed = experiment.model, experiment.design.seed
-        self.values = drawn_values(self.model, experiment.request.table, self.seed)
+        self.values = draw_covariates(self.model, experiment.request.table, self.seed)
         self.depth = experiment.samples["depth_factor"].to_numpy()
         self.condition = experiment.samples["condition"].to_numpy()
         ambient = experiment.design.ambient

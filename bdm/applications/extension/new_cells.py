@@ -85,7 +85,7 @@ def select_new_cells(
     if donor_key in adata.obs and not is_missing(donors := as_text(adata.obs[donor_key][selected])).any():
         cells.obs["donor"] = donors
     obs = with_written_names(adata.obs[selected])
-    for name in () if model.covariates is None else model.covariates.names:
+    for name in model.covariate_names:
         cells.obs[name] = np.nan if name not in obs else finite_columns(obs, (name,))[name].to_numpy()
     cells = cells[counted_cells(cells.X, cells.var)]
     by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in new_types}

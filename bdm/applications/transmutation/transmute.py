@@ -17,7 +17,7 @@ from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator, torch_generator
 from bdm._core.validation import unknown_type
 from bdm.autoencoder.latent import latent_cells
-from bdm.generation.at import NOWHERE, At, at_in_words, covariate_names, moved
+from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues, format_at, set_covariates
 from bdm.generation.generate import Block, GeneratedCells, batch_columns, sampled_counts, type_columns
 from bdm.model.match import (
     SAME,
@@ -47,7 +47,7 @@ class Sources:
 
     to: str  # target cell type or sub-population
     cell_types: tuple[str, ...]  # requested types; empty for all types except ``to``
-    at: At  # requested covariates
+    at: CovariateValues  # requested covariates
     adata: ad.AnnData  # counts of the model's genes (CSR), with the input's ``obs``
     cell_type: np.ndarray  # named as in the model
     batch: np.ndarray | None  # None if the model has no batches
@@ -100,7 +100,7 @@ def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSe
     sampler = model.sampler(settings)
     warn_of_unused_levels(sampler)
     request = {"to": sources.to, "from": list(sources.cell_types)}
-    record = record_of_cells(model, seed=seed, settings=asdict(settings) | request, at=at_in_words(sources.at))
+    record = record_of_cells(model, seed=seed, settings=asdict(settings) | request, at=format_at(sources.at))
     return GeneratedCells(
         make_obs(model, sources),
         model.autoencoder.genes.copy(),
@@ -200,7 +200,7 @@ def make_obs(model: BranchedModel, sources: Sources) -> pd.DataFrame:
         **batch_columns(model, sources.batch, *filter(None, [sources.batch_column])),
     }
     if sources.new_covariates is not None:
-        columns |= dict(zip(covariate_names(model), sources.new_covariates.T, strict=True))
+        columns |= dict(zip(model.covariate_names, sources.new_covariates.T, strict=True))
     ancestors = {name: model.hierarchy.common_ancestor(name, to) for name in pd.unique(sources.cell_type)}
     columns["common_ancestor"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
     columns["common_ancestor_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
@@ -222,7 +222,7 @@ def select_sources(
     keys: InputKeys = SAME,
     *,
     cell_types: tuple[str, ...] = (),
-    at: At = NOWHERE,
+    at: CovariateValues = NO_COVARIATES,
     extrapolate: bool = False,
 ) -> Sources:
     """Select the cells to transmute, and check that they fit the model.
@@ -275,7 +275,7 @@ def select_sources(
     cells = cells[has_counts].copy()
     columns = label_column(adata.obs, model, keys), batch_column(adata.obs, model, keys)
     values = covariate_values(cells.obs, model)
-    new_values = None if values is None else moved(model, values, to, at, extrapolate=extrapolate)
+    new_values = None if values is None else set_covariates(model, values, to, at, extrapolate=extrapolate)
     batch, cell_type = batches_of(cells, model, keys), labels[has_counts].to_numpy()
     return Sources(to, cell_types, at, cells, cell_type, batch, *columns, values, new_values)
 
