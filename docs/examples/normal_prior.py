@@ -17,7 +17,7 @@ class NormalPrior(LatentPrior, Sampler, name="normal"):
 
     @classmethod
     def fit(cls, data, settings, *, seed, device="auto"):
-        """Use the moments of the populations; `settings`, `seed` and `device` are for priors that are trained."""
+        """Use the moments of the populations; trained priors also use the other arguments."""
         moments = data.moments
         return FittedPrior(
             cls(data.hierarchy, moments.populations, moments.mean, torch.linalg.cholesky(moments.covariance))

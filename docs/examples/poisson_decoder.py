@@ -1,4 +1,4 @@
-"""Poisson counts: a decoder without any noise beyond the sampling of molecules, as the likelihood ``poisson``."""
+"""A decoder of Poisson counts, registered as the likelihood ``poisson``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from bdm.autoencoder.observation import ObservationModel
 
 @dataclass(frozen=True)
 class Poisson(ObservationModel):
-    """Poisson counts; they have no parameter but the mean, so the dataclass has no fields."""
+    """Poisson counts; the mean is their only parameter, so there are no fields."""
 
     @classmethod
     def average(cls, models: Sequence[Self], *, weights: np.ndarray) -> Self:
