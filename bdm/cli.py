@@ -10,33 +10,8 @@ import typer
 
 from bdm import __version__
 from bdm._core.errors import InputError, Interrupted, TrainingError, as_options
-from bdm.commands.audit import audit
-from bdm.commands.audit_folds import audit_folds
-from bdm.commands.autoencoder import autoencoder
-from bdm.commands.base import Summary, command_with_summary
-from bdm.commands.card import card
-from bdm.commands.evaluate import evaluate
-from bdm.commands.evaluate_predicted import evaluate_predicted
-from bdm.commands.evaluate_transmuted import evaluate_transmuted
-from bdm.commands.example import example
-from bdm.commands.extend import extend
-from bdm.commands.fates import fates
-from bdm.commands.fit import fit
-from bdm.commands.generate import generate
-from bdm.commands.hierarchy import hierarchy
-from bdm.commands.interpret import interpret
-from bdm.commands.lineage import lineage
-from bdm.commands.plot_tree import plot_tree
-from bdm.commands.power import power
-from bdm.commands.predict import predict
-from bdm.commands.predict_modality import predict_modality
-from bdm.commands.prepare import prepare
-from bdm.commands.reconstruct import reconstruct
-from bdm.commands.report import report
-from bdm.commands.respond import respond
-from bdm.commands.simulate import simulate
-from bdm.commands.train import train
-from bdm.commands.transmute import transmute
+from bdm.commands import conditions, data, evaluation, experiments, fit, generate, lineages, share
+from bdm.commands.base import Summary, as_command
 
 # Waiting OpenMP threads would spin and slow down other programs. Torch reads these variables on import.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
@@ -50,14 +25,31 @@ if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
 
 # In the order of the help; True for long computations
 COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
-    "Data": {example: False, prepare: False},
-    "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
-    "Generate": {generate: True, transmute: True, simulate: True, predict_modality: True},
-    "Conditions": {respond: True, predict: True, evaluate_predicted: True},
-    "Lineages": {lineage: True, reconstruct: True, fates: True},
-    "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
-    "Plan": {power: True},
-    "Share": {audit: True, audit_folds: False, card: False},
+    "Data": {data.example: False, data.prepare: False},
+    "Fit": {
+        fit.fit: True,
+        fit.autoencoder: True,
+        fit.hierarchy: True,
+        fit.plot_tree: False,
+        fit.train: True,
+        fit.extend: True,
+    },
+    "Generate": {
+        generate.generate: True,
+        generate.transmute: True,
+        experiments.simulate: True,
+        generate.predict_modality: True,
+    },
+    "Conditions": {conditions.respond: True, conditions.predict: True, conditions.evaluate_predicted: True},
+    "Lineages": {lineages.lineage: True, lineages.reconstruct: True, lineages.fates: True},
+    "Evaluate and interpret": {
+        evaluation.evaluate: True,
+        evaluation.evaluate_transmuted: True,
+        evaluation.interpret: True,
+        evaluation.report: False,
+    },
+    "Plan": {experiments.power: True},
+    "Share": {share.audit: True, share.audit_folds: False, share.card: False},
 }
 
 app = typer.Typer(
@@ -68,7 +60,7 @@ app = typer.Typer(
 )
 for panel, commands in COMMANDS.items():
     for command, computes in commands.items():
-        app.command(rich_help_panel=panel)(command_with_summary(command, computes=computes))
+        app.command(rich_help_panel=panel)(as_command(command, computes=computes))
 
 
 def print_version(requested: bool) -> None:

@@ -9,7 +9,7 @@ from tree_comparison import TreeComparison
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.latent import LatentCells
 from bdm.autoencoder.moments import Whitening, population_moments, sampling_variance, without_prior
-from bdm.commands.hierarchy import facts_of
+from bdm.commands.fit import summary_of_tree
 from bdm.hierarchy.build import MIN_LEVEL, attachment_point, branch_level, build_hierarchy
 from bdm.hierarchy.clustering import (
     FEW_CELLS,
@@ -248,7 +248,7 @@ def test_mark_is_in_figure_page_and_table():
     assert '"note":"few cells: place uncertain"' in tree_page(hierarchy)
     notes = branch_table(hierarchy).set_index("branch")["note"].dropna()
     assert notes.to_dict() == {"t4": "few cells: place uncertain"}
-    assert facts_of(hierarchy)["few cells: place uncertain"] == "1 (t4)"
+    assert summary_of_tree(hierarchy)["few cells: place uncertain"] == "1 (t4)"
 
 
 def test_tree_of_the_user_has_no_uncertain_places():

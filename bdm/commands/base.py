@@ -10,11 +10,11 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 from annotated_types import Ge
@@ -24,11 +24,6 @@ from bdm._core.errors import OPTIONS_FOR_NONE, InputError, Interrupted, as_optio
 from bdm._core.schema import Setting, StageSettings, Unset, alternatives, leaves_of, settings_of
 from bdm._core.validation import bounds_in_words
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from bdm.model.model import BranchedModel
-
 logger = logging.getLogger("bdm")
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
@@ -37,19 +32,21 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 class Summary:
     """Results of a command, printed as a table."""
 
-    wrote: tuple[Path | None, ...]  # files and folders; None: not requested
-    facts: dict[str, str] = field(default_factory=dict)  # further rows of the table, by their first word
+    facts: dict[str, str] = field(default_factory=dict)  # rows of the table, by their first word
     then: tuple[Path | str, ...] = ()  # words of a suggested next command
 
-    def rows(self, *, seconds: float) -> dict[str, str]:
-        """Return the rows of the table, by their first word."""
+    def table(self, outputs: Mapping[Path | str, Path], *, seconds: float) -> str:
+        """Format the table, naming ``outputs`` in place of their scratch paths."""
         from bdm._core.progress import duration
 
-        rows = {"wrote": ", ".join(str(path) for path in self.wrote if path is not None), **self.facts}
+        rows = {"wrote": ", ".join(map(str, outputs.values()))}
+        rows |= {name: in_place(text, outputs) for name, text in self.facts.items()}
         rows["took"] = f"{duration(seconds)}, {peak_memory() / 1e9:.1f} GB of memory at most"
         if self.then:
-            rows["next"] = shlex.join(map(str, self.then))
-        return rows
+            rows["next"] = shlex.join(str(outputs.get(word, word)) for word in self.then)
+        width = max(map(len, rows))
+        indent = "\n" + " " * (width + 2)
+        return "\n".join(f"{name:<{width}}  {indent.join(value.splitlines())}" for name, value in rows.items())
 
 
 def reading_alike(labels: Path | None, counts: str) -> tuple[Path | str, ...]:
@@ -57,36 +54,29 @@ def reading_alike(labels: Path | None, counts: str) -> tuple[Path | str, ...]:
     return *(() if labels is None else ("--labels", labels)), *(() if counts == "auto" else ("--counts", counts))
 
 
-def generating(model: Path) -> tuple[Path | str, ...]:
-    """Return the words of a command that generates cells of a model."""
-    return "bdm", "generate", model, "generated.h5ad", "--cells", "100"
+def as_command(function: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
+    """Make a function a command: add shared options, write its outputs whole, and print its summary.
 
-
-def evaluating(cells: "AnnData | None", model: "BranchedModel", *words: Path | str) -> tuple[Path | str, ...]:
-    """Return the command ``words`` if ``cells`` include test cells for the model."""
-    if cells is None or not {"cell_type", "split"} <= {*cells.obs} or "test" not in set(cells.obs["split"]):
-        return ()
-    return words if cells.var_names.equals(model.autoencoder.genes.index) else ()
-
-
-def command_with_summary(command: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
-    """Add shared options to a command, and print its summary; ``computes`` adds ``--threads``."""
+    The function writes its outputs to scratch paths, which it gets as arguments. They replace the outputs once it has
+    returned; if it fails, they are removed. ``computes`` adds ``--threads``.
+    """
     shared: dict[str, Any] = {"force": Force, "quiet": Quiet, "verbose": Verbose}
     if computes:
         shared = {"threads": Threads, **shared}
-    own = inspect.signature(command)
+    own = inspect.signature(function)
     added = [
         inspect.Parameter(name, KEYWORD, default=None, annotation=annotation) for name, annotation in shared.items()
     ]
     signature = own.replace(parameters=[*own.parameters.values(), *added])
     options = options_of(signature)
 
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
         start = time.monotonic()
-        arguments = arguments_of(signature, options, given)
-        check_outputs(signature, arguments, force=arguments.pop("force"))
+        arguments = arguments_of(signature, options, values)
         quiet, verbose, threads = (arguments.pop(name, None) for name in ("quiet", "verbose", "threads"))
+        outputs = [each.setting for each in options if Output in each.setting.notes and arguments[each.setting.name]]
+        check_outputs(outputs, arguments, force=arguments.pop("force"))
         with ExitStack() as context:
             context.enter_context(show_messages(quiet=quiet, verbose=verbose))
             if computes:
@@ -95,14 +85,16 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
                 context.enter_context(using_threads(threads))
             if verbose:
                 logger.debug("%s", versions())
-            for name, value in given.items():
+            for name, value in values.items():
                 logger.debug("%s: %s", name, value)
             try:
-                summary = command(**arguments)
+                with scratch_paths(outputs, arguments) as scratch:
+                    summary = function(**arguments | scratch)
             except KeyboardInterrupt as stop:
                 raise Interrupted("Stopped, and wrote nothing; the same command starts again.") from stop
             if summary is not None:
-                logger.info("%s", aligned(summary.rows(seconds=time.monotonic() - start)))
+                table = summary.table(by_scratch(scratch, arguments), seconds=time.monotonic() - start)
+                logger.info("%s", table)
 
     vars(run)["__signature__"] = signature.replace(parameters=[option.parameter for option in options])
     run.__annotations__ = {option.parameter.name: option.parameter.annotation for option in options}
@@ -146,13 +138,6 @@ def versions() -> str:
     packages = " ".join(f"{name} {number}" for name, number in package_versions().items())
     machine = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}"
     return f"bdm {__version__}, {packages}, {machine}, {chosen_threads()} threads"
-
-
-def aligned(rows: dict[str, str]) -> str:
-    """Format rows as an aligned text table."""
-    width = max(map(len, rows))
-    indent = "\n" + " " * (width + 2)
-    return "\n".join(f"{name:<{width}}  {indent.join(value.splitlines())}" for name, value in rows.items())
 
 
 def peak_memory() -> int:
@@ -297,42 +282,76 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """File that an existing folder must hold to be replaced by an output."""
+
+    file: str
+
+
+@dataclass(frozen=True)
 class Ending:
     """Required ending of an output; files are read by their ending."""
 
     suffix: str
-    other: str | None = None  # also allowed
+    alternative: str | None = None
 
 
-def check_outputs(signature: inspect.Signature, arguments: dict[str, Any], *, force: bool) -> None:
+def check_outputs(outputs: list[Setting], arguments: dict[str, Any], *, force: bool) -> None:
     """Reject outputs that exist (unless ``force``), overwrite inputs, or have a wrong ending."""
     from bdm._core.files import reject_existing
 
-    notes = {name: getattr(option.annotation, "__metadata__", ()) for name, option in signature.parameters.items()}
-    written = [name for name, of_argument in notes.items() if Output in of_argument]
-    inputs = [path for name, value in arguments.items() if name not in written for path in paths_in(value)]
-    check_replaced([arguments[name] for name in written], inputs)
-    for name in written:
-        for ending in [note for note in notes[name] if isinstance(note, Ending)]:
-            if arguments[name] is not None and arguments[name].suffix.lower() not in (ending.suffix, ending.other):
-                known = ending.suffix if ending.other is None else f"{ending.suffix} or {ending.other}"
-                raise InputError(f"{arguments[name]} does not end in {known}; name an output that does.")
-        if arguments[name] is not None and not force:
-            reject_existing(arguments[name])
+    paths = {output.name: arguments[output.name] for output in outputs}
+    check_replaced([*paths.values()], paths_in([value for name, value in arguments.items() if name not in paths]))
+    for output in outputs:
+        path, ending = paths[output.name], output.note(Ending)
+        if ending is not None and path.suffix.lower() not in (ending.suffix, ending.alternative):
+            endings = " or ".join(filter(None, (ending.suffix, ending.alternative)))
+            raise InputError(f"{path} does not end in {endings}; name an output that does.")
+        if not force:
+            reject_existing(path)
 
 
-def check_replaced(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
+@contextmanager
+def scratch_paths(outputs: list[Setting], arguments: dict[str, Any]) -> Iterator[dict[str, Path]]:
+    """Yield a scratch path for each output, which replaces it on success; errors name the output."""
+    from bdm._core.files import atomic_write
+
+    scratch: dict[str, Path] = {}
+    try:
+        with ExitStack() as files:
+            for output in outputs:
+                holding = output.note(Holding)
+                path = atomic_write(arguments[output.name], folder_of=holding and holding.file)
+                scratch[output.name] = files.enter_context(path)
+            yield scratch
+    except InputError as error:
+        error.args = (in_place(error.args[0], by_scratch(scratch, arguments)),)
+        raise
+
+
+def by_scratch(scratch: dict[str, Path], arguments: dict[str, Any]) -> dict[Path | str, Path]:
+    """Return the outputs by their scratch paths."""
+    return {path: arguments[name] for name, path in scratch.items()}
+
+
+def in_place(text: str, outputs: Mapping[Path | str, Path]) -> str:
+    """Name outputs in a text in place of their scratch paths."""
+    for scratch, output in outputs.items():
+        text = text.replace(str(scratch), str(output))
+    return text
+
+
+def check_replaced(outputs: list[Path], inputs: list[Path]) -> None:
     """Reject outputs that would overwrite or contain an input or another output."""
-    written = [out for out in outputs if out is not None]
-    number, read = Counter(out.resolve() for out in written), list(inputs)
-    for out in written:
+    number = Counter(out.resolve() for out in outputs)
+    for out in outputs:
         place = out.resolve()
         if number[place] > 1:
             raise InputError(f"Two outputs would be written to {out}; name a file for each.")
-        for path in (*read, *written):
+        for path in (*inputs, *outputs):
             if path is not out and path.resolve() != place and path.resolve().is_relative_to(place):
                 raise InputError(f"{path} is in {out}, which is replaced as a whole; name another output.")
-        for path in read:
+        for path in inputs:
             if path.resolve() == place or is_part(place, of=path.resolve()):
                 raise InputError(f"{out} would be read and overwritten; name another output.")
 
@@ -357,6 +376,7 @@ def paths_in(value: Any) -> list[Path]:
 
 OutFile = Annotated[Path, Output, "File to write."]
 OutFolder = Annotated[Path, Output, "Folder to write."]
+OutModel = Annotated[OutFolder, Holding("model.json")]
 OutCells = Annotated[Path, Output, Ending(".h5ad"), "AnnData file (.h5ad) to write."]
 OutGenerated = Annotated[
     Path,
@@ -368,10 +388,6 @@ OutGenerated = Annotated[
 Prepared = Annotated[Path, "Cells made by bdm prepare (.h5ad)."]
 AutoencoderFolder = Annotated[Path, "Folder made by bdm autoencoder."]
 ModelFolder = Annotated[Path, "Folder made by bdm train or bdm fit."]
-OfModel = Annotated[Path | None, "Model that was fitted on the cells, if these were not made by bdm prepare."]
-TestCells = Annotated[Path | None, "Test cells, which the model was not fitted on; needs --model."]
-HeldOutCells = Annotated[Path | None, "Test cells, which no method was fitted on, in a file of their own."]
-Compare = Annotated[tuple[str, ...], "Other cells to evaluate in the same way, as NAME=FILE."]
 AtValues = Annotated[
     tuple[str, ...], "Value of a covariate, as NAME=NUMBER, or values spread over a range, as NAME=LOW:HIGH."
 ]

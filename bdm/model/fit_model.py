@@ -1,9 +1,10 @@
-"""Fit models: all stages from prepared cells, or the prior from latents."""
+"""Fit models: all stages from prepared cells, or stage by stage."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
 
 import anndata as ad
 import numpy as np
@@ -15,23 +16,54 @@ from bdm._core.files import preparation, provenance
 from bdm._core.kinds import PRIORS
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator, torch_generator
+from bdm._core.store import load, load_part, save
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.fit_autoencoder import fit_autoencoder
-from bdm.autoencoder.latent import LatentCells, encode, latent_cells, library_size_range
+from bdm.autoencoder.latent import LatentCells, encode, latent_cells, library_size_range, read_latent, save_latent
 from bdm.autoencoder.levels import Levels, mean_count, quantiles
 from bdm.autoencoder.moments import Whitening, fit_whitening, population_moments
 from bdm.hierarchy.build import build_hierarchy
+from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.model.covariates import CovariateEffects, fit_covariates, with_residuals
 from bdm.model.donors import DonorEffects, fit_donors
 from bdm.model.model import BranchedModel, composition_of, expected_counts, observation_model
 from bdm.prior.base import PriorData, Sampler
-from bdm.settings import FitSettings, TrainSettings
+from bdm.settings import AutoencoderSettings, FitSettings, HierarchySettings, TrainSettings
 
 N_LEVELS = 2048  # cells to generate for the protein levels of a population
 N_CHECKED_CELLS = 100  # cells to generate for the check of a population
 MIN_SPREAD = 0.1  # smallest variance of generated cells relative to training cells; about 1 in a good model
 MAX_DISTANCE = 3  # largest distance between means of generated and training cells, in radii; about 0.1 in a good model
+
+
+@dataclass(frozen=True)
+class EncodedCells:
+    """Fitted autoencoder with the latents of its cells, without effects of covariates."""
+
+    autoencoder: GeneAutoencoder
+    latent: ad.AnnData
+    donors: DonorEffects | None
+    covariates: CovariateEffects | None
+
+    def save(self, folder: Path) -> None:
+        """Write a folder for :meth:`load`."""
+        checksum = save(folder, "autoencoder", self.autoencoder)
+        save_latent(folder, self.latent, of=checksum)
+        for kind, effects in (("donors", self.donors), ("covariates", self.covariates)):
+            if effects is not None:
+                save(folder, kind, effects, autoencoder=checksum)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a folder that :meth:`save` wrote."""
+        latent = read_latent(folder)
+        return cls(
+            load(folder, "autoencoder", GeneAutoencoder),
+            latent,
+            load_part(folder, "donors", DonorEffects, of="autoencoder"),
+            load_part(folder, "covariates", CovariateEffects, of="autoencoder"),
+        )
 
 
 def fit(
@@ -65,49 +97,53 @@ def fit(
     Model, and tables of its training by name: ``autoencoder`` with training and validation losses by step, and the
     tables of :class:`bdm.prior.base.FittedPrior`.
     """
-    autoencoder, losses = fit_autoencoder(
-        prepared,
-        settings.autoencoder,
-        seed=seed,
-        device=device,
-        provenance=provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(prepared)),
-    )
+    encoded, losses = fit_and_encode(prepared, settings.autoencoder, seed=seed, device=device)
+    hierarchy = fit_hierarchy(encoded.latent, settings.hierarchy, seed=seed, tree=tree)
+    model, history = fit_model(encoded, hierarchy, settings.train, seed=seed, device=device, **facts)
+    return model, {"autoencoder": losses, **history}
+
+
+def fit_and_encode(
+    prepared: ad.AnnData, settings: AutoencoderSettings, *, seed: int, device: str = "auto", **facts: str | None
+) -> tuple[EncodedCells, pd.DataFrame]:
+    """Train the count autoencoder, encode all cells, and fit effects of donors and covariates.
+
+    Returns also the training and validation losses by step. ``facts`` are added to the provenance of the autoencoder.
+    """
+    record = provenance(seed=seed, settings=asdict(settings), **facts, **preparation(prepared))
+    autoencoder, losses = fit_autoencoder(prepared, settings, seed=seed, device=device, provenance=record)
     latent = encode(prepared, autoencoder)
     covariates = fit_covariates(prepared, latent)
     latent = with_residuals(latent, covariates)
-    hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=tree)
-    record = provenance(seed=seed, settings=asdict(settings.train), **facts)
-    model, history = fit_model(
-        latent,
-        autoencoder,
-        hierarchy,
-        settings.train,
-        seed=seed,
-        device=device,
-        donors=fit_donors(prepared, latent, autoencoder),
-        covariates=covariates,
-        provenance=record,
-    )
-    return model, {"autoencoder": losses, **history}
+    return EncodedCells(autoencoder, latent, fit_donors(prepared, latent, autoencoder), covariates), losses
+
+
+def fit_hierarchy(latent: ad.AnnData, settings: HierarchySettings, *, seed: int, tree: Tree | None = None) -> Hierarchy:
+    """Build the hierarchy of encoded cells, and record their autoencoder and the file of the tree."""
+    hierarchy = build_hierarchy(latent_cells(latent), settings, seed=seed, tree=tree)
+    record: dict[str, Any] = {}
+    if "autoencoder" in latent.uns:
+        record["autoencoder"] = latent.uns["autoencoder"]
+    if isinstance(tree, Path):
+        record["tree"] = tree.name
+    return replace(hierarchy, provenance=record | hierarchy.provenance)
 
 
 @using_threads()
 def fit_model(
-    latent: ad.AnnData,
-    autoencoder: GeneAutoencoder,
+    encoded: EncodedCells,
     hierarchy: Hierarchy,
     settings: TrainSettings,
     *,
     seed: int,
     device: str = "auto",
-    donors: DonorEffects | None = None,
-    covariates: CovariateEffects | None = None,
-    provenance: dict[str, Any],
+    **facts: str | None,
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
     """Fit the prior to encoded cells, and assemble the model.
 
-    ``latent`` has no effects of covariates. Returns also the tables of :class:`bdm.prior.base.FittedPrior`.
+    Returns also the tables of :class:`bdm.prior.base.FittedPrior`. ``facts`` are added to the provenance of the model.
     """
+    autoencoder, latent = encoded.autoencoder, encoded.latent
     cells = latent_cells(latent)
     check_hierarchy(hierarchy, cells, autoencoder=latent.uns.get("autoencoder"))
     whitening = fit_whitening(cells)
@@ -123,9 +159,9 @@ def fit_model(
         prior=fitted.prior,
         composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
         library_sizes=library_size_range(latent),
-        provenance=provenance,
-        donor_effects=donors,
-        covariates=covariates,
+        provenance=provenance(seed=seed, settings=asdict(settings), **facts),
+        donor_effects=encoded.donors,
+        covariates=encoded.covariates,
     )
     return replace(model, levels=generated_levels(model, autoencoder.levels, seed=seed)), fitted.history
 

@@ -1,21 +1,17 @@
 """Commands of an ablation, whose parts of bdm are arguments: train and generate, as bdm has them."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bdm._core.files import atomic_write, provenance
-from bdm._core.store import load
-from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.latent import read_latent
+from bdm._core.files import atomic_write
 from bdm.data.prepare import read_prepared
 from bdm.generation.generate import generated_cells, write_cells
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import load_hierarchy
-from bdm.model.fit_model import fit_model
+from bdm.model.fit_model import EncodedCells, fit_model
 from bdm.model.model import load_model, save_model
 from bdm.prior.sampler import HierarchicalSampler
 from bdm.settings import GenerationSettings, TrainSettings
@@ -48,14 +44,7 @@ def run(*, sampler: Sampler = HierarchicalSampler, prior: str = TrainSettings.pr
         """Train on the latents of an autoencoder."""
         settings = TrainSettings(prior=prior, n_steps=n_steps, width=width)
         with atomic_write(model, folder_of="model.json") as folder:
-            fitted, tables = fit_model(
-                read_latent(autoencoder),
-                load(autoencoder, "autoencoder", GeneAutoencoder),
-                load_hierarchy(hierarchy),
-                settings,
-                seed=seed,
-                provenance=provenance(seed=seed, settings=asdict(settings)),
-            )
+            fitted, tables = fit_model(EncodedCells.load(autoencoder), load_hierarchy(hierarchy), settings, seed=seed)
             save_model(folder, fitted)
             for name, table in tables.items():
                 table.to_csv(folder / f"{name}.csv", index=False)
