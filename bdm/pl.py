@@ -32,7 +32,7 @@ from bdm.evaluation.evaluate import Evaluation
 from bdm.interpretation.interpretation import Interpretation
 from bdm.plotting.ancestral_states import ancestral_states, markers
 from bdm.plotting.branches import agreement, branch_genes, commitment
-from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
+from bdm.plotting.evaluation import genes, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power, transmutation, transmutation_genes
 from bdm.plotting.responses import covariates, lineage, response, response_errors
 from bdm.plotting.style import save_figure
@@ -50,7 +50,6 @@ __all__ = [
     "lineage",
     "markers",
     "power",
-    "properties",
     "response",
     "response_errors",
     "scores",
@@ -65,7 +64,6 @@ FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # figures of each r
     Evaluation: {
         "overall": scores,
         "by_type": scores_by_type,
-        "properties": properties,
         "genes": genes,
         "umap": umap,
         "covariates": covariates,

@@ -15,7 +15,6 @@ from bdm.data.cells import GENERATED
 from bdm.data.matrix import path_of, take_rows
 from bdm.data.prepare import prepare
 from bdm.evaluation.evaluate import Evaluation, evaluate
-from bdm.evaluation.properties import COLUMNS
 from bdm.settings import EvaluationSettings, PrepareSettings
 
 
@@ -51,7 +50,7 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog, capsys, mo
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     bdm("evaluate", files / "prepared.h5ad", files / "generated.h5ad", out, *options)
     shown = re.findall(r"(\w[\w ]+): 100%.* (\d+)/", capsys.readouterr().err)
-    assert dict(shown) == {"scoring": "3", "comparing properties": "3", "drawing": "6"}
+    assert dict(shown) == {"scoring": "3", "drawing": "5"}
 
     overall = pd.read_csv(out / "overall.csv", index_col="metric")
     assert overall.columns.tolist() == ["floor", "generated", "flat"]
@@ -67,16 +66,13 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog, capsys, mo
     assert evaluation.overall.loc["energy", "flat"] == pytest.approx(overall.loc["energy", "flat"], rel=1e-4)
     assert evaluation.provenance["settings"] == {"n_repeats": 1, "max_cells_per_type": 500}
     assert set(evaluation.provenance["sha256"]) == {"prepared", "generated", "flat"}
-    properties = pd.read_csv(out / "properties.csv", keep_default_na=False, na_values=["nan"])
-    assert properties.columns.tolist() == COLUMNS
-    assert len(properties) == len(evaluation.properties)
     numbers = pd.read_csv(out / "n_cells.csv", index_col="cell_type")
     assert numbers.columns.tolist() == [
         *("test", "train", "generated", "flat"),
         *("compared_test", "compared_floor", "compared_generated", "compared_flat"),
     ]
     assert numbers["compared_flat"].equals(evaluation.n_compared["flat"])
-    for name in ("overall", "by_type", "properties", "genes", "umap"):
+    for name in ("overall", "by_type", "genes", "umap"):
         assert imread(out / f"{name}.png").std() > 0.05
     assert "Comparing generated, flat with" in caplog.text
     assert any(message.split()[:3] == ["floor", "generated", "flat"] for message in caplog.messages)

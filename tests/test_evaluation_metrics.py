@@ -8,7 +8,7 @@ from bdm.data.cells import MIN_CELLS_FOR_MEANS, Cells, sample_by_type
 from bdm.data.filters import capped
 from bdm.data.gene_tests import Agreement, log_fold_changes, marker_genes
 from bdm.evaluation import metrics
-from bdm.evaluation.genes import gene_pairs, gene_statistics
+from bdm.evaluation.gene_scores import gene_pairs, gene_statistics
 from bdm.evaluation.metrics import (
     PairDistances,
     QueryCells,

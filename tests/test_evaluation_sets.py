@@ -14,9 +14,9 @@ from bdm.data.cells import Cells, RealCells, sample_by_type
 from bdm.data.gene_tests import marker_genes
 from bdm.data.genes import GeneNames
 from bdm.data.prepare import prepare
-from bdm.evaluation.evaluate import Evaluation, evaluate, resampling_seeds
-from bdm.evaluation.genes import gene_statistics, kolmogorov_smirnov, pooled_fold_changes, variable_genes
-from bdm.evaluation.resamples import ResampledCells, SizeLimits, match, resampled_cells
+from bdm.evaluation.evaluate import Evaluation, evaluate
+from bdm.evaluation.gene_scores import gene_statistics, kolmogorov_smirnov, pooled_fold_changes, variable_genes
+from bdm.evaluation.resamples import ResampledCells, SizeLimits, match, resampled_cells, resampling_seeds
 from bdm.evaluation.scores import MANY_CELLS, Reference, bin_of, bins_of, score_bins, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
 
@@ -242,8 +242,6 @@ def test_same_scores_by_the_same_seed_whatever_is_compared_and_with_bounds_that_
     again = evaluate(real, {"copies": training}, EvaluationSettings(n_repeats=1), size_limits=wide)
     pd.testing.assert_frame_equal(again.overall, evaluation.overall[["floor", "copies"]], check_exact=True)
     pd.testing.assert_frame_equal(again.by_type, evaluation.by_type.loc[["floor", "copies"]], check_exact=True)
-    of_copies = evaluation.properties.query("set == 'copies'").reset_index(drop=True)
-    pd.testing.assert_frame_equal(again.properties, of_copies, check_exact=True)
 
 
 def test_floor_is_half_of_few_training_cells(real, training, test_cells):

@@ -3,32 +3,36 @@
 import warnings
 from dataclasses import replace
 
+import differing_genes as genes
 import numpy as np
 import pandas as pd
+import property_values as values
 import pytest
+from differing_genes import OrderedValues
+from properties import NO_PROPERTIES, draw_distances
+from property_distances import (
+    COLUMNS,
+    KINDS,
+    LABEL,
+    MAX_COMPARED,
+    PROPERTIES,
+    Group,
+    compare_properties,
+    compare_resamples,
+    energy_coefficient,
+    ks,
+    no_properties,
+)
 from scipy import sparse, stats
 from test_evaluation_sets import independent_genes
 
 from bdm.data.cells import Cells, RealCells
 from bdm.data.prepare import gene_names, prepare
-from bdm.evaluation import genes, values
-from bdm.evaluation.evaluate import Evaluation, evaluate
-from bdm.evaluation.genes import OrderedValues, variable_genes
-from bdm.evaluation.properties import (
-    COLUMNS,
-    KINDS,
-    LABEL,
-    PROPERTIES,
-    Group,
-    compare_properties,
-    energy_coefficient,
-    ks,
-    no_properties,
-)
+from bdm.evaluation.gene_scores import kolmogorov_smirnov, variable_genes
 from bdm.evaluation.resamples import SizeLimits, resampled_cells
-from bdm.plotting.evaluation import NO_PROPERTIES, properties
-from bdm.plotting.style import figure_of
 from bdm.settings import EvaluationSettings, PrepareSettings
+
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")
@@ -72,23 +76,22 @@ def sets(training) -> dict[str, Cells]:
 
 
 @pytest.fixture(scope="module")
-def evaluation(real, sets) -> Evaluation:
-    return evaluate(real, sets, EvaluationSettings(n_repeats=1))
+def table(real, sets) -> pd.DataFrame:
+    return compare_properties(real, sets, EvaluationSettings(n_repeats=1), seed=0)
 
 
 @pytest.fixture(scope="module")
-def excess(evaluation) -> pd.DataFrame:
+def excess(table) -> pd.DataFrame:
     """How much farther from test cells than the floor all cells of each set are: properties x sets."""
-    table = evaluation.properties[evaluation.properties["by"] == "all"]
-    return table.assign(excess=table["value"] - table["floor"]).pivot(index="property", columns="set", values="excess")
+    table = table[table["by"] == "all"].assign(excess=table["value"] - table["floor"])
+    return table.pivot(index="property", columns="method", values="excess")
 
 
-def test_table_has_each_property_of_each_set_beside_the_floor(evaluation, sets):
-    table = evaluation.properties
+def test_table_has_each_property_of_each_set_beside_the_floor(table, sets):
     assert table.columns.tolist() == COLUMNS
-    assert set(table["set"]) == set(sets)
+    assert set(table["method"]) == set(sets)
     assert set(table["kind"]) == set(KINDS)
-    everything = table[(table["by"] == "all") & (table["set"] == "independent")]
+    everything = table[(table["by"] == "all") & (table["method"] == "independent")]
     assert set(PROPERTIES) - {"leiden"} <= set(everything["property"])
     assert everything[["value", "floor"]].notna().all(axis=None)
     assert table["value"].dropna().between(0, 1).all()
@@ -97,8 +100,8 @@ def test_table_has_each_property_of_each_set_beside_the_floor(evaluation, sets):
     assert places.is_monotonic_increasing
 
 
-def test_rows_by_label_are_of_enough_cells(evaluation, held_out):
-    table = evaluation.properties.query("set == 'independent'")
+def test_rows_by_label_are_of_enough_cells(table, held_out):
+    table = table.query("method == 'independent'")
     enough = held_out.n_by_type.index[held_out.n_by_type >= 10]
     assert set(table.loc[table["by"] == "label", "group"]) == set(enough)
     assert set(table.loc[table["by"] == "all", "group"]) == {""}
@@ -108,8 +111,8 @@ def test_rows_by_label_are_of_enough_cells(evaluation, held_out):
     assert not {"clustering", "variance_by_label", "integrated_batch"} & by_label
 
 
-def test_cells_without_batches_have_no_properties_of_batches(evaluation):
-    table = evaluation.properties.query("set == 'without batches'")
+def test_cells_without_batches_have_no_properties_of_batches(table):
+    table = table.query("method == 'without batches'")
     assert not {"silhouette_batch", "variance_by_batch", "mixing", "integrated_batch"} & set(table["property"])
 
 
@@ -158,7 +161,7 @@ def test_properties_are_averaged_over_resamples(real, sets):
     some = {"deeper": sets["deeper"]}
     genes = variable_genes(real.training)
     tables = [
-        compare_properties(resampled_cells(real, some, seeds, **arguments), genes, most=1000)
+        compare_resamples(resampled_cells(real, some, seeds, **arguments), genes, most=1000)
         for seeds in ([1, 2], [1], [2])
     ]
     both, first, second = (table.query("by == 'all'").set_index("property") for table in tables)
@@ -170,13 +173,13 @@ def test_properties_are_averaged_over_resamples(real, sets):
 def test_no_more_cells_than_the_limit_are_compared(real, sets):
     some = {"deeper": sets["deeper"]}
     resamples = resampled_cells(real, some, [0], max_cells_per_type=500, max_cells=1000)
-    table = compare_properties(resamples, variable_genes(real.training), most=60)
+    table = compare_resamples(resamples, variable_genes(real.training), most=60)
     assert 40 < table["n_cells"].max() <= 60 < len(real.test)
-    assert SizeLimits().properties < SizeLimits().compared
+    assert SizeLimits().compared > MAX_COMPARED
 
 
-def test_figure_shows_the_excess_of_each_set(evaluation, excess):
-    axes = properties(evaluation)
+def test_figure_shows_the_excess_of_each_set(table, excess):
+    axes = draw_distances(table).axes
     assert [axis.get_title(loc="left") for axis in axes] == list(KINDS.values())
     genes = axes[0]
     assert next(text.get_text() for text in genes.get_yticklabels()) == PROPERTIES["mean"].name
@@ -185,15 +188,14 @@ def test_figure_shows_the_excess_of_each_set(evaluation, excess):
     np.testing.assert_allclose(line.get_xdata(), shown)
 
 
-def test_figure_explains_lines_of_cell_types_where_there_are_any(evaluation):
-    table = evaluation.properties
-    assert "thin lines" in figure_of(properties(evaluation)).get_supxlabel()
-    of_all = replace(evaluation, properties=table[table["by"] != LABEL])
-    assert figure_of(properties(of_all)).get_supxlabel() == "distance to test cells beyond the floor's (line at 0)"
+def test_figure_explains_lines_of_cell_types_where_there_are_any(table):
+    assert "thin lines" in draw_distances(table).get_supxlabel()
+    of_all = draw_distances(table[table["by"] != LABEL])
+    assert of_all.get_supxlabel() == "distance to test cells beyond the floor's (line at 0)"
 
 
-def test_figure_without_properties_says_so(evaluation):
-    [axis] = properties(replace(evaluation, properties=no_properties()))
+def test_figure_without_properties_says_so():
+    [axis] = draw_distances(no_properties()).axes
     assert [text.get_text() for text in axis.texts] == [NO_PROPERTIES]
 
 
@@ -238,7 +240,7 @@ def test_correlations_are_those_within_types():
 def test_tests_between_types_are_those_of_scipy(training):
     label = "CD19+ B"
     is_type = training.cell_type == label
-    inside, outside = (genes.Moments.of(training, np.flatnonzero(rows)) for rows in (is_type, ~is_type))
+    inside, outside = (genes.Moments.from_cells(training, np.flatnonzero(rows)) for rows in (is_type, ~is_type))
     found = {
         "welch": genes.welch(inside, outside),
         "bartlett": genes.bartlett(inside, outside),
@@ -250,7 +252,7 @@ def test_tests_between_types_are_those_of_scipy(training):
         x, y = expression[is_type, gene], expression[~is_type, gene]
         table = [[(x > 0).sum(), (x == 0).sum()], [(y > 0).sum(), (y == 0).sum()]]
         distance = stats.ks_2samp(x, y, method="asymp").statistic
-        assert genes.kolmogorov_smirnov(x, y) == distance
+        assert kolmogorov_smirnov(x, y) == distance
         expected = {
             "welch": stats.ttest_ind(x, y, equal_var=False).pvalue,
             "bartlett": stats.bartlett(x, y).pvalue,
@@ -302,14 +304,14 @@ def test_few_values_have_no_distance():
     assert ks(np.array([0, 1, 2, 3, 4, np.inf]), np.array([0, 1, 2, 3, 4, np.inf])) == 0
 
 
-def test_leiden_clusters_are_compared_where_igraph_is_installed(evaluation):
+def test_leiden_clusters_are_compared_where_igraph_is_installed(table):
     pytest.importorskip("igraph")
-    table = evaluation.properties.query("by == 'all' and property == 'leiden'").set_index("set")
+    table = table.query("by == 'all' and property == 'leiden'").set_index("method")
     assert table.loc["shuffled", "value"] > 0.3 > table["floor"].max()
 
 
 def test_hubs_are_often_neighbours(training, held_out):
-    side = Group.of(held_out, held_out, variable_genes(training), seed=0).test
+    side = Group.from_cells(held_out, held_out, variable_genes(training), seed=0).test
     assert values.occurrence(side).mean() == pytest.approx(1)
     far = replace(side, components=np.concatenate([side.components[1:], 100 + side.components[:1]]))
     assert values.occurrence(far)[-1] == 0

@@ -303,7 +303,7 @@ def test_no_difference_in_few_cells_is_not_shown_as_like_real_cells(results):
 
 def test_page_shows_the_figures_that_commands_drew(page, full, results):
     shown = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page.read_text(encoding="utf-8"))
-    names = [f"evaluation/{name}.png" for name in ("by_type", "overall", "properties", "genes", "umap")]
+    names = [f"evaluation/{name}.png" for name in ("by_type", "overall", "genes", "umap")]
     names += ["interpretation/branch_genes.png", "transmutation/a/scores.png"]
     assert [b64decode(one) for one in shown] == [(full / name).read_bytes() for name in names]
     assert "branch_genes.png" not in report_page(replace(results, figures={}))

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,15 @@ from bdm.data.cells import FLOOR, GENERATED, MIN_CELLS_FOR_MEANS, Cells, Populat
 from bdm.data.gene_tests import marker_genes
 from bdm.data.genes import GeneNames
 from bdm.data.modalities import has_modalities, modalities_of
-from bdm.evaluation.genes import gene_statistics, marker_fold_changes, variable_genes
+from bdm.evaluation.gene_scores import gene_statistics, marker_fold_changes, variable_genes
 from bdm.evaluation.metrics import QueryCells, memorisation_of
 from bdm.evaluation.modality_scores import joint_umap, modality_scores
-from bdm.evaluation.properties import compare_properties
 from bdm.evaluation.resamples import (
     SIZE_LIMITS,
     ResampledCells,
     SizeLimits,
-    count_compared,
+    draw_resamples,
     match,
-    resampled_cells,
     sample_at_most,
     with_progress,
 )
@@ -76,11 +73,6 @@ class Evaluation(Result):
         and ``relative_energy``, see :func:`bdm.evaluation.scores.score_bins`. Empty without covariates.
     along
         Expression of genes in bins of covariates, see :func:`bdm.evaluation.scores.expression_along`.
-    properties
-        Distance to test cells (``value``, 0 at best) and distance of the floor (``floor``) in each ``property`` that
-        benchmarks of simulators compare. There is a row per property (of a ``kind``), generated set, and group of
-        cells (``by`` is ``all`` or ``label``, ``group`` its name). See
-        :func:`bdm.evaluation.properties.compare_properties`.
     n_cells
         Numbers of available cells: cell types x ``test``, ``train`` and the generated sets.
     n_compared
@@ -109,7 +101,6 @@ class Evaluation(Result):
     by_population: pd.DataFrame
     by_covariate: pd.DataFrame
     along: pd.DataFrame
-    properties: pd.DataFrame
     n_cells: pd.DataFrame
     n_compared: pd.DataFrame
     markers: dict[str, list[str]]
@@ -169,7 +160,6 @@ class Evaluation(Result):
         }
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-        self.properties.to_csv(folder / "properties.csv", index=False, float_format="%.4g")
         empty = pd.DataFrame(columns=["modality", "score", *self.overall])  # for RNA alone
         modalities = empty if self.modalities is None else self.modalities.reset_index()
         modalities.to_csv(folder / "modalities.csv", index=False, float_format="%.4g")
@@ -211,12 +201,10 @@ def evaluate(
     logger.info("Comparing %s with %d test cells of %s.", names, len(test), counted(len(test.n_by_type), "type"))
     if len(test.n_by_type) < 2:
         logger.info("F1 and log fold changes need two cell types; they are not computed.")
-    at_most = {"max_cells_per_type": settings.max_cells_per_type, "max_cells": size_limits.compared}
-    n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / count_compared(test, **at_most).sum()))
-    resamples = resampled_cells(real, generated, resampling_seeds(n_repeats, seed=seed), **at_most)
+    resamples = draw_resamples(real, generated, settings, size_limits, seed=seed)
     if populations is not None:
         encoded = (resample.with_populations(populations) for resample in resamples)
-        resamples = list(progress(encoded, total=n_repeats, doing="finding sub-populations", unit="resample"))
+        resamples = list(progress(encoded, total=len(resamples), doing="finding sub-populations", unit="resample"))
     marking = sample_at_most(test, most=size_limits.marking, seed=seed)
     whole = resamples[-1]
     embedded = {"test": whole.test, **whole.query}
@@ -245,7 +233,6 @@ def evaluate(
         by_population=by_population_table(scores),
         by_covariate=score_bins(resamples, test),
         along=expression_along(last.query, last.test, real.genes),
-        properties=compare_properties(resamples, pair_genes, most=size_limits.properties),
         n_cells=n_cells,
         n_compared=count_cells(embedded, n_cells.index),
         markers={name: real.genes[genes].tolist() for name, genes in markers.items()},
@@ -255,11 +242,6 @@ def evaluate(
         compute_embedding=cache(partial(joint_umap, mapped, var, seed=last.seed)),
         modalities=modalities,
     )
-
-
-def resampling_seeds(n_repeats: int, *, seed: int) -> list[int]:
-    """Return one seed per resample, each valid for scikit-learn."""
-    return list(map(int, np.random.default_rng(seed).integers(2**31, size=n_repeats)))
 
 
 def average_memorisation(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:

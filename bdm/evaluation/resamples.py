@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from bdm.data.cells import (
 )
 from bdm.data.filters import capped
 from bdm.data.modalities import Modality
+from bdm.settings import EvaluationSettings
 
 COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
 
@@ -59,7 +61,6 @@ class SizeLimits:
     pairs: int = 2_000_000_000  # pairs of query and training cells; query cells are subsampled to stay below
     marking: int = 50_000  # test cells for choosing marker genes and variable genes
     mapped: int = 4_000  # in the UMAP, over all sets
-    properties: int = 4_000  # per set, for the comparison of properties
 
 
 SIZE_LIMITS = SizeLimits()
@@ -95,6 +96,25 @@ def with_progress(resamples: Sequence[ResampledCells], *, doing: str) -> Iterato
     """
     compared = [(resample, name, cells) for resample in resamples for name, cells in resample.query.items()]
     yield from progress(compared, total=len(compared), doing=doing, unit="comparison")
+
+
+def draw_resamples(
+    real: RealCells,
+    generated: Mapping[str, TypedCells],
+    settings: EvaluationSettings,
+    size_limits: SizeLimits = SIZE_LIMITS,
+    *,
+    seed: int,
+) -> list[ResampledCells]:
+    """Draw the resamples of an evaluation; fewer than in the settings if there are many test cells."""
+    at_most = {"max_cells_per_type": settings.max_cells_per_type, "max_cells": size_limits.compared}
+    n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / count_compared(real.test, **at_most).sum()))
+    return resampled_cells(real, generated, resampling_seeds(n_repeats, seed=seed), **at_most)
+
+
+def resampling_seeds(n_repeats: int, *, seed: int) -> list[int]:
+    """Return one seed per resample, each valid for scikit-learn."""
+    return list(map(int, np.random.default_rng(seed).integers(2**31, size=n_repeats)))
 
 
 def resampled_cells(

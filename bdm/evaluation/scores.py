@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from bdm.data.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells, TypedCells
 from bdm.data.gene_tests import Agreement
-from bdm.evaluation.genes import (
+from bdm.evaluation.gene_scores import (
     gene_pairs,
     gene_statistics,
     kolmogorov_smirnov,

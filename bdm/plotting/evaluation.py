@@ -1,4 +1,4 @@
-"""Figures of an evaluation: scores, properties, genes and UMAP."""
+"""Figures of an evaluation: scores, genes and UMAP."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from bdm.data.cells import FLOOR
 from bdm.data.gene_tests import Agreement
 from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.properties import ALL, KINDS, PROPERTIES
 from bdm.evaluation.resamples import COORDINATES
 from bdm.evaluation.scores import SCORE_NAMES
-from bdm.evaluation.values import LABEL
 from bdm.plotting.style import (
     COLOURS,
     FLOOR_LINE,
@@ -31,7 +29,6 @@ from bdm.plotting.style import (
     checked,
     compare_genes,
     explain,
-    figure_of,
     name_rows,
     new_figure,
     open_frame,
@@ -39,7 +36,6 @@ from bdm.plotting.style import (
     shade_rows,
     shortened,
     shown_panels,
-    text_axes,
 )
 
 IDEALS = {
@@ -65,10 +61,6 @@ SCORES_BY_TYPE = ("energy", "forest_auc", "fold_change_correlation", "f1")  # sl
 KEY_WIDTH, KEY_HEIGHT = 0.5, 0.22  # inches of a number and its colour in the legend, and of a row
 NUMBER_SIZE = 0.05  # size of a number, as a share of a panel
 MAX_TYPES, N_WORST = 60, 40  # with more than MAX_TYPES types, only N_WORST have rows or numbers
-
-NO_PROPERTIES = "Too few cells could be compared to show their properties."  # shown instead of the figure
-COLUMNS = (("gene", "cell", "joint"), ("biology", "structure", "use"))  # columns of panels, by kind of properties
-ROW_HEIGHT, TITLE_HEIGHT = 0.26, 0.5  # in inches
 
 
 @dataclass(frozen=True)
@@ -199,79 +191,6 @@ def draw_scores_by_type(axis: Axes, values: pd.DataFrame, *, ideal: float) -> No
         mark: Style = {"color": style.colour, "markersize": 5, "zorder": 2 if name == FLOOR else 3 - offset}
         axis.plot(values[name], rows, style.marker, label=style.label, **mark)
     axis.axvline(ideal, label="ideal", zorder=1, **IDEAL_LINE)
-    open_frame(axis)
-
-
-# ---- properties
-
-
-def properties(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the distance to test cells in each property, minus the floor's.
-
-    The table ``properties`` of the evaluation has the values.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
-    """
-    checked(evaluation, Evaluation)
-    table = evaluation.properties
-    table = table[table["value"].notna() & table["floor"].notna()]
-    overall = table[table["by"] == ALL]
-    names = {
-        kind: [key for key in PROPERTIES if key in set(overall.loc[overall["kind"] == kind, "property"])]
-        for kind in KINDS
-        if (table["kind"] == kind).any()
-    }
-    columns = [present for kinds in COLUMNS if (present := [kind for kind in kinds if kind in names])]
-    if not columns:
-        return shown_panels(figure_of(text_axes(NO_PROPERTIES)), show=show)
-    heights = {kind: len(names[kind]) + TITLE_HEIGHT / ROW_HEIGHT for kind in names}
-    n_rows = max(sum(heights[kind] for kind in kinds) for kinds in columns)
-    figure = new_figure(5.5 * len(columns), 1.2 + ROW_HEIGHT * n_rows)
-    styles = {name: style for name, style in set_styles(evaluation.sets).items() if name != FLOOR}
-    grid = figure.add_gridspec(1, len(columns))
-    axes: list[Axes] = []
-    for column, kinds in enumerate(columns):
-        rows = grid[column].subgridspec(len(kinds), 1, height_ratios=[heights[kind] for kind in kinds])
-        for row, kind in enumerate(kinds):
-            axis = figure.add_subplot(rows[row], sharex=axes[0] if axes else None)
-            draw_properties(axis, table[table["kind"] == kind], names[kind], styles)
-            axis.set_title(KINDS[kind], fontsize=10, loc="left")
-            axis.tick_params(labelbottom=row == len(kinds) - 1)
-            axes.append(axis)
-    explain(figure, axes[0])
-    by_type = (table["by"] == LABEL) & table["set"].isin(styles)
-    note = "; thin lines: the middle half of cell types" if by_type.any() else ""
-    figure.supxlabel(f"distance to test cells beyond the floor's (line at 0){note}", fontsize=9)
-    return shown_panels(figure, show=show)
-
-
-def draw_properties(axis: Axes, table: pd.DataFrame, names: list[str], styles: dict[str, SetStyle]) -> None:
-    """Draw properties of one kind, one row each, with shifted markers per set."""
-    shade_rows(axis, len(names))
-    axis.axvline(0, **FLOOR_LINE)
-    excess = (table["value"] - table["floor"]).to_numpy()
-    position = pd.Series(range(len(names)), index=names)
-    offsets = np.linspace(-0.28, 0.28, len(styles) + 2)[1:-1]
-    for offset, (name, style) in zip(offsets, styles.items(), strict=True):
-        in_set = (table["set"] == name).to_numpy()
-        overall, within = (in_set & (table["by"] == by).to_numpy() for by in (ALL, LABEL))
-        by_type = pd.Series(excess[within]).groupby(table["property"].to_numpy()[within])
-        low, high = (by_type.quantile(share).reindex(names) for share in (0.25, 0.75))
-        axis.hlines(position + offset, low, high, color=style.colour, linewidth=1)
-        rows = position[table["property"].to_numpy()[overall]].to_numpy() + offset
-        mark: Style = {"color": style.colour, "markersize": 5, "zorder": 3 - offset}
-        axis.plot(excess[overall], rows, style.marker, label=style.label, **mark)
-    name_rows(axis, [PROPERTIES[key].name for key in names], fontsize=8)
-    axis.tick_params(axis="x", labelsize=8)
     open_frame(axis)
 
 

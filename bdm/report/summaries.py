@@ -51,7 +51,7 @@ NEEDED = {
     "generated.h5ad": "bdm generate",
     "evaluation/evaluation.json": "bdm evaluate",
     "evaluation/evaluation.safetensors": "bdm evaluate",
-    **{f"evaluation/{name}.png": "bdm evaluate" for name in ("overall", "by_type", "properties", "genes", "umap")},
+    **{f"evaluation/{name}.png": "bdm evaluate" for name in ("overall", "by_type", "genes", "umap")},
 }
 
 

@@ -150,7 +150,6 @@ rule evaluate:
     output:
         overall=f"{RUN}/{{comparison}}/overall.csv",
         by_type=f"{RUN}/{{comparison}}/by_type.csv",
-        properties=f"{RUN}/{{comparison}}/properties.csv",
     log:
         f"{RUN}/logs/evaluate-{{comparison}}.log",
     benchmark:

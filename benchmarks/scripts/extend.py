@@ -13,7 +13,6 @@ from bdm.data.cell_sets import read_generated, read_real_cells
 from bdm.data.cells import MIN_CELLS_FOR_MEANS, Cells
 from bdm.data.prepare import read_prepared
 from bdm.evaluation.evaluate import evaluate
-from bdm.evaluation.resamples import SizeLimits
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.model.fit_model import fit
@@ -27,7 +26,6 @@ from bdm.settings import (
 )
 
 SCORES = ["energy", "forest_auc"]
-FEW_PROPERTIES = SizeLimits(properties=100)  # few cells, as they are not shown
 
 
 def subset(prepared: AnnData, types: list[str]) -> AnnData:
@@ -78,7 +76,7 @@ def main(
         sets = [generated(fitted, real.test.n_by_type, seed=seed) for fitted in (model, extended)]
         check_unchanged(*sets)
         compared = {"extension": Cells.from_anndata(sets[1]), "joint": of_joint}
-        evaluation = evaluate(real, compared, EvaluationSettings(n_repeats=1), size_limits=FEW_PROPERTIES, seed=seed)
+        evaluation = evaluate(real, compared, EvaluationSettings(n_repeats=1), seed=seed)
         of_new = evaluation.by_type.xs(new, level="cell_type")[SCORES].rename_axis("method").reset_index()
         of_new.loc[of_new["method"] == "extension", list(seconds)] = list(seconds.values())
         tables.append(of_new.assign(cell_type=new, n_test=real.test.n_by_type[new]))

@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from property_distances import PROPERTIES
 
 from bdm.applications.audit.attacks import ATTACKS, CHANCE, COPIES
 from bdm.applications.power.differential import METHODS as TESTS
-from bdm.evaluation.properties import PROPERTIES
 from bdm.plotting.evaluation import set_styles
 from bdm.plotting.experiments import LABELS, PANELS, STYLES, draw_transmutation_scores
 from bdm.plotting.style import IDEAL_LINE, shade_rows

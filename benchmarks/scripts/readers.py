@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from property_distances import ALL
 from simulated import many_types
 from sklearn.metrics import adjusted_rand_score
 from synthetic_cells import sample_truth
@@ -15,7 +16,6 @@ from verdicts import REAL
 from bdm.applications.audit.attacks import GENERATED as ATTACKED
 from bdm.applications.audit.audit import TABLES
 from bdm.data.cells import FLOOR
-from bdm.evaluation.properties import ALL
 from bdm.evaluation.verdict import LIMITS, Grade
 from bdm.hierarchy.files import load_hierarchy
 
@@ -89,11 +89,10 @@ def cost(times: Path, method: str, steps: list[str]) -> dict[str, float]:
     }
 
 
-def properties(run: Path, *, comparison: str) -> pd.DataFrame:
-    """Read the properties of all cells of each method: its distance to test cells (``value``), and the floor's."""
-    table = pd.read_csv(run / comparison / "properties.csv").rename(columns={"set": "method"})
-    table = table[(table["by"] == ALL) & (table["method"] != FLOOR)]
-    return table.assign(method=table["method"].replace(METHODS))[["method", "property", "value", "floor"]]
+def properties(run: Path) -> pd.DataFrame:
+    """Read the distance to test cells (``value``) of each method in each property of all cells, and the floor's."""
+    table = study(run, name="properties")
+    return table.loc[table["by"] == ALL, ["method", "property", "value", "floor"]]
 
 
 def branches(run: Path) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from bdm._core.seeds import numpy_generator
 from bdm.data.cells import MIN_CELLS_FOR_MEANS, Cells, RealCells, sample_by_type
 from bdm.data.prepare import gene_names, read_prepared
 from bdm.evaluation.evaluate import Evaluation, evaluate
-from bdm.evaluation.resamples import SizeLimits
 from bdm.evaluation.verdict import LIMITS, Grade
 from bdm.settings import EvaluationSettings
 
@@ -22,7 +21,6 @@ REAL = "real cells"
 BOUNDS = (LIMITS.min_cells, 35, 100, 300)  # fewest cells of a type in each group of verdicts
 SHARES = {"train": 0.38, "generated": 0.44, "test": 0.18}  # of the cells of each type
 SLOPES = np.linspace(-2, 8, 101)  # of log weights along the main axis
-NO_PROPERTIES = SizeLimits(properties=100)  # few cells, as verdicts do not depend on properties
 Fault = Callable[[Cells, Cells, np.random.Generator], Cells]
 
 
@@ -174,7 +172,7 @@ def main(
             name: fault(parts["generated"], parts["train"], generator) for name, fault in faults.items()
         }
         real = RealCells(parts["train"], parts["test"], gene_names(adata))
-        evaluation = evaluate(real, sets, settings, size_limits=NO_PROPERTIES, seed=int(generator.integers(2**31)))
+        evaluation = evaluate(real, sets, settings, seed=int(generator.integers(2**31)))
         tables += [verdicts_of(evaluation, name).assign(split=split) for name in sets]
     write_rows(tidy(pd.concat(tables), ["method", "cell_type", "group", "split"]), out)
 

@@ -21,8 +21,6 @@ rule evaluate:
             "results/{dataset}/evaluation/covariates.png", "Evaluation", "genes along covariates (figure)"
         ),
         modalities="results/{dataset}/evaluation/modalities.csv",
-        properties=in_archive("results/{dataset}/evaluation/properties.csv", "Evaluation", "properties (table)"),
-        properties_figure=in_archive("results/{dataset}/evaluation/properties.png", "Evaluation", "properties (figure)"),
         umap=in_archive("results/{dataset}/evaluation/umap.png", "Evaluation", "map of cells (figure)"),
         by_type_figure=in_archive(
             "results/{dataset}/evaluation/by_type.png", "Evaluation", "scores by cell type (figure)"

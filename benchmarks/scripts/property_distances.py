@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -11,15 +11,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import property_values as values
+from differing_genes import GENE_TESTS, compare_genes
+from property_values import BATCH, LABEL, Side
 from scipy.spatial.distance import pdist
 from sklearn.metrics import silhouette_samples
 
-from bdm.data.cells import FLOOR, Cells, sample_by_type, smaller_numbers
-from bdm.evaluation import values
-from bdm.evaluation.genes import GENE_TESTS, compare_genes, correlations, kolmogorov_smirnov, zero_fraction
+from bdm.data.cells import FLOOR, Cells, RealCells, TypedCells, sample_by_type, smaller_numbers
+from bdm.data.modalities import has_modalities, modalities_of
+from bdm.evaluation.gene_scores import correlations, kolmogorov_smirnov, variable_genes, zero_fraction
 from bdm.evaluation.metrics import TINY, PairDistances, joint_components
-from bdm.evaluation.resamples import ResampledCells, match, sample_at_most, with_progress
-from bdm.evaluation.values import BATCH, LABEL, Side
+from bdm.evaluation.resamples import (
+    SIZE_LIMITS,
+    ResampledCells,
+    draw_resamples,
+    match,
+    sample_at_most,
+    with_progress,
+)
+from bdm.settings import EvaluationSettings
 
 KINDS = {
     "gene": "genes",
@@ -30,10 +40,11 @@ KINDS = {
     "use": "use in an analysis",
 }
 ALL = "all"  # group of all cells; groups of one cell type have LABEL
-TEXTS = ["property", "kind", "set", "by", "group"]
+TEXTS = ["method", "property", "kind", "by", "group"]
 COLUMNS = [*TEXTS, "n_cells", "value", "floor"]  # of the table of properties
 MIN_CELLS_OF_GROUP = 10  # with fewer cells, distances are mostly noise
 MAX_GROUPS = 50  # cell types with separate rows
+MAX_COMPARED = 4000  # cells of a set in a resample
 MAX_CELLS = 2000  # per side, for properties that need quadratic time
 MAX_POINTS = 500  # per side, for distances in two dimensions
 MIN_VALUES = 5  # per side
@@ -117,19 +128,31 @@ PROPERTIES: dict[str, Property] = {
 }
 
 
-def compare_properties(resamples: Sequence[ResampledCells], genes: np.ndarray, *, most: int) -> pd.DataFrame:
-    """Compare the properties of each set with test cells, averaged over resamples.
+def compare_properties(
+    real: RealCells, generated: Mapping[str, TypedCells], settings: EvaluationSettings, *, seed: int
+) -> pd.DataFrame:
+    """Compare the properties of each generated set with test cells, averaged over resamples.
 
-    Returns a row per property, set and group of cells. ``value`` is the distance to test cells, 0 at best; ``floor`` is
-    the distance of the floor; ``by`` is ``all`` or ``label``.
+    Returns a row per property, method and group of cells. ``value`` is the distance to test cells, 0 at best;
+    ``floor`` is the distance of the floor; ``by`` is ``all`` or ``label``.
     """
+    if has_modalities(real.names.var):
+        rna = modalities_of(real.names.var)[0]
+        real, generated = real.of_modality(rna), {name: cells.of_modality(rna) for name, cells in generated.items()}
+    resamples = draw_resamples(real, generated, settings, seed=seed)
+    genes = variable_genes(sample_at_most(real.test, most=SIZE_LIMITS.marking, seed=seed))
+    return compare_resamples(resamples, genes, most=MAX_COMPARED)
+
+
+def compare_resamples(resamples: Sequence[ResampledCells], genes: np.ndarray, *, most: int) -> pd.DataFrame:
+    """Compare the properties of each set with test cells, averaged over ``resamples``."""
     rows = []
     for resample, name, cells in with_progress(resamples, doing="comparing properties"):
         matched = match(cells, resample.test, seed=resample.seed)
         query, test = (sample_at_most(side, most=most, seed=resample.seed) for side in matched)
-        for by, group, n_cells, distances in compare_groups(Group.of(query, test, genes, seed=resample.seed)):
+        for by, group, n_cells, distances in compare_groups(Group.from_cells(query, test, genes, seed=resample.seed)):
             rows += [
-                {"property": key, "set": name, "by": by, "group": group, "n_cells": n_cells, "value": value}
+                {"property": key, "method": name, "by": by, "group": group, "n_cells": n_cells, "value": value}
                 for key, value in distances.items()
             ]
     return add_floor(pd.DataFrame(rows)) if rows else no_properties()
@@ -143,8 +166,8 @@ def no_properties() -> pd.DataFrame:
 def add_floor(rows: pd.DataFrame) -> pd.DataFrame:
     """Average over resamples, and add the value of the floor to each row."""
     keys = ["property", "by", "group"]
-    means = rows.groupby(["set", *keys], sort=False)[["n_cells", "value"]].mean().reset_index()
-    is_floor = means["set"] == FLOOR
+    means = rows.groupby(["method", *keys], sort=False)[["n_cells", "value"]].mean().reset_index()
+    is_floor = means["method"] == FLOOR
     floor = means[is_floor].set_index(keys)["value"].rename("floor")
     table = means[~is_floor].join(floor, on=keys)
     table["kind"] = table["property"].map({key: each.kind for key, each in PROPERTIES.items()})
@@ -162,7 +185,7 @@ class Group:
     seed: int
 
     @classmethod
-    def of(cls, query: Cells, test: Cells, genes: np.ndarray, *, seed: int) -> Group:
+    def from_cells(cls, query: Cells, test: Cells, genes: np.ndarray, *, seed: int) -> Group:
         """Compute joint principal components and effective library sizes of matched cells."""
         components = joint_components(query.expression, test.expression, seed=seed)
         reference = np.asarray(test.counts.sum(axis=0)).ravel()
