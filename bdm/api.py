@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from bdm.applications.design.design import Design
     from bdm.applications.extension.extend import FittedExtension
     from bdm.applications.power.analysis import PowerAnalysis
-    from bdm.applications.responses.responses import Responses
+    from bdm.applications.relations.responses import Responses
     from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
     from bdm.data.cells import TypedCells
     from bdm.evaluation.evaluate import Evaluation
@@ -805,7 +805,7 @@ class BranchedDiffusion:
             If a result belongs to another model or other cell types.
         """
         from bdm.applications.audit.audit import audit_section
-        from bdm.applications.responses.responses import responses_section
+        from bdm.applications.relations.responses import responses_section
 
         section = None if audit is None else audit_section(audit, self.model)
         of_responses = None if responses is None else responses_section(responses, self.model.cell_types)

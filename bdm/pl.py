@@ -24,9 +24,9 @@ from typing import Any
 from bdm._core.progress import progress
 from bdm.applications.audit.audit import Audit
 from bdm.applications.extension.extend import ExtensionReport
-from bdm.applications.lineages.lineage import Lineage
 from bdm.applications.power.analysis import PowerAnalysis
-from bdm.applications.responses.responses import Responses
+from bdm.applications.relations.lineage import Lineage
+from bdm.applications.relations.responses import Responses
 from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
 from bdm.evaluation.evaluate import Evaluation
 from bdm.interpretation.interpretation import Interpretation

@@ -16,8 +16,6 @@ The module also has the classes of results, to load them from their folders.
 """
 
 from bdm.applications.audit.audit import Audit
-from bdm.applications.lineages.lineage import Lineage, lineage
-from bdm.applications.lineages.reconstruct import fates, reconstruct
 from bdm.applications.power.analysis import PowerAnalysis
 from bdm.applications.power.differential import (
     ExperimentSettings,
@@ -26,8 +24,13 @@ from bdm.applications.power.differential import (
     pseudobulk_tests,
     wilcoxon_tests,
 )
-from bdm.applications.responses.predict import predict
-from bdm.applications.responses.responses import Responses, respond
+from bdm.applications.relations.fates import fates
+from bdm.applications.relations.fit_lineage import lineage
+from bdm.applications.relations.lineage import Lineage
+from bdm.applications.relations.predict import predict
+from bdm.applications.relations.reconstruct import reconstruct
+from bdm.applications.relations.respond import respond
+from bdm.applications.relations.responses import Responses
 from bdm.evaluation.predicted import PredictedEvaluation, evaluate_predicted
 from bdm.settings import LineageSettings, PredictedEvaluationSettings, ResponseSettings
 

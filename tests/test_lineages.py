@@ -1,4 +1,4 @@
-"""Lineages: trees and times, what was measured, the law, reconstructed cells, and what is rejected."""
+"""Lineages: trees and times, what was measured, the Gaussian process, reconstructed cells, and what is rejected."""
 
 import re
 from dataclasses import replace
@@ -15,11 +15,11 @@ from test_workflow import ROOT, snakemake, write_config
 import bdm as package
 from bdm import tl
 from bdm._core.errors import InputError
-from bdm.applications.kriging.gaussian_process import left_out
-from bdm.applications.lineages.lineage import Lineage, groups_of
-from bdm.applications.lineages.measured_lineage import locate, measure
-from bdm.applications.lineages.reconstruct import parsed_time
-from bdm.applications.lineages.tree import LineageTree, Places, divisions, read_lineage_tree
+from bdm.applications.relations.fit_lineage import measure, rows_by_value
+from bdm.applications.relations.lineage import Lineage
+from bdm.applications.relations.lineage_cells import locate
+from bdm.applications.relations.lineage_tree import LineageTree, Places, divisions, read_lineage_tree
+from bdm.applications.relations.reconstruct import parsed_time
 from bdm.settings import LineageSettings
 
 TREE = read_lineage_tree(NEWICK)
@@ -101,15 +101,15 @@ def test_places_share_time_until_their_ancestor_divides():
     assert (np.linalg.eigvalsh(shared) > -1e-9).all()
 
 
-# ---- the law
+# ---- the Gaussian process
 
 
 def test_nodes_left_out_in_closed_form_are_as_predicted_without(cells, lineage):
     found = measure(*locate(cells, SETTINGS, TREE), TREE, SETTINGS)
-    data, kernels = found.data(), found.kernels("all")
     group = np.flatnonzero(found.points["node"] == "a")
-    groups = groups_of(found.points["node"])
-    mean = left_out(lineage.law, data, kernels, groups)[0][:, group]
+    groups = rows_by_value(found.points["node"])
+    process = replace(found, prior=lineage.prior).gaussian_process()
+    mean = process.leave_out(groups)[0][:, group]
     others = np.setdiff1d(np.arange(len(found.points)), group)
     lacking = replace(
         lineage, **{name: getattr(found, name)[others] for name in ("log_share", "variance")},

@@ -19,7 +19,7 @@ from test_responses import simulated_cells
 
 from bdm import tl
 from bdm._core.errors import InputError
-from bdm.applications.lineages.tree import read_lineage_tree
+from bdm.applications.relations.lineage_tree import read_lineage_tree
 from bdm.cli import app
 from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.prepare import read_prepared

@@ -1,4 +1,4 @@
-"""Responses to conditions: as measured, by the law where not, cells in other conditions, and what is rejected."""
+"""Responses to conditions: as measured, predicted where not, cells in other conditions, and what is rejected."""
 
 import re
 from dataclasses import replace
@@ -14,11 +14,12 @@ from test_workflow import ROOT, snakemake, write_config
 import bdm as package
 from bdm import tl
 from bdm._core.errors import InputError
-from bdm.applications.kriging.gaussian_process import Hypothesis, evidence_of, fit_law, left_out, predict, solve
-from bdm.applications.kriging.log_expression import PSEUDO
-from bdm.applications.responses.measured_responses import Relations, heights, measure
-from bdm.applications.responses.predict import effects_of_cells
-from bdm.applications.responses.responses import Responses, measurements
+from bdm.applications.relations.gaussian_process import Hypothesis
+from bdm.applications.relations.predict import cells_to_change
+from bdm.applications.relations.pseudobulk import PSEUDO
+from bdm.applications.relations.related_types import tree_heights
+from bdm.applications.relations.respond import measure
+from bdm.applications.relations.responses import Responses
 from bdm.hierarchy.files import as_clade
 from bdm.settings import ResponseSettings
 
@@ -31,7 +32,7 @@ SETTINGS = ResponseSettings(label_key="kind")
 def simulated_cells(*, shared: float, seed: int, n_cells: int = 120, n_donors: int = 0, between: float = 0.0):
     """Cells of seven types in two conditions, whose responses covary along their tree as much as ``shared`` says."""
     rng = np.random.default_rng(seed)
-    path = np.linalg.cholesky(1 - heights(as_clade(TREE), TYPES) + 1e-9 * np.eye(7))
+    path = np.linalg.cholesky(1 - tree_heights(as_clade(TREE), TYPES) + 1e-9 * np.eye(7))
     profile = rng.normal(0, 1, N_GENES) + 0.7 * path @ rng.normal(size=(7, N_GENES))
     mean = rng.normal(0, 0.5, N_GENES) * (rng.random(N_GENES) < 0.5)
     evolved, independent = path @ rng.normal(size=(7, N_GENES)), rng.normal(size=(7, N_GENES))
@@ -124,28 +125,26 @@ def test_several_columns_are_crossed(cells):
     assert predicted.obs[["condition", "dose"]].drop_duplicates().to_numpy().tolist() == [["stim", "low"]]
 
 
-# ---- the law
+# ---- the Gaussian process
 
 
 def test_places_that_are_left_out_together_do_not_predict_each_other(cells):
-    found, relations = measure(cells, SETTINGS), Relations.of(measure(cells, SETTINGS).profile, TYPES)
-    data, kernels = measurements(found, 0, relations), relations.kernels("all")
-    law, others = fit_law(data, kernels), np.array([0, 2, 3, 5, 6])
-    mean, variance = left_out(law, data, kernels, [np.array([1, 4]), others])
-    lacking = replace(data, effect=data.effect[:, others], variance=data.variance[:, others], measured=others)
-    direct = predict(law, lacking, kernels, np.array([1, 4]))
+    found, others = measure(cells, SETTINGS), np.array([0, 2, 3, 5, 6])
+    data = found.gaussian_process("stim", found.relations()).fit()
+    mean, variance = data.leave_out([np.array([1, 4]), others])
+    lacking = replace(data, values=data.values[:, others], variance=data.variance[:, others], measured=others)
+    direct = lacking.predict(np.array([1, 4]))
     np.testing.assert_allclose(mean[:, [1, 4]], direct.mean, atol=1e-8)
     np.testing.assert_allclose(variance[:, [1, 4]], direct.variance + data.variance[:, [1, 4]].numpy(), rtol=1e-6)
-    np.testing.assert_allclose(sum(direct.parts.values()), direct.mean, atol=1e-9)
+    np.testing.assert_allclose(sum(direct.terms.values()), direct.mean, atol=1e-9)
 
 
 def test_evidence_of_hypotheses_of_one_factor_is_that_of_each_alone(cells):
     found = measure(cells, SETTINGS)
-    relations = Relations.of(found.profile, TYPES)
-    data, kernels = measurements(found, 0, relations), [torch.from_numpy(of) for of in relations.kernels("all")]
+    data = found.gaussian_process("stim", found.relations())
     hypotheses = [Hypothesis(kernel, 0.9, 0.5, level) for kernel in (-1, 2) for level in (0.0, 0.3, 1.0)]
-    each = torch.stack([solve(of, data, kernels, 0.2).evidence for of in hypotheses], dim=1)
-    torch.testing.assert_close(evidence_of(hypotheses, data, kernels, 0.2), each)
+    each = torch.stack([data.condition(of, 0.2).evidence for of in hypotheses], dim=1)
+    torch.testing.assert_close(data.evidence(hypotheses, 0.2), each)
 
 
 def test_the_tree_predicts_what_evolved_along_it(cells):
@@ -251,9 +250,9 @@ def test_a_new_type_is_predicted_from_its_control_cells(cells, caplog):
 
 def test_effects_are_those_by_which_the_given_cells_are_changed(cells):
     found = tl.respond(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
-    expected = effects_of_cells(found, of(cells, "e", "ctrl"), "stim")
-    pd.testing.assert_frame_equal(effects_of_cells(found, cells, "stim", cell_types=("e",)), expected)
-    back = effects_of_cells(found, cells, "ctrl", cell_types=("a",))
+    expected = cells_to_change(found, of(cells, "e", "ctrl"), "stim").effects()
+    pd.testing.assert_frame_equal(cells_to_change(found, cells, "stim", "e").effects(), expected)
+    back = cells_to_change(found, cells, "ctrl", "a").effects()
     assert set(back["condition"]) == {"stim"}
     expected = found.effects("stim", ["a"])
     pd.testing.assert_frame_equal(back.drop(columns="condition"), expected, check_column_type=False)
@@ -277,7 +276,7 @@ def test_cells_that_lack_genes_change_as_with_all_genes(cells, name, most, caplo
     before, after, expected = (np.log(one.X.sum(axis=0).A1) for one in sets)
     assert np.abs(after - expected).max() < most
     assert np.corrcoef(after - before, expected - before)[0, 1] > 0.9
-    assert set(effects_of_cells(found, lacking, "stim")["gene"]) == {*lacking.var_names}
+    assert set(cells_to_change(found, lacking, "stim").effects()["gene"]) == {*lacking.var_names}
 
 
 def test_cells_of_other_conditions_are_left_out(cells, caplog):

@@ -41,7 +41,7 @@ def respond(
 
     Example: bdm respond cells.h5ad responses/ --condition-key condition --control ctrl
     """
-    from bdm.applications.responses.responses import respond
+    from bdm.applications.relations.respond import respond
     from bdm.data.read import read_cells
     from bdm.hierarchy.files import read_tree
     from bdm.pl import write_result
@@ -89,17 +89,17 @@ def predict(
 
     Example: bdm predict responses/ cells.h5ad predicted.h5ad --condition stim --cell-type "B cells"
     """
-    from bdm.applications.responses.predict import effects_of_cells, predict
-    from bdm.applications.responses.responses import Responses
+    from bdm.applications.relations.predict import cells_to_change
+    from bdm.applications.relations.responses import Responses
     from bdm.data.read import read_cells, rna_in
 
     fitted, adata = Responses.load(responses), rna_in(read_cells(cells, labels=labels, counts=counts))
     with at(cells):
-        predicted = predict(fitted, adata, condition, cell_types=cell_type, counts=counts, seed=seed)
+        chosen = cells_to_change(fitted, adata, condition, cell_type, counts=counts)
+        predicted = chosen.predict(seed=seed)
     predicted.write_h5ad(out, compression="gzip")
     if effects is not None:
-        changes = effects_of_cells(fitted, adata, condition, cell_types=cell_type, counts=counts)
-        changes.to_csv(effects, index=False, float_format="%.4g")
+        chosen.effects().to_csv(effects, index=False, float_format="%.4g")
     number = predicted.obs["response"].value_counts()
     if condition != fitted.control and "predicted" in number:
         for warning in fitted.warnings(condition):

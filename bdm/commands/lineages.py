@@ -39,8 +39,8 @@ def lineage(
 
     Example: bdm lineage cells.h5ad lineage/ --tree lineage.nwk --time-key minutes
     """
-    from bdm.applications.lineages.lineage import lineage
-    from bdm.applications.lineages.tree import read_lineage_tree
+    from bdm.applications.relations.fit_lineage import lineage
+    from bdm.applications.relations.lineage_tree import read_lineage_tree
     from bdm.data.read import read_cells
     from bdm.pl import write_result
 
@@ -81,8 +81,8 @@ def reconstruct(
 
     Example: bdm reconstruct lineage/ cells.h5ad ancestors.h5ad --node ASG_AWA --at 350:400
     """
-    from bdm.applications.lineages.lineage import Lineage
-    from bdm.applications.lineages.reconstruct import parsed_time, reconstruct
+    from bdm.applications.relations.lineage import Lineage
+    from bdm.applications.relations.reconstruct import parsed_time, reconstruct
     from bdm.data.read import read_cells
 
     time = parsed_time(at)
@@ -114,8 +114,8 @@ def fates(
 
     Example: bdm fates lineage/ progenitors.h5ad fates.csv --among ADL --among AWB
     """
-    from bdm.applications.lineages.lineage import Lineage
-    from bdm.applications.lineages.reconstruct import fates
+    from bdm.applications.relations.lineage import Lineage
+    from bdm.applications.relations.fates import fates
     from bdm.data.read import read_cells
 
     fitted, cells = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)

@@ -110,7 +110,7 @@ def card(
     """
     from bdm._core.store import checksum_of
     from bdm.applications.audit.audit import Audit, audit_section
-    from bdm.applications.responses.responses import Responses, responses_section
+    from bdm.applications.relations.responses import Responses, responses_section
     from bdm.evaluation.evaluate import Evaluation
     from bdm.generation.generated_file import GeneratedFile
     from bdm.model.model import load_model

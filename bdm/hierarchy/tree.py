@@ -13,7 +13,7 @@ from bdm._core.errors import InputError
 class Clade:
     """Shape of a tree: a named leaf, or a node with children.
 
-    ``length`` of the branch above is used by :class:`bdm.applications.lineages.tree.LineageTree` only.
+    ``length`` of the branch above is used by :class:`bdm.applications.relations.lineage_tree.LineageTree` only.
     """
 
     name: str | None = None

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bdm._core.errors import InputError, abbreviated
-from bdm.applications.lineages.lineage import Lineage
-from bdm.applications.lineages.tree import UNNAMED, LineageTree
-from bdm.applications.responses.measured_responses import Relations
-from bdm.applications.responses.responses import Responses
+from bdm.applications.relations.lineage import Lineage
+from bdm.applications.relations.lineage_tree import UNNAMED, LineageTree
+from bdm.applications.relations.related_types import RelatedTypes
+from bdm.applications.relations.responses import Responses
 from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.columns import as_names
 from bdm.data.genes import display_names
@@ -93,7 +93,7 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
     genes = list(dict.fromkeys(top["gene"]))[:MAX_GENES] or list(responses.genes.index[:1])
     order = order_types(relations)
     rows = responses.genes.index.get_indexer(genes)
-    values = responses.predictions(condition, order, {}, rows).mean.T / np.log(2)
+    values = responses.predictions(condition, order, genes=rows).mean.T / np.log(2)
     figure = new_figure(9 + 0.22 * len(genes), 1.8 + 0.45 * len(order))
     tree, heat = figure.subplots(1, 2, sharey=True, width_ratios=[7, 2 + 0.22 * len(genes)])
     draw_tree(tree, relations, order, names)
@@ -117,7 +117,7 @@ def join_words(words: list[str], *, n_letters: int) -> str:
     return " ".join(words[: max(fitting, default=1)])
 
 
-def order_types(relations: Relations) -> list[str]:
+def order_types(relations: RelatedTypes) -> list[str]:
     """Sort cell types so that each clade is contiguous."""
     order = list(relations.cell_types)
     for node in relations.nodes:
@@ -128,7 +128,7 @@ def order_types(relations: Relations) -> list[str]:
     return order
 
 
-def draw_tree(axis: Axes, relations: Relations, order: list[str], names: dict[frozenset[str], str]) -> None:
+def draw_tree(axis: Axes, relations: RelatedTypes, order: list[str], names: dict[frozenset[str], str]) -> None:
     """Draw a tree with the root at the left, and text at its branches."""
     row = {name: number for number, name in enumerate(order)}
     index = {name: number for number, name in enumerate(relations.cell_types)}

@@ -17,8 +17,8 @@ from bdm._core.schema import settings_of
 from bdm._core.store import Result, checksum_of
 from bdm.applications.audit.audit import Audit, check_audit
 from bdm.applications.extension.extend import ExtensionReport
-from bdm.applications.lineages.lineage import Lineage
-from bdm.applications.responses.responses import Responses
+from bdm.applications.relations.lineage import Lineage
+from bdm.applications.relations.responses import Responses
 from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
 from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.genes import display_names

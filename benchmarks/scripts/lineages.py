@@ -13,9 +13,10 @@ from sklearn.linear_model import LogisticRegression
 
 from bdm import tl
 from bdm._core.seeds import numpy_generator
-from bdm.applications.lineages.lineage import Lineage
-from bdm.applications.lineages.reconstruct import fates, relatives_of
-from bdm.applications.lineages.tree import LineageTree, Places
+from bdm.applications.relations.fates import fates
+from bdm.applications.relations.lineage import Lineage
+from bdm.applications.relations.lineage_tree import LineageTree, Places
+from bdm.applications.relations.reconstruct import relatives_of
 from bdm.settings import LineageRelation, LineageSettings
 
 RELATIONS: tuple[LineageRelation, ...] = ("all", "lineage", "time")

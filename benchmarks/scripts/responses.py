@@ -17,9 +17,11 @@ from tidy import tidy, write_rows
 from bdm import tl
 from bdm._core.files import atomic_write
 from bdm._core.seeds import derive, numpy_generator
-from bdm.applications.kriging.gaussian_process import BINS, QUANTILE, bins_of
-from bdm.applications.responses.measured_responses import MeasuredResponses, Relations, control_of, measure
-from bdm.applications.responses.predict import share_of, with_changes
+from bdm.applications.relations.gaussian_process import BINS, QUANTILE, bins_of
+from bdm.applications.relations.pseudobulk import PSEUDO, share_of, with_shares
+from bdm.applications.relations.related_types import RelatedTypes
+from bdm.applications.relations.respond import control_of, measure
+from bdm.applications.relations.responses import Responses
 from bdm.data.counts import raw_counts
 from bdm.evaluation.predicted import TOP, evaluate_predicted
 from bdm.settings import PredictedEvaluationSettings, Relation, ResponseSettings
@@ -86,13 +88,14 @@ class Question:
     seed: int
 
 
-def changed(question: Question, found: MeasuredResponses, effect: np.ndarray) -> AnnData:
+def changed(question: Question, found: Responses, effect: np.ndarray) -> AnnData:
     """Change counts by log fold changes, as bdm does."""
     cells, number = raw_counts(question.before), 1 + found.conditions.index(question.condition)
     column = cells.var_names.get_indexer(found.genes.index)
     generator = numpy_generator(question.seed, question.cell_type)
     spread = [found.dispersion[0], found.dispersion[number]]
-    counts = with_changes(cells.X, column, effect, share_of(cells.X, column), spread, generator)
+    share = share_of(cells.X, column)
+    counts = with_shares(cells.X, column, share, (share + PSEUDO) * np.exp(effect) - PSEUDO, spread, generator)
     return log_normalised(AnnData(counts, obs=cells.obs, var=cells.var))
 
 
@@ -106,7 +109,7 @@ def nearest(question: Question) -> AnnData:
     """Change cells by the log fold changes of the type with the nearest profile of control cells."""
     found = measure(question.known, question.settings)
     row, number = found.cell_types.index(question.cell_type), found.conditions.index(question.condition)
-    distance = Relations.of(found.profile, found.cell_types).distance[row]
+    distance = RelatedTypes.from_profiles(found.profile, found.cell_types).distance[row]
     distance[np.isnan(found.effect[number]).any(axis=1)] = np.inf
     return changed(question, found, found.effect[number, distance.argmin()])
 
@@ -145,7 +148,7 @@ METHODS: dict[str, Callable[[Question], AnnData]] = {
 }
 
 
-def covered(effects: pd.DataFrame, truth: MeasuredResponses, cell_type: str) -> dict[str, float]:
+def covered(effects: pd.DataFrame, truth: Responses, cell_type: str) -> dict[str, float]:
     """Share of the genes of each bin of expression whose measured change is in the 90% interval of its prediction."""
     row, at = truth.cell_types.index(cell_type), truth.genes.index.isin(effects.index)
     expected = effects.loc[truth.genes.index[at]]

@@ -13,7 +13,7 @@ from synthetic_cells import SyntheticSettings, count_blocks, sample_truth, share
 
 from bdm._core.files import atomic_write
 from bdm._core.seeds import numpy_generator
-from bdm.applications.lineages.tree import read_lineage_tree
+from bdm.applications.relations.lineage_tree import read_lineage_tree
 from bdm.data.matrix import appended_rows
 
 N_GENES_OF_MANY = 2100  # 500 types change 2,020 of them

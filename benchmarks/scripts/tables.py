@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tidy import RARE
 
 from bdm.applications.audit.attacks import ATTACKS
-from bdm.applications.kriging.gaussian_process import BINS
+from bdm.applications.relations.gaussian_process import BINS
 from bdm.data.cells import FLOOR
 from bdm.evaluation.scores import SCORE_TITLES
 

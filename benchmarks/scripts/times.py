@@ -14,7 +14,7 @@ from simulated import LINEAGE
 from snapshots import without_snapshots
 from tidy import write_rows
 
-from bdm.applications.lineages.tree import read_lineage_tree
+from bdm.applications.relations.lineage_tree import read_lineage_tree
 from bdm.data.counts import raw_counts
 from bdm.settings import LineageSettings
 

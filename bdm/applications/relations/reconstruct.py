@@ -1,28 +1,23 @@
-"""Reconstruct cells of a node of a lineage, and predict fates of cells."""
+"""Reconstruct cells of a node of a lineage."""
 
 import logging
-from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
-from scipy.special import softmax
 
 from bdm._core.errors import InputError
 from bdm._core.files import provenance, storable
-from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import range_in
-from bdm.applications.kriging.log_expression import columns_of, with_shares
-from bdm.applications.lineages.lineage import Lineage, shares_from
-from bdm.applications.lineages.measured_lineage import LineageCells, locate, nearest_times, times_of
-from bdm.applications.lineages.tree import Places
-from bdm.data.columns import as_names, writable
-from bdm.data.counts import raw_counts
+from bdm.applications.relations.lineage import Lineage
+from bdm.applications.relations.lineage_cells import LineageCells, locate, nearest_times, require_columns
+from bdm.applications.relations.lineage_tree import Places
+from bdm.applications.relations.pseudobulk import columns_of, in_order, shares_from, with_shares
+from bdm.data.columns import writable
 from bdm.data.read import rna_in
 from bdm.settings import LineageSettings
 
@@ -91,38 +86,32 @@ def reconstruct(
     number = lineage.tree.find(node)
     generator = numpy_generator(seed, "lineage", node)
     time = times_to_reconstruct(lineage, number, at, n_cells, generator, extrapolate=extrapolate)
-    n_cells = len(time)
     grid, place_of_cell = nearest_times(time)
     places = Places(np.full(len(grid), number), grid)
     reject_extrapolation(lineage, places, extrapolate=extrapolate)
     relatives, point = relatives_of(lineage, adata, counts)
     column = columns_of(relatives.cells, lineage.genes.index, whose="lineage")
-    joined, n = lineage.places.join(places), len(lineage.points)
+    joined, n_points = lineage.places.join(places), len(lineage.points)
     expected = shares_from(lineage.log_shares(joined, variances=False)[0])
-    path = joined.path(lineage.tree, lineage.end)[n:, :n]
-    pieces, order, sources = [], [], []
-    for place in range(len(places.node)):
+    path = joined.path(lineage.tree, lineage.end)[n_points:, :n_points]
+    pieces, source, spread = [], np.empty(len(time), dtype=int), [lineage.dispersion] * 2
+    for place in range(len(grid)):
         rows = np.flatnonzero(place_of_cell == place)
         nearest = np.argsort(path[place, point], kind="stable")[:N_RELATIVES]
-        chosen = nearest[drawn(len(nearest), len(rows), generator)]
-        for of_point in np.unique(point[chosen]):
-            here = point[chosen] == of_point
-            cells = chosen[here]
-            spread = [lineage.dispersion, lineage.dispersion]
-            share, new = expected[:, of_point], expected[:, n + place]
-            pieces.append(with_shares(relatives.cells.X[cells], column, share, new, spread, generator))
-            order.append(rows[here])
-            sources.append(cells)
-    back = np.argsort(np.concatenate(order))
-    obs = pd.DataFrame(index=[f"{node} {i + 1}" for i in range(n_cells)])
-    obs[lineage.node_key] = pd.Categorical([lineage.tree.nodes[number]] * n_cells)
+        source[rows] = nearest[sample_evenly(len(nearest), len(rows), generator)]
+        for start in np.unique(point[source[rows]]):
+            changed = rows[point[source[rows]] == start]
+            before, share, new = relatives.cells.X[source[changed]], expected[:, start], expected[:, n_points + place]
+            pieces.append((changed, with_shares(before, column, share, new, spread, generator)))
+    obs = pd.DataFrame(index=[f"{node} {i + 1}" for i in range(len(time))])
+    obs[lineage.node_key] = pd.Categorical([lineage.tree.nodes[number]] * len(time))
     if lineage.time_key is not None:
         obs[lineage.time_key] = time
-    obs["relative"] = pd.Categorical(relatives.cells.obs_names.to_numpy()[np.concatenate(sources)[back]])
+    obs["relative"] = pd.Categorical(relatives.cells.obs_names.to_numpy()[source])
     obs["synthetic"] = True
     record = provenance(seed=seed, about=ABOUT, node=node, expected_error=expectation(lineage, places))
-    stacked = sparse.vstack(pieces, format="csr")[back]
-    return AnnData(stacked, obs=writable(obs), var=writable(relatives.cells.var), uns={"bdm": storable(record)})
+    var = writable(relatives.cells.var)
+    return AnnData(in_order(pieces), obs=writable(obs), var=var, uns={"bdm": storable(record)})
 
 
 # ---- nodes and times
@@ -214,84 +203,20 @@ def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[Lineage
         label_key=lineage.label_key, lineage_key=lineage.lineage_key, time_key=lineage.time_key, counts=counts
     )
     adata = rna_in(adata, counts=counts)
-    require_columns(adata, lineage.node_key, lineage.time_key)
+    require_columns(adata.obs, lineage.node_key, lineage.time_key)
     names = adata.obs[lineage.node_key].astype(str)
     known = names.map({name: lineage.tree.has(name) for name in names.unique()}).to_numpy(bool)
     if not known.any():
         raise InputError(f"None of the cells has a node of the lineage in obs[{lineage.node_key!r}].")
-    found, _ = locate(adata[known], settings, lineage.tree, lineage.edges)
-    index = pd.MultiIndex.from_arrays([lineage.places.node, lineage.points["bin"]])
-    point = index.get_indexer(list(zip(found.node, found.bin, strict=True)))
+    cells, _ = locate(adata[known], settings, lineage.tree, lineage.edges)
+    point = cells.groups(lineage.places.node, lineage.points["bin"].to_numpy())
     rows = np.flatnonzero(point >= 0)
     if not len(rows):
         raise InputError("None of the cells is at a node and time that the lineage was measured at; give its cells.")
-    return LineageCells(found.cells[rows], found.node[rows], found.time[rows], found.bin[rows]), point[rows]
+    return cells.select(rows), point[rows]
 
 
-def require_columns(adata: AnnData, *keys: str | None) -> None:
-    """Reject cells without the columns of ``obs`` that the lineage needs."""
-    for key in keys:
-        if key is not None and key not in adata.obs:
-            raise InputError(f"obs of the cells has no column {key!r}, which the lineage was fitted with.")
-
-
-def drawn(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
+def sample_evenly(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
     """Sample indices below ``n`` as evenly as possible."""
     rounds = [generator.permutation(n) for _ in range(-(-size // n))]
     return np.concatenate(rounds)[:size]
-
-
-# ---- fates
-
-
-@checked
-@using_threads()
-def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, counts: str = "auto") -> pd.DataFrame:
-    """Predict the fates of cells: the probability of each descendant node.
-
-    ::
-
-        shares = bdm.tl.fates(lineage, progenitors)
-
-    For each node, the Gaussian process predicts expression in its lineage at the time of the cell. The counts of the
-    cell are negative binomial around this prediction, with the dispersion within samples and the posterior variance.
-    Probabilities are softmax(log likelihood / temperature) over nodes. The ``temperature`` of the lineage corrects for
-    correlated genes, which would make the probabilities overconfident. Before their lineages divide, nodes have the
-    same prediction, hence equal probabilities.
-
-    Parameters
-    ----------
-    lineage
-        Result of :func:`bdm.tl.lineage` with times, fitted without the cells of ``adata``.
-    adata
-        Cells with raw counts and times. Their nodes are not used.
-    among
-        Two or more candidate nodes; by default all leaves with samples.
-    counts
-        Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
-
-    Returns
-    -------
-    Probabilities, cells x nodes; rows sum to 1.
-
-    Raises
-    ------
-    InputError
-        If a node is unknown, there are fewer than two, times or genes are missing, or counts are not raw.
-    """
-    if lineage.time_key is None:
-        raise InputError("The lineage has no times, which fates need; fit it again with `settings.time_key=`.")
-    leaves = np.array(lineage.tree.nodes)[np.isinf(lineage.end) & lineage.sampled].tolist()
-    names = list(dict.fromkeys(as_names(among))) or leaves
-    if len(names) < 2:
-        raise InputError(f"Cells are divided between nodes, but there is only {names[0]!r}; name others by `among=`.")
-    adata = rna_in(adata, counts=counts)
-    require_columns(adata, lineage.time_key)
-    cells, nodes = raw_counts(adata, source=counts), [lineage.tree.find(name) for name in names]
-    likelihood = lineage.log_likelihood(cells, times_of(cells.obs, lineage.time_key), nodes)
-    if lineage.temperature is None:
-        logger.warning(
-            "The shares are not calibrated, as leaves have too few cells or times; expect them too near 0 and 1."
-        )
-    shares = softmax(likelihood / (lineage.temperature or 1.0), axis=1)
-    return pd.DataFrame(shares, index=cells.obs_names, columns=names)

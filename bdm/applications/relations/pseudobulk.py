@@ -1,6 +1,6 @@
 """Pseudobulk shares of genes with their variances, and cells with changed shares."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -10,9 +10,10 @@ from scipy import sparse
 
 from bdm._core.errors import InputError, counted
 from bdm.data.counts import count_matrix
-from bdm.data.matrix import Matrix, blocks_of_rows
+from bdm.data.matrix import Matrix, blocks_of_rows, take_rows
 
 PSEUDO = 1e-4  # pseudo-count added to shares before logarithms (one count in 10,000); mutes changes of rarer genes
+MIN_SHARE = 1e-7  # minimum predicted share of counts
 MIN_CELLS_PER_GENE = 10  # genes detected in fewer cells have no values
 
 
@@ -27,16 +28,55 @@ def columns_of(cells: AnnData, genes: pd.Index, *, whose: str) -> np.ndarray:
     return column
 
 
-def sizes_and_detected(counts: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Return library sizes, and whether genes are detected in enough cells."""
-    size, n_detected = np.zeros(counts.shape[0]), np.zeros(counts.shape[1], dtype=int)
-    for rows, values in blocks_of_rows(counts):
-        size[rows] = values.sum(axis=1, dtype=float).A1
-        n_detected += np.bincount(count_matrix(values).indices, minlength=counts.shape[1])
-    detected = n_detected >= MIN_CELLS_PER_GENE
-    if not detected.any():
-        raise InputError(f"No gene is detected in {MIN_CELLS_PER_GENE} cells; use more cells.")
-    return size, detected
+@dataclass(frozen=True)
+class Counts:
+    """Raw counts, in memory or on disk, to sum over groups of cells.
+
+    Attributes
+    ----------
+    matrix
+        Counts, cells x all genes.
+    size
+        Library size of each cell.
+    detected
+        Whether each gene is detected in enough cells; sums are limited to these genes.
+    """
+
+    matrix: Matrix
+    size: np.ndarray
+    detected: np.ndarray
+
+    @classmethod
+    def from_matrix(cls, matrix: Matrix) -> "Counts":
+        """Compute library sizes, and find the detected genes."""
+        size, n_detected = np.zeros(matrix.shape[0]), np.zeros(matrix.shape[1], dtype=int)
+        for rows, values in blocks_of_rows(matrix):
+            size[rows] = values.sum(axis=1, dtype=float).A1
+            n_detected += np.bincount(count_matrix(values).indices, minlength=matrix.shape[1])
+        detected = n_detected >= MIN_CELLS_PER_GENE
+        if not detected.any():
+            raise InputError(f"No gene is detected in {MIN_CELLS_PER_GENE} cells; use more cells.")
+        return cls(matrix, size, detected)
+
+    def sums(self, rows: np.ndarray, group: np.ndarray, n_groups: int) -> "Sums":
+        """Sum the counts of cells by group.
+
+        Parameters
+        ----------
+        rows
+            Indices of the cells.
+        group
+            Group of each of these cells.
+        n_groups
+            Number of groups; they may have no cells.
+        """
+        counts = count_matrix(take_rows(self.matrix, rows))[:, self.detected].astype(float)
+        member = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group)))
+        squared, size = counts.copy(), self.size[rows]
+        squared.data = squared.data**2
+        by_size = sparse.csr_matrix(sparse.diags(size) @ counts)
+        totals = (np.asarray((member @ values).todense(), dtype=float) for values in (counts, squared, by_size))
+        return Sums(member.sum(axis=1).A1, member @ size, member @ size**2, *totals)
 
 
 @dataclass(frozen=True)
@@ -50,19 +90,10 @@ class Sums:
     squared_counts: np.ndarray  # groups x genes
     counts_by_size: np.ndarray  # counts x library size, groups x genes
 
-    @classmethod
-    def of(cls, counts: sparse.csr_matrix, size: np.ndarray, group: np.ndarray, n_groups: int) -> "Sums":
-        """Sum counts (cells x genes) and library sizes over the cells of each group."""
-        member = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group)))
-        squared = counts.copy()
-        squared.data = squared.data**2
-
-        def sum_groups(values: sparse.csr_matrix) -> np.ndarray:
-            return np.asarray((member @ values).todense(), dtype=float)
-
-        by_size = sparse.csr_matrix(sparse.diags(size) @ counts)
-        n, sizes, squares = member.sum(axis=1).A1, member @ size, member @ size**2
-        return cls(n, sizes, squares, sum_groups(counts), sum_groups(squared), sum_groups(by_size))
+    def pooled(self, n: int) -> "Sums":
+        """Add up each ``n`` consecutive groups."""
+        values = (getattr(self, entry.name) for entry in fields(self))
+        return Sums(*(each.reshape(-1, n, *each.shape[1:]).sum(axis=1) for each in values))
 
     @cached_property
     def share(self) -> np.ndarray:
@@ -106,7 +137,19 @@ class Sums:
         return np.asarray(np.clip((excess + 1.0) / (expected + 2.0), 1e-3, 20))
 
 
-LEAST = 0.05  # minimum fold change of a share; below the pseudo-count, new shares could be negative
+def shares_from(log_share: np.ndarray) -> np.ndarray:
+    """Invert the log with pseudo-count; shares are at least MIN_SHARE."""
+    return np.asarray(np.maximum(np.exp(log_share) - PSEUDO, MIN_SHARE))
+
+
+def share_of(counts: sparse.csr_matrix, column: np.ndarray) -> np.ndarray:
+    """Return the share of each of some genes in the summed counts."""
+    return np.asarray(counts[:, column].sum(axis=0), dtype=float).ravel() / float(max(counts.sum(dtype=float), 1))
+
+
+# ---- cells with changed shares
+
+MIN_CHANGE = 0.05  # minimum fold change of a share; below the pseudo-count, new shares could be negative
 
 
 def with_shares(
@@ -137,7 +180,7 @@ def with_shares(
     Changed counts, cells x all genes.
     """
     before, size = np.asarray(counts[:, column].todense()), np.asarray(counts.sum(axis=1), dtype=float).ravel()
-    after = rescale(before, size, share, np.maximum(new, LEAST * share), spread, generator)
+    after = rescale(before, size, share, np.maximum(new, MIN_CHANGE * share), spread, generator)
     changed = np.flatnonzero((after != before).any(axis=0))
     difference = sparse.csr_matrix(after[:, changed] - before[:, changed])
     place = sparse.csr_matrix(
@@ -174,3 +217,9 @@ def rescale(
     rate = for_rates.standard_gamma(1 / dispersion, size=(len(counts), len(up))) * dispersion
     changed[:, up] += for_more.poisson(rate * size[:, None] * more)
     return changed
+
+
+def in_order(pieces: list[tuple[np.ndarray, sparse.csr_matrix]]) -> sparse.csr_matrix:
+    """Stack the counts of cells, given with the row of each cell, by row."""
+    rows, counts = zip(*pieces, strict=True)
+    return sparse.csr_matrix(sparse.vstack(counts, format="csr")[np.argsort(np.concatenate(rows))])

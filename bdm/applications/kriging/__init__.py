@@ -1,1 +1,0 @@
-"""Gaussian-process prediction (kriging) of gene values where they were not measured."""

@@ -1,1 +1,0 @@
-"""Lineages: expression along a tree and time, also of unsampled ancestors."""

@@ -1,0 +1,132 @@
+"""Predict the fates of cells in a lineage."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, softmax
+
+from bdm._core.errors import InputError
+from bdm._core.parallel import using_threads
+from bdm._core.schema import checked
+from bdm.applications.relations.lineage import Lineage
+from bdm.applications.relations.lineage_cells import LineageCells, nearest_times, require_columns, times_of
+from bdm.applications.relations.lineage_tree import Places
+from bdm.applications.relations.pseudobulk import columns_of, shares_from
+from bdm.autoencoder.observation import NegativeBinomial
+from bdm.data.columns import as_names
+from bdm.data.counts import raw_counts
+from bdm.data.read import rna_in
+
+logger = logging.getLogger(__name__)
+
+MIN_CELLS, MAX_CELLS = 20, 2000  # to fit the temperature
+MAX_TEMPERATURE = 1000.0
+
+
+@checked
+@using_threads()
+def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, counts: str = "auto") -> pd.DataFrame:
+    """Predict the fates of cells: the probability of each descendant node.
+
+    ::
+
+        shares = bdm.tl.fates(lineage, progenitors)
+
+    For each node, the Gaussian process predicts expression in its lineage at the time of the cell. The counts of the
+    cell are negative binomial around this prediction, with the dispersion within samples and the posterior variance.
+    Probabilities are softmax(log likelihood / temperature) over nodes. The ``temperature`` of the lineage corrects for
+    correlated genes, which would make the probabilities overconfident. Before their lineages divide, nodes have the
+    same prediction, hence equal probabilities.
+
+    Parameters
+    ----------
+    lineage
+        Result of :func:`bdm.tl.lineage` with times, fitted without the cells of ``adata``.
+    adata
+        Cells with raw counts and times. Their nodes are not used.
+    among
+        Two or more candidate nodes; by default all leaves with samples.
+    counts
+        Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
+
+    Returns
+    -------
+    Probabilities, cells x nodes; rows sum to 1.
+
+    Raises
+    ------
+    InputError
+        If a node is unknown, there are fewer than two, times or genes are missing, or counts are not raw.
+    """
+    if lineage.time_key is None:
+        raise InputError("The lineage has no times, which fates need; fit it again with `settings.time_key=`.")
+    leaves = np.array(lineage.tree.nodes)[sampled_leaves(lineage)].tolist()
+    names = list(dict.fromkeys(as_names(among))) or leaves
+    if len(names) < 2:
+        raise InputError(f"Cells are divided between nodes, but there is only {names[0]!r}; name others by `among=`.")
+    adata = rna_in(adata, counts=counts)
+    require_columns(adata.obs, lineage.time_key)
+    cells, nodes = raw_counts(adata, source=counts), [lineage.tree.find(name) for name in names]
+    likelihood = log_likelihood(lineage, cells, times_of(cells.obs, lineage.time_key), nodes)
+    if lineage.temperature is None:
+        logger.warning(
+            "The shares are not calibrated, as leaves have too few cells or times; expect them too near 0 and 1."
+        )
+    shares = softmax(likelihood / (lineage.temperature or 1.0), axis=1)
+    return pd.DataFrame(shares, index=cells.obs_names, columns=names)
+
+
+def sampled_leaves(lineage: Lineage) -> np.ndarray:
+    """Return the leaves with measured points."""
+    return np.flatnonzero(np.isinf(lineage.end) & lineage.sampled)
+
+
+def log_likelihood(lineage: Lineage, cells: AnnData, time: np.ndarray, nodes: Sequence[int]) -> np.ndarray:
+    """Compute log p(counts) of cells for each node at the times of the cells, cells x nodes."""
+    grid, time_of_cell = nearest_times(time)
+    size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
+    column = columns_of(cells, lineage.genes.index, whose="lineage")
+    likelihood = np.empty((cells.n_obs, len(nodes)))
+    for number, node in enumerate(nodes):
+        mean, sd = lineage.log_shares(Places(np.full(len(grid), node), grid))
+        for at in range(len(grid)):
+            rows = np.flatnonzero(time_of_cell == at)
+            log_mean = torch.from_numpy(np.log(np.maximum(size[rows, None], 1)) + np.log(shares_from(mean[:, at])))
+            dispersion = (1 + lineage.dispersion) * np.exp(sd[:, at] ** 2) - 1
+            observed = torch.from_numpy(cells.X[rows][:, column].toarray().astype(float))
+            model = NegativeBinomial(torch.from_numpy(-np.log(dispersion)))
+            likelihood[rows, number] = model.log_likelihood(observed, log_mean).numpy()
+    return likelihood
+
+
+def fit_temperature(lineage: Lineage, cells: LineageCells) -> float | None:
+    """Fit the temperature of fates by maximum likelihood on cells of leaves.
+
+    The first time bin of each leaf is left out, so that expression is extrapolated backwards in time, as for
+    progenitors. The temperature is at least 1 (temperature scaling, Guo et al. 2017, On Calibration of Modern Neural
+    Networks). None without times, or with too few leaves or left-out cells.
+    """
+    if lineage.time_key is None:
+        return None
+    leaves, points = sampled_leaves(lineage), lineage.points
+    time = points["time"].where(points["node"].isin(np.array(lineage.tree.nodes)[leaves])).groupby(points["node"])
+    early = ((time.rank() == 1) & (time.transform("size") > 1)).to_numpy()
+    rows = np.flatnonzero(cells.groups(lineage.places.node[early], points["bin"].to_numpy()[early]) >= 0)
+    if len(leaves) < 2 or len(rows) < MIN_CELLS:
+        return None
+    chosen = cells.select(rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CELLS)).astype(int)])
+    kept = {name: getattr(lineage, name)[~early] for name in ("log_share", "variance", "halves", "points")}
+    likelihood = log_likelihood(replace(lineage, **kept), chosen.cells, chosen.time, leaves.tolist())
+    fate = np.searchsorted(leaves, chosen.node)
+
+    def loss(log_temperature: float) -> float:
+        tempered = likelihood / np.exp(log_temperature)
+        return float((logsumexp(tempered, axis=1) - tempered[np.arange(len(fate)), fate]).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(0, np.log(MAX_TEMPERATURE)), method="bounded").x))

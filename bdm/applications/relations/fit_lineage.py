@@ -1,0 +1,202 @@
+"""Measure expression along a lineage from pseudobulk counts, and fit its Gaussian process."""
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm._core.errors import InputError, abbreviated, counted
+from bdm._core.files import provenance
+from bdm._core.parallel import using_threads
+from bdm._core.schema import checked
+from bdm._core.validation import column_rejection
+from bdm.applications.relations.fates import fit_temperature
+from bdm.applications.relations.lineage import ERRORS, N_COMPARED, Lineage
+from bdm.applications.relations.lineage_cells import LineageCells, locate
+from bdm.applications.relations.lineage_tree import LineageTree, check_order, divisions, read_lineage_tree
+from bdm.applications.relations.pseudobulk import Counts
+from bdm.data.columns import as_text, is_missing
+from bdm.data.read import rna_in
+from bdm.hierarchy.tree import Clade
+from bdm.settings import LineageSettings
+
+logger = logging.getLogger(__name__)
+
+MIN_POINTS = 3  # minimum number of measured points for predictions
+
+
+@checked
+@using_threads()
+def lineage(
+    adata: AnnData,
+    settings: LineageSettings = LineageSettings(),
+    *,
+    tree: LineageTree | Clade | Path | str | None = None,
+) -> Lineage:
+    """Fit a Gaussian process of gene expression along a lineage.
+
+    Expression is measured by node and time bin from pseudobulk counts. The model is in
+    :mod:`bdm.applications.relations.gaussian_process`.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts, and the columns of ``obs`` in ``settings``.
+    settings
+        Columns of nodes and times, time bins, and the kernels to use.
+    tree
+        Lineage tree in Newick (file or text), with a node for each cell type. None to build it from the lineage names
+        in ``settings.lineage_key``.
+
+    Returns
+    -------
+    Lineage with the measurements, the fitted Gaussian process and its cross-validation errors.
+
+    Raises
+    ------
+    InputError
+        If a column is missing or invalid, a name has no node, times contradict the tree, counts are not raw, fewer than
+        three points have enough cells, or both or neither of ``tree`` and ``settings.lineage_key`` are given.
+    """
+    own_tree = None if tree is None else read_lineage_tree(tree)
+    chosen, lineage_tree = cells_on_tree(rna_in(adata, counts=settings.counts), settings, own_tree)
+    cells, edges = locate(chosen, settings, lineage_tree)
+    measured = measure(cells, edges, lineage_tree, settings)
+    process = measured.gaussian_process().fit(levels=(0.0,))
+    compared = process.most_significant()[:N_COMPARED]
+    columns = {"node": "node"} if settings.time_key is None else {"node": "node", "time": "bin"}
+    groups = {kind: rows_by_value(measured.points[column]) for kind, column in columns.items()}
+    groups = {kind: groups_of_kind for kind, groups_of_kind in groups.items() if len(groups_of_kind) > 1}
+    errors = []
+    for kind, groups_of_kind in groups.items():
+        predicted = process.of_genes(compared).leave_out(groups_of_kind)[0]
+        errors += [errors_of(measured, kind, group, predicted, compared) for group in groups_of_kind]
+    prior = process.calibrate(measured.log_share, next(iter(groups.values()))).prior
+    fitted = replace(measured, prior=prior, errors=pd.concat(errors, ignore_index=True))
+    return replace(fitted, temperature=fit_temperature(fitted, cells))
+
+
+def cells_on_tree(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> tuple[AnnData, LineageTree]:
+    """Select cells with a lineage name, and return the tree."""
+    if settings.lineage_key is None:
+        if tree is None:
+            raise InputError("There is no lineage; give a tree by `tree=`, or lineage names by `lineage_key=`.")
+        return adata, tree
+    if tree is not None:
+        raise InputError("`tree=` and `lineage_key=` are both given; give one of them.")
+    if sentence := column_rejection(settings.lineage_key, adata.obs.columns, argument="lineage_key"):
+        raise InputError(sentence)
+    names = as_text(adata.obs[settings.lineage_key])
+    missing = is_missing(names).to_numpy()
+    if missing.all():
+        raise InputError(f"obs[{settings.lineage_key!r}] has no lineage name for any cell; name another column.")
+    if missing.any():
+        logger.warning("Left out %s without a lineage name.", counted(int(missing.sum()), "cell"))
+        adata = adata[~missing]
+    return adata, LineageTree.from_names(names[~missing].astype(str))
+
+
+def measure(cells: LineageCells, edges: np.ndarray, tree: LineageTree, settings: LineageSettings) -> Lineage:
+    """Measure log shares of genes by node and time bin, without fitting a Gaussian process.
+
+    Raises
+    ------
+    InputError
+        If times contradict the tree, or fewer than three points have enough cells.
+    """
+    end = tree.depth
+    if settings.time_key is not None:
+        if not np.ptp(cells.time):
+            constant = f"obs[{settings.time_key!r}] is {cells.time[0]:g} in all cells"
+            raise InputError(f"{constant}; name another column by `time_key=`, or none.")
+        check_order(tree, cells.node, cells.time)
+        end = divisions(tree, cells.node, cells.time)
+    elif not tree.length[1:].any():
+        raise InputError(
+            "No branch of the lineage tree has a length above 0; give lengths or none, or times by `time_key=`."
+        )
+    table = pd.DataFrame({"node": cells.node, "bin": cells.bin, "time": cells.time})
+    points = table.groupby(["node", "bin"])["time"].agg(["mean", "size"]).reset_index()
+    points = points[points["size"] >= settings.min_cells].reset_index(drop=True)
+    check_points(points, cells, tree, settings)
+    counts = Counts.from_matrix(cells.cells.X)
+    group = cells.groups(points["node"].to_numpy(), points["bin"].to_numpy())
+    rows = np.flatnonzero(group >= 0)
+    half = table.iloc[rows].groupby(["node", "bin"]).cumcount().to_numpy() % 2
+    by_half = counts.sums(rows, 2 * group[rows] + half, 2 * len(points))
+    sums, log_share = by_half.pooled(2), by_half.log_share
+    by_node = table.groupby("node")["time"].agg(["min", "max", "size"]).reindex(range(len(tree.nodes)))
+    names = np.array(tree.nodes, dtype=object)[points["node"]]
+    return Lineage(
+        genes=cells.cells.var.loc[counts.detected],
+        tree=tree,
+        end=end,
+        points=pd.DataFrame(
+            {"node": names, "time": points["mean"], "bin": points["bin"], "n_cells": points["size"]},
+        ),
+        log_share=sums.log_share,
+        variance=sums.relative_variance,
+        halves=(log_share[::2] - log_share[1::2]) ** 2 / 4,
+        dispersion=sums.dispersion(np.arange(len(points))),
+        n_cells=by_node["size"].fillna(0).to_numpy(int),
+        first=by_node["min"].to_numpy(float),
+        last=by_node["max"].to_numpy(float),
+        edges=edges,
+        relation=settings.relations,
+        label_key=settings.label_key,
+        lineage_key=settings.lineage_key,
+        time_key=settings.time_key,
+        provenance=provenance(seed=0, settings=asdict(settings)),
+    )
+
+
+def check_points(points: pd.DataFrame, cells: LineageCells, tree: LineageTree, settings: LineageSettings) -> None:
+    """Reject too few points with enough cells; name nodes without any."""
+    timed = settings.time_key is not None
+    if len(points) < MIN_POINTS:
+        what = f"{counted(len(points), 'node')}{' or times of nodes' if timed else ''} have {settings.min_cells} cells"
+        remedy = "give more cells" + (", or fewer time bins by `n_times=`" if timed else "")
+        raise InputError(f"Only {what} (`min_cells=`), but {MIN_POINTS} are needed; {remedy}.")
+    if lacking := [tree.nodes[node] for node in sorted(set(cells.node) - set(points["node"]))]:
+        logger.warning("Too few cells (min_cells) to measure %s.", abbreviated(lacking, n_shown=10))
+
+
+# ---- cross-validation
+
+
+def rows_by_value(column: pd.Series) -> list[np.ndarray]:
+    """Return the rows of each value of a column."""
+    return [np.sort(np.asarray(rows)) for rows in column.groupby(column).indices.values()]
+
+
+def errors_of(lineage: Lineage, kind: str, group: np.ndarray, predicted: np.ndarray, genes: np.ndarray) -> pd.DataFrame:
+    """Compute cross-validation errors of a group of points, by whether they are between others."""
+    places, real = lineage.places, (lineage.log_share - lineage.center)[:, genes]
+    others = np.setdiff1d(np.arange(len(real)), group)
+    path, ancestral = places.path(lineage.tree, lineage.end), places.ancestral(lineage.tree)
+    squares = []
+    for point in group:
+        before, after = others[ancestral[others, point]], others[ancestral[point, others]]
+        nearest = blend = real[others[path[point, others].argmin()]]
+        if between := bool(len(before) and len(after)):
+            first, last = before[places.time[before].argmax()], after[places.time[after] == places.time[after].min()]
+            start, end = places.time[first], places.time[last[0]]
+            share = (places.time[point] - start) / max(end - start, 1e-9)
+            blend = (1 - share) * real[first] + share * real[last].mean(axis=0)
+        values = {"predicted": predicted[:, point], "nearest": nearest, "blend": blend}
+        square = {name: float(np.mean((value - real[point]) ** 2)) for name, value in values.items()}
+        square |= {"halves": float(lineage.halves[point, genes].mean()), "size": float(np.mean(real[point] ** 2))}
+        squares.append(square | {"between": between, "weight": float(lineage.points["n_cells"].iloc[point])})
+    of_group, tables = lineage.points.iloc[group], []
+    name = str(of_group["node"].iloc[0]) if kind == "node" else f"{of_group['time'].mean():.6g}"
+    for between in (True, False):
+        table = pd.DataFrame(squares).query("between == @between")
+        if not len(table):
+            continue
+        mean = table.mul(table["weight"], axis=0).sum() / table["weight"].sum()
+        relative = {error: float(np.sqrt(mean[error] / max(mean["size"], 1e-12))) for error in ERRORS}
+        tables.append({"left_out": kind, "name": name, "between": between, "n_points": len(table), **relative})
+    return pd.DataFrame(tables)

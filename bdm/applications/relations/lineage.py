@@ -1,0 +1,350 @@
+"""Expression along a lineage: measured at nodes and times, and predictions anywhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import ndtr
+
+from bdm._core.errors import counted
+from bdm._core.store import Result
+from bdm.applications.relations.gaussian_process import QUANTILE, GaussianProcess, Prior, as_tensor
+from bdm.applications.relations.lineage_tree import LineageTree, Places, origin_of
+from bdm.applications.relations.pseudobulk import PSEUDO
+from bdm.data.genes import GeneNames, symbol_column
+from bdm.settings import LineageRelation
+
+N_COMPARED = 500  # genes with the most significant differences between points, for errors and changes
+MAX_OF_BASELINE = 0.95  # share of the best baseline's error; above, predictions are called no better
+N_STEPS = 9  # grid of times on a branch, to find when half of a change has happened
+BRANCH_COLUMNS = (  # of the table of changes on branches
+    *("node", "mother", "gene", "start", "end", "change", "sd", "low", "high", "sign", "when"),
+    *("from_sisters", "from_sisters_sd"),
+)
+ERRORS = ("predicted", "nearest", "blend", "halves")
+
+
+@dataclass(frozen=True, repr=False)
+class Lineage(Result):
+    """Measured expression along a lineage, with a Gaussian process for the rest.
+
+    A point is a node in a time bin with enough cells. The Gaussian process predicts expression at unsampled nodes and
+    times.
+
+    ::
+
+        lineage = bdm.tl.lineage(adata, bdm.tl.LineageSettings(time_key="minutes"), tree="lineage.nwk")
+        ancestors = bdm.tl.reconstruct(lineage, adata, "ASG_AWA", at=350)
+
+    Attributes
+    ----------
+    genes
+        ``var`` of the genes that are detected in enough cells.
+    tree
+        Lineage tree, mothers before daughters.
+    end
+        Time at which each node divides, estimated from the times of cells; infinite for leaves. Without times, depth of
+        each node.
+    points
+        Table with a row for each measured ``node`` and time ``bin``, with mean ``time`` and ``n_cells``.
+    log_share, variance
+        Natural log of the share of counts plus 1e-4, and its sampling variance, points x genes.
+    halves
+        Squared error of ``log_share``, estimated from two halves of the cells, points x genes.
+    dispersion
+        Squared coefficient of variation of counts in excess of Poisson noise, by gene.
+    n_cells, first, last
+        Number of cells of each node, and times of its first and last cell; NaN without cells.
+    edges
+        Lower edges of the time bins; empty without times.
+    relation
+        Relations along which expression may covary: ``all``, ``lineage``, ``time`` or ``none``.
+    label_key, lineage_key, time_key
+        Columns of ``obs`` in the data.
+    provenance
+        Version, packages, seed and settings.
+    prior
+        Fitted Gaussian-process prior, with the calibration of its intervals.
+    errors
+        Table of cross-validation errors. Rows: the ``name`` of each node or time (``left_out``), with ``n_points``
+        points that are ``between`` samples or not. Errors are root mean squares of log expression relative to the
+        mean of all points as prediction (0: exact, 1: no better), by method: the Gaussian process (``predicted``), the
+        ``nearest`` point, or interpolation between the points before and after in the lineage (``blend``). ``halves``
+        is the measurement error, from two halves of the cells.
+    temperature
+        Divisor of log likelihoods in :func:`bdm.tl.fates`, at least 1; None without times or enough cells to fit it.
+    """
+
+    kind = "lineage"
+
+    genes: pd.DataFrame
+    tree: LineageTree
+    end: np.ndarray
+    points: pd.DataFrame
+    log_share: np.ndarray
+    variance: np.ndarray
+    halves: np.ndarray
+    dispersion: np.ndarray
+    n_cells: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    edges: np.ndarray
+    relation: LineageRelation
+    label_key: str
+    lineage_key: str | None
+    time_key: str | None
+    provenance: dict[str, Any]
+    prior: Prior = field(default_factory=Prior)
+    errors: pd.DataFrame = field(default_factory=pd.DataFrame)
+    temperature: float | None = None
+
+    def __repr__(self) -> str:
+        return "\n".join(self.sentences())
+
+    @property
+    def node_key(self) -> str:
+        """Column of ``obs`` with the node."""
+        return self.lineage_key or self.label_key
+
+    @property
+    def names(self) -> GeneNames:
+        """Gene names, with symbols if known."""
+        return GeneNames(self.genes, symbol_column(self.genes))
+
+    # ---- times and places
+
+    @property
+    def places(self) -> Places:
+        """Node and time of each point."""
+        return Places(self.points["node"].map(self.tree.index).to_numpy(), self.points["time"].to_numpy(float))
+
+    @property
+    def sampled(self) -> np.ndarray:
+        """Whether each node has measured points."""
+        return np.isin(self.tree.nodes, self.points["node"])
+
+    @property
+    def origin(self) -> float:
+        """Time at which the lineage begins; 0, the depth of the root, without times."""
+        return 0.0 if self.time_key is None else origin_of(self.tree, self.first, np.nanmax(self.last))
+
+    def interval(self, node: int) -> tuple[float, float]:
+        """Return the first and last time of a node.
+
+        Without cells, these are the divisions of its mother and of the node itself.
+        """
+        if self.time_key is None:
+            return (float(self.tree.depth[node]),) * 2
+        if self.sampled[node]:
+            return float(self.first[node]), float(self.last[node])
+        mother = int(self.tree.mother[node])
+        start = self.origin if mother < 0 else float(self.end[mother])
+        end = float(self.end[node]) if np.isfinite(self.end[node]) else float(np.nanmax(self.last))
+        return start, max(start, end)
+
+    def middle(self, node: int) -> float:
+        """Return the middle of a node's interval."""
+        return sum(self.interval(node)) / 2
+
+    def sampled_interval(self, node: int) -> tuple[float, float]:
+        """Return the part of a node's interval between samples; if empty, the interval."""
+        places, (first, last) = self.places, self.interval(node)
+        before = places.time[self.tree.is_below[node, places.node]]
+        after = places.time[self.tree.is_below[places.node, node]]
+        start, end = max(first, before.min(initial=np.inf)), min(last, after.max(initial=-np.inf))
+        return (float(start), float(end)) if start <= end else (first, last)
+
+    def is_between(self, places: Places) -> np.ndarray:
+        """Return whether each place has samples of its lineage both before and after."""
+        n, ancestral = len(self.points), self.places.join(places).ancestral(self.tree)
+        return np.asarray(ancestral[:n, n:].any(axis=0) & ancestral[n:, :n].any(axis=1))
+
+    def next_node(self) -> str:
+        """Suggest a node to reconstruct: an unsampled one between samples, if any."""
+        missing = np.flatnonzero(~self.sampled)
+        between = self.is_between(Places(missing, np.array([self.middle(int(node)) for node in missing])))
+        return self.tree.nodes[missing[between][0]] if between.any() else str(self.points["node"].iloc[0])
+
+    # ---- predictions
+
+    @cached_property
+    def center(self) -> np.ndarray:
+        """Mean log share of each gene over points."""
+        return np.asarray(self.log_share.mean(axis=0))
+
+    def gaussian_process(self, added: Places | None = None, genes: slice | np.ndarray = slice(None)) -> GaussianProcess:
+        """Return the Gaussian process of log shares minus their mean, at the points and added places."""
+        places = self.places if added is None else self.places.join(added)
+        span = max(float(np.ptp(self.places.time)), 1e-9)  # above 0 for the division
+        timed = self.time_key is not None
+        kernels = places.kernels(self.tree, self.end, self.origin, span, self.relation, timed=timed)
+        process = GaussianProcess(
+            values=as_tensor(np.ascontiguousarray((self.log_share - self.center).T)),
+            variance=as_tensor(np.ascontiguousarray(self.variance.T)),
+            covariate=torch.zeros((len(self.genes), len(places.node)), dtype=torch.double),
+            measured=np.arange(len(self.points)),
+            kernels=[as_tensor(kernel) for kernel in kernels],
+            prior=self.prior,
+        )
+        return process.of_genes(genes)
+
+    def log_shares(
+        self, places: Places, genes: slice | np.ndarray = slice(None), *, variances: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predict log shares and calibrated standard deviations, genes x places."""
+        weights = np.eye(len(self.points) + len(places.node))[len(self.points) :]
+        predicted = self.gaussian_process(places, genes).contrasts(weights, variances=variances)
+        factor = self.prior.sd_factors(self.center)[genes][:, None]
+        return predicted.mean + self.center[genes][:, None], np.sqrt(predicted.variance) * factor
+
+    def expression(self, node: str, at: float | None = None) -> pd.DataFrame:
+        """Predict the expression of genes at a node.
+
+        Parameters
+        ----------
+        node
+            Node of the lineage tree.
+        at
+            Time, in units of ``time_key``; by default the middle of the node's interval.
+
+        Returns
+        -------
+        Table with a row for each ``gene``: ``node``; ``time``, or ``depth`` in the tree if there are no times;
+        ``log_expression``, the natural log of the share of counts plus 1e-4; its standard deviation ``sd``; and the
+        ``share`` of counts with its 90% interval from ``low`` to ``high``.
+
+        Raises
+        ------
+        InputError
+            If the node is unknown.
+        """
+        number = self.tree.find(node)
+        time = self.middle(number) if at is None else at
+        mean, sd = (values[:, 0] for values in self.log_shares(Places(np.array([number]), np.array([time]))))
+        table = pd.DataFrame({"gene": self.genes.index, "node": self.tree.nodes[number]})
+        table["depth" if self.time_key is None else "time"] = time
+        table["log_expression"], table["sd"] = mean, sd
+        for name, quantile in (("share", 0.0), ("low", -QUANTILE), ("high", QUANTILE)):
+            table[name] = np.maximum(np.exp(mean + quantile * sd) - PSEUDO, 0)
+        return table
+
+    # ---- branches
+
+    def branches(self, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:
+        """Tabulate the genes that change on each branch of the lineage.
+
+        Parameters
+        ----------
+        genes
+            Indices of genes; all by default.
+
+        Returns
+        -------
+        Table with a row for each branch and ``gene``, the most significant changes of each branch first. The root has
+        no branch. Columns:
+
+        - ``node`` at the lower end of the branch, and its ``mother``
+        - ``start``, ``end``: times of the branch, or depths in the tree
+        - ``change``: log2 fold change of expression from start to end, with its standard deviation ``sd``, 90% interval
+          from ``low`` to ``high``, and the probability ``sign`` that its sign is right
+        - ``when``: time at which half of the change has happened (with times only)
+        - ``from_sisters``, ``from_sisters_sd``: log2 fold change from the mean of the sisters at the end, and its
+          standard deviation; NaN without sisters
+        """
+        tables = [self.branch(node, genes) for node in range(1, len(self.tree.nodes))]
+        none = pd.DataFrame(columns=[name for name in BRANCH_COLUMNS if name != "when" or self.time_key is not None])
+        return pd.concat([table for table in tables if table is not None] or [none], ignore_index=True)
+
+    def branch_times(self, node: int) -> tuple[float, float]:
+        """Return the start and end of the branch to a node."""
+        start = float(self.end[self.tree.mother[node]])
+        return start, max(start, float(min(self.interval(node)[1], self.end[node])))
+
+    def branch(self, node: int, genes: slice | np.ndarray) -> pd.DataFrame | None:
+        """Tabulate one branch, see :meth:`branches`; None if it has no length."""
+        start, end = self.branch_times(node)
+        if end <= start:
+            return None
+        times = np.linspace(start, end, N_STEPS) if self.time_key else np.array([start, end])
+        mother = int(self.tree.mother[node])
+        sisters = [daughter for daughter in self.tree.daughters(mother) if daughter != node]
+        nodes = np.array([mother, *[node] * (len(times) - 1), *sisters])
+        places = Places(nodes, np.array([*times, *[end] * len(sisters)]))
+        process, n = self.gaussian_process(places, genes), len(self.points)
+        weights = np.eye(process.n_places)[n:]
+        first, steps, sister_weights = weights[0], weights[1 : len(times)], weights[len(times) :]
+        from_sisters = steps[-1] - sister_weights.sum(axis=0) / max(len(sisters), 1)
+        predicted = process.contrasts(np.stack([steps[-1] - first, from_sisters]))
+        course = process.contrasts(steps - first, variances=False).mean
+        change, difference = predicted.mean.T / np.log(2)
+        sd, difference_sd = np.sqrt(predicted.variance.T) / np.log(2)
+        sd = sd * self.prior.sd_factors(self.center)[genes]
+        half = (course * np.sign(change)[:, None] >= np.abs(change * np.log(2))[:, None] / 2).argmax(axis=1)
+        z = np.abs(change) / np.maximum(sd, 1e-12)
+        columns = {
+            "node": self.tree.nodes[node],
+            "mother": self.tree.nodes[mother],
+            "gene": self.genes.index[genes],
+            "start": start,
+            "end": end,
+            "change": change,
+            "sd": sd,
+            "low": change - QUANTILE * sd,
+            "high": change + QUANTILE * sd,
+            "sign": ndtr(z),
+            "when": times[1 + half],
+            "from_sisters": difference if sisters else np.nan,
+            "from_sisters_sd": difference_sd if sisters else np.nan,
+        }
+        table = pd.DataFrame(columns).iloc[np.argsort(-z, kind="stable")]
+        return table if self.time_key is not None else table.drop(columns="when")
+
+    @cached_property
+    def changes(self) -> pd.DataFrame:
+        """Changes on branches, see :meth:`branches`, of the most significant genes."""
+        genes = np.sort(self.gaussian_process().most_significant()[:N_COMPARED])
+        return self.names.with_symbols(self.branches(genes))
+
+    # ---- errors
+
+    def expected_error(self, left_out: str, *, between: bool) -> pd.Series:
+        """Average :attr:`errors` over left-out nodes or times, ``n`` in number."""
+        chosen = self.errors[(self.errors["left_out"] == left_out) & (self.errors["between"] == between)]
+        return pd.Series({**chosen[list(ERRORS)].mean(), "n": len(chosen)})
+
+    def sentences(self) -> list[str]:
+        """Describe the cross-validation errors of nodes and times."""
+        kinds = ["node", *(["time"] if self.time_key else [])]
+        return [self.sentence(kind, between=between) for kind in kinds for between in (True, False)]
+
+    def sentence(self, left_out: str, *, between: bool) -> str:
+        """Describe the cross-validation error of one kind of prediction."""
+        error = self.expected_error(left_out, between=between)
+        where = "between samples" if between else "beyond samples (extrapolation)"
+        what = f"a {left_out} that was not sampled, {where},"
+        if not error["n"]:
+            return f"{what} is predicted with an error that is not known, as no sampled {left_out} is {where}"
+        return (
+            f"{what} is predicted with {error['predicted']:.0%} of the error of the mean of all samples (nearest "
+            f"{error['nearest']:.0%}, blend {error['blend']:.0%}, halves of real cells {error['halves']:.0%}), by "
+            f"{counted(int(error['n']), left_out)} left out"
+        )
+
+    def warnings(self) -> list[str]:
+        """Return reasons not to rely on predictions."""
+        errors = {kind: self.expected_error(kind, between=True) for kind in ("node", "time")}
+        return [
+            f"A {kind} between samples is predicted hardly better than by the nearest one, a blend or the mean."
+            for kind, error in errors.items()
+            if error["n"] and error["predicted"] >= MAX_OF_BASELINE * min(error["nearest"], error["blend"], 1.0)
+        ]
+
+    def _write_tables(self, folder: Path) -> None:
+        self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
+        self.changes.to_csv(folder / "branches.csv", index=False, float_format="%.4g")

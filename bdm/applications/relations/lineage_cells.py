@@ -1,0 +1,97 @@
+"""Locate cells in a lineage by their nodes and times."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm._core.errors import InputError
+from bdm._core.validation import column_rejection, unknown_node
+from bdm.applications.relations.lineage_tree import LineageTree
+from bdm.data.columns import as_numbers, shown_kind, text_column
+from bdm.data.counts import raw_counts
+from bdm.settings import LineageSettings
+
+N_TIMES = 11  # grid of times for predictions; each cell uses the nearest one
+
+
+@dataclass(frozen=True)
+class LineageCells:
+    """Cells with raw counts, and the node, time and time bin of each."""
+
+    cells: AnnData
+    node: np.ndarray
+    time: np.ndarray
+    bin: np.ndarray
+
+    def select(self, rows: np.ndarray) -> "LineageCells":
+        """Select cells by row."""
+        return LineageCells(self.cells[rows], self.node[rows], self.time[rows], self.bin[rows])
+
+    def groups(self, nodes: np.ndarray, bins: np.ndarray) -> np.ndarray:
+        """Return for each cell the index of its node and time bin among pairs of both; -1 if there is none."""
+        pairs = pd.MultiIndex.from_arrays([nodes, bins])
+        return np.asarray(pairs.get_indexer(list(zip(self.node, self.bin, strict=True))))
+
+
+def locate(
+    adata: AnnData, settings: LineageSettings, tree: LineageTree, edges: np.ndarray | None = None
+) -> tuple[LineageCells, np.ndarray]:
+    """Locate cells in a lineage; return them and the lower edges of time bins.
+
+    Without times, the time of a cell is the depth of its node.
+    """
+    key, argument = settings.lineage_key or settings.label_key, "lineage_key" if settings.lineage_key else "label_key"
+    names = text_column(adata.obs, key, argument=argument)
+    index = {name: tree.find(name) for name in sorted(set(names)) if tree.has(name)}
+    if unknown := sorted(set(names) - set(index)):
+        remedy = "add it to the tree, or leave its cells out"
+        raise InputError(f"{unknown_node(unknown[0], tree.nodes)} obs[{key!r}] has cells of it; {remedy}.")
+    node = np.asarray(names.map(index).to_numpy(int))
+    cells = raw_counts(adata, source=settings.counts)
+    if settings.time_key is None:
+        return LineageCells(cells, node, tree.depth[node], np.zeros(len(node), dtype=int)), np.array([])
+    time = times_of(adata.obs, settings.time_key)
+    edges = edges_of(time, settings.n_times) if edges is None else edges
+    return LineageCells(cells, node, time, np.searchsorted(edges, time, side="right") - 1), edges
+
+
+def require_columns(obs: pd.DataFrame, *keys: str | None) -> None:
+    """Reject cells without the columns of ``obs`` that a lineage needs."""
+    for key in keys:
+        if key is not None and key not in obs:
+            raise InputError(f"obs of the cells has no column {key!r}, which the lineage was fitted with.")
+
+
+def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
+    """Return the times of cells from a column of ``obs``."""
+    if sentence := column_rejection(key, obs.columns, argument="time_key"):
+        raise InputError(sentence)
+    numbers = as_numbers(obs[key])
+    if numbers is None:
+        another = "give numbers, or another column by `time_key=`"
+        raise InputError(f"obs[{key!r}] holds {shown_kind(obs[key])}, but times are numbers; {another}.")
+    missing = ~np.isfinite(numbers.to_numpy())
+    if missing.any():
+        where = obs.index[int(missing.argmax())]
+        raise InputError(
+            f"obs[{key!r}] has no time for {missing.sum()} of {len(missing)} cells, for example {where}; complete it, "
+            "or leave these cells out."
+        )
+    return np.asarray(numbers.to_numpy())
+
+
+def edges_of(time: np.ndarray, n_times: int) -> np.ndarray:
+    """Return lower edges of time bins: one bin per time, or equal widths."""
+    times = np.unique(time)
+    return times if len(times) <= n_times else np.linspace(time.min(), time.max(), n_times + 1)[:-1]
+
+
+def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a grid of times, and the index of the nearest for each cell."""
+    grid = np.unique(time)
+    if len(grid) > N_TIMES:
+        grid = np.linspace(grid[0], grid[-1], N_TIMES)
+    used, nearest = np.unique(np.abs(time[:, None] - grid).argmin(axis=1), return_inverse=True)
+    return grid[used], nearest

@@ -1,0 +1,290 @@
+"""Predict cells in another condition by changing counts of real or generated cells."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm._core.errors import InputError, abbreviated, counted
+from bdm._core.files import provenance, storable
+from bdm._core.schema import checked
+from bdm._core.seeds import numpy_generator
+from bdm._core.validation import SEPARATOR, label_candidates, nearest_or, unknown_condition, unknown_type
+from bdm.applications.relations.pseudobulk import PSEUDO, in_order, share_of, with_shares
+from bdm.applications.relations.respond import conditions_of
+from bdm.applications.relations.responses import Responses
+from bdm.data.columns import as_names, name_in, text_column, writable
+from bdm.data.counts import raw_counts
+from bdm.data.read import rna_in
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 512  # cells per block; changing it changes the random numbers of a seed
+ABOUT = "Predicted cells: measured or generated cells, changed by bdm to another condition; they are no measurements."
+
+
+@checked
+def predict(
+    responses: Responses,
+    adata: AnnData,
+    condition: str,
+    *,
+    cell_types: str | Sequence[str] = (),
+    counts: str = "auto",
+    seed: int = 0,
+) -> AnnData:
+    """Predict cells in another condition, one for each input cell.
+
+    ::
+
+        stimulated = bdm.tl.predict(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
+
+    The input cells of a type in a condition have the share p of counts of a gene in total. The log fold change of the
+    type to the new condition changes p to q. If q < p, counts are thinned to the fraction q / p. If q > p, counts with
+    mean N (q - p) are added, where N is the library size, with the dispersion of the new condition.
+
+    A type that the responses lack is predicted from its profile in the input, which must be control cells. If the input
+    lacks genes of the responses, as generated cells do, only the genes in common are changed. Their share of the full
+    library is known from the control cells.
+
+    Parameters
+    ----------
+    responses
+        Result of :func:`bdm.tl.respond`.
+    adata
+        Cells with raw counts, and cell types in the column of the fit or ``cell_type``. Without a column of
+        conditions, all are control cells.
+    condition
+        New condition. Control cells are changed to a condition, and cells of any condition back to the control; all
+        other cells are left out.
+    cell_types
+        Types to change and return; all by default.
+    counts
+        Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
+    seed
+        Seed of all random numbers.
+
+    Returns
+    -------
+    AnnData with raw counts of all input genes (CSR, float32). ``obs`` of the input gets the new condition,
+    ``original_condition``, ``response`` (``measured`` or ``predicted``) and ``synthetic`` (True).
+
+    Raises
+    ------
+    InputError
+        If a condition or type is unknown, no cells or genes can be changed, or counts are not raw. Also if the
+        responses lack a type, and its cells are not control cells.
+    """
+    return cells_to_change(responses, adata, condition, cell_types, counts=counts).predict(seed=seed)
+
+
+@dataclass(frozen=True)
+class CellsToChange:
+    """Cells to change to another condition, and the responses that change them.
+
+    Attributes
+    ----------
+    responses, condition
+        Responses, and the new condition.
+    cells
+        Raw counts.
+    labels, before
+        Cell type and original condition of each cell.
+    genes, column
+        Rows of the common genes in the responses, and their columns in the cells.
+    profiles
+        Profiles of types that the responses lack, from their control cells.
+    """
+
+    responses: Responses
+    condition: str
+    cells: AnnData
+    labels: pd.Series
+    before: pd.Series
+    genes: np.ndarray
+    column: np.ndarray
+    profiles: dict[str, np.ndarray]
+
+    @property
+    def is_back(self) -> bool:
+        """Whether cells are changed back to the control."""
+        return self.condition == self.responses.control
+
+    def predict(self, *, seed: int) -> AnnData:
+        """Change the counts, see :func:`predict`."""
+        responses = self.responses
+        measured = pd.Series("measured", index=self.labels.index)
+        pieces, changed = [], []
+        for (cell_type, old), rows in pd.Series(np.arange(len(self.labels))).groupby(
+            [self.labels.to_numpy(), self.before.to_numpy()]
+        ):
+            name, other = str(cell_type), str(old if self.is_back else self.condition)
+            counts, change = self.cells.X[rows.to_numpy()], self.change(name, other)
+            changed.append((other, name, not responses.is_measured(other, name)))
+            if changed[-1][-1]:
+                measured.iloc[rows.to_numpy()] = "predicted"
+            share = share_of(counts, self.column)
+            pseudo = PSEUDO / part_of(responses, name, self.genes)  # as shares refer to these genes
+            new = (share + pseudo) * np.exp(change) - pseudo
+            spread = [responses.dispersion[self.row(which), self.genes] for which in (str(old), self.condition)]
+            for block, start in enumerate(range(0, len(rows), BLOCK)):
+                some = slice(start, start + BLOCK)
+                generator = numpy_generator(seed, "response", name, str(old), self.condition, block)
+                changed_counts = with_shares(counts[some], self.column, share, new, spread, generator)
+                pieces.append((rows.to_numpy()[some], changed_counts))
+        obs = self.cells.obs.copy()
+        keys = responses.condition_key
+        values = self.condition.split(SEPARATOR) if len(keys) > 1 else [self.condition]
+        for key, value in zip(keys, values, strict=True):
+            obs[name_in(obs, key)] = pd.Categorical([value] * len(obs))
+        obs["original_condition"], obs["response"] = pd.Categorical(self.before), pd.Categorical(measured)
+        obs["synthetic"] = True
+        error = "; ".join(self.expectations(pd.DataFrame(changed, columns=["condition", "type", "predicted"])))
+        record = provenance(seed=seed, about=ABOUT, condition=self.condition, expected_error=error)
+        var = writable(self.cells.var)
+        return AnnData(in_order(pieces), obs=writable(obs), var=var, uns={"bdm": storable(record)})
+
+    def row(self, condition: str) -> int:
+        """Return the row of a condition or the control in ``dispersion``."""
+        return 0 if condition == self.responses.control else 1 + self.responses.condition_number(condition)
+
+    def change(self, cell_type: str, condition: str) -> np.ndarray:
+        """Predict the log fold changes of genes by which cells of a type are changed."""
+        if cell_type in self.profiles:
+            responses, added = self.responses.select_genes(self.genes), {cell_type: self.profiles[cell_type]}
+            predicted = responses.predictions(condition, [cell_type], added)
+        else:
+            predicted = self.responses.predictions(condition, [cell_type], genes=self.genes)
+        return predicted.mean[:, 0] * (-1 if self.is_back else 1)
+
+    def expectations(self, changed: pd.DataFrame) -> Iterator[str]:
+        """Describe the error to expect for each type and condition."""
+        responses = self.responses
+        min_cells = responses.provenance["settings"]["min_cells"]
+        n_cells = self.labels.value_counts()
+        few = [name for name in self.profiles if n_cells[name] < min_cells]
+        for condition, of_condition in changed.groupby("condition"):
+            known = of_condition[~of_condition["type"].isin(few)]
+            if known["predicted"].any():
+                yield responses.sentence(str(condition))
+            if names := known.loc[~known["predicted"], "type"].tolist():
+                rows = (responses.errors["condition"] == condition) & responses.errors["cell_type"].isin(names)
+                error = responses.errors.loc[rows, "sampling"].mean()
+                yield f"{condition}: measured in {abbreviated(names)}, with {error:.0%} of the error of unchanged cells"
+            if names := sorted(set(of_condition["type"]) & set(few)):
+                control = f"fewer than {min_cells} control cells"
+                yield f"{condition}: the error of {abbreviated(names)} is not known, with {control}"
+
+    def effects(self) -> pd.DataFrame:
+        """Tabulate the log fold changes by which cells are changed.
+
+        Returns the table of :meth:`bdm.tl.Responses.effects` with the first column ``condition``: the new condition, or
+        the original one of cells that are changed back to the control.
+        """
+        known, tables = sorted(set(self.labels) - {*self.profiles}), {}
+        of_genes = self.responses.select_genes(self.genes)
+        for condition in sorted(set(self.before)) if self.is_back else [self.condition]:
+            effects = [self.responses.effects(condition, known)] if known else []
+            effects += [
+                of_genes.effects(condition, name, profiles={name: profile}) for name, profile in self.profiles.items()
+            ]
+            tables[condition] = pd.concat(effects).sort_values("cell_type", kind="stable")
+        table = pd.concat(tables, names=["condition"]).reset_index("condition")
+        return table[table["gene"].isin(of_genes.genes.index)].reset_index(drop=True)
+
+
+def cells_to_change(
+    responses: Responses, adata: AnnData, condition: str, cell_types: str | Sequence[str] = (), *, counts: str = "auto"
+) -> CellsToChange:
+    """Select the cells to change, and match their genes and types to the responses; see :func:`predict`."""
+    condition, known = str(condition), (responses.control, *responses.conditions)
+    if condition not in known:
+        raise InputError(unknown_condition(condition, known))
+    adata = rna_in(adata, counts=counts)
+    labels, before = labels_of(responses, adata.obs), conditions_before(responses, adata.obs)
+    for name in (names := as_names(cell_types)):
+        if name not in set(labels):
+            raise InputError(unknown_type(name, sorted(set(labels)), of="The cells have"))
+    is_type = labels.isin(names or set(labels)).to_numpy()
+    is_changed = is_type & ((before == responses.control).to_numpy() != (condition == responses.control))
+    left_out = before[is_type & ~is_changed].value_counts()
+    if adata.n_obs and not is_changed.any():
+        raise InputError(
+            f"All of these cells are in {' or '.join(map(repr, left_out.index))}, but cells of the control "
+            f"{responses.control!r} are changed to a condition, and others to the control alone; give such cells."
+        )
+    cells = raw_counts(adata if is_changed.all() else adata[is_changed], source=counts)
+    for name, number in left_out.items():
+        why = " already" if name == condition else f"; cells of the control {responses.control} are changed"
+        logger.info("Left out %s in %s%s.", counted(number, "cell"), name, why)
+    labels, before = labels[is_changed], before[is_changed]
+    column = np.asarray(cells.var_names.get_indexer(responses.genes.index))
+    genes = np.flatnonzero(column >= 0)
+    if not len(genes):
+        raise InputError(
+            f"The cells have none of the genes of the responses: {cells.var_names[0]!r} and others, but not "
+            f"{responses.genes.index[0]!r} and others; give genes the same names."
+        )
+    if lacking := len(column) - len(genes):
+        logger.warning(
+            "The cells lack %s of the responses; %s are changed.", counted(lacking, "gene"), f"{len(genes):,}"
+        )
+    profiles = {}
+    for name in sorted(set(labels) - set(responses.related_types)):
+        is_type = (labels == name).to_numpy()
+        others = before[is_type & (before != responses.control).to_numpy()]
+        if len(others):
+            raise InputError(
+                f"The responses have too few control cells of {name!r}, or none, and the given cells are of "
+                f"{others.iloc[0]!r}; give cells of the control {responses.control!r}, or leave the type out."
+            )
+        share = part_of(responses, name, genes) * share_of(cells.X[is_type], column[genes])
+        profiles[name] = np.log(share + PSEUDO)
+    for name, profile in profiles.items():
+        logger.warning("%s", new_type(responses, name, profile, genes, int((labels == name).sum())))
+    return CellsToChange(responses, condition, cells, labels, before, genes, column[genes], profiles)
+
+
+def labels_of(responses: Responses, obs: pd.DataFrame) -> pd.Series:
+    """Return cell types, from the column of the fit or ``cell_type``."""
+    key = next((key for key in label_candidates(responses.label_key) if name_in(obs, key) in obs), None)
+    if key is None:
+        raise InputError(f"obs of the cells has no column {responses.label_key!r}, which the responses were made with.")
+    return text_column(obs, key, argument="label_key")
+
+
+def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
+    """Return the condition of each cell; the control if ``obs`` has no such column."""
+    if not any(name_in(obs, key) in obs for key in responses.condition_key):
+        return pd.Series(responses.control, index=obs.index)
+    before, known = conditions_of(obs, responses.condition_key), (responses.control, *responses.conditions)
+    if not before.isin(known).all():
+        raise InputError(unknown_condition(str(before[~before.isin(known)].iloc[0]), known))
+    return before
+
+
+def part_of(responses: Responses, cell_type: str, genes: np.ndarray) -> float:
+    """Return the share of some genes in control counts of a type.
+
+    For types without a profile, the mean over types.
+    """
+    share = np.exp(responses.profile[responses.has_profile].astype(float)) - PSEUDO
+    part = 1 - np.delete(share, genes, axis=1).sum(axis=1) / share.sum(axis=1)
+    known = responses.related_types
+    return float(part[known.index(cell_type)] if cell_type in known else part.mean())
+
+
+def new_type(responses: Responses, name: str, profile: np.ndarray, genes: np.ndarray, n_cells: int) -> str:
+    """Message for a type that the responses lack: how it is predicted."""
+    n_known = int(responses.n_cells[responses.control].get(name, 0))
+    known = f"too few control cells ({n_known})" if n_known else "no control cells"
+    meant = "" if n_known else nearest_or(name, responses.related_types, "")
+    distance = responses.select_genes(genes).relations({name: profile}).distance[-1, :-1]
+    nearest = responses.related_types[int(distance.argmin())]
+    return (
+        f"The responses have {known} of {name!r}{meant and f' ({meant})'}; its response is predicted from the profile "
+        f"of its {counted(n_cells, 'cell')} here, which is nearest to that of {nearest!r}."
+    )

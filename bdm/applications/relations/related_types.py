@@ -1,0 +1,98 @@
+"""Kernels between cell types, by their tree and by distances of their profiles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+from scipy.cluster.hierarchy import cophenet, linkage
+from scipy.spatial.distance import pdist, squareform
+
+from bdm.hierarchy.tree import Clade, match_leaves
+from bdm.settings import Relation
+
+SCALES = (0.5, 1.0, 2.0)  # factors of distances in exponents, in units of their median
+CLOCKS = (1.0, 2.0)  # powers of heights of nodes
+
+
+@dataclass(frozen=True)
+class RelatedTypes:
+    """Tree and distances of cell types.
+
+    Attributes
+    ----------
+    cell_types
+        Names.
+    profile
+        Natural log shares of counts in the control, types x genes.
+    distance
+        Euclidean distances of profiles, types x types.
+    height
+        Height of the last common ancestor of two types, types x types: 0 on the diagonal, 1 at the root.
+    """
+
+    cell_types: tuple[str, ...]
+    profile: np.ndarray
+    distance: np.ndarray
+    height: np.ndarray
+
+    @classmethod
+    def from_profiles(cls, profile: np.ndarray, cell_types: tuple[str, ...]) -> Self:
+        """Compute distances of profiles, and their average-linkage tree."""
+        distances = pdist(profile)
+        height = squareform(cophenet(linkage(distances, "average")))
+        return cls(cell_types, profile, squareform(distances), height / max(height.max(), 1e-12))
+
+    def kernels(self, relation: Relation) -> list[np.ndarray]:
+        """Return candidate kernels, types x types, with unit diagonal."""
+        along_tree = [1 - self.height**power for power in CLOCKS]
+        relative = self.distance / max(float(np.median(self.distance[np.triu_indices(len(self.distance), 1)])), 1e-12)
+        smooth = [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]
+        return {"all": along_tree + smooth, "tree": along_tree, "distance": smooth, "none": []}[relation]
+
+    @cached_property
+    def nodes(self) -> list[frozenset[str]]:
+        """Cell types below each node of the tree, larger nodes first."""
+        below = {frozenset(np.flatnonzero(row <= level)) for row in self.height for level in row}
+        ordered = sorted(below, key=lambda rows: (-len(rows), min(rows)))
+        return [frozenset(self.cell_types[row] for row in rows) for rows in ordered]
+
+    def parent(self, node: frozenset[str]) -> frozenset[str] | None:
+        """Return the parent of a node; None for the root."""
+        return min((above for above in self.nodes if node < above), key=len, default=None)
+
+
+def tree_heights(tree: Clade, cell_types: Sequence[str]) -> np.ndarray:
+    """Return heights of last common ancestors, types x types.
+
+    The height of a node is its largest number of levels down to a leaf, divided by the height of the root.
+    """
+    height = np.zeros((len(cell_types), len(cell_types)))
+
+    def fill(node: Clade) -> tuple[int, list[int]]:
+        if not node.children:
+            return 0, [cell_types.index(str(node.name))]
+        levels, rows = zip(*(fill(child) for child in node.children), strict=True)
+        level = 1 + max(levels)
+        for number, below in enumerate(rows):
+            beside = [row for other in rows[:number] + rows[number + 1 :] for row in other]
+            height[np.ix_(below, beside)] = level
+        return level, [row for below in rows for row in below]
+
+    fill(tree)
+    return np.asarray(height / max(height.max(), 1e-12))
+
+
+def heights_in_own_tree(tree: Clade, cell_types: tuple[str, ...], required: np.ndarray) -> np.ndarray:
+    """Return heights of last common ancestors in a user's tree, types x types.
+
+    The tree must have the ``required`` types (a mask), and may have other types of the data; NaN for types that it
+    lacks.
+    """
+    leaves = {leaf.replace("_", " ") for leaf in tree.leaves()}
+    rows = [row for row, name in enumerate(cell_types) if required[row] or name.replace("_", " ") in leaves]
+    names = [cell_types[row] for row in rows]
+    height = np.full((len(cell_types), len(cell_types)), np.nan)
+    height[np.ix_(rows, rows)] = tree_heights(match_leaves(tree, names), names)
+    return height

@@ -1,1 +1,0 @@
-"""Responses of cell types to conditions, measured or predicted."""
