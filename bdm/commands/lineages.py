@@ -114,8 +114,8 @@ def fates(
 
     Example: bdm fates lineage/ progenitors.h5ad fates.csv --among ADL --among AWB
     """
-    from bdm.applications.relations.lineage import Lineage
     from bdm.applications.relations.fates import fates
+    from bdm.applications.relations.lineage import Lineage
     from bdm.data.read import read_cells
 
     fitted, cells = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)
