@@ -37,10 +37,10 @@ from bdm.model.match import (
     cells_for,
     encodable,
     fitted_cells,
-    keys_found_in,
     known_cells,
     populations_by,
     real_cells_for,
+    sets_for,
 )
 from bdm.model.model import BranchedModel, load_model, warn_of_rare_types
 from bdm.report.card import model_card, save_with_card
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from bdm.applications.power.analysis import PowerAnalysis
     from bdm.applications.relations.responses import Responses
     from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
-    from bdm.data.cells import TypedCells
     from bdm.evaluation.evaluate import Evaluation
     from bdm.interpretation.interpretation import Interpretation
     from bdm.model.new_donors import DonorModel
@@ -132,10 +131,10 @@ class BranchedDiffusion:
         ``settings.autoencoder.likelihood``.
     settings
         Settings of all stages; the defaults of :class:`bdm.Settings` if None.
-    seed
-        Seed of all random numbers of the fit; ``settings.prepare.seed`` if None.
     device
         ``cpu``, ``cuda`` or ``mps``; ``auto`` is ``cuda`` if available, else ``cpu``.
+    seed
+        Seed of all random numbers of the fit; ``settings.prepare.seed`` if None.
     n_threads
         Number of threads; all available ones if None. Results do not depend on it.
 
@@ -180,8 +179,8 @@ class BranchedDiffusion:
         prior: str | None = None,
         likelihood: str | None = None,
         settings: Settings | None = None,
-        seed: int | None = None,
         device: str = "auto",
+        seed: int | None = None,
         n_threads: int | None = None,
     ):
         settings = Settings() if settings is None else settings
@@ -190,21 +189,20 @@ class BranchedDiffusion:
         if likelihood is not None:
             settings = replace(settings, autoencoder=replace(settings.autoencoder, likelihood=likelihood))
         covariates = None if covariate_key is None else as_names(covariate_key)
-        given = {"batch_key": batch_key, "donor_key": donor_key, "covariate_key": covariates, "seed": seed}
-        given = {name: value for name, value in given.items() if value is not None}
+        arguments = {"batch_key": batch_key, "donor_key": donor_key, "covariate_key": covariates, "seed": seed}
+        arguments = {name: value for name, value in arguments.items() if value is not None}
         if label_key is not ...:
-            given["label_key"] = label_key
-        preparing = settings_with(settings.prepare, **given)
+            arguments["label_key"] = label_key
+        preparation = merged_settings(settings.prepare, **arguments)
         with using_threads(n_threads):
-            cells = cells_in(adata, **preparing.reading)
-            self.prepared = prepare(cells, preparing)
+            self.prepared = prepare(cells_in(adata, **preparation.reading), preparation)
         if isinstance(adata, str | Path):
             require_package_of(self.prepared.uns["bdm"].get(FORM))
         self.tree = user_tree(tree, settings.hierarchy)
         if self.tree is not None:
             self.tree = match_leaves(self.tree, tuple(self.prepared.obs["cell_type"].cat.categories))
-        self.settings = replace(settings, prepare=preparing)
-        self.seed = preparing.seed if seed is None else seed
+        self.settings = replace(settings, prepare=preparation)
+        self.seed = preparation.seed
         self.device = device
         self.n_threads = n_threads
 
@@ -316,8 +314,8 @@ class BranchedDiffusion:
         at: CovariateValues = NO_COVARIATES,
         extrapolate: bool = False,
         snapshot: float | None = None,
-        shared_ancestors: bool = GenerationSettings.shared_ancestors,
         n_levels: int = SamplerSettings.n_levels,
+        shared_ancestors: bool = GenerationSettings.shared_ancestors,
         seed: int = 0,
     ) -> AnnData:
         """Generate new cells with raw counts.
@@ -336,10 +334,10 @@ class BranchedDiffusion:
         snapshot
             Time between two snapshots at which to generate ``cells`` (one number), for models with snapshots as cell
             types, named by their times. Cells of the snapshots before and after are moved by optimal transport.
-        shared_ancestors
-            Let cell i of every population descend from the same sample at the root; ``obs["ancestor"]`` is i.
         n_levels
             Number of noise levels of the sampler, on branches with a network.
+        shared_ancestors
+            Let cell i of every population descend from the same sample at the root; ``obs["ancestor"]`` is i.
         seed
             Seed of all random numbers.
 
@@ -362,7 +360,7 @@ class BranchedDiffusion:
 
     @computing
     def predict_modality(
-        self, adata: AnnData, modality: str = "prot", *, keys: InputKeys = SAME, n_samples: int = 200, seed: int = 0
+        self, adata: AnnData, modality: str = "prot", *, n_samples: int = 200, keys: InputKeys = SAME, seed: int = 0
     ) -> AnnData:
         """Predict distributions of proteins or peaks from the RNA of cells.
 
@@ -373,10 +371,10 @@ class BranchedDiffusion:
             ``obs`` has their column; otherwise, a cell may be of any type.
         modality
             Modality of the model to predict.
-        keys
-            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
         n_samples
             Number of posterior samples per cell, for means and intervals.
+        keys
+            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
         seed
             Seed of all random numbers.
 
@@ -390,9 +388,9 @@ class BranchedDiffusion:
         InputError
             If the model has no such modality, genes or covariates are missing, or a cell type is unknown.
         """
-        chosen = modality_named(self.model, modality)
+        target = modality_named(self.model, modality)
         question = question_of(cells_for(adata, self.model, keys), self.model, keys)
-        return predict_modality(self.model, question, chosen, n_samples=n_samples, seed=seed)
+        return predict_modality(self.model, question, target, n_samples=n_samples, seed=seed)
 
     @computing
     def transmute(
@@ -439,22 +437,20 @@ class BranchedDiffusion:
             If a type or covariate is unknown, or no cells are left.
         """
         require_package_of(self.model.form)
-        settings = SamplerSettings(n_levels=n_levels)
-        cell_types = as_names(from_)
-        cells = cells_for(adata, self.model, keys)
+        cells, cell_types = cells_for(adata, self.model, keys), as_names(from_)
         sources = select_sources(
             cells, self.model, str(to), keys, cell_types=cell_types, at=at, extrapolate=extrapolate
         )
-        transmuted = transmuted_cells(self.model, sources, settings, seed=seed).in_memory()
-        return to_form(transmuted, self.model.form)
+        transmuted = transmuted_cells(self.model, sources, SamplerSettings(n_levels=n_levels), seed=seed)
+        return to_form(transmuted.in_memory(), self.model.form)
 
     @computing
     def evaluate(
         self,
-        adata_test: AnnData | None = None,
         adata_new: AnnData | None = None,
         *,
         compare: Mapping[str, AnnData] | None = None,
+        adata_test: AnnData | None = None,
         keys: InputKeys = SAME,
         n_repeats: int = EvaluationSettings.n_repeats,
         seed: int = 0,
@@ -465,14 +461,14 @@ class BranchedDiffusion:
 
         Parameters
         ----------
-        adata_test
-            Cells that the model was not fitted on, with raw counts. By default the test cells of the split, a fraction
-            ``settings.prepare.test`` of the data.
         adata_new
             Cells to evaluate as the set ``generated``. By default the model generates as many of each type as there
             are test cells.
         compare
             Further sets of cells to evaluate, by name.
+        adata_test
+            Cells that the model was not fitted on, with raw counts. By default the test cells of the split, a fraction
+            ``settings.prepare.test`` of the data.
         keys
             Columns of ``obs`` and slot of counts in all of these cells; by default as in the data of the fit.
         n_repeats
@@ -495,35 +491,30 @@ class BranchedDiffusion:
         --------
         ::
 
-            evaluation = model.evaluate(adata_test)
+            evaluation = model.evaluate(adata_test=adata_test)
             evaluation.overall.loc[["energy", "forest_auc", "f1"]]
             bdm.pl.scores(evaluation)
         """
-        from bdm.data.cells import GENERATED, RESERVED_SET_NAMES, check_number
+        from bdm.data.cells import GENERATED, RESERVED_SET_NAMES
         from bdm.evaluation.evaluate import evaluate
 
-        if taken := set(RESERVED_SET_NAMES) & set(compare or {}):
-            raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to evaluate.")
+        if reserved := set(RESERVED_SET_NAMES) & set(compare or {}):
+            raise InputError(f"The name {reserved.pop()} is taken; choose another for the cells to evaluate.")
         settings = EvaluationSettings(n_repeats=n_repeats)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
-        new = adata_new
-        if new is None:
-            request = request_cells(self.model, _numbers_of(real.test))
-            new = generate_cells(self.model, request, GenerationSettings(), seed=seed)
-        given = {GENERATED: new, **(compare or {})}
-        sets = {name: cells_for(cells, self.model, keys) for name, cells in given.items()}
-        cells = {name: known_cells(adata, self.model, keys_found_in(adata, keys)) for name, adata in sets.items()}
-        for name, of_set in cells.items():
-            check_number(of_set.n_by_type, real.test.n_by_type, name)
-        return evaluate(real, cells, settings, populations=populations_by(self.model), seed=seed)
+        if adata_new is None:
+            request = request_cells(self.model, real.test.numbers)
+            adata_new = generate_cells(self.model, request, GenerationSettings(), seed=seed)
+        sets = sets_for(self.model, {GENERATED: adata_new, **(compare or {})}, real, keys)
+        return evaluate(real, sets, settings, populations=populations_by(self.model), seed=seed)
 
     @computing
     def evaluate_transmuted(
         self,
-        adata_transmuted: AnnData,
         adata: AnnData,
-        adata_test: AnnData | None = None,
+        adata_transmuted: AnnData,
         *,
+        adata_test: AnnData | None = None,
         keys: InputKeys = SAME,
         seed: int = 0,
     ) -> "TransmutationEvaluation":
@@ -533,10 +524,10 @@ class BranchedDiffusion:
 
         Parameters
         ----------
-        adata_transmuted
-            Result of :meth:`transmute`.
         adata
-            The same cells before transmutation.
+            Cells before transmutation.
+        adata_transmuted
+            The same cells, as returned by :meth:`transmute`.
         adata_test
             Cells that the model was not fitted on, with raw counts; by default the test cells of the split.
         keys
@@ -559,7 +550,7 @@ class BranchedDiffusion:
         ::
 
             adata_transmuted = model.transmute(adata, to="NK")
-            evaluation = model.evaluate_transmuted(adata_transmuted, adata, adata_test)
+            evaluation = model.evaluate_transmuted(adata, adata_transmuted, adata_test=adata_test)
             bdm.pl.transmutation(evaluation)
         """
         from bdm.applications.transmutation import evaluate_transmuted as transmutation
@@ -637,8 +628,8 @@ class BranchedDiffusion:
             raise InputError("A loaded model cannot be audited, as it holds no cells; make a new one from an AnnData.")
         fit = FitSettings(**{stage.name: getattr(self.settings, stage.name) for stage in fields(FitSettings)})
         folder = None if models is None else Path(models)
-        how = AuditedModels(fit=fit, tree=self.tree, folder=folder, device=self.device, seed=self.seed)
-        return audit_models(divide(self._cells(), settings, seed=self.seed), settings, how)
+        audited = AuditedModels(fit=fit, tree=self.tree, folder=folder, device=self.device, seed=self.seed)
+        return audit_models(divide(self._cells(), settings, seed=self.seed), settings, audited)
 
     @computing
     def simulate(self, design: "Design | dict[str, Any] | Path | str", *, seed: int | None = None) -> AnnData:
@@ -807,9 +798,13 @@ class BranchedDiffusion:
         from bdm.applications.audit.audit import audit_section
         from bdm.applications.relations.responses import responses_section
 
-        section = None if audit is None else audit_section(audit, self.model)
-        of_responses = None if responses is None else responses_section(responses, self.model.cell_types)
-        return model_card(self.model, evaluation=evaluation, audit=section, responses=of_responses, license=license)
+        return model_card(
+            self.model,
+            evaluation=evaluation,
+            audit=None if audit is None else audit_section(audit, self.model),
+            responses=None if responses is None else responses_section(responses, self.model.cell_types),
+            license=license,
+        )
 
     @classmethod
     @checked
@@ -856,17 +851,10 @@ class BranchedDiffusion:
         return model
 
 
-def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
-    """Override defaults of settings by arguments; reject two different values."""
+def merged_settings(settings: PrepareSettings, **arguments: Any) -> PrepareSettings:
+    """Override default settings by arguments; reject other settings that differ."""
     default = PrepareSettings()
-    for name, value in given.items():
-        if (found := getattr(settings, name)) not in (getattr(default, name), value):
-            raise InputError(f"{name} is {value!r}, and {found!r} in settings.prepare; give it in one place.")
-    return replace(settings, **given)
-
-
-def _numbers_of(cells: "TypedCells") -> pd.DataFrame:
-    """Count cells by type and values of covariates."""
-    table = pd.DataFrame({"cell_type": cells.cell_type})
-    table = table if cells.covariates is None else table.join(cells.covariates)
-    return table.value_counts(sort=False).rename("n_cells").reset_index()
+    for name, value in arguments.items():
+        if (setting := getattr(settings, name)) not in (getattr(default, name), value):
+            raise InputError(f"{name} is {value!r}, and {setting!r} in settings.prepare; give it in one place.")
+    return replace(settings, **arguments)

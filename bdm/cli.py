@@ -10,8 +10,15 @@ import typer
 
 from bdm import __version__
 from bdm._core.errors import InputError, Interrupted, TrainingError, as_options
-from bdm.commands import conditions, data, evaluation, experiments, fit, generate, lineages, share
 from bdm.commands.base import Summary, as_command
+from bdm.commands.conditions import evaluate_predicted, predict, respond
+from bdm.commands.data import example, prepare
+from bdm.commands.evaluation import evaluate, evaluate_transmuted, interpret, report
+from bdm.commands.experiments import power, simulate
+from bdm.commands.fit import autoencoder, extend, fit, hierarchy, plot_tree, train
+from bdm.commands.generate import generate, predict_modality, transmute
+from bdm.commands.lineages import fates, lineage, reconstruct
+from bdm.commands.share import audit, audit_folds, card
 
 # Waiting OpenMP threads would spin and slow down other programs. Torch reads these variables on import.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
@@ -25,31 +32,14 @@ if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
 
 # In the order of the help; True for long computations
 COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
-    "Data": {data.example: False, data.prepare: False},
-    "Fit": {
-        fit.fit: True,
-        fit.autoencoder: True,
-        fit.hierarchy: True,
-        fit.plot_tree: False,
-        fit.train: True,
-        fit.extend: True,
-    },
-    "Generate": {
-        generate.generate: True,
-        generate.transmute: True,
-        experiments.simulate: True,
-        generate.predict_modality: True,
-    },
-    "Conditions": {conditions.respond: True, conditions.predict: True, conditions.evaluate_predicted: True},
-    "Lineages": {lineages.lineage: True, lineages.reconstruct: True, lineages.fates: True},
-    "Evaluate and interpret": {
-        evaluation.evaluate: True,
-        evaluation.evaluate_transmuted: True,
-        evaluation.interpret: True,
-        evaluation.report: False,
-    },
-    "Plan": {experiments.power: True},
-    "Share": {share.audit: True, share.audit_folds: False, share.card: False},
+    "Data": {example: False, prepare: False},
+    "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
+    "Generate": {generate: True, transmute: True, simulate: True, predict_modality: True},
+    "Conditions": {respond: True, predict: True, evaluate_predicted: True},
+    "Lineages": {lineage: True, reconstruct: True, fates: True},
+    "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
+    "Plan": {power: True},
+    "Share": {audit: True, audit_folds: False, card: False},
 }
 
 app = typer.Typer(

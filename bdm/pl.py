@@ -1,6 +1,6 @@
 """Plot models and results, as ``scanpy.pl`` does.
 
-Results may be in memory, such as ``model.evaluate(adata_test)``, or loaded, such as
+Results may be in memory, such as ``model.evaluate(adata_test=adata_test)``, or loaded, such as
 ``bdm.Evaluation.load("evaluation")``. The argument ``interpretation`` accepts a :class:`~bdm.Interpretation`, or a
 model after :meth:`~bdm.BranchedDiffusion.interpret`; ``evaluation`` accepts results of ``evaluate`` and
 ``evaluate_transmuted``.

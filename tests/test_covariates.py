@@ -281,7 +281,7 @@ def test_cells_have_covariates_and_batches_whose_names_files_cannot_hold():
     assert set(numbers_like(cells.obs, model.model)) == {"cell_type", "time_h", "n_cells"}
     assert not model.prepared.obs["time_h"].isna().any()
     assert recorded_covariates(model.prepared) == ("time_h",)
-    evaluation = model.evaluate(with_slash(simulated(40, seed=9)), n_repeats=1)
+    evaluation = model.evaluate(adata_test=with_slash(simulated(40, seed=9)), n_repeats=1)
     assert set(evaluation.by_covariate["covariate"]) == {"time_h"}
 
 
@@ -527,7 +527,7 @@ def test_types_that_are_no_times_are_no_snapshots(saved, tmp_path, bdm):
 
 @pytest.fixture(scope="module")
 def evaluation(model):
-    return model.evaluate(simulated(100, seed=9), n_repeats=2)
+    return model.evaluate(adata_test=simulated(100, seed=9), n_repeats=2)
 
 
 def test_scores_by_bins_are_with_those_of_the_floor(evaluation):
@@ -543,7 +543,7 @@ def test_cells_of_a_model_without_the_covariate_are_far_in_bins(model, evaluatio
     cells = simulated(100, seed=9)
     shuffled = model.generate(pd.DataFrame({"cell_type": cells.obs["cell_type"], "n_cells": 1}), seed=1)
     shuffled.obs["time"] = np.random.default_rng(0).permutation(shuffled.obs["time"])
-    other = model.evaluate(cells, shuffled).by_covariate
+    other = model.evaluate(shuffled, adata_test=cells).by_covariate
     worse = other[other["set"] == "generated"]["relative_energy"].mean()
     better = evaluation.by_covariate[evaluation.by_covariate["set"] == "generated"]["relative_energy"].mean()
     assert worse > 3 * better

@@ -30,7 +30,7 @@ def evaluation(small_model, held_out) -> Evaluation:
     """Of cells of the same distribution, and of the first sub-population of dendritic cells alone."""
     one = small_model.generate({**NUMBERS, "Dendritic": 0, DENDRITIC[0]: 120}, seed=2)
     same = small_model.generate(NUMBERS, seed=3)
-    return small_model.evaluate(held_out, same, compare={"one": one}, n_repeats=2)
+    return small_model.evaluate(same, adata_test=held_out, compare={"one": one}, n_repeats=2)
 
 
 def rows(evaluation: Evaluation, name: str) -> pd.DataFrame:
@@ -110,7 +110,7 @@ def test_sets_without_known_batches_have_no_scores_by_sub_population(batch_model
     unknown, none = new.copy(), new.copy()
     unknown.obs["donor"] = "three"
     del none.obs["donor"]
-    found = batch_model.evaluate(test, new, compare={"unknown": unknown, "none": none}, n_repeats=1)
+    found = batch_model.evaluate(new, adata_test=test, compare={"unknown": unknown, "none": none}, n_repeats=1)
     assert set(found.by_population["set"]) == {FLOOR, GENERATED}
     assert set(found.by_type.index.get_level_values("set")) == {FLOOR, GENERATED, "unknown", "none"}
 

@@ -777,7 +777,7 @@ def test_transmuted_cells_are_evaluated_by_modality(multi_model):
     found = transmuted_cells(
         multi_model.model, select_sources(chosen, multi_model.model, "Dendritic"), SamplerSettings(), seed=0
     ).in_memory()
-    evaluation = multi_model.evaluate_transmuted(found, cells)
+    evaluation = multi_model.evaluate_transmuted(cells, found)
     table = evaluation.modalities["energy"].unstack("set")
     assert list(table.index.unique("modality")) == ["rna", "prot", "atac"]
     assert (table["transmuted"] < table["unchanged"]).loc[["rna", "prot"]].all()

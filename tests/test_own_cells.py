@@ -181,11 +181,11 @@ def with_identifiers(autoencoder):
 
 def test_training_cells_are_no_test_cells(fitted, awkward, caplog):
     with pytest.raises(InputError, match="test cells have the counts of training cells"):
-        fitted.evaluate(awkward)
+        fitted.evaluate(adata_test=awkward)
     renamed = awkward.copy()
     renamed.obs_names = [f"other-{i}" for i in range(renamed.n_obs)]
     with pytest.raises(InputError, match="test cells have the counts of training cells"):
-        fitted.evaluate(renamed)
+        fitted.evaluate(adata_test=renamed)
     split = fitted.prepared.obs["split"]
     held_out = split.index[split == "test"]
     few = split.index[split == "train"][:5]

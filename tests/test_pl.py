@@ -40,13 +40,13 @@ def held_out(example_cells):
 
 @pytest.fixture(scope="module")
 def evaluation(small_model, held_out):
-    return small_model.evaluate(held_out, n_repeats=1)
+    return small_model.evaluate(adata_test=held_out, n_repeats=1)
 
 
 @pytest.fixture(scope="module")
 def transmutation(small_model, held_out):
     transmuted = small_model.transmute(held_out, to=NK, from_=[B, "Dendritic"])
-    return small_model.evaluate_transmuted(transmuted, held_out, held_out)
+    return small_model.evaluate_transmuted(held_out, transmuted, adata_test=held_out)
 
 
 def texts(axis: Axes) -> list[str]:
@@ -278,15 +278,15 @@ def test_evaluation_refuses_what_it_cannot_evaluate(small_model, held_out):
     with pytest.raises(InputError, match="give `adata_test=`"):
         small_model.evaluate()
     with pytest.raises(InputError, match="floor is taken"):
-        small_model.evaluate(held_out, compare={"floor": held_out})
+        small_model.evaluate(adata_test=held_out, compare={"floor": held_out})
     with pytest.raises(InputError, match="no column"):
-        small_model.evaluate(held_out, keys=bdm.InputKeys(label_key="none"))
+        small_model.evaluate(adata_test=held_out, keys=bdm.InputKeys(label_key="none"))
     with pytest.raises(InputError, match="generated cannot be evaluated"):
-        small_model.evaluate(held_out, held_out[:2].copy())
+        small_model.evaluate(held_out[:2].copy(), adata_test=held_out)
     others = held_out.copy()
     others.obs["bulk_labels"] = "T-800"
     with pytest.raises(InputError, match="no cells of the model's types, but of 'T-800'"):
-        small_model.evaluate(others)
+        small_model.evaluate(adata_test=others)
 
 
 def test_evaluation_refuses_what_was_not_transmuted(small_model, held_out):
@@ -300,7 +300,7 @@ def test_evaluation_refuses_what_was_not_transmuted(small_model, held_out):
         (held_out, held_out, "adata_transmuted has no column 'cell_type' in obs"),
     ):
         with pytest.raises(InputError, match=sentence):
-            small_model.evaluate_transmuted(given, before, held_out)
+            small_model.evaluate_transmuted(before, given, adata_test=held_out)
 
 
 def test_names_of_sets_are_no_formulas(evaluation):

@@ -86,7 +86,7 @@ def test_figures_in_python_show_symbols(model, labels):
 def test_genes_of_a_transmutation_show_symbols(model, cells, labels):
     moved = model.transmute(cells, to=DENDRITIC, from_=[B])
     assert list(moved.var["feature_name"].dropna()) == list(model.model.autoencoder.genes["feature_name"].dropna())
-    [axis] = pl.transmutation_genes(model.evaluate_transmuted(moved, cells, cells[1::2]))
+    [axis] = pl.transmutation_genes(model.evaluate_transmuted(cells, moved, adata_test=cells[1::2]))
     named = {text.get_text() for text in axis.texts}
     assert named
     assert not unexplained(" ".join(named), labels)

@@ -36,11 +36,11 @@ class Summary:
     then: tuple[Path | str, ...] = ()  # words of a suggested next command
 
     def table(self, outputs: Mapping[Path | str, Path], *, seconds: float) -> str:
-        """Format the table, naming ``outputs`` in place of their scratch paths."""
+        """Format the table, with ``outputs`` by their scratch paths."""
         from bdm._core.progress import duration
 
         rows = {"wrote": ", ".join(map(str, outputs.values()))}
-        rows |= {name: in_place(text, outputs) for name, text in self.facts.items()}
+        rows |= {name: with_output_paths(text, outputs) for name, text in self.facts.items()}
         rows["took"] = f"{duration(seconds)}, {peak_memory() / 1e9:.1f} GB of memory at most"
         if self.then:
             rows["next"] = shlex.join(str(outputs.get(word, word)) for word in self.then)
@@ -55,7 +55,7 @@ def reading_alike(labels: Path | None, counts: str) -> tuple[Path | str, ...]:
 
 
 def as_command(function: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
-    """Make a function a command: add shared options, write its outputs whole, and print its summary.
+    """Add shared options to a function, replace its outputs, and print its summary.
 
     The function writes its outputs to scratch paths, which it gets as arguments. They replace the outputs once it has
     returned; if it fails, they are removed. ``computes`` adds ``--threads``.
@@ -313,7 +313,10 @@ def check_outputs(outputs: list[Setting], arguments: dict[str, Any], *, force: b
 
 @contextmanager
 def scratch_paths(outputs: list[Setting], arguments: dict[str, Any]) -> Iterator[dict[str, Path]]:
-    """Yield a scratch path for each output, which replaces it on success; errors name the output."""
+    """Yield scratch paths by argument, which replace the outputs on success.
+
+    InputErrors name the outputs.
+    """
     from bdm._core.files import atomic_write
 
     scratch: dict[str, Path] = {}
@@ -325,7 +328,7 @@ def scratch_paths(outputs: list[Setting], arguments: dict[str, Any]) -> Iterator
                 scratch[output.name] = files.enter_context(path)
             yield scratch
     except InputError as error:
-        error.args = (in_place(error.args[0], by_scratch(scratch, arguments)),)
+        error.args = (with_output_paths(error.args[0], by_scratch(scratch, arguments)),)
         raise
 
 
@@ -334,8 +337,8 @@ def by_scratch(scratch: dict[str, Path], arguments: dict[str, Any]) -> dict[Path
     return {path: arguments[name] for name, path in scratch.items()}
 
 
-def in_place(text: str, outputs: Mapping[Path | str, Path]) -> str:
-    """Name outputs in a text in place of their scratch paths."""
+def with_output_paths(text: str, outputs: Mapping[Path | str, Path]) -> str:
+    """Replace scratch paths in a text by the paths of their outputs."""
     for scratch, output in outputs.items():
         text = text.replace(str(scratch), str(output))
     return text

@@ -265,7 +265,7 @@ def extend(
 
 
 def write_model(folder: Path, model: "BranchedModel", history: "Mapping[str, pd.DataFrame]") -> None:
-    """Write a fitted model, its card, and the tables of the training of its prior."""
+    """Write a fitted model, its card, and the history of its prior."""
     from bdm.report.card import save_with_card
 
     save_with_card(folder, model)

@@ -1,4 +1,4 @@
-"""``bdm audit``, ``bdm audit-folds`` and ``bdm card``: what to check and write before cells are shared."""
+"""``bdm audit``, ``bdm audit-folds`` and ``bdm card``: privacy and documentation of shared models."""
 
 import sys
 from pathlib import Path

@@ -56,6 +56,13 @@ class TypedCells(ABC):
         """Number of cells per type, sorted by name."""
         return pd.Series(self.cell_type, dtype=str).value_counts().sort_index()
 
+    @property
+    def numbers(self) -> pd.DataFrame:
+        """Number of cells (``n_cells``) by ``cell_type`` and values of covariates."""
+        table = pd.DataFrame({"cell_type": self.cell_type})
+        table = table if self.covariates is None else table.join(self.covariates)
+        return table.value_counts(sort=False).rename("n_cells").reset_index()
+
     def types(self, *, fewest: int) -> list[str]:
         """Return the types with at least ``fewest`` cells."""
         return list(self.n_by_type.index[self.n_by_type >= fewest])

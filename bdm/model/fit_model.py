@@ -119,7 +119,10 @@ def fit_and_encode(
 
 
 def fit_hierarchy(latent: ad.AnnData, settings: HierarchySettings, *, seed: int, tree: Tree | None = None) -> Hierarchy:
-    """Build the hierarchy of encoded cells, and record their autoencoder and the file of the tree."""
+    """Build the hierarchy of encoded cells.
+
+    Its provenance names the autoencoder of the latents, and the file of the tree.
+    """
     hierarchy = build_hierarchy(latent_cells(latent), settings, seed=seed, tree=tree)
     record: dict[str, Any] = {}
     if "autoencoder" in latent.uns:

@@ -1,6 +1,7 @@
 """Match cells to the genes, types, batches and covariates of a model."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,18 @@ def real_cells_for(
         check_held_out(test, training)
     check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
     return RealCells(training, test, model.gene_names)
+
+
+def sets_for(
+    model: BranchedModel, sets: Mapping[str, Any], real: RealCells, keys: InputKeys = SAME
+) -> dict[str, Cells]:
+    """Select the known cells of each set to evaluate; reject sets with too few cells."""
+    known = {}
+    for name, cells in sets.items():
+        adata = cells_for(cells, model, keys)
+        known[name] = known_cells(adata, model, keys_found_in(adata, keys))
+        check_number(known[name].n_by_type, real.test.n_by_type, name)
+    return known
 
 
 def populations_by(model: BranchedModel) -> Populations | None:

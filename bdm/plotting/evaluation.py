@@ -102,7 +102,7 @@ def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | 
     --------
     ::
 
-        bdm.pl.scores(model.evaluate(adata_test))
+        bdm.pl.scores(model.evaluate(adata_test=adata_test))
         bdm.pl.scores(bdm.Evaluation.load("evaluation"))
     """
     checked(evaluation, Evaluation)

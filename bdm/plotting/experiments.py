@@ -257,7 +257,7 @@ def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = No
     ::
 
         adata_transmuted = model.transmute(adata, to="NK")
-        bdm.pl.transmutation(model.evaluate_transmuted(adata_transmuted, adata, adata_test))
+        bdm.pl.transmutation(model.evaluate_transmuted(adata, adata_transmuted, adata_test=adata_test))
         bdm.pl.transmutation(bdm.TransmutationEvaluation.load("transmutation"))
     """
     checked(evaluation, TransmutationEvaluation)
