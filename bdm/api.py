@@ -1,7 +1,7 @@
 """The class BranchedDiffusion: fit, apply, extend, save and load a model in Python."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -13,10 +13,10 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import InputError, counted, listed
-from bdm._core.files import atomic_write, provenance, reject_existing
+from bdm._core.files import atomic_write, reject_existing
 from bdm._core.parallel import using_threads
 from bdm._core.schema import checked, checking, reject_unknown
-from bdm.applications.extension.extend import ExtendSettings, extend_all
+from bdm.applications.extension.extend import extend
 from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
 from bdm.applications.transmutation.transmute import select_sources, transmuted_cells
 from bdm.autoencoder.latent import encode
@@ -728,7 +728,6 @@ class BranchedDiffusion:
         InputError
             If a type exists already, has too few cells, or has an invalid name.
         """
-        settings = ExtendSettings()
         new = select_new_cells(
             cells_for(adata, self.model, keys),
             self.model,
@@ -737,9 +736,8 @@ class BranchedDiffusion:
             missing_as_zero=missing_as_zero,
             seed=seed,
         )
-        record = provenance(seed=seed, settings=asdict(settings))
         prepared = None if self.prepared is None else join_known_cells(new, self.model, self.prepared)
-        steps = tuple(extend_all(self.model, new, settings, seed=seed, provenance=record))
+        steps = extend(self.model, new, seed=seed)
         self.fitted, self.last_extension, self.prepared, self.interpretation = steps[-1].model, steps, prepared, None
         return self
 

@@ -19,9 +19,9 @@ from bdm.applications.extension.extend import (
     ExtendSettings,
     ExtensionReport,
     FittedExtension,
+    add_type,
     describe,
     extend,
-    extend_all,
     extension_row,
     held_out_rows,
     verdict,
@@ -58,7 +58,7 @@ def stages(base, example_cells) -> list[BranchedModel]:
     """The model, and after each of the new types was added."""
     models = [base]
     for cell_type, cells in select_new_cells(example_cells, base, cell_types=tuple(NEW), seed=0).by_type.items():
-        models.append(extend(models[-1], cells, cell_type, QUICK, seed=0, provenance={}).model)
+        models.append(add_type(models[-1], cells, cell_type, QUICK, seed=0, provenance={}).model)
     return models
 
 
@@ -110,7 +110,7 @@ def with_nk(base, example_cells) -> FittedExtension:
     """The model with NK cells, added with time enough."""
     [cells] = select_new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type.values()
     settings = ExtendSettings(branch=TrainSettings(n_steps=100))
-    return extend(base, cells, "CD56+ NK", settings, seed=0, provenance={})
+    return add_type(base, cells, "CD56+ NK", settings, seed=0, provenance={})
 
 
 def profile(counts: np.ndarray) -> np.ndarray:
@@ -155,7 +155,7 @@ def test_only_the_new_branch_was_trained(base, with_nk):
 def test_new_branch_has_no_network_where_the_branch_that_it_leaves_has_none(base, example_cells):
     closed = replace(base, prior=replace(base.prior, kept=torch.zeros_like(base.prior.kept)))
     cells = select_new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type["CD56+ NK"]
-    prior = extend(closed, cells, "CD56+ NK", QUICK, seed=0, provenance={}).model.prior
+    prior = add_type(closed, cells, "CD56+ NK", QUICK, seed=0, provenance={}).model.prior
     assert not prior.kept.any()
     parent = base.hierarchy.rows["CD8+ Cytotoxic T"]
     assert torch.equal(prior.network.branch.weight[-1], prior.network.branch.weight[parent])
@@ -199,7 +199,7 @@ def with_mixed(base, mixed_cells) -> FittedExtension:
     model = with_settings(base, sub_populations=2)
     [cells] = select_new_cells(mixed_cells, model, cell_types=("mixed",), seed=0).by_type.values()
     settings = ExtendSettings(branch=TrainSettings(n_steps=50), n_bootstrap=10)
-    return extend(model, cells, "mixed", settings, seed=0, provenance={})
+    return add_type(model, cells, "mixed", settings, seed=0, provenance={})
 
 
 def kinds_by_population(model: BranchedModel, cells: AnnData) -> pd.DataFrame:
@@ -215,14 +215,14 @@ def test_populations_have_no_names_of_types_that_are_added_later(base, mixed_cel
     cells = mixed_cells.copy()
     cells.obs["bulk_labels"] = cells.obs["bulk_labels"].replace("CD56+ NK", "mixed/2")
     new = select_new_cells(cells, base, cell_types=("mixed", "mixed/2"), seed=0)
-    *_, last = extend_all(base, new, QUICK, seed=0, provenance={})
+    *_, last = extend(base, new, QUICK, seed=0)
     assert last.model.autoencoder.populations_of("mixed")[:2] == ("mixed//1", "mixed//2")
     assert last.model.cell_types[-2:] == ("mixed", "mixed/2")
 
 
 def test_populations_of_a_new_type_do_not_mix_its_kinds_of_cells(base, mixed_cells):
     new = select_new_cells(mixed_cells, base, cell_types=("mixed",), seed=0)
-    [found] = extend_all(base, new, QUICK, seed=0, provenance={})
+    [found] = extend(base, new, QUICK, seed=0)
     kinds = kinds_by_population(found.model, mixed_cells)
     assert (kinds.max(axis=1) / kinds.sum(axis=1)).min() > 0.95
     assert kinds[KINDS[1]].max() >= 41
@@ -288,7 +288,7 @@ def test_populations_of_a_new_type_gain_by_their_decoders(with_mixed):
 def test_number_of_populations_is_set_as_for_the_model(base, mixed_cells, value, n_populations):
     model = with_settings(base, sub_populations=value, min_cells_per_sub_population=5)
     new = select_new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
-    [found] = extend_all(model, new, replace(QUICK, n_bootstrap=0), seed=0, provenance={})
+    [found] = extend(model, new, replace(QUICK, n_bootstrap=0), seed=0)
     assert found.extension.support is None
     assert "(support" not in describe(extension_row(found))
     populations = found.model.autoencoder.populations_of("mixed")
@@ -306,7 +306,7 @@ def test_no_populations_of_donors_that_are_not_known(base, mixed_cells):
     counted = replace(base, autoencoder=replace(base.autoencoder, provenance=provenance))
     model = with_settings(counted, sub_populations=3)
     new = select_new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
-    [found] = extend_all(model, new, replace(QUICK, n_bootstrap=0), seed=0, provenance={})
+    [found] = extend(model, new, replace(QUICK, n_bootstrap=0), seed=0)
     assert found.model.autoencoder.populations_of("mixed") == ("mixed",)
 
 
@@ -322,7 +322,7 @@ def test_type_with_the_name_of_a_population_is_rejected(with_mixed, example_cell
 def test_known_cells_stay_where_few_branches_have_a_network(base, mixed_cells, every, shared):
     few = replace(base, prior=replace(base.prior, kept=torch.arange(len(base.prior.kept)) % every == 1))
     new = select_new_cells(mixed_cells, few, cell_types=("mixed",), seed=0)
-    [found] = extend_all(few, new, QUICK, seed=0, provenance={})
+    [found] = extend(few, new, QUICK, seed=0)
     before, after = (generated(model, shared=shared) for model in (few, found.model))
     known = after[after.obs["cell_type"] != "mixed"]
     assert (known.X != before.X).nnz == 0
@@ -347,7 +347,7 @@ def test_batches(of_two_donors, batch_model):
     cells = of_two_donors[of_two_donors.obs["donor"] == "one"]
     new = select_new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
     assert new.batches == ()
-    [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
+    [found] = extend(batch_model.model, new, QUICK, seed=0)
     assert found.model.composition_of_types.loc["new"].to_dict() == {"one": 70, "two": 0}
     assert set(generated(found.model).obs["donor"]) == {"one", "two"}
 
@@ -362,7 +362,7 @@ def test_new_batches(of_two_donors, batch_model, tmp_path):
     before = generated(batch_model.model)
     new = select_new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
     assert new.batches == ("three",)
-    [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
+    [found] = extend(batch_model.model, new, QUICK, seed=0)
     offset = (
         found.extension.batches["three"].numpy()
         - batch_model.model.autoencoder.network.decoder.batch_offset[0].detach().numpy()
@@ -397,9 +397,7 @@ def test_few_cells_of_a_new_batch_hardly_move_genes(batch_model):
 
 def test_batch_without_known_types_is_learned_with_the_new(of_two_donors, batch_model, caplog):
     cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "new"]
-    [found] = extend_all(
-        batch_model.model, select_new_cells(cells, batch_model.model, seed=0), QUICK, seed=0, provenance={}
-    )
+    [found] = extend(batch_model.model, select_new_cells(cells, batch_model.model, seed=0), QUICK, seed=0)
     assert "'three' has no cells of known types" in caplog.text
     mean = batch_model.model.autoencoder.network.decoder.batch_offset.mean(dim=0)
     assert torch.equal(found.extension.batches["three"], mean)

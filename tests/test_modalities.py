@@ -496,7 +496,7 @@ def test_a_mudata_file_needs_a_model_of_one(bdm, small_model, tmp_path, ending):
     small_model.save(tmp_path / "model")
     code, message = bdm("generate", tmp_path / "model", tmp_path / f"new.{ending}", "--cells", 5)
     assert code == 2
-    assert "fitted to RNA alone" in message
+    assert f"bdm: {tmp_path / 'new'}.{ending}: the model was fitted to RNA alone" in message
     assert not (tmp_path / f"new.{ending}").exists()
 
 

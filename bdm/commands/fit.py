@@ -226,9 +226,9 @@ def extend(
 
     Example: bdm extend model/ new.h5ad extended/ --cell-type "CD56+ NK"
     """
-    from bdm._core.files import provenance, sha256
+    from bdm._core.files import sha256
     from bdm._core.store import checksum_of
-    from bdm.applications.extension.extend import ExtendSettings, ExtensionReport, describe, extend_all
+    from bdm.applications.extension.extend import ExtensionReport, describe, extend
     from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
@@ -237,20 +237,20 @@ def extend(
     from bdm.pl import write_result
     from bdm.report.card import save_with_card
 
-    loaded, settings = load_model(model), ExtendSettings()
+    loaded = load_model(model)
     adata = cells_for(cells, loaded, keys, on_disk=False)
     options: dict[str, Any] = {"keys": keys, "missing_as_zero": missing_as_zero}
     new = select_new_cells(adata, loaded, cell_types=cell_type, seed=seed, **options)
     prepared = join_known_cells(new, loaded, known and read_prepared(known))
-    record = provenance(
+    steps = extend(
+        loaded,
+        new,
         seed=seed,
-        settings=asdict(settings),
         ancestor_sha256=checksum_of(model, "model"),
         cells_name=cells.name,
         cells_sha256=sha256(cells),
         options={**asdict(keys), "missing_as_zero": missing_as_zero},
     )
-    steps = list(extend_all(loaded, new, settings, seed=seed, provenance=record))
     save_with_card(out, steps[-1].model)
     if joined is not None:
         write_h5ad(joined, prepared)

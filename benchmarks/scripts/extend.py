@@ -8,7 +8,7 @@ import typer
 from anndata import AnnData
 from tidy import tidy, write_rows
 
-from bdm.applications.extension.extend import ExtendSettings, extend
+from bdm.applications.extension.extend import ExtendSettings, add_type
 from bdm.data.cell_sets import read_generated, read_real_cells
 from bdm.data.cells import MIN_CELLS_FOR_MEANS, Cells
 from bdm.data.prepare import read_prepared
@@ -71,7 +71,7 @@ def main(
         start = process_time()
         model, _ = fit(subset(cells, [name for name in sizes if name != new]), settings, seed=seed)
         trained = process_time()
-        extended = extend(model, subset(cells, [new]), new, ExtendSettings(), seed=seed, provenance={}).model
+        extended = add_type(model, subset(cells, [new]), new, ExtendSettings(), seed=seed, provenance={}).model
         seconds = {"training_seconds": trained - start, "extension_seconds": process_time() - trained}
         sets = [generated(fitted, real.test.n_by_type, seed=seed) for fitted in (model, extended)]
         check_unchanged(*sets)

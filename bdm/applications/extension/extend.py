@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from bdm._core.errors import counted
+from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
 from bdm.applications.extension.fit_extension import (
@@ -67,21 +68,26 @@ class FittedExtension:
         return f"FittedExtension({self.extension.cell_type}: {cells}, nearest to {self.distance.index[0]})"
 
 
-def extend_all(
-    model: BranchedModel, new: NewCells, settings: ExtendSettings, *, seed: int, provenance: dict[str, Any]
-) -> Iterator[FittedExtension]:
-    """Add types one after another; the last model has all of them."""
-    batches = batch_offsets(new.known, model.autoencoder, new.batches)
+def extend(
+    model: BranchedModel, new: NewCells, settings: ExtendSettings = ExtendSettings(), *, seed: int, **facts: Any
+) -> tuple[FittedExtension, ...]:
+    """Add types one after another; the last model has all of them.
+
+    ``facts`` are added to the provenance of the extensions.
+    """
+    record = provenance(seed=seed, settings=asdict(settings), **facts)
+    batches, steps = batch_offsets(new.known, model.autoencoder, new.batches), []
     for cell_type, cells in new.by_type.items():
-        fitted = extend(
-            model, cells, cell_type, settings, seed=seed, provenance=provenance, batches=batches, reserved=new.by_type
+        step = add_type(
+            model, cells, cell_type, settings, seed=seed, provenance=record, batches=batches, reserved=new.by_type
         )
-        model, batches = fitted.model, {}  # the first type adds the new batches
-        yield fitted
+        model, batches = step.model, {}  # the first type adds the new batches
+        steps.append(step)
+    return tuple(steps)
 
 
 @using_threads()
-def extend(
+def add_type(
     model: BranchedModel,
     cells: ad.AnnData,
     cell_type: str,
