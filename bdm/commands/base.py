@@ -174,7 +174,7 @@ def options_of(signature: inspect.Signature) -> list[Option]:
     unless the command has an argument of the same name. If two stages have settings of the same name, their options
     begin with the section of the stage.
     """
-    found = []
+    options = []
     for name, parameter in signature.parameters.items():
         model = parameter.annotation
         if inspect.isclass(model) and issubclass(model, StageSettings):
@@ -182,36 +182,36 @@ def options_of(signature: inspect.Signature) -> list[Option]:
             leaves = [leaf for leaf in leaves_of(model) if leaf[-1].help and leaf[-1].name not in known]
             number = Counter(setting.name for *_, setting in leaves)
             for path, stage, setting in leaves:
-                option = setting.name if number[setting.name] == 1 else f"{stage}_{setting.name}"
+                argument = setting.name if number[setting.name] == 1 else f"{stage}_{setting.name}"
                 panel = f"Settings of {stage}" if len(path) > 1 else None
-                found.append(Option(as_option(option, setting, panel=panel), (name, *path), setting))
+                options.append(Option(as_option(argument, setting, panel=panel), (name, *path), setting))
                 if setting.default is not None and setting.unset and setting.name in OPTIONS_FOR_NONE:
-                    found.append(Option(as_switch_to_none(setting, panel=panel), (name, *path), setting, unsets=True))
+                    options.append(Option(as_switch_to_none(setting, panel=panel), (name, *path), setting, unsets=True))
             continue
         setting = Setting(name, model, parameter.default)
-        found.append(Option(as_option(name, setting, kind=parameter.kind), (name,), setting))
-    return found
+        options.append(Option(as_option(name, setting, kind=parameter.kind), (name,), setting))
+    return options
 
 
 def as_option(name: str, setting: Setting, *, panel: str | None = None, kind: Any = KEYWORD) -> inspect.Parameter:
     """Return a typer option or argument; the setting validates numbers, not typer."""
     type_, default, text = setting.types[0], setting.default, (setting.help or "").removesuffix(".")
-    how: dict[str, Any] = {"show_default": (not default and setting.unset) or True, "rich_help_panel": panel}
+    style: dict[str, Any] = {"show_default": (not default and setting.unset) or True, "rich_help_panel": panel}
     if type_ is bool:
-        default, how["show_default"] = default is True, False
+        default, style["show_default"] = default is True, False
     elif type_ is tuple:
-        items = {item for one in alternatives(setting.annotation) for item in get_args(one)}
+        items = {item for type_ in alternatives(setting.annotation) for item in get_args(type_)}
         type_ = list[Path] if Path in items else list[str]
         default, text = (None, f"{text}; may be repeated") if kind == KEYWORD else (default, text)
     elif type_ in (int, float):
         bounds = bounds_in_words(setting.bounds)
-        type_, how["metavar"], text = str, f"<{type_.__name__}>", f"{text} ({bounds})" if bounds else text
+        type_, style["metavar"], text = str, f"<{type_.__name__}>", f"{text} ({bounds})" if bounds else text
     elif type_ is not Path:
         type_ = str
     if kind == KEYWORD:
         short = setting.note(Short)
         flags = [f"--{name.strip('_').replace('_', '-')}", *([short.flag] if short else [])]
-        option = typer.Option(*flags, help=f"{text}.", **how)
+        option = typer.Option(*flags, help=f"{text}.", **style)
     else:
         option = typer.Argument(help=f"{text}.", show_default=False)
     annotation: Any = Annotated[type_ | None if default is None else type_, option]
@@ -229,30 +229,30 @@ def as_switch_to_none(setting: Setting, *, panel: str | None = None) -> inspect.
 # ---- from options to settings
 
 
-def arguments_of(signature: inspect.Signature, options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
+def arguments_of(signature: inspect.Signature, options: list[Option], values: dict[str, Any]) -> dict[str, Any]:
     """Collect the arguments of a command from its options, and check them."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for option in options:
-        value, setting, (*places, name) = given[option.parameter.name], option.setting, option.path
+        value, setting, (*places, name) = values[option.parameter.name], option.setting, option.path
         if not {int, float}.isdisjoint(setting.types):
             value = number_in(value)
-        values = found
+        stage = arguments
         for place in places:
-            values = values.setdefault(place, {})
+            stage = stage.setdefault(place, {})
         if option.unsets:
-            if value and values[name] != setting.default:
+            if value and stage[name] != setting.default:
                 raise InputError(
                     f"`{setting.name}=` and `{setting.name}=None` contradict each other; give one of them."
                 )
-            values[name] = None if value else values[name]
+            stage[name] = None if value else stage[name]
         elif tuple in setting.types and value in (None, []):
-            values[name] = setting.default
+            stage[name] = setting.default
         else:
-            values[name] = value if places else setting.checked(value)
-    return {
-        name: settings_from(parameter.annotation, found[name]) if isinstance(found.get(name), dict) else found[name]
-        for name, parameter in signature.parameters.items()
-    }
+            stage[name] = value if places else setting.checked(value)
+    for name, parameter in signature.parameters.items():
+        if isinstance(arguments[name], dict):
+            arguments[name] = settings_from(parameter.annotation, arguments[name])
+    return arguments
 
 
 def settings_from(model: type[StageSettings], values: dict[str, Any]) -> StageSettings:
