@@ -397,7 +397,7 @@ def test_best_validation_is_kept():
 def test_training_ends_where_validation_gains_nothing(losses, untrained, n_looks):
     network, loss = line()
     given = iter([*losses, *[9] * 6])
-    how = plan(n_steps=len(losses), validate_every=1, patience=3, untrained=untrained)
+    how = plan(n_steps=len(losses), validate_every=1, patience=3, untrained_loss=untrained)
     history = train(network, loss, how, validation=lambda network: next(given))
     assert list(history["validation"]) == losses[:n_looks]
 

@@ -49,7 +49,7 @@ def base(example_cells, small_settings) -> BranchedModel:
 
     cells = example_cells[~example_cells.obs["bulk_labels"].isin(NEW)].copy()
     model = BranchedDiffusion(cells, label_key="bulk_labels", prior="diffusion", settings=small_settings).fit().model
-    model.prior.kept.fill_(True)
+    model.prior.network_branches.fill_(True)
     return model
 
 
@@ -153,10 +153,10 @@ def test_only_the_new_branch_was_trained(base, with_nk):
 
 
 def test_new_branch_has_no_network_where_the_branch_that_it_leaves_has_none(base, example_cells):
-    closed = replace(base, prior=replace(base.prior, kept=torch.zeros_like(base.prior.kept)))
+    closed = replace(base, prior=replace(base.prior, network_branches=torch.zeros_like(base.prior.network_branches)))
     cells = select_new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type["CD56+ NK"]
     prior = add_type(closed, cells, "CD56+ NK", QUICK, seed=0, provenance={}).model.prior
-    assert not prior.kept.any()
+    assert not prior.network_branches.any()
     parent = base.hierarchy.rows["CD8+ Cytotoxic T"]
     assert torch.equal(prior.network.branch.weight[-1], prior.network.branch.weight[parent])
 
@@ -320,7 +320,9 @@ def test_type_with_the_name_of_a_population_is_rejected(with_mixed, example_cell
 @pytest.mark.parametrize("every", [2, 100])
 @pytest.mark.parametrize("shared", [False, True])
 def test_known_cells_stay_where_few_branches_have_a_network(base, mixed_cells, every, shared):
-    few = replace(base, prior=replace(base.prior, kept=torch.arange(len(base.prior.kept)) % every == 1))
+    few = replace(
+        base, prior=replace(base.prior, network_branches=torch.arange(len(base.prior.network_branches)) % every == 1)
+    )
     new = select_new_cells(mixed_cells, few, cell_types=("mixed",), seed=0)
     [found] = extend(few, new, QUICK, seed=0)
     before, after = (generated(model, shared=shared) for model in (few, found.model))

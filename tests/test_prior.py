@@ -26,8 +26,9 @@ from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.diffusion import TENSOR_FIELDS, DiffusionPrior, HeldOut, make_correction
 from bdm.prior.flow import FlowMatchingPrior
-from bdm.prior.mixture import MERGING_FACTOR, BranchPopulations, GaussianMixturePrior
+from bdm.prior.mixture import GaussianMixturePrior
 from bdm.prior.network import BranchNetwork, NetworkShape, held_out_mask, training_plan
+from bdm.prior.populations import MERGING_FACTOR, BranchPopulations
 from bdm.prior.sampler import HierarchicalSampler, dpm_solver, noise_levels
 from bdm.prior.transport import (
     MixtureMap,
@@ -116,13 +117,13 @@ def test_network_is_used_on_branches_where_it_is_kept():
     prior, x = diffusion(THREE), torch.randn(6, 3, generator=generator())
     sigma, branch = torch.full((6,), 0.7), torch.tensor([0, 1, 2, 3, 0, 1])
     both = prior.denoise(x, sigma, branch)
-    prior.kept[1] = False
+    prior.network_branches[1] = False
     on = branch == 1
     some = prior.denoise(x, sigma, branch)
     assert torch.equal(some[~on], both[~on])
     assert not torch.allclose(some[on], both[on])
-    assert torch.equal(some[on], prior.closed_form(x, sigma, branch)[on])
-    assert torch.equal(prior.denoise(x, sigma[:1], branch[1:2]), prior.closed_form(x, sigma[:1], branch[1:2]))
+    assert torch.equal(some[on], prior.populations.denoised(x, sigma, branch)[on])
+    assert torch.equal(prior.denoise(x, sigma[:1], branch[1:2]), prior.populations.denoised(x, sigma[:1], branch[1:2]))
 
 
 # ---- noise levels
@@ -496,7 +497,7 @@ def test_sharing_costs_less():
 
 def test_only_branches_with_a_network_need_the_solver():
     nowhere, upper = walk(), walk()
-    upper.prior.kept[1] = True  # of `ab`, from 14 to 3.5
+    upper.prior.network_branches[1] = True  # of `ab`, from 14 to 3.5
     for population in POPULATIONS:
         assert_population(nowhere.sample(population, 3000, generator()), population)
         assert_population(upper.sample(population, 3000, generator()), population)
@@ -543,7 +544,7 @@ def test_network_is_not_kept_for_normal_populations(seed):
     assert list(branches["branch"]) == [branch.name for branch in fit.prior.hierarchy.branches]
     assert branches["least_gain"].notna().all()
     assert not branches["kept"].any()
-    assert not fit.prior.kept.any()
+    assert not fit.prior.network_branches.any()
     assert "on no branch" in fit.prior.description
     moments = population_moments(cells, fit_whitening(cells))
     for code, population in enumerate(cells.populations):
@@ -655,10 +656,10 @@ def fitted_to_two_sided(kind: type[LatentPrior], *, seed: int = 0) -> FittedPrio
 @pytest.mark.parametrize("kind", KINDS)
 def test_network_learns_what_is_not_normal(seed, kind):
     fit = fitted_to_two_sided(kind, seed=seed)
-    assert fit.prior.kept[[fit.prior.hierarchy.rows[name] for name in "ab"]].all()
+    assert fit.prior.network_branches[[fit.prior.hierarchy.rows[name] for name in "ab"]].all()
     if kind is DiffusionPrior:
         training, branches = fit.history["training"], fit.history["branches"]
-        assert fit.prior.kept.tolist() == list(branches["kept"])
+        assert fit.prior.network_branches.tolist() == list(branches["kept"])
         assert training["validation"].min() < training["closed_form"].iloc[0] - 0.1
     x = fit.prior.sampler().sample("a", 1000, generator())
     side = fit_whitening(two_sided()).inverse(x)[:, 0]
@@ -688,13 +689,15 @@ def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
 @pytest.mark.slow
 def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
     fit, data = fitted(n_steps=300, cells=two_sided()), data_of(two_sided())
-    assert fit.prior.kept.any()
+    assert fit.prior.network_branches.any()
     settings, cpu = TrainSettings(width=32, n_layers=2, n_steps=300, averaging=0.98), torch.device("cpu")
     network = BranchNetwork.initial(data, settings, seed=0)
-    loss = DiffusionPrior.loss(data, torch.arange(1500), fit.prior.populations, settings, cpu)
+    loss = DiffusionPrior.loss_class(
+        data, torch.arange(1500), DiffusionPrior.denoised_by, fit.prior.populations, settings, cpu
+    )
     training = fit.history["training"]
-    n_taken = int(training["step"][training["validation"].idxmin()])
-    train(network, loss, training_plan(settings, cpu, seed=0, n_taken=n_taken))
+    n_steps = int(training["step"][training["validation"].idxmin()])
+    train(network, loss, training_plan(settings, cpu, seed=0, stop_after=n_steps))
     expected = network.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in fit.prior.network.state_dict().items())
 
@@ -717,7 +720,7 @@ def test_embeddings_of_added_branches_denoise_their_cells(kind):
     for added in (embeddings, start):
         populations = prior.populations.joined(BranchPopulations.from_moments(data.moments, data.hierarchy))
         network, kept = prior.network.with_branches(added), torch.ones(2 * prior.n_rows, dtype=torch.bool)
-        extended = replace(prior, populations=populations, network=network, kept=kept)
+        extended = replace(prior, populations=populations, network=network, network_branches=kept)
         errors.append(float(((extended.denoise(noised, sigma, row) - x) ** 2).mean()))
     assert errors[0] < 0.98 * errors[1]
 
@@ -757,7 +760,7 @@ def test_conditioned_prior_has_the_conditional_normals_of_its_populations():
     assert float(x[:, 0].var()) == pytest.approx(float(torch.linalg.det(covariance) / covariance[1, 1]), abs=0.06)
     torch.testing.assert_close(x[:, 1], torch.full((4000,), value), atol=1e-3, rtol=0)
     # c and d are far from the value, so the cells below the root are those of a and b
-    root = given.population(0, 0.0)
+    root = given.populations.mixture(0, 0.0)
     assert float(root.weight[[i for i, m in enumerate(root.mean) if abs(float(m[0])) > 2]].sum()) > 0.999
     assert {name: x.shape for name, x in given.sampler().sample_shared(POPULATIONS, 5, 0).items()} == dict.fromkeys(
         POPULATIONS, (5, 2)

@@ -40,20 +40,20 @@ class TrainingPlan:
     learning_rate: float
     seed: int
     device: str | torch.device = "auto"
-    what: str = "the network"  # name of the network in messages
+    name: str = "the network"  # in messages
     averaging: float = 0.99  # decay of the moving average of weights, which training returns
     n_warmup: int = 100
     # Steps between validations of the averaged weights; the best are kept
     validate_every: int = 100
     # Validations in a row without a lower loss before training stops; None: never stop early
     patience: int | None = None
-    untrained: float = math.inf  # validation loss without training; only lower losses count
-    n_taken: int | None = None  # steps before training ends, on the schedule of ``n_steps``; None: all
+    untrained_loss: float = math.inf  # of validation cells without training; only lower losses count
+    stop_after: int | None = None  # steps, on the learning rates of ``n_steps``; None: all
 
     @property
-    def last(self) -> int:
+    def last_step(self) -> int:
         """Number of the last step, without early stopping."""
-        return self.n_steps if self.n_taken is None else self.n_taken
+        return self.n_steps if self.stop_after is None else self.stop_after
 
 
 def device_of(name: str | torch.device) -> torch.device:
@@ -100,29 +100,29 @@ def train(
     averaged = AveragedModel(network, multi_avg_fn=moving_average(plan.averaging))
     averaged.n_averaged.fill_(1)  # include the initial weights
     adam = torch.optim.Adam([tensor for tensor in network.parameters() if tensor.requires_grad], lr=plan.learning_rate)
-    schedule, losses, at = LambdaLR(adam, warmup_and_cosine(plan)), Losses(), 0
+    schedule, losses, index = LambdaLR(adam, warmup_and_cosine(plan)), Losses(), 0
     try:
-        for at in progress(range(plan.last), total=plan.last, doing=f"training {plan.what}", unit="step"):
+        for index in progress(range(plan.last_step), total=plan.last_step, doing=f"training {plan.name}", unit="step"):
             with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                value = loss(network, torch_generator(plan.seed, "step", at))
+                value = loss(network, torch_generator(plan.seed, "step", index))
             mean = value.item()
             if not math.isfinite(mean):
                 raise DivergenceError(f"the loss became {mean}")
-            losses.first = mean if at == 0 else losses.first
+            losses.first = mean if index == 0 else losses.first
             losses.total += mean
             adam.zero_grad()
             value.backward()
             adam.step()
             schedule.step()
             averaged.update_parameters(network)
-            step = at + 1
-            if step % plan.validate_every == 0 or step == plan.last:
+            step = index + 1
+            if step % plan.validate_every == 0 or step == plan.last_step:
                 validate(losses, averaged.module, plan, validation, step=step)
                 logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in losses.history[-1].items()))
                 if should_stop_early(losses.history, plan):
                     break
     except (DivergenceError, torch.linalg.LinAlgError) as error:
-        raise TrainingError(describe_divergence(error, network, plan, by_group, at=at)) from error
+        raise TrainingError(describe_divergence(error, network, plan, by_group, index=index)) from error
     network.load_state_dict(losses.best_weights or averaged.module.state_dict())
     return pd.DataFrame(losses.history)
 
@@ -131,7 +131,7 @@ def should_stop_early(history: Sequence[dict[str, float]], plan: TrainingPlan) -
     """Return whether the last ``plan.patience`` validations had no lower loss."""
     if plan.patience is None:
         return False
-    best, n_without_gain = plan.untrained, 0
+    best, n_without_gain = plan.untrained_loss, 0
     for row in history:
         n_without_gain = 0 if row["validation"] < best else n_without_gain + 1
         best = min(best, row["validation"])
@@ -154,23 +154,23 @@ def validate(
             row["validation"] = float(validation(averaged))
         if not math.isfinite(row["validation"]):
             raise DivergenceError(f"the loss of validation cells became {row['validation']}")
-        if row["validation"] < min(losses.best, plan.untrained):
+        if row["validation"] < min(losses.best, plan.untrained_loss):
             losses.best, losses.best_weights = row["validation"], copy.deepcopy(averaged.state_dict())
     losses.history.append(row)
 
 
 @torch.no_grad()
 def describe_divergence(
-    error: Exception, network: nn.Module, plan: TrainingPlan, by_group: LossByGroup | None, *, at: int
+    error: Exception, network: nn.Module, plan: TrainingPlan, by_group: LossByGroup | None, *, index: int
 ) -> str:
     """Message for diverged training: reason, step and worst cell type or population."""
-    losses = by_group(network, torch_generator(plan.seed, "step", at)) if by_group else {}
+    losses = by_group(network, torch_generator(plan.seed, "step", index)) if by_group else {}
     worst = max(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf, default=None)
     reason = error if isinstance(error, DivergenceError) else "a precision matrix is no longer positive definite"
     of_group = "" if worst is None else f", most of all for cells of {worst!r}"
     look_at = "" if worst is None else "look at these cells, or "
     return (
-        f"Training of {plan.what} diverged at step {at + 1}: {reason}{of_group}; "
+        f"Training of {plan.name} diverged at step {index + 1}: {reason}{of_group}; "
         f"{look_at}try another seed, or a learning rate below {plan.learning_rate:g}."
     )
 

@@ -245,7 +245,7 @@ def train_network(objective: Objective, name: str, *, device: str) -> tuple[Coun
         settings.learning_rate,
         seed=derive(seed, "autoencoder steps"),
         device=device,
-        what=name,
+        name=name,
         n_warmup=50,
     )
     validation = objective.validation if objective.held_out.n_obs else None

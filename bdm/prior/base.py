@@ -151,7 +151,7 @@ class LatentPrior(ABC):
     A prior is a frozen dataclass of tensors, tables, networks and nested dataclasses, so that :mod:`bdm._core.store`
     can save and load it. Subclasses register under the name used in settings and files, ``class MyPrior(LatentPrior,
     name="mine")``; installed packages register through the entry point group ``bdm.priors``. :meth:`fit`,
-    :meth:`sampler` and :meth:`extended` are required. A prior may be its own sampler, by inheriting from both classes.
+    :meth:`sampler` and :meth:`extended` are required.
 
     Attributes
     ----------

@@ -15,7 +15,6 @@ from bdm._core.seeds import derive, to_tensor, torch_generator
 from bdm._core.training import device_of, train
 from bdm.autoencoder.moments import population_moments, population_weight
 from bdm.prior.base import FittedPrior, PriorData
-from bdm.prior.mixture import BranchPopulations
 from bdm.prior.network import (
     PATIENCE,
     BranchNetwork,
@@ -29,6 +28,7 @@ from bdm.prior.network import (
     path_table,
     training_plan,
 )
+from bdm.prior.populations import BranchPopulations
 from bdm.settings import TrainSettings
 
 N_DRAWS, MIN_DRAWS, MAX_DRAWS = 16, 4, 40_000  # noise draws per cell, at least per cell, about in total
@@ -80,61 +80,59 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         )
         populations = populations.to(torch_device)
         network = BranchNetwork.initial(data, settings, seed=seed)
-        loss = cls.loss(data, training_cells, populations, settings, torch_device)
+        loss = cls.loss_class(data, training_cells, cls.denoised_by, populations, settings, torch_device)
         history = train(
             network,
             loss,
-            training_plan(settings, torch_device, seed=seed, patience=PATIENCE, untrained=held_out.closed_form),
+            training_plan(settings, torch_device, seed=seed, patience=PATIENCE, untrained_loss=held_out.closed_form),
             by_group=loss.by_population,
             validation=lambda trained: held_out.compare(make_correction(trained, populations)).loss,
         )
         # these cells also chose the step, which favours the network; new noise reduces the bias
         comparison = with_new_noise.compare(make_correction(network, populations), n_looks=len(history))
-        kept = to_tensor(comparison.by_branch["kept"].to_numpy()) | everywhere
+        network_branches = to_tensor(comparison.by_branch["kept"].to_numpy()) | everywhere
         populations = BranchPopulations.from_moments(data.moments, hierarchy).to(torch_device)
-        if kept.any():
+        if network_branches.any():
             network = BranchNetwork.initial(data, settings, seed=seed)
             all_cells = torch.arange(len(data.cells.population))
-            loss = cls.loss(data, all_cells, populations, settings, torch_device)
+            loss = cls.loss_class(data, all_cells, cls.denoised_by, populations, settings, torch_device)
             n_steps = settings.n_steps if everywhere else best_step(history, held_out.closed_form)
-            plan = training_plan(settings, torch_device, seed=seed, n_taken=n_steps)
+            plan = training_plan(settings, torch_device, seed=seed, stop_after=n_steps)
             train(network, loss, plan, by_group=loss.by_population)
         branches = comparison.by_branch
         branches.insert(0, "branch", [branch.name for branch in hierarchy.branches])
         tables = {"training": history.assign(closed_form=held_out.closed_form), "branches": branches}
         network = network.eval().requires_grad_(False)
-        return FittedPrior(cls(hierarchy, populations, network, kept.to(torch_device)), tables)
+        return FittedPrior(cls(hierarchy, populations, network, network_branches.to(torch_device)), tables)
 
     @property
     def description(self) -> str:
         """Short description for reports."""
-        where = f"on {int(self.kept.sum())} of {len(self.kept)} branches, where it improves held-out cells"
-        return f"{super().description}, with a network {where if self.kept.any() else 'on no branch, as it helps none'}"
+        n_with_network, n_branches = int(self.network_branches.sum()), len(self.network_branches)
+        where = f"on {n_with_network} of {n_branches} branches, where it improves held-out cells"
+        return f"{super().description}, with a network {where if n_with_network else 'on no branch, as it helps none'}"
 
     @staticmethod
     def denoised_by(
         network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor
     ) -> Tensor:
         """Denoise cells by the closed form plus the network."""
-        with torch.autocast("cuda", enabled=False):
-            closed = populations.denoised(x, sigma, branch)
-        return closed + make_correction(network, populations)(x, sigma, branch)
+        return populations.denoised(x, sigma, branch) + make_correction(network, populations)(x, sigma, branch)
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoise cells, with the network on the branches that keep it."""
-        denoised, kept = self.closed_form(x, sigma, branch), self.kept[branch][:, None]
-        if not kept.any():
-            return denoised
-        return denoised + torch.where(kept, make_correction(self.network, self.populations)(x, sigma, branch), 0)
+        closed_form, with_network = super().denoise(x, sigma, branch), self.network_branches[branch][:, None]
+        if not with_network.any():
+            return closed_form
+        correction = make_correction(self.network, self.populations)(x, sigma, branch)
+        return closed_form + torch.where(with_network, correction, 0)
 
 
 def make_correction(network: nn.Module, populations: BranchPopulations) -> Denoise:
     """Return a function that computes the network's correction to the closed form."""
 
     def correction(x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        with torch.autocast("cuda", enabled=False):
-            standardised = populations.standardise(x, sigma, branch)
-        noise = sigma[:, None]
+        standardised, noise = populations.standardise(x, sigma, branch), sigma[:, None]
         output: Tensor = noise / (1 + noise**2).sqrt() * network(standardised, noise.log() / 4, branch)
         return output
 

@@ -11,8 +11,8 @@ from bdm._core.parallel import using_threads
 from bdm._core.seeds import torch_generator
 from bdm._core.training import device_of, train
 from bdm.prior.base import FittedPrior, PriorData
-from bdm.prior.mixture import BranchPopulations
 from bdm.prior.network import PATIENCE, BranchNetwork, MinibatchLoss, NetworkPrior, held_out_mask, training_plan
+from bdm.prior.populations import BranchPopulations
 from bdm.settings import TrainSettings
 
 N_DRAWS = 40  # held-out minibatches in a validation loss
@@ -57,7 +57,7 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
         populations = BranchPopulations.from_moments(data.moments, data.hierarchy).to(torch_device)
         network = BranchNetwork.initial(data, settings, seed=seed)
         loss, held_out_loss = (
-            cls.loss(data, mask.nonzero().squeeze(1), populations, settings, torch_device)
+            FlowLoss(data, mask.nonzero().squeeze(1), cls.denoised_by, populations, settings, torch_device)
             for mask in (~held_out, held_out)
         )
 
@@ -67,8 +67,8 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
 
         plan = training_plan(settings, torch_device, seed=seed, patience=PATIENCE)
         history = train(network, loss, plan, by_group=loss.by_population, validation=validation)
-        kept = torch.ones(len(data.hierarchy.branches), dtype=torch.bool, device=torch_device)
-        prior = cls(data.hierarchy, populations, network.eval().requires_grad_(False), kept)
+        every_branch = torch.ones(len(data.hierarchy.branches), dtype=torch.bool, device=torch_device)
+        prior = cls(data.hierarchy, populations, network.eval().requires_grad_(False), every_branch)
         return FittedPrior(prior, {"training": history})
 
     @property
@@ -82,9 +82,7 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
     ) -> Tensor:
         """Denoise cells by the velocity of a network: ``x_t - t v``."""
         t = (sigma / (1 + sigma))[:, None]
-        with torch.autocast("cuda", enabled=False):
-            standardised = populations.standardise(x, sigma, branch)
-        velocity = network(standardised, t, branch) - populations.mean[branch]
+        velocity = network(populations.standardise(x, sigma, branch), t, branch) - populations.mean[branch]
         denoised: Tensor = (1 - t) * x - t * velocity
         return denoised
 

@@ -20,7 +20,8 @@ from bdm.autoencoder.latent import LatentCells
 from bdm.autoencoder.moments import PopulationMoments, population_weight
 from bdm.hierarchy.tree import Hierarchy
 from bdm.prior.base import PriorData, unsupported
-from bdm.prior.mixture import BranchPopulations, GaussianMixturePrior
+from bdm.prior.mixture import GaussianMixturePrior
+from bdm.prior.populations import BranchPopulations
 from bdm.settings import TrainSettings
 
 
@@ -160,17 +161,12 @@ class Minibatches:
     order: Tensor  # cell indices sorted by population
     n_cells: Tensor  # cells per population
 
-    @classmethod
-    def from_populations(cls, population: Tensor) -> Minibatches:
-        """Group cells by population index."""
-        return cls(torch.argsort(population, stable=True), torch.bincount(population))
-
     def draw(self, size: int, generator: torch.Generator) -> Tensor:
         """Sample ``size`` cell indices."""
         population = torch.multinomial(population_weight(self.n_cells), size, replacement=True, generator=generator)
-        within = torch.rand(size, generator=generator, dtype=torch.float64) * self.n_cells[population]
+        number = torch.rand(size, generator=generator, dtype=torch.float64) * self.n_cells[population]
         start = self.n_cells.cumsum(0) - self.n_cells
-        return self.order[start[population] + within.long()]
+        return self.order[start[population] + number.long()]
 
 
 def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -> Tensor:
@@ -208,7 +204,8 @@ class MinibatchLoss:
     @cached_property
     def minibatches(self) -> Minibatches:
         """Training cells by population."""
-        return Minibatches.from_populations(self.data.cells.population[self.training_cells])
+        population = self.data.cells.population[self.training_cells]
+        return Minibatches(torch.argsort(population, stable=True), torch.bincount(population))
 
     @cached_property
     def path_table(self) -> tuple[Tensor, Tensor]:
@@ -252,7 +249,7 @@ def training_plan(settings: TrainSettings, device: torch.device, *, seed: int, *
         settings.learning_rate,
         seed=derive(seed, "denoiser steps"),
         device=device,
-        what="the network of the prior",
+        name="the network of the prior",
         averaging=settings.averaging,
         **more,
     )
@@ -263,7 +260,7 @@ class NetworkPrior(GaussianMixturePrior):
     """Prior with a network on some branches."""
 
     network: BranchNetwork
-    kept: Tensor  # mask of the branches that use the network, by row
+    network_branches: Tensor  # mask of the branches that use the network, by row
 
     loss_class: ClassVar[type[MinibatchLoss]] = MinibatchLoss
 
@@ -274,39 +271,26 @@ class NetworkPrior(GaussianMixturePrior):
     ) -> Tensor:
         """Denoise cells by a network, see :meth:`denoise`."""
 
-    @classmethod
-    def loss(
-        cls,
-        data: PriorData,
-        training_cells: Tensor,
-        populations: BranchPopulations,
-        settings: TrainSettings,
-        device: torch.device,
-        *,
-        first_row: int = 0,
-    ) -> MinibatchLoss:
-        """Return the training loss; arguments as in :class:`MinibatchLoss`."""
-        return cls.loss_class(data, training_cells, cls.denoised_by, populations, settings, device, first_row)
-
     @property
     def uses_network(self) -> Tensor:
         """Mask of the branches that use the network, by row."""
-        return self.kept.cpu()
+        return self.network_branches.cpu()
 
     def to(self, device: torch.device | str) -> Self:
         """Return a copy on a device."""
         moved = super().to(device)
-        return replace(moved, network=copy.deepcopy(self.network).to(device), kept=self.kept.to(device))
+        network, network_branches = copy.deepcopy(self.network).to(device), self.network_branches.to(device)
+        return replace(moved, network=network, network_branches=network_branches)
 
     def log_prob(self, x: Tensor, population: str) -> Tensor:
         """Return the log density of cells, if their path has no network."""
-        if any(self.kept[segment.row] for segment in self.hierarchy.path(population)):
+        if any(self.network_branches[segment.row] for segment in self.hierarchy.path(population)):
             raise unsupported(self.name, f"give the density of {population!r}, as its path has a network")
         return super().log_prob(x, population)
 
     def condition(self, direction: Tensor, value: float) -> GaussianMixturePrior:
         """Condition on ``x @ direction == value``, if no branch uses the network."""
-        if self.kept.any():
+        if self.network_branches.any():
             raise unsupported(self.name, "be conditioned on a coordinate, as it has a network")
         return GaussianMixturePrior(self.hierarchy, self.populations).condition(direction, value)
 
@@ -314,9 +298,9 @@ class NetworkPrior(GaussianMixturePrior):
         """Fit the embeddings of added branches, starting from the neighbour's embedding."""
         row = self.hierarchy.rows[neighbour]
         start = self.network.branch.weight[row].detach().cpu().repeat(len(data.hierarchy.branches), 1)
-        kept = self.kept[row].cpu().repeat(len(start))
-        embeddings = self.train_embeddings(data, start, settings, seed=seed) if kept.any() else start
-        return {"embeddings": embeddings, "kept": kept}
+        network_branches = self.network_branches[row].cpu().repeat(len(start))
+        embeddings = self.train_embeddings(data, start, settings, seed=seed) if network_branches.any() else start
+        return {"embeddings": embeddings, "network_branches": network_branches}
 
     def train_embeddings(self, data: PriorData, start: Tensor, settings: TrainSettings, *, seed: int) -> Tensor:
         """Train only the embeddings of added branches, from ``start`` (branches x width)."""
@@ -324,14 +308,14 @@ class NetworkPrior(GaussianMixturePrior):
         network.branch.weight.requires_grad_(True)
         added = BranchPopulations.from_moments(data.moments, data.hierarchy)
         populations = self.populations.to(torch.device("cpu")).joined(added)
-        all_cells = torch.arange(len(data.cells.population))
-        loss = self.loss(data, all_cells, populations, settings, torch.device("cpu"), first_row=self.n_rows)
+        all_cells, cpu = torch.arange(len(data.cells.population)), torch.device("cpu")
+        loss = self.loss_class(data, all_cells, self.denoised_by, populations, settings, cpu, first_row=self.n_rows)
         plan = TrainingPlan(
             settings.n_steps,
             settings.learning_rate,
             seed=derive(seed, "embedding"),
             device="cpu",
-            what=f"the branches of {data.hierarchy.root.name!r}",
+            name=f"the branches of {data.hierarchy.root.name!r}",
         )
         train(network, loss, plan)
         return network.branch.weight[self.n_rows :].detach().clone()
@@ -341,5 +325,6 @@ class NetworkPrior(GaussianMixturePrior):
     ) -> Self:
         """Add branches with the embeddings from :meth:`fit_added`."""
         prior = super().extended(hierarchy, tree, moments, state)
-        kept = torch.cat([self.kept, state["kept"].to(self.kept)])
-        return replace(prior, network=self.network.with_branches(state["embeddings"]), kept=kept)
+        network_branches = torch.cat([self.network_branches, state["network_branches"].to(self.network_branches)])
+        network = self.network.with_branches(state["embeddings"])
+        return replace(prior, network=network, network_branches=network_branches)

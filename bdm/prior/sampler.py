@@ -1,12 +1,14 @@
 """Sample along the hierarchy: an ODE solver on branches, transport at nodes."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,36 +26,14 @@ from bdm.prior.transport import (
 )
 from bdm.settings import SamplerSettings
 
+if TYPE_CHECKING:
+    from bdm.prior.mixture import GaussianMixturePrior
+
 logger = logging.getLogger(__name__)
 
 DenoiseOnBranch = Callable[[Tensor, float], Tensor]
 RHO = 7  # exponent of the noise levels (Karras et al. 2022, arXiv 2206.00364)
 SIGMA_MIN = 0.1  # in whitened units; below it the denoised x hardly changes
-
-
-class DenoisingPrior(Protocol):
-    """Interface of the priors that :class:`HierarchicalSampler` can sample from, such as Gaussian mixtures."""
-
-    @property
-    def hierarchy(self) -> Hierarchy:
-        """Tree of the populations."""
-
-    @property
-    def uses_network(self) -> Tensor:
-        """Mask of the branches with a network, by row."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device that the prior computes on."""
-
-    def population(self, branch: int, sigma: float) -> Mixture:
-        """Return the clean mixture of a branch with its components at a noise level."""
-
-    def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Denoise cells, see :meth:`bdm.prior.base.LatentPrior.denoise`."""
-
-    def closed_form(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Denoise cells without a network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +44,7 @@ class HierarchicalSampler(Sampler):
     form. Results depend on the arguments and the generator alone, not on earlier calls.
     """
 
-    prior: DenoisingPrior
+    prior: GaussianMixturePrior
     settings: SamplerSettings = field(default=SamplerSettings())
 
     @property
@@ -80,51 +60,41 @@ class HierarchicalSampler(Sampler):
 
     @cached_property
     def population(self) -> Callable[[int, float], Mixture]:
-        """Cached :meth:`DenoisingPrior.population`."""
-        return cache(self.prior.population)
+        """Cached function: the clean mixture of a branch (by row) with its components at a noise level."""
+        return cache(self.prior.populations.mixture)
 
     @cached_property
     def transport_map(self) -> Callable[[int, int, float], MixtureMap]:
         """Cached function: transport from one branch to another (by row) at a noise level."""
-
-        @cache
-        def transport_map(source: int, target: int, sigma: float) -> MixtureMap:
-            return MixtureMap(*(self.population(branch, sigma).noised(sigma) for branch in (source, target)))
-
-        return transport_map
+        return cache(
+            lambda source, target, sigma: MixtureMap(
+                self.population(source, sigma).noised(sigma), self.population(target, sigma).noised(sigma)
+            )
+        )
 
     @cached_property
     def trend(self) -> Callable[[int, float], AffineMap]:
         """Cached function: :func:`gaussian_trend` of a branch (by row) at a noise level."""
-
-        @cache
-        def trend(branch: int, sigma: float) -> AffineMap:
-            return gaussian_trend(self.population(branch, sigma).moments, sigma)
-
-        return trend
+        return cache(lambda branch, sigma: gaussian_trend(self.population(branch, sigma).moments, sigma))
 
     def normal(self, name: str) -> Normal:
         """Return the clean moments of a population."""
         return self.population(self.hierarchy.rows[name], 0.0).moments
 
-    @property
-    def device(self) -> torch.device:
-        """Device that the prior computes on."""
-        return self.prior.device
-
     def levels(self, high: float, low: float) -> list[float]:
         """Return the noise levels of the solver from ``high`` to ``low``."""
         return noise_levels(high, low, sigma_max=self.hierarchy.sigma_max, n_levels=self.settings.n_levels)
 
-    def denoise_on(self, row: int) -> DenoiseOnBranch:
-        """Return a function that denoises cells on a branch (by row)."""
-        device = self.device
-        branch = torch.tensor([row], device=device)
+    def solve(self, branch: int, x: Tensor, sigmas: list[float]) -> Tensor:
+        """Solve the probability-flow ODE on a branch (by row) along noise levels."""
+        device = self.prior.populations.device
+        row = torch.tensor([branch], device=device)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            return self.prior.denoise(x, torch.tensor([sigma], device=device), branch)
+            return self.prior.denoise(x, torch.tensor([sigma], device=device), row)
 
-        return denoise
+        trend = self.trend(branch, sigmas[0])(x).to(device)
+        return dpm_solver(denoise, x.to(device), sigmas, trend=trend).cpu()
 
     def start_branch(self, segment: Segment, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells at the upper end of a branch, cells x dimensions."""
@@ -138,11 +108,10 @@ class HierarchicalSampler(Sampler):
     @torch.no_grad()
     def decode_branch(self, segment: Segment, x: Tensor) -> Tensor:
         """Move cells from the upper to the lower end of a branch."""
-        high, low, branch = segment.high, segment.low, segment.row
+        high, low = segment.high, segment.low
         if normal := self.single_normal(segment, low):
             return normal_flow(normal, high, low)(x)
-        trend = self.trend(branch, high)(x).to(self.device)
-        return dpm_solver(self.denoise_on(branch), x.to(self.device), self.levels(high, low), trend=trend).cpu()
+        return self.solve(segment.row, x, self.levels(high, low))
 
     @torch.no_grad()
     def encode_branch(self, segment: Segment, x: Tensor) -> Tensor:
@@ -157,11 +126,7 @@ class HierarchicalSampler(Sampler):
         low = min(max(segment.low, SIGMA_MIN), high)
         if low > segment.low:
             x = normal_flow(self.population(branch, low).moments, segment.low, low)(x)
-        if low == high:
-            return x
-        trend = self.trend(branch, low)(x).to(self.device)
-        levels = self.levels(high, low)[::-1]
-        return dpm_solver(self.denoise_on(branch), x.to(self.device), levels, trend=trend).cpu()
+        return x if low == high else self.solve(branch, x, self.levels(high, low)[::-1])
 
     def encode_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
         """Encode cells along a path (top to bottom) up to an ancestor (by row)."""
@@ -252,11 +217,10 @@ class HierarchicalSampler(Sampler):
         sigma = self.hierarchy.by_name[branch].level
         if sigma == 0:
             return x
-        end, device = self.path_to_lower_end(branch)[-1], self.device
-        x, level = x.to(device), torch.tensor([sigma], device=device)
+        end, device = self.path_to_lower_end(branch)[-1], self.prior.populations.device
         # a branch without length has no network
-        denoise = self.prior.denoise if end.high > end.low else self.prior.closed_form
-        return denoise(x, level, torch.tensor([end.row], device=device)).cpu()
+        denoise = self.prior.denoise if end.high > end.low else self.prior.populations.denoised
+        return denoise(x.to(device), torch.tensor([sigma], device=device), torch.tensor([end.row], device=device)).cpu()
 
 
 def warn_of_unused_levels(sampler: Sampler) -> None:

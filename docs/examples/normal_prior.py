@@ -8,7 +8,7 @@ from bdm.prior.base import FittedPrior, LatentPrior, Sampler
 
 
 @dataclass(frozen=True, eq=False)
-class NormalPrior(LatentPrior, Sampler, name="normal"):
+class NormalPrior(LatentPrior, name="normal"):
     """Mean and root of the covariance of each population, in whitened space."""
 
     names: tuple[str, ...]
@@ -24,14 +24,8 @@ class NormalPrior(LatentPrior, Sampler, name="normal"):
         )
 
     def sampler(self, settings=None):
-        """Return the prior itself, which has no settings of sampling."""
-        return self
-
-    def sample(self, population, n_cells, generator):
-        """Sample cells of a population."""
-        row = self.names.index(population)
-        noise = torch.randn(n_cells, self.mean.shape[1], generator=generator)
-        return self.mean[row] + noise @ self.root[row].T
+        """Return a sampler, which needs no settings."""
+        return NormalSampler(self)
 
     def extended(self, hierarchy, tree, moments, state):
         """Add the normals of new populations."""
@@ -43,3 +37,17 @@ class NormalPrior(LatentPrior, Sampler, name="normal"):
             mean=torch.cat([self.mean[kept], moments.mean]),
             root=torch.cat([self.root[kept], torch.linalg.cholesky(moments.covariance)]),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class NormalSampler(Sampler):
+    """Samples cells from the normals of the populations."""
+
+    name = "normal"
+    prior: NormalPrior
+
+    def sample(self, population, n_cells, generator):
+        """Sample cells of a population."""
+        row = self.prior.names.index(population)
+        noise = torch.randn(n_cells, self.prior.mean.shape[1], generator=generator)
+        return self.prior.mean[row] + noise @ self.prior.root[row].T
