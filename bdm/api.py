@@ -26,19 +26,19 @@ from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues
 from bdm.generation.generate import generate_cells
-from bdm.generation.modality import modality_named, predict_modality, question_of
+from bdm.generation.modality import find_modality, match_request, predict_modality
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.build import user_tree
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.model.fit_model import fit
 from bdm.model.match import (
-    SAME,
+    DEFAULT_KEYS,
     cells_for,
-    encodable,
+    encoder_input,
     fitted_cells,
     known_cells,
-    populations_by,
+    population_assigner,
     real_cells_for,
     sets_for,
 )
@@ -284,7 +284,7 @@ class BranchedDiffusion:
         return self.prepared
 
     @computing
-    def get_latent_representation(self, adata: AnnData | None = None, *, keys: InputKeys = SAME) -> np.ndarray:
+    def get_latent_representation(self, adata: AnnData | None = None, *, keys: InputKeys = DEFAULT_KEYS) -> np.ndarray:
         """Return the posterior means of cells in the autoencoder's latent space.
 
         Parameters
@@ -303,7 +303,7 @@ class BranchedDiffusion:
         InputError
             If genes are missing, a cell type is unknown, or counts are not raw.
         """
-        cells = self._cells() if adata is None else encodable(cells_for(adata, self.model, keys), self.model, keys)
+        cells = self._cells() if adata is None else encoder_input(cells_for(adata, self.model, keys), self.model, keys)
         return np.asarray(encode(cells, self.model.autoencoder).X)[:, self.model.layout.latent]
 
     @computing
@@ -360,7 +360,7 @@ class BranchedDiffusion:
 
     @computing
     def predict_modality(
-        self, adata: AnnData, modality: str = "prot", *, n_samples: int = 200, keys: InputKeys = SAME, seed: int = 0
+        self, adata: AnnData, modality: str = "prot", *, n_samples: int = 200, keys: InputKeys = DEFAULT_KEYS, seed: int = 0
     ) -> AnnData:
         """Predict distributions of proteins or peaks from the RNA of cells.
 
@@ -388,9 +388,9 @@ class BranchedDiffusion:
         InputError
             If the model has no such modality, genes or covariates are missing, or a cell type is unknown.
         """
-        target = modality_named(self.model, modality)
-        question = question_of(cells_for(adata, self.model, keys), self.model, keys)
-        return predict_modality(self.model, question, target, n_samples=n_samples, seed=seed)
+        target = find_modality(self.model, modality)
+        request = match_request(cells_for(adata, self.model, keys), self.model, keys)
+        return predict_modality(self.model, request, target, n_samples=n_samples, seed=seed)
 
     @computing
     def transmute(
@@ -401,7 +401,7 @@ class BranchedDiffusion:
         *,
         at: CovariateValues = NO_COVARIATES,
         extrapolate: bool = False,
-        keys: InputKeys = SAME,
+        keys: InputKeys = DEFAULT_KEYS,
         n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
     ) -> AnnData:
@@ -451,7 +451,7 @@ class BranchedDiffusion:
         *,
         compare: Mapping[str, AnnData] | None = None,
         adata_test: AnnData | None = None,
-        keys: InputKeys = SAME,
+        keys: InputKeys = DEFAULT_KEYS,
         n_repeats: int = EvaluationSettings.n_repeats,
         seed: int = 0,
     ) -> "Evaluation":
@@ -506,7 +506,7 @@ class BranchedDiffusion:
             request = request_cells(self.model, real.test.numbers)
             adata_new = generate_cells(self.model, request, GenerationSettings(), seed=seed)
         sets = sets_for(self.model, {GENERATED: adata_new, **(compare or {})}, real, keys)
-        return evaluate(real, sets, settings, populations=populations_by(self.model), seed=seed)
+        return evaluate(real, sets, settings, populations=population_assigner(self.model), seed=seed)
 
     @computing
     def evaluate_transmuted(
@@ -515,7 +515,7 @@ class BranchedDiffusion:
         adata_transmuted: AnnData,
         *,
         adata_test: AnnData | None = None,
-        keys: InputKeys = SAME,
+        keys: InputKeys = DEFAULT_KEYS,
         seed: int = 0,
     ) -> "TransmutationEvaluation":
         """Score transmuted cells against held-out real cells of their new type.
@@ -562,7 +562,7 @@ class BranchedDiffusion:
         after, rows = transmutation.check_transmuted(adata_transmuted, adata.obs_names, real, names=names)
         cells = transmutation.TransmutedCells(after, known_cells(adata[rows], self.model, keys))
         target = transmutation.read_target(adata_transmuted, "adata_transmuted")
-        real, to = transmutation.relabel(real, target, populations_by(self.model))
+        real, to = transmutation.relabel(real, target, population_assigner(self.model))
         return transmutation.evaluate_transmutation(real, {TRANSMUTED: cells}, to, seed=seed)
 
     @computing
@@ -699,7 +699,7 @@ class BranchedDiffusion:
         adata: AnnData,
         *,
         cell_types: str | Sequence[str] = (),
-        keys: InputKeys = SAME,
+        keys: InputKeys = DEFAULT_KEYS,
         missing_as_zero: bool = False,
         seed: int = 0,
     ) -> "BranchedDiffusion":
@@ -811,7 +811,7 @@ class BranchedDiffusion:
         path: Path | str,
         *,
         adata: AnnData | Path | str | None = None,
-        keys: InputKeys = SAME,
+        keys: InputKeys = DEFAULT_KEYS,
         device: str = "auto",
         n_threads: int | None = None,
     ) -> "BranchedDiffusion":

@@ -512,7 +512,7 @@ def test_a_tree_loses_the_types_that_are_too_rare(prepared, tmp_path):
     models = AuditedModels(fit=SMALL, tree=tree, folder=tmp_path)
     audit = audit_models(division, settings, models)
     assert audit.record["tree_given"]
-    assert load_model(tmp_path / "fold-1" / MEMBERS).hierarchy.given
+    assert load_model(tmp_path / "fold-1" / MEMBERS).hierarchy.from_user
     with pytest.raises(InputError, match=r"^The tree lacks 'rare'"):
         audit_models(division, settings, replace(models, tree=left))
 

@@ -14,7 +14,7 @@ from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.metrics import energy_distance
 from bdm.evaluation.resamples import SIZE_LIMITS
 from bdm.evaluation.scores import Comparison, Reference, auc, score_populations
-from bdm.model.match import populations_by, read_real_cells_for, real_cells_for
+from bdm.model.match import population_assigner, read_real_cells_for, real_cells_for
 
 B, DENDRITIC = ["CD19+ B/1", "CD19+ B/2"], ["Dendritic/1", "Dendritic/2"]
 NUMBERS = {"CD19+ B": 90, "Dendritic": 120, "CD56+ NK": 40, "CD14+ Monocyte": 60}
@@ -94,14 +94,14 @@ def test_scores_are_of_the_cells_of_each_sub_population():
 
 
 def test_populations_are_found_by_counts_whatever_cells_were_drawn_from(small_model, held_out):
-    found = populations_by(small_model.model)(Cells.from_anndata(held_out))
+    found = population_assigner(small_model.model)(Cells.from_anndata(held_out))
     drawn = held_out.obs["sub_population"].astype(str).to_numpy()
     of_one = ~held_out.obs["cell_type"].isin(["CD19+ B", "Dendritic"]).to_numpy()
     assert (found[of_one] == drawn[of_one]).all()
     assert (found[~of_one] == drawn[~of_one]).mean() > 0.95
     without = held_out.copy()
     del without.obs["sub_population"]
-    assert (populations_by(small_model.model)(Cells.from_anndata(without)) == found).all()
+    assert (population_assigner(small_model.model)(Cells.from_anndata(without)) == found).all()
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ from bdm.data.read import pbmc68k_counts, read_cells
 from bdm.evaluation.modality_scores import joint_umap, score_pair
 from bdm.evaluation.resamples import COORDINATES
 from bdm.generation.generate import generate_cells
-from bdm.generation.modality import modality_named, predict_modality, question_of
+from bdm.generation.modality import find_modality, match_request, predict_modality
 from bdm.generation.request import request_cells
 from bdm.interpretation.contrasts import Differences, Log2FoldChange
 from bdm.model.donors import fit_donors
@@ -433,7 +433,7 @@ def generated_proteins(model: BranchedModel, name: str, cells: AnnData) -> np.nd
 
 def predicted_proteins(model: BranchedModel, name: str, cells: AnnData) -> np.ndarray:
     """Proteins that are predicted for the cells that are probably of a population."""
-    found = predict_modality(model, question_of(cells, model), modality_named(model, "prot"), n_samples=20)
+    found = predict_modality(model, match_request(cells, model), find_modality(model, "prot"), n_samples=20)
     probability = found.obsm["populations"].to_numpy()[:, model.populations.index(name)]
     return found.layers["sample"][probability > 0.9]
 

@@ -27,7 +27,7 @@ from bdm.applications.transmutation.transmute import (
 from bdm.autoencoder.latent import populations_of_cells
 from bdm.data.cells import Cells, RealCells
 from bdm.data.genes import GeneNames
-from bdm.model.match import populations_by
+from bdm.model.match import population_assigner
 from bdm.prior.transport import optimal_coupling
 from bdm.settings import InputKeys
 
@@ -256,7 +256,7 @@ def test_cells_of_a_sub_population_are_compared_with_it_alone(small_model, examp
     assert read_target(small_model.transmute(example_cells, "Dendritic", from_=["CD19+ B"]), "new") == Target(
         "Dendritic"
     )
-    found, name = relabel(real, to, populations_by(model))
+    found, name = relabel(real, to, population_assigner(model))
     assert name == "Dendritic/2"
     population = populations_of_cells(small_model.prepared, model.autoencoder)
     np.testing.assert_array_equal(found.test.cell_type == name, population == name)

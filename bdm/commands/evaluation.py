@@ -49,7 +49,7 @@ def evaluate(
     from bdm.data.cell_sets import read_generated, read_real_cells
     from bdm.data.cells import GENERATED
     from bdm.evaluation.evaluate import evaluate, score_table, verdict_lines
-    from bdm.model.match import populations_by, read_real_cells_for
+    from bdm.model.match import population_assigner, read_real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.pl import write_result
 
@@ -58,7 +58,7 @@ def evaluate(
         real, populations = read_real_cells(cells, test_cells, keys, on_disk=True), None
     else:
         loaded = load_model(model)
-        real, populations = read_real_cells_for(loaded, cells, test_cells, keys), populations_by(loaded)
+        real, populations = read_real_cells_for(loaded, cells, test_cells, keys), population_assigner(loaded)
         keys = replace(keys, batch_key=keys.batch_key or loaded.preparation["batch_key"])
     sets = {name: read_generated(file, real, keys, on_disk=True) for name, file in files.items()}
     evaluation = evaluate(real, sets, settings, populations=populations, seed=seed)
@@ -89,7 +89,7 @@ def evaluate_transmuted(
     from bdm.applications.transmutation.evaluate_transmuted import evaluate_transmutation, read_transmuted, relabel
     from bdm.data.cell_sets import read_counts, read_real_cells
     from bdm.data.cells import TRANSMUTED
-    from bdm.model.match import populations_by, read_fitted_cells, real_cells_for
+    from bdm.model.match import population_assigner, read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.pl import write_result
 
@@ -100,7 +100,7 @@ def evaluate_transmuted(
     else:
         loaded = load_model(model)
         before = read_fitted_cells(cells, loaded, keys)
-        real, populations = real_cells_for(loaded, before, test_cells, keys), populations_by(loaded)
+        real, populations = real_cells_for(loaded, before, test_cells, keys), population_assigner(loaded)
     read = {name: read_transmuted(file, cells, before, real) for name, file in files.items()}
     real, to = relabel(real, single_target([file.to for file in read.values()]), populations)
     evaluation = evaluate_transmutation(real, {name: file.cells for name, file in read.items()}, to, seed=seed)

@@ -143,14 +143,14 @@ def predict_modality(
     from bdm.model.model import checksums, load_model
 
     loaded = load_model(model)
-    target = modalities.modality_named(loaded, modality)
+    target = modalities.find_modality(loaded, modality)
     with errors.at(cells):
-        question = modalities.question_of(cells_for(cells, loaded, keys, on_disk=False), loaded, keys)
-    predicted = modalities.predict_modality(loaded, question, target, n_samples=n_samples, seed=seed)
+        request = modalities.match_request(cells_for(cells, loaded, keys, on_disk=False), loaded, keys)
+    predicted = modalities.predict_modality(loaded, request, target, n_samples=n_samples, seed=seed)
     sha256 = checksums({"cells": cells}, model=model)
     predicted.uns["bdm"] |= {f"{name}_sha256": checksum for name, checksum in sha256.items()}
     write_h5ad(out, predicted)
-    types = "by their types" if question.cell_type is not None else "of any type"
+    types = "by their types" if request.cell_type is not None else "of any type"
     return Summary({"cells": f"{predicted.n_obs:,} {types} x {predicted.n_vars:,} features of {target.name}"})
 
 

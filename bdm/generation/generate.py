@@ -58,10 +58,8 @@ class GeneratedCells:
 
     def whole_obs(self, population: Sequence[np.ndarray | None]) -> pd.DataFrame:
         """Return ``obs`` with ``sub_population`` from all blocks, if they have it."""
-        found = [names for names in population if names is not None]
-        if not found:
-            return self.obs
-        return self.obs.assign(sub_population=in_order(np.concatenate(found), self.populations))
+        names = [name for name in population if name is not None]
+        return self.obs.assign(sub_population=in_order(np.concatenate(names), self.populations)) if names else self.obs
 
     def in_memory(self) -> ad.AnnData:
         """Generate all cells: counts in ``X`` (CSR), the latent in ``obsm['latent']``."""
@@ -136,10 +134,86 @@ def generated_cells(
         with threads() as run:
             yield from run(decode, chunks(sampler, request, seed, run))
 
-    obs = observations_of(model, request, ancestors=settings.shared_ancestors)
+    obs = make_obs(model, request, ancestors=settings.shared_ancestors)
     obs = obs.assign(**covariate_columns(model, values))
     record = record_of_cells(model, seed=seed, settings=asdict(settings), **request.record)
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks(), uns={"bdm": record})
+
+
+# ---- latents, in chunks: cells of one population that are sampled together
+
+MIN_CHUNK, MAX_CHUNK = 64, 512  # cells that are sampled together; changing these changes the result of a seed
+
+
+@dataclass(frozen=True)
+class ChunkSpec:
+    """Specification of a chunk of cells of one population."""
+
+    population: str
+    start: int  # number of cells of the population before the chunk
+    size: int  # number of cells to sample, requested or not
+    n_cells: int  # number of requested cells
+
+
+def chunk_specs(request: Request) -> list[ChunkSpec]:
+    """Divide the cells of each population into chunks of growing size.
+
+    Chunks are sampled whole, so that a cell does not depend on the requested number.
+    """
+    specs = []
+    for population, n_cells in request.n_by_population.items():
+        start = 0
+        while start < n_cells:
+            size = min(max(start, MIN_CHUNK), MAX_CHUNK)
+            specs.append(ChunkSpec(population, start, size, min(size, n_cells - start)))
+            start += size
+    return specs
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Cells of one population that were sampled together."""
+
+    population: str
+    start: int  # number of cells of the population before these
+    x: Tensor  # whitened cells, cells x dimensions
+
+
+def independent_chunks(sampler: Sampler, request: Request, seed: int, run: Map = map) -> Iterator[Chunk]:
+    """Sample independent cells, determined by seed, population and number alone."""
+
+    def sample(spec: ChunkSpec) -> Chunk:
+        generator = torch_generator(seed, "path", spec.population, spec.start)
+        x = sampler.sample(spec.population, spec.size, generator)
+        return Chunk(spec.population, spec.start, x[: spec.n_cells])
+
+    specs = chunk_specs(request)
+    yield from _progress(run(sample, specs), len(specs))
+
+
+def shared_chunks(sampler: Sampler, request: Request, seed: int, run: Map = map) -> Iterator[Chunk]:
+    """Sample all populations from shared ancestors, with all latents in memory."""
+    specs = chunk_specs(request)
+    by_start: dict[int, list[ChunkSpec]] = {}
+    for spec in specs:
+        by_start.setdefault(spec.start, []).append(spec)
+
+    def sample(group: list[ChunkSpec]) -> dict[str, Tensor]:
+        first = group[0]
+        populations = [spec.population for spec in group]
+        samples = sampler.sample_shared(populations, first.size, derive(seed, "ancestors", first.start))
+        return {spec.population: samples[spec.population][: spec.n_cells].clone() for spec in group}
+
+    samples = dict(zip(by_start, _progress(run(sample, by_start.values()), len(by_start)), strict=True))
+    for spec in specs:
+        yield Chunk(spec.population, spec.start, samples[spec.start].pop(spec.population))
+
+
+def _progress(chunks: Iterator[Item], n: int) -> Iterator[Item]:
+    return progress(chunks, total=n, doing="generating", unit="chunk")
+
+
+# ---- counts, in portions of one size
 
 
 def decode_chunk(
@@ -158,7 +232,7 @@ def decode_chunk(
         x = model.at_covariates(x, chunk.population, portion.rows_in(values))
         mean = portion.of_cells(expected_counts(model, x, batch, chunk.population))
         generator = numpy_generator(seed, "counts", chunk.population, portion.start)
-        counts.append(sampled_counts(model, mean, chunk.population, generator))
+        counts.append(sample_counts(model, mean, chunk.population, generator))
         latent.append(portion.of_cells(latents(model, x)))
     return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))
 
@@ -193,7 +267,17 @@ def latents(model: BranchedModel, x: Tensor) -> np.ndarray:
     return np.asarray(model.whitening.inverse(x)[:, model.layout.latent])
 
 
-def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.DataFrame:
+def sample_counts(
+    model: BranchedModel, mean: np.ndarray, population: str, generator: np.random.Generator
+) -> sp.csr_matrix:
+    """Sample counts of a population from their means, cells x genes."""
+    return model.with_levels(observation_model(model, population).sample(mean, generator), population, generator)
+
+
+# ---- columns of obs
+
+
+def make_obs(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.DataFrame:
     """Return ``obs`` of the requested cells, ordered by population."""
     table = request.table.loc[request.table.index.repeat(request.table["n_cells"])]
     columns = {
@@ -207,13 +291,6 @@ def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) 
     return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(table) + 1)])
 
 
-def sampled_counts(
-    model: BranchedModel, mean: np.ndarray, population: str, generator: np.random.Generator
-) -> sp.csr_matrix:
-    """Sample counts of a population from their means, cells x genes."""
-    return model.with_levels(observation_model(model, population).sample(mean, generator), population, generator)
-
-
 def in_order(values: Sequence[str] | np.ndarray, order: Sequence[str]) -> pd.Categorical:
     """Return a categorical in a given order, without unused categories."""
     # With unused categories, scanpy's tests fail
@@ -224,7 +301,7 @@ def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str | N
     """Return the columns with cell types: ``cell_type``, and as in training data."""
     known = set(cell_type) <= set(model.cell_types)
     column = in_order(cell_type, model.cell_types if known else sorted(set(cell_type)))
-    return {"cell_type": column, **dict.fromkeys(reserved_names(model.label_key, *names), column)}
+    return {"cell_type": column, **dict.fromkeys(names_in_file(model.label_key, *names), column)}
 
 
 def batch_columns(
@@ -234,7 +311,7 @@ def batch_columns(
     if batch is None:
         return {}
     column = in_order(batch, model.autoencoder.batches)
-    return dict.fromkeys(reserved_names(model.preparation["batch_key"], *names) or ["batch"], column)
+    return dict.fromkeys(names_in_file(model.preparation["batch_key"], *names) or ["batch"], column)
 
 
 def covariate_columns(model: BranchedModel, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -244,84 +321,9 @@ def covariate_columns(model: BranchedModel, values: Mapping[str, np.ndarray]) ->
     return dict(zip(model.covariate_names, np.concatenate(list(values.values())).T, strict=True))
 
 
-def reserved_names(*names: str | None) -> list[str]:
+def names_in_file(*names: str | None) -> list[str]:
     """Return column names as in files, without None and reserved names."""
     return [writable_name(name) for name in filter(None, names) if name not in RESERVED_COLUMNS]
-
-
-# ---- chunks: cells of one population that are sampled together
-
-MIN_CHUNK, MAX_CHUNK = 64, 512  # cells that are sampled together; changing these changes the result of a seed
-
-
-@dataclass(frozen=True)
-class ChunkSpec:
-    """Specification of a chunk of cells of one population."""
-
-    population: str
-    start: int  # number of cells of the population before the chunk
-    size: int  # number of cells to sample, requested or not
-    n_cells: int  # number of requested cells
-
-
-def chunk_specs(population: str, n_cells: int) -> Iterator[ChunkSpec]:
-    """Divide the cells of a population into chunks of growing size.
-
-    Chunks are sampled whole, so that a cell does not depend on the requested number.
-    """
-    start = 0
-    while start < n_cells:
-        size = min(max(start, MIN_CHUNK), MAX_CHUNK)
-        yield ChunkSpec(population, start, size, min(size, n_cells - start))
-        start += size
-
-
-def chunk_specs_of(request: Request) -> list[ChunkSpec]:
-    """List the chunks of a request by population, then start."""
-    return [spec for population, n in request.n_by_population.items() for spec in chunk_specs(population, n)]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Cells of one population that were sampled together."""
-
-    population: str
-    start: int  # number of cells of the population before these
-    x: Tensor  # whitened cells, cells x dimensions
-
-
-def independent_chunks(sampler: Sampler, request: Request, seed: int, run: Map = map) -> Iterator[Chunk]:
-    """Sample independent cells, determined by seed, population and number alone."""
-
-    def sample(spec: ChunkSpec) -> Chunk:
-        generator = torch_generator(seed, "path", spec.population, spec.start)
-        x = sampler.sample(spec.population, spec.size, generator)
-        return Chunk(spec.population, spec.start, x[: spec.n_cells])
-
-    specs = chunk_specs_of(request)
-    yield from _progress(run(sample, specs), len(specs))
-
-
-def shared_chunks(sampler: Sampler, request: Request, seed: int, run: Map = map) -> Iterator[Chunk]:
-    """Sample all populations from shared ancestors, with all latents in memory."""
-    specs = chunk_specs_of(request)
-    by_start: dict[int, list[ChunkSpec]] = {}
-    for spec in specs:
-        by_start.setdefault(spec.start, []).append(spec)
-
-    def sample(group: list[ChunkSpec]) -> dict[str, Tensor]:
-        first = group[0]
-        populations = [spec.population for spec in group]
-        samples = sampler.sample_shared(populations, first.size, derive(seed, "ancestors", first.start))
-        return {spec.population: samples[spec.population][: spec.n_cells].clone() for spec in group}
-
-    samples = dict(zip(by_start, _progress(run(sample, by_start.values()), len(by_start)), strict=True))
-    for spec in specs:
-        yield Chunk(spec.population, spec.start, samples[spec.start].pop(spec.population))
-
-
-def _progress(chunks: Iterator[Item], n: int) -> Iterator[Item]:
-    return progress(chunks, total=n, doing="generating", unit="chunk")
 
 
 # ---- files, written by blocks

@@ -23,7 +23,7 @@ from bdm.data.columns import writable, writable_names
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
 from bdm.model.covariates import CovariateEffects
 from bdm.model.match import (
-    SAME,
+    DEFAULT_KEYS,
     batches_of,
     check_known,
     check_not_empty,
@@ -44,7 +44,7 @@ LOG1P, LOWER, UPPER, SAMPLE = "log1p", "lower", "upper", "sample"  # layers of p
 
 
 @dataclass(frozen=True)
-class Question:
+class PredictionRequest:
     """Cells with RNA, matched to a model."""
 
     counts: AnnData  # RNA counts of the model's genes
@@ -53,7 +53,7 @@ class Question:
     covariates: np.ndarray | None  # values, cells x covariates; None where the model has no covariates
 
 
-def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Question:
+def match_request(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> PredictionRequest:
     """Match cells with RNA to a model, using their cell types if present."""
     rna = next(modality for modality in model.autoencoder.modalities if modality.kind == RNA)
     source = counts_slot(adata, model, keys)
@@ -66,24 +66,24 @@ def question_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
         cell_type = labels.to_numpy(dtype=str)
     codes = model.autoencoder.batch_codes(batches_of(adata, model, keys))
     codes = torch.zeros(adata.n_obs, dtype=torch.long) if codes is None else codes
-    return Question(counts, cell_type, codes, covariate_values(adata.obs, model))
+    return PredictionRequest(counts, cell_type, codes, covariate_values(adata.obs, model))
 
 
-def modality_named(model: BranchedModel, name: str) -> Modality:
+def find_modality(model: BranchedModel, name: str) -> Modality:
     """Find a modality of the model by name or kind."""
-    others = [modality for modality in model.autoencoder.modalities if modality.kind != RNA]
-    for modality in others:
+    predicted = [modality for modality in model.autoencoder.modalities if modality.kind != RNA]
+    for modality in predicted:
         if name in (modality.name, modality.kind):
             return modality
-    if not others:
+    if not predicted:
         raise InputError("The model was fitted to RNA alone; fit one to cells with proteins or peaks, too.")
-    known = ", ".join(modality.name for modality in others)
+    known = ", ".join(modality.name for modality in predicted)
     raise InputError(f"The model has no modality {name!r} beside RNA; it has {known}.")
 
 
 @using_threads()
 def predict_modality(
-    model: BranchedModel, question: Question, modality: Modality, *, n_samples: int = N_SAMPLES, seed: int = 0
+    model: BranchedModel, request: PredictionRequest, modality: Modality, *, n_samples: int = N_SAMPLES, seed: int = 0
 ) -> AnnData:
     """Predict the counts of a modality from the RNA of cells.
 
@@ -104,21 +104,21 @@ def predict_modality(
 
     @torch.no_grad()  # here, because each thread has its own setting
     def predicted(rows: slice) -> dict[str, np.ndarray]:
-        return predict_block(model, posteriors, question, rows, n_samples=n_samples, seed=seed)
+        return predict_block(model, posteriors, request, rows, n_samples=n_samples, seed=seed)
 
-    n_cells, block = question.counts.n_obs, max(min(MAX_BLOCK, MAX_ENTRIES // (n_samples * len(var))), 1)
+    n_cells, block = request.counts.n_obs, max(min(MAX_BLOCK, MAX_ENTRIES // (n_samples * len(var))), 1)
     with threads() as run:
         blocks = list(run(predicted, (slice(start, min(start + block, n_cells)) for start in range(0, n_cells, block))))
-    found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    layers = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     names = writable_names(model.populations)
-    populations = pd.DataFrame(found.pop("populations"), index=question.counts.obs_names, columns=names)
+    populations = pd.DataFrame(layers.pop("populations"), index=request.counts.obs_names, columns=names)
     record = record_of_cells(model, seed=seed, settings={"modality": modality.name, "n_samples": n_samples})
     return AnnData(
-        found.pop("mean"),
-        obs=writable(question.counts.obs),
+        layers.pop("mean"),
+        obs=writable(request.counts.obs),
         var=var,
         obsm={"populations": populations},
-        layers=found,
+        layers=layers,
         uns={"bdm": record},
     )
 
@@ -205,11 +205,11 @@ class PopulationPosterior:
         N(prior_mean, I).
         """
         n_latent, types = self.network.shape.n_latent, torch.full((len(counts),), self.code)
-        found = self.network.encode(counts, types, codes)
-        mode, prior_mean = found.mean, self.network.prior_mean[self.code]
+        encoded = self.network.encode(counts, types, codes)
+        mode, prior_mean = encoded.mean, self.network.prior_mean[self.code]
         at_mode = RNA_POWER * self.network.decoder.log_likelihood(counts, mode, types, codes).double()
-        information = RNA_POWER * (found.precision.double() - torch.eye(n_latent, dtype=torch.float64))
-        mode, gradient = mode.double(), RNA_POWER * (found.mean - prior_mean).double()
+        information = RNA_POWER * (encoded.precision.double() - torch.eye(n_latent, dtype=torch.float64))
+        mode, gradient = mode.double(), RNA_POWER * (encoded.mean - prior_mean).double()
 
         # Prior, given the library size
         log_share, prior_y = self.prior(values)
@@ -244,35 +244,35 @@ class PopulationPosterior:
 def predict_block(
     model: BranchedModel,
     posteriors: list[PopulationPosterior],
-    question: Question,
+    request: PredictionRequest,
     rows: slice,
     *,
     n_samples: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
     """Predict a block of cells: mean, layers, and probabilities of populations."""
-    counts, codes = to_tensor(question.counts.X[rows].toarray()), question.codes[rows]
+    counts, codes = to_tensor(request.counts.X[rows].toarray()), request.codes[rows]
     n_cells, size_index = len(counts), model.layout.index(LIBRARY_SIZE)
     log_evidence = torch.full((n_cells, len(posteriors)), -torch.inf, dtype=torch.float64)
-    found: dict[int, tuple[np.ndarray, Tensor, Tensor]] = {}
+    approximations: dict[int, tuple[np.ndarray, Tensor, Tensor]] = {}  # by population: cells, means, covariances
     for k, posterior in enumerate(posteriors):
         possible = np.arange(n_cells)
-        if question.cell_type is not None:
-            possible = np.flatnonzero(question.cell_type[rows] == posterior.cell_type)
+        if request.cell_type is not None:
+            possible = np.flatnonzero(request.cell_type[rows] == posterior.cell_type)
         if len(possible):
-            values = None if question.covariates is None else question.covariates[rows][possible]
+            values = None if request.covariates is None else request.covariates[rows][possible]
             log_evidence[possible, k], centre, covariance = posterior(
                 counts[possible], codes[possible], values, size_index
             )
-            found[k] = possible, centre, covariance
+            approximations[k] = possible, centre, covariance
     probability = log_evidence.softmax(dim=1)
 
     generator = torch_generator(seed, "latents", rows.start)
-    drawn = torch.multinomial(probability, n_samples, replacement=True, generator=generator)
+    population = torch.multinomial(probability, n_samples, replacement=True, generator=generator)
     noise = torch.randn(n_cells, n_samples, len(model.layout.names) - 1, generator=generator, dtype=torch.float64)
     mean, sampled = np.zeros((2, n_cells, n_samples, posteriors[0].target.shape.n_genes), dtype=np.float32)
-    for k, (possible, centre, covariance) in found.items():
-        cell, number = np.nonzero((drawn[possible] == k).numpy())
+    for k, (possible, centre, covariance) in approximations.items():
+        cell, number = np.nonzero((population[possible] == k).numpy())
         if len(cell):
             cells = possible[cell]
             root = torch.linalg.cholesky(covariance)

@@ -27,7 +27,7 @@ from bdm.generation.covariate_values import (
     require_covariates,
     spread_evenly,
 )
-from bdm.model.match import SAME, labels_of, of_known_types
+from bdm.model.match import DEFAULT_KEYS, labels_of, mask_known_types
 from bdm.model.model import BranchedModel
 from bdm.prior.transport import MixtureMap, unbalanced_coupling
 from bdm.settings import InputKeys
@@ -143,13 +143,13 @@ def read_request(path: Path) -> pd.DataFrame:
     return table.loc[:, ~table.columns.str.startswith("Unnamed:")]  # without the index that pandas writes
 
 
-def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> pd.DataFrame:
+def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> pd.DataFrame:
     """Count the cells of a data set by the model's types and covariates.
 
     Cells of other types are not counted, with a warning.
     """
     labels = labels_of(obs, model, keys)
-    known = of_known_types(labels, model, done="Not counted:")
+    known = mask_known_types(labels, model, done="Not counted:")
     obs = with_written_names(obs)
     columns = [name for name in model.covariate_names if name in obs]
     cells = obs.loc[known, columns].assign(cell_type=labels[known].to_numpy())

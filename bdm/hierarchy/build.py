@@ -106,9 +106,9 @@ def build_hierarchy(
         generator=numpy_generator(seed, "support"),
     )
     names = node_names({*cells.populations, *cells.labels})
-    support = measure_support(means, resamples, cells, given=tree is not None)
+    support = measure_support(means, resamples, cells, from_user=tree is not None)
     branches = build_branches(root, None, cells, support, names)
-    return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=provenance)
+    return Hierarchy(tuple(branches), sigma_max, settings.threshold, from_user=tree is not None, provenance=provenance)
 
 
 def user_tree(tree: Tree | None, settings: HierarchySettings) -> Clade | None:
@@ -119,11 +119,11 @@ def user_tree(tree: Tree | None, settings: HierarchySettings) -> Clade | None:
 
 
 def measure_support(
-    means: MeasuredMeans, resamples: Sequence[MeasuredMeans], cells: LatentCells, *, given: bool
+    means: MeasuredMeans, resamples: Sequence[MeasuredMeans], cells: LatentCells, *, from_user: bool
 ) -> TreeSupport:
-    """Measure the support of a tree; in a ``given`` tree, places are certain."""
+    """Measure the support of a tree; places in a tree ``from_user`` are certain."""
     n_cells = {label: int(cells.n_cells[rows].sum()) for label, rows in rows_by_type(cells.labels).items()}
-    rare = [] if given else [label for label, n in n_cells.items() if n < FEW_CELLS]
+    rare = [] if from_user else [label for label, n in n_cells.items() if n < FEW_CELLS]
     place = place_support(means, resamples, cells.labels, rare)
     uncertain = {name for name, support in place.items() if support < MIN_PLACE}
     nearer = nearer_types(means, resamples, cells.labels, uncertain=uncertain)

@@ -47,18 +47,6 @@ def squared_distances(means: MeasuredMeans) -> np.ndarray:
     return np.asarray(measured - means.variance[first] - means.variance[second])
 
 
-def type_distances(means: MeasuredMeans, labels: tuple[str, ...]) -> np.ndarray:
-    """Return squared distances between cell types, averaged over populations, types x types."""
-    rows = rows_by_type(labels)
-    shares = np.zeros((len(rows), len(labels)))
-    for number, of_type in enumerate(rows.values()):
-        shares[number, of_type] = 1 / len(of_type)
-    distances: np.ndarray = shares @ squareform(squared_distances(means)) @ shares.T
-    distances = (distances + distances.T) / 2  # sums in another order differ in the last digits
-    np.fill_diagonal(distances, 0)
-    return distances
-
-
 def rows_by_type(labels: tuple[str, ...]) -> dict[str, list[int]]:
     """Return the rows of each cell type's populations, types in order of appearance."""
     rows: dict[str, list[int]] = {}
@@ -75,8 +63,18 @@ def average_linkage(squares: np.ndarray) -> list[tuple[int, int]]:
 
 
 def link_types(means: MeasuredMeans, labels: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Return the pairs of cell types that average linkage merges, see :func:`average_linkage`."""
-    return average_linkage(squareform(type_distances(means, labels), checks=False))
+    """Return the pairs of cell types that average linkage merges, see :func:`average_linkage`.
+
+    Squared distances between cell types are averaged over their populations.
+    """
+    rows = rows_by_type(labels)
+    shares = np.zeros((len(rows), len(labels)))
+    for number, of_type in enumerate(rows.values()):
+        shares[number, of_type] = 1 / len(of_type)
+    distances: np.ndarray = shares @ squareform(squared_distances(means)) @ shares.T
+    distances = (distances + distances.T) / 2  # sums in another order differ in the last digits
+    np.fill_diagonal(distances, 0)
+    return average_linkage(squareform(distances, checks=False))
 
 
 def cluster_means(means: MeasuredMeans, populations: tuple[str, ...]) -> Clade:

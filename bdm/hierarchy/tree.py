@@ -143,8 +143,8 @@ class Hierarchy:
         Highest noise level, in whitened units.
     threshold
         AUC at which cell types separate, see :func:`bdm.hierarchy.build.branch_level`.
-    given
-        Whether the user gave the shape of the tree.
+    from_user
+        Whether the user provided the shape of the tree.
     provenance
         Seed, number of resamples and file of the user's tree; empty if unknown.
     """
@@ -152,7 +152,7 @@ class Hierarchy:
     branches: tuple[Branch, ...]
     sigma_max: float
     threshold: float
-    given: bool = False
+    from_user: bool = False
     provenance: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property

@@ -47,7 +47,7 @@ from bdm.interpretation.branch_genes import (
 )
 from bdm.interpretation.contrasts import MEASURES, QUERIES, ContrastGenes, column_of, contrasts_of
 from bdm.interpretation.interpretation import Interpretation
-from bdm.model.match import SAME, read_fitted_cells
+from bdm.model.match import DEFAULT_KEYS, read_fitted_cells
 from bdm.model.model import BranchedModel, load_model
 from bdm.settings import InputKeys, InterpretationSettings
 
@@ -174,7 +174,7 @@ def read_inputs(
     model: Path,
     prepared: Path,
     generated: Path,
-    keys: InputKeys = SAME,
+    keys: InputKeys = DEFAULT_KEYS,
     *,
     seed: int = 0,
 ) -> Inputs:

@@ -37,7 +37,7 @@ from bdm.settings import InputKeys, PrepareSettings
 logger = logging.getLogger(__name__)
 
 
-SAME = InputKeys()
+DEFAULT_KEYS = InputKeys()
 
 
 def keys_found_in(adata: AnnData, keys: InputKeys) -> InputKeys:
@@ -47,19 +47,19 @@ def keys_found_in(adata: AnnData, keys: InputKeys) -> InputKeys:
 
 
 def model_counts(
-    adata: AnnData, model: BranchedModel, keys: InputKeys = SAME, *, missing_as_zero: bool = False
+    adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS, *, missing_as_zero: bool = False
 ) -> AnnData:
     """Return raw counts of the model's genes from the :func:`counts_slot`."""
     source = counts_slot(adata, model, keys)
     return counts_of_genes(adata, model.autoencoder.genes, source=source, missing_as_zero=missing_as_zero)
 
 
-def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> str:
+def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> str:
     """Return the slot of raw counts: the key's, the model's, or ``auto``."""
     return keys.counts or slot_or_auto(adata, model.preparation["counts"])
 
 
-def cells_for(adata: Any, model: BranchedModel, keys: InputKeys = SAME, *, on_disk: bool = True) -> AnnData:
+def cells_for(adata: Any, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS, *, on_disk: bool = True) -> AnnData:
     """Read cells as :func:`bdm.data.read.cells_in`, with the model's slot of counts by default."""
     return cells_in(adata, on_disk=on_disk, counts=keys.counts or model.preparation["counts"])
 
@@ -69,7 +69,7 @@ def counts_of_genes(
 ) -> AnnData:
     """Select raw counts of genes by :func:`best_match`, in the order of ``genes``."""
     counts = raw_counts(adata, source=source)
-    counts.var_names = named_as(counts.var, genes)
+    counts.var_names = with_prefixes_of(counts.var, genes)
     names, model_names = best_match(counts.var, genes)
     if not names.is_unique:
         raise InputError(
@@ -95,7 +95,7 @@ def counts_of_genes(
     return AnnData(sparse.csr_matrix(padded[:, column]), obs=counts.obs, var=genes)
 
 
-def named_as(var: pd.DataFrame, genes: pd.DataFrame) -> list[str]:
+def with_prefixes_of(var: pd.DataFrame, genes: pd.DataFrame) -> list[str]:
     """Rename features of ``var`` with the modality prefixes of ``genes``."""
     prefix = {modality.kind: modality.prefix for modality in modalities_of(genes)}
     return [
@@ -105,10 +105,10 @@ def named_as(var: pd.DataFrame, genes: pd.DataFrame) -> list[str]:
     ]
 
 
-def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Cells:
+def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> Cells:
     """Select cells of the model's types and genes; warn of the rest."""
     labels = labels_of(adata.obs, model, keys)
-    is_known = of_known_types(labels, model)
+    is_known = mask_known_types(labels, model)
     cells = adata[is_known]
     counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
     column = next((name for name in (keys.batch_key, *batch_names(model)) if name in cells.obs), None)
@@ -119,7 +119,7 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     return Cells(counts, cell_type, batch, covariates=covariates, modalities=modalities)
 
 
-def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
+def encoder_input(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> AnnData:
     """Convert cells to input of the autoencoder, keeping all in order."""
     labels, cells = labels_of(adata.obs, model, keys), model_counts(adata, model, keys)
     check_known(labels, model)
@@ -130,7 +130,7 @@ def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> A
     return AnnData(cells.X, obs=obs, var=cells.var)
 
 
-def of_known_types(labels: pd.Series, model: BranchedModel, *, done: str = "Left out") -> np.ndarray:
+def mask_known_types(labels: pd.Series, model: BranchedModel, *, done: str = "Left out") -> np.ndarray:
     """Mask cells of known types; ``done`` starts the warning of the rest."""
     is_known = np.asarray(labels.isin(model.cell_types))
     if not is_known.any():
@@ -185,7 +185,7 @@ def names_of(var: pd.DataFrame) -> dict[str, pd.Index]:
 
 
 def label_column(
-    obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *, required: bool = False
+    obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS, *, required: bool = False
 ) -> str | None:
     """Return the column of cell types; None if no labels are needed."""
     if not (required or keys.label_key or model.label_key or model.extensions):
@@ -196,7 +196,9 @@ def label_column(
     return next(key for key in candidates if key in obs)
 
 
-def labels_of(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *, required: bool = False) -> pd.Series:
+def labels_of(
+    obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS, *, required: bool = False
+) -> pd.Series:
     """Return the cell type of each cell from :func:`label_column`; None where missing."""
     column = label_column(obs, model, keys, required=required)
     if column is None:
@@ -210,7 +212,7 @@ def batch_names(model: BranchedModel) -> tuple[str, ...]:
     return ("batch",) if key is None else (key, writable_name(key), "batch")
 
 
-def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str | None:
+def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> str | None:
     """Return the column of batches; None for a model without batches."""
     if not model.autoencoder.batches:
         return None
@@ -224,7 +226,7 @@ def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
 
 
 def batches_of(
-    adata: AnnData, model: BranchedModel, keys: InputKeys = SAME, *, new_allowed: bool = False
+    adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS, *, new_allowed: bool = False
 ) -> np.ndarray | None:
     """Return the batch of each cell; None for a model without batches."""
     known, column = model.autoencoder.batches, batch_column(adata.obs, model, keys)
@@ -256,7 +258,7 @@ def named_batches(obs: pd.DataFrame, column: str) -> np.ndarray:
 # ---- cells of the fit, and real cells for evaluation
 
 
-def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
+def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> AnnData:
     """Prepare the cells of a model's fit, with its genes and split."""
     if is_prepared(adata):
         check_has_genes(adata, model)
@@ -328,7 +330,9 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
     return prepare(adata, PrepareSettings(**settings))[:, genes].copy()
 
 
-def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, *, on_disk: bool = False) -> AnnData:
+def read_fitted_cells(
+    path: Path, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS, *, on_disk: bool = False
+) -> AnnData:
     """Read the cells that a model was fitted on, as from :func:`fitted_cells`.
 
     With ``on_disk``, prepared cells are returned unchecked, with all their genes.
@@ -342,7 +346,7 @@ def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, 
 
 
 def read_real_cells_for(
-    model: BranchedModel, path: Path, test_cells: Path | None = None, keys: InputKeys = SAME
+    model: BranchedModel, path: Path, test_cells: Path | None = None, keys: InputKeys = DEFAULT_KEYS
 ) -> RealCells:
     """Read :func:`real_cells_for`, on disk for prepared cells without ``test_cells``."""
     adata = read_cells(path, on_disk=True)
@@ -355,7 +359,7 @@ def read_real_cells_for(
 
 
 def real_cells_for(
-    model: BranchedModel, prepared: AnnData, adata_test: AnnData | Path | None = None, keys: InputKeys = SAME
+    model: BranchedModel, prepared: AnnData, adata_test: AnnData | Path | None = None, keys: InputKeys = DEFAULT_KEYS
 ) -> RealCells:
     """Select training cells, and test cells from ``adata_test`` or the split."""
     held_out = None if adata_test is None else cells_for(adata_test, model, keys, on_disk=False)
@@ -376,7 +380,7 @@ def real_cells_for(
 
 
 def sets_for(
-    model: BranchedModel, sets: Mapping[str, Any], real: RealCells, keys: InputKeys = SAME
+    model: BranchedModel, sets: Mapping[str, Any], real: RealCells, keys: InputKeys = DEFAULT_KEYS
 ) -> dict[str, Cells]:
     """Select the known cells of each set to evaluate; reject sets with too few cells."""
     known = {}
@@ -387,7 +391,7 @@ def sets_for(
     return known
 
 
-def populations_by(model: BranchedModel) -> Populations | None:
+def population_assigner(model: BranchedModel) -> Populations | None:
     """Return a function that assigns cells to populations; None without sub-populations."""
     autoencoder = model.autoencoder
     if not len(autoencoder.sub_populations):

@@ -29,8 +29,8 @@ from bdm.generation.generate import (
     in_order,
     independent_chunks,
     latents,
+    names_in_file,
     portions_of,
-    reserved_names,
     type_columns,
 )
 from bdm.model.model import BranchedModel, observation_model, record_of_cells
@@ -99,7 +99,7 @@ def make_obs(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFra
     columns |= own
     columns["sub_population"] = in_order(names, model.populations)
     if model.autoencoder.batches:
-        others = [name for name in reserved_names(model.preparation["batch_key"]) if name not in (*RESERVED, *own)]
+        others = [name for name in names_in_file(model.preparation["batch_key"]) if name not in (*RESERVED, *own)]
         columns |= dict.fromkeys(others, columns["batch"])
     values = draw_covariates(model, experiment.request.table, experiment.design.seed)
     columns |= {name: column for name, column in covariate_columns(model, values).items() if name not in RESERVED}

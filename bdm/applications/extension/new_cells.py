@@ -14,7 +14,7 @@ from bdm._core.errors import InputError, counted
 from bdm.data.columns import as_text, finite_columns, is_missing, is_unwritable, with_written_names, writable_name
 from bdm.data.filters import split_by_type
 from bdm.data.prepare import counted_cells
-from bdm.model.match import SAME, batches_of, check_has_genes, check_has_types, labels_of, model_counts
+from bdm.model.match import DEFAULT_KEYS, batches_of, check_has_genes, check_has_types, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys, PrepareSettings
 
@@ -37,7 +37,7 @@ def select_new_cells(
     model: BranchedModel,
     *,
     cell_types: tuple[str, ...] = (),
-    keys: InputKeys = SAME,
+    keys: InputKeys = DEFAULT_KEYS,
     missing_as_zero: bool = False,
     seed: int,
 ) -> NewCells:

@@ -18,17 +18,17 @@ from bdm._core.seeds import numpy_generator, torch_generator
 from bdm._core.validation import unknown_type
 from bdm.autoencoder.latent import latent_cells
 from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues, format_at, set_covariates
-from bdm.generation.generate import Block, GeneratedCells, batch_columns, sampled_counts, type_columns
+from bdm.generation.generate import Block, GeneratedCells, batch_columns, sample_counts, type_columns
 from bdm.model.match import (
-    SAME,
+    DEFAULT_KEYS,
     batch_column,
     batches_of,
     covariate_values,
     first_names,
     label_column,
     labels_of,
+    mask_known_types,
     model_counts,
-    of_known_types,
 )
 from bdm.model.model import BranchedModel, expected_counts, record_of_cells
 from bdm.prior.sampler import warn_of_unused_levels
@@ -126,7 +126,7 @@ def transmuted_blocks(model: BranchedModel, sources: Sources, transmute: Transmu
             x[cells] = model.at_covariates(transmuted, new_name, None if at is None else at[cells])
             expected = expected_counts(model, x[cells], None if batch is None else batch[cells], new_name)
             for_counts = numpy_generator(seed, "transmuted counts", rows.block, old_name, new_name)
-            parts.append((cells, sampled_counts(model, expected, new_name, for_counts)))
+            parts.append((cells, sample_counts(model, expected, new_name, for_counts)))
         order = np.argsort(np.concatenate([cells for cells, _ in parts]))
         counts = sp.vstack([part for _, part in parts], format="csr")[order]
         return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy(), new)
@@ -219,7 +219,7 @@ def select_sources(
     adata: ad.AnnData,
     model: BranchedModel,
     to: str,
-    keys: InputKeys = SAME,
+    keys: InputKeys = DEFAULT_KEYS,
     *,
     cell_types: tuple[str, ...] = (),
     at: CovariateValues = NO_COVARIATES,
@@ -260,7 +260,7 @@ def select_sources(
         if name not in types:
             raise InputError(unknown_type(name, model.cell_types, of="The model has"))
     labels = labels_of(adata.obs, model, keys)
-    known = of_known_types(labels, model)
+    known = mask_known_types(labels, model)
     is_selected = labels.isin(cell_types).to_numpy() if cell_types else known & (labels != to).to_numpy()
     if not is_selected.any():
         raise InputError(
