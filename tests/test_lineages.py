@@ -105,7 +105,7 @@ def test_places_share_time_until_their_ancestor_divides():
 
 
 def test_nodes_left_out_in_closed_form_are_as_predicted_without(cells, lineage):
-    found = measure(*locate(cells, SETTINGS, TREE), TREE, SETTINGS)
+    found = measure(locate(cells, SETTINGS, TREE), TREE, SETTINGS)
     group = np.flatnonzero(found.points["node"] == "a")
     groups = rows_by_value(found.points["node"])
     process = replace(found, prior=lineage.prior).gaussian_process()

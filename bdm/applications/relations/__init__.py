@@ -1,1 +1,1 @@
-"""Gene values at related places: responses of cell types to conditions, and expression along a lineage."""
+"""Gaussian processes of responses of cell types, and of expression along a lineage."""

@@ -88,7 +88,7 @@ def sampled_leaves(lineage: Lineage) -> np.ndarray:
 
 
 def log_likelihood(lineage: Lineage, cells: AnnData, time: np.ndarray, nodes: Sequence[int]) -> np.ndarray:
-    """Compute log p(counts) of cells for each node at the times of the cells, cells x nodes."""
+    """Compute log p(counts) of cells for each node at their times, cells x nodes."""
     grid, time_of_cell = nearest_times(time)
     size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
     column = columns_of(cells, lineage.genes.index, whose="lineage")

@@ -63,8 +63,8 @@ def lineage(
     """
     own_tree = None if tree is None else read_lineage_tree(tree)
     chosen, lineage_tree = cells_on_tree(rna_in(adata, counts=settings.counts), settings, own_tree)
-    cells, edges = locate(chosen, settings, lineage_tree)
-    measured = measure(cells, edges, lineage_tree, settings)
+    cells = locate(chosen, settings, lineage_tree)
+    measured = measure(cells, lineage_tree, settings)
     process = measured.gaussian_process().fit(levels=(0.0,))
     compared = process.most_significant()[:N_COMPARED]
     columns = {"node": "node"} if settings.time_key is None else {"node": "node", "time": "bin"}
@@ -72,7 +72,7 @@ def lineage(
     groups = {kind: groups_of_kind for kind, groups_of_kind in groups.items() if len(groups_of_kind) > 1}
     errors = []
     for kind, groups_of_kind in groups.items():
-        predicted = process.of_genes(compared).leave_out(groups_of_kind)[0]
+        predicted = process.select_genes(compared).leave_out(groups_of_kind)[0]
         errors += [errors_of(measured, kind, group, predicted, compared) for group in groups_of_kind]
     prior = process.calibrate(measured.log_share, next(iter(groups.values()))).prior
     fitted = replace(measured, prior=prior, errors=pd.concat(errors, ignore_index=True))
@@ -99,8 +99,8 @@ def cells_on_tree(adata: AnnData, settings: LineageSettings, tree: LineageTree |
     return adata, LineageTree.from_names(names[~missing].astype(str))
 
 
-def measure(cells: LineageCells, edges: np.ndarray, tree: LineageTree, settings: LineageSettings) -> Lineage:
-    """Measure log shares of genes by node and time bin, without fitting a Gaussian process.
+def measure(cells: LineageCells, tree: LineageTree, settings: LineageSettings) -> Lineage:
+    """Measure log shares of genes by node and time bin; the Gaussian process is not fitted.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def measure(cells: LineageCells, edges: np.ndarray, tree: LineageTree, settings:
         n_cells=by_node["size"].fillna(0).to_numpy(int),
         first=by_node["min"].to_numpy(float),
         last=by_node["max"].to_numpy(float),
-        edges=edges,
+        edges=cells.edges,
         relation=settings.relations,
         label_key=settings.label_key,
         lineage_key=settings.lineage_key,
@@ -157,9 +157,11 @@ def check_points(points: pd.DataFrame, cells: LineageCells, tree: LineageTree, s
     """Reject too few points with enough cells; name nodes without any."""
     timed = settings.time_key is not None
     if len(points) < MIN_POINTS:
-        what = f"{counted(len(points), 'node')}{' or times of nodes' if timed else ''} have {settings.min_cells} cells"
+        units = f"{counted(len(points), 'node')}{' or times of nodes' if timed else ''}"
         remedy = "give more cells" + (", or fewer time bins by `n_times=`" if timed else "")
-        raise InputError(f"Only {what} (`min_cells=`), but {MIN_POINTS} are needed; {remedy}.")
+        raise InputError(
+            f"Only {units} have {settings.min_cells} cells (`min_cells=`), but {MIN_POINTS} are needed; {remedy}."
+        )
     if lacking := [tree.nodes[node] for node in sorted(set(cells.node) - set(points["node"]))]:
         logger.warning("Too few cells (min_cells) to measure %s.", abbreviated(lacking, n_shown=10))
 

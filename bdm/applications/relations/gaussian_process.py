@@ -1,4 +1,4 @@
-"""Gaussian process of gene values over related places: cell types, or nodes and times of a lineage.
+"""Gaussian process of gene values over cell types, or nodes and times of a lineage ("places").
 
 The value of a gene at place t, such as its log fold change in a cell type, is normal with the moments
 
@@ -54,24 +54,12 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Prior:
-    """Fitted Gaussian-process prior: a mixture of hypotheses about the covariance.
-
-    Attributes
-    ----------
-    hypotheses
-        Hyperparameters of each component.
-    shares
-        Share of genes that follow each hypothesis.
-    slope
-        Mean change of a value per unit of the covariate, shared by all genes.
-    calibration
-        Factors of posterior standard deviations, by bin of expression. They make 90% intervals cover 90% of left-out
-        values.
-    """
+    """Fitted Gaussian-process prior: a mixture of hypotheses about the covariance."""
 
     hypotheses: tuple[Hypothesis, ...] = ()
-    shares: np.ndarray = field(default_factory=lambda: np.empty(0))
-    slope: float = 0.0
+    shares: np.ndarray = field(default_factory=lambda: np.empty(0))  # of genes that follow each hypothesis
+    slope: float = 0.0  # mean change of a value per unit of the covariate, shared by all genes
+    # Factors of posterior standard deviations, by bin of expression; 90% intervals cover 90% of left-out values
     calibration: np.ndarray = field(default_factory=lambda: np.ones(len(BINS) - 1))
 
     def sd_factors(self, profile: np.ndarray) -> np.ndarray:
@@ -87,14 +75,13 @@ class Posterior:
     weights: Tensor  # C^-1 (y - m), genes x measured places
     factor: Tensor  # Cholesky factor of C, genes x measured places x measured places
 
-    def leave_each_out(self, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return leave-one-out errors, variances and log densities, genes x measured places."""
-        variance = 1 / torch.diagonal(inverse, dim1=1, dim2=2)
-        error = self.weights * variance
-        return error, variance, -(error * self.weights + variance.log()) / 2
-
-    def leave_groups_out(self, inverse: Tensor, groups: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return leave-group-out errors, variances and log densities of groups, genes x measured places."""
+    def leave_out(self, groups: Sequence[np.ndarray] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return errors, variances and log densities of left-out groups, genes x measured places."""
+        inverse = torch.cholesky_inverse(self.factor)
+        if groups is None:
+            variance = 1 / torch.diagonal(inverse, dim1=1, dim2=2)
+            error = self.weights * variance
+            return error, variance, -(error * self.weights + variance.log()) / 2
         error, variance, density = (torch.empty_like(self.weights) for _ in range(3))
         for group in map(torch.from_numpy, groups):
             weights, factor = self.weights[:, group], torch.linalg.cholesky(inverse[:, group[:, None], group])
@@ -116,28 +103,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """Gene values at places, with a Gaussian process for the places without measurements.
+    """Gene values at places, with a Gaussian process for the places without measurements."""
 
-    Attributes
-    ----------
-    values, variance
-        Measured values and their sampling variances, genes x measured places.
-    covariate
-        Centred covariate x, such as log expression in the control, genes x all places.
-    measured
-        Indices of the measured places.
-    kernels
-        Candidate kernels, each places x places.
-    prior
-        Fitted prior; without hypotheses before :meth:`fit`.
-    """
-
-    values: Tensor
-    variance: Tensor
-    covariate: Tensor
-    measured: np.ndarray
-    kernels: list[Tensor]
-    prior: Prior = field(default_factory=Prior)
+    values: Tensor  # genes x measured places
+    variance: Tensor  # sampling variance of the values
+    covariate: Tensor  # centred x, such as log expression in the control, genes x all places
+    measured: np.ndarray  # indices of the measured places
+    kernels: list[Tensor]  # candidates, each places x places
+    prior: Prior = field(default_factory=Prior)  # without hypotheses before it is fitted
 
     @property
     def n_places(self) -> int:
@@ -149,7 +122,7 @@ class GaussianProcess:
         """Covariate at the measured places."""
         return self.covariate[:, torch.from_numpy(self.measured)]
 
-    def of_genes(self, rows: slice | np.ndarray) -> Self:
+    def select_genes(self, rows: slice | np.ndarray) -> Self:
         """Select a subset of the genes."""
         genes = {name: getattr(self, name)[rows] for name in ("values", "variance", "covariate")}
         return replace(self, **genes)
@@ -158,7 +131,7 @@ class GaussianProcess:
         """Yield chunks of genes with covariance matrices of at most ``ENTRIES`` entries in total."""
         step = max(1, ENTRIES // self.n_places**2)
         for start in range(0, len(self.values), step):
-            yield self.of_genes(slice(start, start + step))
+            yield self.select_genes(slice(start, start + step))
 
     def most_significant(self) -> np.ndarray:
         """Sort genes by mean squared z score, largest first, and return their rows."""
@@ -172,7 +145,7 @@ class GaussianProcess:
         Most genes are uninformative about the covariance and would shrink it. ``levels`` are the candidate strengths of
         the covariate.
         """
-        sample = self.of_genes(self.most_significant()[:N_GENES])
+        sample = self.select_genes(self.most_significant()[:N_GENES])
         slope = sample.fit_slope()
         hypotheses = [Hypothesis(-1, 0.0, strength, level) for strength in STRENGTHS for level in levels]
         hypotheses += [
@@ -182,7 +155,7 @@ class GaussianProcess:
             for strength in STRENGTHS
             for level in levels
         ]
-        subsample = sample.of_genes(slice(None, None, max(1, len(sample.values) // N_SCREENED)))
+        subsample = sample.select_genes(slice(None, None, max(1, len(sample.values) // N_SCREENED)))
         plausible = fit_shares(subsample.evidence(hypotheses, slope)) >= MIN_PRIOR / 10
         hypotheses = [hypothesis for hypothesis, keep in zip(hypotheses, plausible.tolist(), strict=True) if keep]
         evidence = sample.evidence(hypotheses, slope)
@@ -203,10 +176,8 @@ class GaussianProcess:
     def evidence(self, hypotheses: list[Hypothesis], slope: float) -> Tensor:
         """Compute the log marginal likelihood, genes x hypotheses."""
         groups = [list(group) for _, group in groupby(hypotheses, key=lambda each: replace(each, level=0.0))]
-        rows = [
-            torch.cat([chunk.evidence_of_levels(group, slope) for group in groups], dim=1) for chunk in self.chunks()
-        ]
-        return torch.cat(rows)
+        chunks = [[chunk.evidence_of_levels(group, slope) for group in groups] for chunk in self.chunks()]
+        return torch.cat([torch.cat(chunk, dim=1) for chunk in chunks])
 
     def evidence_of_levels(self, hypotheses: list[Hypothesis], slope: float) -> Tensor:
         """Compute the log marginal likelihood of hypotheses that differ only in level.
@@ -226,7 +197,7 @@ class GaussianProcess:
         return evidence
 
     def prior_covariances(self, hypothesis: Hypothesis) -> dict[str, Tensor]:
-        """Return the terms of the prior covariance that all genes share, each places x places."""
+        """Return the terms of the prior covariance that all genes share."""
         identity = torch.eye(self.n_places, dtype=torch.double)
         is_related = hypothesis.kernel >= 0
         kernel, shared = (self.kernels[hypothesis.kernel], hypothesis.shared) if is_related else (identity, 0.0)
@@ -249,7 +220,7 @@ class GaussianProcess:
         return Posterior(evidence, weights.squeeze(2), factor)
 
     def posteriors(self) -> Iterator[tuple[Hypothesis, float, Posterior]]:
-        """Yield each hypothesis of the prior with its log share of genes and its posterior."""
+        """Yield each hypothesis with its log share of genes and its posterior."""
         for hypothesis, share in zip(self.prior.hypotheses, self.prior.shares, strict=True):
             yield hypothesis, np.log(share), self.condition(hypothesis, self.prior.slope)
 
@@ -322,10 +293,7 @@ class GaussianProcess:
         for chunk in self.chunks():
             logs, expected, spread = [], [], []
             for _, log_share, posterior in chunk.posteriors():
-                inverse = torch.cholesky_inverse(posterior.factor)
-                error, variance, density = (
-                    posterior.leave_each_out(inverse) if groups is None else posterior.leave_groups_out(inverse, groups)
-                )
+                error, variance, density = posterior.leave_out(groups)
                 logs.append(posterior.evidence[:, None] - density + log_share)
                 expected.append(chunk.values - error)
                 spread.append(variance)
@@ -344,7 +312,7 @@ class GaussianProcess:
             Columns of measured places to leave out together; None to leave out one at a time.
         """
         genes = np.unique(np.linspace(0, len(self.values) - 1, N_CALIBRATED).astype(int))
-        mean, variance = self.of_genes(genes).leave_out(groups)
+        mean, variance = self.select_genes(genes).leave_out(groups)
         bins = np.stack([bins_of(log_expression)[genes] for log_expression in profile], axis=1)
         score = np.abs(self.values[genes].numpy() - mean) / np.sqrt(variance)
         scores = [score[bins == number] for number in range(len(BINS) - 1)]

@@ -179,7 +179,7 @@ class Lineage(Result):
         return np.asarray(self.log_share.mean(axis=0))
 
     def gaussian_process(self, added: Places | None = None, genes: slice | np.ndarray = slice(None)) -> GaussianProcess:
-        """Return the Gaussian process of log shares minus their mean, at the points and added places."""
+        """Return the Gaussian process of centred log shares at the points and added places."""
         places = self.places if added is None else self.places.join(added)
         span = max(float(np.ptp(self.places.time)), 1e-9)  # above 0 for the division
         timed = self.time_key is not None
@@ -192,7 +192,7 @@ class Lineage(Result):
             kernels=[as_tensor(kernel) for kernel in kernels],
             prior=self.prior,
         )
-        return process.of_genes(genes)
+        return process.select_genes(genes)
 
     def log_shares(
         self, places: Places, genes: slice | np.ndarray = slice(None), *, variances: bool = True
@@ -326,12 +326,12 @@ class Lineage(Result):
     def sentence(self, left_out: str, *, between: bool) -> str:
         """Describe the cross-validation error of one kind of prediction."""
         error = self.expected_error(left_out, between=between)
-        where = "between samples" if between else "beyond samples (extrapolation)"
-        what = f"a {left_out} that was not sampled, {where},"
+        place = "between samples" if between else "beyond samples (extrapolation)"
+        subject = f"a {left_out} that was not sampled, {place},"
         if not error["n"]:
-            return f"{what} is predicted with an error that is not known, as no sampled {left_out} is {where}"
+            return f"{subject} is predicted with an error that is not known, as no sampled {left_out} is {place}"
         return (
-            f"{what} is predicted with {error['predicted']:.0%} of the error of the mean of all samples (nearest "
+            f"{subject} is predicted with {error['predicted']:.0%} of the error of the mean of all samples (nearest "
             f"{error['nearest']:.0%}, blend {error['blend']:.0%}, halves of real cells {error['halves']:.0%}), by "
             f"{counted(int(error['n']), left_out)} left out"
         )

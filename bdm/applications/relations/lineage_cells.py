@@ -24,21 +24,22 @@ class LineageCells:
     node: np.ndarray
     time: np.ndarray
     bin: np.ndarray
+    edges: np.ndarray  # lower edges of all bins; empty without times
 
     def select(self, rows: np.ndarray) -> "LineageCells":
         """Select cells by row."""
-        return LineageCells(self.cells[rows], self.node[rows], self.time[rows], self.bin[rows])
+        return LineageCells(self.cells[rows], self.node[rows], self.time[rows], self.bin[rows], self.edges)
 
     def groups(self, nodes: np.ndarray, bins: np.ndarray) -> np.ndarray:
-        """Return for each cell the index of its node and time bin among pairs of both; -1 if there is none."""
+        """Return the index of each cell's node and bin in pairs of nodes and bins; -1 if it is absent."""
         pairs = pd.MultiIndex.from_arrays([nodes, bins])
         return np.asarray(pairs.get_indexer(list(zip(self.node, self.bin, strict=True))))
 
 
 def locate(
     adata: AnnData, settings: LineageSettings, tree: LineageTree, edges: np.ndarray | None = None
-) -> tuple[LineageCells, np.ndarray]:
-    """Locate cells in a lineage; return them and the lower edges of time bins.
+) -> LineageCells:
+    """Locate cells in a lineage.
 
     Without times, the time of a cell is the depth of its node.
     """
@@ -51,10 +52,13 @@ def locate(
     node = np.asarray(names.map(index).to_numpy(int))
     cells = raw_counts(adata, source=settings.counts)
     if settings.time_key is None:
-        return LineageCells(cells, node, tree.depth[node], np.zeros(len(node), dtype=int)), np.array([])
+        return LineageCells(cells, node, tree.depth[node], np.zeros(len(node), dtype=int), np.array([]))
     time = times_of(adata.obs, settings.time_key)
-    edges = edges_of(time, settings.n_times) if edges is None else edges
-    return LineageCells(cells, node, time, np.searchsorted(edges, time, side="right") - 1), edges
+    if edges is None:
+        times = np.unique(time)
+        few = len(times) <= settings.n_times
+        edges = times if few else np.linspace(times[0], times[-1], settings.n_times + 1)[:-1]
+    return LineageCells(cells, node, time, np.searchsorted(edges, time, side="right") - 1, edges)
 
 
 def require_columns(obs: pd.DataFrame, *keys: str | None) -> None:
@@ -80,12 +84,6 @@ def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
             "or leave these cells out."
         )
     return np.asarray(numbers.to_numpy())
-
-
-def edges_of(time: np.ndarray, n_times: int) -> np.ndarray:
-    """Return lower edges of time bins: one bin per time, or equal widths."""
-    times = np.unique(time)
-    return times if len(times) <= n_times else np.linspace(time.min(), time.max(), n_times + 1)[:-1]
 
 
 def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

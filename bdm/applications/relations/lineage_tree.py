@@ -24,21 +24,11 @@ REVERSION = (0.25, 0.7, 1.75)  # length scales of paths through the tree, likewi
 
 @dataclass(frozen=True)
 class LineageTree:
-    """Lineage tree; any node may have cells.
+    """Lineage tree; any node may have cells."""
 
-    Attributes
-    ----------
-    nodes
-        Names, mothers before daughters.
-    mother
-        Index of the mother of each node; -1 for the root.
-    length
-        Length of the branch to each node.
-    """
-
-    nodes: tuple[str, ...]
-    mother: np.ndarray
-    length: np.ndarray
+    nodes: tuple[str, ...]  # names, mothers before daughters
+    mother: np.ndarray  # index of the mother of each node; -1 for the root
+    length: np.ndarray  # of the branch to each node
 
     @classmethod
     def from_clade(cls, clade: Clade) -> "LineageTree":
@@ -74,8 +64,10 @@ class LineageTree:
         by_path: dict[str, str] = {}
         for name in sorted(set(names)):
             path = name.split("/")[0]
-            if other := by_path.get(path):
-                raise InputError(f"The lineage names {other!r} and {name!r} mean the same node; give it one name.")
+            if path in by_path:
+                raise InputError(
+                    f"The lineage names {by_path[path]!r} and {name!r} mean the same node; give it one name."
+                )
             by_path[path] = name
         first, last = min(by_path), max(by_path)
         n_common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
@@ -89,23 +81,19 @@ class LineageTree:
 
     def find(self, name: str) -> int:
         """Return the index of a node; spaces and underscores are equal in names."""
-        if not self.has(name):
+        if (number := self.index.get(name, self.index.get(in_words(name)))) is None:
             raise InputError(unknown_node(name, self.nodes))
-        return self.index[name] if name in self.index else self.index_by_words[in_words(name)]
+        return number
 
     def has(self, name: str) -> bool:
         """Return whether a node exists; spaces and underscores are equal in names."""
-        return in_words(name) in self.index_by_words
+        return in_words(name) in self.index
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Index of each node by name."""
-        return {node: number for number, node in enumerate(self.nodes)}
-
-    @cached_property
-    def index_by_words(self) -> dict[str, int]:
-        """Index of each node by name with spaces; the first if several are equal."""
-        return {in_words(node): number for node, number in reversed(self.index.items())}
+        """Index of each node by its name, also with spaces; the first if several are equal."""
+        exact = {node: number for number, node in enumerate(self.nodes)}
+        return {in_words(node): number for node, number in reversed(exact.items())} | exact
 
     @cached_property
     def lines(self) -> list[list[int]]:
@@ -118,10 +106,10 @@ class LineageTree:
     @cached_property
     def is_below(self) -> np.ndarray:
         """Whether a node (row) is or descends from another (column), nodes x nodes."""
-        found = np.zeros((len(self.nodes),) * 2, dtype=bool)
+        is_below = np.zeros((len(self.nodes),) * 2, dtype=bool)
         for node, line in enumerate(self.lines):
-            found[node, line] = True
-        return found
+            is_below[node, line] = True
+        return is_below
 
     @cached_property
     def depth(self) -> np.ndarray:
@@ -131,11 +119,11 @@ class LineageTree:
     @cached_property
     def common(self) -> np.ndarray:
         """Last common ancestor of two nodes, nodes x nodes."""
-        found = np.zeros((len(self.nodes),) * 2, dtype=int)
+        common = np.zeros((len(self.nodes),) * 2, dtype=int)
         for node, mother in enumerate(self.mother):
-            found[node, :node] = found[:node, node] = found[mother, :node]
-            found[node, node] = node
-        return found
+            common[node, :node] = common[:node, node] = common[mother, :node]
+            common[node, node] = node
+        return common
 
     def daughters(self, node: int) -> list[int]:
         """Return the daughters of a node."""
@@ -203,12 +191,12 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
         mother, daughters = int(tree.mother[number]), tree.daughters(number)
         start = origin if mother < 0 else end[mother]
         if not sampled[number]:
-            found = min(start + (time - start) / n_missing for n_missing, time in first[number])
+            division = min(start + (time - start) / n_missing for n_missing, time in first[number])
         elif sampled[daughters].any():
-            found = separation(own, later)
+            division = separation(own, later)
         else:
-            found = min(np.quantile(own, LATE), *(time for below in daughters for _, time in first[below]))
-        end[number] = max(found, start)
+            division = min(np.quantile(own, LATE), *(time for below in daughters for _, time in first[below]))
+        end[number] = max(division, start)
     return end
 
 
@@ -248,9 +236,9 @@ class Places:
     node: np.ndarray
     time: np.ndarray
 
-    def join(self, others: "Places") -> "Places":
+    def join(self, added: "Places") -> "Places":
         """Append places."""
-        return Places(np.concatenate([self.node, others.node]), np.concatenate([self.time, others.time]))
+        return Places(np.concatenate([self.node, added.node]), np.concatenate([self.time, added.time]))
 
     def shared(self, tree: LineageTree, end: np.ndarray) -> np.ndarray:
         """Return the shared path of two places: time until their lineages divide."""

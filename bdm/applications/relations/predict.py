@@ -9,14 +9,13 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import InputError, abbreviated, counted
-from bdm._core.files import provenance, storable
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import SEPARATOR, label_candidates, nearest_or, unknown_condition, unknown_type
-from bdm.applications.relations.pseudobulk import PSEUDO, in_order, share_of, with_shares
+from bdm.applications.relations.pseudobulk import PSEUDO, assemble_cells, share_of, with_shares
 from bdm.applications.relations.respond import conditions_of
 from bdm.applications.relations.responses import Responses
-from bdm.data.columns import as_names, name_in, text_column, writable
+from bdm.data.columns import as_names, name_in, text_column
 from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 
@@ -83,30 +82,16 @@ def predict(
 
 @dataclass(frozen=True)
 class CellsToChange:
-    """Cells to change to another condition, and the responses that change them.
-
-    Attributes
-    ----------
-    responses, condition
-        Responses, and the new condition.
-    cells
-        Raw counts.
-    labels, before
-        Cell type and original condition of each cell.
-    genes, column
-        Rows of the common genes in the responses, and their columns in the cells.
-    profiles
-        Profiles of types that the responses lack, from their control cells.
-    """
+    """Cells to change to another condition, and the responses that change them."""
 
     responses: Responses
-    condition: str
-    cells: AnnData
-    labels: pd.Series
-    before: pd.Series
-    genes: np.ndarray
-    column: np.ndarray
-    profiles: dict[str, np.ndarray]
+    condition: str  # the new one
+    cells: AnnData  # with raw counts
+    labels: pd.Series  # cell type of each cell
+    before: pd.Series  # original condition of each cell
+    genes: np.ndarray  # rows of the common genes in the responses
+    column: np.ndarray  # columns of these genes in the cells
+    profiles: dict[str, np.ndarray]  # of types that the responses lack, from their control cells
 
     @property
     def is_back(self) -> bool:
@@ -115,21 +100,22 @@ class CellsToChange:
 
     def predict(self, *, seed: int) -> AnnData:
         """Change the counts, see :func:`predict`."""
-        responses = self.responses
-        measured = pd.Series("measured", index=self.labels.index)
+        responses, measured = self.responses, pd.Series("measured", index=self.labels.index)
+        order = (responses.control, *responses.conditions)  # of rows of dispersion
         pieces, changed = [], []
         for (cell_type, old), rows in pd.Series(np.arange(len(self.labels))).groupby(
             [self.labels.to_numpy(), self.before.to_numpy()]
         ):
-            name, other = str(cell_type), str(old if self.is_back else self.condition)
-            counts, change = self.cells.X[rows.to_numpy()], self.change(name, other)
-            changed.append((other, name, not responses.is_measured(other, name)))
-            if changed[-1][-1]:
+            name, condition = str(cell_type), str(old if self.is_back else self.condition)
+            counts, change = self.cells.X[rows.to_numpy()], self.change(name, condition)
+            is_predicted = not responses.is_measured(condition, name)
+            changed.append((condition, name, is_predicted))
+            if is_predicted:
                 measured.iloc[rows.to_numpy()] = "predicted"
             share = share_of(counts, self.column)
             pseudo = PSEUDO / part_of(responses, name, self.genes)  # as shares refer to these genes
             new = (share + pseudo) * np.exp(change) - pseudo
-            spread = [responses.dispersion[self.row(which), self.genes] for which in (str(old), self.condition)]
+            spread = [responses.dispersion[order.index(which), self.genes] for which in (str(old), self.condition)]
             for block, start in enumerate(range(0, len(rows), BLOCK)):
                 some = slice(start, start + BLOCK)
                 generator = numpy_generator(seed, "response", name, str(old), self.condition, block)
@@ -141,18 +127,12 @@ class CellsToChange:
         for key, value in zip(keys, values, strict=True):
             obs[name_in(obs, key)] = pd.Categorical([value] * len(obs))
         obs["original_condition"], obs["response"] = pd.Categorical(self.before), pd.Categorical(measured)
-        obs["synthetic"] = True
         error = "; ".join(self.expectations(pd.DataFrame(changed, columns=["condition", "type", "predicted"])))
-        record = provenance(seed=seed, about=ABOUT, condition=self.condition, expected_error=error)
-        var = writable(self.cells.var)
-        return AnnData(in_order(pieces), obs=writable(obs), var=var, uns={"bdm": storable(record)})
-
-    def row(self, condition: str) -> int:
-        """Return the row of a condition or the control in ``dispersion``."""
-        return 0 if condition == self.responses.control else 1 + self.responses.condition_number(condition)
+        record = {"seed": seed, "about": ABOUT, "condition": self.condition, "expected_error": error}
+        return assemble_cells(pieces, obs, self.cells.var, **record)
 
     def change(self, cell_type: str, condition: str) -> np.ndarray:
-        """Predict the log fold changes of genes by which cells of a type are changed."""
+        """Predict the log fold changes of genes in the cells of a type."""
         if cell_type in self.profiles:
             responses, added = self.responses.select_genes(self.genes), {cell_type: self.profiles[cell_type]}
             predicted = responses.predictions(condition, [cell_type], added)
@@ -179,7 +159,7 @@ class CellsToChange:
                 yield f"{condition}: the error of {abbreviated(names)} is not known, with {control}"
 
     def effects(self) -> pd.DataFrame:
-        """Tabulate the log fold changes by which cells are changed.
+        """Tabulate the log fold changes of the cells.
 
         Returns the table of :meth:`bdm.tl.Responses.effects` with the first column ``condition``: the new condition, or
         the original one of cells that are changed back to the control.
@@ -199,7 +179,7 @@ class CellsToChange:
 def cells_to_change(
     responses: Responses, adata: AnnData, condition: str, cell_types: str | Sequence[str] = (), *, counts: str = "auto"
 ) -> CellsToChange:
-    """Select the cells to change, and match their genes and types to the responses; see :func:`predict`."""
+    """Select the cells to change, and match them to the responses; see :func:`predict`."""
     condition, known = str(condition), (responses.control, *responses.conditions)
     if condition not in known:
         raise InputError(unknown_condition(condition, known))

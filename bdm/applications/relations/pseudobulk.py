@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm._core.errors import InputError, counted
+from bdm._core.files import provenance, storable
+from bdm.data.columns import writable
 from bdm.data.counts import count_matrix
 from bdm.data.matrix import Matrix, blocks_of_rows, take_rows
 
@@ -30,21 +33,11 @@ def columns_of(cells: AnnData, genes: pd.Index, *, whose: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Counts:
-    """Raw counts, in memory or on disk, to sum over groups of cells.
+    """Raw counts, in memory or on disk, to sum over groups of cells."""
 
-    Attributes
-    ----------
-    matrix
-        Counts, cells x all genes.
-    size
-        Library size of each cell.
-    detected
-        Whether each gene is detected in enough cells; sums are limited to these genes.
-    """
-
-    matrix: Matrix
-    size: np.ndarray
-    detected: np.ndarray
+    matrix: Matrix  # cells x all genes
+    size: np.ndarray  # library size of each cell
+    detected: np.ndarray  # whether each gene is detected in enough cells; sums are limited to these genes
 
     @classmethod
     def from_matrix(cls, matrix: Matrix) -> "Counts":
@@ -59,17 +52,7 @@ class Counts:
         return cls(matrix, size, detected)
 
     def sums(self, rows: np.ndarray, group: np.ndarray, n_groups: int) -> "Sums":
-        """Sum the counts of cells by group.
-
-        Parameters
-        ----------
-        rows
-            Indices of the cells.
-        group
-            Group of each of these cells.
-        n_groups
-            Number of groups; they may have no cells.
-        """
+        """Sum the counts of the cells in ``rows`` by ``group``."""
         counts = count_matrix(take_rows(self.matrix, rows))[:, self.detected].astype(float)
         member = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group)))
         squared, size = counts.copy(), self.size[rows]
@@ -219,7 +202,11 @@ def rescale(
     return changed
 
 
-def in_order(pieces: list[tuple[np.ndarray, sparse.csr_matrix]]) -> sparse.csr_matrix:
-    """Stack the counts of cells, given with the row of each cell, by row."""
+def assemble_cells(
+    pieces: list[tuple[np.ndarray, sparse.csr_matrix]], obs: pd.DataFrame, var: pd.DataFrame, **record: Any
+) -> AnnData:
+    """Assemble synthetic cells from counts with their rows in ``obs``, and record their origin."""
     rows, counts = zip(*pieces, strict=True)
-    return sparse.csr_matrix(sparse.vstack(counts, format="csr")[np.argsort(np.concatenate(rows))])
+    stacked = sparse.csr_matrix(sparse.vstack(counts, format="csr")[np.argsort(np.concatenate(rows))])
+    obs = writable(obs.assign(synthetic=True))
+    return AnnData(stacked, obs=obs, var=writable(var), uns={"bdm": storable(provenance(**record))})

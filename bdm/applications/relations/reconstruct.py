@@ -9,15 +9,13 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import InputError
-from bdm._core.files import provenance, storable
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import range_in
 from bdm.applications.relations.lineage import Lineage
 from bdm.applications.relations.lineage_cells import LineageCells, locate, nearest_times, require_columns
 from bdm.applications.relations.lineage_tree import Places
-from bdm.applications.relations.pseudobulk import columns_of, in_order, shares_from, with_shares
-from bdm.data.columns import writable
+from bdm.applications.relations.pseudobulk import assemble_cells, columns_of, shares_from, with_shares
 from bdm.data.read import rna_in
 from bdm.settings import LineageSettings
 
@@ -108,10 +106,8 @@ def reconstruct(
     if lineage.time_key is not None:
         obs[lineage.time_key] = time
     obs["relative"] = pd.Categorical(relatives.cells.obs_names.to_numpy()[source])
-    obs["synthetic"] = True
-    record = provenance(seed=seed, about=ABOUT, node=node, expected_error=expectation(lineage, places))
-    var = writable(relatives.cells.var)
-    return AnnData(in_order(pieces), obs=writable(obs), var=var, uns={"bdm": storable(record)})
+    record = {"seed": seed, "about": ABOUT, "node": node, "expected_error": expectation(lineage, places)}
+    return assemble_cells(pieces, obs, relatives.cells.var, **record)
 
 
 # ---- nodes and times
@@ -121,9 +117,9 @@ def parsed_time(text: str | None) -> float | tuple[float, float] | None:
     """Parse a time, or a range such as ``300:400``."""
     if text is None:
         return None
-    if not (found := range_in(text)):
+    if not (ends := range_in(text)):
         raise InputError(f"at is {text!r}, but must be a time, such as 350, or a range of times, such as 300:400.")
-    return found if len(found) == 2 else found[0]
+    return ends if len(ends) == 2 else ends[0]
 
 
 def times_to_reconstruct(
@@ -137,7 +133,11 @@ def times_to_reconstruct(
     if not (isinstance(n_cells, Integral) and n_cells >= 1):
         raise InputError(f"n_cells is {n_cells!r}, but must be a whole number that is at least 1.")
     interval = lineage.interval if extrapolate else lineage.sampled_interval
-    first, last = interval(node) if at is None else ends_of(at)
+    ends: Any = interval(node) if at is None else at if isinstance(at, tuple | list) else (at, at)
+    try:
+        first, last = map(float, ends)
+    except (TypeError, ValueError):
+        first = last = np.nan
     if not (np.isfinite(first) and np.isfinite(last)) or last < first:
         raise InputError(
             f"at is {at}, but must be a time, the beginning and the end of a range, or an array of the times of cells."
@@ -145,34 +145,27 @@ def times_to_reconstruct(
     return generator.uniform(first, last, n_cells) if last > first else np.full(n_cells, first)
 
 
-def ends_of(at: Time) -> tuple[float, float]:
-    """Return the ends of a range, equal for one time; NaN if invalid."""
-    ends: Any = at if isinstance(at, tuple | list) else (at, at)
-    try:
-        first, last = map(float, ends)
-    except (TypeError, ValueError):
-        return np.nan, np.nan
-    return first, last
-
-
 def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool) -> None:
     """Reject places that are not between samples; only warn if ``extrapolate``."""
     between = lineage.is_between(places)
     if between.all():
         return
-    if not extrapolate:
-        outside = Places(places.node[~between], places.time[~between])
-        name, time = lineage.tree.nodes[outside.node[0]], outside.time[0]
-        when = f" at {time:g}" if lineage.time_key is not None else ""
-        first, last = lineage.interval(int(outside.node[0]))
-        n, ancestral = len(lineage.points), lineage.places.join(outside).ancestral(lineage.tree)
-        side = "after it" if ancestral[:n, n].any() else "before it"
-        known = f"; its own samples are from {first:g} to {last:g}" if lineage.sampled[outside.node[0]] and when else ""
-        raise InputError(
-            f"{name!r}{when} is extrapolation: no samples of its lineage are {side}{known}; "
-            f"{expectation(lineage, outside)}. Use `extrapolate=True` to generate it all the same."
-        )
-    logger.warning("Extrapolated: %s.", expectation(lineage, Places(places.node[~between], places.time[~between])))
+    outside = Places(places.node[~between], places.time[~between])
+    expected = expectation(lineage, outside)
+    if extrapolate:
+        logger.warning("Extrapolated: %s.", expected)
+        return
+    node, timed = int(outside.node[0]), lineage.time_key is not None
+    name = lineage.tree.nodes[node]
+    when = f" at {outside.time[0]:g}" if timed else ""
+    n, ancestral = len(lineage.points), lineage.places.join(outside).ancestral(lineage.tree)
+    side = "after it" if ancestral[:n, n].any() else "before it"
+    first, last = lineage.interval(node)
+    known = f"; its own samples are from {first:g} to {last:g}" if lineage.sampled[node] and timed else ""
+    raise InputError(
+        f"{name!r}{when} is extrapolation: no samples of its lineage are {side}{known}; {expected}. "
+        "Use `extrapolate=True` to generate it all the same."
+    )
 
 
 def expectation(lineage: Lineage, places: Places) -> str:
@@ -208,7 +201,7 @@ def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[Lineage
     known = names.map({name: lineage.tree.has(name) for name in names.unique()}).to_numpy(bool)
     if not known.any():
         raise InputError(f"None of the cells has a node of the lineage in obs[{lineage.node_key!r}].")
-    cells, _ = locate(adata[known], settings, lineage.tree, lineage.edges)
+    cells = locate(adata[known], settings, lineage.tree, lineage.edges)
     point = cells.groups(lineage.places.node, lineage.points["bin"].to_numpy())
     rows = np.flatnonzero(point >= 0)
     if not len(rows):

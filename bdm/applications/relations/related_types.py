@@ -18,24 +18,12 @@ CLOCKS = (1.0, 2.0)  # powers of heights of nodes
 
 @dataclass(frozen=True)
 class RelatedTypes:
-    """Tree and distances of cell types.
-
-    Attributes
-    ----------
-    cell_types
-        Names.
-    profile
-        Natural log shares of counts in the control, types x genes.
-    distance
-        Euclidean distances of profiles, types x types.
-    height
-        Height of the last common ancestor of two types, types x types: 0 on the diagonal, 1 at the root.
-    """
+    """Tree and distances of cell types."""
 
     cell_types: tuple[str, ...]
-    profile: np.ndarray
-    distance: np.ndarray
-    height: np.ndarray
+    profile: np.ndarray  # natural log shares of counts in the control, types x genes
+    distance: np.ndarray  # Euclidean distances of profiles, types x types
+    height: np.ndarray  # of the last common ancestor of two types, types x types: 0 on the diagonal, 1 at the root
 
     @classmethod
     def from_profiles(cls, profile: np.ndarray, cell_types: tuple[str, ...]) -> Self:
@@ -70,17 +58,17 @@ def tree_heights(tree: Clade, cell_types: Sequence[str]) -> np.ndarray:
     """
     height = np.zeros((len(cell_types), len(cell_types)))
 
-    def fill(node: Clade) -> tuple[int, list[int]]:
+    def fill(node: Clade) -> int:
         if not node.children:
-            return 0, [cell_types.index(str(node.name))]
-        levels, rows = zip(*(fill(child) for child in node.children), strict=True)
-        level = 1 + max(levels)
-        for number, below in enumerate(rows):
-            beside = [row for other in rows[:number] + rows[number + 1 :] for row in other]
-            height[np.ix_(below, beside)] = level
-        return level, [row for below in rows for row in below]
+            return 0
+        level = 1 + max([fill(child) for child in node.children])
+        rows = [cell_types.index(name) for name in node.leaves()]
+        between = np.ix_(rows, rows)
+        height[between] = np.where(height[between] > 0, height[between], level)  # pairs below a child are filled
+        return level
 
     fill(tree)
+    np.fill_diagonal(height, 0)
     return np.asarray(height / max(height.max(), 1e-12))
 
 

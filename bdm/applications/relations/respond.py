@@ -1,4 +1,4 @@
-"""Measure responses of cell types to conditions from pseudobulk counts, and fit their Gaussian processes."""
+"""Measure responses of cell types from pseudobulk counts, and fit their Gaussian processes."""
 
 from dataclasses import asdict, replace
 
@@ -65,8 +65,8 @@ def respond(adata: AnnData, settings: ResponseSettings = ResponseSettings(), *, 
         process = measured.gaussian_process(condition, related)
         fitted, unrelated = process.fit(), replace(process, kernels=[]).fit()
         genes = np.unique(most_changed(process))
-        predicted, without_kernels = (each.of_genes(genes).leave_out()[0] for each in (fitted, unrelated))
-        errors = errors_of(process.of_genes(genes), predicted, without_kernels, related).assign(condition=condition)
+        predicted, without_kernels = (each.select_genes(genes).leave_out()[0] for each in (fitted, unrelated))
+        errors = errors_of(process.select_genes(genes), predicted, without_kernels, related).assign(condition=condition)
         return fitted.calibrate(related.profile[process.measured]).prior, errors
 
     with threads() as run:
@@ -101,7 +101,7 @@ def errors_of(
 
 
 def measure(adata: AnnData, settings: ResponseSettings) -> Responses:
-    """Measure responses of cell types to conditions from pseudobulk counts, without fitting Gaussian processes.
+    """Measure responses of cell types to conditions; Gaussian processes are not fitted.
 
     Raises
     ------

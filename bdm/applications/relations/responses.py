@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -185,7 +185,7 @@ class Responses(Result):
             Rows of genes to predict; all by default.
         """
         related = self.relations(added)
-        process = self.gaussian_process(condition, related).of_genes(genes)
+        process = self.gaussian_process(condition, related).select_genes(genes)
         if missing := [name for name in cell_types if name not in related.cell_types]:
             raise InputError(unknown_type(missing[0], related.cell_types, of="The responses have"))
         return process.predict(np.array([related.cell_types.index(name) for name in cell_types]))
@@ -329,6 +329,11 @@ def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[s
             f"({abbreviated(list(cell_types), n_shown=3)}); give responses of the same data."
         )
     conditions, donor_key = responses.conditions, responses.provenance["settings"]["donor_key"]
+    rows = []
+    for name in conditions[:N_SHOWN]:
+        n_measured, error = responses.n_measured(name), responses.expected_error(name)
+        shown = (f"{error[method]:.0%}" for method in ("predicted", "common", "nearest", "sampling"))
+        rows.append((markdown(name), f"{n_measured} of {len(responses.cell_types)}", *shown))
     worst = responses.errors.loc[responses.errors["predicted"].idxmax()]
     of_worst = f"{markdown(worst['cell_type'])} in {markdown(worst['condition'])}"
     return {
@@ -336,17 +341,9 @@ def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[s
         "control": markdown(responses.control),
         "n_cells": int(responses.n_cells.to_numpy().sum()),
         "replicates": "cells" if donor_key is None else f"donors, in the column {markdown(donor_key)}",
-        "rows": list(error_rows(responses)),
+        "rows": rows,
         "others": counted(max(len(conditions) - N_SHOWN, 0), "other condition"),
         "has_others": len(conditions) > N_SHOWN,
         "worst": f"{worst['predicted']:.0%}, is that of {of_worst}",
         "warnings": [markdown(text) for condition in conditions for text in responses.warnings(condition)],
     }
-
-
-def error_rows(responses: Responses) -> Iterator[tuple[str, ...]]:
-    """Yield table rows: condition, number of measured types, and errors by method."""
-    for name in responses.conditions[:N_SHOWN]:
-        error = responses.expected_error(name)
-        shown = (f"{error[method]:.0%}" for method in ("predicted", "common", "nearest", "sampling"))
-        yield markdown(name), f"{responses.n_measured(name)} of {len(responses.cell_types)}", *shown
