@@ -15,9 +15,9 @@ from bdm._core.errors import InputError
 from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
 from bdm.applications.relations.lineage import Lineage
-from bdm.applications.relations.lineage_cells import LineageCells, nearest_times, require_columns, times_of
+from bdm.applications.relations.lineage_cells import LineageCells, columns_of, nearest_times, require_columns, times_of
 from bdm.applications.relations.lineage_tree import Places
-from bdm.applications.relations.pseudobulk import columns_of, shares_from
+from bdm.applications.relations.pseudobulk import shares_from
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.data.columns import as_names
 from bdm.data.counts import raw_counts
@@ -91,7 +91,7 @@ def log_likelihood(lineage: Lineage, cells: AnnData, time: np.ndarray, nodes: Se
     """Compute log p(counts) of cells for each node at their times, cells x nodes."""
     grid, time_of_cell = nearest_times(time)
     size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
-    column = columns_of(cells, lineage.genes.index, whose="lineage")
+    column = columns_of(cells, lineage.genes.index)
     likelihood = np.empty((cells.n_obs, len(nodes)))
     for number, node in enumerate(nodes):
         mean, sd = lineage.log_shares(Places(np.full(len(grid), node), grid))

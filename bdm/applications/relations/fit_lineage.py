@@ -25,6 +25,7 @@ from bdm.settings import LineageSettings
 
 logger = logging.getLogger(__name__)
 
+POINTS = ["node", "time", "bin", "n_cells"]  # columns of the table of points
 MIN_POINTS = 3  # minimum number of measured points for predictions
 
 
@@ -134,11 +135,9 @@ def measure(cells: LineageCells, tree: LineageTree, settings: LineageSettings) -
         genes=cells.cells.var.loc[counts.detected],
         tree=tree,
         end=end,
-        points=pd.DataFrame(
-            {"node": names, "time": points["mean"], "bin": points["bin"], "n_cells": points["size"]},
-        ),
+        points=points.assign(node=names)[["node", "mean", "bin", "size"]].set_axis(POINTS, axis=1),
         log_share=sums.log_share,
-        variance=sums.relative_variance,
+        variance=sums.variance,
         halves=(log_share[::2] - log_share[1::2]) ** 2 / 4,
         dispersion=sums.dispersion(np.arange(len(points))),
         n_cells=by_node["size"].fillna(0).to_numpy(int),

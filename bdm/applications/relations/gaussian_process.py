@@ -15,7 +15,7 @@ over hypotheses by posterior probability.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain, groupby, product
 from typing import Self
 
 import numpy as np
@@ -147,14 +147,9 @@ class GaussianProcess:
         """
         sample = self.select_genes(self.most_significant()[:N_GENES])
         slope = sample.fit_slope()
-        hypotheses = [Hypothesis(-1, 0.0, strength, level) for strength in STRENGTHS for level in levels]
-        hypotheses += [
-            Hypothesis(number, shared, strength, level)
-            for number in range(len(self.kernels))
-            for shared in SHARED
-            for strength in STRENGTHS
-            for level in levels
-        ]
+        unrelated = product([-1], [0.0], STRENGTHS, levels)
+        related = product(range(len(self.kernels)), SHARED, STRENGTHS, levels)
+        hypotheses = [Hypothesis(*hyperparameters) for hyperparameters in chain(unrelated, related)]
         subsample = sample.select_genes(slice(None, None, max(1, len(sample.values) // N_SCREENED)))
         plausible = fit_shares(subsample.evidence(hypotheses, slope)) >= MIN_PRIOR / 10
         hypotheses = [hypothesis for hypothesis, keep in zip(hypotheses, plausible.tolist(), strict=True) if keep]

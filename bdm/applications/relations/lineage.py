@@ -287,23 +287,15 @@ class Lineage(Result):
         sd = sd * self.prior.sd_factors(self.center)[genes]
         half = (course * np.sign(change)[:, None] >= np.abs(change * np.log(2))[:, None] / 2).argmax(axis=1)
         z = np.abs(change) / np.maximum(sd, 1e-12)
-        columns = {
-            "node": self.tree.nodes[node],
-            "mother": self.tree.nodes[mother],
-            "gene": self.genes.index[genes],
-            "start": start,
-            "end": end,
-            "change": change,
-            "sd": sd,
-            "low": change - QUANTILE * sd,
-            "high": change + QUANTILE * sd,
-            "sign": ndtr(z),
-            "when": times[1 + half],
-            "from_sisters": difference if sisters else np.nan,
-            "from_sisters_sd": difference_sd if sisters else np.nan,
-        }
-        table = pd.DataFrame(columns).iloc[np.argsort(-z, kind="stable")]
-        return table if self.time_key is not None else table.drop(columns="when")
+        table = pd.DataFrame({"node": self.tree.nodes[node], "gene": self.genes.index[genes]})
+        table.insert(1, "mother", self.tree.nodes[mother])
+        table["start"], table["end"], table["change"], table["sd"] = start, end, change, sd
+        table["low"], table["high"], table["sign"] = change - QUANTILE * sd, change + QUANTILE * sd, ndtr(z)
+        if self.time_key is not None:
+            table["when"] = times[1 + half]
+        table["from_sisters"] = difference if sisters else np.nan
+        table["from_sisters_sd"] = difference_sd if sisters else np.nan
+        return table.iloc[np.argsort(-z, kind="stable")]
 
     @cached_property
     def changes(self) -> pd.DataFrame:

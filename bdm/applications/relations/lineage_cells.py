@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm._core.errors import InputError
+from bdm._core.errors import InputError, counted
 from bdm._core.validation import column_rejection, unknown_node
 from bdm.applications.relations.lineage_tree import LineageTree
 from bdm.data.columns import as_numbers, shown_kind, text_column
@@ -59,6 +59,17 @@ def locate(
         few = len(times) <= settings.n_times
         edges = times if few else np.linspace(times[0], times[-1], settings.n_times + 1)[:-1]
     return LineageCells(cells, node, time, np.searchsorted(edges, time, side="right") - 1, edges)
+
+
+def columns_of(cells: AnnData, genes: pd.Index) -> np.ndarray:
+    """Return the columns of a lineage's genes in cells, which must have all of them."""
+    column = np.asarray(cells.var_names.get_indexer(genes))
+    if len(missing := genes[column < 0]):
+        raise InputError(
+            f"The cells lack {counted(len(missing), 'gene')} of the lineage, for example {missing[0]!r}; use cells "
+            "with all genes of the lineage."
+        )
+    return column
 
 
 def require_columns(obs: pd.DataFrame, *keys: str | None) -> None:

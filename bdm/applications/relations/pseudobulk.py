@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm._core.errors import InputError, counted
+from bdm._core.errors import InputError
 from bdm._core.files import provenance, storable
 from bdm.data.columns import writable
 from bdm.data.counts import count_matrix
@@ -18,17 +18,6 @@ from bdm.data.matrix import Matrix, blocks_of_rows, take_rows
 PSEUDO = 1e-4  # pseudo-count added to shares before logarithms (one count in 10,000); mutes changes of rarer genes
 MIN_SHARE = 1e-7  # minimum predicted share of counts
 MIN_CELLS_PER_GENE = 10  # genes detected in fewer cells have no values
-
-
-def columns_of(cells: AnnData, genes: pd.Index, *, whose: str) -> np.ndarray:
-    """Return the columns of genes in cells, which must have all of them."""
-    column = np.asarray(cells.var_names.get_indexer(genes))
-    if len(missing := genes[column < 0]):
-        raise InputError(
-            f"The cells lack {counted(len(missing), 'gene')} of the {whose}, for example {missing[0]!r}; use cells "
-            f"with all genes of the {whose}."
-        )
-    return column
 
 
 @dataclass(frozen=True)
@@ -89,11 +78,6 @@ class Sums:
         return np.asarray(np.log(self.share + PSEUDO))
 
     @cached_property
-    def relative_variance(self) -> np.ndarray:
-        """Sampling variance of :attr:`log_share`."""
-        return np.asarray(self.variance / (self.share + PSEUDO) ** 2)
-
-    @cached_property
     def squared_residuals(self) -> np.ndarray:
         """Sum over cells of squared differences between counts and share x library size."""
         share = self.share
@@ -102,11 +86,11 @@ class Sums:
 
     @property
     def variance(self) -> np.ndarray:
-        """Sampling variance of the shares, for independent cells."""
+        """Sampling variance of :attr:`log_share`, for independent cells."""
         variance = self.squared_residuals / np.maximum(self.size, 1)[:, None] ** 2
         variance *= (self.n / np.maximum(self.n - 1, 1))[:, None]
         poisson = (self.counts + 1) / np.maximum(self.size, 1)[:, None] ** 2  # above 0 for undetected genes
-        return np.asarray(np.maximum(variance, poisson))
+        return np.asarray(np.maximum(variance, poisson) / (self.share + PSEUDO) ** 2)
 
     def dispersion(self, groups: np.ndarray) -> np.ndarray:
         """Estimate the dispersion of each gene within groups by the method of moments.
@@ -143,7 +127,10 @@ def with_shares(
     spread: list[np.ndarray],
     generator: np.random.Generator,
 ) -> sparse.csr_matrix:
-    """Change the counts of some genes from their current shares to new ones.
+    """Thin counts of some genes, or add to them, to change their current shares to new ones.
+
+    A count with mean m and dispersion d has variance m + d m**2. Added counts with mean a have dispersion
+    (d_new (m + a)**2 - d_old m**2) / a**2, so that the sum has the new dispersion.
 
     Parameters
     ----------
@@ -163,7 +150,16 @@ def with_shares(
     Changed counts, cells x all genes.
     """
     before, size = np.asarray(counts[:, column].todense()), np.asarray(counts.sum(axis=1), dtype=float).ravel()
-    after = rescale(before, size, share, np.maximum(new, MIN_CHANGE * share), spread, generator)
+    after, new, (old_spread, new_spread) = before.copy(), np.maximum(new, MIN_CHANGE * share), spread
+    for_thinning, for_rates, for_more = generator.spawn(3)
+    down = np.flatnonzero(new < share)
+    after[:, down] = for_thinning.binomial(before[:, down].astype(np.int64), new[down] / share[down])
+    up = np.flatnonzero(new > share)
+    more = new[up] - share[up]
+    dispersion = (new_spread[up] * new[up] ** 2 - old_spread[up] * share[up] ** 2) / more**2
+    dispersion = np.clip(dispersion, 1e-3, 1e3)
+    rate = for_rates.standard_gamma(1 / dispersion, size=(len(before), len(up))) * dispersion
+    after[:, up] += for_more.poisson(rate * size[:, None] * more)
     changed = np.flatnonzero((after != before).any(axis=0))
     difference = sparse.csr_matrix(after[:, changed] - before[:, changed])
     place = sparse.csr_matrix(
@@ -173,33 +169,6 @@ def with_shares(
     total = sparse.csr_matrix(counts + difference @ place, dtype=np.float32)
     total.eliminate_zeros()
     return total
-
-
-def rescale(
-    counts: np.ndarray,
-    size: np.ndarray,
-    share: np.ndarray,
-    new: np.ndarray,
-    spread: list[np.ndarray],
-    generator: np.random.Generator,
-) -> np.ndarray:
-    """Thin counts, or add to them, to change expected shares; cells x genes.
-
-    A count with mean m and dispersion d has variance m + d m**2. Added counts with mean a have dispersion
-    (d_new (m + a)**2 - d_old m**2) / a**2, so that the sum has the new dispersion.
-    """
-    old_spread, new_spread = spread
-    for_thinning, for_rates, for_more = generator.spawn(3)
-    changed = counts.copy()
-    down = np.flatnonzero(new < share)
-    changed[:, down] = for_thinning.binomial(counts[:, down].astype(np.int64), new[down] / share[down])
-    up = np.flatnonzero(new > share)
-    more = new[up] - share[up]
-    dispersion = (new_spread[up] * new[up] ** 2 - old_spread[up] * share[up] ** 2) / more**2
-    dispersion = np.clip(dispersion, 1e-3, 1e3)
-    rate = for_rates.standard_gamma(1 / dispersion, size=(len(counts), len(up))) * dispersion
-    changed[:, up] += for_more.poisson(rate * size[:, None] * more)
-    return changed
 
 
 def assemble_cells(

@@ -13,9 +13,9 @@ from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import range_in
 from bdm.applications.relations.lineage import Lineage
-from bdm.applications.relations.lineage_cells import LineageCells, locate, nearest_times, require_columns
+from bdm.applications.relations.lineage_cells import LineageCells, columns_of, locate, nearest_times, require_columns
 from bdm.applications.relations.lineage_tree import Places
-from bdm.applications.relations.pseudobulk import assemble_cells, columns_of, shares_from, with_shares
+from bdm.applications.relations.pseudobulk import assemble_cells, shares_from, with_shares
 from bdm.data.read import rna_in
 from bdm.settings import LineageSettings
 
@@ -88,7 +88,7 @@ def reconstruct(
     places = Places(np.full(len(grid), number), grid)
     reject_extrapolation(lineage, places, extrapolate=extrapolate)
     relatives, point = relatives_of(lineage, adata, counts)
-    column = columns_of(relatives.cells, lineage.genes.index, whose="lineage")
+    column = columns_of(relatives.cells, lineage.genes.index)
     joined, n_points = lineage.places.join(places), len(lineage.points)
     expected = shares_from(lineage.log_shares(joined, variances=False)[0])
     path = joined.path(lineage.tree, lineage.end)[n_points:, :n_points]
@@ -133,9 +133,9 @@ def times_to_reconstruct(
     if not (isinstance(n_cells, Integral) and n_cells >= 1):
         raise InputError(f"n_cells is {n_cells!r}, but must be a whole number that is at least 1.")
     interval = lineage.interval if extrapolate else lineage.sampled_interval
-    ends: Any = interval(node) if at is None else at if isinstance(at, tuple | list) else (at, at)
+    ends: Any = interval(node) if at is None else at
     try:
-        first, last = map(float, ends)
+        first, last = map(float, ends if isinstance(ends, tuple | list) else (ends, ends))
     except (TypeError, ValueError):
         first = last = np.nan
     if not (np.isfinite(first) and np.isfinite(last)) or last < first:

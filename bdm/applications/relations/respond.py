@@ -131,6 +131,7 @@ def measure(adata: AnnData, settings: ResponseSettings) -> Responses:
         return by_donor.pooled(n_donors), by_donor
 
     before, before_by_donor = sums_of(0)
+    variance_before, influence_before = before.variance, influences(before_by_donor, before)
     shape = (len(conditions) - 1, *before.counts.shape)
     effect, variance = (np.full(shape, np.nan, dtype=np.float32) for _ in range(2))
     profile = np.where(enough[0][:, None], before.log_share, np.nan)
@@ -138,9 +139,9 @@ def measure(adata: AnnData, settings: ResponseSettings) -> Responses:
     without_control: dict[int, list[np.ndarray]] = {}  # profiles in conditions minus the mean effect, by type
     for number in range(len(conditions) - 1):
         after, after_by_donor = sums_of(number + 1)
-        sampling = before.relative_variance + after.relative_variance
+        sampling = variance_before + after.variance
         if settings.donor_key is not None:
-            influence = influences(after_by_donor, after) - influences(before_by_donor, before)
+            influence = influences(after_by_donor, after) - influence_before
             present = (np.stack([before_by_donor.n, after_by_donor.n]) > 0).reshape(2, len(types), n_donors)
             sampling = variance_between_donors(influence, present, sampling, before.share)
         has_effect, without = enough[number + 1] & enough[0], enough[number + 1] & ~enough[0]
