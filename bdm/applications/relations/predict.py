@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -91,12 +92,47 @@ class CellsToChange:
     before: pd.Series  # original condition of each cell
     genes: np.ndarray  # rows of the common genes in the responses
     column: np.ndarray  # columns of these genes in the cells
-    profiles: dict[str, np.ndarray]  # of types that the responses lack, from their control cells
 
     @property
     def is_back(self) -> bool:
         """Whether cells are changed back to the control."""
         return self.condition == self.responses.control
+
+    @cached_property
+    def profiles(self) -> dict[str, np.ndarray]:
+        """Profiles of the types that the responses lack, from their control cells."""
+        profiles, control = {}, self.responses.control
+        for name in sorted(set(self.labels) - set(self.responses.related_types)):
+            is_type = (self.labels == name).to_numpy()
+            others = self.before[is_type & (self.before != control).to_numpy()]
+            if len(others):
+                raise InputError(
+                    f"The responses have too few control cells of {name!r}, or none, and the given cells are of "
+                    f"{others.iloc[0]!r}; give cells of the control {control!r}, or leave the type out."
+                )
+            profiles[name] = np.log(self.part(name) * share_of(self.cells.X[is_type], self.column) + PSEUDO)
+        return profiles
+
+    def part(self, cell_type: str) -> float:
+        """Return the share of :attr:`genes` in control counts of a type; without a profile, the mean over types."""
+        responses = self.responses
+        share = np.exp(responses.profile[responses.has_profile].astype(float)) - PSEUDO
+        part = 1 - np.delete(share, self.genes, axis=1).sum(axis=1) / share.sum(axis=1)
+        known = responses.related_types
+        return float(part[known.index(cell_type)] if cell_type in known else part.mean())
+
+    def new_type(self, name: str) -> str:
+        """Message for a type that the responses lack: how it is predicted."""
+        responses, n_cells = self.responses, int((self.labels == name).sum())
+        n_known = int(responses.n_cells[responses.control].get(name, 0))
+        known = f"too few control cells ({n_known})" if n_known else "no control cells"
+        meant = "" if n_known else nearest_or(name, responses.related_types, "")
+        related = responses.select_genes(self.genes).relations({name: self.profiles[name]})
+        nearest = responses.related_types[int(related.distance[-1, :-1].argmin())]
+        return (
+            f"The responses have {known} of {name!r}{meant and f' ({meant})'}; its response is predicted from the "
+            f"profile of its {counted(n_cells, 'cell')} here, which is nearest to that of {nearest!r}."
+        )
 
     def predict(self, *, seed: int) -> AnnData:
         """Change the counts, see :func:`predict`."""
@@ -113,7 +149,7 @@ class CellsToChange:
             if is_predicted:
                 measured.iloc[rows.to_numpy()] = "predicted"
             share = share_of(counts, self.column)
-            pseudo = PSEUDO / part_of(responses, name, self.genes)  # as shares refer to these genes
+            pseudo = PSEUDO / self.part(name)  # as shares refer to these genes
             new = (share + pseudo) * np.exp(change) - pseudo
             spread = [responses.dispersion[order.index(which), self.genes] for which in (str(old), self.condition)]
             for block, start in enumerate(range(0, len(rows), BLOCK)):
@@ -212,20 +248,10 @@ def cells_to_change(
         logger.warning(
             "The cells lack %s of the responses; %s are changed.", counted(lacking, "gene"), f"{len(genes):,}"
         )
-    profiles = {}
-    for name in sorted(set(labels) - set(responses.related_types)):
-        is_type = (labels == name).to_numpy()
-        others = before[is_type & (before != responses.control).to_numpy()]
-        if len(others):
-            raise InputError(
-                f"The responses have too few control cells of {name!r}, or none, and the given cells are of "
-                f"{others.iloc[0]!r}; give cells of the control {responses.control!r}, or leave the type out."
-            )
-        share = part_of(responses, name, genes) * share_of(cells.X[is_type], column[genes])
-        profiles[name] = np.log(share + PSEUDO)
-    for name, profile in profiles.items():
-        logger.warning("%s", new_type(responses, name, profile, genes, int((labels == name).sum())))
-    return CellsToChange(responses, condition, cells, labels, before, genes, column[genes], profiles)
+    chosen = CellsToChange(responses, condition, cells, labels, before, genes, column[genes])
+    for name in chosen.profiles:
+        logger.warning("%s", chosen.new_type(name))
+    return chosen
 
 
 def labels_of(responses: Responses, obs: pd.DataFrame) -> pd.Series:
@@ -244,27 +270,3 @@ def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
     if not before.isin(known).all():
         raise InputError(unknown_condition(str(before[~before.isin(known)].iloc[0]), known))
     return before
-
-
-def part_of(responses: Responses, cell_type: str, genes: np.ndarray) -> float:
-    """Return the share of some genes in control counts of a type.
-
-    For types without a profile, the mean over types.
-    """
-    share = np.exp(responses.profile[responses.has_profile].astype(float)) - PSEUDO
-    part = 1 - np.delete(share, genes, axis=1).sum(axis=1) / share.sum(axis=1)
-    known = responses.related_types
-    return float(part[known.index(cell_type)] if cell_type in known else part.mean())
-
-
-def new_type(responses: Responses, name: str, profile: np.ndarray, genes: np.ndarray, n_cells: int) -> str:
-    """Message for a type that the responses lack: how it is predicted."""
-    n_known = int(responses.n_cells[responses.control].get(name, 0))
-    known = f"too few control cells ({n_known})" if n_known else "no control cells"
-    meant = "" if n_known else nearest_or(name, responses.related_types, "")
-    distance = responses.select_genes(genes).relations({name: profile}).distance[-1, :-1]
-    nearest = responses.related_types[int(distance.argmin())]
-    return (
-        f"The responses have {known} of {name!r}{meant and f' ({meant})'}; its response is predicted from the profile "
-        f"of its {counted(n_cells, 'cell')} here, which is nearest to that of {nearest!r}."
-    )
