@@ -308,9 +308,9 @@ def test_donors_are_too_few_as_for_bdm_audit():
 
     for n_donors in (2, 5):
         with pytest.raises(InputError) as error:
-            Units.of(cells_of(n_donors), settings)
+            Units.from_obs(cells_of(n_donors), settings)
         assert str(error.value) == audit_rejection(n_donors, "person", remedy=remedy)
-    assert Units.of(cells_of(6), settings).n_units == 6
+    assert Units.from_obs(cells_of(6), settings).n_units == 6
     assert audit_rejection(6, "person", remedy=remedy) is None
 
 

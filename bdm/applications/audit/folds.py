@@ -34,7 +34,7 @@ class Units:
     are_donors: bool
 
     @classmethod
-    def of(cls, obs: pd.DataFrame, settings: AuditSettings) -> "Units":
+    def from_obs(cls, obs: pd.DataFrame, settings: AuditSettings) -> "Units":
         """Read the units of prepared cells from ``obs``."""
         cell_type = obs["cell_type"].to_numpy(dtype=str)
         key = settings.donor_key or ("donor" if "donor" in obs else None)
@@ -114,7 +114,7 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
     """
     cells, left_out = prepared, []
     while True:
-        units = Units.of(cells.obs, settings)
+        units = Units.from_obs(cells.obs, settings)
         folds = tuple(make_fold(units, number, seed=seed) for number in range(1, settings.n_folds + 1))
         numbers = [pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0) for fold in folds]
         rare = sorted({str(name) for n in numbers for name in n.index[(n < MIN_CELLS).any(axis=1)]})
