@@ -17,7 +17,7 @@ from bdm._core.errors import InputError
 from bdm.applications.design.design import read_design
 from bdm.applications.power.analysis import check_testable
 from bdm.applications.power.deseq import (
-    AllGenesInference,
+    GridInference,
     deseq2,
     freedom_of_prior,
     information,
@@ -97,7 +97,7 @@ def bulk(request) -> tuple[np.ndarray, np.ndarray]:
     """Counts by sample of one cell type, and their linear model."""
     settings = PAIRED if request.param == "pairs" else ExperimentSettings()
     cells = simulated(change=1.0, paired=request.param == "pairs", seed=1)
-    of_type = Experiment.of(cells, settings).pseudobulk("A")
+    of_type = Experiment.from_anndata(cells, settings).pseudobulk("A")
     return of_type.counts[:, of_type.tested], of_type.design
 
 
@@ -112,16 +112,6 @@ def fitted_by(inference: DefaultInference, counts: np.ndarray, design: np.ndarra
     return fitted
 
 
-def test_all_genes_at_once_are_as_one_after_the_other(bulk):
-    counts, design = bulk
-    one, all_genes = DefaultInference(n_cpus=1), AllGenesInference(n_cpus=1)
-    size = np.random.default_rng(0).uniform(0.8, 1.2, size=len(counts))
-    dispersion = np.full(counts.shape[1], 0.1)
-    fits = [inference.irls(counts, size, design, dispersion, 0.5, 1e-8) for inference in (all_genes, one)]
-    for of_all, of_one in zip(*fits, strict=True):
-        np.testing.assert_allclose(of_all, of_one, rtol=1e-6, atol=1e-8)
-
-
 def test_the_package_of_deseq2_is_named_before_any_simulation(monkeypatch):
     monkeypatch.delitem(sys.modules, "bdm.applications.power.deseq")
     monkeypatch.setitem(sys.modules, "pydeseq2.dds", None)
@@ -134,7 +124,7 @@ def test_the_package_of_deseq2_is_named_before_any_simulation(monkeypatch):
 
 def test_no_dispersion_is_less_likely_than_that_of_pydeseq2(bulk):
     counts, design = bulk
-    fits = [fitted_by(inference(n_cpus=1), counts, design) for inference in (AllGenesInference, DefaultInference)]
+    fits = [fitted_by(inference(n_cpus=1), counts, design) for inference in (GridInference, DefaultInference)]
     mu = fits[0].layers["_mu_hat"]
 
     def loss(dispersion: np.ndarray) -> np.ndarray:
@@ -206,7 +196,7 @@ def test_pseudobulk_finds_few_genes_that_do_not_change(planted_cells, test):
 def test_tests_without_differences(method):
     """Without differences, p-values are uniform of samples, and too small of cells, as donors differ."""
     experiments = [simulated(n_donors=4, n_cells=15, seed=seed) for seed in range(6)]
-    tables = [expression_test(Experiment.of(cells, ExperimentSettings()), method) for cells in experiments]
+    tables = [expression_test(Experiment.from_anndata(cells, ExperimentSettings()), method) for cells in experiments]
     p_value = pd.concat(tables)["p_value"].dropna().to_numpy()
     share = (p_value < 0.05).mean()
     if method == "wilcoxon":
@@ -226,7 +216,7 @@ def test_pairs_remove_differences_between_donors():
 
 
 def test_t_test_is_that_of_scipy(planted_cells):
-    experiment = Experiment.of(planted_cells, ExperimentSettings())
+    experiment = Experiment.from_anndata(planted_cells, ExperimentSettings())
     bulk = experiment.pseudobulk("A")
     log_cpm = np.log2((bulk.counts + 0.5) / (bulk.counts.sum(axis=1, keepdims=True) + 1) * 1e6)[:, bulk.tested]
     in_condition = bulk.design[:, -1] == 1
@@ -236,7 +226,7 @@ def test_t_test_is_that_of_scipy(planted_cells):
 
 
 def test_counts_are_summed_by_sample(planted_cells):
-    experiment = Experiment.of(planted_cells, ExperimentSettings())
+    experiment = Experiment.from_anndata(planted_cells, ExperimentSettings())
     bulk, obs = experiment.pseudobulk("B"), planted_cells.obs
     for row, sample in enumerate(experiment.samples.index):
         of_sample = ((obs["sample"] == sample) & (obs["cell_type"] == "B")).to_numpy()
@@ -248,17 +238,17 @@ def test_samples_with_few_cells_are_not_used(planted_cells):
     few = ((planted_cells.obs["sample"] == "0_control") & (planted_cells.obs["cell_type"] == "A")).to_numpy(copy=True)
     few[np.flatnonzero(few)[:9]] = False
     cells = planted_cells[~few].copy()
-    experiment = Experiment.of(cells, ExperimentSettings())
+    experiment = Experiment.from_anndata(cells, ExperimentSettings())
     assert len(experiment.pseudobulk("A").counts) == 11
     assert len(experiment.pseudobulk("B").counts) == 12
-    assert Experiment.of(cells, ExperimentSettings(min_cells=31)).pseudobulk("B") is None
+    assert Experiment.from_anndata(cells, ExperimentSettings(min_cells=31)).pseudobulk("B") is None
     assert not len(pseudobulk_tests(cells, ExperimentSettings(min_cells=31)))
 
 
 def test_incomplete_pairs_are_not_used():
     cells = simulated(n_donors=4, paired=True, seed=3)
     cells = cells[~((cells.obs["sample"] == "0_control") & (cells.obs["cell_type"] == "A")).to_numpy()].copy()
-    bulk = Experiment.of(cells, PAIRED).pseudobulk("A")
+    bulk = Experiment.from_anndata(cells, PAIRED).pseudobulk("A")
     assert bulk.design.shape == (6, 4)
     assert np.linalg.matrix_rank(bulk.design) == 4
 
@@ -359,7 +349,7 @@ def test_invalid_experiments_are_rejected_in_one_sentence(planted_cells):
     }
     for settings, message in messages.items():
         with pytest.raises(InputError, match=message.replace("[", r"\[")):
-            Experiment.of(cells, settings)
+            Experiment.from_anndata(cells, settings)
 
 
 def test_two_of_three_conditions_are_compared(planted_cells):
@@ -367,7 +357,7 @@ def test_two_of_three_conditions_are_compared(planted_cells):
     second = cells.obs["sample"].isin(["0_control", "1_control"])
     cells.obs["three"] = cells.obs["condition"].astype(str).mask(second, "other")
     settings = ExperimentSettings(condition_key="three", conditions=("stimulated", "other"))
-    experiment = Experiment.of(cells, settings)
+    experiment = Experiment.from_anndata(cells, settings)
     assert experiment.samples["condition"].to_dict() == {
         sample: int("control" in sample) for sample in experiment.samples.index
     }

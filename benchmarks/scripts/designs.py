@@ -49,7 +49,7 @@ def tests_of_expression(cells: AnnData, sample: pd.Series, samples: pd.DataFrame
     obs["condition"] = np.array(CONDITIONS)[obs["condition"]]
     chosen.obs = obs.assign(sample=sample, cell_type=chosen.obs["cell_type"])
     settings = ExperimentSettings(conditions=CONDITIONS, pair_key="pair" if "pair" in samples else None)
-    experiment = Experiment.of(chosen, settings)
+    experiment = Experiment.from_anndata(chosen, settings)
     tables = [expression_test(experiment, method).assign(method=method) for method in TESTS]
     return pd.concat(tables, ignore_index=True)
 

@@ -141,7 +141,7 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     for condition in conditions:
         pair_key = "donor" if designed.design.samples.paired else None
         settings = ExperimentSettings(conditions=(reference, condition), pair_key=pair_key, counts="X")
-        experiment = Experiment.of(cells, settings)
+        experiment = Experiment.from_anndata(cells, settings)
         scores = [
             score_expression(experiment, changes[condition], design),
             score_composition(experiment, designed, condition),

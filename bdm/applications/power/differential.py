@@ -62,6 +62,8 @@ class ExperimentSettings(StageSettings):
 class SampleCounts:
     """Counts of a cell type, summed by sample."""
 
+    cell_type: str
+    samples: np.ndarray  # rows of the samples in the experiment
     counts: np.ndarray  # samples x genes
     tested: np.ndarray  # whether each gene has enough counts to be tested
     design: np.ndarray  # design matrix, samples x coefficients; the last coefficient is the condition
@@ -79,14 +81,14 @@ class Experiment:
     settings: ExperimentSettings
 
     @classmethod
-    def of(cls, adata: AnnData, settings: ExperimentSettings) -> "Experiment":
+    def from_anndata(cls, adata: AnnData, settings: ExperimentSettings) -> "Experiment":
         """Read an experiment from an AnnData, and check its samples and pairs."""
         adata = rna_in(adata, counts=settings.counts)
         columns = label_columns(adata.obs, settings)
         reference, compared = compared_conditions(columns["condition"], settings)
         kept = columns["condition"].isin([reference, compared]).to_numpy()
         table = columns[kept].astype(str)
-        samples = samples_of(table.drop(columns="cell_type"), settings)
+        samples = sample_table(table.drop(columns="cell_type"), settings)
         samples["condition"] = (samples["condition"] == compared).astype(int)
         for code, name in enumerate((reference, compared)):
             if (n_samples := int((samples["condition"] == code).sum())) < MIN_SAMPLES:
@@ -112,32 +114,26 @@ class Experiment:
         return table.reindex(index=self.samples.index, columns=self.cell_types, fill_value=0)
 
     def used_samples(self, cell_type: str) -> np.ndarray:
-        """Return rows of samples with enough cells, in complete pairs.
-
-        With too few samples for a test, no row is returned.
-        """
+        """Return rows of samples with enough cells, in complete pairs."""
         enough = (self.n_cells[cell_type] >= self.settings.min_cells).to_numpy()
         if "pair" in self.samples:
             pairs = self.samples[enough].groupby("pair")["condition"].nunique()
             enough = enough & self.samples["pair"].isin(pairs.index[pairs == 2]).to_numpy()
-        rows = np.flatnonzero(enough)
-        design = design_matrix(self.samples.iloc[rows])
-        n_by_condition = np.bincount(self.samples["condition"].iloc[rows], minlength=2)
-        too_few = n_by_condition.min() < MIN_SAMPLES or len(rows) <= design.shape[1]
-        return rows[:0] if too_few else rows
+        return np.flatnonzero(enough)
 
     def pseudobulk(self, cell_type: str) -> SampleCounts | None:
         """Sum counts of a cell type by sample; None with few samples."""
-        rows = self.used_samples(cell_type)
-        if not len(rows):
+        used = self.used_samples(cell_type)
+        samples = self.samples.iloc[used]
+        design, n_smaller = design_matrix(samples), np.bincount(samples["condition"], minlength=2).min()
+        if n_smaller < MIN_SAMPLES or len(used) <= design.shape[1]:
             return None
         cells = np.flatnonzero(self.cell_type == cell_type)
         shape = (len(self.samples), len(cells))
         indicator = sparse.csr_matrix((np.ones(len(cells)), (self.sample[cells], np.arange(len(cells)))), shape=shape)
-        counts = np.rint((indicator @ self.counts[cells]).toarray()[rows]).astype(int)
-        n_smaller = np.bincount(self.samples["condition"].iloc[rows]).min()
+        counts = np.rint((indicator @ self.counts[cells]).toarray()[used]).astype(int)
         tested = (counts >= self.settings.min_counts).sum(axis=0) >= n_smaller
-        return SampleCounts(counts, tested, design_matrix(self.samples.iloc[rows]))
+        return SampleCounts(cell_type, used, counts, tested, design)
 
 
 def label_columns(obs: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFrame:
@@ -172,7 +168,7 @@ def compared_conditions(condition: pd.Series, settings: ExperimentSettings) -> t
     return requested[0], requested[1]
 
 
-def samples_of(table: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFrame:
+def sample_table(table: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFrame:
     """Return a table of samples, in alphabetical order, with conditions and pairs."""
     samples = table.drop_duplicates().set_index("sample").sort_index()
     repeated = samples.index[samples.index.duplicated()]
@@ -249,7 +245,7 @@ def pseudobulk_tests(
     InputError
         If a column or condition is missing, a condition has too few samples, or samples or pairs are ambiguous.
     """
-    return expression_test(Experiment.of(adata, settings), "deseq2_t" if t_distribution else "deseq2")
+    return expression_test(Experiment.from_anndata(adata, settings), "deseq2_t" if t_distribution else "deseq2")
 
 
 @checked
@@ -269,7 +265,7 @@ def log_cpm_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd
     -------
     Table as from :func:`pseudobulk_tests`.
     """
-    return expression_test(Experiment.of(adata, settings), "t_test")
+    return expression_test(Experiment.from_anndata(adata, settings), "t_test")
 
 
 @checked
@@ -290,7 +286,7 @@ def wilcoxon_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> p
     -------
     Table as from :func:`pseudobulk_tests`, with the same cells and genes.
     """
-    return expression_test(Experiment.of(adata, settings), "wilcoxon")
+    return expression_test(Experiment.from_anndata(adata, settings), "wilcoxon")
 
 
 @checked
@@ -320,28 +316,25 @@ def composition_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -
     InputError
         As :func:`pseudobulk_tests`.
     """
-    experiment = Experiment.of(adata, settings)
+    experiment = Experiment.from_anndata(adata, settings)
     return share_tests(experiment.n_cells, experiment.samples)
 
 
 def expression_test(experiment: Experiment, method: str) -> pd.DataFrame:
     """Test all cell types of an experiment, and adjust p-values."""
-    results = {cell_type: TESTS[method](experiment, cell_type) for cell_type in experiment.cell_types}
-    tables = [
-        table.assign(cell_type=cell_type, fdr=adjusted(table["p_value"].to_numpy()))
-        for cell_type, table in results.items()
-        if table is not None and len(table)
-    ]
+    tables = []
+    for cell_type in experiment.cell_types:
+        bulk = experiment.pseudobulk(cell_type)
+        if bulk is not None and bulk.tested.any():
+            tests = TESTS[method](experiment, bulk)
+            fdr = adjusted(tests["p_value"].to_numpy())
+            tables.append(tests.assign(cell_type=cell_type, gene=experiment.genes[bulk.tested], fdr=fdr))
     return pd.concat(tables, ignore_index=True)[COLUMNS] if tables else pd.DataFrame(columns=COLUMNS)
 
 
-def deseq2_of(experiment: Experiment, cell_type: str, *, t_distribution: bool = False) -> pd.DataFrame | None:
+def by_deseq2(_: Experiment, bulk: SampleCounts, *, t_distribution: bool = False) -> pd.DataFrame:
     """Test the genes of a cell type by DESeq2."""
-    bulk = experiment.pseudobulk(cell_type)
-    if bulk is None or not bulk.tested.any():
-        return None
-    tests = deseq2_test()(bulk.counts[:, bulk.tested], bulk.design, t_distribution=t_distribution)
-    return tests.assign(gene=experiment.genes[bulk.tested])
+    return deseq2_test()(bulk.counts[:, bulk.tested], bulk.design, t_distribution=t_distribution)
 
 
 def deseq2_test() -> Callable[..., pd.DataFrame]:
@@ -353,17 +346,13 @@ def deseq2_test() -> Callable[..., pd.DataFrame]:
     return deseq2
 
 
-def t_test_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
-    """Test a cell type's genes by a t-test of log2 CPM."""
-    bulk = experiment.pseudobulk(cell_type)
-    if bulk is None:
-        return None
+def by_t_test(_: Experiment, bulk: SampleCounts) -> pd.DataFrame:
+    """Test the genes of a cell type by a t-test of log2 CPM."""
     library = bulk.counts.sum(axis=1, keepdims=True)
     # Add half a count to keep logarithms finite, as in limma's voom
     log_cpm = np.log2((bulk.counts[:, bulk.tested] + 0.5) / (library + 1) * 1e6)
     log2_fold_change, p_value = t_test(log_cpm, bulk.design)
-    genes = experiment.genes[bulk.tested]
-    return pd.DataFrame({"gene": genes, "log2_fold_change": log2_fold_change, "p_value": p_value})
+    return pd.DataFrame({"log2_fold_change": log2_fold_change, "p_value": p_value})
 
 
 def t_test(values: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -377,20 +366,16 @@ def t_test(values: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return coefficients[-1], np.where(np.ptp(values, axis=0) > MIN_RANGE, p_value, np.nan)
 
 
-def wilcoxon_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
-    """Test a cell type's genes by Wilcoxon's test of log1p(CP10k)."""
-    bulk = experiment.pseudobulk(cell_type)
-    if bulk is None:
-        return None
-    used = np.isin(experiment.sample, experiment.used_samples(cell_type)) & (experiment.cell_type == cell_type)
+def by_wilcoxon(experiment: Experiment, bulk: SampleCounts) -> pd.DataFrame:
+    """Test the genes of a cell type by Wilcoxon's test of log1p(CP10k) in cells."""
+    used = np.isin(experiment.sample, bulk.samples) & (experiment.cell_type == bulk.cell_type)
     condition = experiment.samples["condition"].to_numpy()[experiment.sample[used]]
     cells = Cells(experiment.counts[used], np.where(condition == 1, COMPARED, "reference"))
     p_value = wilcoxon(cells, [COMPARED])[COMPARED][1][bulk.tested]
     mean = [cells.cp10k[condition == code].mean(axis=0).A1[bulk.tested] for code in (0, 1)]
     with np.errstate(divide="ignore"):
         log2_fold_change = np.log2(mean[1]) - np.log2(mean[0])
-    genes = experiment.genes[bulk.tested]
-    return pd.DataFrame({"gene": genes, "log2_fold_change": log2_fold_change, "p_value": p_value})
+    return pd.DataFrame({"log2_fold_change": log2_fold_change, "p_value": p_value})
 
 
 def share_tests(n_cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
@@ -406,9 +391,9 @@ def share_tests(n_cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     return table.assign(fdr=adjusted(p_value))
 
 
-TESTS: dict[str, Callable[[Experiment, str], pd.DataFrame | None]] = {
-    "deseq2": deseq2_of,
-    "deseq2_t": partial(deseq2_of, t_distribution=True),
-    "t_test": t_test_of,
-    "wilcoxon": wilcoxon_of,
+TESTS: dict[str, Callable[[Experiment, SampleCounts], pd.DataFrame]] = {
+    "deseq2": by_deseq2,
+    "deseq2_t": partial(by_deseq2, t_distribution=True),
+    "t_test": by_t_test,
+    "wilcoxon": by_wilcoxon,
 }
