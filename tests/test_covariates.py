@@ -14,8 +14,7 @@ from bdm.api import BranchedDiffusion
 from bdm.data.prepare import recorded_covariates
 from bdm.generation.covariate_values import parse_at
 from bdm.generation.request import numbers_like, snapshots_around
-from bdm.model.covariate_curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds
-from bdm.model.covariates import fit_effects
+from bdm.model.covariates import CONSTANT, LINEAR, SPLINE, fit_curve, fit_effects, fit_log_odds
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
 ROOT = Path(__file__).parents[1]

@@ -1,8 +1,9 @@
-"""Estimate how latents and proportions of populations depend on covariates."""
+"""Effects of covariates on latents and proportions: curves, chosen by cross-validation."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -16,13 +17,18 @@ from bdm._core.errors import counted
 from bdm._core.seeds import to_tensor
 from bdm._core.store import concat, updated
 from bdm.autoencoder.latent import RESIDUAL, RESIDUAL_SCALE, LatentCells, latent_cells
-from bdm.autoencoder.moments import fit_whitening, matrix_power
+from bdm.autoencoder.moments import MIN_INFORMATION, fit_whitening, matrix_power
 from bdm.data.prepare import recorded_covariates
-from bdm.model.covariate_curves import CONSTANT, LINEAR, SPLINE, fit_curve, fit_log_odds, tabulated
 
 LEVELS = np.linspace(0, 1, 51)  # levels of tabulated quantiles
 MIN_UNEXPLAINED = 0.05  # fraction of the prior variance of y that covariates always leave
 MIN_EIGENVALUE = 1e-3  # of correlations, so that no covariate determines another
+MIN_CELLS = 20  # cell types with fewer cells stay constant
+N_KNOTS = 6  # of a spline
+RIDGES = (0.1, 1.0, 10.0, 100.0)  # ridge penalties of a spline's deviation from a line
+
+CONSTANT, LINEAR, SPLINE = "constant", "linear", "spline"
+Basis = Callable[[np.ndarray], np.ndarray]  # cells x covariates to cells x basis functions
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +73,10 @@ class CovariateEffects:
     curves: TypeCurves
     values: PopulationValues
 
-    def joined(self, other: CovariateEffects) -> CovariateEffects:
+    def joined(self, added: CovariateEffects) -> CovariateEffects:
         """Add types and populations, replacing entries of the same name."""
-        curves = updated([self.curves, other.curves], by="cell_types")
-        return replace(self, curves=curves, values=updated([self.values, other.values], by="populations"))
+        curves = updated([self.curves, added.curves], by="cell_types")
+        return replace(self, curves=curves, values=updated([self.values, added.values], by="populations"))
 
     @property
     def summary(self) -> str:
@@ -83,21 +89,21 @@ class CovariateEffects:
         """Return whether a population depends on covariates."""
         return population in self.values.populations
 
-    def shift(self, population: str, cell_type: str, at: np.ndarray) -> Tensor:
-        """Return the shift ``f(t) - c`` of y, for covariates ``at`` (cells x covariates)."""
+    def shift(self, population: str, cell_type: str, covariates: np.ndarray) -> Tensor:
+        """Return the shift ``f(t) - c`` of y, for ``covariates`` t (cells x covariates)."""
         if not self.has(population):
-            return torch.zeros(len(at), self.values.centre.shape[1])
+            return torch.zeros(len(covariates), self.values.centre.shape[1])
         row = self.curves.cell_types.index(cell_type)
-        total = total_shift(at, self.curves.positions[row], self.curves.shift[row])
+        total = total_shift(covariates, self.curves.positions[row], self.curves.shift[row])
         return (total - self.values.centre[self.values.populations.index(population)]).float()
 
-    def shares(self, cell_type: str, weight: dict[str, float], at: np.ndarray) -> np.ndarray:
+    def shares(self, cell_type: str, weight: dict[str, float], covariates: np.ndarray) -> np.ndarray:
         """Return the proportions of a type's populations at each cell's covariates.
 
-        ``weight`` are the mean proportions by population, ``at`` is cells x covariates; NaN covariates have no effect.
+        ``weight`` are the mean proportions by population, ``covariates`` is cells x covariates; NaN has no effect.
         """
-        logits = np.log(np.maximum(list(weight.values()), 1e-300))[None].repeat(len(at), axis=0)
-        if cell_type in self.curves.cell_types and not np.isnan(at).all():
+        logits = np.log(np.maximum(list(weight.values()), 1e-300))[None].repeat(len(covariates), axis=0)
+        if cell_type in self.curves.cell_types and not np.isnan(covariates).all():
             positions = self.curves.positions[self.curves.cell_types.index(cell_type)]
             for column, name in enumerate(weight):
                 if not self.has(name):
@@ -105,8 +111,9 @@ class CovariateEffects:
                 row = self.values.populations.index(name)
                 logits[:, column] += float(self.values.offset[row])
                 for k in range(len(self.names)):
-                    odds = interpolated(at[:, k], positions[k], self.values.log_odds[row, k][:, None])[:, 0].numpy()
-                    logits[:, column] += np.where(np.isnan(at[:, k]), 0, odds)
+                    values, table = covariates[:, k], self.values.log_odds[row, k][:, None]
+                    odds = interpolated(values, positions[k], table)[:, 0].numpy()
+                    logits[:, column] += np.where(np.isnan(values), 0, odds)
         share = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(share / share.sum(axis=1, keepdims=True))
 
@@ -117,19 +124,19 @@ class CovariateEffects:
         positions = self.curves.positions[self.curves.cell_types.index(cell_type), self.names.index(covariate)]
         return float(positions[0]), float(positions[-1])
 
-    def complete(self, population: str, given: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Sample missing covariates (NaN) of cells, given their other covariates.
+    def complete(self, population: str, covariates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Sample missing covariates (NaN) of cells from their known ones.
 
-        The joint distribution is a Gaussian copula of the population's training cells; ``given``: cells x covariates.
+        ``covariates``: cells x covariates. Their distribution is a Gaussian copula of the population's training cells.
         """
-        scores = generator.standard_normal(given.shape)
+        scores = generator.standard_normal(covariates.shape)
         if not self.has(population):
-            return given
-        row, completed = self.values.populations.index(population), given.copy()
+            return covariates
+        row, completed = self.values.populations.index(population), covariates.copy()
         quantiles, correlation = (table[row].numpy() for table in (self.values.quantiles, self.values.correlation))
-        for missing in np.unique(np.isnan(given), axis=0):
-            cells, known = (np.isnan(given) == missing).all(axis=1), ~missing
-            normal = np.column_stack([normal_scores(given[cells, k], quantiles[k]) for k in range(len(missing))])
+        for missing in np.unique(np.isnan(covariates), axis=0):
+            cells, known = (np.isnan(covariates) == missing).all(axis=1), ~missing
+            normal = np.column_stack([normal_scores(covariates[cells, k], quantiles[k]) for k in range(len(missing))])
             weights = np.linalg.solve(correlation[np.ix_(known, known)], correlation[np.ix_(known, missing)])
             rest = correlation[np.ix_(missing, missing)] - correlation[np.ix_(missing, known)] @ weights
             level = ndtr(normal[:, known] @ weights + scores[np.ix_(cells, missing)] @ np.linalg.cholesky(rest).T)
@@ -140,9 +147,9 @@ class CovariateEffects:
         return completed
 
 
-def interpolated(at: np.ndarray, positions: Tensor, table: Tensor) -> Tensor:
+def interpolated(values: np.ndarray, positions: Tensor, table: Tensor) -> Tensor:
     """Interpolate a table (levels x columns), constant beyond its ends; NaN stays NaN."""
-    x = torch.from_numpy(np.ascontiguousarray(at, dtype=float)).clamp(float(positions[0]), float(positions[-1]))
+    x = torch.from_numpy(np.ascontiguousarray(values, dtype=float)).clamp(float(positions[0]), float(positions[-1]))
     positions, table = positions.double().contiguous(), table.double()
     above = torch.searchsorted(positions, x.nan_to_num(), right=True).clamp(1, len(positions) - 1)
     low, high = positions[above - 1], positions[above]
@@ -195,15 +202,15 @@ def fit_type(
     log_odds, offset = tabulated(fit_log_odds(values, group), positions)
     curves = TypeCurves((name,), (curve.form,), to_tensor(positions[None]), float_tensor(shift[None]))
     groups = [values[group == number] for number in range(len(codes))]
-    shifts = [total_shift(at, curves.positions[0], curves.shift[0]) for at in groups]
+    shifts = [total_shift(part, curves.positions[0], curves.shift[0]) for part in groups]
     explained = torch.stack([shift.var(dim=0, correction=0) for shift in shifts])
     return curves, PopulationValues(
         populations=tuple(cells.populations[code] for code in codes),
         mean=torch.stack([cells.mean[torch.from_numpy(group == number)].mean(dim=0) for number in range(len(codes))]),
         centre=torch.stack([shift.mean(dim=0) for shift in shifts]).float(),
         unexplained=(1 - explained).clamp(min=MIN_UNEXPLAINED).float(),
-        quantiles=to_tensor(np.stack([covariate_quantiles(at, stepwise) for at in groups])),
-        correlation=float_tensor(np.stack([normal_correlation(at) for at in groups])),
+        quantiles=to_tensor(np.stack([covariate_quantiles(part, stepwise) for part in groups])),
+        correlation=float_tensor(np.stack([normal_correlation(part) for part in groups])),
         log_odds=float_tensor(np.moveaxis(log_odds, 2, 0)),
         offset=float_tensor(offset),
     )
@@ -236,14 +243,172 @@ def normal_correlation(values: np.ndarray) -> np.ndarray:
     return np.asarray(positive / np.outer(scale, scale))
 
 
-def total_shift(at: np.ndarray, positions: Tensor, shift: Tensor) -> Tensor:
+def total_shift(covariates: np.ndarray, positions: Tensor, shift: Tensor) -> Tensor:
     """Sum the shifts by all covariates, cells x dimensions."""
-    return torch.stack([interpolated(at[:, k], positions[k], shift[k]) for k in range(len(positions))]).sum(dim=0)
+    shifts = [interpolated(covariates[:, k], positions[k], shift[k]) for k in range(len(positions))]
+    return torch.stack(shifts).sum(dim=0)
 
 
 def float_tensor(values: np.ndarray) -> Tensor:
     """Convert an array to a float32 tensor."""
     return to_tensor(np.ascontiguousarray(values, dtype=np.float32))
+
+
+# ---- curves
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Additive function of covariates; only differences between its values matter."""
+
+    form: str
+    basis: Basis
+    penalty: np.ndarray  # ridge penalty of each function
+    coefficients: np.ndarray  # functions x dimensions
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Evaluate the curve at covariates (cells x covariates); returns cells x dimensions."""
+        return np.asarray(self.basis(values) @ self.coefficients)
+
+
+def fit_curve(values: np.ndarray, group: np.ndarray, mean: np.ndarray, scale: np.ndarray, whiten: np.ndarray) -> Curve:
+    """Fit the curve of a cell type, choosing its form by leave-one-out cross-validation.
+
+    Posterior means y are shrunk towards the population mean m by the prior, which has unit variance. The fit undoes
+    this: with the posterior variance v, ``u = m + (y - m) / (1 - v)`` has variance ``1 / (1 - v)`` around the curve. A
+    more complex curve is chosen if its squared error in whitened space is lower by more than a standard error.
+
+    Parameters
+    ----------
+    values
+        Covariates, cells x covariates.
+    group
+        Population index of each cell; populations have separate means.
+    mean, scale
+        Mean and standard deviation of the posteriors of y, cells x dimensions.
+    whiten
+        Linear map from differences of y to whitened space, dimensions x dimensions.
+    """
+    weight = np.maximum(1 - scale.astype(float) ** 2, MIN_INFORMATION)  # of the counts in a posterior mean
+    indicator = np.eye(group.max() + 1)[group]
+    means = (indicator.T @ mean) / indicator.sum(axis=0)[:, None]
+    unshrunk = (mean - means[group]) / weight
+    best, lowest = None, np.empty(0)
+    for curve in candidates(values, n_dims=mean.shape[1]):
+        functions = np.column_stack([indicator, curve.basis(values)])
+        penalty = np.append(np.full(indicator.shape[1], 1e-6), curve.penalty)
+        coefficients, errors = fit_ridge(functions, penalty, unshrunk, weight)
+        loss = ((errors @ whiten) ** 2).sum(axis=1)
+        fitted = Curve(curve.form, curve.basis, curve.penalty, coefficients[indicator.shape[1] :])
+        if best is None:
+            best, lowest = fitted, loss
+        gain = lowest - loss
+        if gain.mean() > (gain.std() / np.sqrt(len(gain)) if best.form != fitted.form else 0):
+            best, lowest = fitted, loss
+    assert best is not None
+    return best
+
+
+def candidates(values: np.ndarray, *, n_dims: int) -> Iterator[Curve]:
+    """Yield unfitted candidate curves, simplest first."""
+    yield Curve(CONSTANT, lambda x: np.empty((len(x), 0)), np.empty(0), np.empty((0, n_dims)))
+    n_cells, n_covariates = values.shape
+    if n_cells < MIN_CELLS or not np.ptp(values, axis=0).all():
+        return
+    line = lines(values)
+    yield Curve(LINEAR, line, np.ones(n_covariates), np.empty((n_covariates, n_dims)))
+    curved = [k for k, column in enumerate(values.T) if len(np.unique(column)) > N_KNOTS]
+    if not curved or n_cells < MIN_CELLS + len(curved) * N_KNOTS:
+        return
+    spline = splines(values, curved)
+    n_splines = spline(values[:1]).shape[1] - n_covariates
+    for ridge in RIDGES[::-1]:
+        penalty = np.repeat([1.0, ridge], [n_covariates, n_splines])
+        yield Curve(SPLINE, spline, penalty, np.empty((len(penalty), n_dims)))
+
+
+def lines(values: np.ndarray) -> Basis:
+    """Return the linear basis: standardised covariates, clamped to the range of ``values``."""
+    centre, spread, low, high = values.mean(axis=0), values.std(axis=0), values.min(axis=0), values.max(axis=0)
+    return lambda x: np.asarray((np.clip(x, low, high) - centre) / spread)
+
+
+def splines(values: np.ndarray, curved: list[int]) -> Basis:
+    """Return a basis of lines, then cubic splines orthogonal to them, clamped likewise."""
+    from sklearn.preprocessing import SplineTransformer  # slow import
+
+    knots = np.column_stack([np.quantile(np.unique(values[:, k]), np.linspace(0, 1, N_KNOTS)) for k in curved])
+    spline = SplineTransformer(knots=knots, extrapolation="constant", include_bias=False).fit(values[:, curved])
+    line = lines(values)
+
+    def linear(x: np.ndarray) -> np.ndarray:
+        return np.column_stack([np.ones(len(x)), line(x)])
+
+    projection = np.linalg.lstsq(linear(values), spline.transform(values[:, curved]), rcond=None)[0]
+    return lambda x: np.column_stack([line(x), spline.transform(x[:, curved]) - linear(x) @ projection])
+
+
+def fit_ridge(
+    functions: np.ndarray, penalty: np.ndarray, target: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit each dimension by weighted ridge regression; returns coefficients and leave-one-out errors."""
+    coefficients, errors = np.empty((functions.shape[1], target.shape[1])), np.empty_like(target)
+    for j in range(target.shape[1]):
+        weighted = functions * weight[:, [j]]
+        inverse = np.linalg.inv(weighted.T @ functions + np.diag(penalty))
+        coefficients[:, j] = inverse @ (weighted.T @ target[:, j])
+        leverage = np.einsum("nf,fg,ng->n", weighted, inverse, functions, optimize=True)
+        error = target[:, j] - functions @ coefficients[:, j]
+        errors[:, j] = np.sqrt(weight[:, j]) * error / np.maximum(1 - leverage, 1e-3)
+    return coefficients, errors
+
+
+def fit_log_odds(values: np.ndarray, group: np.ndarray) -> Curve:
+    """Fit the log ratio of population proportions to their means, by logistic regression.
+
+    The basis depends on the number of cells: splines, lines or none. The dimensions of the curve are populations.
+
+    Parameters
+    ----------
+    values
+        Covariates, cells x covariates.
+    group
+        Population index of each cell.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    n_cells = np.bincount(group)
+    constant, *curves = candidates(values, n_dims=len(n_cells))
+    if len(n_cells) == 1 or not curves:
+        return constant
+    curve = curves[-1]  # the most complex
+    fitted = LogisticRegression(max_iter=1000).fit(curve.basis(values), group)
+    coefficients = np.column_stack([fitted.intercept_, fitted.coef_])
+    coefficients = coefficients if len(n_cells) > 2 else np.concatenate([-coefficients, coefficients]) / 2
+    coefficients[:, 0] -= np.log(n_cells / n_cells.sum())
+    return Curve(
+        curve.form,
+        lambda x: np.column_stack([np.ones(len(x)), curve.basis(x)]),
+        np.append(0, curve.penalty),
+        coefficients.T,
+    )
+
+
+def tabulated(curve: Curve, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tabulate each covariate's function, centred at mean 0; returns tables and constant.
+
+    ``positions`` is covariates x levels; the tables are covariates x levels x dimensions. The constant is the sum of
+    the means (dimensions).
+    """
+    middle = positions[:, positions.shape[1] // 2]
+    constant, tables = curve(middle[None])[0], []
+    for k, levels in enumerate(positions):
+        values = np.repeat(middle[None], len(levels), axis=0)
+        values[:, k] = levels
+        table = curve(values) - curve(middle[None])
+        tables.append(table - table.mean(axis=0))
+        constant = constant + table.mean(axis=0)
+    return np.stack(tables), constant
 
 
 # ---- latents
@@ -259,9 +424,9 @@ def with_residuals(latent: ad.AnnData, effects: CovariateEffects | None) -> ad.A
     """
     if effects is None:
         return latent
-    values, at = effects.values, latent.obs[list(effects.names)].to_numpy(dtype=float)
+    values, covariates = effects.values, latent.obs[list(effects.names)].to_numpy(dtype=float)
     mean, scale = np.array(latent.X, dtype=np.float32), np.array(latent.layers["scale"], dtype=np.float32)
-    known = np.flatnonzero(~np.isnan(at).any(axis=1))
+    known = np.flatnonzero(~np.isnan(covariates).any(axis=1))
     groups = latent.obs.iloc[known].groupby(["cell_type", "sub_population"], observed=True).indices
     for (cell_type, population), members in groups.items():
         if not effects.has(population):
@@ -269,7 +434,7 @@ def with_residuals(latent: ad.AnnData, effects: CovariateEffects | None) -> ad.A
         rows, row = known[members], values.populations.index(population)
         centre, unexplained = values.mean[row].numpy(), values.unexplained[row].numpy()
         q = 1 / (1 + scale[rows] ** 2 * (1 / unexplained - 1))
-        shift = effects.shift(population, cell_type, at[rows]).numpy()
+        shift = effects.shift(population, cell_type, covariates[rows]).numpy()
         mean[rows] = centre + q * (mean[rows] - centre - (1 - scale[rows] ** 2) * shift)
         scale[rows] *= np.sqrt(q)
     latent.layers.update({RESIDUAL: mean, RESIDUAL_SCALE: scale})
