@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
     from bdm.evaluation.evaluate import Evaluation
     from bdm.interpretation.interpretation import Interpretation
-    from bdm.model.new_donors import DonorModel
+    from bdm.model.donors import DonorModel
 
 
 Arguments = ParamSpec("Arguments")

@@ -15,8 +15,9 @@ from bdm._core.seeds import numpy_generator
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.cli import app
+from bdm.data.modalities import RNA, Modality
+from bdm.model.donor_composition import MAX_SUM, dirichlet_parameters, fit_composition
 from bdm.model.donor_variance import certainty, donor_variance, group_cells, pseudobulks
-from bdm.model.donors import MAX_SUM, dirichlet_parameters, fit_composition
 from bdm.report.card import model_card
 
 N_GENES, N_DONORS, SD = 120, 24, 0.4
@@ -41,7 +42,7 @@ def simulated_cells(seed, *, sd=SD, n_donors=N_DONORS, n_cells=40, n_types=2, li
 def bulk_of(cells, *, batch=None, factor=None):
     codes = pd.DataFrame({"donor": pd.factorize(cells.obs["donor"])[0], "cell_type": 0, "population": 0})
     codes["batch"] = 0 if batch is None else batch
-    groups = group_cells(cells, np.arange(cells.n_obs), codes)
+    groups = group_cells(cells, np.arange(cells.n_obs), codes, Modality("rna", RNA, slice(0, cells.n_vars)))
     factor = np.ones((1, N_GENES)) if factor is None else factor
     return pseudobulks(groups, factor, n_donors=cells.obs["donor"].nunique())[0]
 

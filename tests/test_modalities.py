@@ -798,7 +798,7 @@ def test_donors_differ_in_proteins(multi_model):
     effects = fit_donors(cells, encode(cells, autoencoder), autoencoder)
     sd = effects.sd.median(dim=0).values
     assert sd.shape == (cells.n_vars + 2,)  # library sizes of RNA and peaks
-    assert effects.between.shape[1:] == (len(multi_model.model.layout.names),) * 2
+    assert effects.latent_covariance.shape[1:] == (len(multi_model.model.layout.names),) * 2
     assert sd[protein] > 2 * np.delete(sd.numpy(), protein).max()
 
 

@@ -50,21 +50,19 @@ class Groups:
 KEYS = ["donor", "cell_type", "population", "batch"]
 
 
-def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modality: Modality | None = None) -> Groups:
+def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modality: Modality) -> Groups:
     """Sum the counts of a modality by group, in blocks of cells.
 
     Modalities without library size, such as proteins, have size 1.
     """
-    features = slice(0, adata.n_vars) if modality is None else modality.features
     group = codes.groupby(KEYS, sort=True).ngroup().to_numpy()
     table = codes.assign(group=group).drop_duplicates("group").sort_values("group")[KEYS].reset_index(drop=True)
-    shape = (len(table), features.stop - features.start)
+    shape = (len(table), modality.n_features)
     counts, weighted, squares = (sparse.csr_matrix(shape) for _ in range(3))
     library_size = np.zeros(len(rows))
     for read, block in blocks_of_rows(adata.X, rows):
-        x = sparse.csr_matrix(block, dtype=float)[:, features]
-        normalised = modality is None or modality.normalised
-        sizes = np.asarray(x.sum(axis=1)).ravel() if normalised else np.ones(x.shape[0])
+        x = sparse.csr_matrix(block, dtype=float)[:, modality.features]
+        sizes = np.asarray(x.sum(axis=1)).ravel() if modality.normalised else np.ones(x.shape[0])
         library_size[read] = sizes
         cells = np.arange(x.shape[0])
         member = sparse.csr_matrix((np.ones(len(cells)), (group[read], cells)), shape=(shape[0], len(cells)))
@@ -208,7 +206,10 @@ def log_marginal(
 
 
 def posterior_on_grid(log_likelihood: np.ndarray) -> np.ndarray:
-    """Compute the posterior over the grid (genes x values), with a prior from all genes."""
+    """Compute the posterior over the grid, with a prior from all genes.
+
+    ``log_likelihood`` and the posterior are genes x values.
+    """
     log_share = np.full(log_likelihood.shape[1], -np.log(log_likelihood.shape[1]))
     for _ in range(N_ITERATIONS):
         joint = log_likelihood + log_share

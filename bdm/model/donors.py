@@ -1,24 +1,26 @@
-"""Estimate how donors differ from the counts of prepared cells."""
+"""Differences between donors: estimated from counts, and sampled for new donors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import minimize
-from scipy.special import digamma, gammaln
 from torch import Tensor
 
 from bdm._core.errors import InputError
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.blocks import batch_codes
 from bdm.autoencoder.decoder import Decoder
+from bdm.autoencoder.moments import PopulationMoments, Whitening
+from bdm.autoencoder.observation import ObservationModel
 from bdm.data.modalities import Modality
 from bdm.data.prepare import has_donors
+from bdm.model.donor_composition import DonorComposition, fit_composition
 from bdm.model.donor_variance import (
     FEW,
     DonorVariance,
@@ -30,6 +32,7 @@ from bdm.model.donor_variance import (
 )
 
 N_FACTORS = 30  # maximum number of factors of donor effects
+MAX_DONOR_SHARE = 0.9  # largest fraction of the variance in any direction that is between donors
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,25 +41,25 @@ class DonorEffects:
 
     A donor changes the log expression of gene g in cell type c by ``sd[c, g] u - sd[c, g]**2 / 2``. Here
     ``u = sum_k loadings[k, c, g] f_k + residual``; the factors f_k are independent standard normals, and u has unit
-    variance. Cell types share the fraction ``shared`` of the residual variance. Log library sizes are treated as
-    further genes.
+    variance. Cell types share the fraction ``shared_fraction`` of the residual variance. Log library sizes are
+    treated as further genes.
     """
 
     n_donors: int
     cell_types: tuple[str, ...]  # cell types with cells of several donors; the only ones with effects
     populations: tuple[str, ...]  # populations of these types
     composition: DonorComposition
-    shared: float
+    shared_fraction: float
     sd: Tensor  # standard deviation between donors, cell types x (genes + library sizes)
     loadings: Tensor  # factors x cell types x (genes + library sizes)
     # covariance between donors of the mean of y = (latent, log library sizes), populations x dimensions x dimensions
-    between: Tensor
-    beyond: Tensor  # variance between donors that the latent space cannot express, cell types x genes
+    latent_covariance: Tensor
+    unexplained_variance: Tensor  # between donors, which the latent space cannot express; cell types x genes
 
     @property
     def n_genes(self) -> int:
         """Number of features: genes, proteins and peaks."""
-        return self.beyond.shape[1]
+        return self.unexplained_variance.shape[1]
 
     @property
     def summary(self) -> str:
@@ -67,6 +70,112 @@ class DonorEffects:
         if kept < 1:
             return f"{summary}; with fewer than {FEW} donors the estimate is uncertain and shrunk to {kept:.0%}"
         return summary
+
+
+@dataclass(frozen=True, eq=False)
+class DonorModel:
+    """Distribution of donors. Donors do not differ within added cell types."""
+
+    effects: DonorEffects
+    composition: DonorComposition  # of all cell types of the model, including added ones
+    whitening: Whitening
+    moments: PopulationMoments
+    cell_type_of: dict[str, str]  # cell type of each population of the model
+
+    @property
+    def n_donors(self) -> int:
+        """Number of donors in the training data."""
+        return self.effects.n_donors
+
+    def sample(self, n: int, generator: np.random.Generator) -> NewDonors:
+        """Sample new donors; donor i does not depend on ``n``."""
+        effects = self.effects
+        n_types, n_columns = effects.sd.shape
+        loadings = effects.loadings.double().numpy()
+        residual = np.sqrt(np.maximum(1 - (loadings**2).sum(axis=0), 0))
+        deviation, proportions, n_cells = np.zeros((n, n_types, n_columns), np.float32), [], []
+        for number, rng in enumerate(generator.spawn(n)):
+            for_factors, for_shared, for_types, for_cells = rng.spawn(4)
+            factors = np.einsum("k,kcg->cg", for_factors.standard_normal(len(loadings)), loadings)
+            shared, own = for_shared.standard_normal(n_columns), for_types.standard_normal((n_types, n_columns))
+            fraction = effects.shared_fraction
+            mixed = np.sqrt(fraction) * shared + np.sqrt(1 - fraction) * own
+            deviation[number] = factors + residual * mixed
+            donor_proportions, donor_n_cells = self.composition.sample(for_cells)
+            proportions.append(donor_proportions)
+            n_cells.append(donor_n_cells)
+        names = tuple(f"donor-{number}" for number in range(1, n + 1))
+        table = pd.DataFrame(proportions, index=list(names))
+        return NewDonors(self, names, deviation, table, np.array(n_cells, dtype=int))
+
+    @cached_property
+    def contractions(self) -> dict[str, Tensor]:
+        """Linear maps that remove the variance between donors, by population.
+
+        The map is ``C**1/2 (I - E)**1/2 C**-1/2`` with ``E = C**-1/2 B C**-1/2``, for the covariance C of all cells and
+        B between donors. Mapped cells have covariance ``C - B``. All are dimensions x dimensions, in whitened space.
+        """
+        maps = {}
+        for row, name in enumerate(self.effects.populations):
+            between = self.whitening.linear(self.whitening.linear(self.effects.latent_covariance[row]).T).double()
+            covariance = self.moments.covariance[self.moments.populations.index(name)].double()
+            value, axes = torch.linalg.eigh(covariance)
+            root = value.clamp(min=1e-8).sqrt()
+            half, inverse = (axes * root) @ axes.T, (axes / root) @ axes.T
+            share, directions = torch.linalg.eigh(inverse @ between @ inverse)
+            kept = (1 - share.clamp(0, MAX_DONOR_SHARE)).sqrt()
+            maps[name] = (half @ (directions * kept) @ directions.T @ inverse).float()
+        return maps
+
+
+@dataclass(frozen=True, eq=False)
+class NewDonors:
+    """Donors sampled from a :class:`DonorModel`."""
+
+    model: DonorModel
+    names: tuple[str, ...]  # donor-1, donor-2, ...
+    deviation: np.ndarray  # in standard deviations, donors x cell types with effects x (genes + library sizes)
+    proportions: pd.DataFrame  # donors x populations; rows sum to 1
+    n_cells: np.ndarray  # cells per donor
+
+    def row(self, population: str) -> int | None:
+        """Return the row of a population's cell type, or None without effects."""
+        effects = self.model.effects
+        if population not in effects.populations:
+            return None
+        return effects.cell_types.index(self.model.cell_type_of[population])
+
+    def within(self, population: str, x: Tensor, donor: np.ndarray) -> Tensor:
+        """Reduce whitened cells to the spread within donors, and shift their library sizes."""
+        row = self.row(population)
+        if row is None:
+            return x
+        model = self.model
+        mean = model.moments.mean[model.moments.populations.index(population)]
+        sizes = slice(model.effects.n_genes, None)  # last columns of effects, and last coordinates of y
+        shift = model.effects.sd[row, sizes] * torch.tensor(self.deviation[donor, row, sizes])
+        y = torch.cat([torch.zeros(len(x), x.shape[1] - shift.shape[1]), shift], dim=1)
+        return mean + (x - mean) @ model.contractions[population].T + model.whitening.linear(y)
+
+    def log_expression(self, population: str) -> np.ndarray:
+        """Return offsets of log expression, donors x genes.
+
+        The expected fold change, over donors, is 1.
+        """
+        row = self.row(population)
+        genes = slice(0, self.model.effects.n_genes)
+        sd = self.model.effects.sd[:, genes].double().numpy()
+        if row is None:
+            return np.zeros((len(self.names), sd.shape[1]))
+        return np.asarray(self.deviation[:, row, genes] * sd[row] - sd[row] ** 2 / 2)
+
+    def observation(self, population: str, model: ObservationModel) -> ObservationModel:
+        """Remove the variance that :meth:`log_expression` adds from an observation model."""
+        row = self.row(population)
+        return model if row is None else model.within(self.model.effects.unexplained_variance[row])
+
+
+# ---- fit
 
 
 def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder) -> DonorEffects | None:
@@ -188,8 +297,8 @@ def combine_effects(
     loadings = common_factors(scores)
     by_composition = np.stack([composition_variance(composition, name, means[name]) for name in cell_types])
     variance = np.maximum(np.stack([variances[name].variance for name in cell_types]) - by_composition, 0)
-    populations, between = [], []
-    beyond = np.zeros((len(cell_types), n_genes))
+    populations, covariances = [], []
+    unexplained = np.zeros((len(cell_types), n_genes))
     for row, cell_type in enumerate(cell_types):
         sd = np.sqrt(variance[row])
         explained = np.zeros(n_genes)
@@ -199,20 +308,20 @@ def combine_effects(
                 loadings[:, row] * sd, variance[row, n_genes:], autoencoder.network_of(name).decoder, mean
             )
             populations.append(name)
-            between.append(covariance)
+            covariances.append(covariance)
             fractions = zip(mean.n_counts / n_counts, mean.expression, strict=True)
             explained += np.concatenate([np.full(len(part), fraction) for fraction, part in fractions]) * in_latents
-        beyond[row] = np.maximum(variance[row, :n_genes] - explained, 0)
+        unexplained[row] = np.maximum(variance[row, :n_genes] - explained, 0)
     return DonorEffects(
         n_donors=len(scores),
         cell_types=cell_types,
         populations=tuple(populations),
         composition=composition,
-        shared=shared_fraction(scores, weights, loadings),
+        shared_fraction=fit_shared_fraction(scores, weights, loadings),
         sd=torch.tensor(np.sqrt(variance), dtype=torch.float32),
         loadings=torch.tensor(loadings, dtype=torch.float32),
-        between=torch.tensor(np.stack(between), dtype=torch.float32),
-        beyond=torch.tensor(beyond, dtype=torch.float32),
+        latent_covariance=torch.tensor(np.stack(covariances), dtype=torch.float32),
+        unexplained_variance=torch.tensor(unexplained, dtype=torch.float32),
     )
 
 
@@ -231,7 +340,7 @@ def common_factors(scores: np.ndarray) -> np.ndarray:
     return np.asarray((loadings / np.sqrt(np.maximum(explained, 1))).reshape(len(kept), *scores.shape[1:]))
 
 
-def shared_fraction(scores: np.ndarray, weights: np.ndarray, loadings: np.ndarray) -> float:
+def fit_shared_fraction(scores: np.ndarray, weights: np.ndarray, loadings: np.ndarray) -> float:
     """Estimate the fraction of the residual variance that cell types share.
 
     It is the sum of products of two types' deviations beyond the factors, relative to the sum if all were shared.
@@ -273,107 +382,3 @@ def latent_covariance(
     sizes = np.arange(shift.shape[1], y.shape[1])
     covariance[sizes, sizes] = library_variance
     return covariance, ((shift @ directions.T) ** 2).sum(axis=0)
-
-
-MAX_SUM = 1e4  # sum of Dirichlet parameters above which donors hardly differ
-N_QUANTILES = 21
-MIN_VARIANCE = 1e-12  # of log numbers of cells, to tell donors with equal numbers
-
-
-@dataclass(frozen=True)
-class DonorComposition:
-    """Distribution of a donor's proportions of populations and number of cells."""
-
-    cell_types: dict[str, float]  # Dirichlet parameters of cell type proportions
-    populations: dict[str, dict[str, float]]  # by cell type, Dirichlet parameters of population proportions
-    n_cells: tuple[float, ...]  # quantiles of the number of cells, evenly spaced, see :func:`cell_number_quantiles`
-
-    @property
-    def concentration(self) -> float:
-        """Sum of the parameters of cell types; large if donors are alike."""
-        return sum(self.cell_types.values())
-
-    def with_type(
-        self, name: str, populations: Sequence[str], share: float, n_cells: Sequence[float]
-    ) -> DonorComposition:
-        """Add a cell type with its share of all cells."""
-        parameter = self.concentration * share / (1 - share)
-        within = np.asarray(n_cells) / np.sum(n_cells) * MAX_SUM
-        added = dict(zip(populations, within.tolist(), strict=True))
-        return DonorComposition(self.cell_types | {name: parameter}, self.populations | {name: added}, self.n_cells)
-
-    def sample(self, generator: np.random.Generator) -> tuple[pd.Series, int]:
-        """Sample the proportions of populations and the number of cells of a donor."""
-        number, types, *within = generator.spawn(2 + len(self.populations))
-        quantiles = np.linspace(0, 1, len(self.n_cells))
-        n_cells = max(round(float(np.interp(number.random(), quantiles, self.n_cells))), 1)
-        shares = dict(zip(self.cell_types, types.dirichlet(list(self.cell_types.values())), strict=True))
-        proportions = {
-            population: float(shares[cell_type] * share)
-            for (cell_type, parameters), rng in zip(self.populations.items(), within, strict=True)
-            for population, share in zip(parameters, rng.dirichlet(list(parameters.values())), strict=True)
-        }
-        return pd.Series(proportions), n_cells
-
-
-def fit_composition(
-    donor: np.ndarray, population: np.ndarray, cell_type_of: dict[str, str], *, share_fitted: float
-) -> DonorComposition:
-    """Fit the composition of donors by maximum likelihood.
-
-    ``share_fitted`` is the fraction of all cells in ``donor`` and ``population``.
-    """
-    table = pd.crosstab(donor, population).reindex(columns=list(cell_type_of), fill_value=0)
-    populations: dict[str, list[str]] = {}
-    for name, cell_type in cell_type_of.items():
-        populations.setdefault(cell_type, []).append(name)
-    by_type = pd.DataFrame({cell_type: table[names].sum(axis=1) for cell_type, names in populations.items()})
-    return DonorComposition(
-        dirichlet_parameters(by_type),
-        {cell_type: dirichlet_parameters(table[names]) for cell_type, names in populations.items()},
-        cell_number_quantiles(table.sum(axis=1).to_numpy() / share_fitted),
-    )
-
-
-def cell_number_quantiles(n_cells: np.ndarray) -> tuple[float, ...]:
-    """Return quantiles of numbers of cells, to sample from by interpolation.
-
-    They are spread such that samples have the variance of log numbers between donors.
-    """
-    log_n = np.log(n_cells)
-    quantiles = np.quantile(log_n, np.linspace(0, 1, N_QUANTILES))
-    low, high = quantiles[:-1], quantiles[1:]
-    mean = float((low + high).mean() / 2)
-    variance = float((low**2 + low * high + high**2).mean() / 3 - mean**2)
-    if variance > MIN_VARIANCE:
-        quantiles = mean + (quantiles - mean) * np.sqrt(certainty(len(n_cells)) * log_n.var(ddof=1) / variance)
-    return tuple(np.round(np.exp(quantiles), 1).tolist())
-
-
-def dirichlet_parameters(numbers: pd.DataFrame) -> dict[str, float]:
-    """Fit a Dirichlet-multinomial to counts (donors x groups) by maximum likelihood.
-
-    With few donors, the variance is shrunk, see :func:`bdm.model.donor_variance.certainty`.
-    """
-    counts = numbers.to_numpy(dtype=float)
-    counts = counts[counts.sum(axis=1) > 0]
-    n_donors, n_groups = counts.shape
-    if n_groups == 1:
-        return {str(numbers.columns[0]): MAX_SUM}
-    totals = counts.sum(axis=1)
-    start = np.log(np.maximum(counts.mean(axis=0), 1e-3) / counts.mean(axis=0).sum() * 10)
-
-    def negative_log_likelihood(log_parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        a = np.exp(log_parameters)
-        total = a.sum()
-        value = (gammaln(total) - gammaln(totals + total)).sum() + (gammaln(counts + a) - gammaln(a)).sum()
-        slope = (digamma(total) - digamma(totals + total)).sum() + (digamma(counts + a) - digamma(a)).sum(axis=0)
-        return -float(value), -slope * a
-
-    bounds = [(np.log(1e-4), np.log(MAX_SUM))] * n_groups
-    fitted = np.exp(minimize(negative_log_likelihood, start, jac=True, bounds=bounds, method="L-BFGS-B").x)
-    total = min(fitted.sum(), MAX_SUM)
-    kept = certainty(n_donors)
-    concentration = min((total + 1) / kept - 1, MAX_SUM) if kept > 0 else MAX_SUM
-    parameters = fitted / fitted.sum() * concentration
-    return dict(zip(map(str, numbers.columns), parameters.tolist(), strict=True))

@@ -33,8 +33,7 @@ from bdm.hierarchy.build import AttachmentPoint, with_new_type
 from bdm.hierarchy.clustering import FEW_CELLS
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.covariates import CovariateEffects, with_residuals
-from bdm.model.donors import DonorEffects
-from bdm.model.new_donors import DonorModel
+from bdm.model.donors import DonorEffects, DonorModel
 from bdm.prior.base import LatentPrior, Sampler
 from bdm.settings import SamplerSettings
 

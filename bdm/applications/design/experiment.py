@@ -29,8 +29,8 @@ from bdm.data.modalities import Modality
 from bdm.generation.covariate_values import draw_covariates
 from bdm.generation.generate import MAX_CHUNK
 from bdm.generation.request import Request
+from bdm.model.donors import NewDonors
 from bdm.model.model import BranchedModel, expected_counts
-from bdm.model.new_donors import NewDonors
 
 NO_PARTNER = -1
 N_DONOR_CELLS = 128  # reference cells that donors are compared on, per population

@@ -14,8 +14,8 @@ from bdm.applications.design.design import LEARNED, NONE, Composition, Design
 from bdm.autoencoder.observation import ObservationModel
 from bdm.generation.covariate_values import CovariateValues, limit_range, require_covariates, spread_evenly
 from bdm.generation.request import Request, divide_type
+from bdm.model.donors import NewDonors
 from bdm.model.model import BranchedModel
-from bdm.model.new_donors import NewDonors
 
 N_SHOWN = 12  # names listed in a message
 PERMIT = "samples.extrapolate: true"
@@ -292,7 +292,7 @@ def draw_proportions(model: BranchedModel, design: Design, donors: Sequence[str]
         learned = sample_learned_donors(model, len(donors), design.seed)
         if learned is not None and composition.proportions == LEARNED:
             return learned.proportions.set_axis(list(donors)).reindex(columns=expected.index, fill_value=0.0)
-        concentration = NONE if model.donors is None else model.donors.concentration
+        concentration = NONE if model.donors is None else model.donors.composition.concentration
     if concentration == NONE:
         return pd.DataFrame([expected] * len(donors), index=list(donors))
     rows = []
