@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".pytest_cache/zoo"
 PACKAGES = ("anndata", "numpy", "pandas", "scanpy", "scikit-learn", "torch")
 ABOVE_MODELS = {  # rooms that no fit uses, by the layers in pyproject.toml
-    "commands", "design", "extension", "interpretation", "pl.py", "plotting", "power", "report", "transmutation"
+    "applications", "commands", "interpretation", "pl.py", "plotting", "report"
 }  # fmt: skip
 MODEL = "model.pickle"
 Made = TypeVar("Made")
