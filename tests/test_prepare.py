@@ -48,14 +48,6 @@ def test_prepared_cells(cells):
     assert json.loads(prepared.uns["bdm"]["settings"])["n_genes"] == 200
 
 
-def test_split_is_stratified(cells):
-    obs = prepare(cells, settings()).obs
-    sizes = pd.crosstab(obs["cell_type"], obs["split"])
-    assert list(sizes.columns) == ["train", "validation", "test"]
-    expected = np.outer(sizes.sum(axis=1), [0.7, 0.1, 0.2])
-    assert (np.abs(sizes - expected) < 1).all(axis=None)
-
-
 def test_genes_are_chosen_by_training_cells_alone(cells):
     prepared = prepare(cells, settings())
     held_out = prepared.obs_names[prepared.obs["split"] != "train"]
@@ -69,13 +61,6 @@ def test_genes_are_chosen_by_training_cells_alone(cells):
 def test_all_genes(cells, genes):
     prepared = prepare(cells, settings(genes=genes, n_genes=10_000, min_cells_per_gene=0))
     assert list(prepared.var_names) == list(cells.var_names)
-
-
-def test_genes_of_a_list(cells, tmp_path):
-    (tmp_path / "genes.txt").write_text("CD3D\n\n LYZ \nCD3D\nNKG7\nCD74\n")
-    prepared = prepare(cells, settings(genes=str(tmp_path / "genes.txt")))
-    assert set(prepared.var_names) == {"CD3D", "LYZ", "NKG7", "CD74"}
-    assert prepared.X.sum(axis=1).min() > 0
 
 
 @pytest.mark.parametrize("kept", [["LYZ", "CD3D"], "a file"])
@@ -151,7 +136,7 @@ def test_lists_of_genes_name_symbols_or_identifiers(with_ids, tmp_path):
     assert set(prepared.var_names) == {*lyz, *cd3d, *ids_of(with_ids, "CD74")}
     assert set(prepare(with_ids, settings(n_genes=5, keep_genes=["CD3D"])).var_names) > set(cd3d)
     assert set(prepare(with_ids, settings(n_genes=5, keep_genes="markers")).var_names) > set(cd3d)
-    with pytest.raises(InputError, match=r"1 of 2 listed genes .* such as|example CD4000; .* ENSG00000000000 or HES4"):
+    with pytest.raises(InputError, match=r"1 of 2 listed genes .*CD4000; .* ENSG00000000000 or HES4"):
         prepare(with_ids, settings(genes=["CD3D", "CD4000"]))
 
 
@@ -206,14 +191,8 @@ def test_genes_without_a_symbol_of_their_own_are_shown_with_their_names():
     assert list(table) == ["gene", "symbol", "score"]
     assert list(table["symbol"]) == ["LYZ (b)", "CD3D"]
     assert list(GeneNames(var).with_symbols(pd.DataFrame({"gene": ["b"]}))) == ["gene"]
-    assert names.find(["LYZ", "LYZ (c)", "a", "e", "cd3d", "x"]) == {
-        "LYZ": ("b", "c"),
-        "LYZ (c)": ("c",),
-        "a": ("a",),
-        "e": ("e",),
-        "cd3d": (),
-        "x": (),
-    }
+    expected = {"LYZ": ("b", "c"), "LYZ (c)": ("c",), "a": ("a",), "e": ("e",), "cd3d": (), "x": ()}
+    assert names.find([*expected]) == expected
     assert names.find(["cd3d"], ignore_case=True) == {"cd3d": ("a",)}
 
 
@@ -231,11 +210,8 @@ def test_cells_without_a_label_are_left_out_on_request(cells, caplog, missing):
     cells.obs["label"] = cells.obs["bulk_labels"].astype(object)
     cells.obs.loc[cells.obs_names[4:7], "label"] = [missing, missing, np.nan]
     prepared = prepare(cells, settings(label_key="label", drop_unlabelled=True))
-    assert list(prepared.obs_names) == [
-        name for name in prepare(cells, settings()).obs_names if name in prepared.obs_names
-    ]
-    assert not set(cells.obs_names[4:7]) & set(prepared.obs_names)
-    assert prepared.n_obs == 692 - 3
+    whole = prepare(cells, settings()).obs_names
+    assert list(prepared.obs_names) == [name for name in whole if name not in cells.obs_names[4:7]]
     assert "Left out 3 of 700 cells, which have no value in obs['label']." in caplog.text
     assert json.loads(prepared.uns["bdm"]["input"])["cells_left_out"] == {"drop_unlabelled": 3, "min_genes_per_cell": 0}
 
@@ -308,8 +284,9 @@ def test_what_was_left_out_of_the_input_is_recorded(cells):
 
 
 def test_cells_without_counts_of_chosen_genes_are_left_out(cells, tmp_path, caplog):
-    (tmp_path / "genes.txt").write_text("LYZ\nCD74\n")
+    (tmp_path / "genes.txt").write_text("LYZ\n\n CD74 \nLYZ\n")
     prepared = prepare(cells, settings(genes=str(tmp_path / "genes.txt")))
+    assert set(prepared.var_names) == {"LYZ", "CD74"}
     n_empty = 692 - prepared.n_obs
     assert n_empty > 0
     assert prepared.X.sum(axis=1).min() > 0
@@ -477,9 +454,7 @@ def test_most_variable_genes_are_those_of_scanpy(cells, block, n_genes, batch_ke
 def test_reports_the_last_value(cells, tmp_path, block, value):
     cells.X.data[-1] = value
     gene = cells.var_names[cells.X.indices[-1]]
-    with pytest.raises(
-        InputError, match=f"X has {value} for gene {gene} in cell {cells.obs_names[-1]}, which is not|neg"
-    ):
+    with pytest.raises(InputError, match=f"X has {value} for gene {gene} in cell {cells.obs_names[-1]}"):
         prepared_cells(written(cells, tmp_path / "cells.h5ad"), settings())
 
 
@@ -495,9 +470,8 @@ def many_cells(path, *, n_cells: int, n_genes: int, n_seen: int) -> None:
         appended_rows(file, "X", n_columns=n_genes, max_entries=n_cells * n_seen) as append,
     ):
         for _ in range(0, n_cells, size):
-            indices = np.arange(0, n_seen * step, step, dtype=np.int32) + rng.integers(
-                step, size=(size, 1), dtype=np.int32
-            )
+            first = rng.integers(step, size=(size, 1), dtype=np.int32)
+            indices = first + np.arange(0, n_seen * step, step, dtype=np.int32)
             data = rng.integers(1, 4, size=size * n_seen).astype(np.float32)
             indptr = np.arange(0, size * n_seen + 1, n_seen)
             append(sparse.csr_matrix((data, indices.ravel(), indptr), shape=(size, n_genes)))
@@ -584,105 +558,81 @@ def test_labels_that_differ_by_spaces_or_case_alone_are_warned_of(example_cells,
     assert "differ by spaces" not in caplog.text
 
 
-def labels_of_three_missing(cells):
-    cells.obs["label"] = cells.obs["bulk_labels"].astype(object)
-    cells.obs.loc[cells.obs_names[4:7], "label"] = [None, "", np.nan]
-    return settings(label_key="label")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_key": "type"}, "no column 'type'; name one by `label_key=`, or use no labels, .*bulk_labels"),
+        ({"batch_key": "donor"}, "no column 'donor'; name one by `batch_key=`"),
+        ({"label_key": "percent_mito"}, "holds decimal numbers"),
+        ({"label_key": "n_genes"}, "fewer than two of .* cell types have 10 cells"),
+        ({"min_cells_per_gene": 700}, "no gene is seen in 700 training cells"),
+        ({"n_genes": 1}, "choose more genes"),
+    ],
+)
+def test_rejects_settings_that_do_not_fit_the_cells(example_cells, changes, message):
+    with pytest.raises(InputError, match=message):
+        prepare(example_cells, settings(**changes))
 
 
-def labels_all_missing(cells):
-    cells.obs["label"] = np.nan
-    return settings(label_key="label", drop_unlabelled=True)
+def untrained_batch(cells: AnnData) -> np.ndarray:
+    """Batches, of which one has test cells alone."""
+    split = split_by_type(cells.obs["bulk_labels"].astype(str), validation=0.1, test=0.2, seed=0)
+    return np.where((split == "test") & (cells.obs["bulk_labels"] == "Dendritic"), "b", "a")
 
 
-def one_label(cells):
-    cells.obs["label"] = "T"
-    return settings(label_key="label")
-
-
-def one_batch(cells):
-    cells.obs["sample"] = "a"
-    return settings(batch_key="sample")
-
-
-def batch_without_training_cells(cells):
-    rows = split_by_type(cells.obs["bulk_labels"].astype(str), validation=0.1, test=0.2, seed=0) == "test"
-    cells.obs["sample"] = np.where(rows & (cells.obs["bulk_labels"] == "Dendritic"), "b", "a")
-    return settings(batch_key="sample")
-
-
-def repeated_cell(cells):
-    cells.obs_names = [cells.obs_names[1], *cells.obs_names[1:]]
-    return settings()
-
-
-def repeated_gene(cells):
-    cells.var_names = [cells.var_names[1], *cells.var_names[1:]]
-    return settings()
-
-
-def empty_cells(cells):
-    cells.X.data[: cells.X.indptr[5]] = 0
-    return settings()
-
-
-def few_genes(cells):
-    cells._inplace_subset_var(cells.var_names[:20])
-    return settings(n_genes=10, min_genes_per_cell=1)
-
-
-def genes_that_do_not_vary(cells):
-    cells.X = sparse.csr_matrix(np.full(cells.shape, 255, dtype=np.float32))
-    return settings()
-
-
-def log_normalised(cells):
-    cells.X = cells.X.log1p()
-    return settings()
+LABEL, SAMPLE = {"label_key": "label"}, {"batch_key": "sample"}
 
 
 @pytest.mark.filterwarnings("error", "ignore:The 'mode.chained_assignment' option:DeprecationWarning")
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("changes", "spoil", "message"),
     [
         (
-            lambda cells: settings(label_key="type"),
-            "no column 'type'; name one by `label_key=`, or use no labels, .*bulk_labels",
+            LABEL,
+            lambda cells: cells.obs.insert(0, "label", [None, "", np.nan, *697 * "T"]),
+            "no value for 3 of 700 cells, .*`drop_unlabelled=True`",
         ),
-        (lambda cells: settings(batch_key="donor"), "no column 'donor'; name one by `batch_key=`"),
-        (lambda cells: settings(label_key="percent_mito"), "holds decimal numbers"),
-        (lambda cells: settings(label_key="n_genes"), "fewer than two of .* cell types have 10 cells"),
-        (lambda cells: settings(min_cells_per_type=200), "fewer than two of 10 cell types"),
-        (lambda cells: settings(min_cells_per_gene=700), "no gene is seen in 700 training cells"),
-        (lambda cells: settings(n_genes=1), "choose more genes"),
         (
-            labels_of_three_missing,
-            "no value for 3 of 700 cells, for example ACACGAACGGAGTG-1; complete it, or leave them out by "
-            "`drop_unlabelled=True`",
+            LABEL | {"drop_unlabelled": True},
+            lambda cells: cells.obs.insert(0, "label", np.nan),
+            r"obs\['label'\] has no value for any cell; .*`label_key=`",
         ),
-        (labels_all_missing, r"obs\['label'\] has no value for any cell; name another by `label_key=`"),
-        (one_label, r"obs\['label'\] has one value"),
-        (one_batch, r"obs\['sample'\] has one value"),
-        (batch_without_training_cells, "batch b has no training cells"),
-        (repeated_cell, "cell name .* more than once"),
-        (repeated_gene, "gene name .* more than once"),
-        (empty_cells, "5 cells without any counts, for example .*`min_genes_per_cell=1`"),
-        (few_genes, "genes cannot be ranked by variability .*genes='all'"),
-        (genes_that_do_not_vary, "genes cannot be ranked by variability .* fewer genes vary; give `genes='all'`"),
-        (log_normalised, "no raw counts: X has .* not whole, as in log-normalised data"),
+        (LABEL, lambda cells: cells.obs.insert(0, "label", "T"), r"obs\['label'\] has one value"),
+        (SAMPLE, lambda cells: cells.obs.insert(0, "sample", "a"), r"obs\['sample'\] has one value"),
+        (SAMPLE, lambda cells: cells.obs.insert(0, "sample", untrained_batch(cells)), "batch b has no training cells"),
+        (
+            SAMPLE,
+            lambda cells: cells.obs.insert(0, "sample", [f"s{i % 35}" for i in range(cells.n_obs)]),
+            "training cells or genes a batch",
+        ),
+        (
+            {},
+            lambda cells: setattr(cells, "obs_names", cells.obs_names[:-1].insert(0, cells.obs_names[0])),
+            "cell name",
+        ),
+        (
+            {},
+            lambda cells: setattr(cells, "var_names", cells.var_names[:-1].insert(0, cells.var_names[0])),
+            "gene name",
+        ),
+        ({}, lambda cells: cells.X.data[: cells.X.indptr[5]].fill(0), "5 cells without .*`min_genes_per_cell=1`"),
+        (
+            {"n_genes": 10, "min_genes_per_cell": 1},
+            lambda cells: cells._inplace_subset_var(cells.var_names[:20]),
+            "ranked by variability .*genes='all'",
+        ),
+        (
+            {},
+            lambda cells: setattr(cells, "X", sparse.csr_matrix(np.full(cells.shape, 255, dtype=np.float32))),
+            "ranked by variability .*genes='all'",
+        ),
     ],
 )
-def test_rejects_bad_input(cells, spoil, message):
-    chosen = spoil(cells)
+def test_rejects_cells_that_no_model_is_fitted_to(cells, changes, spoil, message):
+    spoil(cells)
     with pytest.raises(InputError, match=message) as refusal:
-        prepare(cells, chosen)
+        prepare(cells, settings(**changes))
     assert "\n" not in str(refusal.value)
-
-
-def test_rejects_batches_all_too_small_to_rank_genes_by(cells):
-    cells.obs["sample"] = [f"s{i % 35}" for i in range(cells.n_obs)]
-    with pytest.raises(InputError, match="training cells or genes a batch"):
-        prepare(cells, settings(batch_key="sample"))
 
 
 # ---- prepared cells that were changed
@@ -713,17 +663,12 @@ def with_first_cell(value: float):
     return change
 
 
-def with_logarithms(prepared: AnnData) -> None:
-    prepared.X = prepared.X.log1p()
-
-
 @pytest.mark.parametrize("on_disk", [True, False])
 @pytest.mark.parametrize(
     ("change", "fault"),
     {
         "cells without counts": (with_first_cell(0), "no counts for 1 of 700 cells"),
         "negative counts": (with_first_cell(-1), "is negative"),
-        "logarithms": (with_logarithms, "not whole, as in log-normalised data"),
         "no type": (with_columns(cell_type=lambda obs: obs["cell_type"].where(obs.index != obs.index[3])), "for 1 of"),
         "numbers": (with_columns(cell_type=lambda obs: obs["cell_type"].cat.codes), "not categories of text"),
         "no training cells": (with_columns(split=lambda obs: "training"), "no training cells"),
