@@ -37,22 +37,16 @@ def write_loom(cells: AnnData, path: Path) -> None:
     loompy.create(str(path), cells.X.T.toarray(), genes, columns)
 
 
-NAMES_OF_10X = {"ids": "features/id", "symbols": "features/name"}
-NAMES_OF_OLD_10X = {"ids": "genes", "symbols": "gene_names"}
-
-
-def write_10x_h5(path: Path, *, group: str = "matrix", names: dict[str, str] = NAMES_OF_10X) -> None:
+def write_10x_h5(path: Path) -> None:
     by_cell = sparse.csr_matrix(COUNTS.astype(np.int32))
     with h5py.File(path, "w") as file:
-        matrix = file.create_group(group)
+        matrix = file.create_group("matrix")
         matrix["data"], matrix["indices"], matrix["indptr"] = by_cell.data, by_cell.indices, by_cell.indptr
         matrix["shape"] = np.array(COUNTS.T.shape)
         matrix["barcodes"] = np.array(BARCODES, dtype="S")
-        matrix[names["ids"]] = np.array(GENE_IDS, dtype="S")
-        matrix[names["symbols"]] = np.array(SYMBOLS, dtype="S")
-        if names is NAMES_OF_10X:
-            matrix["features/feature_type"] = np.array(["Gene Expression"] * 3, dtype="S")
-            matrix["features/genome"] = np.array(["GRCh38"] * 3, dtype="S")
+        features = {"id": GENE_IDS, "name": SYMBOLS, "feature_type": ["Gene Expression"] * 3, "genome": ["GRCh38"] * 3}
+        for name, values in features.items():
+            matrix[f"features/{name}"] = np.array(values, dtype="S")
 
 
 def write_10x_folder(path: Path, *, prefix: str = "") -> None:
@@ -64,13 +58,6 @@ def write_10x_folder(path: Path, *, prefix: str = "") -> None:
         file.writelines(features)
     with gzip.open(path / f"{prefix}barcodes.tsv.gz", "wt") as file:
         file.writelines(f"{barcode}\n" for barcode in BARCODES)
-
-
-def write_legacy_10x_folder(path: Path) -> None:
-    path.mkdir()
-    io.mmwrite(path / "matrix.mtx", sparse.coo_matrix(COUNTS.T.astype(int)))
-    (path / "genes.tsv").write_text("".join(f"{i}\t{s}\n" for i, s in zip(GENE_IDS, SYMBOLS, strict=True)))
-    (path / "barcodes.tsv").write_text("\n".join(BARCODES) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -115,10 +102,8 @@ def test_missing_package_is_named(cells, tmp_path, monkeypatch):
     ("name", "write"),
     [
         ("cells.h5", write_10x_h5),
-        ("legacy.h5", lambda path: write_10x_h5(path, group="hg19", names=NAMES_OF_OLD_10X)),
         ("folder", write_10x_folder),
         ("prefixed", lambda path: write_10x_folder(path, prefix="GSM1_")),
-        ("legacy", write_legacy_10x_folder),
     ],
 )
 def test_reads_10x_with_unique_genes(tmp_path, name, write):
@@ -159,10 +144,7 @@ def test_warns_of_rows_without_cell_and_of_replaced_columns(tmp_path, cells, cap
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (
-            "barcode,type\nAAA,T\nCCC-1,B\n",
-            r"no row for 1 of 2 cells, for example AAA-1 \(its first row is AAA\)",
-        ),
+        ("barcode,type\nAAA,T\nCCC-1,B\n", r"no row for 1 of 2 cells, .* AAA-1 .*AAA\)"),
         ("barcode,type\nAAA-1,T\nAAA-1,T\nCCC-1,B\n", "more than one row for cell AAA-1"),
         ("barcode\ttype\nAAA-1\tT\n", "separated by commas"),
         ("barcode,type\n", "not a table of cell names and labels"),
@@ -183,11 +165,6 @@ def test_rejects_labels(tmp_path, cells, table, message):
 def write_other_hdf5(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["weights"] = np.ones(3)
-
-
-def write_folder_without_matrix(path: Path) -> None:
-    path.mkdir()
-    (path / "notes.txt").touch()
 
 
 def test_folder_as_written_in_r(example_cells, tmp_path):
@@ -217,7 +194,8 @@ def test_folder_as_written_in_r(example_cells, tmp_path):
         ("other.h5", write_other_hdf5, "damaged, or misnamed"),
         ("other.loom", write_other_hdf5, "damaged, or misnamed"),
         ("empty.zarr", Path.mkdir, "damaged, or misnamed"),
-        ("folder", write_folder_without_matrix, "one file .*matrix.mtx.*, but this folder has 0"),
+        ("folder", lambda path: (path / "notes").mkdir(parents=True), "one file .*matrix.mtx.*, but this folder has 0"),
+        ("partial", lambda path: write_10x_folder(path) or (path / "barcodes.tsv.gz").unlink(), r"barcodes\.tsv\.gz"),
     ],
 )
 def test_rejects_what_is_not_cells(tmp_path, name, write, message):
@@ -226,13 +204,6 @@ def test_rejects_what_is_not_cells(tmp_path, name, write, message):
         read_cells(tmp_path / name)
     assert name in str(refusal.value)
     assert "\n" not in str(refusal.value)
-
-
-def test_rejects_10x_folder_with_a_file_missing(tmp_path):
-    write_10x_folder(tmp_path / "folder")
-    (tmp_path / "folder" / "barcodes.tsv.gz").unlink()
-    with pytest.raises(InputError, match=r"barcodes\.tsv\.gz"):
-        read_cells(tmp_path / "folder")
 
 
 @pytest.mark.parametrize("types", [(np.int64, np.int32), (np.int32, np.int64)])
