@@ -97,6 +97,12 @@ def shell_commands(output: str) -> list[list[str]]:
     return [shlex.split(command) for command in commands]
 
 
+def values_of_commands(output: str) -> list[tuple[str, dict]]:
+    """Parse the planned shell commands as bdm does: their names and the values of their parameters."""
+    commands = shell_commands(output)
+    return [(name, COMMANDS[name].make_context(name, arguments).params) for _, name, *arguments in commands]
+
+
 @pytest.mark.parametrize("snakefile", [[], ["--snakefile", "workflow/Snakefile"]], ids=["root", "workflow"])
 def test_dry_run_plans_every_rule(snakefile):
     done = snakemake("--dry-run", "--forceall", *snakefile, cwd=ROOT)
@@ -137,31 +143,6 @@ def test_rule_files_name_an_environment_that_exists():
         assert all((path.parent / name).is_file() for name in named), path
 
 
-@pytest.mark.parametrize(
-    "sections",
-    [
-        {},
-        {"generate": {"n_cells": 5, "shared_ancestors": True}},
-        {"hierarchy": {"tree": "tree.nwk"}, "prepare": {"genes": "my genes.txt"}},
-    ],
-    ids=["demo", "switches", "files"],
-)
-def test_commands_take_what_rules_give(tmp_path, sections):
-    for name in ("tree.nwk", "my genes.txt", "cells.h5ad", "design.yaml"):
-        (tmp_path / name).touch()
-    config = demo_config(**sections)
-    config["datasets"]["mine"] = {
-        "path": "cells.h5ad",
-        "transmute": {"transmutations": {"some": {"to": "x", "from": ["y"]}, "all": {"to": "x"}}},
-        "simulate": {"designs": {"mine": {"path": "design.yaml"}}},
-    }
-    commands = shell_commands(dry_run(tmp_path, config))
-    assert len(commands) == 1 + 2 * (len(RULES) - 1) + 3  # two transmutations, not one, and a design
-    values = [(name, COMMANDS[name].make_context(name, arguments).params) for _, name, *arguments in commands]
-    moved = {Path(of["out"]).stem: list(of["from_"] or []) for name, of in values if name == "transmute"}
-    assert (moved["some"], moved["all"]) == (["y"], [])
-
-
 HACK = "$(touch hacked) `touch hacked`; touch hacked & 'it''s' \"é\" \\ * ~ | %s"
 ODD_NAMES = {
     "path": f"{HACK}.h5ad",
@@ -200,11 +181,8 @@ def test_commands_get_odd_values_as_they_are(tmp_path):
     plan = ("--snakefile", ROOT / "Snakefile", "--dry-run", "--printshellcmds")
     done = snakemake(*plan, "all", "results/mine/power/odd", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    values = {}
-    for _, name, *arguments in shell_commands(done.stdout):
-        context = COMMANDS[name].make_context(name, arguments)
-        if not context.params.get("flat"):  # its tree is none of the data's
-            values[name] = context.params
+    # The tree of a flat model is none of the data's
+    values = {name: of for name, of in values_of_commands(done.stdout) if not of.get("flat")}
     mine = odd_config()["datasets"]["mine"]
     found = values["prepare"]
     assert str(found["data"]) == ODD_NAMES["path"]
@@ -214,15 +192,11 @@ def test_commands_get_odd_values_as_they_are(tmp_path):
     assert found["genes"] == ODD_NAMES["genes"]
     assert str(found["keep_genes"]) == ODD_NAMES["keep_genes"]
     assert str(values["hierarchy"]["tree"]) == ODD_NAMES["tree"]
-    transmutation = mine["transmute"]["transmutations"]["odd"]
-    assert (values["transmute"]["to"], list(values["transmute"]["from_"])) == (
-        transmutation["to"],
-        transmutation["from"],
-    )
-    assert str(values["extend"]["cells"]) == ODD_NAMES["addition"]
+    moved, added = values["transmute"], values["extend"]
+    assert {"to": moved["to"], "from": list(moved["from_"])} == mine["transmute"]["transmutations"]["odd"]
     assert str(values["simulate"]["design"]) == str(values["power"]["design"]) == ODD_NAMES["design"]
-    assert list(values["extend"]["cell_type"]) == [HACK, "--x"]
-    assert values["extend"]["label_key"] == HACK
+    assert str(added["cells"]) == ODD_NAMES["addition"]
+    assert (list(added["cell_type"]), added["label_key"]) == ([HACK, "--x"], HACK)
     assert not (tmp_path / "hacked").exists()
 
 
@@ -234,9 +208,10 @@ def test_names_may_be_numbers(tmp_path):
         "simulate": {"designs": {8: {"path": "mine.yaml"}}},
         "extend": {"additions": {9: {"path": "more.h5ad"}}},
     }
-    commands = shell_commands(dry_run(tmp_path, demo_config(datasets={5: {"path": "cells.h5ad"} | sections})))
-    written = {word for command in commands for word in command if word.startswith("results/")}
-    assert {"results/5/transmuted/7.h5ad", "results/5/simulated/8.h5ad", "results/5+9/model"} <= written
+    values = values_of_commands(dry_run(tmp_path, demo_config(datasets={5: {"path": "cells.h5ad"} | sections})))
+    written = {str(of["out"]): of for _, of in values if "out" in of}
+    assert {"results/5/transmuted/7.h5ad", "results/5/simulated/8.h5ad", "results/5+9/model"} <= set(written)
+    assert not written["results/5/transmuted/7.h5ad"]["from_"]
 
 
 def test_model_grows_by_one_addition_after_the_other(tmp_path):
@@ -254,17 +229,12 @@ def test_model_grows_by_one_addition_after_the_other(tmp_path):
     assert jobs["generate"] == jobs["evaluate"] == jobs["interpret"] == 4
     assert jobs["transmute"] == 3
     assert jobs["train"] == jobs["prepare"] == jobs["evaluate"] / 2
-    values = [COMMANDS[name].make_context(name, rest).params for _, name, *rest in shell_commands(output)]
-    first, second = sorted(
-        (of for of in values if "missing_as_zero" in of), key=lambda of: str(of["out"]), reverse=True
-    )
-    assert [str(first[key]) for key in ("model", "known", "joined")] == [
-        "results/mine/model",
-        "results/mine/prepared.h5ad",
-        "results/mine+zz/prepared.h5ad",
-    ]
+    extensions = {str(of["out"]): of for name, of in values_of_commands(output) if name == "extend"}
+    first, second = extensions["results/mine+zz/model"], extensions["results/mine+aa/model"]
+    inputs = ["results/mine/model", "results/mine/prepared.h5ad", "results/mine+zz/prepared.h5ad"]
+    assert [str(first[key]) for key in ("model", "known", "joined")] == inputs
     assert list(first["cell_type"]) == additions["zz"]["cell_types"]
-    assert (str(second["model"]), str(second["out"])) == ("results/mine+zz/model", "results/mine+aa/model")
+    assert str(second["model"]) == "results/mine+zz/model"
     assert (list(second["cell_type"]), second["label_key"], second["missing_as_zero"]) == (["c d"], "cell type", True)
 
 
@@ -272,18 +242,11 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
     (tmp_path / "mine.h5ad").touch()
     config = demo_config(prepare={"n_genes": 70, "test": 0.3})
     config["datasets"]["mine"] = {"path": "mine.h5ad", "prepare": {"n_genes": 7}}
-    values = {
-        arguments[0]: COMMANDS[name].make_context(name, arguments).params
-        for _, name, *arguments in shell_commands(dry_run(tmp_path, config))
-        if name == "prepare"
-    }
-    mine, demo = values["mine.h5ad"], values["resources/pbmc68k_reduced.h5ad"]
-    assert [mine[key] for key in ("n_genes", "test", "min_cells_per_gene", "label_key")] == [
-        "7",
-        "0.3",
-        "3",
-        "cell_type",
-    ]
+    values = values_of_commands(dry_run(tmp_path, config))
+    prepared = {Path(of["data"]).name: of for name, of in values if name == "prepare"}
+    mine, demo = prepared["mine.h5ad"], prepared["pbmc68k_reduced.h5ad"]
+    keys = ("n_genes", "test", "min_cells_per_gene", "label_key")
+    assert [mine[key] for key in keys] == ["7", "0.3", "3", "cell_type"]
     assert (demo["n_genes"], demo["test"]) == ("70", "0.3")
 
 
@@ -292,35 +255,20 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
     [
         ({"prepair": {}}, r"top level: There is no setting prepair; did you mean prepare\?"),
         ({"prepare": {"test": 0}}, "prepare.test: test is 0, but must be above 0 and below 1."),
-        (
-            {"prepare": {"validation": 0.5, "test": 0.5}},
-            "datasets.pbmc68k.prepare: validation and test sum to 1 or more",
-        ),
-        (
-            {"evaluate": {"flat": True}},
-            r"datasets.pbmc68k.evaluate.flat: flat is true, .* same cells; leave out flat",
-        ),
-        ({"prepare": {"min_donors": 5}}, "datasets.pbmc68k.prepare: min_donors is 5, but donors are not known; name"),
-        (
-            {"train": {"learning_rate": float("nan")}},
-            "datasets.pbmc68k.train.learning_rate: .* is nan, but must be a fin",
-        ),
+        ({"prepare": {"validation": 0.5, "test": 0.5}}, "datasets.pbmc68k.prepare: validation and test sum to 1"),
+        ({"evaluate": {"flat": True}}, "datasets.pbmc68k.evaluate.flat: flat is true, .*; leave out flat"),
+        ({"prepare": {"min_donors": 5}}, "datasets.pbmc68k.prepare: min_donors is 5, .*donors"),
+        ({"train": {"learning_rate": float("nan")}}, "datasets.pbmc68k.train.learning_rate: .* is nan, .* finite"),
         ({"seed": 1.5}, "seed: seed is 1.5, but must be a whole number."),
-        (
-            {"hierarchy": {"tree": "a{b}.nwk"}},
-            "datasets.pbmc68k.hierarchy.tree: Snakemake cannot .* 'a{b}.nwk'; re",
-        ),
+        ({"hierarchy": {"tree": "a{b}.nwk"}}, "datasets.pbmc68k.hierarchy.tree: .* 'a{b}.nwk'"),
         ({"hierarchy": {"tree": ""}}, "hierarchy.tree: tree is '', but must be non-empty."),
         ({"prepare": {"leave_out": ["a", 1]}}, "prepare.leave_out.1: leave_out is 1, but must be text."),
         ({"datasets": {"a": {"path": "a.h5ad", "label": "x"}}}, r"datasets.a: .* label; did you mean labels\?"),
         ({"datasets": {"a": {"label_key": "x"}}}, "datasets.a: There is no path, which is required."),
-        ({"datasets": {"a/b": {"path": "a.h5ad"}}}, "datasets: The name 'a/b' is not allowed; use letters"),
-        ({"datasets": {}}, "datasets: datasets is empty; name at least one."),
-        ({"datasets": {"a": {"path": "a{x}.h5ad"}}}, r"datasets.a.path: Snakemake cannot read a file with braces"),
-        (
-            {"extend": {"additions": {"more": {"path": "more{x}.h5ad"}}}},
-            r"datasets.pbmc68k.extend.additions.more: Snakemake cannot read a file with braces in its path, 'more",
-        ),
+        ({"datasets": {"a/b": {"path": "a.h5ad"}}}, "datasets: The name 'a/b' is not allowed"),
+        ({"datasets": {}}, "datasets: datasets is empty"),
+        ({"datasets": {"a": {"path": "a{x}.h5ad"}}}, "datasets.a.path: .*braces"),
+        ({"extend": {"additions": {"more": {"path": "{x}.h5ad"}}}}, "datasets.pbmc68k.extend.additions.more: .*braces"),
     ],
 )
 def test_mistake_in_configuration_is_reported_in_one_sentence(tmp_path, sections, expected):
@@ -337,11 +285,8 @@ def test_example_configuration_is_allowed(tmp_path, name):
         (tmp_path / "data" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / file).touch()
     jobs = planned(dry_run(tmp_path, config))
-    numbers = {"own-data": {"evaluate": 2}, "extend": {"example": 1, "extend": 2, "evaluate": 3}}[name]
-    assert {rule: jobs.get(rule) for rule in ("example", "extend", "evaluate")} == {
-        "example": None,
-        "extend": None,
-    } | numbers
+    numbers = {"own-data": [None, None, 2], "extend": [1, 2, 3]}[name]
+    assert [jobs.get(rule) for rule in ("example", "extend", "evaluate")] == numbers
 
 
 def run_workflow(folder: Path) -> None:
