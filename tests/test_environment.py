@@ -5,8 +5,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import jsonschema
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from rattler import MatchSpec
@@ -19,39 +17,17 @@ POST_DEPLOY = RULE_ENVIRONMENT.with_suffix(".post-deploy.sh")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONDA_NAMES = {"matplotlib": "matplotlib-base", "torch": "pytorch"}
 
-STRINGS = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "uniqueItems": True}
-SCHEMA = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["channels", "dependencies"],
-    "properties": {
-        "name": {"type": "string"},
-        "channels": STRINGS,
-        "dependencies": {
-            "type": "array",
-            "items": {
-                "oneOf": [
-                    {"type": "string"},
-                    {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "required": ["pip"],
-                        "properties": {"pip": STRINGS},
-                    },
-                ]
-            },
-        },
-    },
-}
-
 
 def read(path: Path) -> dict:
     return yaml.safe_load(path.read_text())
 
 
 def conda_ranges(path: Path) -> dict[str, str]:
-    """Give the version range of each package, all specifications parsed strictly."""
-    specs = [MatchSpec(spec, strict=True) for spec in read(path)["dependencies"] if isinstance(spec, str)]
+    """Give the version range of each package of an environment file, all parsed strictly."""
+    content = read(path)
+    assert content["channels"][0] == "conda-forge"
+    assert set(content) <= {"name", "channels", "dependencies"}
+    specs = [MatchSpec(spec, strict=True) for spec in content["dependencies"] if isinstance(spec, str)]
     ranges = {spec.name.normalized: str(spec.version or "") for spec in specs}
     assert len(ranges) == len(specs), "a package is named twice"
     return ranges
@@ -60,23 +36,14 @@ def conda_ranges(path: Path) -> dict[str, str]:
 def project_ranges() -> dict[str, str]:
     """Give the version range of each dependency, with those of loom files and of tests, by its conda name."""
     extras = PROJECT["project"]["optional-dependencies"]
-    requirements = map(
-        Requirement, [*PROJECT["project"]["dependencies"], *extras["loom"], *extras["multi"], *extras["power"]]
-    )
+    needed = [*PROJECT["project"]["dependencies"], *extras["loom"], *extras["multi"], *extras["power"]]
+    requirements = map(Requirement, needed)
     ranges = {CONDA_NAMES.get(needed.name, needed.name): str(needed.specifier) for needed in requirements}
     return ranges | {"python": PROJECT["project"]["requires-python"]}
 
 
 def same_ranges(left: dict[str, str], right: dict[str, str]) -> bool:
-    return {name: set(text.split(",")) for name, text in left.items()} == {
-        name: set(text.split(",")) for name, text in right.items()
-    }
-
-
-@pytest.mark.parametrize("path", [ENVIRONMENT, RULE_ENVIRONMENT], ids=lambda path: path.name)
-def test_environment_file_has_conda_form(path):
-    jsonschema.validate(read(path), SCHEMA)
-    assert read(path)["channels"][0] == "conda-forge"
+    return {*left} == {*right} and all({*left[name].split(",")} == {*right[name].split(",")} for name in left)
 
 
 def test_environment_has_the_dependencies_of_the_project():
@@ -97,15 +64,6 @@ def test_environment_installs_the_checkout():
     [pip] = [entry["pip"] for entry in read(ENVIRONMENT)["dependencies"] if isinstance(entry, dict)]
     assert pip == ["--editable ."]
     assert (ENVIRONMENT.parent / "pyproject.toml").is_file()
-
-
-def test_rule_environment_installs_the_checkout(tmp_path):
-    stub = tmp_path / "python"
-    stub.write_text('#!/bin/sh\necho "$@"\n')
-    stub.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BDM_SOURCE": str(ROOT)}
-    done = subprocess.run(["sh", POST_DEPLOY], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
 
 
 def test_rule_environment_is_not_made_without_the_checkout():
@@ -138,16 +96,7 @@ def stub_conda(folder: Path) -> Path:
     return folder / "bin"
 
 
-def test_snakemake_installs_the_checkout_in_the_environment_of_rules(tmp_path):
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1"]
-    command += ["--configfile", ROOT / "config/config.yaml", "--sdm", "conda", "--conda-create-envs-only"]
-    environment = os.environ | {"PATH": f"{stub_conda(tmp_path)}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "arguments").read_text().splitlines()[-2:] == ["--editable", str(ROOT)]
-
-
-def test_rules_run_the_command_of_their_environment(tmp_path):
+def test_rules_run_the_command_of_their_environment_in_which_snakemake_installs_the_checkout(tmp_path):
     folder = stub_conda(tmp_path)
     (folder / "bdm").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\ntouch "$2"\n')
     (folder / "bdm").chmod(0o755)
@@ -156,6 +105,8 @@ def test_rules_run_the_command_of_their_environment(tmp_path):
     environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    installed = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
+    assert (tmp_path / "arguments").read_text().splitlines()[-len(installed) :] == installed
     assert (tmp_path / "given").read_text() == "example resources/pbmc68k_reduced.h5ad\n"
 
 
@@ -167,14 +118,9 @@ def test_makefile_takes_the_python_versions_of_the_project():
 def test_checks_elsewhere_call_targets_of_the_makefile():
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split()
     workflows = list((ROOT / ".github/workflows").iterdir())
-    files = [
-        *workflows,
-        ROOT / ".ci/run",
-        ROOT / ".ci/nightly",
-        ROOT / ".readthedocs.yaml",
-        ROOT / ".pre-commit-config.yaml",
-    ]
-    called = {name for file in files for name in re.findall(r"\bmake (?:--\S+ )*([a-z-]+)", file.read_text())}
+    others = [ROOT / name for name in (".ci/run", ".ci/nightly", ".readthedocs.yaml", ".pre-commit-config.yaml")]
+    texts = [file.read_text() for file in (*workflows, *others)]
+    called = {name for text in texts for name in re.findall(r"\bmake (?:--\S+ )*([a-z-]+)", text)}
     [push] = [read(file) for file in workflows if file.stem == "push"]
     called |= set(push["jobs"]["check"]["strategy"]["matrix"]["target"])
     assert {"lint", "docs", "test-slow", "test-nightly", "test-oldest", "build"} <= called <= set(targets)
@@ -188,9 +134,7 @@ def test_a_release_is_published_after_the_checks_of_a_push():
         before.append(jobs[before[-1]]["needs"])
     assert "./.github/workflows/push.yml" in [jobs[name].get("uses") for name in before]
     assert "workflow_call" in workflows["push"][True]  # YAML's word for `on`
-    steps = [
-        step for workflow in workflows.values() for job in workflow["jobs"].values() for step in job.get("steps", ())
-    ]
-    actions = [step["uses"] for step in steps if "uses" in step]
+    every_job = [job for workflow in workflows.values() for job in workflow["jobs"].values()]
+    actions = [step["uses"] for job in every_job for step in job.get("steps", ()) if "uses" in step]
     assert len(actions) > 5
     assert [action for action in actions if not re.search(r"@v\d[\d.]*$", action)] == []
