@@ -360,7 +360,13 @@ class BranchedDiffusion:
 
     @computing
     def predict_modality(
-        self, adata: AnnData, modality: str = "prot", *, n_samples: int = 200, keys: InputKeys = DEFAULT_KEYS, seed: int = 0
+        self,
+        adata: AnnData,
+        modality: str = "prot",
+        *,
+        n_samples: int = 200,
+        keys: InputKeys = DEFAULT_KEYS,
+        seed: int = 0,
     ) -> AnnData:
         """Predict distributions of proteins or peaks from the RNA of cells.
 

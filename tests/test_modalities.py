@@ -255,10 +255,10 @@ def with_umis(cells: AnnData) -> AnnData:
 def in_forms(parts: dict[str, AnnData]) -> dict[str, object]:
     """RNA with counts in the layer ``umi`` and proteins, in each form that users have."""
     rna, prot = with_umis(parts["rna"]), parts["prot"]
-    in_obsm = rna.copy()
-    in_obsm.obsm["protein_expression"] = prot.to_df()
     by_type = with_umis(AnnData(sp.hstack([rna.layers["umi"], prot.X], format="csr"), obs=rna.obs))
     by_type.var["feature_types"] = ["Gene Expression"] * rna.n_vars + ["Antibody Capture"] * N_PROTEINS
+    in_obsm = rna.copy()
+    in_obsm.obsm["protein_expression"] = prot.to_df()
     return {
         "MuData": SimpleNamespace(mod={"rna": rna, "prot": with_umis(prot)}, obs=rna.obs[[]]),
         "counts of proteins in X": SimpleNamespace(mod={"rna": rna, "prot": prot}, obs=rna.obs[[]]),
@@ -282,8 +282,6 @@ def test_counts_in_a_layer_of_each_modality_are_found_for_a_model(multi_model, p
     known = parts["rna"].obs["bulk_labels"].isin(multi_model.cell_types).to_numpy()
     mod = {name: with_umis(part[known]) for name, part in parts.items()}
     cells = SimpleNamespace(mod=mod, obs=mod["rna"].obs[[]])
-    with pytest.raises(InputError, match="there is no layer 'umis'"):
-        BranchedDiffusion(joined(), settings=Settings(prepare=PrepareSettings(counts="umis")))
     found = multi_model.get_latent_representation(cells, keys=InputKeys(counts="umi"))
     assert (found == multi_model.get_latent_representation(joined()[known])).all()
 
@@ -296,34 +294,13 @@ def test_cells_that_not_all_modalities_have_need_intersect(parts):
     assert (shared.X[:, -N_PROTEINS:] != parts["prot"].X[10:]).nnz == 0
 
 
-def test_cells_of_a_modality_with_one_name_are_rejected(parts):
-    twice = parts["prot"].copy()
-    twice.obs_names = ["cell"] * twice.n_obs
-    with pytest.raises(InputError, match="modality prot: cell name cell occurs more than once"):
-        from_mudata({"rna": parts["rna"], "prot": twice}, pd.DataFrame())
-
-
-def clr(cells: AnnData) -> AnnData:
-    logs = np.log1p(cells.X.toarray())
-    return AnnData(logs - logs.mean(axis=1, keepdims=True), cells.obs, cells.var)
-
-
-def empty_protein(cells: AnnData) -> AnnData:
-    counts = cells.X.toarray()
-    counts[:, 0] = 0
-    return AnnData(sp.csr_matrix(counts), cells.obs, cells.var)
-
-
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (clr, "modality prot: no raw counts: X has .* negative"),
-        (lambda cells: AnnData(np.log1p(cells.X), cells.obs, cells.var), "modality prot: no raw counts: .* not whole"),
-        (empty_protein, "1 protein without counts, CD3; leave"),
-        (
-            lambda cells: AnnData(cells.X, cells.obs.set_axis([f"x{i}" for i in range(700)]), cells.var),
-            "share no cells",
-        ),
+        (lambda cells: AnnData(np.log1p(cells.X), cells.obs, cells.var), "modality prot: no raw counts"),
+        (lambda cells: AnnData(cells.X @ np.diag([0, 1, 1, 1, 1, 1]), cells.obs, cells.var), "without counts, CD3"),
+        (lambda cells: AnnData(cells.X, cells.obs.set_axis([f"x{i}" for i in range(700)])), "share no cells"),
+        (lambda cells: AnnData(cells.X, cells.obs.set_axis(["cell"] * 700)), "modality prot: cell name cell"),
     ],
 )
 def test_what_cannot_be_used_is_rejected(parts, change, fault):
@@ -390,18 +367,17 @@ def test_genes_are_chosen_among_genes_and_peaks_by_cells(parts):
 
 
 def test_paired_modalities_are_generated_with_their_means(multi_model, parts):
-    new = generated_cells(multi_model)
+    new = generated(multi_model.model, 60)
     types = new.obs["cell_type"].astype(str).to_numpy()
     real_types = parts["rna"].obs["bulk_labels"].astype(str).to_numpy()
-    modality = modalities_of(new.var)[1]
     chosen = [name for name in np.unique(types) if (real_types == name).sum() >= 30]
-    real = np.array([parts["prot"].X[real_types == name].mean(axis=0).A1 for name in chosen])
-    found = np.array([new.X[types == name][:, modality.features].mean(axis=0).A1 for name in chosen])
+    real = [parts["prot"].X[real_types == name].mean(axis=0).A1 for name in chosen]
+    found = [new.X[types == name][:, modalities_of(new.var)[1].features].mean(axis=0).A1 for name in chosen]
     assert np.corrcoef(np.log1p(real).ravel(), np.log1p(found).ravel())[0, 1] > 0.9
 
 
-def generated_cells(model: BranchedDiffusion) -> AnnData:
-    return generate_cells(model.model, request_cells(model.model, 60), GenerationSettings(), seed=1)
+def generated(model: BranchedModel, request: int | dict[str, int]) -> AnnData:
+    return generate_cells(model, request_cells(model, request), GenerationSettings(), seed=1)
 
 
 def test_mapped_counts_have_the_other_quantiles_in_the_same_order():
@@ -426,7 +402,7 @@ def test_levels_disclose_no_single_cell():
 
 def generated_proteins(model: BranchedModel, name: str, cells: AnnData) -> np.ndarray:
     """Proteins of generated cells of a population."""
-    new = generate_cells(model, request_cells(model, {model.cell_type_of[name]: 600}), GenerationSettings(), seed=1)
+    new = generated(model, {model.cell_type_of[name]: 600})
     of_population = (new.obs["sub_population"] == name).to_numpy()
     return new.X[of_population][:, model.autoencoder.proteins].toarray()
 
@@ -446,17 +422,13 @@ def test_proteins_have_the_levels_of_training_cells(multi_model, proteins):
     real = np.where(rng.random((400, N_PROTEINS)) < 0.3, rng.poisson(20, (400, N_PROTEINS)), rng.poisson(900))
     levels = model.autoencoder.levels | {name: quantiles(real, rng, n_cells=400)}
     decoded = {name: of.quantiles for name, of in model.levels.items()}
-    before, after = (
-        np.log1p(
-            proteins(replace(model, autoencoder=replace(model.autoencoder, levels=of)), name, multi_model.prepared)
-        )
-        for of in (decoded, levels)
-    )
-    far, near = (
-        [wasserstein_distance(*both) for both in zip(np.log1p(real).T, found.T, strict=True)]
-        for found in (before, after)
-    )
-    assert max(near) < 0.3 < min(far)
+
+    def distances(levels: dict) -> list[float]:
+        changed = replace(model, autoencoder=replace(model.autoencoder, levels=levels))
+        found = proteins(changed, name, multi_model.prepared)
+        return [wasserstein_distance(*both) for both in zip(np.log1p(real).T, np.log1p(found).T, strict=True)]
+
+    assert max(distances(levels)) < 0.3 < min(distances(decoded))
 
 
 @pytest.mark.parametrize(("data", "n_cells"), [("multi_model", 10), ("small_model", 40)])
@@ -689,42 +661,23 @@ def test_a_new_type_has_all_modalities(multi_model, parts):
     cells.obs["bulk_labels"] = np.where(chosen, "new", cells.obs["bulk_labels"].astype(str))
     cells.var.index = cells.var.index.str.replace("prot:", "ADT:")
     cells.var["modality"] = cells.var["modality"].cat.rename_categories({"prot": "ADT"})  # whatever its name
-    model = replace_model(multi_model).extend(cells)
-    new = generated_in_blocks(model, {"new": 200})
+    model = copy(multi_model)
+    model.interpretation = None
+    new = generated(model.extend(cells).model, {"new": 200})
+    both = (joined()[chosen, new.var_names], new)
     for modality in modalities_of(new.var):
-        real, found = (of.X[:, modality.features].mean(axis=0).A1 for of in (joined_as(new)[chosen], new))
+        real, found = (of.X[:, modality.features].mean(axis=0).A1 for of in both)
         assert np.corrcoef(np.log1p(real), np.log1p(found))[0, 1] > 0.9
     proteins = modalities_of(new.var)[1].features
-    spread = [np.log1p(of.X[:, proteins].toarray()).std(axis=0) for of in (joined_as(new)[chosen], new)]
+    spread = [np.log1p(of.X[:, proteins].toarray()).std(axis=0) for of in both]
     assert np.abs(spread[0] - spread[1]).max() < 0.15  # by the levels of its cells
-
-
-def replace_model(model: BranchedDiffusion) -> BranchedDiffusion:
-    """Copy of a model that may be extended."""
-    copied = copy(model)
-    copied.interpretation = None
-    return copied
-
-
-def joined_as(cells: AnnData) -> AnnData:
-    """The real cells with the features of others."""
-    return joined()[:, cells.var_names]
-
-
-def generated_in_blocks(model: BranchedDiffusion, request: dict[str, int]) -> AnnData:
-    return generate_cells(model.model, request_cells(model.model, request), GenerationSettings(), seed=1)
 
 
 PLANTED = {
     "samples": {"donors": 2, "conditions": ["control", "stimulated"], "cells": {"CD19+ B": 400}},
     "changes": [
         {"name": "protein", "condition": "stimulated", "genes": ["prot:CD3"], "log2_fold_change": 2},
-        {
-            "name": "peaks",
-            "condition": "stimulated",
-            "genes": {"n": 30, "modality": "atac"},
-            "log2_fold_change": 1,
-        },
+        {"name": "peaks", "condition": "stimulated", "genes": {"n": 30, "modality": "atac"}, "log2_fold_change": 1},
     ],
 }
 
@@ -772,11 +725,10 @@ def test_power_is_of_rna(multi_model):
 
 
 def test_transmuted_cells_are_evaluated_by_modality(multi_model):
-    cells = joined()
-    chosen = cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()]
-    found = transmuted_cells(
-        multi_model.model, select_sources(chosen, multi_model.model, "Dendritic"), SamplerSettings(), seed=0
-    ).in_memory()
+    cells, model = joined(), multi_model.model
+    sources = select_sources(cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()], model, "Dendritic")
+    found = transmuted_cells(model, sources, SamplerSettings(), seed=0).in_memory()
+    assert block_sizes(found.var) == block_sizes(multi_model.prepared.var)
     evaluation = multi_model.evaluate_transmuted(cells, found)
     table = evaluation.modalities["energy"].unstack("set")
     assert list(table.index.unique("modality")) == ["rna", "prot", "atac"]
@@ -808,7 +760,7 @@ def test_models_with_donors_and_covariates_have_all_modalities(tiny_settings):
     cells.obs["time"] = np.linspace(0, 1, cells.n_obs)
     keys = {"label_key": "bulk_labels", "donor_key": "donor", "covariate_key": "time"}
     model = BranchedDiffusion(cells, settings=tiny_settings, **keys).fit()
-    new = generated_in_blocks(model, {"CD19+ B": 5})
+    new = generated(model.model, {"CD19+ B": 5})
     assert block_sizes(new.var)[1:] == (N_PROTEINS, N_PEAKS)
     assert new.obs["time"].between(0, 1).all()
     experiment = simulate_cells(model.model, read_design({"samples": {"donors": 2, "cells": 20}}))
@@ -869,17 +821,6 @@ def test_predicted_cells_are_evaluated_by_rna_alone():
     cells = in_two_conditions(joined())
     before, after = (cells[(cells.obs["condition"] == name).to_numpy()] for name in ("ctrl", "stim"))
     settings = PredictedEvaluationSettings(n_repeats=1, n_top_genes=20)
-    sets = (before, after, before)
-    rna = [of_modality(of, modalities_of(of.var)[0]) for of in sets]
-    pd.testing.assert_frame_equal(
-        tl.evaluate_predicted(*sets, settings).scores, tl.evaluate_predicted(*rna, settings).scores
-    )
-
-
-def test_transmuted_cells_have_all_modalities(multi_model):
-    cells = joined()
-    chosen = cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()]
-    sources = select_sources(chosen, multi_model.model, "CD56+ NK")
-    found = transmuted_cells(multi_model.model, sources, SamplerSettings(), seed=0).in_memory()
-    assert block_sizes(found.var) == block_sizes(multi_model.prepared.var)
-    assert found.n_obs == chosen.n_obs
+    rna = [of_modality(of, modalities_of(of.var)[0]) for of in (before, after, before)]
+    found, expected = (tl.evaluate_predicted(*of, settings).scores for of in ((before, after, before), rna))
+    pd.testing.assert_frame_equal(found, expected)
