@@ -239,8 +239,7 @@ def extend(
 
     loaded = load_model(model)
     adata = cells_for(cells, loaded, keys, on_disk=False)
-    options: dict[str, Any] = {"keys": keys, "missing_as_zero": missing_as_zero}
-    new = select_new_cells(adata, loaded, cell_types=cell_type, seed=seed, **options)
+    new = select_new_cells(adata, loaded, cell_types=cell_type, keys=keys, missing_as_zero=missing_as_zero, seed=seed)
     prepared = join_known_cells(new, loaded, known and read_prepared(known))
     steps = extend(
         loaded,
