@@ -135,10 +135,10 @@ def without_prior(cells: LatentCells, whitening: Whitening) -> Tensor:
 def sampling_variance(cells: LatentCells, whitening: Whitening) -> Tensor:
     """Estimate the sampling variance of population means in whitened space, summed over dimensions.
 
-    Let v be the posterior variance of a cell. The prior has unit variance, so a posterior mean is v x prior mean +
-    (1 - v) x estimate from counts alone. Since the prior mean is fitted to the same cells, the population mean is the
-    mean of the estimates from counts, which deviate 1 / (1 - v) times as much as posterior means. The variance of n
-    cells has n - 1 degrees of freedom, plus one from the variance pooled over populations, for populations of one cell.
+    The prior has unit variance. With posterior variance v, a posterior mean is v x prior mean + (1 - v) x estimate from
+    counts alone. The prior mean is fitted to the same cells, so the population mean is the mean of these estimates.
+    They deviate 1 / (1 - v) times as much as posterior means. The variance of n cells has n - 1 degrees of freedom,
+    plus one from the variance pooled over populations, for populations of one cell.
     """
     n_populations, n_cells = len(cells.populations), cells.n_cells.double()
     squares = (without_prior(cells, whitening) ** 2).sum(dim=1).double()
@@ -259,39 +259,17 @@ class Mixture:
 
 
 def project_to_axes(x: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
-    """Project x to the principal axes of each component.
+    """Return the coordinates of x along the principal axes of each component, relative to its mean.
 
-    Parameters
-    ----------
-    x
-        Cells x dimensions.
-    mean
-        Components x dimensions.
-    axes
-        Axes in columns, components x dimensions x dimensions.
-
-    Returns
-    -------
-    Coordinates relative to the mean of the component, components x cells x dimensions.
+    x is cells x dimensions, ``axes`` are in columns; the result is components x cells x dimensions.
     """
     return (x - mean[:, None]) @ axes
 
 
 def log_densities(along: Tensor, variance: Tensor, log_weight: Tensor) -> Tensor:
-    """Compute log(weight x density) of normals up to a constant.
+    """Compute log(weight x density) of normals up to a constant, components x cells.
 
-    Parameters
-    ----------
-    along
-        Coordinates from :func:`project_to_axes`, components x cells x dimensions.
-    variance
-        Variances along the axes, components x dimensions.
-    log_weight
-        Log weight of each component.
-
-    Returns
-    -------
-    Log densities, components x cells.
+    ``along`` are coordinates from :func:`project_to_axes`; ``variance`` is along the axes, components x dimensions.
     """
     squares = (along**2 / variance[:, None]).sum(dim=-1)
     return (log_weight - variance.log().sum(dim=-1) / 2)[:, None] - squares / 2
@@ -303,24 +281,8 @@ def denoised_by_mixture(
     """Denoise cells by the Wiener filter of each component, weighted by responsibility.
 
     Computes ``sum_k r_k(x) (m_k + C_k (C_k + noise)**-1 (x - m_k))``, where r_k is the responsibility of
-    ``N(m_k, C_k + noise)``.
-
-    Parameters
-    ----------
-    x
-        Noised cells, cells x dimensions.
-    log_weight
-        Log weight of each component.
-    mean
-        Means m_k, components x dimensions.
-    axes, variance
-        Principal axes of C_k (in columns), components x dimensions x dimensions, and the variances along them.
-    noise
-        Variance of the noise.
-
-    Returns
-    -------
-    Expected clean cells, cells x dimensions.
+    ``N(m_k, C_k + noise)``. The covariance C_k has principal ``axes`` (in columns) with ``variance`` along them;
+    ``noise`` is a variance.
     """
     along = project_to_axes(x, mean, axes)
     noised = variance + noise

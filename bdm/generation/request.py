@@ -93,8 +93,28 @@ def request_cells(
 ) -> Request:
     """Complete a request with populations and batches, as in training cells.
 
-    With ``at``, cells have these covariates, and populations have their shares at them. With ``snapshot``, ``cells`` is
-    the total number at this time, see :func:`request_between`.
+    Parameters
+    ----------
+    model
+        Fitted model.
+    cells
+        Number of cells of each type; numbers by type or population; or a table with the columns ``cell_type`` and
+        ``n_cells``, and optionally ``batch`` and covariates.
+    at
+        Covariates of the cells; populations have their shares at them.
+    extrapolate
+        Allow covariates outside the range of a type's training cells.
+    snapshot
+        Time between snapshots; ``cells`` is then the total number, see :func:`request_between`.
+
+    Returns
+    -------
+    Request with a row for each population, batch and value of covariates, in the order of the model.
+
+    Raises
+    ------
+    InputError
+        If a type, batch, covariate, number or column is invalid, or no cells are left.
     """
     if snapshot is not None:
         if isinstance(cells, bool) or not isinstance(cells, int | np.integer):

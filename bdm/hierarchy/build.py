@@ -170,6 +170,11 @@ def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySe
     Returns
     -------
     Noise level in whitened units, the shape of ``distance``; 0 for types that overlap more than the threshold.
+
+    Raises
+    ------
+    InputError
+        If ``threshold`` is outside (0.5, 1).
     """
     HierarchySettings.check(threshold=threshold)
     variance = np.asarray(distance) ** 2 / (2 * ndtri(threshold) ** 2) - 1
@@ -221,16 +226,8 @@ def attachment_point(
     """Find where a new cell type leaves a hierarchy.
 
     Descends from the root to the nearest child while the new type separates from that child at a lower noise level than
-    the children from each other. Cell types stay clades, so the search ends at them.
-
-    Parameters
-    ----------
-    hierarchy
-        Hierarchy without the new type.
-    squared_distance
-        Squared distance of the new type to each population, corrected for sampling variance; may be negative.
-    lowest
-        Noise level at which the populations of the new type separate.
+    the children from each other. Cell types stay clades, so the search ends at them. Squared distances to populations
+    are corrected for sampling variance, and may be negative. The populations of the new type separate at ``lowest``.
     """
 
     def square(name: str) -> float:
@@ -263,21 +260,8 @@ def with_new_type(
 ) -> Hierarchy:
     """Add a cell type by splitting the branch that it leaves.
 
-    The upper part becomes a new node that keeps the branch's row in the prior, so the cells of other types stay the
-    same.
-
-    Parameters
-    ----------
-    hierarchy
-        Hierarchy to extend.
-    tree
-        Branches of the new type: a leaf, or a clade of populations.
-    attachment
-        Branch and noise level to split.
-    row
-        Row of the first added branch in the prior.
-    support
-        Support of the new node.
+    The upper part becomes a new node, with ``support``, that keeps the branch's row in the prior, so the cells of other
+    types stay the same. ``tree`` has the branches of the new type; ``row`` is the row of its first branch in the prior.
     """
     if duplicate := next((branch.name for branch in tree.branches if branch.name in hierarchy.by_name), None):
         raise InputError(f"The hierarchy has a branch {duplicate!r} already; give the new type another name.")

@@ -185,11 +185,31 @@ class Hierarchy:
         return tuple(self._populations_by_type)
 
     def populations_of(self, cell_type: str) -> tuple[str, ...]:
-        """Return the populations of a cell type, in order."""
+        """Return the populations of a cell type.
+
+        Parameters
+        ----------
+        cell_type
+            Name of a cell type.
+
+        Returns
+        -------
+        Names of the populations, in the order of the tree.
+        """
         return self._populations_by_type[cell_type]
 
     def types_below(self, name: str) -> tuple[str, ...]:
-        """Return the cell types below a branch, in order."""
+        """Return the cell types below a branch.
+
+        Parameters
+        ----------
+        name
+            Name of a branch.
+
+        Returns
+        -------
+        Names of the cell types, in the order of the tree.
+        """
         return tuple(dict.fromkeys(self.by_name[leaf].cell_type or leaf for leaf in self.leaves(name)))
 
     @cached_property
@@ -206,11 +226,31 @@ class Hierarchy:
         return bool(self.children[self.root.name]) and self.root.level == self.sigma_max
 
     def shape(self, name: str) -> Clade:
-        """Return the shape below a branch, with the names of branches."""
+        """Return the shape of the tree below a branch.
+
+        Parameters
+        ----------
+        name
+            Name of a branch.
+
+        Returns
+        -------
+        Clade with the names of branches.
+        """
         return Clade(name, tuple(self.shape(child) for child in self.children[name]))
 
     def leaves(self, name: str) -> Iterator[str]:
-        """Yield the populations below a branch, in order; a leaf yields itself."""
+        """Yield the populations below a branch.
+
+        Parameters
+        ----------
+        name
+            Name of a branch.
+
+        Returns
+        -------
+        Names of the populations, in the order of the tree; a leaf yields itself.
+        """
         waiting = [name]
         while waiting:
             name = waiting.pop()
@@ -219,13 +259,33 @@ class Hierarchy:
                 yield name
 
     def segment(self, name: str) -> Segment:
-        """Return the interval of noise levels of a branch."""
+        """Return the interval of noise levels of a branch.
+
+        Parameters
+        ----------
+        name
+            Name of a branch.
+
+        Returns
+        -------
+        Segment from the parent's level, or ``sigma_max``, down to the branch's own.
+        """
         branch = self.by_name[name]
         high = self.sigma_max if branch.parent is None else self.by_name[branch.parent].level
         return Segment(name, self.rows[name], high, branch.level)
 
     def lineage(self, name: str) -> Iterator[Branch]:
-        """Yield a branch and its ancestors, up to the root."""
+        """Yield a branch and its ancestors.
+
+        Parameters
+        ----------
+        name
+            Name of a branch.
+
+        Returns
+        -------
+        Branches from ``name`` up to the root.
+        """
         step: str | None = name
         while step is not None:
             yield self.by_name[step]
@@ -241,6 +301,15 @@ class Hierarchy:
 
         Adjacent segments with the same row are joined and segments of length 0 dropped, so adding cell types does not
         change the paths of others.
+
+        Parameters
+        ----------
+        name
+            Name of a branch.
+
+        Returns
+        -------
+        Segments from the root down.
         """
         segments: list[Segment] = []
         for branch in self.lineage(name):
@@ -252,19 +321,51 @@ class Hierarchy:
         return tuple(segment for segment in reversed(segments) if segment.high > segment.low)
 
     def common_ancestor(self, first: str, second: str) -> Branch:
-        """Find the lowest common ancestor of two branches or cell types."""
+        """Find the lowest common ancestor of two branches.
+
+        Parameters
+        ----------
+        first, second
+            Names of branches or cell types.
+
+        Returns
+        -------
+        Lowest branch above both; a branch is above itself.
+        """
         names = {branch.name for branch in self.lineage(self.find_branch(first).name)}
         return next(branch for branch in self.lineage(self.find_branch(second).name) if branch.name in names)
 
     def find_branch(self, name: str) -> Branch:
-        """Find a branch by name, or the lowest branch above a cell type."""
+        """Find a branch by name.
+
+        Parameters
+        ----------
+        name
+            Name of a branch or cell type.
+
+        Returns
+        -------
+        Branch of this name, or the lowest branch above all populations of the cell type.
+        """
         if name in self.by_name:
             return self.by_name[name]
         first, *rest = self.populations_of(name)
         return reduce(lambda branch, leaf: self.common_ancestor(branch.name, leaf), rest, self.by_name[first])
 
     def path_below(self, ancestor: Branch, population: str) -> tuple[Segment, ...]:
-        """Return the path of a population below the level of an ancestor."""
+        """Return the path of a population below an ancestor.
+
+        Parameters
+        ----------
+        ancestor
+            Branch above the population.
+        population
+            Name of a leaf.
+
+        Returns
+        -------
+        Segments from the level of the ancestor down.
+        """
         clipped = (replace(segment, high=min(segment.high, ancestor.level)) for segment in self.path(population))
         return tuple(segment for segment in clipped if segment.high > segment.low)
 

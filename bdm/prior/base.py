@@ -214,6 +214,10 @@ class LatentPrior(ABC):
             Moments of the added populations.
         state
             Result of :meth:`fit_added`.
+
+        Returns
+        -------
+        Prior with the branches of ``hierarchy``.
         """
 
     def fit_added(self, data: PriorData, neighbour: str, settings: TrainSettings, *, seed: int) -> dict[str, Tensor]:
@@ -238,10 +242,30 @@ class LatentPrior(ABC):
 
     @abstractmethod
     def sampler(self, settings: SamplerSettings = SamplerSettings()) -> Sampler:
-        """Return a sampler with these settings."""
+        """Return a sampler.
+
+        Parameters
+        ----------
+        settings
+            Number of noise levels, for samplers with a solver.
+
+        Returns
+        -------
+        Sampler of whitened cells.
+        """
 
     def to(self, device: torch.device | str) -> Self:
-        """Return a copy on a device; by default, the prior stays on the CPU."""
+        """Move the prior to a device; by default, it stays on the CPU.
+
+        Parameters
+        ----------
+        device
+            Device of torch, such as ``cuda``.
+
+        Returns
+        -------
+        Copy on the device.
+        """
         return self
 
     @property

@@ -77,8 +77,8 @@ class BranchPopulations:
         ``sigma`` and ``branch`` are of each cell or of all (length 1).
         """
         itself = torch.arange(len(self.below), device=branch.device) == branch[:, None]
-        within = (self.lower <= sigma[:, None]) & ((sigma[:, None] < self.upper) | itself)
-        return self.below[branch] & within
+        active = (self.lower <= sigma[:, None]) & ((sigma[:, None] < self.upper) | itself)
+        return self.below[branch] & active
 
     def mixture(self, branch: int, sigma: float) -> Mixture:
         """Return the clean mixture of a branch with its components at a noise level."""
