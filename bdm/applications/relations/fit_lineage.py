@@ -59,8 +59,8 @@ def lineage(
     Raises
     ------
     InputError
-        If a column is missing or invalid, a name has no node, times contradict the tree, counts are not raw, fewer than
-        three points have enough cells, or both or neither of ``tree`` and ``settings.lineage_key`` are given.
+        If a column is missing or invalid, a name has no node, times contradict the tree, or counts are not raw. Also if
+        fewer than three points have enough cells, or not exactly one of ``tree`` and ``settings.lineage_key`` is given.
     """
     own_tree = None if tree is None else read_lineage_tree(tree)
     chosen, lineage_tree = cells_on_tree(rna_in(adata, counts=settings.counts), settings, own_tree)
@@ -101,7 +101,7 @@ def cells_on_tree(adata: AnnData, settings: LineageSettings, tree: LineageTree |
 
 
 def measure(cells: LineageCells, tree: LineageTree, settings: LineageSettings) -> Lineage:
-    """Measure log shares of genes by node and time bin; the Gaussian process is not fitted.
+    """Measure log shares of genes by node and time bin, without a fit.
 
     Raises
     ------

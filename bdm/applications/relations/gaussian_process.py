@@ -1,6 +1,7 @@
-"""Gaussian process of gene values over cell types, or nodes and times of a lineage ("places").
+"""Gaussian process of gene values over places.
 
-The value of a gene at place t, such as its log fold change in a cell type, is normal with the moments
+Places are cell types, or nodes and times of a lineage. The value of a gene at place t, such as its log fold change in
+a cell type, is normal with the moments
 
     mean(t) = slope x_t
     cov(t, u) = 1 + level**2 x_t x_u + strength**2 (shared K(t, u) + (1 - shared) [t = u]),

@@ -31,7 +31,7 @@ class LineageCells:
         return LineageCells(self.cells[rows], self.node[rows], self.time[rows], self.bin[rows], self.edges)
 
     def groups(self, nodes: np.ndarray, bins: np.ndarray) -> np.ndarray:
-        """Return the index of each cell's node and bin in pairs of nodes and bins; -1 if it is absent."""
+        """Return the index of each cell's pair of node and bin; -1 if absent."""
         pairs = pd.MultiIndex.from_arrays([nodes, bins])
         return np.asarray(pairs.get_indexer(list(zip(self.node, self.bin, strict=True))))
 

@@ -91,7 +91,7 @@ class LineageTree:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Index of each node by its name, also with spaces; the first if several are equal."""
+        """Index of each node by its name, with underscores or spaces."""
         exact = {node: number for number, node in enumerate(self.nodes)}
         return {in_words(node): number for node, number in reversed(exact.items())} | exact
 

@@ -114,7 +114,10 @@ class CellsToChange:
         return profiles
 
     def part(self, cell_type: str) -> float:
-        """Return the share of :attr:`genes` in control counts of a type; without a profile, the mean over types."""
+        """Return the share of :attr:`genes` in control counts of a type.
+
+        Without a profile, it is the mean over types.
+        """
         responses = self.responses
         share = np.exp(responses.profile[responses.has_profile].astype(float)) - PSEUDO
         part = 1 - np.delete(share, self.genes, axis=1).sum(axis=1) / share.sum(axis=1)

@@ -174,7 +174,7 @@ def with_shares(
 def assemble_cells(
     pieces: list[tuple[np.ndarray, sparse.csr_matrix]], obs: pd.DataFrame, var: pd.DataFrame, **record: Any
 ) -> AnnData:
-    """Assemble synthetic cells from counts with their rows in ``obs``, and record their origin."""
+    """Assemble synthetic cells from counts by rows of ``obs``, and record their origin."""
     rows, counts = zip(*pieces, strict=True)
     stacked = sparse.csr_matrix(sparse.vstack(counts, format="csr")[np.argsort(np.concatenate(rows))])
     obs = writable(obs.assign(synthetic=True))

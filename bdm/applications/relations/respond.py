@@ -101,7 +101,7 @@ def errors_of(
 
 
 def measure(adata: AnnData, settings: ResponseSettings) -> Responses:
-    """Measure responses of cell types to conditions; Gaussian processes are not fitted.
+    """Measure responses of cell types to conditions, without a fit.
 
     Raises
     ------
