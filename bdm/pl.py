@@ -30,13 +30,13 @@ from bdm.applications.relations.responses import Responses
 from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
 from bdm.evaluation.evaluate import Evaluation
 from bdm.interpretation.interpretation import Interpretation
-from bdm.plotting.ancestral_states import ancestral_states, markers
 from bdm.plotting.branches import agreement, branch_genes, commitment
-from bdm.plotting.evaluation import genes, scores, scores_by_type, umap
+from bdm.plotting.dot_plots import ancestral_states, markers
+from bdm.plotting.evaluation import covariates, genes, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power, transmutation, transmutation_genes
-from bdm.plotting.responses import covariates, lineage, response, response_errors
+from bdm.plotting.hierarchy_figure import hierarchy
+from bdm.plotting.responses_and_lineages import lineage, response, response_errors
 from bdm.plotting.style import save_figure
-from bdm.plotting.tree import hierarchy
 
 __all__ = [
     "agreement",

@@ -12,8 +12,8 @@ from matplotlib.patches import Ellipse
 
 import bdm
 from bdm.data.prepare import read_prepared
+from bdm.plotting.hierarchy_figure import view_of
 from bdm.plotting.style import DPI, TYPE_COLOURS
-from bdm.plotting.tree import view_of
 
 RESULTS, FIGURES = Path("results/pbmc68k"), Path(__file__).parent / "figures"
 N_GENES = 60  # in the matrices of counts

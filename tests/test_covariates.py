@@ -551,7 +551,7 @@ def test_cells_of_a_model_without_the_covariate_are_far_in_bins(model, evaluatio
 @pytest.mark.slow
 def test_figure_has_real_and_generated_cells_along_the_covariate(evaluation, tmp_path):
     from bdm.pl import write_result
-    from bdm.plotting.responses import covariates
+    from bdm.plotting.evaluation import covariates
 
     axes = covariates(evaluation, show=False)
     assert [axis.get_title() for axis in axes] == list(evaluation.along["gene"].unique()[:6])

@@ -13,9 +13,9 @@ from bdm._core.seeds import numpy_generator
 from bdm.cli import app
 from bdm.hierarchy.files import save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy
+from bdm.plotting.hierarchy_figure import hierarchy as plot_hierarchy
+from bdm.plotting.hierarchy_figure import placed_labels, view_of
 from bdm.plotting.style import ADDED, save_figure
-from bdm.plotting.tree import hierarchy as plot_hierarchy
-from bdm.plotting.tree import placed_labels, view_of
 
 
 def caterpillar(n_types: int) -> Hierarchy:

@@ -12,8 +12,8 @@ from test_hierarchy_figure import divided
 
 from bdm.hierarchy.files import branch_table
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.plotting.tree import view_of
-from bdm.plotting.tree_page import tree_page
+from bdm.plotting.hierarchy_figure import view_of
+from bdm.plotting.hierarchy_page import tree_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = [

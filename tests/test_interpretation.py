@@ -76,8 +76,8 @@ from bdm.model.match import fitted_cells
 from bdm.model.model import log_expression, observation_model, type_specific_genes
 from bdm.pl import FIGURES
 from bdm.plotting.branches import Panel, children_label, draw_panel, node_panels
+from bdm.plotting.hierarchy_figure import draw_hierarchy, view_of
 from bdm.plotting.style import clade_label, figure_of
-from bdm.plotting.tree import draw_hierarchy, view_of
 from bdm.prior.sampler import HierarchicalSampler
 from bdm.settings import InterpretationSettings
 
@@ -215,7 +215,8 @@ def test_standard_error_is_how_fold_changes_vary_between_samples():
     contrast = Contrast("root", 3.0, "a", ("a", "b"), ("c",))
     changes = []
     for seed in range(300):
-        changes.append(Log2FoldChange.of(real_expression(cells_of({"a": 8, "b": 16, "c": 12}, seed=seed)), contrast))
+        expression = real_expression(cells_of({"a": 8, "b": 16, "c": 12}, seed=seed))
+        changes.append(Log2FoldChange.from_expression(expression, contrast))
     spread = np.std([change.log2 for change in changes], axis=0)
     expected = np.sqrt(np.mean([change.standard_error**2 for change in changes], axis=0))
     np.testing.assert_allclose(expected, spread, rtol=0.2)

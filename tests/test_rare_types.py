@@ -22,8 +22,8 @@ from bdm.hierarchy.clustering import (
 )
 from bdm.hierarchy.files import branch_table
 from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, from_nested
-from bdm.plotting.tree import hierarchy as plot_hierarchy
-from bdm.plotting.tree_page import tree_page
+from bdm.plotting.hierarchy_figure import hierarchy as plot_hierarchy
+from bdm.plotting.hierarchy_page import tree_page
 from bdm.settings import HierarchySettings
 
 N_DIMS = 31

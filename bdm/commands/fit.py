@@ -129,9 +129,9 @@ def hierarchy(
     from bdm.autoencoder.latent import read_latent
     from bdm.hierarchy.files import branch_table, save_hierarchy, to_newick
     from bdm.model.fit_model import fit_hierarchy
+    from bdm.plotting.hierarchy_figure import draw_hierarchy, view_of
+    from bdm.plotting.hierarchy_page import tree_page
     from bdm.plotting.style import save_figure
-    from bdm.plotting.tree import draw_hierarchy, view_of
-    from bdm.plotting.tree_page import tree_page
 
     fitted = fit_hierarchy(read_latent(autoencoder), settings, seed=seed, tree=tree)
     save_hierarchy(out, fitted)
@@ -163,9 +163,9 @@ def plot_tree(
     """
     from bdm.hierarchy.files import load_hierarchy
     from bdm.model.model import load_model
+    from bdm.plotting.hierarchy_figure import draw_hierarchy, view_of
+    from bdm.plotting.hierarchy_page import tree_page
     from bdm.plotting.style import save_figure
-    from bdm.plotting.tree import draw_hierarchy, view_of
-    from bdm.plotting.tree_page import tree_page
 
     hierarchy = load_model(tree).hierarchy if tree.is_dir() else load_hierarchy(tree)
     view: dict[str, Any] = {"root": root, "max_rows": max_rows, "since": since, "sub_populations": sub_populations}

@@ -18,7 +18,7 @@ from bdm.data.cells import (
     TypedCells,
     check_genes,
     check_number,
-    checked,
+    checked_counts,
 )
 from bdm.data.columns import complete_column, name_in
 from bdm.data.counts import count_slots, find_counts
@@ -31,13 +31,13 @@ from bdm.settings import InputKeys
 logger = logging.getLogger(__name__)
 
 MIN_GENES = 10  # detected genes; with fewer, cells may have equal counts by chance
-USUAL = InputKeys()  # columns ``cell_type`` and ``batch``, counts in ``X``
+DEFAULT_KEYS = InputKeys()  # columns ``cell_type`` and ``batch``, counts in ``X``
 
 
 def read_real_cells(
     path: Path,
     test_path: Path | None = None,
-    keys: InputKeys = USUAL,
+    keys: InputKeys = DEFAULT_KEYS,
     *,
     on_disk: bool = False,
     names: GeneNames | None = None,
@@ -71,7 +71,7 @@ def read_real_cells(
     return RealCells(training.in_memory(), test.in_memory(), names)
 
 
-def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_disk: bool = False) -> TypedCells:
+def read_generated(path: Path, real: RealCells, keys: InputKeys = DEFAULT_KEYS, *, on_disk: bool = False) -> TypedCells:
     """Read generated cells, with genes in the order of the real cells.
 
     Default columns and counts are used where ``keys`` are missing.
@@ -123,8 +123,8 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: b
 
 def read_counts(path: Path) -> AnnData:
     """Read the raw counts and ``obs`` of cells written by bdm."""
-    adata, place = open_cells(path, USUAL, by_option=False)
-    return checked(take_cells(adata, np.arange(adata.n_obs)), path, place)
+    adata, place = open_cells(path, DEFAULT_KEYS, by_option=False)
+    return checked_counts(take_cells(adata, np.arange(adata.n_obs)), path, place)
 
 
 def read_column(

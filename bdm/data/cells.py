@@ -83,9 +83,9 @@ class Cells(TypedCells):
     def from_anndata(cls, adata: AnnData, covariates: Sequence[str] = ()) -> Cells:
         """Read counts from ``X``; types and any batches and covariates from ``obs``."""
         counts = sparse.csr_matrix(adata.X, dtype=np.float32)
-        cell_type = adata.obs["cell_type"].to_numpy(dtype=str)
-        values = covariates_in(adata.obs, covariates)
-        return cls(counts, cell_type, read_batch(adata.obs), covariates=values, modalities=other_than_rna(adata.var))
+        cell_type, batch = adata.obs["cell_type"].to_numpy(dtype=str), read_batch(adata.obs)
+        values, modalities = covariates_in(adata.obs, covariates), modalities_if_several(adata.var)
+        return cls(counts, cell_type, batch, covariates=values, modalities=modalities)
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         batch, population = (None if column is None else column[index] for column in (self.batch, self.population))
@@ -136,8 +136,8 @@ class Cells(TypedCells):
         return self.cp10k.log1p()
 
 
-def other_than_rna(var: pd.DataFrame) -> tuple[Modality, ...]:
-    """Return the modalities of the features; empty for RNA alone."""
+def modalities_if_several(var: pd.DataFrame) -> tuple[Modality, ...]:
+    """Return the modalities of the features; none for RNA alone."""
     return tuple(modalities_of(var)) if has_modalities(var) else ()
 
 
@@ -211,10 +211,10 @@ class StoredCells(TypedCells):
         rows, parts = self.rows[index], []
         for start in range(0, max(len(rows), 1), BLOCK):
             block = take_cells(self.adata, rows[start : start + BLOCK])
-            parts.append(sparse.csr_matrix(checked(block, self.path, self.place)[:, self.genes].X))
+            parts.append(sparse.csr_matrix(checked_counts(block, self.path, self.place)[:, self.genes].X))
         batch = None if self.batch is None else self.batch[index]
         counts, covariates = sparse.vstack(parts, format="csr"), select_rows(self.covariates, index)
-        modalities = other_than_rna(self.adata.var.loc[self.genes])
+        modalities = modalities_if_several(self.adata.var.loc[self.genes])
         return Cells(counts, self.cell_type[index], batch, covariates=covariates, modalities=modalities)
 
     def of_modality(self, modality: Modality) -> StoredCells:
@@ -254,7 +254,7 @@ Populations = Callable[[Cells], np.ndarray | None]  # assigns a population to ea
 # ---- checks
 
 
-def checked(adata: AnnData, path: Path | str, place: str = "X") -> AnnData:
+def checked_counts(adata: AnnData, path: Path | str, place: str = "X") -> AnnData:
     """Check that cells have raw counts, and return only counts and ``obs``."""
     if problem := first_fault(adata):
         raise InputError(f"{path} has {problem}; raw counts are needed in {place}.")

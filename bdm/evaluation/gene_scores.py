@@ -1,6 +1,7 @@
 """Comparison of genes between generated and test cells."""
 
 import numpy as np
+from scipy.stats import ks_2samp
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from bdm.data.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells
@@ -48,13 +49,8 @@ def correlations(rows: np.ndarray) -> np.ndarray:
 
 
 def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
-    """Compute the Kolmogorov-Smirnov distance of two samples, in [0, 1].
-
-    Faster than SciPy, which also computes a p-value.
-    """
-    values = np.concatenate([query, test])
-    query_cdf, test_cdf = (np.searchsorted(np.sort(x), values, side="right") / len(x) for x in (query, test))
-    return float(np.abs(query_cdf - test_cdf).max())
+    """Compute the Kolmogorov-Smirnov distance of two samples, in [0, 1]."""
+    return float(ks_2samp(query, test, method="asymp").statistic)  # its exact p-value would take longer
 
 
 def marker_fold_changes(

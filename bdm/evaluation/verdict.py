@@ -64,7 +64,7 @@ class Grade(IntEnum):
     UNKNOWN = 3
 
     @classmethod
-    def of(cls, excess: float, *, same: float, near: float) -> "Grade":
+    def from_excess(cls, excess: float, *, same: float, near: float) -> "Grade":
         """Grade an excess by its two limits."""
         return cls.DIFFERS if excess > near else cls.NEAR if excess > same else cls.SAME
 
@@ -153,7 +153,7 @@ def verdict(scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells:
             chance = chance_of(name, scores, floor, n_cells=n_cells).largest(LIMITS.level)
             same, near = max(limit.same, chance), max(limit.near, chance)
             excess = limit.excess(value, floor_value)
-            grade = Grade.of(excess, same=same, near=near) if n_cells >= LIMITS.min_cells else Grade.UNKNOWN
+            grade = Grade.from_excess(excess, same=same, near=near) if n_cells >= LIMITS.min_cells else Grade.UNKNOWN
             findings.append(Finding(name, value, floor_value, excess, same, near, grade))
     return Verdict(tuple(findings), n_cells)
 

@@ -172,12 +172,6 @@ def members_of_types(hierarchy: Hierarchy) -> dict[str, tuple[str, ...]]:
     return {cell_type: hierarchy.populations_of(cell_type) for cell_type in cell_types}
 
 
-def by_members(cells: Cells, members: dict[str, tuple[str, ...]]) -> Cells:
-    """Relabel cells by the group of their population."""
-    group = {population: name for name, populations in members.items() for population in populations}
-    return replace(cells, cell_type=np.array([group[name] for name in cells.cell_type], dtype=str))
-
-
 def distinct_markers(training: Cells, genes: pd.Index, cell_types: tuple[str, ...], *, n_genes: int) -> GeneSets:
     """Choose the markers of each type that differ most from the next highest type.
 

@@ -6,7 +6,7 @@ other half (count splitting).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from scipy import sparse
 
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.latent import populations_of_cells
-from bdm.data.cells import Cells, other_than_rna, sample_by_type, smaller_numbers
+from bdm.data.cells import Cells, modalities_if_several, sample_by_type, smaller_numbers
 from bdm.data.gene_tests import wilcoxon
 from bdm.data.modalities import block_sizes, per_10k
 from bdm.data.prepare import counted_cells
@@ -66,7 +66,7 @@ def model_differences(expression: PopulationExpression, contrast: Contrast) -> D
     inside, outside = expression.mixture(contrast.inside), expression.mixture(contrast.outside)
     sides = expression.total(contrast.inside), expression.total(contrast.outside)
     spread = np.sqrt(np.average([inside.variance, outside.variance], axis=0, weights=sides))
-    fold_change = Log2FoldChange.of(expression, contrast)
+    fold_change = Log2FoldChange.from_expression(expression, contrast)
     score, blocks = (inside.mean - outside.mean) / spread, expression.blocks
     differences = Differences(fold_change, score, fold_change.p, blocks)
     return differences.without_p() if contrast.divides_type else differences
@@ -151,7 +151,9 @@ def real_differences(
     known = expression.by_population.keys()
     return {
         contrast.child: Differences(
-            Log2FoldChange.of(expression, contrast.among(known)), *tested[contrast.child], expression.blocks
+            Log2FoldChange.from_expression(expression, contrast.among(known)),
+            *tested[contrast.child],
+            expression.blocks,
         )
         for contrast in contrasts
         if contrast.child in children
@@ -194,12 +196,6 @@ class ComparedCells:
         return differences | {child: genes.without_p() if self.fitted else genes for child, genes in divided.items()}
 
 
-def types_to_split(contrasts: Iterable[Contrast], model: BranchedModel) -> set[str]:
-    """Return the cell types in contrasts that divide a type."""
-    divided = [contrast for contrast in contrasts if contrast.divides_type]
-    return {model.cell_type_of[name] for contrast in divided for name in (*contrast.inside, *contrast.outside)}
-
-
 def split_counts(adata: AnnData, cell_types: set[str], model: BranchedModel, *, seed: int) -> Cells:
     """Halve counts: one half assigns populations, the other is returned.
 
@@ -229,14 +225,14 @@ def split_counts(adata: AnnData, cell_types: set[str], model: BranchedModel, *, 
     order = [np.flatnonzero(label == cell_type) for cell_type in sorted(cell_types)]
     halves = [observation_model(model, label[rows[0]]).half(counts[rows], generator) for rows in order if len(rows)]
     if not halves:
-        return Cells(counts, label, modalities=other_than_rna(var))
+        return Cells(counts, label, modalities=modalities_if_several(var))
     rows = np.concatenate(order)
     first = sparse.vstack(halves, format="csr")[np.argsort(rows)]
     second = sparse.csr_matrix(counts - first)
     second.eliminate_zeros()
     known = np.flatnonzero(counted_cells(first, var) & counted_cells(second, var))
     population = populations_of_cells(AnnData(first[known], obs=obs.iloc[known]), model.autoencoder)
-    return Cells(second[known], population, modalities=other_than_rna(var))
+    return Cells(second[known], population, modalities=modalities_if_several(var))
 
 
 def even_depth(cells: Cells, generator: np.random.Generator) -> Cells:

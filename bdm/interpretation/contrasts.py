@@ -104,7 +104,7 @@ class Log2FoldChange:
     standard_error: np.ndarray  # from sampling of cells, by the delta method
 
     @classmethod
-    def of(cls, expression: PopulationExpression, contrast: Contrast) -> Log2FoldChange:
+    def from_expression(cls, expression: PopulationExpression, contrast: Contrast) -> Log2FoldChange:
         """Compare the two sides of a contrast."""
         sides = contrast.inside, contrast.outside
         inside, outside = (expression.mixture(side).mean + PSEUDOCOUNT for side in sides)
@@ -156,6 +156,11 @@ class Differences:
         """Rank of each gene by score; 1 is the best marker of the inside."""
         orders = [np.argsort(-part, kind="stable") for part in self._by_modality(self.score)]
         return np.concatenate([1 + np.argsort(order) for order in orders])
+
+    @property
+    def order(self) -> np.ndarray:
+        """Indices of the genes, the best markers of the inside first."""
+        return np.argsort(self.rank, kind="stable")
 
     def of_features(self, features: slice) -> Differences:
         """Select the features of one modality."""

@@ -15,15 +15,15 @@ from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm.autoencoder.latent import populations_of_cells
-from bdm.data.cell_sets import USUAL, open_cells
+from bdm.data.cell_sets import DEFAULT_KEYS, open_cells
 from bdm.data.cells import (
     MIN_CELLS_FOR_MEANS,
     Cells,
     StoredCells,
     check_genes,
-    checked,
+    checked_counts,
     halves_of,
-    other_than_rna,
+    modalities_if_several,
     sample_by_type,
 )
 from bdm.data.filters import capped
@@ -31,7 +31,6 @@ from bdm.data.matrix import take_cells
 from bdm.interpretation.ancestral_states import (
     AncestralStates,
     ancestral_states,
-    by_members,
     commitment_of,
     distinct_markers,
     interleave,
@@ -43,7 +42,6 @@ from bdm.interpretation.branch_genes import (
     model_differences,
     model_expression,
     split_counts,
-    types_to_split,
 )
 from bdm.interpretation.contrasts import MEASURES, QUERIES, ContrastGenes, column_of, contrasts_of
 from bdm.interpretation.interpretation import Interpretation
@@ -96,7 +94,8 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     states = ancestral_states(model, n_cells=settings.n_cells, seed=seed)
     contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
     by_type = members_of_types(hierarchy)
-    training = by_members(inputs.training, by_type)
+    type_of = {population: name for name, populations in by_type.items() for population in populations}
+    training = replace(inputs.training, cell_type=np.array([type_of[name] for name in inputs.training.cell_type]))
     markers = interleave(
         distinct_markers(part, genes[modality.features], tuple(by_type), n_genes=settings.n_markers)
         for part, modality in zip(training.by_modality, inputs.model.autoencoder.modalities, strict=True)
@@ -201,7 +200,7 @@ def read_inputs(
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
     real = read_fitted_cells(prepared, loaded, keys, on_disk=True)
-    new, _ = open_cells(generated, USUAL, by_option=False)
+    new, _ = open_cells(generated, DEFAULT_KEYS, by_option=False)
     check_genes(genes, real.var_names, model)
     check_genes(new.var_names, real.var_names, generated)
     is_test = (real.obs["split"] == "test").to_numpy()
@@ -214,7 +213,7 @@ def read_inputs(
     ]
     real = take_cells(real, np.sort(np.concatenate([sample_rows_to_read(cells, seed=seed) for cells in splits])))
     new_cells = StoredCells.from_anndata(generated, new, np.arange(new.n_obs), new.var_names)
-    new = checked(take_cells(new, sample_rows_to_read(new_cells, seed=seed)), generated)
+    new = checked_counts(take_cells(new, sample_rows_to_read(new_cells, seed=seed)), generated)
     return inputs_of(loaded, real, new[:, genes], seed=seed)
 
 
@@ -231,7 +230,8 @@ def inputs_of(model: BranchedModel, real: AnnData, generated: AnnData, *, seed: 
     real = real[:, model.autoencoder.genes.index]
     is_test = (real.obs["split"] == "test").to_numpy()
     fitted = real[~is_test]
-    divided = types_to_split(contrasts_of(model.hierarchy), model)
+    dividing = [contrast for contrast in contrasts_of(model.hierarchy) if contrast.divides_type]
+    divided = {model.cell_type_of[name] for contrast in dividing for name in (*contrast.inside, *contrast.outside)}
 
     def whole(cells: AnnData) -> Cells:
         return replace(Cells.from_anndata(cells), cell_type=populations_of_cells(cells, model.autoencoder))
@@ -257,7 +257,7 @@ def cells_of_populations(adata: AnnData, model: BranchedModel) -> Cells:
             f"The generated cells have sub-populations that this model lacks ({abbreviated(unknown)}), so another "
             "model generated them; generate cells with this model."
         )
-    modalities = other_than_rna(model.autoencoder.genes)
+    modalities = modalities_if_several(model.autoencoder.genes)
     return replace(Cells.from_anndata(adata), cell_type=population, modalities=modalities)
 
 

@@ -183,17 +183,14 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
     rows = []
     for node, children in interpretation.nodes.items():
         branch = interpretation.hierarchy.by_name[node]
-        best = {
-            child.contrast.child: interpretation.labels[np.argsort(child.model.rank, kind="stable")[:3]]
-            for child in children
-        }
+        best = [", ".join(interpretation.labels[child.model.order[:3]]) for child in children]
         rows.append(
             {
                 "node": node,
                 "level": branch.level,
                 "n_cells": branch.n_cells,
                 "children": " | ".join("; ".join(child.contrast.names_inside) for child in children),
-                "best_genes": " | ".join(", ".join(genes) for genes in best.values()),
+                "best_genes": " | ".join(best),
                 "support": np.nan if branch.support is None else branch.support,
             }
         )
@@ -317,7 +314,7 @@ def to_rank_genes_groups(differences: list[tuple[Contrast, Differences]], genes:
     """Convert differences to scanpy's ``rank_genes_groups``: all genes by branch, best first."""
     columns: dict[str, list[Any]] = {"names": [], "scores": [], "logfoldchanges": [], "pvals": [], "pvals_adj": []}
     for _, branch in differences:
-        order = np.argsort(branch.rank, kind="stable")
+        order = branch.order
         statistics = branch.score, branch.fold_change.log2, branch.p, branch.p_adjusted
         for column, values in zip(columns.values(), (genes.to_numpy(dtype=str), *statistics), strict=True):
             column.append(values[order])

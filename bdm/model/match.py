@@ -15,7 +15,7 @@ from bdm._core.errors import InputError, at, counted
 from bdm._core.validation import label_candidates, labels_rejection
 from bdm.autoencoder.latent import populations_of_cells
 from bdm.data.cell_sets import check_held_out, read_real_cells
-from bdm.data.cells import Cells, Populations, RealCells, check_number, covariates_in, other_than_rna
+from bdm.data.cells import Cells, Populations, RealCells, check_number, covariates_in, modalities_if_several
 from bdm.data.columns import (
     as_text,
     complete_column,
@@ -115,7 +115,7 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_
     batch = None if column is None else named_batches(cells.obs, column)
     cell_type = labels[is_known].to_numpy(dtype=str)
     covariates = covariates_in(with_written_names(cells.obs), model.covariate_names)
-    modalities = other_than_rna(model.autoencoder.genes)
+    modalities = modalities_if_several(model.autoencoder.genes)
     return Cells(counts, cell_type, batch, covariates=covariates, modalities=modalities)
 
 

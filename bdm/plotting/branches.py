@@ -11,6 +11,7 @@ from bdm._core.errors import InputError
 from bdm.data.modalities import NAMES
 from bdm.interpretation.contrasts import Z_95, ContrastGenes, column_of
 from bdm.interpretation.interpretation import Interpretation
+from bdm.plotting.hierarchy_figure import draw_hierarchy, label_end, view_of
 from bdm.plotting.style import (
     IDEAL_LINE,
     LETTER,
@@ -22,10 +23,9 @@ from bdm.plotting.style import (
     TRAINING,
     Style,
     axes_or_new,
-    checked,
+    check_class,
     clade_label,
     explain,
-    figure_of,
     gene_label,
     highest,
     name_rows,
@@ -39,7 +39,6 @@ from bdm.plotting.style import (
     shown_panels,
     text_axes,
 )
-from bdm.plotting.tree import draw_hierarchy, label_end, view_of
 
 if TYPE_CHECKING:
     from bdm.api import BranchedDiffusion
@@ -75,7 +74,7 @@ def interpretation_of(source: Interpreted) -> Interpretation:
     interpretation = getattr(source, "interpretation", source)
     if interpretation is None:
         raise InputError("The model is not interpreted yet, or has changed since; call interpret() first.")
-    return checked(interpretation, Interpretation)
+    return check_class(interpretation, Interpretation)
 
 
 # ---- genes
@@ -133,7 +132,7 @@ def branch_genes(
     if ax is not None:
         raise InputError("This figure has several panels and cannot be drawn into `ax`; choose one branch.")
     if not interpretation.contrasts:
-        return shown_panels(figure_of(text_axes(NO_NODES)), show=show)
+        return shown_panels(text_axes(NO_NODES), show=show)
     hierarchy = interpretation.hierarchy
     all_panels = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
     selected = highest(all_panels, MAX_PANELS, level=lambda panel: panel.level)
@@ -142,9 +141,7 @@ def branch_genes(
     figure = new_figure(WIDTH, sum(heights))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     best = {
-        genes.contrast.child: [
-            *map(gene_label, interpretation.labels[np.argsort(genes.model.rank, kind="stable")[:N_LABELS]])
-        ]
+        genes.contrast.child: [*map(gene_label, interpretation.labels[genes.model.order[:N_LABELS]])]
         for genes in interpretation.contrasts
     }
     longest = max(len(label_end(hierarchy, end)) for end in view.ends)
@@ -322,7 +319,7 @@ def rank_rows(
     rows: dict[str, Row] = {}
     # For each child: AUC, levels x genes, and its best marker genes
     auc = [np.stack([child.commitment.auc(level) for level in levels]) for child in node]
-    best = [np.argsort(child.model.rank, kind="stable")[:n_genes] for child in node]
+    best = [child.model.order[:n_genes] for child in node]
     for k, gene in ((k, genes[rank]) for rank in range(n_genes) for k, genes in enumerate(best)):
         name = interpretation.labels[gene]
         if len(rows) < n_genes and name not in rows:
@@ -353,7 +350,7 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     """
     interpretation = interpretation_of(interpretation)
     if not interpretation.contrasts:
-        return shown_panels(figure_of(text_axes(NO_NODES)), show=show)
+        return shown_panels(text_axes(NO_NODES), show=show)
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
     labels = {node[0].contrast.node: children_label(node) for node in nodes}
     agreement = interpretation.agreement.set_index("node").loc[list(labels)]  # a row per modality

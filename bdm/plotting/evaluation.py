@@ -1,7 +1,6 @@
-"""Figures of an evaluation: scores, genes and UMAP."""
+"""Figures of an evaluation: scores, genes, UMAP and covariates."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import cycle, islice
 from math import ceil, sqrt
 
@@ -11,7 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bdm.data.cells import FLOOR
+from bdm._core.errors import InputError, abbreviated
+from bdm.data.cells import FLOOR, GENERATED
+from bdm.data.columns import as_names
 from bdm.data.gene_tests import Agreement
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.resamples import COORDINATES
@@ -26,9 +27,10 @@ from bdm.plotting.style import (
     MARKERS,
     TYPE_COLOURS,
     Style,
-    checked,
+    check_class,
     compare_genes,
     explain,
+    gene_label,
     name_rows,
     new_figure,
     open_frame,
@@ -36,6 +38,7 @@ from bdm.plotting.style import (
     shade_rows,
     shortened,
     shown_panels,
+    text_axes,
 )
 
 IDEALS = {
@@ -52,10 +55,6 @@ IDEALS = {
 }
 LABELS = {score: SCORE_NAMES[score] for score in IDEALS}
 N_COLUMNS = 5
-LINES = [  # of the legend
-    Line2D([], [], label="floor (real training cells)", **FLOOR_LINE),
-    Line2D([], [], label="ideal", **IDEAL_LINE),
-]
 
 SCORES_BY_TYPE = ("energy", "forest_auc", "fold_change_correlation", "f1")  # slopes within a type are mostly noise
 KEY_WIDTH, KEY_HEIGHT = 0.5, 0.22  # inches of a number and its colour in the legend, and of a row
@@ -63,20 +62,14 @@ NUMBER_SIZE = 0.05  # size of a number, as a share of a panel
 MAX_TYPES, N_WORST = 60, 40  # with more than MAX_TYPES types, only N_WORST have rows or numbers
 
 
-@dataclass(frozen=True)
-class SetStyle:
-    """Label, colour and marker of a set of cells."""
-
-    label: str
-    colour: str
-    marker: str
-
-
-def set_styles(sets: Iterable[str]) -> dict[str, SetStyle]:
-    """Assign colours and markers to sets; the floor is grey and comes first."""
-    generated = [name for name in sets if name != FLOOR]
-    styles = map(SetStyle, map(shortened, generated), cycle(COLOURS), cycle(MARKERS))
-    return {FLOOR: SetStyle(FLOOR, GREY, "d"), **dict(zip(generated, styles, strict=True))}
+def set_styles(sets: Iterable[str]) -> dict[str, Style]:
+    """Assign labels, colours and markers to sets; the floor is grey and comes first."""
+    names = list(sets)
+    styles: dict[str, Style] = {FLOOR: {"label": FLOOR, "color": GREY, "marker": "d"}} if FLOOR in names else {}
+    generated = [name for name in names if name != FLOOR]
+    for name, colour, marker in zip(generated, cycle(COLOURS), cycle(MARKERS), strict=False):
+        styles[name] = {"label": shortened(name), "color": colour, "marker": marker}
+    return {name: {"linestyle": "", **style} for name, style in styles.items()}
 
 
 # ---- scores
@@ -105,24 +98,25 @@ def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | 
         bdm.pl.scores(model.evaluate(adata_test=adata_test))
         bdm.pl.scores(bdm.Evaluation.load("evaluation"))
     """
-    checked(evaluation, Evaluation)
+    check_class(evaluation, Evaluation)
     overall = evaluation.overall
     known = [score for score in LABELS if overall.loc[score].notna().any()]
     figure = new_figure(2.6 * N_COLUMNS, -(-len(known) // N_COLUMNS) * (1.0 + 0.4 * overall.shape[1]))
-    for axis, score in zip(panels(figure, len(known), n_columns=N_COLUMNS, sharey=True), known, strict=True):
+    axes = panels(figure, len(known), n_columns=N_COLUMNS, sharey=True)
+    for axis, score in zip(axes, known, strict=True):
         draw_score(axis, overall.loc[score], score)
-    figure.legend(handles=LINES, loc="outside lower center", ncols=2, frameon=False)
+    explain(figure, axes[0], loc="outside lower center", ncols=2)
     return shown_panels(figure, show=show)
 
 
 def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
     """Draw one score, one row per set, with lines at floor and ideal."""
-    axis.axvline(IDEALS[score], **IDEAL_LINE)
-    axis.axvline(values[FLOOR], **FLOOR_LINE)
+    axis.axvline(values[FLOOR], label="floor (real training cells)", **FLOOR_LINE)
+    axis.axvline(IDEALS[score], label="ideal", **IDEAL_LINE)
     for row, (name, style) in enumerate(set_styles(values.index).items()):
         point = values[name], row
-        axis.hlines(row, values[FLOOR], values[name], color=style.colour, linewidth=1.2)
-        axis.plot(*point, style.marker, color=style.colour, markersize=7)
+        axis.hlines(row, values[FLOOR], values[name], color=style["color"], linewidth=1.2)
+        axis.plot(*point, style["marker"], color=style["color"], markersize=7)
         text = axis.annotate(f"{values[name]:.3f}", point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
         text.set_path_effects([HALO])
     axis.margins(x=0.2)
@@ -151,7 +145,7 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
     -------
     Axes of the panels; None if the figure is shown.
     """
-    checked(evaluation, Evaluation)
+    check_class(evaluation, Evaluation)
     n_test = evaluation.n_cells["test"]
     n_test = n_test[n_test > 0]
     cell_types = types_to_draw(evaluation, n_test.index)
@@ -188,8 +182,7 @@ def draw_scores_by_type(axis: Axes, values: pd.DataFrame, *, ideal: float) -> No
     offsets = np.linspace(-0.25, 0.25, values.shape[1])
     for offset, (name, style) in zip(offsets, set_styles(values).items(), strict=True):
         rows = np.arange(len(values)) + offset
-        mark: Style = {"color": style.colour, "markersize": 5, "zorder": 2 if name == FLOOR else 3 - offset}
-        axis.plot(values[name], rows, style.marker, label=style.label, **mark)
+        axis.plot(values[name], rows, markersize=5, zorder=2 if name == FLOOR else 3 - offset, **style)
     axis.axvline(ideal, label="ideal", zorder=1, **IDEAL_LINE)
     open_frame(axis)
 
@@ -213,7 +206,7 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
     -------
     Axes of the panels; None if the figure is shown.
     """
-    checked(evaluation, Evaluation)
+    check_class(evaluation, Evaluation)
     by_set = {name: gene_statistics(evaluation, name) for name in evaluation.sets}
     floor = by_set.pop(FLOOR)
     styles = set_styles(evaluation.sets)
@@ -223,7 +216,7 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
         for axis, (title, agreement) in zip(row, by_set[name].items(), strict=True):
             draw_genes(axis, floor[title], styles[FLOOR])
             draw_genes(axis, agreement, styles[name])
-            axis.set(title=title, xlabel="test cells", ylabel=styles[name].label)
+            axis.set(title=title, xlabel="test cells", ylabel=styles[name]["label"])
             compare_genes(axis, scale=2)
     return shown_panels(figure, show=show)
 
@@ -242,11 +235,10 @@ def gene_statistics(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
     return {title: Agreement(*table.to_numpy().T) for title, table in columns.items() if len(table)}
 
 
-def draw_genes(axis: Axes, agreement: Agreement, style: SetStyle) -> None:
+def draw_genes(axis: Axes, agreement: Agreement, style: Style) -> None:
     """Draw one point per gene."""
-    label = f"{style.label}, r = {agreement.correlation:.3f}"
-    points: Style = {"color": style.colour, "markersize": 2.5, "markeredgewidth": 0, "alpha": 0.6}
-    axis.plot(agreement.test, agreement.query, style.marker, label=label, **points)
+    points = {**style, "label": f"{style['label']}, r = {agreement.correlation:.3f}"}
+    axis.plot(agreement.test, agreement.query, markersize=2.5, markeredgewidth=0, alpha=0.6, **points)
 
 
 # ---- cells
@@ -269,7 +261,7 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
     -------
     Axes of the panels; None if the figure is shown.
     """
-    checked(evaluation, Evaluation)
+    check_class(evaluation, Evaluation)
     table = evaluation.embedding
     coordinates = {name: table.loc[table["set"] == name, COORDINATES].to_numpy() for name in ["test", *evaluation.sets]}
     n_test = evaluation.n_compared["test"]
@@ -320,3 +312,70 @@ def draw_groups(axis: Axes, groups: list[np.ndarray], colours: Sequence[Sequence
             axis.annotate(str(number), tuple(positions[-1]), (0, 3), path_effects=[HALO], **text)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
+
+
+# ---- along covariates
+
+N_GENES, GENES_PER_ROW = 6, 3  # drawn along a covariate by default
+
+
+def covariates(
+    evaluation: Evaluation,
+    genes: str | Sequence[str] = (),
+    *,
+    covariate: str | None = None,
+    name: str = GENERATED,
+    show: bool | None = None,
+) -> list[Axes] | None:
+    """Draw the expression of genes along a covariate, with test cells and floor.
+
+    Points are means in bins with equal numbers of test cells, and bars are two standard errors.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate` for a model with covariates.
+    genes
+        Genes of the table ``along``, which has the most variable genes; by default, the first six.
+    covariate
+        Name of the covariate; by default, the first.
+    name
+        Set of cells to draw.
+    show
+        Whether to show the figure; by default, if there is a screen.
+
+    Returns
+    -------
+    Axes of the panels; None if the figure is shown.
+    """
+    table = check_class(evaluation, Evaluation).along
+    if not len(table):
+        return shown_panels(text_axes("The cells have no covariates."), show=show)
+    covariate, genes = covariate or str(table["covariate"].iloc[0]), list(as_names(genes))
+    known = list(dict.fromkeys(table.loc[table["covariate"] == covariate, "gene"]))
+    for noun, requested, available in (
+        ("covariate", [covariate], list(dict.fromkeys(table["covariate"]))),
+        ("set", [name], evaluation.sets),
+        (f"gene along {covariate}", genes, known),
+    ):
+        if unknown := [each for each in requested if each not in available]:
+            names = abbreviated(available, n_shown=12)
+            raise InputError(f"The evaluation has no {noun} {unknown[0]!r}; it has {names}.")
+    table, chosen = table[table["covariate"] == covariate], genes or known[:N_GENES]
+    figure = new_figure(3.0 * min(GENES_PER_ROW, len(chosen)), 0.8 + 2.1 * -(-len(chosen) // GENES_PER_ROW))
+    styles: dict[str, Style] = {
+        FLOOR: {"label": "floor (real training cells)", "color": GREY, "marker": "d", "markersize": 4},
+        "test": {"label": "test cells", "color": "black", "marker": "o", "markersize": 4, "linestyle": ""},
+        name: {**set_styles(evaluation.sets)[name], "marker": "s", "markersize": 3.5, "linestyle": "-"},
+    }
+    axes = panels(figure, len(chosen), n_columns=GENES_PER_ROW)
+    for axis, gene in zip(axes, chosen, strict=True):
+        for key, style in styles.items():
+            rows = table[(table["gene"] == gene) & (table["set"] == key)]
+            axis.errorbar(rows["value"], rows["mean"], 2 * rows["error"], elinewidth=0.8, linewidth=1, **style)
+        axis.set_title(gene_label(gene), fontsize=10)
+        open_frame(axis)
+    explain(figure, axes[0])
+    figure.supxlabel(shortened(covariate), fontsize=9)
+    figure.supylabel("mean log1p(CP10k)", fontsize=9)
+    return shown_panels(figure, show=show)

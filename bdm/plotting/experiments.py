@@ -13,7 +13,7 @@ from bdm.applications.power.differential import METHODS
 from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
 from bdm.data.cells import TRANSMUTED, UNCHANGED
 from bdm.interpretation.contrasts import Z_95
-from bdm.plotting.evaluation import SetStyle, draw_scores_by_type, set_styles
+from bdm.plotting.evaluation import draw_scores_by_type, set_styles
 from bdm.plotting.style import (
     GREY,
     HALO,
@@ -21,7 +21,7 @@ from bdm.plotting.style import (
     MODEL,
     REAL,
     Style,
-    checked,
+    check_class,
     compare_genes,
     explain,
     gene_label,
@@ -83,7 +83,7 @@ def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
 
         bdm.pl.audit(model.audit())
     """
-    checked(audit, Audit)
+    check_class(audit, Audit)
     levels = list(dict.fromkeys(audit.by_fold["level"]))[::-1]
     present = set(audit.by_fold["attack"])
     attacks = [name for name in ATTACKS if name in present]
@@ -145,14 +145,16 @@ def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | 
 
         bdm.pl.power(PowerAnalysis.load("power"))
     """
-    table = checked(analysis, PowerAnalysis).power.fillna(dict.fromkeys(AXES, np.inf))
+    table = check_class(analysis, PowerAnalysis).power.fillna(dict.fromkeys(AXES, np.inf))
     varied = [axis for axis in AXES if table[axis].nunique() > 1] or [next(iter(AXES))]
     x, across, further = varied[0], varied[1:2], varied[2:]
     columns = grid_values(table, across)
-    rows = [(outcome, values) for values in grid_values(table, further) for outcome in known_outcomes(table)]
+    of_genes = table.loc[table["method"] != COMPOSITION, list(OUTCOMES)]
+    outcomes = [name for name in OUTCOMES if name == "power" or of_genes[name].notna().any()]
+    rows = [(outcome, values) for values in grid_values(table, further) for outcome in outcomes]
     figure = new_figure(0.6 + 3.2 * len(columns), 0.9 + 2.6 * len(rows))
     axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
-    styles = {name: style for name, style in set_styles(table["method"].unique()).items() if name in METHOD_LABELS}
+    styles = set_styles(table["method"].unique())
     for row, (outcome, row_values) in enumerate(rows):
         for column, column_values in enumerate(columns):
             values = {**dict(zip(across, column_values, strict=True)), **dict(zip(further, row_values, strict=True))}
@@ -171,13 +173,7 @@ def grid_values(table: pd.DataFrame, axes: list[str]) -> list[tuple[float, ...]]
     return list(dict.fromkeys(table[axes].itertuples(index=False, name=None))) if axes else [()]
 
 
-def known_outcomes(table: pd.DataFrame) -> list[str]:
-    """List the outcomes with values in a table."""
-    tests_genes = table["method"] != COMPOSITION
-    return [name for name in OUTCOMES if name == "power" or table.loc[tests_genes, name].notna().any()]
-
-
-def draw_outcome(axis: Axes, table: pd.DataFrame, outcome: str, x: str, styles: dict[str, SetStyle]) -> None:
+def draw_outcome(axis: Axes, table: pd.DataFrame, outcome: str, x: str, styles: dict[str, Style]) -> None:
     """Draw one outcome of each method, slightly shifted to avoid overlaps."""
     values = np.unique(table[x].replace(np.inf, 0))
     apart = np.diff(values).min() if len(values) > 1 else 1.0
@@ -188,11 +184,11 @@ def draw_outcome(axis: Axes, table: pd.DataFrame, outcome: str, x: str, styles: 
         if rows[outcome].isna().all() or (outcome != "power" and method == COMPOSITION):
             continue
         positions = rows[x].replace(np.inf, 0) + offset
-        line: Style = {"color": style.colour, "marker": style.marker, "markersize": 5, "linewidth": 1.4}
+        line = {**style, "label": METHOD_LABELS[method], "linestyle": "-", "linewidth": 1.4}
         errors = np.stack([rows["power"] - rows["low"], rows["high"] - rows["power"]]).clip(min=0)
         if outcome != "power":
             errors = Z_95 * np.stack([rows["false_discovery_error"]] * 2)
-        axis.errorbar(positions, rows[outcome], errors, capsize=2, label=METHOD_LABELS[method], **line)
+        axis.errorbar(positions, rows[outcome], errors, capsize=2, markersize=5, **line)
     axis.set_ylim(-0.03, 1.03)
     if outcome != "power":
         axis.axhline(table["fdr"].iloc[0], color=GREY, linestyle=":", linewidth=1, label="aim")
@@ -260,7 +256,7 @@ def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = No
         bdm.pl.transmutation(model.evaluate_transmuted(adata, adata_transmuted, adata_test=adata_test))
         bdm.pl.transmutation(bdm.TransmutationEvaluation.load("transmutation"))
     """
-    checked(evaluation, TransmutationEvaluation)
+    check_class(evaluation, TransmutationEvaluation)
     return shown_panels(draw_transmutation_scores(evaluation.table, evaluation.to), show=show)
 
 
@@ -299,7 +295,7 @@ def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | Non
     -------
     Axes of the panels; None if the figure is shown.
     """
-    checked(evaluation, TransmutationEvaluation)
+    check_class(evaluation, TransmutationEvaluation)
     styles = set_styles(evaluation.fold_changes["set"].unique())
     types = evaluation.original_types[:MAX_TYPES]
     n_columns = min(len(types), N_COLUMNS)
@@ -309,15 +305,12 @@ def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | Non
     return shown_panels(figure, show=show)
 
 
-def draw_genes(
-    axis: Axes, evaluation: TransmutationEvaluation, original_type: str, styles: dict[str, SetStyle]
-) -> None:
+def draw_genes(axis: Axes, evaluation: TransmutationEvaluation, original_type: str, styles: dict[str, Style]) -> None:
     """Draw one point per gene and set."""
     table = evaluation.fold_changes[evaluation.fold_changes["original_type"] == original_type]
     for name, changes in table.groupby("set", sort=False):
         x, y = (changes[column].to_numpy() for column in ("log2_fold_change_test", "log2_fold_change"))
-        points: Style = {"color": styles[name].colour, "markersize": 3.5, "alpha": 0.7, "markeredgewidth": 0}
-        axis.plot(x, y, styles[name].marker, label=styles[name].label, **points)
+        axis.plot(x, y, markersize=3.5, alpha=0.7, markeredgewidth=0, **styles[name])
         if name == TRANSMUTED:
             label_outermost_genes(axis, x, y, changes["label"].to_numpy())
     axis.set_title(f"{shortened(original_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)

@@ -184,7 +184,7 @@ def text_axes(text: str, ax: Axes | None = None) -> Axes:
     return axis
 
 
-def checked(value: object, kind: type[Item]) -> Item:
+def check_class(value: object, kind: type[Item]) -> Item:
     """Check the class of an object to draw."""
     if not isinstance(value, kind):
         raise InputError(f"This figure draws objects of the class {kind.__name__}; {type(value).__name__} is none.")
@@ -202,9 +202,9 @@ def shown(axis: Axes, *, show: bool | None, ax: Axes | None = None) -> Axes | No
     return None if is_shown(show, complete=ax is None) else axis
 
 
-def shown_panels(figure: Figure, *, show: bool | None) -> list[Axes] | None:
+def shown_panels(source: Figure | Axes, *, show: bool | None) -> list[Axes] | None:
     """Show a figure, or return the axes of its panels without colour bars."""
-    return None if is_shown(show) else [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
+    return None if is_shown(show) else [axis for axis in figure_of(source).axes if axis.get_label() != "<colorbar>"]
 
 
 def is_shown(show: bool | None, *, complete: bool = True) -> bool:

@@ -21,8 +21,8 @@ from bdm.applications.transmutation.evaluate_transmuted import TransmutationEval
 from bdm.data.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_TITLES
 from bdm.evaluation.verdict import LIMITS, Grade, Verdict
-from bdm.plotting.tree import view_of
-from bdm.plotting.tree_page import MAX_ROWS, tree_browser
+from bdm.plotting.hierarchy_figure import view_of
+from bdm.plotting.hierarchy_page import MAX_ROWS, tree_browser
 from bdm.report.summaries import (
     SCORES,
     Results,

@@ -62,7 +62,7 @@ def draw_null(rows: pd.DataFrame) -> Figure:
     """Draw the share of p-values below each level: a row for each number of donors, a column for each set of cells."""
     curves = rows.dropna(subset="level")
     names, numbers, methods = (list(curves[key].unique()) for key in ("cells", "donors", "method"))
-    colours = {name: style.colour for name, style in set_styles(methods).items() if name in methods}
+    colours = {name: style["color"] for name, style in set_styles(methods).items()}
     drawn = Figure(figsize=(0.6 + 2.9 * len(names), 0.8 + 2.7 * len(numbers)), layout="constrained")
     axes = drawn.subplots(len(numbers), len(names), squeeze=False, sharex=True, sharey=True)
     for (row, number), (column, name) in ((r, c) for r in enumerate(numbers) for c in enumerate(names)):
@@ -116,8 +116,8 @@ def draw_attacks_on(ax: Axes, rows: pd.DataFrame) -> None:
         own, style = by_method.loc[name], styles[name]
         shift = (number - (len(methods) - 1) / 2) * 0.7 / len(methods)
         row = [attacks.index(attack) + shift for attack in own.index]
-        ax.hlines(row, own["min"], own["max"], color=style.colour, linewidth=1.2, alpha=0.5)
-        ax.plot(own["mean"], row, linestyle="", marker=style.marker, color=style.colour, label=f"{name} (bar: folds)")
+        ax.hlines(row, own["min"], own["max"], color=style["color"], linewidth=1.2, alpha=0.5)
+        ax.plot(own["mean"], row, **{**style, "label": f"{name} (bar: folds)"})
     for name in (COPIES, CHANCE):
         own = by_method.loc[name]
         ax.plot(own["mean"], [attacks.index(attack) for attack in own.index], label=LABELS[name], **STYLES[name])

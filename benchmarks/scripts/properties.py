@@ -12,7 +12,7 @@ from property_distances import ALL, KINDS, LABEL, PROPERTIES, compare_properties
 from tidy import write_rows
 
 from bdm.data.cell_sets import read_generated, read_real_cells
-from bdm.plotting.evaluation import SetStyle, set_styles
+from bdm.plotting.evaluation import set_styles
 from bdm.plotting.style import (
     FLOOR_LINE,
     Style,
@@ -47,8 +47,7 @@ def draw_distances(table: pd.DataFrame) -> Figure:
     heights = {kind: len(names[kind]) + TITLE_HEIGHT / ROW_HEIGHT for kind in names}
     n_rows = max(sum(heights[kind] for kind in kinds) for kinds in columns)
     figure = new_figure(5.5 * len(columns), 1.2 + ROW_HEIGHT * n_rows)
-    methods = table["method"].unique()
-    styles = {name: style for name, style in set_styles(methods).items() if name in methods}
+    styles = set_styles(table["method"].unique())
     grid = figure.add_gridspec(1, len(columns))
     axes: list[Axes] = []
     for column, kinds in enumerate(columns):
@@ -65,7 +64,7 @@ def draw_distances(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_kind(axis: Axes, table: pd.DataFrame, names: list[str], styles: dict[str, SetStyle]) -> None:
+def draw_kind(axis: Axes, table: pd.DataFrame, names: list[str], styles: dict[str, Style]) -> None:
     """Draw properties of one kind, one row each, with shifted markers per method."""
     shade_rows(axis, len(names))
     axis.axvline(0, **FLOOR_LINE)
@@ -77,10 +76,9 @@ def draw_kind(axis: Axes, table: pd.DataFrame, names: list[str], styles: dict[st
         overall, within = (of_method & (table["by"] == by).to_numpy() for by in (ALL, LABEL))
         by_type = pd.Series(excess[within]).groupby(table["property"].to_numpy()[within])
         low, high = (by_type.quantile(share).reindex(names) for share in (0.25, 0.75))
-        axis.hlines(position + offset, low, high, color=style.colour, linewidth=1)
+        axis.hlines(position + offset, low, high, color=style["color"], linewidth=1)
         rows = position[table["property"].to_numpy()[overall]].to_numpy() + offset
-        mark: Style = {"color": style.colour, "markersize": 5, "zorder": 3 - offset}
-        axis.plot(excess[overall], rows, style.marker, label=style.label, **mark)
+        axis.plot(excess[overall], rows, markersize=5, zorder=3 - offset, **style)
     name_rows(axis, [PROPERTIES[key].name for key in names], fontsize=8)
     axis.tick_params(axis="x", labelsize=8)
     open_frame(axis)

@@ -199,7 +199,9 @@ def grades(rows: pd.DataFrame) -> pd.DataFrame:
     for (data, seed, method), run in runs.drop(FLOOR, level="method").iterrows():
         limits = {score: LIMITS.by_score[score] for score in ("forest_auc", "gene_auc")}
         worst = max(
-            Grade.of(limit.excess(run[score], floors.at[(data, seed), score]), same=limit.same, near=limit.near)
+            Grade.from_excess(
+                limit.excess(run[score], floors.at[(data, seed), score]), same=limit.same, near=limit.near
+            )
             for score, limit in limits.items()
         )
         graded.append({"data": data, "seed": seed, "method": method, "value": int(worst)})

@@ -17,9 +17,9 @@ from bdm._core.seeds import numpy_generator
 from bdm.data.prepare import read_prepared
 from bdm.hierarchy.files import load_hierarchy
 from bdm.hierarchy.tree import Hierarchy
+from bdm.plotting.hierarchy_figure import hierarchy as plot_hierarchy
+from bdm.plotting.hierarchy_figure import view_of
 from bdm.plotting.style import COLOURS, MARKERS, save_figure
-from bdm.plotting.tree import hierarchy as plot_hierarchy
-from bdm.plotting.tree import view_of
 
 N_RANDOM = 1000
 ALL = "all groups"

@@ -36,7 +36,7 @@ from bdm.applications.audit.folds import (
     training_cells,
 )
 from bdm.data.cell_sets import open_cells
-from bdm.data.cells import Cells, StoredCells, check_genes, other_than_rna
+from bdm.data.cells import Cells, StoredCells, check_genes, modalities_if_several
 from bdm.data.matrix import take_cells
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
@@ -165,7 +165,7 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
                 f"{path} has {counted(number, 'cell')} of type {name!r}, of which fold {fold.number} has "
                 f"{n_members}; give as many cells of each type as the fold's training cells have."
             )
-    return replace(cells.in_memory(), modalities=other_than_rna(prepared.var))
+    return replace(cells.in_memory(), modalities=modalities_if_several(prepared.var))
 
 
 def expected_cells(prepared: AnnData, fold: Fold, settings: AuditSettings) -> dict[str, int]:

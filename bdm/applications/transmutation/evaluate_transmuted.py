@@ -25,7 +25,7 @@ from bdm.data.cells import (
     Populations,
     RealCells,
     check_genes,
-    checked,
+    checked_counts,
 )
 from bdm.data.gene_tests import PSEUDOCOUNT, Agreement
 from bdm.data.modalities import Modality, modalities_of
@@ -290,7 +290,7 @@ def check_transmuted(
     for column in ("cell_type", "original_type"):
         if column not in transmuted.obs:
             raise InputError(f"{names[0]} has no column {column!r} in obs; give cells from bdm transmute.")
-    adata = checked(transmuted, names[0])  # drops all but counts and obs
+    adata = checked_counts(transmuted, names[0])  # drops all but counts and obs
     check_genes(adata.var_names, real.genes, names[0])
     return Cells.from_anndata(adata[:, real.genes]), find_rows_before(adata, before, names=names)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from math import copysign
 from typing import TYPE_CHECKING, TypeAlias
@@ -21,7 +21,7 @@ from bdm.plotting.style import (
     NOISE_LEVEL,
     Style,
     axes_or_new,
-    checked,
+    check_class,
     clade_label,
     open_frame,
     scale_noise_levels,
@@ -243,7 +243,7 @@ def hierarchy(
 
         bdm.pl.hierarchy(model)
     """
-    tree = checked(getattr(model, "hierarchy", model), Hierarchy)
+    tree = check_class(getattr(model, "hierarchy", model), Hierarchy)
     if since is None:
         since = getattr(model, "n_before", 0)
     view = view_of(tree, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
@@ -373,7 +373,12 @@ def placed_labels(
         words = genes.get(node.name, ())
         candidates.append((node, [", ".join(words[:n]) for n in range(len(words), 0, -1)], True))
     labels: list[Label] = []
-    position = partial(convert_level, top=view.hierarchy.segment(view.root).high, width=width)
+    top = np.arcsinh(view.hierarchy.segment(view.root).high * 1.1) or 1.0
+
+    def position(level: float) -> float:
+        """Return the x position of a noise level, in inches from the left."""
+        return float(width * (1 - np.arcsinh(level) / top))
+
     boxes = collect_boxes(view, position, width=width, row_height=row_height)
     for node, texts, of_genes in candidates:
         x, row = position(node.level), view.rows[node.name]
@@ -382,16 +387,11 @@ def placed_labels(
             left = x - BESIDE - length if before else x + BESIDE
             middle = row_height * row - copysign(ABOVE + SMALL_LINE * (abs(line) - 1), line)
             box = (left, left + length, middle - SMALL_LINE / 2, middle + SMALL_LINE / 2)
-            if (before or box[1] < width) and not any(map(partial(overlap, box), boxes)):
+            if (before or box[1] < width) and not any(overlap(box, other) for other in boxes):
                 labels.append(Label(text, node.level, row, before, line, of_genes))
                 boxes.append(box)
                 break
     return labels
-
-
-def convert_level(level: float, *, top: float, width: float) -> float:
-    """Return the x position of a noise level, in inches from the left."""
-    return float(width * (1 - np.arcsinh(level) / (np.arcsinh(top * 1.1) or 1.0)))
 
 
 def collect_boxes(view: View, position: Callable[[float], float], *, width: float, row_height: float) -> list[Box]:

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import Dots, Markers, members_of_types
 from bdm.plotting.branches import Interpreted, interpretation_of
+from bdm.plotting.hierarchy_figure import View, view_of
 from bdm.plotting.style import (
     BRANCH,
     NODE,
@@ -23,7 +24,6 @@ from bdm.plotting.style import (
     shown_panels,
     text_axes,
 )
-from bdm.plotting.tree import View, view_of
 
 NO_MARKERS = "There is one cell type, so no genes mark it against others."  # shown instead of a figure
 MAX_TYPES, MAX_GENES = 45, 45  # of dot plots
@@ -52,7 +52,7 @@ def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Ax
     interpretation = interpretation_of(interpretation)
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
     if not any(marker_dots.genes.values()):
-        return shown_panels(figure_of(text_axes(NO_MARKERS)), show=show)
+        return shown_panels(text_axes(NO_MARKERS), show=show)
     cell_types, groups = types_to_draw(hierarchy), genes_to_draw(marker_dots, hierarchy)
     n_genes = sum(map(len, groups))
     figure = new_figure(5 + 0.44 * n_genes, 2.6 + 0.27 * len(cell_types))
@@ -88,7 +88,7 @@ def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -
     interpretation = interpretation_of(interpretation)
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
     if not any(marker_dots.genes.values()):
-        return shown_panels(figure_of(text_axes(NO_MARKERS)), show=show)
+        return shown_panels(text_axes(NO_MARKERS), show=show)
     view = view_of(hierarchy, max_rows=MAX_ENDS, sub_populations=len(hierarchy.populations) <= MAX_ENDS)
     names, groups = list(view.drawn), genes_to_draw(marker_dots, hierarchy)
     width = max(0.21 * sum(map(len, groups)), 3.2)  # inches of a panel, with room for its title

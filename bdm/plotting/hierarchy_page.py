@@ -9,8 +9,8 @@ from string import Template
 from typing import Any
 
 from bdm.hierarchy.tree import PLACE_UNCERTAIN, Hierarchy
+from bdm.plotting.hierarchy_figure import View, view_of
 from bdm.plotting.style import ADDED, BRANCH, NODE
-from bdm.plotting.tree import View, view_of
 
 MAX_ROWS = 40  # when the page opens
 

@@ -1,40 +1,30 @@
-"""Figures of responses, lineages, and expression along covariates."""
-
-from collections.abc import Sequence
+"""Figures of responses and lineages."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm._core.errors import InputError, abbreviated
 from bdm.applications.relations.lineage import Lineage
 from bdm.applications.relations.lineage_tree import UNNAMED, LineageTree
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.applications.relations.responses import Responses
-from bdm.data.cells import FLOOR, GENERATED
-from bdm.data.columns import as_names
 from bdm.data.genes import display_names
-from bdm.evaluation.evaluate import Evaluation
-from bdm.plotting.evaluation import set_styles
 from bdm.plotting.style import (
     BRANCH,
     GREY,
     HALO,
     Style,
-    checked,
+    check_class,
     explain,
-    figure_of,
     gene_label,
     name_rows,
     new_figure,
     open_frame,
-    panels,
     shade_rows,
     shortened,
     shown,
     shown_panels,
-    text_axes,
 )
 
 MIN_Z, MIN_CHANGE = 3, 0.5  # of a change to draw: in standard deviations and log2 units
@@ -76,7 +66,7 @@ def response(
 
         bdm.pl.response(bdm.tl.respond(adata), "stim")
     """
-    checked(responses, Responses)
+    check_class(responses, Responses)
     return shown_panels(draw_response(responses, condition or responses.conditions[0], n_genes=n_genes), show=show)
 
 
@@ -172,7 +162,7 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> Axes |
     -------
     Axes; None if the figure is shown.
     """
-    checked(responses, Responses)
+    check_class(responses, Responses)
     table: pd.DataFrame = responses.errors
     several = len(responses.conditions) > 1
     if several and len(table) > MAX_GENES:
@@ -225,7 +215,7 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
 
         bdm.pl.lineage(bdm.tl.lineage(adata, bdm.tl.LineageSettings(time_key="minutes"), tree="lineage.nwk"))
     """
-    checked(lineage, Lineage)
+    check_class(lineage, Lineage)
     tree, row = lineage.tree, place_nodes(lineage.tree)
     names = name_changes(lineage, n_genes)
     n_rows = int(max(row) + 1)
@@ -258,17 +248,10 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
 
 def place_nodes(tree: LineageTree) -> np.ndarray:
     """Assign a row to each node; mothers are centred on their daughters."""
-    row, last = np.zeros(len(tree.nodes)), 0
-    order: list[int] = []
-    waiting = [0]
-    while waiting:
-        node = waiting.pop()
-        order.append(node)
-        waiting += tree.daughters(node)[::-1]
-    for node in order:
-        if not tree.daughters(node):
-            row[node], last = last, last + 1
-    for node in order[::-1]:
+    row, nodes = np.zeros(len(tree.nodes)), range(len(tree.nodes))
+    ends = [node for node in nodes if not tree.daughters(node)]
+    row[sorted(ends, key=lambda node: tree.lines[node][::-1])] = range(len(ends))
+    for node in reversed(nodes):  # mothers come before their daughters
         if daughters := tree.daughters(node):
             row[node] = (row[daughters[0]] + row[daughters[-1]]) / 2
     return row
@@ -293,72 +276,3 @@ def name_changes(lineage: Lineage, n_genes: int) -> dict[str, list[str]]:
     for node, change, gene in zip(top["node"], top["change"], display_names(top), strict=True):
         labels.setdefault(node, []).append(f"{'+' if change > 0 else '-'}{gene_label(gene)}")
     return labels
-
-
-# ---- along covariates
-
-N_COLUMNS, N_SHOWN = 3, 6  # columns of panels, and default number of genes
-
-
-def covariates(
-    evaluation: Evaluation,
-    genes: str | Sequence[str] = (),
-    *,
-    covariate: str | None = None,
-    name: str = GENERATED,
-    show: bool | None = None,
-) -> list[Axes] | None:
-    """Draw the expression of genes along a covariate, with test cells and floor.
-
-    Points are means in bins with equal numbers of test cells, and bars are two standard errors.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate` for a model with covariates.
-    genes
-        Genes of the table ``along``, which has the most variable genes; by default, the first six.
-    covariate
-        Name of the covariate; by default, the first.
-    name
-        Set of cells to draw.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
-    """
-    table = checked(evaluation, Evaluation).along
-    if not len(table):
-        return shown_panels(figure_of(text_axes("The cells have no covariates.")), show=show)
-    covariate, genes = covariate or str(table["covariate"].iloc[0]), list(as_names(genes))
-    known = list(dict.fromkeys(table.loc[table["covariate"] == covariate, "gene"]))
-    for noun, requested, available in (
-        ("covariate", [covariate], list(dict.fromkeys(table["covariate"]))),
-        ("set", [name], evaluation.sets),
-        (f"gene along {covariate}", genes, known),
-    ):
-        if unknown := [each for each in requested if each not in available]:
-            names = abbreviated(available, n_shown=12)
-            raise InputError(f"The evaluation has no {noun} {unknown[0]!r}; it has {names}.")
-    table, chosen = table[table["covariate"] == covariate], genes or known[:N_SHOWN]
-    figure = new_figure(3.0 * min(N_COLUMNS, len(chosen)), 0.8 + 2.1 * -(-len(chosen) // N_COLUMNS))
-    style_of_set = set_styles(evaluation.sets)[name]
-    looks: dict[str, tuple[str, Style]] = {
-        FLOOR: ("floor (real training cells)", {"color": GREY, "marker": "d", "markersize": 4}),
-        "test": ("test cells", {"color": "black", "marker": "o", "markersize": 4, "linestyle": ""}),
-        name: (style_of_set.label, {"color": style_of_set.colour, "marker": "s", "markersize": 3.5}),
-    }
-    axes = panels(figure, len(chosen), n_columns=N_COLUMNS)
-    for axis, gene in zip(axes, chosen, strict=True):
-        for key, (label, look) in looks.items():
-            rows = table[(table["gene"] == gene) & (table["set"] == key)]
-            style = {"label": label, "elinewidth": 0.8, "linewidth": 1, **look}
-            axis.errorbar(rows["value"], rows["mean"], 2 * rows["error"], **style)
-        axis.set_title(gene_label(gene), fontsize=10)
-        open_frame(axis)
-    explain(figure, axes[0])
-    figure.supxlabel(shortened(covariate), fontsize=9)
-    figure.supylabel("mean log1p(CP10k)", fontsize=9)
-    return shown_panels(figure, show=show)
