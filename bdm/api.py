@@ -20,6 +20,7 @@ from bdm.applications.extension.extend import extend
 from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
 from bdm.applications.transmutation.transmute import select_sources, transmuted_cells
 from bdm.autoencoder.latent import encode
+from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import as_names
 from bdm.data.modalities import FORM, features_in_words, require_package_of, to_form
 from bdm.data.prepare import prepare
@@ -33,7 +34,6 @@ from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.model.fit_model import fit
 from bdm.model.match import (
-    DEFAULT_KEYS,
     cells_for,
     encoder_input,
     fitted_cells,

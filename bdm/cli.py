@@ -10,15 +10,33 @@ import typer
 
 from bdm import __version__
 from bdm._core.errors import InputError, Interrupted, TrainingError, as_options
+from bdm.commands.audit import audit
+from bdm.commands.audit_folds import audit_folds
+from bdm.commands.autoencoder import autoencoder
 from bdm.commands.base import Summary, as_command
-from bdm.commands.conditions import evaluate_predicted, predict, respond
-from bdm.commands.data import example, prepare
-from bdm.commands.evaluation import evaluate, evaluate_transmuted, interpret, report
-from bdm.commands.experiments import power, simulate
-from bdm.commands.fit import autoencoder, extend, fit, hierarchy, plot_tree, train
-from bdm.commands.generate import generate, predict_modality, transmute
-from bdm.commands.lineages import fates, lineage, reconstruct
-from bdm.commands.share import audit, audit_folds, card
+from bdm.commands.card import card
+from bdm.commands.evaluate import evaluate
+from bdm.commands.evaluate_predicted import evaluate_predicted
+from bdm.commands.evaluate_transmuted import evaluate_transmuted
+from bdm.commands.example import example
+from bdm.commands.extend import extend
+from bdm.commands.fates import fates
+from bdm.commands.fit import fit
+from bdm.commands.generate import generate
+from bdm.commands.hierarchy import hierarchy
+from bdm.commands.interpret import interpret
+from bdm.commands.lineage import lineage
+from bdm.commands.plot_tree import plot_tree
+from bdm.commands.power import power
+from bdm.commands.predict import predict
+from bdm.commands.predict_modality import predict_modality
+from bdm.commands.prepare import prepare
+from bdm.commands.reconstruct import reconstruct
+from bdm.commands.report import report
+from bdm.commands.respond import respond
+from bdm.commands.simulate import simulate
+from bdm.commands.train import train
+from bdm.commands.transmute import transmute
 
 # Waiting OpenMP threads would spin and slow down other programs. Torch reads these variables on import.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):

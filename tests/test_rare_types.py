@@ -9,7 +9,7 @@ from tree_comparison import TreeComparison
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.latent import LatentCells
 from bdm.autoencoder.moments import Whitening, population_moments, sampling_variance, without_prior
-from bdm.commands.fit import summary_of_tree
+from bdm.commands.hierarchy import summary_of_tree
 from bdm.hierarchy.build import MIN_LEVEL, attachment_point, branch_level, build_hierarchy
 from bdm.hierarchy.clustering import (
     FEW_CELLS,

@@ -365,7 +365,7 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog, m
     renamed = of(cells, "b", "ctrl")
     renamed.obs["kind"] = "type b"
     ad.concat([without(cells, "b", "ctrl"), renamed]).write_h5ad(tmp_path / "renamed.h5ad")
-    monkeypatch.setattr("bdm.commands.conditions.N_SHOWN", 0)
+    monkeypatch.setattr("bdm.commands.respond.N_SHOWN", 0)
     bdm("respond", tmp_path / "renamed.h5ad", tmp_path / "renamed", "--label-key", "kind")
     assert f"1 more condition: see {tmp_path / 'renamed' / 'errors.csv'}" in caplog.text
     renamed.obs["kind"] = "typ b"

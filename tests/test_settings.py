@@ -16,7 +16,7 @@ import bdm
 from bdm._core.errors import InputError
 from bdm._core.files import provenance
 from bdm._core.schema import StageSettings, described_settings, settings_of
-from bdm.api import settings_with
+from bdm.api import merged_settings
 from bdm.applications.design.design import Samples
 from bdm.cli import app
 from bdm.data.cells import MIN_CELLS_FOR_MEANS
@@ -169,8 +169,8 @@ def test_a_column_has_one_meaning(key, other):
 def test_a_given_seed_of_0_contradicts_another():
     settings = PrepareSettings(seed=5)
     with pytest.raises(InputError, match=r"^seed is 0, and 5 in settings.prepare; give it in one place"):
-        settings_with(settings, label_key="cell_type", seed=0)
-    assert settings_with(settings, label_key="cell_type", seed=5) == settings_with(settings) == settings
+        merged_settings(settings, label_key="cell_type", seed=0)
+    assert merged_settings(settings, label_key="cell_type", seed=5) == settings_with(settings) == settings
 
 
 @pytest.mark.parametrize("value", [3.0, "3", True])

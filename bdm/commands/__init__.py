@@ -1,1 +1,1 @@
-"""Commands of the command line, a module for each theme, and their shared options."""
+"""Commands of the command line, one module each, and their shared options."""

@@ -30,8 +30,8 @@ from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_KEYS = InputKeys()  # as in the model's data, or columns ``cell_type`` and ``batch``
 MIN_GENES = 10  # detected genes; with fewer, cells may have equal counts by chance
-DEFAULT_KEYS = InputKeys()  # columns ``cell_type`` and ``batch``, counts in ``X``
 
 
 def read_real_cells(

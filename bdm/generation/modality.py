@@ -19,11 +19,11 @@ from bdm.autoencoder.levels import Levels, mapped
 from bdm.autoencoder.moments import Normal, matrix_power
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import ObservationModel
+from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import writable, writable_names
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
 from bdm.model.covariates import CovariateEffects
 from bdm.model.match import (
-    DEFAULT_KEYS,
     batches_of,
     check_known,
     check_not_empty,

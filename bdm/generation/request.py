@@ -17,6 +17,7 @@ from bdm._core.errors import InputError, abbreviated
 from bdm._core.files import reading
 from bdm._core.validation import unknown_type
 from bdm.autoencoder.moments import Mixture, Normal
+from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import with_written_names
 from bdm.data.filters import rounded_shares
 from bdm.generation.covariate_values import (
@@ -27,7 +28,7 @@ from bdm.generation.covariate_values import (
     require_covariates,
     spread_evenly,
 )
-from bdm.model.match import DEFAULT_KEYS, labels_of, mask_known_types
+from bdm.model.match import labels_of, mask_known_types
 from bdm.model.model import BranchedModel
 from bdm.prior.transport import MixtureMap, unbalanced_coupling
 from bdm.settings import InputKeys

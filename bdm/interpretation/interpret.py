@@ -45,7 +45,7 @@ from bdm.interpretation.branch_genes import (
 )
 from bdm.interpretation.contrasts import MEASURES, QUERIES, ContrastGenes, column_of, contrasts_of
 from bdm.interpretation.interpretation import Interpretation
-from bdm.model.match import DEFAULT_KEYS, read_fitted_cells
+from bdm.model.match import read_fitted_cells
 from bdm.model.model import BranchedModel, load_model
 from bdm.settings import InputKeys, InterpretationSettings
 

@@ -14,7 +14,7 @@ from scipy import sparse
 from bdm._core.errors import InputError, at, counted
 from bdm._core.validation import label_candidates, labels_rejection
 from bdm.autoencoder.latent import populations_of_cells
-from bdm.data.cell_sets import check_held_out, read_real_cells
+from bdm.data.cell_sets import DEFAULT_KEYS, check_held_out, read_real_cells
 from bdm.data.cells import Cells, Populations, RealCells, check_number, covariates_in, modalities_if_several
 from bdm.data.columns import (
     as_text,
@@ -35,9 +35,6 @@ from bdm.model.model import BranchedModel, composition_of
 from bdm.settings import InputKeys, PrepareSettings
 
 logger = logging.getLogger(__name__)
-
-
-DEFAULT_KEYS = InputKeys()
 
 
 def keys_found_in(adata: AnnData, keys: InputKeys) -> InputKeys:

@@ -11,10 +11,11 @@ import pandas as pd
 from anndata.utils import make_index_unique
 
 from bdm._core.errors import InputError, counted
+from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import as_text, finite_columns, is_missing, is_unwritable, with_written_names, writable_name
 from bdm.data.filters import split_by_type
 from bdm.data.prepare import counted_cells
-from bdm.model.match import DEFAULT_KEYS, batches_of, check_has_genes, check_has_types, labels_of, model_counts
+from bdm.model.match import batches_of, check_has_genes, check_has_types, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys, PrepareSettings
 

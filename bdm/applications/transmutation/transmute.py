@@ -17,10 +17,10 @@ from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator, torch_generator
 from bdm._core.validation import unknown_type
 from bdm.autoencoder.latent import latent_cells
+from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues, format_at, set_covariates
 from bdm.generation.generate import Block, GeneratedCells, batch_columns, sample_counts, type_columns
 from bdm.model.match import (
-    DEFAULT_KEYS,
     batch_column,
     batches_of,
     covariate_values,

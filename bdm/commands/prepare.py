@@ -1,4 +1,4 @@
-"""``bdm example`` and ``bdm prepare``: cells to fit a model to."""
+"""``bdm prepare``: check labelled counts, select cells and genes, and split cells."""
 
 import json
 from pathlib import Path
@@ -7,20 +7,6 @@ from typing import Annotated
 from bdm._core.errors import at
 from bdm.commands.base import OutCells, Summary
 from bdm.settings import Labels, PrepareSettings
-
-
-def example(out: OutCells) -> Summary:
-    """Write example cells: 700 real blood cells of 10 types, 765 genes.
-
-    Labels are in obs['bulk_labels'].
-
-    Example: bdm example cells.h5ad
-    """
-    from bdm.data.matrix import write_h5ad
-    from bdm.data.read import pbmc68k_counts
-
-    write_h5ad(out, pbmc68k_counts())
-    return Summary(then=("bdm", "fit", out, "model/", "--label-key", "bulk_labels"))
 
 
 def prepare(

@@ -1,6 +1,5 @@
-"""``bdm simulate`` and ``bdm power``: designed experiments."""
+"""``bdm simulate``: simulate a designed experiment with a known truth."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +7,8 @@ from annotated_types import Ge
 
 from bdm._core.errors import at, counted
 from bdm._core.schema import Unset
-from bdm.commands.base import Device, Holding, ModelFolder, OutFolder, OutGenerated, Output, Summary
+from bdm.commands.base import Device, ModelFolder, OutGenerated, Output, Summary
 from bdm.settings import DesignFile
-
-logger = logging.getLogger(__name__)
 
 DesignSeed = Annotated[int | None, Ge(0), "Seed of every random draw.", Unset("the design's")]
 
@@ -51,37 +48,3 @@ def simulate(
         cells.uns["truth"]["genes"].to_csv(truth, index=False)
     n_cells, n_changes = sum(experiment.request.n_by_type.values()), counted(len(experiment.changes), "change")
     return Summary({"cells": f"{n_cells:,} of {counted(len(experiment.samples), 'sample')}, with {n_changes}"})
-
-
-def power(
-    model: ModelFolder,
-    design: DesignFile,
-    out: Annotated[OutFolder, Holding("power.json")],
-    *,
-    device: Device = "auto",
-    seed: DesignSeed = None,
-) -> Summary:
-    """Find how many donors and cells an experiment needs.
-
-    Simulates and tests a grid of experiments; the section power of the design has the values of the grid, and the
-    tests.
-
-    Example: bdm power model/ design.yaml power/
-    """
-    from bdm.applications.design.design import read_design
-    from bdm.applications.power.analysis import check_testable, compile_testable, design_at, points_of, power_analysis
-    from bdm.model.model import load_model
-    from bdm.pl import write_result
-
-    checked = read_design(design, seed=seed)
-    points = list(points_of(checked.power))
-    with at(design):
-        check_testable(checked)
-    loaded = load_model(model, device=device)
-    with at(design):  # before the first of many experiments
-        for point in points:
-            compile_testable(loaded, design_at(checked, point, repeat=0))
-    analysis = power_analysis(loaded, checked)
-    write_result(out, analysis)
-    logger.info("%s", analysis)
-    return Summary({"experiments": f"{len(points)} x {counted(checked.power.n_repeats, 'repeat')}"})

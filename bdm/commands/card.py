@@ -1,0 +1,62 @@
+"""``bdm card``: print the card of a model."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from bdm._core.errors import at
+from bdm.commands.base import ModelFolder, Output, Summary
+from bdm.settings import Contact, License, Source
+
+
+def card(
+    model: ModelFolder,
+    *,
+    evaluation: Annotated[Path | None, "Folder made by bdm evaluate --model, whose scores are added."] = None,
+    audit: Annotated[Path | None, "Folder made by bdm audit, whose verdict is added."] = None,
+    responses: Annotated[Path | None, "Folder made by bdm respond, whose expected errors are added."] = None,
+    cells: Annotated[Path | None, "Cells that the model generated, which the card describes."] = None,
+    license: License = None,
+    source: Source = None,
+    contact: Contact = None,
+    out: Annotated[Path | None, Output, "File to write in place of printing."] = None,
+) -> Summary | None:
+    """Print the card of a model, with scores, responses and an audit.
+
+    The card is Markdown with metadata for Hugging Face. The folder of a model has its card, without scores, as
+    README.md; --out model/README.md --force replaces it.
+
+    Example: bdm card model/ --evaluation evaluation/ --out model/README.md --force
+
+    Example: bdm card model/ --evaluation evaluation/ --audit audit/ --cells generated.h5ad --contact a@b.org
+    """
+    from bdm._core.store import checksum_of
+    from bdm.applications.audit.audit import Audit, audit_section
+    from bdm.applications.relations.responses import Responses, responses_section
+    from bdm.evaluation.evaluate import Evaluation
+    from bdm.generation.generated_file import GeneratedFile
+    from bdm.model.model import load_model
+    from bdm.report.card import model_card
+
+    audited = None if audit is None else Audit.load(audit)
+    measured = None if responses is None else Responses.load(responses)
+    scores = None if evaluation is None else Evaluation.load(evaluation)
+    loaded, checksum = load_model(model), checksum_of(model, "model")
+    file = None if cells is None else GeneratedFile.read(cells, loaded, checksum=checksum)
+    with at(model):
+        text = model_card(
+            loaded,
+            checksum=checksum,
+            evaluation=scores,
+            audit=None if audited is None else audit_section(audited, loaded, file),
+            responses=None if measured is None else responses_section(measured, loaded.cell_types),
+            cells=file,
+            license=license,
+            source=source,
+            contact=contact,
+        )
+    if out is None:
+        sys.stdout.write(text)
+        return None
+    out.write_text(text, encoding="utf-8")
+    return Summary()

@@ -1,0 +1,77 @@
+"""``bdm evaluate-transmuted``: compare transmuted cells with held-out cells of their new type."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from bdm._core.errors import InputError
+from bdm.commands.base import Holding, OutFolder, Summary
+from bdm.commands.evaluate import Compare, FittedModel, named_files
+from bdm.settings import InputKeys, Seed
+
+if TYPE_CHECKING:
+    from bdm.applications.transmutation.evaluate_transmuted import Target
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_transmuted(
+    cells: Annotated[
+        Path, "Cells that were transmuted, training and test cells: made by bdm prepare; with --model, any."
+    ],
+    transmuted: Annotated[Path, "Cells made by bdm transmute, the set transmuted of tables."],
+    out: Annotated[OutFolder, Holding("transmutation.json")],
+    *,
+    compare: Compare = (),
+    model: FittedModel = None,
+    test_cells: Annotated[Path | None, "Test cells, which the model was not fitted on; needs --model."] = None,
+    keys: InputKeys,
+    seed: Seed = 0,
+) -> Summary:
+    """Compare transmuted cells with held-out cells of their new type.
+
+    The same cells before transmutation are scored as well (unchanged).
+
+    Example: bdm evaluate-transmuted prepared.h5ad transmuted.h5ad transmutation --compare flat=flat.h5ad
+    """
+    from bdm.applications.transmutation.evaluate_transmuted import evaluate_transmutation, read_transmuted, relabel
+    from bdm.data.cell_sets import read_counts, read_real_cells
+    from bdm.data.cells import TRANSMUTED
+    from bdm.model.match import population_assigner, read_fitted_cells, real_cells_for
+    from bdm.model.model import checksums, load_model
+    from bdm.pl import write_result
+
+    files = named_files(TRANSMUTED, transmuted, compare)
+    if model is None:
+        require_model(test_cells=test_cells, **vars(keys))
+        real, before, populations = read_real_cells(cells), read_counts(cells), None
+    else:
+        loaded = load_model(model)
+        before = read_fitted_cells(cells, loaded, keys)
+        real, populations = real_cells_for(loaded, before, test_cells, keys), population_assigner(loaded)
+    read = {name: read_transmuted(file, cells, before, real) for name, file in files.items()}
+    real, to = relabel(real, single_target([file.to for file in read.values()]), populations)
+    evaluation = evaluate_transmutation(real, {name: file.cells for name, file in read.items()}, to, seed=seed)
+    records = {name: file.record for name, file in read.items()}
+    evaluation = replace(evaluation, provenance=evaluation.provenance | {"transmuted": records})
+    write_result(out, evaluation, checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model))
+    logger.info(repr(evaluation))
+    return Summary()
+
+
+def require_model(**values: Path | str | None) -> None:
+    """Reject options that are used with a model only."""
+    unused = next((name for name, value in values.items() if value is not None), None)
+    if unused is not None:
+        raise InputError(f"`{unused}=` is used with a model only; give `model=` too.")
+
+
+def single_target(targets: "Sequence[Target]") -> "Target":
+    """Return the target of the files; reject files with different cell types."""
+    if len(names := {target.cell_type for target in targets}) > 1:
+        raise InputError(
+            f"Cells were transmuted to different types ({', '.join(sorted(names))}); evaluate one type at a time."
+        )
+    return targets[0]

@@ -1,0 +1,60 @@
+"""``bdm predict``: predict cells in another condition."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from bdm._core.errors import at
+from bdm.commands.base import Ending, OutCells, Output, Summary
+from bdm.settings import (
+    Counts,
+    Labels,
+    PredictedCondition,
+    PredictedTypes,
+    Seed,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def predict(
+    responses: Annotated[Path, "Folder made by bdm respond."],
+    cells: Annotated[Path, "Cells to change, measured or generated, with raw counts."],
+    out: OutCells,
+    *,
+    condition: PredictedCondition,
+    cell_type: PredictedTypes = (),
+    effects: Annotated[
+        Path | None, Output, Ending(".csv"), "Table of log fold changes to write as well (.csv)."
+    ] = None,
+    counts: Counts = "auto",
+    labels: Labels = None,
+    seed: Seed = 0,
+) -> Summary:
+    """Change cells to another condition, one for one, as raw counts.
+
+    The measured response of a cell type is used, or a predicted one if it was not measured.
+
+    Example: bdm predict responses/ cells.h5ad predicted.h5ad --condition stim --cell-type "B cells"
+    """
+    from bdm.applications.relations.predict import cells_to_change
+    from bdm.applications.relations.responses import Responses
+    from bdm.data.read import read_cells, rna_in
+
+    fitted, adata = Responses.load(responses), rna_in(read_cells(cells, labels=labels, counts=counts))
+    with at(cells):
+        chosen = cells_to_change(fitted, adata, condition, cell_type, counts=counts)
+        predicted = chosen.predict(seed=seed)
+    predicted.write_h5ad(out, compression="gzip")
+    if effects is not None:
+        chosen.effects().to_csv(effects, index=False, float_format="%.4g")
+    number = predicted.obs["response"].value_counts()
+    if condition != fitted.control and "predicted" in number:
+        for warning in fitted.warnings(condition):
+            logger.warning("%s", warning)
+    facts = {
+        "cells": f"{predicted.n_obs:,} in {condition}: response of their type measured in "
+        f"{number.get('measured', 0):,}, predicted in {number.get('predicted', 0):,}",
+        "error": predicted.uns["bdm"]["expected_error"],
+    }
+    return Summary(facts)

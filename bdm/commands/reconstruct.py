@@ -1,0 +1,55 @@
+"""``bdm reconstruct``: generate cells of an ancestor, or of an unsampled time."""
+
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+
+from bdm._core import errors
+from bdm.commands.base import OutCells, Output, Summary
+from bdm.settings import (
+    Counts,
+    ExtrapolateLineage,
+    Labels,
+    LineageNode,
+    LineageTime,
+    Seed,
+)
+
+
+def reconstruct(
+    lineage: Annotated[Path, "Folder made by bdm lineage."],
+    data: Annotated[Path, "Cells that the lineage was fitted on, with raw counts."],
+    out: OutCells,
+    *,
+    node: LineageNode,
+    at: LineageTime = None,
+    cells: Annotated[int, Ge(1), "Number of cells."] = 100,
+    extrapolate: ExtrapolateLineage = False,
+    genes: Annotated[Path | None, Output, "Table of the expected expression of genes to write as well (.csv)."] = None,
+    counts: Counts = "auto",
+    labels: Labels = None,
+    seed: Seed = 0,
+) -> Summary:
+    """Generate cells of a lineage's node at any time, as raw counts.
+
+    The node may have no samples.
+
+    Example: bdm reconstruct lineage/ cells.h5ad ancestors.h5ad --node ASG_AWA --at 350:400
+    """
+    from bdm.applications.relations.lineage import Lineage
+    from bdm.applications.relations.reconstruct import parsed_time, reconstruct
+    from bdm.data.read import read_cells
+
+    time = parsed_time(at)
+    fitted, adata = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)
+    with errors.at(data):
+        reconstructed = reconstruct(
+            fitted, adata, node, at=time, n_cells=cells, extrapolate=extrapolate, counts=counts, seed=seed
+        )
+    reconstructed.write_h5ad(out, compression="gzip")
+    if genes is not None:
+        middle = sum(time) / 2 if isinstance(time, tuple) else time
+        expression = fitted.names.with_symbols(fitted.expression(node, middle))
+        expression.to_csv(genes, index=False, float_format="%.4g")
+    return Summary({"cells": f"{reconstructed.n_obs:,} of {node}", "error": reconstructed.uns["bdm"]["expected_error"]})

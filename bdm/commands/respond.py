@@ -1,0 +1,63 @@
+"""``bdm respond``: measure and predict how cell types respond to conditions."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from bdm._core.errors import at, counted
+from bdm._core.schema import Unset
+from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
+from bdm.settings import (
+    Labels,
+    ResponseSettings,
+)
+
+logger = logging.getLogger(__name__)
+N_SHOWN = 5  # conditions whose errors are printed
+
+
+def respond(
+    data: Annotated[Path, "Cells of two conditions or more, with raw counts."],
+    out: Annotated[OutFolder, Holding("responses.json")],
+    *,
+    labels: Labels = None,
+    tree: Annotated[
+        Path | None,
+        "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
+        Unset("average linkage of the control profiles"),
+    ] = None,
+    settings: ResponseSettings,
+) -> Summary:
+    """Measure how cell types respond to conditions, and test predictions.
+
+    The test predicts each measured type with its response left out. Writes tables (.csv), figures (.png), and the
+    fitted responses for bdm predict.
+
+    Example: bdm respond cells.h5ad responses/ --condition-key condition --control ctrl
+    """
+    from bdm.applications.relations.respond import respond
+    from bdm.data.read import read_cells
+    from bdm.hierarchy.files import read_tree
+    from bdm.pl import write_result
+
+    cells = read_cells(data, labels=labels, counts=settings.counts)
+    clade = None if tree is None else read_tree(tree)
+    with at(data):
+        responses = respond(cells, settings, tree=clade)
+    del cells  # free memory for writing
+    write_result(out, responses)
+    for condition in responses.conditions:
+        for warning in responses.warnings(condition):
+            logger.warning("%s", warning)
+    measured, conditions = responses.measured, responses.conditions
+    sentences = [responses.sentence(condition) for condition in conditions[:N_SHOWN]]
+    if len(conditions) > N_SHOWN:
+        sentences.append(f"{counted(len(conditions) - N_SHOWN, 'more condition')}: see {out / 'errors.csv'}")
+    facts = {
+        "responses": f"of {counted(len(responses.genes), 'gene')} in {counted(len(measured), 'type')}, "
+        f"{int(measured.to_numpy().sum())} of {measured.size} combinations measured",
+        "error": "\n".join(sentences),
+    }
+    condition, cell_type = responses.next_prediction()
+    then = ("bdm", "predict", out, data, "predicted.h5ad", "--condition", condition, "--cell-type", cell_type)
+    return Summary(facts, then=(*then, *reading_alike(labels, settings.counts)))
