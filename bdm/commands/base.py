@@ -55,10 +55,11 @@ def reading_alike(labels: Path | None, counts: str) -> tuple[Path | str, ...]:
 
 
 def as_command(function: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
-    """Add shared options to a function, replace its outputs, and print its summary.
+    """Turn a function into a command.
 
-    The function writes its outputs to scratch paths, which it gets as arguments. They replace the outputs once it has
-    returned; if it fails, they are removed. ``computes`` adds ``--threads``.
+    The command has an option for each setting of the function, and shared options; ``computes`` adds ``--threads``. The
+    function is called with scratch paths as outputs. They replace the outputs when it returns, and are removed if it
+    fails. Its summary is printed.
     """
     shared: dict[str, Any] = {"force": Force, "quiet": Quiet, "verbose": Verbose}
     if computes:
