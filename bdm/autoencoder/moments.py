@@ -259,7 +259,7 @@ class Mixture:
 
 
 def project_to_axes(x: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
-    """Return the coordinates of x along the principal axes of each component, relative to its mean.
+    """Project x to the principal axes of each component, relative to its mean.
 
     x is cells x dimensions, ``axes`` are in columns; the result is components x cells x dimensions.
     """

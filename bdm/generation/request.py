@@ -178,7 +178,7 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = DEFA
 
 
 def table_of(model: BranchedModel, cells: Any) -> pd.DataFrame:
-    """Convert a request in any form to a table, check it, and drop rows without cells."""
+    """Convert a request to a checked table, without rows of no cells."""
     if isinstance(cells, pd.DataFrame):
         table = cells.copy()
     elif isinstance(cells, Mapping | pd.Series):
@@ -215,7 +215,7 @@ def table_of(model: BranchedModel, cells: Any) -> pd.DataFrame:
 
 
 def check_columns(model: BranchedModel, table: pd.DataFrame) -> None:
-    """Check the columns of a table of cells, and convert its covariates to floats in place."""
+    """Check the columns of a table, and convert covariates to floats in place."""
     columns = (*COLUMNS, *model.covariate_names)
     if missing := [name for name in ("cell_type", "n_cells") if name not in table]:
         raise InputError(
@@ -276,7 +276,7 @@ def divide_in_proportion(model: BranchedModel, table: pd.DataFrame) -> pd.DataFr
 
 
 def divide_type(model: BranchedModel, cell_type: str, n_cells: int, batch: str | None = None) -> pd.Series:
-    """Divide cells of a type over its populations, as in training cells; a population stays whole."""
+    """Divide cells of a type over its populations, as in training cells."""
     if cell_type not in model.cell_types:
         return pd.Series({cell_type: n_cells})
     n_trained = model.n_training_cells(cell_type, batch)
@@ -289,7 +289,7 @@ def in_proportion(share: np.ndarray, n_cells: int) -> np.ndarray:
 
 
 def divide_at_values(model: BranchedModel, table: pd.DataFrame, covariates: Sequence[str]) -> pd.DataFrame:
-    """Assign cells with values of covariates to populations and batches, and return a row per cell.
+    """Assign cells with covariates to populations and batches, a row per cell.
 
     Populations have their shares at these values; batches have their shares in training cells.
     """

@@ -32,6 +32,7 @@ from bdm.hierarchy.tree import MIN_PLACE, Branch, Clade, Hierarchy, match_leaves
 from bdm.settings import HierarchySettings
 
 MIN_LEVEL = 0.3  # lowest level of a node; populations that overlap still need branches
+MAX_SDS = 6  # sigma_max in standard deviations of all cells; at least twice the root's level
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,6 @@ class MeasuredClade:
     mean: np.ndarray  # average of the population means m
     mean_square: float  # average of |m|**2, corrected for sampling variance
     name: str | None = None  # cell type, if the members are its sub-populations
-
-
-MAX_SPREADS = 6  # sigma_max in standard deviations of all cells; at least twice the root's level
 
 
 @using_threads()
@@ -89,8 +87,8 @@ def build_hierarchy(
         shape = with_sub_populations(clade, clades)
     root = measure_clade(shape, means, index, threshold=settings.threshold)
 
-    spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
-    sigma_max = float(max(MAX_SPREADS * spread, 2 * root.level))
+    sd = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
+    sigma_max = float(max(MAX_SDS * sd, 2 * root.level))
     provenance: dict[str, Any] = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
     if settings.flat:
         root_name = next(node_names({*cells.populations, *cells.labels}))

@@ -119,14 +119,6 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         """Denoise cells by the closed form plus the network."""
         return populations.denoised(x, sigma, branch) + make_correction(network, populations)(x, sigma, branch)
 
-    def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Denoise cells, with the network on the branches that keep it."""
-        closed_form, with_network = super().denoise(x, sigma, branch), self.network_branches[branch][:, None]
-        if not with_network.any():
-            return closed_form
-        correction = make_correction(self.network, self.populations)(x, sigma, branch)
-        return closed_form + torch.where(with_network, correction, 0)
-
 
 def make_correction(network: nn.Module, populations: BranchPopulations) -> Denoise:
     """Return a function that computes the network's correction to the closed form."""
@@ -190,17 +182,13 @@ class HeldOut:
         return float(np.average(_losses(self.closed, self.x, self.sigma), weights=self.weight))
 
     @torch.no_grad()
-    def losses(self, correction: Denoise) -> np.ndarray:
-        """Return the loss of each draw with the network on every branch."""
-        added = denoised_in_blocks(correction, self.noised, self.sigma, self.branch)
-        return _losses(self.closed + added, self.x, self.sigma)
-
     def compare(self, correction: Denoise, *, n_looks: int = 1) -> NetworkComparison:
         """Compare the network with the closed form on each branch.
 
         ``n_looks`` is the number of training steps that these cells chose the network from.
         """
-        closed, network = _losses(self.closed, self.x, self.sigma), self.losses(correction)
+        added = denoised_in_blocks(correction, self.noised, self.sigma, self.branch)
+        closed, network = (_losses(x, self.x, self.sigma) for x in (self.closed, self.closed + added))
         branch = self.branch.cpu().numpy()
         draws = [np.flatnonzero(branch == row) for row in range(self.n_branches)]
         table = pd.DataFrame([_paired(closed[i], network[i], self.cell[i], self.weight[i]) for i in draws])

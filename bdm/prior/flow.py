@@ -85,7 +85,3 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
         velocity = network(populations.standardise(x, sigma, branch), t, branch) - populations.mean[branch]
         denoised: Tensor = (1 - t) * x - t * velocity
         return denoised
-
-    def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Denoise cells by the velocity of the network."""
-        return self.denoised_by(self.network, self.populations, x, sigma, branch)

@@ -271,6 +271,18 @@ class NetworkPrior(GaussianMixturePrior):
     ) -> Tensor:
         """Denoise cells by a network, see :meth:`denoise`."""
 
+    def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Denoise cells by the network on the branches that use it, and in closed form on the others."""
+        with_network = self.network_branches[branch][:, None]
+        if with_network.all():
+            return self.denoised_by(self.network, self.populations, x, sigma, branch)
+        closed_form = super().denoise(x, sigma, branch)
+        if not with_network.any():
+            return closed_form
+        return torch.where(
+            with_network, self.denoised_by(self.network, self.populations, x, sigma, branch), closed_form
+        )
+
     @property
     def uses_network(self) -> Tensor:
         """Mask of the branches that use the network, by row."""

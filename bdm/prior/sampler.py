@@ -60,7 +60,7 @@ class HierarchicalSampler(Sampler):
 
     @cached_property
     def population(self) -> Callable[[int, float], Mixture]:
-        """Cached function: the clean mixture of a branch (by row) with its components at a noise level."""
+        """Cached :meth:`bdm.prior.populations.BranchPopulations.mixture`."""
         return cache(self.prior.populations.mixture)
 
     @cached_property
