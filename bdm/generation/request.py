@@ -249,7 +249,7 @@ def with_covariates(
     table = table.groupby(keys, sort=False, as_index=False, dropna=False)["n_cells"].sum()
     table = table.loc[table.index.repeat(table["n_cells"])].assign(n_cells=1)  # cells of a row share its index
     for name, value in at.items():
-        cell_type = table["cell_type"].replace(model.cell_type_of)
+        cell_type = table["cell_type"].map(model.cell_type_of).fillna(table["cell_type"])
         ranges = limit_range(effects, list(cell_type.unique()), name, value, named=named, extrapolate=extrapolate)
         table, cell_type = table[cell_type.isin(ranges)], cell_type[cell_type.isin(ranges)]
         spread = [
