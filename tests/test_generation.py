@@ -330,6 +330,10 @@ def test_requests_may_name_sub_populations(small_model, tmp_path):
     assert obs["sub_population"].tolist() == [B1] * 2 + [B2] * 4 + [NK] * 2
 
 
+def test_rows_of_one_cell_are_spread_as_one_row_is(batch_model):
+    assert numbers(batch_model, table([(B, 1)] * 9), by="sub_population") == {(B1, "one"): 6, (B2, "one"): 3}
+
+
 def test_requested_batches(batch_model):
     asked = table([(B, 2, "two"), (NK, 0, "one"), (NK, 3, "two"), (B, 4, "two")])
     assert numbers(batch_model, asked) == {(B, "two"): 6, (NK, "two"): 3}

@@ -178,7 +178,7 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = DEFA
 
 
 def table_of(model: BranchedModel, cells: Any) -> pd.DataFrame:
-    """Convert a request to a checked table, without rows of no cells."""
+    """Convert a request to a checked table with distinct rows."""
     if isinstance(cells, pd.DataFrame):
         table = cells.copy()
     elif isinstance(cells, Mapping | pd.Series):
@@ -211,7 +211,9 @@ def table_of(model: BranchedModel, cells: Any) -> pd.DataFrame:
     table = table[table["n_cells"] > 0]
     if table.empty:
         raise InputError("The request has no cells; give at least one cell of one type.")
-    return table
+    # cells of equal rows are divided over populations together
+    keys = [name for name in table if name != "n_cells"]
+    return table.groupby(keys, sort=False, as_index=False, dropna=False)["n_cells"].sum()
 
 
 def check_columns(model: BranchedModel, table: pd.DataFrame) -> None:
