@@ -43,7 +43,7 @@ workflow: $(INSTALLED)
 
 # UMAP is compiled when it is first used, which takes half a minute: here, while the model is fitted, and not after
 .venv/umap: $(INSTALLED)
-	@$(BIN)/python -c "import numpy; from bdm.evaluation.metrics import umap_of; umap_of(numpy.random.rand(50, 5), seed=0)"
+	@$(BIN)/python -c "import numpy; from bdm.evaluation.metrics import compute_umap; compute_umap(numpy.random.rand(50, 5), seed=0)"
 	@touch $@
 
 example-design: .venv/power

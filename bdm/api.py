@@ -592,13 +592,13 @@ class BranchedDiffusion:
         InputError
             If the model was loaded without cells.
         """
-        from bdm.interpretation.interpret import inputs_of, interpret
+        from bdm.interpretation.interpret import interpret, prepare_inputs
         from bdm.interpretation.interpretation import branches_adata
 
         prepared = self._cells()
         request = request_cells(self.model, numbers_like(prepared.obs, self.model))
         generated = generate_cells(self.model, request, GenerationSettings(), seed=seed)
-        inputs = inputs_of(self.model, prepared, generated, seed=seed)
+        inputs = prepare_inputs(self.model, prepared, generated, seed=seed)
         self.interpretation = interpret(inputs, InterpretationSettings(n_genes=n_genes), seed=seed)
         return branches_adata(self.interpretation)
 

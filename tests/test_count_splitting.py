@@ -15,8 +15,8 @@ from bdm.autoencoder.observation import NegativeBinomial
 from bdm.data.cells import Cells
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.branch_genes import ComparedCells, even_depth, real_differences, real_expression, split_counts
-from bdm.interpretation.contrasts import Contrast, Differences, contrasts_of
-from bdm.interpretation.interpret import Inputs, inputs_of, interpret
+from bdm.interpretation.contrasts import Contrast, Differences, list_contrasts
+from bdm.interpretation.interpret import Inputs, interpret, prepare_inputs
 from bdm.interpretation.interpretation import branch_genes, branches_adata
 from bdm.settings import (
     AutoencoderSettings,
@@ -66,11 +66,11 @@ def fitted() -> BranchedDiffusion:
 
 @pytest.fixture(scope="module")
 def inputs(fitted) -> Inputs:
-    return inputs_of(fitted.model, fitted.prepared, fitted.generate(20), seed=0)
+    return prepare_inputs(fitted.model, fitted.prepared, fitted.generate(20), seed=0)
 
 
 def contrast_within(inputs: Inputs, cell_type: str) -> Contrast:
-    [contrast, _] = [of for of in contrasts_of(inputs.model.hierarchy) if of.node == cell_type]
+    [contrast, _] = [of for of in list_contrasts(inputs.model.hierarchy) if of.node == cell_type]
     assert contrast.divides_type
     return contrast
 
@@ -178,7 +178,7 @@ def test_children_beside_a_divided_type_are_tested_in_all_counts():
         sigma_max=5.0,
         threshold=0.9,
     )
-    node = contrasts_of(flat)
+    node = list_contrasts(flat)
     assert [of.divides_type for of in node] == [True, True, False]
     generator = np.random.default_rng(0)
     names = np.repeat(["a/1", "a/2", "b"], 40)
@@ -209,7 +209,7 @@ def test_p_values_are_given_where_they_are_valid(inputs, fitted):
 
     all_fitted = fitted.prepared.copy()
     all_fitted.obs["split"] = "train"
-    again = interpret(inputs_of(inputs.model, all_fitted, fitted.generate(20), seed=0), settings, seed=0)
+    again = interpret(prepare_inputs(inputs.model, all_fitted, fitted.generate(20), seed=0), settings, seed=0)
     assert [of.test.has_p for of in again.contrasts] == [not of.contrast.divides_type for of in again.contrasts]
     n_significant = again.agreement.set_index("node")["n_significant"]
     assert n_significant.isna().to_dict() == {node: node in ("one", "several") for node in n_significant.index}

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bdm.evaluation.metrics import umap_of
+from bdm.evaluation.metrics import compute_umap
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def x() -> np.ndarray:
 def test_functions_that_are_compiled_are_kept_on_disk(x):
     from umap.umap_ import compute_membership_strengths, smooth_knn_dist  # late, as it takes seconds
 
-    umap_of(x, seed=0)
+    compute_umap(x, seed=0)
     for function in (smooth_knn_dist, compute_membership_strengths):
         name = f"{function.py_func.__module__.removeprefix('umap.')}.{function.py_func.__name__}-*.nbc"
         assert function.signatures
@@ -22,6 +22,6 @@ def test_functions_that_are_compiled_are_kept_on_disk(x):
 
 
 def test_seed_decides_the_embedding(x):
-    one, same, other = (umap_of(x, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (compute_umap(x, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)

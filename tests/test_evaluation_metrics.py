@@ -18,7 +18,7 @@ from bdm.evaluation.metrics import (
     forest,
     joint_components,
     linear_classifier,
-    memorisation_of,
+    measure_memorisation,
 )
 from bdm.evaluation.resamples import match
 
@@ -159,7 +159,7 @@ NONE = np.empty(0, dtype=int)  # of the query cells are training cells
 
 
 def memorisation_share(query: Cells, training: Cells, test: Cells, **bounds) -> float:
-    return memorisation_of([QueryCells.project(query, test, NONE, **bounds)], training)["memorisation"][0]
+    return measure_memorisation([QueryCells.project(query, test, NONE, **bounds)], training)["memorisation"][0]
 
 
 @pytest.mark.parametrize(("n_training", "n_test"), [(600, 150), (150, 600)])
@@ -178,12 +178,12 @@ def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_
     cells = poisson_cells(400, seed=0)
     floor, training, test = np.arange(60), np.arange(300), np.arange(300, 400)
     queries = [QueryCells.project(cells[floor], cells[test], own) for own in (NONE, floor)]
-    at_once = memorisation_of(queries, cells[training])
+    at_once = measure_memorisation(queries, cells[training])
     assert at_once["memorisation"][0] == 1
     assert abs(at_once["memorisation"][1] - 0.5) < 0.2
-    assert at_once.iloc[1].equals(memorisation_of(queries[1:], cells[training]).iloc[0].rename(1))
+    assert at_once.iloc[1].equals(measure_memorisation(queries[1:], cells[training]).iloc[0].rename(1))
     monkeypatch.setattr(metrics, "BLOCK", 7)
-    pd.testing.assert_frame_equal(memorisation_of(queries, cells[training]), at_once, check_exact=True)
+    pd.testing.assert_frame_equal(measure_memorisation(queries, cells[training]), at_once, check_exact=True)
 
 
 def test_copies_are_seen_where_test_cells_of_a_common_type_are_sampled():
@@ -246,6 +246,6 @@ def test_chance_of_memorisation_is_its_scatter_without_copies():
     for seed in range(40):
         known = poisson_cells(400, seed=seed)
         query, training, test = np.split(np.arange(400), [60, 300])
-        found.append(memorisation_of([QueryCells.project(known[query], known[test], NONE)], known[training]))
+        found.append(measure_memorisation([QueryCells.project(known[query], known[test], NONE)], known[training]))
     found = pd.concat(found)
     assert found["memorisation"].std() == pytest.approx(found["memorisation_chance"].mean(), rel=0.5)

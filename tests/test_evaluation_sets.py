@@ -17,7 +17,7 @@ from bdm.data.prepare import prepare
 from bdm.evaluation.evaluate import Evaluation, evaluate
 from bdm.evaluation.gene_scores import gene_statistics, kolmogorov_smirnov, pooled_fold_changes, variable_genes
 from bdm.evaluation.resamples import ResampledCells, SizeLimits, match, resampled_cells, resampling_seeds
-from bdm.evaluation.scores import MANY_CELLS, Reference, bin_of, bins_of, score_bins, score_cells
+from bdm.evaluation.scores import MANY_CELLS, Reference, assign_bins, bin_edges, score_bins, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
 
 
@@ -177,8 +177,8 @@ def test_genes_chosen_by_chance_are_no_markers_of_the_floor():
 def test_each_of_few_values_of_a_covariate_has_a_bin(times, numbers):
     covariates = pd.DataFrame({"time": np.repeat(times, 20)})
     cells = Cells(sparse.csr_matrix((len(covariates), 5)), np.full(len(covariates), "a"), covariates=covariates)
-    ends = bins_of(cells, 4)
-    assert np.bincount(bin_of(cells, "time", ends["time"])).tolist() == numbers
+    ends = bin_edges(cells, 4)
+    assert np.bincount(assign_bins(cells, "time", ends["time"])).tolist() == numbers
 
 
 def test_bins_of_equal_test_cells_are_scored():

@@ -30,12 +30,12 @@ from bdm.interpretation.ancestral_states import (
     AncestralStates,
     ancestral_states,
     branch_observation_model,
-    commitment,
-    commitment_of,
+    commitment_along,
+    compute_commitment,
+    compute_markers,
     decode_to_counts,
     distinct_markers,
     gene_directions,
-    markers_of,
 )
 from bdm.interpretation.branch_genes import (
     ComparedCells,
@@ -53,14 +53,14 @@ from bdm.interpretation.contrasts import (
     Log2FoldChange,
     PopulationExpression,
     agreement,
-    contrasts_of,
     fewest_names,
+    list_contrasts,
 )
 from bdm.interpretation.interpret import (
     Inputs,
     agreement_by_node,
-    inputs_of,
     interpret,
+    prepare_inputs,
     read_inputs,
 )
 from bdm.interpretation.interpretation import (
@@ -115,7 +115,7 @@ def split_cells(adata: anndata.AnnData) -> anndata.AnnData:
 
 @pytest.fixture(scope="module")
 def inputs(small_model) -> Inputs:
-    return inputs_of(small_model.model, split_cells(small_model.prepared), small_model.generate(30), seed=0)
+    return prepare_inputs(small_model.model, split_cells(small_model.prepared), small_model.generate(30), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def files(small_model, tmp_path_factory):
 def test_a_column_of_the_user_is_no_population_of_the_model(small_model, inputs, caplog):
     cells = split_cells(small_model.prepared)
     cells.obs["sub_population"] = np.where(np.arange(cells.n_obs) % 2, "mine", "Dendritic/1")
-    found = inputs_of(small_model.model, cells, small_model.generate(30), seed=0)
+    found = prepare_inputs(small_model.model, cells, small_model.generate(30), seed=0)
     for name in ("training", "test", "split_training", "split_test"):
         assert list(getattr(found, name).cell_type) == list(getattr(inputs, name).cell_type)
     fitted_cells(small_model.prepared[:, ::-1].copy(), small_model.model)
@@ -165,7 +165,7 @@ DIVIDED = Hierarchy(  # "b" has three sub-populations, and "new" joins one of "c
 
 
 def test_contrasts_are_named_by_whole_types_and_divide_a_type_elsewhere():
-    found = {of.child: (of.names_inside, of.names_outside, of.divides_type) for of in contrasts_of(DIVIDED)}
+    found = {of.child: (of.names_inside, of.names_outside, of.divides_type) for of in list_contrasts(DIVIDED)}
     assert found == {
         "b": (("b",), ("c", "new"), False),
         "node": (("c", "new"), ("b",), False),
@@ -178,11 +178,11 @@ def test_contrasts_are_named_by_whole_types_and_divide_a_type_elsewhere():
         "c/2": (("c/2",), ("new",), True),
         "new": (("new",), ("c/2",), True),
     }
-    assert not any(of.divides_type for of in contrasts_of(TREE))
+    assert not any(of.divides_type for of in list_contrasts(TREE))
 
 
 def differences_of(cells: Cells, node: str) -> dict[str, Differences]:
-    contrasts = tuple(contrast for contrast in contrasts_of(TREE) if contrast.node == node)
+    contrasts = tuple(contrast for contrast in list_contrasts(TREE) if contrast.node == node)
     return real_differences(cells, real_expression(cells), contrasts)
 
 
@@ -247,7 +247,7 @@ def test_mixture_is_weighted_and_has_the_variance_between_types():
 
 def test_model_differences_of_two_children_mirror(inputs):
     expression = model_expression(inputs.model, n_cells=20, seed=0)
-    for contrast in contrasts_of(inputs.model.hierarchy):
+    for contrast in list_contrasts(inputs.model.hierarchy):
         here = model_differences(expression, contrast)
         there = model_differences(expression, replace(contrast, inside=contrast.outside, outside=contrast.inside))
         np.testing.assert_allclose(here.score, -there.score, atol=1e-9)
@@ -414,13 +414,13 @@ def test_adapters_shift_the_sides_of_a_contrast(small_model):
     shared = replace(small_model.model.autoencoder, adapters=small_model.model.autoencoder.adapters.subset(()))
     model = replace(small_model.model, autoencoder=shared)
     plain = ancestral_states(model, n_cells=20, seed=0)
-    contrast = next(of for of in contrasts_of(model.hierarchy) if of.inside == ("CD56+ NK",))
+    contrast = next(of for of in list_contrasts(model.hierarchy) if of.inside == ("CD56+ NK",))
     adapter = Adapters.from_shared(model.autoencoder.network, ["CD56+ NK"], [model.autoencoder.type_code("CD56+ NK")])
     adapter.parameters["offset"][0, 7] += 3
     changed = replace(
         model, autoencoder=replace(model.autoencoder, adapters=model.autoencoder.adapters.updated(adapter))
     )
-    before, after = (commitment_of(of, plain, contrast) for of in (model, changed))
+    before, after = (compute_commitment(of, plain, contrast) for of in (model, changed))
     share = np.exp(log_expression(model, "CD56+ NK", type_specific=False)[7])
     normalised = np.log1p(share * np.expm1(3))
     np.testing.assert_allclose((after.shift - before.shift)[7], 3 - normalised, atol=1e-5)
@@ -447,7 +447,7 @@ def test_commitment_is_how_well_noised_cells_are_separated():
     covariances = [np.diag([1.0, 2.0, 0.5]), np.array([[1.0, 0.4, 0.0], [0.4, 0.7, 0.0], [0.0, 0.0, 2.0]])]
     means = np.array([[1.0, 0.0, 0.5], [-1.0, 1.0, 0.0]])
     sides = [Normal(torch.tensor(m), torch.tensor(c)) for m, c in zip(means, covariances, strict=True)]
-    found = commitment(directions, *sides)
+    found = commitment_along(directions, *sides)
     for sigma in (0.0, 1.5):
         cells = [
             generator.multivariate_normal(m, c + sigma**2 * np.eye(3), 20000) @ directions.T
@@ -473,7 +473,7 @@ def test_a_lone_direction_commits_where_the_hierarchy_parts():
     """Along the line between two types of unit covariance, the formula is that of the hierarchy's levels."""
     unit = torch.eye(2)
     sides = Normal(torch.tensor([7.0, 0.0]), unit), Normal(torch.zeros(2), unit)
-    found = commitment(np.array([[3.0, 0.0]]), *sides).level(0.9)
+    found = commitment_along(np.array([[3.0, 0.0]]), *sides).level(0.9)
     assert found == pytest.approx([float(branch_level(7.0, threshold=0.9))])
 
 
@@ -559,7 +559,7 @@ def test_given_markers_are_seen_down_the_tree():
     cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20})
     genes = pd.Index([f"gene{k}" for k in range(12)])
     given = {"mine": ("gene2", "gene0"), "yours": ("gene0", "gene1")}
-    markers = markers_of(given, cells, cells, genes, TREE)
+    markers = compute_markers(given, cells, cells, genes, TREE)
     assert markers.genes == {"mine": ("gene2", "gene0"), "yours": ("gene1",)}
     assert markers.real.mean["gene0"].idxmax() == "a"
     table = marker_rows(markers)
@@ -677,7 +677,7 @@ def test_figures_of_a_flat_tree_show_each_population(interpretation):
     leaves = [replace(tree.by_name[name], parent=tree.root.name) for name in tree.populations]
     flat = replace(tree, branches=(tree.root, *leaves))
     assert len(leaves) > len(tree.cell_types)
-    children = zip(cycle(interpretation.contrasts), contrasts_of(flat))
+    children = zip(cycle(interpretation.contrasts), list_contrasts(flat))
     contrasts = tuple(replace(of, contrast=contrast) for of, contrast in children)
     found = replace(interpretation, hierarchy=flat, contrasts=contrasts)
     rows = figure_of(pl.branch_genes(found)).subfigs[0].axes[0].get_yticklabels()
@@ -846,11 +846,11 @@ def test_no_more_cells_are_read_than_the_statistics_of_genes_need(files, monkeyp
 def test_genes_are_compared_with_test_cells_or_else_with_one_half(small_model):
     prepared, generated = split_cells(small_model.prepared), small_model.generate(5)
     is_test = (prepared.obs["split"] == "test").to_numpy()
-    read = inputs_of(small_model.model, prepared, generated, seed=0)
+    read = prepare_inputs(small_model.model, prepared, generated, seed=0)
     assert read.held_out
     assert (read.test.counts != prepared.X[is_test]).nnz == 0
     assert (read.training.counts != prepared.X[~is_test]).nnz == 0
-    halves = inputs_of(small_model.model, small_model.prepared, generated, seed=0)
+    halves = prepare_inputs(small_model.model, small_model.prepared, generated, seed=0)
     assert not halves.held_out
     assert len(halves.training) + len(halves.test) == small_model.prepared.n_obs
     assert abs(len(halves.training) - len(halves.test)) <= len(small_model.model.populations)

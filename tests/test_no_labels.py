@@ -19,7 +19,7 @@ from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.prepare import prepare, read_prepared
 from bdm.evaluation.evaluate import Evaluation, verdict_lines
 from bdm.interpretation.branch_genes import model_expression
-from bdm.interpretation.interpret import inputs_of, interpret
+from bdm.interpretation.interpret import interpret, prepare_inputs
 from bdm.interpretation.interpretation import Interpretation
 from bdm.pl import FIGURES
 from bdm.plotting.style import figure_of
@@ -261,7 +261,7 @@ def test_populations_without_cells_are_left_blank(divided, tmp_path):
     first, *_, last = divided.model.populations
     cells, generated = divided.prepared, divided.generate(100)
     rest = cells[populations_of_cells(cells, divided.model.autoencoder) != first].copy()
-    of_rest = inputs_of(divided.model, rest, generated[generated.obs["sub_population"] != last].copy(), seed=0)
+    of_rest = prepare_inputs(divided.model, rest, generated[generated.obs["sub_population"] != last].copy(), seed=0)
     found = interpret(of_rest, InterpretationSettings(n_cells=20), seed=0)
     markers = found.markers
     assert markers.real.mean.index[markers.real.mean.isna().all(axis=1)].tolist() == [first]
@@ -276,7 +276,7 @@ def test_cells_of_another_model_are_not_interpreted(divided):
     generated = divided.generate(20)
     generated.obs["sub_population"] = "cell/99"
     with pytest.raises(InputError, match=r"sub-populations that this model lacks \(cell/99\)"):
-        inputs_of(divided.model, divided.prepared, generated, seed=0)
+        prepare_inputs(divided.model, divided.prepared, generated, seed=0)
 
 
 # ---- what needs labels

@@ -11,9 +11,9 @@ from tree_comparison import TreeComparison
 
 from bdm.api import BranchedDiffusion
 from bdm.hierarchy.tree import Branch, Clade
-from bdm.interpretation.ancestral_states import ancestral_states, commitment_of
+from bdm.interpretation.ancestral_states import ancestral_states, compute_commitment
 from bdm.interpretation.branch_genes import model_differences, model_expression
-from bdm.interpretation.contrasts import Contrast, contrasts_of
+from bdm.interpretation.contrasts import Contrast, list_contrasts
 from bdm.model.model import BranchedModel
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
@@ -81,7 +81,7 @@ def test_levels_are_in_the_order_of_planted_heights(truth):
 
 @pytest.fixture(scope="module")
 def contrasts(truth) -> tuple[Contrast, ...]:
-    return contrasts_of(truth.model.hierarchy)
+    return list_contrasts(truth.model.hierarchy)
 
 
 def planted_genes(synthetic: SyntheticCells, contrast: Contrast) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +133,7 @@ def test_planted_genes_of_branches_commit(truth, contrasts):
             raised
             | planted_genes(truth.synthetic, replace(contrast, inside=contrast.outside, outside=contrast.inside))[0]
         )
-        level = commitment_of(truth.model, states, contrast).level(truth.model.hierarchy.threshold)
+        level = compute_commitment(truth.model, states, contrast).level(truth.model.hierarchy.threshold)
         if min_cells(truth.synthetic, contrast) >= 100:
             found.append(average_precision_score(own[~deeper], np.nan_to_num(level)[~deeper]))
     assert np.mean(found) > 0.7

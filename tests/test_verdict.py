@@ -8,7 +8,7 @@ from bdm.data.genes import GeneNames
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.metrics import PairDistances
 from bdm.evaluation.scores import SCORE_NAMES, TYPE_SCORES, mean_scores
-from bdm.evaluation.verdict import LIMITS, Grade, chance_of, verdict
+from bdm.evaluation.verdict import LIMITS, Grade, null_distribution, verdict
 from bdm.settings import EvaluationSettings
 
 IDEAL = {name: limit.ideal for name, limit in LIMITS.by_score.items()}
@@ -63,7 +63,7 @@ def test_few_cells_give_no_verdict():
 @pytest.mark.parametrize("name", ["relative_energy", "forest_auc", "gene_auc"])
 def test_many_cells_are_enough_to_see_a_medium_difference(name):
     limit = LIMITS.by_score[name]
-    of_many, of_few = (chance_of(name, {}, {}, n_cells=n) for n in (LIMITS.many_cells, LIMITS.many_cells // 2))
+    of_many, of_few = (null_distribution(name, {}, {}, n_cells=n) for n in (LIMITS.many_cells, LIMITS.many_cells // 2))
     assert of_many.largest(LIMITS.level) <= 1.05 * limit.near < of_few.largest(LIMITS.level)
 
 

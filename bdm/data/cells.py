@@ -173,7 +173,7 @@ def smaller_numbers(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:
     return np.minimum(n_by_type.reindex(at_most.index, fill_value=0), at_most)
 
 
-def halves_of(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
+def split_in_halves(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
     """Split cells at random into two halves, stratified by type."""
     first = sample_by_type(cells, cells.n_by_type // 2, seed=seed)
     return cells[first], cells[np.setdiff1d(np.arange(len(cells)), first)]

@@ -23,7 +23,7 @@ from bdm.data.gene_tests import marker_genes
 from bdm.data.genes import GeneNames
 from bdm.data.modalities import has_modalities, modalities_of
 from bdm.evaluation.gene_scores import gene_statistics, marker_fold_changes, variable_genes
-from bdm.evaluation.metrics import QueryCells, memorisation_of
+from bdm.evaluation.metrics import QueryCells, measure_memorisation
 from bdm.evaluation.modality_scores import joint_umap, modality_scores
 from bdm.evaluation.resamples import (
     SIZE_LIMITS,
@@ -255,7 +255,7 @@ def average_memorisation(resamples: list[ResampledCells], training: TypedCells, 
         for resample in resamples
         for name, cells in resample.query.items()
     ]
-    return memorisation_of(queries, training).groupby(names, sort=False).mean()
+    return measure_memorisation(queries, training).groupby(names, sort=False).mean()
 
 
 def overall_table(scores: dict[str, list[Scores]], memorisation: pd.DataFrame) -> pd.DataFrame:

@@ -286,7 +286,7 @@ class QueryCells:
         return Neighbours.find(self.coordinates, among, block.cell_type[candidates])
 
 
-def memorisation_of(queries: Sequence[QueryCells], training: TypedCells) -> pd.DataFrame:
+def measure_memorisation(queries: Sequence[QueryCells], training: TypedCells) -> pd.DataFrame:
     """Measure the memorisation of sets of query cells, one row per set.
 
     Memorisation is the share of query cells nearer to a training cell than to any test cell, corrected to equal numbers
@@ -325,7 +325,7 @@ def estimate_memorisation(query: QueryCells, nearest_training: Neighbours, train
 N_NEIGHBOURS, MANY = 15, 1000  # per cell; precompute them for at least MANY cells
 
 
-def umap_of(x: np.ndarray, *, seed: int) -> np.ndarray:
+def compute_umap(x: np.ndarray, *, seed: int) -> np.ndarray:
     """Compute a reproducible UMAP of samples x dimensions.
 
     McInnes et al. 2018, https://arxiv.org/abs/1802.03426.

@@ -12,7 +12,7 @@ from bdm._core.parallel import using_threads
 from bdm.data.cells import Cells
 from bdm.data.gene_tests import Agreement
 from bdm.data.modalities import RNA, Modality, has_modalities, modalities_of
-from bdm.evaluation.metrics import cross_validated_probabilities, fitted_pca, forest, linear_classifier, umap_of
+from bdm.evaluation.metrics import compute_umap, cross_validated_probabilities, fitted_pca, forest, linear_classifier
 from bdm.evaluation.resamples import COORDINATES, ResampledCells, match, sample_at_most, with_progress
 from bdm.evaluation.scores import auc
 
@@ -49,8 +49,9 @@ def score_pair(
 ) -> dict[tuple[str, str], float]:
     """Score query cells against as many test cells."""
     scores, components = {}, []
+    counts = sparse.vstack([query.counts, test.counts], format="csr")
     for modality in modalities:
-        values = values_of(sparse.vstack([query.counts, test.counts], format="csr")[:, modality.features], modality)
+        values = transform_counts(counts[:, modality.features], modality)
         components.append(compute_components(values, seed=seed))
         scores[modality.name, "forest_auc"] = compute_auc(forest(seed=seed), components[-1], len(query), seed=seed)
         scores[modality.name, "feature_auc"] = compute_auc(linear_classifier(), values, len(query), seed=seed)
@@ -67,7 +68,7 @@ def compute_auc(classifier: object, values: np.ndarray | sparse.csr_matrix, n_qu
     return auc(*cross_validated_probabilities(classifier, values[:n_query], values[n_query:], seed=seed))
 
 
-def values_of(counts: sparse.csr_matrix, modality: Modality) -> sparse.csr_matrix:
+def transform_counts(counts: sparse.csr_matrix, modality: Modality) -> sparse.csr_matrix:
     """Transform counts: log1p(CP10k) of genes, log1p of proteins, TF-IDF of peaks.
 
     TF-IDF as in Stuart et al. 2021.
@@ -101,12 +102,12 @@ def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd
     cells = list(sets.values())
     if has_modalities(var):
         counts = sparse.vstack([each.counts for each in cells], format="csr")
-        parts = [values_of(counts[:, modality.features], modality) for modality in modalities_of(var)]
+        parts = [transform_counts(counts[:, modality.features], modality) for modality in modalities_of(var)]
         components = np.hstack([compute_components(part, seed=seed) for part in parts])
     else:
         expression = sparse.vstack([each.expression for each in cells], format="csr")
         components = fitted_pca(expression, seed=seed).transform(expression)
-    table = pd.DataFrame(umap_of(components, seed=seed), columns=COORDINATES)
+    table = pd.DataFrame(compute_umap(components, seed=seed), columns=COORDINATES)
     names = np.repeat(list(sets), list(map(len, cells)))
     populations = [each.population for each in cells if each.population is not None]
     if len(populations) == len(cells):
@@ -119,7 +120,7 @@ def gene_correlations(query: Cells, test: Cells, rna: Modality, modality: Modali
     n_cells = np.asarray((test.counts[:, modality.features] > 0).sum(axis=0)).ravel()
     chosen = modality.features.start + np.sort(np.argsort(-n_cells, kind="stable")[:N_FEATURES])
     query_r, test_r = (
-        correlate_columns(*(values_of(cells.counts[:, part], modality).toarray() for part, modality in parts))
+        correlate_columns(*(transform_counts(cells.counts[:, part], modality).toarray() for part, modality in parts))
         for cells in (query, test)
         for parts in [((chosen, modality), (np.arange(rna.features.stop), rna))]
     )

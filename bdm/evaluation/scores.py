@@ -279,7 +279,7 @@ BIN_COLUMNS = [*KEYS, "n_cells", "n_test", "energy", "relative_energy"]
 ALONG_COLUMNS = ["covariate", "gene", "value", "set", "mean", "error"]
 
 
-def bins_of(test: TypedCells, n: int) -> dict[str, np.ndarray]:
+def bin_edges(test: TypedCells, n: int) -> dict[str, np.ndarray]:
     """Divide each covariate into at most ``n`` bins, and return their edges.
 
     Up to ``n`` distinct values have a bin each; more are binned by quantiles of the test cells.
@@ -292,7 +292,7 @@ def bins_of(test: TypedCells, n: int) -> dict[str, np.ndarray]:
     return {name: edges for name, edges in ends.items() if len(edges) > 1}
 
 
-def bin_of(cells: Cells, name: str, ends: np.ndarray) -> np.ndarray:
+def assign_bins(cells: Cells, name: str, ends: np.ndarray) -> np.ndarray:
     """Return the bin index of each cell; the outer bins are open-ended."""
     assert cells.covariates is not None
     return np.asarray(np.digitize(cells.covariates[name].to_numpy(), ends[1:-1]))
@@ -304,7 +304,7 @@ def score_bins(resamples: list[ResampledCells], test: TypedCells) -> pd.DataFram
     Distances are averaged over resamples, and over types weighted by their test cells. In a bin, types with fewer than
     five cells or test cells are left out.
     """
-    bins = bins_of(test, N_BINS)
+    bins = bin_edges(test, N_BINS)
     rows = [
         row
         for resample in resamples
@@ -324,7 +324,7 @@ def score_set(
     test = resample.test
     x, y = joint_components(cells.expression, test.expression, seed=resample.seed)
     for covariate, ends in bins.items():
-        query_bin, test_bin = bin_of(cells, covariate, ends), bin_of(test, covariate, ends)
+        query_bin, test_bin = assign_bins(cells, covariate, ends), assign_bins(test, covariate, ends)
         for number, (low, high) in enumerate(pairwise(ends)):
             by_type = []
             for cell_type in test.n_by_type.index:
@@ -353,14 +353,14 @@ def expression_along(sets: Mapping[str, Cells], test: Cells, genes: pd.Index) ->
     its standard error. The genes are chosen by their variation between bins of test cells, in standard errors.
     """
     rows = []
-    for covariate, ends in bins_of(test, N_STEPS).items():
+    for covariate, ends in bin_edges(test, N_STEPS).items():
         means = {
-            name: average_bins(cells, bin_of(cells, covariate, ends), len(ends) - 1)
+            name: average_bins(cells, assign_bins(cells, covariate, ends), len(ends) - 1)
             for name, cells in {**sets, "test": test}.items()
             if cells.covariates is not None and covariate in cells.covariates
         }
         assert test.covariates is not None
-        values = test.covariates[covariate].groupby(bin_of(test, covariate, ends)).mean()
+        values = test.covariates[covariate].groupby(assign_bins(test, covariate, ends)).mean()
         mean, error = means["test"]
         varying = np.nan_to_num(np.nanvar(mean, axis=0) / np.nanmean(error**2 + 1e-6, axis=0))
         for gene in np.argsort(-varying, kind="stable")[:N_GENES]:

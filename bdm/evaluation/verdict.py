@@ -150,7 +150,7 @@ def verdict(scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells:
     for name, limit in LIMITS.by_score.items():
         if _is_known(name, scores, floor):
             value, floor_value = float(scores[name]), float(floor[name])
-            chance = chance_of(name, scores, floor, n_cells=n_cells).largest(LIMITS.level)
+            chance = null_distribution(name, scores, floor, n_cells=n_cells).largest(LIMITS.level)
             same, near = max(limit.same, chance), max(limit.near, chance)
             excess = limit.excess(value, floor_value)
             grade = Grade.from_excess(excess, same=same, near=near) if n_cells >= LIMITS.min_cells else Grade.UNKNOWN
@@ -158,7 +158,7 @@ def verdict(scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells:
     return Verdict(tuple(findings), n_cells)
 
 
-def chance_of(name: str, scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells: int) -> Chance:
+def null_distribution(name: str, scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells: int) -> Chance:
     """Return the null distribution of the excess of a score.
 
     Uses ``NAME_chance`` and ``NAME_skewness`` of the scores if available, else the approximation of :class:`Limit`.

@@ -82,14 +82,14 @@ def branch_observation_model(model: BranchedModel, populations: Collection[str])
     return type(observations[0]).average(observations, weights=n_cells)
 
 
-def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contrast) -> Commitment:
+def compute_commitment(model: BranchedModel, states: AncestralStates, contrast: Contrast) -> Commitment:
     """Compute the commitment of each gene to the sides of a contrast.
 
     Type-specific decoders add to the shift of a gene.
     """
     share = states.expression[contrast.node].to_numpy() / 1e4
     sides = contrast.inside, contrast.outside
-    shared = commitment(gene_directions(model, share), *map(model.moments.mixture, sides))
+    shared = commitment_along(gene_directions(model, share), *map(model.moments.mixture, sides))
     inside, outside = (type_specific_shift(model, side) for side in sides)
     return replace(shared, shift=shared.shift + inside - outside)
 
@@ -106,7 +106,7 @@ def type_specific_shift(model: BranchedModel, populations: tuple[str, ...]) -> n
     return total
 
 
-def commitment(directions: np.ndarray, inside: Normal, outside: Normal) -> Commitment:
+def commitment_along(directions: np.ndarray, inside: Normal, outside: Normal) -> Commitment:
     """Compute commitment along directions in whitened space (genes x dimensions)."""
     shift = directions @ (inside.mean - outside.mean).double().numpy()
     covariance = (inside.covariance + outside.covariance).double().numpy()
@@ -144,7 +144,9 @@ class Markers:
     clades: Dots  # training cells below each branch
 
 
-def markers_of(chosen: GeneSets, training: Cells, generated: Cells, genes: pd.Index, hierarchy: Hierarchy) -> Markers:
+def compute_markers(
+    chosen: GeneSets, training: Cells, generated: Cells, genes: pd.Index, hierarchy: Hierarchy
+) -> Markers:
     """Compute the expression of markers in real and generated cells, and by branch.
 
     A gene chosen for two types marks the first.
@@ -154,7 +156,7 @@ def markers_of(chosen: GeneSets, training: Cells, generated: Cells, genes: pd.In
         cell_type: tuple(gene for gene in members if first[gene] == cell_type) for cell_type, members in chosen.items()
     }
     columns = genes.get_indexer([gene for members in chosen.values() for gene in members])
-    by_type = members_of_types(hierarchy)
+    by_type = populations_by_type(hierarchy)
     by_branch = {branch.name: tuple(hierarchy.leaves(branch.name)) for branch in hierarchy.branches}
     return Markers(
         chosen,
@@ -164,7 +166,7 @@ def markers_of(chosen: GeneSets, training: Cells, generated: Cells, genes: pd.In
     )
 
 
-def members_of_types(hierarchy: Hierarchy) -> dict[str, tuple[str, ...]]:
+def populations_by_type(hierarchy: Hierarchy) -> dict[str, tuple[str, ...]]:
     """Return populations by cell type; for a single type, each population by itself."""
     cell_types = hierarchy.cell_types
     if len(cell_types) == 1:

@@ -33,7 +33,7 @@ class Contrast:
         return replace(self, inside=inside, outside=outside)
 
 
-def contrasts_of(hierarchy: Hierarchy) -> tuple[Contrast, ...]:
+def list_contrasts(hierarchy: Hierarchy) -> tuple[Contrast, ...]:
     """List the contrasts of all inner nodes, one per child, grouped by node."""
     contrasts = []
     for branch in hierarchy.branches:
@@ -249,6 +249,6 @@ def agreement(query: Differences, test: Differences, *, n_genes: int) -> dict[st
     }
 
 
-def column_of(measure: str, query: str) -> str:
+def agreement_column(measure: str, query: str) -> str:
     """Return the column of a measure in tables of agreement."""
     return measure if query == "model" else f"{measure}_{query}"

@@ -22,20 +22,20 @@ from bdm.data.cells import (
     StoredCells,
     check_genes,
     checked_counts,
-    halves_of,
     modalities_if_several,
     sample_by_type,
+    split_in_halves,
 )
 from bdm.data.filters import capped
 from bdm.data.matrix import take_cells
 from bdm.interpretation.ancestral_states import (
     AncestralStates,
     ancestral_states,
-    commitment_of,
+    compute_commitment,
+    compute_markers,
     distinct_markers,
     interleave,
-    markers_of,
-    members_of_types,
+    populations_by_type,
 )
 from bdm.interpretation.branch_genes import (
     ComparedCells,
@@ -43,7 +43,7 @@ from bdm.interpretation.branch_genes import (
     model_expression,
     split_counts,
 )
-from bdm.interpretation.contrasts import MEASURES, QUERIES, ContrastGenes, column_of, contrasts_of
+from bdm.interpretation.contrasts import MEASURES, QUERIES, ContrastGenes, agreement_column, list_contrasts
 from bdm.interpretation.interpretation import Interpretation
 from bdm.model.match import read_fitted_cells
 from bdm.model.model import BranchedModel, load_model
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 MAX_CELLS = 50_000  # cells to read of each set (training, test, generated); more would not change the genes
 AGREEMENT_COLUMNS = [  # of the empty table for trees without nodes
     *("node", "level", "children", "n_types", "n_training", "n_test", "n_significant"),
-    *(column_of(name, query) for name in MEASURES for query in QUERIES),
+    *(agreement_column(name, query) for name in MEASURES for query in QUERIES),
 ]
 
 
@@ -93,7 +93,7 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     hierarchy = model.hierarchy
     states = ancestral_states(model, n_cells=settings.n_cells, seed=seed)
     contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
-    by_type = members_of_types(hierarchy)
+    by_type = populations_by_type(hierarchy)
     type_of = {population: name for name, populations in by_type.items() for population in populations}
     training = replace(inputs.training, cell_type=np.array([type_of[name] for name in inputs.training.cell_type]))
     markers = interleave(
@@ -107,7 +107,7 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
         ancestral_states=states,
         contrasts=contrasts,
         agreement=agreement_by_node(contrasts, inputs, n_genes=settings.n_genes),
-        markers=markers_of(markers, inputs.training, inputs.generated, genes, hierarchy),
+        markers=compute_markers(markers, inputs.training, inputs.generated, genes, hierarchy),
         held_out=inputs.held_out,
         provenance=provenance(seed=seed, settings=asdict(settings)),
     )
@@ -120,14 +120,14 @@ def contrast_genes(inputs: Inputs, states: AncestralStates, *, n_cells: int, see
     training = ComparedCells(inputs.training, inputs.split_training, fitted=True)
     test = ComparedCells(inputs.test, inputs.split_test, fitted=not inputs.held_out)
     sets = {"training": training, "equal": training.matched(test, seed=seed), "test": test}
-    nodes = [tuple(group) for _, group in groupby(contrasts_of(model.hierarchy), key=lambda contrast: contrast.node)]
+    nodes = [tuple(group) for _, group in groupby(list_contrasts(model.hierarchy), key=lambda contrast: contrast.node)]
     for node in progress(nodes, total=len(nodes), doing="testing genes", unit="node"):
         tested = {name: cells.differences(node, seed=seed) for name, cells in sets.items()}
         for contrast in node:
             yield ContrastGenes(
                 contrast,
                 model_differences(expression, contrast),
-                commitment_of(model, states, contrast),
+                compute_commitment(model, states, contrast),
                 **{name: by_child.get(contrast.child) for name, by_child in tested.items()},
             )
 
@@ -160,7 +160,11 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
                 "n_training": int(inputs.training.n_by_type.reindex(populations, fill_value=0).sum()),
                 "n_test": int(inputs.test.n_by_type.reindex(populations, fill_value=0).sum()),
                 "n_significant": n_significant,
-                **{column_of(name, query): means[query].get(name, np.nan) for name in MEASURES for query in QUERIES},
+                **{
+                    agreement_column(name, query): means[query].get(name, np.nan)
+                    for name in MEASURES
+                    for query in QUERIES
+                },
             }
         )
     return pd.DataFrame(rows, columns=list(rows[0]) if rows else AGREEMENT_COLUMNS)
@@ -214,7 +218,7 @@ def read_inputs(
     real = take_cells(real, np.sort(np.concatenate([sample_rows_to_read(cells, seed=seed) for cells in splits])))
     new_cells = StoredCells.from_anndata(generated, new, np.arange(new.n_obs), new.var_names)
     new = checked_counts(take_cells(new, sample_rows_to_read(new_cells, seed=seed)), generated)
-    return inputs_of(loaded, real, new[:, genes], seed=seed)
+    return prepare_inputs(loaded, real, new[:, genes], seed=seed)
 
 
 def sample_rows_to_read(cells: StoredCells, *, seed: int) -> np.ndarray:
@@ -225,12 +229,12 @@ def sample_rows_to_read(cells: StoredCells, *, seed: int) -> np.ndarray:
     return np.asarray(cells.rows[sample_by_type(cells, n_by_type, seed=seed)])
 
 
-def inputs_of(model: BranchedModel, real: AnnData, generated: AnnData, *, seed: int) -> Inputs:
+def prepare_inputs(model: BranchedModel, real: AnnData, generated: AnnData, *, seed: int) -> Inputs:
     """Divide prepared cells into training and test cells; without these, into halves."""
     real = real[:, model.autoencoder.genes.index]
     is_test = (real.obs["split"] == "test").to_numpy()
     fitted = real[~is_test]
-    dividing = [contrast for contrast in contrasts_of(model.hierarchy) if contrast.divides_type]
+    dividing = [contrast for contrast in list_contrasts(model.hierarchy) if contrast.divides_type]
     divided = {model.cell_type_of[name] for contrast in dividing for name in (*contrast.inside, *contrast.outside)}
 
     def whole(cells: AnnData) -> Cells:
@@ -242,13 +246,13 @@ def inputs_of(model: BranchedModel, real: AnnData, generated: AnnData, *, seed: 
     if is_test.any():
         sets = [(take(fitted), take(real[is_test])) for take in (whole, split)]
     else:
-        sets = [halves_of(take(fitted), seed=seed)[::-1] for take in (whole, split)]
+        sets = [split_in_halves(take(fitted), seed=seed)[::-1] for take in (whole, split)]
     (training, test), (split_training, split_test) = sets
-    new = cells_of_populations(generated, model)
+    new = convert_generated(generated, model)
     return Inputs(model, training, test, split_training, split_test, new, bool(is_test.any()))
 
 
-def cells_of_populations(adata: AnnData, model: BranchedModel) -> Cells:
+def convert_generated(adata: AnnData, model: BranchedModel) -> Cells:
     """Convert generated cells, with their recorded or else most probable populations."""
     recorded = adata.obs.get("sub_population")
     population = populations_of_cells(adata, model.autoencoder) if recorded is None else recorded.to_numpy(dtype=str)

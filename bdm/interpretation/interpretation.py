@@ -21,7 +21,7 @@ from bdm.data.matrix import write_h5ad
 from bdm.data.modalities import NAMES, features_in_words, has_modalities
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import AncestralStates, Markers
-from bdm.interpretation.contrasts import MEASURES, Contrast, ContrastGenes, Differences, column_of
+from bdm.interpretation.contrasts import MEASURES, Contrast, ContrastGenes, Differences, agreement_column
 from bdm.settings import InterpretationSettings
 
 QUERY_NAMES = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
@@ -219,13 +219,13 @@ def agreement_summary(interpretation: Interpretation) -> str:
     agreement = interpretation.agreement
     real = "test cells" if interpretation.held_out else "half of the cells that the model was fitted to"
     by_modality = agreement.groupby(NAMES, sort=False) if NAMES in agreement else [("", agreement)]
-    means = {
-        ", ".join(filter(None, (name, label))): rows[[column_of(key, query) for key in MEASURES]].mean().to_numpy()
-        for name, rows in by_modality
-        for query, label in QUERY_NAMES.items()
-    }
-    table = pd.DataFrame(means, index=MEASURES).to_string(float_format="{:.3f}".format)
-    return f"Agreement with {real}, mean over nodes:\n{table}"
+    means = {}
+    for modality, table in by_modality:
+        for query, label in QUERY_NAMES.items():
+            columns = [agreement_column(measure, query) for measure in MEASURES]
+            means[", ".join(filter(None, (modality, label)))] = table[columns].mean().to_numpy()
+    text = pd.DataFrame(means, index=MEASURES).to_string(float_format="{:.3f}".format)
+    return f"Agreement with {real}, mean over nodes:\n{text}"
 
 
 def branches_adata(interpretation: Interpretation) -> AnnData:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from bdm._core.errors import InputError
 from bdm.data.modalities import NAMES
-from bdm.interpretation.contrasts import Z_95, ContrastGenes, column_of
+from bdm.interpretation.contrasts import Z_95, ContrastGenes, agreement_column
 from bdm.interpretation.interpretation import Interpretation
 from bdm.plotting.hierarchy_figure import draw_hierarchy, label_end, view_of
 from bdm.plotting.style import (
@@ -69,7 +69,7 @@ MAX_NODES = 60  # rows of the agreement figure
 Interpreted: TypeAlias = "Interpretation | BranchedDiffusion"
 
 
-def interpretation_of(source: Interpreted) -> Interpretation:
+def get_interpretation(source: Interpreted) -> Interpretation:
     """Return an interpretation, given itself or its model."""
     interpretation = getattr(source, "interpretation", source)
     if interpretation is None:
@@ -122,7 +122,7 @@ def branch_genes(
         bdm.pl.branch_genes(model, "CD19+ B")
         bdm.pl.branch_genes(bdm.Interpretation.load("interpretation"))
     """
-    interpretation = interpretation_of(interpretation)
+    interpretation = get_interpretation(interpretation)
     if branch is not None:
         panel = find_panel(interpretation, branch)
         axis = axes_or_new(ax, 5, 4)
@@ -265,7 +265,7 @@ def commitment(
     """
     if max_genes < 2:
         raise InputError(f"max_genes is {max_genes}, but must be 2 or more.")
-    interpretation = interpretation_of(interpretation)
+    interpretation = get_interpretation(interpretation)
     if not interpretation.contrasts:
         return shown(text_axes(NO_NODES, ax), show=show, ax=ax)
     hierarchy = interpretation.hierarchy
@@ -348,7 +348,7 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     -------
     Axes of the panels; None if the figure is shown.
     """
-    interpretation = interpretation_of(interpretation)
+    interpretation = get_interpretation(interpretation)
     if not interpretation.contrasts:
         return shown_panels(text_axes(NO_NODES), show=show)
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
@@ -359,7 +359,7 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     figure = new_figure(11 + 0.8 * LETTER * max(map(len, rows)), 1.8 + 0.28 * len(agreement))
     axes = figure.subplots(1, len(MEASURES), sharey=True)
     for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
-        values = {query: agreement[column_of(name, query)] for query in QUERY_STYLES}
+        values = {query: agreement[agreement_column(name, query)] for query in QUERY_STYLES}
         draw_measure(axis, values, ideal=0.95 if name == "coverage" else 1)
         axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)
     name_rows(axes[0], rows, fontsize=8)

@@ -10,8 +10,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.lines import Line2D
 
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.ancestral_states import Dots, Markers, members_of_types
-from bdm.plotting.branches import Interpreted, interpretation_of
+from bdm.interpretation.ancestral_states import Dots, Markers, populations_by_type
+from bdm.plotting.branches import Interpreted, get_interpretation
 from bdm.plotting.hierarchy_figure import View, view_of
 from bdm.plotting.style import (
     BRANCH,
@@ -49,7 +49,7 @@ def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Ax
     -------
     Axes of the panels; None if the figure is shown.
     """
-    interpretation = interpretation_of(interpretation)
+    interpretation = get_interpretation(interpretation)
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
     if not any(marker_dots.genes.values()):
         return shown_panels(text_axes(NO_MARKERS), show=show)
@@ -60,7 +60,7 @@ def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Ax
     by_title = {"real cells (training)": marker_dots.real, "generated cells": marker_dots.generated}
     axes[0].set_yticks(range(len(cell_types)), [shortened(name, width=40) for name in cell_types])
     draw_dot_plots(axes, by_title, cell_types, groups, interpretation.names.labels, relative_to=marker_dots.real)
-    n_types = len(members_of_types(hierarchy))
+    n_types = len(populations_by_type(hierarchy))
     if len(cell_types) < n_types:
         noun = "cell types" if len(hierarchy.cell_types) > 1 else "populations"
         figure.suptitle(f"{len(cell_types)} of {n_types:,} {noun}, one of each clade", fontsize=11)
@@ -85,7 +85,7 @@ def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -
     -------
     Axes of the panels; None if the figure is shown.
     """
-    interpretation = interpretation_of(interpretation)
+    interpretation = get_interpretation(interpretation)
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
     if not any(marker_dots.genes.values()):
         return shown_panels(text_axes(NO_MARKERS), show=show)

@@ -15,7 +15,7 @@ from augment import f1_of_types, strategies
 from cells import made_rare
 from tidy import write_rows
 
-from bdm.data.cells import FLOOR, Cells, halves_of
+from bdm.data.cells import FLOOR, Cells, split_in_halves
 from bdm.data.prepare import read_prepared
 from bdm.evaluation.metrics import cross_validated_probabilities, forest, joint_components, linear_classifier
 from bdm.evaluation.scores import auc
@@ -49,7 +49,7 @@ def scores_of_model(prepared: AnnData, n_cells: dict[str, int], *, seed: int) ->
     wanted = (int(training.n_by_type.median()) - pd.Series(n_cells)).clip(lower=0)
     rows = []
     for name, n in n_cells.items():
-        half, other_half = halves_of(unseen[unseen.cell_type == name], seed=seed)
+        half, other_half = split_in_halves(unseen[unseen.cell_type == name], seed=seed)
         n_generated = max(len(half), wanted[name])
         request = request_cells(model, {name: n_generated})
         generated = Cells.from_anndata(generate_cells(model, request, GenerationSettings(), seed=seed))

@@ -13,7 +13,7 @@ from tidy import write_rows
 from bdm.data.modalities import modalities_of, parts_of
 from bdm.data.prepare import read_prepared
 from bdm.evaluation.metrics import fitted_pca
-from bdm.evaluation.modality_scores import values_of
+from bdm.evaluation.modality_scores import transform_counts
 
 N_COMPONENTS, N_NEIGHBOURS = 30, [5, 10, 15, 20, 30, 50]
 
@@ -29,7 +29,7 @@ def near_cells(cells: ad.AnnData, test: np.ndarray, *, seed: int) -> np.ndarray:
 
     Their number is the best by cross-validation in the training cells.
     """
-    rna = values_of(cells.X[:, modalities_of(cells.var)[0].features], modalities_of(cells.var)[0])
+    rna = transform_counts(cells.X[:, modalities_of(cells.var)[0].features], modalities_of(cells.var)[0])
     components = fitted_pca(rna[~test], n_components=N_COMPONENTS, seed=seed).transform(rna)
     known = np.log1p(parts_of(cells)["prot"].X[~test].toarray())
     nearest = GridSearchCV(KNeighborsRegressor(), {"n_neighbors": N_NEIGHBOURS}, scoring="neg_mean_squared_error")
