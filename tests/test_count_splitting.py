@@ -17,7 +17,7 @@ from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.branch_genes import ComparedCells, even_depth, real_differences, real_expression, split_counts
 from bdm.interpretation.contrasts import Contrast, Differences, list_contrasts
 from bdm.interpretation.interpret import Inputs, interpret, prepare_inputs
-from bdm.interpretation.interpretation import branch_genes, branches_adata
+from bdm.interpretation.interpretation import branch_gene_rows, branches_adata
 from bdm.settings import (
     AutoencoderSettings,
     HierarchySettings,
@@ -197,7 +197,7 @@ def test_p_values_are_given_where_they_are_valid(inputs, fitted):
     for of in found.contrasts:
         assert of.test.has_p
         assert of.model.has_p == of.training.has_p == of.equal.has_p == (not of.contrast.divides_type)
-    table = branch_genes(found)
+    table = branch_gene_rows(found)
     within = table["node"].isin(["one", "several"])
     assert within.any()
     assert table["model_p_adjusted"].isna().equals(within)

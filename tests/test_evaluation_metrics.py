@@ -14,7 +14,6 @@ from bdm.evaluation.metrics import (
     QueryCells,
     classifier_f1,
     cross_validated_probabilities,
-    energy_distance,
     forest,
     joint_components,
     linear_classifier,
@@ -35,6 +34,10 @@ def three_types() -> Cells:
 def poisson_cells(n_cells: int, *, seed: int) -> Cells:
     rng = np.random.default_rng(seed)
     return cells(rng.poisson(rng.gamma(2, 1, size=30), size=(n_cells, 30)), ["a"] * n_cells)
+
+
+def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
+    return PairDistances.between(x, y).energy
 
 
 def maximum_mean_discrepancy(x: np.ndarray, y: np.ndarray) -> float:

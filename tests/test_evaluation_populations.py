@@ -11,7 +11,7 @@ from bdm._core.errors import InputError
 from bdm.cli import app
 from bdm.data.cells import FLOOR, GENERATED, Cells, StoredCells
 from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.metrics import energy_distance
+from bdm.evaluation.metrics import PairDistances
 from bdm.evaluation.resamples import SIZE_LIMITS
 from bdm.evaluation.scores import Comparison, Reference, auc, score_populations
 from bdm.model.match import population_assigner, read_real_cells_for, real_cells_for
@@ -84,7 +84,7 @@ def test_scores_are_of_the_cells_of_each_sub_population():
     assert list(found.index) == ["a/1", "a/2", "a/3"]
     of_query, of_test = compared.query.population == "a/1", compared.test.population == "a/1"
     x, y = compared.components[0][of_query], compared.components[1][of_test]
-    assert found.loc["a/1", "energy"] == energy_distance(x, y)
+    assert found.loc["a/1", "energy"] == PairDistances.between(x, y).energy
     of_forest = auc(compared.probabilities[0][of_query], compared.probabilities[1][of_test])
     assert found.loc["a/1", "forest_auc"] == of_forest
     assert found.loc["a/1", ["n_cells", "n_test"]].tolist() == [60, 57]

@@ -66,7 +66,7 @@ from bdm.interpretation.interpret import (
 from bdm.interpretation.interpretation import (
     Interpretation,
     agreement_summary,
-    branch_genes,
+    branch_gene_rows,
     branches_adata,
     commitment_rows,
     marker_rows,
@@ -75,7 +75,7 @@ from bdm.interpretation.interpretation import (
 from bdm.model.match import fitted_cells
 from bdm.model.model import log_expression, observation_model, type_specific_genes
 from bdm.pl import FIGURES
-from bdm.plotting.branches import Panel, children_label, draw_panel, node_panels
+from bdm.plotting.branches import Panel, children_label, draw_panel, panels_by_branch
 from bdm.plotting.hierarchy_figure import draw_hierarchy, view_of
 from bdm.plotting.style import clade_label, figure_of
 from bdm.prior.sampler import HierarchicalSampler
@@ -335,7 +335,7 @@ def test_as_many_training_cells_as_test_cells(inputs):
 
 
 def test_branch_genes_are_the_top_of_model_and_test_cells(interpretation):
-    table = branch_genes(interpretation)
+    table = branch_gene_rows(interpretation)
     for of in interpretation.contrasts:
         rows = table[(table["node"] == of.contrast.node) & (table["child"] == of.contrast.child)]
         assert set(range(1, 11)) <= set(rows["model_rank"])
@@ -631,7 +631,8 @@ def test_names_of_divided_types_leave_room_and_are_no_formulas(interpretation):
     name = "$\\frac{$ and a name as long as those of the cell ontology"
     node = next(iter(interpretation.nodes.values()))
     node = tuple(replace(of, contrast=replace(of.contrast, node=name)) for of in node)
-    title, label = node_panels(node, interpretation.labels)[0].title, children_label(node)
+    [panel, *_] = panels_by_branch(replace(interpretation, contrasts=node)).values()
+    title, label = panel.title, children_label(node)
     for shown in (title.partition("  ·")[0], label.partition(":")[0]):
         assert len(shown) < 30
         assert shown.startswith(r"\$\frac{")

@@ -153,7 +153,10 @@ class PairDistances:
 
     @property
     def energy(self) -> float:
-        """Energy distance, see :func:`energy_distance`."""
+        """Energy distance ``2 E|x - y| - E|x - x'| - E|y - y'|``; NaN with fewer than two samples of either.
+
+        Unbiased, so it may be slightly negative: Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018.
+        """
         return float(2 * self.across.mean() - mean_of_pairs(self.within_x) - self.spread)
 
     @property
@@ -201,20 +204,6 @@ class PairDistances:
         kernel = np.exp(-squared / (2 * width))
         n = self.n
         return float(mean_of_pairs(kernel[:n, :n]) + mean_of_pairs(kernel[n:, n:]) - 2 * kernel[:n, n:].mean())
-
-
-def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Compute the energy distance of two samples.
-
-    ``2 E|x - y| - E|x - x'| - E|y - y'|``, NaN with fewer than two samples of either. Unbiased, so it
-    may be slightly negative: Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018.
-
-    Parameters
-    ----------
-    x, y
-        Samples x dimensions.
-    """
-    return PairDistances.between(x, y).energy
 
 
 def mean_of_pairs(matrix: np.ndarray) -> float:

@@ -56,7 +56,7 @@ def score_pair(
         scores[modality.name, "forest_auc"] = compute_auc(forest(seed=seed), components[-1], len(query), seed=seed)
         scores[modality.name, "feature_auc"] = compute_auc(linear_classifier(), values, len(query), seed=seed)
         if modality.kind != RNA:
-            agreement = gene_correlations(query, test, modalities[0], modality, var)
+            agreement = compare_gene_correlations(query, test, modalities[0], modality, var)
             scores[modality.name, "gene_correlation"] = agreement.correlation
             scores[modality.name, "gene_slope"] = agreement.slope
     scores[ALL, "forest_auc"] = compute_auc(forest(seed=seed), np.hstack(components), len(query), seed=seed)
@@ -115,7 +115,9 @@ def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd
     return table.assign(cell_type=np.concatenate([each.cell_type for each in cells]), set=names)
 
 
-def gene_correlations(query: Cells, test: Cells, rna: Modality, modality: Modality, var: pd.DataFrame) -> Agreement:
+def compare_gene_correlations(
+    query: Cells, test: Cells, rna: Modality, modality: Modality, var: pd.DataFrame
+) -> Agreement:
     """Compare correlations between features and genes in query and test cells."""
     n_cells = np.asarray((test.counts[:, modality.features] > 0).sum(axis=0)).ravel()
     chosen = modality.features.start + np.sort(np.argsort(-n_cells, kind="stable")[:N_FEATURES])

@@ -51,9 +51,9 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     parts: dict[str, list[tuple[int, Expression]]] = {population: [] for population in model.populations}
     values = draw_covariates(model, request.table, seed)
     for chunk in shared_chunks(sampler, request, seed):
-        parts[chunk.population].append((len(chunk.x), _summarise(model, request, chunk, values)))
+        parts[chunk.population].append((len(chunk.x), summarise_chunk(model, request, chunk, values)))
     n_trained = model.composition.sum(axis=1).to_dict()
-    expression = {population: _pool(part) for population, part in parts.items()}
+    expression = {population: pool_chunks(part) for population, part in parts.items()}
     return PopulationExpression(expression, n_trained, block_sizes(model.autoencoder.genes))
 
 
@@ -72,7 +72,8 @@ def model_differences(expression: PopulationExpression, contrast: Contrast) -> D
     return differences.without_p() if contrast.divides_type else differences
 
 
-def _summarise(model: BranchedModel, request: Request, chunk: Chunk, values: dict[str, np.ndarray]) -> Expression:
+def summarise_chunk(model: BranchedModel, request: Request, chunk: Chunk, values: dict[str, np.ndarray]) -> Expression:
+    """Compute mean and variance of each gene in a chunk of generated cells."""
     batch = request.batches(chunk.population, chunk.start, len(chunk.x))
     at = values[chunk.population][chunk.start : chunk.start + len(chunk.x)] if values else None
     x = model.at_covariates(chunk.x, chunk.population, at)
@@ -84,11 +85,11 @@ def _summarise(model: BranchedModel, request: Request, chunk: Chunk, values: dic
     return Expression(expression.mean(axis=0), expression.var(axis=0) + noise.mean(axis=0))
 
 
-def _pool(parts: list[tuple[int, Expression]]) -> Expression:
-    names = tuple(map(str, range(len(parts))))
-    expressions = dict(zip(names, (expression for _, expression in parts), strict=True))
-    n_cells = dict(zip(names, (n for n, _ in parts), strict=True))
-    return PopulationExpression(expressions, n_cells).mixture(names)
+def pool_chunks(parts: list[tuple[int, Expression]]) -> Expression:
+    """Pool the expression of chunks, given with their numbers of cells."""
+    by_chunk = {str(number): expression for number, (_, expression) in enumerate(parts)}
+    n_cells = {str(number): n for number, (n, _) in enumerate(parts)}
+    return PopulationExpression(by_chunk, n_cells).mixture(tuple(by_chunk))
 
 
 def real_expression(cells: Cells) -> PopulationExpression:

@@ -98,7 +98,7 @@ class Interpretation(Result):
     def _write_tables(self, folder: Path) -> None:
         tables = {
             "nodes": node_rows(self),
-            "branch_genes": branch_genes(self),
+            "branch_genes": branch_gene_rows(self),
             "commitment": commitment_rows(self),
             "agreement": self.agreement,
             "markers": marker_rows(self.markers),
@@ -127,7 +127,7 @@ COMMITMENT = ["gene", "commitment_level", "node", "node_level", "child", "cell_t
 NODES = ["node", "level", "n_cells", "children", "best_genes", "support"]
 
 
-def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
+def branch_gene_rows(interpretation: Interpretation) -> pd.DataFrame:
     """List the top genes of each branch, by the model and by test cells."""
     tables, expression = [pd.DataFrame(columns=BRANCH_GENES)], interpretation.ancestral_states.expression
     for genes in interpretation.contrasts:

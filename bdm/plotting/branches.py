@@ -80,7 +80,7 @@ def get_interpretation(source: Interpreted) -> Interpretation:
 # ---- genes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Panel:
     """Panel of marker genes for the children of a node."""
 
@@ -123,10 +123,14 @@ def branch_genes(
         bdm.pl.branch_genes(bdm.Interpretation.load("interpretation"))
     """
     interpretation = get_interpretation(interpretation)
+    by_branch = panels_by_branch(interpretation)
     if branch is not None:
-        panel = find_panel(interpretation, branch)
+        if branch not in by_branch:
+            raise InputError(
+                f"The tree has no branch {branch!r} with siblings; choose a cell type, or a node other than the root."
+            )
         axis = axes_or_new(ax, 5, 4)
-        draw_panel(axis, panel)
+        draw_panel(axis, by_branch[branch])
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=8)
         return shown(axis, show=show, ax=ax)
     if ax is not None:
@@ -134,7 +138,7 @@ def branch_genes(
     if not interpretation.contrasts:
         return shown_panels(text_axes(NO_NODES), show=show)
     hierarchy = interpretation.hierarchy
-    all_panels = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
+    all_panels = list(dict.fromkeys(by_branch.values()))
     selected = highest(all_panels, MAX_PANELS, level=lambda panel: panel.level)
     view = view_of(hierarchy, max_rows=MAX_ROWS)
     heights = [1.4 + ROW * len(view.ends), 0.5 + PANEL * -(-len(selected) // N_COLUMNS)]
@@ -157,35 +161,22 @@ def branch_genes(
     return shown_panels(figure, show=show)
 
 
-def find_panel(interpretation: Interpretation, branch: str) -> Panel:
-    """Return the panel of a branch against its siblings."""
-    for node in interpretation.nodes.values():
-        children = [child.contrast.child for child in node]
-        if branch in children:
-            siblings = node_panels(node, interpretation.labels)
-            return siblings[min(children.index(branch), len(siblings) - 1)]
-    raise InputError(
-        f"The tree has no branch {branch!r} with siblings; choose a cell type, or a node other than the root."
-    )
-
-
-def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]:
-    """Return the panels of a node.
-
-    Two children share a panel; each of more children has a panel against the rest.
-    """
-    first = node[0]
-    title = f"{shortened(first.contrast.node, width=26)}  ·  level {first.contrast.level:.1f}"
-    names = [clade_label(child.contrast.names_inside) for child in node]
-    if len(node) == 2:
-        rows = np.concatenate([best_genes(child, n_genes=5) for child in node])
-        return [Panel(title, first.contrast.level, names[1], names[0], tabulate_panel(first, genes, rows))]
-    return [
-        Panel(
-            title, child.contrast.level, "the others", name, tabulate_panel(child, genes, best_genes(child, n_genes=8))
-        )
-        for child, name in zip(node, names, strict=True)
-    ]
+def panels_by_branch(interpretation: Interpretation) -> dict[str, Panel]:
+    """Return the panel of each branch against its siblings; two siblings share a panel."""
+    by_branch: dict[str, Panel] = {}
+    for node, children in interpretation.nodes.items():
+        level, genes = children[0].contrast.level, interpretation.labels
+        title = f"{shortened(node, width=26)}  ·  level {level:.1f}"
+        names = [clade_label(child.contrast.names_inside) for child in children]
+        if len(children) == 2:
+            best = np.concatenate([best_genes(child, n_genes=5) for child in children])
+            panel = Panel(title, level, names[1], names[0], tabulate_panel(children[0], genes, best))
+            by_branch |= dict.fromkeys((child.contrast.child for child in children), panel)
+            continue
+        for child, name in zip(children, names, strict=True):
+            table = tabulate_panel(child, genes, best_genes(child, n_genes=8))
+            by_branch[child.contrast.child] = Panel(title, level, "the others", name, table)
+    return by_branch
 
 
 def best_genes(child: ContrastGenes, *, n_genes: int) -> np.ndarray:

@@ -53,7 +53,7 @@ def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Ax
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
     if not any(marker_dots.genes.values()):
         return shown_panels(text_axes(NO_MARKERS), show=show)
-    cell_types, groups = types_to_draw(hierarchy), genes_to_draw(marker_dots, hierarchy)
+    cell_types, groups = one_type_per_clade(hierarchy), genes_to_draw(marker_dots, hierarchy)
     n_genes = sum(map(len, groups))
     figure = new_figure(5 + 0.44 * n_genes, 2.6 + 0.27 * len(cell_types))
     axes = figure.subplots(1, 2, sharey=True)
@@ -103,7 +103,7 @@ def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -
     return shown_panels(figure, show=show)
 
 
-def types_to_draw(hierarchy: Hierarchy) -> list[str]:
+def one_type_per_clade(hierarchy: Hierarchy) -> list[str]:
     """Select the first cell type of each clade, one per row.
 
     With a single cell type, select its sub-populations.
@@ -115,7 +115,7 @@ def types_to_draw(hierarchy: Hierarchy) -> list[str]:
 
 def genes_to_draw(markers: Markers, hierarchy: Hierarchy) -> list[tuple[str, ...]]:
     """Select the markers that fit the columns, evenly over lists of markers."""
-    shown = [markers.genes[cell_type] for cell_type in types_to_draw(hierarchy) if markers.genes.get(cell_type)]
+    shown = [markers.genes[cell_type] for cell_type in one_type_per_clade(hierarchy) if markers.genes.get(cell_type)]
     groups = (shown if len(markers.genes) > MAX_GENES and shown else list(markers.genes.values()))[:MAX_GENES]
     return [group[: -(-MAX_GENES // len(groups))] for group in groups]
 

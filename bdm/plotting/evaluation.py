@@ -28,7 +28,7 @@ from bdm.plotting.style import (
     TYPE_COLOURS,
     Style,
     check_class,
-    compare_genes,
+    draw_equality,
     explain,
     gene_label,
     name_rows,
@@ -148,7 +148,7 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
     check_class(evaluation, Evaluation)
     n_test = evaluation.n_cells["test"]
     n_test = n_test[n_test > 0]
-    cell_types = types_to_draw(evaluation, n_test.index)
+    cell_types = select_types(evaluation, n_test.index)
     known = [score for score in SCORES_BY_TYPE if evaluation.by_type[score].notna().any()]
     figure = new_figure(3 * max(len(known), 2), 1.5 + 0.36 * len(cell_types))
     axes = figure.subplots(1, len(known), squeeze=False, sharey=True)[0]
@@ -164,7 +164,7 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
     return shown_panels(figure, show=show)
 
 
-def types_to_draw(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
+def select_types(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
     """Select the types to draw: all, or the types with the worst energy distance."""
     if len(cell_types) <= MAX_TYPES:
         return cell_types
@@ -207,7 +207,7 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
     Axes of the panels; None if the figure is shown.
     """
     check_class(evaluation, Evaluation)
-    by_set = {name: gene_statistics(evaluation, name) for name in evaluation.sets}
+    by_set = {name: agreement_by_title(evaluation, name) for name in evaluation.sets}
     floor = by_set.pop(FLOOR)
     styles = set_styles(evaluation.sets)
     figure = new_figure(3.4 * len(floor), 3.6 * len(by_set))
@@ -217,11 +217,11 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
             draw_genes(axis, floor[title], styles[FLOOR])
             draw_genes(axis, agreement, styles[name])
             axis.set(title=title, xlabel="test cells", ylabel=styles[name]["label"])
-            compare_genes(axis, scale=2)
+            draw_equality(axis, scale=2)
     return shown_panels(figure, show=show)
 
 
-def gene_statistics(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
+def agreement_by_title(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
     """Collect the statistics of genes in a set, by title of the panel."""
     statistics, changes = (
         table[table["set"] == name] for table in (evaluation.gene_statistics, evaluation.fold_changes)

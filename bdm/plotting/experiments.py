@@ -22,7 +22,7 @@ from bdm.plotting.style import (
     REAL,
     Style,
     check_class,
-    compare_genes,
+    draw_equality,
     explain,
     gene_label,
     name_rows,
@@ -301,11 +301,13 @@ def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | Non
     n_columns = min(len(types), N_COLUMNS)
     figure = new_figure(4.2 * n_columns, 4.4 * -(-len(types) // N_COLUMNS))
     for original_type, axis in zip(types, panels(figure, len(types), n_columns=n_columns), strict=True):
-        draw_genes(axis, evaluation, original_type, styles)
+        draw_fold_changes(axis, evaluation, original_type, styles)
     return shown_panels(figure, show=show)
 
 
-def draw_genes(axis: Axes, evaluation: TransmutationEvaluation, original_type: str, styles: dict[str, Style]) -> None:
+def draw_fold_changes(
+    axis: Axes, evaluation: TransmutationEvaluation, original_type: str, styles: dict[str, Style]
+) -> None:
     """Draw one point per gene and set."""
     table = evaluation.fold_changes[evaluation.fold_changes["original_type"] == original_type]
     for name, changes in table.groupby("set", sort=False):
@@ -315,7 +317,7 @@ def draw_genes(axis: Axes, evaluation: TransmutationEvaluation, original_type: s
             label_outermost_genes(axis, x, y, changes["label"].to_numpy())
     axis.set_title(f"{shortened(original_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)
     axis.set(xlabel="log2 fold change, test cells", ylabel="log2 fold change, transmuted cells")
-    compare_genes(axis, scale=1.5)
+    draw_equality(axis, scale=1.5)
 
 
 def label_outermost_genes(axis: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> None:

@@ -137,11 +137,11 @@ def view_of(
         children = hierarchy.children[node]
         if not children or (hierarchy.by_name[node].cell_type is not None and not below_type):
             continue
-        shown[node] = _sharing(hierarchy, children, room + 1, first=above_new)
+        shown[node] = group_rows(hierarchy, children, room + 1, first=above_new)
         room -= len(shown[node]) - 1
         waiting += [group[0] for group in shown[node] if len(group) == 1]
     opened = tuple(branch.name for branch in hierarchy.branches if branch.name in shown)
-    return View(hierarchy, root, opened, tuple(_ends(hierarchy, (root,), shown)))
+    return View(hierarchy, root, opened, tuple(collect_ends(hierarchy, (root,), shown)))
 
 
 def without_ties(hierarchy: Hierarchy, *, root: str) -> Hierarchy:
@@ -163,7 +163,7 @@ def without_ties(hierarchy: Hierarchy, *, root: str) -> Hierarchy:
     return replace(hierarchy, branches=tuple(kept))
 
 
-def _sharing(hierarchy: Hierarchy, children: Sequence[str], n_rows: int, *, first: set[str]) -> list[tuple[str, ...]]:
+def group_rows(hierarchy: Hierarchy, children: Sequence[str], n_rows: int, *, first: set[str]) -> list[tuple[str, ...]]:
     """Group children into at most ``n_rows`` rows, in their order.
 
     The last row holds the smallest children; names in ``first`` count as the largest.
@@ -176,7 +176,8 @@ def _sharing(hierarchy: Hierarchy, children: Sequence[str], n_rows: int, *, firs
     return [*((child,) for child in children if child in alone), sharing]
 
 
-def _ends(hierarchy: Hierarchy, group: tuple[str, ...], shown: dict[str, list[tuple[str, ...]]]) -> list[End]:
+def collect_ends(hierarchy: Hierarchy, group: tuple[str, ...], shown: dict[str, list[tuple[str, ...]]]) -> list[End]:
+    """Collect the rows below a group of branches, in the order of the tree."""
     waiting, ends = [group], []
     while waiting:
         group = waiting.pop()

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from bdm.applications.relations.lineage import Lineage
 from bdm.applications.relations.lineage_tree import UNNAMED, LineageTree
@@ -67,11 +66,7 @@ def response(
         bdm.pl.response(bdm.tl.respond(adata), "stim")
     """
     check_class(responses, Responses)
-    return shown_panels(draw_response(responses, condition or responses.conditions[0], n_genes=n_genes), show=show)
-
-
-def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figure:
-    """Draw the tree and the heatmap of a condition."""
+    condition = condition or responses.conditions[0]
     relations, branches = responses.relations(), responses.branches(condition, responses.most_changed(condition))
     is_clear = (branches["z"].abs() >= MIN_Z) & (branches["change"].abs() >= MIN_CHANGE)
     top = branches[is_clear & (branches["mean"] * branches["change"] > 0)]
@@ -98,7 +93,7 @@ def draw_response(responses: Responses, condition: str, *, n_genes: int) -> Figu
     figure.colorbar(image, ax=heat, label="expected log2 fold change", fraction=0.05, extend=extend)
     heat.set_title(f"{shortened(condition)}, compared with {shortened(responses.control)}", fontsize=9)
     tree.set_title("genes whose response grows on a branch (+ up, - down)", fontsize=9)
-    return figure
+    return shown_panels(figure, show=show)
 
 
 def join_words(words: list[str], *, n_letters: int) -> str:

@@ -131,7 +131,7 @@ def open_frame(axis: Axes, *sides: str) -> None:
     axis.spines[["top", "right", *sides]].set_visible(False)
 
 
-def compare_genes(axis: Axes, *, scale: float) -> None:
+def draw_equality(axis: Axes, *, scale: float) -> None:
     """Draw the line of equality with test cells, and a legend with larger markers."""
     axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
     axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=scale)

@@ -28,7 +28,7 @@ from bdm.data.read import read_cells
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.verdict import LIMITS, Verdict
 from bdm.interpretation.contrasts import fewest_names
-from bdm.interpretation.interpretation import Interpretation, branch_genes
+from bdm.interpretation.interpretation import Interpretation, branch_gene_rows
 from bdm.model.model import BranchedModel, is_of_model, load_model
 from bdm.settings import (
     AuditSettings,
@@ -150,7 +150,7 @@ def read_results(folder: Path) -> Results:
 
 def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
     """Return the tables of an interpretation on the page, with gene symbols."""
-    table = interpretation.names.with_symbols(branch_genes(interpretation))
+    table = interpretation.names.with_symbols(branch_gene_rows(interpretation))
     return {"branch_genes": table, "agreement": interpretation.agreement}
 
 

@@ -31,7 +31,7 @@ from bdm.data.gene_tests import PSEUDOCOUNT, Agreement
 from bdm.data.modalities import Modality, modalities_of
 from bdm.data.read import read_cells
 from bdm.evaluation.gene_scores import gene_statistics
-from bdm.evaluation.metrics import energy_distance, fitted_pca, joint_components
+from bdm.evaluation.metrics import PairDistances, fitted_pca, joint_components
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def score_transmutation(query: Cells, ends: Endpoints, *, before: Cells | None =
     statistics, changes = gene_statistics(query, ends.test), fold_changes(query, ends)
     kept = (np.nan, np.nan) if before is None else position_correlations(before, query, ends, seed=seed)
     return {
-        "energy": energy_distance(*compared_components(query, ends.test, seed=seed)),
+        "energy": PairDistances.between(*compared_components(query, ends.test, seed=seed)).energy,
         "mean_r2": statistics["mean"].subset(ends.changed).correlation ** 2,
         "variance_r2": statistics["variance"].subset(ends.changed).correlation ** 2,
         "slope": changes.slope,
