@@ -94,21 +94,14 @@ def divide_by_population(model: BranchedModel, numbers: dict[str, float], place:
     """Divide numbers by cell type over populations, in the proportions of training cells."""
     divided = pd.Series(0.0, index=list(model.populations))
     for name, number in numbers.items():
-        with at(place):
-            populations = populations_of_type(model, name)
-        if (divided[list(populations)] > 0).any():
+        if name not in {*model.cell_types, *model.populations}:
+            types = abbreviated(model.cell_types, n_shown=N_SHOWN)
+            raise InputError(f"{place}: the model has no cell type {name!r}; its types are {types}.")
+        n_cells = model.n_training_cells(name)
+        if (divided[n_cells.index] > 0).any():
             raise InputError(f"{place}: {name!r} is counted twice, by type and by sub-population; name either.")
-        n_cells = model.composition.loc[list(populations)].sum(axis=1)
-        divided[list(populations)] = number * n_cells / n_cells.sum()
+        divided[n_cells.index] = number * n_cells / n_cells.sum()
     return divided
-
-
-def populations_of_type(model: BranchedModel, name: str) -> tuple[str, ...]:
-    """Return the populations of a cell type or sub-population; reject clades."""
-    if name not in {*model.cell_types, *model.populations}:
-        types = abbreviated(model.cell_types, n_shown=N_SHOWN)
-        raise InputError(f"the model has no cell type {name!r}; its types are {types}.")
-    return resolve_populations(model, [name])
 
 
 def expected_proportions(model: BranchedModel, design: Design) -> pd.DataFrame:
@@ -274,7 +267,7 @@ def exact_numbers(
     for sample, row in weights.iterrows():
         generator = numpy_generator(design.seed, "numbers of cells", str(sample))
         for name, number in type_numbers.items():
-            populations = list(populations_of_type(model, name))
+            populations = list(model.autoencoder.populations_of(name))
             weight = row[populations]
             if (learned or design.samples.covariates) and weight.sum() > 0:
                 numbers.loc[sample, populations] = generator.multinomial(number, weight / weight.sum())

@@ -159,7 +159,7 @@ def expected_by_type(
     for cell_type in model.cell_types:
         names, columns[cell_type] = list(model.autoencoder.populations_of(cell_type)), np.zeros(experiment.n_genes)
         for covariates, weight, shares in parts:
-            n_cells = shares[names] if shares[names].sum() else model.composition.loc[names].sum(axis=1)
+            n_cells = shares[names] if shares[names].sum() else model.n_training_cells(cell_type)
             for name in names:
                 columns[cell_type] += weight * n_cells[name] / n_cells.sum() * mean(name, covariates) * factors[name]
     return pd.DataFrame(columns, index=model.autoencoder.genes.index)

@@ -58,12 +58,12 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of one cell type in a block."""
+class BlockPart:
+    """Cells of one type in a block."""
 
     block: int
     cell_type: str
-    rows: np.ndarray
+    rows: np.ndarray  # among all cells
 
 
 def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSettings, *, seed: int) -> GeneratedCells:
@@ -113,22 +113,23 @@ def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSe
 def transmuted_blocks(model: BranchedModel, sources: Sources, transmute: Transmute, *, seed: int) -> Iterator[Block]:
     """Yield transmuted cells in blocks: latents from posteriors, then counts."""
 
-    def transmuted_block(rows: Rows) -> Block:
-        generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
-        y, population = _posterior_draw(model, sources, rows, generator)
-        at = None if sources.new_covariates is None else sources.new_covariates[rows.rows]
-        for_populations = torch_generator(seed, "populations", rows.block, rows.cell_type)
-        new = new_populations(model, population, sources.to, for_populations, at)
-        x, parts, batch = model.whitening(y), [], None if sources.batch is None else sources.batch[rows.rows]
+    def transmuted_block(part: BlockPart) -> Block:
+        generator = torch_generator(seed, "transmute", part.block, part.cell_type)
+        y, population = _posterior_draw(model, sources, part, generator)
+        covariates = None if sources.new_covariates is None else sources.new_covariates[part.rows]
+        batch = None if sources.batch is None else sources.batch[part.rows]
+        for_populations = torch_generator(seed, "populations", part.block, part.cell_type)
+        new = new_populations(model, population, sources.to, for_populations, covariates)
+        x, groups = model.whitening(y), []
         for old_name, new_name in sorted(set(zip(population, new, strict=True))):
             cells = np.flatnonzero((population == old_name) & (new == new_name))
             transmuted = transmute(x[cells], old_name, new_name, generator)
-            x[cells] = model.at_covariates(transmuted, new_name, None if at is None else at[cells])
+            x[cells] = model.at_covariates(transmuted, new_name, None if covariates is None else covariates[cells])
             expected = expected_counts(model, x[cells], None if batch is None else batch[cells], new_name)
-            for_counts = numpy_generator(seed, "transmuted counts", rows.block, old_name, new_name)
-            parts.append((cells, sample_counts(model, expected, new_name, for_counts)))
-        order = np.argsort(np.concatenate([cells for cells, _ in parts]))
-        counts = sp.vstack([part for _, part in parts], format="csr")[order]
+            for_counts = numpy_generator(seed, "transmuted counts", part.block, old_name, new_name)
+            groups.append((cells, sample_counts(model, expected, new_name, for_counts)))
+        order = np.argsort(np.concatenate([cells for cells, _ in groups]))
+        counts = sp.vstack([counts for _, counts in groups], format="csr")[order]
         return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy(), new)
 
     keep_freed_memory()
@@ -136,7 +137,7 @@ def transmuted_blocks(model: BranchedModel, sources: Sources, transmute: Transmu
         for start in range(0, len(sources.cell_type), BLOCK):
             types = sources.cell_type[start : start + BLOCK]
             names = pd.unique(types)
-            parts = [Rows(start // BLOCK, str(name), start + np.flatnonzero(types == name)) for name in names]
+            parts = [BlockPart(start // BLOCK, str(name), start + np.flatnonzero(types == name)) for name in names]
             yield _in_order(parts, list(run(transmuted_block, parts)))
 
 
@@ -145,46 +146,47 @@ def new_populations(
     population: np.ndarray,
     to: str,
     generator: torch.Generator,
-    at: np.ndarray | None = None,
+    covariates: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw the new populations of cells of one type.
 
     The probabilities are an optimal transport coupling of the populations of both types. Its cost is the squared
-    distance between means in whitened space. If proportions depend on covariates, ``at`` are the cells' new covariates.
+    distance between means in whitened space. ``covariates`` are the cells' new covariates (cells x covariates), if
+    proportions depend on them.
     """
     if to not in model.cell_types:
         return np.full(len(population), to)
-    old, new = (model.autoencoder.populations_of(name) for name in (model.cell_type_of[population[0]], to))
+    old, new = (model.n_training_cells(name) for name in (model.cell_type_of[population[0]], to))
     old_means, new_means = (
-        torch.stack([population_mean(model, name) for name in names]).double() for names in (old, new)
+        torch.stack([population_mean(model, name) for name in n_cells.index]).double() for n_cells in (old, new)
     )
-    shares = [model.composition.loc[list(names)].sum(axis=1).to_numpy(dtype=float) for names in (old, new)]
-    coupling = optimal_coupling(shares[0], shares[1], (torch.cdist(old_means, new_means) ** 2).numpy())
-    probability = coupling[pd.Index(old).get_indexer(population)]
-    if model.covariates is not None and at is not None:
-        weight = dict(zip(new, shares[1], strict=True))
-        probability = probability * (model.covariates.shares(to, weight, at) / (shares[1] / shares[1].sum()) + 1e-9)
+    cost = (torch.cdist(old_means, new_means) ** 2).numpy()
+    coupling = optimal_coupling(old.to_numpy(dtype=float), new.to_numpy(dtype=float), cost)
+    probability = coupling[old.index.get_indexer(population)]
+    if model.covariates is not None and covariates is not None:
+        shares = model.covariates.shares(to, new.to_dict(), covariates)
+        probability = probability * (shares / (new / new.sum()).to_numpy() + 1e-9)
     chosen = torch.multinomial(torch.from_numpy(probability), 1, generator=generator).squeeze(1)
-    return np.asarray(np.array(new)[chosen.numpy()])
+    return new.index.to_numpy(dtype=str)[chosen.numpy()]
 
 
 def _posterior_draw(
-    model: BranchedModel, sources: Sources, rows: Rows, generator: torch.Generator
+    model: BranchedModel, sources: Sources, part: BlockPart, generator: torch.Generator
 ) -> tuple[Tensor, np.ndarray]:
     """Sample y = (latent, log library size) of cells; returns y and populations."""
-    cells = ad.AnnData(sources.adata.X[rows.rows])
-    cells.obs["cell_type"] = pd.Categorical([rows.cell_type] * len(rows.rows))
+    cells = ad.AnnData(sources.adata.X[part.rows])
+    cells.obs["cell_type"] = pd.Categorical([part.cell_type] * len(part.rows))
     if sources.batch is not None:
-        cells.obs["batch"] = pd.Categorical(sources.batch[rows.rows])
+        cells.obs["batch"] = pd.Categorical(sources.batch[part.rows])
     if model.covariates is not None and sources.covariates is not None:
-        cells.obs[list(model.covariates.names)] = sources.covariates[rows.rows]
+        cells.obs[list(model.covariates.names)] = sources.covariates[part.rows]
     posterior = model.encode(cells)
     latent = latent_cells(posterior, every=True)
     population = posterior.obs["sub_population"].astype(str).to_numpy()
     return latent.sample(torch.arange(len(population)), generator), population
 
 
-def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
+def _in_order(parts: list[BlockPart], blocks: list[Block]) -> Block:
     order = np.argsort(np.concatenate([part.rows for part in parts]))
     counts = sp.vstack([block.counts for block in blocks], format="csr")
     population = np.concatenate([block.population for block in blocks if block.population is not None])
@@ -282,7 +284,7 @@ def select_sources(
 
 def population_mean(model: BranchedModel, cell_type: str) -> Tensor:
     """Return the mean of a cell type or sub-population in whitened space."""
-    names = list(model.autoencoder.populations_of(cell_type))
-    n_cells = torch.from_numpy(model.composition.loc[names].sum(axis=1).to_numpy(dtype="float32"))
-    means = model.moments.mean[[model.populations.index(name) for name in names]]
-    return n_cells / n_cells.sum() @ means
+    n_cells = model.n_training_cells(cell_type)
+    weight = torch.from_numpy(n_cells.to_numpy(dtype="float32"))
+    means = model.moments.mean[[model.populations.index(name) for name in n_cells.index]]
+    return weight / weight.sum() @ means
