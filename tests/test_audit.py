@@ -21,17 +21,17 @@ from bdm.applications.audit.attacks import ATTACKS, ON_MODEL, attack
 from bdm.applications.audit.audit import TABLES, Audit, audit_section, divided_in_words
 from bdm.applications.audit.audit_verdict import (
     HIGH_LIMIT,
-    areas,
+    auc_error,
+    average_units,
     interval,
-    null_of_units,
-    of_units,
-    spread_of_auc,
-    standardised,
-    verdict_of,
+    permuted_areas,
+    reach_verdict,
+    roc_areas,
+    standardise,
 )
 from bdm.applications.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide, training_cells
-from bdm.applications.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
-from bdm.applications.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, tree_of
+from bdm.applications.audit.limits import LEVEL, equal_sides, inconclusive, smallest_p
+from bdm.applications.audit.run import AuditedModels, Generated, audit_folds, audit_models, fold_reader, prune_tree
 from bdm.cli import app
 from bdm.data.cells import Cells
 from bdm.generation.generated_file import GeneratedFile
@@ -241,7 +241,7 @@ def test_invalid_cells_are_rejected_in_one_sentence(prepared, change, settings, 
 
 
 def test_copies_are_found_by_all_attacks(of_copies):
-    assert {finding.attack for finding in of_copies.verdict.found} == set(ATTACKS) - set(ON_MODEL)
+    assert {finding.attack for finding in of_copies.verdict.successful} == set(ATTACKS) - set(ON_MODEL)
     auc = of_copies.attacks.set_index(["set", "attack", "level"])["auc"]
     assert auc["generated", "nearest", "cell"] == 1
     assert auc["generated", "nearest", "donor"] == 1
@@ -257,12 +257,12 @@ def test_fresh_cells_are_not_found_more_often_than_chance_allows(prepared):
         for seed in range(6)
     ]
     areas = pd.concat(audit.attacks.query("level == 'donor'") for audit in audits)
-    spread = spread_of_auc(5, 5) / np.sqrt(2 * len(audits))
+    spread = auc_error(5, 5) / np.sqrt(2 * len(audits))
     for name in ("generated", "chance"):
         mean = areas[areas["set"] == name].groupby("attack")["auc"].mean()
         assert (abs(mean - 0.5) < 4 * spread).all()
-    assert sum(bool(audit.verdict.found) for audit in audits) <= 2  # of 6, each with probability 0.05
-    quiet = next(audit.verdict for audit in audits if not audit.verdict.found)
+    assert sum(bool(audit.verdict.successful) for audit in audits) <= 2  # of 6, each with probability 0.05
+    quiet = next(audit.verdict for audit in audits if not audit.verdict.successful)
     assert quiet.text.startswith("None of 4 attacks found donors that were in the training data. The highest AUC is")
     assert "Other attacks may find more." in quiet.text
 
@@ -299,9 +299,9 @@ def test_permutations_have_the_spread_of_the_rank_sum():
     rng = np.random.default_rng(0)
     units = pd.DataFrame({"fold": np.repeat([1, 2], 20), "member": np.tile([0, 1], 20), "x": rng.normal(size=40)})
     units["unit"] = np.arange(40)
-    null = null_of_units(units, ["x"], n_permutations=2000, seed=0)
+    null = permuted_areas(units, ["x"], n_permutations=2000, seed=0)
     assert null.mean() == pytest.approx(0.5, abs=0.01)
-    assert null.std() == pytest.approx(spread_of_auc(10, 10) / np.sqrt(2), rel=0.06)
+    assert null.std() == pytest.approx(auc_error(10, 10) / np.sqrt(2), rel=0.06)
 
 
 ATTACKED = ["generated/nearest", "generated/mean_shift"]
@@ -325,7 +325,7 @@ def test_an_attack_that_found_members_has_an_interval_without_chance():
     audit = Audit(scores, {"unit": "cell", "seed": 0})
     by_fold = audit.by_fold.groupby("attack")["auc"]
     assert (by_fold.mean() - t.ppf(0.975, 1) * by_fold.sem()).min() < 0.5  # which the spread of two folds cannot show
-    found = {finding.attack: finding.found for finding in audit.verdict.findings}
+    found = {finding.attack: finding.succeeded for finding in audit.verdict.findings}
     assert (audit.attacks_on_units.loc["generated", "low"] > 0.5).to_dict() == found
     assert all(found.values())
 
@@ -340,13 +340,19 @@ def test_limits_of_areas_hold_as_often_as_they_say(shift, power):
     found, below, above = np.zeros(n_audits), np.zeros(n_audits), np.zeros((n_audits, len(ATTACKED)))
     for seed in range(n_audits):
         units = attacked_units(n_units=12, n_folds=3, shift=shift, seed=seed)
-        null = null_of_units(units, ATTACKED, n_permutations=99, seed=seed)
-        auc = areas(units, ["fold"]).groupby("attack")["auc"].mean().to_dict()
-        verdict = verdict_of(auc, null, sides=sides, unit="donor")
+        null = permuted_areas(units, ATTACKED, n_permutations=99, seed=seed)
+        auc = roc_areas(units, ["fold"]).groupby("attack")["auc"].mean().to_dict()
+        verdict = reach_verdict(auc, null, sides=sides, unit="donor")
         limits = np.array([interval(finding.auc, verdict.limit, sides) for finding in verdict.findings])
-        assert (limits[:, 0] > 0.5).tolist() == [finding.found for finding in verdict.findings]
-        assert [finding.p_value < LEVEL for finding in verdict.findings] == [one.found for one in verdict.findings]
-        found[seed], below[seed], above[seed] = bool(verdict.found), limits[:, 0].max() > truth, limits[:, 1] < truth
+        assert (limits[:, 0] > 0.5).tolist() == [finding.succeeded for finding in verdict.findings]
+        assert [finding.p_value < LEVEL for finding in verdict.findings] == [
+            finding.succeeded for finding in verdict.findings
+        ]
+        found[seed], below[seed], above[seed] = (
+            bool(verdict.successful),
+            limits[:, 0].max() > truth,
+            limits[:, 1] < truth,
+        )
     most = LEVEL + 2.5 * np.sqrt(LEVEL * (1 - LEVEL) / n_audits)
     assert below.mean() < most  # of all attacks together
     assert above.mean(axis=0).max() < most  # of each attack
@@ -364,7 +370,7 @@ def test_each_area_is_between_its_limits():
 def test_limits_of_cells_count_donors(of_copies):
     """Cells of a donor resemble each other, so an area of cells is less certain than as many independent cells are."""
     cells = of_copies.attacks.query("set == 'chance' and level == 'cell'")
-    independent = 2 * norm.isf(LEVEL) * spread_of_auc(120, 120) / np.sqrt(2)
+    independent = 2 * norm.isf(LEVEL) * auc_error(120, 120) / np.sqrt(2)
     assert (cells["high"] - cells["low"] > 1.3 * independent).all()
 
 
@@ -380,15 +386,15 @@ def test_an_attack_on_some_folds_only_leaves_the_others_as_they_are(prepared):
     p_values = [{one.attack: one.p_value for one in of.findings} for of in (complete, partial.verdict)]
     assert p_values[1].keys() == p_values[0].keys()
     assert p_values[1]["density_ratio"] == pytest.approx(p_values[0]["density_ratio"], abs=0.15)
-    assert not partial.verdict.found
+    assert not partial.verdict.successful
     assert complete.limit < partial.verdict.limit < 1
 
 
 def test_verdict_counts_the_best_of_all_attacks():
     null = np.random.default_rng(0).normal(0.5, 0.1, size=(1000, 2))
-    verdict = verdict_of({"nearest": 0.69, "bound": 0.9}, null, sides=[(9, 10)] * 3, unit="donor")
+    verdict = reach_verdict({"nearest": 0.69, "bound": 0.9}, null, sides=[(9, 10)] * 3, unit="donor")
     assert [finding.attack for finding in verdict.findings] == ["bound", "nearest"]
-    assert [finding.found for finding in verdict.findings] == [True, False]
+    assert [finding.succeeded for finding in verdict.findings] == [True, False]
     assert verdict.findings[0].p_value == pytest.approx(1 / 1001)
     assert verdict.limit == pytest.approx(0.695, abs=0.02)
     assert "1 of 2 attacks found donors" in verdict.label
@@ -419,7 +425,7 @@ def test_an_audit_that_cannot_differ_from_chance_is_inconclusive(of_six_donors, 
     assert verdict.text.startswith("Inconclusive: 2 donors in the training data and 2 others in 1 fold are too few")
     assert f"The highest AUC is 1.00 ({ATTACKS[verdict.findings[0].attack]})." in verdict.text
     assert not verdict.summary()["conclusive"]
-    assert {row["found"] for row in of_six_donors.by_attack()} == {"inconclusive"}
+    assert {row["members_found"] for row in of_six_donors.by_attack()} == {"inconclusive"}
     divide(simulated(n_donors=9), AuditSettings(n_folds=1), seed=0)
     assert "inconclusive: 3 donors in the training data and 3 others in 1 fold are too few, as chance" in caplog.text
     assert "in 5% of audits, so that no attack can show anything; give 11 donors, or 2 folds." in caplog.text
@@ -434,7 +440,7 @@ def test_more_donors_or_folds_can_differ_from_chance(sides):
 
 @pytest.mark.parametrize("n_folds", [1, 2, 3])
 def test_the_number_of_donors_that_is_named_suffices(n_folds):
-    enough = next(n for n in range(6, 20) if smallest_p(sides_of(n, n_folds)) < LEVEL)
+    enough = next(n for n in range(6, 20) if smallest_p(equal_sides(n, n_folds)) < LEVEL)
     cells, settings = simulated(n_donors=enough, n_cells=4, n_genes=5), AuditSettings(n_folds=n_folds)
     assert smallest_p(divide(cells, settings, seed=0).sides) < LEVEL
 
@@ -443,9 +449,9 @@ def test_scores_are_standardised_by_type_without_membership():
     scores = pd.DataFrame(
         {"fold": 1, "unit": [0, 0, 1, 1], "cell_type": ["a", "b", "a", "b"], "member": [1, 1, 0, 0]}
     ).assign(**{"generated/x": [1.0, 50.0, 3.0, 50.0]})
-    found = standardised(scores)["generated/x"]
+    found = standardise(scores)["generated/x"]
     np.testing.assert_allclose(found, [-np.sqrt(0.5), 0, np.sqrt(0.5), 0])
-    units = of_units(standardised(scores))
+    units = average_units(standardise(scores))
     np.testing.assert_allclose(units["generated/x"], [-np.sqrt(0.5) / 2, np.sqrt(0.5) / 2])
 
 
@@ -508,7 +514,7 @@ def test_a_tree_loses_the_types_that_are_too_rare(prepared, tmp_path):
     assert division.left_out == ("rare",)
     tree = from_newick("((rare,B cell),(NK cell,T cell));")
     left = without_leaves(match_leaves(tree, ["B cell", "NK_cell", "T cell", "rare"]), ["rare"])
-    assert left == tree_of(division, tree) == from_nested(["B cell", ["NK_cell", "T cell"]])
+    assert left == prune_tree(division, tree) == from_nested(["B cell", ["NK_cell", "T cell"]])
     models = AuditedModels(fit=SMALL, tree=tree, folder=tmp_path)
     audit = audit_models(division, settings, models)
     assert audit.record["tree_given"]
@@ -539,7 +545,7 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     first = audit.verdict.findings[0]
     assert f"| {ATTACKS[first.attack]} | cells | {first.auc:.2f} | " in card
     share = audit.attacks_on_units["true_positives"]["generated", first.attack]
-    assert f" | {share:.0%} | {'yes' if first.found else 'no'} |" in card
+    assert f" | {share:.0%} | {'yes' if first.succeeded else 'no'} |" in card
     assert "15 donors were divided" in card
     tested = f"{audit.record['n_tested']} donors were members in at least one fold, the others in none."
     number = "The attacks had 60 generated cells in each fold, 0.5 for each training cell. More cells disclose more."
@@ -620,14 +626,14 @@ def test_numbers_of_cells_are_compared_with_those_of_a_file(of_copies, n_cells, 
 def test_files_that_do_not_match_the_folds_are_rejected(by_fold, prepared, tmp_path):
     division = divide(prepared, TWO_FOLDS, seed=0)
     with pytest.raises(InputError, match="gives 1 file, and there are 2 folds"):
-        from_files(by_fold[:1], division, TWO_FOLDS)
+        fold_reader(by_fold[:1], division, TWO_FOLDS)
     with pytest.raises(InputError, match="gives a file for two folds"):
-        from_files(by_fold[:1] * 2, division, TWO_FOLDS)
+        fold_reader(by_fold[:1] * 2, division, TWO_FOLDS)
     cells = ad.read_h5ad(by_fold[0])
 
     def reading(changed: ad.AnnData):
         changed.write_h5ad(tmp_path / "changed.h5ad")
-        return from_files([tmp_path / "changed.h5ad", by_fold[1]], division, TWO_FOLDS)
+        return fold_reader([tmp_path / "changed.h5ad", by_fold[1]], division, TWO_FOLDS)
 
     with pytest.raises(InputError, match="has 0 cells of type 'T cell', of which fold 1 has 60"):
         reading(cells[cells.obs["cell_type"] == "B cell"].copy())
@@ -653,7 +659,7 @@ def test_files_are_checked_before_the_first_attack(by_fold, prepared, message):
     BEFORE_ATTACKS[message](ad.read_h5ad(by_fold[1]), by_fold[1])
     division = divide(prepared, TWO_FOLDS, seed=0)
     with pytest.raises(InputError, match=message) as error:
-        from_files(by_fold, division, TWO_FOLDS)
+        fold_reader(by_fold, division, TWO_FOLDS)
     assert str(by_fold[1]) in str(error.value)
 
 
@@ -662,7 +668,7 @@ def test_files_of_few_cells_are_reported_with_their_numbers(by_fold, prepared, c
     number = cells.obs.groupby("cell_type", observed=True).cumcount().to_numpy()
     cells[number < np.where(cells.obs["cell_type"] == "B cell", 29, 30)].write_h5ad(by_fold[1])
     division = divide(prepared, TWO_FOLDS, seed=0)
-    from_files(by_fold, division, TWO_FOLDS)
+    fold_reader(by_fold, division, TWO_FOLDS)
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning == (
         f"{by_fold[1]} has fewer than half of the cells that are expected of fold 2: B cell (29 of 60); "
@@ -670,7 +676,7 @@ def test_files_of_few_cells_are_reported_with_their_numbers(by_fold, prepared, c
         "`settings.cells_per_training_cell=`."
     )
     caplog.clear()
-    from_files(by_fold, division, replace(TWO_FOLDS, cells_per_training_cell=0.9))
+    fold_reader(by_fold, division, replace(TWO_FOLDS, cells_per_training_cell=0.9))
     assert not caplog.records
 
 
@@ -680,7 +686,7 @@ def test_messages_on_files_name_no_options_that_audits_lack(by_fold, prepared):
     cells.X = None
     cells.write_h5ad(by_fold[1])
     with pytest.raises(InputError, match=r"has no counts in 'X'; put raw counts there\.$"):
-        from_files(by_fold, divide(prepared, TWO_FOLDS, seed=0), TWO_FOLDS)
+        fold_reader(by_fold, divide(prepared, TWO_FOLDS, seed=0), TWO_FOLDS)
 
 
 def test_command_rejects_what_does_not_fit_together(by_fold, tmp_path):

@@ -18,11 +18,11 @@ from bdm.applications.power.analysis import (
     COMPOSITION,
     Point,
     PowerAnalysis,
-    counts_of,
+    count_discoveries,
     design_at,
+    expression_methods,
+    grid_points,
     interval,
-    methods_of,
-    points_of,
     power_analysis,
     score_experiment,
 )
@@ -65,7 +65,7 @@ def analysis(small_model) -> PowerAnalysis:
 
 def test_a_grid_has_all_combinations():
     design = read_design({**CONTENT, "power": {"donors": [2, 3], "depth": [0.5, 1, 2]}})
-    points = list(points_of(design.power))
+    points = list(grid_points(design.power))
     assert [point.number for point in points] == list(range(6))
     assert {(point.donors, point.depth) for point in points} == {(n, d) for n in (2, 3) for d in (0.5, 1, 2)}
     assert {point.cells for point in points} == {None}
@@ -122,7 +122,7 @@ def test_no_change_is_a_point_as_well():
 )
 def test_the_default_test_is_the_valid_one(samples, power, methods):
     content = {"samples": {"donors": samples, "conditions": ["control", "treated"], "cells": 20}, "power": power}
-    assert methods_of(read_design(content)) == methods
+    assert expression_methods(read_design(content)) == methods
 
 
 INVALID = {
@@ -260,7 +260,7 @@ def experiments_with_known_truth(*, sd: float, n_repeats: int = 200) -> pd.DataF
             statistic = change + generator.normal(0, sd, size=200)
             p_value = 2 * norm.sf(np.abs(statistic))
             tests = pd.DataFrame({"p_value": p_value, "fdr": adjusted(p_value)})
-            counts = counts_of(tests, change, statistic, fdr=0.05)
+            counts = count_discoveries(tests, change, statistic, fdr=0.05)
             rows.append({"repeat": repeat, "cell_type": f"type {number}", "method": "t_test", **counts})
     point = {**dict.fromkeys(AXES, np.nan), "number": 0, "condition": "stimulated", "fdr": 0.05}
     return pd.DataFrame(rows).assign(**point, n_samples=12, n_cells=500)
@@ -371,4 +371,4 @@ def test_make_compares_tests_on_the_example():
     power = read_design(ROOT / design).power
     assert tuple(TESTS) == get_args(Method)
     assert power.methods == ("deseq2", "t_test", "wilcoxon")
-    assert len(list(points_of(power))) == 3
+    assert len(list(grid_points(power))) == 3

@@ -170,7 +170,7 @@ def test_a_given_seed_of_0_contradicts_another():
     settings = PrepareSettings(seed=5)
     with pytest.raises(InputError, match=r"^seed is 0, and 5 in settings.prepare; give it in one place"):
         merged_settings(settings, label_key="cell_type", seed=0)
-    assert merged_settings(settings, label_key="cell_type", seed=5) == settings_with(settings) == settings
+    assert merged_settings(settings, label_key="cell_type", seed=5) == merged_settings(settings) == settings
 
 
 @pytest.mark.parametrize("value", [3.0, "3", True])

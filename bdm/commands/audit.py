@@ -36,7 +36,7 @@ def audit(
     Example: bdm audit prepared.h5ad audit/ --cells fold-1.h5ad --cells fold-2.h5ad --cells fold-3.h5ad
     """
     from bdm.applications.audit.folds import divide
-    from bdm.applications.audit.run import AuditedModels, audit_folds, audit_models, from_files
+    from bdm.applications.audit.run import AuditedModels, audit_folds, audit_models, fold_reader
     from bdm.data.prepare import read_prepared
     from bdm.hierarchy.build import user_tree
     from bdm.pl import write_result
@@ -50,7 +50,7 @@ def audit(
                 "`models=`, `tree=` and the settings of a fit and of generation are for models of bdm; leave them out "
                 "where `cells=` gives the generated cells."
             )
-        result = audit_folds(division, audit, from_files(cells, division, audit), seed=seed, generator="files")
+        result = audit_folds(division, audit, fold_reader(cells, division, audit), seed=seed, generator="files")
     else:
         clade = user_tree(tree, settings.hierarchy)
         audited = AuditedModels(fit=settings, sampling=sampling, tree=clade, folder=models, device=device, seed=seed)

@@ -27,12 +27,12 @@ def power(
     Example: bdm power model/ design.yaml power/
     """
     from bdm.applications.design.design import read_design
-    from bdm.applications.power.analysis import check_testable, compile_testable, design_at, points_of, power_analysis
+    from bdm.applications.power.analysis import check_testable, compile_testable, design_at, grid_points, power_analysis
     from bdm.model.model import load_model
     from bdm.pl import write_result
 
     checked = read_design(design, seed=seed)
-    points = list(points_of(checked.power))
+    points = list(grid_points(checked.power))
     with at(design):
         check_testable(checked)
     loaded = load_model(model, device=device)

@@ -18,16 +18,16 @@ from bdm.applications.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, O
 from bdm.applications.audit.audit_verdict import (
     N_PERMUTATIONS,
     AuditVerdict,
-    areas,
+    auc_error,
+    average_units,
+    chance_limit,
     interval,
-    limit_of_chance,
-    null_of_units,
-    of_units,
+    permuted_areas,
+    reach_verdict,
+    roc_areas,
     score_columns,
     sides_in,
-    spread_of_auc,
-    standardised,
-    verdict_of,
+    standardise,
 )
 from bdm.applications.audit.limits import LEVEL
 from bdm.generation.generated_file import GeneratedFile
@@ -72,11 +72,11 @@ class Audit(Result):
 
     @cached_property
     def _cells(self) -> pd.DataFrame:
-        return standardised(self.scores)
+        return standardise(self.scores)
 
     @cached_property
     def _units(self) -> pd.DataFrame:
-        return of_units(self._cells)
+        return average_units(self._cells)
 
     @cached_property
     def by_fold(self) -> pd.DataFrame:
@@ -86,9 +86,9 @@ class Audit(Result):
         or cells of other units (``chance``). ``level`` is ``cell`` or ``donor``. ``auc`` is the area under the ROC
         curve of members against non-members; ``true_positives`` is the true positive rate at 1% false positives.
         """
-        tables = [areas(self._cells, ["fold"]).assign(level="cell")]
+        tables = [roc_areas(self._cells, ["fold"]).assign(level="cell")]
         if self.unit == "donor":
-            tables.append(areas(self._units, ["fold"]).assign(level="donor"))
+            tables.append(roc_areas(self._units, ["fold"]).assign(level="donor"))
         return pd.concat(tables, ignore_index=True)[["fold", *ROW, "auc", "true_positives"]]
 
     @cached_property
@@ -100,7 +100,7 @@ class Audit(Result):
         """
         sides = sides_in(self._units)
         limits = {
-            (level, name): limit_of_chance(self._null(level, name))
+            (level, name): chance_limit(self._null(level, name))
             for level, name in self.by_fold[["level", "set"]].drop_duplicates().itertuples(index=False)
         }
         rows = []
@@ -116,7 +116,7 @@ class Audit(Result):
         table = self._units if level == self.unit else self._cells
         columns = [column for column in score_columns(table) if column.startswith(f"{name}/")]
         scored = [column for column in columns if table[column].notna().any()]
-        return null_of_units(table, scored, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
+        return permuted_areas(table, scored, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
 
     @property
     def attacks_on_units(self) -> pd.DataFrame:
@@ -132,17 +132,17 @@ class Audit(Result):
         The limit applies to donors, or to cells without donors. No area exceeds a limit of 1.
         """
         by = ["cell_type", "set", "attack"]
-        units = of_units(self._cells, by=("cell_type",))
-        table = areas(self._cells, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean().to_frame()
+        units = average_units(self._cells, by=("cell_type",))
+        table = roc_areas(self._cells, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean().to_frame()
         if self.unit == "donor":
-            table["auc_of_donors"] = areas(units, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean()
+            table["auc_of_donors"] = roc_areas(units, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean()
         table = table.reset_index()
         n_cells = self.scores["cell_type"].value_counts() // self.n_folds
         table.insert(len(by), "n_cells", table["cell_type"].map(n_cells))
         z = norm.isf(LEVEL / max((table["set"] == GENERATED).sum(), 1))
         limits = {}
         for name, table_of_type in units.groupby("cell_type"):
-            spreads = [spread_of_auc(*sides) for sides in sides_in(table_of_type)]
+            spreads = [auc_error(*sides) for sides in sides_in(table_of_type)]
             # with few units, the approximation exceeds all areas
             limits[name] = np.minimum(0.5 + z * np.sqrt(np.square(spreads).sum()) / len(spreads), 1.0)
         return table.assign(limit=table["cell_type"].map(limits))
@@ -152,7 +152,7 @@ class Audit(Result):
         """Verdict on the attacks on generated cells, tested on units."""
         null = self._null(self.unit, GENERATED)
         means = self.attacks_on_units["auc"].loc[GENERATED]
-        return verdict_of(means.dropna().to_dict(), null, sides=sides_in(self._units), unit=self.unit)
+        return reach_verdict(means.dropna().to_dict(), null, sides=sides_in(self._units), unit=self.unit)
 
     def by_attack(self) -> Iterator[dict[str, Any]]:
         """Yield the result of each attack on units, highest area first."""
@@ -163,7 +163,7 @@ class Audit(Result):
                 "name": ATTACKS[finding.attack],
                 "on": "model" if finding.attack in ON_MODEL else "cells",
                 "finding": finding,
-                "found": "inconclusive" if self.verdict.inconclusive else "yes" if finding.found else "no",
+                "members_found": "inconclusive" if self.verdict.inconclusive else "yes" if finding.succeeded else "no",
                 **{name: table["auc"].get((name, finding.attack), np.nan) for name in SETS},
                 **{name: result[name] for name in ("low", "high", "true_positives")},
             }
@@ -233,7 +233,7 @@ def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
     for row in audit.by_attack():
         copies, chance = ("" if np.isnan(row[name]) else f"{row[name]:.2f}" for name in (COPIES, CHANCE))
         share = f"{row['true_positives']:.0%}"
-        yield row["name"], row["on"], f"{row[GENERATED]:.2f}", copies, chance, share, row["found"]
+        yield row["name"], row["on"], f"{row[GENERATED]:.2f}", copies, chance, share, row["members_found"]
 
 
 def audited_type_rows(audit: Audit) -> Iterator[tuple[str, ...]]:

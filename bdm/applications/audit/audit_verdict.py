@@ -16,7 +16,7 @@ FALSE_POSITIVES = 0.01
 N_PERMUTATIONS = 1000
 N_AREAS = 2001  # grid points for confidence limits of an area
 ROUNDING = 1e-9  # tolerance of areas
-HIGH_LIMIT = 0.8  # limit of chance from which a negative audit says little
+HIGH_LIMIT = 0.8  # if chance alone reaches this area, a negative audit says little
 
 
 def score_columns(scores: pd.DataFrame) -> list[str]:
@@ -24,7 +24,7 @@ def score_columns(scores: pd.DataFrame) -> list[str]:
     return [name for name in scores if name not in KEYS]
 
 
-def standardised(scores: pd.DataFrame) -> pd.DataFrame:
+def standardise(scores: pd.DataFrame) -> pd.DataFrame:
     """Standardise scores within each fold and cell type."""
     columns = score_columns(scores)
     groups = scores.groupby(["fold", "cell_type"], sort=False)[columns]
@@ -34,14 +34,14 @@ def standardised(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[KEYS].join(values.mask(is_constant, 0.0))
 
 
-def of_units(cells: pd.DataFrame, *, by: tuple[str, ...] = ()) -> pd.DataFrame:
+def average_units(cells: pd.DataFrame, *, by: tuple[str, ...] = ()) -> pd.DataFrame:
     """Average scores by fold and unit, and by further columns."""
     keys = ["fold", *by, "unit"]
     columns = score_columns(cells)
     return cells.groupby(keys, sort=True)[["member", *columns]].mean().reset_index()
 
 
-def areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def roc_areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Compute ROC areas of all scores (``SET/ATTACK``) in groups of rows.
 
     ``true_positives`` is the true positive rate at a false positive rate of 1%.
@@ -66,7 +66,7 @@ def sides_in(units: pd.DataFrame) -> list[tuple[int, int]]:
     return list(zip(n_members, is_member.groupby(units["fold"]).size() - n_members, strict=True))
 
 
-def null_of_units(table: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
+def permuted_areas(table: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
     """Compute ROC areas under permutations of membership within folds.
 
     Rows of ``table`` are units or cells. A unit moves with all its cells and scores, which preserves the dependence
@@ -88,7 +88,7 @@ def null_of_units(table: pd.DataFrame, columns: list[str], *, n_permutations: in
     return np.asarray(np.nanmean(areas, axis=0))
 
 
-def spread_of_auc(n_members: int, n_others: int, auc: np.ndarray | float = 0.5) -> np.ndarray:
+def auc_error(n_members: int, n_others: int, auc: np.ndarray | float = 0.5) -> np.ndarray:
     """Return the standard error of an ROC area.
 
     Units are independent and have no ties. At an area of 1/2, this is the standard deviation over permutations.
@@ -100,7 +100,7 @@ def spread_of_auc(n_members: int, n_others: int, auc: np.ndarray | float = 0.5) 
     return np.asarray(np.sqrt(auc * (1 - auc) * (1 + weight * ((1 - auc) / (2 - auc) + auc / (1 + auc))) / n_pairs))
 
 
-def limit_of_chance(null: np.ndarray) -> float:
+def chance_limit(null: np.ndarray) -> float:
     """Return the area that the best attack exceeds in 5% of permutations."""
     best = np.sort(null.max(axis=1)) if null.size else np.zeros(0)
     return float(best[-int(np.ceil(LEVEL * (1 + len(best))) - 1)]) if len(best) else float("nan")
@@ -115,7 +115,7 @@ def interval(auc: float, limit: float, sides: Sides) -> tuple[float, float]:
     if not np.isfinite(auc + limit):
         return np.nan, np.nan
     areas = np.append(np.linspace(0, 1, N_AREAS), auc)
-    variance, at_chance = (sum(np.square(spread_of_auc(*side, auc=area)) for side in sides) for area in (areas, 0.5))
+    variance, at_chance = (sum(np.square(auc_error(*side, auc=area)) for side in sides) for area in (areas, 0.5))
     within = areas[np.abs(auc - areas) <= max(limit - 0.5, 0) * np.sqrt(variance / at_chance) + ROUNDING]
     return float(within.min()), float(within.max())
 
@@ -126,8 +126,8 @@ class AttackFinding:
 
     attack: str
     auc: float  # mean over folds
-    p_value: float  # share of permutations in which any attack reaches ``auc``
-    found: bool
+    p_value: float  # share of permutations where any attack reaches ``auc``
+    succeeded: bool  # whether it found members
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,7 +141,7 @@ class AuditVerdict:
     limit
         Area that chance alone exceeds, with any attack, in one of 20 audits.
     smallest_p
-        Share of permutations in which any attack reaches an area of 1.
+        Smallest p-value of an attack, if it distinguishes all members (an area of 1).
     sides
         Numbers of members and non-members in each fold.
     unit
@@ -158,9 +158,9 @@ class AuditVerdict:
         return self.text
 
     @property
-    def found(self) -> tuple[AttackFinding, ...]:
+    def successful(self) -> tuple[AttackFinding, ...]:
         """Findings of the attacks that found members."""
-        return tuple(finding for finding in self.findings if finding.found)
+        return tuple(finding for finding in self.findings if finding.succeeded)
 
     @property
     def inconclusive(self) -> str | None:
@@ -175,14 +175,15 @@ class AuditVerdict:
         if self.inconclusive:
             return f"inconclusive: too few {self.unit}s"
         attacks = counted(len(self.findings), "attack")
-        return f"{len(self.found) or 'none'} of {attacks} found {self.unit}s that were in the training data"
+        return f"{len(self.successful) or 'none'} of {attacks} found {self.unit}s that were in the training data"
 
     @property
     def text(self) -> str:
         """Verdict in sentences, with its error rate."""
         if not self.findings:
-            return f"{sentence(self.label)}."
-        best, failed = self.findings[0], self.findings[len(self.found) :]
+            return f"{capitalise(self.label)}."
+        best, successful = self.findings[0], self.successful
+        failed = self.findings[len(successful) :]
         if self.inconclusive:
             return (
                 f"Inconclusive: {self.inconclusive}. The highest AUC is {best.auc:.2f} ({ATTACKS[best.attack]}). "
@@ -190,12 +191,12 @@ class AuditVerdict:
             )
         n_folds = len(self.sides)
         n_members, n_others = (round(sum(side) / n_folds) for side in zip(*self.sides, strict=True))
-        sentences = [sentence(self.label)]
-        if self.found:
-            sentences.append(f"Found by {in_words(self.found)}")
-        if self.found and failed:
-            sentences.append(f"Not found by {in_words(failed)}")
-        if not self.found:
+        sentences = [capitalise(self.label)]
+        if successful:
+            sentences.append(f"Found by {list_attacks(successful)}")
+        if successful and failed:
+            sentences.append(f"Not found by {list_attacks(failed)}")
+        if not successful:
             sentences.append(
                 f"The highest AUC is {best.auc:.2f} ({ATTACKS[best.attack]}), which chance reaches in "
                 f"{best.p_value:.0%} of audits"
@@ -216,37 +217,41 @@ class AuditVerdict:
     def summary(self) -> dict[str, Any]:
         """Return the verdict as a dictionary for JSON."""
         attacks = {
-            finding.attack: {"auc": round(finding.auc, 4), "p_value": round(finding.p_value, 4), "found": finding.found}
+            finding.attack: {
+                "auc": round(finding.auc, 4),
+                "p_value": round(finding.p_value, 4),
+                "found": finding.succeeded,
+            }
             for finding in self.findings
         }
         limit = None if np.isnan(self.limit) else round(self.limit, 4)
         return {"text": self.text, "conclusive": self.inconclusive is None, "attacks": attacks, "limit": limit}
 
 
-def verdict_of(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit: str) -> AuditVerdict:
+def reach_verdict(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit: str) -> AuditVerdict:
     """Test the areas of attacks against the best attack in each permutation.
 
     ``null`` is permutations x attacks. Its maximum over attacks adjusts for multiple tests: Westfall and Young 1993,
     Resampling-Based Multiple Testing.
     """
-    best, limit = null.max(axis=1) if null.size else np.zeros(0), limit_of_chance(null)
+    best, limit = null.max(axis=1) if null.size else np.zeros(0), chance_limit(null)
     findings = [
-        AttackFinding(attack, area, p_value_of(area, best), found=area > limit + ROUNDING)
+        AttackFinding(attack, area, permutation_p_value(area, best), succeeded=area > limit + ROUNDING)
         for attack, area in sorted(areas.items(), key=lambda item: -item[1])
     ]
-    return AuditVerdict(tuple(findings), limit, p_value_of(1.0, best), sides, unit)
+    return AuditVerdict(tuple(findings), limit, permutation_p_value(1.0, best), sides, unit)
 
 
-def p_value_of(auc: float, best: np.ndarray) -> float:
+def permutation_p_value(auc: float, best: np.ndarray) -> float:
     """Return the share of permutations, including the truth, that reach an area."""
     return float((1 + (best >= auc - ROUNDING).sum()) / (1 + len(best)))
 
 
-def in_words(findings: tuple[AttackFinding, ...]) -> str:
+def list_attacks(findings: tuple[AttackFinding, ...]) -> str:
     """List attacks with their areas."""
     return ", ".join(f"{ATTACKS[finding.attack]} (AUC {finding.auc:.2f})" for finding in findings)
 
 
-def sentence(text: str) -> str:
+def capitalise(text: str) -> str:
     """Capitalise the first letter of a text."""
     return text[:1].upper() + text[1:]

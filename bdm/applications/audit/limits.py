@@ -40,7 +40,7 @@ def inconclusive(sides: Sides, unit: str, *, p_value: float = 0.0) -> str | None
     n_patterns = p_value / lowest_p  # memberships for which an attack reaches an AUC of 1
     n_folds = len(sides)
     n_members, n_others = (round(sum(side) / n_folds) for side in zip(*sides, strict=True))
-    enough = next(n for n in count(3) if n_patterns * smallest_p(sides_of(n, n_folds)) < LEVEL)
+    enough = next(n for n in count(3) if n_patterns * smallest_p(equal_sides(n, n_folds)) < LEVEL)
     more_folds = next(n for n in count(n_folds) if n_patterns * smallest_p([(n_members, n_others)] * n) < LEVEL)
     return (
         f"{n_members} {unit}s in the training data and {n_others} others in {n_folds} fold{'s' * (n_folds > 1)} are "
@@ -49,7 +49,7 @@ def inconclusive(sides: Sides, unit: str, *, p_value: float = 0.0) -> str | None
     )
 
 
-def sides_of(n_units: int, n_folds: int) -> list[tuple[int, int]]:
+def equal_sides(n_units: int, n_folds: int) -> list[tuple[int, int]]:
     """Return numbers of members and non-members for parts of equal size."""
     third, rest = divmod(n_units, 3)  # spare units go to the reference, then to the members
     return [(third + (rest == 2), third)] * n_folds

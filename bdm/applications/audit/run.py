@@ -122,7 +122,7 @@ def score_fold(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> 
     return pd.concat(tables, axis=1).sort_values(["cell_type", "unit"], kind="stable")
 
 
-def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSettings) -> Generate:
+def fold_reader(paths: Sequence[Path], division: AuditFolds, settings: AuditSettings) -> Generate:
     """Return a function that reads the generated cells of a fold.
 
     All files are checked before the first attack, and read again later, to hold a single file in memory.
@@ -206,7 +206,7 @@ class AuditedModels:
 def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedModels) -> Audit:
     """Fit a model to each fold's members; attack it and its cells."""
     prepared, tree_given = division.cells, models.tree is not None
-    models = replace(models, tree=tree_of(division, models.tree))
+    models = replace(models, tree=prune_tree(division, models.tree))
 
     def generate(fold: Fold) -> Generated:
         model = load_or_fit(prepared, fold, MEMBERS, models)
@@ -220,7 +220,7 @@ def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedM
     return audit_folds(division, settings, generate, seed=models.seed, **facts)
 
 
-def tree_of(division: AuditFolds, tree: Clade | None) -> Clade | None:
+def prune_tree(division: AuditFolds, tree: Clade | None) -> Clade | None:
     """Prune a tree to the audited cell types; None for one type."""
     if tree is None:
         return None

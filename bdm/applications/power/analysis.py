@@ -49,7 +49,7 @@ class Point:
     log_odds: float | None = None
 
 
-def points_of(power: PowerSettings) -> Iterator[Point]:
+def grid_points(power: PowerSettings) -> Iterator[Point]:
     """Yield all combinations of the values of a grid."""
     values = [getattr(power, name) or (None,) for name in AXES]
     for number, (donors, cells, *sizes) in enumerate(product(*values)):
@@ -57,7 +57,7 @@ def points_of(power: PowerSettings) -> Iterator[Point]:
         yield Point(number, *integers, *sizes)
 
 
-def methods_of(design: Design) -> tuple[str, ...]:
+def expression_methods(design: Design) -> tuple[str, ...]:
     """Return the tests of expression that all experiments share."""
     if design.power.methods is not None:
         return design.power.methods
@@ -72,7 +72,7 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
     if point.donors is not None:
         samples = replace(samples, donors=point.donors)
     if point.cells is not None:
-        samples = replace(samples, cells=scaled(samples.cells, point.cells))
+        samples = replace(samples, cells=scale_numbers(samples.cells, point.cells))
     if point.depth is not None:
         factor, times = depth.factor, point.depth
         scale = {name: value * times for name, value in factor.items()} if isinstance(factor, dict) else factor * times
@@ -81,7 +81,7 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
     if point.log2_fold_change is not None:
         changes = tuple(resize(change, point.log2_fold_change) for change in changes)
     if point.log_odds is not None:
-        shifts = tuple(replace(shift, log_odds=sized(shift.log_odds, point.log_odds)) for shift in shifts)
+        shifts = tuple(replace(shift, log_odds=set_size(shift.log_odds, point.log_odds)) for shift in shifts)
     return replace(
         design,
         samples=samples,
@@ -92,12 +92,12 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
     )
 
 
-def sized(value: float, size: float) -> float:
+def set_size(value: float, size: float) -> float:
     """Set the absolute value of a number; 0 stays 0."""
     return float(np.sign(value) * size)
 
 
-def scaled(cells: str | int | dict[str, int], total: int) -> int | dict[str, int]:
+def scale_numbers(cells: str | int | dict[str, int], total: int) -> int | dict[str, int]:
     """Scale numbers by type to a total; replace other numbers by it."""
     if not isinstance(cells, dict):
         return total
@@ -112,12 +112,12 @@ def resize(change: Change, size: float) -> Change:
     """
     fold_change = change.log2_fold_change
     if fold_change.distribution is None:
-        fold_change = replace(fold_change, values=tuple(sized(value, size) for value in fold_change.values))
+        fold_change = replace(fold_change, values=tuple(set_size(value, size) for value in fold_change.values))
     elif size == 0:
         fold_change = replace(fold_change, distribution=None, values=(0.0,))
     else:
         spread = fold_change.sd * size / abs(fold_change.mean) if fold_change.mean else size
-        fold_change = replace(fold_change, mean=sized(fold_change.mean, size), sd=spread)
+        fold_change = replace(fold_change, mean=set_size(fold_change.mean, size), sd=spread)
     return replace(change, log2_fold_change=fold_change)
 
 
@@ -134,7 +134,7 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     designed = compile_testable(model, design_at(design, point, repeat=repeat))
     simulated = simulated_cells(designed)
     no_genes = sparse.csr_matrix((len(simulated.obs), 0))  # tests of composition need no counts
-    cells = simulated.in_memory() if methods_of(design) else AnnData(no_genes, obs=simulated.obs)
+    cells = simulated.in_memory() if expression_methods(design) else AnnData(no_genes, obs=simulated.obs)
     reference, *conditions = designed.design.samples.conditions
     changes = {comparison.condition: comparison.log2_fold_change for comparison in compare_conditions(designed)}
     tables = []
@@ -164,12 +164,14 @@ def compile_testable(model: BranchedModel, design: Design) -> DesignedExperiment
 def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, design: Design) -> pd.DataFrame:
     """Count discoveries by method and cell type; planted changes: genes x types."""
     rows = []
-    for method in methods_of(design):
+    for method in expression_methods(design):
         tests = expression_test(experiment, method)
         for cell_type, change in log2_fold_change.loc[experiment.genes].items():  # RNA only
             tested = tests[tests["cell_type"] == cell_type]
             planted = change.reindex(tested["gene"]).to_numpy(dtype=float)
-            row = counts_of(tested, planted, tested["log2_fold_change"].to_numpy(dtype=float), fdr=design.power.fdr)
+            row = count_discoveries(
+                tested, planted, tested["log2_fold_change"].to_numpy(dtype=float), fdr=design.power.fdr
+            )
             row["n_planted"] = int((change.abs() > NULL).sum())  # including genes that were not tested
             rows.append({"method": method, "cell_type": cell_type, **row})
     return pd.DataFrame(rows)
@@ -195,13 +197,13 @@ def score_composition(experiment: Experiment, designed: DesignedExperiment, cond
     for cell_type, change in changes.items():
         tested = tests[tests["cell_type"] == cell_type]
         planted_change, estimate = np.full(len(tested), change), tested["log_odds"].to_numpy(dtype=float)
-        row = counts_of(tested, planted_change, estimate, fdr=designed.design.power.fdr)
+        row = count_discoveries(tested, planted_change, estimate, fdr=designed.design.power.fdr)
         row["n_planted"] = int(abs(change) > NULL)  # even if the type has no cells to test
         rows.append({"method": COMPOSITION, "cell_type": cell_type, **row})
     return pd.DataFrame(rows)
 
 
-def counts_of(tests: pd.DataFrame, planted: np.ndarray, estimate: np.ndarray, *, fdr: float) -> dict[str, Any]:
+def count_discoveries(tests: pd.DataFrame, planted: np.ndarray, estimate: np.ndarray, *, fdr: float) -> dict[str, Any]:
     """Count true and false discoveries by the planted change of each test."""
     changed = np.abs(planted) > NULL
     discovery = (tests["fdr"] < fdr).to_numpy()
@@ -256,12 +258,12 @@ class PowerAnalysis(Result):
         types for ``composition``. ``false_discovery_error`` is its standard error. ``small_p_values`` is the share of
         p-values below 0.05 among tests without a planted change. ``n_samples`` and ``n_cells`` are the cost.
         """
-        return summary(self.repeats, [*POINT, "fdr", "method"])
+        return summarise(self.repeats, [*POINT, "fdr", "method"])
 
     @property
     def by_type(self) -> pd.DataFrame:
         """Table :attr:`power`, split by cell type."""
-        return summary(self.repeats, [*POINT, "fdr", "method", "cell_type"])
+        return summarise(self.repeats, [*POINT, "fdr", "method", "cell_type"])
 
     def _write_tables(self, folder: Path) -> None:
         for name, table in {"power": self.power, "power_by_type": self.by_type, "repeats": self.repeats}.items():
@@ -295,7 +297,7 @@ def warn_of_untested(repeats: pd.DataFrame) -> None:
 
 def experiments(model: BranchedModel, design: Design) -> Iterator[pd.DataFrame]:
     """Score all experiments of the grid, in parallel."""
-    points, power = list(points_of(design.power)), design.power
+    points, power = list(grid_points(design.power)), design.power
     size = {"n_points": len(points), "n_repeats": power.n_repeats, "fdr": power.fdr}
     with threads() as run:
         for point in points:
@@ -330,9 +332,9 @@ def check_testable(design: Design) -> None:
         )
     if not design.changes and not design.composition.shifts:
         raise InputError("there is nothing to find; give changes of expression, or composition.shifts.")
-    if design.changes and not methods_of(design):
+    if design.changes and not expression_methods(design):
         raise InputError("power.methods is empty, but there are changes of expression; name a test, such as deseq2.")
-    if any(name.startswith("deseq2") for name in methods_of(design)):
+    if any(name.startswith("deseq2") for name in expression_methods(design)):
         deseq2_test()
     if design.power.log2_fold_change and not design.changes:
         raise InputError("power.log2_fold_change needs changes of expression; add changes, or leave it out.")
@@ -340,7 +342,7 @@ def check_testable(design: Design) -> None:
         raise InputError("power.log_odds needs composition.shifts; add shifts, or leave it out.")
 
 
-def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def summarise(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Summarise experiments over repeats, grouped by columns."""
     keys_of_cost = [column for column in by if column != "cell_type"]
     cost = repeats.groupby(keys_of_cost, dropna=False, sort=False)[["n_samples", "n_cells"]].mean().round()
