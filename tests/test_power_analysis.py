@@ -259,8 +259,9 @@ def experiments_with_known_truth(*, sd: float, n_repeats: int = 200) -> pd.DataF
         for number, change in enumerate(planted):
             statistic = change + generator.normal(0, sd, size=200)
             p_value = 2 * norm.sf(np.abs(statistic))
-            tests = pd.DataFrame({"p_value": p_value, "fdr": adjusted(p_value)})
-            counts = count_discoveries(tests, change, statistic, fdr=0.05)
+            tests = pd.DataFrame({"gene": range(200), "statistic": statistic, "p_value": p_value})
+            tests["fdr"] = adjusted(p_value)
+            counts = count_discoveries(tests, pd.Series(change), by="gene", effect="statistic", fdr=0.05)
             rows.append({"repeat": repeat, "cell_type": f"type {number}", "method": "t_test", **counts})
     point = {**dict.fromkeys(AXES, np.nan), "number": 0, "condition": "stimulated", "fdr": 0.05}
     return pd.DataFrame(rows).assign(**point, n_samples=12, n_cells=500)

@@ -118,18 +118,18 @@ def attack(attacked: Cells, generated: Cells, reference: Cells, donor: np.ndarra
         expression = [
             cells.expression[index] for cells, index in zip((attacked, generated, reference), rows, strict=True)
         ]
-        coordinates = [[pca.transform(matrix) for matrix in expression], [matrix.toarray() for matrix in expression]]
-        for attacks, (scored, synthetic, real) in zip((IN_COMPONENTS, BY_GENE), coordinates, strict=True):
-            space = Space(scored, synthetic, real, donor[rows[2]])
+        components = Space(*(pca.transform(matrix) for matrix in expression), donor[rows[2]])
+        genes = Space(*(matrix.toarray() for matrix in expression), donor[rows[2]])
+        for space, attacks in ((components, IN_COMPONENTS), (genes, BY_GENE)):
             for key, score in attacks.items():
                 scores.loc[rows[0], key] = score(space).astype(np.float32)
     return scores
 
 
 def donor_means(cells: np.ndarray, donor: np.ndarray) -> np.ndarray:
-    """Average cells by donor; with fewer than three donors, return the cells."""
+    """Average cells by donor; with fewer than three donors, or one cell of each, return the cells."""
     codes, number = np.unique(donor, return_inverse=True)
-    if len(codes) in (*range(MIN_DONORS), len(cells)):
+    if len(codes) < MIN_DONORS or len(codes) == len(cells):
         return cells
     mean = sparse.csr_matrix((np.ones(len(cells)), (number, np.arange(len(cells)))))
     return np.asarray(mean @ cells / np.bincount(number)[:, None])

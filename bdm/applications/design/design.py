@@ -295,7 +295,7 @@ class Design(StageSettings):
 
     samples: Annotated[Samples, "Samples."] = field(default_factory=Samples)
     composition: Annotated[Composition, "Proportions of cell types."] = field(default_factory=Composition)
-    changes: Annotated[tuple[Change, ...], "Changes of expression to planted."] = ()
+    changes: Annotated[tuple[Change, ...], "Changes of expression to plant."] = ()
     depth: Annotated[Depth, "Sequencing depth."] = field(default_factory=Depth)
     doublets: Annotated[Doublets, "Droplets with two cells."] = field(default_factory=Doublets)
     ambient: Annotated[Ambient, "Ambient RNA."] = field(default_factory=Ambient)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import anndata as ad
 import numpy as np
 import pandas as pd
-from anndata.utils import make_index_unique
 
 from bdm._core.errors import InputError, counted
 from bdm.data.cell_sets import DEFAULT_KEYS
@@ -139,13 +138,9 @@ def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | No
         check_has_genes(known, model)
         check_has_types(known.obs, model)
         parts = [known[:, model.autoencoder.genes.index], *parts]
-    with warnings.catch_warnings(action="ignore"):  # about names ending in numbers, such as barcodes
-        names = make_index_unique(pd.Index([name for part in parts for name in part.obs_names]))
-    ends = np.cumsum([part.n_obs for part in parts])
-    for i, end in enumerate(ends):
-        parts[i] = parts[i].copy()
-        parts[i].obs_names = names[end - parts[i].n_obs : end]
-    cells = ad.concat(parts, join="inner")
+    with warnings.catch_warnings(action="ignore"):  # about names that repeat, or end in numbers, such as barcodes
+        cells = ad.concat(parts, join="inner")
+        cells.obs_names_make_unique()
     cells.var = model.autoencoder.genes.copy()
     for column in ("cell_type", "batch", "split", "donor"):
         if column in cells.obs:

@@ -168,12 +168,8 @@ def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, des
         tests = expression_test(experiment, method)
         for cell_type, change in log2_fold_change.loc[experiment.genes].items():  # RNA only
             tested = tests[tests["cell_type"] == cell_type]
-            planted = change.reindex(tested["gene"]).to_numpy(dtype=float)
-            row = count_discoveries(
-                tested, planted, tested["log2_fold_change"].to_numpy(dtype=float), fdr=design.power.fdr
-            )
-            row["n_planted"] = int((change.abs() > NULL).sum())  # including genes that were not tested
-            rows.append({"method": method, "cell_type": cell_type, **row})
+            counts = count_discoveries(tested, change, by="gene", effect="log2_fold_change", fdr=design.power.fdr)
+            rows.append({"method": method, "cell_type": cell_type, **counts})
     return pd.DataFrame(rows)
 
 
@@ -194,25 +190,28 @@ def score_composition(experiment: Experiment, designed: DesignedExperiment, cond
     tests = share_tests(experiment.n_cells, experiment.samples)
     changes = planted if len(planted) else pd.Series(0.0, index=tests["cell_type"])
     rows = []
-    for cell_type, change in changes.items():
-        tested = tests[tests["cell_type"] == cell_type]
-        planted_change, estimate = np.full(len(tested), change), tested["log_odds"].to_numpy(dtype=float)
-        row = count_discoveries(tested, planted_change, estimate, fdr=designed.design.power.fdr)
-        row["n_planted"] = int(abs(change) > NULL)  # even if the type has no cells to test
-        rows.append({"method": COMPOSITION, "cell_type": cell_type, **row})
+    for cell_type in changes.index:
+        tested, change, fdr = tests[tests["cell_type"] == cell_type], changes[[cell_type]], designed.design.power.fdr
+        counts = count_discoveries(tested, change, by="cell_type", effect="log_odds", fdr=fdr)
+        rows.append({"method": COMPOSITION, "cell_type": cell_type, **counts})
     return pd.DataFrame(rows)
 
 
-def count_discoveries(tests: pd.DataFrame, planted: np.ndarray, estimate: np.ndarray, *, fdr: float) -> dict[str, Any]:
-    """Count true and false discoveries by the planted change of each test."""
-    changed = np.abs(planted) > NULL
+def count_discoveries(tests: pd.DataFrame, planted: pd.Series, *, by: str, effect: str, fdr: float) -> dict[str, Any]:
+    """Count true and false discoveries.
+
+    ``planted`` are the changes of genes or cell types, whose names are in the column ``by`` of tests. ``effect`` is the
+    column of estimates.
+    """
+    change = planted.reindex(tests[by]).to_numpy(dtype=float)
+    changed, has_sign = np.abs(change) > NULL, np.sign(tests[effect].to_numpy(dtype=float)) == np.sign(change)
     discovery = (tests["fdr"] < fdr).to_numpy()
     small = (tests["p_value"] < SMALL).to_numpy()
     tested = tests["p_value"].notna().to_numpy()
     return {
-        "n_planted": int(changed.sum()),
+        "n_planted": int((planted.abs() > NULL).sum()),  # including what was not tested
         "n_tested": int(tested.sum()),
-        "n_found": int((discovery & changed & (np.sign(estimate) == np.sign(planted))).sum()),
+        "n_found": int((discovery & changed & has_sign).sum()),
         "n_discoveries": int(discovery.sum()),
         "n_false": int((discovery & ~changed).sum()),
         "n_null": int((tested & ~changed).sum()),

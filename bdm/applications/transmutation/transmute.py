@@ -19,7 +19,7 @@ from bdm._core.validation import unknown_type
 from bdm.autoencoder.latent import latent_cells
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues, format_at, set_covariates
-from bdm.generation.generate import Block, GeneratedCells, batch_columns, sample_counts, type_columns
+from bdm.generation.generate import Block, GeneratedCells, batch_columns, latents, sample_counts, type_columns
 from bdm.model.match import (
     batch_column,
     batches_of,
@@ -130,7 +130,7 @@ def transmuted_blocks(model: BranchedModel, sources: Sources, transmute: Transmu
             groups.append((cells, sample_counts(model, expected, new_name, for_counts)))
         order = np.argsort(np.concatenate([cells for cells, _ in groups]))
         counts = sp.vstack([counts for _, counts in groups], format="csr")[order]
-        return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy(), new)
+        return Block(counts, latents(model, x), new)
 
     keep_freed_memory()
     with threads() as run:
