@@ -22,11 +22,12 @@ from warm import start
 import bdm
 from bdm import cli
 from bdm._core.errors import ARGUMENT, OPTIONS_FOR_NONE, as_keys, as_options
-from bdm._core.files import preparation, sha256
+from bdm._core.files import sha256
 from bdm._core.store import checksum_of, load
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.cli import app, main
 from bdm.commands.base import Output
+from bdm.data.prepare import preparation
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.model.model import load_model

@@ -1,1 +1,1 @@
-"""Shared foundations: errors, settings, files, checksums, seeds, threads and the training loop."""
+"""Shared foundations: errors, settings, files, saved objects, seeds, threads, progress and the training loop."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 ARGUMENT = re.compile(r"`(?:[a-z_]+\.)*([a-z_]+)=([^`]*)`")
-OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # switches that set to None an argument with another default
-OPTION_NAMES = {"adata_test": "test-cells", "overwrite": "force"}  # options that are not named after their argument
+OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # switch of the command line for ``label_key=None``
+OPTION_NAMES = {"adata_test": "test-cells", "overwrite": "force"}  # options that differ from the argument's name
 
 
 class InputError(ValueError):
@@ -24,10 +24,10 @@ class InputError(ValueError):
         return printable(super().__str__())
 
 
-def missing_package(what: str, package: str, *, extra: str) -> InputError:
+def missing_package(feature: str, package: str, *, extra: str) -> InputError:
     """Return the error for a missing package of one of bdm's extras."""
     return InputError(
-        f"{what} needs the package {package}, of the extra `{extra}` of bdm; install it: pip install {package}"
+        f"{feature} needs the package {package}, of the extra `{extra}` of bdm; install it: pip install {package}"
     )
 
 
@@ -64,6 +64,7 @@ def as_options(message: str) -> str:
     def option(match: re.Match[str]) -> str:
         if match[2] == "None" and match[1] in OPTIONS_FOR_NONE:
             return f"`--{OPTIONS_FOR_NONE[match[1]]}`"
+        # Python's keywords have an underscore as arguments: from_= is --from
         name, value = OPTION_NAMES.get(match[1], match[1].strip("_").replace("_", "-")), match[2]
         if not value or value == "True":
             return f"`--{name}`"

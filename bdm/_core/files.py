@@ -14,22 +14,14 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 
 from bdm import __version__
 from bdm._core.errors import InputError
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-SNAKEMAKE = ".snakemake_timestamp"  # Snakemake adds it to folders; not hashed
 UNFINISHED = ".unfinished"  # suffix of scratch folders
-SPARE = 2**18  # bytes that HDF5 may write when it closes a file
-PACKAGES = ("anndata", "numpy", "scanpy", "torch")  # versions to record
-USER_BLOCK = 512  # bytes before the HDF5 data, the smallest size that HDF5 allows
-MARK = b"bdm sha256 "
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of writing only
 
 
@@ -41,7 +33,7 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
     next write to ``path`` removes the scratch folder.
     """
     path = Path(path)
-    if path.parent.suffix == UNFINISHED:
+    if path.parent.suffix == UNFINISHED:  # part of a folder that is itself written atomically
         yield path
         return
     try:
@@ -80,7 +72,7 @@ def reject_existing(path: Path) -> None:
 
 
 def _scratch_of(path: Path) -> tuple[Path, int]:
-    """Create and lock a scratch folder; remove abandoned ones."""
+    """Create a scratch folder and its lock; remove the folders of ended processes."""
     parent = os.open(path.parent, os.O_RDONLY)
     try:
         _lock(parent, wait=True)  # otherwise another process could remove the new folder before it is locked
@@ -101,12 +93,12 @@ def _remove_abandoned(scratch: Path, path: Path) -> None:
     except FileNotFoundError:  # removed by its process just now
         return
     try:
-        is_abandoned = _lock(handle)
-        if is_abandoned is False:
+        has_lock = _lock(handle)
+        if has_lock is False:
             raise InputError(
                 f"Cannot write {path}: another process is writing it; wait until it has ended, or name another output."
             )
-        if is_abandoned:
+        if has_lock:  # its process has ended
             written = scratch / path.name
             if _replaced(written).exists() and not path.exists():
                 os.replace(written, path)
@@ -123,6 +115,7 @@ def _restore_replaced(scratch: Path, path: Path) -> None:
 
 
 def _replaced(written: Path) -> Path:
+    """Return the path of the previous output while it is replaced."""
     return written.with_name(f"{written.name}.replaced")
 
 
@@ -159,10 +152,20 @@ def _unwritable(error: BaseException | None) -> str | None:
     return None
 
 
+SPARE = 2**18  # bytes that HDF5 may write when it closes a file
+
+
 def require_space(path: Path | str, n_bytes: int) -> None:
-    """Raise OSError if the disk lacks room; HDF5 could abort the process."""
+    """Raise OSError if the disk lacks room; on a full disk, HDF5 could abort the process."""
     if shutil.disk_usage(Path(path).parent).free < n_bytes + SPARE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+# ---- checksums, JSON and HDF5
+
+SNAKEMAKE = ".snakemake_timestamp"  # Snakemake adds it to folders; not hashed
+USER_BLOCK = 512  # bytes before the HDF5 data, the smallest size that HDF5 allows
+MARK = b"bdm sha256 "
 
 
 def sha256(path: Path) -> str:
@@ -252,6 +255,11 @@ def _digest_of_data(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# ---- provenance
+
+PACKAGES = ("anndata", "numpy", "scanpy", "torch")  # versions to record
+
+
 @cache
 def package_versions() -> dict[str, str]:
     """Return the versions of key packages; do not modify the cached result."""
@@ -264,17 +272,12 @@ def provenance(*, seed: int, **facts: Any) -> dict[str, Any]:
 
 
 def storable(record: dict[str, Any]) -> dict[str, Any]:
-    """Convert a record for ``uns``, with nested content as JSON text."""
-    # Nested keys may be invalid names in HDF5
+    """Convert a record for ``uns``, with nested content as JSON text.
+
+    Nested keys may be invalid names in HDF5.
+    """
     return {
         key: value if isinstance(value, str | int | float | bool) else json.dumps(value, ensure_ascii=False)
         for key, value in record.items()
         if value is not None
     }
-
-
-def preparation(prepared: "AnnData") -> dict[str, Any]:
-    """Record how cells were prepared: settings, and hash of the input file."""
-    record = prepared.uns["bdm"]
-    form = {"form": record["form"]} if "form" in record else {}  # only with several modalities
-    return {"prepare": json.loads(record["settings"]), "data_sha256": record.get("data_sha256"), **form}

@@ -11,13 +11,15 @@ from bdm._core.errors import InputError
 
 @dataclass(frozen=True)
 class Kinds:
-    """Classes of one family, chosen by name and imported on demand."""
+    """Classes of one family, chosen by name and imported on demand.
 
-    family: str  # its name in messages
-    group: str  # entry points of installed packages
-    built_in: dict[str, str]  # modules of the classes in bdm
-    # Imported classes, which register themselves
-    registered: dict[str, type[Any]] = field(default_factory=dict)
+    The base class of the family adds each subclass to ``registered`` when its module is imported.
+    """
+
+    family: str  # for messages
+    group: str  # entry point group of installed packages
+    built_in: dict[str, str]  # module of each class in bdm, by name
+    registered: dict[str, type[Any]] = field(default_factory=dict)  # imported classes, by name
 
     @property
     def names(self) -> tuple[str, ...]:

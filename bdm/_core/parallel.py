@@ -17,26 +17,13 @@ from threadpoolctl import ThreadpoolController
 
 from bdm._core.errors import InputError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory; remapping it can dominate a training step."""
-    if not sys.platform.startswith("linux"):
-        return
-    allocator = getattr(ctypes.CDLL(None), "mallopt", None)
-    if allocator is not None:
-        allocator(M_TRIM_THRESHOLD, 2**30)
-        allocator(M_MMAP_THRESHOLD, 2**25)
-
-
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LIMITS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
-IN_WORKER = 0
+LIMITS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")  # environment variables
+IN_WORKER = 0  # value of `_n_threads` in worker threads, which start no others
 _n_threads: ContextVar[int | None] = ContextVar("n_threads", default=None)
 
 
@@ -118,3 +105,16 @@ def _one_thread_in_each_operation() -> Iterator[None]:
         if numba:
             numba.set_num_threads(numba_threads)
         torch.set_num_threads(torch_threads)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory; remapping it can dominate a training step."""
+    if not sys.platform.startswith("linux"):
+        return
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None)
+    if allocator is not None:
+        allocator(M_TRIM_THRESHOLD, 2**30)
+        allocator(M_MMAP_THRESHOLD, 2**25)

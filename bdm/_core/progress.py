@@ -22,11 +22,11 @@ class DefaultHandler(logging.Handler):
 
 def show_messages() -> None:
     """Print INFO messages by default; keep a level or handler already set."""
-    logger = logging.getLogger("bdm")
-    if not logger.handlers:
-        logger.addHandler(DefaultHandler())
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
+    package = logging.getLogger("bdm")
+    if not package.handlers:
+        package.addHandler(DefaultHandler())
+    if package.level == logging.NOTSET:
+        package.setLevel(logging.INFO)
 
 
 Item = TypeVar("Item")
@@ -36,7 +36,19 @@ MIN_REMAINING = 20.0  # seconds; shorter remaining times are not printed
 
 
 def progress(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Iterator[Item]:
-    """Yield items and show progress, if INFO messages are logged."""
+    """Yield items and show progress, if INFO messages are logged.
+
+    Parameters
+    ----------
+    items
+        Items to yield.
+    doing
+        Name of the task in messages.
+    total
+        Number of items.
+    unit
+        Noun for an item.
+    """
     if not logger.isEnabledFor(logging.INFO):
         yield from items
     elif sys.stderr.isatty() or in_notebook():
@@ -53,17 +65,17 @@ def in_notebook() -> bool:
 
 def with_estimate(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Iterator[Item]:
     """Yield items and log the remaining time at growing intervals."""
-    began, due = 0.0, FIRST_ESTIMATE
-    for done, item in enumerate(items, start=1):
+    start, next_message = 0.0, FIRST_ESTIMATE
+    for n_done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if done == 1:
-            began = now  # the first item is often slow, and not counted
-        elif now - began >= due and done < total:
-            remaining = (now - began) / (done - 1) * (total - done)
+        if n_done == 1:
+            start = now  # the first item is often slow, and not counted
+        elif now - start >= next_message and n_done < total:
+            remaining = (now - start) / (n_done - 1) * (total - n_done)
             if remaining >= MIN_REMAINING:
-                logger.info("%s: %d of %d %ss done, about %s left", doing, done, total, unit, duration(remaining))
-            due = 2 * (now - began)
+                logger.info("%s: %d of %d %ss done, about %s left", doing, n_done, total, unit, duration(remaining))
+            next_message = 2 * (now - start)
 
 
 def duration(seconds: float) -> str:

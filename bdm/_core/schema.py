@@ -42,27 +42,36 @@ class Key:
     """Place of a setting in the configuration."""
 
     section: str | None = None  # None: the section of the setting's stage
-    # Bounds and default of the workflow, which always evaluates, where they differ from the command
+    # Where the workflow, which always evaluates, has other bounds or another default than the command
     bounds: tuple[Ge | Gt | Le | Lt, ...] = ()
     default: float | None = None
-    absent: bool = False  # the configuration has no such key
+    absent: bool = False  # whether the configuration has no such key
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting: name, annotated type and default (their class, for nested settings)."""
+    """A setting: name, annotated type and default (their class, for nested settings).
+
+    Notes in the annotation, ``Annotated[type, *notes]``, have its help text (a string), bounds, the meaning of None
+    (:class:`Unset`), its :class:`Key`, and the :class:`~bdm._core.kinds.Kinds` that its value names.
+    """
 
     name: str
     annotation: Any
     default: Any = None
 
     @property
+    def public_name(self) -> str:
+        """Name in files and messages; names of attributes that Python reserves end in an underscore."""
+        return self.name.rstrip("_")
+
+    @property
     def notes(self) -> tuple[Any, ...]:
-        """Annotations of the type."""
+        """Notes in the annotation."""
         return getattr(self.annotation, "__metadata__", ())
 
     def note(self, kind: type) -> Any:
-        """Return the first annotation of class ``kind``, or None."""
+        """Return the first note of class ``kind``, or None."""
         return next((note for note in self.notes if isinstance(note, kind)), None)
 
     @property
@@ -109,46 +118,47 @@ class Setting:
 
     def checked(self, value: Any) -> Any:
         """Check a value, and convert it to the type of the setting."""
-        from pydantic import ValidationError
-
-        key, value = self.name.rstrip("_"), of_python(value)
+        value = to_python(value)
+        # A single value stands for a list of one
         if tuple in self.types and (
             isinstance(value, int | float) or (isinstance(value, str) and str not in self.types)
         ):
             value = (value,)
         if self.nested is None or value is None:
-            try:
-                checked = self.adapter.validate_python(value)
-            except ValidationError as error:
-                raise InputError(self.rejection(key, value, error)) from None
-            if (kinds := self.note(Kinds)) is not None:
-                kinds.check(checked)
-            return checked
+            return self._checked_plain(value)
         if tuple not in self.types:
-            return self.nested.from_content(value, key)
+            return self.nested.from_content(value, self.public_name)
         if not isinstance(value, list | tuple):
-            raise InputError(f"{key} is {value!r}, but must be a list.")
+            raise InputError(f"{self.public_name} is {value!r}, but must be a list.")
         return tuple(
-            self.nested.from_content(item, place_of(key, number, item)) for number, item in enumerate(value, 1)
+            self.nested.from_content(item, item_path(self.public_name, number, item))
+            for number, item in enumerate(value, 1)
         )
 
-    def rejection(self, key: str, value: Any, error: "ValidationError") -> str:
+    def _checked_plain(self, value: Any) -> Any:
+        from pydantic import ValidationError
+
+        try:
+            checked = self.adapter.validate_python(value)
+        except ValidationError as error:
+            raise InputError(self._rejection(value, error)) from None
+        if (kinds := self.note(Kinds)) is not None:
+            kinds.check(checked)
+        return checked
+
+    def _rejection(self, value: Any, error: "ValidationError") -> str:
         """Message for an invalid value, or an invalid item in it."""
-        schema, fault = self.adapter.json_schema(), max(error.errors(), key=lambda fault: len(fault["loc"]))
-        of_item = next(
-            (part[kind] for part in [schema, *schema.get("anyOf", ())] for kind in ITEMS if kind in part), None
+        name, schema = self.public_name, self.adapter.json_schema()
+        fault = max(error.errors(), key=lambda fault: len(fault["loc"]))  # the innermost
+        keywords = ("additionalProperties", "items")
+        item_schema = next(
+            (part[word] for part in [schema, *schema.get("anyOf", ())] for word in keywords if word in part), None
         )
-        if of_item is not None and fault["input"] is not value and isinstance(value, dict | list | tuple):
-            key, value, schema = (
-                f"{key}.{fault['loc'][-1]}" if isinstance(value, dict) else key,
-                fault["input"],
-                of_item,
-            )
+        if item_schema is not None and fault["input"] is not value and isinstance(value, dict | list | tuple):
+            name = f"{name}.{fault['loc'][-1]}" if isinstance(value, dict) else name
+            value, schema = fault["input"], item_schema
         out_of_bounds = not {"ge", "gt", "le", "lt", "min_length"}.isdisjoint(fault.get("ctx", {}))
-        return rejection(key, value, schema, out_of_bounds=out_of_bounds)
-
-
-ITEMS = ("additionalProperties", "items")
+        return rejection(name, value, schema, out_of_bounds=out_of_bounds)
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -174,17 +184,17 @@ def with_strict_numbers(annotation: Any) -> Any:
     return origin[tuple(map(with_strict_numbers, arguments))] if origin in (tuple, dict) else annotation
 
 
-def of_python(value: Any) -> Any:
+def to_python(value: Any) -> Any:
     """Convert NumPy scalars to Python numbers, and tuples to lists."""
     if isinstance(value, list | tuple):
-        return [of_python(item) for item in value]
+        return [to_python(item) for item in value]
     if isinstance(value, dict):
-        return {key: of_python(item) for key, item in value.items()}
+        return {key: to_python(item) for key, item in value.items()}
     return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
-def place_of(key: str, number: int, item: Any) -> str:
-    """Return the path of a list item: its ``name``, or number from 1."""
+def item_path(key: str, number: int, item: Any) -> str:
+    """Return the path of a list item in messages: by its ``name``, or its number from 1."""
     name = item.get("name") if isinstance(item, dict) else None
     return f"{key}.{name or number}"
 
@@ -213,10 +223,10 @@ class StageSettings:
 
     def __new__(cls, *_: Any, **values: Any) -> Self:
         """Reject unknown settings, and missing ones without a default."""
-        reject_unknown((name.rstrip("_") for name in values), [each.name.rstrip("_") for each in settings_of(cls)])
+        reject_unknown((name.rstrip("_") for name in values), [setting.public_name for setting in settings_of(cls)])
         for setting in settings_of(cls):
             if setting.default is MISSING and setting.name not in values:
-                raise InputError(f"there is no {setting.name.rstrip('_')}, which is required.")
+                raise InputError(f"there is no {setting.public_name}, which is required.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -241,8 +251,8 @@ class StageSettings:
         content = {} if content is None else cls.expanded(content)
         if not isinstance(content, dict):
             raise InputError(f"there is {content!r}, but there must be keys with values.")
-        fields_of = {setting.name.rstrip("_"): setting.name for setting in settings_of(cls)}
-        return cls(**{fields_of.get(str(key), str(key)): value for key, value in content.items() if value is not None})
+        names = {setting.public_name: setting.name for setting in settings_of(cls)}
+        return cls(**{names.get(str(key), str(key)): value for key, value in content.items() if value is not None})
 
     @classmethod
     def expanded(cls, content: Any) -> Any:
@@ -265,8 +275,8 @@ def files_in(setting: Setting, value: Any) -> list[Path]:
 
 def settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
     """List the settings of a stage."""
-    key: Any = model  # mypy does not accept classes that define __hash__ as hashable
-    return _settings_of(key)
+    hashable: Any = model  # a class is hashable, but mypy looks at the method __hash__ that it defines
+    return _settings_of(hashable)
 
 
 @cache
@@ -279,7 +289,7 @@ def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
 
 
 def leaves_of(model: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str, Setting]]:
-    """Yield the path, section and object of each plain setting."""
+    """Yield each setting that is not nested: its path, its section, and the setting."""
     for setting in settings_of(model):
         if setting.nested is not None:
             yield from (((setting.name, *path), stage, leaf) for path, stage, leaf in leaves_of(setting.nested))
@@ -317,7 +327,8 @@ def checking(
     """Reject arguments of the wrong class, and qualify settings in errors.
 
     In an InputError, ``counts=`` becomes ``settings.prepare.counts=`` if ``function`` accepts this setting in its
-    argument ``settings``. Otherwise, the arguments of ``model`` are searched, the function that made the model.
+    argument ``settings``. Settings that ``function`` lacks are qualified as arguments of ``model``, the function that
+    made the model.
     """
     for name, value in (*zip(inspect.signature(function).parameters, arguments, strict=False), *options.items()):
         kinds = own_classes(function, name)
@@ -326,13 +337,14 @@ def checking(
     try:
         yield
     except InputError as error:
+        # The places of `function` replace the places of `model`
         places = {name: place for each in (model, function) if each for name, place in places_of_settings(each)}
-        error.args = (re.sub(r"`(\w+)=", lambda found: f"`{places.get(found[1], '')}{found[1]}=", error.args[0]),)
+        error.args = (re.sub(r"`(\w+)=", lambda match: f"`{places.get(match[1], '')}{match[1]}=", error.args[0]),)
         raise
 
 
 def own_classes(function: Callable[..., Any], parameter: str) -> tuple[type, ...]:
-    """Return a parameter's classes, or () unless all are bdm's or None."""
+    """Return the classes that a parameter accepts if they are bdm's (or None), else ()."""
     argument = inspect.signature(function).parameters.get(parameter)
     kind = (
         None

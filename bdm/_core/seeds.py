@@ -1,4 +1,4 @@
-"""Reproducible numbers: generators for named parts of a computation, aligned tensors."""
+"""Reproducible numbers: seeds for named parts of a computation, and aligned tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:  # importing torch takes two seconds; reading and preparing ce
 
 
 def derive(seed: int, *key: int | str) -> int:
-    """Derive a seed below 2**63 for ``key``; parts may run in any order."""
+    """Derive a seed below 2**63 for the part of a computation called ``key``.
+
+    Parts have independent numbers, and may run in any order.
+    """
     text = "\0".join([str(seed), *(f"{type(k).__name__}:{k}" for k in key)])
     return int.from_bytes(sha256(text.encode()).digest()[:8]) >> 1
 
@@ -30,7 +33,10 @@ def numpy_generator(seed: int, *key: int | str) -> np.random.Generator:
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Copy an array into a tensor; unaligned memory changes the last digits."""
+    """Copy an array into a tensor with aligned memory.
+
+    A tensor that shares unaligned memory gives results with other last digits.
+    """
     import torch
 
     return torch.tensor(array)

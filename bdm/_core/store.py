@@ -33,7 +33,9 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
 
     Fields may be numbers, text, None, JSON content, tensors, arrays, tables, other such dataclasses, and tuples or
     dictionaries (with text keys) of them. A network is rebuilt from its dataclass ``shape``, and a class of
-    :class:`bdm._core.kinds.Kinds` is found by its name. A function without arguments is saved as its result.
+    :class:`bdm._core.kinds.Kinds` is found by its name. A function without arguments, which computes a value on
+    demand, is saved as this value. ``facts`` are added to the JSON file, such as the checksum of what the value was
+    computed from.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +48,7 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
 
 
 def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
-    """Read a dataclass that :func:`save` wrote."""
+    """Read a dataclass that :func:`save` wrote, and check that it has the same ``facts``."""
     folder = Path(folder)
     content, tensors = read_files(folder, kind)
     for name, fact in facts.items():
@@ -157,13 +159,13 @@ class ContentWriter:
             state = {key: self.encode(item, f"{name}.{key}") for key, item in value.state_dict().items()}
             return {"shape": self.encode(value.shape, name), "state": state}
         if is_dataclass(value):
-            family: Any = value
+            instance: Any = value
             encoded = {
                 entry.name: self.encode(getattr(value, entry.name), f"{name}.{entry.name}")
                 for entry in fields(value)
                 if entry.init
             }
-            return {"kind": family.name, **encoded} if hasattr(family, "kinds") else encoded
+            return {"kind": instance.name, **encoded} if hasattr(instance, "kinds") else encoded
         if isinstance(value, Mapping):
             return {key: self.encode(item, f"{name}.{i}") for i, (key, item) in enumerate(value.items())}
         if isinstance(value, tuple | list):
@@ -197,8 +199,8 @@ class ContentReader:
         """Return a value of type ``kind``."""
         origin, arguments = get_origin(kind), get_args(kind)
         if origin in (Union, UnionType):
-            kinds = [each for each in arguments if each is not NoneType]
-            return content if content is None or len(kinds) > 1 else self.decode(content, kinds[0])
+            alternatives = [each for each in arguments if each is not NoneType]
+            return content if content is None or len(alternatives) > 1 else self.decode(content, alternatives[0])
         if origin is tuple:
             return tuple(self.decode(item, arguments[0]) for item in content)
         if origin is dict:
@@ -215,11 +217,12 @@ class ContentReader:
         if isinstance(kind, type) and issubclass(kind, nn.Module):
             return self.decode_module(content, kind)
         if is_dataclass(kind):
-            make: Any = kind
-            if isinstance(family := getattr(kind, "kinds", None), Kinds):
-                make, content = family.find(content["kind"]), {k: item for k, item in content.items() if k != "kind"}
-            hints = get_type_hints(make)
-            return make(**{name: self.decode(item, hints[name]) for name, item in content.items()})
+            cls: Any = kind
+            if isinstance(kinds := getattr(kind, "kinds", None), Kinds):
+                content = dict(content)
+                cls = kinds.find(content.pop("kind"))
+            hints = get_type_hints(cls)
+            return cls(**{name: self.decode(item, hints[name]) for name, item in content.items()})
         return content
 
     def decode_table(self, content: dict[str, Any]) -> pd.DataFrame:
@@ -255,7 +258,7 @@ def numbers(column: pd.Series) -> np.ndarray:
     return np.asarray(values.astype(wider.get(values.dtype, values.dtype)))
 
 
-# ---- rows: values with a common first axis
+# ---- rows: tensors and tuples with a common first axis
 
 
 def concat(parts: Sequence[Value]) -> Value:
@@ -287,8 +290,9 @@ def take(value: Value, rows: Sequence[int]) -> Value:
 def updated(parts: Sequence[Value], *, by: str) -> Value:
     """Concatenate dataclasses; rows replace earlier ones with the same name in ``by``."""
     together = concat(parts)
-    last = {name: row for row, name in enumerate(getattr(together, by))}
-    return together if len(last) == len(getattr(together, by)) else take(together, list(last.values()))
+    names = getattr(together, by)
+    row_of = {name: row for row, name in enumerate(names)}  # the last of equal names
+    return together if len(row_of) == len(names) else take(together, list(row_of.values()))
 
 
 def _by_field(function: Callable[..., Any], values: Sequence[Any]) -> Any:

@@ -286,6 +286,13 @@ def gene_names(prepared: AnnData) -> GeneNames:
     return GeneNames(prepared.var, recorded_settings(prepared).get("gene_symbols"))
 
 
+def preparation(prepared: AnnData) -> dict[str, Any]:
+    """Return the record of a model's data: settings of ``prepare``, and hash of the input file."""
+    record = prepared.uns["bdm"]
+    form = {FORM: record[FORM]} if FORM in record else {}  # only with several modalities
+    return {"prepare": json.loads(record["settings"]), "data_sha256": record.get("data_sha256"), **form}
+
+
 def has_donors(prepared: AnnData) -> bool:
     """Return whether the donors of prepared cells are known."""
     return recorded_settings(prepared).get("donor_key") is not None and "donor" in prepared.obs

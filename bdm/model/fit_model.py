@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from bdm._core.errors import InputError, TrainingError
-from bdm._core.files import preparation, provenance
+from bdm._core.files import provenance
 from bdm._core.kinds import PRIORS
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator, torch_generator
@@ -22,6 +22,7 @@ from bdm.autoencoder.fit_autoencoder import fit_autoencoder
 from bdm.autoencoder.latent import LatentCells, encode, latent_cells, library_size_range, read_latent, save_latent
 from bdm.autoencoder.levels import Levels, mean_count, quantiles
 from bdm.autoencoder.moments import Whitening, fit_whitening, population_moments
+from bdm.data.prepare import preparation
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Clade, Hierarchy

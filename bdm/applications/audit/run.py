@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import InputError, abbreviated, counted
-from bdm._core.files import atomic_write, preparation, provenance
+from bdm._core.files import atomic_write, provenance
 from bdm._core.seeds import derive
 from bdm.applications.audit.attacks import (
     CHANCE,
@@ -38,6 +38,7 @@ from bdm.applications.audit.folds import (
 from bdm.data.cell_sets import open_cells
 from bdm.data.cells import Cells, StoredCells, check_genes, modalities_if_several
 from bdm.data.matrix import take_cells
+from bdm.data.prepare import preparation
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.tree import Clade, match_leaves, without_leaves
