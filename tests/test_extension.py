@@ -30,7 +30,7 @@ from bdm.applications.extension.fit_extension import batch_offsets
 from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
 from bdm.autoencoder.latent import populations_of_cells
 from bdm.autoencoder.softmax import AdapterSettings
-from bdm.data.prepare import fewest_donors, has_donors
+from bdm.data.prepare import has_donors, recorded_min_donors
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level, node_names
@@ -515,7 +515,7 @@ def test_donors_are_joined_where_all_cells_have_them(example_cells, tiny_setting
     joined = join_known_cells(without, fitted.model, fitted.prepared)
     assert "The joined cells have no donors, as obs of the new cells has no column 'person'" in caplog.text
     assert not has_donors(joined)
-    assert fewest_donors(joined) == 1
+    assert recorded_min_donors(joined) == 1
 
 
 # ---- cells and genes

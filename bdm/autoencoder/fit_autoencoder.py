@@ -42,7 +42,7 @@ from bdm.autoencoder.sub_populations import (
     warn_of_fewer,
 )
 from bdm.data.modalities import block_sizes, modalities_of, size_names
-from bdm.data.prepare import fewest_donors, has_donors
+from bdm.data.prepare import has_donors, recorded_min_donors
 from bdm.settings import AutoencoderSettings
 
 N_TRAINING, N_HELD_OUT = 100_000, 10_000  # sample of larger data; more cells do not improve so few parameters
@@ -88,7 +88,7 @@ class Objective:
         held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
         n_training, cell_types = int((adata.obs["split"] == "train").sum()), type_names(adata)
         types = torch.cat([type_codes(cells, cell_types) for cells in (training, held_out)])
-        division, batches, min_donors = Division(cell_types, types), batch_names(adata), fewest_donors(adata)
+        division, batches, min_donors = Division(cell_types, types), batch_names(adata), recorded_min_donors(adata)
         return cls(training, held_out, n_training, division, batches, settings, seed, min_donors)
 
     @cached_property

@@ -39,7 +39,7 @@ def fit(
     from bdm._core.files import sha256
     from bdm.api import BranchedDiffusion
     from bdm.data.modalities import features_in_words
-    from bdm.data.prepare import origin
+    from bdm.data.prepare import input_sha256
     from bdm.data.read import read_cells
 
     cells = read_cells(data, labels=labels, on_disk=True, **settings.prepare.reading)
@@ -47,7 +47,7 @@ def fit(
         diffusion = BranchedDiffusion(cells, settings=settings, seed=seed, device=device, tree=tree)
     prepared = diffusion.prepared
     assert prepared is not None
-    prepared.uns["bdm"]["data_sha256"] = origin(cells) or sha256(data)
+    prepared.uns["bdm"]["data_sha256"] = input_sha256(cells) or sha256(data)
     model = diffusion.fit().model
     write_model(out, model, diffusion.history)
     facts = {

@@ -29,13 +29,6 @@ RESERVED_COLUMNS = (
 )
 RESERVED_FOR_GROUPS = {*RESERVED_COLUMNS} - {"cell_type", INDEX}
 RESERVED_FOR_COVARIATES = {*RESERVED_COLUMNS, *PREPARED_COLUMNS, "n_cells"}  # n_cells: in tables of cells to generate
-NO_TYPES = re.compile(
-    r"\b(unknowns?|unassigned|unlabell?ed|unclassified|unannotated|undetermined|undefined|unidentified"
-    r"|doublets?|multiplets?|low qual(ity)?|ambiguous|debris)\b|^(na|n a|none|null)$"
-)
-BATCHES = re.compile(r"\b(batch|donor|sample|library|channel|patient|individual|subject|lane|orig ident)(id)?\b")
-ANOTHER_COVARIATE = "name another by `covariate_key=`"
-MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|sex)\b")  # such as library_size
 
 
 def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
@@ -43,7 +36,6 @@ def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFr
 
     Removes unlabelled cells if the settings say so. Existing columns that would be overwritten become ``NAME_input``.
     """
-    keys = {"batch": settings.batch_key, "donor": settings.donor_key}
     check_keys(obs, settings)
     if settings.label_key is None:
         labels = one_label(obs.index)
@@ -58,17 +50,20 @@ def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFr
         )
     obs = obs if len(labels) == len(obs) else obs.loc[labels.index]
     columns = {"cell_type": labels}
-    for name, key in keys.items():
+    for name, key in {"batch": settings.batch_key, "donor": settings.donor_key}.items():
         if key is not None:
             columns[name] = group_column(obs, key, argument=f"{name}_key")
-    for name in PREPARED_COLUMNS if settings.donor_key is not None else PREPARED_COLUMNS[:-1]:
-        if name in obs and not (name in columns and columns[name].equals(as_text(obs[name]))):
-            kept = f"{name}_input"
-            while kept in obs:
-                kept += "_input"
-            level = logging.DEBUG if name == "batch" and settings.batch_key is None else logging.WARNING
-            logger.log(level, "The input's column %s of obs is kept as %s.", name, kept)
-            obs = obs.rename(columns={name: kept})
+    for name in PREPARED_COLUMNS:
+        if name not in obs or (name == "donor" and settings.donor_key is None):
+            continue
+        if name in columns and columns[name].equals(as_text(obs[name])):
+            continue
+        kept = f"{name}_input"
+        while kept in obs:
+            kept += "_input"
+        level = logging.DEBUG if name == "batch" and settings.batch_key is None else logging.WARNING
+        logger.log(level, "The input's column %s of obs is kept as %s.", name, kept)
+        obs = obs.rename(columns={name: kept})
     return obs.assign(**columns)
 
 
@@ -103,6 +98,9 @@ def check_crossed(obs: pd.DataFrame, key: str) -> None:
             f"Each donor in {name} is a batch, so that differences between donors cannot be separated from differences "
             "between batches; use `donor_key=` or `batch_key=`, not both."
         )
+
+
+ANOTHER_COVARIATE = "name another by `covariate_key=`"  # remedy in messages
 
 
 def covariate_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.Series]:
@@ -273,13 +271,13 @@ def writable_name(name: object) -> str:
 
 
 def name_in(obs: pd.DataFrame, key: str) -> str:
-    """Return a column's name in ``obs``: ``key``, or its :func:`writable_name`."""
+    """Return the name of column ``key`` in ``obs``, which may be its :func:`writable_name`."""
     written = writable_name(key)
     return written if key not in obs and written in obs else key
 
 
 def with_written_names(obs: pd.DataFrame) -> pd.DataFrame:
-    """Rename columns as in files, because models store these names of covariates."""
+    """Rename columns as in files; models store the names of covariates in this form."""
     return obs.set_axis(writable_names(obs.columns), axis=1)
 
 
@@ -312,7 +310,15 @@ def without_unused_categories(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{name: column.cat.remove_unused_categories() for name, column in categories.items()})
 
 
-# ---- hints
+# ---- hints by names of columns and labels, as words (words_in)
+
+NO_TYPES = re.compile(  # labels that are hardly cell types
+    r"\b(unknowns?|unassigned|unlabell?ed|unclassified|unannotated|undetermined|undefined|unidentified"
+    r"|doublets?|multiplets?|low qual(ity)?|ambiguous|debris)\b|^(na|n a|none|null)$"
+)
+# Columns that may be batches, and columns that are measurements in spite of such a word, as library_size
+BATCHES = re.compile(r"\b(batch|donor|sample|library|channel|patient|individual|subject|lane|orig ident)(id)?\b")
+MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|sex)\b")
 
 
 def hint_at_types(cell_type: pd.Series) -> None:

@@ -19,18 +19,9 @@ logger = logging.getLogger(__name__)
 
 MAX_COUNT = 2**24  # float32 represents all integers up to here
 
-# Outliers: single counts far above all others of a gene in a cell type
-FACTOR = 3  # minimum ratio to the largest regular count of the type, relative to library size
-MIN_COUNT = 10  # smaller counts are never outlying
-SHARE = 0.01  # maximum share of a type's cells with outlying counts of a gene
-MAX_GENES = 10  # outlying genes per cell; a cell with more is unusual, and stays as it is
-MIN_CELLS = 20  # training cells; smaller types have no limits
-MAX_CELLS = 2000  # training cells per type for computing limits
-MAX_CELLS_IN_ALL = 20_000  # training cells of all types for computing limits
-
 
 def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
-    """Find and check the raw counts.
+    """Find and check the raw counts, as :func:`find_counts`, and read them into memory.
 
     Returns integer counts in ``X`` (CSR, float32), with the ``obs`` and ``var`` of the slot that holds them.
     """
@@ -38,10 +29,11 @@ def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
 
 
 def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.ndarray]:
-    """Find and check the raw counts, one block at a time.
+    """Find the raw counts, and check them one block at a time.
 
-    Returns the counts in ``X`` with the ``obs`` and ``var`` of their slot, and the number of genes detected in each
-    cell.
+    ``source`` is a layer, ``raw``, ``X``, or ``auto`` for the first of layer ``counts``, ``raw`` and ``X`` with raw
+    counts. Returns the counts in ``X`` with the ``obs`` and ``var`` of their slot, and the number of genes detected in
+    each cell.
     """
     slots = count_slots(adata)
     if source not in ("auto", *slots):
@@ -49,8 +41,9 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
     if not adata.n_obs or not adata.n_vars:
         raise InputError(f"there are {adata.n_obs} cells and {adata.n_vars} genes; both are needed.")
 
+    candidates = [slot for slot in ("counts", "raw", "X") if slot in slots] if source == "auto" else [source]
     faults = {}
-    for name in [slot for slot in ("counts", "raw", "X") if slot in slots] if source == "auto" else [source]:
+    for name in candidates:
         cells = AnnData(to_row_storage(slots[name].X), obs=slots[name].obs, var=slots[name].var)
         faults[name], n_genes = inspect_counts(cells)
         if not faults[name]:
@@ -58,8 +51,8 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
                 logger.info("Counts are taken from %s.", name)
             return cells, n_genes
 
-    others = [name for name in slots if name not in faults and not first_fault(slots[name])]
-    remedy = f"give `counts={others[0]!r}`" if others else "raw counts are needed in X, raw or a layer"
+    valid = [name for name in slots if name not in faults and not first_fault(slots[name])]
+    remedy = f"give `counts={valid[0]!r}`" if valid else "raw counts are needed in X, raw or a layer"
     problems = "; ".join(f"{name} has {fault}" for name, fault in faults.items())
     raise InputError(f"no raw counts: {problems or 'X is empty'}; {remedy}.")
 
@@ -86,9 +79,9 @@ def first_fault(cells: AnnData) -> str | None:
 
 
 def inspect_counts(cells: AnnData) -> tuple[str | None, np.ndarray]:
-    """Return the :func:`first_fault`, and the number of genes detected in each cell.
+    """Describe the first invalid count, and count the genes detected in each cell.
 
-    After a fault, the remaining numbers are 0.
+    Returns None if all counts are valid. After an invalid count, the numbers of genes are 0.
     """
     n_genes = np.zeros(cells.n_obs, dtype=np.int64)
     if cells.X.dtype.kind not in "buif":
@@ -98,9 +91,9 @@ def inspect_counts(cells: AnnData) -> tuple[str | None, np.ndarray]:
         is_count = (data >= 0) & (data <= MAX_COUNT) & (data == np.rint(data))
         if not is_count.all():
             row = np.searchsorted(indptr, is_count.argmin(), side="right") - 1
-            place, reason = first_invalid(data[indptr[row] : indptr[row + 1]])
-            gene = cells.var_names[values.indices[indptr[row] + place]]
-            value = data[indptr[row] + place]
+            position, reason = first_invalid(data[indptr[row] : indptr[row + 1]])
+            gene = cells.var_names[values.indices[indptr[row] + position]]
+            value = data[indptr[row] + position]
             digits = f"{value:g}"
             if value != np.rint(value) and float(digits).is_integer():
                 digits = str(value)  # all digits, as the first six are a whole number
@@ -118,7 +111,7 @@ def first_invalid(values: np.ndarray) -> tuple[int, str]:
         f"which is not whole, as in {scale} data": values != np.rint(values),
         f"which is above {MAX_COUNT:,}, the largest count that is represented exactly": values > MAX_COUNT,
     }
-    return next((int(where.argmax()), reason) for reason, where in invalid.items() if where.any())
+    return next((int(mask.argmax()), reason) for reason, mask in invalid.items() if mask.any())
 
 
 def as_counts(cells: AnnData) -> AnnData:
@@ -136,25 +129,33 @@ def count_matrix(values: np.ndarray | sparse.csr_matrix) -> sparse.csr_matrix:
 
 # ---- outliers
 
+# An outlying count is far above all others of the gene in the cell type
+FACTOR = 3  # minimum ratio to the largest regular count of the type, both relative to library size
+MIN_COUNT = 10  # smaller counts are never outlying
+SHARE = 0.01  # maximum share of a type's cells with outlying counts of a gene
+MAX_GENES = 10  # outlying genes per cell; a cell with more is unusual, and stays as it is
+MIN_CELLS = 20  # training cells per type; the counts of smaller types are not limited
+MAX_CELLS = 2000  # training cells per type that define the limits
+MAX_CELLS_IN_ALL = 20_000  # training cells of all types that define the limits
+
 
 @dataclass(frozen=True)
 class OutlyingCounts:
     """Summary of the outlying counts in the cells that define the limits."""
 
-    n_cells: int  # cells that define the limits
-    # n_values, n_genes: number of outlying values, and of genes with any
-    n_values: int
-    n_genes: int
+    n_cells: int  # number of cells that define the limits
+    n_values: int  # number of outlying values
+    n_genes: int  # number of genes with outlying values
     share: float  # sum of the outlying values / sum of all counts in these cells
 
 
 @dataclass(frozen=True)
 class CountLimits:
-    """Largest regular count per gene and cell type, as library-size shares."""
+    """Limits of regular counts per gene and cell type, as shares of the library size."""
 
-    regular: np.ndarray  # cell types x genes; infinite where counts are not limited
+    regular: np.ndarray  # largest regular share, cell types x genes; infinite where counts are not limited
     unit: np.ndarray  # share of one count in a typical cell of each type; lower bound of regular shares
-    code: np.ndarray  # cell type of each cell to read, as a row of ``regular``
+    code: np.ndarray  # index of the type of each cell to read
 
     def of_cells(self, cells: np.ndarray) -> "CountLimits":
         """Select the cells to read by a mask."""
@@ -189,10 +190,9 @@ class CountLimits:
             return counts
         cell = cell_of_entries(counts)[is_outlying]
         data = np.where(is_outlying, 0, counts.data)
-        others = library_sizes(sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape))[cell]
-        data[is_outlying] = np.maximum(
-            np.rint(self.regular[self.code[rows][cell], counts.indices[is_outlying]] * others), 1
-        )
+        size = library_sizes(sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape))[cell]
+        share = self.regular[self.code[rows][cell], counts.indices[is_outlying]]
+        data[is_outlying] = np.maximum(np.rint(share * size), 1)
         return sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
 
 
@@ -219,12 +219,12 @@ def count_limits(
     """
     types = pd.Categorical(cell_type.astype(str))
     code, n_types = types.codes.astype(int), len(types.categories)
-    of_type = [np.flatnonzero(is_train & (code == number)) for number in range(n_types)]
-    n_cells = pd.Series([len(cells) if len(cells) >= MIN_CELLS else 0 for cells in of_type])
+    training = [np.flatnonzero(is_train & (code == number)) for number in range(n_types)]  # by type
+    n_cells = pd.Series([len(cells) if len(cells) >= MIN_CELLS else 0 for cells in training])
     n_sampled = capped(n_cells.clip(upper=MAX_CELLS), most=MAX_CELLS_IN_ALL, fewest=MIN_CELLS)
     chosen = [
         numpy_generator(seed, "limits", number).choice(cells, n, replace=False)
-        for number, (cells, n) in enumerate(zip(of_type, n_sampled, strict=True))
+        for number, (cells, n) in enumerate(zip(training, n_sampled, strict=True))
     ]
     sampled = np.sort(np.concatenate(chosen))
     counts = take_rows(matrix, rows[sampled])
@@ -236,7 +236,11 @@ def count_limits(
 
 
 def regular_shares(counts: sparse.csr_matrix) -> tuple[np.ndarray, float]:
-    """Return each gene's largest regular share, and the share of one count."""
+    """Return each gene's largest regular share, and the share of one count.
+
+    If one of a gene's k largest shares is at least ``FACTOR`` times the next one, the share below this gap is the
+    largest regular one.
+    """
     size = library_sizes(counts)
     counts, size = counts[size > 0], size[size > 0]
     unit = float(1 / np.median(size))
@@ -250,6 +254,9 @@ def regular_shares(counts: sparse.csr_matrix) -> tuple[np.ndarray, float]:
             is_gap = share >= FACTOR * np.maximum(next_largest, unit)
             regular[genes[is_gap]] = next_largest[is_gap]
     return regular, unit
+
+
+# ---- counts of selected cells
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ def effective_donors(group: pd.Series, donor: pd.Series) -> pd.Series:
     cells hardly count: if one donor contributes 90% of a group's cells, the group has about 1.2 effective donors.
     """
     n_cells = cells_of_donors(group, donor)
-    number: pd.Series = n_cells.sum(axis=1) ** 2 / (n_cells**2).sum(axis=1)
-    return number
+    n_effective: pd.Series = n_cells.sum(axis=1) ** 2 / (n_cells**2).sum(axis=1)
+    return n_effective
 
 
 def donors_of_types(obs: pd.DataFrame) -> pd.Series:
@@ -106,23 +106,23 @@ def without_types_of_few_donors(obs: pd.DataFrame, settings: PrepareSettings) ->
     min_donors, labelled = settings.min_donors, settings.label_key is not None
     if min_donors == 1:
         return obs
-    number = donors_of_types(obs)
-    few = number[number < min_donors]
+    n_donors = donors_of_types(obs)
+    few = n_donors[n_donors < min_donors]
     remedy = "give cells of more donors, or lower `min_donors=`"
     if not labelled and len(few):
         raise InputError(f"the cells are of {few.iloc[0]:.1f} effective donors, fewer than {min_donors}; {remedy}.")
-    if labelled and len(number) - len(few) < 2:
+    if labelled and len(n_donors) - len(few) < 2:
         raise InputError(
-            f"fewer than two of {len(number)} cell types have cells of {min_donors} effective donors or more (the most "
-            f"are {number.max():.1f}); {remedy}."
+            f"fewer than two of {len(n_donors)} cell types have cells of {min_donors} effective donors or more (the "
+            f"most are {n_donors.max():.1f}); {remedy}."
         )
     fitted = obs[obs["split"] != "test"]
     share = largest_shares(fitted["cell_type"], fitted["donor"])
-    for name, n_donors in few.items():
+    for name, number in few.items():
         logger.warning(
             "Left out type %s: its cells are of %.1f effective donors (one has %.0f%% of them), fewer than %d.",
             name,
-            n_donors,
+            number,
             100 * share[name],
             min_donors,
         )
@@ -145,11 +145,11 @@ def check_min_donors(obs: pd.DataFrame, min_donors: int) -> None:
     """Reject cell types with too few effective donors, excluding test cells."""
     if min_donors == 1:
         return
-    number = donors_of_types(obs)
-    if number.min() < min_donors:
+    n_donors = donors_of_types(obs)
+    if n_donors.min() < min_donors:
         raise InputError(
-            f"the cells of type {number.idxmin()!r} to fit to are of {number.min():.2f} effective donors, fewer than "
-            f"{min_donors}; leave the type out, or lower `min_donors=`."
+            f"the cells of type {n_donors.idxmin()!r} to fit to are of {n_donors.min():.2f} effective donors, fewer "
+            f"than {min_donors}; leave the type out, or lower `min_donors=`."
         )
 
 

@@ -70,18 +70,22 @@ class GeneNames:
     def find(self, names: Iterable[str], *, ignore_case: bool = False) -> dict[str, tuple[str, ...]]:
         """Find genes by name, label or symbol, in this order.
 
-        Returns the genes of each text: none if it is unknown, several if they share a symbol.
+        Returns the genes with each of ``names``: none if it is unknown, several if they share a symbol.
         """
 
         def folded(name: str) -> str:
             return name.casefold() if ignore_case else name
 
-        by_text: list[dict[str, list[str]]] = []
+        lookups: list[dict[str, list[str]]] = []
         for texts in (self.index, self.labels, self.symbols):
-            by_text.append(defaultdict(list))
+            genes_by_text = defaultdict(list)
             for text, gene in zip(texts, self.index, strict=True):
-                by_text[-1][folded(text)].append(gene)
-        return {name: tuple(next((by[folded(name)] for by in by_text if folded(name) in by), ())) for name in names}
+                genes_by_text[folded(text)].append(gene)
+            lookups.append(genes_by_text)
+        return {
+            name: tuple(next((lookup[folded(name)] for lookup in lookups if folded(name) in lookup), ()))
+            for name in names
+        }
 
     def example(self) -> str:
         """Return the name and symbol of the first gene, for messages."""
@@ -151,14 +155,13 @@ MIN_RANKED = 30  # the local regression fails on fewer cells or genes, and may c
 class BatchSums:
     """Sums over the cells of each batch, exact because all terms are integers."""
 
-    n_cells: np.ndarray  # cells per batch
-    # Batches x genes. n_seen: number of cells with counts; counts: their sum; squares: the sum of their squares
-    n_seen: np.ndarray
-    counts: np.ndarray
-    squares: np.ndarray
+    n_cells: np.ndarray  # number of cells, batches
+    n_seen: np.ndarray  # number of cells with counts of the gene, batches x genes
+    counts: np.ndarray  # sum of counts, batches x genes
+    squares: np.ndarray  # sum of squared counts, batches x genes
 
     @classmethod
-    def over(cls, cells: CellCounts, batch: pd.Categorical, *, n_genes: int) -> "BatchSums":
+    def from_cells(cls, cells: CellCounts, batch: pd.Categorical, *, n_genes: int) -> "BatchSums":
         """Compute all sums in one pass over the cells."""
         n_batches = len(batch.categories)
         n_seen, counts, squares = np.zeros((3, n_batches, n_genes))
@@ -184,17 +187,35 @@ def choose_genes(
     listed: pd.Index | None,
     kept: pd.Index | None,
 ) -> np.ndarray:
-    """Return a mask of the selected genes, using only training cells."""
+    """Select genes, using only training cells.
+
+    Parameters
+    ----------
+    train
+        Counts of the training cells.
+    names
+        Names of all genes.
+    batch
+        Batch of each training cell; None without batches.
+    settings
+        Numbers of genes and cells.
+    listed
+        Genes to choose from; None for all genes, or the most variable ones.
+    kept
+        Genes to add to the most variable ones; None to add none.
+
+    Returns
+    -------
+    Mask over genes.
+    """
     genes, min_cells = names.index, settings.min_cells_per_gene
     batches = pd.Categorical(["all"] * len(train.rows) if batch is None else batch.astype(str))
-    sums = BatchSums.over(train, batches, n_genes=len(genes))
+    sums = BatchSums.from_cells(train, batches, n_genes=len(genes))
     seen = sums.n_seen.sum(axis=0) >= min_cells
     if not seen.all():
         n_dropped = counted(int((~seen).sum()), "gene")
         logger.info("Dropped %s detected in fewer than %d training cells.", n_dropped, min_cells)
-    is_listed, is_kept = (
-        np.zeros(len(genes), bool) if names is None else genes.isin(names) for names in (listed, kept)
-    )
+    is_listed, is_kept = (np.zeros(len(genes), bool) if some is None else genes.isin(some) for some in (listed, kept))
     rare = names.labels[(is_listed if settings.keep_genes == "markers" else is_listed | is_kept) & ~seen]
     if len(rare):
         logger.warning("Left out listed genes seen in fewer than %d training cells: %s.", min_cells, ", ".join(rare))

@@ -28,10 +28,10 @@ def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str
 def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
     """Count the cells with each value of an ``.h5ad`` file's ``obs`` column.
 
-    Returns None for floats and unsupported encodings, too.
+    Also returns None for floats and for unsupported encodings.
     """
 
-    def numbers(file: Any) -> dict[str, int] | None:
+    def count_values(file: Any) -> dict[str, int] | None:
         import numpy as np
 
         stored = file["obs"][column]
@@ -47,7 +47,7 @@ def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
         n_by_value = dict(zip(map(as_str, values), n_cells.tolist(), strict=True))
         return {name: number for name, number in n_by_value.items() if name not in MISSING_LABELS}
 
-    return from_hdf5(cells, numbers)
+    return from_hdf5(cells, count_values)
 
 
 def from_hdf5(path: str | Path, read: Callable[[Any], Read | None]) -> Read | None:

@@ -19,10 +19,8 @@ from bdm._core.files import checksummed_hdf5, require_space
 
 logger = logging.getLogger(__name__)
 
-
 ON_DISK = (CSRDataset, h5py.Dataset, zarr.Array)
 Matrix: TypeAlias = np.ndarray | sparse.csr_matrix | CSRDataset | h5py.Dataset | zarr.Array[Any]
-
 SparseMatrix: TypeAlias = sparse.csr_matrix | sparse.csc_matrix | sparse.csr_array | sparse.csc_array
 
 BLOCK = 2**22  # entries in memory at a time
@@ -42,11 +40,14 @@ def to_row_storage(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
 
 
 def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Yield slices of ``rows`` (ascending indices) and their values, by blocks."""
+    """Yield blocks of the given rows: a slice of ``rows``, and the values of these rows.
+
+    ``rows`` are ascending indices; by default, all rows.
+    """
     rows = np.arange(matrix.shape[0]) if rows is None else rows
-    start, before = 0, row_offsets(matrix)
-    is_far = before[rows[1:]] - before[rows[:-1] + 1] > GAP
-    is_full = np.diff(before[rows] // BLOCK) > 0
+    start, offsets = 0, row_offsets(matrix)
+    is_far = offsets[rows[1:]] - offsets[rows[:-1] + 1] > GAP
+    is_full = np.diff(offsets[rows] // BLOCK) > 0
     for run in np.split(rows, np.flatnonzero(is_far | is_full) + 1) if len(rows) else ():
         block = read_rows(matrix, slice(run[0], run[-1] + 1))
         yield slice(start, start + len(run)), block if block.shape[0] == len(run) else block[run - run[0]]
@@ -73,10 +74,10 @@ def row_offsets(matrix: Matrix) -> np.ndarray:
     """Return the number of entries before each row, then the total (``indptr``)."""
     if isinstance(matrix, CSRDataset):
         with reject_if_unreadable(path_of(matrix)):
-            before: np.ndarray = matrix.group["indptr"][:].astype(np.int64)
-            if len(before) != matrix.shape[0] + 1 or (np.diff(before, append=matrix.group["data"].size) < 0).any():
+            offsets: np.ndarray = matrix.group["indptr"][:].astype(np.int64)
+            if len(offsets) != matrix.shape[0] + 1 or (np.diff(offsets, append=matrix.group["data"].size) < 0).any():
                 raise ValueError("the offsets of its rows are not in order")
-            return before
+            return offsets
     if isinstance(matrix, sparse.csr_matrix | sparse.csr_array):
         return matrix.indptr.astype(np.int64)
     return np.arange(matrix.shape[0] + 1) * matrix.shape[1]
@@ -117,6 +118,8 @@ def reject_if_unreadable(path: Path) -> Iterator[None]:
         ) from error
 
 
+# ---- writing
+
 # As fast to read as lzf, at half the size
 COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 ENTRIES = 2**16  # entries per chunk of the file
@@ -150,7 +153,7 @@ def appended_rows(
     max_entries: int,
     compression: Mapping[str, Any] = COMPRESSION,
 ) -> Iterator[Callable[[sparse.csr_matrix], None]]:
-    """Yield a function that appends rows to a new CSR matrix."""
+    """Create a CSR matrix in a file, and yield a function that appends rows to it."""
     empty: sparse.csr_matrix = sparse.csr_matrix(np.zeros((0, n_columns), dtype=np.float32))
     index = sparse.get_index_dtype(maxval=max(max_entries, n_columns))
     empty.indices, empty.indptr = empty.indices.astype(index), empty.indptr.astype(index)

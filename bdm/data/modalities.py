@@ -21,33 +21,33 @@ from bdm.data.filters import check_names
 
 logger = logging.getLogger(__name__)
 
+# Kinds of modalities, in block order
 RNA = "rna"
-FEATURE_TYPES = {RNA: "Gene Expression", "prot": "Antibody Capture", "atac": "Peaks"}  # 10x names, in block order
-COLUMN = "feature_types"  # column of var: 10x name of each feature's kind
-PROTEINS = "protein_expression"  # in obsm, as in scvi-tools
-# Other names of each kind in files
-ALIASES = {
+FEATURE_TYPES = {RNA: "Gene Expression", "prot": "Antibody Capture", "atac": "Peaks"}  # names of kinds in 10x files
+NOUNS = {RNA: "gene", "prot": "protein", "atac": "peak"}  # for a feature, by kind
+ALIASES = {  # other names of kinds in files
     RNA: ("gex", "gene", "genes", "gene expression"),
     "prot": ("adt", "protein", "proteins", "cite", "antibody capture"),
     "atac": ("peak", "peaks", "chromatin"),
 }
-NOUNS = {RNA: "gene", "prot": "protein", "atac": "peak"}  # for a feature, by kind
-NAMES = "modality"  # column of var: name of the modality of each feature
 LIBRARY_SIZE = "log_library_size"
-PROTEIN_NAMES = "protein_names"  # in uns, as in scvi-tools
-FORM = "form"  # in uns: form of the user's cells, which generated cells will have, too
-MUDATA, OBSM, FEATURES = "MuData", f"obsm[{PROTEINS!r}]", f"var[{COLUMN!r}]"
+
+# Columns of var, by feature: kind of its modality (10x name), and name of its modality
+TYPE_COLUMN, NAME_COLUMN = "feature_types", "modality"
+PROTEINS, PROTEIN_NAMES = "protein_expression", "protein_names"  # in obsm and uns, as in scvi-tools
+# In uns: form of the user's cells, which generated cells will have, too
+FORM = "form"
+MUDATA, OBSM, FEATURES = "MuData", f"obsm[{PROTEINS!r}]", f"var[{TYPE_COLUMN!r}]"
 MUDATA_FILE = ".h5mu"
-MAX_DENSITY_OF_PEAKS = 0.8  # share of entries above 0; 0.1 is usual, selected peaks may have more
 
 
 @dataclass(frozen=True)
 class Modality:
-    """A block of features."""
+    """A block of features, which are columns of a matrix of counts."""
 
     name: str  # as in the user's file
-    kind: str  # see FEATURE_TYPES
-    features: slice  # columns
+    kind: str  # key of FEATURE_TYPES
+    features: slice  # its columns
 
     @property
     def n_features(self) -> int:
@@ -72,19 +72,24 @@ class Modality:
 
 def modalities_of(var: pd.DataFrame) -> list[Modality]:
     """List the modalities of features in blocks; by default, RNA alone."""
-    if COLUMN not in var:
+    if TYPE_COLUMN not in var:
         return [Modality(RNA, RNA, slice(0, len(var)))]
-    types = var[COLUMN].astype(str).to_numpy()
-    kinds = [kind for kind, name in FEATURE_TYPES.items() if (types == name).any()]
+    types, kinds = var[TYPE_COLUMN].astype(str).to_numpy(), kinds_in(var)
     if len(kinds) < 2:
         return [Modality(RNA, RNA, slice(0, len(var)))]
     modalities, start = [], 0
     for kind in kinds:
         n_features = int((types == FEATURE_TYPES[kind]).sum())
-        name = str(var[NAMES].iloc[start]) if NAMES in var else kind
+        name = str(var[NAME_COLUMN].iloc[start]) if NAME_COLUMN in var else kind
         modalities.append(Modality(name, kind, slice(start, start + n_features)))
         start += n_features
     return modalities
+
+
+def kinds_in(var: pd.DataFrame) -> list[str]:
+    """List the kinds of features, in block order."""
+    types = set(var[TYPE_COLUMN].astype(str))
+    return [kind for kind, name in FEATURE_TYPES.items() if name in types]
 
 
 def has_modalities(cells: AnnData | pd.DataFrame) -> bool:
@@ -92,10 +97,12 @@ def has_modalities(cells: AnnData | pd.DataFrame) -> bool:
     return len(modalities_of(cells.var if isinstance(cells, AnnData) else cells)) > 1
 
 
-def of_rna(var: pd.DataFrame) -> np.ndarray:
+def is_rna(var: pd.DataFrame) -> np.ndarray:
     """Return a mask of the genes; all features if RNA is alone."""
     return (
-        (var[COLUMN].astype(str) == FEATURE_TYPES[RNA]).to_numpy() if has_modalities(var) else np.ones(len(var), bool)
+        (var[TYPE_COLUMN].astype(str) == FEATURE_TYPES[RNA]).to_numpy()
+        if has_modalities(var)
+        else np.ones(len(var), bool)
     )
 
 
@@ -139,7 +146,7 @@ def features_in_words(var: pd.DataFrame) -> str:
 def of_modality(cells: AnnData, modality: Modality) -> AnnData:
     """Select one modality of cells, with the user's feature names."""
     part = cells[:, modality.features]
-    var = part.var.drop(columns=[COLUMN, NAMES], errors="ignore")
+    var = part.var.drop(columns=[TYPE_COLUMN, NAME_COLUMN], errors="ignore")
     var.index = var.index.str.removeprefix(modality.prefix)
     varm = {name: pd.DataFrame(table).set_axis(var.index) for name, table in part.varm.items()}
     return AnnData(part.X, obs=part.obs, var=var, varm=varm, layers=dict(part.layers))
@@ -147,37 +154,41 @@ def of_modality(cells: AnnData, modality: Modality) -> AnnData:
 
 # ---- reading: all forms become one matrix
 
+Parts = Mapping[str, tuple[str, AnnData]]  # kind and cells of each modality, by name
+MAX_DENSITY_OF_PEAKS = 0.8  # share of entries above 0; 0.1 is usual, selected peaks may have more
+
 
 def in_blocks(cells: AnnData, *, counts: str = "auto") -> AnnData:
     """Join the modalities of an AnnData in blocks; return others unchanged."""
     if PROTEINS in cells.obsm:
         return join_modalities(*with_raw_counts(parts_of_obsm(cells), counts), obs=cells.obs, form=OBSM)
-    if COLUMN not in cells.var or is_in_blocks(cells.var):
+    if TYPE_COLUMN not in cells.var or is_in_blocks(cells.var):
         return cells
-    types = cells.var[COLUMN].astype(str).to_numpy()
-    kinds = [kind for kind, name in FEATURE_TYPES.items() if (types == name).any()]
+    kinds = kinds_in(cells.var)
     if len(kinds) < 2 or RNA not in kinds:
         return cells
-    if others := sorted({*types} - {*FEATURE_TYPES.values()}):
+    if others := sorted(set(cells.var[TYPE_COLUMN].astype(str)) - {*FEATURE_TYPES.values()}):
         logger.warning("Left out features of other types: %s.", ", ".join(others))
     slot = slot_or_auto(cells, counts)
     whole = raw_counts(cells, source=slot)
-    parts = {kind: (kind, whole[:, (whole.var[COLUMN] == FEATURE_TYPES[kind]).to_numpy()]) for kind in kinds}
+    parts = {kind: (kind, whole[:, (whole.var[TYPE_COLUMN] == FEATURE_TYPES[kind]).to_numpy()]) for kind in kinds}
     return join_modalities(parts, None if slot == "auto" else slot, obs=cells.obs, form=FEATURES)
 
 
 def is_in_blocks(var: pd.DataFrame) -> bool:
-    """Return whether :func:`join_modalities` named the features.
+    """Return whether :func:`join_modalities` made these features.
 
-    A column ``modality`` is not enough, as it may be the user's.
+    It gives features other than genes a prefix. A column ``modality`` alone may be the user's.
     """
-    if NAMES not in var:
+    if NAME_COLUMN not in var:
         return False
-    others = var[(var[COLUMN].astype(str) != FEATURE_TYPES[RNA]).to_numpy()]
-    return all(name.startswith(f"{of}:") for name, of in zip(others.index, others[NAMES], strict=True))
+    others = var[(var[TYPE_COLUMN].astype(str) != FEATURE_TYPES[RNA]).to_numpy()]
+    return all(
+        name.startswith(f"{modality}:") for name, modality in zip(others.index, others[NAME_COLUMN], strict=True)
+    )
 
 
-def parts_of_obsm(cells: AnnData) -> dict[str, tuple[str, AnnData]]:
+def parts_of_obsm(cells: AnnData) -> Parts:
     """Return genes from ``X`` and proteins from ``obsm``, as in scvi-tools."""
     values = cells.obsm[PROTEINS]
     names = values.columns if isinstance(values, pd.DataFrame) else cells.uns.get(PROTEIN_NAMES)
@@ -201,8 +212,8 @@ def from_mudata(
 
     Parameters
     ----------
-    found
-        Modalities by name.
+    modalities
+        Cells of each modality, by name.
     obs
         ``obs`` of the MuData; columns that RNA lacks are added.
     modality
@@ -213,18 +224,16 @@ def from_mudata(
         Slot with the raw counts, see :func:`with_raw_counts`.
     """
     kind_of = kinds_by_name(modalities, modality)
-    parts = {name: (kind, modalities[name]) for name, kind in kind_of.items()}
-    for name, (_, part) in parts.items():
+    for name in kind_of:
         with at(f"modality {name}"):
-            check_names(part.obs_names, kind="cell")
-    shared = shared_cells({name: part.obs_names for name, (_, part) in parts.items()}, intersect=intersect)
-    parts = {name: (kind, part[shared]) for name, (kind, part) in parts.items()}
-    rna = next(name for name, kind in kind_of.items() if kind == RNA)
-    own = parts[rna][1].obs
-    copied = {f"{name}:{column}" for name in modalities for column in own}  # columns that mudata copied from modalities
-    others = [column for column in obs if column not in own and str(column) not in copied]
-    own = own.join(obs[others].reindex(own.index))
-    return join_modalities(*with_raw_counts(parts, counts), obs=own, form=MUDATA)
+            check_names(modalities[name].obs_names, kind="cell")
+    shared = shared_cells({name: modalities[name].obs_names for name in kind_of}, intersect=intersect)
+    parts = {name: (kind, modalities[name][shared]) for name, kind in kind_of.items()}
+    rna_obs = next(part.obs for kind, part in parts.values() if kind == RNA)
+    copied = {f"{name}:{column}" for name in modalities for column in rna_obs}  # by mudata, from modalities
+    added = [column for column in obs if column not in rna_obs and str(column) not in copied]
+    rna_obs = rna_obs.join(obs[added].reindex(rna_obs.index))
+    return join_modalities(*with_raw_counts(parts, counts), obs=rna_obs, form=MUDATA)
 
 
 def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str, str]:
@@ -245,7 +254,7 @@ def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str
             f"there is no RNA among the modalities ({', '.join(names)}); name it, as in `modality='NAME=rna'`."
         )
     for kind in order:
-        if len(same := [name for name, own_kind in kind_of.items() if own_kind == kind]) > 1:
+        if len(same := [name for name in kind_of if kind_of[name] == kind]) > 1:
             raise InputError(f"{' and '.join(same)} are both {kind}; choose one by `modality={same[0]}={kind}`.")
     return kind_of
 
@@ -262,28 +271,27 @@ def parse_modality(text: str, names: Mapping[str, Any]) -> tuple[str, str]:
 
 def shared_cells(names: Mapping[str, pd.Index], *, intersect: bool) -> pd.Index:
     """Return the shared cells; others are an error unless ``intersect``."""
-    first, *others = names.values()
-    shared = first[np.logical_and.reduce([first.isin(other) for other in others])] if others else first
-    if all(len(own) == len(shared) for own in names.values()):
+    shared, *others = names.values()
+    for cells in others:
+        shared = shared[shared.isin(cells)]
+    if all(len(cells) == len(shared) for cells in names.values()):
         return shared
-    numbers = ", ".join(f"{name} {len(own)}" for name, own in names.items())
+    numbers = ", ".join(f"{name} {len(cells)}" for name, cells in names.items())
     if not len(shared):
         raise InputError(f"the modalities share no cells (cells: {numbers}); are their names of one form?")
     if not intersect:
         raise InputError(
-            f"the modalities are of different cells ({numbers}), of which {len(shared)} are shared; to use these, give "
+            f"the modalities have different cells ({numbers}); to use the {len(shared)} that they share, give "
             "`intersect=True`."
         )
     logger.warning("Used the %s that all modalities have (cells: %s).", counted(len(shared), "cell"), numbers)
     return shared
 
 
-def with_raw_counts(
-    parts: Mapping[str, tuple[str, AnnData]], counts: str
-) -> tuple[dict[str, tuple[str, AnnData]], str | None]:
-    """Find the raw counts of each modality (kind and cells by name), in the slot ``counts`` of those that have it.
+def with_raw_counts(parts: Parts, counts: str) -> tuple[Parts, str | None]:
+    """Find the raw counts of each modality, in its slot ``counts`` if it has one.
 
-    Returns the modalities, and ``counts`` if any has this slot.
+    Returns the modalities with their raw counts, and ``counts`` if any has this slot.
     """
     checked, layer = {}, None
     for name, (kind, cells) in parts.items():
@@ -294,13 +302,20 @@ def with_raw_counts(
     return checked, layer
 
 
-def join_modalities(
-    parts: Mapping[str, tuple[str, AnnData]], layer: str | None, *, obs: pd.DataFrame, form: str
-) -> AnnData:
-    """Join modalities (kind and raw counts by name) in blocks.
+def join_modalities(parts: Parts, layer: str | None, *, obs: pd.DataFrame, form: str) -> AnnData:
+    """Join the raw counts of modalities in blocks.
 
-    With ``layer``, the slot of the raw counts in the user's cells, the result has a layer of this name, so that
-    :func:`bdm.data.counts.find_counts` works with the same argument.
+    Parameters
+    ----------
+    parts
+        Kind and raw counts of each modality, by name, in block order.
+    layer
+        Slot of the raw counts in the user's cells. The result has a layer of this name, so that
+        :func:`bdm.data.counts.find_counts` works with the same argument.
+    obs
+        ``obs`` of the result.
+    form
+        Form of the user's cells, to record in ``uns``.
     """
     matrices, tables = [], []
     for name, (kind, cells) in parts.items():
@@ -309,14 +324,16 @@ def join_modalities(
                 reject_dense(cells)
         if kind == "prot":
             reject_empty(cells)
-        var = cells.var.drop(columns=[COLUMN, NAMES], errors="ignore").assign(
-            **{COLUMN: FEATURE_TYPES[kind], NAMES: name}
+        var = cells.var.drop(columns=[TYPE_COLUMN, NAME_COLUMN], errors="ignore").assign(
+            **{TYPE_COLUMN: FEATURE_TYPES[kind], NAME_COLUMN: name}
         )
         var.index = Modality(name, kind, slice(0)).prefix + var.index.astype(str)
         matrices.append(cells.X)
         tables.append(var)
     var = pd.concat(tables)
-    var = var.assign(**{name: pd.Categorical(var[name], categories=var[name].unique()) for name in (COLUMN, NAMES)})
+    var = var.assign(
+        **{name: pd.Categorical(var[name], categories=var[name].unique()) for name in (TYPE_COLUMN, NAME_COLUMN)}
+    )
     for column in var.columns[var.isna().any()]:  # columns of only some modalities
         if var[column].dtype == object or isinstance(var[column].dtype, pd.CategoricalDtype):
             var[column] = var[column].astype(object).fillna("").astype(str)
@@ -410,7 +427,7 @@ def write_h5mu(path: Path, cells: AnnData) -> None:
     """Write cells in blocks to a MuData file, without the package mudata."""
     parts, n_cells = parts_of(cells), cells.n_obs
     require_space(path, cells.__sizeof__())
-    is_of = {
+    masks = {
         modality.name: np.isin(np.arange(cells.n_vars), np.arange(cells.n_vars)[modality.features])
         for modality in modalities_of(cells.var)
     }
@@ -418,12 +435,12 @@ def write_h5mu(path: Path, cells: AnnData) -> None:
         "obs": cells.obs,
         "var": pd.DataFrame(index=pd.Index(np.concatenate([part.var_names for part in parts.values()]))),
         "obsm": dict.fromkeys(parts, np.ones(n_cells, dtype=bool)),
-        "varm": is_of,
+        "varm": masks,
         "obsp": {},
         "varp": {},
         "uns": dict(cells.uns),
         "obsmap": dict.fromkeys(parts, np.arange(1, n_cells + 1, dtype=np.uint32)),
-        "varmap": {name: np.where(mask, mask.cumsum(), 0).astype(np.uint32) for name, mask in is_of.items()},
+        "varmap": {name: np.where(mask, mask.cumsum(), 0).astype(np.uint32) for name, mask in masks.items()},
     }
     encoding = {"encoding-type": "MuData", "encoding-version": "0.1.0", "encoder": "mudata", "encoder-version": "0.3.0"}
     with h5py.File(path, "w", userblock_size=512) as file:

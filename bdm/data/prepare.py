@@ -54,32 +54,35 @@ MANY_OUTLYING = 0.005  # share of all counts; at 0.016, clipping brings generate
 
 @dataclass(frozen=True)
 class PreparedCells:
-    """Selected cells and genes; counts are read when they are needed."""
+    """Selected cells and genes; counts are read when they are needed.
 
-    obs: pd.DataFrame  # selected cells, including cells without counts of the selected genes
+    Cells without counts of the selected genes are left out when the counts are read.
+    """
+
+    obs: pd.DataFrame  # selected cells, with or without counts of the selected genes
     var: pd.DataFrame
     uns: dict[str, Any]
     counts: CellCounts  # counts of all genes, in the order of ``obs``
     chosen: np.ndarray  # mask over genes
     max_entries: int  # upper bound on the number of nonzero counts
     # Counts of the selected proteins and peaks, as columns after the genes; None for RNA alone
-    others: sparse.csr_matrix | None = None
+    other_modalities: sparse.csr_matrix | None = None
 
     def in_memory(self) -> AnnData:
         """Read all counts into memory, see :func:`prepare`."""
         rows, blocks = zip(*self.blocks(), strict=True)
         counts = sparse.vstack(blocks, format="csr")
-        return AnnData(counts, obs=self.counted(np.concatenate(rows)), var=self.var, uns=self.uns)
+        return AnnData(counts, obs=self.counted_obs(np.concatenate(rows)), var=self.var, uns=self.uns)
 
     def write(self, path: Path) -> AnnData:
         """Write an ``.h5ad`` file by blocks; return the cells without ``X``."""
         with new_h5ad(path, AnnData(var=self.var, uns=self.uns)) as file:
             with appended_rows(file, "X", n_columns=len(self.var), max_entries=self.max_entries) as append:
                 rows = []
-                for counted_rows, block in self.blocks():
+                for block_rows, block in self.blocks():
                     append(block)
-                    rows.append(counted_rows)
-            cells = AnnData(obs=self.counted(np.concatenate(rows)), var=self.var, uns=self.uns)
+                    rows.append(block_rows)
+            cells = AnnData(obs=self.counted_obs(np.concatenate(rows)), var=self.var, uns=self.uns)
             cells.strings_to_categoricals()
             write_elem(file, "obs", cells.obs, dataset_kwargs={"compression": "gzip"})
         return cells
@@ -88,16 +91,16 @@ class PreparedCells:
         """Yield the cells with counts: their indices in ``obs``, and counts."""
         for rows, block in self.counts:
             counts = block[:, self.chosen]
-            if self.others is not None:
-                counts = sparse.hstack([counts, self.others[rows]], format="csr")
-            counted = counted_cells(counts, self.var)
-            yield np.arange(rows.start, rows.stop)[counted], counts[counted]
+            if self.other_modalities is not None:
+                counts = sparse.hstack([counts, self.other_modalities[rows]], format="csr")
+            is_counted = counted_cells(counts, self.var)
+            yield np.arange(rows.start, rows.stop)[is_counted], counts[is_counted]
 
-    def counted(self, rows: np.ndarray) -> pd.DataFrame:
+    def counted_obs(self, rows: np.ndarray) -> pd.DataFrame:
         """Return ``obs`` of the cells with counts (``rows``), and check it."""
         obs = without_uncounted_cells(self.obs, rows, n_genes=len(self.var))
         check_trained_batches(obs)
-        check_min_donors(obs, fewest_donors(self))
+        check_min_donors(obs, recorded_min_donors(self))
         return writable(without_unused_categories(obs))
 
 
@@ -119,11 +122,12 @@ def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
 
 def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     """Select cells and genes as :func:`prepare`, reading counts by blocks."""
-    listed, kept = gene_lists(settings)
+    listed_names, kept_names = gene_lists(settings)
     if sentence := donors_rejection(settings.min_donors, settings.donor_key):
         raise InputError(sentence)
     check_names(adata.obs_names, kind="cell")
     check_names(adata.var_names, kind="gene")
+    # Counts of all modalities (`whole`), and of RNA alone
     modalities = modalities_of(adata.var)
     whole = raw_counts(adata, source=settings.counts) if len(modalities) > 1 else None
     if whole is None:
@@ -132,49 +136,85 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         cells = whole[:, modalities[0].features].copy()
         n_genes = np.diff(cells.X.indptr)
     check_names(cells.var_names, kind="gene")  # raw may have different genes
+
     column = symbol_column(cells.var, settings.gene_symbols)
     names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
-    listed, kept = (None if genes is None else listed_genes(genes, names) for genes in (listed, kept))
+    listed, kept = (None if some is None else listed_genes(some, names) for some in (listed_names, kept_names))
     if settings.keep_genes == "markers":
         kept = marker_genes(names)
 
-    labelled = canonical_columns(cells.obs, settings)
-    obs, left_out = choose_cells(labelled, pd.Series(n_genes, cells.obs_names), settings)
-    if settings.donor_key is not None:
-        check_crossed(obs, settings.donor_key)
-    covariates = covariate_columns(obs, settings.covariate_key)
-    obs = obs.rename(columns={key: writable_name(key) for key in settings.covariate_key}).assign(**covariates)
-    hint_at_types(obs["cell_type"])
-    if settings.batch_key is None:
-        hint_at_batches(cells.obs.loc[obs.index], obs["cell_type"], settings)
-    obs = without_unused_categories(obs)
-
+    obs, left_out = choose_cells(cells.obs, pd.Series(n_genes, cells.obs_names), settings)
     rows, is_train = cells.obs_names.get_indexer(obs.index), (obs["split"] == "train").to_numpy()
     counts = with_limits(CellCounts(cells.X, rows), obs["cell_type"], is_train, settings)
     batch = obs["batch"][is_train] if "batch" in obs else None
     chosen = choose_genes(counts.of_cells(is_train), names, batch, settings, listed=listed, kept=kept)
+
     provenance = {
         "version": __version__,
         "seed": settings.seed,
         "settings": json.dumps(asdict(replace(settings, gene_symbols=names.column)), default=str),
         "input": json.dumps({"n_cells": cells.n_obs, "n_genes": cells.n_vars, **left_out}, ensure_ascii=False),
     }
-    var, max_entries, others = names.var[chosen], int(n_genes[rows].sum()), None
+    var, max_entries, other_modalities = names.var[chosen], int(n_genes[rows].sum()), None
     if whole is not None:
-        kept_features = [chosen_features(whole, modality, rows[is_train], settings) for modality in modalities[1:]]
-        features = np.concatenate(kept_features)
-        others = take_rows(whole.X, rows)[:, features]
-        var, max_entries = pd.concat([var, writable(whole.var).iloc[features]]), max_entries + others.nnz
+        features = np.concatenate(
+            [chosen_features(whole, modality, rows[is_train], settings) for modality in modalities[1:]]
+        )
+        other_modalities = take_rows(whole.X, rows)[:, features]
+        var = pd.concat([var, writable(whole.var).iloc[features]])
+        max_entries += other_modalities.nnz
         provenance[FORM] = str(adata.uns.get(FORM, FEATURES))
     var = without_unused_categories(var)
-    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, others)
+    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, other_modalities)
+
+
+def choose_cells(
+    obs: pd.DataFrame, n_genes: pd.Series, settings: PrepareSettings
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Select and split cells, and check the columns that the settings name.
+
+    Returns ``obs`` of the selected cells, and the numbers of cells and types that each setting removed.
+    """
+    labelled = canonical_columns(obs, settings)
+    selected = without_types(labelled, settings.leave_out)
+    expressing = without_empty_cells(selected, n_genes, min_genes=settings.min_genes_per_cell)
+    large = without_small_types(expressing, settings)
+    fractions = {"validation": settings.validation, "test": settings.test}
+    large = large.assign(split=split_by_type(large["cell_type"], **fractions, seed=settings.seed))
+    chosen = without_types_of_few_donors(large, settings)
+    if settings.donor_key is not None:
+        check_crossed(chosen, settings.donor_key)
+    covariates = covariate_columns(chosen, settings.covariate_key)
+    hint_at_types(chosen["cell_type"])
+    if settings.batch_key is None:
+        hint_at_batches(obs.loc[chosen.index], chosen["cell_type"], settings)
+    left_out = {
+        "cells_left_out": {
+            "drop_unlabelled": len(n_genes) - len(labelled),
+            "min_genes_per_cell": len(selected) - len(expressing),
+        },
+        "types_left_out": [
+            *types_lost(labelled, selected, "leave_out"),
+            *types_lost(expressing, large, "min_cells_per_type"),
+            *types_lost(large, chosen, "min_donors"),
+        ],
+    }
+    chosen = chosen.rename(columns={key: writable_name(key) for key in settings.covariate_key}).assign(**covariates)
+    return without_unused_categories(chosen), left_out
+
+
+def types_lost(before: pd.DataFrame, after: pd.DataFrame, setting: str) -> list[dict[str, Any]]:
+    """List the cell types that a step removed, largest first."""
+    n_cells = before["cell_type"][~before["cell_type"].isin(after["cell_type"].unique())].value_counts()
+    return [
+        {"cell_type": str(name), "n_cells": int(number), "setting": setting}
+        for name, number in n_cells.items()
+        if number
+    ]
 
 
 def chosen_features(cells: AnnData, modality: Modality, training: np.ndarray, settings: PrepareSettings) -> np.ndarray:
-    """Return the columns of selected features of a modality besides RNA.
-
-    These are all proteins, or the peaks that occur in most training cells.
-    """
+    """Select the columns of proteins (all), or of the peaks that occur in most training cells."""
     columns = np.arange(modality.features.start, modality.features.stop)
     if modality.kind == "prot":
         return columns
@@ -209,9 +249,9 @@ def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, s
 
 @contextmanager
 def recorded_warnings() -> Iterator[list[str]]:
-    """Record warnings about the data.
+    """Yield a list of the messages of warnings about the data.
 
-    Excludes those about removed cells, whose numbers are recorded separately, and about memory.
+    Warnings about memory are left out, and so are warnings about removed cells, as their numbers are recorded anyway.
     """
     messages: list[str] = []
 
@@ -220,12 +260,15 @@ def recorded_warnings() -> Iterator[list[str]]:
             if record.name not in ("bdm.data.filters", "bdm.data.matrix"):
                 messages.append(record.getMessage())
 
-    recorder, whole = Recorder(logging.WARNING), logging.getLogger("bdm")
-    whole.addHandler(recorder)
+    recorder, package = Recorder(logging.WARNING), logging.getLogger("bdm")
+    package.addHandler(recorder)
     try:
         yield messages
     finally:
-        whole.removeHandler(recorder)
+        package.removeHandler(recorder)
+
+
+# ---- prepared cells
 
 
 def is_prepared(adata: AnnData) -> bool:
@@ -233,8 +276,8 @@ def is_prepared(adata: AnnData) -> bool:
     return {"cell_type", "split"} <= set(adata.obs) and "bdm" in adata.uns
 
 
-def origin(adata: AnnData) -> str | None:
-    """Return the checksum of the file with prepared cells, if known."""
+def input_sha256(adata: AnnData) -> str | None:
+    """Return the checksum of the file that cells were prepared from, if it is recorded."""
     return str(adata.uns["bdm"]["data_sha256"]) if is_prepared(adata) and "data_sha256" in adata.uns["bdm"] else None
 
 
@@ -252,7 +295,7 @@ def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
 
 
 def prepared_fault(prepared: AnnData) -> str | None:
-    """Explain why no model can be fitted to prepared cells, or return None.
+    """Describe why no model can be fitted to prepared cells; None if one can.
 
     Only the values in the first block of counts are checked.
     """
@@ -303,7 +346,7 @@ def recorded_covariates(prepared: AnnData) -> tuple[str, ...]:
     return tuple(map(writable_name, recorded_settings(prepared).get("covariate_key", ())))
 
 
-def fewest_donors(prepared: AnnData | PreparedCells) -> int:
+def recorded_min_donors(prepared: AnnData | PreparedCells) -> int:
     """Return the recorded ``min_donors``, see :func:`bdm.data.filters.effective_donors`."""
     return int(recorded_settings(prepared).get("min_donors", PrepareSettings.min_donors))
 
@@ -312,42 +355,6 @@ def recorded_settings(prepared: AnnData | PreparedCells) -> dict[str, Any]:
     """Return the settings that cells were prepared with, or an empty dict."""
     settings: dict[str, Any] = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
     return settings
-
-
-def choose_cells(
-    labelled: pd.DataFrame, n_genes: pd.Series, settings: PrepareSettings
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Select and split cells.
-
-    Returns ``obs``, and the numbers of cells and types that each setting removed.
-    """
-    selected = without_types(labelled, settings.leave_out)
-    counted = without_empty_cells(selected, n_genes, min_genes=settings.min_genes_per_cell)
-    large = without_small_types(counted, settings)
-    fractions = {"validation": settings.validation, "test": settings.test}
-    large = large.assign(split=split_by_type(large["cell_type"], **fractions, seed=settings.seed))
-    chosen = without_types_of_few_donors(large, settings)
-    return chosen, {
-        "cells_left_out": {
-            "drop_unlabelled": len(n_genes) - len(labelled),
-            "min_genes_per_cell": len(selected) - len(counted),
-        },
-        "types_left_out": [
-            *types_lost(labelled, selected, "leave_out"),
-            *types_lost(counted, large, "min_cells_per_type"),
-            *types_lost(large, chosen, "min_donors"),
-        ],
-    }
-
-
-def types_lost(before: pd.DataFrame, after: pd.DataFrame, setting: str) -> list[dict[str, Any]]:
-    """List the cell types that a step removed, largest first."""
-    n_cells = before["cell_type"][~before["cell_type"].isin(after["cell_type"].unique())].value_counts()
-    return [
-        {"cell_type": str(name), "n_cells": int(number), "setting": setting}
-        for name, number in n_cells.items()
-        if number
-    ]
 
 
 def summary(prepared: AnnData | PreparedCells) -> str:

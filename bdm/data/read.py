@@ -18,25 +18,19 @@ from bdm._core.files import check_hdf5, reading
 from bdm.data.header import separator_of
 from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
 from bdm.data.modalities import (
-    COLUMN,
     FEATURE_TYPES,
     MUDATA_FILE,
     PROTEIN_NAMES,
     PROTEINS,
+    TYPE_COLUMN,
     from_mudata,
     has_modalities,
     in_blocks,
-    of_rna,
+    is_rna,
     read_h5mu,
 )
 
 logger = logging.getLogger(__name__)
-
-FROM_R = (
-    "write it as .h5ad in R first, for example by anndataR::write_h5ad(object, 'cells.h5ad') (Your own cells, From R, "
-    "in the documentation)"
-)
-SMALL = 100  # entries; smaller matrices may be all zeros, for which Zarr stores no file
 
 
 def read_cells(
@@ -63,21 +57,10 @@ def read_cells(
         with at(path):
             adata = from_mudata(parts, obs, modality=modality, intersect=intersect, counts=counts)
         adata.uns |= uns
-        return adata if labels is None else add_labels(adata, labels)
-    read = select_reader(path)
-    with reject_if_unreadable(path), warnings.catch_warnings(action="ignore"):
-        if path.is_file():
-            check_hdf5(path)
-        adata = open_h5ad(path) if on_disk else None
-        adata = read(path) if adata is None else adata
-        for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
-            if isinstance(matrix, SparseMatrix):
-                if matrix.indptr.dtype != matrix.indices.dtype:  # scipy requires one type
-                    index_type = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
-                    matrix.indptr, matrix.indices = matrix.indptr.astype(index_type), matrix.indices.astype(index_type)
-                matrix.check_format()  # a damaged matrix could end the process
-    with at(path):
-        adata = in_blocks(adata, counts=counts)
+    else:
+        adata = read_anndata(path, on_disk=on_disk)
+        with at(path):
+            adata = in_blocks(adata, counts=counts)
     return adata if labels is None else add_labels(adata, labels)
 
 
@@ -119,17 +102,36 @@ def rna_in(adata: Any, *, counts: str = "auto") -> AnnData:
     if not has_modalities(cells.var) and (raw is None or not has_modalities(raw)):
         return cells
     logger.info("RNA is used alone; proteins and peaks are left out.")
-    rna = cells[:, of_rna(cells.var)].to_memory()
+    rna = cells[:, is_rna(cells.var)].to_memory()
     if cells.raw is not None and raw is not None:
-        rna.raw = cells.raw[:, of_rna(raw)].to_adata()
+        rna.raw = cells.raw[:, is_rna(raw)].to_adata()
     return rna
+
+
+def read_anndata(path: Path, *, on_disk: bool) -> AnnData:
+    """Read cells of all formats except MuData, and check their matrices."""
+    read = select_reader(path)
+    with reject_if_unreadable(path), warnings.catch_warnings(action="ignore"):
+        if path.is_file():
+            check_hdf5(path)
+        opened = open_h5ad(path) if on_disk else None
+        adata = read(path) if opened is None else opened
+        for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
+            if isinstance(matrix, SparseMatrix):
+                if matrix.indptr.dtype != matrix.indices.dtype:  # scipy requires one type
+                    index_type = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
+                    matrix.indptr, matrix.indices = matrix.indptr.astype(index_type), matrix.indices.astype(index_type)
+                matrix.check_format()  # a damaged matrix could end the process
+    return adata
 
 
 def open_h5ad(path: Path) -> AnnData | None:
     """Open an ``.h5ad`` or ``.zarr`` file in backed mode; None for other formats."""
     openers = {".h5ad": h5py.File, ".zarr": zarr.open_group}
     suffix = path.suffix.lower()
-    file = openers[suffix](path, mode="r") if suffix in openers else {}
+    if suffix not in openers:
+        return None
+    file = openers[suffix](path, mode="r")
     if not all(name in file and file[name].attrs.get("encoding-type") == "dataframe" for name in ("obs", "var")):
         return None
     uns = file.get("uns", {})
@@ -160,6 +162,9 @@ def matrix_at(stored: h5py.Group | h5py.Dataset | zarr.Group | zarr.Array[Any]) 
     return stored if kind == "array" else io.read_elem(stored)
 
 
+SMALL = 100  # entries; smaller matrices may be all zeros, for which Zarr stores no file
+
+
 def check_chunks(stored: h5py.Group | zarr.Group) -> None:
     """Reject a Zarr matrix with missing files, which would read as zeros."""
     shape: Any = stored.attrs["shape"]
@@ -183,6 +188,12 @@ def select_reader(path: Path) -> Callable[[Path], AnnData]:
     if suffix not in readers:
         raise InputError(f"{path} {explain_ending(path, ', '.join((*readers, MUDATA_FILE)))}")
     return readers[suffix]
+
+
+FROM_R = (
+    "write it as .h5ad in R first, for example by anndataR::write_h5ad(object, 'cells.h5ad') (Your own cells, From R, "
+    "in the documentation)"
+)
 
 
 def explain_ending(path: Path, known: str) -> str:
@@ -219,7 +230,7 @@ def read_10x_h5(path: Path) -> AnnData:
     """Read all known modalities from a Cell Ranger ``.h5`` file (any version)."""
     import scanpy as sc  # takes a second, and few files need it
 
-    return of_known_features(sc.read_10x_h5(path, gex_only=False))
+    return known_features(sc.read_10x_h5(path, gex_only=False))
 
 
 def read_10x_folder(path: Path) -> AnnData:
@@ -230,13 +241,13 @@ def read_10x_folder(path: Path) -> AnnData:
     if len(matrices) != 1:
         raise ValueError(f"a 10x folder has one file *matrix.mtx(.gz), but this folder has {len(matrices)}")
     prefix = matrices[0].name.partition("matrix.mtx")[0]
-    return of_known_features(sc.read_10x_mtx(path, prefix=prefix, make_unique=False, gex_only=False))
+    return known_features(sc.read_10x_mtx(path, prefix=prefix, make_unique=False, gex_only=False))
 
 
-def of_known_features(adata: AnnData) -> AnnData:
-    """Select genes, proteins and peaks of 10x data, with unique names."""
-    if COLUMN in adata.var:
-        adata = adata[:, adata.var[COLUMN].isin(FEATURE_TYPES.values()).to_numpy()].copy()
+def known_features(adata: AnnData) -> AnnData:
+    """Select the genes, proteins and peaks of 10x data, and make their names unique."""
+    if TYPE_COLUMN in adata.var:
+        adata = adata[:, adata.var[TYPE_COLUMN].isin(FEATURE_TYPES.values()).to_numpy()].copy()
     adata = in_blocks(adata)  # X is the only matrix
     if n_repeated := adata.var_names.duplicated().sum():
         logger.info("Numbered %d repeated gene symbols; identifiers are in var['gene_ids'].", n_repeated)

@@ -18,7 +18,7 @@ from bdm._core.files import storable
 from bdm._core.store import Result
 from bdm.data.genes import GeneNames
 from bdm.data.matrix import write_h5ad
-from bdm.data.modalities import NAMES, features_in_words, has_modalities
+from bdm.data.modalities import NAME_COLUMN, features_in_words, has_modalities
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import AncestralStates, Markers
 from bdm.interpretation.contrasts import MEASURES, Contrast, ContrastGenes, Differences, agreement_column
@@ -92,7 +92,9 @@ class Interpretation(Result):
         """Add symbols of genes if known, and modalities if there are several."""
         table = self.names.with_symbols(table)
         if has_modalities(self.names.var):
-            table.insert(table.columns.get_loc("gene"), NAMES, self.names.var[NAMES].loc[table["gene"]].to_numpy())
+            table.insert(
+                table.columns.get_loc("gene"), NAME_COLUMN, self.names.var[NAME_COLUMN].loc[table["gene"]].to_numpy()
+            )
         return table
 
     def _write_tables(self, folder: Path) -> None:
@@ -218,7 +220,7 @@ def agreement_summary(interpretation: Interpretation) -> str:
     """Format the agreement with test cells, averaged over nodes, as a table to print."""
     agreement = interpretation.agreement
     real = "test cells" if interpretation.held_out else "half of the cells that the model was fitted to"
-    by_modality = agreement.groupby(NAMES, sort=False) if NAMES in agreement else [("", agreement)]
+    by_modality = agreement.groupby(NAME_COLUMN, sort=False) if NAME_COLUMN in agreement else [("", agreement)]
     means = {}
     for modality, table in by_modality:
         for query, label in QUERY_NAMES.items():

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from bdm._core.errors import InputError
-from bdm.data.modalities import NAMES
+from bdm.data.modalities import NAME_COLUMN
 from bdm.interpretation.contrasts import Z_95, ContrastGenes, agreement_column
 from bdm.interpretation.interpretation import Interpretation
 from bdm.plotting.hierarchy_figure import draw_hierarchy, label_end, view_of
@@ -345,7 +345,7 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
     labels = {node[0].contrast.node: children_label(node) for node in nodes}
     agreement = interpretation.agreement.set_index("node").loc[list(labels)]  # a row per modality
-    modalities = [f"  ({name})" for name in agreement.get(NAMES, ())] or [""] * len(agreement)
+    modalities = [f"  ({name})" for name in agreement.get(NAME_COLUMN, ())] or [""] * len(agreement)
     rows = [labels[node] + modality for node, modality in zip(agreement.index, modalities, strict=True)]
     figure = new_figure(11 + 0.8 * LETTER * max(map(len, rows)), 1.8 + 0.28 * len(agreement))
     axes = figure.subplots(1, len(MEASURES), sharey=True)

@@ -22,7 +22,7 @@ from bdm.applications.relations.responses import Responses
 from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
 from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.genes import display_names
-from bdm.data.modalities import features_in_words, of_rna
+from bdm.data.modalities import features_in_words, is_rna
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
 from bdm.evaluation.evaluate import Evaluation
@@ -118,7 +118,7 @@ def read_results(folder: Path) -> Results:
     results = Results(
         name=folder.resolve().name,
         cells=cells.obs,
-        genes=cells.var_names[of_rna(cells.var)],
+        genes=cells.var_names[is_rna(cells.var)],
         features=features_in_words(cells.var),
         record=dict(cells.uns["bdm"]),
         request=dict(read_cells(folder / "generated.h5ad", on_disk=True).uns.get("bdm", {})),
