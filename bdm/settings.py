@@ -18,7 +18,7 @@ from bdm._core.validation import keys_rejection, split_rejection
 AS_FITTED = Unset("as in the model's data")
 WITHOUT_LABELS = "cell"  # cell type of cells without labels: the Cell Ontology's term for any cell, CL:0000000
 
-# ---- options of single runs: seed, files, cell types
+# ---- options of single commands, and types of settings that several stages have
 
 Seed = Annotated[int, Ge(0), "Random seed; the same seed gives the same results on the same machine."]
 Labels = Annotated[
@@ -160,11 +160,12 @@ class PrepareSettings(StageSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        n_splits = 1 + (self.validation > 0) + (self.test > 0)
-        Setting("min_cells_per_type", Annotated[int, Ge(n_splits)]).checked(self.min_cells_per_type)
+        # Each part of the split has a cell of each type
+        n_parts = 1 + (self.validation > 0) + (self.test > 0)
+        Setting("min_cells_per_type", Annotated[int, Ge(n_parts)]).checked(self.min_cells_per_type)
         groups = {"label_key": self.label_key, "batch_key": self.batch_key, "donor_key": self.donor_key}
-        keys = keys_rejection(*groups.items(), *(("covariate_key", key) for key in self.covariate_key))
-        if sentence := keys or split_rejection(self.validation, self.test):
+        repeated = keys_rejection(*groups.items(), *(("covariate_key", key) for key in self.covariate_key))
+        if sentence := repeated or split_rejection(self.validation, self.test):
             raise InputError(sentence)
 
     @property

@@ -92,7 +92,7 @@ def parts_of_latents(n_donors: list[int], n_cells: list[int]) -> tuple[torch.Ten
 
 def test_cells_of_a_part_of_few_donors_join_others():
     latent, part, donor = parts_of_latents([6, 1, 5], [300, 60, 300])
-    how = {"prefix": "T/", "smallest": 30, "donor": donor}
+    how = {"prefix": "T/", "min_cells": 30, "donor": donor}
     assert len(classify("T", latent, part, **how, min_donors=1)) == 3
     found = classify("T", latent, part, **how, min_donors=4)
     assert found.names == ("T/1", "T/2")

@@ -203,7 +203,7 @@ def test_encoding_does_not_depend_on_blocks(encoded, small_model, module, size, 
 
 def test_test_cells_are_held_out(encoded):
     _, latent = encoded
-    learned, every = latent_cells(latent), latent_cells(latent, every=True)
+    learned, every = latent_cells(latent), latent_cells(latent, with_test=True)
     assert len(every.mean) - len(learned.mean) == (latent.obs["split"] == "test").sum() > 0
     assert len(every.mean) == latent.n_obs
     assert int(learned.n_cells.sum()) == len(learned.mean)

@@ -43,7 +43,7 @@ def latents(n_cells: dict[str, list[int]], *, apart: float = 6.0, scale: float =
 
 def sub_populations_of(mean, scale, cell_type, names, settings=DEFAULT, *, seed=0) -> SubPopulations:
     part, found = find_parts(mean, scale, cell_type, names, settings, seed=seed), SubPopulations.none(mean.shape[1])
-    how = {"smallest": settings.min_cells_per_sub_population}
+    how = {"min_cells": settings.min_cells_per_sub_population}
     for code, (name, prefix) in enumerate(prefixes_of(names).items()):
         rows = cell_type == code
         found = concat([found, classify(name, mean[rows], part[rows.numpy()], prefix=prefix, **how)])
@@ -111,7 +111,7 @@ def test_types_of_fewer_than_the_number_are_named(caplog, n_cells, number):
     """As they have too few cells, or as their cells, enough for six of equal size, form fewer."""
     found = found_in(n_cells, settings=AutoencoderSettings(sub_populations=number))
     assert 2 <= len(found) < 6
-    warn_of_fewer(found, ["T", "B"][: len(n_cells)], number, each_needs="30 cells to fit")
+    warn_of_fewer(found, ["T", "B"][: len(n_cells)], number, requirement="30 cells to fit")
     few = "'B' (1)" if number == 2 else f"'T' ({len(found)})"
     assert f"Fewer than {number} sub-populations, as each needs 30 cells to fit: {few}." in caplog.text
 
@@ -151,11 +151,11 @@ def test_parts_that_lose_their_cells_are_left_out():
     mean = torch.randn(200, N_LATENT, generator=generator)
     mean[120:] += 6
     part = np.repeat([0, 1, 2], [100, 20, 80])
-    found = classify("T", mean, part, prefix="T/", smallest=30)
+    found = classify("T", mean, part, prefix="T/", min_cells=30)
     assert found.names == ("T/1", "T/2")
     assert found.assign("T", mean).tolist() == [0] * 120 + [1] * 80
-    assert len(classify("T", mean, np.repeat([0, 1], [180, 20]), prefix="T/", smallest=30)) == 0
-    assert len(classify("T", mean, np.zeros(200, dtype=int), prefix="T/", smallest=30)) == 0
+    assert len(classify("T", mean, np.repeat([0, 1], [180, 20]), prefix="T/", min_cells=30)) == 0
+    assert len(classify("T", mean, np.zeros(200, dtype=int), prefix="T/", min_cells=30)) == 0
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,14 @@ BOUNDS = {
 CONTROL_NAMES = ("control", "ctrl", "untreated", "unstimulated", "vehicle", "dmso", "mock", "none", "healthy", "normal")
 SEPARATOR = ", "  # joins the values of several columns into a condition
 PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor")  # obs columns that bdm prepare writes
-NO_LABELS = ", or use no labels, by `label_key=None`"  # alternative to naming another column
+NO_LABELS = ", or use no labels, by `label_key=None`"  # alternative remedy for a missing column of labels
 
 
 def rejection(name: str, value: object, schema: dict[str, Any], *, out_of_bounds: bool = False) -> str:
-    """Message for an invalid value, with the values that are allowed."""
+    """Message for an invalid value, with the values that its JSON ``schema`` allows.
+
+    With ``out_of_bounds``, only the bounds are named.
+    """
     kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
     words = bounds_in_words(kinds[0]) if out_of_bounds and len(kinds) == 1 else in_words(*kinds)
     return f"{name} is {shown(value)}, but must be {words}."
@@ -69,7 +72,10 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
 def column_rejection(
     key: str, columns: Iterable[object], *, argument: str, alternative: str = "", table: str = "obs"
 ) -> str | None:
-    """Message for a missing column of obs or var, else None."""
+    """Message for a missing column of obs or var, else None.
+
+    ``argument`` names the column; ``alternative`` is another remedy.
+    """
     columns = list(columns)
     if key in columns:
         return None
@@ -145,7 +151,10 @@ def control_rejection(control: str | None, conditions: Iterable[str]) -> str | N
 
 
 def may_be_fitted(name: str, cell_types: Iterable[str]) -> bool:
-    """Return whether ``name`` may be a type, sub-population (``T/2``) or clade (``node 3``)."""
+    """Return whether a model of ``cell_types`` may have ``name``.
+
+    It is a type, the name of a sub-population (``T/2``), or the name of a clade (``node 3``).
+    """
     return bool({name, re.sub(r"[/]+\d+$", "", name)} & set(cell_types) or re.fullmatch(r"node \d+", name))
 
 

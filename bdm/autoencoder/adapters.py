@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 MAX_CELLS = {"train": 1000, "validation": 300}  # cells to read per population; more do not improve the decoder
 READ_TOGETHER = 100_000  # cells to read in one pass through the file
 FITTED_TOGETHER = 256  # maximum training cells, padding included, when several populations are fitted together
-N_ITERATIONS = 3  # Newton iterations for posteriors in training; more do not improve the model
+N_TRAINING_ITERATIONS = 3  # Newton iterations for posteriors in training; more do not improve the model
 
 # The shared decoder already fits the populations it was trained on, so tight priors prevent overfitting
 KNOWN_POPULATIONS = AdapterSettings(loading_scale=0.05, expression_scale=0.5, noise_scale=0.3)
@@ -68,7 +68,7 @@ class Adapters:
         return take(self, [self.names.index(name) for name in names])
 
     def updated(self, *added: Adapters) -> Adapters:
-        """Add adapters; those with an existing name replace it."""
+        """Add adapters; they replace adapters with the same name."""
         return updated([self, *added], by="names")
 
     def network(self, name: str, shared: CountAutoencoder) -> CountAutoencoder:
@@ -96,7 +96,7 @@ def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata:
         Seed of all random numbers.
     """
     batches = batch_names(adata)
-    rows = rows_by_population(adata.obs, populations, seed=seed)
+    rows = sample_populations(adata.obs, populations, seed=seed)
     portions = list_portions(rows)
 
     def fit(portion: list[PopulationCells]) -> Adapters:
@@ -116,7 +116,7 @@ def fit_portion(
     names = [cells.population for cells in portion]
     start = Adapters.from_shared(network, names, [populations.index(name) for name in names])
     try:
-        return fit_gaining(start, network, portion, KNOWN_POPULATIONS, least_gain=0, seed=seed)
+        return fit_gaining(start, network, portion, KNOWN_POPULATIONS, min_gain=0, seed=seed)
     except TrainingError as error:
         if len(portion) > 1:
             parts = (fit_portion(network, populations, [cells], seed=seed) for cells in portion)
@@ -131,7 +131,7 @@ class PopulationCells:
 
     population: str
     counts: Tensor  # training cells x genes
-    codes: Tensor  # index of each training cell's batch
+    batch: Tensor  # index of each training cell's batch
     held_out: ad.AnnData  # validation cells; may be empty
     batches: tuple[str, ...]  # batches of the network
 
@@ -149,7 +149,7 @@ def fit_gaining(
     cells: Sequence[PopulationCells],
     settings: AdapterSettings,
     *,
-    least_gain: float,
+    min_gain: float,
     seed: int,
 ) -> Adapters:
     """Fit adapters of several populations together, and keep those that gain.
@@ -164,9 +164,9 @@ def fit_gaining(
         Cells of each population.
     settings
         Priors and number of steps.
-    least_gain
-        Required gain in the mean log likelihood of validation cells, in standard errors. Populations without validation
-        cells are kept.
+    min_gain
+        Required gain in the mean evidence lower bound of validation cells, in standard errors. Populations without
+        validation cells are kept.
     seed
         Seed of all random numbers.
 
@@ -177,11 +177,11 @@ def fit_gaining(
     """
     try:
         fitted = fit_together(start, network, cells, settings, seed=seed)
-        gains = [standardised_gain(fitted, start, network, held, seed=seed) for held in cells]
+        gains = [standardised_gain(fitted, start, network, own, seed=seed) for own in cells]
     except torch.linalg.LinAlgError as error:
-        names = ", ".join(repr(part.population) for part in cells)
+        names = ", ".join(repr(own.population) for own in cells)
         raise TrainingError(f"Training of the decoder of {names} diverged; inspect its cells.") from error
-    return fitted.subset([name for name, gain in zip(fitted, gains, strict=True) if gain >= least_gain])
+    return fitted.subset([name for name, gain in zip(fitted, gains, strict=True) if gain >= min_gain])
 
 
 @torch.no_grad()
@@ -198,8 +198,8 @@ def fit_together(
     Each round encodes the cells with the current adapters. Loadings and offsets then take a few Newton steps, each with
     newly sampled latents, and the second half of the steps is averaged. The noise takes one step.
     """
-    padded = network.decoder.padded_cells([part.counts for part in cells], [part.codes for part in cells])
-    generators = [torch_generator(seed, "adapters", part.population) for part in cells]
+    padded = network.decoder.padded_cells([own.counts for own in cells], [own.batch for own in cells])
+    generators = [torch_generator(seed, "adapters", own.population) for own in cells]
     parameters, prior_mean = start.parameters, start.prior_mean
     for _ in range(settings.n_rounds):
         posterior, steps = encode_padded(padded, parameters, prior_mean), []
@@ -208,8 +208,10 @@ def fit_together(
             improved = padded.improve_means(parameters, start.parameters, prior_mean, latent, settings)
             parameters = parameters | improved
             steps.append(improved)
-        last = steps[len(steps) // 2 :]
-        means: dict[str, Any] = {name: sum(step[name] for step in last) / len(last) for name in last[0]}
+        second_half = steps[len(steps) // 2 :]
+        means: dict[str, Any] = {
+            name: sum(step[name] for step in second_half) / len(second_half) for name in second_half[0]
+        }
         parameters = parameters | means
         latent = sample_padded(padded, posterior, generators)
         parameters = parameters | padded.improve_noise(parameters, start.parameters, latent, settings)
@@ -217,11 +219,13 @@ def fit_together(
 
 
 def encode_padded(padded: PaddedCells, parameters: Parameters, prior_mean: Tensor) -> Posterior:
-    """Compute the posterior of each cell and of the padding, which is not used."""
+    """Compute the posterior of each cell, and of the padding (unused); populations and cells in one axis."""
     evidence = padded.evidence(parameters)
     means = prior_mean.repeat_interleave(padded.present.shape[1], dim=0).chunk(len(evidence))
     parts = zip(evidence, means, strict=True)
-    posteriors: list[Posterior] = [laplace_posterior([part], mean, n_iterations=N_ITERATIONS) for part, mean in parts]
+    posteriors: list[Posterior] = [
+        laplace_posterior([part], mean, n_iterations=N_TRAINING_ITERATIONS) for part, mean in parts
+    ]
     return concat(posteriors)
 
 
@@ -236,36 +240,39 @@ def sample_padded(padded: PaddedCells, posterior: Posterior, generators: Sequenc
 def standardised_gain(
     fitted: Adapters, start: Adapters, network: CountAutoencoder, cells: PopulationCells, *, seed: int
 ) -> float:
-    """Return the mean gain of validation cells in standard errors; infinite without cells."""
+    """Return the mean gain in the bounds of validation cells, in standard errors; infinite without cells."""
     if not cells.held_out.n_obs:
         return float("inf")
     networks = (adapters.network(cells.population, network) for adapters in (start, fitted))
-    before, after = (likelihood(network, cells.held_out, cells.batches, seed=seed) for network in networks)
+    before, after = (bounds_of_population(network, cells.held_out, cells.batches, seed=seed) for network in networks)
     gain = after - before
     return float(gain.mean() * np.sqrt(len(gain)) / max(gain.std(), 1e-9))
 
 
-def likelihood(network: CountAutoencoder, cells: ad.AnnData, batches: tuple[str, ...], *, seed: int) -> np.ndarray:
-    """Return the evidence lower bound of each cell under an autoencoder with one population."""
-    codes = torch.zeros(cells.n_obs, dtype=torch.long)
-    return evidence_lower_bounds(network, cells, codes, batch_codes(cells, batches), seed=seed)
+def bounds_of_population(
+    network: CountAutoencoder, cells: ad.AnnData, batches: tuple[str, ...], *, seed: int
+) -> np.ndarray:
+    """Return the evidence lower bound of each cell under the autoencoder of one population."""
+    cell_type = torch.zeros(cells.n_obs, dtype=torch.long)
+    return evidence_lower_bounds(network, cells, cell_type, batch_codes(cells, batches), seed=seed)
 
 
-def rows_by_population(
-    obs: pd.DataFrame, populations: tuple[str, ...], *, seed: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Choose the cells to read by population and split, for populations with validation cells."""
+RowsBySplit = dict[str, np.ndarray]  # indices of cells by split (training, validation)
+
+
+def sample_populations(obs: pd.DataFrame, populations: tuple[str, ...], *, seed: int) -> dict[str, RowsBySplit]:
+    """Sample the cells to read of each population that has validation cells."""
     rows = {
         population: {
-            split: sample_rows_of_population(obs, population, split, most, seed=seed)
-            for split, most in MAX_CELLS.items()
+            split: sample_rows_of_population(obs, population, split, n_cells, seed=seed)
+            for split, n_cells in MAX_CELLS.items()
         }
         for population in populations
     }
     return {population: by_split for population, by_split in rows.items() if len(by_split["validation"])}
 
 
-def list_portions(rows: dict[str, dict[str, np.ndarray]]) -> list[list[str]]:
+def list_portions(rows: dict[str, RowsBySplit]) -> list[list[str]]:
     """Group populations of similar size, so that fitting them together needs little padding."""
     n_cells = {population: len(by_split["train"]) for population, by_split in rows.items()}
     portions: list[list[str]] = []
@@ -278,14 +285,14 @@ def list_portions(rows: dict[str, dict[str, np.ndarray]]) -> list[list[str]]:
 
 
 def read_portions(
-    adata: ad.AnnData, portions: list[list[str]], rows: dict[str, dict[str, np.ndarray]], batches: tuple[str, ...]
+    adata: ad.AnnData, portions: list[list[str]], rows: dict[str, RowsBySplit], batches: tuple[str, ...]
 ) -> Iterator[list[PopulationCells]]:
     """Yield the cells of each portion; one pass through the file reads several portions."""
     cells_to_read = {name: np.concatenate([*by_split.values()]) for name, by_split in rows.items()}
     n_cells = np.array([sum(len(cells_to_read[name]) for name in portion) for portion in portions])
-    group = (n_cells.cumsum() - n_cells) // READ_TOGETHER
-    for together in np.unique(group):
-        members = [portions[number] for number in np.flatnonzero(group == together)]
+    reading = (n_cells.cumsum() - n_cells) // READ_TOGETHER  # number of the pass that reads each portion
+    for number in np.unique(reading):
+        members = [portions[index] for index in np.flatnonzero(reading == number)]
         names = [name for portion in members for name in portion]
         cells = take_cells(adata, np.concatenate([cells_to_read[name] for name in names]))
         ends = dict(zip(names, np.cumsum([len(cells_to_read[name]) for name in names]), strict=True))

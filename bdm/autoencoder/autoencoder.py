@@ -1,4 +1,4 @@
-"""Trained autoencoder with its genes, cell types and batches."""
+"""Trained autoencoder: networks of populations, with the names of genes, cell types and batches."""
 
 from __future__ import annotations
 
@@ -85,25 +85,25 @@ class GeneAutoencoder:
         return size_names(self.genes)
 
     def network_of(self, population: str | None) -> CountAutoencoder:
-        """Return the network of a population: with its type-specific decoder, else the shared one."""
+        """Return the network with the type-specific decoder of a population, or else the shared network."""
         if population is None or population not in self.adapters:
             return self.network
         return self.adapters.network(population, self.network)
 
     def type_code(self, population: str) -> int:
-        """Return the index of a population in its network."""
+        """Return the index of a population in the network of this population."""
         return 0 if population in self.adapters else self.rows.index(population)
 
     def type_codes(self, population: np.ndarray) -> Tensor:
-        """Return the index of each cell's population in the network of this population."""
+        """Return the index of each cell's population, see :meth:`type_code`."""
         codes = {name: self.type_code(name) for name in np.unique(population)}
         return torch.tensor([codes[name] for name in population], dtype=torch.long)
 
     def label_network(self, cell_type: str) -> tuple[CountAutoencoder, int]:
-        """Return the network that encodes cells of known type, and the index of the type.
+        """Return the network that encodes cells of a known type, and the index of the type in it.
 
-        The population of the cells may be unknown. Types that were added after training have a network of their own;
-        all others use the shared one.
+        It also applies to cells of unknown population. Types that were added after training have a network of their
+        own; all others use the shared one.
         """
         if cell_type in self.rows:
             return self.network, self.rows.index(cell_type)

@@ -1,4 +1,4 @@
-"""Cells as input of the autoencoder: codes, blocks, samples, evidence lower bounds."""
+"""Cells as input of the autoencoder: indices of types and batches, blocks, samples, evidence lower bounds."""
 
 from collections.abc import Iterator
 
@@ -41,25 +41,29 @@ def batch_codes(adata: ad.AnnData, batches: tuple[str, ...]) -> Tensor:
     return codes_of(adata.obs["batch"], batches)
 
 
-BLOCK = 512
-CellBlock = tuple[Tensor, Tensor, Tensor]
+# ---- blocks of cells
+
+BLOCK = 512  # cells
+CellBlock = tuple[Tensor, Tensor, Tensor]  # counts, cells x genes; index of each cell's type, and of its batch
 
 
-def cell_blocks(cells: ad.AnnData, types: Tensor, codes: Tensor) -> Iterator[CellBlock]:
+def cell_blocks(cells: ad.AnnData, cell_type: Tensor, batch: Tensor) -> Iterator[CellBlock]:
     """Yield blocks of dense counts with the index of each cell's type and batch."""
     matrix = cells.X  # read once: each access to `X` of a view selects its cells again
     for start in range(0, cells.n_obs, BLOCK):
         rows = slice(start, start + BLOCK)
-        yield to_tensor(matrix[rows].toarray()), types[rows], codes[rows]
+        yield to_tensor(matrix[rows].toarray()), cell_type[rows], batch[rows]
 
 
 def cell_blocks_of_type(cells: ad.AnnData, batches: tuple[str, ...], *, code: int = 0) -> Iterator[CellBlock]:
-    """Yield :func:`cell_blocks` of cells of one type with index ``code``."""
+    """Yield :func:`cell_blocks` of cells of one type, which has the index ``code``."""
     return cell_blocks(cells, torch.full((cells.n_obs,), code), batch_codes(cells, batches))
 
 
-# Minimum cells per type in a sample of large data, if the type has as many. Rare types need them to be divided into
-# sub-populations and to fit a type-specific decoder.
+# ---- samples of cells
+
+# Minimum cells per type in a sample of large data, by purpose; all cells of smaller types. Rare types need them to be
+# divided into sub-populations and to fit a type-specific decoder.
 N_SAMPLED_PER_TYPE = {"train": 500, "validation": 150, "start": 20}
 
 
@@ -86,23 +90,25 @@ def sample_rows_of_population(obs: pd.DataFrame, population: str, split: str, n_
     return np.sort(numpy_generator(seed, "own", split, population).choice(rows, n_cells, replace=False))
 
 
+# ---- evaluation of an autoencoder
+
+N_BOUND_ITERATIONS = 6  # Newton iterations for posteriors, twice as many as in training
+
+
 @torch.no_grad()
 def observed_and_expected(network: CountAutoencoder, blocks: Iterator[CellBlock]) -> tuple[Tensor, Tensor]:
     """Sum observed and expected counts of each gene over cells."""
     observed, expected = torch.zeros(network.shape.n_genes), torch.zeros(network.shape.n_genes)
-    for counts, types, codes in blocks:
-        latent = network.encode(counts, types, codes, n_iterations=N_ITERATIONS_OF_BOUND).mean
+    for counts, cell_type, batch in blocks:
+        latent = network.encode(counts, cell_type, batch, n_iterations=N_BOUND_ITERATIONS).mean
         size = network.decoder.blocks.spread(network.decoder.size(counts), others=1)
-        expected += (network.decoder.decode(latent, codes).exp() * size).sum(dim=0)
+        expected += (network.decoder.decode(latent, batch).exp() * size).sum(dim=0)
         observed += counts.sum(dim=0)
     return observed, expected
 
 
-N_ITERATIONS_OF_BOUND = 6  # Newton iterations, twice as many as in training
-
-
 def evidence_lower_bounds(
-    network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor, *, seed: int
+    network: CountAutoencoder, cells: ad.AnnData, cell_type: Tensor, batch: Tensor, *, seed: int
 ) -> np.ndarray:
     """Compute the evidence lower bound of each cell in nats.
 
@@ -112,7 +118,7 @@ def evidence_lower_bounds(
         Autoencoder.
     cells
         Prepared cells in memory.
-    types, codes
+    cell_type, batch
         Index of each cell's type and batch in the network.
     seed
         Seed of the samples from the posteriors.
@@ -120,12 +126,12 @@ def evidence_lower_bounds(
     generator, device = torch_generator(seed, "bounds"), next(network.parameters()).device
 
     def noised_blocks() -> Iterator[tuple[Tensor, ...]]:
-        for block in cell_blocks(cells, types, codes):
+        for block in cell_blocks(cells, cell_type, batch):
             yield *block, torch.randn(len(block[0]), network.shape.n_latent, generator=generator)
 
     @torch.no_grad()  # applies to the current thread only
     def compute_bounds(block: tuple[Tensor, ...]) -> Tensor:
-        negative: Tensor = network(*(part.to(device) for part in block), n_iterations=N_ITERATIONS_OF_BOUND)[0]
+        negative: Tensor = network(*(part.to(device) for part in block), n_iterations=N_BOUND_ITERATIONS)[0]
         return -negative.cpu()
 
     with threads() as run:
@@ -135,6 +141,9 @@ def evidence_lower_bounds(
 def mean_bound_by_type(
     bounds: np.ndarray, cells: ad.AnnData, types: Tensor, cell_types: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Average the bounds (``log_likelihood``) and counts (``n_counts``) of cells by type; NaN without cells."""
+    """Average the bounds and counts of cells by type.
+
+    Returns the columns ``log_likelihood`` (the bound, in nats) and ``n_counts`` by cell type; NaN without cells.
+    """
     table = pd.DataFrame({"log_likelihood": bounds, "n_counts": np.asarray(cells.X.sum(axis=1)).ravel()})
     return table.groupby(types.numpy()).mean().reindex(range(len(cell_types))).set_axis(list(cell_types))

@@ -23,15 +23,14 @@ N_PRIOR = 5.0  # pseudocounts per gene that pull the offset of a new batch to th
 
 @dataclass(frozen=True)
 class AutoencoderShape:
-    """Sizes and likelihood that determine the tensors of an autoencoder."""
+    """Sizes and decoder that determine the tensors of an autoencoder."""
 
     n_genes: int
     n_types: int
     n_latent: int = 30
     n_batches: int = 0  # 0 without a batch key
     likelihood: str = "negative_binomial"  # name of the decoder
-    # Number of features of each modality, and whether the modality is normalised. `n_genes` counts all features; RNA
-    # alone is one block.
+    # Number of features of each modality (together `n_genes`; empty for RNA alone), and whether it is normalised
     blocks: tuple[int, ...] = ()
     normalised: tuple[bool, ...] = (True,)
 
@@ -316,7 +315,7 @@ class Decoder(nn.Module):
         the noise. All but the loadings are populations x genes.
         """
         n = len(cell_types)
-        loadings = self.loadings.weight.detach().expand(n, -1, -1)  # see PaddedCells.evidence
+        loadings = self.loadings.weight.detach().expand(n, -1, -1)  # a view, see PaddedCells.evidence
         return {"loadings": loadings, "offset": self.loadings.bias.detach().repeat(n, 1), **self.noise(cell_types)}
 
     @torch.no_grad()

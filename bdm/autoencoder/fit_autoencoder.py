@@ -1,4 +1,4 @@
-"""Training of the autoencoder: objective, rounds, sub-populations."""
+"""Training of the autoencoder: rounds of training and clustering, objective, sub-populations."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from bdm._core.parallel import Map, threads, using_threads
 from bdm._core.seeds import derive, to_tensor
 from bdm._core.store import concat
 from bdm._core.training import TrainingPlan, train
-from bdm.autoencoder.adapters import N_ITERATIONS, Adapters, fit_adapters, likelihood
+from bdm.autoencoder.adapters import N_TRAINING_ITERATIONS, Adapters, bounds_of_population, fit_adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.blocks import (
     batch_codes,
@@ -49,107 +49,6 @@ N_TRAINING, N_HELD_OUT = 100_000, 10_000  # sample of larger data; more cells do
 N_START = 10_000  # cells to initialise the network from
 
 
-@dataclass(frozen=True)
-class Division:
-    """Populations of the sampled cells."""
-
-    names: tuple[str, ...]
-    code: Tensor  # index of each cell's population; training cells come before held-out cells
-
-    def into(self, part: np.ndarray) -> "Division":
-        """Divide populations further, given the number of each cell's part."""
-        names: list[str] = []
-        code, prefixes = self.code.clone(), prefixes_of(self.names)
-        for number, name in enumerate(self.names):
-            parts = torch.from_numpy(part[(self.code == number).numpy()])
-            n_parts = int(parts.max()) + 1 if len(parts) else 1
-            code[self.code == number] = len(names) + parts
-            names += [name] if n_parts == 1 else [f"{prefixes[name]}{n}" for n in range(1, n_parts + 1)]
-        return Division(tuple(names), code)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Training objective of the autoencoder on minibatches of sampled cells."""
-
-    training: ad.AnnData  # sampled training cells
-    held_out: ad.AnnData  # sampled validation cells
-    n_training: int  # number of all training cells
-    division: Division  # of the sampled cells, into cell types or finer populations
-    batches: tuple[str, ...]
-    settings: AutoencoderSettings
-    seed: int
-    min_donors: int = 1  # minimum effective number of donors per sub-population
-
-    @classmethod
-    def from_cells(cls, adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int) -> "Objective":
-        """Sample training and validation cells, and divide them by cell type."""
-        training = sample_cells(adata, "train", n_cells=N_TRAINING, seed=seed)
-        held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
-        n_training, cell_types = int((adata.obs["split"] == "train").sum()), type_names(adata)
-        types = torch.cat([type_codes(cells, cell_types) for cells in (training, held_out)])
-        division, batches, min_donors = Division(cell_types, types), batch_names(adata), recorded_min_donors(adata)
-        return cls(training, held_out, n_training, division, batches, settings, seed, min_donors)
-
-    @cached_property
-    def cells(self) -> ad.AnnData:
-        """Training cells followed by held-out cells."""
-        return ad.concat([self.training, self.held_out]) if self.held_out.n_obs else self.training
-
-    @property
-    def need(self) -> str:
-        """Requirements of a sub-population, for warnings."""
-        donors = f" of {self.min_donors} effective donors" if self.min_donors > 1 else ""
-        return f"{self.settings.min_cells_per_sub_population} cells{donors} to fit"
-
-    @cached_property
-    def batch_size(self) -> int:
-        """Cells per minibatch; fewer with peaks, which is faster and fits equally well."""
-        has_peaks = len(size_names(self.training.var)) > 1
-        return max(self.settings.batch_size // 4, 1) if has_peaks else self.settings.batch_size
-
-    @cached_property
-    def codes(self) -> Tensor:
-        """Index of each training cell's batch."""
-        return batch_codes(self.training, self.batches)
-
-    def minibatch(self, network: Any, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Sample counts, types and batches of training cells, and standard normal noise for latents."""
-        cells = torch.randint(self.training.n_obs, (self.batch_size,), generator=generator)
-        device = next(network.parameters()).device
-        counts = to_tensor(self.training.X[cells.numpy()].toarray()).to(device)
-        noise = torch.randn(len(cells), self.settings.n_latent, generator=generator).to(device)
-        return counts, self.division.code[cells].to(device), self.codes[cells].to(device), noise
-
-    def loss(self, network: Any, generator: torch.Generator, *, run: Map) -> Tensor:
-        """Return the penalised loss per cell, and update the prior means."""
-        cells = self.minibatch(network, generator)
-        negative_bound, latent = network(*cells, n_iterations=N_ITERATIONS, run=run)
-        network.update_prior_means(cells[1], latent)
-        penalty = network.decoder.penalty(loading_scale=self.settings.loading_scale)
-        loss: Tensor = negative_bound.mean() + penalty / self.n_training
-        return loss
-
-    def by_population(self, network: Any, generator: torch.Generator) -> dict[str, float]:
-        """Return the mean loss of each population in a minibatch; NaN on failure."""
-        cells = self.minibatch(network, generator)
-        losses = {}
-        for code in cells[1].unique():
-            members = cells[1] == code
-            try:
-                negative_bound, _ = network(*(part[members] for part in cells), n_iterations=N_ITERATIONS)
-            except torch.linalg.LinAlgError:
-                negative_bound = torch.tensor(math.nan)
-            losses[self.division.names[code]] = float(negative_bound.mean())
-        return losses
-
-    def validation(self, network: Any) -> Tensor:
-        """Return the mean negative evidence lower bound of validation cells."""
-        types, codes = self.division.code[self.training.n_obs :], batch_codes(self.held_out, self.batches)
-        bounds = evidence_lower_bounds(network, self.held_out, types, codes, seed=derive(self.seed, "validation"))
-        return -torch.from_numpy(bounds).mean()
-
-
 @using_threads()
 def fit_autoencoder(
     adata: ad.AnnData,
@@ -161,11 +60,11 @@ def fit_autoencoder(
 ) -> tuple[GeneAutoencoder, pd.DataFrame]:
     """Train the autoencoder, with sub-populations and type-specific decoders.
 
-    Training is minibatch expectation maximisation: each step computes the posteriors of cells under the current
-    parameters, then improves the parameters. The step with the best validation loss is kept. If clustering finds
-    sub-populations, the network is trained again with a prior mean for each, since a single prior blurs the structure
-    of a coarse type. With ``sub_populations="auto"``, cells are then clustered again. Finally, populations get
-    type-specific decoders if their validation cells gain.
+    1. Train the network on cell types, by minibatch expectation maximisation: each step computes the posteriors of
+       cells under the current parameters, then improves the parameters. The step with the best validation loss is kept.
+    2. Cluster the cells of each type. If there are sub-populations, train the network again with a prior mean for
+       each, since a single prior blurs the structure of a coarse type. With ``sub_populations="auto"``, cluster again.
+    3. Fit type-specific decoders, and keep them where validation cells gain.
 
     Parameters
     ----------
@@ -196,28 +95,123 @@ def fit_autoencoder(
         finer = divide(network, objective) if settings.sub_populations == "auto" else finer
     network, sub_populations, cells = with_sub_populations(network, objective, finer, cell_types)
     if isinstance(settings.sub_populations, int):
-        warn_of_fewer(sub_populations, cell_types, settings.sub_populations, each_needs=objective.need)
+        warn_of_fewer(sub_populations, cell_types, settings.sub_populations, requirement=objective.requirement)
     if has_donors(adata):
         hint_at_donors(cells.obs, sub_populations)
-    none = Adapters.from_shared(network, (), ())
     rows = (*cell_types, *sub_populations.names)
-    adapters = none if settings.shared_decoder else fit_adapters(network, rows, cells, seed=seed)
+    if settings.shared_decoder:
+        adapters = Adapters.from_shared(network, (), ())
+    else:
+        adapters = fit_adapters(network, rows, cells, seed=seed)
     is_scored = (cells.obs["split"] == "validation").to_numpy()
     scored = cells[is_scored] if is_scored.any() else cells[sample_start(objective)]
-    table = _bounds_by_type(network, rows, adapters, scored, objective, cell_types)
+    bounds = bounds_by_type(network, rows, adapters, scored, objective, cell_types)
     levels = training_levels(cells, protein_columns(adata.var), seed=seed)
     autoencoder = GeneAutoencoder(
-        network, adata.var, cell_types, batches, provenance, table, rows, sub_populations, adapters, levels
+        network, adata.var, cell_types, batches, provenance, bounds, rows, sub_populations, adapters, levels
     )
     return autoencoder, history
 
 
-def sample_start(objective: Objective) -> np.ndarray:
-    """Sample the training cells to initialise the network from."""
-    training = objective.training
-    return sample_rows(
-        training.obs["cell_type"], np.arange(training.n_obs), "start", n_cells=N_START, seed=objective.seed
-    )
+@dataclass(frozen=True)
+class Division:
+    """Division of the sampled cells into cell types, or into finer populations."""
+
+    names: tuple[str, ...]
+    code: Tensor  # index of each cell's population; training cells come before held-out cells
+
+    def refined(self, part: np.ndarray) -> "Division":
+        """Divide populations further, given the number of each cell's part in its population."""
+        names: list[str] = []
+        code, prefixes = self.code.clone(), prefixes_of(self.names)
+        for number, name in enumerate(self.names):
+            parts = torch.from_numpy(part[(self.code == number).numpy()])
+            n_parts = int(parts.max()) + 1 if len(parts) else 1
+            code[self.code == number] = len(names) + parts
+            names += [name] if n_parts == 1 else [f"{prefixes[name]}{n}" for n in range(1, n_parts + 1)]
+        return Division(tuple(names), code)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Training objective of the autoencoder on minibatches of sampled cells."""
+
+    training: ad.AnnData  # sampled training cells
+    held_out: ad.AnnData  # sampled validation cells
+    n_training: int  # number of all training cells, sampled or not
+    division: Division
+    batches: tuple[str, ...]
+    settings: AutoencoderSettings
+    seed: int
+    min_donors: int = 1  # minimum effective number of donors per sub-population
+
+    @classmethod
+    def from_cells(cls, adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int) -> "Objective":
+        """Sample training and validation cells, and divide them by cell type."""
+        training = sample_cells(adata, "train", n_cells=N_TRAINING, seed=seed)
+        held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
+        n_training, cell_types = int((adata.obs["split"] == "train").sum()), type_names(adata)
+        types = torch.cat([type_codes(cells, cell_types) for cells in (training, held_out)])
+        division, batches, min_donors = Division(cell_types, types), batch_names(adata), recorded_min_donors(adata)
+        return cls(training, held_out, n_training, division, batches, settings, seed, min_donors)
+
+    @cached_property
+    def cells(self) -> ad.AnnData:
+        """Training cells followed by held-out cells."""
+        return ad.concat([self.training, self.held_out]) if self.held_out.n_obs else self.training
+
+    @property
+    def requirement(self) -> str:
+        """Requirement of a sub-population, for warnings."""
+        donors = f" of {self.min_donors} effective donors" if self.min_donors > 1 else ""
+        return f"{self.settings.min_cells_per_sub_population} cells{donors} to fit"
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Cells per minibatch; fewer with peaks, which is faster and fits equally well."""
+        has_peaks = len(size_names(self.training.var)) > 1
+        return max(self.settings.batch_size // 4, 1) if has_peaks else self.settings.batch_size
+
+    @cached_property
+    def batch(self) -> Tensor:
+        """Index of each training cell's batch."""
+        return batch_codes(self.training, self.batches)
+
+    def minibatch(self, network: Any, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Sample counts, populations and batches of training cells, and standard normal noise for latents."""
+        cells = torch.randint(self.training.n_obs, (self.batch_size,), generator=generator)
+        device = next(network.parameters()).device
+        counts = to_tensor(self.training.X[cells.numpy()].toarray()).to(device)
+        noise = torch.randn(len(cells), self.settings.n_latent, generator=generator).to(device)
+        return counts, self.division.code[cells].to(device), self.batch[cells].to(device), noise
+
+    def loss(self, network: Any, generator: torch.Generator, *, run: Map) -> Tensor:
+        """Return the penalised loss per cell, and update the prior means."""
+        cells = self.minibatch(network, generator)
+        negative_bound, latent = network(*cells, n_iterations=N_TRAINING_ITERATIONS, run=run)
+        network.update_prior_means(cells[1], latent)
+        penalty = network.decoder.penalty(loading_scale=self.settings.loading_scale)
+        loss: Tensor = negative_bound.mean() + penalty / self.n_training
+        return loss
+
+    def losses_by_population(self, network: Any, generator: torch.Generator) -> dict[str, float]:
+        """Return the mean loss of each population in a minibatch; NaN on failure."""
+        cells = self.minibatch(network, generator)
+        losses = {}
+        for code in cells[1].unique():
+            members = cells[1] == code
+            try:
+                negative_bound, _ = network(*(part[members] for part in cells), n_iterations=N_TRAINING_ITERATIONS)
+            except torch.linalg.LinAlgError:
+                negative_bound = torch.tensor(math.nan)
+            losses[self.division.names[code]] = float(negative_bound.mean())
+        return losses
+
+    def validation(self, network: Any) -> Tensor:
+        """Return the mean negative evidence lower bound of validation cells."""
+        population, batch = self.division.code[self.training.n_obs :], batch_codes(self.held_out, self.batches)
+        bounds = evidence_lower_bounds(network, self.held_out, population, batch, seed=derive(self.seed, "validation"))
+        return -torch.from_numpy(bounds).mean()
 
 
 def train_network(objective: Objective, name: str, *, device: str) -> tuple[CountAutoencoder, pd.DataFrame]:
@@ -226,7 +220,7 @@ def train_network(objective: Objective, name: str, *, device: str) -> tuple[Coun
     Returns the network, rotated to principal axes, and its training history. ``name`` appears in messages.
     """
     training, settings, seed = objective.training, objective.settings, objective.seed
-    start, codes = sample_start(objective), objective.division.code[: training.n_obs]
+    start, population = sample_start(objective), objective.division.code[: training.n_obs]
     shape = AutoencoderShape(
         n_genes=training.n_vars,
         n_types=len(objective.division.names),
@@ -239,7 +233,7 @@ def train_network(objective: Objective, name: str, *, device: str) -> tuple[Coun
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))
         network = CountAutoencoder(shape)
-        network.initialise(to_tensor(training.X[start].toarray()), codes[start])
+        network.initialise(to_tensor(training.X[start].toarray()), population[start])
     plan = TrainingPlan(
         settings.n_steps,
         settings.learning_rate,
@@ -250,13 +244,21 @@ def train_network(objective: Objective, name: str, *, device: str) -> tuple[Coun
     )
     validation = objective.validation if objective.held_out.n_obs else None
     with threads() as run:
-        loss, by_group = partial(objective.loss, run=run), objective.by_population
+        loss, by_group = partial(objective.loss, run=run), objective.losses_by_population
         history = train(network, loss, plan, by_group=by_group, validation=validation)
     network = network.cpu().eval()
-    cells = training[start], codes[start], objective.codes[start]
+    cells = training[start], population[start], objective.batch[start]
     precisions = encode_blocks(network, *cells, lambda posterior: posterior.precision.sum(dim=0))
     network.rotate_to_principal_axes(sum(precisions) / len(start))
     return network, history
+
+
+def sample_start(objective: Objective) -> np.ndarray:
+    """Sample the training cells to initialise the network from."""
+    training = objective.training
+    return sample_rows(
+        training.obs["cell_type"], np.arange(training.n_obs), "start", n_cells=N_START, seed=objective.seed
+    )
 
 
 def divide(network: CountAutoencoder, objective: Objective) -> Division:
@@ -265,13 +267,13 @@ def divide(network: CountAutoencoder, objective: Objective) -> Division:
     if settings.sub_populations == "none":
         return division
     posterior = encode_cells(network, cells, division.code, batch_codes(cells, objective.batches))
-    return division.into(find_parts(*posterior, division.code, division.names, settings, seed=objective.seed))
+    return division.refined(find_parts(*posterior, division.code, division.names, settings, seed=objective.seed))
 
 
 def with_sub_populations(
     network: CountAutoencoder, objective: Objective, finer: Division, cell_types: tuple[str, ...]
 ) -> tuple[CountAutoencoder, SubPopulations, ad.AnnData]:
-    """Turn parts of cell types into sub-populations, and add these to the network.
+    """Make sub-populations of the parts of cell types, and add them to the network.
 
     Parameters
     ----------
@@ -298,14 +300,14 @@ def with_sub_populations(
     divided = [code for code in range(len(cell_types)) if len(finer.code[types == code].unique()) > 1]
     for code in divided:
         members, name = (types == code).numpy(), cell_types[code]
-        batches = batch_codes(cells, objective.batches)[members]
-        mean, scale = encode_cells(type_network, cells[members], types[members], batches)
+        batch = batch_codes(cells, objective.batches)[members]
+        mean, scale = encode_cells(type_network, cells[members], types[members], batch)
         classifier = classify(
             name,
             mean,
             finer.code[members].numpy(),
             prefix=prefixes[name],
-            smallest=min_cells,
+            min_cells=min_cells,
             donor=cells.obs["donor"][members] if objective.min_donors > 1 else None,
             min_donors=objective.min_donors,
         )
@@ -317,41 +319,14 @@ def with_sub_populations(
     if not means:
         return type_network, sub_populations, cells
     rows = (*cell_types, *sub_populations.names)
-    codes = codes_of(cells.obs["sub_population"], rows)
-    counts = count_members(codes, objective.division, len(rows))[len(cell_types) :]
+    row = codes_of(cells.obs["sub_population"], rows)
+    counts = count_members(row, objective.division, len(rows))[len(cell_types) :]
     decoder = network.mean_of_types(torch.cat([type_counts, counts])).decoder
     prior_mean = torch.cat([type_network.prior_mean, *means])
     return CountAutoencoder.from_decoder(decoder, prior_mean), sub_populations, cells
 
 
-def count_members(group: Tensor, division: Division, n_groups: int) -> Tensor:
-    """Cross-tabulate the group index of cells and their population, groups x populations."""
-    n_populations = len(division.names)
-    counts = (group * n_populations + division.code).bincount(minlength=n_groups * n_populations)
-    return counts.reshape(n_groups, n_populations).float()
-
-
-def encode_cells(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return posterior means and standard deviations of cells, each cells x latent dimensions."""
-    blocks = encode_blocks(network, cells, types, codes, lambda posterior: (posterior.mean, posterior.scale))
-    means, scales = zip(*blocks, strict=True)
-    return torch.cat(means), torch.cat(scales)
-
-
-def encode_blocks(
-    network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor, take: Callable[[Posterior], Any]
-) -> list[Any]:
-    """Apply ``take`` to the posteriors of blocks of cells, in parallel."""
-
-    @torch.no_grad()  # applies to the current thread only
-    def encode(block: tuple[Tensor, ...]) -> Any:
-        return take(network.encode(*block))
-
-    with threads() as run:
-        return list(run(encode, cell_blocks(cells, types, codes)))
-
-
-def _bounds_by_type(
+def bounds_by_type(
     network: CountAutoencoder,
     rows: tuple[str, ...],
     adapters: Adapters,
@@ -362,8 +337,44 @@ def _bounds_by_type(
     """Average the evidence lower bounds of cells by type, using type-specific decoders."""
     batches, seed = objective.batches, objective.seed
     population = cells.obs["sub_population"].astype(str)
-    bound = evidence_lower_bounds(network, cells, codes_of(population, rows), batch_codes(cells, batches), seed=seed)
+    bounds = evidence_lower_bounds(network, cells, codes_of(population, rows), batch_codes(cells, batches), seed=seed)
     for name in adapters:
         members = np.flatnonzero(population == name)
-        bound[members] = likelihood(adapters.network(name, network), cells[members], batches, seed=seed)
-    return mean_bound_by_type(bound, cells, type_codes(cells, cell_types), cell_types)
+        bounds[members] = bounds_of_population(adapters.network(name, network), cells[members], batches, seed=seed)
+    return mean_bound_by_type(bounds, cells, type_codes(cells, cell_types), cell_types)
+
+
+def count_members(group: Tensor, division: Division, n_groups: int) -> Tensor:
+    """Count the cells of each group in each population, groups x populations.
+
+    ``group`` is the index of each cell's group.
+    """
+    n_populations = len(division.names)
+    counts = (group * n_populations + division.code).bincount(minlength=n_groups * n_populations)
+    return counts.reshape(n_groups, n_populations).float()
+
+
+def encode_cells(
+    network: CountAutoencoder, cells: ad.AnnData, cell_type: Tensor, batch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return posterior means and standard deviations of cells, each cells x latent dimensions."""
+    blocks = encode_blocks(network, cells, cell_type, batch, lambda posterior: (posterior.mean, posterior.scale))
+    means, scales = zip(*blocks, strict=True)
+    return torch.cat(means), torch.cat(scales)
+
+
+def encode_blocks(
+    network: CountAutoencoder,
+    cells: ad.AnnData,
+    cell_type: Tensor,
+    batch: Tensor,
+    summarise: Callable[[Posterior], Any],
+) -> list[Any]:
+    """Apply ``summarise`` to the posteriors of blocks of cells, in parallel."""
+
+    @torch.no_grad()  # applies to the current thread only
+    def encode(block: tuple[Tensor, ...]) -> Any:
+        return summarise(network.encode(*block))
+
+    with threads() as run:
+        return list(run(encode, cell_blocks(cells, cell_type, batch)))

@@ -60,10 +60,6 @@ class LatentLayout:
         return y
 
 
-BLOCK = 512  # cells to encode together
-RESIDUAL, RESIDUAL_SCALE = "residual", "residual_scale"  # layers: posteriors of y after regressing out covariates
-
-
 @dataclass(frozen=True)
 class LatentCells:
     """Normal posteriors over y = (latent, log library sizes), see :class:`LatentLayout`."""
@@ -103,6 +99,9 @@ class LatentCells:
         """Sample y from the posteriors of the cells ``index``, len(index) x dimensions."""
         noise = torch.randn(len(index), self.mean.shape[1], generator=generator)
         return self.mean[index] + self.scale[index] * noise
+
+
+BLOCK = 512  # cells to encode together
 
 
 def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarray | None = None) -> ad.AnnData:
@@ -159,7 +158,7 @@ def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.
     divided = sorted(set(autoencoder.sub_populations.cell_type) & set(cell_type))
     networks = {name: autoencoder.label_network(name) for name in divided}
 
-    def group_by_type(read: slice) -> list[np.ndarray]:
+    def cells_by_type(read: slice) -> list[np.ndarray]:
         return [np.flatnonzero(cell_type[read] == name) for name in divided]
 
     @torch.no_grad()  # applies to the current thread only
@@ -174,7 +173,7 @@ def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.
 
     if divided:
         with threads() as run:
-            for rows, names in run(assign, read_blocks(adata.X, group_by_type)):
+            for rows, names in run(assign, read_blocks(adata.X, cells_by_type)):
                 population[rows] = names
     return np.asarray(population.astype(str))
 
@@ -182,9 +181,9 @@ def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.
 def read_blocks(
     matrix: Matrix, groups: Callable[[slice], list[np.ndarray]]
 ) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
-    """Yield the rows and counts of up to ``BLOCK`` cells of the same group.
+    """Yield blocks of at most ``BLOCK`` cells of one group: their rows, and their counts.
 
-    ``groups`` divides the rows of a slice, counted from its start.
+    ``groups`` divides the cells of a slice of rows into groups, as indices counted from the start of the slice.
     """
     for read, counts in blocks_of_rows(matrix):
         for cells in groups(read):
@@ -200,20 +199,23 @@ def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> li
     return [cells for cells in (shared, *specific.values()) if len(cells)]
 
 
-def latent_cells(adata: ad.AnnData, *, every: bool = False) -> LatentCells:
+RESIDUAL, RESIDUAL_SCALE = "residual", "residual_scale"  # layers: posteriors of y after regressing out covariates
+
+
+def latent_cells(adata: ad.AnnData, *, with_test: bool = False) -> LatentCells:
     """Convert the result of :func:`encode` to tensors.
 
-    With covariates, these are the residuals after regressing them out, see
+    With covariates, latents are residuals after regressing them out, see
     :func:`bdm.model.covariates.with_residuals`.
 
     Parameters
     ----------
     adata
         Latents from :func:`encode`.
-    every
+    with_test
         Whether to include test cells.
     """
-    mask = np.full(adata.n_obs, True) if every else (adata.obs["split"] != "test").to_numpy()
+    mask = np.full(adata.n_obs, True) if with_test else (adata.obs["split"] != "test").to_numpy()
     population = adata.obs["sub_population"].cat
     label = dict(zip(adata.obs["sub_population"], adata.obs["cell_type"].astype(str), strict=True))
     if RESIDUAL in adata.layers:
@@ -226,19 +228,22 @@ def latent_cells(adata: ad.AnnData, *, every: bool = False) -> LatentCells:
         to_tensor(population.codes.to_numpy()[mask].astype(np.int64)),
         tuple(population.categories),
         tuple(label.get(name, name) for name in population.categories),
-        size_names(adata),
+        encoded_sizes(adata),
     )
 
 
-def size_names(adata: ad.AnnData) -> tuple[str, ...]:
+def encoded_sizes(adata: ad.AnnData) -> tuple[str, ...]:
     """Return the names of the log library sizes, the last coordinates of :func:`encode`."""
     return tuple(name for name in adata.var_names if not name.startswith("latent_"))
 
 
 def library_size_range(adata: ad.AnnData) -> Tensor:
-    """Return the smallest and largest log library size without test cells; 2, or 2 x modalities if several."""
+    """Return the smallest and the largest log library size, without test cells.
+
+    The shape is 2, or 2 x modalities if several modalities have a library size.
+    """
     mask = (adata.obs["split"] != "test").to_numpy()
-    sizes = to_tensor(np.asarray(adata.X[mask, -len(size_names(adata)) :])).squeeze(1)
+    sizes = to_tensor(np.asarray(adata.X[mask, -len(encoded_sizes(adata)) :])).squeeze(1)
     return torch.stack([sizes.amin(dim=0), sizes.amax(dim=0)])
 
 

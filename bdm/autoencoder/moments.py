@@ -242,10 +242,10 @@ class Mixture:
         variance = along @ direction
         mean = self.mean + along * ((value - self.mean @ direction) / variance)[:, None]
         explained = torch.einsum("ki,kj->kij", along, along) / variance[:, None, None]
-        weight = self.log_densities_of(direction, value).softmax(dim=0)
+        weight = self.log_densities_along(direction, value).softmax(dim=0)
         return Mixture(weight, mean, self.covariance - explained)
 
-    def log_densities_of(self, direction: Tensor, value: float) -> Tensor:
+    def log_densities_along(self, direction: Tensor, value: float) -> Tensor:
         """Return log(weight x density) of ``x @ direction`` at ``value``, by component."""
         direction = direction.double()
         variance = torch.einsum("i,kij,j->k", direction, self.covariance, direction)

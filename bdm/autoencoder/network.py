@@ -16,14 +16,9 @@ from bdm.autoencoder.softmax import ONE_BLOCK, Blocks
 
 OVERSAMPLING = 10  # extra components in the randomised SVD, so that the last principal components converge
 PORTION = 128  # cells per thread when posteriors are computed in parallel
-MEMORY = 0.95  # decay per training step of past cells in the running prior means
+MEMORY = 0.95  # factor on the weight of past cells in the running prior means, per training step
 MAX_STEP = 3  # of a Newton step, in prior standard deviations; prevents overshooting far from the mode
 MIN_STEP = 1e-3  # same units; a cell with a shorter step has converged
-
-
-def log_normalise(counts: Tensor, blocks: Blocks = ONE_BLOCK) -> Tensor:
-    """Compute log1p of counts (cells x genes), in normalised blocks per 10,000 counts."""
-    return torch.log1p(counts * blocks.spread(1e4 / blocks.sums(counts), others=1))
 
 
 class CountAutoencoder(nn.Module):
@@ -98,7 +93,10 @@ class CountAutoencoder(nn.Module):
         return self.from_decoder(self.decoder.with_batches(offsets), self.prior_mean)
 
     def mean_of_types(self, member: Tensor) -> CountAutoencoder:
-        """Replace types by means weighted by numbers of cells (groups x types), in a copy."""
+        """Replace types by weighted means of types, in a copy.
+
+        ``member`` has the weights: numbers of cells, groups x types.
+        """
         weight = member / member.sum(dim=1, keepdim=True)
         return self.from_decoder(self.decoder.mean_of_types(weight), weight @ self.prior_mean)
 
@@ -221,21 +219,26 @@ def laplace_posterior(evidence: Sequence[Evidence], prior_mean: Tensor, *, n_ite
     n_latent, device = prior_mean.shape[1], prior_mean.device
     identity = torch.eye(n_latent, device=device)
     latent, factors = prior_mean.clone(), torch.empty(*prior_mean.shape, n_latent, device=device)
-    moving, pieces, prior = torch.arange(len(latent), device=device), evidence, prior_mean
+    # Cells that have not converged: their indices, evidence and prior means
+    active, active_evidence, active_mean = torch.arange(len(latent), device=device), evidence, prior_mean
     for _ in range(n_iterations):
-        z = latent[moving]
-        gradients, information = zip(*(piece.derivatives(z) for piece in pieces), strict=True)
-        gradient = sum(gradients) - (z - prior)
-        # Step
+        z = latent[active]
+        gradients, information = zip(*(part.derivatives(z) for part in active_evidence), strict=True)
+        gradient = sum(gradients) - (z - active_mean)
         factor = torch.linalg.cholesky(sum(information) + identity)
         step = torch.cholesky_solve(gradient[:, :, None], factor).squeeze(2)
         length = step.norm(dim=1)
-        latent[moving] = z + step * (MAX_STEP / length).clamp(max=1)[:, None]
-        factors[moving] = factor
-        continues = length > MIN_STEP
-        if not continues.any():
+        latent[active] = z + step * (MAX_STEP / length).clamp(max=1)[:, None]
+        factors[active] = factor
+        is_active = length > MIN_STEP
+        if not is_active.any():
             break
-        if not continues.all():  # selecting cells copies their counts
-            moving = moving[continues]
-            pieces, prior = [piece.select(moving) for piece in evidence], prior_mean[moving]
+        if not is_active.all():  # selecting cells copies their counts
+            active = active[is_active]
+            active_evidence, active_mean = [part.select(active) for part in evidence], prior_mean[active]
     return Posterior(latent, factors)
+
+
+def log_normalise(counts: Tensor, blocks: Blocks = ONE_BLOCK) -> Tensor:
+    """Compute log1p of counts (cells x genes), in normalised blocks per 10,000 counts."""
+    return torch.log1p(counts * blocks.spread(1e4 / blocks.sums(counts), others=1))

@@ -139,7 +139,7 @@ class ObservationModel(ABC):
     def rescale(
         self, counts: np.ndarray, mean: np.ndarray, factor: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
-        """Rescale counts as if the means of the cells changed by ``factor``.
+        """Rescale counts as if their means changed by ``factor``.
 
         Parameters
         ----------
@@ -174,7 +174,10 @@ class NegativeBinomial(ObservationModel):
         return cls(torch.from_numpy(np.average(logs, axis=0, weights=weights)))
 
     def within(self, log_variance: Tensor) -> "NegativeBinomial":
-        """Set 1 / r to ``(1 + 1 / r) exp(-log_variance) - 1``, at least ``MIN_DISPERSION``."""
+        """Remove variation between groups of cells from the dispersion.
+
+        The new 1 / r is ``(1 + 1 / r) exp(-log_variance) - 1``, but at least ``MIN_DISPERSION``.
+        """
         dispersion = (1 + 1 / self.inverse_dispersion.double()) * (-log_variance.double()).exp() - 1
         return NegativeBinomial(-dispersion.clamp(min=MIN_DISPERSION).log().to(self.log_inverse_dispersion.dtype))
 
@@ -195,7 +198,7 @@ class NegativeBinomial(ObservationModel):
         return at_zero.sum(dim=1).index_add(0, cell, above_zero)
 
     def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gradient q (x - m) and information q m, where q = r / (r + m)."""
+        """Return the gradient q (x - m) and the Fisher information q m, with q = r / (r + m)."""
         r = self.inverse_dispersion
         q = r / (r + mean)
         return (counts - mean) * q, mean * q
@@ -260,7 +263,7 @@ class NegativeBinomial(ObservationModel):
     def rescale(
         self, counts: np.ndarray, mean: np.ndarray, factor: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
-        """Rescale counts as if the means of the cells changed by ``factor``, at the same r.
+        """Rescale counts as if their means changed by ``factor``, at the same r.
 
         Factors below 1 thin counts binomially. Factors above 1 add Poisson counts at ``factor - 1`` times the rate of
         the cell. Given the count x, this rate is gamma distributed with shape r + x and mean m (r + x) / (r + m).

@@ -84,7 +84,7 @@ class Loadings:
 
     weight: Tensor  # genes x latent dimensions
     products: Tensor  # products of pairs of loadings, genes x pairs
-    pair: Tensor  # column of `products` for each element of a flattened matrix, latent dimensions squared
+    pair: Tensor  # column of `products` for each element of the flattened information matrix
 
     @classmethod
     def from_weight(cls, weight: Tensor) -> Loadings:
@@ -155,7 +155,10 @@ class AdapterSettings:
 
 @dataclass(frozen=True)
 class PaddedCells:
-    """Training cells of several populations, padded to the same number with cells without counts."""
+    """Training cells of several populations, padded to the same number by cells without counts.
+
+    Padding lets tensors stack the cells of all populations; it contributes nothing to the fit.
+    """
 
     observation_model: type[ObservationModel]
     counts: Tensor  # populations x cells x genes
@@ -165,12 +168,13 @@ class PaddedCells:
     blocks: Blocks = ONE_BLOCK
 
     def evidence(self, parameters: Parameters) -> list[SoftmaxEvidence]:
-        """Return likelihoods by population, or a single one if they share loadings."""
+        """Return the likelihood of each population, or one of all cells if populations share loadings."""
         loadings = parameters["loadings"]
         offset = (parameters["offset"][:, None] + self.batch_offset).expand_as(self.counts)
         noise = self._noise(parameters)
         parts = [self.counts, self.size, offset, *(value.expand_as(self.counts) for value in noise.values())]
-        if len(loadings) == 1 or loadings.stride(0) == 0:  # expanded copies of the shared loadings, at the start
+        # At the start, all populations have the shared loadings, as a view (Decoder.stacked)
+        if len(loadings) == 1 or loadings.stride(0) == 0:
             loadings, parts = loadings[:1], [part.flatten(0, 1)[None] for part in parts]
         return [
             SoftmaxEvidence(
@@ -220,9 +224,9 @@ class PaddedCells:
         # Loadings
         relative = self.blocks.loading_scale(loadings)
         variance, axes = torch.linalg.eigh(centred.mT @ centred / self.present.sum(dim=1, keepdim=True))
-        precisions = settings.loading_scale**-2 / relative**2
-        gradient = residual.mT @ centred - precisions * change
-        step = (gradient @ axes / (precisions + weight[:, :, None] * variance[:, None])) @ axes.mT
+        loading_precision = settings.loading_scale**-2 / relative**2
+        gradient = residual.mT @ centred - loading_precision * change
+        step = (gradient @ axes / (loading_precision + weight[:, :, None] * variance[:, None])) @ axes.mT
         step = step * (MAX_STEP * settings.loading_scale * relative / step.norm(dim=2, keepdim=True)).clamp(max=1)
         # Log expression at the mean latent
         precision = settings.expression_scale**-2

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Clustering: Gaussian mixtures, number of components by cross-validation
+# ---- clustering: Gaussian mixtures, with the number of components from cross-validation
+
 N_AXES = 8  # leading principal axes of a group's latents
 MAX_COMPONENTS = 20  # per group
 MAX_CELLS = 3000  # cells per group to fit mixtures to; the others are only assigned
@@ -35,55 +36,6 @@ MIN_GAIN = 1  # required gain in log likelihood for more components, in standard
 N_STARTS = 3  # initialisations of a mixture; a single poor one would favour more components
 PATIENCE = 3  # stop after this many numbers of components without a gain
 MIN_VARIANCE = 0.02  # added to component variances, relative to the variance of standardised latents
-# Classification
-N_SHRINK = 50  # cells at which a sub-population's covariance and the pooled one have equal weight
-MIN_SHARE = 1e-3  # of the pooled variances, added to all variances
-MAX_PRIOR_DEVIATION = 3.0  # scale on which sub-population means deviate from the type's, in prior standard deviations
-
-
-@dataclass(frozen=True)
-class GroupLatents:
-    """Posteriors of latents in one group of cells."""
-
-    name: str
-    mean: np.ndarray  # cells x latent dimensions
-    scale: np.ndarray  # standard deviations, cells x latent dimensions
-
-    @classmethod
-    def from_posteriors(cls, name: str, mean: Tensor, scale: Tensor) -> GroupLatents:
-        """Convert posteriors (cells x latent dimensions) to double precision."""
-        return cls(name, mean.double().numpy(), scale.double().numpy())
-
-    def sampled(self, *, seed: int) -> GroupLatents:
-        """Sample at most ``MAX_CELLS`` cells."""
-        if len(self.mean) <= MAX_CELLS:
-            return self
-        generator = numpy_generator(seed, "sub-populations", self.name)
-        rows = np.sort(generator.choice(len(self.mean), MAX_CELLS, replace=False))
-        return GroupLatents(self.name, self.mean[rows], self.scale[rows])
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Leading principal axes of the latents of a group."""
-
-    centre: np.ndarray  # mean of each latent dimension
-    scale: np.ndarray  # standard deviation of each latent dimension
-    directions: np.ndarray  # of standardised latents, axes x latent dimensions
-
-    @classmethod
-    def from_latents(cls, cells: GroupLatents) -> Axes:
-        """Compute the principal axes of standardised posterior means."""
-        centre = cells.mean.mean(axis=0)
-        scale = np.sqrt(cells.mean.var(axis=0) + (cells.scale**2).mean(axis=0))
-        standardised = (cells.mean - centre) / scale
-        n_cells, n_latent = standardised.shape  # with fewer cells than axes, the last axes are arbitrary
-        directions = np.linalg.svd(standardised, full_matrices=n_cells < n_latent)[2][:N_AXES]
-        return cls(centre, scale, directions)
-
-    def __call__(self, latent: np.ndarray) -> np.ndarray:
-        """Project latents (cells x latent dimensions) to the axes."""
-        return np.asarray(((latent - self.centre) / self.scale) @ self.directions.T)
 
 
 def find_parts(
@@ -171,6 +123,51 @@ def parts_of_group(cells: GroupLatents, settings: AutoencoderSettings, *, seed: 
     return undivided
 
 
+@dataclass(frozen=True)
+class GroupLatents:
+    """Posteriors of latents in one group of cells."""
+
+    name: str
+    mean: np.ndarray  # cells x latent dimensions
+    scale: np.ndarray  # standard deviations, cells x latent dimensions
+
+    @classmethod
+    def from_posteriors(cls, name: str, mean: Tensor, scale: Tensor) -> GroupLatents:
+        """Convert posteriors (cells x latent dimensions) to double precision."""
+        return cls(name, mean.double().numpy(), scale.double().numpy())
+
+    def sampled(self, *, seed: int) -> GroupLatents:
+        """Sample at most ``MAX_CELLS`` cells."""
+        if len(self.mean) <= MAX_CELLS:
+            return self
+        generator = numpy_generator(seed, "sub-populations", self.name)
+        rows = np.sort(generator.choice(len(self.mean), MAX_CELLS, replace=False))
+        return GroupLatents(self.name, self.mean[rows], self.scale[rows])
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Leading principal axes of the standardised latents of a group."""
+
+    centre: np.ndarray  # mean of each latent dimension
+    scale: np.ndarray  # standard deviation of each latent dimension
+    directions: np.ndarray  # axes x latent dimensions
+
+    @classmethod
+    def from_latents(cls, cells: GroupLatents) -> Axes:
+        """Compute the principal axes of standardised posterior means."""
+        centre = cells.mean.mean(axis=0)
+        scale = np.sqrt(cells.mean.var(axis=0) + (cells.scale**2).mean(axis=0))
+        standardised = (cells.mean - centre) / scale
+        n_cells, n_latent = standardised.shape  # with fewer cells than axes, the last axes are arbitrary
+        directions = np.linalg.svd(standardised, full_matrices=n_cells < n_latent)[2][:N_AXES]
+        return cls(centre, scale, directions)
+
+    def __call__(self, latent: np.ndarray) -> np.ndarray:
+        """Project latents (cells x latent dimensions) to the axes."""
+        return np.asarray(((latent - self.centre) / self.scale) @ self.directions.T)
+
+
 def choose_n_components(draws: Sequence[np.ndarray], fold: np.ndarray, maximum: int, *, random_state: int) -> int:
     """Choose the number of components by cross-validated log likelihood.
 
@@ -209,6 +206,13 @@ def fit_mixture(draws: Sequence[np.ndarray], n_components: int, *, random_state:
     return mixture.fit(np.concatenate(draws))
 
 
+# ---- classification
+
+N_SHRINK = 50  # cells at which a sub-population's covariance and the pooled one have equal weight
+MIN_SHARE = 1e-3  # of the pooled variances, added to all variances
+MAX_PRIOR_DEVIATION = 3.0  # scale on which sub-population means deviate from the type's, in prior standard deviations
+
+
 @dataclass(frozen=True, eq=False)
 class SubPopulations:
     """Classifier of sub-populations, for each divided cell type (quadratic discriminant analysis).
@@ -240,7 +244,7 @@ class SubPopulations:
         return tuple(self.names[row] for row in self.rows_of(cell_type)) or (cell_type,)
 
     def divide(self, cell_type: str, mean: Tensor, scale: Tensor, prior_mean: Tensor) -> tuple[np.ndarray, Tensor]:
-        """Assign cells of a type to sub-populations, and estimate the prior means of these.
+        """Assign cells of a type to its sub-populations, and estimate their prior means.
 
         Parameters
         ----------
@@ -275,7 +279,7 @@ def classify(
     part: np.ndarray,
     *,
     prefix: str,
-    smallest: int,
+    min_cells: int,
     donor: pd.Series | None = None,
     min_donors: int = 1,
 ) -> SubPopulations:
@@ -295,7 +299,7 @@ def classify(
         Number of each cell's part, from :func:`find_parts`.
     prefix
         Prefix of the names of sub-populations, from :func:`prefixes_of`.
-    smallest
+    min_cells
         Minimum number of cells assigned to a sub-population.
     donor
         Donor of each cell; None to skip the check of donors.
@@ -312,7 +316,7 @@ def classify(
         classifier = SubPopulations(names, (cell_type,) * len(parts), *fit_normal_densities(groups))
         assigned = classifier.assign(cell_type, mean)
         n_assigned = assigned.bincount(minlength=len(parts))
-        if n_assigned.min() < smallest:
+        if n_assigned.min() < min_cells:
             del parts[int(n_assigned.argmin())]
             continue
         if donor is None:
@@ -324,13 +328,16 @@ def classify(
     return SubPopulations.none(mean.shape[1])
 
 
-def warn_of_fewer(sub_populations: SubPopulations, cell_types: Sequence[str], number: int, *, each_needs: str) -> None:
-    """Warn of cell types with fewer sub-populations than requested."""
+def warn_of_fewer(sub_populations: SubPopulations, cell_types: Sequence[str], number: int, *, requirement: str) -> None:
+    """Warn of cell types with fewer sub-populations than requested.
+
+    ``requirement`` describes what each sub-population needs, such as ``30 cells to fit``.
+    """
     n_by_type = Counter(sub_populations.cell_type)
     fewer = [f"{name!r} ({max(n_by_type[name], 1)})" for name in cell_types if max(n_by_type[name], 1) < number]
     if fewer:
         logger.warning(
-            "Fewer than %d sub-populations, as each needs %s: %s.", number, each_needs, abbreviated(fewer, n_shown=5)
+            "Fewer than %d sub-populations, as each needs %s: %s.", number, requirement, abbreviated(fewer, n_shown=5)
         )
 
 
@@ -361,13 +368,13 @@ def fit_normal_densities(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tens
     return axes.float(), means.float(), log_density.float()
 
 
-def prefixes_of(cell_types: Sequence[str], taken: Collection[str] = ()) -> dict[str, str]:
+def prefixes_of(cell_types: Sequence[str], reserved: Collection[str] = ()) -> dict[str, str]:
     """Choose a unique prefix for each type's sub-populations, such as ``T cell/``.
 
-    Slashes are added to avoid conflicts with types and names in ``taken``: with the types ``T`` and ``T/1``,
+    Slashes are added to avoid conflicts with types and ``reserved`` names: with the types ``T`` and ``T/1``,
     sub-populations of ``T`` are ``T//1``, ``T//2`` and so on.
     """
-    names = {*cell_types, *taken}
+    names = {*cell_types, *reserved}
     used, prefixes = {name.rstrip("0123456789") for name in names if name[-1:] in "0123456789"}, {}
     for cell_type in cell_types:
         prefix = f"{cell_type}/"

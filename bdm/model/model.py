@@ -176,7 +176,7 @@ class BranchedModel:
         along, value = self.whitening.direction(index), value - float(self.whitening.centre[index])
         moments = self.moments
         normals = Mixture(torch.ones(len(moments.mean)), moments.mean.double(), moments.covariance.double())
-        density = pd.Series(normals.log_densities_of(along, value).numpy(), moments.populations)
+        density = pd.Series(normals.log_densities_along(along, value).numpy(), moments.populations)
         highest = density.groupby(density.index.map(self.cell_type_of)).transform("max")
         weight = np.exp(density - highest)[self.composition.index]
         return replace(self, prior=self.prior.condition(along, value), composition=self.composition.mul(weight, axis=0))

@@ -93,7 +93,7 @@ class BranchPopulations:
         mixtures = [self.mixture(branch, 0.0) for branch in range(len(self.below))]
         normals = [mixture.conditioned(direction, value).moments for mixture in mixtures]
         axes, variance = principal_axes(torch.stack([normal.covariance for normal in normals]))
-        density = torch.stack([mixture.log_densities_of(direction, value).logsumexp(dim=0) for mixture in mixtures])
+        density = torch.stack([mixture.log_densities_along(direction, value).logsumexp(dim=0) for mixture in mixtures])
         return replace(
             self,
             mean=torch.stack([normal.mean for normal in normals]).float(),

@@ -84,7 +84,7 @@ def sub_populations(cell_type: pd.Series, mean: np.ndarray, scale: np.ndarray, s
     code, names = pd.factorize(cell_type.astype(str), sort=True)
     types = Division(tuple(names), torch.from_numpy(code))
     posteriors = torch.from_numpy(mean), torch.from_numpy(scale)
-    found = types.into(find_parts(*posteriors, types.code, types.names, AutoencoderSettings(), seed=seed))
+    found = types.refined(find_parts(*posteriors, types.code, types.names, AutoencoderSettings(), seed=seed))
     return pd.Categorical.from_codes(found.code.numpy(), categories=list(found.names))
 
 

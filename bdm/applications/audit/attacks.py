@@ -178,7 +178,7 @@ def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *,
 
     Returns the loss of the reference prior minus the loss of the model's prior, averaged over noise, (n_cells,).
     """
-    latent = latent_cells(model.encode(cells), every=True)
+    latent = latent_cells(model.encode(cells), with_test=True)
     index, table = torch.arange(cells.n_obs), path_table(model.hierarchy, latent.populations)
     denoisers = (prior_of(reference, model).denoise, model.prior.to("cpu").denoise)
     generator = torch_generator(seed, "noise of attacked cells")
@@ -198,5 +198,5 @@ def prior_of(cells: AnnData, model: BranchedModel) -> GaussianMixturePrior:
     """Fit a prior to other cells; empty populations keep the model's moments."""
     encoded = model.encode(cells)
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
-    moments = population_moments(latent_cells(encoded, every=True), model.whitening)
+    moments = population_moments(latent_cells(encoded, with_test=True), model.whitening)
     return GaussianMixturePrior.from_moments(model.moments.joined(moments), model.hierarchy)

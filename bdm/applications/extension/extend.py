@@ -24,7 +24,7 @@ from bdm.applications.extension.fit_extension import (
     initial_adapter,
 )
 from bdm.applications.extension.new_cells import NewCells
-from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_gaining, likelihood
+from bdm.autoencoder.adapters import Adapters, PopulationCells, bounds_of_population, fit_gaining
 from bdm.autoencoder.latent import encode, latent_cells, library_size_range
 from bdm.autoencoder.levels import training_levels
 from bdm.autoencoder.moments import population_moments
@@ -126,7 +126,7 @@ def add_type(
     autoencoder = model.autoencoder.with_batches(batches or {})
     initial = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
     population = [PopulationCells.from_cells(cell_type, cells, autoencoder.batches)]
-    gaining = fit_gaining(initial, autoencoder.network, population, settings.adapter, least_gain=MIN_GAIN, seed=seed)
+    gaining = fit_gaining(initial, autoencoder.network, population, settings.adapter, min_gain=MIN_GAIN, seed=seed)
     decoder = initial.updated(gaining)  # the initial one, if the gain is too small
     autoencoder_settings = AutoencoderSettings(**autoencoder.provenance["settings"])
     if model.preparation.get("min_donors", PrepareSettings.min_donors) > 1:
@@ -190,12 +190,12 @@ def score_decoders(
     split, held_out_index = held_out_rows(obs)
     held_out, names = cells[held_out_index], names[held_out_index]
     batches = model.autoencoder.batches
-    before = likelihood(initial.network(extension.cell_type, network), held_out, batches=batches, seed=seed)
+    before = bounds_of_population(initial.network(extension.cell_type, network), held_out, batches=batches, seed=seed)
     after = np.empty(len(before))
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
         decoder = extension.adapters.network(name, network)
-        after[rows] = likelihood(decoder, held_out[rows], batches=batches, seed=seed)
+        after[rows] = bounds_of_population(decoder, held_out[rows], batches=batches, seed=seed)
     return split, before, after, float(held_out.X.sum() / held_out.n_obs)
 
 

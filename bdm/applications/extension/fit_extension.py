@@ -18,7 +18,7 @@ from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.adapters import KNOWN_POPULATIONS, MAX_CELLS, Adapters, PopulationCells, fit_gaining
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.blocks import (
-    N_ITERATIONS_OF_BOUND,
+    N_BOUND_ITERATIONS,
     cell_blocks_of_type,
     observed_and_expected,
     sample_rows_of_population,
@@ -51,7 +51,7 @@ def initial_adapter(cells: ad.AnnData, name: str, autoencoder: GeneAutoencoder) 
     for _ in range(5):  # the prior mean is the mean of posteriors, which depend on it
         network = adapter.network(name, shared)
         blocks = cell_blocks_of_type(cells, autoencoder.batches)
-        means = [network.encode(*block, n_iterations=N_ITERATIONS_OF_BOUND).mean for block in blocks]
+        means = [network.encode(*block, n_iterations=N_BOUND_ITERATIONS).mean for block in blocks]
         adapter = replace(adapter, prior_mean=torch.cat(means).mean(dim=0, keepdim=True))
     return adapter
 
@@ -76,8 +76,8 @@ def find_populations(
     n_latent = autoencoder.network.shape.n_latent
     mean, scale = (torch.from_numpy(np.asarray(values)[:, :n_latent]) for values in (latent.X, latent.layers["scale"]))
     part = parts_of_group(GroupLatents.from_posteriors(cell_type, mean, scale), settings, seed=seed)
-    prefix, smallest = prefixes_of([cell_type], reserved)[cell_type], settings.min_cells_per_sub_population
-    divided = classify(cell_type, mean, part, prefix=prefix, smallest=smallest)
+    prefix, min_cells = prefixes_of([cell_type], reserved)[cell_type], settings.min_cells_per_sub_population
+    divided = classify(cell_type, mean, part, prefix=prefix, min_cells=min_cells)
     names = divided.names
     if not len(divided):
         return decoder, divided
@@ -99,7 +99,7 @@ def fit_populations(cells: ad.AnnData, initial: Adapters, autoencoder: GeneAutoe
             return start.subset(())
         population = PopulationCells.from_cells(name, cells[np.concatenate(rows)], autoencoder.batches)
         try:
-            return fit_gaining(start, autoencoder.network, [population], KNOWN_POPULATIONS, least_gain=0, seed=seed)
+            return fit_gaining(start, autoencoder.network, [population], KNOWN_POPULATIONS, min_gain=0, seed=seed)
         except TrainingError as error:
             logger.warning("%s keeps the decoder of its cell type: %s", name, error)
             return start.subset(())

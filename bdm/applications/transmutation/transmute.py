@@ -181,7 +181,7 @@ def _posterior_draw(
     if model.covariates is not None and sources.covariates is not None:
         cells.obs[list(model.covariates.names)] = sources.covariates[part.rows]
     posterior = model.encode(cells)
-    latent = latent_cells(posterior, every=True)
+    latent = latent_cells(posterior, with_test=True)
     population = posterior.obs["sub_population"].astype(str).to_numpy()
     return latent.sample(torch.arange(len(population)), generator), population
 
