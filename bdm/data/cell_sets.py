@@ -62,9 +62,9 @@ def read_real_cells(
         test = StoredCells.from_anndata(test_path, test_adata, rows, names.index, test_place, covariates)
         with at(test_path):
             check_held_out(test, training)
-    lone = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
-    if len(lone):
-        logger.warning("%s: types with too few test cells are not evaluated: %s.", path, ", ".join(lone))
+    small = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
+    if len(small):
+        logger.warning("%s: types with too few test cells are not evaluated: %s.", path, ", ".join(small))
     check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
     if on_disk:
         return RealCells(training, test, names)
@@ -92,25 +92,37 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = DEFAULT_KEYS, 
 def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: bool = True) -> tuple[AnnData, str]:
     """Open cells with counts in ``X``, and columns ``cell_type`` and ``batch``.
 
-    Returns the cells, backed if possible, and the location of the counts for messages. Without ``strict``, default
-    names replace missing ``keys``. With ``by_option``, error messages suggest options.
+    Parameters
+    ----------
+    path
+        File of cells.
+    keys
+        Columns of ``obs``, and slot of the counts.
+    strict
+        Whether it is an error if ``keys`` are missing. Otherwise, default names replace missing ones.
+    by_option
+        Whether messages of errors name ``keys`` as a remedy.
+
+    Returns
+    -------
+    Cells, backed if possible, and the slot of the counts in words, for messages.
     """
     adata = read_cells(path, on_disk=True, counts=keys.counts or "auto")
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()]
         raise InputError(f"{path} repeats the genes {abbreviated(repeated)}; make their names unique.")
     slots = count_slots(adata)
-    name = keys.counts or "X"
-    if name not in slots and name != "auto" and not strict:
-        name = "X"
-    if name == "auto":
+    slot = keys.counts or "X"
+    if not strict and slot not in (*slots, "auto"):
+        slot = "X"
+    if slot == "auto":
         with at(path):
             cells = find_counts(adata)[0]
-    elif name in slots:
-        cells = slots[name]
+    elif slot in slots:
+        cells = slots[slot]
     else:
         remedy = f"name where they are by `counts=` ({', '.join(slots)})" if by_option else "put raw counts there"
-        raise InputError(f"{path} has no counts in {name!r}; {remedy}.")
+        raise InputError(f"{path} has no counts in {slot!r}; {remedy}.")
     obs = adata.obs.copy(deep=False)
     remedy = "name another by `label_key=`" if by_option else "give the cell types in a column of this name"
     obs["cell_type"] = read_column(obs, path, keys.label_key, "cell_type", strict=strict, remedy=remedy)
@@ -118,7 +130,7 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: b
         remedy = "name another by `batch_key=`"
         obs["batch"] = read_column(obs, path, keys.batch_key, "batch", strict=strict, remedy=remedy)
     opened = AnnData(to_row_storage(cells.X), obs=obs, var=cells.var, uns=adata.uns)
-    return opened, "X, or in a layer that `counts=` names" if name == "X" and by_option else name
+    return opened, "X, or in a layer that `counts=` names" if slot == "X" and by_option else slot
 
 
 def read_counts(path: Path) -> AnnData:
@@ -128,11 +140,11 @@ def read_counts(path: Path) -> AnnData:
 
 
 def read_column(
-    obs: pd.DataFrame, path: Path | str, key: str | None, usual: str, *, strict: bool, remedy: str
+    obs: pd.DataFrame, path: Path | str, key: str | None, default: str, *, strict: bool, remedy: str
 ) -> pd.Series:
-    """Return a column of ``obs`` as text, by ``key`` or its usual name."""
+    """Return column ``key`` of ``obs`` as text, or else column ``default``; see :func:`open_cells`."""
     key = None if key is None else name_in(obs, key)
-    name = key if key is not None and (strict or key in obs) else usual
+    name = key if key is not None and (strict or key in obs) else default
     if name not in obs:
         columns = ", ".join(map(str, obs)) or "none"
         raise InputError(f"{path} has no column {name!r} in obs; {remedy} (there are: {columns}).")
@@ -143,7 +155,8 @@ def read_column(
 def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
     """Return a mask of the test cells, by the column ``split``.
 
-    They are excluded from training cells even if test cells come from another file.
+    Cells that are marked as test cells are never training cells, even if the test cells come from another file. With
+    ``needed``, it is an error if there are none.
     """
     if "split" not in adata.obs:
         if needed:
@@ -166,7 +179,7 @@ def check_held_out(test: TypedCells, training: TypedCells) -> None:
 
     Warns about some duplicates, and raises an InputError if most cells are duplicates.
     """
-    hashes = fingerprints(test, fewest_genes=MIN_GENES)
+    hashes = fingerprints(test, min_genes=MIN_GENES)
     same = np.isin(hashes, fingerprints(training)) & (hashes > 0)
     n_same, n_test = int(same.sum()), len(test)
     if n_same > n_test / 2:
@@ -178,12 +191,12 @@ def check_held_out(test: TypedCells, training: TypedCells) -> None:
         logger.warning("%d of %d test cells have the counts of training cells, so scores are too good.", n_same, n_test)
 
 
-def fingerprints(cells: TypedCells, *, fewest_genes: int = 0) -> np.ndarray:
-    """Hash the counts of each cell; 0 for cells with too few detected genes."""
+def fingerprints(cells: TypedCells, *, min_genes: int = 0) -> np.ndarray:
+    """Hash the counts of each cell; 0 for cells with fewer than ``min_genes`` detected genes."""
     hashes = []
     for start in range(0, len(cells), BLOCK):
         block = cells[np.arange(start, min(start + BLOCK, len(cells)))]
         counts = block.counts.sorted_indices()
         weights = np.random.default_rng(0).integers(1, 2**63, size=counts.shape[1], dtype=np.uint64)
-        hashes.append(np.where(block.n_detected >= fewest_genes, counts.astype(np.uint64) @ weights, 0))
+        hashes.append(np.where(block.n_detected >= min_genes, counts.astype(np.uint64) @ weights, 0))
     return np.concatenate([np.empty(0, dtype=np.uint64), *hashes])

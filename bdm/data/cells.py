@@ -37,8 +37,8 @@ BLOCK = 20_000  # cells read and checked at a time; checks need several times th
 class TypedCells(ABC):
     """Base class of labelled cells, in memory or on disk."""
 
-    cell_type: np.ndarray
-    covariates: pd.DataFrame | None
+    cell_type: np.ndarray  # of each cell
+    covariates: pd.DataFrame | None  # cells x covariates
 
     def __len__(self) -> int:
         return len(self.cell_type)
@@ -95,8 +95,9 @@ class Cells(TypedCells):
     def of_modality(self, modality: Modality) -> Cells:
         """Select the features of a modality."""
         counts = self.counts[:, modality.features]
-        alone = () if modality.normalised else (replace(modality, features=slice(0, counts.shape[1])),)
-        return replace(self, counts=counts, modalities=alone)
+        # A normalised modality alone is treated as RNA alone
+        modalities = () if modality.normalised else (replace(modality, features=slice(0, counts.shape[1])),)
+        return replace(self, counts=counts, modalities=modalities)
 
     @cached_property
     def library_size(self) -> np.ndarray:
@@ -136,61 +137,18 @@ class Cells(TypedCells):
         return self.cp10k.log1p()
 
 
-def modalities_if_several(var: pd.DataFrame) -> tuple[Modality, ...]:
-    """Return the modalities of the features; none for RNA alone."""
-    return tuple(modalities_of(var)) if has_modalities(var) else ()
-
-
-def read_batch(obs: pd.DataFrame) -> np.ndarray | None:
-    """Return the batch of each cell, or None without a column ``batch``."""
-    return obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
-
-
-def covariates_in(obs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
-    """Return the numeric covariates without missing values, or None if there are none."""
-    known = [name for name in names if name in obs and is_numeric_dtype(obs[name]) and obs[name].notna().all()]
-    return obs[known].astype(float).reset_index(drop=True) if known else None
-
-
-def select_rows(table: pd.DataFrame | None, index: np.ndarray) -> pd.DataFrame | None:
-    """Select rows of a table; None stays None."""
-    return None if table is None else table.iloc[index].reset_index(drop=True)
-
-
-def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
-    """Sample ``n_by_type`` cells of each type, and return their sorted indices.
-
-    Sampling is without replacement: duplicated cells would be easy to detect.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(cells))
-    number_within_type = pd.Series(cells.cell_type[shuffled]).groupby(cells.cell_type[shuffled]).cumcount()
-    requested = n_by_type.reindex(cells.cell_type[shuffled], fill_value=0)
-    return np.sort(shuffled[number_within_type.to_numpy() < requested.to_numpy()])
-
-
-def smaller_numbers(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:
-    """Cap the number of cells of each type in ``at_most``."""
-    return np.minimum(n_by_type.reindex(at_most.index, fill_value=0), at_most)
-
-
-def split_in_halves(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
-    """Split cells at random into two halves, stratified by type."""
-    first = sample_by_type(cells, cells.n_by_type // 2, seed=seed)
-    return cells[first], cells[np.setdiff1d(np.arange(len(cells)), first)]
-
-
 @dataclass(frozen=True)
 class StoredCells(TypedCells):
     """Cells in a file; counts are read and checked on demand."""
 
     path: Path
     adata: AnnData  # all cells of the file, backed
-    rows: np.ndarray  # indices of the cells in the file
+    rows: np.ndarray  # indices of these cells in the file
     genes: pd.Index  # in the order of the real cells
     cell_type: np.ndarray
-    batch: np.ndarray | None = None
-    place: str = "X"  # where raw counts are, for messages
-    covariates: pd.DataFrame | None = None
+    batch: np.ndarray | None = None  # None if unknown
+    place: str = "X"  # slot of the raw counts, for messages
+    covariates: pd.DataFrame | None = None  # cells x covariates; None if there are none
 
     @classmethod
     def from_anndata(
@@ -202,7 +160,7 @@ class StoredCells(TypedCells):
         place: str = "X",
         covariates: Sequence[str] = (),
     ) -> StoredCells:
-        """Read types and any batches and covariates from ``obs``."""
+        """Read types and any batches and covariates of the cells ``rows`` from ``obs``."""
         obs = adata.obs.iloc[rows]
         cell_type, values = obs["cell_type"].to_numpy(dtype=str), covariates_in(obs, covariates)
         return cls(path, adata, rows, genes, cell_type, read_batch(obs), place, values)
@@ -249,6 +207,52 @@ class RealCells:
 
 
 Populations = Callable[[Cells], np.ndarray | None]  # assigns a population to each cell; None if it cannot
+
+
+# ---- columns and samples of cells
+
+
+def modalities_if_several(var: pd.DataFrame) -> tuple[Modality, ...]:
+    """Return the modalities of the features; none for RNA alone."""
+    return tuple(modalities_of(var)) if has_modalities(var) else ()
+
+
+def read_batch(obs: pd.DataFrame) -> np.ndarray | None:
+    """Return the batch of each cell, or None without a column ``batch``."""
+    return obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
+
+
+def covariates_in(obs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
+    """Return the numeric covariates without missing values, or None if there are none."""
+    known = [name for name in names if name in obs and is_numeric_dtype(obs[name]) and obs[name].notna().all()]
+    return obs[known].astype(float).reset_index(drop=True) if known else None
+
+
+def select_rows(table: pd.DataFrame | None, index: np.ndarray) -> pd.DataFrame | None:
+    """Select rows of a table; None stays None."""
+    return None if table is None else table.iloc[index].reset_index(drop=True)
+
+
+def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
+    """Sample ``n_by_type`` cells of each type, and return their sorted indices.
+
+    Sampling is without replacement: duplicated cells would be easy to detect.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(cells))
+    number_within_type = pd.Series(cells.cell_type[shuffled]).groupby(cells.cell_type[shuffled]).cumcount()
+    requested = n_by_type.reindex(cells.cell_type[shuffled], fill_value=0)
+    return np.sort(shuffled[number_within_type.to_numpy() < requested.to_numpy()])
+
+
+def smaller_numbers(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:
+    """Cap the number of cells of each type in ``at_most``."""
+    return np.minimum(n_by_type.reindex(at_most.index, fill_value=0), at_most)
+
+
+def split_in_halves(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
+    """Split cells at random into two halves, stratified by type."""
+    first = sample_by_type(cells, cells.n_by_type // 2, seed=seed)
+    return cells[first], cells[np.setdiff1d(np.arange(len(cells)), first)]
 
 
 # ---- checks

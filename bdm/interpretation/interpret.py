@@ -15,7 +15,7 @@ from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm.autoencoder.latent import populations_of_cells
-from bdm.data.cell_sets import open_cells
+from bdm.data.cell_sets import DEFAULT_KEYS, open_cells
 from bdm.data.cells import (
     MIN_CELLS_FOR_MEANS,
     Cells,
