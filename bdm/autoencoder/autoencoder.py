@@ -31,16 +31,16 @@ class GeneAutoencoder:
     genes
         ``var`` of the prepared cells.
     cell_types
-        Cell types of the shared network in its order, then added types.
+        Cell types in the order of the shared network, then types that were added after training.
     batches
         Batches in the order of their indices; empty without a batch key.
     provenance
         Version, seed, settings and hash of the data.
-    likelihood
+    bounds
         Mean evidence lower bound by type, see :func:`bdm.autoencoder.blocks.mean_bound_by_type`. From validation cells;
         from training cells if there are none.
-    rows
-        Cell types and sub-populations in the order of the shared network.
+    network_types
+        Types of the shared network, in its order: cell types, then sub-populations.
     sub_populations
         Classifier of the sub-populations of each divided type.
     adapters
@@ -54,8 +54,8 @@ class GeneAutoencoder:
     cell_types: tuple[str, ...]
     batches: tuple[str, ...]
     provenance: dict[str, Any]
-    likelihood: pd.DataFrame
-    rows: tuple[str, ...]
+    bounds: pd.DataFrame
+    network_types: tuple[str, ...]
     sub_populations: SubPopulations
     adapters: Adapters
     levels: dict[str, Tensor] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class GeneAutoencoder:
 
     def type_code(self, population: str) -> int:
         """Return the index of a population in the network of this population."""
-        return 0 if population in self.adapters else self.rows.index(population)
+        return 0 if population in self.adapters else self.network_types.index(population)
 
     def type_codes(self, population: np.ndarray) -> Tensor:
         """Return the index of each cell's population, see :meth:`type_code`."""
@@ -105,8 +105,8 @@ class GeneAutoencoder:
         It also applies to cells of unknown population. Types that were added after training have a network of their
         own; all others use the shared one.
         """
-        if cell_type in self.rows:
-            return self.network, self.rows.index(cell_type)
+        if cell_type in self.network_types:
+            return self.network, self.network_types.index(cell_type)
         return self.adapters.network(cell_type, self.network), 0
 
     def batch_codes(self, batch: np.ndarray | None) -> Tensor | None:

@@ -98,17 +98,17 @@ def fit_autoencoder(
         warn_of_fewer(sub_populations, cell_types, settings.sub_populations, requirement=objective.requirement)
     if has_donors(adata):
         hint_at_donors(cells.obs, sub_populations)
-    rows = (*cell_types, *sub_populations.names)
+    network_types = (*cell_types, *sub_populations.names)
     if settings.shared_decoder:
         adapters = Adapters.from_shared(network, (), ())
     else:
-        adapters = fit_adapters(network, rows, cells, seed=seed)
+        adapters = fit_adapters(network, network_types, cells, seed=seed)
     is_scored = (cells.obs["split"] == "validation").to_numpy()
     scored = cells[is_scored] if is_scored.any() else cells[sample_start(objective)]
-    bounds = bounds_by_type(network, rows, adapters, scored, objective, cell_types)
+    bounds = bounds_by_type(network, network_types, adapters, scored, objective, cell_types)
     levels = training_levels(cells, protein_columns(adata.var), seed=seed)
     autoencoder = GeneAutoencoder(
-        network, adata.var, cell_types, batches, provenance, bounds, rows, sub_populations, adapters, levels
+        network, adata.var, cell_types, batches, provenance, bounds, network_types, sub_populations, adapters, levels
     )
     return autoencoder, history
 
@@ -318,9 +318,9 @@ def with_sub_populations(
     cells = ad.AnnData(cells.X, cells.obs.assign(sub_population=population.astype(str)), cells.var)
     if not means:
         return type_network, sub_populations, cells
-    rows = (*cell_types, *sub_populations.names)
-    row = codes_of(cells.obs["sub_population"], rows)
-    counts = count_members(row, objective.division, len(rows))[len(cell_types) :]
+    network_types = (*cell_types, *sub_populations.names)
+    assigned = codes_of(cells.obs["sub_population"], network_types)
+    counts = count_members(assigned, objective.division, len(network_types))[len(cell_types) :]
     decoder = network.mean_of_types(torch.cat([type_counts, counts])).decoder
     prior_mean = torch.cat([type_network.prior_mean, *means])
     return CountAutoencoder.from_decoder(decoder, prior_mean), sub_populations, cells
@@ -328,7 +328,7 @@ def with_sub_populations(
 
 def bounds_by_type(
     network: CountAutoencoder,
-    rows: tuple[str, ...],
+    network_types: tuple[str, ...],
     adapters: Adapters,
     cells: ad.AnnData,
     objective: Objective,
@@ -337,7 +337,8 @@ def bounds_by_type(
     """Average the evidence lower bounds of cells by type, using type-specific decoders."""
     batches, seed = objective.batches, objective.seed
     population = cells.obs["sub_population"].astype(str)
-    bounds = evidence_lower_bounds(network, cells, codes_of(population, rows), batch_codes(cells, batches), seed=seed)
+    codes = codes_of(population, network_types)
+    bounds = evidence_lower_bounds(network, cells, codes, batch_codes(cells, batches), seed=seed)
     for name in adapters:
         members = np.flatnonzero(population == name)
         bounds[members] = bounds_of_population(adapters.network(name, network), cells[members], batches, seed=seed)

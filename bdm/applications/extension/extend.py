@@ -306,7 +306,7 @@ def likelihood_table(fitted: Sequence[FittedExtension], model: BranchedModel) ->
 
     ``stage`` is ``model`` for types of the fitted model, and ``before`` or ``after`` the extension for new types.
     """
-    known = model.autoencoder.likelihood.rename_axis("cell_type").reset_index().assign(stage="model")
+    known = model.autoencoder.bounds.rename_axis("cell_type").reset_index().assign(stage="model")
     rows = [known] + [
         pd.DataFrame(
             {
