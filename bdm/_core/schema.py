@@ -62,7 +62,7 @@ class Setting:
 
     @property
     def public_name(self) -> str:
-        """Name in files and messages; names of attributes that Python reserves end in an underscore."""
+        """Name in files and messages, such as ``from`` for the attribute ``from_``."""
         return self.name.rstrip("_")
 
     @property
@@ -273,33 +273,33 @@ def files_in(setting: Setting, value: Any) -> list[Path]:
     return [Path(value)] if is_path and Path(value).is_file() else []
 
 
-def settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
+def settings_of(stage: type[StageSettings]) -> tuple[Setting, ...]:
     """List the settings of a stage."""
-    hashable: Any = model  # a class is hashable, but mypy looks at the method __hash__ that it defines
+    hashable: Any = stage  # a class is hashable, but mypy looks at the method __hash__ that it defines
     return _settings_of(hashable)
 
 
 @cache
-def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
+def _settings_of(stage: type[StageSettings]) -> tuple[Setting, ...]:
     # The default factory of nested settings is their class
     return tuple(
         Setting(entry.name, entry.type, entry.default if entry.default_factory is MISSING else entry.default_factory)
-        for entry in fields(model)
+        for entry in fields(stage)
     )
 
 
-def leaves_of(model: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str, Setting]]:
+def leaves_of(stage: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str, Setting]]:
     """Yield each setting that is not nested: its path, its section, and the setting."""
-    for setting in settings_of(model):
+    for setting in settings_of(stage):
         if setting.nested is not None:
-            yield from (((setting.name, *path), stage, leaf) for path, stage, leaf in leaves_of(setting.nested))
+            yield from (((setting.name, *path), section, leaf) for path, section, leaf in leaves_of(setting.nested))
         else:
-            yield (setting.name,), model.section, setting
+            yield (setting.name,), stage.section, setting
 
 
-def described_settings(model: type[StageSettings]) -> Iterator[Setting]:
+def described_settings(stage: type[StageSettings]) -> Iterator[Setting]:
     """Yield settings with a help text: command-line options and configuration keys."""
-    return (setting for setting in settings_of(model) if setting.help)
+    return (setting for setting in settings_of(stage) if setting.help)
 
 
 # ---- public functions
