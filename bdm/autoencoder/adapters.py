@@ -113,13 +113,13 @@ def fit_portion(
     network: CountAutoencoder, populations: tuple[str, ...], portion: list[PopulationCells], *, seed: int
 ) -> Adapters:
     """Fit the decoders of a few populations together; one by one if that diverges."""
-    names = [cells.population for cells in portion]
+    names = [population.name for population in portion]
     start = Adapters.from_shared(network, names, [populations.index(name) for name in names])
     try:
         return fit_gaining(start, network, portion, KNOWN_POPULATIONS, min_gain=0, seed=seed)
     except TrainingError as error:
         if len(portion) > 1:
-            parts = (fit_portion(network, populations, [cells], seed=seed) for cells in portion)
+            parts = (fit_portion(network, populations, [population], seed=seed) for population in portion)
             return start.subset(()).updated(*parts)
         logger.warning("%s keeps the shared decoder: %s", names[0], error)
         return start.subset(())
@@ -129,18 +129,18 @@ def fit_portion(
 class PopulationCells:
     """Training and validation cells of one population."""
 
-    population: str
+    name: str  # of the population
     counts: Tensor  # training cells x genes
     batch: Tensor  # index of each training cell's batch
     held_out: ad.AnnData  # validation cells; may be empty
     batches: tuple[str, ...]  # batches of the network
 
     @classmethod
-    def from_cells(cls, population: str, cells: ad.AnnData, batches: tuple[str, ...]) -> PopulationCells:
+    def from_cells(cls, name: str, cells: ad.AnnData, batches: tuple[str, ...]) -> PopulationCells:
         """Split prepared cells by ``obs["split"]``; ``batches`` are the batches of the network."""
         split = cells.obs["split"].to_numpy()
-        training, held_out = (cells[split == name] for name in ("train", "validation"))
-        return cls(population, to_tensor(training.X.toarray()), batch_codes(training, batches), held_out, batches)
+        training, held_out = (cells[split == part] for part in ("train", "validation"))
+        return cls(name, to_tensor(training.X.toarray()), batch_codes(training, batches), held_out, batches)
 
 
 def fit_gaining(
@@ -177,9 +177,9 @@ def fit_gaining(
     """
     try:
         fitted = fit_together(start, network, cells, settings, seed=seed)
-        gains = [standardised_gain(fitted, start, network, own, seed=seed) for own in cells]
+        gains = [standardised_gain(fitted, start, network, population, seed=seed) for population in cells]
     except torch.linalg.LinAlgError as error:
-        names = ", ".join(repr(own.population) for own in cells)
+        names = ", ".join(repr(population.name) for population in cells)
         raise TrainingError(f"Training of the decoder of {names} diverged; inspect its cells.") from error
     return fitted.subset([name for name, gain in zip(fitted, gains, strict=True) if gain >= min_gain])
 
@@ -198,8 +198,9 @@ def fit_together(
     Each round encodes the cells with the current adapters. Loadings and offsets then take a few Newton steps, each with
     newly sampled latents, and the second half of the steps is averaged. The noise takes one step.
     """
-    padded = network.decoder.padded_cells([own.counts for own in cells], [own.batch for own in cells])
-    generators = [torch_generator(seed, "adapters", own.population) for own in cells]
+    counts, batches = [population.counts for population in cells], [population.batch for population in cells]
+    padded = network.decoder.padded_cells(counts, batches)
+    generators = [torch_generator(seed, "adapters", population.name) for population in cells]
     parameters, prior_mean = start.parameters, start.prior_mean
     for _ in range(settings.n_rounds):
         posterior, steps = encode_padded(padded, parameters, prior_mean), []
@@ -232,7 +233,7 @@ def encode_padded(padded: PaddedCells, parameters: Parameters, prior_mean: Tenso
 def sample_padded(padded: PaddedCells, posterior: Posterior, generators: Sequence[torch.Generator]) -> Tensor:
     """Sample latents with one generator per population; populations x cells x latent dimensions."""
     n_cells, n_latent = padded.present.sum(dim=(1, 2)).long().tolist(), posterior.mean.shape[1]
-    noise = [torch.randn(n, n_latent, generator=own) for n, own in zip(n_cells, generators, strict=True)]
+    noise = [torch.randn(n, n_latent, generator=generator) for n, generator in zip(n_cells, generators, strict=True)]
     together = pad_sequence(noise, batch_first=True)
     return posterior.sample(together.flatten(0, 1)).view(together.shape)
 
@@ -243,7 +244,7 @@ def standardised_gain(
     """Return the mean gain in the bounds of validation cells, in standard errors; infinite without cells."""
     if not cells.held_out.n_obs:
         return float("inf")
-    networks = (adapters.network(cells.population, network) for adapters in (start, fitted))
+    networks = (adapters.network(cells.name, network) for adapters in (start, fitted))
     before, after = (bounds_of_population(network, cells.held_out, cells.batches, seed=seed) for network in networks)
     gain = after - before
     return float(gain.mean() * np.sqrt(len(gain)) / max(gain.std(), 1e-9))

@@ -1,5 +1,7 @@
 """Gene names and symbols, and gene selection: variable genes, lists and markers."""
 
+from __future__ import annotations
+
 import logging
 import re
 from collections import defaultdict
@@ -123,58 +125,6 @@ def share_of_identifiers(names: Iterable[object]) -> float:
 
 # ---- selection
 
-MARKERS: dict[str, tuple[str, ...]] = {
-    "T": ("CD3D", "CD3E", "CD3G", "CD2", "TRAC", "CD4", "CD8A", "CD8B"),
-    "naive or memory T": ("IL7R", "CCR7", "SELL", "TCF7", "LEF1", "S100A4", "CD27", "CD44"),
-    "regulatory T": ("FOXP3", "IL2RA", "CTLA4", "IKZF2"),
-    "cytotoxic": ("GZMA", "GZMB", "GZMK", "PRF1", "NKG7", "GNLY", "CCL5"),
-    "gamma delta and innate-like T": ("TRDC", "TRGC1", "SLC4A10", "KLRB1"),
-    "NK": ("NCAM1", "KLRD1", "KLRF1", "FCGR3A"),
-    "B": ("MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "TCL1A"),
-    "plasma": ("MZB1", "JCHAIN", "SDC1", "XBP1", "CD38"),
-    "monocyte and macrophage": ("CD14", "LYZ", "S100A8", "S100A9", "MS4A7", "CD68", "CD163", "MRC1", "C1QA", "FCN1"),
-    "dendritic": ("FCER1A", "CST3", "CD1C", "CLEC10A", "CLEC9A", "LILRA4", "IL3RA", "CLEC4C"),
-    "granulocyte and mast": ("FCGR3B", "CSF3R", "CPA3", "TPSAB1", "KIT", "MS4A2"),
-    "megakaryocyte and platelet": ("PPBP", "PF4", "ITGA2B", "GP9"),
-    "erythroid": ("HBB", "HBA1", "HBA2", "GYPA", "ALAS2"),
-    "stem and progenitor": ("CD34", "PROM1", "SPINK2"),
-    "dividing": ("MKI67", "TOP2A"),
-    "epithelial": ("EPCAM", "CDH1", "KRT5", "KRT8", "KRT14", "KRT18", "KRT19"),
-    "endothelial": ("PECAM1", "VWF", "CDH5", "CLDN5", "LYVE1", "PROX1"),
-    "fibroblast": ("COL1A1", "COL1A2", "DCN", "LUM", "PDGFRA"),
-    "smooth muscle and pericyte": ("ACTA2", "MYH11", "TAGLN", "RGS5", "PDGFRB"),
-    "neuron": ("RBFOX3", "SNAP25", "SYT1", "SLC17A7", "SLC17A6", "GAD1", "GAD2", "PVALB", "SST", "VIP", "LAMP5", "TH"),
-    "glia": ("AQP4", "GFAP", "SLC1A3", "MBP", "PLP1", "MOG", "CSPG4", "P2RY12", "CX3CR1", "AIF1"),
-    "liver and pancreas": ("ALB", "APOA1", "INS", "GCG", "PRSS1"),
-}
-
-MIN_RANKED = 30  # the local regression fails on fewer cells or genes, and may crash the process
-
-
-@dataclass(frozen=True)
-class BatchSums:
-    """Sums over the cells of each batch, exact because all terms are integers."""
-
-    n_cells: np.ndarray  # number of cells, batches
-    n_seen: np.ndarray  # number of cells with counts of the gene, batches x genes
-    counts: np.ndarray  # sum of counts, batches x genes
-    squares: np.ndarray  # sum of squared counts, batches x genes
-
-    @classmethod
-    def from_cells(cls, cells: CellCounts, batch: pd.Categorical, *, n_genes: int) -> "BatchSums":
-        """Compute all sums in one pass over the cells."""
-        n_batches = len(batch.categories)
-        n_seen, counts, squares = np.zeros((3, n_batches, n_genes))
-        for rows, block in cells:
-            for total, values in (
-                (n_seen, np.ones(block.nnz)),
-                (counts, block.data.astype(float)),
-                (squares, block.data.astype(float) ** 2),
-            ):
-                add_by_batch(total, block, values, batch.codes[rows])
-        return cls(np.bincount(batch.codes, minlength=n_batches), n_seen, counts, squares)
-
-
 GeneList = str | Path | Sequence[str]  # a file with one name per line, or names
 
 
@@ -270,6 +220,32 @@ def listed_genes(listed: pd.Index, names: GeneNames) -> pd.Index:
     return pd.Index([gene for genes in genes_by_name.values() for gene in genes])
 
 
+MARKERS: dict[str, tuple[str, ...]] = {
+    "T": ("CD3D", "CD3E", "CD3G", "CD2", "TRAC", "CD4", "CD8A", "CD8B"),
+    "naive or memory T": ("IL7R", "CCR7", "SELL", "TCF7", "LEF1", "S100A4", "CD27", "CD44"),
+    "regulatory T": ("FOXP3", "IL2RA", "CTLA4", "IKZF2"),
+    "cytotoxic": ("GZMA", "GZMB", "GZMK", "PRF1", "NKG7", "GNLY", "CCL5"),
+    "gamma delta and innate-like T": ("TRDC", "TRGC1", "SLC4A10", "KLRB1"),
+    "NK": ("NCAM1", "KLRD1", "KLRF1", "FCGR3A"),
+    "B": ("MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "TCL1A"),
+    "plasma": ("MZB1", "JCHAIN", "SDC1", "XBP1", "CD38"),
+    "monocyte and macrophage": ("CD14", "LYZ", "S100A8", "S100A9", "MS4A7", "CD68", "CD163", "MRC1", "C1QA", "FCN1"),
+    "dendritic": ("FCER1A", "CST3", "CD1C", "CLEC10A", "CLEC9A", "LILRA4", "IL3RA", "CLEC4C"),
+    "granulocyte and mast": ("FCGR3B", "CSF3R", "CPA3", "TPSAB1", "KIT", "MS4A2"),
+    "megakaryocyte and platelet": ("PPBP", "PF4", "ITGA2B", "GP9"),
+    "erythroid": ("HBB", "HBA1", "HBA2", "GYPA", "ALAS2"),
+    "stem and progenitor": ("CD34", "PROM1", "SPINK2"),
+    "dividing": ("MKI67", "TOP2A"),
+    "epithelial": ("EPCAM", "CDH1", "KRT5", "KRT8", "KRT14", "KRT18", "KRT19"),
+    "endothelial": ("PECAM1", "VWF", "CDH5", "CLDN5", "LYVE1", "PROX1"),
+    "fibroblast": ("COL1A1", "COL1A2", "DCN", "LUM", "PDGFRA"),
+    "smooth muscle and pericyte": ("ACTA2", "MYH11", "TAGLN", "RGS5", "PDGFRB"),
+    "neuron": ("RBFOX3", "SNAP25", "SYT1", "SLC17A7", "SLC17A6", "GAD1", "GAD2", "PVALB", "SST", "VIP", "LAMP5", "TH"),
+    "glia": ("AQP4", "GFAP", "SLC1A3", "MBP", "PLP1", "MOG", "CSPG4", "P2RY12", "CX3CR1", "AIF1"),
+    "liver and pancreas": ("ALB", "APOA1", "INS", "GCG", "PRSS1"),
+}
+
+
 def marker_genes(names: GeneNames) -> pd.Index:
     """Find the built-in markers, ignoring case to include mouse genes."""
     genes_by_marker = names.find((marker for markers in MARKERS.values() for marker in markers), ignore_case=True)
@@ -287,12 +263,9 @@ def hint_at_markers(absent: pd.Series) -> None:
         )
 
 
-def add_by_batch(total: np.ndarray, block: sparse.csr_matrix, values: np.ndarray, codes: np.ndarray) -> None:
-    """Add ``values`` of a block's entries to ``total`` (batches x genes)."""
-    n_cells = len(codes)
-    members = sparse.csc_matrix((np.ones(n_cells), codes, np.arange(n_cells + 1)), shape=(len(total), n_cells)).tocsr()
-    summed = (members @ sparse.csr_matrix((values, block.indices, block.indptr), shape=block.shape)).tocoo()
-    total[summed.row, summed.col] += summed.data
+# ---- variable genes
+
+MIN_RANKED = 30  # the local regression fails on fewer cells or genes, and may crash the process
 
 
 def most_variable(
@@ -344,6 +317,30 @@ def expected_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return np.sqrt(10**fitted)
 
 
+@dataclass(frozen=True)
+class BatchSums:
+    """Sums over the cells of each batch, exact because all terms are integers."""
+
+    n_cells: np.ndarray  # number of cells, batches
+    n_seen: np.ndarray  # number of cells with counts of the gene, batches x genes
+    counts: np.ndarray  # sum of counts, batches x genes
+    squares: np.ndarray  # sum of squared counts, batches x genes
+
+    @classmethod
+    def from_cells(cls, cells: CellCounts, batch: pd.Categorical, *, n_genes: int) -> BatchSums:
+        """Compute all sums in one pass over the cells."""
+        n_batches = len(batch.categories)
+        n_seen, counts, squares = np.zeros((3, n_batches, n_genes))
+        for rows, block in cells:
+            for total, values in (
+                (n_seen, np.ones(block.nnz)),
+                (counts, block.data.astype(float)),
+                (squares, block.data.astype(float) ** 2),
+            ):
+                add_by_batch(total, block, values, batch.codes[rows])
+        return cls(np.bincount(batch.codes, minlength=n_batches), n_seen, counts, squares)
+
+
 def limited_sums(cells: CellCounts, batch: pd.Categorical, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sum counts clipped to ``limits``, and their squares, all batches x genes."""
     counts, squares = np.zeros((2, *limits.shape))
@@ -363,3 +360,11 @@ def first_by_median_rank(variability: np.ndarray, n_genes: int) -> np.ndarray:
     table = pd.DataFrame({"rank": median, "n_batches": np.isfinite(rank).sum(axis=0)})
     order = table.sort_values(["rank", "n_batches"], ascending=[True, False], na_position="last").index
     return np.asarray(table.index.isin(order[:n_genes]))
+
+
+def add_by_batch(total: np.ndarray, block: sparse.csr_matrix, values: np.ndarray, codes: np.ndarray) -> None:
+    """Add ``values`` of a block's entries to ``total`` (batches x genes)."""
+    n_cells = len(codes)
+    members = sparse.csc_matrix((np.ones(n_cells), codes, np.arange(n_cells + 1)), shape=(len(total), n_cells)).tocsr()
+    summed = (members @ sparse.csr_matrix((values, block.indices, block.indptr), shape=block.shape)).tocoo()
+    total[summed.row, summed.col] += summed.data
