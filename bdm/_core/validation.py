@@ -123,7 +123,7 @@ def unknown_node(name: str, known: Iterable[str]) -> str:
     return f"The lineage has no node {name!r}; {remedy}"
 
 
-def range_in(text: str) -> tuple[()] | tuple[float] | tuple[float, float]:
+def parse_range(text: str) -> tuple[()] | tuple[float] | tuple[float, float]:
     """Parse a number, or a range such as ``300:400``; else return ()."""
     try:
         first, *last = map(float, text.split(":"))

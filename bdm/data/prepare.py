@@ -1,5 +1,7 @@
 """Preparation of labelled counts for fitting a model, and reading of prepared cells."""
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Iterator
@@ -49,7 +51,61 @@ from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)
 
-MANY_OUTLYING = 0.005  # share of all counts; at 0.016, clipping brings generated cells closer to real ones
+
+def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
+    """Check counts, select cells and genes, and split the cells.
+
+    Returns the selection with ``cell_type``, ``split`` and, with their keys, ``batch`` and ``donor`` in ``obs``.
+    """
+    return prepared_cells(adata, settings).in_memory()
+
+
+def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
+    """Select cells and genes as :func:`prepare`, reading counts by blocks."""
+    listed_names, kept_names = gene_lists(settings)
+    if sentence := donors_rejection(settings.min_donors, settings.donor_key):
+        raise InputError(sentence)
+    check_names(adata.obs_names, kind="cell")
+    check_names(adata.var_names, kind="gene")
+    # Counts of all modalities (`whole`), and of RNA alone
+    modalities = modalities_of(adata.var)
+    whole = raw_counts(adata, source=settings.counts) if len(modalities) > 1 else None
+    if whole is None:
+        cells, n_genes = find_counts(adata, source=settings.counts)
+    else:
+        cells = whole[:, modalities[0].features].copy()
+        n_genes = np.diff(cells.X.indptr)
+    check_names(cells.var_names, kind="gene")  # raw may have different genes
+
+    column = symbol_column(cells.var, settings.gene_symbols)
+    names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
+    listed, kept = (None if some is None else listed_genes(some, names) for some in (listed_names, kept_names))
+    if settings.keep_genes == "markers":
+        kept = marker_genes(names)
+
+    obs, left_out = choose_cells(cells.obs, pd.Series(n_genes, cells.obs_names), settings)
+    rows, is_train = cells.obs_names.get_indexer(obs.index), (obs["split"] == "train").to_numpy()
+    counts = with_limits(CellCounts(cells.X, rows), obs["cell_type"], is_train, settings)
+    batch = obs["batch"][is_train] if "batch" in obs else None
+    chosen = choose_genes(counts.of_cells(is_train), names, batch, settings, listed=listed, kept=kept)
+
+    provenance = {
+        "version": __version__,
+        "seed": settings.seed,
+        "settings": json.dumps(asdict(replace(settings, gene_symbols=names.column)), default=str),
+        "input": json.dumps({"n_cells": cells.n_obs, "n_genes": cells.n_vars, **left_out}, ensure_ascii=False),
+    }
+    var, max_entries, other_modalities = names.var[chosen], int(n_genes[rows].sum()), None
+    if whole is not None:
+        features = np.concatenate(
+            [chosen_features(whole, modality, rows[is_train], settings) for modality in modalities[1:]]
+        )
+        other_modalities = take_rows(whole.X, rows)[:, features]
+        var = pd.concat([var, writable(whole.var).iloc[features]])
+        max_entries += other_modalities.nnz
+        provenance[FORM] = str(adata.uns.get(FORM, FEATURES))
+    var = without_unused_categories(var)
+    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, other_modalities)
 
 
 @dataclass(frozen=True)
@@ -112,62 +168,6 @@ def counted_cells(counts: sparse.csr_matrix, var: pd.DataFrame) -> np.ndarray:
     return np.asarray(np.logical_and.reduce([np.diff(part.indptr) > 0 for part in parts]))
 
 
-def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
-    """Check counts, select cells and genes, and split the cells.
-
-    Returns the selection with ``cell_type``, ``split`` and, with their keys, ``batch`` and ``donor`` in ``obs``.
-    """
-    return prepared_cells(adata, settings).in_memory()
-
-
-def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
-    """Select cells and genes as :func:`prepare`, reading counts by blocks."""
-    listed_names, kept_names = gene_lists(settings)
-    if sentence := donors_rejection(settings.min_donors, settings.donor_key):
-        raise InputError(sentence)
-    check_names(adata.obs_names, kind="cell")
-    check_names(adata.var_names, kind="gene")
-    # Counts of all modalities (`whole`), and of RNA alone
-    modalities = modalities_of(adata.var)
-    whole = raw_counts(adata, source=settings.counts) if len(modalities) > 1 else None
-    if whole is None:
-        cells, n_genes = find_counts(adata, source=settings.counts)
-    else:
-        cells = whole[:, modalities[0].features].copy()
-        n_genes = np.diff(cells.X.indptr)
-    check_names(cells.var_names, kind="gene")  # raw may have different genes
-
-    column = symbol_column(cells.var, settings.gene_symbols)
-    names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
-    listed, kept = (None if some is None else listed_genes(some, names) for some in (listed_names, kept_names))
-    if settings.keep_genes == "markers":
-        kept = marker_genes(names)
-
-    obs, left_out = choose_cells(cells.obs, pd.Series(n_genes, cells.obs_names), settings)
-    rows, is_train = cells.obs_names.get_indexer(obs.index), (obs["split"] == "train").to_numpy()
-    counts = with_limits(CellCounts(cells.X, rows), obs["cell_type"], is_train, settings)
-    batch = obs["batch"][is_train] if "batch" in obs else None
-    chosen = choose_genes(counts.of_cells(is_train), names, batch, settings, listed=listed, kept=kept)
-
-    provenance = {
-        "version": __version__,
-        "seed": settings.seed,
-        "settings": json.dumps(asdict(replace(settings, gene_symbols=names.column)), default=str),
-        "input": json.dumps({"n_cells": cells.n_obs, "n_genes": cells.n_vars, **left_out}, ensure_ascii=False),
-    }
-    var, max_entries, other_modalities = names.var[chosen], int(n_genes[rows].sum()), None
-    if whole is not None:
-        features = np.concatenate(
-            [chosen_features(whole, modality, rows[is_train], settings) for modality in modalities[1:]]
-        )
-        other_modalities = take_rows(whole.X, rows)[:, features]
-        var = pd.concat([var, writable(whole.var).iloc[features]])
-        max_entries += other_modalities.nnz
-        provenance[FORM] = str(adata.uns.get(FORM, FEATURES))
-    var = without_unused_categories(var)
-    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, other_modalities)
-
-
 def choose_cells(
     obs: pd.DataFrame, n_genes: pd.Series, settings: PrepareSettings
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -227,6 +227,9 @@ def chosen_features(cells: AnnData, modality: Modality, training: np.ndarray, se
             "`min_cells_per_gene=`."
         )
     return np.asarray(columns[most])
+
+
+MANY_OUTLYING = 0.005  # share of all counts; at 0.016, clipping brings generated cells closer to real ones
 
 
 def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, settings: PrepareSettings) -> CellCounts:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.seeds import numpy_generator
-from bdm._core.validation import nearest_or, range_in
+from bdm._core.validation import nearest_or, parse_range
 from bdm.model.covariates import CovariateEffects
 from bdm.model.model import BranchedModel
 
@@ -25,7 +25,7 @@ def parse_at(texts: Sequence[str]) -> CovariateValues:
     values: dict[str, float | tuple[float, float]] = {}
     for text in texts:
         name, _, value = text.rpartition("=")
-        numbers = range_in(value)
+        numbers = parse_range(value)
         if not name or not numbers:
             raise InputError(f"--at {text} is not of the form NAME=NUMBER or NAME=LOW:HIGH, such as time=350.")
         if name in values:

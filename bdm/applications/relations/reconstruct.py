@@ -11,7 +11,7 @@ from anndata import AnnData
 from bdm._core.errors import InputError
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm._core.validation import range_in
+from bdm._core.validation import parse_range
 from bdm.applications.relations.lineage import Lineage
 from bdm.applications.relations.lineage_cells import LineageCells, columns_of, locate, nearest_times, require_columns
 from bdm.applications.relations.lineage_tree import Places
@@ -117,7 +117,7 @@ def parsed_time(text: str | None) -> float | tuple[float, float] | None:
     """Parse a time, or a range such as ``300:400``."""
     if text is None:
         return None
-    if not (ends := range_in(text)):
+    if not (ends := parse_range(text)):
         raise InputError(f"at is {text!r}, but must be a time, such as 350, or a range of times, such as 300:400.")
     return ends if len(ends) == 2 else ends[0]
 
