@@ -156,7 +156,7 @@ SPARE = 2**18  # bytes that HDF5 may write when it closes a file
 
 
 def require_space(path: Path | str, n_bytes: int) -> None:
-    """Raise OSError if the disk lacks room; on a full disk, HDF5 could abort the process."""
+    """Raise OSError if the disk lacks room, before HDF5 could abort the process."""
     if shutil.disk_usage(Path(path).parent).free < n_bytes + SPARE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 

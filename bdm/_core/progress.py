@@ -38,16 +38,7 @@ MIN_REMAINING = 20.0  # seconds; shorter remaining times are not printed
 def progress(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Iterator[Item]:
     """Yield items and show progress, if INFO messages are logged.
 
-    Parameters
-    ----------
-    items
-        Items to yield.
-    doing
-        Name of the task in messages.
-    total
-        Number of items.
-    unit
-        Noun for an item.
+    Messages contain the task (``doing``), and the number of items out of ``total`` (in ``unit``).
     """
     if not logger.isEnabledFor(logging.INFO):
         yield from items

@@ -194,7 +194,7 @@ def to_python(value: Any) -> Any:
 
 
 def item_path(key: str, number: int, item: Any) -> str:
-    """Return the path of a list item in messages: by its ``name``, or its number from 1."""
+    """Return the path of a list item: its ``name``, or number from 1."""
     name = item.get("name") if isinstance(item, dict) else None
     return f"{key}.{name or number}"
 
@@ -344,7 +344,7 @@ def checking(
 
 
 def own_classes(function: Callable[..., Any], parameter: str) -> tuple[type, ...]:
-    """Return the classes that a parameter accepts if they are bdm's (or None), else ()."""
+    """Return the classes that a parameter accepts; () unless these are bdm's (or None)."""
     argument = inspect.signature(function).parameters.get(parameter)
     kind = (
         None

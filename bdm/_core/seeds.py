@@ -33,10 +33,7 @@ def numpy_generator(seed: int, *key: int | str) -> np.random.Generator:
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Copy an array into a tensor with aligned memory.
-
-    A tensor that shares unaligned memory gives results with other last digits.
-    """
+    """Copy an array into aligned memory; sharing unaligned memory changes the last digits."""
     import torch
 
     return torch.tensor(array)

@@ -34,8 +34,7 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
     Fields may be numbers, text, None, JSON content, tensors, arrays, tables, other such dataclasses, and tuples or
     dictionaries (with text keys) of them. A network is rebuilt from its dataclass ``shape``, and a class of
     :class:`bdm._core.kinds.Kinds` is found by its name. A function without arguments, which computes a value on
-    demand, is saved as this value. ``facts`` are added to the JSON file, such as the checksum of what the value was
-    computed from.
+    demand, is saved as this value. The JSON file also has ``facts``, such as the checksum of an input.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

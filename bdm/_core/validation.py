@@ -33,10 +33,7 @@ NO_LABELS = ", or use no labels, by `label_key=None`"  # alternative remedy for 
 
 
 def rejection(name: str, value: object, schema: dict[str, Any], *, out_of_bounds: bool = False) -> str:
-    """Message for an invalid value, with the values that its JSON ``schema`` allows.
-
-    With ``out_of_bounds``, only the bounds are named.
-    """
+    """Message for an invalid value: what ``schema`` allows, or only its bounds."""
     kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
     words = bounds_in_words(kinds[0]) if out_of_bounds and len(kinds) == 1 else in_words(*kinds)
     return f"{name} is {shown(value)}, but must be {words}."
@@ -72,10 +69,7 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
 def column_rejection(
     key: str, columns: Iterable[object], *, argument: str, alternative: str = "", table: str = "obs"
 ) -> str | None:
-    """Message for a missing column of obs or var, else None.
-
-    ``argument`` names the column; ``alternative`` is another remedy.
-    """
+    """Message for a missing column of obs or var, else None."""
     columns = list(columns)
     if key in columns:
         return None
@@ -151,10 +145,7 @@ def control_rejection(control: str | None, conditions: Iterable[str]) -> str | N
 
 
 def may_be_fitted(name: str, cell_types: Iterable[str]) -> bool:
-    """Return whether a model of ``cell_types`` may have ``name``.
-
-    It is a type, the name of a sub-population (``T/2``), or the name of a clade (``node 3``).
-    """
+    """Return whether a model of ``cell_types`` may have ``name``: ``T``, ``T/2`` or ``node 3``."""
     return bool({name, re.sub(r"[/]+\d+$", "", name)} & set(cell_types) or re.fullmatch(r"node \d+", name))
 
 

@@ -220,7 +220,7 @@ def fit_together(
 
 
 def encode_padded(padded: PaddedCells, parameters: Parameters, prior_mean: Tensor) -> Posterior:
-    """Compute the posterior of each cell, and of the padding (unused); populations and cells in one axis."""
+    """Compute the posteriors of padded cells, (populations x cells) in one axis."""
     evidence = padded.evidence(parameters)
     means = prior_mean.repeat_interleave(padded.present.shape[1], dim=0).chunk(len(evidence))
     parts = zip(evidence, means, strict=True)
@@ -241,7 +241,7 @@ def sample_padded(padded: PaddedCells, posterior: Posterior, generators: Sequenc
 def standardised_gain(
     fitted: Adapters, start: Adapters, network: CountAutoencoder, cells: PopulationCells, *, seed: int
 ) -> float:
-    """Return the mean gain in the bounds of validation cells, in standard errors; infinite without cells."""
+    """Return the mean gain of validation cells in standard errors; infinite without cells."""
     if not cells.held_out.n_obs:
         return float("inf")
     networks = (adapters.network(cells.name, network) for adapters in (start, fitted))

@@ -85,7 +85,7 @@ class GeneAutoencoder:
         return size_names(self.genes)
 
     def network_of(self, population: str | None) -> CountAutoencoder:
-        """Return the network with the type-specific decoder of a population, or else the shared network."""
+        """Return the network of a population: with its own decoder, or the shared one."""
         if population is None or population not in self.adapters:
             return self.network
         return self.adapters.network(population, self.network)
@@ -100,10 +100,10 @@ class GeneAutoencoder:
         return torch.tensor([codes[name] for name in population], dtype=torch.long)
 
     def label_network(self, cell_type: str) -> tuple[CountAutoencoder, int]:
-        """Return the network that encodes cells of a known type, and the index of the type in it.
+        """Return the network that encodes cells of a type, and its index there.
 
-        It also applies to cells of unknown population. Types that were added after training have a network of their
-        own; all others use the shared one.
+        The population of the cells may be unknown. Types that were added after training have a network of their own;
+        all others use the shared one.
         """
         if cell_type in self.network_types:
             return self.network, self.network_types.index(cell_type)

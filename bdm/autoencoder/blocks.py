@@ -1,4 +1,4 @@
-"""Cells as input of the autoencoder: indices of types and batches, blocks, samples, evidence lower bounds."""
+"""Cells as input of the autoencoder: indices, blocks, samples, evidence lower bounds."""
 
 from collections.abc import Iterator
 

@@ -181,9 +181,9 @@ def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.
 def read_blocks(
     matrix: Matrix, groups: Callable[[slice], list[np.ndarray]]
 ) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
-    """Yield blocks of at most ``BLOCK`` cells of one group: their rows, and their counts.
+    """Yield the rows and counts of up to ``BLOCK`` cells of the same group.
 
-    ``groups`` divides the cells of a slice of rows into groups, as indices counted from the start of the slice.
+    ``groups`` divides a slice of rows into groups, as indices from the start of the slice.
     """
     for read, counts in blocks_of_rows(matrix):
         for cells in groups(read):

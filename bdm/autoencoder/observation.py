@@ -198,7 +198,7 @@ class NegativeBinomial(ObservationModel):
         return at_zero.sum(dim=1).index_add(0, cell, above_zero)
 
     def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient q (x - m) and the Fisher information q m, with q = r / (r + m)."""
+        """Return gradient q (x - m) and information q m, for q = r / (r + m)."""
         r = self.inverse_dispersion
         q = r / (r + mean)
         return (counts - mean) * q, mean * q

@@ -168,7 +168,7 @@ class PaddedCells:
     blocks: Blocks = ONE_BLOCK
 
     def evidence(self, parameters: Parameters) -> list[SoftmaxEvidence]:
-        """Return the likelihood of each population, or one of all cells if populations share loadings."""
+        """Return likelihoods by population, or a single one if they share loadings."""
         loadings = parameters["loadings"]
         offset = (parameters["offset"][:, None] + self.batch_offset).expand_as(self.counts)
         noise = self._noise(parameters)

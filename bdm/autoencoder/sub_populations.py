@@ -329,10 +329,7 @@ def classify(
 
 
 def warn_of_fewer(sub_populations: SubPopulations, cell_types: Sequence[str], number: int, *, requirement: str) -> None:
-    """Warn of cell types with fewer sub-populations than requested.
-
-    ``requirement`` describes what each sub-population needs, such as ``30 cells to fit``.
-    """
+    """Warn of cell types with fewer sub-populations than requested."""
     n_by_type = Counter(sub_populations.cell_type)
     fewer = [f"{name!r} ({max(n_by_type[name], 1)})" for name in cell_types if max(n_by_type[name], 1) < number]
     if fewer:

@@ -92,20 +92,9 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = DEFAULT_KEYS, 
 def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: bool = True) -> tuple[AnnData, str]:
     """Open cells with counts in ``X``, and columns ``cell_type`` and ``batch``.
 
-    Parameters
-    ----------
-    path
-        File of cells.
-    keys
-        Columns of ``obs``, and slot of the counts.
-    strict
-        Whether it is an error if ``keys`` are missing. Otherwise, default names replace missing ones.
-    by_option
-        Whether messages of errors name ``keys`` as a remedy.
-
-    Returns
-    -------
-    Cells, backed if possible, and the slot of the counts in words, for messages.
+    Returns the cells, backed if possible, and the slot of the counts in words, for messages. It is an error if a column
+    or slot that ``keys`` name is missing; without ``strict``, the default name replaces it. With ``by_option``, errors
+    name ``keys`` as a remedy.
     """
     adata = read_cells(path, on_disk=True, counts=keys.counts or "auto")
     if not adata.var_names.is_unique:
@@ -155,8 +144,7 @@ def read_column(
 def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
     """Return a mask of the test cells, by the column ``split``.
 
-    Cells that are marked as test cells are never training cells, even if the test cells come from another file. With
-    ``needed``, it is an error if there are none.
+    They are never training cells, even if test cells come from another file. With ``needed``, having none is an error.
     """
     if "split" not in adata.obs:
         if needed:
@@ -192,7 +180,7 @@ def check_held_out(test: TypedCells, training: TypedCells) -> None:
 
 
 def fingerprints(cells: TypedCells, *, min_genes: int = 0) -> np.ndarray:
-    """Hash the counts of each cell; 0 for cells with fewer than ``min_genes`` detected genes."""
+    """Hash the counts of each cell; 0 below ``min_genes`` detected genes."""
     hashes = []
     for start in range(0, len(cells), BLOCK):
         block = cells[np.arange(start, min(start + BLOCK, len(cells)))]

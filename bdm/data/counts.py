@@ -151,7 +151,7 @@ class OutlyingCounts:
 
 @dataclass(frozen=True)
 class CountLimits:
-    """Limits of regular counts per gene and cell type, as shares of the library size."""
+    """Limits of counts per gene and cell type, as shares of library size."""
 
     regular: np.ndarray  # largest regular share, cell types x genes; infinite where counts are not limited
     unit: np.ndarray  # share of one count in a typical cell of each type; lower bound of regular shares

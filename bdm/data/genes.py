@@ -137,26 +137,9 @@ def choose_genes(
     listed: pd.Index | None,
     kept: pd.Index | None,
 ) -> np.ndarray:
-    """Select genes, using only training cells.
+    """Return a mask of the selected genes, using only training cells.
 
-    Parameters
-    ----------
-    train
-        Counts of the training cells.
-    names
-        Names of all genes.
-    batch
-        Batch of each training cell; None without batches.
-    settings
-        Numbers of genes and cells.
-    listed
-        Genes to choose from; None for all genes, or the most variable ones.
-    kept
-        Genes to add to the most variable ones; None to add none.
-
-    Returns
-    -------
-    Mask over genes.
+    They are the ``listed`` genes (all if None), or the most variable of all genes. ``kept`` genes are added.
     """
     genes, min_cells = names.index, settings.min_cells_per_gene
     batches = pd.Categorical(["all"] * len(train.rows) if batch is None else batch.astype(str))

@@ -40,10 +40,7 @@ def to_row_storage(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
 
 
 def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Yield blocks of the given rows: a slice of ``rows``, and the values of these rows.
-
-    ``rows`` are ascending indices; by default, all rows.
-    """
+    """Yield blocks of ``rows`` (ascending indices; by default, all): a slice, and its values."""
     rows = np.arange(matrix.shape[0]) if rows is None else rows
     start, offsets = 0, row_offsets(matrix)
     is_far = offsets[rows[1:]] - offsets[rows[:-1] + 1] > GAP
@@ -153,7 +150,7 @@ def appended_rows(
     max_entries: int,
     compression: Mapping[str, Any] = COMPRESSION,
 ) -> Iterator[Callable[[sparse.csr_matrix], None]]:
-    """Create a CSR matrix in a file, and yield a function that appends rows to it."""
+    """Create a CSR matrix, and yield a function that appends rows."""
     empty: sparse.csr_matrix = sparse.csr_matrix(np.zeros((0, n_columns), dtype=np.float32))
     index = sparse.get_index_dtype(maxval=max(max_entries, n_columns))
     empty.indices, empty.indptr = empty.indices.astype(index), empty.indptr.astype(index)

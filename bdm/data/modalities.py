@@ -289,7 +289,7 @@ def shared_cells(names: Mapping[str, pd.Index], *, intersect: bool) -> pd.Index:
 
 
 def with_raw_counts(parts: Parts, counts: str) -> tuple[Parts, str | None]:
-    """Find the raw counts of each modality, in its slot ``counts`` if it has one.
+    """Find the raw counts of each modality, if possible in slot ``counts``.
 
     Returns the modalities with their raw counts, and ``counts`` if any has this slot.
     """
@@ -305,17 +305,8 @@ def with_raw_counts(parts: Parts, counts: str) -> tuple[Parts, str | None]:
 def join_modalities(parts: Parts, layer: str | None, *, obs: pd.DataFrame, form: str) -> AnnData:
     """Join the raw counts of modalities in blocks.
 
-    Parameters
-    ----------
-    parts
-        Kind and raw counts of each modality, by name, in block order.
-    layer
-        Slot of the raw counts in the user's cells. The result has a layer of this name, so that
-        :func:`bdm.data.counts.find_counts` works with the same argument.
-    obs
-        ``obs`` of the result.
-    form
-        Form of the user's cells, to record in ``uns``.
+    ``layer`` is the slot of the raw counts in the user's cells, if they have one. The result has a layer of this name,
+    so that :func:`bdm.data.counts.find_counts` works with the same argument.
     """
     matrices, tables = [], []
     for name, (kind, cells) in parts.items():

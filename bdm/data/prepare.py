@@ -214,7 +214,7 @@ def types_lost(before: pd.DataFrame, after: pd.DataFrame, setting: str) -> list[
 
 
 def chosen_features(cells: AnnData, modality: Modality, training: np.ndarray, settings: PrepareSettings) -> np.ndarray:
-    """Select the columns of proteins (all), or of the peaks that occur in most training cells."""
+    """Return the columns of all proteins, or of the most frequent peaks."""
     columns = np.arange(modality.features.start, modality.features.stop)
     if modality.kind == "prot":
         return columns
@@ -252,9 +252,9 @@ def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, s
 
 @contextmanager
 def recorded_warnings() -> Iterator[list[str]]:
-    """Yield a list of the messages of warnings about the data.
+    """Yield a list that records warnings about the data.
 
-    Warnings about memory are left out, and so are warnings about removed cells, as their numbers are recorded anyway.
+    It has no warnings about memory, or about removed cells, which are counted separately.
     """
     messages: list[str] = []
 
@@ -280,7 +280,7 @@ def is_prepared(adata: AnnData) -> bool:
 
 
 def input_sha256(adata: AnnData) -> str | None:
-    """Return the checksum of the file that cells were prepared from, if it is recorded."""
+    """Return the recorded checksum of the input of ``bdm prepare``, if any."""
     return str(adata.uns["bdm"]["data_sha256"]) if is_prepared(adata) and "data_sha256" in adata.uns["bdm"] else None
 
 
@@ -333,7 +333,7 @@ def gene_names(prepared: AnnData) -> GeneNames:
 
 
 def preparation(prepared: AnnData) -> dict[str, Any]:
-    """Return the record of a model's data: settings of ``prepare``, and hash of the input file."""
+    """Return how cells were prepared: settings, and hash of the input file."""
     record = prepared.uns["bdm"]
     form = {FORM: record[FORM]} if FORM in record else {}  # only with several modalities
     return {"prepare": json.loads(record["settings"]), "data_sha256": record.get("data_sha256"), **form}
