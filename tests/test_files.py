@@ -1,5 +1,6 @@
 import itertools
 import os
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +13,6 @@ def listing(folder) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): path.read_text() if path.is_file() else "" for path in folder.rglob("*")
     }
-
-
-# ---- written whole
 
 
 def test_writes_file_into_new_folder(tmp_path):
@@ -33,41 +31,33 @@ def test_folder_written_within_another_takes_its_place_with_it(tmp_path):
     assert listing(tmp_path) == {"out": "", "out/one.txt": "1", "out/two.txt": "2"}
 
 
-def test_error_keeps_old_file_and_leaves_nothing(tmp_path):
-    (tmp_path / "out.txt").write_text("old")
-
-    def work():
-        with atomic_write(tmp_path / "out.txt") as path:
-            path.write_text("half")
+def write_model(out: Path, text: str, *, stop: bool = False) -> None:
+    with atomic_write(out, folder_of="model.json") as folder:
+        folder.mkdir()
+        (folder / "model.json").write_text(text)
+        if stop:
             raise RuntimeError("stopped")
 
+
+def test_error_keeps_old_file_or_folder_and_leaves_nothing(tmp_path):
+    def half(path: Path) -> None:
+        with atomic_write(path) as file:
+            file.write_text("half")
+            raise RuntimeError("stopped")
+
+    (tmp_path / "out.txt").write_text("old")
+    write_model(tmp_path / "model", "old")
     with pytest.raises(RuntimeError):
-        work()
-    assert listing(tmp_path) == {"out.txt": "old"}
-
-
-@pytest.mark.parametrize("writes", [False, True])
-def test_error_keeps_old_folder(tmp_path, writes):
-    out = tmp_path / "model"
-    out.mkdir()
-    (out / "model.json").write_text("old")
-
-    def work():
-        with atomic_write(out, folder_of="model.json") as folder:
-            if writes:
-                folder.mkdir()
-                (folder / "model.json").write_text("half")
-                raise RuntimeError("stopped")
-
-    with pytest.raises((RuntimeError, OSError)):
-        work()
-    assert listing(tmp_path) == {"model": "", "model/model.json": "old"}
+        half(tmp_path / "out.txt")
+    with pytest.raises(RuntimeError):
+        write_model(tmp_path / "model", "half", stop=True)
+    with pytest.raises(OSError, match="model"), atomic_write(tmp_path / "model", folder_of="model.json"):
+        pass  # which writes nothing
+    assert listing(tmp_path) == {"out.txt": "old", "model": "", "model/model.json": "old"}
 
 
 def test_old_folder_is_restored_if_the_new_one_does_not_take_its_place(tmp_path, monkeypatch):
-    out = tmp_path / "model"
-    out.mkdir()
-    (out / "model.json").write_text("old")
+    write_model(tmp_path / "model", "old")
     moved, replace = [], os.replace
 
     def interrupted_once(source, target):
@@ -76,28 +66,20 @@ def test_old_folder_is_restored_if_the_new_one_does_not_take_its_place(tmp_path,
             raise KeyboardInterrupt
         replace(source, target)
 
-    def work():
-        with atomic_write(out, folder_of="model.json") as folder:
-            folder.mkdir()
-            (folder / "model.json").write_text("new")
-
     monkeypatch.setattr(os, "replace", interrupted_once)
     with pytest.raises(KeyboardInterrupt):
-        work()
+        write_model(tmp_path / "model", "new")
     assert listing(tmp_path) == {"model": "", "model/model.json": "old"}
 
 
 @pytest.mark.parametrize("name", ["model", "replaced"])
 @pytest.mark.parametrize("before", [None, [], ["model.json", "left.txt"]])
 def test_replaces_folder_of_its_kind(tmp_path, name, before):
-    out = tmp_path / name
     if before is not None:
-        out.mkdir()
+        (tmp_path / name).mkdir()
         for file in before:
-            (out / file).write_text("old")
-    with atomic_write(out, folder_of="model.json") as folder:
-        folder.mkdir()
-        (folder / "model.json").write_text("new")
+            (tmp_path / name / file).write_text("old")
+    write_model(tmp_path / name, "new")
     assert listing(tmp_path) == {name: "", f"{name}/model.json": "new"}
 
 
@@ -116,9 +98,6 @@ def test_rejects_folder_in_place_of_file_and_below_one(tmp_path):
         with pytest.raises(InputError, match="Cannot write"), atomic_write(path, folder_of="model.json"):
             pytest.fail("must not start")
     assert listing(tmp_path) == {"file": "old"}
-
-
-# ---- hashes and JSON
 
 
 def test_sha256_of_folder_depends_on_content_names_and_paths(tmp_path):
@@ -155,9 +134,6 @@ def test_no_json_file(tmp_path):
         read_json(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot be read"):
         read_json(tmp_path)
-
-
-# ---- seeds
 
 
 def test_derived_seeds_differ():
