@@ -31,9 +31,6 @@ def cases(number: int) -> settings:
     )
 
 
-# ---- commands
-
-
 def command(*arguments: str) -> tuple[int, str]:
     """Run a command in this process, and give its exit code and messages."""
     before, sys.argv = sys.argv, ["bdm", *arguments]
@@ -48,8 +45,6 @@ def command(*arguments: str) -> tuple[int, str]:
     raise AssertionError("the command neither ended nor failed")
 
 
-# ---- names
-
 ODD_NAMES = [
     "B", "CD4+/CD45RA+ T", "../../etc/passwd", "//", ".", "-", "--help", "-rf *", "$(touch hacked)", "`touch hacked`",
     "a; rm -rf .", "100%", "{wildcards.dataset}", "back\\slash", "line\nbreak", "tab\there", " ", "\u00a0", "a,b",
@@ -62,24 +57,13 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 NAMES = st.one_of(st.sampled_from(ODD_NAMES), TEXT)
 
 
-# ---- cells
-
-
 @dataclass(frozen=True)
 class Case:
-    """Cells, how they are stored, and how they are to be prepared.
-
-    Attributes
-    ----------
-    settings
-        Arguments of ``PrepareSettings``.
-    storage
-        Where the cells are: in memory, as a view, or in a file.
-    """
+    """Cells, how they are to be prepared, and how they are stored."""
 
     adata: AnnData
-    settings: dict[str, Any]
-    storage: str
+    settings: dict[str, Any]  # arguments of PrepareSettings
+    storage: str  # in memory, as a view, or in a file
 
 
 DTYPES = [*"bBhHiIlLefdg?D"]

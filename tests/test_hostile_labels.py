@@ -115,20 +115,9 @@ FORMS = {"newick": ".nwk", "figure": ".png", "table": ".csv", "page": ".html"}
 
 
 WORST = [
-    "../$\\frac{$",
-    "$x^2$ \n\t'\"",
-    " ",
-    "\u00a0",
-    "all",
-    "node 1",
-    "NA",
-    "1.0",
-    "a,b;[c](d:1)'",
-    "</script><script>alert(1)</script><b>",
-    "--help `touch hacked` $(touch hacked)",
-    "\u202e界" * 150,
-    "_",
-]
+    "../$\\frac{$", "$x^2$ \n\t'\"", " ", "\u00a0", "all", "node 1", "NA", "1.0", "a,b;[c](d:1)'",
+    "</script><script>alert(1)</script><b>", "--help `touch hacked` $(touch hacked)", "\u202e界" * 150, "_",
+]  # fmt: skip
 
 
 def named(genes: list[str]) -> list[str]:

@@ -23,15 +23,8 @@ def bdm(*arguments: str | Path | int) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Results of all commands on simulated cells of many types, with few training steps."""
-    settings = SyntheticSettings(
-        n_types=N_TYPES,
-        n_genes=250,
-        balanced=True,
-        min_cells=20,
-        max_cells=20,
-        module_size=1,
-        min_log2_fold_change=3.0,
-    )
+    sizes = {"n_types": N_TYPES, "n_genes": 250, "min_cells": 20, "max_cells": 20, "module_size": 1}
+    settings = SyntheticSettings(**sizes, balanced=True, min_log2_fold_change=3.0)
     at = tmp_path_factory.mktemp("many")
     synthesise(settings, seed=0).adata.write_h5ad(at / "cells.h5ad")
     drawn = ("--figure", at / "tree/hierarchy.png", "--page", at / "tree.html", "--table", at / "tree.csv")

@@ -56,9 +56,6 @@ def levels_between(distance: float, n_cells: list[int], *, times: int) -> np.nda
     return np.array([tree.common_ancestor("t0", "t1").level for tree in trees])
 
 
-# ---- the variance of a mean
-
-
 @pytest.mark.parametrize("n_cells", [(2, 30), pytest.param((10, 1000), marks=pytest.mark.nightly)])
 def test_variance_of_a_mean_is_its_squared_error(n_cells):
     rng = np.random.default_rng(0)
@@ -106,9 +103,6 @@ def resamples_of(cells: LatentCells, *, n_bootstrap: int, seed: int) -> list[Mea
     return resample_means(suggested, cells.population.numpy(), measured, n_bootstrap=n_bootstrap, generator=rng)
 
 
-# ---- levels
-
-
 @pytest.mark.parametrize("n_cells", [[10, 1000], pytest.param([10, 10], marks=pytest.mark.nightly)])
 def test_the_same_population_twice_separates_at_the_least_level(n_cells):
     levels = levels_between(0.0, n_cells, times=100)
@@ -124,14 +118,10 @@ def test_level_is_unbiased_in_the_number_of_cells(n_cells):
 
 
 def test_new_type_of_a_known_population_attaches_at_its_leaf():
-    hierarchy = build_hierarchy(
-        sampled(along_a_line(0.0, 8.0, 30.0), [500] * 3, np.random.default_rng(0)), HierarchySettings(), seed=0
-    )
+    cells = sampled(along_a_line(0.0, 8.0, 30.0), [500] * 3, np.random.default_rng(0))
+    hierarchy = build_hierarchy(cells, HierarchySettings(), seed=0)
     place = attachment_point(hierarchy, {"t0": -1.0, "t1": 62.0, "t2": 890.0})
     assert (place.branch, place.level, place.distance) == ("t0", MIN_LEVEL, 0)
-
-
-# ---- clades
 
 
 def placed(clade: Clade, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -188,17 +178,13 @@ def test_support_of_a_rare_type_is_how_often_samples_have_its_clade(error_varian
     occurs, support = [], []
     for seed in range(60):
         cells = encoded(sampled(means, [300, 300, n_rare], rng), error_variance, rng)
-        occurs.append(
-            clade in population_clades(MeasuredMeans.from_moments(population_moments(cells, IDENTITY)), cells.labels)
-        )
+        measured = MeasuredMeans.from_moments(population_moments(cells, IDENTITY))
+        occurs.append(clade in population_clades(measured, cells.labels))
         found = clade_support(resamples_of(cells, n_bootstrap=20, seed=seed), cells.labels)
         assert found is not None
         support.append(found.get(clade, 0.0))
     assert np.mean(support) == pytest.approx(np.mean(occurs), abs=0.12)
     assert np.std(support) < 0.27  # not nearly 0 or 1 in each sample
-
-
-# ---- types of few cells
 
 
 def test_types_of_few_cells_are_named_at_the_fit_and_where_they_are_requested(example_cells, tiny_settings, caplog):
@@ -209,9 +195,6 @@ def test_types_of_few_cells_are_named_at_the_fit_and_where_they_are_requested(ex
     warned = "Types of fewer than 50 training cells, too few for realistic cells: "
     named = [message.removeprefix(warned) for message in caplog.messages if message.startswith(warned)]
     assert named == ["CD34+ (13), CD56+ NK (31).", "CD34+ (13)."]
-
-
-# ---- their places
 
 
 def tree_with_rare_type(place: float, n_cells: int) -> Hierarchy:
@@ -257,9 +240,6 @@ def test_tree_of_the_user_has_no_uncertain_places():
     assert {branch.place for branch in hierarchy.branches} == {None}
 
 
-# ---- sub-populations that are nearer to another type
-
-
 def found_nearer(places: list[float], n_cells: list[int], seed: int, **options: object) -> tuple[str | None, ...]:
     """Find types that are nearer to the sub-populations of ``a``, the first two populations; the others are types."""
     rng, labels = np.random.default_rng(seed), ("a", "a", *"bcdefgh"[: len(places) - 2])
@@ -283,7 +263,5 @@ def test_type_that_is_nearer_is_reported_unless_its_own_place_is_uncertain():
 
 def test_nothing_is_nearer_without_resamples():
     cells = sampled(along_a_line(0.0, -6.0, 2.0), [50] * 3, np.random.default_rng(0))
-    assert (
-        nearer_types(MeasuredMeans.from_moments(population_moments(cells, IDENTITY)), [], ("a", "a", "b"))
-        == (None,) * 3
-    )
+    measured = MeasuredMeans.from_moments(population_moments(cells, IDENTITY))
+    assert nearer_types(measured, [], ("a", "a", "b")) == (None,) * 3
