@@ -1,4 +1,5 @@
 import logging
+import re
 
 import anndata
 import h5py
@@ -77,7 +78,7 @@ def test_rows_and_blocks_are_those_in_memory(matrix):
 def test_what_is_stored_by_genes_is_read_whole_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         to_row_storage(SOURCES["by genes"](AnnData(MATRIX.copy()), tmp_path).X)
-    assert "is stored by genes, so all of it is read: 0 MB" in caplog.text
+    assert re.search("by genes, .* 0 MB", caplog.text)
 
 
 @pytest.mark.usefixtures("sizes")
@@ -105,7 +106,7 @@ def test_damage_shows_where_it_is_read(tmp_path, part):
     with path.open("r+b") as file:
         file.seek(place)
         file.write(bytes(size))
-    with pytest.raises(InputError, match=r"cells\.h5ad cannot be read \(.*\); is it damaged, or misnamed\?") as refusal:
+    with pytest.raises(InputError, match=r"cells\.h5ad cannot be read \(.*\)") as refusal:
         list(blocks_of_rows(read_cells(path, on_disk=True).X))
     assert "\n" not in str(refusal.value)
 

@@ -1,5 +1,6 @@
 import gzip
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_reads_loom_of_velocyto_with_its_main_matrix(tmp_path):
 def test_missing_package_is_named(cells, tmp_path, monkeypatch):
     write_loom(cells, tmp_path / "cells.loom")
     monkeypatch.setitem(sys.modules, "loompy", None)
-    with pytest.raises(InputError, match=r"cells\.loom needs the package loompy, of the extra `loom` of bdm"):
+    with pytest.raises(InputError, match=r"cells\.loom .* loompy, .* `loom`"):
         read_cells(tmp_path / "cells.loom")
 
 
@@ -137,8 +138,8 @@ def test_warns_of_rows_without_cell_and_of_replaced_columns(tmp_path, cells, cap
     with caplog.at_level(logging.WARNING):
         read = read_cells(tmp_path / "cells.h5ad", labels=tmp_path / "labels.csv")
     assert list(read.obs["cell_type"]) == ["NK", "DC"]
-    assert "1 rows for cells not in the data, for example GGG-1" in caplog.text
-    assert "replaces columns of obs: cell_type" in caplog.text
+    assert re.search("1 row.* GGG-1", caplog.text)
+    assert re.search("replaces .*cell_type", caplog.text)
 
 
 @pytest.mark.parametrize(
