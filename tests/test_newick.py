@@ -115,10 +115,7 @@ def divided(name: str) -> Hierarchy:
 @pytest.mark.parametrize(
     ("hierarchy", "text"),
     [
-        (
-            hierarchy_of(["a", "b", "it's", "c", "d", "e"]),
-            "(('a':3.5,'b':3.5,'it''s':3.5)0.25:4.5,('c':3.5,'d':3.5,'e':3.5)0.25:4.5):12;\n",
-        ),
+        (hierarchy_of(["a", "it's"]), "(('a':3.5,'it''s':3.5)0.25:4.5):12;\n"),
         (divided("a"), "((('a/1':1,'a/2':1)0.25:1,'a/3':2)'a':2,'b':4)0.75:5;\n"),
     ],
 )
