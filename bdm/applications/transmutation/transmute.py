@@ -167,7 +167,7 @@ def new_populations(
         shares = model.covariates.shares(to, new.to_dict(), covariates)
         probability = probability * (shares / (new / new.sum()).to_numpy() + 1e-9)
     chosen = torch.multinomial(torch.from_numpy(probability), 1, generator=generator).squeeze(1)
-    return new.index.to_numpy(dtype=str)[chosen.numpy()]
+    return np.asarray(new.index.to_numpy(dtype=str)[chosen.numpy()])
 
 
 def _posterior_draw(
