@@ -51,10 +51,10 @@ N_NOISES = 16  # noise draws for each cell; gains are averaged over them
 class Space:
     """Cells x dimensions of one type: principal components, or genes in log1p(CP10k)."""
 
+    donor: np.ndarray  # donor code of each reference cell; unique to each cell without donors
     attacked: np.ndarray
     generated: np.ndarray
     reference: np.ndarray
-    donor: np.ndarray  # donor code of each reference cell; unique to each cell without donors
 
 
 def nearest(space: Space) -> np.ndarray:
@@ -118,8 +118,8 @@ def attack(attacked: Cells, generated: Cells, reference: Cells, donor: np.ndarra
         expression = [
             cells.expression[index] for cells, index in zip((attacked, generated, reference), rows, strict=True)
         ]
-        components = Space(*(pca.transform(matrix) for matrix in expression), donor[rows[2]])
-        genes = Space(*(matrix.toarray() for matrix in expression), donor[rows[2]])
+        components = Space(donor[rows[2]], *(pca.transform(matrix) for matrix in expression))
+        genes = Space(donor[rows[2]], *(matrix.toarray() for matrix in expression))
         for space, attacks in ((components, IN_COMPONENTS), (genes, BY_GENE)):
             for key, score in attacks.items():
                 scores.loc[rows[0], key] = score(space).astype(np.float32)
