@@ -3,17 +3,8 @@
 from typing import TYPE_CHECKING, Annotated
 
 from bdm._core.errors import counted
-from bdm.commands.base import (
-    Device,
-    Holding,
-    OutFolder,
-    Prepared,
-    Summary,
-)
-from bdm.settings import (
-    AutoencoderSettings,
-    Seed,
-)
+from bdm.commands.base import Device, Holding, OutFolder, Prepared, Summary
+from bdm.settings import AutoencoderSettings, Seed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm.commands.base import Holding, OutFolder, Summary
-from bdm.settings import (
-    PredictedEvaluationSettings,
-    Seed,
-)
+from bdm.settings import PredictedEvaluationSettings, Seed
 
 logger = logging.getLogger(__name__)
 

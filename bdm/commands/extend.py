@@ -2,25 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from bdm.commands.base import (
-    Holding,
-    ModelFolder,
-    OutModel,
-    Output,
-    Summary,
-)
+from bdm.commands.base import Holding, ModelFolder, OutModel, Output, Summary
 from bdm.commands.train import generating
-from bdm.settings import (
-    InputKeys,
-    MissingAsZero,
-    NewTypes,
-    Seed,
-)
-
-if TYPE_CHECKING:
-    pass
+from bdm.settings import InputKeys, MissingAsZero, NewTypes, Seed
 
 
 def extend(

@@ -6,10 +6,7 @@ from typing import Annotated
 from bdm._core import errors
 from bdm._core.schema import Unset
 from bdm.commands.base import Ending, Output, Summary
-from bdm.settings import (
-    Counts,
-    Labels,
-)
+from bdm.settings import Counts, Labels
 
 
 def fates(

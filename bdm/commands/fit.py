@@ -1,25 +1,13 @@
 """``bdm fit``: fit a model to raw counts, in all stages."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from bdm._core.errors import at, counted
 from bdm.commands.autoencoder import summaries_of_effects
-from bdm.commands.base import (
-    Device,
-    OutModel,
-    Summary,
-)
+from bdm.commands.base import Device, OutModel, Summary
 from bdm.commands.train import generating, write_model
-from bdm.settings import (
-    Labels,
-    Seed,
-    Settings,
-    Tree,
-)
-
-if TYPE_CHECKING:
-    pass
+from bdm.settings import Labels, Seed, Settings, Tree
 
 
 def fit(

@@ -5,12 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from bdm._core.errors import InputError, counted
 from bdm.commands.base import AtValues, Device, Extrapolate, ModelFolder, OutGenerated, Summary
-from bdm.settings import (
-    AS_FITTED,
-    GenerationSettings,
-    InputKeys,
-    Seed,
-)
+from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
 
 if TYPE_CHECKING:
     from anndata import AnnData

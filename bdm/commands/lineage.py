@@ -7,11 +7,7 @@ from typing import Annotated
 from bdm._core import errors
 from bdm._core.errors import counted
 from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
-from bdm.settings import (
-    Labels,
-    LineageSettings,
-    LineageTreeFile,
-)
+from bdm.settings import Labels, LineageSettings, LineageTreeFile
 
 logger = logging.getLogger(__name__)
 

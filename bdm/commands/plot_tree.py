@@ -1,18 +1,12 @@
 """``bdm plot-tree``: plot a tree of cell types."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
 from bdm._core.schema import Unset
-from bdm.commands.base import (
-    OutFile,
-    Summary,
-)
-
-if TYPE_CHECKING:
-    pass
+from bdm.commands.base import OutFile, Summary
 
 
 def plot_tree(

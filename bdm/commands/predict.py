@@ -6,13 +6,7 @@ from typing import Annotated
 
 from bdm._core.errors import at
 from bdm.commands.base import Ending, OutCells, Output, Summary
-from bdm.settings import (
-    Counts,
-    Labels,
-    PredictedCondition,
-    PredictedTypes,
-    Seed,
-)
+from bdm.settings import Counts, Labels, PredictedCondition, PredictedTypes, Seed
 
 logger = logging.getLogger(__name__)
 

@@ -1,18 +1,12 @@
 """``bdm predict-modality``: predict proteins or peaks of cells from their RNA."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Ge, MinLen
 
 from bdm.commands.base import ModelFolder, OutCells, Summary
-from bdm.settings import (
-    InputKeys,
-    Seed,
-)
-
-if TYPE_CHECKING:
-    pass
+from bdm.settings import InputKeys, Seed
 
 
 def predict_modality(

@@ -7,14 +7,7 @@ from annotated_types import Ge
 
 from bdm._core import errors
 from bdm.commands.base import OutCells, Output, Summary
-from bdm.settings import (
-    Counts,
-    ExtrapolateLineage,
-    Labels,
-    LineageNode,
-    LineageTime,
-    Seed,
-)
+from bdm.settings import Counts, ExtrapolateLineage, Labels, LineageNode, LineageTime, Seed
 
 
 def reconstruct(

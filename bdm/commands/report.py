@@ -1,12 +1,9 @@
 """``bdm report``: write the report of a data set's results."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from bdm.commands.base import OutFile, Summary
-
-if TYPE_CHECKING:
-    pass
 
 
 def report(

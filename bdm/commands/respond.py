@@ -7,10 +7,7 @@ from typing import Annotated
 from bdm._core.errors import at, counted
 from bdm._core.schema import Unset
 from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
-from bdm.settings import (
-    Labels,
-    ResponseSettings,
-)
+from bdm.settings import Labels, ResponseSettings
 
 logger = logging.getLogger(__name__)
 N_SHOWN = 5  # conditions whose errors are printed

@@ -4,16 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from bdm.commands.base import (
-    AutoencoderFolder,
-    Device,
-    OutModel,
-    Summary,
-)
-from bdm.settings import (
-    Seed,
-    TrainSettings,
-)
+from bdm.commands.base import AutoencoderFolder, Device, OutModel, Summary
+from bdm.settings import Seed, TrainSettings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,20 +1,11 @@
 """``bdm transmute``: transmute cells to another cell type."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from bdm.commands.base import AtValues, Device, Extrapolate, ModelFolder, OutGenerated, Summary
 from bdm.commands.generate import evaluating
-from bdm.settings import (
-    InputKeys,
-    Seed,
-    SourceTypes,
-    TargetType,
-    TransmutationSettings,
-)
-
-if TYPE_CHECKING:
-    pass
+from bdm.settings import InputKeys, Seed, SourceTypes, TargetType, TransmutationSettings
 
 
 def transmute(
