@@ -205,12 +205,9 @@ def test_command_plots_sub_populations_where_asked_for(tmp_path: Path):
     hierarchy = divided(caterpillar(3), {"type 0": 3, "type 1": 2})
     save_hierarchy(tmp_path / "tree.json", hierarchy)
     for options, n_rows in (((), 3), (("--sub-populations",), 6), (("--root", "type 0"), 3)):
-        app(
-            ["plot-tree", str(tmp_path / "tree.json"), str(tmp_path / "tree.svg"), "--force", *options],
-            standalone_mode=False,
-        )
-        drawn = (tmp_path / "tree.svg").read_text()
-        names = re.findall(r"<!-- ((?:type|last)[^>]*\)) -->", drawn)
+        paths = [str(tmp_path / name) for name in ("tree.json", "tree.svg")]
+        app(["plot-tree", *paths, "--force", *options], standalone_mode=False)
+        names = re.findall(r"<!-- ((?:type|last)[^>]*\)) -->", (tmp_path / "tree.svg").read_text())
         assert len(names) == n_rows
         assert any("/" in name for name in names) == bool(options)
 
@@ -240,9 +237,6 @@ def test_added_types_have_rows_of_their_own_among_many(make):
     hierarchy = with_added(make(500), type_490=1, type_491=2, type_7=3)
     own = {end.cell_types for end in view_of(hierarchy).ends if not end.collapsed}
     assert own >= {("type 490",), ("type 491",), ("type 7",)}
-
-
-# ---- letters
 
 
 def test_letters_that_the_font_lacks_come_from_another(tmp_path, monkeypatch, recwarn, caplog):

@@ -17,15 +17,8 @@ from bdm.plotting.hierarchy_page import tree_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = [
-    "B",
-    "CD4+ T",
-    "</script><script>alert(1)</script>",
-    "<!-- x",
-    'it\'s "T" & co',
-    "é 日本 🧬",
-    "a\\b\u2028c",
-    "${x}",
-]
+    "B", "CD4+ T", "</script><script>alert(1)</script>", "<!-- x", 'it\'s "T" & co', "é 日本 🧬", "a\\b\u2028c", "${x}",
+]  # fmt: skip
 
 
 def balanced(names: list[str], *, level: float = 8.0) -> Hierarchy:
@@ -47,15 +40,10 @@ def balanced(names: list[str], *, level: float = 8.0) -> Hierarchy:
 SMALL, LARGE = balanced(NAMES), balanced([f"type {i:03}" for i in range(500)])
 
 
-def with_stray(hierarchy: Hierarchy, **nearer: str) -> Hierarchy:
-    """Let sub-populations be nearer to another cell type; an underscore stands for a slash."""
-    nearest = {name.replace("_", "/"): cell_type for name, cell_type in nearer.items()}
-    branches = (replace(branch, nearer_to=nearest.get(branch.name)) for branch in hierarchy.branches)
-    return replace(hierarchy, branches=tuple(branches))
-
-
 # D has two sub-populations, and A has three, of which the second is nearer to C
-DIVIDED = with_stray(divided(balanced(list("ABCD")), {"A": 3, "D": 2}), A_2="C")
+DIVIDED = divided(balanced(list("ABCD")), {"A": 3, "D": 2})
+STRAY = tuple(replace(branch, nearer_to="C") if branch.name == "A/2" else branch for branch in DIVIDED.branches)
+DIVIDED = replace(DIVIDED, branches=STRAY)
 MANY = divided(LARGE, dict.fromkeys(LARGE.cell_types, 3))
 
 
@@ -190,9 +178,8 @@ element(branches[0]).focus();
 @pytest.mark.nightly
 def test_browser_closes_cell_types_at_first_and_opens_one_on_a_click(tmp_path):
     assert len(items(dom(tmp_path, DIVIDED))) == 7
-    click = (
-        "element(branches.find(({ name }) => name === 'A')).dispatchEvent(new MouseEvent('click', {bubbles: true}));"
-    )
+    found = "element(branches.find(({ name }) => name === 'A'))"
+    click = f"{found}.dispatchEvent(new MouseEvent('click', {{bubbles: true}}));"
     text = dom(tmp_path, DIVIDED, click)
     assert chosen(text) == "A, level 0.5, 3 sub-populations, 10 cells"
     parts = [f"A/{i}, 3 cells, 33% of A" for i in (1, 2, 3)]
@@ -204,17 +191,19 @@ def test_browser_closes_cell_types_at_first_and_opens_one_on_a_click(tmp_path):
 
 
 @pytest.mark.nightly
-def test_search_finds_cell_types_and_sub_populations(tmp_path):
-    search = """
-    query.value = "TEXT";
-    query.dispatchEvent(new Event("input"));
-    document.getElementById("search").requestSubmit();
-    """
-    of_type = dom(tmp_path, DIVIDED, search.replace("TEXT", "d"))
-    assert chosen(of_type) == "D, level 0.5, 2 sub-populations, 10 cells"
-    assert re.search(r'<output id="found"[^>]*>1 found<', of_type)
-    below = dom(tmp_path, DIVIDED, search.replace("TEXT", "d/2"))
-    assert chosen(below) == "D/2, 5 cells, 50% of D"
+@pytest.mark.parametrize(
+    ("hierarchy", "query", "item", "number"),
+    [
+        (DIVIDED, "d", "D, level 0.5, 2 sub-populations, 10 cells", 1),
+        (DIVIDED, "d/2", "D/2, 5 cells, 50% of D", 1),
+        (LARGE, "TYPE 33", "type 330, 10 cells", 10),
+    ],
+)
+def test_search_opens_the_way_to_cell_types_and_sub_populations(tmp_path, hierarchy, query, item, number):
+    search = f"query.value = {query!r}; query.dispatchEvent(new Event('input'));"
+    text = dom(tmp_path, hierarchy, f"{search} document.getElementById('search').requestSubmit();")
+    assert chosen(text) == item
+    assert re.search(rf'<output id="found"[^>]*>{number} found<', text)
 
 
 @pytest.mark.nightly
@@ -222,10 +211,8 @@ def test_browser_keeps_500_divided_types_closed_until_all_are_opened(tmp_path):
     text = dom(tmp_path, MANY)
     assert len(items(text)) == 79
     assert not re.search(r'aria-label="type \d+/', text)
-    opened = dom(
-        tmp_path, MANY, 'document.getElementById("close-all").click(); toggle(branches[0]); toggle(branches[0]);'
-    )
-    assert not re.search(r'aria-label="type \d+/', opened)
+    twice = 'document.getElementById("close-all").click(); toggle(branches[0]); toggle(branches[0]);'
+    assert not re.search(r'aria-label="type \d+/', dom(tmp_path, MANY, twice))
     assert len(items(dom(tmp_path, MANY, 'document.getElementById("open-all").click();'))) == len(MANY.branches)
 
 
@@ -236,15 +223,3 @@ def test_keys_walk_and_collapse(tmp_path):
     closed = dom(tmp_path, LARGE, KEYS + 'press("ArrowLeft");')
     assert len(items(closed)) == 1
     assert 'aria-expanded="false"' in closed
-
-
-@pytest.mark.nightly
-def test_search_opens_the_way_to_a_type(tmp_path):
-    search = """
-    query.value = "TYPE 33";
-    query.dispatchEvent(new Event("input"));
-    document.getElementById("search").requestSubmit();
-    """
-    found = dom(tmp_path, LARGE, search)
-    assert chosen(found) == "type 330, 10 cells"
-    assert re.search(r'<output id="found"[^>]*>10 found<', found)
