@@ -29,9 +29,6 @@ def random_cells(*, n_cells=(400, 150, 60), n_dims=5, seed=0) -> LatentCells:
     )
 
 
-# ---- matrices
-
-
 @pytest.mark.parametrize("power", [-1, -0.5, 0, 0.5, 1, 2])
 def test_matrix_power(power):
     root = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -44,9 +41,6 @@ def test_matrix_power(power):
 
 def test_matrix_power_of_singular_matrix_is_finite():
     assert matrix_power(torch.ones(4, 4), -0.5).isfinite().all()
-
-
-# ---- whitening
 
 
 def test_whitened_cells_have_unit_covariance_within_types():
@@ -67,9 +61,6 @@ def test_constant_dimension_is_no_harm():
     assert x.isfinite().all()
     assert float(x.std(dim=0)[-1]) < 10
     torch.testing.assert_close(whitening.inverse(x), cells.mean, atol=1e-3, rtol=1e-3)
-
-
-# ---- moments
 
 
 def test_moments_of_a_large_type_are_those_of_its_draws():
@@ -106,9 +97,6 @@ def test_mixture_has_the_moments_of_its_draws():
     torch.testing.assert_close(mixture.covariance, torch.cov(x.T), atol=0.2, rtol=0.05)
 
 
-# ---- minibatches
-
-
 def test_minibatches_hold_populations_by_weight_and_cells_of_a_population_alike():
     population = torch.tensor([0, 2, 0, 2, 2, 0, 2, 2, 2, 2, 2, 2])  # no cell of population 1
     index = Minibatches(torch.argsort(population, stable=True), torch.bincount(population)).draw(
@@ -120,9 +108,6 @@ def test_minibatches_hold_populations_by_weight_and_cells_of_a_population_alike(
     by_cell = torch.bincount(index, minlength=12) / 60_000
     expected = (weight / torch.bincount(population))[population] / weight.sum()
     torch.testing.assert_close(by_cell, expected, atol=0.01, rtol=0)
-
-
-# ---- encoded cells
 
 
 @pytest.fixture(scope="module")
