@@ -25,12 +25,6 @@ Loss = Callable[[nn.Module, torch.Generator], Tensor]
 LossByGroup = Callable[[nn.Module, torch.Generator], dict[str, float]]
 Validation = Callable[[nn.Module], Tensor | float]
 
-MAX_LOSS_RATIO = 5  # to the loss before training; below 1.1 in training that converges
-
-
-class DivergenceError(Exception):
-    """Reason for diverged training; users see it as a TrainingError."""
-
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -43,10 +37,8 @@ class TrainingPlan:
     name: str = "the network"  # in messages
     averaging: float = 0.99  # decay of the moving average of weights, which training returns
     n_warmup: int = 100
-    # Steps between validations of the averaged weights; the best are kept
-    validate_every: int = 100
-    # Validations in a row without a lower loss before training stops; None: never stop early
-    patience: int | None = None
+    validate_every: int = 100  # steps between validations of the averaged weights; the best are kept
+    patience: int | None = None  # validations without a lower loss before training stops; None: do not stop early
     untrained_loss: float = math.inf  # of validation cells without training; only lower losses count
     stop_after: int | None = None  # steps, on the learning rates of ``n_steps``; None: all
 
@@ -54,32 +46,6 @@ class TrainingPlan:
     def last_step(self) -> int:
         """Number of the last step, without early stopping."""
         return self.n_steps if self.stop_after is None else self.stop_after
-
-
-def device_of(name: str | torch.device) -> torch.device:
-    """Return a device; ``auto`` is CUDA if available, else the CPU."""
-    if isinstance(name, torch.device):
-        return name
-    kind = "cuda" if name == "gpu" else name
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind == "auto":
-        kind = "cuda" if present["cuda"] else "cpu"
-    if kind not in present:
-        raise InputError(f"Unknown device {name!r}; use auto, cpu, cuda or mps.")
-    if not present[kind]:
-        raise InputError(f"Device {name!r} is not available here; use auto or cpu.")
-    return torch.device(kind)
-
-
-@dataclass
-class Losses:
-    """Losses of a training, and the best averaged weights so far."""
-
-    first: float = math.nan  # loss of the first step
-    total: float = 0.0  # sum of losses since the last row of the history
-    best: float = math.inf  # lowest validation loss
-    best_weights: dict[str, Tensor] | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def train(
@@ -92,7 +58,8 @@ def train(
 ) -> pd.DataFrame:
     """Train ``network`` in place, and return its history (step, loss, validation loss).
 
-    The random numbers of step k depend on (seed, k) only. CUDA devices use mixed precision (bfloat16).
+    ``validation`` selects the best weights, and ``by_group`` tells which cells diverged. The random numbers of step k
+    depend on (seed, k) only. CUDA devices use mixed precision (bfloat16).
     """
     keep_freed_memory()
     device = device_of(plan.device)
@@ -117,7 +84,7 @@ def train(
             averaged.update_parameters(network)
             step = index + 1
             if step % plan.validate_every == 0 or step == plan.last_step:
-                validate(losses, averaged.module, plan, validation, step=step)
+                record_losses(losses, averaged.module, plan, validation, step=step)
                 logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in losses.history[-1].items()))
                 if should_stop_early(losses.history, plan):
                     break
@@ -125,6 +92,17 @@ def train(
         raise TrainingError(describe_divergence(error, network, plan, by_group, index=index)) from error
     network.load_state_dict(losses.best_weights or averaged.module.state_dict())
     return pd.DataFrame(losses.history)
+
+
+@dataclass
+class Losses:
+    """Losses of a training, and the best averaged weights so far."""
+
+    first: float = math.nan  # loss of the first step
+    total: float = 0.0  # sum of losses since the last row of the history
+    best: float = math.inf  # lowest validation loss
+    best_weights: dict[str, Tensor] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def should_stop_early(history: Sequence[dict[str, float]], plan: TrainingPlan) -> bool:
@@ -138,16 +116,22 @@ def should_stop_early(history: Sequence[dict[str, float]], plan: TrainingPlan) -
     return n_without_gain >= plan.patience
 
 
-def validate(
+MAX_LOSS_RATIO = 5  # to the loss before training; below 1.1 in training that converges
+
+
+def record_losses(
     losses: Losses, averaged: nn.Module, plan: TrainingPlan, validation: Validation | None, *, step: int
 ) -> None:
-    """Add a row to the history, and keep the best averaged weights."""
-    n_seen = (step - 1) % plan.validate_every + 1
-    row = {"step": step, "loss": losses.total / n_seen}
+    """Add a row to the history, and keep the best averaged weights.
+
+    Raises a DivergenceError if the loss has risen far, or is not finite.
+    """
+    n_steps = (step - 1) % plan.validate_every + 1
+    row = {"step": step, "loss": losses.total / n_steps}
     losses.total = 0.0
     if row["loss"] > MAX_LOSS_RATIO * losses.first > 0:
         raise DivergenceError(
-            f"the loss, {losses.first:.4g} before training, was {row['loss']:.4g} over the last {n_seen} steps"
+            f"the loss, {losses.first:.4g} before training, was {row['loss']:.4g} over the last {n_steps} steps"
         )
     if validation is not None:
         with torch.no_grad():
@@ -157,6 +141,10 @@ def validate(
         if row["validation"] < min(losses.best, plan.untrained_loss):
             losses.best, losses.best_weights = row["validation"], copy.deepcopy(averaged.state_dict())
     losses.history.append(row)
+
+
+class DivergenceError(Exception):
+    """Reason for diverged training; users see it as a TrainingError."""
 
 
 @torch.no_grad()
@@ -189,3 +177,18 @@ def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor]
             mean.lerp_(value, 1 - min(decay, n_before / (n_before + 9)))
 
     return update
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """Return a device; ``auto`` is CUDA if available, else the CPU."""
+    if isinstance(name, torch.device):
+        return name
+    kind = "cuda" if name == "gpu" else name
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind == "auto":
+        kind = "cuda" if present["cuda"] else "cpu"
+    if kind not in present:
+        raise InputError(f"Unknown device {name!r}; use auto, cpu, cuda or mps.")
+    if not present[kind]:
+        raise InputError(f"Device {name!r} is not available here; use auto or cpu.")
+    return torch.device(kind)
