@@ -227,13 +227,13 @@ def decode_chunk(
     counts, latent = [], []
     for portion in portions_of(chunk):
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
-        on_way = torch_generator(seed, "way", chunk.population, portion.start)
-        x = request.transport(portion.padded, chunk.population, on_way)
-        x = model.at_covariates(x, chunk.population, portion.rows_in(values))
-        mean = portion.of_cells(expected_counts(model, x, batch, chunk.population))
-        generator = numpy_generator(seed, "counts", chunk.population, portion.start)
-        counts.append(sample_counts(model, mean, chunk.population, generator))
-        latent.append(portion.of_cells(latents(model, x)))
+        for_transport = torch_generator(seed, "way", chunk.population, portion.start)
+        x = request.transport(portion.padded, chunk.population, for_transport)
+        x = model.at_covariates(x, chunk.population, portion.values_of(values))
+        mean = portion.without_padding(expected_counts(model, x, batch, chunk.population))
+        for_counts = numpy_generator(seed, "counts", chunk.population, portion.start)
+        counts.append(sample_counts(model, mean, chunk.population, for_counts))
+        latent.append(portion.without_padding(latents(model, x)))
     return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))
 
 
@@ -245,12 +245,12 @@ class Portion:
     n_cells: int
     padded: Tensor  # whitened cells with zero padding to ``MIN_CHUNK`` cells, cells x dimensions
 
-    def of_cells(self, rows: np.ndarray) -> np.ndarray:
-        """Remove the padding."""
+    def without_padding(self, rows: np.ndarray) -> np.ndarray:
+        """Remove the rows of the padding."""
         return rows[: self.n_cells]
 
-    def rows_in(self, values: np.ndarray | None) -> np.ndarray | None:
-        """Select these cells from their population; repeat the last row as padding."""
+    def values_of(self, values: np.ndarray | None) -> np.ndarray | None:
+        """Select values of these cells from all of their population; repeat the last row as padding."""
         if values is None:
             return None
         return values[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(values) - 1)]

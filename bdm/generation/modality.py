@@ -15,14 +15,12 @@ from bdm._core.errors import InputError
 from bdm._core.parallel import threads, using_threads
 from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.autoencoder.decoder import Decoder
-from bdm.autoencoder.levels import Levels, mapped
+from bdm.autoencoder.levels import mapped
 from bdm.autoencoder.moments import Normal, matrix_power
 from bdm.autoencoder.network import CountAutoencoder
-from bdm.autoencoder.observation import ObservationModel
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import writable, writable_names
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
-from bdm.model.covariates import CovariateEffects
 from bdm.model.match import (
     batches_of,
     check_known,
@@ -140,73 +138,65 @@ def predict_modality(
 class PopulationPosterior:
     """Posterior of latents given RNA, for cells of one population."""
 
+    model: BranchedModel
     name: str
-    cell_type: str
+    code: int  # index of the population in the networks
     network: CountAutoencoder  # for RNA alone
-    code: int  # index of the population in the network
-    log_share: float
     normal: Normal  # of y = (latent, log library sizes), in double precision
-    covariates: CovariateEffects | None
-    weight: dict[str, float]  # training cells of each population of the type
     target: Decoder  # for the modality to predict
-    observation: ObservationModel  # for counts of the modality to predict
-    levels: tuple[Levels, Tensor] | None  # protein levels as decoded, and their quantiles in training cells
     size: int | None  # index of the modality's log library size in y without the library size of RNA
-    size_range: tuple[Tensor, Tensor]  # range of each log library size
+    has_levels: bool  # whether predicted proteins have the levels of training cells
 
     @classmethod
     def from_model(cls, model: BranchedModel, name: str, modality: Modality) -> PopulationPosterior:
         """Build from the decoders and moments of a population."""
-        network, code = model.autoencoder.network_of(name), model.autoencoder.type_code(name)
-        row = model.moments.populations.index(name)
+        network, row = model.autoencoder.network_of(name), model.moments.populations.index(name)
         colour = matrix_power(model.whitening.covariance.double(), 0.5)
         mean = model.moments.mean[row].double() @ colour + model.whitening.centre.double()
-        normal = Normal(mean, colour @ model.moments.covariance[row].double() @ colour)
-        rna = CountAutoencoder.from_decoder(network.decoder.of_block(0), network.prior_mean)
-        target = network.decoder.of_block(model.autoencoder.modalities.index(modality))
-        has_levels = not modality.normalised and name in model.levels
-        size = model.layout.index(modality.size_name) - 1 if modality.normalised else None
         return cls(
+            model,
             name,
-            model.cell_type_of[name],
-            rna,
-            code,
-            math.log(model.composition.loc[name].sum() / model.composition.to_numpy().sum()),
-            normal,
-            model.covariates,
-            model.n_training_cells(model.cell_type_of[name]).to_dict(),
-            target,
-            target.observation(torch.tensor(code)),
-            (model.levels[name], model.autoencoder.levels[name]) if has_levels else None,
-            size,
-            model.library_range(name),
+            model.autoencoder.type_code(name),
+            CountAutoencoder.from_decoder(network.decoder.of_block(0), network.prior_mean),
+            Normal(mean, colour @ model.moments.covariance[row].double() @ colour),
+            network.decoder.of_block(model.autoencoder.modalities.index(modality)),
+            model.layout.index(modality.size_name) - 1 if modality.normalised else None,
+            has_levels=not modality.normalised and name in model.levels,
         )
+
+    @property
+    def cell_type(self) -> str:
+        """Cell type of the population."""
+        return self.model.cell_type_of[self.name]
 
     def expected(self, y: Tensor, codes: Tensor) -> np.ndarray:
         """Decode y without the library size of RNA to mean counts."""
         n_latent, log_size = self.target.shape.n_latent, None
         if self.size is not None:
-            smallest, largest = (size[self.size - n_latent + 1] for size in self.size_range)
+            smallest, largest = (size[self.size - n_latent + 1] for size in self.model.library_range(self.name))
             log_size = y[:, self.size, None].clamp(smallest, largest).float()
         log_mean = self.target.decode(y[:, :n_latent].float(), codes, log_size=log_size)
-        return np.asarray((log_mean + self.levels[0].log_factor if self.levels else log_mean).exp())
+        return np.asarray((log_mean + self.model.levels[self.name].log_factor if self.has_levels else log_mean).exp())
 
     def sampled(self, mean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Sample counts of the modality; proteins have the levels of training cells."""
-        counts = self.observation.sample(mean, generator).toarray()
-        if self.levels is None:
+        counts = self.target.observation(torch.tensor(self.code)).sample(mean, generator).toarray()
+        if not self.has_levels:
             return counts
-        decoded, training = self.levels
-        return mapped(counts, decoded.quantiles, training, generator)
+        levels, training_levels = self.model.levels[self.name], self.model.autoencoder.levels[self.name]
+        return mapped(counts, levels.quantiles, training_levels, generator)
 
     def prior(self, values: np.ndarray | None) -> tuple[float | Tensor, Tensor]:
         """Return the population's log share and mean of y at ``values`` of covariates."""
-        if self.covariates is None or values is None:
-            return self.log_share, self.normal.mean
-        share = self.covariates.shares(self.cell_type, self.weight, values)[:, list(self.weight).index(self.name)]
-        log_change = to_tensor(np.log(share * sum(self.weight.values()) / self.weight[self.name]))
-        shift = self.covariates.shift(self.name, self.cell_type, values)
-        return self.log_share + log_change, self.normal.mean + shift.double()
+        n_cells, covariates = self.model.composition.sum(axis=1), self.model.covariates
+        log_share = math.log(n_cells[self.name] / n_cells.sum())
+        if covariates is None or values is None:
+            return log_share, self.normal.mean
+        n_of_type = self.model.n_training_cells(self.cell_type)
+        share = covariates.shares(self.cell_type, n_of_type.to_dict(), values)[:, n_of_type.index.get_loc(self.name)]
+        log_change = to_tensor(np.log(share * n_of_type.sum() / n_of_type[self.name]))
+        shift = covariates.shift(self.name, self.cell_type, values)
+        return log_share + log_change, self.normal.mean + shift.double()
 
     def __call__(
         self, counts: Tensor, codes: Tensor, values: np.ndarray | None, size_index: int

@@ -188,7 +188,7 @@ class HeldOut:
         ``n_looks`` is the number of training steps that these cells chose the network from.
         """
         added = denoised_in_blocks(correction, self.noised, self.sigma, self.branch)
-        closed, network = (_losses(x, self.x, self.sigma) for x in (self.closed, self.closed + added))
+        closed, network = (_losses(denoised, self.x, self.sigma) for denoised in (self.closed, self.closed + added))
         branch = self.branch.cpu().numpy()
         draws = [np.flatnonzero(branch == row) for row in range(self.n_branches)]
         table = pd.DataFrame([_paired(closed[i], network[i], self.cell[i], self.weight[i]) for i in draws])

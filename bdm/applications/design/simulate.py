@@ -169,7 +169,7 @@ class Simulation:
         rows = np.arange(first, first + portion.n_cells)
         group = CellGroup(population, self.cells.sample[rows], self.cells.response[rows], (portion.start,))
         x = self.experiment.move_to_donors(portion.padded, population, padded(group.sample, len(portion.padded)))
-        x = self.model.at_covariates(x, population, portion.rows_in(self.values.get(population)))
+        x = self.model.at_covariates(x, population, portion.values_of(self.values.get(population)))
         droplets = self.singlets(x, group)
         droplets = self.add_partners(droplets, rows, group)
         if self.ambient is not None:
@@ -185,7 +185,7 @@ class Simulation:
                 np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("counts", "mean")
             )
             droplets = Droplets(counts, mean)
-        return droplets, portion.of_cells(latents(self.model, x))
+        return droplets, portion.without_padding(latents(self.model, x))
 
     def singlets(self, x: Tensor, group: CellGroup) -> Droplets:
         """Sample single cells with the changes and the depth of their samples."""
