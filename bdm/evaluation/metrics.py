@@ -153,9 +153,10 @@ class PairDistances:
 
     @property
     def energy(self) -> float:
-        """Energy distance ``2 E|x - y| - E|x - x'| - E|y - y'|``; NaN with fewer than two samples of either.
+        """Energy distance, NaN with fewer than two samples of either.
 
-        Unbiased, so it may be slightly negative: Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018.
+        ``2 E|x - y| - E|x - x'| - E|y - y'|``. Unbiased, so it may be slightly negative: Székely and Rizzo 2013,
+        https://doi.org/10.1016/j.jspi.2013.03.018.
         """
         return float(2 * self.across.mean() - mean_of_pairs(self.within_x) - self.spread)
 

@@ -106,7 +106,10 @@ def draw_resamples(
     *,
     seed: int,
 ) -> list[ResampledCells]:
-    """Draw the resamples of an evaluation; fewer than in the settings if there are many test cells."""
+    """Draw the resamples of an evaluation.
+
+    Many test cells need fewer resamples than the settings allow.
+    """
     at_most = {"max_cells_per_type": settings.max_cells_per_type, "max_cells": size_limits.compared}
     n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / count_compared(real.test, **at_most).sum()))
     return resampled_cells(real, generated, resampling_seeds(n_repeats, seed=seed), **at_most)

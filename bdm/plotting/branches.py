@@ -50,7 +50,7 @@ MARGIN = 0.5  # on either side of a panel, as a share of the range of its points
 N_LABELS = 3  # genes per branch in the tree
 MAX_GENES, MAX_GENES_OF_CHILD = 72, 4  # rows of the commitment figure
 
-MEASURES = {
+MEASURE_TITLES = {
     "pearson": "r of log fold changes",
     "spearman": "rank correlation\nof log fold changes",
     "slope": "slope of log fold changes",
@@ -348,8 +348,8 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     modalities = [f"  ({name})" for name in agreement.get(NAME_COLUMN, ())] or [""] * len(agreement)
     rows = [labels[node] + modality for node, modality in zip(agreement.index, modalities, strict=True)]
     figure = new_figure(11 + 0.8 * LETTER * max(map(len, rows)), 1.8 + 0.28 * len(agreement))
-    axes = figure.subplots(1, len(MEASURES), sharey=True)
-    for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
+    axes = figure.subplots(1, len(MEASURE_TITLES), sharey=True)
+    for axis, (name, title) in zip(axes, MEASURE_TITLES.items(), strict=True):
         values = {query: agreement[agreement_column(name, query)] for query in QUERY_STYLES}
         draw_measure(axis, values, ideal=0.95 if name == "coverage" else 1)
         axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)

@@ -388,7 +388,7 @@ def placed_labels(
             left = x - BESIDE - length if before else x + BESIDE
             middle = row_height * row - copysign(ABOVE + SMALL_LINE * (abs(line) - 1), line)
             box = (left, left + length, middle - SMALL_LINE / 2, middle + SMALL_LINE / 2)
-            if (before or box[1] < width) and not any(overlap(box, other) for other in boxes):
+            if (before or box[1] < width) and not any(overlap(box, occupied) for occupied in boxes):
                 labels.append(Label(text, node.level, row, before, line, of_genes))
                 boxes.append(box)
                 break

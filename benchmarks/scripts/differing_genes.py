@@ -1,4 +1,4 @@
-"""Genes that differ between a cell type and all others, compared between query cells and test cells."""
+"""Comparison of the genes that differ between a cell type and all others."""
 
 from dataclasses import dataclass
 

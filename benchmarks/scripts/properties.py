@@ -1,4 +1,4 @@
-"""Compare simulated cells with real cells by the properties that benchmarks of simulators compare, and draw them."""
+"""Compare and draw the properties of simulated and real cells, as benchmarks of simulators do."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +33,7 @@ ROW_HEIGHT, TITLE_HEIGHT = 0.26, 0.5  # in inches
 
 
 def draw_distances(table: pd.DataFrame) -> Figure:
-    """Draw the distance to test cells in each property, minus the floor's; a marker per method."""
+    """Draw the distance to test cells in each property, minus the floor's."""
     table = table[table["value"].notna() & table["floor"].notna()]
     overall = table[table["by"] == ALL]
     names = {
