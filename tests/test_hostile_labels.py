@@ -68,8 +68,19 @@ def check_interpretation(folder: Path, names: list[str], labels: list[str], gene
         assert set(sc.get.rank_genes_groups_df(branches, group)["names"]) == set(genes)
 
 
-def all_the_way(labels: list[str], genes: list[str], new: str, folder: Path) -> None:
-    """Run all commands on cells of these types, and look for the types in all that comes out."""
+FORMS = {"newick": ".nwk", "figure": ".png", "table": ".csv", "page": ".html"}
+WORST = [
+    "../$\\frac{$", "$x^2$ \n\t'\"", " ", "\u00a0", "all", "node 1", "NA", "1.0", "a,b;[c](d:1)'",
+    "</script><script>alert(1)</script><b>", "--help `touch hacked` $(touch hacked)", "\u202e界" * 150, "_",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_worst_labels_and_genes_go_all_the_way(tmp_path):
+    """Through all commands, which have the types in all that they write."""
+    folder, (*labels, new) = tmp_path, WORST
+    genes = list(dict.fromkeys([*WORST[::-1], *(f"gene {i}" for i in range(N_GENES - len(WORST)))]))
     data, prepared = folder / "it's data.h5ad", folder / "prepared.h5ad"
     cells_of(labels, genes).write_h5ad(data)
     bdm("prepare", data, prepared, "--label-key=type", "--genes=all", "--test=0.3")
@@ -109,22 +120,3 @@ def all_the_way(labels: list[str], genes: list[str], new: str, folder: Path) -> 
     assert column(report / "extensions.csv", "cell_type") == {new}
     bdm("generate", extended, folder / "new.h5ad", "--cells=1", "--n-levels=3")
     assert set(anndata.read_h5ad(folder / "new.h5ad").obs["cell_type"]) == {*labels, new}
-
-
-FORMS = {"newick": ".nwk", "figure": ".png", "table": ".csv", "page": ".html"}
-
-
-WORST = [
-    "../$\\frac{$", "$x^2$ \n\t'\"", " ", "\u00a0", "all", "node 1", "NA", "1.0", "a,b;[c](d:1)'",
-    "</script><script>alert(1)</script><b>", "--help `touch hacked` $(touch hacked)", "\u202e界" * 150, "_",
-]  # fmt: skip
-
-
-def named(genes: list[str]) -> list[str]:
-    return list(dict.fromkeys([*genes, *(f"gene {i}" for i in range(N_GENES - len(genes)))]))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_the_worst_labels_and_genes_go_all_the_way(tmp_path):
-    all_the_way(WORST[:-1], named(WORST[::-1]), WORST[-1], tmp_path)
