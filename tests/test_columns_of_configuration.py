@@ -173,9 +173,6 @@ def test_columns_are_those_that_are_read(folder):
     assert obs_columns(folder / "none.h5ad") == []
 
 
-# ---- cell types
-
-
 WRONG = {
     "transmutation/to": ("B cell", "transmute.transmutations.there.to: cells.h5ad has no type 'B cell'"),
     "transmutation/from": (["A", "b"], "transmute.transmutations.there.from: cells.h5ad has no type 'b'"),
@@ -231,9 +228,6 @@ def test_a_type_in_a_design_is_reported_before_any_job(folder, design):
 def test_columns_with_two_meanings_are_reported_before_any_job(folder):
     found = message(with_value("dataset/batch_key", "cell_type"))
     assert "obs['cell_type'] is named by label_key and by batch_key" in found
-
-
-# ---- donors for an audit
 
 
 def with_donors(column: pd.Series) -> ad.AnnData:

@@ -37,6 +37,8 @@ CONFIG = {
     "lineage": {"tree": "lineage.nwk"},
 }
 
+OWN = CONFIG["datasets"][MINE]
+
 # Rules with all that depends on them
 REPORT = {"report"}
 CARD = {"card"}
@@ -88,20 +90,14 @@ CHANGES = {
     "addition/cell_types": (["C"], {GROWN: EXTEND}),
     "generate/n_cells": (12, both(GENERATE_BOTH, GENERATE)),
     "generate/n_levels": (2, both(GENERATE_BOTH | AUDIT, GENERATE)),
-    "transmute/transmutations": (
-        {**CONFIG["datasets"][MINE]["transmute"]["transmutations"], "new": {"to": "C"}},
-        both(NEW_TRANSMUTATION),
-    ),
+    "transmute/transmutations": ({**OWN["transmute"]["transmutations"], "new": {"to": "C"}}, both(NEW_TRANSMUTATION)),
     "transmute/n_levels": (3, both(TRANSMUTATIONS)),
     "transmutation/to": ("C", both(TRANSMUTATION)),
     "respond/run": (False, {MINE: CARD | REPORT}),
     "respond/condition_key": (["treatment"], {MINE: RESPOND}),
     "respond/control": ("none", {MINE: RESPOND}),
     "respond/relations": ("tree", {MINE: RESPOND}),
-    "respond/predictions": (
-        {**CONFIG["datasets"][MINE]["respond"]["predictions"], "new": {"condition": "stim"}},
-        {MINE: {"predict new"}},
-    ),
+    "respond/predictions": ({**OWN["respond"]["predictions"], "new": {"condition": "stim"}}, {MINE: {"predict new"}}),
     "prediction/cell_types": (["B"], {MINE: PREDICTION}),
     "lineage/run": (False, {MINE: REPORT}),
     "lineage/tree": ("tree.nwk", {MINE: LINEAGE}),
@@ -109,14 +105,11 @@ CHANGES = {
     "lineage/n_times": (3, {MINE: LINEAGE}),
     "lineage/relations": ("time", {MINE: LINEAGE}),
     "lineage/reconstructions": (
-        {**CONFIG["datasets"][MINE]["lineage"]["reconstructions"], "new": {"node": "B"}},
+        {**OWN["lineage"]["reconstructions"], "new": {"node": "B"}},
         {MINE: {"reconstruct new"}},
     ),
     "reconstruction/n_cells": (3, {MINE: RECONSTRUCTION}),
-    "simulate/designs": (
-        {**CONFIG["datasets"][MINE]["simulate"]["designs"], "new": {"path": "other.yaml"}},
-        both({"simulate new"}),
-    ),
+    "simulate/designs": ({**OWN["simulate"]["designs"], "new": {"path": "other.yaml"}}, both({"simulate new"})),
     "design/path": ("other.yaml", both(SIMULATE)),
     "evaluate/n_repeats": (500, both(EVALUATE)),
     "evaluate/flat": (False, {MINE: EVALUATE}),  # extended models have no flat one
@@ -126,14 +119,10 @@ CHANGES = {
     "card/source": ("cell_type", both(CARD)),
 }
 
-COMMANDS = {  # of sections of another name
-    "dataset": "prepare",
-    "addition": "extend",
-    "transmutation": "transmute",
-    "prediction": "predict",
-    "reconstruction": "reconstruct",
-}
-NO_OPTIONS = {"path", "run", "flat"}  # keys of rules
+# Commands of sections of another name, and keys without an option of their name
+COMMANDS = {"dataset": "prepare", "addition": "extend", "transmutation": "transmute"}
+COMMANDS |= {"prediction": "predict", "reconstruction": "reconstruct"}
+NO_OPTIONS = {"path", "run", "flat"}
 OTHER_OPTIONS = {"n_cells": "cells", "cell_types": "cell_type"}
 
 
@@ -328,39 +317,25 @@ def test_missing_file_is_reported_where_old_results_exist(in_finished, key):
 MODULE = """
 configfile: "config/config.yaml"
 
-
 module bdm:
-    snakefile:
-        "{root}/workflow/Snakefile"
-    config:
-        config["bdm"]
+    snakefile: "{root}/workflow/Snakefile"
+    config: config["bdm"]
 {prefix}
 
 use rule * from bdm as bdm_*
 
-
 rule all:
     default_target: True
-    input:
-        rules.bdm_all.input,
-        "own.txt",
-
+    input: rules.bdm_all.input, "own.txt"
 
 rule own:
-    output:
-        "own.txt",
-    shell:
-        "touch {{output}}"
-
+    output: "own.txt"
+    shell: "touch {{output}}"
 
 rule other:
-    output:
-        temp("{folder}other.h5ad"),
-    shell:
-        "touch {{output}}"
+    output: temp("{folder}other.h5ad")
+    shell: "touch {{output}}"
 """
-
-
 OF_MODULE = with_value("addition/path", "other.h5ad")
 
 
@@ -368,17 +343,12 @@ OF_MODULE = with_value("addition/path", "other.h5ad")
 def importer(request, tmp_path_factory) -> tuple[Path, str]:
     """Snakefile of a finished workflow that uses this one as a module, and the prefix of its files."""
     folder = tmp_path_factory.mktemp("importer")
-    prefix = f'    prefix:\n        "{request.param}"' if request.param else ""
+    prefix = f'    prefix: "{request.param}"' if request.param else ""
     (folder / "Snakefile").write_text(MODULE.format(root=ROOT, folder=request.param, prefix=prefix))
     files = [folder / request.param / name for name in FILES if name != "other.h5ad"]
     finish(folder, {"bdm": OF_MODULE}, files=files)
     assert not (folder / request.param / "other.h5ad").exists()
     return folder / "Snakefile", request.param
-
-
-def test_finished_module_has_nothing_to_do(importer, monkeypatch):
-    monkeypatch.chdir(importer[0].parent)
-    assert planned_rules({"bdm": OF_MODULE}, snakefile=importer[0]) == {}
 
 
 @pytest.mark.parametrize("key", ["prepare/genes", "hierarchy/tree", "generate/n_cells"])
