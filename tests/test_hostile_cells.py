@@ -19,8 +19,6 @@ from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare, read_prepared
 from bdm.settings import PrepareSettings
 
-# ---- what is right, computed from dense matrices
-
 
 def truth(matrix) -> np.ndarray:
     """Give values as numbers of 80 bits, which hold those of any other type."""
@@ -42,29 +40,20 @@ def are_counts(values: np.ndarray) -> bool:
 
 
 def labels(column: pd.Series) -> pd.Series:
-    texts = [None if pd.isna(value) else text_of(value) for value in column]
-    return pd.Series(texts, index=column.index, dtype=object)
-
-
-def text_of(value) -> str:
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+    values = [value.decode(errors="backslashreplace") if isinstance(value, bytes) else value for value in column]
+    return pd.Series([None if pd.isna(value) else str(value) for value in values], index=column.index, dtype=object)
 
 
 def lacks_value(found: pd.Series) -> pd.Series:
     return found.isna() | found.isin(["", "nan"])
 
 
-def source_of(adata: AnnData, counts: str) -> str:
-    """Name where the counts are; there have to be some."""
-    found = slots(adata)
-    tried = [name for name in ("counts", "raw", "X") if name in found] if counts == "auto" else [counts]
-    return next(name for name in tried if are_counts(found[name][0]))
-
-
 def check_prepared(case: Case, prepared: AnnData) -> None:
     """Compare prepared cells with what is right, for cells in which nothing is wrong."""
     adata, chosen = case.adata, PrepareSettings(**case.settings)
-    values, genes = slots(adata)[source_of(adata, chosen.counts)]
+    places = ("counts", "raw", "X") if chosen.counts == "auto" else (chosen.counts,)
+    found = slots(adata)
+    values, genes = next(found[name] for name in places if name in found and are_counts(found[name][0]))
     types = labels(adata.obs[chosen.label_key])
     assert adata.obs_names.is_unique
     assert genes.is_unique
@@ -113,9 +102,6 @@ def check_refusal(message: str) -> None:
     assert message.endswith("."), message
 
 
-# ---- in memory, and on disk
-
-
 @contextlib.contextmanager
 def stored(case: Case):
     """Give cells as they are stored, in memory, as a view, or in a file that anndata reads by and by."""
@@ -124,19 +110,15 @@ def stored(case: Case):
             twice = [np.arange(n) for n in case.adata.shape]
             yield case.adata[twice[0], twice[1]]
         elif case.storage == "backed":
-            backed = opened(write(case.adata, Path(folder) / "cells.h5ad"))
+            path = write(case.adata, Path(folder) / "cells.h5ad")
+            try:
+                backed = anndata.read_h5ad(path, backed="r")
+            except UnicodeDecodeError:
+                reject()
             yield backed
             backed.file.close()
         else:
             yield case.adata.copy()
-
-
-def opened(path: Path) -> AnnData:
-    """Open cells as anndata does, if it can."""
-    try:
-        return anndata.read_h5ad(path, backed="r")
-    except UnicodeDecodeError:
-        reject()
 
 
 def write(adata: AnnData, path: Path) -> Path:
@@ -162,19 +144,12 @@ def test_cells_in_memory_are_prepared_or_rejected(case):
     check_prepared(case, prepared)
 
 
-# ---- by the command
-
-
 def options(case: Case) -> list[str]:
     """Give settings as options of the command, each in one word, as values may begin with a dash."""
     named = {**case.settings, "leave_out": None, "drop_unlabelled": None}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
     flags += ["--drop-unlabelled"] * case.settings["drop_unlabelled"]
     return flags + [f"--leave-out={name}" for name in case.settings["leave_out"]]
-
-
-def is_decodable(value: object) -> bool:
-    return not isinstance(value, bytes) or value.decode(errors="ignore").encode() == value
 
 
 @pytest.mark.slow
@@ -196,14 +171,12 @@ def test_cells_in_files_are_prepared_or_rejected(case):
         assert code == 2
         assert messages.count("\n") == 1
         if messages.startswith(f"bdm: {data} cannot be read ('utf-8' codec"):
-            assert not all(map(is_decodable, case.adata.obs.to_numpy().ravel()))
+            texts = [value for value in case.adata.obs.to_numpy().ravel() if isinstance(value, bytes)]
+            assert any(text.decode(errors="ignore").encode() != text for text in texts)
         else:
             assert messages.startswith(f"bdm: {data}: "), messages
             check_refusal(messages[:-1])
         assert not out.parent.exists() or not any(out.parent.iterdir())
-
-
-# ---- labels without a spread
 
 
 @pytest.mark.slow
@@ -227,9 +200,6 @@ def test_labels_of_identical_cells_and_of_two_cells_are_fitted(small_settings):
     assert all(0 <= branch.level < 100 for branch in hierarchy.branches)
     generated = model.generate({"identical": 5, "two": 5})
     assert (generated.X.sum(axis=1) > 0).all()
-
-
-# ---- large
 
 
 def test_very_many_genes(tmp_path):
