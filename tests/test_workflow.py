@@ -144,19 +144,14 @@ def test_rule_files_name_an_environment_that_exists():
 
 
 HACK = "$(touch hacked) `touch hacked`; touch hacked & 'it''s' \"é\" \\ * ~ | %s"
-ODD_NAMES = {
-    "path": f"{HACK}.h5ad",
-    "labels": f"labels {HACK}.csv",
-    "genes": f"genes {HACK}.txt",
-    "keep_genes": f"kept {HACK}.txt",
-    "tree": f"tree {HACK}.nwk",
-    "addition": f"more {HACK}.h5ad",
-    "design": f"design {HACK}.yaml",
-}
+ENDINGS = {"path": "h5ad", "labels": "csv", "genes": "txt", "keep_genes": "txt"}
+ENDINGS |= {"tree": "nwk", "addition": "h5ad", "design": "yaml"}
+ODD_NAMES = {key: f"{key} {HACK}.{ending}" for key, ending in ENDINGS.items()}
 
 
 def odd_config() -> dict:
     """Configuration in which all that is free to choose is odd."""
+    addition = {"path": ODD_NAMES["addition"], "cell_types": [HACK, "--x"], "label_key": HACK}
     mine = {
         "path": ODD_NAMES["path"],
         "label_key": f"type {HACK}",
@@ -167,9 +162,7 @@ def odd_config() -> dict:
         "hierarchy": {"tree": ODD_NAMES["tree"]},
         "transmute": {"transmutations": {"odd": {"to": HACK, "from": ["--to", "-", " ", HACK]}}},
         "simulate": {"designs": {"odd": {"path": ODD_NAMES["design"]}}},
-        "extend": {
-            "additions": {"more": {"path": ODD_NAMES["addition"], "cell_types": [HACK, "--x"], "label_key": HACK}}
-        },
+        "extend": {"additions": {"more": addition}},
     }
     return demo_config(datasets={"mine": mine})
 
