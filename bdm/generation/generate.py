@@ -250,7 +250,7 @@ class Portion:
         return rows[: self.n_cells]
 
     def values_of(self, values: np.ndarray | None) -> np.ndarray | None:
-        """Select values of these cells from all of their population; repeat the last row as padding."""
+        """Select these cells from all of their population, padded with the last row."""
         if values is None:
             return None
         return values[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(values) - 1)]

@@ -379,7 +379,7 @@ def real_cells_for(
 def sets_for(
     model: BranchedModel, sets: Mapping[str, Any], real: RealCells, keys: InputKeys = DEFAULT_KEYS
 ) -> dict[str, Cells]:
-    """Select the known cells of each set to evaluate; reject sets with too few cells."""
+    """Select the known cells of each set, and reject sets with too few."""
     known = {}
     for name, cells in sets.items():
         adata = cells_for(cells, model, keys)

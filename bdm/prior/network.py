@@ -272,7 +272,7 @@ class NetworkPrior(GaussianMixturePrior):
         """Denoise cells by a network, see :meth:`denoise`."""
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Denoise cells by the network on the branches that use it, and in closed form on the others."""
+        """Denoise cells by the network on branches that use it, otherwise in closed form."""
         with_network = self.network_branches[branch][:, None]
         if with_network.all():
             return self.denoised_by(self.network, self.populations, x, sigma, branch)
