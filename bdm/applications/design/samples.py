@@ -14,7 +14,7 @@ from bdm.applications.design.design import LEARNED, NONE, Composition, Design
 from bdm.autoencoder.observation import ObservationModel
 from bdm.generation.covariate_values import CovariateValues, limit_range, require_covariates, spread_evenly
 from bdm.generation.request import Request, divide_type
-from bdm.model.donors import NewDonors
+from bdm.model.donors import DonorModel, NewDonors
 from bdm.model.model import BranchedModel
 
 N_SHOWN = 12  # names listed in a message
@@ -80,8 +80,7 @@ def reference_proportions(model: BranchedModel, composition: Composition) -> pd.
 
 def mean_donor_proportions(model: BranchedModel) -> pd.Series:
     """Return the expected proportions of populations in a learned donor."""
-    assert model.donors is not None
-    composition = model.donors.composition
+    composition = require_donors(model, "composition.concentration").composition
     shares = {
         name: composition.cell_types[cell_type] / composition.concentration * parameter / sum(populations.values())
         for cell_type, populations in composition.populations.items()
@@ -243,9 +242,7 @@ def draw_cell_numbers(
     if isinstance(setting, dict):
         return exact_numbers(model, design, setting, weights)
     if setting == LEARNED:
-        learned = sample_learned_donors(model, len(donors), design.seed)
-        if learned is None:
-            raise InputError("samples.cells is learned, but the model has learned no donors; give a number.")
+        learned = sample_donors(require_donors(model, "samples.cells"), len(donors), design.seed)
         n_cells = dict(zip(donors, learned.n_cells.tolist(), strict=True))
     else:
         n_cells = dict.fromkeys(donors, int(setting))
@@ -282,10 +279,11 @@ def draw_proportions(model: BranchedModel, design: Design, donors: Sequence[str]
     composition, expected = design.composition, reference_proportions(model, design.composition)
     concentration = resolve_variation(model, composition.concentration, "composition.concentration")
     if concentration == LEARNED:
-        learned = sample_learned_donors(model, len(donors), design.seed)
-        if learned is not None and composition.proportions == LEARNED:
-            return learned.proportions.set_axis(list(donors)).reindex(columns=expected.index, fill_value=0.0)
-        concentration = NONE if model.donors is None else model.donors.composition.concentration
+        learned = require_donors(model, "composition.concentration")
+        if composition.proportions == LEARNED:
+            proportions = sample_donors(learned, len(donors), design.seed).proportions
+            return proportions.set_axis(list(donors)).reindex(columns=expected.index, fill_value=0.0)
+        concentration = learned.composition.concentration
     if concentration == NONE:
         return pd.DataFrame([expected] * len(donors), index=list(donors))
     rows = []
@@ -325,16 +323,25 @@ class IndependentDonors:
         return model
 
 
-def sample_learned_donors(model: BranchedModel, n_donors: int, seed: int) -> NewDonors | None:
-    """Sample donors as learned from the data; None if the model has no donors."""
-    return None if model.donors is None else model.donors.sample(n_donors, numpy_generator(seed, "donors"))
+def sample_donors(donors: DonorModel, n_donors: int, seed: int) -> NewDonors:
+    """Sample the donors of a design as learned from the data."""
+    return donors.sample(n_donors, numpy_generator(seed, "donors"))
+
+
+def require_donors(model: BranchedModel, key: str) -> DonorModel:
+    """Return the learned donors of a model; reject a setting ``key`` that needs them otherwise."""
+    if model.donors is None:
+        raise InputError(
+            f"{key} is learned, but the model has learned no donors; fit it with `donor_key=`, or give a number."
+        )
+    return model.donors
 
 
 def make_donors(model: BranchedModel, design: Design, names: Sequence[str]) -> NewDonors | IndependentDonors | None:
     """Return the donors of a design; None if they do not differ in expression."""
     variation = resolve_variation(model, design.samples.variation, "samples.variation")
     if variation == LEARNED:
-        return sample_learned_donors(model, len(names), design.seed)
+        return sample_donors(require_donors(model, "samples.variation"), len(names), design.seed)
     if variation in (NONE, 0):
         return None
     n_genes = len(model.autoencoder.genes)
@@ -343,8 +350,6 @@ def make_donors(model: BranchedModel, design: Design, names: Sequence[str]) -> N
 
 def resolve_variation(model: BranchedModel, value: str | float | None, key: str) -> str | float:
     """Resolve a setting of donor variation; the default is learned, or none without donors."""
-    if value == LEARNED and model.donors is None:
-        raise InputError(
-            f"{key} is learned, but the model has learned no donors; fit it with `donor_key=`, or give a number."
-        )
+    if value == LEARNED:
+        require_donors(model, key)
     return (NONE if model.donors is None else LEARNED) if value is None else value

@@ -377,19 +377,19 @@ def false_proportion(repeats: pd.DataFrame) -> pd.Series:
     return (total["n_false"] / total["n_discoveries"].clip(lower=1)).where(total["n_null"] > 0)
 
 
-def interval(found: np.ndarray, planted: np.ndarray) -> tuple[float, float]:
+def interval(n_found: np.ndarray, n_planted: np.ndarray) -> tuple[float, float]:
     """Return Wilson's interval of the share of planted effects that are found.
 
     If repeats differ by more than chance, the number of effects is divided by the design effect.
     """
-    total = planted.sum()
+    total = n_planted.sum()
     if not total:
         return np.nan, np.nan
-    share, z = found.sum() / total, norm.ppf((1 + CONFIDENCE) / 2)
+    share, z = n_found.sum() / total, norm.ppf((1 + CONFIDENCE) / 2)
     binomial = share * (1 - share) / total
     effect = 1.0
-    if len(found) > 1 and binomial and planted.all():
-        effect = max(np.var(found / planted, ddof=1) / len(found) / binomial, 1.0)
+    if len(n_found) > 1 and binomial and n_planted.all():
+        effect = max(np.var(n_found / n_planted, ddof=1) / len(n_found) / binomial, 1.0)
     n = total / effect
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     width = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
