@@ -127,7 +127,10 @@ def attack(attacked: Cells, generated: Cells, reference: Cells, donor: np.ndarra
 
 
 def donor_means(cells: np.ndarray, donor: np.ndarray) -> np.ndarray:
-    """Average cells by donor; with fewer than three donors, or one cell of each, return the cells."""
+    """Average cells by donor.
+
+    With fewer than three donors, or one cell of each, the cells are returned.
+    """
     codes, number = np.unique(donor, return_inverse=True)
     if len(codes) < MIN_DONORS or len(codes) == len(cells):
         return cells

@@ -216,14 +216,10 @@ class AuditVerdict:
 
     def summary(self) -> dict[str, Any]:
         """Return the verdict as a dictionary for JSON."""
-        attacks = {
-            finding.attack: {
-                "auc": round(finding.auc, 4),
-                "p_value": round(finding.p_value, 4),
-                "found": finding.succeeded,
-            }
-            for finding in self.findings
-        }
+        attacks = {}
+        for finding in self.findings:
+            numbers = {"auc": round(finding.auc, 4), "p_value": round(finding.p_value, 4)}
+            attacks[finding.attack] = {**numbers, "found": finding.succeeded}
         limit = None if np.isnan(self.limit) else round(self.limit, 4)
         return {"text": self.text, "conclusive": self.inconclusive is None, "attacks": attacks, "limit": limit}
 

@@ -329,7 +329,7 @@ def sample_donors(donors: DonorModel, n_donors: int, seed: int) -> NewDonors:
 
 
 def require_donors(model: BranchedModel, key: str) -> DonorModel:
-    """Return the learned donors of a model; reject a setting ``key`` that needs them otherwise."""
+    """Return the learned donors, which the setting ``key`` needs."""
     if model.donors is None:
         raise InputError(
             f"{key} is learned, but the model has learned no donors; fit it with `donor_key=`, or give a number."
