@@ -50,18 +50,6 @@ def bdm(*arguments: str | Path) -> None:
     app([*map(str, arguments)], standalone_mode=False)
 
 
-def learn(folder: Path, cells: Path, *options: str, n_steps: int = 30) -> None:
-    """Make the results that every report needs, with few steps, and with options for ``prepare``."""
-    bdm("prepare", cells, folder / "prepared.h5ad", "--label-key", "label", "--n-genes", 100, "--test", 0.2, *options)
-    bdm("autoencoder", folder / "prepared.h5ad", folder / "autoencoder", "--n-latent", 4, "--n-steps", n_steps)
-    bdm("hierarchy", folder / "autoencoder", folder / "hierarchy.json", "--n-bootstrap", 5)
-    small = ("--width", 16, "--n-layers", 1, "--n-steps", n_steps)
-    bdm("train", folder / "autoencoder", folder / "hierarchy.json", folder / "model", *small)
-    bdm("generate", folder / "model", folder / "generated.h5ad", "--cells-like", folder / "prepared.h5ad")
-    evaluated = (folder / "prepared.h5ad", folder / "generated.h5ad", folder / "evaluation")
-    bdm("evaluate", *evaluated, "--model", folder / "model", "--n-repeats", 1)
-
-
 @pytest.fixture(scope="module")
 def full(example_cells, tmp_path_factory) -> Path:
     """Results with all parts but an extension, of four types that have names of the worst kind."""
@@ -72,11 +60,19 @@ def full(example_cells, tmp_path_factory) -> Path:
     cells.obs["label"] = cells.obs["bulk_labels"].astype(str).map(labels)
     cells.obs["donor"] = [f"donor {i % 6}" for i in range(cells.n_obs)]
     cells.write_h5ad(folder.parent / "my <i>cells.h5ad")
-    learn(folder, folder.parent / "my <i>cells.h5ad", "--leave-out", LEFT_OUT, "--donor-key", "donor", n_steps=10)
+    prepared, generated, model = (folder / name for name in ("prepared.h5ad", "generated.h5ad", "model"))
+    keys = ("--label-key", "label", "--leave-out", LEFT_OUT, "--donor-key", "donor")
+    bdm("prepare", folder.parent / "my <i>cells.h5ad", prepared, *keys, "--n-genes", 100, "--test", 0.2)
+    bdm("autoencoder", prepared, folder / "autoencoder", "--n-latent", 4, "--n-steps", 10)
+    bdm("hierarchy", folder / "autoencoder", folder / "hierarchy.json", "--n-bootstrap", 5)
+    small = ("--width", 16, "--n-layers", 1, "--n-steps", 10)
+    bdm("train", folder / "autoencoder", folder / "hierarchy.json", model, *small)
+    bdm("generate", model, generated, "--cells-like", prepared)
+    bdm("evaluate", prepared, generated, folder / "evaluation", "--model", model, "--n-repeats", 1)
     moved, to, of = folder / "transmuted/a.h5ad", NAMES["CD19+ B"], NAMES["CD14+ Monocyte"]
-    bdm("transmute", folder / "model", folder / "prepared.h5ad", moved, "--to", to, "--from", of, "--seed", 7)
-    bdm("evaluate-transmuted", folder / "prepared.h5ad", moved, folder / "transmutation/a")
-    bdm("interpret", folder / "model", folder / "prepared.h5ad", folder / "generated.h5ad", folder / "interpretation")
+    bdm("transmute", model, prepared, moved, "--to", to, "--from", of, "--seed", 7)
+    bdm("evaluate-transmuted", prepared, moved, folder / "transmutation/a")
+    bdm("interpret", model, prepared, generated, folder / "interpretation")
     (folder / "benchmarks").mkdir()
     for name, seconds in {"train": 4000.0, "generate": 12.0}.items():
         text = f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:00:01\t{1500 if name == 'train' else '-'}\t1\n"
