@@ -58,17 +58,14 @@ def folder(awkward, fitted, tmp_path_factory):
     return folder
 
 
-# ---- settings
-
-
 def test_settings_are_used_and_not_contradicted(fitted, awkward, quick):
     assert fitted.model.preparation["label_key"] == "annotation"
     assert fitted.model.preparation["batch_key"] == "person"
     assert fitted.seed == fitted.model.preparation["seed"] == fitted.model.provenance["seed"] == 7
     for given in ({"label_key": "person"}, {"label_key": "cell_type"}, {"batch_key": "annotation"}, {"seed": 3}):
-        with pytest.raises(InputError, match=f"{next(iter(given))} is .* in settings.prepare; give it in one place"):
+        with pytest.raises(InputError, match=f"{next(iter(given))} is .* in settings.prepare"):
             bdm.BranchedDiffusion(awkward, settings=quick, **given)
-    with pytest.raises(InputError, match=r"`settings=` must be of class Settings, not PrepareSettings"):
+    with pytest.raises(InputError, match=r"`settings=` .* Settings, not PrepareSettings"):
         bdm.BranchedDiffusion(awkward, settings=quick.prepare)
 
 
@@ -78,9 +75,6 @@ def test_arguments_complete_settings(awkward, small_settings):
     model = bdm.BranchedDiffusion(awkward, settings=replace(small_settings, prepare=prepare), **given)
     assert {name: getattr(model.settings.prepare, name) for name in given} == given
     assert model.seed == 5
-
-
-# ---- the model remembers where the data keep what it needs
 
 
 def test_cells_may_keep_things_elsewhere(fitted, awkward):
@@ -113,9 +107,6 @@ def test_one_type_is_named_by_text_or_number(fitted, awkward, tiny_settings):
     assert model.generate({two: 3}).n_obs == 3
 
 
-# ---- saved, loaded, and used with the cells again
-
-
 @pytest.mark.parametrize("given", ["object", "file", "prepared"])
 def test_loaded_model_has_its_cells_and_interprets_as_before(fitted, awkward, folder, given):
     adata = {"object": awkward, "file": folder / "cells.h5ad", "prepared": fitted.prepared}[given]
@@ -139,7 +130,7 @@ def test_loaded_model_reports_what_is_missing(fitted, awkward, folder, caplog):
             bdm.BranchedDiffusion.load(folder / "model", adata=cells[:, :20].copy())
     with pytest.raises(InputError, match="not DataFrame"):
         bdm.BranchedDiffusion.load(folder / "model", adata=awkward.obs)
-    assert not caplog.messages or "fitted on other cells" not in caplog.text
+    assert "fitted on other cells" not in caplog.text
     bdm.BranchedDiffusion.load(folder / "model", adata=awkward[3:].copy())
     assert "fitted on other cells" in caplog.text
 
@@ -152,9 +143,6 @@ def test_cells_whose_genes_are_known_by_identifier(fitted, awkward):
     found = fitted_cells(cells, replace(fitted.model, autoencoder=replace(autoencoder, genes=genes)))
     assert list(found.var_names) == list(fitted.prepared.var_names)
     assert (found.X != fitted.prepared.X).nnz == 0
-
-
-# ---- test cells that the model was fitted on
 
 
 def test_training_cells_are_no_test_cells(fitted, awkward, caplog):
@@ -170,9 +158,6 @@ def test_training_cells_are_no_test_cells(fitted, awkward, caplog):
     assert "training cells" not in caplog.text
     real_cells_for(fitted.model, fitted.prepared, awkward[held_out.append(few)].copy(), InputKeys())
     assert f"5 of {len(held_out) + 5} test cells have the counts of training cells" in caplog.text
-
-
-# ---- what users hand in
 
 
 def test_cells_may_be_a_file(folder, quick, fitted):
@@ -205,9 +190,6 @@ def test_data_are_not_changed_by_any_method(awkward, fitted, folder):
     assert (cells.X != awkward.X).nnz == 0
     assert [name for name in cells.layers if name is not None] == ["raw_counts"]  # anndata 0.13 lists X there
     assert list(cells.var_names) == list(awkward.var_names)
-
-
-# ---- what users see
 
 
 def test_model_shows_what_it_is(awkward, quick, fitted, folder):
@@ -249,9 +231,6 @@ def test_python_shows_messages_once_by_default(before, after, times):
     code = f"import logging\n{before}\nimport bdm\n{after}\nlogging.getLogger('bdm.data.counts').info('A message.')"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.count("A message.") == times
-
-
-# ---- the command line
 
 
 @pytest.fixture
@@ -326,16 +305,13 @@ def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
             command("evaluate-transmuted", "cells.h5ad", "generated_own.h5ad", "other", *option)
 
 
-# ---- as in scvi-tools
-
-
 def test_latent_representation_of_any_cells(fitted, awkward):
     found = fitted.get_latent_representation()
     assert found.shape == (fitted.prepared.n_obs, 6)
     chosen = fitted.prepared.obs_names[::7][::-1]
     here = fitted.prepared.obs_names.get_indexer(chosen)
     np.testing.assert_allclose(fitted.get_latent_representation(awkward[chosen]), found[here], rtol=1e-4, atol=1e-4)
-    with pytest.raises(InputError, match=r"8 of 700 cells have no cell type of the model, for example .*Naive T"):
+    with pytest.raises(InputError, match=r"8 of 700 cells .*Naive T"):
         fitted.get_latent_representation(awkward)
     empty = awkward[chosen].copy()
     empty.layers["raw_counts"] = empty.layers["raw_counts"] * 0
