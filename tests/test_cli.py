@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from typer.main import get_command
-from warm import start
 
 import bdm
 from bdm import cli
@@ -54,12 +53,10 @@ def test_help_is_quick_and_lists_all_commands_by_panel():
     shown, _, loaded = done.stdout.partition("loaded:")
     assert not {"torch", "scanpy", "anndata", "sklearn", "matplotlib", "pandas", "lightning"} & set(loaded.split())
     rows = re.findall(r"^╭─ ([^─]+) ─|^│ ([a-z]\S*) ", shown, flags=re.MULTILINE)
-    expected = [
-        (panel, [each.__name__.replace("_", "-") for each in commands]) for panel, commands in cli.COMMANDS.items()
-    ]
-    assert [panel or name for panel, name in rows[1:]] == [
-        word for panel, names in expected for word in (panel, *names)
-    ]
+    expected = []
+    for panel, commands in cli.COMMANDS.items():
+        expected += [panel, *(command.__name__.replace("_", "-") for command in commands)]
+    assert [panel or name for panel, name in rows[1:]] == expected
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -127,21 +124,6 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-def test_same_seed_same_results_in_other_processes(made, tmp_path):
-    for step in STEPS:
-        process = start([*map(str, step)], tmp_path, log := tmp_path.with_suffix(".log"))
-        process.join()
-        assert process.exitcode == 0, log.read_text()
-    for name in ("generated.h5ad", "transmuted.h5ad"):
-        one, two = (anndata.read_h5ad(folder / name) for folder in (made, tmp_path))
-        assert (one.X != two.X).nnz == 0
-        assert (one.obsm["latent"] == two.obsm["latent"]).all()
-        assert one.obs.equals(two.obs)
-    for name in ("tree.json", "model/README.md", "model/model.safetensors", "transmutation/scores.csv"):
-        assert (made / name).read_bytes() == (tmp_path / name).read_bytes()
-
-
 def test_outputs_are_complete(made):
     assert {path.name for path in made.iterdir()} == {
         "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", *DRAWN[1::2], "model", "generated.h5ad",
@@ -157,18 +139,12 @@ def test_outputs_are_complete(made):
     assert sorted(read_tree(made / "tree.nwk").leaves()) == sorted(hierarchy.populations)
 
 
-def test_transmuted_cells_keep_their_names(made):
-    cells, prepared = (anndata.read_h5ad(made / f"{name}.h5ad") for name in ("transmuted", "prepared"))
-    assert list(cells.obs_names) == list(prepared.obs_names[prepared.obs["cell_type"] == "CD19+ B"])
-    assert cells.uns["bdm"]["model_sha256"] == checksum_of(made / "model", "model")
-    assert list(pd.read_csv(made / "transmutation/scores.csv")["set"]) == ["floor", "transmuted", "unchanged"]
-
-
 def test_record_leads_back_to_the_data(made):
-    record = anndata.read_h5ad(made / "generated.h5ad").uns["bdm"]
-    assert record["data_sha256"] == sha256(made / "cells.h5ad")
-    assert record["model_sha256"] == checksum_of(made / "model", "model")
-    assert record["seed"] == 3
+    for name in ("generated", "transmuted"):
+        record = anndata.read_h5ad(made / f"{name}.h5ad").uns["bdm"]
+        assert record["data_sha256"] == sha256(made / "cells.h5ad")
+        assert record["model_sha256"] == checksum_of(made / "model", "model")
+        assert record["seed"] == 3
     trained = load(made / "autoencoder", "autoencoder", GeneAutoencoder)
     assert trained.provenance["prepared_sha256"] == sha256(made / "prepared.h5ad")
 
@@ -387,56 +363,43 @@ def test_options_that_messages_name_exist():
     assert [shown for shown in named if shown.strip("`").split()[0] not in options] == []
 
 
-BAD = {
-    "autoencoder: no file": ("autoencoder none.h5ad OUT", "none.h5ad"),
-    "autoencoder: not prepared": ("autoencoder cells.h5ad OUT", "bdm prepare"),
-    "autoencoder: over a folder": ("autoencoder prepared.h5ad model --force", "other content"),
-    "hierarchy: other folder": ("hierarchy model OUT.json", "latent.h5ad"),
-    "hierarchy: figure": ("hierarchy autoencoder OUT.json --newick OUT.nwk --figure OUT.xyz", "OUT.xyz"),
-    "plot-tree: unknown node": ("plot-tree tree.json OUT.png --root nowhere", "nowhere"),
-    "train: tree of other types": ("train autoencoder small.json OUT", "have different populations"),
-    "generate: other folder": ("generate autoencoder OUT.h5ad --cells 1", "model.json"),
-    "generate: no number": ("generate model OUT.h5ad", "--cells-like"),
-    "generate: two numbers": ("generate model OUT.h5ad --cells 1 --cells-like cells.h5ad", "--cells-like"),
-    "generate: text": ("generate model OUT.h5ad --cells many", "--cells many is not of the form"),
-    "generate: no type": ("generate model OUT.h5ad --cells =3", "--cells =3 is not of the form"),
-    "generate: all and one": ("generate model OUT.h5ad --cells 1 --cells Dendritic=3", "one number for all"),
-    "generate: type twice": ("generate model OUT.h5ad --cells Dendritic=1 --cells Dendritic=3", "once for each"),
-    "generate: misspelt": ("generate model OUT.h5ad --cells Dendritik=3", "'Dendritic'?"),
-    "generate: labels of what": ("generate model OUT.h5ad --cells 1 --label-key x", "--label-key names a column of"),
-    "generate: no labels": ("generate model OUT.h5ad --cells-like generated_without.h5ad", "`--label-key`"),
-    "prepare: over its cells": ("prepare cells.h5ad cells.h5ad", "would be read and overwritten"),
-    "extend: joined cells in the model": (
-        "extend model new.h5ad OUT --joined OUT/joined.h5ad", "OUT/joined.h5ad is in OUT, which is replaced"
-    ),
-    "prepare: over its genes": (
-        "prepare cells.h5ad kept/genes.txt --label-key bulk_labels --genes all --keep-genes kept/genes.txt",
-        "would be read and overwritten",
-    ),
-    "train: over its tree": ("train autoencoder model/tree.json model", "tree.json is in model, which is replaced"),
-    "evaluate-transmuted: not transmuted": ("evaluate-transmuted prepared.h5ad generated.h5ad OUT", "'original_type'"),
-    "evaluate-transmuted: two targets": (
-        "evaluate-transmuted prepared.h5ad transmuted.h5ad OUT --compare x=elsewhere.h5ad", "different types"
-    ),
-    "evaluate-transmuted: two in one": ("evaluate-transmuted prepared.h5ad two.h5ad OUT", "2 types"),
-    "evaluate-transmuted: taken": (
-        "evaluate-transmuted prepared.h5ad transmuted.h5ad OUT --compare unchanged=transmuted.h5ad", "taken"
-    ),
-    "extend: nothing new": ("extend model prepared.h5ad OUT", "No new cell type"),
-    "extend: no such type": ("extend model prepared.h5ad OUT --cell-type T-800", "0 cells of type 'T-800'"),
-    "prepare: no such type to leave out": (
-        "prepare cells.h5ad OUT.h5ad --label-key bulk_labels --leave-out T-800", "no cell type 'T-800' to leave out"
-    ),
-    "hierarchy: one file for two": ("hierarchy autoencoder OUT.json --newick OUT.json", "Two outputs"),
-    "extend: known": ("extend model prepared.h5ad OUT --cell-type Dendritic", "already has the type 'Dendritic'"),
-    "extend: known cells of other genes": (
-        "extend model new.h5ad OUT --label-key new --known few_genes.h5ad", "of the model's genes"
-    ),
-    "name of no file": ("example " + 300 * "x" + ".h5ad", "Cannot write"),
-    "file exists": ("plot-tree model tree.png", "tree.png exists; name another output, or replace it by `--force`."),
-    "further output exists": ("hierarchy autoencoder OUT.json --newick tree.nwk", "tree.nwk exists"),
-    "ending": ("generate model OUT.h5 --cells 3", "OUT.h5 does not end in .h5ad or .h5mu"),
-}  # fmt: skip
+BAD = [
+    ("autoencoder none.h5ad OUT", "none.h5ad"),
+    ("autoencoder cells.h5ad OUT", "bdm prepare"),
+    ("autoencoder prepared.h5ad model --force", "other content"),
+    ("hierarchy model OUT.json", "latent.h5ad"),
+    ("hierarchy autoencoder OUT.json --newick OUT.nwk --figure OUT.xyz", "OUT.xyz"),
+    ("plot-tree tree.json OUT.png --root nowhere", "nowhere"),
+    ("train autoencoder small.json OUT", "have different populations"),
+    ("generate autoencoder OUT.h5ad --cells 1", "model.json"),
+    ("generate model OUT.h5ad", "--cells-like"),
+    ("generate model OUT.h5ad --cells 1 --cells-like cells.h5ad", "--cells-like"),
+    ("generate model OUT.h5ad --cells many", "--cells many is not of the form"),
+    ("generate model OUT.h5ad --cells =3", "--cells =3 is not of the form"),
+    ("generate model OUT.h5ad --cells 1 --cells Dendritic=3", "one number for all"),
+    ("generate model OUT.h5ad --cells Dendritic=1 --cells Dendritic=3", "once for each"),
+    ("generate model OUT.h5ad --cells Dendritik=3", "'Dendritic'?"),
+    ("generate model OUT.h5ad --cells 1 --label-key x", "--label-key names a column of"),
+    ("generate model OUT.h5ad --cells-like generated_without.h5ad", "`--label-key`"),
+    ("prepare cells.h5ad cells.h5ad", "would be read and overwritten"),
+    ("extend model new.h5ad OUT --joined OUT/joined.h5ad", "OUT/joined.h5ad is in OUT, which is replaced"),
+    ("prepare cells.h5ad kept/genes.txt --keep-genes kept/genes.txt", "would be read and overwritten"),
+    ("train autoencoder model/tree.json model", "tree.json is in model, which is replaced"),
+    ("evaluate-transmuted prepared.h5ad generated.h5ad OUT", "'original_type'"),
+    ("evaluate-transmuted prepared.h5ad transmuted.h5ad OUT --compare x=elsewhere.h5ad", "different types"),
+    ("evaluate-transmuted prepared.h5ad two.h5ad OUT", "2 types"),
+    ("evaluate-transmuted prepared.h5ad transmuted.h5ad OUT --compare unchanged=transmuted.h5ad", "taken"),
+    ("extend model prepared.h5ad OUT", "No new cell type"),
+    ("extend model prepared.h5ad OUT --cell-type T-800", "0 cells of type 'T-800'"),
+    ("prepare cells.h5ad OUT.h5ad --label-key bulk_labels --leave-out T-800", "no cell type 'T-800' to leave out"),
+    ("hierarchy autoencoder OUT.json --newick OUT.json", "Two outputs"),
+    ("extend model prepared.h5ad OUT --cell-type Dendritic", "already has the type 'Dendritic'"),
+    ("extend model new.h5ad OUT --label-key new --known few_genes.h5ad", "of the model's genes"),
+    ("example " + 300 * "x" + ".h5ad", "Cannot write"),
+    ("plot-tree model tree.png", "tree.png exists; name another output, or replace it by `--force`."),
+    ("hierarchy autoencoder OUT.json --newick tree.nwk", "tree.nwk exists"),
+    ("generate model OUT.h5 --cells 3", "OUT.h5 does not end in .h5ad or .h5mu"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -461,7 +424,7 @@ def inputs(made):
     return made
 
 
-@pytest.mark.parametrize(("command", "expected"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("command", "expected"), BAD)
 def test_bad_input_ends_with_one_sentence_and_leaves_nothing(inputs, bdm, monkeypatch, command, expected):
     monkeypatch.chdir(inputs)
     before = files(inputs)
