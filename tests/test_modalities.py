@@ -15,7 +15,6 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from scipy.stats import wasserstein_distance
-from torch import Tensor
 from zoo import kept_model
 
 from bdm import BranchedDiffusion, InputError, InputKeys, tl
@@ -129,18 +128,13 @@ def test_shares_sum_to_one_in_each_normalised_block():
     assert blocks.spread(torch.tensor([[1.0, 2.0]]), others=7).tolist() == [[1, 1, 1, 7, 2, 2]]
 
 
-def likelihood(decoder: NegativeBinomialDecoder, counts: Tensor, latent: Tensor) -> Tensor:
-    zeros = torch.zeros(len(counts), dtype=torch.long)
-    return decoder.log_likelihood(counts, latent, zeros, zeros)
-
-
 @pytest.mark.parametrize("normalised", [(True, True), (True, False)])
 def test_evidence_of_blocks_is_the_derivative_of_the_likelihood(normalised):
     torch.manual_seed(0)
     decoder = NegativeBinomialDecoder(AutoencoderShape(12, 1, 3, blocks=(7, 5), normalised=normalised))
     counts, latent = torch.poisson(torch.full((4, 12), 3.0)) + 1, torch.randn(4, 3, requires_grad=True)
     zeros = torch.zeros(4, dtype=torch.long)
-    (expected,) = torch.autograd.grad(likelihood(decoder, counts, latent).sum(), latent)
+    (expected,) = torch.autograd.grad(decoder.log_likelihood(counts, latent, zeros, zeros).sum(), latent)
     with torch.no_grad():
         gradient, information = decoder.evidence(counts, zeros, zeros).derivatives(latent)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
@@ -316,7 +310,7 @@ def test_peaks_are_sparse(parts):
 
 def test_cells_that_lack_a_modality_of_the_model_are_rejected(multi_model, parts):
     cells = from_mudata({name: parts[name] for name in ("rna", "atac")}, pd.DataFrame())
-    with pytest.raises(InputError, match="lack the modality prot, such as prot:CD3, which the model has"):
+    with pytest.raises(InputError, match="lack the modality prot, such as prot:CD3"):
         multi_model.get_latent_representation(cells)
 
 
@@ -488,7 +482,7 @@ def test_python_names_the_package_that_it_needs_before_it_computes(multi_model, 
         lambda: multi_model.transmute(parts["rna"], to="none"),
         lambda: multi_model.simulate({}),
     ):
-        with pytest.raises(InputError, match="a MuData needs the package mudata, of the extra `multi`"):
+        with pytest.raises(InputError, match="mudata, of the extra `multi`"):
             compute()
     alone = Settings(prepare=PrepareSettings(modality="rna=rna"))
     assert BranchedDiffusion(file, label_key="bulk_labels", settings=alone).prepared.n_obs > 600
@@ -518,9 +512,8 @@ def test_proteins_are_predicted_by_rna_as_distributions(predicted):
 
 def test_labels_narrow_what_is_predicted(multi_model, predicted):
     found, test = predicted
-    labelled = multi_model.predict_modality(
-        test, "prot", keys=InputKeys(label_key="bulk_labels"), n_samples=100, seed=1
-    )
+    keys = InputKeys(label_key="bulk_labels")
+    labelled = multi_model.predict_modality(test, "prot", keys=keys, n_samples=100, seed=1)
     of_type = multi_model.model.cell_type_of
     others = np.array([[of_type[name] != cell_type for name in of_type] for cell_type in test.obs["bulk_labels"]])
     assert labelled.obsm["populations"].to_numpy()[others].max() == 0
@@ -567,7 +560,7 @@ def test_proteins_are_predicted_at_the_values_of_covariates(tiny_settings):
     error = np.log(predicted.X / 50) - expected
     assert np.sqrt((error**2).mean()) < 0.4
     del rna.obs["time"]
-    with pytest.raises(InputError, match="no column 'time', which is a covariate of the model; add it"):
+    with pytest.raises(InputError, match=r"no column 'time', .*covariate"):
         model.predict_modality(rna, "prot")
 
 
@@ -647,10 +640,8 @@ def test_proteins_of_branches_agree_with_test_cells(interpretation):
 
 
 def test_p_values_are_adjusted_among_the_features_of_a_modality():
-    zeros = np.zeros(4)
-    both = Differences(
-        Log2FoldChange(zeros, zeros), np.array([1.0, 3.0, 2.0, 9.0]), np.array([0.01, 0.5, 0.02, 1]), (2, 2)
-    )
+    score, p_value = np.array([1.0, 3.0, 2.0, 9.0]), np.array([0.01, 0.5, 0.02, 1])
+    both = Differences(Log2FoldChange(np.zeros(4), np.zeros(4)), score, p_value, (2, 2))
     assert both.rank.tolist() == [2, 1, 2, 1]
     np.testing.assert_allclose(both.p_adjusted, [0.02, 0.5, 0.04, 1])
 
@@ -706,10 +697,8 @@ def test_expected_proteins_are_the_means_of_their_counts(multi_model):
     cells = simulate_cells(model, read_design(PLANTED | {"expected": True}))
     at, changed = modalities_of(cells.var)[1].features, (cells.obs["condition"] == "stimulated").to_numpy()
     for rows in (changed, ~changed):
-        counts, expected = (
-            np.asarray(of[rows][:, at].mean(axis=0)).ravel() for of in (cells.X, cells.layers["expected"])
-        )
-        difference = np.log2(counts / expected)
+        counts, expected = (of[rows][:, at].mean(axis=0) for of in (cells.X, cells.layers["expected"]))
+        difference = np.log2(np.ravel(counts) / np.ravel(expected))
         assert np.median(np.abs(difference)) < 0.1
         assert difference[0] == pytest.approx(0, abs=0.2)  # CD3, which is changed
 
