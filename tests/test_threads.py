@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info
@@ -16,8 +15,7 @@ from bdm._core.files import sha256
 from bdm._core.parallel import available_threads, chosen_threads, threads, using_threads
 from bdm.api import BranchedDiffusion
 
-B, NK, MONOCYTE = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
-COMMANDS = f"""
+COMMANDS = """
 example cells.h5ad
 fit cells.h5ad fitted --label-key bulk_labels --min-cells-per-type 50 --n-genes 50 --autoencoder-n-steps 10
 generate fitted fitted.h5ad --cells 3
@@ -27,7 +25,7 @@ hierarchy autoencoder tree.json --n-bootstrap 5
 train autoencoder tree.json model --prior diffusion --n-steps 20
 generate model generated.h5ad --cells 130 --n-levels 5
 generate model shared.h5ad --cells 130 --n-levels 5 --shared-ancestors
-transmute model prepared.h5ad moved.h5ad --to '{MONOCYTE}'
+transmute model prepared.h5ad moved.h5ad --to 'CD14+ Monocyte'
 extend model cells.h5ad extended --cell-type 'CD8+/CD45RA+ Naive Cytotoxic'
 evaluate prepared.h5ad generated.h5ad evaluation --n-repeats 1
 evaluate-transmuted prepared.h5ad moved.h5ad transmutation
@@ -43,20 +41,14 @@ for line in filter(None, sys.argv[1].splitlines()):
 """
 
 
-def environment(**changed: str) -> dict[str, str]:
-    """Environment in which the number of threads is not given, but by ``changed``."""
+def python(code: str, *arguments: str, cwd: Path | None = None, **changed: str) -> str:
+    """Run code where the number of threads is not given, but by ``changed``."""
     given = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
-    return {name: text for name, text in os.environ.items() if name not in given} | changed
-
-
-def python(code: str, *arguments: str, **changed: str) -> str:
+    environment = {name: text for name, text in os.environ.items() if name not in given} | changed
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    done = subprocess.run(command, env=environment(**changed), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
-
-
-# ---- results
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +56,7 @@ def made(tmp_path_factory) -> dict[int, Path]:
     """Folders of what all commands write with 1 and 3 threads."""
     folders = {n_threads: tmp_path_factory.mktemp(f"{n_threads}-threads") for n_threads in (1, 3)}
     for n_threads, folder in folders.items():
-        number = str(n_threads)
-        command = [sys.executable, "-W", "ignore", "-c", RUN, COMMANDS, number]
-        done = subprocess.run(
-            command, cwd=folder, env=environment(OMP_NUM_THREADS=number), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        python(RUN, COMMANDS, str(n_threads), cwd=folder, OMP_NUM_THREADS=str(n_threads))
     return folders
 
 
@@ -81,23 +68,6 @@ def test_no_file_of_any_command_depends_on_the_number_of_threads(made):
     )
     assert len(more) > 20
     assert [name for name in more if one[name] != more[name]] == []
-
-
-def test_model_from_python_does_not_depend_on_the_number_of_threads(example_cells, tiny_settings):
-    few = example_cells[example_cells.obs["bulk_labels"].isin([B, NK, MONOCYTE])].copy()
-    one, more = (
-        BranchedDiffusion(few, label_key="bulk_labels", settings=tiny_settings, n_threads=number).fit()
-        for number in (1, 3)
-    )
-    assert torch.equal(
-        more.model.autoencoder.network.decoder.loadings.weight, one.model.autoencoder.network.decoder.loadings.weight
-    )
-    cells, same = (model.generate({B: 30, NK: 20}) for model in (more, one))
-    assert (cells.X != same.X).nnz == 0
-    assert np.array_equal(cells.obsm["latent"], same.obsm["latent"])
-
-
-# ---- the number of threads
 
 
 def test_threads_that_the_process_may_use():
@@ -207,9 +177,6 @@ def test_threads_pass_errors_on():
     with pytest.raises(ZeroDivisionError), threads() as run:
         list(run(lambda i: 1 / i, [1, 0, 1]))
     assert torch.get_num_threads() == before
-
-
-# ---- waiting
 
 
 def test_waiting_threads_sleep_unless_the_user_sets_another_policy():
