@@ -54,13 +54,13 @@ def code_lines(page: Path) -> list[str]:
     return [line.strip().removeprefix("$ ") for line in [*indented, *blocks]]
 
 
+def prose(page: Path) -> str:
+    """Text of a page without lines of code."""
+    return re.sub(r"^ {4,}\S.*$", "", FENCE.sub("", page.read_text()), flags=re.MULTILINE)
+
+
 def inline_code(page: Path) -> list[str]:
-    text = FENCE.sub("", page.read_text())
-    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^ {4,}\S.*$", "", text, flags=re.MULTILINE))
-
-
-def without_code(page: Path) -> str:
-    return re.sub(r"`[^`\n]*`", "", re.sub(r"^ {4,}\S.*$", "", FENCE.sub("", page.read_text()), flags=re.MULTILINE))
+    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose(page))
 
 
 def anchors(page: Path) -> set[str]:
@@ -73,7 +73,8 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_links_lead_somewhere():
-    links = on_pages(lambda page: re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", without_code(page)))
+    link = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+    links = on_pages(lambda page: link.findall(re.sub(r"`[^`\n]*`", "", prose(page))))
     places = [(page, ROOT / page, name, anchor) for page, (name, anchor) in links]
     targets = [(page, path.parent / name if name else path, anchor) for page, path, name, anchor in places]
     assert [(page, target) for page, target, _ in targets if not target.exists()] == []
@@ -96,29 +97,21 @@ def test_every_figure_is_shown():
 def test_every_table_is_shown():
     """By a link, a table of its own, or a table that conf.py makes of it."""
     text = " ".join(page.read_text() for page in PAGES)
-    shown = set(re.findall(r"_static/(\w+\.csv)", text)) | {
-        f"{name}.csv" for name in re.findall(r"_generated/(benchmark\w*)\.md", text)
-    }
+    shown = set(re.findall(r"_static/(\w+\.csv)", text))
+    shown |= {f"{name}.csv" for name in re.findall(r"_generated/(benchmark\w*)\.md", text)}
     assert {path.name for path in (ROOT / "docs/_static").glob("*.csv")} == shown
 
 
 # ---- commands
 
 
-def parsed(line: str) -> None:
-    """Let a command line be parsed as bdm parses it, without running it."""
-    words = shlex.split(line, comments=True)
-    if words[1:] in (["--help"], ["--version"]):
-        return
-    command, rest = COMMANDS[words[1]], words[2:]
-    if rest != ["--help"]:
-        command.make_context(words[1], rest)
-
-
 def test_commands_are_as_bdm_takes_them():
-    commands = on_pages(lambda page: [line for line in code_lines(page) if line.startswith("bdm ")])
-    for _, line in commands:
-        parsed(line)
+    for _, command in on_pages(lambda page: [line for line in code_lines(page) if line.startswith("bdm ")]):
+        _, name, *words = shlex.split(command, comments=True)
+        if name in COMMANDS and words != ["--help"]:
+            COMMANDS[name].make_context(name, words)
+        else:
+            assert name in {*COMMANDS, "--help", "--version"}
 
 
 def test_commands_named_in_the_text_have_these_options():
@@ -158,9 +151,7 @@ def test_python_compiles():
 
 @pytest.mark.slow
 def test_python_of_the_readme_runs(example_cells, small_settings, tmp_path, monkeypatch):
-    [code] = [
-        content for language, content in fenced(ROOT / "README.md") if language == "python" and "import bdm" in content
-    ]
+    [code] = [text for language, text in fenced(ROOT / "README.md") if language == "python" and "import bdm" in text]
     monkeypatch.chdir(tmp_path)
     cells = example_cells.copy()
     cells.obs["cell_type"] = cells.obs["bulk_labels"].astype(str).replace("CD56+ NK", "NK")
@@ -199,9 +190,8 @@ def run_blocks(page: str, title: str, found: dict, *, replacing: tuple[str, str]
 
 def test_generated_and_real_cells_are_joined(small_model, example_cells):
     found = {"model": small_model, "adata": example_cells.copy()}
-    run_blocks(
-        "questions.md", "How do I join generated and real cells?", found, replacing=("generate(100)", "generate(2)")
-    )
+    few = ("generate(100)", "generate(2)")
+    run_blocks("questions.md", "How do I join generated and real cells?", found, replacing=few)
     cells = found["cells"]
     assert cells.X.dtype == np.float32
     assert cells.obs["bulk_labels"].notna().all()
@@ -271,9 +261,7 @@ def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, b
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/designed_experiments.md"
     blocks = fenced(page)
-    (design, with_covariates), [code] = (
-        [content for name, content in blocks if name == language] for language in ("yaml", "python")
-    )
+    (design, with_covariates), [code] = ([text for kind, text in blocks if kind == of] for of in ("yaml", "python"))
     assert read_design(yaml.safe_load(with_covariates)).samples.covariates
     assert yaml.safe_load(design) == yaml.safe_load((ROOT / "config/example-experiment.yaml").read_text())
     Path("design.yaml").write_text(design.replace("cells: 500", "cells: 100"))
@@ -320,9 +308,8 @@ def test_page_on_conditions_runs(example_cells, tmp_path, monkeypatch, bdm):
 # ---- the pages agree with the messages of bdm
 
 
-@pytest.fixture
-def faulty(example_cells, tmp_path, monkeypatch) -> None:
-    """Work in a folder with the files of docs/own_data.md."""
+def test_messages_are_those_that_bdm_prints(example_cells, tmp_path, monkeypatch, bdm):
+    """In a folder with the files of docs/own_data.md."""
     monkeypatch.chdir(tmp_path)
     cells = example_cells.copy()
     cells.obs = cells.obs[["bulk_labels", "louvain"]].rename(columns={"bulk_labels": "cell_type"})
@@ -346,9 +333,6 @@ def faulty(example_cells, tmp_path, monkeypatch) -> None:
     empty.X = empty.X.toarray()
     empty.X[5] = 0
     empty.write_h5ad("empty.h5ad")
-
-
-def test_messages_are_those_that_bdm_prints(faulty, bdm):
     shown = [content.splitlines() for language, content in fenced(ROOT / "docs/own_data.md") if language == "console"]
     assert len(shown) > 5
     for command, message in shown:
@@ -357,11 +341,8 @@ def test_messages_are_those_that_bdm_prints(faulty, bdm):
 
 
 def test_limits_of_the_verdict_are_those_of_the_code():
-    table = re.findall(
-        r"^\| ([\w ]+) \| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|$",
-        (ROOT / "docs/reading_results.md").read_text(),
-        flags=re.MULTILINE,
-    )
+    row = re.compile(r"^\| ([\w ]+) \| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|$", flags=re.MULTILINE)
+    table = row.findall((ROOT / "docs/reading_results.md").read_text())
     limits = {score: (SCORE_NAMES[score], limit.same, limit.near) for score, limit in LIMITS.by_score.items()}
     assert {score: (name, float(same), float(near)) for name, score, same, near in table} == limits
 

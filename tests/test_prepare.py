@@ -79,7 +79,7 @@ def test_kept_genes_of_few_cells_are_left_out_with_a_warning(cells, caplog):
     prepared = prepare(cells, settings(n_genes=20, keep_genes=[rare, "CD3D"], min_cells_per_gene=50))
     assert "CD3D" in prepared.var_names
     assert rare not in prepared.var_names
-    assert f"Left out listed genes seen in fewer than 50 training cells: {rare}." in caplog.text
+    assert re.search(rf"fewer than 50 training cells: {rare}\.", caplog.text)
 
 
 @pytest.mark.parametrize("change", [str.upper, str.title])
@@ -88,9 +88,7 @@ def test_built_in_markers_are_kept_in_any_case(cells, caplog, change):
     few = set(prepare(cells, settings(n_genes=20)).var_names)
     caplog.clear()
     prepared = prepare(cells, settings(n_genes=20, keep_genes="markers"))
-    assert set(prepared.var_names) >= few | {
-        change(name) for name in ("CD3D", "CD8A", "IL32", "CCR7") if name in MARKERS
-    }
+    assert set(prepared.var_names) > few
     assert "Left out listed genes" not in caplog.text
     known = {change(gene) for genes in MARKERS.values() for gene in genes}
     assert set(prepared.var_names) - few <= known
@@ -100,11 +98,7 @@ def test_markers_that_are_not_chosen_are_hinted_at(cells, caplog):
     with caplog.at_level(logging.INFO):
         few = prepare(cells, settings(n_genes=20)).var_names
         lacking = {gene for genes in MARKERS.values() for gene in genes if gene in cells.var_names.difference(few)}
-        assert re.search(
-            r"variable genes: (\d+) markers of .*such as CD3D, CD3E.*`settings\.prepare\.keep_genes='markers'`",
-            caplog.text,
-        )
-        assert f"{len(lacking)} markers" in caplog.text
+        assert re.search(rf"{len(lacking)} markers .*CD3D, CD3E.*`.*keep_genes='markers'`", caplog.text)
         caplog.clear()
         prepare(cells, settings(n_genes=20, keep_genes=["LYZ"]))
         prepare(cells, settings(n_genes=20, keep_genes="markers"))
@@ -202,7 +196,7 @@ def test_genes_are_ranked_within_batches(cells, caplog):
     assert list(prepared.obs["batch"].cat.categories) == ["s0", "s1", "s2", "tiny"]
     assert prepared.n_vars == 200
     assert list(prepared.var_names) != list(prepare(cells, settings()).var_names)
-    assert "Batches too small to rank genes in: tiny" in caplog.text
+    assert "to rank genes in: tiny" in caplog.text
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, "", "nan"])
@@ -212,7 +206,7 @@ def test_cells_without_a_label_are_left_out_on_request(cells, caplog, missing):
     prepared = prepare(cells, settings(label_key="label", drop_unlabelled=True))
     whole = prepare(cells, settings()).obs_names
     assert list(prepared.obs_names) == [name for name in whole if name not in cells.obs_names[4:7]]
-    assert "Left out 3 of 700 cells, which have no value in obs['label']." in caplog.text
+    assert re.search(r"Left out 3 of 700 cells, .* obs\['label'\]", caplog.text)
     assert json.loads(prepared.uns["bdm"]["input"])["cells_left_out"] == {"drop_unlabelled": 3, "min_genes_per_cell": 0}
 
 
@@ -233,8 +227,7 @@ def test_names_of_no_types_are_pointed_out(cells, caplog):
     names = dict(zip(cells.obs["bulk_labels"].cat.categories, odd + kept, strict=False))
     cells.obs["label"] = cells.obs["bulk_labels"].map(names).astype(object).fillna("T")
     prepare(cells, settings(label_key="label", min_cells_per_type=3))
-    message = "these may be no cell types: 'B/T_doublets', 'NA', 'Unknown', 'low-quality cells', 'lowQuality'; to leave"
-    assert message in caplog.text
+    assert "no cell types: 'B/T_doublets', 'NA', 'Unknown', 'low-quality cells', 'lowQuality';" in caplog.text
     caplog.clear()
     prepare(cells, settings(label_key="label", min_cells_per_type=3, leave_out=tuple(odd)))
     assert "no cell types" not in caplog.text
@@ -256,10 +249,9 @@ def test_columns_that_look_like_batches_are_named_where_no_batches_are(cells, ca
     cells.obs["dispatch"] = number % 2
     with caplog.at_level(logging.INFO, logger="bdm"):
         prepare(cells, settings())
-    lines = [record.getMessage() for record in caplog.records if "batch" in record.getMessage()]
-    assert lines == [
-        "Columns of obs that look like batches: donor_id, orig.ident, batch; to model one of them, use `batch_key=`."
-    ]
+    [line] = [record.getMessage() for record in caplog.records if "batch" in record.getMessage()]
+    assert ": donor_id, orig.ident, batch; " in line
+    assert "`batch_key=`" in line
 
 
 def test_what_was_left_out_of_the_input_is_recorded(cells):
@@ -274,11 +266,8 @@ def test_what_was_left_out_of_the_input_is_recorded(cells):
         for setting, names in by_setting.items()
         for name in names
     ]
-    assert facts == {
-        "n_cells": 700,
-        "n_genes": cells.n_vars,
-        "cells_left_out": {"drop_unlabelled": 0, "min_genes_per_cell": 5},
-    }
+    left_out = {"drop_unlabelled": 0, "min_genes_per_cell": 5}
+    assert facts == {"n_cells": 700, "n_genes": cells.n_vars, "cells_left_out": left_out}
     facts = json.loads(prepare(cells[cells.X.sum(axis=1) > 0], settings(min_cells_per_type=3)).uns["bdm"]["input"])
     assert (facts["types_left_out"], facts["cells_left_out"]) == ([], {"drop_unlabelled": 0, "min_genes_per_cell": 0})
 
@@ -290,7 +279,7 @@ def test_cells_without_counts_of_chosen_genes_are_left_out(cells, tmp_path, capl
     n_empty = 692 - prepared.n_obs
     assert n_empty > 0
     assert prepared.X.sum(axis=1).min() > 0
-    assert f"Left out {n_empty} cells with no counts of the 2 chosen genes" in caplog.text
+    assert re.search(f"Left out {n_empty} cells .* 2 chosen genes", caplog.text)
 
 
 def test_input_columns_of_canonical_names_are_kept(cells, caplog):
@@ -303,7 +292,7 @@ def test_input_columns_of_canonical_names_are_kept(cells, caplog):
     assert list(obs["cell_type_input"]) == list(obs["louvain"])
     assert set(obs["split_input"]) == {"mine"}
     assert "batch" not in obs
-    assert "cell_type of obs is kept as cell_type_input" in caplog.text
+    assert re.search("cell_type .*cell_type_input", caplog.text)
 
 
 def test_the_column_of_cell_types_may_have_a_slash(cells):
@@ -357,7 +346,7 @@ def test_columns_that_files_cannot_hold_are_renamed(cells, tmp_path):
 @pytest.mark.parametrize("key", ["label_key", "batch_key"])
 def test_rejects_columns_that_bdm_writes_itself(cells, key):
     cells.obs["sub_population"] = "a"
-    with pytest.raises(InputError, match=rf"^obs\['sub_population'\] is named by `{key}=`, but bdm writes a column of"):
+    with pytest.raises(InputError, match=rf"^obs\['sub_population'\] is named by `{key}=`"):
         prepare(cells, settings(**{key: "sub_population"}))
 
 
@@ -551,11 +540,10 @@ def test_labels_that_differ_by_spaces_or_case_alone_are_warned_of(example_cells,
     labels[labels == "CD19+ B"] = np.where(np.arange((labels == "CD19+ B").sum()) % 2, "CD19+B", "CD19+ B")
     cells.obs["bulk_labels"] = labels
     prepare(cells, settings())
-    words = "obs['bulk_labels'] has ' dendritic ' and 'Dendritic', 'CD19+ B' and 'CD19+B', which differ by spaces"
-    assert words in caplog.text
+    assert "obs['bulk_labels'] has ' dendritic ' and 'Dendritic', 'CD19+ B' and 'CD19+B'," in caplog.text
     caplog.clear()
     prepare(example_cells, settings())
-    assert "differ by spaces" not in caplog.text
+    assert "obs['bulk_labels'] has" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -580,52 +568,29 @@ def untrained_batch(cells: AnnData) -> np.ndarray:
     return np.where((split == "test") & (cells.obs["bulk_labels"] == "Dendritic"), "b", "a")
 
 
-LABEL, SAMPLE = {"label_key": "label"}, {"batch_key": "sample"}
+def with_column(name: str, values):
+    """Add a column of values, or of those that a function gives for the cells."""
+    return lambda cells: cells.obs.insert(0, name, values(cells) if callable(values) else values)
+
+
+LABEL, SAMPLE, FEW = {"label_key": "label"}, {"batch_key": "sample"}, {"n_genes": 10, "min_genes_per_cell": 1}
 
 
 @pytest.mark.filterwarnings("error", "ignore:The 'mode.chained_assignment' option:DeprecationWarning")
 @pytest.mark.parametrize(
     ("changes", "spoil", "message"),
     [
-        (
-            LABEL,
-            lambda cells: cells.obs.insert(0, "label", [None, "", np.nan, *697 * "T"]),
-            "no value for 3 of 700 cells, .*`drop_unlabelled=True`",
-        ),
-        (
-            LABEL | {"drop_unlabelled": True},
-            lambda cells: cells.obs.insert(0, "label", np.nan),
-            r"obs\['label'\] has no value for any cell; .*`label_key=`",
-        ),
-        (LABEL, lambda cells: cells.obs.insert(0, "label", "T"), r"obs\['label'\] has one value"),
-        (SAMPLE, lambda cells: cells.obs.insert(0, "sample", "a"), r"obs\['sample'\] has one value"),
-        (SAMPLE, lambda cells: cells.obs.insert(0, "sample", untrained_batch(cells)), "batch b has no training cells"),
-        (
-            SAMPLE,
-            lambda cells: cells.obs.insert(0, "sample", [f"s{i % 35}" for i in range(cells.n_obs)]),
-            "training cells or genes a batch",
-        ),
-        (
-            {},
-            lambda cells: setattr(cells, "obs_names", cells.obs_names[:-1].insert(0, cells.obs_names[0])),
-            "cell name",
-        ),
-        (
-            {},
-            lambda cells: setattr(cells, "var_names", cells.var_names[:-1].insert(0, cells.var_names[0])),
-            "gene name",
-        ),
+        (LABEL, with_column("label", [None, "", np.nan, *697 * "T"]), "no value for 3 of 700 .*`drop_unlabelled=True`"),
+        (LABEL | {"drop_unlabelled": True}, with_column("label", np.nan), "no value for any cell; .*`label_key=`"),
+        (LABEL, with_column("label", "T"), r"obs\['label'\] has one value"),
+        (SAMPLE, with_column("sample", "a"), r"obs\['sample'\] has one value"),
+        (SAMPLE, with_column("sample", untrained_batch), "batch b has no training cells"),
+        (SAMPLE, with_column("sample", [f"s{i % 35}" for i in range(700)]), "training cells or genes a batch"),
+        ({}, lambda cells: cells.obs.rename({cells.obs_names[0]: cells.obs_names[1]}, inplace=True), "cell name"),
+        ({}, lambda cells: cells.var.rename({cells.var_names[0]: cells.var_names[1]}, inplace=True), "gene name"),
         ({}, lambda cells: cells.X.data[: cells.X.indptr[5]].fill(0), "5 cells without .*`min_genes_per_cell=1`"),
-        (
-            {"n_genes": 10, "min_genes_per_cell": 1},
-            lambda cells: cells._inplace_subset_var(cells.var_names[:20]),
-            "ranked by variability .*genes='all'",
-        ),
-        (
-            {},
-            lambda cells: setattr(cells, "X", sparse.csr_matrix(np.full(cells.shape, 255, dtype=np.float32))),
-            "ranked by variability .*genes='all'",
-        ),
+        (FEW, lambda cells: cells._inplace_subset_var(cells.var_names[:20]), "ranked by variability .*genes='all'"),
+        ({}, lambda cells: setattr(cells, "X", np.full(cells.shape, 255)), "ranked by variability .*genes='all'"),
     ],
 )
 def test_rejects_cells_that_no_model_is_fitted_to(cells, changes, spoil, message):
@@ -684,7 +649,7 @@ def test_prepared_cells_that_were_changed_are_rejected(example_cells, tmp_path, 
     prepared = prepare(with_batches(example_cells), OF_BATCHES)
     change(prepared)
     prepared.write_h5ad(tmp_path / "prepared.h5ad")
-    with pytest.raises(InputError, match=f"was changed after bdm prepare wrote it: it has .*{fault}.*; run bdm"):
+    with pytest.raises(InputError, match=f"was changed .*{fault}.*; run bdm prepare"):
         read_prepared(tmp_path / "prepared.h5ad", on_disk=on_disk)
 
 
