@@ -75,7 +75,7 @@ def test_none_means_no_labels_and_the_default_is_a_column(cells, settings):
     assert package.BranchedDiffusion(cells, settings=settings).cell_types == (WITHOUT_LABELS,)
     assert len(package.BranchedDiffusion(cells, settings=quick).cell_types) == 9
     named = replace(quick, prepare=replace(quick.prepare, label_key="annotation"))
-    with pytest.raises(InputError, match=r"^label_key is None, and 'annotation' in settings\.prepare; give it in one"):
+    with pytest.raises(InputError, match=r"^label_key is None, and 'annotation' in settings\.prepare"):
         package.BranchedDiffusion(cells, label_key=None, settings=named)
     with pytest.raises(InputError, match=r"^label_key is '', but must be non-empty\.$"):
         PrepareSettings(label_key="", test=0.2)
@@ -93,29 +93,26 @@ def test_cells_are_split_as_one_type_and_keep_their_columns(cells):
 def test_messages_on_labels_name_the_way_without(cells, tmp_path, bdm):
     cells[:60].copy().write_h5ad(tmp_path / "cells.h5ad")
     given = [tmp_path / "cells.h5ad", tmp_path / "out.h5ad"]
-    for options, problem in {
-        "--label-key kind": "obs has no column 'kind'; name one by `--label-key`, or use no labels, by `--no-labels` ",
-        "--min-cells-per-type 50": "lower `--min-cells-per-type`, or use no labels, by `--no-labels`.",
-        "--label-key kind --no-labels": "`--label-key` and `--no-labels` contradict each other; give one of them.",
+    for options, words in {
+        "--label-key kind": "'kind'; .* `--label-key`, .* `--no-labels`",
+        "--min-cells-per-type 50": "`--min-cells-per-type`, .* `--no-labels`",
+        "--label-key kind --no-labels": "`--label-key` and `--no-labels` contradict each other",
+        "--no-labels --min-cells-per-type 100": r"fewer than 100 cells \(60\); .* `--min-cells-per-type`",
     }.items():
         code, message = bdm("prepare", *given, *options.split())
         assert code == 2
-        assert problem in message
+        assert re.search(words, message)
         assert list(tmp_path.iterdir()) == [tmp_path / "cells.h5ad"]
-    code, message = bdm("fit", given[0], tmp_path / "model", "--no-labels", "--min-cells-per-type", 100)
-    assert code == 2
-    assert "there are fewer than 100 cells (60); give more, or lower `--min-cells-per-type`" in message
     assert bdm("prepare", *given, "--no-labels", "--n-genes", 20)[0] == 0
     assert set(read_prepared(tmp_path / "out.h5ad").obs["cell_type"]) == {WITHOUT_LABELS}
 
 
-@pytest.mark.parametrize(("label_key", "option"), [(None, ["--no-labels"]), ("kind", ["--label-key", "kind"])])
-def test_null_in_the_configuration_is_the_option(tmp_path, label_key, option):
-    config = demo_config(datasets={"mine": {"path": "cells.h5ad", "label_key": label_key}})
+def test_null_in_the_configuration_is_the_option(tmp_path):
+    config = demo_config(datasets={"mine": {"path": "cells.h5ad", "label_key": None}})
     (tmp_path / "cells.h5ad").touch()
     [command] = [words for words in shell_commands(dry_run(tmp_path, config)) if words[1] == "prepare"]
-    assert " ".join(option) in " ".join(command)
-    assert ("--label-key" in command, "--no-labels" in command) == (label_key is not None, label_key is None)
+    assert "--no-labels" in command
+    assert "--label-key" not in command
 
 
 # ---- the model
@@ -301,9 +298,7 @@ def test_extension_needs_labels(model, cells, tmp_path):
     extended = package.BranchedDiffusion.load(tmp_path / "model")
     new = cells[cells.obs["cell_type"] == "Dendritic"].copy()
     new.obs = new.obs.rename(columns={"cell_type": "kind"})
-    with pytest.raises(
-        InputError, match=r"^obs has no column 'cell_type' with the cell types; name it by `keys\.label_key=`"
-    ):
+    with pytest.raises(InputError, match=r"no column 'cell_type' .*`keys\.label_key=`"):
         extended.extend(new)
     extended.extend(new, keys=package.InputKeys(label_key="kind"))
     assert set(extended.cell_types) == {WITHOUT_LABELS, "Dendritic"}
@@ -334,7 +329,6 @@ def test_all_commands_from_cells_to_report(cells, tmp_path, monkeypatch, caplog)
     assert "need two cell types; they are not computed" in caplog.text
     results = read_results(tmp_path)
     page = " ".join(re.sub("<[^>]+>", " ", report_page(results)).split())
-    assert "700 cells without labels" in page and "140 of them were held out" in page
-    assert "F1 of cell typing" in page
-    assert "one population, so the tree has no nodes" in page
+    for words in ("700 cells without labels. 140 of them", "fold changes compare cell types", "the tree has no nodes"):
+        assert words in page
     assert "label_key prepare none cell_type" in page
