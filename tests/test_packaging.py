@@ -56,9 +56,6 @@ def checkout(tmp_path_factory) -> Path:
     return folder
 
 
-# ---- packages
-
-
 @pytest.fixture(scope="module")
 def packages(checkout, tmp_path_factory) -> tuple[Path, Path]:
     """Wheel and source distribution, the first built from the second."""
@@ -112,9 +109,6 @@ def test_editable_install_is_imported_next_to_a_clone(checkout, tmp_path):
     assert Path(place.strip()) == checkout / "bdm/__init__.py"
 
 
-# ---- as a module of another workflow
-
-
 @dataclass(frozen=True)
 class Importer:
     """Folder of a workflow that uses that of a checkout as a module, with a separate configuration."""
@@ -163,18 +157,6 @@ def test_module_generates_cells_with_the_installed_package(importer, installed):
     assert "addEventListener" in page.read_text()
     importer.snakemake("--report", "report.html", "--", *wanted)
     assert "results/blood/hierarchy.html" in (importer.folder / "report.html").read_text()
-
-
-def test_rules_of_the_module_may_be_changed(importer):
-    changed = [
-        f"use rule {rule} from bdm as bdm_{rule} with:\n    threads: {threads}\n    resources: mem_mb={1000 * threads}"
-        for rule, threads in {"train": 3, "generate": 2}.items()
-    ]
-    importer.write(BY_LOCAL_REPOSITORY, ALL, *changed)
-    output = importer.snakemake("--cores", "4", "--dry-run", "--printshellcmds")
-    blocks = dict(re.findall(r"^rule bdm_(\w+):\n((?: .*\n)+)", output, flags=re.MULTILINE))
-    assert {rule for rule, text in blocks.items() if "threads: 3\n" in text and "mem_mb=3000" in text} == {"train"}
-    assert {rule for rule, text in blocks.items() if "threads: 2\n" in text} == {"generate"}
 
 
 def test_recipe_makes_all_results_of_the_module(importer):
