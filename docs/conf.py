@@ -41,7 +41,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
 
-# Files of the repository that are also pages; links on GitHub lead to the files.
+# Repository files that are also pages; on GitHub, links lead to the files.
 PAGES_OF_FILES = {
     "../benchmarks/README.md": "benchmarks.md",
     "../config/README.md": "configuration.md",
@@ -64,7 +64,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(anndata|collections|matplotlib|numpy|pandas|pathlib|scipy|torch|typing)\..*"),
     (r"py:.*", r"bdm\.(?!api|pl).*"),
-    # Annotations of names that are imported when they are needed
+    # Annotations with deferred imports
     (r"py:class", "AnnData|Audit|Design|DonorModel|Evaluation|FittedExtension|Interpretation|Path|PowerAnalysis"),
     (r"py:class", "PredictedEvaluation|PredictedEvaluationSettings|TransmutationEvaluation"),
 ]
@@ -87,7 +87,7 @@ copybutton_prompt_text = "$ "
 
 
 def setup(app):
-    """Write the generated pages before pages are read, and redirect links to files of the repository to pages."""
+    """Write the generated pages, and redirect links to repository files."""
     generated = Path(app.srcdir) / "_generated"
     generated.mkdir(exist_ok=True)
     (generated / "commands.md").write_text(text_of_commands())
@@ -102,7 +102,7 @@ def text_of_commands():
     """Return the help of each command in Markdown, a section for each command."""
     group = typer.main.get_command(commands)
     text = get_docs_for_click(obj=group, ctx=typer.Context(group), name="bdm", title="bdm")
-    return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", text)  # a list of first words, as the sections are
+    return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", text)  # repeats the sections
 
 
 def text_of_designs():
@@ -133,7 +133,7 @@ def table_of_keys(section):
 
 
 def shown(value):
-    """Return a default as YAML has it; nothing for a section, whose keys have defaults of their own."""
+    """Format a default in YAML; empty for sections."""
     if isinstance(value, StageSettings | type):
         return ""
     text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
@@ -141,6 +141,6 @@ def shown(value):
 
 
 def link_to_pages(app, docname, source):
-    """Replace links to files of the repository by links to the pages that include them."""
+    """Replace links to repository files by links to their pages."""
     for file, page in PAGES_OF_FILES.items():
         source[0] = source[0].replace(f"]({file}", f"]({page}")

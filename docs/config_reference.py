@@ -1,8 +1,7 @@
-"""Write the schema of the configuration, and the tables of its keys in config/README.md, from the settings of bdm."""
+"""Write the schema of the configuration, and its tables in config/README.md."""
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +27,23 @@ LIMITS = {"minimum": "from {}", "exclusiveMinimum": "above {}", "exclusiveMaximu
 
 
 def with_tables(page: str, schema: Schema) -> str:
-    """Write the tables of a page anew: of the top level, and of each definition of the schema."""
+    """Replace the tables of a page by tables of the schema."""
     parts = {"configuration": schema, **schema["$defs"]}
-    return TABLE.sub(lambda found: f"{found[1]}\n{table(parts[found[2]])}\n", page)
+    return TABLE.sub(lambda match: f"{match[1]}\n{table(parts[match[2]])}\n", page)
 
 
 def table(part: Schema) -> str:
-    """List the properties of an object, but for those that have a section of their own."""
-    rows = ["key | value | default | meaning", "--- | --- | --- | ---", *rows_of(part)]
-    return "\n".join(f"| {row} |" for row in rows)
-
-
-def rows_of(part: Schema) -> Iterator[str]:
-    """Give key, kind of value, default and meaning of each property."""
+    """List the properties of an object, except sections."""
+    rows = ["key | value | default | meaning", "--- | --- | --- | ---"]
     for key, value in part["properties"].items():
         if "$ref" not in value:
             default = f"`{in_yaml(value['default'])}`" if "default" in value else "none (required)"
-            yield f"`{key}` | {kind(value)} | {default} | {value['description']}"
+            rows.append(f"`{key}` | {kind(value)} | {default} | {value['description']}")
+    return "\n".join(f"| {row} |" for row in rows)
 
 
 def kind(value: Schema) -> str:
-    """Describe which values a property may have."""
+    """Describe the values of a property."""
     if "anyOf" in value:
         return ", or ".join(map(kind, value["anyOf"]))
     if "enum" in value:
@@ -58,12 +53,12 @@ def kind(value: Schema) -> str:
 
 
 def schema_file(content: Schema) -> str:
-    """Write the schema as it stands in its file."""
+    """Format the schema as in its file."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def in_yaml(value: Any) -> str:
-    """Write a value as it stands in a file, an empty or a single one within the line."""
+    """Format a value in YAML, on one line unless it is a non-empty mapping."""
     text = yaml.safe_dump(value, sort_keys=False, default_flow_style=not isinstance(value, dict) or not value)
     return text.removesuffix("...\n").strip()
 

@@ -1,4 +1,4 @@
-"""The configuration of the workflow: its sections with their settings, and its JSON schema.
+"""Sections of the workflow's configuration, and its JSON schema.
 
 ``make config`` writes ``workflow/schemas/config.schema.json`` and the tables of ``config/README.md`` from it.
 """
@@ -46,12 +46,12 @@ Schema = dict[str, Any]
 
 
 def key(name: str, annotation: Any, default: Any = MISSING) -> Setting:
-    """Describe a key of the configuration that is no setting of a stage, and required if it has no default."""
+    """Describe a key outside the settings of a stage; required without a default."""
     return Setting(name, annotation, default)
 
 
-def of_stage(model: type[StageSettings]) -> list[Setting]:
-    """List the settings of a stage that are in its section."""
+def stage_settings(model: type[StageSettings]) -> list[Setting]:
+    """List the settings in the section of a stage."""
     return [setting for setting in described_settings(model) if setting.key.section is None and not setting.key.absent]
 
 
@@ -64,41 +64,41 @@ RunResponses = Annotated[bool, "Measure how cell types respond to conditions."]
 RunLineage = Annotated[bool, "Measure expression along a lineage."]
 RunAudit = Annotated[bool, "Run membership inference attacks, which fit models again."]
 
-# What each section is for, and its keys; a text stands for objects of another section, by names
+# Description and keys of each section
 SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     "prepare": (
         "Choice of cells and genes, and the split into training, validation and test cells.",
-        of_stage(PrepareSettings),
+        stage_settings(PrepareSettings),
     ),
-    "autoencoder": ("The autoencoder between counts and latent space.", of_stage(AutoencoderSettings)),
-    "hierarchy": ("The hierarchy of cell types.", [*of_stage(HierarchySettings), key("tree", Tree, None)]),
+    "autoencoder": ("The autoencoder between counts and latent space.", stage_settings(AutoencoderSettings)),
+    "hierarchy": ("The hierarchy of cell types.", [*stage_settings(HierarchySettings), key("tree", Tree, None)]),
     "train": (
         "The prior over latents, and the training of its network, if it has one.",
-        of_stage(TrainSettings),
+        stage_settings(TrainSettings),
     ),
     "extend": ("Cell types to add to a model later.", []),
-    "generate": ("The cells to generate.", [*of_stage(GenerationSettings), key("n_cells", NCells, None)]),
-    "transmute": ("Cells to transmute to another type.", of_stage(TransmutationSettings)),
+    "generate": ("The cells to generate.", [*stage_settings(GenerationSettings), key("n_cells", NCells, None)]),
+    "transmute": ("Cells to transmute to another type.", stage_settings(TransmutationSettings)),
     "respond": (
         "Responses of cell types to conditions, and cells in conditions that were not measured.",
-        [*of_stage(ResponseSettings), key("run", RunResponses, False)],
+        [*stage_settings(ResponseSettings), key("run", RunResponses, False)],
     ),
     "lineage": (
         "Expression along a lineage and time, and cells of unsampled ancestors and times.",
-        [*of_stage(LineageSettings), key("tree", LineageTreeFile, None), key("run", RunLineage, False)],
+        [*stage_settings(LineageSettings), key("tree", LineageTreeFile, None), key("run", RunLineage, False)],
     ),
     "simulate": ("Designed experiments to simulate.", []),
     "evaluate": (
         "The comparison of generated cells with test cells.",
-        [*of_stage(EvaluationSettings), key("flat", FitFlat, False)],
+        [*stage_settings(EvaluationSettings), key("flat", FitFlat, False)],
     ),
     "interpret": (
         "The marker genes of each branch.",
-        of_stage(InterpretationSettings),
+        stage_settings(InterpretationSettings),
     ),
     "audit": (
         "Membership inference attacks on generated cells.",
-        [*of_stage(AuditSettings), key("run", RunAudit, False)],
+        [*stage_settings(AuditSettings), key("run", RunAudit, False)],
     ),
     "card": (
         "Statements about the data on the card of the model.",
@@ -110,7 +110,7 @@ DATASET = [
     *(setting for setting in described_settings(PrepareSettings) if setting.key.section == "dataset"),
     key("labels", Labels, None),
 ]
-# Objects of a section, which have names: the section, their key in it, their description, and the keys of each
+# Named objects in a section: the section, their key, their description, and their own keys
 NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
     "addition": (
         "extend",
@@ -151,13 +151,15 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
 
 
 def schema() -> Schema:
-    """JSON schema of the whole configuration."""
+    """Return the JSON schema of the configuration."""
     sections = {name: reference(name, meaning) for name, (meaning, _) in SECTIONS.items()}
     parts = {"dataset": keys(DATASET, sections)}
     for name, (_, settings) in SECTIONS.items():
-        of = {part: found for part, found in NAMED.items() if found[0] == name}
-        named = {plural: named_objects(part, text) | {"default": {}} for part, (_, plural, text, _) in of.items()}
-        parts |= {name: keys(settings, named), **{part: keys(found[-1]) for part, found in of.items()}}
+        objects = {part: entry for part, entry in NAMED.items() if entry[0] == name}
+        mappings = {
+            plural: named_objects(part, text) | {"default": {}} for part, (_, plural, text, _) in objects.items()
+        }
+        parts |= {name: keys(settings, mappings), **{part: keys(entry[-1]) for part, entry in objects.items()}}
     text = f"Data sets {NAMES}; the results of NAME are in `results/NAME`."
     datasets = named_objects("dataset", text) | {"minProperties": 1}
     return {
@@ -169,38 +171,41 @@ def schema() -> Schema:
     }
 
 
-def keys(settings: list[Setting], others: Schema | None = None) -> Schema:
-    """JSON schema of an object with settings, and other properties."""
+def keys(settings: list[Setting], properties: Schema | None = None) -> Schema:
+    """Return the JSON schema of an object with settings and further properties."""
     required = [setting.name for setting in settings if setting.default is MISSING]
     return {
         "type": "object",
         "additionalProperties": False,
         **({"required": required} if required else {}),
-        "properties": {setting.name: property_of(setting) for setting in settings} | (others or {}),
+        "properties": {setting.name: property_of(setting) for setting in settings} | (properties or {}),
     }
 
 
 def property_of(setting: Setting) -> Schema:
-    """JSON schema of a setting; its description explains null or an empty list."""
-    of, default = setting.key, setting.default
-    found = setting.adapter.json_schema()
-    if of.bounds:
-        found = Setting("", Annotated[(setting.types[0], *of.bounds)]).adapter.json_schema()
-    kinds = found.get("anyOf", [found])
-    if any(one.get("format") == "path" for one in kinds):  # lists in place of files are for Python
-        kinds = [{"type": "string", "minLength": 1}, *(one for one in kinds if one["type"] == "null")]
+    """Return the JSON schema of a setting.
+
+    Its description explains null or an empty list.
+    """
+    if setting.key.bounds:
+        values = Setting("", Annotated[(setting.types[0], *setting.key.bounds)]).adapter.json_schema()
+    else:
+        values = setting.adapter.json_schema()
+    kinds = values.get("anyOf", [values])
+    if any(kind.get("format") == "path" for kind in kinds):  # only Python also accepts lists for files
+        kinds = [{"type": "string", "minLength": 1}, *(kind for kind in kinds if kind["type"] == "null")]
     text = (setting.help or "").removesuffix(".")
     if setting.unset:
         text += f" ({'empty' if tuple in setting.types[:1] else 'null'}: {setting.unset})"
-    found = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
-    if default is not MISSING:
-        default = default if of.default is None else of.default
-        found |= {"default": list(default) if isinstance(default, tuple) else default}
-    return found | {"description": f"{text}."}
+    values = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    if setting.default is not MISSING:
+        default = setting.default if setting.key.default is None else setting.key.default
+        values |= {"default": list(default) if isinstance(default, tuple) else default}
+    return values | {"description": f"{text}."}
 
 
 def named_objects(part: str, text: str) -> Schema:
-    """JSON schema of objects of one part, by names."""
+    """Return the JSON schema of named objects."""
     return {
         "type": "object",
         "description": text,
@@ -210,5 +215,5 @@ def named_objects(part: str, text: str) -> Schema:
 
 
 def reference(section: str, text: str) -> Schema:
-    """JSON schema of a key that has a section."""
+    """Return the JSON schema of a key with its own section."""
     return {"$ref": f"#/$defs/{section}", "type": "object", "default": {}, "description": text}

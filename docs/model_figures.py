@@ -21,7 +21,7 @@ LEVELS = (20, 8, 3, 0)  # noise levels of the panels
 
 
 class Plane:
-    """Plane of whitened space in which the means of populations vary most."""
+    """Plane through whitened space with the largest variance of population means."""
 
     def __init__(self, model: bdm.BranchedDiffusion) -> None:
         self.model = model.model
@@ -61,7 +61,7 @@ def sorted_by_type(cells: AnnData, names: tuple[str, ...]) -> AnnData:
 
 
 def draw_steps(model: bdm.BranchedDiffusion, real: AnnData, plane: Plane) -> Figure:
-    """Draw the counts and latents of real and of generated cells."""
+    """Draw counts and latents of real and generated cells."""
     names = model.hierarchy.cell_types
     real = sorted_by_type(real, names)
     generated = sorted_by_type(model.generate(real.obs["cell_type"].value_counts(), seed=0), names)
@@ -84,7 +84,7 @@ def draw_steps(model: bdm.BranchedDiffusion, real: AnnData, plane: Plane) -> Fig
 
 
 def draw_noise(model: bdm.BranchedDiffusion, real: AnnData, plane: Plane) -> Figure:
-    """Draw cells with less and less noise, above the tree."""
+    """Draw cells at decreasing noise levels, above the tree."""
     figure = plt.figure(figsize=(11, 6.4), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.3))
     x = whitened(real, model)

@@ -52,14 +52,14 @@ def text_of_scores(name: str) -> str:
 
 
 def text_of_properties() -> str:
-    """Return a table of mean distances of properties beyond the floor, data sets x methods."""
+    """Return mean property distances beyond the floor, data sets x methods."""
     properties = pd.read_csv(STATIC / "benchmark_properties.csv")
     beyond = properties.assign(value=properties["value"] - properties["floor"])
     return table(beyond.groupby(["data", "method", "seed"], sort=False)["value"].mean().reset_index(), 3)
 
 
 def table(values: pd.DataFrame, decimals: int) -> str:
-    """Return means and ranges of ``value`` over seeds in Markdown: rows are data sets, columns methods."""
+    """Format means and ranges over seeds in Markdown, data sets x methods."""
     summary = values.groupby(["data", "method"], sort=False)["value"].agg(["mean", "min", "max", "count"])
     columns = [method for method in METHODS if method in summary.index.get_level_values("method")]
     lines = [["data", *(METHODS[method] for method in columns)], ["---"] * (len(columns) + 1)]
@@ -72,7 +72,7 @@ def table(values: pd.DataFrame, decimals: int) -> str:
 
 
 def shown(summary: pd.Series, decimals: int) -> str:
-    """Format a mean, with the range in brackets if there are several seeds."""
+    """Format a mean, with the range of several seeds in brackets."""
     rounded = summary.round(decimals) + 0.0  # not -0.00
     mean, low, high = (f"{rounded[key]:.{decimals}f}" for key in ("mean", "min", "max"))
     if summary["count"] == 1:

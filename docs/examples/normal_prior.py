@@ -9,7 +9,7 @@ from bdm.prior.base import FittedPrior, LatentPrior, Sampler
 
 @dataclass(frozen=True, eq=False)
 class NormalPrior(LatentPrior, name="normal"):
-    """Mean and root of the covariance of each population, in whitened space."""
+    """Mean and Cholesky factor of each population in whitened space."""
 
     names: tuple[str, ...]
     mean: torch.Tensor
@@ -24,7 +24,7 @@ class NormalPrior(LatentPrior, name="normal"):
         )
 
     def sampler(self, settings=None):
-        """Return a sampler, which needs no settings."""
+        """Return a sampler; settings are not used."""
         return NormalSampler(self)
 
     def extended(self, hierarchy, tree, moments, state):

@@ -15,7 +15,7 @@ from bdm.autoencoder.observation import ObservationModel
 
 @dataclass(frozen=True)
 class Poisson(ObservationModel):
-    """Poisson counts; the mean is their only parameter, so there are no fields."""
+    """Poisson counts; the mean is the only parameter."""
 
     @classmethod
     def average(cls, models: Sequence[Self], *, weights: np.ndarray) -> Self:
