@@ -1,4 +1,4 @@
-"""Commands of an ablation, whose parts of bdm are arguments: train and generate, as bdm has them."""
+"""Commands `train` and `generate` of an ablation, with its prior or sampler."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from bdm.model.model import load_model, save_model
 from bdm.prior.sampler import HierarchicalSampler
 from bdm.settings import GenerationSettings, TrainSettings
 
-Sampler = Callable[..., HierarchicalSampler]  # makes it from prior and settings
+Sampler = Callable[..., HierarchicalSampler]  # prior and settings to sampler
 
 
 def run(*, sampler: Sampler = HierarchicalSampler, prior: str = TrainSettings.prior) -> None:
@@ -54,8 +54,8 @@ def run(*, sampler: Sampler = HierarchicalSampler, prior: str = TrainSettings.pr
         """Generate as many cells of each type as another file has."""
         loaded, settings = load_model(model), GenerationSettings()
         request = request_cells(loaded, numbers_like(read_prepared(cells_like, on_disk=True).obs, loaded))
-        walk = sampler(loaded.prior, settings)
+        cells = generated_cells(loaded, request, settings, seed=seed, sampler=sampler(loaded.prior, settings))
         with atomic_write(out) as path:
-            write_cells(path, generated_cells(loaded, request, settings, seed=seed, sampler=walk), {})
+            write_cells(path, cells, {})
 
     app()

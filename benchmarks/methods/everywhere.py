@@ -1,4 +1,4 @@
-"""Ablation: `bdm` with the network on all branches, trained for all steps, whatever validation cells gain by it."""
+"""Ablation: the network on all branches, trained for all steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,9 @@ class EverywherePrior(DiffusionPrior, name="everywhere"):
     """The diffusion prior with its network on all branches."""
 
     @classmethod
-    def fit(cls, data: PriorData, settings: TrainSettings, **how: Any) -> FittedPrior:
-        """Train the network for all steps, and keep it on all branches."""
-        return super().fit(data, settings, everywhere=True, **how)
+    def fit(cls, data: PriorData, settings: TrainSettings, **options: Any) -> FittedPrior:
+        """Train the network for all steps and keep it on all branches."""
+        return super().fit(data, settings, everywhere=True, **options)
 
 
 if __name__ == "__main__":

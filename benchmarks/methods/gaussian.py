@@ -1,4 +1,4 @@
-"""Ablation: `bdm` with a normal distribution in latent space in place of each cell type's diffusion."""
+"""Ablation: a normal distribution for each cell type, without diffusion."""
 
 import ablation
 import torch
@@ -8,7 +8,7 @@ from bdm.prior.sampler import HierarchicalSampler, sample_noised
 
 
 class NormalTypes(HierarchicalSampler):
-    """Samples cells at noise level 0 from the start of their type alone: the normal with its moments."""
+    """Samples cells from a normal with the moments of their type."""
 
     def sample(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one type, cells x dimensions."""

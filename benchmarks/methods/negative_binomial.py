@@ -1,8 +1,8 @@
-"""Peer: a negative binomial for each gene and cell type, all genes independent given the library size.
+"""Peer: independent negative binomials for each gene and cell type.
 
-The mean is the library size, drawn from the training cells of the type, times the share of the gene in the counts of
-the type; the dispersion is estimated by moments around these means. It shows what the correlation of genes within
-types is worth.
+The mean is the library size, drawn from training cells of the type, times the gene's share in the counts of the type.
+The dispersion is estimated by moments around these means. Other methods also model correlations of genes within types;
+this peer measures their gain.
 """
 
 from dataclasses import dataclass
@@ -38,15 +38,15 @@ class NegativeBinomials:
     library: np.ndarray
 
     @classmethod
-    def fitted(cls, counts: sparse.csr_matrix) -> "NegativeBinomials":
+    def from_counts(cls, counts: sparse.csr_matrix) -> "NegativeBinomials":
         """Fit to counts, cells x genes."""
         library = counts.sum(axis=1).A1.astype(float)
         share = counts.sum(axis=0).A1 / library.sum()
         squares = counts.multiply(counts).sum(axis=0).A1 - 2 * share * (counts.T @ library)
         squares += share**2 * np.square(library).sum()
         excess = squares - share * library.sum()
-        of_mean = np.maximum(share**2 * np.square(library).sum(), np.finfo(float).tiny)
-        return cls(share, np.maximum(excess / of_mean, MIN_DISPERSION), library)
+        squared_mean = np.maximum(share**2 * np.square(library).sum(), np.finfo(float).tiny)
+        return cls(share, np.maximum(excess / squared_mean, MIN_DISPERSION), library)
 
     def draw(self, n_cells: int, rng: np.random.Generator) -> np.ndarray:
         """Draw counts, cells x genes."""
@@ -55,11 +55,11 @@ class NegativeBinomials:
 
 
 def train(prepared: Path, model: Path, *, seed: int = 0) -> None:
-    """Fit to all prepared cells but the test cells."""
+    """Fit to training and validation cells."""
     adata = peer.training_cells(prepared)
     arrays = {}
     for number, (name, rows) in enumerate(adata.obs.groupby("cell_type", observed=True).indices.items()):
-        fitted = NegativeBinomials.fitted(sparse.csr_matrix(adata.X[rows], dtype=float))
+        fitted = NegativeBinomials.from_counts(sparse.csr_matrix(adata.X[rows], dtype=float))
         arrays |= {f"{number}_{key}": value for key, value in vars(fitted).items()} | {f"{number}_name": str(name)}
     with atomic_write(model, folder_of=MODEL) as folder:
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Commands of a peer, whose training and sampling are arguments: train and generate, with the arguments of bdm."""
+"""Commands `train` and `generate` of a peer, with the arguments of bdm."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +14,14 @@ from bdm._core.files import atomic_write
 from bdm._core.seeds import numpy_generator
 from bdm.data.prepare import read_prepared
 
-BLOCK = 512  # cells drawn at a time, which bounds the memory
+BLOCK = 512  # cells drawn at a time; bounds the memory
 
-# Counts of cells by the folder of the model, the number of cells of each type, and the seed: cells x genes, by type
+# Model folder, number of cells by type, and seed to counts: cells x genes, sorted by type
 Draw = Callable[[Path, pd.Series, int], sparse.csr_matrix]
 
 
 def commands(*, train: Callable[..., None], draw: Draw) -> typer.Typer:
-    """Give the command line of a peer.
+    """Build the command line of a peer.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def commands(*, train: Callable[..., None], draw: Draw) -> typer.Typer:
 
 
 def training_cells(prepared: Path) -> AnnData:
-    """Read all prepared cells but the test cells."""
+    """Read training and validation cells."""
     adata = read_prepared(prepared)
     return adata[adata.obs["split"] != "test"].copy()
 
@@ -61,12 +61,12 @@ def library_sizes(adata: AnnData) -> pd.Series:
 def drawn_in_blocks(
     numbers: pd.Series, draw: Callable[[str, int, np.random.Generator], np.ndarray | sparse.csr_matrix], *, seed: int
 ) -> sparse.csr_matrix:
-    """Draw cells of each type in turn, a block at a time.
+    """Draw cells of each type in blocks.
 
     Parameters
     ----------
     draw
-        Draws counts of a number of cells of a type, cells x genes.
+        From type, number of cells and generator to counts, cells x genes.
     """
     blocks = [
         sparse.csr_matrix(draw(str(name), min(BLOCK, n - start), numpy_generator(seed, "peer", str(name), start)))

@@ -1,4 +1,4 @@
-"""Peer: training cells of each type, drawn at random with replacement; it shows what copies score."""
+"""Peer: copies of training cells of each type, drawn with replacement."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ CELLS = "cells.h5ad"
 
 
 def train(prepared: Path, model: Path, *, seed: int = 0) -> None:
-    """Keep the training cells."""
+    """Save training and validation cells."""
     with atomic_write(model, folder_of=CELLS) as folder:
         folder.mkdir()
         peer.training_cells(prepared).write_h5ad(folder / CELLS)

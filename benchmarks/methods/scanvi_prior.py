@@ -1,10 +1,10 @@
-"""Peer: scANVI (Xu et al. 2021, Molecular Systems Biology 17:e9620), sampled from its prior of each cell type.
+"""Peer: scANVI sampled from its prior for each cell type.
 
-Its prior is hierarchical: the latent of a cell is from a network's normal, given its type and a standard normal. Two
-layers, 30 dimensions and negative binomial counts are the settings of the tutorial "Atlas-level integration of lung
-data" of scvi-tools for cells that all have labels. The tutorial trains scVI first, and scANVI for 20 epochs, which fits
-the classifier, but not the prior, to the labels; so scANVI is trained alone, for the epochs that the package has by
-default. Library sizes are drawn as for scVI.
+Xu et al. 2021, Molecular Systems Biology 17:e9620. The prior is hierarchical: a network maps the type and a standard
+normal to a normal of latents. Two layers, 30 dimensions and negative binomial counts are the settings of the scvi-tools
+tutorial "Atlas-level integration of lung data" for labelled cells. The tutorial trains scVI first, then scANVI for 20
+epochs, which fits the classifier to the labels, but not the prior. Here scANVI is trained alone, for the package's
+default number of epochs. Library sizes are drawn as for scVI.
 """
 
 from pathlib import Path
@@ -19,11 +19,11 @@ from scvi_prior import decoded, log_library, train_into
 
 from bdm._core.seeds import derive
 
-UNLABELLED = "no label"  # scANVI needs a name for it, though all cells have labels
+UNLABELLED = "no label"  # required by scANVI; all cells have labels
 
 
 def train(prepared: Path, model: Path, *, epochs: int | None = None, seed: int = 0) -> None:
-    """Train on all prepared cells but the test cells."""
+    """Train on training and validation cells."""
     adata = peer.training_cells(prepared)
     scvi.settings.seed = seed
     scvi.model.SCANVI.setup_anndata(adata, labels_key="cell_type", unlabeled_category=UNLABELLED)
@@ -46,7 +46,7 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
 
 @torch.no_grad()
 def latents(network: scvi.model.SCANVI, label: int, n_cells: int) -> torch.Tensor:
-    """Draw latents of cells of one label from the prior, cells x dimensions."""
+    """Draw latents of a label from the prior, cells x dimensions."""
     within = torch.randn(n_cells, network.module.n_latent)
     mean, variance = network.module.decoder_z1_z2(within, torch.full((n_cells, 1), label))
     return mean + variance.sqrt() * torch.randn_like(mean)

@@ -1,11 +1,10 @@
-"""Priors of bdm in the latents of scVI (Lopez et al. 2018, Nature Methods 15:1053), whose decoder draws the counts.
+"""Peer: priors of bdm in the latent space of scVI.
 
-scVI has the size that the package gives it, negative binomial counts as bdm has, and no cell types. It is trained for
-at most ``EPOCHS`` epochs, and until the ELBO of the validation cells has not increased for ``PATIENCE`` of them. The
-learning rate is higher than the package's, and the KL divergence has its full weight earlier, after ``WARMUP`` epochs:
-the ELBO is then that of the package's settings, in a third of the epochs. As in bdm, the log library size is one more
-coordinate of a cell, cells are drawn from their posteriors, and sub-populations of the cell types are found by
-``find_parts``.
+scVI (Lopez et al. 2018, Nature Methods 15:1053) has its default size, negative binomial counts and no cell types. It
+trains for at most ``EPOCHS`` epochs, and stops early if the ELBO of validation cells does not increase for ``PATIENCE``
+epochs. Compared with the defaults, the learning rate is higher, and the KL divergence reaches its full weight earlier,
+after ``WARMUP`` epochs; the ELBO is the same, in a third of the epochs. As in bdm, the log library size is another
+latent dimension, latents are sampled from their posteriors, and ``find_parts`` finds sub-populations.
 """
 
 from dataclasses import dataclass
@@ -35,12 +34,12 @@ from bdm.prior.base import LatentPrior, PriorData
 from bdm.settings import AutoencoderSettings, HierarchySettings, TrainSettings
 
 EPOCHS, PATIENCE, WARMUP, LEARNING_RATE = 100, 15, 30, 4e-3
-NETWORK, MODEL = "scvi", "latents"  # folder of scVI, and name of the model in its own
+NETWORK, MODEL = "scvi", "latents"  # folder of scVI, and name of the model file
 
 
 @dataclass(frozen=True)
 class LatentModel:
-    """A prior of latents, with the cells that it was fitted to."""
+    """A prior of latents, with the training cells."""
 
     cells: LatentCells
     whitening: Whitening
@@ -48,9 +47,9 @@ class LatentModel:
 
 
 def autoencoder(prepared: Path, folder: Path, *, n_steps: int = -1, seed: int = 0) -> None:
-    """Train scVI on all prepared cells but the test cells, and write their latents in the form of bdm autoencoder.
+    """Train scVI, and write the output of `bdm autoencoder`.
 
-    It takes at most ``n_steps`` minibatches, if any number is given.
+    ``n_steps`` is the maximum number of minibatches; -1 for no limit.
     """
     adata = peer.training_cells(prepared)
     scvi.settings.seed = seed
@@ -80,12 +79,15 @@ def autoencoder(prepared: Path, folder: Path, *, n_steps: int = -1, seed: int = 
 
 
 def sub_populations(cell_type: pd.Series, mean: np.ndarray, scale: np.ndarray, seed: int) -> pd.Categorical:
-    """Find the sub-population of each cell; the cell type itself where it is one population."""
+    """Find the sub-population of each cell.
+
+    Cells of undivided types have their cell type.
+    """
     code, names = pd.factorize(cell_type.astype(str), sort=True)
     types = Division(tuple(names), torch.from_numpy(code))
     posteriors = torch.from_numpy(mean), torch.from_numpy(scale)
-    found = types.refined(find_parts(*posteriors, types.code, types.names, AutoencoderSettings(), seed=seed))
-    return pd.Categorical.from_codes(found.code.numpy(), categories=list(found.names))
+    refined = types.refined(find_parts(*posteriors, types.code, types.names, AutoencoderSettings(), seed=seed))
+    return pd.Categorical.from_codes(refined.code.numpy(), categories=list(refined.names))
 
 
 def train(
@@ -98,11 +100,14 @@ def train(
     n_steps: int = TrainSettings.n_steps,
     seed: int = 0,
 ) -> None:
-    """Fit a prior to the latents; ``by_type`` takes cell types for populations, each with a branch of its own."""
+    """Fit a prior to the latents.
+
+    With ``by_type``, populations are cell types, each with its own branch.
+    """
     latent = read_latent(autoencoder)
     cells, tree = latent_cells(latent), load_hierarchy(hierarchy)
     if by_type:
-        cells = of_types(cells)
+        cells = merge_populations(cells)
         tree = build_hierarchy(cells, HierarchySettings(flat=True), seed=seed)
     whitening = fit_whitening(cells)
     validation = torch.tensor((latent.obs["split"] == "validation").to_numpy())
@@ -116,15 +121,15 @@ def train(
             table.to_csv(folder / f"{name}.csv", index=False)
 
 
-def of_types(cells: LatentCells) -> LatentCells:
-    """Take cell types for populations."""
+def merge_populations(cells: LatentCells) -> LatentCells:
+    """Merge the sub-populations of each cell type."""
     names = tuple(dict.fromkeys(cells.labels))
     type_of = torch.tensor([names.index(label) for label in cells.labels])
     return LatentCells(cells.mean, cells.scale, type_of[cells.population], names)
 
 
 def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
-    """Draw cells of each type, with the shares of its sub-populations in training."""
+    """Draw cells of each type, with the training shares of its sub-populations."""
     network, fitted = scvi.model.SCVI.load(model / NETWORK), store.load(model, MODEL, LatentModel)
     scvi.settings.seed = derive(seed, "generate") % 2**32
     cells, layout = fitted.cells, fitted.cells.layout
@@ -133,9 +138,9 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
         rows = [row for row, label in enumerate(cells.labels) if label == cell_type]
         n_training = cells.n_cells[rows].numpy()
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        drawn = zip(rows, rng.multinomial(n_cells, n_training / n_training.sum()), strict=True)
+        numbers = zip(rows, rng.multinomial(n_cells, n_training / n_training.sum()), strict=True)
         x = torch.cat(
-            [fitted.prior.sampler().sample(cells.populations[row], int(n), generator) for row, n in drawn if n]
+            [fitted.prior.sampler().sample(cells.populations[row], int(n), generator) for row, n in numbers if n]
         )
         y = fitted.whitening.inverse(x)
         sizes = cells.mean[:, layout.library_sizes]

@@ -1,4 +1,4 @@
-"""Peer: training cells, each with modalities of other cells of its type, as if they were independent given the type."""
+"""Peer: training cells with modalities permuted within each type, hence independent."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ app.command("train")(train)
 
 @app.command()
 def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option()], seed: int = 0) -> None:
-    """Permute each modality within types; no cell is drawn twice, as copies would be recognised."""
+    """Permute each modality within types, without duplicate cells."""
     adata = training_cells(cells_like)
     rows_of, parts = adata.obs.groupby("cell_type", observed=True).indices.values(), []
     for modality in modalities_of(adata.var):

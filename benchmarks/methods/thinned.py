@@ -1,7 +1,7 @@
-"""Peer: training cells with fewer counts, so that none is an exact copy but of the cell with the most counts.
+"""Peer: training cells thinned to the library sizes of other cells.
 
-The library size of each generated cell is that of a training cell of its type. Its counts are drawn, without
-replacement, from a training cell of the type with at least as many.
+The library size comes from a random training cell of the type. Counts are drawn, without replacement, from a training
+cell of the type with at least as many counts. Copies remain where both have the same library size.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from scipy import sparse
 
 
 def thinned(counts: sparse.csr_matrix, n_cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw thinned cells, cells x genes, from the counts of training cells of one type."""
+    """Thin training cells of one type, cells x genes."""
     ordered = counts[np.argsort(counts.sum(axis=1).A1, kind="stable")]
     library = ordered.sum(axis=1).A1.astype(np.int64)
     smaller = rng.integers(len(library), size=n_cells)
