@@ -416,7 +416,7 @@ def test_doublets_of_real_cells_are_sums_of_two_cells(example_cells):
     is_doublet = (droplets.obs["kind"] != "").to_numpy()
     added = droplets.X - cells[droplets.obs_names].X
     assert (added.sum(axis=1).A1 > 0).tolist() == is_doublet.tolist()
-    assert script.found(droplets, 0.2)["auc"].between(0.4, 1).all()
+    assert script.score_doublets(droplets, 0.2)["auc"].between(0.4, 1).all()
 
 
 def test_peers_are_audited_on_the_folds_of_an_audit(of_donors, tmp_path):

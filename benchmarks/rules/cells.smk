@@ -3,13 +3,13 @@ PREPARED_AGAIN = [name for name, dataset in DATASETS.items() if "change_prepared
 
 
 def raw_cells(wildcards):
-    """Give the file of a data set, or of the one that it is made from."""
+    """Return the file of a data set, or of its original."""
     dataset = DATASETS[wildcards.data]
     return f"{config['data']}/{dataset.get('file', dataset.get('of', wildcards.data) + '.h5ad')}"
 
 
 def cells_to_prepare(wildcards):
-    """Give the cells of a data set: simulated, changed, or as they are."""
+    """Return the cells of a data set: simulated, changed or raw."""
     made = {"simulate": rules.simulate.output.cells, "change": rules.change.output.cells}
     changed = [cells.format(**wildcards) for key, cells in made.items() if key in DATASETS[wildcards.data]]
     return changed or raw_cells(wildcards)
@@ -57,7 +57,7 @@ rule prepare:
 
 
 def whole_cells(wildcards):
-    """Give the prepared cells of the data set that another is made from."""
+    """Return the prepared cells of the original data set."""
     return rules.prepare.output.cells.format(data=DATASETS[wildcards.data]["of"], seed=wildcards.seed)
 
 

@@ -16,35 +16,35 @@ STUDIES = config["studies"]
 
 
 def own_models(*, peer):
-    """Name the methods that train a model of their own: bdm's, or the peers."""
+    """List methods with their own model: peers, or variants of bdm."""
     return [name for name, method in METHODS.items() if method["model"] == name and method.get("peer", False) == peer]
 
 
 def program(method):
-    """Give what runs a method: bdm, or the method's own script with the same commands, in its environment."""
+    """Return the program of a method: bdm, or a script with the same commands."""
     script = METHODS[method].get("script")
     python = quote(config["peer_python"]) if "package" in METHODS[method] else "python"
     return f"{python} {workflow.basedir}/methods/{script}.py" if script else "bdm"
 
 
 def options(command, *owners):
-    """Give the options of a command: for all runs first, then of a method, study or data set."""
-    given = [config.get("options", {}), *owners]
-    return " ".join(of[command] for of in given if command in of)
+    """Join the options of a command: for all runs, then for its owners."""
+    sections = [config.get("options", {}), *owners]
+    return " ".join(section[command] for section in sections if command in section)
 
 
 def autoencoder_of(model):
-    """Name the model whose autoencoder a model uses: the one it names, its own if it has options, or `branched`'s."""
+    """Name the model with the autoencoder of a model: named, its own, or `branched`."""
     return METHODS[model].get("latents", model if "autoencoder" in METHODS[model] else "branched")
 
 
 def hierarchy_of(model):
-    """Name the model whose tree a model uses: its own if it has options of it, or that of its latents."""
+    """Name the model with the tree of a model: its own, or that with its autoencoder."""
     return model if "hierarchy" in METHODS[model] else autoencoder_of(model)
 
 
 def training_steps(method):
-    """Name the steps that a method trains in, as the files of their times are named."""
+    """Name the training steps of a method, as in `times/`."""
     model = METHODS[method]["model"]
     bdm_steps = [f"autoencoder-{autoencoder_of(model)}", f"hierarchy-{hierarchy_of(model)}"]
     steps = [] if model in own_models(peer=True) else bdm_steps
@@ -52,11 +52,11 @@ def training_steps(method):
 
 
 def n_threads(wildcards):
-    """Give the number of threads of the steps of a data set."""
+    """Return the number of threads for a data set."""
     return DATASETS[wildcards.data].get("threads", 1)
 
 
 def runs_of(part):
-    """Give the data sets and seeds of a comparison or study."""
+    """List the data sets and seeds of a comparison or study."""
     seeds = SEEDS[:1] if part.get("one_seed") else SEEDS
     return [{"data": data, "seed": seed} for data in part["datasets"] for seed in seeds]

@@ -17,7 +17,7 @@ rule autoencoder:
 
 
 def autoencoder(wildcards, model):
-    """Give the autoencoder that a model uses."""
+    """Return the autoencoder of a model."""
     return rules.autoencoder.output.autoencoder.format(**wildcards, autoencoder=autoencoder_of(model))
 
 
@@ -39,7 +39,7 @@ rule hierarchy:
 
 
 def hierarchy(wildcards):
-    """Give the tree that a model uses."""
+    """Return the tree of a model."""
     return rules.hierarchy.output.hierarchy.format(**wildcards, hierarchy=hierarchy_of(wildcards.model))
 
 
@@ -79,7 +79,7 @@ rule train_peer:
 
 
 def model_of(wildcards):
-    """Give the model that a method draws cells from: its own, or that of another method."""
+    """Return the model of a method."""
     return f"{RUN}/models/{{model}}".format(**wildcards, model=METHODS[wildcards.method]["model"])
 
 
@@ -137,7 +137,7 @@ rule interpret:
 
 
 def compared(wildcards):
-    """Give the cells of all methods of a comparison, but `branched`."""
+    """Return the cells of all compared methods except `branched`."""
     methods = [method for method in COMPARISONS[wildcards.comparison]["methods"] if method != "branched"]
     return expand(rules.generate.output.cells, data=wildcards.data, seed=wildcards.seed, method=methods)
 

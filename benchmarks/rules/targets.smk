@@ -27,12 +27,12 @@ rule power_grid:
         "bdm power {input.model} {input.design:q} {output.power} > {log} 2>&1"
 
 
-def of_runs(part, paths):
-    """Give files of each run of a comparison, study or audit."""
+def files_of_runs(part, paths):
+    """List files of each run of a comparison, study or audit."""
     return [path.format(**run) for run in runs_of(part) for path in paths]
 
 
-# What a target collects: its data sets and seeds, and the files of each run
+# Data sets and seeds of each target, and its files in each run
 TARGETS = {
     **{name: (part, [f"{RUN}/{name}/overall.csv"]) for name, part in COMPARISONS.items()},
     **{name: (part, [f"{RUN}/{name}.csv"]) for name, part in STUDIES.items()},
@@ -45,13 +45,13 @@ TARGETS["many"][1].append(f"{RUN}/interpretation")
 
 rule collect:
     input:
-        files=lambda wildcards: of_runs(*TARGETS[wildcards.target]),
+        files=lambda wildcards: files_of_runs(*TARGETS[wildcards.target]),
     output:
         text="results/{target}.md",
     log:
         "results/logs/{target}.log",
     params:
-        runs=lambda wildcards: of_runs(TARGETS[wildcards.target][0], [RUN]),
+        runs=lambda wildcards: files_of_runs(TARGETS[wildcards.target][0], [RUN]),
         steps=[f"--training {method}={','.join(training_steps(method))}" for method in METHODS],
     shell:
         "python {SCRIPTS}/collect.py {wildcards.target} results {params.runs} {params.steps} > {log} 2>&1"

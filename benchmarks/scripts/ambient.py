@@ -1,7 +1,7 @@
-"""How much ambient RNA is found in cells to which it was added: of a design, and of real cells that were held out.
+"""Estimate planted ambient RNA in simulated cells and in held-out real cells.
 
-The estimator is the one of SoupX (Young and Behjati 2020): counts of genes in cell types that do not express them are
-ambient RNA. Cells have a little of it before any is added, whose share is estimated from the training cells.
+As in SoupX (Young and Behjati 2020), counts of genes in types that do not express them are ambient RNA. Real cells
+already contain some; its share is estimated from training cells, and subtracted.
 """
 
 from dataclasses import dataclass
@@ -20,68 +20,58 @@ from bdm.applications.design.simulate import Droplets, add_ambient, simulate_cel
 from bdm.data.read import read_cells
 from bdm.model.model import BranchedModel, load_model
 
-MAX_AMBIENT = 0.1  # share of ambient RNA in a type by the counts of a gene that the type does not express
+MAX_AMBIENT = 0.1  # share of ambient RNA that explains the counts of an unexpressed gene
 EMPTY_COUNTS = 10_000  # counts in empty droplets
 N_BOOTSTRAP = 200
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells with ambient RNA.
+    """Cells with ambient RNA."""
 
-    Attributes
-    ----------
-    counts
-        Cells x genes.
-    cell_type
-        Index of the type of each cell.
-    ambient, empty_droplets
-        Share of each gene in the ambient RNA, and counts in empty droplets.
-    """
-
-    counts: np.ndarray
-    cell_type: np.ndarray
-    ambient: np.ndarray
-    empty_droplets: np.ndarray
+    counts: np.ndarray  # cells x genes
+    cell_type: np.ndarray  # index of each cell's type
+    ambient: np.ndarray  # share of each gene in the ambient RNA
+    empty_droplets: np.ndarray  # counts of each gene in empty droplets
 
     def by_type(self, n_types: int, weight: np.ndarray | None = None) -> np.ndarray:
-        """Sum the counts of cells by type, types x genes; cells count as often as their weight."""
+        """Sum counts by type, types x genes, with a weight for each cell."""
         member = self.cell_type == np.arange(n_types)[:, None]
         return np.asarray((member if weight is None else member * weight).astype(np.float32) @ self.counts)
 
     def resampled(self, n_types: int, generator: np.random.Generator) -> np.ndarray:
-        """Sum the counts of as many cells, drawn with replacement, by type."""
-        drawn = generator.integers(len(self.counts), size=len(self.counts))
-        return self.by_type(n_types, np.bincount(drawn, minlength=len(self.counts)))
+        """Sum the counts of a bootstrap sample by type."""
+        rows = generator.integers(len(self.counts), size=len(self.counts))
+        return self.by_type(n_types, np.bincount(rows, minlength=len(self.counts)))
 
 
 def unexpressed(by_type: np.ndarray) -> np.ndarray:
-    """Find the genes that each type does not express (types x genes), from counts summed by type."""
+    """Find unexpressed genes of each type (types x genes) from summed counts."""
     expected = by_type.sum(axis=1, keepdims=True) * profile_of(by_type)
     with np.errstate(divide="ignore"):
         return np.asarray((by_type + 1) / expected < MAX_AMBIENT)
 
 
 def profile_of(counts: np.ndarray) -> np.ndarray:
-    """Share of each gene in all counts."""
+    """Return the share of each gene in all counts."""
     return np.asarray(counts.sum(axis=0) / counts.sum())
 
 
 def share_of_ambient(by_type: np.ndarray, profile: np.ndarray, genes: np.ndarray) -> float:
-    """Estimate the share of ambient RNA by maximum likelihood, from genes that types do not express.
+    """Estimate the share of ambient RNA by maximum likelihood from unexpressed genes.
 
-    Their counts are Poisson with the mean ``share * library size * profile``.
+    Their counts are Poisson with mean ``share * library size * profile``.
     """
     return float((by_type * genes).sum() / (by_type.sum(axis=1, keepdims=True) * profile * genes).sum())
 
 
 def estimates(cells: Cells, reference: Cells, genes: np.ndarray, generator: np.random.Generator) -> pd.DataFrame:
-    """Estimate the share beyond what reference cells have, with 95% intervals by a bootstrap of both sets of cells.
+    """Estimate the added share, with 95% intervals by a bootstrap of cells and reference.
 
     Parameters
     ----------
     genes
-        Whether each type does not express each gene, types x genes.
+        Mask of unexpressed genes, types x genes.
 
     Returns
     -------
@@ -89,7 +79,7 @@ def estimates(cells: Cells, reference: Cells, genes: np.ndarray, generator: np.r
     """
     n_types = len(genes)
 
-    def beyond(by_type: np.ndarray, profile: np.ndarray, before: float) -> float:
+    def added(by_type: np.ndarray, profile: np.ndarray, before: float) -> float:
         return (share_of_ambient(by_type, profile, genes) - before) / (1 - before)
 
     def background(by_type: np.ndarray) -> float:
@@ -97,73 +87,74 @@ def estimates(cells: Cells, reference: Cells, genes: np.ndarray, generator: np.r
 
     observed, before = cells.by_type(n_types), background(reference.by_type(n_types))
     measured = cells.empty_droplets / cells.empty_droplets.sum()
-    drawn: dict[str, list[float]] = {"known": [], "empty": []}
+    bootstrap: dict[str, list[float]] = {"known": [], "empty": []}
     for _ in range(N_BOOTSTRAP):
-        sums, at_first = cells.resampled(n_types, generator), background(reference.resampled(n_types, generator))
+        sums, share_before = cells.resampled(n_types, generator), background(reference.resampled(n_types, generator))
         empty = generator.multinomial(EMPTY_COUNTS, measured) / EMPTY_COUNTS
         for name, profile in {"known": cells.ambient, "empty": empty}.items():
-            drawn[name].append(beyond(sums, profile, at_first))
+            bootstrap[name].append(added(sums, profile, share_before))
     rows = []
     for name, profile in {"known": cells.ambient, "empty": measured}.items():
-        low, high = np.quantile(drawn[name], [0.025, 0.975])
-        found = beyond(observed, profile, before)
-        rows.append({"profile": name, "found": found, "low": low, "high": high})
+        low, high = np.quantile(bootstrap[name], [0.025, 0.975])
+        rows.append({"profile": name, "found": added(observed, profile, before), "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
-def with_profile(adata: AnnData, types: pd.Index, ambient: np.ndarray, empty_droplets: np.ndarray) -> Cells:
-    """Bring cells to arrays."""
+def from_anndata(adata: AnnData, types: pd.Index, ambient: np.ndarray, empty_droplets: np.ndarray) -> Cells:
+    """Convert an AnnData to arrays."""
     return Cells(adata.X.toarray(), types.get_indexer(adata.obs["cell_type"]), ambient, empty_droplets)
 
 
 def halves_of_training(training: AnnData, types: pd.Index, generator: np.random.Generator) -> tuple[np.ndarray, Cells]:
-    """Find unexpressed genes in one half of the training cells; the others, in which they are no fewer by choice."""
-    none = np.zeros(training.n_vars)
+    """Find unexpressed genes in half of the training cells, and return the other half.
+
+    The other half gives an unbiased estimate for these genes.
+    """
+    zeros = np.zeros(training.n_vars)
     halves = np.array_split(generator.permutation(training.n_obs), 2)
-    first, second = (with_profile(training[rows], types, none, none) for rows in halves)
+    first, second = (from_anndata(training[rows], types, zeros, zeros) for rows in halves)
     return unexpressed(first.by_type(len(types))), second
 
 
 def real_cells(held_out: AnnData, types: pd.Index, share: float, generator: np.random.Generator) -> Cells:
-    """Add ambient RNA to real cells as a design does, with the profile of all of them."""
+    """Add ambient RNA with the mean profile of the real cells."""
     counts = held_out.X.toarray()
     profile = profile_of(counts)
     cumulative = np.tile(profile.cumsum(), (len(counts), 1))
-    with_share = add_ambient(Droplets(counts.copy(), counts), share, cumulative, generator).counts
+    droplets = add_ambient(Droplets(counts.copy(), counts), share, cumulative, generator)
     empty = generator.multinomial(EMPTY_COUNTS, profile.astype(float) / profile.sum(dtype=float))
-    return Cells(with_share, types.get_indexer(held_out.obs["cell_type"]), profile, empty)
+    return Cells(droplets.counts, types.get_indexer(held_out.obs["cell_type"]), profile, empty)
 
 
 def generated_cells(model: BranchedModel, types: pd.Index, n_cells: dict[str, int], share: float, seed: int) -> Cells:
-    """Simulate a design with ambient RNA of the learned profile."""
-    ambient = {"share": share, "empty_counts": EMPTY_COUNTS}
-    adata = simulate_cells(model, read_design({"samples": {"cells": n_cells}, "ambient": ambient, "seed": seed}))
-    return with_profile(
-        adata, types, *(adata.varm[name].iloc[:, 0].to_numpy() for name in ("ambient", "empty_droplets"))
-    )
+    """Simulate cells with ambient RNA of the learned profile."""
+    settings = {"share": share, "empty_counts": EMPTY_COUNTS}
+    adata = simulate_cells(model, read_design({"samples": {"cells": n_cells}, "ambient": settings, "seed": seed}))
+    ambient, empty_droplets = (adata.varm[name].iloc[:, 0].to_numpy() for name in ("ambient", "empty_droplets"))
+    return from_anndata(adata, types, ambient, empty_droplets)
 
 
 def main(
     prepared: Path, model: Path, out: Path, *, share: Annotated[list[float], typer.Option()], seed: int = 0
 ) -> None:
-    """Write the estimated share of ambient RNA in generated cells and in test cells, by the share that was planted."""
+    """Write estimates of ambient RNA in generated and test cells by planted share."""
     adata, fitted = read_cells(prepared), load_model(model)
     types = pd.Index(fitted.cell_types)
     held_out = adata[adata.obs["split"] == "test"].copy()
     n_cells = {name: int(n) for name, n in held_out.obs["cell_type"].astype(str).value_counts().items()}
     genes, reference = halves_of_training(adata[adata.obs["split"] != "test"], types, numpy_generator(seed, "halves"))
     tables = []
-    for one in share:
+    for planted in share:
         sets = {
-            "real": real_cells(held_out, types, one, numpy_generator(seed, "ambient", str(one))),
-            "generated": generated_cells(fitted, types, n_cells, one, derive(seed, "ambient", str(one))),
+            "real": real_cells(held_out, types, planted, numpy_generator(seed, "ambient", str(planted))),
+            "generated": generated_cells(fitted, types, n_cells, planted, derive(seed, "ambient", str(planted))),
         }
         for name, cells in sets.items():
-            generator = numpy_generator(seed, "bootstrap", name, str(one))
-            found = estimates(cells, reference, genes, generator)
-            found["method"] = name + ", " + found.pop("profile") + " profile"
-            found["covered"] = (found.pop("low") <= one) & (one <= found.pop("high"))
-            tables.append(found.assign(planted=one))
+            generator = numpy_generator(seed, "bootstrap", name, str(planted))
+            table = estimates(cells, reference, genes, generator)
+            table["method"] = name + ", " + table.pop("profile") + " profile"
+            table["covered"] = (table.pop("low") <= planted) & (planted <= table.pop("high"))
+            tables.append(table.assign(planted=planted))
     write_rows(tidy(pd.concat(tables).astype({"covered": int}), ["method", "planted"]), out)
 
 

@@ -1,6 +1,6 @@
-"""Score whether generated cells of rare types help a classifier to recognise them, compared with other strategies.
+"""Score classifiers of rare types, with and without generated cells.
 
-Every strategy trains on the same real cells. Cells are added to each rare type up to the median of all types.
+Every strategy trains on the same real cells, and adds cells to each rare type up to the median number of all types.
 """
 
 from collections.abc import Callable
@@ -30,39 +30,39 @@ CLASSIFIERS: dict[str, Callable[..., ClassifierMixin]] = {
 
 @dataclass(frozen=True)
 class Strategy:
-    """What a classifier is trained on, and whether types weigh the same in it."""
+    """Training cells of a classifier, and whether types have equal weights."""
 
     training: Cells
     balanced: bool = False
 
 
-def strategies(training: Cells, generated: dict[str, Cells], wanted: pd.Series, *, seed: int) -> dict[str, Strategy]:
-    """Give all strategies by name; ``wanted`` is the number of cells that are added to each rare type."""
+def strategies(training: Cells, generated: dict[str, Cells], n_added: pd.Series, *, seed: int) -> dict[str, Strategy]:
+    """Return strategies by name; ``n_added`` is by rare type."""
     return {
         "plain": Strategy(training),
         "balanced": Strategy(training, balanced=True),
-        "oversampled": Strategy(joined(training, sampled(training, wanted, seed=seed, replace=True))),
-        **{name: Strategy(joined(training, sampled(cells, wanted, seed=seed))) for name, cells in generated.items()},
+        "oversampled": Strategy(joined(training, sampled(training, n_added, seed=seed, replace=True))),
+        **{name: Strategy(joined(training, sampled(cells, n_added, seed=seed))) for name, cells in generated.items()},
     }
 
 
-def sampled(cells: Cells, wanted: pd.Series, *, seed: int, replace: bool = False) -> Cells:
-    """Sample as many cells of each type as ``wanted``, with replacement if they are real."""
+def sampled(cells: Cells, numbers: pd.Series, *, seed: int, replace: bool = False) -> Cells:
+    """Sample ``numbers`` of cells by type."""
     rows = [
         numpy_generator(seed, "augment", cell_type).choice(np.flatnonzero(cells.cell_type == cell_type), n, replace)
-        for cell_type, n in wanted.items()
+        for cell_type, n in numbers.items()
     ]
     return cells[np.concatenate(rows)]
 
 
 def joined(cells: Cells, others: Cells) -> Cells:
-    """Put two sets of cells together."""
+    """Concatenate two sets of cells."""
     counts = sparse.vstack([cells.counts, others.counts]).tocsr()
     return Cells(counts, np.concatenate([cells.cell_type, others.cell_type]))
 
 
 def f1_of_types(strategy: Strategy, classifier: str, test: Cells, rare: list[str], *, seed: int) -> np.ndarray:
-    """F1 of the rare types among all test cells."""
+    """Compute the F1 of rare types among all test cells."""
     settings = {"class_weight": "balanced" if strategy.balanced else None, "random_state": derive(seed) % 2**32}
     trained = CLASSIFIERS[classifier](**settings).fit(strategy.training.expression, strategy.training.cell_type)
     predicted = trained.predict(test.expression)
@@ -70,13 +70,16 @@ def f1_of_types(strategy: Strategy, classifier: str, test: Cells, rare: list[str
 
 
 def main(prepared: Path, models: list[Path], out: Path, *, seed: int = 0) -> None:
-    """Write the F1 of each rare type, by classifier and strategy; models are named after their folders."""
+    """Write the F1 of each rare type by classifier and strategy.
+
+    Models are named after their folders.
+    """
     real = read_real_cells(prepared)
     n_train = real.training.n_by_type
     rare = n_train.index[n_train < RARE].tolist()
-    wanted = (int(n_train.median()) - n_train[rare]).clip(lower=0)
+    n_added = (int(n_train.median()) - n_train[rare]).clip(lower=0)
     generated = {
-        path.name: Cells.from_anndata(BranchedDiffusion.load(path).generate(wanted[wanted > 0].to_dict(), seed=seed))
+        path.name: Cells.from_anndata(BranchedDiffusion.load(path).generate(n_added[n_added > 0].to_dict(), seed=seed))
         for path in models
     }
     rows = [
@@ -90,7 +93,7 @@ def main(prepared: Path, models: list[Path], out: Path, *, seed: int = 0) -> Non
                 "value": f1_of_types(strategy, classifier, real.test, rare, seed=seed),
             }
         )
-        for name, strategy in strategies(real.training, generated, wanted, seed=seed).items()
+        for name, strategy in strategies(real.training, generated, n_added, seed=seed).items()
         for classifier in CLASSIFIERS
     ]
     write_rows(pd.concat(rows), out)

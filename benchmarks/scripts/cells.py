@@ -1,4 +1,4 @@
-"""Change the cells of a data set: fewer counts, other labels, other test cells, or fewer cells of a type."""
+"""Change cells of a data set: their counts, labels, split or numbers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ from bdm.data.read import read_cells
 
 app = typer.Typer()
 
-# Cell types of blood by log1p counts of surface proteins
+# Blood cell types by log1p counts of surface proteins
 GATES = {
     "CD4 T": "CD3 > 5 & CD4 > 6.5 & CD8a < 5.5",
     "CD8 T": "CD3 > 5 & CD8a > 6 & CD4 < 5.5",
@@ -29,7 +29,7 @@ GATES = {
 
 
 def gated(adata: AnnData) -> pd.Series:
-    """Name the types of cells by their proteins; missing where no gate, or several, have a cell."""
+    """Type cells by their proteins; missing outside gates and in several gates."""
     proteins = parts_of(adata)["prot"]
     levels = pd.DataFrame(np.log1p(proteins.X.toarray()), adata.obs_names, proteins.var_names.str.split("_").str[0])
     inside = pd.DataFrame({name: levels.eval(gate) for name, gate in GATES.items()})
@@ -37,7 +37,7 @@ def gated(adata: AnnData) -> pd.Series:
 
 
 def thinned(adata: AnnData, fraction: float, *, seed: int) -> AnnData:
-    """Keep each count with probability ``fraction``, and the cells and genes that have any left."""
+    """Keep each count with probability ``fraction``, and drop empty cells and genes."""
     x = sparse.csr_matrix(adata.X, copy=True)
     x.data = numpy_generator(seed, "thin").binomial(x.data.astype(np.int64), fraction).astype(np.float32)
     x.eliminate_zeros()
@@ -46,51 +46,54 @@ def thinned(adata: AnnData, fraction: float, *, seed: int) -> AnnData:
 
 
 def made_rare(prepared: AnnData, cell_type: str, n_cells: int, *, seed: int) -> AnnData:
-    """Keep ``n_cells`` of the cells of a type that are not test cells, and all of its test cells."""
+    """Keep ``n_cells`` training and validation cells of a type.
+
+    All test cells stay.
+    """
     learned = ((prepared.obs["cell_type"] == cell_type) & (prepared.obs["split"] != "test")).to_numpy()
     left_out = numpy_generator(seed, "make rare", cell_type).permutation(np.flatnonzero(learned))[n_cells:]
     return prepared[np.setdiff1d(np.arange(prepared.n_obs), left_out)].copy()
 
 
 def held_out(prepared: AnnData, column: str, within: str | None = None, *, fraction: float = 0.2, seed: int) -> AnnData:
-    """Split prepared cells by donor, without the cell types that a part has no cells of.
+    """Split prepared cells by donor, without cell types missing from any split.
 
-    Validation cells of the other donors stay validation cells, and their test cells become training cells.
+    For all other donors, validation cells keep their split, and test cells become training cells.
 
     Parameters
     ----------
     column, within
-        Columns of ``obs`` with the donor, and with the group of the donor.
+        Columns of ``obs``: the donor, and the donor's group.
     fraction
-        Of the donors of each group, and at least one, whose cells become the test cells.
+        Share of donors in each group, at least one donor, for the test cells.
     """
     obs = prepared.obs
     donors = obs.drop_duplicates(column).astype(str).sort_values(column)
     groups = donors.groupby(within)[column] if within else [("all", donors[column])]
-    tested: list[str] = []
-    for name, of_group in groups:
-        size = max(1, round(fraction * len(of_group)))
-        tested += list(numpy_generator(seed, "hold out", str(name)).choice(of_group, size=size, replace=False))
+    test_donors: list[str] = []
+    for name, members in groups:
+        size = max(1, round(fraction * len(members)))
+        test_donors += list(numpy_generator(seed, "hold out", str(name)).choice(members, size=size, replace=False))
     split = obs["split"].astype(str).where(obs["split"] != "test", "train")
-    split = split.mask(obs[column].astype(str).isin(tested), "test")
+    split = split.mask(obs[column].astype(str).isin(test_donors), "test")
     split = pd.Categorical(split, categories=["train", "validation", "test"])
     n_cells = pd.crosstab(obs["cell_type"].astype(str), split)
-    complete = np.isin(obs["cell_type"], n_cells.index[(n_cells > 0).all(axis=1)])
-    whole = prepared[complete].copy()
-    whole.obs["split"] = split[complete]
-    whole.obs["cell_type"] = whole.obs["cell_type"].cat.remove_unused_categories()
-    return whole
+    is_kept = np.isin(obs["cell_type"], n_cells.index[(n_cells > 0).all(axis=1)])
+    kept = prepared[is_kept].copy()
+    kept.obs["split"] = split[is_kept]
+    kept.obs["cell_type"] = kept.obs["cell_type"].cat.remove_unused_categories()
+    return kept
 
 
 def write(cells: AnnData, out: Path) -> None:
-    """Write cells."""
+    """Write cells to an h5ad file."""
     with atomic_write(out) as path:
         cells.write_h5ad(path, compression="gzip")
 
 
 @app.command()
 def thin(cells: Path, out: Path, *, fraction: float = 0.1, seed: int = 0) -> None:
-    """Thin counts, as if the cells had been sequenced less deeply."""
+    """Thin counts to a lower sequencing depth."""
     write(thinned(read_cells(cells), fraction, seed=seed), out)
 
 
@@ -98,7 +101,7 @@ def thin(cells: Path, out: Path, *, fraction: float = 0.1, seed: int = 0) -> Non
 def several(
     cells: Path, out: Path, *, n_cells: Annotated[int, typer.Option()], gate: bool = False, seed: int = 0
 ) -> None:
-    """Sample cells of several modalities, whose types are named by their proteins with ``--gate``."""
+    """Sample cells of several modalities; ``--gate`` types them by proteins."""
     adata = read_cells(cells)
     if gate:
         adata.obs["cell_type"] = gated(adata)
@@ -109,14 +112,14 @@ def several(
 
 @app.command()
 def leave_out(cells: Path, out: Path, *, cell_type: Annotated[str, typer.Option()], seed: int = 0) -> None:
-    """Leave out the cells of a type."""
+    """Drop the cells of a type."""
     adata = ad.read_h5ad(cells)
     write(adata[adata.obs["cell_type"] != cell_type], out)
 
 
 @app.command()
 def join_labels(cells: Path, out: Path, *, column: Annotated[str, typer.Option()], seed: int = 0) -> None:
-    """Join the cell type with another column to one label, TYPE|VALUE."""
+    """Join cell type and another column to labels TYPE|VALUE."""
     adata = ad.read_h5ad(cells)
     adata.obs["cell_type"] = adata.obs["cell_type"].astype(str) + "|" + adata.obs[column].astype(str)
     write(adata, out)
@@ -132,7 +135,7 @@ def hold_out(
     fraction: float = 0.2,
     seed: int = 0,
 ) -> None:
-    """Make test cells of all cells of some donors, and of no others."""
+    """Use all cells of some donors, and no other cells, as test cells."""
     write(held_out(ad.read_h5ad(prepared), column, within, fraction=fraction, seed=seed), out)
 
 
@@ -145,7 +148,7 @@ def make_rare(
     n_cells: Annotated[int, typer.Option()],
     seed: int = 0,
 ) -> None:
-    """Leave only a few training cells of a frequent type; all its test cells stay."""
+    """Keep few training cells of a frequent type, and all its test cells."""
     write(made_rare(ad.read_h5ad(prepared), cell_type, n_cells, seed=seed), out)
 
 

@@ -1,4 +1,4 @@
-"""How often tests find differences between groups of donors, or samples of the same donors, by chance alone."""
+"""False positives of differential tests in random splits of donors or paired samples."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,12 +25,12 @@ FOLDER = Path(__file__).parents[1] / "designs"
 
 
 def split_at_random(obs: pd.DataFrame, *, n_donors: int, paired: bool, generator: np.random.Generator) -> pd.DataFrame:
-    """Choose ``n_donors`` donors at random for each of two conditions, or for both if samples are paired.
+    """Choose ``n_donors`` random donors for each condition, or pairs of samples.
 
     Returns
     -------
-    Table with an index ``sample`` (the donor, if samples are not paired) and the columns ``condition``, 0 or 1, and
-    ``pair``, the donor, if samples are paired.
+    Table with the index ``sample`` (donors if unpaired), the column ``condition`` (0 or 1), and if paired the column
+    ``pair`` (the donor).
     """
     donor = obs["donor"].astype(str)
     donors = generator.permutation(donor.unique())
@@ -43,7 +43,7 @@ def split_at_random(obs: pd.DataFrame, *, n_donors: int, paired: bool, generator
 
 
 def tests_of_expression(cells: AnnData, sample: pd.Series, samples: pd.DataFrame) -> pd.DataFrame:
-    """Test the genes of the cells of some samples by all methods."""
+    """Test differential expression between samples by all methods."""
     chosen = cells[sample.isin(samples.index).to_numpy()].copy()
     obs = samples.loc[sample[chosen.obs_names]].set_index(chosen.obs_names)
     obs["condition"] = np.array(CONDITIONS)[obs["condition"]]
@@ -55,20 +55,23 @@ def tests_of_expression(cells: AnnData, sample: pd.Series, samples: pd.DataFrame
 
 
 def shares(tests: pd.DataFrame) -> pd.DataFrame:
-    """Share of p-values up to each level, by method and split, with the numbers of tests and of false discoveries."""
+    """Compute the share of p-values up to each level by method and split.
+
+    Columns ``tests`` and ``false discoveries`` have their numbers.
+    """
     known = tests.dropna(subset="p_value")
     by_split = known.groupby(["method", "split"], sort=False)
     table = {
         key: np.searchsorted(np.sort(values), LEVELS, side="right") / len(values) for key, values in by_split["p_value"]
     }
-    found = pd.DataFrame(table, index=LEVELS).T.rename_axis(["method", "split"])
-    found["tests"] = by_split.size()
-    found["false discoveries"] = by_split["fdr"].agg(lambda fdr: (fdr < 0.05).sum())
-    return found
+    by_level = pd.DataFrame(table, index=LEVELS).T.rename_axis(["method", "split"])
+    by_level["tests"] = by_split.size()
+    by_level["false discoveries"] = by_split["fdr"].agg(lambda fdr: (fdr < 0.05).sum())
+    return by_level
 
 
-def rows_of(tests: pd.DataFrame) -> pd.DataFrame:
-    """Average over splits: a row for each method and ``score``, and for each ``level`` of p-values, to be drawn."""
+def average_splits(tests: pd.DataFrame) -> pd.DataFrame:
+    """Average over splits, by method and ``score``; rows with a ``level`` are curves."""
     groups = shares(tests).groupby(level="method", sort=False)
     mean, error = groups.mean(), groups.sem()
     shown = {f"p <= {level:g} (%)": 100 * mean[level] for level in SHOWN}
@@ -78,10 +81,13 @@ def rows_of(tests: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([tidy(pd.DataFrame(shown).reset_index(), ["method"]), curves.assign(score="share of p-values")])
 
 
-def of_splits(
+def test_splits(
     cells: AnnData, *, n_donors: int, n_splits: int, n_splits_composition: int, paired: bool, seed: int
 ) -> pd.DataFrame:
-    """Test random splits of the donors of cells; composition has splits of its own, as there are few cell types."""
+    """Test random splits of donors.
+
+    Composition has few cell types, hence its own number of splits.
+    """
     sample = cells.obs["sample" if paired else "donor"].astype(str)
     n_cells = pd.crosstab(sample, cells.obs["cell_type"].astype(str))
     tables = []
@@ -91,9 +97,9 @@ def of_splits(
         if split < n_splits:
             tables.append(tests_of_expression(cells, sample, samples).assign(split=split))
         if split < n_splits_composition:
-            of_shares = share_tests(n_cells.loc[samples.index], samples)
-            tables.append(of_shares.assign(method=COMPOSITION, split=split))
-    return rows_of(pd.concat(tables))
+            composition = share_tests(n_cells.loc[samples.index], samples)
+            tables.append(composition.assign(method=COMPOSITION, split=split))
+    return average_splits(pd.concat(tables))
 
 
 def main(
@@ -106,14 +112,14 @@ def main(
     n_splits_composition: int = 500,
     seed: int = 0,
 ) -> None:
-    """Write the shares of small p-values for real donors, and for donors of a model, by their number in each group."""
+    """Write shares of small p-values for real and generated donors by their number."""
     fitted = load_model(model)
     sets = {"real donors": read_prepared(prepared)}
     for name, label in DESIGNS.items():
         design = read_design(FOLDER / f"{name}.yaml", seed=seed)
         sets[label] = simulate_cells(fitted, design)
     tables = [
-        of_splits(
+        test_splits(
             cells,
             n_donors=number,
             n_splits=n_splits,

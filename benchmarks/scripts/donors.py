@@ -1,4 +1,4 @@
-"""Score how new donors of a model differ, compared with donors that were left out."""
+"""Compare variation between generated donors with left-out real donors."""
 
 from pathlib import Path
 
@@ -12,12 +12,15 @@ from tidy import tidy, write_rows
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import read_prepared
 
-MIN_CELLS = 5  # cells of a donor and type whose sum is compared
-EXPRESSED = 1.0  # counts per 10,000 of the genes that are compared
+MIN_CELLS = 5  # per donor and type
+EXPRESSED = 1.0  # minimum counts per 10,000 of compared genes
 
 
 def by_donor(adata: ad.AnnData, cell_type: str, genes: pd.Index) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Select the counts of the cells of a type, and the number of the donor of each, of donors with enough cells."""
+    """Return counts and donor indices of cells of a type.
+
+    Donors with few cells are left out.
+    """
     cells = adata[(adata.obs["cell_type"] == cell_type).to_numpy(), genes]
     counts, donor = sparse.csr_matrix(cells.X, dtype=float), cells.obs["donor"].astype(str)
     enough = (donor.map(donor.value_counts()) >= MIN_CELLS).to_numpy() & (counts.getnnz(axis=1) > 0)
@@ -32,7 +35,7 @@ def summed(values: sparse.csr_matrix | np.ndarray, group: np.ndarray) -> np.ndar
 
 
 def between_and_within(values: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variances between and within groups by analysis of variance, of each column."""
+    """Estimate variances between and within groups by analysis of variance."""
     size = np.bincount(group).astype(float)
     means = summed(values, group) / size[:, None]
     n_groups, n = len(size), len(values)
@@ -42,56 +45,65 @@ def between_and_within(values: np.ndarray, group: np.ndarray) -> tuple[np.ndarra
     return np.maximum((among - inside) / effective, 0), inside
 
 
-def of_type(adata: ad.AnnData, cell_type: str, genes: pd.Index) -> dict[str, np.ndarray]:
-    """Differences between donors in a cell type.
+def differences(adata: ad.AnnData, cell_type: str, genes: pd.Index) -> dict[str, np.ndarray]:
+    """Measure differences between donors in a cell type.
 
     Returns
     -------
-    ``pseudobulk``: variance between donors of log pseudobulk (counts per 10,000, plus 0.5), by gene; ``intraclass``:
-    share of the variance of log-normalised cells that is between donors, by gene; ``depth``: likewise of log library
-    sizes; ``first``: share of the variance of pseudobulks along the first principal component.
+    pseudobulk
+        Variance between donors of log pseudobulks (counts per 10,000, plus 0.5), by gene.
+    intraclass
+        Share of variance between donors in log-normalised cells, by gene.
+    depth
+        Share of variance between donors in log library sizes.
+    first
+        Share of the first principal component in the variance of pseudobulks.
     """
     counts, donor = by_donor(adata, cell_type, genes)
     sums, size = summed(counts, donor), np.asarray(counts.sum(axis=1))
     bulk = np.log(1e4 * sums / sums.sum(axis=1, keepdims=True) + 0.5)
     between, within = between_and_within(np.log1p(counts.toarray() * (1e3 / size)), donor)
-    of_size = between_and_within(np.log(size), donor)
+    between_size, within_size = between_and_within(np.log(size), donor)
     spread = np.linalg.svd(bulk - bulk.mean(axis=0), compute_uv=False) ** 2
     return {
         "pseudobulk": bulk.var(axis=0, ddof=1),
         "intraclass": between / np.maximum(between + within, 1e-12),
-        "depth": of_size[0] / (of_size[0] + of_size[1]),
+        "depth": between_size / (between_size + within_size),
         "first": spread[:1] / spread.sum(),
     }
 
 
 def composition(adata: ad.AnnData, cell_types: list[str]) -> float:
-    """Compute the standard deviation between donors of shares of types, averaged."""
+    """Average over types the standard deviation of their shares between donors."""
     numbers = pd.crosstab(adata.obs["donor"].astype(str), adata.obs["cell_type"].astype(str))
     numbers = numbers.reindex(columns=cell_types, fill_value=0)
     return float(numbers.div(numbers.sum(axis=1), axis=0).std().mean())
 
 
 def scores(adata: ad.AnnData, real: ad.AnnData, cell_types: list[str]) -> dict[str, float]:
-    """Compare the differences between donors with those of real donors: ratios, and correlations over genes."""
+    """Compare differences between donors with real donors.
+
+    Scores are ratios, and correlations over genes (``_r``).
+    """
     rows = []
     for cell_type in cell_types:
         cells = real[(real.obs["cell_type"] == cell_type).to_numpy()]
         mean = np.asarray(cells.X.sum(axis=0)).ravel()
         genes = real.var_names[1e4 * mean / mean.sum() > EXPRESSED]
-        found, expected = (of_type(cells, cell_type, genes) for cells in (adata, real))
+        measured, expected = (differences(cells, cell_type, genes) for cells in (adata, real))
         row = {
-            name: found[name].mean() / expected[name].mean() for name in ("pseudobulk", "intraclass", "depth", "first")
+            name: measured[name].mean() / expected[name].mean()
+            for name in ("pseudobulk", "intraclass", "depth", "first")
         }
         for name in ("pseudobulk", "intraclass"):
-            row[f"{name}_r"] = np.corrcoef(np.sqrt(found[name]), np.sqrt(expected[name]))[0, 1]
+            row[f"{name}_r"] = np.corrcoef(np.sqrt(measured[name]), np.sqrt(expected[name]))[0, 1]
         rows.append(row)
     ratio = composition(adata, cell_types) / composition(real, cell_types)
     return pd.DataFrame(rows).mean().to_dict() | {"composition": ratio}
 
 
 def types_with_donors(real: ad.AnnData, training: ad.AnnData) -> list[str]:
-    """Cell types of which several donors have enough cells in both sets."""
+    """List cell types with several donors with enough cells in both sets."""
 
     def enough(adata: ad.AnnData) -> set[str]:
         numbers = pd.crosstab(adata.obs["donor"].astype(str), adata.obs["cell_type"].astype(str))
@@ -103,16 +115,19 @@ def types_with_donors(real: ad.AnnData, training: ad.AnnData) -> list[str]:
 def new_donors(
     model: BranchedDiffusion, n_donors: int, n_cells: int, *, variation: float | str, seed: int
 ) -> ad.AnnData:
-    """Generate as many cells of each of some new donors, which differ as the model learned, or not at all."""
+    """Generate ``n_cells`` cells for each new donor.
+
+    Donors differ as learned, or with ``variation`` 0 not at all.
+    """
     samples = {"donors": n_donors, "cells": n_cells, "variation": variation}
     composition = {"concentration": "learned" if variation == "learned" else "none"}
     return model.simulate({"samples": samples, "composition": composition}, seed=seed)
 
 
 def main(prepared: Path, model: Path, out: Path, *, seed: int = 0) -> None:
-    """Write the scores of new donors, and of donors that do not differ; the floor is the donors of the training cells.
+    """Write scores of new donors, and of donors without differences.
 
-    Test cells are of other donors, which were left out.
+    Test cells come from left-out donors. The floor is the training donors.
     """
     cells, fitted = read_prepared(prepared), BranchedDiffusion.load(model)
     is_test = (cells.obs["split"] == "test").to_numpy()
@@ -125,7 +140,7 @@ def main(prepared: Path, model: Path, out: Path, *, seed: int = 0) -> None:
         "alike": new_donors(fitted, n_donors, n_cells, variation=0, seed=seed),
     }
     cell_types = types_with_donors(left_out, training)
-    rows = [{"method": name, **scores(of_set, left_out, cell_types)} for name, of_set in sets.items()]
+    rows = [{"method": name, **scores(donors, left_out, cell_types)} for name, donors in sets.items()]
     write_rows(tidy(pd.DataFrame(rows), ["method"]), out)
 
 

@@ -1,4 +1,4 @@
-"""How well scrublet finds planted doublets: of a design, and of real cells that were held out."""
+"""Detect planted doublets by scrublet in simulated and held-out real cells."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,13 +17,13 @@ from bdm.applications.design.simulate import simulate_cells
 from bdm.data.read import read_cells
 from bdm.model.model import BranchedModel, load_model
 
-WITHIN = 0.5  # share of the doublets whose cells are of one type
-PARTNERS = 0.25  # share of the real cells that are the second cells of doublets
+WITHIN = 0.5  # share of doublets within a type
+PARTNERS = 0.25  # share of real cells reserved as second cells of doublets
 KINDS = ("within a type", "between types")
 
 
 def divided(cells: AnnData, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the cells of each type at random into first and second cells of droplets, at least one of each."""
+    """Divide cells of each type randomly into first and second cells."""
     first, second = [], []
     for rows in cells.obs.groupby("cell_type", observed=True).indices.values():
         shuffled = generator.permutation(rows)
@@ -34,7 +34,7 @@ def divided(cells: AnnData, generator: np.random.Generator) -> tuple[np.ndarray,
 
 
 def real_droplets(cells: AnnData, rate: float, generator: np.random.Generator) -> AnnData:
-    """Add second cells to a share of real cells, drawn by ``draw_partners`` of ``bdm.applications.design``."""
+    """Add second cells to a share of real cells, as `bdm simulate` does."""
     first, second = divided(cells, generator)
     cell_type = cells.obs["cell_type"].astype(str).to_numpy()
     droplets = cells[first].copy()
@@ -50,7 +50,7 @@ def real_droplets(cells: AnnData, rate: float, generator: np.random.Generator) -
 
 
 def generated_droplets(model: BranchedModel, n_cells: dict[str, int], rate: float, seed: int) -> AnnData:
-    """Simulate a design with doublets."""
+    """Simulate cells with doublets."""
     doublets = {"rate": rate, "within": WITHIN}
     cells = simulate_cells(model, read_design({"samples": {"cells": n_cells}, "doublets": doublets, "seed": seed}))
     rows = np.flatnonzero(cells.obs["doublet"])
@@ -58,7 +58,7 @@ def generated_droplets(model: BranchedModel, n_cells: dict[str, int], rate: floa
 
 
 def with_truth(droplets: AnnData, rows: np.ndarray, partner_type: np.ndarray) -> AnnData:
-    """Note the kind of each doublet; empty text for single cells."""
+    """Add the kind of each doublet to ``obs``; empty for single cells."""
     kind = np.full(droplets.n_obs, "", dtype=object)
     same = droplets.obs["cell_type"].iloc[rows].astype(str).to_numpy() == partner_type
     kind[rows] = np.where(same, *KINDS)
@@ -66,13 +66,13 @@ def with_truth(droplets: AnnData, rows: np.ndarray, partner_type: np.ndarray) ->
     return droplets
 
 
-def found(droplets: AnnData, rate: float) -> pd.DataFrame:
+def score_doublets(droplets: AnnData, rate: float) -> pd.DataFrame:
     """Score droplets by scrublet, and compare with the truth.
 
     Returns
     -------
-    A row for each kind of doublets, with ``auc`` in comparison with single cells, and ``recall``: the share of them
-    among the droplets with the highest scores, as many as there are doublets.
+    A row for each kind of doublet: ``auc`` against single cells, and ``recall`` if as many droplets are called as there
+    are doublets.
     """
     adata = AnnData(droplets.X.copy())
     sc.pp.scrublet(adata, expected_doublet_rate=rate, threshold=0.2, random_state=0, verbose=False)
@@ -80,26 +80,26 @@ def found(droplets: AnnData, rate: float) -> pd.DataFrame:
     called = score >= np.sort(score)[-(kind != "").sum()]
     rows = []
     for name in KINDS:
-        of_kind = kind == name
-        compared = of_kind | (kind == "")
-        auc = roc_auc_score(of_kind[compared], score[compared])
-        rows.append({"kind": name, "auc": auc, "recall": called[of_kind].mean()})
+        is_kind = kind == name
+        compared = is_kind | (kind == "")
+        auc = roc_auc_score(is_kind[compared], score[compared])
+        rows.append({"kind": name, "auc": auc, "recall": called[is_kind].mean()})
     return pd.DataFrame(rows)
 
 
 def main(
     prepared: Path, model: Path, out: Path, *, rate: Annotated[list[float], typer.Option()], seed: int = 0
 ) -> None:
-    """Write AUC and recall of scrublet on generated cells and on test cells, of each kind of doublets and rate."""
+    """Write AUC and recall of scrublet by doublet kind and rate."""
     cells, fitted = read_cells(prepared), load_model(model)
     held_out = cells[cells.obs["split"] == "test"].copy()
     tables = []
-    for one in rate:
-        real = real_droplets(held_out, one, numpy_generator(seed, "doublets", str(one)))
+    for planted in rate:
+        real = real_droplets(held_out, planted, numpy_generator(seed, "doublets", str(planted)))
         n_cells = {str(name): int(n) for name, n in real.obs["cell_type"].value_counts().items() if n}
-        generated = generated_droplets(fitted, n_cells, one, derive(seed, "doublets", str(one)))
+        generated = generated_droplets(fitted, n_cells, planted, derive(seed, "doublets", str(planted)))
         for name, droplets in {"real": real, "generated": generated}.items():
-            tables.append(found(droplets, one).assign(method=name, rate=one))
+            tables.append(score_doublets(droplets, planted).assign(method=name, rate=planted))
     write_rows(tidy(pd.concat(tables), ["method", "kind", "rate"]), out)
 
 

@@ -1,4 +1,4 @@
-"""Leave out each cell type in turn, add it to a model of the others, and compare it with a model of all types."""
+"""Compare cell types added to a trained model with a model of all types."""
 
 from pathlib import Path
 from time import process_time
@@ -29,7 +29,7 @@ SCORES = ["energy", "forest_auc"]
 
 
 def subset(prepared: AnnData, types: list[str]) -> AnnData:
-    """Take the cells of some types."""
+    """Select the cells of some types."""
     cells = prepared[prepared.obs["cell_type"].isin(types)].copy()
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.remove_unused_categories()
     return cells
@@ -42,7 +42,7 @@ def generated(model: BranchedModel, n_by_type: pd.Series, *, seed: int) -> AnnDa
 
 
 def check_unchanged(before: AnnData, after: AnnData) -> None:
-    """Stop if cells of known types are not the same to the last bit after a type was added."""
+    """Check that cells of known types are bitwise identical after the extension."""
     known = after[: before.n_obs]
     same_names = (known.obs["cell_type"].astype(str) == before.obs["cell_type"].astype(str)).all()
     if not same_names or (known.X != before.X).nnz or (known.obsm["latent"] != before.obsm["latent"]).any():
@@ -58,15 +58,16 @@ def main(
     n_steps: int = AutoencoderSettings().n_steps,
     seed: int = 0,
 ) -> None:
-    """Write the scores of each type, or one of ``every`` so many by size: added, trained from the start, and the floor.
+    """Write the scores of added types, with a joint model and the floor.
 
-    Types of fewer than five test cells are not scored. Times are processor seconds.
+    Every ``every``-th type by size is left out and added in turn. Types with fewer than five test cells are not scored.
+    Times are processor seconds.
     """
     real, cells = read_real_cells(prepared), read_prepared(prepared)
     sizes = real.training.n_by_type.sort_values(ascending=False, kind="stable").index
     scored = [name for name in sizes if name in real.test.types(fewest=MIN_CELLS_FOR_MEANS)]
     settings = FitSettings(autoencoder=AutoencoderSettings(n_steps=n_steps), train=TrainSettings(n_steps=n_steps))
-    of_joint, tables = read_generated(joint, real), []
+    joint_cells, tables = read_generated(joint, real), []
     for new in scored[every - 1 :: every]:
         start = process_time()
         model, _ = fit(subset(cells, [name for name in sizes if name != new]), settings, seed=seed)
@@ -75,11 +76,11 @@ def main(
         seconds = {"training_seconds": trained - start, "extension_seconds": process_time() - trained}
         sets = [generated(fitted, real.test.n_by_type, seed=seed) for fitted in (model, extended)]
         check_unchanged(*sets)
-        compared = {"extension": Cells.from_anndata(sets[1]), "joint": of_joint}
+        compared = {"extension": Cells.from_anndata(sets[1]), "joint": joint_cells}
         evaluation = evaluate(real, compared, EvaluationSettings(n_repeats=1), seed=seed)
-        of_new = evaluation.by_type.xs(new, level="cell_type")[SCORES].rename_axis("method").reset_index()
-        of_new.loc[of_new["method"] == "extension", list(seconds)] = list(seconds.values())
-        tables.append(of_new.assign(cell_type=new, n_test=real.test.n_by_type[new]))
+        scores = evaluation.by_type.xs(new, level="cell_type")[SCORES].rename_axis("method").reset_index()
+        scores.loc[scores["method"] == "extension", list(seconds)] = list(seconds.values())
+        tables.append(scores.assign(cell_type=new, n_test=real.test.n_by_type[new]))
     write_rows(tidy(pd.concat(tables), ["method", "cell_type", "n_test"]), out)
 
 

@@ -1,8 +1,8 @@
-"""Score cells of types that were learned from few cells, and whether they help a classifier to recognise the type.
+"""Score types learned from few cells, and classifiers trained with generated cells.
 
-All models are fitted to the same cells, but keep other numbers of the training cells of the named types: each type has
-each number once. The cells that are left out are unseen, as are test cells: half of them are compared with as many
-generated cells, and with the other half, which is the floor.
+Models differ in the training cells of the named types: across models, each type has each number of cells once.
+Left-out cells and test cells are unseen. Half of them are compared with generated cells, and with the other half as the
+floor.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ CLASSIFIER = "logistic regression"
 
 
 def aucs(query: Cells, test: Cells, *, seed: int) -> dict[str, float]:
-    """Forest AUC and gene AUC of query cells of one type against as many test cells."""
+    """Compute forest and gene AUC of query cells against test cells."""
     components = joint_components(query.expression, test.expression, seed=seed)
     return {
         "forest_auc": auc(*cross_validated_probabilities(forest(seed=seed), *components, seed=seed)),
@@ -39,22 +39,22 @@ def aucs(query: Cells, test: Cells, *, seed: int) -> dict[str, float]:
 
 
 def scores_of_model(prepared: AnnData, n_cells: dict[str, int], *, seed: int) -> list[dict[str, object]]:
-    """Fit a model to ``n_cells`` of each of a few types and all of the others, and score these types."""
+    """Fit a model with ``n_cells`` of some types, and score these types."""
     cells = prepared
     for name, n in n_cells.items():
         cells = made_rare(cells, name, n, seed=seed)
     unseen = Cells.from_anndata(prepared[~prepared.obs_names.isin(cells.obs_names[cells.obs["split"] != "test"])])
     model, _ = fit(cells, FitSettings(), seed=seed)
     training, test = (Cells.from_anndata(cells[(cells.obs["split"] == "test") == held_out]) for held_out in (0, 1))
-    wanted = (int(training.n_by_type.median()) - pd.Series(n_cells)).clip(lower=0)
+    n_added = (int(training.n_by_type.median()) - pd.Series(n_cells)).clip(lower=0)
     rows = []
     for name, n in n_cells.items():
         half, other_half = split_in_halves(unseen[unseen.cell_type == name], seed=seed)
-        n_generated = max(len(half), wanted[name])
+        n_generated = max(len(half), n_added[name])
         request = request_cells(model, {name: n_generated})
         generated = Cells.from_anndata(generate_cells(model, request, GenerationSettings(), seed=seed))
-        trained = strategies(training, {"branched": generated}, wanted[[name]], seed=seed)
-        found = {
+        trained = strategies(training, {"branched": generated}, n_added[[name]], seed=seed)
+        by_method = {
             ("branched", "n_compared"): len(half),
             **{
                 (method, score): value
@@ -68,7 +68,7 @@ def scores_of_model(prepared: AnnData, n_cells: dict[str, int], *, seed: int) ->
         }
         rows += [
             {"method": method, "cell_type": name, "n_train": n, "score": score, "value": value}
-            for (method, score), value in found.items()
+            for (method, score), value in by_method.items()
         ]
     return rows
 

@@ -1,4 +1,4 @@
-"""Figures of the rows of targets."""
+"""Figures of targets, from their rows."""
 
 import numpy as np
 import pandas as pd
@@ -14,17 +14,17 @@ from bdm.plotting.evaluation import set_styles
 from bdm.plotting.experiments import LABELS, PANELS, STYLES, draw_transmutation_scores
 from bdm.plotting.style import IDEAL_LINE, shade_rows
 
-MAX_DISTANCE = 0.2  # beyond the floor, from where the colour is the same
+MAX_DISTANCE = 0.2  # beyond the floor; upper end of the colour scale
 FAR, MISSING = "YlOrRd", "0.9"
 
 
 def draw_properties(rows: pd.DataFrame) -> Figure:
-    """Draw a panel for each data set: properties x methods, coloured by the distance beyond the floor."""
+    """Draw distances beyond the floor, properties x methods, by data set."""
     beyond = rows.assign(value=rows["value"] - rows["floor"])
     names, methods = rows["data"].unique(), rows["method"].unique()
     keys = [key for key in PROPERTIES if key in set(rows["property"])]
-    drawn = Figure(figsize=(3 + 0.28 * len(methods) * len(names), 2 + 0.2 * len(keys)), layout="constrained")
-    axes = drawn.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    figure = Figure(figsize=(3 + 0.28 * len(methods) * len(names), 2 + 0.2 * len(keys)), layout="constrained")
+    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     kinds = pd.Series([PROPERTIES[key].kind for key in keys])
     for axis, name in zip(axes, names, strict=True):
         table = beyond[beyond["data"] == name].pivot_table(index="property", columns="method", values="value")
@@ -36,35 +36,38 @@ def draw_properties(rows: pd.DataFrame) -> Figure:
         axis.set_title(name, fontsize=8)
         axis.hlines(np.flatnonzero(kinds != kinds.shift())[1:] - 0.5, *axis.get_xlim(), color="black", linewidth=0.8)
     axes[0].set_yticks(range(len(keys)), [PROPERTIES[key].name for key in keys], fontsize=7)
-    bar = drawn.colorbar(ScalarMappable(Normalize(0, MAX_DISTANCE), FAR), ax=axes, extend="max", aspect=40, pad=0.01)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, MAX_DISTANCE), FAR), ax=axes, extend="max", aspect=40, pad=0.01)
     bar.set_label("distance to test cells beyond the floor's", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    return drawn
+    return figure
 
 
 def draw_costs(rows: pd.DataFrame) -> Figure:
-    """Draw how time and memory of each step grow with the number of cells, with which data sets begin."""
+    """Draw time and memory of each step by number of cells.
+
+    Names of data sets start with the number.
+    """
     rows = rows.assign(n_cells=rows["data"].str.extract(r"^(\d+)", expand=False).astype(int))
     steps = rows["step"].unique()
-    drawn = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     panels = {"s": "seconds on the clock", "max_rss": "peak memory, MB"}
-    for axis, (score, title) in zip(drawn.subplots(1, 2), panels.items(), strict=True):
+    for axis, (score, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for marker, step in zip("osD^vP*", steps, strict=False):
             chosen = rows[(rows["step"] == step) & (rows["score"] == score)].sort_values("n_cells")
             axis.plot(chosen["n_cells"], chosen["value"], marker=marker, label=step)
         axis.set(xscale="log", yscale="log" if score == "s" else "linear", xlabel="cells", ylabel=title)
         axis.spines[["right", "top"]].set_visible(False)
-    drawn.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(steps), frameon=False)
-    return drawn
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(steps), frameon=False)
+    return figure
 
 
 def draw_null(rows: pd.DataFrame) -> Figure:
-    """Draw the share of p-values below each level: a row for each number of donors, a column for each set of cells."""
+    """Draw shares of p-values by level, numbers of donors x sets of cells."""
     curves = rows.dropna(subset="level")
     names, numbers, methods = (list(curves[key].unique()) for key in ("cells", "donors", "method"))
     colours = {name: style["color"] for name, style in set_styles(methods).items()}
-    drawn = Figure(figsize=(0.6 + 2.9 * len(names), 0.8 + 2.7 * len(numbers)), layout="constrained")
-    axes = drawn.subplots(len(numbers), len(names), squeeze=False, sharex=True, sharey=True)
+    figure = Figure(figsize=(0.6 + 2.9 * len(names), 0.8 + 2.7 * len(numbers)), layout="constrained")
+    axes = figure.subplots(len(numbers), len(names), squeeze=False, sharex=True, sharey=True)
     for (row, number), (column, name) in ((r, c) for r in enumerate(numbers) for c in enumerate(names)):
         chosen = curves[(curves["cells"] == name) & (curves["donors"] == number)]
         ax = axes[row, column]
@@ -79,8 +82,8 @@ def draw_null(rows: pd.DataFrame) -> Figure:
     for ax in axes[:, 0]:
         ax.set_ylabel("share of p-values below it")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    return drawn
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
 
 
 def draw_transmuted(rows: pd.DataFrame) -> Figure:
@@ -93,16 +96,16 @@ def draw_transmuted(rows: pd.DataFrame) -> Figure:
 
 
 def draw_attacks(rows: pd.DataFrame) -> Figure:
-    """Draw a panel for each data set: the areas of donors by attack and method, and their ranges over folds."""
+    """Draw donor AUCs by attack and method, with ranges over folds."""
     rows = rows[rows["level"] == "donor"]
     names = rows["data"].unique()
-    drawn = Figure(figsize=(1.9 + 4.6 * len(names), 4.2), layout="constrained")
-    axes = drawn.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    figure = Figure(figsize=(1.9 + 4.6 * len(names), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for ax, name in zip(axes, names, strict=True):
         draw_attacks_on(ax, rows[rows["data"] == name])
         ax.set_title(name, fontsize=10)
-    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    return drawn
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
 
 
 def draw_attacks_on(ax: Axes, rows: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""Cells of nodes and times of a lineage that were left out, reconstructed by bdm and by simpler means."""
+"""Reconstruct left-out nodes and times of a lineage, by bdm and baselines."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,16 +20,16 @@ from bdm.applications.relations.reconstruct import relatives_of
 from bdm.settings import LineageRelation, LineageSettings
 
 RELATIONS: tuple[LineageRelation, ...] = ("all", "lineage", "time")
-WEIGHTS = (0.25, 0.5, 0.75)  # of the samples after, in blends
-LEAST_SHARE = 1e-12  # in log losses
+WEIGHTS = (0.25, 0.5, 0.75)  # of later samples in blends
+MIN_SHARE = 1e-12  # in log losses
 
 
-# ---- what is left out, and what stands for it
+# ---- left-out cells, and methods that generate them
 
 
 @dataclass(frozen=True)
 class Task:
-    """Cells of a node that were left out, at their times, and all others."""
+    """Left-out cells of a node, and all remaining cells."""
 
     node: str
     real: AnnData
@@ -44,40 +44,40 @@ class Task:
 
     @cached_property
     def lineages(self) -> dict[LineageRelation, Lineage]:
-        """Lineages without the cells that were left out, by what expression may covary along."""
+        """Lineages without the left-out cells, by relation."""
         settings = {relation: replace(self.settings, relations=relation) for relation in RELATIONS}
         return {name: tl.lineage(self.others, chosen, tree=self.tree) for name, chosen in settings.items()}
 
 
 def leave_out(cells: AnnData, node: str, settings: LineageSettings, tree: LineageTree) -> Task:
-    """Leave out the cells of a node, or with ``:time`` after it, the third of them in the middle of their times."""
+    """Leave out the cells of NODE; for NODE:time, the middle third of their times."""
     name, _, part = node.partition(":")
-    chosen = (cells.obs[settings.label_key] == name).to_numpy()
+    is_left_out = (cells.obs[settings.label_key] == name).to_numpy()
     if part:
         time = cells.obs[settings.time_key].to_numpy(float)
-        low, high = np.quantile(time[chosen], [1 / 3, 2 / 3])
-        chosen &= (time >= low) & (time <= high)
-    return Task(name, cells[chosen].copy(), cells[~chosen].copy(), settings, tree)
+        low, high = np.quantile(time[is_left_out], [1 / 3, 2 / 3])
+        is_left_out &= (time >= low) & (time <= high)
+    return Task(name, cells[is_left_out].copy(), cells[~is_left_out].copy(), settings, tree)
 
 
 def reconstructed(task: Task, seed: int, relation: LineageRelation) -> AnnData:
-    """Reconstruct the cells by bdm, at their times."""
+    """Reconstruct the cells by bdm at their times."""
     lineage = task.lineages[relation]
     return tl.reconstruct(lineage, task.others, task.node, at=task.times, extrapolate=True, seed=seed)
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Cells of others that are near a place in the lineage: of any, of the samples before, and of those after."""
+    """Cells near a place in the lineage, and rows of the nearest ones."""
 
     cells: AnnData
     nearest: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
+    before: np.ndarray  # in ancestral samples
+    after: np.ndarray  # in descending samples
 
     @classmethod
-    def of(cls, task: Task) -> "Neighbours":
-        """Find the neighbours of the middle of the times that were left out."""
+    def from_task(cls, task: Task) -> "Neighbours":
+        """Find the neighbours of the median left-out time."""
         lineage = task.lineages["all"]
         relatives, point = relatives_of(lineage, task.others, "auto")
         place = Places(np.array([lineage.tree.find(task.node)]), np.array([np.median(task.times)]))
@@ -93,34 +93,38 @@ class Neighbours:
 
 
 def nearest_cells(task: Task, seed: int) -> AnnData:
-    """Take real cells of the nearest samples."""
-    found, generator = Neighbours.of(task), numpy_generator(seed, "nearest")
-    return found.cells[generator.choice(found.nearest, task.real.n_obs)]
+    """Sample real cells of the nearest samples."""
+    neighbours, generator = Neighbours.from_task(task), numpy_generator(seed, "nearest")
+    return neighbours.cells[generator.choice(neighbours.nearest, task.real.n_obs)]
 
 
 def mixture(task: Task, seed: int) -> AnnData:
-    """Take real cells, half from the samples before, half from the samples after."""
-    found, generator = Neighbours.of(task), numpy_generator(seed, "mixture")
+    """Sample real cells, half from earlier and half from later samples."""
+    neighbours, generator = Neighbours.from_task(task), numpy_generator(seed, "mixture")
     n = task.real.n_obs // 2
-    before, after = generator.choice(found.before, n), generator.choice(found.after, task.real.n_obs - n)
-    return found.cells[np.concatenate([before, after])]
+    before = generator.choice(neighbours.before, n)
+    return neighbours.cells[np.concatenate([before, generator.choice(neighbours.after, task.real.n_obs - n)])]
 
 
 def blend(task: Task, seed: int, weight: float) -> AnnData:
-    """Sample counts around a weighted mean of the samples before and after, as dispersed as within samples."""
-    found, generator = Neighbours.of(task), numpy_generator(seed, "blend")
+    """Sample counts around a weighted mean of earlier and later samples.
+
+    The dispersion is estimated within samples.
+    """
+    neighbours, generator = Neighbours.from_task(task), numpy_generator(seed, "blend")
 
     def share(rows: np.ndarray) -> np.ndarray:
-        total = np.asarray(found.cells.X[rows].sum(axis=0)).ravel()
+        total = np.asarray(neighbours.cells.X[rows].sum(axis=0)).ravel()
         return total / total.sum()
 
     lineage = task.lineages["all"]
-    mean = (1 - weight) * share(found.before) + weight * share(found.after)
-    size = np.asarray(found.cells.X[generator.choice(found.nearest, task.real.n_obs)].sum(axis=1)).ravel()
-    dispersion = np.full(found.cells.n_vars, 1e-3)
-    dispersion[found.cells.var_names.get_indexer(lineage.genes.index)] = lineage.dispersion
+    mean = (1 - weight) * share(neighbours.before) + weight * share(neighbours.after)
+    rows = generator.choice(neighbours.nearest, task.real.n_obs)
+    size = np.asarray(neighbours.cells.X[rows].sum(axis=1)).ravel()
+    dispersion = np.full(neighbours.cells.n_vars, 1e-3)
+    dispersion[neighbours.cells.var_names.get_indexer(lineage.genes.index)] = lineage.dispersion
     rate = generator.standard_gamma(1 / dispersion, (len(size), len(mean))) * dispersion * mean * size[:, None]
-    return AnnData(csr_matrix(generator.poisson(rate).astype(np.float32)), var=found.cells.var)
+    return AnnData(csr_matrix(generator.poisson(rate).astype(np.float32)), var=neighbours.cells.var)
 
 
 METHODS: dict[str, Callable[[Task, int], AnnData]] = {
@@ -134,26 +138,26 @@ METHODS: dict[str, Callable[[Task, int], AnnData]] = {
 
 
 def without_nodes(cells: AnnData, nodes: list[str], settings: LineageSettings, tree: LineageTree, seed: int) -> Rows:
-    """Leave out each of the nodes, or times, and score what stands for their cells."""
+    """Leave out each node or time, and score the generated cells."""
     genes, rows = variable_genes(cells), []
     for node in nodes:
         task = leave_out(cells, node, settings, tree)
-        found = {name: method(task, seed) for name, method in METHODS.items()}
-        rows += [{"left_out": node, "score": "nodes"} | row for row in scored(found, task.real, seed, genes)]
+        generated = {name: method(task, seed) for name, method in METHODS.items()}
+        rows += [{"left_out": node, "score": "nodes"} | row for row in scored(generated, task.real, seed, genes)]
     return rows
 
 
 def shares_of_fates(
     cells: AnnData, fates_of: dict[str, list[str]], settings: LineageSettings, tree: LineageTree
 ) -> Rows:
-    """Leave out progenitors together, and score the shares of their descendants by bdm and a classifier of leaves.
+    """Leave out progenitors together, and score their fates by bdm and a classifier.
 
-    The scores are the mean share of the descendants of a progenitor, the share of cells to which no other clade is
-    more probable, and the mean negative log share of the descendants.
+    Scores are the mean share of the true clade of descendants, the share of cells with the true clade as the most
+    probable, and the mean log loss.
     """
     label = cells.obs[settings.label_key].astype(str)
-    others = cells[(~label.isin(list(fates_of))).to_numpy()].copy()
-    lineage, rows = tl.lineage(others, settings, tree=tree), []
+    remaining = cells[(~label.isin(list(fates_of))).to_numpy()].copy()
+    lineage, rows = tl.lineage(remaining, settings, tree=tree), []
     clade = {leaf: leaves[0] for leaves in fates_of.values() for leaf in leaves}
     for node, leaves in fates_of.items():
         progenitors = cells[(label == node).to_numpy()].copy()
@@ -162,25 +166,25 @@ def shares_of_fates(
             "bdm-uncalibrated": fates(replace(lineage, temperature=1.0), progenitors),
         }
         shares["classifier"] = classified(
-            others[label[others.obs_names].isin(list(shares["bdm"])).to_numpy()], progenitors, settings.label_key
+            remaining[label[remaining.obs_names].isin(list(shares["bdm"])).to_numpy()], progenitors, settings.label_key
         )
-        frequency = others.obs[settings.label_key].value_counts()[list(shares["bdm"])]
-        found = {("frequency", "fates"): frequency[leaves].sum() / frequency.sum()}
-        for method, of_cells in shares.items():
-            by_clade = of_cells.T.groupby(lambda leaf: clade.get(leaf, leaf)).sum().T
-            right = by_clade[clade[leaves[0]]]
-            found[method, "fates"] = right.mean()
-            found[method, "fates, right"] = (right == by_clade.max(axis=1)).mean()
-            found[method, "fates, log loss"] = -np.log(np.maximum(right, LEAST_SHARE)).mean()
+        frequency = remaining.obs[settings.label_key].value_counts()[list(shares["bdm"])]
+        scores = {("frequency", "fates"): frequency[leaves].sum() / frequency.sum()}
+        for method, by_leaf in shares.items():
+            by_clade = by_leaf.T.groupby(lambda leaf: clade.get(leaf, leaf)).sum().T
+            true_share = by_clade[clade[leaves[0]]]
+            scores[method, "fates"] = true_share.mean()
+            scores[method, "fates, right"] = (true_share == by_clade.max(axis=1)).mean()
+            scores[method, "fates, log loss"] = -np.log(np.maximum(true_share, MIN_SHARE)).mean()
         rows += [
             {"left_out": node, "n_cells": progenitors.n_obs, "method": method, "score": score, "value": value}
-            for (method, score), value in found.items()
+            for (method, score), value in scores.items()
         ]
     return rows
 
 
 def classified(leaves: AnnData, cells: AnnData, label_key: str) -> pd.DataFrame:
-    """Classify cells by a logistic regression of log1p(CP10k) in the cells of leaves, without times or a lineage."""
+    """Classify cells by logistic regression of log1p(CP10k), trained on leaves."""
 
     def log_expression(adata: AnnData) -> np.ndarray:
         counts = adata.X.toarray()

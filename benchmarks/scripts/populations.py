@@ -1,4 +1,4 @@
-"""Divide cells without labels into populations by bdm, and into clusters by Leiden, with labels that people gave."""
+"""Populations of unlabelled cells by bdm and Leiden, with reference labels."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,19 +17,19 @@ from bdm.autoencoder.latent import read_latent
 from bdm.data.prepare import read_prepared
 
 BDM = "bdm"
-APPROXIMATE = 8192  # cells from which on scanpy's default is approximate, and fails with recent scikit-learn
+MIN_APPROXIMATE = 8192  # cells; scanpy's default is then approximate, and fails with recent scikit-learn
 
 
 class Neighbours(KNeighborsTransformer):
-    """Exact nearest neighbours, of any number of cells, as a sparse matrix with the methods that scanpy calls."""
+    """Exact nearest neighbours as a transformer for scanpy."""
 
     def fit_transform(self, cells: np.ndarray) -> sparse.csr_matrix:
-        """Return the distances of each cell to its nearest neighbours."""
+        """Return distances to the nearest neighbours, as a sparse matrix."""
         return sparse.csr_matrix(super().fit_transform(cells))
 
 
 def clusters(counts: ad.AnnData, resolutions: list[float], *, seed: int) -> pd.DataFrame:
-    """Cluster cells by scanpy's standard steps, at each resolution.
+    """Cluster cells by scanpy's standard steps at each resolution.
 
     References
     ----------
@@ -39,16 +39,16 @@ def clusters(counts: ad.AnnData, resolutions: list[float], *, seed: int) -> pd.D
     sc.pp.normalize_total(cells, target_sum=1e4)
     sc.pp.log1p(cells)
     sc.pp.pca(cells, random_state=seed)
-    exact = None if cells.n_obs < APPROXIMATE else Neighbours(n_neighbors=15)
+    exact = None if cells.n_obs < MIN_APPROXIMATE else Neighbours(n_neighbors=15)
     sc.pp.neighbors(cells, transformer=exact, random_state=seed)
     for resolution in resolutions:
-        how = {"flavor": "igraph", "n_iterations": 2, "directed": False}
-        sc.tl.leiden(cells, resolution, key_added=f"leiden {resolution:g}", random_state=seed, **how)
+        options = {"flavor": "igraph", "n_iterations": 2, "directed": False}
+        sc.tl.leiden(cells, resolution, key_added=f"leiden {resolution:g}", random_state=seed, **options)
     return cells.obs
 
 
 def labels_of(obs: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """Columns of labels; what the data have as ``cell_type``, ``bdm prepare`` keeps under another name."""
+    """Return columns of labels, from NAME_input if ``bdm prepare`` replaced NAME."""
     columns = {name: obs.get(f"{name}_input", obs.get(name)) for name in names}
     return pd.DataFrame({f"{LABEL}{name}": column.astype(str) for name, column in columns.items()})
 
@@ -62,7 +62,7 @@ def main(
     resolution: Annotated[list[float], typer.Option()],
     seed: int = 0,
 ) -> None:
-    """Write a table with a row for each cell, and a column for each division."""
+    """Write labels and clusterings, cells x columns."""
     cells, latent = read_prepared(prepared), read_latent(autoencoder)
     populations = latent.obs["sub_population"].astype(str).rename(BDM)
     table = pd.concat([labels_of(cells.obs, label), populations, clusters(cells, resolution, seed=seed)], axis=1)

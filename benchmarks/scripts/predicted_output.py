@@ -1,4 +1,4 @@
-"""How scores depend on the form of predicted cells: the same means as counts, shifted cells, or dense values."""
+"""Score the same predicted means as counts, shifted cells or dense values."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from bdm.data.prepare import read_prepared
 from bdm.evaluation.predicted import PREDICTED, TOP, evaluate_predicted
 from bdm.settings import PredictedEvaluationSettings
 
-N_STEPS, N_SIMULATED = 20, 300  # until sampled counts have the predicted means, and cells of each step
+N_STEPS, N_SIMULATED = 20, 300  # iterations to match the predicted means, and cells per iteration
 N_COMPONENTS = 30
-MIN_COUNTS = 100  # of a gene, from which its dispersion is estimated; that of other genes is the median
+MIN_COUNTS = 100  # for estimating a gene's dispersion; genes with fewer counts have the median
 DISPERSION = (0.05, 2)
 
 
@@ -27,9 +27,10 @@ def log_cp10k(counts: np.ndarray) -> np.ndarray:
 
 
 def as_counts(counts: np.ndarray, mean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Sample negative binomial counts with a mean of ``log1p(CP10k)``, and library sizes and dispersions of cells.
+    """Sample negative binomial counts with a mean of ``log1p(CP10k)``.
 
-    The shares of genes are found by simulation, with the same random numbers in each step.
+    Library sizes and dispersions come from ``counts``. Shares of genes are fitted by simulation, with the same random
+    numbers in each iteration.
     """
     size = counts.sum(axis=1, keepdims=True)
     expected = size * counts.sum(axis=0) / counts.sum()
@@ -44,20 +45,20 @@ def as_counts(counts: np.ndarray, mean: np.ndarray, generator: np.random.Generat
     share, seed = np.expm1(mean) / np.expm1(mean).sum(), int(generator.integers(2**31))
     many = np.resize(size, (max(len(size), N_SIMULATED), 1))
     for _ in range(N_STEPS):
-        found = log_cp10k(sampled(share, many, np.random.default_rng(seed))).mean(axis=0)
-        share *= np.divide(mean, found, out=np.ones_like(mean), where=found > 0).clip(1 / 3, 3)
+        simulated = log_cp10k(sampled(share, many, np.random.default_rng(seed))).mean(axis=0)
+        share *= np.divide(mean, simulated, out=np.ones_like(mean), where=simulated > 0).clip(1 / 3, 3)
         share /= share.sum()
     return sampled(share, size, generator)
 
 
 def as_shifted(counts: np.ndarray, mean: np.ndarray, _: np.random.Generator) -> np.ndarray:
-    """Shift the log-normalised values of all cells by the same change of each gene."""
+    """Shift log-normalised cells to the mean of each gene."""
     values = log_cp10k(counts)
     return np.maximum(values + mean - values.mean(axis=0), 0)
 
 
 def as_dense(counts: np.ndarray, mean: np.ndarray, _: np.random.Generator) -> np.ndarray:
-    """Shift cells without their counting noise: the principal components of their log-normalised values."""
+    """Shift principal components of log-normalised cells, without counting noise."""
     values = log_cp10k(counts)
     pca = PCA(min(N_COMPONENTS, len(values) - 1), svd_solver="full").fit(values)
     smooth = pca.inverse_transform(pca.transform(values))
@@ -68,11 +69,11 @@ FORMS = {"counts": as_counts, "control cells, shifted": as_shifted, "dense value
 
 
 def means_by_type(counts: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Predict the mean of each gene: that of real cells, and that of control cells with the change of other types."""
+    """Predict means: real means, and control means plus mean change elsewhere."""
     before = {cell_type: log_cp10k(cells).mean(axis=0) for cell_type, cells in counts.items()}
     after = {cell_type: log_cp10k(cells).mean(axis=0) for cell_type, cells in real.items()}
     changes = {
-        cell_type: np.mean([after[other] - before[other] for other in before if other != cell_type], axis=0)
+        cell_type: np.mean([after[name] - before[name] for name in before if name != cell_type], axis=0)
         for cell_type in before
     }
     common = {cell_type: np.maximum(before[cell_type] + change, 0) for cell_type, change in changes.items()}
@@ -80,7 +81,7 @@ def means_by_type(counts: dict[str, np.ndarray], real: dict[str, np.ndarray]) ->
 
 
 def by_type(adata: AnnData, cell_types: list[str]) -> dict[str, np.ndarray]:
-    """Return the counts of the cells of each type."""
+    """Return counts by type."""
     labels = adata.obs["cell_type"].astype(str).to_numpy()
     return {cell_type: adata.X[labels == cell_type].toarray().astype(float) for cell_type in cell_types}
 
@@ -88,7 +89,7 @@ def by_type(adata: AnnData, cell_types: list[str]) -> dict[str, np.ndarray]:
 def predicted_cells(
     counts: dict[str, np.ndarray], means: dict[str, np.ndarray], form: str, generator: np.random.Generator
 ) -> AnnData:
-    """Emit cells of all types with the predicted means."""
+    """Generate cells of all types with the predicted means."""
     parts = [FORMS[form](cells, means[cell_type], generator) for cell_type, cells in counts.items()]
     values = sparse.csr_matrix(np.concatenate(parts), dtype=np.float32)
     cell_type = np.repeat(list(counts), [len(part) for part in parts])
@@ -105,9 +106,9 @@ def main(
     n_repeats: int = 3,
     seed: int = 0,
 ) -> None:
-    """Write the scores on the top genes of cells of each form, as means over types of ``min_cells`` in both conditions.
+    """Write scores of each form on the top genes, as means over cell types.
 
-    ``control`` is the value of ``obs["condition"]`` of the control cells; all other cells are in the condition.
+    Types need ``min_cells`` cells in both conditions. ``control`` is the ``obs["condition"]`` of control cells.
     """
     adata = read_prepared(prepared)
     is_control = (adata.obs["condition"].astype(str) == control).to_numpy()
@@ -122,7 +123,7 @@ def main(
             predicted = predicted_cells(counts, means, form, numpy_generator(seed, name, form))
             predicted.var_names = adata.var_names
             sets = evaluate_predicted(before, after, predicted, settings, seed=seed).overall.loc[TOP].T
-            is_shown = (sets.index == PREDICTED) | (len(rows) == 0)  # other sets are the same in all evaluations
+            is_shown = (sets.index == PREDICTED) | (len(rows) == 0)  # all other sets are equal in all evaluations
             rows.append(sets[is_shown].rename({PREDICTED: form}).rename_axis("method").reset_index().assign(means=name))
     table = pd.concat(rows)
     write_rows(tidy(table, ["method", "means"]), out)

@@ -1,4 +1,4 @@
-"""Compare and draw the properties of simulated and real cells, as benchmarks of simulators do."""
+"""Compare and draw properties of simulated and real cells."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +33,7 @@ ROW_HEIGHT, TITLE_HEIGHT = 0.26, 0.5  # in inches
 
 
 def draw_distances(table: pd.DataFrame) -> Figure:
-    """Draw the distance to test cells in each property, minus the floor's."""
+    """Draw distances to test cells beyond the floor by property."""
     table = table[table["value"].notna() & table["floor"].notna()]
     overall = table[table["by"] == ALL]
     names = {
@@ -65,7 +65,7 @@ def draw_distances(table: pd.DataFrame) -> Figure:
 
 
 def draw_kind(axis: Axes, table: pd.DataFrame, names: list[str], styles: dict[str, Style]) -> None:
-    """Draw properties of one kind, one row each, with shifted markers per method."""
+    """Draw properties of one kind as rows, with a marker per method."""
     shade_rows(axis, len(names))
     axis.axvline(0, **FLOOR_LINE)
     excess = (table["value"] - table["floor"]).to_numpy()
@@ -97,7 +97,7 @@ def main(
     figure: Annotated[Path | None, typer.Option(help="Figure to write.", metavar="FILE.png")] = None,
     seed: int = 0,
 ) -> None:
-    """Write the distances of each method to test cells, and draw them."""
+    """Write and draw the distances of each method to test cells."""
     keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
     real = read_real_cells(cells, test_cells, keys, on_disk=True)
     methods = {file.stem: read_generated(file, real, keys, on_disk=True) for file in simulated}

@@ -1,4 +1,4 @@
-"""Compare proteins of test cells that were predicted from their RNA with the counts, and with those of near cells."""
+"""Score proteins predicted from RNA, with nearest neighbours as the baseline."""
 
 from pathlib import Path
 
@@ -19,15 +19,15 @@ N_COMPONENTS, N_NEIGHBOURS = 30, [5, 10, 15, 20, 30, 50]
 
 
 def scores(log1p: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """Error and correlations of predicted log1p counts, cells x proteins."""
+    """Compute RMSE and correlation of predicted log1p counts, cells x proteins."""
     r = [np.corrcoef(*columns)[0, 1] for columns in zip(log1p.T, real.T, strict=True)]
     return {"RMSE": float(np.sqrt(((log1p - real) ** 2).mean())), "correlation": float(np.median(r))}
 
 
 def near_cells(cells: ad.AnnData, test: np.ndarray, *, seed: int) -> np.ndarray:
-    """Mean log1p counts of proteins of the nearest training cells in principal components of RNA.
+    """Predict log1p protein counts by nearest neighbours in RNA components.
 
-    Their number is the best by cross-validation in the training cells.
+    Cross-validation in training cells selects the number of neighbours.
     """
     rna = transform_counts(cells.X[:, modalities_of(cells.var)[0].features], modalities_of(cells.var)[0])
     components = fitted_pca(rna[~test], n_components=N_COMPONENTS, seed=seed).transform(rna)
@@ -37,16 +37,16 @@ def near_cells(cells: ad.AnnData, test: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def main(prepared: Path, predicted: list[Path], out: Path, *, seed: int = 0) -> None:
-    """Score the predicted proteins of each file, which is named by its method."""
+    """Score the predicted proteins in each file METHOD.h5ad."""
     cells = read_prepared(prepared)
     test = (cells.obs["split"] == "test").to_numpy()
     counts = parts_of(cells)["prot"].X[test].toarray()
-    found = {"near cells": scores(near_cells(cells, test, seed=seed), np.log1p(counts))}
+    by_method = {"near cells": scores(near_cells(cells, test, seed=seed), np.log1p(counts))}
     for file in predicted:
-        of_method = ad.read_h5ad(file)[cells.obs_names[test]]
-        inside = (of_method.layers["lower"] <= counts) & (counts <= of_method.layers["upper"])
-        found[file.stem] = scores(of_method.layers["log1p"], np.log1p(counts)) | {"coverage": float(inside.mean())}
-    rows = [(method, score, value) for method, scores in found.items() for score, value in scores.items()]
+        prediction = ad.read_h5ad(file)[cells.obs_names[test]]
+        inside = (prediction.layers["lower"] <= counts) & (counts <= prediction.layers["upper"])
+        by_method[file.stem] = scores(prediction.layers["log1p"], np.log1p(counts)) | {"coverage": float(inside.mean())}
+    rows = [(method, score, value) for method, scores in by_method.items() for score, value in scores.items()]
     write_rows(pd.DataFrame(rows, columns=["method", "score", "value"]), out)
 
 

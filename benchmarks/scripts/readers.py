@@ -1,4 +1,4 @@
-"""Read the rows of a run, ``DATA/SEED``: what they are about, a score, and its value."""
+"""Read rows of scores from the folder of a run, ``DATA/SEED``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +19,12 @@ from bdm.data.cells import FLOOR
 from bdm.evaluation.verdict import LIMITS, Grade
 from bdm.hierarchy.files import load_hierarchy
 
-MIN_TEST, FREQUENT = 5, 50  # test cells of a type with which its slope, and energy distance, is little noise
-METHODS = {"generated": "branched"}  # methods whose name is not that of their set
+MIN_TEST, FREQUENT = 5, 50  # minimum numbers of test cells for slope and energy distance
+METHODS = {"generated": "branched"}  # methods by name of their set
 
 
 def study(run: Path, *, name: str) -> pd.DataFrame:
-    """Read the rows that a study wrote."""
+    """Read the rows of a study."""
     return pd.read_csv(run / f"{name}.csv")
 
 
@@ -38,12 +38,15 @@ def by_type_table(run: Path, comparison: str) -> pd.DataFrame:
 
 
 def scores_by_type(run: Path, *, comparison: str) -> pd.DataFrame:
-    """Give each score of each method and type its row."""
+    """Read scores by type, a row for each method, type and score."""
     return tidy(by_type_table(run, comparison), ["method", "cell_type", "n_train", "n_test"])
 
 
 def scores(run: Path, *, comparison: str, steps: Mapping[str, list[str]]) -> pd.DataFrame:
-    """Read the scores of all methods, with means over types, and the costs of methods whose steps are known."""
+    """Read scores of all methods, with means over types and costs.
+
+    ``steps`` are training steps by method.
+    """
     table = pd.read_csv(run / comparison / "overall.csv", index_col="metric").rename(columns=METHODS)
     by_type = by_type_table(run, comparison)
     enough, frequent = (by_type[by_type["n_test"] >= fewest] for fewest in (MIN_TEST, FREQUENT))
@@ -64,21 +67,21 @@ def scores_of_modalities(run: Path) -> pd.DataFrame:
 
 
 def predicted_proteins(run: Path) -> pd.DataFrame:
-    """Read the scores of predicted proteins, with the processor seconds of all steps to the prediction."""
-    fitted = [f"{step}-branched" for step in ("autoencoder", "hierarchy", "train", "predict")]
-    steps = {"branched": fitted, "scvi-modalities": ["predict-scvi-modalities"]}
+    """Read scores of predicted proteins, and processor seconds of all their steps."""
+    bdm_steps = [f"{step}-branched" for step in ("autoencoder", "hierarchy", "train", "predict")]
+    steps = {"branched": bdm_steps, "scvi-modalities": ["predict-scvi-modalities"]}
     spent = {name: sum(measured(run / "times", step)["cpu_time"] for step in names) for name, names in steps.items()}
     costs = pd.DataFrame({"method": spent.keys(), "score": "processor seconds", "value": spent.values()})
     return pd.concat([study(run, name="proteins"), costs])
 
 
 def measured(times: Path, step: str) -> pd.Series:
-    """Read the seconds, processor seconds and peak memory (MB) of a step, as Snakemake measured them."""
+    """Read seconds, processor seconds and peak memory (MB) of a step."""
     return pd.read_csv(times / f"{step}.tsv", sep="\t")[["s", "cpu_time", "max_rss"]].astype(float).mean()
 
 
 def cost(times: Path, method: str, steps: list[str]) -> dict[str, float]:
-    """Seconds, processor seconds and largest memory of the steps of a method."""
+    """Compute seconds, processor seconds and peak memory of a method."""
     training, generation = [measured(times, step) for step in steps], measured(times, f"generate-{method}")
     return {
         "training_seconds": sum(step["s"] for step in training),
@@ -90,13 +93,13 @@ def cost(times: Path, method: str, steps: list[str]) -> dict[str, float]:
 
 
 def properties(run: Path) -> pd.DataFrame:
-    """Read the distance to test cells (``value``) of each method in each property of all cells, and the floor's."""
+    """Read distances to test cells by method and property, with the floor."""
     table = study(run, name="properties")
     return table.loc[table["by"] == ALL, ["method", "property", "value", "floor"]]
 
 
 def branches(run: Path) -> pd.DataFrame:
-    """Count labels, populations, and the branches of each model and those with a network, with the losses on these."""
+    """Count labels, populations and branches, and average validation losses by model."""
     hierarchy = load_hierarchy(run / "hierarchies/branched.json")
     rows = [("branched", "labels", len(hierarchy.cell_types)), ("branched", "populations", len(hierarchy.populations))]
     for file in sorted(run.glob("models/*/branches.csv")):
@@ -112,7 +115,7 @@ def branches(run: Path) -> pd.DataFrame:
 
 
 def times(run: Path, *, comparison: str) -> pd.DataFrame:
-    """Read the time and memory of each step of bdm."""
+    """Read time and memory of each step of bdm."""
     steps = {
         "prepare": "prepare",
         "autoencoder": "autoencoder-branched",
@@ -122,13 +125,13 @@ def times(run: Path, *, comparison: str) -> pd.DataFrame:
         "evaluate": f"evaluate-{comparison}",
         "interpret": "interpret",
     }
-    found = {step: name for step, name in steps.items() if (run / "times" / f"{name}.tsv").exists()}
-    table = pd.DataFrame({step: measured(run / "times", name) for step, name in found.items()}).T
+    finished = {step: name for step, name in steps.items() if (run / "times" / f"{name}.tsv").exists()}
+    table = pd.DataFrame({step: measured(run / "times", name) for step, name in finished.items()}).T
     return tidy(table.rename_axis("step").reset_index(), ["step"])
 
 
 def facts_of_many(run: Path) -> pd.DataFrame:
-    """Compare the tree of many types with the truth, and read the scores of their cells, and sizes of files."""
+    """Compare the tree with the truth, and read scores and file sizes."""
     hierarchy, seed = load_hierarchy(run / "hierarchies/branched.json"), int(run.name)
     cell_types = tuple(sorted(hierarchy.cell_types))
     truth, _, _ = sample_truth(cell_types, many_types(len(cell_types), 1), seed=seed)
@@ -148,37 +151,37 @@ def facts_of_many(run: Path) -> pd.DataFrame:
 
 
 def megabytes(path: Path) -> float:
-    """Size of a file, or of all files below a folder."""
+    """Return the size of a file or folder in megabytes."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files) / 1e6
 
 
-# ---- studies that are compared before they are shown
+# ---- studies with computed scores
 
 
 def agreement_of_populations(run: Path) -> pd.DataFrame:
-    """Count the groups of each method, and compare them with labels, and with those of later seeds, by Rand's index."""
+    """Count groups by method, and compute Rand indices with labels and later seeds."""
 
     def read(folder: Path) -> pd.DataFrame:
         return pd.read_csv(folder / "populations.csv", index_col="cell", dtype=str, keep_default_na=False)
 
-    divided = read(run)
-    labels = [column for column in divided if column.startswith(LABEL)]
-    later = [path.parent for path in run.parent.glob("*/populations.csv") if int(path.parent.name) > int(run.name)]
-    others, rows = [read(folder) for folder in later], []
-    for method in divided.columns.drop(labels):
-        rows.append((method, "groups", divided[method].nunique()))
+    groups = read(run)
+    labels = [column for column in groups if column.startswith(LABEL)]
+    folders = [path.parent for path in run.parent.glob("*/populations.csv") if int(path.parent.name) > int(run.name)]
+    later, rows = [read(folder) for folder in folders], []
+    for method in groups.columns.drop(labels):
+        rows.append((method, "groups", groups[method].nunique()))
         for label in labels:
-            rows.append((method, label.removeprefix(LABEL), adjusted_rand_score(divided[label], divided[method])))
-        for other in others:
-            cells = divided.index.intersection(other.index)
-            index = adjusted_rand_score(divided.loc[cells, method], other.loc[cells, method])
+            rows.append((method, label.removeprefix(LABEL), adjusted_rand_score(groups[label], groups[method])))
+        for table in later:
+            cells = groups.index.intersection(table.index)
+            index = adjusted_rand_score(groups.loc[cells, method], table.loc[cells, method])
             rows.append((method, "agreement of seeds", index))
     return pd.DataFrame(rows, columns=["method", "score", "value"])
 
 
 def attacks(run: Path) -> pd.DataFrame:
-    """Read the areas of all audits of a run; copies and chance are the same for all methods, and taken from one."""
+    """Read the AUCs of all audits; copies and chance are equal in all audits."""
     tables = []
     for audit in sorted((run / "audits").iterdir()):
         table = pd.read_csv(audit / TABLES["by_fold"])
@@ -188,11 +191,14 @@ def attacks(run: Path) -> pd.DataFrame:
     return rows.drop_duplicates(["method", "level", "fold", "score"])
 
 
-# ---- rows that are chosen, or computed from others
+# ---- derived rows
 
 
 def grades(rows: pd.DataFrame) -> pd.DataFrame:
-    """Grade each run by the worse of forest and gene AUC, by the limits without allowance for chance."""
+    """Grade each run by the worse of forest and gene AUC.
+
+    Limits have no allowance for chance.
+    """
     runs = rows.pivot_table(index=["data", "seed", "method"], columns="score", values="value", sort=False)
     floors = runs.xs(FLOOR, level="method")
     graded = []
@@ -209,7 +215,7 @@ def grades(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def rare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Choose the types of few training cells."""
+    """Select types with few training cells."""
     return rows[rows["n_train"] < RARE]
 
 
@@ -219,15 +225,15 @@ def beyond_floor(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_curves(rows: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the rows that are drawn, by level."""
+    """Drop the rows of curves."""
     return rows[rows["level"].isna()]
 
 
-def real_alone(rows: pd.DataFrame) -> pd.DataFrame:
-    """Choose real cells."""
+def real_cells(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select real cells."""
     return rows[rows["method"] == REAL]
 
 
-def faulty_alone(rows: pd.DataFrame) -> pd.DataFrame:
-    """Choose cells with known faults."""
+def faulty_cells(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select cells with known faults."""
     return rows[rows["method"] != REAL]

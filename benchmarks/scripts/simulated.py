@@ -1,4 +1,4 @@
-"""Simulate cells: of many types in a tree, in several conditions, of a lineage, of an atlas, or without clusters."""
+"""Simulate trees of cell types, conditions, lineages, atlases and continuous cells."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,19 +16,19 @@ from bdm._core.seeds import numpy_generator
 from bdm.applications.relations.lineage_tree import read_lineage_tree
 from bdm.data.matrix import appended_rows
 
-N_GENES_OF_MANY = 2100  # 500 types change 2,020 of them
+N_GENES_OF_MANY = 2100  # 2,020 differ between 500 types
 N_GENES_OF_ATLAS = 2000
-LIBRARY_SIZE_OF_ATLAS = 150  # counts are of some 6% of the genes
+LIBRARY_SIZE_OF_ATLAS = 150  # about 6% of genes detected
 
 # Cells without clusters
 N_GENES = 500
-N_AXES = 4  # in which cells are on a curve
-N_FACTORS = 2  # that vary around it
-LIBRARY_SIZE = 1500  # median of cells
-BRANCH_POINT = 0.4  # of a pseudotime from 0 to 1
+N_AXES = 4  # dimensions of the curve
+N_FACTORS = 2  # variation around the curve
+LIBRARY_SIZE = 1500  # median
+BRANCH_POINT = 0.4  # pseudotime, from 0 to 1
 SHARE_OF_FIRST = 0.6
 
-# A lineage of eleven nodes, and the minutes in which each exists
+# A lineage of eleven nodes, with first and last minute of each
 LINEAGE = "(((a1,a2)a,(b1,b2)b)ab,(c1,c2)c)root_cell;"
 LEAVES = ("a1", "a2", "b1", "b2", "c1", "c2")
 BEGIN = {"root_cell": 0, "ab": 20, "c": 20, "a": 40, "b": 40, **dict.fromkeys(LEAVES, 60)}
@@ -38,7 +38,7 @@ app = typer.Typer()
 
 
 def many_types(n_types: int, n_cells: int) -> SyntheticSettings:
-    """Give the settings of types as large as each other that differ in few genes, which change much."""
+    """Return settings for types of equal size with few, large changes."""
     return SyntheticSettings(
         n_types=n_types,
         n_genes=N_GENES_OF_MANY,
@@ -53,14 +53,14 @@ def many_types(n_types: int, n_cells: int) -> SyntheticSettings:
 
 @app.command()
 def types(out: Path, *, n_types: int = 500, n_cells: int = 40, seed: int = 0) -> None:
-    """Write ``n_cells`` cells of each of many types."""
+    """Write ``n_cells`` cells for each of many types."""
     with atomic_write(out) as path:
         synthesise(many_types(n_types, n_cells), seed=seed).adata.write_h5ad(path, compression="gzip")
 
 
 @app.command()
 def atlas(out: Path, *, n_types: int = 100, n_cells: int = 1_000_000, seed: int = 0) -> None:
-    """Write cells of all types, mixed, of which few are ever in memory."""
+    """Write shuffled cells of all types in blocks, with bounded memory."""
     settings = SyntheticSettings(
         n_types=n_types, n_genes=N_GENES_OF_ATLAS, balanced=True, library_size=LIBRARY_SIZE_OF_ATLAS, module_size=8
     )
@@ -83,12 +83,12 @@ def atlas(out: Path, *, n_types: int = 100, n_cells: int = 1_000_000, seed: int 
 
 
 def positions(shape: str, n_cells: int, generator: np.random.Generator) -> np.ndarray:
-    """Positions of cells whose pseudotime is uniform, cells x ``N_AXES``."""
+    """Sample positions at uniform pseudotimes, cells x ``N_AXES``."""
     time = generator.random(n_cells)
-    if shape == "curve":  # three quarters of a circle, and one and a half of another
+    if shape == "curve":  # three quarters of a circle, and one and a half turns of a second circle
         angle = 1.5 * np.pi * time
         return np.stack([2 * np.cos(angle), 2 * np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)], axis=1)
-    after = np.maximum(time - BRANCH_POINT, 0)  # two branches, both of which bend
+    after = np.maximum(time - BRANCH_POINT, 0)  # two bending branches
     first = generator.random(n_cells) < SHARE_OF_FIRST
     x = np.zeros((n_cells, N_AXES))
     x[:, 0] = 4 * np.minimum(time, BRANCH_POINT)
@@ -99,7 +99,10 @@ def positions(shape: str, n_cells: int, generator: np.random.Generator) -> np.nd
 
 
 def continuous(shape: str, n_cells: int, *, seed: int) -> ad.AnnData:
-    """Sample negative binomial counts of cells along a shape; the genes of a seed are the same for any number."""
+    """Sample negative binomial counts along a shape.
+
+    Genes depend on the seed, and not on the number of cells.
+    """
     genes, cells = numpy_generator(seed, "genes"), numpy_generator(seed, "cells")
     base, loadings = genes.standard_normal(N_GENES), 0.5 * genes.standard_normal((N_AXES, N_GENES))
     factors = 0.2 * genes.standard_normal((N_FACTORS, N_GENES))
@@ -122,13 +125,13 @@ def curve(out: Path, *, n_cells: int = 5000, seed: int = 0) -> None:
 
 @app.command()
 def branching(out: Path, *, n_cells: int = 5000, seed: int = 0) -> None:
-    """Write cells along a curve that divides."""
+    """Write cells along a branching curve."""
     with atomic_write(out) as path:
         continuous("branching", n_cells, seed=seed).write_h5ad(path, compression="gzip")
 
 
 def evolved(n_types: int, n_genes: int, generator: np.random.Generator) -> np.ndarray:
-    """Values of variance 1 that change along a balanced tree of types, types x genes."""
+    """Sample values of variance 1 along a balanced tree, types x genes."""
     depth = max(1, int(np.ceil(np.log2(n_types))))
     below = [np.arange(n_types) >> (depth - level) for level in range(1, depth + 1)]
     return np.sum([generator.standard_normal((2**depth, n_genes))[node] for node in below], axis=0) / np.sqrt(depth)
@@ -138,14 +141,17 @@ def evolved(n_types: int, n_genes: int, generator: np.random.Generator) -> np.nd
 def conditions(
     out: Path,
     *,
-    shared: Annotated[float, typer.Option(help="Share of the differences between responses that follows the tree.")],
+    shared: Annotated[float, typer.Option(help="Share of the variance between responses that follows the tree.")],
     n_types: int = 7,
     n_conditions: int = 1,
     n_genes: int = 150,
     n_cells: int = 120,
     seed: int = 0,
 ) -> None:
-    """Write ``n_cells`` cells of each type and condition, whose responses follow a tree of types."""
+    """Write ``n_cells`` cells for each type and condition.
+
+    Responses follow a tree of types.
+    """
     generator, counts, obs = numpy_generator(seed, "conditions"), [], []
     profile = generator.standard_normal(n_genes) + 0.7 * evolved(n_types, n_genes, generator)
     for condition in range(n_conditions + 1):
@@ -168,12 +174,12 @@ def conditions(
 def simulated_lineage(
     *, seed: int, n_cells: int = 80, n_genes: int = 120, strength: float = 0.12, coexpression: float = 0.0
 ) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
-    """Simulate cells of eleven nodes, whose log expression walks along the lineage.
+    """Simulate cells of eleven nodes, with a random walk of log expression.
 
     Parameters
     ----------
     coexpression
-        Standard deviation of log expression within samples that all genes share, with signs of their own.
+        Standard deviation of a factor shared by all genes, with a random sign for each gene.
 
     Returns
     -------
@@ -203,7 +209,7 @@ def simulated_lineage(
 
 @app.command()
 def lineage(out: Path, *, seed: int = 0) -> None:
-    """Write cells of a lineage, of any of its nodes and minutes, whose log expression walks along it."""
+    """Write cells of all nodes and minutes of a lineage."""
     with atomic_write(out) as path:
         simulated_lineage(seed=seed)[0].write_h5ad(path, compression="gzip")
 

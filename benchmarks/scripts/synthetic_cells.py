@@ -1,4 +1,4 @@
-"""Counts of made-up cell types that descend from each other, with the tree and the genes of each branch known."""
+"""Synthetic cell types along a known tree, with known genes for each branch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,37 +11,36 @@ from scipy import sparse
 from bdm._core.seeds import numpy_generator
 from bdm.hierarchy.tree import Clade
 
-BLOCK_SIZE = 1024
+BLOCK_SIZE = 1024  # cells
 
 # Spreads are standard deviations of natural logarithms
 EXPRESSION_SPREAD = 1.0  # of genes at the root
 LIBRARY_SPREAD = 0.4
-N_FACTORS = 3  # that vary within types, as well as the modules
+N_FACTORS = 3  # within types, in addition to modules
 FACTOR_SPREAD = 0.2
 INVERSE_DISPERSION = 5.0  # median of genes
 DISPERSION_SPREAD = 0.5
-ACTIVITY_SPREAD = 0.4  # of a module in cells of any one type, where 1 is what the branch adds
+ACTIVITY_SPREAD = 0.4  # of a module within a type; the branch itself adds 1
 SHARE_UP = 0.8
-MEAN_EXCESS = 1.0  # of log2 fold changes, which are the smallest and an exponential excess
+MEAN_EXCESS = 1.0  # of log2 fold changes over the minimum; exponential
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSettings:
-    """What to make up.
+    """Settings of synthetic cells.
 
     Attributes
     ----------
     balanced
         Whether every node halves its types; see :func:`random_tree`.
     min_cells, max_cells
-        Of a type; log-uniform between the two, which both occur.
+        Extremes of the cells per type; sizes between them are evenly spaced on a log scale.
     library_size
         Median number of counts of a cell.
     module_size
-        Genes of a module. A branch between nodes whose heights differ by one has one module; a longer branch, as many
-        more.
+        Genes per module. The number of modules of a branch is the difference in height of its ends.
     min_log2_fold_change
-        Smallest change of a gene of a module.
+        Minimum change of the genes in modules.
     """
 
     n_types: int = 16
@@ -56,16 +55,16 @@ class SyntheticSettings:
 
 @dataclass(frozen=True)
 class Programme:
-    """What a branch changes, in all cell types below it.
+    """Genes that a branch changes in all cell types below it.
 
     Attributes
     ----------
     cell_types
         Types below the branch.
     genes
-        Indices of the genes that change, module by module; no other programme has them.
+        Indices of changed genes, module by module; each gene is in at most one programme.
     log2_fold_change
-        Change of each of these genes, relative to genes that do not change.
+        Change of each gene, relative to unchanged genes.
     n_modules
         Number of modules, all with the same number of genes.
     """
@@ -78,16 +77,16 @@ class Programme:
 
 @dataclass(frozen=True)
 class Population:
-    """Distribution of the counts of a cell, given its type and library size.
+    """Distribution of counts given type and library size.
 
     Attributes
     ----------
     cell_types
-        In the order of the rows of ``log_expression``.
+        Names of the rows of ``log_expression``.
     log_expression
-        Natural logarithm of the share of each gene in a cell with factors of 0, types x genes.
+        Log share of each gene at factors of 0, types x genes.
     loadings
-        Change of log expression with each of a cell's standard normal factors, factors x genes.
+        Change of log expression per standard normal factor, factors x genes.
     inverse_dispersion
         r of each gene: counts of mean m have variance m + m**2 / r.
     """
@@ -98,7 +97,7 @@ class Population:
     inverse_dispersion: np.ndarray
 
     def sample(self, cell_type: np.ndarray, library_size: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Sample counts, cells x genes, from the index of each cell's type and its expected number of counts."""
+        """Sample counts, cells x genes, for type indices and expected library sizes."""
         factors = generator.standard_normal((len(cell_type), len(self.loadings)))
         mean = library_size[:, None] * shares(self.log_expression[cell_type] + factors @ self.loadings)
         rate = mean * generator.gamma(self.inverse_dispersion, size=mean.shape) / self.inverse_dispersion
@@ -107,14 +106,14 @@ class Population:
 
 @dataclass(frozen=True)
 class SyntheticCells:
-    """Made-up cells, and the truth behind them.
+    """Synthetic cells and their truth.
 
     Attributes
     ----------
     adata
         Raw counts in ``X`` (CSR, float32), cells x genes; types in ``obs['cell_type']``.
     programmes
-        Genes that change in each branch below the root, parents before their children.
+        Changes of each branch below the root, parents before children.
     """
 
     adata: AnnData
@@ -124,12 +123,13 @@ class SyntheticCells:
 
 
 def synthesise(settings: SyntheticSettings, *, seed: int) -> SyntheticCells:
-    """Make up cells of types in a tree, each branch of which changes other genes.
+    """Simulate cell types along a tree with different genes for each branch.
 
-    Log expression at the root is normal over genes. The programme of each branch is added to it in all types below. A
-    few factors vary within all types in the same way, library sizes are lognormal, and counts negative binomial.
+    Log expression at the root is normal over genes. Each branch adds its programme in all types below. All types share
+    a few factors of variation. Library sizes are lognormal, and counts negative binomial.
 
-    Not a model of real tissue: genes are independent except for programmes and factors, and no type is in transition.
+    Not a model of real tissue: genes are independent except for programmes and factors, and types do not overlap in
+    transitions.
     """
     width = len(str(settings.n_types))
     cell_types = tuple(f"type {i + 1:0{width}}" for i in range(settings.n_types))
@@ -147,7 +147,7 @@ def synthesise(settings: SyntheticSettings, *, seed: int) -> SyntheticCells:
 def sample_truth(
     cell_types: tuple[str, ...], settings: SyntheticSettings, *, seed: int
 ) -> tuple[Clade, tuple[Programme, ...], Population]:
-    """Sample a tree, the programmes of its branches, and what cells of its types are sampled from."""
+    """Sample a tree, its programmes, and the distribution of counts."""
     tree = random_tree(cell_types, balanced=settings.balanced, generator=numpy_generator(seed, "tree"))
     programmes = plant(tree, settings, generator=numpy_generator(seed, "programmes"))
     return tree, programmes, _population(cell_types, programmes, n_genes=settings.n_genes, seed=seed)
@@ -156,7 +156,7 @@ def sample_truth(
 def count_blocks(
     population: Population, cell_type: np.ndarray, settings: SyntheticSettings, *, seed: int
 ) -> Iterator[sparse.csr_matrix]:
-    """Sample the counts of cells, from the index of each cell's type, in blocks."""
+    """Sample counts for type indices in blocks of cells."""
     for block, start in enumerate(range(0, len(cell_type), BLOCK_SIZE)):
         generator = numpy_generator(seed, "cells", block)
         types = cell_type[start : start + BLOCK_SIZE]
@@ -166,28 +166,28 @@ def count_blocks(
 
 
 def random_tree(cell_types: Sequence[str], *, balanced: bool, generator: np.random.Generator) -> Clade:
-    """Binary tree of cell types in random order.
+    """Sample a binary tree of cell types.
 
     Parameters
     ----------
     balanced
-        Halve the types at each node. Else every division of them into two numbers is equally likely, which is how
-        lineages divide that all branch at the same rate (Yule 1925, Phil. Trans. R. Soc. B 213:21).
+        Halve the types at each node. By default, all sizes of the first part are equally likely, as for lineages that
+        branch at the same rate (Yule 1925, Phil. Trans. R. Soc. B 213:21).
     """
     return _divided(tuple(map(str, generator.permutation(cell_types))), balanced, generator)
 
 
 def height(clade: Clade) -> int:
-    """Count the nodes on the longest path from a clade down to a cell type; 0 for a cell type."""
+    """Count the inner nodes on the longest path down to a cell type."""
     return 1 + max(map(height, clade.children)) if clade.children else 0
 
 
 def plant(tree: Clade, settings: SyntheticSettings, *, generator: np.random.Generator) -> tuple[Programme, ...]:
-    """Plant a programme in every branch below the root.
+    """Sample a programme for every branch below the root.
 
-    The number of modules keeps time as a clock does: from the root to every type it is the same. So the squared
-    distance between types grows with the height of their last common ancestor, and the tree follows from distances
-    alone. All modules have the same sizes of changes, as chance in them could outweigh a difference in height.
+    The number of modules from the root to each type is the same, as for a molecular clock. So squared distances between
+    types grow with the height of their last common ancestor, and determine the tree. All modules have the same sizes of
+    changes, because random sizes could outweigh a difference in height.
     """
     shuffled = iter(generator.permutation(settings.n_genes))
     programmes = []
@@ -199,13 +199,13 @@ def plant(tree: Clade, settings: SyntheticSettings, *, generator: np.random.Gene
 
 
 def type_sizes(settings: SyntheticSettings, *, seed: int) -> np.ndarray:
-    """Numbers of cells of the types: evenly spaced on a logarithmic scale between the extremes, in random order."""
+    """Sample numbers of cells by type: evenly spaced on a log scale, shuffled."""
     sizes = np.geomspace(settings.min_cells, settings.max_cells, settings.n_types).round().astype(int)
     return numpy_generator(seed, "sizes").permutation(sizes)
 
 
 def shares(logits: np.ndarray) -> np.ndarray:
-    """Softmax over genes, cells x genes."""
+    """Compute the softmax over genes, cells x genes."""
     exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponential / exponential.sum(axis=1, keepdims=True)
 
@@ -220,14 +220,14 @@ def _divided(cell_types: tuple[str, ...], balanced: bool, generator: np.random.G
 
 
 def _branches(tree: Clade) -> Iterator[tuple[Clade, int]]:
-    """Clades below the root of a tree, each with the difference between the heights of its parent and itself."""
+    """Yield clades below the root, with the height difference to their parent."""
     for child in tree.children:
         yield child, height(tree) - height(child)
         yield from _branches(child)
 
 
 def _changes(settings: SyntheticSettings, generator: np.random.Generator) -> np.ndarray:
-    """Shuffle the changes of the genes of a module: the same sizes in all modules, in random order and direction."""
+    """Sample changes of a module: fixed sizes in random order and direction."""
     quantile = generator.permutation((np.arange(settings.module_size) + 0.5) / settings.module_size)
     size = settings.min_log2_fold_change - MEAN_EXCESS * np.log1p(-quantile)
     return np.where(generator.random(settings.module_size) < SHARE_UP, size, -size)
@@ -236,7 +236,7 @@ def _changes(settings: SyntheticSettings, generator: np.random.Generator) -> np.
 def _population(
     cell_types: tuple[str, ...], programmes: tuple[Programme, ...], *, n_genes: int, seed: int
 ) -> Population:
-    """Sample expression at the root, factors and dispersions, and add the programmes."""
+    """Sample root expression, factors and dispersions, and add the programmes."""
     generator = numpy_generator(seed, "population")
     base = EXPRESSION_SPREAD * generator.standard_normal(n_genes)
     factors = FACTOR_SPREAD * generator.standard_normal((N_FACTORS, n_genes))

@@ -1,4 +1,4 @@
-"""The tables of each target: where their rows are, and what is in rows and columns."""
+"""Targets of the workflow: their files, tables and figures."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ Rows = pd.DataFrame
 
 
 def over_seeds(values: pd.Series) -> str:
-    """Format the mean, and the range if there are several values."""
+    """Format the mean, and the range of several values."""
     number = "{:.0f}" if values.abs().max() >= 10 else "{:.2f}"
     mean, low, high = (number.format(value) for value in (values.mean(), values.min(), values.max()))
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
-def mean_of(form: str) -> Callable[[pd.Series], str]:
-    """Format the mean alone."""
+def format_mean(form: str) -> Callable[[pd.Series], str]:
+    """Return a function that formats the mean of values."""
     return lambda values: form.format(values.mean())
 
 
@@ -49,22 +49,24 @@ def same(rows: Rows) -> Rows:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, or one for each value of a column of the rows; each cell shows the values of several seeds.
+    """Table of rows, or a table for each value of a column.
+
+    Each cell shows the values of several seeds.
 
     Attributes
     ----------
     title
         Text before the table, in Markdown.
     rows, columns, each
-        Columns of the rows whose values are in the rows and the columns of the table, and that have a table each.
+        Names of columns with the row names, the column names and the table names.
     scores
-        Scores to show, in their order, with their names in the table; all under their own names, if empty.
+        Names of scores in the table, in order; by default, all scores with their keys.
     shown
         Formats the values of a cell.
     by_seed
-        Whether the values of a seed are averaged before they are shown.
+        Average the values of each seed first.
     derive
-        Chooses rows, or computes others from them.
+        Selects or computes the rows of the table.
     """
 
     title: str
@@ -81,13 +83,12 @@ class Table:
         rows = self.derive(rows)
         if self.scores is not None:
             rows = rows[rows["score"].isin(list(self.scores))]
-            order = {name: place for place, name in enumerate(self.scores)}
+            order = {name: position for position, name in enumerate(self.scores)}
             rows = rows.sort_values("score", key=lambda names: names.map(order), kind="stable")
             rows = rows.assign(score=rows["score"].map(dict(self.scores)))
         keys = list(dict.fromkeys([*self.rows, self.columns, *filter(None, [self.each])]))
         if self.by_seed:
-            of_seed = list(dict.fromkeys([*keys, "seed"]))
-            rows = rows.groupby(of_seed, sort=False)["value"].mean().reset_index()
+            rows = rows.groupby(list(dict.fromkeys([*keys, "seed"])), sort=False)["value"].mean().reset_index()
         for name, part in rows.groupby(self.each, sort=False) if self.each else [("", rows)]:
             if name:
                 yield f"## {name}"
@@ -104,14 +105,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one kind, which are a file, and what is shown of them.
+    """File of rows, with its tables and figure.
 
     Attributes
     ----------
     read
         Reads the rows of a run from its folder.
     name
-        Of the file, after the name of the target.
+        Suffix of the file name.
     figure
         Draws the rows.
     """
@@ -124,7 +125,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Target:
-    """All parts of what a target shows."""
+    """Title and parts of a target."""
 
     title: str
     parts: tuple[Part, ...]
@@ -137,11 +138,10 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(str(value).replace('|', chr(92) + '|') for value in row)} |" for row in rows)
 
 
-# ---- what is shown
+# ---- tables
 
 FLOOR_NOTE = (
-    "The floor is real training cells, scored as if they had been generated. Numbers are the mean over seeds, with the "
-    "smallest and the largest value."
+    "The floor is real training cells, scored as generated cells. Numbers are means over seeds, with the range."
 )
 SCORES = {
     "energy": SCORE_TITLES["energy"],
@@ -159,8 +159,8 @@ SCORES = {
     "memory_mb": "Peak memory, MB",
 }
 GRADES = Table(
-    "## Runs by grade\n\nRuns that cannot be distinguished from real cells, are nearly like them, and differ, by the "
-    "worse of forest and gene AUC, without allowance for chance.",
+    "## Runs by grade\n\nRuns that cannot be distinguished from real cells, are nearly like them, and differ. Grades "
+    "are by the worse of forest and gene AUC, without allowance for chance.",
     shown=counts,
     by_seed=False,
     derive=readers.grades,
@@ -168,13 +168,13 @@ GRADES = Table(
 STEPS = {"s": "Seconds", "cpu_time": "Processor seconds", "max_rss": "Peak memory, MB"}
 
 
-def of_study(name: str, title: str, *tables: Table, figure: Callable[[Rows], Figure] | None = None) -> Target:
-    """Show the rows that a study wrote."""
+def study(name: str, title: str, *tables: Table, figure: Callable[[Rows], Figure] | None = None) -> Target:
+    """Show the rows of a study."""
     return Target(title, (Part(partial(readers.study, name=name), tables, figure=figure),))
 
 
-def of_comparison(name: str, steps: Mapping[str, list[str]], *tables: Table) -> Part:
-    """Show a table of each score of a comparison; ``steps`` are those that each method trains in."""
+def comparison(name: str, steps: Mapping[str, list[str]], *tables: Table) -> Part:
+    """Show a table of each score; ``steps`` are training steps by method."""
     read = partial(readers.scores, comparison=name, steps=steps)
     return Part(read, (Table(FLOOR_NOTE, each="score", scores=SCORES), *tables))
 
@@ -188,42 +188,42 @@ RARE_TYPES = Table(
 )
 PROPERTIES = Table(
     "Mean distance to test cells beyond the floor, over properties.",
-    shown=mean_of("{:.3f}"),
+    shown=format_mean("{:.3f}"),
     derive=readers.beyond_floor,
 )
 BRANCHES = Table(
-    "# Use of the network, and losses of validation cells", ("data", "seed"), "score", shown=mean_of("{:.5g}")
+    "# Use of the network, and losses of validation cells", ("data", "seed"), "score", shown=format_mean("{:.5g}")
 )
 MODALITIES = Table("# Scores by modality", ("data", "modality", "score"))
 PROTEINS = Table("RMSE and median correlation of log1p counts; coverage of 90% intervals.", ("method",), "score")
 COSTS = Table("Time and memory of each step.", ("step",), "data", each="score", scores=STEPS)
-FACTS = Table("# Trees, cells and files", ("score",), "data", shown=mean_of("{:.4g}"))
+FACTS = Table("# Trees, cells and files", ("score",), "data", shown=format_mean("{:.4g}"))
 
 STUDIES = {
-    "ambient": of_study(
+    "ambient": study(
         "ambient",
         "Ambient RNA in real and generated cells",
         Table(
-            "Percent of the counts that is found, by the share that was planted.",
+            "Estimated percentage of counts, by planted share.",
             ("data", "planted"),
-            shown=mean_of("{:.1%}"),
+            shown=format_mean("{:.1%}"),
             scores={"found": "found"},
         ),
         Table(
-            "Share of the intervals (95%) that contain the planted share.",
+            "Share of 95% intervals that contain the planted share.",
             scores={"covered": "covered"},
-            shown=mean_of("{:.0%}"),
+            shown=format_mean("{:.0%}"),
         ),
     ),
     "audit": Target(
-        "What attacks find in the cells of each method",
+        "Membership inference by method",
         (
             Part(
                 readers.attacks,
                 (
                     Table(
-                        "AUC of members, as means over folds and seeds, with the smallest and the largest value. "
-                        "Copies are the training cells, and chance is cells of other donors.",
+                        "AUC of members: means over folds and seeds, with the range. Copies are the training cells; "
+                        "chance is cells of other donors.",
                         ("data", "method"),
                         "score",
                         each="level",
@@ -235,30 +235,30 @@ STUDIES = {
             ),
         ),
     ),
-    "augment": of_study(
+    "augment": study(
         "augment",
         "Recognising rare types",
         Table(
-            f"F1 of types of fewer than {RARE} training cells, on held-out cells.",
+            f"F1 of types with fewer than {RARE} training cells, on held-out cells.",
             ("data", "cell_type", "n_train", "n_test"),
             each="score",
         ),
     ),
-    "designs": of_study(
+    "designs": study(
         "designs",
-        "Tests of donors that differ by chance alone",
+        "Tests between donors without real differences",
         Table(
-            "In random splits of donors into two groups, or of pairs of samples, all differences are by chance. A "
-            "valid test has p-values up to 0.05 in 5% of its tests. Standard errors are over splits. False "
-            "discoveries are tests with a false discovery rate below 5%, in a split.",
+            "Differences between random groups of donors, or of paired samples, are by chance. A valid test has "
+            "p-values up to 0.05 in 5% of its tests. Standard errors are over splits. False discoveries are tests per "
+            "split with a false discovery rate below 5%.",
             ("cells", "donors", "method"),
             "score",
-            shown=mean_of("{:.2g}"),
+            shown=format_mean("{:.2g}"),
             derive=readers.without_curves,
         ),
         figure=draw_null,
     ),
-    "donors": of_study(
+    "donors": study(
         "donors",
         "New donors",
         Table(
@@ -276,17 +276,17 @@ STUDIES = {
             },
         ),
     ),
-    "doublets": of_study(
+    "doublets": study(
         "doublets",
         "Doublets in real and generated cells",
         Table(
-            "Doublets that scrublet finds.",
+            "Detection of doublets by scrublet.",
             ("data", "kind", "rate"),
             each="score",
             scores={"auc": "AUC", "recall": "Recall"},
         ),
     ),
-    "extend": of_study(
+    "extend": study(
         "extend",
         "Cell types added to a trained model",
         Table("Means over types.", ("data", "method"), "score"),
@@ -297,11 +297,11 @@ STUDIES = {
             scores={"energy": "Energy distance", "forest_auc": "Forest AUC"},
         ),
     ),
-    "few_cells": of_study(
+    "few_cells": study(
         "few_cells",
-        "Types of few training cells",
+        "Types with few training cells",
         Table(
-            "Means over types, which were made rare, with the range over seeds.",
+            "Means over types reduced to few cells, with the range over seeds.",
             ("data", "n_train"),
             each="score",
             scores={"forest_auc": "Forest AUC", "gene_auc": "Gene AUC", "f1": "F1 of a linear classifier"},
@@ -314,8 +314,8 @@ STUDIES = {
                 readers.agreement_of_populations,
                 (
                     Table(
-                        "Columns named after labels have the adjusted Rand index to these labels: 1 for the same "
-                        "groups, 0 by chance. The agreement of seeds is that index between two seeds.",
+                        "Columns of labels show the adjusted Rand index with these labels: 1 for identical groups, "
+                        "0 by chance. The agreement of seeds is this index between two seeds.",
                         ("method",),
                         "score",
                         each="data",
@@ -325,12 +325,12 @@ STUDIES = {
             ),
         ),
     ),
-    "time": of_study(
+    "time": study(
         "time",
-        "Cells at times that were left out",
+        "Cells at left-out times",
         Table(
-            "Energy distance to the real cells of each node of a lineage, of the middle third of the times of a node "
-            "or type, and of snapshots; and the share of progenitors that leads to the nodes that descend from them.",
+            "Energy distance to the left-out cells: nodes of a lineage, the middle third of times of a node or type, "
+            "and snapshots. Fates are the mean share of a progenitor's true descendants.",
             ("data", "left_out"),
             each="score",
             scores={
@@ -344,26 +344,26 @@ STUDIES = {
         ),
     ),
     "proteins": Target("Proteins predicted from RNA", (Part(readers.predicted_proteins, (PROTEINS,)),)),
-    "predicted_output": of_study(
+    "predicted_output": study(
         "predicted_output",
         "The form of predicted cells",
         Table(
-            "Means over types, on the 100 genes that the condition changes most. Means are those of real cells, "
-            "or of control cells with the mean change of the other types.",
+            "Means over types, on the 100 genes that change most. Predicted means come from real cells, or from "
+            "control cells plus the mean change of other types.",
             ("data", "means", "method"),
             "score",
         ),
     ),
     "properties": Target(
-        "Properties that benchmarks of simulators compare",
+        "Properties of cells in simulator benchmarks",
         (Part(readers.properties, (PROPERTIES,), figure=draw_properties),),
     ),
-    "responses": of_study(
+    "responses": study(
         "responses",
-        "Cells of types whose response to a condition was left out",
+        "Left-out responses of cell types to a condition",
         Table(
-            "Means over types, on the 100 genes that change most. The position is that of the E-distance between the "
-            "floor, 0, which is half of the real cells, and unchanged control cells, 1.",
+            "Means over types, on the 100 genes that change most. The position is the E-distance, scaled to 0 for the "
+            "floor (half of the real cells) and 1 for unchanged control cells.",
             ("method",),
             "data",
             each="score",
@@ -376,73 +376,73 @@ STUDIES = {
             },
         ),
         Table(
-            "# Coverage\n\nShare of the changes of genes in 90% intervals, by quantile of expression.",
+            "# Coverage\n\nShare of genes with changes in the 90% interval, by quantile of expression.",
             ("data", "method"),
             "score",
-            shown=mean_of("{:.1%}"),
+            shown=format_mean("{:.1%}"),
             scores={f"covered_{low:.0%}": f"{low:.0%} to {high:.0%}" for low, high in pairwise(BINS)},
         ),
         Table("# E-distance by type", ("data", "cell_type"), scores={"edistance": "E-distance"}),
     ),
-    "transmute": of_study(
+    "transmute": study(
         "transmute",
         "Cells transmuted to another type",
         Table("Means over pairs.", ("method",), "score", each="data"),
         Table("# Energy distance by pair", ("original_type", "to"), scores={"energy": "energy"}),
         figure=draw_transmuted,
     ),
-    "tree": of_study(
+    "tree": study(
         "tree",
         "Trees and annotations",
         Table(
-            "Groups are clades (`found`), missing, or split by clades; nearest clade is the share of types that it and "
-            "the group have in common. Chance is the mean over random trees.",
+            "Groups are clades (`found`), missing, or split by clades. Nearest clade is the highest Jaccard index of "
+            "the group with a clade. Chance is the mean over random trees.",
             ("data", "group", "n_types"),
             "score",
         ),
     ),
-    "verdicts": of_study(
+    "verdicts": study(
         "verdicts",
-        "Verdicts on cells whose truth is known",
+        "Verdicts on real cells, and on cells with known faults",
         Table(
-            "## Real cells\n\nThe number of verdicts on real cells as if they had been generated, and how many of them "
-            "find a difference, by the number of test cells.",
+            "## Real cells\n\nNumber of verdicts on real cells, evaluated as generated cells, and percentage that find "
+            "a difference, by number of test cells.",
             columns="group",
             scores={"found": "found"},
             shown=number_and_mean,
             by_seed=False,
-            derive=readers.real_alone,
+            derive=readers.real_cells,
         ),
         Table(
-            "## Cells with known faults\n\nPercent of the verdicts that find a difference, and a large one.",
+            "## Cells with known faults\n\nPercentage of verdicts that find a difference, and a large difference.",
             ("method",),
             "group",
             each="score",
             scores={"found": "Differences", "large": "Large differences"},
-            shown=mean_of("{:.0f}"),
+            shown=format_mean("{:.0f}"),
             by_seed=False,
-            derive=readers.faulty_alone,
+            derive=readers.faulty_cells,
         ),
     ),
 }
 
 
 def targets(steps: Mapping[str, list[str]]) -> dict[str, Target]:
-    """Give all targets by name; ``steps`` are those that each method trains in."""
+    """Return all targets by name; ``steps`` are training steps by method."""
     by_type = Part(partial(readers.scores_by_type, comparison="all"), (RARE_TYPES,), name="by_type")
     branches = Part(readers.branches, (BRANCHES,), name="branches")
     scores_of_atlas = Table(FLOOR_NOTE, ("data", "method"), "score", scores=SCORES)
     return STUDIES | {
-        "all": Target("Scores on held-out cells", (of_comparison("all", steps, GRADES), by_type, branches)),
-        "coarse": Target("Coarse labels", (of_comparison("coarse", {}), branches)),
+        "all": Target("Scores on held-out cells", (comparison("all", steps, GRADES), by_type, branches)),
+        "coarse": Target("Coarse labels", (comparison("coarse", {}), branches)),
         "modalities": Target(
             "Cells of several modalities",
             (
-                of_comparison("modalities", steps),
+                comparison("modalities", steps),
                 Part(readers.scores_of_modalities, (MODALITIES,), name="scores"),
             ),
         ),
-        "priors": Target("Priors of the same latents", (of_comparison("priors", steps), branches)),
+        "priors": Target("Priors of the same latents", (comparison("priors", steps), branches)),
         "many": Target(
             "Many cell types",
             (

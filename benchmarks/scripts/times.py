@@ -1,4 +1,4 @@
-"""Cells of a data set at times that were left out, scored: of nodes of a lineage, of types, and of snapshots."""
+"""Score cells at left-out times: nodes of a lineage, types and snapshots."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,30 +25,30 @@ def main(
     *,
     time_key: str = PSEUDOTIME,
     label_key: str = "cell_type",
-    root: Annotated[str | None, typer.Option(help="Type from which diffusion pseudotime is computed.")] = None,
+    root: Annotated[str | None, typer.Option(help="Type at the start of diffusion pseudotime.")] = None,
     tree: Annotated[str, typer.Option(help="Lineage tree in Newick.")] = LINEAGE,
     node: Annotated[list[str], typer.Option(help="NODE, or NODE:time for the middle third of its times.")] = [],  # noqa: B006
     progenitors: Annotated[str, typer.Option(help="Nodes and their fates, as in a=a1,a2;b=b1.")] = "",
-    cell_type: Annotated[list[str], typer.Option(help="Type whose cells in the middle third are left out.")] = [],  # noqa: B006
-    snapshots: Annotated[int, typer.Option(help="Number of snapshots, every second of which is left out.")] = 0,
+    cell_type: Annotated[list[str], typer.Option(help="Type with its middle third left out.")] = [],  # noqa: B006
+    snapshots: Annotated[int, typer.Option(help="Number of snapshots; every second is left out.")] = 0,
     seed: int = 0,
 ) -> None:
-    """Leave out nodes, types and snapshots, and score what stands for their cells."""
-    found, rows = raw_counts(ad.read_h5ad(cells)), []
+    """Leave out nodes, types and snapshots, and score the generated cells."""
+    counts, rows = raw_counts(ad.read_h5ad(cells)), []
     settings, lineage = LineageSettings(label_key=label_key, time_key=time_key), read_lineage_tree(tree)
     if node:
-        rows += without_nodes(found, node, settings, lineage, seed)
+        rows += without_nodes(counts, node, settings, lineage, seed)
     if progenitors:
         pairs = [pair.split("=") for pair in progenitors.split(";")]
-        rows += shares_of_fates(found, {name: names.split(",") for name, names in pairs}, settings, lineage)
-    found = found[:, np.sort(variable_genes(found))].copy()
-    found = found[np.asarray(found.X.sum(axis=1)).ravel() > 0].copy()
+        rows += shares_of_fates(counts, {name: names.split(",") for name, names in pairs}, settings, lineage)
+    counts = counts[:, np.sort(variable_genes(counts))].copy()
+    counts = counts[np.asarray(counts.X.sum(axis=1)).ravel() > 0].copy()
     if root is not None:
-        found = with_pseudotime(found, label_key, root)
+        counts = with_pseudotime(counts, label_key, root)
     if cell_type:
-        rows += without_middles(found, cell_type, time_key=time_key, label_key=label_key, seed=seed)
+        rows += without_middles(counts, cell_type, time_key=time_key, label_key=label_key, seed=seed)
     if snapshots:
-        rows += without_snapshots(found, snapshots, time_key=time_key, label_key=label_key, seed=seed)
+        rows += without_snapshots(counts, snapshots, time_key=time_key, label_key=label_key, seed=seed)
     write_rows(pd.DataFrame(rows)[["left_out", "n_cells", "method", "score", "value"]], out)
 
 

@@ -1,4 +1,4 @@
-"""Transmute cells by several strategies, and score all as `bdm evaluate-transmuted` does."""
+"""Transmute cells by several strategies, and score the results."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,33 +31,28 @@ from bdm.settings import InputKeys
 def strategies(
     model: BranchedModel, flat: BranchedModel, alike: list[tuple[str, str]]
 ) -> Iterator[tuple[str, BranchedModel, Transmute]]:
-    """Yield each strategy's name, the model whose space it works in, and its function.
+    """Yield the name, model and function of each strategy.
 
     Parameters
     ----------
     alike
-        Pairs of types (before, after), this one included; the common shift is their mean.
+        Pairs of types (before, after), including the current pair, for the common shift.
     """
-    yield "branched", model, by_walk(model)
-    yield "flat", flat, by_walk(flat)
+    yield "branched", model, model.sampler().transmute
+    yield "flat", flat, flat.sampler().transmute
     yield "mean difference", model, by_mean_difference(model)
     yield "linear map", model, by_linear_map(model)
     yield "common shift", model, by_common_shift(model, alike)
-    yield "sampled anew", model, drawn(model)
-
-
-def by_walk(model: BranchedModel) -> Transmute:
-    """Transmute through the common ancestor, as `bdm transmute` does; in a flat model that is the root."""
-    return model.sampler().transmute
+    yield "sampled anew", model, by_sampling(model)
 
 
 def by_mean_difference(model: BranchedModel) -> Transmute:
-    """Add the difference of the means of the two populations."""
+    """Add the difference between the means of the populations."""
     return lambda x, population, to, generator: x + population_mean(model, to) - population_mean(model, population)
 
 
 def by_linear_map(model: BranchedModel) -> Transmute:
-    """Apply the linear map that takes the one population's mean and covariance to the other's at least cost."""
+    """Apply the optimal linear map between the moments of the populations."""
 
     def move(x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
         return gaussian_transport(model.moments.mixture((population,)), model.moments.mixture((to,)), 0)(x)
@@ -66,22 +61,22 @@ def by_linear_map(model: BranchedModel) -> Transmute:
 
 
 def by_common_shift(model: BranchedModel, alike: list[tuple[str, str]]) -> Transmute:
-    """Add the mean over pairs of types of the differences of their means.
+    """Add the mean shift over all pairs of types.
 
-    That is scGen's idea (Lotfollahi et al. 2019, https://doi.org/10.1038/s41592-019-0494-8), in bdm's latent space.
+    As in scGen (Lotfollahi et al. 2019, https://doi.org/10.1038/s41592-019-0494-8), in bdm's latent space.
     """
     shift = torch.stack([population_mean(model, new) - population_mean(model, old) for old, new in alike]).mean(dim=0)
     return lambda x, population, to, generator: x + shift
 
 
-def drawn(model: BranchedModel) -> Transmute:
-    """Sample new cells of the population, which keep nothing of the given ones."""
+def by_sampling(model: BranchedModel) -> Transmute:
+    """Sample new cells of the population, independent of the original cells."""
     sampler = model.sampler()
     return lambda x, population, to, generator: sampler.sample(to, len(x), generator)
 
 
 def pairs_of(cell_types: list[str], condition: str) -> list[tuple[str, str]]:
-    """Pair the types TYPE|OLD and TYPE|NEW, for a condition OLD=NEW."""
+    """Pair TYPE|OLD with TYPE|NEW for a condition OLD=NEW."""
     old, new = condition.split("=")
     known = set(cell_types)
     pairs = [(name, f"{name.removesuffix(f'|{old}')}|{new}") for name in cell_types if name.endswith(f"|{old}")]
@@ -89,7 +84,7 @@ def pairs_of(cell_types: list[str], condition: str) -> list[tuple[str, str]]:
 
 
 def transmuted(model: BranchedModel, sources: Sources, before: Cells, move: Transmute, *, seed: int) -> TransmutedCells:
-    """Transmute the cells by one strategy."""
+    """Transmute the cells by a strategy."""
     counts = sp.vstack([block.counts for block in transmuted_blocks(model, sources, move, seed=seed)], format="csr")
     return TransmutedCells(Cells(counts.astype("float32"), before.cell_type), before)
 

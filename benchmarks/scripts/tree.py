@@ -1,4 +1,4 @@
-"""Compare the tree of cell types with groups of them that people have named, and with random trees."""
+"""Compare the tree of cell types with annotated groups and random trees."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +29,9 @@ Clades = set[frozenset[str]]
 
 
 def named_groups(obs: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
-    """List the groups of two or more cell types, but not all, that share a label.
+    """List groups of two or more cell types with the same label.
 
-    Of labels that name the same types only the first is taken.
+    Groups of all types are left out. Duplicate groups appear once, with their first label.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def named_groups(obs: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
     for label in labels:
         pairs = obs[["cell_type", label]].astype(str).drop_duplicates()
         if pairs["cell_type"].duplicated().any():
-            raise SystemExit(f"Cells of one type have several values of {label}, so it does not group the types.")
+            raise SystemExit(f"{label} has several values within a cell type; --label needs one value per type.")
         for group, cell_types in pairs.groupby(label)["cell_type"]:
             if 1 < len(cell_types) < len(pairs):
                 rows.append((label, group, frozenset(cell_types)))
@@ -50,19 +50,19 @@ def named_groups(obs: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
 
 
 def random_clades(cell_types: tuple[str, ...], seed: int) -> Iterator[Clades]:
-    """Clades of random trees of the same types, in which every division into two numbers is equally likely."""
+    """Yield the clades of random trees of the cell types."""
     generator = numpy_generator(seed, "random trees")
     for _ in range(N_RANDOM):
         yield clades_of_tree(random_tree(cell_types, balanced=False, generator=generator))
 
 
 def nearness(group: frozenset[str], tree: Clades) -> float:
-    """Share of types that a group and its nearest clade have in common (Jaccard's index); 1 if it is a clade."""
+    """Compute the Jaccard index of a group and its nearest clade."""
     return max(len(group & clade) / len(group | clade) for clade in tree)
 
 
 def compare_groups(tree: Clades, groups: pd.DataFrame, random: list[Clades]) -> pd.DataFrame:
-    """Table of each group: whether it is a clade, or how near to one, and how often in random trees."""
+    """Score whether each group is a clade, beside random trees."""
     sets = groups["cell_types"]
     return pd.DataFrame(
         {
@@ -70,43 +70,46 @@ def compare_groups(tree: Clades, groups: pd.DataFrame, random: list[Clades]) -> 
             "n_types": sets.map(len),
             "found": [float(group in tree) for group in sets],
             "nearest clade": [nearness(group, tree) for group in sets],
-            "found by chance": [sum(group in other for other in random) / len(random) for group in sets],
+            "found by chance": [sum(group in clades for clades in random) / len(random) for group in sets],
             "nearest clade by chance": [
-                sum(nearness(group, other) for other in random) / len(random) for group in sets
+                sum(nearness(group, clades) for clades in random) / len(random) for group in sets
             ],
         }
     )
 
 
 def compare_trees(tree: Clades, groups: Clades, random: list[Clades]) -> dict[str, float]:
-    """Compare the whole annotation: groups missing, and clades that split a group, as shares of either's number."""
-    own = TreeComparison(tree, groups)
-    others = pd.DataFrame(
+    """Compare the tree with all groups: missing groups, and clades that split groups."""
+    comparison = TreeComparison(tree, groups)
+    by_chance = pd.DataFrame(
         [
             (len(c.found), c.share_missing, contradicting(c))
-            for c in (TreeComparison(other, groups) for other in random)
+            for c in (TreeComparison(clades, groups) for clades in random)
         ],
         columns=["found", "missing", "contradicting"],
     )
     return {
         "groups": len(groups),
-        "found": len(own.found),
-        "found by chance": others["found"].mean(),
-        "most by chance": others["found"].max(),
-        "missing": own.share_missing,
-        "missing by chance": others["missing"].mean(),
-        "splitting": contradicting(own),
-        "splitting by chance": others["contradicting"].mean(),
+        "found": len(comparison.found),
+        "found by chance": by_chance["found"].mean(),
+        "most by chance": by_chance["found"].max(),
+        "missing": comparison.share_missing,
+        "missing by chance": by_chance["missing"].mean(),
+        "splitting": contradicting(comparison),
+        "splitting by chance": by_chance["contradicting"].mean(),
     }
 
 
 def contradicting(comparison: TreeComparison) -> float:
-    """Share of the tree's clades that split a group."""
+    """Compute the share of clades that split a group."""
     return len(comparison.contradicting) / len(comparison.tree)
 
 
 def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
-    """Draw the tree with a column of marks for each label, and with a group's mark where it is a clade."""
+    """Draw the tree with a column of marks for each label.
+
+    Groups that are clades are also marked at their branch.
+    """
     n_types = len(hierarchy.cell_types)
     ax = plot_hierarchy(hierarchy, max_rows=n_types, show=False)
     labels = list(dict.fromkeys(groups["label"]))
@@ -117,7 +120,7 @@ def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
     for style, row in zip(styles, groups.itertuples(), strict=True):
         offset = 8 + COLUMN_WIDTH * labels.index(row.label)
         for cell_type in row.cell_types:
-            beside = ax.get_yaxis_transform() + offset_by(ax.figure, offset)
+            beside = ax.get_yaxis_transform() + ScaledTranslation(offset / 72, 0, ax.figure.dpi_scale_trans)
             ax.plot(1, rows[cell_type], transform=beside, clip_on=False, ls="", ms=7, **style)
         if (node := nodes.get(row.cell_types)) is not None and node.name in rows:
             ax.plot(node.level, rows[node.name], ls="", ms=8, zorder=4, **style)
@@ -137,27 +140,22 @@ def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
     return ax.figure
 
 
-def offset_by(figure: Figure, points: float) -> ScaledTranslation:
-    """Shift to the right by points."""
-    return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
-
-
 def main(
     prepared: Path,
     hierarchy: Path,
     out: Path,
     *,
-    label: Annotated[list[str], typer.Option(help="Column of obs whose values group the cell types.")],
+    label: Annotated[list[str], typer.Option(help="Column of obs that groups the cell types.")],
     seed: int = 0,
 ) -> None:
-    """Write scores of the tree and of each group, and the tree as a figure of the same name."""
+    """Write scores of the tree and each group, and draw the tree."""
     tree = load_hierarchy(hierarchy)
     groups = named_groups(read_prepared(prepared).obs, label)
     clades, random = clades_of_tree(tree), list(random_clades(tree.cell_types, seed))
     overall = compare_trees(clades, set(groups["cell_types"]), random)
-    of_all = pd.DataFrame([{"group": ALL, "n_types": len(tree.cell_types), **overall}])
-    of_groups = compare_groups(clades, groups, random)
-    write_rows(pd.concat([tidy(table, ["group", "n_types"]) for table in (of_all, of_groups)]), out)
+    whole = pd.DataFrame([{"group": ALL, "n_types": len(tree.cell_types), **overall}])
+    by_group = compare_groups(clades, groups, random)
+    write_rows(pd.concat([tidy(table, ["group", "n_types"]) for table in (whole, by_group)]), out)
     title = f"{overall['found']} of {len(groups)} groups are clades; {overall['found by chance']:.2f} in random trees"
     save_figure(draw(tree, groups, title), out.with_suffix(".png"))
 

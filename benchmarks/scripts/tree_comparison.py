@@ -9,7 +9,10 @@ from bdm.hierarchy.tree import Clade, Hierarchy
 
 @dataclass(frozen=True)
 class TreeComparison:
-    """Clades of a tree and of a reference, but the root's; a clade is the set of cell types below an inner node."""
+    """Clades of a tree and a reference, without the root.
+
+    A clade is the set of cell types below an inner node.
+    """
 
     tree: Set[frozenset[str]]
     reference: Set[frozenset[str]]
@@ -20,38 +23,42 @@ class TreeComparison:
         trees = tree, reference
         ours, theirs = (frozenset(tree.cell_types if isinstance(tree, Hierarchy) else tree.leaves()) for tree in trees)
         if ours != theirs:
-            raise InputError(
-                f"Trees of different cell types cannot be compared; only one has {', '.join(sorted(ours ^ theirs))}."
-            )
+            raise InputError(f"The trees have different cell types; only one has {', '.join(sorted(ours ^ theirs))}.")
         return cls(clades_of_tree(tree), clades_of_tree(reference))
 
     @property
     def found(self) -> Set[frozenset[str]]:
-        """Clades that both have."""
+        """Clades in both trees."""
         return self.reference & self.tree
 
     @property
     def contradicting(self) -> Set[frozenset[str]]:
-        """Clades of the tree that contradict a clade of the reference; other clades only add detail to it."""
+        """Clades of the tree that contradict a clade of the reference."""
         return {
             clade
             for clade in self.tree
-            if any(not (clade <= other or other <= clade or clade.isdisjoint(other)) for other in self.reference)
+            if any(not (clade <= known or known <= clade or clade.isdisjoint(known)) for known in self.reference)
         }
 
     @property
     def robinson_foulds(self) -> int:
-        """Number of clades that only one has (Robinson and Foulds 1981, Math. Biosci. 53:131, for rooted trees)."""
+        """Number of clades in only one tree.
+
+        Robinson and Foulds 1981, Math. Biosci. 53:131, for rooted trees.
+        """
         return len(self.tree ^ self.reference)
 
     @property
     def share_missing(self) -> float:
-        """Share of the reference's clades that the tree lacks; NaN where it has none."""
+        """Share of reference clades missing from the tree; NaN without any."""
         return len(self.reference - self.tree) / len(self.reference) if self.reference else float("nan")
 
 
 def clades_of_tree(tree: Clade | Hierarchy) -> Set[frozenset[str]]:
-    """Return the set of cell types below each inner node except the root and the nodes of single cell types."""
+    """Return cell types below each inner node.
+
+    The root and nodes of single cell types are left out.
+    """
     if isinstance(tree, Hierarchy):
         below = (frozenset(tree.types_below(branch.name)) for branch in tree.branches[1:])
         return {cell_types for cell_types in below if len(cell_types) > 1}

@@ -1,4 +1,4 @@
-"""Verdicts on cells whose truth is known: real cells as if they were generated, and real cells with known faults."""
+"""Verdicts on real cells, with and without known faults."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +18,14 @@ from bdm.settings import EvaluationSettings
 
 ALL = "all cells"
 REAL = "real cells"
-BOUNDS = (LIMITS.min_cells, 35, 100, 300)  # fewest cells of a type in each group of verdicts
-SHARES = {"train": 0.38, "generated": 0.44, "test": 0.18}  # of the cells of each type
+BOUNDS = (LIMITS.min_cells, 35, 100, 300)  # minimum cells per type in each group of verdicts
+SHARES = {"train": 0.38, "generated": 0.44, "test": 0.18}  # of cells per type
 SLOPES = np.linspace(-2, 8, 101)  # of log weights along the main axis
 Fault = Callable[[Cells, Cells, np.random.Generator], Cells]
 
 
 def divided(cells: Cells, *, seed: int) -> dict[str, Cells]:
-    """Divide cells at random: training cells, cells as if they were generated, and test cells."""
+    """Divide cells at random into training, "generated" and test cells."""
     rest, parts = np.arange(len(cells)), {}
     for name, share in list(SHARES.items())[1:]:
         numbers = np.ceil(share * cells.n_by_type).astype(int)
@@ -35,18 +35,21 @@ def divided(cells: Cells, *, seed: int) -> dict[str, Cells]:
 
 
 def rounded(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Round at random to the whole number below or above, so that the mean remains."""
+    """Round up or down at random, with the same mean."""
     return np.floor(values + generator.random(values.shape))
 
 
 def by_type(change: Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]) -> Fault:
-    """Change the counts (cells x genes) of each type, given those of its training cells, but types of few cells."""
+    """Return a fault that changes counts and training counts of each type.
+
+    Counts are cells x genes. Types with few cells are dropped.
+    """
 
     def changed(cells: Cells, training: Cells, generator: np.random.Generator) -> Cells:
         parts = []
         for cell_type in cells.types(fewest=MIN_CELLS_FOR_MEANS):
-            of_type = (group.counts[group.cell_type == cell_type].toarray() for group in (cells, training))
-            counts = change(*of_type, generator)
+            pair = (group.counts[group.cell_type == cell_type].toarray() for group in (cells, training))
+            counts = change(*pair, generator)
             parts.append(Cells(sparse.csr_matrix(counts, dtype=np.float32), np.repeat(cell_type, len(counts))))
         return joined(parts)
 
@@ -54,7 +57,7 @@ def by_type(change: Callable[[np.ndarray, np.ndarray, np.random.Generator], np.n
 
 
 def joined(parts: list[Cells]) -> Cells:
-    """Join several sets of cells."""
+    """Concatenate sets of cells."""
     counts = sparse.vstack([part.counts for part in parts]).tocsr()
     return Cells(counts, np.concatenate([part.cell_type for part in parts]))
 
@@ -65,16 +68,16 @@ def log_cp10k(counts: np.ndarray) -> np.ndarray:
 
 
 def main_axis(counts: np.ndarray) -> np.ndarray:
-    """Return the loadings of the first principal component of the cells of a type."""
+    """Return the loadings of the first principal component."""
     expression = log_cp10k(counts)
     loadings = np.linalg.svd(expression - expression.mean(axis=0), full_matrices=False)[2][0]
     return loadings * np.sign(loadings.sum())
 
 
 def shift(size: float) -> Fault:
-    """Choose two of five cells of each type, so that their mean along its main axis moves by some standard deviations.
+    """Select two fifths of each type, shifted by ``size`` SD along the main axis.
 
-    Cells are drawn with weights that increase exponentially along the axis, which shifts a normal distribution.
+    Weights increase exponentially along the axis, which shifts a normal distribution.
     """
 
     def shifted(counts: np.ndarray, training: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -89,18 +92,18 @@ def shift(size: float) -> Fault:
 
 
 def overdispersed(counts: np.ndarray, training: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Multiply each count by a number of mean 1 and standard deviation 0.5."""
+    """Multiply each count by a gamma variable with mean 1 and SD 0.5."""
     return rounded(counts * generator.gamma(4, 1 / 4, size=counts.shape), generator)
 
 
 def without_sub_group(counts: np.ndarray, training: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Leave out the 30% of the cells that are furthest along the main axis."""
+    """Drop the 30% of cells furthest along the main axis."""
     scores = log_cp10k(counts) @ main_axis(training)
     return counts[scores <= np.quantile(scores, 0.7)]
 
 
 def copied(cells: Cells, training: Cells, generator: np.random.Generator) -> Cells:
-    """Replace half of the cells of each type by training cells."""
+    """Replace half of the cells by training cells of the same type."""
     seeds = generator.integers(2**31, size=2)
     numbers = cells.n_by_type
     kept = cells[sample_by_type(cells, numbers - numbers // 2, seed=seeds[0])]
@@ -108,7 +111,7 @@ def copied(cells: Cells, training: Cells, generator: np.random.Generator) -> Cel
 
 
 def mislabelled(cells: Cells, training: Cells, generator: np.random.Generator) -> Cells:
-    """Give a tenth of the cells of each type the labels of others at random."""
+    """Shuffle the labels of a tenth of the cells."""
     chosen = generator.random(len(cells)) < 0.1
     labels = cells.cell_type.copy()
     labels[chosen] = generator.permutation(labels[chosen])
@@ -127,15 +130,18 @@ FAULTS: dict[str, Fault] = {
 
 
 def group_of(cell_type: str, n_cells: int) -> str:
-    """Name the group of a verdict: all cells, or the number of test cells of the type."""
+    """Name the group of a verdict by its number of test cells."""
     if cell_type == ALL:
         return ALL
-    fewest = max(bound for bound in BOUNDS if bound <= n_cells)
-    return f"{fewest} or more" if fewest == BOUNDS[-1] else f"{fewest} to {BOUNDS[BOUNDS.index(fewest) + 1] - 1}"
+    low = max(bound for bound in BOUNDS if bound <= n_cells)
+    return f"{low} or more" if low == BOUNDS[-1] else f"{low} to {BOUNDS[BOUNDS.index(low) + 1] - 1}"
 
 
 def verdicts_of(evaluation: Evaluation, name: str) -> pd.DataFrame:
-    """List the verdicts on all cells of a set and on each type: percent that find a difference, and a large one."""
+    """List verdicts on all cells and each type.
+
+    ``found`` and ``large`` are 100 for a difference, and a large difference.
+    """
     verdicts = {ALL: evaluation.verdict(name), **evaluation.verdicts_by_type(name)}
     rows = [
         {
@@ -159,7 +165,10 @@ def main(
     n_faulty: int = 5,
     seed: int = 0,
 ) -> None:
-    """Write the verdicts on real cells in ``n_splits`` random splits, and on faulty cells in ``n_faulty`` of them."""
+    """Write verdicts on real cells in random splits.
+
+    ``n_faulty`` of the ``n_splits`` splits also evaluate cells with faults.
+    """
     adata = read_prepared(prepared)
     cells = Cells.from_anndata(adata)
     settings = EvaluationSettings(n_repeats=1)
