@@ -374,13 +374,13 @@ def test_ancestral_state_is_the_mean_of_its_population(small_model):
     model = small_model.model
     states = ancestral_states(model, n_cells=400, seed=0)
     for row, branch in enumerate(model.hierarchy.branches):
-        mean = model.moments.mixture(tuple(model.hierarchy.leaves(branch.name))).mean.numpy()
+        mean = model.moments.mixture_moments(tuple(model.hierarchy.leaves(branch.name))).mean.numpy()
         assert np.linalg.norm(states.x[row] - mean) < 0.15 * model.hierarchy.root.level
 
 
 def test_ancestral_state_of_a_branch_without_length_is_that_of_a_mixture_of_normals(walk):
     name, level = walk.hierarchy.root.name, walk.hierarchy.root.level
-    population = walk.population(walk.hierarchy.rows[name], level)
+    population = walk.mixture(walk.hierarchy.rows[name], level)
     x = 5 * torch.randn(5, population.mean.shape[1], generator=torch.Generator().manual_seed(0))
     short = replace(walk.hierarchy, sigma_max=level)
     found = replace(walk.prior, hierarchy=short).sampler().denoise_at_node(x, name)

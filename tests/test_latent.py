@@ -87,7 +87,7 @@ def test_small_types_shrink_to_the_identity(n_cells):
 def test_mixture_has_the_moments_of_its_draws():
     cells = random_cells(n_cells=(5000, 2000, 800))
     moments = population_moments(cells, fit_whitening(cells))
-    mixture = moments.mixture(("a", "c"))
+    mixture = moments.mixture_moments(("a", "c"))
     generator = torch.Generator().manual_seed(0)
     chosen = torch.multinomial(moments.weight * torch.tensor([1, 0, 1]), 40_000, replacement=True, generator=generator)
     noise = torch.randn(40_000, 5, generator=generator)

@@ -16,10 +16,10 @@ from bdm.autoencoder.moments import (
     Mixture,
     Normal,
     PopulationMoments,
-    choose,
     fit_whitening,
     matrix_power,
     population_moments,
+    sample_components,
 )
 from bdm.hierarchy.build import branch_level, build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
@@ -273,7 +273,7 @@ def test_denoised_cells_of_a_mixture_follow_its_score(sigma):
 
 def test_choice_has_the_probabilities():
     probability = torch.tensor([0.0, 0.2, 0.0, 0.8, 0.0]).double()
-    chosen = choose(probability.expand(20_000, -1), generator())
+    chosen = sample_components(probability.expand(20_000, -1), generator())
     share = torch.bincount(chosen, minlength=5) / 20_000
     torch.testing.assert_close(share.double(), probability, atol=0.01, rtol=0)
     assert share[[0, 2, 4]].sum() == 0
@@ -502,7 +502,7 @@ def test_only_branches_with_a_network_need_the_solver():
         assert_population(nowhere.sample(population, 3000, generator()), population)
         assert_population(upper.sample(population, 3000, generator()), population)
     assert not n_evaluations(nowhere)
-    assert len(n_evaluations(upper)) == 2 * (len(upper.levels(14.0, 3.5)) - 1)
+    assert len(n_evaluations(upper)) == 2 * (len(upper.solver_levels(14.0, 3.5)) - 1)
 
 
 # ---- training

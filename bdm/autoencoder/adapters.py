@@ -74,7 +74,7 @@ class Adapters:
     def network(self, name: str, shared: CountAutoencoder) -> CountAutoencoder:
         """Return the autoencoder of one population, which has index 0 in it."""
         row = self.names.index(name)
-        decoder = shared.decoder.of_population({key: value[row] for key, value in self.parameters.items()})
+        decoder = shared.decoder.for_population({key: value[row] for key, value in self.parameters.items()})
         return CountAutoencoder.from_decoder(decoder, self.prior_mean[row, None])
 
 

@@ -248,7 +248,7 @@ class Decoder(nn.Module):
         decoder.load_state_dict(values, assign=True)
         return decoder.eval().requires_grad_(False)
 
-    def of_block(self, number: int) -> Self:
+    def for_block(self, number: int) -> Self:
         """Copy the decoder of one block of features, such as genes without proteins."""
         start = sum(self.shape.blocks[:number])
         features = slice(start, start + self.shape.blocks[number])
@@ -325,7 +325,7 @@ class Decoder(nn.Module):
         mean = {name: value.mean(dim=0, keepdim=True) for name, value in noise.items()}
         return self.stacked(torch.tensor([0])) | mean
 
-    def of_population(self, parameters: Parameters) -> Self:
+    def for_population(self, parameters: Parameters) -> Self:
         """Return a decoder with the parameters of one population and these batch offsets."""
         noise = {entry.name: parameters[entry.name][None] for entry in fields(self.observation_model)}
         state = {"loadings.weight": parameters["loadings"], "loadings.bias": parameters["offset"]}

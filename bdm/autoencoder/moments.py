@@ -90,7 +90,7 @@ class PopulationMoments:
         """Add the moments of other populations; an existing name is replaced."""
         return updated([self, added], by="populations")
 
-    def mixture(self, populations: tuple[str, ...]) -> Normal:
+    def mixture_moments(self, populations: tuple[str, ...]) -> Normal:
         """Return the moments of a mixture of populations, weighted as in training."""
         members = [self.populations.index(name) for name in populations]
         weight = self.weight[members] / self.weight[members].sum()
@@ -214,7 +214,7 @@ class Mixture:
 
     def sample(self, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells, cells x dimensions."""
-        component = choose(self.weight.expand(n_cells, -1), generator)
+        component = sample_components(self.weight.expand(n_cells, -1), generator)
         noise = torch.randn(n_cells, self.mean.shape[1], generator=generator, dtype=torch.float64)
         x = self.mean[component]
         for number in component.unique():
@@ -291,7 +291,7 @@ def denoised_by_mixture(
     return torch.einsum("kn,knd->nd", share, clean)
 
 
-def choose(probability: Tensor, generator: torch.Generator) -> Tensor:
+def sample_components(probability: Tensor, generator: torch.Generator) -> Tensor:
     """Sample a column for each row of probabilities, from one uniform number per row."""
     position = torch.rand(len(probability), 1, generator=generator, dtype=torch.float64)
     cumulative = probability.double().cumsum(dim=1)

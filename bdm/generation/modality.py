@@ -157,9 +157,9 @@ class PopulationPosterior:
             model,
             name,
             model.autoencoder.type_code(name),
-            CountAutoencoder.from_decoder(network.decoder.of_block(0), network.prior_mean),
+            CountAutoencoder.from_decoder(network.decoder.for_block(0), network.prior_mean),
             Normal(mean, colour @ model.moments.covariance[row].double() @ colour),
-            network.decoder.of_block(model.autoencoder.modalities.index(modality)),
+            network.decoder.for_block(model.autoencoder.modalities.index(modality)),
             model.layout.index(modality.size_name) - 1 if modality.normalised else None,
             has_levels=not modality.normalised and name in model.levels,
         )

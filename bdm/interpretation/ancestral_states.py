@@ -89,7 +89,7 @@ def compute_commitment(model: BranchedModel, states: AncestralStates, contrast: 
     """
     share = states.expression[contrast.node].to_numpy() / 1e4
     sides = contrast.inside, contrast.outside
-    shared = commitment_along(gene_directions(model, share), *map(model.moments.mixture, sides))
+    shared = commitment_along(gene_directions(model, share), *map(model.moments.mixture_moments, sides))
     inside, outside = (type_specific_shift(model, side) for side in sides)
     return replace(shared, shift=shared.shift + inside - outside)
 

@@ -394,6 +394,6 @@ def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
 def log_expression(model: BranchedModel, name: str, *, type_specific: bool) -> np.ndarray:
     """Decode the mean latent of a type or population to log expression."""
     populations = model.autoencoder.populations_of(name)
-    y = model.whitening.inverse(model.moments.mixture(populations).mean[None])
+    y = model.whitening.inverse(model.moments.mixture_moments(populations).mean[None])
     decoder = model.autoencoder.network_of(name if type_specific else None).decoder
     return decoder.decode(y[:, model.layout.latent])[0].double().numpy()

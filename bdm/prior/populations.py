@@ -26,8 +26,8 @@ class BranchPopulations:
     axes: Tensor  # principal axes in columns, branches x dimensions x dimensions
     variance: Tensor  # along the axes, branches x dimensions
     log_weight: Tensor  # log share of each branch in training, up to a constant
-    lower: Tensor
-    upper: Tensor
+    lower: Tensor  # lowest noise level at which a branch is one component
+    upper: Tensor  # noise level from which its parent replaces it
     below: Tensor  # whether a branch (column) is the same as another (row) or a descendant of it
 
     @classmethod
@@ -39,7 +39,7 @@ class BranchPopulations:
         row = {name: i for i, name in enumerate(names)}
         weight = dict(zip(moments.populations, moments.weight.double().tolist(), strict=True))
         leaves_of_branches = [tuple(hierarchy.leaves(name)) for name in names]
-        normals = [moments.mixture(leaves) for leaves in leaves_of_branches]
+        normals = [moments.mixture_moments(leaves) for leaves in leaves_of_branches]
         axes, variance = principal_axes(torch.stack([normal.covariance for normal in normals]))
         below = torch.eye(len(names), dtype=torch.bool)
         for branch in reversed(hierarchy.branches):  # children before their parents
@@ -58,9 +58,9 @@ class BranchPopulations:
 
     def joined(self, other: BranchPopulations) -> BranchPopulations:
         """Add branches without changing the mixtures of existing ones."""
-        rows = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
-        square = torch.block_diag(*(below.to(torch.uint8) for below in rows.pop("below"))).bool()
-        return BranchPopulations(**{name: torch.cat(both) for name, both in rows.items()}, below=square)
+        pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        below = torch.block_diag(*(mask.to(torch.uint8) for mask in pairs.pop("below"))).bool()
+        return BranchPopulations(**{name: torch.cat(pair) for name, pair in pairs.items()}, below=below)
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +81,7 @@ class BranchPopulations:
         return self.below[branch] & active
 
     def mixture(self, branch: int, sigma: float) -> Mixture:
-        """Return the clean mixture of a branch with its components at a noise level."""
+        """Return the mixture of a branch without noise, with its components at noise level ``sigma``."""
         level, index = torch.tensor([sigma], device=self.device), torch.tensor([branch], device=self.device)
         members = self.components(level, index)[0].nonzero().squeeze(1)
         mean, axes, variance = (tensor[members].cpu().double() for tensor in (self.mean, self.axes, self.variance))
@@ -113,7 +113,7 @@ class BranchPopulations:
         """Denoise cells by the mixtures of their branches, see :meth:`LatentPrior.denoise`."""
         components = self.components(sigma, branch)
         with torch.autocast("cuda", enabled=False):
-            if len(components) == 1:
+            if len(components) == 1:  # all cells have the same components
                 members = components[0].nonzero().squeeze(1)
                 log_weight, mean, axes, variance = (
                     tensor[members] for tensor in (self.log_weight, self.mean, self.axes, self.variance)

@@ -17,13 +17,7 @@ from bdm._core.seeds import torch_generator
 from bdm.autoencoder.moments import Mixture, Normal
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.prior.base import Sampler
-from bdm.prior.transport import (
-    AffineMap,
-    MixtureMap,
-    gaussian_transport,
-    gaussian_trend,
-    normal_flow,
-)
+from bdm.prior.transport import AffineMap, MixtureMap, gaussian_transport, gaussian_trend, normal_flow
 from bdm.settings import SamplerSettings
 
 if TYPE_CHECKING:
@@ -38,7 +32,7 @@ SIGMA_MIN = 0.1  # in whitened units; below it the denoised x hardly changes
 
 @dataclass(frozen=True, eq=False)
 class HierarchicalSampler(Sampler):
-    """Sample from the root down: decode each branch, then transport cells to its child.
+    """Sample from the root down: denoise cells along each branch, then transport them to its child.
 
     Cells are whitened, cells x dimensions. Paths without a network need no solver, as their populations have a closed
     form. Results depend on the arguments and the generator alone, not on earlier calls.
@@ -59,7 +53,7 @@ class HierarchicalSampler(Sampler):
         return mask
 
     @cached_property
-    def population(self) -> Callable[[int, float], Mixture]:
+    def mixture(self) -> Callable[[int, float], Mixture]:
         """Cached :meth:`bdm.prior.populations.BranchPopulations.mixture`."""
         return cache(self.prior.populations.mixture)
 
@@ -68,20 +62,20 @@ class HierarchicalSampler(Sampler):
         """Cached function: transport from one branch to another (by row) at a noise level."""
         return cache(
             lambda source, target, sigma: MixtureMap(
-                self.population(source, sigma).noised(sigma), self.population(target, sigma).noised(sigma)
+                self.mixture(source, sigma).noised(sigma), self.mixture(target, sigma).noised(sigma)
             )
         )
 
     @cached_property
     def trend(self) -> Callable[[int, float], AffineMap]:
         """Cached function: :func:`gaussian_trend` of a branch (by row) at a noise level."""
-        return cache(lambda branch, sigma: gaussian_trend(self.population(branch, sigma).moments, sigma))
+        return cache(lambda branch, sigma: gaussian_trend(self.mixture(branch, sigma).moments, sigma))
 
     def normal(self, name: str) -> Normal:
         """Return the clean moments of a population."""
-        return self.population(self.hierarchy.rows[name], 0.0).moments
+        return self.mixture(self.hierarchy.rows[name], 0.0).moments
 
-    def levels(self, high: float, low: float) -> list[float]:
+    def solver_levels(self, high: float, low: float) -> list[float]:
         """Return the noise levels of the solver from ``high`` to ``low``."""
         return noise_levels(high, low, sigma_max=self.hierarchy.sigma_max, n_levels=self.settings.n_levels)
 
@@ -98,64 +92,63 @@ class HierarchicalSampler(Sampler):
 
     def start_branch(self, segment: Segment, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells at the upper end of a branch, cells x dimensions."""
-        return sample_noised(self.population(segment.row, segment.high), segment.high, n_cells, generator)
+        return sample_noised(self.mixture(segment.row, segment.high), segment.high, n_cells, generator)
 
-    def single_normal(self, segment: Segment, low: float) -> Normal | None:
+    def single_normal(self, segment: Segment) -> Normal | None:
         """Return the normal of a branch that needs no solver: no network, one component."""
-        population = self.population(segment.row, low)  # the lowest level has the most components
-        return population.moments if population.n_components == 1 and not self.uses_network[segment.row] else None
+        mixture = self.mixture(segment.row, segment.low)  # the lowest level has the most components
+        return mixture.moments if mixture.n_components == 1 and not self.uses_network[segment.row] else None
 
     @torch.no_grad()
-    def decode_branch(self, segment: Segment, x: Tensor) -> Tensor:
+    def descend_branch(self, segment: Segment, x: Tensor) -> Tensor:
         """Move cells from the upper to the lower end of a branch."""
-        high, low = segment.high, segment.low
-        if normal := self.single_normal(segment, low):
-            return normal_flow(normal, high, low)(x)
-        return self.solve(segment.row, x, self.levels(high, low))
+        if normal := self.single_normal(segment):
+            return normal_flow(normal, segment.high, segment.low)(x)
+        return self.solve(segment.row, x, self.solver_levels(segment.high, segment.low))
 
     @torch.no_grad()
-    def encode_branch(self, segment: Segment, x: Tensor) -> Tensor:
+    def ascend_branch(self, segment: Segment, x: Tensor) -> Tensor:
         """Move cells from the lower to the upper end of a branch.
 
-        Inverse of :meth:`decode_branch`, except from level 0 to ``SIGMA_MIN``, where the branch is approximated by one
+        Inverse of :meth:`descend_branch`, except from level 0 to ``SIGMA_MIN``, where the branch is approximated by one
         normal.
         """
         high, branch = segment.high, segment.row
-        if normal := self.single_normal(segment, segment.low):
+        if normal := self.single_normal(segment):
             return normal_flow(normal, segment.low, high)(x)
         low = min(max(segment.low, SIGMA_MIN), high)
         if low > segment.low:
-            x = normal_flow(self.population(branch, low).moments, segment.low, low)(x)
-        return x if low == high else self.solve(branch, x, self.levels(high, low)[::-1])
+            x = normal_flow(self.mixture(branch, low).moments, segment.low, low)(x)
+        return x if low == high else self.solve(branch, x, self.solver_levels(high, low)[::-1])
 
-    def encode_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
-        """Encode cells along a path (top to bottom) up to an ancestor (by row)."""
+    def ascend_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
+        """Move cells up a path (segments top to bottom) to an ancestor (by row)."""
         above = [ancestor, *(segment.row for segment in segments)]
         for parent, segment in reversed(list(zip(above, segments, strict=False))):
-            x = self.encode_branch(segment, x)
+            x = self.ascend_branch(segment, x)
             x = self.transport(segment.row, parent, segment.high, x, generator)
         return x
 
-    def decode_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
-        """Decode cells of an ancestor (by row) along a path below it."""
+    def descend_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
+        """Move cells of an ancestor (by row) down a path below it."""
         for segment in segments:
             x = self.transport(ancestor, segment.row, segment.high, x, generator)
-            x = self.decode_branch(segment, x)
+            x = self.descend_branch(segment, x)
             ancestor = segment.row
         return x
 
     def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
         """Convert cells of one population to another through their common ancestor.
 
-        Cells are encoded up to the ancestor by the probability-flow ODE, then decoded. If no branch on the way has a
-        network, optimal transport between the two normals at the ancestor's level replaces both paths; it preserves the
-        relative position of cells and is invertible.
+        The probability-flow ODE moves cells up to the ancestor, then down. If no branch on the way has a network,
+        optimal transport between the two normals at the ancestor's level connects both paths; it preserves the relative
+        position of cells and is invertible.
         """
         ancestor = self.hierarchy.common_ancestor(population, to)
         up, down = (self.hierarchy.path_below(ancestor, name) for name in (population, to))
         level, top = ancestor.level, self.hierarchy.rows[ancestor.name]
         if any(self.uses_network[segment.row] for segment in (*up, *down)):
-            return self.decode_path(top, down, self.encode_path(top, up, x, generator), generator)
+            return self.descend_path(top, down, self.ascend_path(top, up, x, generator), generator)
         x = normal_flow(self.normal(population), 0, level)(x)
         x = gaussian_transport(self.normal(population), self.normal(to), level)(x)
         return normal_flow(self.normal(to), level, 0)(x)
@@ -163,19 +156,18 @@ class HierarchicalSampler(Sampler):
     def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample independent cells of a population, cells x dimensions.
 
-        Sampling starts at the upper end of the first branch with a network. Below the last one, the population is
-        normal.
+        Sampling starts at the upper end of the first branch with a network. Below the last one, a single segment in
+        closed form leads to the population.
         """
         path = self.hierarchy.path(population)
         with_network = [i for i, segment in enumerate(path) if self.uses_network[segment.row]]
         if not with_network:
-            mixture = self.population(self.hierarchy.rows[population], 0.0)
-            return sample_noised(mixture, 0.0, n_cells, generator)
+            return sample_noised(self.mixture(self.hierarchy.rows[population], 0.0), 0.0, n_cells, generator)
         first, last = path[with_network[0]], path[with_network[-1]]
-        x = self.decode_branch(first, self.start_branch(first, n_cells, generator))
-        x = self.decode_path(first.row, path[with_network[0] + 1 : with_network[-1] + 1], x, generator)
+        x = self.descend_branch(first, self.start_branch(first, n_cells, generator))
+        x = self.descend_path(first.row, path[with_network[0] + 1 : with_network[-1] + 1], x, generator)
         below = [] if last is path[-1] else [replace(path[-1], high=last.low)]
-        return self.decode_path(last.row, below, x, generator)
+        return self.descend_path(last.row, below, x, generator)
 
     def sample_shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
         """Sample cells with shared ancestors at the lower end of each branch.
@@ -197,11 +189,11 @@ class HierarchicalSampler(Sampler):
                     x = self.transport(parent, segment.row, segment.high, samples[above], generator)
                 else:  # ancestors depend on the root's row, even if it has no length
                     x = self.start_branch(segment, n_cells, torch_generator(seed, root))
-                samples[current] = self.decode_branch(segment, x) if segment.high > segment.low else x
+                samples[current] = self.descend_branch(segment, x) if segment.high > segment.low else x
         return {branch: samples[self.path_to_lower_end(branch)] for branch in branches}
 
     def path_to_lower_end(self, branch: str) -> tuple[Segment, ...]:
-        """Return the path from the root to a branch, which may have length 0."""
+        """Return the path from the root to the lower end of a branch, with its segment even if that has length 0."""
         path, end = self.hierarchy.path(branch), self.hierarchy.segment(branch)
         if path and path[-1].row == end.row:
             return path
@@ -231,9 +223,9 @@ def warn_of_unused_levels(sampler: Sampler) -> None:
         logger.warning("`n_levels=%d` has no effect: no branch of this model has a network.", n_levels)
 
 
-def sample_noised(population: Mixture, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
-    """Sample noised cells of a population, cells x dimensions."""
-    return population.noised(sigma).sample(n_cells, generator).float()
+def sample_noised(mixture: Mixture, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
+    """Sample noised cells of a clean mixture, cells x dimensions."""
+    return mixture.noised(sigma).sample(n_cells, generator).float()
 
 
 # ---- solver
@@ -262,7 +254,7 @@ def dpm_solver(denoise: DenoiseOnBranch, x: Tensor, sigmas: list[float], *, tren
 
     The denoiser is evaluated once per step. Each step is exact for a denoised x that is linear in log sigma,
     extrapolated from the last two evaluations; in the first step, from ``trend``, the derivative of the denoised x by
-    log sigma (cells x dimensions). ``sigmas`` decrease to decode and increase to encode; only the last may be 0.
+    log sigma (cells x dimensions). ``sigmas`` decrease to denoise and increase to add noise; only the last may be 0.
     """
     previous, step = None, 0.0
     for sigma, sigma_next in pairwise(sigmas):

@@ -14,9 +14,7 @@ from scipy.optimize import linprog
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from bdm.autoencoder.moments import Mixture, Normal, choose, matrix_power
-
-N_UPDATES = 1000  # majorisation steps of an unbalanced coupling
+from bdm.autoencoder.moments import Mixture, Normal, matrix_power, sample_components
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class AffineMap:
 def gaussian_transport(source: Normal, target: Normal, sigma: float) -> AffineMap:
     """Return the optimal transport map between two clean normals after adding noise.
 
-    The map from v to u is ``m_u + A (x - m_v)``. With ``S = covariance + sigma**2 I``,
-    ``A = S_v^-1/2 (S_v^1/2 S_u S_v^1/2)^1/2 S_v^-1/2`` (Dowson & Landau 1982, J Multivar Anal 12:450).
+    The map from normal i to normal j is ``m_j + A (x - m_i)``. With ``S = covariance + sigma**2 I``,
+    ``A = S_i^-1/2 (S_i^1/2 S_j S_i^1/2)^1/2 S_i^-1/2`` (Dowson & Landau 1982, J Multivar Anal 12:450).
     """
     noised_source, noised_target = (Mixture.from_normals([normal]).noised(sigma) for normal in (source, target))
     return _component_map(noised_source, 0, noised_target, 0)
@@ -82,8 +80,8 @@ class MixtureMap:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Map cells, cells x dimensions."""
-        i = choose(self.source.responsibilities(x), generator)
-        j = choose(self.plan[i], generator)
+        i = sample_components(self.source.responsibilities(x), generator)
+        j = sample_components(self.plan[i], generator)
         mapped = torch.empty_like(x)
         pairs = i * self.target.n_components + j
         for pair in pairs.unique().tolist():
@@ -101,47 +99,6 @@ def coupling(source: Mixture, target: Mixture) -> Tensor:
     """
     cost = cdist(_component_points(source).numpy(), _component_points(target).numpy())
     return torch.from_numpy(optimal_coupling(source.weight.numpy(), target.weight.numpy(), cost))
-
-
-def _component_points(mixture: Mixture) -> Tensor:
-    """Return a vector for each component; their distances are the costs of :func:`coupling`."""
-    return torch.cat([mixture.mean, mixture.roots.flatten(1)], dim=1)
-
-
-def unbalanced_coupling(source: Mixture, target: Mixture, strength: float = 0.05) -> Tensor:
-    """Couple the components of two mixtures with growth: log masses, source x target.
-
-    Minimises the squared cost of :func:`coupling`, divided by its mean, plus ``strength`` times the Kullback-Leibler
-    divergence of the marginals from the weights, by majorisation (Chapel et al. 2021, NeurIPS).
-    """
-    cost = torch.cdist(_component_points(source), _component_points(target)) ** 2
-    mass = torch.outer(source.weight, target.weight)
-    cost, mass = cost / (2 * strength * (mass * cost).sum().clamp(min=1e-30)), mass.log()
-    for _ in range(N_UPDATES):
-        growth = (source.weight.log() - mass.logsumexp(dim=1))[:, None] + target.weight.log() - mass.logsumexp(dim=0)
-        mass = mass - cost + growth / 2
-    return mass
-
-
-def normal_flow(population: Normal, high: float, low: float) -> AffineMap:
-    """Solve the probability-flow ODE of a normal population from noise level ``high`` to ``low``.
-
-    The ODE keeps the position of a cell along each principal axis, in standard deviations of the noised population.
-    ``low`` may exceed ``high``.
-    """
-    variance, axes = torch.linalg.eigh(population.covariance.double())
-    variance = variance.clamp(min=1e-10 * float(variance[-1]) + 1e-30)
-    mean = population.mean.double()
-    return AffineMap(mean, (axes * ((variance + low**2) / (variance + high**2)).sqrt()) @ axes.T, mean)
-
-
-def gaussian_trend(population: Normal, sigma: float) -> AffineMap:
-    """Return the derivative of the denoised x by log sigma for a normal."""
-    covariance = population.covariance.double()
-    noised = torch.linalg.inv(covariance + sigma**2 * torch.eye(len(covariance), dtype=torch.float64))
-    matrix = -(sigma**2) * covariance @ noised @ noised
-    mean = population.mean.double()
-    return AffineMap(mean, matrix, torch.zeros_like(mean))
 
 
 def optimal_coupling(source: np.ndarray, target: np.ndarray, cost: np.ndarray) -> np.ndarray:
@@ -162,3 +119,48 @@ def optimal_coupling(source: np.ndarray, target: np.ndarray, cost: np.ndarray) -
     total = mass.sum(axis=1, keepdims=True)
     # sources below the tolerance of the solver may have no mass
     return np.where(total > 0, mass / np.where(total > 0, total, 1), target)
+
+
+N_UPDATES = 1000  # majorisation steps of an unbalanced coupling
+
+
+def unbalanced_coupling(source: Mixture, target: Mixture, strength: float = 0.05) -> Tensor:
+    """Couple the components of two mixtures that may grow and shrink; returns log masses, source x target.
+
+    Minimises the squared cost of :func:`coupling`, divided by its mean, plus ``strength`` times the Kullback-Leibler
+    divergence of the marginals from the weights, by majorisation (Chapel et al. 2021, NeurIPS).
+    """
+    cost = torch.cdist(_component_points(source), _component_points(target)) ** 2
+    mass = torch.outer(source.weight, target.weight)
+    cost, log_mass = cost / (2 * strength * (mass * cost).sum().clamp(min=1e-30)), mass.log()
+    for _ in range(N_UPDATES):
+        growth = (source.weight.log() - log_mass.logsumexp(dim=1))[:, None]
+        growth = growth + target.weight.log() - log_mass.logsumexp(dim=0)
+        log_mass = log_mass - cost + growth / 2
+    return log_mass
+
+
+def _component_points(mixture: Mixture) -> Tensor:
+    """Return a vector for each component; their distances are the costs of :func:`coupling`."""
+    return torch.cat([mixture.mean, mixture.roots.flatten(1)], dim=1)
+
+
+def normal_flow(normal: Normal, high: float, low: float) -> AffineMap:
+    """Solve the probability-flow ODE of a normal from noise level ``high`` to ``low``.
+
+    The ODE keeps the position of a cell along each principal axis, in standard deviations of the noised normal.
+    ``low`` may exceed ``high``.
+    """
+    variance, axes = torch.linalg.eigh(normal.covariance.double())
+    variance = variance.clamp(min=1e-10 * float(variance[-1]) + 1e-30)
+    mean = normal.mean.double()
+    return AffineMap(mean, (axes * ((variance + low**2) / (variance + high**2)).sqrt()) @ axes.T, mean)
+
+
+def gaussian_trend(normal: Normal, sigma: float) -> AffineMap:
+    """Return the derivative of the denoised x by log sigma for a normal."""
+    covariance = normal.covariance.double()
+    noised = torch.linalg.inv(covariance + sigma**2 * torch.eye(len(covariance), dtype=torch.float64))
+    matrix = -(sigma**2) * covariance @ noised @ noised
+    mean = normal.mean.double()
+    return AffineMap(mean, matrix, torch.zeros_like(mean))

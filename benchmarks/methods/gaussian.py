@@ -12,8 +12,7 @@ class NormalTypes(HierarchicalSampler):
 
     def sample(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one type, cells x dimensions."""
-        population = self.population(self.hierarchy.rows[cell_type], 0.0)
-        return sample_noised(population, 0.0, n_cells, generator)
+        return sample_noised(self.mixture(self.hierarchy.rows[cell_type], 0.0), 0.0, n_cells, generator)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def by_linear_map(model: BranchedModel) -> Transmute:
     """Apply the optimal linear map between the moments of the populations."""
 
     def move(x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
-        return gaussian_transport(model.moments.mixture((population,)), model.moments.mixture((to,)), 0)(x)
+        source, target = (model.moments.mixture_moments((name,)) for name in (population, to))
+        return gaussian_transport(source, target, 0)(x)
 
     return move
 
