@@ -18,9 +18,9 @@ from bdm.autoencoder import adapters, softmax
 from bdm.autoencoder import fit_autoencoder as fitting
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.blocks import sample_rows, type_codes
 from bdm.autoencoder.decoder import BATCH_OFFSET_SCALE, TYPE_DISPERSION_SCALE, AutoencoderShape
 from bdm.autoencoder.fit_autoencoder import Objective, divide, fit_autoencoder, with_sub_populations
+from bdm.autoencoder.inputs import sample_rows, type_codes
 from bdm.autoencoder.latent import encode, populations_of_cells
 from bdm.autoencoder.network import MEMORY, CountAutoencoder, Posterior, laplace_posterior, log_normalise
 from bdm.autoencoder.observation import NegativeBinomial
@@ -639,7 +639,7 @@ def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
     monkeypatch.setattr(fitting, "N_TRAINING", 100)
     monkeypatch.setattr(fitting, "N_HELD_OUT", 20)
     few = {"train": 20, "validation": 20, "start": 20}
-    monkeypatch.setattr("bdm.autoencoder.blocks.N_SAMPLED_PER_TYPE", few)
+    monkeypatch.setattr("bdm.autoencoder.inputs.N_SAMPLED_PER_TYPE", few)
     monkeypatch.setattr(adapters, "MAX_CELLS", {"train": 30, "validation": 5})
     read = []
 

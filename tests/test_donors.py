@@ -197,7 +197,7 @@ def test_cells_of_a_donor_vary_less_than_all(donor_model):
     generator = torch.Generator().manual_seed(0)
     x = mean + torch.randn(3000, len(mean), generator=generator) @ torch.linalg.cholesky(covariance).T
     donor = np.arange(3000) % 300
-    moved = drawn.within(population, x, donor)
+    moved = drawn.at_donors(x, population, donor)
     centred = moved - torch.stack([moved[donor == number].mean(dim=0) for number in range(300)])[donor]
     assert centred.square().sum() < (x - x.mean(dim=0)).square().sum()
     size = model.whitening.inverse(moved)[:, -1], model.whitening.inverse(x)[:, -1]
@@ -213,7 +213,7 @@ def test_added_types_have_no_effects_of_donors(donor_model, small_settings, tmp_
     drawn = model.model.donors.sample(2, numpy_generator(4, "donors"))
     assert not drawn.log_expression("new").any()
     x = torch.zeros(3, len(model.model.layout.names))
-    assert drawn.within("new", x, np.array([0, 1, 1])) is x
+    assert drawn.at_donors(x, "new", np.array([0, 1, 1])) is x
     assert drawn.log_expression("type0").any()
     assert {"new", "type0", "type1"} <= {name.partition("/")[0] for name in drawn.proportions}
     model.save(tmp_path / "extended")

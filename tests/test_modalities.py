@@ -25,8 +25,8 @@ from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_together
 from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
 from bdm.autoencoder.fit_autoencoder import Objective
 from bdm.autoencoder.latent import encode, latent_cells
-from bdm.autoencoder.levels import mapped, quantiles
 from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.protein_levels import map_quantiles, quantiles
 from bdm.autoencoder.softmax import OWN_MEAN_SCALE, AdapterSettings, Blocks
 from bdm.data.cells import Cells
 from bdm.data.modalities import (
@@ -51,7 +51,7 @@ from bdm.generation.modality import find_modality, match_request, predict_modali
 from bdm.generation.request import request_cells
 from bdm.interpretation.contrasts import Differences, Log2FoldChange
 from bdm.model.donors import fit_donors
-from bdm.model.fit_model import generated_levels
+from bdm.model.fit_model import measure_protein_levels
 from bdm.model.model import BranchedModel
 from bdm.pl import write_result
 from bdm.settings import (
@@ -377,7 +377,7 @@ def generated(model: BranchedModel, request: int | dict[str, int]) -> AnnData:
 def test_mapped_counts_have_the_other_quantiles_in_the_same_order():
     rng = np.random.default_rng(0)
     before, after = rng.negative_binomial(2, 0.1, (5000, 2)), rng.poisson((2, 300), (5000, 2))
-    found = mapped(before, *(quantiles(counts, rng, n_cells=5000) for counts in (before, after)), rng)
+    found = map_quantiles(before, *(quantiles(counts, rng, n_cells=5000) for counts in (before, after)), rng)
     assert (found == found.round()).all()
     assert (found >= 0).all()
     share = np.arange(0.05, 1, 0.1)
@@ -385,7 +385,7 @@ def test_mapped_counts_have_the_other_quantiles_in_the_same_order():
     ends = pd.Series(found[:, 1]).groupby(before[:, 1]).agg(["min", "max"])
     assert (ends["max"].to_numpy()[:-1] <= ends["min"].to_numpy()[1:]).all()
     same = quantiles(before, rng, n_cells=5000)
-    np.testing.assert_array_equal(mapped(before, same, same, rng), before)
+    np.testing.assert_array_equal(map_quantiles(before, same, same, rng), before)
 
 
 def test_levels_disclose_no_single_cell():
@@ -693,7 +693,7 @@ def test_expected_proteins_are_the_means_of_their_counts(multi_model):
     autoencoder = multi_model.model.autoencoder
     levels = {name: of + 1 for name, of in autoencoder.levels.items()}
     model = replace(multi_model.model, autoencoder=replace(autoencoder, levels=levels))
-    model = replace(model, levels=generated_levels(model, levels, seed=0))
+    model = replace(model, levels=measure_protein_levels(model, levels, seed=0))
     cells = simulate_cells(model, read_design(PLANTED | {"expected": True}))
     at, changed = modalities_of(cells.var)[1].features, (cells.obs["condition"] == "stimulated").to_numpy()
     for rows in (changed, ~changed):

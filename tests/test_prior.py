@@ -600,14 +600,14 @@ def test_gain_is_paired_by_cell():
     nothing = held_out.compare(remainder)
     assert (nothing.by_branch["gain"].dropna() == 0).all()
     assert not nothing.by_branch["kept"].any()
-    assert nothing.loss == held_out.closed_form
+    assert nothing.loss == held_out.closed_form_loss
     with torch.no_grad():
         network.leave.bias.fill_(-0.5)
     gained = held_out.compare(remainder)
     leaf = gained.by_branch.iloc[data_of(planted()).hierarchy.rows["a"]]
     assert leaf["kept"]
     assert leaf["n_cells"] == int((chosen & (planted().population == 0)).sum())
-    assert gained.loss < held_out.closed_form
+    assert gained.loss < held_out.closed_form_loss
     twice = replace(held_out, **{name: torch.cat([getattr(held_out, name)] * 2) for name in TENSOR_FIELDS})
     twice = replace(twice, cell=np.tile(held_out.cell, 2), weight=np.tile(held_out.weight, 2))
     np.testing.assert_allclose(twice.compare(remainder).by_branch["gain"], gained.by_branch["gain"])
@@ -693,7 +693,7 @@ def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
     settings, cpu = TrainSettings(width=32, n_layers=2, n_steps=300, averaging=0.98), torch.device("cpu")
     network = BranchNetwork.initial(data, settings, seed=0)
     loss = DiffusionPrior.loss_class(
-        data, torch.arange(1500), DiffusionPrior.denoised_by, fit.prior.populations, settings, cpu
+        data, torch.arange(1500), DiffusionPrior.denoise_with, fit.prior.populations, settings, cpu
     )
     training = fit.history["training"]
     n_steps = int(training["step"][training["validation"].idxmin()])

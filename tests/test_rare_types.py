@@ -10,9 +10,8 @@ from bdm.api import BranchedDiffusion
 from bdm.autoencoder.latent import LatentCells
 from bdm.autoencoder.moments import Whitening, population_moments, sampling_variance, without_prior
 from bdm.commands.hierarchy import summary_of_tree
-from bdm.hierarchy.build import MIN_LEVEL, attachment_point, branch_level, build_hierarchy
+from bdm.hierarchy.build import FEW_CELLS, MIN_LEVEL, attachment_point, branch_level, build_hierarchy
 from bdm.hierarchy.clustering import (
-    FEW_CELLS,
     MeasuredMeans,
     clade_support,
     cluster_means,

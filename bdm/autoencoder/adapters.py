@@ -19,7 +19,7 @@ from bdm._core.parallel import threads
 from bdm._core.progress import progress
 from bdm._core.seeds import to_tensor, torch_generator
 from bdm._core.store import concat, take, updated
-from bdm.autoencoder.blocks import (
+from bdm.autoencoder.inputs import (
     batch_codes,
     batch_names,
     evidence_lower_bounds,

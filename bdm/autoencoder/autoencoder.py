@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bdm._core.store import concat
 from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.blocks import codes_of
-from bdm.autoencoder.levels import protein_columns
+from bdm.autoencoder.inputs import codes_of
 from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.protein_levels import protein_columns
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.data.modalities import Modality, modalities_of, size_names
 
@@ -37,7 +37,7 @@ class GeneAutoencoder:
     provenance
         Version, seed, settings and hash of the data.
     bounds
-        Mean evidence lower bound by type, see :func:`bdm.autoencoder.blocks.mean_bound_by_type`. From validation cells;
+        Mean evidence lower bound by type, see :func:`bdm.autoencoder.inputs.mean_bound_by_type`. From validation cells;
         from training cells if there are none.
     network_types
         Types of the shared network, in its order: cell types, then sub-populations.
@@ -46,7 +46,7 @@ class GeneAutoencoder:
     adapters
         Type-specific decoders.
     levels
-        Quantiles of the proteins in the training cells of each population, see :mod:`bdm.autoencoder.levels`.
+        Quantiles of the proteins in the training cells of each population, see :mod:`bdm.autoencoder.protein_levels`.
     """
 
     network: CountAutoencoder

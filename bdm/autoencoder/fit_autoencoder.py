@@ -18,7 +18,8 @@ from bdm._core.store import concat
 from bdm._core.training import TrainingPlan, train
 from bdm.autoencoder.adapters import N_TRAINING_ITERATIONS, Adapters, bounds_of_population, fit_adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.blocks import (
+from bdm.autoencoder.decoder import AutoencoderShape
+from bdm.autoencoder.inputs import (
     batch_codes,
     batch_names,
     cell_blocks,
@@ -30,9 +31,8 @@ from bdm.autoencoder.blocks import (
     type_codes,
     type_names,
 )
-from bdm.autoencoder.decoder import AutoencoderShape
-from bdm.autoencoder.levels import protein_columns, training_levels
 from bdm.autoencoder.network import CountAutoencoder, Posterior
+from bdm.autoencoder.protein_levels import protein_columns, training_levels
 from bdm.autoencoder.sub_populations import (
     SubPopulations,
     classify,

@@ -16,7 +16,7 @@ from bdm._core.parallel import threads
 from bdm._core.seeds import to_tensor
 from bdm._core.store import checksum_of
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.blocks import batch_codes
+from bdm.autoencoder.inputs import batch_codes
 from bdm.data.matrix import Matrix, blocks_of_rows, write_h5ad
 from bdm.data.modalities import LIBRARY_SIZE
 from bdm.data.read import read_cells

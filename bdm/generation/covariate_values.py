@@ -82,7 +82,7 @@ def limit_range(
     the option that allows other values, for errors.
     """
     low, high = range_of(name, value)
-    trained = {cell_type: effects.range(cell_type, name) or (low, high) for cell_type in cell_types}
+    trained = {cell_type: effects.training_range(cell_type, name) or (low, high) for cell_type in cell_types}
     limited = {
         cell_type: (low, high) if extrapolate else (max(low, first), min(high, last))
         for cell_type, (first, last) in trained.items()
@@ -134,11 +134,11 @@ def set_covariates(
         if name in at:
             ends = limit_range(effects, [cell_type], name, at[name], extrapolate=extrapolate)[cell_type]
             values[:, column] = spread_evenly(*ends, len(values), name, effects)
-        elif (trained := effects.range(cell_type, name)) is not None:
+        elif (trained := effects.training_range(cell_type, name)) is not None:
             beyond |= (values[:, column] < trained[0]) | (values[:, column] > trained[1])
     if beyond.any():
         logger.warning(
-            "%s have values that no training cell of %r has, and become cells as at the nearest of these.",
+            "%s have covariates beyond the training cells of %r; they become cells as at the nearest training value.",
             counted(int(beyond.sum()), "cell"),
             cell_type,
         )

@@ -34,8 +34,8 @@ EXPECTED = "expected"  # layer of expected counts
 
 
 @dataclass(frozen=True)
-class Block:
-    """A block of generated cells."""
+class GeneratedBlock:
+    """Generated cells that are in memory together."""
 
     counts: sp.csr_matrix  # cells x genes
     latent: np.ndarray  # cells x latent dimensions
@@ -50,7 +50,7 @@ class GeneratedCells:
 
     obs: pd.DataFrame  # columns that are known before generation; see :meth:`whole_obs`
     var: pd.DataFrame
-    blocks: Iterator[Block]  # all cells in the order of ``obs``; can be read once
+    blocks: Iterator[GeneratedBlock]  # all cells in the order of ``obs``; can be read once
     populations: tuple[str, ...] = ()  # names of all populations
     # varm, uns: as in AnnData
     varm: Mapping[str, pd.DataFrame] = field(default_factory=dict)
@@ -126,10 +126,10 @@ def generated_cells(
     chunks = shared_chunks if settings.shared_ancestors else independent_chunks
     values = draw_covariates(model, request.table, seed)
 
-    def decode(chunk: Chunk) -> Block:
+    def decode(chunk: Chunk) -> GeneratedBlock:
         return decode_chunk(model, request, chunk, seed, values.get(chunk.population))
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[GeneratedBlock]:
         keep_freed_memory()
         with threads() as run:
             yield from run(decode, chunks(sampler, request, seed, run))
@@ -217,24 +217,24 @@ def _progress(chunks: Iterator[Item], n: int) -> Iterator[Item]:
 
 
 def decode_chunk(
-    model: BranchedModel, request: Request, chunk: Chunk, seed: int, values: np.ndarray | None = None
-) -> Block:
+    model: BranchedModel, request: Request, chunk: Chunk, seed: int, covariates: np.ndarray | None = None
+) -> GeneratedBlock:
     """Sample the counts of a chunk in portions of one size.
 
-    With a fixed size, results do not depend on the number of cells, not even in the last digit. ``values``: covariates
-    of all cells of the population, cells x covariates.
+    With a fixed size, results do not depend on the number of cells, not even in the last digit. ``covariates`` are the
+    values of all cells of the population, cells x covariates.
     """
     counts, latent = [], []
     for portion in portions_of(chunk):
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
         for_transport = torch_generator(seed, "way", chunk.population, portion.start)
         x = request.transport(portion.padded, chunk.population, for_transport)
-        x = model.at_covariates(x, chunk.population, portion.values_of(values))
+        x = model.at_covariates(x, chunk.population, portion.covariates_of(covariates))
         mean = portion.without_padding(expected_counts(model, x, batch, chunk.population))
         for_counts = numpy_generator(seed, "counts", chunk.population, portion.start)
         counts.append(sample_counts(model, mean, chunk.population, for_counts))
         latent.append(portion.without_padding(latents(model, x)))
-    return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))
+    return GeneratedBlock(sp.vstack(counts, format="csr"), np.concatenate(latent))
 
 
 @dataclass(frozen=True)
@@ -249,11 +249,11 @@ class Portion:
         """Remove the rows of the padding."""
         return rows[: self.n_cells]
 
-    def values_of(self, values: np.ndarray | None) -> np.ndarray | None:
-        """Select these cells from all of their population, padded with the last row."""
-        if values is None:
+    def covariates_of(self, population: np.ndarray | None) -> np.ndarray | None:
+        """Select the covariates of these cells from those of all cells, padded with the last row."""
+        if population is None:
             return None
-        return values[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(values) - 1)]
+        return population[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(population) - 1)]
 
 
 def portions_of(chunk: Chunk) -> Iterator[Portion]:
@@ -271,7 +271,8 @@ def sample_counts(
     model: BranchedModel, mean: np.ndarray, population: str, generator: np.random.Generator
 ) -> sp.csr_matrix:
     """Sample counts of a population from their means, cells x genes."""
-    return model.with_levels(observation_model(model, population).sample(mean, generator), population, generator)
+    counts = observation_model(model, population).sample(mean, generator)
+    return model.with_protein_levels(counts, population, generator)
 
 
 # ---- columns of obs
@@ -292,8 +293,7 @@ def make_obs(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.D
 
 
 def in_order(values: Sequence[str] | np.ndarray, order: Sequence[str]) -> pd.Categorical:
-    """Return a categorical in a given order, without unused categories."""
-    # With unused categories, scanpy's tests fail
+    """Return a categorical in a given order, without unused categories (with them, scanpy's tests fail)."""
     return pd.Categorical(values, categories=order).remove_unused_categories()
 
 

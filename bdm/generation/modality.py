@@ -15,9 +15,9 @@ from bdm._core.errors import InputError
 from bdm._core.parallel import threads, using_threads
 from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.autoencoder.decoder import Decoder
-from bdm.autoencoder.levels import mapped
 from bdm.autoencoder.moments import Normal, matrix_power
 from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.protein_levels import map_quantiles
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import writable, writable_names
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
@@ -27,7 +27,7 @@ from bdm.model.match import (
     check_not_empty,
     counts_of_genes,
     counts_slot,
-    covariate_values,
+    covariates_of,
     label_column,
     labels_of,
 )
@@ -47,7 +47,7 @@ class PredictionRequest:
 
     counts: AnnData  # RNA counts of the model's genes
     cell_type: np.ndarray | None  # None if types are unknown, so that all are possible
-    codes: Tensor  # batch of each cell
+    batch: Tensor  # index of each cell's batch
     covariates: np.ndarray | None  # values, cells x covariates; None where the model has no covariates
 
 
@@ -62,9 +62,9 @@ def match_request(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAUL
         labels = labels_of(adata.obs, model, keys)
         check_known(labels, model, remedy="leave them out, or give no types")
         cell_type = labels.to_numpy(dtype=str)
-    codes = model.autoencoder.batch_codes(batches_of(adata, model, keys))
-    codes = torch.zeros(adata.n_obs, dtype=torch.long) if codes is None else codes
-    return PredictionRequest(counts, cell_type, codes, covariate_values(adata.obs, model))
+    batch = model.autoencoder.batch_codes(batches_of(adata, model, keys))
+    batch = torch.zeros(adata.n_obs, dtype=torch.long) if batch is None else batch
+    return PredictionRequest(counts, cell_type, batch, covariates_of(adata.obs, model))
 
 
 def find_modality(model: BranchedModel, name: str) -> Modality:
@@ -144,7 +144,7 @@ class PopulationPosterior:
     network: CountAutoencoder  # for RNA alone
     normal: Normal  # of y = (latent, log library sizes), in double precision
     target: Decoder  # for the modality to predict
-    size: int | None  # index of the modality's log library size in y without the library size of RNA
+    target_size: int | None  # index of the modality's log library size in y without the library size of RNA
     has_levels: bool  # whether predicted proteins have the levels of training cells
 
     @classmethod
@@ -169,13 +169,13 @@ class PopulationPosterior:
         """Cell type of the population."""
         return self.model.cell_type_of[self.name]
 
-    def expected(self, y: Tensor, codes: Tensor) -> np.ndarray:
+    def expected(self, y: Tensor, batch: Tensor) -> np.ndarray:
         """Decode y without the library size of RNA to mean counts."""
         n_latent, log_size = self.target.shape.n_latent, None
-        if self.size is not None:
-            smallest, largest = (size[self.size - n_latent + 1] for size in self.model.library_range(self.name))
-            log_size = y[:, self.size, None].clamp(smallest, largest).float()
-        log_mean = self.target.decode(y[:, :n_latent].float(), codes, log_size=log_size)
+        if self.target_size is not None:
+            smallest, largest = (size[self.target_size - n_latent + 1] for size in self.model.library_range(self.name))
+            log_size = y[:, self.target_size, None].clamp(smallest, largest).float()
+        log_mean = self.target.decode(y[:, :n_latent].float(), batch, log_size=log_size)
         return np.asarray((log_mean + self.model.levels[self.name].log_factor if self.has_levels else log_mean).exp())
 
     def sampled(self, mean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -184,7 +184,7 @@ class PopulationPosterior:
         if not self.has_levels:
             return counts
         levels, training_levels = self.model.levels[self.name], self.model.autoencoder.levels[self.name]
-        return mapped(counts, levels.quantiles, training_levels, generator)
+        return map_quantiles(counts, levels.quantiles, training_levels, generator)
 
     def prior(self, values: np.ndarray | None) -> tuple[float | Tensor, Tensor]:
         """Return the population's log share and mean of y at ``values`` of covariates."""
@@ -198,8 +198,8 @@ class PopulationPosterior:
         shift = covariates.shift(self.name, self.cell_type, values)
         return log_share + log_change, self.normal.mean + shift.double()
 
-    def __call__(
-        self, counts: Tensor, codes: Tensor, values: np.ndarray | None, size_index: int
+    def infer(
+        self, counts: Tensor, batch: Tensor, values: np.ndarray | None, rna_size: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the log evidence, and the posterior mean and covariance of y, per cell.
 
@@ -208,19 +208,19 @@ class PopulationPosterior:
         N(prior_mean, I).
         """
         n_latent, types = self.network.shape.n_latent, torch.full((len(counts),), self.code)
-        encoded = self.network.encode(counts, types, codes)
+        encoded = self.network.encode(counts, types, batch)
         mode, prior_mean = encoded.mean, self.network.prior_mean[self.code]
-        at_mode = RNA_POWER * self.network.decoder.log_likelihood(counts, mode, types, codes).double()
+        at_mode = RNA_POWER * self.network.decoder.log_likelihood(counts, mode, types, batch).double()
         information = RNA_POWER * (encoded.precision.double() - torch.eye(n_latent, dtype=torch.float64))
         mode, gradient = mode.double(), RNA_POWER * (encoded.mean - prior_mean).double()
 
         # Prior, given the library size
         log_share, prior_y = self.prior(values)
         log_size = self.network.decoder.size(counts).log().double().squeeze(1)
-        rest = torch.tensor([k for k in range(len(self.normal.mean)) if k != size_index])
-        variance = self.normal.covariance[size_index, size_index]
-        gain = self.normal.covariance[rest, size_index] / variance
-        deviation = log_size - prior_y[..., size_index]
+        rest = torch.tensor([k for k in range(len(self.normal.mean)) if k != rna_size])
+        variance = self.normal.covariance[rna_size, rna_size]
+        gain = self.normal.covariance[rest, rna_size] / variance
+        deviation = log_size - prior_y[..., rna_size]
         mean = prior_y[..., rest] + deviation[:, None] * gain
         covariance = self.normal.covariance[rest][:, rest] - variance * gain[:, None] * gain
         log_density = -(deviation**2 / variance + variance.log()) / 2
@@ -254,8 +254,8 @@ def predict_block(
     seed: int,
 ) -> dict[str, np.ndarray]:
     """Predict a block of cells: mean, layers, and probabilities of populations."""
-    counts, codes = to_tensor(request.counts.X[rows].toarray()), request.codes[rows]
-    n_cells, size_index = len(counts), model.layout.index(LIBRARY_SIZE)
+    counts, batch = to_tensor(request.counts.X[rows].toarray()), request.batch[rows]
+    n_cells, rna_size = len(counts), model.layout.index(LIBRARY_SIZE)
     log_evidence = torch.full((n_cells, len(posteriors)), -torch.inf, dtype=torch.float64)
     approximations: dict[int, tuple[np.ndarray, Tensor, Tensor]] = {}  # by population: cells, means, covariances
     for k, posterior in enumerate(posteriors):
@@ -264,8 +264,8 @@ def predict_block(
             possible = np.flatnonzero(request.cell_type[rows] == posterior.cell_type)
         if len(possible):
             values = None if request.covariates is None else request.covariates[rows][possible]
-            log_evidence[possible, k], centre, covariance = posterior(
-                counts[possible], codes[possible], values, size_index
+            log_evidence[possible, k], centre, covariance = posterior.infer(
+                counts[possible], batch[possible], values, rna_size
             )
             approximations[k] = possible, centre, covariance
     probability = log_evidence.softmax(dim=1)
@@ -280,7 +280,7 @@ def predict_block(
             cells = possible[cell]
             root = torch.linalg.cholesky(covariance)
             y = centre[cell] + torch.einsum("nij,nj->ni", root[cell], noise[cells, number])
-            mean[cells, number] = posteriors[k].expected(y, codes[cells])
+            mean[cells, number] = posteriors[k].expected(y, batch[cells])
             draws = numpy_generator(seed, "counts", posteriors[k].name, rows.start)
             sampled[cells, number] = posteriors[k].sampled(mean[cells, number], draws)
     lower, upper = np.quantile(sampled, INTERVAL, axis=1, method="inverted_cdf")

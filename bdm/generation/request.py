@@ -123,7 +123,7 @@ def request_cells(
         if at:
             raise InputError("Cells of a snapshot cannot have values of covariates; give either `at=` or `snapshot=`.")
         return request_between(model, int(cells), snapshot)
-    table = table_of(model, cells)
+    table = checked_table(model, cells)
     if at:
         table = with_covariates(model, table, at, named=not isinstance(cells, Real), extrapolate=extrapolate)
     covariates = [name for name in model.covariate_names if name in table]
@@ -177,7 +177,7 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = DEFA
     return cells.value_counts(["cell_type", *columns], dropna=False).rename("n_cells").reset_index()
 
 
-def table_of(model: BranchedModel, cells: Any) -> pd.DataFrame:
+def checked_table(model: BranchedModel, cells: Any) -> pd.DataFrame:
     """Convert a request to a checked table with distinct rows."""
     if isinstance(cells, pd.DataFrame):
         table = cells.copy()
@@ -340,14 +340,14 @@ def request_between(model: BranchedModel, n_cells: int, time: float) -> Request:
     numbers = in_proportion(np.array([1 - weight, weight]), n_cells)
     request = request_cells(model, dict(zip((before, after), numbers, strict=True)))
     source, target = (mixture_of(model, name) for name in (before, after))
-    mass, transports = unbalanced_coupling(source, target), {}
-    for snapshot, start, end, masses, fraction in (
-        (before, source, target, mass, weight),
-        (after, target, source, mass.T, 1 - weight),
+    log_mass, transports = unbalanced_coupling(source, target), {}
+    for snapshot, start, end, log_masses, fraction in (
+        (before, source, target, log_mass, weight),
+        (after, target, source, log_mass.T, 1 - weight),
     ):
         for k, name in enumerate(model.autoencoder.populations_of(snapshot)):
             population = Mixture(torch.ones(1, dtype=torch.float64), start.mean[[k]], start.covariance[[k]])
-            transports[name] = fraction, MixtureMap(population, replace(end, weight=masses[k].softmax(dim=0)))
+            transports[name] = fraction, MixtureMap(population, replace(end, weight=log_masses[k].softmax(dim=0)))
     return replace(request, transports=transports, snapshot=time)
 
 

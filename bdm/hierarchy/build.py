@@ -14,7 +14,6 @@ from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.latent import LatentCells
 from bdm.autoencoder.moments import fit_whitening, population_moments, without_prior
 from bdm.hierarchy.clustering import (
-    FEW_CELLS,
     MeasuredMeans,
     TreeSupport,
     clade_support,
@@ -31,6 +30,7 @@ from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import MIN_PLACE, Branch, Clade, Hierarchy, match_leaves, rejecting_deep_trees
 from bdm.settings import HierarchySettings
 
+FEW_CELLS = 50  # the place of cell types with fewer cells is tested, and fits and generation warn of them
 MIN_LEVEL = 0.3  # lowest level of a node; populations that overlap still need branches
 MAX_SDS = 6  # sigma_max in standard deviations of all cells; at least twice the root's level
 
@@ -144,7 +144,7 @@ def build_branches(
         parent,
         clade.level,
         int(cells.n_cells[list(clade.members)].sum()),
-        support.support.get(frozenset(clade.members), 0.0) if clade.children and support.support is not None else None,
+        support.clades.get(frozenset(clade.members), 0.0) if clade.children and support.clades is not None else None,
         cell_type=labels.pop() if len(labels) == 1 else None,
         nearer_to=support.nearer_to.get(name),
         place=support.place.get(name),
@@ -225,7 +225,7 @@ def attachment_point(
 
     Descends from the root to the nearest child while the new type separates from that child at a lower noise level than
     the children from each other. Cell types stay clades, so the search ends at them. Squared distances to populations
-    are corrected for sampling variance, and may be negative. The populations of the new type separate at ``lowest``.
+    are corrected for sampling variance, and may be negative. No level is below ``lowest``, the root of the new type.
     """
 
     def square(name: str) -> float:
@@ -263,30 +263,30 @@ def with_new_type(
     """
     if duplicate := next((branch.name for branch in tree.branches if branch.name in hierarchy.by_name), None):
         raise InputError(f"The hierarchy has a branch {duplicate!r} already; give the new type another name.")
-    below_node, segment = hierarchy.by_name[attachment.branch], hierarchy.segment(attachment.branch)
+    split, segment = hierarchy.by_name[attachment.branch], hierarchy.segment(attachment.branch)
     if not segment.low <= attachment.level <= segment.high:
         raise InputError(
             f"The noise level {attachment.level:.3g} is outside branch {attachment.branch!r}, "
             f"which runs from {segment.low:.3g} to {segment.high:.3g}."
         )
-    extension, n_cells = 1 + max(branch.added for branch in hierarchy.branches), tree.root.n_cells
+    number, n_cells = 1 + max(branch.added for branch in hierarchy.branches), tree.root.n_cells
     node = Branch(
         next(node_names({*hierarchy.by_name, *tree.by_name})),
-        below_node.parent,
+        split.parent,
         attachment.level,
-        below_node.n_cells + n_cells,
+        split.n_cells + n_cells,
         support,
         row=segment.row,
-        added=extension,
+        added=number,
     )
-    numbered = with_rows(tree, first=row).branches
-    added = [replace(branch, parent=branch.parent or node.name, added=extension) for branch in numbered]
-    above = {branch.name for branch in hierarchy.lineage(below_node.name)} - {below_node.name}
-    below = {branch.name for branch in hierarchy.branches if below_node in hierarchy.lineage(branch.name)}
-    known = with_rows(hierarchy).branches
-    first = next(i for i, branch in enumerate(known) if branch.name == below_node.name)
-    last = max(i for i, branch in enumerate(known) if branch.name in below)
-    branches = [replace(branch, n_cells=branch.n_cells + n_cells * (branch.name in above)) for branch in known]
+    tree = with_rows(tree, first=row)
+    added = [replace(branch, parent=branch.parent or node.name, added=number) for branch in tree.branches]
+    above = {branch.name for branch in hierarchy.lineage(split.name)} - {split.name}
+    below = {branch.name for branch in hierarchy.branches if split in hierarchy.lineage(branch.name)}
+    existing = with_rows(hierarchy).branches
+    first = next(i for i, branch in enumerate(existing) if branch.name == split.name)
+    last = max(i for i, branch in enumerate(existing) if branch.name in below)
+    branches = [replace(branch, n_cells=branch.n_cells + n_cells * (branch.name in above)) for branch in existing]
     branches[first] = replace(branches[first], parent=node.name)
     return replace(
         hierarchy, branches=(*branches[:first], node, *branches[first : last + 1], *added, *branches[last + 1 :])

@@ -12,7 +12,6 @@ from scipy.special import ndtri
 from bdm.autoencoder.moments import PopulationMoments
 from bdm.hierarchy.tree import Clade
 
-FEW_CELLS = 50  # cell types with fewer cells: their place is tested, and fits and generation warn
 ERROR_RATE = 0.05  # chance that any sub-population is falsely called nearer to another type
 
 
@@ -117,7 +116,7 @@ def with_sub_populations(tree: Clade, clades: dict[str, Clade]) -> Clade:
 class TreeSupport:
     """Bootstrap support of a tree."""
 
-    support: Mapping[frozenset[int], float] | None  # see clade_support
+    clades: Mapping[frozenset[int], float] | None  # see clade_support
     place: Mapping[str, float]  # of rare cell types, see place_support
     nearer_to: Mapping[str, str | None]  # see nearer_types
 
@@ -179,15 +178,14 @@ def place_support(
     """Return the bootstrap support of the place of each rare cell type.
 
     The support of clades says little about rare types: they move between resamples, which lowers the support of every
-    clade that they leave or enter. A place only counts if the type differs from the mean of all cells, where cells lie
-    that the latent space cannot describe.
+    clade that they leave or enter. A place only counts if the type differs from the mean of all cells: types that the
+    latent space cannot describe lie there.
     """
     if not resamples:
         return {}
-    resampled = [places(resample, labels, rare) for resample in resamples]
-    distinct = [distinct_types(resample, labels) for resample in resamples]
+    resampled = [(places(resample, labels, rare), distinct_types(resample, labels)) for resample in resamples]
     return {
-        name: float(np.mean([name in far and at[name] == place for far, at in zip(distinct, resampled, strict=True)]))
+        name: float(np.mean([name in distinct and at[name] == place for at, distinct in resampled]))
         for name, place in places(means, labels, rare).items()
     }
 

@@ -30,14 +30,6 @@ def load_hierarchy(path: Path) -> Hierarchy:
     return hierarchy
 
 
-TOKEN = re.compile(r"\s*(?:'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"|(\[[^]]*\])|([(),;:])|([^\s()\[\]',;:]+))")
-
-
-def quoted(name: str) -> str:
-    """Return a name as a quoted Newick label."""
-    return "'" + name.replace("'", "''") + "'"
-
-
 def to_newick(hierarchy: Hierarchy) -> str:
     """Convert a hierarchy to Newick, with branch lengths in noise levels.
 
@@ -58,25 +50,33 @@ def to_newick(hierarchy: Hierarchy) -> str:
     return subtrees[hierarchy.root.name] + ";\n"
 
 
+def quoted(name: str) -> str:
+    """Return a name as a quoted Newick label."""
+    return "'" + name.replace("'", "''") + "'"
+
+
+TOKEN = re.compile(r"\s*(?:'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"|(\[[^]]*\])|([(),;:])|([^\s()\[\]',;:]+))")
+
+
 def from_newick(text: str, *, every_node: bool = False) -> Clade:
     """Parse the first tree of a Newick text, including labels of inner nodes.
 
     ``every_node`` keeps nodes with one child, underscores and branch lengths.
     """
     open_nodes: list[list[Clade]] = [[]]
-    position, skip = 0, False
+    position, in_length = 0, False
     length: float | None = None
     name: str | None = None
     closed: Clade | None = None
     while match := TOKEN.match(text, position):
         position = match.end()
-        single, double, comment, sign, word = match.groups()
+        single, double, comment, mark, word = match.groups()
         if comment is not None:
             continue
-        if sign is None:
-            if skip and every_node:
+        if mark is None:
+            if in_length and every_node:
                 length = branch_length(match.group().strip())
-            if not skip:
+            if not in_length:
                 if single is not None:
                     label = single.replace("''", "'")
                 elif double is not None:
@@ -85,11 +85,11 @@ def from_newick(text: str, *, every_node: bool = False) -> Clade:
                     label = word if every_node else word.replace("_", " ")
                 name = label if name is None else f"{name} {label}"
             continue
-        if sign == ":":
-            skip = True
+        if mark == ":":
+            in_length = True
             continue
-        if sign == "(":
-            if name is not None or closed or skip:
+        if mark == "(":
+            if name is not None or closed or in_length:
                 break
             open_nodes.append([])
             continue
@@ -97,13 +97,13 @@ def from_newick(text: str, *, every_node: bool = False) -> Clade:
             raise InputError("The Newick text has a branch without a name; name every leaf by its cell type.")
         node = Clade(name) if closed is None else closed
         open_nodes[-1].append(Clade(name if name and node.children else node.name, node.children, length))
-        name, skip, closed, length = None, False, None, None
-        if sign == ")" and len(open_nodes) > 1:
+        name, in_length, closed, length = None, False, None, None
+        if mark == ")" and len(open_nodes) > 1:
             children = tuple(open_nodes.pop())
             closed = Clade(children=children) if len(children) > 1 or every_node else children[0]
-        elif sign == ";" and len(open_nodes) == 1 and len(open_nodes[0]) == 1:
+        elif mark == ";" and len(open_nodes) == 1 and len(open_nodes[0]) == 1:
             return open_nodes[0][0]
-        elif sign != ",":
+        elif mark != ",":
             break
     raise InputError(f"The Newick text cannot be read near character {position}; check brackets and the end ';'.")
 

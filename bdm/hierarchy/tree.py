@@ -77,20 +77,20 @@ def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
     return tree
 
 
-def without_leaves(tree: Clade, names: Collection[str]) -> Clade | None:
-    """Remove leaves by name, and nodes with a single child; None if empty."""
-    if not tree.children:
-        return None if tree.name in names else tree
-    children = tuple(pruned for child in tree.children if (pruned := without_leaves(child, names)) is not None)
-    return replace(tree, children=children) if len(children) > 1 else next(iter(children), None)
-
-
 def _renamed(tree: Clade, known: dict[str, str]) -> Clade:
     """Rename leaves to known cell types, see :func:`match_leaves`."""
     name = known.get(str(tree.name))
     if not tree.children or (name is not None and known.keys().isdisjoint(tree.leaves())):
         return Clade(name or tree.name)
     return Clade(children=tuple(_renamed(child, known) for child in tree.children))
+
+
+def without_leaves(tree: Clade, names: Collection[str]) -> Clade | None:
+    """Remove leaves by name, and nodes with a single child; None if empty."""
+    if not tree.children:
+        return None if tree.name in names else tree
+    children = tuple(pruned for child in tree.children if (pruned := without_leaves(child, names)) is not None)
+    return replace(tree, children=children) if len(children) > 1 else next(iter(children), None)
 
 
 MIN_PLACE = 0.7  # support below which a place is uncertain (Hillis & Bull 1993, Systematic Biology 42:182)
@@ -371,6 +371,8 @@ class Hierarchy:
 
     def fault(self) -> str | None:
         """Describe the first error in the tree or its levels, if any."""
+        if not self.branches:
+            return "it has no branches"
         levels: dict[str | None, float] = {None: self.sigma_max}
         for i, branch in enumerate(self.branches):
             if branch.name in levels or branch.parent not in levels or (branch.parent is None) != (i == 0):
@@ -379,4 +381,4 @@ class Hierarchy:
                 return f"branch {branch.name!r} has level {branch.level}, which is not between 0 and its parent's level"
             levels[branch.name] = branch.level
         uneven = [name for name, children in self.children.items() if not children and levels[name] > 0]
-        return f"branch {uneven[0]!r} ends above 0" if uneven else None if self.branches else "it has no branches"
+        return f"branch {uneven[0]!r} ends above 0" if uneven else None

@@ -20,7 +20,7 @@ from bdm.autoencoder.latent import RESIDUAL, RESIDUAL_SCALE, LatentCells, latent
 from bdm.autoencoder.moments import MIN_INFORMATION, fit_whitening, matrix_power
 from bdm.data.prepare import recorded_covariates
 
-LEVELS = np.linspace(0, 1, 51)  # levels of tabulated quantiles
+PROBABILITIES = np.linspace(0, 1, 51)  # of tabulated quantiles
 MIN_UNEXPLAINED = 0.05  # fraction of the prior variance of y that covariates always leave
 MIN_EIGENVALUE = 1e-3  # of correlations, so that no covariate determines another
 MIN_CELLS = 20  # cell types with fewer cells stay constant
@@ -37,8 +37,8 @@ class TypeCurves:
 
     cell_types: tuple[str, ...]
     forms: tuple[str, ...]  # constant, linear or spline
-    positions: Tensor  # tabulated covariates, types x covariates x levels
-    shift: Tensor  # of y, types x covariates x levels x dimensions; only differences matter
+    positions: Tensor  # tabulated covariates, types x covariates x points
+    shift: Tensor  # of y, types x covariates x points x dimensions; only differences matter
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +51,10 @@ class PopulationValues:
     centre: Tensor  # mean shift of y
     unexplained: Tensor  # fraction of the prior variance of y that the curve leaves
     # distribution of covariates: a Gaussian copula
-    quantiles: Tensor  # populations x covariates x levels
+    quantiles: Tensor  # populations x covariates x points
     correlation: Tensor  # of normal scores, populations x covariates x covariates
     # log ratio of proportions to their mean: a sum over covariates, and a constant
-    log_odds: Tensor  # populations x covariates x levels, at the positions of the cell type
+    log_odds: Tensor  # populations x covariates x points, at the positions of the cell type
     offset: Tensor  # populations
 
 
@@ -117,7 +117,7 @@ class CovariateEffects:
         share = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(share / share.sum(axis=1, keepdims=True))
 
-    def range(self, cell_type: str, covariate: str) -> tuple[float, float] | None:
+    def training_range(self, cell_type: str, covariate: str) -> tuple[float, float] | None:
         """Return the range of a covariate in training cells, or None without effects."""
         if cell_type not in self.curves.cell_types:
             return None
@@ -139,16 +139,16 @@ class CovariateEffects:
             normal = np.column_stack([normal_scores(covariates[cells, k], quantiles[k]) for k in range(len(missing))])
             weights = np.linalg.solve(correlation[np.ix_(known, known)], correlation[np.ix_(known, missing)])
             rest = correlation[np.ix_(missing, missing)] - correlation[np.ix_(missing, known)] @ weights
-            level = ndtr(normal[:, known] @ weights + scores[np.ix_(cells, missing)] @ np.linalg.cholesky(rest).T)
+            probability = ndtr(normal[:, known] @ weights + scores[np.ix_(cells, missing)] @ np.linalg.cholesky(rest).T)
             for column, k in enumerate(np.flatnonzero(missing)):
-                step = np.round(level[:, column] * (len(LEVELS) - 1)).astype(int)
-                interpolation = np.interp(level[:, column], LEVELS, quantiles[k])
+                step = np.round(probability[:, column] * (len(PROBABILITIES) - 1)).astype(int)
+                interpolation = np.interp(probability[:, column], PROBABILITIES, quantiles[k])
                 completed[cells, k] = quantiles[k][step] if self.stepwise[k] else interpolation
         return completed
 
 
 def interpolated(values: np.ndarray, positions: Tensor, table: Tensor) -> Tensor:
-    """Interpolate a table (levels x columns), constant beyond its ends; NaN stays NaN."""
+    """Interpolate a table (points x columns), constant beyond its ends; NaN stays NaN."""
     x = torch.from_numpy(np.ascontiguousarray(values, dtype=float)).clamp(float(positions[0]), float(positions[-1]))
     positions, table = positions.double().contiguous(), table.double()
     above = torch.searchsorted(positions, x.nan_to_num(), right=True).clamp(1, len(positions) - 1)
@@ -172,7 +172,7 @@ def fit_covariates(prepared: ad.AnnData, latent: ad.AnnData) -> CovariateEffects
     if not names:
         return None
     values = prepared.obs.loc[(prepared.obs["split"] != "test").to_numpy(), list(names)]
-    stepwise = tuple(values[name].nunique() <= len(LEVELS) for name in names)
+    stepwise = tuple(values[name].nunique() <= len(PROBABILITIES) for name in names)
     return fit_effects(names, stepwise, latent)
 
 
@@ -217,16 +217,16 @@ def fit_type(
 
 
 def tabulation_points(values: np.ndarray) -> np.ndarray:
-    """Return points to tabulate curves at: half quantiles, half evenly spaced; covariates x levels."""
-    dense = np.quantile(values, LEVELS[::2], axis=0)
-    even = np.linspace(values.min(axis=0), values.max(axis=0), len(LEVELS) - len(dense) + 2)[1:-1]
+    """Return points to tabulate curves at: half quantiles, half evenly spaced; covariates x points."""
+    dense = np.quantile(values, PROBABILITIES[::2], axis=0)
+    even = np.linspace(values.min(axis=0), values.max(axis=0), len(PROBABILITIES) - len(dense) + 2)[1:-1]
     return np.sort(np.concatenate([dense, even]), axis=0).T
 
 
 def covariate_quantiles(values: np.ndarray, stepwise: tuple[bool, ...]) -> np.ndarray:
-    """Return quantiles of covariates, covariates x levels; stepwise ones are not interpolated."""
+    """Return quantiles of covariates, covariates x points; stepwise ones are not interpolated."""
     methods = ["inverted_cdf" if is_stepwise else "linear" for is_stepwise in stepwise]
-    return np.stack([np.quantile(x, LEVELS, method=method) for x, method in zip(values.T, methods, strict=True)])  # type: ignore[call-overload]
+    return np.stack([np.quantile(x, PROBABILITIES, method=method) for x, method in zip(values.T, methods, strict=True)])  # type: ignore[call-overload]
 
 
 def normal_correlation(values: np.ndarray) -> np.ndarray:
@@ -303,7 +303,8 @@ def fit_curve(values: np.ndarray, group: np.ndarray, mean: np.ndarray, scale: np
         if best is None:
             best, lowest = fitted, loss
         gain = lowest - loss
-        if gain.mean() > (gain.std() / np.sqrt(len(gain)) if best.form != fitted.form else 0):
+        required = gain.std() / np.sqrt(len(gain)) if fitted.form != best.form else 0  # less between ridge penalties
+        if gain.mean() > required:
             best, lowest = fitted, loss
     assert best is not None
     return best
@@ -397,14 +398,14 @@ def fit_log_odds(values: np.ndarray, group: np.ndarray) -> Curve:
 def tabulated(curve: Curve, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tabulate each covariate's function, centred at mean 0; returns tables and constant.
 
-    ``positions`` is covariates x levels; the tables are covariates x levels x dimensions. The constant is the sum of
+    ``positions`` is covariates x points; the tables are covariates x points x dimensions. The constant is the sum of
     the means (dimensions).
     """
     middle = positions[:, positions.shape[1] // 2]
     constant, tables = curve(middle[None])[0], []
-    for k, levels in enumerate(positions):
-        values = np.repeat(middle[None], len(levels), axis=0)
-        values[:, k] = levels
+    for k, points in enumerate(positions):
+        values = np.repeat(middle[None], len(points), axis=0)
+        values[:, k] = points
         table = curve(values) - curve(middle[None])
         tables.append(table - table.mean(axis=0))
         constant = constant + table.mean(axis=0)

@@ -41,13 +41,13 @@ class DonorComposition:
 
     def sample(self, generator: np.random.Generator) -> tuple[pd.Series, int]:
         """Sample the proportions of populations and the number of cells of a donor."""
-        number, types, *within = generator.spawn(2 + len(self.populations))
+        for_number, for_types, *for_populations = generator.spawn(2 + len(self.populations))
         quantiles = np.linspace(0, 1, len(self.n_cells))
-        n_cells = max(round(float(np.interp(number.random(), quantiles, self.n_cells))), 1)
-        shares = dict(zip(self.cell_types, types.dirichlet(list(self.cell_types.values())), strict=True))
+        n_cells = max(round(float(np.interp(for_number.random(), quantiles, self.n_cells))), 1)
+        shares = dict(zip(self.cell_types, for_types.dirichlet(list(self.cell_types.values())), strict=True))
         proportions = {
             population: float(shares[cell_type] * share)
-            for (cell_type, parameters), rng in zip(self.populations.items(), within, strict=True)
+            for (cell_type, parameters), rng in zip(self.populations.items(), for_populations, strict=True)
             for population, share in zip(parameters, rng.dirichlet(list(parameters.values())), strict=True)
         }
         return pd.Series(proportions), n_cells

@@ -16,7 +16,7 @@ GRID = np.concatenate([[0.0], np.geomspace(1e-3, 2, 22)])  # variances of a dono
 N_ITERATIONS = 100  # of expectation maximisation, well beyond convergence
 HALF_WEIGHT_CELLS = 20  # a donor with this many cells has half the weight of a donor with unlimited cells
 MAX_EFFECT = 3.0  # largest effect of a donor in standard deviations
-FEW = 5  # with fewer donors, variances are shrunk
+FEW_DONORS = 5  # with fewer donors, variances are shrunk
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def pseudobulk(groups: Groups, rows: np.ndarray, batch_factor: np.ndarray, *, n_
         np.asarray(matrix[rows].todense()) for matrix in (groups.counts, groups.weighted, groups.squares)
     )
     factor = batch_factor[table["batch"]]
-    exposure = table["library_size"].to_numpy()[:, None] * factor
-    rate = factor * (counts.sum(axis=0) + 0.5) / exposure.sum(axis=0)  # pseudocount of 0.5, as rates must be positive
     sizes, square = table["library_size"].to_numpy()[:, None], table["square"].to_numpy()[:, None]
+    rate = factor * (counts.sum(axis=0) + 0.5) / (sizes * factor).sum(axis=0)  # pseudocount, as rates must be positive
     member = sparse.csr_matrix(
         (np.ones(len(table)), (table["donor"], np.arange(len(table)))), shape=(n_donors, len(table))
     )
     total = (square * rate**2).sum(axis=0)
+    # sum over cells of (count - size rate)**2 - size rate
     excess = squares.sum(axis=0) - 2 * (rate * weighted).sum(axis=0) + total - (sizes * rate).sum(axis=0)
     centre = table["log_library_size"].sum() / table["n_cells"].sum()
     n_cells = member @ table["n_cells"].to_numpy()
@@ -131,7 +131,7 @@ class DonorVariance:
 
 def certainty(n_donors: int) -> float:
     """Return the shrinkage factor of variances: 0 for one donor, 1 from five."""
-    return min((n_donors - 1) / (FEW - 1), 1.0)
+    return min((n_donors - 1) / (FEW_DONORS - 1), 1.0)
 
 
 def donor_variance(bulk: Pseudobulk) -> DonorVariance | None:

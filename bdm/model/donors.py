@@ -14,15 +14,15 @@ from torch import Tensor
 
 from bdm._core.errors import InputError
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.blocks import batch_codes
 from bdm.autoencoder.decoder import Decoder
+from bdm.autoencoder.inputs import batch_codes
 from bdm.autoencoder.moments import PopulationMoments, Whitening
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.modalities import Modality
 from bdm.data.prepare import has_donors
 from bdm.model.donor_composition import DonorComposition, fit_composition
 from bdm.model.donor_variance import (
-    FEW,
+    FEW_DONORS,
     DonorVariance,
     Groups,
     certainty,
@@ -68,7 +68,7 @@ class DonorEffects:
         spread = f"standard deviation of log expression {median:.2f} (median over genes and cell types)"
         summary = f"{self.n_donors} donors, {spread}"
         if kept < 1:
-            return f"{summary}; with fewer than {FEW} donors the estimate is uncertain and shrunk to {kept:.0%}"
+            return f"{summary}; with fewer than {FEW_DONORS} donors the estimate is uncertain and shrunk to {kept:.0%}"
         return summary
 
 
@@ -145,7 +145,7 @@ class NewDonors:
             return None
         return effects.cell_types.index(self.model.cell_type_of[population])
 
-    def within(self, population: str, x: Tensor, donor: np.ndarray) -> Tensor:
+    def at_donors(self, x: Tensor, population: str, donor: np.ndarray) -> Tensor:
         """Reduce whitened cells to the spread within donors, and shift their library sizes."""
         row = self.row(population)
         if row is None:

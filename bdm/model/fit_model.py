@@ -20,8 +20,8 @@ from bdm._core.store import load, load_part, save
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.fit_autoencoder import fit_autoencoder
 from bdm.autoencoder.latent import LatentCells, encode, latent_cells, library_size_range, read_latent, save_latent
-from bdm.autoencoder.levels import Levels, mean_count, quantiles
 from bdm.autoencoder.moments import Whitening, fit_whitening, population_moments
+from bdm.autoencoder.protein_levels import ProteinLevels, mean_count, quantiles
 from bdm.data.prepare import preparation
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import Tree
@@ -32,7 +32,7 @@ from bdm.model.model import BranchedModel, composition_of, expected_counts, obse
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import AutoencoderSettings, FitSettings, HierarchySettings, TrainSettings
 
-N_LEVELS = 2048  # cells to generate for the protein levels of a population
+N_CELLS = 2048  # cells to generate for the protein levels of a population
 N_CHECKED_CELLS = 100  # cells to generate for the check of a population
 MIN_SPREAD = 0.1  # smallest variance of generated cells relative to training cells; about 1 in a good model
 MAX_DISTANCE = 3  # largest distance between means of generated and training cells, in radii; about 0.1 in a good model
@@ -167,29 +167,29 @@ def fit_model(
         donor_effects=encoded.donors,
         covariates=encoded.covariates,
     )
-    return replace(model, levels=generated_levels(model, autoencoder.levels, seed=seed)), fitted.history
+    return replace(model, levels=measure_protein_levels(model, autoencoder.levels, seed=seed)), fitted.history
 
 
 @torch.no_grad()
-def generated_levels(model: BranchedModel, populations: Iterable[str], *, seed: int) -> dict[str, Levels]:
+def measure_protein_levels(model: BranchedModel, populations: Iterable[str], *, seed: int) -> dict[str, ProteinLevels]:
     """Measure protein levels of generated cells, before mapping to training cells."""
     autoencoder, sampler, levels = model.autoencoder, model.sampler(), {}
     proteins = np.arange(autoencoder.genes.shape[0])[autoencoder.proteins]
     for population in populations:
-        x = sampler.sample(population, N_LEVELS, torch_generator(seed, "levels", population))
+        x = sampler.sample(population, N_CELLS, torch_generator(seed, "levels", population))
         generator = numpy_generator(seed, "generated levels", population)
         if model.covariates is not None:
-            missing = np.full((N_LEVELS, len(model.covariates.names)), np.nan)
+            missing = np.full((N_CELLS, len(model.covariates.names)), np.nan)
             x = model.at_covariates(x, population, model.covariates.complete(population, missing, generator))
         share = model.composition.loc[population].to_numpy(dtype=float)
         n_cells = int(share.sum())
-        batch = generator.choice(model.composition.columns, N_LEVELS, p=share / n_cells)
+        batch = generator.choice(model.composition.columns, N_CELLS, p=share / n_cells)
         mean = expected_counts(model, x, batch if autoencoder.batches else None, population)[:, proteins]
         observation = observation_model(model, population).of_genes(proteins)
         before = quantiles(observation.sample(mean, generator).toarray(), generator, n_cells=n_cells)
         log_factor = (mean_count(autoencoder.levels[population]) / mean_count(before)).log().float()
         counts = observation.sample(mean * log_factor.exp().numpy(), generator)
-        levels[population] = Levels(log_factor, quantiles(counts.toarray(), generator, n_cells=n_cells))
+        levels[population] = ProteinLevels(log_factor, quantiles(counts.toarray(), generator, n_cells=n_cells))
     return levels
 
 

@@ -236,7 +236,7 @@ def batches_of(
     return batch
 
 
-def covariate_values(obs: pd.DataFrame, model: BranchedModel) -> np.ndarray | None:
+def covariates_of(obs: pd.DataFrame, model: BranchedModel) -> np.ndarray | None:
     """Return values of the model's covariates, cells x covariates; None without covariates."""
     if model.covariates is None:
         return None
@@ -261,7 +261,7 @@ def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT
         check_has_genes(adata, model)
         cells = adata[:, model.autoencoder.genes.index].copy()
     else:
-        cells = _prepared_again(adata, model, keys)
+        cells = prepare_again(adata, model, keys)
     check_same_cells(cells.obs, model)
     return cells
 
@@ -297,7 +297,8 @@ def check_same_cells(obs: pd.DataFrame, model: BranchedModel) -> None:
         )
 
 
-def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnData:
+def prepare_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnData:
+    """Prepare cells as the model's fit did, with its genes."""
     genes, counts = model.autoencoder.genes.index, counts_slot(adata, model, keys)
     labels = labels_of(adata.obs, model, keys)
     unknown_types = tuple(sorted(set(labels.dropna()) - set(model.cell_types)))

@@ -23,14 +23,13 @@ from bdm._core.training import device_of
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.latent import LatentLayout, encode
-from bdm.autoencoder.levels import Levels, mapped
 from bdm.autoencoder.moments import Mixture, PopulationMoments, Whitening
 from bdm.autoencoder.observation import ObservationModel
+from bdm.autoencoder.protein_levels import ProteinLevels, map_quantiles
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.data.genes import GeneNames
 from bdm.data.read import read_cells
-from bdm.hierarchy.build import AttachmentPoint, with_new_type
-from bdm.hierarchy.clustering import FEW_CELLS
+from bdm.hierarchy.build import FEW_CELLS, AttachmentPoint, with_new_type
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.covariates import CovariateEffects, with_residuals
 from bdm.model.donors import DonorEffects, DonorModel
@@ -64,7 +63,7 @@ class Extension:
     provenance: dict[str, Any]  # record; ``ancestor_sha256`` is the checksum of the extended model
     # Protein quantiles by population: in training cells, and in generated cells before mapping to training cells
     levels: dict[str, Tensor] = field(default_factory=dict)
-    generated_levels: dict[str, Levels] = field(default_factory=dict)
+    generated_levels: dict[str, ProteinLevels] = field(default_factory=dict)
 
     @property
     def n_cells(self) -> int:
@@ -89,7 +88,7 @@ class BranchedModel:
     donor_effects: DonorEffects | None = None  # None without donors; extensions have no donor effects
     covariates: CovariateEffects | None = None  # effects of continuous covariates, including extensions; or None
     # Protein levels of generated cells by population, before mapping to training cells
-    levels: dict[str, Levels] = field(default_factory=dict)
+    levels: dict[str, ProteinLevels] = field(default_factory=dict)
     extensions: tuple[Extension, ...] = ()  # in order of addition; all other fields include them
     base: BranchedModel | None = None  # model before any extension; None without extensions
 
@@ -155,7 +154,7 @@ class BranchedModel:
             return x
         return x + self.whitening.linear(self.covariates.shift(population, self.cell_type_of[population], values))
 
-    def with_levels(
+    def with_protein_levels(
         self, counts: sparse.csr_matrix, population: str, generator: np.random.Generator
     ) -> sparse.csr_matrix:
         """Map protein counts of generated cells to the quantiles of training cells."""
@@ -163,7 +162,8 @@ class BranchedModel:
             return counts
         columns = self.autoencoder.proteins
         levels = self.levels[population].quantiles, self.autoencoder.levels[population]
-        proteins = sparse.csr_matrix(mapped(counts[:, columns].toarray(), *levels, generator), dtype=counts.dtype)
+        mapped = map_quantiles(counts[:, columns].toarray(), *levels, generator)
+        proteins = sparse.csr_matrix(mapped, dtype=counts.dtype)
         return sparse.csr_matrix(sparse.hstack([counts[:, : columns.start], proteins, counts[:, columns.stop :]]))
 
     def conditioned(self, coordinate: str, value: float) -> BranchedModel:

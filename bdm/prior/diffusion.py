@@ -31,10 +31,10 @@ from bdm.prior.network import (
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import TrainSettings
 
-N_DRAWS, MIN_DRAWS, MAX_DRAWS = 16, 4, 40_000  # noise draws per cell, at least per cell, about in total
+N_DRAWS, MIN_DRAWS, MAX_DRAWS = 16, 4, 40_000  # noise draws per cell, their minimum, and about all draws
 SIGNIFICANCE_LEVEL = 0.025  # probability of keeping a useless network on any branch
 MIN_CELLS = 30  # on a branch; fewer may miss rare cells that the network makes worse
-TENSOR_FIELDS = ("x", "noised", "sigma", "branch", "closed")
+TENSOR_FIELDS = ("x", "noised", "sigma", "branch", "denoised")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +80,12 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         )
         populations = populations.to(torch_device)
         network = BranchNetwork.initial(data, settings, seed=seed)
-        loss = cls.loss_class(data, training_cells, cls.denoised_by, populations, settings, torch_device)
+        loss = cls.loss_class(data, training_cells, cls.denoise_with, populations, settings, torch_device)
+        untrained_loss = held_out.closed_form_loss
         history = train(
             network,
             loss,
-            training_plan(settings, torch_device, seed=seed, patience=PATIENCE, untrained_loss=held_out.closed_form),
+            training_plan(settings, torch_device, seed=seed, patience=PATIENCE, untrained_loss=untrained_loss),
             by_group=loss.by_population,
             validation=lambda trained: held_out.compare(make_correction(trained, populations)).loss,
         )
@@ -95,13 +96,13 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         if network_branches.any():
             network = BranchNetwork.initial(data, settings, seed=seed)
             all_cells = torch.arange(len(data.cells.population))
-            loss = cls.loss_class(data, all_cells, cls.denoised_by, populations, settings, torch_device)
-            n_steps = settings.n_steps if everywhere else best_step(history, held_out.closed_form)
+            loss = cls.loss_class(data, all_cells, cls.denoise_with, populations, settings, torch_device)
+            n_steps = settings.n_steps if everywhere else best_step(history, untrained_loss)
             plan = training_plan(settings, torch_device, seed=seed, stop_after=n_steps)
             train(network, loss, plan, by_group=loss.by_population)
         branches = comparison.by_branch
         branches.insert(0, "branch", [branch.name for branch in hierarchy.branches])
-        tables = {"training": history.assign(closed_form=held_out.closed_form), "branches": branches}
+        tables = {"training": history.assign(closed_form=untrained_loss), "branches": branches}
         network = network.eval().requires_grad_(False)
         return FittedPrior(cls(hierarchy, populations, network, network_branches.to(torch_device)), tables)
 
@@ -113,7 +114,7 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         return f"{super().description}, with a network {where if n_with_network else 'on no branch, as it helps none'}"
 
     @staticmethod
-    def denoised_by(
+    def denoise_with(
         network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor
     ) -> Tensor:
         """Denoise cells by the closed form plus the network."""
@@ -148,7 +149,7 @@ class HeldOut:
     noised: Tensor
     sigma: Tensor
     branch: Tensor  # row of the branch at sigma
-    closed: Tensor  # denoised by the closed form
+    denoised: Tensor  # by the closed form
     cell: np.ndarray  # index of the cell of each draw
     weight: np.ndarray  # gives populations the same shares as in training
     n_branches: int
@@ -168,36 +169,36 @@ class HeldOut:
         x = data.whitening(cells.sample(index, generator))
         noised, sigma = add_random_noise(x, hierarchy.sigma_max, generator)
         branch = branches_at(path_table(hierarchy, cells.populations), cells.population[index], sigma)
-        closed = denoised_in_blocks(populations.denoised, noised, sigma, branch)
+        denoised = denoised_in_blocks(populations.denoised, noised, sigma, branch)
         weight = weight[cells.population[index]]
-        return cls(x, noised, sigma, branch, closed, cell.numpy(), weight.numpy(), len(hierarchy.branches))
+        return cls(x, noised, sigma, branch, denoised, cell.numpy(), weight.numpy(), len(hierarchy.branches))
 
     def to(self, device: torch.device) -> HeldOut:
         """Return a copy on a device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in TENSOR_FIELDS})
 
     @property
-    def closed_form(self) -> float:
+    def closed_form_loss(self) -> float:
         """Mean loss of the closed form."""
-        return float(np.average(_losses(self.closed, self.x, self.sigma), weights=self.weight))
+        return float(np.average(_losses(self.denoised, self.x, self.sigma), weights=self.weight))
 
     @torch.no_grad()
     def compare(self, correction: Denoise, *, n_looks: int = 1) -> NetworkComparison:
         """Compare the network with the closed form on each branch.
 
-        ``n_looks`` is the number of training steps that these cells chose the network from.
+        ``n_looks`` is the number of validations among which these cells chose the network.
         """
         added = denoised_in_blocks(correction, self.noised, self.sigma, self.branch)
-        closed, network = (_losses(denoised, self.x, self.sigma) for denoised in (self.closed, self.closed + added))
+        closed_form, network = (_losses(x, self.x, self.sigma) for x in (self.denoised, self.denoised + added))
         branch = self.branch.cpu().numpy()
         draws = [np.flatnonzero(branch == row) for row in range(self.n_branches)]
-        table = pd.DataFrame([_paired(closed[i], network[i], self.cell[i], self.weight[i]) for i in draws])
+        table = pd.DataFrame([_paired(closed_form[i], network[i], self.cell[i], self.weight[i]) for i in draws])
         n_cells = table["n_cells"].to_numpy()
         enough = n_cells >= MIN_CELLS
         level = SIGNIFICANCE_LEVEL / max(enough.sum() * n_looks, 1)
         table["least_gain"] = np.where(enough, -stdtrit(np.maximum(n_cells - 1, 1), level), np.nan)
         table["kept"] = table["gain"] > table["least_gain"]
-        with_kept = np.where(table["kept"].to_numpy()[branch], network, closed)
+        with_kept = np.where(table["kept"].to_numpy()[branch], network, closed_form)
         return NetworkComparison(table, float(np.average(with_kept, weights=self.weight)))
 
 
@@ -221,14 +222,14 @@ def _losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> np.ndarray:
     return losses
 
 
-def _paired(closed: np.ndarray, network: np.ndarray, cell: np.ndarray, weight: np.ndarray) -> dict[str, float]:
+def _paired(closed_form: np.ndarray, network: np.ndarray, cell: np.ndarray, weight: np.ndarray) -> dict[str, float]:
     """Compare the losses of draws, paired by cell; a row of :class:`NetworkComparison`."""
     if not len(cell):
         return {"n_cells": 0, "closed_form": np.nan, "network": np.nan, "gain": np.nan}
     n_cells = len(np.unique(cell))
-    means = [np.average(losses, weights=weight) for losses in (closed, network)]
-    gain = means[0] - means[1]
-    by_cell = np.bincount(cell, weights=weight * (closed - network - gain))
+    means = [np.average(losses, weights=weight) for losses in (closed_form, network)]
+    difference = means[0] - means[1]
+    by_cell = np.bincount(cell, weights=weight * (closed_form - network - difference))
     error = np.sqrt((by_cell**2).sum()) / weight.sum()
-    t_value = np.nan if n_cells < 2 else gain / error if error > 0 else 0.0
-    return {"n_cells": n_cells, "closed_form": means[0], "network": means[1], "gain": t_value}
+    gain = np.nan if n_cells < 2 else difference / error if error > 0 else 0.0
+    return {"n_cells": n_cells, "closed_form": means[0], "network": means[1], "gain": gain}

@@ -42,8 +42,7 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
     Cells move on straight lines ``x_t = (1 - t) x + t noise``; the network predicts the mean velocity v, the mean of
     ``noise - x`` at x_t (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003). The denoised x is
     ``x_t - t v``. ``x_t / (1 - t)`` is x with noise of level ``sigma = t / (1 - t)``, so a branch is an interval of t.
-    Inputs are standardised by branch; the output is added to ``-m``, the velocity of the branch's
-    mean m.
+    Inputs are standardised by branch; the output is added to ``-m``, the velocity of the branch's mean m.
     """
 
     loss_class = FlowLoss
@@ -57,7 +56,7 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
         populations = BranchPopulations.from_moments(data.moments, data.hierarchy).to(torch_device)
         network = BranchNetwork.initial(data, settings, seed=seed)
         loss, held_out_loss = (
-            FlowLoss(data, mask.nonzero().squeeze(1), cls.denoised_by, populations, settings, torch_device)
+            FlowLoss(data, mask.nonzero().squeeze(1), cls.denoise_with, populations, settings, torch_device)
             for mask in (~held_out, held_out)
         )
 
@@ -77,7 +76,7 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
         return "a network on every branch, trained by flow matching"
 
     @staticmethod
-    def denoised_by(
+    def denoise_with(
         network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor
     ) -> Tensor:
         """Denoise cells by the velocity of a network: ``x_t - t v``."""

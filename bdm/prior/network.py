@@ -140,17 +140,17 @@ def branches_at(table: tuple[Tensor, Tensor], population: Tensor, sigma: Tensor)
 def path_table(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Tabulate the upper noise level and row of each branch above a leaf.
 
-    Both tables are populations x longest path; the last level is infinite. ``searchsorted`` in the levels gives the
-    column of the rows.
+    Both tables are populations x longest path, from the leaf up; the last level is infinite. ``searchsorted`` in the
+    levels gives the column of the branch at a noise level.
     """
     paths = [hierarchy.path(population)[::-1] for population in populations]
     longest = max(len(path) for path in paths)
     upper = torch.full((len(paths), longest), torch.inf)
     branch = torch.zeros(len(paths), longest, dtype=torch.long)
-    for row, path in enumerate(paths):
+    for i, path in enumerate(paths):
         for column, segment in enumerate(path):
-            upper[row, column] = segment.high if column + 1 < len(path) else torch.inf
-            branch[row, column] = segment.row
+            upper[i, column] = segment.high if column + 1 < len(path) else torch.inf
+            branch[i, column] = segment.row
     return upper, branch
 
 
@@ -195,7 +195,7 @@ class MinibatchLoss:
 
     data: PriorData
     training_cells: Tensor  # indices
-    denoised: Callable[[nn.Module, BranchPopulations, Tensor, Tensor, Tensor], Tensor]
+    denoise_with: Callable[[nn.Module, BranchPopulations, Tensor, Tensor, Tensor], Tensor]
     populations: BranchPopulations
     settings: TrainSettings
     device: torch.device
@@ -221,7 +221,7 @@ class MinibatchLoss:
         population = data.cells.population[index]
         branch = self.first_row + branches_at(self.path_table, population, sigma)
         x, noised, sigma, branch = (values.to(self.device) for values in (x, noised, sigma, branch))
-        return self.losses(self.denoised(network, self.populations, noised, sigma, branch), x, sigma), population
+        return self.losses(self.denoise_with(network, self.populations, noised, sigma, branch), x, sigma), population
 
     def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Add noise to cells at random levels; returns noised cells and levels."""
@@ -266,7 +266,7 @@ class NetworkPrior(GaussianMixturePrior):
 
     @staticmethod
     @abstractmethod
-    def denoised_by(
+    def denoise_with(
         network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor
     ) -> Tensor:
         """Denoise cells by a network, see :meth:`denoise`."""
@@ -275,13 +275,12 @@ class NetworkPrior(GaussianMixturePrior):
         """Denoise cells by the network on branches that use it, otherwise in closed form."""
         with_network = self.network_branches[branch][:, None]
         if with_network.all():
-            return self.denoised_by(self.network, self.populations, x, sigma, branch)
+            return self.denoise_with(self.network, self.populations, x, sigma, branch)
         closed_form = super().denoise(x, sigma, branch)
         if not with_network.any():
             return closed_form
-        return torch.where(
-            with_network, self.denoised_by(self.network, self.populations, x, sigma, branch), closed_form
-        )
+        denoised = self.denoise_with(self.network, self.populations, x, sigma, branch)
+        return torch.where(with_network, denoised, closed_form)
 
     @property
     def uses_network(self) -> Tensor:
@@ -321,7 +320,7 @@ class NetworkPrior(GaussianMixturePrior):
         added = BranchPopulations.from_moments(data.moments, data.hierarchy)
         populations = self.populations.to(torch.device("cpu")).joined(added)
         all_cells, cpu = torch.arange(len(data.cells.population)), torch.device("cpu")
-        loss = self.loss_class(data, all_cells, self.denoised_by, populations, settings, cpu, first_row=self.n_rows)
+        loss = self.loss_class(data, all_cells, self.denoise_with, populations, settings, cpu, first_row=self.n_rows)
         plan = TrainingPlan(
             settings.n_steps,
             settings.learning_rate,

@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import torch_generator
-from bdm.autoencoder.blocks import batch_codes, evidence_lower_bounds
+from bdm.autoencoder.inputs import batch_codes, evidence_lower_bounds
 from bdm.autoencoder.latent import cells_by_network, latent_cells, populations_of_cells
 from bdm.autoencoder.moments import population_moments
 from bdm.data.cells import Cells

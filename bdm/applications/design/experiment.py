@@ -138,7 +138,7 @@ class DesignedExperiment:
 
     def move_to_donors(self, x: Tensor, population: str, sample: np.ndarray) -> Tensor:
         """Apply the donor effects of samples (rows) to whitened cells of a population."""
-        return x if self.donors is None else self.donors.within(population, x, self.donor[sample])
+        return x if self.donors is None else self.donors.at_donors(x, population, self.donor[sample])
 
     def expected(self, x: Tensor, population: str, sample: np.ndarray) -> np.ndarray:
         """Compute expected counts with donor and batch effects, cells x genes."""

@@ -21,8 +21,8 @@ from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import without_unused_categories
 from bdm.generation.covariate_values import draw_covariates
 from bdm.generation.generate import (
-    Block,
     Chunk,
+    GeneratedBlock,
     GeneratedCells,
     Portion,
     covariate_columns,
@@ -73,7 +73,7 @@ def simulated_cells(experiment: DesignedExperiment) -> GeneratedCells:
     cells = draw_cells(experiment)
     simulation = Simulation(experiment, cells)
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[GeneratedBlock]:
         keep_freed_memory()
         with threads() as run:
             chunks = independent_chunks(model.sampler(), request, seed, run)
@@ -155,13 +155,13 @@ class Simulation:
         self.planted = cache(lambda population: planted_genes(experiment.changes, population))
         self.observation = cache(self._observation)
 
-    def block(self, chunk: Chunk) -> Block:
+    def block(self, chunk: Chunk) -> GeneratedBlock:
         """Sample the counts of the cells of a chunk."""
         portions = [self.portion(chunk.population, portion) for portion in portions_of(chunk)]
         counts = sp.vstack([sp.csr_matrix(droplets.counts) for droplets, _ in portions], format="csr")
         means = [droplets.mean for droplets, _ in portions] if self.experiment.design.expected else []
         expected = np.concatenate(means) if means else None
-        return Block(counts, np.concatenate([latent for _, latent in portions]), expected=expected)
+        return GeneratedBlock(counts, np.concatenate([latent for _, latent in portions]), expected=expected)
 
     def portion(self, population: str, portion: Portion) -> tuple[Droplets, np.ndarray]:
         """Sample the droplets of a portion; returns droplets and latents of first cells."""
@@ -169,7 +169,7 @@ class Simulation:
         rows = np.arange(first, first + portion.n_cells)
         group = CellGroup(population, self.cells.sample[rows], self.cells.response[rows], (portion.start,))
         x = self.experiment.move_to_donors(portion.padded, population, padded(group.sample, len(portion.padded)))
-        x = self.model.at_covariates(x, population, portion.values_of(self.values.get(population)))
+        x = self.model.at_covariates(x, population, portion.covariates_of(self.values.get(population)))
         droplets = self.singlets(x, group)
         droplets = self.add_partners(droplets, rows, group)
         if self.ambient is not None:
@@ -193,7 +193,7 @@ class Simulation:
         mean = self.experiment.expected(x, population, padded(group.sample, len(x)))[:n_cells]
         observation = self.observation(population)
         generator = numpy_generator(self.seed, "counts", population, *group.key)  # the same counts as generated cells
-        sampled = self.model.with_levels(observation.sample(mean, generator), population, generator)
+        sampled = self.model.with_protein_levels(observation.sample(mean, generator), population, generator)
         droplets = Droplets(sampled.toarray(), mean)
         droplets = self.plant_changes(droplets, observation, group)
         depth = self.depth[group.sample][:, None]

@@ -26,14 +26,14 @@ from bdm.applications.extension.fit_extension import (
 from bdm.applications.extension.new_cells import NewCells
 from bdm.autoencoder.adapters import Adapters, PopulationCells, bounds_of_population, fit_gaining
 from bdm.autoencoder.latent import encode, latent_cells, library_size_range
-from bdm.autoencoder.levels import training_levels
 from bdm.autoencoder.moments import population_moments
+from bdm.autoencoder.protein_levels import training_levels
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.data.genes import display_names
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.covariates import CovariateEffects, fit_effects, with_residuals
-from bdm.model.fit_model import check_collapse, generated_levels
+from bdm.model.fit_model import check_collapse, measure_protein_levels
 from bdm.model.model import BranchedModel, Extension, composition_of, extended, type_specific_genes
 from bdm.prior.base import PriorData
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, TrainSettings
@@ -161,7 +161,7 @@ def add_type(
         provenance=provenance,
         levels=training_levels(fitted_cells, autoencoder.proteins, seed=seed),
     )
-    generated = generated_levels(extended(model, extension), extension.levels, seed=seed)
+    generated = measure_protein_levels(extended(model, extension), extension.levels, seed=seed)
     extension = replace(extension, generated_levels=generated)
     larger = extended(model, extension)
     check_collapse(larger.sampler(), latent, model.whitening, seed=seed)

@@ -17,7 +17,7 @@ from bdm._core.parallel import threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.adapters import KNOWN_POPULATIONS, MAX_CELLS, Adapters, PopulationCells, fit_gaining
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.blocks import (
+from bdm.autoencoder.inputs import (
     N_BOUND_ITERATIONS,
     cell_blocks_of_type,
     observed_and_expected,
@@ -26,9 +26,16 @@ from bdm.autoencoder.blocks import (
 from bdm.autoencoder.latent import LatentCells, encode, populations_of_cells
 from bdm.autoencoder.moments import PopulationMoments, without_prior
 from bdm.autoencoder.sub_populations import GroupLatents, SubPopulations, classify, parts_of_group, prefixes_of
-from bdm.hierarchy.build import MIN_LEVEL, AttachmentPoint, attachment_point, build_branches, measure_clade, node_names
-from bdm.hierarchy.clustering import (
+from bdm.hierarchy.build import (
     FEW_CELLS,
+    MIN_LEVEL,
+    AttachmentPoint,
+    attachment_point,
+    build_branches,
+    measure_clade,
+    node_names,
+)
+from bdm.hierarchy.clustering import (
     MeasuredMeans,
     TreeSupport,
     clade_support,

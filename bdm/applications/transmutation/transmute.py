@@ -19,11 +19,11 @@ from bdm._core.validation import unknown_type
 from bdm.autoencoder.latent import latent_cells
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues, format_at, set_covariates
-from bdm.generation.generate import Block, GeneratedCells, batch_columns, latents, sample_counts, type_columns
+from bdm.generation.generate import GeneratedBlock, GeneratedCells, batch_columns, latents, sample_counts, type_columns
 from bdm.model.match import (
     batch_column,
     batches_of,
-    covariate_values,
+    covariates_of,
     first_names,
     label_column,
     labels_of,
@@ -110,10 +110,12 @@ def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSe
     )
 
 
-def transmuted_blocks(model: BranchedModel, sources: Sources, transmute: Transmute, *, seed: int) -> Iterator[Block]:
+def transmuted_blocks(
+    model: BranchedModel, sources: Sources, transmute: Transmute, *, seed: int
+) -> Iterator[GeneratedBlock]:
     """Yield transmuted cells in blocks: latents from posteriors, then counts."""
 
-    def transmuted_block(part: BlockPart) -> Block:
+    def transmuted_block(part: BlockPart) -> GeneratedBlock:
         generator = torch_generator(seed, "transmute", part.block, part.cell_type)
         y, population = _posterior_draw(model, sources, part, generator)
         covariates = None if sources.new_covariates is None else sources.new_covariates[part.rows]
@@ -130,7 +132,7 @@ def transmuted_blocks(model: BranchedModel, sources: Sources, transmute: Transmu
             groups.append((cells, sample_counts(model, expected, new_name, for_counts)))
         order = np.argsort(np.concatenate([cells for cells, _ in groups]))
         counts = sp.vstack([counts for _, counts in groups], format="csr")[order]
-        return Block(counts, latents(model, x), new)
+        return GeneratedBlock(counts, latents(model, x), new)
 
     keep_freed_memory()
     with threads() as run:
@@ -186,11 +188,11 @@ def _posterior_draw(
     return latent.sample(torch.arange(len(population)), generator), population
 
 
-def _in_order(parts: list[BlockPart], blocks: list[Block]) -> Block:
+def _in_order(parts: list[BlockPart], blocks: list[GeneratedBlock]) -> GeneratedBlock:
     order = np.argsort(np.concatenate([part.rows for part in parts]))
     counts = sp.vstack([block.counts for block in blocks], format="csr")
     population = np.concatenate([block.population for block in blocks if block.population is not None])
-    return Block(counts[order], np.concatenate([block.latent for block in blocks])[order], population[order])
+    return GeneratedBlock(counts[order], np.concatenate([block.latent for block in blocks])[order], population[order])
 
 
 def make_obs(model: BranchedModel, sources: Sources) -> pd.DataFrame:
@@ -276,7 +278,7 @@ def select_sources(
         raise InputError("No cell has counts of the model's genes.")
     cells = cells[has_counts].copy()
     columns = label_column(adata.obs, model, keys), batch_column(adata.obs, model, keys)
-    values = covariate_values(cells.obs, model)
+    values = covariates_of(cells.obs, model)
     new_values = None if values is None else set_covariates(model, values, to, at, extrapolate=extrapolate)
     batch, cell_type = batches_of(cells, model, keys), labels[has_counts].to_numpy()
     return Sources(to, cell_types, at, cells, cell_type, batch, *columns, values, new_values)

@@ -18,7 +18,7 @@ CELLS_OF_QUANTILE = 10  # minimum cells per quantile; with fewer, quantiles woul
 
 
 @dataclass(frozen=True)
-class Levels:
+class ProteinLevels:
     """Protein levels in a population as the decoder generates them, before quantile mapping."""
 
     log_factor: Tensor  # log ratio of mean counts in training cells to means of the decoder, proteins
@@ -74,7 +74,7 @@ def mean_count(quantiles_of_levels: Tensor) -> Tensor:
     return (quantiles_of_levels.exp() - 0.5).mean(dim=0).clamp(min=0.01)
 
 
-def mapped(counts: np.ndarray, before: Tensor, after: Tensor, generator: np.random.Generator) -> np.ndarray:
+def map_quantiles(counts: np.ndarray, before: Tensor, after: Tensor, generator: np.random.Generator) -> np.ndarray:
     """Map counts from the quantiles ``before`` to the quantiles ``after``.
 
     Log levels are interpolated between quantiles. Beyond them, counts change by the factor of the outermost quantile.
