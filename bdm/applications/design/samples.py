@@ -307,7 +307,7 @@ class IndependentDonors:
     variation: float  # standard deviation of log expression between donors
     seed: int
 
-    def within(self, population: str, x: Tensor, donor: np.ndarray) -> Tensor:
+    def at_donors(self, x: Tensor, population: str, donor: np.ndarray) -> Tensor:
         """Return cells unchanged."""
         return x
 
