@@ -1,1 +1,1 @@
-"""Generation of cells: requests, sampling in chunks, and writing by blocks."""
+"""Generation of cells from requests, and prediction of modalities."""

@@ -1,4 +1,4 @@
-"""Generation of cells: sample latents, decode them to mean counts, sample counts."""
+"""Generation of cells: sample latents in chunks, decode them in portions of one size, write counts by blocks."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def decode_chunk(
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
         for_transport = torch_generator(seed, "way", chunk.population, portion.start)
         x = request.transport(portion.padded, chunk.population, for_transport)
-        x = model.at_covariates(x, chunk.population, portion.covariates_of(covariates))
+        x = model.at_covariates(x, chunk.population, portion.select_covariates(covariates))
         mean = portion.without_padding(expected_counts(model, x, batch, chunk.population))
         for_counts = numpy_generator(seed, "counts", chunk.population, portion.start)
         counts.append(sample_counts(model, mean, chunk.population, for_counts))
@@ -249,11 +249,11 @@ class Portion:
         """Remove the rows of the padding."""
         return rows[: self.n_cells]
 
-    def covariates_of(self, population: np.ndarray | None) -> np.ndarray | None:
-        """Select the covariates of these cells from those of all cells, padded with the last row."""
-        if population is None:
+    def select_covariates(self, covariates: np.ndarray | None) -> np.ndarray | None:
+        """Select these cells from covariates of the whole population, padded with the last row."""
+        if covariates is None:
             return None
-        return population[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(population) - 1)]
+        return covariates[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(covariates) - 1)]
 
 
 def portions_of(chunk: Chunk) -> Iterator[Portion]:

@@ -75,7 +75,6 @@ def build_hierarchy(
         If the leaves of ``tree`` differ from the cell types, or ``settings`` ask for a flat hierarchy too.
     """
     clade = user_tree(tree, settings)
-    clade = None if clade is None else match_leaves(clade, tuple(dict.fromkeys(cells.labels)))
     whitening = fit_whitening(cells)
     means = MeasuredMeans.from_moments(population_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
@@ -84,7 +83,7 @@ def build_hierarchy(
     if clade is None:
         shape = merge_clades(list(clades.values()), link_types(means, cells.labels))
     else:
-        shape = with_sub_populations(clade, clades)
+        shape = with_sub_populations(match_leaves(clade, tuple(clades)), clades)
     root = measure_clade(shape, means, index, threshold=settings.threshold)
 
     sd = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))

@@ -129,7 +129,7 @@ class CovariateEffects:
 
         ``covariates``: cells x covariates. Their distribution is a Gaussian copula of the population's training cells.
         """
-        scores = generator.standard_normal(covariates.shape)
+        scores = generator.standard_normal(covariates.shape)  # for known values, too: no cell depends on another
         if not self.has(population):
             return covariates
         row, completed = self.values.populations.index(population), covariates.copy()

@@ -187,7 +187,7 @@ class BranchedModel:
         if self.donor_effects is None:
             return None
         composition, n_cells = self.donor_effects.composition, self.composition.sum(axis=1)
-        n_before = 0.0
+        n_before = 0.0  # cells of the types before, to which each added type is compared
         for cell_type in self.cell_types:
             populations = self.autoencoder.populations_of(cell_type)
             numbers = [float(n_cells.get(name, 0)) for name in populations]
