@@ -1,4 +1,4 @@
-"""Audits: folds of donors and cells, what attacks find among copies and among fresh cells, and what is written."""
+"""Audits: folds, attacks on copies and on fresh cells, verdicts, files."""
 
 import json
 import logging
@@ -63,7 +63,7 @@ FLAGS += ["--width=16", "--n-layers=1", "--train-n-steps=5"]
 
 
 def simulated(*, n_donors: int = 15, n_cells: int = 12, n_genes: int = 50, seed: int = 0) -> ad.AnnData:
-    """Prepared cells of two types, from donors that differ in the expression of all genes."""
+    """Simulate prepared cells of two types, from donors with differences in all genes."""
     rng = np.random.default_rng(seed)
     base = np.random.default_rng(0).normal(size=(len(TYPES), n_genes))  # the same for any seed
     rows = []
@@ -97,12 +97,12 @@ def folds_of(obs: pd.DataFrame, settings: AuditSettings = TWO_FOLDS, *, seed: in
 
 
 def copies(prepared: ad.AnnData):
-    """A generator that returns its training cells."""
+    """A generator of copies of its training cells."""
     return lambda fold: Generated(Cells.from_anndata(prepared)[fold.rows(MEMBERS)])
 
 
 def fresh(seed: int):
-    """A generator of cells of other donors, whatever it is fitted to."""
+    """A generator of cells of other donors, independent of the fold."""
     return lambda fold: Generated(Cells.from_anndata(simulated(n_donors=5, seed=100 * seed + fold.number)))
 
 
@@ -117,7 +117,7 @@ def run(*words: object) -> None:
 
 @pytest.fixture(scope="module")
 def of_six_donors() -> Audit:
-    """An audit of copies of so few donors that chance finds all of them."""
+    """Audit of copies with too few donors to differ from chance."""
     cells, settings = simulated(n_donors=6), AuditSettings(n_folds=1)
     return audit_folds(divide(cells, settings, seed=0), settings, copies(cells), seed=0, generator="files")
 
@@ -148,16 +148,11 @@ def test_folds_divide_donors_by_cell_types(prepared):
         assert (again.part == second.part).all()
 
 
-def with_rare_type(prepared: ad.AnnData) -> ad.AnnData:
-    """Cells of which some of two donors are of a further type."""
-    rare = prepared.copy()
-    type_of_two_donors(rare.obs)
-    rare.obs["cell_type"] = rare.obs["cell_type"].astype("category")
-    return rare
-
-
 def test_types_that_are_too_rare_are_not_audited(prepared, caplog, tmp_path):
-    division = divide(with_rare_type(prepared), TWO_FOLDS, seed=0)
+    cells, obs = prepared.copy(), prepared.obs
+    cell_type = obs["cell_type"].astype(str).mask(obs["donor"].isin(["donor 3", "donor 7"]), "rare")
+    cells.obs["cell_type"] = cell_type.astype("category")
+    division = divide(cells, TWO_FOLDS, seed=0)
     assert division.left_out == ("rare",)
     assert set(division.cells.obs["cell_type"].cat.categories) == set(division.cells.obs["cell_type"]) == set(TYPES)
     assert all(len(fold.part) == division.cells.n_obs for fold in division.folds)
@@ -209,11 +204,6 @@ def one_donor_twice(obs: pd.DataFrame) -> None:
 
 def few_donors(obs: pd.DataFrame) -> None:
     obs["donor"] = [f"donor {i % 5}" for i in range(len(obs))]
-
-
-def type_of_two_donors(obs: pd.DataFrame) -> None:
-    of = obs["donor"].isin(["donor 3", "donor 7"])
-    obs["cell_type"] = np.where(of, "rare", obs["cell_type"].astype(str))
 
 
 def missing_donor(obs: pd.DataFrame) -> None:
@@ -279,8 +269,8 @@ def test_scores_do_not_depend_on_other_attacked_cells(prepared):
 
 def test_types_without_enough_cells_are_not_scored(prepared):
     cells = Cells.from_anndata(prepared)
-    one = np.flatnonzero(cells.cell_type == TYPES[0])[:40]
-    scores = attack(cells, cells[one], cells, np.arange(len(cells)), seed=0)
+    rows = np.flatnonzero(cells.cell_type == TYPES[0])[:40]
+    scores = attack(cells, cells[rows], cells, np.arange(len(cells)), seed=0)
     assert scores[cells.cell_type == TYPES[1]].isna().all(axis=None)
     assert scores[cells.cell_type == TYPES[0]].notna().all(axis=None)
 
@@ -308,7 +298,7 @@ ATTACKED = ["generated/nearest", "generated/mean_shift"]
 
 
 def attacked_units(*, n_units: int, n_folds: int, shift: float, seed: int) -> pd.DataFrame:
-    """Scores of two correlated attacks on units that differ by themselves, too; a ``shift`` gives members away."""
+    """Scores of two correlated attacks; members differ by ``shift``."""
     rng = np.random.default_rng(seed)
     own, tables = rng.normal(size=(n_units, 1)), []
     for fold in range(n_folds):
@@ -325,9 +315,9 @@ def test_an_attack_that_found_members_has_an_interval_without_chance():
     audit = Audit(scores, {"unit": "cell", "seed": 0})
     by_fold = audit.by_fold.groupby("attack")["auc"]
     assert (by_fold.mean() - t.ppf(0.975, 1) * by_fold.sem()).min() < 0.5  # which the spread of two folds cannot show
-    found = {finding.attack: finding.succeeded for finding in audit.verdict.findings}
-    assert (audit.attacks_on_units.loc["generated", "low"] > 0.5).to_dict() == found
-    assert all(found.values())
+    succeeded = {finding.attack: finding.succeeded for finding in audit.verdict.findings}
+    assert (audit.attacks_on_units.loc["generated", "low"] > 0.5).to_dict() == succeeded
+    assert all(succeeded.values())
 
 
 @pytest.mark.parametrize(
@@ -335,9 +325,9 @@ def test_an_attack_that_found_members_has_an_interval_without_chance():
     [pytest.param(0, 0, marks=pytest.mark.slow), (0.7, 0.4), pytest.param(2, 0.95, marks=pytest.mark.slow)],
 )
 def test_limits_of_areas_hold_as_often_as_they_say(shift, power):
-    """With 12 units in three folds, intervals without chance are those of attacks that found members."""
+    """Intervals exclude chance exactly for successful attacks."""
     sides, n_audits, truth = [(4, 4)] * 3, 200, norm.cdf(shift / np.sqrt(2))
-    found, below, above = np.zeros(n_audits), np.zeros(n_audits), np.zeros((n_audits, len(ATTACKED)))
+    succeeded, below, above = np.zeros(n_audits), np.zeros(n_audits), np.zeros((n_audits, len(ATTACKED)))
     for seed in range(n_audits):
         units = attacked_units(n_units=12, n_folds=3, shift=shift, seed=seed)
         null = permuted_areas(units, ATTACKED, n_permutations=99, seed=seed)
@@ -348,7 +338,7 @@ def test_limits_of_areas_hold_as_often_as_they_say(shift, power):
         assert [finding.p_value < LEVEL for finding in verdict.findings] == [
             finding.succeeded for finding in verdict.findings
         ]
-        found[seed], below[seed], above[seed] = (
+        succeeded[seed], below[seed], above[seed] = (
             bool(verdict.successful),
             limits[:, 0].max() > truth,
             limits[:, 1] < truth,
@@ -356,8 +346,8 @@ def test_limits_of_areas_hold_as_often_as_they_say(shift, power):
     most = LEVEL + 2.5 * np.sqrt(LEVEL * (1 - LEVEL) / n_audits)
     assert below.mean() < most  # of all attacks together
     assert above.mean(axis=0).max() < most  # of each attack
-    assert found.mean() >= power
-    assert shift or found.mean() < most
+    assert succeeded.mean() >= power
+    assert shift or succeeded.mean() < most
 
 
 def test_each_area_is_between_its_limits():
@@ -368,7 +358,7 @@ def test_each_area_is_between_its_limits():
 
 
 def test_limits_of_cells_count_donors(of_copies):
-    """Cells of a donor resemble each other, so an area of cells is less certain than as many independent cells are."""
+    """Cells of a donor are correlated, which widens intervals of cells."""
     cells = of_copies.attacks.query("set == 'chance' and level == 'cell'")
     independent = 2 * norm.isf(LEVEL) * auc_error(120, 120) / np.sqrt(2)
     assert (cells["high"] - cells["low"] > 1.3 * independent).all()
@@ -383,7 +373,9 @@ def test_an_attack_on_some_folds_only_leaves_the_others_as_they_are(prepared):
     of_one_fold = Audit(scores.assign(**{"generated/bound": scores["generated/bound"].where(scores["fold"] == 2)}), {})
     partial = replace(of_one_fold, record=whole.record)
     assert partial.attacks_on_units.loc[("generated", "bound"), "n_folds"] == 1
-    p_values = [{one.attack: one.p_value for one in of.findings} for of in (complete, partial.verdict)]
+    p_values = [
+        {finding.attack: finding.p_value for finding in audit.findings} for audit in (complete, partial.verdict)
+    ]
     assert p_values[1].keys() == p_values[0].keys()
     assert p_values[1]["density_ratio"] == pytest.approx(p_values[0]["density_ratio"], abs=0.15)
     assert not partial.verdict.successful
@@ -417,7 +409,7 @@ def test_verdict_of_few_donors_shows_no_safety(of_copies):
 
 
 def test_an_audit_that_cannot_differ_from_chance_is_inconclusive(of_six_donors, caplog):
-    """Chance finds both of two members in one of six audits with one attack, and more often with four."""
+    """With two members, chance finds both in a sixth of audits, or more."""
     verdict = of_six_donors.verdict
     assert verdict.limit == 1
     assert verdict.findings[0].auc == 1
@@ -449,8 +441,8 @@ def test_scores_are_standardised_by_type_without_membership():
     scores = pd.DataFrame(
         {"fold": 1, "unit": [0, 0, 1, 1], "cell_type": ["a", "b", "a", "b"], "member": [1, 1, 0, 0]}
     ).assign(**{"generated/x": [1.0, 50.0, 3.0, 50.0]})
-    found = standardise(scores)["generated/x"]
-    np.testing.assert_allclose(found, [-np.sqrt(0.5), 0, np.sqrt(0.5), 0])
+    standardised = standardise(scores)["generated/x"]
+    np.testing.assert_allclose(standardised, [-np.sqrt(0.5), 0, np.sqrt(0.5), 0])
     units = average_units(standardise(scores))
     np.testing.assert_allclose(units["generated/x"], [-np.sqrt(0.5) / 2, np.sqrt(0.5) / 2])
 
@@ -477,9 +469,9 @@ def test_models_are_fitted_once_and_give_one_result(prepared, tmp_path, caplog):
     for share, number in ((0.5, 60), (2, 240), (1e-3, 4)):  # at least two of each type, as one has no covariance
         some = AuditSettings(n_folds=1, cells_only=True, cells_per_training_cell=share)
         assert audit_models(division, some, models).record["n_generated"] == {"1": number}
-    other = prepared.copy()
-    other.X = other.X[::-1].copy()
-    for cells, seed in ((prepared, 4), (other, 3)):
+    reversed_cells = prepared.copy()
+    reversed_cells.X = reversed_cells.X[::-1].copy()
+    for cells, seed in ((prepared, 4), (reversed_cells, 3)):
         with pytest.raises(InputError, match="was fitted to other cells, or with other settings"):
             audit_models(divide(cells, settings, seed=3), settings, replace(models, seed=seed))
 
@@ -586,7 +578,7 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
 
 @pytest.fixture(scope="module")
 def written_folds(prepared, tmp_path_factory) -> Path:
-    """Prepared cells, and training cells of each fold in place of generated ones, as other generators write them."""
+    """Prepared cells, and the training cells of each fold as generated cells."""
     folder = tmp_path_factory.mktemp("folds")
     prepared.write_h5ad(folder / "prepared.h5ad")
     run("audit-folds", folder / "prepared.h5ad", folder / "folds", "--n-folds=2")
@@ -595,14 +587,14 @@ def written_folds(prepared, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def by_fold(written_folds, tmp_path) -> list[Path]:
-    """Files of each fold that tests may change."""
+    """Copies of the files of each fold, which tests may change."""
     shutil.copytree(written_folds, tmp_path, dirs_exist_ok=True)
     return [tmp_path / f"folds/fold-{number}.h5ad" for number in (1, 2)]
 
 
 def test_command_writes_an_audit_of_files(by_fold, of_copies, tmp_path):
-    given = [word for path in by_fold for word in ("--cells", path)]
-    run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", *given, "--n-folds=2")
+    options = [word for path in by_fold for word in ("--cells", path)]
+    run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", *options, "--n-folds=2")
     of_copies.save(tmp_path / "whole")
     names = {"audit.json", "audit.safetensors", "summary.json", "audit.png", *TABLES.values()}
     assert {path.name for path in (tmp_path / "audit").iterdir()} == names
@@ -611,7 +603,7 @@ def test_command_writes_an_audit_of_files(by_fold, of_copies, tmp_path):
     read = Audit.load(tmp_path / "audit")
     assert read.verdict == of_copies.verdict
     assert read.record["n_generated"] == {"1": 120, "2": 120}
-    assert not (tmp_path / "whole/audit.json").read_text().count("donor ")  # units have numbers in place of names
+    assert not (tmp_path / "whole/audit.json").read_text().count("donor ")  # units are numbered
     with pytest.raises(InputError, match=r"it has no audit\.json"):
         Audit.load(tmp_path)
 
@@ -644,13 +636,11 @@ def test_files_that_do_not_match_the_folds_are_rejected(by_fold, prepared, tmp_p
         reading(cells)
 
 
-def halved(cells: ad.AnnData) -> ad.AnnData:
-    return ad.AnnData(cells.X / 2, obs=cells.obs, var=cells.var)
-
-
 BEFORE_ATTACKS = {
     "No such file or folder": lambda cells, path: path.unlink(),
-    "which is not whole, as in normalised data": lambda cells, path: halved(cells).write_h5ad(path),
+    "which is not whole, as in normalised data": lambda cells, path: ad.AnnData(
+        cells.X / 2, cells.obs, cells.var
+    ).write_h5ad(path),
 }
 
 
@@ -691,10 +681,10 @@ def test_messages_on_files_name_no_options_that_audits_lack(by_fold, prepared):
 
 def test_command_rejects_what_does_not_fit_together(by_fold, tmp_path):
     arguments = ["audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=2"]
-    given = [word for path in by_fold for word in ("--cells", path)]
+    files = [word for path in by_fold for word in ("--cells", path)]
     for options, message in (
-        ([*given, "--models", tmp_path / "models"], "are for models of bdm"),
-        ([*given, "--width=16"], "are for models of bdm"),
+        ([*files, "--models", tmp_path / "models"], "are for models of bdm"),
+        ([*files, "--width=16"], "are for models of bdm"),
         (["--donor-key=patient"], r"prepared\.h5ad: obs has no column 'patient'"),
         (["--models", tmp_path / "audit/models"], "audit/models is in .*audit, which is replaced as a whole"),
     ):

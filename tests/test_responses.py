@@ -1,4 +1,4 @@
-"""Responses to conditions: as measured, predicted where not, cells in other conditions, and what is rejected."""
+"""Responses to conditions: measurement, prediction, cells, invalid input."""
 
 import re
 from dataclasses import replace
@@ -30,7 +30,10 @@ SETTINGS = ResponseSettings(label_key="kind")
 
 
 def simulated_cells(*, shared: float, seed: int, n_cells: int = 120, n_donors: int = 0, between: float = 0.0):
-    """Cells of seven types in two conditions, whose responses covary along their tree as much as ``shared`` says."""
+    """Simulate seven types in two conditions.
+
+    ``shared`` is the share of response variance along the tree.
+    """
     rng = np.random.default_rng(seed)
     path = np.linalg.cholesky(1 - tree_heights(as_clade(TREE), TYPES) + 1e-9 * np.eye(7))
     profile = rng.normal(0, 1, N_GENES) + 0.7 * path @ rng.normal(size=(7, N_GENES))
@@ -56,7 +59,7 @@ def without(cells: ad.AnnData, kind: str, condition: str = "stim") -> ad.AnnData
     return cells[~((cells.obs["kind"] == kind) & (cells.obs["condition"] == condition)).to_numpy()].copy()
 
 
-def of(cells: ad.AnnData, kind: str, condition: str) -> ad.AnnData:
+def select(cells: ad.AnnData, kind: str, condition: str) -> ad.AnnData:
     return cells[((cells.obs["kind"] == kind) & (cells.obs["condition"] == condition)).to_numpy()].copy()
 
 
@@ -76,24 +79,24 @@ def cells() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def responses(cells) -> Responses:
-    """Responses, without that of type ``b``."""
+    """Responses without type ``b`` in the condition."""
     return tl.respond(without(cells, "b"), SETTINGS)
 
 
-# ---- what was measured
+# ---- measurement
 
 
 def test_effects_are_log_ratios_of_shares(cells):
-    found = measure(cells, SETTINGS)
-    before, after = (np.log(share(of(cells, "c", name)) + PSEUDO) for name in ("ctrl", "stim"))
-    np.testing.assert_allclose(found.effect[0, 2], after - before, rtol=1e-4)
-    np.testing.assert_allclose(found.profile[2], before, rtol=1e-4)
-    assert found.n_cells.loc["c"].tolist() == [120, 120]
+    measured = measure(cells, SETTINGS)
+    before, after = (np.log(share(select(cells, "c", name)) + PSEUDO) for name in ("ctrl", "stim"))
+    np.testing.assert_allclose(measured.effect[0, 2], after - before, rtol=1e-4)
+    np.testing.assert_allclose(measured.profile[2], before, rtol=1e-4)
+    assert measured.n_cells.loc["c"].tolist() == [120, 120]
 
 
 def test_variance_is_that_of_resampled_cells(cells):
-    rng, found = np.random.default_rng(0), measure(cells, SETTINGS)
-    counts = [of(cells, "d", name).X.toarray() for name in ("ctrl", "stim")]
+    rng, measured = np.random.default_rng(0), measure(cells, SETTINGS)
+    counts = [select(cells, "d", name).X.toarray() for name in ("ctrl", "stim")]
 
     def effect() -> np.ndarray:
         sums = [of_condition[rng.integers(0, 120, 120)].sum(axis=0) for of_condition in counts]
@@ -101,7 +104,7 @@ def test_variance_is_that_of_resampled_cells(cells):
         return changed - control
 
     resampled = np.var([effect() for _ in range(300)], axis=0)
-    assert 0.9 < np.median(found.variance[0, 3] / resampled) < 1.15
+    assert 0.9 < np.median(measured.variance[0, 3] / resampled) < 1.15
 
 
 def test_donors_are_the_replicates():
@@ -119,9 +122,9 @@ def test_donors_are_the_replicates():
 def test_several_columns_are_crossed(cells):
     crossed = cells.copy()
     crossed.obs["dose"] = np.where(cells.obs["condition"] == "ctrl", "none", np.resize(["low", "high"], cells.n_obs))
-    found = tl.respond(crossed, replace(SETTINGS, condition_key=("condition", "dose")))
-    assert (found.control, found.conditions) == ("ctrl, none", ("stim, high", "stim, low"))
-    predicted = tl.predict(found, of(crossed, "a", "ctrl"), "stim, low")
+    fitted = tl.respond(crossed, replace(SETTINGS, condition_key=("condition", "dose")))
+    assert (fitted.control, fitted.conditions) == ("ctrl, none", ("stim, high", "stim, low"))
+    predicted = tl.predict(fitted, select(crossed, "a", "ctrl"), "stim, low")
     assert predicted.obs[["condition", "dose"]].drop_duplicates().to_numpy().tolist() == [["stim", "low"]]
 
 
@@ -129,8 +132,8 @@ def test_several_columns_are_crossed(cells):
 
 
 def test_places_that_are_left_out_together_do_not_predict_each_other(cells):
-    found, others = measure(cells, SETTINGS), np.array([0, 2, 3, 5, 6])
-    data = found.gaussian_process("stim", found.relations()).fit()
+    measured, others = measure(cells, SETTINGS), np.array([0, 2, 3, 5, 6])
+    data = measured.gaussian_process("stim", measured.relations()).fit()
     mean, variance = data.leave_out([np.array([1, 4]), others])
     lacking = replace(data, values=data.values[:, others], variance=data.variance[:, others], measured=others)
     direct = lacking.predict(np.array([1, 4]))
@@ -140,10 +143,10 @@ def test_places_that_are_left_out_together_do_not_predict_each_other(cells):
 
 
 def test_evidence_of_hypotheses_of_one_factor_is_that_of_each_alone(cells):
-    found = measure(cells, SETTINGS)
-    data = found.gaussian_process("stim", found.relations())
+    measured = measure(cells, SETTINGS)
+    data = measured.gaussian_process("stim", measured.relations())
     hypotheses = [Hypothesis(kernel, 0.9, 0.5, level) for kernel in (-1, 2) for level in (0.0, 0.3, 1.0)]
-    each = torch.stack([data.condition(of, 0.2).evidence for of in hypotheses], dim=1)
+    each = torch.stack([data.condition(hypothesis, 0.2).evidence for hypothesis in hypotheses], dim=1)
     torch.testing.assert_close(data.evidence(hypotheses, 0.2), each)
 
 
@@ -157,17 +160,17 @@ def test_the_tree_predicts_what_evolved_along_it(cells):
 @pytest.mark.parametrize("tree", [TREE, [[["a", "b"], "c"], ["d", "e"]]], ids=["with them", "without"])
 def test_a_tree_may_have_types_of_too_few_cells(cells, tree):
     few = cells[~(cells.obs["kind"].isin(["f", "g"]) & (np.arange(cells.n_obs) % 20 > 0)).to_numpy()].copy()
-    found = tl.respond(few, SETTINGS, tree=tree)
-    assert found.related_types == TYPES[:5]
-    assert found.relations().height[0, 2] == pytest.approx(2 / 3)  # of a and c
+    fitted = tl.respond(few, SETTINGS, tree=tree)
+    assert fitted.related_types == TYPES[:5]
+    assert fitted.relations().height[0, 2] == pytest.approx(2 / 3)  # of a and c
 
 
 def test_no_relation_is_found_where_there_is_none():
-    found = tl.respond(simulated_cells(shared=0, seed=3), SETTINGS)
-    error = found.expected_error("stim")
+    fitted = tl.respond(simulated_cells(shared=0, seed=3), SETTINGS)
+    error = fitted.expected_error("stim")
     assert error["predicted"] < 1.05 * error["unrelated"]
     assert error["predicted"] < error["nearest"]
-    assert found.warnings("stim") == [
+    assert fitted.warnings("stim") == [
         "In stim, predictions are no better than the mean response of the other types.",
         "In stim, predictions are nearer to unchanged cells than to real ones; do not use them.",
     ]
@@ -179,9 +182,9 @@ def test_intervals_of_types_that_were_left_out_are_calibrated(shared):
     for seed, name in enumerate(TYPES):
         cells = simulated_cells(shared=shared, seed=10 + seed)
         table = tl.respond(without(cells, name), SETTINGS).effects("stim", [name]).set_index("gene")
-        found, row = measure(cells, SETTINGS), TYPES.index(name)
-        off = found.effect[0, row] / np.log(2) - table.loc[found.genes.index, "log2_fold_change"]
-        sd = np.sqrt(table.loc[found.genes.index, "sd"] ** 2 + found.variance[0, row] / np.log(2) ** 2)
+        measured, row = measure(cells, SETTINGS), TYPES.index(name)
+        off = measured.effect[0, row] / np.log(2) - table.loc[measured.genes.index, "log2_fold_change"]
+        sd = np.sqrt(table.loc[measured.genes.index, "sd"] ** 2 + measured.variance[0, row] / np.log(2) ** 2)
         covered.append(np.mean(np.abs(off) < 1.645 * sd))
     assert 0.85 <= np.mean(covered) <= 0.96
 
@@ -201,7 +204,7 @@ def test_branches_name_genes_that_one_clade_alone_changes(cells):
 
 
 def test_cells_of_an_unmeasured_type_have_the_predicted_means(cells, responses):
-    control = of(cells, "b", "ctrl")
+    control = select(cells, "b", "ctrl")
     predicted = tl.predict(responses, control, "stim", seed=0)
     assert predicted.obs_names.equals(control.obs_names)
     assert set(predicted.obs["condition"]) == {"stim"}
@@ -212,12 +215,12 @@ def test_cells_of_an_unmeasured_type_have_the_predicted_means(cells, responses):
     change = responses.effects("stim", ["b"]).set_index("gene").loc[cells.var_names, "log2_fold_change"] * np.log(2)
     expected = (share(control) + PSEUDO) * np.exp(change) - PSEUDO
     np.testing.assert_allclose(predicted.X.sum(axis=0).A1 / control.X.sum(), expected, atol=4e-3)
-    real = of(cells, "b", "stim")
+    real = select(cells, "b", "stim")
     assert off(predicted, real) < 0.7 * off(control, real)
 
 
 def test_variance_of_predicted_cells_is_that_of_real_ones(cells, responses):
-    predicted, real = tl.predict(responses, of(cells, "c", "ctrl"), "stim", seed=0), of(cells, "c", "stim")
+    predicted, real = tl.predict(responses, select(cells, "c", "ctrl"), "stim", seed=0), select(cells, "c", "stim")
     of_predicted, of_real = (np.log1p(x.X.toarray() / x.X.sum(axis=1).A1[:, None] * 1e3) for x in (predicted, real))
     ratio = of_predicted.var(axis=0) / of_real.var(axis=0)
     assert 0.8 < np.median(ratio) < 1.25
@@ -226,85 +229,85 @@ def test_variance_of_predicted_cells_is_that_of_real_ones(cells, responses):
 def test_same_seed_same_cells_whatever_else_is_predicted(cells, responses):
     first = tl.predict(responses, cells, "stim", cell_types="b", seed=3)
     second = tl.predict(responses, cells, "stim", cell_types=["a", "b"], seed=3)
-    other = tl.predict(responses, cells, "stim", cell_types=["b"], seed=4)
+    third = tl.predict(responses, cells, "stim", cell_types=["b"], seed=4)
     assert (first.X != second[first.obs_names].X).nnz == 0
-    assert (first.X != other.X).nnz > 0
+    assert (first.X != third.X).nnz > 0
     assert set(second.obs["kind"]) == {"a", "b"}
 
 
 def test_a_new_type_is_predicted_from_its_control_cells(cells, caplog):
-    """Also if cells have one name, as of several files that were joined."""
+    """Cells may have duplicate names, as in joined files."""
     lacking = cells[(cells.obs["kind"] != "e").to_numpy()].copy()
-    found = tl.respond(lacking, SETTINGS)
-    real, control = of(cells, "e", "stim"), of(cells, "e", "ctrl")
+    fitted = tl.respond(lacking, SETTINGS)
+    real, control = select(cells, "e", "stim"), select(cells, "e", "ctrl")
     control.obs_names = ["cell"] * control.n_obs
-    predicted = tl.predict(found, control, "stim")
+    predicted = tl.predict(fitted, control, "stim")
     assert re.search(
         r"have no control cells of 'e'; .* of its 120 cells here, .* nearest to that of 'd'\.", caplog.text
     )
-    assert predicted.uns["bdm"]["expected_error"] == found.sentence("stim")
+    assert predicted.uns["bdm"]["expected_error"] == fitted.sentence("stim")
     assert off(predicted, real) < off(control, real)
     with pytest.raises(InputError, match=r"^The responses have too few control cells of 'e', or none, and"):
-        tl.predict(found, of(cells, "e", "stim"), "ctrl")
+        tl.predict(fitted, select(cells, "e", "stim"), "ctrl")
 
 
 def test_effects_are_those_by_which_the_given_cells_are_changed(cells):
-    found = tl.respond(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
-    expected = cells_to_change(found, of(cells, "e", "ctrl"), "stim").effects()
-    pd.testing.assert_frame_equal(cells_to_change(found, cells, "stim", "e").effects(), expected)
-    back = cells_to_change(found, cells, "ctrl", "a").effects()
+    fitted = tl.respond(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
+    expected = cells_to_change(fitted, select(cells, "e", "ctrl"), "stim").effects()
+    pd.testing.assert_frame_equal(cells_to_change(fitted, cells, "stim", "e").effects(), expected)
+    back = cells_to_change(fitted, cells, "ctrl", "a").effects()
     assert set(back["condition"]) == {"stim"}
-    expected = found.effects("stim", ["a"])
+    expected = fitted.effects("stim", ["a"])
     pd.testing.assert_frame_equal(back.drop(columns="condition"), expected, check_column_type=False)
 
 
 def test_a_type_without_control_cells_gets_its_control(cells):
-    found = tl.respond(without(cells, "g", "ctrl"), SETTINGS)
-    predicted, real = tl.predict(found, of(cells, "g", "stim"), "ctrl"), of(cells, "g", "ctrl")
-    assert off(predicted, real) < 0.8 * off(of(cells, "g", "stim"), real)
+    fitted = tl.respond(without(cells, "g", "ctrl"), SETTINGS)
+    predicted, real = tl.predict(fitted, select(cells, "g", "stim"), "ctrl"), select(cells, "g", "ctrl")
+    assert off(predicted, real) < 0.8 * off(select(cells, "g", "stim"), real)
 
 
 @pytest.mark.parametrize(("name", "most"), [("b", 0.1), ("e", 0.7)], ids=["known", "new"])
 def test_cells_that_lack_genes_change_as_with_all_genes(cells, name, most, caplog):
-    """As log fold changes are of shares of all counts; a new type is related by the genes that it has."""
-    found = tl.respond(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
-    control = of(cells, name, "ctrl")[np.arange(6000) % 120].copy()
+    """Log fold changes refer to shares of all counts."""
+    fitted = tl.respond(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
+    control = select(cells, name, "ctrl")[np.arange(6000) % 120].copy()
     rare = np.argsort(share(control))[:30]
     lacking = control[:, rare].copy()
-    sets = lacking, tl.predict(found, lacking, "stim"), tl.predict(found, control, "stim")[:, rare]
+    sets = lacking, tl.predict(fitted, lacking, "stim"), tl.predict(fitted, control, "stim")[:, rare]
     assert "The cells lack 120 genes of the responses; 30 are changed." in caplog.text
-    before, after, expected = (np.log(one.X.sum(axis=0).A1) for one in sets)
+    before, after, expected = (np.log(adata.X.sum(axis=0).A1) for adata in sets)
     assert np.abs(after - expected).max() < most
     assert np.corrcoef(after - before, expected - before)[0, 1] > 0.9
-    assert set(cells_to_change(found, lacking, "stim").effects()["gene"]) == {*lacking.var_names}
+    assert set(cells_to_change(fitted, lacking, "stim").effects()["gene"]) == {*lacking.var_names}
 
 
 def test_cells_of_other_conditions_are_left_out(cells, caplog):
-    """A condition changes cells of the control; back to the control, all are changed."""
+    """A condition changes control cells; the control changes all other cells."""
     several = cells.copy()
     several.obs["condition"] = np.where(np.arange(cells.n_obs) % 5 == 0, "other", cells.obs["condition"])
     caplog.set_level("INFO")
-    found = tl.respond(several, SETTINGS)
-    predicted = tl.predict(found, several, "stim", cell_types="a")
+    fitted = tl.respond(several, SETTINGS)
+    predicted = tl.predict(fitted, several, "stim", cell_types="a")
     assert set(predicted.obs["original_condition"]) == {"ctrl"}
     assert "Left out 96 cells in stim already." in caplog.text
     assert "Left out 48 cells in other; cells of the control ctrl are changed." in caplog.text
     others = several[(several.obs["condition"] == "other").to_numpy()].copy()
     with pytest.raises(InputError, match=r"^All of these cells are in 'other', but cells of the control 'ctrl'"):
-        tl.predict(found, others, "stim")
-    back = tl.predict(found, several, "ctrl")
+        tl.predict(fitted, others, "stim")
+    back = tl.predict(fitted, several, "ctrl")
     assert set(back.obs["original_condition"]) == {"stim", "other"}
-    assert (tl.predict(found, tl.predict(found, others, "ctrl"), "stim").obs["condition"] == "stim").all()
+    assert (tl.predict(fitted, tl.predict(fitted, others, "ctrl"), "stim").obs["condition"] == "stim").all()
 
 
 def test_the_expected_error_is_that_of_measured_predicted_and_hardly_known_types(cells, caplog):
     few = cells[~((cells.obs["kind"] == "g") & (np.arange(cells.n_obs) % 120 > 0)).to_numpy()].copy()
-    found = tl.respond(without(few, "b"), SETTINGS)
+    fitted = tl.respond(without(few, "b"), SETTINGS)
 
     def error(*names: str) -> str:
-        return tl.predict(found, few, "stim", cell_types=names).uns["bdm"]["expected_error"]
+        return tl.predict(fitted, few, "stim", cell_types=names).uns["bdm"]["expected_error"]
 
-    assert error("b") == found.sentence("stim")
+    assert error("b") == fitted.sentence("stim")
     assert re.fullmatch(r"stim: measured in a, c, with \d+% of the error of unchanged cells", error("a", "c"))
     assert "have" not in caplog.text
     assert error("g") == "stim: the error of g is not known, with fewer than 10 control cells"
@@ -313,16 +316,16 @@ def test_the_expected_error_is_that_of_measured_predicted_and_hardly_known_types
 
 
 def test_generated_cells_without_a_condition_are_of_the_control(cells, responses):
-    generated = of(cells, "a", "ctrl")
+    generated = select(cells, "a", "ctrl")
     del generated.obs["condition"]
     assert set(tl.predict(responses, generated, "stim").obs["original_condition"]) == {"ctrl"}
 
 
-# ---- files, command, and what is rejected
+# ---- files, commands, invalid input
 
 
 def test_columns_may_have_slashes(cells, tmp_path):
-    """Predicted cells have columns with names as files can hold them, and are found by either name."""
+    """Columns of predicted cells have names that files can hold."""
     slashed = cells.copy()
     slashed.obs.columns = [f"{name}/1" for name in slashed.obs]
     slashed.var["gene/id"] = slashed.var_names
@@ -352,17 +355,17 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog, m
     assert {path.name for path in (tmp_path / "responses").iterdir()} == {
         "errors.csv", "errors.png", "response.png", "responses.json", "responses.safetensors",
     }  # fmt: skip
-    given = (tmp_path / "responses", tmp_path / "cells.h5ad", tmp_path / "out.h5ad", "--condition", "stim")
-    code, _ = bdm("predict", *given, "--cell-type", "b", "--effects", tmp_path / "effects.csv")
+    arguments = (tmp_path / "responses", tmp_path / "cells.h5ad", tmp_path / "out.h5ad", "--condition", "stim")
+    code, _ = bdm("predict", *arguments, "--cell-type", "b", "--effects", tmp_path / "effects.csv")
     assert code == 0
     assert "120 in stim: response of their type measured in 0, predicted in 120" in caplog.text
     caplog.clear()
-    bdm("predict", *given, "--cell-type", "a", "--effects", tmp_path / "effects.csv", "--force")
+    bdm("predict", *arguments, "--cell-type", "a", "--effects", tmp_path / "effects.csv", "--force")
     assert caplog.text.count("Left out 120 cells in stim already.") == 1
     assert ad.read_h5ad(tmp_path / "out.h5ad").uns["bdm"]["condition"] == "stim"
     assert set(pd.read_csv(tmp_path / "effects.csv")["cell_type"]) == {"a"}
     assert "did you mean" not in caplog.text
-    renamed = of(cells, "b", "ctrl")
+    renamed = select(cells, "b", "ctrl")
     renamed.obs["kind"] = "type b"
     ad.concat([without(cells, "b", "ctrl"), renamed]).write_h5ad(tmp_path / "renamed.h5ad")
     monkeypatch.setattr("bdm.commands.respond.N_SHOWN", 0)
@@ -370,26 +373,26 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog, m
     assert f"1 more condition: see {tmp_path / 'renamed' / 'errors.csv'}" in caplog.text
     renamed.obs["kind"] = "typ b"
     renamed.write_h5ad(tmp_path / "misspelt.h5ad")
-    given = (tmp_path / "renamed", tmp_path / "misspelt.h5ad", tmp_path / "out.h5ad", "--condition", "stim")
-    assert bdm("predict", *given, "--force")[0] == 0
+    arguments = (tmp_path / "renamed", tmp_path / "misspelt.h5ad", tmp_path / "out.h5ad", "--condition", "stim")
+    assert bdm("predict", *arguments, "--force")[0] == 0
     assert "The responses have no control cells of 'typ b' (did you mean 'type b'?); its response is" in caplog.text
 
 
 def awkward_cells(cells: ad.AnnData) -> ad.AnnData:
-    """Three conditions; types of too few cells, without control cells, or that a tree lacks; and counts in a layer."""
-    given = cells.copy()
-    given.obs["condition"] = np.where(np.arange(given.n_obs) % 5 == 0, "0 other", given.obs["condition"])
-    given = without(without(given, "g", "ctrl"), "g")
-    given = given[~((given.obs["kind"] == "f") & (np.arange(given.n_obs) % 40 > 0)).to_numpy()]
-    return ad.AnnData(given.X / 3, obs=given.obs, var=given.var, layers={"umi": given.X})
+    """Cells in three conditions, with incomplete types, and counts in a layer."""
+    awkward = cells.copy()
+    awkward.obs["condition"] = np.where(np.arange(awkward.n_obs) % 5 == 0, "0 other", awkward.obs["condition"])
+    awkward = without(without(awkward, "g", "ctrl"), "g")
+    awkward = awkward[~((awkward.obs["kind"] == "f") & (np.arange(awkward.n_obs) % 40 > 0)).to_numpy()]
+    return ad.AnnData(awkward.X / 3, obs=awkward.obs, var=awkward.var, layers={"umi": awkward.X})
 
 
 @pytest.mark.parametrize("tree", [(), ("--tree", "tree.json")], ids=["no tree", "tree"])
 def test_the_printed_prediction_runs(cells, tmp_path, bdm_and_next, tree):
-    given = awkward_cells(cells)
-    given.obs[["kind"]].to_csv(tmp_path / "labels.csv")
-    given.obs = given.obs.drop(columns="kind")
-    given.write_h5ad(tmp_path / "cells.h5ad")
+    awkward = awkward_cells(cells)
+    awkward.obs[["kind"]].to_csv(tmp_path / "labels.csv")
+    awkward.obs = awkward.obs.drop(columns="kind")
+    awkward.write_h5ad(tmp_path / "cells.h5ad")
     (tmp_path / "tree.json").write_text('[["a", "b"], ["c", ["d", "e"], "g"]]')
     options = ("--labels", "labels.csv", "--label-key", "kind", "--counts", "umi", *tree)
     bdm_and_next("respond", "cells.h5ad", "responses", *options, "--control", "ctrl")
@@ -398,7 +401,7 @@ def test_the_printed_prediction_runs(cells, tmp_path, bdm_and_next, tree):
 
 @pytest.mark.slow
 def test_generated_cells_of_a_type_that_was_not_measured_are_predicted(cells, tmp_path, bdm_and_next, bdm):
-    """From the control cells to the cells in a condition, by commands."""
+    """Commands lead from control cells to cells in a condition."""
     without(cells, "b").write_h5ad(tmp_path / "cells.h5ad")
     cells[(cells.obs["condition"] == "ctrl").to_numpy()].copy().write_h5ad(tmp_path / "control.h5ad")
     steps = ("--autoencoder-n-steps", 5, "--sub-populations", "none", "--n-genes", 60)
@@ -416,13 +419,13 @@ def test_generated_cells_of_a_type_that_was_not_measured_are_predicted(cells, tm
 def test_outputs_of_another_ending_are_rejected(responses, cells, tmp_path, bdm):
     responses.save(tmp_path / "responses")
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    given = (tmp_path / "responses", tmp_path / "cells.h5ad")
+    inputs = (tmp_path / "responses", tmp_path / "cells.h5ad")
     for out, effects, sentence in (
         ("out.csv", "effects.csv", "out.csv does not end in .h5ad; name an output that does."),
         ("out.h5ad", "effects.xlsx", "effects.xlsx does not end in .csv; name an output that does."),
     ):
         outputs = (tmp_path / out, "--effects", tmp_path / effects)
-        code, message = bdm("predict", *given, *outputs, "--condition", "stim")
+        code, message = bdm("predict", *inputs, *outputs, "--condition", "stim")
         assert (code, message) == (2, f"bdm: {tmp_path / sentence}\n")
         assert not (tmp_path / out).exists()
 
@@ -431,12 +434,12 @@ def test_outputs_of_another_ending_are_rejected(responses, cells, tmp_path, bdm)
 def test_workflow_measures_responses_and_predicts_cells(cells, tmp_path):
     without(cells, "b").write_h5ad(tmp_path / "cells.h5ad")
     predictions = {"b": {"condition": "stim", "cell_types": ["b"]}}
-    of = {"path": "cells.h5ad", "label_key": "kind", "respond": {"run": True, "predictions": predictions}}
-    write_config(tmp_path, {"datasets": {"mine": of}})
-    wanted = ("results/mine/responses/responses.json", "results/mine/predicted/b.h5ad")
-    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", 1, *wanted, cwd=tmp_path)
+    dataset = {"path": "cells.h5ad", "label_key": "kind", "respond": {"run": True, "predictions": predictions}}
+    write_config(tmp_path, {"datasets": {"mine": dataset}})
+    targets = ("results/mine/responses/responses.json", "results/mine/predicted/b.h5ad")
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", 1, *targets, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert ad.read_h5ad(tmp_path / wanted[1]).n_obs == 120
+    assert ad.read_h5ad(tmp_path / targets[1]).n_obs == 120
 
 
 def test_the_figure_shows_which_types_are_predicted(responses):
@@ -463,7 +466,7 @@ def single_donor(cells: ad.AnnData) -> ad.AnnData:
     return cells
 
 
-BAD = {  # what is done to the cells, the settings, and how the sentence begins
+BAD = {  # change of the cells, settings, beginning of the message
     "column": (lambda cells: cells, {"condition_key": ("treatment",)}, "obs has no column 'treatment'; name one"),
     "control": (lambda cells: cells, {"control": "contrl"}, "There is no condition 'contrl'; did you mean 'ctrl'?"),
     "no control": (
@@ -516,11 +519,9 @@ def test_unknown_names_and_genes_are_rejected(cells, responses):
         tl.predict(responses, renamed, "stim")
     with pytest.raises(InputError, match=r"^obs of the cells has no column 'kind', which the responses were made with"):
         tl.predict(responses, ad.AnnData(cells.X, obs=cells.obs[["condition"]], var=cells.var), "stim")
-    with pytest.raises(InputError, match=r"^All of these cells are in 'stim', but cells of the control 'ctrl'"):
-        tl.predict(responses, of(cells, "a", "stim"), "stim")
     with pytest.raises(InputError, match=r"^The tree lacks 'a'"):
         tl.respond(cells, SETTINGS, tree=["b", ["c", "d", "e", "f", "g"]])
     without_g = cells[(cells.obs["kind"] != "g").to_numpy()].copy()
     own_tree = tl.respond(without_g, SETTINGS, tree=[["a", "b"], "c", ["d", "e", "f"]])
     with pytest.raises(InputError, match=r"^The tree that the responses were fitted with has no type 'g'"):
-        tl.predict(own_tree, of(cells, "g", "ctrl"), "stim")
+        tl.predict(own_tree, select(cells, "g", "ctrl"), "stim")
