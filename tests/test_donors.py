@@ -1,4 +1,4 @@
-"""Donors: what is learned of how they differ, and new ones."""
+"""Donors: learned variation, and new donors."""
 
 import re
 from dataclasses import replace
@@ -24,7 +24,7 @@ N_GENES, N_DONORS, SD = 120, 24, 0.4
 
 
 def simulated_cells(seed, *, sd=SD, n_donors=N_DONORS, n_cells=40, n_types=2, library_sd=0.0):
-    """Cells of donors that differ in the first half of the genes, alike in all types."""
+    """Simulate donors with differences in the first half of the genes."""
     rng = np.random.default_rng(seed)
     expression = rng.gamma(1.0, 1.0, N_GENES) + 0.3
     effect = rng.normal(0, sd, (n_donors, N_GENES)) * (np.arange(N_GENES) < N_GENES // 2)
@@ -48,18 +48,18 @@ def bulk_of(cells, *, batch=None, factor=None):
 
 
 def test_variance_between_donors_is_recovered():
-    found = donor_variance(bulk_of(simulated_cells(0, n_types=1, library_sd=0.3)))
-    differing, alike = found.variance[: N_GENES // 2], found.variance[N_GENES // 2 : -1]
-    # A variance of 24 donors has a standard error of 0.3 of itself, and the mean of 60 genes one of 0.04
+    fitted = donor_variance(bulk_of(simulated_cells(0, n_types=1, library_sd=0.3)))
+    differing, alike = fitted.variance[: N_GENES // 2], fitted.variance[N_GENES // 2 : -1]
+    # Relative standard error: 0.3 for the variance of 24 donors, 0.04 for the mean over 60 genes
     assert differing.mean() == pytest.approx(SD**2, rel=0.2)
     assert alike.mean() < 0.05 * SD**2
-    assert found.variance[-1] == pytest.approx(0.3**2, rel=0.8)
+    assert fitted.variance[-1] == pytest.approx(0.3**2, rel=0.8)
 
 
 def test_donors_without_effects_have_almost_no_variance():
-    found = donor_variance(bulk_of(simulated_cells(1, sd=0, n_types=1)))
-    assert found.variance.mean() < 0.02 * SD**2
-    assert np.abs(found.score).mean() < 0.1
+    fitted = donor_variance(bulk_of(simulated_cells(1, sd=0, n_types=1)))
+    assert fitted.variance.mean() < 0.02 * SD**2
+    assert np.abs(fitted.score).mean() < 0.1
 
 
 def test_a_donor_with_few_cells_does_not_dominate():
@@ -68,9 +68,9 @@ def test_a_donor_with_few_cells_does_not_dominate():
     cells = cells[few.to_numpy()].copy()
     counts = cells.X.toarray()
     counts[(cells.obs["donor"] == "d0").to_numpy(), :5] += 3  # as many as three times the mean
-    found = donor_variance(bulk_of(AnnData(sparse.csr_matrix(counts), obs=cells.obs)))
-    assert found.variance[:5].max() < 0.1 * SD**2
-    assert np.abs(found.weight[0]).max() < 0.3
+    fitted = donor_variance(bulk_of(AnnData(sparse.csr_matrix(counts), obs=cells.obs)))
+    assert fitted.variance[:5].max() < 0.1 * SD**2
+    assert np.abs(fitted.weight[0]).max() < 0.3
 
 
 def test_batches_are_no_differences_between_donors():
@@ -79,17 +79,17 @@ def test_batches_are_no_differences_between_donors():
     factor = np.exp(np.random.default_rng(0).normal(0, 0.5, (2, N_GENES)))
     rng, mean = np.random.default_rng(1), cells.X.toarray() * factor[batch]
     shifted = AnnData(sparse.csr_matrix(rng.poisson(mean).astype(np.float32)), obs=cells.obs)
-    without, given = (
-        donor_variance(bulk_of(shifted, batch=codes, factor=of)) for codes, of in ((None, None), (batch, factor))
+    without, known = (
+        donor_variance(bulk_of(shifted, batch=codes, factor=factors))
+        for codes, factors in ((None, None), (batch, factor))
     )
     assert without.variance[:-1].mean() > 0.08  # expected: half of the variance of the log factors, 0.125
-    assert given.variance[:-1].mean() < 0.02
+    assert known.variance[:-1].mean() < 0.02
 
 
 def test_one_donor_has_no_variance():
     cells = simulated_cells(4, n_donors=2, n_types=1)
-    one = cells[cells.obs["donor"] == "d0"].copy()
-    assert donor_variance(bulk_of(one)) is None
+    assert donor_variance(bulk_of(cells[cells.obs["donor"] == "d0"].copy())) is None
 
 
 def test_effects_of_few_donors_are_drawn_towards_none():
@@ -103,9 +103,9 @@ def test_concentration_of_composition_is_recovered(concentration):
     rng = np.random.default_rng(0)
     shares = rng.dirichlet(np.array([0.5, 0.3, 0.2]) * concentration, 200)
     numbers = pd.DataFrame([rng.multinomial(100, share) for share in shares], columns=["a", "b", "c"])
-    found = dirichlet_parameters(numbers)
-    assert sum(found.values()) == pytest.approx(concentration, rel=0.2)
-    assert found["a"] / sum(found.values()) == pytest.approx(0.5, abs=0.05)
+    parameters = dirichlet_parameters(numbers)
+    assert sum(parameters.values()) == pytest.approx(concentration, rel=0.2)
+    assert parameters["a"] / sum(parameters.values()) == pytest.approx(0.5, abs=0.05)
 
 
 def test_equal_composition_has_a_large_concentration():
@@ -131,10 +131,10 @@ def test_composition_gives_shares_of_all_populations():
 def test_numbers_of_cells_vary_as_they_do_between_donors(numbers):
     donor = np.repeat(np.arange(len(numbers)), numbers)
     composition = fit_composition(donor, np.repeat("B", sum(numbers)), {"B": "B"}, share_fitted=1.0)
-    drawn = np.log([composition.sample(rng)[1] for rng in np.random.default_rng(0).spawn(2000)])
+    log_numbers = np.log([composition.sample(rng)[1] for rng in np.random.default_rng(0).spawn(2000)])
     expected = certainty(len(numbers)) * np.log(numbers).var(ddof=1)
-    assert drawn.var() == pytest.approx(expected, rel=0.1, abs=1e-6)
-    assert drawn.mean() == pytest.approx(np.log(numbers).mean(), abs=0.2 * np.sqrt(expected) + 1e-6)
+    assert log_numbers.var() == pytest.approx(expected, rel=0.1, abs=1e-6)
+    assert log_numbers.mean() == pytest.approx(np.log(numbers).mean(), abs=0.2 * np.sqrt(expected) + 1e-6)
 
 
 def test_observation_within_donors_has_the_dispersion_that_is_left():
@@ -160,21 +160,21 @@ def test_model_learns_donors_and_keeps_them(donor_model, tmp_path):
     assert "the donors that `bdm simulate` draws are new" in card
     assert "in each population" not in card
     again = BranchedDiffusion.load(tmp_path / "model").model.donors
-    drawn, repeated = (of.sample(3, numpy_generator(0, "donors")) for of in (donors, again))
-    np.testing.assert_array_equal(drawn.log_expression("type0"), repeated.log_expression("type0"))
-    pd.testing.assert_frame_equal(drawn.proportions, repeated.proportions)
+    sampled, repeated = (of.sample(3, numpy_generator(0, "donors")) for of in (donors, again))
+    np.testing.assert_array_equal(sampled.log_expression("type0"), repeated.log_expression("type0"))
+    pd.testing.assert_frame_equal(sampled.proportions, repeated.proportions)
     assert not re.search(r"\bd0\b", (tmp_path / "model" / "model.json").read_text())  # no donor is named
 
 
 def test_new_donors_vary_as_donors_do(donor_model):
-    drawn = donor_model.model.donors.sample(400, numpy_generator(1, "donors"))
-    offsets = drawn.log_expression("type0")
+    sampled = donor_model.model.donors.sample(400, numpy_generator(1, "donors"))
+    offsets = sampled.log_expression("type0")
     variance = offsets.var(axis=0)
     genes = donor_model.prepared.var_names.astype(int).to_numpy()
     assert variance[genes < N_GENES // 2].mean() == pytest.approx(SD**2, rel=0.25)
     assert variance[genes >= N_GENES // 2].mean() < 0.1 * SD**2
     assert np.exp(offsets).mean() == pytest.approx(1, abs=0.01)
-    of_types = [drawn.log_expression(name)[:, genes < N_GENES // 2] for name in ("type0", "type1")]
+    of_types = [sampled.log_expression(name)[:, genes < N_GENES // 2] for name in ("type0", "type1")]
     correlation = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*(of.T for of in of_types), strict=True)])
     assert correlation > 0.6  # effects are alike in both types
 
@@ -190,14 +190,14 @@ def test_a_donor_depends_on_its_number_alone(donor_model):
 
 def test_cells_of_a_donor_vary_less_than_all(donor_model):
     model = donor_model.model
-    drawn, population = model.donors.sample(300, numpy_generator(3, "donors")), model.populations[0]
+    sampled, population = model.donors.sample(300, numpy_generator(3, "donors")), model.populations[0]
     moments = model.moments
     covariance = moments.covariance[moments.populations.index(population)]
     mean = moments.mean[moments.populations.index(population)]
     generator = torch.Generator().manual_seed(0)
     x = mean + torch.randn(3000, len(mean), generator=generator) @ torch.linalg.cholesky(covariance).T
     donor = np.arange(3000) % 300
-    moved = drawn.at_donors(x, population, donor)
+    moved = sampled.at_donors(x, population, donor)
     centred = moved - torch.stack([moved[donor == number].mean(dim=0) for number in range(300)])[donor]
     assert centred.square().sum() < (x - x.mean(dim=0)).square().sum()
     size = model.whitening.inverse(moved)[:, -1], model.whitening.inverse(x)[:, -1]
@@ -210,15 +210,15 @@ def test_added_types_have_no_effects_of_donors(donor_model, small_settings, tmp_
     model = BranchedDiffusion(simulated_cells(6), donor_key="donor", settings=small_settings)
     model.fitted, model.prepared = donor_model.fitted, None
     model.extend(cells)
-    drawn = model.model.donors.sample(2, numpy_generator(4, "donors"))
-    assert not drawn.log_expression("new").any()
+    sampled = model.model.donors.sample(2, numpy_generator(4, "donors"))
+    assert not sampled.log_expression("new").any()
     x = torch.zeros(3, len(model.model.layout.names))
-    assert drawn.at_donors(x, "new", np.array([0, 1, 1])) is x
-    assert drawn.log_expression("type0").any()
-    assert {"new", "type0", "type1"} <= {name.partition("/")[0] for name in drawn.proportions}
+    assert sampled.at_donors(x, "new", np.array([0, 1, 1])) is x
+    assert sampled.log_expression("type0").any()
+    assert {"new", "type0", "type1"} <= {name.partition("/")[0] for name in sampled.proportions}
     model.save(tmp_path / "extended")
     again = BranchedDiffusion.load(tmp_path / "extended").model.donors.sample(2, numpy_generator(4, "donors"))
-    pd.testing.assert_frame_equal(again.proportions, drawn.proportions)
+    pd.testing.assert_frame_equal(again.proportions, sampled.proportions)
 
 
 def nested(obs):
@@ -247,7 +247,7 @@ def test_donors_that_cannot_be_learned_are_rejected(change, keys, message, small
 
 
 def test_card_has_the_least_number_of_donors(donor_model):
-    """Of each cell type and sub-population, if there is one."""
+    """The card names the minimum number of donors per population."""
     autoencoder = donor_model.model.autoencoder
     record = autoencoder.provenance | {"prepare": autoencoder.provenance["prepare"] | {"min_donors": 5}}
     model = replace(donor_model.model, autoencoder=replace(autoencoder, provenance=record))
