@@ -1,4 +1,4 @@
-"""Tests between conditions: valid without differences, and with the power to find planted ones."""
+"""Tests between conditions: validity, power and invalid input."""
 
 import sys
 import warnings
@@ -45,7 +45,9 @@ PLANTED = {f"gene_{number}" for number in range(N_PLANTED)}
 def simulated(
     *, n_donors: int = 4, n_cells: int = 30, change: float = 0.0, donor_sd: float = 0.3, paired: bool = False, seed: int
 ) -> AnnData:
-    """Cells of two types from donors who differ, in two conditions; the first genes change in type A.
+    """Simulate two types in two conditions, from donors with differences.
+
+    The first genes change in type A.
 
     Parameters
     ----------
@@ -80,7 +82,7 @@ def simulated(
 
 @pytest.fixture(scope="module")
 def planted_cells() -> AnnData:
-    """An experiment with six donors in each condition, and genes that change fourfold."""
+    """Six donors in each condition, and fourfold changes."""
     return simulated(n_donors=6, change=2.0, seed=0)
 
 
@@ -94,7 +96,7 @@ def found(tests: pd.DataFrame, *, cell_type: str) -> set[str]:
 
 @pytest.fixture(scope="module", params=["groups", "pairs"])
 def bulk(request) -> tuple[np.ndarray, np.ndarray]:
-    """Counts by sample of one cell type, and their linear model."""
+    """Counts by sample of a cell type, and their design matrix."""
     settings = PAIRED if request.param == "pairs" else ExperimentSettings()
     cells = simulated(change=1.0, paired=request.param == "pairs", seed=1)
     of_type = Experiment.from_anndata(cells, settings).pseudobulk("A")
@@ -158,7 +160,7 @@ def test_a_t_distribution_has_fewer_small_p_values(bulk):
 
 
 def test_genes_whose_counts_vary_as_by_chance_alone_are_tested():
-    """Of few genes, no dispersion may be above its lower bound, so that their variance, the prior, is not known."""
+    """With few genes at minimum dispersion, the prior variance is unknown."""
     design = np.column_stack([np.ones(6), np.repeat([0, 1], 3)])
     counts = np.column_stack([np.full(6, 40), np.full(6, 25), np.repeat([40, 160], 3)])
     normal, t = (deseq2(counts, design, t_distribution=of_t)["p_value"] for of_t in (False, True))
@@ -183,18 +185,14 @@ def test_planted_genes_are_found_in_their_cell_type(planted_cells, test):
     sign = dict(zip(sorted(PLANTED, key=lambda gene: int(gene[5:])), SIGN, strict=True))
     assert (changes["A"] * changes.index.map(sign)).median() == pytest.approx(2, abs=0.4)
     assert changes["B"].abs().median() < 0.6
-
-
-@pytest.mark.parametrize("test", [pseudobulk_tests, log_cpm_tests])
-def test_pseudobulk_finds_few_genes_that_do_not_change(planted_cells, test):
-    tests = test(planted_cells)
-    assert len(found(tests, cell_type="A") - PLANTED) <= 3
-    assert len(found(tests, cell_type="B")) <= 2
+    if test is not wilcoxon_tests:
+        assert len(found(tests, cell_type="A") - PLANTED) <= 3
+        assert len(found(tests, cell_type="B")) <= 2
 
 
 @pytest.mark.parametrize("method", TESTS)
 def test_tests_without_differences(method):
-    """Without differences, p-values are uniform of samples, and too small of cells, as donors differ."""
+    """P-values are uniform for samples, and too small for cells."""
     experiments = [simulated(n_donors=4, n_cells=15, seed=seed) for seed in range(6)]
     tables = [expression_test(Experiment.from_anndata(cells, ExperimentSettings()), method) for cells in experiments]
     p_value = pd.concat(tables)["p_value"].dropna().to_numpy()
@@ -202,7 +200,7 @@ def test_tests_without_differences(method):
     if method == "wilcoxon":
         assert share > 0.15
     else:
-        # About 1,700 tests; p-values of two types share donors, and those of DESeq2 share dispersions
+        # About 1,700 tests, which share donors, and with DESeq2 dispersions
         assert share == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / len(p_value)))
         assert stats.kstest(p_value, "uniform").statistic < 0.08
 
@@ -264,20 +262,23 @@ def test_missing_p_values_do_not_count():
 def p_values_of_composition(
     *, n_donors: int, concentration: float, log_odds: float, n_repeats: int, pairs: bool = False, share: float = 0.2
 ) -> np.ndarray:
-    """P-values for a cell type in samples of about 300 cells, which do not differ with an infinite concentration."""
+    """P-values for a cell type in samples of about 300 cells.
+
+    With an infinite concentration, samples of a condition have the same shares.
+    """
     generator = np.random.default_rng(0)
     samples = pd.DataFrame({"condition": np.repeat([0, 1], n_donors), "pair": [*range(n_donors)] * 2})
     samples = samples if pairs else samples[["condition"]]
-    found = []
+    p_values = []
     for _ in range(n_repeats):
-        of_donor = np.tile(generator.normal(0, 0.7, size=n_donors), 2) if pairs else 0
-        mean = expit(logit(share) + of_donor + log_odds * samples["condition"].to_numpy())
+        donor_effect = np.tile(generator.normal(0, 0.7, size=n_donors), 2) if pairs else 0
+        mean = expit(logit(share) + donor_effect + log_odds * samples["condition"].to_numpy())
         if np.isfinite(concentration):
             mean = generator.beta(mean * concentration, (1 - mean) * concentration)
         total = generator.integers(150, 450, size=2 * n_donors)
         number = generator.binomial(total, mean)
-        found.append(share_tests(pd.DataFrame({"A": number, "B": total - number}), samples)["p_value"][0])
-    return np.array(found)
+        p_values.append(share_tests(pd.DataFrame({"A": number, "B": total - number}), samples)["p_value"][0])
+    return np.array(p_values)
 
 
 @pytest.mark.parametrize("pairs", [False, True])

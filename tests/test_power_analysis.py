@@ -1,4 +1,4 @@
-"""Power analyses: grids of designed experiments, what tests find in them, and what is written."""
+"""Power analyses: grids of designs, discoveries, files and figures."""
 
 import re
 import subprocess
@@ -50,7 +50,7 @@ SHIFT = {"condition": "stimulated", "in": ["Dendritic"], "log_odds": 1.5}
 
 @pytest.fixture(scope="module")
 def model(small_model):
-    """The model in memory, without what fitted it."""
+    """The fitted model in memory."""
     return small_model.model
 
 
@@ -83,6 +83,8 @@ def test_a_point_changes_its_values_alone():
     assert (unchanged.samples, unchanged.changes) == (design.samples, design.changes)
     assert len({design.seed, at.seed, unchanged.seed}) == 3
     assert design_at(design, Point(1, depth=2.0), repeat=1).seed == unchanged.seed
+    at = design_at(design, Point(0, log2_fold_change=0.0), repeat=0)
+    assert at.changes[1].log2_fold_change.values == (0.0,)
 
 
 def test_sizes_keep_signs_and_0():
@@ -100,12 +102,6 @@ def test_sizes_keep_signs_and_0():
 def test_depth_is_relative_to_the_design():
     at = design_at(read_design({**CONTENT, "depth": {"factor": {"stimulated": 0.5}}}), Point(0, depth=2), repeat=0)
     assert at.depth.factor == {"stimulated": 1.0}
-
-
-def test_no_change_is_a_point_as_well():
-    change = {**CHANGE, "log2_fold_change": {"distribution": "normal", "mean": 1}}
-    at = design_at(read_design({**CONTENT, "changes": [change]}), Point(0, log2_fold_change=0.0), repeat=0)
-    assert at.changes[0].log2_fold_change.values == (0.0,)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +148,7 @@ def test_invalid_designs_are_rejected_in_one_sentence(model, content, message):
     assert message in str(error.value)
 
 
-# ---- what is found
+# ---- discoveries
 
 
 def test_more_donors_find_what_is_planted(analysis):
@@ -176,11 +172,11 @@ def test_numbers_of_an_experiment_add_up(analysis):
 
 def test_no_change_is_not_found(model):
     content = {**CONTENT, "power": {"log2_fold_change": [0], "n_repeats": 2, "methods": ["t_test"]}}
-    table = power_analysis(model, content).power
-    assert table["power"].isna().all()
-    n_null = power_analysis(model, content).repeats["n_null"].sum()
+    analysis = power_analysis(model, content)
+    assert analysis.power["power"].isna().all()
+    n_null = analysis.repeats["n_null"].sum()
     assert n_null > 100
-    assert table["small_p_values"].iloc[0] == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / n_null))
+    assert analysis.power["small_p_values"].iloc[0] == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / n_null))
 
 
 def test_types_of_too_few_cells_for_a_test_are_reported(model, caplog):
@@ -212,8 +208,8 @@ def composition_scores(model, *, cells: int = 300, **composition) -> pd.DataFram
 
 def test_shifts_of_one_type_add_up(model):
     both = [{**SHIFT, "log_odds": -3}, {**SHIFT, "in": ["Dendritic", "CD34+"], "log_odds": 0.7}]
-    found = composition_scores(model, shifts=both, concentration=200)
-    assert found.loc["Dendritic", ["n_planted", "n_found"]].tolist() == [1, 1]
+    scores = composition_scores(model, shifts=both, concentration=200)
+    assert scores.loc["Dendritic", ["n_planted", "n_found"]].tolist() == [1, 1]
     apart = [{**SHIFT, "in": [f"Dendritic/{k}"], "log_odds": size} for k, size in ((1, 2), (2, 0.0))]
     assert composition_scores(model, shifts=apart, concentration=200).index.tolist() == ["Dendritic"]
     everything = [{**SHIFT, "in": list(model.cell_types), "log_odds": 2}]
@@ -221,8 +217,8 @@ def test_shifts_of_one_type_add_up(model):
 
 
 def test_a_shifted_type_without_cells_is_not_found(model):
-    found = composition_scores(model, cells=5, shifts=[{**SHIFT, "in": ["CD34+"], "log_odds": -15}])
-    assert found.loc["CD34+", ["n_planted", "n_found"]].tolist() == [1, 0]
+    scores = composition_scores(model, cells=5, shifts=[{**SHIFT, "in": ["CD34+"], "log_odds": -15}])
+    assert scores.loc["CD34+", ["n_planted", "n_found"]].tolist() == [1, 0]
     with pytest.raises(InputError, match=r"^composition\.shifts: the design has no cells of CD34\+"):
         composition_scores(model, shifts=[{**SHIFT, "in": ["CD34+"]}], proportions={"Dendritic": 0.5, "CD19+ B": 0.5})
 
@@ -251,7 +247,7 @@ def test_pairs_are_tested_as_pairs(model):
 
 
 def experiments_with_known_truth(*, sd: float, n_repeats: int = 200) -> pd.DataFrame:
-    """Tests of 200 genes in each of eight types, of which five genes change in one; null statistics have an ``sd``."""
+    """Tests of 200 genes in each of eight types; five genes change in one type."""
     generator, planted = np.random.default_rng(0), np.zeros((8, 200))
     planted[0, :5] = 5
     rows = []
@@ -323,9 +319,11 @@ def test_commands_write_one_result(small_model, tmp_path, caplog):
 
 def test_figure_has_the_power_of_each_method_and_the_cost(analysis):
     upper, lower = pl.power(analysis, show=False)
-    for method, of in analysis.power.groupby("method"):
-        lines = [line for line in upper.lines if line.get_color() == upper_colour(upper, method)]
-        assert any(np.allclose(line.get_ydata(), of.sort_values("donors")["power"]) for line in lines)
+    handles, labels = upper.get_legend_handles_labels()
+    for method, table in analysis.power.groupby("method"):
+        colour = handles[labels.index(METHOD_LABELS[method])].lines[0].get_color()
+        lines = [line for line in upper.lines if line.get_color() == colour]
+        assert any(np.allclose(line.get_ydata(), table.sort_values("donors")["power"]) for line in lines)
     assert lower.get_ylabel() == "false discovery rate"
     cost = next(child for child in upper.child_axes if child.get_xlabel() == "cells to sequence")
     assert [tick.get_text() for tick in cost.get_xticklabels()] == ["480", "640"]
@@ -347,12 +345,6 @@ def test_methods_of_equal_values_are_next_to_each_other(analysis, donors):
         assert len(at) > 1
         assert (np.diff(at, axis=0) > 0).all()
         assert np.abs(at - np.unique(donors)).max() < 0.25
-
-
-def upper_colour(axis, method: str) -> str:
-    """Colour of the line of a method."""
-    handles, labels = axis.get_legend_handles_labels()
-    return handles[labels.index(METHOD_LABELS[method])].lines[0].get_color()
 
 
 def test_each_combination_has_a_panel(analysis):
