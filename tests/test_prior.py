@@ -65,7 +65,7 @@ def apart(n: int) -> Hierarchy:
 
 
 def diffusion(moments: PopulationMoments, *, width: int = 16) -> DiffusionPrior:
-    """Prior of populations apart, with a network on all branches, whose layers that begin at zero do not."""
+    """Prior of distant populations, with an untrained network without zeros."""
     hierarchy, n_dims = apart(len(moments.mean)), moments.mean.shape[1]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -108,9 +108,9 @@ def test_only_branches_that_are_used_are_trained():
 
 def test_one_level_and_branch_for_all_is_that_of_each():
     x, prior = torch.randn(6, 3, generator=generator()), diffusion(THREE)
-    one = prior.denoise(x, torch.tensor([0.7]), torch.tensor([3]))
-    torch.testing.assert_close(one, prior.denoise(x, torch.full((6,), 0.7), torch.full((6,), 3)))
-    assert not torch.allclose(one, prior.denoise(x, torch.tensor([0.7]), torch.tensor([2])))
+    denoised = prior.denoise(x, torch.tensor([0.7]), torch.tensor([3]))
+    torch.testing.assert_close(denoised, prior.denoise(x, torch.full((6,), 0.7), torch.full((6,), 3)))
+    assert not torch.allclose(denoised, prior.denoise(x, torch.tensor([0.7]), torch.tensor([2])))
 
 
 def test_network_is_used_on_branches_where_it_is_kept():
@@ -264,7 +264,7 @@ def test_mixture_has_the_moments_and_responsibilities_of_its_components():
 
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 20.0])
 def test_denoised_cells_of_a_mixture_follow_its_score(sigma):
-    """Tweedie's formula: the denoised x is x + sigma**2 times the gradient of the log density."""
+    """Tweedie's formula: ``x + sigma**2 * grad(log p)``."""
     of = mixture(1, 4, apart=2)
     x = of.noised(sigma).sample(9, generator()).requires_grad_(True)
     log_density(of.noised(sigma), x).logsumexp(dim=1).sum().backward()
@@ -279,10 +279,10 @@ def test_choice_has_the_probabilities():
     assert share[[0, 2, 4]].sum() == 0
 
 
-def energy(one: Tensor, other: Tensor) -> float:
+def energy(first: Tensor, second: Tensor) -> float:
     """Energy distance of two samples."""
-    within = [torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)) for x in (one, other)]
-    return float(2 * torch.cdist(one, other).mean() - sum(within))
+    within = [torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)) for x in (first, second)]
+    return float(2 * torch.cdist(first, second).mean() - sum(within))
 
 
 def test_components_that_grow_and_shrink_keep_their_cells():
@@ -303,8 +303,8 @@ def test_mixture_transport_gives_the_target(sigma, apart):
     source, target = mixture(1, 5, apart=apart), mixture(2, 3, apart=apart)
     x = source.noised(sigma).sample(2000, generator(1))
     mapped = MixtureMap(source.noised(sigma), target.noised(sigma))(x, generator(2))
-    expected, other = (target.noised(sigma).sample(2000, generator(seed)) for seed in (3, 4))
-    chance = abs(energy(expected, other))
+    expected, resampled = (target.noised(sigma).sample(2000, generator(seed)) for seed in (3, 4))
+    chance = abs(energy(expected, resampled))
     assert energy(mapped, expected) < 0.003 + 5 * chance
     assert energy(x, expected) > energy(mapped, expected) + 0.01
 
@@ -329,11 +329,11 @@ def test_components_of_both_mixtures_stay_in_place():
 def test_flow_of_a_normal_is_what_the_solver_finds():
     sigmas = np.geomspace(20.0, 0.5, 400).tolist()
     x = start(3000, 20.0)
-    found = normal_flow(Normal(MEAN, COVARIANCE), 20.0, 0.5)(x)
+    flowed = normal_flow(Normal(MEAN, COVARIANCE), 20.0, 0.5)(x)
     solved = dpm_solver(normal_denoiser(MEAN, COVARIANCE), x, sigmas)
-    torch.testing.assert_close(found, solved, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(normal_flow(Normal(MEAN, COVARIANCE), 0.5, 20.0)(found), x)
-    assert_moments(found, MEAN, COVARIANCE + 0.25 * torch.eye(3), tolerance=0.1)
+    torch.testing.assert_close(flowed, solved, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(normal_flow(Normal(MEAN, COVARIANCE), 0.5, 20.0)(flowed), x)
+    assert_moments(flowed, MEAN, COVARIANCE + 0.25 * torch.eye(3), tolerance=0.1)
 
 
 # ---- sampling down a tree, with the exact denoiser of a mixture of normals
@@ -376,7 +376,7 @@ STEEP = Hierarchy(  # one inner branch has no length
 
 
 class Counted(DiffusionPrior):
-    """Counts the cells of each evaluation of the network."""
+    """Counts cells per evaluation of the network."""
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         vars(self).setdefault("calls", []).append(len(x))
@@ -384,7 +384,7 @@ class Counted(DiffusionPrior):
 
 
 def exact_prior(hierarchy: Hierarchy, moments: PopulationMoments = MOMENTS, *, learned: bool = False) -> Counted:
-    """Prior of the mixtures below each branch; where it has ``learned``, a network adds nothing."""
+    """Prior of the mixtures below each branch; ``learned`` adds a zero network."""
     network = BranchNetwork(NetworkShape(2, len(hierarchy.branches), width=4, n_layers=1))
     kept = torch.full((len(hierarchy.branches),), learned)
     populations = BranchPopulations.from_moments(moments, hierarchy)
@@ -409,8 +409,8 @@ def test_denoiser_is_exact_for_mixtures():
     for sigma in (0.1, 3.0, 14.0):
         normals = [Normal(mean, covariance) for mean, covariance in zip(MEANS, COVARIANCES, strict=True)]
         expected = Mixture.from_normals(normals, MOMENTS.weight).denoised(x, sigma).float()
-        one = prior.denoise(x, torch.tensor([sigma]), torch.tensor([0]))
-        torch.testing.assert_close(one, expected, atol=1e-3, rtol=1e-4)
+        denoised = prior.denoise(x, torch.tensor([sigma]), torch.tensor([0]))
+        torch.testing.assert_close(denoised, expected, atol=1e-3, rtol=1e-4)
         each = prior.denoise(x, torch.full((8,), sigma), torch.tensor([0, 1] * 4))
         torch.testing.assert_close(each[::2], expected[::2], atol=1e-3, rtol=1e-4)
         alone = Mixture.from_normals(normals[:2], MOMENTS.weight[:2]).denoised(x, sigma).float()  # of those below `ab`
@@ -429,16 +429,18 @@ def test_components_of_a_branch_have_its_populations_once_each(sigma):
 
 
 def test_merged_clade_is_nearly_exact():
-    """Where a clade counts as one normal, denoised cells are off by a small part of their spread."""
+    """Merging a clade to a normal changes denoised cells little."""
     level = float(branch_level(float((MEANS[0] - MEANS[1]).norm())))
     tree = replace(TREE, branches=(TREE.root, replace(TREE.branches[1], level=level), *TREE.branches[2:]))
-    apart, populations = (BranchPopulations.from_moments(MOMENTS, tree, **how) for how in ({"merging_factor": 1e9}, {}))
+    apart, populations = (
+        BranchPopulations.from_moments(MOMENTS, tree, **options) for options in ({"merging_factor": 1e9}, {})
+    )
     for factor, expected_components in ((0.999, 2), (1.001, 1)):
         sigma = factor * MERGING_FACTOR * float(np.hypot(1, level))
         assert populations.mixture(1, sigma).n_components == expected_components
     x = apart.mixture(1, sigma).noised(sigma).sample(4000, generator()).float()
-    expected, found = (of.denoised(x, torch.tensor([sigma]), torch.tensor([1])) for of in (apart, populations))
-    error = float((found - expected).square().mean().sqrt())
+    expected, merged = (of.denoised(x, torch.tensor([sigma]), torch.tensor([1])) for of in (apart, populations))
+    error = float((merged - expected).square().mean().sqrt())
     assert 0.01 < error < 0.15  # spread of denoised cells is 1
 
 
@@ -572,8 +574,8 @@ def test_held_out_cells_are_not_trained_on(has_validation):
 def test_type_of_validation_cells_alone_is_trained_on():
     cells = planted()
     validation = cells.population == 1
-    validation[other := int((cells.population == 0).nonzero()[0])] = True
-    assert held_out_mask(cells, validation, seed=0).nonzero().flatten().tolist() == [other]
+    validation[held_out := int((cells.population == 0).nonzero()[0])] = True
+    assert held_out_mask(cells, validation, seed=0).nonzero().flatten().tolist() == [held_out]
 
 
 def test_of_few_cells_one_is_held_out():
@@ -584,7 +586,7 @@ def test_of_few_cells_one_is_held_out():
 
 
 def off_by_one(chosen: Tensor) -> tuple[HeldOut, BranchNetwork, Callable[..., Tensor]]:
-    """Held-out cells, a closed form that is off by one, and a network that adds nothing to it yet."""
+    """Held-out cells, a biased closed form, and an untrained network."""
     data = data_of(planted())
     wrong = replace(data.moments, mean=data.moments.mean + 1.0)
     populations = BranchPopulations.from_moments(wrong, data.hierarchy)
@@ -594,7 +596,7 @@ def off_by_one(chosen: Tensor) -> tuple[HeldOut, BranchNetwork, Callable[..., Te
 
 
 def test_gain_is_paired_by_cell():
-    """Many draws of the same cells are not more evidence; a network that adds nothing gains nothing."""
+    """More draws of the same cells add no evidence."""
     chosen = torch.arange(600) % 5 == 0
     held_out, network, remainder = off_by_one(chosen)
     nothing = held_out.compare(remainder)
@@ -615,7 +617,7 @@ def test_gain_is_paired_by_cell():
 
 
 def test_network_is_not_kept_for_the_sake_of_few_cells():
-    """Of cells that it harms much, but rarely, a few may have none."""
+    """Rare, large harm may be absent from few cells."""
     chosen = (torch.arange(600) % 5 == 0) & ((planted().population != 0) | (torch.arange(600) < 100))
     held_out, network, remainder = off_by_one(chosen)
     with torch.no_grad():
@@ -629,9 +631,9 @@ def test_network_is_not_kept_for_the_sake_of_few_cells():
 
 @pytest.mark.parametrize("prior", [DiffusionPrior, FlowMatchingPrior])
 def test_same_seed_same_network(prior):
-    one, same, other = (fitted(n_steps=5, seed=seed, prior=prior).prior.network.state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["enter.weight"], other["enter.weight"])
+    first, same, third = (fitted(n_steps=5, seed=seed, prior=prior).prior.network.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["enter.weight"], third["enter.weight"])
 
 
 def two_sided() -> LatentCells:
@@ -648,7 +650,7 @@ KINDS = [DiffusionPrior, pytest.param(FlowMatchingPrior, marks=pytest.mark.slow)
 
 @cache
 def fitted_to_two_sided(kind: type[LatentPrior], *, seed: int = 0) -> FittedPrior:
-    """Prior that tests share, and do not change."""
+    """Prior shared by tests."""
     return fitted(n_steps=300 if kind is DiffusionPrior else 2000, seed=seed, cells=two_sided(), prior=kind)
 
 
@@ -679,9 +681,9 @@ def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
     of_seen, of_all = (
         loss_of_closed_form(seen) for seen in (data.cells.subset((~chosen).nonzero().squeeze(1)), data.cells)
     )
-    found = fit.history["branches"]["closed_form"]
-    np.testing.assert_array_equal(found, of_seen)
-    assert (found != of_all).any()
+    loss = fit.history["branches"]["closed_form"]
+    np.testing.assert_array_equal(loss, of_seen)
+    assert (loss != of_all).any()
     expected = BranchPopulations.from_moments(data.moments, data.hierarchy)  # of all cells, in the end
     assert torch.equal(fit.prior.populations.mean, expected.mean)
 
@@ -738,33 +740,33 @@ def test_density_is_that_of_the_library():
 
 
 def test_conditioning_is_that_of_cells_with_the_value():
-    """Of many cells of a mixture, those next to the value have the moments of the conditioned one."""
-    of, direction, value = mixture(1, 3, apart=1.5), torch.tensor([0.6, 0.0, -0.8]), 0.4
-    x = of.sample(2_000_000, generator())
+    """Cells of a mixture near the value have the conditional moments."""
+    target, direction, value = mixture(1, 3, apart=1.5), torch.tensor([0.6, 0.0, -0.8]), 0.4
+    x = target.sample(2_000_000, generator())
     near = x[((x @ direction.double()) - value).abs() < 0.02]
-    conditioned = of.conditioned(direction, value)
+    conditioned = target.conditioned(direction, value)
     assert_moments(near, conditioned.moments.mean, conditioned.moments.covariance, tolerance=0.03)
-    drawn = conditioned.sample(20, generator())
-    torch.testing.assert_close(drawn @ direction.double(), torch.full((20,), value).double(), atol=1e-4, rtol=0)
+    sampled = conditioned.sample(20, generator())
+    torch.testing.assert_close(sampled @ direction.double(), torch.full((20,), value).double(), atol=1e-4, rtol=0)
 
 
 def test_conditioned_prior_has_the_conditional_normals_of_its_populations():
     prior = GaussianMixturePrior.from_moments(MOMENTS, TREE)
     direction, value = torch.tensor([0.0, 1.0]), 1.0
-    given = prior.condition(direction, value)
-    x = given.sampler().sample("b", 4000, generator())
+    conditioned = prior.condition(direction, value)
+    x = conditioned.sampler().sample("b", 4000, generator())
     code = MOMENTS.populations.index("b")
     covariance = COVARIANCES[code]
     expected = MEANS[code, 0] + covariance[0, 1] / covariance[1, 1] * (value - MEANS[code, 1])
     assert float(x[:, 0].mean()) == pytest.approx(float(expected), abs=0.06)
     assert float(x[:, 0].var()) == pytest.approx(float(torch.linalg.det(covariance) / covariance[1, 1]), abs=0.06)
     torch.testing.assert_close(x[:, 1], torch.full((4000,), value), atol=1e-3, rtol=0)
-    # c and d are far from the value, so the cells below the root are those of a and b
-    root = given.populations.mixture(0, 0.0)
+    # c and d are far from the value, so cells below the root come from a and b
+    root = conditioned.populations.mixture(0, 0.0)
     assert float(root.weight[[i for i, m in enumerate(root.mean) if abs(float(m[0])) > 2]].sum()) > 0.999
-    assert {name: x.shape for name, x in given.sampler().sample_shared(POPULATIONS, 5, 0).items()} == dict.fromkeys(
-        POPULATIONS, (5, 2)
-    )
+    assert {
+        name: x.shape for name, x in conditioned.sampler().sample_shared(POPULATIONS, 5, 0).items()
+    } == dict.fromkeys(POPULATIONS, (5, 2))
 
 
 def test_prior_with_a_network_says_what_it_cannot():
@@ -784,10 +786,10 @@ def test_prior_with_a_network_says_what_it_cannot():
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"), [("a", "b", "ab"), ("b", "a", "ab"), ("a", "d", "root"), ("c", "c", "c")]
+    ("first", "second", "expected"), [("a", "b", "ab"), ("b", "a", "ab"), ("a", "d", "root"), ("c", "c", "c")]
 )
-def test_common_ancestor(one, other, expected):
-    assert TREE.common_ancestor(one, other).name == expected
+def test_common_ancestor(first, second, expected):
+    assert TREE.common_ancestor(first, second).name == expected
 
 
 def test_path_below_an_ancestor():

@@ -1,4 +1,4 @@
-"""What a design plants is what its cells have, and nothing else."""
+"""Simulated experiments: changes, depth, composition, donors, artefacts."""
 
 import anndata as ad
 import numpy as np
@@ -47,7 +47,7 @@ def fold_changes(adata, condition="treated", reference="control"):
 
 @pytest.fixture(scope="module")
 def planted(small_model):
-    """Experiments without and with a change."""
+    """Cells without and with a change."""
     return simulate(small_model, expected=True), simulate(small_model, changes=[UP], expected=True)
 
 
@@ -55,13 +55,13 @@ def planted(small_model):
 
 
 def test_a_design_without_changes_has_generated_cells(small_model):
-    one = small_model.simulate({"samples": {"cells": {MONO: 70, B: 10}}, "seed": 5})
+    simulated = small_model.simulate({"samples": {"cells": {MONO: 70, B: 10}}, "seed": 5})
     generated = small_model.generate({MONO: 70, B: 10}, seed=5)
-    assert (one.X != generated.X).nnz == 0
-    np.testing.assert_array_equal(one.obsm["latent"], generated.obsm["latent"])
-    assert one.var.equals(generated.var)
+    assert (simulated.X != generated.X).nnz == 0
+    np.testing.assert_array_equal(simulated.obsm["latent"], generated.obsm["latent"])
+    assert simulated.var.equals(generated.var)
     columns = ["cell_type", "bulk_labels", "sub_population"]
-    assert one.obs[columns].equals(generated.obs[columns])
+    assert simulated.obs[columns].equals(generated.obs[columns])
 
 
 def test_cells_have_their_sample_donor_and_condition(planted):
@@ -85,9 +85,9 @@ def test_paired_donors_have_a_sample_in_every_condition(small_model):
 
 
 def test_a_seed_makes_the_cells(small_model, planted):
-    again, other = (small_model.simulate({"samples": TWO, "changes": [UP], "expected": True}, seed=s) for s in (0, 1))
+    again, changed = (small_model.simulate({"samples": TWO, "changes": [UP], "expected": True}, seed=s) for s in (0, 1))
     assert (again.X != planted[1].X).nnz == 0
-    assert (other.X != planted[1].X).nnz > 0
+    assert (changed.X != planted[1].X).nnz > 0
     assert again.uns["bdm"]["seed"] == 0
 
 
@@ -110,10 +110,10 @@ def test_cells_do_not_depend_on_threads(small_model, tmp_path):
             cells[n_threads] = simulated_cells(experiment).in_memory()
     write_cells(tmp_path / "written.h5ad", simulated_cells(experiment), {})
     written = ad.read_h5ad(tmp_path / "written.h5ad")
-    for others in (cells[3], written):
-        assert (cells[1].X != others.X).nnz == 0
-        np.testing.assert_array_equal(cells[1].layers["expected"], others.layers["expected"])
-        assert list(cells[1].obs_names) == list(others.obs_names)
+    for compared in (cells[3], written):
+        assert (cells[1].X != compared.X).nnz == 0
+        np.testing.assert_array_equal(cells[1].layers["expected"], compared.layers["expected"])
+        assert list(cells[1].obs_names) == list(compared.obs_names)
     pd.testing.assert_frame_equal(cells[1].obs, written.obs)
     for name, table in cells[1].uns["truth"].items():
         pd.testing.assert_frame_equal(table, written.uns["truth"][name], check_dtype=False, check_categorical=False)
@@ -144,7 +144,7 @@ def test_null_genes_and_other_cells_stay_exactly_the_same(planted):
     assert (null.X[~others] != changed.X[~others]).nnz > 0
 
 
-def test_what_was_planted_is_found_in_expected_counts(planted):
+def test_expected_counts_have_the_planted_changes(planted):
     null, changed = planted
     truth = changed.uns["truth"]["genes"].set_index("gene")
     cells = ((changed.obs["condition"] == "treated") & (changed.obs["cell_type"] == MONO)).to_numpy()
@@ -163,8 +163,8 @@ def test_normalised_fold_changes_are_those_of_expression(planted):
     truth = changed.uns["truth"]["genes"].set_index("gene")
     cells = ((changed.obs["condition"] == "treated") & (changed.obs["cell_type"] == MONO)).to_numpy()
     before, after = (adata[cells].layers["expected"].sum(axis=0, dtype=float) for adata in (null, changed))
-    found = pd.Series(np.log2(after / after.sum()) - np.log2(before / before.sum()), index=changed.var_names)
-    np.testing.assert_allclose(found[truth.index], truth["normalised_log2_fold_change"], atol=0.015)
+    measured = pd.Series(np.log2(after / after.sum()) - np.log2(before / before.sum()), index=changed.var_names)
+    np.testing.assert_allclose(measured[truth.index], truth["normalised_log2_fold_change"], atol=0.015)
 
 
 def test_a_change_of_a_clade_is_in_all_types_below_it(small_model):
@@ -245,8 +245,8 @@ def test_rescaled_counts_are_negative_binomial(factor):
     assert changed.mean() == pytest.approx(factor * mean, rel=0.03)
     assert changed.var() == pytest.approx(factor * mean + (factor * mean) ** 2 / r, rel=0.06)
     expected = stats.nbinom(r, r / (r + factor * mean)).pmf(np.arange(4)) * n
-    found = np.bincount(changed.astype(int).ravel(), minlength=4)[:4]
-    np.testing.assert_allclose(found, expected, atol=4.5 * np.sqrt(expected.max()))
+    observed = np.bincount(changed.astype(int).ravel(), minlength=4)[:4]
+    np.testing.assert_allclose(observed, expected, atol=4.5 * np.sqrt(expected.max()))
 
 
 # ---- composition
@@ -298,14 +298,14 @@ def test_composition_is_as_given_and_shifted(small_model):
 def test_donors_differ_in_composition_by_the_concentration(small_model):
     samples = {"donors": 300, "cells": 1000}
     content = {"samples": samples, "composition": {"proportions": {MONO: 0.4, NK: 0.6}}}
-    found = {}
+    variance = {}
     for concentration in ("none", 10):
         content["composition"]["concentration"] = concentration
         table = experiment_of(small_model, **content).request.table
         share = table[table["cell_type"] == MONO].groupby("sample")["n_cells"].sum() / 1000
-        found[concentration] = share.var()
-    assert found["none"] == pytest.approx(0.24 / 1000, rel=0.3)
-    assert found[10] == pytest.approx(0.24 / 11 + 0.24 / 1000, rel=0.3)
+        variance[concentration] = share.var()
+    assert variance["none"] == pytest.approx(0.24 / 1000, rel=0.3)
+    assert variance[10] == pytest.approx(0.24 / 11 + 0.24 / 1000, rel=0.3)
 
 
 # ---- donors and batches
@@ -338,7 +338,7 @@ def test_paired_samples_are_of_the_same_donor(small_model):
     adata = small_model.simulate({"samples": samples, "expected": True})
     means = pd.DataFrame(np.log(adata.layers["expected"])).groupby(adata.obs["sample"].to_numpy()).mean()
     correlation = np.corrcoef(means - means.mean())
-    assert correlation[0, 2] > 0.8  # of the samples of donor-1
+    assert correlation[0, 2] > 0.8  # samples of donor-1
     assert correlation[0, 1] < 0
 
 
@@ -385,9 +385,9 @@ def test_the_share_of_ambient_counts_is_found_from_their_profile(small_model):
         for cell_type in (MONO, DENDRITIC, B):
             cells = names[(ambient.obs.loc[names, "cell_type"] == cell_type).to_numpy()]
             counts, own = (np.asarray(adata[cells].X.sum(axis=0)).ravel() for adata in (ambient, null))
-            found, own = counts / counts.sum(), own / own.sum()
+            measured, own = counts / counts.sum(), own / own.sum()
             direction = ambient.varm["ambient"][sample].to_numpy() - own
-            assert (found - own) @ direction / (direction @ direction) == pytest.approx(0.15, abs=0.03)
+            assert (measured - own) @ direction / (direction @ direction) == pytest.approx(0.15, abs=0.03)
 
 
 def test_ambient_rna_is_of_the_donors_of_the_sample(small_model):
