@@ -44,7 +44,7 @@ NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]
 
 @pytest.fixture(scope="module")
 def base(example_cells, small_settings) -> BranchedModel:
-    """Model that knows none of the new types, with a network on all branches."""
+    """Model without the new types, with a network on all branches."""
     from bdm.api import BranchedDiffusion
 
     cells = example_cells[~example_cells.obs["bulk_labels"].isin(NEW)].copy()
@@ -55,7 +55,7 @@ def base(example_cells, small_settings) -> BranchedModel:
 
 @pytest.fixture(scope="module")
 def stages(base, example_cells) -> list[BranchedModel]:
-    """The model, and after each of the new types was added."""
+    """The model before and after adding each new type."""
     models = [base]
     for cell_type, cells in select_new_cells(example_cells, base, cell_types=tuple(NEW), seed=0).by_type.items():
         models.append(add_type(models[-1], cells, cell_type, QUICK, seed=0, provenance={}).model)
@@ -82,9 +82,9 @@ def test_cells_of_known_types_are_the_same_to_the_bit(stages, shared):
 def test_given_model_is_left_as_it_is(base, stages, tmp_path):
     for number, model in enumerate([base, stages[-1]]):
         save_model(tmp_path / str(number), model)
-    one, other = (json.loads((tmp_path / f"{number}/model.json").read_text())["model"] for number in (0, 1))
-    assert one["base"] == other["base"]
-    assert (len(one["extensions"]), len(other["extensions"])) == (0, len(NEW))
+    before, after = (json.loads((tmp_path / f"{number}/model.json").read_text())["model"] for number in (0, 1))
+    assert before["base"] == after["base"]
+    assert (len(before["extensions"]), len(after["extensions"])) == (0, len(NEW))
     tensors, extended = (load_file(tmp_path / f"{number}/model.safetensors") for number in (0, 1))
     assert all(torch.equal(value, extended[name]) for name, value in tensors.items())
 
@@ -94,9 +94,9 @@ def test_extended_model_comes_back_from_its_folder(stages, tmp_path):
     loaded = load_model(tmp_path / "model")
     assert loaded.hierarchy == stages[-1].hierarchy
     assert loaded.cell_types == (*stages[0].cell_types, *NEW)
-    one, other = generated(stages[-1]), generated(loaded)
-    assert (one.X != other.X).nnz == 0
-    assert one.obs.equals(other.obs)
+    before, after = generated(stages[-1]), generated(loaded)
+    assert (before.X != after.X).nnz == 0
+    assert before.obs.equals(after.obs)
     (tmp_path / "model/model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="damaged"):
         load_model(tmp_path / "model")
@@ -107,7 +107,7 @@ def test_extended_model_comes_back_from_its_folder(stages, tmp_path):
 
 @pytest.fixture(scope="module")
 def with_nk(base, example_cells) -> FittedExtension:
-    """The model with NK cells, added with time enough."""
+    """The model with NK cells, after longer training."""
     [cells] = select_new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type.values()
     settings = ExtendSettings(branch=TrainSettings(n_steps=100))
     return add_type(base, cells, "CD56+ NK", settings, seed=0, provenance={})
@@ -164,11 +164,11 @@ def test_new_branch_has_no_network_where_the_branch_that_it_leaves_has_none(base
 def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
     from bdm.applications.transmutation.transmute import select_sources, transmuted_cells
 
-    for one, other in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
-        sources = select_sources(example_cells, with_nk.model, other, cell_types=(one,))
+    for old, new in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
+        sources = select_sources(example_cells, with_nk.model, new, cell_types=(old,))
         transmuted = transmuted_cells(with_nk.model, sources, SamplerSettings(), seed=0).in_memory()
         real = example_cells[:, transmuted.var_names]
-        here, there = (profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in (one, other))
+        here, there = (profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in (old, new))
         assert np.linalg.norm(profile(transmuted.X.toarray()) - there) < 0.5 * np.linalg.norm(here - there)
 
 
@@ -203,7 +203,7 @@ def with_mixed(base, mixed_cells) -> FittedExtension:
 
 
 def kinds_by_population(model: BranchedModel, cells: AnnData) -> pd.DataFrame:
-    """Number of cells of each kind by the population that a model finds them in."""
+    """Count cells of each kind by assigned population."""
     prepared = model_counts(cells[cells.obs["bulk_labels"] == "mixed"], model)
     prepared.obs = pd.DataFrame({"cell_type": "mixed"}, index=prepared.obs_names)
     prepared = prepared[prepared.X.getnnz(axis=1) > 0]
@@ -222,8 +222,8 @@ def test_populations_have_no_names_of_types_that_are_added_later(base, mixed_cel
 
 def test_populations_of_a_new_type_do_not_mix_its_kinds_of_cells(base, mixed_cells):
     new = select_new_cells(mixed_cells, base, cell_types=("mixed",), seed=0)
-    [found] = extend(base, new, QUICK, seed=0)
-    kinds = kinds_by_population(found.model, mixed_cells)
+    [extended] = extend(base, new, QUICK, seed=0)
+    kinds = kinds_by_population(extended.model, mixed_cells)
     assert (kinds.max(axis=1) / kinds.sum(axis=1)).min() > 0.95
     assert kinds[KINDS[1]].max() >= 41
 
@@ -231,22 +231,22 @@ def test_populations_of_a_new_type_do_not_mix_its_kinds_of_cells(base, mixed_cel
 def test_populations_of_a_new_type_are_its_kinds_of_cells(with_mixed, mixed_cells, tmp_path):
     model = with_mixed.model
     assert model.autoencoder.populations_of("mixed") == ("mixed/1", "mixed/2")
-    found = kinds_by_population(model, mixed_cells)
-    assert list(found.index) == ["mixed/1", "mixed/2"]
-    assert found.loc["mixed/1", KINDS[0]] >= 127
-    assert found.loc["mixed/2", KINDS[1]] >= 41
-    assert model.composition.loc[["mixed/1", "mixed/2"], "n_cells"].tolist() == found.sum(axis=1).tolist()
+    numbers = kinds_by_population(model, mixed_cells)
+    assert list(numbers.index) == ["mixed/1", "mixed/2"]
+    assert numbers.loc["mixed/1", KINDS[0]] >= 127
+    assert numbers.loc["mixed/2", KINDS[1]] >= 41
+    assert model.composition.loc[["mixed/1", "mixed/2"], "n_cells"].tolist() == numbers.sum(axis=1).tolist()
     assert extension_row(with_mixed)["n_populations"] == 2
     assert "mixed (172 cells, 2 sub-populations) leaves branch" in describe(extension_row(with_mixed))
     save_model(tmp_path / "model", model)
     loaded = load_model(tmp_path / "model")
-    pd.testing.assert_frame_equal(kinds_by_population(loaded, mixed_cells), found)
+    pd.testing.assert_frame_equal(kinds_by_population(loaded, mixed_cells), numbers)
     assert loaded.composition.equals(model.composition)
     assert (generated(loaded).X != generated(model).X).nnz == 0
 
 
 def test_new_type_of_several_populations_is_a_clade(base, with_mixed):
-    """Its populations separate at the level of their distance, by the formula of all other branches."""
+    """Its populations separate at the level of their distance."""
     hierarchy, moments = with_mixed.model.hierarchy, with_mixed.extension.moments
     clade = hierarchy.by_name["mixed"]
     assert hierarchy.children["mixed"] == tuple(hierarchy.leaves("mixed")) == ("mixed/1", "mixed/2")
@@ -277,7 +277,7 @@ def test_generated_cells_of_each_population_are_like_its_cells(with_mixed, mixed
 
 
 def test_populations_of_a_new_type_gain_by_their_decoders(with_mixed):
-    """As the type alone has a decoder between its kinds."""
+    """A single decoder would lie between the kinds."""
     assert (with_mixed.after - with_mixed.before).mean() > 10
     adapters = with_mixed.extension.adapters
     assert set(adapters) == {"mixed", "mixed/1", "mixed/2"}
@@ -288,26 +288,26 @@ def test_populations_of_a_new_type_gain_by_their_decoders(with_mixed):
 def test_number_of_populations_is_set_as_for_the_model(base, mixed_cells, value, n_populations):
     model = with_settings(base, sub_populations=value, min_cells_per_sub_population=5)
     new = select_new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
-    [found] = extend(model, new, replace(QUICK, n_bootstrap=0), seed=0)
-    assert found.extension.support is None
-    assert "(support" not in describe(extension_row(found))
-    populations = found.model.autoencoder.populations_of("mixed")
+    [extended] = extend(model, new, replace(QUICK, n_bootstrap=0), seed=0)
+    assert extended.extension.support is None
+    assert "(support" not in describe(extension_row(extended))
+    populations = extended.model.autoencoder.populations_of("mixed")
     assert len(populations) == n_populations
     if n_populations == 1:
         assert populations == ("mixed",)
-        assert found.model.hierarchy.children["mixed"] == ()
-        assert tuple(found.extension.adapters) == ("mixed",)
+        assert extended.model.hierarchy.children["mixed"] == ()
+        assert tuple(extended.extension.adapters) == ("mixed",)
 
 
 def test_no_populations_of_donors_that_are_not_known(base, mixed_cells):
-    """If the model has a fewest number of donors of a population."""
+    """The model requires a minimum number of donors per population."""
     record = base.autoencoder.provenance
     provenance = record | {"prepare": record["prepare"] | {"min_donors": 5}}
     counted = replace(base, autoencoder=replace(base.autoencoder, provenance=provenance))
     model = with_settings(counted, sub_populations=3)
     new = select_new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
-    [found] = extend(model, new, replace(QUICK, n_bootstrap=0), seed=0)
-    assert found.model.autoencoder.populations_of("mixed") == ("mixed",)
+    [extended] = extend(model, new, replace(QUICK, n_bootstrap=0), seed=0)
+    assert extended.model.autoencoder.populations_of("mixed") == ("mixed",)
 
 
 def test_type_with_the_name_of_a_population_is_rejected(with_mixed, example_cells):
@@ -324,12 +324,12 @@ def test_known_cells_stay_where_few_branches_have_a_network(base, mixed_cells, e
         base, prior=replace(base.prior, network_branches=torch.arange(len(base.prior.network_branches)) % every == 1)
     )
     new = select_new_cells(mixed_cells, few, cell_types=("mixed",), seed=0)
-    [found] = extend(few, new, QUICK, seed=0)
-    before, after = (generated(model, shared=shared) for model in (few, found.model))
+    [extended] = extend(few, new, QUICK, seed=0)
+    before, after = (generated(model, shared=shared) for model in (few, extended.model))
     known = after[after.obs["cell_type"] != "mixed"]
     assert (known.X != before.X).nnz == 0
     assert (known.obsm["latent"] == before.obsm["latent"]).all()
-    assert set(after.obs["sub_population"]) == set(found.model.populations)
+    assert set(after.obs["sub_population"]) == set(extended.model.populations)
 
 
 # ---- batches
@@ -337,7 +337,7 @@ def test_known_cells_stay_where_few_branches_have_a_network(base, mixed_cells, e
 
 @pytest.fixture(scope="module")
 def of_two_donors(example_cells) -> AnnData:
-    """Cells, some of a type that no model knows, of a donor that one model knows and of another."""
+    """Cells of a known and a new donor, with a new type."""
     cells = example_cells.copy()
     n_cells = np.arange(cells.n_obs)
     cells.obs["bulk_labels"] = np.where(n_cells % 5 == 0, "new", cells.obs["bulk_labels"].astype(str))
@@ -349,9 +349,9 @@ def test_batches(of_two_donors, batch_model):
     cells = of_two_donors[of_two_donors.obs["donor"] == "one"]
     new = select_new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
     assert new.batches == ()
-    [found] = extend(batch_model.model, new, QUICK, seed=0)
-    assert found.model.composition_of_types.loc["new"].to_dict() == {"one": 70, "two": 0}
-    assert set(generated(found.model).obs["donor"]) == {"one", "two"}
+    [extended] = extend(batch_model.model, new, QUICK, seed=0)
+    assert extended.model.composition_of_types.loc["new"].to_dict() == {"one": 70, "two": 0}
+    assert set(generated(extended.model).obs["donor"]) == {"one", "two"}
 
 
 def test_new_batches(of_two_donors, batch_model, tmp_path):
@@ -364,32 +364,34 @@ def test_new_batches(of_two_donors, batch_model, tmp_path):
     before = generated(batch_model.model)
     new = select_new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
     assert new.batches == ("three",)
-    [found] = extend(batch_model.model, new, QUICK, seed=0)
+    [extended] = extend(batch_model.model, new, QUICK, seed=0)
     offset = (
-        found.extension.batches["three"].numpy()
+        extended.extension.batches["three"].numpy()
         - batch_model.model.autoencoder.network.decoder.batch_offset[0].detach().numpy()
     )
-    found_change = np.median(offset[moved]) - np.median(np.delete(offset, moved))
-    assert found_change == pytest.approx(np.log(4), abs=0.35)
-    assert found.model.composition_of_types.loc["new"].to_dict() == {"one": 70, "two": 0, "three": 70}
-    after = generated(found.model)
+    change = np.median(offset[moved]) - np.median(np.delete(offset, moved))
+    assert change == pytest.approx(np.log(4), abs=0.35)
+    assert extended.model.composition_of_types.loc["new"].to_dict() == {"one": 70, "two": 0, "three": 70}
+    after = generated(extended.model)
     known = after[after.obs["cell_type"] != "new"]
     assert (known.X != before.X).nnz == 0
     assert list(known.obs["donor"]) == list(before.obs["donor"])
-    asked = pd.DataFrame({"cell_type": ["CD19+ B"], "batch": ["three"], "n_cells": [200]})
-    there = generate_cells(found.model, request_cells(found.model, asked), GenerationSettings(), seed=0)
-    asked["batch"] = "one"
-    here = generate_cells(found.model, request_cells(found.model, asked), GenerationSettings(), seed=0)
+    request = pd.DataFrame({"cell_type": ["CD19+ B"], "batch": ["three"], "n_cells": [200]})
+    there = generate_cells(extended.model, request_cells(extended.model, request), GenerationSettings(), seed=0)
+    request["batch"] = "one"
+    here = generate_cells(extended.model, request_cells(extended.model, request), GenerationSettings(), seed=0)
     ratio = profile(there.X.toarray()) - profile(here.X.toarray())
     assert ratio[moved].mean() > 0.2
-    save_model(tmp_path / "model", found.model)
-    again = generate_cells(load_model(tmp_path / "model"), request_cells(found.model, 5), GenerationSettings(), seed=0)
-    expected = generate_cells(found.model, request_cells(found.model, 5), GenerationSettings(), seed=0)
+    save_model(tmp_path / "model", extended.model)
+    again = generate_cells(
+        load_model(tmp_path / "model"), request_cells(extended.model, 5), GenerationSettings(), seed=0
+    )
+    expected = generate_cells(extended.model, request_cells(extended.model, 5), GenerationSettings(), seed=0)
     assert (again.X != expected.X).nnz == 0
 
 
 def test_few_cells_of_a_new_batch_hardly_move_genes(batch_model):
-    """Cells of the model's batches in the name of a new one have no effect of their own, whatever genes they lack."""
+    """Relabelled cells of known batches have no batch effect."""
     cells = generated(batch_model.model)[::15].copy()
     cells.obs["batch"] = "three"
     autoencoder = batch_model.model.autoencoder
@@ -399,10 +401,10 @@ def test_few_cells_of_a_new_batch_hardly_move_genes(batch_model):
 
 def test_batch_without_known_types_is_learned_with_the_new(of_two_donors, batch_model, caplog):
     cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "new"]
-    [found] = extend(batch_model.model, select_new_cells(cells, batch_model.model, seed=0), QUICK, seed=0)
+    [extended] = extend(batch_model.model, select_new_cells(cells, batch_model.model, seed=0), QUICK, seed=0)
     assert "'three' has no cells of known types" in caplog.text
     mean = batch_model.model.autoencoder.network.decoder.batch_offset.mean(dim=0)
-    assert torch.equal(found.extension.batches["three"], mean)
+    assert torch.equal(extended.extension.batches["three"], mean)
 
 
 # ---- many extensions
@@ -424,7 +426,7 @@ def test_interpretation_goes_across_old_and_new_types(example_cells, tiny_settin
 
 @pytest.fixture(scope="module")
 def folder(base, example_cells, tmp_path_factory):
-    """Folder of a model, the cells that it was fitted to, and cells of other types."""
+    """Folder of a model, its cells, and cells of new types."""
     from bdm.data.prepare import prepare
     from bdm.settings import PrepareSettings
 
@@ -437,9 +439,9 @@ def folder(base, example_cells, tmp_path_factory):
 
 
 def test_command_extends_reports_and_joins(folder, bdm):
-    given = f"extend {folder}/model {folder}/cells.h5ad {folder}/extended --known {folder}/prepared.h5ad"
-    given += " --cell-type 'CD56+ NK' --cell-type CD34+"
-    assert bdm(*shlex.split(f"{given} --joined {folder}/joined.h5ad --report {folder}/report"))[0] == 0
+    command = f"extend {folder}/model {folder}/cells.h5ad {folder}/extended --known {folder}/prepared.h5ad"
+    command += " --cell-type 'CD56+ NK' --cell-type CD34+"
+    assert bdm(*shlex.split(f"{command} --joined {folder}/joined.h5ad --report {folder}/report"))[0] == 0
     tables = {
         name: pd.read_csv(folder / f"report/{name}.csv") for name in ("extensions", "likelihood", "type_specific_genes")
     }
@@ -522,12 +524,12 @@ def test_donors_are_joined_where_all_cells_have_them(example_cells, tiny_setting
 
 
 def test_all_new_types_are_taken_the_largest_first(example_cells, base):
-    found = select_new_cells(example_cells, base, seed=0).by_type
+    by_type = select_new_cells(example_cells, base, seed=0).by_type
     numbers = example_cells.obs["bulk_labels"].value_counts()
-    assert list(found) == sorted([*NEW, "CD4+/CD45RA+/CD25- Naive T"], key=lambda name: -numbers[name])
-    for name, cells in found.items():
+    assert list(by_type) == sorted([*NEW, "CD4+/CD45RA+/CD25- Naive T"], key=lambda name: -numbers[name])
+    for name, cells in by_type.items():
         assert cells.n_obs == numbers[name]
-        assert set(cells.obs["split"]) == {"train", "validation"}  # as those of the model, which has no test cells
+        assert set(cells.obs["split"]) == {"train", "validation"}  # the model has no test cells
         assert list(cells.var_names) == list(base.autoencoder.genes.index)
 
 
@@ -564,9 +566,9 @@ def test_genes_are_matched_by_identifier(example_cells, base):
     cells = example_cells[:, genes.index[::-1]].copy()
     expected = counts_of_genes(cells, genes)
     cells.var_names = [f"ENSG{i}" for i in reversed(range(len(genes)))]
-    found = counts_of_genes(cells, genes)
-    assert (found.X != expected.X).nnz == 0
-    assert list(found.var_names) == list(genes.index)
+    matched = counts_of_genes(cells, genes)
+    assert (matched.X != expected.X).nnz == 0
+    assert list(matched.var_names) == list(genes.index)
 
 
 def test_missing_genes_are_zero_on_request_alone(example_cells, base, caplog):
@@ -574,9 +576,9 @@ def test_missing_genes_are_zero_on_request_alone(example_cells, base, caplog):
     cells = example_cells[:, genes.index[3:]].copy()
     with pytest.raises(InputError, match="lack 3 of the model's"):
         counts_of_genes(cells, genes)
-    found = counts_of_genes(cells, genes, missing_as_zero=True)
-    assert found.X[:, :3].nnz == 0
-    assert (found.X[:, 3:] != example_cells[:, genes.index[3:]].X).nnz == 0
+    matched = counts_of_genes(cells, genes, missing_as_zero=True)
+    assert matched.X[:, :3].nnz == 0
+    assert (matched.X[:, 3:] != example_cells[:, genes.index[3:]].X).nnz == 0
     assert f"3 genes that the cells lack, such as {genes.index[0]}" in caplog.text
     with pytest.raises(InputError, match="none of the model's"):
         counts_of_genes(
