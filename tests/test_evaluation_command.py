@@ -152,8 +152,6 @@ def test_compared_sets_need_a_name_each(files, compare):
 
 
 def test_types_of_few_cells_are_reported(files, generated, caplog):
-    from bdm.data.cell_sets import read_generated, read_real_cells
-
     few = np.flatnonzero(generated.obs["cell_type"] == "CD19+ B")[3:]
     generated[np.setdiff1d(np.arange(generated.n_obs), few)].copy().write_h5ad(files / "few.h5ad")
     assert anndata.read_h5ad(files / "few.h5ad").n_obs < generated.n_obs
@@ -163,8 +161,6 @@ def test_types_of_few_cells_are_reported(files, generated, caplog):
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_cells_taken_from_disk_are_those_in_memory(files, prepared, generated, suffix):
-    from bdm.data.cell_sets import read_generated, read_real_cells
-
     file = files / f"flat{suffix}"
     getattr(generated[:, ::-1].copy(), f"write_{suffix[1:]}")(file)
     real = read_real_cells(files / "prepared.h5ad", on_disk=True)

@@ -72,16 +72,16 @@ def test_normalisation_is_to_ten_thousand_and_keeps_empty_cells_empty():
 
 def test_sample_has_the_requested_numbers_without_repeats(three_types):
     index = sample_by_type(three_types, pd.Series({"a": 4, "b": 9, "d": 2}), seed=1)
-    drawn = three_types.cell_type[index]
+    sampled = three_types.cell_type[index]
     assert len(set(index)) == len(index)
-    assert [(drawn == name).sum() for name in "abc"] == [4, 7, 0]
+    assert [(sampled == name).sum() for name in "abc"] == [4, 7, 0]
     assert np.array_equal(index, sample_by_type(three_types, pd.Series({"a": 4, "b": 9}), seed=1))
     assert not np.array_equal(index, sample_by_type(three_types, pd.Series({"a": 4, "b": 9}), seed=2))
 
 
 def test_match_takes_the_smaller_number_of_each_type(three_types):
-    other = cells(np.ones((9, 3)), ["a"] * 3 + ["b"] * 2 + ["c"] * 4)
-    query, test = match(three_types, other, seed=0)
+    larger = cells(np.ones((9, 3)), ["a"] * 3 + ["b"] * 2 + ["c"] * 4)
+    query, test = match(three_types, larger, seed=0)
     assert query.n_by_type.to_dict() == test.n_by_type.to_dict() == {"a": 3, "b": 2, "c": 3}
 
 
@@ -190,7 +190,7 @@ def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_
 
 
 def test_copies_are_seen_where_test_cells_of_a_common_type_are_sampled():
-    """Training cells are not sampled, so types differ in the ratio of training and test cells."""
+    """Ratios of training and test cells differ between types."""
     cell_type = np.repeat(["common", *(f"rare {i}" for i in range(20))], [2100, *[60] * 20])
     known = Cells(poisson_cells(len(cell_type), seed=0).counts, cell_type)
     test_rows = sample_by_type(known, known.n_by_type.clip(upper=50).where(known.n_by_type > 60, 10), seed=0)
@@ -209,46 +209,48 @@ def test_copies_are_seen_where_test_cells_of_a_common_type_are_sampled():
 def test_chance_of_energy_distance_is_the_scatter_between_samples_of_one_distribution(n_cells, n_dimensions):
     rng = np.random.default_rng(0)
     scale = np.linspace(3, 1, n_dimensions)
-    found = [PairDistances.between(*(rng.normal(size=(2, n_cells, n_dimensions)) * scale)) for _ in range(400)]
-    energy = np.array([one.energy for one in found])
-    assert np.mean([one.energy_chance.deviation for one in found]) == pytest.approx(energy.std(), rel=0.2)
-    beyond = energy > [one.energy_chance.largest(0.05) for one in found]
+    pairs = [PairDistances.between(*(rng.normal(size=(2, n_cells, n_dimensions)) * scale)) for _ in range(400)]
+    energy = np.array([pair.energy for pair in pairs])
+    assert np.mean([pair.energy_chance.deviation for pair in pairs]) == pytest.approx(energy.std(), rel=0.2)
+    beyond = energy > [pair.energy_chance.largest(0.05) for pair in pairs]
     assert beyond.mean() == pytest.approx(0.05, abs=0.03)
 
 
 def test_chance_of_energy_distance_is_skewed_where_cells_are_of_two_groups():
-    """The shares of the groups differ by chance, which is one dimension, however many others there are."""
-    rng, found = np.random.default_rng(0), []
+    """Random shares of the groups vary in a single dimension."""
+    rng, values = np.random.default_rng(0), []
     for _ in range(400):
         x, y = (rng.normal(size=(40, 20)) + 8 * rng.integers(2, size=40)[:, None] for _ in range(2))
         pairs = PairDistances.between(x, y)
-        found.append((pairs.energy, pairs.energy_chance.largest(0.02), 2.05 * pairs.energy_chance.deviation))
-    energy, largest, normal = np.array(found).T
+        values.append((pairs.energy, pairs.energy_chance.largest(0.02), 2.05 * pairs.energy_chance.deviation))
+    energy, largest, normal = np.array(values).T
     assert np.mean(energy > largest) < 0.035 < np.mean(energy > normal)
 
 
 def test_error_of_energy_distance_is_its_scatter_where_samples_differ():
     rng = np.random.default_rng(0)
-    found = [PairDistances.between(rng.normal(size=(40, 30)) + 0.2, rng.normal(size=(60, 30))) for _ in range(300)]
-    assert np.mean([one.energy_error for one in found]) == pytest.approx(np.std([one.energy for one in found]), rel=0.2)
+    pairs = [PairDistances.between(rng.normal(size=(40, 30)) + 0.2, rng.normal(size=(60, 30))) for _ in range(300)]
+    assert np.mean([pair.energy_error for pair in pairs]) == pytest.approx(
+        np.std([pair.energy for pair in pairs]), rel=0.2
+    )
 
 
 @pytest.mark.parametrize("n_dimensions", [1, 30])
 def test_relative_energy_distance_of_some_cells_to_their_population_is_one_over_their_number(n_dimensions):
     """In any number of dimensions: by this the limits of verdicts are stated."""
     rng = np.random.default_rng(0)
-    population, found = rng.normal(size=(200, n_dimensions)), []
+    population, distances = rng.normal(size=(200, n_dimensions)), []
     for _ in range(400):
         pairs = PairDistances.between(population[rng.integers(200, size=20)], population)
-        found.append(2 * pairs.across.mean() - pairs.within_x.mean() - pairs.within_y.mean())
-    assert np.mean(found) / pairs.spread == pytest.approx(1 / 20, rel=0.12)
+        distances.append(2 * pairs.across.mean() - pairs.within_x.mean() - pairs.within_y.mean())
+    assert np.mean(distances) / pairs.spread == pytest.approx(1 / 20, rel=0.12)
 
 
 def test_chance_of_memorisation_is_its_scatter_without_copies():
-    found = []
+    tables = []
     for seed in range(40):
         known = poisson_cells(400, seed=seed)
         query, training, test = np.split(np.arange(400), [60, 300])
-        found.append(measure_memorisation([QueryCells.project(known[query], known[test], NONE)], known[training]))
-    found = pd.concat(found)
-    assert found["memorisation"].std() == pytest.approx(found["memorisation_chance"].mean(), rel=0.5)
+        tables.append(measure_memorisation([QueryCells.project(known[query], known[test], NONE)], known[training]))
+    tables = pd.concat(tables)
+    assert tables["memorisation"].std() == pytest.approx(tables["memorisation_chance"].mean(), rel=0.5)

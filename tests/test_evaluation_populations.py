@@ -1,4 +1,4 @@
-"""Scores by sub-population; cells that a model generated stand for real test cells."""
+"""Scores by sub-population, with generated cells as test cells."""
 
 from pathlib import Path
 
@@ -27,10 +27,10 @@ def held_out(small_model):
 
 @pytest.fixture(scope="module")
 def evaluation(small_model, held_out) -> Evaluation:
-    """Of cells of the same distribution, and of the first sub-population of dendritic cells alone."""
-    one = small_model.generate({**NUMBERS, "Dendritic": 0, DENDRITIC[0]: 120}, seed=2)
+    """Evaluation of equal cells, and of a set without `Dendritic/2`."""
+    first = small_model.generate({**NUMBERS, "Dendritic": 0, DENDRITIC[0]: 120}, seed=2)
     same = small_model.generate(NUMBERS, seed=3)
-    return small_model.evaluate(same, adata_test=held_out, compare={"one": one}, n_repeats=2)
+    return small_model.evaluate(same, adata_test=held_out, compare={"one": first}, n_repeats=2)
 
 
 def rows(evaluation: Evaluation, name: str) -> pd.DataFrame:
@@ -54,18 +54,18 @@ def test_each_sub_population_has_scores(evaluation):
 
 
 def test_scores_show_a_sub_population_that_is_missing(evaluation):
-    same, one = rows(evaluation, GENERATED), rows(evaluation, "one")
-    assert one.loc[DENDRITIC[1], "n_cells"] < 0.3 * one.loc[DENDRITIC[1], "n_test"]
-    assert one.loc[DENDRITIC[0], "n_cells"] > 1.15 * one.loc[DENDRITIC[0], "n_test"]
+    same, first = rows(evaluation, GENERATED), rows(evaluation, "one")
+    assert first.loc[DENDRITIC[1], "n_cells"] < 0.3 * first.loc[DENDRITIC[1], "n_test"]
+    assert first.loc[DENDRITIC[0], "n_cells"] > 1.15 * first.loc[DENDRITIC[0], "n_test"]
     assert abs(same.loc[DENDRITIC[0], "n_cells"] / same.loc[DENDRITIC[0], "n_test"] - 1) < 0.15
     # The cells that are there are as they should be
-    assert abs(one.loc[DENDRITIC[0], "relative_energy"]) < 0.05
+    assert abs(first.loc[DENDRITIC[0], "relative_energy"]) < 0.05
     of_label = evaluation.by_type["relative_energy"]
     assert of_label["one", "Dendritic"] > of_label[GENERATED, "Dendritic"] + 0.02
 
 
 def comparison(*, n_cells: int = 60) -> Comparison:
-    """Cells of two types, of which `a` has the sub-populations `a/1` and `a/2`, and three cells of `a/3` in one set."""
+    """Cells with sub-populations `a/1`, `a/2`, and in test cells `a/3`."""
     rng = np.random.default_rng(0)
 
     def cells(population: np.ndarray) -> Cells:
@@ -80,28 +80,28 @@ def comparison(*, n_cells: int = 60) -> Comparison:
 
 def test_scores_are_of_the_cells_of_each_sub_population():
     compared = comparison()
-    found = score_populations(compared)
-    assert list(found.index) == ["a/1", "a/2", "a/3"]
+    scores = score_populations(compared)
+    assert list(scores.index) == ["a/1", "a/2", "a/3"]
     of_query, of_test = compared.query.population == "a/1", compared.test.population == "a/1"
     x, y = compared.components[0][of_query], compared.components[1][of_test]
-    assert found.loc["a/1", "energy"] == PairDistances.between(x, y).energy
+    assert scores.loc["a/1", "energy"] == PairDistances.between(x, y).energy
     of_forest = auc(compared.probabilities[0][of_query], compared.probabilities[1][of_test])
-    assert found.loc["a/1", "forest_auc"] == of_forest
-    assert found.loc["a/1", ["n_cells", "n_test"]].tolist() == [60, 57]
-    assert found.loc["a/3", ["n_cells", "n_test"]].tolist() == [0, 3]
-    assert np.isnan(found.loc["a/3", "energy"])
-    assert set(found["cell_type"]) == {"a"}
+    assert scores.loc["a/1", "forest_auc"] == of_forest
+    assert scores.loc["a/1", ["n_cells", "n_test"]].tolist() == [60, 57]
+    assert scores.loc["a/3", ["n_cells", "n_test"]].tolist() == [0, 3]
+    assert np.isnan(scores.loc["a/3", "energy"])
+    assert set(scores["cell_type"]) == {"a"}
 
 
 def test_populations_are_found_by_counts_whatever_cells_were_drawn_from(small_model, held_out):
-    found = population_assigner(small_model.model)(Cells.from_anndata(held_out))
-    drawn = held_out.obs["sub_population"].astype(str).to_numpy()
+    assigned = population_assigner(small_model.model)(Cells.from_anndata(held_out))
+    sampled = held_out.obs["sub_population"].astype(str).to_numpy()
     of_one = ~held_out.obs["cell_type"].isin(["CD19+ B", "Dendritic"]).to_numpy()
-    assert (found[of_one] == drawn[of_one]).all()
-    assert (found[~of_one] == drawn[~of_one]).mean() > 0.95
+    assert (assigned[of_one] == sampled[of_one]).all()
+    assert (assigned[~of_one] == sampled[~of_one]).mean() > 0.95
     without = held_out.copy()
     del without.obs["sub_population"]
-    assert (population_assigner(small_model.model)(Cells.from_anndata(without)) == found).all()
+    assert (population_assigner(small_model.model)(Cells.from_anndata(without)) == assigned).all()
 
 
 @pytest.mark.slow
@@ -110,9 +110,9 @@ def test_sets_without_known_batches_have_no_scores_by_sub_population(batch_model
     unknown, none = new.copy(), new.copy()
     unknown.obs["donor"] = "three"
     del none.obs["donor"]
-    found = batch_model.evaluate(new, adata_test=test, compare={"unknown": unknown, "none": none}, n_repeats=1)
-    assert set(found.by_population["set"]) == {FLOOR, GENERATED}
-    assert set(found.by_type.index.get_level_values("set")) == {FLOOR, GENERATED, "unknown", "none"}
+    evaluation = batch_model.evaluate(new, adata_test=test, compare={"unknown": unknown, "none": none}, n_repeats=1)
+    assert set(evaluation.by_population["set"]) == {FLOOR, GENERATED}
+    assert set(evaluation.by_type.index.get_level_values("set")) == {FLOOR, GENERATED, "unknown", "none"}
 
 
 @pytest.mark.slow
@@ -146,9 +146,9 @@ def test_prepared_cells_stay_on_disk_with_the_model(small_model, tmp_path, monke
     assert list(real.genes) == list(prepared.var_names)
     expected = real_cells_for(small_model.model, prepared)
     for name in ("training", "test"):
-        one, other = getattr(real, name).in_memory(), getattr(expected, name)
-        assert (one.counts != other.counts).nnz == 0
-        assert (one.cell_type == other.cell_type).all()
+        stored, in_memory = getattr(real, name).in_memory(), getattr(expected, name)
+        assert (stored.counts != in_memory.counts).nnz == 0
+        assert (stored.cell_type == in_memory.cell_type).all()
     small_model.generate(NUMBERS, seed=3).write_h5ad("new.h5ad")
     evaluated = ["prepared.h5ad", "new.h5ad", "evaluation", "--n-repeats", "1"]
     app(["evaluate", *evaluated, "--model", "model"], standalone_mode=False)
