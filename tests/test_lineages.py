@@ -1,4 +1,4 @@
-"""Lineages: trees and times, what was measured, the Gaussian process, reconstructed cells, and what is rejected."""
+"""Lineages: trees, times, Gaussian process, cells, invalid input."""
 
 import re
 from dataclasses import replace
@@ -30,7 +30,7 @@ def without(cells: ad.AnnData, *kinds: str) -> ad.AnnData:
     return cells[(~cells.obs["cell_type"].isin(kinds)).to_numpy()].copy()
 
 
-def of(cells: ad.AnnData, kind: str) -> ad.AnnData:
+def select(cells: ad.AnnData, kind: str) -> ad.AnnData:
     return cells[(cells.obs["cell_type"] == kind).to_numpy()].copy()
 
 
@@ -50,7 +50,7 @@ def cells(truth) -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def lineage(cells) -> Lineage:
-    """The lineage, without cells of the inner node ``a`` and of the leaf ``c2``."""
+    """Lineage without cells of the inner node ``a`` and the leaf ``c2``."""
     return tl.lineage(without(cells, "a", "c2"), SETTINGS, tree=TREE)
 
 
@@ -79,9 +79,9 @@ def test_ancestors_are_beginnings_of_lineage_names():
 
 
 def test_common_ancestors_are_those_of_the_lines_of_descent():
-    for one, line in enumerate(TREE.lines):
-        for other, others in enumerate(TREE.lines):
-            assert TREE.common[one, other] == next(node for node in line if node in others)
+    for first, line in enumerate(TREE.lines):
+        for second, second_line in enumerate(TREE.lines):
+            assert TREE.common[first, second] == next(node for node in line if node in second_line)
 
 
 def test_divisions_are_where_cells_of_mothers_and_daughters_separate(cells):
@@ -105,20 +105,20 @@ def test_places_share_time_until_their_ancestor_divides():
 
 
 def test_nodes_left_out_in_closed_form_are_as_predicted_without(cells, lineage):
-    found = measure(locate(cells, SETTINGS, TREE), TREE, SETTINGS)
-    group = np.flatnonzero(found.points["node"] == "a")
-    groups = rows_by_value(found.points["node"])
-    process = replace(found, prior=lineage.prior).gaussian_process()
+    measured = measure(locate(cells, SETTINGS, TREE), TREE, SETTINGS)
+    group = np.flatnonzero(measured.points["node"] == "a")
+    groups = rows_by_value(measured.points["node"])
+    process = replace(measured, prior=lineage.prior).gaussian_process()
     mean = process.leave_out(groups)[0][:, group]
-    others = np.setdiff1d(np.arange(len(found.points)), group)
+    others = np.setdiff1d(np.arange(len(measured.points)), group)
     lacking = replace(
-        lineage, **{name: getattr(found, name)[others] for name in ("log_share", "variance")},
-        points=found.points.iloc[others], end=found.end,
+        lineage, **{name: getattr(measured, name)[others] for name in ("log_share", "variance")},
+        points=measured.points.iloc[others], end=measured.end,
     )  # fmt: skip
-    places = Places(found.places.node[group], found.places.time[group])
+    places = Places(measured.places.node[group], measured.places.time[group])
     direct = lacking.log_shares(places)[0]
-    expected = mean + found.log_share.mean(axis=0)[:, None]
-    assert np.abs(direct - expected).max() < 0.1  # the mean of points is that of all, or of the others
+    expected = mean + measured.log_share.mean(axis=0)[:, None]
+    assert np.abs(direct - expected).max() < 0.1  # the means of points differ slightly
     assert np.corrcoef(direct.ravel(), expected.ravel())[0, 1] > 0.999
 
 
@@ -126,13 +126,13 @@ def test_an_ancestor_is_nearer_than_relatives_and_their_blend():
     errors = []
     for seed in range(3):
         cells, walk = simulated_lineage(seed=seed)
-        found = tl.lineage(without(cells, "a"), SETTINGS, tree=TREE)
+        fitted = tl.lineage(without(cells, "a"), SETTINGS, tree=TREE)
         at = 50
         real = np.exp(walk["a"][at - BEGIN["a"]])
         real = np.log(real / real.sum() + 1e-4)
-        ends = log_share(of(cells, "ab")), (log_share(of(cells, "a1")) + log_share(of(cells, "a2"))) / 2
-        predicted = found.expression("a", at)["log_expression"].to_numpy()
-        guesses = predicted, ends[0], ends[1], (ends[0] + ends[1]) / 2, log_share(of(cells, "b"))
+        ends = log_share(select(cells, "ab")), (log_share(select(cells, "a1")) + log_share(select(cells, "a2"))) / 2
+        predicted = fitted.expression("a", at)["log_expression"].to_numpy()
+        guesses = predicted, ends[0], ends[1], (ends[0] + ends[1]) / 2, log_share(select(cells, "b"))
         errors.append([np.sqrt(np.mean((guess - real) ** 2)) for guess in guesses])
     error = np.mean(errors, axis=0)
     assert error[0] < 0.9 * error[1:].min()
@@ -151,28 +151,28 @@ def test_intervals_of_nodes_without_cells_are_calibrated():
     for seed in range(6):
         cells, walk = simulated_lineage(seed=20 + seed)
         name = ("a", "b", "c")[seed % 3]
-        found = tl.lineage(without(cells, name), SETTINGS, tree=TREE)
+        fitted = tl.lineage(without(cells, name), SETTINGS, tree=TREE)
         at = (BEGIN[name] + END[name]) // 2
         real = np.exp(walk[name][at - BEGIN[name]])
-        table = found.expression(name, at)
+        table = fitted.expression(name, at)
         covered.append(np.mean((table["low"] <= real / real.sum()) & (real / real.sum() <= table["high"])))
     assert 0.84 <= np.mean(covered) <= 0.97
 
 
 @pytest.mark.parametrize("kind", [None, "root_cell"], ids=["root with cells", "without"])
 def test_predictions_do_not_depend_on_when_time_begins(cells, kind):
-    given = without(cells, *[kind] * (kind is not None), "a", "c2")
-    later = obs(given, minutes=given.obs["minutes"] + 1000)
-    first, second = (tl.lineage(data, SETTINGS, tree=TREE) for data in (given, later))
+    observed = without(cells, *[kind] * (kind is not None), "a", "c2")
+    later = obs(observed, minutes=observed.obs["minutes"] + 1000)
+    first, second = (tl.lineage(data, SETTINGS, tree=TREE) for data in (observed, later))
     np.testing.assert_allclose(second.end, first.end + 1000)
     places = Places(np.array([TREE.find(name) for name in ("root_cell", "a", "c2")]), np.array([-50.0, 50, 90]))
     moved = Places(places.node, places.time + 1000)
     for before, after in zip(first.log_shares(places), second.log_shares(moved), strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-6)
         assert np.isfinite(before).all()
-    pd.testing.assert_frame_equal(*(one.errors[list(one.errors)[2:]] for one in (second, first)))
+    pd.testing.assert_frame_equal(*(lineage.errors[list(lineage.errors)[2:]] for lineage in (second, first)))
     for name in ("a", "b"):
-        before, after = (tl.reconstruct(one, data, name) for one, data in ((first, given), (second, later)))
+        before, after = (tl.reconstruct(lineage, data, name) for lineage, data in ((first, observed), (second, later)))
         np.testing.assert_allclose(after.obs["minutes"], before.obs["minutes"] + 1000)
         assert (after.X != before.X).nnz == 0
 
@@ -204,56 +204,54 @@ def test_branches_name_the_gene_that_one_branch_gains_and_when(cells):
 
 
 def test_reconstructed_cells_of_an_ancestor_have_its_means_and_the_spread_of_real_cells(cells, lineage):
-    real = of(cells, "a")
-    found = tl.reconstruct(lineage, without(cells, "a", "c2"), "a", n_cells=200)
-    assert set(found.obs["cell_type"]) == {"a"}
-    assert found.obs["minutes"].between(36, 64).all()
-    assert (found.X.data == np.rint(found.X.data)).all()
-    assert found.X.data.min() > 0
-    error = np.sqrt(np.mean((log_share(found) - log_share(real)) ** 2))
-    for other in ("ab", "a1", "a2", "b"):
-        assert error < 0.8 * np.sqrt(np.mean((log_share(of(cells, other)) - log_share(real)) ** 2))
-    spread = [np.log1p(x.X.toarray() / x.X.sum(axis=1).A1[:, None] * 1e3).var(axis=0) for x in (found, real)]
+    real = select(cells, "a")
+    reconstructed = tl.reconstruct(lineage, without(cells, "a", "c2"), "a", n_cells=200)
+    assert set(reconstructed.obs["cell_type"]) == {"a"}
+    assert reconstructed.obs["minutes"].between(36, 64).all()
+    assert (reconstructed.X.data == np.rint(reconstructed.X.data)).all()
+    assert reconstructed.X.data.min() > 0
+    error = np.sqrt(np.mean((log_share(reconstructed) - log_share(real)) ** 2))
+    for relative in ("ab", "a1", "a2", "b"):
+        assert error < 0.8 * np.sqrt(np.mean((log_share(select(cells, relative)) - log_share(real)) ** 2))
+    spread = [np.log1p(x.X.toarray() / x.X.sum(axis=1).A1[:, None] * 1e3).var(axis=0) for x in (reconstructed, real)]
     assert 0.8 < np.median(spread[0] / spread[1]) < 1.25
-    assert 0.8 < np.median(found.X.sum(axis=1).A1) / np.median(real.X.sum(axis=1).A1) < 1.25
+    assert 0.8 < np.median(reconstructed.X.sum(axis=1).A1) / np.median(real.X.sum(axis=1).A1) < 1.25
 
 
 def test_times_of_cells_are_those_that_are_given(cells, lineage):
-    given = without(cells, "a", "c2")
-    assert set(tl.reconstruct(lineage, given, "a", at=50).obs["minutes"]) == {50}
+    observed = without(cells, "a", "c2")
+    assert set(tl.reconstruct(lineage, observed, "a", at=50).obs["minutes"]) == {50}
     times = np.array([44.0, 45, 55])
-    assert tl.reconstruct(lineage, given, "a", at=times).obs["minutes"].tolist() == [44, 45, 55]
+    assert tl.reconstruct(lineage, observed, "a", at=times).obs["minutes"].tolist() == [44, 45, 55]
     for at in ((45, 50), [45, 50]):
-        assert tl.reconstruct(lineage, given, "a", at=at).obs["minutes"].between(45, 50).all()
+        assert tl.reconstruct(lineage, observed, "a", at=at).obs["minutes"].between(45, 50).all()
     assert [parsed_time(text) for text in (None, "350", "3.5:4e2")] == [None, 350, (3.5, 400)]
 
 
-def test_same_seed_same_cells(cells, lineage):
-    given = without(cells, "a", "c2")
-    first, second, other = (tl.reconstruct(lineage, given, "a", n_cells=30, seed=seed) for seed in (3, 3, 4))
-    assert (first.X != second.X).nnz == 0
-    assert (first.X != other.X).nnz > 0
-
-
 def test_extrapolation_is_rejected_unless_it_is_wanted_and_then_warned_of(cells, lineage, caplog):
-    given = without(cells, "a", "c2")
+    observed = without(cells, "a", "c2")
     with pytest.raises(InputError, match=r"^'c2' at .* is extrapolation: no samples of its lineage are after it; "):
-        tl.reconstruct(lineage, given, "c2")
+        tl.reconstruct(lineage, observed, "c2")
     with pytest.raises(InputError, match=r"^'a1' at 130 is extrapolation: .*own samples are from 62 to 99; a time"):
-        tl.reconstruct(lineage, given, "a1", at=130)
-    found = tl.reconstruct(lineage, given, "c2", n_cells=20, extrapolate=True)
-    assert found.n_obs == 20
+        tl.reconstruct(lineage, observed, "a1", at=130)
+    reconstructed = tl.reconstruct(lineage, observed, "c2", n_cells=20, extrapolate=True)
+    assert reconstructed.n_obs == 20
     assert "expected error of" in caplog.text
-    assert "expected error of" in found.uns["bdm"]["expected_error"]
+    assert "expected error of" in reconstructed.uns["bdm"]["expected_error"]
 
 
 def test_lineages_without_times_go_by_the_lengths_of_branches(cells):
     settings = LineageSettings(label_key="cell_type")
     lineage = tl.lineage(without(cells, "a"), settings, tree=TREE)
-    found = tl.reconstruct(lineage, without(cells, "a"), "a", n_cells=50)
-    assert list(found.obs) == ["cell_type", "relative", "synthetic"]
+    reconstructed = tl.reconstruct(lineage, without(cells, "a"), "a", n_cells=50)
+    assert list(reconstructed.obs) == ["cell_type", "relative", "synthetic"]
     assert lineage.branches()["start"].min() == 0
-    said = [lineage.expression("a"), lineage.branches(), repr(lineage), *found.uns["bdm"]["expected_error"].split("; ")]
+    said = [
+        lineage.expression("a"),
+        lineage.branches(),
+        repr(lineage),
+        *reconstructed.uns["bdm"]["expected_error"].split("; "),
+    ]
     said.append(tl.reconstruct(lineage, cells, "b").uns["bdm"]["expected_error"])
     assert "the node was sampled; here, the" in said[-1]
     for text in said:
@@ -266,20 +264,20 @@ def test_lineages_without_times_go_by_the_lengths_of_branches(cells):
 
 @pytest.mark.parametrize("as_values", [list, pd.Categorical], ids=["text", "categories"])
 def test_times_may_be_numbers_as_text(cells, lineage, as_values):
-    given = without(cells, "a", "c2")
-    text = obs(given, minutes=as_values([f"{time:g}" for time in given.obs["minutes"]]))
+    observed = without(cells, "a", "c2")
+    text = obs(observed, minutes=as_values([f"{time:g}" for time in observed.obs["minutes"]]))
     assert tl.lineage(text, SETTINGS, tree=TREE).points.equals(lineage.points)
-    found = tl.reconstruct(lineage, text, "b", n_cells=20)
-    assert (found.X != tl.reconstruct(lineage, given, "b", n_cells=20).X).nnz == 0
+    reconstructed = tl.reconstruct(lineage, text, "b", n_cells=20)
+    assert (reconstructed.X != tl.reconstruct(lineage, observed, "b", n_cells=20).X).nnz == 0
 
 
 def test_one_node_has_errors_of_times_and_no_branches(cells, tmp_path):
-    lineage = tl.lineage(of(cells, "c"), SETTINGS, tree="((c)ab)root_cell;")
+    lineage = tl.lineage(select(cells, "c"), SETTINGS, tree="((c)ab)root_cell;")
     assert set(lineage.errors["left_out"]) == {"time"}
     lineage.save(tmp_path / "lineage")
     assert list(pd.read_csv(tmp_path / "lineage" / "branches.csv"))[:3] == ["node", "mother", "gene"]
     package.pl.lineage(lineage, show=False)
-    assert (tl.reconstruct(lineage, of(cells, "c"), "c", at=40).obs["minutes"] == 40).all()
+    assert (tl.reconstruct(lineage, select(cells, "c"), "c", at=40).obs["minutes"] == 40).all()
 
 
 def test_samples_of_one_time_have_errors_of_nodes(cells):
@@ -289,13 +287,13 @@ def test_samples_of_one_time_have_errors_of_nodes(cells):
 
 
 def test_cells_without_labels_lead_to_the_leaves_that_descend_from_them(cells, lineage):
-    shares = package.tl.fates(lineage, obs(of(cells, "a"), cell_type="unknown"))
+    shares = package.tl.fates(lineage, obs(select(cells, "a"), cell_type="unknown"))
     assert list(shares) == ["a1", "a2", "b1", "b2", "c1"]
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert shares[["a1", "a2"]].to_numpy().sum(axis=1).mean() > 0.9  # by number of leaves: 0.4
-    others = package.tl.fates(lineage, of(cells, "c"), ["b", "c1"])
+    others = package.tl.fates(lineage, select(cells, "c"), ["b", "c1"])
     assert others["c1"].mean() > 0.9
-    at_once = of(cells, "a")[:20].copy()
+    at_once = select(cells, "a")[:20].copy()
     at_once.obs["minutes"], at_once.X = 50.0, sp.diags([0.0] + [1.0] * 19).tocsr() @ at_once.X
     shares = package.tl.fates(lineage, at_once, ["a1", "b1"])
     assert shares["a1"].iloc[1:].mean() > 0.9
@@ -304,9 +302,9 @@ def test_cells_without_labels_lead_to_the_leaves_that_descend_from_them(cells, l
 
 def test_independent_genes_need_no_temperature_and_unknown_ones_are_reported(cells, lineage, caplog):
     assert 1 <= lineage.temperature < 1.3
-    unknown = package.tl.fates(replace(lineage, temperature=None), of(cells, "a"))
+    unknown = package.tl.fates(replace(lineage, temperature=None), select(cells, "a"))
     assert "The shares are not calibrated, as leaves have too few cells or times" in caplog.text
-    pd.testing.assert_frame_equal(unknown, package.tl.fates(replace(lineage, temperature=1.0), of(cells, "a")))
+    pd.testing.assert_frame_equal(unknown, package.tl.fates(replace(lineage, temperature=1.0), select(cells, "a")))
 
 
 @pytest.mark.slow
@@ -314,10 +312,10 @@ def test_fates_are_calibrated_where_genes_of_a_cell_vary_together():
     cells, _ = simulated_lineage(seed=0, n_genes=400, strength=0.06, coexpression=1.0)
     fates = {"a": ["a1", "a2"], "b": ["b1", "b2"], "c": ["c1", "c2"]}
     progenitors = cells[cells.obs["cell_type"].isin(list(fates)).to_numpy()].copy()
-    found = tl.lineage(without(cells, *fates, "ab", "root_cell"), SETTINGS, tree=TREE)
+    lineage = tl.lineage(without(cells, *fates, "ab", "root_cell"), SETTINGS, tree=TREE)
     losses, errors = [], []
-    for temperature in (1.0, found.temperature):
-        shares = package.tl.fates(replace(found, temperature=temperature), progenitors)
+    for temperature in (1.0, lineage.temperature):
+        shares = package.tl.fates(replace(lineage, temperature=temperature), progenitors)
         by_fate = pd.DataFrame({fate: shares[leaves].sum(axis=1) for fate, leaves in fates.items()})
         right = np.array([by_fate.at[cell, fate] for cell, fate in progenitors.obs["cell_type"].items()])
         best = by_fate.max(axis=1).to_numpy()
@@ -329,17 +327,17 @@ def test_fates_are_calibrated_where_genes_of_a_cell_vary_together():
 
 
 def test_cells_that_precede_all_others_lead_to_the_leaves_that_descend_from_them(cells):
-    """As their ancestors divided before the first of the others, in generations of which there are no cells."""
+    """Their ancestors divided earlier, in generations without cells."""
     lineage = tl.lineage(without(cells, "root_cell", "ab", "a", "b", "c"), SETTINGS, tree=TREE)
     assert (lineage.end[[TREE.find(name) for name in ("root_cell", "ab")]] < 55).all()  # of cells from 60 minutes on
-    shares = package.tl.fates(lineage, of(cells, "a"))
+    shares = package.tl.fates(lineage, select(cells, "a"))
     assert shares[["a1", "a2"]].to_numpy().sum(axis=1).mean() > 0.65  # by number of leaves: 0.33
 
 
-# ---- files, command, and what is rejected
+# ---- files, commands, invalid input
 
 
-BAD_FATES = {  # what is done to the cells, the options, and the sentence
+BAD_FATES = {  # change of the cells, options, message
     "unknown node": (
         lambda cells: cells,
         ("--among", "a1", "--among", "x1"),
@@ -361,10 +359,10 @@ BAD_FATES = {  # what is done to the cells, the options, and the sentence
 def test_command_writes_fates_or_rejects_cells_in_one_sentence(cells, lineage, tmp_path, bdm, name):
     change, options, sentence = (lambda cells: cells, (), None) if name is None else BAD_FATES[name]
     lineage.save(tmp_path / "lineage")
-    given = change(of(cells, "a"))
+    changed = change(select(cells, "a"))
     if name == "no times":
-        del given.obs["minutes"]
-    given.write_h5ad(tmp_path / "cells.h5ad")
+        del changed.obs["minutes"]
+    changed.write_h5ad(tmp_path / "cells.h5ad")
     code, said = bdm("fates", tmp_path / "lineage", tmp_path / "cells.h5ad", tmp_path / "fates.csv", *options)
     if sentence is not None:
         assert code == 2
@@ -373,16 +371,18 @@ def test_command_writes_fates_or_rejects_cells_in_one_sentence(cells, lineage, t
     else:
         assert code == 0
         shares = pd.read_csv(tmp_path / "fates.csv", index_col="cell")
-        expected = package.tl.fates(lineage, of(cells, "a"))
+        expected = package.tl.fates(lineage, select(cells, "a"))
         assert shares.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-3)
         assert list(shares.index) == list(expected.index)
 
 
-def test_saved_lineages_reconstruct_the_same(cells, lineage, tmp_path):
-    given = without(cells, "a", "c2")
+def test_saved_lineages_reconstruct_the_same_cells_by_seed(cells, lineage, tmp_path):
+    observed = without(cells, "a", "c2")
     lineage.save(tmp_path / "lineage")
     loaded = Lineage.load(tmp_path / "lineage")
-    assert (tl.reconstruct(loaded, given, "a").X != tl.reconstruct(lineage, given, "a").X).nnz == 0
+    first = tl.reconstruct(lineage, observed, "a", seed=3)
+    assert (first.X != tl.reconstruct(loaded, observed, "a", seed=3).X).nnz == 0
+    assert (first.X != tl.reconstruct(lineage, observed, "a", seed=4).X).nnz > 0
     assert repr(loaded) == repr(lineage)
 
 
@@ -390,28 +390,28 @@ def test_commands_write_tables_a_figure_and_cells(cells, tmp_path, bdm, caplog):
     without(cells, "a").write_h5ad(tmp_path / "cells.h5ad")
     (tmp_path / "lineage.nwk").write_text(NEWICK)
     keys = ("--label-key", "cell_type", "--time-key", "minutes", "--n-times", "10")
-    given = (tmp_path / "cells.h5ad", tmp_path / "lineage", "--tree", tmp_path / "lineage.nwk")
-    code, _ = bdm("lineage", *given, *keys)
+    arguments = (tmp_path / "cells.h5ad", tmp_path / "lineage", "--tree", tmp_path / "lineage.nwk")
+    code, _ = bdm("lineage", *arguments, *keys)
     assert code == 0
     assert "a node that was not sampled, between samples, is predicted with" in caplog.text
     assert {path.name for path in (tmp_path / "lineage").iterdir()} == {
         "branches.csv", "errors.csv", "lineage.png", "lineage.json", "lineage.safetensors",
     }  # fmt: skip
-    given = (tmp_path / "lineage", tmp_path / "cells.h5ad", tmp_path / "out.h5ad", "--node", "a", "--at", "45:55")
-    code, _ = bdm("reconstruct", *given, "--cells", 30, "--genes", tmp_path / "genes.csv")
+    arguments = (tmp_path / "lineage", tmp_path / "cells.h5ad", tmp_path / "out.h5ad", "--node", "a", "--at", "45:55")
+    code, _ = bdm("reconstruct", *arguments, "--cells", 30, "--genes", tmp_path / "genes.csv")
     assert code == 0
-    found = ad.read_h5ad(tmp_path / "out.h5ad")
-    assert found.n_obs == 30
-    assert found.obs["minutes"].between(45, 55).all()
-    assert "is predicted with" in found.uns["bdm"]["expected_error"]
+    reconstructed = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert reconstructed.n_obs == 30
+    assert reconstructed.obs["minutes"].between(45, 55).all()
+    assert "is predicted with" in reconstructed.uns["bdm"]["expected_error"]
     assert set(pd.read_csv(tmp_path / "genes.csv")["time"]) == {50}
 
 
 @pytest.mark.parametrize("lacking", [("a",), ()], ids=["a node between samples", "none"])
 def test_the_printed_reconstruction_runs(cells, tmp_path, bdm_and_next, lacking):
-    given = without(cells, *lacking)
-    given.obs[["cell_type"]].to_csv(tmp_path / "labels.csv")
-    halved = ad.AnnData(given.X / 2, obs=given.obs[["minutes"]], var=given.var, layers={"umi": given.X})
+    observed = without(cells, *lacking)
+    observed.obs[["cell_type"]].to_csv(tmp_path / "labels.csv")
+    halved = ad.AnnData(observed.X / 2, obs=observed.obs[["minutes"]], var=observed.var, layers={"umi": observed.X})
     halved.write_h5ad(tmp_path / "cells.h5ad")
     (tmp_path / "lineage.nwk").write_text(NEWICK)
     options = ("--labels", "labels.csv", "--counts", "umi", "--tree", "lineage.nwk", "--time-key", "minutes")
@@ -426,13 +426,13 @@ def test_workflow_measures_a_lineage_and_reconstructs_cells(cells, tmp_path):
     section = {"run": True, "tree": "lineage.nwk", "time_key": "minutes", "n_times": 10}
     section["reconstructions"] = {"mother": {"node": "a", "at": "45:55", "n_cells": 30}}
     write_config(tmp_path, {"datasets": {"mine": {"path": "cells.h5ad", "label_key": "cell_type", "lineage": section}}})
-    wanted = ("results/mine/lineage/lineage.json", "results/mine/reconstructed/mother.h5ad")
-    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", 1, *wanted, cwd=tmp_path)
+    targets = ("results/mine/lineage/lineage.json", "results/mine/reconstructed/mother.h5ad")
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", 1, *targets, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert ad.read_h5ad(tmp_path / wanted[1]).n_obs == 30
+    assert ad.read_h5ad(tmp_path / targets[1]).n_obs == 30
 
 
-BAD = {  # what is done to the cells, the settings, the tree, and how the sentence begins
+BAD = {  # change of the cells, settings, tree, beginning of the message
     "no node": (
         lambda cells: cells, {}, "((a1,a2)a,b)c;",
         "The lineage has no node 'ab'; did you mean 'b' or 'a'? obs['cell_type'] has cells of it; add it to",
@@ -500,10 +500,10 @@ def test_unknown_nodes_times_and_genes_are_rejected(cells, lineage):
 
 def test_python_takes_names_of_lineages(cells):
     names = {"root_cell": "P", "ab": "Pa", "c": "Pp", "a": "Paa", "b": "Pap", "a1": "Paaa", "a2": "Paap"}
-    named = without(cells, "b1", "b2", "c1", "c2", "a")
-    named.obs["name"] = named.obs["cell_type"].map(names)
-    named.obs.loc[named.obs_names[:3], "name"] = np.nan
-    lineage = package.tl.lineage(named, package.tl.LineageSettings(lineage_key="name", time_key="minutes"))
+    observed = without(cells, "b1", "b2", "c1", "c2", "a")
+    observed.obs["name"] = observed.obs["cell_type"].map(names)
+    observed.obs.loc[observed.obs_names[:3], "name"] = np.nan
+    lineage = package.tl.lineage(observed, package.tl.LineageSettings(lineage_key="name", time_key="minutes"))
     assert lineage.tree.nodes == ("P", "Pa", "Pp", "Paa", "Pap", "Paaa", "Paap")
     assert lineage.sampled.tolist() == [True, True, True, False, True, True, True]
-    assert set(package.tl.reconstruct(lineage, named, "Paa").obs["name"]) == {"Paa"}
+    assert set(package.tl.reconstruct(lineage, observed, "Paa").obs["name"]) == {"Paa"}
