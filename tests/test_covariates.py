@@ -23,7 +23,7 @@ TWO = ["control", "treated"]
 
 
 def log_change(time: np.ndarray) -> np.ndarray:
-    """Log expression of cells of the type ``moving``, cells x genes: some genes rise, others rise and fall."""
+    """Log expression of ``moving`` cells: some genes rise, others rise and fall."""
     change = np.zeros((len(time), N_GENES))
     change[:, RISING] = 2 * (time[:, None] - 0.5)
     change[:, WAVE] = 1.5 * np.sin(np.pi * time[:, None])
@@ -31,7 +31,7 @@ def log_change(time: np.ndarray) -> np.ndarray:
 
 
 def simulated(n: int = 240, seed: int = 0, *, deepening: float = 0) -> ad.AnnData:
-    """Cells of a type that changes with time, and of one that does not, in equal numbers.
+    """Simulate equal numbers of cells of a moving and a still type.
 
     Log library sizes rise by ``deepening`` over time.
     """
@@ -106,7 +106,7 @@ def test_a_covariate_of_few_values_does_not_straighten_the_others():
 
 
 def test_means_that_the_prior_draws_together_are_drawn_apart():
-    """Posterior means of cells with few counts move a fraction of the way along the curve."""
+    """Few counts shrink posterior means along the curve."""
     rng = np.random.default_rng(0)
     time = rng.random((2000, 1))
     variance = np.repeat([0.2, 0.8], 1000)[:, None]
@@ -260,7 +260,7 @@ def test_columns_that_files_cannot_keep_apart_are_rejected():
 
 
 def with_slash(cells: ad.AnnData) -> ad.AnnData:
-    """Cells whose covariate has a name that files cannot hold."""
+    """Cells with a covariate name that files cannot hold."""
     cells.obs = cells.obs.rename(columns={"time": "time/h"})
     return cells
 
@@ -300,13 +300,13 @@ def test_several_covariates_are_drawn_together():
     latent = ad.AnnData(rng.normal(size=(900, 3)).astype(np.float32), obs=obs.set_axis(map(str, range(900))))
     latent.layers["scale"] = np.zeros((900, 3), np.float32)
     effects = fit_effects(("a", "b"), (False, True), latent)
-    drawn = effects.complete("x", np.full((2000, 2), np.nan), np.random.default_rng(1))
-    assert set(drawn[:, 1]) == {0.0, 1.0}
-    real, found = (np.corrcoef(np.log(of[:, 0]), of[:, 1])[0, 1] for of in (values, drawn))
-    assert found == pytest.approx(real, abs=0.12)
-    given = np.column_stack([np.full(2000, np.nan), np.repeat([0.0, 1.0], 1000)])
-    completed = effects.complete("x", given, np.random.default_rng(1))
-    assert (completed[:, 1] == given[:, 1]).all()
+    sampled = effects.complete("x", np.full((2000, 2), np.nan), np.random.default_rng(1))
+    assert set(sampled[:, 1]) == {0.0, 1.0}
+    expected, correlation = (np.corrcoef(np.log(table[:, 0]), table[:, 1])[0, 1] for table in (values, sampled))
+    assert correlation == pytest.approx(expected, abs=0.12)
+    known = np.column_stack([np.full(2000, np.nan), np.repeat([0.0, 1.0], 1000)])
+    completed = effects.complete("x", known, np.random.default_rng(1))
+    assert (completed[:, 1] == known[:, 1]).all()
     assert np.log(completed[1000:, 0]).mean() - np.log(completed[:1000, 0]).mean() > 0.8
 
 
@@ -333,7 +333,7 @@ def test_cells_of_a_designed_experiment_have_times_as_training_cells(model):
 
 @pytest.fixture(scope="module")
 def mixed():
-    """A model of which both types have sub-populations, whose shares depend on time."""
+    """Model with sub-populations in both types, and shares that depend on time."""
     cells, rng = simulated(300), np.random.default_rng(1)
     second = (rng.random(cells.n_obs) < cells.obs["time"]) & (cells.obs["cell_type"] == "still")
     cells.X[np.ix_(second, range(30, 36))] += rng.poisson(40, (second.sum(), 6))
@@ -360,9 +360,9 @@ def test_the_truth_of_a_design_is_the_mean_of_its_cells_at_given_values(mixed, v
     assert times == pytest.approx(np.array(ends), abs=0.01)
     for name in ("moving", "still"):
         mean = [cells[(cells.obs["cell_type"] == name) & (cells.obs["condition"] == of)].X.mean(axis=0) for of in TWO]
-        found = np.log2(np.asarray(mean[1] / mean[0])).ravel()
+        measured = np.log2(np.asarray(mean[1] / mean[0])).ravel()
         expected = cells.varm["log2_fold_change_treated"][name].to_numpy()
-        assert found == pytest.approx(expected, abs=0.12)
+        assert measured == pytest.approx(expected, abs=0.12)
         assert np.abs(expected).max() > 0.5
         library = truth["composition"].set_index(["condition", "cell_type"])["log2_library_size"]["treated", name]
         assert library == pytest.approx(np.log2(mean[1].sum() / mean[0].sum()), abs=0.05)
@@ -408,9 +408,9 @@ def test_a_design_has_values_beyond_training_cells_on_request(model):
 def test_power_is_of_designs_whose_values_are_the_same_in_all_samples(model):
     samples = {"donors": 6, "conditions": TWO, "cells": 200, "variation": 0.1, "covariates": {"time": 0.5}}
     content = {"samples": samples, "changes": [UP], "power": {"n_repeats": 1, "methods": ["t_test"]}}
-    found = model.power(content)
-    assert found.repeats["n_planted"].sum() == 2
-    assert found.power["power"].item() == 1
+    analysis = model.power(content)
+    assert analysis.repeats["n_planted"].sum() == 2
+    assert analysis.power["power"].item() == 1
     samples["covariates"] = {"time": BY_CONDITION}
     with pytest.raises(InputError, match="time differs between samples, so that all genes change"):
         model.power(content)
@@ -457,7 +457,7 @@ def test_a_prior_with_a_network_is_moved_along_the_curve_too():
 
 @pytest.fixture(scope="module")
 def snapshots():
-    """Snapshots at 1 and 3 of unnamed cells, first mostly ``moving``, then mostly ``still``, and a model of these."""
+    """Unlabelled snapshots, first mostly ``moving``, then ``still``, and their model."""
     cells = simulated(800)
     cells.obs["day"] = np.select([cells.obs["time"] < 0.15, cells.obs["time"] > 0.85], [1, 3])
     rare = np.where(cells.obs["day"] == 1, "still", "moving") == cells.obs["cell_type"]
@@ -476,13 +476,13 @@ def test_cells_between_snapshots_have_moved_part_of_the_way(snapshots):
     cells, model = snapshots
     real = {day: cells[cells.obs["day"] == day] for day in (1, 3)}
     for day, part in ((1.5, 0.25), (2, 0.5), (3, 1)):
-        found = model.generate(1000, snapshot=day, seed=1)
-        assert found.uns["bdm"]["snapshot"] == day
+        generated = model.generate(1000, snapshot=day, seed=1)
+        assert generated.uns["bdm"]["snapshot"] == day
         first, last = (is_moving(of).mean() for of in real.values())
-        assert is_moving(found).mean() == pytest.approx((1 - part) * first + part * last, abs=0.07)
-        before, after, now = (log_shares(of[is_moving(of)])[RISING] for of in (*real.values(), found))
+        assert is_moving(generated).mean() == pytest.approx((1 - part) * first + part * last, abs=0.07)
+        before, after, now = (log_shares(of[is_moving(of)])[RISING] for of in (*real.values(), generated))
         assert (now - before).mean() / (after - before).mean() == pytest.approx(part, abs=0.15)
-        still = [log_shares(of[~is_moving(of)])[RISING] for of in (real[1], found)]
+        still = [log_shares(of[~is_moving(of)])[RISING] for of in (real[1], generated)]
         assert (still[1] - still[0]).mean() == pytest.approx(0, abs=0.2)
 
 
@@ -538,12 +538,12 @@ def test_scores_by_bins_are_with_those_of_the_floor(evaluation):
 
 
 def test_cells_of_a_model_without_the_covariate_are_far_in_bins(model, evaluation):
-    """Cells whose times are shuffled are alike overall, but not at their times."""
+    """Shuffled times keep overall scores, and worsen scores at times."""
     cells = simulated(100, seed=9)
     shuffled = model.generate(pd.DataFrame({"cell_type": cells.obs["cell_type"], "n_cells": 1}), seed=1)
     shuffled.obs["time"] = np.random.default_rng(0).permutation(shuffled.obs["time"])
-    other = model.evaluate(shuffled, adata_test=cells).by_covariate
-    worse = other[other["set"] == "generated"]["relative_energy"].mean()
+    by_covariate = model.evaluate(shuffled, adata_test=cells).by_covariate
+    worse = by_covariate[by_covariate["set"] == "generated"]["relative_energy"].mean()
     better = evaluation.by_covariate[evaluation.by_covariate["set"] == "generated"]["relative_energy"].mean()
     assert worse > 3 * better
 

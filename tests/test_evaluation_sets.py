@@ -1,4 +1,4 @@
-"""Sets of cells with known faults, evaluated in comparison with real ones."""
+"""Evaluation of sets with known faults."""
 
 import re
 from dataclasses import fields, replace
@@ -44,7 +44,7 @@ def real(prepared, training, test_cells) -> RealCells:
 
 
 def independent_genes(cells: Cells) -> Cells:
-    """Poisson counts about the mean profile of each type: right means, no structure within types."""
+    """Poisson counts of the mean profile of each type."""
     rng = np.random.default_rng(0)
     profiles = {name: cells.counts[cells.cell_type == name].mean(axis=0) for name in cells.n_by_type.index}
     rates = np.concatenate([np.asarray(profiles[name]) for name in cells.cell_type])
@@ -83,7 +83,7 @@ def test_copies_are_as_good_as_the_floor_but_for_memorisation(evaluation):
     assert abs(copies["gene_auc"] - 0.5) < 0.1
 
 
-def test_cells_without_structure_within_types_are_found_out(evaluation):
+def test_scores_detect_missing_structure_within_types(evaluation):
     independent, floor = evaluation.overall["independent"], evaluation.overall["floor"]
     assert independent["forest_auc"] > floor["forest_auc"] + 0.2
     assert independent["gene_auc"] > floor["gene_auc"] + 0.15
@@ -93,7 +93,7 @@ def test_cells_without_structure_within_types_are_found_out(evaluation):
     assert independent["pair_difference"] > floor["pair_difference"]
 
 
-def test_shuffled_labels_are_found_out_by_what_looks_at_types(evaluation):
+def test_scores_by_type_detect_shuffled_labels(evaluation):
     shuffled, floor = evaluation.overall["shuffled"], evaluation.overall["floor"]
     assert shuffled["f1"] < 0.4 * floor["f1"]
     assert shuffled["f1_ratio"] == pytest.approx(shuffled["f1"] / floor["f1"])
@@ -111,7 +111,7 @@ def test_a_lacking_type_has_no_scores_but_an_f1_of_zero(evaluation):
 
 
 def test_correlations_of_genes_are_compared_within_types():
-    """Means of types correlate genes as well, which independent genes have; what varies within a type, they lack."""
+    """Independent genes correlate between types, but not within types."""
     rng = np.random.default_rng(0)
 
     def drawn(*, joint: bool) -> Cells:
@@ -162,7 +162,7 @@ def test_test_cells_alone_choose_genes(evaluation, real, test_cells):
 
 
 def test_genes_chosen_by_chance_are_no_markers_of_the_floor():
-    """Where types do not differ, the log fold changes of chosen genes in other cells are of either sign."""
+    """Without differences, selected log fold changes have random signs elsewhere."""
     rng = np.random.default_rng(0)
     cells = Cells(sparse.csr_matrix(rng.poisson(1.0, size=(400, 300)), dtype=np.float32), np.repeat(["a", "b"], 200))
     training, test = (
@@ -206,8 +206,10 @@ def test_few_resamples_are_drawn_of_many_cells(training, real, caplog, resampled
     sets, limits = {"copies": training}, replace(SMALL, compared=60, resampled=resampled)
     evaluation = evaluate(real, sets, EvaluationSettings(n_repeats=2), size_limits=limits)
     seeds = resampling_seeds(n_resamples, seed=0)
-    drawn = resampled_cells(real, sets, seeds, max_cells_per_type=500, max_cells=60)
-    library_size_ks = [kolmogorov_smirnov(one.query["copies"].library_size, one.test.library_size) for one in drawn]
+    resamples = resampled_cells(real, sets, seeds, max_cells_per_type=500, max_cells=60)
+    library_size_ks = [
+        kolmogorov_smirnov(resample.query["copies"].library_size, resample.test.library_size) for resample in resamples
+    ]
     assert evaluation.overall.loc["library_size_ks", "copies"] == pytest.approx(np.mean(library_size_ks))
 
 
@@ -227,17 +229,17 @@ def test_bounded_scores_are_those_of_the_cells_drawn(bounded_evaluation, real, t
     reference = Reference(resample.test, marker_genes(marking), variable_genes(marking), SMALL)
     copies = training[sample_by_type(training, resample.test.n_by_type, seed=seed)]
     for name, cells in {**resample.query, "copies": copies}.items():
-        found = score_cells(cells, reference, seed=seed)
-        assert bounded_evaluation.overall.loc["gene_auc", name] == found.overall["gene_auc"]
-        assert bounded_evaluation.overall.loc["slope", name] == found.overall["slope"]
-        pd.testing.assert_frame_equal(bounded_evaluation.by_type.loc[name], found.by_type, check_names=False)
+        scores = score_cells(cells, reference, seed=seed)
+        assert bounded_evaluation.overall.loc["gene_auc", name] == scores.overall["gene_auc"]
+        assert bounded_evaluation.overall.loc["slope", name] == scores.overall["slope"]
+        pd.testing.assert_frame_equal(bounded_evaluation.by_type.loc[name], scores.by_type, check_names=False)
 
 
 def most_by_type(cells: Cells, most: int) -> int:
     return max(n for n in range(1, len(cells)) if cells.n_by_type.clip(upper=n).sum() <= most)
 
 
-def test_same_scores_by_the_same_seed_whatever_is_compared_and_with_bounds_that_do_not_bind(evaluation, training, real):
+def test_scores_depend_on_neither_compared_sets_nor_loose_bounds(evaluation, training, real):
     wide = SizeLimits(compared=10**6, gene_auc=10**6, by_tree=10**6, pairs=10**12, marking=10**6, mapped=10**6)
     again = evaluate(real, {"copies": training}, EvaluationSettings(n_repeats=1), size_limits=wide)
     pd.testing.assert_frame_equal(again.overall, evaluation.overall[["floor", "copies"]], check_exact=True)
@@ -254,14 +256,14 @@ def test_floor_is_half_of_few_training_cells(real, training, test_cells):
 # ---- saved and loaded
 
 
-def assert_same(found: object, expected: object) -> None:
-    """Compare all fields of two evaluations, and their embeddings, to the bit."""
+def assert_same(loaded: object, expected: object) -> None:
+    """Check that all fields of two evaluations are bitwise identical."""
     for name in (field.name.removeprefix("compute_") for field in fields(expected)):
-        one, other = getattr(found, name), getattr(expected, name)
-        if isinstance(other, pd.DataFrame):
-            assert_same_table(one, other, check_exact=True, check_names=True, obj=name)
+        value, expected_value = getattr(loaded, name), getattr(expected, name)
+        if isinstance(expected_value, pd.DataFrame):
+            assert_same_table(value, expected_value, check_exact=True, check_names=True, obj=name)
         else:
-            assert one == other, name
+            assert value == expected_value, name
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +280,7 @@ def test_loaded_evaluation_is_the_one_that_was_saved(evaluation, saved):
     _, *verdicts = repr(evaluation).splitlines()[: len(evaluation.sets)]
     assert verdicts == [f"{name}: {evaluation.verdict(name).text}" for name in evaluation.sets[1:]]
     rows = repr(evaluation).splitlines()[len(evaluation.sets) + 1 :]
-    shown = [line.split()[0] for line in rows]  # known scores, without those of chance
+    shown = [line.split()[0] for line in rows]  # known scores, without chance
     assert shown == [
         name for name in evaluation.overall.index if not re.search("chance|skewness|gene_correlation", name)
     ]

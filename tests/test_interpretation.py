@@ -97,7 +97,7 @@ TREE = Hierarchy(
 
 
 def cells_of(n_by_type: dict[str, int], *, n_genes: int = 12, seed: int = 0) -> Cells:
-    """Cells whose type number k has ten times the counts of gene k."""
+    """Cells with ten times the counts of gene k in type k."""
     generator = np.random.default_rng(seed)
     cell_type = np.repeat(list(n_by_type), list(n_by_type.values()))
     rates = np.full((len(cell_type), n_genes), 3.0)
@@ -135,9 +135,9 @@ def files(small_model, tmp_path_factory):
 def test_a_column_of_the_user_is_no_population_of_the_model(small_model, inputs, caplog):
     cells = split_cells(small_model.prepared)
     cells.obs["sub_population"] = np.where(np.arange(cells.n_obs) % 2, "mine", "Dendritic/1")
-    found = prepare_inputs(small_model.model, cells, small_model.generate(30), seed=0)
+    read = prepare_inputs(small_model.model, cells, small_model.generate(30), seed=0)
     for name in ("training", "test", "split_training", "split_test"):
-        assert list(getattr(found, name).cell_type) == list(getattr(inputs, name).cell_type)
+        assert list(getattr(read, name).cell_type) == list(getattr(inputs, name).cell_type)
     fitted_cells(small_model.prepared[:, ::-1].copy(), small_model.model)
     with_column = small_model.prepared.copy()
     with_column.obs["sub_population"] = "mine"
@@ -165,8 +165,11 @@ DIVIDED = Hierarchy(  # "b" has three sub-populations, and "new" joins one of "c
 
 
 def test_contrasts_are_named_by_whole_types_and_divide_a_type_elsewhere():
-    found = {of.child: (of.names_inside, of.names_outside, of.divides_type) for of in list_contrasts(DIVIDED)}
-    assert found == {
+    contrasts = {
+        contrast.child: (contrast.names_inside, contrast.names_outside, contrast.divides_type)
+        for contrast in list_contrasts(DIVIDED)
+    }
+    assert contrasts == {
         "b": (("b",), ("c", "new"), False),
         "node": (("c", "new"), ("b",), False),
         "b/1": (("b/1",), ("b/2", "b/3"), True),
@@ -178,7 +181,7 @@ def test_contrasts_are_named_by_whole_types_and_divide_a_type_elsewhere():
         "c/2": (("c/2",), ("new",), True),
         "new": (("new",), ("c/2",), True),
     }
-    assert not any(of.divides_type for of in list_contrasts(TREE))
+    assert not any(contrast.divides_type for contrast in list_contrasts(TREE))
 
 
 def differences_of(cells: Cells, node: str) -> dict[str, Differences]:
@@ -188,16 +191,16 @@ def differences_of(cells: Cells, node: str) -> dict[str, Differences]:
 
 def test_real_differences_are_the_test_of_mann_and_whitney():
     cells = cells_of({"a": 20, "b": 15, "c": 25})
-    found = differences_of(cells, "node")
+    by_child = differences_of(cells, "node")
     of_a, of_b = (cells.expression[cells.cell_type == name].toarray() for name in "ab")
     expected = mannwhitneyu(of_a, of_b, use_continuity=False, method="asymptotic").pvalue
-    np.testing.assert_allclose(found["a"].p, expected, rtol=1e-3)
-    assert found["a"].rank[0] == 1
-    assert found["b"].rank[1] == 1
-    np.testing.assert_allclose(found["a"].fold_change.log2, -found["b"].fold_change.log2, atol=1e-5)
+    np.testing.assert_allclose(by_child["a"].p, expected, rtol=1e-3)
+    assert by_child["a"].rank[0] == 1
+    assert by_child["b"].rank[1] == 1
+    np.testing.assert_allclose(by_child["a"].fold_change.log2, -by_child["b"].fold_change.log2, atol=1e-5)
     mean = [cells.cp10k[cells.cell_type == name].mean(axis=0).A1 for name in "ab"]
-    np.testing.assert_allclose(found["a"].fold_change.log2, np.log2((mean[0] + 1) / (mean[1] + 1)), atol=1e-5)
-    assert list(np.flatnonzero(found["a"].significant)) == [0]
+    np.testing.assert_allclose(by_child["a"].fold_change.log2, np.log2((mean[0] + 1) / (mean[1] + 1)), atol=1e-5)
+    assert list(np.flatnonzero(by_child["a"].significant)) == [0]
 
 
 @pytest.mark.parametrize(("n_by_type", "tested"), [({"a": 2, "b": 30}, set()), ({"a": 3, "b": 30}, {"a", "b"})])
@@ -206,9 +209,9 @@ def test_contrasts_of_few_cells_are_left_out(n_by_type, tested):
 
 
 def test_contrast_is_of_the_types_that_have_cells():
-    found = differences_of(cells_of({"a": 10, "c": 10}), "root")
-    assert set(found) == {"node", "c"}
-    assert found["node"].rank[0] == 1
+    by_child = differences_of(cells_of({"a": 10, "c": 10}), "root")
+    assert set(by_child) == {"node", "c"}
+    assert by_child["node"].rank[0] == 1
 
 
 def test_standard_error_is_how_fold_changes_vary_between_samples():
@@ -257,7 +260,7 @@ def test_model_differences_of_two_children_mirror(inputs):
 
 
 def test_model_expression_follows_generated_counts(small_model):
-    """Mean and variance in closed form are those of many generated cells, of all sub-populations of a type."""
+    """Closed-form mean and variance agree with many generated cells."""
     populations = small_model.hierarchy.populations_of("Dendritic")
     assert len(populations) > 1
     expression = model_expression(small_model.model, n_cells=500, seed=0).mixture(populations)
@@ -271,7 +274,7 @@ def test_model_expression_follows_generated_counts(small_model):
 
 
 def differences(changes: np.ndarray, *, error: float = 0.1, p: np.ndarray | None = None) -> Differences:
-    """Differences whose score is the fold change."""
+    """Differences with fold changes as scores."""
     changes = np.asarray(changes, dtype=float)
     p = np.where(np.abs(changes) > 2, 1e-6, 0.9) if p is None else p
     return Differences(Log2FoldChange(changes, np.full(len(changes), error)), changes, p)
@@ -282,18 +285,18 @@ def test_agreement_separates_good_from_useless_scores(noise, lowest, highest):
     generator = np.random.default_rng(0)
     changes = 2 * generator.normal(size=500)
     query = changes * (noise == 0) + noise * generator.normal(size=500)
-    found = agreement(differences(query), differences(changes), n_genes=20)
-    assert all(lowest <= found[name] <= highest + 1e-9 for name in ("pearson", "spearman", "top_shared"))
-    assert found["auprc"] == pytest.approx(1.0) if noise == 0 else found["auprc"] < 0.3
-    assert found["coverage"] == 1 if noise == 0 else found["coverage"] < 0.1
+    scores = agreement(differences(query), differences(changes), n_genes=20)
+    assert all(lowest <= scores[name] <= highest + 1e-9 for name in ("pearson", "spearman", "top_shared"))
+    assert scores["auprc"] == pytest.approx(1.0) if noise == 0 else scores["auprc"] < 0.3
+    assert scores["coverage"] == 1 if noise == 0 else scores["coverage"] < 0.1
 
 
 def test_coverage_is_right_where_errors_are():
     generator = np.random.default_rng(0)
     changes = generator.normal(size=20000)
     query = changes + np.hypot(0.3, 0.4) * generator.normal(size=len(changes))
-    found = agreement(differences(query, error=0.3), differences(changes, error=0.4), n_genes=20)
-    assert found["coverage"] == pytest.approx(0.95, abs=0.01)
+    scores = agreement(differences(query, error=0.3), differences(changes, error=0.4), n_genes=20)
+    assert scores["coverage"] == pytest.approx(0.95, abs=0.01)
 
 
 def test_agreement_without_significant_genes_has_no_precision():
@@ -358,8 +361,7 @@ def test_branch_genes_are_the_top_of_model_and_test_cells(interpretation):
 
 @pytest.fixture(scope="module")
 def walk(small_model) -> HierarchicalSampler:
-    model = small_model.model
-    return model.sampler()
+    return small_model.model.sampler()
 
 
 def test_samples_of_branches_are_those_that_cells_come_from(walk):
@@ -370,7 +372,7 @@ def test_samples_of_branches_are_those_that_cells_come_from(walk):
 
 
 def test_ancestral_state_is_the_mean_of_its_population(small_model):
-    """The denoised mean is the population's at any level, if the denoiser is right for it."""
+    """An exact denoiser keeps the population mean at all levels."""
     model = small_model.model
     states = ancestral_states(model, n_cells=400, seed=0)
     for row, branch in enumerate(model.hierarchy.branches):
@@ -383,8 +385,8 @@ def test_ancestral_state_of_a_branch_without_length_is_that_of_a_mixture_of_norm
     population = walk.mixture(walk.hierarchy.rows[name], level)
     x = 5 * torch.randn(5, population.mean.shape[1], generator=torch.Generator().manual_seed(0))
     short = replace(walk.hierarchy, sigma_max=level)
-    found = replace(walk.prior, hierarchy=short).sampler().denoise_at_node(x, name)
-    np.testing.assert_allclose(found, population.denoised(x, level), atol=1e-3)
+    denoised = replace(walk.prior, hierarchy=short).sampler().denoise_at_node(x, name)
+    np.testing.assert_allclose(denoised, population.denoised(x, level), atol=1e-3)
 
 
 def test_ancestral_states_are_decoded(small_model, batch_model):
@@ -401,12 +403,12 @@ def test_ancestral_states_are_decoded(small_model, batch_model):
 
 def test_share_of_detected_genes_is_the_share_in_sampled_counts(small_model):
     model, name = small_model.model, "Dendritic/1"
-    found = ancestral_states(model, n_cells=300, seed=0).detected[name]
+    detected = ancestral_states(model, n_cells=300, seed=0).detected[name]
     walk = model.sampler()
     mean = decode_to_counts(model, walk.sample_shared([name], 300, 0)[name], [name]).astype(np.float32)
     generator = np.random.default_rng(0)
-    drawn = [(branch_observation_model(model, [name]).sample(mean, generator) > 0).mean(axis=0) for _ in range(20)]
-    np.testing.assert_allclose(found, np.mean(drawn, axis=0).ravel(), atol=0.03)
+    shares = [(branch_observation_model(model, [name]).sample(mean, generator) > 0).mean(axis=0) for _ in range(20)]
+    np.testing.assert_allclose(detected, np.mean(shares, axis=0).ravel(), atol=0.03)
 
 
 def test_adapters_shift_the_sides_of_a_contrast(small_model):
@@ -430,12 +432,12 @@ def test_adapters_shift_the_sides_of_a_contrast(small_model):
 
 def test_dispersion_of_a_branch_is_weighted_by_its_cells(small_model):
     model, names = small_model.model, ["CD19+ B/1", "Dendritic/1"]
-    one, other = (observation_model(model, name).log_inverse_dispersion.numpy() for name in names)
+    first, second = (observation_model(model, name).log_inverse_dispersion.numpy() for name in names)
     n_cells = model.composition.loc[names].sum(axis=1).to_numpy()
-    expected = (n_cells[0] * one + n_cells[1] * other) / n_cells.sum()
+    expected = (n_cells[0] * first + n_cells[1] * second) / n_cells.sum()
     assert n_cells[0] != n_cells[1]
-    found = branch_observation_model(model, names).log_inverse_dispersion
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    weighted = branch_observation_model(model, names).log_inverse_dispersion
+    np.testing.assert_allclose(weighted, expected, atol=1e-5)
 
 
 # ---- commitment
@@ -447,7 +449,7 @@ def test_commitment_is_how_well_noised_cells_are_separated():
     covariances = [np.diag([1.0, 2.0, 0.5]), np.array([[1.0, 0.4, 0.0], [0.4, 0.7, 0.0], [0.0, 0.0, 2.0]])]
     means = np.array([[1.0, 0.0, 0.5], [-1.0, 1.0, 0.0]])
     sides = [Normal(torch.tensor(m), torch.tensor(c)) for m, c in zip(means, covariances, strict=True)]
-    found = commitment_along(directions, *sides)
+    commitment = commitment_along(directions, *sides)
     for sigma in (0.0, 1.5):
         cells = [
             generator.multivariate_normal(m, c + sigma**2 * np.eye(3), 20000) @ directions.T
@@ -455,26 +457,26 @@ def test_commitment_is_how_well_noised_cells_are_separated():
         ]
         for gene in range(2):
             u = mannwhitneyu(cells[0][:, gene], cells[1][:, gene]).statistic / 20000**2
-            assert found.auc(sigma)[gene] == pytest.approx(max(u, 1 - u), abs=0.01)
-    assert found.shift[0] > 0 > found.shift[1]
+            assert commitment.auc(sigma)[gene] == pytest.approx(max(u, 1 - u), abs=0.01)
+    assert commitment.shift[0] > 0 > commitment.shift[1]
 
 
 def test_commitment_level_has_the_auc_of_the_threshold():
-    found = Commitment(np.array([4.0, -6.0, 0.1]), np.array([1.0, 2.0, 5.0]), np.array([0.5, 2.0, 1.0]))
-    levels = found.level(0.8)
+    commitment = Commitment(np.array([4.0, -6.0, 0.1]), np.array([1.0, 2.0, 5.0]), np.array([0.5, 2.0, 1.0]))
+    levels = commitment.level(0.8)
     assert np.isnan(levels[2])  # apart by less than that without any noise
-    assert found.auc(0)[2] < 0.8
+    assert commitment.auc(0)[2] < 0.8
     for gene in range(2):
-        assert found.auc(levels[gene])[gene] == pytest.approx(0.8)
-    assert (found.level(0.9)[:2] < levels[:2]).all()
+        assert commitment.auc(levels[gene])[gene] == pytest.approx(0.8)
+    assert (commitment.level(0.9)[:2] < levels[:2]).all()
 
 
 def test_a_lone_direction_commits_where_the_hierarchy_parts():
-    """Along the line between two types of unit covariance, the formula is that of the hierarchy's levels."""
+    """Between types of unit covariance, the formula is the hierarchy's."""
     unit = torch.eye(2)
     sides = Normal(torch.tensor([7.0, 0.0]), unit), Normal(torch.zeros(2), unit)
-    found = commitment_along(np.array([[3.0, 0.0]]), *sides).level(0.9)
-    assert found == pytest.approx([float(branch_level(7.0, threshold=0.9))])
+    level = commitment_along(np.array([[3.0, 0.0]]), *sides).level(0.9)
+    assert level == pytest.approx([float(branch_level(7.0, threshold=0.9))])
 
 
 def test_directions_are_gradients_of_log_expression(small_model):
@@ -540,7 +542,7 @@ def test_markers_mark_their_type():
 
 
 def test_markers_of_few_genes_are_higher_in_their_type():
-    """Each of a few proteins is a candidate for each type, also one that has no counts."""
+    """Each protein is a candidate for each type, even without counts."""
     cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20}, n_genes=6)
     cells = replace(cells, counts=cells.counts @ sparse.diags([1.0] * 5 + [0.0], format="csr"))
     genes = pd.Index([f"gene{k}" for k in range(6)])
@@ -558,8 +560,8 @@ def test_markers_of_few_genes_are_higher_in_their_type():
 def test_given_markers_are_seen_down_the_tree():
     cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20})
     genes = pd.Index([f"gene{k}" for k in range(12)])
-    given = {"mine": ("gene2", "gene0"), "yours": ("gene0", "gene1")}
-    markers = compute_markers(given, cells, cells, genes, TREE)
+    chosen = {"mine": ("gene2", "gene0"), "yours": ("gene0", "gene1")}
+    markers = compute_markers(chosen, cells, cells, genes, TREE)
     assert markers.genes == {"mine": ("gene2", "gene0"), "yours": ("gene1",)}
     assert markers.real.mean["gene0"].idxmax() == "a"
     table = marker_rows(markers)
@@ -590,13 +592,13 @@ def test_scanpy_reads_and_plots_the_branches(inputs, interpretation, tmp_path, c
     np.testing.assert_allclose(adata.X, np.log1p(interpretation.ancestral_states.expression.T), rtol=1e-5)
     for of in interpretation.contrasts:
         child = of.contrast.child
-        for key, found in (("rank_genes_groups", of.model), ("rank_genes_groups_test", of.test)):
-            if found:
+        for key, expected in (("rank_genes_groups", of.model), ("rank_genes_groups_test", of.test)):
+            if expected:
                 table = sc.get.rank_genes_groups_df(adata, child, key=key).set_index("names").loc[interpretation.genes]
-                np.testing.assert_allclose(table["scores"], found.score)
-                np.testing.assert_allclose(table["logfoldchanges"], found.fold_change.log2)
-                np.testing.assert_allclose(table["pvals"], found.p)
-                np.testing.assert_allclose(table["pvals_adj"], found.p_adjusted)
+                np.testing.assert_allclose(table["scores"], expected.score)
+                np.testing.assert_allclose(table["logfoldchanges"], expected.fold_change.log2)
+                np.testing.assert_allclose(table["pvals"], expected.p)
+                np.testing.assert_allclose(table["pvals_adj"], expected.p_adjusted)
         best = sc.get.rank_genes_groups_df(adata, child)["names"].iloc[0]
         assert best == interpretation.genes[np.argmax(of.model.score)]
         np.testing.assert_allclose(adata[child].layers["shift"][0], of.commitment.shift, rtol=1e-5)
@@ -666,10 +668,10 @@ def test_labels_of_short_branches_cover_nothing():
     words = [text.get_text() for text in axis.texts]
     assert all(sum(word.startswith(f"{name} · ") for word in words) == 1 for name in levels)
     assert sum("HLA-DRB1" in word for word in words) == len(genes)
-    drawn = [text.get_window_extent() for text in [*axis.texts, *axis.get_yticklabels()]]
+    boxes = [text.get_window_extent() for text in [*axis.texts, *axis.get_yticklabels()]]
     dots = [axis.transData.transform((levels[name], view_of(hierarchy).rows[name])) for name in levels]
-    for number, box in enumerate(drawn):
-        assert not any(box.overlaps(other) for other in drawn[:number])
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(previous) for previous in boxes[:number])
         assert not any(box.contains(*dot) for dot in dots)
 
 
@@ -680,10 +682,10 @@ def test_figures_of_a_flat_tree_show_each_population(interpretation):
     assert len(leaves) > len(tree.cell_types)
     children = zip(cycle(interpretation.contrasts), list_contrasts(flat))
     contrasts = tuple(replace(of, contrast=contrast) for of, contrast in children)
-    found = replace(interpretation, hierarchy=flat, contrasts=contrasts)
-    rows = figure_of(pl.branch_genes(found)).subfigs[0].axes[0].get_yticklabels()
+    changed = replace(interpretation, hierarchy=flat, contrasts=contrasts)
+    rows = figure_of(pl.branch_genes(changed)).subfigs[0].axes[0].get_yticklabels()
     assert [row.get_text().partition("  (")[0] for row in rows] == list(tree.populations)
-    [right] = pl.commitment(found).child_axes
+    [right] = pl.commitment(changed).child_axes
     assert {label.get_text() for label in right.get_yticklabels()} == {
         clade_label(of.contrast.names_inside) for of in contrasts
     }
@@ -720,27 +722,27 @@ def test_heat_map_has_early_genes_first_and_dots_where_they_commit(interpretatio
 # ---- on disk
 
 
-def assert_same(one, other, name="interpretation"):
-    """Compare two results with all that they hold, to the bit."""
-    assert type(one) is type(other), name
-    if is_dataclass(one):
-        for field in fields(one):
-            assert_same(getattr(one, field.name), getattr(other, field.name), f"{name}.{field.name}")
-    elif isinstance(one, pd.DataFrame):
-        assert_same_table(one, other, check_exact=True, check_names=False, obj=name)
-    elif isinstance(one, np.ndarray):
-        assert one.dtype == other.dtype, name
-        np.testing.assert_array_equal(one, other, err_msg=name)
-    elif isinstance(one, tuple) and one and is_dataclass(one[0]):
-        assert len(one) == len(other), name
-        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+def assert_same(actual, expected, name="interpretation"):
+    """Check that two results are bitwise identical in all fields."""
+    assert type(actual) is type(expected), name
+    if is_dataclass(actual):
+        for field in fields(actual):
+            assert_same(getattr(actual, field.name), getattr(expected, field.name), f"{name}.{field.name}")
+    elif isinstance(actual, pd.DataFrame):
+        assert_same_table(actual, expected, check_exact=True, check_names=False, obj=name)
+    elif isinstance(actual, np.ndarray):
+        assert actual.dtype == expected.dtype, name
+        np.testing.assert_array_equal(actual, expected, err_msg=name)
+    elif isinstance(actual, tuple) and actual and is_dataclass(actual[0]):
+        assert len(actual) == len(expected), name
+        for number, (a, b) in enumerate(zip(actual, expected, strict=True)):
             assert_same(a, b, f"{name}[{number}]")
     else:
-        assert one == other, name
+        assert actual == expected, name
 
 
 def points_and_words(figure: Figure) -> list:
-    """Everything that a figure shows, without rendering it."""
+    """Points and texts of a figure."""
     parts = [figure, *figure.findobj(SubFigure)]
     words = [text.get_text() for part in parts for text in part.findobj(Text)]
     lines = [line.get_xydata().tolist() for line in figure.findobj(Line2D)]
@@ -758,8 +760,8 @@ def test_saved_interpretation_is_the_same(interpretation, saved, tmp_path):
     loaded = Interpretation.load(saved)
     assert_same(loaded, interpretation)
     for name, draw in FIGURES[Interpretation].items():
-        drawn, expected = (points_and_words(figure_of(draw(of))) for of in (loaded, interpretation))
-        assert drawn == expected, name
+        shown, expected = (points_and_words(figure_of(draw(result))) for result in (loaded, interpretation))
+        assert shown == expected, name
     loaded.save(tmp_path / "again")
     for file in sorted(saved.iterdir()):
         assert file.suffix == ".h5ad" or file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
