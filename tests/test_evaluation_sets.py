@@ -192,7 +192,7 @@ def test_bins_of_equal_test_cells_are_scored():
     assert (table["energy"] > 0).tolist() == [True, False]
 
 
-SMALL = SizeLimits(compared=80, gene_auc=40, by_tree=20, pairs=1, marking=60, mapped=60)
+SMALL = SizeLimits(compared=80, gene_auc=40, tree=20, pairs=1, markers=60, umap=60)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def most_by_type(cells: Cells, most: int) -> int:
 
 
 def test_scores_depend_on_neither_compared_sets_nor_loose_bounds(evaluation, training, real):
-    wide = SizeLimits(compared=10**6, gene_auc=10**6, by_tree=10**6, pairs=10**12, marking=10**6, mapped=10**6)
+    wide = SizeLimits(compared=10**6, gene_auc=10**6, tree=10**6, pairs=10**12, markers=10**6, umap=10**6)
     again = evaluate(real, {"copies": training}, EvaluationSettings(n_repeats=1), size_limits=wide)
     pd.testing.assert_frame_equal(again.overall, evaluation.overall[["floor", "copies"]], check_exact=True)
     pd.testing.assert_frame_equal(again.by_type, evaluation.by_type.loc[["floor", "copies"]], check_exact=True)

@@ -44,8 +44,7 @@ from bdm.data.modalities import (
 )
 from bdm.data.prepare import prepare
 from bdm.data.read import pbmc68k_counts, read_cells
-from bdm.evaluation.modality_scores import joint_umap, score_pair
-from bdm.evaluation.resamples import COORDINATES
+from bdm.evaluation.modality_scores import COORDINATES, joint_umap, score_pair
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import find_modality, match_request, predict_modality
 from bdm.generation.request import request_cells

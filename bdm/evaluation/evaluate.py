@@ -205,26 +205,25 @@ def evaluate(
     if populations is not None:
         encoded = (resample.with_populations(populations) for resample in resamples)
         resamples = list(progress(encoded, total=len(resamples), doing="finding sub-populations", unit="resample"))
-    marking = sample_at_most(test, most=size_limits.marking, seed=seed)
-    whole = resamples[-1]
-    embedded = {"test": whole.test, **whole.query}
-    most = size_limits.mapped // len(embedded)
-    mapped = {name: sample_at_most(cells, most=most, seed=whole.seed) for name, cells in embedded.items()}
+    last = resamples[-1]
+    compared = {"test": last.test, **last.query}
+    most = size_limits.umap // len(compared)
+    umap_cells = {name: sample_at_most(cells, most=most, seed=last.seed) for name, cells in compared.items()}
+    marker_cells = sample_at_most(test, most=size_limits.markers, seed=seed)
     var, modalities = real.names.var, None
-    if has_modalities(var):
+    if has_modalities(var):  # all scores below are of RNA only
         modalities = modality_scores(resamples, var, most=size_limits.gene_auc)
         rna = modalities_of(var)[0]
-        real, marking = real.of_modality(rna), marking.of_modality(rna)
+        real, marker_cells = real.of_modality(rna), marker_cells.of_modality(rna)
         resamples = [resample.of_modality(rna) for resample in resamples]
         generated = {name: cells.of_modality(rna) for name, cells in generated.items()}
-    training, test = real.training, real.test
-    markers, pair_genes = marker_genes(marking), variable_genes(marking)
+    training, test, last = real.training, real.test, resamples[-1]
+    markers, pair_genes = marker_genes(marker_cells), variable_genes(marker_cells)
 
     scores = defaultdict(list)
     for resample, name, cells in with_progress(resamples, doing="scoring"):
         reference = Reference(resample.test, markers, pair_genes, size_limits)
         scores[name].append(score_cells(cells, reference, seed=resample.seed))
-    last = resamples[-1]
     matched = {name: match(cells, last.test, seed=last.seed) for name, cells in last.query.items()}
     n_cells = count_cells({"test": test, "train": training, **generated})
     return Evaluation(
@@ -234,43 +233,40 @@ def evaluate(
         by_covariate=score_bins(resamples, test),
         along=expression_along(last.query, last.test, real.genes),
         n_cells=n_cells,
-        n_compared=count_cells(embedded, n_cells.index),
+        n_compared=count_cells(compared, n_cells.index),
         markers={name: real.genes[genes].tolist() for name, genes in markers.items()},
         gene_statistics=real.names.with_symbols(gene_statistics_table(matched, real.names)),
         fold_changes=fold_change_table(matched, markers, real.genes),
         provenance=provenance(seed=seed, settings=asdict(settings)),
-        compute_embedding=cache(partial(joint_umap, mapped, var, seed=last.seed)),
+        compute_embedding=cache(partial(joint_umap, umap_cells, var, seed=last.seed)),
         modalities=modalities,
     )
 
 
 def average_memorisation(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:
     """Average the memorisation of each set, and its null deviation, over resamples."""
-    most, no_rows = max(pairs // len(training), MIN_QUERY_CELLS), np.empty(0, dtype=int)
-    names = [name for resample in resamples for name in resample.query]
-    queries = [
-        QueryCells.project(
-            cells, resample.test, resample.floor_rows if name == FLOOR else no_rows, most=most, seed=resample.seed
-        )
-        for resample in resamples
-        for name, cells in resample.query.items()
-    ]
+    most, names, queries = max(pairs // len(training), MIN_QUERY_CELLS), [], []
+    for resample in resamples:
+        for name, cells in resample.query.items():
+            training_rows = resample.floor_rows if name == FLOOR else np.empty(0, dtype=int)
+            names.append(name)
+            queries.append(QueryCells.project(cells, resample.test, training_rows, most=most, seed=resample.seed))
     return measure_memorisation(queries, training).groupby(names, sort=False).mean()
 
 
 def overall_table(scores: dict[str, list[Scores]], memorisation: pd.DataFrame) -> pd.DataFrame:
     """Average overall scores over resamples, with F1 ratio and memorisation after F1."""
     table = pd.DataFrame(
-        {name: pd.DataFrame([scored.overall for scored in resampled]).mean() for name, resampled in scores.items()}
+        {name: pd.DataFrame([repeat.overall for repeat in repeats]).mean() for name, repeats in scores.items()}
     )
-    added = pd.concat([(table.loc["f1"] / table.loc["f1", FLOOR]).rename("f1_ratio"), memorisation], axis=1).T
+    inserted = pd.concat([(table.loc["f1"] / table.loc["f1", FLOOR]).rename("f1_ratio"), memorisation], axis=1).T
     position = table.index.get_loc("f1") + 1
-    return pd.concat([table[:position], added[table.columns], table[position:]])
+    return pd.concat([table[:position], inserted[table.columns], table[position:]])
 
 
 def by_type_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
     """Average the scores of each type over resamples."""
-    tables = {name: pd.concat([scored.by_type for scored in resampled]) for name, resampled in scores.items()}
+    tables = {name: pd.concat([repeat.by_type for repeat in repeats]) for name, repeats in scores.items()}
     return pd.concat(tables, names=["set", "cell_type"]).groupby(["set", "cell_type"], sort=False).mean()
 
 
@@ -278,15 +274,14 @@ def by_population_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
     """Average the scores of each sub-population over resamples; empty if unknown."""
     numbers, keys = ["n_cells", "n_test"], ["cell_type", "sub_population", "set"]
     tables = [
-        scored.by_population.rename_axis("sub_population").reset_index().assign(set=name, n_resamples=len(resampled))
-        for name, resampled in scores.items()
-        for scored in resampled
+        repeat.by_population.rename_axis("sub_population").reset_index().assign(set=name, n_resamples=len(repeats))
+        for name, repeats in scores.items()
+        for repeat in repeats
     ]
+    grouped = pd.concat([table for table in tables if len(table)] or tables[:1]).groupby(keys, sort=False)
+    table = grouped.mean()
+    table[numbers] = grouped[numbers].sum().div(table["n_resamples"], axis=0)  # 0 in resamples without such cells
     columns = [*keys, *numbers, *GROUP_SCORES]
-    rows = pd.concat([table for table in tables if len(table)] or tables[:1])
-    by = rows.groupby(keys, sort=False)
-    table = by.mean()
-    table[numbers] = by[numbers].sum().div(table["n_resamples"], axis=0)  # resamples without such cells count as 0
     return table.reset_index()[columns].sort_values("sub_population", kind="stable", ignore_index=True)
 
 
@@ -333,9 +328,6 @@ def fold_change_table(
     return pd.concat(tables, ignore_index=True)
 
 
-# ---- in words
-
-
 def score_rows(evaluation: Evaluation) -> pd.DataFrame:
     """Tabulate the scores of each type and set; NaN if not compared."""
     index = pd.MultiIndex.from_product([evaluation.n_cells.index, evaluation.sets], names=["cell_type", "set"])
@@ -345,6 +337,9 @@ def score_rows(evaluation: Evaluation) -> pd.DataFrame:
     return rows[["cell_type", *numbers, "set", *scores]]
 
 
+# ---- in words
+
+
 def score_table(overall: pd.DataFrame) -> str:
     """Format overall scores for printing, without their null deviation and skewness."""
     is_null = overall.index.str.endswith(("_chance", "_skewness"))
@@ -352,10 +347,7 @@ def score_table(overall: pd.DataFrame) -> str:
 
 
 def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
-    """Write the verdict on a set, then its types by verdict, as lines.
-
-    The best verdict comes first.
-    """
+    """Describe a set: verdict, AUC by modality, and its types by verdict, best first."""
     verdicts = evaluation.verdicts_by_type(name)
     lines = [evaluation.verdict(name).text]
     if evaluation.modalities is not None:

@@ -50,12 +50,12 @@ N_TREES = 100  # of a random forest
 CLASSIFIER_BLOCK = 10_000  # dense cells in memory during prediction
 
 
-def forest(*, by_tree: int | None = None, seed: int) -> ClassifierMixin:
+def forest(*, max_samples: int | None = None, seed: int) -> ClassifierMixin:
     """Return a random forest, for few dimensions.
 
-    Each tree is fitted to a bootstrap sample of ``by_tree`` cells; of all cells if None.
+    Each tree is fitted to a bootstrap sample of ``max_samples`` cells; by default, of as many as there are.
     """
-    return RandomForestClassifier(n_estimators=N_TREES, max_samples=by_tree, random_state=seed)
+    return RandomForestClassifier(n_estimators=N_TREES, max_samples=max_samples, random_state=seed)
 
 
 def linear_classifier() -> ClassifierMixin:
@@ -89,9 +89,7 @@ def cross_validated_probabilities(
 def classifier_f1(query: Cells, test: Cells) -> dict[str, float]:
     """Fit a classifier to query cells, and compute F1 per type of test cells.
 
-    NaN with a single type.
-
-    Esteban et al. 2017, Train on Synthetic, Test on Real, https://arxiv.org/abs/1706.02633.
+    NaN with a single type. Esteban et al. 2017, Train on Synthetic, Test on Real, https://arxiv.org/abs/1706.02633.
     """
     cell_types = np.unique(test.cell_type)
     if len(cell_types) == len(np.unique(query.cell_type)) == 1:
@@ -123,7 +121,7 @@ class PairDistances:
     """Euclidean distances between all samples of two sets, x and y."""
 
     matrix: np.ndarray  # square; samples of x come first, then samples of y
-    n: int  # number of samples of x
+    n_x: int  # number of samples of x
 
     @classmethod
     def between(cls, x: np.ndarray, y: np.ndarray) -> PairDistances:
@@ -134,17 +132,17 @@ class PairDistances:
     @property
     def within_x(self) -> np.ndarray:
         """Distances between samples of x."""
-        return self.matrix[: self.n, : self.n]
+        return self.matrix[: self.n_x, : self.n_x]
 
     @property
     def within_y(self) -> np.ndarray:
         """Distances between samples of y."""
-        return self.matrix[self.n :, self.n :]
+        return self.matrix[self.n_x :, self.n_x :]
 
     @property
     def across(self) -> np.ndarray:
         """Distances from samples of x to samples of y."""
-        return self.matrix[: self.n, self.n :]
+        return self.matrix[: self.n_x, self.n_x :]
 
     @cached_property
     def spread(self) -> float:
@@ -189,9 +187,9 @@ class PairDistances:
     def energy_error(self) -> float:
         """Standard error of the energy distance, from the influence of each sample."""
         n_x, n_y = self.across.shape
-        of_x = self.across.mean(axis=1) - self.within_x.sum(axis=1) / (n_x - 1)
-        of_y = self.across.mean(axis=0) - self.within_y.sum(axis=1) / (n_y - 1)
-        return float(2 * np.sqrt(of_x.var(ddof=1) / n_x + of_y.var(ddof=1) / n_y))
+        influence_x = self.across.mean(axis=1) - self.within_x.sum(axis=1) / (n_x - 1)
+        influence_y = self.across.mean(axis=0) - self.within_y.sum(axis=1) / (n_y - 1)
+        return float(2 * np.sqrt(influence_x.var(ddof=1) / n_x + influence_y.var(ddof=1) / n_y))
 
     @property
     def maximum_mean_discrepancy(self) -> float:
@@ -203,7 +201,7 @@ class PairDistances:
         squared = self.matrix**2
         width = max(np.median(squared[np.triu_indices(len(squared), k=1)]), TINY)
         kernel = np.exp(-squared / (2 * width))
-        n = self.n
+        n = self.n_x
         return float(mean_of_pairs(kernel[:n, :n]) + mean_of_pairs(kernel[n:, n:]) - 2 * kernel[:n, n:].mean())
 
 
@@ -244,9 +242,9 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class QueryCells:
-    """Query cells in principal components fitted to these cells alone.
+    """Query cells in principal components that favour neither training cells nor test cells.
 
-    Such components favour neither training cells nor test cells.
+    The components are fitted to the query cells alone.
     """
 
     pca: PCA
@@ -283,11 +281,11 @@ def measure_memorisation(queries: Sequence[QueryCells], training: TypedCells) ->
     per type: 0.5 without memorisation, and 1 if all cells are copies. ``memorisation_chance`` is the standard deviation
     without memorisation. Similar to Meehan et al. 2020, arXiv 2004.05675.
     """
-    nearest = [Neighbours.find(query.coordinates, np.empty(0), np.empty(0)) for query in queries]
+    nearest = [Neighbours.find(query.coordinates, np.empty(0), np.empty(0)) for query in queries]  # none yet
     for start in range(0, len(training), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(training)))
         block = training[rows]
-        nearest = [last.nearer(query.nearest_in(block, rows)) for query, last in zip(queries, nearest, strict=True)]
+        nearest = [old.nearer(query.nearest_in(block, rows)) for query, old in zip(queries, nearest, strict=True)]
     return pd.DataFrame([estimate_memorisation(*pair, training) for pair in zip(queries, nearest, strict=True)])
 
 
@@ -312,7 +310,8 @@ def estimate_memorisation(query: QueryCells, nearest_training: Neighbours, train
 
 # ---- UMAP
 
-N_NEIGHBOURS, MANY = 15, 1000  # per cell; precompute them for at least MANY cells
+N_NEIGHBOURS = 15
+MIN_PRECOMPUTED = 1000  # cells; from there on, an exact search is faster than UMAP's
 
 
 def compute_umap(x: np.ndarray, *, seed: int) -> np.ndarray:
@@ -323,10 +322,10 @@ def compute_umap(x: np.ndarray, *, seed: int) -> np.ndarray:
     import umap  # takes seconds to import
 
     exact: dict[str, Any] = {}
-    if len(x) >= MANY:  # faster than the search of UMAP
+    if len(x) >= MIN_PRECOMPUTED:
         distances, nearest = NearestNeighbors(n_neighbors=N_NEIGHBOURS).fit(x).kneighbors(x)
         exact["precomputed_knn"] = nearest, distances
-    keep_compiled()
+    cache_compiled_umap()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="precomputed_knn")
         warnings.filterwarnings("ignore", message="Graph is not fully connected")  # distant types are expected
@@ -335,7 +334,7 @@ def compute_umap(x: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 @cache
-def keep_compiled() -> None:
+def cache_compiled_umap() -> None:
     """Cache the compiled functions of UMAP on disk.
 
     Compiling them takes 10 to 15 s in each process.

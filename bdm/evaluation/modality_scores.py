@@ -13,9 +13,10 @@ from bdm.data.cells import Cells
 from bdm.data.gene_tests import Agreement
 from bdm.data.modalities import RNA, Modality, has_modalities, modalities_of
 from bdm.evaluation.metrics import compute_umap, cross_validated_probabilities, fitted_pca, forest, linear_classifier
-from bdm.evaluation.resamples import COORDINATES, ResampledCells, match, sample_at_most, with_progress
+from bdm.evaluation.resamples import ResampledCells, match, sample_at_most, with_progress
 from bdm.evaluation.scores import auc
 
+COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
 ALL = "all"  # all modalities together
 N_COMPONENTS = 30  # per modality
 N_FEATURES, N_RELATED = 200, 50  # features to correlate with genes, and most related genes per feature
@@ -42,6 +43,25 @@ def modality_scores(resamples: Sequence[ResampledCells], var: pd.DataFrame, *, m
         rows += [{"modality": key, "score": score, "set": name, "value": x} for (key, score), x in scores.items()]
     table = pd.DataFrame(rows).groupby(["modality", "score", "set"], sort=False)["value"].mean().unstack("set")
     return table[list(resamples[0].query)]
+
+
+@using_threads()
+def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """Compute a joint UMAP of all sets and modalities, see :attr:`Evaluation.embedding`."""
+    cells = list(sets.values())
+    if has_modalities(var):
+        counts = sparse.vstack([each.counts for each in cells], format="csr")
+        parts = [transform_counts(counts[:, modality.features], modality) for modality in modalities_of(var)]
+        components = np.hstack([compute_components(part, seed=seed) for part in parts])
+    else:
+        expression = sparse.vstack([each.expression for each in cells], format="csr")
+        components = fitted_pca(expression, seed=seed).transform(expression)
+    table = pd.DataFrame(compute_umap(components, seed=seed), columns=COORDINATES)
+    names = np.repeat(list(sets), list(map(len, cells)))
+    populations = [each.population for each in cells if each.population is not None]
+    if len(populations) == len(cells):
+        table["sub_population"] = np.concatenate(populations)
+    return table.assign(cell_type=np.concatenate([each.cell_type for each in cells]), set=names)
 
 
 def score_pair(
@@ -96,25 +116,6 @@ def compute_components(values: sparse.csr_matrix, *, seed: int) -> np.ndarray:
     return np.asarray(components / max(components.std(axis=0).max(), np.finfo(float).tiny))
 
 
-@using_threads()
-def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """Compute a joint UMAP of all sets and modalities, see :attr:`Evaluation.embedding`."""
-    cells = list(sets.values())
-    if has_modalities(var):
-        counts = sparse.vstack([each.counts for each in cells], format="csr")
-        parts = [transform_counts(counts[:, modality.features], modality) for modality in modalities_of(var)]
-        components = np.hstack([compute_components(part, seed=seed) for part in parts])
-    else:
-        expression = sparse.vstack([each.expression for each in cells], format="csr")
-        components = fitted_pca(expression, seed=seed).transform(expression)
-    table = pd.DataFrame(compute_umap(components, seed=seed), columns=COORDINATES)
-    names = np.repeat(list(sets), list(map(len, cells)))
-    populations = [each.population for each in cells if each.population is not None]
-    if len(populations) == len(cells):
-        table["sub_population"] = np.concatenate(populations)
-    return table.assign(cell_type=np.concatenate([each.cell_type for each in cells]), set=names)
-
-
 def compare_gene_correlations(
     query: Cells, test: Cells, rna: Modality, modality: Modality, var: pd.DataFrame
 ) -> Agreement:
@@ -122,9 +123,11 @@ def compare_gene_correlations(
     n_cells = np.asarray((test.counts[:, modality.features] > 0).sum(axis=0)).ravel()
     chosen = modality.features.start + np.sort(np.argsort(-n_cells, kind="stable")[:N_FEATURES])
     query_r, test_r = (
-        correlate_columns(*(transform_counts(cells.counts[:, part], modality).toarray() for part, modality in parts))
+        correlate_columns(
+            transform_counts(cells.counts[:, chosen], modality).toarray(),
+            transform_counts(cells.counts[:, rna.features], rna).toarray(),
+        )
         for cells in (query, test)
-        for parts in [((chosen, modality), (np.arange(rna.features.stop), rna))]
     )
     related = np.argsort(-np.abs(np.nan_to_num(test_r)), axis=1, kind="stable")[:, :N_RELATED]
     is_chosen = np.zeros(test_r.shape, dtype=bool)

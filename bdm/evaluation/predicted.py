@@ -102,11 +102,8 @@ class PredictedEvaluation(Result):
                 "there is no response to predict: real cells of the condition are as near to control cells as by chance"
             )
         distances = self.overall.loc[(TOP, "edistance")]
-        positions, by_type = (
-            rescale(distances),
-            self.positions[PREDICTED].drop([*self.without_response]).sort_values(),
-        )
-        shown = {name: f"{max(position, 0):.0%}" for name, position in positions.items()}
+        by_type = self.positions[PREDICTED].drop([*self.without_response]).sort_values()
+        shown = {name: f"{max(position, 0):.0%}" for name, position in rescale(distances).items()}
         lowest, highest = (f"{max(by_type.iloc[i], 0):.0%} ({by_type.index[i]})" for i in (0, -1))
         parts = [
             f"E-distance {distances[PREDICTED]:.2f} on the {self.n_top_genes} genes that change most",
@@ -223,16 +220,15 @@ def normalise_all(cells: Mapping[str, AnnData], settings: PredictedEvaluationSet
     for name, own in zip(cells, names, strict=True):
         if len(repeated := own[own.duplicated()]):
             raise InputError(f"{name} repeats the genes {abbreviated(repeated)}; make their names unique.")
-    union, genes = reduce(pd.Index.union, names), names[0][names[0].isin(names[1]) & names[0].isin(names[2])]
+    genes = names[0][names[0].isin(names[1]) & names[0].isin(names[2])]
     if len(genes) <= settings.n_top_genes:
         examples = ", ".join(f"{own[0]} in {name}" for name, own in zip(cells, names, strict=True) if len(own))
         raise InputError(
             f"There are {len(genes)} common genes ({examples}), too few for `n_top_genes={settings.n_top_genes}`; name "
             "genes consistently, or reduce the number."
         )
-    if len(union) > len(genes):
-        missing = abbreviated(union.difference(genes, sort=False))
-        logger.info("%d genes are compared; not all files have %s.", len(genes), missing)
+    if len(missing := reduce(pd.Index.union, names).difference(genes, sort=False)):
+        logger.info("%d genes are compared; not all files have %s.", len(genes), abbreviated(missing))
     normalised = {name: normalise(adata, name, genes, settings.label_key) for name, adata in cells.items()}
     logger.info("X was taken as %s.", ", ".join(f"{part.kind} ({name})" for name, part in normalised.items()))
     totals = {name: np.median(np.asarray(part.values.expm1().sum(axis=1))) for name, part in normalised.items()}

@@ -25,30 +25,6 @@ from bdm.data.filters import capped
 from bdm.data.modalities import Modality
 from bdm.settings import EvaluationSettings
 
-COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
-
-
-def match(query: Cells, test: Cells, *, seed: int) -> tuple[Cells, Cells]:
-    """Sample both sets to equal numbers of cells per type."""
-    n_by_type = smaller_numbers(query.n_by_type, test.n_by_type)
-    query, test = (cells[sample_by_type(cells, n_by_type, seed=seed)] for cells in (query, test))
-    return query, test
-
-
-def sample_at_most(cells: TypedCells, *, most: int, seed: int) -> Cells:
-    """Sample at most ``most`` cells, by :func:`capped`."""
-    return cells[sample_by_type(cells, capped(cells.n_by_type, most=most, fewest=MIN_CELLS_FOR_MEANS), seed=seed)]
-
-
-def take_samples(cells: TypedCells, samples: list[np.ndarray]) -> list[Cells]:
-    """Read several samples of cells in one pass.
-
-    Each sample is an array of cell indices; a cell in several samples is read once.
-    """
-    rows = np.unique(np.concatenate(samples))
-    pool = cells[rows]
-    return [pool[np.searchsorted(rows, sample)] for sample in samples]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLimits:
@@ -57,10 +33,10 @@ class SizeLimits:
     compared: int = 20_000  # per set and resample
     resampled: int = 2_000  # test cells over all resamples; with these, AUCs are exact to 0.01
     gene_auc: int = 10_000  # per set, for the classifier on all genes, which needs most memory
-    by_tree: int = 5_000  # bootstrap sample of each tree of a random forest
-    pairs: int = 2_000_000_000  # pairs of query and training cells; query cells are subsampled to stay below
-    marking: int = 50_000  # test cells for choosing marker genes and variable genes
-    mapped: int = 4_000  # in the UMAP, over all sets
+    tree: int = 5_000  # bootstrap sample of each tree of a random forest
+    pairs: int = 2_000_000_000  # query cells x training cells, for memorisation
+    markers: int = 50_000  # test cells for choosing marker genes and variable genes
+    umap: int = 4_000  # over all sets
 
 
 SIZE_LIMITS = SizeLimits()
@@ -108,7 +84,7 @@ def draw_resamples(
 ) -> list[ResampledCells]:
     """Draw the resamples of an evaluation.
 
-    Many test cells need fewer resamples than the settings allow.
+    With many test cells, fewer resamples than ``settings.n_repeats`` suffice.
     """
     at_most = {"max_cells_per_type": settings.max_cells_per_type, "max_cells": size_limits.compared}
     n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / count_compared(real.test, **at_most).sum()))
@@ -134,15 +110,15 @@ def resampled_cells(
     """
     n_test = count_compared(real.test, max_cells_per_type=max_cells_per_type, max_cells=max_cells)
 
-    def rows(cells: TypedCells, available: pd.Series) -> list[np.ndarray]:
+    def sample_rows(cells: TypedCells, available: pd.Series) -> list[np.ndarray]:
         numbers = smaller_numbers(available, n_test)
         return [sample_by_type(cells, numbers, seed=seed) for seed in seeds]
 
-    floor_rows = rows(real.training, real.training.n_by_type // 2)
+    floor_rows = sample_rows(real.training, real.training.n_by_type // 2)
     query = {FLOOR: take_samples(real.training, floor_rows)}
     for name, cells in generated.items():
-        query[name] = take_samples(cells, rows(cells, cells.n_by_type))
-    test = take_samples(real.test, rows(real.test, n_test))
+        query[name] = take_samples(cells, sample_rows(cells, cells.n_by_type))
+    test = take_samples(real.test, sample_rows(real.test, n_test))
     return [
         ResampledCells(test[i], {name: cells[i] for name, cells in query.items()}, floor_rows[i], seed)
         for i, seed in enumerate(seeds)
@@ -156,3 +132,28 @@ def count_compared(test: TypedCells, *, max_cells_per_type: int, max_cells: int)
     """
     n_test = test.n_by_type[test.n_by_type >= MIN_CELLS_OF_TYPE].clip(upper=max_cells_per_type)
     return capped(n_test, most=max_cells, fewest=MIN_CELLS_FOR_MEANS)
+
+
+# ---- samples
+
+
+def match(query: Cells, test: Cells, *, seed: int) -> tuple[Cells, Cells]:
+    """Sample both sets to equal numbers of cells per type."""
+    n_by_type = smaller_numbers(query.n_by_type, test.n_by_type)
+    query, test = (cells[sample_by_type(cells, n_by_type, seed=seed)] for cells in (query, test))
+    return query, test
+
+
+def sample_at_most(cells: TypedCells, *, most: int, seed: int) -> Cells:
+    """Sample at most ``most`` cells, by :func:`capped`."""
+    return cells[sample_by_type(cells, capped(cells.n_by_type, most=most, fewest=MIN_CELLS_FOR_MEANS), seed=seed)]
+
+
+def take_samples(cells: TypedCells, samples: list[np.ndarray]) -> list[Cells]:
+    """Read several samples of cells in one pass.
+
+    Each sample is an array of cell indices; a cell in several samples is read once.
+    """
+    rows = np.unique(np.concatenate(samples))
+    pool = cells[rows]
+    return [pool[np.searchsorted(rows, sample)] for sample in samples]

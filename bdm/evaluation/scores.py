@@ -29,14 +29,14 @@ from bdm.evaluation.metrics import (
 )
 from bdm.evaluation.resamples import ResampledCells, SizeLimits, match, sample_at_most
 
-# Share of markers with independent fold changes, measured on real cells: related types share markers
-INDEPENDENT, INDEPENDENT_OF_ALL = 1 / 2, 1 / 4
+# Effective share of independent fold changes among the markers of one type and of all types, measured on real cells
+INDEPENDENT, INDEPENDENT_OF_ALL = 1 / 2, 1 / 4  # related types share markers
 
 MANY_CELLS = 60  # test cells of a type; with fewer, the relative energy distance is mostly noise
-N_PAIRED_GENES, MIN_CELLS_FOR_PAIRS = 150, 150  # within types; correlations from fewer cells are mostly noise
+N_PAIRED_GENES = 150  # highest genes of a type, for gene-gene correlations
+MIN_CELLS_FOR_PAIRS = 150  # with fewer, gene-gene correlations are mostly noise
 
-# Names of the scores in figures, reports and verdicts
-SCORE_NAMES = {
+SCORE_NAMES = {  # in figures, reports and verdicts
     "energy": "energy distance",
     "relative_energy": "relative energy distance",
     "mmd": "MMD²",
@@ -52,10 +52,9 @@ SCORE_NAMES = {
 }
 SCORE_TITLES = {score: name[0].upper() + name[1:] for score, name in SCORE_NAMES.items()}  # in headings and columns
 
-
-# Scores of the query cells of one type or sub-population against its test cells; NaN for too few cells. `_error` is a
-# standard error; `_chance` and `_skewness` describe the null distribution. The relative energy distance is divided by
-# the mean distance between two test cells; for m cells from the population of the test cells, it is 1 / m.
+# Scores of one type or sub-population against its test cells; NaN for too few cells. `_error` is a standard error;
+# `_chance` and `_skewness` describe the null distribution. The relative energy distance is divided by the mean distance
+# between two test cells; from a sample of m cells to its population, it is 1 / m.
 GROUP_SCORES = (
     *("energy", "energy_error", "relative_energy", "relative_energy_error"),
     *("relative_energy_chance", "relative_energy_skewness", "mmd", "forest_auc", "library_size_ks"),
@@ -105,10 +104,10 @@ class Comparison:
     @cached_property
     def probabilities(self) -> tuple[np.ndarray, np.ndarray]:
         """Random-forest probabilities of being a query cell, for query and test cells."""
-        by_tree = self.reference.size_limits.by_tree
+        most = self.reference.size_limits.tree
         n_fitted = 2 * len(self.test) * 4 // 5  # four of five folds
-        trees = forest(by_tree=None if n_fitted <= by_tree else by_tree, seed=self.seed)
-        return cross_validated_probabilities(trees, *self.components, seed=self.seed)
+        classifier = forest(max_samples=None if n_fitted <= most else most, seed=self.seed)
+        return cross_validated_probabilities(classifier, *self.components, seed=self.seed)
 
     @cached_property
     def fold_changes(self) -> dict[str, Agreement]:
@@ -124,7 +123,7 @@ class Comparison:
 def score_cells(query: Cells, reference: Reference, *, seed: int = 0) -> Scores:
     """Score query cells against equal numbers of test cells per type."""
     comparison = Comparison(*match(query, reference.test, seed=seed), reference, seed)
-    rows = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}
+    rows = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}  # the types of test cells
     by_type = pd.DataFrame.from_dict(rows, orient="index", columns=TYPE_SCORES, dtype=float)
     overall = score_all(comparison, mean_scores(by_type, reference.test))
     return Scores(overall, by_type, score_populations(comparison))
@@ -137,7 +136,7 @@ def score_type(comparison: Comparison, cell_type: str) -> dict[str, float]:
     scores = {"f1": comparison.f1[cell_type]}
     if in_query.sum() < MIN_CELLS_OF_TYPE:
         return scores
-    scores |= distances(comparison, in_query, in_test)
+    scores |= score_group(comparison, in_query, in_test)
     scores["gene_correlation"] = gene_correlation(comparison, in_query, in_test)
     if changes := comparison.fold_changes.get(cell_type):
         scores |= fold_change_scores(changes, independent=INDEPENDENT)
@@ -162,11 +161,8 @@ def gene_correlation(comparison: Comparison, in_query: np.ndarray, in_test: np.n
     return gene_pairs(query, test, expressed).correlation
 
 
-def distances(comparison: Comparison, in_query: np.ndarray, in_test: np.ndarray) -> dict[str, float]:
-    """Compute the distances between masked query cells and masked test cells.
-
-    Each mask selects two cells or more.
-    """
+def score_group(comparison: Comparison, in_query: np.ndarray, in_test: np.ndarray) -> dict[str, float]:
+    """Compute the :data:`GROUP_SCORES` of masked cells; each mask selects two cells or more."""
     pairs = PairDistances.between(comparison.components[0][in_query], comparison.components[1][in_test])
     energy, spread = pairs.energy, pairs.spread
     return {
@@ -198,7 +194,7 @@ def score_populations(comparison: Comparison) -> pd.DataFrame:
             in_query, in_test = query.population == name, test.population == name
             n_cells, n_test = int(in_query.sum()), int(in_test.sum())
             enough = min(n_cells, n_test) >= MIN_CELLS_FOR_MEANS
-            scores = distances(comparison, in_query, in_test) if enough else {}
+            scores = score_group(comparison, in_query, in_test) if enough else {}
             rows[str(name)] = {"cell_type": str(cell_type), "n_cells": n_cells, "n_test": n_test, **scores}
     columns = ["cell_type", "n_cells", "n_test", *GROUP_SCORES]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
@@ -216,8 +212,9 @@ def mean_scores(by_type: pd.DataFrame, test: Cells) -> pd.Series:
     relative = table.columns.str.startswith("relative_energy")
     weights.loc[:, relative] *= (n_test / MANY_CELLS).clip(upper=1).to_numpy()[:, None]
     weights /= weights.sum()
-    means, root_of_squares = (table * weights).sum(min_count=1), (table * weights).pow(2).sum(min_count=1).pow(0.5)
-    means = means.where(~means.index.str.endswith(("_error", "_chance")), root_of_squares)
+    means, deviations = (table * weights).sum(min_count=1), (table * weights).pow(2).sum(min_count=1).pow(0.5)
+    means = means.where(~means.index.str.endswith(("_error", "_chance")), deviations)
+    # Third cumulants of independent types add up
     share = table["relative_energy_chance"] * weights["relative_energy_chance"] / means["relative_energy_chance"]
     means["relative_energy_skewness"] = (table["relative_energy_skewness"] * share**3).sum(min_count=1)
     return means
@@ -240,7 +237,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
         sample_at_most(cells, most=reference.size_limits.gene_auc, seed=comparison.seed).expression
         for cells in (query, test)
     ]
-    by_genes = cross_validated_probabilities(linear_classifier(), *classified, seed=comparison.seed)
+    gene_probabilities = cross_validated_probabilities(linear_classifier(), *classified, seed=comparison.seed)
     pairs = gene_pairs(query, test, reference.variable_genes)
     changes = pooled_fold_changes(query, test, reference.markers)
     gene_scores = {
@@ -252,7 +249,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
     return {
         **means[["energy", "energy_error", *relative, "mmd"]],
         "forest_auc": auc(*comparison.probabilities),
-        "gene_auc": auc(*by_genes),
+        "gene_auc": auc(*gene_probabilities),
         **fold_change_scores(changes, independent=INDEPENDENT_OF_ALL),
         "f1": means["f1"],
         **gene_scores,
@@ -284,18 +281,19 @@ def bin_edges(test: TypedCells, n: int) -> dict[str, np.ndarray]:
 
     Up to ``n`` distinct values have a bin each; more are binned by quantiles of the test cells.
     """
-    table, ends = pd.DataFrame() if test.covariates is None else test.covariates, {}
-    for name, values in table.items():
-        known = np.unique(values)
-        between = (known[1:] + known[:-1]) / 2 if len(known) <= n else np.quantile(values, np.linspace(0, 1, n + 1))
-        ends[str(name)] = np.unique([known[0], *between, known[-1]])
-    return {name: edges for name, edges in ends.items() if len(edges) > 1}
+    edges = {}
+    for name, values in (pd.DataFrame() if test.covariates is None else test.covariates).items():
+        distinct = np.unique(values)
+        middles = (distinct[1:] + distinct[:-1]) / 2
+        inner = middles if len(distinct) <= n else np.quantile(values, np.linspace(0, 1, n + 1))
+        edges[str(name)] = np.unique([distinct[0], *inner, distinct[-1]])
+    return {name: values for name, values in edges.items() if len(values) > 1}
 
 
-def assign_bins(cells: Cells, name: str, ends: np.ndarray) -> np.ndarray:
+def assign_bins(cells: Cells, name: str, edges: np.ndarray) -> np.ndarray:
     """Return the bin index of each cell; the outer bins are open-ended."""
     assert cells.covariates is not None
-    return np.asarray(np.digitize(cells.covariates[name].to_numpy(), ends[1:-1]))
+    return np.asarray(np.digitize(cells.covariates[name].to_numpy(), edges[1:-1]))
 
 
 def score_bins(resamples: list[ResampledCells], test: TypedCells) -> pd.DataFrame:
@@ -310,22 +308,22 @@ def score_bins(resamples: list[ResampledCells], test: TypedCells) -> pd.DataFram
         for resample in resamples
         for name, cells in resample.query.items()
         if bins and cells.covariates is not None
-        for row in score_set(name, cells, resample, {key: bins[key] for key in bins if key in cells.covariates})
+        for row in score_set_in_bins(name, cells, resample, {key: bins[key] for key in bins if key in cells.covariates})
     ]
     if not rows:
         return pd.DataFrame({name: pd.Series(dtype=object if name in KEYS else float) for name in BIN_COLUMNS})
     return pd.DataFrame(rows)[BIN_COLUMNS].groupby(KEYS, sort=False).mean().reset_index()
 
 
-def score_set(
+def score_set_in_bins(
     name: str, cells: Cells, resample: ResampledCells, bins: Mapping[str, np.ndarray]
 ) -> Iterator[dict[str, object]]:
     """Score one set of a resample, one row per covariate and bin."""
     test = resample.test
     x, y = joint_components(cells.expression, test.expression, seed=resample.seed)
-    for covariate, ends in bins.items():
-        query_bin, test_bin = assign_bins(cells, covariate, ends), assign_bins(test, covariate, ends)
-        for number, (low, high) in enumerate(pairwise(ends)):
+    for covariate, edges in bins.items():
+        query_bin, test_bin = assign_bins(cells, covariate, edges), assign_bins(test, covariate, edges)
+        for number, (low, high) in enumerate(pairwise(edges)):
             by_type = []
             for cell_type in test.n_by_type.index:
                 in_query = (query_bin == number) & (cells.cell_type == cell_type)
@@ -353,31 +351,31 @@ def expression_along(sets: Mapping[str, Cells], test: Cells, genes: pd.Index) ->
     its standard error. The genes are chosen by their variation between bins of test cells, in standard errors.
     """
     rows = []
-    for covariate, ends in bin_edges(test, N_STEPS).items():
+    for covariate, edges in bin_edges(test, N_STEPS).items():
         means = {
-            name: average_bins(cells, assign_bins(cells, covariate, ends), len(ends) - 1)
+            name: average_bins(cells, assign_bins(cells, covariate, edges), len(edges) - 1)
             for name, cells in {**sets, "test": test}.items()
             if cells.covariates is not None and covariate in cells.covariates
         }
         assert test.covariates is not None
-        values = test.covariates[covariate].groupby(assign_bins(test, covariate, ends)).mean()
+        values = test.covariates[covariate].groupby(assign_bins(test, covariate, edges)).mean()
         mean, error = means["test"]
-        varying = np.nan_to_num(np.nanvar(mean, axis=0) / np.nanmean(error**2 + 1e-6, axis=0))
-        for gene in np.argsort(-varying, kind="stable")[:N_GENES]:
+        variation = np.nan_to_num(np.nanvar(mean, axis=0) / np.nanmean(error**2 + 1e-6, axis=0))
+        for gene in np.argsort(-variation, kind="stable")[:N_GENES]:
             for name, (mean, error) in means.items():
-                for number, value in values.items():
-                    rows.append((covariate, genes[gene], value, name, mean[number, gene], error[number, gene]))
+                for i, value in values.items():
+                    rows.append((covariate, genes[gene], value, name, mean[i, gene], error[i, gene]))
     return pd.DataFrame(rows, columns=ALONG_COLUMNS).astype(dict.fromkeys(["value", "mean", "error"], float))
 
 
-def average_bins(cells: Cells, number: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
+def average_bins(cells: Cells, bin_index: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean expression and standard errors per bin, bins x genes.
 
     NaN in bins with fewer than two cells.
     """
     mean, error = np.full((2, n_bins, cells.counts.shape[1]), np.nan)
     for i in range(n_bins):
-        expression = cells.expression[number == i].toarray()
+        expression = cells.expression[bin_index == i].toarray()
         if len(expression) > 1:
             mean[i], error[i] = expression.mean(axis=0), expression.std(axis=0, ddof=1) / np.sqrt(len(expression))
     return mean, error

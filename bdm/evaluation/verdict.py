@@ -148,7 +148,7 @@ def verdict(scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells:
     """
     findings = []
     for name, limit in LIMITS.by_score.items():
-        if _is_known(name, scores, floor):
+        if is_known(name, scores, floor):
             value, floor_value = float(scores[name]), float(floor[name])
             chance = null_distribution(name, scores, floor, n_cells=n_cells).largest(LIMITS.level)
             same, near = max(limit.same, chance), max(limit.near, chance)
@@ -163,17 +163,18 @@ def null_distribution(name: str, scores: Mapping[str, float], floor: Mapping[str
 
     Uses ``NAME_chance`` and ``NAME_skewness`` of the scores if available, else the approximation of :class:`Limit`.
     """
-    if not _is_known(f"{name}_chance", scores, floor):
+    if not is_known(f"{name}_chance", scores, floor):
         limit = LIMITS.by_score[name]
         return Chance(float(limit.chance / max(n_cells, 1) ** limit.power))
     deviation, floor_deviation = (float(side[f"{name}_chance"]) for side in (scores, floor))
     if name == "memorisation":
         return Chance(float(np.hypot(deviation, floor_deviation)))
-    if name == "fold_change_correlation":
+    if name == "fold_change_correlation":  # already the deviation of a difference, see Agreement
         return Chance(floor_deviation)
     skewness = f"{name}_skewness"
-    return Chance(deviation, float(scores[skewness]) if _is_known(skewness, scores) else 0.0)
+    return Chance(deviation, float(scores[skewness]) if is_known(skewness, scores) else 0.0)
 
 
-def _is_known(name: str, *scores: Mapping[str, float]) -> bool:
+def is_known(name: str, *scores: Mapping[str, float]) -> bool:
+    """Return whether all of these scores have a finite value."""
     return all(name in side and side[name] is not None and bool(np.isfinite(side[name])) for side in scores)

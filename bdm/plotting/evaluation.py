@@ -15,7 +15,7 @@ from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.columns import as_names
 from bdm.data.gene_tests import Agreement
 from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.resamples import COORDINATES
+from bdm.evaluation.modality_scores import COORDINATES
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.plotting.style import (
     COLOURS,
