@@ -156,7 +156,7 @@ def test_library_sizes_are_no_difference():
     contrast = Contrast("node", 1.0, "a", ("a",), ("b",))
     expression = real_expression(cells)
     before = real_differences(cells, expression, (contrast,))["a"]
-    after = real_differences(cells, expression, (contrast,), tested_as=lambda of: even_depth(of, generator))["a"]
+    after = real_differences(cells, expression, (contrast,), transform=lambda of: even_depth(of, generator))["a"]
     assert (before.p < 0.05).mean() > 0.3
     assert (after.p < 0.05).mean() == pytest.approx(0.05, abs=3 * STANDARD_ERROR)
     np.testing.assert_array_equal(after.fold_change.log2, before.fold_change.log2)

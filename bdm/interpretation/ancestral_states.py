@@ -67,12 +67,11 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
 
 def decode_to_counts(model: BranchedModel, x: Tensor, populations: Sequence[str]) -> np.ndarray:
     """Decode cells to expected counts (cells x genes), in the batches of training cells."""
-    per_batch = model.composition.loc[list(populations)].sum()
+    n_cells = model.composition.loc[list(populations)].sum()  # by batch
     quantile = (np.arange(len(x)) + 0.5) / len(x)
-    batch = per_batch.index[np.searchsorted(per_batch.cumsum() / per_batch.sum(), quantile)]
+    batch = n_cells.index[np.searchsorted(n_cells.cumsum() / n_cells.sum(), quantile)].to_numpy()
     population = populations[0] if len(populations) == 1 else None
-    names = batch.to_numpy() if model.autoencoder.batches else None
-    return expected_counts(model, x, names, population).astype(np.float64)
+    return expected_counts(model, x, batch if model.autoencoder.batches else None, population).astype(np.float64)
 
 
 def branch_observation_model(model: BranchedModel, populations: Collection[str]) -> ObservationModel:
@@ -87,11 +86,11 @@ def compute_commitment(model: BranchedModel, states: AncestralStates, contrast: 
 
     Type-specific decoders add to the shift of a gene.
     """
-    share = states.expression[contrast.node].to_numpy() / 1e4
     sides = contrast.inside, contrast.outside
-    shared = commitment_along(gene_directions(model, share), *map(model.moments.mixture_moments, sides))
+    directions = gene_directions(model, states.expression[contrast.node].to_numpy() / 1e4)
+    commitment = commitment_along(directions, *map(model.moments.mixture_moments, sides))
     inside, outside = (type_specific_shift(model, side) for side in sides)
-    return replace(shared, shift=shared.shift + inside - outside)
+    return replace(commitment, shift=commitment.shift + inside - outside)
 
 
 def type_specific_shift(model: BranchedModel, populations: tuple[str, ...]) -> np.ndarray:
@@ -115,7 +114,7 @@ def commitment_along(directions: np.ndarray, inside: Normal, outside: Normal) ->
 
 
 def gene_directions(model: BranchedModel, share: np.ndarray) -> np.ndarray:
-    """Return gradients of log expression in whitened space (genes x dimensions), at expression ``share``."""
+    """Return gradients of log expression at ``share`` of counts, in whitened space (genes x dimensions)."""
     to_latent = matrix_power(model.whitening.covariance.double(), 0.5)[model.layout.latent]
     return model.autoencoder.network.decoder.directions(share, to_latent.numpy())
 
@@ -151,15 +150,16 @@ def compute_markers(
 
     A gene chosen for two types marks the first.
     """
-    first = {gene: cell_type for cell_type, members in reversed(chosen.items()) for gene in reversed(members)}
-    chosen = {
-        cell_type: tuple(gene for gene in members if first[gene] == cell_type) for cell_type, members in chosen.items()
+    marked_type = {gene: cell_type for cell_type, members in reversed(chosen.items()) for gene in members}
+    markers = {
+        cell_type: tuple(gene for gene in members if marked_type[gene] == cell_type)
+        for cell_type, members in chosen.items()
     }
-    columns = genes.get_indexer([gene for members in chosen.values() for gene in members])
+    columns = genes.get_indexer([gene for members in markers.values() for gene in members])
     by_type = populations_by_type(hierarchy)
     by_branch = {branch.name: tuple(hierarchy.leaves(branch.name)) for branch in hierarchy.branches}
     return Markers(
-        chosen,
+        markers,
         real=compute_dots(training, columns, genes, by_type),
         generated=compute_dots(generated, columns, genes, by_type),
         clades=compute_dots(training, columns, genes, by_branch),
@@ -199,14 +199,14 @@ def interleave(modalities: Iterable[GeneSets]) -> GeneSets:
     return {name: tuple(gene for gene in genes if gene is not None) for name, genes in joined.items()}
 
 
-def compute_dots(cells: Cells, columns: np.ndarray, genes: pd.Index, rows: dict[str, tuple[str, ...]]) -> Dots:
-    """Compute the dots of genes (``columns`` in ``genes``) in groups of populations (``rows``)."""
+def compute_dots(cells: Cells, columns: np.ndarray, genes: pd.Index, groups: dict[str, tuple[str, ...]]) -> Dots:
+    """Compute the dots of genes (``columns`` in ``genes``) in groups of populations."""
     expression = cells.expression[:, columns]
-    mean, fraction = np.full((2, len(rows), len(columns)), np.nan)
-    for number, populations in enumerate(rows.values()):
-        group = expression[np.isin(cells.cell_type, populations)]
-        if n_cells := group.shape[0]:
-            mean[number] = group.mean(axis=0).A1
-            fraction[number] = (group > 0).sum(axis=0).A1 / n_cells
-    frame = {"index": list(rows), "columns": genes[columns]}
+    mean, fraction = np.full((2, len(groups), len(columns)), np.nan)
+    for i, populations in enumerate(groups.values()):
+        members = expression[np.isin(cells.cell_type, populations)]
+        if n_cells := members.shape[0]:
+            mean[i] = members.mean(axis=0).A1
+            fraction[i] = (members > 0).sum(axis=0).A1 / n_cells
+    frame = {"index": list(groups), "columns": genes[columns]}
     return Dots(pd.DataFrame(mean, **frame), pd.DataFrame(fraction, **frame))

@@ -48,12 +48,12 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     """
     sampler = model.sampler()
     request = request_cells(model, dict.fromkeys(model.populations, n_cells))
-    parts: dict[str, list[tuple[int, Expression]]] = {population: [] for population in model.populations}
+    chunks: dict[str, list[tuple[int, Expression]]] = {population: [] for population in model.populations}
     values = draw_covariates(model, request.table, seed)
     for chunk in shared_chunks(sampler, request, seed):
-        parts[chunk.population].append((len(chunk.x), summarise_chunk(model, request, chunk, values)))
+        chunks[chunk.population].append((len(chunk.x), summarise_chunk(model, request, chunk, values)))
     n_trained = model.composition.sum(axis=1).to_dict()
-    expression = {population: pool_chunks(part) for population, part in parts.items()}
+    expression = {population: pool_chunks(summaries) for population, summaries in chunks.items()}
     return PopulationExpression(expression, n_trained, block_sizes(model.autoencoder.genes))
 
 
@@ -64,11 +64,11 @@ def model_differences(expression: PopulationExpression, contrast: Contrast) -> D
     real cells.
     """
     inside, outside = expression.mixture(contrast.inside), expression.mixture(contrast.outside)
-    sides = expression.total(contrast.inside), expression.total(contrast.outside)
-    spread = np.sqrt(np.average([inside.variance, outside.variance], axis=0, weights=sides))
+    n_cells = expression.total(contrast.inside), expression.total(contrast.outside)
+    deviation = np.sqrt(np.average([inside.variance, outside.variance], axis=0, weights=n_cells))
     fold_change = Log2FoldChange.from_expression(expression, contrast)
-    score, blocks = (inside.mean - outside.mean) / spread, expression.blocks
-    differences = Differences(fold_change, score, fold_change.p, blocks)
+    score = (inside.mean - outside.mean) / deviation
+    differences = Differences(fold_change, score, fold_change.p, expression.blocks)
     return differences.without_p() if contrast.divides_type else differences
 
 
@@ -85,10 +85,10 @@ def summarise_chunk(model: BranchedModel, request: Request, chunk: Chunk, values
     return Expression(expression.mean(axis=0), expression.var(axis=0) + noise.mean(axis=0))
 
 
-def pool_chunks(parts: list[tuple[int, Expression]]) -> Expression:
-    """Pool the expression of chunks, given with their numbers of cells."""
-    by_chunk = {str(number): expression for number, (_, expression) in enumerate(parts)}
-    n_cells = {str(number): n for number, (n, _) in enumerate(parts)}
+def pool_chunks(chunks: list[tuple[int, Expression]]) -> Expression:
+    """Pool the expression of chunks, given with their numbers of cells, as a mixture."""
+    by_chunk = {str(i): expression for i, (_, expression) in enumerate(chunks)}
+    n_cells = {str(i): n for i, (n, _) in enumerate(chunks)}
     return PopulationExpression(by_chunk, n_cells).mixture(tuple(by_chunk))
 
 
@@ -120,7 +120,7 @@ def real_differences(
     expression: PopulationExpression,
     contrasts: tuple[Contrast, ...],
     *,
-    tested_as: Callable[[Cells], Cells] = lambda cells: cells,
+    transform: Callable[[Cells], Cells] = lambda cells: cells,
 ) -> dict[str, Differences]:
     """Test the contrasts of one node in real cells by Wilcoxon's rank-sum test.
 
@@ -132,8 +132,8 @@ def real_differences(
         Expression of the populations, for fold changes.
     contrasts
         Contrasts of the node.
-    tested_as
-        Transformation of the cells before the test.
+    transform
+        Transformation of the cells before the test, such as downsampling.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def real_differences(
     label |= {name: contrast.child for contrast in contrasts for name in contrast.inside}
     cells = cells[np.isin(cells.cell_type, list(label))]
     cells = replace(cells, cell_type=np.array([label[name] for name in cells.cell_type], dtype=str))
-    cells = tested_as(cells) if len(cells) else cells
+    cells = transform(cells) if len(cells) else cells
     n_cells = cells.n_by_type.drop(OTHERS, errors="ignore")
     children = [child for child, n in n_cells.items() if MIN_CELLS <= n <= len(cells) - MIN_CELLS]
     if not children:
@@ -193,7 +193,7 @@ class ComparedCells:
             return even_depth(cells, numpy_generator(seed, "even depth", node[0].node))
 
         differences = real_differences(self.whole, whole, between)
-        divided = real_differences(self.split, split, dividing, tested_as=downsample)
+        divided = real_differences(self.split, split, dividing, transform=downsample)
         return differences | {child: genes.without_p() if self.fitted else genes for child, genes in divided.items()}
 
 

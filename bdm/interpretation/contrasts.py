@@ -23,9 +23,9 @@ class Contrast:
     child: str
     inside: tuple[str, ...]  # populations below the child
     outside: tuple[str, ...]  # populations below its siblings
-    names_inside: tuple[str, ...] = ()  # the same, with complete cell types named by type
+    names_inside: tuple[str, ...] = ()  # inside, where a cell type replaces its populations if all are there
     names_outside: tuple[str, ...] = ()
-    divides_type: bool = False  # a cell's side then depends on its counts
+    divides_type: bool = False  # whether a cell type has populations on both sides; counts then decide a cell's side
 
     def among(self, populations: Collection[str]) -> Contrast:
         """Return the contrast restricted to ``populations``."""
@@ -92,10 +92,6 @@ class PopulationExpression:
         return weight, np.stack([part.mean for part in parts]), np.stack([part.variance for part in parts])
 
 
-MIN_FOLD_CHANGE = 1.0  # log2
-MAX_P = 0.05
-
-
 @dataclass(frozen=True)
 class Log2FoldChange:
     """Log2 fold change of mean CP10k by gene, with a pseudo-count of 1 CP10k."""
@@ -124,17 +120,20 @@ class Log2FoldChange:
         return np.asarray(2 * norm.sf(np.abs(self.z)))
 
 
+MIN_FOLD_CHANGE, MAX_P = 1.0, 0.05  # of significant genes: log2 fold change, adjusted p-value
+
+
 @dataclass(frozen=True)
 class Differences:
     """Differential expression between the sides of a contrast, by gene; positive if higher inside.
 
-    If the contrast divides a cell type, p-values are not valid in the model, nor in the cells that defined its
-    sub-populations, and are NaN. Ranks and adjusted p-values are computed within each modality.
+    If the contrast divides a cell type, p-values are NaN in the model, and in the cells that defined its
+    sub-populations, as they would be invalid. Ranks and adjusted p-values are computed within each modality.
     """
 
     fold_change: Log2FoldChange
     score: np.ndarray  # Wilcoxon z in real cells, Cohen's d in the model; ranks genes
-    p: np.ndarray  # two-sided, of the Wilcoxon test in real cells, of the fold change's z in the model
+    p: np.ndarray  # two-sided; Wilcoxon test in real cells, z of the fold change in the model
     blocks: tuple[int, ...] = ()  # number of features of each modality
 
     @cached_property
@@ -167,18 +166,14 @@ class Differences:
         change = Log2FoldChange(self.fold_change.log2[features], self.fold_change.standard_error[features])
         return Differences(change, self.score[features], self.p[features])
 
-    def _by_modality(self, values: np.ndarray) -> list[np.ndarray]:
-        """Split values by modality."""
-        return np.split(values, np.cumsum(self.blocks[:-1], dtype=int))
-
     @property
     def significant(self) -> np.ndarray:
         """Mask of genes that are significantly, and at least twofold, higher inside."""
         return (self.p_adjusted < MAX_P) & (self.fold_change.log2 > MIN_FOLD_CHANGE)
 
-
-QUERIES = ("model", "training", "equal")
-Z_95 = 1.96
+    def _by_modality(self, values: np.ndarray) -> list[np.ndarray]:
+        """Split values by modality."""
+        return np.split(values, np.cumsum(self.blocks[:-1], dtype=int))
 
 
 @dataclass(frozen=True)
@@ -204,6 +199,9 @@ class Commitment:
         return np.where(noise_variance >= 0, np.sqrt(np.maximum(noise_variance, 0) / 2) / self.size, np.nan)
 
 
+QUERIES = ("model", "training", "equal")  # compared with test cells
+
+
 @dataclass(frozen=True)
 class ContrastGenes:
     """Genes of one contrast, in the model and in real cells."""
@@ -224,6 +222,7 @@ class ContrastGenes:
 
 
 MEASURES = ("pearson", "spearman", "slope", "top_shared", "auprc", "coverage")  # keys of agreement()
+Z_95 = 1.96  # half width of a 95% interval in standard errors
 
 
 def agreement(query: Differences, test: Differences, *, n_genes: int) -> dict[str, float]:

@@ -89,16 +89,16 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     seed
         Seed of all random numbers.
     """
-    model, genes = inputs.model, inputs.genes
-    hierarchy = model.hierarchy
+    model, genes, hierarchy = inputs.model, inputs.genes, inputs.model.hierarchy
     states = ancestral_states(model, n_cells=settings.n_cells, seed=seed)
     contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
     by_type = populations_by_type(hierarchy)
     type_of = {population: name for name, populations in by_type.items() for population in populations}
+    # Inputs are labelled by population, and markers are chosen by type
     training = replace(inputs.training, cell_type=np.array([type_of[name] for name in inputs.training.cell_type]))
     markers = interleave(
         distinct_markers(part, genes[modality.features], tuple(by_type), n_genes=settings.n_markers)
-        for part, modality in zip(training.by_modality, inputs.model.autoencoder.modalities, strict=True)
+        for part, modality in zip(training.by_modality, model.autoencoder.modalities, strict=True)
     )
     return Interpretation(
         settings=settings,
@@ -144,8 +144,10 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
     for children, modality in product(nodes, modalities):
         contrast, features = children[0].contrast, modality.features
         populations = list(contrast.inside + contrast.outside)
-        by_child = {q: [child.agreement(q, features, n_genes=n_genes) for child in children] for q in QUERIES}
-        means = {query: pd.DataFrame(agreements, dtype=float).mean() for query, agreements in by_child.items()}
+        means = {}
+        for query in QUERIES:
+            by_child = [child.agreement(query, features, n_genes=n_genes) for child in children]
+            means[query] = pd.DataFrame(by_child, dtype=float).mean()
         tested = [child.test.of_features(features) for child in children if child.test]
         n_significant = np.nan  # if p-values are not valid, or there are too few test cells
         if tested and all(test.has_p for test in tested):
@@ -245,7 +247,7 @@ def prepare_inputs(model: BranchedModel, real: AnnData, generated: AnnData, *, s
 
     if is_test.any():
         sets = [(take(fitted), take(real[is_test])) for take in (whole, split)]
-    else:
+    else:  # the first half, with fewer cells of odd numbers, is for testing
         sets = [split_in_halves(take(fitted), seed=seed)[::-1] for take in (whole, split)]
     (training, test), (split_training, split_test) = sets
     new = convert_generated(generated, model)

@@ -24,11 +24,6 @@ from bdm.interpretation.ancestral_states import AncestralStates, Markers
 from bdm.interpretation.contrasts import MEASURES, Contrast, ContrastGenes, Differences, agreement_column
 from bdm.settings import InterpretationSettings
 
-QUERY_NAMES = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
-MAX_DOTS = 100_000  # maximum rows in the table of markers, which grows quadratically with cell types
-# HDF5 stores the columns of a table in a header of 64 KiB: 52 bytes each, plus the name padded to a multiple of 8
-MAX_BYTES, BYTES_OF_COLUMN = 65_000, 52
-
 
 @dataclass(frozen=True, repr=False)
 class Interpretation(Result):
@@ -131,7 +126,7 @@ NODES = ["node", "level", "n_cells", "children", "best_genes", "support"]
 
 def branch_gene_rows(interpretation: Interpretation) -> pd.DataFrame:
     """List the top genes of each branch, by the model and by test cells."""
-    tables, expression = [pd.DataFrame(columns=BRANCH_GENES)], interpretation.ancestral_states.expression
+    tables, expression = [], interpretation.ancestral_states.expression
     for genes in interpretation.contrasts:
         columns = {
             "node": genes.contrast.node,
@@ -143,14 +138,13 @@ def branch_gene_rows(interpretation: Interpretation) -> pd.DataFrame:
             "child_cp10k": expression[genes.contrast.child].to_numpy(),
             "commitment_level": genes.commitment.level(interpretation.hierarchy.threshold),
         }
-        tested = {"model": genes.model, "test": genes.test}
-        for name, differences in tested.items():  # NaN with too few test cells
+        for name, differences in {"model": genes.model, "test": genes.test}.items():  # NaN with too few test cells
             for statistic, values in STATISTICS.items():
                 columns[f"{name}_{statistic}"] = values(differences) if differences else np.nan
         table = pd.DataFrame(columns).astype({"model_rank": "Int64", "test_rank": "Int64"})
         top = table[["model_rank", "test_rank"]].min(axis=1) <= interpretation.settings.n_genes
         tables.append(table[top].sort_values("model_rank", kind="stable"))
-    return pd.concat(tables[1:] or tables, ignore_index=True)
+    return pd.concat(tables or [pd.DataFrame(columns=BRANCH_GENES)], ignore_index=True)
 
 
 def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
@@ -159,7 +153,7 @@ def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
     If a node has two children, a gene is listed for the child with higher expression. Otherwise, it is listed for each
     child that it distinguishes.
     """
-    tables = [pd.DataFrame(columns=COMMITMENT)]
+    tables = []
     for children in interpretation.nodes.values():
         for child in children:
             table = pd.DataFrame(
@@ -176,7 +170,7 @@ def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
             )
             listed = (table["shift"] > 0) | (len(children) > 2)
             tables.append(table[listed & table["commitment_level"].notna()])
-    rows = pd.concat(tables[1:] or tables)
+    rows = pd.concat(tables or [pd.DataFrame(columns=COMMITMENT)])
     return rows.sort_values("commitment_level", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -199,21 +193,27 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=NODES)
 
 
+MAX_DOTS = 100_000  # rows in the table of markers, which grows quadratically with cell types
+
+
 def marker_rows(markers: Markers) -> pd.DataFrame:
     """List the expression of markers, one row per cell type and gene.
 
     Above ``MAX_DOTS`` rows, each type is listed with its own markers only.
     """
-    marks = {gene: cell_type for cell_type, genes in markers.genes.items() for gene in genes}
+    marked_type = {gene: cell_type for cell_type, genes in markers.genes.items() for gene in genes}
     columns = {
         f"{name}_{statistic}": getattr(dots, statistic).stack()
         for name, dots in {"real": markers.real, "generated": markers.generated}.items()
         for statistic in ("mean", "fraction")
     }
     rows = pd.DataFrame(columns).rename_axis(["cell_type", "gene"]).reset_index()
-    rows.insert(2, "marker_of", rows["gene"].map(marks))
+    rows.insert(2, "marker_of", rows["gene"].map(marked_type))
     is_own = rows["marker_of"] == rows["cell_type"]
     return rows[is_own] if len(rows) > MAX_DOTS and is_own.any() else rows
+
+
+QUERY_NAMES = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
 
 
 def agreement_summary(interpretation: Interpretation) -> str:
@@ -275,6 +275,10 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     return adata
 
 
+# HDF5 stores the columns of a table in a header of 64 KiB: 52 bytes each, plus the name padded to a multiple of 8
+MAX_BYTES, BYTES_OF_COLUMN = 65_000, 52
+
+
 def contrasts_within_limit(contrasts: Sequence[ContrastGenes]) -> list[ContrastGenes]:
     """Choose contrasts that fit into an HDF5 table as columns, highest nodes first."""
     chosen, bytes_left = set(), MAX_BYTES
@@ -315,9 +319,9 @@ def stack_by_branch(interpretation: Interpretation, values: Callable[[ContrastGe
 def to_rank_genes_groups(differences: list[tuple[Contrast, Differences]], genes: pd.Index) -> dict[str, Any]:
     """Convert differences to scanpy's ``rank_genes_groups``: all genes by branch, best first."""
     columns: dict[str, list[Any]] = {"names": [], "scores": [], "logfoldchanges": [], "pvals": [], "pvals_adj": []}
-    for _, branch in differences:
-        order = branch.order
-        statistics = branch.score, branch.fold_change.log2, branch.p, branch.p_adjusted
+    for _, tested in differences:
+        order = tested.order
+        statistics = tested.score, tested.fold_change.log2, tested.p, tested.p_adjusted
         for column, values in zip(columns.values(), (genes.to_numpy(dtype=str), *statistics), strict=True):
             column.append(values[order])
     groups = [contrast.child for contrast, _ in differences]
