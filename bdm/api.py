@@ -77,12 +77,12 @@ def computing(
 ) -> Callable[Concatenate["BranchedDiffusion", Arguments], Result]:
     """Decorate a method: check its arguments, and use the model's number of threads."""
     parameters = signature(method).parameters
-    may_be_none = "seed" in parameters and parameters["seed"].default is None
+    is_seed_optional = "seed" in parameters and parameters["seed"].default is None
 
     @wraps(method)
     def run(self: "BranchedDiffusion", /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
         reject_unknown(options, [name for name in parameters if name != "self"])
-        if "seed" in options and not (options["seed"] is None and may_be_none):
+        if "seed" in options and not (options["seed"] is None and is_seed_optional):
             PrepareSettings.check(seed=options["seed"])
         with (
             using_threads(self.n_threads),

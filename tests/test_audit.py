@@ -39,7 +39,7 @@ from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
 from bdm.model.model import load_model
 from bdm.report.card import model_card
-from bdm.report.page import audited, environment
+from bdm.report.page import audit_tables, environment
 from bdm.settings import (
     AuditSettings,
     AutoencoderSettings,
@@ -160,7 +160,7 @@ def test_types_that_are_too_rare_are_not_audited(prepared, caplog, tmp_path):
     audit = audit_folds(division, TWO_FOLDS, copies(division.cells), seed=0, generator="files")
     audit.save(tmp_path)
     assert Audit.load(tmp_path).record["left_out"] == ["rare"]
-    assert audited(audit)["not_audited"] == "rare"
+    assert audit_tables(audit)["not_audited"] == "rare"
 
 
 def test_cells_are_not_divided_if_all_types_are_too_rare(prepared):
@@ -711,7 +711,7 @@ def test_figure_has_each_attack_between_chance_and_copies(of_copies, prepared):
 
 def test_report_has_a_section_on_the_audit(of_copies):
     template = environment().get_template("audit.html")
-    page = template.render(audit=of_copies, **audited(of_copies), figure=lambda *words: "")
+    page = template.render(audit=of_copies, **audit_tables(of_copies), figure=lambda *words: "")
     assert of_copies.verdict.text in page
     text = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page))
     low = of_copies.attacks_on_units["low"]["generated", "nearest"]

@@ -29,7 +29,15 @@ from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.page import number, report_page
-from bdm.report.summaries import Results, cells_left_out, changed, genes_chosen, populations, read_cost, read_results
+from bdm.report.summaries import (
+    Results,
+    cells_left_out,
+    changed_settings,
+    genes_chosen,
+    populations,
+    read_cost,
+    read_results,
+)
 from bdm.settings import LineageSettings, ResponseSettings
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -176,7 +184,7 @@ def test_page_shows_the_input_data_and_how_to_reproduce_it(text, results):
     assert f"{len(results.cells)} labelled cells" in text
     rows = ("label_key prepare label cell_type", "n_genes prepare 100 2000", "n_latent autoencoder 4", "width train 16")
     assert [row for row in rows if row not in text] == []
-    assert not {"seed", "test"} & {setting["name"] for setting in changed(results)}
+    assert not {"seed", "test"} & {setting["name"] for setting in changed_settings(results)}
     for digest in results.evaluation.provenance["sha256"].values():
         assert digest in text
     assert "train 1 h 7 min" in re.sub(r" +", " ", text)

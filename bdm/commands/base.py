@@ -64,11 +64,9 @@ def as_command(function: Callable[..., Summary | None], *, computes: bool = Fals
     shared: dict[str, Any] = {"force": Force, "quiet": Quiet, "verbose": Verbose}
     if computes:
         shared = {"threads": Threads, **shared}
-    own = inspect.signature(function)
-    added = [
-        inspect.Parameter(name, KEYWORD, default=None, annotation=annotation) for name, annotation in shared.items()
-    ]
-    signature = own.replace(parameters=[*own.parameters.values(), *added])
+    signature = inspect.signature(function)
+    added = [inspect.Parameter(name, KEYWORD, default=None, annotation=kind) for name, kind in shared.items()]
+    signature = signature.replace(parameters=[*signature.parameters.values(), *added])
     options = options_of(signature)
 
     @functools.wraps(function)
@@ -197,7 +195,8 @@ def options_of(signature: inspect.Signature) -> list[Option]:
 def as_option(name: str, setting: Setting, *, panel: str | None = None, kind: Any = KEYWORD) -> inspect.Parameter:
     """Return a typer option or argument; the setting validates numbers, not typer."""
     type_, default, text = setting.types[0], setting.default, (setting.help or "").removesuffix(".")
-    style: dict[str, Any] = {"show_default": (not default and setting.unset) or True, "rich_help_panel": panel}
+    shown_default = setting.unset if setting.unset and not default else True  # the meaning of None, or the value
+    style: dict[str, Any] = {"show_default": shown_default, "rich_help_panel": panel}
     if type_ is bool:
         default, style["show_default"] = default is True, False
     elif type_ is tuple:
@@ -269,9 +268,9 @@ def settings_from(model: type[StageSettings], values: dict[str, Any]) -> StageSe
 
 def number_in(text: Any) -> Any:
     """Parse a number; return any other value unchanged."""
-    for kind in (int, float):
-        with suppress(ValueError, TypeError):
-            return kind(text) if isinstance(text, str) else text
+    for kind in (int, float) if isinstance(text, str) else ():
+        with suppress(ValueError):
+            return kind(text)
     return text
 
 

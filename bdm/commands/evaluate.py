@@ -4,14 +4,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from bdm._core.errors import InputError
 from bdm.commands.base import Holding, OutFolder, Summary
 from bdm.settings import EvaluationSettings, InputKeys, Seed
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 FittedModel = Annotated[Path | None, "Model that was fitted on the cells, if these were not made by bdm prepare."]

@@ -2,14 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from bdm._core.errors import counted
 from bdm.commands.base import Holding, ModelFolder, OutFolder, Summary
 from bdm.settings import InputKeys, InterpretationSettings, Seed
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,7 +35,6 @@ TAGS = (
     "synthetic-data",
     "safetensors",
 )
-Rows = Iterable[Sequence[Any]]
 
 
 def save_with_card(folder: Path, model: BranchedModel) -> None:
@@ -77,7 +75,7 @@ def model_card(
         cells=cells,
         file=[] if cells is None else list(file_rows(cells)),
         evaluation=evaluation,
-        evaluated_here=evaluation is not None and is_of(evaluation, checksum),
+        evaluated_here=evaluation is not None and is_evaluation_of(evaluation, checksum),
         responses=responses,
         scores=[] if evaluation is None else list(score_rows(evaluation)),
         **({"audit": None} if audit is None else audit),
@@ -203,8 +201,8 @@ def score_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str, str]]:
         yield SCORE_NAMES[finding.score], f"{finding.value:.3f}", f"{finding.floor:.3f}", f"{ideal:g}"
 
 
-def is_of(evaluation: Evaluation, checksum: str | None) -> bool:
-    """Return whether an evaluation records this checksum; another raises an InputError."""
+def is_evaluation_of(evaluation: Evaluation, checksum: str | None) -> bool:
+    """Return whether an evaluation records this checksum of the model; reject other models."""
     if GENERATED not in evaluation.sets:
         raise InputError("The evaluation has no generated cells; give an evaluation of cells of this model.")
     recorded = evaluation.provenance.get("sha256", {}).get("model")
@@ -216,7 +214,7 @@ def is_of(evaluation: Evaluation, checksum: str | None) -> bool:
     return recorded is not None and checksum is not None
 
 
-def table(header: Sequence[str], rows: Rows) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Format a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
@@ -230,6 +228,3 @@ def quoted(name: str) -> str:
 def code(text: object) -> str:
     """Format text as code in a table."""
     return "`" + printable(str(text)).replace("`", "'").replace("|", r"\|") + "`"
-
-
-logger = logging.getLogger(__name__)

@@ -24,12 +24,12 @@ from bdm.evaluation.verdict import LIMITS, Grade, Verdict
 from bdm.plotting.hierarchy_figure import view_of
 from bdm.plotting.hierarchy_page import MAX_ROWS, tree_browser
 from bdm.report.summaries import (
-    SCORES,
+    POPULATION_SCORES,
     Results,
     branch_losses,
     cells_for_verdict,
     cells_left_out,
-    changed,
+    changed_settings,
     evaluated_files,
     genes_by_branch,
     genes_chosen,
@@ -40,7 +40,7 @@ from bdm.report.summaries import (
 )
 
 SHOWN = 20  # number of cell types shown at first
-TYPE_SCORES = ("relative_energy", "forest_auc", "fold_change_correlation", "f1")
+SHOWN_SCORES = ("relative_energy", "forest_auc", "fold_change_correlation", "f1")  # of each cell type
 GRADES = {
     "SAME": "cannot be distinguished from real cells",
     "NEAR": "nearly like real cells",
@@ -48,7 +48,6 @@ GRADES = {
     "UNKNOWN": "too few cells to compare",
 }
 SIGNS = {Grade.SAME: "=", Grade.NEAR: "≈", Grade.DIFFERS: "≠", Grade.UNKNOWN: "?"}
-
 
 MEANINGS = {
     "relative_energy": "Energy distance to test cells of a type, relative to the distance between two such cells.",
@@ -90,7 +89,7 @@ def report_page(results: Results, *, written: date | None = None) -> str:
         environment()
         .get_template("report.html")
         .render(
-            **content(results),
+            **template_variables(results),
             written=written or date.today(),
             tree=Markup(browser.body),
             style=Markup(browser.style + (files("bdm.report") / "templates/report.css").read_text(encoding="utf-8")),
@@ -123,9 +122,11 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def plain(value: Any) -> str:
     """Format the value of a setting."""
-    if value is None or value is False or (isinstance(value, list | tuple) and not value):
-        return "no" if value is False else "none"
-    return "yes" if value is True else ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value in ([], ()):
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def size(megabytes: float) -> str:
@@ -133,10 +134,9 @@ def size(megabytes: float) -> str:
     return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
 
 
-def content(results: Results) -> dict[str, Any]:
+def template_variables(results: Results) -> dict[str, Any]:
     """Return the variables of the templates."""
     population_content, evaluation, model = populations(results), results.evaluation, results.model
-    extended = [] if results.extensions is None else results.extensions.to_dict("records")
     return {
         "results": results,
         "version": __version__,
@@ -155,12 +155,12 @@ def content(results: Results) -> dict[str, Any]:
         "n_generated": int(evaluation.n_cells[GENERATED].sum()),
         "batches": sorted(map(str, results.cells["batch"].unique())) if "batch" in results.cells else [],
         "donors": model.donor_effects,
-        "settings": changed(results),
+        "settings": changed_settings(results),
         "genes_chosen": genes_chosen(results),
         "types_left_out": types_left_out(results),
         "cells_left_out": cells_left_out(results),
         "types": types(results),
-        "type_scores": TYPE_SCORES,
+        "type_scores": SHOWN_SCORES,
         "cells_for_verdict": cells_for_verdict(results),
         "shown": SHOWN,
         "verdict": results.verdict,
@@ -173,11 +173,11 @@ def content(results: Results) -> dict[str, Any]:
         "nodes": list(nodes(results)),
         "populations": population_content,
         "population_scores": population_scores(results, population_content["by_type"]),
-        "population_columns": SCORES,
+        "population_columns": POPULATION_SCORES,
         "branch_losses": branch_losses(results),
         "transmutations": [transmutation(name, evaluation) for name, evaluation in results.transmutations.items()],
-        **({} if results.audit is None else audited(results.audit)),
-        "extensions": [describe(row) for row in extended],
+        **({} if results.audit is None else audit_tables(results.audit)),
+        "extensions": [] if results.extensions is None else [*map(describe, results.extensions.to_dict("records"))],
         "cost": [{"step": step, **row} for step, row in results.cost.iterrows()],
         "checksums": evaluated_files(results),
         "versions": {"bdm": model.provenance["version"], **model.provenance.get("packages", {})},  # at training
@@ -242,8 +242,8 @@ def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, A
     return {"to": evaluation.to, "sources": sources, "figure": f"transmutation/{name}/scores.png"}
 
 
-def audited(audit: Audit) -> dict[str, Any]:
-    """Return the audit section of the page."""
+def audit_tables(audit: Audit) -> dict[str, Any]:
+    """Return the tables of the page's section on the audit."""
     left_out = abbreviated(list(audit.record["left_out"]), n_shown=10)
     attacks, types = list(audit.by_attack()), list(audit.best_by_type(on_model=True))
     return {"attacks": attacks, "audited_types": types, "not_audited": left_out}

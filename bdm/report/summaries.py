@@ -113,8 +113,8 @@ def read_results(folder: Path) -> Results:
     transmutations = sorted(folder.glob("transmutation/*/transmutation.json"))
     transmuted = {path.parent: folder / "transmuted" / f"{path.parent.name}.h5ad" for path in transmutations}
     audit = read_audit(folder / "audit", model)
-    extension = loaded(ExtensionReport, folder / "extension")
-    interpretation = loaded(Interpretation, folder / "interpretation")
+    extension = load_if_present(ExtensionReport, folder / "extension")
+    interpretation = load_if_present(Interpretation, folder / "interpretation")
     results = Results(
         name=folder.resolve().name,
         cells=cells.obs,
@@ -134,8 +134,8 @@ def read_results(folder: Path) -> Results:
             for path, cells in transmuted.items()
             if is_of_model(cells, checksum)
         },
-        responses=loaded(Responses, folder / "responses"),
-        lineage=loaded(Lineage, folder / "lineage"),
+        responses=load_if_present(Responses, folder / "responses"),
+        lineage=load_if_present(Lineage, folder / "lineage"),
         audit=audit,
         extensions=extension.extensions if extension else None,
         cost=read_cost(folder / "benchmarks"),
@@ -154,14 +154,14 @@ def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
     return {"branch_genes": table, "agreement": interpretation.agreement}
 
 
-def loaded(kind: type[Loaded], folder: Path) -> Loaded | None:
+def load_if_present(kind: type[Loaded], folder: Path) -> Loaded | None:
     """Read a result from its folder; None if it is missing."""
     return kind.load(folder) if (folder / f"{kind.kind}.json").is_file() else None
 
 
 def read_audit(folder: Path, model: BranchedModel) -> Audit | None:
     """Read the audit; None if it is missing or of other models."""
-    audit = loaded(Audit, folder)
+    audit = load_if_present(Audit, folder)
     if audit is not None and audit.record["generator"] == "bdm":
         try:
             check_audit(audit, model)
@@ -182,7 +182,7 @@ def read_cost(folder: Path) -> pd.DataFrame:
 
 # ---- tables
 
-SCORES = ("relative_energy", "forest_auc")
+POPULATION_SCORES = ("relative_energy", "forest_auc")
 N_GENES = 5  # marker genes to show for each branch
 
 
@@ -227,7 +227,7 @@ def population_scores(results: Results, by_type: dict[str, pd.DataFrame]) -> dic
             numbers["test"] = scores[GENERATED]["n_test"]
             share = numbers.fillna(0) / numbers.sum().clip(lower=1)
             columns = {("share", name): share[name] for name in ("test", FLOOR, GENERATED)}
-            columns |= {(score, name): scores[name][score] for score in SCORES for name in scores}
+            columns |= {(score, name): scores[name][score] for score in POPULATION_SCORES for name in scores}
             tables[cell_type] = pd.DataFrame({("n_test", ""): numbers["test"], **columns})
     return tables
 
@@ -304,21 +304,22 @@ def genes_chosen(results: Results) -> str:
     return f"{kind} genes{added} with counts in {setting(results, 'min_cells_per_gene'):,} training cells or more"
 
 
-def why(results: Results, name: str) -> str:
+def reason_for(results: Results, name: str) -> str:
     """Return the reason for leaving out cells, with the setting."""
     return f"{REASONS[name].format(setting(results, name))} ({name})"
 
 
 def types_left_out(results: Results) -> list[dict[str, Any]]:
     """Return table rows of omitted cell types: name, number and reason."""
-    return [{**row, "why": why(results, row["setting"])} for row in (results.input or {}).get("types_left_out", [])]
+    rows = (results.input or {}).get("types_left_out", [])
+    return [{**row, "why": reason_for(results, row["setting"])} for row in rows]
 
 
 def cells_left_out(results: Results) -> list[tuple[int, str]]:
     """Return numbers of omitted cells from kept cell types, with reasons."""
     if results.input is None:
         return []
-    omitted = [(n, why(results, name)) for name, n in results.input["cells_left_out"].items()]
+    omitted = [(n, reason_for(results, name)) for name, n in results.input["cells_left_out"].items()]
     n_explained = sum(n for n, _ in omitted) + sum(row["n_cells"] for row in results.input["types_left_out"])
     if not results.model.extensions:
         n_empty = results.input["n_cells"] - n_explained - len(results.cells)
@@ -332,7 +333,7 @@ def cells_for_verdict(results: Results) -> int | None:
     return ceil(LIMITS.min_cells / test) if test > 0 else None
 
 
-def changed(results: Results) -> list[dict[str, Any]]:
+def changed_settings(results: Results) -> list[dict[str, Any]]:
     """Return settings and seeds that differ from defaults, by command."""
 
     def stored(value: Any) -> Any:
