@@ -1,6 +1,7 @@
 """Figures of marker genes by branch, commitment, and agreement with real cells."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -25,7 +26,7 @@ from bdm.plotting.style import (
     axes_or_new,
     check_class,
     clade_label,
-    explain,
+    draw_legend,
     gene_label,
     highest,
     name_rows,
@@ -35,8 +36,8 @@ from bdm.plotting.style import (
     scale_noise_levels,
     shade_rows,
     shortened,
-    shown,
-    shown_panels,
+    show_or_return,
+    show_or_return_panels,
     text_axes,
 )
 
@@ -132,11 +133,11 @@ def branch_genes(
         axis = axes_or_new(ax, 5, 4)
         draw_panel(axis, by_branch[branch])
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=8)
-        return shown(axis, show=show, ax=ax)
+        return show_or_return(axis, show=show, ax=ax)
     if ax is not None:
         raise InputError("This figure has several panels and cannot be drawn into `ax`; choose one branch.")
     if not interpretation.contrasts:
-        return shown_panels(text_axes(NO_NODES), show=show)
+        return show_or_return_panels(text_axes(NO_NODES), show=show)
     hierarchy = interpretation.hierarchy
     all_panels = list(dict.fromkeys(by_branch.values()))
     selected = highest(all_panels, MAX_PANELS, level=lambda panel: panel.level)
@@ -157,24 +158,24 @@ def branch_genes(
     n_drawn, n_all = len(selected), len(all_panels)
     left_out = "" if n_drawn == n_all else f": the {n_drawn} highest of {n_all} panels"
     title = f"Log2 fold changes of marker genes between the children of each node, with 95% intervals{left_out}"
-    explain(below, axes[0], title=title, ncols=2)
-    return shown_panels(figure, show=show)
+    draw_legend(below, axes[0], title=title, ncols=2)
+    return show_or_return_panels(figure, show=show)
 
 
 def panels_by_branch(interpretation: Interpretation) -> dict[str, Panel]:
     """Return the panel of each branch against its siblings; two siblings share a panel."""
     by_branch: dict[str, Panel] = {}
     for node, children in interpretation.nodes.items():
-        level, genes = children[0].contrast.level, interpretation.labels
+        level, labels = children[0].contrast.level, interpretation.labels
         title = f"{shortened(node, width=26)}  ·  level {level:.1f}"
         names = [clade_label(child.contrast.names_inside) for child in children]
         if len(children) == 2:
             best = np.concatenate([best_genes(child, n_genes=5) for child in children])
-            panel = Panel(title, level, names[1], names[0], tabulate_panel(children[0], genes, best))
+            panel = Panel(title, level, names[1], names[0], tabulate_panel(children[0], labels, best))
             by_branch |= dict.fromkeys((child.contrast.child for child in children), panel)
             continue
         for child, name in zip(children, names, strict=True):
-            table = tabulate_panel(child, genes, best_genes(child, n_genes=8))
+            table = tabulate_panel(child, labels, best_genes(child, n_genes=8))
             by_branch[child.contrast.child] = Panel(title, level, "the others", name, table)
     return by_branch
 
@@ -185,15 +186,15 @@ def best_genes(child: ContrastGenes, *, n_genes: int) -> np.ndarray:
     return np.lexsort((ranks[1], ranks[0]))[:n_genes]
 
 
-def tabulate_panel(child: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFrame:
-    """Tabulate log2 fold changes of the genes in ``rows``, with standard errors.
+def tabulate_panel(child: ContrastGenes, labels: pd.Index, genes: np.ndarray) -> pd.DataFrame:
+    """Tabulate log2 fold changes of ``genes`` (indices), with standard errors.
 
     NaN for too few test cells.
     """
-    table = pd.DataFrame({"gene": genes[rows]})
+    table = pd.DataFrame({"gene": labels[genes]})
     for name, differences in {"model": child.model, "real": child.test}.items():
-        table[name] = differences.fold_change.log2[rows] if differences else np.nan
-        table[f"{name}_error"] = differences.fold_change.standard_error[rows] if differences else np.nan
+        table[name] = differences.fold_change.log2[genes] if differences else np.nan
+        table[f"{name}_error"] = differences.fold_change.standard_error[genes] if differences else np.nan
     return table
 
 
@@ -258,7 +259,7 @@ def commitment(
         raise InputError(f"max_genes is {max_genes}, but must be 2 or more.")
     interpretation = get_interpretation(interpretation)
     if not interpretation.contrasts:
-        return shown(text_axes(NO_NODES, ax), show=show, ax=ax)
+        return show_or_return(text_axes(NO_NODES, ax), show=show, ax=ax)
     hierarchy = interpretation.hierarchy
     nodes = highest(list(interpretation.nodes.values()), max_genes // 2, level=lambda node: node[0].contrast.level)
     n_each = max(max_genes // len(nodes), 2)
@@ -297,7 +298,7 @@ def commitment(
     )
     bar: Style = {"location": "bottom", "shrink": 0.5, "fraction": 0.02, "pad": 0.01, "aspect": 40}
     axis.figure.colorbar(image, ax=axis, label="AUC of the gene alone", **bar)
-    return shown(axis, show=show, ax=ax)
+    return show_or_return(axis, show=show, ax=ax)
 
 
 def rank_rows(
@@ -308,14 +309,14 @@ def rank_rows(
     Children contribute their best genes in turn, each gene once.
     """
     rows: dict[str, Row] = {}
-    # For each child: AUC, levels x genes, and its best marker genes
-    auc = [np.stack([child.commitment.auc(level) for level in levels]) for child in node]
-    best = [child.model.order[:n_genes] for child in node]
-    for k, gene in ((k, genes[rank]) for rank in range(n_genes) for k, genes in enumerate(best)):
+    auc = [np.stack([child.commitment.auc(level) for level in levels]) for child in node]  # levels x genes
+    orders = [child.model.order for child in node]
+    for rank, k in product(range(n_genes), range(len(node))):
+        child, gene = node[k], orders[k][rank]
         name = interpretation.labels[gene]
         if len(rows) < n_genes and name not in rows:
-            level = node[k].commitment.level(interpretation.hierarchy.threshold)[gene]
-            rows[name] = Row(name, clade_label(node[k].contrast.names_inside), auc[k][:, gene], level)
+            level = child.commitment.level(interpretation.hierarchy.threshold)[gene]
+            rows[name] = Row(name, clade_label(child.contrast.names_inside), auc[k][:, gene], level)
     return sorted(rows.values(), key=lambda row: -np.nan_to_num(row.level, nan=-1))
 
 
@@ -341,7 +342,7 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     """
     interpretation = get_interpretation(interpretation)
     if not interpretation.contrasts:
-        return shown_panels(text_axes(NO_NODES), show=show)
+        return show_or_return_panels(text_axes(NO_NODES), show=show)
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
     labels = {node[0].contrast.node: children_label(node) for node in nodes}
     agreement = interpretation.agreement.set_index("node").loc[list(labels)]  # a row per modality
@@ -357,8 +358,8 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     cells = "" if interpretation.held_out else " (half of the cells that the model was fitted to)"
     left_out = f": the {len(nodes)} highest of {len(interpretation.nodes)} nodes"
     title = f"agreement with real test cells{cells}{left_out if len(nodes) < len(interpretation.nodes) else ''}"
-    explain(figure, axes[0], title=title, ncols=4)
-    return shown_panels(figure, show=show)
+    draw_legend(figure, axes[0], title=title, ncols=4)
+    return show_or_return_panels(figure, show=show)
 
 
 def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> None:

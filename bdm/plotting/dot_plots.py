@@ -21,7 +21,7 @@ from bdm.plotting.style import (
     gene_label,
     new_figure,
     shortened,
-    shown_panels,
+    show_or_return_panels,
     text_axes,
 )
 
@@ -52,7 +52,7 @@ def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Ax
     interpretation = get_interpretation(interpretation)
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
     if not any(marker_dots.genes.values()):
-        return shown_panels(text_axes(NO_MARKERS), show=show)
+        return show_or_return_panels(text_axes(NO_MARKERS), show=show)
     cell_types, groups = one_type_per_clade(hierarchy), genes_to_draw(marker_dots, hierarchy)
     n_genes = sum(map(len, groups))
     figure = new_figure(5 + 0.44 * n_genes, 2.6 + 0.27 * len(cell_types))
@@ -64,7 +64,7 @@ def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Ax
     if len(cell_types) < n_types:
         noun = "cell types" if len(hierarchy.cell_types) > 1 else "populations"
         figure.suptitle(f"{len(cell_types)} of {n_types:,} {noun}, one of each clade", fontsize=11)
-    return shown_panels(figure, show=show)
+    return show_or_return_panels(figure, show=show)
 
 
 def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
@@ -88,7 +88,7 @@ def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -
     interpretation = get_interpretation(interpretation)
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
     if not any(marker_dots.genes.values()):
-        return shown_panels(text_axes(NO_MARKERS), show=show)
+        return show_or_return_panels(text_axes(NO_MARKERS), show=show)
     view = view_of(hierarchy, max_rows=MAX_ENDS, sub_populations=len(hierarchy.populations) <= MAX_ENDS)
     names, groups = list(view.drawn), genes_to_draw(marker_dots, hierarchy)
     width = max(0.21 * sum(map(len, groups)), 3.2)  # inches of a panel, with room for its title
@@ -100,7 +100,7 @@ def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -
         "real training cells below the branch": marker_dots.clades,
     }
     draw_dot_plots(axes, by_title, names, groups, interpretation.names.labels)
-    return shown_panels(figure, show=show)
+    return show_or_return_panels(figure, show=show)
 
 
 def one_type_per_clade(hierarchy: Hierarchy) -> list[str]:

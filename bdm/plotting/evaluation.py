@@ -29,7 +29,7 @@ from bdm.plotting.style import (
     Style,
     check_class,
     draw_equality,
-    explain,
+    draw_legend,
     gene_label,
     name_rows,
     new_figure,
@@ -37,7 +37,7 @@ from bdm.plotting.style import (
     panels,
     shade_rows,
     shortened,
-    shown_panels,
+    show_or_return_panels,
     text_axes,
 )
 
@@ -105,8 +105,8 @@ def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | 
     axes = panels(figure, len(known), n_columns=N_COLUMNS, sharey=True)
     for axis, score in zip(axes, known, strict=True):
         draw_score(axis, overall.loc[score], score)
-    explain(figure, axes[0], loc="outside lower center", ncols=2)
-    return shown_panels(figure, show=show)
+    draw_legend(figure, axes[0], loc="outside lower center", ncols=2)
+    return show_or_return_panels(figure, show=show)
 
 
 def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
@@ -157,11 +157,11 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
         draw_scores_by_type(axis, values.reindex(cell_types), ideal=IDEALS[score])
         axis.set_title(LABELS[score], fontsize=10)
     name_rows(axes[0], [f"{shortened(name)} ({n_cells})" for name, n_cells in n_test[cell_types].items()])
-    explain(figure, axes[0])
+    draw_legend(figure, axes[0])
     left_out = f"; the {len(cell_types)} of {len(n_test):,} types with the largest energy distance"
     note = "in brackets: number of test cells" + (left_out if len(cell_types) < len(n_test) else "")
     figure.supxlabel(note, fontsize=9)
-    return shown_panels(figure, show=show)
+    return show_or_return_panels(figure, show=show)
 
 
 def select_types(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
@@ -218,7 +218,7 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
             draw_genes(axis, agreement, styles[name])
             axis.set(title=title, xlabel="test cells", ylabel=styles[name]["label"])
             draw_equality(axis, scale=2)
-    return shown_panels(figure, show=show)
+    return show_or_return_panels(figure, show=show)
 
 
 def agreement_by_title(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
@@ -290,7 +290,7 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
     ]
     title = None if n_numbered == len(groups) else f"{n_numbered} of {len(groups):,} types"
     figure.legend(handles=handles, title=title, loc="outside lower center", frameon=False, ncols=n_columns_of_keys)
-    return shown_panels(figure, show=show)
+    return show_or_return_panels(figure, show=show)
 
 
 def draw_groups(axis: Axes, groups: list[np.ndarray], colours: Sequence[Sequence[float]], *, n_numbered: int) -> None:
@@ -350,7 +350,7 @@ def covariates(
     """
     table = check_class(evaluation, Evaluation).along
     if not len(table):
-        return shown_panels(text_axes("The cells have no covariates."), show=show)
+        return show_or_return_panels(text_axes("The cells have no covariates."), show=show)
     covariate, genes = covariate or str(table["covariate"].iloc[0]), list(as_names(genes))
     known = list(dict.fromkeys(table.loc[table["covariate"] == covariate, "gene"]))
     for noun, requested, available in (
@@ -375,7 +375,7 @@ def covariates(
             axis.errorbar(rows["value"], rows["mean"], 2 * rows["error"], elinewidth=0.8, linewidth=1, **style)
         axis.set_title(gene_label(gene), fontsize=10)
         open_frame(axis)
-    explain(figure, axes[0])
+    draw_legend(figure, axes[0])
     figure.supxlabel(shortened(covariate), fontsize=9)
     figure.supylabel("mean log1p(CP10k)", fontsize=9)
-    return shown_panels(figure, show=show)
+    return show_or_return_panels(figure, show=show)

@@ -23,7 +23,7 @@ from bdm.plotting.style import (
     Style,
     check_class,
     draw_equality,
-    explain,
+    draw_legend,
     gene_label,
     name_rows,
     new_figure,
@@ -31,7 +31,7 @@ from bdm.plotting.style import (
     panels,
     shade_rows,
     shortened,
-    shown_panels,
+    show_or_return_panels,
 )
 
 STYLES: dict[str, Style] = {
@@ -92,8 +92,8 @@ def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
     for axis, level in zip(axes, levels, strict=True):
         draw_attacks(axis, audit, level, attacks)
     name_rows(axes[0], [ATTACKS[name] for name in attacks])
-    explain(figure, *axes, loc="outside lower center", ncols=2, fontsize=8)
-    return shown_panels(figure, show=show)
+    draw_legend(figure, *axes, loc="outside lower center", ncols=2, fontsize=8)
+    return show_or_return_panels(figure, show=show)
 
 
 def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> None:
@@ -164,8 +164,8 @@ def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | 
         axes[row, 0].set_ylabel(OUTCOMES[outcome])
     for axis in axes[-1] if np.isfinite(table[x]).any() else ():
         axis.set_xlabel(AXIS_LABELS[x])
-    explain(figure, *axes.flat, loc="outside lower center")
-    return shown_panels(figure, show=show)
+    draw_legend(figure, *axes.flat, loc="outside lower center")
+    return show_or_return_panels(figure, show=show)
 
 
 def grid_values(table: pd.DataFrame, axes: list[str]) -> list[tuple[float, ...]]:
@@ -257,7 +257,7 @@ def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = No
         bdm.pl.transmutation(bdm.TransmutationEvaluation.load("transmutation"))
     """
     check_class(evaluation, TransmutationEvaluation)
-    return shown_panels(draw_transmutation_scores(evaluation.table, evaluation.to), show=show)
+    return show_or_return_panels(draw_transmutation_scores(evaluation.table, evaluation.to), show=show)
 
 
 def draw_transmutation_scores(table: pd.DataFrame, to: str) -> Figure:
@@ -274,7 +274,7 @@ def draw_transmutation_scores(table: pd.DataFrame, to: str) -> Figure:
     before = table["energy"].xs(UNCHANGED, level="set")
     labels = [f"{shortened(name)} (before: {before.get(name, np.nan):.1f})" for name in types]
     name_rows(axes[0], labels)
-    explain(figure, axes[0])
+    draw_legend(figure, axes[0])
     figure.supxlabel(f"cells transmuted to {shortened(to)}; in brackets: energy distance before", fontsize=9)
     return figure
 
@@ -302,7 +302,7 @@ def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | Non
     figure = new_figure(4.2 * n_columns, 4.4 * -(-len(types) // N_COLUMNS))
     for original_type, axis in zip(types, panels(figure, len(types), n_columns=n_columns), strict=True):
         draw_fold_changes(axis, evaluation, original_type, styles)
-    return shown_panels(figure, show=show)
+    return show_or_return_panels(figure, show=show)
 
 
 def draw_fold_changes(

@@ -26,7 +26,7 @@ from bdm.plotting.style import (
     open_frame,
     scale_noise_levels,
     shortened,
-    shown,
+    show_or_return,
 )
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def hierarchy(
     if since is None:
         since = getattr(model, "n_before", 0)
     view = view_of(tree, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
-    return shown(draw_hierarchy(view, names=names, since=since, ax=ax), show=show, ax=ax)
+    return show_or_return(draw_hierarchy(view, names=names, since=since, ax=ax), show=show, ax=ax)
 
 
 def draw_hierarchy(

@@ -15,15 +15,15 @@ from bdm.plotting.style import (
     HALO,
     Style,
     check_class,
-    explain,
+    draw_legend,
     gene_label,
     name_rows,
     new_figure,
     open_frame,
     shade_rows,
     shortened,
-    shown,
-    shown_panels,
+    show_or_return,
+    show_or_return_panels,
 )
 
 MIN_Z, MIN_CHANGE = 3, 0.5  # of a change to draw: in standard deviations and log2 units
@@ -93,7 +93,7 @@ def response(
     figure.colorbar(image, ax=heat, label="expected log2 fold change", fraction=0.05, extend=extend)
     heat.set_title(f"{shortened(condition)}, compared with {shortened(responses.control)}", fontsize=9)
     tree.set_title("genes whose response grows on a branch (+ up, - down)", fontsize=9)
-    return shown_panels(figure, show=show)
+    return show_or_return_panels(figure, show=show)
 
 
 def join_words(words: list[str], *, n_letters: int) -> str:
@@ -177,8 +177,8 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> Axes |
     axis.set_title("all conditions" if several else shortened(responses.conditions[0]), fontsize=9)
     axis.set_xlabel("error of the log fold changes of the most changed genes (0: exact, 1: unchanged cells)")
     open_frame(axis)
-    explain(figure, axis, ncols=3)
-    return shown(axis, show=show)
+    draw_legend(figure, axis, ncols=3)
+    return show_or_return(axis, show=show)
 
 
 # ---- lineages
@@ -238,7 +238,7 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
     axis.set_title(
         "points: samples; dashed: without cells; genes that change on a branch (+ up, - down)", fontsize=9, color=GREY
     )
-    return shown(axis, show=show)
+    return show_or_return(axis, show=show)
 
 
 def place_nodes(tree: LineageTree) -> np.ndarray:

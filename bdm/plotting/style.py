@@ -144,7 +144,7 @@ def draw_equality(axis: Axes, *, scale: float) -> None:
 def new_figure(width: float, height: float) -> Figure:
     """Make a figure of a size in inches.
 
-    :func:`shown` shows it, and :func:`save_figure` closes it.
+    :func:`show_or_return` shows it, and :func:`save_figure` closes it.
     """
     return plt.figure(figsize=(width, height), layout="constrained")
 
@@ -169,7 +169,7 @@ def panels(figure: Figure | SubFigure, n_panels: int, *, n_columns: int, sharey:
     return list(axes[:n_panels])
 
 
-def explain(figure: Figure | SubFigure, *axes: Axes, loc: str = "outside upper center", **style: Any) -> None:
+def draw_legend(figure: Figure | SubFigure, *axes: Axes, loc: str = "outside upper center", **style: Any) -> None:
     """Draw a legend of all axes, with each label once."""
     handles = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
     style = {"loc": loc, "ncols": 8, "frameon": False, **style}
@@ -194,21 +194,21 @@ def check_class(value: object, kind: type[Item]) -> Item:
 # ---- showing and saving
 
 
-def shown(axis: Axes, *, show: bool | None, ax: Axes | None = None) -> Axes | None:
+def show_or_return(axis: Axes, *, show: bool | None, ax: Axes | None = None) -> Axes | None:
     """Show the figure of axes, or return the axes.
 
     By default, figures drawn into axes of the user (``ax``) are not shown, as they may be incomplete.
     """
-    return None if is_shown(show, complete=ax is None) else axis
+    return None if show_figures(show, complete=ax is None) else axis
 
 
-def shown_panels(source: Figure | Axes, *, show: bool | None) -> list[Axes] | None:
+def show_or_return_panels(source: Figure | Axes, *, show: bool | None) -> list[Axes] | None:
     """Show a figure, or return the axes of its panels without colour bars."""
-    return None if is_shown(show) else [axis for axis in figure_of(source).axes if axis.get_label() != "<colorbar>"]
+    return None if show_figures(show) else [axis for axis in figure_of(source).axes if axis.get_label() != "<colorbar>"]
 
 
-def is_shown(show: bool | None, *, complete: bool = True) -> bool:
-    """Show figures if requested, and return whether it did.
+def show_figures(show: bool | None, *, complete: bool = True) -> bool:
+    """Show figures if requested, and return whether they were shown.
 
     By default, complete figures are shown if there is a screen, as in a notebook.
     """

@@ -16,7 +16,7 @@ from bdm.plotting.evaluation import set_styles
 from bdm.plotting.style import (
     FLOOR_LINE,
     Style,
-    explain,
+    draw_legend,
     figure_of,
     name_rows,
     new_figure,
@@ -58,7 +58,7 @@ def draw_distances(table: pd.DataFrame) -> Figure:
             axis.set_title(KINDS[kind], fontsize=10, loc="left")
             axis.tick_params(labelbottom=row == len(kinds) - 1)
             axes.append(axis)
-    explain(figure, axes[0])
+    draw_legend(figure, axes[0])
     note = "; thin lines: the middle half of cell types" if (table["by"] == LABEL).any() else ""
     figure.supxlabel(f"distance to test cells beyond the floor's (line at 0){note}", fontsize=9)
     return figure
