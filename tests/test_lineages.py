@@ -79,9 +79,9 @@ def test_ancestors_are_beginnings_of_lineage_names():
 
 
 def test_common_ancestors_are_those_of_the_lines_of_descent():
-    for first, line in enumerate(TREE.lines):
-        for second, second_line in enumerate(TREE.lines):
-            assert TREE.common[first, second] == next(node for node in line if node in second_line)
+    for first, line in enumerate(TREE.paths_to_root):
+        for second, second_line in enumerate(TREE.paths_to_root):
+            assert TREE.common_ancestor[first, second] == next(node for node in line if node in second_line)
 
 
 def test_divisions_are_where_cells_of_mothers_and_daughters_separate(cells):

@@ -133,7 +133,7 @@ def test_several_columns_are_crossed(cells):
 
 def test_places_that_are_left_out_together_do_not_predict_each_other(cells):
     measured, others = measure(cells, SETTINGS), np.array([0, 2, 3, 5, 6])
-    data = measured.gaussian_process("stim", measured.relations()).fit()
+    data = measured.gaussian_process("stim", measured.relate_types()).fit()
     mean, variance = data.leave_out([np.array([1, 4]), others])
     lacking = replace(data, values=data.values[:, others], variance=data.variance[:, others], measured=others)
     direct = lacking.predict(np.array([1, 4]))
@@ -144,7 +144,7 @@ def test_places_that_are_left_out_together_do_not_predict_each_other(cells):
 
 def test_evidence_of_hypotheses_of_one_factor_is_that_of_each_alone(cells):
     measured = measure(cells, SETTINGS)
-    data = measured.gaussian_process("stim", measured.relations())
+    data = measured.gaussian_process("stim", measured.relate_types())
     hypotheses = [Hypothesis(kernel, 0.9, 0.5, level) for kernel in (-1, 2) for level in (0.0, 0.3, 1.0)]
     each = torch.stack([data.condition(hypothesis, 0.2).evidence for hypothesis in hypotheses], dim=1)
     torch.testing.assert_close(data.evidence(hypotheses, 0.2), each)
@@ -161,8 +161,8 @@ def test_the_tree_predicts_what_evolved_along_it(cells):
 def test_a_tree_may_have_types_of_too_few_cells(cells, tree):
     few = cells[~(cells.obs["kind"].isin(["f", "g"]) & (np.arange(cells.n_obs) % 20 > 0)).to_numpy()].copy()
     fitted = tl.respond(few, SETTINGS, tree=tree)
-    assert fitted.related_types == TYPES[:5]
-    assert fitted.relations().height[0, 2] == pytest.approx(2 / 3)  # of a and c
+    assert fitted.types_with_profile == TYPES[:5]
+    assert fitted.relate_types().height[0, 2] == pytest.approx(2 / 3)  # of a and c
 
 
 def test_no_relation_is_found_where_there_is_none():

@@ -67,7 +67,7 @@ def response(
     """
     check_class(responses, Responses)
     condition = condition or responses.conditions[0]
-    relations, branches = responses.relations(), responses.branches(condition, responses.most_changed(condition))
+    relations, branches = responses.relate_types(), responses.branches(condition, responses.most_changed(condition))
     is_clear = (branches["z"].abs() >= MIN_Z) & (branches["change"].abs() >= MIN_CHANGE)
     top = branches[is_clear & (branches["mean"] * branches["change"] > 0)]
     top = top.groupby("cell_types", sort=False).head(n_genes)
@@ -245,7 +245,7 @@ def place_nodes(tree: LineageTree) -> np.ndarray:
     """Assign a row to each node; mothers are centred on their daughters."""
     row, nodes = np.zeros(len(tree.nodes)), range(len(tree.nodes))
     ends = [node for node in nodes if not tree.daughters(node)]
-    row[sorted(ends, key=lambda node: tree.lines[node][::-1])] = range(len(ends))
+    row[sorted(ends, key=lambda node: tree.paths_to_root[node][::-1])] = range(len(ends))
     for node in reversed(nodes):  # mothers come before their daughters
         if daughters := tree.daughters(node):
             row[node] = (row[daughters[0]] + row[daughters[-1]]) / 2

@@ -95,10 +95,10 @@ def log_likelihood(lineage: Lineage, cells: AnnData, time: np.ndarray, nodes: Se
     likelihood = np.empty((cells.n_obs, len(nodes)))
     for number, node in enumerate(nodes):
         mean, sd = lineage.log_shares(Places(np.full(len(grid), node), grid))
-        for at in range(len(grid)):
-            rows = np.flatnonzero(time_of_cell == at)
-            log_mean = torch.from_numpy(np.log(np.maximum(size[rows, None], 1)) + np.log(shares_from(mean[:, at])))
-            dispersion = (1 + lineage.dispersion) * np.exp(sd[:, at] ** 2) - 1
+        for place in range(len(grid)):
+            rows = np.flatnonzero(time_of_cell == place)
+            log_mean = torch.from_numpy(np.log(np.maximum(size[rows, None], 1)) + np.log(shares_from(mean[:, place])))
+            dispersion = (1 + lineage.dispersion) * np.exp(sd[:, place] ** 2) - 1
             observed = torch.from_numpy(cells.X[rows][:, column].toarray().astype(float))
             model = NegativeBinomial(torch.from_numpy(-np.log(dispersion)))
             likelihood[rows, number] = model.log_likelihood(observed, log_mean).numpy()

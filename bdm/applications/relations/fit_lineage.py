@@ -69,13 +69,13 @@ def lineage(
     process = measured.gaussian_process().fit(levels=(0.0,))
     compared = process.most_significant()[:N_COMPARED]
     columns = {"node": "node"} if settings.time_key is None else {"node": "node", "time": "bin"}
-    groups = {kind: rows_by_value(measured.points[column]) for kind, column in columns.items()}
-    groups = {kind: groups_of_kind for kind, groups_of_kind in groups.items() if len(groups_of_kind) > 1}
+    folds = {kind: rows_by_value(measured.points[column]) for kind, column in columns.items()}
+    folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}
     errors = []
-    for kind, groups_of_kind in groups.items():
-        predicted = process.select_genes(compared).leave_out(groups_of_kind)[0]
-        errors += [errors_of(measured, kind, group, predicted, compared) for group in groups_of_kind]
-    prior = process.calibrate(measured.log_share, next(iter(groups.values()))).prior
+    for kind, groups in folds.items():
+        predicted = process.select_genes(compared).leave_out(groups)[0]
+        errors += [errors_of(measured, kind, group, predicted, compared) for group in groups]
+    prior = process.calibrate(measured.log_share, next(iter(folds.values()))).prior  # on nodes if there are several
     fitted = replace(measured, prior=prior, errors=pd.concat(errors, ignore_index=True))
     return replace(fitted, temperature=fit_temperature(fitted, cells))
 
@@ -191,7 +191,7 @@ def errors_of(lineage: Lineage, kind: str, group: np.ndarray, predicted: np.ndar
         square = {name: float(np.mean((value - real[point]) ** 2)) for name, value in values.items()}
         square |= {"halves": float(lineage.halves[point, genes].mean()), "size": float(np.mean(real[point] ** 2))}
         squares.append(square | {"between": between, "weight": float(lineage.points["n_cells"].iloc[point])})
-    of_group, tables = lineage.points.iloc[group], []
+    of_group, rows = lineage.points.iloc[group], []
     name = str(of_group["node"].iloc[0]) if kind == "node" else f"{of_group['time'].mean():.6g}"
     for between in (True, False):
         table = pd.DataFrame(squares).query("between == @between")
@@ -199,5 +199,5 @@ def errors_of(lineage: Lineage, kind: str, group: np.ndarray, predicted: np.ndar
             continue
         mean = table.mul(table["weight"], axis=0).sum() / table["weight"].sum()
         relative = {error: float(np.sqrt(mean[error] / max(mean["size"], 1e-12))) for error in ERRORS}
-        tables.append({"left_out": kind, "name": name, "between": between, "n_points": len(table), **relative})
-    return pd.DataFrame(tables)
+        rows.append({"left_out": kind, "name": name, "between": between, "n_points": len(table), **relative})
+    return pd.DataFrame(rows)

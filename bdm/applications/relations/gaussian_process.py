@@ -32,7 +32,7 @@ N_SCREENED = 250  # subset of these, to screen hypotheses
 MIN_PRIOR = 0.01  # minimum share of genes of a hypothesis
 MAX_HYPOTHESES = 16
 N_STEPS = 60  # of expectation maximisation
-ENTRIES = 2**20  # of the largest array; larger ones are slower, as the operating system zeroes new memory each time
+MAX_ENTRIES = 2**20  # of an array; larger arrays are slower, as the operating system zeroes new memory each time
 
 # Calibration of intervals
 BINS = (0.0, 0.5, 0.8, 0.95, 1.0)  # quantiles of expression; each bin has its own calibration factor
@@ -125,12 +125,12 @@ class GaussianProcess:
 
     def select_genes(self, rows: slice | np.ndarray) -> Self:
         """Select a subset of the genes."""
-        genes = {name: getattr(self, name)[rows] for name in ("values", "variance", "covariate")}
-        return replace(self, **genes)
+        selected = {name: getattr(self, name)[rows] for name in ("values", "variance", "covariate")}
+        return replace(self, **selected)
 
     def chunks(self) -> Iterator[Self]:
-        """Yield chunks of genes with covariance matrices of at most ``ENTRIES`` entries in total."""
-        step = max(1, ENTRIES // self.n_places**2)
+        """Yield chunks of genes with covariance matrices of at most ``MAX_ENTRIES`` entries in total."""
+        step = max(1, MAX_ENTRIES // self.n_places**2)
         for start in range(0, len(self.values), step):
             yield self.select_genes(slice(start, start + step))
 
@@ -152,7 +152,7 @@ class GaussianProcess:
         related = product(range(len(self.kernels)), SHARED, STRENGTHS, levels)
         hypotheses = [Hypothesis(*hyperparameters) for hyperparameters in chain(unrelated, related)]
         subsample = sample.select_genes(slice(None, None, max(1, len(sample.values) // N_SCREENED)))
-        plausible = fit_shares(subsample.evidence(hypotheses, slope)) >= MIN_PRIOR / 10
+        plausible = fit_shares(subsample.evidence(hypotheses, slope)) >= MIN_PRIOR / 10  # lenient, from few genes
         hypotheses = [hypothesis for hypothesis, keep in zip(hypotheses, plausible.tolist(), strict=True) if keep]
         evidence = sample.evidence(hypotheses, slope)
         shares = fit_shares(evidence)
@@ -207,7 +207,7 @@ class GaussianProcess:
         """Condition a hypothesis on the measurements."""
         measured, covariate = torch.from_numpy(self.measured), self.measured_covariate
         terms = [term[measured][:, measured] for term in self.prior_covariances(hypothesis).values()]
-        covariance = add_level(terms, hypothesis, covariate, covariate)
+        covariance = total_covariance(terms, hypothesis, covariate, covariate)
         covariance.diagonal(dim1=1, dim2=2).add_(self.variance)
         factor = torch.linalg.cholesky(covariance)
         residual = (self.values - slope * covariate)[:, :, None]
@@ -242,25 +242,25 @@ class GaussianProcess:
         place_weights, results = torch.from_numpy(weights), []
         for chunk in self.chunks():
             logs, means, spread, terms = [], [], [], []
-            level = chunk.covariate @ place_weights.T
+            sum_covariate = chunk.covariate @ place_weights.T
             for hypothesis, log_share, posterior in chunk.posteriors():
                 parts = chunk.prior_covariances(hypothesis)
                 cross = {name: place_weights @ part[:, torch.from_numpy(self.measured)] for name, part in parts.items()}
                 square = hypothesis.level**2
                 by_term = {name: posterior.weights @ part.T for name, part in cross.items()}
                 by_level = (chunk.measured_covariate * posterior.weights).sum(dim=1, keepdim=True)
-                by_term["level"] = (square * by_level + self.prior.slope) * level
+                by_term["level"] = (square * by_level + self.prior.slope) * sum_covariate
                 logs.append(posterior.evidence[:, None] + log_share)
                 terms.append(torch.stack([by_term[name] for name in TERMS]))
                 means.append(terms[-1].sum(dim=0))
                 if not variances:
                     spread.append(torch.zeros_like(means[-1]))
                     continue
-                covariance = add_level([*cross.values()], hypothesis, level, chunk.measured_covariate)
+                covariance = total_covariance([*cross.values()], hypothesis, sum_covariate, chunk.measured_covariate)
                 solved = torch.cholesky_solve(covariance.mT.contiguous(), posterior.factor)
-                common = [(place_weights @ part * place_weights).sum(dim=1) for part in parts.values()]
+                prior_variances = [(place_weights @ part * place_weights).sum(dim=1) for part in parts.values()]
                 explained = (solved.mT * covariance).sum(dim=2)
-                spread.append(torch.stack(common).sum(dim=0) + square * level**2 - explained)
+                spread.append(torch.stack(prior_variances).sum(dim=0) + square * sum_covariate**2 - explained)
             weight = torch.softmax(torch.stack(logs), dim=0)
             mean, variance = average_mixture(logs, means, spread)
             results.append((mean, variance, (weight[:, None] * torch.stack(terms)).sum(dim=0)))
@@ -290,7 +290,7 @@ class GaussianProcess:
             logs, expected, spread = [], [], []
             for _, log_share, posterior in chunk.posteriors():
                 error, variance, density = posterior.leave_out(groups)
-                logs.append(posterior.evidence[:, None] - density + log_share)
+                logs.append(posterior.evidence[:, None] - density + log_share)  # evidence of the other values
                 expected.append(chunk.values - error)
                 spread.append(variance)
             results.append(average_mixture(logs, expected, spread))
@@ -326,10 +326,10 @@ def bins_of(profile: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.quantile(profile, BINS[1:-1]), profile)
 
 
-def add_level(terms: list[Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
-    """Sum the covariances and the term of the covariate, genes x places x places."""
-    equal = torch.stack(terms).sum(dim=0)
-    return torch.baddbmm(equal[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
+def total_covariance(terms: list[Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
+    """Sum the covariance terms and the covariate's term, genes x places x places."""
+    same_for_genes = torch.stack(terms).sum(dim=0)
+    return torch.baddbmm(same_for_genes[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
 
 
 def log_determinant(factor: Tensor) -> Tensor:
@@ -346,7 +346,7 @@ def fit_shares(evidence: Tensor) -> Tensor:
 
 
 def average_mixture(logs: list[Tensor], means: list[Tensor], variances: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of mixtures with weights softmax(logs) of components."""
+    """Return mean and variance of mixtures; the components have weights softmax(logs)."""
     weight, mean = torch.softmax(torch.stack(logs), dim=0), torch.stack(means)
     average = (weight * mean).sum(dim=0)
     return average, (weight * (torch.stack(variances) + mean**2)).sum(dim=0) - average**2

@@ -21,7 +21,7 @@ from bdm.data.genes import GeneNames, symbol_column
 from bdm.settings import LineageRelation
 
 N_COMPARED = 500  # genes with the most significant differences between points, for errors and changes
-MAX_OF_BASELINE = 0.95  # share of the best baseline's error; above, predictions are called no better
+MAX_ERROR_RATIO = 0.95  # error relative to the best baseline's; above, predictions are called no better
 N_STEPS = 9  # grid of times on a branch, to find when half of a change has happened
 BRANCH_COLUMNS = (  # of the table of changes on branches
     *("node", "mother", "gene", "start", "end", "change", "sd", "low", "high", "sign", "when"),
@@ -285,14 +285,14 @@ class Lineage(Result):
         change, difference = predicted.mean.T / np.log(2)
         sd, difference_sd = np.sqrt(predicted.variance.T) / np.log(2)
         sd = sd * self.prior.sd_factors(self.center)[genes]
-        half = (course * np.sign(change)[:, None] >= np.abs(change * np.log(2))[:, None] / 2).argmax(axis=1)
+        halfway = (course * np.sign(change)[:, None] >= np.abs(change * np.log(2))[:, None] / 2).argmax(axis=1)
         z = np.abs(change) / np.maximum(sd, 1e-12)
         table = pd.DataFrame({"node": self.tree.nodes[node], "gene": self.genes.index[genes]})
         table.insert(1, "mother", self.tree.nodes[mother])
         table["start"], table["end"], table["change"], table["sd"] = start, end, change, sd
         table["low"], table["high"], table["sign"] = change - QUANTILE * sd, change + QUANTILE * sd, ndtr(z)
         if self.time_key is not None:
-            table["when"] = times[1 + half]
+            table["when"] = times[1 + halfway]
         table["from_sisters"] = difference if sisters else np.nan
         table["from_sisters_sd"] = difference_sd if sisters else np.nan
         return table.iloc[np.argsort(-z, kind="stable")]
@@ -334,7 +334,7 @@ class Lineage(Result):
         return [
             f"A {kind} between samples is predicted hardly better than by the nearest one, a blend or the mean."
             for kind, error in errors.items()
-            if error["n"] and error["predicted"] >= MAX_OF_BASELINE * min(error["nearest"], error["blend"], 1.0)
+            if error["n"] and error["predicted"] >= MAX_ERROR_RATIO * min(error["nearest"], error["blend"], 1.0)
         ]
 
     def _write_tables(self, folder: Path) -> None:

@@ -62,7 +62,7 @@ def locate(
 
 
 def columns_of(cells: AnnData, genes: pd.Index) -> np.ndarray:
-    """Return the columns of a lineage's genes in cells, which must have all of them."""
+    """Return the columns of a lineage's genes in cells; reject missing genes."""
     column = np.asarray(cells.var_names.get_indexer(genes))
     if len(missing := genes[column < 0]):
         raise InputError(

@@ -17,9 +17,6 @@ from bdm.settings import LineageRelation
 
 UNNAMED = "ancestor of "  # name of an unnamed node, followed by its first and last descendants
 ROOT = "root"  # name of the root if lineage names do not begin alike
-EARLY, LATE = 0.05, 0.95  # quantiles of times of a node's cells, as its beginning and end
-SMOOTH = (0.1, 0.25, 0.5)  # length scales in time, as fractions of the range of times
-REVERSION = (0.25, 0.7, 1.75)  # length scales of paths through the tree, likewise
 
 
 @dataclass(frozen=True)
@@ -96,28 +93,28 @@ class LineageTree:
         return {in_words(node): number for node, number in reversed(exact.items())} | exact
 
     @cached_property
-    def lines(self) -> list[list[int]]:
-        """Path from each node to the root."""
-        lines: list[list[int]] = []
+    def paths_to_root(self) -> list[list[int]]:
+        """Path from each node to the root, both included."""
+        paths: list[list[int]] = []
         for node, mother in enumerate(self.mother):
-            lines.append([node, *(lines[mother] if mother >= 0 else [])])
-        return lines
+            paths.append([node, *(paths[mother] if mother >= 0 else [])])
+        return paths
 
     @cached_property
     def is_below(self) -> np.ndarray:
         """Whether a node (row) is or descends from another (column), nodes x nodes."""
         is_below = np.zeros((len(self.nodes),) * 2, dtype=bool)
-        for node, line in enumerate(self.lines):
-            is_below[node, line] = True
+        for node, path in enumerate(self.paths_to_root):
+            is_below[node, path] = True
         return is_below
 
     @cached_property
     def depth(self) -> np.ndarray:
         """Length of the path from the root to each node."""
-        return np.array([self.length[line[:-1]].sum() for line in self.lines])
+        return np.array([self.length[path[:-1]].sum() for path in self.paths_to_root])
 
     @cached_property
-    def common(self) -> np.ndarray:
+    def common_ancestor(self) -> np.ndarray:
         """Last common ancestor of two nodes, nodes x nodes."""
         common = np.zeros((len(self.nodes),) * 2, dtype=int)
         for node, mother in enumerate(self.mother):
@@ -155,12 +152,14 @@ def read_lineage_tree(tree: LineageTree | Clade | Path | str) -> LineageTree:
 
 # ---- times
 
+EARLY, LATE = 0.05, 0.95  # quantiles of times of a node's cells, as its beginning and end
+
 
 def check_order(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> None:
     """Reject times if the median of a descendant precedes its ancestor's."""
     median = pd.Series(time).groupby(node).median()
-    for daughter, line in enumerate(tree.lines):
-        for mother in line[1:]:
+    for daughter, path in enumerate(tree.paths_to_root):
+        for mother in path[1:]:
             if {daughter, mother} <= set(median.index) and median[daughter] < median[mother]:
                 raise InputError(
                     f"The times contradict the lineage tree: {tree.nodes[daughter]!r} (median {median[daughter]:g}) is "
@@ -178,12 +177,12 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
     n = len(tree.nodes)
     sampled, end = np.isin(np.arange(n), node), np.full(n, np.inf)
     origin = origin_of(tree, pd.Series(time).groupby(node).min().reindex(range(n)).to_numpy(), time.max())
-    first: list[list[tuple[int, float]]] = [[] for _ in range(n)]  # generations to the next cells below, their start
+    first: list[list[tuple[int, float]]] = [[] for _ in range(n)]  # (generations, start) of the next nodes with cells
     for number in range(n)[::-1]:
         if sampled[number]:
             first[number] = [(0, float(np.quantile(time[node == number], EARLY)))]
         else:
-            first[number] = [(1 + n_less, time) for below in tree.daughters(number) for n_less, time in first[below]]
+            first[number] = [(1 + k, begin) for below in tree.daughters(number) for k, begin in first[below]]
     for number in range(n):
         own, later = time[node == number], time[tree.is_below[node, number] & (node != number)]
         if not len(later):
@@ -191,11 +190,11 @@ def divisions(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> np.ndarr
         mother, daughters = int(tree.mother[number]), tree.daughters(number)
         start = origin if mother < 0 else end[mother]
         if not sampled[number]:
-            division = min(start + (time - start) / n_missing for n_missing, time in first[number])
+            division = min(start + (begin - start) / n_missing for n_missing, begin in first[number])
         elif sampled[daughters].any():
             division = separation(own, later)
         else:
-            division = min(np.quantile(own, LATE), *(time for below in daughters for _, time in first[below]))
+            division = min(np.quantile(own, LATE), *(begin for below in daughters for _, begin in first[below]))
         end[number] = max(division, start)
     return end
 
@@ -213,9 +212,10 @@ def origin_of(tree: LineageTree, first: np.ndarray, last: float) -> float:
     last
         Time of the last of all cells.
     """
-    sampled, above = ~np.isnan(first), np.array([len(line) - 1 for line in tree.lines])
+    sampled, above = ~np.isnan(first), np.array([len(path) - 1 for path in tree.paths_to_root])
     generation = (last - np.nanmin(first)) / (above.max() + 1)
-    topmost = [node for node, line in enumerate(tree.lines) if sampled[node] and not sampled[line[1:]].any()]
+    paths = enumerate(tree.paths_to_root)
+    topmost = [node for node, path in paths if sampled[node] and not sampled[path[1:]].any()]
     return float(np.min(first[topmost] - above[topmost] * generation))
 
 
@@ -227,6 +227,9 @@ def separation(before: np.ndarray, after: np.ndarray) -> float:
 
 
 # ---- places: nodes at times
+
+TIME_SCALES = (0.1, 0.25, 0.5)  # length scales of kernels in time, as fractions of the range of times
+PATH_SCALES = (0.25, 0.7, 1.75)  # of kernels along paths through the tree, likewise
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,7 @@ class Places:
 
     def shared(self, tree: LineageTree, end: np.ndarray) -> np.ndarray:
         """Return the shared path of two places: time until their lineages divide."""
-        common = tree.common[self.node[:, None], self.node]
+        common = tree.common_ancestor[self.node[:, None], self.node]
         limit = np.where(self.node[:, None] == self.node, np.inf, end[common])
         return np.asarray(np.minimum(np.minimum(self.time[:, None], self.time), limit))
 
@@ -271,8 +274,8 @@ class Places:
         """
         path, difference = self.path(tree, end), self.time[:, None] - self.time
         brownian = np.maximum(self.shared(tree, end) - origin, 0) / span  # 0 before the origin
-        reverting = [np.exp(-path / (scale * span)) for scale in REVERSION]
+        reverting = [np.exp(-path / (scale * span)) for scale in PATH_SCALES]
         along = [brownian, *reverting]
-        smooth = [np.exp(-((difference / (scale * span)) ** 2) / 2) for scale in SMOOTH] if timed else []
+        smooth = [np.exp(-((difference / (scale * span)) ** 2) / 2) for scale in TIME_SCALES] if timed else []
         both = [(lineage + of_time) / 2 for lineage in (brownian, reverting[1]) for of_time in smooth]
         return {"all": along + both + smooth, "lineage": along, "time": smooth, "none": []}[relation]

@@ -102,7 +102,7 @@ class CellsToChange:
     def profiles(self) -> dict[str, np.ndarray]:
         """Profiles of the types that the responses lack, from their control cells."""
         profiles, control = {}, self.responses.control
-        for name in sorted(set(self.labels) - set(self.responses.related_types)):
+        for name in sorted(set(self.labels) - set(self.responses.types_with_profile)):
             is_type = (self.labels == name).to_numpy()
             others = self.before[is_type & (self.before != control).to_numpy()]
             if len(others):
@@ -110,28 +110,28 @@ class CellsToChange:
                     f"The responses have too few control cells of {name!r}, or none, and the given cells are of "
                     f"{others.iloc[0]!r}; give cells of the control {control!r}, or leave the type out."
                 )
-            profiles[name] = np.log(self.part(name) * share_of(self.cells.X[is_type], self.column) + PSEUDO)
+            profiles[name] = np.log(self.covered_share(name) * share_of(self.cells.X[is_type], self.column) + PSEUDO)
         return profiles
 
-    def part(self, cell_type: str) -> float:
-        """Return the share of :attr:`genes` in control counts of a type.
+    def covered_share(self, cell_type: str) -> float:
+        """Return the share of :attr:`genes` in the control counts of a type.
 
-        Without a profile, it is the mean over types.
+        For a type without a profile, this is the mean over types.
         """
         responses = self.responses
         share = np.exp(responses.profile[responses.has_profile].astype(float)) - PSEUDO
-        part = 1 - np.delete(share, self.genes, axis=1).sum(axis=1) / share.sum(axis=1)
-        known = responses.related_types
-        return float(part[known.index(cell_type)] if cell_type in known else part.mean())
+        covered = 1 - np.delete(share, self.genes, axis=1).sum(axis=1) / share.sum(axis=1)
+        known = responses.types_with_profile
+        return float(covered[known.index(cell_type)] if cell_type in known else covered.mean())
 
-    def new_type(self, name: str) -> str:
-        """Message for a type that the responses lack: how it is predicted."""
+    def describe_new_type(self, name: str) -> str:
+        """Describe how a type that the responses lack is predicted."""
         responses, n_cells = self.responses, int((self.labels == name).sum())
         n_known = int(responses.n_cells[responses.control].get(name, 0))
         known = f"too few control cells ({n_known})" if n_known else "no control cells"
-        meant = "" if n_known else nearest_or(name, responses.related_types, "")
-        related = responses.select_genes(self.genes).relations({name: self.profiles[name]})
-        nearest = responses.related_types[int(related.distance[-1, :-1].argmin())]
+        meant = "" if n_known else nearest_or(name, responses.types_with_profile, "")
+        related = responses.select_genes(self.genes).relate_types({name: self.profiles[name]})
+        nearest = responses.types_with_profile[int(related.distance[-1, :-1].argmin())]
         return (
             f"The responses have {known} of {name!r}{meant and f' ({meant})'}; its response is predicted from the "
             f"profile of its {counted(n_cells, 'cell')} here, which is nearest to that of {nearest!r}."
@@ -139,38 +139,38 @@ class CellsToChange:
 
     def predict(self, *, seed: int) -> AnnData:
         """Change the counts, see :func:`predict`."""
-        responses, measured = self.responses, pd.Series("measured", index=self.labels.index)
-        order = (responses.control, *responses.conditions)  # of rows of dispersion
+        responses, response = self.responses, pd.Series("measured", index=self.labels.index)
+        order = (responses.control, *responses.conditions)  # rows of dispersion
         pieces, changed = [], []
         for (cell_type, old), rows in pd.Series(np.arange(len(self.labels))).groupby(
             [self.labels.to_numpy(), self.before.to_numpy()]
         ):
             name, condition = str(cell_type), str(old if self.is_back else self.condition)
-            counts, change = self.cells.X[rows.to_numpy()], self.change(name, condition)
+            counts, change = self.cells.X[rows.to_numpy()], self.log_fold_changes(name, condition)
             is_predicted = not responses.is_measured(condition, name)
             changed.append((condition, name, is_predicted))
             if is_predicted:
-                measured.iloc[rows.to_numpy()] = "predicted"
+                response.iloc[rows.to_numpy()] = "predicted"
             share = share_of(counts, self.column)
-            pseudo = PSEUDO / self.part(name)  # as shares refer to these genes
-            new = (share + pseudo) * np.exp(change) - pseudo
-            spread = [responses.dispersion[order.index(which), self.genes] for which in (str(old), self.condition)]
+            pseudo = PSEUDO / self.covered_share(name)  # as shares refer to these genes
+            new_share = (share + pseudo) * np.exp(change) - pseudo
+            dispersions = [responses.dispersion[order.index(each), self.genes] for each in (str(old), self.condition)]
             for block, start in enumerate(range(0, len(rows), BLOCK)):
-                some = slice(start, start + BLOCK)
+                cells = slice(start, start + BLOCK)
                 generator = numpy_generator(seed, "response", name, str(old), self.condition, block)
-                changed_counts = with_shares(counts[some], self.column, share, new, spread, generator)
-                pieces.append((rows.to_numpy()[some], changed_counts))
+                changed_counts = with_shares(counts[cells], self.column, share, new_share, dispersions, generator)
+                pieces.append((rows.to_numpy()[cells], changed_counts))
         obs = self.cells.obs.copy()
         keys = responses.condition_key
         values = self.condition.split(SEPARATOR) if len(keys) > 1 else [self.condition]
         for key, value in zip(keys, values, strict=True):
             obs[name_in(obs, key)] = pd.Categorical([value] * len(obs))
-        obs["original_condition"], obs["response"] = pd.Categorical(self.before), pd.Categorical(measured)
-        error = "; ".join(self.expectations(pd.DataFrame(changed, columns=["condition", "type", "predicted"])))
+        obs["original_condition"], obs["response"] = pd.Categorical(self.before), pd.Categorical(response)
+        error = "; ".join(self.describe_errors(pd.DataFrame(changed, columns=["condition", "type", "predicted"])))
         record = {"seed": seed, "about": ABOUT, "condition": self.condition, "expected_error": error}
         return assemble_cells(pieces, obs, self.cells.var, **record)
 
-    def change(self, cell_type: str, condition: str) -> np.ndarray:
+    def log_fold_changes(self, cell_type: str, condition: str) -> np.ndarray:
         """Predict the log fold changes of genes in the cells of a type."""
         if cell_type in self.profiles:
             responses, added = self.responses.select_genes(self.genes), {cell_type: self.profiles[cell_type]}
@@ -179,7 +179,7 @@ class CellsToChange:
             predicted = self.responses.predictions(condition, [cell_type], genes=self.genes)
         return predicted.mean[:, 0] * (-1 if self.is_back else 1)
 
-    def expectations(self, changed: pd.DataFrame) -> Iterator[str]:
+    def describe_errors(self, changed: pd.DataFrame) -> Iterator[str]:
         """Describe the error to expect for each type and condition."""
         responses = self.responses
         min_cells = responses.provenance["settings"]["min_cells"]
@@ -253,7 +253,7 @@ def cells_to_change(
         )
     chosen = CellsToChange(responses, condition, cells, labels, before, genes, column[genes])
     for name in chosen.profiles:
-        logger.warning("%s", chosen.new_type(name))
+        logger.warning("%s", chosen.describe_new_type(name))
     return chosen
 
 

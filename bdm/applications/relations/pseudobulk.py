@@ -123,11 +123,11 @@ def with_shares(
     counts: sparse.csr_matrix,
     column: np.ndarray,
     share: np.ndarray,
-    new: np.ndarray,
-    spread: list[np.ndarray],
+    new_share: np.ndarray,
+    dispersions: list[np.ndarray],
     generator: np.random.Generator,
 ) -> sparse.csr_matrix:
-    """Thin counts of some genes, or add to them, to change their current shares to new ones.
+    """Thin or add counts to change the shares of genes.
 
     A count with mean m and dispersion d has variance m + d m**2. Added counts with mean a have dispersion
     (d_new (m + a)**2 - d_old m**2) / a**2, so that the sum has the new dispersion.
@@ -138,9 +138,9 @@ def with_shares(
         Cells x all genes.
     column
         Columns of the genes to change.
-    share, new
+    share, new_share
         Expected share of each of these genes before and after.
-    spread
+    dispersions
         Dispersion of each of these genes before and after.
     generator
         Source of all random numbers.
@@ -150,23 +150,22 @@ def with_shares(
     Changed counts, cells x all genes.
     """
     before, size = np.asarray(counts[:, column].todense()), np.asarray(counts.sum(axis=1), dtype=float).ravel()
-    after, new, (old_spread, new_spread) = before.copy(), np.maximum(new, MIN_CHANGE * share), spread
-    for_thinning, for_rates, for_more = generator.spawn(3)
-    down = np.flatnonzero(new < share)
-    after[:, down] = for_thinning.binomial(before[:, down].astype(np.int64), new[down] / share[down])
-    up = np.flatnonzero(new > share)
-    more = new[up] - share[up]
-    dispersion = (new_spread[up] * new[up] ** 2 - old_spread[up] * share[up] ** 2) / more**2
-    dispersion = np.clip(dispersion, 1e-3, 1e3)
+    after, target, (old, new) = before.copy(), np.maximum(new_share, MIN_CHANGE * share), dispersions
+    for_thinning, for_rates, for_counts = generator.spawn(3)
+    down = np.flatnonzero(target < share)
+    after[:, down] = for_thinning.binomial(before[:, down].astype(np.int64), target[down] / share[down])
+    up = np.flatnonzero(target > share)
+    added = target[up] - share[up]
+    dispersion = np.clip((new[up] * target[up] ** 2 - old[up] * share[up] ** 2) / added**2, 1e-3, 1e3)
     rate = for_rates.standard_gamma(1 / dispersion, size=(len(before), len(up))) * dispersion
-    after[:, up] += for_more.poisson(rate * size[:, None] * more)
+    after[:, up] += for_counts.poisson(rate * size[:, None] * added)
     changed = np.flatnonzero((after != before).any(axis=0))
     difference = sparse.csr_matrix(after[:, changed] - before[:, changed])
-    place = sparse.csr_matrix(
+    to_columns = sparse.csr_matrix(
         (np.ones(len(changed), dtype=np.float32), (np.arange(len(changed)), column[changed])),
         (len(changed), counts.shape[1]),
     )
-    total = sparse.csr_matrix(counts + difference @ place, dtype=np.float32)
+    total = sparse.csr_matrix(counts + difference @ to_columns, dtype=np.float32)
     total.eliminate_zeros()
     return total
 

@@ -21,9 +21,10 @@ from bdm.settings import LineageSettings
 
 logger = logging.getLogger(__name__)
 
-Time = float | tuple[float, float] | np.ndarray | None  # one, a range, one per cell, or the node's interval
+Time = float | tuple[float, float] | np.ndarray | None  # time, range, times of cells, or the node's interval
 
 N_RELATIVES = 100  # nearest cells; their counts are changed
+N_VARIABLE = 100  # most variable genes, for the expected error
 ABOUT = "Reconstructed cells: cells of relatives, changed by bdm to an ancestral state or a time; no measurements."
 
 
@@ -92,21 +93,25 @@ def reconstruct(
     joined, n_points = lineage.places.join(places), len(lineage.points)
     expected = shares_from(lineage.log_shares(joined, variances=False)[0])
     path = joined.path(lineage.tree, lineage.end)[n_points:, :n_points]
-    pieces, source, spread = [], np.empty(len(time), dtype=int), [lineage.dispersion] * 2
+    pieces, source, dispersions = [], np.empty(len(time), dtype=int), [lineage.dispersion] * 2
     for place in range(len(grid)):
         rows = np.flatnonzero(place_of_cell == place)
         nearest = np.argsort(path[place, point], kind="stable")[:N_RELATIVES]
         source[rows] = nearest[sample_evenly(len(nearest), len(rows), generator)]
         for start in np.unique(point[source[rows]]):
             changed = rows[point[source[rows]] == start]
-            before, share, new = relatives.cells.X[source[changed]], expected[:, start], expected[:, n_points + place]
-            pieces.append((changed, with_shares(before, column, share, new, spread, generator)))
+            before, share, new_share = (
+                relatives.cells.X[source[changed]],
+                expected[:, start],
+                expected[:, n_points + place],
+            )
+            pieces.append((changed, with_shares(before, column, share, new_share, dispersions, generator)))
     obs = pd.DataFrame(index=[f"{node} {i + 1}" for i in range(len(time))])
     obs[lineage.node_key] = pd.Categorical([lineage.tree.nodes[number]] * len(time))
     if lineage.time_key is not None:
         obs[lineage.time_key] = time
     obs["relative"] = pd.Categorical(relatives.cells.obs_names.to_numpy()[source])
-    record = {"seed": seed, "about": ABOUT, "node": node, "expected_error": expectation(lineage, places)}
+    record = {"seed": seed, "about": ABOUT, "node": node, "expected_error": describe_error(lineage, places)}
     return assemble_cells(pieces, obs, relatives.cells.var, **record)
 
 
@@ -151,7 +156,7 @@ def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool)
     if between.all():
         return
     outside = Places(places.node[~between], places.time[~between])
-    expected = expectation(lineage, outside)
+    expected = describe_error(lineage, outside)
     if extrapolate:
         logger.warning("Extrapolated: %s.", expected)
         return
@@ -168,7 +173,7 @@ def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool)
     )
 
 
-def expectation(lineage: Lineage, places: Places) -> str:
+def describe_error(lineage: Lineage, places: Places) -> str:
     """Describe the error to expect at places of one node.
 
     It is estimated by cross-validation, and by the posterior at the places.
@@ -178,7 +183,7 @@ def expectation(lineage: Lineage, places: Places) -> str:
     trust = lineage.sentence("time" if is_sampled else "node", between=between)
     if is_sampled and lineage.time_key is None:
         trust = "the node was sampled"
-    compared = np.argsort(-lineage.log_share.var(axis=0), kind="stable")[:N_RELATIVES]
+    compared = np.argsort(-lineage.log_share.var(axis=0), kind="stable")[:N_VARIABLE]
     sd = float(np.sqrt(np.mean(lineage.log_shares(places, compared)[1] ** 2)))
     points = float(lineage.log_share[:, compared].std(axis=0).mean())
     return (

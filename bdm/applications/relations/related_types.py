@@ -12,8 +12,8 @@ from scipy.spatial.distance import pdist, squareform
 from bdm.hierarchy.tree import Clade, match_leaves
 from bdm.settings import Relation
 
-SCALES = (0.5, 1.0, 2.0)  # factors of distances in exponents, in units of their median
-CLOCKS = (1.0, 2.0)  # powers of heights of nodes
+SCALES = (0.5, 1.0, 2.0)  # s in exp(-s d**p), where d is a distance divided by the median distance
+POWERS = (1.0, 2.0)  # of the heights of nodes
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RelatedTypes:
 
     def kernels(self, relation: Relation) -> list[np.ndarray]:
         """Return candidate kernels, types x types, with unit diagonal."""
-        along_tree = [1 - self.height**power for power in CLOCKS]
+        along_tree = [1 - self.height**power for power in POWERS]
         relative = self.distance / max(float(np.median(self.distance[np.triu_indices(len(self.distance), 1)])), 1e-12)
         smooth = [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]
         return {"all": along_tree + smooth, "tree": along_tree, "distance": smooth, "none": []}[relation]

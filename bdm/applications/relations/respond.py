@@ -14,7 +14,7 @@ from bdm._core.validation import SEPARATOR, control_rejection, usual_controls
 from bdm.applications.relations.gaussian_process import GaussianProcess, Prior
 from bdm.applications.relations.pseudobulk import PSEUDO, Counts, Sums
 from bdm.applications.relations.related_types import RelatedTypes, heights_in_own_tree
-from bdm.applications.relations.responses import Responses, most_changed
+from bdm.applications.relations.responses import Responses, most_changed_by_type
 from bdm.data.columns import text_column
 from bdm.data.counts import find_counts
 from bdm.data.read import rna_in
@@ -59,12 +59,12 @@ def respond(adata: AnnData, settings: ResponseSettings = ResponseSettings(), *, 
     if tree is not None:
         height = heights_in_own_tree(as_clade(tree), measured.cell_types, measured.has_profile)
         measured = replace(measured, height=height)
-    related = measured.relations()
+    related = measured.relate_types()
 
     def fit(condition: str) -> tuple[Prior, pd.DataFrame]:
         process = measured.gaussian_process(condition, related)
         fitted, unrelated = process.fit(), replace(process, kernels=[]).fit()
-        genes = np.unique(most_changed(process))
+        genes = np.unique(most_changed_by_type(process))
         predicted, without_kernels = (each.select_genes(genes).leave_out()[0] for each in (fitted, unrelated))
         errors = errors_of(process.select_genes(genes), predicted, without_kernels, related).assign(condition=condition)
         return fitted.calibrate(related.profile[process.measured]).prior, errors
@@ -82,17 +82,17 @@ def errors_of(
     effect, variance, rows = process.values.numpy(), process.variance.numpy(), []
     distance = related.distance[np.ix_(process.measured, process.measured)].copy()
     np.fill_diagonal(distance, np.inf)
-    for column, genes in enumerate(most_changed(process).T):
+    for column, genes in enumerate(most_changed_by_type(process).T):
         real, others = effect[genes, column], np.arange(len(process.measured)) != column
-        size = np.sqrt(np.mean(real**2))
+        unchanged = np.sqrt(np.mean(real**2))  # error of unchanged cells
         predictions = {
             "predicted": predicted[genes, column],
             "unrelated": unrelated[genes, column],
             "common": effect[genes][:, others].mean(axis=1),
             "nearest": effect[genes, int(distance[column].argmin())],
         }
-        row = {name: np.sqrt(np.mean((values - real) ** 2)) / size for name, values in predictions.items()}
-        row["sampling"] = np.sqrt(variance[genes, column].mean()) / size
+        row = {name: np.sqrt(np.mean((values - real) ** 2)) / unchanged for name, values in predictions.items()}
+        row["sampling"] = np.sqrt(variance[genes, column].mean()) / unchanged
         rows.append({"cell_type": related.cell_types[process.measured[column]], **row})
     return pd.DataFrame(rows)
 
@@ -136,7 +136,7 @@ def measure(adata: AnnData, settings: ResponseSettings) -> Responses:
     effect, variance = (np.full(shape, np.nan, dtype=np.float32) for _ in range(2))
     profile = np.where(enough[0][:, None], before.log_share, np.nan)
     dispersion = [before.dispersion(enough[0])]
-    without_control: dict[int, list[np.ndarray]] = {}  # profiles in conditions minus the mean effect, by type
+    control_estimates: dict[int, list[np.ndarray]] = {}  # by type: profiles in conditions minus the mean effect
     for number in range(len(conditions) - 1):
         after, after_by_donor = sums_of(number + 1)
         sampling = variance_before + after.variance
@@ -144,14 +144,14 @@ def measure(adata: AnnData, settings: ResponseSettings) -> Responses:
             influence = influences(after_by_donor, after) - influence_before
             present = (np.stack([before_by_donor.n, after_by_donor.n]) > 0).reshape(2, len(types), n_donors)
             sampling = variance_between_donors(influence, present, sampling, before.share)
-        has_effect, without = enough[number + 1] & enough[0], enough[number + 1] & ~enough[0]
+        has_effect, lacks_control = enough[number + 1] & enough[0], enough[number + 1] & ~enough[0]
         effect[number, has_effect] = (after.log_share - before.log_share)[has_effect]
         variance[number, has_effect] = sampling[has_effect]
         dispersion.append(after.dispersion(enough[number + 1]))
-        for row in np.flatnonzero(without):
-            profile_before = after.log_share[row] - np.nanmean(effect[number], axis=0)
-            without_control.setdefault(int(row), []).append(profile_before)
-    for type_number, profiles in without_control.items():
+        for row in np.flatnonzero(lacks_control):
+            estimate = after.log_share[row] - np.nanmean(effect[number], axis=0)
+            control_estimates.setdefault(int(row), []).append(estimate)
+    for type_number, profiles in control_estimates.items():
         profile[type_number] = np.mean(profiles, axis=0)
     return Responses(
         genes=cells.var.loc[counts.detected],
@@ -256,14 +256,14 @@ def variance_between_donors(
     Variances, types x genes.
     """
     variance = between_cells.copy()
-    for row, cells in enumerate(between_cells):
+    for row, cell_variance in enumerate(between_cells):
         n = int(present[:, row].any(axis=0).sum())
         if n < 2 or not present[:, row].any(axis=1).all():
             continue
         estimate = (influence[row] ** 2).sum(axis=0) * n / (n - 1)
-        usual = cells * mean_of_similar(estimate / cells, share[row])
-        shrunken = (PRIOR_DONORS * usual + (n - 1) * estimate) / (PRIOR_DONORS + n - 1)
-        variance[row] = np.maximum(shrunken, cells)
+        prior_variance = cell_variance * mean_of_similar(estimate / cell_variance, share[row])
+        shrunken = (PRIOR_DONORS * prior_variance + (n - 1) * estimate) / (PRIOR_DONORS + n - 1)
+        variance[row] = np.maximum(shrunken, cell_variance)
     return variance
 
 

@@ -22,7 +22,7 @@ from bdm.data.columns import as_names
 from bdm.settings import Relation
 
 MIN_TYPES = 4  # minimum number of measured types; with fewer, predictions get a warning
-MAX_OF_COMMON = 0.95  # share of the mean response's error; above, predictions are called no better
+MAX_ERROR_RATIO = 0.95  # error relative to the mean response's; above, predictions are called no better
 N_COMPARED = 100  # genes with the most significant changes of a type, for errors
 
 
@@ -96,7 +96,7 @@ class Responses(Result):
 
     # ---- conditions and types
 
-    def condition_number(self, condition: str) -> int:
+    def condition_index(self, condition: str) -> int:
         """Return the index of a condition; reject the control and unknown names."""
         if condition not in self.conditions:
             raise InputError(unknown_condition(condition, self.conditions))
@@ -114,7 +114,7 @@ class Responses(Result):
 
     def n_measured(self, condition: str) -> int:
         """Count the cell types with a measured response to a condition."""
-        return int(self.measured.iloc[:, self.condition_number(condition)].sum())
+        return int(self.measured.iloc[:, self.condition_index(condition)].sum())
 
     @property
     def has_profile(self) -> np.ndarray:
@@ -122,13 +122,13 @@ class Responses(Result):
         return np.asarray(~np.isnan(self.profile).any(axis=1))
 
     @property
-    def related_types(self) -> tuple[str, ...]:
+    def types_with_profile(self) -> tuple[str, ...]:
         """Cell types that have a profile."""
         return tuple(np.array(self.cell_types)[self.has_profile].tolist())
 
-    def relations(self, added: Mapping[str, np.ndarray] = {}) -> RelatedTypes:
-        """Return relations of the types with a profile, and of added profiles by name."""
-        names = (*self.related_types, *added)
+    def relate_types(self, added: Mapping[str, np.ndarray] = {}) -> RelatedTypes:
+        """Relate the types with a profile, and types with added profiles by name."""
+        names = (*self.types_with_profile, *added)
         related = RelatedTypes.from_profiles(np.vstack([self.profile[self.has_profile], *added.values()]), names)
         if self.height is None:
             return related
@@ -152,7 +152,7 @@ class Responses(Result):
 
     def gaussian_process(self, condition: str, related: RelatedTypes) -> GaussianProcess:
         """Return the Gaussian process of a condition, with the related types as places."""
-        number = self.condition_number(condition)
+        number = self.condition_index(condition)
         measured = [place for place, name in enumerate(related.cell_types) if self.is_measured(condition, name)]
         rows = [self.cell_types.index(related.cell_types[place]) for place in measured]
         return GaussianProcess(
@@ -184,7 +184,7 @@ class Responses(Result):
         genes
             Rows of genes to predict; all by default.
         """
-        related = self.relations(added)
+        related = self.relate_types(added)
         process = self.gaussian_process(condition, related).select_genes(genes)
         if missing := [name for name in cell_types if name not in related.cell_types]:
             raise InputError(unknown_type(missing[0], related.cell_types, of="The responses have"))
@@ -218,9 +218,9 @@ class Responses(Result):
         InputError
             If a condition or a type is unknown.
         """
-        names, tables = as_names(cell_types) or (*self.related_types, *profiles), []
+        names, tables = as_names(cell_types) or (*self.types_with_profile, *profiles), []
         predicted = self.predictions(condition, names, profiles)
-        number, unit = self.condition_number(condition), np.log(2)
+        number, unit = self.condition_index(condition), np.log(2)
         for column, name in enumerate(names):
             is_measured, mean = self.is_measured(condition, name), predicted.mean[:, column]
             sd = np.sqrt(predicted.variance[:, column])
@@ -239,7 +239,7 @@ class Responses(Result):
 
     def most_changed(self, condition: str) -> np.ndarray:
         """Return rows of genes that are among the most changed of any type."""
-        return np.unique(most_changed(self.gaussian_process(condition, self.relations())))
+        return np.unique(most_changed_by_type(self.gaussian_process(condition, self.relate_types())))
 
     def branches(self, condition: str, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:
         """Tabulate how the response to a condition changes along the tree.
@@ -260,7 +260,7 @@ class Responses(Result):
         - ``change`` of the mean from the parent branch; at the root, the mean itself
         - ``z``: change divided by its standard deviation
         """
-        related = self.relations()
+        related = self.relate_types()
         predicted = self.predictions(condition, related.cell_types, genes=genes)
         names, tables = np.array(related.cell_types), []
         for node in related.nodes:
@@ -275,14 +275,14 @@ class Responses(Result):
 
     def next_prediction(self) -> tuple[str, str]:
         """Suggest a condition and a type with control cells, unmeasured if possible."""
-        types = [name for name in self.related_types if self.n_cells.loc[name, self.control]]
+        types = [name for name in self.types_with_profile if self.n_cells.loc[name, self.control]]
         return min(product(self.conditions, types), key=lambda pair: self.is_measured(*pair))
 
     # ---- errors
 
     def expected_error(self, condition: str) -> pd.Series:
         """Average :attr:`errors` of a condition over measured cell types."""
-        errors = self.errors[self.errors["condition"] == self.conditions[self.condition_number(condition)]]
+        errors = self.errors[self.errors["condition"] == self.conditions[self.condition_index(condition)]]
         return errors.drop(columns=["condition", "cell_type"]).mean()
 
     def sentence(self, condition: str) -> str:
@@ -297,7 +297,7 @@ class Responses(Result):
     def warnings(self, condition: str) -> list[str]:
         """Return reasons not to rely on predictions in a condition."""
         error, n_types = self.expected_error(condition), self.n_measured(condition)
-        is_common = error["predicted"] >= MAX_OF_COMMON * error["common"]
+        is_common = error["predicted"] >= MAX_ERROR_RATIO * error["common"]
         is_far = error["predicted"] > (1 + error["sampling"]) / 2
         reasons = (
             (n_types < MIN_TYPES, f"only {n_types} types were measured, too few to say what others do"),
@@ -310,7 +310,7 @@ class Responses(Result):
         self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
 
 
-def most_changed(process: GaussianProcess) -> np.ndarray:
+def most_changed_by_type(process: GaussianProcess) -> np.ndarray:
     """Return the genes with the most significant changes in order, genes x measured types."""
     significance = process.values.abs() / process.variance.sqrt()
     return np.argsort(-significance.numpy(), axis=0, kind="stable")[:N_COMPARED]
