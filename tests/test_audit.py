@@ -18,7 +18,7 @@ from bdm import pl
 from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.applications.audit.attacks import ATTACKS, ON_MODEL, attack
-from bdm.applications.audit.audit import TABLES, Audit, audit_section, divided_in_words
+from bdm.applications.audit.audit import TABLES, Audit, audit_section, describe_division
 from bdm.applications.audit.audit_verdict import (
     HIGH_LIMIT,
     auc_error,
@@ -30,7 +30,7 @@ from bdm.applications.audit.audit_verdict import (
     standardise,
 )
 from bdm.applications.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide, training_cells
-from bdm.applications.audit.limits import LEVEL, equal_sides, inconclusive, smallest_p
+from bdm.applications.audit.limits import LEVEL, equal_sides, explain_inconclusive, smallest_p
 from bdm.applications.audit.run import AuditedModels, Generated, audit_folds, audit_models, fold_reader, prune_tree
 from bdm.cli import app
 from bdm.data.cells import Cells
@@ -426,8 +426,8 @@ def test_an_audit_that_cannot_differ_from_chance_is_inconclusive(of_six_donors, 
 @pytest.mark.parametrize("sides", [[(4, 3)], [(2, 2), (2, 2)], [(3, 3)] * 3])
 def test_more_donors_or_folds_can_differ_from_chance(sides):
     assert smallest_p(sides) < LEVEL
-    assert inconclusive(sides, "donor") is None
-    assert inconclusive(sides, "donor", p_value=0.06) is not None  # chance with several attacks
+    assert explain_inconclusive(sides, "donor") is None
+    assert explain_inconclusive(sides, "donor", p_value=0.06) is not None  # chance with several attacks
 
 
 @pytest.mark.parametrize("n_folds", [1, 2, 3])
@@ -611,7 +611,7 @@ def test_command_writes_an_audit_of_files(by_fold, of_copies, tmp_path):
 @pytest.mark.parametrize(("n_cells", "ratio"), [(90, "0.45"), (24000, "120")])
 def test_numbers_of_cells_are_compared_with_those_of_a_file(of_copies, n_cells, ratio):
     file = GeneratedFile("new.h5ad", "0", pd.Series({"T cell": n_cells}), pd.DataFrame(), 0, (), {})
-    words = divided_in_words(of_copies, file, 200)
+    words = describe_division(of_copies, file, 200)
     assert f"; the file described above has {n_cells:,}, {ratio} for each. More cells disclose more." in words
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bdm._core.parallel import using_threads
-from bdm.applications.audit.attacks import denoising_gains, prior_of
+from bdm.applications.audit.attacks import denoising_gains, fit_reference_prior
 from bdm.prior.network import BLOCK, denoised_in_blocks
 
 
@@ -43,7 +43,7 @@ def test_populations_that_the_reference_lacks_keep_their_moments(closed_form, tr
     names = [branch.name for branch in closed_form.hierarchy.branches]
     lacking, present = (names.index(name) for name in closed_form.cell_types[:2])
     without = training_cells[(training_cells.obs["cell_type"] != names[lacking]).to_numpy()][::2].copy()
-    other, own = (prior.populations.mean for prior in (prior_of(without, closed_form), closed_form.prior))
+    other, own = (prior.populations.mean for prior in (fit_reference_prior(without, closed_form), closed_form.prior))
     torch.testing.assert_close(other[lacking], own[lacking])
     assert not torch.allclose(other[present], own[present], atol=0.01)
 

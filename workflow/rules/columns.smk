@@ -50,7 +50,7 @@ def check_donors(place, path, key, n_folds):
     remedy = "leave out `run: true`, or audit cells by `bdm audit --by-cell`, which shows nothing about donors"
     problem = None if donors is None else audit_rejection(len(donors), key, remedy=remedy)
     reject(place, problem and f"{path}: {problem}")
-    doubt = None if donors is None else inconclusive(equal_sides(len(donors), n_folds), "donor")
+    doubt = None if donors is None else explain_inconclusive(equal_sides(len(donors), n_folds), "donor")
     if doubt is not None:
         logger.warning(f"{place}: {path}: this audit will be inconclusive: {doubt}.")
 

@@ -28,7 +28,7 @@ from bdm.model.model import BranchedModel
 from bdm.prior.mixture import GaussianMixturePrior
 from bdm.prior.network import add_random_noise, branches_at, denoised_in_blocks, denoising_losses, path_table
 
-GENERATED, COPIES, CHANCE = SETS = ("generated", "copies", "chance")  # cells that attacks treat as generated
+SETS = GENERATED, COPIES, CHANCE = ("generated", "copies", "chance")  # cells that attacks treat as generated
 ATTACKS = {
     "nearest": "nearest generated cell",
     "density_ratio": "density ratio",
@@ -49,7 +49,7 @@ N_NOISES = 16  # noise draws for each cell; gains are averaged over them
 
 @dataclass(frozen=True)
 class Space:
-    """Cells x dimensions of one type: principal components, or genes in log1p(CP10k)."""
+    """Cells of one type, cells x principal components, or cells x genes in log1p(CP10k)."""
 
     donor: np.ndarray  # donor code of each reference cell; unique to each cell without donors
     attacked: np.ndarray
@@ -183,7 +183,7 @@ def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *,
     """
     latent = latent_cells(model.encode(cells), with_test=True)
     index, table = torch.arange(cells.n_obs), path_table(model.hierarchy, latent.populations)
-    denoisers = (prior_of(reference, model).denoise, model.prior.to("cpu").denoise)
+    denoisers = (fit_reference_prior(reference, model).denoise, model.prior.to("cpu").denoise)
     generator = torch_generator(seed, "noise of attacked cells")
     gains = torch.zeros(cells.n_obs, dtype=torch.float64)
     for _ in range(N_NOISES):
@@ -197,8 +197,8 @@ def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *,
     return (gains / N_NOISES).numpy()
 
 
-def prior_of(cells: AnnData, model: BranchedModel) -> GaussianMixturePrior:
-    """Fit a prior to other cells; empty populations keep the model's moments."""
+def fit_reference_prior(cells: AnnData, model: BranchedModel) -> GaussianMixturePrior:
+    """Fit a prior to reference cells; populations without cells keep the model's moments."""
     encoded = model.encode(cells)
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
     moments = population_moments(latent_cells(encoded, with_test=True), model.whitening)

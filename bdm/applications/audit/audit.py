@@ -192,7 +192,7 @@ AUDITED_SETTINGS = (
     *("genes", "n_genes", "keep_genes", "min_cells_per_gene", "clip_outliers"),
     *("counts", "label_key", "batch_key", "donor_key", "min_donors"),
 )
-GIVEN = ("not given", "given")
+GIVEN = ("not given", "given")  # by whether the user gave a tree
 
 
 def audit_section(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> dict[str, Any]:
@@ -201,10 +201,10 @@ def audit_section(audit: Audit, model: BranchedModel, cells: GeneratedFile | Non
     left_out = markdown(abbreviated(list(audit.record.get("left_out", ())), n_shown=10))
     rows = {"attacks": list(attack_rows(audit)), "audited_types": list(audited_type_rows(audit))}
     n_fitted = int(model.composition.to_numpy().sum())
-    return {"audit": audit, "left_out": left_out, "divided": divided_in_words(audit, cells, n_fitted), **rows}
+    return {"audit": audit, "left_out": left_out, "divided": describe_division(audit, cells, n_fitted), **rows}
 
 
-def divided_in_words(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -> str:
+def describe_division(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -> str:
     """Return sentences on the number of tested units and of generated cells."""
     text, n_generated = "", list(audit.record.get("n_generated", {}).values())
     if (n_tested := audit.record["n_tested"]) == audit.record["n_units"]:
@@ -260,8 +260,8 @@ def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None 
             f"The audit is of other data (the checksum of its file begins with {audited[:8]}, and of the model's file "
             f"with {fitted[:8]}); audit the model's data."
         )
-    prepared = audit.record["prepare"]
-    preparation = {name: prepared[name] for name in AUDITED_SETTINGS if name in {*prepared} & {*model.preparation}}
+    recorded = audit.record["prepare"]
+    preparation = {name: recorded[name] for name in AUDITED_SETTINGS if name in {*recorded} & {*model.preparation}}
     tree = model.hierarchy
     hierarchy = {"threshold": tree.threshold, "flat": tree.flat, "tree": GIVEN[tree.from_user]}
     audited_hierarchy = {name: value for name, value in audit.record["fit"]["hierarchy"].items() if name in hierarchy}

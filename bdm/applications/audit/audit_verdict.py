@@ -9,7 +9,7 @@ from sklearn.metrics import auc, roc_curve
 
 from bdm._core.errors import counted
 from bdm.applications.audit.attacks import ATTACKS
-from bdm.applications.audit.limits import LEVEL, Sides, inconclusive
+from bdm.applications.audit.limits import LEVEL, Sides, explain_inconclusive
 
 KEYS = ["fold", "unit", "cell_type", "member"]  # columns of score tables that are not scores
 FALSE_POSITIVES = 0.01
@@ -165,7 +165,7 @@ class AuditVerdict:
     @property
     def inconclusive(self) -> str | None:
         """Reason why no attack could have found members, or None."""
-        return inconclusive(self.sides, self.unit, p_value=self.smallest_p)
+        return explain_inconclusive(self.sides, self.unit, p_value=self.smallest_p)
 
     @property
     def label(self) -> str:

@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from bdm._core.errors import InputError, abbreviated
 from bdm._core.seeds import derive, numpy_generator
-from bdm.applications.audit.limits import audit_rejection, inconclusive
+from bdm.applications.audit.limits import audit_rejection, explain_inconclusive
 from bdm.data.columns import group_column, without_unused_categories
 from bdm.data.filters import split_by_type
 from bdm.data.matrix import take_cells
@@ -134,7 +134,7 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
             "Not audited, as they have too few cells or donors for three parts: %s.", abbreviated(left_out, n_shown=10)
         )
     division = AuditFolds(cells, units, folds, tuple(left_out))
-    if problem := inconclusive(division.sides, units.noun):
+    if problem := explain_inconclusive(division.sides, units.noun):
         logger.warning("This audit will be inconclusive: %s.", problem)
     return division
 

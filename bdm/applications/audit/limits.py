@@ -10,7 +10,7 @@ from math import comb, prod
 
 MIN_DONORS = 6  # two in each part; with fewer, attacks succeed by chance in at least a third of folds
 LEVEL = 0.05  # family-wise error rate: share of audits with a finding by chance alone
-Sides = Sequence[tuple[int, int]]
+Sides = Sequence[tuple[int, int]]  # numbers of members and of non-members in each fold
 
 
 def audit_rejection(n_donors: int, key: str, *, remedy: str) -> str | None:
@@ -28,7 +28,7 @@ def smallest_p(sides: Sides) -> float:
     return 1 / prod(comb(n_members + n_others, n_members) for n_members, n_others in sides)
 
 
-def inconclusive(sides: Sides, unit: str, *, p_value: float = 0.0) -> str | None:
+def explain_inconclusive(sides: Sides, unit: str, *, p_value: float = 0.0) -> str | None:
     """Explain why too few units make an audit inconclusive, or return None.
 
     ``p_value`` belongs to an AUC of 1, if scores are known; any of several attacks may reach it by chance.

@@ -56,20 +56,13 @@ class Generated:
     """Cells and attack scores from a generator fitted to a fold's members."""
 
     cells: Cells
-    white_box: pd.DataFrame | None = None  # scores of attacks on the model, cells x attacks
+    model_scores: pd.DataFrame | None = None  # scores of attacks on the model, cells x attacks
 
 
 Generate = Callable[[Fold], Generated]
 
 
-def audit_folds(
-    division: AuditFolds,
-    settings: AuditSettings,
-    generate: Generate,
-    *,
-    seed: int,
-    **facts: Any,
-) -> Audit:
+def audit_folds(division: AuditFolds, settings: AuditSettings, generate: Generate, *, seed: int, **facts: Any) -> Audit:
     """Attack the generated cells of each fold; ``facts`` go into the record."""
     folds, units, prepared = division.folds, division.units, division.cells
     cells = Cells.from_anndata(prepared)
@@ -106,19 +99,17 @@ def score_fold(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> 
         COPIES: (cells[fold.rows(MEMBERS)], reference),
         CHANCE: (cells[halves[0]], halves[1]),
     }
-    table = pd.DataFrame(
-        {
-            "fold": fold.number,
-            "unit": fold.unit[attacked],
-            "cell_type": cells.cell_type[attacked],
-            "member": (fold.part[attacked] == MEMBERS).astype(int),
-        }
-    )
-    tables = [table]
+    facts = {
+        "fold": fold.number,
+        "unit": fold.unit[attacked],
+        "cell_type": cells.cell_type[attacked],
+        "member": (fold.part[attacked] == MEMBERS).astype(int),
+    }
+    tables = [pd.DataFrame(facts)]
     for name, (synthetic, rows) in sets.items():
         scores = attack(cells[attacked], synthetic, cells[rows], fold.unit[rows], seed=seed)
-        if name == GENERATED and generated.white_box is not None:
-            scores = scores.join(generated.white_box.astype(np.float32))
+        if name == GENERATED and generated.model_scores is not None:
+            scores = scores.join(generated.model_scores.astype(np.float32))
         tables.append(scores.add_prefix(f"{name}/"))
     return pd.concat(tables, axis=1).sort_values(["cell_type", "unit"], kind="stable")
 
@@ -213,12 +204,11 @@ def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedM
         model = load_or_fit(prepared, fold, MEMBERS, models)
         request = request_cells(model, expected_cells(prepared, fold, settings))
         adata = generate_cells(model, request, models.sampling, seed=models.seed)
-        white_box = None if settings.cells_only else attack_models(prepared, fold, model, models)
-        return Generated(Cells.from_anndata(adata), white_box)
+        model_scores = None if settings.cells_only else attack_models(prepared, fold, model, models)
+        return Generated(Cells.from_anndata(adata), model_scores)
 
-    facts: dict[str, Any] = {"generator": "bdm", "fit": asdict(models.fit), "sampling": asdict(models.sampling)}
-    facts["tree_given"] = tree_given
-    return audit_folds(division, settings, generate, seed=models.seed, **facts)
+    facts = {"fit": asdict(models.fit), "sampling": asdict(models.sampling), "tree_given": tree_given}
+    return audit_folds(division, settings, generate, seed=models.seed, generator="bdm", **facts)
 
 
 def prune_tree(division: AuditFolds, tree: Clade | None) -> Clade | None:
@@ -257,7 +247,7 @@ def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: A
 
 def load_or_fit(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> BranchedModel:
     """Read the model of a fold's part, or fit and save it."""
-    audited = identity(prepared, fold, part, models)
+    audited = model_checksum(prepared, fold, part, models)
     path = None if models.folder is None else models.folder / f"fold-{fold.number}" / part
     if path is not None and path.exists():
         model = load_model(path, device=models.device)
@@ -274,7 +264,7 @@ def load_or_fit(prepared: AnnData, fold: Fold, part: str, models: AuditedModels)
     return model
 
 
-def identity(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> str:
+def model_checksum(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> str:
     """Return a short checksum of the cells and settings of a model."""
     facts = [fingerprint(prepared.obs, fold), part, models.seed, asdict(models.fit), repr(models.tree)]
     facts += [list(prepared.var_names), prepared.uns["bdm"].get("settings")]
