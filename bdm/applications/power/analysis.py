@@ -32,9 +32,132 @@ from bdm.applications.power.differential import (
 )
 from bdm.model.model import BranchedModel
 
+logger = logging.getLogger(__name__)
+
 COMPOSITION = "composition"
-SMALL = 0.05  # a valid test has 5% of its p-values below
-NULL = 1e-6  # smaller effects count as zero
+SMALL_P = 0.05  # a valid test has 5% of its p-values below
+MIN_EFFECT = 1e-6  # smaller effects count as zero
+POINT_COLUMNS = ["number", *AXES]
+SUMMED_COLUMNS = ["n_planted", "n_found", "n_discoveries", "n_false", "n_null", "n_null_small"]
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, repr=False)
+class PowerAnalysis(Result):
+    """Discoveries of tests in a grid of simulated experiments.
+
+    Attributes
+    ----------
+    repeats
+        Table with a row for each experiment, method and cell type, see
+        :func:`bdm.applications.power.analysis.score_experiment`; ``n_points`` and ``n_repeats`` are the size of the
+        grid, and ``fdr`` is the false discovery rate at which tests are significant.
+    """
+
+    kind = "power"
+
+    repeats: pd.DataFrame
+
+    def __repr__(self) -> str:
+        columns = [axis for axis in AXES if self.power[axis].nunique() > 1]
+        shown = self.power[[*columns, "method", "n_cells", "power", "low", "high", "false_discovery_rate"]]
+        return f"Power analysis of {self.power['number'].nunique()} experiments\n{shown.to_string(index=False)}"
+
+    @property
+    def power(self) -> pd.DataFrame:
+        """Table with a row for each point of the grid and method.
+
+        ``power`` is the share of planted genes (planted shifts for ``composition``) that are found, with a 95% interval
+        from ``low`` to ``high``. ``false_discovery_rate`` is the mean false discovery proportion (0 without
+        discoveries) over conditions, repeats and families of tests adjusted together: genes of a cell type, or all cell
+        types for ``composition``. ``false_discovery_error`` is its standard error. ``small_p_values`` is the share of
+        p-values below 0.05 among tests without a planted change. ``n_samples`` and ``n_cells`` are the cost.
+        """
+        return summarise(self.repeats, [*POINT_COLUMNS, "fdr", "method"])
+
+    @property
+    def by_type(self) -> pd.DataFrame:
+        """Table :attr:`power`, split by cell type."""
+        return summarise(self.repeats, [*POINT_COLUMNS, "fdr", "method", "cell_type"])
+
+    def _write_tables(self, folder: Path) -> None:
+        for name, table in {"power": self.power, "power_by_type": self.by_type, "repeats": self.repeats}.items():
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+
+
+def power_analysis(model: BranchedModel, design: Design | dict[str, Any] | Path | str) -> PowerAnalysis:
+    """Simulate and test all experiments in the grid of a design."""
+    checked = read_design(design)
+    check_testable(checked)
+    repeats = pd.concat(score_experiments(model, checked), ignore_index=True)
+    warn_of_untested(repeats)
+    return PowerAnalysis(repeats)
+
+
+def warn_of_untested(repeats: pd.DataFrame) -> None:
+    """Warn of cell types with planted genes but no test."""
+    planted = repeats[(repeats["method"] != COMPOSITION) & (repeats["n_planted"] > 0)]
+    untested = planted.loc[planted["n_tested"] == 0, "cell_type"].value_counts()
+    if len(untested):
+        logger.warning(
+            "No gene was tested in %s in up to %d of %d tests: a test needs %d samples of each condition with %d cells "
+            "or more of the type, and genes with counts; give more cells, donors or depth.",
+            abbreviated(untested.index),
+            untested.max(),
+            planted["cell_type"].value_counts().max(),
+            MIN_SAMPLES,
+            ExperimentSettings.min_cells,
+        )
+
+
+def score_experiments(model: BranchedModel, design: Design) -> Iterator[pd.DataFrame]:
+    """Score all experiments of the grid, in parallel."""
+    points, power = list(grid_points(design.power)), design.power
+    size = {"n_points": len(points), "n_repeats": power.n_repeats, "fdr": power.fdr}
+    with threads() as run:
+        for point in points:
+            values = [f"{axis} {getattr(point, axis):g}" for axis in AXES if getattr(point, axis) is not None]
+            logger.info("%d of %d: %s", point.number + 1, len(points), ", ".join(values) or "the design")
+
+            def scored(repeat: int, point: Point = point) -> pd.DataFrame:
+                return score_experiment(model, design, point, repeat=repeat).assign(**size)
+
+            yield from run(scored, range(power.n_repeats))
+
+
+def check_testable(design: Design) -> None:
+    """Raise an InputError if a design has nothing to test."""
+    conditions = design.samples.conditions
+    if len(conditions) < 2:
+        raise InputError(
+            f"samples.conditions has one condition, {conditions[0]}; a power analysis compares two or more, the first "
+            "of which is the reference."
+        )
+    for name, values in (design.samples.covariates or {}).items():
+        if isinstance(values, dict):
+            raise InputError(
+                f"samples.covariates.{name} differs between samples, so that all genes change; give all samples the "
+                "same value, or test the cells of bdm simulate."
+            )
+    donors = design.power.donors or [design.samples.donors_in(condition) for condition in conditions]
+    if min(donors) < 2:
+        raise InputError(
+            "samples.donors is 1 in a condition; tests need 2 or more, because a single donor shows no variation "
+            "between donors."
+        )
+    if not design.changes and not design.composition.shifts:
+        raise InputError("there is nothing to find; give changes of expression, or composition.shifts.")
+    if design.changes and not expression_methods(design):
+        raise InputError("power.methods is empty, but there are changes of expression; name a test, such as deseq2.")
+    if any(name.startswith("deseq2") for name in expression_methods(design)):
+        deseq2_test()
+    if design.power.log2_fold_change and not design.changes:
+        raise InputError("power.log2_fold_change needs changes of expression; add changes, or leave it out.")
+    if design.power.log_odds and not design.composition.shifts:
+        raise InputError("power.log_odds needs composition.shifts; add shifts, or leave it out.")
+
+
+# ---- experiments of the grid
 
 
 @dataclass(frozen=True)
@@ -79,7 +202,7 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
         depth = replace(depth, factor=scale)
     changes, shifts = design.changes, design.composition.shifts
     if point.log2_fold_change is not None:
-        changes = tuple(resize(change, point.log2_fold_change) for change in changes)
+        changes = tuple(resize_change(change, point.log2_fold_change) for change in changes)
     if point.log_odds is not None:
         shifts = tuple(replace(shift, log_odds=set_size(shift.log_odds, point.log_odds)) for shift in shifts)
     return replace(
@@ -105,7 +228,7 @@ def scale_numbers(cells: str | int | dict[str, int], total: int) -> int | dict[s
     return {name: round(number * total / before) for name, number in cells.items()}
 
 
-def resize(change: Change, size: float) -> Change:
+def resize_change(change: Change, size: float) -> Change:
     """Set the absolute size of the fold changes of a planted change.
 
     The standard deviation of a distribution is scaled with its mean; if the mean is 0, it becomes ``size``.
@@ -186,7 +309,7 @@ def score_composition(experiment: Experiment, designed: DesignedExperiment, cond
     shifted = {
         designed.model.cell_type_of[name] for shift in shifts for name in resolve_populations(designed.model, shift.in_)
     }
-    planted = ratios[ratios.index.isin(shifted) & (ratios.abs() > NULL)]
+    planted = ratios[ratios.index.isin(shifted) & (ratios.abs() > MIN_EFFECT)]
     tests = share_tests(experiment.n_cells, experiment.samples)
     changes = planted if len(planted) else pd.Series(0.0, index=tests["cell_type"])
     rows = []
@@ -204,12 +327,12 @@ def count_discoveries(tests: pd.DataFrame, planted: pd.Series, *, by: str, effec
     column of estimates.
     """
     change = planted.reindex(tests[by]).to_numpy(dtype=float)
-    changed, has_sign = np.abs(change) > NULL, np.sign(tests[effect].to_numpy(dtype=float)) == np.sign(change)
+    changed, has_sign = np.abs(change) > MIN_EFFECT, np.sign(tests[effect].to_numpy(dtype=float)) == np.sign(change)
     discovery = (tests["fdr"] < fdr).to_numpy()
-    small = (tests["p_value"] < SMALL).to_numpy()
+    small = (tests["p_value"] < SMALL_P).to_numpy()
     tested = tests["p_value"].notna().to_numpy()
     return {
-        "n_planted": int((planted.abs() > NULL).sum()),  # including what was not tested
+        "n_planted": int((planted.abs() > MIN_EFFECT).sum()),  # including what was not tested
         "n_tested": int(tested.sum()),
         "n_found": int((discovery & changed & has_sign).sum()),
         "n_discoveries": int(discovery.sum()),
@@ -219,126 +342,7 @@ def count_discoveries(tests: pd.DataFrame, planted: pd.Series, *, by: str, effec
     }
 
 
-logger = logging.getLogger(__name__)
-
-POINT = ["number", *AXES]
-SUMS = ["n_planted", "n_found", "n_discoveries", "n_false", "n_null", "n_null_small"]
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, repr=False)
-class PowerAnalysis(Result):
-    """Discoveries of tests in a grid of simulated experiments.
-
-    Attributes
-    ----------
-    repeats
-        Table with a row for each experiment, method and cell type, see
-        :func:`bdm.applications.power.analysis.score_experiment`; ``n_points`` and ``n_repeats`` are the size of the
-        grid, and ``fdr`` is the false discovery rate at which tests are significant.
-    """
-
-    kind = "power"
-
-    repeats: pd.DataFrame
-
-    def __repr__(self) -> str:
-        columns = [axis for axis in AXES if self.power[axis].nunique() > 1]
-        shown = self.power[[*columns, "method", "n_cells", "power", "low", "high", "false_discovery_rate"]]
-        return f"Power analysis of {self.power['number'].nunique()} experiments\n{shown.to_string(index=False)}"
-
-    @property
-    def power(self) -> pd.DataFrame:
-        """Table with a row for each point of the grid and method.
-
-        ``power`` is the share of planted genes (planted shifts for ``composition``) that are found, with a 95% interval
-        from ``low`` to ``high``. ``false_discovery_rate`` is the mean false discovery proportion (0 without
-        discoveries) over conditions, repeats and families of tests adjusted together: genes of a cell type, or all cell
-        types for ``composition``. ``false_discovery_error`` is its standard error. ``small_p_values`` is the share of
-        p-values below 0.05 among tests without a planted change. ``n_samples`` and ``n_cells`` are the cost.
-        """
-        return summarise(self.repeats, [*POINT, "fdr", "method"])
-
-    @property
-    def by_type(self) -> pd.DataFrame:
-        """Table :attr:`power`, split by cell type."""
-        return summarise(self.repeats, [*POINT, "fdr", "method", "cell_type"])
-
-    def _write_tables(self, folder: Path) -> None:
-        for name, table in {"power": self.power, "power_by_type": self.by_type, "repeats": self.repeats}.items():
-            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-
-
-def power_analysis(model: BranchedModel, design: Design | dict[str, Any] | Path | str) -> PowerAnalysis:
-    """Simulate and test all experiments in the grid of a design."""
-    checked = read_design(design)
-    check_testable(checked)
-    repeats = pd.concat(experiments(model, checked), ignore_index=True)
-    warn_of_untested(repeats)
-    return PowerAnalysis(repeats)
-
-
-def warn_of_untested(repeats: pd.DataFrame) -> None:
-    """Warn of cell types with planted genes but no test."""
-    planted = repeats[(repeats["method"] != COMPOSITION) & (repeats["n_planted"] > 0)]
-    untested = planted.loc[planted["n_tested"] == 0, "cell_type"].value_counts()
-    if len(untested):
-        logger.warning(
-            "No gene was tested in %s in up to %d of %d tests: a test needs %d samples of each condition with %d cells "
-            "or more of the type, and genes with counts; give more cells, donors or depth.",
-            abbreviated(untested.index),
-            untested.max(),
-            planted["cell_type"].value_counts().max(),
-            MIN_SAMPLES,
-            ExperimentSettings.min_cells,
-        )
-
-
-def experiments(model: BranchedModel, design: Design) -> Iterator[pd.DataFrame]:
-    """Score all experiments of the grid, in parallel."""
-    points, power = list(grid_points(design.power)), design.power
-    size = {"n_points": len(points), "n_repeats": power.n_repeats, "fdr": power.fdr}
-    with threads() as run:
-        for point in points:
-            values = [f"{axis} {getattr(point, axis):g}" for axis in AXES if getattr(point, axis) is not None]
-            logger.info("%d of %d: %s", point.number + 1, len(points), ", ".join(values) or "the design")
-
-            def scored(repeat: int, point: Point = point) -> pd.DataFrame:
-                return score_experiment(model, design, point, repeat=repeat).assign(**size)
-
-            yield from run(scored, range(power.n_repeats))
-
-
-def check_testable(design: Design) -> None:
-    """Raise an InputError if a design has nothing to test."""
-    conditions = design.samples.conditions
-    if len(conditions) < 2:
-        raise InputError(
-            f"samples.conditions has one condition, {conditions[0]}; a power analysis compares two or more, the first "
-            "of which is the reference."
-        )
-    for name, values in (design.samples.covariates or {}).items():
-        if isinstance(values, dict):
-            raise InputError(
-                f"samples.covariates.{name} differs between samples, so that all genes change; give all samples the "
-                "same value, or test the cells of bdm simulate."
-            )
-    donors = design.power.donors or [design.samples.donors_in(condition) for condition in conditions]
-    if min(donors) < 2:
-        raise InputError(
-            "samples.donors is 1 in a condition; tests need 2 or more, because a single donor shows no variation "
-            "between donors."
-        )
-    if not design.changes and not design.composition.shifts:
-        raise InputError("there is nothing to find; give changes of expression, or composition.shifts.")
-    if design.changes and not expression_methods(design):
-        raise InputError("power.methods is empty, but there are changes of expression; name a test, such as deseq2.")
-    if any(name.startswith("deseq2") for name in expression_methods(design)):
-        deseq2_test()
-    if design.power.log2_fold_change and not design.changes:
-        raise InputError("power.log2_fold_change needs changes of expression; add changes, or leave it out.")
-    if design.power.log_odds and not design.composition.shifts:
-        raise InputError("power.log_odds needs composition.shifts; add shifts, or leave it out.")
+# ---- summary over repeats
 
 
 def summarise(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -349,7 +353,7 @@ def summarise(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     rows = []
     for key, table in repeats.groupby(by, dropna=False, sort=False):
         by_repeat = table.groupby("repeat")
-        sums, proportion = by_repeat[SUMS].sum(), by_repeat["false_proportion"].mean()
+        sums, proportion = by_repeat[SUMMED_COLUMNS].sum(), by_repeat["false_proportion"].mean()
         total, mean = sums.sum(), sums.mean()
         low, high = interval(sums["n_found"].to_numpy(), sums["n_planted"].to_numpy())
         rows.append(
@@ -387,10 +391,10 @@ def interval(n_found: np.ndarray, n_planted: np.ndarray) -> tuple[float, float]:
         return np.nan, np.nan
     share, z = n_found.sum() / total, norm.ppf((1 + CONFIDENCE) / 2)
     binomial = share * (1 - share) / total
-    effect = 1.0
+    design_effect = 1.0
     if len(n_found) > 1 and binomial and n_planted.all():
-        effect = max(np.var(n_found / n_planted, ddof=1) / len(n_found) / binomial, 1.0)
-    n = total / effect
+        design_effect = max(np.var(n_found / n_planted, ddof=1) / len(n_found) / binomial, 1.0)
+    n = total / design_effect
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     width = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return float(max(centre - width, 0)), float(min(centre + width, 1))

@@ -1,8 +1,8 @@
 """DESeq2 by pydeseq2, with globally optimal dispersions.
 
-The search of pydeseq2 can stop at a local optimum, which makes tests of pairs too careful. With eight pairs, 1.9% of
+The optimiser of pydeseq2 can stop at a local optimum, which makes paired tests conservative. With eight pairs, 1.9% of
 p-values of genes without differences are below 0.05, and 3.5% with these dispersions. With all genes at once, the test
-also takes half the time: 10 seconds for 15,000 genes of 16 samples, and 21 with the search of pydeseq2.
+also takes half the time: 10 seconds for 15,000 genes of 16 samples, and 21 with the optimiser of pydeseq2.
 """
 
 import warnings
@@ -19,7 +19,7 @@ from scipy.special import gammaln, polygamma
 from scipy.stats import t as student_t
 
 N_GRID = 33  # dispersions to try before refining the best
-FREEDOM = (1e-2, 1e6)  # bounds of a prior's degrees of freedom, for variances of 4e4 and 2e-6
+FREEDOM_BOUNDS = (1e-2, 1e6)  # of a prior's degrees of freedom, for variances of 4e4 and 2e-6
 
 
 def deseq2(counts: np.ndarray, design: np.ndarray, *, t_distribution: bool = False) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def freedom_of_prior(variance: float) -> float:
     """
     if np.isnan(variance):
         return 0.0
-    return float(brentq(lambda freedom: polygamma(1, freedom / 2) - variance, *FREEDOM))
+    return float(brentq(lambda freedom: polygamma(1, freedom / 2) - variance, *FREEDOM_BOUNDS))
 
 
 class GridInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has no types

@@ -137,7 +137,7 @@ class Experiment:
 
 
 def label_columns(obs: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFrame:
-    """Read the columns of ``KEYS`` as categories, in data order."""
+    """Read the columns named in ``KEYS``, with their categories in order."""
     columns = {}
     for name, argument in KEYS.items():
         if (key := getattr(settings, argument)) is None:
