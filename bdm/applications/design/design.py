@@ -16,9 +16,8 @@ from bdm.settings import Seed
 LEARNED: Literal["learned"] = "learned"
 NONE: Literal["none"] = "none"
 DEFAULT_LEARNED = Unset("learned if the model has learned donors, otherwise none")
-EVERYWHERE = Unset("all")
-SUM_TOLERANCE = 1e-6  # of proportions
 AS_DESIGNED = Unset("as in the design")
+SUM_TOLERANCE = 1e-6  # of proportions
 MAX_CHANGE = 20  # of log2 fold changes and log odds, to avoid overflow
 AXES = ("donors", "cells", "depth", "log2_fold_change", "log_odds")  # of the grid of a power analysis
 MIN_DONORS_OF_DESEQ2 = 12  # per condition; with fewer, its normal approximation inflates false discoveries
@@ -31,7 +30,6 @@ Factor = Annotated[float, Gt(0)]
 Quantile = Annotated[float, Ge(0), Le(1)]
 Size = Annotated[float, Ge(0), Le(MAX_CHANGE)]
 Method = Literal["deseq2", "deseq2_t", "t_test", "wilcoxon"]
-In = Annotated[tuple[str, ...], "Cell types, sub-populations, or clades of the tree, by name.", EVERYWHERE]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +111,7 @@ class Shift(StageSettings):
 
     condition: Annotated[str, "Condition with other proportions."]
     in_: Annotated[tuple[str, ...], MinLen(1), "Cell types, sub-populations or clades to shift."]
-    log_odds: Annotated[
-        float,
-        Ge(-MAX_CHANGE),
-        Le(MAX_CHANGE),
-        "Natural log odds ratio to the reference.",
-    ]
+    log_odds: Annotated[float, Ge(-MAX_CHANGE), Le(MAX_CHANGE), "Natural log odds ratio to the reference."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +206,7 @@ class Change(StageSettings):
     condition: Annotated[str | None, "Condition with the change.", Unset("all, for differences between cell types")] = (
         None
     )
-    in_: In = ()
+    in_: Annotated[tuple[str, ...], "Cell types, sub-populations, or clades of the tree, by name.", Unset("all")] = ()
     genes: Annotated[GeneChoice, "Names, or `{n: 50, expression: [0.2, 0.9]}`."]
     log2_fold_change: Annotated[
         FoldChange, "A value, a value per gene, or `{distribution: normal, mean: 1, sd: 0.3, up: 0.5}`."

@@ -60,8 +60,8 @@ class ReferenceCells:
         def values(population: str, covariates: Covariates) -> np.ndarray | None:
             table = pd.DataFrame({"sub_population": [population] * MAX_CHUNK, "n_cells": 1})
             if covariates is not None:
-                level = (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK
-                table[list(model.covariate_names)] = covariates.values(population, level)
+                quantile = (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK
+                table[list(model.covariate_names)] = covariates.values(population, quantile)
             return draw_covariates(model, table, derive(seed, "reference")).get(population)
 
         @cache
@@ -109,7 +109,7 @@ class DesignedExperiment:
         return pd.DataFrame.from_dict(rows, orient="index", columns=self.model.autoencoder.genes.index)
 
     def expression(self, population: str, sample: int) -> np.ndarray:
-        """Return the mean expected counts of a population in a sample before changes.
+        """Return the mean expected counts of a population in a sample (row) before changes.
 
         The effect of the donor is estimated from ``N_DONOR_CELLS`` cells.
         """

@@ -18,7 +18,7 @@ from bdm.model.donors import DonorModel, NewDonors
 from bdm.model.model import BranchedModel
 
 N_SHOWN = 12  # names listed in a message
-PERMIT = "samples.extrapolate: true"
+PERMIT = "samples.extrapolate: true"  # remedy in messages about covariates outside the range
 N_STEPS = 512  # resolution of covariate ranges
 SHARED = 0.5  # fraction of the variance between donors that cell types share
 
@@ -63,8 +63,8 @@ def draw_batches(model: BranchedModel, table: pd.DataFrame, seed: int) -> Sequen
         return [None] * len(table)
     share = model.composition[list(batches)].sum().to_numpy(dtype=float)
     donors = table["donor"].unique()
-    samples = numpy_generator(seed, "batches").choice(batches, size=len(donors), p=share / share.sum())
-    return [str(batch) for batch in table["donor"].map(dict(zip(donors, samples, strict=True)))]
+    donor_batches = numpy_generator(seed, "batches").choice(batches, size=len(donors), p=share / share.sum())
+    return [str(batch) for batch in table["donor"].map(dict(zip(donors, donor_batches, strict=True)))]
 
 
 def reference_proportions(model: BranchedModel, composition: Composition) -> pd.Series:
@@ -151,14 +151,14 @@ class DesignedCovariates:
             adjusted[share.index] = share * weights[share.index].sum()
         return adjusted
 
-    def values(self, population: str, level: np.ndarray, weights: pd.Series | None = None) -> np.ndarray:
-        """Return covariates of cells (cells x covariates) at quantile levels in [0, 1]."""
+    def values(self, population: str, quantile: np.ndarray, weights: pd.Series | None = None) -> np.ndarray:
+        """Return covariates of cells (cells x covariates) at quantiles in [0, 1]."""
         cell_type = self.model.cell_type_of[population]
         if cell_type not in self.steps:
-            return np.full((len(level), len(self.model.covariate_names)), np.nan)
+            return np.full((len(quantile), len(self.model.covariate_names)), np.nan)
         shares = self.shares(cell_type, self.expected if weights is None else weights)
         cumulative = shares[population].to_numpy().cumsum()
-        step = np.searchsorted(cumulative, level * cumulative[-1], side="right")
+        step = np.searchsorted(cumulative, quantile * cumulative[-1], side="right")
         return np.asarray(self.steps[cell_type][np.minimum(step, N_STEPS - 1)])
 
 
@@ -225,8 +225,8 @@ def add_covariates(
         sample, population = row["sample"], row["sub_population"]
         part = pd.DataFrame({**row, "n_cells": 1}, index=range(row["n_cells"]))
         if sample in covariates:
-            level = numpy_generator(seed, "given values", sample, population).random(len(part))
-            values = covariates[sample].values(population, level, weights.loc[sample])
+            quantile = numpy_generator(seed, "given values", sample, population).random(len(part))
+            values = covariates[sample].values(population, quantile, weights.loc[sample])
             part[list(covariates[sample].model.covariate_names)] = values
         parts.append(part)
     table = pd.concat(parts, ignore_index=True)

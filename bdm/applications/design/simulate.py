@@ -35,7 +35,7 @@ from bdm.generation.generate import (
 )
 from bdm.model.model import BranchedModel, observation_model, record_of_cells
 
-RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")
+RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")  # of designs
 
 
 def simulate_cells(model: BranchedModel, design: Design) -> ad.AnnData:
@@ -95,12 +95,12 @@ def make_obs(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFra
     for key in ("donor", "condition", "batch"):
         if key != "batch" or model.autoencoder.batches:
             columns[key] = pd.Categorical(samples[key].to_numpy()[cells.sample], categories=samples[key].unique())
-    own = {name: column for name, column in type_columns(model, cell_type).items() if name not in RESERVED}
-    columns |= own
+    label_columns = {name: column for name, column in type_columns(model, cell_type).items() if name not in RESERVED}
+    columns |= label_columns
     columns["sub_population"] = in_order(names, model.populations)
     if model.autoencoder.batches:
-        others = [name for name in names_in_file(model.preparation["batch_key"]) if name not in (*RESERVED, *own)]
-        columns |= dict.fromkeys(others, columns["batch"])
+        keys = names_in_file(model.preparation["batch_key"])
+        columns |= {key: columns["batch"] for key in keys if key not in (*RESERVED, *label_columns)}
     values = draw_covariates(model, experiment.request.table, experiment.design.seed)
     columns |= {name: column for name, column in covariate_columns(model, values).items() if name not in RESERVED}
     columns["depth_factor"] = samples["depth_factor"].to_numpy()[cells.sample]

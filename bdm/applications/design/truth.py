@@ -17,12 +17,7 @@ from bdm.data.modalities import Modality, spread
 
 ROUNDING = 1e-12  # smaller log2 fold changes are rounding errors
 EVERY_CONDITION = ""  # condition of changes that apply in all conditions
-NUMBER_COLUMNS = (
-    "log2_fold_change",
-    "normalised_log2_fold_change",
-    "responding_log2_fold_change",
-    "share",
-)
+NUMBER_COLUMNS = ("log2_fold_change", "normalised_log2_fold_change", "responding_log2_fold_change", "share")
 COLUMNS = ("condition", "cell_type", "gene", "change", "sub_populations", *NUMBER_COLUMNS)
 
 
