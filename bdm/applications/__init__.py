@@ -1,1 +1,1 @@
-"""Uses of a fitted model, and analyses without one. The core imports none of them."""
+"""Applications of a fitted model, and analyses without one."""

@@ -256,9 +256,9 @@ class ExtensionReport(Result):
         """Build the report on extensions that were fitted one after another."""
         model = fitted[-1].model
         return cls(
-            extensions=pd.DataFrame([extension_row(extended) for extended in fitted]),
+            extensions=pd.DataFrame([extension_row(step) for step in fitted]),
             likelihood=likelihood_table(fitted, model),
-            genes=genes_table(model, [extended.extension.cell_type for extended in fitted]),
+            genes=genes_table(model, [step.extension.cell_type for step in fitted]),
             hierarchy=model.hierarchy,
             n_before=len(model.extensions) - len(fitted),
             provenance=fitted[0].extension.provenance,
@@ -310,14 +310,14 @@ def likelihood_table(fitted: Sequence[FittedExtension], model: BranchedModel) ->
     rows = [known] + [
         pd.DataFrame(
             {
-                "cell_type": [extended.extension.cell_type],
+                "cell_type": [step.extension.cell_type],
                 "stage": [stage],
                 "log_likelihood": [float(bounds.mean())],
-                "n_counts": [extended.n_counts],
+                "n_counts": [step.n_counts],
             }
         )
-        for extended in fitted
-        for stage, bounds in (("before", extended.before), ("after", extended.after))
+        for step in fitted
+        for stage, bounds in (("before", step.before), ("after", step.after))
     ]
     table = pd.concat(rows, ignore_index=True)
     table["per_1000_counts"] = 1000 * table["log_likelihood"] / table["n_counts"]

@@ -49,13 +49,15 @@ from bdm.settings import AutoencoderSettings
 
 logger = logging.getLogger(__name__)
 
+N_ROUNDS = 5  # updates of a type's mean, or a batch's offset, and the posteriors that depend on it
+
 
 @torch.no_grad()
 def initial_adapter(cells: ad.AnnData, name: str, autoencoder: GeneAutoencoder) -> Adapters:
     """Return the initial decoder: shared loadings, the type's mean, and average noise."""
     shared = autoencoder.network
     adapter = Adapters((name,), shared.decoder.stacked_mean_type(), shared.prior_mean.mean(dim=0, keepdim=True))
-    for _ in range(5):  # the prior mean is the mean of posteriors, which depend on it
+    for _ in range(N_ROUNDS):  # the prior mean is the mean of posteriors, which depend on it
         network = adapter.network(name, shared)
         blocks = cell_blocks_of_type(cells, autoencoder.batches)
         means = [network.encode(*block, n_iterations=N_BOUND_ITERATIONS).mean for block in blocks]
@@ -117,8 +119,6 @@ def fit_populations(cells: ad.AnnData, initial: Adapters, autoencoder: GeneAutoe
 
 # ---- batches
 
-N_ROUNDS = 5  # iterations of the fit of a new batch
-
 
 def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tuple[str, ...]) -> dict[str, Tensor]:
     """Estimate gene offsets of new batches from their cells of known types.
@@ -152,6 +152,9 @@ def count_known_types(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> tuple[
     return observed, expected
 
 
+# ---- place in the hierarchy
+
+
 def squared_distances_to_model(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
     """Return squared distances of a new type to known populations, corrected for noise."""
     known = MeasuredMeans.from_moments(model.moments)
@@ -173,13 +176,13 @@ def attach_type(
 
     Returns
     -------
-    Attachment point; its support (the fraction of resamples of the cells that leave the same branch, None without
+    Attachment point; its support (the fraction of resamples of the cells that attach to the same branch, None without
     resamples); and the branches of the new type.
     """
     means = MeasuredMeans.from_moments(moments)
-    (shape,) = type_clades(means, cells.populations, cells.labels).values()
+    (clade,) = type_clades(means, cells.populations, cells.labels).values()
     index = {name: row for row, name in enumerate(cells.populations)}
-    root = measure_clade(shape, means, index, threshold=model.hierarchy.threshold)
+    root = measure_clade(clade, means, index, threshold=model.hierarchy.threshold)
     lowest = max(root.level, MIN_LEVEL)
 
     def attach(means: MeasuredMeans) -> AttachmentPoint:
@@ -191,9 +194,9 @@ def attach_type(
     names = node_names({*model.hierarchy.by_name, *cells.populations, *cells.labels})
     agrees = [attach(resample).branch == attachment.branch for resample in resamples]
     support = float(np.mean(agrees)) if agrees else None
-    place = {} if support is None or len(cells.mean) >= FEW_CELLS else {cells.labels[0]: support}
+    place_support = {} if support is None or len(cells.mean) >= FEW_CELLS else {cells.labels[0]: support}
     nearer = find_nearer_types(model, means, resamples, cells, generator)
-    tree_support = TreeSupport(clade_support(resamples, cells.labels), place, nearer)
+    tree_support = TreeSupport(clade_support(resamples, cells.labels), place_support, nearer)
     level = attachment.level
     branches = build_branches(root, None, cells, tree_support, names)
     clipped = tuple(replace(branch, level=min(branch.level, level)) for branch in branches)

@@ -204,7 +204,7 @@ def score_transmutation(query: Cells, ends: Endpoints, *, before: Cells | None =
 
     Returns
     -------
-    Scores by name, of the genes that differ most where genes matter:
+    Scores by name. Means, variances, slope and sign are of the genes that differ most:
 
     - ``energy``: energy distance in joint principal components.
     - ``mean_r2``, ``variance_r2``: squared correlation of means and variances.
@@ -299,7 +299,7 @@ def relabel(real: RealCells, to: Target, populations: Populations | None) -> tup
     """Label real cells of the target sub-population, if known; returns cells and label."""
     if to.population is None:
         return real, to.cell_type
-    training, test = (cells[np.arange(len(cells))] for cells in (real.training, real.test))
+    training, test = (cells[np.arange(len(cells))] for cells in (real.training, real.test))  # in memory
     assigned = [None if populations is None else populations(cells) for cells in (training, test)]
     if assigned[0] is None or assigned[1] is None:
         logger.warning(

@@ -37,7 +37,7 @@ from bdm.settings import InputKeys, SamplerSettings
 
 logger = logging.getLogger(__name__)
 
-Transmute = Callable[[Tensor, str, str, torch.Generator], Tensor]  # see Sampler.transmute
+Transmute = Callable[[Tensor, str, str, torch.Generator], Tensor]  # cells, old and new population, generator
 BLOCK = 512  # cells transmuted together; results depend on it
 
 
@@ -117,7 +117,7 @@ def transmuted_blocks(
 
     def transmuted_block(part: BlockPart) -> GeneratedBlock:
         generator = torch_generator(seed, "transmute", part.block, part.cell_type)
-        y, population = _posterior_draw(model, sources, part, generator)
+        y, population = sample_posteriors(model, sources, part, generator)
         covariates = None if sources.new_covariates is None else sources.new_covariates[part.rows]
         batch = None if sources.batch is None else sources.batch[part.rows]
         for_populations = torch_generator(seed, "populations", part.block, part.cell_type)
@@ -140,7 +140,7 @@ def transmuted_blocks(
             types = sources.cell_type[start : start + BLOCK]
             names = pd.unique(types)
             parts = [BlockPart(start // BLOCK, str(name), start + np.flatnonzero(types == name)) for name in names]
-            yield _in_order(parts, list(run(transmuted_block, parts)))
+            yield join_parts(parts, list(run(transmuted_block, parts)))
 
 
 def new_populations(
@@ -172,7 +172,7 @@ def new_populations(
     return np.asarray(new.index.to_numpy(dtype=str)[chosen.numpy()])
 
 
-def _posterior_draw(
+def sample_posteriors(
     model: BranchedModel, sources: Sources, part: BlockPart, generator: torch.Generator
 ) -> tuple[Tensor, np.ndarray]:
     """Sample y = (latent, log library size) of cells; returns y and populations."""
@@ -188,7 +188,8 @@ def _posterior_draw(
     return latent.sample(torch.arange(len(population)), generator), population
 
 
-def _in_order(parts: list[BlockPart], blocks: list[GeneratedBlock]) -> GeneratedBlock:
+def join_parts(parts: list[BlockPart], blocks: list[GeneratedBlock]) -> GeneratedBlock:
+    """Join the parts of a block, in the order of the cells."""
     order = np.argsort(np.concatenate([part.rows for part in parts]))
     counts = sp.vstack([block.counts for block in blocks], format="csr")
     population = np.concatenate([block.population for block in blocks if block.population is not None])
