@@ -117,10 +117,10 @@ def mean_factors(
     return factors
 
 
-def sample_responses(
+def mark_responding_cells(
     changes: Sequence[PlantedChange], population: str, condition: np.ndarray, uniform: np.ndarray
 ) -> np.ndarray:
-    """Return which cells respond to each change (1 or 0), given uniform random numbers."""
+    """Mark the cells that respond to each change (1 or 0), given uniform random numbers."""
     responses = np.zeros(uniform.shape, dtype=np.float32)
     for i, planted in enumerate(changes):
         if population in planted.populations:

@@ -11,10 +11,10 @@ from torch import Tensor
 from bdm._core.seeds import derive, numpy_generator, to_tensor, torch_generator
 from bdm.applications.design.changes import (
     PlantedChange,
+    mark_responding_cells,
     mean_factors,
     plan_changes,
     rows_by_population,
-    sample_responses,
 )
 from bdm.applications.design.design import Design
 from bdm.applications.design.samples import (
@@ -231,7 +231,7 @@ def draw_cells(experiment: DesignedExperiment) -> DesignedCells:
         uniform = np.empty((span.stop - span.start, len(changes)))
         for i, planted in enumerate(changes):
             uniform[:, i] = numpy_generator(seed, "responds", planted.change.name, name).random(len(uniform))
-        response[span] = sample_responses(changes, name, condition[span], uniform)
+        response[span] = mark_responding_cells(changes, name, condition[span], uniform)
     partners = draw_partners(experiment, sample, rows)
     return DesignedCells(sample, population, {name: span.start for name, span in rows.items()}, response, *partners)
 

@@ -70,7 +70,7 @@ def draw_batches(model: BranchedModel, table: pd.DataFrame, seed: int) -> Sequen
 def reference_proportions(model: BranchedModel, composition: Composition) -> pd.Series:
     """Return the expected proportions of populations in the reference condition."""
     if composition.proportions == LEARNED:
-        if resolve_variation(model, composition.concentration, "composition.concentration") == LEARNED:
+        if resolve_donor_setting(model, composition.concentration, "composition.concentration") == LEARNED:
             return mean_donor_proportions(model)
         n_cells = model.composition.sum(axis=1).reindex(list(model.populations))
         return n_cells / n_cells.sum()
@@ -260,7 +260,7 @@ def exact_numbers(
     """Divide exact numbers by cell type over sub-populations, samples x populations."""
     divide_by_population(model, {name: float(number) for name, number in type_numbers.items()}, "samples.cells")
     numbers = pd.DataFrame(0, index=weights.index, columns=list(model.populations))
-    learned = resolve_variation(model, design.composition.concentration, "composition.concentration") == LEARNED
+    learned = resolve_donor_setting(model, design.composition.concentration, "composition.concentration") == LEARNED
     for sample, row in weights.iterrows():
         generator = numpy_generator(design.seed, "numbers of cells", str(sample))
         for name, number in type_numbers.items():
@@ -277,7 +277,7 @@ def exact_numbers(
 def draw_proportions(model: BranchedModel, design: Design, donors: Sequence[str]) -> pd.DataFrame:
     """Draw proportions, donors x populations: learned, or Dirichlet around the expectation."""
     composition, expected = design.composition, reference_proportions(model, design.composition)
-    concentration = resolve_variation(model, composition.concentration, "composition.concentration")
+    concentration = resolve_donor_setting(model, composition.concentration, "composition.concentration")
     if concentration == LEARNED:
         learned = require_donors(model, "composition.concentration")
         if composition.proportions == LEARNED:
@@ -339,7 +339,7 @@ def require_donors(model: BranchedModel, key: str) -> DonorModel:
 
 def make_donors(model: BranchedModel, design: Design, names: Sequence[str]) -> NewDonors | IndependentDonors | None:
     """Return the donors of a design; None if they do not differ in expression."""
-    variation = resolve_variation(model, design.samples.variation, "samples.variation")
+    variation = resolve_donor_setting(model, design.samples.variation, "samples.variation")
     if variation == LEARNED:
         return sample_donors(require_donors(model, "samples.variation"), len(names), design.seed)
     if variation in (NONE, 0):
@@ -348,8 +348,8 @@ def make_donors(model: BranchedModel, design: Design, names: Sequence[str]) -> N
     return IndependentDonors(tuple(names), model.cell_type_of, n_genes, float(variation), design.seed)
 
 
-def resolve_variation(model: BranchedModel, value: str | float | None, key: str) -> str | float:
-    """Resolve a setting of donor variation; the default is learned, or none without donors."""
+def resolve_donor_setting(model: BranchedModel, value: str | float | None, key: str) -> str | float:
+    """Resolve a setting of donors; the default is learned, or none without learned donors."""
     if value == LEARNED:
         require_donors(model, key)
     return (NONE if model.donors is None else LEARNED) if value is None else value

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator
-from bdm.applications.design.changes import planted_genes, sample_responses
+from bdm.applications.design.changes import mark_responding_cells, planted_genes
 from bdm.applications.design.design import Design
 from bdm.applications.design.experiment import DesignedCells, DesignedExperiment, compile_design, draw_cells
 from bdm.applications.design.truth import collect_truth
@@ -225,7 +225,7 @@ class Simulation:
             changes = self.experiment.changes
             generator = numpy_generator(self.seed, "partner responds", population, *key)
             uniform = generator.random((len(sample), len(changes)))
-            response = sample_responses(changes, population, self.condition[sample], uniform)
+            response = mark_responding_cells(changes, population, self.condition[sample], uniform)
             partners = CellGroup(population, sample, response, key)
             x = self.experiment.reference_cells(population, self.cells.partner[rows[doublets]], sample)
             added = self.singlets(x, partners)
