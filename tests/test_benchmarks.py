@@ -1,4 +1,4 @@
-"""The workflow of the benchmarks plans all runs, and each script writes rows of tables, which pages show."""
+"""Workflow, scripts and tables of the benchmarks."""
 
 import importlib.metadata
 import importlib.util
@@ -44,7 +44,7 @@ B, NK = "CD19+ B", "CD56+ NK"
 
 
 def load(path: str) -> ModuleType:
-    """Import a script of the benchmarks, as if it were run in its folder."""
+    """Import a script of the benchmarks."""
     file = ROOT / path
     spec = importlib.util.spec_from_file_location(f"benchmarks_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
@@ -72,7 +72,7 @@ def bdm(*arguments: str | Path) -> None:
 
 
 def plan(folder: Path, *arguments: str) -> str:
-    """Plan the workflow in another folder, with the configuration of this one."""
+    """Plan the workflow in a new folder."""
     (folder / "config.yaml").write_text((ROOT / "config.yaml").read_text())
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--dry-run", *arguments]
@@ -94,9 +94,9 @@ def planned(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def commands(planned) -> list[list[str]]:
-    """Planned shell commands, without where their messages go."""
-    found = re.findall(r"^Shell command: \(?(.*?)\)? > \S+ 2>&1$", planned, flags=re.MULTILINE)
-    return [shlex.split(part) for command in found for part in command.split(" && ")]
+    """Planned shell commands, without redirections."""
+    shell_commands = re.findall(r"^Shell command: \(?(.*?)\)? > \S+ 2>&1$", planned, flags=re.MULTILINE)
+    return [shlex.split(part) for command in shell_commands for part in command.split(" && ")]
 
 
 def test_dry_run_plans_all_runs(planned):
@@ -110,8 +110,8 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["collect"] == len(TARGETS) - 1
 
 
-def test_commands_take_what_rules_give(commands):
-    """All scripts are run, but modules that they import."""
+def test_commands_accept_the_arguments_of_rules(commands):
+    """The plan runs each script with a command line."""
     parsed = {}
     for program, *arguments in commands:
         if program == "bdm":
@@ -119,15 +119,12 @@ def test_commands_take_what_rules_give(commands):
         elif (path := arguments[0]).startswith(f"{ROOT}/scripts"):
             if path not in parsed:
                 module = load(path)
-                parsed[path] = typer.main.get_command(module.app) if hasattr(module, "app") else command_of(module)
+                group = getattr(module, "app", None) or typer.Typer()
+                if hasattr(module, "main"):
+                    group.command()(module.main)
+                parsed[path] = typer.main.get_command(group)
             parsed[path].make_context(path, arguments[1:])
     assert parsed.keys() == {str(path) for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text()}
-
-
-def command_of(module: ModuleType) -> typer.core.TyperCommand:
-    one = typer.Typer()
-    one.command()(module.main)
-    return typer.main.get_command(one)
 
 
 def test_methods_share_models_and_are_evaluated_together(commands):
@@ -135,16 +132,16 @@ def test_methods_share_models_and_are_evaluated_together(commands):
     [command] = [c for c in commands if c[1] == "evaluate" and c[4] == f"{folder}/all"]
     compared = [value for flag, value in pairwise(command) if flag == "--compare"]
     assert command[3] == f"{folder}/cells/branched.h5ad"
-    others = [name for name in CONFIG["comparisons"]["all"]["methods"] if name != "branched"]
-    assert compared == [f"{name}={folder}/cells/{name}.h5ad" for name in others]
+    compared_methods = [name for name in CONFIG["comparisons"]["all"]["methods"] if name != "branched"]
+    assert compared == [f"{name}={folder}/cells/{name}.h5ad" for name in compared_methods]
     of_data = [c for c in commands if any(f"results/mop_by_major_type/{SEEDS[0]}" in part for part in c)]
     used = {Path(c[3]).name: Path(c[2]).name for c in of_data if c[1] == "hierarchy"}
     assert used == {f"{name}.json": name for name in ("branched", "branched-labels", "scvi-mixture")}
-    drawn = {Path(c[4]).name: Path(c[3]).name for c in of_data if c[1].endswith("gaussian.py")}
-    assert drawn == {"gaussian.h5ad": "branched-labels"}
+    models = {Path(c[4]).name: Path(c[3]).name for c in of_data if c[1].endswith("gaussian.py")}
+    assert models == {"gaussian.h5ad": "branched-labels"}
 
 
-def test_peers_with_a_package_are_pinned_and_run_in_the_environment_that_is_named(commands):
+def test_peers_with_a_package_are_pinned_and_run_in_their_environment(commands):
     with_package = {method["script"] for method in METHODS.values() if method and "package" in method}
     pythons = {Path(c[1]).stem: c[0] for c in commands if c[1].startswith(f"{ROOT}/methods")}
     assert with_package < pythons.keys()
@@ -199,7 +196,7 @@ def test_cells_are_changed_as_named(prepared):
 
 
 def test_donors_are_held_out_whole_and_from_each_group(prepared):
-    """Of ten donors of two tissues, one of which alone has a cell type."""
+    """Ten donors of two tissues; a single donor has the rare type."""
     cells, script = prepared.copy(), load("scripts/cells.py")
     cells.obs["donor"] = [f"donor {i % 10}" for i in range(cells.n_obs)]
     cells.obs["tissue"] = np.where(np.arange(cells.n_obs) % 10 < 5, "blood", "tonsil")
@@ -218,7 +215,7 @@ def test_donors_are_held_out_whole_and_from_each_group(prepared):
 
 @pytest.fixture(scope="module")
 def trained(prepared_file, tmp_path_factory) -> Path:
-    """Folder of a run with an autoencoder, a hierarchy and a model of few steps, with a network on all branches."""
+    """Run with briefly trained models, and a network on all branches."""
     folder = tmp_path_factory.mktemp("trained")
     autoencoder, hierarchy = folder / "autoencoders/branched", folder / "hierarchies/branched.json"
     for path in (autoencoder, hierarchy, folder / "models/branched"):
@@ -254,10 +251,10 @@ def test_methods_generate_as_many_cells_of_each_type(trained, prepared_file, pre
 
 
 def with_other(cells: AnnData, modality: str, path: Path, *, n_features: int) -> Path:
-    """Prepare cells that have another modality: the counts of some genes."""
-    other = cells[:, :n_features].copy()
-    other.var_names = [f"F{number}" for number in range(n_features)]
-    cells = from_mudata({"rna": cells, modality: other}, cells.obs[[]])
+    """Prepare cells with a second modality, copied from some genes."""
+    features = cells[:, :n_features].copy()
+    features.var_names = [f"F{number}" for number in range(n_features)]
+    cells = from_mudata({"rna": cells, modality: features}, cells.obs[[]])
     prepare(cells, PrepareSettings(label_key="bulk_labels", n_genes=100, test=0.2)).write_h5ad(path)
     return path
 
@@ -303,7 +300,7 @@ def test_peers_with_a_package(name, cells, request, tmp_path):
 
 @pytest.fixture(scope="module")
 def of_donors(tmp_path_factory) -> Path:
-    """Folder of prepared cells of twelve donors, which differ in the expression of all genes, and a model of them."""
+    """Folder of a model and its prepared cells, from twelve different donors."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("donors")
     donor = np.repeat(np.arange(12), 40)
     cell_type = np.where(rng.random(480) < rng.uniform(0.3, 0.7, 12)[donor], "A", "B")
@@ -323,7 +320,7 @@ def of_donors(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def inputs(trained, of_donors, prepared, prepared_file, tmp_path_factory) -> dict[str, Path]:
-    """Files that studies take, by name."""
+    """Input files of studies by name."""
     folder = tmp_path_factory.mktemp("inputs")
     cells = prepared.copy()
     cells.obs["major"] = cells.obs["cell_type"].astype(str).str.contains("T|NK").map({True: "T or NK", False: "other"})
@@ -389,7 +386,7 @@ def test_study_writes_rows_and_tables(inputs, tmp_path, name):
 
 
 def test_predicted_proteins_are_scored_by_their_counts(proteins_file, tmp_path):
-    """Of a method that gives the counts, and of one that adds 1."""
+    """Methods predict the exact counts, and the counts plus 1."""
     cells = anndata.read_h5ad(proteins_file)
     counts = parts_of(cells)["prot"].X.toarray()
     for name, values in (("branched", counts), ("scvi-modalities", counts + 1)):
@@ -422,13 +419,13 @@ def test_doublets_of_real_cells_are_sums_of_two_cells(example_cells):
 def test_peers_are_audited_on_the_folds_of_an_audit(of_donors, tmp_path):
     folder, prepared = tmp_path / "blood/0", of_donors / "prepared.h5ad"
     bdm("audit-folds", prepared, folder / "folds", "--n-folds", 2)
-    given = []
+    options = []
     for fold in (1, 2):
         members, model = folder / f"folds/fold-{fold}.h5ad", folder / f"folds/resampled-{fold}"
         run("methods/resampled.py", "train", members, model)
         run("methods/resampled.py", "generate", model, folder / f"{fold}.h5ad", "--cells-like", members)
-        given += ["--cells", folder / f"{fold}.h5ad"]
-    bdm("audit", prepared, folder / "audits/resampled", *given, "--n-folds", 2)
+        options += ["--cells", folder / f"{fold}.h5ad"]
+    bdm("audit", prepared, folder / "audits/resampled", *options, "--n-folds", 2)
     run("scripts/collect.py", "audit", tmp_path, folder)
     rows = pd.read_csv(tmp_path / "audit.csv")
     nearest = rows[(rows["level"] == "donor") & (rows["method"] == "resampled") & (rows["score"] == "nearest")]
@@ -440,7 +437,7 @@ def test_peers_are_audited_on_the_folds_of_an_audit(of_donors, tmp_path):
     ("score", "options"),
     [("nodes", "--node a --progenitors a=a1,a2"), ("types", "--cell-type b"), ("snapshots", "--snapshots 5")],
 )
-def test_cells_at_times_that_were_left_out_are_nearer_than_the_nearest_cells(tmp_path, score, options):
+def test_generated_cells_at_left_out_times_beat_the_nearest_cells(tmp_path, score, options):
     if score == "snapshots":
         pytest.importorskip("ot", reason="see the extra peers in pyproject.toml")
     run("scripts/simulated.py", "lineage", tmp_path / "cells.h5ad")
@@ -454,7 +451,7 @@ def test_cells_at_times_that_were_left_out_are_nearer_than_the_nearest_cells(tmp
     assert f"## {score.title()}\n\n| data | left_out | halves | bdm |" in (tmp_path / "time.md").read_text()
 
 
-def test_cells_of_responses_that_were_left_out_are_nearer_than_unchanged_ones(tmp_path):
+def test_predicted_responses_beat_unchanged_cells(tmp_path):
     run("scripts/simulated.py", "conditions", tmp_path / "cells.h5ad", "--shared=1", "--n-types=4", "--n-cells=40")
     folder, script = tmp_path / "simulated/0/responses", "scripts/responses.py"
     folder.mkdir(parents=True)
@@ -491,7 +488,7 @@ def test_robinson_foulds_distance(nested, distance, contradicting):
 
 
 def write_run(folder: Path, *, energy: float, seconds: float) -> Path:
-    """Write what the workflow leaves of a run with the methods `branched` and `scvi`."""
+    """Write the results of a run with the methods `branched` and `scvi`."""
     for name in ("all", "times", "hierarchies", "models/branched"):
         (folder / name).mkdir(parents=True)
     scores = [f"energy,0.01,{energy},0.5", "f1_ratio,1,0.9,0.8", "forest_auc,0.5,0.52,0.9", "gene_auc,0.5,0.6,0.5"]
@@ -575,7 +572,7 @@ def test_time_and_memory_of_steps_are_drawn_by_number_of_cells(tmp_path):
 
 
 def test_pages_show_the_scores_of_the_benchmark():
-    """Forest AUCs: of each data set, with coarse labels as well, in docs/benchmark.md, and means in the README."""
+    """Forest AUCs by data set in docs/benchmark.md, and their means in the README."""
     files = [PROJECT / "docs/_static" / name for name in ("benchmark.csv", "benchmark_coarse.csv")]
     scores = pd.concat([pd.read_csv(file) for file in files])
     means = scores[scores["score"] == "forest_auc"].groupby(["data", "method"])["value"].mean().unstack()

@@ -80,7 +80,7 @@ def load(model: Path) -> dict[str, NegativeBinomials]:
 def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
     """Draw cells of each type."""
     by_type = load(model)
-    return peer.drawn_in_blocks(numbers, lambda name, n_cells, rng: by_type[name].draw(n_cells, rng), seed=seed)
+    return peer.draw_in_blocks(numbers, lambda name, n_cells, rng: by_type[name].draw(n_cells, rng), seed=seed)
 
 
 if __name__ == "__main__":

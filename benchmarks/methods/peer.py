@@ -58,7 +58,7 @@ def library_sizes(adata: AnnData) -> pd.Series:
     return pd.Series(np.asarray(adata.X.sum(axis=1)).ravel(), adata.obs_names)
 
 
-def drawn_in_blocks(
+def draw_in_blocks(
     numbers: pd.Series, draw: Callable[[str, int, np.random.Generator], np.ndarray | sparse.csr_matrix], *, seed: int
 ) -> sparse.csr_matrix:
     """Draw cells of each type in blocks.

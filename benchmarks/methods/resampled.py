@@ -20,7 +20,7 @@ def train(prepared: Path, model: Path, *, seed: int = 0) -> None:
         peer.training_cells(prepared).write_h5ad(folder / CELLS)
 
 
-def cells_of(adata: AnnData, cell_type: str) -> sparse.csr_matrix:
+def counts_of_type(adata: AnnData, cell_type: str) -> sparse.csr_matrix:
     """Return the counts of the cells of a type."""
     return sparse.csr_matrix(adata[adata.obs["cell_type"] == cell_type].X)
 
@@ -29,11 +29,11 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
     """Draw training cells of each type."""
     adata = read_h5ad(model / CELLS)
 
-    def resampled(cell_type: str, n_cells: int, rng: np.random.Generator) -> sparse.csr_matrix:
-        counts = cells_of(adata, cell_type)
+    def draw_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> sparse.csr_matrix:
+        counts = counts_of_type(adata, cell_type)
         return counts[rng.integers(counts.shape[0], size=n_cells)]
 
-    return peer.drawn_in_blocks(numbers, resampled, seed=seed)
+    return peer.draw_in_blocks(numbers, draw_type, seed=seed)
 
 
 if __name__ == "__main__":

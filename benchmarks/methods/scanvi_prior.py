@@ -15,7 +15,7 @@ import peer
 import scvi
 import torch
 from scipy import sparse
-from scvi_prior import decoded, log_library, train_into
+from scvi_prior import decode, log_library, train_into
 
 from bdm._core.seeds import derive
 
@@ -37,11 +37,11 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
     scvi.settings.seed = derive(seed, "generate") % 2**32
     labels = list(network.adata_manager.get_state_registry("labels").categorical_mapping)
 
-    def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+    def draw_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
         z = latents(network, labels.index(cell_type), n_cells)
-        return decoded(network, z, log_library(network, cell_type, n_cells, rng), batch=0)
+        return decode(network, z, log_library(network, cell_type, n_cells, rng), batch=0)
 
-    return peer.drawn_in_blocks(numbers, of_type, seed=seed)
+    return peer.draw_in_blocks(numbers, draw_type, seed=seed)
 
 
 @torch.no_grad()

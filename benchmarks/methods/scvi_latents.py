@@ -18,7 +18,7 @@ import scvi
 import torch
 from anndata import AnnData
 from scipy import sparse
-from scvi_prior import decoded
+from scvi_prior import decode
 
 from bdm._core import store
 from bdm._core.files import atomic_write
@@ -134,7 +134,7 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
     scvi.settings.seed = derive(seed, "generate") % 2**32
     cells, layout = fitted.cells, fitted.cells.layout
 
-    def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+    def draw_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
         rows = [row for row, label in enumerate(cells.labels) if label == cell_type]
         n_training = cells.n_cells[rows].numpy()
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -145,9 +145,9 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
         y = fitted.whitening.inverse(x)
         sizes = cells.mean[:, layout.library_sizes]
         log_library = y[:, layout.library_sizes].clamp(sizes.amin(dim=0), sizes.amax(dim=0))
-        return decoded(network, y[:, layout.latent], log_library, batch=0)
+        return decode(network, y[:, layout.latent], log_library, batch=0)
 
-    return peer.drawn_in_blocks(numbers, of_type, seed=seed)
+    return peer.draw_in_blocks(numbers, draw_type, seed=seed)
 
 
 if __name__ == "__main__":

@@ -65,13 +65,13 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
     rna = network.adata if kind is scvi.model.TOTALVI else network.adata["rna"]
 
     @torch.no_grad()
-    def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+    def draw_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
         like = rng.choice(np.flatnonzero(rna.obs["cell_type"] == cell_type), n_cells)
         z, batch = torch.randn(n_cells, network.module.n_latent), torch.full((n_cells, 1), codes.index(cell_type))
         sample = sample_totalvi if kind is scvi.model.TOTALVI else sample_multivi
         return torch.cat(sample(network, z, batch, like), dim=1).numpy()
 
-    return peer.drawn_in_blocks(numbers, of_type, seed=seed)
+    return peer.draw_in_blocks(numbers, draw_type, seed=seed)
 
 
 def sample_totalvi(

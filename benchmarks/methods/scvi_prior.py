@@ -39,11 +39,11 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
     scvi.settings.seed = derive(seed, "generate") % 2**32
     codes = list(network.adata_manager.get_state_registry("batch").categorical_mapping)
 
-    def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+    def draw_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
         z = torch.randn(n_cells, network.module.n_latent)
-        return decoded(network, z, log_library(network, cell_type, n_cells, rng), batch=codes.index(cell_type))
+        return decode(network, z, log_library(network, cell_type, n_cells, rng), batch=codes.index(cell_type))
 
-    return peer.drawn_in_blocks(numbers, of_type, seed=seed)
+    return peer.draw_in_blocks(numbers, draw_type, seed=seed)
 
 
 def log_library(
@@ -56,7 +56,7 @@ def log_library(
 
 
 @torch.no_grad()
-def decoded(
+def decode(
     network: scvi.model.SCVI | scvi.model.SCANVI, z: torch.Tensor, log_library: torch.Tensor, *, batch: int
 ) -> np.ndarray:
     """Draw counts (cells x genes) from latents and log library sizes."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import peer
 from anndata import read_h5ad
-from resampled import CELLS, cells_of, train
+from resampled import CELLS, counts_of_type, train
 from scipy import sparse
 
 
@@ -30,10 +30,10 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
     """Draw thinned training cells of each type."""
     adata = read_h5ad(model / CELLS)
 
-    def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
-        return thinned(cells_of(adata, cell_type), n_cells, rng)
+    def draw_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+        return thinned(counts_of_type(adata, cell_type), n_cells, rng)
 
-    return peer.drawn_in_blocks(numbers, of_type, seed=seed)
+    return peer.draw_in_blocks(numbers, draw_type, seed=seed)
 
 
 if __name__ == "__main__":

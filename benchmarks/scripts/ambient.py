@@ -20,7 +20,7 @@ from bdm.applications.design.simulate import Droplets, add_ambient, simulate_cel
 from bdm.data.read import read_cells
 from bdm.model.model import BranchedModel, load_model
 
-MAX_AMBIENT = 0.1  # share of ambient RNA that explains the counts of an unexpressed gene
+MAX_AMBIENT = 0.1  # maximum share of ambient RNA that explains the counts of an unexpressed gene
 EMPTY_COUNTS = 10_000  # counts in empty droplets
 N_BOOTSTRAP = 200
 

@@ -29,9 +29,9 @@ class Task:
 
     cell_type: str
     real: AnnData
-    others: AnnData
+    remaining: AnnData
     at: np.ndarray  # of ``real``
-    known: np.ndarray  # of ``others``
+    known: np.ndarray  # of ``remaining``
 
     def nearest(self, side: slice) -> np.ndarray:
         """Return rows of cells nearest to the left-out median: below, above or both."""
@@ -62,14 +62,14 @@ def with_pseudotime(cells: AnnData, label_key: str, root: str) -> AnnData:
 def nearest_cells(task: Task, seed: int) -> AnnData:
     """Sample real cells of the type at the nearest values."""
     rows = task.nearest(BOTH)
-    return task.others[numpy_generator(seed, "nearest").choice(rows, task.real.n_obs)]
+    return task.remaining[numpy_generator(seed, "nearest").choice(rows, task.real.n_obs)]
 
 
 def mixture(task: Task, seed: int) -> AnnData:
     """Sample real cells of the type, half from below, half from above."""
     generator, n = numpy_generator(seed, "mixture"), task.real.n_obs // 2
     below = generator.choice(task.nearest(BELOW), n)
-    return task.others[np.concatenate([below, generator.choice(task.nearest(ABOVE), task.real.n_obs - n)])]
+    return task.remaining[np.concatenate([below, generator.choice(task.nearest(ABOVE), task.real.n_obs - n)])]
 
 
 def splines(task: Task, seed: int) -> AnnData:
@@ -78,7 +78,7 @@ def splines(task: Task, seed: int) -> AnnData:
     Genes are independent.
     """
     generator = numpy_generator(seed, "splines")
-    counts = task.others.X.toarray().astype(float)
+    counts = task.remaining.X.toarray().astype(float)
     size = counts.sum(axis=1)
     log_size = np.interp(task.at, *sorted_pair(task.known, np.log(size)))
     spread = float(np.std(np.log(size)))

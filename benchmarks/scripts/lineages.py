@@ -33,7 +33,7 @@ class Task:
 
     node: str
     real: AnnData
-    others: AnnData
+    remaining: AnnData
     settings: LineageSettings
     tree: LineageTree
 
@@ -46,7 +46,7 @@ class Task:
     def lineages(self) -> dict[LineageRelation, Lineage]:
         """Lineages without the left-out cells, by relation."""
         settings = {relation: replace(self.settings, relations=relation) for relation in RELATIONS}
-        return {name: tl.lineage(self.others, chosen, tree=self.tree) for name, chosen in settings.items()}
+        return {name: tl.lineage(self.remaining, chosen, tree=self.tree) for name, chosen in settings.items()}
 
 
 def leave_out(cells: AnnData, node: str, settings: LineageSettings, tree: LineageTree) -> Task:
@@ -63,7 +63,7 @@ def leave_out(cells: AnnData, node: str, settings: LineageSettings, tree: Lineag
 def reconstructed(task: Task, seed: int, relation: LineageRelation) -> AnnData:
     """Reconstruct the cells by bdm at their times."""
     lineage = task.lineages[relation]
-    return tl.reconstruct(lineage, task.others, task.node, at=task.times, extrapolate=True, seed=seed)
+    return tl.reconstruct(lineage, task.remaining, task.node, at=task.times, extrapolate=True, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class Neighbours:
     cells: AnnData
     nearest: np.ndarray
     before: np.ndarray  # in ancestral samples
-    after: np.ndarray  # in descending samples
+    after: np.ndarray  # in descendant samples
 
     @classmethod
     def from_task(cls, task: Task) -> "Neighbours":
         """Find the neighbours of the median left-out time."""
         lineage = task.lineages["all"]
-        relatives, point = relatives_of(lineage, task.others, "auto")
+        relatives, point = relatives_of(lineage, task.remaining, "auto")
         place = Places(np.array([lineage.tree.find(task.node)]), np.array([np.median(task.times)]))
         joined, n = lineage.places.join(place), len(lineage.points)
         path, ancestral = joined.path(lineage.tree, lineage.end)[n, :n], joined.ancestral(lineage.tree)

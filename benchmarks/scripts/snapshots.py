@@ -31,7 +31,7 @@ class Task:
     real: AnnData
     before: AnnData
     after: AnnData
-    others: AnnData  # all remaining snapshots
+    remaining: AnnData  # all kept snapshots
 
     @property
     def time(self) -> float:
@@ -78,8 +78,8 @@ def paired(task: Task, seed: int) -> AnnData:
 
 def by_splines(task: Task, seed: int) -> AnnData:
     """Sample counts around a spline of each gene over remaining snapshots."""
-    at, known = np.full(task.real.n_obs, task.time), task.others.obs[TIME].to_numpy(float)
-    return splines(TypeTask("cell", task.real, task.others, at, known), seed)
+    at, known = np.full(task.real.n_obs, task.time), task.remaining.obs[TIME].to_numpy(float)
+    return splines(TypeTask("cell", task.real, task.remaining, at, known), seed)
 
 
 METHODS: dict[str, Callable[[Task, int], AnnData]] = {
@@ -108,11 +108,11 @@ def without_snapshots(cells: AnnData, n_snapshots: int, *, time_key: str, label_
     cells = AnnData(cells.X, var=cells.var, obs=cells.obs[[]].assign(**{LABEL: cells.obs[label_key].astype(str)}))
     cells.obs[TIME] = value.groupby(number).transform("median").to_numpy(float)
     cells.obs[SNAPSHOT] = cells.obs[TIME].astype(str)
-    others, rows = cells[number % 2 == 0].copy(), []
-    labelled, unlabelled = (fitted(others, label_key=key, covariate_key=TIME, seed=seed) for key in (LABEL, None))
-    between = fitted(others, label_key=SNAPSHOT, covariate_key=None, seed=seed)
+    remaining, rows = cells[number % 2 == 0].copy(), []
+    labelled, unlabelled = (fitted(remaining, label_key=key, covariate_key=TIME, seed=seed) for key in (LABEL, None))
+    between = fitted(remaining, label_key=SNAPSHOT, covariate_key=None, seed=seed)
     for left_out in range(1, n_snapshots - 1, 2):
-        task = Task(*(cells[number == left_out + step].copy() for step in (0, -1, 1)), others)
+        task = Task(*(cells[number == left_out + step].copy() for step in (0, -1, 1)), remaining)
         generated = {
             "bdm": between.generate(task.real.n_obs, snapshot=task.time, seed=seed),
             "bdm-labels": by_labels(labelled, task, seed),
