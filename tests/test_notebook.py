@@ -44,4 +44,4 @@ def test_the_model_is_shown_by_what_it_is(outputs):
 
 
 def test_errors_name_what_to_give(outputs):
-    assert outputs[2].endswith("draws objects of the class Evaluation; BranchedDiffusion is none.")
+    assert outputs[2].endswith("needs the class Evaluation; you passed BranchedDiffusion.")

@@ -187,7 +187,7 @@ def text_axes(text: str, ax: Axes | None = None) -> Axes:
 def check_class(value: object, kind: type[Item]) -> Item:
     """Check the class of an object to draw."""
     if not isinstance(value, kind):
-        raise InputError(f"This figure draws objects of the class {kind.__name__}; {type(value).__name__} is none.")
+        raise InputError(f"This figure needs the class {kind.__name__}; you passed {type(value).__name__}.")
     return value
 
 
