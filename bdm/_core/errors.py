@@ -36,7 +36,7 @@ class UnreadableError(InputError):
 
 
 @contextmanager
-def at(place: object) -> Iterator[None]:
+def error_prefix(place: object) -> Iterator[None]:
     """Prefix InputErrors with ``place``; an UnreadableError already names its file."""
     try:
         yield

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, ParamSpec, Self, Typ
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from bdm._core.errors import InputError, at
+from bdm._core.errors import InputError, error_prefix
 from bdm._core.kinds import Kinds
 from bdm._core.validation import rejection, unknown_setting
 
@@ -246,7 +246,7 @@ class StageSettings:
         if isinstance(content, cls):
             return content
         if place:
-            with at(place):
+            with error_prefix(place):
                 return cls.from_content(content)
         content = {} if content is None else cls.expanded(content)
         if not isinstance(content, dict):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from bdm._core.errors import InputError, at
+from bdm._core.errors import InputError, error_prefix
 from bdm._core.files import atomic_write, read_checksummed_json, reject_existing, sha256, write_checksummed_json
 from bdm._core.kinds import Kinds
 from bdm._core.seeds import to_tensor
@@ -54,7 +54,7 @@ def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
         if content.get(name) != fact:
             raise InputError(f"{folder / kind}.json is of another {name} than the folder's; make it again.")
     file = folder / f"{kind}.json"
-    with reject_if_damaged(file), at(file):  # errors name the file, e.g. if its prior is not installed
+    with reject_if_damaged(file), error_prefix(file):  # errors name the file, e.g. if its prior is not installed
         value: Value = ContentReader(tensors).decode(content[kind], cls)
         return value
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from bdm._core.errors import InputError, at
+from bdm._core.errors import InputError, error_prefix
 from bdm.commands.base import Device, Holding, OutFolder, Prepared, Summary
 from bdm.settings import AuditSettings, FitSettings, GenerationSettings, Seed, Tree
 
@@ -42,7 +42,7 @@ def audit(
     from bdm.pl import write_result
 
     adata = read_prepared(prepared)
-    with at(prepared):  # before the first fit
+    with error_prefix(prepared):  # before the first fit
         division = divide(adata, audit, seed=seed)
     if cells:
         if settings != FitSettings() or sampling != GenerationSettings() or models is not None or tree is not None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from bdm._core.errors import at
+from bdm._core.errors import error_prefix
 from bdm.commands.base import Holding, OutFolder, Prepared, Summary
 from bdm.settings import AuditSettings, Seed
 
@@ -26,7 +26,7 @@ def audit_folds(
     from bdm.data.prepare import read_prepared
 
     adata = read_prepared(prepared)
-    with at(prepared):
+    with error_prefix(prepared):
         division = divide(adata, audit, seed=seed)
     out.mkdir()
     for fold in division.folds:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from bdm._core.errors import at
+from bdm._core.errors import error_prefix
 from bdm.commands.base import ModelFolder, Output, Summary
 from bdm.settings import Contact, License, Source
 
@@ -43,7 +43,7 @@ def card(
     scores = None if evaluation is None else Evaluation.load(evaluation)
     loaded, checksum = load_model(model), checksum_of(model, "model")
     file = None if cells is None else GeneratedFile.read(cells, loaded, checksum=checksum)
-    with at(model):
+    with error_prefix(model):
         text = model_card(
             loaded,
             checksum=checksum,

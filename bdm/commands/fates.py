@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from bdm._core import errors
+from bdm._core.errors import error_prefix
 from bdm._core.schema import Unset
 from bdm.commands.base import Ending, Output, Summary
 from bdm.settings import Counts, Labels
@@ -29,7 +29,7 @@ def fates(
     from bdm.data.read import read_cells
 
     fitted, cells = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)
-    with errors.at(data):
+    with error_prefix(data):
         shares = fates(fitted, cells, among, counts=counts)
     shares.to_csv(out, index_label="cell", float_format="%.4g")
     means = ", ".join(f"{node} {share:.2f}" for node, share in shares.mean().sort_values(ascending=False).items())

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from bdm._core.errors import at, counted
+from bdm._core.errors import counted, error_prefix
 from bdm.commands.autoencoder import summaries_of_effects
 from bdm.commands.base import Device, OutModel, Summary
 from bdm.commands.train import generating, write_model
@@ -31,7 +31,7 @@ def fit(
     from bdm.data.read import read_cells
 
     cells = read_cells(data, labels=labels, on_disk=True, **settings.prepare.reading)
-    with at(data):
+    with error_prefix(data):
         diffusion = BranchedDiffusion(cells, settings=settings, seed=seed, device=device, tree=tree)
     prepared = diffusion.prepared
     assert prepared is not None

@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-from bdm._core import errors
-from bdm._core.errors import counted
+from bdm._core.errors import counted, error_prefix
 from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
 from bdm.settings import Labels, LineageSettings, LineageTreeFile
 
@@ -34,7 +33,7 @@ def lineage(
 
     cells = read_cells(data, labels=labels, counts=settings.counts)
     lineage_tree = None if tree is None else read_lineage_tree(tree)
-    with errors.at(data):
+    with error_prefix(data):
         fitted = lineage(cells, settings, tree=lineage_tree)
     write_result(out, fitted)
     for warning in fitted.warnings():

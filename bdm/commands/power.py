@@ -3,7 +3,7 @@
 import logging
 from typing import Annotated
 
-from bdm._core.errors import at, counted
+from bdm._core.errors import counted, error_prefix
 from bdm.commands.base import Device, Holding, ModelFolder, OutFolder, Summary
 from bdm.commands.simulate import DesignSeed
 from bdm.settings import DesignFile
@@ -33,10 +33,10 @@ def power(
 
     checked = read_design(design, seed=seed)
     points = list(grid_points(checked.power))
-    with at(design):
+    with error_prefix(design):
         check_testable(checked)
     loaded = load_model(model, device=device)
-    with at(design):  # before the first of many experiments
+    with error_prefix(design):  # before the first of many experiments
         for point in points:
             compile_testable(loaded, design_at(checked, point, repeat=0))
     analysis = power_analysis(loaded, checked)

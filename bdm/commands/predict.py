@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-from bdm._core.errors import at
+from bdm._core.errors import error_prefix
 from bdm.commands.base import Ending, OutCells, Output, Summary
 from bdm.settings import Counts, Labels, PredictedCondition, PredictedTypes, Seed
 
@@ -36,7 +36,7 @@ def predict(
     from bdm.data.read import read_cells, rna_in
 
     fitted, adata = Responses.load(responses), rna_in(read_cells(cells, labels=labels, counts=counts))
-    with at(cells):
+    with error_prefix(cells):
         chosen = cells_to_change(fitted, adata, condition, cell_type, counts=counts)
         predicted = chosen.predict(seed=seed)
     predicted.write_h5ad(out, compression="gzip")

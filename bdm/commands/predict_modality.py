@@ -27,7 +27,7 @@ def predict_modality(
 
     Example: bdm predict-modality model/ rna.h5ad proteins.h5ad --modality prot
     """
-    from bdm._core import errors
+    from bdm._core.errors import error_prefix
     from bdm.data.matrix import write_h5ad
     from bdm.generation import modality as modalities
     from bdm.model.match import cells_for
@@ -35,7 +35,7 @@ def predict_modality(
 
     loaded = load_model(model)
     target = modalities.find_modality(loaded, modality)
-    with errors.at(cells):
+    with error_prefix(cells):
         request = modalities.match_request(cells_for(cells, loaded, keys, on_disk=False), loaded, keys)
     predicted = modalities.predict_modality(loaded, request, target, n_samples=n_samples, seed=seed)
     sha256 = checksums({"cells": cells}, model=model)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from bdm._core.errors import at
+from bdm._core.errors import error_prefix
 from bdm.commands.base import OutCells, Summary
 from bdm.settings import Labels, PrepareSettings
 
@@ -28,7 +28,7 @@ def prepare(
     gene_lists(settings)  # rejected before any cells are read
     with recorded_warnings() as warnings:
         cells = read_cells(data, labels=labels, on_disk=True, **settings.reading)
-        with at(data):
+        with error_prefix(data):
             prepared = prepared_cells(cells, settings)
             prepared.uns["bdm"] |= {"data": data.name, "data_sha256": sha256(data)}
             if labels is not None:

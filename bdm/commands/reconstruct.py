@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from bdm._core import errors
+from bdm._core.errors import error_prefix
 from bdm.commands.base import OutCells, Output, Summary
 from bdm.settings import Counts, ExtrapolateLineage, Labels, LineageNode, LineageTime, Seed
 
@@ -36,7 +36,7 @@ def reconstruct(
 
     time = parsed_time(at)
     fitted, adata = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)
-    with errors.at(data):
+    with error_prefix(data):
         reconstructed = reconstruct(
             fitted, adata, node, at=time, n_cells=cells, extrapolate=extrapolate, counts=counts, seed=seed
         )

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-from bdm._core.errors import at, counted
+from bdm._core.errors import counted, error_prefix
 from bdm._core.schema import Unset
 from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
 from bdm.settings import Labels, ResponseSettings
@@ -39,7 +39,7 @@ def respond(
 
     cells = read_cells(data, labels=labels, counts=settings.counts)
     clade = None if tree is None else read_tree(tree)
-    with at(data):
+    with error_prefix(data):
         responses = respond(cells, settings, tree=clade)
     del cells  # free memory for writing
     write_result(out, responses)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from bdm._core.errors import at, counted
+from bdm._core.errors import counted, error_prefix
 from bdm._core.schema import Unset
 from bdm.commands.base import Device, ModelFolder, OutGenerated, Output, Summary
 from bdm.settings import DesignFile
@@ -40,7 +40,7 @@ def simulate(
     checked = read_design(design, seed=seed)
     loaded = load_model(model, device=device)
     check_form(out, loaded.form)
-    with at(design):
+    with error_prefix(design):
         experiment = compile_design(loaded, checked)
     cells = simulated_cells(experiment)
     write_cells(out, cells, checksums({}, model=model))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm._core.errors import InputError, abbreviated, at
+from bdm._core.errors import InputError, abbreviated, error_prefix
 from bdm.data.cells import (
     BLOCK,
     MIN_CELLS_OF_TYPE,
@@ -60,7 +60,7 @@ def read_real_cells(
         check_genes(test_adata.var_names, names.index, test_path)
         rows = np.arange(test_adata.n_obs)
         test = StoredCells.from_anndata(test_path, test_adata, rows, names.index, test_place, covariates)
-        with at(test_path):
+        with error_prefix(test_path):
             check_held_out(test, training)
     small = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
     if len(small):
@@ -105,7 +105,7 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: b
     if not strict and slot not in (*slots, "auto"):
         slot = "X"
     if slot == "auto":
-        with at(path):
+        with error_prefix(path):
             cells = find_counts(adata)[0]
     elif slot in slots:
         cells = slots[slot]
@@ -137,7 +137,7 @@ def read_column(
     if name not in obs:
         columns = ", ".join(map(str, obs)) or "none"
         raise InputError(f"{path} has no column {name!r} in obs; {remedy} (there are: {columns}).")
-    with at(path):
+    with error_prefix(path):
         return complete_column(obs, name)
 
 

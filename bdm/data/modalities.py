@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData, io
 from scipy import sparse
 
-from bdm._core.errors import InputError, abbreviated, at, counted, missing_package
+from bdm._core.errors import InputError, abbreviated, counted, error_prefix, missing_package
 from bdm._core.files import require_space
 from bdm.data.counts import raw_counts, slot_or_auto
 from bdm.data.filters import check_names
@@ -225,7 +225,7 @@ def from_mudata(
     """
     kind_of = kinds_by_name(modalities, modality)
     for name in kind_of:
-        with at(f"modality {name}"):
+        with error_prefix(f"modality {name}"):
             check_names(modalities[name].obs_names, kind="cell")
     shared = shared_cells({name: modalities[name].obs_names for name in kind_of}, intersect=intersect)
     parts = {name: (kind, modalities[name][shared]) for name, kind in kind_of.items()}
@@ -295,7 +295,7 @@ def with_raw_counts(parts: Parts, counts: str) -> tuple[Parts, str | None]:
     """
     checked, layer = {}, None
     for name, (kind, cells) in parts.items():
-        with at(f"modality {name}"):
+        with error_prefix(f"modality {name}"):
             slot = slot_or_auto(cells, counts)
             checked[name] = kind, raw_counts(cells, source=slot)
         layer = layer if slot == "auto" else slot
@@ -311,7 +311,7 @@ def join_modalities(parts: Parts, layer: str | None, *, obs: pd.DataFrame, form:
     matrices, tables = [], []
     for name, (kind, cells) in parts.items():
         if kind == "atac":
-            with at(f"modality {name}"):
+            with error_prefix(f"modality {name}"):
                 reject_dense(cells)
         if kind == "prot":
             reject_empty(cells)

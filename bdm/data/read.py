@@ -13,7 +13,7 @@ import zarr
 from anndata import AnnData, io
 from scipy import sparse
 
-from bdm._core.errors import InputError, at, missing_package
+from bdm._core.errors import InputError, error_prefix, missing_package
 from bdm._core.files import check_hdf5, reading
 from bdm.data.header import separator_of
 from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
@@ -54,12 +54,12 @@ def read_cells(
         with reject_if_unreadable(path), warnings.catch_warnings(action="ignore"):
             check_hdf5(path)
             parts, obs, uns = read_h5mu(path)
-        with at(path):
+        with error_prefix(path):
             adata = from_mudata(parts, obs, modality=modality, intersect=intersect, counts=counts)
         adata.uns |= uns
     else:
         adata = read_anndata(path, on_disk=on_disk)
-        with at(path):
+        with error_prefix(path):
             adata = in_blocks(adata, counts=counts)
     return adata if labels is None else add_labels(adata, labels)
 

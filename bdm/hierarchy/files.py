@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bdm._core.errors import InputError, at
+from bdm._core.errors import InputError, error_prefix
 from bdm._core.files import read_checksummed_json, read_json, reading, write_checksummed_json
 from bdm._core.store import FORMAT, ContentReader, ContentWriter, reject_if_damaged
 from bdm.hierarchy.tree import PLACE_UNCERTAIN, Clade, Hierarchy, from_nested, rejecting_deep_trees
@@ -161,7 +161,7 @@ def read_tree(path: Path | str) -> Clade:
     else:
         with reading(path, "a tree in Newick"):
             content = path.read_bytes().decode("utf-8-sig")  # reading as text would change line breaks in names
-    with at(path), rejecting_deep_trees():
+    with error_prefix(path), rejecting_deep_trees():
         return from_nested(content) if is_json else from_newick(content)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm._core.errors import InputError, at, counted
+from bdm._core.errors import InputError, counted, error_prefix
 from bdm._core.validation import label_candidates, labels_rejection
 from bdm.autoencoder.latent import populations_of_cells
 from bdm.data.cell_sets import DEFAULT_KEYS, check_held_out, read_real_cells
@@ -339,7 +339,7 @@ def read_fitted_cells(
     if on_disk and is_prepared(adata):
         adata.X = to_row_storage(adata.X)
         return adata
-    with at(path):
+    with error_prefix(path):
         return fitted_cells(adata, model, keys)
 
 
@@ -350,7 +350,7 @@ def read_real_cells_for(
     adata = read_cells(path, on_disk=True)
     if test_cells is not None or not is_prepared(adata):
         return real_cells_for(model, read_fitted_cells(path, model, keys), test_cells, keys)
-    with at(path):
+    with error_prefix(path):
         check_has_genes(adata, model)
         check_same_cells(adata.obs, model)
     return read_real_cells(path, on_disk=True, names=model.gene_names)

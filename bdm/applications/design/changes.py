@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bdm._core.errors import InputError, abbreviated, at
+from bdm._core.errors import InputError, abbreviated, error_prefix
 from bdm._core.seeds import numpy_generator
 from bdm.applications.design.design import Change, Design, FoldChange, GeneChoice
 from bdm.applications.design.samples import N_SHOWN, resolve_populations
@@ -29,11 +29,11 @@ def plan_changes(
     """Choose the genes, fold changes and populations of all changes of a design."""
     named_genes = []
     for change in design.changes:
-        with at(f"changes.{change.name}.genes"):
+        with error_prefix(f"changes.{change.name}.genes"):
             named_genes.append(find_genes(model, change.genes.names))
     changes, used = [], {gene for genes in named_genes for gene in genes}
     for change, genes in zip(design.changes, named_genes, strict=True):
-        with at(f"changes.{change.name}"):
+        with error_prefix(f"changes.{change.name}"):
             populations = resolve_populations(model, change.in_)
             generator = numpy_generator(design.seed, "genes", change.name)
             if not change.genes.names:

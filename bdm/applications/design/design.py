@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from bdm._core.errors import InputError, at
+from bdm._core.errors import InputError, error_prefix
 from bdm._core.files import reading
 from bdm._core.schema import StageSettings, Unset
 from bdm.generation.covariate_values import CovariateValues, range_of
@@ -343,7 +343,7 @@ def read_design(design: Design | dict[str, Any] | Path | str, *, seed: int | Non
                 content = yaml.safe_load(Path(design).read_text(encoding="utf-8"))
             except yaml.YAMLError as error:
                 raise ValueError(" ".join(str(error).split())) from error
-        with at(design):
+        with error_prefix(design):
             parsed = Design.from_content(content)
     else:
         parsed = Design.from_content(design, "design")

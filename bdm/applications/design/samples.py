@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from bdm._core.errors import InputError, abbreviated, at
+from bdm._core.errors import InputError, abbreviated, error_prefix
 from bdm._core.seeds import numpy_generator
 from bdm.applications.design.design import LEARNED, NONE, Composition, Design
 from bdm.autoencoder.observation import ObservationModel
@@ -118,7 +118,7 @@ def shift_factors(model: BranchedModel, design: Design) -> pd.DataFrame:
     factors = pd.DataFrame(1.0, index=list(design.samples.conditions), columns=list(model.populations))
     reference = reference_proportions(model, design.composition)
     for shift in design.composition.shifts:
-        with at("composition.shifts"):
+        with error_prefix("composition.shifts"):
             populations = list(resolve_populations(model, shift.in_))
             if not reference[populations].sum():
                 raise InputError(f"the design has no cells of {', '.join(shift.in_)}; add them, or remove the shift.")
@@ -169,7 +169,7 @@ def designed_covariates(model: BranchedModel, design: Design, samples: pd.DataFr
     for sample, condition in samples["condition"].items():
         if values := design.samples.values_in(condition, sample):
             key = (condition, *values.items())
-            with at("samples.covariates"):
+            with error_prefix("samples.covariates"):
                 if key not in by_values:
                     by_values[key] = spread_covariates(model, design, condition, values)
             by_sample[sample] = by_values[key]

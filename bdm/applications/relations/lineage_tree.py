@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bdm._core.errors import InputError, at
+from bdm._core.errors import InputError, error_prefix
 from bdm._core.files import reading
 from bdm._core.validation import unknown_node
 from bdm.hierarchy.files import from_newick
@@ -146,7 +146,7 @@ def read_lineage_tree(tree: LineageTree | Clade | Path | str) -> LineageTree:
     path = Path(tree)
     with reading(path, "a tree in Newick"):
         text = path.read_bytes().decode("utf-8-sig")
-    with at(path):
+    with error_prefix(path):
         return LineageTree.from_clade(from_newick(text, every_node=True))
 
 
