@@ -140,7 +140,7 @@ def compare_properties(
         rna = modalities_of(real.names.var)[0]
         real, generated = real.of_modality(rna), {name: cells.of_modality(rna) for name, cells in generated.items()}
     resamples = draw_resamples(real, generated, settings, seed=seed)
-    genes = variable_genes(sample_at_most(real.test, most=SIZE_LIMITS.marking, seed=seed))
+    genes = variable_genes(sample_at_most(real.test, most=SIZE_LIMITS.markers, seed=seed))
     return compare_resamples(resamples, genes, most=MAX_COMPARED)
 
 
