@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,17 +17,34 @@ from bdm._core.seeds import torch_generator
 from bdm.autoencoder.moments import Mixture, Normal
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.prior.base import Sampler
+from bdm.prior.populations import BranchPopulations
 from bdm.prior.transport import AffineMap, MixtureMap, gaussian_transport, gaussian_trend, normal_flow
 from bdm.settings import SamplerSettings
-
-if TYPE_CHECKING:
-    from bdm.prior.mixture import GaussianMixturePrior
 
 logger = logging.getLogger(__name__)
 
 DenoiseOnBranch = Callable[[Tensor, float], Tensor]
 RHO = 7  # exponent of the noise levels (Karras et al. 2022, arXiv 2206.00364)
 SIGMA_MIN = 0.1  # in whitened units; below it the denoised x hardly changes
+
+
+class DenoisingPrior(Protocol):
+    """Prior that :class:`HierarchicalSampler` samples from, such as a Gaussian mixture."""
+
+    @property
+    def hierarchy(self) -> Hierarchy:
+        """Tree of the populations."""
+
+    @property
+    def populations(self) -> BranchPopulations:
+        """Closed form on each branch."""
+
+    @property
+    def uses_network(self) -> Tensor:
+        """Mask of the branches with a network, by row."""
+
+    def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Denoise cells, see :meth:`bdm.prior.base.LatentPrior.denoise`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +55,7 @@ class HierarchicalSampler(Sampler):
     form. Results depend on the arguments and the generator alone, not on earlier calls.
     """
 
-    prior: GaussianMixturePrior
+    prior: DenoisingPrior
     settings: SamplerSettings = field(default=SamplerSettings())
 
     @property
