@@ -563,7 +563,7 @@ def test_rejects_settings_that_do_not_fit_the_cells(example_cells, changes, mess
 
 
 def untrained_batch(cells: AnnData) -> np.ndarray:
-    """Batches, of which one has test cells alone."""
+    """Batches; the last has test cells alone."""
     split = split_by_type(cells.obs["bulk_labels"].astype(str), validation=0.1, test=0.2, seed=0)
     return np.where((split == "test") & (cells.obs["bulk_labels"] == "Dendritic"), "b", "a")
 

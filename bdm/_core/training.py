@@ -58,8 +58,8 @@ def train(
 ) -> pd.DataFrame:
     """Train ``network`` in place, and return its history (step, loss, validation loss).
 
-    ``validation`` selects the best weights, and ``by_group`` tells which cells diverged. The random numbers of step k
-    depend on (seed, k) only. CUDA devices use mixed precision (bfloat16).
+    ``validation`` selects the best weights, and ``by_group`` names the cells that diverged. The random numbers of step
+    k depend on (seed, k) only. CUDA devices use mixed precision (bfloat16).
     """
     keep_freed_memory()
     device = device_of(plan.device)

@@ -34,7 +34,7 @@ class GeneratedFile:
         recorded = record.get("model_sha256")
         is_generated = "request" in record and "synthetic" in adata.obs and bool(adata.obs["synthetic"].all())
         if recorded is None or not is_generated:
-            raise InputError(f"{path} has other cells than those of bdm generate; give a file that it wrote.")
+            raise InputError(f"{path} has other cells than bdm generate writes; name a file that it wrote.")
         if recorded != checksum:
             raise InputError(
                 f"{path} has cells of another model (its checksum begins with {recorded[:8]}, this model's with "

@@ -155,7 +155,7 @@ def check(config, *, set_default):
 
 
 def check_beyond_schema(name, dataset):
-    """Reject infinite numbers, 3.0 for 3, and contradictory settings, all of which a JSON schema allows."""
+    """Reject infinite numbers, 3.0 for 3, and contradictory settings, which pass the JSON schema."""
     prepare, hierarchy, donor_key = dataset["prepare"], dataset["hierarchy"], dataset["donor_key"]
     problems = [
         (f"{section}.{key}", rejection(key, value, SCHEMA["$defs"][section]["properties"][key]))

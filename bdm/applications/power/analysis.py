@@ -130,8 +130,7 @@ def check_testable(design: Design) -> None:
     conditions = design.samples.conditions
     if len(conditions) < 2:
         raise InputError(
-            f"samples.conditions has one condition, {conditions[0]}; a power analysis compares two or more, the first "
-            "of which is the reference."
+            f"samples.conditions has one condition, {conditions[0]}; name two or more to compare, the reference first."
         )
     for name, values in (design.samples.covariates or {}).items():
         if isinstance(values, dict):
