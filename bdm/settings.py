@@ -42,9 +42,18 @@ Counts = Annotated[
     "with raw counts).",
 ]
 Relation = Literal["all", "tree", "distance", "none"]  # relations of cell types along which responses covary
-PredictedCondition = Annotated[
-    str, MinLen(1), "New condition of control cells, or the control, to change other cells back."
+ConditionFeatures = Annotated[
+    Path | None,
+    "Table of features (`.csv`): conditions as rows, measured or not, and numbers as columns.",
+    Unset("no features"),
 ]
+PredictedCondition = Annotated[
+    str,
+    MinLen(1),
+    "New condition of control cells, measured or related to measured ones; or the control, to change other cells back.",
+]
+PredictedDose = Annotated[float | None, Gt(0), "Dose in the new condition.", Unset("no dose")]
+ExtrapolateDose = Annotated[bool, "Also predict doses outside the measured range."]
 PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all")]
 LineageRelation = Literal["all", "lineage", "time", "none"]  # relations of places along which expression covaries
 LineageTreeFile = Annotated[
@@ -343,6 +352,15 @@ class ResponseSettings(StageSettings):
     ] = ("condition",)
     control: Annotated[
         str | None, MinLen(1), "Reference condition.", Unset("the condition called `control` or the like")
+    ] = None
+    dose_key: Annotated[
+        str | None, MinLen(1), "Column of `obs` with the dose: a number, 0 in the control.", Unset("no doses")
+    ] = None
+    combination_separator: Annotated[
+        str | None,
+        MinLen(1),
+        "Text between the perturbations of a combination, such as `+` in `KLF1+CEBPA`.",
+        Unset("no combinations"),
     ] = None
     donor_key: Annotated[
         str | None,

@@ -13,9 +13,11 @@ from bdm._core.schema import Setting, StageSettings, Unset, described_settings
 from bdm.settings import (
     AuditSettings,
     AutoencoderSettings,
+    ConditionFeatures,
     Contact,
     DesignFile,
     EvaluationSettings,
+    ExtrapolateDose,
     ExtrapolateLineage,
     GenerationSettings,
     HierarchySettings,
@@ -29,6 +31,7 @@ from bdm.settings import (
     MissingAsZero,
     NewTypes,
     PredictedCondition,
+    PredictedDose,
     PredictedTypes,
     PrepareSettings,
     ResponseSettings,
@@ -81,7 +84,11 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     "transmute": ("Cells to transmute to another type.", stage_settings(TransmutationSettings)),
     "respond": (
         "Responses of cell types to conditions, and cells in conditions that were not measured.",
-        [*stage_settings(ResponseSettings), key("run", RunResponses, False)],
+        [
+            *stage_settings(ResponseSettings),
+            key("condition_features", ConditionFeatures, None),
+            key("run", RunResponses, False),
+        ],
     ),
     "lineage": (
         "Expression along a lineage and time, and cells of unsampled ancestors and times.",
@@ -133,7 +140,12 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
         "respond",
         "predictions",
         f"Predictions {NAMES}.",
-        [key("condition", PredictedCondition), key("cell_types", PredictedTypes, ())],
+        [
+            key("condition", PredictedCondition),
+            key("dose", PredictedDose, None),
+            key("cell_types", PredictedTypes, ()),
+            key("extrapolate", ExtrapolateDose, False),
+        ],
     ),
     "reconstruction": (
         "lineage",

@@ -76,7 +76,8 @@ def message(config: dict) -> str:
 
 def test_keys_that_name_columns_are_found():
     of_data_sets = {f"dataset/{name}_key" for name in ("label", "batch", "donor", "covariate")}
-    others = {"addition/label_key", "respond/condition_key", "lineage/time_key", "lineage/lineage_key"}
+    others = {"addition/label_key", "lineage/time_key", "lineage/lineage_key"}
+    others |= {"respond/condition_key", "respond/dose_key"}
     assert set(named_columns()) == of_data_sets | others
 
 
@@ -201,6 +202,37 @@ def test_the_control_has_to_be_known_and_conditions_of_several_columns_are_combi
     assert planned_rules(with_value("prediction/condition", "stim, 3", config=crossed))
     found = message(with_value("prediction/condition", "stim, 9", config=crossed))
     assert "'stim, 9'; did you mean 'stim, " in found
+
+
+RELATED = {  # by key of the section respond: its value, a condition that no cell has, and a misspelt one
+    "condition_features": ("features.csv", "JAK2", "JAK3"),
+    "combination_separator": ("+", "stim+ctrl", "stim+ctlr"),
+    "dose_key": ("lane", "stim, 0.3", "stm, 0.3"),
+}
+
+
+@pytest.mark.parametrize("key", RELATED)
+def test_related_conditions_that_no_cell_has_are_known(folder, key):
+    value, condition, misspelt = RELATED[key]
+    (folder / "features.csv").write_text("condition,kinase\nstim,0\nJAK2,1\n")
+    config = with_value("prediction/condition", condition)
+    assert "There is no condition" in message(config)
+    config = with_value(f"respond/{key}", value, config=config)
+    assert planned_rules(config)
+    found = message(with_value("prediction/condition", misspelt, config=config))
+    assert re.search("predictions.those.condition: cells.h5ad: There is no condition '.*'; did you mean '.*'", found)
+
+
+def test_conditions_with_unreadable_features_are_left_to_bdm_respond(folder):
+    (folder / "features.csv").write_bytes(b"\xff")
+    config = with_value("respond/condition_features", "features.csv")
+    assert planned_rules(with_value("prediction/condition", "JAK2", config=config))
+
+
+def test_a_dose_needs_a_column_of_doses(folder):
+    config = with_value("prediction/dose", 0.3)
+    assert "respond.predictions.those.dose: dose is 0.3, but doses are not known" in message(config)
+    assert planned_rules(with_value("respond/dose_key", "lane", config=config))
 
 
 @pytest.mark.parametrize(("key", "value"), [("prepare/leave_out", ["B"]), ("prepare/min_cells_per_type", 13)])

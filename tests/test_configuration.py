@@ -18,7 +18,7 @@ from test_workflow import ROOT, SCHEMA, SECTIONS, quick_plans, snakemake, write_
 # A data set, and the one that it grows to, which has its settings.
 MINE, GROWN = "mine", "mine+more"
 FILES = ["cells.h5ad", "more.h5ad", "other.h5ad", "labels.csv", "genes.txt", "tree.nwk", "lineage.nwk"]
-FILES += ["design.yaml", "other.yaml"]
+FILES += ["design.yaml", "other.yaml", "features.csv"]
 CONFIG = {
     "datasets": {
         MINE: {
@@ -97,7 +97,9 @@ CHANGES = {
     "respond/condition_key": (["treatment"], {MINE: RESPOND}),
     "respond/control": ("none", {MINE: RESPOND}),
     "respond/relations": ("tree", {MINE: RESPOND}),
+    "respond/condition_features": ("features.csv", {MINE: RESPOND}),
     "respond/predictions": ({**OWN["respond"]["predictions"], "new": {"condition": "stim"}}, {MINE: {"predict new"}}),
+    "prediction/extrapolate": (True, {MINE: PREDICTION}),
     "prediction/cell_types": (["B"], {MINE: PREDICTION}),
     "lineage/run": (False, {MINE: REPORT}),
     "lineage/tree": ("tree.nwk", {MINE: LINEAGE}),

@@ -2,11 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from bdm._core.errors import error_prefix
 from bdm.commands.base import Ending, OutCells, Output, Summary
-from bdm.settings import Counts, Labels, PredictedCondition, PredictedTypes, Seed
+from bdm.settings import Counts, ExtrapolateDose, Labels, PredictedCondition, PredictedDose, PredictedTypes, Seed
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,9 @@ def predict(
     out: OutCells,
     *,
     condition: PredictedCondition,
+    dose: PredictedDose = None,
     cell_type: PredictedTypes = (),
+    extrapolate: ExtrapolateDose = False,
     effects: Annotated[
         Path | None, Output, Ending(".csv"), "Table of log fold changes to write as well (.csv)."
     ] = None,
@@ -27,7 +29,8 @@ def predict(
 ) -> Summary:
     """Change cells to another condition, one for one, as raw counts.
 
-    The measured response of a cell type is used, or a predicted one if it was not measured.
+    The measured response of a cell type is used, or a predicted one if it was not measured. The condition may be a row
+    of the table of features, a combination of known perturbations, or a perturbation with another dose.
 
     Example: bdm predict responses/ cells.h5ad predicted.h5ad --condition stim --cell-type "B cells"
     """
@@ -36,18 +39,19 @@ def predict(
     from bdm.data.read import read_cells, rna_in
 
     fitted, adata = Responses.load(responses), rna_in(read_cells(cells, labels=labels, counts=counts))
+    related: dict[str, Any] = {"dose": dose, "extrapolate": extrapolate} if dose is not None or extrapolate else {}
     with error_prefix(cells):
-        chosen = cells_to_change(fitted, adata, condition, cell_type, counts=counts)
+        chosen = cells_to_change(fitted, adata, condition, cell_type, counts=counts, **related)
         predicted = chosen.predict(seed=seed)
     predicted.write_h5ad(out, compression="gzip")
     if effects is not None:
         chosen.effects().to_csv(effects, index=False, float_format="%.4g")
     number = predicted.obs["response"].value_counts()
-    if condition != fitted.control and "predicted" in number:
-        for warning in fitted.warnings(condition):
+    if not chosen.is_back and "predicted" in number:
+        for warning in fitted.warnings(chosen.condition):
             logger.warning("%s", warning)
     facts = {
-        "cells": f"{predicted.n_obs:,} in {condition}: response of their type measured in "
+        "cells": f"{predicted.n_obs:,} in {chosen.condition}: response of their type measured in "
         f"{number.get('measured', 0):,}, predicted in {number.get('predicted', 0):,}",
         "error": predicted.uns["bdm"]["expected_error"],
     }

@@ -2,12 +2,12 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from bdm._core.errors import counted, error_prefix
 from bdm._core.schema import Unset
 from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
-from bdm.settings import Labels, ResponseSettings
+from bdm.settings import ConditionFeatures, Labels, ResponseSettings
 
 logger = logging.getLogger(__name__)
 N_SHOWN = 5  # conditions whose errors are printed
@@ -23,12 +23,14 @@ def respond(
         "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
         Unset("average linkage of the control profiles"),
     ] = None,
+    condition_features: ConditionFeatures = None,
     settings: ResponseSettings,
 ) -> Summary:
     """Measure how cell types respond to conditions, and test predictions.
 
-    The test predicts each measured type with its response left out. Writes tables (.csv), figures (.png), and the
-    fitted responses for bdm predict.
+    The test predicts each measured type with its response left out. Features, doses or combinations relate
+    conditions: then bdm predict also accepts conditions that no cell has, and the test leaves out each condition, too.
+    Writes tables (.csv), figures (.png), and the fitted responses for bdm predict.
 
     Example: bdm respond cells.h5ad responses/ --condition-key condition --control ctrl
     """
@@ -39,8 +41,9 @@ def respond(
 
     cells = read_cells(data, labels=labels, counts=settings.counts)
     clade = None if tree is None else read_tree(tree)
+    features: dict[str, Any] = {} if condition_features is None else {"features": condition_features}
     with error_prefix(data):
-        responses = respond(cells, settings, tree=clade)
+        responses = respond(cells, settings, tree=clade, **features)
     del cells  # free memory for writing
     write_result(out, responses)
     for condition in responses.conditions:

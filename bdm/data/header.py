@@ -87,6 +87,16 @@ def table_columns(path: Path) -> list[str] | None:
     return columns if is_clear and len(set(header)) == len(header) else None
 
 
+def row_names(path: Path) -> list[str] | None:
+    """List the names in the first column of a ``.csv`` table with a header."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if any(map(str.strip, row))]
+    except UNREADABLE:
+        return None
+    return [row[0] for row in rows[1:]] or None
+
+
 def separator_of(path: Path) -> str:
     """Return the column separator of a table by its file name."""
     return "\t" if {".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes} else ","

@@ -28,20 +28,44 @@ def check_responses(place, dataset, columns):
     path, respond = dataset["path"], dataset["respond"]
     for key in respond["condition_key"]:
         check_column(f"{place}.condition_key", path, columns, key)
+    check_column(f"{place}.dose_key", path, columns, respond["dose_key"])
     values = [known_values(path, key, labels=dataset["labels"]) for key in respond["condition_key"]]
     if None not in values:
         conditions = sorted(map(SEPARATOR.join, product(*values)))
         if respond["control"] is not None or len(values) == 1:  # else combinations may be absent
             problem = control_rejection(respond["control"], conditions)
             reject(f"{place}.control", problem and f"{path}: {problem}")
-        for name, of in respond["predictions"].items():
-            problem = None if of["condition"] in conditions else unknown_condition(of["condition"], conditions)
+        known = related_conditions(conditions, respond)
+        for name, of in respond["predictions"].items() if known is not None else ():
+            problem = condition_rejection(of["condition"], known, respond)
             reject(f"{place}.predictions.{name}.condition", problem and f"{path}: {problem}")
+    for name, of in respond["predictions"].items() if respond["dose_key"] is None else ():
+        problem = f"dose is {of['dose']}, but doses are not known; name their column (respond.dose_key)."
+        reject(f"{place}.predictions.{name}.dose", problem if of["dose"] is not None else None)
     types = known_values(path, dataset["label_key"], labels=dataset["labels"])
     for name, of in respond["predictions"].items() if types is not None else ():
         for cell_type in of["cell_types"]:
             problem = None if cell_type in types else unknown_type(cell_type, types, of=f"{path} has")
             reject(f"{place}.predictions.{name}.cell_types", problem)
+
+
+def related_conditions(conditions, respond):
+    """List conditions of cells, their parts, and conditions with features; None if features are unknown yet."""
+    features, separator, with_features = respond["condition_features"], respond["combination_separator"], []
+    if features is not None:
+        with_features = None if is_made_anew(features) else row_names(Path(features))
+    parts = [part for name in conditions for part in name.split(separator)] if separator is not None else []
+    return None if with_features is None else list(dict.fromkeys([*conditions, *parts, *with_features]))
+
+
+def condition_rejection(condition, known, respond):
+    """Message for a condition that is neither known nor a combination or dose of known ones, else None."""
+    perturbation, separator = condition.rpartition(SEPARATOR)[0], respond["combination_separator"]
+    if respond["dose_key"] is not None and condition not in known:
+        condition = perturbation or condition
+    parts = [condition] if separator is None or condition in known else condition.split(separator)
+    unknown = [part for part in parts if part not in known]
+    return unknown_condition(unknown[0], known) if unknown else None
 
 
 def check_donors(place, path, key, n_folds):

@@ -37,6 +37,7 @@ FILES = {
     "prepare/genes": ["seurat_v3", "all"],
     "prepare/keep_genes": ["markers"],
     "hierarchy/tree": [],
+    "respond/condition_features": [],
     "lineage/tree": [],
 }
 # Keys without an option in any command, and keys with options of another name

@@ -3,6 +3,7 @@ rule respond:
         cells=setting("path"),
         content=files_in_folder("path"),
         labels=optional_file("labels"),
+        condition_features=optional_file("respond/condition_features"),
     output:
         responses="results/{dataset}/responses/responses.json",
         arrays="results/{dataset}/responses/responses.safetensors",
