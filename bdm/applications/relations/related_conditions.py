@@ -1,0 +1,271 @@
+"""Kernels between conditions, by features of perturbations, doses, and the parts of combinations.
+
+A condition is a perturbation, or a combination of several (its parts), at a dose. For conditions c and d,
+
+    K(c, d) = D(dose_c, dose_d) (n_c n_d)**-a sum over parts p of c, q of d of A(p, q),
+
+where n_c is the number of parts of c. A relates perturbations by a set or by numbers that a user names; the identity
+only relates conditions with the same perturbation. With a = 0 the effects of parts add up, with a = 1 a combination
+has their mean. D is the covariance of curves of the dose that are 0 at the control; without doses it is 1.
+"""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+
+from bdm._core.errors import InputError, abbreviated, error_prefix
+from bdm._core.files import reading
+from bdm._core.validation import SEPARATOR, nearest_or, shown
+
+logger = logging.getLogger(__name__)
+
+EXPONENTS = (0.0, 0.5, 1.0)  # a, of the numbers of parts of combinations
+LENGTHS = (0.3, 1.0)  # length scales of smooth dose curves; 1 is from the control to the largest dose
+N_EC50 = 3  # half-maximal doses of saturating curves
+
+
+@dataclass(frozen=True)
+class ConditionKernel:
+    """Candidate kernel between conditions."""
+
+    feature: str  # name of the set of features; empty for the parts alone
+    matrix: np.ndarray  # conditions x conditions, with a mean diagonal of 1 over the conditions that it relates
+
+
+@dataclass(frozen=True)
+class RelatedConditions:
+    """Perturbations, doses and features of conditions."""
+
+    conditions: tuple[str, ...]  # measured or not, without the control
+    parts: tuple[str, ...]  # single perturbations, sorted
+    has_part: np.ndarray  # conditions x parts
+    dose: np.ndarray  # of each condition; NaN without doses
+    features: pd.DataFrame  # parts x features; without columns if there is no table, 0 for parts that it lacks
+    separator: str | None  # joins the parts of a combination in its name
+    n_reference: int  # first conditions, which determine the kernels; `add` appends others
+
+    @classmethod
+    def from_names(
+        cls,
+        names: Sequence[str],
+        *,
+        features: pd.DataFrame | None,
+        separator: str | None,
+        dosed: bool,
+        control: str | None = None,
+    ) -> Self:
+        """Relate the conditions ``names`` of the cells, and perturbations that only ``features`` has.
+
+        The control is no condition, and no part: "KLF1+ctrl" is KLF1 alone. With doses, perturbations that no cell has
+        become parts without a condition, as their doses are not known.
+        """
+        parsed = {name: parse_name(name, separator, dosed=dosed) for name in names}
+        parsed = {name: (parts - {control} or parts, dose) for name, (parts, dose) in parsed.items()}
+        known = {part for parts, _ in parsed.values() for part in parts}
+        table = pd.DataFrame() if features is None else features.drop(index=[control], errors="ignore")
+        if features is not None:
+            check_perturbations(table.index, known, separator)
+        if not dosed:
+            measured = {parts for parts, _ in parsed.values()}
+            parsed |= {name: (alone, np.nan) for name in table.index if (alone := frozenset([name])) not in measured}
+        index = pd.Index(sorted(known.union(table.index)), dtype=str)
+        has_part = np.array([index.isin([*parts]) for parts, _ in parsed.values()])
+        dose = np.array([dose for _, dose in parsed.values()])
+        table = table.reindex(index, fill_value=0.0)
+        return cls(tuple(parsed), tuple(index), has_part, dose, table, separator, len(parsed))
+
+    @property
+    def is_dosed(self) -> bool:
+        """Whether conditions have doses."""
+        return bool(np.isfinite(self.dose).all())
+
+    def add(self, condition: str) -> Self:
+        """Append a condition that was not measured; return itself if it is known."""
+        if condition in self.conditions:
+            return self
+        parts, dose = parse_name(condition, self.separator, dosed=self.is_dosed)
+        for part in sorted(parts.difference(self.parts)):
+            remedy = nearest_or(part, self.parts, f"there are {abbreviated(self.parts, n_shown=10)}.")
+            raise InputError(f"Neither cells nor features have the perturbation {part!r}; {remedy}")
+        has_part = [part in parts for part in self.parts]
+        same = (self.has_part == has_part).all(axis=1) & ((self.dose == dose) | np.isnan(dose))
+        if same.any():
+            raise InputError(f"There is no condition {condition!r}; did you mean {self.conditions[same.argmax()]!r}?")
+        return replace(
+            self,
+            conditions=(*self.conditions, condition),
+            has_part=np.vstack([self.has_part, has_part]),
+            dose=np.append(self.dose, dose),
+        )
+
+    def exceeded_range(self, condition: str, measured: np.ndarray) -> tuple[float, float] | None:
+        """Return the range of measured doses if the dose of ``condition`` is outside it.
+
+        The range is of the same perturbations, or of all if these have no measured dose.
+        """
+        row = self.conditions.index(condition)
+        same = measured & (self.has_part == self.has_part[row]).all(axis=1)
+        doses = self.dose[same if same.any() else measured]
+        lowest, highest = float(doses.min()), float(doses.max())
+        return (lowest, highest) if self.dose[row] < lowest or self.dose[row] > highest else None
+
+    def kernels(self, expanded: Collection[str] = ()) -> list[ConditionKernel]:
+        """Return candidate kernels; their number and scale do not depend on added conditions.
+
+        Sets in ``expanded`` also have a candidate without each of their members: that this member does not respond as
+        the others do.
+        """
+        n_parts, n = self.has_part.sum(axis=1, keepdims=True), self.n_reference
+        exponents = EXPONENTS if n_parts[:n].max() > 1 else EXPONENTS[:1]
+        kernels: list[ConditionKernel] = []
+        for feature, part_features in self.part_features(expanded):
+            for exponent, curve in product(exponents, self.dose_kernels()):
+                condition_features = self.has_part @ part_features / n_parts**exponent
+                matrix = condition_features @ condition_features.T * curve
+                diagonal = np.diag(matrix)[:n]
+                if not diagonal.any():
+                    continue
+                matrix /= diagonal[diagonal > 0].mean()
+                same = [each.matrix[:n, :n] for each in kernels if each.feature == feature]
+                if not any(np.allclose(matrix[:n, :n], known) for known in same):
+                    kernels.append(ConditionKernel(feature, matrix))
+        return kernels
+
+    def part_features(self, expanded: Collection[str]) -> list[tuple[str, np.ndarray]]:
+        """Return F for each kernel A = F F' between parts, parts x columns."""
+        candidates: list[tuple[str, np.ndarray]] = []
+        joined: dict[str, list[str]] = {}  # columns by the prefix before a colon
+        if (self.has_part[: self.n_reference].sum(axis=0) > 1).any():
+            candidates.append(("", np.eye(len(self.parts))))
+        for name in self.features:
+            joined.setdefault(name.partition(":")[0], []).append(name)
+        for prefix, names in joined.items():
+            columns = self.features[names].to_numpy()
+            if len(names) > 1:
+                candidates.append((prefix, unit_rows(columns)))
+            for name, column in zip(names, columns.T, strict=True):
+                if len(names) == 1 or is_binary(column):
+                    candidates.append((name, column[:, None]))
+                if is_binary(column) and name in expanded:
+                    for row in np.flatnonzero(column):
+                        others = np.where(np.arange(len(column)) == row, 0, column)
+                        candidates.append((f"{name} without {self.parts[row]}", others[:, None]))
+        unique = {values.tobytes(): (name, values) for name, values in candidates}
+        return list(unique.values())
+
+    def dose_kernels(self) -> list[np.ndarray]:
+        """Return candidate kernels between doses, conditions x conditions."""
+        if not self.is_dosed:
+            return [np.ones((1, 1))]
+        dose, known = self.dose, self.dose[: self.n_reference]
+        lowest, highest = known.min(), known.max()
+        z = np.log1p(dose / lowest) / np.log1p(highest / lowest)
+        distance, linear = np.subtract.outer(z, z), np.outer(z, z)
+        smooth = [linear * np.exp(-(distance**2) / (2 * length**2)) for length in LENGTHS]
+        saturating = [dose / (dose + ec50) for ec50 in np.geomspace(lowest, highest, N_EC50)]
+        return [np.minimum.outer(z, z), *smooth, linear, *(np.outer(curve, curve) for curve in saturating)]
+
+    def own_transcripts(self, genes: Sequence[str]) -> np.ndarray:
+        """Count the parts that are named as the gene, genes x conditions."""
+        rows = pd.Index(self.parts).get_indexer(pd.Index(genes))
+        return np.where(rows[:, None] < 0, 0.0, self.has_part.T[rows])
+
+    def baseline_weights(self, measured: np.ndarray) -> np.ndarray:
+        """Return weights of ``measured`` conditions in the simplest prediction of each other, conditions x conditions.
+
+        The prediction of a combination is the sum of its parts if each was measured alone. Otherwise it is the nearest
+        dose of the same parts, else the condition with the most similar features (cosine), else unchanged cells, as a
+        row of zeros. Conditions that are equally near have equal weights.
+        """
+        table = self.features.to_numpy(dtype=float)
+        scale = [1.0 if is_binary(column) else np.sqrt((column**2).mean()) for column in table.T]
+        features = unit_rows(self.has_part @ (table / scale))
+        cosine, log_dose = features @ features.T, np.nan_to_num(np.log(self.dose))
+        weights, is_single = np.zeros(cosine.shape), self.has_part.sum(axis=1) == 1
+        for row, has_part in enumerate(self.has_part):
+            others = measured & (np.arange(len(measured)) != row)
+            alone = [others & is_single & self.has_part[:, part] for part in np.flatnonzero(has_part)]
+            same = others & (self.has_part == has_part).all(axis=1)
+            similar = others & (cosine[row] > 0) & np.isclose(cosine[row], cosine[row, others].max(initial=0))
+            is_sum = len(alone) > 1 and all(candidates.any() for candidates in alone)
+            for candidates in alone if is_sum else [same if same.any() else similar]:
+                distance = np.where(candidates, np.abs(log_dose - log_dose[row]), np.inf)
+                is_nearest = candidates & np.isclose(distance, distance.min())
+                weights[row] += is_nearest / max(is_nearest.sum(), 1)
+        return weights
+
+
+def parse_name(name: str, separator: str | None, *, dosed: bool) -> tuple[frozenset[str], float]:
+    """Return the parts of a condition and its dose, which is NaN without doses."""
+    combination, dose = name, np.nan
+    if dosed:
+        combination, comma, text = name.rpartition(SEPARATOR)
+        if not comma:
+            raise InputError(f"Condition {name!r} has no dose; name it by `dose=`.")
+        dose = float(pd.to_numeric(text, errors="coerce"))
+        if not 0 < dose < np.inf:
+            raise InputError(f"The dose of condition {name!r} must be a finite number above 0.")
+    parts = frozenset([combination] if separator is None else map(str.strip, combination.split(separator)))
+    if "" in parts:
+        raise InputError(f"The combination {combination!r} has an empty part; name it on both sides of {separator!r}.")
+    return parts, dose
+
+
+def check_perturbations(perturbations: pd.Index, known: Collection[str], separator: str | None) -> None:
+    """Compare the rows of the features with the perturbations of the cells, and log differences."""
+    for name in perturbations:
+        if separator is not None and separator in name:
+            raise InputError(f"The features have the combination {name!r}; give features of its parts instead.")
+    if perturbations.isin([*known]).sum() == 0:
+        raise InputError(
+            f"The features have none of the perturbations of the cells ({abbreviated(sorted(known))}); "
+            f"their rows are {abbreviated(perturbations)}."
+        )
+    if without_features := sorted(set(known).difference(perturbations)):
+        logger.warning("Perturbations of the cells without features: %s.", abbreviated(without_features))
+    if without_cells := sorted(set(perturbations).difference(known)):
+        logger.info("Perturbations with features but no cells, which can be predicted: %s.", abbreviated(without_cells))
+
+
+def is_binary(column: np.ndarray) -> bool:
+    """Return whether a column is the membership of a set."""
+    return bool(np.isin(column, (0, 1)).all())
+
+
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Scale rows to length 1; rows of zeros stay."""
+    return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12))
+
+
+def read_features(features: pd.DataFrame | Path | str) -> pd.DataFrame:
+    """Read a table (CSV with perturbations in its first column, or in memory) of features, and check its values."""
+    place, table = "features", features
+    if not isinstance(table, pd.DataFrame):
+        place = str(features)
+        with reading(Path(place), "a CSV table"):
+            cells = pd.read_csv(place, header=None, dtype=str, keep_default_na=False)  # keeps names of repeated columns
+        table = cells.iloc[1:, 1:].set_axis(cells.iloc[1:, 0]).set_axis(cells.iloc[0, 1:], axis=1)
+    rows, columns = pd.Index(table.index.map(str), name=None), pd.Index(table.columns.map(str), name=None)
+    values = np.empty(table.shape)
+    with error_prefix(place):
+        if table.empty:
+            raise InputError("it is empty; give a row for each perturbation, and a column for each feature.")
+        for kind, names in {"row": rows, "column": columns}.items():
+            if names.has_duplicates:
+                raise InputError(f"it has the {kind} {names[names.duplicated()][0]!r} twice; keep one.")
+        for i, name in enumerate(columns):
+            column = table.iloc[:, i].astype(object)
+            values[:, i] = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+            if len(wrong := np.flatnonzero(~np.isfinite(values[:, i]))):
+                value = column.iloc[wrong[0]]
+                problem = "is missing" if pd.isna(value) or value == "" else f"is {shown(value)}"
+                raise InputError(f"{name!r} of {rows[wrong[0]]!r} {problem}, but must be a finite number.")
+            if np.ptp(values[:, i]) == 0:
+                raise InputError(f"{name!r} is the same for all perturbations; leave this column out.")
+    return pd.DataFrame(values, rows, columns)

@@ -1,0 +1,240 @@
+"""Conditions are related by features, doses and parts, and what cannot be related is rejected."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from same_tables import assert_same_table
+
+from bdm._core.errors import InputError
+from bdm._core.store import load, save
+from bdm.applications.relations.related_conditions import RelatedConditions, read_features
+
+FEATURES = pd.DataFrame({"interferon": [1, 1, 0, 0], "size": [0.5, 2, 4, 1]}, index=["JAK2", "STAT1", "SMAD4", "IRF1"])
+DOSES = ["a, 0.1", "a, 1", "a, 10", "b, 1"]
+FOR_DOSES = FEATURES.rename({"JAK2": "a"})
+PLUS, DOSED = {"separator": "+"}, {"dosed": True}
+
+
+def relate(names, features=None, separator=None, dosed=False, control=None):
+    features = None if features is None else read_features(features)
+    return RelatedConditions.from_names(names, features=features, separator=separator, dosed=dosed, control=control)
+
+
+def kernels_of(related, feature):
+    return [kernel.matrix for kernel in related.kernels() if kernel.feature == feature]
+
+
+def assert_same_kernels(related, expected):
+    """Compare kernels between the conditions of ``expected``."""
+    n, pairs = len(expected.conditions), zip(related.kernels(["set"]), expected.kernels(["set"]), strict=True)
+    assert all(x.feature == y.feature and np.allclose(x.matrix[:n, :n], y.matrix, rtol=1e-12) for x, y in pairs)
+
+
+# ---- conditions
+
+
+def test_rows_of_the_features_become_conditions(caplog):
+    with caplog.at_level(logging.INFO):
+        related = relate(["STAT1", "JAK2", "MYC"], FEATURES, control="SMAD4")
+    assert related.conditions == ("STAT1", "JAK2", "MYC", "IRF1")  # the control is not predicted
+    assert related.parts == ("IRF1", "JAK2", "MYC", "STAT1")
+    assert related.features.loc["MYC"].tolist() == [0, 0]
+    assert np.array_equal(related.has_part, np.array(related.conditions)[:, None] == related.parts)
+    assert [(log.levelname, log.args) for log in caplog.records] == [("WARNING", ("MYC",)), ("INFO", ("IRF1",))]
+
+
+def test_names_are_divided_into_parts_and_dose():
+    related = relate(["A+ctrl", "A+B"], separator="+", control="ctrl")
+    assert related.has_part.tolist() == [[True, False], [True, True]]
+    assert relate(["A+B", "A"]).parts == ("A", "A+B")  # no combinations without a separator
+    dosed = relate(["drug, batch 2, 0.3", "x + y, 1e-05"], separator="+", dosed=True)
+    assert dosed.parts == ("drug, batch 2", "x", "y")
+    assert dosed.dose.tolist() == [0.3, 1e-5]
+
+
+@pytest.mark.parametrize(
+    ("related", "condition", "parts"),
+    [
+        (relate(["A", "A+B", "A+C"], separator="+"), "B+C", {"B", "C"}),
+        (relate([*DOSES, "a+b, 1"], FOR_DOSES.assign(set=[1, 1, 0, 1]), "+", True), "a+IRF1, 20", {"a", "IRF1"}),
+    ],
+)
+def test_added_conditions_do_not_change_kernels(related, condition, parts):
+    added = related.add(condition)
+    assert added.add(condition) is added
+    assert added.conditions == (*related.conditions, condition)
+    assert {part for part, has in zip(added.parts, added.has_part[-1], strict=True) if has} == parts
+    assert_same_kernels(added, related)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "condition", "message"),
+    [
+        (["JAK2", "STAT1"], {}, "JAK1", "'JAK1'; did you mean 'JAK2'"),
+        (["A", "B"], PLUS, "A+xyz", "'xyz'; there are A, B"),
+        (["A", "B"], PLUS, "A+", r"'A\+' has an empty part"),
+        (["A+B"], PLUS, "B+A", r"did you mean 'A\+B'"),
+        (DOSES, DOSED, "a", "'a' has no dose"),
+        (DOSES, DOSED, "a, 1.0", "did you mean 'a, 1'"),
+        *((DOSES, DOSED, f"a, {dose}", "finite number above 0") for dose in ("0", "-1", "inf", "nan", "high")),
+    ],
+)
+def test_unknown_conditions_are_rejected(names, options, condition, message):
+    with pytest.raises(InputError, match=message):
+        relate(names, **options).add(condition)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("a, 0.5", None),
+        ("a, 3", (0.1, 1)),
+        ("a, 0.05", (0.1, 1)),
+        ("b, 0.5", (1, 1)),
+        ("IRF1, 0.5", None),  # within the doses of all drugs
+        ("IRF1, 2", (0.1, 1)),
+    ],
+)
+def test_doses_outside_the_measured_range_are_noticed(condition, expected):
+    related = relate(DOSES, FOR_DOSES, dosed=True).add(condition)
+    assert related.exceeded_range(condition, np.array([True, True, False, True, False])) == expected
+
+
+# ---- kernels
+
+
+def test_sets_and_numbers_relate_conditions():
+    related = relate(["STAT1", "JAK2"], FEATURES)
+    assert not kernels_of(related, "")  # conditions have no part in common
+    (interferon,), (size,) = kernels_of(related, "interferon"), kernels_of(related, "size")
+    np.testing.assert_allclose(interferon, np.outer([1, 1, 0, 0], [1, 1, 0, 0]))
+    np.testing.assert_allclose(size, np.outer([2, 0.5, 4, 1], [2, 0.5, 4, 1]) / (21.25 / 4))
+
+
+def test_columns_with_a_common_prefix_form_a_set():
+    features = pd.DataFrame({"x:1": [3, 0, 1], "x:2": [4, 2, 0], "y:1": [1, 1, 0], "y:2": [0, 1, 0]}, index=[*"ABC"])
+    related = relate([*"ABC"], features)
+    assert [kernel.feature for kernel in related.kernels()] == ["x", "y", "y:1", "y:2"]
+    np.testing.assert_allclose(kernels_of(related, "x")[0], [[1, 0.8, 0.6], [0.8, 1, 0], [0.6, 0, 1]])
+    np.testing.assert_allclose(kernels_of(related, "y")[0], [[1, 0.5**0.5, 0], [0.5**0.5, 1, 0], [0, 0, 0]])
+
+
+def test_expanded_sets_leave_out_each_member_once():
+    features = FEATURES.assign(same=FEATURES["interferon"], **{"only STAT1": [0, 1, 0, 0]})
+    kernels = relate([*FEATURES.index], features).kernels(["interferon", "size"])
+    diagonals = sorted(np.diag(kernel.matrix).tolist() for kernel in kernels if kernel.feature != "size")
+    assert diagonals == [[0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0]]
+    assert "interferon without STAT1" in [kernel.feature for kernel in kernels]
+
+
+def test_effects_of_parts_add_up_or_are_averaged():
+    additive, _, mean = kernels_of(relate(["A", "B", "A+B"], separator="+"), "")
+    np.testing.assert_allclose(additive, np.array([[1, 0, 1], [0, 1, 1], [1, 1, 2]]) / (4 / 3))
+    np.testing.assert_allclose(mean, np.array([[1, 0, 0.5], [0, 1, 0.5], [0.5, 0.5, 0.5]]) / (2.5 / 3))
+    for kernel, expected in ((additive, 8), (mean, 4)):  # noise-free predictions of A+B from A and B
+        assert kernel[2, :2] @ np.linalg.solve(kernel[:2, :2], [3, 5]) == pytest.approx(expected)
+
+
+def test_curves_of_the_dose():
+    related = relate(DOSES, dosed=True)
+    brownian, _, smooth, *monotone = kernels_of(related, "")
+    z, same = np.log1p([1, 10, 100, 10]) / np.log(101), np.kron(np.diag([1, 0]), np.ones((3, 3)))[:4, :4]
+    same[3, 3] = 1
+
+    def scaled(matrix):
+        return matrix * same / np.diag(matrix).mean()
+
+    np.testing.assert_allclose(brownian, scaled(np.minimum.outer(z, z)))
+    np.testing.assert_allclose(smooth, scaled(np.outer(z, z) * np.exp(-(np.subtract.outer(z, z) ** 2) / 2)))
+    for kernel, curve in zip(
+        monotone, [z, *(related.dose / (related.dose + ec50) for ec50 in (0.1, 1, 10))], strict=True
+    ):
+        np.testing.assert_allclose(kernel, scaled(np.outer(curve, curve)))
+    for kernel in kernels_of(related.add("a, 3").add("a, 1e-06"), "")[3:]:
+        between, near_control = kernel[4:, 2] / kernel[2, 2]  # predictions from the response of 1 at the dose of 10
+        assert kernel[1, 2] / kernel[2, 2] < between < 1
+        assert near_control < 1e-4
+
+
+def test_one_dose_has_one_curve():
+    assert len(kernels_of(relate(["a, 2", "b, 2", "a+b, 2"], separator="+", dosed=True), "")) == 3  # by exponents alone
+
+
+def test_kernels_are_positive_semi_definite():
+    rng = np.random.default_rng(0)
+    numbers = {f"embedding:{i}": rng.normal(size=6) for i in range(3)}
+    features = pd.DataFrame({"set": [1, 1, 0, 1, 0, 0], "n": rng.normal(size=6), **numbers}, index=[*"ABCDEF"])
+    names = [f"{name}, {dose}" for name in ("A", "B", "A+B", "C+D", "B+G") for dose in (0.1, 2, 30)]
+    kernels = relate(names, features, "+", True).add("E+F, 100").kernels(["set"])
+    assert {kernel.feature for kernel in kernels} == {"", "set", "n", "embedding", *(f"set without {x}" for x in "ABD")}
+    for kernel in kernels:
+        assert np.linalg.eigvalsh(kernel.matrix).min() > -1e-9
+        diagonal = np.diag(kernel.matrix)[:-1]
+        assert diagonal[diagonal > 0].mean() == pytest.approx(1)
+
+
+def test_own_transcripts_are_counted():
+    related = relate(["STAT1", "STAT1+JAK2"], separator="+")
+    assert related.own_transcripts(["jak2", "STAT1", "JAK2"]).tolist() == [[0, 0], [1, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "measured", "expected"),
+    [
+        (["A", "B", "A+B"], PLUS, [1, 1, 1], {2: [1, 1, 0], 0: [0, 0, 0]}),
+        (["A", "B", "A+B"], PLUS, [1, 0, 1], {2: [0, 0, 0]}),
+        (["A, 1", "A, 9", "B, 1", "A+B, 8"], PLUS | DOSED, [1, 1, 1, 0], {3: [0, 1, 1, 0]}),
+        (DOSES, DOSED, [1, 0, 1, 1], {1: [0.5, 0, 0.5, 0], 0: [0, 0, 1, 0], 3: [0, 0, 0, 0]}),
+        ([*FEATURES.index], {"features": FEATURES}, [1, 1, 1, 1], {0: [0, 1, 0, 0], 2: [0, 0, 0, 1]}),
+        ([*FEATURES.index], {"features": FEATURES[["interferon"]]}, [0, 1, 1, 1], {0: [0, 1, 0, 0], 1: [0, 0, 0, 0]}),
+    ],
+)
+def test_simplest_predictions(names, options, measured, expected):
+    weights = relate(names, **options).baseline_weights(np.array(measured, dtype=bool))
+    assert {row: weights[row].tolist() for row in expected} == expected
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("features", [None, FEATURES.rename(columns={"interferon": "set"})])
+def test_relations_come_back(tmp_path, features):
+    related = relate(["JAK2", "JAK2+IRF1"], features, "+")
+    save(tmp_path, "related", related)
+    loaded = load(tmp_path, "related", RelatedConditions)
+    assert_same_table(loaded.features, related.features, check_column_type=False)
+    assert (loaded.conditions, loaded.parts, loaded.separator) == (related.conditions, related.parts, "+")
+    assert_same_kernels(loaded.add("IRF1"), related.add("IRF1"))
+
+
+def test_features_are_read_from_tables_and_files(tmp_path):
+    file = tmp_path / "features.csv"
+    file.write_text(",set,NA\nNA,1,0.5\n7,0,2\n")
+    table = pd.DataFrame({"set": [True, False], "NA": [0.5, 2]}, index=["NA", 7])
+    assert read_features(table).to_dict() == {"set": {"NA": 1, "7": 0}, "NA": {"NA": 0.5, "7": 2}}
+    assert read_features(file).equals(read_features(table))
+    with pytest.raises(InputError, match="'set' of '7' is missing"):
+        read_features(table.assign(set=pd.array([1, None], dtype="Int64")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read"),
+        (",x\n", "empty"),
+        (",x\nA,1\nB,\n", "'x' of 'B' is missing"),
+        (",x\nA,1\nB,high\n", "'x' of 'B' is 'high'"),
+        (",x\nA,1\nB,inf\n", "'x' of 'B' is 'inf'"),
+        (",x,y\nA,1,2\nB,0,2\n", "'y' is the same"),
+        (",x\nA,1\nA,0\n", "row 'A' twice"),
+        (",x,x\nA,1,1\nB,0,0\n", "column 'x' twice"),
+        (",x\nX,1\nY,0\n", "none of the perturbations of the cells"),
+        (",x\nA,1\nA+B,0\n", r"combination 'A\+B'"),
+    ],
+)
+def test_invalid_features_are_rejected(tmp_path, text, message):
+    (tmp_path / "features.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        relate(["A", "B"], tmp_path / "features.csv", "+")
