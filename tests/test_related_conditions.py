@@ -35,14 +35,14 @@ def assert_same_kernels(related, expected):
 # ---- conditions
 
 
-def test_rows_of_the_features_become_conditions(caplog):
+def test_perturbations_that_only_features_have_are_known(caplog):
     with caplog.at_level(logging.INFO):
         related = relate(["STAT1", "JAK2", "MYC"], FEATURES, control="SMAD4")
-    assert related.conditions == ("STAT1", "JAK2", "MYC", "IRF1")  # the control is not predicted
-    assert related.parts == ("IRF1", "JAK2", "MYC", "STAT1")
-    assert related.features.loc["MYC"].tolist() == [0, 0]
-    assert np.array_equal(related.has_part, np.array(related.conditions)[:, None] == related.parts)
     assert [(log.levelname, log.args) for log in caplog.records] == [("WARNING", ("MYC",)), ("INFO", ("IRF1",))]
+    assert related.parts == ("IRF1", "JAK2", "MYC", "STAT1")  # without the control
+    assert related.features.loc["MYC"].tolist() == [0, 0]
+    assert related.conditions == ("STAT1", "JAK2", "MYC")
+    assert related.add("IRF1").has_part.astype(int).tolist() == [[0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]
 
 
 def test_names_are_divided_into_parts_and_dose():
@@ -106,11 +106,11 @@ def test_doses_outside_the_measured_range_are_noticed(condition, expected):
 
 
 def test_sets_and_numbers_relate_conditions():
-    related = relate(["STAT1", "JAK2"], FEATURES)
+    related = relate(["STAT1", "JAK2", "SMAD4"], FEATURES).add("IRF1")
     assert not kernels_of(related, "")  # conditions have no part in common
     (interferon,), (size,) = kernels_of(related, "interferon"), kernels_of(related, "size")
     np.testing.assert_allclose(interferon, np.outer([1, 1, 0, 0], [1, 1, 0, 0]))
-    np.testing.assert_allclose(size, np.outer([2, 0.5, 4, 1], [2, 0.5, 4, 1]) / (21.25 / 4))
+    np.testing.assert_allclose(size, np.outer([2, 0.5, 4, 1], [2, 0.5, 4, 1]) / (20.25 / 3))
 
 
 def test_columns_with_a_common_prefix_form_a_set():
@@ -127,6 +127,13 @@ def test_expanded_sets_leave_out_each_member_once():
     diagonals = sorted(np.diag(kernel.matrix).tolist() for kernel in kernels if kernel.feature != "size")
     assert diagonals == [[0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0]]
     assert "interferon without STAT1" in [kernel.feature for kernel in kernels]
+
+
+def test_members_of_a_set_without_cells_follow_it_or_not():
+    features = pd.DataFrame({"set": [1, 1, 1, 1, 0]}, index=[*"ABCDE"])
+    kernels = relate(["A", "B"], features).add("D").kernels(["set"])
+    diagonals = sorted(np.diag(kernel.matrix).tolist() for kernel in kernels)
+    assert diagonals == [[0, 1, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1]]
 
 
 def test_effects_of_parts_add_up_or_are_averaged():
@@ -215,7 +222,7 @@ def test_features_are_read_from_tables_and_files(tmp_path):
     table = pd.DataFrame({"set": [True, False], "NA": [0.5, 2]}, index=["NA", 7])
     assert read_features(table).to_dict() == {"set": {"NA": 1, "7": 0}, "NA": {"NA": 0.5, "7": 2}}
     assert read_features(file).equals(read_features(table))
-    with pytest.raises(InputError, match="'set' of '7' is missing"):
+    with pytest.raises(InputError, match="'set' of '7' is <NA>"):
         read_features(table.assign(set=pd.array([1, None], dtype="Int64")))
 
 
@@ -224,13 +231,13 @@ def test_features_are_read_from_tables_and_files(tmp_path):
     [
         ("", "cannot be read"),
         (",x\n", "empty"),
-        (",x\nA,1\nB,\n", "'x' of 'B' is missing"),
+        (",x\nA,1\nB,\n", "'x' of 'B' is ''"),
         (",x\nA,1\nB,high\n", "'x' of 'B' is 'high'"),
         (",x\nA,1\nB,inf\n", "'x' of 'B' is 'inf'"),
         (",x,y\nA,1,2\nB,0,2\n", "'y' is the same"),
         (",x\nA,1\nA,0\n", "row 'A' twice"),
         (",x,x\nA,1,1\nB,0,0\n", "column 'x' twice"),
-        (",x\nX,1\nY,0\n", "none of the perturbations of the cells"),
+        (",x\nX,1\nY,0\n", r"no perturbation of the cells \(A, B\)"),
         (",x\nA,1\nA+B,0\n", r"combination 'A\+B'"),
     ],
 )

@@ -42,13 +42,13 @@ class ConditionKernel:
 class RelatedConditions:
     """Perturbations, doses and features of conditions."""
 
-    conditions: tuple[str, ...]  # measured or not, without the control
-    parts: tuple[str, ...]  # single perturbations, sorted
+    conditions: tuple[str, ...]  # the conditions of the cells without the control, then those that `add` appended
+    parts: tuple[str, ...]  # single perturbations of the cells or the table of features, sorted
     has_part: np.ndarray  # conditions x parts
     dose: np.ndarray  # of each condition; NaN without doses
     features: pd.DataFrame  # parts x features; without columns if there is no table, 0 for parts that it lacks
     separator: str | None  # joins the parts of a combination in its name
-    n_reference: int  # first conditions, which determine the kernels; `add` appends others
+    n_measured: int  # number of conditions of the cells
 
     @classmethod
     def from_names(
@@ -60,25 +60,22 @@ class RelatedConditions:
         dosed: bool,
         control: str | None = None,
     ) -> Self:
-        """Relate the conditions ``names`` of the cells, and perturbations that only ``features`` has.
+        """Relate the conditions ``names`` of the cells, without the control.
 
-        The control is no condition, and no part: "KLF1+ctrl" is KLF1 alone. With doses, perturbations that no cell has
-        become parts without a condition, as their doses are not known.
+        Perturbations that only ``features`` has become parts, so that :meth:`add` knows them. The control is no part:
+        "KLF1+ctrl" is KLF1 alone.
         """
-        parsed = {name: parse_name(name, separator, dosed=dosed) for name in names}
-        parsed = {name: (parts - {control} or parts, dose) for name, (parts, dose) in parsed.items()}
-        known = {part for parts, _ in parsed.values() for part in parts}
+        parsed = [parse_name(name, separator, dosed=dosed) for name in names]
+        parsed = [(parts - {control} or parts, dose) for parts, dose in parsed]
+        known = {part for parts, _ in parsed for part in parts}
         table = pd.DataFrame() if features is None else features.drop(index=[control], errors="ignore")
         if features is not None:
             check_perturbations(table.index, known, separator)
-        if not dosed:
-            measured = {parts for parts, _ in parsed.values()}
-            parsed |= {name: (alone, np.nan) for name in table.index if (alone := frozenset([name])) not in measured}
         index = pd.Index(sorted(known.union(table.index)), dtype=str)
-        has_part = np.array([index.isin([*parts]) for parts, _ in parsed.values()])
-        dose = np.array([dose for _, dose in parsed.values()])
+        has_part = np.array([index.isin([*parts]) for parts, _ in parsed])
+        dose = np.array([dose for _, dose in parsed])
         table = table.reindex(index, fill_value=0.0)
-        return cls(tuple(parsed), tuple(index), has_part, dose, table, separator, len(parsed))
+        return cls(tuple(names), tuple(index), has_part, dose, table, separator, len(names))
 
     @property
     def is_dosed(self) -> bool:
@@ -119,21 +116,25 @@ class RelatedConditions:
         """Return candidate kernels; their number and scale do not depend on added conditions.
 
         Sets in ``expanded`` also have a candidate without each of their members: that this member does not respond as
-        the others do.
+        the others do. Members that no cell has are left out together, as cells cannot tell these candidates apart.
         """
-        n_parts, n = self.has_part.sum(axis=1, keepdims=True), self.n_reference
+        membership, n = self.has_part.astype(float), self.n_measured
+        n_parts = membership.sum(axis=1, keepdims=True)
         exponents = EXPONENTS if n_parts[:n].max() > 1 else EXPONENTS[:1]
+        candidates = [(feature, membership @ values) for feature, values in self.part_features(expanded)]
+        if (membership[:n].sum(axis=0) > 1).any():
+            candidates.insert(0, ("", membership))
         kernels: list[ConditionKernel] = []
-        for feature, part_features in self.part_features(expanded):
+        for feature, values in candidates:
+            alike: list[np.ndarray] = []
             for exponent, curve in product(exponents, self.dose_kernels()):
-                condition_features = self.has_part @ part_features / n_parts**exponent
-                matrix = condition_features @ condition_features.T * curve
+                matrix = values @ values.T / (n_parts * n_parts.T) ** exponent * curve
                 diagonal = np.diag(matrix)[:n]
                 if not diagonal.any():
                     continue
                 matrix /= diagonal[diagonal > 0].mean()
-                same = [each.matrix[:n, :n] for each in kernels if each.feature == feature]
-                if not any(np.allclose(matrix[:n, :n], known) for known in same):
+                if not any(np.allclose(matrix[:n, :n], known) for known in alike):
+                    alike.append(matrix[:n, :n])
                     kernels.append(ConditionKernel(feature, matrix))
         return kernels
 
@@ -141,10 +142,9 @@ class RelatedConditions:
         """Return F for each kernel A = F F' between parts, parts x columns."""
         candidates: list[tuple[str, np.ndarray]] = []
         joined: dict[str, list[str]] = {}  # columns by the prefix before a colon
-        if (self.has_part[: self.n_reference].sum(axis=0) > 1).any():
-            candidates.append(("", np.eye(len(self.parts))))
         for name in self.features:
             joined.setdefault(name.partition(":")[0], []).append(name)
+        is_measured = self.has_part[: self.n_measured].any(axis=0)
         for prefix, names in joined.items():
             columns = self.features[names].to_numpy()
             if len(names) > 1:
@@ -153,17 +153,18 @@ class RelatedConditions:
                 if len(names) == 1 or is_binary(column):
                     candidates.append((name, column[:, None]))
                 if is_binary(column) and name in expanded:
-                    for row in np.flatnonzero(column):
+                    candidates.append((f"{name} without unmeasured", (column * is_measured)[:, None]))
+                    for row in np.flatnonzero(column * is_measured):
                         others = np.where(np.arange(len(column)) == row, 0, column)
                         candidates.append((f"{name} without {self.parts[row]}", others[:, None]))
-        unique = {values.tobytes(): (name, values) for name, values in candidates}
-        return list(unique.values())
+        unique = {values.tobytes(): (name, values) for name, values in reversed(candidates)}
+        return [*reversed(unique.values())]
 
     def dose_kernels(self) -> list[np.ndarray]:
         """Return candidate kernels between doses, conditions x conditions."""
         if not self.is_dosed:
             return [np.ones((1, 1))]
-        dose, known = self.dose, self.dose[: self.n_reference]
+        dose, known = self.dose, self.dose[: self.n_measured]
         lowest, highest = known.min(), known.max()
         z = np.log1p(dose / lowest) / np.log1p(highest / lowest)
         distance, linear = np.subtract.outer(z, z), np.outer(z, z)
@@ -177,11 +178,11 @@ class RelatedConditions:
         return np.where(rows[:, None] < 0, 0.0, self.has_part.T[rows])
 
     def baseline_weights(self, measured: np.ndarray) -> np.ndarray:
-        """Return weights of ``measured`` conditions in the simplest prediction of each other, conditions x conditions.
+        """Weigh other conditions in the simplest prediction of each, conditions x conditions.
 
-        The prediction of a combination is the sum of its parts if each was measured alone. Otherwise it is the nearest
-        dose of the same parts, else the condition with the most similar features (cosine), else unchanged cells, as a
-        row of zeros. Conditions that are equally near have equal weights.
+        Only ``measured`` conditions (a mask) have weights. A combination is the sum of its parts if each was measured
+        alone. Otherwise its prediction is the nearest dose of the same parts, else the condition with the most similar
+        features (cosine), else unchanged cells, as a row of zeros. Equally near conditions have equal weights.
         """
         table = self.features.to_numpy(dtype=float)
         scale = [1.0 if is_binary(column) else np.sqrt((column**2).mean()) for column in table.T]
@@ -218,15 +219,13 @@ def parse_name(name: str, separator: str | None, *, dosed: bool) -> tuple[frozen
 
 
 def check_perturbations(perturbations: pd.Index, known: Collection[str], separator: str | None) -> None:
-    """Compare the rows of the features with the perturbations of the cells, and log differences."""
+    """Check rows of features, and log how they differ from the ``known`` perturbations."""
     for name in perturbations:
         if separator is not None and separator in name:
             raise InputError(f"The features have the combination {name!r}; give features of its parts instead.")
-    if perturbations.isin([*known]).sum() == 0:
-        raise InputError(
-            f"The features have none of the perturbations of the cells ({abbreviated(sorted(known))}); "
-            f"their rows are {abbreviated(perturbations)}."
-        )
+    if not perturbations.isin([*known]).any():
+        cells, rows = abbreviated(sorted(known)), abbreviated(perturbations)
+        raise InputError(f"The features have no perturbation of the cells ({cells}); name their rows ({rows}) alike.")
     if without_features := sorted(set(known).difference(perturbations)):
         logger.warning("Perturbations of the cells without features: %s.", abbreviated(without_features))
     if without_cells := sorted(set(perturbations).difference(known)):
@@ -244,7 +243,10 @@ def unit_rows(values: np.ndarray) -> np.ndarray:
 
 
 def read_features(features: pd.DataFrame | Path | str) -> pd.DataFrame:
-    """Read a table (CSV with perturbations in its first column, or in memory) of features, and check its values."""
+    """Read features, perturbations x features, and check their values.
+
+    A CSV file has the perturbations in its first column.
+    """
     place, table = "features", features
     if not isinstance(table, pd.DataFrame):
         place = str(features)
@@ -263,9 +265,8 @@ def read_features(features: pd.DataFrame | Path | str) -> pd.DataFrame:
             column = table.iloc[:, i].astype(object)
             values[:, i] = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
             if len(wrong := np.flatnonzero(~np.isfinite(values[:, i]))):
-                value = column.iloc[wrong[0]]
-                problem = "is missing" if pd.isna(value) or value == "" else f"is {shown(value)}"
-                raise InputError(f"{name!r} of {rows[wrong[0]]!r} {problem}, but must be a finite number.")
+                value = shown(column.iloc[wrong[0]])
+                raise InputError(f"{name!r} of {rows[wrong[0]]!r} is {value}, but must be a finite number.")
             if np.ptp(values[:, i]) == 0:
                 raise InputError(f"{name!r} is the same for all perturbations; leave this column out.")
     return pd.DataFrame(values, rows, columns)
