@@ -1,4 +1,4 @@
-"""Conditions are related by features, doses and parts, and what cannot be related is rejected."""
+"""Conditions are related by features, doses and parts; invalid ones are rejected."""
 
 import logging
 
@@ -54,19 +54,15 @@ def test_names_are_divided_into_parts_and_dose():
     assert dosed.dose.tolist() == [0.3, 1e-5]
 
 
-@pytest.mark.parametrize(
-    ("related", "condition", "parts"),
-    [
-        (relate(["A", "A+B", "A+C"], separator="+"), "B+C", {"B", "C"}),
-        (relate([*DOSES, "a+b, 1"], FOR_DOSES.assign(set=[1, 1, 0, 1]), "+", True), "a+IRF1, 20", {"a", "IRF1"}),
-    ],
-)
-def test_added_conditions_do_not_change_kernels(related, condition, parts):
-    added = related.add(condition)
-    assert added.add(condition) is added
-    assert added.conditions == (*related.conditions, condition)
-    assert {part for part, has in zip(added.parts, added.has_part[-1], strict=True) if has} == parts
-    assert_same_kernels(added, related)
+def test_added_conditions_do_not_change_kernels():
+    pairs = relate(["A", "A+B", "A+C"], separator="+")
+    doses = relate([*DOSES, "a+b, 1"], FOR_DOSES.assign(set=[1, 1, 0, 1]), "+", True)
+    for related, condition, parts in ((pairs, "B+C", {"B", "C"}), (doses, "a+IRF1, 20", {"a", "IRF1"})):
+        added = related.add(condition)
+        assert added.add(condition) is added
+        assert added.conditions == (*related.conditions, condition)
+        assert {*np.array(added.parts)[added.has_part[-1]]} == parts
+        assert_same_kernels(added, related)
 
 
 @pytest.mark.parametrize(
@@ -86,20 +82,12 @@ def test_unknown_conditions_are_rejected(names, options, condition, message):
         relate(names, **options).add(condition)
 
 
-@pytest.mark.parametrize(
-    ("condition", "expected"),
-    [
-        ("a, 0.5", None),
-        ("a, 3", (0.1, 1)),
-        ("a, 0.05", (0.1, 1)),
-        ("b, 0.5", (1, 1)),
-        ("IRF1, 0.5", None),  # within the doses of all drugs
-        ("IRF1, 2", (0.1, 1)),
-    ],
-)
-def test_doses_outside_the_measured_range_are_noticed(condition, expected):
-    related = relate(DOSES, FOR_DOSES, dosed=True).add(condition)
-    assert related.exceeded_range(condition, np.array([True, True, False, True, False])) == expected
+def test_doses_outside_the_measured_range_are_noticed():
+    related, measured = relate(DOSES, FOR_DOSES, dosed=True), np.array([True, True, False, True, False])
+    ranges = {"a, 0.5": None, "a, 3": (0.1, 1), "a, 0.05": (0.1, 1), "b, 0.5": (1, 1)}
+    of_all_drugs = {"IRF1, 0.5": None, "IRF1, 2": (0.1, 1)}
+    for condition, expected in (ranges | of_all_drugs).items():
+        assert related.add(condition).exceeded_range(condition, measured) == expected
 
 
 # ---- kernels
@@ -163,10 +151,7 @@ def test_curves_of_the_dose():
         between, near_control = kernel[4:, 2] / kernel[2, 2]  # predictions from the response of 1 at the dose of 10
         assert kernel[1, 2] / kernel[2, 2] < between < 1
         assert near_control < 1e-4
-
-
-def test_one_dose_has_one_curve():
-    assert len(kernels_of(relate(["a, 2", "b, 2", "a+b, 2"], separator="+", dosed=True), "")) == 3  # by exponents alone
+    assert len(kernels_of(relate(["a, 2", "b, 2", "a+b, 2"], separator="+", dosed=True), "")) == 3  # one for each a
 
 
 def test_kernels_are_positive_semi_definite():

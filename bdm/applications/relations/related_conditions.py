@@ -25,9 +25,9 @@ from bdm._core.validation import SEPARATOR, nearest_or, shown
 
 logger = logging.getLogger(__name__)
 
-EXPONENTS = (0.0, 0.5, 1.0)  # a, of the numbers of parts of combinations
-LENGTHS = (0.3, 1.0)  # length scales of smooth dose curves; 1 is from the control to the largest dose
-N_EC50 = 3  # half-maximal doses of saturating curves
+EXPONENTS = (0.0, 0.5, 1.0)  # candidates for a
+LENGTHS = (0.3, 1.0)  # length scales of smooth dose curves; the largest dose is at 1, the control at 0
+N_EC50 = 3  # half-maximal doses of saturating curves, from the smallest dose to the largest
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,11 @@ class RelatedConditions:
         return kernels
 
     def part_features(self, expanded: Collection[str]) -> list[tuple[str, np.ndarray]]:
-        """Return F for each kernel A = F F' between parts, parts x columns."""
+        """Return F for each kernel A = F F' between parts, parts x columns.
+
+        Columns with a prefix in common, such as "embedding:1" and "embedding:2", form a set with cosines of their rows.
+        Binary columns are sets of their own, too.
+        """
         candidates: list[tuple[str, np.ndarray]] = []
         joined: dict[str, list[str]] = {}  # columns by the prefix before a colon
         for name in self.features:
