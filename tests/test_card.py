@@ -149,7 +149,7 @@ def test_card_states_the_expected_errors_of_responses(saved, batch_model, exampl
     responses = tl.respond(cells, ResponseSettings(label_key="bulk_labels"))
     card = batch_model.card(responses=responses)
     error, n_types = responses.expected_error("stim"), len(responses.cell_types)
-    shown = " | ".join(f"{error[name]:.0%}" for name in ("predicted", "common", "nearest", "sampling"))
+    shown = " | ".join(f"{error[name]:.0%}" for name in ("predicted", "common", "nearest", "halves"))
     assert f"| stim | {responses.n_measured('stim')} of {n_types} | {shown} |" in card
     assert f"measured in {cells.n_obs} cells" in card
     assert f"largest error, {responses.errors['predicted'].max():.0%}," in card

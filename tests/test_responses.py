@@ -15,10 +15,10 @@ import bdm as package
 from bdm import tl
 from bdm._core.errors import InputError
 from bdm.applications.relations.gaussian_process import Hypothesis
+from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.predict import cells_to_change
 from bdm.applications.relations.pseudobulk import PSEUDO
 from bdm.applications.relations.related_types import tree_heights
-from bdm.applications.relations.respond import measure
 from bdm.applications.relations.responses import Responses
 from bdm.hierarchy.files import as_clade
 from bdm.settings import ResponseSettings
@@ -87,15 +87,18 @@ def responses(cells) -> Responses:
 
 
 def test_effects_are_log_ratios_of_shares(cells):
-    measured = measure(cells, SETTINGS)
+    measured, halves = measure(cells, SETTINGS)
     before, after = (np.log(share(select(cells, "c", name)) + PSEUDO) for name in ("ctrl", "stim"))
-    np.testing.assert_allclose(measured.effect[0, 2], after - before, rtol=1e-4)
-    np.testing.assert_allclose(measured.profile[2], before, rtol=1e-4)
+    np.testing.assert_allclose(measured.effect[0, 2], after - measured.profile[2], rtol=1e-4, atol=1e-5)
+    shrunk = np.abs(measured.profile[2] - before)
+    assert 0 < np.median(shrunk) < 0.1 * np.std(before)
     assert measured.n_cells.loc["c"].tolist() == [120, 120]
+    mean = (halves[0].effect + halves[1].effect) / 2
+    assert np.corrcoef(mean[0, 2], measured.effect[0, 2])[0, 1] > 0.99
 
 
 def test_variance_is_that_of_resampled_cells(cells):
-    rng, measured = np.random.default_rng(0), measure(cells, SETTINGS)
+    rng, measured = np.random.default_rng(0), measure(cells, SETTINGS)[0]
     counts = [select(cells, "d", name).X.toarray() for name in ("ctrl", "stim")]
 
     def effect() -> np.ndarray:
@@ -109,14 +112,13 @@ def test_variance_is_that_of_resampled_cells(cells):
 
 def test_donors_are_the_replicates():
     cells = simulated_cells(shared=0.5, seed=1, n_donors=6, between=0.5)
-    of_donors = measure(cells, replace(SETTINGS, donor_key="donor")).variance
-    of_cells = measure(cells, SETTINGS).variance
-    assert (of_donors >= of_cells).all()
-    assert 0.5 < np.median(of_donors) / (2 * 0.5**2 / 6) < 2  # two conditions, six donors
-    same = simulated_cells(shared=0.5, seed=1, n_donors=6)
-    assert (
-        np.median(measure(same, replace(SETTINGS, donor_key="donor")).variance / measure(same, SETTINGS).variance) < 1.5
-    )
+    of_donors = measure(cells, replace(SETTINGS, donor_key="donor"))[0]
+    of_cells = measure(cells, SETTINGS)[0].total_variance
+    assert (of_donors.total_variance >= of_cells).all()
+    assert 0.5 < np.median(of_donors.total_variance) / (2 * 0.5**2 / 6) < 2  # two conditions, six donors
+    assert of_donors.donor_correlation[0].min() > 0.6  # donors differ in the same way in all types
+    same = measure(simulated_cells(shared=0.5, seed=1, n_donors=6), replace(SETTINGS, donor_key="donor"))[0]
+    assert np.median(same.total_variance / same.variance) < 1.5
 
 
 def test_several_columns_are_crossed(cells):
@@ -132,29 +134,31 @@ def test_several_columns_are_crossed(cells):
 
 
 def test_places_that_are_left_out_together_do_not_predict_each_other(cells):
-    measured, others = measure(cells, SETTINGS), np.array([0, 2, 3, 5, 6])
+    measured, others = measure(cells, SETTINGS)[0], np.array([0, 2, 3, 5, 6])
     data = measured.gaussian_process("stim", measured.relate_types()).fit()
+    data = replace(data, shared_errors=0.3 * torch.ones(N_GENES, 7, 1, dtype=torch.double))
     mean, variance = data.leave_out([np.array([1, 4]), others])
-    lacking = replace(data, values=data.values[:, others], variance=data.variance[:, others], measured=others)
-    direct = lacking.predict(np.array([1, 4]))
+    by_place = {name: getattr(data, name)[:, others] for name in ("values", "variance", "shared_errors")}
+    direct = replace(data, **by_place, measured=others).predict([1, 4])
     np.testing.assert_allclose(mean[:, [1, 4]], direct.mean, atol=1e-8)
-    np.testing.assert_allclose(variance[:, [1, 4]], direct.variance + data.variance[:, [1, 4]].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(variance[:, [1, 4]], direct.variance, rtol=1e-6)
     np.testing.assert_allclose(sum(direct.terms.values()), direct.mean, atol=1e-9)
 
 
 def test_evidence_of_hypotheses_of_one_factor_is_that_of_each_alone(cells):
-    measured = measure(cells, SETTINGS)
+    measured = measure(cells, SETTINGS)[0]
     data = measured.gaussian_process("stim", measured.relate_types())
-    hypotheses = [Hypothesis(kernel, 0.9, 0.5, level) for kernel in (-1, 2) for level in (0.0, 0.3, 1.0)]
+    strengths = [(0.0, 0.0), (0.3, 0.0), (0.0, 1.0), (1.0, 0.3)]  # of the constant and the level
+    hypotheses = [Hypothesis(kernel, 0.9, 0.5, *pair) for kernel in (-1, 2) for pair in strengths]
     each = torch.stack([data.condition(hypothesis, 0.2).evidence for hypothesis in hypotheses], dim=1)
     torch.testing.assert_close(data.evidence(hypotheses, 0.2), each)
 
 
 def test_the_tree_predicts_what_evolved_along_it(cells):
     error = tl.respond(cells, SETTINGS, tree=TREE).expected_error("stim")
-    assert error["predicted"] < 0.8 * error["unrelated"]
+    assert error["predicted"] < 0.8 * error["permuted"]
     assert error["predicted"] < error["common"]
-    assert error["sampling"] < error["predicted"] < 1
+    assert error["halves"] < error["predicted"] < 1
 
 
 @pytest.mark.parametrize("tree", [TREE, [[["a", "b"], "c"], ["d", "e"]]], ids=["with them", "without"])
@@ -168,11 +172,10 @@ def test_a_tree_may_have_types_of_too_few_cells(cells, tree):
 def test_no_relation_is_found_where_there_is_none():
     fitted = tl.respond(simulated_cells(shared=0, seed=3), SETTINGS)
     error = fitted.expected_error("stim")
-    assert error["predicted"] < 1.05 * error["unrelated"]
+    assert error["predicted"] < 1.05 * error["permuted"]
     assert error["predicted"] < error["nearest"]
     assert fitted.warnings("stim") == [
-        "In stim, predictions are no better than the mean response of the other types.",
-        "In stim, predictions are nearer to unchanged cells than to real ones; do not use them.",
+        "In stim: predictions are no better than the mean response of the other types, or without relations."
     ]
 
 
@@ -182,9 +185,9 @@ def test_intervals_of_types_that_were_left_out_are_calibrated(shared):
     for seed, name in enumerate(TYPES):
         cells = simulated_cells(shared=shared, seed=10 + seed)
         table = tl.respond(without(cells, name), SETTINGS).effects("stim", [name]).set_index("gene")
-        measured, row = measure(cells, SETTINGS), TYPES.index(name)
+        measured, row = measure(cells, SETTINGS)[0], TYPES.index(name)
         off = measured.effect[0, row] / np.log(2) - table.loc[measured.genes.index, "log2_fold_change"]
-        sd = np.sqrt(table.loc[measured.genes.index, "sd"] ** 2 + measured.variance[0, row] / np.log(2) ** 2)
+        sd = np.sqrt(table.loc[measured.genes.index, "sd"] ** 2 + measured.total_variance[0, row] / np.log(2) ** 2)
         covered.append(np.mean(np.abs(off) < 1.645 * sd))
     assert 0.85 <= np.mean(covered) <= 0.96
 
@@ -204,7 +207,8 @@ def test_branches_name_genes_that_one_clade_alone_changes(cells):
 
 
 def test_cells_of_an_unmeasured_type_have_the_predicted_means(cells, responses):
-    control = select(cells, "b", "ctrl")
+    control = select(cells, "b", "ctrl")[np.arange(480) % 120].copy()
+    control.obs_names_make_unique()
     predicted = tl.predict(responses, control, "stim", seed=0)
     assert predicted.obs_names.equals(control.obs_names)
     assert set(predicted.obs["condition"]) == {"stim"}
@@ -271,8 +275,8 @@ def test_a_type_without_control_cells_gets_its_control(cells):
 def test_cells_that_lack_genes_change_as_with_all_genes(cells, name, most, caplog):
     """Log fold changes refer to shares of all counts."""
     fitted = tl.respond(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
-    control = select(cells, name, "ctrl")[np.arange(6000) % 120].copy()
-    rare = np.argsort(share(control))[:30]
+    control = select(cells, name, "ctrl")[np.arange(24000) % 120].copy()
+    rare = np.argsort(share(cells))[:30]
     lacking = control[:, rare].copy()
     sets = lacking, tl.predict(fitted, lacking, "stim"), tl.predict(fitted, control, "stim")[:, rare]
     assert "The cells lack 120 genes of the responses; 30 are changed." in caplog.text
@@ -308,7 +312,8 @@ def test_the_expected_error_is_that_of_measured_predicted_and_hardly_known_types
         return tl.predict(fitted, few, "stim", cell_types=names).uns["bdm"]["expected_error"]
 
     assert error("b") == fitted.sentence("stim")
-    assert re.fullmatch(r"stim: measured in a, c, with \d+% of the error of unchanged cells", error("a", "c"))
+    known = r"stim: measured in a, c \(half of it has \d+% of the error of unchanged cells\)"
+    assert re.fullmatch(known, error("a", "c"))
     assert "have" not in caplog.text
     assert error("g") == "stim: the error of g is not known, with fewer than 10 control cells"
     assert "too few control cells (1) of 'g'; its response is predicted from the profile of its 1 cell" in caplog.text

@@ -30,12 +30,13 @@ MIN_Z, MIN_CHANGE = 3, 0.5  # of a change to draw: in standard deviations and lo
 MAX_GENES = 40  # of the heatmap
 GENE_LETTERS = 12  # average per gene at a branch; longer names leave room for fewer genes
 LETTER_OF_GENE = 0.01  # approximate width of a letter, as a share of the tree
+MAX_ROWS = 40  # of a panel of errors
 ERRORS = {
     "predicted": ("predicted", "o", "tab:blue"),
-    "unrelated": ("without relations", "s", "tab:gray"),
-    "common": ("mean of other types", "^", "tab:orange"),
-    "nearest": ("nearest type", "v", "tab:green"),
-    "sampling": ("measurement alone", "|", "black"),
+    "permuted": ("relations permuted", "s", "tab:gray"),
+    "common": ("mean of the others", "^", "tab:orange"),
+    "nearest": ("nearest", "v", "tab:green"),
+    "halves": ("halves of the data", "|", "black"),
 }
 
 
@@ -143,8 +144,10 @@ def draw_tree(axis: Axes, relations: RelatedTypes, order: list[str], names: dict
     open_frame(axis, "left")
 
 
-def response_errors(responses: Responses, *, show: bool | None = None) -> Axes | None:
-    """Draw the prediction error of each left-out type, next to baselines.
+def response_errors(responses: Responses, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw the prediction errors of left-out types and conditions, next to baselines.
+
+    A panel with more than 40 rows shows means over cell types, of the first 40 conditions.
 
     Parameters
     ----------
@@ -155,30 +158,37 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> Axes |
 
     Returns
     -------
-    Axes; None if the figure is shown.
+    Axes of the panels: left-out types, and left-out conditions if these are related. None if the figure is shown.
     """
     check_class(responses, Responses)
-    table: pd.DataFrame = responses.errors
-    several = len(responses.conditions) > 1
-    if several and len(table) > MAX_GENES:
-        table = table.groupby("condition", sort=False)[list(ERRORS)].mean().reset_index().assign(cell_type="all types")
-        table = table.head(MAX_GENES)
-    figure = new_figure(7, 1.6 + 0.28 * len(table))
-    axis = figure.add_subplot()
-    for name, (label, marker, colour) in ERRORS.items():
-        axis.plot(table[name], range(len(table)), marker, color=colour, label=label, markersize=6)
-    axis.axvline(1, color="gray", linewidth=0.8, linestyle="--")
-    shade_rows(axis, len(table))
-    rows = [
-        shortened(f"{row.cell_type}, {row.condition}" if several else str(row.cell_type)) for row in table.itertuples()
-    ]
-    name_rows(axis, rows)
-    axis.set_xlim(left=0)
-    axis.set_title("all conditions" if several else shortened(responses.conditions[0]), fontsize=9)
-    axis.set_xlabel("error of the log fold changes of the most changed genes (0: exact, 1: unchanged cells)")
-    open_frame(axis)
-    draw_legend(figure, axis, ncols=3)
-    return show_or_return(axis, show=show)
+    panels = [error_rows(table) for _, table in responses.errors.groupby("left_out", sort=False)]
+    heights = [1 + 0.28 * len(rows) for _, rows in panels]
+    figure = new_figure(7, 0.6 + sum(heights))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (title, rows) in zip(axes, panels, strict=True):
+        for name, (label, marker, colour) in ERRORS.items():
+            axis.plot(rows[name], range(len(rows)), marker, color=colour, label=label, markersize=6)
+        axis.axvline(1, color="gray", linewidth=0.8, linestyle="--")
+        shade_rows(axis, len(rows))
+        name_rows(axis, [shortened(name) for name in rows.index])
+        axis.set_title(title, fontsize=9)
+        open_frame(axis)
+    axes[-1].set_xlim(left=0)
+    axes[-1].set_xlabel("error of the log fold changes of the most changed genes (0: exact, 1: unchanged cells)")
+    draw_legend(figure, axes[0], ncols=3)
+    return show_or_return_panels(figure, show=show)
+
+
+def error_rows(errors: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return the title of a panel, and the errors of each row by its name."""
+    title = f"each {errors['left_out'].iloc[0]} left out in turn"
+    if len(errors) > MAX_ROWS:
+        means = errors.groupby("condition", sort=False)[list(ERRORS)].mean()
+        first = "" if len(means) <= MAX_ROWS else f", first {MAX_ROWS} conditions"
+        return f"{title}, mean over types{first}", means.head(MAX_ROWS)
+    differing = [name for name in ("cell_type", "condition") if errors[name].nunique() > 1] or ["condition"]
+    same = [shortened(str(errors[name].iloc[0])) for name in ("cell_type", "condition") if name not in differing]
+    return ", in ".join([title, *same]), errors.set_index(errors[differing].agg(", ".join, axis=1))
 
 
 # ---- lineages

@@ -17,10 +17,10 @@ from tidy import tidy, write_rows
 from bdm import tl
 from bdm._core.files import atomic_write
 from bdm._core.seeds import derive, numpy_generator
-from bdm.applications.relations.gaussian_process import BINS, QUANTILE, bins_of
+from bdm.applications.relations.gaussian_process import QUANTILE, SIZES, bins_of
+from bdm.applications.relations.measure_responses import control_of, measure
 from bdm.applications.relations.pseudobulk import PSEUDO, share_of, with_shares
 from bdm.applications.relations.related_types import RelatedTypes
-from bdm.applications.relations.respond import control_of, measure
 from bdm.applications.relations.responses import Responses
 from bdm.data.counts import raw_counts
 from bdm.evaluation.predicted import TOP, evaluate_predicted
@@ -102,14 +102,14 @@ def changed(task: Task, responses: Responses, effect: np.ndarray) -> AnnData:
 
 def common(task: Task) -> AnnData:
     """Change cells by the mean log fold changes of all other types."""
-    responses = measure(task.known, task.settings)
+    responses = measure(task.known, task.settings)[0]
     number = responses.conditions.index(task.condition)
     return changed(task, responses, np.nanmean(responses.effect[number], axis=0))
 
 
 def nearest(task: Task) -> AnnData:
     """Change cells by the log fold changes of the nearest type in control cells."""
-    responses = measure(task.known, task.settings)
+    responses = measure(task.known, task.settings)[0]
     row, number = responses.cell_types.index(task.cell_type), responses.conditions.index(task.condition)
     distance = RelatedTypes.from_profiles(responses.profile, responses.cell_types).distance[row]
     distance[np.isnan(responses.effect[number]).any(axis=1)] = np.inf
@@ -154,13 +154,13 @@ METHODS: dict[str, Callable[[Task], AnnData]] = {
 
 
 def covered(effects: pd.DataFrame, truth: Responses, cell_type: str) -> dict[str, float]:
-    """Compute the coverage of 90% intervals in each expression bin."""
+    """Compute the coverage of 90% intervals by size of the prediction, in log2 units."""
     row, at = truth.cell_types.index(cell_type), truth.genes.index.isin(effects.index)
     expected = effects.loc[truth.genes.index[at]]
     error = np.abs(truth.effect[0, row, at] / np.log(2) - expected["log2_fold_change"])
-    sd = np.sqrt(expected["sd"] ** 2 + truth.variance[0, row, at] / np.log(2) ** 2)
-    inside, bins = (error < QUANTILE * sd).to_numpy(), bins_of(truth.profile[row, at])
-    return {f"covered_{BINS[number]:.0%}": inside[bins == number].mean() for number in range(len(BINS) - 1)}
+    sd = np.sqrt(expected["sd"] ** 2 + truth.total_variance[0, row, at] / np.log(2) ** 2)
+    inside, bins = error < QUANTILE * sd, bins_of(expected["log2_fold_change"] * np.log(2))
+    return {f"covered_{size:g}": inside[bins == number].mean() for number, size in enumerate((0.0, *SIZES))}
 
 
 @app.command()
@@ -171,7 +171,7 @@ def predict(cells: Path, out: Path, *, method: Annotated[str, typer.Option()], s
     control = control_of(adata.obs["condition"], None)
     [condition] = set(conditions) - {control}
     settings = ResponseSettings(donor_key="donor" if "donor" in adata.obs else None)
-    truth = measure(adata, settings)
+    truth = measure(adata, settings)[0]
     for name in np.unique(cell_type):
         known = adata[(cell_type != name) | (conditions == control)].copy()
         before = adata[(cell_type == name) & (conditions == control)].copy()

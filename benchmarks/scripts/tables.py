@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from tidy import RARE
 
 from bdm.applications.audit.attacks import ATTACKS
-from bdm.applications.relations.gaussian_process import BINS
+from bdm.applications.relations.gaussian_process import SIZES
 from bdm.data.cells import FLOOR
 from bdm.evaluation.scores import SCORE_TITLES
 
@@ -376,11 +375,11 @@ STUDIES = {
             },
         ),
         Table(
-            "# Coverage\n\nShare of genes with changes in the 90% interval, by quantile of expression.",
+            "# Coverage\n\nShare of genes with changes in the 90% interval, by size of the predicted log2 fold change.",
             ("data", "method"),
             "score",
             shown=format_mean("{:.1%}"),
-            scores={f"covered_{low:.0%}": f"{low:.0%} to {high:.0%}" for low, high in pairwise(BINS)},
+            scores={f"covered_{size:g}": f"from {size:g}" for size in (0.0, *SIZES)},
         ),
         Table("# E-distance by type", ("data", "cell_type"), scores={"edistance": "E-distance"}),
     ),

@@ -75,7 +75,7 @@ def lineage(
     for kind, groups in folds.items():
         predicted = process.select_genes(compared).leave_out(groups)[0]
         errors += [errors_of(measured, kind, group, predicted, compared) for group in groups]
-    prior = process.calibrate(measured.log_share, next(iter(folds.values()))).prior  # on nodes if there are several
+    prior = process.calibrate(next(iter(folds.values()))).prior  # on nodes if there are several
     fitted = replace(measured, prior=prior, errors=pd.concat(errors, ignore_index=True))
     return replace(fitted, temperature=fit_temperature(fitted, cells))
 

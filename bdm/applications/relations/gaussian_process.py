@@ -1,45 +1,55 @@
 """Gaussian process of gene values over places.
 
-Places are cell types, or nodes and times of a lineage. The value of a gene at place t, such as its log fold change in
-a cell type, is normal with the moments
+Places are cell types, conditions, or nodes and times of a lineage. The value of a gene at place t, such as its log fold
+change in a cell type, is normal with the moments
 
     mean(t) = slope x_t
-    cov(t, u) = 1 + level**2 x_t x_u + strength**2 (shared K(t, u) + (1 - shared) [t = u]),
+    cov(t, u) = constant**2 + level**2 x_t x_u + strength**2 (shared K(t, u) + (1 - shared) [t = u]),
 
 where x is a covariate of the gene and K is a kernel. For a tree, K is the path length that two places share (Brownian
-motion along branches, Felsenstein 1985). Measurements add their sampling variance. Values at places without
-measurements are predicted by their posterior, in closed form (kriging). All genes share the slope. Kernel, level,
-strength and share differ between genes: each combination is a hypothesis. The shares of genes that follow each
-hypothesis are estimated by maximum marginal likelihood (empirical Bayes), and the predictions for a gene are averaged
-over hypotheses by posterior probability.
+motion along branches, Felsenstein 1985). A measurement adds its sampling error, which may be correlated with the errors
+of other measurements, as if the same donors or controls are in both. Values at places without measurements are
+predicted by their posterior, in closed form (kriging). All genes share the slope. Kernel, constant, level, strength and
+share differ between genes: each combination is a hypothesis, and one of them says that the gene does not vary. The
+shares of genes that follow each hypothesis are estimated by maximum marginal likelihood (empirical Bayes), and the
+predictions for a gene are averaged over hypotheses by posterior probability.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, groupby, product
+from pathlib import Path
 from typing import Self
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm._core.errors import InputError
+from bdm._core.store import Result
+
 # Candidate hyperparameters
-STRENGTHS = tuple(np.geomspace(0.05, 2, 6).tolist())
+STRENGTHS = tuple(np.geomspace(0.1, 2, 5).tolist())
 SHARED = (0.5, 0.9, 0.99)
 LEVELS = (0.0, 0.3)
+CONSTANTS = (0.0, 0.3, 1.0)
 N_GENES = 1000  # most significant genes, to fit the prior
 N_SCREENED = 250  # subset of these, to screen hypotheses
 MIN_PRIOR = 0.01  # minimum share of genes of a hypothesis
 MAX_HYPOTHESES = 16
 N_STEPS = 60  # of expectation maximisation
 MAX_ENTRIES = 2**20  # of an array; larger arrays are slower, as the operating system zeroes new memory each time
+HIDDEN = 1e6  # sampling variance of values that are unknown
 
 # Calibration of intervals
-BINS = (0.0, 0.5, 0.8, 0.95, 1.0)  # quantiles of expression; each bin has its own calibration factor
+SIZES = (0.5, 1.0, 2.0)  # limits of bins of predictions, as absolute log2 values; each bin has its own factor
 QUANTILE = 1.6449  # 95% quantile of the standard normal, half the width of a 90% interval
-N_CALIBRATED = 2000  # genes to calibrate on
-MIN_VALUES = 20  # minimum left-out values per bin; smaller bins are not calibrated
+N_CALIBRATED = 2000  # genes to calibrate on, besides the most significant ones
+MIN_VALUES = 50  # minimum predictions per bin; smaller bins take the factor of the next smaller predictions
+MIN_FACTORS = (0.5, 1.0, 1.0, 1.0)  # minimum factor of each bin
 
+BY_GENE = ("values", "variance", "covariate", "shared_errors")  # arrays of a process with a row for each gene
 TERMS = ("common", "level", "related", "own")  # of the posterior mean
 
 
@@ -50,7 +60,11 @@ class Hypothesis:
     kernel: int  # index of the kernel; -1 for independent places
     shared: float
     strength: float
+    constant: float
     level: float
+
+
+UNCHANGED = Hypothesis(kernel=-1, shared=0.0, strength=0.0, constant=0.0, level=0.0)
 
 
 @dataclass(frozen=True)
@@ -60,12 +74,23 @@ class Prior:
     hypotheses: tuple[Hypothesis, ...] = ()
     shares: np.ndarray = field(default_factory=lambda: np.empty(0))  # of genes that follow each hypothesis
     slope: float = 0.0  # mean change of a value per unit of the covariate, shared by all genes
-    # Factors of posterior standard deviations, by bin of expression; 90% intervals cover 90% of left-out values
-    calibration: np.ndarray = field(default_factory=lambda: np.ones(len(BINS) - 1))
+    # Factors of posterior standard deviations, (without, with measurement) x bins of size, so that 90% intervals cover
+    # 90% of independent measurements
+    calibration: np.ndarray = field(default_factory=lambda: np.ones((2, len(MIN_FACTORS))))
 
-    def sd_factors(self, profile: np.ndarray) -> np.ndarray:
-        """Return the calibration factor of each gene from its log expression at a place."""
-        return np.asarray(self.calibration[bins_of(profile)])
+    def sd_factors(self, mean: np.ndarray, *, measured: bool = False) -> np.ndarray:
+        """Return the calibration factor of each prediction, in the shape of ``mean``."""
+        return np.asarray(self.calibration[int(measured)][bins_of(mean)])
+
+    def calibrated(self, *, unmeasured: "Intervals", measured: "Intervals | None" = None) -> Self:
+        """Set the calibration factors; without ``measured``, intervals with measurement keep their width."""
+        factors = [unmeasured.factors(), self.calibration[1] if measured is None else measured.factors()]
+        return replace(self, calibration=np.array(factors))
+
+    def kernel_shares(self, n_kernels: int) -> np.ndarray:
+        """Sum the shares of genes that follow each kernel."""
+        numbers = [hypothesis.kernel + 1 for hypothesis in self.hypotheses]
+        return np.bincount(numbers, self.shares, n_kernels + 1)[1:]
 
 
 @dataclass(frozen=True)
@@ -75,22 +100,6 @@ class Posterior:
     evidence: Tensor  # log marginal likelihood of each gene, up to a constant
     weights: Tensor  # C^-1 (y - m), genes x measured places
     factor: Tensor  # Cholesky factor of C, genes x measured places x measured places
-
-    def leave_out(self, groups: Sequence[np.ndarray] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return errors, variances and log densities of left-out groups, genes x measured places."""
-        inverse = torch.cholesky_inverse(self.factor)
-        if groups is None:
-            variance = 1 / torch.diagonal(inverse, dim1=1, dim2=2)
-            error = self.weights * variance
-            return error, variance, -(error * self.weights + variance.log()) / 2
-        error, variance, density = (torch.empty_like(self.weights) for _ in range(3))
-        for group in map(torch.from_numpy, groups):
-            weights, factor = self.weights[:, group], torch.linalg.cholesky(inverse[:, group[:, None], group])
-            covariance = torch.cholesky_inverse(factor)
-            error[:, group] = (covariance @ weights[:, :, None]).squeeze(2)
-            variance[:, group] = torch.diagonal(covariance, dim1=1, dim2=2)
-            density[:, group] = ((log_determinant(factor) - (error[:, group] * weights).sum(dim=1)) / 2)[:, None]
-        return error, variance, density
 
 
 @dataclass(frozen=True)
@@ -103,15 +112,81 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class GaussianProcess:
-    """Gene values at places, with a Gaussian process for the places without measurements."""
+class GaussianProcess(Result):
+    """Gene values at places, with a Gaussian process for the places without measurements.
 
-    values: Tensor  # genes x measured places
-    variance: Tensor  # sampling variance of the values
-    covariate: Tensor  # centred x, such as log expression in the control, genes x all places
-    measured: np.ndarray  # indices of the measured places
-    kernels: list[Tensor]  # candidates, each places x places
-    prior: Prior = field(default_factory=Prior)  # without hypotheses before it is fitted
+    ::
+
+        process = bdm.tl.GaussianProcess.from_arrays(values, variance, [np.exp(-distance)], measured=[0, 1, 3]).fit()
+        predicted = process.predict([2])  # mean and variance, genes x 1
+
+    A kernel is any positive semi-definite matrix, places x places, with a diagonal of about 1.
+
+    Attributes
+    ----------
+    values, variance
+        Measured values, and the variances of their independent errors, genes x measured places.
+    covariate
+        Covariate x of the mean and covariance, genes x places.
+    measured
+        Indices of the measured places.
+    kernels
+        Candidate kernels, each places x places.
+    shared_errors
+        Errors that measurements share, genes x measured places x sources: what one standard deviation of each source,
+        such as the cells of a common control, adds to each measurement.
+    prior
+        Mixture of hypotheses; empty before :meth:`fit`.
+    """
+
+    kind = "gaussian_process"
+
+    values: Tensor
+    variance: Tensor
+    covariate: Tensor
+    measured: np.ndarray
+    kernels: tuple[Tensor, ...]
+    shared_errors: Tensor
+    prior: Prior = field(default_factory=Prior)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        values: np.ndarray,
+        variance: np.ndarray,
+        kernels: Sequence[np.ndarray] = (),
+        *,
+        measured: Sequence[int] | np.ndarray | None = None,
+        covariate: np.ndarray | None = None,
+        shared_errors: np.ndarray | None = None,
+        prior: Prior = Prior(),
+    ) -> Self:
+        """Make a Gaussian process from arrays; see the attributes for their shapes.
+
+        By default, all places are measured, the covariate is 0, and no errors are shared.
+
+        Raises
+        ------
+        InputError
+            If the shapes do not agree.
+        """
+        n_genes, n_measured = values.shape
+        places = np.arange(n_measured) if measured is None else np.asarray(measured)
+        n_places = len(kernels[0]) if len(kernels) else n_measured if covariate is None else covariate.shape[1]
+        x = np.zeros((n_genes, n_places)) if covariate is None else covariate
+        errors = np.zeros((n_genes, n_measured, 0)) if shared_errors is None else shared_errors
+        shapes = {
+            "variance": (variance, (n_genes, n_measured)),
+            "measured": (places, (n_measured,)),
+            "covariate": (x, (n_genes, n_places)),
+            "shared_errors": (errors, (n_genes, n_measured, errors.shape[-1])),
+            **{f"kernel {number}": (kernel, (n_places, n_places)) for number, kernel in enumerate(kernels)},
+        }
+        for name, (array, shape) in shapes.items():
+            if array.shape != shape:
+                raise InputError(f"{name} has the shape {array.shape}, but must have {shape} to match values.")
+        by_gene = dict(zip(BY_GENE, map(as_tensor, (values, variance, x, errors)), strict=True))
+        return cls(**by_gene, measured=places, kernels=tuple(map(as_tensor, kernels)), prior=prior)
 
     @property
     def n_places(self) -> int:
@@ -123,10 +198,25 @@ class GaussianProcess:
         """Covariate at the measured places."""
         return self.covariate[:, torch.from_numpy(self.measured)]
 
+    @property
+    def sampling_covariance(self) -> Tensor:
+        """Covariance of the errors of measurements, genes x measured places x measured places."""
+        return torch.diag_embed(self.variance) + self.shared_errors @ self.shared_errors.mT
+
+    @property
+    def sampling_variance(self) -> Tensor:
+        """Variance of the errors of measurements, genes x measured places."""
+        return self.variance + (self.shared_errors**2).sum(dim=2)
+
     def select_genes(self, rows: slice | np.ndarray) -> Self:
         """Select a subset of the genes."""
-        selected = {name: getattr(self, name)[rows] for name in ("values", "variance", "covariate")}
-        return replace(self, **selected)
+        return replace(self, **{name: getattr(self, name)[rows] for name in BY_GENE})
+
+    @classmethod
+    def stack(cls, processes: "Sequence[GaussianProcess]") -> "GaussianProcess":
+        """Join the genes of processes with the same places."""
+        joined = {name: torch.cat([getattr(process, name) for process in processes]) for name in BY_GENE}
+        return replace(processes[0], **joined)  # type: ignore[arg-type]
 
     def chunks(self) -> Iterator[Self]:
         """Yield chunks of genes with covariance matrices of at most ``MAX_ENTRIES`` entries in total."""
@@ -136,34 +226,43 @@ class GaussianProcess:
 
     def most_significant(self) -> np.ndarray:
         """Sort genes by mean squared z score, largest first, and return their rows."""
-        return np.argsort(-(self.values**2 / self.variance).mean(dim=1).numpy(), kind="stable")
+        return np.argsort(-(self.values**2 / self.sampling_variance).mean(dim=1).numpy(), kind="stable")
+
+    def _write_tables(self, folder: Path) -> None:
+        table = pd.DataFrame(self.prior.hypotheses, columns=list(Hypothesis.__annotations__))
+        table.assign(share=self.prior.shares).to_csv(folder / "hypotheses.csv", index=False, float_format="%.4g")
 
     # ---- prior
 
-    def fit(self, *, levels: Sequence[float] = LEVELS) -> Self:
+    def fit(self, *, levels: Sequence[float] = LEVELS, constants: Sequence[float] = CONSTANTS) -> Self:
         """Fit the prior of hypotheses by maximum marginal likelihood on the most significant genes.
 
-        Most genes are uninformative about the covariance and would shrink it. ``levels`` are the candidate strengths of
-        the covariate.
+        Most genes are uninformative about the covariance and would shrink it. The hypothesis without variation is
+        always kept.
+
+        Parameters
+        ----------
+        levels, constants
+            Candidate strengths of the covariate and of the constant.
         """
+        slope = self.fit_slope()
         sample = self.select_genes(self.most_significant()[:N_GENES])
-        slope = sample.fit_slope()
-        unrelated = product([-1], [0.0], STRENGTHS, levels)
-        related = product(range(len(self.kernels)), SHARED, STRENGTHS, levels)
-        hypotheses = [Hypothesis(*hyperparameters) for hyperparameters in chain(unrelated, related)]
+        unrelated = product([-1], [0.0], STRENGTHS, constants, levels)
+        related = product(range(len(self.kernels)), SHARED, STRENGTHS, constants, levels)
+        without = [replace(UNCHANGED, constant=constant, level=level) for constant, level in product(constants, levels)]
+        hypotheses = [*without, *(Hypothesis(*hyperparameters) for hyperparameters in chain(unrelated, related))]
         subsample = sample.select_genes(slice(None, None, max(1, len(sample.values) // N_SCREENED)))
-        plausible = fit_shares(subsample.evidence(hypotheses, slope)) >= MIN_PRIOR / 10  # lenient, from few genes
-        hypotheses = [hypothesis for hypothesis, keep in zip(hypotheses, plausible.tolist(), strict=True) if keep]
-        evidence = sample.evidence(hypotheses, slope)
-        shares = fit_shares(evidence)
-        order = torch.argsort(shares, descending=True, stable=True)[:MAX_HYPOTHESES]
-        kept = sorted(int(number) for number in order if shares[number] >= MIN_PRIOR) or [int(order[0])]
-        prior = Prior(tuple(hypotheses[number] for number in kept), fit_shares(evidence[:, kept]).numpy(), slope)
+        shares = fit_shares(subsample.evidence(hypotheses, slope))
+        is_plausible = shares >= MIN_PRIOR / 10  # lenient, from few genes
+        is_plausible[hypotheses.index(UNCHANGED)] = True
+        plausible = [each for each, keep in zip(hypotheses, is_plausible.tolist(), strict=True) if keep]
+        kept, shares = select_hypotheses(sample.evidence(plausible, slope), plausible.index(UNCHANGED))
+        prior = Prior(tuple(plausible[number] for number in kept), shares.clamp(min=MIN_PRIOR / 10).numpy(), slope)
         return replace(self, prior=prior)
 
     def fit_slope(self) -> float:
         """Regress values on the covariate within genes, weighted by precision; return the slope."""
-        weight, covariate = 1 / (self.variance + 0.05), self.measured_covariate
+        weight, covariate = 1 / (self.sampling_variance + 0.05), self.measured_covariate
         total = weight.sum(dim=1, keepdim=True)
         x = covariate - (weight * covariate).sum(dim=1, keepdim=True) / total
         y = self.values - (weight * self.values).sum(dim=1, keepdim=True) / total
@@ -171,24 +270,30 @@ class GaussianProcess:
 
     def evidence(self, hypotheses: list[Hypothesis], slope: float) -> Tensor:
         """Compute the log marginal likelihood, genes x hypotheses."""
-        groups = [list(group) for _, group in groupby(hypotheses, key=lambda each: replace(each, level=0.0))]
-        chunks = [[chunk.evidence_of_levels(group, slope) for group in groups] for chunk in self.chunks()]
+        same_factor = groupby(hypotheses, key=lambda each: replace(each, constant=0.0, level=0.0))
+        groups = [list(group) for _, group in same_factor]
+        chunks = [[chunk.evidence_of_group(group, slope) for group in groups] for chunk in self.chunks()]
         return torch.cat([torch.cat(chunk, dim=1) for chunk in chunks])
 
-    def evidence_of_levels(self, hypotheses: list[Hypothesis], slope: float) -> Tensor:
-        """Compute the log marginal likelihood of hypotheses that differ only in level.
+    def evidence_of_group(self, hypotheses: list[Hypothesis], slope: float) -> Tensor:
+        """Compute the log marginal likelihood of hypotheses that differ only in constant and level.
 
-        Their covariances are C + level**2 x x', so all share one factorisation of C (matrix determinant lemma).
+        Their covariances are C + U U', where U has the columns constant and level x, so all share one factorisation of
+        C (matrix determinant lemma).
         """
         measured, x = torch.from_numpy(self.measured), self.measured_covariate
-        covariance = torch.stack([*self.prior_covariances(hypotheses[0]).values()]).sum(dim=0)[measured][:, measured]
-        factor = torch.linalg.cholesky(covariance + torch.diag_embed(self.variance))
-        whitened = torch.linalg.solve_triangular(factor, torch.stack([self.values - slope * x, x], dim=2), upper=False)
+        terms = self.prior_covariances(replace(hypotheses[0], constant=0.0))
+        covariance = torch.stack([*terms.values()]).sum(dim=0)[measured][:, measured]
+        factor = torch.linalg.cholesky(covariance + self.sampling_covariance)
+        columns = torch.stack([self.values - slope * x, torch.ones_like(x), x], dim=2)
+        whitened = torch.linalg.solve_triangular(factor, columns, upper=False)
         products = whitened.mT @ whitened
-        square = torch.tensor([hypothesis.level**2 for hypothesis in hypotheses], dtype=torch.double)
-        added = square * products[:, 1, 1, None]
-        explained = square * products[:, 0, 1, None] ** 2 / (1 + added)
-        determinants = log_determinant(factor)[:, None] + torch.log1p(added)
+        strengths = torch.tensor([(each.constant, each.level) for each in hypotheses], dtype=torch.double)
+        inner = strengths[:, :, None] * products[:, None, 1:, 1:] * strengths[:, None]
+        inner = inner + torch.eye(2, dtype=torch.double)
+        right = strengths * products[:, None, 0, 1:]
+        explained = (right * torch.linalg.solve(inner, right)).sum(dim=2)
+        determinants = log_determinant(factor)[:, None] + torch.logdet(inner)
         evidence: Tensor = -(products[:, 0, 0, None] - explained + determinants) / 2
         return evidence
 
@@ -197,9 +302,8 @@ class GaussianProcess:
         identity = torch.eye(self.n_places, dtype=torch.double)
         is_related = hypothesis.kernel >= 0
         kernel, shared = (self.kernels[hypothesis.kernel], hypothesis.shared) if is_related else (identity, 0.0)
-        square = hypothesis.strength**2
-        own = square * (1 - shared) * identity
-        return {"common": torch.ones_like(identity), "related": square * shared * kernel, "own": own}
+        square, common = hypothesis.strength**2, torch.full_like(identity, hypothesis.constant**2)
+        return {"common": common, "related": square * shared * kernel, "own": square * (1 - shared) * identity}
 
     # ---- posterior
 
@@ -207,8 +311,7 @@ class GaussianProcess:
         """Condition a hypothesis on the measurements."""
         measured, covariate = torch.from_numpy(self.measured), self.measured_covariate
         terms = [term[measured][:, measured] for term in self.prior_covariances(hypothesis).values()]
-        covariance = total_covariance(terms, hypothesis, covariate, covariate)
-        covariance.diagonal(dim1=1, dim2=2).add_(self.variance)
+        covariance = total_covariance(terms, hypothesis, covariate, covariate) + self.sampling_covariance
         factor = torch.linalg.cholesky(covariance)
         residual = (self.values - slope * covariate)[:, :, None]
         weights = torch.cholesky_solve(residual, factor)
@@ -220,7 +323,7 @@ class GaussianProcess:
         for hypothesis, share in zip(self.prior.hypotheses, self.prior.shares, strict=True):
             yield hypothesis, np.log(share), self.condition(hypothesis, self.prior.slope)
 
-    def predict(self, places: np.ndarray) -> Prediction:
+    def predict(self, places: Sequence[int] | np.ndarray) -> Prediction:
         """Predict values at places by their indices, measured or not."""
         return self.contrasts(np.eye(self.n_places)[places])
 
@@ -270,10 +373,12 @@ class GaussianProcess:
     # ---- cross-validation
 
     def leave_out(self, groups: Sequence[np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Predict measured values by leave-one-out or leave-group-out cross-validation.
+        """Predict values at measured places by leave-one-out or leave-group-out cross-validation.
 
-        Closed form (Sundararajan & Keerthi 2001): let y be the residuals of measurements and Q the inverse of their
-        covariance. The error of the prediction of the left-out places G is Q_GG^-1 (Q y)_G, with covariance Q_GG^-1.
+        The values of a group of places G are predicted from the other measurements, without their sampling errors.
+        Closed form (after Sundararajan & Keerthi 2001): let r be the residuals of measurements, S the covariance of
+        their errors, and Q the inverse of their covariance. With B = (1 - S Q)_GG, the residuals are predicted as
+        (r - S Q r)_G - B Q_GG^-1 (Q r)_G, with the covariance (S - S Q S)_GG + B Q_GG^-1 B'.
 
         Parameters
         ----------
@@ -283,37 +388,79 @@ class GaussianProcess:
 
         Returns
         -------
-        Means and variances (including sampling variance), each genes x measured places.
+        Means and variances of the values, each genes x measured places.
         """
+        singles = [np.array([column]) for column in range(len(self.measured))]
+        columns = [torch.from_numpy(group) for group in (singles if groups is None else groups)]
         results = []
         for chunk in self.chunks():
-            logs, expected, spread = [], [], []
+            sampling, logs, means, variances = chunk.sampling_covariance, [], [], []
             for _, log_share, posterior in chunk.posteriors():
-                error, variance, density = posterior.leave_out(groups)
+                precision = torch.cholesky_inverse(posterior.factor)
+                filtered = sampling @ precision
+                smoothed = chunk.values - (sampling @ posterior.weights[:, :, None]).squeeze(2)
+                noise = torch.diagonal(sampling - filtered @ sampling, dim1=1, dim2=2)
+                mean, variance, density = (torch.empty_like(smoothed) for _ in range(3))
+                for group in columns:
+                    weights, block = posterior.weights[:, group], (slice(None), group[:, None], group)
+                    factor = torch.linalg.cholesky(precision[block])
+                    kept = torch.eye(len(group), dtype=torch.double) - filtered[block]
+                    spread = torch.linalg.solve_triangular(factor, kept.mT, upper=False)
+                    error = torch.cholesky_solve(weights[:, :, None], factor)
+                    mean[:, group] = smoothed[:, group] - (kept @ error).squeeze(2)
+                    variance[:, group] = noise[:, group] + (spread**2).sum(dim=1)
+                    log_density = (log_determinant(factor) - (error.squeeze(2) * weights).sum(dim=1)) / 2
+                    density[:, group] = log_density[:, None]
                 logs.append(posterior.evidence[:, None] - density + log_share)  # evidence of the other values
-                expected.append(chunk.values - error)
-                spread.append(variance)
-            results.append(average_mixture(logs, expected, spread))
-        means, variances = (torch.cat(part).numpy() for part in zip(*results, strict=True))
-        return means, variances
+                means.append(mean)
+                variances.append(variance)
+            results.append(average_mixture(logs, means, variances))
+        all_means, all_variances = (torch.cat(part).numpy() for part in zip(*results, strict=True))
+        return all_means, all_variances
 
-    def calibrate(self, profile: np.ndarray, groups: Sequence[np.ndarray] | None = None) -> Self:
-        """Calibrate 90% intervals on left-out values, by bin of expression.
+    def calibrate(self, groups: Sequence[np.ndarray] | None = None) -> Self:
+        """Calibrate 90% intervals of predictions on left-out measurements, by size of the prediction.
 
-        Parameters
-        ----------
-        profile
-            Log expression at the measured places, places x genes.
-        groups
-            Columns of measured places to leave out together; None to leave out one at a time.
+        The sampling errors of different groups must be independent. ``groups`` is as in :meth:`leave_out`.
         """
-        genes = np.unique(np.linspace(0, len(self.values) - 1, N_CALIBRATED).astype(int))
-        mean, variance = self.select_genes(genes).leave_out(groups)
-        bins = np.stack([bins_of(log_expression)[genes] for log_expression in profile], axis=1)
-        score = np.abs(self.values[genes].numpy() - mean) / np.sqrt(variance)
-        scores = [score[bins == number] for number in range(len(BINS) - 1)]
-        factors = [np.quantile(of_bin, 0.9) / QUANTILE if len(of_bin) >= MIN_VALUES else 1.0 for of_bin in scores]
-        return replace(self, prior=replace(self.prior, calibration=np.array(factors)))
+        process = self.select_genes(self.genes_to_calibrate())
+        intervals = Intervals(*process.leave_out(groups), process.values.numpy(), process.sampling_variance.numpy())
+        return replace(self, prior=self.prior.calibrated(unmeasured=intervals))
+
+    def genes_to_calibrate(self) -> np.ndarray:
+        """Return rows of genes for calibration: the most significant ones, and a sample of all."""
+        sample = np.linspace(0, len(self.values) - 1, N_CALIBRATED).astype(int)
+        return np.unique(np.concatenate([sample, self.most_significant()[:N_GENES]]))
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Predictions and independent measurements of the same values, all of one shape."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+    measured: np.ndarray
+    noise: np.ndarray  # sampling variance of the measurements
+
+    @classmethod
+    def join(cls, parts: "Sequence[Intervals]") -> "Intervals":
+        """Concatenate the values of several sets."""
+        names = [entry.name for entry in fields(cls)]
+        return cls(*(np.concatenate([np.ravel(getattr(part, name)) for part in parts]) for name in names))
+
+    def select(self, rows: np.ndarray) -> "Intervals":
+        """Select values by row."""
+        return Intervals(*(getattr(self, entry.name)[rows] for entry in fields(self)))
+
+    def factors(self) -> np.ndarray:
+        """Return factors of standard deviations, so that 90% intervals cover 90% of the measurements in each bin."""
+        needed = ((self.measured - self.mean) / QUANTILE) ** 2 - self.noise
+        ratio, bins, factors = needed / np.maximum(self.variance, 1e-12), bins_of(self.mean), list[float]()
+        for number, least in enumerate(MIN_FACTORS):
+            of_bin = ratio[bins == number]
+            factor = np.sqrt(max(np.quantile(of_bin, 0.9), 0)) if len(of_bin) >= MIN_VALUES else [1.0, *factors][-1]
+            factors.append(float(max(factor, least)))
+        return np.array(factors)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -321,9 +468,9 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(array, dtype=float))
 
 
-def bins_of(profile: np.ndarray) -> np.ndarray:
-    """Return the bin of each gene by its expression at one place."""
-    return np.searchsorted(np.quantile(profile, BINS[1:-1]), profile)
+def bins_of(mean: np.ndarray) -> np.ndarray:
+    """Return the bin of each prediction by its size."""
+    return np.asarray(np.searchsorted(np.log(2) * np.array(SIZES), np.abs(mean)))
 
 
 def total_covariance(terms: list[Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
@@ -335,6 +482,24 @@ def total_covariance(terms: list[Tensor], hypothesis: Hypothesis, left: Tensor, 
 def log_determinant(factor: Tensor) -> Tensor:
     """Return log determinants of matrices from their Cholesky factors."""
     return 2 * torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
+
+
+def select_hypotheses(evidence: Tensor, always: int) -> tuple[list[int], Tensor]:
+    """Select hypotheses by backward elimination; return their columns of ``evidence`` and their shares of genes.
+
+    Each step drops those with the smallest shares, at most a quarter of all, so that the genes of hypotheses that are
+    almost equal gather in a few of them. The column ``always`` stays.
+    """
+    kept = list(range(evidence.shape[1]))
+    while True:
+        shares = fit_shares(evidence[:, kept])
+        order = [number for number in torch.argsort(shares, stable=True).tolist() if kept[number] != always]
+        rare = sum(bool(shares[number] < MIN_PRIOR) for number in order)
+        n_dropped = min(max(rare, len(kept) - MAX_HYPOTHESES), len(order), max(1, len(kept) // 4))
+        if n_dropped <= 0:
+            return kept, shares
+        dropped = set(order[:n_dropped])
+        kept = [column for number, column in enumerate(kept) if number not in dropped]
 
 
 def fit_shares(evidence: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.special import ndtr
 
 from bdm._core.errors import counted
 from bdm._core.store import Result
-from bdm.applications.relations.gaussian_process import QUANTILE, GaussianProcess, Prior, as_tensor
+from bdm.applications.relations.gaussian_process import QUANTILE, GaussianProcess, Prior
 from bdm.applications.relations.lineage_tree import LineageTree, Places, origin_of
 from bdm.applications.relations.pseudobulk import PSEUDO
 from bdm.data.genes import GeneNames, symbol_column
@@ -184,12 +183,12 @@ class Lineage(Result):
         span = max(float(np.ptp(self.places.time)), 1e-9)  # above 0 for the division
         timed = self.time_key is not None
         kernels = places.kernels(self.tree, self.end, self.origin, span, self.relation, timed=timed)
-        process = GaussianProcess(
-            values=as_tensor(np.ascontiguousarray((self.log_share - self.center).T)),
-            variance=as_tensor(np.ascontiguousarray(self.variance.T)),
-            covariate=torch.zeros((len(self.genes), len(places.node)), dtype=torch.double),
+        process = GaussianProcess.from_arrays(
+            np.ascontiguousarray((self.log_share - self.center).T),
+            np.ascontiguousarray(self.variance.T),
+            kernels,
             measured=np.arange(len(self.points)),
-            kernels=[as_tensor(kernel) for kernel in kernels],
+            covariate=np.zeros((len(self.genes), len(places.node))),
             prior=self.prior,
         )
         return process.select_genes(genes)
@@ -200,8 +199,8 @@ class Lineage(Result):
         """Predict log shares and calibrated standard deviations, genes x places."""
         weights = np.eye(len(self.points) + len(places.node))[len(self.points) :]
         predicted = self.gaussian_process(places, genes).contrasts(weights, variances=variances)
-        factor = self.prior.sd_factors(self.center)[genes][:, None]
-        return predicted.mean + self.center[genes][:, None], np.sqrt(predicted.variance) * factor
+        sd = np.sqrt(predicted.variance) * self.prior.sd_factors(predicted.mean)
+        return predicted.mean + self.center[genes][:, None], sd
 
     def expression(self, node: str, at: float | None = None) -> pd.DataFrame:
         """Predict the expression of genes at a node.
@@ -283,8 +282,7 @@ class Lineage(Result):
         predicted = process.contrasts(np.stack([steps[-1] - first, from_sisters]))
         course = process.contrasts(steps - first, variances=False).mean
         change, difference = predicted.mean.T / np.log(2)
-        sd, difference_sd = np.sqrt(predicted.variance.T) / np.log(2)
-        sd = sd * self.prior.sd_factors(self.center)[genes]
+        sd, difference_sd = np.sqrt(predicted.variance.T) * self.prior.sd_factors(predicted.mean.T) / np.log(2)
         halfway = (course * np.sign(change)[:, None] >= np.abs(change * np.log(2))[:, None] / 2).argmax(axis=1)
         z = np.abs(change) / np.maximum(sd, 1e-12)
         table = pd.DataFrame({"node": self.tree.nodes[node], "gene": self.genes.index[genes]})

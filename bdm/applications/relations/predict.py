@@ -12,9 +12,9 @@ from anndata import AnnData
 from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm._core.validation import SEPARATOR, label_candidates, nearest_or, unknown_condition, unknown_type
+from bdm._core.validation import label_candidates, nearest_or, unknown_condition, unknown_type
+from bdm.applications.relations.measure_responses import conditions_of, with_doses
 from bdm.applications.relations.pseudobulk import PSEUDO, assemble_cells, share_of, with_shares
-from bdm.applications.relations.respond import conditions_of
 from bdm.applications.relations.responses import Responses
 from bdm.data.columns import as_names, name_in, text_column
 from bdm.data.counts import raw_counts
@@ -32,7 +32,9 @@ def predict(
     adata: AnnData,
     condition: str,
     *,
+    dose: float | None = None,
     cell_types: str | Sequence[str] = (),
+    extrapolate: bool = False,
     counts: str = "auto",
     seed: int = 0,
 ) -> AnnData:
@@ -58,10 +60,14 @@ def predict(
         Cells with raw counts, and cell types in the column of the fit or ``cell_type``. Without a column of
         conditions, all are control cells.
     condition
-        New condition. Control cells are changed to a condition, and cells of any condition back to the control; all
-        other cells are left out.
+        New condition: a measured one, or one that is related to measured ones by its features, dose or parts. Control
+        cells are changed to a condition, and cells of any condition back to the control; all other cells are left out.
+    dose
+        Dose of the condition, if the responses have doses.
     cell_types
         Types to change and return; all by default.
+    extrapolate
+        Allow a dose outside the measured doses.
     counts
         Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
     seed
@@ -78,7 +84,8 @@ def predict(
         If a condition or type is unknown, no cells or genes can be changed, or counts are not raw. Also if the
         responses lack a type, and its cells are not control cells.
     """
-    return cells_to_change(responses, adata, condition, cell_types, counts=counts).predict(seed=seed)
+    chosen = cells_to_change(responses, adata, condition, cell_types, dose=dose, extrapolate=extrapolate, counts=counts)
+    return chosen.predict(seed=seed)
 
 
 @dataclass(frozen=True)
@@ -154,20 +161,23 @@ class CellsToChange:
             share = share_of(counts, self.column)
             pseudo = PSEUDO / self.covered_share(name)  # as shares refer to these genes
             new_share = (share + pseudo) * np.exp(change) - pseudo
-            dispersions = [responses.dispersion[order.index(each), self.genes] for each in (str(old), self.condition)]
+            dispersions = [
+                responses.dispersion[order.index(each) if each in order else 0, self.genes]  # 0: the control
+                for each in (str(old), self.condition)
+            ]
             for block, start in enumerate(range(0, len(rows), BLOCK)):
                 cells = slice(start, start + BLOCK)
                 generator = numpy_generator(seed, "response", name, str(old), self.condition, block)
                 changed_counts = with_shares(counts[cells], self.column, share, new_share, dispersions, generator)
                 pieces.append((rows.to_numpy()[cells], changed_counts))
         obs = self.cells.obs.copy()
-        keys = responses.condition_key
-        values = self.condition.split(SEPARATOR) if len(keys) > 1 else [self.condition]
-        for key, value in zip(keys, values, strict=True):
-            obs[name_in(obs, key)] = pd.Categorical([value] * len(obs))
+        for key, value in responses.columns_of(self.condition).items():
+            obs[name_in(obs, key)] = pd.Categorical([value] * len(obs)) if isinstance(value, str) else value
         obs["original_condition"], obs["response"] = pd.Categorical(self.before), pd.Categorical(response)
         error = "; ".join(self.describe_errors(pd.DataFrame(changed, columns=["condition", "type", "predicted"])))
         record = {"seed": seed, "about": ABOUT, "condition": self.condition, "expected_error": error}
+        if not self.is_back and (response == "predicted").any():
+            record["warnings"] = responses.warnings(self.condition)
         return assemble_cells(pieces, obs, self.cells.var, **record)
 
     def log_fold_changes(self, cell_type: str, condition: str) -> np.ndarray:
@@ -190,9 +200,10 @@ class CellsToChange:
             if known["predicted"].any():
                 yield responses.sentence(str(condition))
             if names := known.loc[~known["predicted"], "type"].tolist():
-                rows = (responses.errors["condition"] == condition) & responses.errors["cell_type"].isin(names)
-                error = responses.errors.loc[rows, "sampling"].mean()
-                yield f"{condition}: measured in {abbreviated(names)}, with {error:.0%} of the error of unchanged cells"
+                table = responses.errors.query("left_out == 'type' and condition == @condition and cell_type in @names")
+                error = table["halves"].mean()
+                half = "" if np.isnan(error) else f" (half of it has {error:.0%} of the error of unchanged cells)"
+                yield f"{condition}: measured in {abbreviated(names)}{half}"
             if names := sorted(set(of_condition["type"]) & set(few)):
                 control = f"fewer than {min_cells} control cells"
                 yield f"{condition}: the error of {abbreviated(names)} is not known, with {control}"
@@ -216,12 +227,19 @@ class CellsToChange:
 
 
 def cells_to_change(
-    responses: Responses, adata: AnnData, condition: str, cell_types: str | Sequence[str] = (), *, counts: str = "auto"
+    responses: Responses,
+    adata: AnnData,
+    condition: str,
+    cell_types: str | Sequence[str] = (),
+    *,
+    dose: float | None = None,
+    extrapolate: bool = False,
+    counts: str = "auto",
 ) -> CellsToChange:
     """Select the cells to change, and match them to the responses; see :func:`predict`."""
-    condition, known = str(condition), (responses.control, *responses.conditions)
-    if condition not in known:
-        raise InputError(unknown_condition(condition, known))
+    condition = responses.name_of(str(condition), dose)
+    if condition != responses.control:
+        responses = responses.with_condition(condition, extrapolate=extrapolate)
     adata = rna_in(adata, counts=counts)
     labels, before = labels_of(responses, adata.obs), conditions_before(responses, adata.obs)
     for name in (names := as_names(cell_types)):
@@ -269,7 +287,8 @@ def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
     """Return the condition of each cell; the control if ``obs`` has no such column."""
     if not any(name_in(obs, key) in obs for key in responses.condition_key):
         return pd.Series(responses.control, index=obs.index)
-    before, known = conditions_of(obs, responses.condition_key), (responses.control, *responses.conditions)
+    base, known = conditions_of(obs, responses.condition_key), (responses.control, *responses.conditions)
+    before = with_doses(base, obs, responses.dose_key, responses.control)
     if not before.isin(known).all():
         raise InputError(unknown_condition(str(before[~before.isin(known)].iloc[0]), known))
     return before

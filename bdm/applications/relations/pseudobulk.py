@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+from scipy.optimize import brentq
+from scipy.special import polygamma
 
 from bdm._core.errors import InputError
 from bdm._core.files import provenance, storable
@@ -62,10 +64,10 @@ class Sums:
     squared_counts: np.ndarray  # groups x genes
     counts_by_size: np.ndarray  # counts x library size, groups x genes
 
-    def pooled(self, n: int) -> "Sums":
-        """Add up each ``n`` consecutive groups."""
+    def pooled(self, n: int, selected: slice | np.ndarray = slice(None)) -> "Sums":
+        """Add up each ``n`` consecutive groups, or a selection of these."""
         values = (getattr(self, entry.name) for entry in fields(self))
-        return Sums(*(each.reshape(-1, n, *each.shape[1:]).sum(axis=1) for each in values))
+        return Sums(*(each.reshape(-1, n, *each.shape[1:])[:, selected].sum(axis=1) for each in values))
 
     @cached_property
     def share(self) -> np.ndarray:
@@ -102,6 +104,118 @@ class Sums:
         excess = (self.squared_residuals * correction - self.counts)[groups].sum(axis=0)
         expected = (self.share**2 * self.squared_size[:, None])[groups].sum(axis=0)
         return np.asarray(np.clip((excess + 1.0) / (expected + 2.0), 1e-3, 20))
+
+
+# ---- errors of profiles and effects
+
+N_BINS = 10  # bins of genes by expression; each has its own prior of variances
+PRIOR_TYPES = 4  # weight of the prior of the variance between types, in types
+MAX_PRIOR_DEGREES = 100.0
+
+
+@dataclass(frozen=True)
+class ShrunkenProfiles:
+    """Posterior means of control profiles, each array types x genes.
+
+    The error of a posterior mean is not correlated with it. Effects relative to it do not regress to the mean, as
+    effects relative to a measured profile do.
+    """
+
+    profile: np.ndarray
+    variance: np.ndarray  # of the errors that types do not share
+    common_error: np.ndarray  # of all types: the error of the mean over types, as standard deviation
+    kept: np.ndarray  # weight of the measured profile
+
+    @classmethod
+    def from_measured(cls, profile: np.ndarray, variance: np.ndarray) -> "ShrunkenProfiles":
+        """Shrink profiles towards the mean of each gene over types.
+
+        The variance between types is shrunk to that of genes of similar expression.
+        """
+        n = len(profile)
+        if n < 2:
+            return cls(profile, variance, np.zeros_like(profile), np.ones_like(profile))
+        excess = profile.var(axis=0, ddof=1) - variance.mean(axis=0)
+        usual = np.maximum(mean_of_similar(excess, profile.mean(axis=0)), 1e-4)
+        between = np.maximum((PRIOR_TYPES * usual + (n - 1) * excess) / (PRIOR_TYPES + n - 1), 1e-4)
+        weight = 1 / (variance + between)
+        mean = (weight * profile).sum(axis=0) / weight.sum(axis=0)
+        kept = between / (between + variance)
+        common_error = (1 - kept) / np.sqrt(weight.sum(axis=0))
+        return cls(mean + kept * (profile - mean), variance * kept, common_error, kept)
+
+
+def variance_between_donors(
+    influence: np.ndarray, degrees: np.ndarray, between_cells: np.ndarray, share: np.ndarray
+) -> np.ndarray:
+    """Estimate the variance that donors add to the sampling variance of effects.
+
+    The sum of squared influences is a cluster-robust estimate. It is shrunk to the variance between cells times the
+    mean ratio of both variances among genes of similar expression; the weight of this prior is estimated from the
+    spread of ratios (Smyth 2004).
+
+    Parameters
+    ----------
+    influence
+        Influences of donors, scaled to unbiased variances, types x donors x genes.
+    degrees
+        Degrees of freedom of each type; types with 0 get the mean ratio of the others.
+    between_cells
+        Variance for independent cells, types x genes.
+    share
+        Shares of counts in the control, types x genes.
+
+    Returns
+    -------
+    Variances in excess of ``between_cells``, types x genes.
+    """
+    added, usual = np.zeros_like(between_cells), np.ones_like(between_cells)
+    measured = np.flatnonzero(degrees > 0)
+    for row in measured:
+        ratio = (influence[row] ** 2).sum(axis=0) / between_cells[row]
+        usual[row] = np.maximum(mean_of_similar(ratio, share[row]), 1)
+        prior = prior_degrees(ratio / usual[row], int(degrees[row]))
+        shrunken = (prior * usual[row] + degrees[row] * ratio) / (prior + degrees[row])
+        added[row] = np.maximum(shrunken - 1, 0) * between_cells[row]
+    if len(measured):
+        added[degrees == 0] = ((usual[measured].mean(axis=0) - 1) * between_cells)[degrees == 0]
+    return added
+
+
+def prior_degrees(ratio: np.ndarray, degrees: int) -> float:
+    """Estimate degrees of freedom of the prior of variances, from ratios to usual variances (Smyth 2004)."""
+    spread = np.log(ratio[ratio > 0]).var() - polygamma(1, degrees / 2)
+
+    def difference(prior: float) -> float:
+        return float(polygamma(1, prior / 2) - spread)
+
+    if difference(MAX_PRIOR_DEGREES) > 0:
+        return MAX_PRIOR_DEGREES
+    return 1.0 if difference(1.0) < 0 else float(brentq(difference, 1, MAX_PRIOR_DEGREES))
+
+
+def correlation_between_types(influence: np.ndarray, donor_variance: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Estimate how errors that donors cause correlate between types, types x types.
+
+    The correlation is that of the influences of donors, on average over genes. Arrays are as in
+    :func:`variance_between_donors`; ``total`` is the sampling variance of effects.
+    """
+    root, weight = np.sqrt(donor_variance), 1 / total.mean(axis=0)
+    products = np.einsum("tdg,udg,g->tu", influence, influence, weight, optimize=True)
+    scale = np.einsum("tg,ug,g->tu", root, root, weight, optimize=True)
+    correlation = np.clip(products / np.maximum(scale, 1e-12), 0, 1)
+    np.fill_diagonal(correlation, 1)
+    values, vectors = np.linalg.eigh(correlation)
+    nearest = (vectors * np.maximum(values, 0)) @ vectors.T
+    deviation = np.sqrt(np.diag(nearest))
+    return np.asarray(nearest / deviation / deviation[:, None])
+
+
+def mean_of_similar(values: np.ndarray, expression: np.ndarray) -> np.ndarray:
+    """Average values over genes of similar expression."""
+    bins = (np.argsort(np.argsort(expression)) * N_BINS) // len(expression)
+    means = np.array([values[bins == number].mean() if (bins == number).any() else 1.0 for number in range(N_BINS)])
+    return np.asarray(means[bins])
 
 
 def shares_from(log_share: np.ndarray) -> np.ndarray:

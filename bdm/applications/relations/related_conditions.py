@@ -121,7 +121,11 @@ class RelatedConditions:
         membership, n = self.has_part.astype(float), self.n_measured
         n_parts = membership.sum(axis=1, keepdims=True)
         exponents = EXPONENTS if n_parts[:n].max() > 1 else EXPONENTS[:1]
-        candidates = [(feature, membership @ values) for feature, values in self.part_features(expanded)]
+        candidates = [
+            (feature, membership @ values)
+            for feature, values in self.part_features(expanded)
+            if values.any(axis=1).sum() > 1  # a set of one perturbation relates nothing
+        ]
         if (membership[:n].sum(axis=0) > 1).any():
             candidates.insert(0, ("", membership))
         kernels: list[ConditionKernel] = []

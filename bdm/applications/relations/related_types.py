@@ -28,12 +28,16 @@ class RelatedTypes:
     @classmethod
     def from_profiles(cls, profile: np.ndarray, cell_types: tuple[str, ...]) -> Self:
         """Compute distances of profiles, and their average-linkage tree."""
+        if len(cell_types) == 1:
+            return cls(cell_types, profile, np.zeros((1, 1)), np.zeros((1, 1)))
         distances = pdist(profile)
         height = squareform(cophenet(linkage(distances, "average")))
         return cls(cell_types, profile, squareform(distances), height / max(height.max(), 1e-12))
 
     def kernels(self, relation: Relation) -> list[np.ndarray]:
-        """Return candidate kernels, types x types, with unit diagonal."""
+        """Return candidate kernels, types x types, with unit diagonal; none for one type."""
+        if len(self.cell_types) == 1:
+            return []
         along_tree = [1 - self.height**power for power in POWERS]
         relative = self.distance / max(float(np.median(self.distance[np.triu_indices(len(self.distance), 1)])), 1e-12)
         smooth = [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]

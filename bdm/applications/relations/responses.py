@@ -1,4 +1,4 @@
-"""Responses of cell types to conditions: measured ones, and predictions for all other types."""
+"""Responses of cell types to conditions: measured ones, and predictions for all other types and conditions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from scipy.special import ndtr
 
 from bdm._core.errors import InputError, abbreviated, counted, markdown
 from bdm._core.store import Result
-from bdm._core.validation import unknown_condition, unknown_type
-from bdm.applications.relations.gaussian_process import GaussianProcess, Prediction, Prior, as_tensor
+from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
+from bdm.applications.relations.condition_field import ConditionField
+from bdm.applications.relations.gaussian_process import GaussianProcess, Prediction, Prior
+from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.data.columns import as_names
 from bdm.settings import Relation
 
 MIN_TYPES = 4  # minimum number of measured types; with fewer, predictions get a warning
+MAX_ERROR = 0.95  # error relative to unchanged cells; above, predictions are called no better
 MAX_ERROR_RATIO = 0.95  # error relative to the mean response's; above, predictions are called no better
 N_COMPARED = 100  # genes with the most significant changes of a type, for errors
+METHODS = ("predicted", "permuted", "common", "nearest", "halves")  # columns of errors
+NO_ERRORS = pd.DataFrame(columns=["left_out", "condition", "cell_type", "size", *METHODS])
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,11 +49,18 @@ class Responses(Result):
     cell_types, conditions, control
         Names of cell types, of conditions without the control, and of the control.
     profile
-        Natural log of the share of counts plus 1e-4 in the control, cell types x genes. With too few control cells,
-        it is estimated from the conditions. NaN if these have too few cells as well.
+        Natural log of the share of counts plus 1e-4 in the control, shrunk towards the mean over types (posterior
+        mean), cell types x genes. With too few control cells, it is estimated from the conditions. NaN if these have
+        too few cells as well.
     effect, variance
-        Natural log fold changes from the control and their sampling variances, conditions x cell types x genes; NaN if
-        not measured.
+        Natural log fold changes from the control and the variances of their independent sampling errors, conditions x
+        cell types x genes; NaN if not measured.
+    control_error, baseline_error, donor_error
+        Standard deviations of other sampling errors: of the control profile of each type, which is part of
+        ``variance``, but the same in all conditions; of the mean of control profiles, which all types share (each cell
+        types x genes); and errors that donors cause (conditions x cell types x genes; empty without donors).
+    donor_correlation
+        Correlation of ``donor_error`` between types, conditions x cell types x cell types.
     dispersion
         Squared coefficient of variation of counts within types in excess of Poisson noise, (control, conditions) x
         genes.
@@ -62,14 +74,26 @@ class Responses(Result):
         Version, packages, seed and settings.
     height
         Heights of common ancestors in the user's tree, types x types; None if types were clustered.
+    related_conditions
+        Features, doses and parts of conditions, measured or not; None if conditions are not related.
+    expanded
+        Sets of features that have further kernels, each without one member.
+    condition_priors
+        Fitted Gaussian-process priors over conditions, of the common response and of the deviations of types.
+    expected
+        Common response to each condition, predicted from the other conditions, conditions x genes; None if conditions
+        are not related.
     priors
-        Fitted Gaussian-process prior of each condition, with the calibration of its intervals.
+        Fitted Gaussian-process prior of each condition over types, with the calibration of its intervals.
     errors
-        Table of leave-one-out errors, by measured ``condition`` and ``cell_type``. Errors are root mean squares over
-        the 100 most significantly changed genes, relative to their log fold changes (0: exact, 1: no better than
-        unchanged cells), by method: the Gaussian process (``predicted``), the same without kernels between types
-        (``unrelated``), the mean of the other types (``common``), or the type with the nearest control profile
-        (``nearest``). ``sampling`` is the measurement error.
+        Table of errors of predictions for a cell type (``left_out`` is ``type``) or a condition (``condition``) that is
+        left out, by ``condition`` and ``cell_type``. Half of the cells, or of the donors, predict the other half.
+        ``size`` is the root mean square of the log2 fold changes of the 100 most significantly changed genes. Errors
+        are relative to it (0: exact, 1: no better than unchanged cells), by method: the Gaussian process
+        (``predicted``), the same with
+        relations permuted at random (``permuted``), the mean of the other types or conditions (``common``), or a simple
+        neighbour (``nearest``): the type with the nearest control profile; the sum of the parts, the nearest dose, or
+        the condition with the most similar features. ``halves`` is the error of the measurement in half of the cells.
     """
 
     kind = "responses"
@@ -81,6 +105,10 @@ class Responses(Result):
     profile: np.ndarray
     effect: np.ndarray
     variance: np.ndarray
+    control_error: np.ndarray
+    baseline_error: np.ndarray
+    donor_error: np.ndarray
+    donor_correlation: np.ndarray
     dispersion: np.ndarray
     n_cells: pd.DataFrame
     relation: Relation
@@ -88,11 +116,15 @@ class Responses(Result):
     condition_key: tuple[str, ...]
     provenance: dict[str, Any]
     height: np.ndarray | None = None
+    related_conditions: RelatedConditions | None = None
+    expanded: tuple[str, ...] = ()
+    condition_priors: tuple[Prior, ...] = ()
+    expected: np.ndarray | None = None
     priors: tuple[Prior, ...] = ()
     errors: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __repr__(self) -> str:
-        return "\n".join(self.sentence(name) for name in self.conditions)
+        return "\n".join(self.sentences())
 
     # ---- conditions and types
 
@@ -102,6 +134,51 @@ class Responses(Result):
             raise InputError(unknown_condition(condition, self.conditions))
         return self.conditions.index(condition)
 
+    @property
+    def dose_key(self) -> str | None:
+        """Column of ``obs`` with the dose; None without doses."""
+        key: str | None = self.provenance["settings"]["dose_key"]
+        return key
+
+    def name_of(self, condition: str, dose: float | None) -> str:
+        """Return the name of a condition with its dose."""
+        if dose is None or condition == self.control:
+            return condition
+        if self.dose_key is None:
+            raise InputError("The responses have no doses; fit them with `dose_key=`, or leave out `dose=`.")
+        return f"{condition}{SEPARATOR}{dose:g}"
+
+    def columns_of(self, condition: str) -> dict[str, str | float]:
+        """Return the values of a condition in the columns of ``obs``."""
+        name, values = condition, dict[str, str | float]()
+        if self.dose_key is not None:
+            name, _, dose = condition.rpartition(SEPARATOR) if condition != self.control else (condition, "", "0")
+            values[self.dose_key] = float(dose)
+        parts = name.split(SEPARATOR) if len(self.condition_key) > 1 else [name]
+        return dict(zip(self.condition_key, parts, strict=True)) | values
+
+    def with_condition(self, name: str, *, extrapolate: bool = False) -> Responses:
+        """Add a condition without measurements, such as a new dose or combination, to predict it.
+
+        Raises
+        ------
+        InputError
+            If the condition is not related to measured ones, or its dose is outside the measured doses (without
+            ``extrapolate``).
+        """
+        if name in self.conditions:
+            return self
+        if self.related_conditions is None:
+            raise InputError(unknown_condition(name, self.conditions))
+        related = self.related_conditions.add(name)
+        limits = related.exceeded_range(name, np.isin(related.conditions, self.conditions))
+        if limits is not None and not extrapolate:
+            raise InputError(
+                f"The dose of {name!r} is outside the measured doses, {limits[0]:g} to {limits[1]:g}. Choose a dose "
+                "between them, or use `extrapolate=True` to predict it all the same."
+            )
+        return replace(self, related_conditions=related)
+
     @cached_property
     def measured(self) -> pd.DataFrame:
         """Whether each response was measured, cell types x conditions."""
@@ -110,7 +187,8 @@ class Responses(Result):
 
     def is_measured(self, condition: str, cell_type: str) -> bool:
         """Return whether the response of a type to a condition was measured."""
-        return cell_type in self.cell_types and bool(self.measured.loc[cell_type, condition])
+        is_known = cell_type in self.cell_types and condition in self.conditions
+        return is_known and bool(self.measured.loc[cell_type, condition])
 
     def n_measured(self, condition: str) -> int:
         """Count the cell types with a measured response to a condition."""
@@ -147,21 +225,58 @@ class Responses(Result):
         """Select genes by row; distances between types then use these genes only."""
         if len(rows) == len(self.genes):
             return self
-        arrays = ("profile", "effect", "variance", "dispersion")
-        return replace(self, genes=self.genes.iloc[rows], **{name: getattr(self, name)[..., rows] for name in arrays})
+        names = ["profile", "effect", "variance", "control_error", "baseline_error", "dispersion"]
+        names += ["donor_error"] * bool(self.donor_error.size) + ["expected"] * (self.expected is not None)
+        return replace(self, genes=self.genes.iloc[rows], **{name: getattr(self, name)[..., rows] for name in names})
+
+    @property
+    def total_variance(self) -> np.ndarray:
+        """Variances of all sampling errors of effects, conditions x cell types x genes."""
+        donors = self.donor_error**2 if self.donor_error.size else 0
+        return np.asarray(self.variance + self.baseline_error**2 + donors)
 
     def gaussian_process(self, condition: str, related: RelatedTypes) -> GaussianProcess:
-        """Return the Gaussian process of a condition, with the related types as places."""
+        """Return the Gaussian process of a condition, with the related types as places.
+
+        Its values are relative to the response that is expected from other conditions, if these are related.
+        """
         number = self.condition_index(condition)
         measured = [place for place, name in enumerate(related.cell_types) if self.is_measured(condition, name)]
         rows = [self.cell_types.index(related.cell_types[place]) for place in measured]
-        return GaussianProcess(
-            values=as_tensor(self.effect[number, rows].T),
-            variance=as_tensor(self.variance[number, rows].T),
-            covariate=as_tensor((related.profile - related.profile[measured].mean(axis=0)).T),
-            measured=np.array(measured),
-            kernels=[as_tensor(kernel) for kernel in related.kernels(self.relation)],
+        errors, profile = [self.baseline_error[rows].T[:, :, None]], related.profile
+        if self.donor_error.size:
+            factor = square_root(self.donor_correlation[number][np.ix_(rows, rows)])
+            errors.append(self.donor_error[number, rows].T[:, :, None] * factor)
+        expected = 0 if self.expected is None else self.expected[number][:, None]
+        return GaussianProcess.from_arrays(
+            self.effect[number, rows].T - expected,
+            self.variance[number, rows].T,
+            related.kernels(self.relation),
+            measured=measured,
+            covariate=(profile - profile[measured].mean(axis=0)).T,
+            shared_errors=np.concatenate(errors, axis=2),
             prior=self.priors[number] if self.priors else Prior(),
+        )
+
+    @cached_property
+    def condition_kernels(self) -> list[ConditionKernel]:
+        """Candidate kernels between conditions."""
+        return [] if self.related_conditions is None else self.related_conditions.kernels(self.expanded)
+
+    def condition_field(self) -> ConditionField:
+        """Return the Gaussian processes over related conditions."""
+        related = require_related(self)
+        square = self.control_error**2 + self.baseline_error**2
+        if self.donor_error.size:
+            square = square + (self.donor_error**2).mean(axis=0) / 2  # donors of the control are in all conditions
+        return ConditionField(
+            effect=self.effect,
+            variance=self.total_variance,
+            control_error=np.sqrt(square),
+            covariate=related.own_transcripts(self.genes.index.tolist()),
+            measured=np.array([related.conditions.index(name) for name in self.conditions]),
+            kernels=tuple(kernel.matrix for kernel in self.condition_kernels),
+            **dict(zip(("common_prior", "deviation_prior"), self.condition_priors, strict=False)),
         )
 
     def predictions(
@@ -176,19 +291,43 @@ class Responses(Result):
         Parameters
         ----------
         condition
-            Measured condition.
+            Condition, measured in some types or related to measured ones.
         cell_types
             Types to predict.
         added
             Control profiles (log shares of counts) of types that the responses lack, by name.
         genes
             Rows of genes to predict; all by default.
+
+        Returns
+        -------
+        Means, terms and variances; intervals are calibrated.
         """
         related = self.relate_types(added)
-        process = self.gaussian_process(condition, related).select_genes(genes)
         if missing := [name for name in cell_types if name not in related.cell_types]:
             raise InputError(unknown_type(missing[0], related.cell_types, of="The responses have"))
-        return process.predict(np.array([related.cell_types.index(name) for name in cell_types]))
+        if condition not in self.conditions:
+            return self.predict_condition(condition, cell_types, genes)
+        number = self.condition_index(condition)
+        process = self.gaussian_process(condition, related).select_genes(genes)
+        predicted = process.predict([related.cell_types.index(name) for name in cell_types])
+        mean, terms = predicted.mean, predicted.terms
+        if self.expected is not None:
+            expected = self.expected[number, genes][:, None]
+            mean, terms = mean + expected, terms | {"common": terms["common"] + expected}
+        measured = [self.is_measured(condition, name) for name in cell_types]
+        factors = np.where(measured, *(process.prior.sd_factors(mean, measured=known) for known in (True, False)))
+        return Prediction(mean, predicted.variance * factors**2, terms)
+
+    def predict_condition(self, condition: str, cell_types: Sequence[str], genes: slice | np.ndarray) -> Prediction:
+        """Predict the response to a condition without measurements from related conditions."""
+        added = self.with_condition(condition, extrapolate=True)
+        rows = [self.cell_types.index(name) if name in self.cell_types else None for name in cell_types]
+        field = added.condition_field().select_genes(genes)
+        common, own, variance = field.predict(field.n_conditions - 1, rows)
+        mean, none = common + own, np.zeros_like(own)
+        factors = self.condition_priors[0].sd_factors(mean)
+        return Prediction(mean, variance * factors**2, {"common": common, "level": none, "related": none, "own": own})
 
     def effects(
         self, condition: str, cell_types: str | Sequence[str] = (), *, profiles: Mapping[str, np.ndarray] = {}
@@ -220,26 +359,26 @@ class Responses(Result):
         """
         names, tables = as_names(cell_types) or (*self.types_with_profile, *profiles), []
         predicted = self.predictions(condition, names, profiles)
-        number, unit = self.condition_index(condition), np.log(2)
+        unit = np.log(2)
         for column, name in enumerate(names):
             is_measured, mean = self.is_measured(condition, name), predicted.mean[:, column]
             sd = np.sqrt(predicted.variance[:, column])
-            if not is_measured:
-                profile = profiles[name] if name in profiles else self.profile[self.cell_types.index(name)]
-                sd = sd * self.priors[number].sd_factors(profile)
             table = pd.DataFrame({"cell_type": name, "gene": self.genes.index, "log2_fold_change": mean / unit})
             table["sd"], table["sign"] = sd / unit, ndtr(np.abs(mean) / np.maximum(sd, 1e-12))
             for term, values in predicted.terms.items():
                 table[term] = values[:, column] / unit
             table["measured"] = is_measured
-            effect = self.effect[number, self.cell_types.index(name)] if is_measured else np.nan
-            table["measured_log2_fold_change"] = effect / unit
+            table["measured_log2_fold_change"] = self.measured_effect(condition, name) / unit if is_measured else np.nan
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
+    def measured_effect(self, condition: str, cell_type: str) -> np.ndarray:
+        """Return the measured natural log fold changes of a type, by gene."""
+        return np.asarray(self.effect[self.condition_index(condition), self.cell_types.index(cell_type)])
+
     def most_changed(self, condition: str) -> np.ndarray:
         """Return rows of genes that are among the most changed of any type."""
-        return np.unique(most_changed_by_type(self.gaussian_process(condition, self.relate_types())))
+        return np.unique(most_changed(self.gaussian_process(condition, self.relate_types())))
 
     def branches(self, condition: str, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:
         """Tabulate how the response to a condition changes along the tree.
@@ -260,16 +399,18 @@ class Responses(Result):
         - ``change`` of the mean from the parent branch; at the root, the mean itself
         - ``z``: change divided by its standard deviation
         """
-        related = self.relate_types()
-        predicted = self.predictions(condition, related.cell_types, genes=genes)
-        names, tables = np.array(related.cell_types), []
+        related, number, tables = self.relate_types(), self.condition_index(condition), []
+        process, names = self.gaussian_process(condition, related).select_genes(genes), np.array(related.cell_types)
+        expected = 0 if self.expected is None else self.expected[number, genes]
         for node in related.nodes:
             below, above = np.isin(names, list(node)) / len(node), related.parent(node)
             weight = below if above is None else below - np.isin(names, list(above)) / len(above)
-            change, variance = predicted.mean @ weight, predicted.variance @ weight**2
+            predicted = process.contrasts(np.stack([below, weight]))
+            mean, change = predicted.mean.T + np.array([1, above is None])[:, None] * expected
+            sd = np.sqrt(predicted.variance[:, 1]) * self.priors[number].sd_factors(change, measured=True)
             table = pd.DataFrame({"cell_types": "; ".join(sorted(node)), "gene": self.genes.index[genes]})
-            table["mean"], table["change"] = predicted.mean @ below / np.log(2), change / np.log(2)
-            table["z"] = change / np.sqrt(np.maximum(variance, 1e-12))
+            table["mean"], table["change"] = mean / np.log(2), change / np.log(2)
+            table["z"] = change / np.maximum(sd, 1e-6)
             tables.append(table.sort_values("z", key=np.abs, ascending=False, kind="stable"))
         return pd.concat(tables, ignore_index=True)
 
@@ -280,40 +421,86 @@ class Responses(Result):
 
     # ---- errors
 
-    def expected_error(self, condition: str) -> pd.Series:
-        """Average :attr:`errors` of a condition over measured cell types."""
-        errors = self.errors[self.errors["condition"] == self.conditions[self.condition_index(condition)]]
-        return errors.drop(columns=["condition", "cell_type"]).mean()
+    def expected_error(self, condition: str | None = None) -> pd.Series:
+        """Average :attr:`errors` of a condition over cell types, and count these as ``n``.
 
-    def sentence(self, condition: str) -> str:
-        """Describe the leave-one-out error of predictions in a condition."""
-        error, n_types = self.expected_error(condition), self.n_measured(condition)
+        For a measured condition, types are left out; for any other condition (by default), measured conditions. Squared
+        errors are added up, and divided by the sum of squared log fold changes.
+        """
+        if condition is not None:
+            self.with_condition(condition, extrapolate=True)  # rejects unknown names
+        is_measured = condition in self.conditions
+        errors = self.errors[self.errors["left_out"] == ("type" if is_measured else "condition")]
+        if is_measured:
+            errors = errors[errors["condition"] == condition]
+        number = errors["cell_type" if is_measured else "condition"].nunique()
+        square = errors["size"].astype(float) ** 2
+        total = (errors[[*METHODS]].astype(float) ** 2).mul(square, axis=0).sum()
+        return pd.concat([np.sqrt(total / max(square.sum(), 1e-12)), pd.Series({"n": number})])
+
+    def sentences(self) -> list[str]:
+        """Describe the errors of predictions for types in each condition, and for conditions without measurements."""
+        unmeasured = [] if self.related_conditions is None else [None]
+        return [self.sentence(name) for name in (*unmeasured, *self.conditions)]
+
+    def sentence(self, condition: str | None = None) -> str:
+        """Describe the error of predictions: of a type in a measured condition, or of any other condition."""
+        error, is_measured = self.expected_error(condition), condition in self.conditions
+        subject = f"{condition}: a type that was not measured" if is_measured else "a condition that was not measured"
+        unit = "type" if is_measured else "condition"
+        if not error["n"]:
+            return f"{subject} is predicted with an error that is not known, as no {unit} could be left out"
+        part = "cells" if self.provenance["settings"]["donor_key"] is None else "donors"
+        verdict = "no better than by unchanged cells, " if error["predicted"] > MAX_ERROR else ""
+        names = (f"mean of other {unit}s", "nearest", "permuted relations", f"measurement in half of the {part}")
+        others = zip(names, ("common", "nearest", "permuted", "halves"), strict=True)
+        compared = ", ".join(f"{name} {error[method]:.0%}" for name, method in others)
         return (
-            f"{condition}: a type that was not measured is predicted with {error['predicted']:.0%} of the error of "
-            f"unchanged cells (common response {error['common']:.0%}, nearest type {error['nearest']:.0%}, measurement "
-            f"alone {error['sampling']:.0%}), by {n_types} types that were left out in turn"
+            f"{subject} is predicted {verdict}with {error['predicted']:.0%} of the error of unchanged cells "
+            f"({compared}), by {counted(int(error['n']), unit)} left out, in the other half of the {part}"
         )
 
-    def warnings(self, condition: str) -> list[str]:
+    def warnings(self, condition: str | None = None) -> list[str]:
         """Return reasons not to rely on predictions in a condition."""
-        error, n_types = self.expected_error(condition), self.n_measured(condition)
-        is_common = error["predicted"] >= MAX_ERROR_RATIO * error["common"]
-        is_far = error["predicted"] > (1 + error["sampling"]) / 2
-        reasons = (
-            (n_types < MIN_TYPES, f"only {n_types} types were measured, too few to say what others do"),
-            (is_common, "predictions are no better than the mean response of the other types"),
-            (is_far, "predictions are nearer to unchanged cells than to real ones; do not use them"),
-        )
-        return [f"In {condition}, {reason}." for holds, reason in reasons if holds]
+        error = self.expected_error(condition)
+        if condition not in self.conditions:
+            subject, reasons = "A condition without measurements", []
+        else:
+            subject, n_types = f"In {condition}", self.n_measured(condition)
+            few = f"only {counted(n_types, 'type')} were measured, too few to say what others do"
+            reasons = [(n_types < MIN_TYPES, few), (error["halves"] >= 1, "no response is seen beyond sampling error")]
+        others = "types" if condition in self.conditions else "conditions"
+        reasons += [
+            (error["predicted"] > MAX_ERROR, "predictions are no better than unchanged cells; do not use them"),
+            (
+                error["predicted"] >= MAX_ERROR_RATIO * min(error["common"], error["permuted"]),
+                f"predictions are no better than the mean response of the other {others}, or without relations",
+            ),
+        ]
+        return [f"{subject}: {reason}." for holds, reason in reasons if holds]
 
     def _write_tables(self, folder: Path) -> None:
         self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
 
 
-def most_changed_by_type(process: GaussianProcess) -> np.ndarray:
-    """Return the genes with the most significant changes in order, genes x measured types."""
-    significance = process.values.abs() / process.variance.sqrt()
+def require_related(responses: Responses) -> RelatedConditions:
+    """Return how conditions are related; reject responses without such relations."""
+    if responses.related_conditions is None:
+        raise InputError("The conditions are not related; fit the responses with features, doses or a separator.")
+    return responses.related_conditions
+
+
+def most_changed(process: GaussianProcess) -> np.ndarray:
+    """Return the genes with the most significant changes in order, genes x measured places."""
+    significance = process.values.abs() / process.sampling_variance.sqrt()
     return np.argsort(-significance.numpy(), axis=0, kind="stable")[:N_COMPARED]
+
+
+def square_root(correlation: np.ndarray) -> np.ndarray:
+    """Return a matrix L with L L' equal to a positive semi-definite matrix, without columns of zeros."""
+    values, vectors = np.linalg.eigh(correlation)
+    kept = values > 1e-6
+    return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
 
 
 # ---- section of a model card
@@ -332,7 +519,7 @@ def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[s
     rows = []
     for name in conditions[:N_SHOWN]:
         n_measured, error = responses.n_measured(name), responses.expected_error(name)
-        shown = (f"{error[method]:.0%}" for method in ("predicted", "common", "nearest", "sampling"))
+        shown = (f"{error[method]:.0%}" for method in ("predicted", "common", "nearest", "halves"))
         rows.append((markdown(name), f"{n_measured} of {len(responses.cell_types)}", *shown))
     worst = responses.errors.loc[responses.errors["predicted"].idxmax()]
     of_worst = f"{markdown(worst['cell_type'])} in {markdown(worst['condition'])}"

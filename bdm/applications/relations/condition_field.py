@@ -1,0 +1,145 @@
+"""Gaussian processes over conditions: the response that types have in common, and how each type deviates from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from bdm.applications.relations.gaussian_process import HIDDEN, N_GENES, GaussianProcess, Prior
+
+
+@dataclass(frozen=True)
+class ConditionField:
+    """Measured responses of types to conditions, and Gaussian processes for conditions without measurements.
+
+    The response of a type is the sum of a response that all types have in common and its own deviation. Each is a
+    Gaussian process over conditions; deviations of different types are independent.
+    """
+
+    effect: np.ndarray  # log fold changes, measured conditions x types x genes; NaN if not measured
+    variance: np.ndarray  # sampling variances, likewise
+    control_error: np.ndarray  # standard deviation of the error that all conditions of a type share, types x genes
+    covariate: np.ndarray  # genes x all conditions
+    measured: np.ndarray  # indices of the measured conditions
+    kernels: tuple[np.ndarray, ...]  # candidates, all conditions x all conditions
+    common_prior: Prior = field(default_factory=Prior)
+    deviation_prior: Prior = field(default_factory=Prior)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Weights of types in the common response to each condition, conditions x types x genes.
+
+        Responses vary between types; the variance is estimated for each gene (DerSimonian & Laird 1986).
+        """
+        is_measured = ~np.isnan(self.effect)
+        precision = np.where(is_measured, 1 / np.maximum(self.variance, 1e-12), 0)
+        total = precision.sum(axis=1)
+        effect = np.where(is_measured, self.effect, 0)
+        mean = (precision * effect).sum(axis=1) / total
+        excess = (precision * np.where(is_measured, effect - mean[:, None], 0) ** 2).sum(axis=(0, 1))
+        excess -= (is_measured.sum(axis=1) - 1).sum(axis=0)
+        scale = (total - (precision**2).sum(axis=1) / total).sum(axis=0)
+        between = np.maximum(excess / np.maximum(scale, 1e-12), 0) if self.effect.shape[1] > 1 else np.zeros_like(scale)
+        weight = np.where(is_measured, 1 / (self.variance + between), 0)
+        return np.asarray(weight / weight.sum(axis=1, keepdims=True))
+
+    def with_priors(self, common: Prior, deviation: Prior, *, kernels: tuple[np.ndarray, ...]) -> Self:
+        """Replace priors, and the kernels that they refer to."""
+        return replace(self, common_prior=common, deviation_prior=deviation, kernels=kernels)
+
+    def select_genes(self, rows: slice | np.ndarray) -> Self:
+        """Select a subset of the genes."""
+        arrays = {name: getattr(self, name)[..., rows] for name in ("effect", "variance", "control_error")}
+        return replace(self, **arrays, covariate=self.covariate[rows])
+
+    @cached_property
+    def common(self) -> GaussianProcess:
+        """Gaussian process of the response that types have in common."""
+        weight, effect = self.weights, np.nan_to_num(self.effect)
+        own = np.maximum(np.nan_to_num(self.variance) - self.control_error**2, 0)
+        shared = np.sqrt((weight**2 * self.control_error**2).sum(axis=1))
+        return GaussianProcess.from_arrays(
+            (weight * effect).sum(axis=1).T,
+            (weight**2 * own).sum(axis=1).T,
+            self.kernels,
+            measured=self.measured,
+            covariate=self.covariate,
+            shared_errors=shared.T[:, :, None],
+            prior=self.common_prior,
+        )
+
+    def deviation(self, row: int | None) -> GaussianProcess:
+        """Return the Gaussian process of the deviation of a type; of an unknown type if ``row`` is None."""
+        effect = np.full((len(self.covariate), len(self.measured)), np.nan)
+        variance, shared = np.zeros_like(effect), np.zeros((len(effect), 1))
+        if row is not None:
+            effect, shared = self.effect[:, row].T - self.common.values.numpy(), self.control_error[row][:, None]
+            variance = self.variance[:, row].T - shared**2
+        is_measured = ~np.isnan(effect)
+        return GaussianProcess.from_arrays(
+            np.nan_to_num(effect),
+            np.where(is_measured, np.maximum(variance, 1e-9), HIDDEN),
+            self.kernels,
+            measured=self.measured,
+            covariate=np.zeros_like(self.covariate),
+            shared_errors=np.where(is_measured, shared, 0)[:, :, None],
+            prior=self.deviation_prior,
+        )
+
+    @property
+    def n_conditions(self) -> int:
+        """Number of conditions, measured or not."""
+        return int(self.covariate.shape[1])
+
+    @property
+    def deviates(self) -> bool:
+        """Whether there are types to deviate from each other."""
+        return bool(self.effect.shape[1] > 1)
+
+    def fit(self) -> Self:
+        """Fit the priors; that of deviations on the most significant genes of all types."""
+        fitted = replace(self, common_prior=self.common.fit().prior)
+        if not self.deviates:
+            return fitted
+        n_types, processes = self.effect.shape[1], list[GaussianProcess]()
+        for row in range(n_types):
+            process = self.deviation(row)
+            processes.append(process.select_genes(process.most_significant()[: -(-N_GENES // n_types)]))
+        return replace(fitted, deviation_prior=GaussianProcess.stack(processes).fit(levels=(0.0,)).prior)
+
+    def predict(self, condition: int, rows: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict the responses of types to a condition by its index.
+
+        ``rows`` are the rows of the types; None for an unknown type.
+
+        Returns
+        -------
+        Mean of the common response, mean of the deviations, and variance of their sum, each genes x types.
+        """
+        processes = [self.common, *(self.deviation(row) for row in rows if self.deviates)]
+        predicted = [process.predict([condition]) for process in processes]
+        mean, variance = (np.repeat(values, len(rows), axis=1) for values in (predicted[0].mean, predicted[0].variance))
+        if not self.deviates:
+            return mean, np.zeros_like(mean), variance
+        deviations, spread = zip(*[(each.mean[:, 0], each.variance[:, 0]) for each in predicted[1:]], strict=True)
+        return mean, np.stack(deviations, axis=1), variance + np.stack(spread, axis=1)
+
+    def leave_out(self, rows: Sequence[int] | np.ndarray = ()) -> tuple[np.ndarray, np.ndarray]:
+        """Predict the responses to each measured condition from the others; without ``rows``, the common responses.
+
+        Returns
+        -------
+        Means and variances, genes x measured conditions (x types in ``rows``).
+        """
+        mean, variance = self.common.leave_out()
+        if not len(rows):
+            return mean, variance
+        shape = (*mean.shape, len(rows))
+        means, variances = (np.broadcast_to(values[:, :, None], shape).copy() for values in (mean, variance))
+        for column, row in enumerate(rows if self.deviates else ()):
+            deviation, spread = self.deviation(int(row)).leave_out()
+            means[:, :, column] += deviation
+            variances[:, :, column] += spread
+        return means, variances

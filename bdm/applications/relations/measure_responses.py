@@ -1,0 +1,275 @@
+"""Measure responses of cell types from pseudobulk counts, in all cells and in two halves of them."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Self
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm._core.errors import InputError
+from bdm._core.files import provenance
+from bdm._core.validation import SEPARATOR, column_rejection, control_rejection, usual_controls
+from bdm.applications.relations.pseudobulk import (
+    PSEUDO,
+    Counts,
+    ShrunkenProfiles,
+    Sums,
+    correlation_between_types,
+    variance_between_donors,
+)
+from bdm.applications.relations.related_conditions import RelatedConditions
+from bdm.applications.relations.responses import Responses
+from bdm.data.columns import as_numbers, shown_kind, text_column
+from bdm.data.counts import find_counts
+from bdm.settings import ResponseSettings
+
+MIN_CELLS_IN_HALF = 2
+
+
+def measure(
+    adata: AnnData, settings: ResponseSettings, *, features: pd.DataFrame | None = None
+) -> tuple[Responses, list[Responses]]:
+    """Measure responses of cell types to conditions in all cells, and in two halves of the cells or donors.
+
+    Raises
+    ------
+    InputError
+        If a column or the control is missing, or a condition has only one donor. Also if fewer than two types have
+        enough cells both in a condition and in the control, or one type if conditions are related.
+    """
+    base = conditions_of(adata.obs, settings.condition_key)
+    control = control_of(base, settings.control)
+    condition = with_doses(base, adata.obs, settings.dose_key, control)
+    cell_type = text_column(adata.obs, settings.label_key, argument="label_key")
+    cells = find_counts(adata, source=settings.counts)[0]
+    counts = Counts.from_matrix(cells.X)
+    types, conditions = sorted(cell_type.unique()), [control, *sorted(set(condition) - {control})]
+    type_code, condition_code = pd.Index(types).get_indexer(cell_type), pd.Index(conditions).get_indexer(condition)
+    replicates = Replicates.from_cells(adata.obs, condition, cell_type, settings.donor_key)
+    n = len(replicates.half)
+    n_cells = pd.DataFrame(pd.crosstab(type_code, condition_code).to_numpy(), index=types, columns=conditions)
+    enough = (n_cells >= settings.min_cells).to_numpy().T
+    related = relate_conditions(conditions, settings, features)
+    check_measured(enough, types, conditions, are_related=related is not None)
+
+    def sums_of(number: int) -> tuple[Sums, ...]:
+        """Sum counts in a condition: by type and replicate, by type, and by type in each half."""
+        rows = np.flatnonzero(condition_code == number)
+        by_replicate = counts.sums(rows, type_code[rows] * n + replicates.code[rows], len(types) * n)
+        halves = (by_replicate.pooled(n, replicates.half == half) for half in range(2))
+        return (by_replicate, by_replicate.pooled(n), *halves)
+
+    by_replicate, *before = sums_of(0)
+    baselines = [baseline(sums, enough[0]) for sums in before]
+    profiles = [np.full(before[0].counts.shape, np.nan) for _ in before]
+    for profile, shrunken in zip(profiles, baselines, strict=True):
+        profile[enough[0]] = shrunken.profile
+    own, kept = np.zeros_like(profiles[0]), np.ones_like(profiles[0])
+    own[enough[0]], kept[enough[0]] = baselines[0].variance, baselines[0].kept
+    common_error = np.zeros_like(own)
+    common_error[enough[0]] = baselines[0].common_error
+    influence_before = influences(by_replicate, before[0]) * kept[:, None]
+    shape = (len(conditions) - 1, *before[0].counts.shape)
+    effects = [np.full(shape, np.nan, dtype=np.float32) for _ in range(3)]
+    variance = np.full(shape, np.nan, dtype=np.float32)
+    donor_error = np.zeros(shape if replicates.are_donors else (0, 0, 0), dtype=np.float32)
+    donor_correlation = np.zeros((shape[0], shape[1], shape[1]) if replicates.are_donors else (0, 0, 0))
+    dispersion = [before[0].dispersion(enough[0])]
+    control_estimates: dict[int, list[np.ndarray]] = {}  # by type: profiles in conditions minus the mean effect
+    for number in range(len(conditions) - 1):
+        by_replicate_after, *after = sums_of(number + 1)
+        has_effect = enough[number + 1] & enough[0]
+        for effect, profile, sums, sums_before in zip(effects, profiles, after, before, strict=True):
+            has = has_effect & (sums.n >= MIN_CELLS_IN_HALF) & (sums_before.n >= MIN_CELLS_IN_HALF)
+            effect[number, has] = (sums.log_share - profile)[has]
+        sampling = own + after[0].variance
+        variance[number, has_effect] = sampling[has_effect]
+        if replicates.are_donors:
+            present = np.stack([by_replicate.n, by_replicate_after.n]).reshape(2, len(types), n) > 0
+            influence = influences(by_replicate_after, after[0]) - influence_before
+            scale, degrees = scale_of_influences(present)
+            influence *= scale[:, :, None]
+            added = variance_between_donors(influence, degrees, sampling, before[0].share)
+            donor_error[number] = np.sqrt(added)
+            donor_correlation[number] = correlation_between_types(influence, added, sampling + added)
+        dispersion.append(after[0].dispersion(enough[number + 1]))
+        for row in np.flatnonzero(enough[number + 1] & ~enough[0]):
+            estimate = after[0].log_share[row] - np.nanmean(effects[0][number], axis=0)
+            control_estimates.setdefault(int(row), []).append(estimate)
+    for type_number, estimates in control_estimates.items():
+        for profile in profiles:
+            profile[type_number] = np.mean(estimates, axis=0)
+    measured = Responses(
+        genes=cells.var.loc[counts.detected],
+        cell_types=tuple(types),
+        conditions=tuple(conditions[1:]),
+        control=control,
+        profile=profiles[0],
+        effect=effects[0],
+        variance=variance,
+        control_error=np.sqrt(own),
+        baseline_error=common_error,
+        donor_error=donor_error,
+        donor_correlation=donor_correlation,
+        dispersion=np.array(dispersion),
+        n_cells=n_cells,
+        relation=settings.relations,
+        label_key=settings.label_key,
+        condition_key=tuple(settings.condition_key),
+        provenance=provenance(seed=0, settings=asdict(settings)),
+        related_conditions=related,
+    )
+    names = ("control_error", "baseline_error", "donor_error")
+    noisier = {name: getattr(measured, name) * np.sqrt(2) for name in names} | {"variance": 2 * variance}
+    halves = zip(profiles[1:], effects[1:], strict=True)
+    return measured, [replace(measured, profile=profile, effect=effect, **noisier) for profile, effect in halves]
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """Donors, or random parts of the cells without donors; each is in one of two halves of the data."""
+
+    code: np.ndarray  # of each cell
+    half: np.ndarray  # 0 or 1, of each replicate
+    are_donors: bool
+
+    @classmethod
+    def from_cells(cls, obs: pd.DataFrame, condition: pd.Series, cell_type: pd.Series, key: str | None) -> Self:
+        """Divide the cells of a type in a condition, or donors in the same conditions, into halves."""
+        if key is None:
+            half = condition.groupby([condition.to_numpy(), cell_type.to_numpy()]).cumcount() % 2
+            return cls(half.to_numpy(), np.arange(2), are_donors=False)
+        code = donors_of(obs, condition, key)
+        present = pd.crosstab(code, condition.to_numpy()).to_numpy() > 0
+        alternate = pd.DataFrame(present).groupby([*range(present.shape[1])]).cumcount() % 2
+        return cls(code, alternate.to_numpy(), are_donors=True)
+
+
+def baseline(sums: Sums, enough: np.ndarray) -> ShrunkenProfiles:
+    """Shrink the control profiles of the types with enough cells."""
+    return ShrunkenProfiles.from_measured(sums.log_share[enough], sums.variance[enough])
+
+
+def relate_conditions(
+    conditions: list[str], settings: ResponseSettings, features: pd.DataFrame | None
+) -> RelatedConditions | None:
+    """Relate conditions (the first is the control) by features, doses or common parts; None without any of these."""
+    dosed, separator = settings.dose_key is not None, settings.combination_separator
+    if features is None and not dosed and separator is None:
+        return None
+    control, *names = conditions
+    return RelatedConditions.from_names(names, features=features, separator=separator, dosed=dosed, control=control)
+
+
+def conditions_of(obs: pd.DataFrame, keys: tuple[str, ...]) -> pd.Series:
+    """Return the condition of each cell, joined if there are several columns."""
+    first, *others = columns = [text_column(obs, key, argument="condition_key") for key in keys]
+    if not others:
+        return first
+    for key, column in zip(keys, columns, strict=True):
+        if (joined := column.str.contains(SEPARATOR, regex=False)).any():
+            raise InputError(
+                f"obs[{key!r}] has the value {column[joined.to_numpy()].iloc[0]!r}, but {SEPARATOR!r} joins the values "
+                "of several columns of conditions; rename it."
+            )
+    return first.str.cat(others, sep=SEPARATOR)
+
+
+def with_doses(condition: pd.Series, obs: pd.DataFrame, key: str | None, control: str) -> pd.Series:
+    """Append the dose to the names of conditions except the control."""
+    if key is None:
+        return condition
+    if sentence := column_rejection(key, obs.columns, argument="dose_key"):
+        raise InputError(sentence)
+    dose, is_control = as_numbers(obs[key]), (condition == control).to_numpy()
+    if dose is None:
+        raise InputError(f"obs[{key!r}] holds {shown_kind(obs[key])}, but doses are numbers; name another `dose_key=`.")
+    invalid = ~is_control & ~((dose.to_numpy() > 0) & np.isfinite(dose.to_numpy()))
+    invalid |= is_control & (dose.fillna(0).to_numpy() != 0)
+    if invalid.any():
+        row = int(invalid.argmax())
+        raise InputError(
+            f"obs[{key!r}] is {dose.iloc[row]:g} for cells of {condition.iloc[row]!r}, but must be 0 in the control "
+            f"{control!r} and above 0 in all other conditions; correct it, or leave these cells out."
+        )
+    dosed = condition + SEPARATOR + dose.map("{:g}".format)
+    return dosed.where(~is_control, condition)
+
+
+def control_of(conditions: pd.Series, control: str | None) -> str:
+    """Return the control: by default the only condition with a usual name."""
+    known = sorted(conditions.unique())
+    if sentence := control_rejection(control, known):
+        raise InputError(sentence)
+    return usual_controls(known)[0] if control is None else control
+
+
+def donors_of(obs: pd.DataFrame, condition: pd.Series, key: str) -> np.ndarray:
+    """Return donor codes of cells; reject conditions with a single donor."""
+    donor = text_column(obs, key, argument="donor_key")
+    n_donors = donor.groupby(condition).nunique()
+    if (n_donors < 2).any():
+        raise InputError(
+            f"Condition {str(n_donors.idxmin())!r} has cells of one donor only, so what it does cannot be "
+            "distinguished from how this donor differs; give cells of more donors, or leave out `donor_key=`."
+        )
+    return np.asarray(pd.factorize(donor, sort=True)[0])
+
+
+def check_measured(enough: np.ndarray, types: list[str], conditions: list[str], *, are_related: bool) -> None:
+    """Reject conditions with too few measured cell types."""
+    if not enough[0].any():
+        raise InputError(f"No cell type has enough cells in the control {conditions[0]!r}; see `min_cells=`.")
+    if len(conditions) == 1:
+        raise InputError(
+            f"All cells are of the control {conditions[0]!r}; a response needs cells of another condition."
+        )
+    if are_related and len(conditions) == 2:
+        raise InputError(
+            f"There is one condition, {conditions[1]!r}, besides the control {conditions[0]!r}; relations between "
+            "conditions need two or more. Add conditions, or leave out their features, doses and separator."
+        )
+    for number, name in enumerate(conditions[1:], start=1):
+        both = np.array(types)[enough[0] & enough[number]].tolist()
+        if len(both) < (1 if are_related else 2):
+            where = f"in {both[0]!r} only" if both else "in no cell type"
+            needed = "of a type" if are_related else "of two types or more"
+            raise InputError(
+                f"The response to {name!r} was measured {where}: enough cells (`min_cells=`) {needed} are "
+                f"needed both in it and in the control {conditions[0]!r}; add cells, or leave the condition out."
+            )
+
+
+def influences(by_donor: Sums, pooled: Sums) -> np.ndarray:
+    """Return residuals of donors relative to pooled shares, types x donors x genes."""
+    shape = (len(pooled.n), -1, pooled.counts.shape[1])
+    share, size = pooled.share[:, None], np.maximum(pooled.size, 1)[:, None, None]
+    residual = by_donor.counts.reshape(shape) - share * by_donor.size.reshape(*shape[:2], 1)
+    return np.asarray(residual / (size * (share + PSEUDO)))
+
+
+def scale_of_influences(present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return factors that make variances from influences unbiased, types x donors, and degrees of freedom of types.
+
+    Donors in the control, in the condition, and in both are three groups. The variance of n donors of a group is scaled
+    by n / (n - 1). A donor alone in its group has no replicate, so it is scaled as all donors together.
+
+    Parameters
+    ----------
+    present
+        Whether donors have cells, (control, condition) x types x donors.
+    """
+    group = present[0] + 2 * present[1]
+    scale, degrees = np.zeros(group.shape), np.zeros(len(group), dtype=int)
+    for row, of_type in enumerate(group):
+        n_all = int((of_type > 0).sum())
+        if n_all < 2 or not present[:, row].any(axis=1).all():
+            continue
+        for number in range(1, 4):
+            members = of_type == number
+            n = int(members.sum()) if members.sum() > 1 else n_all
+            scale[row, members] = np.sqrt(n / (n - 1))
+            degrees[row] += max(int(members.sum()) - 1, 0)
+        degrees[row] = max(degrees[row], 1)
+    return scale, degrees
