@@ -8,6 +8,10 @@ from typing import Self
 import numpy as np
 
 from bdm.applications.relations.gaussian_process import HIDDEN, N_GENES, GaussianProcess, Prior
+from bdm.applications.relations.related_conditions import UNMEASURED, ConditionKernel
+
+PRIOR_MEMBERS = 16  # with fewer, a member that does not follow would be predicted worse than by unchanged cells
+WEAK_CONSTANTS = (0.0, 0.3)  # candidate strengths of what all conditions share
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class ConditionField:
     control_error: np.ndarray  # standard deviation of the error that all conditions of a type share, types x genes
     covariate: np.ndarray  # genes x all conditions
     measured: np.ndarray  # indices of the measured conditions
-    kernels: tuple[np.ndarray, ...]  # candidates, all conditions x all conditions
+    kernels: tuple[ConditionKernel, ...]  # candidates, all conditions x all conditions
     common_prior: Prior = field(default_factory=Prior)
     deviation_prior: Prior = field(default_factory=Prior)
 
@@ -45,9 +49,15 @@ class ConditionField:
         weight = np.where(is_measured, 1 / (self.variance + between), 0)
         return np.asarray(weight / weight.sum(axis=1, keepdims=True))
 
-    def with_priors(self, common: Prior, deviation: Prior, *, kernels: tuple[np.ndarray, ...]) -> Self:
-        """Replace priors, and the kernels that they refer to."""
-        return replace(self, common_prior=common, deviation_prior=deviation, kernels=kernels)
+    def like(self, fitted: "ConditionField") -> Self:
+        """Take priors and kernels from another field of the same conditions."""
+        names = ("common_prior", "deviation_prior", "kernels")
+        return replace(self, **{name: getattr(fitted, name) for name in names})
+
+    def permute(self, order: np.ndarray) -> Self:
+        """Permute the conditions of kernels."""
+        kernels = (replace(kernel, matrix=kernel.matrix[order][:, order]) for kernel in self.kernels)
+        return replace(self, kernels=tuple(kernels))
 
     def select_genes(self, rows: slice | np.ndarray) -> Self:
         """Select a subset of the genes."""
@@ -63,7 +73,7 @@ class ConditionField:
         return GaussianProcess.from_arrays(
             (weight * effect).sum(axis=1).T,
             (weight**2 * own).sum(axis=1).T,
-            self.kernels,
+            [kernel.matrix for kernel in self.kernels],
             measured=self.measured,
             covariate=self.covariate,
             shared_errors=shared.T[:, :, None],
@@ -81,7 +91,7 @@ class ConditionField:
         return GaussianProcess.from_arrays(
             np.nan_to_num(effect),
             np.where(is_measured, np.maximum(variance, 1e-9), HIDDEN),
-            self.kernels,
+            [kernel.matrix for kernel in self.kernels],
             measured=self.measured,
             covariate=np.zeros_like(self.covariate),
             shared_errors=np.where(is_measured, shared, 0)[:, :, None],
@@ -100,14 +110,35 @@ class ConditionField:
 
     def fit(self) -> Self:
         """Fit the priors; that of deviations on the most significant genes of all types."""
-        fitted = replace(self, common_prior=self.common.fit().prior)
+        fitted = replace(self, common_prior=self.fit_prior(self.common))
         if not self.deviates:
             return fitted
         n_types, processes = self.effect.shape[1], list[GaussianProcess]()
         for row in range(n_types):
             process = self.deviation(row)
             processes.append(process.select_genes(process.most_significant()[: -(-N_GENES // n_types)]))
-        return replace(fitted, deviation_prior=GaussianProcess.stack(processes).fit(levels=(0.0,)).prior)
+        return replace(fitted, deviation_prior=self.fit_prior(GaussianProcess.stack(processes)))
+
+    def fit_prior(self, process: GaussianProcess) -> Prior:
+        """Fit the prior of a process over conditions.
+
+        A member of a set that no cell has either follows the set or not. The probability that it does not is 1/2 before
+        members are measured, with the weight of ``PRIOR_MEMBERS``. If k of n measured members do not follow, on average
+        over genes, it is (PRIOR_MEMBERS / 2 + k) / (PRIOR_MEMBERS + n).
+        """
+        numbers = range(len(self.kernels))
+        seen = [number for number in numbers if self.kernels[number].without != UNMEASURED]
+        prior = replace(process, kernels=process.kernels[: len(seen)]).fit(constants=WEAK_CONSTANTS).prior
+        shares = prior.kernel_shares(len(seen))
+        for number in numbers[len(seen) :]:
+            feature = self.kernels[number].feature
+            same = [each for each in seen if self.kernels[each].feature == feature]
+            whole = [each for each in same if not self.kernels[each].without]
+            lacking = float(shares[same].sum() - shares[whole].sum()) / max(float(shares[same].sum()), 1e-12)
+            offset = sum(self.kernels[each].feature == feature for each in range(len(seen), number))
+            n_members = np.count_nonzero(np.diag(self.kernels[number].matrix))
+            prior = prior.split(whole[offset], number, (PRIOR_MEMBERS / 2 + lacking) / (PRIOR_MEMBERS + n_members))
+        return prior
 
     def predict(self, condition: int, rows: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predict the responses of types to a condition by its index.

@@ -33,7 +33,7 @@ from bdm._core.store import Result
 STRENGTHS = tuple(np.geomspace(0.1, 2, 5).tolist())
 SHARED = (0.5, 0.9, 0.99)
 LEVELS = (0.0, 0.3)
-CONSTANTS = (0.0, 0.3, 1.0)
+CONSTANTS = (1.0,)  # weaker ones shrink the common responses of the genes that change most
 N_GENES = 1000  # most significant genes, to fit the prior
 N_SCREENED = 250  # subset of these, to screen hypotheses
 MIN_PRIOR = 0.01  # minimum share of genes of a hypothesis
@@ -64,7 +64,7 @@ class Hypothesis:
     level: float
 
 
-UNCHANGED = Hypothesis(kernel=-1, shared=0.0, strength=0.0, constant=0.0, level=0.0)
+UNCHANGED = Hypothesis(kernel=-1, shared=0.0, strength=0.05, constant=0.0, level=0.0)  # but for 5% at each place
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,14 @@ class Prior:
         """Sum the shares of genes that follow each kernel."""
         numbers = [hypothesis.kernel + 1 for hypothesis in self.hypotheses]
         return np.bincount(numbers, self.shares, n_kernels + 1)[1:]
+
+    def split(self, kernel: int, other: int, share: float) -> Self:
+        """Give a share of the genes that follow a kernel to another one, which the measurements cannot tell apart."""
+        pairs = [*zip(self.hypotheses, self.shares, strict=True)]
+        kept = [(each, part * (1 - share if each.kernel == kernel else 1)) for each, part in pairs]
+        moved = [(replace(each, kernel=other), part * share) for each, part in pairs if each.kernel == kernel]
+        hypotheses, shares = zip(*kept, *moved, strict=True)
+        return replace(self, hypotheses=hypotheses, shares=np.array(shares))
 
 
 @dataclass(frozen=True)
@@ -237,8 +245,8 @@ class GaussianProcess(Result):
     def fit(self, *, levels: Sequence[float] = LEVELS, constants: Sequence[float] = CONSTANTS) -> Self:
         """Fit the prior of hypotheses by maximum marginal likelihood on the most significant genes.
 
-        Most genes are uninformative about the covariance and would shrink it. The hypothesis without variation is
-        always kept.
+        Most genes are uninformative about the covariance and would shrink it. The hypothesis that a gene is
+        unchanged is always kept.
 
         Parameters
         ----------
@@ -249,8 +257,7 @@ class GaussianProcess(Result):
         sample = self.select_genes(self.most_significant()[:N_GENES])
         unrelated = product([-1], [0.0], STRENGTHS, constants, levels)
         related = product(range(len(self.kernels)), SHARED, STRENGTHS, constants, levels)
-        without = [replace(UNCHANGED, constant=constant, level=level) for constant, level in product(constants, levels)]
-        hypotheses = [*without, *(Hypothesis(*hyperparameters) for hyperparameters in chain(unrelated, related))]
+        hypotheses = [UNCHANGED, *(Hypothesis(*hyperparameters) for hyperparameters in chain(unrelated, related))]
         subsample = sample.select_genes(slice(None, None, max(1, len(sample.values) // N_SCREENED)))
         shares = fit_shares(subsample.evidence(hypotheses, slope))
         is_plausible = shares >= MIN_PRIOR / 10  # lenient, from few genes

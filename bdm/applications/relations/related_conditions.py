@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 EXPONENTS = (0.0, 0.5, 1.0)  # candidates for a
 LENGTHS = (0.3, 1.0)  # length scales of smooth dose curves; the largest dose is at 1, the control at 0
+UNMEASURED = "unmeasured"
+ALL_SETS = "all sets"  # the responses to sets add up
 N_EC50 = 3  # half-maximal doses of saturating curves, from the smallest dose to the largest
 
 
@@ -35,6 +37,7 @@ class ConditionKernel:
     """Candidate kernel between conditions."""
 
     feature: str  # name of the set of features; empty for the parts alone
+    without: str  # perturbation that does not follow the set; UNMEASURED for all without cells, empty for none
     matrix: np.ndarray  # conditions x conditions, with a mean diagonal of 1 over the conditions that it relates
 
 
@@ -116,20 +119,16 @@ class RelatedConditions:
         """Return candidate kernels; their number and scale do not depend on added conditions.
 
         Sets in ``expanded`` also have a candidate without each of their members: that this member does not respond as
-        the others do. Members that no cell has are left out together, as cells cannot tell these candidates apart.
+        the others do. Candidates without the members that no cell has come last; cells cannot tell them from the set.
         """
         membership, n = self.has_part.astype(float), self.n_measured
         n_parts = membership.sum(axis=1, keepdims=True)
         exponents = EXPONENTS if n_parts[:n].max() > 1 else EXPONENTS[:1]
-        candidates = [
-            (feature, membership @ values)
-            for feature, values in self.part_features(expanded)
-            if values.any(axis=1).sum() > 1  # a set of one perturbation relates nothing
-        ]
+        candidates = [(*names, membership @ values) for *names, values in self.part_features(expanded)]
         if (membership[:n].sum(axis=0) > 1).any():
-            candidates.insert(0, ("", membership))
+            candidates.insert(0, ("", "", membership))
         kernels: list[ConditionKernel] = []
-        for feature, values in candidates:
+        for feature, without, values in candidates:
             alike: list[np.ndarray] = []
             for exponent, curve in product(exponents, self.dose_kernels()):
                 matrix = values @ values.T / (n_parts * n_parts.T) ** exponent * curve
@@ -139,34 +138,41 @@ class RelatedConditions:
                 matrix /= diagonal[diagonal > 0].mean()
                 if not any(np.allclose(matrix[:n, :n], known) for known in alike):
                     alike.append(matrix[:n, :n])
-                    kernels.append(ConditionKernel(feature, matrix))
-        return kernels
+                    kernels.append(ConditionKernel(feature, without, matrix))
+        return sorted(kernels, key=lambda kernel: kernel.without == UNMEASURED)
 
-    def part_features(self, expanded: Collection[str]) -> list[tuple[str, np.ndarray]]:
-        """Return F for each kernel A = F F' between parts, parts x columns.
+    def part_features(self, expanded: Collection[str]) -> list[tuple[str, str, np.ndarray]]:
+        """Return each set, the member that it lacks, and F of its kernel A = F F' between parts, parts x columns.
 
         Columns with a prefix in common, such as "embedding:1" and "embedding:2", form a set with cosines of their rows.
-        Binary columns are sets of their own, too.
+        Binary columns are sets of their own, too, and all of them together are a set of features.
         """
-        candidates: list[tuple[str, np.ndarray]] = []
+        candidates: list[tuple[str, str, np.ndarray]] = []
         joined: dict[str, list[str]] = {}  # columns by the prefix before a colon
         for name in self.features:
             joined.setdefault(name.partition(":")[0], []).append(name)
         is_measured = self.has_part[: self.n_measured].any(axis=0)
+        binary = [name for name in self.features if is_binary(self.features[name].to_numpy())]
+        if len(binary) > 1:
+            candidates.append((ALL_SETS, "", self.features[binary].to_numpy()))
         for prefix, names in joined.items():
             columns = self.features[names].to_numpy()
             if len(names) > 1:
-                candidates.append((prefix, unit_rows(columns)))
+                candidates.append((prefix, "", unit_rows(columns)))
             for name, column in zip(names, columns.T, strict=True):
                 if len(names) == 1 or is_binary(column):
-                    candidates.append((name, column[:, None]))
-                if is_binary(column) and name in expanded:
-                    candidates.append((f"{name} without unmeasured", (column * is_measured)[:, None]))
-                    for row in np.flatnonzero(column * is_measured):
-                        others = np.where(np.arange(len(column)) == row, 0, column)
-                        candidates.append((f"{name} without {self.parts[row]}", others[:, None]))
-        unique = {values.tobytes(): (name, values) for name, values in reversed(candidates)}
-        return [*reversed(unique.values())]
+                    candidates.append((name, "", column[:, None]))
+                if is_binary(column) and (column > is_measured).any():
+                    candidates.append((name, UNMEASURED, (column * is_measured)[:, None]))
+                for row in np.flatnonzero(column * is_measured) if is_binary(column) and name in expanded else ():
+                    others = np.where(np.arange(len(column)) == row, 0, column)
+                    candidates.append((name, self.parts[row], others[:, None]))
+        unique = dict[tuple[bool, bytes], tuple[str, str, np.ndarray]]()
+        for feature, without, values in candidates:
+            is_set = values.any(axis=1).sum() > 1  # one perturbation alone relates nothing
+            if is_set or without == UNMEASURED:
+                unique.setdefault((without == UNMEASURED, values.tobytes()), (feature, without, values))
+        return [*unique.values()]
 
     def dose_kernels(self) -> list[np.ndarray]:
         """Return candidate kernels between doses, conditions x conditions."""

@@ -12,7 +12,8 @@ from anndata import AnnData
 from bdm._core.parallel import threads, using_threads
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm.applications.relations.gaussian_process import Intervals, Prior
+from bdm.applications.relations.condition_field import WEAK_CONSTANTS
+from bdm.applications.relations.gaussian_process import CONSTANTS, Intervals, Prior
 from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.related_conditions import read_features
 from bdm.applications.relations.related_types import heights_in_own_tree
@@ -92,9 +93,11 @@ def fit_types(
     Each half of the data predicts types that are left out, and the other half has the measurements to compare with.
     """
     related = measured.relate_types()
-    fitted = measured.gaussian_process(condition, related).fit()
+    constants = CONSTANTS if measured.expected is None else (*WEAK_CONSTANTS, *CONSTANTS)
+    fitted = measured.gaussian_process(condition, related).fit(constants=constants)
     order = numpy_generator(0, "permuted types", condition).permutation(fitted.n_places)
-    permuted = replace(fitted, kernels=tuple(kernel[order][:, order] for kernel in fitted.kernels)).fit()
+    kernels = tuple(kernel[order][:, order] for kernel in fitted.kernels)
+    permuted = replace(fitted, kernels=kernels).fit(constants=constants)
     if len(fitted.measured) < 2:
         return fitted.prior, NO_ERRORS
     rows, unmeasured, remeasured = list[dict[str, Any]](), list[Intervals](), list[Intervals]()
@@ -141,19 +144,15 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
     """
     related = require_related(measured)
     plain = measured.condition_field().fit()
-    kernels = measured.condition_kernels
-    shares = plain.common_prior.kernel_shares(len(kernels))
-    expanded = {kernel.feature for kernel, share in zip(kernels, shares, strict=True) if kernel.feature and share > 0}
+    shares = plain.common_prior.kernel_shares(len(plain.kernels))
+    expanded = {kernel.feature for kernel, share in zip(plain.kernels, shares, strict=True) if share > 0} - {""}
     measured, *halves = (replace(each, expanded=tuple(sorted(expanded))) for each in (measured, *halves))
     field = measured.condition_field().fit() if expanded else plain
-    order = numpy_generator(0, "permuted conditions").permutation(len(field.kernels[0]) if field.kernels else 0)
-    permuted = replace(field, kernels=tuple(kernel[order][:, order] for kernel in field.kernels)).fit()
+    order = numpy_generator(0, "permuted conditions").permutation(field.n_conditions)
+    permuted = field.permute(order).fit()
     rows, intervals = list[dict[str, Any]](), list[Intervals]()
     for half, other in (halves, halves[::-1]):
-        own, shuffled = (
-            half.condition_field().with_priors(each.common_prior, each.deviation_prior, kernels=each.kernels)
-            for each in (field, permuted)
-        )
+        own, shuffled = (half.condition_field().like(each) for each in (field, permuted))
         both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(other.effect[:, :, 0]))
         types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
         top = most_changed(own.common)[: max(MIN_COMPARED, MAX_COMPARED // len(field.measured))]

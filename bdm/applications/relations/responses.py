@@ -28,6 +28,7 @@ MAX_ERROR = 0.95  # error relative to unchanged cells; above, predictions are ca
 MAX_ERROR_RATIO = 0.95  # error relative to the mean response's; above, predictions are called no better
 N_COMPARED = 100  # genes with the most significant changes of a type, for errors
 METHODS = ("predicted", "permuted", "common", "nearest", "halves")  # columns of errors
+MIN_SD = 1e-4  # of log fold changes; below, genes are unchanged under all hypotheses
 NO_ERRORS = pd.DataFrame(columns=["left_out", "condition", "cell_type", "size", *METHODS])
 
 
@@ -275,7 +276,7 @@ class Responses(Result):
             control_error=np.sqrt(square),
             covariate=related.own_transcripts(self.genes.index.tolist()),
             measured=np.array([related.conditions.index(name) for name in self.conditions]),
-            kernels=tuple(kernel.matrix for kernel in self.condition_kernels),
+            kernels=tuple(self.condition_kernels),
             **dict(zip(("common_prior", "deviation_prior"), self.condition_priors, strict=False)),
         )
 
@@ -364,7 +365,7 @@ class Responses(Result):
             is_measured, mean = self.is_measured(condition, name), predicted.mean[:, column]
             sd = np.sqrt(predicted.variance[:, column])
             table = pd.DataFrame({"cell_type": name, "gene": self.genes.index, "log2_fold_change": mean / unit})
-            table["sd"], table["sign"] = sd / unit, ndtr(np.abs(mean) / np.maximum(sd, 1e-12))
+            table["sd"], table["sign"] = sd / unit, ndtr(np.abs(mean) / np.maximum(sd, MIN_SD))
             for term, values in predicted.terms.items():
                 table[term] = values[:, column] / unit
             table["measured"] = is_measured
@@ -410,7 +411,7 @@ class Responses(Result):
             sd = np.sqrt(predicted.variance[:, 1]) * self.priors[number].sd_factors(change, measured=True)
             table = pd.DataFrame({"cell_types": "; ".join(sorted(node)), "gene": self.genes.index[genes]})
             table["mean"], table["change"] = mean / np.log(2), change / np.log(2)
-            table["z"] = change / np.maximum(sd, 1e-6)
+            table["z"] = change / np.maximum(sd, MIN_SD)
             tables.append(table.sort_values("z", key=np.abs, ascending=False, kind="stable"))
         return pd.concat(tables, ignore_index=True)
 
