@@ -89,7 +89,7 @@ class Neighbours:
             order = np.argsort(np.where(values, path, np.inf)[point], kind="stable")
             return order[values[point][order]][:N_NEAREST]
 
-        return cls(relatives.cells, *map(near, sides))
+        return cls(relatives, *map(near, sides))
 
 
 def nearest_cells(task: Task, seed: int) -> AnnData:

@@ -117,13 +117,13 @@ def fit_temperature(lineage: Lineage, cells: LineageCells) -> float | None:
     leaves, points = sampled_leaves(lineage), lineage.points
     time = points["time"].where(points["node"].isin(np.array(lineage.tree.nodes)[leaves])).groupby(points["node"])
     early = ((time.rank() == 1) & (time.transform("size") > 1)).to_numpy()
-    rows = np.flatnonzero(cells.groups(lineage.places.node[early], points["bin"].to_numpy()[early]) >= 0)
+    rows = np.flatnonzero(np.isin(lineage.point_of(cells.node, cells.bin), np.flatnonzero(early)))
     if len(leaves) < 2 or len(rows) < MIN_CELLS:
         return None
-    chosen = cells.select(rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CELLS)).astype(int)])
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CELLS)).astype(int)]
     kept = {name: getattr(lineage, name)[~early] for name in ("log_share", "variance", "halves", "points")}
-    likelihood = log_likelihood(replace(lineage, **kept), chosen.cells, chosen.time, leaves.tolist())
-    fate = np.searchsorted(leaves, chosen.node)
+    likelihood = log_likelihood(replace(lineage, **kept), cells.cells[rows], cells.time[rows], leaves.tolist())
+    fate = np.searchsorted(leaves, cells.node[rows])
 
     def loss(log_temperature: float) -> float:
         tempered = likelihood / np.exp(log_temperature)

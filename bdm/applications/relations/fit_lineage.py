@@ -68,9 +68,8 @@ def lineage(
     measured = measure(cells, lineage_tree, settings)
     process = measured.gaussian_process().fit(levels=(0.0,))
     compared = process.most_significant()[:N_COMPARED]
-    columns = {"node": "node"} if settings.time_key is None else {"node": "node", "time": "bin"}
-    folds = {kind: rows_by_value(measured.points[column]) for kind, column in columns.items()}
-    folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}
+    folds = {"node": rows_by_value(measured.points["node"]), "time": rows_by_value(measured.points["bin"])}
+    folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}  # without times, there is one bin
     errors = []
     for kind, groups in folds.items():
         predicted = process.select_genes(compared).leave_out(groups)[0]
@@ -120,14 +119,12 @@ def measure(cells: LineageCells, tree: LineageTree, settings: LineageSettings) -
             "No branch of the lineage tree has a length above 0; give lengths or none, or times by `time_key=`."
         )
     table = pd.DataFrame({"node": cells.node, "bin": cells.bin, "time": cells.time})
-    points = table.groupby(["node", "bin"])["time"].agg(["mean", "size"]).reset_index()
-    points = points[points["size"] >= settings.min_cells].reset_index(drop=True)
+    rows = np.flatnonzero(table.groupby(["node", "bin"]).transform("size") >= settings.min_cells)
+    by_point = table.iloc[rows].groupby(["node", "bin"])
+    points = by_point["time"].agg(["mean", "size"]).reset_index()
     check_points(points, cells, tree, settings)
     counts = Counts.from_matrix(cells.cells.X)
-    group = cells.groups(points["node"].to_numpy(), points["bin"].to_numpy())
-    rows = np.flatnonzero(group >= 0)
-    half = table.iloc[rows].groupby(["node", "bin"]).cumcount().to_numpy() % 2
-    by_half = counts.sums(rows, 2 * group[rows] + half, 2 * len(points))
+    by_half = counts.sums(rows, (2 * by_point.ngroup() + by_point.cumcount() % 2).to_numpy(), 2 * len(points))
     sums, log_share = by_half.pooled(2), by_half.log_share
     by_node = table.groupby("node")["time"].agg(["min", "max", "size"]).reindex(range(len(tree.nodes)))
     names = np.array(tree.nodes, dtype=object)[points["node"]]

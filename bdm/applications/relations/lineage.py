@@ -123,6 +123,11 @@ class Lineage(Result):
         """Node and time of each point."""
         return Places(self.points["node"].map(self.tree.index).to_numpy(), self.points["time"].to_numpy(float))
 
+    def point_of(self, node: np.ndarray, time_bin: np.ndarray) -> np.ndarray:
+        """Return the point of each cell by its node and time bin; -1 if it was not measured."""
+        points = pd.MultiIndex.from_arrays([self.places.node, self.points["bin"]])
+        return np.asarray(points.get_indexer(pd.MultiIndex.from_arrays([node, time_bin])))
+
     @property
     def sampled(self) -> np.ndarray:
         """Whether each node has measured points."""

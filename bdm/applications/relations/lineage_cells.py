@@ -26,30 +26,18 @@ class LineageCells:
     bin: np.ndarray
     edges: np.ndarray  # lower edges of all bins; empty without times
 
-    def select(self, rows: np.ndarray) -> "LineageCells":
-        """Select cells by row."""
-        return LineageCells(self.cells[rows], self.node[rows], self.time[rows], self.bin[rows], self.edges)
-
-    def groups(self, nodes: np.ndarray, bins: np.ndarray) -> np.ndarray:
-        """Return the index of each cell's pair of node and bin; -1 if absent."""
-        pairs = pd.MultiIndex.from_arrays([nodes, bins])
-        return np.asarray(pairs.get_indexer(list(zip(self.node, self.bin, strict=True))))
-
 
 def locate(
     adata: AnnData, settings: LineageSettings, tree: LineageTree, edges: np.ndarray | None = None
 ) -> LineageCells:
-    """Locate cells in a lineage.
-
-    Without times, the time of a cell is the depth of its node.
-    """
+    """Locate cells in a lineage; without times, the time of a cell is the depth of its node."""
     key, argument = settings.lineage_key or settings.label_key, "lineage_key" if settings.lineage_key else "label_key"
     names = text_column(adata.obs, key, argument=argument)
-    index = {name: tree.find(name) for name in sorted(set(names)) if tree.has(name)}
-    if unknown := sorted(set(names) - set(index)):
+    index = {name: tree.index_of(name) for name in sorted(set(names))}
+    if unknown := [name for name, number in index.items() if number < 0]:
         remedy = "add it to the tree, or leave its cells out"
         raise InputError(f"{unknown_node(unknown[0], tree.nodes)} obs[{key!r}] has cells of it; {remedy}.")
-    node = np.asarray(names.map(index).to_numpy(int))
+    node = names.map(index).to_numpy(int)
     cells = raw_counts(adata, source=settings.counts)
     if settings.time_key is None:
         return LineageCells(cells, node, tree.depth[node], np.zeros(len(node), dtype=int), np.array([]))

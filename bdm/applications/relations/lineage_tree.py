@@ -1,5 +1,6 @@
 """Lineage trees, times of divisions, and kernels between places."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,22 +35,19 @@ class LineageTree:
         mothers, lengths = [], []
 
         def add(node: Clade, mother: int, length: float) -> None:
-            own = length + (1.0 if node.length is None else node.length)
+            length += 1.0 if node.length is None else node.length
             if node.name is None and len(node.children) == 1:
-                add(node.children[0], mother, own)
-                return
-            leaves = node.leaves()
+                return add(node.children[0], mother, length)
+            leaves, number = node.leaves(), len(names)
             names.append(str(node.name or f"{UNNAMED}{leaves[0]} and {leaves[-1]}"))
             mothers.append(mother)
-            lengths.append(own)
-            number = len(names) - 1
+            lengths.append(length)
             for child in node.children:
                 add(child, number, 0.0)
 
         add(clade, -1, 0.0)
-        repeated = pd.Series(names).duplicated()
-        if repeated.any():
-            raise InputError(f"The lineage tree has two nodes {names[int(repeated.argmax())]!r}; give each one name.")
+        if repeated := [name for name, n in Counter(names).items() if n > 1]:
+            raise InputError(f"The lineage tree has two nodes {repeated[0]!r}; give each one name.")
         return cls(tuple(names), np.array(mothers), np.array(lengths))
 
     @classmethod
@@ -68,23 +66,21 @@ class LineageTree:
             by_path[path] = name
         first, last = min(by_path), max(by_path)
         n_common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        paths = sorted(
-            {path[:n] for path in by_path for n in range(n_common, len(path) + 1)}, key=lambda p: (len(p), p)
-        )
-        index = {path: number for number, path in enumerate(paths)}
-        mother = [-1 if len(path) == n_common else index[path[:-1]] for path in paths]
-        nodes = tuple(by_path.get(path, path or ROOT) for path in paths)
+        prefixes = {path[:n] for path in by_path for n in range(n_common, len(path) + 1)}
+        index = {path: number for number, path in enumerate(sorted(prefixes, key=lambda path: (len(path), path)))}
+        nodes = tuple(by_path.get(path, path or ROOT) for path in index)
+        mother = [-1 if len(path) == n_common else index[path[:-1]] for path in index]
         return cls(nodes, np.array(mother), np.ones(len(nodes)))
 
     def find(self, name: str) -> int:
         """Return the index of a node; spaces and underscores are equal in names."""
-        if (number := self.index.get(name, self.index.get(in_words(name)))) is None:
+        if (number := self.index_of(name)) < 0:
             raise InputError(unknown_node(name, self.nodes))
         return number
 
-    def has(self, name: str) -> bool:
-        """Return whether a node exists; spaces and underscores are equal in names."""
-        return in_words(name) in self.index
+    def index_of(self, name: str) -> int:
+        """Return the index of a node as :meth:`find`; -1 if it does not exist."""
+        return self.index.get(name, self.index.get(in_words(name), -1))
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -137,10 +133,10 @@ def read_lineage_tree(tree: LineageTree | Clade | Path | str) -> LineageTree:
     """Read a lineage tree from a Newick file, Newick text, or an object."""
     if isinstance(tree, LineageTree):
         return tree
+    if isinstance(tree, str) and tree.lstrip().startswith("("):
+        tree = from_newick(tree, every_node=True)
     if isinstance(tree, Clade):
         return LineageTree.from_clade(tree)
-    if isinstance(tree, str) and tree.lstrip().startswith("("):
-        return LineageTree.from_clade(from_newick(tree, every_node=True))
     if not isinstance(tree, str | Path):
         raise InputError(f"The lineage tree is a {type(tree).__name__}, but must be in Newick, as a file or text.")
     path = Path(tree)
@@ -157,10 +153,10 @@ EARLY, LATE = 0.05, 0.95  # quantiles of times of a node's cells, as its beginni
 
 def check_order(tree: LineageTree, node: np.ndarray, time: np.ndarray) -> None:
     """Reject times if the median of a descendant precedes its ancestor's."""
-    median = pd.Series(time).groupby(node).median()
+    median = pd.Series(time).groupby(node).median().reindex(range(len(tree.nodes)))  # NaN without cells
     for daughter, path in enumerate(tree.paths_to_root):
         for mother in path[1:]:
-            if {daughter, mother} <= set(median.index) and median[daughter] < median[mother]:
+            if median[daughter] < median[mother]:
                 raise InputError(
                     f"The times contradict the lineage tree: {tree.nodes[daughter]!r} (median {median[daughter]:g}) is "
                     f"before {tree.nodes[mother]!r} (median {median[mother]:g}), from which it descends; correct the "
@@ -203,20 +199,13 @@ def origin_of(tree: LineageTree, first: np.ndarray, last: float) -> float:
     """Estimate when a lineage begins.
 
     Generations before the first cells get the average length of a generation. Shifting or scaling all times shifts or
-    scales the origin likewise.
-
-    Parameters
-    ----------
-    first
-        Time of the first cell of each node; NaN without cells.
-    last
-        Time of the last of all cells.
+    scales the origin likewise. ``first`` has the time of the first cell of each node (NaN without cells); ``last`` is
+    the time of the last of all cells.
     """
-    sampled, above = ~np.isnan(first), np.array([len(path) - 1 for path in tree.paths_to_root])
-    generation = (last - np.nanmin(first)) / (above.max() + 1)
-    paths = enumerate(tree.paths_to_root)
-    topmost = [node for node, path in paths if sampled[node] and not sampled[path[1:]].any()]
-    return float(np.min(first[topmost] - above[topmost] * generation))
+    sampled, n_ancestors = ~np.isnan(first), tree.is_below.sum(axis=1) - 1
+    generation = (last - np.nanmin(first)) / (n_ancestors.max() + 1)
+    topmost = sampled & ((tree.is_below & sampled).sum(axis=1) == 1)
+    return float(np.min(first[topmost] - n_ancestors[topmost] * generation))
 
 
 def separation(before: np.ndarray, after: np.ndarray) -> float:
@@ -263,14 +252,8 @@ class Places:
         """Return candidate kernels, places x places.
 
         Along the lineage: Brownian motion, and Ornstein-Uhlenbeck processes (which revert to the mean). Along time,
-        shared by all lineages: squared exponentials. With ``all``, also averages of both.
-
-        Parameters
-        ----------
-        origin, span
-            Start time of the lineage, and range of times of measured places.
-        timed
-            Whether places have times; otherwise, depths in the tree.
+        shared by all lineages: squared exponentials. With ``all``, also averages of both. ``origin`` is the start time
+        of the lineage, and ``span`` the range of measured times; if not ``timed``, both are depths in the tree.
         """
         path, difference = self.path(tree, end), self.time[:, None] - self.time
         brownian = np.maximum(self.shared(tree, end) - origin, 0) / span  # 0 before the origin

@@ -13,7 +13,7 @@ from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import parse_range
 from bdm.applications.relations.lineage import Lineage
-from bdm.applications.relations.lineage_cells import LineageCells, columns_of, locate, nearest_times, require_columns
+from bdm.applications.relations.lineage_cells import columns_of, locate, nearest_times, require_columns
 from bdm.applications.relations.lineage_tree import Places
 from bdm.applications.relations.pseudobulk import assemble_cells, shares_from, with_shares
 from bdm.data.read import rna_in
@@ -89,7 +89,7 @@ def reconstruct(
     places = Places(np.full(len(grid), number), grid)
     reject_extrapolation(lineage, places, extrapolate=extrapolate)
     relatives, point = relatives_of(lineage, adata, counts)
-    column = columns_of(relatives.cells, lineage.genes.index)
+    column = columns_of(relatives, lineage.genes.index)
     joined, n_points = lineage.places.join(places), len(lineage.points)
     expected = shares_from(lineage.log_shares(joined, variances=False)[0])
     path = joined.path(lineage.tree, lineage.end)[n_points:, :n_points]
@@ -98,21 +98,17 @@ def reconstruct(
         rows = np.flatnonzero(place_of_cell == place)
         nearest = np.argsort(path[place, point], kind="stable")[:N_RELATIVES]
         source[rows] = nearest[sample_evenly(len(nearest), len(rows), generator)]
-        for start in np.unique(point[source[rows]]):
-            changed = rows[point[source[rows]] == start]
-            before, share, new_share = (
-                relatives.cells.X[source[changed]],
-                expected[:, start],
-                expected[:, n_points + place],
-            )
-            pieces.append((changed, with_shares(before, column, share, new_share, dispersions, generator)))
+    for (place, start), rows in pd.Series(np.arange(len(time))).groupby([place_of_cell, point[source]]):
+        share, new_share = expected[:, start], expected[:, n_points + place]
+        before = relatives.X[source[rows]]
+        pieces.append((rows.to_numpy(), with_shares(before, column, share, new_share, dispersions, generator)))
     obs = pd.DataFrame(index=[f"{node} {i + 1}" for i in range(len(time))])
     obs[lineage.node_key] = pd.Categorical([lineage.tree.nodes[number]] * len(time))
     if lineage.time_key is not None:
         obs[lineage.time_key] = time
-    obs["relative"] = pd.Categorical(relatives.cells.obs_names.to_numpy()[source])
+    obs["relative"] = pd.Categorical(relatives.obs_names.to_numpy()[source])
     record = {"seed": seed, "about": ABOUT, "node": node, "expected_error": describe_error(lineage, places)}
-    return assemble_cells(pieces, obs, relatives.cells.var, **record)
+    return assemble_cells(pieces, obs, relatives.var, **record)
 
 
 # ---- nodes and times
@@ -195,23 +191,22 @@ def describe_error(lineage: Lineage, places: Places) -> str:
 # ---- relatives
 
 
-def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[LineageCells, np.ndarray]:
-    """Select the cells at measured points, and return the point of each."""
+def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[AnnData, np.ndarray]:
+    """Select the cells at measured points, with raw counts, and return the point of each."""
     settings = LineageSettings(
         label_key=lineage.label_key, lineage_key=lineage.lineage_key, time_key=lineage.time_key, counts=counts
     )
     adata = rna_in(adata, counts=counts)
     require_columns(adata.obs, lineage.node_key, lineage.time_key)
     names = adata.obs[lineage.node_key].astype(str)
-    known = names.map({name: lineage.tree.has(name) for name in names.unique()}).to_numpy(bool)
+    known = names.map(lineage.tree.index_of).to_numpy() >= 0
     if not known.any():
         raise InputError(f"None of the cells has a node of the lineage in obs[{lineage.node_key!r}].")
-    cells = locate(adata[known], settings, lineage.tree, lineage.edges)
-    point = cells.groups(lineage.places.node, lineage.points["bin"].to_numpy())
-    rows = np.flatnonzero(point >= 0)
-    if not len(rows):
+    located = locate(adata[known], settings, lineage.tree, lineage.edges)
+    point = lineage.point_of(located.node, located.bin)
+    if not (point >= 0).any():
         raise InputError("None of the cells is at a node and time that the lineage was measured at; give its cells.")
-    return cells.select(rows), point[rows]
+    return located.cells[point >= 0], point[point >= 0]
 
 
 def sample_evenly(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
