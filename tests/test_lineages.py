@@ -350,7 +350,7 @@ BAD_FATES = {  # change of the cells, options, message
         "obs of the cells has no column 'minutes', which the lineage was",
     ),
     "text": (lambda cells: obs(cells, minutes="early"), (), "obs['minutes'] holds values such as 'early', but times"),
-    "missing": (lambda cells: obs(cells, minutes=np.nan), (), "obs['minutes'] has no time for 80 of 80 cells"),
+    "missing": (lambda cells: obs(cells, minutes=np.nan), (), "obs['minutes'] has no finite number for 80 of 80"),
     "no genes": (lambda cells: cells[:, :50], (), "The cells lack 70 genes of the lineage, for example 'gene 50'"),
 }
 
@@ -443,12 +443,12 @@ BAD = {  # change of the cells, settings, tree, beginning of the message
     ),
     "text": (
         lambda cells: obs(cells, minutes=["7", "early", *["8"] * (len(cells) - 2)]), {}, NEWICK,
-        "obs['minutes'] holds values such as 'early', but times are numbers; give numbers, or another column by",
+        "obs['minutes'] holds values such as 'early', but times are numbers; name another by `settings.time_key=`.",
     ),
     "constant": (lambda cells: obs(cells, minutes=3.0), {}, NEWICK, "obs['minutes'] is 3 in all cells; name another"),
     "missing": (
         lambda cells: obs(cells, minutes=[np.nan, *cells.obs["minutes"][1:]]), {}, NEWICK,
-        "obs['minutes'] has no time for 1 of 880 cells, for example cell 0; complete it, or leave these cells out.",
+        "obs['minutes'] has no finite number for 1 of 880 cells, for example cell 0; complete it, or leave these cells",
     ),
     "no column": (lambda cells: cells, {"time_key": "hours"}, NEWICK, "obs has no column 'hours'; name one by"),
     "log values": (

@@ -114,24 +114,24 @@ def covariate_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.
 
 def finite_columns(obs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, pd.Series]:
     """Return covariates as floats; reject missing and infinite values."""
-    columns = {}
-    for key in keys:
-        if sentence := column_rejection(key, obs, argument="covariate_key"):
-            raise InputError(sentence)
-        numbers = as_numbers(obs[key])
-        if numbers is None:
-            raise InputError(
-                f"obs[{key!r}] holds {shown_kind(obs[key])}, but cells depend on a covariate as a number; "
-                f"{ANOTHER_COVARIATE}."
-            )
-        missing = ~np.isfinite(numbers)
-        if missing.any():
-            raise InputError(
-                f"obs[{key!r}] has no finite number for {missing.sum()} of {len(obs)} cells, for example "
-                f"{obs.index[missing.argmax()]}; complete it, or leave these cells out."
-            )
-        columns[key] = numbers
-    return columns
+    need = "cells depend on a covariate as a number"
+    return {key: finite_column(obs, key, argument="covariate_key", need=need) for key in keys}
+
+
+def finite_column(obs: pd.DataFrame, key: str, *, argument: str, need: str) -> pd.Series:
+    """Return a column of ``obs`` as floats; reject missing and infinite values, and say what ``need`` for numbers."""
+    if sentence := column_rejection(key, obs, argument=argument):
+        raise InputError(sentence)
+    numbers = as_numbers(obs[key])
+    if numbers is None:
+        raise InputError(f"obs[{key!r}] holds {shown_kind(obs[key])}, but {need}; name another by `{argument}=`.")
+    missing = ~np.isfinite(numbers)
+    if missing.any():
+        raise InputError(
+            f"obs[{key!r}] has no finite number for {missing.sum()} of {len(obs)} cells, for example "
+            f"{obs.index[missing.argmax()]}; complete it, or leave these cells out."
+        )
+    return numbers
 
 
 def as_numbers(column: pd.Series) -> pd.Series | None:

@@ -7,9 +7,9 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import InputError, counted
-from bdm._core.validation import column_rejection, unknown_node
+from bdm._core.validation import unknown_node
 from bdm.applications.relations.lineage_tree import LineageTree
-from bdm.data.columns import as_numbers, shown_kind, text_column
+from bdm.data.columns import finite_column, text_column
 from bdm.data.counts import raw_counts
 from bdm.settings import LineageSettings
 
@@ -69,20 +69,7 @@ def require_columns(obs: pd.DataFrame, *keys: str | None) -> None:
 
 def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
     """Return the times of cells from a column of ``obs``."""
-    if sentence := column_rejection(key, obs.columns, argument="time_key"):
-        raise InputError(sentence)
-    numbers = as_numbers(obs[key])
-    if numbers is None:
-        another = "give numbers, or another column by `time_key=`"
-        raise InputError(f"obs[{key!r}] holds {shown_kind(obs[key])}, but times are numbers; {another}.")
-    missing = ~np.isfinite(numbers.to_numpy())
-    if missing.any():
-        where = obs.index[int(missing.argmax())]
-        raise InputError(
-            f"obs[{key!r}] has no time for {missing.sum()} of {len(missing)} cells, for example {where}; complete it, "
-            "or leave these cells out."
-        )
-    return np.asarray(numbers.to_numpy())
+    return finite_column(obs, key, argument="time_key", need="times are numbers").to_numpy()
 
 
 def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
