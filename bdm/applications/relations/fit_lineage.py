@@ -14,6 +14,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
 from bdm._core.validation import column_rejection
 from bdm.applications.relations.fates import fit_temperature
+from bdm.applications.relations.gaussian_process import GaussianProcess
 from bdm.applications.relations.lineage import ERRORS, N_COMPARED, Lineage
 from bdm.applications.relations.lineage_cells import LineageCells, locate
 from bdm.applications.relations.lineage_tree import LineageTree, check_order, divisions, read_lineage_tree
@@ -67,15 +68,11 @@ def lineage(
     cells = locate(chosen, settings, lineage_tree)
     measured = measure(cells, lineage_tree, settings)
     process = measured.gaussian_process().fit(levels=(0.0,))
-    compared = process.most_significant()[:N_COMPARED]
     folds = {"node": rows_by_value(measured.points["node"]), "time": rows_by_value(measured.points["bin"])}
     folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}  # without times, there is one bin
-    errors = []
-    for kind, groups in folds.items():
-        predicted = process.select_genes(compared).leave_out(groups)[0]
-        errors += [errors_of(measured, kind, group, predicted, compared) for group in groups]
+    errors = pd.concat([leave_out(measured, process, *fold) for fold in folds.items()], ignore_index=True)
     prior = process.calibrate(next(iter(folds.values()))).prior  # on nodes if there are several
-    fitted = replace(measured, prior=prior, errors=pd.concat(errors, ignore_index=True))
+    fitted = replace(measured, prior=prior, errors=errors)
     return replace(fitted, temperature=fit_temperature(fitted, cells))
 
 
@@ -100,58 +97,21 @@ def cells_on_tree(adata: AnnData, settings: LineageSettings, tree: LineageTree |
 
 
 def measure(cells: LineageCells, tree: LineageTree, settings: LineageSettings) -> Lineage:
-    """Measure log shares of genes by node and time bin, without a fit.
-
-    Raises
-    ------
-    InputError
-        If times contradict the tree, or fewer than three points have enough cells.
-    """
-    end = tree.depth
-    if settings.time_key is not None:
-        if not np.ptp(cells.time):
-            constant = f"obs[{settings.time_key!r}] is {cells.time[0]:g} in all cells"
-            raise InputError(f"{constant}; name another column by `time_key=`, or none.")
-        check_order(tree, cells.node, cells.time)
-        end = divisions(tree, cells.node, cells.time)
-    elif not tree.length[1:].any():
+    """Measure log shares of genes by node and time bin, without a fit."""
+    timed = settings.time_key is not None
+    if timed and not np.ptp(cells.time):
+        constant = f"obs[{settings.time_key!r}] is {cells.time[0]:g} in all cells"
+        raise InputError(f"{constant}; name another column by `time_key=`, or none.")
+    if not timed and not tree.length[1:].any():
         raise InputError(
             "No branch of the lineage tree has a length above 0; give lengths or none, or times by `time_key=`."
         )
+    if timed:
+        check_order(tree, cells.node, cells.time)
     table = pd.DataFrame({"node": cells.node, "bin": cells.bin, "time": cells.time})
     rows = np.flatnonzero(table.groupby(["node", "bin"]).transform("size") >= settings.min_cells)
     by_point = table.iloc[rows].groupby(["node", "bin"])
-    points = by_point["time"].agg(["mean", "size"]).reset_index()
-    check_points(points, cells, tree, settings)
-    counts = Counts.from_matrix(cells.cells.X)
-    by_half = counts.sums(rows, (2 * by_point.ngroup() + by_point.cumcount() % 2).to_numpy(), 2 * len(points))
-    sums, log_share = by_half.pooled(2), by_half.log_share
-    by_node = table.groupby("node")["time"].agg(["min", "max", "size"]).reindex(range(len(tree.nodes)))
-    names = np.array(tree.nodes, dtype=object)[points["node"]]
-    return Lineage(
-        genes=cells.cells.var.loc[counts.detected],
-        tree=tree,
-        end=end,
-        points=points.assign(node=names)[["node", "mean", "bin", "size"]].set_axis(POINTS, axis=1),
-        log_share=sums.log_share,
-        variance=sums.variance,
-        halves=(log_share[::2] - log_share[1::2]) ** 2 / 4,
-        dispersion=sums.dispersion(np.arange(len(points))),
-        n_cells=by_node["size"].fillna(0).to_numpy(int),
-        first=by_node["min"].to_numpy(float),
-        last=by_node["max"].to_numpy(float),
-        edges=cells.edges,
-        relation=settings.relations,
-        label_key=settings.label_key,
-        lineage_key=settings.lineage_key,
-        time_key=settings.time_key,
-        provenance=provenance(seed=0, settings=asdict(settings)),
-    )
-
-
-def check_points(points: pd.DataFrame, cells: LineageCells, tree: LineageTree, settings: LineageSettings) -> None:
-    """Reject too few points with enough cells; name nodes without any."""
-    timed = settings.time_key is not None
+    points = by_point["time"].agg(time="mean", n_cells="size").reset_index()
     if len(points) < MIN_POINTS:
         units = f"{counted(len(points), 'node')}{' or times of nodes' if timed else ''}"
         remedy = "give more cells" + (", or fewer time bins by `n_times=`" if timed else "")
@@ -160,6 +120,26 @@ def check_points(points: pd.DataFrame, cells: LineageCells, tree: LineageTree, s
         )
     if lacking := [tree.nodes[node] for node in sorted(set(cells.node) - set(points["node"]))]:
         logger.warning("Too few cells (min_cells) to measure %s.", abbreviated(lacking, n_shown=10))
+    counts = Counts.from_matrix(cells.cells.X)
+    by_half = counts.sums(rows, (2 * by_point.ngroup() + by_point.cumcount() % 2).to_numpy(), 2 * len(points))
+    sums, log_share = by_half.pooled(2), by_half.log_share
+    by_node = table.groupby("node")["time"].agg(["min", "max"]).reindex(range(len(tree.nodes)))
+    names = np.array(tree.nodes, dtype=object)[points["node"]]
+    return Lineage(
+        genes=cells.cells.var.loc[counts.detected],
+        tree=tree,
+        end=divisions(tree, cells.node, cells.time) if timed else tree.depth,
+        points=points.assign(node=names)[POINTS],
+        log_share=sums.log_share,
+        variance=sums.variance,
+        halves=(log_share[::2] - log_share[1::2]) ** 2 / 4,
+        dispersion=sums.dispersion(np.arange(len(points))),
+        first=by_node["min"].to_numpy(float),
+        last=by_node["max"].to_numpy(float),
+        edges=cells.edges,
+        settings=settings,
+        provenance=provenance(seed=0, settings=asdict(settings)),
+    )
 
 
 # ---- cross-validation
@@ -170,31 +150,29 @@ def rows_by_value(column: pd.Series) -> list[np.ndarray]:
     return [np.sort(np.asarray(rows)) for rows in column.groupby(column).indices.values()]
 
 
-def errors_of(lineage: Lineage, kind: str, group: np.ndarray, predicted: np.ndarray, genes: np.ndarray) -> pd.DataFrame:
-    """Compute cross-validation errors of a group of points, by whether they are between others."""
-    places, real = lineage.places, (lineage.log_share - lineage.center)[:, genes]
-    others = np.setdiff1d(np.arange(len(real)), group)
-    path, ancestral = places.path(lineage.tree, lineage.end), places.ancestral(lineage.tree)
-    squares = []
-    for point in group:
-        before, after = others[ancestral[others, point]], others[ancestral[point, others]]
-        nearest = blend = real[others[path[point, others].argmin()]]
-        if between := bool(len(before) and len(after)):
-            first, last = before[places.time[before].argmax()], after[places.time[after] == places.time[after].min()]
-            start, end = places.time[first], places.time[last[0]]
-            share = (places.time[point] - start) / max(end - start, 1e-9)
-            blend = (1 - share) * real[first] + share * real[last].mean(axis=0)
-        values = {"predicted": predicted[:, point], "nearest": nearest, "blend": blend}
-        square = {name: float(np.mean((value - real[point]) ** 2)) for name, value in values.items()}
-        square |= {"halves": float(lineage.halves[point, genes].mean()), "size": float(np.mean(real[point] ** 2))}
-        squares.append(square | {"between": between, "weight": float(lineage.points["n_cells"].iloc[point])})
-    of_group, rows = lineage.points.iloc[group], []
-    name = str(of_group["node"].iloc[0]) if kind == "node" else f"{of_group['time'].mean():.6g}"
-    for between in (True, False):
-        table = pd.DataFrame(squares).query("between == @between")
-        if not len(table):
-            continue
-        mean = table.mul(table["weight"], axis=0).sum() / table["weight"].sum()
-        relative = {error: float(np.sqrt(mean[error] / max(mean["size"], 1e-12))) for error in ERRORS}
-        rows.append({"left_out": kind, "name": name, "between": between, "n_points": len(table), **relative})
+def leave_out(lineage: Lineage, process: GaussianProcess, kind: str, groups: list[np.ndarray]) -> pd.DataFrame:
+    """Tabulate cross-validation errors of groups of points, by whether they are between others."""
+    genes = process.most_significant()[:N_COMPARED]
+    predicted = process.select_genes(genes).leave_out(groups)[0]
+    real, points, time = (lineage.log_share - lineage.center)[:, genes], lineage.points, lineage.places.time
+    path, ancestral = lineage.places.path(lineage.tree, lineage.end), lineage.places.ancestral(lineage.tree)
+    rows = []
+    for group in groups:
+        others, squares = np.setdiff1d(np.arange(len(real)), group), []
+        for point in group:
+            before, after = others[ancestral[others, point]], others[ancestral[point, others]]
+            nearest = blend = real[others[path[point, others].argmin()]]
+            if between := bool(len(before) and len(after)):
+                first, last = before[time[before].argmax()], after[time[after] == time[after].min()]
+                share = (time[point] - time[first]) / max(time[last[0]] - time[first], 1e-9)
+                blend = (1 - share) * real[first] + share * real[last].mean(axis=0)
+            values = {"predicted": predicted[:, point], "nearest": nearest, "blend": blend, "size": 0.0}
+            square = {name: float(np.mean((value - real[point]) ** 2)) for name, value in values.items()}
+            square["halves"] = float(lineage.halves[point, genes].mean())
+            squares.append(square | {"between": between, "weight": float(points["n_cells"].iloc[point])})
+        name = str(points["node"].iloc[group[0]]) if kind == "node" else f"{points['time'].iloc[group].mean():.6g}"
+        for between, table in sorted(pd.DataFrame(squares).groupby("between"), reverse=True):
+            mean = table.mul(table["weight"], axis=0).sum() / table["weight"].sum()
+            relative = {error: float(np.sqrt(mean[error] / max(mean["size"], 1e-12))) for error in ERRORS}
+            rows.append({"left_out": kind, "name": name, "between": between, "n_points": len(table), **relative})
     return pd.DataFrame(rows)

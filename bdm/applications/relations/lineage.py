@@ -17,7 +17,7 @@ from bdm.applications.relations.gaussian_process import QUANTILE, GaussianProces
 from bdm.applications.relations.lineage_tree import LineageTree, Places, origin_of
 from bdm.applications.relations.pseudobulk import PSEUDO
 from bdm.data.genes import GeneNames, symbol_column
-from bdm.settings import LineageRelation
+from bdm.settings import LineageSettings
 
 N_COMPARED = 500  # genes with the most significant differences between points, for errors and changes
 MAX_ERROR_RATIO = 0.95  # error relative to the best baseline's; above, predictions are called no better
@@ -58,14 +58,12 @@ class Lineage(Result):
         Squared error of ``log_share``, estimated from two halves of the cells, points x genes.
     dispersion
         Squared coefficient of variation of counts in excess of Poisson noise, by gene.
-    n_cells, first, last
-        Number of cells of each node, and times of its first and last cell; NaN without cells.
+    first, last
+        Times of the first and last cell of each node; NaN without cells.
     edges
         Lower edges of the time bins; empty without times.
-    relation
-        Relations along which expression may covary: ``all``, ``lineage``, ``time`` or ``none``.
-    label_key, lineage_key, time_key
-        Columns of ``obs`` in the data.
+    settings
+        Settings of the fit, such as columns of ``obs`` in the data.
     provenance
         Version, packages, seed and settings.
     prior
@@ -90,14 +88,10 @@ class Lineage(Result):
     variance: np.ndarray
     halves: np.ndarray
     dispersion: np.ndarray
-    n_cells: np.ndarray
     first: np.ndarray
     last: np.ndarray
     edges: np.ndarray
-    relation: LineageRelation
-    label_key: str
-    lineage_key: str | None
-    time_key: str | None
+    settings: LineageSettings
     provenance: dict[str, Any]
     prior: Prior = field(default_factory=Prior)
     errors: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -107,9 +101,14 @@ class Lineage(Result):
         return "\n".join(self.sentences())
 
     @property
+    def time_key(self) -> str | None:
+        """Column of ``obs`` with the time, if any."""
+        return self.settings.time_key
+
+    @property
     def node_key(self) -> str:
         """Column of ``obs`` with the node."""
-        return self.lineage_key or self.label_key
+        return self.settings.lineage_key or self.settings.label_key
 
     @property
     def names(self) -> GeneNames:
@@ -139,18 +138,14 @@ class Lineage(Result):
         return 0.0 if self.time_key is None else origin_of(self.tree, self.first, np.nanmax(self.last))
 
     def interval(self, node: int) -> tuple[float, float]:
-        """Return the first and last time of a node.
-
-        Without cells, these are the divisions of its mother and of the node itself.
-        """
+        """Return the first and last time of a node; without cells, the divisions of its mother and of itself."""
         if self.time_key is None:
             return (float(self.tree.depth[node]),) * 2
         if self.sampled[node]:
             return float(self.first[node]), float(self.last[node])
         mother = int(self.tree.mother[node])
         start = self.origin if mother < 0 else float(self.end[mother])
-        end = float(self.end[node]) if np.isfinite(self.end[node]) else float(np.nanmax(self.last))
-        return start, max(start, end)
+        return start, max(start, float(min(self.end[node], np.nanmax(self.last))))
 
     def middle(self, node: int) -> float:
         """Return the middle of a node's interval."""
@@ -164,15 +159,16 @@ class Lineage(Result):
         start, end = max(first, before.min(initial=np.inf)), min(last, after.max(initial=-np.inf))
         return (float(start), float(end)) if start <= end else (first, last)
 
-    def is_between(self, places: Places) -> np.ndarray:
-        """Return whether each place has samples of its lineage both before and after."""
+    def has_samples(self, places: Places) -> np.ndarray:
+        """Return whether samples of its lineage are before and after each place, 2 x places."""
         n, ancestral = len(self.points), self.places.join(places).ancestral(self.tree)
-        return np.asarray(ancestral[:n, n:].any(axis=0) & ancestral[n:, :n].any(axis=1))
+        return np.stack([ancestral[:n, n:].any(axis=0), ancestral[n:, :n].any(axis=1)])
 
     def next_node(self) -> str:
         """Suggest a node to reconstruct: an unsampled one between samples, if any."""
         missing = np.flatnonzero(~self.sampled)
-        between = self.is_between(Places(missing, np.array([self.middle(int(node)) for node in missing])))
+        middle = np.array([self.middle(int(node)) for node in missing])
+        between = self.has_samples(Places(missing, middle)).all(axis=0)
         return self.tree.nodes[missing[between][0]] if between.any() else str(self.points["node"].iloc[0])
 
     # ---- predictions
@@ -187,7 +183,7 @@ class Lineage(Result):
         places = self.places if added is None else self.places.join(added)
         span = max(float(np.ptp(self.places.time)), 1e-9)  # above 0 for the division
         timed = self.time_key is not None
-        kernels = places.kernels(self.tree, self.end, self.origin, span, self.relation, timed=timed)
+        kernels = places.kernels(self.tree, self.end, self.origin, span, self.settings.relations, timed=timed)
         process = GaussianProcess.from_arrays(
             np.ascontiguousarray((self.log_share - self.center).T),
             np.ascontiguousarray(self.variance.T),
@@ -290,14 +286,12 @@ class Lineage(Result):
         sd, difference_sd = np.sqrt(predicted.variance.T) * self.prior.sd_factors(predicted.mean.T) / np.log(2)
         halfway = (course * np.sign(change)[:, None] >= np.abs(change * np.log(2))[:, None] / 2).argmax(axis=1)
         z = np.abs(change) / np.maximum(sd, 1e-12)
-        table = pd.DataFrame({"node": self.tree.nodes[node], "gene": self.genes.index[genes]})
-        table.insert(1, "mother", self.tree.nodes[mother])
-        table["start"], table["end"], table["change"], table["sd"] = start, end, change, sd
+        names = {"node": self.tree.nodes[node], "mother": self.tree.nodes[mother], "gene": self.genes.index[genes]}
+        table = pd.DataFrame(names | {"start": start, "end": end, "change": change, "sd": sd})
         table["low"], table["high"], table["sign"] = change - QUANTILE * sd, change + QUANTILE * sd, ndtr(z)
         if self.time_key is not None:
             table["when"] = times[1 + halfway]
-        table["from_sisters"] = difference if sisters else np.nan
-        table["from_sisters_sd"] = difference_sd if sisters else np.nan
+        table["from_sisters"], table["from_sisters_sd"] = (difference, difference_sd) if sisters else (np.nan, np.nan)
         return table.iloc[np.argsort(-z, kind="stable")]
 
     @cached_property

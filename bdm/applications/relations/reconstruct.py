@@ -1,6 +1,7 @@
 """Reconstruct cells of a node of a lineage."""
 
 import logging
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -17,7 +18,6 @@ from bdm.applications.relations.lineage_cells import columns_of, locate, nearest
 from bdm.applications.relations.lineage_tree import Places
 from bdm.applications.relations.pseudobulk import assemble_cells, shares_from, with_shares
 from bdm.data.read import rna_in
-from bdm.settings import LineageSettings
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,8 @@ def times_to_reconstruct(
 
 def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool) -> None:
     """Reject places that are not between samples; only warn if ``extrapolate``."""
-    between = lineage.is_between(places)
+    before, after = lineage.has_samples(places)
+    between = before & after
     if between.all():
         return
     outside = Places(places.node[~between], places.time[~between])
@@ -159,8 +160,7 @@ def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool)
     node, timed = int(outside.node[0]), lineage.time_key is not None
     name = lineage.tree.nodes[node]
     when = f" at {outside.time[0]:g}" if timed else ""
-    n, ancestral = len(lineage.points), lineage.places.join(outside).ancestral(lineage.tree)
-    side = "after it" if ancestral[:n, n].any() else "before it"
+    side = "after it" if before[~between][0] else "before it"
     first, last = lineage.interval(node)
     known = f"; its own samples are from {first:g} to {last:g}" if lineage.sampled[node] and timed else ""
     raise InputError(
@@ -170,12 +170,8 @@ def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool)
 
 
 def describe_error(lineage: Lineage, places: Places) -> str:
-    """Describe the error to expect at places of one node.
-
-    It is estimated by cross-validation, and by the posterior at the places.
-    """
-    between = bool(lineage.is_between(places).all())
-    is_sampled = bool(lineage.sampled[places.node[0]])
+    """Describe the error to expect at places of one node, by cross-validation and by the posterior."""
+    is_sampled, between = bool(lineage.sampled[places.node[0]]), bool(lineage.has_samples(places).all())
     trust = lineage.sentence("time" if is_sampled else "node", between=between)
     if is_sampled and lineage.time_key is None:
         trust = "the node was sampled"
@@ -193,16 +189,13 @@ def describe_error(lineage: Lineage, places: Places) -> str:
 
 def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[AnnData, np.ndarray]:
     """Select the cells at measured points, with raw counts, and return the point of each."""
-    settings = LineageSettings(
-        label_key=lineage.label_key, lineage_key=lineage.lineage_key, time_key=lineage.time_key, counts=counts
-    )
     adata = rna_in(adata, counts=counts)
     require_columns(adata.obs, lineage.node_key, lineage.time_key)
     names = adata.obs[lineage.node_key].astype(str)
     known = names.map(lineage.tree.index_of).to_numpy() >= 0
     if not known.any():
         raise InputError(f"None of the cells has a node of the lineage in obs[{lineage.node_key!r}].")
-    located = locate(adata[known], settings, lineage.tree, lineage.edges)
+    located = locate(adata[known], replace(lineage.settings, counts=counts), lineage.tree, lineage.edges)
     point = lineage.point_of(located.node, located.bin)
     if not (point >= 0).any():
         raise InputError("None of the cells is at a node and time that the lineage was measured at; give its cells.")
