@@ -15,11 +15,10 @@ from test_workflow import ROOT, snakemake, write_config
 import bdm as package
 from bdm import tl
 from bdm._core.errors import InputError
-from bdm.applications.relations.fit_lineage import measure, rows_by_value
+from bdm.applications.relations.fit_lineage import locate, measure, rows_by_value
 from bdm.applications.relations.lineage import Lineage
-from bdm.applications.relations.lineage_cells import locate
 from bdm.applications.relations.lineage_tree import LineageTree, Places, divisions, read_lineage_tree
-from bdm.applications.relations.reconstruct import parsed_time
+from bdm.commands.reconstruct import parsed_time
 from bdm.settings import LineageSettings
 
 TREE = read_lineage_tree(NEWICK)
@@ -96,7 +95,7 @@ def test_divisions_are_where_cells_of_mothers_and_daughters_separate(cells):
 def test_places_share_time_until_their_ancestor_divides():
     end = np.array([float(END[name]) for name in TREE.nodes])
     node = np.array([TREE.find(name) for name in ("a1", "a2", "b1", "a", "a1")])
-    shared = Places(node, np.array([80.0, 70, 90, 50, 65])).shared(TREE, end)
+    shared = Places(TREE, end, node, np.array([80.0, 70, 90, 50, 65])).shared
     assert shared[0].tolist() == [80, 60, 40, 50, 65]
     assert (np.linalg.eigvalsh(shared) > -1e-9).all()
 
@@ -115,8 +114,7 @@ def test_nodes_left_out_in_closed_form_are_as_predicted_without(cells, lineage):
         lineage, **{name: getattr(measured, name)[others] for name in ("log_share", "variance")},
         points=measured.points.iloc[others], end=measured.end,
     )  # fmt: skip
-    places = Places(measured.places.node[group], measured.places.time[group])
-    direct = lacking.log_shares(places)[0]
+    direct = lacking.log_shares(lacking.places_at(measured.places.node[group], measured.places.time[group]))[0]
     expected = mean + measured.log_share.mean(axis=0)[:, None]
     assert np.abs(direct - expected).max() < 0.1  # the means of points differ slightly
     assert np.corrcoef(direct.ravel(), expected.ravel())[0, 1] > 0.999
@@ -165,8 +163,8 @@ def test_predictions_do_not_depend_on_when_time_begins(cells, kind):
     later = obs(observed, minutes=observed.obs["minutes"] + 1000)
     first, second = (tl.lineage(data, SETTINGS, tree=TREE) for data in (observed, later))
     np.testing.assert_allclose(second.end, first.end + 1000)
-    places = Places(np.array([TREE.find(name) for name in ("root_cell", "a", "c2")]), np.array([-50.0, 50, 90]))
-    moved = Places(places.node, places.time + 1000)
+    nodes, times = np.array([TREE.find(name) for name in ("root_cell", "a", "c2")]), np.array([-50.0, 50, 90])
+    places, moved = first.places_at(nodes, times), second.places_at(nodes, times + 1000)
     for before, after in zip(first.log_shares(places), second.log_shares(moved), strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-6)
         assert np.isfinite(before).all()

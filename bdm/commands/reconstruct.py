@@ -5,7 +5,8 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from bdm._core.errors import error_prefix
+from bdm._core.errors import InputError, error_prefix
+from bdm._core.validation import parse_range
 from bdm.commands.base import OutCells, Output, Summary
 from bdm.settings import Counts, ExtrapolateLineage, Labels, LineageNode, LineageTime, Seed
 
@@ -31,7 +32,7 @@ def reconstruct(
     Example: bdm reconstruct lineage/ cells.h5ad ancestors.h5ad --node ASG_AWA --at 350:400
     """
     from bdm.applications.relations.lineage import Lineage
-    from bdm.applications.relations.reconstruct import parsed_time, reconstruct
+    from bdm.applications.relations.reconstruct import reconstruct
     from bdm.data.read import read_cells
 
     time = parsed_time(at)
@@ -46,3 +47,12 @@ def reconstruct(
         expression = fitted.names.with_symbols(fitted.expression(node, middle))
         expression.to_csv(genes, index=False, float_format="%.4g")
     return Summary({"cells": f"{reconstructed.n_obs:,} of {node}", "error": reconstructed.uns["bdm"]["expected_error"]})
+
+
+def parsed_time(text: str | None) -> float | tuple[float, float] | None:
+    """Parse a time, or a range such as ``300:400``."""
+    if text is None:
+        return None
+    if not (ends := parse_range(text)):
+        raise InputError(f"at is {text!r}, but must be a time, such as 350, or a range of times, such as 300:400.")
+    return ends if len(ends) == 2 else ends[0]

@@ -15,7 +15,7 @@ from bdm import tl
 from bdm._core.seeds import numpy_generator
 from bdm.applications.relations.fates import fates
 from bdm.applications.relations.lineage import Lineage
-from bdm.applications.relations.lineage_tree import LineageTree, Places
+from bdm.applications.relations.lineage_tree import LineageTree
 from bdm.applications.relations.reconstruct import relatives_of
 from bdm.settings import LineageRelation, LineageSettings
 
@@ -80,10 +80,10 @@ class Neighbours:
         """Find the neighbours of the median left-out time."""
         lineage = task.lineages["all"]
         relatives, point = relatives_of(lineage, task.remaining, "auto")
-        place = Places(np.array([lineage.tree.find(task.node)]), np.array([np.median(task.times)]))
+        place = lineage.places_at(lineage.tree.find(task.node), np.median(task.times))
         joined, n = lineage.places.join(place), len(lineage.points)
-        path, ancestral = joined.path(lineage.tree, lineage.end)[n, :n], joined.ancestral(lineage.tree)
-        sides = np.ones(n, dtype=bool), ancestral[:n, n], ancestral[n, :n]
+        path, is_ancestral = joined.path[n, :n], joined.is_ancestral
+        sides = np.ones(n, dtype=bool), is_ancestral[:n, n], is_ancestral[n, :n]
 
         def near(values: np.ndarray) -> np.ndarray:
             order = np.argsort(np.where(values, path, np.inf)[point], kind="stable")

@@ -2,21 +2,17 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 
 from bdm._core.errors import InputError
 from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
-from bdm.applications.relations.lineage import Lineage
-from bdm.applications.relations.lineage_cells import LineageCells, columns_of, nearest_times, require_columns, times_of
-from bdm.applications.relations.lineage_tree import Places
+from bdm.applications.relations.lineage import Lineage, nearest_times, times_of
 from bdm.applications.relations.pseudobulk import shares_from
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.data.columns import as_names
@@ -24,9 +20,6 @@ from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 
 logger = logging.getLogger(__name__)
-
-MIN_CELLS, MAX_CELLS = 20, 2000  # to fit the temperature
-MAX_TEMPERATURE = 1000.0
 
 
 @checked
@@ -71,7 +64,7 @@ def fates(lineage: Lineage, adata: AnnData, among: str | Sequence[str] = (), *, 
     if len(names) < 2:
         raise InputError(f"Cells are divided between nodes, but there is only {names[0]!r}; name others by `among=`.")
     adata = rna_in(adata, counts=counts)
-    require_columns(adata.obs, lineage.time_key)
+    lineage.require_columns(adata.obs, lineage.time_key)
     cells, nodes = raw_counts(adata, source=counts), [lineage.tree.find(name) for name in names]
     likelihood = log_likelihood(lineage, cells, times_of(cells.obs, lineage.time_key), nodes)
     if lineage.temperature is None:
@@ -91,10 +84,10 @@ def log_likelihood(lineage: Lineage, cells: AnnData, time: np.ndarray, nodes: Se
     """Compute log p(counts) of cells for each node at their times, cells x nodes."""
     grid, time_of_cell = nearest_times(time)
     size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
-    column = columns_of(cells, lineage.genes.index)
+    column = lineage.columns_in(cells)
     likelihood = np.empty((cells.n_obs, len(nodes)))
     for number, node in enumerate(nodes):
-        mean, sd = lineage.log_shares(Places(np.full(len(grid), node), grid))
+        mean, sd = lineage.log_shares(lineage.places_at(node, grid))
         for place in range(len(grid)):
             rows = np.flatnonzero(time_of_cell == place)
             log_mean = torch.from_numpy(np.log(np.maximum(size[rows, None], 1)) + np.log(shares_from(mean[:, place])))
@@ -103,30 +96,3 @@ def log_likelihood(lineage: Lineage, cells: AnnData, time: np.ndarray, nodes: Se
             model = NegativeBinomial(torch.from_numpy(-np.log(dispersion)))
             likelihood[rows, number] = model.log_likelihood(observed, log_mean).numpy()
     return likelihood
-
-
-def fit_temperature(lineage: Lineage, cells: LineageCells) -> float | None:
-    """Fit the temperature of fates by maximum likelihood on cells of leaves.
-
-    The first time bin of each leaf is left out, so that expression is extrapolated backwards in time, as for
-    progenitors. The temperature is at least 1 (temperature scaling, Guo et al. 2017, On Calibration of Modern Neural
-    Networks). None without times, or with too few leaves or left-out cells.
-    """
-    if lineage.time_key is None:
-        return None
-    leaves, points = sampled_leaves(lineage), lineage.points
-    time = points["time"].where(points["node"].isin(np.array(lineage.tree.nodes)[leaves])).groupby(points["node"])
-    early = ((time.rank() == 1) & (time.transform("size") > 1)).to_numpy()
-    rows = np.flatnonzero(np.isin(lineage.point_of(cells.node, cells.bin), np.flatnonzero(early)))
-    if len(leaves) < 2 or len(rows) < MIN_CELLS:
-        return None
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CELLS)).astype(int)]
-    kept = {name: getattr(lineage, name)[~early] for name in ("log_share", "variance", "halves", "points")}
-    likelihood = log_likelihood(replace(lineage, **kept), cells.cells[rows], cells.time[rows], leaves.tolist())
-    fate = np.searchsorted(leaves, cells.node[rows])
-
-    def loss(log_temperature: float) -> float:
-        tempered = likelihood / np.exp(log_temperature)
-        return float((logsumexp(tempered, axis=1) - tempered[np.arange(len(fate)), fate]).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(0, np.log(MAX_TEMPERATURE)), method="bounded").x))

@@ -1,25 +1,27 @@
 """Measure expression along a lineage from pseudobulk counts, and fit its Gaussian process."""
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
-from bdm._core.validation import column_rejection
-from bdm.applications.relations.fates import fit_temperature
+from bdm._core.validation import column_rejection, unknown_node
+from bdm.applications.relations.fates import log_likelihood, sampled_leaves
 from bdm.applications.relations.gaussian_process import GaussianProcess
-from bdm.applications.relations.lineage import ERRORS, N_COMPARED, Lineage
-from bdm.applications.relations.lineage_cells import LineageCells, locate
+from bdm.applications.relations.lineage import ERRORS, N_COMPARED, Lineage, times_of
 from bdm.applications.relations.lineage_tree import LineageTree, check_order, divisions, read_lineage_tree
 from bdm.applications.relations.pseudobulk import Counts
-from bdm.data.columns import as_text, is_missing
+from bdm.data.columns import as_text, is_missing, text_column
+from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 from bdm.hierarchy.tree import Clade
 from bdm.settings import LineageSettings
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 POINTS = ["node", "time", "bin", "n_cells"]  # columns of the table of points
 MIN_POINTS = 3  # minimum number of measured points for predictions
+MIN_CELLS, MAX_CELLS = 20, 2000  # to fit the temperature
+MAX_TEMPERATURE = 1000.0
 
 
 @checked
@@ -96,6 +100,39 @@ def cells_on_tree(adata: AnnData, settings: LineageSettings, tree: LineageTree |
     return adata, LineageTree.from_names(names[~missing].astype(str))
 
 
+@dataclass(frozen=True)
+class LineageCells:
+    """Cells with raw counts, and the node, time and time bin of each."""
+
+    cells: AnnData
+    node: np.ndarray
+    time: np.ndarray
+    bin: np.ndarray
+    edges: np.ndarray  # lower edges of all bins; empty without times
+
+
+def locate(
+    adata: AnnData, settings: LineageSettings, tree: LineageTree, edges: np.ndarray | None = None
+) -> LineageCells:
+    """Locate cells in a lineage; without times, the time of a cell is the depth of its node."""
+    key, argument = settings.lineage_key or settings.label_key, "lineage_key" if settings.lineage_key else "label_key"
+    names = text_column(adata.obs, key, argument=argument)
+    index = {name: tree.index_of(name) for name in sorted(set(names))}
+    if unknown := [name for name, number in index.items() if number < 0]:
+        remedy = "add it to the tree, or leave its cells out"
+        raise InputError(f"{unknown_node(unknown[0], tree.nodes)} obs[{key!r}] has cells of it; {remedy}.")
+    node = names.map(index).to_numpy(int)
+    cells = raw_counts(adata, source=settings.counts)
+    if settings.time_key is None:
+        return LineageCells(cells, node, tree.depth[node], np.zeros(len(node), dtype=int), np.array([]))
+    time = times_of(adata.obs, settings.time_key)
+    if edges is None:
+        times = np.unique(time)
+        few = len(times) <= settings.n_times
+        edges = times if few else np.linspace(times[0], times[-1], settings.n_times + 1)[:-1]
+    return LineageCells(cells, node, time, np.searchsorted(edges, time, side="right") - 1, edges)
+
+
 def measure(cells: LineageCells, tree: LineageTree, settings: LineageSettings) -> Lineage:
     """Measure log shares of genes by node and time bin, without a fit."""
     timed = settings.time_key is not None
@@ -155,12 +192,12 @@ def leave_out(lineage: Lineage, process: GaussianProcess, kind: str, groups: lis
     genes = process.most_significant()[:N_COMPARED]
     predicted = process.select_genes(genes).leave_out(groups)[0]
     real, points, time = (lineage.log_share - lineage.center)[:, genes], lineage.points, lineage.places.time
-    path, ancestral = lineage.places.path(lineage.tree, lineage.end), lineage.places.ancestral(lineage.tree)
+    path, is_ancestral = lineage.places.path, lineage.places.is_ancestral
     rows = []
     for group in groups:
         others, squares = np.setdiff1d(np.arange(len(real)), group), []
         for point in group:
-            before, after = others[ancestral[others, point]], others[ancestral[point, others]]
+            before, after = others[is_ancestral[others, point]], others[is_ancestral[point, others]]
             nearest = blend = real[others[path[point, others].argmin()]]
             if between := bool(len(before) and len(after)):
                 first, last = before[time[before].argmax()], after[time[after] == time[after].min()]
@@ -176,3 +213,30 @@ def leave_out(lineage: Lineage, process: GaussianProcess, kind: str, groups: lis
             relative = {error: float(np.sqrt(mean[error] / max(mean["size"], 1e-12))) for error in ERRORS}
             rows.append({"left_out": kind, "name": name, "between": between, "n_points": len(table), **relative})
     return pd.DataFrame(rows)
+
+
+def fit_temperature(lineage: Lineage, cells: LineageCells) -> float | None:
+    """Fit the temperature of fates by maximum likelihood on cells of leaves.
+
+    The first time bin of each leaf is left out, so that expression is extrapolated backwards in time, as for
+    progenitors. The temperature is at least 1 (temperature scaling, Guo et al. 2017, On Calibration of Modern Neural
+    Networks). None without times, or with too few leaves or left-out cells.
+    """
+    if lineage.time_key is None:
+        return None
+    leaves, points = sampled_leaves(lineage), lineage.points
+    time = points["time"].where(points["node"].isin(np.array(lineage.tree.nodes)[leaves])).groupby(points["node"])
+    early = ((time.rank() == 1) & (time.transform("size") > 1)).to_numpy()
+    rows = np.flatnonzero(np.isin(lineage.point_of(cells.node, cells.bin), np.flatnonzero(early)))
+    if len(leaves) < 2 or len(rows) < MIN_CELLS:
+        return None
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CELLS)).astype(int)]
+    kept = {name: getattr(lineage, name)[~early] for name in ("log_share", "variance", "halves", "points")}
+    likelihood = log_likelihood(replace(lineage, **kept), cells.cells[rows], cells.time[rows], leaves.tolist())
+    fate = np.searchsorted(leaves, cells.node[rows])
+
+    def loss(log_temperature: float) -> float:
+        tempered = likelihood / np.exp(log_temperature)
+        return float((logsumexp(tempered, axis=1) - tempered[np.arange(len(fate)), fate]).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(0, np.log(MAX_TEMPERATURE)), method="bounded").x))

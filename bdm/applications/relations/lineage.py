@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,16 +10,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy.special import ndtr
 
-from bdm._core.errors import counted
+from bdm._core.errors import InputError, counted
 from bdm._core.store import Result
 from bdm.applications.relations.gaussian_process import QUANTILE, GaussianProcess, Prior
 from bdm.applications.relations.lineage_tree import LineageTree, Places, origin_of
 from bdm.applications.relations.pseudobulk import PSEUDO
+from bdm.data.columns import finite_column
 from bdm.data.genes import GeneNames, symbol_column
 from bdm.settings import LineageSettings
 
+N_TIMES = 11  # grid of times for predictions; each cell uses the nearest one
 N_COMPARED = 500  # genes with the most significant differences between points, for errors and changes
 MAX_ERROR_RATIO = 0.95  # error relative to the best baseline's; above, predictions are called no better
 N_STEPS = 9  # grid of times on a branch, to find when half of a change has happened
@@ -117,10 +121,14 @@ class Lineage(Result):
 
     # ---- times and places
 
+    def places_at(self, node: int | np.ndarray, time: float | Sequence[float] | np.ndarray) -> Places:
+        """Return places by the index of their node, or of each node, and by time."""
+        return Places(self.tree, self.end, *np.broadcast_arrays(node, np.atleast_1d(time)))
+
     @property
     def places(self) -> Places:
         """Node and time of each point."""
-        return Places(self.points["node"].map(self.tree.index).to_numpy(), self.points["time"].to_numpy(float))
+        return self.places_at(self.points["node"].map(self.tree.index).to_numpy(), self.points["time"].to_numpy(float))
 
     def point_of(self, node: np.ndarray, time_bin: np.ndarray) -> np.ndarray:
         """Return the point of each cell by its node and time bin; -1 if it was not measured."""
@@ -161,15 +169,33 @@ class Lineage(Result):
 
     def has_samples(self, places: Places) -> np.ndarray:
         """Return whether samples of its lineage are before and after each place, 2 x places."""
-        n, ancestral = len(self.points), self.places.join(places).ancestral(self.tree)
-        return np.stack([ancestral[:n, n:].any(axis=0), ancestral[n:, :n].any(axis=1)])
+        n, is_ancestral = len(self.points), self.places.join(places).is_ancestral
+        return np.stack([is_ancestral[:n, n:].any(axis=0), is_ancestral[n:, :n].any(axis=1)])
 
     def next_node(self) -> str:
         """Suggest a node to reconstruct: an unsampled one between samples, if any."""
         missing = np.flatnonzero(~self.sampled)
-        middle = np.array([self.middle(int(node)) for node in missing])
-        between = self.has_samples(Places(missing, middle)).all(axis=0)
+        middle = [self.middle(int(node)) for node in missing]
+        between = self.has_samples(self.places_at(missing, middle)).all(axis=0)
         return self.tree.nodes[missing[between][0]] if between.any() else str(self.points["node"].iloc[0])
+
+    # ---- cells
+
+    def require_columns(self, obs: pd.DataFrame, *keys: str | None) -> None:
+        """Reject cells without the columns of ``obs`` that the lineage was fitted with."""
+        for key in keys:
+            if key is not None and key not in obs:
+                raise InputError(f"obs of the cells has no column {key!r}, which the lineage was fitted with.")
+
+    def columns_in(self, cells: AnnData) -> np.ndarray:
+        """Return the columns of the lineage's genes in cells; reject missing genes."""
+        column = np.asarray(cells.var_names.get_indexer(self.genes.index))
+        if len(missing := self.genes.index[column < 0]):
+            raise InputError(
+                f"The cells lack {counted(len(missing), 'gene')} of the lineage, for example {missing[0]!r}; use cells "
+                "with all genes of the lineage."
+            )
+        return column
 
     # ---- predictions
 
@@ -182,8 +208,7 @@ class Lineage(Result):
         """Return the Gaussian process of centred log shares at the points and added places."""
         places = self.places if added is None else self.places.join(added)
         span = max(float(np.ptp(self.places.time)), 1e-9)  # above 0 for the division
-        timed = self.time_key is not None
-        kernels = places.kernels(self.tree, self.end, self.origin, span, self.settings.relations, timed=timed)
+        kernels = places.kernels(self.origin, span, self.settings.relations, timed=self.time_key is not None)
         process = GaussianProcess.from_arrays(
             np.ascontiguousarray((self.log_share - self.center).T),
             np.ascontiguousarray(self.variance.T),
@@ -226,7 +251,7 @@ class Lineage(Result):
         """
         number = self.tree.find(node)
         time = self.middle(number) if at is None else at
-        mean, sd = (values[:, 0] for values in self.log_shares(Places(np.array([number]), np.array([time]))))
+        mean, sd = (values[:, 0] for values in self.log_shares(self.places_at(number, time)))
         table = pd.DataFrame({"gene": self.genes.index, "node": self.tree.nodes[number]})
         table["depth" if self.time_key is None else "time"] = time
         table["log_expression"], table["sd"] = mean, sd
@@ -275,7 +300,7 @@ class Lineage(Result):
         mother = int(self.tree.mother[node])
         sisters = [daughter for daughter in self.tree.daughters(mother) if daughter != node]
         nodes = np.array([mother, *[node] * (len(times) - 1), *sisters])
-        places = Places(nodes, np.array([*times, *[end] * len(sisters)]))
+        places = self.places_at(nodes, [*times, *[end] * len(sisters)])
         process, n = self.gaussian_process(places, genes), len(self.points)
         weights = np.eye(process.n_places)[n:]
         first, steps, sister_weights = weights[0], weights[1 : len(times)], weights[len(times) :]
@@ -337,3 +362,17 @@ class Lineage(Result):
     def _write_tables(self, folder: Path) -> None:
         self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
         self.changes.to_csv(folder / "branches.csv", index=False, float_format="%.4g")
+
+
+def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
+    """Return the times of cells from a column of ``obs``."""
+    return np.asarray(finite_column(obs, key, argument="time_key", need="times are numbers"))
+
+
+def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a grid of times, and the index of the nearest for each cell."""
+    grid = np.unique(time)
+    if len(grid) > N_TIMES:
+        grid = np.linspace(grid[0], grid[-1], N_TIMES)
+    used, nearest = np.unique(np.abs(time[:, None] - grid).argmin(axis=1), return_inverse=True)
+    return grid[used], nearest

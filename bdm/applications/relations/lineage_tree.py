@@ -91,17 +91,14 @@ class LineageTree:
     @cached_property
     def paths_to_root(self) -> list[list[int]]:
         """Path from each node to the root, both included."""
-        paths: list[list[int]] = []
-        for node, mother in enumerate(self.mother):
-            paths.append([node, *(paths[mother] if mother >= 0 else [])])
-        return paths
+        return [np.flatnonzero(ancestors)[::-1].tolist() for ancestors in self.is_below]
 
     @cached_property
     def is_below(self) -> np.ndarray:
         """Whether a node (row) is or descends from another (column), nodes x nodes."""
-        is_below = np.zeros((len(self.nodes),) * 2, dtype=bool)
-        for node, path in enumerate(self.paths_to_root):
-            is_below[node, path] = True
+        is_below = np.eye(len(self.nodes), dtype=bool)
+        for node, mother in enumerate(self.mother[1:], 1):
+            is_below[node] |= is_below[mother]
         return is_below
 
     @cached_property
@@ -223,40 +220,44 @@ PATH_SCALES = (0.25, 0.7, 1.75)  # of kernels along paths through the tree, like
 
 @dataclass(frozen=True)
 class Places:
-    """Places in a lineage: index of a node, and time (the depth if untimed)."""
+    """Places in a lineage: nodes at times (the depth if untimed)."""
 
-    node: np.ndarray
+    tree: LineageTree
+    end: np.ndarray  # time at which each node of the tree divides
+    node: np.ndarray  # index of the node of each place
     time: np.ndarray
 
     def join(self, added: "Places") -> "Places":
         """Append places."""
-        return Places(np.concatenate([self.node, added.node]), np.concatenate([self.time, added.time]))
+        node, time = np.concatenate([self.node, added.node]), np.concatenate([self.time, added.time])
+        return Places(self.tree, self.end, node, time)
 
-    def shared(self, tree: LineageTree, end: np.ndarray) -> np.ndarray:
-        """Return the shared path of two places: time until their lineages divide."""
-        common = tree.common_ancestor[self.node[:, None], self.node]
-        limit = np.where(self.node[:, None] == self.node, np.inf, end[common])
+    @property
+    def shared(self) -> np.ndarray:
+        """Shared path of two places: time until their lineages divide, places x places."""
+        common = self.tree.common_ancestor[self.node[:, None], self.node]
+        limit = np.where(self.node[:, None] == self.node, np.inf, self.end[common])
         return np.asarray(np.minimum(np.minimum(self.time[:, None], self.time), limit))
 
-    def path(self, tree: LineageTree, end: np.ndarray) -> np.ndarray:
-        """Return path lengths through the tree, places x places."""
-        return np.asarray(self.time[:, None] + self.time - 2 * self.shared(tree, end))
+    @property
+    def path(self) -> np.ndarray:
+        """Length of the path through the tree between two places, places x places."""
+        return np.asarray(self.time[:, None] + self.time - 2 * self.shared)
 
-    def ancestral(self, tree: LineageTree) -> np.ndarray:
-        """Return whether a place (row) is an ancestor of another (column), or equal."""
-        return np.asarray(tree.is_below[self.node][:, self.node].T & (self.time[:, None] <= self.time))
+    @property
+    def is_ancestral(self) -> np.ndarray:
+        """Whether a place (row) is an ancestor of another (column), or equal, places x places."""
+        return np.asarray(self.tree.is_below[self.node][:, self.node].T & (self.time[:, None] <= self.time))
 
-    def kernels(
-        self, tree: LineageTree, end: np.ndarray, origin: float, span: float, relation: LineageRelation, timed: bool
-    ) -> list[np.ndarray]:
+    def kernels(self, origin: float, span: float, relation: LineageRelation, *, timed: bool) -> list[np.ndarray]:
         """Return candidate kernels, places x places.
 
         Along the lineage: Brownian motion, and Ornstein-Uhlenbeck processes (which revert to the mean). Along time,
         shared by all lineages: squared exponentials. With ``all``, also averages of both. ``origin`` is the start time
         of the lineage, and ``span`` the range of measured times; if not ``timed``, both are depths in the tree.
         """
-        path, difference = self.path(tree, end), self.time[:, None] - self.time
-        brownian = np.maximum(self.shared(tree, end) - origin, 0) / span  # 0 before the origin
+        path, difference = self.path, self.time[:, None] - self.time
+        brownian = np.maximum(self.shared - origin, 0) / span  # 0 before the origin
         reverting = [np.exp(-path / (scale * span)) for scale in PATH_SCALES]
         along = [brownian, *reverting]
         smooth = [np.exp(-((difference / (scale * span)) ** 2) / 2) for scale in TIME_SCALES] if timed else []

@@ -12,9 +12,8 @@ from anndata import AnnData
 from bdm._core.errors import InputError
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm._core.validation import parse_range
-from bdm.applications.relations.lineage import Lineage
-from bdm.applications.relations.lineage_cells import columns_of, locate, nearest_times, require_columns
+from bdm.applications.relations.fit_lineage import locate
+from bdm.applications.relations.lineage import Lineage, nearest_times
 from bdm.applications.relations.lineage_tree import Places
 from bdm.applications.relations.pseudobulk import assemble_cells, shares_from, with_shares
 from bdm.data.read import rna_in
@@ -86,13 +85,13 @@ def reconstruct(
     generator = numpy_generator(seed, "lineage", node)
     time = times_to_reconstruct(lineage, number, at, n_cells, generator, extrapolate=extrapolate)
     grid, place_of_cell = nearest_times(time)
-    places = Places(np.full(len(grid), number), grid)
+    places = lineage.places_at(number, grid)
     reject_extrapolation(lineage, places, extrapolate=extrapolate)
     relatives, point = relatives_of(lineage, adata, counts)
-    column = columns_of(relatives, lineage.genes.index)
+    column = lineage.columns_in(relatives)
     joined, n_points = lineage.places.join(places), len(lineage.points)
     expected = shares_from(lineage.log_shares(joined, variances=False)[0])
-    path = joined.path(lineage.tree, lineage.end)[n_points:, :n_points]
+    path = joined.path[n_points:, :n_points]
     pieces, source, dispersions = [], np.empty(len(time), dtype=int), [lineage.dispersion] * 2
     for place in range(len(grid)):
         rows = np.flatnonzero(place_of_cell == place)
@@ -112,15 +111,6 @@ def reconstruct(
 
 
 # ---- nodes and times
-
-
-def parsed_time(text: str | None) -> float | tuple[float, float] | None:
-    """Parse a time, or a range such as ``300:400``."""
-    if text is None:
-        return None
-    if not (ends := parse_range(text)):
-        raise InputError(f"at is {text!r}, but must be a time, such as 350, or a range of times, such as 300:400.")
-    return ends if len(ends) == 2 else ends[0]
 
 
 def times_to_reconstruct(
@@ -152,7 +142,7 @@ def reject_extrapolation(lineage: Lineage, places: Places, *, extrapolate: bool)
     between = before & after
     if between.all():
         return
-    outside = Places(places.node[~between], places.time[~between])
+    outside = lineage.places_at(places.node[~between], places.time[~between])
     expected = describe_error(lineage, outside)
     if extrapolate:
         logger.warning("Extrapolated: %s.", expected)
@@ -190,7 +180,7 @@ def describe_error(lineage: Lineage, places: Places) -> str:
 def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[AnnData, np.ndarray]:
     """Select the cells at measured points, with raw counts, and return the point of each."""
     adata = rna_in(adata, counts=counts)
-    require_columns(adata.obs, lineage.node_key, lineage.time_key)
+    lineage.require_columns(adata.obs, lineage.node_key, lineage.time_key)
     names = adata.obs[lineage.node_key].astype(str)
     known = names.map(lineage.tree.index_of).to_numpy() >= 0
     if not known.any():
