@@ -104,7 +104,7 @@ def test_places_share_time_until_their_ancestor_divides():
 
 
 def test_nodes_left_out_in_closed_form_are_as_predicted_without(cells, lineage):
-    measured = measure(locate(cells, SETTINGS, TREE), TREE, SETTINGS)
+    measured = measure(locate(cells, SETTINGS, TREE), SETTINGS)
     group = np.flatnonzero(measured.points["node"] == "a")
     groups = rows_by_value(measured.points["node"])
     process = replace(measured, prior=lineage.prior).gaussian_process()

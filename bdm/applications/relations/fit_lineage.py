@@ -17,7 +17,7 @@ from bdm._core.schema import checked
 from bdm._core.validation import column_rejection, unknown_node
 from bdm.applications.relations.fates import log_likelihood, sampled_leaves
 from bdm.applications.relations.gaussian_process import GaussianProcess
-from bdm.applications.relations.lineage import ERRORS, N_COMPARED, Lineage, times_of
+from bdm.applications.relations.lineage import ERRORS, N_COMPARED, Lineage, time_bins, times_of
 from bdm.applications.relations.lineage_tree import LineageTree, check_order, divisions, read_lineage_tree
 from bdm.applications.relations.pseudobulk import Counts
 from bdm.data.columns import as_text, is_missing, text_column
@@ -68,9 +68,8 @@ def lineage(
         fewer than three points have enough cells, or not exactly one of ``tree`` and ``settings.lineage_key`` is given.
     """
     own_tree = None if tree is None else read_lineage_tree(tree)
-    chosen, lineage_tree = cells_on_tree(rna_in(adata, counts=settings.counts), settings, own_tree)
-    cells = locate(chosen, settings, lineage_tree)
-    measured = measure(cells, lineage_tree, settings)
+    cells = locate(rna_in(adata, counts=settings.counts), settings, own_tree)
+    measured = measure(cells, settings)
     process = measured.gaussian_process().fit(levels=(0.0,))
     folds = {"node": rows_by_value(measured.points["node"]), "time": rows_by_value(measured.points["bin"])}
     folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}  # without times, there is one bin
@@ -80,64 +79,54 @@ def lineage(
     return replace(fitted, temperature=fit_temperature(fitted, cells))
 
 
-def cells_on_tree(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> tuple[AnnData, LineageTree]:
-    """Select cells with a lineage name, and return the tree."""
-    if settings.lineage_key is None:
-        if tree is None:
-            raise InputError("There is no lineage; give a tree by `tree=`, or lineage names by `lineage_key=`.")
-        return adata, tree
-    if tree is not None:
-        raise InputError("`tree=` and `lineage_key=` are both given; give one of them.")
-    if sentence := column_rejection(settings.lineage_key, adata.obs.columns, argument="lineage_key"):
-        raise InputError(sentence)
-    names = as_text(adata.obs[settings.lineage_key])
-    missing = is_missing(names).to_numpy()
-    if missing.all():
-        raise InputError(f"obs[{settings.lineage_key!r}] has no lineage name for any cell; name another column.")
-    if missing.any():
-        logger.warning("Left out %s without a lineage name.", counted(int(missing.sum()), "cell"))
-        adata = adata[~missing]
-    return adata, LineageTree.from_names(names[~missing].astype(str))
-
-
 @dataclass(frozen=True)
 class LineageCells:
-    """Cells with raw counts, and the node, time and time bin of each."""
+    """Cells with raw counts, and the node and time of each in a lineage."""
 
     cells: AnnData
+    tree: LineageTree
     node: np.ndarray
-    time: np.ndarray
-    bin: np.ndarray
-    edges: np.ndarray  # lower edges of all bins; empty without times
+    time: np.ndarray  # without times, depth of the node
 
 
-def locate(
-    adata: AnnData, settings: LineageSettings, tree: LineageTree, edges: np.ndarray | None = None
-) -> LineageCells:
-    """Locate cells in a lineage; without times, the time of a cell is the depth of its node."""
-    key, argument = settings.lineage_key or settings.label_key, "lineage_key" if settings.lineage_key else "label_key"
-    names = text_column(adata.obs, key, argument=argument)
+def locate(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> LineageCells:
+    """Locate cells in a tree, or in the tree of their lineage names."""
+    if tree is None and settings.lineage_key is None:
+        raise InputError("There is no lineage; give a tree by `tree=`, or lineage names by `lineage_key=`.")
+    if tree is not None and settings.lineage_key is not None:
+        raise InputError("`tree=` and `lineage_key=` are both given; give one of them.")
+    if settings.lineage_key is not None:
+        adata = cells_with_name(adata, settings.lineage_key)
+    key = settings.lineage_key or settings.label_key
+    names = text_column(adata.obs, key, argument="label_key")
+    tree = tree or LineageTree.from_names(names)
     index = {name: tree.index_of(name) for name in sorted(set(names))}
     if unknown := [name for name, number in index.items() if number < 0]:
         remedy = "add it to the tree, or leave its cells out"
         raise InputError(f"{unknown_node(unknown[0], tree.nodes)} obs[{key!r}] has cells of it; {remedy}.")
-    node = names.map(index).to_numpy(int)
-    cells = raw_counts(adata, source=settings.counts)
-    if settings.time_key is None:
-        return LineageCells(cells, node, tree.depth[node], np.zeros(len(node), dtype=int), np.array([]))
-    time = times_of(adata.obs, settings.time_key)
-    if edges is None:
-        times = np.unique(time)
-        few = len(times) <= settings.n_times
-        edges = times if few else np.linspace(times[0], times[-1], settings.n_times + 1)[:-1]
-    return LineageCells(cells, node, time, np.searchsorted(edges, time, side="right") - 1, edges)
+    cells, node = raw_counts(adata, source=settings.counts), names.map(index).to_numpy(int)
+    time = tree.depth[node] if settings.time_key is None else times_of(adata.obs, settings.time_key)
+    return LineageCells(cells, tree, node, time)
 
 
-def measure(cells: LineageCells, tree: LineageTree, settings: LineageSettings) -> Lineage:
+def cells_with_name(adata: AnnData, key: str) -> AnnData:
+    """Select the cells that have a lineage name."""
+    if sentence := column_rejection(key, adata.obs.columns, argument="lineage_key"):
+        raise InputError(sentence)
+    missing = is_missing(as_text(adata.obs[key])).to_numpy()
+    if missing.all():
+        raise InputError(f"obs[{key!r}] has no lineage name for any cell; name another column.")
+    if missing.any():
+        logger.warning("Left out %s without a lineage name.", counted(int(missing.sum()), "cell"))
+        return adata[~missing]
+    return adata
+
+
+def measure(cells: LineageCells, settings: LineageSettings) -> Lineage:
     """Measure log shares of genes by node and time bin, without a fit."""
-    timed = settings.time_key is not None
-    if timed and not np.ptp(cells.time):
-        constant = f"obs[{settings.time_key!r}] is {cells.time[0]:g} in all cells"
+    tree, timed, times = cells.tree, settings.time_key is not None, np.unique(cells.time)
+    if timed and len(times) == 1:
+        constant = f"obs[{settings.time_key!r}] is {times[0]:g} in all cells"
         raise InputError(f"{constant}; name another column by `time_key=`, or none.")
     if not timed and not tree.length[1:].any():
         raise InputError(
@@ -145,7 +134,9 @@ def measure(cells: LineageCells, tree: LineageTree, settings: LineageSettings) -
         )
     if timed:
         check_order(tree, cells.node, cells.time)
-    table = pd.DataFrame({"node": cells.node, "bin": cells.bin, "time": cells.time})
+    n_bins = settings.n_times if timed else 1
+    edges = times if len(times) <= n_bins else np.linspace(times[0], times[-1], n_bins + 1)[:-1]
+    table = pd.DataFrame({"node": cells.node, "bin": time_bins(cells.time, edges), "time": cells.time})
     rows = np.flatnonzero(table.groupby(["node", "bin"]).transform("size") >= settings.min_cells)
     by_point = table.iloc[rows].groupby(["node", "bin"])
     points = by_point["time"].agg(time="mean", n_cells="size").reset_index()
@@ -173,7 +164,7 @@ def measure(cells: LineageCells, tree: LineageTree, settings: LineageSettings) -
         dispersion=sums.dispersion(np.arange(len(points))),
         first=by_node["min"].to_numpy(float),
         last=by_node["max"].to_numpy(float),
-        edges=cells.edges,
+        edges=edges,
         settings=settings,
         provenance=provenance(seed=0, settings=asdict(settings)),
     )
@@ -227,7 +218,7 @@ def fit_temperature(lineage: Lineage, cells: LineageCells) -> float | None:
     leaves, points = sampled_leaves(lineage), lineage.points
     time = points["time"].where(points["node"].isin(np.array(lineage.tree.nodes)[leaves])).groupby(points["node"])
     early = ((time.rank() == 1) & (time.transform("size") > 1)).to_numpy()
-    rows = np.flatnonzero(np.isin(lineage.point_of(cells.node, cells.bin), np.flatnonzero(early)))
+    rows = np.flatnonzero(np.isin(lineage.point_of(cells.node, cells.time), np.flatnonzero(early)))
     if len(leaves) < 2 or len(rows) < MIN_CELLS:
         return None
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CELLS)).astype(int)]

@@ -65,7 +65,7 @@ class Lineage(Result):
     first, last
         Times of the first and last cell of each node; NaN without cells.
     edges
-        Lower edges of the time bins; empty without times.
+        Lower edges of the time bins; one bin without times.
     settings
         Settings of the fit, such as columns of ``obs`` in the data.
     provenance
@@ -130,10 +130,10 @@ class Lineage(Result):
         """Node and time of each point."""
         return self.places_at(self.points["node"].map(self.tree.index).to_numpy(), self.points["time"].to_numpy(float))
 
-    def point_of(self, node: np.ndarray, time_bin: np.ndarray) -> np.ndarray:
-        """Return the point of each cell by its node and time bin; -1 if it was not measured."""
+    def point_of(self, node: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Return the point of each cell by its node and time; -1 if it was not measured."""
         points = pd.MultiIndex.from_arrays([self.places.node, self.points["bin"]])
-        return np.asarray(points.get_indexer(pd.MultiIndex.from_arrays([node, time_bin])))
+        return np.asarray(points.get_indexer(pd.MultiIndex.from_arrays([node, time_bins(time, self.edges)])))
 
     @property
     def sampled(self) -> np.ndarray:
@@ -367,6 +367,11 @@ class Lineage(Result):
 def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:
     """Return the times of cells from a column of ``obs``."""
     return np.asarray(finite_column(obs, key, argument="time_key", need="times are numbers"))
+
+
+def time_bins(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the bin of each time by the lower edges of bins; -1 before the first."""
+    return np.searchsorted(edges, time, side="right") - 1
 
 
 def nearest_times(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

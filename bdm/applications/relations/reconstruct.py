@@ -1,7 +1,6 @@
 """Reconstruct cells of a node of a lineage."""
 
 import logging
-from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -12,10 +11,10 @@ from anndata import AnnData
 from bdm._core.errors import InputError
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm.applications.relations.fit_lineage import locate
-from bdm.applications.relations.lineage import Lineage, nearest_times
+from bdm.applications.relations.lineage import Lineage, nearest_times, times_of
 from bdm.applications.relations.lineage_tree import Places
 from bdm.applications.relations.pseudobulk import assemble_cells, shares_from, with_shares
+from bdm.data.counts import raw_counts
 from bdm.data.read import rna_in
 
 logger = logging.getLogger(__name__)
@@ -181,15 +180,15 @@ def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[AnnData
     """Select the cells at measured points, with raw counts, and return the point of each."""
     adata = rna_in(adata, counts=counts)
     lineage.require_columns(adata.obs, lineage.node_key, lineage.time_key)
-    names = adata.obs[lineage.node_key].astype(str)
-    known = names.map(lineage.tree.index_of).to_numpy() >= 0
-    if not known.any():
+    node = adata.obs[lineage.node_key].astype(str).map(lineage.tree.index_of).to_numpy(int)
+    adata, node = adata[node >= 0], node[node >= 0]
+    if not len(node):
         raise InputError(f"None of the cells has a node of the lineage in obs[{lineage.node_key!r}].")
-    located = locate(adata[known], replace(lineage.settings, counts=counts), lineage.tree, lineage.edges)
-    point = lineage.point_of(located.node, located.bin)
+    time = lineage.tree.depth[node] if lineage.time_key is None else times_of(adata.obs, lineage.time_key)
+    point = lineage.point_of(node, time)
     if not (point >= 0).any():
         raise InputError("None of the cells is at a node and time that the lineage was measured at; give its cells.")
-    return located.cells[point >= 0], point[point >= 0]
+    return raw_counts(adata[point >= 0], source=counts), point[point >= 0]
 
 
 def sample_evenly(n: int, size: int, generator: np.random.Generator) -> np.ndarray:
