@@ -157,6 +157,13 @@ def test_intervals_of_nodes_without_cells_are_calibrated():
     assert 0.84 <= np.mean(covered) <= 0.97
 
 
+def test_all_standard_deviations_are_calibrated(lineage):
+    wider = replace(lineage, calibration=2 * lineage.calibration)
+    np.testing.assert_allclose(wider.expression("a", 50)["sd"], 2 * lineage.expression("a", 50)["sd"])
+    for column in ("sd", "from_sisters_sd"):
+        np.testing.assert_allclose(wider.changes[column], 2 * lineage.changes[column])
+
+
 @pytest.mark.parametrize("kind", [None, "root_cell"], ids=["root with cells", "without"])
 def test_predictions_do_not_depend_on_when_time_begins(cells, kind):
     observed = without(cells, *[kind] * (kind is not None), "a", "c2")

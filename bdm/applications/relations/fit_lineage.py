@@ -16,8 +16,8 @@ from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
 from bdm._core.validation import column_rejection, unknown_node
 from bdm.applications.relations.fates import log_likelihood, sampled_leaves
-from bdm.applications.relations.gaussian_process import GaussianProcess
-from bdm.applications.relations.lineage import ERRORS, N_COMPARED, Lineage, time_bins, times_of
+from bdm.applications.relations.gaussian_process import GaussianProcess, Intervals
+from bdm.applications.relations.lineage import ERRORS, EXPRESSION, N_COMPARED, Lineage, time_bins, times_of
 from bdm.applications.relations.lineage_tree import LineageTree, check_order, divisions, read_lineage_tree
 from bdm.applications.relations.pseudobulk import Counts
 from bdm.data.columns import as_text, is_missing, text_column
@@ -74,8 +74,8 @@ def lineage(
     folds = {"node": rows_by_value(measured.points["node"]), "time": rows_by_value(measured.points["bin"])}
     folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}  # without times, there is one bin
     errors = pd.concat([leave_out(measured, process, *fold) for fold in folds.items()], ignore_index=True)
-    prior = process.calibrate(next(iter(folds.values()))).prior  # on nodes if there are several
-    fitted = replace(measured, prior=prior, errors=errors)
+    calibration = calibrate(measured, process, next(iter(folds.values())))  # on nodes if there are several
+    fitted = replace(measured, prior=process.prior, calibration=calibration, errors=errors)
     return replace(fitted, temperature=fit_temperature(fitted, cells))
 
 
@@ -204,6 +204,14 @@ def leave_out(lineage: Lineage, process: GaussianProcess, kind: str, groups: lis
             relative = {error: float(np.sqrt(mean[error] / max(mean["size"], 1e-12))) for error in ERRORS}
             rows.append({"left_out": kind, "name": name, "between": between, "n_points": len(table), **relative})
     return pd.DataFrame(rows)
+
+
+def calibrate(lineage: Lineage, process: GaussianProcess, groups: list[np.ndarray]) -> np.ndarray:
+    """Calibrate standard deviations on left-out groups of points, by expression and size of the prediction."""
+    genes = process.genes_to_calibrate()
+    process, expression_bin = process.select_genes(genes), lineage.expression_bin[genes]
+    intervals = Intervals(*process.leave_out(groups), process.values.numpy(), process.sampling_variance.numpy())
+    return np.array([intervals.select(expression_bin == number).factors() for number in range(len(EXPRESSION) + 1)])
 
 
 def fit_temperature(lineage: Lineage, cells: LineageCells) -> float | None:

@@ -15,7 +15,7 @@ from scipy.special import ndtr
 
 from bdm._core.errors import InputError, counted
 from bdm._core.store import Result
-from bdm.applications.relations.gaussian_process import QUANTILE, GaussianProcess, Prior
+from bdm.applications.relations.gaussian_process import QUANTILE, SIZES, GaussianProcess, Prediction, Prior, bins_of
 from bdm.applications.relations.lineage_tree import LineageTree, Places, origin_of
 from bdm.applications.relations.pseudobulk import PSEUDO
 from bdm.data.columns import finite_column
@@ -25,6 +25,7 @@ from bdm.settings import LineageSettings
 N_TIMES = 11  # grid of times for predictions; each cell uses the nearest one
 N_COMPARED = 500  # genes with the most significant differences between points, for errors and changes
 MAX_ERROR_RATIO = 0.95  # error relative to the best baseline's; above, predictions are called no better
+EXPRESSION = (0.5, 0.8, 0.95)  # limits of bins of genes for calibration, as quantiles of expression
 N_STEPS = 9  # grid of times on a branch, to find when half of a change has happened
 BRANCH_COLUMNS = (  # of the table of changes on branches
     *("node", "mother", "gene", "start", "end", "change", "sd", "low", "high", "sign", "when"),
@@ -71,7 +72,10 @@ class Lineage(Result):
     provenance
         Version, packages, seed and settings.
     prior
-        Fitted Gaussian-process prior, with the calibration of its intervals.
+        Fitted Gaussian-process prior.
+    calibration
+        Factors of posterior standard deviations, so that 90% intervals hold 90% of left-out values: bins of genes by
+        expression x bins of predictions by size.
     errors
         Table of cross-validation errors. Rows: the ``name`` of each node or time (``left_out``), with ``n_points``
         points that are ``between`` samples or not. Errors are root mean squares of log expression relative to the
@@ -98,6 +102,7 @@ class Lineage(Result):
     settings: LineageSettings
     provenance: dict[str, Any]
     prior: Prior = field(default_factory=Prior)
+    calibration: np.ndarray = field(default_factory=lambda: np.ones((len(EXPRESSION) + 1, len(SIZES) + 1)))
     errors: pd.DataFrame = field(default_factory=pd.DataFrame)
     temperature: float | None = None
 
@@ -204,6 +209,11 @@ class Lineage(Result):
         """Mean log share of each gene over points."""
         return np.asarray(self.log_share.mean(axis=0))
 
+    @property
+    def expression_bin(self) -> np.ndarray:
+        """Bin of each gene by its mean log share."""
+        return np.searchsorted(np.quantile(self.center, EXPRESSION), self.center)
+
     def gaussian_process(self, added: Places | None = None, genes: slice | np.ndarray = slice(None)) -> GaussianProcess:
         """Return the Gaussian process of centred log shares at the points and added places."""
         places = self.places if added is None else self.places.join(added)
@@ -225,8 +235,12 @@ class Lineage(Result):
         """Predict log shares and calibrated standard deviations, genes x places."""
         weights = np.eye(len(self.points) + len(places.node))[len(self.points) :]
         predicted = self.gaussian_process(places, genes).contrasts(weights, variances=variances)
-        sd = np.sqrt(predicted.variance) * self.prior.sd_factors(predicted.mean)
-        return predicted.mean + self.center[genes][:, None], sd
+        return predicted.mean + self.center[genes][:, None], self.calibrated_sd(predicted, genes)
+
+    def calibrated_sd(self, predicted: Prediction, genes: slice | np.ndarray) -> np.ndarray:
+        """Return calibrated standard deviations of predictions, in their shape."""
+        factors = self.calibration[self.expression_bin[genes][:, None], bins_of(predicted.mean)]
+        return np.asarray(np.sqrt(predicted.variance) * factors)
 
     def expression(self, node: str, at: float | None = None) -> pd.DataFrame:
         """Predict the expression of genes at a node.
@@ -308,7 +322,7 @@ class Lineage(Result):
         predicted = process.contrasts(np.stack([steps[-1] - first, from_sisters]))
         course = process.contrasts(steps - first, variances=False).mean
         change, difference = predicted.mean.T / np.log(2)
-        sd, difference_sd = np.sqrt(predicted.variance.T) * self.prior.sd_factors(predicted.mean.T) / np.log(2)
+        sd, difference_sd = self.calibrated_sd(predicted, genes).T / np.log(2)
         halfway = (course * np.sign(change)[:, None] >= np.abs(change * np.log(2))[:, None] / 2).argmax(axis=1)
         z = np.abs(change) / np.maximum(sd, 1e-12)
         names = {"node": self.tree.nodes[node], "mother": self.tree.nodes[mother], "gene": self.genes.index[genes]}
