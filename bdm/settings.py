@@ -44,7 +44,7 @@ Counts = Annotated[
 Relation = Literal["all", "tree", "distance", "none"]  # relations of cell types along which responses covary
 ConditionFeatures = Annotated[
     Path | None,
-    "Table of features (`.csv`): conditions as rows, measured or not, and numbers as columns.",
+    "Table of features (`.csv`): perturbations as rows, measured or not, and numbers as columns.",
     Unset("no features"),
 ]
 PredictedCondition = Annotated[

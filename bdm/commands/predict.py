@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from bdm._core.errors import error_prefix
 from bdm.commands.base import Ending, OutCells, Output, Summary
@@ -39,9 +39,8 @@ def predict(
     from bdm.data.read import read_cells, rna_in
 
     fitted, adata = Responses.load(responses), rna_in(read_cells(cells, labels=labels, counts=counts))
-    related: dict[str, Any] = {"dose": dose, "extrapolate": extrapolate} if dose is not None or extrapolate else {}
     with error_prefix(cells):
-        chosen = cells_to_change(fitted, adata, condition, cell_type, counts=counts, **related)
+        chosen = cells_to_change(fitted, adata, condition, cell_type, dose=dose, extrapolate=extrapolate, counts=counts)
         predicted = chosen.predict(seed=seed)
     predicted.write_h5ad(out, compression="gzip")
     if effects is not None:

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from bdm._core.errors import counted, error_prefix
 from bdm._core.schema import Unset
@@ -10,7 +10,7 @@ from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
 from bdm.settings import ConditionFeatures, Labels, ResponseSettings
 
 logger = logging.getLogger(__name__)
-N_SHOWN = 5  # conditions whose errors are printed
+N_SHOWN = 5  # sentences about errors that are printed
 
 
 def respond(
@@ -34,6 +34,7 @@ def respond(
 
     Example: bdm respond cells.h5ad responses/ --condition-key condition --control ctrl
     """
+    from bdm.applications.relations.related_conditions import read_features
     from bdm.applications.relations.respond import respond
     from bdm.data.read import read_cells
     from bdm.hierarchy.files import read_tree
@@ -41,22 +42,21 @@ def respond(
 
     cells = read_cells(data, labels=labels, counts=settings.counts)
     clade = None if tree is None else read_tree(tree)
-    features: dict[str, Any] = {} if condition_features is None else {"features": condition_features}
+    features = None if condition_features is None else read_features(condition_features)
     with error_prefix(data):
-        responses = respond(cells, settings, tree=clade, **features)
+        responses = respond(cells, settings, tree=clade, features=features)
     del cells  # free memory for writing
     write_result(out, responses)
-    for condition in responses.conditions:
-        for warning in responses.warnings(condition):
-            logger.warning("%s", warning)
-    measured, conditions = responses.measured, responses.conditions
-    sentences = [responses.sentence(condition) for condition in conditions[:N_SHOWN]]
-    if len(conditions) > N_SHOWN:
-        sentences.append(f"{counted(len(conditions) - N_SHOWN, 'more condition')}: see {out / 'errors.csv'}")
+    for warning in responses.joint_warnings():
+        logger.warning("%s", warning)
+    measured, sentences = responses.measured, responses.sentences()
+    shown = sentences[:N_SHOWN]
+    if others := len(sentences) - len(shown):
+        shown.append(f"{counted(others, 'more condition')}: see {out / 'errors.csv'}")
     facts = {
-        "responses": f"of {counted(len(responses.genes), 'gene')} in {counted(len(measured), 'type')}, "
-        f"{int(measured.to_numpy().sum())} of {measured.size} combinations measured",
-        "error": "\n".join(sentences),
+        "responses": f"of {counted(len(responses.genes), 'gene')}, measured in {int(measured.to_numpy().sum())} of "
+        f"{measured.size} pairs of type and condition",
+        "error": "\n".join(shown),
     }
     condition, cell_type = responses.next_prediction()
     then = ("bdm", "predict", out, data, "predicted.h5ad", "--condition", condition, "--cell-type", cell_type)

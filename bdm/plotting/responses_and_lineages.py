@@ -33,7 +33,7 @@ LETTER_OF_GENE = 0.01  # approximate width of a letter, as a share of the tree
 MAX_ROWS = 40  # of a panel of errors
 ERRORS = {
     "predicted": ("predicted", "o", "tab:blue"),
-    "permuted": ("relations permuted", "s", "tab:gray"),
+    "permuted": ("permuted relations", "s", "tab:gray"),
     "common": ("mean of the others", "^", "tab:orange"),
     "nearest": ("nearest", "v", "tab:green"),
     "halves": ("halves of the data", "|", "black"),
@@ -166,7 +166,7 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> list[A
     figure = new_figure(7, 0.6 + sum(heights))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (title, rows) in zip(axes, panels, strict=True):
-        for name, (label, marker, colour) in ERRORS.items():
+        for name, (label, marker, colour) in reversed(ERRORS.items()):  # predictions over the others
             axis.plot(rows[name], range(len(rows)), marker, color=colour, label=label, markersize=6)
         axis.axvline(1, color="gray", linewidth=0.8, linestyle="--")
         shade_rows(axis, len(rows))

@@ -439,10 +439,16 @@ class Responses(Result):
         total = (errors[[*METHODS]].astype(float) ** 2).mul(square, axis=0).sum()
         return pd.concat([np.sqrt(total / max(square.sum(), 1e-12)), pd.Series({"n": number})])
 
+    @property
+    def described_conditions(self) -> list[str | None]:
+        """Measured conditions with known errors, after None for other conditions, if these can be predicted."""
+        if self.related_conditions is None:
+            return [*self.conditions]
+        return [None, *self.errors.loc[self.errors["left_out"] == "type", "condition"].unique()]
+
     def sentences(self) -> list[str]:
         """Describe the errors of predictions for types in each condition, and for conditions without measurements."""
-        unmeasured = [] if self.related_conditions is None else [None]
-        return [self.sentence(name) for name in (*unmeasured, *self.conditions)]
+        return [self.sentence(name) for name in self.described_conditions]
 
     def sentence(self, condition: str | None = None) -> str:
         """Describe the error of predictions: of a type in a measured condition, or of any other condition."""
@@ -464,6 +470,8 @@ class Responses(Result):
     def warnings(self, condition: str | None = None) -> list[str]:
         """Return reasons not to rely on predictions in a condition."""
         error = self.expected_error(condition)
+        if not error["n"]:
+            return []
         if condition not in self.conditions:
             subject, reasons = "A condition without measurements", []
         else:
@@ -479,6 +487,18 @@ class Responses(Result):
             ),
         ]
         return [f"{subject}: {reason}." for holds, reason in reasons if holds]
+
+    def joint_warnings(self) -> list[str]:
+        """Return the warnings of all conditions; equal reasons name their conditions together."""
+        conditions: dict[str, list[str]] = {}
+        for name in self.conditions:
+            for warning in self.warnings(name):
+                conditions.setdefault(warning.removeprefix(f"In {name}: "), []).append(name)
+        warnings = [] if self.related_conditions is None else self.warnings()
+        for reason, names in conditions.items():
+            shown = names if len(names) == 1 else [repr(name) for name in names]
+            warnings.append(f"In {abbreviated(shown)}: {reason}")
+        return warnings
 
     def _write_tables(self, folder: Path) -> None:
         self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
@@ -517,11 +537,12 @@ def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[s
             f"({abbreviated(list(cell_types), n_shown=3)}); give responses of the same data."
         )
     conditions, donor_key = responses.conditions, responses.provenance["settings"]["donor_key"]
-    rows = []
-    for name in conditions[:N_SHOWN]:
-        n_measured, error = responses.n_measured(name), responses.expected_error(name)
-        shown = (f"{error[method]:.0%}" for method in ("predicted", "common", "nearest", "halves"))
-        rows.append((markdown(name), f"{n_measured} of {len(responses.cell_types)}", *shown))
+    rows, described = [], responses.described_conditions
+    for name in described[:N_SHOWN]:
+        error = responses.expected_error(name)
+        shown = (f"{error[method]:.0%}" for method in ("predicted", "common", "nearest", "permuted", "halves"))
+        left_out = f"type in {markdown(name)}" if name is not None else "condition"
+        rows.append((left_out, int(error["n"]), *shown))
     worst = responses.errors.loc[responses.errors["predicted"].idxmax()]
     of_worst = f"{markdown(worst['cell_type'])} in {markdown(worst['condition'])}"
     return {
@@ -530,8 +551,9 @@ def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[s
         "n_cells": int(responses.n_cells.to_numpy().sum()),
         "replicates": "cells" if donor_key is None else f"donors, in the column {markdown(donor_key)}",
         "rows": rows,
-        "others": counted(max(len(conditions) - N_SHOWN, 0), "other condition"),
-        "has_others": len(conditions) > N_SHOWN,
+        "others": counted(max(len(described) - N_SHOWN, 0), "other condition"),
+        "has_others": len(described) > N_SHOWN,
+        "predicts_conditions": None in described,
         "worst": f"{worst['predicted']:.0%}, is that of {of_worst}",
-        "warnings": [markdown(text) for condition in conditions for text in responses.warnings(condition)],
+        "warnings": [*map(markdown, responses.joint_warnings())],
     }

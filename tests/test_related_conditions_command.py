@@ -1,0 +1,194 @@
+"""Conditions that no cell has, by features, doses and combinations: commands, workflow, figure, invalid input."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from test_workflow import ROOT, snakemake, write_config
+
+import bdm as package
+from bdm.applications.relations.responses import Responses
+
+GENES = [f"gene {i}" for i in range(60)]
+TYPES = {name: np.random.default_rng(number).normal(0, 1, len(GENES)) for number, name in enumerate("AB")}
+PATHWAYS = {"up": ["KLF1", "KLF2", "KLF3", "KLF4"], "down": ["GATA1", "GATA2", "GATA3"]}
+PATHWAY = {name: pathway for pathway, names in PATHWAYS.items() for name in names}
+FEATURES = pd.DataFrame({pathway: [int(name in names) for name in PATHWAY] for pathway, names in PATHWAYS.items()})
+FEATURES.index = pd.Index(PATHWAY, name="target")
+
+
+def change(name: str) -> np.ndarray:
+    """Log fold changes of a perturbation: mostly the ones of its pathway."""
+    of_pathway, own = (np.random.default_rng(sum(map(ord, text))) for text in (PATHWAY[name], name))
+    changed = of_pathway.random(len(GENES)) < 0.4
+    return changed * of_pathway.normal(0, 1, len(GENES)) + own.normal(0, 0.1, len(GENES))
+
+
+def curve(dose: float) -> float:
+    return dose / (dose + 0.5)
+
+
+def effect_of(condition: tuple[str, float]) -> np.ndarray:
+    parts, dose = condition
+    return sum(change(part) for part in parts.split("+")) * curve(dose)
+
+
+def cells_of(conditions: list[tuple[str, float]], *, n_cells: int = 50) -> ad.AnnData:
+    """Simulate two types of cells in the control, and in perturbations or combinations at doses."""
+    rng, pieces, obs = np.random.default_rng(0), [], []
+    for cell_type, profile in TYPES.items():
+        for condition in [("ctrl", 0.0), *conditions]:
+            share = np.exp(profile + (0 if condition[0] == "ctrl" else effect_of(condition)))
+            pieces.append(rng.poisson(share / share.sum() * rng.lognormal(7, 0.3, (n_cells, 1))))
+            obs += [(cell_type, *condition)] * n_cells
+    names = [f"cell {i}" for i in range(len(obs))]
+    table = pd.DataFrame(obs, columns=["cell_type", "target", "dose"], index=names)
+    return ad.AnnData(sp.csr_matrix(np.vstack(pieces).astype(np.float32)), table, pd.DataFrame(index=GENES))
+
+
+DOSES = [0.1, 0.3, 1.0, 3.0]
+# Conditions of the cells, options of bdm respond, a condition that no cell has, and options of bdm predict for it
+CASES = {
+    "features": (
+        [(name, 3.0) for name in PATHWAY if name != "KLF4"],
+        ("--condition-features", "features.csv"),
+        ("KLF4", 3.0),
+        ("--condition", "KLF4"),
+    ),
+    "dose": (
+        [(name, dose) for name in ("KLF1", "GATA1") for dose in DOSES],
+        ("--dose-key", "dose"),
+        ("KLF1", 0.6),
+        ("--condition", "KLF1", "--dose", 0.6),
+    ),
+    "combination": (
+        [(name, 3.0) for name in ("KLF1", "KLF2", "GATA1", "GATA2", "KLF1+GATA1", "KLF2+GATA2", "KLF2+GATA1")],
+        ("--combination-separator", "+"),
+        ("KLF1+GATA2", 3.0),
+        ("--condition", "KLF1+GATA2"),
+    ),
+}
+KEYS = ("--condition-key", "target", "--control", "ctrl")
+LEFT_OUT = ("condition", "type")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Working directory with the table of features."""
+    monkeypatch.chdir(tmp_path)
+    FEATURES.to_csv(tmp_path / "features.csv")
+    return tmp_path
+
+
+def log_shares(cells: ad.AnnData) -> np.ndarray:
+    counts = np.stack([cells[(cells.obs["cell_type"] == name).to_numpy()].X.sum(axis=0).A1 for name in TYPES])
+    return np.log(counts / counts.sum(axis=1, keepdims=True) + 1e-3)
+
+
+def off(cells: ad.AnnData, real: ad.AnnData) -> float:
+    """Root mean squared error of log shares in each type."""
+    return float(np.sqrt(np.mean((log_shares(cells) - log_shares(real)) ** 2)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_condition_that_no_cell_has_is_predicted(folder, bdm, caplog, name):
+    conditions, options, condition, named = CASES[name]
+    cells_of(conditions).write_h5ad("cells.h5ad")
+    assert bdm("respond", "cells.h5ad", "responses", *KEYS, *options) == (0, "")
+    assert "error      a condition that was not measured is predicted with" in caplog.text
+    assert set(pd.read_csv("responses/errors.csv")["left_out"]) == {"type", "condition"}
+    assert bdm("predict", "responses", "cells.h5ad", "predicted.h5ad", *named, "--effects", "effects.csv") == (0, "")
+    predicted, real, control = ad.read_h5ad("predicted.h5ad"), cells_of([condition]), cells_of([])
+    assert set(predicted.obs["response"]) == {"predicted"}
+    assert set(pd.read_csv("effects.csv")["condition"]) == {predicted.uns["bdm"]["condition"]}
+    real = real[(real.obs["target"] != "ctrl").to_numpy()]
+    assert off(predicted, real) < 0.6 * off(control, real)
+    panels = package.pl.response_errors(Responses.load("responses"), show=False)
+    assert [panel.get_title() for panel in panels] == [f"each {left_out} left out in turn" for left_out in LEFT_OUT]
+
+
+def test_types_are_not_needed_to_relate_conditions(folder, bdm, caplog):
+    cells = cells_of([(name, 3.0) for name in PATHWAY if name != "KLF4"])
+    cells[(cells.obs["cell_type"] == "A").to_numpy()].copy().write_h5ad("cells.h5ad")
+    features = ("--condition-features", "features.csv")
+    assert bdm("respond", "cells.h5ad", "responses", *KEYS, *features) == (0, "")
+    assert "a type that was not measured" not in caplog.text
+    assert "In " not in caplog.text  # no warnings of single conditions
+    [panel] = package.pl.response_errors(Responses.load("responses"), show=False)
+    assert panel.get_title() == "each condition left out in turn, in A"
+    assert {label.get_text() for label in panel.get_yticklabels()} == set(PATHWAY) - {"KLF4"}
+
+
+# ---- invalid input
+
+BAD_FEATURES = {
+    "missing": ("target,up,down\nKLF1,1,0\nGATA1,,1\n", "'up' of 'GATA1' is '', but must be a finite number."),
+    "constant": (
+        "target,up,down\nKLF1,1,0\nGATA1,1,1\n",
+        "'up' is the same for all perturbations; leave this column out.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FEATURES)
+def test_bad_features_are_rejected_in_one_sentence(folder, bdm, name):
+    text, sentence = BAD_FEATURES[name]
+    (folder / "features.csv").write_text(text)
+    cells_of([("KLF1", 3.0), ("GATA1", 3.0)], n_cells=12).write_h5ad("cells.h5ad")
+    rejected = bdm("respond", "cells.h5ad", "responses", *KEYS, "--condition-features", "features.csv")
+    assert rejected == (2, f"bdm: features.csv: {sentence}\n")
+
+
+def test_one_condition_has_no_relations(folder, bdm):
+    cells_of([("KLF1", 3.0)], n_cells=12).write_h5ad("cells.h5ad")
+    code, message = bdm("respond", "cells.h5ad", "responses", *KEYS, "--condition-features", "features.csv")
+    assert code == 2
+    assert message.startswith("bdm: cells.h5ad: There is one condition, 'KLF1', besides the control 'ctrl'; ")
+
+
+def test_unknown_conditions_are_rejected_with_the_remedy(folder, bdm, caplog):
+    """Perturbations, parts and doses are all in these cells."""
+    doses = [(name, dose) for name in ("KLF1", "KLF2", "GATA1", "KLF1+GATA1") for dose in (0.1, 1.0)]
+    cells_of(doses, n_cells=12).write_h5ad("cells.h5ad")
+    relations = ("--dose-key", "dose", "--combination-separator", "+")
+    assert bdm("respond", "cells.h5ad", "responses", *KEYS, *relations)[0] == 0
+    arguments = ("predict", "responses", "cells.h5ad", "predicted.h5ad")
+    for words, sentence in {
+        ("GATA9", "--dose", 0.5): "Neither cells nor features have the perturbation 'GATA9'; did you mean 'GATA1'?",
+        ("KLF2+GATB1", "--dose", 0.5): "Neither cells nor features have the perturbation 'GATB1'; did you mean 'GATA1'",
+        ("KLF1",): "Condition 'KLF1' has no dose; name it by `--dose`.",
+        ("KLF1", "--dose", 5): "The dose of 'KLF1, 5' is outside the measured doses, 0.1 to 1. Choose a dose between",
+    }.items():
+        code, message = bdm(*arguments, "--condition", *words)
+        assert code == 2
+        assert message.startswith(f"bdm: cells.h5ad: {sentence}")
+        assert message.count("\n") == 1
+    assert "`--extrapolate`" in message
+    assert bdm(*arguments, "--condition", "KLF1", "--dose", 5, "--extrapolate")[0] == 0
+    assert "in KLF1, 5: response of their type measured in 0, predicted in 24" in caplog.text
+    assert bdm(*arguments, "--condition", "KLF2+GATA1", "--dose", 0.5, "--force")[0] == 0
+    assert set(ad.read_h5ad("predicted.h5ad").obs["dose"]) == {0.5}
+
+
+# ---- the workflow
+
+
+@pytest.mark.slow
+def test_workflow_predicts_conditions_that_no_cell_has(folder):
+    doses = [(name, dose) for name in ("KLF1", "KLF2", "GATA1", "GATA2", "KLF1+GATA1") for dose in (0.3, 3.0)]
+    cells_of(doses, n_cells=20).write_h5ad("cells.h5ad")
+    predictions = {
+        "new": {"condition": "KLF4", "dose": 1},
+        "pair": {"condition": "KLF1+GATA2", "dose": 9, "extrapolate": True, "cell_types": ["A"]},
+    }
+    respond = {"run": True, "condition_key": ["target"], "control": "ctrl", "dose_key": "dose"}
+    respond |= {"combination_separator": "+", "condition_features": "features.csv", "predictions": predictions}
+    write_config(folder, {"datasets": {"mine": {"path": "cells.h5ad", "respond": respond}}})
+    targets = [f"results/mine/predicted/{name}.h5ad" for name in predictions]
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", 1, *targets, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    conditions = [ad.read_h5ad(folder / path).uns["bdm"]["condition"] for path in targets]
+    assert conditions == ["KLF4, 1", "KLF1+GATA2, 9"]
