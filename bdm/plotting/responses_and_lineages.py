@@ -166,8 +166,9 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> list[A
     figure = new_figure(7, 0.6 + sum(heights))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (title, rows) in zip(axes, panels, strict=True):
-        for name, (label, marker, colour) in reversed(ERRORS.items()):  # predictions over the others
-            axis.plot(rows[name], range(len(rows)), marker, color=colour, label=label, markersize=6)
+        for name, (label, marker, colour) in ERRORS.items():
+            order = 3 if name == "predicted" else 2  # predictions are drawn over the others
+            axis.plot(rows[name], range(len(rows)), marker, color=colour, label=label, markersize=6, zorder=order)
         axis.axvline(1, color="gray", linewidth=0.8, linestyle="--")
         shade_rows(axis, len(rows))
         name_rows(axis, [shortened(name) for name in rows.index])
