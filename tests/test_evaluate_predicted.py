@@ -1,6 +1,7 @@
 """Evaluation of predicted cells: sets of cells whose scores are known, definitions of other packages, and bad input."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -71,6 +72,15 @@ def test_cells_of_the_same_distribution_are_at_the_floor_and_control_cells_are_n
     assert evaluation.positions["predicted"].abs().max() < 0.05
     assert evaluation.positions[["floor", "unchanged"]].to_numpy().tolist() == [[0, 1], [0, 1]]
     assert re.match(r"predicted cells are [0-5]% of the way from real cells", evaluation.verdict)
+
+
+def test_a_floor_below_zero_is_a_position_of_zero(control, real):
+    evaluation = evaluate_predicted(control, real, simulated(BOTH, seed=3), SETTINGS)
+    scores = evaluation.scores.copy()
+    scores.loc[(slice(None), "floor"), "edistance"] = -0.001
+    below = replace(evaluation, scores=scores)
+    assert below.positions[["floor", "unchanged"]].to_numpy().tolist() == [[0, 1], [0, 1]]
+    assert re.match(r"predicted cells are [0-5]% of the way from real cells \(0.00\)", below.verdict)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +161,20 @@ def test_the_same_seed_gives_the_same_scores(control, real):
 # ---- definitions
 
 
+@pytest.mark.parametrize("n_cells", [5, 50])
+def test_e_distances_of_cells_of_one_distribution_scatter_around_0(n_cells):
+    rng = np.random.default_rng(0)
+    distances = [score(*rng.normal(size=(2, n_cells, 8)), np.zeros(8))["edistance"] for _ in range(100)]
+    assert np.mean(distances) == pytest.approx(0, abs=3 * np.std(distances) / 10)
+    assert np.mean(np.array(distances) < 0) > 0.3
+
+
 def test_scores_are_defined_as_in_the_packages_that_they_are_named_after():
     rng = np.random.default_rng(0)
     query, real, control = rng.gamma(1, 1, (30, 8)), rng.gamma(2, 1, (40, 8)), rng.gamma(1, 2, 8)
     scores = score(query, real, control)
     mean, real_mean = query.mean(axis=0), real.mean(axis=0)
-    within = [pairwise_distances(cells).mean() for cells in (query, real)]
+    within = [pairwise_distances(cells).sum() / (len(cells) * (len(cells) - 1)) for cells in (query, real)]
     assert scores["edistance"] == pytest.approx(2 * pairwise_distances(query, real).mean() - sum(within))
     assert scores["pearson_delta"] == pytest.approx(np.corrcoef(mean - control, real_mean - control)[0, 1])
     assert scores["mse"] == pytest.approx(np.square(mean - real_mean).mean())

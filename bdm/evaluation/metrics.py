@@ -153,15 +153,10 @@ class PairDistances:
     def energy(self) -> float:
         """Energy distance, NaN with fewer than two samples of either.
 
-        ``2 E|x - y| - E|x - x'| - E|y - y'|``. Unbiased, so it may be slightly negative: Székely and Rizzo 2013,
-        https://doi.org/10.1016/j.jspi.2013.03.018.
+        ``2 E|x - y| - E|x - x'| - E|y - y'|``, without the distance of a sample to itself. Unbiased, so it may be
+        slightly negative: Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018.
         """
         return float(2 * self.across.mean() - mean_of_pairs(self.within_x) - self.spread)
-
-    @property
-    def energy_with_themselves(self) -> float:
-        """Biased energy distance: self-distances count, so it is never negative."""
-        return float(2 * self.across.mean() - self.within_x.mean() - self.within_y.mean())
 
     @cached_property
     def energy_chance(self) -> Chance:

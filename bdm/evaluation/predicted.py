@@ -106,7 +106,7 @@ class PredictedEvaluation(Result):
         shown = {name: f"{max(position, 0):.0%}" for name, position in rescale(distances).items()}
         lowest, highest = (f"{max(by_type.iloc[i], 0):.0%} ({by_type.index[i]})" for i in (0, -1))
         parts = [
-            f"E-distance {distances[PREDICTED]:.2f} on the {self.n_top_genes} genes that change most",
+            f"E-distance {distances[PREDICTED]:z.2f} on the {self.n_top_genes} genes that change most",
             f"from {lowest} to {highest}" if len(by_type) > 1 else "",
             f"the common response of the other types: {shown[COMMON_RESPONSE]}"
             if COMMON_RESPONSE in shown
@@ -114,7 +114,7 @@ class PredictedEvaluation(Result):
             f"no response was seen in {abbreviated(sorted(self.without_response))}" if self.without_response else "",
         ]
         return (
-            f"predicted cells are {shown[PREDICTED]} of the way from real cells ({distances[FLOOR]:.2f}) to unchanged "
+            f"predicted cells are {shown[PREDICTED]} of the way from real cells ({distances[FLOOR]:z.2f}) to unchanged "
             f"control cells ({distances[UNCHANGED]:.2f}): {'; '.join(filter(None, parts))}"
         )
 
@@ -337,7 +337,7 @@ def score(query: np.ndarray, real: np.ndarray, control_mean: np.ndarray) -> dict
 
     - ``pearson_delta``: correlation of mean changes from control cells;
     - ``mse``, ``mae``, ``r2_mean``: agreement of means; ``r2_var``: agreement of variances;
-    - ``edistance``: energy distance with self-distances, which is larger for fewer cells;
+    - ``edistance``: unbiased energy distance: 0 on average for cells of one distribution, so it may be negative;
     - ``mmd``: with a Gaussian kernel; pertpy's, with a linear kernel, is ``mse`` times the number of genes;
     - ``direction_match``: share of the genes that change in real cells with a predicted change of the same sign.
     """
@@ -346,7 +346,7 @@ def score(query: np.ndarray, real: np.ndarray, control_mean: np.ndarray) -> dict
     pairs = PairDistances(euclidean_distances(np.concatenate([query, real])), len(query))
     return {
         "pearson_delta": Agreement(change, real_change).correlation,
-        "edistance": pairs.energy_with_themselves,
+        "edistance": pairs.energy,
         "mmd": pairs.maximum_mean_discrepancy,
         "direction_match": float((np.sign(change) == np.sign(real_change))[real_change != 0].mean()),
         "r2_mean": float(r2_score(real_mean, mean)),

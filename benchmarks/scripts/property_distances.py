@@ -348,7 +348,8 @@ def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> flo
 
     ``sqrt((2 E|x - y| - E|x - x'| - E|y - y'|) / (2 E|x - y|))`` (Székely and Rizzo 2013,
     https://doi.org/10.1016/j.jspi.2013.03.018). Dimensions are divided by the standard deviations
-    of test cells. The coefficient is above 0 for samples of one distribution, so compare it with the floor.
+    of test cells. Means include the distance of each point to itself, which keeps the root real; the coefficient is
+    above 0 for samples of one distribution, so compare it with the floor.
     """
     query, test = (points[np.isfinite(points).all(axis=1)] for points in (query, test))
     if min(len(query), len(test)) < MIN_VALUES:
@@ -356,4 +357,5 @@ def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> flo
     scale = np.maximum(test.std(axis=0), TINY)
     x, y = (np.random.default_rng(seed).permutation(points)[:MAX_POINTS] / scale for points in (query, test))
     pairs = PairDistances.between(x, y)
-    return float(np.sqrt(max(pairs.energy_with_themselves, 0) / max(2 * pairs.across.mean(), TINY)))
+    across, within = 2 * pairs.across.mean(), pairs.within_x.mean() + pairs.within_y.mean()
+    return float(np.sqrt(max(across - within, 0) / max(across, TINY)))
