@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from distances import N_NEAREST, Rows, scored
+from distances import N_NEAREST, Rows, sample_rows, scored
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import PoissonRegressor
 from sklearn.pipeline import make_pipeline
@@ -61,15 +61,15 @@ def with_pseudotime(cells: AnnData, label_key: str, root: str) -> AnnData:
 
 def nearest_cells(task: Task, seed: int) -> AnnData:
     """Sample real cells of the type at the nearest values."""
-    rows = task.nearest(BOTH)
-    return task.remaining[numpy_generator(seed, "nearest").choice(rows, task.real.n_obs)]
+    return task.remaining[sample_rows(task.nearest(BOTH), task.real.n_obs, numpy_generator(seed, "nearest"))]
 
 
 def mixture(task: Task, seed: int) -> AnnData:
     """Sample real cells of the type, half from below, half from above."""
     generator, n = numpy_generator(seed, "mixture"), task.real.n_obs // 2
-    below = generator.choice(task.nearest(BELOW), n)
-    return task.remaining[np.concatenate([below, generator.choice(task.nearest(ABOVE), task.real.n_obs - n)])]
+    below = sample_rows(task.nearest(BELOW), n, generator)
+    above = sample_rows(task.nearest(ABOVE), task.real.n_obs - n, generator)
+    return task.remaining[np.concatenate([below, above])]
 
 
 def splines(task: Task, seed: int) -> AnnData:

@@ -29,6 +29,11 @@ def log_normalised(cells: AnnData, genes: slice | np.ndarray) -> np.ndarray:
     return np.log1p(np.asarray(cells.X[:, genes].todense()) / size[:, None] * 1e3)
 
 
+def sample_rows(rows: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Sample ``n`` rows, and repeat none before all are used, as repeated cells would have a distance of 0."""
+    return np.resize(generator.permutation(rows), n)
+
+
 def scored(generated: Mapping[str, AnnData], real: AnnData, seed: int, genes: slice | np.ndarray = slice(None)) -> Rows:
     """Score the cells of each method, and halves of the real cells."""
     truth = log_normalised(real, genes)

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from distances import N_NEAREST, Rows, scored, variable_genes
+from distances import N_NEAREST, Rows, sample_rows, scored, variable_genes
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
@@ -95,15 +95,16 @@ class Neighbours:
 def nearest_cells(task: Task, seed: int) -> AnnData:
     """Sample real cells of the nearest samples."""
     neighbours, generator = Neighbours.from_task(task), numpy_generator(seed, "nearest")
-    return neighbours.cells[generator.choice(neighbours.nearest, task.real.n_obs)]
+    return neighbours.cells[sample_rows(neighbours.nearest, task.real.n_obs, generator)]
 
 
 def mixture(task: Task, seed: int) -> AnnData:
     """Sample real cells, half from earlier and half from later samples."""
     neighbours, generator = Neighbours.from_task(task), numpy_generator(seed, "mixture")
     n = task.real.n_obs // 2
-    before = generator.choice(neighbours.before, n)
-    return neighbours.cells[np.concatenate([before, generator.choice(neighbours.after, task.real.n_obs - n)])]
+    before = sample_rows(neighbours.before, n, generator)
+    after = sample_rows(neighbours.after, task.real.n_obs - n, generator)
+    return neighbours.cells[np.concatenate([before, after])]
 
 
 def blend(task: Task, seed: int, weight: float) -> AnnData:

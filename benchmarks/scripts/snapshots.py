@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from covariates import Task as TypeTask
 from covariates import fitted, splines
-from distances import Rows, log_normalised, scored
+from distances import Rows, log_normalised, sample_rows, scored
 from scipy import sparse
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
@@ -50,7 +50,7 @@ def mixture(task: Task, seed: int, weight: float | None = None) -> AnnData:
     generator, n = numpy_generator(seed, "mixture"), task.real.n_obs
     n_after = round(n * (task.weight if weight is None else weight))
     before, after = (
-        cells.X[generator.choice(cells.n_obs, number)]
+        cells.X[sample_rows(np.arange(cells.n_obs), number, generator)]
         for cells, number in ((task.before, n - n_after), (task.after, n_after))
     )
     return AnnData(sparse.vstack([before, after], format="csr"), var=task.real.var)
@@ -69,7 +69,9 @@ def paired(task: Task, seed: int) -> AnnData:
     joint = np.concatenate([log_normalised(cells, slice(None)) for cells in ends])
     x, y = np.split(PCA(N_COMPONENTS, random_state=0).fit_transform(joint), [task.before.n_obs])
     plan = ot.emd(ot.unif(len(x)), ot.unif(len(y)), cdist(x, y, "sqeuclidean"))
-    pair = generator.choice(plan.size, task.real.n_obs, p=plan.ravel() / plan.sum())
+    # Systematic sampling repeats a pair only if its share is large
+    at = (generator.random() + np.arange(task.real.n_obs)) / task.real.n_obs
+    pair = np.searchsorted(np.cumsum(plan) / plan.sum(), at)
     shares = 1 - task.weight, task.weight
     counts = [cells.X[rows].toarray().astype(int) for cells, rows in zip(ends, divmod(pair, len(y)), strict=True)]
     thinned = [generator.binomial(number, share) for number, share in zip(counts, shares, strict=True)]
