@@ -11,6 +11,9 @@ The module also has the classes of results, to load them from their folders.
     stimulated = bdm.tl.predict(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
     evaluation = bdm.tl.evaluate_predicted(adata_control, adata_real, stimulated)
 
+    responses = bdm.tl.respond(adata, settings, features="pathways.csv")  # relate conditions
+    knocked_out = bdm.tl.predict(responses, adata_control, "JAK2")  # a condition that no cell has
+
     lineage = bdm.tl.lineage(adata, bdm.tl.LineageSettings(time_key="minutes"), tree="lineage.nwk")
     ancestors = bdm.tl.reconstruct(lineage, adata, "ASG_AWA")
 """
@@ -26,6 +29,7 @@ from bdm.applications.power.differential import (
 )
 from bdm.applications.relations.fates import fates
 from bdm.applications.relations.fit_lineage import lineage
+from bdm.applications.relations.gaussian_process import GaussianProcess
 from bdm.applications.relations.lineage import Lineage
 from bdm.applications.relations.predict import predict
 from bdm.applications.relations.reconstruct import reconstruct
@@ -37,6 +41,7 @@ from bdm.settings import LineageSettings, PredictedEvaluationSettings, ResponseS
 __all__ = [
     "Audit",
     "ExperimentSettings",
+    "GaussianProcess",
     "Lineage",
     "LineageSettings",
     "PowerAnalysis",

@@ -14,7 +14,7 @@ from test_workflow import ROOT, snakemake, write_config
 import bdm as package
 from bdm import tl
 from bdm._core.errors import InputError
-from bdm.applications.relations.gaussian_process import Hypothesis
+from bdm.applications.relations.gaussian_process import Hypothesis, Prior
 from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.predict import cells_to_change
 from bdm.applications.relations.pseudobulk import PSEUDO
@@ -29,17 +29,20 @@ N_GENES = 150
 SETTINGS = ResponseSettings(label_key="kind")
 
 
-def simulated_cells(*, shared: float, seed: int, n_cells: int = 120, n_donors: int = 0, between: float = 0.0):
+def simulated_cells(
+    *, shared: float, seed: int, n_cells: int = 120, n_donors: int = 0, between: float = 0.0, response: float = 1.0
+) -> ad.AnnData:
     """Simulate seven types in two conditions.
 
-    ``shared`` is the share of response variance along the tree.
+    ``shared`` is the share of response variance along the tree, ``response`` the factor of all responses, and
+    ``between`` the standard deviation between donors, which is the same in all types of a condition.
     """
     rng = np.random.default_rng(seed)
     path = np.linalg.cholesky(1 - tree_heights(as_clade(TREE), TYPES) + 1e-9 * np.eye(7))
     profile = rng.normal(0, 1, N_GENES) + 0.7 * path @ rng.normal(size=(7, N_GENES))
     mean = rng.normal(0, 0.5, N_GENES) * (rng.random(N_GENES) < 0.5)
     evolved, independent = path @ rng.normal(size=(7, N_GENES)), rng.normal(size=(7, N_GENES))
-    change = mean + 0.6 * (np.sqrt(shared) * evolved + np.sqrt(1 - shared) * independent)
+    change = response * (mean + 0.6 * (np.sqrt(shared) * evolved + np.sqrt(1 - shared) * independent))
     donor = rng.normal(0, between, (max(n_donors, 1), 2, N_GENES))
     counts, obs = [], []
     for row, name in enumerate(TYPES):
@@ -179,17 +182,49 @@ def test_no_relation_is_found_where_there_is_none():
     ]
 
 
+def test_nothing_is_predicted_where_nothing_responds():
+    """Control profiles and effects share sampling errors, but effects do not regress to the mean."""
+    cells = simulated_cells(shared=0.5, seed=4, response=0.0)
+    fitted = tl.respond(without(cells, "b"), SETTINGS)
+    assert abs(fitted.priors[0].slope) < 0.03
+    effects, (measured, _) = fitted.effects("stim"), measure(cells, SETTINGS)
+    assert (effects["sign"] > 0.95).mean() < 0.07
+    predicted = effects.loc[effects["cell_type"] == "b", "log2_fold_change"] * np.log(2)
+    real = measured.effect[0, 1]
+    assert np.mean((predicted - real) ** 2) < 1.02 * np.mean(real**2)
+    assert "is predicted no better than by unchanged cells" in fitted.sentence("stim")
+    assert "In stim: no response is seen beyond sampling error." in fitted.warnings("stim")
+
+
+@pytest.mark.parametrize("between", [0.15, 0.3])
+def test_differences_between_donors_are_no_response(between):
+    """Four donors in each condition differ in the same way in all types."""
+    cells = simulated_cells(shared=0.5, seed=5, n_donors=4, between=between, response=0.0)
+    cells.obs["donor"] = cells.obs["donor"] + " of " + cells.obs["condition"]
+    fitted = tl.respond(without(cells, "b"), replace(SETTINGS, donor_key="donor"))
+    effects = fitted.effects("stim")
+    assert (effects["sign"] > 0.95).mean() < 0.1
+    assert (np.abs(effects["log2_fold_change"]) < 1.645 * effects["sd"]).mean() > 0.85
+    assert re.search(r"no better than by unchanged cells, .* in the other half of the donors", fitted.sentence("stim"))
+    if between == 0.3:
+        careless = tl.respond(without(cells, "b"), SETTINGS).effects("stim")
+        assert (careless["sign"] > 0.95).mean() > 0.25  # as the same donors are in both halves of the cells
+
+
 @pytest.mark.parametrize("shared", [0, 0.5, 1])
 def test_intervals_of_types_that_were_left_out_are_calibrated(shared):
-    covered = []
+    covered, of_large = [], []
     for seed, name in enumerate(TYPES):
         cells = simulated_cells(shared=shared, seed=10 + seed)
         table = tl.respond(without(cells, name), SETTINGS).effects("stim", [name]).set_index("gene")
         measured, row = measure(cells, SETTINGS)[0], TYPES.index(name)
         off = measured.effect[0, row] / np.log(2) - table.loc[measured.genes.index, "log2_fold_change"]
         sd = np.sqrt(table.loc[measured.genes.index, "sd"] ** 2 + measured.total_variance[0, row] / np.log(2) ** 2)
-        covered.append(np.mean(np.abs(off) < 1.645 * sd))
+        inside = np.abs(off) < 1.645 * sd
+        covered.append(inside.mean())
+        of_large.append(inside[np.abs(table.loc[measured.genes.index, "log2_fold_change"]) > 1])
     assert 0.85 <= np.mean(covered) <= 0.96
+    assert 0.8 <= np.concatenate(of_large).mean() <= 0.97
 
 
 def test_branches_name_genes_that_one_clade_alone_changes(cells):
@@ -201,6 +236,20 @@ def test_branches_name_genes_that_one_clade_alone_changes(cells):
     first = table[table["cell_types"] == "d; e; f; g"].iloc[0]
     assert first["gene"] == "gene 7"
     assert first["change"] > 1
+
+
+def test_changes_on_branches_have_the_standard_deviation_of_correlated_types(cells):
+    """Errors of related types are correlated, and cancel in their differences."""
+    fitted = tl.respond(cells, SETTINGS, tree=TREE)
+    prior = Prior((Hypothesis(0, 0.9, 0.5, 1.0, 0.0),), np.ones(1))
+    table = replace(fitted, priors=(prior,)).branches("stim").set_index(["cell_types", "gene"])
+    process, gene = replace(fitted, priors=(prior,)).gaussian_process("stim", fitted.relate_types()), 3
+    covariance = 1 + 0.25 * (0.9 * process.kernels[0] + 0.1 * torch.eye(7)).numpy()
+    sampling = process.sampling_covariance[gene].numpy()
+    posterior = covariance - covariance @ np.linalg.solve(covariance + sampling, covariance)
+    weight = np.array([0.5, 0.5, 0, 0, 0, 0, 0]) - np.array([1, 1, 1, 0, 0, 0, 0]) / 3
+    row = table.loc[("a; b", f"gene {gene}")]
+    assert row["change"] / row["z"] == pytest.approx(np.sqrt(weight @ posterior @ weight) / np.log(2), rel=1e-4)
 
 
 # ---- cells

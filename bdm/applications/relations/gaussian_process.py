@@ -268,12 +268,17 @@ class GaussianProcess(Result):
         return replace(self, prior=prior)
 
     def fit_slope(self) -> float:
-        """Regress values on the covariate within genes, weighted by precision; return the slope."""
+        """Regress values on the covariate within genes, weighted by precision.
+
+        Returns the slope, shrunk by its sampling variance (positive-part James-Stein estimate).
+        """
         weight, covariate = 1 / (self.sampling_variance + 0.05), self.measured_covariate
         total = weight.sum(dim=1, keepdim=True)
         x = covariate - (weight * covariate).sum(dim=1, keepdim=True) / total
         y = self.values - (weight * self.values).sum(dim=1, keepdim=True) / total
-        return float((weight * x * y).sum() / (weight * x * x).sum().clamp(min=1e-12))
+        information = float((weight * x * x).sum().clamp(min=1e-12))
+        slope = float((weight * x * y).sum()) / information
+        return slope * max(1 - 1 / max(information * slope**2, 1e-12), 0)
 
     def evidence(self, hypotheses: list[Hypothesis], slope: float) -> Tensor:
         """Compute the log marginal likelihood, genes x hypotheses."""

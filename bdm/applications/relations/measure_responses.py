@@ -9,6 +9,7 @@ from anndata import AnnData
 
 from bdm._core.errors import InputError
 from bdm._core.files import provenance
+from bdm._core.seeds import numpy_generator
 from bdm._core.validation import SEPARATOR, column_rejection, control_rejection, usual_controls
 from bdm.applications.relations.pseudobulk import (
     PSEUDO,
@@ -138,7 +139,9 @@ class Replicates:
     def from_cells(cls, obs: pd.DataFrame, condition: pd.Series, cell_type: pd.Series, key: str | None) -> Self:
         """Divide the cells of a type in a condition, or donors in the same conditions, into halves."""
         if key is None:
-            half = condition.groupby([condition.to_numpy(), cell_type.to_numpy()]).cumcount() % 2
+            order = numpy_generator(0, "halves").permutation(len(obs))
+            groups = pd.DataFrame({"condition": condition.to_numpy(), "cell_type": cell_type.to_numpy()}).iloc[order]
+            half = groups.groupby(["condition", "cell_type"]).cumcount().sort_index() % 2
             return cls(half.to_numpy(), np.arange(2), are_donors=False)
         code = donors_of(obs, condition, key)
         present = pd.crosstab(code, condition.to_numpy()).to_numpy() > 0
