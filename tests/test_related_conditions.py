@@ -134,7 +134,7 @@ def test_effects_of_parts_add_up_or_are_averaged():
 
 def test_curves_of_the_dose():
     related = relate(DOSES, dosed=True)
-    brownian, _, smooth, *monotone = kernels_of(related, "")
+    brownian, _, smooth, bell_shaped, *monotone = kernels_of(related, "")
     z, same = np.log1p([1, 10, 100, 10]) / np.log(101), np.kron(np.diag([1, 0]), np.ones((3, 3)))[:4, :4]
     same[3, 3] = 1
 
@@ -143,11 +143,13 @@ def test_curves_of_the_dose():
 
     np.testing.assert_allclose(brownian, scaled(np.minimum.outer(z, z)))
     np.testing.assert_allclose(smooth, scaled(np.outer(z, z) * np.exp(-(np.subtract.outer(z, z) ** 2) / 2)))
+    log_dose = np.array([0, 0.5, 1, 0.5])  # on a scale from the lowest to the highest
+    np.testing.assert_allclose(bell_shaped, scaled(np.exp(-(np.subtract.outer(log_dose, log_dose) ** 2) / 0.18)))
     for kernel, curve in zip(
         monotone, [z, *(related.dose / (related.dose + ec50) for ec50 in (0.1, 1, 10))], strict=True
     ):
         np.testing.assert_allclose(kernel, scaled(np.outer(curve, curve)))
-    for kernel in kernels_of(related.add("a, 3").add("a, 1e-06"), "")[3:]:
+    for kernel in kernels_of(related.add("a, 3").add("a, 1e-06"), "")[4:]:
         between, near_control = kernel[4:, 2] / kernel[2, 2]  # predictions from the response of 1 at the dose of 10
         assert kernel[1, 2] / kernel[2, 2] < between < 1
         assert near_control < 1e-4

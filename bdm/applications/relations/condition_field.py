@@ -31,24 +31,6 @@ class ConditionField:
     common_prior: Prior = field(default_factory=Prior)
     deviation_prior: Prior = field(default_factory=Prior)
 
-    @cached_property
-    def weights(self) -> np.ndarray:
-        """Weights of types in the common response to each condition, conditions x types x genes.
-
-        Responses vary between types; the variance is estimated for each gene (DerSimonian & Laird 1986).
-        """
-        is_measured = ~np.isnan(self.effect)
-        precision = np.where(is_measured, 1 / np.maximum(self.variance, 1e-12), 0)
-        total = precision.sum(axis=1)
-        effect = np.where(is_measured, self.effect, 0)
-        mean = (precision * effect).sum(axis=1) / total
-        excess = (precision * np.where(is_measured, effect - mean[:, None], 0) ** 2).sum(axis=(0, 1))
-        excess -= (is_measured.sum(axis=1) - 1).sum(axis=0)
-        scale = (total - (precision**2).sum(axis=1) / total).sum(axis=0)
-        between = np.maximum(excess / np.maximum(scale, 1e-12), 0) if self.effect.shape[1] > 1 else np.zeros_like(scale)
-        weight = np.where(is_measured, 1 / (self.variance + between), 0)
-        return np.asarray(weight / weight.sum(axis=1, keepdims=True))
-
     def like(self, fitted: "ConditionField") -> Self:
         """Take priors and kernels from another field of the same conditions."""
         names = ("common_prior", "deviation_prior", "kernels")
@@ -67,18 +49,42 @@ class ConditionField:
     @cached_property
     def common(self) -> GaussianProcess:
         """Gaussian process of the response that types have in common."""
-        weight, effect = self.weights, np.nan_to_num(self.effect)
-        own = np.maximum(np.nan_to_num(self.variance) - self.control_error**2, 0)
-        shared = np.sqrt((weight**2 * self.control_error**2).sum(axis=1))
+        starts = range(0, len(self.covariate), N_GENES)  # parts, to save memory
+        parts = [self.select_genes(slice(start, start + N_GENES)).common_response() for start in starts]
+        values, variance, shared = (np.concatenate(part, axis=1).T for part in zip(*parts, strict=True))
         return GaussianProcess.from_arrays(
-            (weight * effect).sum(axis=1).T,
-            (weight**2 * own).sum(axis=1).T,
+            values,
+            variance,
             [kernel.matrix for kernel in self.kernels],
             measured=self.measured,
             covariate=self.covariate,
-            shared_errors=shared.T[:, :, None],
+            shared_errors=shared[:, :, None],
             prior=self.common_prior,
         )
+
+    def common_response(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Average responses over types, which differ from each other by a variance that is estimated for each gene.
+
+        This is a random-effects estimate (DerSimonian & Laird 1986).
+
+        Returns
+        -------
+        Averages, the variances of their independent errors, and the standard deviations of the errors that conditions
+        share, each conditions x genes.
+        """
+        is_measured, effect = ~np.isnan(self.effect), np.nan_to_num(self.effect)
+        precision = np.where(is_measured, 1 / np.maximum(self.variance, 1e-12), 0)
+        total = precision.sum(axis=1)
+        mean = (precision * effect).sum(axis=1) / total
+        excess = (precision * is_measured * (effect - mean[:, None]) ** 2).sum(axis=(0, 1))
+        excess -= (is_measured.sum(axis=1) - 1).sum(axis=0)
+        scale = (total - (precision**2).sum(axis=1) / total).sum(axis=0)
+        between = np.maximum(excess / np.maximum(scale, 1e-12), 0) if self.deviates else np.zeros_like(scale)
+        weight = np.where(is_measured, 1 / (self.variance + between), 0)
+        weight = weight / weight.sum(axis=1, keepdims=True)
+        own = np.maximum(np.nan_to_num(self.variance) - self.control_error**2, 0)
+        shared = np.sqrt((weight**2 * self.control_error**2).sum(axis=1))
+        return (weight * effect).sum(axis=1), (weight**2 * own).sum(axis=1), shared
 
     def deviation(self, row: int | None) -> GaussianProcess:
         """Return the Gaussian process of the deviation of a type; of an unknown type if ``row`` is None."""

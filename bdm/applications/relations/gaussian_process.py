@@ -47,7 +47,7 @@ SIZES = (0.5, 1.0, 2.0)  # limits of bins of predictions, as absolute log2 value
 QUANTILE = 1.6449  # 95% quantile of the standard normal, half the width of a 90% interval
 N_CALIBRATED = 2000  # genes to calibrate on, besides the most significant ones
 MIN_VALUES = 50  # minimum predictions per bin; smaller bins take the factor of the next smaller predictions
-MIN_FACTORS = (0.5, 1.0, 1.0, 1.0)  # minimum factor of each bin
+MIN_FACTOR = 1.0  # of standard deviations; sampling variances of rare genes are overestimated, which narrows intervals
 
 BY_GENE = ("values", "variance", "covariate", "shared_errors")  # arrays of a process with a row for each gene
 TERMS = ("common", "level", "related", "own")  # of the posterior mean
@@ -76,15 +76,16 @@ class Prior:
     slope: float = 0.0  # mean change of a value per unit of the covariate, shared by all genes
     # Factors of posterior standard deviations, (without, with measurement) x bins of size, so that 90% intervals cover
     # 90% of independent measurements
-    calibration: np.ndarray = field(default_factory=lambda: np.ones((2, len(MIN_FACTORS))))
+    calibration: np.ndarray = field(default_factory=lambda: np.ones((2, len(SIZES) + 1)))
 
     def sd_factors(self, mean: np.ndarray, *, measured: bool = False) -> np.ndarray:
         """Return the calibration factor of each prediction, in the shape of ``mean``."""
         return np.asarray(self.calibration[int(measured)][bins_of(mean)])
 
-    def calibrated(self, *, unmeasured: "Intervals", measured: "Intervals | None" = None) -> Self:
-        """Set the calibration factors; without ``measured``, intervals with measurement keep their width."""
-        factors = [unmeasured.factors(), self.calibration[1] if measured is None else measured.factors()]
+    def calibrated(self, *, unmeasured: "Sequence[Intervals]" = (), measured: "Sequence[Intervals]" = ()) -> Self:
+        """Calibrate intervals of values without and with a measurement on the joined intervals of each kind."""
+        none = np.ones(len(SIZES) + 1)
+        factors = [Intervals.join(parts).factors() if parts else none for parts in (unmeasured, measured)]
         return replace(self, calibration=np.array(factors))
 
     def kernel_shares(self, n_kernels: int) -> np.ndarray:
@@ -437,7 +438,7 @@ class GaussianProcess(Result):
         """
         process = self.select_genes(self.genes_to_calibrate())
         intervals = Intervals(*process.leave_out(groups), process.values.numpy(), process.sampling_variance.numpy())
-        return replace(self, prior=self.prior.calibrated(unmeasured=intervals))
+        return replace(self, prior=self.prior.calibrated(unmeasured=[intervals]))
 
     def genes_to_calibrate(self) -> np.ndarray:
         """Return rows of genes for calibration: the most significant ones, and a sample of all."""
@@ -468,10 +469,10 @@ class Intervals:
         """Return factors of standard deviations, so that 90% intervals cover 90% of the measurements in each bin."""
         needed = ((self.measured - self.mean) / QUANTILE) ** 2 - self.noise
         ratio, bins, factors = needed / np.maximum(self.variance, 1e-12), bins_of(self.mean), list[float]()
-        for number, least in enumerate(MIN_FACTORS):
-            of_bin = ratio[bins == number]
-            factor = np.sqrt(max(np.quantile(of_bin, 0.9), 0)) if len(of_bin) >= MIN_VALUES else [1.0, *factors][-1]
-            factors.append(float(max(factor, least)))
+        for number in range(len(SIZES) + 1):
+            of_bin, previous = ratio[bins == number], [MIN_FACTOR, *factors][-1]
+            square = np.quantile(of_bin, 0.9) if len(of_bin) >= MIN_VALUES else previous**2
+            factors.append(float(np.sqrt(max(square, MIN_FACTOR**2))))
         return np.array(factors)
 
 

@@ -26,6 +26,7 @@ from bdm.data.counts import find_counts
 from bdm.settings import ResponseSettings
 
 MIN_CELLS_IN_HALF = 2
+MAX_GENES_IN_HALVES = 5000  # detected in most cells; more would take much memory
 
 
 def measure(
@@ -72,7 +73,9 @@ def measure(
     common_error[enough[0]] = baselines[0].common_error
     influence_before = influences(by_replicate, before[0]) * kept[:, None]
     shape = (len(conditions) - 1, *before[0].counts.shape)
-    effects = [np.full(shape, np.nan, dtype=np.float32) for _ in range(3)]
+    compared = np.sort(np.argsort(-counts.n_detected[counts.detected], kind="stable")[:MAX_GENES_IN_HALVES])
+    selections = [slice(None), compared, compared]  # genes of all cells, and of both halves
+    effects = [np.full((*shape[:2], n_genes), np.nan, np.float32) for n_genes in (shape[2], *[len(compared)] * 2)]
     variance = np.full(shape, np.nan, dtype=np.float32)
     donor_error = np.zeros(shape if replicates.are_donors else (0, 0, 0), dtype=np.float32)
     donor_correlation = np.zeros((shape[0], shape[1], shape[1]) if replicates.are_donors else (0, 0, 0))
@@ -81,9 +84,9 @@ def measure(
     for number in range(len(conditions) - 1):
         by_replicate_after, *after = sums_of(number + 1)
         has_effect = enough[number + 1] & enough[0]
-        for effect, profile, sums, sums_before in zip(effects, profiles, after, before, strict=True):
+        for effect, profile, genes, sums, sums_before in zip(effects, profiles, selections, after, before, strict=True):
             has = has_effect & (sums.n >= MIN_CELLS_IN_HALF) & (sums_before.n >= MIN_CELLS_IN_HALF)
-            effect[number, has] = (sums.log_share - profile)[has]
+            effect[number, has] = (sums.log_share - profile)[has][:, genes]
         sampling = own + after[0].variance
         variance[number, has_effect] = sampling[has_effect]
         if replicates.are_donors:
@@ -109,8 +112,8 @@ def measure(
         profile=profiles[0],
         effect=effects[0],
         variance=variance,
-        control_error=np.sqrt(own),
-        baseline_error=common_error,
+        control_error=np.sqrt(own).astype(np.float32),
+        baseline_error=common_error.astype(np.float32),
         donor_error=donor_error,
         donor_correlation=donor_correlation,
         dispersion=np.array(dispersion),
@@ -121,10 +124,11 @@ def measure(
         provenance=provenance(seed=0, settings=asdict(settings)),
         related_conditions=related,
     )
+    half = measured.select_genes(compared)
     names = ("control_error", "baseline_error", "donor_error")
-    noisier = {name: getattr(measured, name) * np.sqrt(2) for name in names} | {"variance": 2 * variance}
+    half = replace(half, variance=2 * half.variance, **{name: getattr(half, name) * 2**0.5 for name in names})
     halves = zip(profiles[1:], effects[1:], strict=True)
-    return measured, [replace(measured, profile=profile, effect=effect, **noisier) for profile, effect in halves]
+    return measured, [replace(half, profile=profile[:, compared], effect=effect) for profile, effect in halves]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Counts:
 
     matrix: Matrix  # cells x all genes
     size: np.ndarray  # library size of each cell
-    detected: np.ndarray  # whether each gene is detected in enough cells; sums are limited to these genes
+    n_detected: np.ndarray  # number of cells in which each gene is detected
 
     @classmethod
     def from_matrix(cls, matrix: Matrix) -> "Counts":
@@ -37,10 +37,14 @@ class Counts:
         for rows, values in blocks_of_rows(matrix):
             size[rows] = values.sum(axis=1, dtype=float).A1
             n_detected += np.bincount(count_matrix(values).indices, minlength=matrix.shape[1])
-        detected = n_detected >= MIN_CELLS_PER_GENE
-        if not detected.any():
+        if n_detected.max(initial=0) < MIN_CELLS_PER_GENE:
             raise InputError(f"No gene is detected in {MIN_CELLS_PER_GENE} cells; use more cells.")
-        return cls(matrix, size, detected)
+        return cls(matrix, size, n_detected)
+
+    @property
+    def detected(self) -> np.ndarray:
+        """Whether each gene is detected in enough cells; sums are limited to these genes."""
+        return np.asarray(self.n_detected >= MIN_CELLS_PER_GENE)
 
     def sums(self, rows: np.ndarray, group: np.ndarray, n_groups: int) -> "Sums":
         """Sum the counts of the cells in ``rows`` by ``group``."""

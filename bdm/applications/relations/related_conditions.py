@@ -6,7 +6,8 @@ A condition is a perturbation, or a combination of several (its parts), at a dos
 
 where n_c is the number of parts of c. A relates perturbations by a set or by numbers that a user names; the identity
 only relates conditions with the same perturbation. With a = 0 the effects of parts add up, with a = 1 a combination
-has their mean. D is the covariance of curves of the dose that are 0 at the control; without doses it is 1.
+has their mean. D is the covariance of curves of the dose that are 0 at the control, or of
+smooth curves of the log dose; without doses it is 1.
 """
 
 import logging
@@ -183,8 +184,10 @@ class RelatedConditions:
         z = np.log1p(dose / lowest) / np.log1p(highest / lowest)
         distance, linear = np.subtract.outer(z, z), np.outer(z, z)
         smooth = [linear * np.exp(-(distance**2) / (2 * length**2)) for length in LENGTHS]
+        log_dose = np.log(dose / lowest) / max(np.log(highest / lowest), 1e-12)
+        bell_shaped = np.exp(-(np.subtract.outer(log_dose, log_dose) ** 2) / (2 * LENGTHS[0] ** 2))
         saturating = [dose / (dose + ec50) for ec50 in np.geomspace(lowest, highest, N_EC50)]
-        return [np.minimum.outer(z, z), *smooth, linear, *(np.outer(curve, curve) for curve in saturating)]
+        return [np.minimum.outer(z, z), *smooth, bell_shaped, linear, *(np.outer(curve, curve) for curve in saturating)]
 
     def own_transcripts(self, genes: Sequence[str]) -> np.ndarray:
         """Count the parts that are named as the gene, genes x conditions."""

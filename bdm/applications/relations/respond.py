@@ -98,43 +98,44 @@ def fit_types(
     order = numpy_generator(0, "permuted types", condition).permutation(fitted.n_places)
     kernels = tuple(kernel[order][:, order] for kernel in fitted.kernels)
     permuted = replace(fitted, kernels=kernels).fit(constants=constants)
-    if len(fitted.measured) < 2:
-        return fitted.prior, NO_ERRORS
-    rows, unmeasured, remeasured = list[dict[str, Any]](), list[Intervals](), list[Intervals]()
+    errors, unmeasured, remeasured = list[dict[str, Any]](), list[Intervals](), list[Intervals]()
     for half, other in (halves, halves[::-1]):
-        process, truth = (each.gaussian_process(condition, related) for each in (half, other))
-        if len(process.measured) < 2:
-            continue
+        process, truth = (
+            each.gaussian_process(condition, replace(related, profile=each.profile[each.has_profile]))
+            for each in (half, other)
+        )
         places = np.intersect1d(process.measured, truth.measured)
-        columns, columns_in_truth = (np.searchsorted(each.measured, places) for each in (process, truth))
-        top = most_changed(process)
+        types, columns = [related.cell_types[place] for place in places], np.searchsorted(process.measured, places)
+        by_type = [measured.cell_types.index(name) for name in types]
+        own, real, noise, own_noise = (
+            values[number, by_type].T
+            for values in (half.effect, other.effect, other.total_variance, half.total_variance)
+        )
+        top, expected = most_changed(own, own_noise), half.expected_effect(number)[:, None]
         genes = np.union1d(top, process.genes_to_calibrate())
         selected = replace(process.select_genes(genes), prior=fitted.prior)
+        direct = selected.predict(places)
+        remeasured.append(Intervals(direct.mean + expected[genes], direct.variance, real[genes], noise[genes]))
+        if len(process.measured) < 2:
+            continue
         mean, variance = (values[:, columns] for values in selected.leave_out())
-        without_relations = replace(selected, kernels=permuted.kernels, prior=permuted.prior).leave_out()[0][:, columns]
-        direct, real = selected.predict(places), truth.select_genes(genes)
-        values, noise = (each[:, columns_in_truth].numpy() for each in (real.values, real.sampling_variance))
-        unmeasured.append(Intervals(mean, variance, values, noise))
-        remeasured.append(Intervals(direct.mean, direct.variance, values, noise))
+        unmeasured.append(Intervals(mean + expected[genes], variance, real[genes], noise[genes]))
+        shuffled = replace(selected, kernels=permuted.kernels, prior=permuted.prior).leave_out()[0][:, columns]
         distance = np.where(np.eye(len(places), dtype=bool), np.inf, related.distance[np.ix_(places, places)])
-        expected = np.zeros(len(genes)) if half.expected is None else half.expected[number, genes]
-        own = process.values[genes][:, columns].numpy()
-        for column, place in enumerate(places):
-            chosen = np.searchsorted(genes, top[:, columns[column]])
-            others = np.delete(own[chosen], column, axis=1)
+        for column, name in enumerate(types):
+            rows = top[:, column]
+            row = np.searchsorted(genes, rows)
+            others = np.delete(own[rows], column, axis=1)
             predictions = {
-                "predicted": mean[chosen, column],
-                "permuted": without_relations[chosen, column],
-                "common": others.mean(axis=1) if others.size else np.zeros(len(chosen)),
-                "nearest": own[chosen, int(distance[column].argmin())],
-                "halves": own[chosen, column],
+                "predicted": mean[row, column] + expected[rows, 0],
+                "permuted": shuffled[row, column] + expected[rows, 0],
+                "common": others.mean(axis=1) if others.size else np.zeros(len(rows)),
+                "nearest": own[rows, int(distance[column].argmin())],
+                "halves": own[rows, column],
             }
-            errors = relative_errors(predictions, values[chosen, column], expected[chosen])
-            rows.append({"condition": condition, "cell_type": related.cell_types[place], **errors})
-    prior = fitted.prior
-    if rows:
-        prior = prior.calibrated(unmeasured=Intervals.join(unmeasured), measured=Intervals.join(remeasured))
-    return prior, mean_errors(rows, "type")
+            relative = relative_errors(predictions, real[rows, column])
+            errors.append({"condition": condition, "cell_type": name, **relative})
+    return fitted.prior.calibrated(unmeasured=unmeasured, measured=remeasured), mean_errors(errors, "type")
 
 
 def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[list[Responses], pd.DataFrame]:
@@ -155,7 +156,8 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
         own, shuffled = (half.condition_field().like(each) for each in (field, permuted))
         both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(other.effect[:, :, 0]))
         types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
-        top = most_changed(own.common)[: max(MIN_COMPARED, MAX_COMPARED // len(field.measured))]
+        n_compared = max(MIN_COMPARED, MAX_COMPARED // len(field.measured))
+        top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())[:n_compared]
         sample = own.common.genes_to_calibrate()
         sample = sample[:: -(-len(sample) // MAX_COMPARED)]
         genes = np.union1d(top, sample)
@@ -181,21 +183,16 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
                 }
                 errors = relative_errors(predictions, real[chosen])
                 rows.append({"condition": condition, "cell_type": measured.cell_types[row], **errors})
-    prior = field.common_prior
-    if rows:
-        prior = prior.calibrated(unmeasured=Intervals.join(intervals))
-    priors = (prior, field.deviation_prior)
+    priors = (field.common_prior.calibrated(unmeasured=intervals), field.deviation_prior)
     fitted = [replace(each, condition_priors=priors) for each in (measured, *halves)]
     return [replace(each, expected=each.condition_field().leave_out()[0].T) for each in fitted], mean_errors(
         rows, "condition"
     )
 
 
-def relative_errors(
-    predictions: dict[str, np.ndarray], real: np.ndarray, offset: float | np.ndarray = 0
-) -> dict[str, float]:
-    """Return the root mean squared log2 fold change, and errors relative to it; ``offset`` is added to real values."""
-    unchanged = float(np.sqrt(np.maximum(np.mean((real + offset) ** 2), 1e-12)))
+def relative_errors(predictions: dict[str, np.ndarray], real: np.ndarray) -> dict[str, float]:
+    """Return the root mean squared log2 fold change, and errors of log fold changes relative to it."""
+    unchanged = float(np.sqrt(np.maximum(np.mean(real**2), 1e-12)))
     errors = {name: float(np.sqrt(np.mean((values - real) ** 2))) / unchanged for name, values in predictions.items()}
     return {"size": unchanged / np.log(2), **errors}
 

@@ -248,9 +248,8 @@ class Responses(Result):
         if self.donor_error.size:
             factor = square_root(self.donor_correlation[number][np.ix_(rows, rows)])
             errors.append(self.donor_error[number, rows].T[:, :, None] * factor)
-        expected = 0 if self.expected is None else self.expected[number][:, None]
         return GaussianProcess.from_arrays(
-            self.effect[number, rows].T - expected,
+            self.effect[number, rows].T - self.expected_effect(number)[:, None],
             self.variance[number, rows].T,
             related.kernels(self.relation),
             measured=measured,
@@ -312,10 +311,8 @@ class Responses(Result):
         number = self.condition_index(condition)
         process = self.gaussian_process(condition, related).select_genes(genes)
         predicted = process.predict([related.cell_types.index(name) for name in cell_types])
-        mean, terms = predicted.mean, predicted.terms
-        if self.expected is not None:
-            expected = self.expected[number, genes][:, None]
-            mean, terms = mean + expected, terms | {"common": terms["common"] + expected}
+        expected = self.expected_effect(number)[genes][:, None]
+        mean, terms = predicted.mean + expected, predicted.terms | {"common": predicted.terms["common"] + expected}
         measured = [self.is_measured(condition, name) for name in cell_types]
         factors = np.where(measured, *(process.prior.sd_factors(mean, measured=known) for known in (True, False)))
         return Prediction(mean, predicted.variance * factors**2, terms)
@@ -379,7 +376,13 @@ class Responses(Result):
 
     def most_changed(self, condition: str) -> np.ndarray:
         """Return rows of genes that are among the most changed of any type."""
-        return np.unique(most_changed(self.gaussian_process(condition, self.relate_types())))
+        number = self.condition_index(condition)
+        known = self.measured[condition].to_numpy()
+        return np.unique(most_changed(self.effect[number, known].T, self.total_variance[number, known].T))
+
+    def expected_effect(self, number: int) -> np.ndarray:
+        """Return the response to a condition, by its index, that other conditions predict; 0 if not related."""
+        return np.zeros(len(self.genes)) if self.expected is None else np.asarray(self.expected[number], dtype=float)
 
     def branches(self, condition: str, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:
         """Tabulate how the response to a condition changes along the tree.
@@ -402,7 +405,7 @@ class Responses(Result):
         """
         related, number, tables = self.relate_types(), self.condition_index(condition), []
         process, names = self.gaussian_process(condition, related).select_genes(genes), np.array(related.cell_types)
-        expected = 0 if self.expected is None else self.expected[number, genes]
+        expected = self.expected_effect(number)[genes]
         for node in related.nodes:
             below, above = np.isin(names, list(node)) / len(node), related.parent(node)
             weight = below if above is None else below - np.isin(names, list(above)) / len(above)
@@ -511,10 +514,9 @@ def require_related(responses: Responses) -> RelatedConditions:
     return responses.related_conditions
 
 
-def most_changed(process: GaussianProcess) -> np.ndarray:
-    """Return the genes with the most significant changes in order, genes x measured places."""
-    significance = process.values.abs() / process.sampling_variance.sqrt()
-    return np.argsort(-significance.numpy(), axis=0, kind="stable")[:N_COMPARED]
+def most_changed(effect: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Return the genes with the most significant changes in order, genes x places."""
+    return np.argsort(-np.abs(effect) / np.sqrt(variance), axis=0, kind="stable")[:N_COMPARED]
 
 
 def square_root(correlation: np.ndarray) -> np.ndarray:
