@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,12 @@ def sampled_leaves(lineage: Lineage) -> np.ndarray:
 
 
 def log_likelihood(lineage: Lineage, cells: AnnData, time: np.ndarray, nodes: Sequence[int]) -> np.ndarray:
-    """Compute log p(counts) of cells for each node at their times, cells x nodes."""
+    """Compute log p(counts) of cells for each node at their times, cells x nodes.
+
+    Factors of standard deviations are those of small predictions, so that the size of a prediction does not decide how
+    much a gene counts.
+    """
+    lineage = replace(lineage, calibration=np.broadcast_to(lineage.calibration[:, :1], lineage.calibration.shape))
     grid, time_of_cell = nearest_times(time)
     size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
     column = lineage.columns_in(cells)
