@@ -84,8 +84,8 @@ def sampled_leaves(lineage: Lineage) -> np.ndarray:
 def log_likelihood(lineage: Lineage, cells: AnnData, time: np.ndarray, nodes: Sequence[int]) -> np.ndarray:
     """Compute log p(counts) of cells for each node at their times, cells x nodes.
 
-    Factors of standard deviations are those of small predictions, so that the size of a prediction does not decide how
-    much a gene counts.
+    All standard deviations are scaled like small predictions. Larger factors would down-weight the genes that tell
+    nodes apart.
     """
     lineage = replace(lineage, calibration=np.broadcast_to(lineage.calibration[:, :1], lineage.calibration.shape))
     grid, time_of_cell = nearest_times(time)
