@@ -45,7 +45,7 @@ HIDDEN = 1e6  # sampling variance of values that are unknown
 # Calibration of intervals
 SIZES = (0.5, 1.0, 2.0)  # limits of bins of predictions, as absolute log2 values; each bin has its own factor
 QUANTILE = 1.6449  # 95% quantile of the standard normal, half the width of a 90% interval
-N_CALIBRATED = 2000  # genes to calibrate on, besides the most significant ones
+N_CALIBRATED = 1000  # genes to calibrate on: as many of the most significant ones as of all
 MIN_VALUES = 50  # minimum predictions per bin; smaller bins take the factor of the next smaller predictions
 MIN_FACTOR = 1.0  # of standard deviations; sampling variances of rare genes are overestimated, which narrows intervals
 
@@ -407,22 +407,27 @@ class GaussianProcess(Result):
         columns = [torch.from_numpy(group) for group in (singles if groups is None else groups)]
         results = []
         for chunk in self.chunks():
-            sampling, logs, means, variances = chunk.sampling_covariance, [], [], []
+            noise, shared = chunk.variance, chunk.shared_errors  # S = diag(noise) + E E'
+            logs, means, variances = [], [], []
             for _, log_share, posterior in chunk.posteriors():
                 precision = torch.cholesky_inverse(posterior.factor)
-                filtered = sampling @ precision
-                smoothed = chunk.values - (sampling @ posterior.weights[:, :, None]).squeeze(2)
-                noise = torch.diagonal(sampling - filtered @ sampling, dim1=1, dim2=2)
+                product, weights = precision @ shared, posterior.weights[:, :, None]  # Q E
+                smoothed = chunk.values - noise * posterior.weights - (shared @ (shared.mT @ weights)).squeeze(2)
+                explained = noise**2 * torch.diagonal(precision, dim1=1, dim2=2)  # diagonal of S Q S, term by term
+                explained += 2 * noise * (shared * product).sum(dim=2)
+                explained += ((shared @ (shared.mT @ product)) * shared).sum(dim=2)
+                remaining = chunk.sampling_variance - explained
                 mean, variance, density = (torch.empty_like(smoothed) for _ in range(3))
                 for group in columns:
-                    weights, block = posterior.weights[:, group], (slice(None), group[:, None], group)
-                    factor = torch.linalg.cholesky(precision[block])
-                    kept = torch.eye(len(group), dtype=torch.double) - filtered[block]
+                    block = precision[:, group[:, None], group]
+                    factor = torch.linalg.cholesky(block)
+                    filtered = noise[:, group, None] * block + shared[:, group] @ product[:, group].mT  # (S Q)_GG
+                    kept = torch.eye(len(group), dtype=torch.double) - filtered
                     spread = torch.linalg.solve_triangular(factor, kept.mT, upper=False)
-                    error = torch.cholesky_solve(weights[:, :, None], factor)
+                    error = torch.cholesky_solve(weights[:, group], factor)
                     mean[:, group] = smoothed[:, group] - (kept @ error).squeeze(2)
-                    variance[:, group] = noise[:, group] + (spread**2).sum(dim=1)
-                    log_density = (log_determinant(factor) - (error.squeeze(2) * weights).sum(dim=1)) / 2
+                    variance[:, group] = remaining[:, group] + (spread**2).sum(dim=1)
+                    log_density = (log_determinant(factor) - (error * weights[:, group]).sum(dim=(1, 2))) / 2
                     density[:, group] = log_density[:, None]
                 logs.append(posterior.evidence[:, None] - density + log_share)  # evidence of the other values
                 means.append(mean)
@@ -443,7 +448,7 @@ class GaussianProcess(Result):
     def genes_to_calibrate(self) -> np.ndarray:
         """Return rows of genes for calibration: the most significant ones, and a sample of all."""
         sample = np.linspace(0, len(self.values) - 1, N_CALIBRATED).astype(int)
-        return np.unique(np.concatenate([sample, self.most_significant()[:N_GENES]]))
+        return np.union1d(sample, self.most_significant()[:N_CALIBRATED])
 
 
 @dataclass(frozen=True)

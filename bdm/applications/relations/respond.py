@@ -17,13 +17,13 @@ from bdm.applications.relations.gaussian_process import CONSTANTS, Intervals, Pr
 from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.related_conditions import read_features
 from bdm.applications.relations.related_types import heights_in_own_tree
-from bdm.applications.relations.responses import NO_ERRORS, Responses, most_changed, require_related
+from bdm.applications.relations.responses import N_COMPARED, NO_ERRORS, Responses, most_changed, require_related
 from bdm.data.read import rna_in
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.settings import ResponseSettings
 
 MAX_ERROR_TYPES = 5  # types in which left-out conditions are predicted
-MAX_COMPARED, MIN_COMPARED = 2000, 20  # genes for errors of left-out conditions: of all conditions together, of each
+MAX_COMPARED, MIN_COMPARED = 2000, 20  # genes for errors: of all left-out types or conditions together, of each
 
 
 @checked
@@ -107,11 +107,9 @@ def fit_types(
         places = np.intersect1d(process.measured, truth.measured)
         types, columns = [related.cell_types[place] for place in places], np.searchsorted(process.measured, places)
         by_type = [measured.cell_types.index(name) for name in types]
-        own, real, noise, own_noise = (
-            values[number, by_type].T
-            for values in (half.effect, other.effect, other.total_variance, half.total_variance)
-        )
-        top, expected = most_changed(own, own_noise), half.expected_effect(number)[:, None]
+        own, real = half.effect[number, by_type].T, other.effect[number, by_type].T
+        own_noise, noise = (each.sampling_variance(number)[by_type].T for each in (half, other))
+        top, expected = most_changed(own, own_noise)[: n_compared(len(places))], half.expected_effect(number)[:, None]
         genes = np.union1d(top, process.genes_to_calibrate())
         selected = replace(process.select_genes(genes), prior=fitted.prior)
         direct = selected.predict(places)
@@ -120,7 +118,10 @@ def fit_types(
             continue
         mean, variance = (values[:, columns] for values in selected.leave_out())
         unmeasured.append(Intervals(mean + expected[genes], variance, real[genes], noise[genes]))
-        shuffled = replace(selected, kernels=permuted.kernels, prior=permuted.prior).leave_out()[0][:, columns]
+        compared = np.unique(top)
+        shuffled = replace(process.select_genes(compared), kernels=permuted.kernels, prior=permuted.prior).leave_out()[
+            0
+        ]
         distance = np.where(np.eye(len(places), dtype=bool), np.inf, related.distance[np.ix_(places, places)])
         for column, name in enumerate(types):
             rows = top[:, column]
@@ -128,7 +129,7 @@ def fit_types(
             others = np.delete(own[rows], column, axis=1)
             predictions = {
                 "predicted": mean[row, column] + expected[rows, 0],
-                "permuted": shuffled[row, column] + expected[rows, 0],
+                "permuted": shuffled[np.searchsorted(compared, rows), columns[column]] + expected[rows, 0],
                 "common": others.mean(axis=1) if others.size else np.zeros(len(rows)),
                 "nearest": own[rows, int(distance[column].argmin())],
                 "halves": own[rows, column],
@@ -156,10 +157,10 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
         own, shuffled = (half.condition_field().like(each) for each in (field, permuted))
         both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(other.effect[:, :, 0]))
         types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
-        n_compared = max(MIN_COMPARED, MAX_COMPARED // len(field.measured))
-        top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())[:n_compared]
+        top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())[
+            : n_compared(len(field.measured))
+        ]
         sample = own.common.genes_to_calibrate()
-        sample = sample[:: -(-len(sample) // MAX_COMPARED)]
         genes = np.union1d(top, sample)
         own, shuffled = own.select_genes(genes), shuffled.select_genes(genes)
         (mean, variance), (without_relations, _) = own.leave_out(types), shuffled.leave_out(types)
@@ -171,7 +172,7 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
             for column, row in enumerate(types):
                 if not both[number, row]:
                     continue
-                real, noise = other.effect[number, row, genes], other.total_variance[number, row, genes]
+                real, noise = other.effect[number, row, genes], other.sampling_variance(number)[row, genes]
                 moments = mean[:, number, column], variance[:, number, column]
                 intervals.append(Intervals(*moments, real, noise).select(np.searchsorted(genes, sample)))
                 predictions = {
@@ -188,6 +189,11 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
     return [replace(each, expected=each.condition_field().leave_out()[0].T) for each in fitted], mean_errors(
         rows, "condition"
     )
+
+
+def n_compared(n_places: int) -> int:
+    """Return the number of genes to compare at each of several places."""
+    return min(N_COMPARED, max(MIN_COMPARED, MAX_COMPARED // max(n_places, 1)))
 
 
 def relative_errors(predictions: dict[str, np.ndarray], real: np.ndarray) -> dict[str, float]:

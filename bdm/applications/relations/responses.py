@@ -233,8 +233,12 @@ class Responses(Result):
     @property
     def total_variance(self) -> np.ndarray:
         """Variances of all sampling errors of effects, conditions x cell types x genes."""
-        donors = self.donor_error**2 if self.donor_error.size else 0
-        return np.asarray(self.variance + self.baseline_error**2 + donors)
+        return np.stack([self.sampling_variance(number) for number in range(len(self.conditions))])
+
+    def sampling_variance(self, number: int) -> np.ndarray:
+        """Return the variances of all sampling errors of effects in a condition, cell types x genes."""
+        donors = self.donor_error[number] ** 2 if self.donor_error.size else 0
+        return np.asarray(self.variance[number] + self.baseline_error**2 + donors)
 
     def gaussian_process(self, condition: str, related: RelatedTypes) -> GaussianProcess:
         """Return the Gaussian process of a condition, with the related types as places.
@@ -378,7 +382,7 @@ class Responses(Result):
         """Return rows of genes that are among the most changed of any type."""
         number = self.condition_index(condition)
         known = self.measured[condition].to_numpy()
-        return np.unique(most_changed(self.effect[number, known].T, self.total_variance[number, known].T))
+        return np.unique(most_changed(self.effect[number, known].T, self.sampling_variance(number)[known].T))
 
     def expected_effect(self, number: int) -> np.ndarray:
         """Return the response to a condition, by its index, that other conditions predict; 0 if not related."""
