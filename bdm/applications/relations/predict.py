@@ -254,9 +254,15 @@ def cells_to_change(
             f"{responses.control!r} are changed to a condition, and others to the control alone; give such cells."
         )
     cells = raw_counts(adata if is_changed.all() else adata[is_changed], source=counts)
-    for name, number in left_out.items():
-        why = " already" if name == condition else f"; cells of the control {responses.control} are changed"
-        logger.info("Left out %s in %s%s.", counted(number, "cell"), name, why)
+    if condition in left_out:
+        logger.info("Left out %s in %s already.", counted(int(left_out.pop(condition)), "cell"), condition)
+    if len(left_out):
+        logger.info(
+            "Left out %s in %s; cells of the control %s are changed.",
+            counted(int(left_out.sum()), "cell"),
+            abbreviated([*left_out.index]),
+            responses.control,
+        )
     labels, before = labels[is_changed], before[is_changed]
     column = np.asarray(cells.var_names.get_indexer(responses.genes.index))
     genes = np.flatnonzero(column >= 0)

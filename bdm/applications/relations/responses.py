@@ -425,7 +425,9 @@ class Responses(Result):
     def next_prediction(self) -> tuple[str, str]:
         """Suggest a condition and a type with control cells, unmeasured if possible."""
         types = [name for name in self.types_with_profile if self.n_cells.loc[name, self.control]]
-        return min(product(self.conditions, types), key=lambda pair: self.is_measured(*pair))
+        related = self.related_conditions
+        parts = () if related is None or related.is_dosed else related.parts
+        return min(product((*self.conditions, *parts), types), key=lambda pair: self.is_measured(*pair))
 
     # ---- errors
 
