@@ -117,6 +117,8 @@ def test_types_are_not_needed_to_relate_conditions(folder, bdm, caplog):
     assert bdm("respond", "cells.h5ad", "responses", *KEYS, *features) == (0, "")
     assert "a type that was not measured" not in caplog.text
     assert "In " not in caplog.text  # no warnings of single conditions
+    _, heat = package.pl.response(Responses.load("responses"), show=False)
+    assert heat.get_title().startswith("KLF")  # whose responses are stronger
     assert "--condition KLF4 --cell-type A" in caplog.text  # the next command
     [panel] = package.pl.response_errors(Responses.load("responses"), show=False)
     assert panel.get_title() == "each condition left out in turn, in A"

@@ -50,7 +50,7 @@ def response(
     responses
         Result of :func:`bdm.tl.respond`.
     condition
-        Condition to draw; by default, the first.
+        Condition to draw; by default, the one with the strongest response.
     n_genes
         Maximum number of genes named at each branch; those whose response grows most significantly come first.
     show
@@ -67,7 +67,7 @@ def response(
         bdm.pl.response(bdm.tl.respond(adata), "stim")
     """
     check_class(responses, Responses)
-    condition = condition or responses.conditions[0]
+    condition = condition or strongest_condition(responses)
     relations, branches = responses.relate_types(), responses.branches(condition, responses.most_changed(condition))
     is_clear = (branches["z"].abs() >= MIN_Z) & (branches["change"].abs() >= MIN_CHANGE)
     top = branches[is_clear & (branches["mean"] * branches["change"] > 0)]
@@ -95,6 +95,15 @@ def response(
     heat.set_title(f"{shortened(condition)}, compared with {shortened(responses.control)}", fontsize=9)
     tree.set_title("genes whose response grows on a branch (+ up, - down)", fontsize=9)
     return show_or_return_panels(figure, show=show)
+
+
+def strongest_condition(responses: Responses) -> str:
+    """Return the condition with the largest log fold changes beyond sampling error; the first if this is unknown."""
+    errors = responses.errors
+    if errors.empty:
+        return responses.conditions[0]
+    square = errors["size"] ** 2 * (1 - errors["halves"] ** 2 / 2)  # halves have twice the variance of each
+    return str(square.groupby(errors["condition"]).mean().idxmax())
 
 
 def join_words(words: list[str], *, n_letters: int) -> str:
