@@ -232,7 +232,11 @@ def test_conditions_with_unreadable_features_are_left_to_bdm_respond(folder):
 def test_a_dose_needs_a_column_of_doses(folder):
     config = with_value("prediction/dose", 0.3)
     assert "respond.predictions.those.dose: dose is 0.3, but doses are not known" in message(config)
-    assert planned_rules(with_value("respond/dose_key", "lane", config=config))
+    config = with_value("respond/dose_key", "lane", config=config)
+    assert planned_rules(config)
+    assert "'stim' has no dose; name it by dose." in message(with_value("prediction/dose", None, config=config))
+    control = with_value("prediction/condition", "ctrl", config=with_value("prediction/dose", None, config=config))
+    assert planned_rules(control)  # which has none
 
 
 @pytest.mark.parametrize(("key", "value"), [("prepare/leave_out", ["B"]), ("prepare/min_cells_per_type", 13)])

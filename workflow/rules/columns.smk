@@ -36,8 +36,9 @@ def check_responses(place, dataset, columns):
             problem = control_rejection(respond["control"], conditions)
             reject(f"{place}.control", problem and f"{path}: {problem}")
         known = related_conditions(conditions, respond)
+        controls = usual_controls(conditions) if respond["control"] is None else [respond["control"]]
         for name, of in respond["predictions"].items() if known is not None else ():
-            problem = condition_rejection(of["condition"], known, respond)
+            problem = None if of["condition"] in controls else condition_rejection(of, known, respond)
             reject(f"{place}.predictions.{name}.condition", problem and f"{path}: {problem}")
     for name, of in respond["predictions"].items() if respond["dose_key"] is None else ():
         problem = f"dose is {of['dose']}, but doses are not known; name their column (respond.dose_key)."
@@ -54,17 +55,20 @@ def related_conditions(conditions, respond):
     features, separator, with_features = respond["condition_features"], respond["combination_separator"], []
     if features is not None:
         with_features = None if is_made_anew(features) else row_names(Path(features))
-    parts = [part for name in conditions for part in name.split(separator)] if separator is not None else []
+    parts = [part.strip() for name in conditions for part in name.split(separator)] if separator is not None else []
     return None if with_features is None else list(dict.fromkeys([*conditions, *parts, *with_features]))
 
 
-def condition_rejection(condition, known, respond):
-    """Message for a condition that is neither known nor a combination or dose of known ones, else None."""
-    perturbation, separator = condition.rpartition(SEPARATOR)[0], respond["combination_separator"]
-    if respond["dose_key"] is not None and condition not in known:
-        condition = perturbation or condition
+def condition_rejection(prediction, known, respond):
+    """Message for a condition without a dose, or that is no combination of known parts, else None."""
+    condition, separator = prediction["condition"], respond["combination_separator"]
+    if respond["dose_key"] is not None and prediction["dose"] is None:
+        perturbation, _, dose = condition.rpartition(SEPARATOR)
+        if not perturbation or not parse_range(dose):
+            return f"Condition {condition!r} has no dose; name it by `dose=`."
+        condition = perturbation
     parts = [condition] if separator is None or condition in known else condition.split(separator)
-    unknown = [part for part in parts if part not in known]
+    unknown = [part for part in map(str.strip, parts) if part not in known]
     return unknown_condition(unknown[0], known) if unknown else None
 
 
