@@ -38,7 +38,7 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = (CONFIG[key] for key in ("methods", "seeds", "datasets"))
 PEERS = {name: method for name, method in METHODS.items() if method and method.get("peer")}
 MODULES = {"scdesigner": "scdesigner", "scvi-tools": "scvi", "POT": "ot"}  # by package
-TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"], "responses", "time", "audit", "power"]
+TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"], "responses", "relations", "time", "audit", "power"]
 COMMANDS = typer.main.get_command(app).commands
 B, NK = "CD19+ B", "CD56+ NK"
 

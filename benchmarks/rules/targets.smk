@@ -37,6 +37,7 @@ TARGETS = {
     **{name: (part, [f"{RUN}/{name}/overall.csv"]) for name, part in COMPARISONS.items()},
     **{name: (part, [f"{RUN}/{name}.csv"]) for name, part in STUDIES.items()},
     "responses": (RESPONSES, [f"{RUN}/responses.csv"]),
+    "relations": (config["relations"], [f"{RUN}/relations.csv"]),
     "time": (config["time"], [f"{RUN}/time.csv"]),
     "audit": (config["audit"], [f"{RUN}/audits/{method}" for method in config["audit"]["methods"]]),
 }

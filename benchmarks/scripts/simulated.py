@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import typer
 from scipy import sparse
+from simulated_responses import evolved
 from synthetic_cells import SyntheticSettings, count_blocks, sample_truth, shares, synthesise
 
 from bdm._core.files import atomic_write
@@ -130,13 +131,6 @@ def branching(out: Path, *, n_cells: int = 5000, seed: int = 0) -> None:
         continuous("branching", n_cells, seed=seed).write_h5ad(path, compression="gzip")
 
 
-def evolved(n_types: int, n_genes: int, generator: np.random.Generator) -> np.ndarray:
-    """Sample values of variance 1 along a balanced tree, types x genes."""
-    depth = max(1, int(np.ceil(np.log2(n_types))))
-    below = [np.arange(n_types) >> (depth - level) for level in range(1, depth + 1)]
-    return np.sum([generator.standard_normal((2**depth, n_genes))[node] for node in below], axis=0) / np.sqrt(depth)
-
-
 @app.command()
 def conditions(
     out: Path,
@@ -146,18 +140,22 @@ def conditions(
     n_conditions: int = 1,
     n_genes: int = 150,
     n_cells: int = 120,
+    features: Annotated[Path | None, typer.Option(help="Table to write, with sets that respond alike.")] = None,
     seed: int = 0,
 ) -> None:
     """Write ``n_cells`` cells for each type and condition.
 
-    Responses follow a tree of types.
+    Responses follow a tree of types. With ``features``, each set has five conditions.
     """
     generator, counts, obs = numpy_generator(seed, "conditions"), [], []
+    n_sets, of_set = -(-n_conditions // 5), dict[int, np.ndarray]()
     profile = generator.standard_normal(n_genes) + 0.7 * evolved(n_types, n_genes, generator)
     for condition in range(n_conditions + 1):
         common = 0.5 * generator.standard_normal(n_genes) * (generator.random(n_genes) < 0.5)
         own = generator.standard_normal((n_types, n_genes))
         response = common + 0.6 * (np.sqrt(shared) * evolved(n_types, n_genes, generator) + np.sqrt(1 - shared) * own)
+        if features is not None and condition:
+            response = 0.9 * of_set.setdefault(condition % n_sets, response) + 0.4 * response
         share = shares(profile + (condition > 0) * response)
         name = f"condition {condition}" if condition else "control"
         for number in range(n_types):
@@ -169,6 +167,11 @@ def conditions(
     var = pd.DataFrame(index=[f"gene {i + 1}" for i in range(n_genes)])
     with atomic_write(out) as path:
         ad.AnnData(sparse.vstack(counts, format="csr"), obs=table, var=var).write_h5ad(path, compression="gzip")
+    if features is not None:
+        member = np.eye(n_sets, dtype=int)[np.arange(1, n_conditions + 1) % n_sets]
+        names = [f"condition {number + 1}" for number in range(n_conditions)]
+        sets = pd.DataFrame(member, names, [f"set {number + 1}" for number in range(n_sets)])
+        sets.rename_axis("condition").to_csv(features)
 
 
 def simulated_lineage(

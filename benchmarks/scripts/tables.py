@@ -46,6 +46,21 @@ def same(rows: Rows) -> Rows:
     return rows
 
 
+def errors(rows: Rows) -> Rows:
+    """Select all errors."""
+    return rows[rows["score"].str.startswith("error")]
+
+
+def errors_of_responding(rows: Rows) -> Rows:
+    """Select errors of real perturbations that respond."""
+    return rows[(rows["score"] == "error") & ~rows["data"].str.startswith("simulated")]
+
+
+def coverages(rows: Rows) -> Rows:
+    """Select coverages by size of the prediction."""
+    return rows[rows["score"].str.startswith("covered, ")]
+
+
 @dataclass(frozen=True)
 class Table:
     """Table of rows, or a table for each value of a column.
@@ -382,6 +397,31 @@ STUDIES = {
             scores={f"covered_{size:g}": f"from {size:g}" for size in (0.0, *SIZES)},
         ),
         Table("# E-distance by type", ("data", "cell_type"), scores={"edistance": "E-distance"}),
+    ),
+    "relations": study(
+        "relations",
+        "Conditions that nobody measured",
+        Table(
+            "Root mean squared error of log fold changes, relative to unchanged cells: means over what was left out.",
+            ("data", "score"),
+            derive=errors,
+        ),
+        Table("# Error by perturbation", ("left_out",), each="data", derive=errors_of_responding),
+        Table(
+            "# Coverage\n\nShare of log fold changes in the 90% interval, by size of the predicted log2 fold change.",
+            ("data",),
+            "score",
+            shown=format_mean("{:.1%}"),
+            derive=coverages,
+        ),
+        Table(
+            "# Data without a response, or with a known one\n\nShare of rows with `sign` above 0.95, the expected "
+            "error of predictions relative to unchanged cells, whether a warning says that nothing is predicted, the "
+            "coverage of 90% intervals, and the slope of changes along the expression of a gene.",
+            ("data",),
+            "score",
+            scores={name: name for name in ("sign above 0.95", "expected error", "warned", "covered", "slope")},
+        ),
     ),
     "transmute": study(
         "transmute",
