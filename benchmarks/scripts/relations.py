@@ -80,7 +80,7 @@ class Measured:
 
 
 def predictions(responses: Responses, conditions: Iterable[str], genes: pd.Index) -> Measured:
-    """Return posterior means and variances of all types, also for conditions that were not measured."""
+    """Predict the responses of all types to conditions, measured or not."""
     tables = pd.concat({name: responses.effects(name) for name in conditions}, names=["condition"]).reset_index(0)
     wide = tables.pivot(index=["cell_type", "condition"], columns="gene", values=["log2_fold_change", "sd"])
     mean, sd = (wide[name].reindex(columns=genes, fill_value=0.0) * np.log(2) for name in ("log2_fold_change", "sd"))
@@ -96,7 +96,7 @@ def common(measured: pd.DataFrame, condition: str) -> pd.DataFrame:
 
 
 def nearest(measured: pd.DataFrame, condition: str, *, features: pd.DataFrame) -> pd.DataFrame:
-    """Average the conditions whose features have the largest cosine with the features of the condition."""
+    """Average the conditions with the most similar features, by cosine."""
     measured = measured.drop(condition, level="condition", errors="ignore")
     names = features.index.intersection(measured.index.unique("condition"))
     length = np.linalg.norm(features, axis=1)
@@ -128,7 +128,7 @@ def interpolated(measured: pd.DataFrame, condition: str) -> pd.DataFrame:
 
 
 def doses_of(measured: pd.DataFrame, condition: str) -> tuple[str, float, pd.Series]:
-    """Return the drug and log dose of a condition, and log doses of the drug in other conditions."""
+    """Return the drug, its log dose, and its other log doses."""
     drug, dose = condition.split(", ")
     names = measured.index.unique("condition").drop(condition, errors="ignore")
     known = names[names.str.startswith(f"{drug}, ")].str.removeprefix(f"{drug}, ")
@@ -154,7 +154,7 @@ def relative_error(predicted: pd.DataFrame | np.ndarray, truth: pd.DataFrame | n
 
 
 def coverage(predicted: Measured, truth: pd.DataFrame, prefix: str) -> Rows:
-    """Compute the share of true values in 90% intervals by the size of the prediction."""
+    """Compute the coverage of 90% intervals by size of the prediction."""
     mean, sd = predicted.effect.to_numpy(), np.sqrt(predicted.variance.to_numpy())
     is_inside = np.abs(mean - truth.loc[predicted.effect.index, predicted.effect.columns].to_numpy()) < QUANTILE * sd
     size, rows = np.abs(mean) / np.log(2), []
@@ -225,13 +225,13 @@ def left_out(
     z_score = Measured.from_cells(adata).z_score.loc["all"].abs()
     rank = pd.Series(generator.random(adata.n_obs), adata.obs_names).groupby(target).rank()
     in_both = (target != CONTROL).to_numpy() & whole
-    half, other = (adata[(rank % 2 == side).to_numpy() | in_both].copy() for side in (0, 1))
-    table = coexpression(half) if features is None else pd.read_csv(features, index_col=0)
-    half = half[half.obs["condition"].isin([CONTROL, *table.index])].copy()
-    measured, real = Measured.from_cells(half).effect, Measured.from_cells(other)
+    fitted, held_out = (adata[(rank % 2 == side).to_numpy() | in_both].copy() for side in (0, 1))
+    table = coexpression(fitted) if features is None else pd.read_csv(features, index_col=0)
+    fitted = fitted[fitted.obs["condition"].isin([CONTROL, *table.index])].copy()
+    measured, real = Measured.from_cells(fitted).effect, Measured.from_cells(held_out)
     tables = {"bdm": table, "bdm, permuted features": table.set_axis(generator.permutation(table.index))}
     for condition in measured.index.unique("condition"):
-        known, key = half[(half.obs["condition"] != condition).to_numpy()].copy(), ("all", condition)
+        known, key = fitted[(fitted.obs["condition"] != condition).to_numpy()].copy(), ("all", condition)
         effects = {"mean of the others": common(measured, condition).loc["all"]}
         effects["nearest"] = nearest(measured, condition, features=table).loc["all"]
         for name, each in tables.items():
@@ -347,7 +347,7 @@ def pairs(out: Path, *, sum_factor: float = 1.0, interaction: float = 0.0, seed:
 
 
 def null_rows(responses: Responses, condition: str) -> Rows:
-    """Return the share of rows with a probable sign, and errors of left-out types or conditions."""
+    """Return the share of probable signs, and the expected error."""
     effects, error = responses.effects(condition), responses.expected_error(condition)
     values = {"sign above 0.95": (effects["sign"] > 0.95).mean(), "expected error": error["predicted"]}
     values["warned"] = float(bool(responses.warnings(condition)))
@@ -356,7 +356,7 @@ def null_rows(responses: Responses, condition: str) -> Rows:
 
 @app.command()
 def donors(out: Path, *, sd: Annotated[float, typer.Option()], paired: bool = False, seed: int = 0) -> None:
-    """Compare four donors with four others without a response, or six paired donors with one."""
+    """Compare unpaired donors without a response, or paired donors with one."""
     generator = numpy_generator(seed, "donors")
     n_donors = 6 if paired else 4
     simulation, cells = simulate_donors(generator, sd=sd, n_donors=n_donors, paired=paired, responds=paired)

@@ -58,7 +58,10 @@ class SimulatedResponses:
     def from_effects(
         cls, effect: np.ndarray, conditions: Sequence[str], generator: np.random.Generator, **attributes: pd.DataFrame
     ) -> Self:
-        """Add log fold changes, conditions x types x genes, to random profiles of the types."""
+        """Add log fold changes to random profiles of the types.
+
+        ``effect`` is conditions x types x genes.
+        """
         _, n_types, n_genes = effect.shape
         profile = generator.standard_normal(n_genes) + 0.7 * evolved(n_types, n_genes, generator)
         rates = np.concatenate([profile[None], profile + effect]).reshape(-1, n_genes)
@@ -96,7 +99,7 @@ def evolved(n_types: int, n_genes: int, generator: np.random.Generator) -> np.nd
 
 
 def sparse_response(n_types: int, n_genes: int, generator: np.random.Generator) -> np.ndarray:
-    """Sample a response that types share in part, types x genes, for a share of the genes."""
+    """Sample a response of some genes that types share in part, types x genes."""
     responds = generator.random(n_genes) < SHARE_OF_GENES
     common, by_type = generator.standard_normal(n_genes), evolved(n_types, n_genes, generator)
     return np.asarray(responds * (0.8 * common + 0.4 * by_type))
@@ -111,8 +114,9 @@ def simulate_sets(
     n_genes: int = 300,
     n_outliers: int = 0,
 ) -> SimulatedResponses:
-    """Simulate conditions in sets; the conditions of a set respond alike, also in what types differ by.
+    """Simulate conditions in sets with similar responses.
 
+    The conditions of a set share the common response and its differences between types.
     Condition ``i`` is in set ``i % n_sets``; the third condition of each set is in the next set, too. The first
     condition of each of the first ``n_outliers`` sets has an independent response.
     """
@@ -133,7 +137,7 @@ def simulate_sets(
 def simulate_doses(
     generator: np.random.Generator, *, n_types: int = 3, n_drugs: int = 4, n_genes: int = 300, bell_shaped: float = 0.3
 ) -> SimulatedResponses:
-    """Simulate drugs at ``DOSES``; a share of the genes has bell-shaped curves, and all others saturate."""
+    """Simulate drugs at ``DOSES``, with saturating and ``bell_shaped`` curves of genes."""
     log_dose, effects, conditions = np.log(DOSES)[:, None], [], []
     for number in range(n_drugs):
         centre = generator.uniform(log_dose.min(), log_dose.max(), n_genes)
