@@ -37,6 +37,7 @@ from bdm.settings import ResponseSettings
 MIN_Z = 4  # of a measured log fold change, for genes that respond
 MIN_GENES = 4  # that respond, for perturbations that respond
 SIZES = (0.0, 0.5, 1.0, 2.0, np.inf)  # bins of predicted absolute log2 fold changes, for the coverage of intervals
+MIN_PREDICTIONS = 50  # of a bin, for its coverage
 
 Rows = list[dict[str, object]]
 
@@ -160,7 +161,7 @@ def coverage(predicted: Measured, truth: pd.DataFrame, prefix: str) -> Rows:
     size, rows = np.abs(mean) / np.log(2), []
     for low, high in pairwise(SIZES):
         is_in_bin = (size >= low) & (size < high)
-        if is_in_bin.any():
+        if is_in_bin.sum() >= MIN_PREDICTIONS:
             score = f"{prefix}, {low:g} to {high:g}" if np.isfinite(high) else f"{prefix}, above {low:g}"
             rows.append({"left_out": "all", "method": "bdm", "score": score, "value": is_inside[is_in_bin].mean()})
     return rows

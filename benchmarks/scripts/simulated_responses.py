@@ -60,11 +60,16 @@ class SimulatedResponses:
     ) -> Self:
         """Add log fold changes to random profiles of the types.
 
-        ``effect`` is conditions x types x genes.
+        ``effect`` is conditions x types x genes. Genes that respond get a constant, so that all others keep their
+        shares of counts.
         """
         _, n_types, n_genes = effect.shape
         profile = generator.standard_normal(n_genes) + 0.7 * evolved(n_types, n_genes, generator)
-        rates = np.concatenate([profile[None], profile + effect]).reshape(-1, n_genes)
+        before = np.exp(profile) * (effect != 0)
+        total, total_after = (share.sum(axis=2, keepdims=True) for share in (before, before * np.exp(effect)))
+        constant = np.log(np.maximum(total, 1e-12) / np.maximum(total_after, 1e-12))
+        balanced = np.where(effect != 0, effect + constant, 0)
+        rates = np.concatenate([profile[None], profile + balanced]).reshape(-1, n_genes)
         types = [f"type {number + 1:02}" for number in range(n_types)]
         index = pd.MultiIndex.from_tuples(
             [(name, condition) for condition, name in product([CONTROL, *conditions], types)],
