@@ -256,7 +256,7 @@ def test_changes_on_branches_have_the_standard_deviation_of_correlated_types(cel
 
 
 def test_cells_of_an_unmeasured_type_have_the_predicted_means(cells, responses):
-    control = select(cells, "b", "ctrl")[np.arange(480) % 120].copy()
+    control = select(cells, "b", "ctrl")[np.arange(2400) % 120].copy()
     control.obs_names_make_unique()
     predicted = tl.predict(responses, control, "stim", seed=0)
     assert predicted.obs_names.equals(control.obs_names)

@@ -62,16 +62,17 @@ def measure(
         halves = (by_replicate.pooled(n, replicates.half == half) for half in range(2))
         return (by_replicate, by_replicate.pooled(n), *halves)
 
+    def for_all_types(values: np.ndarray, default: float) -> np.ndarray:
+        """Add the types without enough control cells."""
+        array = np.full((len(types), values.shape[1]), default)
+        array[enough[0]] = values
+        return array
+
     by_replicate, *before = sums_of(0)
-    baselines = [baseline(sums, enough[0]) for sums in before]
-    profiles = [np.full(before[0].counts.shape, np.nan) for _ in before]
-    for profile, shrunken in zip(profiles, baselines, strict=True):
-        profile[enough[0]] = shrunken.profile
-    own, kept = np.zeros_like(profiles[0]), np.ones_like(profiles[0])
-    own[enough[0]], kept[enough[0]] = baselines[0].variance, baselines[0].kept
-    common_error = np.zeros_like(own)
-    common_error[enough[0]] = baselines[0].common_error
-    influence_before = influences(by_replicate, before[0]) * kept[:, None]
+    shrunken = [ShrunkenProfiles.from_measured(sums.log_share[enough[0]], sums.variance[enough[0]]) for sums in before]
+    profiles = [for_all_types(each.profile, np.nan) for each in shrunken]
+    own = for_all_types(shrunken[0].variance, 0.0)
+    influence_before = influences(by_replicate, before[0]) * for_all_types(shrunken[0].kept, 1.0)[:, None]
     shape = (len(conditions) - 1, *before[0].counts.shape)
     compared = np.sort(np.argsort(-counts.n_detected[counts.detected], kind="stable")[:MAX_GENES_IN_HALVES])
     selections = [slice(None), compared, compared]  # genes of all cells, and of both halves
@@ -113,7 +114,7 @@ def measure(
         effect=effects[0],
         variance=variance,
         control_error=np.sqrt(own).astype(np.float32),
-        baseline_error=common_error.astype(np.float32),
+        baseline_error=for_all_types(shrunken[0].common_error, 0.0).astype(np.float32),
         donor_error=donor_error,
         donor_correlation=donor_correlation,
         dispersion=np.array(dispersion),
@@ -151,11 +152,6 @@ class Replicates:
         present = pd.crosstab(code, condition.to_numpy()).to_numpy() > 0
         alternate = pd.DataFrame(present).groupby([*range(present.shape[1])]).cumcount() % 2
         return cls(code, alternate.to_numpy(), are_donors=True)
-
-
-def baseline(sums: Sums, enough: np.ndarray) -> ShrunkenProfiles:
-    """Shrink the control profiles of the types with enough cells."""
-    return ShrunkenProfiles.from_measured(sums.log_share[enough], sums.variance[enough])
 
 
 def relate_conditions(

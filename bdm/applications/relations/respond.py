@@ -119,9 +119,8 @@ def fit_types(
         mean, variance = (values[:, columns] for values in selected.leave_out())
         unmeasured.append(Intervals(mean + expected[genes], variance, real[genes], noise[genes]))
         compared = np.unique(top)
-        shuffled = replace(process.select_genes(compared), kernels=permuted.kernels, prior=permuted.prior).leave_out()[
-            0
-        ]
+        control = replace(process.select_genes(compared), kernels=permuted.kernels, prior=permuted.prior)
+        shuffled = control.leave_out()[0][:, columns]
         distance = np.where(np.eye(len(places), dtype=bool), np.inf, related.distance[np.ix_(places, places)])
         for column, name in enumerate(types):
             rows = top[:, column]
@@ -129,7 +128,7 @@ def fit_types(
             others = np.delete(own[rows], column, axis=1)
             predictions = {
                 "predicted": mean[row, column] + expected[rows, 0],
-                "permuted": shuffled[np.searchsorted(compared, rows), columns[column]] + expected[rows, 0],
+                "permuted": shuffled[np.searchsorted(compared, rows), column] + expected[rows, 0],
                 "common": others.mean(axis=1) if others.size else np.zeros(len(rows)),
                 "nearest": own[rows, int(distance[column].argmin())],
                 "halves": own[rows, column],
@@ -157,9 +156,8 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
         own, shuffled = (half.condition_field().like(each) for each in (field, permuted))
         both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(other.effect[:, :, 0]))
         types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
-        top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())[
-            : n_compared(len(field.measured))
-        ]
+        top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())
+        top = top[: n_compared(len(field.measured))]
         sample = own.common.genes_to_calibrate()
         genes = np.union1d(top, sample)
         own, shuffled = own.select_genes(genes), shuffled.select_genes(genes)
@@ -186,9 +184,9 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
                 rows.append({"condition": condition, "cell_type": measured.cell_types[row], **errors})
     priors = (field.common_prior.calibrated(unmeasured=intervals), field.deviation_prior)
     fitted = [replace(each, condition_priors=priors) for each in (measured, *halves)]
-    return [replace(each, expected=each.condition_field().leave_out()[0].T) for each in fitted], mean_errors(
-        rows, "condition"
-    )
+    expected = [each.condition_field().leave_out()[0].T for each in fitted]
+    fitted = [replace(each, expected=values) for each, values in zip(fitted, expected, strict=True)]
+    return fitted, mean_errors(rows, "condition")
 
 
 def n_compared(n_places: int) -> int:
