@@ -468,6 +468,17 @@ def test_predicted_responses_beat_unchanged_cells(tmp_path):
     assert "## E-distance\n\n| method | simulated |" in (tmp_path / "responses.md").read_text()
 
 
+def test_predicted_pairs_beat_the_sum_of_their_parts(tmp_path):
+    out = tmp_path / "simulated/0/relations.csv"
+    out.parent.mkdir(parents=True)
+    run("scripts/relations.py", "pairs", out)
+    run("scripts/collect.py", "relations", tmp_path, out.parent)
+    rows = pd.read_csv(tmp_path / "relations.csv")
+    error = rows[rows["score"] == "error"].groupby("method")["value"].mean()
+    assert error["bdm"] < error["sum of parts"] < error["mean of the others"] < 1
+    assert "| data | score | bdm | mean of the others |" in (tmp_path / "relations.md").read_text()
+
+
 def test_atlas_is_simulated_on_disk(tmp_path):
     run("scripts/simulated.py", "atlas", tmp_path / "cells.h5ad", "--n-types", 5, "--n-cells", 3000)
     cells = anndata.read_h5ad(tmp_path / "cells.h5ad")

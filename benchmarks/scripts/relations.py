@@ -262,7 +262,7 @@ def coexpression(cells: AnnData) -> pd.DataFrame:
     rows = cells.var_names.get_indexer(targets)
     correlation = scaled[:, rows].T @ scaled / len(scaled)
     correlation[np.arange(len(rows)), rows] = 0  # of a gene with itself
-    return pd.DataFrame(correlation, targets, cells.var_names)
+    return pd.DataFrame(correlation, targets, "coexpression:" + cells.var_names)  # one set of features
 
 
 def features_of(simulation: SimulatedResponses) -> pd.DataFrame:
