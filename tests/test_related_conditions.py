@@ -219,7 +219,7 @@ def test_features_are_read_from_tables_and_files(tmp_path):
     [
         ("", "cannot be read"),
         (",x\n", "empty"),
-        (",x\nA,1\nB,\n", "'x' of 'B' is ''"),
+        (",x\nA,1\nB,\n", "'x' of 'B' is missing"),
         (",x\nA,1\nB,high\n", "'x' of 'B' is 'high'"),
         (",x\nA,1\nB,inf\n", "'x' of 'B' is 'inf'"),
         (",x,y\nA,1,2\nB,0,2\n", "'y' is the same"),

@@ -128,7 +128,7 @@ def test_types_are_not_needed_to_relate_conditions(folder, bdm, caplog):
 # ---- invalid input
 
 BAD_FEATURES = {
-    "missing": ("target,up,down\nKLF1,1,0\nGATA1,,1\n", "'up' of 'GATA1' is '', but must be a finite number."),
+    "missing": ("target,up,down\nKLF1,1,0\nGATA1,,1\n", "'up' of 'GATA1' is missing, but must be a finite number."),
     "constant": (
         "target,up,down\nKLF1,1,0\nGATA1,1,1\n",
         "'up' is the same for all perturbations; leave this column out.",
@@ -163,7 +163,7 @@ def test_unknown_conditions_are_rejected_with_the_remedy(folder, bdm, caplog):
         ("GATA9", "--dose", 0.5): "Neither cells nor features have the perturbation 'GATA9'; did you mean 'GATA1'?",
         ("KLF2+GATB1", "--dose", 0.5): "Neither cells nor features have the perturbation 'GATB1'; did you mean 'GATA1'",
         ("KLF1",): "Condition 'KLF1' has no dose; name it by `--dose`.",
-        ("KLF1", "--dose", 5): "The dose of 'KLF1, 5' is outside the measured doses, 0.1 to 1. Choose a dose between",
+        ("KLF1", "--dose", 5): "The dose of 'KLF1, 5' is outside the measured doses, 0.1 to 1; choose a dose between",
     }.items():
         code, message = bdm(*arguments, "--condition", *words)
         assert code == 2

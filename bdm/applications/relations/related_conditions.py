@@ -282,7 +282,7 @@ def read_features(features: pd.DataFrame | Path | str) -> pd.DataFrame:
             column = table.iloc[:, i].astype(object)
             values[:, i] = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
             if len(wrong := np.flatnonzero(~np.isfinite(values[:, i]))):
-                value = shown(column.iloc[wrong[0]])
+                value = shown(column.iloc[wrong[0]]) if str(column.iloc[wrong[0]]) else "missing"
                 raise InputError(f"{name!r} of {rows[wrong[0]]!r} is {value}, but must be a finite number.")
             if np.ptp(values[:, i]) == 0:
                 raise InputError(f"{name!r} is the same for all perturbations; leave this column out.")

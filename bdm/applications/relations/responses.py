@@ -175,8 +175,9 @@ class Responses(Result):
         limits = related.exceeded_range(name, np.isin(related.conditions, self.conditions))
         if limits is not None and not extrapolate:
             raise InputError(
-                f"The dose of {name!r} is outside the measured doses, {limits[0]:g} to {limits[1]:g}. Choose a dose "
-                "between them, or use `extrapolate=True` to predict it all the same."
+                f"The dose of {name!r} is outside the measured doses, {limits[0]:g} to {limits[1]:g}; choose a dose "
+                "between them, or use `extrapolate=True` to predict it all the same, with a larger error than between "
+                f"doses, where {self.sentence()}."
             )
         return replace(self, related_conditions=related)
 
