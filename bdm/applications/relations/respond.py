@@ -22,6 +22,7 @@ from bdm.data.read import rna_in
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.settings import ResponseSettings
 
+MIN_SHARE = 0.02  # of genes that follow a set; such sets are also tried without each of their members
 MAX_ERROR_TYPES = 5  # types in which left-out conditions are predicted
 MAX_COMPARED, MIN_COMPARED = 2000, 20  # genes for errors: of all left-out types or conditions together, of each
 
@@ -146,7 +147,9 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
     related = require_related(measured)
     plain = measured.condition_field().fit()
     shares = plain.common_prior.kernel_shares(len(plain.kernels))
-    expanded = {kernel.feature for kernel, share in zip(plain.kernels, shares, strict=True) if share > 0} - {""}
+    expanded = {kernel.feature for kernel, share in zip(plain.kernels, shares, strict=True) if share >= MIN_SHARE} - {
+        ""
+    }
     measured, *halves = (replace(each, expanded=tuple(sorted(expanded))) for each in (measured, *halves))
     field = measured.condition_field().fit() if expanded else plain
     order = numpy_generator(0, "permuted conditions").permutation(field.n_conditions)
