@@ -1,4 +1,4 @@
-"""Gaussian processes over conditions: the response that types have in common, and how each type deviates from it."""
+"""Gaussian processes over conditions, for the common response of types and their deviations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,7 @@ class ConditionField:
     deviation_prior: Prior = field(default_factory=Prior)
 
     def like(self, fitted: "ConditionField") -> Self:
-        """Take priors and kernels from another field of the same conditions."""
+        """Copy priors and kernels from another field of the same conditions."""
         names = ("common_prior", "deviation_prior", "kernels")
         return replace(self, **{name: getattr(fitted, name) for name in names})
 
@@ -63,9 +63,9 @@ class ConditionField:
         )
 
     def common_response(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Average responses over types, which differ from each other by a variance that is estimated for each gene.
+        """Average responses over types with random effects (DerSimonian & Laird 1986).
 
-        This is a random-effects estimate (DerSimonian & Laird 1986).
+        The variance between types is estimated for each gene.
 
         Returns
         -------
@@ -87,7 +87,7 @@ class ConditionField:
         return (weight * effect).sum(axis=1), (weight**2 * own).sum(axis=1), shared
 
     def deviation(self, row: int | None) -> GaussianProcess:
-        """Return the Gaussian process of the deviation of a type; of an unknown type if ``row`` is None."""
+        """Return the Gaussian process of the deviation of a type, known or not (None)."""
         effect = np.full((len(self.covariate), len(self.measured)), np.nan)
         variance, shared = np.zeros_like(effect), np.zeros((len(effect), 1))
         if row is not None:
@@ -115,7 +115,7 @@ class ConditionField:
         return bool(self.effect.shape[1] > 1)
 
     def fit(self) -> Self:
-        """Fit the priors; that of deviations on the most significant genes of all types."""
+        """Fit the priors; deviations use the most significant genes of each type."""
         fitted = replace(self, common_prior=self.fit_prior(self.common))
         if not self.deviates:
             return fitted
@@ -164,7 +164,9 @@ class ConditionField:
         return mean, np.stack(deviations, axis=1), variance + np.stack(spread, axis=1)
 
     def leave_out(self, rows: Sequence[int] | np.ndarray = ()) -> tuple[np.ndarray, np.ndarray]:
-        """Predict the responses to each measured condition from the others; without ``rows``, the common responses.
+        """Predict the responses to each measured condition from the others.
+
+        ``rows`` are the rows of types; without them, the common response is predicted.
 
         Returns
         -------

@@ -83,7 +83,7 @@ class Prior:
         return np.asarray(self.calibration[int(measured)][bins_of(mean)])
 
     def calibrated(self, *, unmeasured: "Sequence[Intervals]" = (), measured: "Sequence[Intervals]" = ()) -> Self:
-        """Calibrate intervals of values without and with a measurement on the joined intervals of each kind."""
+        """Calibrate intervals of values without and with a measurement."""
         none = np.ones(len(SIZES) + 1)
         factors = [Intervals.join(parts).factors() if parts else none for parts in (unmeasured, measured)]
         return replace(self, calibration=np.array(factors))
@@ -94,7 +94,7 @@ class Prior:
         return np.bincount(numbers, self.shares, n_kernels + 1)[1:]
 
     def split(self, kernel: int, other: int, share: float) -> Self:
-        """Give a share of the genes that follow a kernel to another one, which the measurements cannot tell apart."""
+        """Move a share of the genes of a kernel to another one, which measurements cannot tell apart."""
         pairs = [*zip(self.hypotheses, self.shares, strict=True)]
         kept = [(each, part * (1 - share if each.kernel == kernel else 1)) for each, part in pairs]
         moved = [(replace(each, kernel=other), part * share) for each, part in pairs if each.kernel == kernel]
@@ -391,7 +391,7 @@ class GaussianProcess(Result):
         The values of a group of places G are predicted from the other measurements, without their sampling errors.
         Closed form (after Sundararajan & Keerthi 2001): let r be the residuals of measurements, S the covariance of
         their errors, and Q the inverse of their covariance. With B = (1 - S Q)_GG, the residuals are predicted as
-        (r - S Q r)_G - B Q_GG^-1 (Q r)_G, with the covariance (S - S Q S)_GG + B Q_GG^-1 B'.
+        (r - S Q r)_G - B Q_GG^-1 (Q r)_G. Their covariance is (S - S Q S)_GG + B Q_GG^-1 B'.
 
         Parameters
         ----------
@@ -446,7 +446,7 @@ class GaussianProcess(Result):
         return replace(self, prior=self.prior.calibrated(unmeasured=[intervals]))
 
     def genes_to_calibrate(self) -> np.ndarray:
-        """Return rows of genes for calibration: the most significant ones, and a sample of all."""
+        """Select genes for calibration: the most significant ones, and a sample of all."""
         sample = np.linspace(0, len(self.values) - 1, N_CALIBRATED).astype(int)
         return np.union1d(sample, self.most_significant()[:N_CALIBRATED])
 
@@ -471,7 +471,7 @@ class Intervals:
         return Intervals(*(getattr(self, entry.name)[rows] for entry in fields(self)))
 
     def factors(self) -> np.ndarray:
-        """Return factors of standard deviations, so that 90% intervals cover 90% of the measurements in each bin."""
+        """Return the factor of standard deviations in each bin, for 90% coverage."""
         needed = ((self.measured - self.mean) / QUANTILE) ** 2 - self.noise
         ratio, bins, factors = needed / np.maximum(self.variance, 1e-12), bins_of(self.mean), list[float]()
         for number in range(len(SIZES) + 1):
@@ -503,10 +503,11 @@ def log_determinant(factor: Tensor) -> Tensor:
 
 
 def select_hypotheses(evidence: Tensor, always: int) -> tuple[list[int], Tensor]:
-    """Select hypotheses by backward elimination; return their columns of ``evidence`` and their shares of genes.
+    """Select hypotheses by backward elimination.
 
     Each step drops those with the smallest shares, at most a quarter of all, so that the genes of hypotheses that are
-    almost equal gather in a few of them. The column ``always`` stays.
+    almost equal gather in a few of them. The column ``always`` stays. Returns the columns of ``evidence``
+    that are left, and their shares of genes.
     """
     kept = list(range(evidence.shape[1]))
     while True:

@@ -1,4 +1,4 @@
-"""Measure responses of cell types from pseudobulk counts, in all cells and in two halves of them."""
+"""Measure responses of cell types from pseudobulk counts, also in halves of the data."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Self
@@ -32,7 +32,7 @@ MAX_GENES_IN_HALVES = 5000  # detected in most cells; more would take much memor
 def measure(
     adata: AnnData, settings: ResponseSettings, *, features: pd.DataFrame | None = None
 ) -> tuple[Responses, list[Responses]]:
-    """Measure responses of cell types to conditions in all cells, and in two halves of the cells or donors.
+    """Measure responses of cell types to conditions, also in two halves of the data.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def measure(
     check_measured(enough, types, conditions, are_related=related is not None)
 
     def sums_of(number: int) -> tuple[Sums, ...]:
-        """Sum counts in a condition: by type and replicate, by type, and by type in each half."""
+        """Sum counts of types in a condition: by replicate, in total, and in each half."""
         rows = np.flatnonzero(condition_code == number)
         by_replicate = counts.sums(rows, type_code[rows] * n + replicates.code[rows], len(types) * n)
         halves = (by_replicate.pooled(n, replicates.half == half) for half in range(2))
@@ -134,7 +134,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Replicates:
-    """Donors, or random parts of the cells without donors; each is in one of two halves of the data."""
+    """Donors, or parts of the cells without donors, in two halves of the data."""
 
     code: np.ndarray  # of each cell
     half: np.ndarray  # 0 or 1, of each replicate
@@ -142,7 +142,7 @@ class Replicates:
 
     @classmethod
     def from_cells(cls, obs: pd.DataFrame, condition: pd.Series, cell_type: pd.Series, key: str | None) -> Self:
-        """Divide the cells of a type in a condition, or donors in the same conditions, into halves."""
+        """Divide cells of a type and condition, or donors of the same conditions, into halves."""
         if key is None:
             order = numpy_generator(0, "halves").permutation(len(obs))
             groups = pd.DataFrame({"condition": condition.to_numpy(), "cell_type": cell_type.to_numpy()}).iloc[order]
@@ -157,7 +157,7 @@ class Replicates:
 def relate_conditions(
     conditions: list[str], settings: ResponseSettings, features: pd.DataFrame | None
 ) -> RelatedConditions | None:
-    """Relate conditions (the first is the control) by features, doses or common parts; None without any of these."""
+    """Relate conditions, after the control, by features, doses or common parts, if any."""
     dosed, separator = settings.dose_key is not None, settings.combination_separator
     if features is None and not dosed and separator is None:
         return None
@@ -253,7 +253,7 @@ def influences(by_donor: Sums, pooled: Sums) -> np.ndarray:
 
 
 def scale_of_influences(present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return factors that make variances from influences unbiased, types x donors, and degrees of freedom of types.
+    """Return factors for unbiased variances, types x donors, and degrees of freedom of types.
 
     Donors in the control, in the condition, and in both are three groups. The variance of n donors of a group is scaled
     by n / (n - 1). A donor alone in its group has no replicate, so it is scaled as all donors together.

@@ -28,7 +28,7 @@ class Counts:
 
     matrix: Matrix  # cells x all genes
     size: np.ndarray  # library size of each cell
-    n_detected: np.ndarray  # number of cells in which each gene is detected
+    n_detected: np.ndarray  # number of cells with each gene
 
     @classmethod
     def from_matrix(cls, matrix: Matrix) -> "Counts":
@@ -134,7 +134,7 @@ class ShrunkenProfiles:
     def from_measured(cls, profile: np.ndarray, variance: np.ndarray) -> "ShrunkenProfiles":
         """Shrink profiles towards the mean of each gene over types.
 
-        The variance between types is shrunk to that of genes of similar expression.
+        The variance between types is shrunk to its mean over genes of similar expression.
         """
         n = len(profile)
         if n < 2:
@@ -187,7 +187,7 @@ def variance_between_donors(
 
 
 def prior_degrees(ratio: np.ndarray, degrees: int) -> float:
-    """Estimate degrees of freedom of the prior of variances, from ratios to usual variances (Smyth 2004)."""
+    """Estimate degrees of freedom of the prior of variances from ratios (Smyth 2004)."""
     spread = np.log(ratio[ratio > 0]).var() - polygamma(1, degrees / 2)
 
     def difference(prior: float) -> float:
@@ -201,7 +201,7 @@ def prior_degrees(ratio: np.ndarray, degrees: int) -> float:
 def correlation_between_types(influence: np.ndarray, donor_variance: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Estimate how errors that donors cause correlate between types, types x types.
 
-    The correlation is that of the influences of donors, on average over genes. Arrays are as in
+    Influences of donors are correlated over genes. Arrays are as in
     :func:`variance_between_donors`; ``total`` is the sampling variance of effects.
     """
     root, weight = np.sqrt(donor_variance), 1 / total.mean(axis=0)

@@ -6,8 +6,8 @@ A condition is a perturbation, or a combination of several (its parts), at a dos
 
 where n_c is the number of parts of c. A relates perturbations by a set or by numbers that a user names; the identity
 only relates conditions with the same perturbation. With a = 0 the effects of parts add up, with a = 1 a combination
-has their mean. D is the covariance of curves of the dose that are 0 at the control, or of
-smooth curves of the log dose; without doses it is 1.
+has their mean. D is the covariance of dose curves that are 0 at the control, or smooth in
+the log dose; without doses it is 1.
 """
 
 import logging
@@ -143,7 +143,9 @@ class RelatedConditions:
         return sorted(kernels, key=lambda kernel: kernel.without == UNMEASURED)
 
     def part_features(self, expanded: Collection[str]) -> list[tuple[str, str, np.ndarray]]:
-        """Return each set, the member that it lacks, and F of its kernel A = F F' between parts, parts x columns.
+        """Return each set, the member that it lacks, and its features F, parts x columns.
+
+        The kernel between parts is A = F F'.
 
         Columns with a prefix in common, such as "embedding:1" and "embedding:2", form a set with cosines of their rows.
         Binary columns are sets of their own, too, and all of them together are a set of features.

@@ -23,7 +23,7 @@ from bdm.hierarchy.files import Tree, as_clade
 from bdm.settings import ResponseSettings
 
 MIN_SHARE = 0.02  # of genes that follow a set; such sets are also tried without each of their members
-MAX_ERROR_TYPES = 5  # types in which left-out conditions are predicted
+MAX_ERROR_TYPES = 5  # types with errors of left-out conditions
 MAX_COMPARED, MIN_COMPARED = 2000, 20  # genes for errors: of all left-out types or conditions together, of each
 
 
@@ -64,8 +64,8 @@ def respond(
     ------
     InputError
         If a column or the control is missing, or counts are not raw. Also if a condition has fewer than two measured
-        types (one, if conditions are related) or a single donor, the tree does not match the cell types, or features
-        are missing or constant.
+        types (one, if conditions are related) or a single donor. Also if the tree does not match the cell types, or
+        features are missing or constant.
     """
     table = None if features is None else read_features(features)
     measured, halves = measure(rna_in(adata, counts=settings.counts), settings, features=table)
@@ -100,16 +100,16 @@ def fit_types(
     kernels = tuple(kernel[order][:, order] for kernel in fitted.kernels)
     permuted = replace(fitted, kernels=kernels).fit(constants=constants)
     errors, unmeasured, remeasured = list[dict[str, Any]](), list[Intervals](), list[Intervals]()
-    for half, other in (halves, halves[::-1]):
+    for half, second in (halves, halves[::-1]):
         process, truth = (
             each.gaussian_process(condition, replace(related, profile=each.profile[each.has_profile]))
-            for each in (half, other)
+            for each in (half, second)
         )
         places = np.intersect1d(process.measured, truth.measured)
         types, columns = [related.cell_types[place] for place in places], np.searchsorted(process.measured, places)
         by_type = [measured.cell_types.index(name) for name in types]
-        own, real = half.effect[number, by_type].T, other.effect[number, by_type].T
-        own_noise, noise = (each.sampling_variance(number)[by_type].T for each in (half, other))
+        own, real = half.effect[number, by_type].T, second.effect[number, by_type].T
+        own_noise, noise = (each.sampling_variance(number)[by_type].T for each in (half, second))
         top, expected = most_changed(own, own_noise)[: n_compared(len(places))], half.expected_effect(number)[:, None]
         genes = np.union1d(top, process.genes_to_calibrate())
         selected = replace(process.select_genes(genes), prior=fitted.prior)
@@ -140,7 +140,7 @@ def fit_types(
 
 
 def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[list[Responses], pd.DataFrame]:
-    """Fit the Gaussian processes over conditions, and compute the errors of conditions that are left out.
+    """Fit the Gaussian processes over conditions, and compute their leave-one-out errors.
 
     Sets of features that genes follow are fitted again with sets that lack one of their members.
     """
@@ -155,9 +155,9 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
     order = numpy_generator(0, "permuted conditions").permutation(field.n_conditions)
     permuted = field.permute(order).fit()
     rows, intervals = list[dict[str, Any]](), list[Intervals]()
-    for half, other in (halves, halves[::-1]):
+    for half, second in (halves, halves[::-1]):
         own, shuffled = (half.condition_field().like(each) for each in (field, permuted))
-        both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(other.effect[:, :, 0]))
+        both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(second.effect[:, :, 0]))
         types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
         top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())
         top = top[: n_compared(len(field.measured))]
@@ -173,7 +173,7 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
             for column, row in enumerate(types):
                 if not both[number, row]:
                     continue
-                real, noise = other.effect[number, row, genes], other.sampling_variance(number)[row, genes]
+                real, noise = second.effect[number, row, genes], second.sampling_variance(number)[row, genes]
                 moments = mean[:, number, column], variance[:, number, column]
                 intervals.append(Intervals(*moments, real, noise).select(np.searchsorted(genes, sample)))
                 predictions = {
@@ -198,7 +198,7 @@ def n_compared(n_places: int) -> int:
 
 
 def relative_errors(predictions: dict[str, np.ndarray], real: np.ndarray) -> dict[str, float]:
-    """Return the root mean squared log2 fold change, and errors of log fold changes relative to it."""
+    """Return the root mean squared log2 fold change, and errors relative to it."""
     unchanged = float(np.sqrt(np.maximum(np.mean(real**2), 1e-12)))
     errors = {name: float(np.sqrt(np.mean((values - real) ** 2))) / unchanged for name, values in predictions.items()}
     return {"size": unchanged / np.log(2), **errors}

@@ -1,4 +1,4 @@
-"""Responses of cell types to conditions: measured ones, and predictions for all other types and conditions."""
+"""Responses of cell types to conditions, measured and predicted."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class Responses(Result):
         return dict(zip(self.condition_key, parts, strict=True)) | values
 
     def with_condition(self, name: str, *, extrapolate: bool = False) -> Responses:
-        """Add a condition without measurements, such as a new dose or combination, to predict it.
+        """Add a condition without measurements, such as a new dose.
 
         Raises
         ------
@@ -237,7 +237,7 @@ class Responses(Result):
         return np.stack([self.sampling_variance(number) for number in range(len(self.conditions))])
 
     def sampling_variance(self, number: int) -> np.ndarray:
-        """Return the variances of all sampling errors of effects in a condition, cell types x genes."""
+        """Return variances of sampling errors in a condition, cell types x genes."""
         donors = self.donor_error[number] ** 2 if self.donor_error.size else 0
         return np.asarray(self.variance[number] + self.baseline_error**2 + donors)
 
@@ -386,7 +386,7 @@ class Responses(Result):
         return np.unique(most_changed(self.effect[number, known].T, self.sampling_variance(number)[known].T))
 
     def expected_effect(self, number: int) -> np.ndarray:
-        """Return the response to a condition, by its index, that other conditions predict; 0 if not related."""
+        """Return the common response that other conditions predict; 0 without relations."""
         return np.zeros(len(self.genes)) if self.expected is None else np.asarray(self.expected[number], dtype=float)
 
     def branches(self, condition: str, genes: slice | np.ndarray = slice(None)) -> pd.DataFrame:
@@ -451,17 +451,17 @@ class Responses(Result):
 
     @property
     def described_conditions(self) -> list[str | None]:
-        """Measured conditions with known errors, after None for other conditions, if these can be predicted."""
+        """Conditions with known errors; None for conditions without measurements."""
         if self.related_conditions is None:
             return [*self.conditions]
         return [None, *self.errors.loc[self.errors["left_out"] == "type", "condition"].unique()]
 
     def sentences(self) -> list[str]:
-        """Describe the errors of predictions for types in each condition, and for conditions without measurements."""
+        """Describe the errors of predictions for types and conditions."""
         return [self.sentence(name) for name in self.described_conditions]
 
     def sentence(self, condition: str | None = None) -> str:
-        """Describe the error of predictions: of a type in a measured condition, or of any other condition."""
+        """Describe the error of predictions for types in a condition, or new conditions."""
         error, is_measured = self.expected_error(condition), condition in self.conditions
         subject = f"{condition}: a type that was not measured" if is_measured else "a condition that was not measured"
         unit = "type" if is_measured else "condition"
@@ -527,7 +527,7 @@ def most_changed(effect: np.ndarray, variance: np.ndarray) -> np.ndarray:
 
 
 def square_root(correlation: np.ndarray) -> np.ndarray:
-    """Return a matrix L with L L' equal to a positive semi-definite matrix, without columns of zeros."""
+    """Return a matrix L with L L' equal to a positive semi-definite matrix."""
     values, vectors = np.linalg.eigh(correlation)
     kept = values > 1e-6
     return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
