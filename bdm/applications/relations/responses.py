@@ -409,17 +409,21 @@ class Responses(Result):
         - ``z``: change divided by its standard deviation
         """
         related, number, tables = self.relate_types(), self.condition_index(condition), []
-        process, names = self.gaussian_process(condition, related).select_genes(genes), np.array(related.cell_types)
-        expected = self.expected_effect(number)[genes]
-        for node in related.nodes:
-            below, above = np.isin(names, list(node)) / len(node), related.parent(node)
-            weight = below if above is None else below - np.isin(names, list(above)) / len(above)
-            predicted = process.contrasts(np.stack([below, weight]))
-            mean, change = predicted.mean.T + np.array([1, above is None])[:, None] * expected
-            sd = np.sqrt(predicted.variance[:, 1]) * self.priors[number].sd_factors(change, measured=True)
+        names, expected = np.array(related.cell_types), self.expected_effect(number)[genes][:, None]
+        below = np.stack([np.isin(names, list(node)) / len(node) for node in related.nodes])
+        parents = [related.parent(node) for node in related.nodes]
+        above = np.stack(
+            [np.zeros(len(names)) if each is None else below[related.nodes.index(each)] for each in parents]
+        )
+        process = self.gaussian_process(condition, related).select_genes(genes)
+        predicted = process.contrasts(np.vstack([below, below - above]))
+        means, changes = np.split(predicted.mean, 2, axis=1)
+        means, changes = means + expected, changes + expected * np.array([each is None for each in parents])
+        sd = np.sqrt(predicted.variance[:, len(below) :]) * self.priors[number].sd_factors(changes, measured=True)
+        for column, node in enumerate(related.nodes):
             table = pd.DataFrame({"cell_types": "; ".join(sorted(node)), "gene": self.genes.index[genes]})
-            table["mean"], table["change"] = mean / np.log(2), change / np.log(2)
-            table["z"] = change / np.maximum(sd, MIN_SD)
+            table["mean"], table["change"] = means[:, column] / np.log(2), changes[:, column] / np.log(2)
+            table["z"] = changes[:, column] / np.maximum(sd[:, column], MIN_SD)
             tables.append(table.sort_values("z", key=np.abs, ascending=False, kind="stable"))
         return pd.concat(tables, ignore_index=True)
 
