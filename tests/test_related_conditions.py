@@ -9,7 +9,8 @@ from same_tables import assert_same_table
 
 from bdm._core.errors import InputError
 from bdm._core.store import load, save
-from bdm.applications.relations.related_conditions import RelatedConditions, read_features
+from bdm.applications.relations.condition_field import ConditionField
+from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions, read_features
 
 FEATURES = pd.DataFrame({"interferon": [1, 1, 0, 0], "size": [0.5, 2, 4, 1]}, index=["JAK2", "STAT1", "SMAD4", "IRF1"])
 DOSES = ["a, 0.1", "a, 1", "a, 10", "b, 1"]
@@ -233,3 +234,18 @@ def test_invalid_features_are_rejected(tmp_path, text, message):
     (tmp_path / "features.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         relate(["A", "B"], tmp_path / "features.csv", "+")
+
+
+def test_conditions_without_values_are_predicted_from_the_others():
+    """A half of the donors may lack a condition."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=200) * (rng.random(200) < 0.3)
+    effect = common + rng.normal(0, 0.1, (5, 2, 200))
+    effect[1] = np.nan
+    kernels = (ConditionKernel("set", "", np.ones((5, 5))),)
+    shapes = np.full(effect.shape, 0.01), np.full((2, 200), 0.05), np.zeros((200, 5))
+    field = ConditionField(effect, *shapes, np.arange(5), kernels).fit()
+    mean, variance = field.leave_out([0, 1])
+    assert np.isfinite(variance).all()
+    assert np.sqrt(np.mean((mean[:, 1, 0] - common) ** 2)) < 0.2
+    assert np.isfinite(field.predict(1, [0, None])[0]).all()

@@ -74,17 +74,18 @@ class ConditionField:
         """
         is_measured, effect = ~np.isnan(self.effect), np.nan_to_num(self.effect)
         precision = np.where(is_measured, 1 / np.maximum(self.variance, 1e-12), 0)
-        total = precision.sum(axis=1)
+        total = np.maximum(precision.sum(axis=1), 1 / HIDDEN)  # conditions may have no values in half of the cells
         mean = (precision * effect).sum(axis=1) / total
         excess = (precision * is_measured * (effect - mean[:, None]) ** 2).sum(axis=(0, 1))
-        excess -= (is_measured.sum(axis=1) - 1).sum(axis=0)
+        excess -= np.maximum(is_measured.sum(axis=1) - 1, 0).sum(axis=0)
         scale = (total - (precision**2).sum(axis=1) / total).sum(axis=0)
         between = np.maximum(excess / np.maximum(scale, 1e-12), 0) if self.deviates else np.zeros_like(scale)
         weight = np.where(is_measured, 1 / (self.variance + between), 0)
-        weight = weight / weight.sum(axis=1, keepdims=True)
+        weight = weight / np.maximum(weight.sum(axis=1, keepdims=True), 1 / HIDDEN)
         own = np.maximum(np.nan_to_num(self.variance) - self.control_error**2, 0)
         shared = np.sqrt((weight**2 * self.control_error**2).sum(axis=1))
-        return (weight * effect).sum(axis=1), (weight**2 * own).sum(axis=1), shared
+        variance = np.where(is_measured.any(axis=1), (weight**2 * own).sum(axis=1), HIDDEN)
+        return (weight * effect).sum(axis=1), variance, shared
 
     def deviation(self, row: int | None) -> GaussianProcess:
         """Return the Gaussian process of the deviation of a type, known or not (None)."""

@@ -150,8 +150,9 @@ class Replicates:
             return cls(half.to_numpy(), np.arange(2), are_donors=False)
         code = donors_of(obs, condition, key)
         present = pd.crosstab(code, condition.to_numpy()).to_numpy() > 0
-        alternate = pd.DataFrame(present).groupby([*range(present.shape[1])]).cumcount() % 2
-        return cls(code, alternate.to_numpy(), are_donors=True)
+        half = np.empty(len(present), dtype=int)
+        half[np.lexsort(present.T)] = np.arange(len(present)) % 2  # donors of the same conditions are neighbours
+        return cls(code, half, are_donors=True)
 
 
 def relate_conditions(

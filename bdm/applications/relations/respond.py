@@ -106,6 +106,8 @@ def fit_types(
             for each in (half, second)
         )
         places = np.intersect1d(process.measured, truth.measured)
+        if not len(places):
+            continue
         types, columns = [related.cell_types[place] for place in places], np.searchsorted(process.measured, places)
         by_type = [measured.cell_types.index(name) for name in types]
         own, real = half.effect[number, by_type].T, second.effect[number, by_type].T
