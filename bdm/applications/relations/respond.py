@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from anndata import AnnData
 from bdm._core.parallel import threads, using_threads
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm.applications.relations.condition_field import WEAK_CONSTANTS
+from bdm.applications.relations.condition_field import WEAK_CONSTANTS, ConditionField
 from bdm.applications.relations.gaussian_process import CONSTANTS, Intervals, Prior
 from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.related_conditions import read_features
@@ -149,49 +150,61 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
     related = require_related(measured)
     plain = measured.condition_field().fit()
     shares = plain.common_prior.kernel_shares(len(plain.kernels))
-    expanded = {kernel.feature for kernel, share in zip(plain.kernels, shares, strict=True) if share >= MIN_SHARE} - {
-        ""
-    }
-    measured, *halves = (replace(each, expanded=tuple(sorted(expanded))) for each in (measured, *halves))
+    followed = {kernel.feature for kernel, share in zip(plain.kernels, shares, strict=True) if share >= MIN_SHARE}
+    expanded = tuple(sorted(followed - {""}))
+    measured, *halves = (replace(each, expanded=expanded) for each in (measured, *halves))
     field = measured.condition_field().fit() if expanded else plain
     order = numpy_generator(0, "permuted conditions").permutation(field.n_conditions)
     permuted = field.permute(order).fit()
-    rows, intervals = list[dict[str, Any]](), list[Intervals]()
-    for half, second in (halves, halves[::-1]):
-        own, shuffled = (half.condition_field().like(each) for each in (field, permuted))
-        both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(second.effect[:, :, 0]))
-        types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
-        top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())
-        top = top[: n_compared(len(field.measured))]
-        sample = own.common.genes_to_calibrate()
-        genes = np.union1d(top, sample)
-        own, shuffled = own.select_genes(genes), shuffled.select_genes(genes)
-        (mean, variance), (without_relations, _) = own.leave_out(types), shuffled.leave_out(types)
-        common = own.common.values.numpy()
-        weights = related.baseline_weights(np.isin(np.arange(own.n_conditions), own.measured))
-        nearest = common @ weights[own.measured][:, own.measured].T
-        for number, condition in enumerate(measured.conditions):
-            chosen, others = np.searchsorted(genes, top[:, number]), np.delete(np.arange(len(own.measured)), number)
-            for column, row in enumerate(types):
-                if not both[number, row]:
-                    continue
-                real, noise = second.effect[number, row, genes], second.sampling_variance(number)[row, genes]
-                moments = mean[:, number, column], variance[:, number, column]
-                intervals.append(Intervals(*moments, real, noise).select(np.searchsorted(genes, sample)))
-                predictions = {
-                    "predicted": mean[chosen, number, column],
-                    "permuted": without_relations[chosen, number, column],
-                    "common": common[chosen][:, others].mean(axis=1),
-                    "nearest": nearest[chosen, number],
-                    "halves": half.effect[number, row, genes[chosen]],
-                }
-                errors = relative_errors(predictions, real[chosen])
-                rows.append({"condition": condition, "cell_type": measured.cell_types[row], **errors})
-    priors = (field.common_prior.calibrated(unmeasured=intervals), field.deviation_prior)
-    fitted = [replace(each, condition_priors=priors) for each in (measured, *halves)]
-    expected = [each.condition_field().leave_out()[0].T for each in fitted]
+    weights = related.baseline_weights(np.isin(np.arange(field.n_conditions), field.measured))
+
+    def compare(number: int) -> tuple[list[dict[str, Any]], list[Intervals]]:
+        return compare_conditions(halves[number], halves[1 - number], field, permuted, weights)
+
+    with threads() as run:
+        rows, intervals = zip(*run(compare, range(2)), strict=True)
+        priors = (field.common_prior.calibrated(unmeasured=[*chain(*intervals)]), field.deviation_prior)
+        fitted = [replace(each, condition_priors=priors) for each in (measured, *halves)]
+        expected = [*run(lambda each: each.condition_field().leave_out()[0].T, fitted)]
     fitted = [replace(each, expected=values) for each, values in zip(fitted, expected, strict=True)]
-    return fitted, mean_errors(rows, "condition")
+    return fitted, mean_errors([*chain(*rows)], "condition")
+
+
+def compare_conditions(
+    half: Responses, second: Responses, field: ConditionField, permuted: ConditionField, weights: np.ndarray
+) -> tuple[list[dict[str, Any]], list[Intervals]]:
+    """Predict each condition from the others in one half of the data, and compare it with the second half."""
+    rows, intervals = list[dict[str, Any]](), list[Intervals]()
+    own, shuffled = (half.condition_field().like(each) for each in (field, permuted))
+    both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(second.effect[:, :, 0]))
+    types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
+    top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())
+    top = top[: n_compared(len(field.measured))]
+    sample = own.common.genes_to_calibrate()
+    genes = np.union1d(top, sample)
+    compared, own = np.unique(top), own.select_genes(genes)
+    mean, variance = own.leave_out(types)
+    without_relations = shuffled.select_genes(compared).leave_out(types)[0]
+    common = own.common.values.numpy()
+    nearest = common @ weights[own.measured][:, own.measured].T
+    for number, condition in enumerate(half.conditions):
+        chosen, others = np.searchsorted(genes, top[:, number]), np.delete(np.arange(len(own.measured)), number)
+        for column, row in enumerate(types):
+            if not both[number, row]:
+                continue
+            real, noise = second.effect[number, row, genes], second.sampling_variance(number)[row, genes]
+            moments = mean[:, number, column], variance[:, number, column]
+            intervals.append(Intervals(*moments, real, noise).select(np.searchsorted(genes, sample)))
+            predictions = {
+                "predicted": mean[chosen, number, column],
+                "permuted": without_relations[np.searchsorted(compared, top[:, number]), number, column],
+                "common": common[chosen][:, others].mean(axis=1),
+                "nearest": nearest[chosen, number],
+                "halves": half.effect[number, row, genes[chosen]],
+            }
+            errors = relative_errors(predictions, real[chosen])
+            rows.append({"condition": condition, "cell_type": half.cell_types[row], **errors})
+    return rows, intervals
 
 
 def n_compared(n_places: int) -> int:
