@@ -110,6 +110,14 @@ def test_a_condition_that_no_cell_has_is_predicted(folder, bdm, caplog, name):
     assert [panel.get_title() for panel in panels] == [f"each {left_out} left out in turn" for left_out in LEFT_OUT]
 
 
+def test_conditions_are_predicted_in_any_order():
+    names = [name for name in PATHWAY if name not in ("KLF4", "GATA3")]
+    settings = package.tl.ResponseSettings(condition_key="target", control="ctrl")
+    fitted = package.tl.respond(cells_of([(name, 3.0) for name in names]), settings, features=FEATURES)
+    alone, added = fitted.effects("KLF4"), fitted.with_condition("KLF4").with_condition("GATA3")
+    pd.testing.assert_frame_equal(added.effects("KLF4"), alone)
+
+
 def test_types_are_not_needed_to_relate_conditions(folder, bdm, caplog):
     cells = cells_of([(name, 3.0) for name in PATHWAY if name != "KLF4"])
     cells[(cells.obs["cell_type"] == "A").to_numpy()].copy().write_h5ad("cells.h5ad")

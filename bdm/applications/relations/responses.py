@@ -327,7 +327,7 @@ class Responses(Result):
         added = self.with_condition(condition, extrapolate=True)
         rows = [self.cell_types.index(name) if name in self.cell_types else None for name in cell_types]
         field = added.condition_field().select_genes(genes)
-        common, own, variance = field.predict(field.n_conditions - 1, rows)
+        common, own, variance = field.predict(require_related(added).conditions.index(condition), rows)
         mean, none = common + own, np.zeros_like(own)
         factors = self.condition_priors[0].sd_factors(mean)
         return Prediction(mean, variance * factors**2, {"common": common, "level": none, "related": none, "own": own})
