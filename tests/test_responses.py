@@ -159,6 +159,9 @@ def test_evidence_of_hypotheses_of_one_factor_is_that_of_each_alone(cells):
 
 def test_the_tree_predicts_what_evolved_along_it(cells):
     error = tl.respond(cells, SETTINGS, tree=TREE).expected_error("stim")
+    unrelated = tl.respond(cells, replace(SETTINGS, relations="none")).expected_error("stim")
+    noise = error["halves"] ** 2 / 2  # of the half that predictions are compared with
+    assert error["predicted"] ** 2 - noise < 0.8**2 * (unrelated["predicted"] ** 2 - noise)
     assert error["predicted"] < 0.85 * error["permuted"]  # a permuted tree has some true relations
     assert error["predicted"] < error["common"]
     assert error["halves"] < error["predicted"] < 1
@@ -175,6 +178,10 @@ def test_a_tree_may_have_types_of_too_few_cells(cells, tree):
 def test_no_relation_is_found_where_there_is_none():
     fitted = tl.respond(simulated_cells(shared=0, seed=3), SETTINGS)
     error = fitted.expected_error("stim")
+    unrelated = tl.respond(simulated_cells(shared=0, seed=3), replace(SETTINGS, relations="none")).expected_error(
+        "stim"
+    )
+    assert error["predicted"] < 1.05 * unrelated["predicted"]
     assert error["predicted"] < 1.05 * error["permuted"]
     assert error["predicted"] < error["nearest"]
     assert fitted.warnings("stim") == [
@@ -325,7 +332,7 @@ def test_cells_that_lack_genes_change_as_with_all_genes(cells, name, most, caplo
     """Log fold changes refer to shares of all counts."""
     fitted = tl.respond(cells[(cells.obs["kind"] != "e").to_numpy()].copy(), SETTINGS)
     control = select(cells, name, "ctrl")[np.arange(24000) % 120].copy()
-    rare = np.argsort(share(cells))[:30]
+    rare = np.argsort(share(control))[:30]
     lacking = control[:, rare].copy()
     sets = lacking, tl.predict(fitted, lacking, "stim"), tl.predict(fitted, control, "stim")[:, rare]
     assert "The cells lack 120 genes of the responses; 30 are changed." in caplog.text
