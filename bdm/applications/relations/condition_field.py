@@ -7,11 +7,10 @@ from typing import Self
 
 import numpy as np
 
-from bdm.applications.relations.gaussian_process import HIDDEN, N_GENES, GaussianProcess, Prior
+from bdm.applications.relations.gaussian_process import HIDDEN, N_GENES, WEAK_CONSTANTS, GaussianProcess, Prior
 from bdm.applications.relations.related_conditions import UNMEASURED, ConditionKernel
 
 PRIOR_MEMBERS = 16  # with fewer, a member that does not follow would be predicted worse than by unchanged cells
-WEAK_CONSTANTS = (0.0, 0.3)  # candidate strengths of what all conditions share
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
 from bdm._core.validation import column_rejection, unknown_node
 from bdm.applications.relations.fates import log_likelihood, sampled_leaves
-from bdm.applications.relations.gaussian_process import GaussianProcess, Intervals
+from bdm.applications.relations.gaussian_process import CONSTANTS, WEAK_CONSTANTS, GaussianProcess, Intervals
 from bdm.applications.relations.lineage import ERRORS, EXPRESSION, N_COMPARED, Lineage, time_bins, times_of
 from bdm.applications.relations.lineage_tree import LineageTree, check_order, divisions, read_lineage_tree
 from bdm.applications.relations.pseudobulk import Counts
@@ -29,7 +29,6 @@ from bdm.settings import LineageSettings
 logger = logging.getLogger(__name__)
 
 POINTS = ["node", "time", "bin", "n_cells"]  # columns of the table of points
-CONSTANTS = (0.0, 0.3, 1.0)  # candidate strengths of what all places share
 MIN_POINTS = 3  # minimum number of measured points for predictions
 MIN_CELLS, MAX_CELLS = 20, 2000  # to fit the temperature
 MAX_TEMPERATURE = 1000.0
@@ -71,7 +70,7 @@ def lineage(
     own_tree = None if tree is None else read_lineage_tree(tree)
     cells = locate(rna_in(adata, counts=settings.counts), settings, own_tree)
     measured = measure(cells, settings)
-    process = measured.gaussian_process().fit(levels=(0.0,), constants=CONSTANTS)
+    process = measured.gaussian_process().fit(levels=(0.0,), constants=(*WEAK_CONSTANTS, *CONSTANTS))
     folds = {"node": rows_by_value(measured.points["node"]), "time": rows_by_value(measured.points["bin"])}
     folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}  # without times, there is one bin
     errors = pd.concat([leave_out(measured, process, *fold) for fold in folds.items()], ignore_index=True)

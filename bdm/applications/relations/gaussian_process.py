@@ -17,6 +17,7 @@ predictions for a gene are averaged over hypotheses by posterior probability.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import chain, groupby, product
 from pathlib import Path
 from typing import Self
@@ -34,6 +35,7 @@ STRENGTHS = tuple(np.geomspace(0.1, 2, 5).tolist())
 SHARED = (0.5, 0.9, 0.99)
 LEVELS = (0.0, 0.3)
 CONSTANTS = (1.0,)  # weaker ones shrink the common responses of the genes that change most
+WEAK_CONSTANTS = (0.0, 0.3)  # for values that other predictions are subtracted from, or centred values
 N_GENES = 1000  # most significant genes, to fit the prior
 N_SCREENED = 250  # subset of these, to screen hypotheses
 MIN_PRIOR = 0.01  # minimum share of genes of a hypothesis
@@ -207,7 +209,7 @@ class GaussianProcess(Result):
         """Covariate at the measured places."""
         return self.covariate[:, torch.from_numpy(self.measured)]
 
-    @property
+    @cached_property
     def sampling_covariance(self) -> Tensor:
         """Covariance of the errors of measurements, genes x measured places x measured places."""
         return torch.diag_embed(self.variance) + self.shared_errors @ self.shared_errors.mT

@@ -105,6 +105,11 @@ class CellsToChange:
         """Whether cells are changed back to the control."""
         return self.condition == self.responses.control
 
+    @property
+    def conditions(self) -> list[str]:
+        """Conditions with the responses of the cells: the new one, or the original ones of cells changed back."""
+        return sorted(set(self.before)) if self.is_back else [self.condition]
+
     @cached_property
     def profiles(self) -> dict[str, np.ndarray]:
         """Profiles of the types that the responses lack, from their control cells."""
@@ -148,12 +153,13 @@ class CellsToChange:
         """Change the counts, see :func:`predict`."""
         responses, response = self.responses, pd.Series("measured", index=self.labels.index)
         order = (responses.control, *responses.conditions)  # rows of dispersion
+        changes = {each: self.log_fold_changes(each) for each in self.conditions}
         pieces, changed = [], []
         for (cell_type, old), rows in pd.Series(np.arange(len(self.labels))).groupby(
             [self.labels.to_numpy(), self.before.to_numpy()]
         ):
             name, condition = str(cell_type), str(old if self.is_back else self.condition)
-            counts, change = self.cells.X[rows.to_numpy()], self.log_fold_changes(name, condition)
+            counts, change = self.cells.X[rows.to_numpy()], changes[condition][name]
             is_predicted = not responses.is_measured(condition, name)
             changed.append((condition, name, is_predicted))
             if is_predicted:
@@ -180,14 +186,20 @@ class CellsToChange:
             record["warnings"] = responses.warnings(self.condition)
         return assemble_cells(pieces, obs, self.cells.var, **record)
 
-    def log_fold_changes(self, cell_type: str, condition: str) -> np.ndarray:
-        """Predict the log fold changes of genes in the cells of a type."""
-        if cell_type in self.profiles:
-            responses, added = self.responses.select_genes(self.genes), {cell_type: self.profiles[cell_type]}
-            predicted = responses.predictions(condition, [cell_type], added)
-        else:
-            predicted = self.responses.predictions(condition, [cell_type], genes=self.genes)
-        return predicted.mean[:, 0] * (-1 if self.is_back else 1)
+    def log_fold_changes(self, condition: str) -> dict[str, np.ndarray]:
+        """Predict the log fold changes of genes by cell type, at least of the types of the cells."""
+        responses, direction = self.responses, -1 if self.is_back else 1
+        known = sorted(set(self.labels) - {*self.profiles})
+        if condition in responses.conditions:
+            known = [*responses.types_with_profile]  # all, so that a type's changes do not depend on the other types
+        changes = dict[str, np.ndarray]()
+        if known:
+            predicted = responses.predictions(condition, known, genes=self.genes)
+            changes = dict(zip(known, direction * predicted.mean.T, strict=True))
+        for name, profile in self.profiles.items():
+            of_genes = responses.select_genes(self.genes)
+            changes[name] = direction * of_genes.predictions(condition, [name], {name: profile}).mean[:, 0]
+        return changes
 
     def describe_errors(self, changed: pd.DataFrame) -> Iterator[str]:
         """Describe the error to expect for each type and condition."""
@@ -216,7 +228,7 @@ class CellsToChange:
         """
         known, tables = sorted(set(self.labels) - {*self.profiles}), {}
         of_genes = self.responses.select_genes(self.genes)
-        for condition in sorted(set(self.before)) if self.is_back else [self.condition]:
+        for condition in self.conditions:
             effects = [self.responses.effects(condition, known)] if known else []
             effects += [
                 of_genes.effects(condition, name, profiles={name: profile}) for name, profile in self.profiles.items()

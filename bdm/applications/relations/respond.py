@@ -13,11 +13,11 @@ from anndata import AnnData
 from bdm._core.parallel import threads, using_threads
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm.applications.relations.condition_field import WEAK_CONSTANTS, ConditionField
-from bdm.applications.relations.gaussian_process import CONSTANTS, Intervals, Prior
+from bdm.applications.relations.condition_field import ConditionField
+from bdm.applications.relations.gaussian_process import CONSTANTS, WEAK_CONSTANTS, Intervals, Prior
 from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.related_conditions import read_features
-from bdm.applications.relations.related_types import heights_in_own_tree
+from bdm.applications.relations.related_types import RelatedTypes, heights_in_own_tree
 from bdm.applications.relations.responses import N_COMPARED, NO_ERRORS, Responses, most_changed, require_related
 from bdm.data.read import rna_in
 from bdm.hierarchy.files import Tree, as_clade
@@ -73,13 +73,13 @@ def respond(
     if tree is not None:
         height = heights_in_own_tree(as_clade(tree), measured.cell_types, measured.has_profile)
         measured, *halves = (replace(each, height=height) for each in (measured, *halves))
-    tables = []
+    tables, related = [], measured.relate_types()
     if measured.related_conditions is not None:
         [measured, *halves], errors = fit_conditions(measured, halves)
         tables.append(errors)
 
     def fit(number: int) -> tuple[Prior, pd.DataFrame]:
-        return fit_types(measured, halves, measured.conditions[number], number)
+        return fit_types(measured, halves, number, related)
 
     with threads() as run:
         priors, errors_of_types = zip(*run(fit, range(len(measured.conditions))), strict=True)
@@ -88,13 +88,13 @@ def respond(
 
 
 def fit_types(
-    measured: Responses, halves: Sequence[Responses], condition: str, number: int
+    measured: Responses, halves: Sequence[Responses], number: int, related: RelatedTypes
 ) -> tuple[Prior, pd.DataFrame]:
     """Fit the Gaussian process of types in a condition, and compute its leave-one-out errors.
 
     Each half of the data predicts types that are left out, and the other half has the measurements to compare with.
     """
-    related = measured.relate_types()
+    condition = measured.conditions[number]
     constants = CONSTANTS if measured.expected is None else (*WEAK_CONSTANTS, *CONSTANTS)
     fitted = measured.gaussian_process(condition, related).fit(constants=constants)
     order = numpy_generator(0, "permuted types", condition).permutation(fitted.n_places)
@@ -175,7 +175,8 @@ def compare_conditions(
 ) -> tuple[list[dict[str, Any]], list[Intervals]]:
     """Predict each condition from the others in one half of the data, and compare it with the second half."""
     rows, intervals = list[dict[str, Any]](), list[Intervals]()
-    own, shuffled = (half.condition_field().like(each) for each in (field, permuted))
+    measurements = half.condition_field()
+    own, shuffled = measurements.like(field), measurements.like(permuted)
     both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(second.effect[:, :, 0]))
     types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
     top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())
