@@ -15,6 +15,7 @@ from bdm._core.store import concat
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.inputs import codes_of
 from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.observation import GrowingNegativeBinomial
 from bdm.autoencoder.protein_levels import protein_columns
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.data.modalities import Modality, modalities_of, size_names
@@ -47,6 +48,9 @@ class GeneAutoencoder:
         Type-specific decoders.
     levels
         Quantiles of the proteins in the training cells of each population, see :mod:`bdm.autoencoder.protein_levels`.
+    noise
+        Noise of generated counts in each population, see :mod:`bdm.autoencoder.count_noise`; where missing, generated
+        counts have the noise of the decoder.
     """
 
     network: CountAutoencoder
@@ -59,6 +63,7 @@ class GeneAutoencoder:
     sub_populations: SubPopulations
     adapters: Adapters
     levels: dict[str, Tensor] = field(default_factory=dict)
+    noise: dict[str, GrowingNegativeBinomial] = field(default_factory=dict)
 
     @property
     def populations(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from bdm._core.store import concat
 from bdm._core.training import TrainingPlan, train
 from bdm.autoencoder.adapters import N_TRAINING_ITERATIONS, Adapters, bounds_of_population, fit_adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
+from bdm.autoencoder.count_noise import fit_count_noise
 from bdm.autoencoder.decoder import AutoencoderShape
 from bdm.autoencoder.inputs import (
     batch_codes,
@@ -65,6 +66,7 @@ def fit_autoencoder(
     2. Cluster the cells of each type. If there are sub-populations, train the network again with a prior mean for
        each, since a single prior blurs the structure of a coarse type. With ``sub_populations="auto"``, cluster again.
     3. Fit type-specific decoders, and keep them where validation cells gain.
+    4. Fit the noise of generated counts in each population.
 
     Parameters
     ----------
@@ -110,7 +112,8 @@ def fit_autoencoder(
     autoencoder = GeneAutoencoder(
         network, adata.var, cell_types, batches, provenance, bounds, network_types, sub_populations, adapters, levels
     )
-    return autoencoder, history
+    noise = fit_count_noise(cells, autoencoder, autoencoder.populations, seed=seed)
+    return replace(autoencoder, noise=noise), history
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 from bdm._core.seeds import to_tensor
 
 MIN_DISPERSION = 1e-4  # within groups of cells; almost Poisson
+GROWTH = 0.75  # exponent of the mean in the inverse dispersion of generated counts; 0 to 1 were tried
+MIN_MEAN = 1e-9  # below, the inverse dispersion stays the same
 
 
 @dataclass(frozen=True)
@@ -167,19 +169,29 @@ class NegativeBinomial(ObservationModel):
         """Inverse dispersion r, cells x genes or genes."""
         return self.log_inverse_dispersion.exp()
 
-    @classmethod
-    def average(cls, models: "Sequence[NegativeBinomial]", *, weights: np.ndarray) -> "NegativeBinomial":
-        """Average models by the geometric mean of r, in double precision."""
-        logs = [model.inverse_dispersion.double().log().numpy() for model in models]
-        return cls(torch.from_numpy(np.average(logs, axis=0, weights=weights)))
+    def inverse_dispersion_at(self, mean: np.ndarray) -> np.ndarray:
+        """Return r of counts with the given means (cells x genes), cells x genes or genes."""
+        return self.inverse_dispersion.double().numpy()
 
-    def within(self, log_variance: Tensor) -> "NegativeBinomial":
+    @classmethod
+    def average(cls, models: Sequence[Self], *, weights: np.ndarray) -> Self:
+        """Average models by the geometric means of their parameters, in double precision."""
+        logs = {
+            entry.name: [getattr(model, entry.name).exp().double().log().numpy() for model in models]
+            for entry in fields(cls)
+        }
+        return cls(
+            **{name: torch.from_numpy(np.average(values, axis=0, weights=weights)) for name, values in logs.items()}
+        )
+
+    def within(self, log_variance: Tensor) -> Self:
         """Remove variation between groups of cells from the dispersion.
 
         The new 1 / r is ``(1 + 1 / r) exp(-log_variance) - 1``, but at least ``MIN_DISPERSION``.
         """
         dispersion = (1 + 1 / self.inverse_dispersion.double()) * (-log_variance.double()).exp() - 1
-        return NegativeBinomial(-dispersion.clamp(min=MIN_DISPERSION).log().to(self.log_inverse_dispersion.dtype))
+        log_inverse_dispersion = -dispersion.clamp(min=MIN_DISPERSION).log()
+        return replace(self, log_inverse_dispersion=log_inverse_dispersion.to(self.log_inverse_dispersion.dtype))
 
     def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
         """Return the log likelihood of each cell."""
@@ -216,11 +228,11 @@ class NegativeBinomial(ObservationModel):
 
     def variance(self, mean: np.ndarray) -> np.ndarray:
         """Return the variance of counts in double precision, cells x genes."""
-        return np.asarray(mean + mean**2 / self.inverse_dispersion.double().numpy())
+        return np.asarray(mean + mean**2 / self.inverse_dispersion_at(mean))
 
     def detection(self, mean: np.ndarray) -> np.ndarray:
         """Return the probability of counts above 0 in double precision, cells x genes."""
-        r = self.inverse_dispersion.double().numpy()
+        r = self.inverse_dispersion_at(mean)
         return np.asarray(-np.expm1(-r * np.log1p(mean / r)))
 
     def sample(self, mean: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
@@ -231,7 +243,7 @@ class NegativeBinomial(ObservationModel):
         exponential waiting time, comes later than r. Otherwise it is the size of this jump plus a negative binomial
         count (Poisson with a gamma rate) for the time left.
         """
-        inverse_dispersion = self.inverse_dispersion.numpy()
+        inverse_dispersion = self.inverse_dispersion_at(mean).astype(np.float32)
         n_cells, n_genes = mean.shape
         for_times, for_jumps, for_rates, for_rest = generator.spawn(4)
         per_time = mean / inverse_dispersion
@@ -268,7 +280,7 @@ class NegativeBinomial(ObservationModel):
         Factors below 1 thin counts binomially. Factors above 1 add Poisson counts at ``factor - 1`` times the rate of
         the cell. Given the count x, this rate is gamma distributed with shape r + x and mean m (r + x) / (r + m).
         """
-        r = np.broadcast_to(self.inverse_dispersion.double().numpy(), counts.shape)
+        r = np.broadcast_to(self.inverse_dispersion_at(mean), counts.shape)
         factor, changed = np.broadcast_to(factor, counts.shape), counts.copy()
         for_thinning, for_rates, for_more = generator.spawn(3)
         thinned = (factor < 1) & (counts > 0)
@@ -278,3 +290,18 @@ class NegativeBinomial(ObservationModel):
         rate = for_rates.standard_gamma(shape + x) * m / (shape + m)
         changed[more] = x + for_more.poisson((factor[more] - 1) * rate)
         return changed
+
+
+@dataclass(frozen=True)
+class GrowingNegativeBinomial(NegativeBinomial):
+    """Negative binomial counts whose inverse dispersion r grows with the mean, ``r (mean / reference)**GROWTH``.
+
+    Generated counts have this noise, as counts of real cells vary less where their mean is high than with one r.
+    """
+
+    log_reference: Tensor  # log of the mean with inverse dispersion r, cells x genes or genes
+
+    def inverse_dispersion_at(self, mean: np.ndarray) -> np.ndarray:
+        """Return r of counts with the given means, cells x genes."""
+        relative = np.log(np.maximum(mean, MIN_MEAN)) - self.log_reference.double().numpy()
+        return np.asarray(np.exp(self.log_inverse_dispersion.double().numpy() + GROWTH * relative))

@@ -25,7 +25,7 @@ from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.data.modalities import MUDATA_FILE, write_h5mu
 from bdm.generation.covariate_values import draw_covariates
 from bdm.generation.request import Request
-from bdm.model.model import BranchedModel, expected_counts, observation_model, record_of_cells
+from bdm.model.model import BranchedModel, expected_counts, generated_noise, record_of_cells
 from bdm.prior.base import Sampler
 from bdm.prior.sampler import warn_of_unused_levels
 from bdm.settings import GenerationSettings
@@ -271,7 +271,7 @@ def sample_counts(
     model: BranchedModel, mean: np.ndarray, population: str, generator: np.random.Generator
 ) -> sp.csr_matrix:
     """Sample counts of a population from their means, cells x genes."""
-    counts = observation_model(model, population).sample(mean, generator)
+    counts = generated_noise(model, population).sample(mean, generator)
     return model.with_protein_levels(counts, population, generator)
 
 

@@ -17,7 +17,7 @@ from bdm.data.gene_tests import marker_genes
 from bdm.data.modalities import per_10k
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.contrasts import Commitment, Contrast
-from bdm.model.model import BranchedModel, expected_counts, log_expression, observation_model
+from bdm.model.model import BranchedModel, expected_counts, generated_noise, log_expression
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def decode_to_counts(model: BranchedModel, x: Tensor, populations: Sequence[str]
 def branch_observation_model(model: BranchedModel, populations: Collection[str]) -> ObservationModel:
     """Return the observation model of a branch, averaged over its training cells."""
     n_cells = model.composition.loc[list(populations)].sum(axis=1).to_numpy(dtype=float)
-    observations = [observation_model(model, population) for population in populations]
+    observations = [generated_noise(model, population) for population in populations]
     return type(observations[0]).average(observations, weights=n_cells)
 
 

@@ -24,7 +24,7 @@ from bdm.generation.covariate_values import draw_covariates
 from bdm.generation.generate import Chunk, shared_chunks
 from bdm.generation.request import Request, request_cells
 from bdm.interpretation.contrasts import Contrast, Differences, Expression, Log2FoldChange, PopulationExpression
-from bdm.model.model import BranchedModel, expected_counts, observation_model
+from bdm.model.model import BranchedModel, expected_counts, generated_noise, observation_model
 
 MIN_CELLS = 3  # per side of a contrast
 OTHERS = ""  # label of cells below a node outside the tested children
@@ -81,7 +81,7 @@ def summarise_chunk(model: BranchedModel, request: Request, chunk: Chunk, values
     per_count = per_10k(counts, model.autoencoder.modalities)
     expression = counts * per_count
     # Law of total variance, with the variance of counts
-    noise = observation_model(model, chunk.population).variance(counts) * per_count**2
+    noise = generated_noise(model, chunk.population).variance(counts) * per_count**2
     return Expression(expression.mean(axis=0), expression.var(axis=0) + noise.mean(axis=0))
 
 

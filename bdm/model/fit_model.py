@@ -28,7 +28,7 @@ from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.model.covariates import CovariateEffects, fit_covariates, with_residuals
 from bdm.model.donors import DonorEffects, fit_donors
-from bdm.model.model import BranchedModel, composition_of, expected_counts, observation_model
+from bdm.model.model import BranchedModel, composition_of, expected_counts, generated_noise
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import AutoencoderSettings, FitSettings, HierarchySettings, TrainSettings
 
@@ -185,7 +185,7 @@ def measure_protein_levels(model: BranchedModel, populations: Iterable[str], *, 
         n_cells = int(share.sum())
         batch = generator.choice(model.composition.columns, N_CELLS, p=share / n_cells)
         mean = expected_counts(model, x, batch if autoencoder.batches else None, population)[:, proteins]
-        observation = observation_model(model, population).of_genes(proteins)
+        observation = generated_noise(model, population).of_genes(proteins)
         before = quantiles(observation.sample(mean, generator).toarray(), generator, n_cells=n_cells)
         log_factor = (mean_count(autoencoder.levels[population]) / mean_count(before)).log().float()
         counts = observation.sample(mean * log_factor.exp().numpy(), generator)

@@ -24,7 +24,7 @@ from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.latent import LatentLayout, encode
 from bdm.autoencoder.moments import Mixture, PopulationMoments, Whitening
-from bdm.autoencoder.observation import ObservationModel
+from bdm.autoencoder.observation import GrowingNegativeBinomial, ObservationModel
 from bdm.autoencoder.protein_levels import ProteinLevels, map_quantiles
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.data.genes import GeneNames
@@ -64,6 +64,7 @@ class Extension:
     # Protein quantiles by population: in training cells, and in generated cells before mapping to training cells
     levels: dict[str, Tensor] = field(default_factory=dict)
     generated_levels: dict[str, ProteinLevels] = field(default_factory=dict)
+    noise: dict[str, GrowingNegativeBinomial] = field(default_factory=dict)  # of generated counts, by population
 
     @property
     def n_cells(self) -> int:
@@ -266,9 +267,15 @@ def expected_counts(
     return log_mean.exp().numpy()
 
 
+def generated_noise(model: BranchedModel, population: str) -> ObservationModel:
+    """Return the observation model of generated counts in a population."""
+    noise = model.autoencoder.noise.get(population)
+    return observation_model(model, population) if noise is None else noise
+
+
 @torch.no_grad()
 def observation_model(model: BranchedModel, population: str) -> ObservationModel:
-    """Return the observation model of all genes in a population."""
+    """Return the observation model of the decoder of a population."""
     code = torch.tensor(model.autoencoder.type_code(population))
     return model.autoencoder.network_of(population).decoder.observation(code)
 
@@ -293,7 +300,9 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
     """Add a cell type; cells of other types stay identical."""
     autoencoder, row = model.autoencoder.with_batches(extension.batches), model.prior.n_rows
     autoencoder = autoencoder.with_type(extension.cell_type, extension.adapters, extension.sub_populations)
-    autoencoder = replace(autoencoder, levels=autoencoder.levels | extension.levels)
+    autoencoder = replace(
+        autoencoder, levels=autoencoder.levels | extension.levels, noise=autoencoder.noise | extension.noise
+    )
     hierarchy = with_new_type(model.hierarchy, extension.tree, extension.attachment, row=row, support=extension.support)
     covariates = model.covariates
     if covariates is not None and extension.covariates is not None:

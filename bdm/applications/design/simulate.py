@@ -33,7 +33,7 @@ from bdm.generation.generate import (
     portions_of,
     type_columns,
 )
-from bdm.model.model import BranchedModel, observation_model, record_of_cells
+from bdm.model.model import BranchedModel, generated_noise, record_of_cells
 
 RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")  # of designs
 
@@ -234,7 +234,7 @@ class Simulation:
         return Droplets(counts, mean)
 
     def _observation(self, population: str) -> ObservationModel:
-        observation, donors = observation_model(self.model, population), self.experiment.donors
+        observation, donors = generated_noise(self.model, population), self.experiment.donors
         return observation if donors is None else donors.observation(population, observation)
 
 

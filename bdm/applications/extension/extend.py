@@ -25,6 +25,7 @@ from bdm.applications.extension.fit_extension import (
 )
 from bdm.applications.extension.new_cells import NewCells
 from bdm.autoencoder.adapters import Adapters, PopulationCells, bounds_of_population, fit_gaining
+from bdm.autoencoder.count_noise import fit_count_noise
 from bdm.autoencoder.latent import encode, latent_cells, library_size_range
 from bdm.autoencoder.moments import population_moments
 from bdm.autoencoder.protein_levels import training_levels
@@ -135,7 +136,8 @@ def add_type(
     adapters, sub_populations = find_populations(
         cells, decoder, autoencoder, autoencoder_settings, reserved=reserved, seed=seed
     )
-    encoded = encode(cells, autoencoder.with_type(cell_type, adapters, sub_populations))
+    larger_autoencoder = autoencoder.with_type(cell_type, adapters, sub_populations)
+    encoded = encode(cells, larger_autoencoder)
     covariates = fit_type_covariates(model, encoded)
     residuals = with_residuals(encoded, covariates)
     residuals.obs["sub_population"] = residuals.obs["sub_population"].cat.remove_unused_categories()
@@ -160,6 +162,7 @@ def add_type(
         batches=batches or {},
         provenance=provenance,
         levels=training_levels(fitted_cells, autoencoder.proteins, seed=seed),
+        noise=fit_count_noise(fitted_cells, larger_autoencoder, moments.populations, seed=seed),
     )
     generated = measure_protein_levels(extended(model, extension), extension.levels, seed=seed)
     extension = replace(extension, generated_levels=generated)
