@@ -41,7 +41,7 @@ def files(prepared, generated, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_writes_tables_and_figures(files, generated, caplog, capsys, monkeypatch):
+def test_evaluate_writes_tables_and_figures(files, prepared, generated, caplog, capsys, monkeypatch):
     generated[:, ::-1].copy().write_h5ad(files / "flat.h5ad")
     caplog.set_level("INFO")
     out = files / "evaluation"
@@ -56,6 +56,12 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog, capsys, mo
     assert overall.columns.tolist() == ["floor", "generated", "flat"]
     assert overall.drop("gene_correlation").notna().all(axis=None)  # no type has cells enough for it
     pd.testing.assert_series_equal(overall["generated"], overall["flat"], check_names=False)
+
+    is_test = (prepared.obs["split"] == "test").to_numpy()
+    test, training = prepared.X[is_test].toarray(), prepared.X[~is_test].toarray()
+    n_outlying = ((test >= 10) & (test > 2 * training.max(axis=0))).sum()
+    assert n_outlying > 0
+    assert overall.loc["outlying_counts"].tolist() == pytest.approx([1000 * n_outlying / is_test.sum(), 0, 0], rel=1e-5)
 
     by_type = pd.read_csv(out / "by_type.csv")
     assert by_type.columns[:4].tolist() == ["cell_type", "n_test", "n_train", "set"]

@@ -8,16 +8,17 @@ from bdm.data.cells import MIN_CELLS_FOR_MEANS, Cells, sample_by_type
 from bdm.data.filters import capped
 from bdm.data.gene_tests import Agreement, log_fold_changes, marker_genes
 from bdm.evaluation import metrics
-from bdm.evaluation.gene_scores import gene_pairs, gene_statistics
+from bdm.evaluation.gene_scores import gene_pairs, gene_statistics, geometric_mean, variance_ratios
 from bdm.evaluation.metrics import (
     PairDistances,
     QueryCells,
     classifier_f1,
+    compare_with_training,
     cross_validated_probabilities,
     forest,
     joint_components,
     linear_classifier,
-    measure_memorisation,
+    outlying_counts,
 )
 from bdm.evaluation.resamples import match
 
@@ -130,6 +131,33 @@ def test_gene_pairs_leave_out_constant_genes():
     assert len(gene_pairs(query, query, np.arange(4)).test) == 3
 
 
+def test_variances_of_expressed_genes_are_divided_by_those_of_test_cells():
+    """Of five genes, the third is rare, and the fourth does not vary in query cells."""
+    query, test = (
+        cells(np.tile(pair, (45, 1))[:89], ["a"] * 60 + ["b"] * 29)
+        for pair in ([[1, 8, 2, 6, 1], [3, 12, 0, 6, 9]], [[0, 9, 0, 7, 0], [4, 11, 1, 9, 1]])
+    )
+    ratios = variance_ratios(query, test)
+    assert list(ratios) == ["a"]
+    assert ratios["a"] == pytest.approx([1 / 4, 4 / 1, 16 / 0.25])
+    assert geometric_mean(ratios["a"]) == pytest.approx(4)
+    assert np.isnan(geometric_mean(np.empty(0)))
+
+
+def test_variance_ratios_of_real_cells_are_centred_at_one():
+    """Outlying cells raise both the mean and the variance of a gene."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.8, size=(80, 2000)) + 30 * (rng.random((80, 2000)) < 0.01)
+    ratios = variance_ratios(*(cells(half, ["a"] * 40) for half in np.split(counts, 2)))
+    assert abs(np.log(geometric_mean(ratios["a"]))) < 0.1
+
+
+def test_outlying_counts_are_ten_or_more_and_exceed_twice_the_largest_count():
+    query = cells([[10, 9, 21, 20], [11, 0, 0, 100]], ["a", "a"])
+    assert outlying_counts(query.counts, np.array([4.0, 4.0, 10.0, 10.0])) == 1000 * 4 / 2
+    assert outlying_counts(query.counts, np.array([5.0, 4.0, 10.5, 50.0])) == 1000 * 1 / 2
+
+
 @pytest.mark.parametrize("classifier", [forest(seed=0), linear_classifier()])
 def test_classifier_detects_a_shift_but_not_equal_cells(classifier):
     rng = np.random.default_rng(0)
@@ -162,7 +190,7 @@ NONE = np.empty(0, dtype=int)  # of the query cells are training cells
 
 
 def memorisation_share(query: Cells, training: Cells, test: Cells, **bounds) -> float:
-    return measure_memorisation([QueryCells.project(query, test, NONE, **bounds)], training)["memorisation"][0]
+    return compare_with_training([QueryCells.project(query, test, NONE, **bounds)], training)["memorisation"][0]
 
 
 @pytest.mark.parametrize(("n_training", "n_test"), [(600, 150), (150, 600)])
@@ -181,12 +209,24 @@ def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_
     cells = poisson_cells(400, seed=0)
     floor, training, test = np.arange(60), np.arange(300), np.arange(300, 400)
     queries = [QueryCells.project(cells[floor], cells[test], own) for own in (NONE, floor)]
-    at_once = measure_memorisation(queries, cells[training])
+    at_once = compare_with_training(queries, cells[training])
     assert at_once["memorisation"][0] == 1
     assert abs(at_once["memorisation"][1] - 0.5) < 0.2
-    assert at_once.iloc[1].equals(measure_memorisation(queries[1:], cells[training]).iloc[0].rename(1))
+    assert at_once.iloc[1].equals(compare_with_training(queries[1:], cells[training]).iloc[0].rename(1))
     monkeypatch.setattr(metrics, "BLOCK", 7)
-    pd.testing.assert_frame_equal(measure_memorisation(queries, cells[training]), at_once, check_exact=True)
+    pd.testing.assert_frame_equal(compare_with_training(queries, cells[training]), at_once, check_exact=True)
+
+
+def test_counts_are_outlying_if_they_exceed_the_largest_of_any_block_of_training_cells(monkeypatch):
+    """Test cells take the place of the floor, which are training cells."""
+    monkeypatch.setattr(metrics, "BLOCK", 7)
+    counts = poisson_cells(60, seed=0).counts.toarray()
+    counts[[3, 38], [5, 6]] = 20
+    counts[[45, 46, 47], [5, 6, 6]] = 40, 41, 50
+    known = cells(counts, ["a"] * 60)
+    floor, training, test = np.arange(20), np.arange(40), np.arange(40, 60)
+    queries = [QueryCells.project(known[rows], known[test], own) for rows, own in ((floor, NONE), (floor, floor))]
+    assert compare_with_training(queries, known[training])["outlying_counts"].tolist() == [0, 1000 * 2 / 20]
 
 
 def test_copies_are_seen_where_test_cells_of_a_common_type_are_sampled():
@@ -251,6 +291,6 @@ def test_chance_of_memorisation_is_its_scatter_without_copies():
     for seed in range(40):
         known = poisson_cells(400, seed=seed)
         query, training, test = np.split(np.arange(400), [60, 300])
-        tables.append(measure_memorisation([QueryCells.project(known[query], known[test], NONE)], known[training]))
+        tables.append(compare_with_training([QueryCells.project(known[query], known[test], NONE)], known[training]))
     tables = pd.concat(tables)
     assert tables["memorisation"].std() == pytest.approx(tables["memorisation_chance"].mean(), rel=0.5)

@@ -91,6 +91,7 @@ def test_scores_detect_missing_structure_within_types(evaluation):
     assert independent["mmd"] > floor["mmd"] + 0.02
     assert independent["detected_genes_ks"] > floor["detected_genes_ks"]
     assert independent["pair_difference"] > floor["pair_difference"]
+    assert independent["variance_ratio"] < 0.8 * floor["variance_ratio"]
 
 
 def test_scores_by_type_detect_shuffled_labels(evaluation):
@@ -106,7 +107,7 @@ def test_a_lacking_type_has_no_scores_but_an_f1_of_zero(evaluation):
     scores = evaluation.by_type.loc[("lacking", "Dendritic")]
     assert scores.drop("f1").isna().all()
     assert scores["f1"] == 0
-    others = evaluation.by_type.loc["lacking"].drop("Dendritic").drop(columns="gene_correlation")
+    others = evaluation.by_type.loc["lacking"].drop("Dendritic").drop(columns=["gene_correlation", "variance_ratio"])
     assert others.notna().all(axis=None)
 
 

@@ -161,7 +161,7 @@ def test_figures_leave_out_what_is_unknown(evaluation):
     titles = {name: [axis.get_title() for axis in draw(evaluation)] for name, draw in FIGURES[type(evaluation)].items()}
     assert titles["by_type"] == ["energy distance", "forest AUC"]
     assert len(titles["genes"]) == 3
-    assert len(titles["overall"]) == 7
+    assert len(titles["overall"]) == 9
     assert not re.search("F1|fold change", str(titles))
 
 

@@ -23,7 +23,7 @@ from bdm.data.gene_tests import marker_genes
 from bdm.data.genes import GeneNames
 from bdm.data.modalities import has_modalities, modalities_of
 from bdm.evaluation.gene_scores import gene_statistics, marker_fold_changes, variable_genes
-from bdm.evaluation.metrics import QueryCells, measure_memorisation
+from bdm.evaluation.metrics import QueryCells, compare_with_training
 from bdm.evaluation.modality_scores import joint_umap, modality_scores
 from bdm.evaluation.resamples import (
     SIZE_LIMITS,
@@ -60,9 +60,11 @@ class Evaluation(Result):
     Attributes
     ----------
     overall
-        Scores x sets, see :func:`bdm.evaluation.scores.score_all`. There are three more rows: ``f1_ratio``, F1 divided
+        Scores x sets, see :func:`bdm.evaluation.scores.score_all`. There are four more rows: ``f1_ratio``, F1 divided
         by the F1 of the floor; ``memorisation``, the share of cells nearer to training than to test cells (0.5 without
-        memorisation); and ``memorisation_chance``, its standard deviation.
+        memorisation); ``memorisation_chance``, its standard deviation; and ``outlying_counts``, the number of counts
+        per 1,000 cells that are ten or more, and more than twice the gene's largest count in training cells. Its floor
+        is test cells, because training cells have none.
     by_type
         (set, cell_type) x scores, for types with at least two test cells.
     by_population
@@ -227,7 +229,7 @@ def evaluate(
     matched = {name: match(cells, last.test, seed=last.seed) for name, cells in last.query.items()}
     n_cells = count_cells({"test": test, "train": training, **generated})
     return Evaluation(
-        overall=overall_table(scores, average_memorisation(resamples, training, pairs=size_limits.pairs)),
+        overall=overall_table(scores, compare_all_with_training(resamples, training, pairs=size_limits.pairs)),
         by_type=by_type_table(scores),
         by_population=by_population_table(scores),
         by_covariate=score_bins(resamples, test),
@@ -243,23 +245,23 @@ def evaluate(
     )
 
 
-def average_memorisation(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:
-    """Average the memorisation of each set, and its null deviation, over resamples."""
+def compare_all_with_training(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:
+    """Compare each set with training cells, averaged over resamples."""
     most, names, queries = max(pairs // len(training), MIN_QUERY_CELLS), [], []
     for resample in resamples:
         for name, cells in resample.query.items():
             training_rows = resample.floor_rows if name == FLOOR else np.empty(0, dtype=int)
             names.append(name)
             queries.append(QueryCells.project(cells, resample.test, training_rows, most=most, seed=resample.seed))
-    return measure_memorisation(queries, training).groupby(names, sort=False).mean()
+    return compare_with_training(queries, training).groupby(names, sort=False).mean()
 
 
-def overall_table(scores: dict[str, list[Scores]], memorisation: pd.DataFrame) -> pd.DataFrame:
-    """Average overall scores over resamples, with F1 ratio and memorisation after F1."""
+def overall_table(scores: dict[str, list[Scores]], with_training: pd.DataFrame) -> pd.DataFrame:
+    """Average overall scores over resamples, with F1 ratio and comparison with training cells after F1."""
     table = pd.DataFrame(
         {name: pd.DataFrame([repeat.overall for repeat in repeats]).mean() for name, repeats in scores.items()}
     )
-    inserted = pd.concat([(table.loc["f1"] / table.loc["f1", FLOOR]).rename("f1_ratio"), memorisation], axis=1).T
+    inserted = pd.concat([(table.loc["f1"] / table.loc["f1", FLOOR]).rename("f1_ratio"), with_training], axis=1).T
     position = table.index.get_loc("f1") + 1
     return pd.concat([table[:position], inserted[table.columns], table[position:]])
 

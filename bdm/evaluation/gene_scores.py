@@ -8,6 +8,8 @@ from bdm.data.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells
 from bdm.data.gene_tests import Agreement, log_fold_changes
 
 N_VARIABLE = 100  # genes in the comparison of gene-gene correlations
+MIN_CELLS_FOR_VARIANCES = 30  # with fewer, variances are mostly noise
+MIN_MEAN_COUNT = 1  # of an expressed gene; variances of rarer genes are little more than their means
 
 
 def gene_statistics(query: Cells, test: Cells) -> dict[str, Agreement]:
@@ -22,6 +24,28 @@ def gene_statistics(query: Cells, test: Cells) -> dict[str, Agreement]:
         "variance": Agreement(variance_query, variance_test),
         "zero_fraction": Agreement(zero_fraction(query), zero_fraction(test)),
     }
+
+
+def variance_ratios(query: Cells, test: Cells) -> dict[str, np.ndarray]:
+    """Compute the ratios of variances of counts in query and test cells, by type.
+
+    Query and test cells have equal numbers per type; types with fewer than 30 are left out. Each ratio is of a gene
+    that varies in both sets and has a mean count above 1 over both. The mean of test cells alone would select genes
+    with unusual test cells, and make the ratios of real cells too small.
+    """
+    ratios = {}
+    for cell_type in query.types(fewest=MIN_CELLS_FOR_VARIANCES):
+        (mean, variance), (mean_test, variance_test) = (
+            mean_variance_axis(cells.counts[cells.cell_type == cell_type], axis=0) for cells in (query, test)
+        )
+        is_expressed = (mean + mean_test > 2 * MIN_MEAN_COUNT) & (variance > 0) & (variance_test > 0)
+        ratios[cell_type] = variance[is_expressed] / variance_test[is_expressed]
+    return ratios
+
+
+def geometric_mean(values: np.ndarray) -> float:
+    """Compute the geometric mean of positive values; NaN without values."""
+    return float(np.exp(np.log(values).mean())) if len(values) else float("nan")
 
 
 def zero_fraction(cells: Cells) -> np.ndarray:

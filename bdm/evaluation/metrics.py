@@ -206,9 +206,10 @@ def mean_of_pairs(matrix: np.ndarray) -> float:
     return float((matrix.sum() - np.trace(matrix)) / (n * (n - 1))) if n > 1 else float("nan")
 
 
-# ---- memorisation
+# ---- comparison with training cells
 
 BLOCK = 20_000  # training cells in memory
+MIN_OUTLYING_COUNT = 10  # a smaller count of a rare gene may exceed all training cells by chance
 
 
 @dataclass(frozen=True)
@@ -247,17 +248,22 @@ class QueryCells:
     nearest_test: Neighbours
     n_test: pd.Series  # by type
     training_rows: np.ndarray  # indices of query cells in the training cells, for the floor
+    counts: sparse.csr_matrix  # cells to score by outlying counts x genes
 
     @classmethod
     def project(
         cls, query: Cells, test: Cells, training_rows: np.ndarray, *, most: int | None = None, seed: int = 0
     ) -> QueryCells:
-        """Project at most ``most`` randomly sampled query cells."""
+        """Project at most ``most`` randomly sampled query cells.
+
+        Training cells have no outlying counts, so the test cells represent the floor in this score.
+        """
         pca = fitted_pca(query.expression, seed=seed)
         sampled = np.sort(np.random.default_rng(seed).permutation(len(query))[:most])
         coordinates = pca.transform(query.expression[sampled])
         nearest_test = Neighbours.find(coordinates, pca.transform(test.expression), test.cell_type)
-        return cls(pca, coordinates, nearest_test, test.n_by_type, training_rows)
+        counts = test.counts if len(training_rows) else query.counts
+        return cls(pca, coordinates, nearest_test, test.n_by_type, training_rows, counts)
 
     def nearest_in(self, block: Cells, rows: np.ndarray) -> Neighbours:
         """Find nearest neighbours in a block of training cells.
@@ -269,19 +275,36 @@ class QueryCells:
         return Neighbours.find(self.coordinates, among, block.cell_type[candidates])
 
 
-def measure_memorisation(queries: Sequence[QueryCells], training: TypedCells) -> pd.DataFrame:
-    """Measure the memorisation of sets of query cells, one row per set.
+def compare_with_training(queries: Sequence[QueryCells], training: TypedCells) -> pd.DataFrame:
+    """Compare sets of query cells with training cells, one row per set.
 
-    Memorisation is the share of query cells nearer to a training cell than to any test cell, corrected to equal numbers
-    per type: 0.5 without memorisation, and 1 if all cells are copies. ``memorisation_chance`` is the standard deviation
-    without memorisation. Similar to Meehan et al. 2020, arXiv 2004.05675.
+    Training cells are read only once, in blocks. ``memorisation`` is the share of query cells nearer to a training cell
+    than to any test cell, corrected to equal numbers per type: 0.5 without memorisation, and 1 if all cells are copies.
+    ``memorisation_chance`` is the standard deviation without memorisation. Similar to Meehan et al. 2020, arXiv
+    2004.05675. For ``outlying_counts``, see :func:`outlying_counts`.
     """
     nearest = [Neighbours.find(query.coordinates, np.empty(0), np.empty(0)) for query in queries]  # none yet
+    largest = np.zeros(queries[0].counts.shape[1])
     for start in range(0, len(training), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(training)))
         block = training[rows]
         nearest = [old.nearer(query.nearest_in(block, rows)) for query, old in zip(queries, nearest, strict=True)]
-    return pd.DataFrame([estimate_memorisation(*pair, training) for pair in zip(queries, nearest, strict=True)])
+        largest = np.maximum(largest, block.counts.max(axis=0).toarray().ravel())
+    return pd.DataFrame(
+        [
+            estimate_memorisation(*pair, training) | {"outlying_counts": outlying_counts(pair[0].counts, largest)}
+            for pair in zip(queries, nearest, strict=True)
+        ]
+    )
+
+
+def outlying_counts(counts: sparse.csr_matrix, largest: np.ndarray) -> float:
+    """Return the number of outlying counts per 1,000 cells.
+
+    They are ten or more, and more than twice the ``largest`` training count of the gene.
+    """
+    is_outlying = (counts.data >= MIN_OUTLYING_COUNT) & (counts.data > 2 * largest[counts.indices])
+    return float(1000 * is_outlying.sum() / counts.shape[0])
 
 
 def estimate_memorisation(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> dict[str, float]:

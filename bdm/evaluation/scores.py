@@ -15,9 +15,11 @@ from bdm.data.gene_tests import Agreement
 from bdm.evaluation.gene_scores import (
     gene_pairs,
     gene_statistics,
+    geometric_mean,
     kolmogorov_smirnov,
     marker_fold_changes,
     pooled_fold_changes,
+    variance_ratios,
 )
 from bdm.evaluation.metrics import (
     PairDistances,
@@ -46,8 +48,10 @@ SCORE_NAMES = {  # in figures, reports and verdicts
     "fold_change_correlation": "correlation of log fold changes",
     "f1": "F1 of cell typing",
     "memorisation": "memorisation",
+    "outlying_counts": "outlying counts per 1,000 cells",
     "pair_correlation": "r of gene-gene correlations",
     "gene_correlation": "r of gene-gene correlations within types",
+    "variance_ratio": "variance ratio of counts",
     "library_size_ks": "KS of library sizes",
 }
 SCORE_TITLES = {score: name[0].upper() + name[1:] for score, name in SCORE_NAMES.items()}  # in headings and columns
@@ -61,7 +65,7 @@ GROUP_SCORES = (
 )
 TYPE_SCORES = (
     *(*GROUP_SCORES, "slope", "fold_change_correlation", "fold_change_correlation_chance"),
-    *("f1", "gene_correlation"),
+    *("f1", "gene_correlation", "variance_ratio"),
 )
 
 
@@ -115,6 +119,11 @@ class Comparison:
         return marker_fold_changes(self.query, self.test, self.reference.markers)
 
     @cached_property
+    def variance_ratios(self) -> dict[str, np.ndarray]:
+        """Ratios of variances of counts, by cell type and expressed gene."""
+        return variance_ratios(self.query, self.test)
+
+    @cached_property
     def f1(self) -> dict[str, float]:
         """F1 per type on all test cells, by a classifier fitted to query cells."""
         return classifier_f1(self.query, self.reference.test)
@@ -138,6 +147,8 @@ def score_type(comparison: Comparison, cell_type: str) -> dict[str, float]:
         return scores
     scores |= score_group(comparison, in_query, in_test)
     scores["gene_correlation"] = gene_correlation(comparison, in_query, in_test)
+    if cell_type in comparison.variance_ratios:
+        scores["variance_ratio"] = geometric_mean(comparison.variance_ratios[cell_type])
     if changes := comparison.fold_changes.get(cell_type):
         scores |= fold_change_scores(changes, independent=INDEPENDENT)
     return scores
@@ -230,6 +241,8 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
     - ``slope``, ``fold_change_correlation``: agreement of log fold changes of markers, without rare types;
     - ``mean_*``, ``variance_*``, ``zero_fraction_*``: correlation and root mean squared difference over genes;
     - ``pair_*``: correlation and mean absolute difference of gene-gene correlations of variable genes;
+    - ``variance_ratio``: variances of counts divided by those in test cells, as the geometric mean over expressed genes
+      and types, see :func:`~bdm.evaluation.gene_scores.variance_ratios`;
     - ``library_size_ks``, ``detected_genes_ks``: Kolmogorov-Smirnov distances.
     """
     query, test, reference = comparison.query, comparison.test, comparison.reference
@@ -256,6 +269,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
         "pair_correlation": pairs.correlation,
         "pair_difference": pairs.mean_difference,
         "gene_correlation": means["gene_correlation"],
+        "variance_ratio": geometric_mean(np.concatenate([np.empty(0), *comparison.variance_ratios.values()])),
         "library_size_ks": kolmogorov_smirnov(query.library_size, test.library_size),
         "detected_genes_ks": kolmogorov_smirnov(query.n_detected, test.n_detected),
     }

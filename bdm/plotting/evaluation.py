@@ -50,11 +50,13 @@ IDEALS = {
     "fold_change_correlation": 1,
     "f1": 1,
     "memorisation": 0.5,
+    "outlying_counts": np.nan,  # the floor's
     "pair_correlation": 1,
+    "variance_ratio": 1,
     "library_size_ks": 0,
 }
 LABELS = {score: SCORE_NAMES[score] for score in IDEALS}
-N_COLUMNS = 5
+N_COLUMNS = 4
 
 SCORES_BY_TYPE = ("energy", "forest_auc", "fold_change_correlation", "f1")  # slopes within a type are mostly noise
 KEY_WIDTH, KEY_HEIGHT = 0.5, 0.22  # inches of a number and its colour in the legend, and of a row
@@ -111,8 +113,8 @@ def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | 
 
 def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
     """Draw one score, one row per set, with lines at floor and ideal."""
-    axis.axvline(values[FLOOR], label="floor (real training cells)", **FLOOR_LINE)
-    axis.axvline(IDEALS[score], label="ideal", **IDEAL_LINE)
+    axis.axvline(values[FLOOR], label="floor (real cells)", **FLOOR_LINE)
+    axis.axvline(np.nan_to_num(IDEALS[score], nan=values[FLOOR]), label="ideal", **IDEAL_LINE)
     for row, (name, style) in enumerate(set_styles(values.index).items()):
         point = values[name], row
         axis.hlines(row, values[FLOOR], values[name], color=style["color"], linewidth=1.2)
