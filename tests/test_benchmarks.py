@@ -362,6 +362,7 @@ STUDIES = {
     ),
     "predicted_output": ("labelled", "--min-cells 10 --n-top-genes 20", "| data | means | method | common_degs |"),
     "properties": ("prepared training", "--n-repeats 1", "over properties.\n\n| data | training |"),
+    "self_fit": ("prepared", "", "## Forest AUC\n\n| data | floor | self-fit | posterior samples | generated |"),
     "transmute": ("prepared model model", f"--pair '{B}={NK}'", f"| {B} | {NK} |"),
     "tree": ("labelled tree", "--label major", "| blood | all groups |"),
     "verdicts": ("prepared", "--n-splits 1 --n-faulty 1", "## Large differences\n\n| method |"),
@@ -404,6 +405,28 @@ def test_predicted_proteins_are_scored_by_their_counts(proteins_file, tmp_path):
     assert values["branched"].to_dict() == {"RMSE": 0, "correlation": 1, "coverage": 1, "processor seconds": 8}
     assert values.loc[["coverage", "processor seconds"], "scvi-modalities"].tolist() == [0, 5]
     assert 0 < values.loc["RMSE", "near cells"] < values.loc["RMSE", "scvi-modalities"]
+
+
+def test_self_fit_replaces_each_cell_by_another_generated_cell_of_its_type(prepared):
+    script, generated = load("scripts/self_fit.py"), prepared[::-1].copy()
+    generated.X = sparse.csr_matrix(np.arange(1, prepared.n_obs + 1)[:, None] * np.ones((1, prepared.n_vars)))
+    own = script.replaced(prepared, generated, seed=0)
+    assert own.obs.equals(prepared.obs)
+    number = own.X[:, 0].toarray().ravel().astype(int) - 1
+    assert sorted(number) == list(range(prepared.n_obs))
+    assert (generated.obs["cell_type"].to_numpy()[number] == prepared.obs["cell_type"]).all()
+    in_test = prepared.obs["split"].to_numpy()[number] == "test"
+    assert 0.05 < in_test[(own.obs["split"] == "test").to_numpy()].mean() < 0.5  # 0.2 by chance
+
+
+def test_counts_are_compared_with_training_cells(prepared):
+    script, training = load("scripts/self_fit.py"), prepared[prepared.obs["split"] != "test"].copy()
+    assert script.score_counts(training, training, seed=0) == {"variance": 1, "outlying": 0}
+    larger = training.copy()
+    larger.X = training.X * 3
+    scores = script.score_counts(larger, training, seed=0)
+    assert scores["variance"] == pytest.approx(9)
+    assert scores["outlying"] > 0
 
 
 def test_doublets_of_real_cells_are_sums_of_two_cells(example_cells):

@@ -423,6 +423,25 @@ STUDIES = {
             scores={name: name for name in ("sign above 0.95", "expected error", "warned", "covered", "slope")},
         ),
     ),
+    "self_fit": study(
+        "self_fit",
+        "How near could cells be?",
+        Table(
+            "The self-fit is a fit to cells of the fitted model, where only the error of estimation is left. Posterior "
+            "samples of training cells are free of the error of the prior.",
+            each="score",
+            scores={
+                "forest_auc": SCORE_TITLES["forest_auc"],
+                "gene_auc": SCORE_TITLES["gene_auc"],
+                "energy": "Energy distance of all cells",
+                "variance": "Variance of expressed genes within types, relative to training cells",
+                "outlying": "Counts above ten and above twice the gene's training maximum, per million entries",
+                "correlation_slope": "Slope of gene-gene correlations within types",
+                "training_seconds": "Training, s",
+                "training_cpu_seconds": "Training, processor s",
+            },
+        ),
+    ),
     "transmute": study(
         "transmute",
         "Cells transmuted to another type",
