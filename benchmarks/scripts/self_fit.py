@@ -96,22 +96,32 @@ def decode_posteriors(encoded: EncodedCells, model: BranchedModel, *, seed: int)
 
 def score(query: AnnData, prepared: AnnData, *, seed: int) -> dict[str, float]:
     """Score query cells against the test cells of ``prepared``."""
-    cells, test = (Cells.from_anndata(adata) for adata in (query, of_split(prepared, test=True)))
-    group = Group.from_cells(*match(cells, test, seed=seed), variable_genes(test), seed=seed)
+    training, test = (Cells.from_anndata(of_split(prepared, test=held_out)) for held_out in (False, True))
+    genes = variable_genes(test)
+    group, floor = (
+        Group.from_cells(*match(cells, test, seed=seed), genes, seed=seed)
+        for cells in (Cells.from_anndata(query), training)
+    )
     components = [side.components for side in group.sides]
     aucs = [
         auc(*cross_validated_probabilities(forest(seed=each), *components, seed=each))
         for each in range(seed, seed + N_FORESTS)
     ]
     expression = [side.cells.expression for side in group.sides]
-    correlations = Agreement(*(correlations_within_types(side) for side in group.sides))
-    is_known = np.isfinite(correlations.query) & np.isfinite(correlations.test)
+    slope = correlation_slope(group)
     return {
         "forest_auc": float(np.mean(aucs)),
         "gene_auc": auc(*cross_validated_probabilities(linear_classifier(), *expression, seed=seed)),
-        "energy": PairDistances.between(*components).energy,
-        "correlation_slope": correlations.subset(is_known).slope,
+        "pooled_energy": PairDistances.between(*components).energy,
+        "correlation_slope": slope,
+        "relative_slope": slope / correlation_slope(floor),
     }
+
+
+def correlation_slope(group: Group) -> float:
+    """Regress gene-gene correlations within types of query cells on those of test cells."""
+    correlations = Agreement(*(correlations_within_types(side) for side in group.sides))
+    return correlations.subset(np.isfinite(correlations.query) & np.isfinite(correlations.test)).slope
 
 
 def score_counts(query: AnnData, training: AnnData, *, seed: int) -> dict[str, float]:

@@ -433,10 +433,10 @@ STUDIES = {
             scores={
                 "forest_auc": SCORE_TITLES["forest_auc"],
                 "gene_auc": SCORE_TITLES["gene_auc"],
-                "energy": "Energy distance of all cells",
+                "pooled_energy": "Energy distance of all cells",
                 "variance": "Variance of expressed genes within types, relative to training cells",
-                "outlying": "Counts above ten and above twice the gene's training maximum, per million entries",
-                "correlation_slope": "Slope of gene-gene correlations within types",
+                "outlying": "Counts of ten or more, above twice the largest training count, per million entries",
+                "relative_slope": "Slope of gene-gene correlations within types, relative to training cells",
                 "training_seconds": "Training, s",
                 "training_cpu_seconds": "Training, processor s",
             },
