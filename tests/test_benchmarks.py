@@ -355,6 +355,7 @@ STUDIES = {
         f"--cell-type '{NK}' --n-cells 12",
         "## F1 of a linear classifier\n\n| data | n_train | balanced | branched |",
     ),
+    "pbmc3k_protocol": ("prepared training", "", "| method | RBF-MMD | W2 |"),
     "populations": (
         "prepared autoencoder",
         "--label bulk_labels --resolution 1",
@@ -427,6 +428,17 @@ def test_counts_are_compared_with_training_cells(prepared):
     scores = script.score_counts(larger, training, seed=0)
     assert scores["variance"] == pytest.approx(9)
     assert scores["outlying"] > 0
+
+
+def test_distances_of_the_protocol_are_those_of_few_points():
+    script = load("scripts/pbmc3k_protocol.py")
+    x, y = np.array([[0.0, 0], [3, 4]]), np.array([[3.0, 4], [0, 1]])
+    found = script.distances(x, y)
+    assert found["W2"] == pytest.approx(np.sqrt(0.5))  # the pairs nearest to each other
+    kernel = [np.exp(-np.array([25, 18, 25, 1, 0, 18]) / (2 * sigma**2)) for sigma in script.SIGMAS]
+    xx, yy, *xy = np.sum(kernel, axis=0)
+    assert found["RBF-MMD"] == pytest.approx((5 + xx) / 2 + (5 + yy) / 2 - sum(xy) / 2)
+    assert script.distances(x, x)["RBF-MMD"] == pytest.approx(0)
 
 
 def test_doublets_of_real_cells_are_sums_of_two_cells(example_cells):

@@ -321,6 +321,11 @@ STUDIES = {
             scores={"forest_auc": "Forest AUC", "gene_auc": "Gene AUC", "f1": "F1 of a linear classifier"},
         ),
     ),
+    "pbmc3k_protocol": study(
+        "pbmc3k_protocol",
+        "PBMC3K by the protocol of CFGen",
+        Table("Distances to test cells in their principal components: means over cell types.", ("method",), "score"),
+    ),
     "populations": Target(
         "Populations of cells without labels",
         (
