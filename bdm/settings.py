@@ -242,10 +242,10 @@ class TrainSettings(StageSettings):
         PRIORS,
         "Distribution of latents: `mixture` (a normal per population, in closed form), `diffusion` (with a network on "
         "branches that gain by it), `flow` (with a network on every branch), or the name of your own prior.",
-    ] = "mixture"
+    ] = "flow"
     width: Annotated[int, Ge(1), "Width of the network of the prior."] = 128
     n_layers: Annotated[int, Ge(1), "Number of residual blocks of the network of the prior."] = 3
-    n_steps: Annotated[int, Ge(1), "Maximum number of training steps of the network of the prior."] = 3000
+    n_steps: Annotated[int, Ge(1), "Maximum number of training steps of the network of the prior."] = 2000
     batch_size: Annotated[int, Ge(1)] = 256
     learning_rate: LearningRate = 2e-3
     averaging: Annotated[float, Ge(0), Lt(1)] = 0.998

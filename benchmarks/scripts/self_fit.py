@@ -30,7 +30,7 @@ from bdm.generation.generate import generate_cells, sample_counts
 from bdm.generation.request import request_cells
 from bdm.model.fit_model import EncodedCells, fit_and_encode, fit_hierarchy, fit_model
 from bdm.model.model import BranchedModel, expected_counts
-from bdm.settings import FitSettings, GenerationSettings
+from bdm.settings import FitSettings, GenerationSettings, TrainSettings
 
 N_FORESTS = 4  # forests with different seeds, whose AUCs are averaged; their standard error is about 0.01
 MIN_CELLS = 30  # cells of a type for its variances
@@ -49,6 +49,11 @@ def fit_timed(prepared: AnnData, *, seed: int) -> tuple[EncodedCells, BranchedMo
     model, _ = fit_model(encoded, hierarchy, settings.train, seed=seed)
     seconds = np.array([time.perf_counter(), time.process_time()]) - start
     return encoded, model, dict(zip(("training_seconds", "training_cpu_seconds"), seconds, strict=True))
+
+
+def with_mixture(encoded: EncodedCells, model: BranchedModel, *, seed: int) -> BranchedModel:
+    """Replace the prior by mixtures of normals."""
+    return fit_model(encoded, model.hierarchy, TrainSettings(prior="mixture"), seed=seed)[0]
 
 
 def keys_of(prepared: AnnData) -> list[str]:
@@ -160,6 +165,7 @@ def main(prepared: Path, out: Path, *, seed: int = 0) -> None:
     for name, query, reference, costs in (
         ("self-fit", generate_like(own, model_of_own, seed=derive(seed, "self-fit")), own, cost_of_own),
         ("posterior samples", decode_posteriors(encoded, model, seed=seed), cells, {}),
+        ("mixture", generate_like(cells, with_mixture(encoded, model, seed=seed), seed=seed), cells, {}),
         ("generated", generated, cells, cost),
     ):
         counts = score_counts(query, of_split(reference, test=False), seed=seed)
