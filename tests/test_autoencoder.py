@@ -14,7 +14,7 @@ from bdm._core.errors import InputError
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import to_tensor
 from bdm._core.training import TrainingPlan, device_of, train
-from bdm.autoencoder import adapters, softmax
+from bdm.autoencoder import adapters, rare_types, softmax
 from bdm.autoencoder import fit_autoencoder as fitting
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
@@ -24,6 +24,7 @@ from bdm.autoencoder.inputs import sample_rows, type_codes
 from bdm.autoencoder.latent import encode, populations_of_cells
 from bdm.autoencoder.network import MEMORY, CountAutoencoder, Posterior, laplace_posterior, log_normalise
 from bdm.autoencoder.observation import NegativeBinomial
+from bdm.autoencoder.rare_types import fit_rare_types
 from bdm.autoencoder.softmax import Loadings, SoftmaxEvidence
 from bdm.data import matrix
 from bdm.data.matrix import take_cells, take_rows
@@ -598,6 +599,7 @@ def test_adapters_and_latents_depend_on_the_seed_and_not_on_the_number_of_thread
     for n_threads in (1, 3):
         with using_threads(n_threads):
             own = adapters.fit_adapters(adapted.network, adapted.network_types, cells, seed=0)
+            own = fit_rare_types(adapted.network, adapted.network_types, cells, own, seed=0)
             made.append((own, encode(planted, replace(adapted, adapters=own)).X))
     (one, latent), (other, again) = made
     assert same_adapters(one, other)
@@ -605,18 +607,53 @@ def test_adapters_and_latents_depend_on_the_seed_and_not_on_the_number_of_thread
     assert np.array_equal(latent, again)
 
 
-def test_without_validation_cells_none_is_measured_and_no_type_has_an_adapter(planted):
+def test_without_validation_cells_none_is_measured_and_only_rare_types_have_an_adapter(planted, monkeypatch):
+    monkeypatch.setattr(rare_types, "MAX_CELLS", 60)
     found, history = fitted_with_history(planted[planted.obs["split"] == "train"].copy(), n_latent=1)
     assert list(history) == ["round", "step", "loss"]
     assert history["round"].unique().tolist() == [1, 2]
-    assert len(found.adapters) == 0
+    n_cells = planted.obs.loc[planted.obs["split"] == "train", "cell_type"].value_counts()
+    undivided = set(n_cells.index) - set(found.sub_populations.cell_type)
+    assert set(found.adapters) == {name for name in undivided if n_cells[name] < 60}
 
 
 def test_adapter_that_diverges_is_not_kept(planted, monkeypatch, caplog):
+    monkeypatch.setattr(rare_types, "MAX_CELLS", 0)
     monkeypatch.setattr(adapters, "KNOWN_POPULATIONS", replace(adapters.KNOWN_POPULATIONS, loading_scale=np.inf))
     monkeypatch.setattr(softmax, "CURVATURE", -1.0)
     assert len(fitted(planted, n_latent=1).adapters) == 0
     assert "CD19+ B keeps the shared decoder" in caplog.text
+
+
+def test_decoders_of_rare_types_change_and_their_mean_latents_do_not(planted, adapted, monkeypatch):
+    monkeypatch.setattr(rare_types, "MAX_CELLS", 60)
+    cells = planted[planted.obs["split"] == "train"].copy()
+    cells.obs["sub_population"] = populations_of_cells(cells, adapted)
+    before = adapters.fit_adapters(
+        adapted.network, adapted.network_types, planted_populations(planted, adapted), seed=0
+    )
+    after = fit_rare_types(adapted.network, adapted.network_types, cells, before, seed=0)
+    n_cells = cells.obs["sub_population"].value_counts()
+    rare = {name for name in adapted.cell_types if 0 < n_cells.get(name, 0) < 60}
+    assert rare
+    assert set(after) == set(before) | rare
+    latents = [
+        pd.DataFrame(encode(cells, replace(adapted, adapters=used)).X[:, :-1]).groupby(
+            cells.obs["sub_population"].values
+        )
+        for used in (before, after)
+    ]
+    means = [latent.mean() for latent in latents]
+    np.testing.assert_allclose(*means, atol=0.02)
+    for name in after:
+        kept = name in before and same_adapters(after.subset([name]), before.subset([name]))
+        assert kept == (name not in rare)
+
+
+def planted_populations(planted, autoencoder) -> AnnData:
+    cells = planted.copy()
+    cells.obs["sub_population"] = populations_of_cells(cells, autoencoder)
+    return cells
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from bdm.autoencoder.inputs import (
 )
 from bdm.autoencoder.network import CountAutoencoder, Posterior
 from bdm.autoencoder.protein_levels import protein_columns, training_levels
+from bdm.autoencoder.rare_types import fit_rare_types
 from bdm.autoencoder.sub_populations import (
     SubPopulations,
     classify,
@@ -105,6 +106,7 @@ def fit_autoencoder(
         adapters = Adapters.from_shared(network, (), ())
     else:
         adapters = fit_adapters(network, network_types, cells, seed=seed)
+        adapters = fit_rare_types(network, network_types, cells, adapters, seed=seed)
     is_scored = (cells.obs["split"] == "validation").to_numpy()
     scored = cells[is_scored] if is_scored.any() else cells[sample_start(objective)]
     bounds = bounds_by_type(network, network_types, adapters, scored, objective, cell_types)
