@@ -554,7 +554,7 @@ def test_network_is_not_kept_for_normal_populations(seed):
         assert_moments(x, moments.mean[code], moments.covariance[code], tolerance=0.2)
 
 
-def test_flow_starts_from_the_mixture_and_keeps_normal_populations():
+def test_flow_starts_from_the_mixture_and_stays_there_for_normal_populations():
     cells, x = planted(n_each=500), torch.randn(6, 2, generator=generator())
     data = data_of(cells)
     mixture = GaussianMixturePrior.from_moments(data.moments, data.hierarchy)
@@ -562,8 +562,14 @@ def test_flow_starts_from_the_mixture_and_keeps_normal_populations():
     untrained = FlowMatchingPrior(data.hierarchy, mixture.populations, network, torch.ones(5, dtype=torch.bool))
     noised = x, torch.linspace(0.1, 3.0, 6), torch.arange(6) % 5
     assert torch.equal(untrained.denoise(*noised), mixture.denoise(*noised))
-    fit = fitted(n_steps=500, cells=cells, prior=FlowMatchingPrior)
-    assert list(fit.history["training"]) == ["step", "loss"]
+    fit = fitted(n_steps=2000, cells=cells, prior=FlowMatchingPrior)
+    training, decision = fit.history["training"], fit.history["decision"]
+    assert list(training) == ["step", "loss", "validation"]
+    assert training["step"].iloc[-1] < 2000  # as held-out cells gain nothing
+    assert list(decision) == ["n_cells", "closed_form", "network", "gain", "kept"]
+    assert not decision["kept"].any()
+    assert not fit.prior.network_branches.any()
+    assert torch.equal(fit.prior.populations.mean, mixture.populations.mean)  # of all cells
     for code, population in enumerate(cells.populations):
         x = fit.prior.sampler().sample(population, 1000, generator())
         assert_moments(x, data.moments.mean[code], data.moments.covariance[code], tolerance=0.2)
@@ -581,8 +587,9 @@ def test_held_out_cells_are_not_trained_on(has_validation):
     poisoned = replace(cells, mean=torch.where(chosen[:, None], torch.nan, cells.mean))
     data = replace(data_of(cells, validation=validation if has_validation else None), cells=poisoned)
     settings = TrainSettings(width=8, n_layers=1, n_steps=3)
-    with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
-        DiffusionPrior.fit(data, settings, seed=0, device="cpu")
+    for prior in (DiffusionPrior, FlowMatchingPrior):
+        with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
+            prior.fit(data, settings, seed=0, device="cpu")
 
 
 def test_type_of_validation_cells_alone_is_trained_on():
@@ -673,7 +680,9 @@ def fitted_to_two_sided(kind: type[LatentPrior], *, seed: int = 0) -> FittedPrio
 def test_network_learns_what_is_not_normal(seed, kind):
     fit = fitted_to_two_sided(kind, seed=seed)
     assert fit.prior.network_branches[[fit.prior.hierarchy.rows[name] for name in "ab"]].all()
-    if kind is DiffusionPrior:
+    if kind is FlowMatchingPrior:
+        assert fit.history["decision"]["gain"][0] > 10
+    else:
         training, branches = fit.history["training"], fit.history["branches"]
         assert fit.prior.network_branches.tolist() == list(branches["kept"])
         assert training["validation"].min() < training["closed_form"].iloc[0] - 0.1

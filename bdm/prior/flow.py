@@ -1,18 +1,32 @@
-"""The flow prior: Gaussian mixtures plus a network on every branch, trained by flow matching."""
+"""The flow prior: Gaussian mixtures plus a network on every branch, if held-out cells gain by it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from bdm._core.parallel import using_threads
+from bdm._core.seeds import torch_generator
 from bdm._core.training import device_of, train
+from bdm.autoencoder.moments import population_moments
 from bdm.prior.base import FittedPrior, PriorData
-from bdm.prior.network import BranchNetwork, MinibatchLoss, NetworkPrior, training_plan
+from bdm.prior.network import (
+    BLOCK,
+    PATIENCE,
+    BranchNetwork,
+    MinibatchLoss,
+    NetworkPrior,
+    held_out_mask,
+    training_plan,
+)
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import TrainSettings
+
+N_DRAWS = 6000  # noise draws of held-out cells, about
+MIN_GAIN = 1.0  # gain of held-out cells that keeps the network, in standard errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,22 +61,57 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
     @classmethod
     @using_threads()
     def fit(cls, data: PriorData, settings: TrainSettings, *, seed: int, device: str = "auto") -> FittedPrior:
-        """Train on all cells for all steps."""
-        torch_device = device_of(device)
-        populations = BranchPopulations.from_moments(data.moments, data.hierarchy).to(torch_device)
-        network = BranchNetwork.initial(data, settings, seed=seed)
-        all_cells = torch.arange(len(data.cells.population))
-        loss = FlowLoss(data, all_cells, cls.denoise_with, populations, settings, torch_device)
-        plan = training_plan(settings, torch_device, seed=seed)
-        history = train(network, loss, plan, by_group=loss.by_population)
-        every_branch = torch.ones(len(data.hierarchy.branches), dtype=torch.bool, device=torch_device)
-        prior = cls(data.hierarchy, populations, network.eval().requires_grad_(False), every_branch)
-        return FittedPrior(prior, {"training": history})
+        """Train the network, and keep it if held-out cells gain by it.
+
+        Held-out cells are excluded from the network and the closed form while they are compared. Training stops when
+        their loss stops improving. They decide once, for all branches: the network is kept if their mean gain over the
+        closed form exceeds ``MIN_GAIN`` standard errors. The closed form is then refitted to all cells.
+
+        The table ``training`` has the losses; the table ``decision`` has the number of held-out cells, their mean
+        losses ``closed_form`` and ``network``, their ``gain`` in standard errors, and whether the network is ``kept``.
+        """
+        torch_device, hierarchy = device_of(device), data.hierarchy
+        held_out = held_out_mask(data.cells, data.validation, seed=seed)
+        training_cells, held_out_cells = (mask.nonzero().squeeze(1) for mask in (~held_out, held_out))
+        training_moments = population_moments(data.cells.subset(training_cells), data.whitening)
+        populations = BranchPopulations.from_moments(training_moments, hierarchy).to(torch_device)
+        network = BranchNetwork.initial(data, settings, seed=seed).to(torch_device)
+        loss = FlowLoss(data, training_cells, cls.denoise_with, populations, settings, torch_device)
+        draws = held_out_cells.repeat(max(1, N_DRAWS // len(held_out_cells)))
+
+        @torch.no_grad()
+        def held_out_losses(network: nn.Module) -> Tensor:
+            generator = torch_generator(seed, "noise of held-out cells")
+            losses = [loss.losses_of_cells(network, block, generator) for block in draws.split(BLOCK)]
+            return torch.cat(losses).view(-1, len(held_out_cells)).mean(dim=0).double().cpu()
+
+        def validation(trained: nn.Module) -> Tensor:
+            return held_out_losses(trained).mean()
+
+        closed_form = held_out_losses(network)  # which is zero before training
+        plan = training_plan(settings, torch_device, seed=seed, patience=PATIENCE)
+        history = train(network, loss, plan, by_group=loss.by_population, validation=validation)
+        gain = closed_form - held_out_losses(network)
+        in_errors = float(gain.mean() / (gain.std() / len(gain) ** 0.5)) if len(gain) > 1 else 0.0
+        kept = in_errors > MIN_GAIN
+        losses = float(closed_form.mean()), float((closed_form - gain).mean())
+        decision = pd.DataFrame(
+            [[len(gain), *losses, in_errors, kept]], columns=["n_cells", "closed_form", "network", "gain", "kept"]
+        )
+        prior = cls(
+            hierarchy,
+            BranchPopulations.from_moments(data.moments, hierarchy).to(torch_device),
+            network.eval().requires_grad_(False),
+            torch.full((len(hierarchy.branches),), kept, device=torch_device),
+        )
+        return FittedPrior(prior, {"training": history, "decision": decision})
 
     @property
     def description(self) -> str:
         """Short description for reports."""
-        return f"{super().description}, with a network on every branch, trained by flow matching"
+        kept = bool(self.network_branches.any())
+        where = "every branch, as held-out cells gain" if kept else "no branch, as held-out cells do not gain"
+        return f"{super().description}, with a network on {where}"
 
     @staticmethod
     def denoise_with(

@@ -214,14 +214,17 @@ class MinibatchLoss:
 
     def sample_losses(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the loss and the population of each cell of a minibatch."""
-        data = self.data
         index = self.training_cells[self.minibatches.draw(self.settings.batch_size, generator)]
+        return self.losses_of_cells(network, index, generator), self.data.cells.population[index]
+
+    def losses_of_cells(self, network: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the loss of each cell (by index), with new noise."""
+        data = self.data
         x = data.whitening(data.cells.sample(index, generator))
         noised, sigma = self.add_noise(x, generator)
-        population = data.cells.population[index]
-        branch = self.first_row + branches_at(self.path_table, population, sigma)
+        branch = self.first_row + branches_at(self.path_table, data.cells.population[index], sigma)
         x, noised, sigma, branch = (values.to(self.device) for values in (x, noised, sigma, branch))
-        return self.losses(self.denoise_with(network, self.populations, noised, sigma, branch), x, sigma), population
+        return self.losses(self.denoise_with(network, self.populations, noised, sigma, branch), x, sigma)
 
     def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Add noise to cells at random levels; returns noised cells and levels."""
