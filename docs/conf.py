@@ -15,7 +15,7 @@ from bdm.applications.design import design
 from bdm.cli import app as commands
 
 sys.path.insert(0, str(Path(__file__).parent))
-from score_tables import text_of_properties, text_of_scores
+from score_tables import text_of_properties, text_of_scores, text_of_self_fit
 
 project = "bdm"
 author = "The bdm developers"
@@ -92,9 +92,10 @@ def setup(app):
     generated.mkdir(exist_ok=True)
     (generated / "commands.md").write_text(text_of_commands())
     (generated / "design.md").write_text(text_of_designs())
-    for name in ("benchmark", "benchmark_coarse", "benchmark_priors"):
+    for name in ("benchmark", "benchmark_coarse", "benchmark_priors", "benchmark_self_fit"):
         (generated / f"{name}.md").write_text(text_of_scores(name))
     (generated / "benchmark_properties.md").write_text(text_of_properties())
+    (generated / "self_fit.md").write_text(text_of_self_fit())
     app.connect("source-read", link_to_pages)
 
 

@@ -9,6 +9,9 @@ from bdm.evaluation.scores import SCORE_TITLES
 STATIC = Path(__file__).parent / "_static"
 METHODS = {
     "floor": "floor",
+    "self-fit": "self-fit",
+    "posterior samples": "posterior samples",
+    "generated": "generated",
     "branched": "bdm",
     "branched-labels": "bdm, no sub-populations",
     "gaussian": "one normal a label",
@@ -33,6 +36,10 @@ SCORES = {
     "gene_correlation": SCORE_TITLES["gene_correlation"],
     "f1_ratio": "F1 ratio",
     "memorisation": SCORE_TITLES["memorisation"],
+    "pooled_energy": "Energy distance of all cells",
+    "variance": "Variance of expressed genes within types, relative to training cells",
+    "outlying": "Outlying counts per million entries",
+    "relative_slope": "Slope of gene-gene correlations within types, relative to training cells",
     "training_cpu_seconds": "Training, processor seconds",
     "generation_cpu_seconds": "Generation, processor seconds",
     "memory_mb": "Peak memory, MB",
@@ -56,6 +63,16 @@ def text_of_properties() -> str:
     properties = pd.read_csv(STATIC / "benchmark_properties.csv")
     beyond = properties.assign(value=properties["value"] - properties["floor"])
     return table(beyond.groupby(["data", "method", "seed"], sort=False)["value"].mean().reset_index(), 3)
+
+
+def text_of_self_fit() -> str:
+    """Return mean forest and gene AUCs of the self-fit, data sets x methods."""
+    scores = pd.read_csv(STATIC / "benchmark_self_fit.csv")
+    means = scores.pivot_table("value", "data", ["score", "method"], sort=False)[["forest_auc", "gene_auc"]]
+    titles = [f"{SCORE_TITLES[score]}, {method}" for score, method in means]
+    lines = [["data", *titles], ["---"] * (len(titles) + 1)]
+    lines += [[data, *map("{:.2f}".format, values)] for data, values in zip(means.index, means.to_numpy(), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def table(values: pd.DataFrame, decimals: int) -> str:

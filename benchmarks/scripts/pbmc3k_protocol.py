@@ -4,6 +4,7 @@ Palma et al. 2025, https://arxiv.org/abs/2407.11734; code: https://github.com/th
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import anndata as ad
 import numpy as np
@@ -20,7 +21,6 @@ from bdm.evaluation.metrics import fitted_pca
 from bdm.evaluation.resamples import match
 
 N_GENES, N_COMPONENTS = 2000, 30
-MIN_CELLS = 20  # test cells of a type
 SIGMAS = (0.01, 0.1, 1, 10, 100)  # standard deviations of the summed Gaussian kernels
 
 
@@ -34,18 +34,24 @@ def distances(query: np.ndarray, test: np.ndarray) -> dict[str, float]:
     return {"RBF-MMD": float(mmd), "W2": float(np.sqrt(across[linear_sum_assignment(across)].mean()))}
 
 
-def score(query: Cells, test: Cells, genes: np.ndarray, *, seed: int) -> dict[str, float]:
+def score(query: Cells, test: Cells, genes: np.ndarray, *, min_cells: int, seed: int) -> dict[str, float]:
     """Average distances over cell types, in principal components of the test cells."""
     pca = fitted_pca(test.expression[:, genes], n_components=N_COMPONENTS)
     query, test = match(query, test, seed=seed)
     x, y = (pca.transform(cells.expression[:, genes]) for cells in (query, test))
-    by_type = [
-        distances(x[query.cell_type == name], y[test.cell_type == name]) for name in test.types(fewest=MIN_CELLS)
-    ]
+    types = test.types(fewest=min_cells)
+    by_type = [distances(x[query.cell_type == name], y[test.cell_type == name]) for name in types]
     return pd.DataFrame(by_type).mean().to_dict()
 
 
-def main(prepared: Path, generated: list[Path], out: Path, *, seed: int = 0) -> None:
+def main(
+    prepared: Path,
+    generated: list[Path],
+    out: Path,
+    *,
+    min_cells: Annotated[int, typer.Option(help="Test cells of a type.")] = 20,
+    seed: int = 0,
+) -> None:
     """Write the scores of real training cells, and of each method."""
     adata = read_prepared(prepared)
     variable = sc.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=N_GENES, inplace=False)
@@ -55,7 +61,7 @@ def main(prepared: Path, generated: list[Path], out: Path, *, seed: int = 0) -> 
     rows = [
         {"method": name, "score": distance, "value": value}
         for name, cells in sets.items()
-        for distance, value in score(Cells.from_anndata(cells), test, genes, seed=seed).items()
+        for distance, value in score(Cells.from_anndata(cells), test, genes, min_cells=min_cells, seed=seed).items()
     ]
     write_rows(pd.DataFrame(rows), out)
 
