@@ -124,7 +124,7 @@ class BranchedDiffusion:
         Your own tree of the cell types: nested lists such as ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested
         lists in ``.json``), or the result of :func:`bdm.read_tree`. By default the types are clustered.
     prior
-        Distribution of latents: ``mixture``, ``diffusion``, ``flow``, or the name of your own; by default
+        Distribution of latents: ``flow``, ``mixture``, ``diffusion``, or the name of your own; by default
         ``settings.train.prior``.
     likelihood
         Distribution of counts: ``negative_binomial``, or the name of your own; by default
@@ -156,7 +156,8 @@ class BranchedDiffusion:
         Result of the last :meth:`extend` for each added type, for :mod:`bdm.pl`.
     history
         Losses of the last :meth:`fit` by training step: the table ``autoencoder``; with a network in the prior, also
-        ``training``; with the diffusion prior, also ``branches``, which compares the network with the closed form.
+        ``training``, and a comparison of the network with the closed form on held-out cells: ``decision`` for the prior
+        ``flow``, ``branches`` for ``diffusion``.
     """
 
     prepared: AnnData | None = None

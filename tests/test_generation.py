@@ -15,7 +15,7 @@ from bdm._core.seeds import derive
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.generation.generate import MAX_CHUNK, MIN_CHUNK, generate_cells, generated_cells, write_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
-from bdm.model.model import expected_counts, observation_model
+from bdm.model.model import expected_counts, generated_noise
 from bdm.settings import GenerationSettings
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
@@ -43,7 +43,7 @@ def sample_counts(mean: np.ndarray, r: np.ndarray, generator: np.random.Generato
 
 
 def inverse_dispersion(model, cell_type: str) -> np.ndarray:
-    return observation_model(model, cell_type).inverse_dispersion.numpy()
+    return generated_noise(model, cell_type).inverse_dispersion.numpy()
 
 
 @pytest.mark.parametrize("r", [0.03, 0.5, 3.0, 50.0, 1e6])
@@ -75,8 +75,7 @@ def test_expected_counts_keep_within_the_library_sizes_seen(small_model):
 
 def test_counts_are_as_dispersed_as_their_types(small_model):
     model = copy.deepcopy(small_model.model)
-    adapters = model.autoencoder.adapters
-    adapters.parameters["log_inverse_dispersion"][adapters.names.index(NK)] += np.log(1e6)
+    model.autoencoder.noise[NK].log_inverse_dispersion.add_(np.log(1e6))
     of_type = {name: inverse_dispersion(small_model.model, name) for name in (B1, NK)}
     np.testing.assert_allclose(inverse_dispersion(model, NK), 1e6 * of_type[NK], rtol=1e-4)
     np.testing.assert_array_equal(inverse_dispersion(model, B1), of_type[B1])

@@ -73,7 +73,7 @@ from bdm.interpretation.interpretation import (
     node_rows,
 )
 from bdm.model.match import fitted_cells
-from bdm.model.model import log_expression, observation_model, type_specific_genes
+from bdm.model.model import generated_noise, log_expression, type_specific_genes
 from bdm.pl import FIGURES
 from bdm.plotting.branches import Panel, children_label, draw_panel, panels_by_branch
 from bdm.plotting.hierarchy_figure import draw_hierarchy, view_of
@@ -432,7 +432,7 @@ def test_adapters_shift_the_sides_of_a_contrast(small_model):
 
 def test_dispersion_of_a_branch_is_weighted_by_its_cells(small_model):
     model, names = small_model.model, ["CD19+ B/1", "Dendritic/1"]
-    first, second = (observation_model(model, name).log_inverse_dispersion.numpy() for name in names)
+    first, second = (generated_noise(model, name).log_inverse_dispersion.numpy() for name in names)
     n_cells = model.composition.loc[names].sum(axis=1).to_numpy()
     expected = (n_cells[0] * first + n_cells[1] * second) / n_cells.sum()
     assert n_cells[0] != n_cells[1]
@@ -685,7 +685,7 @@ def test_figures_of_a_flat_tree_show_each_population(interpretation):
     changed = replace(interpretation, hierarchy=flat, contrasts=contrasts)
     rows = figure_of(pl.branch_genes(changed)).subfigs[0].axes[0].get_yticklabels()
     assert [row.get_text().partition("  (")[0] for row in rows] == list(tree.populations)
-    [right] = pl.commitment(changed).child_axes
+    [right] = pl.commitment(changed, max_genes=20 * len(contrasts)).child_axes
     assert {label.get_text() for label in right.get_yticklabels()} == {
         clade_label(of.contrast.names_inside) for of in contrasts
     }

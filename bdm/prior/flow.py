@@ -1,4 +1,4 @@
-"""The flow prior: Gaussian mixtures plus a network on every branch, if held-out cells gain by it."""
+"""The flow prior: mixtures plus a network, if held-out cells gain by it."""
 
 from __future__ import annotations
 
