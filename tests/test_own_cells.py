@@ -320,7 +320,7 @@ def test_latent_representation_of_any_cells(fitted, awkward):
 
 
 def test_history_has_the_losses_of_the_training(fitted, awkward, quick, folder):
-    assert list(fitted.history) == ["autoencoder", "training", "decision"]
+    assert list(fitted.history) == ["autoencoder"]
     assert all(len(table) for table in fitted.history.values())
     assert {"step", "loss", "validation"} <= set(fitted.history["autoencoder"])
     assert dict(bdm.BranchedDiffusion(awkward, settings=quick).history) == {}

@@ -89,7 +89,7 @@ def test_unknown_prior_is_one_sentence(example_cells):
 def test_names_of_priors_are_known_before_they_are_imported():
     code = "from bdm._core.kinds import PRIORS; import sys; print(PRIORS.names, 'torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["('flow',", "'mixture',", "'diffusion')", "False"]
+    assert found.stdout.split() == ["('mixture',", "'diffusion',", "'flow')", "False"]
     assert all(issubclass(PRIORS.find(name), LatentPrior) for name in ("mixture", "diffusion", "flow"))
     documented = bdm.BranchedDiffusion.__doc__.partition("Distribution of latents")[2].partition(";")[0]
     assert re.findall(r"``(\w+)``", documented) == list(PRIORS.built_in)

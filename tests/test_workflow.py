@@ -249,10 +249,7 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
         ({"prepair": {}}, r"top level: There is no setting prepair; did you mean prepare\?"),
         ({"prepare": {"test": 0}}, "prepare.test: test is 0, but must be above 0 and below 1."),
         ({"prepare": {"validation": 0.5, "test": 0.5}}, "datasets.pbmc68k.prepare: validation and test sum to 1"),
-        (
-            {"train": {"prior": "mixture"}, "evaluate": {"flat": True}},
-            "datasets.pbmc68k.evaluate.flat: flat is true, .*; leave out flat",
-        ),
+        ({"evaluate": {"flat": True}}, "datasets.pbmc68k.evaluate.flat: flat is true, .*; leave out flat"),
         ({"prepare": {"min_donors": 5}}, "datasets.pbmc68k.prepare: min_donors is 5, .*donors"),
         ({"train": {"learning_rate": float("nan")}}, "datasets.pbmc68k.train.learning_rate: .* is nan, .* finite"),
         ({"seed": 1.5}, "seed: seed is 1.5, but must be a whole number."),

@@ -55,9 +55,9 @@ PRIORS = Kinds(
     "prior",
     "bdm.priors",
     {
-        "flow": "bdm.prior.flow",
         "mixture": "bdm.prior.mixture",
         "diffusion": "bdm.prior.diffusion",
+        "flow": "bdm.prior.flow",
     },
 )
 

@@ -1,4 +1,4 @@
-"""Noise of generated counts: dispersions that match the squared residuals of training cells."""
+"""Noise of generated counts: dispersions that fall as the mean rises."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bdm._core.seeds import to_tensor, torch_generator
 from bdm.autoencoder.adapters import MAX_CELLS
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.inputs import N_BOUND_ITERATIONS, batch_codes, sample_rows_of_population
-from bdm.autoencoder.observation import GROWTH, MIN_DISPERSION, MIN_MEAN, GrowingNegativeBinomial, NegativeBinomial
+from bdm.autoencoder.observation import GROWTH, MIN_MEAN, GrowingNegativeBinomial, NegativeBinomial
+from bdm.autoencoder.softmax import MAX_LOG_STEP
 
-N_ITERATIONS = 5  # of the weights, which depend on the dispersion
-PRIOR_SCALE = 0.3  # prior standard deviation of a dispersion, relative to the one of the decoder
-MIN_CHANGE = 0.02  # smallest dispersion, relative to the one of the decoder
+N_ITERATIONS = 8  # Newton steps
+PRIOR_SCALE = 0.5  # prior standard deviation of a log inverse dispersion
 
 
 def fit_count_noise(
@@ -25,8 +25,8 @@ def fit_count_noise(
 ) -> dict[str, GrowingNegativeBinomial]:
     """Fit the noise of generated counts in each population.
 
-    Dispersions of the decoder make its cells most likely, for which a few outlying counts matter most. Dispersions for
-    generation match squared residuals instead, so that most counts vary as in real cells.
+    With one dispersion per gene, as in the decoder, cells with high means have too many outlying counts, and cells with
+    low means too few zeros.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def fit_count_noise(
         decoder = network.decoder
         log_mean = decoder.decode(posterior.sample(noise), batch, log_size=decoder.size(counts).log())
         likelihood = cast(NegativeBinomial, decoder.observation(cell_type[:1]))
-        return match_residuals(counts, log_mean.exp(), likelihood.log_inverse_dispersion[0])
+        return fit_dispersions(counts, log_mean.exp(), likelihood.log_inverse_dispersion[0])
 
     trained = set(cells.obs["sub_population"][(cells.obs["split"] == "train").to_numpy()])
     names = [name for name in populations if name in trained]
@@ -66,11 +66,11 @@ def fit_count_noise(
         return dict(zip(names, run(fit, names), strict=True))
 
 
-def match_residuals(counts: Tensor, mean: Tensor, log_inverse_dispersion: Tensor) -> GrowingNegativeBinomial:
-    """Fit dispersions to squared residuals, shrunk to the dispersions of the decoder.
+def fit_dispersions(counts: Tensor, mean: Tensor, log_inverse_dispersion: Tensor) -> GrowingNegativeBinomial:
+    """Fit dispersions by maximum a posteriori.
 
-    With dispersion phi at the reference mean and ``s = mean**2 (mean / reference)**-GROWTH``, the expected squared
-    residual is ``mean + phi s``. Weighted least squares has the weights 1 / (mean + phi s)**2.
+    The prior is normal around the parameters of the decoder. The information is approximated as in
+    :meth:`bdm.autoencoder.softmax.PaddedCells.improve_noise`.
 
     Parameters
     ----------
@@ -83,15 +83,12 @@ def match_residuals(counts: Tensor, mean: Tensor, log_inverse_dispersion: Tensor
     -------
     Noise of the counts; the reference is the mean over cells.
     """
-    counts, mean = counts.double(), mean.double().clamp(min=MIN_MEAN)
-    start, reference = (-log_inverse_dispersion.double()).exp(), mean.mean(dim=0)
-    squares, scale = (counts - mean) ** 2 - mean, mean**2 * (mean / reference) ** -GROWTH
-    information = ((scale / (mean + start * scale)) ** 2).sum(dim=0) / 2
-    share = information / (information + (PRIOR_SCALE * start) ** -2)
-    dispersion = start
+    mean = mean.clamp(min=MIN_MEAN)
+    reference, precision = mean.mean(dim=0).log(), PRIOR_SCALE**-2
+    growth, log_r = GROWTH * (mean.log() - reference), log_inverse_dispersion
     for _ in range(N_ITERATIONS):
-        weight = scale / (mean + dispersion * scale) ** 2
-        estimate = (squares * weight).sum(dim=0) / (scale * weight).sum(dim=0)
-        dispersion = torch.maximum(share * estimate + (1 - share) * start, MIN_CHANGE * start)
-    log_r = -dispersion.clamp(min=MIN_DISPERSION).log()
-    return GrowingNegativeBinomial(log_r.float(), reference.log().float())
+        noise = NegativeBinomial(log_r + growth)
+        gradients = noise.parameter_gradients(counts, mean)["log_inverse_dispersion"]
+        change = gradients.sum(dim=0) - precision * (log_r - log_inverse_dispersion)
+        log_r = log_r + (change / (precision + (gradients**2).sum(dim=0))).clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
+    return GrowingNegativeBinomial(log_r, reference)

@@ -13,7 +13,7 @@ from torch import Tensor
 from bdm._core.seeds import to_tensor
 
 MIN_DISPERSION = 1e-4  # within groups of cells; almost Poisson
-GROWTH = 0.75  # exponent of the mean in the inverse dispersion of generated counts; 0 to 1 were tried
+GROWTH = 0.5  # exponent of the mean in the inverse dispersion of generated counts; 0.25 and 0.75 are about as good
 MIN_MEAN = 1e-9  # below, the inverse dispersion stays the same
 
 
@@ -296,7 +296,7 @@ class NegativeBinomial(ObservationModel):
 class GrowingNegativeBinomial(NegativeBinomial):
     """Negative binomial counts whose inverse dispersion r grows with the mean, ``r (mean / reference)**GROWTH``.
 
-    Generated counts have this noise, as counts of real cells vary less where their mean is high than with one r.
+    Generated counts have this noise, as counts of real cells vary less at high means than with one r for all means.
     """
 
     log_reference: Tensor  # log of the mean with inverse dispersion r, cells x genes or genes
