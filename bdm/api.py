@@ -124,7 +124,7 @@ class BranchedDiffusion:
         Your own tree of the cell types: nested lists such as ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested
         lists in ``.json``), or the result of :func:`bdm.read_tree`. By default the types are clustered.
     prior
-        Distribution of latents: ``flow``, ``mixture``, ``diffusion``, or the name of your own; by default
+        Distribution of latents: ``mixture``, ``diffusion``, ``flow``, or the name of your own; by default
         ``settings.train.prior``.
     likelihood
         Distribution of counts: ``negative_binomial``, or the name of your own; by default

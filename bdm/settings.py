@@ -240,10 +240,9 @@ class TrainSettings(StageSettings):
     prior: Annotated[
         str,
         PRIORS,
-        "Distribution of latents: `flow` (a normal per population, corrected by a network if held-out cells gain), "
-        "`mixture` (the normals alone, in closed form), `diffusion` (with a network on branches that gain by it), or "
-        "the name of your own prior.",
-    ] = "flow"
+        "Distribution of latents: `mixture` (a normal per population, in closed form), `diffusion` (with a network on "
+        "branches that gain by it), `flow` (with a network on all branches or none), or the name of your own prior.",
+    ] = "mixture"
     width: Annotated[int, Ge(1), "Width of the network of the prior."] = 128
     n_layers: Annotated[int, Ge(1), "Number of residual blocks of the network of the prior."] = 3
     n_steps: Annotated[int, Ge(1), "Maximum number of training steps of the network of the prior."] = 2000

@@ -303,7 +303,9 @@ class NetworkPrior(GaussianMixturePrior):
         return super().log_prob(x, population)
 
     def condition(self, direction: Tensor, value: float) -> GaussianMixturePrior:
-        """Condition the mixtures on ``x @ direction == value``; the result has no network."""
+        """Condition on ``x @ direction == value``, if no branch uses the network."""
+        if self.network_branches.any():
+            raise unsupported(self.name, "be conditioned on a coordinate, as it has a network")
         return GaussianMixturePrior(self.hierarchy, self.populations).condition(direction, value)
 
     def fit_added(self, data: PriorData, neighbour: str, settings: TrainSettings, *, seed: int) -> dict[str, Tensor]:

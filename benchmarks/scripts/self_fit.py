@@ -51,9 +51,9 @@ def fit_timed(prepared: AnnData, *, seed: int) -> tuple[EncodedCells, BranchedMo
     return encoded, model, dict(zip(("training_seconds", "training_cpu_seconds"), seconds, strict=True))
 
 
-def with_mixture(encoded: EncodedCells, model: BranchedModel, *, seed: int) -> BranchedModel:
-    """Replace the prior by mixtures of normals."""
-    return fit_model(encoded, model.hierarchy, TrainSettings(prior="mixture"), seed=seed)[0]
+def with_flow(encoded: EncodedCells, model: BranchedModel, *, seed: int) -> BranchedModel:
+    """Replace the prior by a flow."""
+    return fit_model(encoded, model.hierarchy, TrainSettings(prior="flow"), seed=seed)[0]
 
 
 def keys_of(prepared: AnnData) -> list[str]:
@@ -165,8 +165,8 @@ def main(prepared: Path, out: Path, *, seed: int = 0) -> None:
     for name, query, reference, costs in (
         ("self-fit", generate_like(own, model_of_own, seed=derive(seed, "self-fit")), own, cost_of_own),
         ("posterior samples", decode_posteriors(encoded, model, seed=seed), cells, {}),
-        ("mixture", generate_like(cells, with_mixture(encoded, model, seed=seed), seed=seed), cells, {}),
         ("generated", generated, cells, cost),
+        ("flow", generate_like(cells, with_flow(encoded, model, seed=seed), seed=seed), cells, {}),
     ):
         counts = score_counts(query, of_split(reference, test=False), seed=seed)
         scores[name] = score(query, reference, seed=seed) | counts | costs
