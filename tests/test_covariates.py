@@ -77,7 +77,7 @@ def log_shares(adata: ad.AnnData) -> np.ndarray:
 
 @pytest.mark.parametrize("time", [0.15, 0.5, 0.85])
 def test_cells_at_a_value_follow_the_curve(model, time):
-    earlier, later = (log_shares(model.generate({"moving": 600}, at={"time": t}, seed=1)) for t in (0.02, time))
+    earlier, later = (log_shares(model.generate({"moving": 3000}, at={"time": t}, seed=1)) for t in (0.02, time))
     expected = log_change(np.array([time]))[0] - log_change(np.array([0.02]))[0]
     assert (later - earlier)[RISING].mean() == pytest.approx(expected[RISING].mean(), abs=0.2)
     assert (later - earlier)[WAVE].mean() == pytest.approx(expected[WAVE].mean(), abs=0.25)
