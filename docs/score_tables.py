@@ -38,7 +38,7 @@ SCORES = {
     "memorisation": SCORE_TITLES["memorisation"],
     "pooled_energy": "Energy distance of all cells",
     "variance": "Variance of expressed genes within types, relative to training cells",
-    "outlying": "Outlying counts per million entries",
+    "outlying": SCORE_TITLES["outlying_counts"],
     "relative_slope": "Slope of gene-gene correlations within types, relative to training cells",
     "training_cpu_seconds": "Training, processor seconds",
     "generation_cpu_seconds": "Generation, processor seconds",

@@ -77,7 +77,7 @@ from bdm.model.model import generated_noise, log_expression, type_specific_genes
 from bdm.pl import FIGURES
 from bdm.plotting.branches import Panel, children_label, draw_panel, panels_by_branch
 from bdm.plotting.hierarchy_figure import draw_hierarchy, view_of
-from bdm.plotting.style import clade_label, figure_of, gene_label
+from bdm.plotting.style import clade_label, figure_of
 from bdm.prior.sampler import HierarchicalSampler
 from bdm.settings import InterpretationSettings
 
@@ -685,13 +685,10 @@ def test_figures_of_a_flat_tree_show_each_population(interpretation):
     changed = replace(interpretation, hierarchy=flat, contrasts=contrasts)
     rows = figure_of(pl.branch_genes(changed)).subfigs[0].axes[0].get_yticklabels()
     assert [row.get_text().partition("  (")[0] for row in rows] == list(tree.populations)
-    axes = pl.commitment(changed)
-    genes = [label.get_text() for label in axes.get_yticklabels()]
-    children = [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
-    best = {clade_label(of.contrast.names_inside): list(interpretation.labels[of.model.order[:20]]) for of in contrasts}
-    assert len(set(genes)) == len(genes) == len(children)
-    for names in best.values():  # a gene that is best in several populations is shown in one of them
-        assert names[0] in best[children[genes.index(gene_label(names[0]))]]
+    [right] = pl.commitment(changed).child_axes
+    assert {label.get_text() for label in right.get_yticklabels()} == {
+        clade_label(of.contrast.names_inside) for of in contrasts
+    }
 
 
 def test_long_intervals_are_cut_where_the_points_end():

@@ -14,7 +14,7 @@ from bdm.autoencoder.adapters import MAX_CELLS
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.inputs import N_BOUND_ITERATIONS, batch_codes, sample_rows_of_population
 from bdm.autoencoder.observation import GROWTH, MIN_MEAN, GrowingNegativeBinomial, NegativeBinomial
-from bdm.autoencoder.softmax import MAX_LOG_STEP
+from bdm.autoencoder.softmax import noise_step
 
 N_ITERATIONS = 8  # Newton steps
 PRIOR_SCALE = 0.5  # prior standard deviation of a log inverse dispersion
@@ -69,8 +69,7 @@ def fit_count_noise(
 def fit_dispersions(counts: Tensor, mean: Tensor, log_inverse_dispersion: Tensor) -> GrowingNegativeBinomial:
     """Fit dispersions by maximum a posteriori.
 
-    The prior is normal around the parameters of the decoder. The information is approximated as in
-    :meth:`bdm.autoencoder.softmax.PaddedCells.improve_noise`.
+    The prior is normal around the parameters of the decoder.
 
     Parameters
     ----------
@@ -87,8 +86,6 @@ def fit_dispersions(counts: Tensor, mean: Tensor, log_inverse_dispersion: Tensor
     reference, precision = mean.mean(dim=0).log(), PRIOR_SCALE**-2
     growth, log_r = GROWTH * (mean.log() - reference), log_inverse_dispersion
     for _ in range(N_ITERATIONS):
-        noise = NegativeBinomial(log_r + growth)
-        gradients = noise.parameter_gradients(counts, mean)["log_inverse_dispersion"]
-        change = gradients.sum(dim=0) - precision * (log_r - log_inverse_dispersion)
-        log_r = log_r + (change / (precision + (gradients**2).sum(dim=0))).clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
+        gradients = NegativeBinomial(log_r + growth).parameter_gradients(counts, mean)["log_inverse_dispersion"]
+        log_r = log_r + noise_step(gradients, log_r - log_inverse_dispersion, precision)
     return GrowingNegativeBinomial(log_r, reference)

@@ -66,7 +66,7 @@ def fit_autoencoder(
        cells under the current parameters, then improves the parameters. The step with the best validation loss is kept.
     2. Cluster the cells of each type. If there are sub-populations, train the network again with a prior mean for
        each, since a single prior blurs the structure of a coarse type. With ``sub_populations="auto"``, cluster again.
-    3. Fit type-specific decoders, and keep them where validation cells gain.
+    3. Fit type-specific decoders, and keep them where validation cells gain. Estimate each gene of rare types alone.
     4. Fit the noise of generated counts in each population.
 
     Parameters

@@ -237,16 +237,11 @@ class PaddedCells:
     def improve_noise(
         self, parameters: Parameters, start: Parameters, latent: Tensor, settings: AdapterSettings
     ) -> Parameters:
-        """Improve the parameters of the noise by one step at fixed latents.
-
-        The information is approximated by the sum of squared gradients over cells (BHHH, Berndt et al. 1974).
-        """
+        """Improve the parameters of the noise by one step at fixed latents, see :func:`noise_step`."""
         observation, mean = self._distribution(parameters, latent)
         precision, improved = settings.noise_scale**-2, {}
         for name, gradients in observation.parameter_gradients(self.counts, mean).items():
-            change = parameters[name] - start[name]
-            step = (gradients.sum(dim=1) - precision * change) / (precision + (gradients**2).sum(dim=1))
-            improved[name] = parameters[name] + step.clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
+            improved[name] = parameters[name] + noise_step(gradients, parameters[name] - start[name], precision)
         return improved
 
     def _distribution(self, parameters: Parameters, latent: Tensor) -> tuple[ObservationModel, Tensor]:
@@ -259,3 +254,21 @@ class PaddedCells:
     def _noise(self, parameters: Parameters) -> Parameters:
         """Select the parameters of the noise, populations x 1 x genes."""
         return {entry.name: parameters[entry.name][:, None] for entry in fields(self.observation_model)}
+
+
+def noise_step(gradients: Tensor, change: Tensor, precision: float) -> Tensor:
+    """Return a Newton step of noise parameters.
+
+    The information is approximated by the sum of squared gradients over cells (BHHH, Berndt et al. 1974).
+
+    Parameters
+    ----------
+    gradients
+        Gradient of the log likelihood of each count, ... x cells x genes.
+    change
+        Difference of the parameters from their prior means, ... x genes.
+    precision
+        Precision of the normal prior.
+    """
+    step = (gradients.sum(dim=-2) - precision * change) / (precision + (gradients**2).sum(dim=-2))
+    return step.clamp(-MAX_LOG_STEP, MAX_LOG_STEP)

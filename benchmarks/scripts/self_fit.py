@@ -14,7 +14,6 @@ import typer
 from anndata import AnnData, concat
 from property_distances import Group
 from property_values import correlations_within_types
-from scipy import sparse
 from tidy import write_rows
 
 from bdm._core.seeds import derive, numpy_generator, torch_generator
@@ -22,8 +21,14 @@ from bdm.autoencoder.latent import latent_cells
 from bdm.data.cells import FLOOR, Cells
 from bdm.data.gene_tests import Agreement
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.gene_scores import variable_genes
-from bdm.evaluation.metrics import PairDistances, cross_validated_probabilities, forest, linear_classifier
+from bdm.evaluation.gene_scores import geometric_mean, variable_genes, variance_ratios
+from bdm.evaluation.metrics import (
+    PairDistances,
+    cross_validated_probabilities,
+    forest,
+    linear_classifier,
+    outlying_counts,
+)
 from bdm.evaluation.resamples import match
 from bdm.evaluation.scores import auc
 from bdm.generation.generate import generate_cells, sample_counts
@@ -33,9 +38,6 @@ from bdm.model.model import BranchedModel, expected_counts
 from bdm.settings import FitSettings, GenerationSettings, TrainSettings
 
 N_FORESTS = 4  # forests with different seeds, whose AUCs are averaged; their standard error is about 0.01
-MIN_CELLS = 30  # cells of a type for its variances
-MIN_MEAN = 1  # mean count of a gene in a type, for its variance
-MIN_COUNT, MAX_EXCESS = 10, 2  # smallest outlying count, and its ratio to the largest training count of the gene
 
 
 # ---- fit and generate
@@ -124,27 +126,18 @@ def score(query: AnnData, prepared: AnnData, *, seed: int) -> dict[str, float]:
 
 
 def correlation_slope(group: Group) -> float:
-    """Regress gene-gene correlations within types of query cells on those of test cells."""
+    """Regress gene-gene correlations within types of query cells on correlations in test cells."""
     correlations = Agreement(*(correlations_within_types(side) for side in group.sides))
     return correlations.subset(np.isfinite(correlations.query) & np.isfinite(correlations.test)).slope
 
 
 def score_counts(query: AnnData, training: AnnData, *, seed: int) -> dict[str, float]:
     """Compare variances and the largest counts of genes with training cells."""
-    largest = training.X.max(axis=0).toarray().ravel()
-    counts = sparse.coo_array(query.X)
-    is_outlying = (counts.data >= MIN_COUNT) & (counts.data > MAX_EXCESS * largest[counts.col])
-    log_ratios = []
-    cells, reference = match(*(Cells.from_anndata(adata) for adata in (query, training)), seed=seed)
-    for name in reference.types(fewest=MIN_CELLS):
-        x, y = (side.counts[side.cell_type == name].toarray() for side in (cells, reference))
-        variance, expected = x.var(axis=0), y.var(axis=0)
-        # The mean of both sets: selection by either would favour genes with outlying counts there
-        compared = ((x.mean(axis=0) + y.mean(axis=0)) / 2 >= MIN_MEAN) & (variance > 0) & (expected > 0)
-        log_ratios.append(np.log(variance[compared] / expected[compared]))
+    cells, reference = (Cells.from_anndata(adata) for adata in (query, training))
+    ratios = variance_ratios(*match(cells, reference, seed=seed)).values()
     return {
-        "variance": float(np.exp(pd.Series(np.concatenate([np.empty(0), *log_ratios])).mean())),
-        "outlying": 1e6 * float(is_outlying.sum()) / np.prod(query.shape),
+        "variance": geometric_mean(np.concatenate([np.empty(0), *ratios])),
+        "outlying": outlying_counts(cells.counts, reference.counts.max(axis=0).toarray().ravel()),
     }
 
 

@@ -440,7 +440,7 @@ STUDIES = {
                 "gene_auc": SCORE_TITLES["gene_auc"],
                 "pooled_energy": "Energy distance of all cells",
                 "variance": "Variance of expressed genes within types, relative to training cells",
-                "outlying": "Counts of ten or more, above twice the largest training count, per million entries",
+                "outlying": SCORE_TITLES["outlying_counts"],
                 "relative_slope": "Slope of gene-gene correlations within types, relative to training cells",
                 "training_seconds": "Training, s",
                 "training_cpu_seconds": "Training, processor s",
