@@ -27,6 +27,7 @@ from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues
 from bdm.generation.generate import generate_cells
+from bdm.generation.locations import locations_like, request_at, sample_locations
 from bdm.generation.modality import find_modality, match_request, predict_modality
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.build import user_tree
@@ -120,6 +121,12 @@ class BranchedDiffusion:
     covariate_key
         Columns of ``obs`` with numbers that cells depend on, such as time, dose, age or pseudotime: one name, or
         several. By default ``settings.prepare.covariate_key``, which is empty (no covariates).
+    spatial_key
+        Key of ``obsm`` with positions of cells or spots in two or three coordinates. By default
+        ``settings.prepare.spatial_key``, which is None (no positions).
+    section_key
+        Column of ``obs`` with the tissue section, if there are several. By default ``settings.prepare.section_key``,
+        which is None (one section).
     tree
         Your own tree of the cell types: nested lists such as ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested
         lists in ``.json``), or the result of :func:`bdm.read_tree`. By default the types are clustered.
@@ -176,6 +183,8 @@ class BranchedDiffusion:
         batch_key: str | None = None,
         donor_key: str | None = None,
         covariate_key: str | Sequence[str] | None = None,
+        spatial_key: str | None = None,
+        section_key: str | None = None,
         tree: Tree | None = None,
         prior: str | None = None,
         likelihood: str | None = None,
@@ -190,7 +199,14 @@ class BranchedDiffusion:
         if likelihood is not None:
             settings = replace(settings, autoencoder=replace(settings.autoencoder, likelihood=likelihood))
         covariates = None if covariate_key is None else as_names(covariate_key)
-        arguments = {"batch_key": batch_key, "donor_key": donor_key, "covariate_key": covariates, "seed": seed}
+        arguments = {
+            "batch_key": batch_key,
+            "donor_key": donor_key,
+            "covariate_key": covariates,
+            "spatial_key": spatial_key,
+            "section_key": section_key,
+            "seed": seed,
+        }
         arguments = {name: value for name, value in arguments.items() if value is not None}
         if label_key is not ...:
             arguments["label_key"] = label_key
@@ -310,8 +326,10 @@ class BranchedDiffusion:
     @computing
     def generate(
         self,
-        cells: int | Mapping[str, int] | pd.Series | pd.DataFrame,
+        cells: int | Mapping[str, int] | pd.Series | pd.DataFrame | None = None,
         *,
+        locations: pd.DataFrame | AnnData | None = None,
+        new_locations: int | None = None,
         at: CovariateValues = NO_COVARIATES,
         extrapolate: bool = False,
         snapshot: float | None = None,
@@ -327,11 +345,16 @@ class BranchedDiffusion:
             Number of cells of each type; numbers by type; or a table with the columns ``cell_type`` and ``n_cells``,
             and optionally ``batch`` and covariates. Types may be sub-populations. Cells of a cell type are divided
             between its sub-populations in the proportions of the training cells.
+        locations
+            In place of ``cells``, for a model with positions: a table as described in
+            :func:`bdm.generation.locations.request_at`, or an AnnData with positions and cell types to repeat.
+        new_locations
+            In place of ``cells``: number of cells at new positions, with types from the model's map.
         at
             Values of covariates by name: a number, or a range such as ``{"time": (300, 500)}`` that the cells cover
             evenly. Other covariates are drawn from the training cells.
         extrapolate
-            Allow values of covariates outside the range of the training cells.
+            Allow values of covariates outside the range of the training cells, and positions outside their tissue.
         snapshot
             Time between two snapshots at which to generate ``cells`` (one number), for models with snapshots as cell
             types, named by their times. Cells of the snapshots before and after are moved by optimal transport.
@@ -355,7 +378,18 @@ class BranchedDiffusion:
         """
         require_package_of(self.model.form)
         settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
-        request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)
+        if sum(given is not None for given in (cells, locations, new_locations)) != 1:
+            raise InputError("Give the cells to generate by one of `cells=`, `locations=` and `new_locations=`.")
+        if new_locations is not None:
+            locations = sample_locations(self.model, new_locations, seed=seed)
+        if isinstance(locations, AnnData):
+            locations = locations_like(locations, self.model)
+        if locations is None:
+            request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)
+        elif at or snapshot is not None:
+            raise InputError("`at=` and `snapshot=` do not combine with locations; give covariates as columns.")
+        else:
+            request = request_at(self.model, locations, extrapolate=extrapolate, seed=seed)
         warn_of_rare_types(self.model, request.n_by_type)
         return to_form(generate_cells(self.model, request, settings, seed=seed), self.model.form)
 

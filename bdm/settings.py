@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from bdm._core.errors import InputError
 from bdm._core.kinds import DECODERS, PRIORS
 from bdm._core.schema import Key, Setting, StageSettings, Unset
-from bdm._core.validation import keys_rejection, split_rejection
+from bdm._core.validation import keys_rejection, section_rejection, split_rejection
 
 AS_FITTED = Unset("as in the model's data")
 WITHOUT_LABELS = "cell"  # cell type of cells without labels: the Cell Ontology's term for any cell, CL:0000000
@@ -114,6 +114,20 @@ class PrepareSettings(StageSettings):
         Unset("no covariates"),
         Key("dataset"),
     ] = ()
+    spatial_key: Annotated[
+        str | None,
+        MinLen(1),
+        "Key of `obsm` with the positions of cells or spots, in two or three coordinates.",
+        Unset("no positions"),
+        Key("dataset"),
+    ] = None
+    section_key: Annotated[
+        str | None,
+        MinLen(1),
+        "Column of `obs` with the tissue section; sections have separate coordinates.",
+        Unset("one section"),
+        Key("dataset"),
+    ] = None
     counts: Annotated[Counts, Key("dataset")] = "auto"
     leave_out: Annotated[tuple[str, ...], "Cell types to leave out."] = ()
     drop_unlabelled: Annotated[bool, "Leave out cells without a cell type; by default, they are an error."] = False
@@ -174,7 +188,8 @@ class PrepareSettings(StageSettings):
         Setting("min_cells_per_type", Annotated[int, Ge(n_parts)]).checked(self.min_cells_per_type)
         groups = {"label_key": self.label_key, "batch_key": self.batch_key, "donor_key": self.donor_key}
         repeated = keys_rejection(*groups.items(), *(("covariate_key", key) for key in self.covariate_key))
-        if sentence := repeated or split_rejection(self.validation, self.test):
+        sections = section_rejection(self.section_key, self.spatial_key)
+        if sentence := repeated or sections or split_rejection(self.validation, self.test):
             raise InputError(sentence)
 
     @property

@@ -22,7 +22,7 @@ from bdm._core.files import atomic_write, read_checksummed_json, reject_existing
 from bdm._core.kinds import Kinds
 from bdm._core.seeds import to_tensor
 
-FORMAT = 28  # of files; increase it when fields of saved dataclasses change
+FORMAT = 29  # of files; increase it when fields of saved dataclasses change
 TEXT = pd.Series([""]).dtype  # dtype of text columns: str since pandas 3, object before
 
 Value = TypeVar("Value")

@@ -28,7 +28,7 @@ BOUNDS = {
 }
 CONTROL_NAMES = ("control", "ctrl", "untreated", "unstimulated", "vehicle", "dmso", "mock", "none", "healthy", "normal")
 SEPARATOR = ", "  # joins the values of several columns into a condition
-PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor")  # obs columns that bdm prepare writes
+PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor", "section")  # obs columns that bdm prepare writes
 NO_LABELS = ", or use no labels, by `label_key=None`"  # alternative remedy for a missing column of labels
 
 
@@ -179,6 +179,13 @@ def split_rejection(validation: float, test: float) -> str | None:
     if validation + test < 1:
         return None
     return "validation and test sum to 1 or more, which leaves no cells to train on."
+
+
+def section_rejection(section_key: str | None, spatial_key: str | None) -> str | None:
+    """Message if sections are named without positions, else None."""
+    if section_key is None or spatial_key is not None:
+        return None
+    return "section_key needs positions; name their key of obsm (spatial_key), or leave out section_key."
 
 
 def donors_rejection(min_donors: int, donor_key: str | None) -> str | None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from annotated_types import Ge
+
 from bdm._core.errors import InputError, counted
 from bdm.commands.base import AtValues, Device, Extrapolate, ModelFolder, OutGenerated, Summary
 from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
@@ -13,10 +15,16 @@ if TYPE_CHECKING:
     from bdm.model.model import BranchedModel
 
 CellsLike = Annotated[
-    Path | None, "AnnData with as many cells of each type as to generate, with the values of their covariates."
+    Path | None, "AnnData with as many cells of each type as to generate, with their covariates and positions."
 ]
 LabelKey = Annotated[str | None, "Column of `obs` with the cell type, in --cells-like.", AS_FITTED]
 CellsFrom = Annotated[Path | None, "CSV with the columns `cell_type`, `n_cells` and, if any, `batch`."]
+Locations = Annotated[
+    Path | None, "CSV with a row per cell: `x`, `y` and, if any, `z`, `section`, `cell_type` and covariates."
+]
+NewLocations = Annotated[
+    int | None, Ge(1), "Number of cells at new positions, as dense as the training cells, with types from the map."
+]
 
 
 def generate(
@@ -27,6 +35,8 @@ def generate(
     cells_like: CellsLike = None,
     label_key: LabelKey = None,
     cells_from: CellsFrom = None,
+    locations: Locations = None,
+    new_locations: NewLocations = None,
     at: AtValues = (),
     extrapolate: Extrapolate = False,
     snapshot: Annotated[
@@ -41,27 +51,46 @@ def generate(
     Example: bdm generate model/ generated.h5ad --cells 1000
 
     Example: bdm generate model/ generated.h5ad --cells "CD56+ NK=1000" --cells Dendritic=500
+
+    Example: bdm generate model/ generated.h5ad --cells-like cells.h5ad
     """
     from bdm.data.modalities import check_form, features_in_words
     from bdm.data.read import read_cells
     from bdm.generation.covariate_values import parse_at
     from bdm.generation.generate import generated_cells, write_cells
+    from bdm.generation.locations import locations_like, read_locations, request_at, sample_locations
     from bdm.generation.request import numbers_like, parse_cells, read_request, request_cells
     from bdm.model.model import checksums, load_model, warn_of_rare_types
 
-    if sum(map(bool, (cells, cells_like, cells_from))) != 1:
-        raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
+    if sum(map(bool, (cells, cells_like, cells_from, locations, new_locations))) != 1:
+        raise InputError(
+            "Give the cells to generate by one of --cells, --cells-like, --cells-from, --locations and --new-locations."
+        )
+    if (at or snapshot is not None) and (locations or new_locations):
+        raise InputError(
+            "--at and --snapshot do not combine with locations; give covariates as columns of --locations."
+        )
     if label_key is not None and cells_like is None:
         raise InputError("--label-key names a column of the file of --cells-like; give this file, too.")
     requested: Any = parse_cells(cells)  # a number, numbers by type, or a table
     loaded = load_model(model, device=device)
     check_form(out, loaded.form)
     like = None if cells_like is None else read_cells(cells_like, on_disk=True)
-    if like is not None:
-        requested = numbers_like(like.obs, loaded, InputKeys(label_key=label_key))
+    keys, table = InputKeys(label_key=label_key), None
+    if like is not None and loaded.space is not None and not at:
+        table = locations_like(like, loaded, keys)
+    elif like is not None:
+        requested = numbers_like(like.obs, loaded, keys)
+    if locations is not None:
+        table = read_locations(locations)
+    if new_locations is not None:
+        table = sample_locations(loaded, new_locations, seed=seed)
     if cells_from is not None:
         requested = read_request(cells_from)
-    request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, snapshot=snapshot)
+    if table is not None:
+        request = request_at(loaded, table, extrapolate=extrapolate, seed=seed)
+    else:
+        request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, snapshot=snapshot)
     warn_of_rare_types(loaded, request.n_by_type)
     write_cells(out, generated_cells(loaded, request, settings, seed=seed), checksums({}, model=model))
     n_types, features = counted(len(request.n_by_type), "type"), features_in_words(loaded.autoencoder.genes)

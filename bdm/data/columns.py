@@ -32,7 +32,7 @@ RESERVED_FOR_COVARIATES = {*RESERVED_COLUMNS, *PREPARED_COLUMNS, "n_cells"}  # n
 
 
 def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
-    """Add ``cell_type`` and, with their keys, ``batch`` and ``donor`` to ``obs``.
+    """Add ``cell_type`` and, with their keys, ``batch``, ``donor`` and ``section`` to ``obs``.
 
     Removes unlabelled cells if the settings say so. Existing columns that would be overwritten become ``NAME_input``.
     """
@@ -53,8 +53,11 @@ def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFr
     for name, key in {"batch": settings.batch_key, "donor": settings.donor_key}.items():
         if key is not None:
             columns[name] = group_column(obs, key, argument=f"{name}_key")
+    if settings.section_key is not None:
+        columns["section"] = text_column(obs, settings.section_key, argument="section_key").astype("category")
+    unused = {"donor": settings.donor_key, "section": settings.section_key}
     for name in PREPARED_COLUMNS:
-        if name not in obs or (name == "donor" and settings.donor_key is None):
+        if name not in obs or (name in unused and unused[name] is None):
             continue
         if name in columns and columns[name].equals(as_text(obs[name])):
             continue

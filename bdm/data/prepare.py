@@ -47,6 +47,7 @@ from bdm.data.genes import GeneNames, choose_genes, gene_lists, listed_genes, ma
 from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, take_rows, to_row_storage
 from bdm.data.modalities import FEATURES, FORM, Modality, features_in_words, has_modalities, modalities_of
 from bdm.data.read import read_cells
+from bdm.data.space import POSITIONS, check_sections, positions_in
 from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,11 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         max_entries += other_modalities.nnz
         provenance[FORM] = str(adata.uns.get(FORM, FEATURES))
     var = without_unused_categories(var)
-    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, other_modalities)
+    positions = None
+    if settings.spatial_key is not None:
+        positions = positions_in(adata, settings.spatial_key)[rows]
+        check_sections(obs, positions)
+    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, other_modalities, positions)
 
 
 @dataclass(frozen=True)
@@ -123,12 +128,18 @@ class PreparedCells:
     max_entries: int  # upper bound on the number of nonzero counts
     # Counts of the selected proteins and peaks, as columns after the genes; None for RNA alone
     other_modalities: sparse.csr_matrix | None = None
+    positions: np.ndarray | None = None  # of each cell in ``obs``, cells x coordinates
 
     def in_memory(self) -> AnnData:
         """Read all counts into memory, see :func:`prepare`."""
         rows, blocks = zip(*self.blocks(), strict=True)
         counts = sparse.vstack(blocks, format="csr")
-        return AnnData(counts, obs=self.counted_obs(np.concatenate(rows)), var=self.var, uns=self.uns)
+        counted = np.concatenate(rows)
+        return AnnData(counts, self.counted_obs(counted), self.var, self.uns, obsm=self.obsm_of(counted))
+
+    def obsm_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return ``obsm`` of the cells with counts (``rows``)."""
+        return {} if self.positions is None else {POSITIONS: self.positions[rows]}
 
     def write(self, path: Path) -> AnnData:
         """Write an ``.h5ad`` file by blocks; return the cells without ``X``."""
@@ -138,9 +149,11 @@ class PreparedCells:
                 for block_rows, block in self.blocks():
                     append(block)
                     rows.append(block_rows)
-            cells = AnnData(obs=self.counted_obs(np.concatenate(rows)), var=self.var, uns=self.uns)
+            counted = np.concatenate(rows)
+            cells = AnnData(None, self.counted_obs(counted), self.var, self.uns, obsm=self.obsm_of(counted))
             cells.strings_to_categoricals()
             write_elem(file, "obs", cells.obs, dataset_kwargs={"compression": "gzip"})
+            write_elem(file, "obsm", dict(cells.obsm), dataset_kwargs={"compression": "gzip"})
         return cells
 
     def blocks(self) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:

@@ -137,7 +137,8 @@ def open_h5ad(path: Path) -> AnnData | None:
     uns = file.get("uns", {})
     layers = {name: matrix_at(file["layers"][name]) for name in file.get("layers", ())}
     raw = {"X": matrix_at(file["raw/X"]), "var": io.read_elem(file["raw/var"])} if "raw/X" in file else None
-    proteins = file["obsm"][PROTEINS] if PROTEINS in file.get("obsm", ()) else None
+    obsm = file.get("obsm", {})
+    read = [name for name in obsm if name == PROTEINS or getattr(obsm[name], "shape", (0, 0))[1:] in ((2,), (3,))]
     return AnnData(
         matrix_at(file["X"]) if "X" in file else None,
         obs=io.read_elem(file["obs"]),
@@ -147,7 +148,7 @@ def open_h5ad(path: Path) -> AnnData | None:
             for name in uns
             if name in ("bdm", PROTEIN_NAMES) or uns[name].attrs.get("encoding-type") == "string"
         },
-        obsm={} if proteins is None else {PROTEINS: io.read_elem(proteins)},
+        obsm={name: io.read_elem(obsm[name]) for name in read},  # proteins and positions
         layers=layers,
         raw=raw,
     )

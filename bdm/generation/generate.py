@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anndata as ad
 import h5py
@@ -26,11 +26,14 @@ from bdm.data.modalities import MUDATA_FILE, write_h5mu
 from bdm.generation.covariate_values import draw_covariates
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel, expected_counts, generated_noise, record_of_cells
+from bdm.model.space import RealisedSpace
+from bdm.model.surfaces import Places
 from bdm.prior.base import Sampler
 from bdm.prior.sampler import warn_of_unused_levels
 from bdm.settings import GenerationSettings
 
 EXPECTED = "expected"  # layer of expected counts
+Values = TypeVar("Values", np.ndarray, Places)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class GeneratedCells:
     var: pd.DataFrame
     blocks: Iterator[GeneratedBlock]  # all cells in the order of ``obs``; can be read once
     populations: tuple[str, ...] = ()  # names of all populations
-    # varm, uns: as in AnnData
+    # obsm (without the latent), varm, uns: as in AnnData
+    obsm: Mapping[str, np.ndarray] = field(default_factory=dict)
     varm: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     uns: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,7 +77,7 @@ class GeneratedCells:
             counts,
             obs=obs,
             var=self.var,
-            obsm={"latent": latent},
+            obsm={"latent": latent, **self.obsm},
             varm=dict(self.varm),
             uns=dict(self.uns),
             layers=layers,
@@ -125,9 +129,10 @@ def generated_cells(
         warn_of_unused_levels(sampler)
     chunks = shared_chunks if settings.shared_ancestors else independent_chunks
     values = draw_covariates(model, request.table, seed)
+    space = None if model.space is None or request.places is None else model.space.realised(seed)
 
     def decode(chunk: Chunk) -> GeneratedBlock:
-        return decode_chunk(model, request, chunk, seed, values.get(chunk.population))
+        return decode_chunk(model, request, chunk, seed, values.get(chunk.population), space)
 
     def blocks() -> Iterator[GeneratedBlock]:
         keep_freed_memory()
@@ -137,7 +142,8 @@ def generated_cells(
     obs = make_obs(model, request, ancestors=settings.shared_ancestors)
     obs = obs.assign(**covariate_columns(model, values))
     record = record_of_cells(model, seed=seed, settings=asdict(settings), **request.record)
-    return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks(), uns={"bdm": record})
+    obs, obsm = obs.assign(**section_column(model, request)), position_columns(model, request)
+    return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks(), uns={"bdm": record}, obsm=obsm)
 
 
 # ---- latents, in chunks: cells of one population that are sampled together
@@ -217,22 +223,32 @@ def _progress(chunks: Iterator[Item], n: int) -> Iterator[Item]:
 
 
 def decode_chunk(
-    model: BranchedModel, request: Request, chunk: Chunk, seed: int, covariates: np.ndarray | None = None
+    model: BranchedModel,
+    request: Request,
+    chunk: Chunk,
+    seed: int,
+    covariates: np.ndarray | None = None,
+    space: RealisedSpace | None = None,
 ) -> GeneratedBlock:
     """Sample the counts of a chunk in portions of one size.
 
     With a fixed size, results do not depend on the number of cells, not even in the last digit. ``covariates`` are the
-    values of all cells of the population, cells x covariates.
+    values of all cells of the population, cells x covariates; ``space`` moves cells to the places of the request.
     """
     counts, latent = [], []
+    places = request.places_of(chunk.population)
     for portion in portions_of(chunk):
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
         for_transport = torch_generator(seed, "way", chunk.population, portion.start)
         x = request.transport(portion.padded, chunk.population, for_transport)
-        x = model.at_covariates(x, chunk.population, portion.select_covariates(covariates))
-        mean = portion.without_padding(expected_counts(model, x, batch, chunk.population))
+        offset = None
+        if space is not None and (own := portion.select(places)) is not None:
+            mean = model.moments.mean[model.populations.index(chunk.population)]
+            x, offset = space.move(x, chunk.population, mean, own), space.gene_offset(own)
+        x = model.at_covariates(x, chunk.population, portion.select(covariates))
+        expected = portion.without_padding(expected_counts(model, x, batch, chunk.population, offset=offset))
         for_counts = numpy_generator(seed, "counts", chunk.population, portion.start)
-        counts.append(sample_counts(model, mean, chunk.population, for_counts))
+        counts.append(sample_counts(model, expected, chunk.population, for_counts))
         latent.append(portion.without_padding(latents(model, x)))
     return GeneratedBlock(sp.vstack(counts, format="csr"), np.concatenate(latent))
 
@@ -249,11 +265,11 @@ class Portion:
         """Remove the rows of the padding."""
         return rows[: self.n_cells]
 
-    def select_covariates(self, covariates: np.ndarray | None) -> np.ndarray | None:
-        """Select these cells from covariates of the whole population, padded with the last row."""
-        if covariates is None:
+    def select(self, values: Values | None) -> Values | None:
+        """Select these cells from covariates or places of the whole population, padded with the last cell."""
+        if values is None:
             return None
-        return covariates[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(covariates) - 1)]
+        return values[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(values) - 1)]
 
 
 def portions_of(chunk: Chunk) -> Iterator[Portion]:
@@ -321,6 +337,21 @@ def covariate_columns(model: BranchedModel, values: Mapping[str, np.ndarray]) ->
     return dict(zip(model.covariate_names, np.concatenate(list(values.values())).T, strict=True))
 
 
+def section_column(model: BranchedModel, request: Request) -> dict[str, pd.Categorical]:
+    """Return the column with sections, named as in training data, if the model has several."""
+    if model.space is None or request.places is None or (key := model.preparation["section_key"]) is None:
+        return {}
+    names = np.array(model.space.sections, dtype=object)[request.places.section]
+    return {writable_name(key): in_order(names, model.space.sections)}
+
+
+def position_columns(model: BranchedModel, request: Request) -> dict[str, np.ndarray]:
+    """Return ``obsm`` with positions, named as in training data, if they were requested."""
+    if model.space is None or request.places is None:
+        return {}
+    return {model.preparation["spatial_key"]: request.places.positions * model.space.unit}
+
+
 def names_in_file(*names: str | None) -> list[str]:
     """Return column names as in files, without None and reserved names."""
     return [writable_name(name) for name in filter(None, names) if name not in RESERVED_COLUMNS]
@@ -346,7 +377,7 @@ def write_cells(path: Path, cells: GeneratedCells, checksums: Mapping[str, str])
         return
     populations: list[np.ndarray | None] = []
     n_cells, n_genes = len(cells.obs), len(cells.var)
-    empty = ad.AnnData(obs=cells.obs, var=cells.var, varm=dict(cells.varm), uns=dict(cells.uns))
+    empty = ad.AnnData(obs=cells.obs, var=cells.var, varm=dict(cells.varm), uns=dict(cells.uns), obsm=dict(cells.obsm))
     with (
         new_h5ad(path, empty, compression="gzip") as file,
         appended_rows(file, "X", n_columns=n_genes, max_entries=n_cells * n_genes, compression=COUNTS) as append,

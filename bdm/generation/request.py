@@ -30,6 +30,7 @@ from bdm.generation.covariate_values import (
 )
 from bdm.model.match import labels_of, mask_known_types
 from bdm.model.model import BranchedModel
+from bdm.model.surfaces import Places
 from bdm.prior.transport import MixtureMap, unbalanced_coupling
 from bdm.settings import InputKeys
 
@@ -50,6 +51,7 @@ class Request:
     transports: Mapping[str, tuple[float, MixtureMap]] = field(default_factory=dict)
     at: CovariateValues = field(default_factory=dict)  # requested covariates
     snapshot: float | None = None
+    places: Places | None = None  # of each row, which is then one cell
 
     def transport(self, x: Tensor, population: str, generator: torch.Generator) -> Tensor:
         """Move whitened cells (cells x dimensions) between snapshots, if requested."""
@@ -74,6 +76,12 @@ class Request:
         keys = [name for name in ("cell_type", "sub_population", "batch") if name in self.table]
         numbers = self.table.groupby(keys, sort=False, as_index=False)["n_cells"].sum().to_dict("list")
         return {"request": numbers, "at": format_at(self.at), "snapshot": self.snapshot}
+
+    def places_of(self, population: str) -> Places | None:
+        """Return the places of the cells of a population; None without positions."""
+        if self.places is None:
+            return None
+        return self.places[np.flatnonzero(self.table["sub_population"] == population)]
 
     def batches(self, population: str, start: int, n_cells: int) -> np.ndarray | None:
         """Return the batches of ``n_cells`` cells from ``start``; None without batches."""
@@ -130,15 +138,18 @@ def request_cells(
     has_values = table[covariates].notna().any(axis=1)
     parts = [divide_in_proportion(model, table[~has_values]), divide_at_values(model, table[has_values], covariates)]
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    order = {"sub_population": model.populations, "batch": model.autoencoder.batches}
-    keys = [name for name in order if name in table]
-    by = [*keys, *covariates]
+    by = [name for name in ("sub_population", "batch") if name in table] + covariates
     table = table[table["n_cells"] > 0].groupby(by, sort=False, as_index=False, dropna=False)["n_cells"].sum()
-    table = table.sort_values(
-        keys, key=lambda names: names.map(order[names.name].index), ignore_index=True, kind="stable"
-    )
+    table = in_model_order(model, table).reset_index(drop=True)
     table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
     return Request(table, at=at)
+
+
+def in_model_order(model: BranchedModel, table: pd.DataFrame) -> pd.DataFrame:
+    """Sort a table of cells by population and batch, in the order of the model."""
+    order = {"sub_population": model.populations, "batch": model.autoencoder.batches}
+    keys = [name for name in order if name in table]
+    return table.sort_values(keys, key=lambda names: names.map(order[names.name].index), kind="stable")
 
 
 # ---- tables of cells by type
@@ -307,13 +318,18 @@ def divide_at_values(model: BranchedModel, table: pd.DataFrame, covariates: Sequ
             share = model.covariates.shares(name, n_trained.to_dict(), at[part.index])
             population[part.index] = n_trained.index.to_numpy(dtype=object)[evenly_chosen(share, POPULATION_STEP)]
     cells["sub_population"] = population
-    if model.autoencoder.batches and "batch" not in cells:
-        chosen = np.empty(len(cells), dtype=object)
-        for name, part in cells.groupby("sub_population", sort=False):
-            share = model.composition.loc[name].to_numpy(dtype=float)[None].repeat(len(part), axis=0)
-            chosen[part.index] = model.composition.columns.to_numpy(dtype=object)[evenly_chosen(share, BATCH_STEP)]
-        cells["batch"] = chosen
-    return cells
+    return with_batches(model, cells)
+
+
+def with_batches(model: BranchedModel, cells: pd.DataFrame) -> pd.DataFrame:
+    """Add batches to cells with ``sub_population`` (one per row), unless they have some or need none."""
+    if not model.autoencoder.batches or "batch" in cells:
+        return cells
+    chosen = np.empty(len(cells), dtype=object)
+    for name, part in cells.groupby("sub_population", sort=False):
+        share = model.composition.loc[name].to_numpy(dtype=float)[None].repeat(len(part), axis=0)
+        chosen[part.index] = model.composition.columns.to_numpy(dtype=object)[evenly_chosen(share, BATCH_STEP)]
+    return cells.assign(batch=chosen)
 
 
 def evenly_chosen(share: np.ndarray, step: float) -> np.ndarray:

@@ -29,6 +29,7 @@ from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.model.covariates import CovariateEffects, fit_covariates, with_residuals
 from bdm.model.donors import DonorEffects, fit_donors
 from bdm.model.model import BranchedModel, composition_of, expected_counts, generated_noise
+from bdm.model.space import SpatialEffects, fit_space
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import AutoencoderSettings, FitSettings, HierarchySettings, TrainSettings
 
@@ -46,12 +47,13 @@ class EncodedCells:
     latent: ad.AnnData
     donors: DonorEffects | None
     covariates: CovariateEffects | None
+    space: SpatialEffects | None = None
 
     def save(self, folder: Path) -> None:
         """Write a folder for :meth:`load`."""
         checksum = save(folder, "autoencoder", self.autoencoder)
         save_latent(folder, self.latent, of=checksum)
-        for kind, effects in (("donors", self.donors), ("covariates", self.covariates)):
+        for kind, effects in (("donors", self.donors), ("covariates", self.covariates), ("space", self.space)):
             if effects is not None:
                 save(folder, kind, effects, autoencoder=checksum)
 
@@ -64,6 +66,7 @@ class EncodedCells:
             latent,
             load_part(folder, "donors", DonorEffects, of="autoencoder"),
             load_part(folder, "covariates", CovariateEffects, of="autoencoder"),
+            load_part(folder, "space", SpatialEffects, of="autoencoder"),
         )
 
 
@@ -107,7 +110,7 @@ def fit(
 def fit_and_encode(
     prepared: ad.AnnData, settings: AutoencoderSettings, *, seed: int, device: str = "auto", **facts: str | None
 ) -> tuple[EncodedCells, pd.DataFrame]:
-    """Train the count autoencoder, encode all cells, and fit effects of donors and covariates.
+    """Train the count autoencoder, encode all cells, and fit effects of donors, covariates and positions.
 
     Returns also the training and validation losses by step. ``facts`` are added to the provenance of the autoencoder.
     """
@@ -116,7 +119,8 @@ def fit_and_encode(
     latent = encode(prepared, autoencoder)
     covariates = fit_covariates(prepared, latent)
     latent = with_residuals(latent, covariates)
-    return EncodedCells(autoencoder, latent, fit_donors(prepared, latent, autoencoder), covariates), losses
+    donors, space = fit_donors(prepared, latent, autoencoder), fit_space(prepared, latent, autoencoder, seed=seed)
+    return EncodedCells(autoencoder, latent, donors, covariates, space), losses
 
 
 def fit_hierarchy(latent: ad.AnnData, settings: HierarchySettings, *, seed: int, tree: Tree | None = None) -> Hierarchy:
@@ -166,6 +170,7 @@ def fit_model(
         provenance=provenance(seed=seed, settings=asdict(settings), **facts),
         donor_effects=encoded.donors,
         covariates=encoded.covariates,
+        space=encoded.space,
     )
     return replace(model, levels=measure_protein_levels(model, autoencoder.levels, seed=seed)), fitted.history
 

@@ -325,6 +325,8 @@ def prepare_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnD
         "min_cells_per_type": 1 + n_splits,
         "min_donors": 1,
     }
+    if recorded["spatial_key"] not in adata.obsm:
+        settings |= {"spatial_key": None, "section_key": None}
     return prepare(adata, PrepareSettings(**settings))[:, genes].copy()
 
 

@@ -33,6 +33,7 @@ from bdm.hierarchy.build import FEW_CELLS, AttachmentPoint, with_new_type
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.covariates import CovariateEffects, with_residuals
 from bdm.model.donors import DonorEffects, DonorModel
+from bdm.model.space import SpatialEffects
 from bdm.prior.base import LatentPrior, Sampler
 from bdm.settings import SamplerSettings
 
@@ -88,6 +89,7 @@ class BranchedModel:
     provenance: dict[str, Any]  # versions, seeds, settings and checksum of the data
     donor_effects: DonorEffects | None = None  # None without donors; extensions have no donor effects
     covariates: CovariateEffects | None = None  # effects of continuous covariates, including extensions; or None
+    space: SpatialEffects | None = None  # effects of positions; None without positions, and for types of extensions
     # Protein levels of generated cells by population, before mapping to training cells
     levels: dict[str, ProteinLevels] = field(default_factory=dict)
     extensions: tuple[Extension, ...] = ()  # in order of addition; all other fields include them

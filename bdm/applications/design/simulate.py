@@ -169,7 +169,7 @@ class Simulation:
         rows = np.arange(first, first + portion.n_cells)
         group = CellGroup(population, self.cells.sample[rows], self.cells.response[rows], (portion.start,))
         x = self.experiment.move_to_donors(portion.padded, population, padded(group.sample, len(portion.padded)))
-        x = self.model.at_covariates(x, population, portion.select_covariates(self.values.get(population)))
+        x = self.model.at_covariates(x, population, portion.select(self.values.get(population)))
         droplets = self.singlets(x, group)
         droplets = self.add_partners(droplets, rows, group)
         if self.ambient is not None:

@@ -1,0 +1,147 @@
+"""Requests for cells at positions: like measured cells, from a table, or sampled as dense as the training cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm._core.errors import InputError
+from bdm._core.files import reading
+from bdm._core.seeds import numpy_generator
+from bdm._core.validation import unknown_type
+from bdm.data.cell_sets import DEFAULT_KEYS
+from bdm.data.columns import text_column, with_written_names
+from bdm.data.space import COORDINATES, SECTION, position_key, positions_in
+from bdm.generation.request import Request, in_model_order, with_batches
+from bdm.model.match import labels_of, mask_known_types
+from bdm.model.model import BranchedModel
+from bdm.model.space import SpatialEffects
+from bdm.model.surfaces import Places
+from bdm.settings import InputKeys
+
+
+def require_space(model: BranchedModel) -> SpatialEffects:
+    """Return the spatial effects of a model."""
+    if model.space is None:
+        raise InputError("The model has no positions; fit it with `spatial_key=`, the key of obsm with the positions.")
+    return model.space
+
+
+def request_at(model: BranchedModel, locations: pd.DataFrame, *, extrapolate: bool = False, seed: int = 0) -> Request:
+    """Request a cell at each location.
+
+    Parameters
+    ----------
+    model
+        Model fitted to cells with positions.
+    locations
+        A row per cell: coordinates ``x``, ``y`` and, in three dimensions, ``z``, in the units of the training cells;
+        ``section``, if the model has several; and optionally ``cell_type`` and covariates. Without ``cell_type``, types
+        are drawn from the map of the model.
+    extrapolate
+        Allow locations outside the tissue of the training cells.
+    seed
+        Seed of the populations.
+
+    Raises
+    ------
+    InputError
+        If the model has no positions, a column is missing or invalid, or a location is outside the tissue.
+    """
+    space = require_space(model)
+    table, names = checked_locations(model, space, locations), list(COORDINATES[: space.n_coordinates])
+    places = space.places(table[names].to_numpy(), table.get(SECTION))
+    outside = ~space.tissue.contains(places)
+    if outside.any() and not extrapolate:
+        first = ", ".join(f"{value:g}" for value in table[names][outside].iloc[0])
+        raise InputError(
+            f"{outside.sum()} of {len(table)} locations are outside the tissue of the training cells, for example "
+            f"({first}); leave them out, or allow them by `extrapolate=True`."
+        )
+    cells = table.drop(columns=[*names, SECTION], errors="ignore").assign(n_cells=1)
+    cells["sub_population"] = draw_populations(model, places, cells.get("cell_type"), seed)
+    cells["cell_type"] = cells["sub_population"].map(model.cell_type_of)
+    if model.autoencoder.batches:
+        if (key := model.preparation["batch_key"]) is not None and key == model.preparation["section_key"]:
+            cells["batch"] = np.array(space.sections, dtype=object)[places.section]
+        cells = with_batches(model, cells)
+    cells = in_model_order(model, cells)
+    return Request(cells.reset_index(drop=True), places=places[cells.index.to_numpy()])
+
+
+def draw_populations(model: BranchedModel, places: Places, cell_type: pd.Series | None, seed: int) -> np.ndarray:
+    """Draw the population of each cell from the map, given its cell type if it is known."""
+    space = require_space(model)
+    added = [name for name in model.populations if name not in space.populations]
+    populations = np.array([*space.populations, *added], dtype=object)
+    type_of = np.array([model.cell_type_of[name] for name in populations], dtype=object)
+    log_share = np.append(space.log_share, np.log(model.composition.loc[added].sum(axis=1)))[None]
+    if cell_type is None:
+        possible = np.isin(populations, space.populations)[None]
+    else:
+        possible = (type_of == cell_type.to_numpy()[:, None]) | (populations == cell_type.to_numpy()[:, None])
+    log_share = np.where(possible, log_share, -np.inf).repeat(len(places) if cell_type is None else 1, axis=0)
+    return np.asarray(populations[space.realised(seed).choose_populations(places, log_share)])
+
+
+def checked_locations(model: BranchedModel, space: SpatialEffects, locations: Any) -> pd.DataFrame:
+    """Check a table of locations, and convert its coordinates to floats."""
+    if not isinstance(locations, pd.DataFrame) or not len(locations):
+        raise InputError("Locations are not a table of at least one row; give a table with the columns x and y.")
+    names, table = COORDINATES[: space.n_coordinates], locations.reset_index(drop=True)
+    if missing := [name for name in names if name not in table]:
+        raise InputError(f"The locations lack the column {missing[0]!r}; they need {', '.join(names)}.")
+    if unknown := [str(name) for name in table if name not in (*names, SECTION, "cell_type", *model.covariate_names)]:
+        raise InputError(
+            f"The locations have the column {unknown[0]!r}, which is none of {', '.join(names)}, {SECTION} and "
+            "cell_type; rename it, or leave it out."
+        )
+    for name in (*names, *(name for name in model.covariate_names if name in table)):
+        numbers = pd.to_numeric(table[name], errors="coerce").astype(float)
+        wrong = ~np.isfinite(numbers)
+        if wrong.any():
+            raise InputError(f"The locations have {table[name][wrong].iloc[0]!r} for {name!r}; give a finite number.")
+        table[name] = numbers
+    if "cell_type" in table:
+        table["cell_type"] = table["cell_type"].astype(str)
+        if unknown := sorted(set(table["cell_type"]) - {*model.cell_types, *model.populations}):
+            raise InputError(unknown_type(unknown[0], model.cell_types, of="The model has"))
+    return table
+
+
+def read_locations(path: Path) -> pd.DataFrame:
+    """Read a table of locations from a CSV file."""
+    with reading(path, "a CSV table"):
+        table = pd.read_csv(path, dtype={SECTION: str, "cell_type": str}, keep_default_na=False)
+    return table.loc[:, ~table.columns.str.startswith("Unnamed:")]  # without the index that pandas writes
+
+
+def locations_like(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> pd.DataFrame:
+    """Return the locations, sections, types and covariates of cells, for :func:`request_at`.
+
+    Cells of other types are left out, with a warning.
+    """
+    space, labels = require_space(model), labels_of(adata.obs, model, keys)
+    known, obs = mask_known_types(labels, model), with_written_names(adata.obs)
+    positions = positions_in(adata, position_key(adata, model.preparation["spatial_key"]))
+    table = pd.DataFrame(positions, columns=list(COORDINATES[: positions.shape[1]])).assign(cell_type=labels.to_numpy())
+    if len(space.sections) > 1:
+        key = model.preparation["section_key"]
+        table[SECTION] = text_column(adata.obs, key if key in adata.obs else SECTION, argument="section_key").to_numpy()
+    for name in filter(obs.__contains__, model.covariate_names):
+        table[name] = obs[name].to_numpy()
+    return table[known]
+
+
+def sample_locations(model: BranchedModel, n: int, *, seed: int) -> pd.DataFrame:
+    """Sample locations as dense as the training cells, for :func:`request_at`."""
+    space = require_space(model)
+    if n < 1:
+        raise InputError(f"{n} new locations were requested; give a number of at least 1.")
+    places = space.tissue.sample(n, numpy_generator(seed, "locations"))
+    table = pd.DataFrame(places.positions * space.unit, columns=list(COORDINATES[: space.n_coordinates]))
+    return table.assign(**{SECTION: np.array(space.sections, dtype=object)[places.section]})

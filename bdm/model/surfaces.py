@@ -1,0 +1,277 @@
+"""Surfaces over positions: a low-rank Gaussian process, its strength by left-out blocks, and local variation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.spatial import cKDTree
+
+from bdm._core.seeds import numpy_generator
+
+N_FUNCTIONS = 200  # of a basis, over all sections
+JITTER = 1e-4  # added to the diagonal of the kernel matrix
+N_BLOCKS = 5  # blocks of a section along each of the first two coordinates
+STRENGTHS = (0.0, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # variance of a surface, relative to the variance of values
+MULTIPLES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # strength of a cell type's surface, relative to the shared surface
+MIN_NOISE = 0.2  # smallest part of the variance that a surface leaves
+MIN_GAIN = 2.0  # held-out log density that a surface must gain, in nats
+N_NEIGHBOURS = 6
+N_FEATURES = 1000  # random Fourier features of local variation
+MAX_PAIRS = 50_000  # of neighbours, in memory together
+MAX_LOCAL = 0.8  # largest part of the remaining variance that neighbouring cells share
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Positions of cells."""
+
+    positions: np.ndarray  # cells x coordinates, in units of the kernel
+    section: np.ndarray  # index of each cell's section
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, cells: np.ndarray) -> Places:
+        return Places(self.positions[cells], self.section[cells])
+
+    def apart(self) -> np.ndarray:
+        """Return positions with sections far from each other, cells x coordinates."""
+        return self.positions + 1e3 * self.section[:, None]
+
+    def blocks(self) -> np.ndarray:
+        """Divide each section into ``N_BLOCKS`` x ``N_BLOCKS`` blocks; return the block of each cell."""
+        block = np.zeros(len(self), dtype=int)
+        for section in np.unique(self.section):
+            cells = self.section == section
+            ends = np.linspace(0, 1, N_BLOCKS + 1)[1:-1]
+            first, second = (np.searchsorted(np.quantile(x, ends), x) for x in self.positions[cells, :2].T)
+            block[cells] = (section * N_BLOCKS + first) * N_BLOCKS + second
+        return block
+
+    def neighbours(self, number: int = N_NEIGHBOURS) -> tuple[np.ndarray, np.ndarray]:
+        """Return pairs of cells and their nearest neighbours in the section, as two arrays of indices."""
+        cells, neighbours = [np.empty(0, dtype=int)], [np.empty(0, dtype=int)]
+        for section in np.unique(self.section):
+            members = np.flatnonzero(self.section == section)
+            n_neighbours = min(number, len(members) - 1)
+            if n_neighbours:
+                tree = cKDTree(self.positions[members])
+                nearest = np.asarray(tree.query(self.positions[members], k=n_neighbours + 1)[1])
+                cells.append(members.repeat(n_neighbours))
+                neighbours.append(members[nearest[:, 1:].ravel()])
+        return np.concatenate(cells), np.concatenate(neighbours)
+
+    def distance(self, cells: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return the distances between pairs of cells."""
+        return np.asarray(np.linalg.norm(self.positions[cells] - self.positions[others], axis=1))
+
+
+def matern(distance: np.ndarray, length: float) -> np.ndarray:
+    """Matérn covariance with smoothness 3/2 and unit variance."""
+    scaled = np.sqrt(3) * distance / length
+    return np.asarray((1 + scaled) * np.exp(-scaled))
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Low-rank basis of a Gaussian process over the positions of each section.
+
+    With inducing points Z, the functions at s are ``L^-1 k(Z, s)``, where ``L L' = k(Z, Z)`` (Nyström). Surfaces with
+    independent standard normal coefficients then have about the covariance k within a section, and 0 between sections.
+    """
+
+    centres: np.ndarray  # inducing points, functions x coordinates
+    section: np.ndarray  # index of the section of each inducing point
+    length: float  # length scale of the kernel
+    factor: np.ndarray  # L, functions x functions
+
+    @classmethod
+    def from_places(cls, places: Places, length: float, *, seed: int) -> Basis:
+        """Place inducing points by k-means in each section, in proportion to its cells."""
+        from sklearn.cluster import MiniBatchKMeans  # slow import
+
+        centres, section = [], []
+        for number in np.unique(places.section):
+            positions = places.positions[places.section == number]
+            share = N_FUNCTIONS * len(positions) / len(places)
+            n_centres = max(1, min(round(share), len(np.unique(positions, axis=0)) // 2))
+            kmeans = MiniBatchKMeans(n_centres, n_init=1, batch_size=4096, random_state=seed).fit(positions)
+            centres.append(kmeans.cluster_centers_)
+            section.append(np.full(n_centres, number))
+        points = Places(np.concatenate(centres), np.concatenate(section))
+        kernel = cls.covariance(points, points, length) + JITTER * np.eye(len(points))
+        return cls(points.positions, points.section, length, np.linalg.cholesky(kernel))
+
+    @staticmethod
+    def covariance(places: Places, others: Places, length: float) -> np.ndarray:
+        """Return the covariance of a surface between positions, 0 between sections."""
+        distance = np.linalg.norm(places.positions[:, None] - others.positions[None], axis=2)
+        return np.where(places.section[:, None] == others.section, matern(distance, length), 0.0)
+
+    def __call__(self, places: Places) -> np.ndarray:
+        """Evaluate the functions, cells x functions."""
+        points = Places(self.centres, self.section)
+        functions = [
+            solve_triangular(self.factor, self.covariance(points, places[cells], self.length), lower=True).T
+            for cells in np.array_split(np.arange(len(places)), len(places) // 5000 + 1)
+        ]
+        return np.concatenate(functions)
+
+
+# ---- strength of surfaces, by left-out blocks
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Sufficient statistics of weighted values for surfaces, in the eigenbasis of the functions."""
+
+    eigenvalues: np.ndarray  # of the weighted products of functions
+    projection: np.ndarray  # of functions and values, functions x outputs
+    squares: np.ndarray  # weighted sums of squared values, outputs
+    n_cells: int
+    axes: np.ndarray  # eigenvectors in columns
+
+    @classmethod
+    def from_sums(cls, products: np.ndarray, projection: np.ndarray, squares: np.ndarray, n_cells: int) -> Statistics:
+        """Rotate sums over cells to the eigenbasis."""
+        eigenvalues, axes = np.linalg.eigh(products)
+        return cls(eigenvalues.clip(min=0), axes.T @ projection, squares, n_cells, axes)
+
+    def log_density(self, variance: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Return the log marginal density of the values of each output, up to a constant.
+
+        ``variance`` and ``noise`` are the variances of surface and noise, outputs.
+        """
+        ratio = 1 + np.outer(self.eigenvalues, variance / noise)
+        fit = (variance / noise**2) * (self.projection**2 / ratio).sum(axis=0)
+        log_determinant = self.n_cells * np.log(noise) + np.log(ratio).sum(axis=0)
+        return np.asarray(-(log_determinant + self.squares / noise - fit) / 2)
+
+    def coefficients(self, variance: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Return the posterior mean of the coefficients, functions x outputs."""
+        return np.asarray(self.axes @ (self.projection * variance / (self.eigenvalues[:, None] * variance + noise)))
+
+
+@dataclass(frozen=True, eq=False)
+class BlockDesign:
+    """Functions of the basis at weighted cells, with sums over all cells and without each block."""
+
+    functions: np.ndarray  # cells x functions
+    weight: np.ndarray  # precision of each cell's values, with mean 1
+    block: np.ndarray  # block of each cell
+
+    def statistics(self, values: np.ndarray) -> list[Statistics]:
+        """Return the statistics of values (cells x outputs): of all cells, then without each block."""
+        parts = []
+        for block in np.unique(self.block):
+            cells = self.block == block
+            weighted = self.functions[cells] * self.weight[cells, None]
+            squares = (self.weight[cells, None] * values[cells] ** 2).sum(axis=0)
+            parts.append((weighted.T @ self.functions[cells], weighted.T @ values[cells], squares, int(cells.sum())))
+        total = tuple(sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True))
+        left = [tuple(whole - term for whole, term in zip(total, part, strict=True)) for part in parts]
+        return [Statistics.from_sums(*sums) for sums in (total, *left) if sums[3]]
+
+    def variance(self, values: np.ndarray) -> np.ndarray:
+        """Return the weighted mean square of values, outputs."""
+        return np.asarray((self.weight[:, None] * values**2).sum(axis=0) / self.weight.sum())
+
+
+def held_out_gain(statistics: Sequence[Statistics], variance: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Return the gain in the log density of left-out blocks by surfaces of a variance, in nats by output.
+
+    The density of a block is that of all its cells together, given the cells of all other blocks:
+    ``p(all) / p(others)``. It therefore rewards both the prediction of the block and the covariance within it.
+    ``total`` is the variance of values, outputs.
+    """
+    whole, *left = statistics
+
+    def density(surface: np.ndarray) -> np.ndarray:
+        noise = np.maximum(total - surface, MIN_NOISE * total)
+        all_cells = len(left) * whole.log_density(surface, noise)
+        return np.asarray(all_cells - sum(part.log_density(surface, noise) for part in left))
+
+    return np.asarray(density(variance) - density(np.zeros_like(variance)))
+
+
+def fit_surfaces(design: BlockDesign, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Fit a surface of each output, with the strength that left-out blocks support.
+
+    Parameters
+    ----------
+    design
+        Functions of the basis at the cells.
+    values
+        Cells x outputs, with mean 0.
+
+    Returns
+    -------
+    Coefficients, functions x outputs; strength of each output; and the gain of all outputs in nats.
+    """
+    statistics, total = design.statistics(values), design.variance(values).clip(min=1e-12)
+    gains = np.stack([held_out_gain(statistics, strength * total, total) for strength in STRENGTHS])
+    gains[1:] -= MIN_GAIN
+    strength = np.array(STRENGTHS)[gains.argmax(axis=0)]
+    noise = np.maximum(total * (1 - strength), MIN_NOISE * total)
+    return statistics[0].coefficients(strength * total, noise), strength, float(gains.max(axis=0).sum())
+
+
+def fit_scaled_surfaces(design: BlockDesign, values: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Fit surfaces with a multiple of given strengths, chosen for all outputs by left-out blocks.
+
+    Returns the coefficients, functions x outputs; 0 if no multiple gains.
+    """
+    statistics, total = design.statistics(values), design.variance(values).clip(min=1e-12)
+    strengths = [np.minimum(multiple * strength, max(STRENGTHS)) for multiple in MULTIPLES]
+    gains = np.array([held_out_gain(statistics, each * total, total).sum() for each in strengths])
+    gains[1:] -= MIN_GAIN
+    variance = strengths[gains.argmax()] * total
+    return statistics[0].coefficients(variance, np.maximum(total - variance, MIN_NOISE * total))
+
+
+# ---- local variation: what neighbouring cells share beyond the surfaces
+
+
+def local_variance(
+    values: np.ndarray, surface: np.ndarray, weight: np.ndarray, places: Places, length: float
+) -> np.ndarray:
+    """Estimate the variance that neighbouring cells share beyond a surface.
+
+    It is the covariance of neighbours in ``values`` minus the one in ``surface`` (both cells x outputs), divided by the
+    kernel at their distance; 0 below two standard errors.
+    """
+    cells, neighbours = places.neighbours()
+    covariance, pair_weight = np.zeros(values.shape[1]), weight[cells] * weight[neighbours]
+    for pairs in np.array_split(np.arange(len(cells)), len(cells) // MAX_PAIRS + 1):
+        first, second = cells[pairs], neighbours[pairs]
+        covariance += pair_weight[pairs] @ (values[first] * values[second] - surface[first] * surface[second])
+    covariance /= pair_weight.sum()
+    total, explained = (weight @ x**2 / weight.sum() for x in (values, surface))
+    error = total / np.sqrt(len(cells) / 2)
+    shared = np.where(covariance > 2 * error, covariance, 0) / matern(places.distance(cells, neighbours), length).mean()
+    return np.asarray(np.minimum(shared, MAX_LOCAL * (total - explained)).clip(min=0))
+
+
+@dataclass(frozen=True, eq=False)
+class LocalFields:
+    """Independent random fields of unit variance, by random Fourier features (Rahimi and Recht 2007)."""
+
+    frequencies: np.ndarray  # features x coordinates
+    phases: np.ndarray  # features
+    amplitudes: np.ndarray  # features x fields
+
+    @classmethod
+    def from_seed(cls, n_fields: int, n_coordinates: int, length: float, *, seed: int, name: str) -> LocalFields:
+        """Draw fields with a Matérn covariance; its spectrum is a t distribution with 3 degrees of freedom."""
+        generator = numpy_generator(seed, "local", name)
+        scale = np.sqrt(3 / generator.chisquare(3, (N_FEATURES, 1))) / length
+        frequencies = generator.standard_normal((N_FEATURES, n_coordinates)) * scale
+        phases = generator.uniform(0, 2 * np.pi, N_FEATURES)
+        return cls(frequencies, phases, generator.standard_normal((N_FEATURES, n_fields)) * np.sqrt(2 / N_FEATURES))
+
+    def __call__(self, places: Places) -> np.ndarray:
+        """Evaluate the fields, cells x fields."""
+        return np.asarray(np.cos(places.apart() @ self.frequencies.T + self.phases) @ self.amplitudes)
