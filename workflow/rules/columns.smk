@@ -8,7 +8,7 @@ def check_columns(name, dataset):
     """Reject unknown columns and cell types, and an audit of too few donors."""
     place, path, labels = f"datasets.{name}", dataset["path"], dataset["labels"]
     columns = known_columns(path, labels)
-    for key, alternative in (("label_key", NO_LABELS), ("batch_key", ""), ("donor_key", "")):
+    for key, alternative in (("label_key", NO_LABELS), ("batch_key", ""), ("donor_key", ""), ("section_key", "")):
         check_column(f"{place}.{key}", path, columns, dataset[key], alternative=alternative)
     for key in dataset["covariate_key"]:
         check_column(f"{place}.covariate_key", path, columns, key)

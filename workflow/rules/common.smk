@@ -42,6 +42,7 @@ FILES = {
 }
 # Keys without an option in any command, and keys with options of another name
 OF_RULES = {"path", "parent", "run", "flat"}
+IN_SPACE = ["spatial_key", "section_key"]  # options of prepare alone
 FLAGS = {"n_cells": "cells", "cell_types": "cell_type"}
 SECTIONS = [
     "prepare",

@@ -33,7 +33,10 @@ rule lineage:
     params:
         folder=subpath(output.lineage, parent=True),
         options=options(
-            "dataset", "lineage", seed=False, without=["batch_key", "covariate_key", "donor_key", "license"]
+            "dataset",
+            "lineage",
+            seed=False,
+            without=["batch_key", "covariate_key", "donor_key", *IN_SPACE, "license"],
         ),
         files=file_options,
     shell:
