@@ -1,0 +1,383 @@
+"""Cells in space: simulated cells whose expression and types follow known fields."""
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from scipy.stats import multivariate_normal
+
+from bdm._core.errors import InputError
+from bdm.api import BranchedDiffusion
+from bdm.data.prepare import prepare
+from bdm.model.model import load_model
+from bdm.model.space import Tissue, choose, narrowed
+from bdm.model.surfaces import (
+    Basis,
+    BlockDesign,
+    LocalFields,
+    Places,
+    fit_scaled_surfaces,
+    fit_surfaces,
+    held_out_gain,
+    local_variance,
+    matern,
+)
+from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
+
+N_GENES, GRADIENT, OF_ONE_TYPE, CONSTANT = 40, slice(0, 6), slice(6, 12), slice(20, 40)
+
+
+def simulated(n: int = 700, seed: int = 0) -> ad.AnnData:
+    """Simulate two types on a plane: B is rare on the left, some genes rise to the right, others in type A upwards."""
+    rng = np.random.default_rng(seed)
+    positions = rng.random((n, 2)) * [2000, 1000]
+    right, up = positions[:, 0] / 2000, positions[:, 1] / 1000
+    is_b = rng.random(n) < right
+    log_mean = np.tile(np.random.default_rng(7).normal(0, 0.5, N_GENES), (n, 1))
+    log_mean[is_b, -5:] += 2
+    log_mean[:, GRADIENT] += 2 * (right[:, None] - 0.5)
+    log_mean[~is_b, OF_ONE_TYPE] += 2 * (up[~is_b, None] - 0.5)
+    expression = np.exp(log_mean) / np.exp(log_mean).sum(axis=1, keepdims=True)
+    counts = rng.poisson(rng.lognormal(6, 0.2, n)[:, None] * expression).astype(np.float32)
+    obs = pd.DataFrame({"cell_type": np.where(is_b, "B", "A"), "slide": np.where(rng.random(n) < 0.5, "s1", "s2")})
+    obs.index = [f"cell-{i}" for i in range(n)]
+    var = pd.DataFrame(index=[f"g{i}" for i in range(N_GENES)])
+    return ad.AnnData(counts, obs=obs, var=var, obsm={"xy": positions})
+
+
+SETTINGS = Settings(
+    prepare=PrepareSettings(genes="all", test=0.0),
+    autoencoder=AutoencoderSettings(n_latent=5, n_steps=120, sub_populations="none"),
+    hierarchy=HierarchySettings(n_bootstrap=0),
+)
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return simulated()
+
+
+@pytest.fixture(scope="module")
+def model(cells):
+    return BranchedDiffusion(cells, spatial_key="xy", settings=SETTINGS).fit()
+
+
+@pytest.fixture(scope="module")
+def of_sections(cells):
+    return BranchedDiffusion(cells, spatial_key="xy", section_key="slide", batch_key="slide", settings=SETTINGS).fit()
+
+
+def grid(n: int = 30) -> Places:
+    x, y = np.meshgrid(np.linspace(-1, 1, n), np.linspace(-1, 1, n))
+    return Places(np.column_stack([x.ravel(), y.ravel()]), np.zeros(n * n, dtype=int))
+
+
+# ---- surfaces
+
+
+def test_the_basis_has_the_covariance_of_the_kernel_within_sections():
+    places = grid(12)
+    places = Places(places.positions, np.arange(144) % 2)
+    functions = Basis.from_places(places, 0.8, seed=0)(places)
+    distance = np.linalg.norm(places.positions[:, None] - places.positions, axis=2)
+    expected = np.where(places.section[:, None] == places.section, matern(distance, 0.8), 0)
+    error = functions @ functions.T - expected
+    assert np.abs(error).max() < 0.15
+    assert np.abs(error[expected == 0]).max() == 0
+
+
+def test_the_gain_is_the_log_density_of_left_out_blocks_given_the_others():
+    places, rng = grid(6), np.random.default_rng(0)
+    functions = Basis.from_places(places, 0.7, seed=0)(places)
+    block, values = places.blocks() % 3, rng.normal(size=(36, 2))
+    design = BlockDesign(functions, np.ones(36), block)
+    total, variance = np.array([1.0, 2.0]), np.array([0.3, 0.5])
+    gain = held_out_gain(design.statistics(values), variance, total)
+
+    def log_density(cells: np.ndarray, k: int, surface: float) -> float:
+        covariance = surface * functions[cells] @ functions[cells].T + (total[k] - surface) * np.eye(cells.sum())
+        return float(multivariate_normal(cov=covariance).logpdf(values[cells, k]))
+
+    every = np.ones(36, dtype=bool)
+    for k in range(2):
+        expected = sum(
+            (log_density(every, k, surface) - log_density(block != number, k, surface)) * sign
+            for number in range(3)
+            for surface, sign in ((variance[k], 1), (0.0, -1))
+        )
+        assert gain[k] == pytest.approx(expected, rel=1e-6)
+
+
+def test_surfaces_follow_a_field_and_leave_noise_alone():
+    places, rng = grid(), np.random.default_rng(0)
+    field = np.sin(3 * places.positions[:, 0])
+    values = np.column_stack([field, np.zeros_like(field)]) + rng.normal(0, 1, (900, 2))
+    design = BlockDesign(Basis.from_places(places, 0.4, seed=0)(places), np.ones(900), places.blocks())
+    coefficients, strength, gain = fit_surfaces(design, values)
+    assert np.corrcoef(design.functions @ coefficients[:, 0], field)[0, 1] > 0.9
+    assert strength[0] > 0
+    assert strength[1] == 0
+    assert not coefficients[:, 1].any()
+    assert gain > 50
+    assert not fit_scaled_surfaces(design, rng.normal(0, 1, (900, 2)), np.array([0.3, 0.3])).any()
+
+
+def test_one_block_supports_no_surface():
+    places = grid(5)
+    design = BlockDesign(Basis.from_places(places, 0.4, seed=0)(places), np.ones(25), np.zeros(25, dtype=int))
+    _, strength, _ = fit_surfaces(design, places.positions)
+    assert not strength.any()
+
+
+def test_local_fields_have_the_covariance_of_the_kernel_and_differ_between_sections():
+    places = grid(10)
+    fields = LocalFields.from_seed(4000, 2, 0.3, seed=0, name="test")(places)
+    covariance = fields @ fields.T / 4000
+    distance = np.linalg.norm(places.positions[:, None] - places.positions, axis=2)
+    assert np.abs(covariance - matern(distance, 0.3)).max() < 0.2
+    others = LocalFields.from_seed(4000, 2, 0.3, seed=0, name="test")(replace(places, section=places.section + 1))
+    assert np.abs((fields * others).mean()) < 0.1
+
+
+def test_local_variance_is_the_covariance_of_neighbours_beyond_the_surface():
+    places, rng = grid(), np.random.default_rng(0)
+    shared = LocalFields.from_seed(20, 2, 0.15, seed=1, name="test")(places) * np.sqrt(0.4)
+    shared[:, 10:] = 0
+    values = shared + rng.normal(0, np.sqrt(0.6), (900, 20))
+    cells, neighbours = places.neighbours()
+    kernel = matern(places.distance(cells, neighbours), 0.15).mean()
+    expected = (shared[cells] * shared[neighbours]).mean(axis=0) / kernel
+    variance = local_variance(values, np.zeros_like(values), np.ones(900), places, 0.15)
+    assert np.abs(variance - expected).mean() < 0.05
+    assert (variance[10:] == 0).mean() > 0.8
+    assert local_variance(values, shared, np.ones(900), places, 0.15).mean() < 0.05
+
+
+def test_neighbours_are_of_the_same_section():
+    places = Places(np.random.default_rng(0).random((50, 2)), np.arange(50) % 2)
+    cells, neighbours = places.neighbours()
+    assert len(cells) == 50 * 6
+    assert (places.section[cells] == places.section[neighbours]).all()
+    assert not (cells == neighbours).any()
+    lonely = Places(np.zeros((1, 2)), np.zeros(1, dtype=int))
+    assert not len(lonely.neighbours()[0])
+
+
+# ---- parts of the effects
+
+
+def test_a_narrowed_population_keeps_its_covariance_over_positions():
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(4, 4)) / 3 + np.eye(4)
+    covariance = root @ root.T
+    surface = rng.normal(0, 0.3, (5000, 4))
+    local = np.array([[0.2, 0.1, 0.0, 0.0]])
+    transposed = narrowed(torch.from_numpy(covariance), surface, local)
+    total = transposed.T @ covariance @ transposed + surface.T @ surface / 5000 + local.T @ local
+    assert total == pytest.approx(covariance, abs=1e-6)
+
+
+def test_chosen_populations_have_their_shares_and_are_alike_in_neighbours():
+    places, rng = grid(60), np.random.default_rng(0)
+    log_odds = np.log([0.2, 0.3, 0.5])[None].repeat(len(places), axis=0)
+    independent = rng.standard_normal(log_odds.shape)
+    shared = LocalFields.from_seed(3, 2, 0.1, seed=0, name="test")(places)
+    cells, neighbours = places.neighbours()
+    agreement = []
+    for coupling in (0.0, 0.9):
+        chosen = choose(log_odds, independent, shared, coupling)
+        assert np.bincount(chosen) / len(places) == pytest.approx([0.2, 0.3, 0.5], abs=0.08)
+        agreement.append((chosen[cells] == chosen[neighbours]).mean())
+    assert agreement[0] == pytest.approx(0.38, abs=0.03)
+    assert agreement[1] > 0.6
+
+
+def test_new_positions_are_as_dense_as_cells():
+    rng = np.random.default_rng(0)
+    left = rng.random((900, 2)) * [1, 2]
+    right = rng.random((100, 2)) * [1, 2] + [3, 0]
+    tissue = Tissue.from_places(Places(np.concatenate([left, right]), np.zeros(1000, dtype=int)))
+    drawn = tissue.sample(5000, np.random.default_rng(1))
+    assert (drawn.positions[:, 0] < 2).mean() == pytest.approx(0.9, abs=0.03)
+    assert tissue.contains(drawn).all()
+    assert not tissue.contains(Places(np.array([[2.0, 1.0], [0.5, 9.0]]), np.zeros(2, dtype=int))).any()
+    assert not tissue.contains(Places(np.array([[0.5, 1.0]]), np.ones(1, dtype=int))).any()
+
+
+# ---- models
+
+
+def log_change(adata: ad.AnnData, of: np.ndarray) -> np.ndarray:
+    """Log ratio of the shares of genes in the half of the cells where ``of`` is larger."""
+    counts, upper = adata.X.toarray(), of > np.median(of)
+    high, low = (counts[rows].sum(axis=0) + 1 for rows in (upper, ~upper))
+    return np.log(high / high[CONSTANT].sum()) - np.log(low / low[CONSTANT].sum())
+
+
+def test_generated_cells_follow_the_fields_of_their_type(model, cells):
+    new = model.generate(locations=cells, seed=1)
+    assert new.n_obs == cells.n_obs
+    assert sorted(map(tuple, new.obsm["xy"].round(6))) == sorted(map(tuple, cells.obsm["xy"].round(6)))
+    assert (new.obs["cell_type"].value_counts() == cells.obs["cell_type"].value_counts()).all()
+    real = ad.AnnData(sparse.csr_matrix(cells.X), obs=cells.obs, obsm=dict(cells.obsm))
+    for name, axis, genes in (("A", 0, GRADIENT), ("A", 1, OF_ONE_TYPE), ("B", 1, OF_ONE_TYPE)):
+        change, truth = (
+            log_change(part, part.obsm["xy"][:, axis])[genes].mean()
+            for part in (sets[sets.obs["cell_type"] == name] for sets in (new, real))
+        )
+        assert change == pytest.approx(truth, abs=0.2)
+
+
+def test_types_follow_the_map(model):
+    new = model.generate(new_locations=3000, seed=2)
+    is_b = (new.obs["cell_type"] == "B").to_numpy()
+    x = new.obsm["xy"][:, 0]
+    assert is_b[x < 500].mean() < 0.3
+    assert is_b[x > 1500].mean() > 0.7
+
+
+def test_cells_without_positions_are_as_without_the_key(model, cells):
+    plain = BranchedDiffusion(cells, settings=SETTINGS).fit()
+    first, second = plain.generate(50, seed=3), model.generate(50, seed=3)
+    assert (first.X != second.X).nnz == 0
+    assert "xy" not in second.obsm
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_nothing_spatial_gives_no_surface(cells, seed):
+    shuffled = cells.copy()
+    shuffled.obsm["xy"] = np.random.default_rng(seed).permutation(cells.obsm["xy"])
+    space = BranchedDiffusion(shuffled, spatial_key="xy", settings=SETTINGS).fit().model.space
+    assert not space.coefficients.any()
+    assert not space.log_odds.any()
+    assert (space.gene_coefficients.any(axis=0)).mean() < 0.1
+
+
+def test_a_seed_gives_the_same_cells_at_a_location_whatever_else_is_generated(model):
+    table = pd.DataFrame({"x": [300.0, 900.0, 1500.0], "y": [400.0, 500.0, 600.0], "cell_type": ["A", "A", "A"]})
+    every, first = model.generate(locations=table, seed=4), model.generate(locations=table.iloc[:1], seed=4)
+    assert (every.X[0] != first.X[0]).nnz == 0
+    assert (every.X != model.generate(locations=table, seed=4).X).nnz == 0
+    assert (every.X != model.generate(locations=table, seed=5).X).nnz > 0
+
+
+def test_sections_and_batches_come_through(of_sections, cells):
+    new = of_sections.generate(locations=cells, seed=0)
+    assert (new.obs["slide"].value_counts() == cells.obs["slide"].value_counts()).all()
+    place = {
+        tuple(position): slide for position, slide in zip(cells.obsm["xy"].round(6), cells.obs["slide"], strict=True)
+    }
+    assert [place[tuple(position)] for position in new.obsm["xy"].round(6)] == list(new.obs["slide"])
+    anywhere = of_sections.generate(new_locations=200, seed=0)
+    assert set(anywhere.obs["slide"]) == {"s1", "s2"}
+    assert of_sections.model.space.sections == ("s1", "s2")
+
+
+def test_a_saved_model_generates_the_same_cells(model, cells, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = BranchedDiffusion.load(tmp_path / "model")
+    assert (loaded.generate(locations=cells, seed=0).X != model.generate(locations=cells, seed=0).X).nnz == 0
+    assert load_model(tmp_path / "model").space.summary == model.model.space.summary
+
+
+def test_three_coordinates(cells):
+    deep = cells.copy()
+    deep.obsm["xyz"] = np.column_stack([cells.obsm["xy"], np.random.default_rng(0).random(cells.n_obs) * 500])
+    model = BranchedDiffusion(deep, spatial_key="xyz", settings=SETTINGS).fit()
+    assert model.generate(new_locations=20).obsm["xyz"].shape == (20, 3)
+    with pytest.raises(InputError, match="column 'z'"):
+        model.generate(locations=pd.DataFrame({"x": [1.0], "y": [1.0]}))
+
+
+def test_commands(bdm, cells, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    options = ["--label-key", "cell_type", "--genes", "all", "--spatial-key", "xy"]
+    assert bdm("fit", tmp_path / "cells.h5ad", tmp_path / "model", *options)[0] == 0
+    assert bdm("generate", tmp_path / "model", tmp_path / "like.h5ad", "--cells-like", tmp_path / "cells.h5ad")[0] == 0
+    assert ad.read_h5ad(tmp_path / "like.h5ad").obsm["xy"].shape == (700, 2)
+    assert bdm("generate", tmp_path / "model", tmp_path / "new.h5ad", "--new-locations", 30)[0] == 0
+    assert ad.read_h5ad(tmp_path / "new.h5ad").n_obs == 30
+    (tmp_path / "positions.csv").write_text("x,y\n300,400\n9e5,400\n")
+    arguments = ("generate", tmp_path / "model", tmp_path / "at.h5ad", "--locations", tmp_path / "positions.csv")
+    code, message = bdm(*arguments)
+    assert code == 2
+    assert "1 of 2 locations are outside the tissue" in message
+    assert "--extrapolate" in message
+    assert bdm(*arguments, "--extrapolate")[0] == 0
+    code, message = bdm("generate", tmp_path / "model", tmp_path / "no.h5ad", "--new-locations", 3, "--cells", 3)
+    assert code == 2
+    assert "--new-locations" in message
+
+
+# ---- invalid input
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda xy: None, r"no obsm\['xy'\]"),
+        (lambda xy: np.column_stack([xy, xy]), "two or three coordinates"),
+        (lambda xy: np.where(np.arange(len(xy))[:, None] == 3, np.nan, xy), "no finite position for 1 of 700"),
+        (lambda xy: xy * [1, 0], "A coordinate is constant in all cells"),
+        (lambda xy: xy.astype(str), None),
+        (lambda xy: np.full(xy.shape, "a"), "no numbers"),
+    ],
+)
+def test_invalid_positions(cells, change, sentence):
+    invalid = cells.copy()
+    positions = change(cells.obsm["xy"])
+    del invalid.obsm["xy"]
+    if positions is not None:
+        invalid.obsm["xy"] = positions
+    settings = replace(SETTINGS.prepare, spatial_key="xy")
+    if sentence is None:  # numbers as text
+        assert prepare(invalid, settings).obsm["spatial"] == pytest.approx(cells.obsm["xy"])
+        return
+    with pytest.raises(InputError, match=sentence):
+        prepare(invalid, settings)
+
+
+def test_invalid_sections(cells):
+    with pytest.raises(InputError, match="section_key needs positions"):
+        PrepareSettings(section_key="slide")
+    settings = replace(SETTINGS.prepare, spatial_key="xy", section_key="slide")
+    with pytest.raises(InputError, match="no column 'slide'"):
+        prepare(ad.AnnData(cells.X, cells.obs[["cell_type"]], cells.var, obsm=dict(cells.obsm)), settings)
+    lonely = cells.copy()
+    lonely.obs["slide"] = ["alone", *lonely.obs["slide"][1:]]
+    with pytest.raises(InputError, match="section 'alone'"):
+        prepare(lonely, settings)
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"x": [1.0]}, "column 'y'"),
+        ({"x": [1.0], "y": ["here"]}, "'here' for 'y'"),
+        ({"x": [1.0], "y": [1.0], "type": ["A"]}, "column 'type'"),
+        ({"x": [1.0], "y": [1.0], "cell_type": ["C"]}, "no type 'C'"),
+        ({"x": [], "y": []}, "at least one row"),
+        ({"x": [1.0], "y": [1.0], "section": ["s9"]}, "no section 's9'"),
+    ],
+)
+def test_invalid_locations(model, table, sentence):
+    with pytest.raises(InputError, match=sentence):
+        model.generate(locations=pd.DataFrame(table))
+
+
+def test_requests_that_models_cannot_answer(model, of_sections, cells):
+    table = pd.DataFrame({"x": [300.0], "y": [400.0]})
+    with pytest.raises(InputError, match="no positions; fit it with `spatial_key=`"):
+        BranchedDiffusion(cells, settings=SETTINGS).fit().generate(locations=table)
+    with pytest.raises(InputError, match="positions have no section"):
+        of_sections.generate(locations=table)
+    with pytest.raises(InputError, match="one of `cells=`"):
+        model.generate(10, new_locations=10)
+    with pytest.raises(InputError, match="do not combine with locations"):
+        model.generate(new_locations=10, snapshot=3)
+    with pytest.raises(InputError, match="at least 1"):
+        model.generate(new_locations=0)
