@@ -16,6 +16,7 @@ from pandas.api.types import is_numeric_dtype
 from scipy import sparse
 
 from bdm._core.errors import InputError, abbreviated
+from bdm.data.columns import name_in
 from bdm.data.counts import as_counts, first_fault
 from bdm.data.genes import GeneNames
 from bdm.data.matrix import take_cells
@@ -29,6 +30,7 @@ GENERATED = "generated"  # by bdm or any other simulator
 TRANSMUTED, UNCHANGED = "transmuted", "unchanged"  # after and before a transmutation
 FILES = ("prepared", "test_cells", "model")  # checksums are recorded under these keys, next to the sets
 RESERVED_SET_NAMES = (GENERATED, TRANSMUTED, UNCHANGED, FLOOR, "test", "train", *FILES)
+SPATIAL, SECTION = "spatial", "section"  # of prepared cells: coordinates in obsm, and sections in obs
 MIN_CELLS_OF_TYPE = 2  # one cell has no within-type distance
 MIN_CELLS_FOR_MEANS = 5  # scores of fewer cells are too noisy to average over types
 BLOCK = 20_000  # cells read and checked at a time; checks need several times their memory
@@ -39,6 +41,7 @@ class TypedCells(ABC):
 
     cell_type: np.ndarray  # of each cell
     covariates: pd.DataFrame | None  # cells x covariates
+    positions: pd.DataFrame | None  # see :func:`positions_in`
 
     def __len__(self) -> int:
         return len(self.cell_type)
@@ -78,19 +81,21 @@ class Cells(TypedCells):
     population: np.ndarray | None = None  # None unless sub-populations are compared
     covariates: pd.DataFrame | None = None  # cells x covariates; None if there are none
     modalities: tuple[Modality, ...] = ()  # empty for RNA alone
+    positions: pd.DataFrame | None = None  # see :func:`positions_in`
 
     @classmethod
     def from_anndata(cls, adata: AnnData, covariates: Sequence[str] = ()) -> Cells:
-        """Read counts from ``X``; types and any batches and covariates from ``obs``."""
+        """Read counts from ``X``, any positions from ``obsm``, types and other columns from ``obs``."""
         counts = sparse.csr_matrix(adata.X, dtype=np.float32)
         cell_type, batch = adata.obs["cell_type"].to_numpy(dtype=str), read_batch(adata.obs)
         values, modalities = covariates_in(adata.obs, covariates), modalities_if_several(adata.var)
-        return cls(counts, cell_type, batch, covariates=values, modalities=modalities)
+        return cls(counts, cell_type, batch, None, values, modalities, positions_in(adata))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         batch, population = (None if column is None else column[index] for column in (self.batch, self.population))
-        covariates = select_rows(self.covariates, index)
-        return Cells(self.counts[index], self.cell_type[index], batch, population, covariates, self.modalities)
+        covariates, positions = select_rows(self.covariates, index), select_rows(self.positions, index)
+        counts, cell_type = self.counts[index], self.cell_type[index]
+        return Cells(counts, cell_type, batch, population, covariates, self.modalities, positions)
 
     def of_modality(self, modality: Modality) -> Cells:
         """Select the features of a modality."""
@@ -149,6 +154,7 @@ class StoredCells(TypedCells):
     batch: np.ndarray | None = None  # None if unknown
     place: str = "X"  # slot of the raw counts, for messages
     covariates: pd.DataFrame | None = None  # cells x covariates; None if there are none
+    positions: pd.DataFrame | None = None  # see :func:`positions_in`
 
     @classmethod
     def from_anndata(
@@ -160,10 +166,10 @@ class StoredCells(TypedCells):
         place: str = "X",
         covariates: Sequence[str] = (),
     ) -> StoredCells:
-        """Read types and any batches and covariates of the cells ``rows`` from ``obs``."""
-        obs = adata.obs.iloc[rows]
+        """Read types and any batches, covariates and positions of the cells ``rows``."""
+        obs, positions = adata.obs.iloc[rows], select_rows(positions_in(adata), rows)
         cell_type, values = obs["cell_type"].to_numpy(dtype=str), covariates_in(obs, covariates)
-        return cls(path, adata, rows, genes, cell_type, read_batch(obs), place, values)
+        return cls(path, adata, rows, genes, cell_type, read_batch(obs), place, values, positions)
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         rows, parts = self.rows[index], []
@@ -171,9 +177,10 @@ class StoredCells(TypedCells):
             block = take_cells(self.adata, rows[start : start + BLOCK])
             parts.append(sparse.csr_matrix(checked_counts(block, self.path, self.place)[:, self.genes].X))
         batch = None if self.batch is None else self.batch[index]
-        counts, covariates = sparse.vstack(parts, format="csr"), select_rows(self.covariates, index)
+        covariates, positions = select_rows(self.covariates, index), select_rows(self.positions, index)
+        counts, cell_type = sparse.vstack(parts, format="csr"), self.cell_type[index]
         modalities = modalities_if_several(self.adata.var.loc[self.genes])
-        return Cells(counts, self.cell_type[index], batch, covariates=covariates, modalities=modalities)
+        return Cells(counts, cell_type, batch, None, covariates, modalities, positions)
 
     def of_modality(self, modality: Modality) -> StoredCells:
         """Select the features of a modality."""
@@ -228,20 +235,42 @@ def covariates_in(obs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | Non
     return obs[known].astype(float).reset_index(drop=True) if known else None
 
 
+def positions_in(adata: AnnData, spatial_key: str = SPATIAL, section_key: str = SECTION) -> pd.DataFrame | None:
+    """Return the coordinates (``x``, ``y`` and any ``z``) and ``section`` of each cell.
+
+    Default keys are used where the cells lack keys. Without sections, there is one. Returns None without two or three
+    finite coordinates of each cell.
+    """
+    spatial_key = spatial_key if spatial_key in adata.obsm else SPATIAL
+    values = np.asarray(adata.obsm.get(spatial_key))
+    is_valid = values.dtype.kind in "iuf" and values.ndim == 2 and values.shape[1] in (2, 3)
+    if not is_valid or not np.isfinite(values).all():
+        return None
+    section_key = name_in(adata.obs, section_key)
+    section_key = section_key if section_key in adata.obs else SECTION
+    section = adata.obs[section_key].to_numpy(dtype=str) if section_key in adata.obs else SECTION
+    return pd.DataFrame(values.astype(float), columns=["x", "y", "z"][: values.shape[1]]).assign(section=section)
+
+
 def select_rows(table: pd.DataFrame | None, index: np.ndarray) -> pd.DataFrame | None:
     """Select rows of a table; None stays None."""
     return None if table is None else table.iloc[index].reset_index(drop=True)
 
 
 def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
-    """Sample ``n_by_type`` cells of each type, and return their sorted indices.
+    """Sample ``n_by_type`` cells of each type, and return their sorted indices."""
+    return sample_by_label(cells.cell_type, n_by_type, seed=seed)
+
+
+def sample_by_label(labels: np.ndarray, numbers: pd.Series, *, seed: int) -> np.ndarray:
+    """Sample cells of each label, by ``numbers``, and return their sorted indices.
 
     Sampling is without replacement: duplicated cells would be easy to detect.
     """
-    shuffled = np.random.default_rng(seed).permutation(len(cells))
-    number_within_type = pd.Series(cells.cell_type[shuffled]).groupby(cells.cell_type[shuffled]).cumcount()
-    requested = n_by_type.reindex(cells.cell_type[shuffled], fill_value=0)
-    return np.sort(shuffled[number_within_type.to_numpy() < requested.to_numpy()])
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    number_within_label = pd.Series(labels[shuffled]).groupby(labels[shuffled]).cumcount()
+    requested = numbers.reindex(labels[shuffled], fill_value=0)
+    return np.sort(shuffled[number_within_label.to_numpy() < requested.to_numpy()])
 
 
 def smaller_numbers(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:

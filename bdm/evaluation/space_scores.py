@@ -1,0 +1,300 @@
+"""Scores of cells in space: Moran's I of genes, and cell types of neighbours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.spatial import KDTree
+
+from bdm.data.cells import FLOOR, SECTION, Cells, RealCells, TypedCells, sample_by_label, smaller_numbers
+from bdm.data.gene_tests import Agreement
+
+logger = logging.getLogger(__name__)
+
+REAL = "real"  # training and test cells together, as a set in tables
+N_NEIGHBOURS, N_IN_NEIGHBOURHOOD = 6, 15  # for Moran's I (as in squidpy), and for types of neighbours
+MIN_DETECTED = 0.05  # share of real cells with counts of a gene; Moran's I of rarer genes is mostly noise
+MIN_CELLS = 50  # of a type or section; with fewer, Moran's I is mostly noise
+GENES_AT_A_TIME = 64
+N_MAPPED_GENES, N_MAPPED_SECTIONS, MAX_MAPPED_CELLS = 3, 2, 10_000  # in the figure; cells are per set
+
+
+@dataclass(frozen=True)
+class SpaceScores:
+    """Generated cells compared with real cells (training and test cells) in space.
+
+    Attributes
+    ----------
+    scores
+        A row per ``set`` (the floor first) and ``score``, with its ``value``: see :func:`compare_statistics` and
+        :func:`score_floor`.
+    genes
+        A row per generated ``set`` and ``gene`` (with its ``symbol`` if that differs): ``moran`` and ``moran_within``
+        in the set, and in as many real cells (``moran_real``, ``moran_within_real``). Genes detected in fewer than 5%
+        of the real cells are left out.
+    cells
+        Cells to draw: ``set`` (``real``, then the generated sets), ``cell_type``, ``section`` and coordinates.
+    mapped_genes
+        Genes with the highest Moran's I in real cells.
+    expression
+        ``log1p`` of their normalised counts, ``cells`` x ``mapped_genes``.
+    """
+
+    scores: pd.DataFrame
+    genes: pd.DataFrame
+    cells: pd.DataFrame
+    mapped_genes: tuple[str, ...]
+    expression: np.ndarray
+
+
+@dataclass(frozen=True)
+class PlacedCells:
+    """Cells with positions, and normalised expression of selected genes."""
+
+    expression: sparse.csr_matrix  # log1p of counts, normalised to a library size; cells x genes
+    cell_type: np.ndarray
+    positions: pd.DataFrame  # coordinates and section
+
+    @classmethod
+    def from_cells(cls, cells: Cells, genes: np.ndarray, *, library_size: float) -> PlacedCells:
+        """Normalise cells, and select genes by index."""
+        assert cells.positions is not None
+        scale = sparse.diags(library_size / np.maximum(cells.library_size, 1))
+        return cls(sparse.csr_matrix(scale @ cells.counts[:, genes]).log1p(), cells.cell_type, cells.positions)
+
+    def __getitem__(self, index: np.ndarray) -> PlacedCells:
+        positions = self.positions.iloc[index].reset_index(drop=True)
+        return PlacedCells(self.expression[index], self.cell_type[index], positions)
+
+
+@dataclass(frozen=True)
+class SpaceStatistics:
+    """Statistics of one set of cells in space."""
+
+    moran: np.ndarray  # Moran's I of each gene
+    moran_within: pd.DataFrame  # the same within types, types x genes; empty for a single type
+    neighbours: pd.DataFrame  # mean shares of types among neighbours, types x types of neighbours
+    neighbours_permuted: pd.DataFrame  # the same with types permuted over the positions of each section
+    n_by_type: pd.Series
+
+    @classmethod
+    def from_cells(cls, cells: PlacedCells, *, seed: int = 0) -> SpaceStatistics:
+        """Compute the statistics; ``seed`` is for the permutation."""
+        within, n_by_type = {}, pd.Series(cells.cell_type, dtype=str).value_counts()
+        for name in n_by_type.index[n_by_type >= MIN_CELLS] if len(n_by_type) > 1 else ():
+            members = cells[np.flatnonzero(cells.cell_type == name)]
+            within[name] = morans_i(members.expression, neighbour_graph(members.positions, N_NEIGHBOURS))
+        permuted, rng = cells.cell_type.copy(), np.random.default_rng(seed)
+        for rows in rows_by_section(cells.positions):
+            permuted[rows] = rng.permutation(permuted[rows])
+        graph = neighbour_graph(cells.positions, N_IN_NEIGHBOURHOOD)
+        return cls(
+            moran=morans_i(cells.expression, neighbour_graph(cells.positions, N_NEIGHBOURS)),
+            moran_within=pd.DataFrame.from_dict(within, orient="index", columns=range(cells.expression.shape[1])),
+            neighbours=neighbour_types(cells.cell_type, graph),
+            neighbours_permuted=neighbour_types(permuted, graph),
+            n_by_type=n_by_type,
+        )
+
+
+def score_space(real: RealCells, generated: Mapping[str, TypedCells], *, most: int, seed: int) -> SpaceScores | None:
+    """Compare generated cells with real cells in space; None without positions.
+
+    In a sample of cells, neighbours are farther apart. So the real cells are training and test cells together, and each
+    comparison is between equal numbers of cells in each section.
+
+    Parameters
+    ----------
+    real
+        Training cells and test cells.
+    generated
+        Sets of generated cells by name; sets without positions are left out.
+    most
+        Maximum number of real cells; more are sampled.
+    seed
+        Seed of the samples.
+    """
+    parts = [cells for cells in (real.training, real.test) if cells.positions is not None]
+    if not parts or all(cells.positions is None for cells in generated.values()):
+        return None
+    pool = sample_together(parts, most=most, seed=seed)
+    genes = np.flatnonzero((pool.counts > 0).mean(axis=0).A1 >= MIN_DETECTED)
+    library_size = float(np.median(pool.library_size))
+    real_cells = PlacedCells.from_cells(pool, genes, library_size=library_size)
+    compared, scores, tables = {REAL: real_cells}, [(FLOOR, score_floor(real_cells, seed=seed))], []
+    for name, cells in generated.items():
+        if cells.positions is None:
+            continue
+        rows, real_rows = match_sections(cells.positions, real_cells.positions, seed=seed)
+        if len(rows) < MIN_CELLS:
+            logger.warning("Not compared in space: %s, with %d cells in sections of real cells.", name, len(rows))
+            continue
+        compared[name] = PlacedCells.from_cells(cells[rows], genes, library_size=library_size)
+        statistics = (SpaceStatistics.from_cells(each, seed=seed) for each in (compared[name], real_cells[real_rows]))
+        values, morans = compare_statistics(*statistics)
+        scores.append((name, values))
+        tables.append(pd.DataFrame({"set": name, "gene": real.genes[genes], **morans}))
+    if not tables:
+        return None
+    mapped = np.argsort(-tables[0]["moran_real"].fillna(-1).to_numpy(), kind="stable")[:N_MAPPED_GENES]
+    maps = {name: sample_to_map(cells, real_cells.positions, seed=seed) for name, cells in compared.items()}
+    map_tables = [cells.positions.assign(set=name, cell_type=cells.cell_type) for name, cells in maps.items()]
+    score_rows = [(name, score, value) for name, values in scores for score, value in values.items()]
+    return SpaceScores(
+        scores=pd.DataFrame(score_rows, columns=["set", "score", "value"]),
+        genes=real.names.with_symbols(pd.concat(tables, ignore_index=True)),
+        cells=pd.concat(map_tables, ignore_index=True),
+        mapped_genes=tuple(real.genes[genes[mapped]]),
+        expression=np.concatenate([cells.expression[:, mapped].toarray() for cells in maps.values()]),
+    )
+
+
+def score_floor(real: PlacedCells, *, seed: int) -> dict[str, float]:
+    """Score real cells as if they had been generated.
+
+    Each section of 50 cells or more is compared with each other section, and scores are averaged over pairs. If there
+    are no two such sections, two random halves of the cells are compared.
+    """
+    parts = [real[rows] for rows in rows_by_section(real.positions) if len(rows) >= MIN_CELLS]
+    if len(parts) < 2:
+        halves = np.array_split(np.random.default_rng(seed).permutation(len(real.cell_type)), 2)
+        parts = [real[np.sort(rows)] for rows in halves]
+    statistics = [SpaceStatistics.from_cells(part, seed=seed) for part in parts]
+    pairs = [compare_statistics(*pair)[0] for pair in permutations(statistics, 2)]
+    return {str(score): float(value) for score, value in pd.DataFrame(pairs).mean().items()}
+
+
+def compare_statistics(query: SpaceStatistics, real: SpaceStatistics) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Compare the statistics of query cells and real cells.
+
+    Returns Moran's I of each gene in both sets after these scores:
+
+    - ``moran_correlation``, ``moran_slope``: agreement of Moran's I over genes, as Pearson correlation and slope;
+    - ``moran_mean``, ``moran_mean_real``: mean Moran's I over genes;
+    - ``moran_within_*``: the same for Moran's I within types, a mean over types with 50 cells or more in both sets,
+      weighted by their real cells;
+    - ``neighbourhood_distance``: total variation distance between the mean types of 15 neighbours of a cell, averaged
+      over types weighted by their real cells;
+    - ``neighbourhood_distance_permuted``: the same for real cells with permuted types in place of query cells.
+    """
+    morans = {"moran": Agreement(query.moran, real.moran), "moran_within": compare_within_types(query, real)}
+    scores: dict[str, float] = {}
+    by_gene: dict[str, np.ndarray] = {}
+    for name, agreement in morans.items():
+        by_gene |= {name: agreement.query, f"{name}_real": agreement.test}
+        known = agreement.subset(np.isfinite(agreement.query) & np.isfinite(agreement.test))
+        scores |= {f"{name}_correlation": known.correlation, f"{name}_slope": known.slope}
+        means = pd.DataFrame({"query": known.query, "real": known.test}).mean()
+        scores |= {f"{name}_mean": float(means["query"]), f"{name}_mean_real": float(means["real"])}
+    for name, neighbours in {"distance": query.neighbours, "distance_permuted": real.neighbours_permuted}.items():
+        scores[f"neighbourhood_{name}"] = composition_distance(neighbours, real.neighbours, real.n_by_type)
+    return scores, by_gene
+
+
+def compare_within_types(query: SpaceStatistics, real: SpaceStatistics) -> Agreement:
+    """Average Moran's I of each gene over the types in which both sets have one."""
+    types = real.moran_within.index.intersection(query.moran_within.index)
+    values = np.stack([query.moran_within.loc[types], real.moran_within.loc[types]]).astype(float)
+    weights = np.isfinite(values).all(axis=0) * real.n_by_type.reindex(types).to_numpy()[:, None]
+    with np.errstate(invalid="ignore"):
+        return Agreement(*(np.where(weights > 0, values, 0) * weights).sum(axis=1) / weights.sum(axis=0))
+
+
+# ---- statistics
+
+
+def neighbour_graph(positions: pd.DataFrame, n_neighbours: int) -> sparse.csr_matrix:
+    """Compute weights of the nearest neighbours in the same section, cells x cells.
+
+    The weights of a cell are equal and sum to 1. Cells of small sections have fewer neighbours, and a cell alone none.
+    """
+    coordinates = positions.drop(columns=SECTION).to_numpy()
+    rows, columns, weights = [np.empty(0, dtype=int)], [np.empty(0, dtype=int)], [np.empty(0)]
+    for members in rows_by_section(positions):
+        if k := min(n_neighbours, len(members) - 1):
+            nearest = np.asarray(KDTree(coordinates[members]).query(coordinates[members], k=k + 1)[1])
+            is_self = nearest == np.arange(len(members))[:, None]
+            is_self[~is_self.any(axis=1), -1] = True  # of more than k + 1 cells at the same position
+            rows.append(np.repeat(members, k))
+            columns.append(members[nearest[~is_self]])
+            weights.append(np.full(len(members) * k, 1 / k))
+    entries = np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))
+    return sparse.csr_matrix(entries, shape=(len(positions), len(positions)))
+
+
+def morans_i(expression: sparse.csr_matrix, graph: sparse.csr_matrix) -> np.ndarray:
+    r"""Compute Moran's I of each gene; NaN for constant genes.
+
+    :math:`I = \frac{n}{\sum_{ij} w_{ij}} \frac{\sum_{ij} w_{ij} z_i z_j}{\sum_i z_i^2}`, with the weights :math:`w`
+    of the graph, and the expression :math:`z` minus its mean over all cells. Moran 1950, Biometrika 37:17-23.
+    """
+    columns, values = expression.tocsc(), np.empty(expression.shape[1])
+    for start in range(0, len(values), GENES_AT_A_TIME):
+        genes = slice(start, start + GENES_AT_A_TIME)
+        x = columns[:, genes].toarray().astype(float)
+        z = x - x.mean(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            block = len(z) / graph.sum() * (z * (graph @ z)).sum(axis=0) / (z**2).sum(axis=0)
+        values[genes] = np.where(x.min(axis=0) < x.max(axis=0), block, np.nan)
+    return values
+
+
+def neighbour_types(cell_type: np.ndarray, graph: sparse.csr_matrix) -> pd.DataFrame:
+    """Compute the mean share of each type among neighbours, types x types of neighbours.
+
+    NaN for types without neighbours.
+    """
+    types, codes = np.unique(cell_type, return_inverse=True)
+    is_type = sparse.csr_matrix((np.ones(len(codes)), (np.arange(len(codes)), codes)))
+    weights = (is_type.T @ graph @ is_type).toarray()
+    with np.errstate(invalid="ignore"):
+        return pd.DataFrame(weights / weights.sum(axis=1, keepdims=True), index=types, columns=types)
+
+
+def composition_distance(query: pd.DataFrame, real: pd.DataFrame, n_by_type: pd.Series) -> float:
+    """Average the total variation distance between rows, weighted by ``n_by_type``.
+
+    NaN for a single type.
+    """
+    types = real.columns.union(query.columns)
+    difference = query.reindex(columns=types, fill_value=0) - real.reindex(columns=types, fill_value=0)
+    distance = difference.abs().sum(axis=1, skipna=False).dropna() / 2  # of the types in both sets
+    weights = n_by_type[distance.index]
+    return float((distance * weights).sum() / weights.sum()) if len(distance) and len(types) > 1 else float("nan")
+
+
+# ---- samples
+
+
+def rows_by_section(positions: pd.DataFrame) -> list[np.ndarray]:
+    """Return the indices of the cells of each section."""
+    return list(positions.groupby(SECTION).indices.values())
+
+
+def sample_together(parts: Sequence[TypedCells], *, most: int, seed: int) -> Cells:
+    """Sample at most ``most`` cells, the same share of each part, and concatenate them."""
+    share, rng = min(1, most / sum(map(len, parts))), np.random.default_rng(seed)
+    samples = [cells[np.sort(rng.permutation(len(cells))[: int(share * len(cells))])] for cells in parts]
+    positions = pd.concat([cells.positions for cells in samples if cells.positions is not None], ignore_index=True)
+    counts = sparse.vstack([cells.counts for cells in samples], format="csr")
+    return Cells(counts, np.concatenate([cells.cell_type for cells in samples]), positions=positions)
+
+
+def match_sections(query: pd.DataFrame, real: pd.DataFrame, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sample equal numbers of cells of each section, and return their indices in both sets."""
+    numbers = smaller_numbers(query[SECTION].value_counts(), real[SECTION].value_counts())
+    samples = [sample_by_label(each[SECTION].to_numpy(), numbers, seed=seed) for each in (query, real)]
+    return samples[0], samples[1]
+
+
+def sample_to_map(cells: PlacedCells, real: pd.DataFrame, *, seed: int) -> PlacedCells:
+    """Sample cells to draw, in the largest sections of real cells."""
+    largest = real[SECTION].value_counts().index[:N_MAPPED_SECTIONS]
+    rows = np.flatnonzero(cells.positions[SECTION].isin(largest))
+    return cells[np.sort(np.random.default_rng(seed).permutation(rows)[:MAX_MAPPED_CELLS])]

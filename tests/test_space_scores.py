@@ -1,0 +1,205 @@
+"""Scores of cells in space, on fields with known answers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from scipy.spatial.distance import cdist
+
+from bdm.data.cells import Cells, RealCells
+from bdm.data.genes import GeneNames
+from bdm.evaluation.space_scores import (
+    PlacedCells,
+    SpaceStatistics,
+    compare_statistics,
+    match_sections,
+    morans_i,
+    neighbour_graph,
+    neighbour_types,
+    score_space,
+)
+
+SIDE, N_GENES = 24, 12
+NAMES = GeneNames(pd.DataFrame(index=[f"g{i}" for i in range(N_GENES)]))
+
+
+def positions(coordinates: np.ndarray, section: object = "section") -> pd.DataFrame:
+    return pd.DataFrame(coordinates, columns=["x", "y", "z"][: coordinates.shape[1]]).assign(section=section)
+
+
+def grid(side: int = SIDE) -> np.ndarray:
+    return np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2).astype(float)
+
+
+def simulated(seed: int, *, n_sections: int = 1, side: int = SIDE) -> Cells:
+    """Two types in halves of a section, and genes whose waves over x differ in amplitude."""
+    rng = np.random.default_rng(seed)
+    xy = np.tile(grid(side), (n_sections, 1)) + rng.normal(0, 0.05, (n_sections * side**2, 2))
+    amplitude = np.linspace(0, 1.5, N_GENES)
+    rates = 4 * np.exp(np.sin(2 * np.pi * xy[:, [0]] / side) * amplitude)
+    section = np.repeat([f"s{i}" for i in range(n_sections)], side**2)
+    counts = sparse.csr_matrix(rng.poisson(rates), dtype=np.float32)
+    return Cells(counts, np.where(xy[:, 1] < side / 2, "low", "high"), positions=positions(xy, section))
+
+
+def space_scores(real: Cells, generated: Cells, *, seed: int = 0):
+    is_test = np.arange(len(real)) % 5 == 0
+    parts = RealCells(real[np.flatnonzero(~is_test)], real[np.flatnonzero(is_test)], NAMES)
+    return score_space(parts, {"generated": generated}, most=100_000, seed=seed)
+
+
+def by_set(result) -> pd.DataFrame:
+    return result.scores.pivot(index="score", columns="set", values="value")
+
+
+def test_moran_is_its_definition_with_row_standardised_weights():
+    rng = np.random.default_rng(0)
+    xy, x = rng.random((60, 3)), rng.poisson(1.0, (60, 70)).astype(float)  # 70 genes: more than one block
+    nearest = np.argsort(cdist(xy, xy) + np.diag(np.full(60, np.inf)), axis=1)[:, :6]
+    weights = np.zeros((60, 60))
+    np.put_along_axis(weights, nearest, 1, axis=1)
+    graph = neighbour_graph(positions(xy), 6)
+    assert np.allclose(graph.toarray(), weights / 6)
+    z = x - x.mean(axis=0)
+    expected = [60 / weights.sum() * (weights * np.outer(gene, gene)).sum() / (gene**2).sum() for gene in z.T]
+    assert np.allclose(morans_i(sparse.csr_matrix(x), graph), expected)
+
+
+def test_moran_of_known_fields():
+    xy = grid()
+    smooth, checkerboard = np.sin(xy[:, 0] / 4), xy.sum(axis=1) % 2
+    shuffled = np.random.default_rng(0).permutation(smooth)
+    values = sparse.csr_matrix(np.column_stack([smooth, checkerboard, shuffled, np.full(len(xy), 0.1)]))
+    moran = morans_i(values, neighbour_graph(positions(xy), 4))
+    assert moran[0] > 0.9
+    assert moran[1] < -0.9
+    assert abs(moran[2]) < 0.1
+    assert np.isnan(moran[3])  # constant
+
+
+def test_sections_do_not_share_neighbours():
+    xy = np.tile(grid(5), (2, 1))  # two sections at the same coordinates
+    section = np.repeat(["a", "b"], 25)
+    graph = neighbour_graph(positions(xy, section), 6).tocoo()
+    assert (section[graph.row] == section[graph.col]).all()
+    assert (graph.row != graph.col).all()
+    assert np.allclose(graph.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("n_cells", [1, 2, 5])
+def test_few_cells_have_fewer_neighbours(n_cells):
+    graph = neighbour_graph(positions(np.random.default_rng(0).random((n_cells, 2))), 6)
+    assert np.array_equal(np.diff(graph.indptr), np.full(n_cells, n_cells - 1))
+    assert np.isnan(morans_i(sparse.csr_matrix(np.ones((n_cells, 2))), graph)).all()
+
+
+def test_cells_at_the_same_position_are_no_neighbours_of_themselves():
+    graph = neighbour_graph(positions(np.zeros((20, 2))), 6).tocoo()
+    assert (graph.row != graph.col).all()
+    assert np.array_equal(np.bincount(graph.row), np.full(20, 6))
+
+
+def test_neighbour_types_are_mean_shares():
+    line = positions(np.column_stack([[0.0, 1.0, 2.1, 10.0, 11.0], np.zeros(5)]))
+    shares = neighbour_types(np.array(["a", "a", "b", "c", "c"]), neighbour_graph(line, 1))
+    assert shares.loc["a"].to_dict() == {"a": 1, "b": 0, "c": 0}
+    assert shares.loc["b"].to_dict() == {"a": 1, "b": 0, "c": 0}
+    assert shares.loc["c"].to_dict() == {"a": 0, "b": 0, "c": 1}
+
+
+def test_cells_equal_to_real_cells_have_perfect_scores():
+    real = simulated(0)
+    table = by_set(space_scores(real, real))["generated"]
+    for name in ("moran", "moran_within"):
+        assert table[f"{name}_correlation"] == pytest.approx(1)
+        assert table[f"{name}_slope"] == pytest.approx(1)
+        assert table[f"{name}_mean"] == pytest.approx(table[f"{name}_mean_real"])
+    assert table["neighbourhood_distance"] == pytest.approx(0, abs=1e-9)
+    assert table["neighbourhood_distance_permuted"] > 0.4  # of the neighbours, half have the wrong type
+
+
+@pytest.mark.parametrize("n_sections", [1, 2])
+def test_cells_of_the_same_field_are_as_near_as_the_floor(n_sections):
+    table = by_set(space_scores(*(simulated(seed, n_sections=n_sections, side=36) for seed in (0, 1))))
+    assert list(table) == ["floor", "generated"]
+    for name in ("moran", "moran_within"):
+        assert table.loc[f"{name}_correlation"].min() > 0.95
+        assert table.loc[f"{name}_slope"].between(0.85, 1.15).all()
+        assert np.allclose(table.loc[f"{name}_mean"], table.loc[f"{name}_mean_real"], atol=0.05)
+    assert table.loc["neighbourhood_distance"].max() < 0.05
+
+
+def test_shuffled_counts_within_types_lose_moran_within_types_only():
+    """Counts of other cells of the type keep what differs between types."""
+    real = simulated(0)
+    rates = np.where(real.cell_type == "low", 2.0, 8.0)[:, None] * np.linspace(0.2, 1, N_GENES)
+    rng = np.random.default_rng(0)
+    real = replace(real, counts=(real.counts + sparse.csr_matrix(rng.poisson(rates))).tocsr())
+    index = np.arange(len(real))
+    for cell_type in ("low", "high"):
+        rows = np.flatnonzero(real.cell_type == cell_type)
+        index[rows] = rng.permutation(rows)
+    table = by_set(space_scores(real, replace(real, counts=real.counts[index])))["generated"]
+    assert abs(table["moran_within_mean"]) < 0.02
+    assert table["moran_within_mean_real"] > 0.1
+    assert table["moran_mean"] > 0.02
+    assert table["neighbourhood_distance"] == pytest.approx(0, abs=1e-9)
+
+
+def test_gene_table_has_each_detected_gene():
+    real = simulated(0)
+    counts = real.counts.tolil()
+    counts[:, 3] = 0
+    counts[:10, 3] = 1  # in 10 of 576 cells
+    real = replace(real, counts=counts.tocsr())
+    result = space_scores(real, simulated(1))
+    assert list(result.genes["gene"]) == [name for name in NAMES.index if name != "g3"]
+    assert list(result.genes) == ["set", "gene", "moran", "moran_real", "moran_within", "moran_within_real"]
+    assert result.mapped_genes == tuple(result.genes.nlargest(3, "moran_real")["gene"])
+    assert result.expression.shape == (len(result.cells), 3)
+    assert list(result.cells["set"].unique()) == ["real", "generated"]
+
+
+def test_sets_are_compared_in_equal_numbers_of_cells_of_each_section():
+    real, query = (positions(np.zeros((len(names), 2)), list(names)) for names in ("aaaabb", "abbbbc"))
+    rows, real_rows = match_sections(query, real, seed=0)
+    assert sorted(query["section"].iloc[rows]) == sorted(real["section"].iloc[real_rows]) == ["a", "b", "b"]
+
+
+def test_cells_without_common_sections_or_positions_are_not_compared(caplog):
+    real = simulated(0, side=10)
+    assert space_scores(real, replace(real, positions=None)) is None
+    assert space_scores(replace(real, positions=None), real) is None
+    assert space_scores(real, replace(real, positions=real.positions.assign(section="new"))) is None
+    assert "Not compared in space: generated, with 0 cells in sections of real cells." in caplog.text
+
+
+def test_a_type_of_few_cells_has_no_moran_of_its_own():
+    real = simulated(0)
+    few = replace(real, cell_type=np.where(np.arange(len(real)) < 49, "few", real.cell_type))
+    cells = PlacedCells.from_cells(few, np.arange(N_GENES), library_size=50)
+    statistics = SpaceStatistics.from_cells(cells)
+    assert set(statistics.moran_within.index) == {"low", "high"}
+    assert set(statistics.neighbours.index) == {"few", "low", "high"}
+
+
+def test_cells_without_types_have_scores_over_genes_only():
+    real = replace(simulated(0), cell_type=np.full(SIDE**2, "cell"))
+    table = by_set(space_scores(real, real))["generated"]
+    assert table["moran_correlation"] == pytest.approx(1)
+    assert table.filter(regex="within|neighbourhood").isna().all()
+
+
+def test_types_in_one_set_only_are_left_out():
+    real = simulated(0)
+    other = replace(real, cell_type=np.where(real.cell_type == "low", "low", "other"))
+    of_real, of_other = (
+        SpaceStatistics.from_cells(PlacedCells.from_cells(cells, np.arange(N_GENES), library_size=50))
+        for cells in (real, other)
+    )
+    scores, _ = compare_statistics(of_other, of_real)
+    rows = of_real.moran_within.loc["low"]
+    assert scores["moran_within_mean_real"] == pytest.approx(rows.mean())
+    assert scores["neighbourhood_distance"] == pytest.approx(of_real.neighbours.loc["low", "high"])
