@@ -36,6 +36,7 @@ from bdm.plotting.evaluation import covariates, genes, scores, scores_by_type, u
 from bdm.plotting.experiments import audit, power, transmutation, transmutation_genes
 from bdm.plotting.hierarchy_figure import hierarchy
 from bdm.plotting.responses_and_lineages import lineage, response, response_errors
+from bdm.plotting.space import space
 from bdm.plotting.style import save_figure
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "response_errors",
     "scores",
     "scores_by_type",
+    "space",
     "transmutation",
     "transmutation_genes",
     "umap",
@@ -67,6 +69,7 @@ FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # figures of each r
         "genes": genes,
         "umap": umap,
         "covariates": covariates,
+        "space": space,
     },
     ExtensionReport: {"hierarchy": hierarchy},
     Interpretation: {

@@ -1,15 +1,21 @@
 """Scores of cells in space, on fields with known answers."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
+from bdm._core.errors import InputError
+from bdm.data.cell_sets import read_generated, read_real_cells
 from bdm.data.cells import Cells, RealCells
 from bdm.data.genes import GeneNames
+from bdm.data.space import PREPARED, position_table
+from bdm.evaluation.evaluate import Evaluation, evaluate
 from bdm.evaluation.space_scores import (
     PlacedCells,
     SpaceStatistics,
@@ -20,6 +26,8 @@ from bdm.evaluation.space_scores import (
     neighbour_types,
     score_space,
 )
+from bdm.model.match import known_cells
+from bdm.plotting.space import space
 
 SIDE, N_GENES = 24, 12
 NAMES = GeneNames(pd.DataFrame(index=[f"g{i}" for i in range(N_GENES)]))
@@ -159,7 +167,7 @@ def test_gene_table_has_each_detected_gene():
     assert list(result.genes) == ["set", "gene", "moran", "moran_real", "moran_within", "moran_within_real"]
     assert result.mapped_genes == tuple(result.genes.nlargest(3, "moran_real")["gene"])
     assert result.expression.shape == (len(result.cells), 3)
-    assert list(result.cells["set"].unique()) == ["real", "generated"]
+    assert list(result.cells["set"].unique()) == ["floor", "generated"]
 
 
 def test_sets_are_compared_in_equal_numbers_of_cells_of_each_section():
@@ -170,9 +178,10 @@ def test_sets_are_compared_in_equal_numbers_of_cells_of_each_section():
 
 def test_cells_without_common_sections_or_positions_are_not_compared(caplog):
     real = simulated(0, side=10)
-    assert space_scores(real, replace(real, positions=None)) is None
-    assert space_scores(replace(real, positions=None), real) is None
-    assert space_scores(real, replace(real, positions=real.positions.assign(section="new"))) is None
+    elsewhere = replace(real, positions=real.positions.assign(section="new"))
+    nowhere = replace(real, positions=None)
+    for pair in ((real, nowhere), (nowhere, real), (real, elsewhere)):
+        assert not len(space_scores(*pair).scores)
     assert "Not compared in space: generated, with 0 cells in sections of real cells." in caplog.text
 
 
@@ -203,3 +212,94 @@ def test_types_in_one_set_only_are_left_out():
     rows = of_real.moran_within.loc["low"]
     assert scores["moran_within_mean_real"] == pytest.approx(rows.mean())
     assert scores["neighbourhood_distance"] == pytest.approx(of_real.neighbours.loc["low", "high"])
+
+
+# ---- positions in files and evaluations
+
+
+def as_anndata(cells: Cells, spatial_key: str = "spatial", section_key: str = "section") -> AnnData:
+    obs = pd.DataFrame({"cell_type": cells.cell_type, section_key: cells.positions["section"].to_numpy()})
+    obs.index = [f"cell{i}" for i in obs.index]
+    obsm = {spatial_key: cells.positions[["x", "y"]].to_numpy()}
+    return AnnData(cells.counts, obs=obs, var=NAMES.var, obsm=obsm)
+
+
+@pytest.mark.parametrize("keys", [PREPARED, ("place", "slide")])
+def test_positions_have_the_keys_of_the_user_or_the_default(keys):
+    cells = simulated(0, n_sections=2, side=3)
+    for names in (PREPARED, keys):
+        assert position_table(as_anndata(cells, *names), keys).equals(cells.positions)
+
+
+def test_a_single_section_needs_no_column():
+    adata = as_anndata(simulated(0, side=3))
+    del adata.obs["section"]
+    assert set(position_table(adata)["section"]) == {"section"}
+
+
+@pytest.mark.parametrize("values", [np.full((9, 2), np.nan), np.zeros((9, 5)), np.full((9, 2), "a")])
+def test_values_that_are_no_coordinates_are_no_positions(values):
+    adata = as_anndata(simulated(0, side=3))
+    adata.obsm["spatial"] = values
+    assert position_table(adata) is None
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Real cells as from ``bdm prepare``, and generated cells with the keys of the user."""
+    real = as_anndata(simulated(0))
+    real.obs["split"] = np.where(np.arange(real.n_obs) % 5, "train", "test")
+    settings = {"spatial_key": "place", "section_key": "slide"}
+    real.uns["bdm"] = {"settings": json.dumps(settings)}
+    real.write_h5ad(tmp_path / "prepared.h5ad")
+    as_anndata(simulated(1), "place", "slide").write_h5ad(tmp_path / "generated.h5ad")
+    return tmp_path
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_positions_are_read_from_files(files, on_disk):
+    real = read_real_cells(files / "prepared.h5ad", on_disk=on_disk)
+    generated = read_generated(files / "generated.h5ad", real, on_disk=on_disk)
+    assert generated.positions.equals(simulated(1).positions)
+    index = np.array([5, 2])
+    assert generated[index].positions.equals(simulated(1).positions.iloc[index].reset_index(drop=True))
+    is_test = np.arange(SIDE**2) % 5 == 0
+    assert np.array_equal(real.test.positions["x"], simulated(0).positions["x"][is_test])
+
+
+def test_evaluation_has_scores_in_space_and_draws_them(files, bdm):
+    out = files / "evaluation"
+    few = ("--n-repeats", 1, "--max-cells-per-type", 10)
+    assert bdm("evaluate", files / "prepared.h5ad", files / "generated.h5ad", out, *few)[0] == 0
+    evaluation = Evaluation.load(out)
+    table = by_set(evaluation.space)
+    assert table.loc["moran_correlation", "generated"] > 0.95
+    assert pd.read_csv(out / "space.csv").shape == evaluation.space.scores.shape == (20, 3)
+    assert list(pd.read_csv(out / "space_genes.csv")["gene"]) == list(NAMES.index)
+    assert (out / "space.png").is_file()
+    axes = space(evaluation, show=False)
+    titles = [axis.get_title() for axis in axes if axis.get_title()]
+    assert titles == ["cell type", *evaluation.space.mapped_genes]
+    assert axes[-1].get_legend_handles_labels()[1][0].startswith("all cells: r = ")
+    with pytest.raises(InputError, match=r"no set 'flat' with positions; it has generated\.$"):
+        space(evaluation, name="flat", show=False)
+
+
+def test_cells_given_to_a_model_keep_their_positions(small_model, example_cells):
+    cells = example_cells.copy()
+    cells.obsm["spatial"] = np.random.default_rng(0).random((cells.n_obs, 2))
+    is_known = cells.obs["bulk_labels"].isin(small_model.model.cell_types)
+    known = known_cells(cells, small_model.model)
+    assert np.array_equal(known.positions[["x", "y"]], cells.obsm["spatial"][is_known])
+
+
+def test_figure_without_common_genes_shows_the_positions():
+    """Each gene is detected in one of 24 cells."""
+    cells = simulated(0)
+    rows = np.arange(len(cells))
+    counts = sparse.csr_matrix((np.ones(len(cells)), (rows, rows % 24)), dtype=np.float32)
+    rare = replace(cells, counts=counts, cell_type=np.full(len(cells), "cell"))
+    genes = GeneNames(pd.DataFrame(index=[f"g{i}" for i in range(24)]))
+    result = evaluate(RealCells(rare[rows % 5 > 0], rare[rows % 5 == 0], genes), {"generated": rare})
+    assert not len(result.space.genes)
+    assert [axis.get_title() for axis in space(result, show=False)] == ["cell type", "", ""]

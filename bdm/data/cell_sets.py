@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ from bdm.data.columns import complete_column, name_in
 from bdm.data.counts import count_slots, find_counts
 from bdm.data.genes import GeneNames, symbol_column
 from bdm.data.matrix import take_cells, to_row_storage
-from bdm.data.prepare import gene_names, is_prepared, recorded_covariates
+from bdm.data.prepare import gene_names, is_prepared, recorded_covariates, recorded_settings
 from bdm.data.read import read_cells
+from bdm.data.space import position_keys
 from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
@@ -52,14 +54,15 @@ def read_real_cells(
         names = gene_names(adata) if is_prepared(adata) else GeneNames(adata.var, symbol_column(adata.var))
     is_test = find_test_cells(adata, path, needed=test_path is None)
     covariates = recorded_covariates(adata) if is_prepared(adata) else ()
-    training = StoredCells.from_anndata(path, adata, np.flatnonzero(~is_test), names.index, place, covariates)
+    keys_in_space = position_keys(recorded_settings(adata) if is_prepared(adata) else {})
+    store = partial(StoredCells.from_anndata, genes=names.index, covariates=covariates, position_keys=keys_in_space)
+    training = store(path, adata, np.flatnonzero(~is_test), place=place)
     if test_path is None:
-        test = StoredCells.from_anndata(path, adata, np.flatnonzero(is_test), names.index, place, covariates)
+        test = store(path, adata, np.flatnonzero(is_test), place=place)
     else:
         test_adata, test_place = open_cells(test_path, keys)
         check_genes(test_adata.var_names, names.index, test_path)
-        rows = np.arange(test_adata.n_obs)
-        test = StoredCells.from_anndata(test_path, test_adata, rows, names.index, test_place, covariates)
+        test = store(test_path, test_adata, np.arange(test_adata.n_obs), place=test_place)
         with error_prefix(test_path):
             check_held_out(test, training)
     small = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
@@ -67,8 +70,8 @@ def read_real_cells(
         logger.warning("%s: types with too few test cells are not evaluated: %s.", path, ", ".join(small))
     check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
     if on_disk:
-        return RealCells(training, test, names)
-    return RealCells(training.in_memory(), test.in_memory(), names)
+        return RealCells(training, test, names, keys_in_space)
+    return RealCells(training.in_memory(), test.in_memory(), names, keys_in_space)
 
 
 def read_generated(path: Path, real: RealCells, keys: InputKeys = DEFAULT_KEYS, *, on_disk: bool = False) -> TypedCells:
@@ -79,7 +82,8 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = DEFAULT_KEYS, 
     adata, place = open_cells(path, keys, strict=False)
     check_genes(adata.var_names, real.genes, path)
     covariates = () if real.test.covariates is None else tuple(real.test.covariates)
-    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), real.genes, place, covariates)
+    rows = np.arange(adata.n_obs)
+    cells = StoredCells.from_anndata(path, adata, rows, real.genes, place, covariates, real.position_keys)
     unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
     if len(unknown):
         raise InputError(
@@ -118,7 +122,7 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: b
     if "batch" in obs or keys.batch_key in obs or (keys.batch_key and strict):
         remedy = "name another by `batch_key=`"
         obs["batch"] = read_column(obs, path, keys.batch_key, "batch", strict=strict, remedy=remedy)
-    opened = AnnData(to_row_storage(cells.X), obs=obs, var=cells.var, uns=adata.uns)
+    opened = AnnData(to_row_storage(cells.X), obs=obs, var=cells.var, uns=adata.uns, obsm=dict(adata.obsm))
     return opened, "X, or in a layer that `counts=` names" if slot == "X" and by_option else slot
 
 

@@ -16,11 +16,11 @@ from pandas.api.types import is_numeric_dtype
 from scipy import sparse
 
 from bdm._core.errors import InputError, abbreviated
-from bdm.data.columns import name_in
 from bdm.data.counts import as_counts, first_fault
 from bdm.data.genes import GeneNames
 from bdm.data.matrix import take_cells
 from bdm.data.modalities import Modality, has_modalities, modalities_of
+from bdm.data.space import PREPARED, PositionKeys, position_table
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ GENERATED = "generated"  # by bdm or any other simulator
 TRANSMUTED, UNCHANGED = "transmuted", "unchanged"  # after and before a transmutation
 FILES = ("prepared", "test_cells", "model")  # checksums are recorded under these keys, next to the sets
 RESERVED_SET_NAMES = (GENERATED, TRANSMUTED, UNCHANGED, FLOOR, "test", "train", *FILES)
-SPATIAL, SECTION = "spatial", "section"  # of prepared cells: coordinates in obsm, and sections in obs
 MIN_CELLS_OF_TYPE = 2  # one cell has no within-type distance
 MIN_CELLS_FOR_MEANS = 5  # scores of fewer cells are too noisy to average over types
 BLOCK = 20_000  # cells read and checked at a time; checks need several times their memory
@@ -41,7 +40,7 @@ class TypedCells(ABC):
 
     cell_type: np.ndarray  # of each cell
     covariates: pd.DataFrame | None  # cells x covariates
-    positions: pd.DataFrame | None  # see :func:`positions_in`
+    positions: pd.DataFrame | None  # see :func:`bdm.data.space.position_table`
 
     def __len__(self) -> int:
         return len(self.cell_type)
@@ -81,7 +80,7 @@ class Cells(TypedCells):
     population: np.ndarray | None = None  # None unless sub-populations are compared
     covariates: pd.DataFrame | None = None  # cells x covariates; None if there are none
     modalities: tuple[Modality, ...] = ()  # empty for RNA alone
-    positions: pd.DataFrame | None = None  # see :func:`positions_in`
+    positions: pd.DataFrame | None = None  # see :func:`bdm.data.space.position_table`
 
     @classmethod
     def from_anndata(cls, adata: AnnData, covariates: Sequence[str] = ()) -> Cells:
@@ -89,7 +88,7 @@ class Cells(TypedCells):
         counts = sparse.csr_matrix(adata.X, dtype=np.float32)
         cell_type, batch = adata.obs["cell_type"].to_numpy(dtype=str), read_batch(adata.obs)
         values, modalities = covariates_in(adata.obs, covariates), modalities_if_several(adata.var)
-        return cls(counts, cell_type, batch, None, values, modalities, positions_in(adata))
+        return cls(counts, cell_type, batch, None, values, modalities, position_table(adata))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         batch, population = (None if column is None else column[index] for column in (self.batch, self.population))
@@ -154,7 +153,7 @@ class StoredCells(TypedCells):
     batch: np.ndarray | None = None  # None if unknown
     place: str = "X"  # slot of the raw counts, for messages
     covariates: pd.DataFrame | None = None  # cells x covariates; None if there are none
-    positions: pd.DataFrame | None = None  # see :func:`positions_in`
+    positions: pd.DataFrame | None = None  # see :func:`bdm.data.space.position_table`
 
     @classmethod
     def from_anndata(
@@ -165,9 +164,10 @@ class StoredCells(TypedCells):
         genes: pd.Index,
         place: str = "X",
         covariates: Sequence[str] = (),
+        position_keys: PositionKeys = PREPARED,
     ) -> StoredCells:
         """Read types and any batches, covariates and positions of the cells ``rows``."""
-        obs, positions = adata.obs.iloc[rows], select_rows(positions_in(adata), rows)
+        obs, positions = adata.obs.iloc[rows], select_rows(position_table(adata, position_keys), rows)
         cell_type, values = obs["cell_type"].to_numpy(dtype=str), covariates_in(obs, covariates)
         return cls(path, adata, rows, genes, cell_type, read_batch(obs), place, values, positions)
 
@@ -201,6 +201,7 @@ class RealCells:
     training: TypedCells
     test: TypedCells
     names: GeneNames
+    position_keys: PositionKeys = PREPARED  # of the user's cells, and of cells that a model generates
 
     @property
     def genes(self) -> pd.Index:
@@ -233,23 +234,6 @@ def covariates_in(obs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | Non
     """Return the numeric covariates without missing values, or None if there are none."""
     known = [name for name in names if name in obs and is_numeric_dtype(obs[name]) and obs[name].notna().all()]
     return obs[known].astype(float).reset_index(drop=True) if known else None
-
-
-def positions_in(adata: AnnData, spatial_key: str = SPATIAL, section_key: str = SECTION) -> pd.DataFrame | None:
-    """Return the coordinates (``x``, ``y`` and any ``z``) and ``section`` of each cell.
-
-    Default keys are used where the cells lack keys. Without sections, there is one. Returns None without two or three
-    finite coordinates of each cell.
-    """
-    spatial_key = spatial_key if spatial_key in adata.obsm else SPATIAL
-    values = np.asarray(adata.obsm.get(spatial_key))
-    is_valid = values.dtype.kind in "iuf" and values.ndim == 2 and values.shape[1] in (2, 3)
-    if not is_valid or not np.isfinite(values).all():
-        return None
-    section_key = name_in(adata.obs, section_key)
-    section_key = section_key if section_key in adata.obs else SECTION
-    section = adata.obs[section_key].to_numpy(dtype=str) if section_key in adata.obs else SECTION
-    return pd.DataFrame(values.astype(float), columns=["x", "y", "z"][: values.shape[1]]).assign(section=section)
 
 
 def select_rows(table: pd.DataFrame | None, index: np.ndarray) -> pd.DataFrame | None:

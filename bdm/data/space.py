@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import InputError
+from bdm.data.columns import name_in
 
 POSITIONS, SECTION = "spatial", "section"  # of prepared cells: key of obsm, column of obs
 COORDINATES = ("x", "y", "z")  # columns of tables of locations
 ONE_SECTION = "section"  # name of the section of cells without a column of sections
+
+PositionKeys: TypeAlias = tuple[str, str | None]  # key of obsm; column of obs, None for one section
+PREPARED: PositionKeys = (POSITIONS, SECTION)
 
 
 def has_positions(adata: AnnData) -> bool:
@@ -18,11 +25,18 @@ def has_positions(adata: AnnData) -> bool:
     return POSITIONS in adata.obsm
 
 
-def sections_of(adata: AnnData) -> np.ndarray:
-    """Return the section of each prepared cell, as text."""
-    if SECTION not in adata.obs:
-        return np.full(adata.n_obs, ONE_SECTION, dtype=object)
-    return np.asarray(adata.obs[SECTION].astype(str).to_numpy(dtype=object))
+def sections_of(adata: AnnData, key: str | None = SECTION) -> np.ndarray:
+    """Return the section of each cell, as text: column ``key``, or the one of prepared cells."""
+    columns = () if key is None else (name_in(adata.obs, key), SECTION)
+    for column in filter(adata.obs.__contains__, columns):
+        return np.asarray(adata.obs[column].astype(str).to_numpy(dtype=object))
+    return np.full(adata.n_obs, ONE_SECTION, dtype=object)
+
+
+def position_keys(preparation: Mapping[str, Any]) -> PositionKeys:
+    """Return the user's keys of positions and sections, or the keys of prepared cells if none are recorded."""
+    spatial_key = preparation.get("spatial_key")
+    return PREPARED if spatial_key is None else (spatial_key, preparation["section_key"])
 
 
 def position_key(adata: AnnData, key: str) -> str:
@@ -49,6 +63,20 @@ def positions_in(adata: AnnData, key: str) -> np.ndarray:
             f"{adata.obs_names[missing.argmax()]}; complete it, or leave these cells out."
         )
     return positions
+
+
+def position_table(adata: AnnData, keys: PositionKeys = PREPARED) -> pd.DataFrame | None:
+    """Return coordinates (``x``, ``y`` and any ``z``) and ``section`` of cells; None without valid positions.
+
+    Keys of prepared cells replace ``keys`` that the cells lack.
+    """
+    spatial_key, section_key = keys
+    try:
+        positions = positions_in(adata, position_key(adata, spatial_key))
+    except InputError:
+        return None
+    table = pd.DataFrame(positions, columns=list(COORDINATES[: positions.shape[1]]))
+    return table.assign(section=sections_of(adata, section_key).astype(str))
 
 
 def check_sections(obs: pd.DataFrame, positions: np.ndarray) -> None:

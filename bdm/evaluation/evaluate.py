@@ -42,6 +42,7 @@ from bdm.evaluation.scores import (
     score_bins,
     score_cells,
 )
+from bdm.evaluation.space_scores import SpaceScores, score_space
 from bdm.evaluation.verdict import Verdict, verdict
 from bdm.settings import EvaluationSettings
 
@@ -91,6 +92,8 @@ class Evaluation(Result):
         Version, packages, seed, settings, and checksums of the files.
     compute_embedding
         Function that computes :attr:`embedding` once, and caches it.
+    space
+        Scores in space, and Moran's I of genes. Empty if real or generated cells have no positions.
     modalities
         (modality, score) x sets, see :func:`~bdm.evaluation.modality_scores.modality_scores`; None for RNA alone. Other
         scores use RNA only, and the UMAP uses all modalities.
@@ -110,6 +113,7 @@ class Evaluation(Result):
     fold_changes: pd.DataFrame
     provenance: dict[str, Any]
     compute_embedding: Callable[[], pd.DataFrame]
+    space: SpaceScores
     modalities: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
@@ -165,6 +169,8 @@ class Evaluation(Result):
         empty = pd.DataFrame(columns=["modality", "score", *self.overall])  # for RNA alone
         modalities = empty if self.modalities is None else self.modalities.reset_index()
         modalities.to_csv(folder / "modalities.csv", index=False, float_format="%.4g")
+        self.space.scores.to_csv(folder / "space.csv", index=False, float_format="%.4g")
+        self.space.genes.to_csv(folder / "space_genes.csv", index=False, float_format="%.4g")
         self.gene_statistics.to_csv(folder / "genes.csv", index=False, float_format="%.4g")
 
 
@@ -242,6 +248,7 @@ def evaluate(
         provenance=provenance(seed=seed, settings=asdict(settings)),
         compute_embedding=cache(partial(joint_umap, umap_cells, var, seed=last.seed)),
         modalities=modalities,
+        space=score_space(real, generated, most=size_limits.space, seed=seed),
     )
 
 

@@ -37,6 +37,7 @@ class SizeLimits:
     pairs: int = 2_000_000_000  # query cells x training cells, for memorisation
     markers: int = 50_000  # test cells for choosing marker genes and variable genes
     umap: int = 4_000  # over all sets
+    space: int = 100_000  # real cells, for scores in space
 
 
 SIZE_LIMITS = SizeLimits()

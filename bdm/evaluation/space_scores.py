@@ -12,12 +12,12 @@ import pandas as pd
 from scipy import sparse
 from scipy.spatial import KDTree
 
-from bdm.data.cells import FLOOR, SECTION, Cells, RealCells, TypedCells, sample_by_label, smaller_numbers
+from bdm.data.cells import FLOOR, Cells, RealCells, TypedCells, sample_by_label, smaller_numbers
 from bdm.data.gene_tests import Agreement
+from bdm.data.space import SECTION
 
 logger = logging.getLogger(__name__)
 
-REAL = "real"  # training and test cells together, as a set in tables
 N_NEIGHBOURS, N_IN_NEIGHBOURHOOD = 6, 15  # for Moran's I (as in squidpy), and for types of neighbours
 MIN_DETECTED = 0.05  # share of real cells with counts of a gene; Moran's I of rarer genes is mostly noise
 MIN_CELLS = 50  # of a type or section; with fewer, Moran's I is mostly noise
@@ -39,7 +39,7 @@ class SpaceScores:
         in the set, and in as many real cells (``moran_real``, ``moran_within_real``). Genes detected in fewer than 5%
         of the real cells are left out.
     cells
-        Cells to draw: ``set`` (``real``, then the generated sets), ``cell_type``, ``section`` and coordinates.
+        Cells to draw: ``set`` (``floor``: real cells), ``cell_type``, ``section`` and coordinates.
     mapped_genes
         Genes with the highest Moran's I in real cells.
     expression
@@ -51,6 +51,15 @@ class SpaceScores:
     cells: pd.DataFrame
     mapped_genes: tuple[str, ...]
     expression: np.ndarray
+
+
+NO_SPACE_SCORES = SpaceScores(  # tables of cells without positions
+    scores=pd.DataFrame(columns=["set", "score", "value"]),
+    genes=pd.DataFrame(columns=["set", "gene", "moran", "moran_real", "moran_within", "moran_within_real"]),
+    cells=pd.DataFrame(columns=["x", "y", SECTION, "set", "cell_type"]),
+    mapped_genes=(),
+    expression=np.empty((0, 0)),
+)
 
 
 @dataclass(frozen=True)
@@ -103,8 +112,8 @@ class SpaceStatistics:
         )
 
 
-def score_space(real: RealCells, generated: Mapping[str, TypedCells], *, most: int, seed: int) -> SpaceScores | None:
-    """Compare generated cells with real cells in space; None without positions.
+def score_space(real: RealCells, generated: Mapping[str, TypedCells], *, most: int, seed: int) -> SpaceScores:
+    """Compare generated cells with real cells in space; empty without positions.
 
     In a sample of cells, neighbours are farther apart. So the real cells are training and test cells together, and each
     comparison is between equal numbers of cells in each section.
@@ -122,12 +131,12 @@ def score_space(real: RealCells, generated: Mapping[str, TypedCells], *, most: i
     """
     parts = [cells for cells in (real.training, real.test) if cells.positions is not None]
     if not parts or all(cells.positions is None for cells in generated.values()):
-        return None
+        return NO_SPACE_SCORES
     pool = sample_together(parts, most=most, seed=seed)
     genes = np.flatnonzero((pool.counts > 0).mean(axis=0).A1 >= MIN_DETECTED)
     library_size = float(np.median(pool.library_size))
     real_cells = PlacedCells.from_cells(pool, genes, library_size=library_size)
-    compared, scores, tables = {REAL: real_cells}, [(FLOOR, score_floor(real_cells, seed=seed))], []
+    compared, scores, tables = {FLOOR: real_cells}, [(FLOOR, score_floor(real_cells, seed=seed))], []
     for name, cells in generated.items():
         if cells.positions is None:
             continue
@@ -141,13 +150,13 @@ def score_space(real: RealCells, generated: Mapping[str, TypedCells], *, most: i
         scores.append((name, values))
         tables.append(pd.DataFrame({"set": name, "gene": real.genes[genes], **morans}))
     if not tables:
-        return None
+        return NO_SPACE_SCORES
     mapped = np.argsort(-tables[0]["moran_real"].fillna(-1).to_numpy(), kind="stable")[:N_MAPPED_GENES]
     maps = {name: sample_to_map(cells, real_cells.positions, seed=seed) for name, cells in compared.items()}
     map_tables = [cells.positions.assign(set=name, cell_type=cells.cell_type) for name, cells in maps.items()]
     score_rows = [(name, score, value) for name, values in scores for score, value in values.items()]
     return SpaceScores(
-        scores=pd.DataFrame(score_rows, columns=["set", "score", "value"]),
+        scores=pd.DataFrame(score_rows, columns=NO_SPACE_SCORES.scores.columns),
         genes=real.names.with_symbols(pd.concat(tables, ignore_index=True)),
         cells=pd.concat(map_tables, ignore_index=True),
         mapped_genes=tuple(real.genes[genes[mapped]]),

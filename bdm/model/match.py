@@ -15,7 +15,14 @@ from bdm._core.errors import InputError, counted, error_prefix
 from bdm._core.validation import label_candidates, labels_rejection
 from bdm.autoencoder.latent import populations_of_cells
 from bdm.data.cell_sets import DEFAULT_KEYS, check_held_out, read_real_cells
-from bdm.data.cells import Cells, Populations, RealCells, check_number, covariates_in, modalities_if_several
+from bdm.data.cells import (
+    Cells,
+    Populations,
+    RealCells,
+    check_number,
+    covariates_in,
+    modalities_if_several,
+)
 from bdm.data.columns import (
     as_text,
     complete_column,
@@ -31,6 +38,7 @@ from bdm.data.matrix import to_row_storage
 from bdm.data.modalities import modalities_of
 from bdm.data.prepare import is_prepared, prepare, recorded_covariates
 from bdm.data.read import cells_in, read_cells
+from bdm.data.space import position_keys, position_table
 from bdm.model.model import BranchedModel, composition_of
 from bdm.settings import InputKeys, PrepareSettings
 
@@ -113,7 +121,8 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_
     cell_type = labels[is_known].to_numpy(dtype=str)
     covariates = covariates_in(with_written_names(cells.obs), model.covariate_names)
     modalities = modalities_if_several(model.autoencoder.genes)
-    return Cells(counts, cell_type, batch, covariates=covariates, modalities=modalities)
+    positions = position_table(cells, position_keys(model.preparation))
+    return Cells(counts, cell_type, batch, None, covariates, modalities, positions)
 
 
 def encoder_input(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> AnnData:
@@ -376,7 +385,7 @@ def real_cells_for(
     if held_out is not None:
         check_held_out(test, training)
     check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
-    return RealCells(training, test, model.gene_names)
+    return RealCells(training, test, model.gene_names, position_keys(model.preparation))
 
 
 def sets_for(

@@ -63,6 +63,18 @@ MODALITY_SCORE_NAMES = {
     "gene_correlation": "Correlations with genes: r",
     "gene_slope": "Correlations with genes: slope",
 }
+SPACE_SCORE_NAMES = {
+    "moran_correlation": "Moran's I: r",
+    "moran_slope": "Moran's I: slope",
+    "moran_mean": "Moran's I: mean",
+    "moran_mean_real": "Moran's I: mean in real cells",
+    "moran_within_correlation": "Moran's I within types: r",
+    "moran_within_slope": "Moran's I within types: slope",
+    "moran_within_mean": "Moran's I within types: mean",
+    "moran_within_mean_real": "Moran's I within types: mean in real cells",
+    "neighbourhood_distance": "Distance of types of neighbours",
+    "neighbourhood_distance_permuted": "The same with real types at random positions",
+}
 TRANSMUTATION_SCORE_NAMES = {
     "energy": "Energy distance",
     "mean_r2": "R² of mean expression",
@@ -169,6 +181,7 @@ def template_variables(results: Results) -> dict[str, Any]:
         "scores": scores(results),
         "modalities": modalities(results),
         "modality_score_names": MODALITY_SCORE_NAMES,
+        "space_scores": space_scores(results),
         "figures": {name: b64encode(png).decode() for name, png in results.figures.items()},
         "nodes": list(nodes(results)),
         "populations": population_content,
@@ -225,6 +238,13 @@ def modalities(results: Results) -> dict[str, dict[str, dict[str, float]]]:
         }
         for name in table.index.unique("modality")
     }
+
+
+def space_scores(results: Results) -> dict[str, dict[str, float]]:
+    """Return known scores in space of generated cells and floor, by name."""
+    table = results.evaluation.space.scores.pivot(index="score", columns="set", values="value").dropna(how="all")
+    known = table if GENERATED in table else table[:0]
+    return {name: known.loc[score].to_dict() for score, name in SPACE_SCORE_NAMES.items() if score in known.index}
 
 
 def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, Any]:

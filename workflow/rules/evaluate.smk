@@ -20,6 +20,9 @@ rule evaluate:
         covariates_figure=in_archive(
             "results/{dataset}/evaluation/covariates.png", "Evaluation", "genes along covariates (figure)"
         ),
+        space=in_archive("results/{dataset}/evaluation/space.csv", "Evaluation", "scores in space (table)"),
+        space_genes="results/{dataset}/evaluation/space_genes.csv",
+        space_figure=in_archive("results/{dataset}/evaluation/space.png", "Evaluation", "cells in space (figure)"),
         modalities="results/{dataset}/evaluation/modalities.csv",
         umap=in_archive("results/{dataset}/evaluation/umap.png", "Evaluation", "map of cells (figure)"),
         by_type_figure=in_archive(
