@@ -504,7 +504,7 @@ class BranchedDiffusion:
         ----------
         adata_new
             Cells to evaluate as the set ``generated``. By default the model generates as many of each type as there
-            are test cells.
+            are test cells, at their positions if it has learned positions.
         compare
             Further sets of cells to evaluate, by name.
         adata_test
@@ -544,7 +544,12 @@ class BranchedDiffusion:
         settings = EvaluationSettings(n_repeats=n_repeats)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         if adata_new is None:
-            request = request_cells(self.model, real.test.numbers)
+            test = real.test
+            if self.model.space is None or test.positions is None:
+                request = request_cells(self.model, test.numbers)
+            else:
+                locations = pd.concat([test.positions.assign(cell_type=test.cell_type), test.covariates], axis=1)
+                request = request_at(self.model, locations, extrapolate=True, seed=seed)
             adata_new = generate_cells(self.model, request, GenerationSettings(), seed=seed)
         sets = sets_for(self.model, {GENERATED: adata_new, **(compare or {})}, real, keys)
         return evaluate(real, sets, settings, populations=population_assigner(self.model), seed=seed)

@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from bdm._core.errors import InputError
+from bdm.api import BranchedDiffusion
 from bdm.data.cell_sets import read_generated, read_real_cells
 from bdm.data.cells import Cells, RealCells
 from bdm.data.genes import GeneNames
@@ -28,6 +29,7 @@ from bdm.evaluation.space_scores import (
 )
 from bdm.model.match import known_cells
 from bdm.plotting.space import space
+from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
 
 SIDE, N_GENES = 24, 12
 NAMES = GeneNames(pd.DataFrame(index=[f"g{i}" for i in range(N_GENES)]))
@@ -291,6 +293,21 @@ def test_cells_given_to_a_model_keep_their_positions(small_model, example_cells)
     is_known = cells.obs["bulk_labels"].isin(small_model.model.cell_types)
     known = known_cells(cells, small_model.model)
     assert np.array_equal(known.positions[["x", "y"]], cells.obsm["spatial"][is_known])
+
+
+def test_model_with_positions_is_evaluated_in_space():
+    """The keys of the user are those of prepared, generated and test cells."""
+    cells, held_out = (as_anndata(simulated(seed, n_sections=2, side=16), "place", "slide") for seed in (0, 1))
+    settings = Settings(
+        prepare=PrepareSettings(genes="all"),
+        autoencoder=AutoencoderSettings(n_latent=4, n_steps=120, sub_populations="none"),
+        hierarchy=HierarchySettings(n_bootstrap=3),
+    )
+    model = BranchedDiffusion(cells, spatial_key="place", section_key="slide", settings=settings).fit()
+    table = by_set(model.evaluate(adata_test=held_out, n_repeats=1).space)
+    assert list(table) == ["floor", "generated"]
+    assert table.loc["moran_correlation", "generated"] > 0.8
+    assert table.loc["neighbourhood_distance", "generated"] < 0.05
 
 
 def test_figure_without_common_genes_shows_the_positions():
