@@ -304,6 +304,19 @@ def test_page_shows_the_figures_that_commands_drew(page, full, results):
     assert "branch_genes.png" not in report_page(replace(results, figures={}))
 
 
+def test_page_has_scores_in_space_if_cells_have_positions(results, text):
+    assert "Cells in space" not in text
+    scores = pd.DataFrame(
+        [(key, "moran_slope", value) for key, value in ((FLOOR, 0.98), (GENERATED, 0.87))]
+        + [(key, "moran_within_slope", np.nan) for key in (FLOOR, GENERATED)],
+        columns=["set", "score", "value"],
+    )
+    space = replace(results.evaluation.space, scores=scores)
+    placed = words_with(results, evaluation=replace(results.evaluation, space=space))
+    assert "Moran's I: slope 0.870 0.980" in placed
+    assert "Moran's I within types" not in placed  # without values
+
+
 def test_page_shows_standard_errors_and_how_many_cells_a_verdict_needs(text, results):
     assert f"± {results.evaluation.overall.loc['relative_energy_error', 'generated']:.3f}" in text
     assert f"needs {LIMITS.min_cells} test cells (about 50 cells of the type in the input)" in text

@@ -18,13 +18,13 @@ from bdm.data.genes import GeneNames
 from bdm.data.space import PREPARED, position_table
 from bdm.evaluation.evaluate import Evaluation, evaluate
 from bdm.evaluation.space_scores import (
-    PlacedCells,
     SpaceStatistics,
     compare_statistics,
     match_sections,
     morans_i,
     neighbour_graph,
     neighbour_types,
+    place,
     score_space,
 )
 from bdm.model.match import known_cells
@@ -190,7 +190,7 @@ def test_cells_without_common_sections_or_positions_are_not_compared(caplog):
 def test_a_type_of_few_cells_has_no_moran_of_its_own():
     real = simulated(0)
     few = replace(real, cell_type=np.where(np.arange(len(real)) < 49, "few", real.cell_type))
-    cells = PlacedCells.from_cells(few, np.arange(N_GENES), library_size=50)
+    cells = place(few, np.arange(N_GENES), library_size=50)
     statistics = SpaceStatistics.from_cells(cells)
     assert set(statistics.moran_within.index) == {"low", "high"}
     assert set(statistics.neighbours.index) == {"few", "low", "high"}
@@ -207,8 +207,7 @@ def test_types_in_one_set_only_are_left_out():
     real = simulated(0)
     other = replace(real, cell_type=np.where(real.cell_type == "low", "low", "other"))
     of_real, of_other = (
-        SpaceStatistics.from_cells(PlacedCells.from_cells(cells, np.arange(N_GENES), library_size=50))
-        for cells in (real, other)
+        SpaceStatistics.from_cells(place(cells, np.arange(N_GENES), library_size=50)) for cells in (real, other)
     )
     scores, _ = compare_statistics(of_other, of_real)
     rows = of_real.moran_within.loc["low"]

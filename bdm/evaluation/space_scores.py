@@ -9,12 +9,13 @@ from itertools import permutations
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 from scipy.spatial import KDTree
 
 from bdm.data.cells import FLOOR, Cells, RealCells, TypedCells, sample_by_label, smaller_numbers
 from bdm.data.gene_tests import Agreement
-from bdm.data.space import SECTION
+from bdm.data.space import COORDINATES, SECTION
 
 logger = logging.getLogger(__name__)
 
@@ -63,26 +64,6 @@ NO_SPACE_SCORES = SpaceScores(  # tables of cells without positions
 
 
 @dataclass(frozen=True)
-class PlacedCells:
-    """Cells with positions, and normalised expression of selected genes."""
-
-    expression: sparse.csr_matrix  # log1p of counts, normalised to a library size; cells x genes
-    cell_type: np.ndarray
-    positions: pd.DataFrame  # coordinates and section
-
-    @classmethod
-    def from_cells(cls, cells: Cells, genes: np.ndarray, *, library_size: float) -> PlacedCells:
-        """Normalise cells, and select genes by index."""
-        assert cells.positions is not None
-        scale = sparse.diags(library_size / np.maximum(cells.library_size, 1))
-        return cls(sparse.csr_matrix(scale @ cells.counts[:, genes]).log1p(), cells.cell_type, cells.positions)
-
-    def __getitem__(self, index: np.ndarray) -> PlacedCells:
-        positions = self.positions.iloc[index].reset_index(drop=True)
-        return PlacedCells(self.expression[index], self.cell_type[index], positions)
-
-
-@dataclass(frozen=True)
 class SpaceStatistics:
     """Statistics of one set of cells in space."""
 
@@ -93,41 +74,31 @@ class SpaceStatistics:
     n_by_type: pd.Series
 
     @classmethod
-    def from_cells(cls, cells: PlacedCells, *, seed: int = 0) -> SpaceStatistics:
-        """Compute the statistics; ``seed`` is for the permutation."""
-        within, n_by_type = {}, pd.Series(cells.cell_type, dtype=str).value_counts()
+    def from_cells(cls, cells: AnnData, *, seed: int = 0) -> SpaceStatistics:
+        """Compute the statistics of :func:`place` cells; ``seed`` is for the permutation."""
+        cell_type = cells.obs["cell_type"].to_numpy(dtype=str)
+        within, n_by_type = {}, pd.Series(cell_type, dtype=str).value_counts()
         for name in n_by_type.index[n_by_type >= MIN_CELLS] if len(n_by_type) > 1 else ():
-            members = cells[np.flatnonzero(cells.cell_type == name)]
-            within[name] = morans_i(members.expression, neighbour_graph(members.positions, N_NEIGHBOURS))
-        permuted, rng = cells.cell_type.copy(), np.random.default_rng(seed)
-        for rows in rows_by_section(cells.positions):
+            members = cells[cell_type == name]
+            within[name] = morans_i(members.X, neighbour_graph(members.obs, N_NEIGHBOURS))
+        permuted, rng = cell_type.copy(), np.random.default_rng(seed)
+        for rows in rows_by_section(cells.obs):
             permuted[rows] = rng.permutation(permuted[rows])
-        graph = neighbour_graph(cells.positions, N_IN_NEIGHBOURHOOD)
+        graph = neighbour_graph(cells.obs, N_IN_NEIGHBOURHOOD)
         return cls(
-            moran=morans_i(cells.expression, neighbour_graph(cells.positions, N_NEIGHBOURS)),
-            moran_within=pd.DataFrame.from_dict(within, orient="index", columns=range(cells.expression.shape[1])),
-            neighbours=neighbour_types(cells.cell_type, graph),
+            moran=morans_i(cells.X, neighbour_graph(cells.obs, N_NEIGHBOURS)),
+            moran_within=pd.DataFrame.from_dict(within, orient="index", columns=range(cells.n_vars)),
+            neighbours=neighbour_types(cell_type, graph),
             neighbours_permuted=neighbour_types(permuted, graph),
             n_by_type=n_by_type,
         )
 
 
 def score_space(real: RealCells, generated: Mapping[str, TypedCells], *, most: int, seed: int) -> SpaceScores:
-    """Compare generated cells with real cells in space; empty without positions.
+    """Compare generated cells with at most ``most`` real cells in space; empty without positions.
 
     In a sample of cells, neighbours are farther apart. So the real cells are training and test cells together, and each
     comparison is between equal numbers of cells in each section.
-
-    Parameters
-    ----------
-    real
-        Training cells and test cells.
-    generated
-        Sets of generated cells by name; sets without positions are left out.
-    most
-        Maximum number of real cells; more are sampled.
-    seed
-        Seed of the samples.
     """
     parts = [cells for cells in (real.training, real.test) if cells.positions is not None]
     if not parts or all(cells.positions is None for cells in generated.values()):
@@ -135,44 +106,42 @@ def score_space(real: RealCells, generated: Mapping[str, TypedCells], *, most: i
     pool = sample_together(parts, most=most, seed=seed)
     genes = np.flatnonzero((pool.counts > 0).mean(axis=0).A1 >= MIN_DETECTED)
     library_size = float(np.median(pool.library_size))
-    real_cells = PlacedCells.from_cells(pool, genes, library_size=library_size)
-    compared, scores, tables = {FLOOR: real_cells}, [(FLOOR, score_floor(real_cells, seed=seed))], []
+    placed = {FLOOR: place(pool, genes, library_size=library_size)}
+    scores, tables = {FLOOR: score_floor(placed[FLOOR], seed=seed)}, []
     for name, cells in generated.items():
         if cells.positions is None:
             continue
-        rows, real_rows = match_sections(cells.positions, real_cells.positions, seed=seed)
+        rows, real_rows = match_sections(cells.positions, placed[FLOOR].obs, seed=seed)
         if len(rows) < MIN_CELLS:
             logger.warning("Not compared in space: %s, with %d cells in sections of real cells.", name, len(rows))
             continue
-        compared[name] = PlacedCells.from_cells(cells[rows], genes, library_size=library_size)
-        statistics = (SpaceStatistics.from_cells(each, seed=seed) for each in (compared[name], real_cells[real_rows]))
-        values, morans = compare_statistics(*statistics)
-        scores.append((name, values))
+        placed[name] = place(cells[rows], genes, library_size=library_size)
+        statistics = (SpaceStatistics.from_cells(each, seed=seed) for each in (placed[name], placed[FLOOR][real_rows]))
+        scores[name], morans = compare_statistics(*statistics)
         tables.append(pd.DataFrame({"set": name, "gene": real.genes[genes], **morans}))
     if not tables:
         return NO_SPACE_SCORES
     mapped = np.argsort(-tables[0]["moran_real"].fillna(-1).to_numpy(), kind="stable")[:N_MAPPED_GENES]
-    maps = {name: sample_to_map(cells, real_cells.positions, seed=seed) for name, cells in compared.items()}
-    map_tables = [cells.positions.assign(set=name, cell_type=cells.cell_type) for name, cells in maps.items()]
-    score_rows = [(name, score, value) for name, values in scores for score, value in values.items()]
+    maps = {name: sample_to_map(cells, placed[FLOOR].obs, seed=seed) for name, cells in placed.items()}
+    values = pd.DataFrame(scores).rename_axis("score").reset_index().melt("score", var_name="set")
     return SpaceScores(
-        scores=pd.DataFrame(score_rows, columns=NO_SPACE_SCORES.scores.columns),
+        scores=values[["set", "score", "value"]],
         genes=real.names.with_symbols(pd.concat(tables, ignore_index=True)),
-        cells=pd.concat(map_tables, ignore_index=True),
+        cells=pd.concat([cells.obs.assign(set=name) for name, cells in maps.items()], ignore_index=True),
         mapped_genes=tuple(real.genes[genes[mapped]]),
-        expression=np.concatenate([cells.expression[:, mapped].toarray() for cells in maps.values()]),
+        expression=np.concatenate([cells.X[:, mapped].toarray() for cells in maps.values()]),
     )
 
 
-def score_floor(real: PlacedCells, *, seed: int) -> dict[str, float]:
+def score_floor(real: AnnData, *, seed: int) -> dict[str, float]:
     """Score real cells as if they had been generated.
 
     Each section of 50 cells or more is compared with each other section, and scores are averaged over pairs. If there
     are no two such sections, two random halves of the cells are compared.
     """
-    parts = [real[rows] for rows in rows_by_section(real.positions) if len(rows) >= MIN_CELLS]
+    parts = [real[rows] for rows in rows_by_section(real.obs) if len(rows) >= MIN_CELLS]
     if len(parts) < 2:
-        halves = np.array_split(np.random.default_rng(seed).permutation(len(real.cell_type)), 2)
+        halves = np.array_split(np.random.default_rng(seed).permutation(real.n_obs), 2)
         parts = [real[np.sort(rows)] for rows in halves]
     statistics = [SpaceStatistics.from_cells(part, seed=seed) for part in parts]
     pairs = [compare_statistics(*pair)[0] for pair in permutations(statistics, 2)]
@@ -190,7 +159,7 @@ def compare_statistics(query: SpaceStatistics, real: SpaceStatistics) -> tuple[d
       weighted by their real cells;
     - ``neighbourhood_distance``: total variation distance between the mean types of 15 neighbours of a cell, averaged
       over types weighted by their real cells;
-    - ``neighbourhood_distance_permuted``: the same for real cells with permuted types in place of query cells.
+    - ``neighbourhood_distance_permuted``: the same for real cells whose types are permuted.
     """
     morans = {"moran": Agreement(query.moran, real.moran), "moran_within": compare_within_types(query, real)}
     scores: dict[str, float] = {}
@@ -207,7 +176,7 @@ def compare_statistics(query: SpaceStatistics, real: SpaceStatistics) -> tuple[d
 
 
 def compare_within_types(query: SpaceStatistics, real: SpaceStatistics) -> Agreement:
-    """Average Moran's I of each gene over the types in which both sets have one."""
+    """Average Moran's I of each gene over the types in both sets."""
     types = real.moran_within.index.intersection(query.moran_within.index)
     values = np.stack([query.moran_within.loc[types], real.moran_within.loc[types]]).astype(float)
     weights = np.isfinite(values).all(axis=0) * real.n_by_type.reindex(types).to_numpy()[:, None]
@@ -223,7 +192,7 @@ def neighbour_graph(positions: pd.DataFrame, n_neighbours: int) -> sparse.csr_ma
 
     The weights of a cell are equal and sum to 1. Cells of small sections have fewer neighbours, and a cell alone none.
     """
-    coordinates = positions.drop(columns=SECTION).to_numpy()
+    coordinates = positions.filter(items=COORDINATES).to_numpy()
     rows, columns, weights = [np.empty(0, dtype=int)], [np.empty(0, dtype=int)], [np.empty(0)]
     for members in rows_by_section(positions):
         if k := min(n_neighbours, len(members) - 1):
@@ -281,6 +250,14 @@ def composition_distance(query: pd.DataFrame, real: pd.DataFrame, n_by_type: pd.
 # ---- samples
 
 
+def place(cells: Cells, genes: np.ndarray, *, library_size: float) -> AnnData:
+    """Return log1p of counts normalised to a library size, with positions and types in ``obs``."""
+    assert cells.positions is not None
+    scale = sparse.diags(library_size / np.maximum(cells.library_size, 1))
+    obs = cells.positions.assign(cell_type=cells.cell_type).set_axis(np.arange(len(cells)).astype(str))
+    return AnnData(sparse.csr_matrix(scale @ cells.counts[:, genes]).log1p(), obs=obs)
+
+
 def rows_by_section(positions: pd.DataFrame) -> list[np.ndarray]:
     """Return the indices of the cells of each section."""
     return list(positions.groupby(SECTION).indices.values())
@@ -296,14 +273,14 @@ def sample_together(parts: Sequence[TypedCells], *, most: int, seed: int) -> Cel
 
 
 def match_sections(query: pd.DataFrame, real: pd.DataFrame, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sample equal numbers of cells of each section, and return their indices in both sets."""
+    """Sample equal numbers of cells per section, and return their indices in both sets."""
     numbers = smaller_numbers(query[SECTION].value_counts(), real[SECTION].value_counts())
     samples = [sample_by_label(each[SECTION].to_numpy(), numbers, seed=seed) for each in (query, real)]
     return samples[0], samples[1]
 
 
-def sample_to_map(cells: PlacedCells, real: pd.DataFrame, *, seed: int) -> PlacedCells:
+def sample_to_map(cells: AnnData, real: pd.DataFrame, *, seed: int) -> AnnData:
     """Sample cells to draw, in the largest sections of real cells."""
     largest = real[SECTION].value_counts().index[:N_MAPPED_SECTIONS]
-    rows = np.flatnonzero(cells.positions[SECTION].isin(largest))
+    rows = np.flatnonzero(cells.obs[SECTION].isin(largest))
     return cells[np.sort(np.random.default_rng(seed).permutation(rows)[:MAX_MAPPED_CELLS])]

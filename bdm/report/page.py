@@ -72,8 +72,8 @@ SPACE_SCORE_NAMES = {
     "moran_within_slope": "Moran's I within types: slope",
     "moran_within_mean": "Moran's I within types: mean",
     "moran_within_mean_real": "Moran's I within types: mean in real cells",
-    "neighbourhood_distance": "Distance of types of neighbours",
-    "neighbourhood_distance_permuted": "The same with real types at random positions",
+    "neighbourhood_distance": "Types of neighbours: distance to real cells",
+    "neighbourhood_distance_permuted": "Types of neighbours: distance of types at random positions",
 }
 TRANSMUTATION_SCORE_NAMES = {
     "energy": "Energy distance",
