@@ -50,7 +50,7 @@ def test_evaluate_writes_tables_and_figures(files, prepared, generated, caplog, 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     bdm("evaluate", files / "prepared.h5ad", files / "generated.h5ad", out, *options)
     shown = re.findall(r"(\w[\w ]+): 100%.* (\d+)/", capsys.readouterr().err)
-    assert dict(shown) == {"scoring": "3", "drawing": "5"}
+    assert dict(shown) == {"scoring": "3", "drawing": "6"}
 
     overall = pd.read_csv(out / "overall.csv", index_col="metric")
     assert overall.columns.tolist() == ["floor", "generated", "flat"]

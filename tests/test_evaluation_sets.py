@@ -1,7 +1,7 @@
 """Evaluation of sets with known faults."""
 
 import re
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -258,11 +258,15 @@ def test_floor_is_half_of_few_training_cells(real, training, test_cells):
 
 
 def assert_same(loaded: object, expected: object) -> None:
-    """Check that all fields of two evaluations are bitwise identical."""
+    """Check that all fields of two evaluations, or of parts of them, are bitwise identical."""
     for name in (field.name.removeprefix("compute_") for field in fields(expected)):
         value, expected_value = getattr(loaded, name), getattr(expected, name)
         if isinstance(expected_value, pd.DataFrame):
             assert_same_table(value, expected_value, check_exact=True, check_names=True, obj=name)
+        elif is_dataclass(expected_value):
+            assert_same(value, expected_value)
+        elif isinstance(expected_value, np.ndarray):
+            np.testing.assert_array_equal(value, expected_value)
         else:
             assert value == expected_value, name
 

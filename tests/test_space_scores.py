@@ -9,6 +9,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 from scipy.spatial.distance import cdist
+from test_evaluation_sets import assert_same
 
 from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
@@ -294,7 +295,7 @@ def test_cells_given_to_a_model_keep_their_positions(small_model, example_cells)
     assert np.array_equal(known.positions[["x", "y"]], cells.obsm["spatial"][is_known])
 
 
-def test_model_with_positions_is_evaluated_in_space():
+def test_model_with_positions_is_evaluated_in_space(tmp_path):
     """The keys of the user are those of prepared, generated and test cells."""
     cells, held_out = (as_anndata(simulated(seed, n_sections=2, side=16), "place", "slide") for seed in (0, 1))
     settings = Settings(
@@ -303,13 +304,16 @@ def test_model_with_positions_is_evaluated_in_space():
         hierarchy=HierarchySettings(n_bootstrap=3),
     )
     model = BranchedDiffusion(cells, spatial_key="place", section_key="slide", settings=settings).fit()
-    table = by_set(model.evaluate(adata_test=held_out, n_repeats=1).space)
+    evaluation = model.evaluate(adata_test=held_out, n_repeats=1)
+    table = by_set(evaluation.space)
     assert list(table) == ["floor", "generated"]
     assert table.loc["moran_correlation", "generated"] > 0.8
     assert table.loc["neighbourhood_distance", "generated"] < 0.05
+    evaluation.save(tmp_path / "evaluation")
+    assert_same(Evaluation.load(tmp_path / "evaluation").space, evaluation.space)
 
 
-def test_figure_without_common_genes_shows_the_positions():
+def test_cells_without_common_genes_are_drawn(tmp_path):
     """Each gene is detected in one of 24 cells."""
     cells = simulated(0)
     rows = np.arange(len(cells))
@@ -318,4 +322,6 @@ def test_figure_without_common_genes_shows_the_positions():
     genes = GeneNames(pd.DataFrame(index=[f"g{i}" for i in range(24)]))
     result = evaluate(RealCells(rare[rows % 5 > 0], rare[rows % 5 == 0], genes), {"generated": rare})
     assert not len(result.space.genes)
+    result.save(tmp_path / "evaluation")
+    result = Evaluation.load(tmp_path / "evaluation")
     assert [axis.get_title() for axis in space(result, show=False)] == ["cell type", "", ""]
