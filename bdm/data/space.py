@@ -44,6 +44,11 @@ def position_key(adata: AnnData, key: str) -> str:
     return key if key in adata.obsm or POSITIONS not in adata.obsm else POSITIONS
 
 
+def section_column(obs: pd.DataFrame, key: str | None) -> str | None:
+    """Return the column of sections, ``key`` or as in prepared cells; None without one."""
+    return None if key is None else next((name for name in (key, SECTION) if name in obs), None)
+
+
 def positions_in(adata: AnnData, key: str) -> np.ndarray:
     """Return ``obsm[key]`` as finite numbers, cells x 2 or 3; reject other content."""
     if key not in adata.obsm:

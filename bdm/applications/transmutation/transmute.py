@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import anndata as ad
@@ -18,6 +18,7 @@ from bdm._core.seeds import numpy_generator, torch_generator
 from bdm._core.validation import unknown_type
 from bdm.autoencoder.latent import latent_cells
 from bdm.data.cell_sets import DEFAULT_KEYS
+from bdm.data.space import position_key, section_column
 from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues, format_at, set_covariates
 from bdm.generation.generate import GeneratedBlock, GeneratedCells, batch_columns, latents, sample_counts, type_columns
 from bdm.model.match import (
@@ -55,6 +56,8 @@ class Sources:
     batch_column: str | None
     covariates: np.ndarray | None = None  # cells x covariates; None if the model has none
     new_covariates: np.ndarray | None = None  # after transmutation
+    positions: dict[str, np.ndarray] = field(default_factory=dict)  # by key of ``obsm``; empty without positions
+    section_column: str | None = None  # column of ``obs``, if any
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSe
     - ``obs['common_ancestor']``, ``obs['common_ancestor_level']``: the node and its noise level in whitened units.
     - ``obs['synthetic']``: True.
     - ``obsm['latent']``: latents.
+    - positions in ``obsm`` and sections in ``obs``, named as in the input, if the model and the input have positions.
 
     Other columns of the input are dropped, as they describe the cells before.
     """
@@ -107,6 +111,7 @@ def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSe
         transmuted_blocks(model, sources, sampler.transmute, seed=seed),
         model.populations,
         uns={"bdm": record},
+        obsm=sources.positions,
     )
 
 
@@ -206,6 +211,8 @@ def make_obs(model: BranchedModel, sources: Sources) -> pd.DataFrame:
     }
     if sources.new_covariates is not None:
         columns |= dict(zip(model.covariate_names, sources.new_covariates.T, strict=True))
+    if sources.section_column is not None:
+        columns[sources.section_column] = pd.Categorical(sources.adata.obs[sources.section_column].astype(str))
     ancestors = {name: model.hierarchy.common_ancestor(name, to) for name in pd.unique(sources.cell_type)}
     columns["common_ancestor"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
     columns["common_ancestor_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
@@ -282,7 +289,12 @@ def select_sources(
     values = covariates_of(cells.obs, model)
     new_values = None if values is None else set_covariates(model, values, to, at, extrapolate=extrapolate)
     batch, cell_type = batches_of(cells, model, keys), labels[has_counts].to_numpy()
-    return Sources(to, cell_types, at, cells, cell_type, batch, *columns, values, new_values)
+    sources = Sources(to, cell_types, at, cells, cell_type, batch, *columns, values, new_values)
+    if model.space is None or (key := position_key(adata, model.preparation["spatial_key"])) not in adata.obsm:
+        return sources
+    positions = {key: np.asarray(adata.obsm[key])[is_selected][has_counts]}
+    section = section_column(cells.obs, model.preparation["section_key"])
+    return replace(sources, positions=positions, section_column=section)
 
 
 def population_mean(model: BranchedModel, cell_type: str) -> Tensor:
