@@ -1,5 +1,8 @@
 """Commands on a model with positions: transmutation, extension, card and designed experiments."""
 
+import json
+import logging
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -82,3 +85,56 @@ def test_file_of_transmuted_cells_has_their_positions(bdm, saved, tmp_path):
     assert code == 0
     np.testing.assert_array_equal(transmuted.obsm["xy"], cells[transmuted.obs_names].obsm["xy"])
     assert list(transmuted.obs["slide"]) == list(cells[transmuted.obs_names].obs["slide"])
+
+
+# ---- extension
+
+
+@pytest.fixture(scope="module")
+def extended(saved):
+    model = BranchedDiffusion.load(saved, device="cpu")
+    return model.extend(simulated())
+
+
+def test_extension_warns_that_added_types_have_no_positions(saved, caplog):
+    model = BranchedDiffusion.load(saved, device="cpu")
+    with caplog.at_level(logging.WARNING, logger="bdm"):
+        model.extend(simulated())
+    assert caplog.text.count("do not depend on their positions") == 1
+
+
+def test_cells_of_known_types_stay_the_same_at_their_positions(model, extended):
+    locations = pd.DataFrame(simulated(100, seed=1).obsm["xy"], columns=["x", "y"]).assign(section="b")
+    before, after = (each.generate(locations=locations, seed=2) for each in (model, extended))
+    assert (before.X != after.X).nnz == 0
+    np.testing.assert_array_equal(before.obsm["xy"], after.obsm["xy"])
+
+
+def test_cells_of_an_added_type_follow_the_surfaces_of_genes_alone(model, extended):
+    locations = pd.DataFrame({"x": np.repeat([100, 900], 300), "y": 500, "section": "a", "cell_type": ADDED})
+    cells = extended.generate(locations=locations)
+    assert set(cells.obs["cell_type"]) == {ADDED}
+    left, right = (cells[cells.obsm["xy"][:, 0] == x] for x in (100, 900))
+    anywhere = extended.generate({ADDED: 600})
+    np.testing.assert_array_equal(cells.obsm["latent"], anywhere.obsm["latent"])
+    assert model.model.space.gene_coefficients[:, GRADIENT].any()
+    assert right.X[:, GRADIENT].mean() > 2 * left.X[:, GRADIENT].mean()
+
+
+def joined_cells(saved, new):
+    from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
+
+    loaded = BranchedDiffusion.load(saved, device="cpu", adata=cells_of_fit())
+    return join_known_cells(select_new_cells(new, loaded.model, seed=0), loaded.model, loaded.prepared)
+
+
+def test_joined_cells_keep_positions(saved, caplog):
+    joined = joined_cells(saved, simulated())
+    np.testing.assert_array_equal(joined.obsm["spatial"], simulated()[joined.obs_names].obsm["xy"])
+    assert list(joined.obs["section"]) == list(simulated()[joined.obs_names].obs["slide"])
+    without = simulated()
+    del without.obs["slide"]
+    joined = joined_cells(saved, without)
+    assert "spatial" not in joined.obsm
+    assert json.loads(joined.uns["bdm"]["settings"])["spatial_key"] is None
+    assert "The joined cells have no positions" in caplog.text

@@ -212,7 +212,9 @@ class RealisedSpace:
         effects = self.effects
         log_odds = log_share.copy()
         log_odds[:, : len(effects.populations)] += effects.basis(places) @ effects.log_odds
-        independent = numpy_generator(self.seed, "scores of populations").standard_normal(log_share.shape)
+        # by population, so that added types do not change the others
+        generators = [numpy_generator(self.seed, "scores", number) for number in range(log_share.shape[1])]
+        independent = np.column_stack([generator.standard_normal(len(places)) for generator in generators])
         return choose(log_odds, independent, self.population_fields(places), effects.coupling)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from bdm.model.fit_model import check_collapse, measure_protein_levels
 from bdm.model.model import BranchedModel, Extension, composition_of, extended, type_specific_genes
 from bdm.prior.base import PriorData
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, TrainSettings
+
+logger = logging.getLogger(__name__)
 
 MIN_HELD_OUT = 5  # cells to measure a gain with
 MIN_GAIN = -1  # in standard errors, for a new type's decoder over the initial one, which has only the type's mean
@@ -84,6 +87,11 @@ def extend(
         )
         model, batches = step.model, {}  # the first type adds the new batches
         steps.append(step)
+    if model.space is not None:
+        logger.warning(
+            "Cells of the added types do not depend on their positions, except for genes with surfaces; to learn how "
+            "they do, fit a new model to all cells."
+        )
     return tuple(steps)
 
 

@@ -11,9 +11,18 @@ import pandas as pd
 
 from bdm._core.errors import InputError, counted
 from bdm.data.cell_sets import DEFAULT_KEYS
-from bdm.data.columns import as_text, finite_columns, is_missing, is_unwritable, with_written_names, writable_name
+from bdm.data.columns import (
+    as_text,
+    finite_columns,
+    is_missing,
+    is_unwritable,
+    text_column,
+    with_written_names,
+    writable_name,
+)
 from bdm.data.filters import split_by_type
 from bdm.data.prepare import counted_cells
+from bdm.data.space import POSITIONS, SECTION, has_positions, position_key, positions_in, section_column
 from bdm.model.match import batches_of, check_has_genes, check_has_types, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys, PrepareSettings
@@ -87,10 +96,22 @@ def select_new_cells(
     obs = with_written_names(adata.obs[selected])
     for name in model.covariate_names:
         cells.obs[name] = np.nan if name not in obs else finite_columns(obs, (name,))[name].to_numpy()
+    if model.space is not None:
+        add_positions(cells, adata[selected], model)
     cells = cells[counted_cells(cells.X, cells.var)]
     by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in new_types}
     is_known = cells.obs["cell_type"].isin(model.cell_types).to_numpy()
     return NewCells(by_type, cells[is_known].copy(), batches)
+
+
+def add_positions(cells: ad.AnnData, adata: ad.AnnData, model: BranchedModel) -> None:
+    """Add positions and sections of ``adata``, named as in prepared cells, if it has both."""
+    key, section_key = position_key(adata, model.preparation["spatial_key"]), model.preparation["section_key"]
+    section = section_column(adata.obs, section_key)
+    if key in adata.obsm and (section_key is None or section is not None):
+        cells.obsm[POSITIONS] = positions_in(adata, key)
+        if section is not None:
+            cells.obs[SECTION] = text_column(adata.obs, section, argument="section_key").to_numpy()
 
 
 def check_new_types(labels: pd.Series, model: BranchedModel, cell_types: tuple[str, ...]) -> None:
@@ -142,7 +163,7 @@ def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | No
         cells = ad.concat(parts, join="inner")
         cells.obs_names_make_unique()
     cells.var = model.autoencoder.genes.copy()
-    for column in ("cell_type", "batch", "split", "donor"):
+    for column in ("cell_type", "batch", "split", "donor", SECTION):
         if column in cells.obs:
             cells.obs[column] = cells.obs[column].astype(str).astype("category")
     settings = model.preparation
@@ -158,6 +179,9 @@ def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | No
     if missing:
         logger.warning("The joined cells have no covariates, as new cells lack %s.", ", ".join(missing))
         settings |= {"covariate_key": ()}
+    if settings["spatial_key"] is not None and not has_positions(cells):
+        logger.warning("The joined cells have no positions, as new cells lack them.")
+        settings |= {"spatial_key": None, "section_key": None}
     cells.uns["bdm"] = {
         "version": model.provenance["version"],
         "seed": settings["seed"],
