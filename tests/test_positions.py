@@ -10,7 +10,9 @@ import pytest
 from zoo import kept_model
 
 from bdm.api import BranchedDiffusion
-from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
+from bdm.commands.autoencoder import summaries_of_effects
+from bdm.report.page import audit_tables, environment
+from bdm.settings import AuditSettings, AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
 
 N_GENES, GRADIENT = 40, 0  # the expression of gene 0 rises along x
 WIDTH = 1000.0  # of a section
@@ -138,3 +140,22 @@ def test_joined_cells_keep_positions(saved, caplog):
     assert "spatial" not in joined.obsm
     assert json.loads(joined.uns["bdm"]["settings"])["spatial_key"] is None
     assert "The joined cells have no positions" in caplog.text
+
+
+# ---- card and audit
+
+
+def test_card_describes_positions(model):
+    card, tissue = model.card(), model.model.space.tissue
+    assert f"| positions | {model.model.space.summary} |" in card
+    assert f"in each bin of the tissue ({tissue.width * model.model.space.unit:.3g} wide" in card
+    assert summaries_of_effects(None, None, model.model.space) == {"positions": model.model.space.summary}
+
+
+@pytest.mark.slow
+def test_audit_names_positions_as_not_attacked(model):
+    settings = AuditSettings(n_folds=1, cells_only=True)
+    audit = BranchedDiffusion(cells_of_fit(), settings=model.settings).audit(settings)
+    page = environment().get_template("audit.html").render(audit=audit, **audit_tables(audit), figure=lambda *words: "")
+    assert "Positions were not attacked" in page
+    assert "Positions of cells, which the audited models lack" in model.card(audit=audit)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from bdm.model.covariates import CovariateEffects
     from bdm.model.donors import DonorEffects
+    from bdm.model.space import SpatialEffects
 
 
 def autoencoder(
@@ -39,7 +40,7 @@ def autoencoder(
         "types": f"{len(fitted.cell_types)} with {n_populations}",
         "decoders": f"{len(fitted.adapters)} of {n_populations} with type-specific decoders",
         "training": best_step(losses),
-        **summaries_of_effects(encoded.donors, encoded.covariates),
+        **summaries_of_effects(encoded.donors, encoded.covariates, encoded.space),
     }
     return Summary(facts, then=("bdm", "hierarchy", out, "hierarchy.json"))
 
@@ -54,7 +55,9 @@ def best_step(losses: "pd.DataFrame") -> str:
     return f"step {int(best['step'])} of {last} was best, with a loss of {best['validation']:.1f} in validation cells"
 
 
-def summaries_of_effects(donors: "DonorEffects | None", covariates: "CovariateEffects | None") -> dict[str, str]:
-    """Describe the effects of donors and covariates, if any."""
-    effects = {"donors": donors, "covariates": covariates}
+def summaries_of_effects(
+    donors: "DonorEffects | None", covariates: "CovariateEffects | None", space: "SpatialEffects | None"
+) -> dict[str, str]:
+    """Describe the effects of donors, covariates and positions, if any."""
+    effects = {"donors": donors, "covariates": covariates, "positions": space}
     return {name: fitted.summary for name, fitted in effects.items() if fitted is not None}

@@ -41,6 +41,6 @@ def fit(
     facts = {
         "cells": f"{prepared.n_obs:,} x {features_in_words(prepared.var)}, of {counted(len(model.cell_types), 'type')}",
         "prior": model.prior.description,
-        **summaries_of_effects(model.donor_effects, model.covariates),
+        **summaries_of_effects(model.donor_effects, model.covariates, model.space),
     }
     return Summary(facts, then=generating(out))
