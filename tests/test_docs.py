@@ -261,8 +261,11 @@ def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, b
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/designed_experiments.md"
     blocks = fenced(page)
-    (design, with_covariates), [code] = ([text for kind, text in blocks if kind == of] for of in ("yaml", "python"))
+    (design, with_covariates, with_region), [code] = (
+        [text for kind, text in blocks if kind == of] for of in ("yaml", "python")
+    )
     assert read_design(yaml.safe_load(with_covariates)).samples.covariates
+    assert read_design(yaml.safe_load(with_region)).changes[0].region
     assert yaml.safe_load(design) == yaml.safe_load((ROOT / "config/example-experiment.yaml").read_text())
     Path("design.yaml").write_text(design.replace("cells: 500", "cells: 100"))
     small_model.save("model")

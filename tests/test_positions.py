@@ -9,7 +9,10 @@ import pandas as pd
 import pytest
 from zoo import kept_model
 
+from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
+from bdm.applications.design.design import read_design
+from bdm.applications.design.experiment import compile_design
 from bdm.commands.autoencoder import summaries_of_effects
 from bdm.report.page import audit_tables, environment
 from bdm.settings import AuditSettings, AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
@@ -159,3 +162,134 @@ def test_audit_names_positions_as_not_attacked(model):
     page = environment().get_template("audit.html").render(audit=audit, **audit_tables(audit), figure=lambda *words: "")
     assert "Positions were not attacked" in page
     assert "Positions of cells, which the audited models lack" in model.card(audit=audit)
+
+
+# ---- designed experiments
+
+PLACED = {"donors": 2, "conditions": ["control", "treated"], "cells": 300, "positions": True}
+UP = {
+    "name": "up",
+    "condition": "treated",
+    "in": ["left"],
+    "genes": ["g5", "g9"],
+    "log2_fold_change": 2,
+    "region": {"y": [0, 400]},
+}
+
+
+@pytest.fixture(scope="module")
+def experiments(model):
+    """Cells without and with a change in a region."""
+    design = {"samples": {**PLACED, "section": {"control": "a"}}, "expected": True, "seed": 3}
+    return model.simulate(design), model.simulate({**design, "changes": [UP]})
+
+
+def test_cells_of_each_population_lie_where_the_map_has_them(model, experiments):
+    adata = experiments[0]
+    positions = pd.DataFrame(adata.obsm["xy"], adata.obs_names, ["x", "y"]).join(adata.obs)
+    new = model.generate(new_locations=1200, seed=1)
+    for name, cells in positions.groupby("cell_type", observed=True):
+        expected = new.obsm["xy"][(new.obs["cell_type"] == name).to_numpy(), 0]
+        assert cells["x"].mean() == pytest.approx(expected.mean(), abs=0.04 * WIDTH)
+        assert cells["x"].std() == pytest.approx(expected.std(), rel=0.15)
+    assert not positions.duplicated(["x", "y"]).any()
+    samples = adata.uns["truth"]["samples"].set_index("sample")
+    assert (samples["section"][["sample-1", "sample-2"]] == "a").all()
+    assert list(adata.obs["slide"]) == list(samples["section"][adata.obs["sample"]])
+
+
+def test_counts_follow_the_surfaces_with_local_variation_of_each_sample(model, experiments):
+    adata, space = experiments[0], model.model.space
+    expected, x = adata.layers["expected"][:, GRADIENT], adata.obsm["xy"][:, 0]
+    for name in ("left", "right"):
+        is_type = (adata.obs["cell_type"] == name).to_numpy()
+        assert np.corrcoef(np.log(expected[is_type]), x[is_type])[0, 1] > 0.4
+    experiment = compile_design(model.model, read_design({"samples": PLACED}))
+    places = space.places(np.array([[500.0, 500.0]]), ["a"])
+    first, second = (each.population_fields(places) for each in experiment.spaces[:2])
+    assert (first != second).all()
+
+
+def test_a_change_reaches_the_cells_inside_its_region(experiments):
+    before, after = experiments
+    inside = (after.obsm["xy"][:, 1] <= 400) & (after.obs["cell_type"] == "left").to_numpy()
+    changed = inside & (after.obs["condition"] == "treated").to_numpy()
+    np.testing.assert_array_equal(after.obs["responds"], changed)
+    genes = after.var_names.get_indexer(UP["genes"])
+    ratio = after.layers["expected"] / before.layers["expected"]
+    np.testing.assert_allclose(ratio[np.ix_(changed, genes)], 4, rtol=1e-5)
+    assert (after.X[~changed] != before.X[~changed]).nnz == 0
+    np.testing.assert_array_equal(after.obsm["xy"], before.obsm["xy"])
+
+
+def test_the_truth_names_the_region_and_counts_its_cells(experiments):
+    adata = experiments[1]
+    genes, regions = adata.uns["truth"]["genes"], adata.uns["truth"]["regions"]
+    assert set(genes["region"]) == set(regions["region"]) == {"y 0 to 400"}
+    cells = adata.obs.assign(inside=adata.obsm["xy"][:, 1] <= 400)
+    cells = cells[cells["cell_type"] == "left"]
+    numbers = cells.groupby("sample", observed=True)["inside"].agg(["size", "sum"])
+    assert regions.set_index("sample")[["n_cells", "n_inside"]].to_numpy().tolist() == numbers.to_numpy().tolist()
+    treated = cells[cells["condition"] == "treated"]
+    expected = np.log2(1 + 3 * treated["inside"].mean())
+    np.testing.assert_allclose(genes["log2_fold_change"], expected, rtol=1e-6)
+    assert (genes["responding_log2_fold_change"] == 2).all()
+
+
+def test_second_cells_of_doublets_are_at_the_place_of_the_droplet(model):
+    design = {"samples": PLACED, "changes": [UP], "doublets": {"rate": 0.5}, "expected": True}
+    without, adata = model.simulate({**design, "changes": []}), model.simulate(design)
+    outside = adata.obsm["xy"][:, 1] > 400
+    assert (adata.obs["doublet"] & outside).any()
+    np.testing.assert_array_equal(adata.layers["expected"][outside], without.layers["expected"][outside])
+
+
+def test_an_added_type_lies_anywhere(extended):
+    adata = extended.simulate({"samples": {"cells": {ADDED: 400, "left": 100}, "positions": True}})
+    x = adata.obsm["xy"][(adata.obs["cell_type"] == ADDED).to_numpy(), 0]
+    assert x.mean() == pytest.approx(WIDTH / 2, abs=0.08 * WIDTH)
+
+
+def test_command_writes_positions_of_experiments(bdm, saved, tmp_path):
+    (tmp_path / "design.yaml").write_text("samples: {cells: 50, positions: true, section: b}\n")
+    code, _ = bdm("simulate", saved, tmp_path / "design.yaml", tmp_path / "out.h5ad")
+    adata = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert code == 0
+    assert adata.obsm["xy"].shape == (50, 2)
+    assert set(adata.obs["slide"]) == {"b"}
+
+
+def changed(**keys) -> dict:
+    return {"samples": PLACED, "changes": [{**UP, **keys}]}
+
+
+INVALID = {
+    "a region without positions": ({**changed(), "samples": {**PLACED, "positions": False}}, "changes.up.region needs"),
+    "a section without positions": ({"samples": {"section": "a"}}, "section has no effect without positions"),
+    "a section of no condition": (
+        {"samples": {**PLACED, "section": {"x": "a"}}},
+        "section: there is no condition or sample 'x'",
+    ),
+    "an unknown section": ({"samples": {**PLACED, "section": "c"}}, "section: the model has no section 'c'"),
+    "reversed ends": (
+        changed(region={"x": [5, 1]}),
+        "region.x is [5.0, 1.0], but must be two numbers",
+    ),
+    "no tissue": (changed(region={"x": [2000, 3000]}), "changes.up: region: the samples have no tissue at x 2000 to"),
+    "a coordinate too many": (changed(region={"z": [0, 1]}), "region: the model has no coordinate z; it has x and y."),
+    "no coordinate": (changed(region={"w": [0, 1]}), "region: the model has no coordinate w; it has x and y."),
+    "one end": (changed(region={"x": [0]}), "region.x is [0.0], but must be two numbers"),
+}
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_regions_and_sections_are_rejected_in_one_sentence(case, model):
+    design, sentence = INVALID[case]
+    with pytest.raises(InputError) as error:
+        model.simulate(design)
+    assert sentence in str(error.value)
+
+
+def test_positions_need_a_model_with_positions(small_model):
+    with pytest.raises(InputError, match="samples: The model has no positions"):
+        small_model.simulate({"samples": {"positions": True}})

@@ -9,7 +9,7 @@ from itertools import product
 import anndata as ad
 import numpy as np
 import torch
-from scipy.special import ndtr
+from scipy.special import ndtr, softmax
 from torch import Tensor
 
 from bdm._core.errors import InputError, abbreviated, counted
@@ -53,6 +53,7 @@ RIDGES = (10.0, 3.0, 1.0, 0.3)  # candidate ridge penalties of the map, largest 
 MAX_MAP_CELLS = 5000  # to choose the penalty
 N_FOLDS = 5  # groups of left-out blocks
 COUPLINGS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+N_CANDIDATES, MIN_CANDIDATES = 10, 2000  # positions to choose from, per cell and in all
 BIN_WIDTH = 3.0  # of the density of positions, in median distances to the nearest cell
 
 
@@ -84,9 +85,18 @@ class Tissue:
         steps = list(product((-1, 0, 1), repeat=bins.shape[1] - 1))
         return np.array([any((b[0], *(b[1:] + step)) in occupied for step in steps) for b in bins], dtype=bool)
 
-    def sample(self, n: int, generator: np.random.Generator) -> Places:
-        """Sample positions: a bin in proportion to its cells, then a uniform position in the bin."""
-        rows = generator.choice(len(self.bins), n, p=self.n_cells / self.n_cells.sum())
+    def overlaps(self, sections: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:
+        """Return whether occupied bins of sections overlap a box with given corners."""
+        corner = self.bins[np.isin(self.bins[:, 0], sections), 1:] * self.width
+        return bool(((corner <= high) & (corner + self.width >= low)).all(axis=1).any())
+
+    def sample(self, n: int, generator: np.random.Generator, section: int | None = None) -> Places:
+        """Sample positions in a section, by default in all.
+
+        A bin is drawn in proportion to its cells, then a uniform position in the bin.
+        """
+        n_cells = np.where((section is None) | (self.bins[:, 0] == section), self.n_cells, 0)
+        rows = generator.choice(len(self.bins), n, p=n_cells / n_cells.sum())
         bins = self.bins[rows]
         return Places((bins[:, 1:] + generator.random((n, bins.shape[1] - 1))) * self.width, bins[:, 0])
 
@@ -155,6 +165,25 @@ class SpatialEffects:
                 "cells of this section to generate more of them."
             )
         return Places(positions / self.unit, np.array([code[name] for name in names], dtype=int))
+
+    def sample_places(self, population: np.ndarray, section: int, generator: np.random.Generator) -> Places:
+        """Sample positions of cells in a section, given their populations.
+
+        Positions as dense as the training cells are resampled in proportion to the share of the population there.
+        """
+        candidates = self.tissue.sample(max(N_CANDIDATES * len(population), MIN_CANDIDATES), generator, section)
+        parts = np.array_split(np.arange(len(candidates)), len(candidates) // 5000 + 1)
+        log_odds = np.concatenate([self.basis(candidates[part]) @ self.log_odds for part in parts])
+        share = softmax(log_odds + self.log_share, axis=1)
+        chosen, is_left = np.empty(len(population), dtype=int), np.ones(len(candidates))
+        for name in dict.fromkeys(population):
+            cells = np.flatnonzero(population == name)
+            weight = is_left.copy()
+            if name in self.populations:
+                weight *= share[:, self.populations.index(name)] + 1e-9
+            chosen[cells] = generator.choice(len(candidates), len(cells), replace=False, p=weight / weight.sum())
+            is_left[chosen[cells]] = 0
+        return candidates[chosen]
 
     def realised(self, seed: int) -> RealisedSpace:
         """Draw the local variation of a seed."""

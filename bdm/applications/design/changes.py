@@ -1,7 +1,7 @@
 """Planted changes: genes, log2 fold changes, populations and responding cells."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,9 @@ from bdm._core.errors import InputError, abbreviated, error_prefix
 from bdm._core.seeds import numpy_generator
 from bdm.applications.design.design import Change, Design, FoldChange, GeneChoice
 from bdm.applications.design.samples import N_SHOWN, resolve_populations
+from bdm.data.space import COORDINATES
+from bdm.generation.locations import require_space
+from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
 
 
@@ -21,6 +24,13 @@ class PlantedChange:
     populations: tuple[str, ...]  # populations whose cells change
     genes: np.ndarray  # indices of genes
     log2_fold_change: np.ndarray  # of each gene, in a responding cell
+    # Whether cells of the experiment are in the region, and their fraction by population; None without a region
+    inside: np.ndarray | None = None
+    fraction: pd.Series | None = None
+
+    def share_of(self, population: str) -> float:
+        """Return the expected share of a population's cells that change."""
+        return self.change.share * (1.0 if self.fraction is None else float(self.fraction.get(population, 0.0)))
 
 
 def plan_changes(
@@ -45,6 +55,24 @@ def plan_changes(
             )
         changes.append(PlantedChange(change, populations, np.array(genes, dtype=int), values))
     return tuple(changes)
+
+
+def with_region(planted: PlantedChange, model: BranchedModel, request: Request, samples: pd.DataFrame) -> PlantedChange:
+    """Mark the cells inside the region of a change; reject regions without tissue."""
+    region, places = planted.change.region, request.places
+    if not region or places is None:
+        return planted
+    space, names = require_space(model), COORDINATES[: places.positions.shape[1]]
+    if unknown := [axis for axis in region if axis not in names]:
+        raise InputError(f"region: the model has no coordinate {unknown[0]}; it has {' and '.join(names)}.")
+    low, high = np.array([region.get(axis, (-np.inf, np.inf)) for axis in names]).T / space.unit
+    condition = samples.loc[request.table["sample"], "condition"].to_numpy()
+    is_changed = np.isin(condition, planted.change.condition or condition)
+    if not space.tissue.overlaps(places.section[is_changed], low, high):
+        raise InputError(f"region: the samples have no tissue at {planted.change.region_text}; choose another region.")
+    inside = ((places.positions >= low) & (places.positions <= high)).all(axis=1)
+    fraction = pd.Series(inside[is_changed]).groupby(request.table["sub_population"].to_numpy()[is_changed]).mean()
+    return replace(planted, inside=inside, fraction=fraction)
 
 
 def find_genes(model: BranchedModel, names: Sequence[str]) -> list[int]:
@@ -111,21 +139,29 @@ def mean_factors(
     """Return the mean fold change of every gene, by population, in a condition."""
     factors = {population: np.ones(n_genes) for population in populations}
     for planted in changes:
-        share = planted.change.share if planted.change.condition in (None, condition) else 0.0
         for population in set(planted.populations) & factors.keys():
+            share = planted.share_of(population) if planted.change.condition in (None, condition) else 0.0
             factors[population][planted.genes] *= 1 - share + share * 2.0**planted.log2_fold_change
     return factors
 
 
 def mark_responding_cells(
-    changes: Sequence[PlantedChange], population: str, condition: np.ndarray, uniform: np.ndarray
+    changes: Sequence[PlantedChange],
+    population: str,
+    condition: np.ndarray,
+    uniform: np.ndarray,
+    rows: np.ndarray | slice,
 ) -> np.ndarray:
-    """Mark the cells that respond to each change (1 or 0), given uniform random numbers."""
+    """Mark the cells that respond to each change (1 or 0), given uniform random numbers.
+
+    ``rows`` are the cells whose places decide whether they are in a region.
+    """
     responses = np.zeros(uniform.shape, dtype=np.float32)
     for i, planted in enumerate(changes):
         if population in planted.populations:
             changed = (planted.change.condition is None) | (condition == planted.change.condition)
-            responses[:, i] = changed & (uniform[:, i] < planted.change.share)
+            inside = True if planted.inside is None else planted.inside[rows]
+            responses[:, i] = changed & inside & (uniform[:, i] < planted.change.share)
     return responses
 
 

@@ -58,6 +58,12 @@ class Samples(StageSettings):
         Unset("as in training cells"),
     ] = None
     extrapolate: Annotated[bool, "Allow covariates outside the range of a type's training cells."] = False
+    positions: Annotated[bool, "Give cells positions where the map of the model has their populations."] = False
+    section_: Annotated[
+        str | dict[str, str] | None,
+        "Tissue section of the cells, with `positions`: a name, or names by condition or sample.",
+        Unset("drawn for each sample, in proportion to training cells"),
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +82,11 @@ class Samples(StageSettings):
                 raise InputError("paired donors have samples in every condition; give one number of donors.")
         if self.cells == 0 or (isinstance(self.cells, dict) and not sum(self.cells.values())):
             raise InputError("cells sum to 0; give at least one cell of one type.")
+        if self.section_ is not None and not self.positions:
+            raise InputError("section has no effect without positions; add `positions: true`, or leave it out.")
+        for key in self.section_ if isinstance(self.section_, dict) else ():
+            if key not in (*self.conditions, *self.names):
+                raise InputError(f"section: there is no condition or sample {key!r}; the conditions are {known}.")
         for covariate, setting in (self.covariates or {}).items():
             for key, value in setting.items() if isinstance(setting, dict) else [(self.conditions[0], setting)]:
                 if key not in (*self.conditions, *self.names):
@@ -97,6 +108,12 @@ class Samples(StageSettings):
             if (value := by_key.get(sample, by_key.get(condition))) is not None:
                 values[name] = range_of(name, value)
         return values
+
+    def section_in(self, condition: str, sample: str) -> str | None:
+        """Return the tissue section of a sample of a condition; None if it is to be drawn."""
+        if isinstance(self.section_, dict):
+            return self.section_.get(sample, self.section_.get(condition))
+        return self.section_
 
     def donors_in(self, condition: str) -> int:
         """Return the number of donors in a condition."""
@@ -212,13 +229,26 @@ class Change(StageSettings):
         FoldChange, "A value, a value per gene, or `{distribution: normal, mean: 1, sd: 0.3, up: 0.5}`."
     ]
     share: Annotated[float, Gt(0), Le(1), "Fraction of cells that respond."] = 1.0
+    region: Annotated[
+        dict[str, tuple[float, ...]] | None,
+        "Region of the cells that change, such as `{x: [0, 500], y: [200, 400]}`, in units of the coordinates.",
+        Unset("the whole tissue"),
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for axis, ends in (self.region or {}).items():
+            if len(ends) != 2 or ends[0] > ends[1]:
+                raise InputError(f"region.{axis} is {list(ends)}, but must be two numbers, the lower first.")
         if not self.genes.names and self.genes.n is None:
             raise InputError("genes: give names, or a number `n` to sample.")
         if not self.log2_fold_change.values and self.log2_fold_change.distribution is None:
             raise InputError("log2_fold_change: give numbers, or the `distribution` to sample them from.")
+
+    @property
+    def region_text(self) -> str:
+        """Region in words; empty for the whole tissue."""
+        return ", ".join(f"{axis} {low:g} to {high:g}" for axis, (low, high) in (self.region or {}).items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +338,11 @@ class Design(StageSettings):
                         f"composition.{key} has no effect, as samples.cells has exact numbers by cell type; give one "
                         "number of cells per sample, or leave it out."
                     )
+        for change in self.changes:
+            if change.region and not self.samples.positions:
+                raise InputError(
+                    f"changes.{change.name}.region needs cells with positions; add `positions: true` to samples."
+                )
         reference = self.samples.conditions[0]
         places = [
             (f"changes.{change.name}", change.condition) for change in self.changes if change.condition is not None

@@ -6,8 +6,10 @@ from functools import cache, cached_property
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
+from bdm._core.errors import error_prefix
 from bdm._core.seeds import derive, numpy_generator, to_tensor, torch_generator
 from bdm.applications.design.changes import (
     PlantedChange,
@@ -15,6 +17,7 @@ from bdm.applications.design.changes import (
     mean_factors,
     plan_changes,
     rows_by_population,
+    with_region,
 )
 from bdm.applications.design.design import Design
 from bdm.applications.design.samples import (
@@ -31,6 +34,8 @@ from bdm.generation.generate import MAX_CHUNK
 from bdm.generation.request import Request
 from bdm.model.donors import NewDonors
 from bdm.model.model import BranchedModel, expected_counts
+from bdm.model.space import RealisedSpace
+from bdm.model.surfaces import Places
 
 NO_PARTNER = -1
 N_DONOR_CELLS = 128  # reference cells that donors are compared on, per population
@@ -84,7 +89,7 @@ class DesignedExperiment:
 
     model: BranchedModel
     design: Design
-    samples: pd.DataFrame  # columns donor, condition, batch and depth_factor (of library sizes)
+    samples: pd.DataFrame  # columns donor, condition, batch, section (of positions), depth_factor (of library sizes)
     covariates: dict[str, DesignedCovariates]  # by sample, if the design sets them
     request: Request  # numbers of cells by population and sample
     changes: tuple[PlantedChange, ...]
@@ -123,9 +128,12 @@ class DesignedExperiment:
         without_donor = self.reference.mean_counts(population, batch, covariates, N_DONOR_CELLS)
         return np.asarray(mean * expected.mean(axis=0, dtype=np.float64) / without_donor)
 
-    def reference_cells(self, population: str, rows: np.ndarray, sample: np.ndarray) -> Tensor:
-        """Return reference cells by row, with the donors and covariates of samples (rows)."""
+    def reference_cells(
+        self, population: str, rows: np.ndarray, sample: np.ndarray, places: Places | None = None
+    ) -> Tensor:
+        """Return reference cells by row, with the donors, places and covariates of samples (rows)."""
         x = self.move_to_donors(self.reference.whitened(population)[to_tensor(rows)], population, sample)
+        x = self.move_to_places(x, population, sample, places)
         if self.model.covariates is None:
             return x
         values = [self.reference.values(population, self.covariates_in(number)) for number in sample]
@@ -140,15 +148,38 @@ class DesignedExperiment:
         """Apply the donor effects of samples (rows) to whitened cells of a population."""
         return x if self.donors is None else self.donors.at_donors(x, population, self.donor[sample])
 
-    def expected(self, x: Tensor, population: str, sample: np.ndarray) -> np.ndarray:
-        """Compute expected counts with donor and batch effects, cells x genes."""
+    def move_to_places(self, x: Tensor, population: str, sample: np.ndarray, places: Places | None) -> Tensor:
+        """Move whitened cells of a population to their places in samples (rows), if given."""
+        if places is None:
+            return x
+        mean = self.model.moments.mean[self.model.populations.index(population)]
+        return self.by_sample(sample, lambda space: space.move(x, population, mean, places))
+
+    def by_sample(self, sample: np.ndarray, values: Callable[[RealisedSpace], Tensor]) -> Tensor:
+        """Compute values of cells, with the local variation of each cell's sample (row)."""
+        parts = {number: values(self.spaces[number]) for number in np.unique(sample)}
+        return torch.stack([parts[number][row] for row, number in enumerate(sample)])
+
+    def expected(self, x: Tensor, population: str, sample: np.ndarray, places: Places | None = None) -> np.ndarray:
+        """Compute expected counts with effects of donors, batches and places, cells x genes."""
+        offset = None if self.donors is None else self.offsets(population)[to_tensor(self.donor[sample])]
+        if places is not None:
+            at_places = self.by_sample(sample, lambda space: space.gene_offset(places))
+            offset = at_places if offset is None else offset + at_places
         return expected_counts(
             self.model,
             x,
             self.samples["batch"].to_numpy()[sample] if self.model.autoencoder.batches else None,
             population,
-            offset=None if self.donors is None else self.offsets(population)[to_tensor(self.donor[sample])],
+            offset=offset,
         )
+
+    @cached_property
+    def spaces(self) -> list[RealisedSpace]:
+        """Effects of positions with the local variation of each sample; empty without positions."""
+        if self.model.space is None or self.request.places is None:
+            return []
+        return [self.model.space.realised(derive(self.design.seed, "local", name)) for name in self.samples.index]
 
     @cached_property
     def donor(self) -> np.ndarray:
@@ -185,13 +216,16 @@ def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
         by_batch = [reference.expression(population, batch) for batch in samples["batch"].unique()]
         return np.asarray(np.mean(by_batch, axis=0))
 
-    changes = plan_changes(model, design, expression)
+    changes = []
+    for planted in plan_changes(model, design, expression):
+        with error_prefix(f"changes.{planted.change.name}"):
+            changes.append(with_region(planted, model, request, samples))
     factor = design.depth.factor
     samples["depth_factor"] = [
         float(factor.get(name, 1.0) if isinstance(factor, dict) else factor) for name in samples["condition"]
     ]
     donor_effects = make_donors(model, design, donors)
-    return DesignedExperiment(model, design, samples, covariates, request, changes, donor_effects, reference)
+    return DesignedExperiment(model, design, samples, covariates, request, tuple(changes), donor_effects, reference)
 
 
 # ---- cells
@@ -231,7 +265,7 @@ def draw_cells(experiment: DesignedExperiment) -> DesignedCells:
         uniform = np.empty((span.stop - span.start, len(changes)))
         for i, planted in enumerate(changes):
             uniform[:, i] = numpy_generator(seed, "responds", planted.change.name, name).random(len(uniform))
-        response[span] = mark_responding_cells(changes, name, condition[span], uniform)
+        response[span] = mark_responding_cells(changes, name, condition[span], uniform, span)
     partners = draw_partners(experiment, sample, rows)
     return DesignedCells(sample, population, {name: span.start for name, span in rows.items()}, response, *partners)
 

@@ -1,7 +1,7 @@
 """Samples of a designed experiment: donors, batches, proportions and covariates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
@@ -13,9 +13,11 @@ from bdm._core.seeds import numpy_generator
 from bdm.applications.design.design import LEARNED, NONE, Composition, Design
 from bdm.autoencoder.observation import ObservationModel
 from bdm.generation.covariate_values import CovariateValues, limit_range, require_covariates, spread_evenly
+from bdm.generation.locations import require_space
 from bdm.generation.request import Request, divide_type
 from bdm.model.donors import DonorModel, NewDonors
 from bdm.model.model import BranchedModel
+from bdm.model.surfaces import Places
 
 N_SHOWN = 12  # names listed in a message
 PERMIT = "samples.extrapolate: true"  # remedy in messages about covariates outside the range
@@ -43,7 +45,7 @@ def resolve_populations(model: BranchedModel, names: Sequence[str]) -> tuple[str
 
 
 def sample_table(model: BranchedModel, design: Design) -> pd.DataFrame:
-    """Tabulate samples with ``donor``, ``condition`` and ``batch``."""
+    """Tabulate samples with ``donor``, ``condition``, ``batch`` and, with positions, ``section``."""
     samples, rows, n_before = design.samples, [], 0
     for condition in samples.conditions:
         n_donors = samples.donors_in(condition)
@@ -53,7 +55,28 @@ def sample_table(model: BranchedModel, design: Design) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["donor", "condition"])
     table["batch"] = draw_batches(model, table, design.seed)
     table.index = pd.Index(samples.names, name="sample")
+    if samples.positions:
+        with error_prefix("samples"):
+            table["section"] = draw_sections(model, design, table)
+        if model.autoencoder.batches and model.preparation["batch_key"] == model.preparation["section_key"]:
+            table["batch"] = table["section"]
     return table
+
+
+def draw_sections(model: BranchedModel, design: Design, table: pd.DataFrame) -> list[str]:
+    """Return the designed tissue section of each sample, or draw one in proportion to training cells."""
+    space = require_space(model)
+    sections = []
+    for sample, condition in table["condition"].items():
+        name = design.samples.section_in(condition, str(sample))
+        if name is None:
+            place = space.tissue.sample(1, numpy_generator(design.seed, "section", str(sample)))
+            name = space.sections[int(place.section[0])]
+        elif name not in space.sections:
+            known = abbreviated(space.sections, n_shown=N_SHOWN)
+            raise InputError(f"section: the model has no section {name!r}; its sections are {known}.")
+        sections.append(name)
+    return sections
 
 
 def draw_batches(model: BranchedModel, table: pd.DataFrame, seed: int) -> Sequence[str | None]:
@@ -213,7 +236,21 @@ def draw_request(
     table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
     if model.autoencoder.batches:
         table["batch"] = table["sample"].map(samples["batch"])
-    return Request(add_covariates(table, weights, covariates, design.seed) if covariates else table)
+    request = Request(add_covariates(table, weights, covariates, design.seed) if covariates else table)
+    return with_places(model, request, samples, design.seed) if design.samples.positions else request
+
+
+def with_places(model: BranchedModel, request: Request, samples: pd.DataFrame, seed: int) -> Request:
+    """Draw the position of each cell, for a row per cell."""
+    space, table = require_space(model), request.table
+    table = table.loc[table.index.repeat(table["n_cells"])].assign(n_cells=1).reset_index(drop=True)
+    positions, section = np.empty((len(table), space.n_coordinates)), np.empty(len(table), dtype=int)
+    for sample, rows in table.groupby("sample", sort=False).indices.items():
+        number = space.sections.index(samples.loc[sample, "section"])
+        generator = numpy_generator(seed, "positions", str(sample))
+        population = table["sub_population"].to_numpy(dtype=object)[rows]
+        positions[rows], section[rows] = space.sample_places(population, number, generator).positions, number
+    return replace(request, table=table, places=Places(positions, section))
 
 
 def add_covariates(

@@ -31,9 +31,12 @@ from bdm.generation.generate import (
     latents,
     names_in_file,
     portions_of,
+    position_columns,
+    section_column,
     type_columns,
 )
 from bdm.model.model import BranchedModel, generated_noise, record_of_cells
+from bdm.model.surfaces import Places
 
 RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")  # of designs
 
@@ -54,8 +57,8 @@ def simulate_cells(model: BranchedModel, design: Design) -> ad.AnnData:
 
     - ``obs``: ``sample``, ``donor``, ``condition``, ``batch`` (if the model has batches), ``cell_type``,
       ``sub_population``, ``depth_factor``, ``doublet`` and ``doublet_partner`` (population of the second cell).
-      Changes with a share of responding cells add ``responds_NAME``, or ``responds`` if there is one.
-    - ``obsm['latent']``: latents.
+      Changes with a share of responding cells, or a region, add ``responds_NAME``, or ``responds`` if there is one.
+    - ``obsm['latent']``: latents; positions and sections under their names in the training data, if designed.
     - ``varm['log2_fold_change_CONDITION']``: log2 fold changes of expected counts, genes x cell types.
     - ``uns['truth']``: tables of :func:`bdm.applications.design.truth.collect_truth`.
 
@@ -82,7 +85,8 @@ def simulated_cells(experiment: DesignedExperiment) -> GeneratedCells:
     varm, tables = collect_truth(experiment)
     obs, var = make_obs(experiment, cells), model.autoencoder.genes.copy()
     record = record_of_cells(model, seed=seed, design=design_record(experiment.design))
-    return GeneratedCells(obs, var, blocks(), varm=varm, uns={"truth": tables, "bdm": record})
+    obsm = position_columns(model, request)
+    return GeneratedCells(obs, var, blocks(), varm=varm, uns={"truth": tables, "bdm": record}, obsm=obsm)
 
 
 def make_obs(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFrame:
@@ -103,6 +107,8 @@ def make_obs(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFra
         columns |= {key: columns["batch"] for key in keys if key not in (*RESERVED, *label_columns)}
     values = draw_covariates(model, experiment.request.table, experiment.design.seed)
     columns |= {name: column for name, column in covariate_columns(model, values).items() if name not in RESERVED}
+    sections = section_column(model, experiment.request)
+    columns |= {name: column for name, column in sections.items() if name not in RESERVED}
     columns["depth_factor"] = samples["depth_factor"].to_numpy()[cells.sample]
     columns["doublet"] = cells.doublet
     columns["doublet_partner"] = pd.Categorical.from_codes(cells.partner_population, categories=model.populations)
@@ -113,8 +119,9 @@ def make_obs(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFra
 
 
 def response_columns(experiment: DesignedExperiment, cells: DesignedCells) -> dict[str, np.ndarray]:
-    """Return which cells respond, for changes with a share below 1."""
-    partial = [i for i, planted in enumerate(experiment.changes) if planted.change.share < 1]
+    """Return which cells respond, for changes with a share below 1 or a region."""
+    changes = [planted.change for planted in experiment.changes]
+    partial = [i for i, change in enumerate(changes) if change.share < 1 or change.region]
     names = [f"responds_{experiment.changes[i].change.name}" for i in partial] if len(partial) > 1 else ["responds"]
     return {name: cells.response[:, i] == 1 for name, i in zip(names, partial, strict=False)}
 
@@ -139,6 +146,12 @@ class CellGroup:
     sample: np.ndarray  # row of each cell in the table of samples
     response: np.ndarray  # cells x changes
     key: tuple[int | str, ...]  # identifies the random numbers, with the population
+    places: Places | None = None
+
+    def padded(self, n_cells: int) -> tuple[np.ndarray, Places | None]:
+        """Return samples and places, padded to ``n_cells`` by the last cell."""
+        rows = np.minimum(np.arange(n_cells), len(self.sample) - 1)
+        return self.sample[rows], None if self.places is None else self.places[rows]
 
 
 class Simulation:
@@ -167,8 +180,12 @@ class Simulation:
         """Sample the droplets of a portion; returns droplets and latents of first cells."""
         first = self.cells.first.get(population, 0) + portion.start
         rows = np.arange(first, first + portion.n_cells)
-        group = CellGroup(population, self.cells.sample[rows], self.cells.response[rows], (portion.start,))
-        x = self.experiment.move_to_donors(portion.padded, population, padded(group.sample, len(portion.padded)))
+        sample, places = self.cells.sample[rows], self.experiment.request.places
+        places = None if places is None else places[rows]
+        group = CellGroup(population, sample, self.cells.response[rows], (portion.start,), places)
+        sample, places = group.padded(len(portion.padded))
+        x = self.experiment.move_to_donors(portion.padded, population, sample)
+        x = self.experiment.move_to_places(x, population, sample, places)
         x = self.model.at_covariates(x, population, portion.select(self.values.get(population)))
         droplets = self.singlets(x, group)
         droplets = self.add_partners(droplets, rows, group)
@@ -190,7 +207,7 @@ class Simulation:
     def singlets(self, x: Tensor, group: CellGroup) -> Droplets:
         """Sample single cells with the changes and the depth of their samples."""
         population, n_cells = group.population, len(group.sample)
-        mean = self.experiment.expected(x, population, padded(group.sample, len(x)))[:n_cells]
+        mean = self.experiment.expected(x, population, *group.padded(len(x)))[:n_cells]
         observation = self.observation(population)
         generator = numpy_generator(self.seed, "counts", population, *group.key)  # the same counts as generated cells
         sampled = self.model.with_protein_levels(observation.sample(mean, generator), population, generator)
@@ -225,9 +242,10 @@ class Simulation:
             changes = self.experiment.changes
             generator = numpy_generator(self.seed, "partner responds", population, *key)
             uniform = generator.random((len(sample), len(changes)))
-            response = mark_responding_cells(changes, population, self.condition[sample], uniform)
-            partners = CellGroup(population, sample, response, key)
-            x = self.experiment.reference_cells(population, self.cells.partner[rows[doublets]], sample)
+            response = mark_responding_cells(changes, population, self.condition[sample], uniform, rows[doublets])
+            places = None if group.places is None else group.places[doublets]
+            partners = CellGroup(population, sample, response, key, places)
+            x = self.experiment.reference_cells(population, self.cells.partner[rows[doublets]], sample, places)
             added = self.singlets(x, partners)
             counts[doublets] += added.counts
             mean[doublets] += added.mean
@@ -236,11 +254,6 @@ class Simulation:
     def _observation(self, population: str) -> ObservationModel:
         observation, donors = generated_noise(self.model, population), self.experiment.donors
         return observation if donors is None else donors.observation(population, observation)
-
-
-def padded(values: np.ndarray, n_cells: int) -> np.ndarray:
-    """Pad an array to ``n_cells`` by its last value, or 0."""
-    return np.pad(values, (0, n_cells - len(values)), mode="edge") if len(values) else np.zeros(n_cells, values.dtype)
 
 
 def add_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, generator: np.random.Generator) -> Droplets:

@@ -55,7 +55,9 @@ def collect_truth(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFram
       (``responding_log2_fold_change``).
     - ``composition``: proportions of cell types by condition, log odds ratios and changes of library sizes.
     - ``sub_populations``: proportions within cell types by condition.
-    - ``samples``: donor, condition, batch, depth factor and number of cells.
+    - ``samples``: donor, condition, batch, section, depth factor and number of cells.
+    - ``regions``, if changes have regions: numbers of cells of the changed populations, in all and inside the region,
+      by change, sample and cell type.
     """
     comparisons = list(compare_conditions(experiment))
     names = [
@@ -68,12 +70,28 @@ def collect_truth(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFram
     library = library.melt(var_name="condition", value_name="log2_library_size", ignore_index=False).reset_index()
     n_cells = experiment.request.table.groupby("sample")["n_cells"].sum()
     samples = experiment.samples.assign(n_cells=n_cells.reindex(experiment.samples.index).fillna(0).astype(int))
+    regions = region_tables(experiment)
     return dict(zip(names, by_type, strict=True)) | ambient_rna(experiment), {
         "genes": changed_genes(experiment, comparisons),
         "composition": composition_table(experiment).merge(library, how="left").fillna({"log2_library_size": 0.0}),
         "sub_populations": sub_population_table(experiment),
         "samples": samples.dropna(axis=1, how="all").reset_index(),  # drops the batch of models without batches
+        **({"regions": pd.concat(regions, ignore_index=True)} if regions else {}),
     }
+
+
+def region_tables(experiment: DesignedExperiment) -> list[pd.DataFrame]:
+    """Count cells of the changed populations inside the region of each change, by sample and cell type."""
+    tables = []
+    for planted in experiment.changes:
+        if planted.inside is not None:
+            cells = experiment.request.table.assign(inside=planted.inside)
+            cells = cells[cells["sub_population"].isin(planted.populations)]
+            inside = cells.groupby(["sample", "cell_type"], sort=False)["inside"]
+            numbers = inside.agg(n_cells="size", n_inside="sum").reset_index()
+            numbers.insert(0, "change", planted.change.name)
+            tables.append(numbers.assign(region=planted.change.region_text))
+    return tables
 
 
 def ambient_rna(experiment: DesignedExperiment) -> dict[str, pd.DataFrame]:
@@ -189,7 +207,9 @@ def changed_gene_tables(
             labels = (comparison.condition, cell_type, genes, planted.change.name, "; ".join(changed))
             numbers = (fold_change, fold_change - log2_library[row, planted.genes], planted.log2_fold_change)
             columns = (*labels, *numbers, planted.change.share)
-            yield pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+            table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+            has_regions = any(each.inside is not None for each in experiment.changes)
+            yield table.assign(region=planted.change.region_text) if has_regions else table
 
 
 def composition_table(experiment: DesignedExperiment) -> pd.DataFrame:
