@@ -305,7 +305,7 @@ def test_commands(bdm, cells, tmp_path):
     arguments = ("generate", tmp_path / "model", tmp_path / "at.h5ad", "--locations", tmp_path / "positions.csv")
     code, message = bdm(*arguments)
     assert code == 2
-    assert "1 of 2 locations are outside the tissue" in message
+    assert "1 of 2 locations are far outside the tissue" in message
     assert "--extrapolate" in message
     assert bdm(*arguments, "--extrapolate")[0] == 0
     code, message = bdm("generate", tmp_path / "model", tmp_path / "no.h5ad", "--new-locations", 3, "--cells", 3)

@@ -43,7 +43,7 @@ def request_at(model: BranchedModel, locations: pd.DataFrame, *, extrapolate: bo
         ``section``, if the model has several; and optionally ``cell_type`` and covariates. Without ``cell_type``, types
         are drawn from the map of the model.
     extrapolate
-        Allow locations outside the tissue of the training cells.
+        Allow locations far outside the tissue of the training cells: a quarter of the spread of a section, or more.
     seed
         Seed of the populations.
 
@@ -59,7 +59,7 @@ def request_at(model: BranchedModel, locations: pd.DataFrame, *, extrapolate: bo
     if outside.any() and not extrapolate:
         first = ", ".join(f"{value:g}" for value in table[names][outside].iloc[0])
         raise InputError(
-            f"{outside.sum()} of {len(table)} locations are outside the tissue of the training cells, for example "
+            f"{outside.sum()} of {len(table)} locations are far outside the tissue of the training cells, for example "
             f"({first}); leave them out, or allow them by `extrapolate=True`."
         )
     cells = table.drop(columns=[*names, SECTION], errors="ignore").assign(n_cells=1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import anndata as ad
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from scipy.special import ndtr, softmax
 from torch import Tensor
 
@@ -55,6 +55,7 @@ N_FOLDS = 5  # groups of left-out blocks
 COUPLINGS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 N_CANDIDATES, MIN_CANDIDATES = 10, 2000  # positions to choose from, per cell and in all
 BIN_WIDTH = 3.0  # of the density of positions, in median distances to the nearest cell
+MAX_DISTANCE = 0.25  # of locations from the tissue, in units of the spread of a section
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +81,10 @@ class Tissue:
         return np.column_stack([places.section, np.floor(places.positions / width)]).astype(int)
 
     def contains(self, places: Places) -> np.ndarray:
-        """Return a mask of positions in an occupied bin, or next to one."""
-        occupied, bins = set(map(tuple, self.bins)), self.bins_of(places, self.width)
-        steps = list(product((-1, 0, 1), repeat=bins.shape[1] - 1))
-        return np.array([any((b[0], *(b[1:] + step)) in occupied for step in steps) for b in bins], dtype=bool)
+        """Return a mask of positions at most ``MAX_DISTANCE`` from an occupied bin of their section."""
+        centres = Places((self.bins[:, 1:] + 0.5) * self.width, self.bins[:, 0])
+        nearest = cKDTree(centres.apart()).query(places.apart())[0]
+        return np.asarray(nearest <= MAX_DISTANCE + self.width)
 
     def overlaps(self, sections: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:
         """Return whether occupied bins of sections overlap a box with given corners."""
