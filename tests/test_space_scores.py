@@ -188,6 +188,13 @@ def test_cells_without_common_sections_or_positions_are_not_compared(caplog):
     assert "Not compared in space: generated, with 0 cells in sections of real cells." in caplog.text
 
 
+def test_coordinates_that_some_real_cells_lack_are_left_out():
+    cells = simulated(0)
+    deep = replace(cells, positions=cells.positions.assign(z=np.random.default_rng(0).random(len(cells)) * 1000))
+    result = score_space(RealCells(deep, cells, NAMES), {"generated": cells}, most=100_000, seed=0)
+    assert by_set(result).loc["moran_correlation", "generated"] > 0.9
+
+
 def test_a_type_of_few_cells_has_no_moran_of_its_own():
     real = simulated(0)
     few = replace(real, cell_type=np.where(np.arange(len(real)) < 49, "few", real.cell_type))

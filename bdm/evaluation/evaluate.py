@@ -93,7 +93,8 @@ class Evaluation(Result):
     compute_embedding
         Function that computes :attr:`embedding` once, and caches it.
     space
-        Scores in space, and Moran's I of genes. Empty if real or generated cells have no positions.
+        Scores in space, and Moran's I of genes, as :class:`bdm.evaluation.space_scores.SpaceScores`. Empty if real or
+        generated cells have no positions.
     modalities
         (modality, score) x sets, see :func:`~bdm.evaluation.modality_scores.modality_scores`; None for RNA alone. Other
         scores use RNA only, and the UMAP uses all modalities.

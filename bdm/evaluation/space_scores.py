@@ -33,8 +33,8 @@ class SpaceScores:
     Attributes
     ----------
     scores
-        A row per ``set`` (the floor first) and ``score``, with its ``value``: see :func:`compare_statistics` and
-        :func:`score_floor`.
+        A row per ``set`` (the floor first) and ``score``, with its ``value``; see
+        :func:`bdm.evaluation.space_scores.compare_statistics`.
     genes
         A row per generated ``set`` and ``gene`` (with its ``symbol`` if that differs): ``moran`` and ``moran_within``
         in the set, and in as many real cells (``moran_real``, ``moran_within_real``). Genes detected in fewer than 5%
@@ -267,7 +267,7 @@ def sample_together(parts: Sequence[TypedCells], *, most: int, seed: int) -> Cel
     """Sample at most ``most`` cells, the same share of each part, and concatenate them."""
     share, rng = min(1, most / sum(map(len, parts))), np.random.default_rng(seed)
     samples = [cells[np.sort(rng.permutation(len(cells))[: int(share * len(cells))])] for cells in parts]
-    positions = pd.concat([cells.positions for cells in samples if cells.positions is not None], ignore_index=True)
+    positions = pd.concat([cells.positions for cells in samples], join="inner", ignore_index=True)
     counts = sparse.vstack([cells.counts for cells in samples], format="csr")
     return Cells(counts, np.concatenate([cells.cell_type for cells in samples]), positions=positions)
 
