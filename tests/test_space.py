@@ -369,6 +369,13 @@ def test_invalid_locations(model, table, sentence):
         model.generate(locations=pd.DataFrame(table))
 
 
+def test_a_few_locations_outside_are_a_warning(model, cells, caplog):
+    locations = pd.DataFrame(cells.obsm["xy"][:200], columns=["x", "y"])
+    locations.loc[0, "x"] = 9e5
+    assert model.generate(locations=locations).n_obs == 200
+    assert "1 of 200 locations are far outside the tissue" in caplog.text
+
+
 def test_requests_that_models_cannot_answer(model, of_sections, cells):
     table = pd.DataFrame({"x": [300.0], "y": [400.0]})
     with pytest.raises(InputError, match="no positions; fit it with `spatial_key=`"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from bdm.model.model import BranchedModel
 from bdm.model.space import SpatialEffects
 from bdm.model.surfaces import Places
 from bdm.settings import InputKeys
+
+
+logger = logging.getLogger(__name__)
+
+MAX_OUTSIDE = 0.01  # share of locations outside the tissue that is only a warning, as measured cells may be
 
 
 def require_space(model: BranchedModel) -> SpatialEffects:
@@ -50,7 +56,8 @@ def request_at(model: BranchedModel, locations: pd.DataFrame, *, extrapolate: bo
     Raises
     ------
     InputError
-        If the model has no positions, a column is missing or invalid, or a location is outside the tissue.
+        If the model has no positions, a column is missing or invalid, or more than 1% of the locations are far outside
+        the tissue.
     """
     space = require_space(model)
     table, names = checked_locations(model, space, locations), list(COORDINATES[: space.n_coordinates])
@@ -58,10 +65,10 @@ def request_at(model: BranchedModel, locations: pd.DataFrame, *, extrapolate: bo
     outside = ~space.tissue.contains(places)
     if outside.any() and not extrapolate:
         first = ", ".join(f"{value:g}" for value in table[names][outside].iloc[0])
-        raise InputError(
-            f"{outside.sum()} of {len(table)} locations are far outside the tissue of the training cells, for example "
-            f"({first}); leave them out, or allow them by `extrapolate=True`."
-        )
+        problem = f"{outside.sum()} of {len(table)} locations are far outside the tissue of the training cells"
+        if outside.mean() > MAX_OUTSIDE:
+            raise InputError(f"{problem}, for example ({first}); leave them out, or allow them by `extrapolate=True`.")
+        logger.warning("%s, for example (%s).", problem, first)
     cells = table.drop(columns=[*names, SECTION], errors="ignore").assign(n_cells=1)
     cells["sub_population"] = draw_populations(model, places, cells.get("cell_type"), seed)
     cells["cell_type"] = cells["sub_population"].map(model.cell_type_of)
