@@ -24,7 +24,6 @@ from bdm.model.space import SpatialEffects
 from bdm.model.surfaces import Places
 from bdm.settings import InputKeys
 
-
 logger = logging.getLogger(__name__)
 
 MAX_OUTSIDE = 0.01  # share of locations outside the tissue that is only a warning, as measured cells may be
