@@ -110,7 +110,7 @@ class Samples(StageSettings):
         return values
 
     def section_in(self, condition: str, sample: str) -> str | None:
-        """Return the tissue section of a sample of a condition; None if it is to be drawn."""
+        """Return the tissue section of a sample of a condition; None to draw it."""
         if isinstance(self.section_, dict):
             return self.section_.get(sample, self.section_.get(condition))
         return self.section_

@@ -64,7 +64,7 @@ def sample_table(model: BranchedModel, design: Design) -> pd.DataFrame:
 
 
 def draw_sections(model: BranchedModel, design: Design, table: pd.DataFrame) -> list[str]:
-    """Return the designed tissue section of each sample, or draw one in proportion to training cells."""
+    """Return the tissue section of each sample: designed, or as frequent as in training cells."""
     space = require_space(model)
     sections = []
     for sample, condition in table["condition"].items():

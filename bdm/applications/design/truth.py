@@ -81,7 +81,7 @@ def collect_truth(experiment: DesignedExperiment) -> tuple[dict[str, pd.DataFram
 
 
 def region_tables(experiment: DesignedExperiment) -> list[pd.DataFrame]:
-    """Count cells of the changed populations inside the region of each change, by sample and cell type."""
+    """Count the cells inside the region of each change, by sample and cell type."""
     tables = []
     for planted in experiment.changes:
         if planted.inside is not None:
