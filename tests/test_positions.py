@@ -14,6 +14,7 @@ from bdm.api import BranchedDiffusion
 from bdm.applications.design.design import read_design
 from bdm.applications.design.experiment import compile_design
 from bdm.commands.autoencoder import summaries_of_effects
+from bdm.data.read import read_cells
 from bdm.report.page import audit_tables, environment
 from bdm.settings import AuditSettings, AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
 
@@ -293,3 +294,80 @@ def test_invalid_regions_and_sections_are_rejected_in_one_sentence(case, model):
 def test_positions_need_a_model_with_positions(small_model):
     with pytest.raises(InputError, match="samples: The model has no positions"):
         small_model.simulate({"samples": {"positions": True}})
+
+
+# ---- other commands, and other forms of cells
+
+
+@pytest.mark.slow
+def test_other_commands_ignore_positions(bdm, saved, tmp_path):
+    rng = np.random.default_rng(0)
+    cells = simulated()
+    cells.obs["condition"] = rng.choice(["ctrl", "stim"], cells.n_obs)
+    without = ad.AnnData(cells.X, obs=cells.obs, var=cells.var)
+    (tmp_path / "tree.nwk").write_text("((left,right)stem,added)root;")
+    (tmp_path / "design.yaml").write_text(
+        "{samples: {donors: 3, conditions: [a, b], cells: 50, variation: 0.1}, power: {n_repeats: 1, methods: t_test},"
+        "changes: [{name: up, condition: b, genes: [g5], log2_fold_change: 2}]}"
+    )
+    for folder, adata in (("with", cells), ("without", without)):
+        (path := tmp_path / folder).mkdir()
+        adata.write_h5ad(path / "cells.h5ad")
+        conditions = ["--condition-key", "condition", "--control", "ctrl"]
+        for words in (
+            ["respond", path / "cells.h5ad", path / "responses", *conditions],
+            ["predict", path / "responses", path / "cells.h5ad", path / "predicted.h5ad", "--condition", "stim"],
+            ["lineage", path / "cells.h5ad", path / "lineage", "--tree", tmp_path / "tree.nwk"],
+            ["power", saved, tmp_path / "design.yaml", path / "power"],
+        ):
+            code, said = bdm(*words)
+            assert code == 0, said
+    after, before = (ad.read_h5ad(tmp_path / name / "predicted.h5ad") for name in ("with", "without"))
+    assert (after.X != before.X).nnz == 0
+
+
+def multimodal(form: str):
+    """Cells with proteins: positions are in ``obsm`` of the MuData, of its RNA, or of an AnnData."""
+    mudata, cells = pytest.importorskip("mudata"), cells_of_fit()
+    names = [f"protein-{number}" for number in range(5)]
+    levels = np.random.default_rng(0).poisson(20, (cells.n_obs, len(names))).astype(np.float32)
+    if form == "AnnData":
+        cells.obsm["protein_expression"] = pd.DataFrame(levels, index=cells.obs_names, columns=names)
+        return cells
+    proteins = ad.AnnData(levels, obs=cells.obs[[]], var=pd.DataFrame(index=names))
+    if form == "RNA":
+        return mudata.MuData({"rna": cells, "prot": proteins})
+    positions = cells.obsm.pop("xy")
+    cells = mudata.MuData({"rna": cells, "prot": proteins[::-1].copy()})
+    cells.obsm["xy"] = pd.DataFrame(positions, proteins.obs_names).loc[cells.obs_names].to_numpy()
+    return cells
+
+
+@pytest.mark.parametrize("form", ["MuData", "RNA", "AnnData"])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_cells_of_several_modalities_have_positions(form, on_disk, model, tmp_path):
+    cells = multimodal(form)
+    if on_disk:
+        cells.write(path := tmp_path / ("cells.h5ad" if form == "AnnData" else "cells.h5mu"))
+        cells = read_cells(path)
+    prepared = BranchedDiffusion(cells, spatial_key="xy", section_key="slide", settings=model.settings).prepared
+    np.testing.assert_array_equal(prepared.obsm["spatial"], cells_of_fit()[prepared.obs_names].obsm["xy"])
+
+
+def by_symbol(cells: ad.AnnData) -> None:
+    cells.var["symbol"] = cells.var_names
+    cells.var_names = [f"ENSG{number}" for number in range(cells.n_vars)]
+
+
+@pytest.mark.parametrize("change", [lambda cells: None, by_symbol])
+def test_cells_of_a_loaded_model_keep_positions(saved, change):
+    change(cells := cells_of_fit())
+    prepared = BranchedDiffusion.load(saved, device="cpu", adata=cells).prepared
+    np.testing.assert_array_equal(prepared.obsm["spatial"], cells[prepared.obs_names].obsm["xy"])
+    assert list(prepared.obs["section"]) == list(cells[prepared.obs_names].obs["slide"])
+
+
+def test_cells_of_a_loaded_model_may_lack_sections(saved):
+    cells = cells_of_fit()
+    del cells.obs["slide"]
+    assert "spatial" not in BranchedDiffusion.load(saved, device="cpu", adata=cells).prepared.obsm

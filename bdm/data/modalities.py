@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import h5py
@@ -161,7 +162,8 @@ MAX_DENSITY_OF_PEAKS = 0.8  # share of entries above 0; 0.1 is usual, selected p
 def in_blocks(cells: AnnData, *, counts: str = "auto") -> AnnData:
     """Join the modalities of an AnnData in blocks; return others unchanged."""
     if PROTEINS in cells.obsm:
-        return join_modalities(*with_raw_counts(parts_of_obsm(cells), counts), obs=cells.obs, form=OBSM)
+        obsm = {key: values for key, values in cells.obsm.items() if key != PROTEINS}
+        return join_modalities(*with_raw_counts(parts_of_obsm(cells), counts), obs=cells.obs, obsm=obsm, form=OBSM)
     if TYPE_COLUMN not in cells.var or is_in_blocks(cells.var):
         return cells
     kinds = kinds_in(cells.var)
@@ -172,7 +174,7 @@ def in_blocks(cells: AnnData, *, counts: str = "auto") -> AnnData:
     slot = slot_or_auto(cells, counts)
     whole = raw_counts(cells, source=slot)
     parts = {kind: (kind, whole[:, (whole.var[TYPE_COLUMN] == FEATURE_TYPES[kind]).to_numpy()]) for kind in kinds}
-    return join_modalities(parts, None if slot == "auto" else slot, obs=cells.obs, form=FEATURES)
+    return join_modalities(parts, None if slot == "auto" else slot, obs=cells.obs, obsm=cells.obsm, form=FEATURES)
 
 
 def is_in_blocks(var: pd.DataFrame) -> bool:
@@ -204,6 +206,7 @@ def from_mudata(
     modalities: Mapping[str, AnnData],
     obs: pd.DataFrame,
     *,
+    obsm: Mapping[str, Any] = MappingProxyType({}),
     modality: Sequence[str] = (),
     intersect: bool = False,
     counts: str = "auto",
@@ -216,6 +219,8 @@ def from_mudata(
         Cells of each modality, by name.
     obs
         ``obs`` of the MuData; columns that RNA lacks are added.
+    obsm
+        ``obsm`` of the MuData; keys that RNA lacks are added.
     modality
         Modalities to use, as ``NAME=KIND``; by default, all with known names.
     intersect
@@ -229,11 +234,13 @@ def from_mudata(
             check_names(modalities[name].obs_names, kind="cell")
     shared = shared_cells({name: modalities[name].obs_names for name in kind_of}, intersect=intersect)
     parts = {name: (kind, modalities[name][shared]) for name, kind in kind_of.items()}
-    rna_obs = next(part.obs for kind, part in parts.values() if kind == RNA)
+    rna = next(part for kind, part in parts.values() if kind == RNA)
+    rna_obs, rows = rna.obs, obs.index.get_indexer(rna.obs_names)
+    own = {key: np.asarray(values)[rows] for key, values in obsm.items() if np.ndim(values) == 2}  # 1: masks
     copied = {f"{name}:{column}" for name in modalities for column in rna_obs}  # by mudata, from modalities
     added = [column for column in obs if column not in rna_obs and str(column) not in copied]
     rna_obs = rna_obs.join(obs[added].reindex(rna_obs.index))
-    return join_modalities(*with_raw_counts(parts, counts), obs=rna_obs, form=MUDATA)
+    return join_modalities(*with_raw_counts(parts, counts), obs=rna_obs, obsm=own | dict(rna.obsm), form=MUDATA)
 
 
 def kinds_by_name(names: Mapping[str, Any], modality: Sequence[str]) -> dict[str, str]:
@@ -302,7 +309,9 @@ def with_raw_counts(parts: Parts, counts: str) -> tuple[Parts, str | None]:
     return checked, layer
 
 
-def join_modalities(parts: Parts, layer: str | None, *, obs: pd.DataFrame, form: str) -> AnnData:
+def join_modalities(
+    parts: Parts, layer: str | None, *, obs: pd.DataFrame, obsm: Mapping[str, Any], form: str
+) -> AnnData:
     """Join the raw counts of modalities in blocks.
 
     ``layer`` is the slot of the raw counts in the user's cells, if they have one. The result has a layer of this name,
@@ -329,7 +338,8 @@ def join_modalities(parts: Parts, layer: str | None, *, obs: pd.DataFrame, form:
         if var[column].dtype == object or isinstance(var[column].dtype, pd.CategoricalDtype):
             var[column] = var[column].astype(object).fillna("").astype(str)
     joined = sparse.hstack(matrices, format="csr")
-    return AnnData(joined, obs=obs.copy(), var=var, uns={FORM: form}, layers={} if layer is None else {layer: joined})
+    layers = {} if layer is None else {layer: joined}
+    return AnnData(joined, obs=obs.copy(), var=var, uns={FORM: form}, obsm=dict(obsm), layers=layers)
 
 
 def reject_empty(proteins: AnnData) -> None:
@@ -406,12 +416,13 @@ def to_mudata(cells: AnnData) -> Any:
     return made
 
 
-def read_h5mu(path: Path) -> tuple[dict[str, AnnData], pd.DataFrame, dict[str, Any]]:
-    """Read a MuData file: modalities by name, ``obs`` and ``uns``."""
+def read_h5mu(path: Path) -> tuple[dict[str, AnnData], pd.DataFrame, dict[str, Any], dict[str, Any]]:
+    """Read a MuData file: modalities by name, ``obs``, ``obsm`` and ``uns``."""
     with h5py.File(path) as file:
         names = list(file["mod"].attrs.get("mod-order", file["mod"]))
         parts = {name: io.read_elem(file["mod"][name]) for name in names}
-        return parts, io.read_elem(file["obs"]), io.read_elem(file["uns"]) if "uns" in file else {}
+        obsm, uns = (io.read_elem(file[name]) if name in file else {} for name in ("obsm", "uns"))
+        return parts, io.read_elem(file["obs"]), obsm, uns
 
 
 def write_h5mu(path: Path, cells: AnnData) -> None:

@@ -53,9 +53,9 @@ def read_cells(
     if path.suffix.lower() == MUDATA_FILE:
         with reject_if_unreadable(path), warnings.catch_warnings(action="ignore"):
             check_hdf5(path)
-            parts, obs, uns = read_h5mu(path)
+            parts, obs, obsm, uns = read_h5mu(path)
         with error_prefix(path):
-            adata = from_mudata(parts, obs, modality=modality, intersect=intersect, counts=counts)
+            adata = from_mudata(parts, obs, obsm=obsm, modality=modality, intersect=intersect, counts=counts)
         adata.uns |= uns
     else:
         adata = read_anndata(path, on_disk=on_disk)
@@ -81,7 +81,8 @@ def cells_in(
     if isinstance(adata, AnnData):
         return in_blocks(with_text_names(adata), counts=counts)
     if isinstance(getattr(adata, "mod", None), Mapping):  # a MuData, without an import of its package
-        return from_mudata(adata.mod, adata.obs, modality=modality, intersect=intersect, counts=counts)
+        obsm = getattr(adata, "obsm", {})
+        return from_mudata(adata.mod, adata.obs, obsm=obsm, modality=modality, intersect=intersect, counts=counts)
     raise InputError(f"Cells must be an AnnData, a MuData or a file of one, not {type(adata).__name__}.")
 
 

@@ -316,7 +316,9 @@ def prepare_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnD
     slots = count_slots(adata)
     candidates = [slots[counts]] if counts in slots else list(slots.values())
     if not any(genes.isin(slot.var_names).all() for slot in candidates):  # match by other columns of var
-        adata, counts = model_counts(adata, model, keys), "X"
+        obsm, counts = dict(adata.obsm), "X"
+        adata = model_counts(adata, model, keys)
+        adata.obsm.update(obsm)
     recorded = model.preparation
     column, n_splits = recorded.get("gene_symbols"), sum(recorded.get(name, 0) > 0 for name in ("validation", "test"))
     settings = {  # genes by name, because a file that listed them may no longer exist
@@ -334,7 +336,7 @@ def prepare_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnD
         "min_cells_per_type": 1 + n_splits,
         "min_donors": 1,
     }
-    if recorded["spatial_key"] not in adata.obsm:
+    if recorded["spatial_key"] not in adata.obsm or recorded["section_key"] not in (None, *adata.obs):
         settings |= {"spatial_key": None, "section_key": None}
     return prepare(adata, PrepareSettings(**settings))[:, genes].copy()
 
