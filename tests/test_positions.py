@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -243,6 +244,17 @@ def test_second_cells_of_doublets_are_at_the_place_of_the_droplet(model):
     outside = adata.obsm["xy"][:, 1] > 400
     assert (adata.obs["doublet"] & outside).any()
     np.testing.assert_array_equal(adata.layers["expected"][outside], without.layers["expected"][outside])
+
+
+def test_batches_that_are_sections_follow_the_section(model):
+    settings = replace(model.settings, autoencoder=replace(model.settings.autoencoder, n_steps=5))
+    keys = {"spatial_key": "xy", "section_key": "slide", "batch_key": "slide"}
+    fitted = BranchedDiffusion(cells_of_fit(), **keys, settings=settings).fit()
+    adata = fitted.simulate({"samples": {**PLACED, "cells": 20, "section": {"sample-2": "b", "treated": "a"}}})
+    samples = adata.uns["truth"]["samples"]
+    assert (samples["batch"] == samples["section"]).all()
+    assert samples["section"].tolist()[1:] == ["b", "a", "a"]
+    assert (adata.obs["slide"].astype(str) == adata.obs["batch"].astype(str)).all()
 
 
 def test_an_added_type_lies_anywhere(extended):
