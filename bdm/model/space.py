@@ -49,7 +49,10 @@ MIN_MEAN = 1e-3  # of expected counts
 MAX_RELATIVE = 10.0  # largest residual of a count, relative to its mean
 GENE_OFFSETS = (-0.9, 5.0)  # limits of the relative change of a mean
 N_GENES = 200  # genes to fit together
-RIDGES = (10.0, 3.0, 1.0, 0.3)  # candidate ridge penalties of the map, largest first
+RIDGES = (3.0, 1.0, 0.3, 0.1)  # candidate ridge penalties of the map, largest first
+# Blocks of a section to leave out for the map, along each coordinate. They are smaller than for surfaces, because a
+# surface is scored with its covariance within a block, but a map cell by cell.
+N_MAP_BLOCKS = 20
 MAX_MAP_CELLS = 5000  # to choose the penalty
 N_FOLDS = 5  # groups of left-out blocks
 COUPLINGS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -519,7 +522,11 @@ def choose_ridge(functions: np.ndarray, cells: SpatialCells, seed: int) -> tuple
     """
     generator, log_share = numpy_generator(seed, "map"), cells.log_share
     sample = generator.permutation(len(functions))[:MAX_MAP_CELLS]
-    functions, population, block = functions[sample], cells.population[sample], cells.block[sample]
+    functions, population, block = (
+        functions[sample],
+        cells.population[sample],
+        cells.places[sample].blocks(N_MAP_BLOCKS),
+    )
     blocks = np.unique(block)
     fold = (generator.permutation(len(blocks)) % N_FOLDS)[np.searchsorted(blocks, block)]
     gains = np.zeros(len(RIDGES))
@@ -534,7 +541,7 @@ def choose_ridge(functions: np.ndarray, cells: SpatialCells, seed: int) -> tuple
     best = int(gains.argmax())
     if gains[best] <= MIN_GAIN:
         return None, 0.0
-    return RIDGES[best], float(gains[best]) * len(cells.block) / len(sample)
+    return RIDGES[best], float(gains[best]) * len(cells.population) / len(sample)
 
 
 def fit_coupling(log_odds: np.ndarray, cells: SpatialCells, length: float, seed: int) -> float:

@@ -41,14 +41,14 @@ class Places:
         """Return positions with sections far from each other, cells x coordinates."""
         return self.positions + 1e3 * self.section[:, None]
 
-    def blocks(self) -> np.ndarray:
-        """Divide each section into ``N_BLOCKS`` x ``N_BLOCKS`` blocks; return the block of each cell."""
+    def blocks(self, number: int = N_BLOCKS) -> np.ndarray:
+        """Divide each section into ``number`` x ``number`` blocks by quantiles; return the block of each cell."""
         block = np.zeros(len(self), dtype=int)
         for section in np.unique(self.section):
             cells = self.section == section
-            ends = np.linspace(0, 1, N_BLOCKS + 1)[1:-1]
+            ends = np.linspace(0, 1, number + 1)[1:-1]
             first, second = (np.searchsorted(np.quantile(x, ends), x) for x in self.positions[cells, :2].T)
-            block[cells] = (section * N_BLOCKS + first) * N_BLOCKS + second
+            block[cells] = (section * number + first) * number + second
         return block
 
     def neighbours(self, number: int = N_NEIGHBOURS) -> tuple[np.ndarray, np.ndarray]:
