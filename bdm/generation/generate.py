@@ -20,6 +20,7 @@ from bdm._core.files import require_space
 from bdm._core.parallel import Map, keep_freed_memory, threads
 from bdm._core.progress import Item, progress
 from bdm._core.seeds import derive, numpy_generator, torch_generator
+from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.data.modalities import MUDATA_FILE, write_h5mu
@@ -241,14 +242,15 @@ def decode_chunk(
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
         for_transport = torch_generator(seed, "way", chunk.population, portion.start)
         x = request.transport(portion.padded, chunk.population, for_transport)
-        offset = None
+        offset, observation = None, generated_noise(model, chunk.population)
         if space is not None and (own := portion.select(places)) is not None:
             mean = model.moments.mean[model.populations.index(chunk.population)]
             x, offset = space.move(x, chunk.population, mean, own), space.gene_offset(own)
+            observation = space.observation(observation)
         x = model.at_covariates(x, chunk.population, portion.select(covariates))
         expected = portion.without_padding(expected_counts(model, x, batch, chunk.population, offset=offset))
         for_counts = numpy_generator(seed, "counts", chunk.population, portion.start)
-        counts.append(sample_counts(model, expected, chunk.population, for_counts))
+        counts.append(sample_counts(model, expected, chunk.population, for_counts, observation))
         latent.append(portion.without_padding(latents(model, x)))
     return GeneratedBlock(sp.vstack(counts, format="csr"), np.concatenate(latent))
 
@@ -284,10 +286,14 @@ def latents(model: BranchedModel, x: Tensor) -> np.ndarray:
 
 
 def sample_counts(
-    model: BranchedModel, mean: np.ndarray, population: str, generator: np.random.Generator
+    model: BranchedModel,
+    mean: np.ndarray,
+    population: str,
+    generator: np.random.Generator,
+    observation: ObservationModel | None = None,
 ) -> sp.csr_matrix:
-    """Sample counts of a population from their means, cells x genes."""
-    counts = generated_noise(model, population).sample(mean, generator)
+    """Sample counts of a population from their means, cells x genes, by default with the model's noise."""
+    counts = (observation or generated_noise(model, population)).sample(mean, generator)
     return model.with_protein_levels(counts, population, generator)
 
 

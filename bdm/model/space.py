@@ -25,6 +25,7 @@ from bdm.autoencoder.moments import (
     population_moments,
     without_prior,
 )
+from bdm.autoencoder.observation import ObservationModel
 from bdm.data.space import POSITIONS, has_positions, sections_of
 from bdm.model.surfaces import (
     MIN_GAIN,
@@ -130,6 +131,7 @@ class SpatialEffects:
     # surfaces of genes
     gene_coefficients: np.ndarray  # functions x genes
     gene_local: np.ndarray  # standard deviation of local variation, genes
+    gene_variance: np.ndarray  # variance of the relative mean over cells, genes
     # map of populations
     log_odds: np.ndarray  # functions x populations
     log_share: np.ndarray  # populations
@@ -230,6 +232,10 @@ class RealisedSpace:
         is_local = effects.gene_local > 0
         relative[:, is_local] += self.gene_fields(places) * effects.gene_local[is_local]
         return to_tensor(np.log1p(relative.clip(*GENE_OFFSETS))).float()
+
+    def observation(self, observation: ObservationModel) -> ObservationModel:
+        """Remove the variance that :meth:`gene_offset` adds from an observation model."""
+        return observation.within(to_tensor(np.log1p(self.effects.gene_variance)))
 
     def choose_populations(self, places: Places, log_share: np.ndarray) -> np.ndarray:
         """Choose the population of each cell; returns indices.
@@ -348,6 +354,7 @@ def fit_space(
         ]
     )
     gene_coefficients, gene_local = gene_surfaces(design, surface, cells, length)
+    gene_variance = (design.functions @ gene_coefficients).var(axis=0) + gene_local**2
     return SpatialEffects(
         unit=unit,
         sections=tuple(map(str, sections)),
@@ -361,6 +368,7 @@ def fit_space(
         local=local,
         gene_coefficients=gene_coefficients,
         gene_local=gene_local,
+        gene_variance=gene_variance,
         log_odds=log_odds,
         log_share=cells.log_share,
         coupling=fit_coupling(design.functions @ log_odds + cells.log_share, cells, length, seed),

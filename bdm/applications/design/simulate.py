@@ -253,6 +253,8 @@ class Simulation:
 
     def _observation(self, population: str) -> ObservationModel:
         observation, donors = generated_noise(self.model, population), self.experiment.donors
+        if self.experiment.spaces:
+            observation = self.experiment.spaces[0].observation(observation)
         return observation if donors is None else donors.observation(population, observation)
 
 
