@@ -85,7 +85,7 @@ def position_table(adata: AnnData, keys: PositionKeys = PREPARED) -> pd.DataFram
 
 
 def check_sections(obs: pd.DataFrame, positions: np.ndarray) -> None:
-    """Reject sections in which a coordinate (``positions``: cells x coordinates) is constant."""
+    """Reject sections with a constant coordinate; ``positions`` is cells x coordinates."""
     section = obs[SECTION].astype(str).to_numpy() if SECTION in obs else np.full(len(obs), ONE_SECTION)
     for name in np.unique(section):
         if not np.ptp(positions[section == name], axis=0).all():

@@ -1,4 +1,4 @@
-"""Requests for cells at positions: like measured cells, from a table, or sampled as dense as the training cells."""
+"""Requests for cells at positions: of measured cells, from a table, or sampled."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def request_at(model: BranchedModel, locations: pd.DataFrame, *, extrapolate: bo
 
 
 def draw_populations(model: BranchedModel, places: Places, cell_type: pd.Series | None, seed: int) -> np.ndarray:
-    """Draw the population of each cell from the map, given its cell type if it is known."""
+    """Draw the population of each cell from the map, within its cell type if known."""
     space = require_space(model)
     added = [name for name in model.populations if name not in space.populations]
     populations = np.array([*space.populations, *added], dtype=object)

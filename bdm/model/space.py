@@ -85,7 +85,7 @@ class Tissue:
         return np.column_stack([places.section, np.floor(places.positions / width)]).astype(int)
 
     def contains(self, places: Places) -> np.ndarray:
-        """Return a mask of positions at most ``MAX_DISTANCE`` from an occupied bin of their section."""
+        """Return a mask of positions near an occupied bin of their section."""
         centres = Places((self.bins[:, 1:] + 0.5) * self.width, self.bins[:, 0])
         nearest = cKDTree(centres.apart()).query(places.apart())[0]
         return np.asarray(nearest <= MAX_DISTANCE + self.width)

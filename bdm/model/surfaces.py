@@ -1,4 +1,4 @@
-"""Surfaces over positions: a low-rank Gaussian process, its strength by left-out blocks, and local variation."""
+"""Surfaces over positions (low-rank Gaussian processes), and local variation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Places:
         return self.positions + 1e3 * self.section[:, None]
 
     def blocks(self, number: int = N_BLOCKS) -> np.ndarray:
-        """Divide each section into ``number`` x ``number`` blocks by quantiles; return the block of each cell."""
+        """Return the block of each cell; a section has ``number`` x ``number`` blocks, by quantiles."""
         block = np.zeros(len(self), dtype=int)
         for section in np.unique(self.section):
             cells = self.section == section
@@ -52,7 +52,10 @@ class Places:
         return block
 
     def neighbours(self, number: int = N_NEIGHBOURS) -> tuple[np.ndarray, np.ndarray]:
-        """Return pairs of cells and their nearest neighbours in the section, as two arrays of indices."""
+        """Pair cells with their nearest neighbours in the section.
+
+        Returns the indices of the cells, and of the neighbours.
+        """
         cells, neighbours = [np.empty(0, dtype=int)], [np.empty(0, dtype=int)]
         for section in np.unique(self.section):
             members = np.flatnonzero(self.section == section)
@@ -141,7 +144,7 @@ class Statistics:
         return cls(eigenvalues.clip(min=0), axes.T @ projection, squares, n_cells, axes)
 
     def log_density(self, variance: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Return the log marginal density of the values of each output, up to a constant.
+        """Return the log marginal density of each output, up to a constant.
 
         ``variance`` and ``noise`` are the variances of surface and noise, outputs.
         """
@@ -157,14 +160,14 @@ class Statistics:
 
 @dataclass(frozen=True, eq=False)
 class BlockDesign:
-    """Functions of the basis at weighted cells, with sums over all cells and without each block."""
+    """Functions of the basis at cells, with weights and blocks."""
 
     functions: np.ndarray  # cells x functions
     weight: np.ndarray  # precision of each cell's values, with mean 1
     block: np.ndarray  # block of each cell
 
     def statistics(self, values: np.ndarray) -> list[Statistics]:
-        """Return the statistics of values (cells x outputs): of all cells, then without each block."""
+        """Return statistics of values (cells x outputs): of all cells, then without each block."""
         parts = []
         for block in np.unique(self.block):
             cells = self.block == block
@@ -181,11 +184,17 @@ class BlockDesign:
 
 
 def held_out_gain(statistics: Sequence[Statistics], variance: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Return the gain in the log density of left-out blocks by surfaces of a variance, in nats by output.
+    """Return the gain in log density of left-out blocks, in nats by output.
 
-    The density of a block is that of all its cells together, given the cells of all other blocks:
-    ``p(all) / p(others)``. It therefore rewards both the prediction of the block and the covariance within it.
-    ``total`` is the variance of values, outputs.
+    All cells of a block are scored together, given the cells of all other blocks: ``p(all) / p(others)``. This rewards
+    both the prediction of the block and the covariance within it.
+
+    Parameters
+    ----------
+    statistics
+        From :meth:`BlockDesign.statistics`.
+    variance, total
+        Variance of the surface, and of values, outputs.
     """
     whole, *left = statistics
 
@@ -220,9 +229,9 @@ def fit_surfaces(design: BlockDesign, values: np.ndarray) -> tuple[np.ndarray, n
 
 
 def fit_scaled_surfaces(design: BlockDesign, values: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Fit surfaces with a multiple of given strengths, chosen for all outputs by left-out blocks.
+    """Fit surfaces with a common multiple of given strengths.
 
-    Returns the coefficients, functions x outputs; 0 if no multiple gains.
+    Left-out blocks choose the multiple. Returns the coefficients, functions x outputs; 0 if no multiple gains.
     """
     statistics, total = design.statistics(values), design.variance(values).clip(min=1e-12)
     strengths = [np.minimum(multiple * strength, max(STRENGTHS)) for multiple in MULTIPLES]
@@ -265,7 +274,10 @@ class LocalFields:
 
     @classmethod
     def from_seed(cls, n_fields: int, n_coordinates: int, length: float, *, seed: int, name: str) -> LocalFields:
-        """Draw fields with a Matérn covariance; its spectrum is a t distribution with 3 degrees of freedom."""
+        """Draw fields with a Matérn covariance.
+
+        Its spectrum is a t distribution with 3 degrees of freedom.
+        """
         generator = numpy_generator(seed, "local", name)
         scale = np.sqrt(3 / generator.chisquare(3, (N_FEATURES, 1))) / length
         frequencies = generator.standard_normal((N_FEATURES, n_coordinates)) * scale
