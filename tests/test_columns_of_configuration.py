@@ -75,7 +75,7 @@ def message(config: dict) -> str:
 
 
 def test_keys_that_name_columns_are_found():
-    of_data_sets = {f"dataset/{name}_key" for name in ("label", "batch", "donor", "covariate")}
+    of_data_sets = {f"dataset/{name}_key" for name in ("label", "batch", "donor", "covariate", "section")}
     others = {"addition/label_key", "lineage/time_key", "lineage/lineage_key"}
     others |= {"respond/condition_key", "respond/dose_key"}
     assert set(named_columns()) == of_data_sets | others

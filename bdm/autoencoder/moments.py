@@ -40,13 +40,17 @@ class Whitening:
         """Whiten differences of y (cells x dimensions), without centring."""
         return difference @ self._whiten
 
+    def colour(self, difference: Tensor) -> Tensor:
+        """Transform differences of whitened x (cells x dimensions) to y, without centring."""
+        return difference @ self._colour
+
     def direction(self, coordinate: int) -> Tensor:
         """Return the direction of coordinate k: ``y[:, k] = x @ direction + centre[k]``."""
         return self._colour[:, coordinate]
 
     def inverse(self, x: Tensor) -> Tensor:
         """Transform whitened x (cells x dimensions) to y."""
-        return x @ self._colour + self.centre
+        return self.colour(x) + self.centre
 
     def variance(self, scale: Tensor) -> Tensor:
         """Return the mean whitened covariance of independent errors in y.

@@ -33,6 +33,7 @@ from bdm.model.surfaces import (
     BlockDesign,
     LocalFields,
     Places,
+    fit_local_length,
     fit_scaled_surfaces,
     fit_surfaces,
     local_variance,
@@ -344,7 +345,7 @@ def fit_space(
     cell_types = tuple(dict.fromkeys(latents.labels))
     surface, centre = centred_surfaces(design, coefficients, cell_types, cells)
 
-    length = 2 * float(np.median(places.distance(*places.neighbours())))
+    length = fit_local_length(values @ axes, surface @ axes, weight, places)
     variance = local_variance(values @ axes, surface @ axes, weight, places, length)
     local = (np.sqrt(variance)[:, None] * np.linalg.inv(axes))[variance > 0]
     narrowing = np.stack(
@@ -353,7 +354,7 @@ def fit_space(
             for covariance, members in zip(moments.covariance, cells.members(), strict=True)
         ]
     )
-    gene_coefficients, gene_local = gene_surfaces(design, surface, cells, length)
+    gene_coefficients, gene_local = gene_surfaces(design, surface, local, cells, length)
     gene_variance = (design.functions @ gene_coefficients).var(axis=0) + gene_local**2
     return SpatialEffects(
         unit=unit,
@@ -478,9 +479,11 @@ def expected_at(surface: np.ndarray, cells: SpatialCells) -> np.ndarray:
 
 
 def gene_surfaces(
-    design: BlockDesign, surface: np.ndarray, cells: SpatialCells, length: float
+    design: BlockDesign, surface: np.ndarray, local: np.ndarray, cells: SpatialCells, length: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fit surfaces and local variation of genes, which the shift of latents (``surface``) leaves.
+    """Fit surfaces and local variation of genes, which those of latents leave.
+
+    ``surface`` is the shift of latents of each cell, ``local`` the shift by each local field.
 
     Returns coefficients (functions x genes) and standard deviations of local variation (genes).
     """
@@ -488,6 +491,9 @@ def gene_surfaces(
     size = np.asarray(counts.sum(axis=1)).ravel()
     design = BlockDesign(design.functions, size / size.mean(), design.block)
     coefficients, deviation = np.zeros((design.functions.shape[1], n_genes)), np.zeros(n_genes)
+    axes = cells.whitening.colour(to_tensor(local).float())[:, cells.latents.layout.latent].double().numpy().T
+    mean_expression = counts.sum(axis=0).A1 / counts.sum()
+    from_latents = (cells.autoencoder.network.decoder.directions(mean_expression, axes) ** 2).sum(axis=1)
     for start in range(0, n_genes, N_GENES):
         genes = slice(start, min(start + N_GENES, n_genes))
         observed, mean = counts[:, genes].toarray().astype(float), expected[:, genes].astype(float)
@@ -497,7 +503,8 @@ def gene_surfaces(
         relative = centred(relative, cells.members(), design.weight)
         coefficients[:, genes], _, _ = fit_surfaces(design, relative)
         explained = design.functions @ coefficients[:, genes]
-        deviation[genes] = np.sqrt(local_variance(relative, explained, design.weight, cells.places, length))
+        variance = local_variance(relative, explained, design.weight, cells.places, length)
+        deviation[genes] = np.sqrt((variance - from_latents[genes]).clip(min=0))
     return coefficients, deviation
 
 

@@ -19,6 +19,8 @@ MULTIPLES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # strength of a cell type's surface
 MIN_NOISE = 0.2  # smallest part of the variance that a surface leaves
 MIN_GAIN = 5.0  # held-out log density that a surface must gain, in nats; 0.3% of outputs without a field gain as much
 N_NEIGHBOURS = 6
+N_FAR_NEIGHBOURS = 50  # to fit the length scale of local variation to
+LOCAL_LENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # candidates, in median distances to the nearest neighbours
 N_FEATURES = 1000  # random Fourier features of local variation
 MAX_PAIRS = 50_000  # of neighbours, in memory together
 MAX_LOCAL = 0.8  # largest part of the remaining variance that neighbouring cells share
@@ -242,6 +244,27 @@ def fit_scaled_surfaces(design: BlockDesign, values: np.ndarray, strength: np.nd
 
 
 # ---- local variation: what neighbouring cells share beyond the surfaces
+
+
+def fit_local_length(values: np.ndarray, surface: np.ndarray, weight: np.ndarray, places: Places) -> float:
+    """Fit the length scale of local variation to the covariance of near and farther neighbours.
+
+    It is the covariance of ``values`` beyond ``surface`` (both cells x outputs), summed over outputs.
+    """
+    cells, neighbours = places.neighbours(N_FAR_NEIGHBOURS)
+    distance, pair_weight = places.distance(cells, neighbours), weight[cells] * weight[neighbours]
+    covariance = np.empty(len(cells))
+    for pairs in np.array_split(np.arange(len(cells)), len(cells) // MAX_PAIRS + 1):
+        first, second = cells[pairs], neighbours[pairs]
+        products = values[first] * values[second] - surface[first] * surface[second]
+        covariance[pairs] = products.sum(axis=1)
+    lengths = np.array(LOCAL_LENGTHS) * np.median(distance.reshape(len(places), -1)[:, :N_NEIGHBOURS])
+    misfits = []
+    for length in lengths:
+        kernel = matern(distance, length)
+        variance = max(pair_weight @ (covariance * kernel) / (pair_weight @ kernel**2), 0)
+        misfits.append(pair_weight @ (covariance - variance * kernel) ** 2)
+    return float(lengths[int(np.argmin(misfits))])
 
 
 def local_variance(
