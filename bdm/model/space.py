@@ -57,6 +57,7 @@ RIDGES = (3.0, 1.0, 0.3, 0.1)  # candidate ridge penalties of the map, largest f
 N_MAP_BLOCKS = 20
 MAX_MAP_CELLS = 5000  # to choose the penalty
 N_FOLDS = 5  # groups of left-out blocks
+COUPLING_LENGTH = 2.0  # of neighbours of one population, in median distances to the nearest neighbours
 COUPLINGS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 N_CANDIDATES, MIN_CANDIDATES = 10, 2000  # positions to choose from, per cell and in all
 BIN_WIDTH = 3.0  # of the density of positions, in median distances to the nearest cell
@@ -137,6 +138,7 @@ class SpatialEffects:
     log_odds: np.ndarray  # functions x populations
     log_share: np.ndarray  # populations
     coupling: float  # correlation between neighbouring cells of the scores that choose populations
+    coupling_length: float  # length scale of this correlation
     local_length: float  # length scale of local variation
     tissue: Tissue
 
@@ -194,13 +196,15 @@ class SpatialEffects:
 
     def realised(self, seed: int) -> RealisedSpace:
         """Draw the local variation of a seed."""
-        n_coordinates, length = self.n_coordinates, self.local_length
 
-        def fields(n: int, name: str) -> LocalFields:
-            return LocalFields.from_seed(n, n_coordinates, length, seed=seed, name=name)
+        def fields(n: int, length: float, name: str) -> LocalFields:
+            return LocalFields.from_seed(n, self.n_coordinates, length, seed=seed, name=name)
 
-        latent, genes = fields(len(self.local), "latent"), fields(int((self.gene_local > 0).sum()), "genes")
-        return RealisedSpace(self, latent, genes, fields(len(self.populations), "populations"), seed)
+        latent = fields(len(self.local), self.local_length, "latent")
+        genes = fields(int((self.gene_local > 0).sum()), self.local_length, "genes")
+        return RealisedSpace(
+            self, latent, genes, fields(len(self.populations), self.coupling_length, "populations"), seed
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,6 +349,7 @@ def fit_space(
     cell_types = tuple(dict.fromkeys(latents.labels))
     surface, centre = centred_surfaces(design, coefficients, cell_types, cells)
 
+    coupling_length = COUPLING_LENGTH * float(np.median(places.distance(*places.neighbours())))
     length = fit_local_length(values @ axes, surface @ axes, weight, places)
     variance = local_variance(values @ axes, surface @ axes, weight, places, length)
     local = (np.sqrt(variance)[:, None] * np.linalg.inv(axes))[variance > 0]
@@ -372,7 +377,8 @@ def fit_space(
         gene_variance=gene_variance,
         log_odds=log_odds,
         log_share=cells.log_share,
-        coupling=fit_coupling(design.functions @ log_odds + cells.log_share, cells, length, seed),
+        coupling=fit_coupling(design.functions @ log_odds + cells.log_share, cells, coupling_length, seed),
+        coupling_length=coupling_length,
         local_length=length,
         tissue=Tissue.from_places(places),
     )
