@@ -165,6 +165,18 @@ def test_neighbours_are_of_the_same_section():
     assert not (cells == neighbours).any()
     lonely = Places(np.zeros((1, 2)), np.zeros(1, dtype=int))
     assert not len(lonely.neighbours()[0])
+    uneven = Places(np.repeat(np.random.default_rng(0).random((6, 2)), 5, axis=0), np.repeat([0, 1], [26, 4]))
+    cells, neighbours = uneven.neighbours(10)
+    assert (np.bincount(cells) == np.repeat([10, 3], [26, 4])).all()
+    assert not (cells == neighbours).any()
+    assert uneven.spacing > 0
+
+
+def test_sections_with_distant_coordinates_are_apart():
+    places = Places(np.array([[1e3, 0.0], [0.0, 0.0], [0.0, 0.0]]), np.array([0, 1, 1]))
+    first, *_ = distances = np.linalg.norm(places.apart()[:, None] - places.apart(), axis=2)
+    assert (first[1:] >= 1e3).all()
+    assert distances[1, 2] == 0
 
 
 # ---- parts of the effects
@@ -282,6 +294,15 @@ def test_a_saved_model_generates_the_same_cells(model, cells, tmp_path):
     loaded = BranchedDiffusion.load(tmp_path / "model")
     assert (loaded.generate(locations=cells, seed=0).X != model.generate(locations=cells, seed=0).X).nnz == 0
     assert load_model(tmp_path / "model").space.summary == model.model.space.summary
+
+
+def test_small_sections_and_equal_positions(cells):
+    """Spots of a lattice, as of several overlaid slides, with a section of few cells."""
+    spots = cells.copy()
+    spots.obsm["xy"] = (spots.obsm["xy"] / 100).round() * 100
+    spots.obs["slide"] = np.where(np.arange(spots.n_obs) < 10, "small", "large")
+    model = BranchedDiffusion(spots, spatial_key="xy", section_key="slide", settings=SETTINGS).fit()
+    assert np.isfinite(model.generate(locations=spots).X.data).all()
 
 
 def test_three_coordinates(cells):

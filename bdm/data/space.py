@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.spatial import cKDTree
 
 from bdm._core.errors import InputError
 from bdm.data.columns import name_in
@@ -94,3 +95,32 @@ def check_sections(obs: pd.DataFrame, positions: np.ndarray) -> None:
                 f"A coordinate is constant in {where}; give positions in a plane as two coordinates, and leave out "
                 "sections of one cell."
             )
+
+
+def nearest_neighbours(positions: np.ndarray, section: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pair cells with their nearest neighbours in the section.
+
+    Parameters
+    ----------
+    positions
+        Cells x coordinates.
+    section
+        Section of each cell.
+    number
+        Number of neighbours of each cell; fewer in sections with fewer other cells.
+
+    Returns
+    -------
+    Indices of the cells, and of their neighbours.
+    """
+    cells, neighbours = [np.empty(0, dtype=int)], [np.empty(0, dtype=int)]
+    for name in np.unique(section):
+        members = np.flatnonzero(section == name)
+        k = min(number, len(members) - 1)
+        if k > 0:
+            nearest = np.asarray(cKDTree(positions[members]).query(positions[members], k=k + 1)[1])
+            is_self = nearest == np.arange(len(members))[:, None]
+            is_self[~is_self.any(axis=1), -1] = True  # of more than k + 1 cells at the same position
+            cells.append(members.repeat(k))
+            neighbours.append(members[nearest[~is_self]])
+    return np.concatenate(cells), np.concatenate(neighbours)

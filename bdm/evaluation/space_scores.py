@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from scipy.spatial import KDTree
 
 from bdm.data.cells import FLOOR, Cells, RealCells, TypedCells, sample_by_label, smaller_numbers
 from bdm.data.gene_tests import Agreement
-from bdm.data.space import COORDINATES, SECTION
+from bdm.data.space import COORDINATES, SECTION, nearest_neighbours
 
 logger = logging.getLogger(__name__)
 
@@ -192,18 +191,10 @@ def neighbour_graph(positions: pd.DataFrame, n_neighbours: int) -> sparse.csr_ma
 
     The weights of a cell are equal and sum to 1. Cells of small sections have fewer neighbours, and a cell alone none.
     """
-    coordinates = positions.filter(items=COORDINATES).to_numpy()
-    rows, columns, weights = [np.empty(0, dtype=int)], [np.empty(0, dtype=int)], [np.empty(0)]
-    for members in rows_by_section(positions):
-        if k := min(n_neighbours, len(members) - 1):
-            nearest = np.asarray(KDTree(coordinates[members]).query(coordinates[members], k=k + 1)[1])
-            is_self = nearest == np.arange(len(members))[:, None]
-            is_self[~is_self.any(axis=1), -1] = True  # of more than k + 1 cells at the same position
-            rows.append(np.repeat(members, k))
-            columns.append(members[nearest[~is_self]])
-            weights.append(np.full(len(members) * k, 1 / k))
-    entries = np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))
-    return sparse.csr_matrix(entries, shape=(len(positions), len(positions)))
+    coordinates, n_cells = positions.filter(items=COORDINATES).to_numpy(), len(positions)
+    cells, neighbours = nearest_neighbours(coordinates, positions[SECTION].to_numpy(), n_neighbours)
+    weights = 1 / np.bincount(cells, minlength=n_cells)[cells]
+    return sparse.csr_matrix((weights, (cells, neighbours)), shape=(n_cells, n_cells))
 
 
 def morans_i(expression: sparse.csr_matrix, graph: sparse.csr_matrix) -> np.ndarray:

@@ -60,7 +60,7 @@ N_FOLDS = 5  # groups of left-out blocks
 COUPLING_LENGTH = 2.0  # of neighbours of one population, in median distances to the nearest neighbours
 COUPLINGS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 N_CANDIDATES, MIN_CANDIDATES = 10, 2000  # positions to choose from, per cell and in all
-BIN_WIDTH = 3.0  # of the density of positions, in median distances to the nearest cell
+BIN_WIDTH = 2.0  # of the density of positions, in median distances to the nearest neighbours
 MAX_DISTANCE = 0.25  # of locations from the tissue, in units of the spread of a section
 
 
@@ -75,9 +75,7 @@ class Tissue:
     @classmethod
     def from_places(cls, places: Places) -> Tissue:
         """Count cells in bins."""
-        cells, neighbours = places.neighbours()
-        distance = places.distance(cells, neighbours).reshape(len(places), -1).min(axis=1)
-        width = BIN_WIDTH * float(np.median(distance[distance > 0]))
+        width = BIN_WIDTH * places.spacing
         bins, n_cells = np.unique(cls.bins_of(places, width), axis=0, return_counts=True)
         return cls(width, bins, n_cells)
 
@@ -349,7 +347,7 @@ def fit_space(
     cell_types = tuple(dict.fromkeys(latents.labels))
     surface, centre = centred_surfaces(design, coefficients, cell_types, cells)
 
-    coupling_length = COUPLING_LENGTH * float(np.median(places.distance(*places.neighbours())))
+    coupling_length = COUPLING_LENGTH * places.spacing
     length = fit_local_length(values @ axes, surface @ axes, weight, places)
     variance = local_variance(values @ axes, surface @ axes, weight, places, length)
     local = (np.sqrt(variance)[:, None] * np.linalg.inv(axes))[variance > 0]

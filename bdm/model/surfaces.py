@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import solve_triangular
-from scipy.spatial import cKDTree
 
 from bdm._core.seeds import numpy_generator
+from bdm.data.space import nearest_neighbours
 
 N_FUNCTIONS = 200  # of a basis, over all sections
 JITTER = 1e-4  # added to the diagonal of the kernel matrix
@@ -40,8 +40,8 @@ class Places:
         return Places(self.positions[cells], self.section[cells])
 
     def apart(self) -> np.ndarray:
-        """Return positions with sections far from each other, cells x coordinates."""
-        return self.positions + 1e3 * self.section[:, None]
+        """Return positions with a coordinate that separates sections, cells x (coordinates + 1)."""
+        return np.column_stack([self.positions, 1e3 * self.section])
 
     def blocks(self, number: int = N_BLOCKS) -> np.ndarray:
         """Return the block of each cell; a section has ``number`` x ``number`` blocks, by quantiles."""
@@ -54,20 +54,14 @@ class Places:
         return block
 
     def neighbours(self, number: int = N_NEIGHBOURS) -> tuple[np.ndarray, np.ndarray]:
-        """Pair cells with their nearest neighbours in the section.
+        """Pair cells with their nearest neighbours, as :func:`bdm.data.space.nearest_neighbours`."""
+        return nearest_neighbours(self.positions, self.section, number)
 
-        Returns the indices of the cells, and of the neighbours.
-        """
-        cells, neighbours = [np.empty(0, dtype=int)], [np.empty(0, dtype=int)]
-        for section in np.unique(self.section):
-            members = np.flatnonzero(self.section == section)
-            n_neighbours = min(number, len(members) - 1)
-            if n_neighbours:
-                tree = cKDTree(self.positions[members])
-                nearest = np.asarray(tree.query(self.positions[members], k=n_neighbours + 1)[1])
-                cells.append(members.repeat(n_neighbours))
-                neighbours.append(members[nearest[:, 1:].ravel()])
-        return np.concatenate(cells), np.concatenate(neighbours)
+    @property
+    def spacing(self) -> float:
+        """Median distance to the nearest neighbours, without cells at the same position."""
+        distance = self.distance(*self.neighbours())
+        return float(np.median(distance[distance > 0])) if distance.any() else 1.0
 
     def distance(self, cells: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Return the distances between pairs of cells."""
@@ -258,7 +252,7 @@ def fit_local_length(values: np.ndarray, surface: np.ndarray, weight: np.ndarray
         first, second = cells[pairs], neighbours[pairs]
         products = values[first] * values[second] - surface[first] * surface[second]
         covariance[pairs] = products.sum(axis=1)
-    lengths = np.array(LOCAL_LENGTHS) * np.median(distance.reshape(len(places), -1)[:, :N_NEIGHBOURS])
+    lengths = np.array(LOCAL_LENGTHS) * places.spacing
     misfits = []
     for length in lengths:
         kernel = matern(distance, length)
@@ -291,7 +285,7 @@ def local_variance(
 class LocalFields:
     """Independent random fields of unit variance, by random Fourier features (Rahimi and Recht 2007)."""
 
-    frequencies: np.ndarray  # features x coordinates
+    frequencies: np.ndarray  # features x (coordinates + 1), see :meth:`Places.apart`
     phases: np.ndarray  # features
     amplitudes: np.ndarray  # features x fields
 
@@ -303,7 +297,7 @@ class LocalFields:
         """
         generator = numpy_generator(seed, "local", name)
         scale = np.sqrt(3 / generator.chisquare(3, (N_FEATURES, 1))) / length
-        frequencies = generator.standard_normal((N_FEATURES, n_coordinates)) * scale
+        frequencies = generator.standard_normal((N_FEATURES, n_coordinates + 1)) * scale
         phases = generator.uniform(0, 2 * np.pi, N_FEATURES)
         return cls(frequencies, phases, generator.standard_normal((N_FEATURES, n_fields)) * np.sqrt(2 / N_FEATURES))
 
