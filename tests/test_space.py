@@ -362,6 +362,13 @@ def test_invalid_positions(cells, change, sentence):
         prepare(invalid, settings)
 
 
+def test_unused_positions_are_mentioned(cells, caplog):
+    caplog.set_level("INFO", logger="bdm")
+    placed = ad.AnnData(cells.X, cells.obs, cells.var, obsm={"spatial": cells.obsm["xy"]})
+    assert "spatial" not in prepare(placed, SETTINGS.prepare).obsm
+    assert "spatial_key='spatial'" in caplog.text
+
+
 def test_invalid_sections(cells):
     with pytest.raises(InputError, match="section_key needs positions"):
         PrepareSettings(section_key="slide")

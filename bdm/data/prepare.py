@@ -110,6 +110,12 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     if settings.spatial_key is not None:
         positions = positions_in(adata, settings.spatial_key)[rows]
         check_sections(obs, positions)
+    elif POSITIONS in adata.obsm:
+        logger.info(
+            "The positions in obsm[%r] are not used; to use them, set `settings.prepare.spatial_key=%r`.",
+            POSITIONS,
+            POSITIONS,
+        )
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, other_modalities, positions)
 
 
