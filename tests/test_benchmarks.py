@@ -38,7 +38,8 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = (CONFIG[key] for key in ("methods", "seeds", "datasets"))
 PEERS = {name: method for name, method in METHODS.items() if method and method.get("peer")}
 MODULES = {"scdesigner": "scdesigner", "scvi-tools": "scvi", "POT": "ot"}  # by package
-TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"], "responses", "relations", "time", "audit", "power"]
+TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"]]
+TARGETS += ["responses", "relations", "time", "space", "space_cost", "audit", "power"]
 COMMANDS = typer.main.get_command(app).commands
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -488,6 +489,29 @@ def test_generated_cells_at_left_out_times_beat_a_baseline(tmp_path, score, opti
     value = rows[rows["score"] == score].groupby("method")["value"].mean()
     assert value["bdm"] < value[baseline]
     assert f"## {score.title()}\n\n| data | left_out | halves | bdm |" in (tmp_path / "time.md").read_text()
+
+
+def test_cells_in_space_beat_cells_without_coordinates(tmp_path):
+    """Surfaces of simulated genes, Moran's I and a left-out block are nearer to the truth."""
+    raw, prepared, out = tmp_path / "cells.h5ad", tmp_path / "prepared.h5ad", tmp_path / "simulated/0/space.csv"
+    run("scripts/simulated.py", "fields", raw, "--n-cells=600", "--n-genes=40", "--n-types=2")
+    prepare(anndata.read_h5ad(raw), PrepareSettings(genes="all", spatial_key="spatial", test=0.2)).write_h5ad(prepared)
+    out.parent.mkdir(parents=True)
+    run("scripts/space.py", prepared, out, "--n-blocks=1")
+    run("scripts/collect.py", "space", tmp_path, out.parent)
+    rows = pd.read_csv(tmp_path / "space.csv")
+    values = rows.pivot_table("value", "score", "method")
+    assert values.loc["moran_slope", "branched"] > 0.2 + values.loc["moran_slope", "without coordinates"]
+    assert values.loc["r, long", "branched"] > 0.6
+    assert values.loc["block_energy", "branched"] < values.loc["block_energy", "same types, anywhere"]
+    assert "# Left-out blocks\n" in (tmp_path / "space.md").read_text()
+
+
+def test_copies_are_of_the_nearest_other_cell_of_the_type():
+    methods = load("scripts/space_methods.py")
+    places = methods.Places(np.array([[0.0, 0], [1, 0], [1.5, 0], [4, 0]]), np.zeros(4, dtype=int))
+    cells = methods.PlacedCells(np.arange(4.0)[:, None], places, np.array(["B", "T", "B", "T"]))
+    assert methods.copies(cells, cells, rank=2).expression.ravel().tolist() == [2, 3, 0, 1]
 
 
 def test_predicted_responses_beat_unchanged_cells(tmp_path):

@@ -39,6 +39,8 @@ TARGETS = {
     "responses": (RESPONSES, [f"{RUN}/responses.csv"]),
     "relations": (config["relations"], [f"{RUN}/relations.csv"]),
     "time": (config["time"], [f"{RUN}/time.csv"]),
+    "space": (config["space"], [f"{RUN}/space.csv"]),
+    "space_cost": (config["space_cost"], [f"{RUN}/cells/branched.h5ad"]),
     "audit": (config["audit"], [f"{RUN}/audits/{method}" for method in config["audit"]["methods"]]),
 }
 TARGETS["many"][1].append(f"{RUN}/interpretation")

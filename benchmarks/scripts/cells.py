@@ -126,6 +126,14 @@ def join_labels(cells: Path, out: Path, *, column: Annotated[str, typer.Option()
 
 
 @app.command()
+def shuffle_positions(cells: Path, out: Path, *, seed: int = 0) -> None:
+    """Permute the positions of all cells."""
+    adata = ad.read_h5ad(cells)
+    adata.obsm["spatial"] = numpy_generator(seed, "positions").permutation(adata.obsm["spatial"])
+    write(adata, out)
+
+
+@app.command()
 def hold_out(
     prepared: Path,
     out: Path,

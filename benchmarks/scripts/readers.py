@@ -237,3 +237,28 @@ def real_cells(rows: pd.DataFrame) -> pd.DataFrame:
 def faulty_cells(rows: pd.DataFrame) -> pd.DataFrame:
     """Select cells with known faults."""
     return rows[rows["method"] != REAL]
+
+
+def scores_in_space(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select Moran's I of genes, and types of neighbours."""
+    return rows[rows["score"].str.startswith(("moran", "neighbourhood"))]
+
+
+def nearer_blocks(rows: pd.DataFrame) -> pd.DataFrame:
+    """Compare the energy distance of bdm with each method in each block; 1 where bdm is nearer."""
+    blocks = rows[rows["score"] == "block_energy"]
+    keys = ["data", "seed", "block"]
+    own = blocks[blocks["method"] == "branched"].set_index(keys)["value"]
+    others = blocks[blocks["method"] != "branched"]
+    distance = own.loc[pd.MultiIndex.from_frame(others[keys])].to_numpy()
+    return others.assign(value=(distance < others["value"]).astype(float))
+
+
+def surfaces(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the parts of models that depend on positions."""
+    return rows[rows["score"].str.contains("surface|local variation|map") & ~rows["score"].str.contains("field")]
+
+
+def fields(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select comparisons with simulated fields."""
+    return rows[rows["score"].str.startswith(("deviation,", "r,", "slope,", "genes without a field"))]

@@ -10,6 +10,7 @@ import pandas as pd
 import typer
 from scipy import sparse
 from simulated_responses import evolved
+from spatial_fields import simulate_fields
 from synthetic_cells import SyntheticSettings, count_blocks, sample_truth, shares, synthesise
 
 from bdm._core.files import atomic_write
@@ -215,6 +216,13 @@ def lineage(out: Path, *, seed: int = 0) -> None:
     """Write cells of all nodes and minutes of a lineage."""
     with atomic_write(out) as path:
         simulated_lineage(seed=seed)[0].write_h5ad(path, compression="gzip")
+
+
+@app.command()
+def fields(out: Path, *, n_cells: int = 2000, n_genes: int = 120, n_types: int = 4, seed: int = 0) -> None:
+    """Write cells in space with known fields of expression."""
+    with atomic_write(out) as path:
+        simulate_fields(n_cells, n_genes, n_types, seed=seed).write_h5ad(path, compression="gzip")
 
 
 if __name__ == "__main__":

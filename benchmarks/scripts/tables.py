@@ -362,6 +362,37 @@ STUDIES = {
             },
         ),
     ),
+    "space": study(
+        "space",
+        "Cells in space",
+        Table(
+            "Moran's I of genes, overall and within types, and types of neighbours, at the positions of training "
+            "cells. The floor is other sections, or halves of the positions.",
+            ("data", "method"),
+            "score",
+            derive=readers.scores_in_space,
+        ),
+        Table(
+            "# Left-out blocks\n\nEnergy distance to the real cells: means over blocks.",
+            scores={"block_energy": "energy"},
+        ),
+        Table(
+            "# Left-out blocks in which bdm is nearer",
+            shown=format_mean("{:.0%}"),
+            derive=readers.nearer_blocks,
+        ),
+        Table(
+            "# Realism\n\nCells at the positions of training cells, compared with test cells.",
+            each="score",
+            scores={
+                "forest_auc": SCORE_TITLES["forest_auc"],
+                "gene_auc": SCORE_TITLES["gene_auc"],
+                "pooled_energy": "Energy distance of all cells",
+            },
+        ),
+        Table("# Parts that depend on positions", ("score",), "data", derive=readers.surfaces),
+        Table("# Surfaces compared with simulated fields", ("score",), derive=readers.fields),
+    ),
     "proteins": Target("Proteins predicted from RNA", (Part(readers.predicted_proteins, (PROTEINS,)),)),
     "predicted_output": study(
         "predicted_output",
@@ -512,6 +543,9 @@ def targets(steps: Mapping[str, list[str]]) -> dict[str, Target]:
                 Part(partial(readers.times, comparison="many"), (COSTS,)),
                 Part(readers.facts_of_many, (FACTS,), name="facts"),
             ),
+        ),
+        "space_cost": Target(
+            "Cost of positions of 100,000 cells", (Part(partial(readers.times, comparison="space_cost"), (COSTS,)),)
         ),
         "atlas": Target(
             "Cost by number of cells",
