@@ -15,7 +15,7 @@ from bdm.applications.design import design
 from bdm.cli import app as commands
 
 sys.path.insert(0, str(Path(__file__).parent))
-from score_tables import text_of_properties, text_of_scores, text_of_self_fit
+from score_tables import text_of_properties, text_of_scores, text_of_self_fit, texts_of_space
 
 project = "bdm"
 author = "The bdm developers"
@@ -96,6 +96,8 @@ def setup(app):
         (generated / f"{name}.md").write_text(text_of_scores(name))
     (generated / "benchmark_properties.md").write_text(text_of_properties())
     (generated / "self_fit.md").write_text(text_of_self_fit())
+    for name, text in texts_of_space().items():
+        (generated / f"{name}.md").write_text(text)
     app.connect("source-read", link_to_pages)
 
 

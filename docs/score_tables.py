@@ -95,3 +95,73 @@ def shown(summary: pd.Series, decimals: int) -> str:
     if summary["count"] == 1:
         return mean
     return f"{mean} ({low} to {high})".replace(" ", "\N{NO-BREAK SPACE}")  # on one line of a wide table
+
+
+# ---- cells in space
+
+SPACE_METHODS = {
+    "floor": "floor",
+    "branched": "bdm",
+    "types from the map": "bdm, types from the map",
+    "without coordinates": "bdm without coordinates",
+    "types alone": "types alone",
+    "same types, anywhere": "real cells of the types, from anywhere",
+    "same types, nearest block": "real cells of the types, from the nearest block",
+    "nearest block": "all real cells of the nearest block",
+    "copies": "copies",
+    "Gaussian process": "Gaussian process",
+    "scdesigner": "scDesigner",
+}
+MORAN = {
+    "moran_correlation": "r",
+    "moran_slope": "slope",
+    "moran_mean": "mean I",
+    "moran_within_correlation": "r within types",
+    "moran_within_slope": "slope within types",
+    "moran_within_mean": "mean I within types",
+}
+REALISM = ("forest_auc", "gene_auc", "pooled_energy")
+
+
+def texts_of_space() -> dict[str, str]:
+    """Return the tables of ``benchmark_space.md`` by name: means over seeds, or over blocks."""
+    scores = pd.read_csv(STATIC / "benchmark_space.csv")
+    is_field = scores["score"].str.contains(r"^(?:r|slope|deviation), ")
+    texts = {f"space_{data}": moran_table(rows) for data, rows in scores.groupby("data")}
+    blocks = scores[scores["score"] == "block_energy"]
+    energy = blocks.pivot_table("value", "method", "data", sort=False)
+    return texts | {
+        "space_blocks": as_markdown(energy.join(nearer_blocks(blocks), rsuffix=", blocks in which bdm is nearer")),
+        "space_realism": as_markdown(
+            scores[scores["score"].isin(REALISM)].pivot_table("value", ["data", "score"], "method", sort=False)
+        ),
+        "space_fields": as_markdown(scores[is_field].pivot_table("value", "score", "method", sort=False)),
+    }
+
+
+def moran_table(scores: pd.DataFrame) -> str:
+    """Return Moran's I of one data set, methods x scores, with the mean of real cells in the last row."""
+    means = scores.pivot_table("value", "method", "score", sort=False)
+    shown = means.reindex(columns=list(MORAN)).dropna(axis=1, how="all").dropna(how="all")
+    if "moran_mean" in shown:
+        real = {name: means.at["branched", f"{name}_real"] for name in shown if name.endswith("mean")}
+        shown.loc["real cells"] = pd.Series(real)
+    return as_markdown(shown.rename(columns=MORAN), decimals=3)
+
+
+def nearer_blocks(blocks: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of blocks in which bdm is nearer than each method, methods x data sets."""
+    wide = blocks.pivot_table("value", ["data", "seed", "block"], "method", sort=False)
+    nearer = wide.drop(columns="branched").gt(wide["branched"], axis=0)
+    return nearer.groupby("data", sort=False).mean().T
+
+
+def as_markdown(values: pd.DataFrame, decimals: int = 2) -> str:
+    """Format values, and name methods as in the text."""
+    named = values.rename(index=SPACE_METHODS | SCORES, columns=SPACE_METHODS)
+    keys = [name or "cells" for name in named.index.names]
+    lines = [[*keys, *named.columns], ["---"] * (len(keys) + named.shape[1])]
+    for key, row in zip(named.index, named.to_numpy(), strict=True):
+        names = key if isinstance(key, tuple) else (key,)
+        lines.append([*names, *("" if pd.isna(value) else f"{value:.{decimals}f}" for value in row)])
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
