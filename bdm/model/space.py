@@ -44,7 +44,6 @@ LENGTHS = (0.1, 0.2, 0.4, 0.8)  # candidate length scales, in units of the sprea
 # Held-out log density that surfaces of latents must gain together, in nats. Their axes are chosen by the same cells: in
 # 30 permutations of 700 cells, the largest gain by chance was 6.
 MIN_TOTAL_GAIN = 10.0
-MIN_CELLS_PER_DIMENSION = 10  # of latents, for types with factors of their own
 MIN_CELLS_OF_TYPE = 30  # types with fewer cells share the common surface
 N_FACTOR_NEIGHBOURS = 3
 MIN_SPREAD = 0.05  # smallest part of the variance of latents that surfaces leave
@@ -341,10 +340,10 @@ def fit_space(
     cells = SpatialCells(places, latents, counts, autoencoder, whitening, moments, places.blocks(), weight)
 
     values = centred(without_prior(latents, whitening).double().numpy(), cells.members(), weight)
-    axes = autocorrelation_factors(values, weight, places)
+    axes = autocorrelation_factors(values, cells)
     basis, shared, strength, log_odds = choose_basis(values @ axes, cells, seed)
     design = BlockDesign(basis(places), weight, cells.block)
-    coefficients = type_surfaces(design, values, cells, shared, strength)
+    coefficients = type_surfaces(design, values @ axes, cells, shared, strength) @ np.linalg.inv(axes)
     cell_types = tuple(dict.fromkeys(latents.labels))
     surface, centre = centred_surfaces(design, coefficients, cell_types, cells)
 
@@ -391,16 +390,16 @@ def centred(values: np.ndarray, members: Sequence[np.ndarray], weight: np.ndarra
     return centred_values
 
 
-def autocorrelation_factors(values: np.ndarray, weight: np.ndarray, places: Places) -> np.ndarray:
+def autocorrelation_factors(values: np.ndarray, cells: SpatialCells) -> np.ndarray:
     """Return axes along which neighbouring cells covary independently, dimensions x factors.
 
     They diagonalise both the covariance of values (cells x dimensions), to 1, and the covariance between neighbours
     (maximum autocorrelation factors, Switzer and Green 1984).
     """
-    weighted = values * weight[:, None]
-    whiten = matrix_power(torch.from_numpy(weighted.T @ values / weight.sum()), -0.5).numpy()
-    first, second = places.neighbours(N_FACTOR_NEIGHBOURS)
-    between = weighted[first].T @ weighted[second] / (weight[first] @ weight[second])
+    weighted = values * cells.weight[:, None]
+    whiten = matrix_power(torch.from_numpy(weighted.T @ values / cells.weight.sum()), -0.5).numpy()
+    first, second = cells.places.neighbours(N_FACTOR_NEIGHBOURS)
+    between = weighted[first].T @ weighted[second] / (cells.weight[first] @ cells.weight[second])
     axes = np.linalg.eigh(whiten @ (between + between.T) / 2 @ whiten)[1]
     return np.asarray(whiten @ axes[:, ::-1])
 
@@ -434,25 +433,14 @@ def choose_basis(
 def type_surfaces(
     design: BlockDesign, values: np.ndarray, cells: SpatialCells, shared: np.ndarray, strength: np.ndarray
 ) -> np.ndarray:
-    """Add to the shared surface what left-out blocks support for each type; cell types x functions x dimensions.
-
-    They have a multiple of the shared strengths. Large types also have surfaces along factors of their own.
-    """
+    """Add to the shared surface what left-out blocks support for each type; cell types x functions x factors."""
     labels, surfaces = np.array(cells.latents.labels), []
-    axes = autocorrelation_factors(values, cells.weight, cells.places)
-    shared = shared @ np.linalg.inv(axes)
     rest = centred(values - design.functions @ shared, cells.members(), design.weight)
     for name in dict.fromkeys(cells.latents.labels):
         rows, own = np.flatnonzero(labels[cells.population] == name), np.zeros_like(shared)
         if len(rows) >= MIN_CELLS_OF_TYPE and len(set(labels)) > 1:
             part = BlockDesign(design.functions[rows], design.weight[rows], design.block[rows])
-            own = fit_scaled_surfaces(part, rest[rows] @ axes, strength) @ np.linalg.inv(axes)
-            if len(rows) >= MIN_CELLS_PER_DIMENSION * rest.shape[1]:
-                further = rest[rows] - part.functions @ own
-                factors = autocorrelation_factors(further, part.weight, cells.places[rows])
-                coefficients, _, gain = fit_surfaces(part, further @ factors)
-                if gain >= MIN_TOTAL_GAIN:
-                    own = own + coefficients @ np.linalg.inv(factors)
+            own = fit_scaled_surfaces(part, rest[rows], strength)
         surfaces.append(shared + own)
     return np.stack(surfaces)
 
