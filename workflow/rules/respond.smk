@@ -32,9 +32,7 @@ rule respond:
         "../envs/bdm.yaml"
     params:
         folder=subpath(output.responses, parent=True),
-        options=options(
-            "dataset", "respond", seed=False, without=["batch_key", "covariate_key", *IN_SPACE, "license"]
-        ),
+        options=options("dataset", "respond", seed=False, without=["batch_key", "covariate_key", *IN_SPACE, "license"]),
         files=file_options,
     shell:
         "bdm respond {input.cells:q} {params.folder}"
