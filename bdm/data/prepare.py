@@ -112,9 +112,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         check_sections(obs, positions)
     elif POSITIONS in adata.obsm:
         logger.info(
-            "The positions in obsm[%r] are not used; to use them, set `settings.prepare.spatial_key=%r`.",
-            POSITIONS,
-            POSITIONS,
+            "The positions in obsm['spatial'] are not used; to use them, set `settings.prepare.spatial_key='spatial'`."
         )
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, other_modalities, positions)
 
