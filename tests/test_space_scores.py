@@ -303,7 +303,7 @@ def test_cells_given_to_a_model_keep_their_positions(small_model, example_cells)
 
 
 def test_model_with_positions_is_evaluated_in_space(tmp_path):
-    """The keys of the user are those of prepared, generated and test cells."""
+    """Prepared, generated and test cells are read by the keys of the user."""
     cells, held_out = (as_anndata(simulated(seed, n_sections=2, side=16), "place", "slide") for seed in (0, 1))
     settings = Settings(
         prepare=PrepareSettings(genes="all"),

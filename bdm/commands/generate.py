@@ -58,7 +58,7 @@ def generate(
     from bdm.data.read import read_cells
     from bdm.generation.covariate_values import parse_at
     from bdm.generation.generate import generated_cells, write_cells
-    from bdm.generation.locations import locations_like, read_locations, request_at, sample_locations
+    from bdm.generation.locations import locations_like, request_at, sample_locations
     from bdm.generation.request import numbers_like, parse_cells, read_request, request_cells
     from bdm.model.model import checksums, load_model, warn_of_rare_types
 
@@ -82,7 +82,7 @@ def generate(
     elif like is not None:
         requested = numbers_like(like.obs, loaded, keys)
     if locations is not None:
-        table = read_locations(locations)
+        table = read_request(locations)
     if new_locations is not None:
         table = sample_locations(loaded, new_locations, seed=seed)
     if cells_from is not None:

@@ -26,12 +26,11 @@ def has_positions(adata: AnnData) -> bool:
     return POSITIONS in adata.obsm
 
 
-def sections_of(adata: AnnData, key: str | None = SECTION) -> np.ndarray:
-    """Return the section of each cell, as text: column ``key``, or the one of prepared cells."""
-    columns = () if key is None else (name_in(adata.obs, key), SECTION)
-    for column in filter(adata.obs.__contains__, columns):
-        return np.asarray(adata.obs[column].astype(str).to_numpy(dtype=object))
-    return np.full(adata.n_obs, ONE_SECTION, dtype=object)
+def sections_of(obs: pd.DataFrame, key: str | None = SECTION) -> np.ndarray:
+    """Return the section of each cell as text, from its :func:`section_column`."""
+    column = section_column(obs, key)
+    sections = np.full(len(obs), ONE_SECTION, dtype=object) if column is None else obs[column].astype(str)
+    return np.asarray(sections, dtype=object)
 
 
 def position_keys(preparation: Mapping[str, Any]) -> PositionKeys:
@@ -47,7 +46,7 @@ def position_key(adata: AnnData, key: str) -> str:
 
 def section_column(obs: pd.DataFrame, key: str | None) -> str | None:
     """Return the column of sections, ``key`` or as in prepared cells; None without one."""
-    return None if key is None else next((name for name in (key, SECTION) if name in obs), None)
+    return None if key is None else next((name for name in (name_in(obs, key), SECTION) if name in obs), None)
 
 
 def positions_in(adata: AnnData, key: str) -> np.ndarray:
@@ -82,12 +81,12 @@ def position_table(adata: AnnData, keys: PositionKeys = PREPARED) -> pd.DataFram
     except InputError:
         return None
     table = pd.DataFrame(positions, columns=list(COORDINATES[: positions.shape[1]]))
-    return table.assign(section=sections_of(adata, section_key).astype(str))
+    return table.assign(section=sections_of(adata.obs, section_key))
 
 
 def check_sections(obs: pd.DataFrame, positions: np.ndarray) -> None:
     """Reject sections with a constant coordinate; ``positions`` is cells x coordinates."""
-    section = obs[SECTION].astype(str).to_numpy() if SECTION in obs else np.full(len(obs), ONE_SECTION)
+    section = sections_of(obs)
     for name in np.unique(section):
         if not np.ptp(positions[section == name], axis=0).all():
             where = f"section {name!r}" if SECTION in obs else "all cells"

@@ -143,7 +143,7 @@ def generated_cells(
     obs = make_obs(model, request, ancestors=settings.shared_ancestors)
     obs = obs.assign(**covariate_columns(model, values))
     record = record_of_cells(model, seed=seed, settings=asdict(settings), **request.record)
-    obs, obsm = obs.assign(**section_column(model, request)), position_columns(model, request)
+    obs, obsm = obs.assign(**section_columns(model, request)), position_columns(model, request)
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks(), uns={"bdm": record}, obsm=obsm)
 
 
@@ -244,8 +244,7 @@ def decode_chunk(
         x = request.transport(portion.padded, chunk.population, for_transport)
         offset, observation = None, generated_noise(model, chunk.population)
         if space is not None and (own := portion.select(places)) is not None:
-            mean = model.moments.mean[model.populations.index(chunk.population)]
-            x, offset = space.move(x, chunk.population, mean, own), space.gene_offset(own)
+            x, offset = space.move(x, chunk.population, model.moments, own), space.gene_offset(own)
             observation = space.observation(observation)
         x = model.at_covariates(x, chunk.population, portion.select(covariates))
         expected = portion.without_padding(expected_counts(model, x, batch, chunk.population, offset=offset))
@@ -343,7 +342,7 @@ def covariate_columns(model: BranchedModel, values: Mapping[str, np.ndarray]) ->
     return dict(zip(model.covariate_names, np.concatenate(list(values.values())).T, strict=True))
 
 
-def section_column(model: BranchedModel, request: Request) -> dict[str, pd.Categorical]:
+def section_columns(model: BranchedModel, request: Request) -> dict[str, pd.Categorical]:
     """Return the column with sections, named as in training data, if the model has several."""
     if model.space is None or request.places is None or (key := model.preparation["section_key"]) is None:
         return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,11 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import InputError
-from bdm._core.files import reading
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import unknown_type
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import text_column, with_written_names
-from bdm.data.space import COORDINATES, SECTION, position_key, positions_in
+from bdm.data.space import COORDINATES, SECTION, position_key, positions_in, section_column
 from bdm.generation.request import Request, in_model_order, with_batches
 from bdm.model.match import labels_of, mask_known_types
 from bdm.model.model import BranchedModel
@@ -119,13 +117,6 @@ def checked_locations(model: BranchedModel, space: SpatialEffects, locations: An
     return table
 
 
-def read_locations(path: Path) -> pd.DataFrame:
-    """Read a table of locations from a CSV file."""
-    with reading(path, "a CSV table"):
-        table = pd.read_csv(path, dtype={SECTION: str, "cell_type": str}, keep_default_na=False)
-    return table.loc[:, ~table.columns.str.startswith("Unnamed:")]  # without the index that pandas writes
-
-
 def locations_like(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> pd.DataFrame:
     """Return the locations, sections, types and covariates of cells, for :func:`request_at`.
 
@@ -137,7 +128,8 @@ def locations_like(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAU
     table = pd.DataFrame(positions, columns=list(COORDINATES[: positions.shape[1]])).assign(cell_type=labels.to_numpy())
     if len(space.sections) > 1:
         key = model.preparation["section_key"]
-        table[SECTION] = text_column(adata.obs, key if key in adata.obs else SECTION, argument="section_key").to_numpy()
+        column = section_column(adata.obs, key) or key
+        table[SECTION] = text_column(adata.obs, column, argument="section_key").to_numpy()
     for name in filter(obs.__contains__, model.covariate_names):
         table[name] = obs[name].to_numpy()
     return table[known]

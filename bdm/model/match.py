@@ -15,14 +15,7 @@ from bdm._core.errors import InputError, counted, error_prefix
 from bdm._core.validation import label_candidates, labels_rejection
 from bdm.autoencoder.latent import populations_of_cells
 from bdm.data.cell_sets import DEFAULT_KEYS, check_held_out, read_real_cells
-from bdm.data.cells import (
-    Cells,
-    Populations,
-    RealCells,
-    check_number,
-    covariates_in,
-    modalities_if_several,
-)
+from bdm.data.cells import Cells, Populations, RealCells, check_number, covariates_in, modalities_if_several
 from bdm.data.columns import (
     as_text,
     complete_column,

@@ -117,7 +117,8 @@ class SpatialEffects:
     Surfaces are sums of basis functions. The log odds of populations are such sums as well.
     """
 
-    unit: float  # units of the coordinates per unit of the kernel: mean distance of cells from their section's centre
+    # units of the coordinates per unit of the kernel: root mean square of centred coordinates in a section
+    unit: float
     sections: tuple[str, ...]
     basis: Basis
     # surfaces of latents, whitened
@@ -215,15 +216,12 @@ class RealisedSpace:
     population_fields: LocalFields
     seed: int
 
-    def move(self, x: Tensor, population: str, mean: Tensor, places: Places) -> Tensor:
-        """Move whitened cells of a population to their places.
-
-        ``mean`` is the mean of the population. Cells of added types stay the same.
-        """
+    def move(self, x: Tensor, population: str, moments: PopulationMoments, places: Places) -> Tensor:
+        """Move whitened cells of a population to their places; cells of added types stay the same."""
         effects = self.effects
         if population not in effects.populations:
             return x
-        row = effects.populations.index(population)
+        row, mean = effects.populations.index(population), moments.mean[moments.populations.index(population)]
         surface = effects.coefficients[effects.cell_types.index(effects.labels[row])]
         shift = effects.basis(places) @ surface - effects.centre[row] + self.latent_fields(places) @ effects.local
         return mean + (x - mean) @ to_tensor(effects.narrowing[row]).to(x) + to_tensor(shift).to(x)
@@ -324,7 +322,7 @@ def fit_space(
     if not has_positions(prepared):
         return None
     rows = np.flatnonzero((prepared.obs["split"] != "test").to_numpy())
-    sections, codes = np.unique(sections_of(prepared)[rows].astype(str), return_inverse=True)
+    sections, codes = np.unique(sections_of(prepared.obs)[rows], return_inverse=True)
     positions = np.asarray(prepared.obsm[POSITIONS], dtype=float)[rows]
     centres = np.stack([positions[codes == code].mean(axis=0) for code in range(len(sections))])
     unit = float(np.sqrt(((positions - centres[codes]) ** 2).mean()))
@@ -341,16 +339,17 @@ def fit_space(
 
     values = centred(without_prior(latents, whitening).double().numpy(), cells.members(), weight)
     axes = autocorrelation_factors(values, cells)
-    basis, shared, strength, log_odds = choose_basis(values @ axes, cells, seed)
+    factors, to_latents = values @ axes, np.linalg.inv(axes)
+    basis, shared, strength, log_odds = choose_basis(factors, cells, seed)
     design = BlockDesign(basis(places), weight, cells.block)
-    coefficients = type_surfaces(design, values @ axes, cells, shared, strength) @ np.linalg.inv(axes)
+    coefficients = type_surfaces(design, factors, cells, shared, strength) @ to_latents
     cell_types = tuple(dict.fromkeys(latents.labels))
     surface, centre = centred_surfaces(design, coefficients, cell_types, cells)
 
     coupling_length = COUPLING_LENGTH * places.spacing
-    length = fit_local_length(values @ axes, surface @ axes, weight, places)
-    variance = local_variance(values @ axes, surface @ axes, weight, places, length)
-    local = (np.sqrt(variance)[:, None] * np.linalg.inv(axes))[variance > 0]
+    length = fit_local_length(factors, surface @ axes, weight, places)
+    variance = local_variance(factors, surface @ axes, weight, places, length)
+    local = (np.sqrt(variance)[:, None] * to_latents)[variance > 0]
     narrowing = np.stack(
         [
             narrowed(covariance, surface[members], local)
@@ -485,7 +484,7 @@ def expected_at(surface: np.ndarray, cells: SpatialCells) -> np.ndarray:
 def gene_surfaces(
     design: BlockDesign, surface: np.ndarray, local: np.ndarray, cells: SpatialCells, length: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fit surfaces and local variation of genes, which those of latents leave.
+    """Fit surfaces and local variation of genes that latents do not explain.
 
     ``surface`` is the shift of latents of each cell, ``local`` the shift by each local field.
 

@@ -179,6 +179,11 @@ class BlockDesign:
         return np.asarray((self.weight[:, None] * values**2).sum(axis=0) / self.weight.sum())
 
 
+def remaining_variance(total: np.ndarray, surface: np.ndarray) -> np.ndarray:
+    """Return the variance that a surface leaves to noise, outputs."""
+    return np.asarray(np.maximum(total - surface, MIN_NOISE * total))
+
+
 def held_out_gain(statistics: Sequence[Statistics], variance: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Return the gain in log density of left-out blocks, in nats by output.
 
@@ -195,7 +200,7 @@ def held_out_gain(statistics: Sequence[Statistics], variance: np.ndarray, total:
     whole, *left = statistics
 
     def density(surface: np.ndarray) -> np.ndarray:
-        noise = np.maximum(total - surface, MIN_NOISE * total)
+        noise = remaining_variance(total, surface)
         all_cells = len(left) * whole.log_density(surface, noise)
         return np.asarray(all_cells - sum(part.log_density(surface, noise) for part in left))
 
@@ -220,8 +225,9 @@ def fit_surfaces(design: BlockDesign, values: np.ndarray) -> tuple[np.ndarray, n
     gains = np.stack([held_out_gain(statistics, strength * total, total) for strength in STRENGTHS])
     gains[1:] -= MIN_GAIN
     strength = np.array(STRENGTHS)[gains.argmax(axis=0)]
-    noise = np.maximum(total * (1 - strength), MIN_NOISE * total)
-    return statistics[0].coefficients(strength * total, noise), strength, float(gains.max(axis=0).sum())
+    variance = strength * total
+    coefficients = statistics[0].coefficients(variance, remaining_variance(total, variance))
+    return coefficients, strength, float(gains.max(axis=0).sum())
 
 
 def fit_scaled_surfaces(design: BlockDesign, values: np.ndarray, strength: np.ndarray) -> np.ndarray:
@@ -234,7 +240,7 @@ def fit_scaled_surfaces(design: BlockDesign, values: np.ndarray, strength: np.nd
     gains = np.array([held_out_gain(statistics, each * total, total).sum() for each in strengths])
     gains[1:] -= MIN_GAIN
     variance = strengths[gains.argmax()] * total
-    return statistics[0].coefficients(variance, np.maximum(total - variance, MIN_NOISE * total))
+    return statistics[0].coefficients(variance, remaining_variance(total, variance))
 
 
 # ---- local variation: what neighbouring cells share beyond the surfaces

@@ -52,7 +52,7 @@ class PlacedCells:
 
 def with_common_units(prepared: AnnData) -> AnnData:
     """Convert sections to numbers, and positions to units of their standard deviation (``uns["unit"]``)."""
-    cells, sections = prepared.copy(), sections_of(prepared).astype(str)
+    cells, sections = prepared.copy(), sections_of(prepared.obs)
     positions = pd.DataFrame(prepared.obsm[POSITIONS])
     distances = positions - positions.groupby(sections).transform("mean")
     cells.uns["unit"] = float(np.sqrt((distances.to_numpy() ** 2).mean()))
@@ -84,7 +84,7 @@ def generate_at(model: BranchedModel, target: AnnData, *, seed: int, types: bool
     request = request_at(model, locations, extrapolate=True, seed=seed)
     cells = generate_cells(model, request, GenerationSettings(), seed=seed)
     key = model.preparation["section_key"]
-    cells.obs[SECTION] = sections_of(target)[0] if key is None else cells.obs[key]
+    cells.obs[SECTION] = sections_of(target.obs)[0] if key is None else cells.obs[key]
     cells.obsm[POSITIONS] = cells.obsm[model.preparation["spatial_key"]]
     return cells
 
@@ -167,8 +167,8 @@ def scdesigner(known: AnnData, target: AnnData, *, seed: int) -> AnnData:
 
     type_term, copula = ("cell_type", "~ cell_type") if known.obs["cell_type"].nunique() > 1 else (None, "~ 1")
     coordinates, parts = ["spatial1", "spatial2"], []
-    for section in np.unique(sections_of(target).astype(str)):
-        cells, targets = (adata[sections_of(adata) == section] for adata in (known, target))
+    for section in np.unique(sections_of(target.obs)):
+        cells, targets = (adata[sections_of(adata.obs) == section] for adata in (known, target))
         table, target_table = (
             pd.DataFrame(adata.obsm[POSITIONS], adata.obs_names, coordinates).assign(
                 cell_type=adata.obs["cell_type"].astype(str), section=section, is_target=adata is targets

@@ -172,6 +172,11 @@ SCORES = {
     "generation_cpu_seconds": "Generation, processor s",
     "memory_mb": "Peak memory, MB",
 }
+REALISM = {
+    "forest_auc": SCORE_TITLES["forest_auc"],
+    "gene_auc": SCORE_TITLES["gene_auc"],
+    "pooled_energy": "Energy distance of all cells",
+}
 GRADES = Table(
     "## Runs by grade\n\nRuns that cannot be distinguished from real cells, are nearly like them, and differ. Grades "
     "are by the worse of forest and gene AUC, without allowance for chance.",
@@ -384,11 +389,7 @@ STUDIES = {
         Table(
             "# Realism\n\nCells at the positions of training cells, compared with test cells.",
             each="score",
-            scores={
-                "forest_auc": SCORE_TITLES["forest_auc"],
-                "gene_auc": SCORE_TITLES["gene_auc"],
-                "pooled_energy": "Energy distance of all cells",
-            },
+            scores=REALISM,
         ),
         Table("# Parts that depend on positions", ("score",), "data", derive=readers.surfaces),
         Table("# Surfaces compared with simulated fields", ("score",), derive=readers.fields),
@@ -467,9 +468,7 @@ STUDIES = {
             "samples of training cells are free of the error of the prior.",
             each="score",
             scores={
-                "forest_auc": SCORE_TITLES["forest_auc"],
-                "gene_auc": SCORE_TITLES["gene_auc"],
-                "pooled_energy": "Energy distance of all cells",
+                **REALISM,
                 "variance": "Variance of expressed genes within types, relative to training cells",
                 "outlying": SCORE_TITLES["outlying_counts"],
                 "relative_slope": "Slope of gene-gene correlations within types, relative to training cells",

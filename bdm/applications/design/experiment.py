@@ -152,8 +152,7 @@ class DesignedExperiment:
         """Move whitened cells of a population to their places in samples (rows), if given."""
         if places is None:
             return x
-        mean = self.model.moments.mean[self.model.populations.index(population)]
-        return self.by_sample(sample, lambda space: space.move(x, population, mean, places))
+        return self.by_sample(sample, lambda space: space.move(x, population, self.model.moments, places))
 
     def by_sample(self, sample: np.ndarray, values: Callable[[RealisedSpace], Tensor]) -> Tensor:
         """Compute values of cells, with the local variation of each cell's sample (row)."""

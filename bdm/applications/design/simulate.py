@@ -32,7 +32,7 @@ from bdm.generation.generate import (
     names_in_file,
     portions_of,
     position_columns,
-    section_column,
+    section_columns,
     type_columns,
 )
 from bdm.model.model import BranchedModel, generated_noise, record_of_cells
@@ -107,7 +107,7 @@ def make_obs(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFra
         columns |= {key: columns["batch"] for key in keys if key not in (*RESERVED, *label_columns)}
     values = draw_covariates(model, experiment.request.table, experiment.design.seed)
     columns |= {name: column for name, column in covariate_columns(model, values).items() if name not in RESERVED}
-    sections = section_column(model, experiment.request)
+    sections = section_columns(model, experiment.request)
     columns |= {name: column for name, column in sections.items() if name not in RESERVED}
     columns["depth_factor"] = samples["depth_factor"].to_numpy()[cells.sample]
     columns["doublet"] = cells.doublet
