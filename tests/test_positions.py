@@ -124,7 +124,7 @@ def test_cells_of_an_added_type_follow_the_surfaces_of_genes_alone(model, extend
     left, right = (cells[cells.obsm["xy"][:, 0] == x] for x in (100, 900))
     anywhere = extended.generate({ADDED: 600})
     np.testing.assert_array_equal(cells.obsm["latent"], anywhere.obsm["latent"])
-    assert model.model.space.gene_coefficients[:, GRADIENT].any()
+    assert model.model.space.genes.shared[GRADIENT].any()
     assert right.X[:, GRADIENT].mean() > 2 * left.X[:, GRADIENT].mean()
 
 

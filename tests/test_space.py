@@ -13,8 +13,9 @@ from scipy.stats import multivariate_normal
 from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
+from bdm.model.fit_space import inverse_variance, narrowed
 from bdm.model.model import load_model
-from bdm.model.space import Tissue, choose, narrowed
+from bdm.model.space import Tissue, choose
 from bdm.model.surfaces import (
     Basis,
     BlockDesign,
@@ -28,11 +29,14 @@ from bdm.model.surfaces import (
 )
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
 
-N_GENES, GRADIENT, OF_ONE_TYPE, CONSTANT = 40, slice(0, 6), slice(6, 12), slice(20, 40)
+N_GENES, GRADIENT, OF_ONE_TYPE, WAVE, CONSTANT = 40, slice(0, 6), slice(6, 12), 15, slice(20, 40)
 
 
 def simulated(n: int = 700, seed: int = 0) -> ad.AnnData:
-    """Simulate two types on a plane: B is rare on the left, some genes rise to the right, others in type A upwards."""
+    """Simulate two types on a plane: B is rare on the left, some genes rise to the right, others in type A upwards.
+
+    One gene varies in type B alone, in stripes.
+    """
     rng = np.random.default_rng(seed)
     positions = rng.random((n, 2)) * [2000, 1000]
     right, up = positions[:, 0] / 2000, positions[:, 1] / 1000
@@ -41,12 +45,17 @@ def simulated(n: int = 700, seed: int = 0) -> ad.AnnData:
     log_mean[is_b, -5:] += 2
     log_mean[:, GRADIENT] += 2 * (right[:, None] - 0.5)
     log_mean[~is_b, OF_ONE_TYPE] += 2 * (up[~is_b, None] - 0.5)
+    log_mean[is_b, WAVE] += stripes(positions[is_b])
     expression = np.exp(log_mean) / np.exp(log_mean).sum(axis=1, keepdims=True)
     counts = rng.poisson(rng.lognormal(6, 0.2, n)[:, None] * expression).astype(np.float32)
     obs = pd.DataFrame({"cell_type": np.where(is_b, "B", "A"), "slide": np.where(rng.random(n) < 0.5, "s1", "s2")})
     obs.index = [f"cell-{i}" for i in range(n)]
     var = pd.DataFrame(index=[f"g{i}" for i in range(N_GENES)])
     return ad.AnnData(counts, obs=obs, var=var, obsm={"xy": positions})
+
+
+def stripes(positions: np.ndarray) -> np.ndarray:
+    return np.sin(2 * np.pi * positions[:, 1] / 1000)
 
 
 SETTINGS = Settings(
@@ -193,6 +202,15 @@ def test_a_narrowed_population_keeps_its_covariance_over_positions():
     assert total == pytest.approx(covariance, abs=1e-6)
 
 
+def test_residuals_of_deep_cells_weigh_more_as_far_as_their_variance_is_smaller():
+    rng = np.random.default_rng(0)
+    size = rng.lognormal(6, 1, 3000)
+    variance = 2 * size.mean() / size + 3
+    residuals = rng.normal(size=(3000, 20)) * np.sqrt(variance)[:, None] * rng.lognormal(size=20)
+    expected = 1 / variance / (1 / variance).mean()
+    assert inverse_variance(residuals, size) == pytest.approx(expected, rel=0.15)
+
+
 def test_chosen_populations_have_their_shares_and_are_alike_in_neighbours():
     places, rng = grid(60), np.random.default_rng(0)
     log_odds = np.log([0.2, 0.3, 0.5])[None].repeat(len(places), axis=0)
@@ -244,6 +262,17 @@ def test_generated_cells_follow_the_fields_of_their_type(model, cells):
         assert change == pytest.approx(truth, abs=0.2)
 
 
+def test_a_gene_follows_the_field_of_one_type(model, cells):
+    new = model.generate(locations=cells, seed=1)
+    for name, smallest, largest in (("A", -0.1, 0.1), ("B", 0.35, 0.8)):
+        part = new[new.obs["cell_type"] == name]
+        counts = part.X[:, WAVE].toarray().ravel()
+        assert smallest < np.cov(counts / counts.mean(), stripes(part.obsm["xy"]))[0, 1] < largest
+    own = model.model.space.genes.has_own
+    assert own[WAVE, 1]
+    assert own[CONSTANT].mean() < 0.1
+
+
 def test_types_follow_the_map(model):
     new = model.generate(new_locations=3000, seed=2)
     is_b = (new.obs["cell_type"] == "B").to_numpy()
@@ -266,7 +295,8 @@ def test_nothing_spatial_gives_no_surface(cells, seed):
     space = BranchedDiffusion(shuffled, spatial_key="xy", settings=SETTINGS).fit().model.space
     assert not space.coefficients.any()
     assert not space.log_odds.any()
-    assert (space.gene_coefficients.any(axis=0)).mean() < 0.1
+    assert space.genes.shared.any(axis=1).mean() < 0.1
+    assert space.genes.has_own.mean() < 0.1
 
 
 def test_a_seed_gives_the_same_cells_at_a_location_whatever_else_is_generated(model):

@@ -22,7 +22,7 @@ from bdm._core.files import atomic_write, read_checksummed_json, reject_existing
 from bdm._core.kinds import Kinds
 from bdm._core.seeds import to_tensor
 
-FORMAT = 29  # of files; increase it when fields of saved dataclasses change
+FORMAT = 30  # of files; increase it when fields of saved dataclasses change
 TEXT = pd.Series([""]).dtype  # dtype of text columns: str since pandas 3, object before
 
 Value = TypeVar("Value")
@@ -261,11 +261,13 @@ def numbers(column: pd.Series) -> np.ndarray:
 
 
 def concat(parts: Sequence[Value]) -> Value:
-    """Concatenate rows of tensors, tuples, or dataclasses or dictionaries of them."""
+    """Concatenate rows of tensors, arrays, tuples, or dataclasses or dictionaries of them."""
     values: Any = parts
     joined: Any
     if isinstance(values[0], Tensor):
         joined = torch.cat(values)
+    elif isinstance(values[0], np.ndarray):
+        joined = np.concatenate(values)
     elif isinstance(values[0], tuple):
         joined = tuple(chain.from_iterable(values))
     else:

@@ -244,8 +244,8 @@ def decode_chunk(
         x = request.transport(portion.padded, chunk.population, for_transport)
         offset, observation = None, generated_noise(model, chunk.population)
         if space is not None and (own := portion.select(places)) is not None:
-            x, offset = space.move(x, chunk.population, model.moments, own), space.gene_offset(own)
-            observation = space.observation(observation)
+            x, offset = space.move(x, chunk.population, model.moments, own), space.gene_offset(own, chunk.population)
+            observation = space.observation(observation, chunk.population)
         x = model.at_covariates(x, chunk.population, portion.select(covariates))
         expected = portion.without_padding(expected_counts(model, x, batch, chunk.population, offset=offset))
         for_counts = numpy_generator(seed, "counts", chunk.population, portion.start)

@@ -28,8 +28,9 @@ from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.model.covariates import CovariateEffects, fit_covariates, with_residuals
 from bdm.model.donors import DonorEffects, fit_donors
+from bdm.model.fit_space import fit_space
 from bdm.model.model import BranchedModel, composition_of, expected_counts, generated_noise
-from bdm.model.space import SpatialEffects, fit_space
+from bdm.model.space import SpatialEffects
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import AutoencoderSettings, FitSettings, HierarchySettings, TrainSettings
 

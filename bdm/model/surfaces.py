@@ -162,6 +162,9 @@ class BlockDesign:
     weight: np.ndarray  # precision of each cell's values, with mean 1
     block: np.ndarray  # block of each cell
 
+    def __getitem__(self, cells: np.ndarray) -> BlockDesign:
+        return BlockDesign(self.functions[cells], self.weight[cells], self.block[cells])
+
     def statistics(self, values: np.ndarray) -> list[Statistics]:
         """Return statistics of values (cells x outputs): of all cells, then without each block."""
         parts = []

@@ -100,8 +100,9 @@ def surface_scores(model: BranchedModel) -> dict[str, float]:
     return {
         "types with a surface": float(model.space.coefficients.any(axis=(1, 2)).mean()),
         "factors with local variation": float(len(model.space.local)),
-        "genes with a surface": float(model.space.gene_coefficients.any(axis=0).mean()),
-        "genes with local variation": float((model.space.gene_local > 0).mean()),
+        "genes with a surface": float(model.space.genes.shared.any(axis=1).mean()),
+        "genes and types with their own surface": float(model.space.genes.has_own.mean()),
+        "genes with local variation": float((model.space.genes.local > 0).mean()),
         "map": float(model.space.log_odds.any()),
     }
 
@@ -198,7 +199,8 @@ def score_fields(training: AnnData, model: BranchedModel, *, seed: int) -> Itera
                     correlation = covariance / deviation / np.sqrt(np.mean(expected**2))
                     yield {"method": method, "score": f"r, {name}", "value": correlation}
                     yield {"method": method, "score": f"slope, {name}", "value": covariance / np.mean(expected**2)}
-    own = model.space.gene_coefficients[:, fields.kind == NO_FIELD].any(axis=0)
+    genes = model.space.genes
+    own = (genes.shared.any(axis=1) | genes.has_own.any(axis=1))[fields.kind == NO_FIELD]
     yield {"method": BDM, "score": "genes without a field and without a surface", "value": float(1 - own.mean())}
 
 

@@ -163,7 +163,7 @@ class DesignedExperiment:
         """Compute expected counts with effects of donors, batches and places, cells x genes."""
         offset = None if self.donors is None else self.offsets(population)[to_tensor(self.donor[sample])]
         if places is not None:
-            at_places = self.by_sample(sample, lambda space: space.gene_offset(places))
+            at_places = self.by_sample(sample, lambda space: space.gene_offset(places, population))
             offset = at_places if offset is None else offset + at_places
         return expected_counts(
             self.model,

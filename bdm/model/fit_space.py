@@ -1,0 +1,414 @@
+"""Fit effects of positions: surfaces of latents and genes, a map of populations, local variation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import anndata as ad
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+from bdm._core.seeds import numpy_generator, to_tensor
+from bdm._core.store import concat
+from bdm.autoencoder.autoencoder import GeneAutoencoder
+from bdm.autoencoder.inputs import batch_codes
+from bdm.autoencoder.latent import LatentCells, latent_cells
+from bdm.autoencoder.moments import (
+    PopulationMoments,
+    Whitening,
+    fit_whitening,
+    matrix_power,
+    population_moments,
+    without_prior,
+)
+from bdm.data.space import POSITIONS, has_positions, sections_of
+from bdm.model.space import GeneSurfaces, SpatialEffects, Tissue, choose
+from bdm.model.surfaces import (
+    MIN_GAIN,
+    Basis,
+    BlockDesign,
+    LocalFields,
+    Places,
+    fit_local_length,
+    fit_scaled_surfaces,
+    fit_surfaces,
+    local_variance,
+)
+
+MAX_CELLS = 100_000  # to fit surfaces to
+LENGTHS = (0.1, 0.2, 0.4, 0.8)  # candidate length scales, in units of the spread of a section
+# Held-out log density that surfaces of latents must gain together, in nats. Their axes are chosen by the same cells: in
+# 30 permutations of 700 cells, the largest gain by chance was 6.
+MIN_TOTAL_GAIN = 10.0
+MIN_CELLS_OF_TYPE = 30  # types with fewer cells share the common surface
+N_FACTOR_NEIGHBOURS = 3
+MIN_SPREAD = 0.05  # smallest part of the variance of latents that surfaces leave
+MIN_MEAN = 1e-3  # of expected counts
+MAX_RELATIVE = 10.0  # largest residual of a count, relative to its mean
+N_GENES = 200  # genes to fit together
+RIDGES = (3.0, 1.0, 0.3, 0.1)  # candidate ridge penalties of the map, largest first
+# Blocks of a section to leave out for the map, along each coordinate. They are smaller than for surfaces, because a
+# surface is scored with its covariance within a block, but a map cell by cell.
+N_MAP_BLOCKS = 20
+MAX_MAP_CELLS = 5000  # to choose the penalty
+N_FOLDS = 5  # groups of left-out blocks
+COUPLING_LENGTH = 2.0  # of neighbours of one population, in median distances to the nearest neighbours
+COUPLINGS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+
+
+@dataclass(frozen=True, eq=False)
+class SpatialCells:
+    """Fitted cells with positions, and what is known of them without these."""
+
+    places: Places
+    latents: LatentCells
+    counts: ad.AnnData
+    autoencoder: GeneAutoencoder
+    whitening: Whitening
+    moments: PopulationMoments
+    block: np.ndarray  # left-out block of each cell
+    weight: np.ndarray  # information on the latent of each cell, with mean 1
+
+    @property
+    def population(self) -> np.ndarray:
+        """Index of each cell's population."""
+        return self.latents.population.numpy()
+
+    @property
+    def log_share(self) -> np.ndarray:
+        """Log share of each population."""
+        n_cells = np.bincount(self.population, minlength=len(self.latents.populations))
+        return np.asarray(np.log(n_cells.clip(min=0.5) / len(self.population)))
+
+    @property
+    def cell_types(self) -> tuple[str, ...]:
+        """Cell types in the order of their first population."""
+        return tuple(dict.fromkeys(self.latents.labels))
+
+    def of_types(self) -> list[np.ndarray]:
+        """Return the cells of each type with enough cells for a surface of its own, none for other types."""
+        labels = np.array(self.latents.labels)[self.population]
+        cells = [np.flatnonzero(labels == name) for name in self.cell_types]
+        few = len(self.places) if len(cells) == 1 else MIN_CELLS_OF_TYPE - 1
+        return [each if len(each) > few else each[:0] for each in cells]
+
+    def members(self) -> list[np.ndarray]:
+        """Return the cells of each population."""
+        return [np.flatnonzero(self.population == code) for code in range(len(self.latents.populations))]
+
+
+def fit_space(
+    prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder, *, seed: int
+) -> SpatialEffects | None:
+    """Fit effects of positions to training and validation cells; None without positions.
+
+    Parameters
+    ----------
+    prepared
+        Prepared cells with ``obsm["spatial"]``, and ``obs["section"]`` if there are several sections.
+    latent
+        Their latents, without effects of covariates.
+    autoencoder
+        Autoencoder of the latents.
+    seed
+        Seed of all random numbers.
+    """
+    if not has_positions(prepared):
+        return None
+    rows = np.flatnonzero((prepared.obs["split"] != "test").to_numpy())
+    sections, codes = np.unique(sections_of(prepared.obs)[rows], return_inverse=True)
+    positions = np.asarray(prepared.obsm[POSITIONS], dtype=float)[rows]
+    centres = np.stack([positions[codes == code].mean(axis=0) for code in range(len(sections))])
+    unit = float(np.sqrt(((positions - centres[codes]) ** 2).mean()))
+    sample = np.arange(len(rows))
+    if len(sample) > MAX_CELLS:
+        sample = np.sort(numpy_generator(seed, "cells in space").choice(len(sample), MAX_CELLS, replace=False))
+    latents = latent_cells(latent)
+    whitening = fit_whitening(latents)
+    moments, latents = population_moments(latents, whitening), latents.subset(torch.from_numpy(sample))
+    information = (1 - latents.scale.double() ** 2).mean(dim=1).numpy()
+    places, counts = Places(positions[sample] / unit, codes[sample]), prepared[rows[sample]]
+    weight = information / information.mean()
+    cells = SpatialCells(places, latents, counts, autoencoder, whitening, moments, places.blocks(), weight)
+
+    values = centred(without_prior(latents, whitening).double().numpy(), cells.members(), weight)
+    axes = autocorrelation_factors(values, cells)
+    factors, to_latents = values @ axes, np.linalg.inv(axes)
+    basis, shared, strength, log_odds = choose_basis(factors, cells, seed)
+    design = BlockDesign(basis(places), weight, cells.block)
+    coefficients = type_surfaces(design, factors, cells, shared, strength) @ to_latents
+    surface, centre = centred_surfaces(design, coefficients, cells)
+
+    coupling_length = COUPLING_LENGTH * places.spacing
+    length = fit_local_length(factors, surface @ axes, weight, places)
+    variance = local_variance(factors, surface @ axes, weight, places, length)
+    local = (np.sqrt(variance)[:, None] * to_latents)[variance > 0]
+    narrowing = np.stack(
+        [
+            narrowed(covariance, surface[members], local)
+            for covariance, members in zip(moments.covariance, cells.members(), strict=True)
+        ]
+    )
+    return SpatialEffects(
+        unit=unit,
+        sections=tuple(map(str, sections)),
+        basis=basis,
+        cell_types=cells.cell_types,
+        coefficients=coefficients,
+        populations=latents.populations,
+        labels=latents.labels,
+        centre=centre,
+        narrowing=narrowing,
+        local=local,
+        genes=gene_surfaces(design, surface, local, cells, length),
+        log_odds=log_odds,
+        log_share=cells.log_share,
+        coupling=fit_coupling(design.functions @ log_odds + cells.log_share, cells, coupling_length, seed),
+        coupling_length=coupling_length,
+        local_length=length,
+        tissue=Tissue.from_places(places),
+    )
+
+
+def centred(values: np.ndarray, members: Sequence[np.ndarray], weight: np.ndarray) -> np.ndarray:
+    """Subtract the weighted mean of each population from values (cells x outputs)."""
+    centred_values = values.copy()
+    for rows in filter(len, members):
+        centred_values[rows] -= np.average(values[rows], axis=0, weights=weight[rows])
+    return centred_values
+
+
+def autocorrelation_factors(values: np.ndarray, cells: SpatialCells) -> np.ndarray:
+    """Return axes along which neighbouring cells covary independently, dimensions x factors.
+
+    They diagonalise both the covariance of values (cells x dimensions), to 1, and the covariance between neighbours
+    (maximum autocorrelation factors, Switzer and Green 1984).
+    """
+    weighted = values * cells.weight[:, None]
+    whiten = matrix_power(torch.from_numpy(weighted.T @ values / cells.weight.sum()), -0.5).numpy()
+    first, second = cells.places.neighbours(N_FACTOR_NEIGHBOURS)
+    between = weighted[first].T @ weighted[second] / (cells.weight[first] @ cells.weight[second])
+    axes = np.linalg.eigh(whiten @ (between + between.T) / 2 @ whiten)[1]
+    return np.asarray(whiten @ axes[:, ::-1])
+
+
+def choose_basis(
+    values: np.ndarray, cells: SpatialCells, seed: int
+) -> tuple[Basis, np.ndarray, np.ndarray, np.ndarray]:
+    """Choose the length scale with which surfaces and map make left-out blocks most probable.
+
+    Returns the basis; coefficients (functions x factors) and strengths of the surfaces that all types share; and log
+    odds of populations (functions x populations).
+    """
+    best, most = None, -np.inf
+    for length in LENGTHS:
+        basis = Basis.from_places(cells.places, length, seed=seed)
+        functions = basis(cells.places)
+        coefficients, strength, gain = fit_surfaces(BlockDesign(functions, cells.weight, cells.block), values)
+        if gain < MIN_TOTAL_GAIN:
+            coefficients, strength, gain = np.zeros_like(coefficients), np.zeros_like(strength), 0.0
+        ridge, map_gain = choose_ridge(functions, cells, seed)
+        if gain + map_gain > most:
+            best, most = (basis, functions, coefficients, strength, ridge), gain + map_gain
+    assert best is not None
+    basis, functions, coefficients, strength, ridge = best
+    log_odds = np.zeros((functions.shape[1], len(cells.log_share)))
+    if ridge is not None:
+        log_odds = fit_log_odds(functions, cells.population, cells.log_share, ridge, log_odds)
+    return basis, coefficients, strength, log_odds
+
+
+def type_surfaces(
+    design: BlockDesign, values: np.ndarray, cells: SpatialCells, shared: np.ndarray, strength: np.ndarray
+) -> np.ndarray:
+    """Add to the shared surface what left-out blocks support for each type; cell types x functions x factors."""
+    surfaces = []
+    rest = centred(values - design.functions @ shared, cells.members(), design.weight)
+    for rows in cells.of_types():
+        own = fit_scaled_surfaces(design[rows], rest[rows], strength) if len(rows) else 0
+        surfaces.append(shared + own)
+    return np.stack(surfaces)
+
+
+def centred_surfaces(
+    design: BlockDesign, coefficients: np.ndarray, cells: SpatialCells
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shift of each cell (cells x dimensions), with mean 0 by population, and the means before."""
+    surface, centre = np.empty((len(cells.places), coefficients.shape[2])), []
+    for label, members in zip(cells.latents.labels, cells.members(), strict=True):
+        shift = design.functions[members] @ coefficients[cells.cell_types.index(label)]
+        centre.append(shift.mean(axis=0) if len(members) else np.zeros(shift.shape[1]))
+        surface[members] = shift - centre[-1]
+    return surface, np.stack(centre)
+
+
+def narrowed(covariance: Tensor, surface: np.ndarray, local: np.ndarray) -> np.ndarray:
+    """Return the transposed linear map A that leaves room for the variance between positions.
+
+    With covariance C, and S of ``surface`` and local variation, ``A C A' + S = C``, as far as the smallest remaining
+    part of the variance is ``MIN_SPREAD``.
+    """
+    added = surface.T @ surface / max(len(surface), 1) + local.T @ local
+    root, inverse = (matrix_power(covariance.double(), power).numpy() for power in (0.5, -0.5))
+    remaining, axes = np.linalg.eigh(np.eye(len(root)) - inverse @ added @ inverse)
+    return np.asarray(inverse @ (axes * np.sqrt(remaining.clip(min=MIN_SPREAD))) @ axes.T @ root)
+
+
+@torch.no_grad()
+def expected_at(surface: np.ndarray, cells: SpatialCells) -> np.ndarray:
+    """Return counts at the mean latent of each cell's population, shifted by ``surface``; cells x genes."""
+    batch = batch_codes(cells.counts, cells.autoencoder.batches)
+    expected, layout = np.empty(cells.counts.shape, dtype=np.float32), cells.latents.layout
+    for name, mean, members in zip(cells.moments.populations, cells.moments.mean, cells.members(), strict=True):
+        latent = cells.whitening.inverse(mean + to_tensor(surface[members]).float())[:, layout.latent]
+        log_size = cells.latents.mean[members][:, layout.library_sizes]
+        decoder = cells.autoencoder.network_of(name).decoder
+        expected[members] = decoder.decode(latent, batch[members], log_size=log_size).exp().numpy()
+    return expected
+
+
+def gene_surfaces(
+    design: BlockDesign, surface: np.ndarray, local: np.ndarray, cells: SpatialCells, length: float
+) -> GeneSurfaces:
+    """Fit surfaces and local variation of genes that latents do not explain.
+
+    ``surface`` is the shift of latents of each cell, ``local`` the shift by each local field.
+    """
+    expected, counts, n_genes = expected_at(surface, cells), cells.counts.X.tocsc(), cells.counts.n_vars
+    size = counts.sum(axis=1).A1.clip(min=1)
+    axes = cells.whitening.colour(to_tensor(local).float())[:, cells.latents.layout.latent].double().numpy().T
+    mean_expression = counts.sum(axis=0).A1 / counts.sum()
+    from_latents = (cells.autoencoder.network.decoder.directions(mean_expression, axes) ** 2).sum(axis=1)
+    parts = []
+    for start in range(0, n_genes, N_GENES):
+        genes = slice(start, min(start + N_GENES, n_genes))
+        observed, mean = counts[:, genes].toarray().astype(float), expected[:, genes].astype(float)
+        for members in cells.members():
+            mean[members] *= (observed[members].sum(axis=0) + 1) / (mean[members].sum(axis=0) + 1)
+        relative = (observed / mean.clip(min=MIN_MEAN) - 1).clip(max=MAX_RELATIVE)
+        weight = inverse_variance(centred(relative, cells.members(), size), size)
+        relative = centred(relative, cells.members(), weight)
+        chunk = BlockDesign(design.functions, weight, design.block)
+        parts.append(surfaces_of_genes(chunk, relative, from_latents[genes], cells, length))
+    return concat(parts)
+
+
+def inverse_variance(relative: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Return the inverse of the residuals' variance in each cell, with mean 1.
+
+    The variance is ``a / size + b``, for noise of counts and variation between cells; both are fitted to the mean over
+    genes of squared residuals (cells x genes), in units of the gene's mean square.
+
+    ``size`` is the library size of each cell.
+    """
+    square = (relative**2 / (relative**2).mean(axis=0).clip(min=1e-12)).mean(axis=1)
+    terms = np.column_stack([size.mean() / size, np.ones(len(size))])
+    precision = 1 / terms.sum(axis=1)
+    (a, b), _ = nnls(terms * precision[:, None], square * precision)
+    weight = 1 / (terms @ [a, b]).clip(min=1e-12)
+    return np.asarray(weight / weight.mean())
+
+
+def surfaces_of_genes(
+    design: BlockDesign, relative: np.ndarray, from_latents: np.ndarray, cells: SpatialCells, length: float
+) -> GeneSurfaces:
+    """Fit the surfaces of some genes.
+
+    Parameters
+    ----------
+    design
+        Functions of the basis at the cells.
+    relative
+        Residuals of counts, relative to their means, cells x genes.
+    from_latents
+        Variance of each gene by local variation of latents.
+    cells
+        The cells.
+    length
+        Length scale of local variation.
+    """
+    shared, _, _ = fit_surfaces(design, relative)
+    surface, of_types = design.functions @ shared, cells.of_types()
+    rest = centred(relative - surface, cells.members(), design.weight)
+    own = np.zeros((relative.shape[1], len(of_types), len(shared)))
+    variance = surface.var(axis=0)[:, None].repeat(len(of_types) + 1, axis=1)
+    for code, rows in enumerate(of_types):
+        if len(rows):
+            coefficients, _, _ = fit_surfaces(design[rows], rest[rows])
+            own[:, code] = coefficients.T
+            surface[rows] += design.functions[rows] @ coefficients
+            changed = coefficients.any(axis=0)
+            variance[changed, code] = surface[np.ix_(rows, changed)].var(axis=0)
+    beyond = local_variance(relative, surface, design.weight, cells.places, length) - from_latents
+    local, has_own = np.sqrt(beyond.clip(min=0)), np.asarray(own.any(axis=2))
+    return GeneSurfaces(shared.T, has_own, own[has_own], local, variance + local[:, None] ** 2)
+
+
+# ---- map of populations
+
+
+def fit_log_odds(
+    functions: np.ndarray, population: np.ndarray, log_share: np.ndarray, ridge: float, start: np.ndarray
+) -> np.ndarray:
+    """Fit a multinomial logistic regression with a ridge penalty; returns functions x populations."""
+    inputs, offset = torch.from_numpy(functions), torch.from_numpy(log_share)
+    target, coefficients = torch.from_numpy(population).long(), torch.tensor(start, requires_grad=True)
+    optimiser = torch.optim.LBFGS([coefficients], max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        misfit = torch.nn.functional.cross_entropy(inputs @ coefficients + offset, target, reduction="sum")
+        value: Tensor = misfit + ridge / 2 * (coefficients**2).sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    return np.asarray(coefficients.detach())
+
+
+def choose_ridge(functions: np.ndarray, cells: SpatialCells, seed: int) -> tuple[float | None, float]:
+    """Choose the penalty with which the map makes populations of left-out blocks most probable.
+
+    Returns the penalty, or None if no map is better than constant shares, and the gain in nats over all cells.
+    """
+    generator, log_share = numpy_generator(seed, "map"), cells.log_share
+    sample = generator.permutation(len(functions))[:MAX_MAP_CELLS]
+    functions, population, block = (
+        functions[sample],
+        cells.population[sample],
+        cells.places[sample].blocks(N_MAP_BLOCKS),
+    )
+    blocks = np.unique(block)
+    fold = (generator.permutation(len(blocks)) % N_FOLDS)[np.searchsorted(blocks, block)]
+    gains = np.zeros(len(RIDGES))
+    for number in range(min(N_FOLDS, len(blocks)) if len(blocks) > 1 else 0):
+        held_out = fold == number
+        log_odds = np.zeros((functions.shape[1], len(log_share)))
+        for k, ridge in enumerate(RIDGES):
+            log_odds = fit_log_odds(functions[~held_out], population[~held_out], log_share, ridge, log_odds)
+            logits = functions[held_out] @ log_odds + log_share
+            log_ratio = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) - log_share
+            gains[k] += log_ratio[np.arange(len(logits)), population[held_out]].sum()
+    best = int(gains.argmax())
+    if gains[best] <= MIN_GAIN:
+        return None, 0.0
+    return RIDGES[best], float(gains[best]) * len(cells.population) / len(sample)
+
+
+def fit_coupling(log_odds: np.ndarray, cells: SpatialCells, length: float, seed: int) -> float:
+    """Fit the coupling of neighbours with which they are as often of one population as in the cells."""
+    first, second = cells.places.neighbours()
+    observed = (cells.population[first] == cells.population[second]).mean()
+    n_coordinates = cells.places.positions.shape[1]
+    independent = numpy_generator(seed, "coupling").standard_normal(log_odds.shape)
+    fields = LocalFields.from_seed(log_odds.shape[1], n_coordinates, length, seed=seed, name="coupling")
+    shared = fields(cells.places)
+
+    def agreement(coupling: float) -> float:
+        chosen = choose(log_odds, independent, shared, coupling)
+        return float((chosen[first] == chosen[second]).mean())
+
+    return min(COUPLINGS, key=lambda coupling: abs(agreement(coupling) - observed))
