@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from functools import wraps
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import EllipsisType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -45,6 +46,7 @@ from bdm.model.match import (
 )
 from bdm.model.model import BranchedModel, load_model, warn_of_rare_types
 from bdm.report.card import model_card, save_with_card
+from bdm.report.hub import local_folder, push
 from bdm.settings import (
     AuditSettings,
     EvaluationSettings,
@@ -850,6 +852,35 @@ class BranchedDiffusion:
             license=license,
         )
 
+    def push(self, address: str, *, card: str | None = None, public: bool = False, confirmed: bool = False) -> str:
+        """Upload the model to Hugging Face Hub.
+
+        A model discloses something about the donors of its cells. Nothing is sent without a license in the card.
+
+        Parameters
+        ----------
+        address
+            Repository, as ``hf://USER/NAME``; it is created if it does not exist.
+        card
+            Text of the card; by default :meth:`card` without scores.
+        public
+            Let everybody read the repository. By default, it is private.
+        confirmed
+            Confirm that the model may be sent to this repository.
+
+        Returns
+        -------
+        Address with the revision of the upload, for :meth:`load`.
+
+        Raises
+        ------
+        InputError
+            If the card states no license, the upload is not confirmed, or Hugging Face Hub refuses it.
+        """
+        with TemporaryDirectory() as folder:
+            save_with_card(Path(folder), self.model, card)
+            return push(Path(folder), address, public=public, confirm=lambda text: confirmed)
+
     @classmethod
     @checked
     def load(
@@ -861,12 +892,13 @@ class BranchedDiffusion:
         device: str = "auto",
         n_threads: int | None = None,
     ) -> "BranchedDiffusion":
-        """Load a model from a folder.
+        """Load a model from a folder or from Hugging Face Hub.
 
         Parameters
         ----------
         path
-            Folder that :meth:`save`, ``bdm train`` or ``bdm fit`` wrote.
+            Folder that :meth:`save`, ``bdm train`` or ``bdm fit`` wrote; or ``hf://USER/NAME``, or
+            ``hf://USER/NAME@REVISION``, which is downloaded into the cache of Hugging Face.
         adata
             Cells that the model was fitted on, raw or prepared by ``bdm prepare``, or their file. Only
             evaluation and interpretation need them. Raw cells are prepared and split as for the fit.
@@ -889,7 +921,7 @@ class BranchedDiffusion:
         model = cls.__new__(cls)
         model.device = device
         model.n_threads = n_threads
-        model.fitted = load_model(Path(path), device=device)
+        model.fitted = load_model(local_folder(path), device=device)
         if adata is not None:
             model.prepared = fitted_cells(cells_for(adata, model.fitted, keys, on_disk=False), model.fitted, keys)
         return model

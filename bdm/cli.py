@@ -26,11 +26,13 @@ from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
 from bdm.commands.lineage import lineage
+from bdm.commands.load import load
 from bdm.commands.plot_tree import plot_tree
 from bdm.commands.power import power
 from bdm.commands.predict import predict
 from bdm.commands.predict_modality import predict_modality
 from bdm.commands.prepare import prepare
+from bdm.commands.push import push
 from bdm.commands.reconstruct import reconstruct
 from bdm.commands.report import report
 from bdm.commands.respond import respond
@@ -57,7 +59,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Lineages": {lineage: True, reconstruct: True, fates: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Plan": {power: True},
-    "Share": {audit: True, audit_folds: False, card: False},
+    "Share": {audit: True, audit_folds: False, card: False, push: False, load: False},
 }
 
 app = typer.Typer(

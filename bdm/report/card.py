@@ -37,10 +37,10 @@ TAGS = (
 )
 
 
-def save_with_card(folder: Path, model: BranchedModel) -> None:
-    """Write a model and its card to a folder."""
+def save_with_card(folder: Path, model: BranchedModel, card: str | None = None) -> None:
+    """Write a model and its card to a folder; without ``card``, the card has no scores."""
     save_model(folder, model)
-    card = model_card(model, checksum=checksum_of(folder, "model"))
+    card = model_card(model, checksum=checksum_of(folder, "model")) if card is None else card
     (Path(folder) / CARD).write_text(card, encoding="utf-8")
 
 
