@@ -14,6 +14,7 @@ import pytest
 import scanpy as sc
 import typer
 import yaml
+from r_readers import check_r_reads
 from test_modalities import joined
 
 from bdm.applications.design.design import read_design
@@ -272,6 +273,7 @@ def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, b
     small_model.save("model")
     [command] = [line for line in code_lines(page) if line.startswith("bdm simulate")]
     assert bdm(*shlex.split(command)[1:])[0] == 0
+    check_r_reads(Path("experiment.h5ad"))
     found: dict = {}
     exec(compile(code, page.name, "exec"), found)
     assert found["found"]["planted"].sum() == 20

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import torch
+from r_readers import check_r_reads
 from scipy import sparse
 from scipy.stats import chisquare, nbinom
 
@@ -272,6 +273,7 @@ def test_cells_written_as_they_are_generated_are_those_in_memory(batch_model, sh
     pd.testing.assert_frame_equal(back.obs, adata.obs)
     pd.testing.assert_frame_equal(back.var, adata.var)
     assert back.uns["bdm"] == adata.uns["bdm"]
+    check_r_reads(tmp_path / "generated.h5ad")
     backed = anndata.read_h5ad(tmp_path / "generated.h5ad", backed="r")
     np.testing.assert_array_equal(backed[100:103].to_memory().X.toarray(), counts(adata)[100:103])
 

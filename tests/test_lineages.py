@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from r_readers import check_r_reads
 from simulated import BEGIN, END, simulated_lineage
 from simulated import LINEAGE as NEWICK
 from test_workflow import ROOT, snakemake, write_config
@@ -405,6 +406,7 @@ def test_commands_write_tables_a_figure_and_cells(cells, tmp_path, bdm, caplog):
     arguments = (tmp_path / "lineage", tmp_path / "cells.h5ad", tmp_path / "out.h5ad", "--node", "a", "--at", "45:55")
     code, _ = bdm("reconstruct", *arguments, "--cells", 30, "--genes", tmp_path / "genes.csv")
     assert code == 0
+    check_r_reads(tmp_path / "out.h5ad")
     reconstructed = ad.read_h5ad(tmp_path / "out.h5ad")
     assert reconstructed.n_obs == 30
     assert reconstructed.obs["minutes"].between(45, 55).all()

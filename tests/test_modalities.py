@@ -14,6 +14,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from r_readers import check_r_reads
 from scipy.stats import wasserstein_distance
 from zoo import kept_model
 
@@ -527,6 +528,7 @@ def test_the_command_predicts_as_python_does(bdm, multi_model, predicted, tmp_pa
     files = (tmp_path / "model", tmp_path / "rna.h5ad", tmp_path / "prot.h5ad")
     arguments = ("predict-modality", *files, "--n-samples", 100)
     assert bdm(*arguments, "--seed", 1)[0] == 0
+    check_r_reads(tmp_path / "prot.h5ad")
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "prot.h5ad").X, predicted[0].X)
     code, message = bdm(*arguments, "--modality", "lipids", "--force")
     assert code == 2

@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from r_readers import check_r_reads
 from zoo import kept_model
 
 from bdm._core.errors import InputError
@@ -268,6 +269,7 @@ def test_command_writes_positions_of_experiments(bdm, saved, tmp_path):
     code, _ = bdm("simulate", saved, tmp_path / "design.yaml", tmp_path / "out.h5ad")
     adata = ad.read_h5ad(tmp_path / "out.h5ad")
     assert code == 0
+    check_r_reads(tmp_path / "out.h5ad")
     assert adata.obsm["xy"].shape == (50, 2)
     assert set(adata.obs["slide"]) == {"b"}
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from r_readers import check_r_reads
 from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
@@ -423,6 +424,7 @@ def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog, m
     caplog.clear()
     bdm("predict", *arguments, "--cell-type", "a", "--effects", tmp_path / "effects.csv", "--force")
     assert caplog.text.count("Left out 120 cells in stim already.") == 1
+    check_r_reads(tmp_path / "out.h5ad")
     assert ad.read_h5ad(tmp_path / "out.h5ad").uns["bdm"]["condition"] == "stim"
     assert set(pd.read_csv(tmp_path / "effects.csv")["cell_type"]) == {"a"}
     assert "did you mean" not in caplog.text

@@ -36,13 +36,14 @@ def predict(
     """
     from bdm.applications.relations.predict import cells_to_change
     from bdm.applications.relations.responses import Responses
+    from bdm.data.matrix import write_h5ad
     from bdm.data.read import read_cells, rna_in
 
     fitted, adata = Responses.load(responses), rna_in(read_cells(cells, labels=labels, counts=counts))
     with error_prefix(cells):
         chosen = cells_to_change(fitted, adata, condition, cell_type, dose=dose, extrapolate=extrapolate, counts=counts)
         predicted = chosen.predict(seed=seed)
-    predicted.write_h5ad(out, compression="gzip")
+    write_h5ad(out, predicted)
     if effects is not None:
         chosen.effects().to_csv(effects, index=False, float_format="%.4g")
     number = predicted.obs["response"].value_counts()

@@ -33,6 +33,7 @@ def reconstruct(
     """
     from bdm.applications.relations.lineage import Lineage
     from bdm.applications.relations.reconstruct import reconstruct
+    from bdm.data.matrix import write_h5ad
     from bdm.data.read import read_cells
 
     time = parsed_time(at)
@@ -41,7 +42,7 @@ def reconstruct(
         reconstructed = reconstruct(
             fitted, adata, node, at=time, n_cells=cells, extrapolate=extrapolate, counts=counts, seed=seed
         )
-    reconstructed.write_h5ad(out, compression="gzip")
+    write_h5ad(out, reconstructed)
     if genes is not None:
         middle = sum(time) / 2 if isinstance(time, tuple) else time
         expression = fitted.names.with_symbols(fitted.expression(node, middle))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import anndata as ad
 import h5py
 import numpy as np
 import zarr
@@ -127,7 +128,7 @@ def new_h5ad(path: Path, adata: AnnData, **storage: Any) -> Iterator[h5py.File]:
     """Write cells to a new ``.h5ad`` file with a checksum; yield it open."""
     adata.strings_to_categoricals()
     require_space(path, adata.__sizeof__())
-    with checksummed_hdf5(path) as file:
+    with checksummed_hdf5(path) as file, plain_strings():
         write_elem(file, "/", adata, dataset_kwargs=storage)
         for name in ("X", "raw"):  # write_elem writes empty elements if these are absent; AnnData omits them
             if getattr(adata, name) is None and name in file:
@@ -139,6 +140,16 @@ def write_h5ad(path: Path, adata: AnnData) -> None:
     """Write cells in memory to an ``.h5ad`` file with a checksum."""
     with new_h5ad(path, adata, compression="gzip"):
         pass
+
+
+@contextmanager
+def plain_strings() -> Iterator[None]:
+    """Have anndata write strings without a mask, for older readers.
+
+    Masks were introduced by anndata 0.11, and are read by anndataR 1.4.
+    """
+    with ad.settings.override(allow_write_nullable_strings=False):
+        yield
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from bdm._core.errors import InputError, abbreviated, counted, error_prefix, mis
 from bdm._core.files import require_space
 from bdm.data.counts import raw_counts, slot_or_auto
 from bdm.data.filters import check_names
+from bdm.data.matrix import plain_strings
 
 logger = logging.getLogger(__name__)
 
@@ -445,7 +446,7 @@ def write_h5mu(path: Path, cells: AnnData) -> None:
         "varmap": {name: np.where(mask, mask.cumsum(), 0).astype(np.uint32) for name, mask in masks.items()},
     }
     encoding = {"encoding-type": "MuData", "encoding-version": "0.1.0", "encoder": "mudata", "encoder-version": "0.3.0"}
-    with h5py.File(path, "w", userblock_size=512) as file:
+    with h5py.File(path, "w", userblock_size=512) as file, plain_strings():
         for name, element in elements.items():
             io.write_elem(file, name, element)
         for name, part in parts.items():

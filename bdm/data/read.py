@@ -193,8 +193,8 @@ def select_reader(path: Path) -> Callable[[Path], AnnData]:
 
 
 FROM_R = (
-    "write it as .h5ad in R first, for example by anndataR::write_h5ad(object, 'cells.h5ad') (Your own cells, From R, "
-    "in the documentation)"
+    "write it as .h5ad in R first, for example by anndataR::write_h5ad(object, 'cells.h5ad') (From R and Seurat, in "
+    "the documentation)"
 )
 
 
