@@ -59,13 +59,17 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
 
 def count_slots(adata: AnnData) -> dict[str, AnnData]:
     """Return the matrices that may hold counts, by name: layers, ``raw`` and ``X``."""
-    layers = {name: layer for name, layer in adata.layers.items() if name is not None}  # anndata 0.13 lists X there
-    slots = {name: AnnData(layer, obs=adata.obs, var=adata.var) for name, layer in layers.items()}
+    slots = {name: AnnData(layer, obs=adata.obs, var=adata.var) for name, layer in named_layers(adata).items()}
     if adata.raw is not None:
         slots["raw"] = AnnData(adata.raw.X, obs=adata.obs, var=adata.raw.var)
     if adata.X is not None:
         slots["X"] = AnnData(adata.X, obs=adata.obs, var=adata.var)
     return slots
+
+
+def named_layers(adata: AnnData) -> dict[str, Matrix]:
+    """Return the layers without ``X``, which anndata 0.13 lists as the layer None."""
+    return {name: layer for name, layer in adata.layers.items() if name is not None}
 
 
 def slot_or_auto(adata: AnnData, slot: str) -> str:

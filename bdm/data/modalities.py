@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from scipy import sparse
 
 from bdm._core.errors import InputError, abbreviated, counted, error_prefix, missing_package
 from bdm._core.files import require_space
-from bdm.data.counts import raw_counts, slot_or_auto
+from bdm.data.counts import named_layers, raw_counts, slot_or_auto
 from bdm.data.filters import check_names
 from bdm.data.matrix import plain_strings
 
@@ -151,7 +152,7 @@ def of_modality(cells: AnnData, modality: Modality) -> AnnData:
     var = part.var.drop(columns=[TYPE_COLUMN, NAME_COLUMN], errors="ignore")
     var.index = var.index.str.removeprefix(modality.prefix)
     varm = {name: pd.DataFrame(table).set_axis(var.index) for name, table in part.varm.items()}
-    return AnnData(part.X, obs=part.obs, var=var, varm=varm, layers=dict(part.layers))
+    return AnnData(part.X, obs=part.obs, var=var, varm=varm, layers=named_layers(part))
 
 
 # ---- reading: all forms become one matrix
@@ -199,7 +200,7 @@ def parts_of_obsm(cells: AnnData) -> Parts:
         names = [f"protein_{number}" for number in range(1, values.shape[1] + 1)]
     matrix = values.to_numpy() if isinstance(values, pd.DataFrame) else values
     var = pd.DataFrame(index=pd.Index(names, dtype=str))
-    genes = AnnData(cells.X, obs=cells.obs, var=cells.var, layers=cells.layers, raw=cells.raw)
+    genes = AnnData(cells.X, obs=cells.obs, var=cells.var, layers=named_layers(cells), raw=cells.raw)
     return {RNA: (RNA, genes), "prot": ("prot", AnnData(sparse.csr_matrix(matrix), obs=cells.obs[[]], var=var))}
 
 
@@ -336,7 +337,7 @@ def join_modalities(
         **{name: pd.Categorical(var[name], categories=var[name].unique()) for name in (TYPE_COLUMN, NAME_COLUMN)}
     )
     for column in var.columns[var.isna().any()]:  # columns of only some modalities
-        if var[column].dtype == object or isinstance(var[column].dtype, pd.CategoricalDtype):
+        if var[column].dtype == object or isinstance(var[column].dtype, pd.CategoricalDtype | pd.StringDtype):
             var[column] = var[column].astype(object).fillna("").astype(str)
     joined = sparse.hstack(matrices, format="csr")
     layers = {} if layer is None else {layer: joined}
@@ -410,7 +411,9 @@ def to_mudata(cells: AnnData) -> Any:
     """Convert cells in blocks to a MuData."""
     import mudata
 
-    with mudata.set_options(pull_on_update=False):  # all modalities have the same columns of obs
+    # All modalities have the same columns of obs; mudata 0.4 copies none of them by default
+    without_copies = mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
+    with without_copies:
         made = mudata.MuData(parts_of(cells))
     made.obs = cells.obs.copy()
     made.uns.update(cells.uns)
@@ -449,9 +452,10 @@ def write_h5mu(path: Path, cells: AnnData) -> None:
     with h5py.File(path, "w", userblock_size=512) as file, plain_strings():
         for name, element in elements.items():
             io.write_elem(file, name, element)
+        modalities = file.create_group("mod")
         for name, part in parts.items():
-            io.write_elem(file, f"mod/{name}", part, dataset_kwargs={"compression": "gzip"})
-        file["mod"].attrs["mod-order"] = list(parts)
+            io.write_elem(modalities, name, part, dataset_kwargs={"compression": "gzip"})
+        modalities.attrs["mod-order"] = list(parts)
         file.attrs.update(encoding | {"axis": 0})
     with path.open("r+b") as opened:
         opened.write(b"MuData (format-version=0.1.0;creator=bdm)")

@@ -180,7 +180,7 @@ def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[AnnData
     """Select the cells at measured points, with raw counts, and return the point of each."""
     adata = rna_in(adata, counts=counts)
     lineage.require_columns(adata.obs, lineage.node_key, lineage.time_key)
-    node = adata.obs[lineage.node_key].astype(str).map(lineage.tree.index_of).to_numpy(int)
+    node = np.array([lineage.tree.index_of(str(name)) for name in adata.obs[lineage.node_key]], dtype=int)
     adata, node = adata[node >= 0], node[node >= 0]
     if not len(node):
         raise InputError(f"None of the cells has a node of the lineage in obs[{lineage.node_key!r}].")
