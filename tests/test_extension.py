@@ -492,6 +492,8 @@ def test_known_cells_of_all_types_are_needed(base, example_cells):
     repeated = prepared.copy()
     repeated.obs_names = [*new.by_type["CD56+ NK"].obs_names, *prepared.obs_names][: prepared.n_obs]
     with warnings.catch_warnings(action="error"):  # barcodes of two files, such as AAACCTGA-1, are often the same
+        # From anndata with pandas 3
+        warnings.filterwarnings("ignore", "The '(mode.chained_assignment|future.infer_string)' option")
         joined = join_known_cells(new, base, repeated)
     assert joined.obs_names.is_unique
     assert "CD56+ NK" in set(joined.obs["cell_type"])

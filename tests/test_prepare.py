@@ -576,7 +576,9 @@ def with_column(name: str, values):
 LABEL, SAMPLE, FEW = {"label_key": "label"}, {"batch_key": "sample"}, {"n_genes": 10, "min_genes_per_cell": 1}
 
 
-@pytest.mark.filterwarnings("error", "ignore:The 'mode.chained_assignment' option:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "error", "ignore:The '(mode.chained_assignment|future.infer_string)' option:DeprecationWarning"
+)
 @pytest.mark.parametrize(
     ("changes", "spoil", "message"),
     [
@@ -586,8 +588,8 @@ LABEL, SAMPLE, FEW = {"label_key": "label"}, {"batch_key": "sample"}, {"n_genes"
         (SAMPLE, with_column("sample", "a"), r"obs\['sample'\] has one value"),
         (SAMPLE, with_column("sample", untrained_batch), "batch b has no training cells"),
         (SAMPLE, with_column("sample", [f"s{i % 35}" for i in range(700)]), "training cells or genes a batch"),
-        ({}, lambda cells: cells.obs.rename({cells.obs_names[0]: cells.obs_names[1]}, inplace=True), "cell name"),
-        ({}, lambda cells: cells.var.rename({cells.var_names[0]: cells.var_names[1]}, inplace=True), "gene name"),
+        ({}, lambda cells: setattr(cells, "obs_names", cells.obs_names[[1, *range(1, 700)]]), "cell name"),
+        ({}, lambda cells: setattr(cells, "var_names", cells.var_names[[1, *range(1, 765)]]), "gene name"),
         ({}, lambda cells: cells.X.data[: cells.X.indptr[5]].fill(0), "5 cells without .*`min_genes_per_cell=1`"),
         (FEW, lambda cells: cells._inplace_subset_var(cells.var_names[:20]), "ranked by variability .*genes='all'"),
         ({}, lambda cells: setattr(cells, "X", np.full(cells.shape, 255)), "ranked by variability .*genes='all'"),

@@ -242,6 +242,11 @@ def is_whole(column: pd.Series) -> bool:
     return bool((column.dropna() % 1 == 0).all())
 
 
+def as_strings(column: pd.Series) -> pd.Series:
+    """Convert all values to strings, including missing ones, which ``astype(str)`` of pandas 3 keeps."""
+    return column.astype(object).map(str)
+
+
 def is_text(column: pd.Series) -> bool:
     """Return whether all values or categories are text, ignoring missing ones."""
     values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column

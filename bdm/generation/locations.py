@@ -13,7 +13,7 @@ from bdm._core.errors import InputError
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import unknown_type
 from bdm.data.cell_sets import DEFAULT_KEYS
-from bdm.data.columns import text_column, with_written_names
+from bdm.data.columns import as_strings, text_column, with_written_names
 from bdm.data.space import COORDINATES, SECTION, position_key, positions_in, section_column
 from bdm.generation.request import Request, in_model_order, with_batches
 from bdm.model.match import labels_of, mask_known_types
@@ -111,7 +111,7 @@ def checked_locations(model: BranchedModel, space: SpatialEffects, locations: An
             raise InputError(f"The locations have {table[name][wrong].iloc[0]!r} for {name!r}; give a finite number.")
         table[name] = numbers
     if "cell_type" in table:
-        table["cell_type"] = table["cell_type"].astype(str)
+        table["cell_type"] = as_strings(table["cell_type"])
         if unknown := sorted(set(table["cell_type"]) - {*model.cell_types, *model.populations}):
             raise InputError(unknown_type(unknown[0], model.cell_types, of="The model has"))
     return table

@@ -18,7 +18,7 @@ from bdm._core.files import reading
 from bdm._core.validation import unknown_type
 from bdm.autoencoder.moments import Mixture, Normal
 from bdm.data.cell_sets import DEFAULT_KEYS
-from bdm.data.columns import with_written_names
+from bdm.data.columns import as_strings, with_written_names
 from bdm.data.filters import rounded_shares
 from bdm.generation.covariate_values import (
     NO_COVARIATES,
@@ -202,7 +202,7 @@ def checked_table(model: BranchedModel, cells: Any) -> pd.DataFrame:
             "or a table with the columns cell_type and n_cells."
         )
     check_columns(model, table)
-    table["cell_type"] = table["cell_type"].astype(str)
+    table["cell_type"] = as_strings(table["cell_type"])
     if unknown := sorted(set(table["cell_type"]) - {*model.cell_types, *model.populations}):
         raise InputError(unknown_type(unknown[0], model.cell_types, of="The model has"))
     numbers = pd.to_numeric(table["n_cells"], errors="coerce").to_numpy(dtype=float)
@@ -215,7 +215,7 @@ def checked_table(model: BranchedModel, cells: Any) -> pd.DataFrame:
         )
     table["n_cells"] = numbers.astype(int)
     if "batch" in table:
-        table["batch"] = table["batch"].astype(str)
+        table["batch"] = as_strings(table["batch"])
         if unknown := sorted(set(table["batch"]) - set(model.autoencoder.batches)):
             known = ", ".join(model.autoencoder.batches) or "none (it was trained without a batch column)"
             raise InputError(f"The model has no batch {', '.join(map(repr, unknown))}; its batches: {known}.")
