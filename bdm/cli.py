@@ -24,6 +24,7 @@ from bdm.commands.fates import fates
 from bdm.commands.fit import fit
 from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
+from bdm.commands.init import init
 from bdm.commands.interpret import interpret
 from bdm.commands.lineage import lineage
 from bdm.commands.load import load
@@ -52,7 +53,7 @@ if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
 
 # In the order of the help; True for long computations
 COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
-    "Data": {example: False, prepare: False},
+    "Data": {example: False, init: False, prepare: False},
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
     "Generate": {generate: True, transmute: True, simulate: True, predict_modality: True},
     "Conditions": {respond: True, predict: True, evaluate_predicted: True},

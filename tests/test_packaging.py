@@ -84,7 +84,9 @@ def installed(packages, tmp_path_factory) -> Path:
 def test_wheel_has_every_file_of_the_package(packages):
     with zipfile.ZipFile(packages[0]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == {name for name in files_of_project() if name.startswith("bdm/")}
+    package = {name for name in files_of_project() if name.startswith("bdm/")}
+    workflow = {name for name in files_of_project() if name.startswith(("config/", "profiles/", "workflow/"))}
+    assert names == package | {f"bdm/project/{name}" for name in workflow}
 
 
 def test_source_distribution_has_what_builds_the_wheel(packages):
@@ -100,6 +102,19 @@ def test_installed_command_is_that_of_the_wheel(installed, tmp_path):
     assert version == f"bdm {yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version']}\n"
     place = run(installed / "bin/python", "-c", "import bdm; print(bdm.__file__)", cwd=tmp_path)
     assert Path(place.strip()).is_relative_to(installed)
+
+
+def test_workflow_of_the_wheel_runs_without_a_checkout(installed, tmp_path):
+    path = f"{stub_conda(tmp_path)}{os.pathsep}{installed / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    run(installed / "bin/bdm", "init", "project", cwd=tmp_path)
+    project = tmp_path / "project"
+    snakemake = (installed / "bin/python", "-m", "snakemake", "--cores", "1")
+    run(*snakemake, "--sdm", "conda", "--conda-create-envs-only", cwd=project, PATH=path)
+    version = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert (tmp_path / "arguments").read_text().splitlines()[-1] == f"bdm=={version}"
+    write_config(project, SETTINGS)
+    run(*snakemake, "results/blood/generated.h5ad", cwd=project)
+    assert anndata.read_h5ad(project / "results/blood/generated.h5ad").n_obs == 27
 
 
 def test_editable_install_is_imported_next_to_a_clone(checkout, tmp_path):

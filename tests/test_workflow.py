@@ -77,6 +77,19 @@ def dry_run(folder: Path, config: dict, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def test_a_new_folder_has_the_workflow_of_the_demo(tmp_path, bdm, caplog):
+    caplog.set_level("INFO")
+    folder = tmp_path / "my project"
+    assert bdm("init", folder)[0] == 0
+    assert f"cd '{folder}' && snakemake --cores all" in caplog.text
+    done = snakemake("--dry-run", cwd=folder)
+    assert planned(done.stdout + done.stderr) == dict.fromkeys([*RULES, "everything"], 1) | {"total": len(RULES) + 1}
+    (folder / "config/config.yaml").write_text("datasets: {}")
+    code, message = bdm("init", folder)
+    assert (code, (folder / "config/config.yaml").read_text()) == (2, "datasets: {}")
+    assert message == f"bdm: {folder} exists already; name a new folder.\n"
+
+
 def write_config(folder: Path, config: dict) -> None:
     (folder / "config").mkdir(exist_ok=True)
     (folder / "config/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

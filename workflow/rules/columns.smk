@@ -1,7 +1,7 @@
 # Check columns and cell types of the configuration before any job starts: a job that failed on them would lose its results.
 
 
-include: "../../bdm/applications/audit/limits.py"
+include: f"{PACKAGE}/applications/audit/limits.py"
 
 
 def check_columns(name, dataset):

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from functools import partial
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from urllib.parse import quote
@@ -18,10 +19,29 @@ from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 from snakemake.utils import validate
 
 
+def source(folder):
+    """Return the source from which pip installs bdm: the checkout, git repository or release of these rules."""
+    if isinstance(folder, HostingProviderFile):
+        return f"git+https://{folder.host}/{folder.repo}@{folder.ref}"
+    if isinstance(folder, LocalGitFile):
+        return f"git+file://{quote(folder.repo_path)}@{folder.ref}"
+    root = Path(str(folder)).resolve().parents[1]
+    return str(root) if (root / "pyproject.toml").is_file() else f"bdm=={version('bdm')}"
+
+
+SOURCE = source(workflow.current_basedir)
+
+# The conda environment of the rules installs bdm from this source (envs/bdm.post-deploy.sh).
+os.environ.update(BDM_SOURCE=SOURCE)
+
+# An installed bdm contains the workflow in bdm/project
+PACKAGE = "../../.." if SOURCE.startswith("bdm==") else "../../bdm"
+
+
 # Messages for invalid settings: rejection(), split_rejection(), donors_rejection() and others
-include: "../../bdm/_core/validation.py"
+include: f"{PACKAGE}/_core/validation.py"
 # Columns and values of cells, without reading their counts: obs_columns() and others
-include: "../../bdm/data/header.py"
+include: f"{PACKAGE}/data/header.py"
 
 
 GENERATED = "results/{dataset}/generated.h5ad"
@@ -62,20 +82,8 @@ SECTIONS = [
 ]
 
 
-def source(folder):
-    """Return the source from which pip installs bdm: the checkout or git repository of these rules."""
-    if isinstance(folder, HostingProviderFile):
-        return f"git+https://{folder.host}/{folder.repo}@{folder.ref}"
-    if isinstance(folder, LocalGitFile):
-        return f"git+file://{quote(folder.repo_path)}@{folder.ref}"
-    return str(Path(str(folder)).resolve().parents[1])
-
-
 # Return the path of an input file as rules see it, with the prefix of a module.
 in_place = partial(workflow.modifier.modify_path, property="input")
-
-# The conda environment of the rules installs bdm from this source (envs/bdm.post-deploy.sh).
-os.environ.update(BDM_SOURCE=source(workflow.current_basedir))
 
 
 def path_with_bdm(path):
