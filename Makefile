@@ -87,6 +87,7 @@ lint: .venv/lint
 docs: .venv/docs
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@! grep -rE --include='*.html' '<(script|link|img)[^>]*="https?:' docs/_build/html || { echo "These pages need the network"; exit 1; }
+	@! grep -q '&lt;Axes' docs/_build/html/tutorial.html || { echo "The tutorial lacks figures"; exit 1; }
 	@echo "The documentation is in $(CURDIR)/docs/_build/html/index.html"
 
 config: $(INSTALLED)

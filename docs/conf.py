@@ -1,5 +1,6 @@
 """Configuration of Sphinx for these pages; ``make docs`` builds them."""
 
+import os
 import re
 import sys
 from dataclasses import MISSING
@@ -16,6 +17,8 @@ from bdm.cli import app as commands
 
 sys.path.insert(0, str(Path(__file__).parent))
 from score_tables import text_of_properties, text_of_scores, text_of_self_fit, texts_of_space
+
+del os.environ["MPLBACKEND"]  # of the command line; the tutorial would not show figures
 
 project = "bdm"
 author = "The bdm developers"
