@@ -89,12 +89,11 @@ def test_wheel_has_every_file_of_the_package(packages):
     assert names == package | {f"bdm/project/{name}" for name in workflow}
 
 
-def test_source_distribution_has_what_builds_the_wheel(packages):
+def test_source_distribution_is_the_repository(packages):
+    """With the license and tests for packages of other systems, and what the tests need."""
     with tarfile.open(packages[1]) as source:
         names = {name.partition("/")[2] for name in source.getnames()}
-    assert names >= {"pyproject.toml", "README.md", "LICENSE"}
-    assert names >= {name for name in files_of_project() if name.startswith("bdm/")}
-    assert not {name for name in names if name.startswith("tests/")}
+    assert names == {*files_of_project(), "PKG-INFO"}
 
 
 def test_installed_command_is_that_of_the_wheel(installed, tmp_path):
@@ -115,6 +114,16 @@ def test_workflow_of_the_wheel_runs_without_a_checkout(installed, tmp_path):
     write_config(project, SETTINGS)
     run(*snakemake, "results/blood/generated.h5ad", cwd=project)
     assert anndata.read_h5ad(project / "results/blood/generated.h5ad").n_obs == 27
+
+
+def test_first_example_of_the_readme_needs_the_wheel_alone(installed, tmp_path):
+    [example, *_] = re.findall(r"(?:^    bdm .*\n)+", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    path = f"{installed / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    output = run("bash", "-ec", example, cwd=tmp_path, PATH=path)
+    assert output.count("took ") == len(example.splitlines())
+    assert "verdict" in output
+    assert {file.name for file in tmp_path.iterdir()} == {"cells.h5ad", "blood"}
+    assert (tmp_path / "blood/report.html").is_file()
 
 
 def test_editable_install_is_imported_next_to_a_clone(checkout, tmp_path):
