@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import tomllib
 from dataclasses import MISSING
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -24,6 +25,7 @@ project = "bdm"
 author = "The bdm developers"
 copyright = "The bdm developers"
 version = release = version_of("bdm")
+urls = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]["urls"]
 
 extensions = [
     "myst_nb",
@@ -81,9 +83,12 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
     "navbar_persistent": [],
+    "repository_url": urls["Source"],
     "show_navbar_depth": 1,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "use_issues_button": True,
+    "use_repository_button": True,
 }
 html_copy_source = html_show_sourcelink = False
 copybutton_prompt_text = "$ "
