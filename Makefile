@@ -118,7 +118,7 @@ benchmark: .venv/benchmark $(if $(PEERS),,.venv-peers/installed)
 	@touch $@
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --no-compile --editable .
+	$(BIN)/python -m pip install --no-compile --editable '.[workflow]'
 	@touch $@
 
 $(BIN)/python:

@@ -5,17 +5,20 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from rattler import MatchSpec
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / "environment.yml"
+RECIPE = ROOT / ".github/conda/recipe.yaml"
 RULE_ENVIRONMENT = ROOT / "workflow/envs/bdm.yaml"
 POST_DEPLOY = RULE_ENVIRONMENT.with_suffix(".post-deploy.sh")
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONDA_NAMES = {"matplotlib": "matplotlib-base", "torch": "pytorch"}
+EXTRAS = ("loom", "multi", "power")  # that commands use
 
 
 def read(path: Path) -> dict:
@@ -27,17 +30,24 @@ def conda_ranges(path: Path) -> dict[str, str]:
     content = read(path)
     assert content["channels"][0] == "conda-forge"
     assert set(content) <= {"name", "channels", "dependencies"}
-    specs = [MatchSpec(spec, strict=True) for spec in content["dependencies"] if isinstance(spec, str)]
-    ranges = {spec.name.normalized: str(spec.version or "") for spec in specs}
-    assert len(ranges) == len(specs), "a package is named twice"
+    return ranges_of([spec for spec in content["dependencies"] if isinstance(spec, str)])
+
+
+def ranges_of(specs: list[str]) -> dict[str, str]:
+    """Give the version range of each package."""
+    parsed = [MatchSpec(spec, strict=True) for spec in specs]
+    ranges = {spec.name.normalized: str(spec.version or "") for spec in parsed}
+    assert len(ranges) == len(parsed), "a package is named twice"
     return ranges
 
 
-def project_ranges() -> dict[str, str]:
-    """Give the version range of each dependency, with those of loom files and of tests, by its conda name."""
-    extras = PROJECT["project"]["optional-dependencies"]
-    needed = [*PROJECT["project"]["dependencies"], *extras["loom"], *extras["multi"], *extras["power"]]
-    requirements = map(Requirement, needed)
+def project_ranges(*extras: str) -> dict[str, str]:
+    """Give the version range of each dependency, and of the dependencies of extras, by its conda name."""
+    lists = [
+        PROJECT["project"]["dependencies"],
+        *(PROJECT["project"]["optional-dependencies"][name] for name in extras),
+    ]
+    requirements = [Requirement(text) for needed in lists for text in needed]
     ranges = {CONDA_NAMES.get(needed.name, needed.name): str(needed.specifier) for needed in requirements}
     return ranges | {"python": PROJECT["project"]["requires-python"]}
 
@@ -49,15 +59,43 @@ def same_ranges(left: dict[str, str], right: dict[str, str]) -> bool:
 def test_environment_has_the_dependencies_of_the_project():
     ranges = conda_ranges(ENVIRONMENT)
     ranges.pop("pip")
-    assert same_ranges(ranges, project_ranges())
+    assert same_ranges(ranges, project_ranges(*EXTRAS, "workflow"))
 
 
-def test_rule_environment_lacks_snakemake_alone():
+def test_environment_of_rules_has_the_dependencies_of_the_project():
     ranges = conda_ranges(RULE_ENVIRONMENT)
     ranges.pop("pip")
     build = Requirement(PROJECT["build-system"]["requires"][0])
     assert ranges.pop(build.name) == str(build.specifier)
-    assert same_ranges(ranges | {"snakemake": project_ranges()["snakemake"]}, project_ranges())
+    assert same_ranges(ranges, project_ranges(*EXTRAS))
+
+
+def test_recipe_has_what_the_project_has():
+    recipe = read(RECIPE)
+    lowest = recipe["context"]["python_min"]
+    host, run = (
+        ranges_of([spec.replace("${{ python_min }}", lowest) for spec in recipe["requirements"][name]])
+        for name in ("host", "run")
+    )
+    assert same_ranges(run, project_ranges())
+    assert run["python"].startswith(f">={lowest},")
+    build = Requirement(PROJECT["build-system"]["requires"][0])
+    assert host[build.name] == str(build.specifier)
+    assert recipe["context"]["version"] == PROJECT["project"]["version"]
+    scripts = [f"{name} = {function}" for name, function in PROJECT["project"]["scripts"].items()]
+    assert recipe["build"]["python"]["entry_points"] == scripts
+    about = {name: PROJECT["project"][key] for name, key in (("summary", "description"), ("license", "license"))}
+    assert recipe["about"].items() >= about.items()
+
+
+@pytest.mark.nightly
+def test_recipe_is_rendered():
+    from rattler_build import Stage0Recipe
+
+    [rendered] = Stage0Recipe.from_yaml(RECIPE.read_text()).render()
+    recipe = rendered.recipe.to_dict()
+    assert recipe["build"]["noarch"] == "python"
+    assert recipe["source"][0]["url"].endswith(f"/bdm-{PROJECT['project']['version']}.tar.gz")
 
 
 def test_environment_installs_the_checkout():
