@@ -21,14 +21,7 @@ pytestmark = pytest.mark.nightly
 
 ROOT = Path(__file__).parents[1]
 NAME = "github.com/lab/bdm"
-SETTINGS = {
-    "datasets": {"blood": {"path": "resources/pbmc68k_reduced.h5ad", "label_key": "bulk_labels"}},
-    "prepare": {"n_genes": 100},
-    "autoencoder": {"n_latent": 4, "n_steps": 30},
-    "hierarchy": {"n_bootstrap": 5},
-    "train": {"width": 16, "n_layers": 1, "n_steps": 30},
-    "generate": {"n_cells": 3},
-}
+SETTINGS = yaml.safe_load((ROOT / ".test/config/config.yaml").read_text())
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -177,7 +170,7 @@ def test_module_generates_cells_with_the_installed_package(importer, installed):
     cells, page = (importer.folder / name for name in wanted)
     counts = anndata.read_h5ad(cells).obs["cell_type"].value_counts()
     assert len(counts) == 9  # of 10 cells or more
-    assert set(counts) == {3}
+    assert set(counts) == {SETTINGS["generate"]["n_cells"]}
     assert "addEventListener" in page.read_text()
     importer.snakemake("--report", "report.html", "--", *wanted)
     assert "results/blood/hierarchy.html" in (importer.folder / "report.html").read_text()
@@ -188,9 +181,8 @@ def test_recipe_makes_all_results_of_the_module(importer):
     [recipe] = re.findall(r"^```python\n(configfile.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     importer.write(BY_PATH)
     (importer.folder / "Snakefile").write_text(recipe.replace("path/to/bdm", str(importer.checkout)))
-    used = dict.fromkeys(RULES, 1) | dict.fromkeys(["transmute", "evaluate_transmuted"])  # no transmutations
     jobs = planned(importer.snakemake("--dry-run"))
-    assert {rule: jobs.get(f"bdm_{rule}") for rule in RULES} == used
+    assert {rule: jobs.get(f"bdm_{rule}") for rule in RULES} == dict.fromkeys(RULES, 1)
     assert (jobs["share"], jobs["all"]) == (1, 1)
 
 

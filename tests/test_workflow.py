@@ -116,9 +116,13 @@ def values_of_commands(output: str) -> list[tuple[str, dict]]:
     return [(name, COMMANDS[name].make_context(name, arguments).params) for _, name, *arguments in commands]
 
 
-@pytest.mark.parametrize("snakefile", [[], ["--snakefile", "workflow/Snakefile"]], ids=["root", "workflow"])
-def test_dry_run_plans_every_rule(snakefile):
-    done = snakemake("--dry-run", "--forceall", *snakefile, cwd=ROOT)
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--snakefile", "workflow/Snakefile"], ["--snakefile", "workflow/Snakefile", "--directory", ".test"]],
+    ids=["root", "workflow", "test of the catalog"],
+)
+def test_dry_run_plans_every_rule(arguments):
+    done = snakemake("--dry-run", "--forceall", *arguments, cwd=ROOT)
     jobs = planned(done.stdout)
     assert {rule: jobs.get(rule) for rule in RULES} == dict.fromkeys(RULES, 1), done.stderr
 
