@@ -82,6 +82,16 @@ def test_wheel_has_every_file_of_the_package(packages):
     assert names == package | {f"bdm/project/{name}" for name in workflow}
 
 
+def test_readme_of_the_wheel_links_to_files_of_the_release(packages):
+    with zipfile.ZipFile(packages[0]) as wheel:
+        [metadata] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        text = wheel.read(metadata).decode()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert all(link.startswith("https://") for link in links)
+    version = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert any(link.endswith(f"/bdm/blob/v{version}/docs/space.md") for link in links)
+
+
 def test_source_distribution_is_the_repository(packages):
     """With the license and tests for packages of other systems, and what the tests need."""
     with tarfile.open(packages[1]) as source:
