@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bdm._core.errors import InputError
 from bdm._core.files import sha256, write_checksummed_json
-from bdm._core.store import FORMAT, TEXT, checksum_of, load, save
+from bdm._core.store import FORMAT, OLDEST, TEXT, UPGRADES, checksum_of, load, save
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,41 @@ def test_content_of_another_class_is_rejected(whole, tmp_path, change):
     write_checksummed_json(tmp_path / "thing.json", {**content, "thing": {**content["thing"], **change}})
     with pytest.raises(InputError, match=r"thing\.json is damaged"):
         load(tmp_path, "thing", Whole)
+
+
+@dataclass(frozen=True)
+class Later:
+    """Whole in the next format: a field has another name, and a field is new."""
+
+    parts: tuple[Part, ...]
+    by_name: dict[str, Tensor]
+    table: pd.DataFrame
+    array: np.ndarray
+    network: Network
+    note: dict[str, Any]
+    compute: Callable[[], np.ndarray]
+    first: Part | None = None
+    scale: float = 1.0
+
+
+def test_older_formats_are_upgraded_for_kinds_that_keep_them(whole, tmp_path, monkeypatch):
+    def rename(content, tensors):
+        content["thing"]["note"] = content["thing"].pop("record")
+        tensors["thing.array"] = tensors["thing.array"] * 2
+
+    checksum = save(tmp_path, "thing", whole)
+    monkeypatch.setattr("bdm._core.store.FORMAT", FORMAT + 2)
+    with pytest.raises(InputError, match=f"has format {FORMAT}, but this version of bdm reads {FORMAT + 2}"):
+        load(tmp_path, "thing", Later)
+    monkeypatch.setitem(OLDEST, "thing", FORMAT)
+    monkeypatch.setitem(UPGRADES, FORMAT, rename)
+    found = load(tmp_path, "thing", Later)
+    assert (found.note, found.scale) == (whole.record, 1.0)
+    assert np.array_equal(found.array, whole.array * 2)
+    assert checksum_of(tmp_path, "thing") == checksum
+    monkeypatch.setitem(OLDEST, "thing", FORMAT + 1)
+    with pytest.raises(InputError, match=f"reads {FORMAT + 1}, {FORMAT + 2}"):
+        load(tmp_path, "thing", Later)
 
 
 def test_facts_of_another_folder_are_rejected(whole, tmp_path):

@@ -217,13 +217,16 @@ def write_checksummed_json(path: Path, content: dict[str, Any]) -> str:
     return digest
 
 
-def read_checksummed_json(path: Path, kind: str, *, version: int) -> dict[str, Any]:
+def read_checksummed_json(path: Path, kind: str, *, formats: range) -> dict[str, Any]:
     """Read and verify a checksummed JSON file, including its key ``checksum``."""
     content: dict[str, Any] = read_json(path)
     if not isinstance(content, dict) or "format" not in content:
         raise InputError(f"{path} holds no {kind} that bdm wrote; is it the right file?")
-    if content["format"] != version:
-        raise InputError(f"{path} has another format than this version of bdm reads ({version}); make it again.")
+    if content["format"] not in formats:
+        raise InputError(
+            f"{path} has format {content['format']}, but this version of bdm reads {', '.join(map(str, formats))}; use "
+            "the version that wrote it, or make it again."
+        )
     if content.get("checksum") != checksum({name: value for name, value in content.items() if name != "checksum"}):
         raise InputError(
             f"{path} is damaged, or was edited (its checksum does not match its content); make it again, as content "

@@ -23,6 +23,10 @@ from bdm._core.kinds import Kinds
 from bdm._core.seeds import to_tensor
 
 FORMAT = 30  # of files; increase it when fields of saved dataclasses change
+OLDEST = {"model": 30}  # oldest readable format by kind, of bdm 0.1.0; other kinds are read in FORMAT only
+# Functions by format, which change JSON content and tensors in place to the next format. New fields need none if their
+# default reproduces older files
+UPGRADES: dict[int, Callable[[dict[str, Any], dict[str, Tensor]], None]] = {}
 TEXT = pd.Series([""]).dtype  # dtype of text columns: str since pandas 3, object before
 
 Value = TypeVar("Value")
@@ -55,6 +59,9 @@ def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
             raise InputError(f"{folder / kind}.json is of another {name} than the folder's; make it again.")
     file = folder / f"{kind}.json"
     with reject_if_damaged(file), error_prefix(file):  # errors name the file, e.g. if its prior is not installed
+        for number in range(content["format"], FORMAT):
+            if number in UPGRADES:
+                UPGRADES[number](content, tensors)
         value: Value = ContentReader(tensors).decode(content[kind], cls)
         return value
 
@@ -108,7 +115,12 @@ class Result(ABC):
 
 def checksum_of(folder: Path, kind: str) -> str:
     """Return the checksum that :func:`save` returned for a folder."""
-    return str(read_checksummed_json(Path(folder) / f"{kind}.json", kind, version=FORMAT)["checksum"])
+    return str(read_content(Path(folder) / f"{kind}.json", kind)["checksum"])
+
+
+def read_content(file: Path, kind: str) -> dict[str, Any]:
+    """Read and verify a JSON file, in any readable format of its kind."""
+    return read_checksummed_json(file, kind, formats=range(OLDEST.get(kind, FORMAT), FORMAT + 1))
 
 
 def read_files(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -116,7 +128,7 @@ def read_files(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     file, tensors = folder / f"{kind}.json", folder / f"{kind}.safetensors"
     if not file.is_file():
         raise InputError(f"{folder} is not the folder of a bdm {kind}: it has no {file.name}.")
-    content = read_checksummed_json(file, kind, version=FORMAT)
+    content = read_content(file, kind)
     if not tensors.is_file() or sha256(tensors) != content.get("tensors"):
         raise InputError(f"{tensors} is missing or damaged (its checksum does not match {file.name}).")
     try:

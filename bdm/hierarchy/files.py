@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from bdm._core.errors import InputError, error_prefix
-from bdm._core.files import read_checksummed_json, read_json, reading, write_checksummed_json
-from bdm._core.store import FORMAT, ContentReader, ContentWriter, reject_if_damaged
+from bdm._core.files import read_json, reading, write_checksummed_json
+from bdm._core.store import FORMAT, ContentReader, ContentWriter, read_content, reject_if_damaged
 from bdm.hierarchy.tree import PLACE_UNCERTAIN, Clade, Hierarchy, from_nested, rejecting_deep_trees
 
 
@@ -20,7 +20,7 @@ def save_hierarchy(path: Path, hierarchy: Hierarchy) -> None:
 
 def load_hierarchy(path: Path) -> Hierarchy:
     """Read a hierarchy from its JSON file."""
-    content = read_checksummed_json(path, "hierarchy", version=FORMAT)
+    content = read_content(path, "hierarchy")
     with reject_if_damaged(path):
         fields = {name: value for name, value in content.items() if name not in ("format", "checksum")}
         hierarchy: Hierarchy = ContentReader({}).decode(fields, Hierarchy)
