@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest --numprocesses=auto --dis
 # Python compiles a package as it is first imported, which takes twice as long as the import, and keeps the result
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo workflow example-design test test-slow test-nightly test-oldest audit lint install docs config build benchmark
+.PHONY: help demo workflow example-design test test-slow test-nightly test-oldest test-packages audit lint install docs config build benchmark
 
 help:
 	@echo "make demo     fit a model to the example cells, generate cells, and evaluate them: results/"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-slow  run the slow tests, too: all that a change must pass"
 	@echo "make test-nightly  run all tests, with all examples"
 	@echo "make test-oldest  run the tests with the oldest packages that pyproject.toml allows, in .venv-oldest (6 GB)"
+	@echo "make test-packages  install the packages that are released, and run the first example of the README with them"
 	@echo "make audit    list known vulnerabilities of the packages in .venv, from PyPI"
 	@echo "make lint     check the style of the code and of the workflow, and the types"
 	@echo "make docs     build the documentation: docs/_build/html/index.html"
@@ -66,6 +67,9 @@ test-oldest: $(BIN)/python
 	$(BIN)/uv venv --quiet --allow-existing --seed --python 3.11 .venv-oldest
 	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[test]'
 	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" $(PYTEST) -m "not nightly"
+
+test-packages: .venv/test
+	$(IN_VENV) $(PYTEST) tests/test_packaging.py tests/test_environment.py
 
 audit: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet pip-audit

@@ -161,7 +161,17 @@ def test_checks_elsewhere_call_targets_of_the_makefile():
     called = {name for text in texts for name in re.findall(r"\bmake (?:--\S+ )*([a-z-]+)", text)}
     [push] = [read(file) for file in workflows if file.stem == "push"]
     called |= set(push["jobs"]["check"]["strategy"]["matrix"]["target"])
-    assert {"lint", "docs", "test-slow", "test-nightly", "test-oldest", "build"} <= called <= set(targets)
+    tests = {"test-slow", "test-nightly", "test-oldest", "test-packages"}
+    assert {"lint", "docs", "build"} | tests <= called <= set(targets)
+
+
+def test_version_is_named_alike():
+    version = PROJECT["project"]["version"]
+    [latest, *_] = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert latest == read(ROOT / "CITATION.cff")["version"] == version
+    pages = (ROOT / "docs").glob("*.md")
+    tags = {tag for page in pages for tag in re.findall(r"\bv(\d+\.\d+\.\d+)\b", page.read_text())}
+    assert tags == {version}
 
 
 def test_a_release_is_published_after_the_checks_of_a_push():
