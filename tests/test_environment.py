@@ -170,7 +170,7 @@ def test_version_is_named_alike():
     [latest, *_] = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert latest == read(ROOT / "CITATION.cff")["version"] == version
     pages = (ROOT / "docs").glob("*.md")
-    tags = {tag for page in pages for tag in re.findall(r"\bv(\d+\.\d+\.\d+)\b", page.read_text())}
+    tags = {tag for page in pages for tag in re.findall(r"\b(?:v|bdm[-:])(\d+\.\d+\.\d+)\b", page.read_text())}
     assert tags == {version}
 
 
