@@ -87,6 +87,8 @@ lint: .venv/lint
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/question.yml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.readthedocs .readthedocs.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/hadolint .github/docker/Dockerfile
 
 docs: .venv/docs
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python -m sphinx -W --keep-going -q -b html docs docs/_build/html
