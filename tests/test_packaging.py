@@ -122,8 +122,7 @@ def test_workflow_of_the_wheel_runs_without_a_checkout(installed, tmp_path):
 
 def test_first_example_of_the_readme_needs_the_wheel_alone(installed, tmp_path):
     [example, *_] = re.findall(r"(?:^    bdm .*\n)+", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    path = f"{installed / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    output = run("bash", "-ec", example, cwd=tmp_path, PATH=path)
+    output = run("bash", "-ec", example, cwd=tmp_path, PATH=f"{installed / 'bin'}{os.pathsep}{os.defpath}")
     assert output.count("took ") == len(example.splitlines())
     assert "verdict" in output
     assert {file.name for file in tmp_path.iterdir()} == {"cells.h5ad", "blood"}
