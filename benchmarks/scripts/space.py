@@ -40,6 +40,7 @@ MIN_CELLS_OF_BLOCK = 8
 N_COMPONENTS = 20
 N_DRAWS = 30  # of cells at all positions, to average to a surface
 N_DRAWS_TO_COMPARE = 3  # with test cells, as local variation differs between draws
+N_DRAWS_OF_BLOCKS = 5  # of the few cells of a left-out block
 TINY = 1e-12
 BDM, WITHOUT, PROCESS = "branched", "without coordinates", "Gaussian process"
 
@@ -126,15 +127,18 @@ def score_blocks(prepared: AnnData, n_blocks: int, *, seed: int) -> Iterator[Row
     for block in order[seed * n_blocks : (seed + 1) * n_blocks]:
         rest = np.flatnonzero(blocks != block)
         left_out = np.flatnonzero((blocks == block) & np.isin(real.cell_type, real.cell_type[rest]))
-        known, target = real[rest], real[left_out]
-        predictions = simple_predictions(known, target, blocks[rest], seed=seed)
-        model = fit_bdm(cells[rest], seed=seed)
-        predictions[BDM] = placed(generate_at(model, cells[left_out], seed=seed))
-        if find_spec("scdesigner"):
-            predictions["scdesigner"] = placed(scdesigner(cells[rest], cells[left_out], seed=seed))
-        truth = components.transform(target.expression)
-        for method, query in predictions.items():
-            energy = PairDistances.between(components.transform(query.expression), truth).energy
+        known, target, truth = real[rest], real[left_out], components.transform(real[left_out].expression)
+        model, scores = fit_bdm(cells[rest], seed=seed), []
+        for draw in range(N_DRAWS_OF_BLOCKS):
+            draw_seed = derive(seed, "block", draw)
+            predictions = simple_predictions(known, target, blocks[rest], seed=draw_seed)
+            predictions[BDM] = placed(generate_at(model, cells[left_out], seed=draw_seed))
+            if draw == 0 and find_spec("scdesigner"):  # each of its draws is a fit
+                predictions["scdesigner"] = placed(scdesigner(cells[rest], cells[left_out], seed=seed))
+            for method, query in predictions.items():
+                energy = PairDistances.between(components.transform(query.expression), truth).energy
+                scores.append({"method": method, "value": energy})
+        for method, energy in pd.DataFrame(scores).groupby("method")["value"].mean().items():
             yield {"method": method, "score": "block_energy", "block": int(block), "value": energy}
 
 
