@@ -302,6 +302,15 @@ def test_the_column_of_cell_types_may_have_a_slash(cells):
     assert isinstance(obs["cell_type"].dtype, pd.CategoricalDtype)
 
 
+def test_former_test_cells_that_are_used_for_the_fit_are_counted(cells, caplog):
+    once = prepare(cells, settings())
+    same = prepare(once, settings(genes="all"))
+    assert (same.obs["split"] == once.obs["split"]).all()
+    assert "prepared before" not in caplog.text
+    prepare(once, settings(genes="all", test=0.0))
+    assert f"{(once.obs['split'] == 'test').sum()} of their test cells" in caplog.text
+
+
 def test_prepared_cells_can_be_prepared_again(cells):
     once = prepare(cells, settings(genes="all"))
     twice = prepare(once, PrepareSettings(genes="all", seed=1, test=0.2))

@@ -85,6 +85,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         kept = marker_genes(names)
 
     obs, left_out = choose_cells(cells.obs, pd.Series(n_genes, cells.obs_names), settings)
+    if is_prepared(adata):
+        warn_of_former_test_cells(adata.obs["split"], obs["split"])
     rows, is_train = cells.obs_names.get_indexer(obs.index), (obs["split"] == "train").to_numpy()
     counts = with_limits(CellCounts(cells.X, rows), obs["cell_type"], is_train, settings)
     batch = obs["batch"][is_train] if "batch" in obs else None
@@ -294,6 +296,17 @@ def recorded_warnings() -> Iterator[list[str]]:
 def is_prepared(adata: AnnData) -> bool:
     """Return whether ``bdm prepare`` made these cells."""
     return {"cell_type", "split"} <= set(adata.obs) and "bdm" in adata.uns
+
+
+def warn_of_former_test_cells(before: pd.Series, after: pd.Series) -> None:
+    """Warn of test cells of an earlier preparation that are now used for the fit."""
+    fitted = int((before.reindex(after.index).eq("test") & after.ne("test")).sum())
+    if fitted:
+        logger.warning(
+            "The cells were prepared before, and %d of their test cells are now used for the fit; do not evaluate with "
+            "these. To keep the split, fit by bdm autoencoder, hierarchy and train, or fit the original cells.",
+            fitted,
+        )
 
 
 def input_sha256(adata: AnnData) -> str | None:
