@@ -9,11 +9,8 @@ from contextlib import contextmanager, suppress
 
 ARGUMENT = re.compile(r"`(?:[a-z_]+\.)*([a-z_]+)=([^`]*)`")
 OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # switch of the command line for ``label_key=None``
-OPTION_NAMES = {
-    "adata_test": "test-cells",
-    "confirmed": "yes",
-    "overwrite": "force",
-}  # options that differ from the argument's name
+# Options that differ from the argument's name
+OPTION_NAMES = {"adata_test": "test-cells", "confirmed": "yes", "overwrite": "force"}
 
 
 class InputError(ValueError):

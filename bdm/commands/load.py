@@ -16,11 +16,11 @@ def load(
     Example: bdm load hf://USER/NAME model/
     """
     from bdm.model.model import load_model
-    from bdm.report.hub import FILES, download
+    from bdm.report.hub import download, shared_files
 
     folder = download(address)
     out.mkdir()
-    for file in filter(lambda path: path.name in FILES, folder.iterdir()):
+    for file in shared_files(folder):
         shutil.copyfile(file, out / file.name)
     with error_prefix(address):
         cell_types = load_model(out).cell_types

@@ -92,8 +92,8 @@ class SpatialCells:
         """Return the cells of each type with enough cells for a surface of its own, none for other types."""
         labels = np.array(self.latents.labels)[self.population]
         cells = [np.flatnonzero(labels == name) for name in self.cell_types]
-        few = len(self.places) if len(cells) == 1 else MIN_CELLS_OF_TYPE - 1
-        return [each if len(each) > few else each[:0] for each in cells]
+        minimum = MIN_CELLS_OF_TYPE if len(cells) > 1 else np.inf
+        return [each if len(each) >= minimum else each[:0] for each in cells]
 
     def members(self) -> list[np.ndarray]:
         """Return the cells of each population."""

@@ -210,7 +210,7 @@ class RealisedSpace:
         if population not in effects.populations:
             return x
         row, mean = effects.populations.index(population), moments.mean[moments.populations.index(population)]
-        surface = effects.coefficients[effects.cell_types.index(effects.labels[row])]
+        surface = effects.coefficients[effects.type_of(population)]
         shift = effects.basis(places) @ surface - effects.centre[row] + self.latent_fields(places) @ effects.local
         return mean + (x - mean) @ to_tensor(effects.narrowing[row]).to(x) + to_tensor(shift).to(x)
 

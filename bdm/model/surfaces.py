@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -249,6 +249,15 @@ def fit_scaled_surfaces(design: BlockDesign, values: np.ndarray, strength: np.nd
 # ---- local variation: what neighbouring cells share beyond the surfaces
 
 
+def products_beyond(
+    surface: np.ndarray, values: np.ndarray, cells: np.ndarray, neighbours: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield parts of the pairs, and products of their values minus those of their surface, pairs x outputs."""
+    for pairs in np.array_split(np.arange(len(cells)), len(cells) // MAX_PAIRS + 1):
+        first, second = cells[pairs], neighbours[pairs]
+        yield pairs, values[first] * values[second] - surface[first] * surface[second]
+
+
 def fit_local_length(values: np.ndarray, surface: np.ndarray, weight: np.ndarray, places: Places) -> float:
     """Fit the length scale of local variation to the covariance of near and farther neighbours.
 
@@ -257,9 +266,7 @@ def fit_local_length(values: np.ndarray, surface: np.ndarray, weight: np.ndarray
     cells, neighbours = places.neighbours(N_FAR_NEIGHBOURS)
     distance, pair_weight = places.distance(cells, neighbours), weight[cells] * weight[neighbours]
     covariance = np.empty(len(cells))
-    for pairs in np.array_split(np.arange(len(cells)), len(cells) // MAX_PAIRS + 1):
-        first, second = cells[pairs], neighbours[pairs]
-        products = values[first] * values[second] - surface[first] * surface[second]
+    for pairs, products in products_beyond(surface, values, cells, neighbours):
         covariance[pairs] = products.sum(axis=1)
     lengths = np.array(LOCAL_LENGTHS) * places.spacing
     misfits = []
@@ -280,9 +287,8 @@ def local_variance(
     """
     cells, neighbours = places.neighbours()
     covariance, pair_weight = np.zeros(values.shape[1]), weight[cells] * weight[neighbours]
-    for pairs in np.array_split(np.arange(len(cells)), len(cells) // MAX_PAIRS + 1):
-        first, second = cells[pairs], neighbours[pairs]
-        covariance += pair_weight[pairs] @ (values[first] * values[second] - surface[first] * surface[second])
+    for pairs, products in products_beyond(surface, values, cells, neighbours):
+        covariance += pair_weight[pairs] @ products
     covariance /= pair_weight.sum()
     total, explained = (weight @ x**2 / weight.sum() for x in (values, surface))
     error = total / np.sqrt(len(cells) / 2)

@@ -25,6 +25,11 @@ def parse_address(address: str) -> tuple[str, str | None]:
     return match[1], match[2]
 
 
+def shared_files(folder: Path) -> list[Path]:
+    """Return the files of a model folder that are uploaded and downloaded."""
+    return [folder / name for name in FILES if (folder / name).is_file()]
+
+
 def push(folder: Path, address: str, *, public: bool, confirm: Callable[[str], bool]) -> str:
     """Upload the folder of a model.
 
@@ -49,7 +54,7 @@ def push(folder: Path, address: str, *, public: bool, confirm: Callable[[str], b
     read_files(folder, "model")
     hub = import_hub()
     license = license_of(folder / CARD, hub)
-    files = [folder / file for file in FILES if (folder / file).is_file()]
+    files = shared_files(folder)
     size = sum(file.stat().st_size for file in files) / 1e6
     content = f"{', '.join(file.name for file in files)} ({size:.1f} MB, license {license})"
     repository = f"the {'public' if public else 'private'} repository {address}"
