@@ -53,7 +53,7 @@ PredictedCondition = Annotated[
     "New condition of control cells, measured or related to measured ones; or the control, to change other cells back.",
 ]
 PredictedDose = Annotated[float | None, Gt(0), "Dose in the new condition.", Unset("no dose")]
-ExtrapolateDose = Annotated[bool, "Also predict doses outside the measured range."]
+ExtrapolateDose = Annotated[bool, "Also predict doses above the highest measured one."]
 PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all")]
 LineageRelation = Literal["all", "lineage", "time", "none"]  # relations of places along which expression covaries
 LineageTreeFile = Annotated[

@@ -10,7 +10,7 @@ from same_tables import assert_same_table
 from bdm._core.errors import InputError
 from bdm._core.store import load, save
 from bdm.applications.relations.condition_field import ConditionField
-from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions, read_features
+from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions, dose_name, read_features
 
 FEATURES = pd.DataFrame({"interferon": [1, 1, 0, 0], "size": [0.5, 2, 4, 1]}, index=["JAK2", "STAT1", "SMAD4", "IRF1"])
 DOSES = ["a, 0.1", "a, 1", "a, 10", "b, 1"]
@@ -83,12 +83,18 @@ def test_unknown_conditions_are_rejected(names, options, condition, message):
         relate(names, **options).add(condition)
 
 
-def test_doses_outside_the_measured_range_are_noticed():
+def test_doses_above_the_measured_ones_are_noticed():
+    """The control has a dose of 0, so lower doses are between measurements."""
     related, measured = relate(DOSES, FOR_DOSES, dosed=True), np.array([True, True, False, True, False])
-    ranges = {"a, 0.5": None, "a, 3": (0.1, 1), "a, 0.05": (0.1, 1), "b, 0.5": (1, 1)}
-    of_all_drugs = {"IRF1, 0.5": None, "IRF1, 2": (0.1, 1)}
-    for condition, expected in (ranges | of_all_drugs).items():
-        assert related.add(condition).exceeded_range(condition, measured) == expected
+    highest = {"a, 0.5": None, "a, 3": 1, "a, 0.05": None, "b, 0.5": None, "b, 2": 1}
+    of_all_drugs = {"IRF1, 0.5": None, "IRF1, 2": 1}
+    for condition, expected in (highest | of_all_drugs).items():
+        assert related.add(condition).exceeded_dose(condition, measured) == expected
+
+
+def test_doses_have_names_of_their_own():
+    doses = [1e6, 1000001, 1000002, 0.1 + 0.2, np.float32(0.1), 1e-7]
+    assert [dose_name(dose) for dose in doses] == ["1e+06", "1000001", "1000002", "0.3", "0.1", "1e-07"]
 
 
 # ---- kernels

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from test_workflow import ROOT, snakemake, write_config
 
 import bdm as package
+from bdm._core.errors import InputError
 from bdm.applications.relations.responses import Responses
 
 GENES = [f"gene {i}" for i in range(60)]
@@ -118,6 +119,26 @@ def test_conditions_are_predicted_in_any_order():
     pd.testing.assert_frame_equal(added.effects("KLF4"), alone)
 
 
+def test_a_series_of_doses_is_compared_with_doses_in_another_order():
+    """Two types have no other order, so their relations have no comparison."""
+    settings = package.tl.ResponseSettings(condition_key="target", control="ctrl", dose_key="dose")
+    fitted = package.tl.respond(cells_of([("KLF1", dose) for dose in DOSES]), settings)
+    assert fitted.expected_error()["predicted"] < 0.7 * fitted.expected_error()["permuted"]
+    assert fitted.warnings() == []
+    assert fitted.errors.query("left_out == 'type'")["permuted"].isna().all()
+    assert "permuted" not in fitted.sentence("KLF1, 1")
+    low = package.tl.predict(fitted, cells_of([]), "KLF1", dose=0.05)
+    assert set(low.obs["dose"]) == {0.05}  # between the control and the lowest dose
+
+
+def test_combinations_without_a_separator_are_rejected_with_the_remedy():
+    settings = package.tl.ResponseSettings(condition_key="target", control="ctrl")
+    fitted = package.tl.respond(cells_of([("KLF1", 3.0), ("GATA1", 3.0)], n_cells=12), settings)
+    remedy = r"^There is no condition 'KLF1\+GATA1'; to predict .* `combination_separator='\+'`\.$"
+    with pytest.raises(InputError, match=remedy):
+        package.tl.predict(fitted, cells_of([]), "KLF1+GATA1")
+
+
 def test_types_are_not_needed_to_relate_conditions(folder, bdm, caplog):
     cells = cells_of([(name, 3.0) for name in PATHWAY if name != "KLF4"])
     cells[(cells.obs["cell_type"] == "A").to_numpy()].copy().write_h5ad("cells.h5ad")
@@ -171,7 +192,7 @@ def test_unknown_conditions_are_rejected_with_the_remedy(folder, bdm, caplog):
         ("GATA9", "--dose", 0.5): "Neither cells nor features have the perturbation 'GATA9'; did you mean 'GATA1'?",
         ("KLF2+GATB1", "--dose", 0.5): "Neither cells nor features have the perturbation 'GATB1'; did you mean 'GATA1'",
         ("KLF1",): "Condition 'KLF1' has no dose; name it by `--dose`.",
-        ("KLF1", "--dose", 5): "The dose of 'KLF1, 5' is outside the measured doses, 0.1 to 1; choose a dose between",
+        ("KLF1", "--dose", 5): "The dose of 'KLF1, 5' is above the measured doses, up to 1; choose a lower dose",
     }.items():
         code, message = bdm(*arguments, "--condition", *words)
         assert code == 2

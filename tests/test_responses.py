@@ -20,7 +20,8 @@ from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.predict import cells_to_change
 from bdm.applications.relations.pseudobulk import PSEUDO
 from bdm.applications.relations.related_types import tree_heights
-from bdm.applications.relations.responses import Responses
+from bdm.applications.relations.respond import permutation_of
+from bdm.applications.relations.responses import NO_ERRORS, Responses, responses_section
 from bdm.hierarchy.files import as_clade
 from bdm.settings import ResponseSettings
 
@@ -508,6 +509,24 @@ def test_workflow_measures_responses_and_predicts_cells(cells, tmp_path):
 def test_the_figure_shows_which_types_are_predicted(responses):
     axes = package.pl.response(responses, "stim", show=False)
     assert [label.get_text() for label in axes[1].get_yticklabels()][:3] == ["a", "b (predicted)", "c"]
+
+
+def test_errors_that_are_not_known_are_no_numbers(responses):
+    """All donors of a type may be in one half of the data."""
+    unknown = replace(responses, errors=NO_ERRORS)
+    [axis] = package.pl.response_errors(unknown, show=False)
+    assert axis.texts[0].get_text() == "No errors: no cell type could be left out."
+    section = responses_section(unknown, TYPES)
+    assert section["rows"] == [("type in stim", 0, *["not known"] * 5)]
+    assert section["worst"] == "is not known, as no type could be left out"
+
+
+def test_permutations_change_relations():
+    chain = np.exp(-np.abs(np.subtract.outer(np.arange(4), np.arange(4))))
+    order = permutation_of([np.ones((4, 4)), chain], "permuted conditions")  # the first draw is the identity
+    assert not np.allclose(chain[order][:, order], chain)
+    for kernels in ([], [chain[:2, :2]]):
+        assert permutation_of(kernels, "permuted conditions") is None
 
 
 def test_long_names_of_genes_fit_to_the_branches_and_a_colour_bar_that_is_cut_has_arrows(responses):

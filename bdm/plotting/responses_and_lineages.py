@@ -24,6 +24,7 @@ from bdm.plotting.style import (
     shortened,
     show_or_return,
     show_or_return_panels,
+    text_axes,
 )
 
 MIN_Z, MIN_CHANGE = 3, 0.5  # of a change to draw: in standard deviations and log2 units
@@ -170,6 +171,8 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> list[A
     Axes of the panels: left-out types, and left-out conditions if these are related. None if the figure is shown.
     """
     check_class(responses, Responses)
+    if responses.errors.empty:
+        return show_or_return_panels(text_axes("No errors: no cell type could be left out."), show=show)
     panels = [error_rows(table) for _, table in responses.errors.groupby("left_out", sort=False)]
     heights = [1 + 0.28 * len(rows) for _, rows in panels]
     figure = new_figure(7, 0.6 + sum(heights))

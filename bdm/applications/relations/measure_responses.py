@@ -19,7 +19,7 @@ from bdm.applications.relations.pseudobulk import (
     correlation_between_types,
     variance_between_donors,
 )
-from bdm.applications.relations.related_conditions import RelatedConditions
+from bdm.applications.relations.related_conditions import RelatedConditions, dose_name
 from bdm.applications.relations.responses import Responses
 from bdm.data.columns import as_numbers, shown_kind, text_column
 from bdm.data.counts import find_counts
@@ -197,7 +197,7 @@ def with_doses(condition: pd.Series, obs: pd.DataFrame, key: str | None, control
             f"obs[{key!r}] is {dose.iloc[row]:g} for cells of {condition.iloc[row]!r}, but must be 0 in the control "
             f"{control!r} and above 0 in all other conditions; correct it, or leave these cells out."
         )
-    dosed = condition + SEPARATOR + dose.map("{:g}".format)
+    dosed = condition + SEPARATOR + dose.map(dose_name)
     return dosed.where(~is_control, condition)
 
 

@@ -67,7 +67,7 @@ def predict(
     cell_types
         Types to change and return; all by default.
     extrapolate
-        Allow a dose outside the measured doses.
+        Allow a dose above the highest measured one.
     counts
         Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
     seed

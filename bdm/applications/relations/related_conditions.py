@@ -105,16 +105,16 @@ class RelatedConditions:
             dose=np.append(self.dose, dose),
         )
 
-    def exceeded_range(self, condition: str, measured: np.ndarray) -> tuple[float, float] | None:
-        """Return the range of measured doses if the dose of ``condition`` is outside it.
+    def exceeded_dose(self, condition: str, measured: np.ndarray) -> float | None:
+        """Return the highest measured dose if the dose of ``condition`` is above it.
 
-        The range is of the same perturbations, or of all if these have no measured dose.
+        It is of the same perturbations, or of all if these have no measured dose. Below are all doses down to the
+        control, which has a dose of 0.
         """
         row = self.conditions.index(condition)
         same = measured & (self.has_part == self.has_part[row]).all(axis=1)
-        doses = self.dose[same if same.any() else measured]
-        lowest, highest = float(doses.min()), float(doses.max())
-        return (lowest, highest) if self.dose[row] < lowest or self.dose[row] > highest else None
+        highest = float(self.dose[same if same.any() else measured].max())
+        return highest if self.dose[row] > highest else None
 
     def kernels(self, expanded: Collection[str] = ()) -> list[ConditionKernel]:
         """Return candidate kernels; their number and scale do not depend on added conditions.
@@ -219,6 +219,19 @@ class RelatedConditions:
                 is_nearest = candidates & np.isclose(distance, distance.min())
                 weights[row] += is_nearest / max(is_nearest.sum(), 1)
         return weights
+
+
+def dose_name(dose: float) -> str:
+    """Return a dose with six digits, or as many as tell it from other numbers in single precision."""
+    texts = (f"{dose:.{n_digits}g}" for n_digits in range(6, 10))
+    return next((text for text in texts if np.float32(text) == np.float32(dose)), str(dose))
+
+
+def separator_in(name: str, known: Collection[str]) -> str | None:
+    """Return the text without letters and digits between two known names, such as "+" in "A+B"; else None."""
+    pairs = product(filter(name.startswith, known), filter(name.endswith, known))
+    between = (name[len(first) : len(name) - len(last)] for first, last in pairs)
+    return next((text for text in between if text and not any(map(str.isalnum, text))), None)
 
 
 def parse_name(name: str, separator: str | None, *, dosed: bool) -> tuple[frozenset[str], float]:

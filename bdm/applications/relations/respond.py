@@ -25,6 +25,7 @@ from bdm.settings import ResponseSettings
 
 MIN_SHARE = 0.02  # of genes that follow a set; such sets are also tried without each of their members
 MAX_ERROR_TYPES = 5  # types with errors of left-out conditions
+MAX_PERMUTATIONS = 100  # draws of a permutation that changes relations
 MAX_COMPARED, MIN_COMPARED = 2000, 20  # genes for errors: of all left-out types or conditions together, of each
 
 
@@ -97,9 +98,12 @@ def fit_types(
     condition = measured.conditions[number]
     constants = CONSTANTS if measured.expected is None else (*WEAK_CONSTANTS, *CONSTANTS)
     fitted = measured.gaussian_process(condition, related).fit(constants=constants)
-    order = numpy_generator(0, "permuted types", condition).permutation(fitted.n_places)
-    kernels = tuple(kernel[order][:, order] for kernel in fitted.kernels)
-    permuted = replace(fitted, kernels=kernels).fit(constants=constants)
+    permuted = None
+    if (
+        order := permutation_of([kernel.numpy() for kernel in fitted.kernels], "permuted types", condition)
+    ) is not None:
+        kernels = tuple(kernel[order][:, order] for kernel in fitted.kernels)
+        permuted = replace(fitted, kernels=kernels).fit(constants=constants)
     errors, unmeasured, remeasured = list[dict[str, Any]](), list[Intervals](), list[Intervals]()
     for half, second in (halves, halves[::-1]):
         process, truth = (
@@ -123,8 +127,10 @@ def fit_types(
         mean, variance = (values[:, columns] for values in selected.leave_out())
         unmeasured.append(Intervals(mean + expected[genes], variance, real[genes], noise[genes]))
         compared = np.unique(top)
-        control = replace(process.select_genes(compared), kernels=permuted.kernels, prior=permuted.prior)
-        shuffled = control.leave_out()[0][:, columns]
+        shuffled = np.full((len(compared), len(types)), np.nan)
+        if permuted is not None:
+            control = replace(process.select_genes(compared), kernels=permuted.kernels, prior=permuted.prior)
+            shuffled = control.leave_out()[0][:, columns]
         distance = np.where(np.eye(len(places), dtype=bool), np.inf, related.distance[np.ix_(places, places)])
         for column, name in enumerate(types):
             rows = top[:, column]
@@ -154,8 +160,8 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
     expanded = tuple(sorted(followed - {""}))
     measured, *halves = (replace(each, expanded=expanded) for each in (measured, *halves))
     field = measured.condition_field().fit() if expanded else plain
-    order = numpy_generator(0, "permuted conditions").permutation(field.n_conditions)
-    permuted = field.permute(order).fit()
+    order = permutation_of([kernel.matrix for kernel in field.kernels], "permuted conditions")
+    permuted = None if order is None else field.permute(order).fit()
     weights = related.baseline_weights(np.isin(np.arange(field.n_conditions), field.measured))
 
     def compare(number: int) -> tuple[list[dict[str, Any]], list[Intervals]]:
@@ -171,12 +177,12 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
 
 
 def compare_conditions(
-    half: Responses, second: Responses, field: ConditionField, permuted: ConditionField, weights: np.ndarray
+    half: Responses, second: Responses, field: ConditionField, permuted: ConditionField | None, weights: np.ndarray
 ) -> tuple[list[dict[str, Any]], list[Intervals]]:
     """Predict each condition from the others in one half of the data, and compare it with the second half."""
     rows, intervals = list[dict[str, Any]](), list[Intervals]()
     measurements = half.condition_field()
-    own, shuffled = measurements.like(field), measurements.like(permuted)
+    own = measurements.like(field)
     both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(second.effect[:, :, 0]))
     types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
     top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())
@@ -185,7 +191,9 @@ def compare_conditions(
     genes = np.union1d(top, sample)
     compared, own = np.unique(top), own.select_genes(genes)
     mean, variance = own.leave_out(types)
-    without_relations = shuffled.select_genes(compared).leave_out(types)[0]
+    without_relations = np.full((len(compared), len(own.measured), len(types)), np.nan)
+    if permuted is not None:
+        without_relations = measurements.like(permuted).select_genes(compared).leave_out(types)[0]
     common = own.common.values.numpy()
     nearest = common @ weights[own.measured][:, own.measured].T
     for number, condition in enumerate(half.conditions):
@@ -206,6 +214,16 @@ def compare_conditions(
             errors = relative_errors(predictions, real[chosen])
             rows.append({"condition": condition, "cell_type": half.cell_types[row], **errors})
     return rows, intervals
+
+
+def permutation_of(kernels: Sequence[np.ndarray], *names: str) -> np.ndarray | None:
+    """Draw a permutation of places that changes kernels; None if there is none, as for two types."""
+    generator = numpy_generator(0, *names)
+    for _ in range(MAX_PERMUTATIONS):
+        order = generator.permutation(len(kernels[0]) if kernels else 0)
+        if not all(np.allclose(kernel[order][:, order], kernel) for kernel in kernels):
+            return order
+    return None
 
 
 def n_compared(n_places: int) -> int:

@@ -18,7 +18,7 @@ from bdm._core.store import Result
 from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
 from bdm.applications.relations.condition_field import ConditionField
 from bdm.applications.relations.gaussian_process import GaussianProcess, Prediction, Prior
-from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions
+from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions, dose_name, separator_in
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.data.columns import as_names
 from bdm.settings import Relation
@@ -91,10 +91,10 @@ class Responses(Result):
         left out, by ``condition`` and ``cell_type``. Half of the cells, or of the donors, predict the other half.
         ``size`` is the root mean square of the log2 fold changes of the 100 most significantly changed genes. Errors
         are relative to it (0: exact, 1: no better than unchanged cells), by method: the Gaussian process
-        (``predicted``), the same with
-        relations permuted at random (``permuted``), the mean of the other types or conditions (``common``), or a simple
-        neighbour (``nearest``): the type with the nearest control profile; the sum of the parts, the nearest dose, or
-        the condition with the most similar features. ``halves`` is the error of the measurement in half of the cells.
+        (``predicted``), the same with relations permuted at random (``permuted``; NaN if permutations do not change
+        them), the mean of the other types or conditions (``common``), or a simple neighbour (``nearest``): the type
+        with the nearest control profile; the sum of the parts, the nearest dose, or the condition with the most similar
+        features. ``halves`` is the error of the measurement in half of the cells.
     """
 
     kind = "responses"
@@ -147,7 +147,7 @@ class Responses(Result):
             return condition
         if self.dose_key is None:
             raise InputError("The responses have no doses; fit them with `dose_key=`, or leave out `dose=`.")
-        return f"{condition}{SEPARATOR}{dose:g}"
+        return f"{condition}{SEPARATOR}{dose_name(dose)}"
 
     def columns_of(self, condition: str) -> dict[str, str | float]:
         """Return the values of a condition in the columns of ``obs``."""
@@ -164,20 +164,29 @@ class Responses(Result):
         Raises
         ------
         InputError
-            If the condition is not related to measured ones, or its dose is outside the measured doses (without
+            If the condition is not related to measured ones, or its dose is above the measured doses (without
             ``extrapolate``).
         """
         if name in self.conditions:
             return self
-        if self.related_conditions is None:
+        related = self.related_conditions
+        if related is None or related.separator is None:
+            perturbation = name.rpartition(SEPARATOR)[0] if self.dose_key is not None else name
+            separator = separator_in(perturbation, self.conditions if related is None else related.parts)
+            if separator is not None:
+                raise InputError(
+                    f"There is no condition {name!r}; to predict combinations, fit the responses with "
+                    f"`combination_separator={separator.strip() or separator!r}`."
+                )
+        if related is None:
             raise InputError(unknown_condition(name, self.conditions))
-        related = self.related_conditions.add(name)
-        limits = related.exceeded_range(name, np.isin(related.conditions, self.conditions))
-        if limits is not None and not extrapolate:
+        related = related.add(name)
+        highest = related.exceeded_dose(name, np.isin(related.conditions, self.conditions))
+        if highest is not None and not extrapolate:
             raise InputError(
-                f"The dose of {name!r} is outside the measured doses, {limits[0]:g} to {limits[1]:g}; choose a dose "
-                "between them, or use `extrapolate=True` to predict it all the same, with a larger error than between "
-                f"doses, where {self.sentence()}."
+                f"The dose of {name!r} is above the measured doses, up to {highest:g}; choose a lower dose, or use "
+                "`extrapolate=True` to predict it all the same, with a larger error than for lower doses, where "
+                f"{self.sentence()}."
             )
         return replace(self, related_conditions=related)
 
@@ -450,7 +459,7 @@ class Responses(Result):
             errors = errors[errors["condition"] == condition]
         number = errors["cell_type" if is_measured else "condition"].nunique()
         square = errors["size"].astype(float) ** 2
-        total = (errors[[*METHODS]].astype(float) ** 2).mul(square, axis=0).sum()
+        total = (errors[[*METHODS]].astype(float) ** 2).mul(square, axis=0).sum(min_count=1)
         return pd.concat([np.sqrt(total / max(square.sum(), 1e-12)), pd.Series({"n": number})])
 
     @property
@@ -475,7 +484,7 @@ class Responses(Result):
         verdict = "no better than by unchanged cells, " if error["predicted"] > MAX_ERROR else ""
         names = (f"mean of other {unit}s", "nearest", "permuted relations", f"measurement in half of the {part}")
         others = zip(names, ("common", "nearest", "permuted", "halves"), strict=True)
-        compared = ", ".join(f"{name} {error[method]:.0%}" for name, method in others)
+        compared = ", ".join(f"{name} {error[method]:.0%}" for name, method in others if not np.isnan(error[method]))
         return (
             f"{subject} is predicted {verdict}with {error['predicted']:.0%} of the error of unchanged cells "
             f"({compared}), by {counted(int(error['n']), unit)} left out, in the other half of the {part}"
@@ -493,11 +502,12 @@ class Responses(Result):
             few = f"only {counted(n_types, 'type')} were measured, too few to say what others do"
             reasons = [(n_types < MIN_TYPES, few), (error["halves"] >= 1, "no response is seen beyond sampling error")]
         others = "types" if condition in self.conditions else "conditions"
+        permuted = "" if np.isnan(error["permuted"]) else ", or without relations"
         reasons += [
             (error["predicted"] > MAX_ERROR, "predictions are no better than unchanged cells; do not use them"),
             (
-                error["predicted"] >= MAX_ERROR_RATIO * min(error["common"], error["permuted"]),
-                f"predictions are no better than the mean response of the other {others}, or without relations",
+                error["predicted"] >= MAX_ERROR_RATIO * error[["common", "permuted"]].min(),
+                f"predictions are no better than the mean response of the other {others}{permuted}",
             ),
         ]
         return [f"{subject}: {reason}." for holds, reason in reasons if holds]
@@ -553,11 +563,15 @@ def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[s
     rows, described = [], responses.described_conditions
     for name in described[:N_SHOWN]:
         error = responses.expected_error(name)
-        shown = (f"{error[method]:.0%}" for method in ("predicted", "common", "nearest", "permuted", "halves"))
+        values = (error[method] for method in ("predicted", "common", "nearest", "permuted", "halves"))
+        shown = ("not known" if np.isnan(value) else f"{value:.0%}" for value in values)
         left_out = f"type in {markdown(name)}" if name is not None else "condition"
         rows.append((left_out, int(error["n"]), *shown))
-    worst = responses.errors.loc[responses.errors["predicted"].idxmax()]
-    of_worst = f"{markdown(worst['cell_type'])} in {markdown(worst['condition'])}"
+    worst = "is not known, as no type could be left out"
+    if len(responses.errors):
+        largest = responses.errors.loc[responses.errors["predicted"].idxmax()]
+        of_largest = f"{markdown(largest['cell_type'])} in {markdown(largest['condition'])}"
+        worst = f"{largest['predicted']:.0%}, is that of {of_largest}"
     return {
         "conditions": markdown(abbreviated(conditions, n_shown=N_SHOWN)),
         "control": markdown(responses.control),
@@ -567,6 +581,6 @@ def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[s
         "others": counted(max(len(described) - N_SHOWN, 0), "other condition"),
         "has_others": len(described) > N_SHOWN,
         "predicts_conditions": None in described,
-        "worst": f"{worst['predicted']:.0%}, is that of {of_worst}",
+        "worst": worst,
         "warnings": [*map(markdown, responses.joint_warnings())],
     }
