@@ -220,6 +220,25 @@ def test_differences_between_donors_are_no_response(between):
         assert (careless["sign"] > 0.95).mean() > 0.25  # as the same donors are in both halves of the cells
 
 
+@pytest.mark.parametrize("is_paired", [False, True])
+def test_differences_between_single_donors_are_no_response(is_paired):
+    """Three types have cells of one donor in each condition, or a second one with a few cells; all are measured."""
+    cells = simulated_cells(shared=0.5, seed=5, n_donors=4, between=0.4, response=0.0)
+    number = cells.obs["donor"].str[-1].astype(int)
+    if not is_paired:
+        cells.obs["donor"] += " of " + cells.obs["condition"]
+    single = cells.obs["kind"].map({"e": 0, "f": 1, "g": 2})
+    is_stray = (number == 3) & (np.arange(cells.n_obs) % 120 < 4)
+    changed = (number - (cells.obs["condition"] == "stim") * is_paired) % 4  # another donor in each condition
+    cells = cells[(single.isna() | (changed == single) | is_stray).to_numpy()].copy()
+    settings = replace(SETTINGS, donor_key="donor")
+    measured = measure(cells, settings)[0]
+    ratio = np.median(measured.donor_error[0, 4:] ** 2, axis=1) / (2 * 0.4**2)  # one donor in each condition
+    assert ((ratio > 0.4) & (ratio < 1.5)).all()
+    effects = tl.respond(cells, settings).effects("stim")
+    assert (effects["sign"] > 0.95).mean() < 0.05
+
+
 @pytest.mark.parametrize("shared", [0, 0.5, 1])
 def test_intervals_of_types_that_were_left_out_are_calibrated(shared):
     covered, of_large = [], []
@@ -571,7 +590,11 @@ BAD = {  # change of the cells, settings, beginning of the message
         {"condition_key": ("drug", "condition")},
         "obs['drug'] has the value 'a, b', but ', ' joins the values of several columns of conditions; rename it.",
     ),
-    "one donor": (single_donor, {"donor_key": "donor"}, "Condition 'stim' has cells of one donor only, so what it"),
+    "one donor": (
+        single_donor,
+        {"donor_key": "donor"},
+        "In condition 'stim' or in the control 'ctrl', each cell type is of one donor only (at least 90% of its cells)",
+    ),
     "log values": (
         lambda cells: ad.AnnData(np.log1p(cells.X.toarray()), obs=cells.obs, var=cells.var),
         {},

@@ -17,7 +17,9 @@ from bdm.applications.relations.pseudobulk import (
     ShrunkenProfiles,
     Sums,
     correlation_between_types,
+    correlation_of_single_donors,
     variance_between_donors,
+    variance_of_single_donors,
 )
 from bdm.applications.relations.related_conditions import RelatedConditions, dose_name
 from bdm.applications.relations.responses import Responses
@@ -27,6 +29,7 @@ from bdm.settings import ResponseSettings
 
 MIN_CELLS_IN_HALF = 2
 MAX_GENES_IN_HALVES = 5000  # detected in most cells; more would take much memory
+MAX_SHARE_OF_DONOR = 0.9  # of the cells of a type in a condition; above, the other donors are no replicates
 
 
 def measure(
@@ -37,8 +40,8 @@ def measure(
     Raises
     ------
     InputError
-        If a column or the control is missing, or a condition has only one donor. Also if fewer than two types have
-        enough cells both in a condition and in the control, or one type if conditions are related.
+        If a column or the control is missing, or no type has replicates of donors in a condition and in the control.
+        Also if fewer than two types have enough cells in both, or one type if conditions are related.
     """
     base = conditions_of(adata.obs, settings.condition_key)
     control = control_of(base, settings.control)
@@ -54,6 +57,12 @@ def measure(
     enough = (n_cells >= settings.min_cells).to_numpy().T
     related = relate_conditions(conditions, settings, features)
     check_measured(enough, types, conditions, are_related=related is not None)
+    donor_share = np.zeros((len(conditions), len(types), n))  # in the cells of a type in a condition
+    np.add.at(donor_share, (condition_code, type_code, replicates.code), 1)
+    donor_share /= np.maximum(donor_share.sum(axis=2, keepdims=True), 1)
+    has_replicates = donor_share.max(axis=2) <= MAX_SHARE_OF_DONOR
+    if replicates.are_donors:
+        check_replicates(enough & has_replicates, conditions)
 
     def sums_of(number: int) -> tuple[Sums, ...]:
         """Sum counts of types in a condition: by replicate, in total, and in each half."""
@@ -91,13 +100,17 @@ def measure(
         sampling = own + after[0].variance
         variance[number, has_effect] = sampling[has_effect]
         if replicates.are_donors:
-            present = np.stack([by_replicate.n, by_replicate_after.n]).reshape(2, len(types), n) > 0
-            influence = influences(by_replicate_after, after[0]) - influence_before
-            scale, degrees = scale_of_influences(present)
-            influence *= scale[:, :, None]
-            added = variance_between_donors(influence, degrees, sampling, before[0].share)
+            both = [0, number + 1]
+            added, donor_correlation[number] = errors_of_donors(
+                influence_before,
+                influences(by_replicate_after, after[0]),
+                donor_share[both],
+                has_replicates[both].all(axis=0),
+                has_effect,
+                sampling,
+                before[0].share,
+            )
             donor_error[number] = np.sqrt(added)
-            donor_correlation[number] = correlation_between_types(influence, added, sampling + added)
         dispersion.append(after[0].dispersion(enough[number + 1]))
         for row in np.flatnonzero(enough[number + 1] & ~enough[0]):
             estimate = after[0].log_share[row] - np.nanmean(effects[0][number], axis=0)
@@ -148,7 +161,7 @@ class Replicates:
             groups = pd.DataFrame({"condition": condition.to_numpy(), "cell_type": cell_type.to_numpy()}).iloc[order]
             half = groups.groupby(["condition", "cell_type"]).cumcount().sort_index() % 2
             return cls(half.to_numpy(), np.arange(2), are_donors=False)
-        code = donors_of(obs, condition, key)
+        code = np.asarray(pd.factorize(text_column(obs, key, argument="donor_key"), sort=True)[0])
         present = pd.crosstab(code, condition.to_numpy()).to_numpy() > 0
         half = np.empty(len(present), dtype=int)
         half[np.lexsort(present.T)] = np.arange(len(present)) % 2  # donors of the same conditions are neighbours
@@ -209,18 +222,6 @@ def control_of(conditions: pd.Series, control: str | None) -> str:
     return usual_controls(known)[0] if control is None else control
 
 
-def donors_of(obs: pd.DataFrame, condition: pd.Series, key: str) -> np.ndarray:
-    """Return donor codes of cells; reject conditions with a single donor."""
-    donor = text_column(obs, key, argument="donor_key")
-    n_donors = donor.groupby(condition).nunique()
-    if (n_donors < 2).any():
-        raise InputError(
-            f"Condition {str(n_donors.idxmin())!r} has cells of one donor only, so what it does cannot be "
-            "distinguished from how this donor differs; give cells of more donors, or leave out `donor_key=`."
-        )
-    return np.asarray(pd.factorize(donor, sort=True)[0])
-
-
 def check_measured(enough: np.ndarray, types: list[str], conditions: list[str], *, are_related: bool) -> None:
     """Reject conditions with too few measured cell types."""
     if not enough[0].any():
@@ -245,6 +246,55 @@ def check_measured(enough: np.ndarray, types: list[str], conditions: list[str], 
             )
 
 
+def check_replicates(enough: np.ndarray, conditions: list[str]) -> None:
+    """Reject conditions in which no cell type has replicates."""
+    if not (has_replicates := (enough[0] & enough[1:]).any(axis=1)).all():
+        raise InputError(
+            f"In condition {conditions[1 + int(has_replicates.argmin())]!r} or in the control {conditions[0]!r}, each "
+            f"cell type is of one donor only (at least {MAX_SHARE_OF_DONOR:.0%} of its cells), so a response cannot be "
+            "distinguished from how donors differ; give cells of more donors, or leave out `donor_key=`."
+        )
+
+
+def errors_of_donors(
+    before: np.ndarray,
+    after: np.ndarray,
+    donor_share: np.ndarray,
+    has_replicates: np.ndarray,
+    has_effect: np.ndarray,
+    sampling: np.ndarray,
+    share: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate the variances that donors add to effects in a condition, and correlations between types.
+
+    Parameters
+    ----------
+    before, after
+        Influences of donors on the control and on the condition, types x donors x genes.
+    donor_share
+        Shares of donors in the cells, (control, condition) x types x donors.
+    has_replicates, has_effect
+        Whether donors of each type are replicates, and whether its effect is measured.
+    sampling, share
+        Variances for independent cells and shares of counts in the control, types x genes.
+    """
+    scale, degrees = scale_of_influences(donor_share > 0, has_replicates)
+    influence = (after - before) * scale[:, :, None]
+    added = variance_between_donors(influence, degrees, sampling, share)
+    correlation = correlation_between_types(influence, added, sampling + added)
+    if not (is_single := has_effect & ~has_replicates).any():
+        return added, correlation
+    n = (donor_share > 0).sum(axis=2)
+    by_condition = np.stack([before, after]) * np.sqrt(n / np.maximum(n - 1, 1))[:, :, None, None]
+    degrees = np.where(degrees > 0, n.sum(axis=0) - 2, 0)
+    unpaired = variance_between_donors(np.concatenate([*by_condition], axis=1), degrees, sampling, share)
+    weight, source = np.concatenate([*donor_share], axis=1), has_effect & has_replicates
+    of_same, of_different = (variance_of_single_donors(each, weight, share, source) for each in (added, unpaired))
+    is_same = donor_share[0].argmax(axis=1) == donor_share[1].argmax(axis=1)
+    added[is_single] = np.where(is_same[:, None], of_same, of_different)[is_single]
+    return added, correlation_of_single_donors(correlation, weight, source, is_single)
+
+
 def influences(by_donor: Sums, pooled: Sums) -> np.ndarray:
     """Return residuals of donors relative to pooled shares, types x donors x genes."""
     shape = (len(pooled.n), -1, pooled.counts.shape[1])
@@ -253,7 +303,7 @@ def influences(by_donor: Sums, pooled: Sums) -> np.ndarray:
     return np.asarray(residual / (size * (share + PSEUDO)))
 
 
-def scale_of_influences(present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def scale_of_influences(present: np.ndarray, has_replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return factors for unbiased variances, types x donors, and degrees of freedom of types.
 
     Donors in the control, in the condition, and in both are three groups. The variance of n donors of a group is scaled
@@ -263,12 +313,14 @@ def scale_of_influences(present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ----------
     present
         Whether donors have cells, (control, condition) x types x donors.
+    has_replicates
+        Whether donors of each type are replicates; if not, its degrees of freedom are 0.
     """
     group = present[0] + 2 * present[1]
     scale, degrees = np.zeros(group.shape), np.zeros(len(group), dtype=int)
     for row, of_type in enumerate(group):
         n_all = int((of_type > 0).sum())
-        if n_all < 2 or not present[:, row].any(axis=1).all():
+        if not has_replicates[row] or not present[:, row].any(axis=1).all():
             continue
         for number in range(1, 4):
             members = of_type == number

@@ -115,6 +115,7 @@ class Sums:
 N_BINS = 10  # bins of genes by expression; each has its own prior of variances
 PRIOR_TYPES = 4  # weight of the prior of the variance between types, in types
 MAX_PRIOR_DEGREES = 100.0
+UNKNOWN_CORRELATION = 0.5  # between types with the same donors, where no two types have replicates
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,52 @@ def correlation_between_types(influence: np.ndarray, donor_variance: np.ndarray,
     products = np.einsum("tdg,udg,g->tu", influence, influence, weight, optimize=True)
     scale = np.einsum("tg,ug,g->tu", root, root, weight, optimize=True)
     correlation = np.clip(products / np.maximum(scale, 1e-12), 0, 1)
+    return nearest_correlation(correlation)
+
+
+def variance_of_single_donors(
+    added: np.ndarray, weight: np.ndarray, share: np.ndarray, source: np.ndarray
+) -> np.ndarray:
+    """Estimate the variances that donors add to effects of types without replicates from the other types.
+
+    The variance of log expression between donors is averaged over the ``source`` types, and shrunk to its mean over
+    genes with the weight of one type.
+
+    Parameters
+    ----------
+    added
+        Variances that donors add, types x genes.
+    weight
+        Weights of donors in the control and in the condition, types x (two per donor).
+    share
+        Shares of counts in the control, types x genes.
+    source
+        Whether each type has replicates.
+    """
+    size = (weight**2).sum(axis=1)[:, None] * (share / (share + PSEUDO)) ** 2  # per variance of log expression
+    usual, one = added[source].sum() / size[source].sum(), size[source].mean()
+    per_donor = (added[source].sum(axis=0) + usual * one) / (size[source].sum(axis=0) + one)
+    return np.asarray(per_donor * size)
+
+
+def correlation_of_single_donors(
+    correlation: np.ndarray, weight: np.ndarray, source: np.ndarray, is_single: np.ndarray
+) -> np.ndarray:
+    """Correlate errors of types without replicates with all types by their common donors.
+
+    Arguments are as in :func:`variance_of_single_donors`. Types with the same donors are as correlated as the
+    ``source`` types.
+    """
+    length = np.sqrt((weight**2).sum(axis=1).clip(min=1e-12))
+    overlap = weight @ weight.T / length / length[:, None]
+    pairs = np.triu(np.outer(source, source) & (overlap > 0.1), 1)
+    of_same = np.clip((correlation[pairs] / overlap[pairs]).mean(), 0, 1) if pairs.any() else UNKNOWN_CORRELATION
+    filled = np.where(is_single | is_single[:, None], of_same * overlap, correlation)
+    return nearest_correlation(filled)
+
+
+def nearest_correlation(correlation: np.ndarray) -> np.ndarray:
+    """Return a positive semi-definite matrix with unit diagonal near a symmetric one."""
     np.fill_diagonal(correlation, 1)
     values, vectors = np.linalg.eigh(correlation)
     nearest = (vectors * np.maximum(values, 0)) @ vectors.T

@@ -66,8 +66,8 @@ def respond(
     ------
     InputError
         If a column or the control is missing, or counts are not raw. Also if a condition has fewer than two measured
-        types (one, if conditions are related) or a single donor. Also if the tree does not match the cell types, or
-        features are missing or constant.
+        types (one, if conditions are related), or none with replicates of donors. Also if the tree does not match the
+        cell types, or features are missing or constant.
     """
     table = None if features is None else read_features(features)
     measured, halves = measure(rna_in(adata, counts=settings.counts), settings, features=table)
