@@ -14,7 +14,7 @@ from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import label_candidates, nearest_or, unknown_condition, unknown_type
 from bdm.applications.relations.measure_responses import conditions_of, with_doses
-from bdm.applications.relations.pseudobulk import PSEUDO, assemble_cells, share_of, with_shares
+from bdm.applications.relations.pseudobulk import MIN_CHANGE, PSEUDO, assemble_cells, share_of, with_shares
 from bdm.applications.relations.responses import Responses
 from bdm.data.columns import as_names, name_in, text_column
 from bdm.data.counts import raw_counts
@@ -45,8 +45,9 @@ def predict(
         stimulated = bdm.tl.predict(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
 
     The input cells of a type in a condition have the share p of counts of a gene in total. The log fold change of the
-    type to the new condition changes p to q. If q < p, counts are thinned to the fraction q / p. If q > p, counts with
-    mean N (q - p) are added, where N is the library size, with the dispersion of the new condition.
+    type to the new condition changes p to q, scaled so that the mean library size stays. If q < p, counts are thinned
+    to the fraction q / p. If q > p, counts with mean N (q - p) are added, where N is the library size, with the
+    dispersion of the new condition.
 
     A type that the responses lack is predicted from its profile in the input, which must be control cells. If the input
     lacks genes of the responses, as generated cells do, only the genes in common are changed. Their share of the full
@@ -165,8 +166,7 @@ class CellsToChange:
             if is_predicted:
                 response.iloc[rows.to_numpy()] = "predicted"
             share = share_of(counts, self.column)
-            pseudo = PSEUDO / self.covered_share(name)  # as shares refer to these genes
-            new_share = (share + pseudo) * np.exp(change) - pseudo
+            new_share = self.new_shares(name, share, change)
             dispersions = [
                 responses.dispersion[order.index(each) if each in order else 0, self.genes]  # 0: the control
                 for each in (str(old), self.condition)
@@ -186,19 +186,36 @@ class CellsToChange:
             record["warnings"] = responses.warnings(self.condition)
         return assemble_cells(pieces, obs, self.cells.var, **record)
 
+    def new_shares(self, cell_type: str, share: np.ndarray, change: np.ndarray) -> np.ndarray:
+        """Return the shares of :attr:`genes` after a change of all genes, scaled so that the library size stays."""
+        responses, covered = self.responses, self.covered_share(cell_type)
+        pseudo = PSEUDO / covered  # as shares refer to these genes
+        changed = np.maximum((share + pseudo) * np.exp(change[self.genes]) - pseudo, MIN_CHANGE * share)
+        known = responses.types_with_profile
+        rows = np.isin(responses.cell_types, cell_type if cell_type in known else known)
+        log_share = responses.profile[rows].mean(axis=0) - change * self.is_back
+        gained = np.delete(np.exp(log_share) * np.expm1(change), self.genes).sum()  # by genes that the cells lack
+        total = share.sum() + (1 - covered) / covered
+        return np.asarray(changed * total / (total + changed.sum() - share.sum() + gained / covered))
+
     def log_fold_changes(self, condition: str) -> dict[str, np.ndarray]:
-        """Predict the log fold changes of genes by cell type, at least of the types of the cells."""
+        """Predict the log fold changes of all genes by cell type, at least of the types of the cells.
+
+        Types that the responses lack change like the mean of the others in genes that the cells lack.
+        """
         responses, direction = self.responses, -1 if self.is_back else 1
         known = sorted(set(self.labels) - {*self.profiles})
         if condition in responses.conditions:
             known = [*responses.types_with_profile]  # all, so that a type's changes do not depend on the other types
         changes = dict[str, np.ndarray]()
         if known:
-            predicted = responses.predictions(condition, known, genes=self.genes)
+            predicted = responses.predictions(condition, known)
             changes = dict(zip(known, direction * predicted.mean.T, strict=True))
+        mean = np.mean([*changes.values()], axis=0) if known else np.zeros(len(responses.genes))
         for name, profile in self.profiles.items():
             of_genes = responses.select_genes(self.genes)
-            changes[name] = direction * of_genes.predictions(condition, [name], {name: profile}).mean[:, 0]
+            changes[name] = mean.copy()
+            changes[name][self.genes] = direction * of_genes.predictions(condition, [name], {name: profile}).mean[:, 0]
         return changes
 
     def describe_errors(self, changed: pd.DataFrame) -> Iterator[str]:
