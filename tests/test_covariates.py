@@ -387,6 +387,7 @@ def test_shares_of_sub_populations_that_a_design_names_stay_at_all_values(mixed)
     ("covariates", "message"),
     [
         ({"tim": 1}, "samples.covariates: The model has no covariate 'tim'; did you mean 'time'?"),
+        ({"time": np.float64("nan")}, "covariates.time is to be nan; give a number"),
         ({"time": "late"}, "covariates.time is to be 'late'; give a number, or a range by its lower and its upper end"),
         ({"time": {"treated": [0.8, 0.2]}}, r"covariates.time is to be \[0.8, 0.2\]; give a number, or a range"),
         ({"time": {"treatd": 1}}, "covariates.time: there is no condition or sample 'treatd'; the conditions are"),

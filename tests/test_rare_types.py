@@ -225,8 +225,12 @@ def test_place_at_the_centre_of_all_cells_is_marked_however_stable_it_is():
 
 def test_mark_is_in_figure_page_and_table():
     hierarchy = tree_with_rare_type(0.2, 5)
-    labels = [label.get_text() for label in plot_hierarchy(hierarchy).get_yticklabels()]
+    axes = plot_hierarchy(hierarchy)
+    labels = [label.get_text() for label in axes.get_yticklabels()]
     assert [label for label in labels if "uncertain" in label] == ["t4  (5, few cells: place uncertain)"]
+    meaning = "place uncertain: few cells, elsewhere in the tree in more than 30% of resamples"
+    assert axes.get_title(loc="left").endswith(meaning)
+    assert meaning not in plot_hierarchy(tree_with_rare_type(13.0, 5)).get_title(loc="left")
     assert '"note":"few cells: place uncertain"' in tree_page(hierarchy)
     notes = branch_table(hierarchy).set_index("branch")["note"].dropna()
     assert notes.to_dict() == {"t4": "few cells: place uncertain"}

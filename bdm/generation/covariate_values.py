@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bdm._core.errors import InputError, abbreviated, counted
+from bdm._core.schema import to_python
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import nearest_or, parse_range
 from bdm.model.covariates import CovariateEffects
@@ -47,6 +48,7 @@ def range_of(name: str, value: Any) -> tuple[float, float]:
     except (TypeError, ValueError):
         low = high = math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        value = to_python(value)
         raise InputError(f"{name} is to be {value!r}; give a number, or a range by its lower and its upper end.")
     return low, high
 

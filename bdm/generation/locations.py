@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from bdm._core.errors import InputError
 from bdm._core.seeds import numpy_generator
-from bdm._core.validation import unknown_type
+from bdm._core.validation import shown, unknown_type
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import as_strings, text_column, with_written_names
 from bdm.data.space import COORDINATES, SECTION, position_key, positions_in, section_column
@@ -108,7 +108,8 @@ def checked_locations(model: BranchedModel, space: SpatialEffects, locations: An
         numbers = pd.to_numeric(table[name], errors="coerce").astype(float)
         wrong = ~np.isfinite(numbers)
         if wrong.any():
-            raise InputError(f"The locations have {table[name][wrong].iloc[0]!r} for {name!r}; give a finite number.")
+            value = shown(table[name][wrong].iloc[0])
+            raise InputError(f"The locations have {value} for {name!r}; give a finite number.")
         table[name] = numbers
     if "cell_type" in table:
         table["cell_type"] = as_strings(table["cell_type"])

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bdm._core.errors import InputError
-from bdm.hierarchy.tree import PLACE_UNCERTAIN, Branch, Hierarchy
+from bdm.hierarchy.tree import MIN_PLACE, PLACE_UNCERTAIN, Branch, Hierarchy
 from bdm.plotting.style import (
     ADDED,
     BRANCH,
@@ -309,6 +309,8 @@ def write_title(view: View, *, names: bool, genes: bool, since: int) -> str:
         lines.append("a thin wedge holds the sub-populations of a cell type, from where they separate")
     if any(end.is_new(since) for end in view.ends):
         lines.append("green, with +: added by extension")
+    if any(PLACE_UNCERTAIN in label_end(hierarchy, end) for end in view.ends):
+        lines.append(f"place uncertain: few cells, elsewhere in the tree in more than {1 - MIN_PLACE:.0%} of resamples")
     return "\n".join(lines)
 
 
