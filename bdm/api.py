@@ -388,10 +388,8 @@ class BranchedDiffusion:
             locations = locations_like(locations, self.model)
         if locations is None:
             request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)
-        elif at or snapshot is not None:
-            raise InputError("`at=` and `snapshot=` do not combine with locations; give covariates as columns.")
         else:
-            request = request_at(self.model, locations, extrapolate=extrapolate, seed=seed)
+            request = request_at(self.model, locations, at=at, snapshot=snapshot, extrapolate=extrapolate, seed=seed)
         warn_of_rare_types(self.model, request.n_by_type)
         return to_form(generate_cells(self.model, request, settings, seed=seed), self.model.form)
 

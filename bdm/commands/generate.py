@@ -66,10 +66,6 @@ def generate(
         raise InputError(
             "Give the cells to generate by one of --cells, --cells-like, --cells-from, --locations and --new-locations."
         )
-    if (at or snapshot is not None) and (locations or new_locations):
-        raise InputError(
-            "--at and --snapshot do not combine with locations; give covariates as columns of --locations."
-        )
     if label_key is not None and cells_like is None:
         raise InputError("--label-key names a column of the file of --cells-like; give this file, too.")
     requested: Any = parse_cells(cells)  # a number, numbers by type, or a table
@@ -77,7 +73,7 @@ def generate(
     check_form(out, loaded.form)
     like = None if cells_like is None else read_cells(cells_like, on_disk=True)
     keys, table = InputKeys(label_key=label_key), None
-    if like is not None and loaded.space is not None and not at:
+    if like is not None and loaded.space is not None:
         table = locations_like(like, loaded, keys)
     elif like is not None:
         requested = numbers_like(like.obs, loaded, keys)
@@ -87,10 +83,11 @@ def generate(
         table = sample_locations(loaded, new_locations, seed=seed)
     if cells_from is not None:
         requested = read_request(cells_from)
+    values = parse_at(at)
     if table is not None:
-        request = request_at(loaded, table, extrapolate=extrapolate, seed=seed)
+        request = request_at(loaded, table, at=values, snapshot=snapshot, extrapolate=extrapolate, seed=seed)
     else:
-        request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, snapshot=snapshot)
+        request = request_cells(loaded, requested, at=values, extrapolate=extrapolate, snapshot=snapshot)
     warn_of_rare_types(loaded, request.n_by_type)
     write_cells(out, generated_cells(loaded, request, settings, seed=seed), checksums({}, model=model))
     n_types, features = counted(len(request.n_by_type), "type"), features_in_words(loaded.autoencoder.genes)

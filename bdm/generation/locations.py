@@ -15,6 +15,7 @@ from bdm._core.validation import shown, unknown_type
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import as_strings, text_column, with_written_names
 from bdm.data.space import COORDINATES, SECTION, position_key, positions_in, section_column
+from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues
 from bdm.generation.request import Request, in_model_order, with_batches
 from bdm.model.match import labels_of, mask_known_types
 from bdm.model.model import BranchedModel
@@ -34,7 +35,15 @@ def require_space(model: BranchedModel) -> SpatialEffects:
     return model.space
 
 
-def request_at(model: BranchedModel, locations: pd.DataFrame, *, extrapolate: bool = False, seed: int = 0) -> Request:
+def request_at(
+    model: BranchedModel,
+    locations: pd.DataFrame,
+    *,
+    at: CovariateValues = NO_COVARIATES,
+    snapshot: float | None = None,
+    extrapolate: bool = False,
+    seed: int = 0,
+) -> Request:
     """Request a cell at each location.
 
     Parameters
@@ -45,6 +54,8 @@ def request_at(model: BranchedModel, locations: pd.DataFrame, *, extrapolate: bo
         A row per cell: coordinates ``x``, ``y`` and, in three dimensions, ``z``, in the units of the training cells;
         ``section``, if the model has several; and optionally ``cell_type`` and covariates. Without ``cell_type``, types
         are drawn from the map of the model.
+    at, snapshot
+        Values of :func:`bdm.generation.request.request_cells`, which are rejected.
     extrapolate
         Allow locations far outside the tissue of the training cells: a quarter of the spread of a section, or more.
     seed
@@ -53,9 +64,14 @@ def request_at(model: BranchedModel, locations: pd.DataFrame, *, extrapolate: bo
     Raises
     ------
     InputError
-        If the model has no positions, a column is missing or invalid, or more than 1% of the locations are far outside
-        the tissue.
+        If the model has no positions, a column is missing or invalid, more than 1% of the locations are far outside the
+        tissue, or ``at`` or ``snapshot`` is given.
     """
+    if at or snapshot is not None:
+        raise InputError(
+            "`at=` and `snapshot=` do not combine with positions; give covariates as columns of `locations=`, or cells "
+            "without positions by `cells=`."
+        )
     space = require_space(model)
     table, names = checked_locations(model, space, locations), list(COORDINATES[: space.n_coordinates])
     places = space.places(table[names].to_numpy(), table.get(SECTION))
