@@ -102,6 +102,22 @@ def test_rejects_values_that_are_no_counts(form, value, message):
         raw_counts(cells_with(form(matrix)))
 
 
+def test_rejects_rounded_normalised_values_but_no_downsampled_counts():
+    import scanpy as sc
+
+    cells = pbmc68k_counts()
+    sc.pp.downsample_counts(cells, counts_per_cell=300)
+    assert np.median(np.asarray(cells.X.sum(axis=1))) == 300
+    raw_counts(cells)
+    normalised = sc.pp.normalize_total(pbmc68k_counts(), copy=True)
+    normalised.X.data = normalised.X.data.round()
+    with pytest.raises(InputError, match=r"X has gaps in \d+ of 700 cells, as in normalised data that were rounded"):
+        raw_counts(normalised)
+    normalised.layers["umi"] = cells.X
+    with pytest.raises(InputError, match="give `counts='umi'`"):
+        raw_counts(normalised)
+
+
 def test_names_where_counts_are_instead():
     adata = cells_with(LOGS, layers={"umi": COUNTS})
     with pytest.raises(InputError, match="give `counts='umi'`"):

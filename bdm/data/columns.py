@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.api.types import infer_dtype, is_bool_dtype, is_float_dtype, is_numeric_dtype
 
 from bdm._core.errors import InputError, abbreviated
-from bdm._core.validation import NO_LABELS, PREPARED_COLUMNS, alike_names, column_rejection
+from bdm._core.validation import NO_LABELS, PREPARED_COLUMNS, alike_names, column_rejection, shown
 from bdm.data.header import MISSING_LABELS
 from bdm.settings import WITHOUT_LABELS, PrepareSettings
 
@@ -179,7 +179,7 @@ def group_column(
     another = f"name another by `{argument}=`{alternative}"
     if is_float_dtype(obs[key]) and not (obs[key].isna().any() and is_whole(obs[key])):
         raise InputError(f"obs[{key!r}] holds decimal numbers, not groups of cells; {another}.")
-    groups = as_text(obs[key])
+    groups = distinct_text(obs, key)
     missing = is_missing(groups)
     if missing.all():
         raise InputError(f"obs[{key!r}] has no value for any cell; {another}.")
@@ -204,7 +204,7 @@ def group_column(
 
 def complete_column(obs: pd.DataFrame, key: str) -> pd.Series:
     """Return a column of ``obs`` as text categories; reject missing values."""
-    column = as_text(obs[key])
+    column = distinct_text(obs, key)
     check_complete(column, key)
     return column
 
@@ -270,6 +270,16 @@ def as_text(column: pd.Series) -> pd.Series:
         return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
     return column.astype(object).map(text_of, na_action="ignore").astype("category")
+
+
+def distinct_text(obs: pd.DataFrame, key: str) -> pd.Series:
+    """Convert a column of ``obs`` to text categories; reject values that would become one, such as 1 and ``"1"``."""
+    values = pd.Series(obs[key].unique())
+    text = as_text(values)
+    if (merged := text.notna() & text.duplicated(keep=False)).any():
+        same = " and ".join(map(shown, values[text == text[merged].iloc[0]]))
+        raise InputError(f"obs[{key!r}] has the values {same}, which are one name as text; rename one of them.")
+    return as_text(obs[key])
 
 
 def writable_name(name: object) -> str:

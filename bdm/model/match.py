@@ -17,8 +17,8 @@ from bdm.autoencoder.latent import populations_of_cells
 from bdm.data.cell_sets import DEFAULT_KEYS, check_held_out, read_real_cells
 from bdm.data.cells import Cells, Populations, RealCells, check_number, covariates_in, modalities_if_several
 from bdm.data.columns import (
-    as_text,
     complete_column,
+    distinct_text,
     finite_columns,
     is_text,
     one_label,
@@ -202,7 +202,7 @@ def labels_of(
     column = label_column(obs, model, keys, required=required)
     if column is None:
         return one_label(obs.index).astype(object)
-    return as_text(obs[column]).astype(object).replace(list(MISSING_LABELS), None)
+    return distinct_text(obs, column).astype(object).replace(list(MISSING_LABELS), None)
 
 
 def batch_names(model: BranchedModel) -> tuple[str, ...]:
