@@ -17,6 +17,7 @@ import yaml
 from r_readers import check_r_reads
 from test_modalities import joined
 
+from bdm.api import BranchedDiffusion
 from bdm.applications.design.design import read_design
 from bdm.cli import app
 from bdm.data.modalities import write_h5mu
@@ -190,13 +191,17 @@ def run_blocks(page: str, title: str, found: dict, *, replacing: tuple[str, str]
         exec(compile("\n".join(lines).replace(*replacing), language, "exec"), found)
 
 
-def test_generated_and_real_cells_are_joined(small_model, example_cells):
-    found = {"model": small_model, "adata": example_cells.copy()}
+def test_generated_and_real_cells_are_joined(example_cells, tiny_settings, caplog):
+    adata = example_cells.copy()
+    adata.obs["Plate / run"] = np.where(np.arange(700) % 2, "one", "two")
+    model = BranchedDiffusion(adata, "bulk_labels", batch_key="Plate / run", settings=tiny_settings).fit()
+    assert "obs['Plate / run'] is named 'Plate _ run' in files and in generated cells" in caplog.text
+    found = {"model": model, "adata": adata}
     few = ("generate(100)", "generate(2)")
     run_blocks("questions.md", "How do I join generated and real cells?", found, replacing=few)
     cells = found["cells"]
     assert cells.X.dtype == np.float32
-    assert cells.obs["bulk_labels"].notna().all()
+    assert cells.obs[["bulk_labels", "Plate _ run"]].notna().all(axis=None)
     assert cells.obs["source"].value_counts().to_dict() == {"real": 700, "generated": found["generated"].n_obs}
 
 

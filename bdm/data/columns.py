@@ -71,7 +71,7 @@ def canonical_columns(obs: pd.DataFrame, settings: PrepareSettings) -> pd.DataFr
 
 
 def check_keys(obs: pd.DataFrame, settings: PrepareSettings) -> None:
-    """Reject columns with reserved names, or with names that coincide in files."""
+    """Reject reserved names and names that coincide in files; warn of names that files cannot hold."""
     groups = {"label_key": settings.label_key, "batch_key": settings.batch_key, "donor_key": settings.donor_key}
     for argument, key in (*groups.items(), *(("covariate_key", key) for key in settings.covariate_key)):
         if key in (RESERVED_FOR_GROUPS if argument in groups else RESERVED_FOR_COVARIATES):
@@ -82,6 +82,13 @@ def check_keys(obs: pd.DataFrame, settings: PrepareSettings) -> None:
         if alike := [name for name in obs if name != key and writable_name(name) == writable_name(key)]:
             raise InputError(
                 f"obs has the columns {key!r} and {alike[0]!r}, which have the same name in files; rename one of them."
+            )
+    for key in filter(None, (*groups.values(), *settings.covariate_key, settings.section_key)):
+        if key in obs and (written := writable_name(key)) != key:
+            logger.warning(
+                "obs[%r] is named %r in files and in generated cells, because AnnData files cannot hold the name.",
+                key,
+                written,
             )
 
 
