@@ -12,7 +12,7 @@ from scipy import sparse
 
 from bdm._core.errors import InputError
 from bdm.autoencoder.fit_autoencoder import fit_autoencoder
-from bdm.autoencoder.sub_populations import classify
+from bdm.autoencoder.sub_populations import SubPopulations, classify, hint_at_donors
 from bdm.data.filters import effective_donors
 from bdm.data.prepare import prepare
 from bdm.settings import AutoencoderSettings, PrepareSettings
@@ -61,6 +61,18 @@ def test_a_sub_population_of_one_donor_is_not_formed(caplog):
     assert named == {1: True, MIN_DONORS: False}
     assert found[1].cell_type == ("b", "b")
     assert len(found[MIN_DONORS]) == 0
+
+
+@pytest.mark.parametrize(
+    ("n_donors", "advice"), [(8, "min_donors=5`"), (3, "min_donors=2`"), (2, "b/1 (75%)."), (1, "b/1 (100%).")]
+)
+def test_a_minimum_of_donors_is_advised_that_all_types_reach(n_donors, advice, caplog):
+    donor = [f"d{number % n_donors}" for number in range(240)] + ["d0", "d0", "d0", f"d{n_donors - 1}"] * 10
+    populations = ["a/1"] * 240 + ["b/1"] * 40
+    obs = pd.DataFrame({"cell_type": "a", "sub_population": populations, "donor": donor})
+    classifier = replace(SubPopulations.none(2), names=("a/1", "b/1"))
+    hint_at_donors(obs, classifier)
+    assert advice in caplog.messages[0]
 
 
 def test_fewer_sub_populations_than_asked_for_are_named_where_donors_are_too_few(caplog):

@@ -339,14 +339,16 @@ def warn_of_fewer(sub_populations: SubPopulations, cell_types: Sequence[str], nu
 
 
 def hint_at_donors(obs: pd.DataFrame, sub_populations: SubPopulations) -> None:
-    """Warn of sub-populations dominated by one donor."""
+    """Warn of sub-populations dominated by one donor, and name a minimum of donors that all types reach."""
     share = largest_shares(obs["sub_population"], obs["donor"])
-    dominated = [f"{name} ({share[name]:.0%})" for name in sub_populations.names if share.get(name, 0) > 1 / 2]
+    dominated = [name for name in sub_populations.names if share.get(name, 0) > 1 / 2]
     if dominated:
+        minimum = min(5, int(effective_donors(obs["cell_type"], obs["donor"]).min()))
+        is_remedy = effective_donors(obs["sub_population"], obs["donor"])[dominated].max() < minimum
         logger.warning(
-            "Sub-populations with more than half of their cells of one donor: %s; to form none, prepare the cells with "
-            "`settings.prepare.min_donors=5`.",
-            abbreviated(dominated, n_shown=5),
+            "Sub-populations with more than half of their cells of one donor: %s%s.",
+            abbreviated([f"{name} ({share[name]:.0%})" for name in dominated], n_shown=5),
+            f"; to form none, prepare the cells with `settings.prepare.min_donors={minimum}`" if is_remedy else "",
         )
 
 
