@@ -6,6 +6,7 @@ from functools import wraps
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import indent
 from types import EllipsisType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -17,6 +18,7 @@ from bdm._core.errors import InputError, counted, listed
 from bdm._core.files import atomic_write, reject_existing
 from bdm._core.parallel import using_threads
 from bdm._core.schema import checked, checking, reject_unknown
+from bdm.applications.design.design import keys_in_words, read_design
 from bdm.applications.extension.extend import extend
 from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
 from bdm.applications.transmutation.transmute import select_sources, transmuted_cells
@@ -684,7 +686,7 @@ class BranchedDiffusion:
         Parameters
         ----------
         design
-            Design as a YAML file, or a dictionary with the same keys; see the page on designed experiments.
+            Design as a YAML file, or a dictionary with the same keys, which are below.
         seed
             Seed of all random numbers; by default the seed of the design.
 
@@ -708,12 +710,19 @@ class BranchedDiffusion:
             }
             adata = model.simulate(design)
             adata.uns["truth"]["genes"]
+
+        Notes
+        -----
+        The keys of a design, with their defaults::
+
+            KEYS
         """
-        from bdm.applications.design.design import read_design
         from bdm.applications.design.simulate import simulate_cells
 
         require_package_of(self.model.form)
         return to_form(simulate_cells(self.model, read_design(design, seed=seed)), self.model.form)
+
+    simulate.__doc__ = str(simulate.__doc__).replace("KEYS", indent(keys_in_words(), 12 * " ").strip())
 
     @computing
     def power(self, design: "Design | dict[str, Any] | Path | str") -> "PowerAnalysis":

@@ -4,16 +4,12 @@ import os
 import re
 import sys
 import tomllib
-from dataclasses import MISSING
 from importlib.metadata import version as version_of
 from pathlib import Path
 
 import typer
-import yaml
 from typer.cli import get_docs_for_click
 
-from bdm._core.schema import StageSettings, settings_of
-from bdm.applications.design import design
 from bdm.cli import app as commands
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -99,7 +95,6 @@ def setup(app):
     generated = Path(app.srcdir) / "_generated"
     generated.mkdir(exist_ok=True)
     (generated / "commands.md").write_text(text_of_commands())
-    (generated / "design.md").write_text(text_of_designs())
     for name in ("benchmark", "benchmark_coarse", "benchmark_priors", "benchmark_self_fit"):
         (generated / f"{name}.md").write_text(text_of_scores(name))
     (generated / "benchmark_properties.md").write_text(text_of_properties())
@@ -114,41 +109,6 @@ def text_of_commands():
     group = typer.main.get_command(commands)
     text = get_docs_for_click(obj=group, ctx=typer.Context(group), name="bdm", title="bdm")
     return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", text)  # repeats the sections
-
-
-def text_of_designs():
-    """Return the keys of a design file in Markdown, a table for each section."""
-    sections = {
-        "A design": design.Design,
-        "`samples`": design.Samples,
-        "`composition`": design.Composition,
-        "Each of `shifts`": design.Shift,
-        "Each of `changes`": design.Change,
-        "`genes`, if they are sampled": design.GeneChoice,
-        "`log2_fold_change`, if it is drawn": design.FoldChange,
-        "`depth`": design.Depth,
-        "`doublets`": design.Doublets,
-        "`ambient`": design.Ambient,
-        "`power`": design.PowerSettings,
-    }
-    return "\n\n".join(f"## {title}\n\n{table_of_keys(section)}" for title, section in sections.items())
-
-
-def table_of_keys(section):
-    """Return the keys of a section in Markdown, with their meaning and default."""
-    rows = ["| key | meaning | default |", "| --- | --- | --- |"]
-    for setting in settings_of(section):
-        default = setting.unset or ("required" if setting.default is MISSING else shown(setting.default))
-        rows.append(f"| `{setting.name.rstrip('_')}` | {setting.help} | {default} |")
-    return "\n".join(rows)
-
-
-def shown(value):
-    """Format a default in YAML; empty for sections."""
-    if isinstance(value, StageSettings | type):
-        return ""
-    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
-    return f"`{text.splitlines()[0]}`"
 
 
 def link_to_pages(app, docname, source):

@@ -1,4 +1,4 @@
-"""Write the schema of the configuration, and its tables in config/README.md."""
+"""Write the schema of the configuration, and the tables of keys in config/README.md and of designs."""
 
 import json
 import re
@@ -8,9 +8,12 @@ from typing import Any
 import yaml
 from config_schema import schema
 
+from bdm.applications.design.design import described_keys
+
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.json"
 README = ROOT / "config" / "README.md"
+DESIGNS = ROOT / "docs" / "designed_experiments.md"
 TABLE = re.compile(r"(<!-- keys of (\w+), written by `make config` -->\n)\n(?:\|.*\n)*")
 
 Schema = dict[str, Any]
@@ -27,9 +30,17 @@ LIMITS = {"minimum": "from {}", "exclusiveMinimum": "above {}", "exclusiveMaximu
 
 
 def with_tables(page: str, schema: Schema) -> str:
-    """Replace the tables of a page by tables of the schema."""
+    """Replace the tables of a page by tables of the schema, and of the keys of designs."""
     parts = {"configuration": schema, **schema["$defs"]}
-    return TABLE.sub(lambda match: f"{match[1]}\n{table(parts[match[2]])}\n", page)
+    tables = {"designs": table_of_designs(), **{name: table(part) for name, part in parts.items()}}
+    return TABLE.sub(lambda match: f"{match[1]}\n{tables[match[2]]}\n", page)
+
+
+def table_of_designs() -> str:
+    """List the keys of a design."""
+    rows = ["key | meaning | default", "--- | --- | ---"]
+    rows += [f"`{key}` | {meaning} | {default}" for key, meaning, default in described_keys()]
+    return "\n".join(f"| {row} |" for row in rows)
 
 
 def table(part: Schema) -> str:
@@ -65,4 +76,5 @@ def in_yaml(value: Any) -> str:
 
 if __name__ == "__main__":
     SCHEMA.write_text(schema_file(schema()))
-    README.write_text(with_tables(README.read_text(), schema()))
+    for page in (README, DESIGNS):
+        page.write_text(with_tables(page.read_text(), schema()))

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from bdm._core.errors import InputError
+from bdm.api import BranchedDiffusion
 from bdm.applications.design.design import Design, read_design
 from bdm.applications.design.experiment import compile_design
 from bdm.applications.design.simulate import design_record
@@ -34,6 +35,12 @@ def test_names_may_be_numbers_in_yaml():
     design = read_design({"samples": {"conditions": [0, 24]}, "changes": [{**UP, "condition": 24, "genes": [7157]}]})
     assert design.samples.conditions == ("0", "24")
     assert (design.changes[0].condition, design.changes[0].genes.names) == ("24", ("7157",))
+
+
+def test_the_keys_of_a_design_are_in_the_help_of_simulate():
+    text = str(BranchedDiffusion.simulate.__doc__)
+    assert "samples.paired: Every donor has a sample in every condition. [`false`]" in text
+    assert all(f" {key}: " in text for key in ("changes[].genes.n", "composition.shifts[].in", "power.fdr", "seed"))
 
 
 def test_the_record_of_a_design_is_a_design():

@@ -281,10 +281,10 @@ def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, b
     check_r_reads(Path("experiment.h5ad"))
     found: dict = {}
     exec(compile(code, page.name, "exec"), found)
-    assert found["found"]["planted"].sum() == 20
     assert set(pd.read_csv("truth.csv")["gene"]) == set(found["truth"]["gene"])
-    top = found["found"].sort_values("pvals").head(20)
-    assert top["planted"].mean() > 0.2  # and 0.1 by chance
+    is_planted = found["found"]["gene"].isin(found["truth"]["gene"])
+    assert is_planted.sum() >= 5
+    assert (~is_planted).sum() <= 1
 
 
 def test_page_on_conditions_runs(example_cells, tmp_path, monkeypatch, bdm):
@@ -362,8 +362,9 @@ def test_reference_of_the_configuration_is_that_of_the_schema():
     spec = importlib.util.spec_from_file_location("config_reference", ROOT / "docs/config_reference.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    written = module.README.read_text()
-    assert module.with_tables(written, module.schema()) == written, "run make config"
+    for page in (module.DESIGNS, module.README):
+        written = page.read_text()
+        assert module.with_tables(written, module.schema()) == written, "run make config"
     assert module.SCHEMA.read_text() == module.schema_file(module.schema()), "run make config"
     schema = json.loads(module.SCHEMA.read_text())
     for part in [schema, *schema["$defs"].values()]:

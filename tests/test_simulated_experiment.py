@@ -390,6 +390,19 @@ def test_the_share_of_ambient_counts_is_found_from_their_profile(small_model):
             assert (measured - own) @ direction / (direction @ direction) == pytest.approx(0.15, abs=0.03)
 
 
+def test_the_truth_describes_cells_without_ambient_rna(small_model):
+    content = {"changes": [UP | {"log2_fold_change": 1}], "expected": True}
+    null, ambient = (simulate(small_model, ambient={"share": share}, **content) for share in (0, 0.2))
+    pd.testing.assert_frame_equal(null.uns["truth"]["genes"], ambient.uns["truth"]["genes"])
+    changed = null.var_names.isin(null.uns["truth"]["genes"]["gene"])
+
+    def realised(cells, cell_type):
+        return fold_changes(cells[cells.obs["cell_type"] == cell_type])[changed].mean()
+
+    assert realised(ambient, MONO) < realised(null, MONO) - 0.05
+    assert realised(ambient, B) > realised(null, B) + 0.05
+
+
 def test_ambient_rna_is_of_the_donors_of_the_sample(small_model):
     samples = {"donors": 3, "cells": 600, "variation": 0.6}
     adata = small_model.simulate({"samples": samples, "ambient": {"share": 0.2}, "expected": True})

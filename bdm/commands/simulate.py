@@ -26,7 +26,8 @@ def simulate(
 ) -> Summary:
     """Simulate a designed experiment with a known truth.
 
-    The design sets samples, composition, changes of expression, depth and artefacts.
+    The design sets samples, composition, changes of expression, depth and artefacts. To list its keys, run
+    python -c "import bdm; help(bdm.BranchedDiffusion.simulate)".
 
     Example: bdm simulate model/ design.yaml experiment.h5ad --truth truth.csv
     """

@@ -1,6 +1,8 @@
 """Sections of design files as dataclasses, with bounds and help of their keys."""
 
-from dataclasses import dataclass, field, replace
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -9,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from bdm._core.errors import InputError, error_prefix
 from bdm._core.files import reading
-from bdm._core.schema import StageSettings, Unset
+from bdm._core.schema import StageSettings, Unset, settings_of
 from bdm.generation.covariate_values import CovariateValues, range_of
 from bdm.settings import Seed
 
@@ -355,6 +357,26 @@ class Design(StageSettings):
                 raise InputError(f"{place}: there is no condition {condition!r}; the conditions are {known}.")
             if condition == reference and place != "depth.factor":
                 raise InputError(f"{place}: {reference!r} is the reference condition; name another condition.")
+
+
+def described_keys(section: type[StageSettings] = Design, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield the keys of a design, such as ``samples.donors``, with their meanings and defaults."""
+    for setting in settings_of(section):
+        key, default = f"{prefix}{setting.public_name}", setting.default
+        if setting.unset or default is MISSING:
+            yield key, setting.help or "", setting.unset or "required"
+        elif not isinstance(default, type):
+            value = list(default) if isinstance(default, tuple) else default
+            text = yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
+            yield key, setting.help or "", f"`{text}`"
+        if setting.nested is not None:
+            yield from described_keys(setting.nested, f"{key}[]." if tuple in setting.types else f"{key}.")
+
+
+def keys_in_words() -> str:
+    """List the keys of a design for a help text."""
+    rows = (f"{key}: {text} [{default}]" for key, text, default in described_keys())
+    return "\n".join(textwrap.fill(row, 108, subsequent_indent="    ") for row in rows)
 
 
 def read_design(design: Design | dict[str, Any] | Path | str, *, seed: int | None = None) -> Design:
