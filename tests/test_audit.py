@@ -534,6 +534,12 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     card = (tmp_path / "card.md").read_text()
     assert audit.verdict.text in card
     assert "The privacy of the donors has not been audited" not in card
+    verdict = audit.verdict
+    found = bool(verdict.successful or verdict.inconclusive)
+    assert ("**Not anonymous: treat" in card, "No attack on generated cells found a donor, but" in card) == (
+        found,
+        not found,
+    )
     first = audit.verdict.findings[0]
     assert f"| {ATTACKS[first.attack]} | cells | {first.auc:.2f} | " in card
     share = audit.attacks_on_units["true_positives"]["generated", first.attack]

@@ -60,7 +60,10 @@ def test_saved_model_has_its_card(saved, loaded, batch_model):
     assert "| batches | 2, in the column `donor` |" in card
     assert "| `prepare.n_genes` | 200 |" in card
     assert "The privacy of the donors has not been audited" in card
-    assert "anonym" not in card.lower()
+    _, _, text = card.split("---\n", 2)
+    assert text.split("\n\n")[1].startswith(
+        "**Not anonymous: treat this model and its cells like the\noriginal cells.**"
+    )
     assert "### Donors" not in card
 
 

@@ -255,6 +255,17 @@ def test_card_has_the_least_number_of_donors(donor_model):
     assert row in model_card(model)
 
 
+def test_card_says_that_sub_populations_are_of_one_donor(donor_model):
+    model, autoencoder = donor_model.model, donor_model.model.autoencoder
+    cell_type = model.cell_types[0]
+    of_donor = replace(autoencoder, one_donor=autoencoder.populations_of(cell_type)[:1])
+    card = model_card(replace(model, autoencoder=of_donor))
+    words = "More than half of the cells are from one donor in"
+    assert f"{words} 1 sub-population of {cell_type}." in card
+    assert words not in model_card(model)
+    assert "no generated cell belongs to a donor" not in card
+
+
 def test_commands_learn_donors_and_name_few(tmp_path, caplog):
     caplog.set_level("INFO")
     simulated_cells(9, n_donors=3).write_h5ad(tmp_path / "cells.h5ad")

@@ -12,10 +12,13 @@ from scipy import sparse
 
 from bdm._core.errors import InputError
 from bdm.autoencoder.fit_autoencoder import fit_autoencoder
-from bdm.autoencoder.sub_populations import SubPopulations, classify, hint_at_donors
+from bdm.autoencoder.sub_populations import SubPopulations, classify, find_one_donor
 from bdm.data.filters import effective_donors
 from bdm.data.prepare import prepare
-from bdm.settings import AutoencoderSettings, PrepareSettings
+from bdm.generation.generate import generate_cells
+from bdm.generation.request import request_cells
+from bdm.interpretation.interpret import convert_generated
+from bdm.settings import AutoencoderSettings, GenerationSettings, PrepareSettings
 
 N_GENES, N_DONORS = 120, 8
 MIN_DONORS = 4
@@ -52,13 +55,15 @@ def test_donors_are_counted_in_effect():
 @pytest.mark.slow
 def test_a_sub_population_of_one_donor_is_not_formed(caplog):
     """The clone is one where donors do not count, and is named; its cells stay in the type otherwise."""
-    found, named = {}, {}
+    found, named, recorded = {}, {}, {}
     for fewest in (1, MIN_DONORS):
         prepared = prepare(cells_with_a_clone(), settings(min_donors=fewest))
         caplog.clear()
-        found[fewest] = fit_autoencoder(prepared, QUICK, seed=0, provenance={})[0].sub_populations
+        autoencoder = fit_autoencoder(prepared, QUICK, seed=0, provenance={})[0]
+        found[fewest], recorded[fewest] = autoencoder.sub_populations, autoencoder.one_donor
         named[fewest] = "more than half of their cells of one donor: b/2 (100%); to form none" in caplog.text
     assert named == {1: True, MIN_DONORS: False}
+    assert recorded == {1: ("b/2",), MIN_DONORS: ()}
     assert found[1].cell_type == ("b", "b")
     assert len(found[MIN_DONORS]) == 0
 
@@ -71,8 +76,26 @@ def test_a_minimum_of_donors_is_advised_that_all_types_reach(n_donors, advice, c
     populations = ["a/1"] * 240 + ["b/1"] * 40
     obs = pd.DataFrame({"cell_type": "a", "sub_population": populations, "donor": donor})
     classifier = replace(SubPopulations.none(2), names=("a/1", "b/1"))
-    hint_at_donors(obs, classifier)
+    assert find_one_donor(obs, classifier) == ("b/1",)
     assert advice in caplog.messages[0]
+
+
+def test_generated_cells_do_not_name_sub_populations_where_one_is_of_one_donor(small_model):
+    """Otherwise, the name would stand for the donor; also a single type's name among its sub-populations would."""
+    model = small_model.model
+    divided, kept = dict.fromkeys(model.autoencoder.sub_populations.cell_type)
+    of_donor = replace(
+        model, autoencoder=replace(model.autoencoder, one_donor=model.autoencoder.populations_of(divided)[-1:])
+    )
+    request, how = request_cells(model, {divided: 60, kept: 60}), GenerationSettings(n_levels=4)
+    before, after = (generate_cells(each, request, how, seed=0) for each in (model, of_donor))
+    assert (before.X != after.X).nnz == 0
+    unnamed = (before.obs["cell_type"] == divided).to_numpy()
+    assert before.obs["sub_population"][unnamed].nunique() > 1
+    assert set(after.obs["sub_population"][unnamed]) == {divided}
+    assert list(after.obs["sub_population"][~unnamed]) == list(before.obs["sub_population"][~unnamed])
+    interpreted = convert_generated(after, of_donor).cell_type
+    assert set(interpreted[unnamed]) == set(model.autoencoder.populations_of(divided))
 
 
 def test_fewer_sub_populations_than_asked_for_are_named_where_donors_are_too_few(caplog):

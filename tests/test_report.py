@@ -401,6 +401,13 @@ def test_page_names_sub_populations_that_are_nearer_to_another_type(results):
     assert re.search(place, text)
 
 
+def test_page_names_sub_populations_of_one_donor(text, results):
+    assert "from one donor" not in text
+    of_donor = replace(results.model.autoencoder, one_donor=("<b>T/1",))
+    text = words_with(results, model=replace(results.model, autoencoder=of_donor))
+    assert re.search(r"More than half of the cells are from one donor in +<b>T/1", text)
+
+
 def test_page_names_types_of_few_cells_whose_place_is_uncertain(text, results):
     assert "place uncertain" not in text
     name = results.model.hierarchy.cell_types[0]

@@ -51,6 +51,8 @@ class GeneAutoencoder:
     noise
         Noise of generated counts in each population, see :mod:`bdm.autoencoder.count_noise`; where missing, generated
         counts have the noise of the decoder.
+    one_donor
+        Sub-populations with more than half of their cells of one donor; empty if donors are unknown.
     """
 
     network: CountAutoencoder
@@ -64,6 +66,7 @@ class GeneAutoencoder:
     adapters: Adapters
     levels: dict[str, Tensor] = field(default_factory=dict)
     noise: dict[str, GrowingNegativeBinomial] = field(default_factory=dict)
+    one_donor: tuple[str, ...] = ()
 
     @property
     def populations(self) -> tuple[str, ...]:
@@ -73,6 +76,11 @@ class GeneAutoencoder:
     def populations_of(self, cell_type: str) -> tuple[str, ...]:
         """Return the populations of a cell type: its sub-populations, or the type itself."""
         return self.sub_populations.populations_of(cell_type)
+
+    @property
+    def unnamed_types(self) -> tuple[str, ...]:
+        """Cell types with a sub-population of one donor, whose generated cells do not name any sub-population."""
+        return tuple(name for name in self.cell_types if set(self.populations_of(name)) & set(self.one_donor))
 
     @cached_property
     def modalities(self) -> list[Modality]:

@@ -38,8 +38,8 @@ from bdm.autoencoder.rare_types import fit_rare_types
 from bdm.autoencoder.sub_populations import (
     SubPopulations,
     classify,
+    find_one_donor,
     find_parts,
-    hint_at_donors,
     prefixes_of,
     warn_of_fewer,
 )
@@ -99,8 +99,7 @@ def fit_autoencoder(
     network, sub_populations, cells = with_sub_populations(network, objective, finer, cell_types)
     if isinstance(settings.sub_populations, int):
         warn_of_fewer(sub_populations, cell_types, settings.sub_populations, requirement=objective.requirement)
-    if has_donors(adata):
-        hint_at_donors(cells.obs, sub_populations)
+    one_donor = find_one_donor(cells.obs, sub_populations) if has_donors(adata) else ()
     network_types = (*cell_types, *sub_populations.names)
     if settings.shared_decoder:
         adapters = Adapters.from_shared(network, (), ())
@@ -115,7 +114,7 @@ def fit_autoencoder(
         network, adata.var, cell_types, batches, provenance, bounds, network_types, sub_populations, adapters, levels
     )
     noise = fit_count_noise(cells, autoencoder, autoencoder.populations, seed=seed)
-    return replace(autoencoder, noise=noise), history
+    return replace(autoencoder, noise=noise, one_donor=one_donor), history
 
 
 @dataclass(frozen=True)

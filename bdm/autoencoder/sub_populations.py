@@ -338,18 +338,23 @@ def warn_of_fewer(sub_populations: SubPopulations, cell_types: Sequence[str], nu
         )
 
 
-def hint_at_donors(obs: pd.DataFrame, sub_populations: SubPopulations) -> None:
-    """Warn of sub-populations dominated by one donor, and name a minimum of donors that all types reach."""
+def find_one_donor(obs: pd.DataFrame, sub_populations: SubPopulations) -> tuple[str, ...]:
+    """Return the sub-populations with more than half of their cells of one donor.
+
+    Warns of them, and names a minimum of donors that all types reach.
+    """
     share = largest_shares(obs["sub_population"], obs["donor"])
-    dominated = [name for name in sub_populations.names if share.get(name, 0) > 1 / 2]
-    if dominated:
+    names = tuple(name for name in sub_populations.names if share.get(name, 0) > 1 / 2)
+    if names:
         minimum = min(5, int(effective_donors(obs["cell_type"], obs["donor"]).min()))
-        is_remedy = effective_donors(obs["sub_population"], obs["donor"])[dominated].max() < minimum
+        is_remedy = effective_donors(obs["sub_population"], obs["donor"])[list(names)].max() < minimum
         logger.warning(
-            "Sub-populations with more than half of their cells of one donor: %s%s.",
-            abbreviated([f"{name} ({share[name]:.0%})" for name in dominated], n_shown=5),
+            "Sub-populations with more than half of their cells of one donor: %s%s. Generated cells of these types do not "
+            "name their sub-populations.",
+            abbreviated([f"{name} ({share[name]:.0%})" for name in names], n_shown=5),
             f"; to form none, prepare the cells with `settings.prepare.min_donors={minimum}`" if is_remedy else "",
         )
+    return names
 
 
 def fit_normal_densities(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -112,6 +112,7 @@ def generate_cells(
     ``obsm['latent']``. ``obs`` has ``cell_type``, ``sub_population`` and ``synthetic`` (True), and cell types, batches
     and covariates under their column names in the training data. With shared ancestors, ``ancestor`` is the number of
     the cell's root sample. Cells are ordered by population, so the first cells of a type may share a sub-population.
+    In cell types with a sub-population of one donor, ``sub_population`` is the cell type.
     """
     return generated_cells(model, request, settings, seed=seed).in_memory()
 
@@ -304,13 +305,20 @@ def make_obs(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.D
     table = request.table.loc[request.table.index.repeat(request.table["n_cells"])]
     columns = {
         **type_columns(model, table["cell_type"]),
-        "sub_population": in_order(table["sub_population"], model.populations),
+        "sub_population": named_populations(model, table),
         "synthetic": True,
     }
     if ancestors:
         columns["ancestor"] = table.groupby("sub_population", sort=False).cumcount().to_numpy()
     columns |= batch_columns(model, table.get("batch"))
     return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(table) + 1)])
+
+
+def named_populations(model: BranchedModel, table: pd.DataFrame) -> pd.Categorical:
+    """Return the population of each cell; only the cell type where a name of a sub-population would tell the donor."""
+    unnamed = model.autoencoder.unnamed_types  # all names of a type: a single missing one would tell as much
+    names = table["sub_population"].mask(table["cell_type"].isin(unnamed), table["cell_type"])
+    return in_order(names, (*model.populations, *unnamed))
 
 
 def in_order(values: Sequence[str] | np.ndarray, order: Sequence[str]) -> pd.Categorical:

@@ -256,8 +256,11 @@ def prepare_inputs(model: BranchedModel, real: AnnData, generated: AnnData, *, s
 
 def convert_generated(adata: AnnData, model: BranchedModel) -> Cells:
     """Convert generated cells, with their recorded or else most probable populations."""
-    recorded = adata.obs.get("sub_population")
-    population = populations_of_cells(adata, model.autoencoder) if recorded is None else recorded.to_numpy(dtype=str)
+    recorded = adata.obs["sub_population" if "sub_population" in adata.obs else "cell_type"].astype(str)
+    population = recorded.to_numpy(dtype=object, copy=True)
+    unnamed = recorded.isin(model.autoencoder.sub_populations.cell_type).to_numpy()
+    if unnamed.any():
+        population[unnamed] = populations_of_cells(adata[unnamed], model.autoencoder)
     if unknown := sorted(set(population) - set(model.populations)):
         raise InputError(
             f"The generated cells have sub-populations that this model lacks ({abbreviated(unknown)}), so another "

@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from bdm import __version__
-from bdm._core.errors import InputError, counted, listed, markdown, printable
+from bdm._core.errors import InputError, abbreviated, counted, listed, markdown, printable
 from bdm._core.store import checksum_of
 from bdm.data.cells import GENERATED
 from bdm.data.modalities import NOUNS, modalities_of
@@ -70,6 +70,8 @@ def model_card(
         data=data_rows(model, {"license": license or "not given", "source": source, "contact": contact}),
         extended=bool(model.extensions),
         n_batches=len(model.autoencoder.batches),
+        one_donor=model.autoencoder.one_donor,
+        unnamed_types=markdown(abbreviated(model.autoencoder.unnamed_types, n_shown=5)),
         donors="" if model.donor_effects is None else model.donor_effects.summary,
         bin_width="" if model.space is None else f"{model.space.tissue.width * model.space.unit:.3g}",
         types=list(type_rows(model, cells)),

@@ -210,6 +210,7 @@ def populations(results: Results) -> dict[str, Any]:
         "n_divided": sum(len(rows) > 1 for rows in by_type.values()),
         "n_type_specific": int(table["type_specific"].sum()),
         "stray": [*table[table["nearer_to"].notna()].itertuples()],
+        "one_donor": ", ".join(results.model.autoencoder.one_donor),
         "setting": str(used["sub_populations"]),
         "least": f"{used['min_cells_per_sub_population']:,} cells{donors} or more",
     }
