@@ -157,7 +157,7 @@ def test_model_learns_donors_and_keeps_them(donor_model, tmp_path):
     card = (tmp_path / "model/README.md").read_text()
     assert f"| donors | {N_DONORS}, in the column `donor` |" in card
     assert f"composition and number of cells ({N_DONORS} donors, standard deviation of log expression 0." in card
-    assert "the donors that `bdm simulate` draws are new" in card
+    assert "the donors of `bdm simulate` are new" in card
     assert "in each population" not in card
     again = BranchedDiffusion.load(tmp_path / "model").model.donors
     sampled, repeated = (of.sample(3, numpy_generator(0, "donors")) for of in (donors, again))
