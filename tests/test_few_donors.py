@@ -76,7 +76,7 @@ def test_a_minimum_of_donors_is_advised_that_all_types_reach(n_donors, advice, c
     populations = ["a/1"] * 240 + ["b/1"] * 40
     obs = pd.DataFrame({"cell_type": "a", "sub_population": populations, "donor": donor})
     classifier = replace(SubPopulations.none(2), names=("a/1", "b/1"))
-    assert find_one_donor(obs, classifier) == ("b/1",)
+    assert "b/1" in find_one_donor(obs, classifier)
     assert advice in caplog.messages[0]
 
 

@@ -349,8 +349,8 @@ def find_one_donor(obs: pd.DataFrame, sub_populations: SubPopulations) -> tuple[
         minimum = min(5, int(effective_donors(obs["cell_type"], obs["donor"]).min()))
         is_remedy = effective_donors(obs["sub_population"], obs["donor"])[list(names)].max() < minimum
         logger.warning(
-            "Sub-populations with more than half of their cells of one donor: %s%s. Generated cells of these types do not "
-            "name their sub-populations.",
+            "Sub-populations with more than half of their cells of one donor: %s%s. Generated cells of these types do "
+            "not name their sub-populations.",
             abbreviated([f"{name} ({share[name]:.0%})" for name in names], n_shown=5),
             f"; to form none, prepare the cells with `settings.prepare.min_donors={minimum}`" if is_remedy else "",
         )
