@@ -2,10 +2,12 @@ import itertools
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from bdm._core.errors import InputError
-from bdm._core.files import atomic_write, read_json, sha256, write_json
+from bdm._core.files import atomic_write, read_json, sha256, write_json, write_table
 from bdm._core.seeds import derive
 
 
@@ -113,6 +115,14 @@ def test_sha256_of_folder_depends_on_content_names_and_paths(tmp_path):
         assert sha256(tmp_path / f"x{number}") == sha256(tmp_path / f"y{number}")
         hashes.append(sha256(tmp_path / f"x{number}"))
     assert len(set(hashes)) == len(trees)
+
+
+def test_tables_have_no_formulas(tmp_path):
+    columns = {"=gene": ["@SUM(A1)", "-", "-0.5", None], "level": [-1.0, 0.123456, np.nan, 2.0]}
+    table = pd.DataFrame(columns, ["+a", "b", "c", "d"])
+    write_table(table, tmp_path / "table.csv", index="cell", digits=3)
+    expected = ["cell,'=gene,level", "'+a,'@SUM(A1),-1", "b,'-,0.123", "c,-0.5,", "d,,2"]
+    assert (tmp_path / "table.csv").read_text().splitlines() == expected
 
 
 def test_json_comes_back(tmp_path):

@@ -268,6 +268,19 @@ def test_model_without_a_license_is_not_sent(hub, folder, bdm, tmp_path, card, e
     assert not hub.requests
 
 
+def test_links_are_not_sent(hub, folder, bdm, tmp_path):
+    for name, content in contents(folder).items():
+        (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "model" / name).write_bytes(content)
+    (tmp_path / "secret").write_text("key")
+    (tmp_path / "model/LICENSE").unlink(missing_ok=True)
+    (tmp_path / "model/LICENSE").symlink_to(tmp_path / "secret")
+    code, error = bdm("push", tmp_path / "model", ADDRESS, "--yes")
+    assert code == 2
+    assert "LICENSE is a link" in error
+    assert not hub.requests
+
+
 def test_damaged_model_is_not_sent(hub, folder, bdm, tmp_path):
     for name, content in contents(folder).items():
         (tmp_path / name).write_bytes(content)

@@ -255,6 +255,13 @@ def test_columns_that_look_like_batches_are_named_where_no_batches_are(cells, ca
     assert "`batch_key=`" in line
 
 
+def test_records_name_files_without_their_folders(cells, tmp_path):
+    genes = tmp_path / "genes.txt"
+    genes.write_text("\n".join(cells.var_names[:50]))
+    record = prepare(cells, settings(genes=str(genes))).uns["bdm"]["settings"]
+    assert json.loads(record)["genes"] == "genes.txt"
+
+
 def test_what_was_left_out_of_the_input_is_recorded(cells):
     n_cells = cells.obs["bulk_labels"].value_counts()
     for cell in np.flatnonzero(cells.obs["bulk_labels"] == "CD19+ B")[:5]:

@@ -141,6 +141,16 @@ def test_content_of_another_class_is_rejected(whole, tmp_path, change):
         load(tmp_path, "thing", Whole)
 
 
+def test_networks_larger_than_their_tensors_are_rejected_before_memory_is_used(whole, tmp_path):
+    save(tmp_path, "thing", whole)
+    content = json.loads((tmp_path / "thing.json").read_text())
+    del content["checksum"]
+    content["thing"]["network"]["shape"]["n_input"] = 10**15
+    write_checksummed_json(tmp_path / "thing.json", content)
+    with pytest.raises(InputError, match=r"thing\.json is damaged \(RuntimeError: Error\(s\) in loading"):
+        load(tmp_path, "thing", Whole)
+
+
 @dataclass(frozen=True)
 class Later:
     """Whole in the next format: a field has another name, and a field is new."""

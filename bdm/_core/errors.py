@@ -111,4 +111,4 @@ def printable(text: str) -> str:
 
 def markdown(text: object) -> str:
     """Escape Markdown syntax in names from data."""
-    return re.sub(r"([\\|<>\[\]*`])", r"\\\1", printable(str(text)))
+    return re.sub(r"([\\|<>\[\]*`]|^[=+\-@])", r"\\\1", printable(str(text)))

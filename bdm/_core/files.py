@@ -14,14 +14,18 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 
 from bdm import __version__
 from bdm._core.errors import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 UNFINISHED = ".unfinished"  # suffix of scratch folders
+FORMULA = re.compile(r"(?![+-]?[\d.]+$)[=+\-@\t\r]")  # text that a spreadsheet takes for a formula
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of writing only
 
 
@@ -259,6 +263,31 @@ def _digest_of_data(path: Path) -> str:
 
 
 # ---- provenance
+
+
+def write_table(table: "pd.DataFrame", path: Path, *, index: str | bool = False, digits: int = 6) -> None:
+    """Write a table as CSV, with an apostrophe before names that a spreadsheet would take for formulas.
+
+    Parameters
+    ----------
+    table
+        Numbers and text.
+    path
+        File to write.
+    index
+        Whether to write the index, or its name.
+    digits
+        Significant digits of numbers.
+    """
+
+    def quoted(value: object) -> object:
+        return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+    text = table.select_dtypes(exclude="number").astype(object).map(quoted)
+    named = table.assign(**text).rename(index=quoted, columns=quoted)
+    label = index if isinstance(index, str) else None
+    named.to_csv(path, index=bool(index), index_label=label, float_format=f"%.{digits}g")
+
 
 PACKAGES = ("anndata", "numpy", "scanpy", "torch")  # versions to record
 

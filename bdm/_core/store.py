@@ -252,11 +252,12 @@ class ContentReader:
         return pd.DataFrame(columns, index=index, columns=pd.Index(list(columns), dtype=str))
 
     def decode_module(self, content: dict[str, Any], kind: type[nn.Module]) -> nn.Module:
-        """Return a network, without changing torch's global random state."""
+        """Return a network; the device meta allocates nothing until its shape is compared with the tensors."""
         shape = self.decode(content["shape"], get_type_hints(kind.__init__)["shape"])
-        with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
             network = kind(shape)
-        network.load_state_dict({name: self.tensors[tensor] for name, tensor in content["state"].items()})
+        state = {name: self.tensors[tensor] for name, tensor in content["state"].items()}
+        network.load_state_dict(state, assign=True)
         return network.eval()
 
 

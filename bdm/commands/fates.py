@@ -24,6 +24,7 @@ def fates(
 
     Example: bdm fates lineage/ progenitors.h5ad fates.csv --among ADL --among AWB
     """
+    from bdm._core.files import write_table
     from bdm.applications.relations.fates import fates
     from bdm.applications.relations.lineage import Lineage
     from bdm.data.read import read_cells
@@ -31,6 +32,6 @@ def fates(
     fitted, cells = Lineage.load(lineage), read_cells(data, labels=labels, counts=counts)
     with error_prefix(data):
         shares = fates(fitted, cells, among, counts=counts)
-    shares.to_csv(out, index_label="cell", float_format="%.4g")
+    write_table(shares, out, index="cell", digits=4)
     means = ", ".join(f"{node} {share:.2f}" for node, share in shares.mean().sort_values(ascending=False).items())
     return Summary({"cells": f"{len(shares):,}", "shares": f"{means} (means)"})

@@ -27,6 +27,7 @@ def hierarchy(
 
     Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --page hierarchy.html
     """
+    from bdm._core.files import write_table
     from bdm.autoencoder.latent import read_latent
     from bdm.hierarchy.files import branch_table, save_hierarchy, to_newick
     from bdm.model.fit_model import fit_hierarchy
@@ -41,7 +42,7 @@ def hierarchy(
     if figure is not None:
         save_figure(draw_hierarchy(view_of(fitted)), figure)
     if table is not None:
-        branch_table(fitted).to_csv(table, index=False, float_format="%.6g")
+        write_table(branch_table(fitted), table)
     if page is not None:
         page.write_text(tree_page(fitted), encoding="utf-8")
     return Summary(summary_of_tree(fitted), then=("bdm", "train", autoencoder, out, "model/"))

@@ -34,6 +34,7 @@ def predict(
 
     Example: bdm predict responses/ cells.h5ad predicted.h5ad --condition stim --cell-type "B cells"
     """
+    from bdm._core.files import write_table
     from bdm.applications.relations.predict import cells_to_change
     from bdm.applications.relations.responses import Responses
     from bdm.data.matrix import write_h5ad
@@ -45,7 +46,7 @@ def predict(
         predicted = chosen.predict(seed=seed)
     write_h5ad(out, predicted)
     if effects is not None:
-        chosen.effects().to_csv(effects, index=False, float_format="%.4g")
+        write_table(chosen.effects(), effects, digits=4)
     number = predicted.obs["response"].value_counts()
     if not chosen.is_back and "predicted" in number:
         for warning in fitted.warnings(chosen.condition):

@@ -31,6 +31,7 @@ def reconstruct(
 
     Example: bdm reconstruct lineage/ cells.h5ad ancestors.h5ad --node ASG_AWA --at 350:400
     """
+    from bdm._core.files import write_table
     from bdm.applications.relations.lineage import Lineage
     from bdm.applications.relations.reconstruct import reconstruct
     from bdm.data.matrix import write_h5ad
@@ -46,7 +47,7 @@ def reconstruct(
     if genes is not None:
         middle = sum(time) / 2 if isinstance(time, tuple) else time
         expression = fitted.names.with_symbols(fitted.expression(node, middle))
-        expression.to_csv(genes, index=False, float_format="%.4g")
+        write_table(expression, genes, digits=4)
     return Summary({"cells": f"{reconstructed.n_obs:,} of {node}", "error": reconstructed.uns["bdm"]["expected_error"]})
 
 

@@ -31,6 +31,7 @@ def simulate(
 
     Example: bdm simulate model/ design.yaml experiment.h5ad --truth truth.csv
     """
+    from bdm._core.files import write_table
     from bdm.applications.design.design import read_design
     from bdm.applications.design.experiment import compile_design
     from bdm.applications.design.simulate import simulated_cells
@@ -46,6 +47,6 @@ def simulate(
     cells = simulated_cells(experiment)
     write_cells(out, cells, checksums({}, model=model))
     if truth is not None:
-        cells.uns["truth"]["genes"].to_csv(truth, index=False)
+        write_table(cells.uns["truth"]["genes"], truth)
     n_cells, n_changes = sum(experiment.request.n_by_type.values()), counted(len(experiment.changes), "change")
     return Summary({"cells": f"{n_cells:,} of {counted(len(experiment.samples), 'sample')}, with {n_changes}"})

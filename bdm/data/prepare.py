@@ -92,10 +92,16 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     batch = obs["batch"][is_train] if "batch" in obs else None
     chosen = choose_genes(counts.of_cells(is_train), names, batch, settings, listed=listed, kept=kept)
 
+    # files by name, because folders may name a person
+    files = {
+        name: Path(value).name
+        for name in ("genes", "keep_genes")
+        if isinstance(value := getattr(settings, name), str | Path)
+    }
     provenance = {
         "version": __version__,
         "seed": settings.seed,
-        "settings": json.dumps(asdict(replace(settings, gene_symbols=names.column)), default=str),
+        "settings": json.dumps(asdict(settings) | {"gene_symbols": names.column} | files),
         "input": json.dumps({"n_cells": cells.n_obs, "n_genes": cells.n_vars, **left_out}, ensure_ascii=False),
     }
     var, max_entries, other_modalities = names.var[chosen], int(n_genes[rows].sum()), None

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bdm._core.errors import abbreviated, counted
-from bdm._core.files import provenance
+from bdm._core.files import provenance, write_table
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm._core.store import Result
@@ -158,21 +158,21 @@ class Evaluation(Result):
         return np.minimum(self.n_compared[name], self.n_compared["test"])
 
     def _write_tables(self, folder: Path) -> None:
-        self.overall.to_csv(folder / "overall.csv", index_label="metric", float_format="%.6g")
-        self.n_cells.join(self.n_compared.add_prefix("compared_")).to_csv(folder / "n_cells.csv")
+        write_table(self.overall, folder / "overall.csv", index="metric")
+        write_table(self.n_cells.join(self.n_compared.add_prefix("compared_")), folder / "n_cells.csv", index=True)
         tables = {
             "by_type": score_rows(self),
             "by_population": self.by_population,
             "by_covariate": self.by_covariate,
         }
         for name, table in tables.items():
-            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+            write_table(table, folder / f"{name}.csv")
         empty = pd.DataFrame(columns=["modality", "score", *self.overall])  # for RNA alone
         modalities = empty if self.modalities is None else self.modalities.reset_index()
-        modalities.to_csv(folder / "modalities.csv", index=False, float_format="%.4g")
-        self.space.scores.to_csv(folder / "space.csv", index=False, float_format="%.4g")
-        self.space.genes.to_csv(folder / "space_genes.csv", index=False, float_format="%.4g")
-        self.gene_statistics.to_csv(folder / "genes.csv", index=False, float_format="%.4g")
+        write_table(modalities, folder / "modalities.csv", digits=4)
+        write_table(self.space.scores, folder / "space.csv", digits=4)
+        write_table(self.space.genes, folder / "space_genes.csv", digits=4)
+        write_table(self.gene_statistics, folder / "genes.csv", digits=4)
 
 
 @using_threads()

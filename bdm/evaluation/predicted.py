@@ -18,7 +18,7 @@ from scipy.stats import ttest_ind
 from sklearn.metrics import euclidean_distances, r2_score
 
 from bdm._core.errors import InputError, abbreviated
-from bdm._core.files import provenance
+from bdm._core.files import provenance, write_table
 from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm._core.schema import checked
@@ -119,7 +119,7 @@ class PredictedEvaluation(Result):
         )
 
     def _write_tables(self, folder: Path) -> None:
-        self.scores.to_csv(folder / "scores.csv", float_format="%.6g")
+        write_table(self.scores, folder / "scores.csv", index=True)
 
 
 def rescale(distances: pd.Series) -> pd.Series:

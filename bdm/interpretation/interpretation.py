@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import counted
-from bdm._core.files import storable
+from bdm._core.files import storable, write_table
 from bdm._core.store import Result
 from bdm.data.genes import GeneNames
 from bdm.data.matrix import write_h5ad
@@ -102,7 +102,7 @@ class Interpretation(Result):
         }
         for name, table in tables.items():
             table = self._with_names(table) if "gene" in table else table
-            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+            write_table(table, folder / f"{name}.csv")
         adata = branches_adata(self)
         adata.uns["bdm"] = storable(self.provenance)
         write_h5ad(folder / "branches.h5ad", adata)

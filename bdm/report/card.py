@@ -185,11 +185,9 @@ def setting_rows(model: BranchedModel) -> Iterator[tuple[str, str]]:
 
 
 def in_words(name: str, value: Any) -> str:
-    """Format a setting without folders, because these may name a person."""
+    """Format a setting."""
     if isinstance(value, list | tuple):
         return listed(list(map(str, value)), n_shown=5) or "none"
-    if name in ("genes", "keep_genes") and isinstance(value, str):
-        return Path(value).name
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

@@ -55,6 +55,8 @@ def push(folder: Path, address: str, *, public: bool, confirm: Callable[[str], b
     hub = import_hub()
     license = license_of(folder / CARD, hub)
     files = shared_files(folder)
+    if links := [file.name for file in files if file.is_symlink()]:
+        raise InputError(f"{folder / links[0]} is a link, so what it sends may be any file; replace it by a copy.")
     size = sum(file.stat().st_size for file in files) / 1e6
     content = f"{', '.join(file.name for file in files)} ({size:.1f} MB, license {license})"
     repository = f"the {'public' if public else 'private'} repository {address}"

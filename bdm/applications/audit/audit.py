@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from bdm._core.errors import InputError, abbreviated, counted, markdown
-from bdm._core.files import write_json
+from bdm._core.files import write_json, write_table
 from bdm._core.seeds import derive
 from bdm._core.store import Result
 from bdm.applications.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL, SETS
@@ -181,7 +181,7 @@ class Audit(Result):
 
     def _write_tables(self, folder: Path) -> None:
         for name, file in TABLES.items():
-            getattr(self, name).to_csv(folder / file, index=False, float_format="%.4f")
+            write_table(getattr(self, name), folder / file, digits=4)
         write_json(folder / "summary.json", self.verdict.summary() | {"n_tested": self.record["n_tested"]})
 
 

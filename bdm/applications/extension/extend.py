@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from bdm._core.errors import counted
-from bdm._core.files import provenance
+from bdm._core.files import provenance, write_table
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
 from bdm.applications.extension.fit_extension import (
@@ -278,7 +278,7 @@ class ExtensionReport(Result):
     def _write_tables(self, folder: Path) -> None:
         tables = {"extensions": self.extensions, "likelihood": self.likelihood, "type_specific_genes": self.genes}
         for name, table in tables.items():
-            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+            write_table(table, folder / f"{name}.csv")
 
 
 def extension_row(fitted: FittedExtension) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from scipy import sparse
 from scipy.stats import norm
 
 from bdm._core.errors import InputError, abbreviated
+from bdm._core.files import write_table
 from bdm._core.parallel import threads
 from bdm._core.seeds import derive
 from bdm._core.store import Result
@@ -82,7 +83,7 @@ class PowerAnalysis(Result):
 
     def _write_tables(self, folder: Path) -> None:
         for name, table in {"power": self.power, "power_by_type": self.by_type, "repeats": self.repeats}.items():
-            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+            write_table(table, folder / f"{name}.csv")
 
 
 def power_analysis(model: BranchedModel, design: Design | dict[str, Any] | Path | str) -> PowerAnalysis:

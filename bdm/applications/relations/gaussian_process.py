@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from bdm._core.errors import InputError
+from bdm._core.files import write_table
 from bdm._core.store import Result
 
 # Candidate hyperparameters
@@ -241,7 +242,7 @@ class GaussianProcess(Result):
 
     def _write_tables(self, folder: Path) -> None:
         table = pd.DataFrame(self.prior.hypotheses, columns=list(Hypothesis.__annotations__))
-        table.assign(share=self.prior.shares).to_csv(folder / "hypotheses.csv", index=False, float_format="%.4g")
+        write_table(table.assign(share=self.prior.shares), folder / "hypotheses.csv", digits=4)
 
     # ---- prior
 

@@ -14,6 +14,7 @@ from anndata import AnnData
 from scipy.special import ndtr
 
 from bdm._core.errors import InputError, counted
+from bdm._core.files import write_table
 from bdm._core.store import Result
 from bdm.applications.relations.gaussian_process import QUANTILE, SIZES, GaussianProcess, Prediction, Prior, bins_of
 from bdm.applications.relations.lineage_tree import LineageTree, Places, origin_of
@@ -374,8 +375,8 @@ class Lineage(Result):
         ]
 
     def _write_tables(self, folder: Path) -> None:
-        self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
-        self.changes.to_csv(folder / "branches.csv", index=False, float_format="%.4g")
+        write_table(self.errors, folder / "errors.csv", digits=4)
+        write_table(self.changes, folder / "branches.csv", digits=4)
 
 
 def times_of(obs: pd.DataFrame, key: str) -> np.ndarray:

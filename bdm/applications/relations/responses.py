@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.special import ndtr
 
 from bdm._core.errors import InputError, abbreviated, counted, markdown
+from bdm._core.files import write_table
 from bdm._core.store import Result
 from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
 from bdm.applications.relations.condition_field import ConditionField
@@ -525,7 +526,7 @@ class Responses(Result):
         return warnings
 
     def _write_tables(self, folder: Path) -> None:
-        self.errors.to_csv(folder / "errors.csv", index=False, float_format="%.4g")
+        write_table(self.errors, folder / "errors.csv", digits=4)
 
 
 def require_related(responses: Responses) -> RelatedConditions:

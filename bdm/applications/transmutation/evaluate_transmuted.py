@@ -14,7 +14,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm._core.errors import InputError, abbreviated, counted
-from bdm._core.files import provenance
+from bdm._core.files import provenance, write_table
 from bdm._core.parallel import using_threads
 from bdm._core.store import Result
 from bdm.data.cells import (
@@ -79,7 +79,7 @@ class TransmutationEvaluation(Result):
 
     def _write_tables(self, folder: Path) -> None:
         table = self.table if self.modalities is None else self.modalities
-        table.to_csv(folder / "scores.csv", float_format="%.6g")
+        write_table(table, folder / "scores.csv", index=True)
 
 
 @dataclass(frozen=True)
