@@ -131,7 +131,7 @@ def test_surfaces_follow_a_field_and_leave_noise_alone():
     assert strength[0] > 0
     assert strength[1] == 0
     assert not coefficients[:, 1].any()
-    assert gain > 50
+    assert gain[0] > 50
     assert not fit_scaled_surfaces(design, rng.normal(0, 1, (900, 2)), np.array([0.3, 0.3])).any()
 
 
@@ -294,9 +294,20 @@ def test_nothing_spatial_gives_no_surface(cells, seed):
     shuffled.obsm["xy"] = np.random.default_rng(seed).permutation(cells.obsm["xy"])
     space = BranchedDiffusion(shuffled, spatial_key="xy", settings=SETTINGS).fit().model.space
     assert not space.coefficients.any()
+    assert not len(space.local)
     assert not space.log_odds.any()
-    assert space.genes.shared.any(axis=1).mean() < 0.1
-    assert space.genes.has_own.mean() < 0.1
+    assert space.genes.number < 0.1 * N_GENES
+
+
+def test_real_cells_at_random_positions_have_no_surface(example_cells, small_settings):
+    """Axes of latents are chosen by autocorrelation, and rare genes are in few cells."""
+    cells = example_cells.copy()
+    cells.obsm["spatial"] = np.random.default_rng(0).random((cells.n_obs, 2))
+    keys = {"label_key": "bulk_labels", "spatial_key": "spatial"}
+    space = BranchedDiffusion(cells, **keys, settings=small_settings).fit().model.space
+    assert not space.coefficients.any()
+    assert not len(space.local)
+    assert space.genes.number < 0.05 * len(space.genes.local)
 
 
 def test_a_seed_gives_the_same_cells_at_a_location_whatever_else_is_generated(model):

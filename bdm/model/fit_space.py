@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
@@ -32,6 +32,7 @@ from bdm.model.surfaces import (
     BlockDesign,
     LocalFields,
     Places,
+    covariance_beyond,
     fit_local_length,
     fit_scaled_surfaces,
     fit_surfaces,
@@ -40,9 +41,8 @@ from bdm.model.surfaces import (
 
 MAX_CELLS = 100_000  # to fit surfaces to
 LENGTHS = (0.1, 0.2, 0.4, 0.8)  # candidate length scales, in units of the spread of a section
-# Held-out log density that surfaces of latents must gain together, in nats. Their axes are chosen by the same cells: in
-# 30 permutations of 700 cells, the largest gain by chance was 6.
-MIN_TOTAL_GAIN = 10.0
+N_PERMUTATIONS = 19  # of positions, so that one fit in twenty has a surface of latents by chance
+MAX_PERMUTED = 10_000  # cells to permute
 MIN_CELLS_OF_TYPE = 30  # types with fewer cells share the common surface
 N_FACTOR_NEIGHBOURS = 3
 MIN_SPREAD = 0.05  # smallest part of the variance of latents that surfaces leave
@@ -71,6 +71,16 @@ class SpatialCells:
     moments: PopulationMoments
     block: np.ndarray  # left-out block of each cell
     weight: np.ndarray  # information on the latent of each cell, with mean 1
+
+    def __getitem__(self, rows: np.ndarray) -> SpatialCells:
+        return replace(
+            self,
+            places=self.places[rows],
+            latents=self.latents.subset(torch.from_numpy(rows)),
+            counts=self.counts[rows],
+            block=self.block[rows],
+            weight=self.weight[rows],
+        )
 
     @property
     def population(self) -> np.ndarray:
@@ -137,14 +147,15 @@ def fit_space(
     values = centred(without_prior(latents, whitening).double().numpy(), cells.members(), weight)
     axes = autocorrelation_factors(values, cells)
     factors, to_latents = values @ axes, np.linalg.inv(axes)
-    basis, shared, strength, log_odds = choose_basis(factors, cells, seed)
+    chance = by_chance(values, cells, seed)
+    basis, shared, strength, log_odds = choose_basis(factors, cells, chance, seed)
     design = BlockDesign(basis(places), weight, cells.block)
     coefficients = type_surfaces(design, factors, cells, shared, strength) @ to_latents
     surface, centre = centred_surfaces(design, coefficients, cells)
 
     coupling_length = COUPLING_LENGTH * places.spacing
     length = fit_local_length(factors, surface @ axes, weight, places)
-    variance = local_variance(factors, surface @ axes, weight, places, length)
+    variance = local_variance(factors, surface @ axes, weight, places, length, chance.local_errors)
     local = (np.sqrt(variance)[:, None] * to_latents)[variance > 0]
     narrowing = np.stack(
         [
@@ -195,8 +206,40 @@ def autocorrelation_factors(values: np.ndarray, cells: SpatialCells) -> np.ndarr
     return np.asarray(whiten @ axes[:, ::-1])
 
 
+@dataclass(frozen=True)
+class Chance:
+    """Largest effects of permuted positions on factors."""
+
+    gain: float  # of a surface, in nats
+    local_errors: float  # covariance of neighbours, in standard errors
+
+
+def by_chance(values: np.ndarray, cells: SpatialCells, seed: int) -> Chance:
+    """Measure the largest effects of permuted positions, whose axes are also chosen by the cells that score them.
+
+    ``values`` (cells x dimensions) are permuted within populations, in units of their standard errors.
+    """
+    generator = numpy_generator(seed, "permuted positions")
+    rows = np.sort(generator.permutation(len(values))[:MAX_PERMUTED])
+    cells, root = cells[rows], np.sqrt(cells.weight[rows, None])
+    standardised, factors, errors = values[rows] * root, [], []
+    for _ in range(N_PERMUTATIONS):
+        order = np.arange(len(rows))
+        for members in cells.members():
+            order[members] = generator.permutation(members)
+        permuted = standardised[order] / root
+        factors.append(permuted @ autocorrelation_factors(permuted, cells))
+        covariance, error = covariance_beyond(factors[-1], np.zeros_like(permuted), cells.weight, cells.places)
+        errors.append((covariance / error).max())
+    gains = [
+        fit_surfaces(BlockDesign(basis(cells.places), cells.weight, cells.block), np.hstack(factors), 0.0)[2].max()
+        for basis in (Basis.from_places(cells.places, length, seed=seed) for length in LENGTHS)
+    ]
+    return Chance(max(gains), max(errors))
+
+
 def choose_basis(
-    values: np.ndarray, cells: SpatialCells, seed: int
+    values: np.ndarray, cells: SpatialCells, chance: Chance, seed: int
 ) -> tuple[Basis, np.ndarray, np.ndarray, np.ndarray]:
     """Choose the length scale with which surfaces and map make left-out blocks most probable.
 
@@ -207,12 +250,11 @@ def choose_basis(
     for length in LENGTHS:
         basis = Basis.from_places(cells.places, length, seed=seed)
         functions = basis(cells.places)
-        coefficients, strength, gain = fit_surfaces(BlockDesign(functions, cells.weight, cells.block), values)
-        if gain < MIN_TOTAL_GAIN:
-            coefficients, strength, gain = np.zeros_like(coefficients), np.zeros_like(strength), 0.0
+        design = BlockDesign(functions, cells.weight, cells.block)
+        coefficients, strength, gains = fit_surfaces(design, values, max(chance.gain, MIN_GAIN))
         ridge, map_gain = choose_ridge(functions, cells, seed)
-        if gain + map_gain > most:
-            best, most = (basis, functions, coefficients, strength, ridge), gain + map_gain
+        if gains.sum() + map_gain > most:
+            best, most = (basis, functions, coefficients, strength, ridge), gains.sum() + map_gain
     assert best is not None
     basis, functions, coefficients, strength, ridge = best
     log_odds = np.zeros((functions.shape[1], len(cells.log_share)))

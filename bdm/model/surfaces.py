@@ -18,11 +18,13 @@ STRENGTHS = (0.0, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # variance of a surf
 MULTIPLES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # strength of a cell type's surface, relative to the shared surface
 MIN_NOISE = 0.2  # smallest part of the variance that a surface leaves
 MIN_GAIN = 5.0  # held-out log density that a surface must gain, in nats; 0.3% of outputs without a field gain as much
+MIN_EFFECTIVE_CELLS = 15  # that an output rests on: a rare gene in two neighbouring cells would gain as much by chance
 N_NEIGHBOURS = 6
 N_FAR_NEIGHBOURS = 50  # to fit the length scale of local variation to
 LOCAL_LENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0)  # candidates, in median distances to the nearest neighbours
 N_FEATURES = 1000  # random Fourier features of local variation
 MAX_PAIRS = 50_000  # of neighbours, in memory together
+MIN_LOCAL_ERRORS = 3.0  # smallest covariance of neighbours, in standard errors
 MAX_LOCAL = 0.8  # largest part of the remaining variance that neighbouring cells share
 
 
@@ -181,6 +183,11 @@ class BlockDesign:
         """Return the weighted mean square of values, outputs."""
         return np.asarray((self.weight[:, None] * values**2).sum(axis=0) / self.weight.sum())
 
+    def effective_cells(self, values: np.ndarray) -> np.ndarray:
+        """Return the effective number of cells with a value other than 0 (Kish), outputs."""
+        squares = self.weight[:, None] * values**2
+        return np.asarray(squares.sum(axis=0) ** 2 / (squares**2).sum(axis=0).clip(min=1e-24))
+
 
 def remaining_variance(total: np.ndarray, surface: np.ndarray) -> np.ndarray:
     """Return the variance that a surface leaves to noise, outputs."""
@@ -210,7 +217,9 @@ def held_out_gain(statistics: Sequence[Statistics], variance: np.ndarray, total:
     return np.asarray(density(variance) - density(np.zeros_like(variance)))
 
 
-def fit_surfaces(design: BlockDesign, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+def fit_surfaces(
+    design: BlockDesign, values: np.ndarray, minimum: float = MIN_GAIN
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fit a surface of each output, with the strength that left-out blocks support.
 
     Parameters
@@ -219,18 +228,20 @@ def fit_surfaces(design: BlockDesign, values: np.ndarray) -> tuple[np.ndarray, n
         Functions of the basis at the cells.
     values
         Cells x outputs, with mean 0.
+    minimum
+        Held-out log density that a surface must gain, in nats.
 
     Returns
     -------
-    Coefficients, functions x outputs; strength of each output; and the gain of all outputs in nats.
+    Coefficients, functions x outputs; strength of each output; and its gain beyond the minimum in nats.
     """
     statistics, total = design.statistics(values), design.variance(values).clip(min=1e-12)
     gains = np.stack([held_out_gain(statistics, strength * total, total) for strength in STRENGTHS])
-    gains[1:] -= MIN_GAIN
+    gains[1:] -= np.where(design.effective_cells(values) < MIN_EFFECTIVE_CELLS, np.inf, minimum)
     strength = np.array(STRENGTHS)[gains.argmax(axis=0)]
     variance = strength * total
     coefficients = statistics[0].coefficients(variance, remaining_variance(total, variance))
-    return coefficients, strength, float(gains.max(axis=0).sum())
+    return coefficients, strength, gains.max(axis=0)
 
 
 def fit_scaled_surfaces(design: BlockDesign, values: np.ndarray, strength: np.ndarray) -> np.ndarray:
@@ -277,22 +288,37 @@ def fit_local_length(values: np.ndarray, surface: np.ndarray, weight: np.ndarray
     return float(lengths[int(np.argmin(misfits))])
 
 
-def local_variance(
-    values: np.ndarray, surface: np.ndarray, weight: np.ndarray, places: Places, length: float
-) -> np.ndarray:
-    """Estimate the variance that neighbouring cells share beyond a surface.
+def covariance_beyond(
+    values: np.ndarray, surface: np.ndarray, weight: np.ndarray, places: Places
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the covariance of neighbours in ``values`` minus the one in ``surface`` (both cells x outputs).
 
-    It is the covariance of neighbours in ``values`` minus the one in ``surface`` (both cells x outputs), divided by the
-    kernel at their distance; 0 below two standard errors.
+    Returns also its standard error without any covariance; both by output.
     """
     cells, neighbours = places.neighbours()
     covariance, pair_weight = np.zeros(values.shape[1]), weight[cells] * weight[neighbours]
     for pairs, products in products_beyond(surface, values, cells, neighbours):
         covariance += pair_weight[pairs] @ products
-    covariance /= pair_weight.sum()
+    return covariance / pair_weight.sum(), (weight @ values**2 / weight.sum()) / np.sqrt(len(cells) / 2)
+
+
+def local_variance(
+    values: np.ndarray,
+    surface: np.ndarray,
+    weight: np.ndarray,
+    places: Places,
+    length: float,
+    minimum: float = MIN_LOCAL_ERRORS,
+) -> np.ndarray:
+    """Estimate the variance that neighbouring cells share beyond a surface.
+
+    It is :func:`covariance_beyond`, divided by the kernel at the distance of neighbours; 0 below ``minimum`` standard
+    errors.
+    """
+    covariance, error = covariance_beyond(values, surface, weight, places)
     total, explained = (weight @ x**2 / weight.sum() for x in (values, surface))
-    error = total / np.sqrt(len(cells) / 2)
-    shared = np.where(covariance > 2 * error, covariance, 0) / matern(places.distance(cells, neighbours), length).mean()
+    kernel = matern(places.distance(*places.neighbours()), length).mean()
+    shared = np.where(covariance > minimum * error, covariance, 0) / kernel
     return np.asarray(np.minimum(shared, MAX_LOCAL * (total - explained)).clip(min=0))
 
 
