@@ -11,15 +11,16 @@ from test_configuration import CONFIG, FILES, GROWN, MINE, OF_MODULE, finish, im
 from test_report import browser  # noqa: F401
 from test_workflow import ROOT, snakemake
 
+OTHER = "other"
 CATEGORIES = {
     "Audit": {MINE},
     "Designed experiments": {MINE, GROWN},
-    "Evaluation": {MINE, GROWN},
+    "Evaluation": {MINE, GROWN, OTHER},
     "Extension": {GROWN},
-    "Hierarchy": {MINE},
-    "Interpretation": {MINE, GROWN},
+    "Hierarchy": {MINE, OTHER},
+    "Interpretation": {MINE, GROWN, OTHER},
     "Lineage": {MINE},
-    "Report": {MINE, GROWN},
+    "Report": {MINE, GROWN, OTHER},
     "Responses": {MINE},
     "Transmutation": {MINE, GROWN},
 }
@@ -27,14 +28,15 @@ CATEGORIES = {
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """Archive of results that are empty files, of a data set and of one that it grows to, with captions that are valid.
+    """Archive of results that are empty files, of two data sets and of one that grows, with captions that are valid.
 
     Snakemake writes nothing for a name that a caption uses and the rule does not have, and reports invalid
     reStructuredText in its log alone.
     """
     folder = tmp_path_factory.mktemp("archive")
     arguments = ["--snakefile", ROOT / "Snakefile"]
-    finish(folder, CONFIG, *arguments, files=[folder / name for name in FILES])
+    config = CONFIG | {"datasets": CONFIG["datasets"] | {OTHER: {"path": "other.h5ad"}}}
+    finish(folder, config, *arguments, files=[folder / name for name in FILES])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jinja2, "Environment", partial(jinja2.Environment, undefined=jinja2.StrictUndefined))
         done = snakemake("--report", "archive.html", *arguments, cwd=folder)
@@ -45,7 +47,8 @@ def archive(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_archive_names_the_data_sets(archive):
-    assert "<strong>mine</strong>: cells from" in archive.read_text()
+    page = archive.read_text()
+    assert all(f"<li><strong>{name}</strong>: cells from" in page for name in (MINE, OTHER))
 
 
 @pytest.mark.slow
