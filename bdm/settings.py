@@ -427,7 +427,7 @@ class AuditSettings(StageSettings):
     donor_key: Annotated[
         str | None,
         "Column of `obs` with the donor.",
-        Unset("the donors of bdm prepare, or a column `donor`; without donors, cells are audited"),
+        Unset("the donors of bdm prepare; without these, or with fewer than six, cells are audited"),
         Key(absent=True),
     ] = None
     by_cell: Annotated[bool, "Audit cells even if there are donors.", Key(absent=True)] = False

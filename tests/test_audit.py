@@ -92,8 +92,11 @@ def prepared() -> ad.AnnData:
     return simulated()
 
 
+PREPARED = {"bdm": {"settings": json.dumps({"donor_key": "donor"})}}
+
+
 def folds_of(obs: pd.DataFrame, settings: AuditSettings = TWO_FOLDS, *, seed: int = 0) -> tuple[Fold, ...]:
-    return divide(ad.AnnData(obs=obs), settings, seed=seed).folds
+    return divide(ad.AnnData(obs=obs, uns=PREPARED), settings, seed=seed).folds
 
 
 def copies(prepared: ad.AnnData):
@@ -180,6 +183,20 @@ def test_cells_are_divided_where_there_are_no_donors(prepared):
         assert (number == 60).all(axis=None)
 
 
+def test_a_column_of_donors_that_nobody_named_is_not_audited(prepared):
+    unnamed = ad.AnnData(obs=prepared.obs, uns={"bdm": {"settings": "{}"}})
+    assert [divide(cells, TWO_FOLDS, seed=0).units.noun for cells in (prepared, unnamed)] == ["donor", "cell"]
+
+
+def test_cells_are_audited_in_place_of_too_few_donors_and_the_verdict_says_so(caplog):
+    cells = simulated(n_donors=5, n_cells=4, n_genes=5)
+    audit = audit_folds(divide(cells, TWO_FOLDS, seed=0), TWO_FOLDS, copies(cells), seed=0, generator="files")
+    assert audit.unit == "cell"
+    instead = "Cells are audited in place of donors, because an audit of donors needs 6 or more (here 5); it shows"
+    assert audit.verdict.text.startswith(f"{instead} nothing about donors. ")
+    assert instead in caplog.text
+
+
 def test_training_cells_are_members_with_a_new_split(prepared):
     fold = folds_of(prepared.obs)[0]
     cells = training_cells(prepared, fold, seed=0)
@@ -211,7 +228,7 @@ def missing_donor(obs: pd.DataFrame) -> None:
 
 
 INVALID = {
-    "few donors": (few_donors, {}, "obs['donor'] has 5 donors; an audit needs 6 or more"),
+    "few donors": (few_donors, {"donor_key": "donor"}, "obs['donor'] has 5 donors; an audit needs 6 or more"),
     "a donor under two names": (one_donor_twice, {}, "differ only in case or blanks"),
     "no such column": (lambda obs: None, {"donor_key": "patient"}, "obs has no column 'patient'"),
     "a cell without a donor": (missing_donor, {}, "obs['donor'] has no value for 1 of 360 cells"),

@@ -13,12 +13,8 @@ from snakemake.exceptions import WorkflowError
 from test_configuration import CONFIG, MINE, keys, planned_rules, with_value
 from test_workflow import ROOT, SCHEMA, snakemake, write_config
 
-from bdm._core.errors import InputError
-from bdm.applications.audit.folds import Units
-from bdm.applications.audit.limits import audit_rejection
 from bdm.data.header import n_cells_by_value, obs_columns
 from bdm.data.read import read_cells
-from bdm.settings import AuditSettings
 
 MODULE = """
 module bdm:
@@ -294,12 +290,10 @@ def test_cells_are_counted_by_the_values_of_a_column(folder, column):
     assert n_cells_by_value(folder / "cells.h5ad", "person") == expected.to_dict()
 
 
-def test_too_few_donors_are_reported_before_any_job(folder):
+def test_too_few_donors_are_warned_of_before_any_job(folder, caplog):
     with_donors(FIVE).write_h5ad(folder / "cells.h5ad")
-    found = message(CONFIG)
-    assert "audit.run: cells.h5ad: obs['person'] has 5 donors" in found
-    assert "`run: true`, or audit cells by `bdm audit --by-cell`" in found
-    assert planned_rules(with_value("audit/run", False))
+    assert "audit" in planned_rules(CONFIG)[MINE]
+    assert "audit.run: cells.h5ad: Cells are audited in place of donors, because an audit of donors" in caplog.text
 
 
 def test_enough_donors_and_donors_of_a_table_are_left_to_bdm_audit(folder):
@@ -307,17 +301,6 @@ def test_enough_donors_and_donors_of_a_table_are_left_to_bdm_audit(folder):
     with_donors(FIVE).write_h5ad(folder / "cells.h5ad")
     (folder / "labels.csv").write_text("cell,person\nc0,p0\n")
     assert planned_rules(with_value("dataset/labels", "labels.csv"))
-
-
-def test_donors_are_too_few_as_for_bdm_audit():
-    settings = AuditSettings(donor_key="person")
-    for n_donors in (2, 5, 6):
-        obs = pd.DataFrame({"cell_type": "a", "person": [f"p{i % n_donors}" for i in range(12)]})
-        if audit_rejection(n_donors, "person", remedy="") is None:
-            assert Units.from_obs(obs, settings).n_units == n_donors == 6
-        else:
-            with pytest.raises(InputError, match=rf"obs\['person'\] has {n_donors} donors"):
-                Units.from_obs(obs, settings)
 
 
 def test_an_audit_that_will_be_inconclusive_is_warned_of(folder, caplog):

@@ -5,7 +5,7 @@ include: f"{PACKAGE}/applications/audit/limits.py"
 
 
 def check_columns(name, dataset):
-    """Reject unknown columns and cell types, and an audit of too few donors."""
+    """Reject unknown columns and cell types, and warn of an audit of few donors."""
     place, path, labels = f"datasets.{name}", dataset["path"], dataset["labels"]
     columns = known_columns(path, labels)
     for key, alternative in (("label_key", NO_LABELS), ("batch_key", ""), ("donor_key", ""), ("section_key", "")):
@@ -73,13 +73,11 @@ def condition_rejection(prediction, known, respond):
 
 
 def check_donors(place, path, key, n_folds):
-    """Reject an audit of too few donors, and warn if it will be inconclusive; skip files without their number."""
-    donors = n_cells_by_value(path, key)
-    remedy = "leave out `run: true`, or audit cells by `bdm audit --by-cell`, which shows nothing about donors"
-    problem = None if donors is None else audit_rejection(len(donors), key, remedy=remedy)
-    reject(place, problem and f"{path}: {problem}")
-    doubt = None if donors is None else explain_inconclusive(equal_sides(len(donors), n_folds), "donor")
-    if doubt is not None:
+    """Warn if donors are too few for an audit, or if it will be inconclusive; skip files without their number."""
+    n_donors = len(n_cells_by_value(path, key) or ())
+    if 0 < n_donors < MIN_DONORS:
+        logger.warning(f"{place}: {path}: {cells_for_donors(n_donors)}")
+    elif n_donors and (doubt := explain_inconclusive(equal_sides(n_donors, n_folds), "donor")):
         logger.warning(f"{place}: {path}: this audit will be inconclusive: {doubt}.")
 
 

@@ -1,7 +1,7 @@
 """Results of an audit: scores, ROC areas, verdict and card."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ class Audit(Result):
     record
         Provenance: ``unit`` (``donor`` or ``cell``), ``n_folds``, ``seed``, ``fingerprints`` of the folds,
         ``n_generated`` (generated cells in each fold), ``generator``, settings and versions. ``n_tested`` counts units
-        that are members in at least one fold; attacks show nothing about the rest.
+        that are members in at least one fold; attacks show nothing about the rest. ``too_few_donors`` is the number of
+        donors, if cells were audited because donors were too few.
     """
 
     kind = "audit"
@@ -152,7 +153,8 @@ class Audit(Result):
         """Verdict on the attacks on generated cells, tested on units."""
         null = self._null(self.unit, GENERATED)
         means = self.attacks_on_units["auc"].loc[GENERATED]
-        return reach_verdict(means.dropna().to_dict(), null, sides=sides_in(self._units), unit=self.unit)
+        verdict = reach_verdict(means.dropna().to_dict(), null, sides=sides_in(self._units), unit=self.unit)
+        return replace(verdict, too_few_donors=self.record.get("too_few_donors"))
 
     def by_attack(self) -> Iterator[dict[str, Any]]:
         """Yield the result of each attack on units, highest area first."""

@@ -9,7 +9,7 @@ from sklearn.metrics import auc, roc_curve
 
 from bdm._core.errors import counted
 from bdm.applications.audit.attacks import ATTACKS
-from bdm.applications.audit.limits import LEVEL, Sides, explain_inconclusive
+from bdm.applications.audit.limits import LEVEL, Sides, cells_for_donors, explain_inconclusive
 
 KEYS = ["fold", "unit", "cell_type", "member"]  # columns of score tables that are not scores
 FALSE_POSITIVES = 0.01
@@ -146,6 +146,8 @@ class AuditVerdict:
         Numbers of members and non-members in each fold.
     unit
         ``donor`` or ``cell``.
+    too_few_donors
+        Number of donors, if cells were audited because donors were too few.
     """
 
     findings: tuple[AttackFinding, ...]
@@ -153,6 +155,7 @@ class AuditVerdict:
     smallest_p: float
     sides: Sides
     unit: str
+    too_few_donors: int | None = None
 
     def __repr__(self) -> str:
         return self.text
@@ -180,6 +183,11 @@ class AuditVerdict:
     @property
     def text(self) -> str:
         """Verdict in sentences, with its error rate."""
+        about_donors = () if self.too_few_donors is None else (cells_for_donors(self.too_few_donors),)
+        return " ".join([*about_donors, self._text_on_attacks])
+
+    @property
+    def _text_on_attacks(self) -> str:
         if not self.findings:
             return f"{capitalise(self.label)}."
         best, successful = self.findings[0], self.successful

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm._core.errors import InputError, abbreviated
+from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.seeds import derive, numpy_generator
-from bdm.applications.audit.limits import audit_rejection, explain_inconclusive
+from bdm.applications.audit.limits import MIN_DONORS, cells_for_donors, explain_inconclusive
 from bdm.data.columns import group_column, without_unused_categories
 from bdm.data.filters import split_by_type
 from bdm.data.matrix import take_cells
-from bdm.data.prepare import recorded_settings
+from bdm.data.prepare import has_donors, recorded_settings
 from bdm.settings import AuditSettings, PrepareSettings
 
 logger = logging.getLogger(__name__)
@@ -32,19 +32,26 @@ class Units:
     code: np.ndarray  # code of each cell's unit
     cell_type: np.ndarray
     are_donors: bool
+    too_few_donors: int | None = None  # number of donors, if cells are units because donors are too few
 
     @classmethod
-    def from_obs(cls, obs: pd.DataFrame, settings: AuditSettings) -> "Units":
-        """Read the units of prepared cells from ``obs``."""
+    def from_prepared(cls, prepared: AnnData, settings: AuditSettings) -> "Units":
+        """Read the units of prepared cells: named donors, else prepared ones if they suffice, else cells."""
+        obs = prepared.obs
         cell_type = obs["cell_type"].to_numpy(dtype=str)
-        key = settings.donor_key or ("donor" if "donor" in obs else None)
+        key = settings.donor_key or ("donor" if has_donors(prepared) else None)
         if key is None or settings.by_cell:
             return cls(np.arange(len(obs)), cell_type, are_donors=False)
         donors = group_column(obs, key, argument="donor_key")
         names = donors.cat.remove_unused_categories().cat.categories
-        remedy = "audit cells in place of donors by `by_cell=True`, which shows nothing about donors"
-        if problem := audit_rejection(len(names), key, remedy=remedy):
-            raise InputError(problem)
+        if len(names) < MIN_DONORS and settings.donor_key is None:
+            return cls(np.arange(len(obs)), cell_type, are_donors=False, too_few_donors=len(names))
+        if len(names) < MIN_DONORS:
+            raise InputError(
+                f"obs[{key!r}] has {counted(len(names), 'donor')}; an audit needs {MIN_DONORS} or more, as attacks on "
+                "fewer often succeed by chance; audit cells in place of donors by `by_cell=True`, which shows nothing "
+                "about donors."
+            )
         plain = pd.Series(names, dtype=str).str.strip().str.casefold()
         if plain.duplicated().any():
             similar = names[(plain == plain[plain.duplicated()].iloc[0]).to_numpy()]
@@ -114,7 +121,7 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
     """
     cells, left_out = prepared, []
     while True:
-        units = Units.from_obs(cells.obs, settings)
+        units = Units.from_prepared(cells, settings)
         folds = tuple(make_fold(units, number, seed=seed) for number in range(1, settings.n_folds + 1))
         numbers = [pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0) for fold in folds]
         rare = sorted({str(name) for n in numbers for name in n.index[(n < MIN_CELLS).any(axis=1)]})
@@ -133,6 +140,8 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
         logger.warning(
             "Not audited, as they have too few cells or donors for three parts: %s.", abbreviated(left_out, n_shown=10)
         )
+    if units.too_few_donors is not None:
+        logger.warning("%s", cells_for_donors(units.too_few_donors))
     division = AuditFolds(cells, units, folds, tuple(left_out))
     if problem := explain_inconclusive(division.sides, units.noun):
         logger.warning("This audit will be inconclusive: %s.", problem)

@@ -1,7 +1,6 @@
 """Minimum number of donors of an audit.
 
-The workflow includes this file, so errors of the configuration read like errors of options and arguments. It imports
-the standard library only.
+The workflow includes this file, so its warnings read like warnings of commands. It imports the standard library only.
 """
 
 from collections.abc import Sequence
@@ -13,13 +12,11 @@ LEVEL = 0.05  # family-wise error rate: share of audits with a finding by chance
 Sides = Sequence[tuple[int, int]]  # numbers of members and of non-members in each fold
 
 
-def audit_rejection(n_donors: int, key: str, *, remedy: str) -> str | None:
-    """Return the error for too few donors in a column, or None."""
-    if n_donors >= MIN_DONORS:
-        return None
+def cells_for_donors(n_donors: int) -> str:
+    """Say that cells are audited in place of too few donors."""
     return (
-        f"obs[{key!r}] has {n_donors} donor{'' if n_donors == 1 else 's'}; an audit needs {MIN_DONORS} or more, as "
-        f"attacks on fewer often succeed by chance; {remedy}."
+        f"Cells are audited in place of donors, because an audit of donors needs {MIN_DONORS} or more (here "
+        f"{n_donors}); it shows nothing about donors."
     )
 
 

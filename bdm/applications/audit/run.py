@@ -77,6 +77,7 @@ def audit_folds(division: AuditFolds, settings: AuditSettings, generate: Generat
         seed=seed,
         unit=units.noun,
         n_units=units.n_units,
+        too_few_donors=units.too_few_donors,
         n_folds=settings.n_folds,
         n_cells=len(cells),
         audit=asdict(settings),
