@@ -152,7 +152,7 @@ class PrepareSettings(StageSettings):
     gene_symbols: Annotated[
         str | None,
         "Column of `var` with gene symbols, if genes have other names.",
-        Unset("the first of `feature_name`, `gene_symbols`, `gene_name` and `symbol`"),
+        Unset("the first of `feature_name`, `gene_symbols`, `gene_name`, `symbol` and names like these"),
     ] = None
     clip_outliers: Annotated[
         bool, "Lower single counts far above all others of the gene in the cell type, before genes are ranked."

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import anndata
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import bdm
-from bdm import pl
+from bdm import pl, tl
 from bdm.api import BranchedDiffusion
 from bdm.cli import app
 from bdm.interpretation.interpretation import Interpretation
@@ -89,6 +90,20 @@ def test_genes_of_a_transmutation_show_symbols(model, cells, labels):
 def test_genes_of_adapters_have_symbols(model, labels):
     table = type_specific_genes(model.model, B)
     assert list(table["symbol"]) == list(labels[table.index])
+
+
+@pytest.mark.parametrize("column", ["gene_symbol", None])
+def test_responses_show_symbols_or_a_message_says_how(cells, labels, caplog, column):
+    caplog.set_level("INFO")
+    treated, is_stim = cells.copy(), np.arange(cells.n_obs) % 2 == 0
+    treated.var = treated.var[[]] if column is None else treated.var.rename(columns={"feature_name": column})
+    treated.obs["condition"] = np.where(is_stim, "stim", "ctrl")
+    responses = tl.respond(treated, tl.ResponseSettings(label_key="bulk_labels"))
+    text = words(figure_of(pl.response(responses)))
+    has_symbols = column is not None
+    assert bool(unexplained(text, labels)) != has_symbols
+    assert ("symbol" in responses.branches("stim")) == ("symbol" in responses.effects("stim")) == has_symbols
+    assert ("Genes are shown as identifiers (ENSG" in caplog.text) != has_symbols
 
 
 def run(*arguments: str | Path) -> None:

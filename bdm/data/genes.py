@@ -24,6 +24,7 @@ from bdm.settings import PrepareSettings
 logger = logging.getLogger(__name__)
 
 SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_name", "symbol")  # columns of var that may hold symbols
+LIKE_SYMBOLS = re.compile(r"gene[ _.](short[ _.])?names?|.*symbols?", re.IGNORECASE)  # names of other such columns
 # Entrez; Ensembl, FlyBase, WormBase, TAIR and the like (many digits, perhaps a version); yeast
 IDENTIFIER = re.compile(r"\d+|.*\d{4,}(\.\d+)?|Y[A-P][LR]\d{3}[CW](-\w)?")
 MISSING_SYMBOLS = ("", "nan", "NaN", "None", "NA", "<NA>")
@@ -106,7 +107,8 @@ def symbol_column(var: pd.DataFrame, column: str | None = None) -> str | None:
     Without ``column``, symbols are looked for if most gene names are database identifiers.
     """
     if column is None:
-        texts = [name for name in SYMBOL_COLUMNS if name in var and is_text(var[name])]
+        columns = [*SYMBOL_COLUMNS, *(name for name in var if LIKE_SYMBOLS.fullmatch(str(name)))]
+        texts = [name for name in columns if name in var and is_text(var[name])]
         if share_of_identifiers(var.index) <= 0.5:
             return None
         return next((name for name in texts if share_of_identifiers(var[name].dropna()) <= 0.5), None)
@@ -115,6 +117,14 @@ def symbol_column(var: pd.DataFrame, column: str | None = None) -> str | None:
     if not is_text(var[column]):
         raise InputError(f"var[{column!r}] is not text, as gene symbols are; choose another by `gene_symbols=`.")
     return column
+
+
+def hint_at_symbols(names: GeneNames) -> None:
+    """Log how to show symbols of genes that have identifiers only."""
+    if names.column is None and share_of_identifiers(names.index) > 0.5:
+        logger.info(
+            "Genes are shown as identifiers (%s); to show symbols, add a column `gene_symbols` to var.", names.index[0]
+        )
 
 
 def share_of_identifiers(names: Iterable[object]) -> float:

@@ -43,7 +43,15 @@ from bdm.data.filters import (
     without_types_of_few_donors,
     without_uncounted_cells,
 )
-from bdm.data.genes import GeneNames, choose_genes, gene_lists, listed_genes, marker_genes, symbol_column
+from bdm.data.genes import (
+    GeneNames,
+    choose_genes,
+    gene_lists,
+    hint_at_symbols,
+    listed_genes,
+    marker_genes,
+    symbol_column,
+)
 from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, take_rows, to_row_storage
 from bdm.data.modalities import FEATURES, FORM, Modality, features_in_words, has_modalities, modalities_of
 from bdm.data.read import read_cells
@@ -80,6 +88,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
 
     column = symbol_column(cells.var, settings.gene_symbols)
     names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
+    hint_at_symbols(names)
     listed, kept = (None if some is None else listed_genes(some, names) for some in (listed_names, kept_names))
     if settings.keep_genes == "markers":
         kept = marker_genes(names)

@@ -75,7 +75,8 @@ def response(
     top = top.groupby("cell_types", sort=False).head(n_genes)
     names = {}
     for node, table in top.groupby("cell_types", sort=False):
-        words = [f"{'+' if row.change > 0 else '-'}{gene_label(str(row.gene))}" for row in table.itertuples()]
+        labels = map(gene_label, responses.names.labels[table["gene"]])
+        words = [f"{'+' if up else '-'}{label}" for up, label in zip(table["change"] > 0, labels, strict=True)]
         names[frozenset(str(node).split("; "))] = join_words(words, n_letters=GENE_LETTERS * n_genes)
     genes = list(dict.fromkeys(top["gene"]))[:MAX_GENES] or list(responses.genes.index[:1])
     order = order_types(relations)
@@ -87,7 +88,7 @@ def response(
     labels = [shortened(name) + ("" if responses.is_measured(condition, name) else " (predicted)") for name in order]
     limit = max(float(np.quantile(np.abs(values), 0.95)), 0.1)
     image = heat.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    heat.set_xticks(range(len(genes)), [gene_label(str(gene)) for gene in genes], rotation=90, fontsize=7)
+    heat.set_xticks(range(len(genes)), [*map(gene_label, responses.names.labels[genes])], rotation=90, fontsize=7)
     heat.set_yticks(range(len(order)), labels)
     heat.tick_params(labelleft=True, labelright=False)
     is_cut = (bool(values.min() < -limit), bool(values.max() > limit))

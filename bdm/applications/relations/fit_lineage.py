@@ -22,6 +22,7 @@ from bdm.applications.relations.lineage_tree import LineageTree, check_order, di
 from bdm.applications.relations.pseudobulk import Counts
 from bdm.data.columns import as_text, is_missing, text_column
 from bdm.data.counts import raw_counts
+from bdm.data.genes import hint_at_symbols
 from bdm.data.read import rna_in
 from bdm.hierarchy.tree import Clade
 from bdm.settings import LineageSettings
@@ -70,6 +71,7 @@ def lineage(
     own_tree = None if tree is None else read_lineage_tree(tree)
     cells = locate(rna_in(adata, counts=settings.counts), settings, own_tree)
     measured = measure(cells, settings)
+    hint_at_symbols(measured.names)
     process = measured.gaussian_process().fit(levels=(0.0,), constants=(*WEAK_CONSTANTS, *CONSTANTS))
     folds = {"node": rows_by_value(measured.points["node"]), "time": rows_by_value(measured.points["bin"])}
     folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}  # without times, there is one bin

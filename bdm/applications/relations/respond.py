@@ -19,6 +19,7 @@ from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.related_conditions import read_features
 from bdm.applications.relations.related_types import RelatedTypes, heights_in_own_tree
 from bdm.applications.relations.responses import N_COMPARED, NO_ERRORS, Responses, most_changed, require_related
+from bdm.data.genes import hint_at_symbols
 from bdm.data.read import rna_in
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.settings import ResponseSettings
@@ -74,6 +75,7 @@ def respond(
     if tree is not None:
         height = heights_in_own_tree(as_clade(tree), measured.cell_types, measured.has_profile)
         measured, *halves = (replace(each, height=height) for each in (measured, *halves))
+    hint_at_symbols(measured.names)
     tables, related = [], measured.relate_types()
     if measured.related_conditions is not None:
         [measured, *halves], errors = fit_conditions(measured, halves)

@@ -22,6 +22,7 @@ from bdm.applications.relations.gaussian_process import GaussianProcess, Predict
 from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions, dose_name, separator_in
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.data.columns import as_names
+from bdm.data.genes import GeneNames, symbol_column
 from bdm.settings import Relation
 
 MIN_TYPES = 4  # minimum number of measured types; with fewer, predictions get a warning
@@ -127,6 +128,11 @@ class Responses(Result):
 
     def __repr__(self) -> str:
         return "\n".join(self.sentences())
+
+    @cached_property
+    def names(self) -> GeneNames:
+        """Gene names, with symbols if known."""
+        return GeneNames(self.genes, symbol_column(self.genes))
 
     # ---- conditions and types
 
@@ -383,7 +389,7 @@ class Responses(Result):
             table["measured"] = is_measured
             table["measured_log2_fold_change"] = self.measured_effect(condition, name) / unit if is_measured else np.nan
             tables.append(table)
-        return pd.concat(tables, ignore_index=True)
+        return self.names.with_symbols(pd.concat(tables, ignore_index=True))
 
     def measured_effect(self, condition: str, cell_type: str) -> np.ndarray:
         """Return the measured natural log fold changes of a type, by gene."""
@@ -435,7 +441,7 @@ class Responses(Result):
             table["mean"], table["change"] = means[:, column] / np.log(2), changes[:, column] / np.log(2)
             table["z"] = changes[:, column] / np.maximum(sd[:, column], MIN_SD)
             tables.append(table.sort_values("z", key=np.abs, ascending=False, kind="stable"))
-        return pd.concat(tables, ignore_index=True)
+        return self.names.with_symbols(pd.concat(tables, ignore_index=True))
 
     def next_prediction(self) -> tuple[str, str]:
         """Suggest a condition and a type with control cells, unmeasured if possible."""
