@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bdm import __version__
-from bdm._core.errors import InputError, Interrupted, TrainingError, as_options
+from bdm._core.errors import InputError, Interrupted, TrainingError, in_interface
 from bdm.commands.audit import audit
 from bdm.commands.audit_folds import audit_folds
 from bdm.commands.autoencoder import autoencoder
@@ -99,7 +99,7 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        end(as_options(str(error)), code=2)
+        end(in_interface(str(error)), code=2)
     except TrainingError as error:
         end(str(error), code=1)
     except Interrupted as stop:

@@ -371,7 +371,7 @@ def test_commands(bdm, cells, tmp_path):
     arguments = ("generate", tmp_path / "model", tmp_path / "at.h5ad", "--locations", tmp_path / "positions.csv")
     code, message = bdm(*arguments)
     assert code == 2
-    assert "1 of 2 locations are far outside the tissue" in message
+    assert "1 of 2 locations are far from all training cells" in message
     assert "--extrapolate" in message
     assert bdm(*arguments, "--extrapolate")[0] == 0
     code, message = bdm("generate", tmp_path / "model", tmp_path / "no.h5ad", "--new-locations", 3, "--cells", 3)
@@ -411,7 +411,7 @@ def test_unused_positions_are_mentioned(cells, caplog):
     caplog.set_level("INFO", logger="bdm")
     placed = ad.AnnData(cells.X, cells.obs, cells.var, obsm={"spatial": cells.obsm["xy"]})
     assert "spatial" not in prepare(placed, SETTINGS.prepare).obsm
-    assert "spatial_key='spatial'" in caplog.text
+    assert "set `spatial_key='spatial'`" in caplog.text
 
 
 def test_invalid_sections(cells):
@@ -446,7 +446,7 @@ def test_a_few_locations_outside_are_a_warning(model, cells, caplog):
     locations = pd.DataFrame(cells.obsm["xy"][:200], columns=["x", "y"])
     locations.loc[0, "x"] = 9e5
     assert model.generate(locations=locations).n_obs == 200
-    assert "1 of 200 locations are far outside the tissue" in caplog.text
+    assert "1 of 200 locations are far from all training cells" in caplog.text
 
 
 def test_requests_that_models_cannot_answer(model, of_sections, cells):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import pytest
 import typer
@@ -53,6 +54,7 @@ def parse_once(path, workflow, linemap, rulecount):
 @contextlib.contextmanager
 def quick_plans() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BDM_IN_WORKFLOW", "")  # which the workflow sets
         patch.setattr("snakemake.workflow.parse", parse_once)
         patch.setattr("snakemake.executors.touch.Executor.SLEEPING_TIME", 0.01)  # seconds between files, of 0.1
         yield
@@ -325,6 +327,15 @@ def warm(tmp_path_factory) -> Iterator[None]:
     """Have commands of the workflow start at once."""
     with warm_bdm(tmp_path_factory.mktemp("warm")):
         yield
+
+
+@pytest.mark.slow
+def test_messages_of_jobs_name_keys(warm, tmp_path):
+    cells = ad.AnnData(np.ones((4, 3)), obs=pd.DataFrame({"cell_type": ["A", "A", "B", None]}, index=list("abcd")))
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    write_config(tmp_path, {"datasets": {"mine": {"path": "cells.h5ad"}}})
+    snakemake("--snakefile", ROOT / "Snakefile", "--cores", "1", "results/mine/prepared.h5ad", cwd=tmp_path)
+    assert "leave them out by `drop_unlabelled: true`" in (tmp_path / "results/mine/logs/prepare.log").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,14 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 ARGUMENT = re.compile(r"`(?:[a-z_]+\.)*([a-z_]+)=([^`]*)`")
+IN_WORKFLOW = "BDM_IN_WORKFLOW"  # environment variable that workflow/rules/common.smk sets
 OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # switch of the command line for ``label_key=None``
 # Options that differ from the argument's name
 OPTION_NAMES = {"adata_test": "test-cells", "confirmed": "yes", "overwrite": "force"}
@@ -17,8 +19,9 @@ class InputError(ValueError):
     """Invalid input; the message says where, why, and how to correct it.
 
     The command line prints it without a traceback and exits with code 2. Messages name settings as Python arguments
-    in backticks (``label_key=``). The command line rewrites them as options (``--label-key``). Public functions
-    prepend the path of the setting (``settings.prepare.counts=``), see :func:`bdm._core.schema.checking`.
+    in backticks (``label_key=``). Commands rewrite them as options (``--label-key``), or as keys of the configuration
+    in jobs of the workflow (:func:`in_interface`). Public functions prepend the path of the setting
+    (``settings.prepare.counts=``), see :func:`bdm._core.schema.checking`.
     """
 
     def __str__(self) -> str:
@@ -55,6 +58,11 @@ class Interrupted(Exception):  # noqa: N818, no error
     """Interrupted command (Ctrl-C); the command line exits with code 130."""
 
 
+def in_interface(message: str) -> str:
+    """Rewrite the Python arguments in a message of a command as options, or as keys in jobs of the workflow."""
+    return as_keys(message) if os.environ.get(IN_WORKFLOW) else as_options(message)
+
+
 def as_options(message: str) -> str:
     """Rewrite the Python arguments in an error message as command-line options.
 
@@ -82,7 +90,8 @@ def as_keys(message: str) -> str:
 
     def key(match: re.Match[str]) -> str:
         with suppress(SyntaxError, ValueError, TypeError):  # part of a name that contains backticks
-            return f"`{match[1]}: {json.dumps(ast.literal_eval(match[2]))}`" if match[2] else f"`{match[1]}`"
+            name = match[1].strip("_")
+            return f"`{name}: {json.dumps(ast.literal_eval(match[2]))}`" if match[2] else f"`{name}`"
         return match[0]
 
     return ARGUMENT.sub(key, message)

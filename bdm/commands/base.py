@@ -20,7 +20,7 @@ import typer
 from annotated_types import Ge
 
 from bdm import __version__
-from bdm._core.errors import OPTIONS_FOR_NONE, InputError, Interrupted, as_options
+from bdm._core.errors import OPTIONS_FOR_NONE, InputError, Interrupted, in_interface
 from bdm._core.schema import Setting, StageSettings, Unset, alternatives, leaves_of, settings_of
 from bdm._core.validation import bounds_in_words
 
@@ -103,12 +103,12 @@ def as_command(function: Callable[..., Summary | None], *, computes: bool = Fals
 # ---- messages
 
 
-class OptionFormatter(logging.Formatter):
-    """Log formatter that names settings as command-line options."""
+class InterfaceFormatter(logging.Formatter):
+    """Log formatter that names settings as options or keys."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Rewrite the Python arguments in a message as options."""
-        return as_options(super().format(record))
+        """Rewrite the Python arguments in a message."""
+        return in_interface(super().format(record))
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def show_messages(*, quiet: bool, verbose: bool) -> Iterator[None]:
     level = {(True, False): logging.WARNING, (False, True): logging.DEBUG}.get((quiet, verbose), logging.INFO)
     form = "%(asctime)s %(message)s" if level == logging.DEBUG else "%(message)s"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OptionFormatter(form))
+    handler.setFormatter(InterfaceFormatter(form))
     logging.basicConfig(handlers=[handler])
     # anndata causes this warning by changing columns of its own views
     warnings.filterwarnings("ignore", message=r"\s*A value is trying to be set on a copy", module="anndata")

@@ -128,9 +128,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         positions = positions_in(adata, settings.spatial_key)[rows]
         check_sections(obs, positions)
     elif POSITIONS in adata.obsm:
-        logger.info(
-            "The positions in obsm['spatial'] are not used; to use them, set `settings.prepare.spatial_key='spatial'`."
-        )
+        logger.info("The positions in obsm['spatial'] are not used; to use them, set `spatial_key='spatial'`.")
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, other_modalities, positions)
 
 

@@ -57,7 +57,7 @@ def request_at(
     at, snapshot
         Values of :func:`bdm.generation.request.request_cells`, which are rejected.
     extrapolate
-        Allow locations far outside the tissue of the training cells: a quarter of the spread of a section, or more.
+        Allow locations far from all training cells: a quarter of the spread of a section, or more.
     seed
         Seed of the populations.
 
@@ -78,7 +78,7 @@ def request_at(
     outside = ~space.tissue.contains(places)
     if outside.any() and not extrapolate:
         first = ", ".join(f"{value:g}" for value in table[names][outside].iloc[0])
-        problem = f"{outside.sum()} of {len(table)} locations are far outside the tissue of the training cells"
+        problem = f"{outside.sum()} of {len(table)} locations are far from all training cells"
         if outside.mean() > MAX_OUTSIDE:
             raise InputError(f"{problem}, for example ({first}); leave them out, or allow them by `extrapolate=True`.")
         logger.warning("%s, for example (%s).", problem, first)

@@ -31,8 +31,8 @@ def source(folder):
 
 SOURCE = source(workflow.current_basedir)
 
-# The conda environment of the rules installs bdm from this source (envs/bdm.post-deploy.sh).
-os.environ.update(BDM_SOURCE=SOURCE)
+# The conda environment of the rules installs bdm from this source (envs/bdm.post-deploy.sh), whose messages name keys.
+os.environ.update(BDM_SOURCE=SOURCE, BDM_IN_WORKFLOW="1")
 
 # An installed bdm contains the workflow in bdm/project
 PACKAGE = "../../.." if SOURCE.startswith("bdm==") else "../../bdm"
