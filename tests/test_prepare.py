@@ -248,10 +248,12 @@ def test_columns_that_look_like_batches_are_named_where_no_batches_are(cells, ca
     cells.obs["library_size"] = 1000 + number % 7
     cells.obs["channel"] = cells.obs["bulk_labels"].cat.codes  # by type
     cells.obs["dispatch"] = number % 2
+    cells.obs["Plate / run"] = [f"r{i % 2}" for i in number]
+    cells.obs["seqRun"] = number % 4
     with caplog.at_level(logging.INFO, logger="bdm"):
         prepare(cells, settings())
     [line] = [record.getMessage() for record in caplog.records if "batch" in record.getMessage()]
-    assert ": donor_id, orig.ident, batch; " in line
+    assert ": donor_id, orig.ident, batch, Plate / run, seqRun; " in line
     assert "`batch_key=`" in line
 
 

@@ -286,6 +286,13 @@ def test_page_lists_all_settings_and_seeds_that_differ(results):
     assert "n_cells generate" not in words_of(report_page(results))
 
 
+def test_page_lists_a_seed_that_commands_share_once(results):
+    seeded = {"seed": 7}
+    model = replace(results.model, provenance=results.model.provenance | seeded)
+    text = words_with(results, model=model, interpreted=results.interpreted | seeded)
+    assert "seed train, interpret 7 0" in text
+
+
 def test_no_difference_in_few_cells_is_not_shown_as_like_real_cells(results):
     verdict = Verdict((Finding("f1", 1.0, 1.0, 0.0, 0.1, 0.2, Grade.SAME),), n_cells=20)
     found = copy.copy(results)

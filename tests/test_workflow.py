@@ -86,6 +86,7 @@ def test_a_new_folder_has_the_workflow_of_the_demo(tmp_path, bdm, caplog):
     assert f"cd '{folder}' && snakemake --cores all" in caplog.text
     done = snakemake("--dry-run", cwd=folder)
     assert planned(done.stdout + done.stderr) == dict.fromkeys([*RULES, "everything"], 1) | {"total": len(RULES) + 1}
+    assert "train" not in yaml.safe_load((folder / "config/config.yaml").read_text())  # the mixture has no network
     (folder / "config/config.yaml").write_text("datasets: {}")
     code, message = bdm("init", folder)
     assert (code, (folder / "config/config.yaml").read_text()) == (2, "datasets: {}")

@@ -342,7 +342,10 @@ NO_TYPES = re.compile(  # labels that are hardly cell types
     r"|doublets?|multiplets?|low qual(ity)?|ambiguous|debris)\b|^(na|n a|none|null)$"
 )
 # Columns that may be batches, and columns that are measurements in spite of such a word, as library_size
-BATCHES = re.compile(r"\b(batch|donor|sample|library|channel|patient|individual|subject|lane|orig ident)(id)?\b")
+BATCHES = re.compile(
+    r"\b(batch|donor|sample|library|channel|patient|individual|subject|lane|orig ident"
+    r"|run|plate|pool|chip|flow ?cell)(id)?\b"
+)
 MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|sex)\b")
 
 

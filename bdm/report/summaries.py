@@ -335,17 +335,18 @@ def cells_for_verdict(results: Results) -> int | None:
 
 
 def changed_settings(results: Results) -> list[dict[str, Any]]:
-    """Return settings and seeds that differ from defaults, by command."""
+    """Return settings and seeds that differ from defaults, with the commands that share a value."""
 
     def stored(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value  # files have lists
 
-    return [
-        {"command": command, "name": name, "value": used[name], "default": default}
-        for command, used, defaults in used_settings(results)
-        for name, default in {**defaults, "seed": 0}.items()
-        if name in used and stored(used[name]) != stored(default)
-    ]
+    rows: dict[str, dict[str, Any]] = {}
+    for command, used, defaults in used_settings(results):
+        for name, default in {**defaults, "seed": 0}.items():
+            if name in used and stored(used[name]) != stored(default):
+                row = {"name": name, "value": used[name], "default": default}
+                rows.setdefault(repr(row), row | {"commands": []})["commands"].append(command)
+    return list(rows.values())
 
 
 def used_settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
