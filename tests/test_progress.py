@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from bdm._core.progress import duration, progress
+from bdm._core.progress import Activity, duration, progress
 
 N = 100
 
@@ -13,6 +13,7 @@ def clock(monkeypatch):
     """A clock that tests turn."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Activity, "item", float("-inf"))
     return now
 
 
@@ -41,6 +42,14 @@ def test_slow_first_step_is_left_out(clock, caplog):
 
 def test_short_work_shows_no_progress(clock, caplog):
     assert work(clock, caplog, each=0.1) == []
+
+
+def test_short_tasks_one_after_the_other_are_not_silent(clock, caplog):
+    caplog.set_level(logging.INFO)
+    for doing in ("dividing", "fitting", "drawing"):
+        for _ in progress(range(3), doing=doing, total=3, unit="step"):
+            clock[0] += 4
+    assert caplog.messages == ["fitting: 2 of 3 steps done", "drawing: 2 of 3 steps done"]
 
 
 def test_nothing_is_printed_unless_requested(clock, caplog, capsys, monkeypatch):

@@ -31,7 +31,7 @@ def show_messages() -> None:
 
 Item = TypeVar("Item")
 
-FIRST_ESTIMATE = 10.0  # seconds of work before the remaining time is first estimated
+MAX_SILENCE = 10.0  # seconds of work without a message, in one task or in several short ones
 MIN_REMAINING = 20.0  # seconds; shorter remaining times are not printed
 
 
@@ -54,19 +54,27 @@ def in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
+class Activity:
+    """Times of the last message and the last item of any task, in seconds."""
+
+    message = item = float("-inf")
+
+
 def with_estimate(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Iterator[Item]:
-    """Yield items and log the remaining time at growing intervals."""
-    start, next_message = 0.0, FIRST_ESTIMATE
+    """Yield items and log progress at growing intervals, with the remaining time if it is long."""
+    start, interval = 0.0, MAX_SILENCE
+    continues = time.monotonic() - Activity.item < MAX_SILENCE  # another task, whose silence counts
     for n_done, item in enumerate(items, start=1):
         yield item
-        now = time.monotonic()
+        now = Activity.item = time.monotonic()
         if n_done == 1:
             start = now  # the first item is often slow, and not counted
-        elif now - start >= next_message and n_done < total:
+            Activity.message = Activity.message if continues else now
+        elif now - Activity.message >= interval and n_done < total:
             remaining = (now - start) / (n_done - 1) * (total - n_done)
-            if remaining >= MIN_REMAINING:
-                logger.info("%s: %d of %d %ss done, about %s left", doing, n_done, total, unit, duration(remaining))
-            next_message = 2 * (now - start)
+            left = f", about {duration(remaining)} left" if remaining >= MIN_REMAINING else ""
+            logger.info("%s: %d of %d %ss done%s", doing, n_done, total, unit, left)
+            Activity.message, interval = now, max(now - start, MAX_SILENCE)
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bdm._core.parallel import threads
+from bdm._core.progress import progress
 from bdm._core.seeds import to_tensor, torch_generator
 from bdm.autoencoder.adapters import MAX_CELLS
 from bdm.autoencoder.autoencoder import GeneAutoencoder
@@ -63,7 +64,8 @@ def fit_count_noise(
     trained = set(cells.obs["sub_population"][(cells.obs["split"] == "train").to_numpy()])
     names = [name for name in populations if name in trained]
     with threads() as run:
-        return dict(zip(names, run(fit, names), strict=True))
+        fitted = progress(run(fit, names), doing="fitting count noise", total=len(names), unit="population")
+        return dict(zip(names, fitted, strict=True))
 
 
 def fit_dispersions(counts: Tensor, mean: Tensor, log_inverse_dispersion: Tensor) -> GrowingNegativeBinomial:

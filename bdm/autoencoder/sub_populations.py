@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bdm._core.errors import InputError, abbreviated
 from bdm._core.parallel import threads
+from bdm._core.progress import progress
 from bdm._core.seeds import derive, numpy_generator
 from bdm.data.filters import effective_donors, largest_shares
 from bdm.settings import AutoencoderSettings
@@ -81,7 +82,8 @@ def find_parts(
 
     # scikit-learn sets warning filters temporarily, which is not thread-safe and may leave them behind
     with warnings.catch_warnings(), threads() as run:
-        for rows, parts in run(divide_group, range(len(names))):
+        divided = run(divide_group, range(len(names)))
+        for rows, parts in progress(divided, doing="finding sub-populations", total=len(names), unit="group"):
             part[rows.numpy()] = parts
     return part
 

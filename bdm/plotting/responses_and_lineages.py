@@ -75,8 +75,10 @@ def response(
     top = top.groupby("cell_types", sort=False).head(n_genes)
     names = {}
     for node, table in top.groupby("cell_types", sort=False):
-        labels = map(gene_label, responses.names.labels[table["gene"]])
-        words = [f"{'+' if up else '-'}{label}" for up, label in zip(table["change"] > 0, labels, strict=True)]
+        symbols = responses.names.labels[table["gene"]]
+        words = [
+            f"{'+' if up else '-'}{gene_label(gene)}" for up, gene in zip(table["change"] > 0, symbols, strict=True)
+        ]
         names[frozenset(str(node).split("; "))] = join_words(words, n_letters=GENE_LETTERS * n_genes)
     genes = list(dict.fromkeys(top["gene"]))[:MAX_GENES] or list(responses.genes.index[:1])
     order = order_types(relations)

@@ -1,5 +1,6 @@
 """Fit Gaussian processes of responses to conditions, and compute their leave-one-out errors."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -10,7 +11,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.errors import counted
 from bdm._core.parallel import threads, using_threads
+from bdm._core.progress import progress
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm.applications.relations.condition_field import ConditionField
@@ -23,6 +26,8 @@ from bdm.data.genes import hint_at_symbols
 from bdm.data.read import rna_in
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.settings import ResponseSettings
+
+logger = logging.getLogger(__name__)
 
 MIN_SHARE = 0.02  # of genes that follow a set; such sets are also tried without each of their members
 MAX_ERROR_TYPES = 5  # types with errors of left-out conditions
@@ -76,6 +81,8 @@ def respond(
         height = heights_in_own_tree(as_clade(tree), measured.cell_types, measured.has_profile)
         measured, *halves = (replace(each, height=height) for each in (measured, *halves))
     hint_at_symbols(measured.names)
+    n_types, n_conditions = len(measured.cell_types), len(measured.conditions)
+    logger.info("Fitting responses of %s to %s.", counted(n_types, "type"), counted(n_conditions, "condition"))
     tables, related = [], measured.relate_types()
     if measured.related_conditions is not None:
         [measured, *halves], errors = fit_conditions(measured, halves)
@@ -85,7 +92,9 @@ def respond(
         return fit_types(measured, halves, number, related)
 
     with threads() as run:
-        priors, errors_of_types = zip(*run(fit, range(len(measured.conditions))), strict=True)
+        fitted = run(fit, range(n_conditions))
+        fitted = progress(fitted, total=n_conditions, doing="fitting responses of types", unit="condition")
+        priors, errors_of_types = zip(*fitted, strict=True)
     tables = [table for table in (*tables, *errors_of_types) if len(table)]
     return replace(measured, priors=priors, errors=pd.concat(tables, ignore_index=True) if tables else NO_ERRORS)
 
