@@ -459,5 +459,6 @@ def test_requests_that_models_cannot_answer(model, of_sections, cells):
         model.generate(10, new_locations=10)
     with pytest.raises(InputError, match="`at=` and `snapshot=` do not combine with positions"):
         model.generate(new_locations=10, snapshot=3)
-    with pytest.raises(InputError, match="at least 1"):
-        model.generate(new_locations=0)
+    for number, problem in ((0, "at least 1"), ("100", "a whole number")):
+        with pytest.raises(InputError, match=f"new_locations is .*, but must be {problem}"):
+            model.generate(new_locations=number)

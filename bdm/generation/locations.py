@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from annotated_types import Ge
 
 from bdm._core.errors import InputError
+from bdm._core.schema import Setting
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import shown, unknown_type
 from bdm.data.cell_sets import DEFAULT_KEYS
@@ -155,8 +157,7 @@ def locations_like(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAU
 def sample_locations(model: BranchedModel, n: int, *, seed: int) -> pd.DataFrame:
     """Sample locations as dense as the training cells, for :func:`request_at`."""
     space = require_space(model)
-    if n < 1:
-        raise InputError(f"{n} new locations were requested; give a number of at least 1.")
+    n = Setting("new_locations", Annotated[int, Ge(1)]).checked(n)
     places = space.tissue.sample(n, numpy_generator(seed, "locations"))
     table = pd.DataFrame(places.positions * space.unit, columns=list(COORDINATES[: space.n_coordinates]))
     return table.assign(**{SECTION: np.array(space.sections, dtype=object)[places.section]})
