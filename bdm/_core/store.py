@@ -252,12 +252,14 @@ class ContentReader:
         return pd.DataFrame(columns, index=index, columns=pd.Index(list(columns), dtype=str))
 
     def decode_module(self, content: dict[str, Any], kind: type[nn.Module]) -> nn.Module:
-        """Return a network; the device meta allocates nothing until its shape is compared with the tensors."""
+        """Return a network, without changing torch's global random state."""
         shape = self.decode(content["shape"], get_type_hints(kind.__init__)["shape"])
-        with torch.device("meta"):
-            network = kind(shape)
         state = {name: self.tensors[tensor] for name, tensor in content["state"].items()}
-        network.load_state_dict(state, assign=True)
+        with torch.device("meta"):  # which allocates nothing: rejects a shape that the tensors do not have
+            kind(shape).load_state_dict(state, assign=True)
+        with torch.random.fork_rng(devices=[]):
+            network = kind(shape)
+        network.load_state_dict(state)
         return network.eval()
 
 

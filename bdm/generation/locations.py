@@ -66,8 +66,8 @@ def request_at(
     Raises
     ------
     InputError
-        If the model has no positions, a column is missing or invalid, more than 1% of the locations are far outside the
-        tissue, or ``at`` or ``snapshot`` is given.
+        If the model has no positions, a column is missing or invalid, more than 1% of the locations are far from all
+        training cells, or ``at`` or ``snapshot`` is given.
     """
     if at or snapshot is not None:
         raise InputError(
