@@ -93,6 +93,10 @@ def test_generated_cells_do_not_name_sub_populations_where_one_is_of_one_donor(s
     unnamed = (before.obs["cell_type"] == divided).to_numpy()
     assert before.obs["sub_population"][unnamed].nunique() > 1
     assert set(after.obs["sub_population"][unnamed]) == {divided}
+    assert set(json.loads(after.uns["bdm"]["request"])["sub_population"]) == {
+        divided,
+        *before.obs["sub_population"][~unnamed],
+    }
     assert list(after.obs["sub_population"][~unnamed]) == list(before.obs["sub_population"][~unnamed])
     interpreted = convert_generated(after, of_donor).cell_type
     assert set(interpreted[unnamed]) == set(model.autoencoder.populations_of(divided))

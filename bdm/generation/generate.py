@@ -143,7 +143,8 @@ def generated_cells(
 
     obs = make_obs(model, request, ancestors=settings.shared_ancestors)
     obs = obs.assign(**covariate_columns(model, values))
-    record = record_of_cells(model, seed=seed, settings=asdict(settings), **request.record)
+    named = request.table.assign(sub_population=np.asarray(named_populations(model, request.table)))
+    record = record_of_cells(model, seed=seed, settings=asdict(settings), **replace(request, table=named).record)
     obs, obsm = obs.assign(**section_columns(model, request)), position_columns(model, request)
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks(), uns={"bdm": record}, obsm=obsm)
 
