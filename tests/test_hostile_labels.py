@@ -36,7 +36,10 @@ def bdm(*arguments: object) -> None:
 
 
 def column(path: Path, name: str) -> set[str]:
-    return set(pd.read_csv(path, dtype=str, keep_default_na=False)[name])
+    """Return the values of a column, without the apostrophe that keeps spreadsheets from taking a name for a formula."""
+    names = pd.read_csv(path, dtype=str, keep_default_na=False)[name]
+    assert not names.str.match(r"[=+\-@]").any()
+    return set(names.str.replace(r"^'(?=[=+\-@])", "", regex=True))
 
 
 def check_hierarchy(folder: Path, labels: list[str]) -> list[str]:

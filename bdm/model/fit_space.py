@@ -41,7 +41,7 @@ from bdm.model.surfaces import (
 
 MAX_CELLS = 100_000  # to fit surfaces to
 LENGTHS = (0.1, 0.2, 0.4, 0.8)  # candidate length scales, in units of the spread of a section
-N_PERMUTATIONS = 39  # of positions, so that one fit in forty has a surface of latents by chance
+N_PERMUTATIONS = 59  # of positions; with fewer, more than one fit in twenty had a surface of latents by chance
 MAX_PERMUTED = 10_000  # cells to permute
 MIN_CELLS_OF_TYPE = 30  # types with fewer cells share the common surface
 N_FACTOR_NEIGHBOURS = 3
