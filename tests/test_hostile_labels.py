@@ -36,7 +36,7 @@ def bdm(*arguments: object) -> None:
 
 
 def column(path: Path, name: str) -> set[str]:
-    """Return the values of a column, without the apostrophe that keeps spreadsheets from taking a name for a formula."""
+    """Return the values of a column, without the apostrophe before names that look like formulas."""
     names = pd.read_csv(path, dtype=str, keep_default_na=False)[name]
     assert not names.str.match(r"[=+\-@]").any()
     return set(names.str.replace(r"^'(?=[=+\-@])", "", regex=True))
