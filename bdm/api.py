@@ -336,7 +336,6 @@ class BranchedDiffusion:
         new_locations: int | None = None,
         at: CovariateValues = NO_COVARIATES,
         extrapolate: bool = False,
-        snapshot: float | None = None,
         n_levels: int = SamplerSettings.n_levels,
         shared_ancestors: bool = GenerationSettings.shared_ancestors,
         seed: int = 0,
@@ -359,9 +358,6 @@ class BranchedDiffusion:
             evenly. Other covariates are drawn from the training cells.
         extrapolate
             Allow values of covariates outside the range of the training cells, and positions outside their tissue.
-        snapshot
-            Time between two snapshots at which to generate ``cells`` (one number), for models with snapshots as cell
-            types, named by their times. Cells of the snapshots before and after are moved by optimal transport.
         n_levels
             Number of noise levels of the sampler, on branches with a network.
         shared_ancestors
@@ -389,9 +385,9 @@ class BranchedDiffusion:
         if isinstance(locations, AnnData):
             locations = locations_like(locations, self.model)
         if locations is None:
-            request = request_cells(self.model, cells, at=at, extrapolate=extrapolate, snapshot=snapshot)
+            request = request_cells(self.model, cells, at=at, extrapolate=extrapolate)
         else:
-            request = request_at(self.model, locations, at=at, snapshot=snapshot, extrapolate=extrapolate, seed=seed)
+            request = request_at(self.model, locations, at=at, extrapolate=extrapolate, seed=seed)
         warn_of_rare_types(self.model, request.n_by_type)
         return to_form(generate_cells(self.model, request, settings, seed=seed), self.model.form)
 

@@ -37,7 +37,7 @@ ROOT = PROJECT / "benchmarks"
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = (CONFIG[key] for key in ("methods", "seeds", "datasets"))
 PEERS = {name: method for name, method in METHODS.items() if method and method.get("peer")}
-MODULES = {"scdesigner": "scdesigner", "scvi-tools": "scvi", "POT": "ot"}  # by package
+MODULES = {"scdesigner": "scdesigner", "scvi-tools": "scvi"}  # by package
 TARGETS = [*CONFIG["comparisons"], *CONFIG["studies"]]
 TARGETS += ["responses", "relations", "time", "space", "space_cost", "audit", "power"]
 COMMANDS = typer.main.get_command(app).commands
@@ -150,7 +150,7 @@ def test_peers_with_a_package_are_pinned_and_run_in_their_environment(commands):
     assert pythons == expected
     extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     pinned = dict(requirement.split("==") for requirement in extras.pop("peers"))
-    assert set(pinned) == set(MODULES) == {peer["package"] for peer in PEERS.values() if "package" in peer} | {"POT"}
+    assert set(pinned) == set(MODULES) == {peer["package"] for peer in PEERS.values() if "package" in peer}
     assert not pinned.keys() & {Requirement(line).name for lines in extras.values() for line in lines}
 
 
@@ -474,12 +474,9 @@ def test_peers_are_audited_on_the_folds_of_an_audit(of_donors, tmp_path):
     [
         ("nodes", "--node a --progenitors a=a1,a2", "nearest"),
         ("types", "--cell-type b", "splines"),
-        ("snapshots", "--snapshots 5", "nearest"),
     ],
 )
 def test_generated_cells_at_left_out_times_beat_a_baseline(tmp_path, score, options, baseline):
-    if score == "snapshots":
-        pytest.importorskip("ot", reason="see the extra peers in pyproject.toml")
     run("scripts/simulated.py", "lineage", tmp_path / "cells.h5ad")
     out = tmp_path / "simulated/0/time.csv"
     out.parent.mkdir(parents=True)

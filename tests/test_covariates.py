@@ -13,7 +13,7 @@ from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import recorded_covariates
 from bdm.generation.covariate_values import parse_at
-from bdm.generation.request import numbers_like, snapshots_around
+from bdm.generation.request import numbers_like
 from bdm.model.covariates import CONSTANT, LINEAR, SPLINE, fit_curve, fit_effects, fit_log_odds
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
@@ -451,78 +451,6 @@ def test_a_prior_with_a_network_is_moved_along_the_curve_too():
     model = BranchedDiffusion(simulated(120), covariate_key="time", settings=settings).fit()
     early, late = (log_shares(model.generate({"moving": 300}, at={"time": t})) for t in (0.1, 0.8))
     assert (late - early)[RISING].mean() == pytest.approx(1.4, abs=0.4)
-
-
-# ---- snapshots, whose times are the labels
-
-
-@pytest.fixture(scope="module")
-def snapshots():
-    """Unlabelled snapshots, first mostly ``moving``, then ``still``, and their model."""
-    cells = simulated(800)
-    cells.obs["day"] = np.select([cells.obs["time"] < 0.15, cells.obs["time"] > 0.85], [1, 3])
-    rare = np.where(cells.obs["day"] == 1, "still", "moving") == cells.obs["cell_type"]
-    cells = cells[(cells.obs["day"] > 0) & ~(rare & (np.arange(cells.n_obs) % 2 == 0))].copy()
-    settings = replace(SETTINGS, autoencoder=AutoencoderSettings(n_latent=4, n_steps=120))
-    return cells, BranchedDiffusion(cells, "day", settings=settings).fit()
-
-
-def is_moving(cells: ad.AnnData) -> np.ndarray:
-    """Whether each cell is of the type ``moving``, by the markers of ``still``."""
-    counts = cells.X.toarray() if hasattr(cells.X, "toarray") else cells.X
-    return np.asarray(counts[:, -10:].sum(axis=1) / counts.sum(axis=1) < 0.5)
-
-
-def test_cells_between_snapshots_have_moved_part_of_the_way(snapshots):
-    cells, model = snapshots
-    real = {day: cells[cells.obs["day"] == day] for day in (1, 3)}
-    for day, part in ((1.5, 0.25), (2, 0.5), (3, 1)):
-        generated = model.generate(1000, snapshot=day, seed=1)
-        assert generated.uns["bdm"]["snapshot"] == day
-        first, last = (is_moving(of).mean() for of in real.values())
-        assert is_moving(generated).mean() == pytest.approx((1 - part) * first + part * last, abs=0.07)
-        before, after, now = (log_shares(of[is_moving(of)])[RISING] for of in (*real.values(), generated))
-        assert (now - before).mean() / (after - before).mean() == pytest.approx(part, abs=0.15)
-        still = [log_shares(of[~is_moving(of)])[RISING] for of in (real[1], generated)]
-        assert (still[1] - still[0]).mean() == pytest.approx(0, abs=0.2)
-
-
-def test_a_cell_between_snapshots_depends_on_its_seed_and_number_alone(snapshots):
-    _, model = snapshots
-    many, few = (model.generate(n, snapshot=2, seed=3) for n in (200, 40))
-    for population, of_few in few.obs.groupby("sub_population", observed=True):
-        of_many = many[many.obs["sub_population"] == population]
-        assert (of_many.X[: len(of_few)] != few[of_few.index].X).nnz == 0
-
-
-@pytest.mark.parametrize(
-    ("cells", "day", "message"),
-    [
-        (10, 4, "snapshot is 4, but the snapshots are from 1 to 3; choose a time between."),
-        ({"1": 10}, 2, "give a number of cells"),
-    ],
-)
-def test_times_that_are_not_between_snapshots_are_rejected(snapshots, cells, day, message):
-    with pytest.raises(InputError, match=message):
-        snapshots[1].generate(cells, snapshot=day)
-
-
-def test_cells_of_a_snapshot_have_no_values_of_covariates(model):
-    with pytest.raises(InputError, match="give either `at=` or `snapshot=`"):
-        model.generate(10, at={"time": 0.5}, snapshot=2)
-
-
-def test_two_types_of_one_time_are_no_snapshots(snapshots):
-    known = snapshots[1].model
-    twins = replace(known, autoencoder=replace(known.autoencoder, cell_types=("1", "3", "3.0")))
-    with pytest.raises(InputError, match=r"The cell types '3' and '3\.0' are of the same time"):
-        snapshots_around(twins, 3)
-
-
-def test_types_that_are_no_times_are_no_snapshots(saved, tmp_path, bdm):
-    code, said = bdm("generate", saved, tmp_path / "new.h5ad", "--cells", 5, "--snapshot", 2)
-    assert code == 2
-    assert "The cell types moving, still are not all numbers" in said
 
 
 @pytest.fixture(scope="module")

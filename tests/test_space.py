@@ -364,9 +364,8 @@ def test_commands(bdm, cells, tmp_path):
     assert bdm("generate", tmp_path / "model", tmp_path / "new.h5ad", "--new-locations", 30)[0] == 0
     assert ad.read_h5ad(tmp_path / "new.h5ad").n_obs == 30
     like = ("generate", tmp_path / "model", tmp_path / "at.h5ad", "--cells-like", tmp_path / "cells.h5ad")
-    for option in (("--snapshot", 3), ("--at", "time=.5")):
-        code, message = bdm(*like, *option)
-        assert (code, "`--at` and `--snapshot` do not combine with positions" in message) == (2, True)
+    code, message = bdm(*like, "--at", "time=.5")
+    assert (code, "`--at` does not combine with positions" in message) == (2, True)
     (tmp_path / "positions.csv").write_text("x,y\n300,400\n9e5,400\n")
     arguments = ("generate", tmp_path / "model", tmp_path / "at.h5ad", "--locations", tmp_path / "positions.csv")
     code, message = bdm(*arguments)
@@ -457,8 +456,6 @@ def test_requests_that_models_cannot_answer(model, of_sections, cells):
         of_sections.generate(locations=table)
     with pytest.raises(InputError, match="one of `cells=`"):
         model.generate(10, new_locations=10)
-    with pytest.raises(InputError, match="`at=` and `snapshot=` do not combine with positions"):
-        model.generate(new_locations=10, snapshot=3)
     for number, problem in ((0, "at least 1"), ("100", "a whole number")):
         with pytest.raises(InputError, match=f"new_locations is .*, but must be {problem}"):
             model.generate(new_locations=number)

@@ -39,9 +39,6 @@ def generate(
     new_locations: NewLocations = None,
     at: AtValues = (),
     extrapolate: Extrapolate = False,
-    snapshot: Annotated[
-        float | None, "Time between those of two snapshots, which are the model's cell types, named by their times."
-    ] = None,
     settings: GenerationSettings,
     device: Device = "auto",
     seed: Seed = 0,
@@ -85,9 +82,9 @@ def generate(
         requested = read_request(cells_from)
     values = parse_at(at)
     if table is not None:
-        request = request_at(loaded, table, at=values, snapshot=snapshot, extrapolate=extrapolate, seed=seed)
+        request = request_at(loaded, table, at=values, extrapolate=extrapolate, seed=seed)
     else:
-        request = request_cells(loaded, requested, at=values, extrapolate=extrapolate, snapshot=snapshot)
+        request = request_cells(loaded, requested, at=values, extrapolate=extrapolate)
     warn_of_rare_types(loaded, request.n_by_type)
     write_cells(out, generated_cells(loaded, request, settings, seed=seed), checksums({}, model=model))
     n_types, features = counted(len(request.n_by_type), "type"), features_in_words(loaded.autoencoder.genes)

@@ -242,9 +242,7 @@ def decode_chunk(
     places = request.places_of(chunk.population)
     for portion in portions_of(chunk):
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
-        for_transport = torch_generator(seed, "way", chunk.population, portion.start)
-        x = request.transport(portion.padded, chunk.population, for_transport)
-        offset, observation = None, generated_noise(model, chunk.population)
+        x, offset, observation = portion.padded, None, generated_noise(model, chunk.population)
         if space is not None and (own := portion.select(places)) is not None:
             x, offset = space.move(x, chunk.population, model.moments, own), space.gene_offset(own, chunk.population)
             observation = space.observation(observation, chunk.population)

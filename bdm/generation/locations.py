@@ -42,7 +42,6 @@ def request_at(
     locations: pd.DataFrame,
     *,
     at: CovariateValues = NO_COVARIATES,
-    snapshot: float | None = None,
     extrapolate: bool = False,
     seed: int = 0,
 ) -> Request:
@@ -56,7 +55,7 @@ def request_at(
         A row per cell: coordinates ``x``, ``y`` and, in three dimensions, ``z``, in the units of the training cells;
         ``section``, if the model has several; and optionally ``cell_type`` and covariates. Without ``cell_type``, types
         are drawn from the map of the model.
-    at, snapshot
+    at
         Values of :func:`bdm.generation.request.request_cells`, which are rejected.
     extrapolate
         Allow locations far from all training cells: a quarter of the spread of a section, or more.
@@ -67,12 +66,12 @@ def request_at(
     ------
     InputError
         If the model has no positions, a column is missing or invalid, more than 1% of the locations are far from all
-        training cells, or ``at`` or ``snapshot`` is given.
+        training cells, or ``at`` is given.
     """
-    if at or snapshot is not None:
+    if at:
         raise InputError(
-            "`at=` and `snapshot=` do not combine with positions; give covariates as columns of `locations=`, or cells "
-            "without positions by `cells=`."
+            "`at=` does not combine with positions; give covariates as columns of `locations=`, or cells without "
+            "positions by `cells=`."
         )
     space = require_space(model)
     table, names = checked_locations(model, space, locations), list(COORDINATES[: space.n_coordinates])

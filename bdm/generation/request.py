@@ -2,21 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from bdm._core.errors import InputError, abbreviated
+from bdm._core.errors import InputError
 from bdm._core.files import reading
 from bdm._core.validation import unknown_type
-from bdm.autoencoder.moments import Mixture, Normal
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import as_strings, with_written_names
 from bdm.data.filters import rounded_shares
@@ -31,7 +27,6 @@ from bdm.generation.covariate_values import (
 from bdm.model.match import labels_of, mask_known_types
 from bdm.model.model import BranchedModel
 from bdm.model.surfaces import Places
-from bdm.prior.transport import MixtureMap, unbalanced_coupling
 from bdm.settings import InputKeys
 
 COLUMNS = ("cell_type", "n_cells", "batch")  # columns of a table of cells
@@ -47,18 +42,8 @@ class Request:
     # Columns ``cell_type``, ``sub_population``, ``n_cells``, ``batch`` if the model has batches, and requested
     # covariates (NaN: to be sampled); rows are grouped by population
     table: pd.DataFrame
-    # Between snapshots, by population: fraction of the way to the other snapshot, and transport to it
-    transports: Mapping[str, tuple[float, MixtureMap]] = field(default_factory=dict)
     at: CovariateValues = field(default_factory=dict)  # requested covariates
-    snapshot: float | None = None
     places: Places | None = None  # of each row, which is then one cell
-
-    def transport(self, x: Tensor, population: str, generator: torch.Generator) -> Tensor:
-        """Move whitened cells (cells x dimensions) between snapshots, if requested."""
-        if population not in self.transports:
-            return x
-        fraction, transport = self.transports[population]
-        return x + fraction * (transport(x, generator) - x)
 
     @property
     def n_by_type(self) -> dict[str, int]:
@@ -75,7 +60,7 @@ class Request:
         """Request as stored in the record of generated cells."""
         keys = [name for name in ("cell_type", "sub_population", "batch") if name in self.table]
         numbers = self.table.groupby(keys, sort=False, as_index=False)["n_cells"].sum().to_dict("list")
-        return {"request": numbers, "at": format_at(self.at), "snapshot": self.snapshot}
+        return {"request": numbers, "at": format_at(self.at)}
 
     def places_of(self, population: str) -> Places | None:
         """Return the places of the cells of a population; None without positions."""
@@ -98,7 +83,6 @@ def request_cells(
     *,
     at: CovariateValues = NO_COVARIATES,
     extrapolate: bool = False,
-    snapshot: float | None = None,
 ) -> Request:
     """Complete a request with populations and batches, as in training cells.
 
@@ -113,8 +97,6 @@ def request_cells(
         Covariates of the cells; populations have their shares at them.
     extrapolate
         Allow covariates outside the range of a type's training cells.
-    snapshot
-        Time between snapshots; ``cells`` is then the total number, see :func:`request_between`.
 
     Returns
     -------
@@ -125,12 +107,6 @@ def request_cells(
     InputError
         If a type, batch, covariate, number or column is invalid, or no cells are left.
     """
-    if snapshot is not None:
-        if isinstance(cells, bool) or not isinstance(cells, int | np.integer):
-            raise InputError("Cells of a snapshot were not requested by a number; give a number of cells.")
-        if at:
-            raise InputError("Cells of a snapshot cannot have values of covariates; give either `at=` or `snapshot=`.")
-        return request_between(model, int(cells), snapshot)
     table = checked_table(model, cells)
     if at:
         table = with_covariates(model, table, at, named=not isinstance(cells, Real), extrapolate=extrapolate)
@@ -341,60 +317,3 @@ def evenly_chosen(share: np.ndarray, step: float) -> np.ndarray:
     cumulative = share.cumsum(axis=1)
     chosen = (cumulative <= position[:, None] * cumulative[:, -1:]).sum(axis=1)
     return np.asarray(np.minimum(chosen, share.shape[1] - 1))
-
-
-# ---- snapshots
-
-
-def request_between(model: BranchedModel, n_cells: int, time: float) -> Request:
-    """Request cells at a time between snapshots (cell types named by time).
-
-    Cells are sampled from the snapshots before and after, more from the nearer one. They are moved to ``time`` by
-    displacement interpolation: transport between the populations of both snapshots, which may grow and shrink.
-    """
-    before, after, weight = snapshots_around(model, time)
-    numbers = in_proportion(np.array([1 - weight, weight]), n_cells)
-    request = request_cells(model, dict(zip((before, after), numbers, strict=True)))
-    source, target = (mixture_of(model, name) for name in (before, after))
-    log_mass, transports = unbalanced_coupling(source, target), {}
-    for snapshot, start, end, log_masses, fraction in (
-        (before, source, target, log_mass, weight),
-        (after, target, source, log_mass.T, 1 - weight),
-    ):
-        for k, name in enumerate(model.autoencoder.populations_of(snapshot)):
-            population = Mixture(torch.ones(1, dtype=torch.float64), start.mean[[k]], start.covariance[[k]])
-            transports[name] = fraction, MixtureMap(population, replace(end, weight=log_masses[k].softmax(dim=0)))
-    return replace(request, transports=transports, snapshot=time)
-
-
-def snapshots_around(model: BranchedModel, time: float) -> tuple[str, str, float]:
-    """Find the snapshots around a time, and the weight of the later one."""
-    try:
-        times = sorted((float(name), name) for name in model.cell_types)
-    except ValueError:
-        raise InputError(
-            f"The cell types {abbreviated(model.cell_types, n_shown=5)} are not all numbers, so `snapshot=` has no "
-            "meaning; fit a model with the column of the times of the snapshots, as numbers, as `label_key=`."
-        ) from None
-    for (start, before), (end, after) in pairwise(times):
-        if start == end:
-            raise InputError(
-                f"The cell types {before!r} and {after!r} are of the same time; fit a model to cells that have one "
-                "name for it."
-            )
-    first, last = times[0][0], times[-1][0]
-    if len(times) == 1 or not first <= time <= last:
-        raise InputError(
-            f"snapshot is {time:g}, but the snapshots are from {first:g} to {last:g}; choose a time between."
-        )
-    number = min(sum(known <= time for known, _ in times), len(times) - 1)
-    (start, before), (end, after) = times[number - 1], times[number]
-    return before, after, (time - start) / (end - start)
-
-
-def mixture_of(model: BranchedModel, cell_type: str) -> Mixture:
-    """Return the mixture of the populations of a cell type in whitened space."""
-    n_trained, moments = model.n_training_cells(cell_type), model.moments
-    rows = [moments.populations.index(name) for name in n_trained.index]
-    normals = [Normal(moments.mean[row], moments.covariance[row]) for row in rows]
-    return Mixture.from_normals(normals, torch.tensor(n_trained.to_numpy(dtype=float)))

@@ -121,25 +121,6 @@ def optimal_coupling(source: np.ndarray, target: np.ndarray, cost: np.ndarray) -
     return np.where(total > 0, mass / np.where(total > 0, total, 1), target)
 
 
-N_UPDATES = 1000  # majorisation steps of an unbalanced coupling
-
-
-def unbalanced_coupling(source: Mixture, target: Mixture, strength: float = 0.05) -> Tensor:
-    """Couple the components of two mixtures that may grow and shrink; returns log masses, source x target.
-
-    Minimises the squared cost of :func:`coupling`, divided by its mean, plus ``strength`` times the Kullback-Leibler
-    divergence of the marginals from the weights, by majorisation (Chapel et al. 2021, NeurIPS).
-    """
-    cost = torch.cdist(_component_points(source), _component_points(target)) ** 2
-    mass = torch.outer(source.weight, target.weight)
-    cost, log_mass = cost / (2 * strength * (mass * cost).sum().clamp(min=1e-30)), mass.log()
-    for _ in range(N_UPDATES):
-        growth = (source.weight.log() - log_mass.logsumexp(dim=1))[:, None]
-        growth = growth + target.weight.log() - log_mass.logsumexp(dim=0)
-        log_mass = log_mass - cost + growth / 2
-    return log_mass
-
-
 def _component_points(mixture: Mixture) -> Tensor:
     """Return a vector for each component; their distances are the costs of :func:`coupling`."""
     return torch.cat([mixture.mean, mixture.roots.flatten(1)], dim=1)

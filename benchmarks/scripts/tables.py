@@ -353,14 +353,13 @@ STUDIES = {
         "time",
         "Cells at left-out times",
         Table(
-            "Energy distance to the left-out cells: nodes of a lineage, the middle third of times of a node or type, "
-            "and snapshots. Fates are the mean share of a progenitor's true descendants.",
+            "Energy distance to the left-out cells: nodes of a lineage, and the middle third of times of a node or "
+            "type. Fates are the mean share of a progenitor's true descendants.",
             ("data", "left_out"),
             each="score",
             scores={
                 "nodes": "Nodes",
                 "types": "Types",
-                "snapshots": "Snapshots",
                 "fates": "Fates",
                 "fates, right": "Cells whose most probable fate is right",
                 "fates, log loss": "Log loss of fates",

@@ -1,4 +1,4 @@
-"""Score cells at left-out times: nodes of a lineage, types and snapshots."""
+"""Score cells at left-out times: nodes of a lineage, and types."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,6 @@ from covariates import PSEUDOTIME, with_pseudotime, without_middles
 from distances import variable_genes
 from lineages import shares_of_fates, without_nodes
 from simulated import LINEAGE
-from snapshots import without_snapshots
 from tidy import write_rows
 
 from bdm.applications.relations.lineage_tree import read_lineage_tree
@@ -30,10 +29,9 @@ def main(
     node: Annotated[list[str], typer.Option(help="NODE, or NODE:time for the middle third of its times.")] = [],  # noqa: B006
     progenitors: Annotated[str, typer.Option(help="Nodes and their fates, as in a=a1,a2;b=b1.")] = "",
     cell_type: Annotated[list[str], typer.Option(help="Type with its middle third left out.")] = [],  # noqa: B006
-    snapshots: Annotated[int, typer.Option(help="Number of snapshots; every second is left out.")] = 0,
     seed: int = 0,
 ) -> None:
-    """Leave out nodes, types and snapshots, and score the generated cells."""
+    """Leave out nodes and types, and score the generated cells."""
     counts, rows = raw_counts(ad.read_h5ad(cells)), []
     settings, lineage = LineageSettings(label_key=label_key, time_key=time_key), read_lineage_tree(tree)
     if node:
@@ -47,8 +45,6 @@ def main(
         counts = with_pseudotime(counts, label_key, root)
     if cell_type:
         rows += without_middles(counts, cell_type, time_key=time_key, label_key=label_key, seed=seed)
-    if snapshots:
-        rows += without_snapshots(counts, snapshots, time_key=time_key, label_key=label_key, seed=seed)
     write_rows(pd.DataFrame(rows)[["left_out", "n_cells", "method", "score", "value"]], out)
 
 
