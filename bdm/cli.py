@@ -27,7 +27,6 @@ from bdm.commands.hierarchy import hierarchy
 from bdm.commands.init import init
 from bdm.commands.interpret import interpret
 from bdm.commands.lineage import lineage
-from bdm.commands.load import load
 from bdm.commands.plot_tree import plot_tree
 from bdm.commands.power import power
 from bdm.commands.predict import predict
@@ -60,7 +59,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Lineages": {lineage: True, reconstruct: True, fates: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Plan": {power: True},
-    "Share": {audit: True, audit_folds: False, card: False, push: False, load: False},
+    "Share": {audit: True, audit_folds: False, card: False, push: False},
 }
 
 app = typer.Typer(

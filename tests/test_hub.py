@@ -12,11 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+import anndata as ad
 import pytest
 
 from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.report.card import CARD
+from bdm.report.hub import download
 
 ADDRESS, TOKEN = "hf://lab/blood", "hf_stub"
 SENT = {CARD, "LICENSE", "model.json", "model.safetensors"}
@@ -162,10 +164,11 @@ def test_pushed_model_is_read_back(hub, folder, bdm, small_model, tmp_path, capl
     files = list(repository.commits.values())[-1]
     assert files == contents(folder)
     assert f"{ADDRESS}@{2:040x}" in caplog.messages[-1]
-    assert bdm("load", ADDRESS, tmp_path / "model") == (0, "")
-    assert contents(tmp_path / "model") == files
+    assert contents(download(ADDRESS)) == files
+    assert bdm("generate", ADDRESS, tmp_path / "new.h5ad", "--cells", 3, "--seed", 1, "--device", "cpu")[0] == 0
     loaded = BranchedDiffusion.load(ADDRESS, device="cpu")
-    assert (loaded.generate(3, seed=1).X != small_model.generate(3, seed=1).X).nnz == 0
+    for cells in (ad.read_h5ad(tmp_path / "new.h5ad"), loaded.generate(3, seed=1)):
+        assert (cells.X != small_model.generate(3, seed=1).X).nnz == 0
 
 
 def test_model_is_pushed_from_python(hub, small_model):
@@ -178,25 +181,22 @@ def test_model_is_pushed_from_python(hub, small_model):
     assert BranchedDiffusion.load(pushed, device="cpu").model.provenance == small_model.model.provenance
 
 
-def test_revision_is_read(hub, folder, bdm, tmp_path):
+def test_revision_is_read(hub, folder, bdm):
     hub.repositories["lab/blood"] = Repository(private=False)
     first = hub.repositories["lab/blood"].commit(**contents(folder))
     hub.repositories["lab/blood"].commit(**{CARD: b"later"})
-    assert bdm("load", f"{ADDRESS}@{first}", tmp_path / "first")[0] == 0
-    assert contents(tmp_path / "first") == contents(folder)
-    assert bdm("load", ADDRESS, tmp_path / "last")[0] == 0
-    assert (tmp_path / "last" / CARD).read_text() == "later"
-    code, error = bdm("load", f"{ADDRESS}@{'f' * 39}", tmp_path / "none")
+    assert contents(download(f"{ADDRESS}@{first}")) == contents(folder)
+    assert (download(ADDRESS) / CARD).read_text() == "later"
+    code, error = bdm("card", f"{ADDRESS}@{'f' * 39}")
     assert code == 2
     assert "has no such revision" in error
 
 
-def test_only_files_of_a_model_are_downloaded(hub, folder, bdm, tmp_path):
+def test_only_files_of_a_model_are_downloaded(hub, folder):
     unsafe = {"model.pkl": b"cos\nsystem\n.", "bdm.py": b"raise SystemExit", "deep/model.json": b"{}"}
     hub.repositories["lab/blood"] = Repository(private=False)
     hub.repositories["lab/blood"].commit(**contents(folder), **unsafe)
-    assert bdm("load", ADDRESS, tmp_path / "model")[0] == 0
-    assert {path.name for path in (tmp_path / "model").iterdir()} == SENT
+    assert {path.name for path in download(ADDRESS).iterdir()} == SENT
     resolved = {request.rpartition("/")[2] for request in hub.requests if "/resolve/" in request}
     assert resolved == SENT
 
@@ -209,14 +209,13 @@ def test_only_files_of_a_model_are_downloaded(hub, folder, bdm, tmp_path):
         ({"model.json": b"{}"}, "model.json holds no model that bdm wrote"),
     ],
 )
-def test_what_is_no_whole_model_is_rejected(hub, folder, bdm, tmp_path, change, expected):
+def test_what_is_no_whole_model_is_rejected(hub, folder, bdm, change, expected):
     hub.repositories["lab/blood"] = Repository(private=False)
     files = {name: content for name, content in {**contents(folder), **change}.items() if content is not None}
     hub.repositories["lab/blood"].commit(**files)
-    code, error = bdm("load", ADDRESS, tmp_path / "model")
+    code, error = bdm("card", ADDRESS)
     assert code == 2
     assert expected in error
-    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
@@ -304,9 +303,9 @@ def test_visibility_of_a_repository_is_not_changed(hub, folder, bdm, private):
     [
         ("", True, "push", "hf://lab/blood needs a token"),
         ("other", True, "push", "Invalid username or password"),
-        (TOKEN, True, "load", "does not exist, or you may not read it"),
+        (TOKEN, True, "card", "does not exist, or you may not read it"),
         (TOKEN, False, "push", "check the name, your token and the network"),
-        (TOKEN, False, "load", "check the name, your token and the network"),
+        (TOKEN, False, "card", "check the name, your token and the network"),
     ],
 )
 def test_errors_of_the_hub_are_one_sentence(
@@ -316,16 +315,15 @@ def test_errors_of_the_hub_are_one_sentence(
     monkeypatch.setenv("HF_TOKEN", token)
     if not is_reachable:
         use_endpoint(monkeypatch, "http://127.0.0.1:9")
-    words = (folder, ADDRESS, "--yes") if command == "push" else (ADDRESS, tmp_path / "model")
+    words = (folder, ADDRESS, "--yes") if command == "push" else (ADDRESS,)
     code, error = bdm(command, *words)
     assert code == 2
     assert expected in error
     assert len(error.splitlines()) == 1
-    assert not (tmp_path / "model").exists()
 
 
-def test_missing_package_is_named(bdm, tmp_path, monkeypatch):
+def test_missing_package_is_named(bdm, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
-    code, error = bdm("load", ADDRESS, tmp_path / "model")
+    code, error = bdm("card", ADDRESS)
     assert code == 2
     assert re.search("of the extra `hub` of bdm", error)

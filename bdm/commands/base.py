@@ -76,6 +76,7 @@ def as_command(function: Callable[..., Summary | None], *, computes: bool = Fals
         quiet, verbose, threads = (arguments.pop(name, None) for name in ("quiet", "verbose", "threads"))
         outputs = [each.setting for each in options if Output in each.setting.notes and arguments[each.setting.name]]
         check_outputs(outputs, arguments, force=arguments.pop("force"))
+        models = [each.setting.name for each in options if Model in each.setting.notes and arguments[each.setting.name]]
         with ExitStack() as context:
             context.enter_context(show_messages(quiet=quiet, verbose=verbose))
             if computes:
@@ -86,6 +87,10 @@ def as_command(function: Callable[..., Summary | None], *, computes: bool = Fals
                 logger.debug("%s", versions())
             for name, value in values.items():
                 logger.debug("%s: %s", name, value)
+            if models:
+                from bdm.report.hub import local_folder
+
+                arguments |= {name: local_folder(arguments[name]) for name in models}
             try:
                 with scratch_paths(outputs, arguments) as scratch:
                     summary = function(**arguments | scratch)
@@ -377,6 +382,11 @@ def paths_in(value: Any) -> list[Path]:
 
 # ---- shared arguments
 
+
+class Model:
+    """Marks an argument that names the folder of a model, or its address on Hugging Face Hub."""
+
+
 OutFile = Annotated[Path, Output, "File to write."]
 OutFolder = Annotated[Path, Output, "Folder to write."]
 OutModel = Annotated[OutFolder, Holding("model.json")]
@@ -390,7 +400,9 @@ OutGenerated = Annotated[
 
 Prepared = Annotated[Path, "Cells made by bdm prepare (.h5ad)."]
 AutoencoderFolder = Annotated[Path, "Folder made by bdm autoencoder."]
-ModelFolder = Annotated[Path, "Folder made by bdm train or bdm fit."]
+ModelFolder = Annotated[
+    Path, Model, "Folder made by bdm train or bdm fit, or hf://USER/NAME, or hf://USER/NAME@REVISION."
+]
 AtValues = Annotated[
     tuple[str, ...], "Value of a covariate, as NAME=NUMBER, or values spread over a range, as NAME=LOW:HIGH."
 ]

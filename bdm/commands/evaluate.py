@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm._core.errors import InputError
-from bdm.commands.base import Holding, OutFolder, Summary
+from bdm.commands.base import Holding, Model, OutFolder, Summary
 from bdm.settings import EvaluationSettings, InputKeys, Seed
 
 logger = logging.getLogger(__name__)
-FittedModel = Annotated[Path | None, "Model that was fitted on the cells, if these were not made by bdm prepare."]
+FittedModel = Annotated[
+    Path | None, Model, "Model that was fitted on the cells, if these were not made by bdm prepare."
+]
 Compare = Annotated[tuple[str, ...], "Other cells to evaluate in the same way, as NAME=FILE."]
 
 

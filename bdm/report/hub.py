@@ -99,7 +99,8 @@ def download(address: str) -> Path:
 
 def local_folder(path: Path | str) -> Path:
     """Return the folder of a model, which is downloaded if ``path`` is an address."""
-    return download(path) if isinstance(path, str) and path.startswith("hf://") else Path(path)
+    address = re.sub("^hf:/+", "hf://", str(path))  # Path joins the slashes
+    return download(address) if address.startswith("hf://") else Path(path)
 
 
 def license_of(card: Path, hub: ModuleType) -> str:
