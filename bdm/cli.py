@@ -11,7 +11,6 @@ import typer
 from bdm import __version__
 from bdm._core.errors import InputError, Interrupted, TrainingError, in_interface
 from bdm.commands.audit import audit
-from bdm.commands.audit_folds import audit_folds
 from bdm.commands.autoencoder import autoencoder
 from bdm.commands.base import Summary, as_command
 from bdm.commands.card import card
@@ -59,7 +58,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Lineages": {lineage: True, reconstruct: True, fates: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Plan": {power: True},
-    "Share": {audit: True, audit_folds: False, card: False, push: False},
+    "Share": {audit: True, card: False, push: False},
 }
 
 app = typer.Typer(

@@ -604,7 +604,7 @@ def written_folds(prepared, tmp_path_factory) -> Path:
     """Prepared cells, and the training cells of each fold as generated cells."""
     folder = tmp_path_factory.mktemp("folds")
     prepared.write_h5ad(folder / "prepared.h5ad")
-    run("audit-folds", folder / "prepared.h5ad", folder / "folds", "--n-folds=2")
+    run("audit", folder / "prepared.h5ad", folder / "folds", "--folds-only", "--n-folds=2")
     return folder
 
 
@@ -708,6 +708,7 @@ def test_command_rejects_what_does_not_fit_together(by_fold, tmp_path):
     for options, message in (
         ([*files, "--models", tmp_path / "models"], "are for models of bdm"),
         ([*files, "--width=16"], "are for models of bdm"),
+        ([*files, "--folds-only"], "give only one of these"),
         (["--donor-key=patient"], r"prepared\.h5ad: obs has no column 'patient'"),
         (["--models", tmp_path / "audit/models"], "audit/models is in .*audit, which is replaced as a whole"),
     ):

@@ -454,7 +454,7 @@ def test_doublets_of_real_cells_are_sums_of_two_cells(example_cells):
 
 def test_peers_are_audited_on_the_folds_of_an_audit(of_donors, tmp_path):
     folder, prepared = tmp_path / "blood/0", of_donors / "prepared.h5ad"
-    bdm("audit-folds", prepared, folder / "folds", "--n-folds", 2)
+    bdm("audit", prepared, folder / "folds", "--folds-only", "--n-folds", 2)
     options = []
     for fold in (1, 2):
         members, model = folder / f"folds/fold-{fold}.h5ad", folder / f"folds/resampled-{fold}"

@@ -12,7 +12,8 @@ rule audit_folds:
         folder=f"{RUN}/folds",
         n_folds=len(FOLDS),
     shell:
-        "bdm audit-folds {input.cells} {params.folder} --n-folds {params.n_folds} --seed {wildcards.seed} > {log} 2>&1"
+        "bdm audit {input.cells} {params.folder} --folds-only --n-folds {params.n_folds}"
+        " --seed {wildcards.seed} > {log} 2>&1"
 
 
 rule audit_own:
