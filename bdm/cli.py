@@ -26,7 +26,6 @@ from bdm.commands.hierarchy import hierarchy
 from bdm.commands.init import init
 from bdm.commands.interpret import interpret
 from bdm.commands.lineage import lineage
-from bdm.commands.plot_tree import plot_tree
 from bdm.commands.power import power
 from bdm.commands.predict import predict
 from bdm.commands.predict_modality import predict_modality
@@ -52,7 +51,7 @@ if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
 # In the order of the help; True for long computations
 COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Data": {example: False, init: False, prepare: False},
-    "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
+    "Fit": {fit: True, autoencoder: True, hierarchy: True, train: True, extend: True},
     "Generate": {generate: True, transmute: True, simulate: True, predict_modality: True},
     "Conditions": {respond: True, predict: True, evaluate_predicted: True},
     "Lineages": {lineage: True, reconstruct: True, fates: True},

@@ -97,7 +97,7 @@ def test_version_is_that_of_the_package(monkeypatch, capsys):
 # ---- the whole way
 
 PREPARE = ("--label-key", "bulk_labels", "--n-genes", 100, "--test", 0.2, "--seed", 3)
-DRAWN = ("--newick", "tree.nwk", "--figure", "tree.png", "--table", "tree.csv", "--page", "tree.html")
+DRAWN = ("--newick", "tree.nwk", "--figure", "tree.png", "--table", "tree.csv")
 STEPS = (
     ("example", "cells.h5ad"),
     ("prepare", "cells.h5ad", "prepared.h5ad", *PREPARE),
@@ -369,7 +369,6 @@ BAD = [
     ("autoencoder prepared.h5ad model --force", "other content"),
     ("hierarchy model OUT.json", "latent.h5ad"),
     ("hierarchy autoencoder OUT.json --newick OUT.nwk --figure OUT.xyz", "OUT.xyz"),
-    ("plot-tree tree.json OUT.png --root nowhere", "nowhere"),
     ("train autoencoder small.json OUT", "have different populations"),
     ("generate autoencoder OUT.h5ad --cells 1", "model.json"),
     ("generate model OUT.h5ad", "--cells-like"),
@@ -396,7 +395,7 @@ BAD = [
     ("extend model prepared.h5ad OUT --cell-type Dendritic", "already has the type 'Dendritic'"),
     ("extend model new.h5ad OUT --label-key new --known few_genes.h5ad", "of the model's genes"),
     ("example " + 300 * "x" + ".h5ad", "Cannot write"),
-    ("plot-tree model tree.png", "tree.png exists; name another output, or replace it by `--force`."),
+    ("hierarchy autoencoder tree.json", "tree.json exists; name another output, or replace it by `--force`."),
     ("hierarchy autoencoder OUT.json --newick tree.nwk", "tree.nwk exists"),
     ("generate model OUT.h5 --cells 3", "OUT.h5 does not end in .h5ad or .h5mu"),
 ]

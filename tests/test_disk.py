@@ -53,7 +53,6 @@ COMMANDS = {
     "fit": ("fit", "{folder}/cells.h5ad", "{out}", "--label-key", "bulk_labels", "--autoencoder-n-steps", "2",
             "--train-n-steps", "2"),
     "generate": ("generate", "{folder}/model", "{out}.h5ad", "--cells", "40"),
-    "plot-tree": ("plot-tree", "{folder}/model", "{out}.png"),
 }  # fmt: skip
 
 

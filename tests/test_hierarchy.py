@@ -2,9 +2,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import norm
+from test_hierarchy_figure import balanced, divided, with_added
 
 from bdm._core.errors import InputError
 from bdm._core.files import read_json, write_checksummed_json
@@ -17,7 +19,7 @@ from bdm.hierarchy.build import (
     build_hierarchy,
     with_new_type,
 )
-from bdm.hierarchy.files import from_newick, load_hierarchy, read_tree, save_hierarchy
+from bdm.hierarchy.files import branch_table, from_newick, load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.prior.network import path_table
 from bdm.settings import HierarchySettings
@@ -491,3 +493,33 @@ def test_damaged_content(damage, tmp_path):
 def test_leaves_take_back_their_underscores():
     tree = match_leaves(from_newick("((CD4_T,CD8_T),NK cell);"), ["CD4_T", "CD8 T", "NK cell"])
     assert tree.leaves() == ("CD4_T", "CD8 T", "NK cell")
+
+
+def test_table_lists_every_branch(tmp_path):
+    hierarchy = with_added(balanced([f"type {i:03}" for i in range(500)]), type_007=1)
+    branch_table(hierarchy).to_csv(tmp_path / "tree.csv", index=False)
+    table = pd.read_csv(tmp_path / "tree.csv").set_index("branch")
+    assert list(table.index) == [branch.name for branch in hierarchy.branches]
+    assert table["parent"].isna().sum() == 1
+    assert table.loc["node 1", ["n_types", "n_cells", "support", "added"]].tolist() == [500, 5000, 0.5, 0]
+    assert (table["cell_types"].str.count("; ") + 1 == table["n_types"]).all()
+    assert table.index[table["added"] == 1].tolist() == ["type 007"]
+    assert (table.loc[table["n_types"] == 1, "level"] == 0).all()
+    assert (table["n_populations"] == table["n_types"]).all()
+    assert table["nearer_to"].isna().all()
+
+
+def test_table_lists_sub_populations(tmp_path):
+    hierarchy = divided(balanced(list("ABCD")), {"A": 3, "D": 2})
+    stray = (replace(branch, nearer_to="C") if branch.name == "A/2" else branch for branch in hierarchy.branches)
+    branch_table(replace(hierarchy, branches=tuple(stray))).to_csv(tmp_path / "tree.csv", index=False)
+    table = pd.read_csv(tmp_path / "tree.csv").set_index("branch")
+    assert table["cell_type"].dropna().to_dict() == {
+        **dict.fromkeys(["A", "A/1", "A/2", "A/3"], "A"),
+        **{"B": "B", "C": "C"},
+        **dict.fromkeys(["D", "D/1", "D/2"], "D"),
+    }
+    assert table["nearer_to"].dropna().to_dict() == {"A/2": "C"}
+    assert table.loc["node 1", ["n_types", "n_populations", "cell_types"]].tolist() == [4, 7, "A; B; C; D"]
+    assert table.loc["A", ["n_types", "n_populations", "cell_types"]].tolist() == [1, 3, "A"]
+    assert table.loc["A/2", ["n_types", "n_populations", "n_cells", "parent"]].tolist() == [1, 1, 3, "A"]

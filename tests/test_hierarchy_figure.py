@@ -1,7 +1,7 @@
-import re
 from dataclasses import replace
 from itertools import combinations, pairwise, product
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from matplotlib.figure import Figure
@@ -10,8 +10,6 @@ from synthetic_cells import height, random_tree
 
 from bdm._core.errors import InputError
 from bdm._core.seeds import numpy_generator
-from bdm.cli import app
-from bdm.hierarchy.files import save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy
 from bdm.plotting.hierarchy_figure import hierarchy as plot_hierarchy
 from bdm.plotting.hierarchy_figure import placed_labels, view_of
@@ -49,6 +47,22 @@ def random(n_types: int) -> Hierarchy:
     names = [f"type {i}" for i in range(n_types)]
     add(random_tree(names, balanced=False, generator=numpy_generator(0)), None)
     return Hierarchy(tuple(branches), 2 * branches[0].level, 0.9)
+
+
+def balanced(names: list[str], *, level: float = 8.0) -> Hierarchy:
+    """Tree that halves the names at every node."""
+    branches: list[Branch] = []
+
+    def add(part: list[str], parent: str | None, level: float) -> None:
+        name = part[0] if len(part) == 1 else f"node {len(branches) + 1}"
+        inner = len(part) > 1
+        branches.append(Branch(name, parent, level if inner else 0.0, 10 * len(part), 0.5 if inner else None))
+        if inner:
+            add(part[: len(part) // 2], name, level * 0.8)
+            add(part[len(part) // 2 :], name, level * 0.7)
+
+    add(names, None, level)
+    return Hierarchy(tuple(branches), 2 * level, 0.9)
 
 
 def with_added(hierarchy: Hierarchy, **added: int) -> Hierarchy:
@@ -201,17 +215,6 @@ def test_sub_populations_are_plotted_where_asked_for():
     assert [label.text for label in shown] == ["3.0 · 100%", "2.0 · 100%", "type 0 · 0.5", "type 1 · 0.5"]
 
 
-def test_command_plots_sub_populations_where_asked_for(tmp_path: Path):
-    hierarchy = divided(caterpillar(3), {"type 0": 3, "type 1": 2})
-    save_hierarchy(tmp_path / "tree.json", hierarchy)
-    for options, n_rows in (((), 3), (("--sub-populations",), 6), (("--root", "type 0"), 3)):
-        paths = [str(tmp_path / name) for name in ("tree.json", "tree.svg")]
-        app(["plot-tree", *paths, "--force", *options], standalone_mode=False)
-        names = re.findall(r"<!-- ((?:type|last)[^>]*\)) -->", (tmp_path / "tree.svg").read_text())
-        assert len(names) == n_rows
-        assert any("/" in name for name in names) == bool(options)
-
-
 def test_one_cell_type_alone_shows_its_sub_populations():
     hierarchy = divided(Hierarchy((Branch("cells", None, 0.0, 30),), 9.0, 0.9), {"cells": 3})
     assert labels_of(hierarchy) == ["cells/1  (10)", "cells/2  (10)", "cells/3  (10)"]
@@ -237,6 +240,26 @@ def test_added_types_have_rows_of_their_own_among_many(make):
     hierarchy = with_added(make(500), type_490=1, type_491=2, type_7=3)
     own = {end.cell_types for end in view_of(hierarchy).ends if not end.collapsed}
     assert own >= {("type 490",), ("type 491",), ("type 7",)}
+
+
+def test_svg_has_tooltips_of_rows_and_nodes(tmp_path: Path):
+    hierarchy = divided(with_added(caterpillar(5), type_0=1), {"type 1": 3})
+    leaf = {"place": 0.2, "nearer_to": "<b>\n'&"}
+    branches = tuple(replace(branch, **(leaf if branch.name == "type 0" else {})) for branch in hierarchy.branches)
+    ax = plot_hierarchy(replace(hierarchy, branches=branches), max_rows=3)
+    ax.figure.savefig(tmp_path / "tree.svg")
+    rectangles = ElementTree.parse(tmp_path / "tree.svg").findall(".//{*}rect[{*}title]")
+    assert [rectangle.find("{*}title").text.split("\n") for rectangle in rectangles] == [
+        ["type 0", "10 cells", "nearer to <b>\\n'&", "few cells: place uncertain", "added by extension"],
+        ["type 1", "noise level 0.5", "10 cells", "3 sub-populations: type 1/1, type 1/2, type 1/3"],
+        ["node 2", "noise level 3.0", "support 100%", "30 cells", "3 types: type 2, type 3, last"],
+        ["node 0", "noise level 5.0", "support 100%", "50 cells", "5 types: type 0, type 1, type 2, type 3, last"],
+        ["node 1", "noise level 4.0", "support 100%", "40 cells", "4 types: type 1, type 2, type 3, last"],
+    ]
+    boxes = [Bbox.from_bounds(*(float(of.get(key)) for key in ("x", "y", "width", "height"))) for of in rectangles]
+    x, y = ax.transData.transform((4.5, 1.5)) * 72 / ax.figure.dpi  # on the branch to node 1
+    height = ax.figure.get_size_inches()[1] * 72
+    assert [bool(box.contains(x, height - y)) for box in boxes] == [False] * 4 + [True]
 
 
 def test_letters_that_the_font_lacks_come_from_another(tmp_path, monkeypatch, recwarn, caplog):

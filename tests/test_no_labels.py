@@ -318,7 +318,7 @@ def test_all_commands_from_cells_to_report(cells, tmp_path, monkeypatch, caplog)
     for line in [
         "prepare cells.h5ad prepared.h5ad --no-labels --n-genes 100 --test 0.2",
         "autoencoder prepared.h5ad autoencoder --n-latent 4 --n-steps 20 --sub-populations none",
-        "hierarchy autoencoder hierarchy.json --newick tree.nwk --figure tree.png --table tree.csv --page tree.html",
+        "hierarchy autoencoder hierarchy.json --newick tree.nwk --figure tree.png --table tree.csv",
         "train autoencoder hierarchy.json model --width 16 --n-layers 1 --n-steps 20",
         "generate model generated.h5ad --cells-like cells.h5ad",
         "evaluate prepared.h5ad generated.h5ad evaluation --n-repeats 1",

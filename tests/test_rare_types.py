@@ -22,7 +22,6 @@ from bdm.hierarchy.clustering import (
 from bdm.hierarchy.files import branch_table
 from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, from_nested
 from bdm.plotting.hierarchy_figure import hierarchy as plot_hierarchy
-from bdm.plotting.hierarchy_page import tree_page
 from bdm.settings import HierarchySettings
 
 N_DIMS = 31
@@ -223,7 +222,7 @@ def test_place_at_the_centre_of_all_cells_is_marked_however_stable_it_is():
         assert hierarchy.by_name["t3"].place_uncertain == is_uncertain
 
 
-def test_mark_is_in_figure_page_and_table():
+def test_mark_is_in_figure_and_table():
     hierarchy = tree_with_rare_type(0.2, 5)
     axes = plot_hierarchy(hierarchy)
     labels = [label.get_text() for label in axes.get_yticklabels()]
@@ -231,7 +230,6 @@ def test_mark_is_in_figure_page_and_table():
     meaning = "place uncertain: few cells, elsewhere in the tree in more than 30% of resamples"
     assert axes.get_title(loc="left").endswith(meaning)
     assert meaning not in plot_hierarchy(tree_with_rare_type(13.0, 5)).get_title(loc="left")
-    assert '"note":"few cells: place uncertain"' in tree_page(hierarchy)
     notes = branch_table(hierarchy).set_index("branch")["note"].dropna()
     assert notes.to_dict() == {"t4": "few cells: place uncertain"}
     assert summary_of_tree(hierarchy)["few cells: place uncertain"] == "1 (t4)"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
 from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 from simulated import LINEAGE, simulated_lineage
-from test_hierarchy_page import CHROMIUM, Scripts, balanced
+from test_hierarchy_figure import balanced
 from test_responses import simulated_cells
 
 from bdm import tl
@@ -40,6 +41,7 @@ from bdm.report.summaries import (
 )
 from bdm.settings import LineageSettings, ResponseSettings
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -51,6 +53,20 @@ NAMES = {
 }
 LEFT_OUT, SMALL = "<i>left & out", "CD4+/CD45RA+/CD25- Naive T"  # 13 cells that the user leaves out, and 8
 MANY = 150
+
+
+class Scripts(HTMLParser):
+    """Counts scripts, and collects what is loaded from elsewhere, as a browser reads a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.n_scripts, self.loaded = 0, []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.loaded += [given[key] for key in ("src", "href", "xlink:href", "srcset", "data") if key in given]
+        self.n_scripts += tag == "script"
 
 
 def bdm(*arguments: str | Path) -> None:
@@ -156,7 +172,7 @@ def test_page_needs_no_network_and_is_small(page, full):
 
 def test_names_are_text(page):
     text = page.read_text(encoding="utf-8")
-    assert [name for name, _ in Scripts(text).scripts] == ["data", None, None]
+    assert Scripts(text).n_scripts == 1
     assert "<script>window.hacked" not in text
     assert "<img src=x" not in text
     assert "<b>four" not in text
@@ -504,7 +520,7 @@ def test_page_of_less_has_no_empty_sections(results):
     text = report_page(replace(results, transmutations={}, interpretation={}, cost=results.cost[:0]))
     sections = re.findall(r'<section id="(\w+)"', text)
     assert sections == ["given", "verdict", "hierarchy", "populations", "real", "cost", "cite", "again"]
-    assert sorted(re.findall(r'href="#(\w+)"', text)) == sorted(["verdict", "verdict", *sections])
+    assert sorted(re.findall(r' href="#(\w+)"', text)) == sorted(["verdict", "verdict", *sections])
 
 
 def test_page_shows_responses_and_how_far_to_trust_them(results):
@@ -621,7 +637,7 @@ def check_fits(page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     cut = page.evaluate(
         """(width) => [...document.querySelectorAll("main *, header *")]
-          .filter((e) => !e.closest(".scroll, pre, .tree-view, .tree-side, .unseen, svg, datalist"))
+          .filter((e) => !e.closest(".scroll, pre, .unseen, svg"))
           .filter((e) => e.getBoundingClientRect().right > width + 1 && e.getBoundingClientRect().width)
           .map((e) => e.outerHTML.slice(0, 100))""",
         width,
@@ -674,9 +690,6 @@ def test_many_types_are_searched_and_shown(opened, many, tmp_path, width):
         assert not button.is_visible()
     found.page.locator("#find-node").fill("gene 17-3")
     assert found.page.locator("#by-node tbody tr:visible").count() == 1
-    found.page.locator("#query").fill("type 149")
-    found.page.locator("#query").press("Enter")
-    assert found.texts("#name") == ["type 149"]
     check_fits(found.page)
     found.page.screenshot(path=tmp_path / f"many_{width}.png", full_page=True)
 

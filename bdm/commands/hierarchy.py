@@ -18,21 +18,19 @@ def hierarchy(
     newick: Annotated[Path | None, Output, "Newick file to write as well."] = None,
     figure: Annotated[Path | None, Output, "Figure to write as well (.png, .svg, .pdf)."] = None,
     table: Annotated[Path | None, Output, "Table of branches to write as well (.csv)."] = None,
-    page: Annotated[Path | None, Output, "Page for the browser to write as well (.html)."] = None,
     tree: Tree = None,
     settings: HierarchySettings,
     seed: Seed = 0,
 ) -> Summary:
     """Derive the hierarchy of cell types by clustering their means.
 
-    Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --page hierarchy.html
+    Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --figure hierarchy.png
     """
     from bdm._core.files import write_table
     from bdm.autoencoder.latent import read_latent
     from bdm.hierarchy.files import branch_table, save_hierarchy, to_newick
     from bdm.model.fit_model import fit_hierarchy
     from bdm.plotting.hierarchy_figure import draw_hierarchy, view_of
-    from bdm.plotting.hierarchy_page import tree_page
     from bdm.plotting.style import save_figure
 
     fitted = fit_hierarchy(read_latent(autoencoder), settings, seed=seed, tree=tree)
@@ -43,8 +41,6 @@ def hierarchy(
         save_figure(draw_hierarchy(view_of(fitted)), figure)
     if table is not None:
         write_table(branch_table(fitted), table)
-    if page is not None:
-        page.write_text(tree_page(fitted), encoding="utf-8")
     return Summary(summary_of_tree(fitted), then=("bdm", "train", autoencoder, out, "model/"))
 
 

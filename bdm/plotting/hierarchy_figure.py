@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import copysign
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from bdm._core.errors import InputError
+from bdm._core.errors import InputError, abbreviated, counted, printable
 from bdm.hierarchy.tree import MIN_PLACE, PLACE_UNCERTAIN, Branch, Hierarchy
 from bdm.plotting.style import (
     ADDED,
@@ -212,7 +213,7 @@ def hierarchy(
 
     At the left, noise hides all differences; at the right, all cell types are separate. With more cell types than rows,
     the types that separate at the lowest levels are drawn as a wedge with the name of their node. A thin wedge holds
-    the sub-populations of a cell type.
+    the sub-populations of a cell type. Saved as SVG, the figure has tooltips with the facts of each branch.
 
     Parameters
     ----------
@@ -243,6 +244,7 @@ def hierarchy(
     ::
 
         bdm.pl.hierarchy(model)
+        bdm.pl.hierarchy(model, root="node 7", show=False).figure.savefig("clade.svg")
     """
     tree = check_class(getattr(model, "hierarchy", model), Hierarchy)
     if since is None:
@@ -289,6 +291,7 @@ def draw_hierarchy(
         style = {"fontsize": 7, "path_effects": [HALO], "color": "#555", **(GENES if label.of_genes else {})}
         style |= {"ha": "right" if label.before else "left", "textcoords": "offset points"}
         ax.annotate(label.text, (label.level, label.row), offset, **style)
+    ax.add_artist(Tooltips(view, ax))
     ax.set_title(write_title(view, names=names, genes=bool(genes), since=since), fontsize=10, loc="left")
     return ax
 
@@ -425,3 +428,46 @@ def write_texts(node: Branch, *, names: bool) -> list[str]:
     words = [shortened(node.name, width=30)] if names or node.name == node.cell_type else []
     words += [f"{node.level:.1f}", *([] if node.support is None else [f"{node.support:.0%}"])]
     return [" · ".join(words[:n]) for n in range(len(words), 0, -1)]
+
+
+class Tooltips(Artist):
+    """Transparent rectangles over rows and nodes, whose titles browsers show as tooltips; only in SVG."""
+
+    def __init__(self, view: View, ax: Axes) -> None:
+        super().__init__()
+        self.view, self.ax = view, ax
+        self.set_in_layout(False)
+
+    def draw(self, renderer: Any) -> None:
+        """Write a rectangle from the start of each branch to its node, or to the end of its row."""
+        if not hasattr(renderer, "writer"):
+            return
+        view, to_points = self.view, self.ax.transData.transform
+        labels_end = max(label.get_window_extent(renderer).x1 for label in self.ax.get_yticklabels())
+        nodes = [collect_ends(view.hierarchy, (name,), {})[0] for name in view.opened]
+        for end in (*view.ends, *nodes):
+            high, row = view.hierarchy.segment(end.branches[0].name).high, view.rows[end.branches[0].name]
+            (left, top), (right, bottom) = to_points([(high, row - 0.5), (end.level, row + 0.5)])
+            right = right + 4 if end in nodes else labels_end
+            size = {"width": f"{right - left:.1f}", "height": f"{top - bottom:.1f}"}
+            place = {"x": f"{left:.1f}", "y": f"{renderer.height - top:.1f}", **size}
+            renderer.writer.start("rect", place, style="fill-opacity: 0")
+            renderer.writer.element("title", write_tooltip(end))
+            renderer.writer.end("rect")
+
+
+def write_tooltip(end: End) -> str:
+    """Write name, level, support and number of cells, then types and notes, a fact in each line."""
+    first, alone, several = end.branches[0], len(end.branches) == 1, len(end.populations) > 1
+    noun, names = ("types", end.cell_types) if end.collapsed else ("sub-populations", end.populations)
+    facts = (
+        end.name,
+        several and f"noise level {end.level:.1f}",
+        alone and first.support is not None and f"support {first.support:.0%}",
+        counted(end.n_cells, "cell"),
+        several and f"{len(names):,} {noun}: {abbreviated(names, n_shown=10)}",
+        alone and first.nearer_to and f"nearer to {first.nearer_to}",
+        alone and first.place_uncertain and PLACE_UNCERTAIN,
+        alone and first.added and "added by extension",
+    )
+    return "\n".join(printable(fact) for fact in facts if fact)

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, TypeVar
 
 import matplotlib.pyplot as plt
@@ -231,7 +232,7 @@ def save_figure(source: Figure | Axes | list[Axes], path: Path) -> None:
                 text.set_fontfamily([*text.get_fontfamily(), *fonts])
         with warnings.catch_warnings(record=True) as caught:
             warnings.filterwarnings("always", message=r"Glyph .* missing from font")
-            metadata = {"Software": None} if path.suffix == ".png" else None
+            metadata = {".png": {"Software": None}, ".svg": {"Date": None}}.get(path.suffix)
             figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=PAD, metadata=metadata)
         if caught:
             logger.warning(
@@ -240,3 +241,10 @@ def save_figure(source: Figure | Axes | list[Axes], path: Path) -> None:
             )
     finally:
         plt.close(figure)
+
+
+def svg_of(source: Figure | Axes, label: str) -> str:
+    """Return a figure as a labelled SVG element of a page, with text that readers can search, and close it."""
+    with TemporaryDirectory() as folder, plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bdm"}):
+        save_figure(source, path := Path(folder) / f"{label}.svg")
+        return f'<svg role="group" aria-label="{label}"' + path.read_text(encoding="utf-8").partition("<svg")[2]

@@ -21,8 +21,8 @@ from bdm.applications.transmutation.evaluate_transmuted import TransmutationEval
 from bdm.data.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_TITLES
 from bdm.evaluation.verdict import LIMITS, Grade, Verdict
-from bdm.plotting.hierarchy_figure import view_of
-from bdm.plotting.hierarchy_page import MAX_ROWS, tree_browser
+from bdm.plotting.hierarchy_figure import draw_hierarchy, view_of
+from bdm.plotting.style import svg_of
 from bdm.report.summaries import (
     POPULATION_SCORES,
     Results,
@@ -31,7 +31,6 @@ from bdm.report.summaries import (
     cells_left_out,
     changed_settings,
     evaluated_files,
-    genes_by_branch,
     genes_chosen,
     nodes,
     population_scores,
@@ -87,26 +86,21 @@ TRANSMUTATION_SCORE_NAMES = {
 def report_page(results: Results, *, written: date | None = None) -> str:
     """Return the report of a model and its cells as HTML.
 
-    The page loads nothing. Templates escape names in the data, and only the page's own scripts run. ``written`` is the
+    The page loads nothing. Templates escape names in the data, and only the page's own script runs. ``written`` is the
     date on the page, by default today.
     """
-    browser = tree_browser(
-        view_of(results.model.hierarchy, max_rows=MAX_ROWS),
-        title=f"Hierarchy of cell types of {results.name}",
-        genes=genes_by_branch(results),
-    )
-    report_script = (files("bdm.report") / "templates/report.js").read_text(encoding="utf-8")
-    scripts = [f"\n{script}" for script in (browser.script, report_script)]
+    templates = files("bdm.report") / "templates"
+    style, script = ((templates / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     return (
         environment()
         .get_template("report.html")
         .render(
             **template_variables(results),
             written=written or date.today(),
-            tree=Markup(browser.body),
-            style=Markup(browser.style + (files("bdm.report") / "templates/report.css").read_text(encoding="utf-8")),
-            scripts=[Markup(script) for script in scripts],
-            hashes=" ".join(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts),
+            tree=Markup(svg_of(draw_hierarchy(view_of(results.model.hierarchy)), "Tree of cell types")),
+            style=Markup(style),
+            script=Markup(script),
+            script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         )
     )
 

@@ -6,12 +6,6 @@ rule hierarchy:
         hierarchy="results/{dataset}/hierarchy.json",
         newick="results/{dataset}/hierarchy.nwk",
         figure=in_archive("results/{dataset}/hierarchy.png", "Hierarchy", "hierarchy of cell types (figure)"),
-        page=in_archive(
-            "results/{dataset}/hierarchy.html",
-            "Hierarchy",
-            "hierarchy of cell types (page to open and search)",
-            caption="hierarchy_page",
-        ),
         table=in_archive("results/{dataset}/hierarchy.csv", "Hierarchy", "branches (table)", caption="hierarchy_table"),
     log:
         "results/{dataset}/logs/hierarchy.log",
@@ -26,7 +20,6 @@ rule hierarchy:
         "bdm hierarchy {input.autoencoder} {output.hierarchy}"
         " --newick {output.newick}"
         " --figure {output.figure}"
-        " --page {output.page}"
         " --table {output.table}"
         " {params.options}"
         " {params.files}"
