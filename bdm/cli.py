@@ -15,7 +15,6 @@ from bdm.commands.autoencoder import autoencoder
 from bdm.commands.base import Summary, as_command
 from bdm.commands.card import card
 from bdm.commands.evaluate import evaluate
-from bdm.commands.evaluate_predicted import evaluate_predicted
 from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
 from bdm.commands.extend import extend
@@ -53,7 +52,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Data": {example: False, init: False, prepare: False},
     "Fit": {fit: True, autoencoder: True, hierarchy: True, train: True, extend: True},
     "Generate": {generate: True, transmute: True, simulate: True, predict_modality: True},
-    "Conditions": {respond: True, predict: True, evaluate_predicted: True},
+    "Conditions": {respond: True, predict: True},
     "Lineages": {lineage: True, reconstruct: True, fates: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Plan": {power: True},

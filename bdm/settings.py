@@ -321,22 +321,6 @@ class EvaluationSettings(StageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictedEvaluationSettings(StageSettings):
-    """Settings of the evaluation of cells predicted in a condition."""
-
-    section: ClassVar[str] = "evaluate_predicted"
-
-    label_key: Annotated[
-        str | None, MinLen(1), "Column of `obs` with the cell type.", Unset("all cells are compared together")
-    ] = None
-    n_top_genes: Annotated[
-        int, Ge(2), "Number of genes to score separately: the ones that the condition changes most, by t-statistics."
-    ] = 100
-    n_repeats: Annotated[int, Ge(1), "Number of random halves of the real cells to average scores over."] = 5
-    max_cells_per_type: Annotated[int, Ge(5), "Maximum number of cells per type in a comparison."] = 500
-
-
-@dataclass(frozen=True, kw_only=True)
 class InterpretationSettings(StageSettings):
     """Settings of an interpretation.
 

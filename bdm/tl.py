@@ -9,7 +9,6 @@ The module also has the classes of results, to load them from their folders.
 
     responses = bdm.tl.respond(adata, bdm.tl.ResponseSettings(control="ctrl"))
     stimulated = bdm.tl.predict(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
-    evaluation = bdm.tl.evaluate_predicted(adata_control, adata_real, stimulated)
 
     responses = bdm.tl.respond(adata, settings, features="pathways.csv")  # relate conditions
     knocked_out = bdm.tl.predict(responses, adata_control, "JAK2")  # a condition that no cell has
@@ -35,8 +34,7 @@ from bdm.applications.relations.predict import predict
 from bdm.applications.relations.reconstruct import reconstruct
 from bdm.applications.relations.respond import respond
 from bdm.applications.relations.responses import Responses
-from bdm.evaluation.predicted import PredictedEvaluation, evaluate_predicted
-from bdm.settings import LineageSettings, PredictedEvaluationSettings, ResponseSettings
+from bdm.settings import LineageSettings, ResponseSettings
 
 __all__ = [
     "Audit",
@@ -45,12 +43,9 @@ __all__ = [
     "Lineage",
     "LineageSettings",
     "PowerAnalysis",
-    "PredictedEvaluation",
-    "PredictedEvaluationSettings",
     "ResponseSettings",
     "Responses",
     "composition_tests",
-    "evaluate_predicted",
     "fates",
     "lineage",
     "log_cpm_tests",

@@ -67,7 +67,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"bdm\.(?!api|pl).*"),
     # Annotations with deferred imports
     (r"py:class", "AnnData|Audit|Design|DonorModel|Evaluation|FittedExtension|Interpretation|Path|PowerAnalysis"),
-    (r"py:class", "PredictedEvaluation|PredictedEvaluationSettings|TransmutationEvaluation"),
+    (r"py:class", "TransmutationEvaluation"),
 ]
 
 # ---- look

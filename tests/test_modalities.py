@@ -58,7 +58,6 @@ from bdm.settings import (
     AuditSettings,
     AutoencoderSettings,
     GenerationSettings,
-    PredictedEvaluationSettings,
     PrepareSettings,
     SamplerSettings,
     Settings,
@@ -805,12 +804,3 @@ def test_responses_and_lineages_are_of_rna_alone(parts, step, form, caplog):
     for ours, alone in zip(found, step(rna), strict=True):
         assert list(ours.var_names) == list(parts["rna"].var_names)
         assert (ours.X != alone.X).nnz == 0
-
-
-def test_predicted_cells_are_evaluated_by_rna_alone():
-    cells = in_two_conditions(joined())
-    before, after = (cells[(cells.obs["condition"] == name).to_numpy()] for name in ("ctrl", "stim"))
-    settings = PredictedEvaluationSettings(n_repeats=1, n_top_genes=20)
-    rna = [of_modality(of, modalities_of(of.var)[0]) for of in (before, after, before)]
-    found, expected = (tl.evaluate_predicted(*of, settings).scores for of in ((before, after, before), rna))
-    pd.testing.assert_frame_equal(found, expected)

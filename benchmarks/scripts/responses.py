@@ -12,6 +12,7 @@ import pandas as pd
 import scanpy as sc
 import typer
 from anndata import AnnData
+from predicted_cells import COMMON_RESPONSE, PREDICTED, score_predicted
 from tidy import tidy, write_rows
 
 from bdm import tl
@@ -23,8 +24,7 @@ from bdm.applications.relations.pseudobulk import PSEUDO, share_of, with_shares
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.applications.relations.responses import Responses
 from bdm.data.counts import raw_counts
-from bdm.evaluation.predicted import TOP, evaluate_predicted
-from bdm.settings import PredictedEvaluationSettings, Relation, ResponseSettings
+from bdm.settings import Relation, ResponseSettings
 
 app = typer.Typer()
 
@@ -191,13 +191,10 @@ def score(cells: Path, predicted: list[Path], out: Path, *, seed: int = 0) -> No
     """Write scores on the most changed genes, and coverage of intervals."""
     adata, tables = ad.read_h5ad(cells), []
     is_control = (adata.obs["condition"] == control_of(adata.obs["condition"], None)).to_numpy()
-    settings = PredictedEvaluationSettings(label_key="cell_type")
     for path in predicted:
         prediction = ad.read_h5ad(path)
-        evaluation = evaluate_predicted(adata[is_control], adata[~is_control], prediction, settings, seed=seed)
-        table = evaluation.scores.xs(TOP, level="genes").drop(columns="n_cells")
-        table["position"] = evaluation.positions.stack(future_stack=True)
-        names = {"predicted": path.stem, "common_response": "common of log values"}
+        table = score_predicted(adata[is_control], adata[~is_control], prediction, seed=seed)
+        names = {PREDICTED: path.stem, COMMON_RESPONSE: "common of log values"}
         table = table.reset_index().rename(columns={"set": "method"}).replace({"method": names})
         tables += [table, prediction.uns["coverage"].assign(method=path.stem)]
     rows = tidy(pd.concat(tables), ["method", "cell_type"])

@@ -422,7 +422,6 @@ STUDIES = {
                 "position": "Position",
                 "pearson_delta": "Correlation of changes",
                 "common_degs": "Share of the same genes",
-                "mse": "Squared error of means",
             },
         ),
         Table(
