@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import typer
 from anndata import AnnData
+from predicted_cells import PREDICTED, score_predicted
 from scipy import sparse
 from sklearn.decomposition import PCA
-from predicted_cells import PREDICTED, score_predicted
 from tidy import tidy, write_rows
 
 from bdm._core.seeds import numpy_generator
