@@ -20,7 +20,7 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with code 2. Messages name settings as Python arguments
     in backticks (``label_key=``). Commands rewrite them as options (``--label-key``), or as keys of the configuration
-    in jobs of the workflow (:func:`in_interface`). Public functions prepend the path of the setting
+    in jobs of the workflow (``in_interface``). Public functions prepend the path of the setting
     (``settings.prepare.counts=``), see :func:`bdm._core.schema.checking`.
     """
 
