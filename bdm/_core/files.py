@@ -184,6 +184,30 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def write_table(table: "pd.DataFrame", path: Path, *, index: str | bool = False, digits: int = 6) -> None:
+    """Write a table as CSV, with an apostrophe before names that a spreadsheet would take for formulas.
+
+    Parameters
+    ----------
+    table
+        Numbers and text.
+    path
+        File to write.
+    index
+        Whether to write the index, or its name.
+    digits
+        Significant digits of numbers.
+    """
+
+    def quoted(value: object) -> object:
+        return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+    text = table.select_dtypes(exclude="number").astype(object).map(quoted)
+    named = table.assign(**text).rename(index=quoted, columns=quoted)
+    label = index if isinstance(index, str) else None
+    named.to_csv(path, index=bool(index), index_label=label, float_format=f"%.{digits}g")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, with non-ASCII characters unescaped."""
     path = Path(path)
@@ -263,31 +287,6 @@ def _digest_of_data(path: Path) -> str:
 
 
 # ---- provenance
-
-
-def write_table(table: "pd.DataFrame", path: Path, *, index: str | bool = False, digits: int = 6) -> None:
-    """Write a table as CSV, with an apostrophe before names that a spreadsheet would take for formulas.
-
-    Parameters
-    ----------
-    table
-        Numbers and text.
-    path
-        File to write.
-    index
-        Whether to write the index, or its name.
-    digits
-        Significant digits of numbers.
-    """
-
-    def quoted(value: object) -> object:
-        return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
-
-    text = table.select_dtypes(exclude="number").astype(object).map(quoted)
-    named = table.assign(**text).rename(index=quoted, columns=quoted)
-    label = index if isinstance(index, str) else None
-    named.to_csv(path, index=bool(index), index_label=label, float_format=f"%.{digits}g")
-
 
 PACKAGES = ("anndata", "numpy", "scanpy", "torch")  # versions to record
 

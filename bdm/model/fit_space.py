@@ -145,7 +145,7 @@ def fit_space(
     cells = SpatialCells(places, latents, counts, autoencoder, whitening, moments, places.blocks(), weight)
 
     values = centred(without_prior(latents, whitening).double().numpy(), cells.members(), weight)
-    axes = autocorrelation_factors(values, cells)
+    axes = autocorrelation_factors(values, weight, places.neighbours(N_FACTOR_NEIGHBOURS))
     factors, to_latents = values @ axes, np.linalg.inv(axes)
     chance = by_chance(values, cells, seed)
     basis, shared, strength, log_odds = choose_basis(factors, cells, chance, seed)
@@ -192,16 +192,18 @@ def centred(values: np.ndarray, members: Sequence[np.ndarray], weight: np.ndarra
     return centred_values
 
 
-def autocorrelation_factors(values: np.ndarray, cells: SpatialCells) -> np.ndarray:
+def autocorrelation_factors(
+    values: np.ndarray, weight: np.ndarray, neighbours: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
     """Return axes along which neighbouring cells covary independently, dimensions x factors.
 
     They diagonalise both the covariance of values (cells x dimensions), to 1, and the covariance between neighbours
     (maximum autocorrelation factors, Switzer and Green 1984).
     """
-    weighted = values * cells.weight[:, None]
-    whiten = matrix_power(torch.from_numpy(weighted.T @ values / cells.weight.sum()), -0.5).numpy()
-    first, second = cells.places.neighbours(N_FACTOR_NEIGHBOURS)
-    between = weighted[first].T @ weighted[second] / (cells.weight[first] @ cells.weight[second])
+    weighted = values * weight[:, None]
+    whiten = matrix_power(torch.from_numpy(weighted.T @ values / weight.sum()), -0.5).numpy()
+    first, second = neighbours
+    between = weighted[first].T @ weighted[second] / (weight[first] @ weight[second])
     axes = np.linalg.eigh(whiten @ (between + between.T) / 2 @ whiten)[1]
     return np.asarray(whiten @ axes[:, ::-1])
 
@@ -223,13 +225,15 @@ def by_chance(values: np.ndarray, cells: SpatialCells, seed: int) -> Chance:
     rows = np.sort(generator.permutation(len(values))[:MAX_PERMUTED])
     cells, root = cells[rows], np.sqrt(cells.weight[rows, None])
     standardised, factors, errors = values[rows] * root, [], []
+    populations = cells.members()
+    near, neighbours = cells.places.neighbours(N_FACTOR_NEIGHBOURS), cells.places.neighbours()
     for _ in range(N_PERMUTATIONS):
         order = np.arange(len(rows))
-        for members in cells.members():
+        for members in populations:
             order[members] = generator.permutation(members)
         permuted = standardised[order] / root
-        factors.append(permuted @ autocorrelation_factors(permuted, cells))
-        covariance, error = covariance_beyond(factors[-1], np.zeros_like(permuted), cells.weight, cells.places)
+        factors.append(permuted @ autocorrelation_factors(permuted, cells.weight, near))
+        covariance, error = covariance_beyond(factors[-1], np.zeros_like(permuted), cells.weight, neighbours)
         errors.append((covariance / error).max())
     gains = [
         fit_surfaces(BlockDesign(basis(cells.places), cells.weight, cells.block), np.hstack(factors), 0.0)[2].max()

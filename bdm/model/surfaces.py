@@ -289,13 +289,13 @@ def fit_local_length(values: np.ndarray, surface: np.ndarray, weight: np.ndarray
 
 
 def covariance_beyond(
-    values: np.ndarray, surface: np.ndarray, weight: np.ndarray, places: Places
+    values: np.ndarray, surface: np.ndarray, weight: np.ndarray, pairs_of_cells: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the covariance of neighbours in ``values`` minus the one in ``surface`` (both cells x outputs).
+    """Return the covariance of pairs of cells in ``values`` minus the one in ``surface`` (both cells x outputs).
 
     Returns also its standard error without any covariance; both by output.
     """
-    cells, neighbours = places.neighbours()
+    cells, neighbours = pairs_of_cells
     covariance, pair_weight = np.zeros(values.shape[1]), weight[cells] * weight[neighbours]
     for pairs, products in products_beyond(surface, values, cells, neighbours):
         covariance += pair_weight[pairs] @ products
@@ -315,9 +315,10 @@ def local_variance(
     It is :func:`covariance_beyond`, divided by the kernel at the distance of neighbours; 0 below ``minimum`` standard
     errors.
     """
-    covariance, error = covariance_beyond(values, surface, weight, places)
+    neighbours = places.neighbours()
+    covariance, error = covariance_beyond(values, surface, weight, neighbours)
     total, explained = (weight @ x**2 / weight.sum() for x in (values, surface))
-    kernel = matern(places.distance(*places.neighbours()), length).mean()
+    kernel = matern(places.distance(*neighbours), length).mean()
     shared = np.where(covariance > minimum * error, covariance, 0) / kernel
     return np.asarray(np.minimum(shared, MAX_LOCAL * (total - explained)).clip(min=0))
 

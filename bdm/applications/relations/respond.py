@@ -110,9 +110,8 @@ def fit_types(
     constants = CONSTANTS if measured.expected is None else (*WEAK_CONSTANTS, *CONSTANTS)
     fitted = measured.gaussian_process(condition, related).fit(constants=constants)
     permuted = None
-    if (
-        order := permutation_of([kernel.numpy() for kernel in fitted.kernels], "permuted types", condition)
-    ) is not None:
+    order = permutation_of([kernel.numpy() for kernel in fitted.kernels], "permuted types", condition)
+    if order is not None:
         kernels = tuple(kernel[order][:, order] for kernel in fitted.kernels)
         permuted = replace(fitted, kernels=kernels).fit(constants=constants)
     errors, unmeasured, remeasured = list[dict[str, Any]](), list[Intervals](), list[Intervals]()
