@@ -26,6 +26,7 @@ from bdm.plotting.style import (
     axes_or_new,
     check_class,
     clade_label,
+    documented,
     draw_legend,
     gene_label,
     highest,
@@ -92,6 +93,7 @@ class Panel:
     genes: pd.DataFrame  # columns gene, model, real (log2 fold changes), model_error, real_error; from the top
 
 
+@documented
 def branch_genes(
     interpretation: Interpreted, branch: str | None = None, *, ax: Axes | None = None, show: bool | None = None
 ) -> Axes | list[Axes] | None:
@@ -102,18 +104,10 @@ def branch_genes(
 
     Parameters
     ----------
-    interpretation
-        An interpretation, or an interpreted model.
     branch
         Cell type or node to draw alone, against its siblings.
     ax
         Axes to draw one ``branch`` into; by default, of a new figure.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels, or of one ``branch``; None if the figure is shown.
 
     Examples
     --------
@@ -231,6 +225,7 @@ class Row:
     level: float  # of commitment
 
 
+@documented
 def commitment(
     interpretation: Interpreted, *, max_genes: int = MAX_GENES, ax: Axes | None = None, show: bool | None = None
 ) -> Axes | None:
@@ -242,18 +237,8 @@ def commitment(
 
     Parameters
     ----------
-    interpretation
-        An interpretation, or an interpreted model.
     max_genes
         Maximum number of genes, with at least two per node; each has a row.
-    ax
-        Axes to draw into; by default, of a new figure.
-    show
-        Whether to show the figure; by default, a new figure if there is a screen.
-
-    Returns
-    -------
-    Axes; None if the figure is shown.
     """
     if max_genes < 2:
         raise InputError(f"max_genes is {max_genes}, but must be 2 or more.")
@@ -323,22 +308,12 @@ def rank_rows(
 # ---- agreement
 
 
+@documented
 def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the agreement of genes at each node with real cells.
 
     Training cells show how well real cells agree with each other. With more nodes than rows, the highest nodes are
     drawn.
-
-    Parameters
-    ----------
-    interpretation
-        An interpretation, or an interpreted model.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
     """
     interpretation = get_interpretation(interpretation)
     if not interpretation.contrasts:

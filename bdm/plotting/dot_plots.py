@@ -17,6 +17,7 @@ from bdm.plotting.style import (
     BRANCH,
     NODE,
     Style,
+    documented,
     figure_of,
     gene_label,
     new_figure,
@@ -32,22 +33,12 @@ MAX_AREA = 150  # square points of a dot if all cells have counts
 MAX_ENDS = 45
 
 
+@documented
 def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
     """Draw dot plots of marker genes in real and generated cells.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in real cells.
     With more cell types than rows, one type of each clade is drawn.
-
-    Parameters
-    ----------
-    interpretation
-        An interpretation, or an interpreted model.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
     """
     interpretation = get_interpretation(interpretation)
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
@@ -67,23 +58,13 @@ def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Ax
     return show_or_return_panels(figure, show=show)
 
 
+@documented
 def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
     """Draw dot plots of marker genes in ancestral states and in real cells.
 
     Each row is a branch: its ancestral state at the left, and the real training cells below it at the right. Size:
     share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in the panel. With
     more branches than rows, sub-populations are left out, and the branches of the highest nodes are drawn.
-
-    Parameters
-    ----------
-    interpretation
-        An interpretation, or an interpreted model.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
     """
     interpretation = get_interpretation(interpretation)
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers

@@ -28,6 +28,7 @@ from bdm.plotting.style import (
     TYPE_COLOURS,
     Style,
     check_class,
+    documented,
     draw_equality,
     draw_legend,
     gene_label,
@@ -77,21 +78,11 @@ def set_styles(sets: Iterable[str]) -> dict[str, Style]:
 # ---- scores
 
 
+@documented
 def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the scores of generated cells, with floor and ideal.
 
     Scores without values, such as F1 of a single cell type, are left out.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
 
     Examples
     --------
@@ -130,22 +121,12 @@ def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
     open_frame(axis)
 
 
+@documented
 def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the scores of each cell type, with the floor.
 
     Types are sorted by number of test cells. With more types than rows, the types with the largest energy distance in
     the first generated set are drawn. Scores without values are left out.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
     """
     check_class(evaluation, Evaluation)
     n_test = evaluation.n_cells["test"]
@@ -192,21 +173,11 @@ def draw_scores_by_type(axis: Axes, values: pd.DataFrame, *, ideal: float) -> No
 # ---- genes
 
 
+@documented
 def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw statistics of each gene in generated cells against test cells.
 
     The floor is drawn behind.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
     """
     check_class(evaluation, Evaluation)
     by_set = {name: agreement_by_title(evaluation, name) for name in evaluation.sets}
@@ -246,22 +217,12 @@ def draw_genes(axis: Axes, agreement: Agreement, style: Style) -> None:
 # ---- cells
 
 
+@documented
 def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw a joint UMAP, one panel per set, with test cells in grey behind.
 
     Types have colours and numbers; with many types, only those with the most test cells have numbers. A single type is
     coloured by its sub-populations, if they are known.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
     """
     check_class(evaluation, Evaluation)
     table = evaluation.embedding
@@ -321,6 +282,7 @@ def draw_groups(axis: Axes, groups: list[np.ndarray], colours: Sequence[Sequence
 N_GENES, GENES_PER_ROW = 6, 3  # drawn along a covariate by default
 
 
+@documented
 def covariates(
     evaluation: Evaluation,
     genes: str | Sequence[str] = (),
@@ -335,20 +297,10 @@ def covariates(
 
     Parameters
     ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate` for a model with covariates.
     genes
         Genes of the table ``along``, which has the most variable genes; by default, the first six.
     covariate
         Name of the covariate; by default, the first.
-    name
-        Set of cells to draw.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
     """
     table = check_class(evaluation, Evaluation).along
     if not len(table):

@@ -22,6 +22,7 @@ from bdm.plotting.style import (
     REAL,
     Style,
     check_class,
+    documented,
     draw_equality,
     draw_legend,
     gene_label,
@@ -61,21 +62,11 @@ COSTS = ("donors", "cells")  # axes that change the number of cells to sequence
 # ---- audit
 
 
+@documented
 def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the AUC of each attack, between chance and copies of training cells.
 
     There is a panel for cells and, if the audit has donors, another for donors.
-
-    Parameters
-    ----------
-    audit
-        Result of :meth:`bdm.BranchedDiffusion.audit`.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
 
     Examples
     --------
@@ -122,22 +113,12 @@ def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> No
 # ---- power
 
 
+@documented
 def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | None:
     """Draw power and false discovery rate over the grid, with 95% intervals.
 
     Rows are outcomes, columns are values of the second axis of the grid, and lines are methods. Further axes of the
     grid add rows. The upper axis or the title shows the number of cells to sequence.
-
-    Parameters
-    ----------
-    analysis
-        Result of :meth:`bdm.BranchedDiffusion.power`.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
 
     Examples
     --------
@@ -234,19 +215,9 @@ MAX_TYPES, N_COLUMNS = 8, 4  # panels of original types, and columns of panels
 N_LABELS = 6  # labelled genes at either end
 
 
+@documented
 def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the scores of transmuted cells, with the floor.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
 
     Examples
     --------
@@ -279,21 +250,11 @@ def draw_transmutation_scores(table: pd.DataFrame, to: str) -> Figure:
     return figure
 
 
+@documented
 def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw fold changes between two types, in transmuted against real cells.
 
     The genes differ most between the types.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
     """
     check_class(evaluation, TransmutationEvaluation)
     styles = set_styles(evaluation.fold_changes["set"].unique())

@@ -24,6 +24,7 @@ from bdm.plotting.style import (
     axes_or_new,
     check_class,
     clade_label,
+    documented,
     open_frame,
     scale_noise_levels,
     shortened,
@@ -198,6 +199,7 @@ SMALL_LETTER, SMALL_LINE = 0.06, 0.125  # approximate inches of a letter and of 
 BESIDE, ABOVE = 0.07, 0.09  # inches from node to label, and from branch to the middle of the label
 
 
+@documented
 def hierarchy(
     model: "BranchedDiffusion | Hierarchy | Interpretation | ExtensionReport",
     *,
@@ -230,14 +232,6 @@ def hierarchy(
         :class:`~bdm.ExtensionReport`, the types of this extension.
     sub_populations
         Whether to draw each sub-population; by default, a cell type has one row.
-    ax
-        Axes to draw into; by default, of a new figure.
-    show
-        Whether to show the figure; by default, a new figure if there is a screen.
-
-    Returns
-    -------
-    Axes; None if the figure is shown.
 
     Examples
     --------

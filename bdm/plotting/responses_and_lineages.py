@@ -15,6 +15,7 @@ from bdm.plotting.style import (
     HALO,
     Style,
     check_class,
+    documented,
     draw_legend,
     gene_label,
     name_rows,
@@ -41,6 +42,7 @@ ERRORS = {
 }
 
 
+@documented
 def response(
     responses: Responses, condition: str | None = None, *, n_genes: int = 3, show: bool | None = None
 ) -> list[Axes] | None:
@@ -48,18 +50,10 @@ def response(
 
     Parameters
     ----------
-    responses
-        Result of :func:`bdm.tl.respond`.
     condition
         Condition to draw; by default, the one with the strongest response.
     n_genes
         Maximum number of genes named at each branch; those whose response grows most significantly come first.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
 
     Examples
     --------
@@ -157,21 +151,11 @@ def draw_tree(axis: Axes, relations: RelatedTypes, order: list[str], names: dict
     open_frame(axis, "left")
 
 
+@documented
 def response_errors(responses: Responses, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the prediction errors of left-out types and conditions, next to baselines.
 
     A panel with more than 40 rows shows means over cell types, of the first 40 conditions.
-
-    Parameters
-    ----------
-    responses
-        Result of :func:`bdm.tl.respond`.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels: left-out types, and left-out conditions if these are related. None if the figure is shown.
     """
     check_class(responses, Responses)
     if responses.errors.empty:
@@ -212,6 +196,7 @@ def error_rows(errors: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 MAX_NODES = 60  # nodes with names of genes
 
 
+@documented
 def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> Axes | None:
     """Draw the lineage tree with its samples, and genes that change on branches.
 
@@ -219,16 +204,8 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
 
     Parameters
     ----------
-    lineage
-        Result of :func:`bdm.tl.lineage`.
     n_genes
         Maximum number of genes named at each branch: clear changes that differ most from the sister branches.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes; None if the figure is shown.
 
     Examples
     --------

@@ -20,6 +20,7 @@ from bdm.plotting.style import (
     IDEAL_LINE,
     TYPE_COLOURS,
     check_class,
+    documented,
     gene_label,
     new_figure,
     open_frame,
@@ -33,24 +34,12 @@ COVERED = 0.4  # share of a map that its cells cover
 OTHER = "0.9"  # colour of cell types after the first 20
 
 
+@documented
 def space(evaluation: Evaluation, *, name: str = GENERATED, show: bool | None = None) -> list[Axes] | None:
     """Draw maps of cell types and the most spatial genes, and Moran's I of all genes.
 
     Maps show real cells (training and test cells) beside generated cells, in the two largest sections. The three genes
     have the highest Moran's I in real cells.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate` for cells with positions.
-    name
-        Set of cells to draw.
-    show
-        Whether to show the figure; by default, if there is a screen.
-
-    Returns
-    -------
-    Axes of the panels; None if the figure is shown.
     """
     scores = check_class(evaluation, Evaluation).space
     if not len(scores.scores):

@@ -1,8 +1,10 @@
 """Shared styles, labels, axes and panels of figures; showing and saving them."""
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Sequence
+from inspect import cleandoc, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, TypeVar
@@ -54,6 +56,7 @@ FONTS = (
 DPI, PAD = 150, 0.1  # dots per inch, and margin in inches
 
 Item = TypeVar("Item")
+Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 
 # ---- labels
@@ -183,6 +186,36 @@ def text_axes(text: str, ax: Axes | None = None) -> Axes:
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
     axis.set_axis_off()
     return axis
+
+
+# Descriptions of the arguments that figures share
+ARGUMENTS = {
+    "analysis": "Result of :meth:`bdm.BranchedDiffusion.power`.",
+    "audit": "Result of :meth:`bdm.BranchedDiffusion.audit`.",
+    "ax": "Axes to draw into; by default, of a new figure.",
+    "evaluation": "Result of :meth:`~bdm.BranchedDiffusion.evaluate`, or of ``evaluate_transmuted``.",
+    "interpretation": "An interpretation, or an interpreted model.",
+    "lineage": "Result of :func:`bdm.tl.lineage`.",
+    "name": "Set of cells to draw.",
+    "responses": "Result of :func:`bdm.tl.respond`.",
+    "show": "Whether to show the figure; by default, a new figure if there is a screen.",
+}
+
+
+def documented(draw: Drawing) -> Drawing:
+    """Complete the docstring of a figure: :data:`ARGUMENTS` that it has, and the returned axes."""
+    text, _, examples = cleandoc(str(draw.__doc__)).partition("\n\nExamples\n")
+    text, _, own = text.partition("\n\nParameters\n----------\n")
+    entries = {entry.partition("\n")[0]: entry for entry in re.split(r"\n(?=\w)", own)}
+    parameters = [entries.get(name) or f"{name}\n    {ARGUMENTS[name]}" for name in signature(draw).parameters]
+    panels = " of the panels" if "list" in str(draw.__annotations__["return"]) else ""
+    sections = [
+        "\n".join(["Parameters\n----------", *parameters]),
+        f"Returns\n-------\nAxes{panels}; None if the figure is shown.",
+        *([f"Examples\n{examples}"] if examples else []),
+    ]
+    draw.__doc__ = "\n\n".join([text, *sections])
+    return draw
 
 
 def check_class(value: object, kind: type[Item]) -> Item:
