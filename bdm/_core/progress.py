@@ -2,9 +2,8 @@
 
 import logging
 import sys
-import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -31,8 +30,21 @@ def show_messages() -> None:
 
 Item = TypeVar("Item")
 
-MAX_SILENCE = 10.0  # seconds of work without a message, in one task or in several short ones
-MIN_REMAINING = 20.0  # seconds; shorter remaining times are not printed
+# In a log file, tasks that take longer print a line as often, in seconds
+LOGGED: dict[str, Any] = {"mininterval": 20, "delay": 20, "miniters": 1, "leave": False}
+LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s done, {remaining} left"
+
+
+class LogLines:
+    """A file that logs what is written to it."""
+
+    def write(self, text: str) -> None:
+        """Log text."""
+        if line := text.strip():
+            logger.info(line)
+
+    def flush(self) -> None:
+        """Do nothing, as the log is not buffered."""
 
 
 def progress(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Iterator[Item]:
@@ -45,36 +57,13 @@ def progress(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Ite
     elif sys.stderr.isatty() or in_notebook():
         yield from tqdm(items, desc=doing, total=total, unit=unit)
     else:
-        yield from with_estimate(items, doing=doing, total=total, unit=unit)
+        yield from tqdm(items, doing, total, unit=unit, bar_format=LINE, file=LogLines(), **LOGGED)
 
 
 def in_notebook() -> bool:
     """Return whether the process runs in a Jupyter kernel."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel")
-
-
-class Activity:
-    """Times of the last message and the last item of any task, in seconds."""
-
-    message = item = float("-inf")
-
-
-def with_estimate(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Iterator[Item]:
-    """Yield items and log progress at growing intervals, with the remaining time if it is long."""
-    start, interval = 0.0, MAX_SILENCE
-    continues = time.monotonic() - Activity.item < MAX_SILENCE  # another task, whose silence counts
-    for n_done, item in enumerate(items, start=1):
-        yield item
-        now = Activity.item = time.monotonic()
-        if n_done == 1:
-            start = now  # the first item is often slow, and not counted
-            Activity.message = Activity.message if continues else now
-        elif now - Activity.message >= interval and n_done < total:
-            remaining = (now - start) / (n_done - 1) * (total - n_done)
-            left = f", about {duration(remaining)} left" if remaining >= MIN_REMAINING else ""
-            logger.info("%s: %d of %d %ss done%s", doing, n_done, total, unit, left)
-            Activity.message, interval = now, max(now - start, MAX_SILENCE)
 
 
 def duration(seconds: float) -> str:
