@@ -33,8 +33,7 @@ from bdm.generation.generate import generate_cells
 from bdm.generation.locations import locations_like, request_at, sample_locations
 from bdm.generation.modality import find_modality, match_request, predict_modality
 from bdm.generation.request import numbers_like, request_cells
-from bdm.hierarchy.build import user_tree
-from bdm.hierarchy.files import Tree
+from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.model.fit_model import fit
 from bdm.model.match import (
@@ -219,9 +218,8 @@ class BranchedDiffusion:
             self.prepared = prepare(cells_in(adata, **preparation.reading), preparation)
         if isinstance(adata, str | Path):
             require_package_of(self.prepared.uns["bdm"].get(FORM))
-        self.tree = user_tree(tree, settings.hierarchy)
-        if self.tree is not None:
-            self.tree = match_leaves(self.tree, tuple(self.prepared.obs["cell_type"].cat.categories))
+        types = tuple(self.prepared.obs["cell_type"].cat.categories)
+        self.tree = None if tree is None else match_leaves(as_clade(tree), types)
         self.settings = replace(settings, prepare=preparation)
         self.seed = preparation.seed
         self.device = device

@@ -236,7 +236,6 @@ class HierarchySettings(StageSettings):
     threshold: Annotated[
         float, Gt(0.5), Lt(1), "AUC of the best classifier of two cell types at their noise level in the tree."
     ] = 0.9
-    flat: Annotated[bool, "Use no tree: every cell type has a separate branch.", Key(absent=True)] = False
     n_bootstrap: Annotated[int, Ge(0), "Number of bootstrap resamples of the cells, for the support of branches."] = 100
 
 

@@ -62,7 +62,6 @@ Cells = Annotated[Path, "Cells: `.h5ad`, `.h5mu`, `.zarr`, `.loom`, 10x `.h5`, o
 NewCells = Annotated[Path, "Cells of the new types, in any format of a data set."]
 NCells = Annotated[int | None, Ge(1), "Number of cells of each type.", Unset("as in the data")]
 NReconstructed = Annotated[int, Ge(1), "Number of cells."]
-FitFlat = Annotated[bool, "Also fit a model without a hierarchy and compare its cells; for priors with a network."]
 RunResponses = Annotated[bool, "Measure how cell types respond to conditions."]
 RunLineage = Annotated[bool, "Measure expression along a lineage."]
 RunAudit = Annotated[bool, "Run membership inference attacks, which fit models again."]
@@ -97,7 +96,7 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     "simulate": ("Designed experiments to simulate.", []),
     "evaluate": (
         "The comparison of generated cells with test cells.",
-        [*stage_settings(EvaluationSettings), key("flat", FitFlat, False)],
+        stage_settings(EvaluationSettings),
     ),
     "interpret": (
         "The marker genes of each branch.",

@@ -577,7 +577,7 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
         ({"prepare": {**audit.record["prepare"], "n_genes": 3}}, "n_genes is 3, and 2000 in this model"),
         ({"prepare": {**audit.record["prepare"], "min_donors": 3}}, "min_donors is 3, and 1 in this model"),
         ({"prepare": {**audit.record["prepare"], "batch_key": "lane"}}, "batch_key is lane, and None in this model"),
-        ({"fit": {**audit.record["fit"], "hierarchy": {"flat": True}}}, "flat is True, and False in this model"),
+        ({"fit": {**audit.record["fit"], "hierarchy": {"threshold": 0.6}}}, "threshold is 0.6, and 0.9 in this model"),
         ({"tree_given": True}, r"tree is given, and not given in this model"),
         ({"audit": {"donor_key": "visit"}}, "takes the donors from the column 'visit', and the model from 'donor'"),
     ):

@@ -33,7 +33,6 @@ CONFIG = {
         }
     },
     "train": {"prior": "diffusion"},
-    "evaluate": {"flat": True},
     "lineage": {"tree": "lineage.nwk"},
 }
 
@@ -54,11 +53,10 @@ RESPOND = {"respond"} | PREDICTION | CARD | REPORT
 RECONSTRUCTION = {"reconstruct mother"}  # likewise
 LINEAGE = {"lineage"} | RECONSTRUCTION | REPORT
 GENERATE = {"generate"} | EVALUATE | INTERPRET
-GENERATE_BOTH = {"generate_flat"} | GENERATE
 EXTEND = {"extend"} | GENERATE | TRANSMUTATIONS | SIMULATE
 HIERARCHY = {"hierarchy", "train"} | GENERATE | TRANSMUTATIONS | SIMULATE | AUDIT
-TRAIN = {"train", "train_flat"} | GENERATE_BOTH | TRANSMUTATIONS | SIMULATE | AUDIT
-AUTOENCODER = {"autoencoder", "hierarchy", "hierarchy_flat"} | TRAIN
+TRAIN = {"train"} | GENERATE | TRANSMUTATIONS | SIMULATE | AUDIT
+AUTOENCODER = {"autoencoder", "hierarchy"} | TRAIN
 PREPARE = {"prepare"} | AUTOENCODER
 
 
@@ -81,15 +79,15 @@ CHANGES = {
     "prepare/n_genes": (10, both(PREPARE, EXTEND)),
     "prepare/keep_genes": ("genes.txt", both(PREPARE, EXTEND)),
     "autoencoder/n_latent": (400, both(AUTOENCODER, EXTEND)),
-    "hierarchy/threshold": (0.8, both({"hierarchy_flat"} | HIERARCHY | TRAIN, EXTEND)),
+    "hierarchy/threshold": (0.8, both(HIERARCHY, EXTEND)),
     "hierarchy/tree": ("tree.nwk", both(HIERARCHY, EXTEND)),
     "hierarchy/n_bootstrap": (0, both(HIERARCHY, EXTEND)),
     "train/width": (3000, both(TRAIN, EXTEND)),
     "extend/additions": ({"more": {"path": "more.h5ad"}, "new": {"path": "other.h5ad"}}, {"mine+new": EXTEND}),
     "addition/path": ("other.h5ad", {GROWN: EXTEND}),
     "addition/cell_types": (["C"], {GROWN: EXTEND}),
-    "generate/n_cells": (12, both(GENERATE_BOTH, GENERATE)),
-    "generate/n_levels": (2, both(GENERATE_BOTH | AUDIT, GENERATE)),
+    "generate/n_cells": (12, both(GENERATE)),
+    "generate/n_levels": (2, both(GENERATE | AUDIT, GENERATE)),
     "transmute/transmutations": ({**OWN["transmute"]["transmutations"], "new": {"to": "C"}}, both(NEW_TRANSMUTATION)),
     "transmute/n_levels": (3, both(TRANSMUTATIONS)),
     "transmutation/to": ("C", both(TRANSMUTATION)),
@@ -114,7 +112,6 @@ CHANGES = {
     "simulate/designs": ({**OWN["simulate"]["designs"], "new": {"path": "other.yaml"}}, both({"simulate new"})),
     "design/path": ("other.yaml", both(SIMULATE)),
     "evaluate/n_repeats": (500, both(EVALUATE)),
-    "evaluate/flat": (False, {MINE: EVALUATE}),  # extended models have no flat one
     "interpret/n_genes": (5, both(INTERPRET)),
     "audit/run": (False, {MINE: CARD | REPORT}),
     "audit/n_folds": (2, {MINE: AUDIT}),
@@ -124,7 +121,7 @@ CHANGES = {
 # Commands of sections of another name, and keys without an option of their name
 COMMANDS = {"dataset": "prepare", "addition": "extend", "transmutation": "transmute"}
 COMMANDS |= {"prediction": "predict", "reconstruction": "reconstruct"}
-NO_OPTIONS = {"path", "run", "flat"}
+NO_OPTIONS = {"path", "run"}
 OTHER_OPTIONS = {"n_cells": "cells", "cell_types": "cell_type"}
 
 

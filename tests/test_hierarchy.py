@@ -53,7 +53,6 @@ def hierarchies() -> dict[str, Hierarchy]:
     alike = dict.fromkeys("abcdef", (0.0, 0.0))
     return {
         "clustered": build(),
-        "flat": build(flat=True),
         "multifurcating": build(tree=from_nested([["a", "b", "c"], "d", "e"])),
         "against the distances": build(tree=from_nested([[["a", "e"], "b"], ["c", "d"]])),
         "star": build(tree=from_nested(list("abcde"))),
@@ -234,16 +233,6 @@ def test_types_are_attached_above_clades_of_types():
     assert attachment_point(hierarchy, distances_from(0, 3), lowest=segment.high + 1).branch != "ab"
 
 
-def test_types_are_not_attached_to_a_part_of_a_type_in_a_flat_tree():
-    hierarchy = build(replace(planted(), labels=("ab", "ab", "c", "d", "e")), flat=True)
-    for mean, branch in (((0, 3), hierarchy.root.name), ((0, 18), "c")):
-        place = attachment_point(hierarchy, distances_from(*mean))
-        assert place.branch == branch
-        extended = with_new_type(hierarchy, added_type("f", n_cells=5), place, row=99)
-        assert extended.fault() is None
-        assert len({extended.path(name)[0].branch for name in ("a", "b", "f")}) == 3
-
-
 def test_type_leaves_at_least_at_the_level_of_its_own_populations():
     hierarchy, square = build(), distances_from(0, 3)
     above = hierarchy.common_ancestor("a", "b")
@@ -345,13 +334,6 @@ def test_inner_names_do_not_clash_with_types():
     assert set(hierarchy.cell_types) == {"node 1", "node 2", "x"}
 
 
-def test_flat_hierarchy_gives_every_type_its_own_branch():
-    hierarchy = HIERARCHIES["flat"]
-    for cell_type in hierarchy.cell_types:
-        (segment,) = hierarchy.path(cell_type)
-        assert (segment.branch, segment.high, segment.low) == (cell_type, hierarchy.sigma_max, 0)
-
-
 # ---- cells without a spread
 
 
@@ -429,11 +411,6 @@ def test_tree_of_other_types(nested, message):
 def test_no_nested_lists(nested):
     with pytest.raises(InputError):
         from_nested(nested)
-
-
-def test_tree_and_flat_are_rejected_together():
-    with pytest.raises(InputError, match="flat"):
-        build(tree=from_nested(list("abcde")), flat=True)
 
 
 @pytest.mark.parametrize(

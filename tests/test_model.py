@@ -10,7 +10,6 @@ import bdm
 from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.hierarchy.tree import from_nested
-from bdm.settings import HierarchySettings
 
 PARTS = ("model.safetensors", "model.json")
 
@@ -108,9 +107,6 @@ def test_users_tree(example_cells, tiny_settings, small_model):
 def test_tree_of_other_types_is_rejected_before_any_training(example_cells, small_settings):
     with pytest.raises(InputError, match="unknown types"):
         BranchedDiffusion(example_cells, label_key="bulk_labels", tree=from_nested(["a", "b"]), settings=small_settings)
-    flat = replace(small_settings, hierarchy=HierarchySettings(flat=True))
-    with pytest.raises(InputError, match=r"^A flat hierarchy has no tree"):
-        BranchedDiffusion(example_cells, label_key="bulk_labels", tree=from_nested(["a", "b"]), settings=flat)
 
 
 def test_nothing_comes_from_a_model_that_is_not_fitted(example_cells, small_settings, tmp_path):

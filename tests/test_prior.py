@@ -503,9 +503,9 @@ def planted(*, n_each: int = 200, seed: int = 0) -> LatentCells:
     return LatentCells(mean, torch.full_like(mean, 0.1), population, ("a", "b", "c"))
 
 
-def data_of(cells: LatentCells, *, flat: bool = False, validation: Tensor | None = None) -> PriorData:
+def data_of(cells: LatentCells, *, validation: Tensor | None = None) -> PriorData:
     whitening = fit_whitening(cells)
-    hierarchy = build_hierarchy(cells, HierarchySettings(flat=flat, n_bootstrap=0), seed=0)
+    hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
     return PriorData(cells, whitening, population_moments(cells, whitening), hierarchy, validation)
 
 
@@ -513,12 +513,11 @@ def fitted(
     *,
     n_steps: int,
     seed: int = 0,
-    flat: bool = False,
     cells: LatentCells | None = None,
     prior: type[LatentPrior] = DiffusionPrior,
 ) -> FittedPrior:
     settings = TrainSettings(width=32, n_layers=2, n_steps=n_steps, averaging=0.98)
-    return prior.fit(data_of(cells or planted(), flat=flat), settings, seed=seed, device="cpu")
+    return prior.fit(data_of(cells or planted()), settings, seed=seed, device="cpu")
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])

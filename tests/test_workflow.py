@@ -32,7 +32,6 @@ SCHEMA = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text())
 COMMANDS = typer.main.get_command(app).commands
 RULES = ["example", "prepare", "autoencoder", "hierarchy", "train", "generate", "transmute", "evaluate"]
 RULES += ["evaluate_transmuted", "interpret", "card", "report"]
-FLAT = ["hierarchy_flat", "train_flat", "generate_flat"]  # where a model without a hierarchy is to be fitted
 SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "respond", "lineage"]
 SECTIONS += ["simulate", "evaluate", "interpret", "audit", "card"]
 
@@ -130,18 +129,6 @@ def test_dry_run_plans_every_rule(arguments):
     assert {rule: jobs.get(rule) for rule in RULES} == dict.fromkeys(RULES, 1), done.stderr
 
 
-@pytest.mark.parametrize("fits", [False, True])
-def test_flat_model_is_planned_only_where_it_is_to_be_fitted(tmp_path, fits):
-    sections = {"train": {"prior": "diffusion"}, "evaluate": {"flat": True}} if fits else {}
-    write_config(tmp_path, demo_config(**sections))
-    done = snakemake("--dry-run", "--printshellcmds", "--snakefile", ROOT / "Snakefile", cwd=tmp_path)
-    jobs = planned(done.stdout)
-    assert (jobs["train"], jobs["evaluate"]) == (1, 1), done.stderr
-    assert [rule for rule in FLAT if rule in jobs] == (FLAT if fits else [])
-    [evaluated] = [arguments for arguments in shell_commands(done.stdout) if arguments[1] == "evaluate"]
-    assert ("--compare" in evaluated) == fits
-
-
 @pytest.mark.slow
 def test_rules_run_the_command_of_the_environment_of_snakemake(tmp_path):
     write_config(tmp_path, demo_config())
@@ -194,8 +181,7 @@ def test_commands_get_odd_values_as_they_are(tmp_path):
     plan = ("--snakefile", ROOT / "Snakefile", "--dry-run", "--printshellcmds")
     done = snakemake(*plan, "all", "results/mine/power/odd", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    # The tree of a flat model is none of the data's
-    values = {name: of for name, of in values_of_commands(done.stdout) if not of.get("flat")}
+    values = dict(values_of_commands(done.stdout))
     mine = odd_config()["datasets"]["mine"]
     found = values["prepare"]
     assert str(found["data"]) == ODD_NAMES["path"]
@@ -269,7 +255,6 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
         ({"prepair": {}}, r"top level: There is no setting prepair; did you mean prepare\?"),
         ({"prepare": {"test": 0}}, "prepare.test: test is 0, but must be above 0 and below 1."),
         ({"prepare": {"validation": 0.5, "test": 0.5}}, "datasets.pbmc68k.prepare: validation and test sum to 1"),
-        ({"evaluate": {"flat": True}}, "datasets.pbmc68k.evaluate.flat: flat is true, .*; leave out flat"),
         ({"prepare": {"min_donors": 5}}, "datasets.pbmc68k.prepare: min_donors is 5, .*donors"),
         ({"train": {"learning_rate": float("nan")}}, "datasets.pbmc68k.train.learning_rate: .* is nan, .* finite"),
         ({"seed": 1.5}, "seed: seed is 1.5, but must be a whole number."),
@@ -310,7 +295,7 @@ def run_workflow(folder: Path) -> None:
         autoencoder={"n_latent": 6, "n_steps": 30},
         hierarchy={"n_bootstrap": 5},
         train={"prior": "diffusion", "width": 16, "n_steps": 30},
-        evaluate={"n_repeats": 1, "flat": True},
+        evaluate={"n_repeats": 1},
     )
     config["datasets"]["pbmc68k"] |= {
         "audit": {"run": True, "n_folds": 1},

@@ -46,7 +46,7 @@ def audit(
     from bdm.applications.audit.run import AuditedModels, audit_folds, audit_models, fold_reader
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
-    from bdm.hierarchy.build import user_tree
+    from bdm.hierarchy.files import as_clade
     from bdm.pl import write_result
 
     own = settings != FitSettings() or sampling != GenerationSettings() or models is not None or tree is not None
@@ -66,7 +66,7 @@ def audit(
     if cells:
         result = audit_folds(division, audit, fold_reader(cells, division, audit), seed=seed, generator="files")
     else:
-        clade = user_tree(tree, settings.hierarchy)
+        clade = None if tree is None else as_clade(tree)
         audited = AuditedModels(fit=settings, sampling=sampling, tree=clade, folder=models, device=device, seed=seed)
         result = audit_models(division, audit, audited)
     write_result(out, result)

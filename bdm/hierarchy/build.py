@@ -59,7 +59,7 @@ def build_hierarchy(
     cells
         Posteriors of the cells in latent space, with populations and cell types.
     settings
-        Threshold of the noise levels, number of resamples, and whether the hierarchy is flat.
+        Threshold of the noise levels, and number of resamples.
     seed
         Seed of the resamples that measure support.
     tree
@@ -72,9 +72,9 @@ def build_hierarchy(
     Raises
     ------
     InputError
-        If the leaves of ``tree`` differ from the cell types, or ``settings`` ask for a flat hierarchy too.
+        If the leaves of ``tree`` differ from the cell types.
     """
-    clade = user_tree(tree, settings)
+    clade = None if tree is None else as_clade(tree)
     whitening = fit_whitening(cells)
     means = MeasuredMeans.from_moments(population_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
@@ -89,12 +89,6 @@ def build_hierarchy(
     sd = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
     sigma_max = float(max(MAX_SDS * sd, 2 * root.level))
     provenance: dict[str, Any] = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
-    if settings.flat:
-        root_name = next(node_names({*cells.populations, *cells.labels}))
-        top = Branch(root_name, None, sigma_max, int(cells.n_cells.sum()))
-        leaves = zip(cells.populations, cells.labels, cells.n_cells.tolist(), strict=True)
-        flat = (top, *(Branch(name, top.name, 0.0, n_cells, cell_type=label) for name, label, n_cells in leaves))
-        return Hierarchy(flat, sigma_max, settings.threshold, provenance=provenance)
     resamples = resample_means(
         without_prior(cells, whitening).double().numpy(),
         cells.population.numpy(),
@@ -106,13 +100,6 @@ def build_hierarchy(
     support = measure_support(means, resamples, cells, from_user=tree is not None)
     branches = build_branches(root, None, cells, support, names)
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, from_user=tree is not None, provenance=provenance)
-
-
-def user_tree(tree: Tree | None, settings: HierarchySettings) -> Clade | None:
-    """Read a user's tree in any form of :data:`Tree`."""
-    if tree is not None and settings.flat:
-        raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`, not both.")
-    return None if tree is None else as_clade(tree)
 
 
 def measure_support(
@@ -239,8 +226,7 @@ def attachment_point(
     name = hierarchy.root.name
     while (children := hierarchy.children[name]) and hierarchy.by_name[name].cell_type is None:
         nearest = min(children, key=square)
-        is_part_of_type = hierarchy.by_name[nearest].cell_type not in (None, nearest)  # in a flat tree
-        if is_part_of_type or level(nearest) >= hierarchy.by_name[name].level:
+        if level(nearest) >= hierarchy.by_name[name].level:
             break
         name = nearest
     segment = hierarchy.segment(name)

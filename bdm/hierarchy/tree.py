@@ -220,11 +220,6 @@ class Hierarchy:
             by_type[cell_type] = (*by_type.get(cell_type, ()), name)
         return by_type
 
-    @property
-    def flat(self) -> bool:
-        """Whether all populations separate at a root without length."""
-        return bool(self.children[self.root.name]) and self.root.level == self.sigma_max
-
     def shape(self, name: str) -> Clade:
         """Return the shape of the tree below a branch.
 

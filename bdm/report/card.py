@@ -109,7 +109,7 @@ def data_rows(model: BranchedModel, stated: Mapping[str, str | None]) -> list[tu
     keys, batches = model.preparation, model.autoencoder.batches
     batch_key, checksum = keys.get("batch_key"), model.autoencoder.provenance.get("data_sha256")
     added = [extension.cell_type for extension in model.extensions]
-    tree = "given by the user" if model.hierarchy.from_user else "flat" if model.hierarchy.flat else "clustered"
+    tree = "given by the user" if model.hierarchy.from_user else "clustered"
     minimum, donors = keys.get("min_donors", PrepareSettings.min_donors), ""
     if model.donor_effects is not None:
         condition = f"; {minimum:,} effective donors or more in each population of the fit" if minimum > 1 else ""

@@ -17,6 +17,7 @@ import peer
 import scvi
 import torch
 from anndata import AnnData
+from flat import flat_hierarchy
 from scipy import sparse
 from scvi_prior import decode
 
@@ -28,10 +29,9 @@ from bdm.autoencoder.fit_autoencoder import Division
 from bdm.autoencoder.latent import LatentCells, latent_cells, read_latent
 from bdm.autoencoder.moments import Whitening, fit_whitening, population_moments
 from bdm.autoencoder.sub_populations import find_parts
-from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import load_hierarchy
 from bdm.prior.base import LatentPrior, PriorData
-from bdm.settings import AutoencoderSettings, HierarchySettings, TrainSettings
+from bdm.settings import AutoencoderSettings, TrainSettings
 
 EPOCHS, PATIENCE, WARMUP, LEARNING_RATE = 100, 15, 30, 4e-3
 NETWORK, MODEL = "scvi", "latents"  # folder of scVI, and name of the model file
@@ -108,7 +108,7 @@ def train(
     cells, tree = latent_cells(latent), load_hierarchy(hierarchy)
     if by_type:
         cells = merge_populations(cells)
-        tree = build_hierarchy(cells, HierarchySettings(flat=True), seed=seed)
+        tree = flat_hierarchy(cells, seed=seed)
     whitening = fit_whitening(cells)
     validation = torch.tensor((latent.obs["split"] == "validation").to_numpy())
     data = PriorData(cells, whitening, population_moments(cells, whitening), tree, validation)

@@ -27,6 +27,12 @@ def program(method):
     return f"{python} {workflow.basedir}/methods/{script}.py" if script else "bdm"
 
 
+def tree_program(method):
+    """Return the program that makes the tree of a method."""
+    script = METHODS[method].get("tree")
+    return f"python {workflow.basedir}/methods/{script}.py" if script else "bdm hierarchy"
+
+
 def options(command, *owners):
     """Join the options of a command: for all runs, then for its owners."""
     sections = [config.get("options", {}), *owners]
@@ -40,7 +46,7 @@ def autoencoder_of(model):
 
 def hierarchy_of(model):
     """Name the model with the tree of a model: its own, or that with its autoencoder."""
-    return model if "hierarchy" in METHODS[model] else autoencoder_of(model)
+    return model if {"hierarchy", "tree"} & set(METHODS[model]) else autoencoder_of(model)
 
 
 def training_steps(method):

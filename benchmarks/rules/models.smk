@@ -31,11 +31,12 @@ rule hierarchy:
     benchmark:
         f"{RUN}/times/hierarchy-{{hierarchy}}.tsv"
     params:
+        program=lambda wildcards: tree_program(wildcards.hierarchy),
         options=lambda wildcards: options("hierarchy", METHODS[wildcards.hierarchy], DATASETS[wildcards.data]).format(
             **wildcards
         ),
     shell:
-        "bdm hierarchy {input.autoencoder} {output.hierarchy} {params.options} --seed {wildcards.seed} > {log} 2>&1"
+        "{params.program} {input.autoencoder} {output.hierarchy} {params.options} --seed {wildcards.seed} > {log} 2>&1"
 
 
 def hierarchy(wildcards):

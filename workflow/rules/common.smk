@@ -45,7 +45,6 @@ include: f"{PACKAGE}/data/header.py"
 
 
 GENERATED = "results/{dataset}/generated.h5ad"
-GENERATED_FLAT = "results/{dataset}/flat/generated.h5ad"
 
 SCHEMA = json.loads(Path(workflow.source_path("../schemas/config.schema.json")).read_text(encoding="utf-8"))
 
@@ -61,7 +60,7 @@ FILES = {
     "lineage/tree": [],
 }
 # Keys without an option in any command, and keys with options of another name
-OF_RULES = {"path", "parent", "run", "flat"}
+OF_RULES = {"path", "parent", "run"}
 IN_SPACE = ["spatial_key", "section_key"]  # options of prepare alone
 FLAGS = {"n_cells": "cells", "cell_types": "cell_type"}
 SECTIONS = [
@@ -177,7 +176,6 @@ def check_beyond_schema(name, dataset):
         ("batch_key", keys_rejection(*keys_of(dataset))),
         ("prepare", split_rejection(prepare["validation"], prepare["test"])),
         ("prepare", donors_rejection(prepare["min_donors"], donor_key)),
-        ("evaluate.flat", flat_rejection(dataset)),
     ]
     files = [(path, lookup(path, within=dataset, default=None)) for path in FILES]
     for section, of in (("simulate", "designs"), ("extend", "additions")):
@@ -192,14 +190,6 @@ def check_beyond_schema(name, dataset):
     ]
     for place, problem in problems:
         reject(f"datasets.{name}.{place}", problem)
-
-
-def flat_rejection(dataset):
-    """Return why a flat model would generate the same cells, or None."""
-    if dataset["evaluate"]["flat"] and dataset["train"]["prior"] == "mixture":
-        same = "flat is true, but with the prior mixture, a model without a hierarchy generates the same cells"
-        return f"{same}; leave out flat, or name another prior in the section train."
-    return None
 
 
 def keys_of(dataset):
@@ -359,12 +349,6 @@ def is_made(file):
 def cells_like(wildcards, input):
     """Return the option to generate as many cells of each type as the data have, unless a number is set."""
     return "" if setting("generate/n_cells")(wildcards) else f"--cells-like {input.cells}"
-
-
-def flat_cells(wildcards):
-    """List the cells of the flat model, if requested; extended models have none."""
-    fits = wildcards.dataset in FITTED and setting("evaluate/flat")(wildcards)
-    return [GENERATED_FLAT.format(dataset=wildcards.dataset)] if fits else []
 
 
 def evaluated_transmutations(wildcards):

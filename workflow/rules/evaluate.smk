@@ -3,7 +3,6 @@ rule evaluate:
         model=rules.train.output.model,
         cells=rules.prepare.output.cells,
         generated=GENERATED,
-        flat=flat_cells,
     output:
         evaluation="results/{dataset}/evaluation/evaluation.json",
         arrays="results/{dataset}/evaluation/evaluation.safetensors",
@@ -38,12 +37,10 @@ rule evaluate:
         "../envs/bdm.yaml"
     params:
         folder=subpath(output.evaluation, parent=True),
-        compare=lambda wildcards, input: f"--compare flat={input.flat}" if input.flat else "",
         options=options("evaluate"),
     shell:
         "bdm evaluate {input.cells} {input.generated} {params.folder}"
         " --model {input.model}"
-        " {params.compare}"
         " {params.options}"
         " --threads {threads}"
         " > {log} 2>&1"

@@ -19,15 +19,3 @@ rule generate:
         " {params.options}"
         " --threads {threads}"
         " > {log} 2>&1"
-
-
-use rule generate as generate_flat with:
-    input:
-        model=rules.train_flat.output.model,
-        cells=rules.prepare.output.cells,
-    output:
-        cells=GENERATED_FLAT,
-    log:
-        "results/{dataset}/logs/generate_flat.log",
-    benchmark:
-        "results/{dataset}/benchmarks/generate_flat.tsv"

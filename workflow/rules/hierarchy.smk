@@ -25,22 +25,3 @@ rule hierarchy:
         " {params.files}"
         " --threads {threads}"
         " > {log} 2>&1"
-
-
-rule hierarchy_flat:
-    input:
-        autoencoder=rules.autoencoder.output.model,
-    output:
-        hierarchy="results/{dataset}/flat/hierarchy.json",
-    log:
-        "results/{dataset}/logs/hierarchy_flat.log",
-    conda:
-        "../envs/bdm.yaml"
-    params:
-        options=options("hierarchy/threshold"),  # sets the range of noise levels
-    shell:
-        "bdm hierarchy {input.autoencoder} {output.hierarchy}"
-        " --flat"
-        " {params.options}"
-        " --threads {threads}"
-        " > {log} 2>&1"

@@ -19,15 +19,3 @@ rule train:
         " {params.options}"
         " --threads {threads}"
         " > {log} 2>&1"
-
-
-use rule train as train_flat with:
-    input:
-        autoencoder=rules.autoencoder.output.model,
-        hierarchy=rules.hierarchy_flat.output.hierarchy,
-    output:
-        model=directory("results/{dataset}/flat/model"),
-    log:
-        "results/{dataset}/logs/train_flat.log",
-    benchmark:
-        "results/{dataset}/benchmarks/train_flat.tsv"

@@ -265,7 +265,7 @@ def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None 
     recorded = audit.record["prepare"]
     preparation = {name: recorded[name] for name in AUDITED_SETTINGS if name in {*recorded} & {*model.preparation}}
     tree = model.hierarchy
-    hierarchy = {"threshold": tree.threshold, "flat": tree.flat, "tree": GIVEN[tree.from_user]}
+    hierarchy = {"threshold": tree.threshold, "tree": GIVEN[tree.from_user]}
     audited_hierarchy = {name: value for name, value in audit.record["fit"]["hierarchy"].items() if name in hierarchy}
     if "tree_given" in audit.record:
         audited_hierarchy["tree"] = GIVEN[audit.record["tree_given"]]
