@@ -29,7 +29,7 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of all scores, as explained in ``reading_results.md`` and ``evaluation.md``.
+    """Limits of all scores, as explained in ``reading_results.md``.
 
     The limits of the relative energy distance correspond to samples of 200 and 50 real cells: the distance of m cells
     to their population is ``1 / m``. The limits of AUCs correspond to shifts by 0.2 and 0.5 standard deviations, for
