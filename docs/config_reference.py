@@ -1,4 +1,4 @@
-"""Write the schema of the configuration, and the tables of keys in config/README.md and of designs."""
+"""Write the schema of the configuration, and the tables of its keys."""
 
 import json
 import re
@@ -21,7 +21,6 @@ KINDS = {
     "array": "list of texts",
     "boolean": "true or false",
     "integer": "whole number",
-    "null": "null",
     "number": "number",
     "object": "keys",
     "string": "text",
@@ -30,7 +29,7 @@ LIMITS = {"minimum": "from {}", "exclusiveMinimum": "above {}", "exclusiveMaximu
 
 
 def with_tables(page: str, schema: Schema) -> str:
-    """Replace the tables of a page by tables of the schema, and of the keys of designs."""
+    """Replace the tables of keys on a page."""
     parts = {"configuration": schema, **schema["$defs"]}
     tables = {"designs": table_of_designs(), **{name: table(part) for name, part in parts.items()}}
     return TABLE.sub(lambda match: f"{match[1]}\n{tables[match[2]]}\n", page)
@@ -48,7 +47,7 @@ def table(part: Schema) -> str:
     rows = ["key | value | default | meaning", "--- | --- | --- | ---"]
     for key, value in part["properties"].items():
         if "$ref" not in value:
-            default = f"`{in_yaml(value['default'])}`" if "default" in value else "none (required)"
+            default = f"`{in_yaml(value['default'])}`" if "default" in value else "required"
             rows.append(f"`{key}` | {kind(value)} | {default} | {value['description']}")
     return "\n".join(f"| {row} |" for row in rows)
 
@@ -56,7 +55,8 @@ def table(part: Schema) -> str:
 def kind(value: Schema) -> str:
     """Describe the values of a property."""
     if "anyOf" in value:
-        return ", or ".join(map(kind, value["anyOf"]))
+        kinds = [kind(option) for option in value["anyOf"] if option.get("type") != "null"]  # the description has null
+        return ", or ".join(kinds)
     if "enum" in value:
         return ", ".join(f"`{text}`" for text in value["enum"])
     limits = [words.format(value[limit]) for limit, words in LIMITS.items() if limit in value]

@@ -44,7 +44,6 @@ from bdm.settings import (
     Tree,
 )
 
-NAMES = "by name (letters, digits, `_` and `-`)"
 Schema = dict[str, Any]
 
 
@@ -121,7 +120,7 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
     "addition": (
         "extend",
         "additions",
-        f"Additions {NAMES}, in the order in which they extend the model.",
+        "Additions by name, in the order in which they extend the model.",
         [
             key("path", NewCells),
             key("cell_types", NewTypes, ()),
@@ -132,13 +131,13 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
     "transmutation": (
         "transmute",
         "transmutations",
-        f"Transmutations {NAMES}.",
+        "Transmutations by name.",
         [key("to", TargetType), key("from", SourceTypes, ())],
     ),
     "prediction": (
         "respond",
         "predictions",
-        f"Predictions {NAMES}.",
+        "Predictions by name.",
         [
             key("condition", PredictedCondition),
             key("dose", PredictedDose, None),
@@ -149,7 +148,7 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
     "reconstruction": (
         "lineage",
         "reconstructions",
-        f"Reconstructions {NAMES}.",
+        "Reconstructions by name.",
         [
             key("node", LineageNode),
             key("at", LineageTime, None),
@@ -157,7 +156,7 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
             key("extrapolate", ExtrapolateLineage, False),
         ],
     ),
-    "design": ("simulate", "designs", f"Designs {NAMES}.", [key("path", DesignFile)]),
+    "design": ("simulate", "designs", "Designs by name.", [key("path", DesignFile)]),
 }
 
 
@@ -171,7 +170,10 @@ def schema() -> Schema:
             plural: named_objects(part, text) | {"default": {}} for part, (_, plural, text, _) in objects.items()
         }
         parts |= {name: keys(settings, mappings), **{part: keys(entry[-1]) for part, entry in objects.items()}}
-    text = f"Data sets {NAMES}; the results of NAME are in `results/NAME`."
+    text = (
+        "Data sets by name (letters, digits, `_` and `-`, as in all names below); "
+        "the results of NAME are in `results/NAME`."
+    )
     datasets = named_objects("dataset", text) | {"minProperties": 1}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
