@@ -56,7 +56,6 @@ from bdm.settings import (
     InputKeys,
     InterpretationSettings,
     PrepareSettings,
-    SamplerSettings,
     Settings,
 )
 
@@ -334,7 +333,6 @@ class BranchedDiffusion:
         new_locations: int | None = None,
         at: CovariateValues = NO_COVARIATES,
         extrapolate: bool = False,
-        n_levels: int = SamplerSettings.n_levels,
         shared_ancestors: bool = GenerationSettings.shared_ancestors,
         seed: int = 0,
     ) -> AnnData:
@@ -356,8 +354,6 @@ class BranchedDiffusion:
             evenly. Other covariates are drawn from the training cells.
         extrapolate
             Allow values of covariates outside the range of the training cells, and positions outside their tissue.
-        n_levels
-            Number of noise levels of the sampler, on branches with a network.
         shared_ancestors
             Let cell i of every population descend from the same sample at the root; ``obs["ancestor"]`` is i.
         seed
@@ -375,7 +371,7 @@ class BranchedDiffusion:
             If a cell type, batch or covariate is unknown, or a value is outside the range of the training cells.
         """
         require_package_of(self.model.form)
-        settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared_ancestors)
+        settings = GenerationSettings(shared_ancestors=shared_ancestors)
         if sum(given is not None for given in (cells, locations, new_locations)) != 1:
             raise InputError("Give the cells to generate by one of `cells=`, `locations=` and `new_locations=`.")
         if new_locations is not None:
@@ -439,7 +435,6 @@ class BranchedDiffusion:
         at: CovariateValues = NO_COVARIATES,
         extrapolate: bool = False,
         keys: InputKeys = DEFAULT_KEYS,
-        n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
     ) -> AnnData:
         """Transmute cells to another cell type or sub-population.
@@ -458,8 +453,6 @@ class BranchedDiffusion:
             Allow values of covariates outside the range of the training cells.
         keys
             Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
-        n_levels
-            Number of noise levels of the solver, on branches with a network.
         seed
             Seed of all random numbers.
 
@@ -478,8 +471,7 @@ class BranchedDiffusion:
         sources = select_sources(
             cells, self.model, str(to), keys, cell_types=cell_types, at=at, extrapolate=extrapolate
         )
-        transmuted = transmuted_cells(self.model, sources, SamplerSettings(n_levels=n_levels), seed=seed)
-        return to_form(transmuted.in_memory(), self.model.form)
+        return to_form(transmuted_cells(self.model, sources, seed=seed).in_memory(), self.model.form)
 
     @computing
     def evaluate(

@@ -282,14 +282,7 @@ class Settings(FitSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerSettings(StageSettings):
-    """Settings of sampling; the denoiser is evaluated once per noise level."""
-
-    n_levels: Annotated[int, Ge(2), "Number of noise levels on branches with a network."] = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationSettings(SamplerSettings):
+class GenerationSettings(StageSettings):
     """Settings of generation."""
 
     section: ClassVar[str] = "generate"
@@ -298,13 +291,6 @@ class GenerationSettings(SamplerSettings):
         bool,
         "Generate cell i of every population (`ancestor` in `obs`) from the same sample at the root.",
     ] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransmutationSettings(SamplerSettings):
-    """Settings of transmutation."""
-
-    section: ClassVar[str] = "transmute"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,6 @@ from bdm.settings import (
     SourceTypes,
     TargetType,
     TrainSettings,
-    TransmutationSettings,
     Tree,
 )
 
@@ -79,7 +78,7 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     ),
     "extend": ("Cell types to add to a model later.", []),
     "generate": ("The cells to generate.", [*stage_settings(GenerationSettings), key("n_cells", NCells, None)]),
-    "transmute": ("Cells to transmute to another type.", stage_settings(TransmutationSettings)),
+    "transmute": ("Cells to transmute to another type.", []),
     "respond": (
         "Responses of cell types to conditions, and cells in conditions that were not measured.",
         [

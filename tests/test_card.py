@@ -187,7 +187,7 @@ def test_card_describes_the_generated_cells(saved, loaded, generated):
     for name in model.cell_types:
         assert re.search(rf"^\| {re.escape(name)} \| [\d,]+ \| \d+ \| 3 \|$", card, flags=re.MULTILINE)
     assert "| columns of `var` | none |" in card
-    assert "| sampling | n_levels " in card
+    assert "| sampling | shared_ancestors " in card
     assert "were drawn from original cells" not in card
     assert "## Generated cells" not in (saved / CARD).read_text()
 

@@ -175,7 +175,7 @@ def test_cells_like_and_from(made, bdm, tmp_path, shared):
     found = []
     by_type = [word for name, number in numbers.items() for word in ("--cells", f"{name}={number}")]
     for option in (("--cells-like", tmp_path / "like.h5ad"), ("--cells-from", tmp_path / "from.csv"), by_type):
-        assert bdm("generate", made / "model", out, *option, "--n-levels", 3, *shared, "--force") == (0, "")
+        assert bdm("generate", made / "model", out, *option, *shared, "--force") == (0, "")
         found.append(anndata.read_h5ad(out))
         assert found[-1].obs["cell_type"].value_counts()[numbers.index].tolist() == numbers.tolist()
     assert all((other.X != found[0].X).nnz == 0 for other in found[1:])

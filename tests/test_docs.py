@@ -308,7 +308,7 @@ def test_page_on_conditions_runs(example_cells, tmp_path, monkeypatch, bdm):
     assert keys - set(fit.split()) == {"--path", "--prepare"}
     few = ("--n-genes=60", "--n-latent=4", "--autoencoder-n-steps=5", "--train-n-steps=5")
     assert bdm(*shlex.split(fit)[1:], *few)[0] == 0
-    assert bdm(*shlex.split(generate.replace("100", "3"))[1:], "--n-levels=3")[0] == 0
+    assert bdm(*shlex.split(generate.replace("100", "3"))[1:])[0] == 0
     found: dict = {}
     for content in others:
         exec(compile(content, page.name, "exec"), found)

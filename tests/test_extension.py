@@ -36,7 +36,7 @@ from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level, node_names
 from bdm.model.match import counts_of_genes, fitted_cells, model_counts
 from bdm.model.model import BranchedModel, load_model, save_model
-from bdm.settings import GenerationSettings, SamplerSettings, TrainSettings
+from bdm.settings import GenerationSettings, TrainSettings
 
 QUICK = ExtendSettings(adapter=AdapterSettings(n_steps=20), branch=TrainSettings(n_steps=20), n_bootstrap=10)
 NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]
@@ -62,8 +62,8 @@ def stages(base, example_cells) -> list[BranchedModel]:
     return models
 
 
-def generated(model: BranchedModel, *, shared: bool = False, n_levels: int = 4) -> AnnData:
-    settings = GenerationSettings(n_levels=n_levels, shared_ancestors=shared)
+def generated(model: BranchedModel, *, shared: bool = False) -> AnnData:
+    settings = GenerationSettings(shared_ancestors=shared)
     return generate_cells(model, request_cells(model, 30), settings, seed=3)
 
 
@@ -123,7 +123,7 @@ def test_new_cells_are_like_training_cells(with_nk, example_cells):
     real = {
         name: profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in ("CD56+ NK", "CD8+ Cytotoxic T")
     }
-    cells = generated(with_nk.model, n_levels=12)
+    cells = generated(with_nk.model)
     made = profile(cells[cells.obs["cell_type"] == "CD56+ NK"].X.toarray())
     apart = np.linalg.norm(real["CD56+ NK"] - real["CD8+ Cytotoxic T"])
     assert np.linalg.norm(made - real["CD56+ NK"]) < 0.4 * apart
@@ -166,7 +166,7 @@ def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
 
     for old, new in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
         sources = select_sources(example_cells, with_nk.model, new, cell_types=(old,))
-        transmuted = transmuted_cells(with_nk.model, sources, SamplerSettings(), seed=0).in_memory()
+        transmuted = transmuted_cells(with_nk.model, sources, seed=0).in_memory()
         real = example_cells[:, transmuted.var_names]
         here, there = (profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in (old, new))
         assert np.linalg.norm(profile(transmuted.X.toarray()) - there) < 0.5 * np.linalg.norm(here - there)

@@ -87,7 +87,7 @@ def test_generated_cells_do_not_name_sub_populations_where_one_is_of_one_donor(s
     of_donor = replace(
         model, autoencoder=replace(model.autoencoder, one_donor=model.autoencoder.populations_of(divided)[-1:])
     )
-    request, how = request_cells(model, {divided: 60, kept: 60}), GenerationSettings(n_levels=4)
+    request, how = request_cells(model, {divided: 60, kept: 60}), GenerationSettings()
     before, after = (generate_cells(each, request, how, seed=0) for each in (model, of_donor))
     assert (before.X != after.X).nnz == 0
     unnamed = (before.obs["cell_type"] == divided).to_numpy()

@@ -81,7 +81,7 @@ def test_counts_are_as_dispersed_as_their_types(small_model):
     np.testing.assert_allclose(inverse_dispersion(model, NK), 1e6 * of_type[NK], rtol=1e-4)
     np.testing.assert_array_equal(inverse_dispersion(model, B1), of_type[B1])
     request = request_cells(model, {B: 200, NK: 200})
-    settings = GenerationSettings(n_levels=4)
+    settings = GenerationSettings()
     before, after = (generate_cells(m, request, settings, seed=0) for m in (small_model.model, model))
     np.testing.assert_array_equal(counts_of(before, B), counts_of(after, B))
     assert counts_of(after, NK).var(axis=0).sum() < 0.9 * counts_of(before, NK).var(axis=0).sum()
@@ -136,7 +136,7 @@ def test_cells_carry_types_and_batches_in_the_columns_of_the_data(batch_model, e
 def test_columns_with_a_meaning_of_their_own_keep_it(batch_model, label_key, batch_key, columns):
     model = copy.deepcopy(batch_model.model)
     model.autoencoder.provenance["prepare"].update(label_key=label_key, batch_key=batch_key)
-    settings = GenerationSettings(n_levels=3)
+    settings = GenerationSettings()
     generated = generate_cells(model, request_cells(model, {B: 1}), settings, seed=0)
     assert list(generated.obs) == columns
     assert generated.obs["cell_type"].tolist() == [B]
@@ -156,23 +156,10 @@ def test_populations_share_the_ancestors_of_one_number(small_model):
             assert abs(np.corrcoef(reference, shifted)[0, 1]) < 0.4
 
 
-def test_noise_levels_without_effect_are_reported(small_model, example_cells, caplog):
-    def reported(call, *arguments, **settings) -> list[str]:
-        caplog.clear()
-        call(*arguments, **settings)
-        return [message for message in caplog.messages if "n_levels" in message]
-
-    sentence = "`n_levels=5` has no effect: no branch of this model has a network."
-    assert reported(small_model.generate, {B: 1}, n_levels=5) == [sentence]
-    assert reported(small_model.transmute, example_cells[:50], B, n_levels=5) == [sentence]
-    assert reported(small_model.generate, {B: 1}, n_levels=12) == []
-    assert reported(small_model.generate, {B: 1}, n_levels=5, shared_ancestors=True) == []
-
-
 def test_record_of_how_cells_were_made(small_model):
-    record = small_model.generate({B: 4}, seed=9, n_levels=5).uns["bdm"]
+    record = small_model.generate({B: 4}, seed=9).uns["bdm"]
     assert record["seed"] == 9
-    assert json.loads(record["settings"]) == {"n_levels": 5, "shared_ancestors": False}
+    assert json.loads(record["settings"]) == {"shared_ancestors": False}
     assert json.loads(record["request"]) == {"cell_type": [B, B], "sub_population": [B1, B2], "n_cells": [3, 1]}
     assert {"anndata", "numpy", "scanpy", "torch"} <= set(json.loads(record["packages"]))
     assert record["version"]
@@ -200,19 +187,17 @@ def test_cells_do_not_depend_on_order_of_request(batch_model, shared):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_cells_do_not_depend_on_their_number(small_model, shared):
-    settings = {"n_levels": 3, "shared_ancestors": shared}
-    every = small_model.generate({B2: MAX_CHUNK + 100, NK: 9}, **settings)
+    every = small_model.generate({B2: MAX_CHUNK + 100, NK: 9}, shared_ancestors=shared)
     for n in (1, MIN_CHUNK, MIN_CHUNK + 1, 200, MAX_CHUNK + 3):
-        fewer = small_model.generate({B2: n}, **settings)
+        fewer = small_model.generate({B2: n}, shared_ancestors=shared)
         assert (fewer.obsm["latent"] == every.obsm["latent"][:n]).all()
         assert (counts(fewer) == counts(every)[:n]).all()
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_cells_of_a_type_are_the_first_of_its_populations(small_model, shared):
-    settings = {"n_levels": 3, "shared_ancestors": shared}
-    of_populations = small_model.generate({B1: 100, B2: 50}, **settings)
-    of_type = small_model.generate({B: 100}, **settings)
+    of_populations = small_model.generate({B1: 100, B2: 50}, shared_ancestors=shared)
+    of_type = small_model.generate({B: 100}, shared_ancestors=shared)
     share = small_model.model.composition.loc[[B1, B2], "n_cells"]
     numbers = of_type.obs["sub_population"].value_counts()
     assert numbers[B1] == round(100 * share[B1] / share.sum())
@@ -224,12 +209,12 @@ def test_cells_of_a_type_are_the_first_of_its_populations(small_model, shared):
 
 
 def test_no_two_cells_are_the_same(small_model):
-    adata = small_model.generate({B: MAX_CHUNK + 3}, n_levels=2)
+    adata = small_model.generate({B: MAX_CHUNK + 3})
     assert len(np.unique(adata.obsm["latent"], axis=0)) == MAX_CHUNK + 3
 
 
 def test_shared_chunks_hold_the_requested_numbers(small_model):
-    adata = small_model.generate({B1: MAX_CHUNK + 3, NK: 4, B: 30}, n_levels=2, shared_ancestors=True)
+    adata = small_model.generate({B1: MAX_CHUNK + 3, NK: 4, B: 30}, shared_ancestors=True)
     assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [MAX_CHUNK + 33, 4]
     n_by_population = adata.obs["sub_population"].value_counts()[[B1, B2, NK]].tolist()
     assert n_by_population == [MAX_CHUNK + 3 + 21, 9, 4]
@@ -323,7 +308,7 @@ def test_requests_may_name_sub_populations(small_model, tmp_path):
     for requested in (mapping, table(list(mapping.items())), read_request(tmp_path / "cells.csv")):
         assert numbers(small_model, requested, by="sub_population") == {(B1, None): 2, (B2, None): 4, (NK, None): 2}
         assert numbers(small_model, requested) == {(B, None): 6, (NK, None): 2}
-    obs = small_model.generate(mapping, n_levels=2).obs
+    obs = small_model.generate(mapping).obs
     assert obs["cell_type"].tolist() == [B] * 6 + [NK] * 2
     assert obs["sub_population"].tolist() == [B1] * 2 + [B2] * 4 + [NK] * 2
 

@@ -94,10 +94,10 @@ def test_the_worst_labels_and_genes_go_all_the_way(tmp_path):
     bdm("train", encoded, tree, model, "--width=8", "--n-layers=1", "--n-steps=5")
 
     generated = folder / "generated.h5ad"
-    bdm("generate", model, generated, "--cells=5", "--n-levels=3")
+    bdm("generate", model, generated, "--cells=5")
     assert dict(anndata.read_h5ad(generated).obs["cell_type"].value_counts()) == dict.fromkeys(labels, 5)
     pd.DataFrame({"cell_type": labels, "n_cells": 1}).to_csv(folder / "asked.csv", index=False)
-    bdm("generate", model, folder / "each.h5ad", f"--cells-from={folder / 'asked.csv'}", "--n-levels=3")
+    bdm("generate", model, folder / "each.h5ad", f"--cells-from={folder / 'asked.csv'}")
     assert set(anndata.read_h5ad(folder / "each.h5ad").obs["cell_type"]) == set(labels)
 
     bdm("evaluate", prepared, generated, folder / "evaluation", "--n-repeats=1")
@@ -106,7 +106,7 @@ def test_the_worst_labels_and_genes_go_all_the_way(tmp_path):
     check_interpretation(folder / "interpretation", names, labels, genes)
 
     moved = folder / "moved.h5ad"
-    bdm("transmute", model, prepared, moved, f"--to={labels[0]}", f"--from={labels[1]}", "--n-levels=3")
+    bdm("transmute", model, prepared, moved, f"--to={labels[0]}", f"--from={labels[1]}")
     assert set(anndata.read_h5ad(moved).obs["cell_type"]) == {labels[0]}
     assert set(anndata.read_h5ad(moved).obs["original_type"]) == {labels[1]}
     bdm("evaluate-transmuted", prepared, moved, folder / "transmutation")
@@ -117,5 +117,5 @@ def test_the_worst_labels_and_genes_go_all_the_way(tmp_path):
     report = folder / "report"
     bdm("extend", model, more, extended, f"--cell-type={new}", "--label-key=type", f"--report={report}")
     assert column(report / "extensions.csv", "cell_type") == {new}
-    bdm("generate", extended, folder / "new.h5ad", "--cells=1", "--n-levels=3")
+    bdm("generate", extended, folder / "new.h5ad", "--cells=1")
     assert set(anndata.read_h5ad(folder / "new.h5ad").obs["cell_type"]) == {*labels, new}

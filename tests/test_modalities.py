@@ -59,7 +59,6 @@ from bdm.settings import (
     AutoencoderSettings,
     GenerationSettings,
     PrepareSettings,
-    SamplerSettings,
     Settings,
 )
 
@@ -716,7 +715,7 @@ def test_power_is_of_rna(multi_model):
 def test_transmuted_cells_are_evaluated_by_modality(multi_model):
     cells, model = joined(), multi_model.model
     sources = select_sources(cells[(cells.obs["bulk_labels"] == "CD19+ B").to_numpy()], model, "Dendritic")
-    found = transmuted_cells(model, sources, SamplerSettings(), seed=0).in_memory()
+    found = transmuted_cells(model, sources, seed=0).in_memory()
     assert block_sizes(found.var) == block_sizes(multi_model.prepared.var)
     evaluation = multi_model.evaluate_transmuted(cells, found)
     table = evaluation.modalities["energy"].unstack("set")

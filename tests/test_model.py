@@ -74,14 +74,14 @@ def test_label_that_has_the_name_of_a_sub_population(few_types, small_settings, 
     model = BranchedDiffusion(cells, label_key="bulk_labels", settings=quick).fit()
     assert model.model.autoencoder.populations_of("Dendritic") == ("Dendritic//1", "Dendritic//2")
     assert model.model.autoencoder.populations_of("Dendritic/1") == ("Dendritic/1",)
-    generated = model.generate({"Dendritic": 8, "Dendritic/1": 3}, n_levels=2).obs
+    generated = model.generate({"Dendritic": 8, "Dendritic/1": 3}).obs
     assert generated["cell_type"].value_counts()[["Dendritic", "Dendritic/1"]].tolist() == [8, 3]
     assert set(generated["sub_population"]) == {"Dendritic//1", "Dendritic//2", "Dendritic/1"}
     transmuted = model.transmute(cells, "Dendritic//2", from_="Dendritic/1").obs
     assert set(transmuted["original_type"]) == {"Dendritic/1"}
     assert set(transmuted["cell_type"]) == {"Dendritic"}
     model.save(tmp_path / "model")
-    loaded = BranchedDiffusion.load(tmp_path / "model").generate({"Dendritic": 8, "Dendritic/1": 3}, n_levels=2)
+    loaded = BranchedDiffusion.load(tmp_path / "model").generate({"Dendritic": 8, "Dendritic/1": 3})
     pd.testing.assert_frame_equal(loaded.obs, generated)
 
 

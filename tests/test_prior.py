@@ -36,7 +36,7 @@ from bdm.prior.transport import (
     gaussian_trend,
     normal_flow,
 )
-from bdm.settings import HierarchySettings, SamplerSettings, TrainSettings
+from bdm.settings import HierarchySettings, TrainSettings
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -378,10 +378,9 @@ def exact_prior(hierarchy: Hierarchy, moments: PopulationMoments = MOMENTS, *, l
 
 
 def walk(
-    hierarchy: Hierarchy = TREE, moments: PopulationMoments = MOMENTS, *, learned: bool = False, **settings
+    hierarchy: Hierarchy = TREE, moments: PopulationMoments = MOMENTS, *, learned: bool = False
 ) -> HierarchicalSampler:
-    sampler = SamplerSettings(**{"n_levels": 80, **settings})
-    return HierarchicalSampler(exact_prior(hierarchy, moments, learned=learned), sampler)
+    return HierarchicalSampler(exact_prior(hierarchy, moments, learned=learned), n_levels=80)
 
 
 def n_evaluations(tree: HierarchicalSampler) -> list[int]:

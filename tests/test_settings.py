@@ -27,16 +27,14 @@ from bdm.settings import (
     HierarchySettings,
     InterpretationSettings,
     PrepareSettings,
-    SamplerSettings,
     Settings,
     TrainSettings,
-    TransmutationSettings,
 )
 
 COMMANDS = get_command(app).commands
 TOO_FEW = MIN_CELLS_FOR_MEANS - 1
 STAGES = (PrepareSettings, AutoencoderSettings, HierarchySettings, TrainSettings, GenerationSettings)
-STAGES += (TransmutationSettings, EvaluationSettings, InterpretationSettings)
+STAGES += (EvaluationSettings, InterpretationSettings)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +46,7 @@ STAGES += (TransmutationSettings, EvaluationSettings, InterpretationSettings)
         (AutoencoderSettings, "prepared.h5ad out", "n_latents", 3, "; .* n_latent"),
         (HierarchySettings, "autoencoder out.json", "threshold", 1.5, "is 1.5, .* above 0.5 and below 1"),
         (TrainSettings, "autoencoder tree.json out", "n_steps", "many", "is 'many', .* whole number"),
-        (GenerationSettings, "model out.h5ad --cells 1", "n_levls", 3, "; .* n_levels"),
-        (TransmutationSettings, "model cells.h5ad out.h5ad --to B", "n_levels", 1, "is 1, .* at least 2"),
+        (GenerationSettings, "model out.h5ad --cells 1", "share_ancestors", 3, "; .* shared_ancestors"),
         (EvaluationSettings, "prepared.h5ad new.h5ad out", "max_cells_per_type", TOO_FEW, f" .* {TOO_FEW + 1}"),
         (InterpretationSettings, "model prepared.h5ad new.h5ad out", "n_genes", 0, "is 0, .* at least 1"),
     ],
@@ -66,7 +63,9 @@ def test_python_the_command_and_the_workflow_reject_a_setting_in_the_same_senten
     if name in {setting.name for setting in settings_of(settings)}:
         assert err == f"bdm: {caught.value}\n"
     else:
-        assert re.search(rf"No such option: {option} \(Possible options:[^)]*--n-l", err)
+        assert re.search(
+            rf"No such option: {option} \(Possible options:[^)]*{words.split()[-1].replace('_', '-')}", err
+        )
     assert not list(tmp_path.iterdir())
     config = demo_config(**{settings.section: {name: value}})
     [message] = re.findall("^Configuration, .*$", dry_run(tmp_path, config), flags=re.M)
@@ -74,10 +73,10 @@ def test_python_the_command_and_the_workflow_reject_a_setting_in_the_same_senten
 
 
 def test_methods_reject_a_misspelt_argument(small_model):
-    with pytest.raises(InputError, match=r"n_levls; .*n_levels"):
-        small_model.generate(1, n_levls=3)
-    with pytest.raises(InputError, match=r"^n_levels is 0, but must be at least 2\.$"):
-        small_model.generate(1, n_levels=0)
+    with pytest.raises(InputError, match=r"new_location; .*new_locations"):
+        small_model.generate(new_location=3)
+    with pytest.raises(InputError, match=r"^n_genes is 0, but must be at least 1\.$"):
+        small_model.interpret(n_genes=0)
 
 
 @pytest.mark.parametrize("settings", STAGES, ids=lambda settings: settings.section)
@@ -102,9 +101,9 @@ def test_fit_has_the_settings_of_all_stages():
 
 
 def test_methods_have_the_defaults_of_the_settings():
-    for method in (bdm.BranchedDiffusion.generate, bdm.BranchedDiffusion.transmute):
-        for setting in described_settings(SamplerSettings):
-            assert inspect.signature(method).parameters[setting.name].default == setting.default
+    for setting in described_settings(GenerationSettings):
+        generate = inspect.signature(bdm.BranchedDiffusion.generate)
+        assert generate.parameters[setting.name].default == setting.default
     assert inspect.signature(bdm.BranchedDiffusion.evaluate).parameters["n_repeats"].default == 3
     assert inspect.signature(bdm.BranchedDiffusion.interpret).parameters["n_genes"].default == 20
 

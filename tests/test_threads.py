@@ -23,8 +23,8 @@ prepare cells.h5ad prepared.h5ad --label-key bulk_labels --min-cells-per-type 50
 autoencoder prepared.h5ad autoencoder --n-steps 20
 hierarchy autoencoder tree.json --n-bootstrap 5
 train autoencoder tree.json model --prior diffusion --n-steps 20
-generate model generated.h5ad --cells 130 --n-levels 5
-generate model shared.h5ad --cells 130 --n-levels 5 --shared-ancestors
+generate model generated.h5ad --cells 130
+generate model shared.h5ad --cells 130 --shared-ancestors
 transmute model prepared.h5ad moved.h5ad --to 'CD14+ Monocyte'
 extend model cells.h5ad extended --cell-type 'CD8+/CD45RA+ Naive Cytotoxic'
 evaluate prepared.h5ad generated.h5ad evaluation --n-repeats 1

@@ -209,7 +209,7 @@ def test_cells_are_spread_over_the_populations_of_the_new_type(small_model, exam
     new = new_populations(model, np.full(n_cells, "CD34+"), "Dendritic", torch.Generator().manual_seed(0))
     found = pd.Series(new).value_counts()[DENDRITIC].to_numpy()
     np.testing.assert_allclose(found / n_cells, share / share.sum(), atol=0.03)
-    cells = small_model.transmute(example_cells, "Dendritic", from_="CD56+ NK", n_levels=3)
+    cells = small_model.transmute(example_cells, "Dendritic", from_="CD56+ NK")
     assert set(cells.obs["cell_type"]) == {"Dendritic"}
     assert set(cells.obs["sub_population"]) == set(DENDRITIC)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from bdm.commands.base import AtValues, Device, Extrapolate, ModelFolder, OutGenerated, Summary
 from bdm.commands.generate import evaluating
-from bdm.settings import InputKeys, Seed, SourceTypes, TargetType, TransmutationSettings
+from bdm.settings import InputKeys, Seed, SourceTypes, TargetType
 
 
 def transmute(
@@ -18,7 +18,6 @@ def transmute(
     at: AtValues = (),
     extrapolate: Extrapolate = False,
     keys: InputKeys,
-    settings: TransmutationSettings,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> Summary:
@@ -39,7 +38,7 @@ def transmute(
     check_form(out, loaded.form)
     values, adata = parse_at(at), cells_for(cells, loaded, keys, on_disk=False)
     sources = select_sources(adata, loaded, to, keys, cell_types=from_, at=values, extrapolate=extrapolate)
-    transmuted = transmuted_cells(loaded, sources, settings, seed=seed)
+    transmuted = transmuted_cells(loaded, sources, seed=seed)
     write_cells(out, transmuted, checksums({"cells": cells}, model=model))
     n_by_type = zip(*np.unique(sources.cell_type, return_counts=True), strict=True)
     original_types = ", ".join(f"{number:,} {name}" for name, number in n_by_type)

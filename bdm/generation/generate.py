@@ -30,7 +30,6 @@ from bdm.model.model import BranchedModel, expected_counts, generated_noise, rec
 from bdm.model.space import RealisedSpace
 from bdm.model.surfaces import Places
 from bdm.prior.base import Sampler
-from bdm.prior.sampler import warn_of_unused_levels
 from bdm.settings import GenerationSettings
 
 EXPECTED = "expected"  # layer of expected counts
@@ -102,7 +101,7 @@ def generate_cells(
         Numbers of cells by population, batch and values of covariates, from
         :func:`bdm.generation.request.request_cells`.
     settings
-        Noise levels, and whether populations share their ancestors.
+        Whether populations share their ancestors.
     seed
         Seed of every random draw; a cell does not depend on how many others are requested.
 
@@ -126,9 +125,7 @@ def generated_cells(
     sampler: Sampler | None = None,
 ) -> GeneratedCells:
     """Generate the requested cells by blocks, see :func:`generate_cells`."""
-    sampler = sampler or model.sampler(settings)
-    if not settings.shared_ancestors:
-        warn_of_unused_levels(sampler)
+    sampler = sampler or model.sampler()
     chunks = shared_chunks if settings.shared_ancestors else independent_chunks
     values = draw_covariates(model, request.table, seed)
     space = None if model.space is None or request.places is None else model.space.realised(seed)

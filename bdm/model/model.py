@@ -35,7 +35,6 @@ from bdm.model.covariates import CovariateEffects, with_residuals
 from bdm.model.donors import DonorEffects, DonorModel
 from bdm.model.space import SpatialEffects
 from bdm.prior.base import LatentPrior, Sampler
-from bdm.settings import SamplerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +134,9 @@ class BranchedModel:
         """Tree of populations with noise levels of branches."""
         return self.prior.hierarchy
 
-    def sampler(self, settings: SamplerSettings = SamplerSettings()) -> Sampler:
+    def sampler(self) -> Sampler:
         """Return a sampler of whitened cells."""
-        return self.prior.sampler(settings)
+        return self.prior.sampler()
 
     @property
     def layout(self) -> LatentLayout:

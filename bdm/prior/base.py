@@ -16,7 +16,7 @@ from bdm._core.kinds import PRIORS, Kinds
 from bdm.autoencoder.latent import LatentCells
 from bdm.autoencoder.moments import PopulationMoments, Whitening
 from bdm.hierarchy.tree import Hierarchy
-from bdm.settings import SamplerSettings, TrainSettings
+from bdm.settings import TrainSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,18 +241,8 @@ class LatentPrior(ABC):
         return {}
 
     @abstractmethod
-    def sampler(self, settings: SamplerSettings = SamplerSettings()) -> Sampler:
-        """Return a sampler.
-
-        Parameters
-        ----------
-        settings
-            Number of noise levels, for samplers with a solver.
-
-        Returns
-        -------
-        Sampler of whitened cells.
-        """
+    def sampler(self) -> Sampler:
+        """Return a sampler of whitened cells."""
 
     def to(self, device: torch.device | str) -> Self:
         """Move the prior to a device; by default, it stays on the CPU.

@@ -13,7 +13,7 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.populations import BranchPopulations
 from bdm.prior.sampler import HierarchicalSampler
-from bdm.settings import SamplerSettings, TrainSettings
+from bdm.settings import TrainSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,9 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
         """Return a copy on a device."""
         return replace(self, populations=self.populations.to(torch.device(device)))
 
-    def sampler(self, settings: SamplerSettings = SamplerSettings()) -> HierarchicalSampler:
+    def sampler(self) -> HierarchicalSampler:
         """Return a sampler along the hierarchy."""
-        return HierarchicalSampler(self, settings)
+        return HierarchicalSampler(self)
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoise cells in closed form, see :meth:`LatentPrior.denoise`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from typing import Protocol
@@ -19,12 +19,12 @@ from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.prior.base import Sampler
 from bdm.prior.populations import BranchPopulations
 from bdm.prior.transport import AffineMap, MixtureMap, gaussian_transport, gaussian_trend, normal_flow
-from bdm.settings import SamplerSettings
 
 logger = logging.getLogger(__name__)
 
 DenoiseOnBranch = Callable[[Tensor, float], Tensor]
 RHO = 7  # exponent of the noise levels (Karras et al. 2022, arXiv 2206.00364)
+N_LEVELS = 12  # one evaluation of the denoiser each
 SIGMA_MIN = 0.1  # in whitened units; below it the denoised x hardly changes
 
 
@@ -56,7 +56,7 @@ class HierarchicalSampler(Sampler):
     """
 
     prior: DenoisingPrior
-    settings: SamplerSettings = field(default=SamplerSettings())
+    n_levels: int = N_LEVELS  # of the solver, on a path with a network from the root to a population
 
     @property
     def hierarchy(self) -> Hierarchy:
@@ -94,7 +94,7 @@ class HierarchicalSampler(Sampler):
 
     def solver_levels(self, high: float, low: float) -> list[float]:
         """Return the noise levels of the solver from ``high`` to ``low``."""
-        return noise_levels(high, low, sigma_max=self.hierarchy.sigma_max, n_levels=self.settings.n_levels)
+        return noise_levels(high, low, sigma_max=self.hierarchy.sigma_max, n_levels=self.n_levels)
 
     def solve(self, branch: int, x: Tensor, sigmas: list[float]) -> Tensor:
         """Solve the probability-flow ODE on a branch (by row) along noise levels."""
@@ -230,14 +230,6 @@ class HierarchicalSampler(Sampler):
         # a branch without length has no network
         denoise = self.prior.denoise if end.high > end.low else self.prior.populations.denoised
         return denoise(x.to(device), torch.tensor([sigma], device=device), torch.tensor([end.row], device=device)).cpu()
-
-
-def warn_of_unused_levels(sampler: Sampler) -> None:
-    """Warn if ``n_levels`` has no effect, as no branch has a network."""
-    if not isinstance(sampler, HierarchicalSampler) or any(sampler.uses_network):
-        return
-    if (n_levels := sampler.settings.n_levels) != SamplerSettings.n_levels:
-        logger.warning("`n_levels=%d` has no effect: no branch of this model has a network.", n_levels)
 
 
 def sample_noised(mixture: Mixture, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:

@@ -23,8 +23,8 @@ class NormalPrior(LatentPrior, name="normal"):
             cls(data.hierarchy, moments.populations, moments.mean, torch.linalg.cholesky(moments.covariance))
         )
 
-    def sampler(self, settings=None):
-        """Return a sampler; settings are not used."""
+    def sampler(self):
+        """Return a sampler."""
         return NormalSampler(self)
 
     def extended(self, hierarchy, tree, moments, state):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anndata as ad
@@ -32,9 +32,8 @@ from bdm.model.match import (
     model_counts,
 )
 from bdm.model.model import BranchedModel, expected_counts, record_of_cells
-from bdm.prior.sampler import warn_of_unused_levels
 from bdm.prior.transport import optimal_coupling
-from bdm.settings import InputKeys, SamplerSettings
+from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class BlockPart:
     rows: np.ndarray  # among all cells
 
 
-def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSettings, *, seed: int) -> GeneratedCells:
+def transmuted_cells(model: BranchedModel, sources: Sources, *, seed: int) -> GeneratedCells:
     """Transmute cells to another type or sub-population, block by block.
 
     The latent of a cell is sampled from its posterior, encoded up to the lowest common ancestor of both types, then
@@ -82,8 +81,6 @@ def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSe
         Fitted model.
     sources
         Cells to transmute and their target, from ``select_sources``.
-    settings
-        Noise levels of the solver.
     seed
         Seed of all random numbers.
 
@@ -101,14 +98,12 @@ def transmuted_cells(model: BranchedModel, sources: Sources, settings: SamplerSe
 
     Other columns of the input are dropped, as they describe the cells before.
     """
-    sampler = model.sampler(settings)
-    warn_of_unused_levels(sampler)
-    request = {"to": sources.to, "from": list(sources.cell_types)}
-    record = record_of_cells(model, seed=seed, settings=asdict(settings) | request, at=format_at(sources.at))
+    settings = {"to": sources.to, "from": list(sources.cell_types)}
+    record = record_of_cells(model, seed=seed, settings=settings, at=format_at(sources.at))
     return GeneratedCells(
         make_obs(model, sources),
         model.autoencoder.genes.copy(),
-        transmuted_blocks(model, sources, sampler.transmute, seed=seed),
+        transmuted_blocks(model, sources, model.sampler().transmute, seed=seed),
         model.populations,
         uns={"bdm": record},
         obsm=sources.positions,
