@@ -41,7 +41,6 @@ Counts = Annotated[
     "Slot of the raw counts: `X`, `raw`, the name of a layer, or `auto` (the first of layer `counts`, `raw` and `X` "
     "with raw counts).",
 ]
-Relation = Literal["all", "tree", "distance", "none"]  # relations of cell types along which responses covary
 ConditionFeatures = Annotated[
     Path | None,
     "Table of features (`.csv`): perturbations as rows, measured or not, and numbers as columns.",
@@ -354,10 +353,6 @@ class ResponseSettings(StageSettings):
     ] = None
     counts: Annotated[Counts, Key(absent=True)] = "auto"
     min_cells: Annotated[int, Ge(2), "Minimum number of cells of a type in a condition to measure its response."] = 10
-    relations: Annotated[
-        Relation,
-        "Relations along which responses covary: the `tree`, the `distance` between profiles, `all`, or `none`.",
-    ] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,6 @@ CHANGES = {
     "respond/run": (False, {MINE: CARD | REPORT}),
     "respond/condition_key": (["treatment"], {MINE: RESPOND}),
     "respond/control": ("none", {MINE: RESPOND}),
-    "respond/relations": ("tree", {MINE: RESPOND}),
     "respond/condition_features": ("features.csv", {MINE: RESPOND}),
     "respond/predictions": ({**OWN["respond"]["predictions"], "new": {"condition": "stim"}}, {MINE: {"predict new"}}),
     "prediction/extrapolate": (True, {MINE: PREDICTION}),

@@ -20,8 +20,8 @@ def respond(
     labels: Labels = None,
     tree: Annotated[
         Path | None,
-        "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
-        Unset("average linkage of the control profiles"),
+        "Your own tree of cell types, along which responses covary: nested lists in `.json`, or Newick in `.nwk`.",
+        Unset("distances between the control profiles"),
     ] = None,
     condition_features: ConditionFeatures = None,
     settings: ResponseSettings,

@@ -24,7 +24,7 @@ from bdm.applications.relations.pseudobulk import PSEUDO, share_of, with_shares
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.applications.relations.responses import Responses
 from bdm.data.counts import raw_counts
-from bdm.settings import Relation, ResponseSettings
+from bdm.settings import ResponseSettings
 
 app = typer.Typer()
 
@@ -116,13 +116,13 @@ def nearest(task: Task) -> AnnData:
     return changed(task, responses, responses.effect[number, distance.argmin()])
 
 
-def bdm(task: Task, *, relations: Relation) -> AnnData:
-    """Change cells by the response predicted by bdm.
+def bdm(task: Task, *, related: bool) -> AnnData:
+    """Change cells by the response predicted by bdm, also without relations between types.
 
     ``uns`` has log fold changes and standard deviations by gene.
     """
-    settings = ResponseSettings(donor_key=task.settings.donor_key, relations=relations)
-    responses = tl.respond(task.known, settings)
+    star = task.known.obs["cell_type"].unique().tolist()  # no two types are more related than others
+    responses = tl.respond(task.known, task.settings, tree=None if related else star)
     predicted = log_normalised(tl.predict(responses, task.before, task.condition, seed=task.seed))
     effects = responses.effects(task.condition, [task.cell_type]).set_index("gene")
     predicted.uns["effects"] = effects[["log2_fold_change", "sd"]]
@@ -147,8 +147,8 @@ def scpram(task: Task) -> AnnData:
 METHODS: dict[str, Callable[[Task], AnnData]] = {
     "common": common,
     "nearest": nearest,
-    "bdm": partial(bdm, relations="all"),
-    **{f"bdm-{name}": partial(bdm, relations=name) for name in ("none", "tree", "distance")},
+    "bdm": partial(bdm, related=True),
+    "bdm-none": partial(bdm, related=False),
     "scpram": scpram,
 }
 

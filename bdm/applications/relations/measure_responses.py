@@ -132,7 +132,6 @@ def measure(
         donor_correlation=donor_correlation,
         dispersion=np.array(dispersion),
         n_cells=n_cells,
-        relation=settings.relations,
         label_key=settings.label_key,
         condition_key=tuple(settings.condition_key),
         provenance=provenance(seed=0, settings=asdict(settings)),

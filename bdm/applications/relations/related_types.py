@@ -10,7 +10,6 @@ from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from bdm.hierarchy.tree import Clade, match_leaves
-from bdm.settings import Relation
 
 SCALES = (0.5, 1.0, 2.0)  # s in exp(-s d**p), where d is a distance divided by the median distance
 POWERS = (1.0, 2.0)  # of the heights of nodes
@@ -34,14 +33,17 @@ class RelatedTypes:
         height = squareform(cophenet(linkage(distances, "average")))
         return cls(cell_types, profile, squareform(distances), height / max(height.max(), 1e-12))
 
-    def kernels(self, relation: Relation) -> list[np.ndarray]:
-        """Return candidate kernels, types x types, with unit diagonal; none for one type."""
+    def kernels(self, *, along_tree: bool) -> list[np.ndarray]:
+        """Return candidate kernels, types x types, with unit diagonal; none for one type.
+
+        They are functions of the tree or of the distances.
+        """
         if len(self.cell_types) == 1:
             return []
-        along_tree = [1 - self.height**power for power in POWERS]
+        if along_tree:
+            return [1 - self.height**power for power in POWERS]
         relative = self.distance / max(float(np.median(self.distance[np.triu_indices(len(self.distance), 1)])), 1e-12)
-        smooth = [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]
-        return {"all": along_tree + smooth, "tree": along_tree, "distance": smooth, "none": []}[relation]
+        return [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]
 
     @cached_property
     def nodes(self) -> list[frozenset[str]]:

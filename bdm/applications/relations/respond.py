@@ -56,10 +56,10 @@ def respond(
         Cells of the control and at least one other condition, with raw counts, and the columns of ``obs`` in
         ``settings``.
     settings
-        Columns, name of the control, and the kernels to use.
+        Columns, and name of the control.
     tree
-        Your own tree of the cell types, as for :class:`bdm.BranchedDiffusion`. By default, control profiles are
-        clustered by average linkage.
+        Your own tree of the cell types, as for :class:`bdm.BranchedDiffusion`, along which responses covary. By
+        default, they covary by the distance between control profiles.
     features
         Features of perturbations, such as pathways (0 or 1) or numbers: a table with a row for each perturbation, or a
         CSV file with the perturbations in its first column. Perturbations without cells can then be predicted.

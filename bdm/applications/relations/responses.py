@@ -23,7 +23,6 @@ from bdm.applications.relations.related_conditions import ConditionKernel, Relat
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.data.columns import as_names
 from bdm.data.genes import GeneNames, symbol_column
-from bdm.settings import Relation
 
 MIN_TYPES = 4  # minimum number of measured types; with fewer, predictions get a warning
 MAX_ERROR = 0.95  # error relative to unchanged cells; above, predictions are called no better
@@ -69,8 +68,6 @@ class Responses(Result):
         genes.
     n_cells
         Number of cells, cell types x (control, conditions).
-    relation
-        Relations along which responses may covary: ``all``, ``tree``, ``distance`` or ``none``.
     label_key, condition_key
         Columns of ``obs`` in the data.
     provenance
@@ -114,7 +111,6 @@ class Responses(Result):
     donor_correlation: np.ndarray
     dispersion: np.ndarray
     n_cells: pd.DataFrame
-    relation: Relation
     label_key: str
     condition_key: tuple[str, ...]
     provenance: dict[str, Any]
@@ -272,7 +268,7 @@ class Responses(Result):
         return GaussianProcess.from_arrays(
             self.effect[number, rows].T - self.expected_effect(number)[:, None],
             self.variance[number, rows].T,
-            related.kernels(self.relation),
+            related.kernels(along_tree=self.height is not None),
             measured=measured,
             covariate=(profile - profile[measured].mean(axis=0)).T,
             shared_errors=np.concatenate(errors, axis=2),
