@@ -54,7 +54,6 @@ PredictedCondition = Annotated[
 PredictedDose = Annotated[float | None, Gt(0), "Dose in the new condition.", Unset("no dose")]
 ExtrapolateDose = Annotated[bool, "Also predict doses above the highest measured one."]
 PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all")]
-LineageRelation = Literal["all", "lineage", "time", "none"]  # relations of places along which expression covaries
 LineageTreeFile = Annotated[
     Path | None, "Lineage tree in Newick, with a name for each node.", Unset("derived from lineage names")
 ]
@@ -372,9 +371,6 @@ class LineageSettings(StageSettings):
     counts: Annotated[Counts, Key(absent=True)] = "auto"
     n_times: Annotated[int, Ge(2), "Maximum number of time bins."] = 15
     min_cells: Annotated[int, Ge(2), "Minimum number of cells of a node in a time bin to measure its expression."] = 5
-    relations: Annotated[
-        LineageRelation, "Relations along which expression covaries: the `lineage`, `time`, `all`, or `none`."
-    ] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,6 @@ CHANGES = {
     "lineage/tree": ("tree.nwk", {MINE: LINEAGE}),
     "lineage/time_key": ("cell_type", {MINE: LINEAGE}),
     "lineage/n_times": (3, {MINE: LINEAGE}),
-    "lineage/relations": ("time", {MINE: LINEAGE}),
     "lineage/reconstructions": (
         {**OWN["lineage"]["reconstructions"], "new": {"node": "B"}},
         {MINE: {"reconstruct new"}},

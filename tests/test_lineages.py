@@ -137,14 +137,6 @@ def test_an_ancestor_is_nearer_than_relatives_and_their_blend():
     assert error[0] < 0.9 * error[1:].min()
 
 
-def test_the_lineage_is_worth_more_than_time_where_expression_walked_along_it(cells):
-    along = tl.lineage(cells, replace(SETTINGS, relations="lineage"), tree=TREE).expected_error("node", between=True)
-    time = tl.lineage(cells, replace(SETTINGS, relations="time"), tree=TREE).expected_error("node", between=True)
-    assert along["n"] == time["n"] == 4  # ab, a, b, c
-    assert along["predicted"] < 0.8 * time["predicted"]
-    assert along["predicted"] < along["blend"] < along["nearest"]
-
-
 def test_intervals_of_nodes_without_cells_are_calibrated():
     covered = []
     for seed in range(6):

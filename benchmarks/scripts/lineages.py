@@ -17,9 +17,8 @@ from bdm.applications.relations.fates import fates
 from bdm.applications.relations.lineage import Lineage
 from bdm.applications.relations.lineage_tree import LineageTree
 from bdm.applications.relations.reconstruct import relatives_of
-from bdm.settings import LineageRelation, LineageSettings
+from bdm.settings import LineageSettings
 
-RELATIONS: tuple[LineageRelation, ...] = ("all", "lineage", "time")
 WEIGHTS = (0.25, 0.5, 0.75)  # of later samples in blends
 MIN_SHARE = 1e-12  # in log losses
 
@@ -43,10 +42,9 @@ class Task:
         return self.real.obs[self.settings.time_key].to_numpy(float)
 
     @cached_property
-    def lineages(self) -> dict[LineageRelation, Lineage]:
-        """Lineages without the left-out cells, by relation."""
-        settings = {relation: replace(self.settings, relations=relation) for relation in RELATIONS}
-        return {name: tl.lineage(self.remaining, chosen, tree=self.tree) for name, chosen in settings.items()}
+    def lineage(self) -> Lineage:
+        """Lineage without the left-out cells."""
+        return tl.lineage(self.remaining, self.settings, tree=self.tree)
 
 
 def leave_out(cells: AnnData, node: str, settings: LineageSettings, tree: LineageTree) -> Task:
@@ -60,10 +58,9 @@ def leave_out(cells: AnnData, node: str, settings: LineageSettings, tree: Lineag
     return Task(name, cells[is_left_out].copy(), cells[~is_left_out].copy(), settings, tree)
 
 
-def reconstructed(task: Task, seed: int, relation: LineageRelation) -> AnnData:
+def reconstructed(task: Task, seed: int) -> AnnData:
     """Reconstruct the cells by bdm at their times."""
-    lineage = task.lineages[relation]
-    return tl.reconstruct(lineage, task.remaining, task.node, at=task.times, extrapolate=True, seed=seed)
+    return tl.reconstruct(task.lineage, task.remaining, task.node, at=task.times, extrapolate=True, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Neighbours:
     @classmethod
     def from_task(cls, task: Task) -> "Neighbours":
         """Find the neighbours of the median left-out time."""
-        lineage = task.lineages["all"]
+        lineage = task.lineage
         relatives, point = relatives_of(lineage, task.remaining, "auto")
         place = lineage.places_at(lineage.tree.find(task.node), np.median(task.times))
         joined, n = lineage.places.join(place), len(lineage.points)
@@ -118,20 +115,17 @@ def blend(task: Task, seed: int, weight: float) -> AnnData:
         total = np.asarray(neighbours.cells.X[rows].sum(axis=0)).ravel()
         return total / total.sum()
 
-    lineage = task.lineages["all"]
     mean = (1 - weight) * share(neighbours.before) + weight * share(neighbours.after)
     rows = generator.choice(neighbours.nearest, task.real.n_obs)
     size = np.asarray(neighbours.cells.X[rows].sum(axis=1)).ravel()
     dispersion = np.full(neighbours.cells.n_vars, 1e-3)
-    dispersion[neighbours.cells.var_names.get_indexer(lineage.genes.index)] = lineage.dispersion
+    dispersion[neighbours.cells.var_names.get_indexer(task.lineage.genes.index)] = task.lineage.dispersion
     rate = generator.standard_gamma(1 / dispersion, (len(size), len(mean))) * dispersion * mean * size[:, None]
     return AnnData(csr_matrix(generator.poisson(rate).astype(np.float32)), var=neighbours.cells.var)
 
 
 METHODS: dict[str, Callable[[Task, int], AnnData]] = {
-    "bdm": partial(reconstructed, relation="all"),
-    "bdm-lineage": partial(reconstructed, relation="lineage"),
-    "bdm-time": partial(reconstructed, relation="time"),
+    "bdm": reconstructed,
     "nearest": nearest_cells,
     "mixture": mixture,
     **{f"blend-{weight:g}": partial(blend, weight=weight) for weight in WEIGHTS},

@@ -219,7 +219,7 @@ class Lineage(Result):
         """Return the Gaussian process of centred log shares at the points and added places."""
         places = self.places if added is None else self.places.join(added)
         span = max(float(np.ptp(self.places.time)), 1e-9)  # above 0 for the division
-        kernels = places.kernels(self.origin, span, self.settings.relations, timed=self.time_key is not None)
+        kernels = places.kernels(self.origin, span, timed=self.time_key is not None)
         process = GaussianProcess.from_arrays(
             np.ascontiguousarray((self.log_share - self.center).T),
             np.ascontiguousarray(self.variance.T),

@@ -14,7 +14,6 @@ from bdm._core.files import reading
 from bdm._core.validation import unknown_node
 from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.tree import Clade, rejecting_deep_trees
-from bdm.settings import LineageRelation
 
 UNNAMED = "ancestor of "  # name of an unnamed node, followed by its first and last descendants
 ROOT = "root"  # name of the root if lineage names do not begin alike
@@ -249,17 +248,16 @@ class Places:
         """Whether a place (row) is an ancestor of another (column), or equal, places x places."""
         return np.asarray(self.tree.is_below[self.node][:, self.node].T & (self.time[:, None] <= self.time))
 
-    def kernels(self, origin: float, span: float, relation: LineageRelation, *, timed: bool) -> list[np.ndarray]:
+    def kernels(self, origin: float, span: float, *, timed: bool) -> list[np.ndarray]:
         """Return candidate kernels, places x places.
 
         Along the lineage: Brownian motion, and Ornstein-Uhlenbeck processes (which revert to the mean). Along time,
-        shared by all lineages: squared exponentials. With ``all``, also averages of both. ``origin`` is the start time
-        of the lineage, and ``span`` the range of measured times; if not ``timed``, both are depths in the tree.
+        shared by all lineages: squared exponentials. Also averages of both. ``origin`` is the start time of the
+        lineage, and ``span`` the range of measured times; if not ``timed``, both are depths in the tree.
         """
         path, difference = self.path, self.time[:, None] - self.time
         brownian = np.maximum(self.shared - origin, 0) / span  # 0 before the origin
         reverting = [np.exp(-path / (scale * span)) for scale in PATH_SCALES]
-        along = [brownian, *reverting]
         smooth = [np.exp(-((difference / (scale * span)) ** 2) / 2) for scale in TIME_SCALES] if timed else []
         both = [(lineage + of_time) / 2 for lineage in (brownian, reverting[1]) for of_time in smooth]
-        return {"all": along + both + smooth, "lineage": along, "time": smooth, "none": []}[relation]
+        return [brownian, *reverting, *both, *smooth]
