@@ -18,7 +18,6 @@ from bdm.commands.evaluate import evaluate
 from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
 from bdm.commands.extend import extend
-from bdm.commands.fates import fates
 from bdm.commands.fit import fit
 from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
@@ -53,7 +52,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Fit": {fit: True, autoencoder: True, hierarchy: True, train: True, extend: True},
     "Generate": {generate: True, transmute: True, simulate: True, predict_modality: True},
     "Conditions": {respond: True, predict: True},
-    "Lineages": {lineage: True, reconstruct: True, fates: True},
+    "Lineages": {lineage: True, reconstruct: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Plan": {power: True},
     "Share": {audit: True, card: False, push: False},

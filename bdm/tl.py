@@ -26,7 +26,6 @@ from bdm.applications.power.differential import (
     pseudobulk_tests,
     wilcoxon_tests,
 )
-from bdm.applications.relations.fates import fates
 from bdm.applications.relations.fit_lineage import lineage
 from bdm.applications.relations.gaussian_process import GaussianProcess
 from bdm.applications.relations.lineage import Lineage
@@ -46,7 +45,6 @@ __all__ = [
     "ResponseSettings",
     "Responses",
     "composition_tests",
-    "fates",
     "lineage",
     "log_cpm_tests",
     "predict",

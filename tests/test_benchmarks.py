@@ -472,7 +472,7 @@ def test_peers_are_audited_on_the_folds_of_an_audit(of_donors, tmp_path):
 @pytest.mark.parametrize(
     ("score", "options", "baseline"),
     [
-        ("nodes", "--node a --progenitors a=a1,a2", "nearest"),
+        ("nodes", "--node a", "nearest"),
         ("types", "--cell-type b", "splines"),
     ],
 )

@@ -13,8 +13,7 @@ from simulated import BEGIN, END, simulated_lineage
 from simulated import LINEAGE as NEWICK
 from test_workflow import ROOT, snakemake, write_config
 
-import bdm as package
-from bdm import tl
+from bdm import pl, tl
 from bdm._core.errors import InputError
 from bdm.applications.relations.fit_lineage import locate, measure, rows_by_value
 from bdm.applications.relations.lineage import Lineage
@@ -274,7 +273,7 @@ def test_one_node_has_errors_of_times_and_no_branches(cells, tmp_path):
     assert set(lineage.errors["left_out"]) == {"time"}
     lineage.save(tmp_path / "lineage")
     assert list(pd.read_csv(tmp_path / "lineage" / "branches.csv"))[:3] == ["node", "mother", "gene"]
-    package.pl.lineage(lineage, show=False)
+    pl.lineage(lineage, show=False)
     assert (tl.reconstruct(lineage, select(cells, "c"), "c", at=40).obs["minutes"] == 40).all()
 
 
@@ -284,94 +283,7 @@ def test_samples_of_one_time_have_errors_of_nodes(cells):
     assert set(tl.lineage(late, SETTINGS, tree=TREE).errors["left_out"]) == {"node"}
 
 
-def test_cells_without_labels_lead_to_the_leaves_that_descend_from_them(cells, lineage):
-    shares = package.tl.fates(lineage, obs(select(cells, "a"), cell_type="unknown"))
-    assert list(shares) == ["a1", "a2", "b1", "b2", "c1"]
-    np.testing.assert_allclose(shares.sum(axis=1), 1)
-    assert shares[["a1", "a2"]].to_numpy().sum(axis=1).mean() > 0.9  # by number of leaves: 0.4
-    others = package.tl.fates(lineage, select(cells, "c"), ["b", "c1"])
-    assert others["c1"].mean() > 0.9
-    at_once = select(cells, "a")[:20].copy()
-    at_once.obs["minutes"], at_once.X = 50.0, sp.diags([0.0] + [1.0] * 19).tocsr() @ at_once.X
-    shares = package.tl.fates(lineage, at_once, ["a1", "b1"])
-    assert shares["a1"].iloc[1:].mean() > 0.9
-    assert shares.iloc[0].tolist() == pytest.approx([0.5, 0.5], abs=0.01)  # a cell without counts
-
-
-def test_independent_genes_need_no_temperature_and_unknown_ones_are_reported(cells, lineage, caplog):
-    assert 1 <= lineage.temperature < 1.3
-    unknown = package.tl.fates(replace(lineage, temperature=None), select(cells, "a"))
-    assert "The shares are not calibrated, as leaves have too few cells or times" in caplog.text
-    pd.testing.assert_frame_equal(unknown, package.tl.fates(replace(lineage, temperature=1.0), select(cells, "a")))
-
-
-@pytest.mark.slow
-def test_fates_are_calibrated_where_genes_of_a_cell_vary_together():
-    cells, _ = simulated_lineage(seed=0, n_genes=400, strength=0.06, coexpression=1.0)
-    fates = {"a": ["a1", "a2"], "b": ["b1", "b2"], "c": ["c1", "c2"]}
-    progenitors = cells[cells.obs["cell_type"].isin(list(fates)).to_numpy()].copy()
-    lineage = tl.lineage(without(cells, *fates, "ab", "root_cell"), SETTINGS, tree=TREE)
-    losses, errors = [], []
-    for temperature in (1.0, lineage.temperature):
-        shares = package.tl.fates(replace(lineage, temperature=temperature), progenitors)
-        by_fate = pd.DataFrame({fate: shares[leaves].sum(axis=1) for fate, leaves in fates.items()})
-        right = np.array([by_fate.at[cell, fate] for cell, fate in progenitors.obs["cell_type"].items()])
-        best = by_fate.max(axis=1).to_numpy()
-        losses.append(-np.log(right).mean())
-        errors.append((best - (right == best))[best > 0.9].mean())
-    assert losses[1] < 0.9 * losses[0]
-    assert errors[0] > 0.07  # how much larger the share of the most probable fate is than how often it is right
-    assert abs(errors[1]) < 0.03
-
-
-def test_cells_that_precede_all_others_lead_to_the_leaves_that_descend_from_them(cells):
-    """Their ancestors divided earlier, in generations without cells."""
-    lineage = tl.lineage(without(cells, "root_cell", "ab", "a", "b", "c"), SETTINGS, tree=TREE)
-    assert (lineage.end[[TREE.find(name) for name in ("root_cell", "ab")]] < 55).all()  # of cells from 60 minutes on
-    shares = package.tl.fates(lineage, select(cells, "a"))
-    assert shares[["a1", "a2"]].to_numpy().sum(axis=1).mean() > 0.65  # by number of leaves: 0.33
-
-
 # ---- files, commands, invalid input
-
-
-BAD_FATES = {  # change of the cells, options, message
-    "unknown node": (
-        lambda cells: cells,
-        ("--among", "a1", "--among", "x1"),
-        "has no node 'x1'; it has root_cell",
-    ),
-    "one node": (lambda cells: cells, ("--among", "a1"), "there is only 'a1'; name others by `--among`."),
-    "no times": (
-        lambda cells: obs(cells).copy(),
-        (),
-        "obs of the cells has no column 'minutes', which the lineage was",
-    ),
-    "text": (lambda cells: obs(cells, minutes="early"), (), "obs['minutes'] holds values such as 'early', but times"),
-    "missing": (lambda cells: obs(cells, minutes=np.nan), (), "obs['minutes'] has no finite number for 80 of 80"),
-    "no genes": (lambda cells: cells[:, :50], (), "The cells lack 70 genes of the lineage, for example 'gene 50'"),
-}
-
-
-@pytest.mark.parametrize("name", [None, *BAD_FATES])
-def test_command_writes_fates_or_rejects_cells_in_one_sentence(cells, lineage, tmp_path, bdm, name):
-    change, options, sentence = (lambda cells: cells, (), None) if name is None else BAD_FATES[name]
-    lineage.save(tmp_path / "lineage")
-    changed = change(select(cells, "a"))
-    if name == "no times":
-        del changed.obs["minutes"]
-    changed.write_h5ad(tmp_path / "cells.h5ad")
-    code, said = bdm("fates", tmp_path / "lineage", tmp_path / "cells.h5ad", tmp_path / "fates.csv", *options)
-    if sentence is not None:
-        assert code == 2
-        assert sentence in said
-        assert not (tmp_path / "fates.csv").exists()
-    else:
-        assert code == 0
-        shares = pd.read_csv(tmp_path / "fates.csv", index_col="cell")
-        expected = package.tl.fates(lineage, select(cells, "a"))
-        assert shares.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-3)
-        assert list(shares.index) == list(expected.index)
 
 
 def test_saved_lineages_reconstruct_the_same_cells_by_seed(cells, lineage, tmp_path):
@@ -491,8 +403,6 @@ def test_unknown_nodes_times_and_genes_are_rejected(cells, lineage):
             tl.reconstruct(lineage, cells, "a", at=at)
     with pytest.raises(InputError, match=r"^n_cells is 2\.5, but must be a whole number that is at least 1\."):
         tl.reconstruct(lineage, cells, "a", n_cells=2.5)
-    with pytest.raises(InputError, match=r"^there are 0 cells"):
-        package.tl.fates(lineage, cells[:0].copy())
     with pytest.raises(InputError, match=r"^The cells lack 70 genes of the lineage, for example 'gene 50'"):
         tl.reconstruct(lineage, cells[:, :50].copy(), "a")
 
@@ -502,7 +412,7 @@ def test_python_takes_names_of_lineages(cells):
     observed = without(cells, "b1", "b2", "c1", "c2", "a")
     observed.obs["name"] = observed.obs["cell_type"].map(names)
     observed.obs.loc[observed.obs_names[:3], "name"] = np.nan
-    lineage = package.tl.lineage(observed, package.tl.LineageSettings(lineage_key="name", time_key="minutes"))
+    lineage = tl.lineage(observed, tl.LineageSettings(lineage_key="name", time_key="minutes"))
     assert lineage.tree.nodes == ("P", "Pa", "Pp", "Paa", "Pap", "Paaa", "Paap")
     assert lineage.sampled.tolist() == [True, True, True, False, True, True, True]
-    assert set(package.tl.reconstruct(lineage, observed, "Paa").obs["name"]) == {"Paa"}
+    assert set(tl.reconstruct(lineage, observed, "Paa").obs["name"]) == {"Paa"}

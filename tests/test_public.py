@@ -40,7 +40,7 @@ def test_importing_bdm_imports_no_large_package():
         (tl.respond, (None, "x"), "`settings=` must be of class ResponseSettings, not str"),
         (tl.respond, (None, {}), "`settings=` must be of class ResponseSettings, not dict"),
         (tl.predict, ("x", None, "stim"), "`responses=` must be of class Responses, not str"),
-        (tl.fates, (3, None), "`lineage=` must be of class Lineage, not int"),
+        (tl.reconstruct, (3, None, "a"), "`lineage=` must be of class Lineage, not int"),
         (tl.pseudobulk_tests, (None, None), "`settings=` must be of class ExperimentSettings, not NoneType"),
         (tl.lineage, (3,), "Cells must be an AnnData, a MuData or a file of one, not int"),
         (bdm.BranchedDiffusion.audit, ("x",), "`settings=` must be of class AuditSettings, not str"),

@@ -1,26 +1,22 @@
 """Reconstruct left-out nodes and times of a lineage, by bdm and baselines."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from distances import N_NEAREST, Rows, sample_rows, scored, variable_genes
 from scipy.sparse import csr_matrix
-from sklearn.linear_model import LogisticRegression
 
 from bdm import tl
 from bdm._core.seeds import numpy_generator
-from bdm.applications.relations.fates import fates
 from bdm.applications.relations.lineage import Lineage
 from bdm.applications.relations.lineage_tree import LineageTree
 from bdm.applications.relations.reconstruct import relatives_of
 from bdm.settings import LineageSettings
 
 WEIGHTS = (0.25, 0.5, 0.75)  # of later samples in blends
-MIN_SHARE = 1e-12  # in log losses
 
 
 # ---- left-out cells, and methods that generate them
@@ -140,50 +136,3 @@ def without_nodes(cells: AnnData, nodes: list[str], settings: LineageSettings, t
         generated = {name: method(task, seed) for name, method in METHODS.items()}
         rows += [{"left_out": node, "score": "nodes"} | row for row in scored(generated, task.real, seed, genes)]
     return rows
-
-
-def shares_of_fates(
-    cells: AnnData, fates_of: dict[str, list[str]], settings: LineageSettings, tree: LineageTree
-) -> Rows:
-    """Leave out progenitors together, and score their fates by bdm and a classifier.
-
-    Scores are the mean share of the true clade of descendants, the share of cells with the true clade as the most
-    probable, and the mean log loss.
-    """
-    label = cells.obs[settings.label_key].astype(str)
-    remaining = cells[(~label.isin(list(fates_of))).to_numpy()].copy()
-    lineage, rows = tl.lineage(remaining, settings, tree=tree), []
-    clade = {leaf: leaves[0] for leaves in fates_of.values() for leaf in leaves}
-    for node, leaves in fates_of.items():
-        progenitors = cells[(label == node).to_numpy()].copy()
-        shares = {
-            "bdm": fates(lineage, progenitors),
-            "bdm-uncalibrated": fates(replace(lineage, temperature=1.0), progenitors),
-        }
-        shares["classifier"] = classified(
-            remaining[label[remaining.obs_names].isin(list(shares["bdm"])).to_numpy()], progenitors, settings.label_key
-        )
-        frequency = remaining.obs[settings.label_key].value_counts()[list(shares["bdm"])]
-        scores = {("frequency", "fates"): frequency[leaves].sum() / frequency.sum()}
-        for method, by_leaf in shares.items():
-            by_clade = by_leaf.T.groupby(lambda leaf: clade.get(leaf, leaf)).sum().T
-            true_share = by_clade[clade[leaves[0]]]
-            scores[method, "fates"] = true_share.mean()
-            scores[method, "fates, right"] = (true_share == by_clade.max(axis=1)).mean()
-            scores[method, "fates, log loss"] = -np.log(np.maximum(true_share, MIN_SHARE)).mean()
-        rows += [
-            {"left_out": node, "n_cells": progenitors.n_obs, "method": method, "score": score, "value": value}
-            for (method, score), value in scores.items()
-        ]
-    return rows
-
-
-def classified(leaves: AnnData, cells: AnnData, label_key: str) -> pd.DataFrame:
-    """Classify cells by logistic regression of log1p(CP10k), trained on leaves."""
-
-    def log_expression(adata: AnnData) -> np.ndarray:
-        counts = adata.X.toarray()
-        return np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-
-    model = LogisticRegression(max_iter=1000).fit(log_expression(leaves), leaves.obs[label_key].astype(str))
-    return pd.DataFrame(model.predict_proba(log_expression(cells)), index=cells.obs_names, columns=model.classes_)

@@ -175,34 +175,24 @@ def conditions(
         sets.rename_axis("condition").to_csv(features)
 
 
-def simulated_lineage(
-    *, seed: int, n_cells: int = 80, n_genes: int = 120, strength: float = 0.12, coexpression: float = 0.0
-) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+def simulated_lineage(*, seed: int, n_cells: int = 80) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
     """Simulate cells of eleven nodes, with a random walk of log expression.
-
-    Parameters
-    ----------
-    coexpression
-        Standard deviation of a factor shared by all genes, with a random sign for each gene.
 
     Returns
     -------
     The cells, and the walk of each node, minutes x genes.
     """
-    rng, tree = np.random.default_rng(seed), read_lineage_tree(LINEAGE)
+    rng, tree, n_genes = np.random.default_rng(seed), read_lineage_tree(LINEAGE), 120
     walk: dict[str, np.ndarray] = {}
     for node, mother in zip(tree.nodes, tree.mother, strict=True):
         start = rng.normal(0, 1, n_genes) if mother < 0 else walk[tree.nodes[mother]][-1]
-        steps = rng.normal(0, strength, (END[node] - BEGIN[node] + 1, n_genes))
+        steps = rng.normal(0, 0.12, (END[node] - BEGIN[node] + 1, n_genes))
         walk[node] = start + np.cumsum(steps, axis=0)
     counts, obs = [], []
-    sign = np.random.default_rng(seed + 1).choice([-1, 1], n_genes)
     for node in tree.nodes:
         for _ in range(n_cells):
             minute = int(rng.integers(BEGIN[node], END[node]))
             rate = np.exp(walk[node][minute - BEGIN[node]])
-            if coexpression:
-                rate = rate * np.exp(coexpression * rng.normal() * sign)
             size = rng.lognormal(7, 0.3)
             counts.append(rng.poisson(rate / rate.sum() * size * rng.gamma(5, 1 / 5, n_genes)))
             obs.append((node, float(minute)))

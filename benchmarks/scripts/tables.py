@@ -354,16 +354,10 @@ STUDIES = {
         "Cells at left-out times",
         Table(
             "Energy distance to the left-out cells: nodes of a lineage, and the middle third of times of a node or "
-            "type. Fates are the mean share of a progenitor's true descendants.",
+            "type.",
             ("data", "left_out"),
             each="score",
-            scores={
-                "nodes": "Nodes",
-                "types": "Types",
-                "fates": "Fates",
-                "fates, right": "Cells whose most probable fate is right",
-                "fates, log loss": "Log loss of fates",
-            },
+            scores={"nodes": "Nodes", "types": "Types"},
         ),
     ),
     "space": study(

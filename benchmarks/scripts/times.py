@@ -9,7 +9,7 @@ import pandas as pd
 import typer
 from covariates import PSEUDOTIME, with_pseudotime, without_middles
 from distances import variable_genes
-from lineages import shares_of_fates, without_nodes
+from lineages import without_nodes
 from simulated import LINEAGE
 from tidy import write_rows
 
@@ -27,7 +27,6 @@ def main(
     root: Annotated[str | None, typer.Option(help="Type at the start of diffusion pseudotime.")] = None,
     tree: Annotated[str, typer.Option(help="Lineage tree in Newick.")] = LINEAGE,
     node: Annotated[list[str], typer.Option(help="NODE, or NODE:time for the middle third of its times.")] = [],  # noqa: B006
-    progenitors: Annotated[str, typer.Option(help="Nodes and their fates, as in a=a1,a2;b=b1.")] = "",
     cell_type: Annotated[list[str], typer.Option(help="Type with its middle third left out.")] = [],  # noqa: B006
     seed: int = 0,
 ) -> None:
@@ -36,9 +35,6 @@ def main(
     settings, lineage = LineageSettings(label_key=label_key, time_key=time_key), read_lineage_tree(tree)
     if node:
         rows += without_nodes(counts, node, settings, lineage, seed)
-    if progenitors:
-        pairs = [pair.split("=") for pair in progenitors.split(";")]
-        rows += shares_of_fates(counts, {name: names.split(",") for name, names in pairs}, settings, lineage)
     counts = counts[:, np.sort(variable_genes(counts))].copy()
     counts = counts[np.asarray(counts.X.sum(axis=1)).ravel() > 0].copy()
     if root is not None:

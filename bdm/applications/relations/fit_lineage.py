@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
 from bdm._core.validation import column_rejection, unknown_node
-from bdm.applications.relations.fates import log_likelihood, sampled_leaves
 from bdm.applications.relations.gaussian_process import CONSTANTS, WEAK_CONSTANTS, GaussianProcess, Intervals
 from bdm.applications.relations.lineage import ERRORS, EXPRESSION, N_COMPARED, Lineage, time_bins, times_of
 from bdm.applications.relations.lineage_tree import LineageTree, check_order, divisions, read_lineage_tree
@@ -31,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 POINTS = ["node", "time", "bin", "n_cells"]  # columns of the table of points
 MIN_POINTS = 3  # minimum number of measured points for predictions
-MIN_CELLS, MAX_CELLS = 20, 2000  # to fit the temperature
-MAX_TEMPERATURE = 1000.0
 
 
 @checked
@@ -69,16 +64,14 @@ def lineage(
         fewer than three points have enough cells, or not exactly one of ``tree`` and ``settings.lineage_key`` is given.
     """
     own_tree = None if tree is None else read_lineage_tree(tree)
-    cells = locate(rna_in(adata, counts=settings.counts), settings, own_tree)
-    measured = measure(cells, settings)
+    measured = measure(locate(rna_in(adata, counts=settings.counts), settings, own_tree), settings)
     hint_at_symbols(measured.names)
     process = measured.gaussian_process().fit(levels=(0.0,), constants=(*WEAK_CONSTANTS, *CONSTANTS))
     folds = {"node": rows_by_value(measured.points["node"]), "time": rows_by_value(measured.points["bin"])}
     folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}  # without times, there is one bin
     errors = pd.concat([leave_out(measured, process, *fold) for fold in folds.items()], ignore_index=True)
     calibration = calibrate(measured, process, next(iter(folds.values())))  # on nodes if there are several
-    fitted = replace(measured, prior=process.prior, calibration=calibration, errors=errors)
-    return replace(fitted, temperature=fit_temperature(fitted, cells))
+    return replace(measured, prior=process.prior, calibration=calibration, errors=errors)
 
 
 @dataclass(frozen=True)
@@ -214,30 +207,3 @@ def calibrate(lineage: Lineage, process: GaussianProcess, groups: list[np.ndarra
     process, expression_bin = process.select_genes(genes), lineage.expression_bin[genes]
     intervals = Intervals(*process.leave_out(groups), process.values.numpy(), process.sampling_variance.numpy())
     return np.array([intervals.select(expression_bin == number).factors() for number in range(len(EXPRESSION) + 1)])
-
-
-def fit_temperature(lineage: Lineage, cells: LineageCells) -> float | None:
-    """Fit the temperature of fates by maximum likelihood on cells of leaves.
-
-    The first time bin of each leaf is left out, so that expression is extrapolated backwards in time, as for
-    progenitors. The temperature is at least 1 (temperature scaling, Guo et al. 2017, On Calibration of Modern Neural
-    Networks). None without times, or with too few leaves or left-out cells.
-    """
-    if lineage.time_key is None:
-        return None
-    leaves, points = sampled_leaves(lineage), lineage.points
-    time = points["time"].where(points["node"].isin(np.array(lineage.tree.nodes)[leaves])).groupby(points["node"])
-    early = ((time.rank() == 1) & (time.transform("size") > 1)).to_numpy()
-    rows = np.flatnonzero(np.isin(lineage.point_of(cells.node, cells.time), np.flatnonzero(early)))
-    if len(leaves) < 2 or len(rows) < MIN_CELLS:
-        return None
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CELLS)).astype(int)]
-    kept = {name: getattr(lineage, name)[~early] for name in ("log_share", "variance", "halves", "points")}
-    likelihood = log_likelihood(replace(lineage, **kept), cells.cells[rows], cells.time[rows], leaves.tolist())
-    fate = np.searchsorted(leaves, cells.node[rows])
-
-    def loss(log_temperature: float) -> float:
-        tempered = likelihood / np.exp(log_temperature)
-        return float((logsumexp(tempered, axis=1) - tempered[np.arange(len(fate)), fate]).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(0, np.log(MAX_TEMPERATURE)), method="bounded").x))

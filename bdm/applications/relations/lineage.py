@@ -83,8 +83,6 @@ class Lineage(Result):
         mean of all points as prediction (0: exact, 1: no better), by method: the Gaussian process (``predicted``), the
         ``nearest`` point, or interpolation between the points before and after in the lineage (``blend``). ``halves``
         is the measurement error, from two halves of the cells.
-    temperature
-        Divisor of log likelihoods in :func:`bdm.tl.fates`, at least 1; None without times or enough cells to fit it.
     """
 
     kind = "lineage"
@@ -105,7 +103,6 @@ class Lineage(Result):
     prior: Prior = field(default_factory=Prior)
     calibration: np.ndarray = field(default_factory=lambda: np.ones((len(EXPRESSION) + 1, len(SIZES) + 1)))
     errors: pd.DataFrame = field(default_factory=pd.DataFrame)
-    temperature: float | None = None
 
     def __repr__(self) -> str:
         return "\n".join(self.sentences())
