@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm._core.errors import counted, error_prefix
-from bdm._core.schema import Unset
 from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
 from bdm.settings import ConditionFeatures, Labels, ResponseSettings
 
@@ -18,11 +17,6 @@ def respond(
     out: Annotated[OutFolder, Holding("responses.json")],
     *,
     labels: Labels = None,
-    tree: Annotated[
-        Path | None,
-        "Your own tree of cell types, along which responses covary: nested lists in `.json`, or Newick in `.nwk`.",
-        Unset("distances between the control profiles"),
-    ] = None,
     condition_features: ConditionFeatures = None,
     settings: ResponseSettings,
 ) -> Summary:
@@ -37,14 +31,12 @@ def respond(
     from bdm.applications.relations.related_conditions import read_features
     from bdm.applications.relations.respond import respond
     from bdm.data.read import read_cells
-    from bdm.hierarchy.files import read_tree
     from bdm.pl import write_result
 
     cells = read_cells(data, labels=labels, counts=settings.counts)
-    clade = None if tree is None else read_tree(tree)
     features = None if condition_features is None else read_features(condition_features)
     with error_prefix(data):
-        responses = respond(cells, settings, tree=clade, features=features)
+        responses = respond(cells, settings, features=features)
     del cells  # free memory for writing
     write_result(out, responses)
     for warning in responses.joint_warnings():

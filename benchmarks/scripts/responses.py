@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -116,13 +115,12 @@ def nearest(task: Task) -> AnnData:
     return changed(task, responses, responses.effect[number, distance.argmin()])
 
 
-def bdm(task: Task, *, related: bool) -> AnnData:
-    """Change cells by the response predicted by bdm, also without relations between types.
+def bdm(task: Task) -> AnnData:
+    """Change cells by the response predicted by bdm.
 
     ``uns`` has log fold changes and standard deviations by gene.
     """
-    star = task.known.obs["cell_type"].unique().tolist()  # no two types are more related than others
-    responses = tl.respond(task.known, task.settings, tree=None if related else star)
+    responses = tl.respond(task.known, task.settings)
     predicted = log_normalised(tl.predict(responses, task.before, task.condition, seed=task.seed))
     effects = responses.effects(task.condition, [task.cell_type]).set_index("gene")
     predicted.uns["effects"] = effects[["log2_fold_change", "sd"]]
@@ -147,8 +145,7 @@ def scpram(task: Task) -> AnnData:
 METHODS: dict[str, Callable[[Task], AnnData]] = {
     "common": common,
     "nearest": nearest,
-    "bdm": partial(bdm, related=True),
-    "bdm-none": partial(bdm, related=False),
+    "bdm": bdm,
     "scpram": scpram,
 }
 

@@ -20,11 +20,10 @@ from bdm.applications.relations.condition_field import ConditionField
 from bdm.applications.relations.gaussian_process import CONSTANTS, WEAK_CONSTANTS, Intervals, Prior
 from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.related_conditions import read_features
-from bdm.applications.relations.related_types import RelatedTypes, heights_in_own_tree
+from bdm.applications.relations.related_types import RelatedTypes
 from bdm.applications.relations.responses import N_COMPARED, NO_ERRORS, Responses, most_changed, require_related
 from bdm.data.genes import hint_at_symbols
 from bdm.data.read import rna_in
-from bdm.hierarchy.files import Tree, as_clade
 from bdm.settings import ResponseSettings
 
 logger = logging.getLogger(__name__)
@@ -41,7 +40,6 @@ def respond(
     adata: AnnData,
     settings: ResponseSettings = ResponseSettings(),
     *,
-    tree: Tree | None = None,
     features: pd.DataFrame | Path | str | None = None,
 ) -> Responses:
     """Fit Gaussian processes of responses of cell types to conditions.
@@ -57,9 +55,6 @@ def respond(
         ``settings``.
     settings
         Columns, and name of the control.
-    tree
-        Your own tree of the cell types, as for :class:`bdm.BranchedDiffusion`, along which responses covary. By
-        default, they covary by the distance between control profiles.
     features
         Features of perturbations, such as pathways (0 or 1) or numbers: a table with a row for each perturbation, or a
         CSV file with the perturbations in its first column. Perturbations without cells can then be predicted.
@@ -72,14 +67,11 @@ def respond(
     ------
     InputError
         If a column or the control is missing, or counts are not raw. Also if a condition has fewer than two measured
-        types (one, if conditions are related), or none with replicates of donors. Also if the tree does not match the
-        cell types, or features are missing or constant.
+        types (one, if conditions are related), or none with replicates of donors. Also if features are missing or
+        constant.
     """
     table = None if features is None else read_features(features)
     measured, halves = measure(rna_in(adata, counts=settings.counts), settings, features=table)
-    if tree is not None:
-        height = heights_in_own_tree(as_clade(tree), measured.cell_types, measured.has_profile)
-        measured, *halves = (replace(each, height=height) for each in (measured, *halves))
     hint_at_symbols(measured.names)
     n_types, n_conditions = len(measured.cell_types), len(measured.conditions)
     logger.info("Fitting responses of %s to %s.", counted(n_types, "type"), counted(n_conditions, "condition"))

@@ -72,8 +72,6 @@ class Responses(Result):
         Columns of ``obs`` in the data.
     provenance
         Version, packages, seed and settings.
-    height
-        Heights of common ancestors in the user's tree, types x types; None if types were clustered.
     related_conditions
         Features, doses and parts of conditions, measured or not; None if conditions are not related.
     expanded
@@ -114,7 +112,6 @@ class Responses(Result):
     label_key: str
     condition_key: tuple[str, ...]
     provenance: dict[str, Any]
-    height: np.ndarray | None = None
     related_conditions: RelatedConditions | None = None
     expanded: tuple[str, ...] = ()
     condition_priors: tuple[Prior, ...] = ()
@@ -220,18 +217,8 @@ class Responses(Result):
 
     def relate_types(self, added: Mapping[str, np.ndarray] = {}) -> RelatedTypes:
         """Relate the types with a profile, and types with added profiles by name."""
-        names = (*self.types_with_profile, *added)
-        related = RelatedTypes.from_profiles(np.vstack([self.profile[self.has_profile], *added.values()]), names)
-        if self.height is None:
-            return related
-        row_in_tree = {name: row for row, name in enumerate(self.cell_types) if not np.isnan(self.height[row]).all()}
-        if missing := [name for name in added if name not in row_in_tree]:
-            raise InputError(
-                f"The tree that the responses were fitted with has no type {missing[0]!r}; fit them again with a tree "
-                "that has it, or without a tree of your own."
-            )
-        rows = [row_in_tree[name] for name in names]
-        return replace(related, height=self.height[np.ix_(rows, rows)])
+        profiles = np.vstack([self.profile[self.has_profile], *added.values()])
+        return RelatedTypes.from_profiles(profiles, (*self.types_with_profile, *added))
 
     # ---- predictions
 
@@ -268,7 +255,7 @@ class Responses(Result):
         return GaussianProcess.from_arrays(
             self.effect[number, rows].T - self.expected_effect(number)[:, None],
             self.variance[number, rows].T,
-            related.kernels(along_tree=self.height is not None),
+            related.kernels,
             measured=measured,
             covariate=(profile - profile[measured].mean(axis=0)).T,
             shared_errors=np.concatenate(errors, axis=2),
