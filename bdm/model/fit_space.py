@@ -33,7 +33,6 @@ from bdm.model.surfaces import (
     LocalFields,
     Places,
     covariance_beyond,
-    fit_local_length,
     fit_scaled_surfaces,
     fit_surfaces,
     local_variance,
@@ -154,7 +153,7 @@ def fit_space(
     surface, centre = centred_surfaces(design, coefficients, cells)
 
     coupling_length = COUPLING_LENGTH * places.spacing
-    length = fit_local_length(factors, surface @ axes, weight, places)
+    length = places.spacing  # of local variation; longer lengths fit neighbours less well
     variance = local_variance(factors, surface @ axes, weight, places, length, chance.local_errors)
     local = (np.sqrt(variance)[:, None] * to_latents)[variance > 0]
     narrowing = np.stack(

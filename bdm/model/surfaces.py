@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,6 @@ MIN_NOISE = 0.2  # smallest part of the variance that a surface leaves
 MIN_GAIN = 5.0  # held-out log density that a surface must gain, in nats; 0.3% of outputs without a field gain as much
 MIN_EFFECTIVE_CELLS = 15  # that an output rests on: a rare gene in two neighbouring cells would gain as much by chance
 N_NEIGHBOURS = 6
-N_FAR_NEIGHBOURS = 50  # to fit the length scale of local variation to
-LOCAL_LENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0)  # candidates, in median distances to the nearest neighbours
 N_FEATURES = 1000  # random Fourier features of local variation
 MAX_PAIRS = 50_000  # of neighbours, in memory together
 MIN_LOCAL_ERRORS = 3.0  # smallest covariance of neighbours, in standard errors
@@ -260,34 +258,6 @@ def fit_scaled_surfaces(design: BlockDesign, values: np.ndarray, strength: np.nd
 # ---- local variation: what neighbouring cells share beyond the surfaces
 
 
-def products_beyond(
-    surface: np.ndarray, values: np.ndarray, cells: np.ndarray, neighbours: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield parts of the pairs, and products of their values minus those of their surface, pairs x outputs."""
-    for pairs in np.array_split(np.arange(len(cells)), len(cells) // MAX_PAIRS + 1):
-        first, second = cells[pairs], neighbours[pairs]
-        yield pairs, values[first] * values[second] - surface[first] * surface[second]
-
-
-def fit_local_length(values: np.ndarray, surface: np.ndarray, weight: np.ndarray, places: Places) -> float:
-    """Fit the length scale of local variation to the covariance of near and farther neighbours.
-
-    It is the covariance of ``values`` beyond ``surface`` (both cells x outputs), summed over outputs.
-    """
-    cells, neighbours = places.neighbours(N_FAR_NEIGHBOURS)
-    distance, pair_weight = places.distance(cells, neighbours), weight[cells] * weight[neighbours]
-    covariance = np.empty(len(cells))
-    for pairs, products in products_beyond(surface, values, cells, neighbours):
-        covariance[pairs] = products.sum(axis=1)
-    lengths = np.array(LOCAL_LENGTHS) * places.spacing
-    misfits = []
-    for length in lengths:
-        kernel = matern(distance, length)
-        variance = max(pair_weight @ (covariance * kernel) / (pair_weight @ kernel**2), 0)
-        misfits.append(pair_weight @ (covariance - variance * kernel) ** 2)
-    return float(lengths[int(np.argmin(misfits))])
-
-
 def covariance_beyond(
     values: np.ndarray, surface: np.ndarray, weight: np.ndarray, pairs_of_cells: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -297,8 +267,9 @@ def covariance_beyond(
     """
     cells, neighbours = pairs_of_cells
     covariance, pair_weight = np.zeros(values.shape[1]), weight[cells] * weight[neighbours]
-    for pairs, products in products_beyond(surface, values, cells, neighbours):
-        covariance += pair_weight[pairs] @ products
+    for pairs in np.array_split(np.arange(len(cells)), len(cells) // MAX_PAIRS + 1):
+        first, second = cells[pairs], neighbours[pairs]
+        covariance += pair_weight[pairs] @ (values[first] * values[second] - surface[first] * surface[second])
     return covariance / pair_weight.sum(), (weight @ values**2 / weight.sum()) / np.sqrt(len(cells) / 2)
 
 
