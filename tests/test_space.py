@@ -160,10 +160,10 @@ def test_local_variance_is_the_covariance_of_neighbours_beyond_the_surface():
     cells, neighbours = places.neighbours()
     kernel = matern(places.distance(cells, neighbours), 0.15).mean()
     expected = (shared[cells] * shared[neighbours]).mean(axis=0) / kernel
-    variance = local_variance(values, np.zeros_like(values), np.ones(900), places, 0.15)
+    variance = local_variance(values, np.zeros_like(values), np.ones(900), places, 0.15, 3.0)
     assert np.abs(variance - expected).mean() < 0.05
     assert (variance[10:] == 0).mean() > 0.8
-    assert local_variance(values, shared, np.ones(900), places, 0.15).mean() < 0.05
+    assert local_variance(values, shared, np.ones(900), places, 0.15, 3.0).mean() < 0.05
 
 
 def test_neighbours_are_of_the_same_section():
@@ -307,7 +307,7 @@ def test_real_cells_at_random_positions_have_no_surface(example_cells, small_set
     space = BranchedDiffusion(cells, **keys, settings=small_settings).fit().model.space
     assert not space.coefficients.any()
     assert not len(space.local)
-    assert space.genes.number < 0.05 * len(space.genes.local)
+    assert space.genes.number < 0.05 * len(space.genes.shared)
 
 
 def test_a_seed_gives_the_same_cells_at_a_location_whatever_else_is_generated(model):

@@ -241,8 +241,9 @@ def decode_chunk(
         batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
         x, offset, observation = portion.padded, None, generated_noise(model, chunk.population)
         if space is not None and (own := portion.select(places)) is not None:
-            x, offset = space.move(x, chunk.population, model.moments, own), space.gene_offset(own, chunk.population)
-            observation = space.observation(observation, chunk.population)
+            x = space.move(x, chunk.population, model.moments, own)
+            offset = space.effects.gene_offset(own, chunk.population)
+            observation = space.effects.observation(observation, chunk.population)
         x = model.at_covariates(x, chunk.population, portion.select(covariates))
         expected = portion.without_padding(expected_counts(model, x, batch, chunk.population, offset=offset))
         for_counts = numpy_generator(seed, "counts", chunk.population, portion.start)

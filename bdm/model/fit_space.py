@@ -25,7 +25,7 @@ from bdm.autoencoder.moments import (
     without_prior,
 )
 from bdm.data.space import POSITIONS, has_positions, sections_of
-from bdm.model.space import GeneSurfaces, SpatialEffects, Tissue, choose
+from bdm.model.space import COUPLING_LENGTH, LOCAL_LENGTH, GeneSurfaces, SpatialEffects, Tissue, choose
 from bdm.model.surfaces import (
     MIN_GAIN,
     Basis,
@@ -54,7 +54,6 @@ RIDGES = (3.0, 1.0, 0.3, 0.1)  # candidate ridge penalties of the map, largest f
 N_MAP_BLOCKS = 20
 MAX_MAP_CELLS = 5000  # to choose the penalty
 N_FOLDS = 5  # groups of left-out blocks
-COUPLING_LENGTH = 2.0  # of neighbours of one population, in median distances to the nearest neighbours
 COUPLINGS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -152,8 +151,7 @@ def fit_space(
     coefficients = type_surfaces(design, factors, cells, shared, strength) @ to_latents
     surface, centre = centred_surfaces(design, coefficients, cells)
 
-    coupling_length = COUPLING_LENGTH * places.spacing
-    length = places.spacing  # of local variation; longer lengths fit neighbours less well
+    length = LOCAL_LENGTH * places.spacing
     variance = local_variance(factors, surface @ axes, weight, places, length, chance.local_errors)
     local = (np.sqrt(variance)[:, None] * to_latents)[variance > 0]
     narrowing = np.stack(
@@ -173,12 +171,10 @@ def fit_space(
         centre=centre,
         narrowing=narrowing,
         local=local,
-        genes=gene_surfaces(design, surface, local, cells, length),
+        genes=gene_surfaces(design, surface, cells),
         log_odds=log_odds,
         log_share=cells.log_share,
-        coupling=fit_coupling(design.functions @ log_odds + cells.log_share, cells, coupling_length, seed),
-        coupling_length=coupling_length,
-        local_length=length,
+        coupling=fit_coupling(design.functions @ log_odds + cells.log_share, cells, seed),
         tissue=Tissue.from_places(places),
     )
 
@@ -315,18 +311,10 @@ def expected_at(surface: np.ndarray, cells: SpatialCells) -> np.ndarray:
     return expected
 
 
-def gene_surfaces(
-    design: BlockDesign, surface: np.ndarray, local: np.ndarray, cells: SpatialCells, length: float
-) -> GeneSurfaces:
-    """Fit surfaces and local variation of genes that latents do not explain.
-
-    ``surface`` is the shift of latents of each cell, ``local`` the shift by each local field.
-    """
+def gene_surfaces(design: BlockDesign, surface: np.ndarray, cells: SpatialCells) -> GeneSurfaces:
+    """Fit surfaces of genes that latents, shifted by ``surface`` in each cell, do not explain."""
     expected, counts, n_genes = expected_at(surface, cells), cells.counts.X.tocsc(), cells.counts.n_vars
     size = counts.sum(axis=1).A1.clip(min=1)
-    axes = cells.whitening.colour(to_tensor(local).float())[:, cells.latents.layout.latent].double().numpy().T
-    mean_expression = counts.sum(axis=0).A1 / counts.sum()
-    from_latents = (cells.autoencoder.network.decoder.directions(mean_expression, axes) ** 2).sum(axis=1)
     parts = []
     for start in range(0, n_genes, N_GENES):
         genes = slice(start, min(start + N_GENES, n_genes))
@@ -336,8 +324,7 @@ def gene_surfaces(
         relative = (observed / mean.clip(min=MIN_MEAN) - 1).clip(max=MAX_RELATIVE)
         weight = inverse_variance(centred(relative, cells.members(), size), size)
         relative = centred(relative, cells.members(), weight)
-        chunk = BlockDesign(design.functions, weight, design.block)
-        parts.append(surfaces_of_genes(chunk, relative, from_latents[genes], cells, length))
+        parts.append(surfaces_of_genes(BlockDesign(design.functions, weight, design.block), relative, cells))
     return concat(parts)
 
 
@@ -357,24 +344,8 @@ def inverse_variance(relative: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.asarray(weight / weight.mean())
 
 
-def surfaces_of_genes(
-    design: BlockDesign, relative: np.ndarray, from_latents: np.ndarray, cells: SpatialCells, length: float
-) -> GeneSurfaces:
-    """Fit the surfaces of some genes.
-
-    Parameters
-    ----------
-    design
-        Functions of the basis at the cells.
-    relative
-        Residuals of counts, relative to their means, cells x genes.
-    from_latents
-        Variance of each gene by local variation of latents.
-    cells
-        The cells.
-    length
-        Length scale of local variation.
-    """
+def surfaces_of_genes(design: BlockDesign, relative: np.ndarray, cells: SpatialCells) -> GeneSurfaces:
+    """Fit the surfaces of some genes to residuals of counts, relative to their means, cells x genes."""
     shared, _, _ = fit_surfaces(design, relative)
     surface, of_types = design.functions @ shared, cells.of_types()
     rest = centred(relative - surface, cells.members(), design.weight)
@@ -387,9 +358,8 @@ def surfaces_of_genes(
             surface[rows] += design.functions[rows] @ coefficients
             changed = coefficients.any(axis=0)
             variance[changed, code] = surface[np.ix_(rows, changed)].var(axis=0)
-    beyond = local_variance(relative, surface, design.weight, cells.places, length) - from_latents
-    local, has_own = np.sqrt(beyond.clip(min=0)), np.asarray(own.any(axis=2))
-    return GeneSurfaces(shared.T, has_own, own[has_own], local, variance + local[:, None] ** 2)
+    has_own = np.asarray(own.any(axis=2))
+    return GeneSurfaces(shared.T, has_own, own[has_own], variance)
 
 
 # ---- map of populations
@@ -443,11 +413,11 @@ def choose_ridge(functions: np.ndarray, cells: SpatialCells, seed: int) -> tuple
     return RIDGES[best], float(gains[best]) * len(cells.population) / len(sample)
 
 
-def fit_coupling(log_odds: np.ndarray, cells: SpatialCells, length: float, seed: int) -> float:
+def fit_coupling(log_odds: np.ndarray, cells: SpatialCells, seed: int) -> float:
     """Fit the coupling of neighbours with which they are as often of one population as in the cells."""
     first, second = cells.places.neighbours()
     observed = (cells.population[first] == cells.population[second]).mean()
-    n_coordinates = cells.places.positions.shape[1]
+    n_coordinates, length = cells.places.positions.shape[1], COUPLING_LENGTH * cells.places.spacing
     independent = numpy_generator(seed, "coupling").standard_normal(log_odds.shape)
     fields = LocalFields.from_seed(log_odds.shape[1], n_coordinates, length, seed=seed, name="coupling")
     shared = fields(cells.places)

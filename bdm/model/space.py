@@ -19,6 +19,8 @@ from bdm.model.surfaces import Basis, LocalFields, Places
 RELATIVE_LIMITS = (-0.9, 5.0)  # of the change of a mean, relative to the mean
 N_CANDIDATES, MIN_CANDIDATES = 10, 2000  # positions to choose from, per cell and in all
 BIN_WIDTH = 2.0  # of the density of positions, in median distances to the nearest neighbours
+# Length scales of local variation and of the coupling of neighbours, in median distances to the nearest neighbours
+LOCAL_LENGTH, COUPLING_LENGTH = 1.0, 2.0
 MAX_DISTANCE = 0.25  # of locations from the tissue, in units of the spread of a section
 
 
@@ -68,14 +70,13 @@ class Tissue:
 class GeneSurfaces:
     """Changes of the means of genes with the position, beyond those by latents.
 
-    The mean of a gene changes by the factor ``1 + f(s) + f_c(s) + u(s)``: f is a surface of all types, f_c one of the
-    cell type c, and u local variation. Few types and genes have an f_c.
+    The mean of a gene changes by the factor ``1 + f(s) + f_c(s)``: f is a surface of all types, and f_c one of the cell
+    type c. Few types and genes have an f_c.
     """
 
     shared: np.ndarray  # coefficients of f, genes x functions
     has_own: np.ndarray  # whether a gene has a surface f_c, genes x cell types
     own: np.ndarray  # coefficients of f_c where ``has_own``, row by row; pairs x functions
-    local: np.ndarray  # standard deviation of u, genes
     variance: np.ndarray  # variance of the factor over cells, genes x (cell types, added types)
 
     def relative(self, functions: np.ndarray, cell_type: int) -> np.ndarray:
@@ -88,7 +89,7 @@ class GeneSurfaces:
     @property
     def number(self) -> int:
         """Number of genes that depend on the position."""
-        return int((self.shared.any(axis=1) | self.has_own.any(axis=1) | (self.local > 0)).sum())
+        return int((self.shared.any(axis=1) | self.has_own.any(axis=1)).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,14 +120,17 @@ class SpatialEffects:
     log_odds: np.ndarray  # functions x populations
     log_share: np.ndarray  # populations
     coupling: float  # correlation between neighbouring cells of the scores that choose populations
-    coupling_length: float  # length scale of this correlation
-    local_length: float  # length scale of local variation
     tissue: Tissue
 
     @property
     def n_coordinates(self) -> int:
         """Number of coordinates of a position."""
         return int(self.basis.centres.shape[1])
+
+    @property
+    def spacing(self) -> float:
+        """Median distance of training cells to their nearest neighbours."""
+        return self.tissue.width / BIN_WIDTH
 
     @property
     def summary(self) -> str:
@@ -181,17 +185,23 @@ class SpatialEffects:
             is_left[chosen[cells]] = 0
         return candidates[chosen]
 
+    def gene_offset(self, places: Places, population: str) -> Tensor:
+        """Return offsets of log expression of a population's cells, cells x genes."""
+        relative = self.genes.relative(self.basis(places), self.type_of(population))
+        return to_tensor(np.log1p(relative.clip(*RELATIVE_LIMITS))).float()
+
+    def observation(self, observation: ObservationModel, population: str) -> ObservationModel:
+        """Remove the variance that :meth:`gene_offset` adds from an observation model of a population."""
+        return observation.within(to_tensor(np.log1p(self.genes.variance[:, self.type_of(population)])))
+
     def realised(self, seed: int) -> RealisedSpace:
         """Draw the local variation of a seed."""
 
         def fields(n: int, length: float, name: str) -> LocalFields:
-            return LocalFields.from_seed(n, self.n_coordinates, length, seed=seed, name=name)
+            return LocalFields.from_seed(n, self.n_coordinates, length * self.spacing, seed=seed, name=name)
 
-        latent = fields(len(self.local), self.local_length, "latent")
-        genes = fields(int((self.genes.local > 0).sum()), self.local_length, "genes")
-        return RealisedSpace(
-            self, latent, genes, fields(len(self.populations), self.coupling_length, "populations"), seed
-        )
+        latent = fields(len(self.local), LOCAL_LENGTH, "latent")
+        return RealisedSpace(self, latent, fields(len(self.populations), COUPLING_LENGTH, "populations"), seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +210,6 @@ class RealisedSpace:
 
     effects: SpatialEffects
     latent_fields: LocalFields
-    gene_fields: LocalFields
     population_fields: LocalFields
     seed: int
 
@@ -213,18 +222,6 @@ class RealisedSpace:
         surface = effects.coefficients[effects.type_of(population)]
         shift = effects.basis(places) @ surface - effects.centre[row] + self.latent_fields(places) @ effects.local
         return mean + (x - mean) @ to_tensor(effects.narrowing[row]).to(x) + to_tensor(shift).to(x)
-
-    def gene_offset(self, places: Places, population: str) -> Tensor:
-        """Return offsets of log expression of a population's cells, cells x genes."""
-        effects, is_local = self.effects, self.effects.genes.local > 0
-        relative = effects.genes.relative(effects.basis(places), effects.type_of(population))
-        relative[:, is_local] += self.gene_fields(places) * effects.genes.local[is_local]
-        return to_tensor(np.log1p(relative.clip(*RELATIVE_LIMITS))).float()
-
-    def observation(self, observation: ObservationModel, population: str) -> ObservationModel:
-        """Remove the variance that :meth:`gene_offset` adds from an observation model of a population."""
-        variance = self.effects.genes.variance[:, self.effects.type_of(population)]
-        return observation.within(to_tensor(np.log1p(variance)))
 
     def choose_populations(self, places: Places, log_share: np.ndarray) -> np.ndarray:
         """Choose the population of each cell; returns indices.

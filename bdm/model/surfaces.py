@@ -22,7 +22,6 @@ MIN_EFFECTIVE_CELLS = 15  # that an output rests on: a rare gene in two neighbou
 N_NEIGHBOURS = 6
 N_FEATURES = 1000  # random Fourier features of local variation
 MAX_PAIRS = 50_000  # of neighbours, in memory together
-MIN_LOCAL_ERRORS = 3.0  # smallest covariance of neighbours, in standard errors
 MAX_LOCAL = 0.8  # largest part of the remaining variance that neighbouring cells share
 
 
@@ -279,7 +278,7 @@ def local_variance(
     weight: np.ndarray,
     places: Places,
     length: float,
-    minimum: float = MIN_LOCAL_ERRORS,
+    minimum: float,
 ) -> np.ndarray:
     """Estimate the variance that neighbouring cells share beyond a surface.
 

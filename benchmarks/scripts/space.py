@@ -103,7 +103,6 @@ def surface_scores(model: BranchedModel) -> dict[str, float]:
         "factors with local variation": float(len(model.space.local)),
         "genes with a surface": float(model.space.genes.shared.any(axis=1).mean()),
         "genes and types with their own surface": float(model.space.genes.has_own.mean()),
-        "genes with local variation": float((model.space.genes.local > 0).mean()),
         "map": float(model.space.log_odds.any()),
     }
 

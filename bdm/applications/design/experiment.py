@@ -152,18 +152,15 @@ class DesignedExperiment:
         """Move whitened cells of a population to their places in samples (rows), if given."""
         if places is None:
             return x
-        return self.by_sample(sample, lambda space: space.move(x, population, self.model.moments, places))
-
-    def by_sample(self, sample: np.ndarray, values: Callable[[RealisedSpace], Tensor]) -> Tensor:
-        """Compute values of cells, with the local variation of each cell's sample (row)."""
-        parts = {number: values(self.spaces[number]) for number in np.unique(sample)}
+        parts = {n: self.spaces[n].move(x, population, self.model.moments, places) for n in np.unique(sample)}
         return torch.stack([parts[number][row] for row, number in enumerate(sample)])
 
     def expected(self, x: Tensor, population: str, sample: np.ndarray, places: Places | None = None) -> np.ndarray:
         """Compute expected counts with effects of donors, batches and places, cells x genes."""
         offset = None if self.donors is None else self.offsets(population)[to_tensor(self.donor[sample])]
         if places is not None:
-            at_places = self.by_sample(sample, lambda space: space.gene_offset(places, population))
+            assert self.model.space is not None
+            at_places = self.model.space.gene_offset(places, population)
             offset = at_places if offset is None else offset + at_places
         return expected_counts(
             self.model,

@@ -254,7 +254,7 @@ class Simulation:
     def _observation(self, population: str) -> ObservationModel:
         observation, donors = generated_noise(self.model, population), self.experiment.donors
         if self.experiment.spaces:
-            observation = self.experiment.spaces[0].observation(observation, population)
+            observation = self.experiment.spaces[0].effects.observation(observation, population)
         return observation if donors is None else donors.observation(population, observation)
 
 
