@@ -635,8 +635,7 @@ class BranchedDiffusion:
         """Audit privacy by membership inference attacks.
 
         For each fold, a model with the same settings is fitted to part of the cells, and attacked together with its
-        generated cells. Attacks on copies of its training cells, and chance, are the references. This model need not be
-        fitted.
+        generated cells. Attacks on copies of its training cells are the reference. This model need not be fitted.
 
         Parameters
         ----------

@@ -384,10 +384,3 @@ class AuditSettings(StageSettings):
     cells_per_training_cell: Annotated[
         float, Gt(0), "Number of generated cells per training cell of a fold; use the ratio that you will share."
     ] = 1.0
-    donor_key: Annotated[
-        str | None,
-        "Column of `obs` with the donor.",
-        Unset("the donors of bdm prepare; without these, or with fewer than six, cells are audited"),
-        Key(absent=True),
-    ] = None
-    by_cell: Annotated[bool, "Audit cells even if there are donors.", Key(absent=True)] = False

@@ -464,7 +464,7 @@ def test_peers_are_audited_on_the_folds_of_an_audit(of_donors, tmp_path):
     bdm("audit", prepared, folder / "audits/resampled", *options, "--n-folds", 2)
     run("scripts/collect.py", "audit", tmp_path, folder)
     rows = pd.read_csv(tmp_path / "audit.csv")
-    nearest = rows[(rows["level"] == "donor") & (rows["method"] == "resampled") & (rows["score"] == "nearest")]
+    nearest = rows[(rows["method"] == "resampled") & (rows["score"] == "nearest")]
     assert nearest["value"].tolist() == [1, 1]  # in both folds
     assert "| blood | resampled | 1.00 (1.00 to 1.00) |" in (tmp_path / "audit.md").read_text()
 

@@ -27,7 +27,7 @@ from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.diffusion import TENSOR_FIELDS, DiffusionPrior, HeldOut, make_correction
 from bdm.prior.flow import FlowMatchingPrior
 from bdm.prior.mixture import GaussianMixturePrior
-from bdm.prior.network import BranchNetwork, NetworkShape, held_out_mask, training_plan
+from bdm.prior.network import BLOCK, BranchNetwork, NetworkShape, denoised_in_blocks, held_out_mask, training_plan
 from bdm.prior.populations import MERGING_FACTOR, BranchPopulations
 from bdm.prior.sampler import HierarchicalSampler, dpm_solver, noise_levels
 from bdm.prior.transport import (
@@ -386,6 +386,14 @@ def walk(
 def n_evaluations(tree: HierarchicalSampler) -> list[int]:
     """Number of cells of each evaluation of the network so far."""
     return vars(tree.prior).get("calls", [])
+
+
+def test_many_cells_are_denoised_in_blocks(small_model):
+    prior, n_dims = small_model.model.prior, len(small_model.model.layout.names)
+    x = torch.randn(BLOCK + 3, n_dims)
+    sigma, branch = torch.rand(len(x)) + 0.1, torch.arange(len(x)) % prior.n_rows
+    torch.testing.assert_close(denoised_in_blocks(prior.denoise, x, sigma, branch), prior.denoise(x, sigma, branch))
+    assert denoised_in_blocks(prior.denoise, x[:0], sigma[:0], branch[:0]).shape == (0, n_dims)
 
 
 def test_denoiser_is_exact_for_mixtures():

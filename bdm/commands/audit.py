@@ -34,7 +34,7 @@ def audit(
 
     In each fold, donors (or cells, without donors) are divided into members, reference and non-members. A model is
     fitted to the members, and attacks on its cells try to distinguish members from non-members. Attacks on copies of
-    members, and on unrelated cells (chance), are reported for comparison.
+    members are reported for comparison.
 
     Example: bdm audit prepared.h5ad audit/ --models audit_models/
 

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.applications.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED
+from bdm.applications.audit.attacks import ATTACKS, COPIES, GENERATED
 from bdm.applications.audit.audit import Audit
 from bdm.applications.design.design import AXES
 from bdm.applications.power.analysis import COMPOSITION, PowerAnalysis
@@ -32,18 +32,17 @@ from bdm.plotting.style import (
     panels,
     shade_rows,
     shortened,
+    show_or_return,
     show_or_return_panels,
 )
 
 STYLES: dict[str, Style] = {
     GENERATED: MODEL,
     COPIES: REAL,
-    CHANCE: {"linestyle": "", "marker": "^", "color": GREY, "markersize": 5.5, "markerfacecolor": "white"},
 }
 LABELS = {
-    GENERATED: "generated cells (bar: 95% limits; dots: folds)",
+    GENERATED: "generated cells (dots: folds)",
     COPIES: "copies of training cells",
-    CHANCE: "chance: cells of others",
 }
 
 AXIS_LABELS = {
@@ -63,10 +62,8 @@ COSTS = ("donors", "cells")  # axes that change the number of cells to sequence
 
 
 @documented
-def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the AUC of each attack, between chance and copies of training cells.
-
-    There is a panel for cells and, if the audit has donors, another for donors.
+def audit(audit: Audit, *, show: bool | None = None) -> Axes | None:
+    """Draw the AUC of each attack on generated cells and on copies of training cells.
 
     Examples
     --------
@@ -75,39 +72,27 @@ def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
         bdm.pl.audit(model.audit())
     """
     check_class(audit, Audit)
-    levels = list(dict.fromkeys(audit.by_fold["level"]))[::-1]
-    present = set(audit.by_fold["attack"])
-    attacks = [name for name in ATTACKS if name in present]
-    figure = new_figure(1.9 + 3.3 * len(levels), 1.5 + 0.42 * len(attacks))
-    axes = figure.subplots(1, len(levels), squeeze=False, sharey=True)[0]
-    for axis, level in zip(axes, levels, strict=True):
-        draw_attacks(axis, audit, level, attacks)
-    name_rows(axes[0], [ATTACKS[name] for name in attacks])
-    draw_legend(figure, *axes, loc="outside lower center", ncols=2, fontsize=8)
-    return show_or_return_panels(figure, show=show)
-
-
-def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> None:
-    """Draw the AUCs of one level, one row per attack."""
+    by_fold, mean = audit.by_fold, audit.attacks
+    attacks = [name for name in ATTACKS if name in set(by_fold["attack"])]
+    figure = new_figure(5.2, 1.5 + 0.42 * len(attacks))
+    axis = figure.subplots()
     shade_rows(axis, len(attacks))
-    mean, by_fold = (table[table["level"] == level] for table in (audit.attacks, audit.by_fold))
     for name, style in STYLES.items():
-        aucs = mean[(mean["set"] == name) & mean["attack"].isin(attacks)]
-        row = np.array([attacks.index(attack) for attack in aucs["attack"]])
-        if name == GENERATED:
-            axis.hlines(row, aucs["low"], aucs["high"], color=style["color"], linewidth=1.2, alpha=0.5)
-            folds = by_fold[by_fold["set"] == name]
-            rows = [attacks.index(attack) for attack in folds["attack"]]
-            axis.plot(folds["auc"], rows, linestyle="", marker=".", markersize=4, color=style["color"], alpha=0.6)
-        axis.plot(aucs["auc"], row, label=LABELS[name], zorder=3 if name == GENERATED else 2, **style)
+        aucs = mean[mean["set"] == name]
+        rows = [attacks.index(attack) for attack in aucs["attack"]]
+        axis.plot(aucs["auc"], rows, label=LABELS[name], zorder=3 if name == GENERATED else 2, **style)
+    folds = by_fold[by_fold["set"] == GENERATED]
+    rows = [attacks.index(attack) for attack in folds["attack"]]
+    axis.plot(folds["auc"], rows, linestyle="", marker=".", markersize=4, color=STYLES[GENERATED]["color"], alpha=0.6)
     axis.axvline(0.5, label="members cannot be distinguished", **IDEAL_LINE)
-    limit = audit.verdict.limit
-    if level == audit.unit and np.isfinite(limit):
+    if np.isfinite(limit := audit.verdict.limit):
         axis.axvline(limit, color=GREY, linewidth=1, linestyle="--", label="chance reaches it in 5% of audits")
     axis.set_xlim(min(0.35, float(by_fold["auc"].min()) - 0.02), 1.02)
-    axis.set_xlabel(f"AUC of members against other {level}s")
-    axis.set_title(f"{level}s", fontsize=10)
+    axis.set_xlabel(f"AUC of members against other {audit.unit}s")
     open_frame(axis)
+    name_rows(axis, [ATTACKS[name] for name in attacks])
+    draw_legend(figure, axis, loc="outside lower center", ncols=2, fontsize=8)
+    return show_or_return(axis, show=show)
 
 
 # ---- power

@@ -8,7 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from property_distances import PROPERTIES
 
-from bdm.applications.audit.attacks import ATTACKS, CHANCE, COPIES
+from bdm.applications.audit.attacks import ATTACKS, COPIES
 from bdm.applications.power.differential import METHODS as TESTS
 from bdm.plotting.evaluation import set_styles
 from bdm.plotting.experiments import LABELS, PANELS, STYLES, draw_transmutation_scores
@@ -97,7 +97,6 @@ def draw_transmuted(rows: pd.DataFrame) -> Figure:
 
 def draw_attacks(rows: pd.DataFrame) -> Figure:
     """Draw donor AUCs by attack and method, with ranges over folds."""
-    rows = rows[rows["level"] == "donor"]
     names = rows["data"].unique()
     figure = Figure(figsize=(1.9 + 4.6 * len(names), 4.2), layout="constrained")
     axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
@@ -112,7 +111,7 @@ def draw_attacks_on(ax: Axes, rows: pd.DataFrame) -> None:
     """Draw a row for each attack."""
     attacks = [name for name in ATTACKS if name in set(rows["score"])]
     by_method = rows.groupby(["method", "score"], sort=False)["value"].agg(["mean", "min", "max"])
-    methods = [name for name in rows["method"].unique() if name not in (COPIES, CHANCE)]
+    methods = [name for name in rows["method"].unique() if name != COPIES]
     styles = set_styles(methods)
     shade_rows(ax, len(attacks))
     for number, name in enumerate(methods):
@@ -121,9 +120,8 @@ def draw_attacks_on(ax: Axes, rows: pd.DataFrame) -> None:
         row = [attacks.index(attack) + shift for attack in own.index]
         ax.hlines(row, own["min"], own["max"], color=style["color"], linewidth=1.2, alpha=0.5)
         ax.plot(own["mean"], row, **{**style, "label": f"{name} (bar: folds)"})
-    for name in (COPIES, CHANCE):
-        own = by_method.loc[name]
-        ax.plot(own["mean"], [attacks.index(attack) for attack in own.index], label=LABELS[name], **STYLES[name])
+    own = by_method.loc[COPIES]
+    ax.plot(own["mean"], [attacks.index(attack) for attack in own.index], label=LABELS[COPIES], **STYLES[COPIES])
     ax.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     ax.set_yticks(range(len(attacks)), [ATTACKS[name] for name in attacks])
     ax.set_ylim(len(attacks) - 0.5, -0.5)

@@ -181,14 +181,14 @@ def agreement_of_populations(run: Path) -> pd.DataFrame:
 
 
 def attacks(run: Path) -> pd.DataFrame:
-    """Read the AUCs of all audits; copies and chance are equal in all audits."""
+    """Read the AUCs of all audits; copies are equal in all audits."""
     tables = []
     for audit in sorted((run / "audits").iterdir()):
         table = pd.read_csv(audit / TABLES["by_fold"])
         method = table["set"].where(table["set"] != ATTACKED, audit.name)
         tables.append(table.assign(method=method, score=table["attack"], value=table["auc"]))
-    rows = pd.concat(tables)[["method", "level", "fold", "score", "value"]]
-    return rows.drop_duplicates(["method", "level", "fold", "score"])
+    rows = pd.concat(tables)[["method", "fold", "score", "value"]]
+    return rows.drop_duplicates(["method", "fold", "score"])
 
 
 # ---- derived rows

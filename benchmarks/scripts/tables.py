@@ -241,11 +241,9 @@ STUDIES = {
                 readers.attacks,
                 (
                     Table(
-                        "AUC of members: means over folds and seeds, with the range. Copies are the training cells; "
-                        "chance is cells of other donors.",
+                        "AUC of members: means over folds and seeds, with the range. Copies are the training cells.",
                         ("data", "method"),
                         "score",
-                        each="level",
                         scores=ATTACKS,
                         by_seed=False,
                     ),

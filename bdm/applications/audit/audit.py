@@ -1,7 +1,7 @@
 """Results of an audit: scores, ROC areas, verdict and card."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,15 @@ from bdm._core.errors import InputError, abbreviated, counted, markdown
 from bdm._core.files import write_json, write_table
 from bdm._core.seeds import derive
 from bdm._core.store import Result
-from bdm.applications.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL, SETS
+from bdm.applications.audit.attacks import ATTACKS, COPIES, GENERATED, ON_CELLS, SETS
 from bdm.applications.audit.audit_verdict import (
     N_PERMUTATIONS,
     AuditVerdict,
-    auc_error,
+    auc_spread,
     average_units,
-    chance_limit,
-    interval,
     permuted_areas,
     reach_verdict,
     roc_areas,
-    score_columns,
     sides_in,
     standardise,
 )
@@ -34,7 +31,6 @@ from bdm.generation.generated_file import GeneratedFile
 from bdm.model.model import BranchedModel
 
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
-ROW = ["set", "attack", "level"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,10 +43,10 @@ class Audit(Result):
         Table with a row for each attacked cell and fold: ``fold``, ``unit`` (a random number), ``cell_type``,
         ``member`` (1 if the cell was in the training data), and a column ``SET/ATTACK`` for each score.
     record
-        Provenance: ``unit`` (``donor`` or ``cell``), ``n_folds``, ``seed``, ``fingerprints`` of the folds,
-        ``n_generated`` (generated cells in each fold), ``generator``, settings and versions. ``n_tested`` counts units
-        that are members in at least one fold; attacks show nothing about the rest. ``too_few_donors`` is the number of
-        donors, if cells were audited because donors were too few.
+        Provenance: ``unit`` (``donor`` or ``cell``), ``seed``, ``n_generated`` (generated cells in each fold),
+        ``generator``, settings and versions. ``n_tested`` counts units that are members in at least one fold; attacks
+        show nothing about the rest. ``too_few_donors`` is the number of donors, if cells were audited because donors
+        were too few.
     """
 
     kind = "audit"
@@ -83,67 +79,34 @@ class Audit(Result):
     def by_fold(self) -> pd.DataFrame:
         """Table of folds, sets and attacks.
 
-        ``set`` names the cells that attacks treat as generated: ``generated`` cells, ``copies`` of the training cells,
-        or cells of other units (``chance``). ``level`` is ``cell`` or ``donor``. ``auc`` is the area under the ROC
-        curve of members against non-members; ``true_positives`` is the true positive rate at 1% false positives.
+        ``set`` names the cells that attacks treat as generated: ``generated`` cells, or ``copies`` of the training
+        cells. ``auc`` is the area under the ROC curve of members against non-members; ``true_positives`` is the true
+        positive rate at 1% false positives.
         """
-        tables = [roc_areas(self._cells, ["fold"]).assign(level="cell")]
-        if self.unit == "donor":
-            tables.append(roc_areas(self._units, ["fold"]).assign(level="donor"))
-        return pd.concat(tables, ignore_index=True)[["fold", *ROW, "auc", "true_positives"]]
+        return roc_areas(self._units, ["fold"])
 
     @cached_property
     def attacks(self) -> pd.DataFrame:
-        """Means of :attr:`by_fold` over folds, with confidence limits of the area.
-
-        In 95% of audits, the areas of all attacks on a set are above ``low``, and the area of each is below ``high``.
-        ``low`` is above 0.5 if and only if the test of the verdict finds members.
-        """
-        sides = sides_in(self._units)
-        limits = {
-            (level, name): chance_limit(self._null(level, name))
-            for level, name in self.by_fold[["level", "set"]].drop_duplicates().itertuples(index=False)
-        }
-        rows = []
-        for (name, attack, level), table in self.by_fold.groupby(ROW, sort=False):
-            auc, true_positives = table["auc"].mean(), table["true_positives"].mean()
-            low, high = interval(auc, limits[level, name], sides)
-            means = {"auc": auc, "low": low, "high": high, "true_positives": true_positives}
-            rows.append({"set": name, "attack": attack, "level": level, **means, "n_folds": int(table["auc"].count())})
-        return pd.DataFrame(rows)
-
-    def _null(self, level: str, name: str) -> np.ndarray:
-        """Return areas under permuted membership, permutations x attacks."""
-        table = self._units if level == self.unit else self._cells
-        columns = [column for column in score_columns(table) if column.startswith(f"{name}/")]
-        scored = [column for column in columns if table[column].notna().any()]
-        return permuted_areas(table, scored, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
-
-    @property
-    def attacks_on_units(self) -> pd.DataFrame:
-        """Rows of :attr:`attacks` on units, indexed by set and attack."""
-        return self.attacks[self.attacks["level"] == self.unit].set_index(["set", "attack"])
+        """Means of :attr:`by_fold` over folds."""
+        by_attack = self.by_fold.groupby(["set", "attack"], sort=False)
+        return by_attack[["auc", "true_positives"]].mean().reset_index()
 
     @cached_property
     def by_label(self) -> pd.DataFrame:
         """Table of cell types, sets and attacks, as means over folds.
 
-        ``auc`` is the area of cells, and ``auc_of_donors`` the area of donors, scored by their cells of the type. In
-        one of 20 audits, chance alone exceeds ``limit`` with any attack in any cell type, by a normal approximation.
-        The limit applies to donors, or to cells without donors. No area exceeds a limit of 1.
+        Donors are scored by their cells of the type. In one of 20 audits, chance alone exceeds ``limit`` with any
+        attack in any cell type, by a normal approximation. No area exceeds a limit of 1.
         """
         by = ["cell_type", "set", "attack"]
         units = average_units(self._cells, by=("cell_type",))
-        table = roc_areas(self._cells, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean().to_frame()
-        if self.unit == "donor":
-            table["auc_of_donors"] = roc_areas(units, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean()
-        table = table.reset_index()
+        table = roc_areas(units, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean().reset_index()
         n_cells = self.scores["cell_type"].value_counts() // self.n_folds
         table.insert(len(by), "n_cells", table["cell_type"].map(n_cells))
         z = norm.isf(LEVEL / max((table["set"] == GENERATED).sum(), 1))
         limits = {}
         for name, table_of_type in units.groupby("cell_type"):
-            spreads = [auc_error(*sides) for sides in sides_in(table_of_type)]
+            spreads = [auc_spread(*sides) for sides in sides_in(table_of_type)]
             # with few units, the approximation exceeds all areas
             limits[name] = np.minimum(0.5 + z * np.sqrt(np.square(spreads).sum()) / len(spreads), 1.0)
         return table.assign(limit=table["cell_type"].map(limits))
@@ -151,23 +114,25 @@ class Audit(Result):
     @cached_property
     def verdict(self) -> AuditVerdict:
         """Verdict on the attacks on generated cells, tested on units."""
-        null = self._null(self.unit, GENERATED)
-        means = self.attacks_on_units["auc"].loc[GENERATED]
-        verdict = reach_verdict(means.dropna().to_dict(), null, sides=sides_in(self._units), unit=self.unit)
-        return replace(verdict, too_few_donors=self.record.get("too_few_donors"))
+        units = self._units
+        scored = units.filter(like=f"{GENERATED}/").dropna(axis=1, how="all")
+        null = permuted_areas(units, [*scored], n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
+        areas = self.attacks.set_index(["set", "attack"])["auc"].loc[GENERATED].dropna().to_dict()
+        too_few_donors = self.record.get("too_few_donors")
+        return reach_verdict(areas, null, sides=sides_in(units), unit=self.unit, too_few_donors=too_few_donors)
 
     def by_attack(self) -> Iterator[dict[str, Any]]:
         """Yield the result of each attack on units, highest area first."""
-        table = self.attacks_on_units
+        table = self.attacks.set_index(["set", "attack"])
         for finding in self.verdict.findings:
             result = table.loc[(GENERATED, finding.attack)]
             yield {
                 "name": ATTACKS[finding.attack],
-                "on": "model" if finding.attack in ON_MODEL else "cells",
+                "on": "cells" if finding.attack in ON_CELLS else "model",
                 "finding": finding,
                 "members_found": "inconclusive" if self.verdict.inconclusive else "yes" if finding.succeeded else "no",
                 **{name: table["auc"].get((name, finding.attack), np.nan) for name in SETS},
-                **{name: result[name] for name in ("low", "high", "true_positives")},
+                "true_positives": result["true_positives"],
             }
 
     def best_by_type(self, *, on_model: bool) -> Iterator[dict[str, Any]]:
@@ -175,11 +140,10 @@ class Audit(Result):
 
         ``on_model`` includes attacks on the model; otherwise only attacks on generated cells count.
         """
-        area = "auc_of_donors" if self.unit == "donor" else "auc"
-        is_included = (self.by_label["set"] == GENERATED) & (on_model | ~self.by_label["attack"].isin(ON_MODEL))
-        table = self.by_label[is_included].dropna(subset=area).sort_values(area, ascending=False, kind="stable")
+        is_included = (self.by_label["set"] == GENERATED) & (on_model | self.by_label["attack"].isin(ON_CELLS))
+        table = self.by_label[is_included].dropna(subset="auc").sort_values("auc", ascending=False, kind="stable")
         for row in table.drop_duplicates("cell_type").to_dict("records"):
-            yield {"name": row["cell_type"], "attack": ATTACKS[row["attack"]], "auc": row[area], "limit": row["limit"]}
+            yield {"name": row["cell_type"], "attack": ATTACKS[row["attack"]], "auc": row["auc"], "limit": row["limit"]}
 
     def _write_tables(self, folder: Path) -> None:
         for name, file in TABLES.items():
@@ -233,9 +197,8 @@ def rounded(ratio: float) -> str:
 def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
     """Yield table rows of attacks: name, target, areas, share found, and finding."""
     for row in audit.by_attack():
-        copies, chance = ("" if np.isnan(row[name]) else f"{row[name]:.2f}" for name in (COPIES, CHANCE))
-        share = f"{row['true_positives']:.0%}"
-        yield row["name"], row["on"], f"{row[GENERATED]:.2f}", copies, chance, share, row["members_found"]
+        copies, share = "" if np.isnan(row[COPIES]) else f"{row[COPIES]:.2f}", f"{row['true_positives']:.0%}"
+        yield row["name"], row["on"], f"{row[GENERATED]:.2f}", copies, share, row["members_found"]
 
 
 def audited_type_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
@@ -250,12 +213,6 @@ def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None 
     """Raise an InputError if an audit differs from the model or cells."""
     if audit.record.get("generator") != "bdm":
         raise InputError("The audit is of cells of another generator (--cells); audit models of bdm.")
-    column, donor_key = audit.record["audit"].get("donor_key"), model.preparation.get("donor_key")
-    if donor_key is not None and column not in (None, donor_key, "donor"):  # bdm prepare names the column "donor"
-        raise InputError(
-            f"The audit takes the donors from the column {column!r}, and the model from {donor_key!r}; audit with the "
-            "model's column."
-        )
     audited, fitted = audit.record.get("data_sha256"), model.autoencoder.provenance.get("data_sha256")
     if audited and fitted and audited != fitted:
         raise InputError(

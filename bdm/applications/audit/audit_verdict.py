@@ -14,7 +14,6 @@ from bdm.applications.audit.limits import LEVEL, Sides, cells_for_donors, explai
 KEYS = ["fold", "unit", "cell_type", "member"]  # columns of score tables that are not scores
 FALSE_POSITIVES = 0.01
 N_PERMUTATIONS = 1000
-N_AREAS = 2001  # grid points for confidence limits of an area
 ROUNDING = 1e-9  # tolerance of areas
 HIGH_LIMIT = 0.8  # if chance alone reaches this area, a negative audit says little
 
@@ -66,58 +65,37 @@ def sides_in(units: pd.DataFrame) -> list[tuple[int, int]]:
     return list(zip(n_members, is_member.groupby(units["fold"]).size() - n_members, strict=True))
 
 
-def permuted_areas(table: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
+def permuted_areas(units: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
     """Compute ROC areas under permutations of membership within folds.
 
-    Rows of ``table`` are units or cells. A unit moves with all its cells and scores, which preserves the dependence
-    between attacks. Returns means over folds, permutations x scores.
+    A unit moves with all its scores, which preserves the dependence between attacks. Returns means over folds,
+    permutations x scores.
     """
     rng = np.random.default_rng(seed)
-    folds = [fold for _, fold in table.groupby("fold", sort=True)]
+    folds = [fold for _, fold in units.groupby("fold", sort=True)]
     areas = np.full((len(folds), n_permutations, len(columns)), np.nan)
     for fold, areas_of_fold in zip(folds, areas, strict=True):
-        n_scored = fold[columns].notna().groupby(fold["unit"], sort=True).sum().to_numpy()
-        ranks = fold[columns].rank().groupby(fold["unit"], sort=True).sum().to_numpy()
-        n_members = int((fold.groupby("unit", sort=True)["member"].first() > 0).sum())
+        is_scored, ranks = fold[columns].notna().to_numpy(), fold[columns].rank().fillna(0).to_numpy()
+        n_members = int((fold["member"] > 0).sum())
         for row in areas_of_fold:
-            members = rng.permutation(len(n_scored))[:n_members]
-            n_positive = n_scored[members].sum(axis=0)
-            n_pairs = n_positive * (n_scored.sum(axis=0) - n_positive)
+            members = rng.permutation(len(fold))[:n_members]
+            n_positive = is_scored[members].sum(axis=0)
+            n_pairs = n_positive * (is_scored.sum(axis=0) - n_positive)
             n_above = ranks[members].sum(axis=0) - n_positive * (n_positive + 1) / 2
             np.divide(n_above, n_pairs, out=row, where=n_pairs > 0)
     return np.asarray(np.nanmean(areas, axis=0))
 
 
-def auc_error(n_members: int, n_others: int, auc: np.ndarray | float = 0.5) -> np.ndarray:
-    """Return the standard error of an ROC area.
-
-    Units are independent and have no ties. At an area of 1/2, this is the standard deviation over permutations.
-    Source: Newcombe 2006, Statistics in Medicine 25, 559-573.
-    """
-    if not n_members * n_others:
-        return np.full_like(auc, np.nan, dtype=float)
-    n_pairs, weight = n_members * n_others, (n_members + n_others) / 2 - 1
-    return np.asarray(np.sqrt(auc * (1 - auc) * (1 + weight * ((1 - auc) / (2 - auc) + auc / (1 + auc))) / n_pairs))
+def auc_spread(n_members: int, n_others: int) -> float:
+    """Return the standard deviation of an ROC area over permutations of membership, without ties."""
+    n_pairs = n_members * n_others
+    return float(np.sqrt((n_members + n_others + 1) / (12 * n_pairs))) if n_pairs else np.nan
 
 
 def chance_limit(null: np.ndarray) -> float:
     """Return the area that the best attack exceeds in 5% of permutations."""
     best = np.sort(null.max(axis=1)) if null.size else np.zeros(0)
     return float(best[-int(np.ceil(LEVEL * (1 + len(best))) - 1)]) if len(best) else float("nan")
-
-
-def interval(auc: float, limit: float, sides: Sides) -> tuple[float, float]:
-    """Return confidence limits of an area by inverting the test of chance.
-
-    ``limit`` lies z standard errors above 1/2. The interval holds areas that differ from ``auc`` by at most z of their
-    own standard errors, so it contains 1/2 if and only if the attack found nothing.
-    """
-    if not np.isfinite(auc + limit):
-        return np.nan, np.nan
-    areas = np.append(np.linspace(0, 1, N_AREAS), auc)
-    variance, at_chance = (sum(np.square(auc_error(*side, auc=area)) for side in sides) for area in (areas, 0.5))
-    within = areas[np.abs(auc - areas) <= max(limit - 0.5, 0) * np.sqrt(variance / at_chance) + ROUNDING]
-    return float(within.min()), float(within.max())
 
 
 @dataclass(frozen=True)
@@ -232,7 +210,9 @@ class AuditVerdict:
         return {"text": self.text, "conclusive": self.inconclusive is None, "attacks": attacks, "limit": limit}
 
 
-def reach_verdict(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit: str) -> AuditVerdict:
+def reach_verdict(
+    areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit: str, too_few_donors: int | None = None
+) -> AuditVerdict:
     """Test the areas of attacks against the best attack in each permutation.
 
     ``null`` is permutations x attacks. Its maximum over attacks adjusts for multiple tests: Westfall and Young 1993,
@@ -243,7 +223,7 @@ def reach_verdict(areas: dict[str, float], null: np.ndarray, *, sides: Sides, un
         AttackFinding(attack, area, permutation_p_value(area, best), succeeded=area > limit + ROUNDING)
         for attack, area in sorted(areas.items(), key=lambda item: -item[1])
     ]
-    return AuditVerdict(tuple(findings), limit, permutation_p_value(1.0, best), sides, unit)
+    return AuditVerdict(tuple(findings), limit, permutation_p_value(1.0, best), sides, unit, too_few_donors)
 
 
 def permutation_p_value(auc: float, best: np.ndarray) -> float:

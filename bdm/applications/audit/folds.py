@@ -4,14 +4,13 @@ A generator is fitted to the members alone. Attacks see its cells and the refere
 """
 
 import logging
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm._core.errors import InputError, abbreviated, counted
+from bdm._core.errors import InputError, abbreviated
 from bdm._core.seeds import derive, numpy_generator
 from bdm.applications.audit.limits import MIN_DONORS, cells_for_donors, explain_inconclusive
 from bdm.data.columns import group_column, without_unused_categories
@@ -35,28 +34,22 @@ class Units:
     too_few_donors: int | None = None  # number of donors, if cells are units because donors are too few
 
     @classmethod
-    def from_prepared(cls, prepared: AnnData, settings: AuditSettings) -> "Units":
-        """Read the units of prepared cells: named donors, else prepared ones if they suffice, else cells."""
+    def from_prepared(cls, prepared: AnnData) -> "Units":
+        """Return the donors of prepared cells if they suffice, else cells."""
         obs = prepared.obs
         cell_type = obs["cell_type"].to_numpy(dtype=str)
-        key = settings.donor_key or ("donor" if has_donors(prepared) else None)
-        if key is None or settings.by_cell:
-            return cls(np.arange(len(obs)), cell_type, are_donors=False)
-        donors = group_column(obs, key, argument="donor_key")
+        cells = cls(np.arange(len(obs)), cell_type, are_donors=False)
+        if not has_donors(prepared):
+            return cells
+        donors = group_column(obs, "donor", argument="donor_key")
         names = donors.cat.remove_unused_categories().cat.categories
-        if len(names) < MIN_DONORS and settings.donor_key is None:
-            return cls(np.arange(len(obs)), cell_type, are_donors=False, too_few_donors=len(names))
         if len(names) < MIN_DONORS:
-            raise InputError(
-                f"obs[{key!r}] has {counted(len(names), 'donor')}; an audit needs {MIN_DONORS} or more, as attacks on "
-                "fewer often succeed by chance; audit cells in place of donors by `by_cell=True`, which shows nothing "
-                "about donors."
-            )
+            return replace(cells, too_few_donors=len(names))
         plain = pd.Series(names, dtype=str).str.strip().str.casefold()
         if plain.duplicated().any():
             similar = names[(plain == plain[plain.duplicated()].iloc[0]).to_numpy()]
             raise InputError(
-                f"donors {similar[0]!r} and {similar[1]!r} in obs[{key!r}] differ only in case or blanks, so a donor "
+                f"donors {similar[0]!r} and {similar[1]!r} in obs['donor'] differ only in case or blanks, so a donor "
                 "might be both in the training data and outside; give each donor a single name."
             )
         return cls(names.get_indexer(donors), cell_type, are_donors=True)
@@ -78,7 +71,6 @@ class Fold:
 
     number: int  # from 1
     part: np.ndarray  # part of each cell
-    half: np.ndarray  # half of the reference, 0 or 1; half 0 serves as generated cells in ``chance``; -1 elsewhere
     unit: np.ndarray  # shuffled number of each cell's unit, independent of donor names
 
     def rows(self, *parts: str) -> np.ndarray:
@@ -121,7 +113,7 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
     """
     cells, left_out = prepared, []
     while True:
-        units = Units.from_prepared(cells, settings)
+        units = Units.from_prepared(cells)
         folds = tuple(make_fold(units, number, seed=seed) for number in range(1, settings.n_folds + 1))
         numbers = [pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0) for fold in folds]
         rare = sorted({str(name) for n in numbers for name in n.index[(n < MIN_CELLS).any(axis=1)]})
@@ -151,27 +143,24 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
 def make_fold(units: Units, number: int, *, seed: int) -> Fold:
     """Divide all units into the parts of a fold."""
     rng = numpy_generator(seed, "fold", number)
-    part = np.array(PARTS)[divide_units(units, np.arange(len(units.code)), len(PARTS), rng)]
-    half = np.full(len(units.code), -1)
-    reference = np.flatnonzero(part == REFERENCE)
-    half[reference] = divide_units(units, reference, 2, rng)
-    return Fold(number, part, half, rng.permutation(units.n_units)[units.code])
+    part = np.array(PARTS)[divide_units(units, rng)]
+    return Fold(number, part, rng.permutation(units.n_units)[units.code])
 
 
-def divide_units(units: Units, cells: np.ndarray, n_parts: int, rng: np.random.Generator) -> np.ndarray:
+def divide_units(units: Units, rng: np.random.Generator) -> np.ndarray:
     """Stratify units by cell type into parts; return each cell's part.
 
     Iterative stratification, because a unit may have several cell types: Sechidis et al. 2011, On the Stratification of
     Multi-label Data, https://doi.org/10.1007/978-3-642-23808-6_10.
     """
-    codes, unit_of_cell = np.unique(units.code[cells], return_inverse=True)
-    names, type_of_cell = np.unique(units.cell_type[cells], return_inverse=True)
-    has_type = np.zeros((len(codes), len(names)), dtype=bool)
-    has_type[unit_of_cell, type_of_cell] = True
-    missing_units = np.full(n_parts, len(codes) / n_parts)
+    names, type_of_cell = np.unique(units.cell_type, return_inverse=True)
+    n_units, n_parts = units.n_units, len(PARTS)
+    has_type = np.zeros((n_units, len(names)), dtype=bool)
+    has_type[units.code, type_of_cell] = True
+    missing_units = np.full(n_parts, n_units / n_parts)
     missing_by_type = np.repeat(has_type.sum(axis=0)[:, None] / n_parts, n_parts, axis=1)
-    part = np.full(len(codes), -1)
-    order = rng.permutation(len(codes))
+    part = np.full(n_units, -1)
+    order = rng.permutation(n_units)
     n_left = has_type.sum(axis=0)
     while (part < 0).any():
         rarest = np.flatnonzero(n_left == n_left[n_left > 0].min())[0]
@@ -181,7 +170,7 @@ def divide_units(units: Units, cells: np.ndarray, n_parts: int, rng: np.random.G
             missing_by_type[has_type[unit], best] -= 1
             missing_units[best] -= 1
             n_left = n_left - has_type[unit]
-    return np.asarray(part[unit_of_cell])
+    return np.asarray(part[units.code])
 
 
 def training_cells(prepared: AnnData, fold: Fold, part: str = MEMBERS, *, seed: int) -> AnnData:
@@ -192,13 +181,6 @@ def training_cells(prepared: AnnData, fold: Fold, part: str = MEMBERS, *, seed: 
     split = split_by_type(cells.obs["cell_type"], validation=validation, test=0.0, seed=derive(seed, "split", part))
     cells.obs = without_unused_categories(cells.obs.assign(split=split))
     return cells
-
-
-def fingerprint(obs: pd.DataFrame, fold: Fold) -> str:
-    """Return a short checksum that identifies a fold."""
-    digest = sha256("\0".join(obs.index[fold.part == MEMBERS]).encode())
-    digest.update("\0".join(obs.index[fold.part == REFERENCE]).encode())
-    return digest.hexdigest()[:12]
 
 
 def members_by_type(obs: pd.DataFrame, fold: Fold) -> dict[str, int]:

@@ -15,26 +15,9 @@ from anndata import AnnData
 from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.files import atomic_write, provenance
 from bdm._core.seeds import derive
-from bdm.applications.audit.attacks import (
-    CHANCE,
-    COPIES,
-    GENERATED,
-    MIN_CELLS_OF_TYPE,
-    attack,
-    bounds_of_cells,
-    denoising_gains,
-    has_batches_of,
-)
+from bdm.applications.audit.attacks import COPIES, GENERATED, MIN_CELLS_OF_TYPE, attack, bounds_of_cells
 from bdm.applications.audit.audit import Audit
-from bdm.applications.audit.folds import (
-    MEMBERS,
-    REFERENCE,
-    AuditFolds,
-    Fold,
-    fingerprint,
-    members_by_type,
-    training_cells,
-)
+from bdm.applications.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, members_by_type, training_cells
 from bdm.data.cell_sets import open_cells
 from bdm.data.cells import Cells, StoredCells, check_genes, modalities_if_several
 from bdm.data.matrix import take_cells
@@ -53,10 +36,10 @@ MAX_SEED = 2**32  # limit of scikit-learn
 
 @dataclass(frozen=True)
 class Generated:
-    """Cells and attack scores from a generator fitted to a fold's members."""
+    """Cells from a generator fitted to a fold's members, and scores of the attack on the generator."""
 
     cells: Cells
-    model_scores: pd.DataFrame | None = None  # scores of attacks on the model, cells x attacks
+    bounds: np.ndarray | None = None  # score of each attacked cell
 
 
 Generate = Callable[[Fold], Generated]
@@ -78,11 +61,9 @@ def audit_folds(division: AuditFolds, settings: AuditSettings, generate: Generat
         unit=units.noun,
         n_units=units.n_units,
         too_few_donors=units.too_few_donors,
-        n_folds=settings.n_folds,
         n_cells=len(cells),
         audit=asdict(settings),
         left_out=list(division.left_out),
-        fingerprints={str(fold.number): fingerprint(prepared.obs, fold) for fold in folds},
         n_generated=n_generated,
         n_tested=division.n_tested,
         **preparation(prepared),
@@ -94,12 +75,6 @@ def audit_folds(division: AuditFolds, settings: AuditSettings, generate: Generat
 def score_fold(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> pd.DataFrame:
     """Score a fold's attacked cells with each set of generated cells."""
     attacked, reference = fold.attacked, fold.rows(REFERENCE)
-    halves = [np.flatnonzero(fold.half == half) for half in (0, 1)]
-    sets = {
-        GENERATED: (generated.cells, reference),
-        COPIES: (cells[fold.rows(MEMBERS)], reference),
-        CHANCE: (cells[halves[0]], halves[1]),
-    }
     facts = {
         "fold": fold.number,
         "unit": fold.unit[attacked],
@@ -107,10 +82,10 @@ def score_fold(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> 
         "member": (fold.part[attacked] == MEMBERS).astype(int),
     }
     tables = [pd.DataFrame(facts)]
-    for name, (synthetic, rows) in sets.items():
-        scores = attack(cells[attacked], synthetic, cells[rows], fold.unit[rows], seed=seed)
-        if name == GENERATED and generated.model_scores is not None:
-            scores = scores.join(generated.model_scores.astype(np.float32))
+    for name, synthetic in {GENERATED: generated.cells, COPIES: cells[fold.rows(MEMBERS)]}.items():
+        scores = attack(cells[attacked], synthetic, cells[reference], fold.unit[reference], seed=seed)
+        if name == GENERATED and generated.bounds is not None:
+            scores["bound"] = generated.bounds.astype(np.float32)
         tables.append(scores.add_prefix(f"{name}/"))
     return pd.concat(tables, axis=1).sort_values(["cell_type", "unit"], kind="stable")
 
@@ -205,8 +180,8 @@ def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedM
         model = load_or_fit(prepared, fold, MEMBERS, models)
         request = request_cells(model, expected_cells(prepared, fold, settings))
         adata = generate_cells(model, request, models.sampling, seed=models.seed)
-        model_scores = None if settings.cells_only else attack_models(prepared, fold, model, models)
-        return Generated(Cells.from_anndata(adata), model_scores)
+        bounds = None if settings.cells_only else attack_model(prepared, fold, model, models)
+        return Generated(Cells.from_anndata(adata), bounds)
 
     facts = {"fit": asdict(models.fit), "sampling": asdict(models.sampling), "tree_given": tree_given}
     return audit_folds(division, settings, generate, seed=models.seed, generator="bdm", **facts)
@@ -221,29 +196,19 @@ def prune_tree(division: AuditFolds, tree: Clade | None) -> Clade | None:
     return pruned if len(audited) > 1 else None
 
 
-def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: AuditedModels) -> pd.DataFrame | None:
-    """Score attacked cells by the model and a model of the reference.
+def attack_model(prepared: AnnData, fold: Fold, model: BranchedModel, models: AuditedModels) -> np.ndarray | None:
+    """Score attacked cells by differences of evidence lower bounds, in nats, from a model of the reference.
 
-    ``denoiser_loss`` is the gain of the model's prior over a prior of the reference cells; it needs a model that knows
-    their batches. ``bound`` is the difference of evidence lower bounds, in nats. Returns None if either model lacks
-    batches of attacked cells.
+    Returns None if members or the reference lack batches of attacked cells.
     """
     attacked = take_cells(prepared, fold.attacked)
-    reference_cells = take_cells(prepared, fold.rows(REFERENCE))
-    if not has_batches_of(model, attacked):
-        logger.warning("The model is not attacked, only its cells: non-members are of batches that it lacks.")
-        return None
+    for part in (MEMBERS, REFERENCE) if "batch" in prepared.obs else ():
+        if set(attacked.obs["batch"]) - set(prepared.obs["batch"].iloc[fold.rows(part)]):
+            logger.warning("The model is not attacked, only its cells: the %s lack batches of attacked cells.", part)
+            return None
     reference = load_or_fit(prepared, fold, REFERENCE, models)
-    if not has_batches_of(reference, attacked):
-        logger.warning("The model is not attacked, only its cells: the reference lacks batches of attacked cells.")
-        return None
-    scores = {}
-    if has_batches_of(model, reference_cells):
-        scores["denoiser_loss"] = denoising_gains(model, attacked, reference_cells, seed=models.seed)
-    else:
-        logger.warning("The prior is not attacked: the reference has batches that the model lacks.")
     bounds = [bounds_of_cells(fitted, attacked, seed=models.seed) for fitted in (model, reference)]
-    return pd.DataFrame(scores | {"bound": bounds[0] - bounds[1]})
+    return np.asarray(bounds[0] - bounds[1])
 
 
 def load_or_fit(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> BranchedModel:
@@ -267,13 +232,11 @@ def load_or_fit(prepared: AnnData, fold: Fold, part: str, models: AuditedModels)
 
 def model_checksum(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> str:
     """Return a short checksum of the cells and settings of a model."""
-    facts = [fingerprint(prepared.obs, fold), part, models.seed, asdict(models.fit), repr(models.tree)]
+    facts = [part, models.seed, asdict(models.fit), repr(models.tree)]
     facts += [list(prepared.var_names), prepared.uns["bdm"].get("settings")]
-    digest = sha256(json.dumps(facts, default=str).encode())
     cells = take_cells(prepared, fold.rows(part))
     columns = [name for name in ("cell_type", "batch", "donor") if name in cells.obs]
-    content = sha256(cells.obs[columns].astype(str).to_csv().encode())
+    digest = sha256(json.dumps(facts, default=str).encode() + cells.obs[columns].astype(str).to_csv().encode())
     for values in (cells.X.data, cells.X.indices.astype(np.int64), cells.X.indptr.astype(np.int64)):
-        content.update(values.tobytes())
-    digest.update(content.hexdigest().encode())
+        digest.update(values.tobytes())
     return digest.hexdigest()[:16]
