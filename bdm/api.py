@@ -17,7 +17,7 @@ from anndata import AnnData
 from bdm._core.errors import InputError, counted, listed
 from bdm._core.files import atomic_write, reject_existing
 from bdm._core.parallel import using_threads
-from bdm._core.schema import checked, checking, reject_unknown
+from bdm._core.schema import checked, checking, document, reject_unknown
 from bdm.applications.design.design import keys_in_words, read_design
 from bdm.applications.extension.extend import extend
 from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
@@ -78,7 +78,8 @@ Result = TypeVar("Result")
 def computing(
     method: Callable[Concatenate["BranchedDiffusion", Arguments], Result],
 ) -> Callable[Concatenate["BranchedDiffusion", Arguments], Result]:
-    """Decorate a method: check its arguments, and use the model's number of threads."""
+    """Decorate a method: document and check its arguments, and use the model's number of threads."""
+    document(method)
     parameters = signature(method).parameters
     is_seed_optional = "seed" in parameters and parameters["seed"].default is None
 
@@ -140,17 +141,8 @@ class BranchedDiffusion:
         ``settings.autoencoder.likelihood``.
     settings
         Settings of all stages; the defaults of :class:`bdm.Settings` if None.
-    device
-        ``cpu``, ``cuda`` or ``mps``; ``auto`` is ``cuda`` if available, else ``cpu``.
     seed
         Seed of all random numbers of the fit; ``settings.prepare.seed`` if None.
-    n_threads
-        Number of threads; all available ones if None. Results do not depend on it.
-
-    Raises
-    ------
-    InputError
-        If a column is missing, counts are not raw, or ``tree`` has other cell types than the cells.
 
     Attributes
     ----------
@@ -253,11 +245,6 @@ class BranchedDiffusion:
         Returns
         -------
         The model itself.
-
-        Raises
-        ------
-        InputError
-            If the model was loaded from a folder.
         """
         if self.settings is None or self.prepared is None:
             raise InputError("A loaded model cannot be fitted again; make a new one from an AnnData.")
@@ -309,17 +296,10 @@ class BranchedDiffusion:
         ----------
         adata
             Cells of the model's cell types, with raw counts of its genes. By default the cells in memory.
-        keys
-            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
 
         Returns
         -------
         Array, cells x latent dimensions, in the order of ``adata``.
-
-        Raises
-        ------
-        InputError
-            If genes are missing, a cell type is unknown, or counts are not raw.
         """
         cells = self._cells() if adata is None else encoder_input(cells_for(adata, self.model, keys), self.model, keys)
         return np.asarray(encode(cells, self.model.autoencoder).X)[:, self.model.layout.latent]
@@ -356,19 +336,12 @@ class BranchedDiffusion:
             Allow values of covariates outside the range of the training cells, and positions outside their tissue.
         shared_ancestors
             Let cell i of every population descend from the same sample at the root; ``obs["ancestor"]`` is i.
-        seed
-            Seed of all random numbers.
 
         Returns
         -------
         AnnData with raw counts, as described in :func:`bdm.generation.generate.generate_cells`. With several
         modalities, the class of the model's data, such as MuData. Cells are ordered by cell type and sub-population;
         to subset them, sample at random, for example by ``sc.pp.sample``.
-
-        Raises
-        ------
-        InputError
-            If a cell type, batch or covariate is unknown, or a value is outside the range of the training cells.
         """
         require_package_of(self.model.form)
         settings = GenerationSettings(shared_ancestors=shared_ancestors)
@@ -406,20 +379,11 @@ class BranchedDiffusion:
             Modality of the model to predict.
         n_samples
             Number of posterior samples per cell, for means and intervals.
-        keys
-            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
-        seed
-            Seed of all random numbers.
 
         Returns
         -------
         AnnData with expected counts and 90% intervals, as described in
         :func:`bdm.generation.modality.predict_modality`.
-
-        Raises
-        ------
-        InputError
-            If the model has no such modality, genes or covariates are missing, or a cell type is unknown.
         """
         target = find_modality(self.model, modality)
         request = match_request(cells_for(adata, self.model, keys), self.model, keys)
@@ -451,20 +415,11 @@ class BranchedDiffusion:
             New values of covariates by name, as in :meth:`generate`; cells keep their values of other covariates.
         extrapolate
             Allow values of covariates outside the range of the training cells.
-        keys
-            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
-        seed
-            Seed of all random numbers.
 
         Returns
         -------
         AnnData with raw counts, see :func:`bdm.applications.transmutation.transmute.transmuted_cells`. With several
         modalities, the class of the model's data.
-
-        Raises
-        ------
-        InputError
-            If a type or covariate is unknown, or no cells are left.
         """
         require_package_of(self.model.form)
         cells, cell_types = cells_for(adata, self.model, keys), as_names(from_)
@@ -495,26 +450,13 @@ class BranchedDiffusion:
             are test cells, at their positions if it has learned positions.
         compare
             Further sets of cells to evaluate, by name.
-        adata_test
-            Cells that the model was not fitted on, with raw counts. By default the test cells of the split, a fraction
-            ``settings.prepare.test`` of the data.
-        keys
-            Columns of ``obs`` and slot of counts in all of these cells; by default as in the data of the fit.
         n_repeats
             Maximum number of resamples to average over; a single one with 2,000 test cells or more.
-        seed
-            Seed of all random numbers.
 
         Returns
         -------
         Evaluation with the tables ``overall`` (scores x sets, the floor first), ``by_type`` and ``by_population``;
         :func:`bdm.pl.scores` plots it, ``save`` writes it.
-
-        Raises
-        ------
-        InputError
-            If the model was loaded without cells, there are no test cells, or most of them are training cells. Also if
-            a set has too few cells or a reserved name.
 
         Examples
         --------
@@ -562,22 +504,10 @@ class BranchedDiffusion:
             Cells before transmutation.
         adata_transmuted
             The same cells, as returned by :meth:`transmute`.
-        adata_test
-            Cells that the model was not fitted on, with raw counts; by default the test cells of the split.
-        keys
-            Columns of ``obs`` and slot of counts in ``adata`` and ``adata_test``; by default as in the data of the fit.
-        seed
-            Seed of all random numbers.
 
         Returns
         -------
         Evaluation with scores in ``table``; :func:`bdm.pl.transmutation` plots it, ``save`` writes it.
-
-        Raises
-        ------
-        InputError
-            If the model was loaded without cells, there are no test cells, or ``adata_transmuted`` was not made from
-            ``adata``.
 
         Examples
         --------
@@ -607,18 +537,11 @@ class BranchedDiffusion:
         ----------
         n_genes
             Number of top genes per branch to compare.
-        seed
-            Seed of all random numbers.
 
         Returns
         -------
         AnnData, branches x genes, in scanpy's format, as described in
         :func:`bdm.interpretation.interpretation.branches_adata`.
-
-        Raises
-        ------
-        InputError
-            If the model was loaded without cells.
         """
         from bdm.interpretation.interpret import interpret, prepare_inputs
         from bdm.interpretation.interpretation import branches_adata
@@ -648,11 +571,6 @@ class BranchedDiffusion:
         Returns
         -------
         Audit with the scores of all attacks and a verdict; :func:`bdm.pl.audit` plots it, ``save`` writes it.
-
-        Raises
-        ------
-        InputError
-            If the model was loaded from a folder, or there are too few cells or donors.
         """
         from bdm.applications.audit.folds import divide
         from bdm.applications.audit.run import AuditedModels, audit_models
@@ -680,11 +598,6 @@ class BranchedDiffusion:
         AnnData with raw counts, and the true effects in ``uns["truth"]``, as described in
         :func:`bdm.applications.design.simulate.simulate_cells`. With several modalities, the class of the model's data.
 
-        Raises
-        ------
-        InputError
-            If the design is invalid, or the model lacks its cell types, genes, donors or covariates.
-
         Examples
         --------
         ::
@@ -707,7 +620,7 @@ class BranchedDiffusion:
         require_package_of(self.model.form)
         return to_form(simulate_cells(self.model, read_design(design, seed=seed)), self.model.form)
 
-    simulate.__doc__ = str(simulate.__doc__).replace("KEYS", indent(keys_in_words(), 12 * " ").strip())
+    simulate.__doc__ = str(simulate.__doc__).replace("KEYS", indent(keys_in_words(), 4 * " ").strip())
 
     @computing
     def power(self, design: "Design | dict[str, Any] | Path | str") -> "PowerAnalysis":
@@ -723,11 +636,6 @@ class BranchedDiffusion:
         Returns
         -------
         Analysis with tables of power and false discovery rates; :func:`bdm.pl.power` plots it, ``save`` writes it.
-
-        Raises
-        ------
-        InputError
-            If the design is invalid, or the model lacks its cell types, genes, donors or covariates.
         """
         from bdm.applications.power.analysis import power_analysis
 
@@ -752,21 +660,12 @@ class BranchedDiffusion:
             name or identifier.
         cell_types
             Types to add, in this order; by default all new types, largest first.
-        keys
-            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
         missing_as_zero
             Treat missing genes as not expressed.
-        seed
-            Seed of all random numbers.
 
         Returns
         -------
         The model itself.
-
-        Raises
-        ------
-        InputError
-            If a type exists already, has too few cells, or has an invalid name.
         """
         new = select_new_cells(
             cells_for(adata, self.model, keys),
@@ -792,11 +691,6 @@ class BranchedDiffusion:
             Folder to write.
         overwrite
             Replace the folder if it holds a model.
-
-        Raises
-        ------
-        InputError
-            If the folder exists (without ``overwrite``), holds other files than a model, or cannot be written.
         """
         if not overwrite:
             reject_existing(Path(path))
@@ -827,11 +721,6 @@ class BranchedDiffusion:
         Returns
         -------
         Text of the card.
-
-        Raises
-        ------
-        InputError
-            If a result belongs to another model or other cell types.
         """
         from bdm.applications.audit.audit import audit_section
         from bdm.applications.relations.responses import responses_section
@@ -863,11 +752,6 @@ class BranchedDiffusion:
         Returns
         -------
         Address with the revision of the upload, for :meth:`load`.
-
-        Raises
-        ------
-        InputError
-            If the card states no license, the upload is not confirmed, or Hugging Face Hub refuses it.
         """
         with TemporaryDirectory() as folder:
             save_with_card(Path(folder), self.model, card)
@@ -894,21 +778,10 @@ class BranchedDiffusion:
         adata
             Cells that the model was fitted on, raw or prepared by ``bdm prepare``, or their file. Only
             evaluation and interpretation need them. Raw cells are prepared and split as for the fit.
-        keys
-            Columns of ``obs`` and slot of counts in ``adata``; by default as in the data of the fit.
-        device
-            ``cpu``, ``cuda`` or ``mps``; ``auto`` is ``cuda`` if available, else ``cpu``.
-        n_threads
-            Number of threads; all available ones if None.
 
         Returns
         -------
         The model. It cannot be fitted again.
-
-        Raises
-        ------
-        InputError
-            If the folder holds no model, or ``adata`` is not the data of the fit.
         """
         model = cls.__new__(cls)
         model.device = device
@@ -917,6 +790,9 @@ class BranchedDiffusion:
         if adata is not None:
             model.prepared = fitted_cells(cells_for(adata, model.fitted, keys, on_disk=False), model.fitted, keys)
         return model
+
+
+document(BranchedDiffusion)
 
 
 def merged_settings(settings: PrepareSettings, **arguments: Any) -> PrepareSettings:

@@ -1,6 +1,7 @@
 """Analyses beyond one model: responses to conditions, lineages, and tests.
 
-The module also has the classes of results, to load them from their folders.
+The module also has the classes of results, to load them from their folders. Invalid input raises a
+:class:`bdm.InputError` with the cause and a remedy.
 
 ::
 

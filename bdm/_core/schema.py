@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import cache, cached_property, wraps
+from inspect import cleandoc
 from numbers import Number
 from pathlib import Path
+from textwrap import fill, indent
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, ParamSpec, Self, TypeVar, Union, get_args, get_origin
 
@@ -214,7 +216,7 @@ class StageSettings:
 
     def __init_subclass__(cls) -> None:
         """Add the help text of each setting to the docstring."""
-        text = inspect.cleandoc(cls.__doc__ or "")
+        text = cleandoc(cls.__doc__ or "")
         helps = {name: Setting(name, kind).help for name, kind in inspect.get_annotations(cls).items()}
         described = [f"{name}\n    {help.replace('`', '``')}" for name, help in helps.items() if help]
         if described and "Attributes\n---" not in text:
@@ -304,9 +306,40 @@ def described_settings(stage: type[StageSettings]) -> Iterator[Setting]:
 
 # ---- public functions
 
+ARGUMENTS = {  # descriptions of arguments that public functions share
+    "adata": "Real or simulated cells, with raw counts.",
+    "adata_test": "Cells that the model was not fitted on, with raw counts. By default the test cells of the split, a "
+    "fraction ``settings.prepare.test`` of the data.",
+    "counts": "Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.",
+    "device": "``cpu``, ``cuda`` or ``mps``; ``auto`` is ``cuda`` if available, else ``cpu``.",
+    "keys": "Columns of ``obs`` and slot of counts in the given cells; by default as in the data of the fit.",
+    "n_threads": "Number of threads; all available ones if None. Results do not depend on it.",
+    "seed": "Seed of all random numbers.",
+    "settings": "Columns of ``obs``, and other settings.",
+}
+
+
+def document(function: Callable[..., Any], shared: Mapping[str, str] = ARGUMENTS, *, returns: str = "") -> None:
+    """Complete the docstring of a function: describe all its arguments, by ``shared`` unless the docstring does."""
+    text, *sections = re.split(r"\n\n(?=\w+\n---)", cleandoc(str(function.__doc__)))
+    own = sections.pop(0) if sections and sections[0].startswith("Parameters\n") else ""
+    entries = {entry.partition("\n")[0]: entry for entry in re.split(r"\n(?=\w)", own)[1:]}
+    names = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+    arguments = [entries.get(name) or f"{name}\n{indent(fill(shared[name], 110), '    ')}" for name in names]
+    function.__doc__ = "\n\n".join(
+        [
+            text,
+            *(["\n".join(["Parameters\n----------", *arguments])] if arguments else []),
+            *([f"Returns\n-------\n{returns}"] if returns else []),
+            *sections,
+        ]
+    )
+
 
 def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-    """Decorate a public function with :func:`checking`."""
+    """Decorate a public function with :func:`checking`, and :func:`document` it."""
+    if function.__doc__:
+        document(function)
 
     @wraps(function)
     def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> Returned:

@@ -85,11 +85,6 @@ class Result(ABC):
         ----------
         overwrite
             Replace an existing folder of results of this class.
-
-        Raises
-        ------
-        InputError
-            If the folder exists (without ``overwrite``), has other content, or cannot be written.
         """
         if not overwrite:
             reject_existing(Path(folder))
@@ -103,13 +98,7 @@ class Result(ABC):
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """Read results that :meth:`save` or a command of bdm wrote.
-
-        Raises
-        ------
-        InputError
-            If results of this class are missing, damaged, or in the format of another version of bdm.
-        """
+        """Read results that :meth:`save` or a command of bdm wrote."""
         return load(Path(folder), cls.kind, cls)
 
 

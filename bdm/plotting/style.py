@@ -1,10 +1,8 @@
 """Shared styles, labels, axes and panels of figures; showing and saving them."""
 
 import logging
-import re
 import warnings
 from collections.abc import Callable, Sequence
-from inspect import cleandoc, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, TypeVar
@@ -20,6 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
 from bdm._core.errors import InputError, printable
+from bdm._core.schema import document
 
 logger = logging.getLogger(__name__)
 
@@ -204,17 +203,8 @@ ARGUMENTS = {
 
 def documented(draw: Drawing) -> Drawing:
     """Complete the docstring of a figure: :data:`ARGUMENTS` that it has, and the returned axes."""
-    text, _, examples = cleandoc(str(draw.__doc__)).partition("\n\nExamples\n")
-    text, _, own = text.partition("\n\nParameters\n----------\n")
-    entries = {entry.partition("\n")[0]: entry for entry in re.split(r"\n(?=\w)", own)}
-    parameters = [entries.get(name) or f"{name}\n    {ARGUMENTS[name]}" for name in signature(draw).parameters]
     panels = " of the panels" if "list" in str(draw.__annotations__["return"]) else ""
-    sections = [
-        "\n".join(["Parameters\n----------", *parameters]),
-        f"Returns\n-------\nAxes{panels}; None if the figure is shown.",
-        *([f"Examples\n{examples}"] if examples else []),
-    ]
-    draw.__doc__ = "\n\n".join([text, *sections])
+    document(draw, ARGUMENTS, returns=f"Axes{panels}; None if the figure is shown.")
     return draw
 
 

@@ -226,10 +226,6 @@ def pseudobulk_tests(
 
     Parameters
     ----------
-    adata
-        Real or simulated cells, with raw counts.
-    settings
-        Columns of samples, conditions and cell types.
     t_distribution
         Compare Wald's statistic with a t-distribution, whose degrees of freedom are residual plus prior (from the
         dispersions). DESeq2's normal distribution gives too many small p-values with few samples.
@@ -239,11 +235,6 @@ def pseudobulk_tests(
     Table with a row for each ``cell_type`` and tested ``gene``: ``log2_fold_change`` of the condition over the
     reference, ``p_value``, and ``fdr``, the p-value adjusted within the cell type (Benjamini and Hochberg). Cell types
     with too few samples are left out.
-
-    Raises
-    ------
-    InputError
-        If a column or condition is missing, a condition has too few samples, or samples or pairs are ambiguous.
     """
     return expression_test(Experiment.from_anndata(adata, settings), "deseq2_t" if t_distribution else "deseq2")
 
@@ -253,13 +244,6 @@ def log_cpm_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd
     """Test genes in each cell type by a t-test of log2 CPM.
 
     This test uses the same pseudobulk counts as DESeq2, and is faster.
-
-    Parameters
-    ----------
-    adata
-        Real or simulated cells, with raw counts.
-    settings
-        Columns of samples, conditions and cell types.
 
     Returns
     -------
@@ -274,13 +258,6 @@ def wilcoxon_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> p
 
     Use it only for comparison: cells of a sample are not independent, so this test also finds differences between
     donors ([Squair et al. 2021](https://doi.org/10.1038/s41467-021-25960-2)).
-
-    Parameters
-    ----------
-    adata
-        Real or simulated cells, with raw counts.
-    settings
-        Columns of samples, conditions and cell types.
 
     Returns
     -------
@@ -302,19 +279,12 @@ def composition_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -
     ----------
     adata
         Real or simulated cells.
-    settings
-        Columns of samples, conditions and cell types.
 
     Returns
     -------
     Table with a row for each ``cell_type``: ``log_odds`` (natural log odds ratio of the condition over the reference),
     ``p_value``, and ``fdr``, adjusted for the number of cell types (Benjamini and Hochberg). P-values are missing if
     all samples have the same share.
-
-    Raises
-    ------
-    InputError
-        As :func:`pseudobulk_tests`.
     """
     experiment = Experiment.from_anndata(adata, settings)
     return share_tests(experiment.n_cells, experiment.samples)

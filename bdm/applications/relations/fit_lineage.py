@@ -47,8 +47,6 @@ def lineage(
     ----------
     adata
         Cells with raw counts, and the columns of ``obs`` in ``settings``.
-    settings
-        Columns of nodes and times, and time bins.
     tree
         Lineage tree in Newick (file or text), with a node for each cell type. None to build it from the lineage names
         in ``settings.lineage_key``.

@@ -69,21 +69,11 @@ def predict(
         Types to change and return; all by default.
     extrapolate
         Allow a dose above the highest measured one.
-    counts
-        Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
-    seed
-        Seed of all random numbers.
 
     Returns
     -------
     AnnData with raw counts of all input genes (CSR, float32). ``obs`` of the input gets the new condition,
     ``original_condition``, ``response`` (``measured`` or ``predicted``) and ``synthetic`` (True).
-
-    Raises
-    ------
-    InputError
-        If a condition or type is unknown, no cells or genes can be changed, or counts are not raw. Also if the
-        responses lack a type, and its cells are not control cells.
     """
     chosen = cells_to_change(responses, adata, condition, cell_types, dose=dose, extrapolate=extrapolate, counts=counts)
     return chosen.predict(seed=seed)

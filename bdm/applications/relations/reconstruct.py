@@ -65,20 +65,11 @@ def reconstruct(
         Number of cells.
     extrapolate
         Allow times without samples of the same lineage both before and after.
-    counts
-        Slot of the raw counts, see :func:`bdm.data.counts.find_counts`.
-    seed
-        Seed of all random numbers.
 
     Returns
     -------
     AnnData with raw counts (CSR, float32). ``obs`` has the node and time in the columns of the data, ``relative``, the
     name of the cell that each cell started from, and ``synthetic`` (True).
-
-    Raises
-    ------
-    InputError
-        If the node is unknown, the times need ``extrapolate``, or no cell is at a measured node and time.
     """
     number = lineage.tree.find(node)
     generator = numpy_generator(seed, "lineage", node)

@@ -53,8 +53,6 @@ def respond(
     adata
         Cells of the control and at least one other condition, with raw counts, and the columns of ``obs`` in
         ``settings``.
-    settings
-        Columns, and name of the control.
     features
         Features of perturbations, such as pathways (0 or 1) or numbers: a table with a row for each perturbation, or a
         CSV file with the perturbations in its first column. Perturbations without cells can then be predicted.
