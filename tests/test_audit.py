@@ -32,7 +32,7 @@ from bdm.applications.audit.limits import LEVEL, equal_sides, explain_inconclusi
 from bdm.applications.audit.run import AuditedModels, Generated, audit_folds, audit_models, fold_reader, prune_tree
 from bdm.cli import app
 from bdm.data.cells import Cells
-from bdm.generation.generated_file import GeneratedFile
+from bdm.generation.generate import GeneratedFile
 from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
 from bdm.model.model import load_model

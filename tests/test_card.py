@@ -16,7 +16,7 @@ from bdm.api import BranchedDiffusion
 from bdm.applications.audit.audit import check_settings
 from bdm.cli import app, main
 from bdm.evaluation.scores import SCORE_NAMES
-from bdm.generation.generated_file import GeneratedFile
+from bdm.generation.generate import GeneratedFile
 from bdm.model.model import load_model, record_of_cells
 from bdm.report.card import CARD, metadata, model_card, table
 from bdm.settings import GenerationSettings, PrepareSettings, ResponseSettings

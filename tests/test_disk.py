@@ -161,5 +161,5 @@ def test_run_that_is_killed_in_its_last_step_has_lost_nothing(tmp_path):
 
     with pytest.raises(InputError):
         fails()
-    assert {file.read_text() for file in (tmp_path / "out").iterdir()} == {"new"}
+    assert {file.read_text() for file in (tmp_path / "out").iterdir()} == {"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -56,15 +56,14 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
         yield written
         _flush(written)
         if path.is_dir() and written.is_dir():
-            os.replace(path, _replaced(written))
+            os.replace(path, scratch / f"{path.name}.replaced")
         os.replace(written, path)
     except Exception as error:
         if (reason := _unwritable(error)) is None:
             raise
         raise InputError(f"Cannot write {path}: {reason}; make room, or choose another output folder.") from error
     finally:
-        _restore_replaced(scratch, path)
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch, path)
         os.close(lock)
 
 
@@ -91,7 +90,7 @@ def _scratch_of(path: Path) -> tuple[Path, int]:
 
 
 def _remove_abandoned(scratch: Path, path: Path) -> None:
-    """Remove an ended process's scratch folder; complete a replacement that it began."""
+    """Remove an ended process's scratch folder."""
     try:
         handle = os.open(scratch, os.O_RDONLY)
     except FileNotFoundError:  # removed by its process just now
@@ -103,24 +102,17 @@ def _remove_abandoned(scratch: Path, path: Path) -> None:
                 f"Cannot write {path}: another process is writing it; wait until it has ended, or name another output."
             )
         if has_lock:  # its process has ended
-            written = scratch / path.name
-            if _replaced(written).exists() and not path.exists():
-                os.replace(written, path)
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove(scratch, path)
     finally:
         os.close(handle)
 
 
-def _restore_replaced(scratch: Path, path: Path) -> None:
-    """Move the previous output back unless it was replaced."""
-    replaced = _replaced(scratch / path.name)
+def _remove(scratch: Path, path: Path) -> None:
+    """Remove a scratch folder; move the previous output back unless it was replaced."""
+    replaced = scratch / f"{path.name}.replaced"
     if replaced.exists() and not path.exists():
         os.replace(replaced, path)
-
-
-def _replaced(written: Path) -> Path:
-    """Return the path of the previous output while it is replaced."""
-    return written.with_name(f"{written.name}.replaced")
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _lock(handle: int, *, wait: bool = False) -> bool | None:
@@ -187,16 +179,7 @@ def sha256(path: Path) -> str:
 def write_table(table: "pd.DataFrame", path: Path, *, index: str | bool = False, digits: int = 6) -> None:
     """Write a table as CSV, with an apostrophe before names that a spreadsheet would take for formulas.
 
-    Parameters
-    ----------
-    table
-        Numbers and text.
-    path
-        File to write.
-    index
-        Whether to write the index, or its name.
-    digits
-        Significant digits of numbers.
+    ``index`` is whether to write the index, or its name; ``digits`` are the significant digits of numbers.
     """
 
     def quoted(value: object) -> object:

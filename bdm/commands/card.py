@@ -34,7 +34,7 @@ def card(
     from bdm.applications.audit.audit import Audit, audit_section
     from bdm.applications.relations.responses import Responses, responses_section
     from bdm.evaluation.evaluate import Evaluation
-    from bdm.generation.generated_file import GeneratedFile
+    from bdm.generation.generate import GeneratedFile
     from bdm.model.model import load_model
     from bdm.report.card import model_card
 

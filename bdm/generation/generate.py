@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import anndata as ad
 import h5py
@@ -16,7 +17,8 @@ from anndata.io import write_elem
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bdm._core.files import require_space
+from bdm._core.errors import InputError
+from bdm._core.files import require_space, sha256
 from bdm._core.parallel import Map, keep_freed_memory, threads
 from bdm._core.progress import Item, progress
 from bdm._core.seeds import derive, numpy_generator, torch_generator
@@ -24,8 +26,10 @@ from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.data.modalities import MUDATA_FILE, write_h5mu
+from bdm.data.read import read_cells
 from bdm.generation.covariate_values import draw_covariates
 from bdm.generation.request import Request
+from bdm.model.match import labels_of
 from bdm.model.model import BranchedModel, expected_counts, generated_noise, record_of_cells
 from bdm.model.space import RealisedSpace
 from bdm.model.surfaces import Places
@@ -423,3 +427,40 @@ class DenseRows:
         else:
             self.stored.resize(len(self.stored) + len(rows), axis=0)
             self.stored[-len(rows) :] = rows
+
+
+@dataclass(frozen=True)
+class GeneratedFile:
+    """File of generated cells."""
+
+    name: str  # name of the file, without its folder
+    sha256: str
+    n_by_type: pd.Series  # number of cells by cell type
+    var: pd.DataFrame
+    seed: int
+    columns: tuple[str, ...]  # columns of ``obs``
+    sampling: dict[str, Any]  # settings of ``bdm generate``, by name
+
+    @classmethod
+    def read(cls, path: Path, model: BranchedModel, *, checksum: str) -> Self:
+        """Read the record of a file from ``bdm generate``, without its counts."""
+        adata = read_cells(path, on_disk=True)
+        record = dict(adata.uns.get("bdm", {}))
+        recorded = record.get("model_sha256")
+        is_generated = "request" in record and "synthetic" in adata.obs and bool(adata.obs["synthetic"].all())
+        if recorded is None or not is_generated:
+            raise InputError(f"{path} has other cells than bdm generate writes; name a file that it wrote.")
+        if recorded != checksum:
+            raise InputError(
+                f"{path} has cells of another model (its checksum begins with {recorded[:8]}, this model's with "
+                f"{checksum[:8]}); generate cells of this model."
+            )
+        return cls(
+            Path(path).name,
+            sha256(path),
+            labels_of(adata.obs, model).value_counts(),
+            adata.var,
+            int(record["seed"]),
+            tuple(map(str, adata.obs.columns)),
+            json.loads(record["settings"]),
+        )

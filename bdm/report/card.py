@@ -17,7 +17,7 @@ from bdm._core.errors import InputError, abbreviated, counted, listed, markdown,
 from bdm._core.store import checksum_of
 from bdm.data.cells import GENERATED
 from bdm.data.modalities import NOUNS, modalities_of
-from bdm.generation.generated_file import GeneratedFile
+from bdm.generation.generate import GeneratedFile
 from bdm.model.model import BranchedModel, save_model
 from bdm.settings import PrepareSettings
 
@@ -151,7 +151,7 @@ def file_rows(cells: GeneratedFile) -> Iterator[tuple[str, str]]:
     yield "cells", f'{int(cells.n_by_type.sum()):,}, each marked as synthetic: `obs["synthetic"]` is `True`'
     yield from feature_rows(cells.var)
     yield "seed", str(cells.seed)
-    yield "sampling", ", ".join(f"{name} {in_words(name, value)}" for name, value in cells.sampling.items())
+    yield "sampling", ", ".join(f"{name} {in_words(value)}" for name, value in cells.sampling.items())
     yield "columns of `obs`", ", ".join(map(code, cells.columns))
     yield "columns of `var`", ", ".join(map(code, cells.var.columns)) or "none"
 
@@ -181,10 +181,10 @@ def setting_rows(model: BranchedModel) -> Iterator[tuple[str, str]]:
     }
     for stage, settings in stages.items():
         for name, value in settings.items():
-            yield f"{stage}.{name}", in_words(name, value)
+            yield f"{stage}.{name}", in_words(value)
 
 
-def in_words(name: str, value: Any) -> str:
+def in_words(value: Any) -> str:
     """Format a setting."""
     if isinstance(value, list | tuple):
         return listed(list(map(str, value)), n_shown=5) or "none"

@@ -31,22 +31,10 @@ def shared_files(folder: Path) -> list[Path]:
 
 
 def push(folder: Path, address: str, *, public: bool, confirm: Callable[[str], bool]) -> str:
-    """Upload the folder of a model.
+    """Upload the folder of a model with its card, and return the address with the revision of the upload.
 
-    Parameters
-    ----------
-    folder
-        Folder of a model, with its card. Other files than :data:`FILES` are not sent.
-    address
-        Repository, which is created if it does not exist.
-    public
-        Whether everybody may read the repository.
-    confirm
-        Called with a description of the upload; nothing is sent unless it returns True.
-
-    Returns
-    -------
-    Address with the revision of the upload.
+    Other files than :data:`FILES` are not sent. ``confirm`` is called with a description of the upload; nothing is sent
+    unless it returns True.
     """
     name, revision = parse_address(address)
     if revision is not None:

@@ -23,6 +23,7 @@ from bdm.evaluation.scores import SCORE_TITLES
 from bdm.evaluation.verdict import LIMITS, Grade, Verdict
 from bdm.plotting.hierarchy_figure import draw_hierarchy, view_of
 from bdm.plotting.style import svg_of
+from bdm.report.card import in_words
 from bdm.report.summaries import (
     POPULATION_SCORES,
     Results,
@@ -115,7 +116,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters |= {"number": number, "whole": "{:,}".format, "percent": "{:.0%}".format}
-    templates.filters |= {"time": duration, "size": size, "plain": plain}
+    templates.filters |= {"time": duration, "size": size, "in_words": in_words}
     return templates
 
 
@@ -124,15 +125,6 @@ def number(value: float | None, digits: int = 2) -> str:
     if value is None or not np.isfinite(value):
         return "\N{EN DASH}"
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def plain(value: Any) -> str:
-    """Format the value of a setting."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None or value in ([], ()):
-        return "none"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def size(megabytes: float) -> str:

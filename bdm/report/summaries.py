@@ -249,12 +249,14 @@ def nodes(results: Results) -> Iterator[dict[str, Any]]:
         return
     agreement = results.interpretation.get("agreement", pd.DataFrame(columns=["node"]))
     agreement = agreement.drop_duplicates("node").set_index("node")  # RNA is the first modality
-    hierarchy, genes = results.model.hierarchy, genes_by_branch(results)
-    for name, rows in results.interpretation["branch_genes"].groupby("node", sort=False):
+    hierarchy, table = results.model.hierarchy, results.interpretation["branch_genes"]
+    by_branch = {child: top_markers(rows) for child, rows in table.groupby("child", sort=False)}
+    genes = {child: display_names(rows).tolist() for child, rows in by_branch.items()}
+    for name, rows in table.groupby("node", sort=False):
         children = rows["child"].unique()
         labels = [abbreviated(fewest_names(tuple(hierarchy.leaves(child)), hierarchy)) for child in children]
         scores = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
-        markers = [gene for _, table in rows.groupby("child", sort=False) for gene in top_markers(table)["gene"]]
+        markers = [gene for child in children for gene in by_branch[child]["gene"]]
         shown = [gene for child in children for gene in genes[child]]
         words = dict.fromkeys([name, *hierarchy.types_below(name), *hierarchy.leaves(name), *shown, *markers])
         yield {
@@ -271,14 +273,6 @@ def top_markers(rows: pd.DataFrame) -> pd.DataFrame:
     """Select the top genes with higher expression in a branch."""
     up = rows[rows["model_log2_fold_change"].astype(float) > 0]
     return up.sort_values("model_rank").head(N_GENES)
-
-
-def genes_by_branch(results: Results) -> dict[str, list[str]]:
-    """Return the top marker genes of each branch."""
-    table = results.interpretation.get("branch_genes")
-    if table is None:
-        return {}
-    return {child: display_names(top_markers(rows)).tolist() for child, rows in table.groupby("child", sort=False)}
 
 
 DEFAULTS = PrepareSettings()

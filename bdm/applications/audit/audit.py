@@ -27,7 +27,7 @@ from bdm.applications.audit.audit_verdict import (
     standardise,
 )
 from bdm.applications.audit.limits import LEVEL
-from bdm.generation.generated_file import GeneratedFile
+from bdm.generation.generate import GeneratedFile
 from bdm.model.model import BranchedModel
 
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
