@@ -47,26 +47,10 @@ def request_at(
 ) -> Request:
     """Request a cell at each location.
 
-    Parameters
-    ----------
-    model
-        Model fitted to cells with positions.
-    locations
-        A row per cell: coordinates ``x``, ``y`` and, in three dimensions, ``z``, in the units of the training cells;
-        ``section``, if the model has several; and optionally ``cell_type`` and covariates. Without ``cell_type``, types
-        are drawn from the map of the model.
-    at
-        Values of :func:`bdm.generation.request.request_cells`, which are rejected.
-    extrapolate
-        Allow locations far from all training cells: a quarter of the spread of a section, or more.
-    seed
-        Seed of the populations.
-
-    Raises
-    ------
-    InputError
-        If the model has no positions, a column is missing or invalid, more than 1% of the locations are far from all
-        training cells, or ``at`` is given.
+    ``locations`` has a row per cell: coordinates ``x``, ``y`` and, in three dimensions, ``z``, in the units of the
+    training cells; ``section``, if the model has several; and optionally ``cell_type`` and covariates. Without
+    ``cell_type``, types are drawn from the map of the model, by ``seed``. Covariates ``at`` are rejected. Locations
+    far from all training cells (a quarter of the spread of a section, or more) need ``extrapolate`` if more than 1%.
     """
     if at:
         raise InputError(

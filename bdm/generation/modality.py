@@ -90,19 +90,6 @@ def predict_modality(
     approximation. Mixture weights are the posterior probabilities of the populations. Proteins have the levels of
     training cells.
 
-    Parameters
-    ----------
-    model
-        Model of RNA and the modality.
-    request
-        Cells with RNA, from :func:`match_request`.
-    modality
-        Modality to predict, from :func:`find_modality`.
-    n_samples
-        Number of posterior samples per cell.
-    seed
-        Seed of all random numbers.
-
     Returns
     -------
     AnnData with expected counts in ``X`` and these layers: ``log1p``, the expected log1p of counts; ``lower`` and

@@ -86,26 +86,8 @@ def request_cells(
 ) -> Request:
     """Complete a request with populations and batches, as in training cells.
 
-    Parameters
-    ----------
-    model
-        Fitted model.
-    cells
-        Number of cells of each type; numbers by type or population; or a table with the columns ``cell_type`` and
-        ``n_cells``, and optionally ``batch`` and covariates.
-    at
-        Covariates of the cells; populations have their shares at them.
-    extrapolate
-        Allow covariates outside the range of a type's training cells.
-
-    Returns
-    -------
-    Request with a row for each population, batch and value of covariates, in the order of the model.
-
-    Raises
-    ------
-    InputError
-        If a type, batch, covariate, number or column is invalid, or no cells are left.
+    ``cells``, ``at`` and ``extrapolate`` are as in :meth:`bdm.BranchedDiffusion.generate`. The request has a row for
+    each population, batch and value of covariates, in the order of the model; populations have their shares at them.
     """
     table = checked_table(model, cells)
     if at:

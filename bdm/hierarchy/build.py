@@ -52,27 +52,9 @@ class MeasuredClade:
 def build_hierarchy(
     cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Tree | None = None
 ) -> Hierarchy:
-    """Build the hierarchy of populations by clustering, or from a given tree.
+    """Build the hierarchy of populations by clustering, or from a given tree of the cell types.
 
-    Parameters
-    ----------
-    cells
-        Posteriors of the cells in latent space, with populations and cell types.
-    settings
-        Threshold of the noise levels, and number of resamples.
-    seed
-        Seed of the resamples that measure support.
-    tree
-        Tree of the cell types in any form of :data:`Tree`. Noise levels and trees of sub-populations are computed.
-
-    Returns
-    -------
-    Hierarchy with noise levels in whitened units, and support.
-
-    Raises
-    ------
-    InputError
-        If the leaves of ``tree`` differ from the cell types.
+    Noise levels (in whitened units), their support, and the trees of sub-populations are computed in both cases.
     """
     clade = None if tree is None else as_clade(tree)
     whitening = fit_whitening(cells)

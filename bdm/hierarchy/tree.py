@@ -185,31 +185,11 @@ class Hierarchy:
         return tuple(self._populations_by_type)
 
     def populations_of(self, cell_type: str) -> tuple[str, ...]:
-        """Return the populations of a cell type.
-
-        Parameters
-        ----------
-        cell_type
-            Name of a cell type.
-
-        Returns
-        -------
-        Names of the populations, in the order of the tree.
-        """
+        """Return the names of a cell type's populations, in the order of the tree."""
         return self._populations_by_type[cell_type]
 
     def types_below(self, name: str) -> tuple[str, ...]:
-        """Return the cell types below a branch.
-
-        Parameters
-        ----------
-        name
-            Name of a branch.
-
-        Returns
-        -------
-        Names of the cell types, in the order of the tree.
-        """
+        """Return the names of the cell types below a branch, in the order of the tree."""
         return tuple(dict.fromkeys(self.by_name[leaf].cell_type or leaf for leaf in self.leaves(name)))
 
     @cached_property
@@ -221,31 +201,11 @@ class Hierarchy:
         return by_type
 
     def shape(self, name: str) -> Clade:
-        """Return the shape of the tree below a branch.
-
-        Parameters
-        ----------
-        name
-            Name of a branch.
-
-        Returns
-        -------
-        Clade with the names of branches.
-        """
+        """Return the shape of the tree below a branch, with the names of branches."""
         return Clade(name, tuple(self.shape(child) for child in self.children[name]))
 
     def leaves(self, name: str) -> Iterator[str]:
-        """Yield the populations below a branch.
-
-        Parameters
-        ----------
-        name
-            Name of a branch.
-
-        Returns
-        -------
-        Names of the populations, in the order of the tree; a leaf yields itself.
-        """
+        """Yield the names of the populations below a branch, in the order of the tree; a leaf yields itself."""
         waiting = [name]
         while waiting:
             name = waiting.pop()
@@ -254,33 +214,13 @@ class Hierarchy:
                 yield name
 
     def segment(self, name: str) -> Segment:
-        """Return the interval of noise levels of a branch.
-
-        Parameters
-        ----------
-        name
-            Name of a branch.
-
-        Returns
-        -------
-        Segment from the parent's level, or ``sigma_max``, down to the branch's own.
-        """
+        """Return the interval of a branch: from its parent's noise level, or ``sigma_max``, down to its own."""
         branch = self.by_name[name]
         high = self.sigma_max if branch.parent is None else self.by_name[branch.parent].level
         return Segment(name, self.rows[name], high, branch.level)
 
     def lineage(self, name: str) -> Iterator[Branch]:
-        """Yield a branch and its ancestors.
-
-        Parameters
-        ----------
-        name
-            Name of a branch.
-
-        Returns
-        -------
-        Branches from ``name`` up to the root.
-        """
+        """Yield a branch and its ancestors, up to the root."""
         step: str | None = name
         while step is not None:
             yield self.by_name[step]
@@ -292,19 +232,10 @@ class Hierarchy:
         return {branch.name: i if branch.row is None else branch.row for i, branch in enumerate(self.branches)}
 
     def path(self, name: str) -> tuple[Segment, ...]:
-        """Return the path from the root to the lower end of a branch.
+        """Return the segments from the root down to the lower end of a branch.
 
         Adjacent segments with the same row are joined and segments of length 0 dropped, so adding cell types does not
         change the paths of others.
-
-        Parameters
-        ----------
-        name
-            Name of a branch.
-
-        Returns
-        -------
-        Segments from the root down.
         """
         segments: list[Segment] = []
         for branch in self.lineage(name):
@@ -316,51 +247,19 @@ class Hierarchy:
         return tuple(segment for segment in reversed(segments) if segment.high > segment.low)
 
     def common_ancestor(self, first: str, second: str) -> Branch:
-        """Find the lowest common ancestor of two branches.
-
-        Parameters
-        ----------
-        first, second
-            Names of branches or cell types.
-
-        Returns
-        -------
-        Lowest branch above both; a branch is above itself.
-        """
+        """Find the lowest common ancestor of two branches or cell types; a branch is above itself."""
         names = {branch.name for branch in self.lineage(self.find_branch(first).name)}
         return next(branch for branch in self.lineage(self.find_branch(second).name) if branch.name in names)
 
     def find_branch(self, name: str) -> Branch:
-        """Find a branch by name.
-
-        Parameters
-        ----------
-        name
-            Name of a branch or cell type.
-
-        Returns
-        -------
-        Branch of this name, or the lowest branch above all populations of the cell type.
-        """
+        """Find a branch by name, or the lowest branch above all populations of a cell type."""
         if name in self.by_name:
             return self.by_name[name]
         first, *rest = self.populations_of(name)
         return reduce(lambda branch, leaf: self.common_ancestor(branch.name, leaf), rest, self.by_name[first])
 
     def path_below(self, ancestor: Branch, population: str) -> tuple[Segment, ...]:
-        """Return the path of a population below an ancestor.
-
-        Parameters
-        ----------
-        ancestor
-            Branch above the population.
-        population
-            Name of a leaf.
-
-        Returns
-        -------
-        Segments from the level of the ancestor down.
-        """
+        """Return the segments of a population's path from the level of ``ancestor`` down."""
         clipped = (replace(segment, high=min(segment.high, ancestor.level)) for segment in self.path(population))
         return tuple(segment for segment in clipped if segment.high > segment.low)
 

@@ -80,27 +80,10 @@ def fit(
     device: str = "auto",
     **facts: str | None,
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
-    """Fit a model to prepared cells: autoencoder, hierarchy, prior.
+    """Fit a model to prepared cells: autoencoder, hierarchy (clustered without ``tree``), and prior.
 
-    Parameters
-    ----------
-    prepared
-        Cells from :func:`bdm.data.prepare.prepare`.
-    settings
-        Settings of all stages.
-    tree
-        Tree of the cell types; by default, clustered.
-    seed
-        Seed of all stages.
-    device
-        Device of the autoencoder and the prior.
-    **facts
-        Entries added to the provenance of the model.
-
-    Returns
-    -------
-    Model, and tables of its training by name: ``autoencoder`` with training and validation losses by step, and the
-    tables of :class:`bdm.prior.base.FittedPrior`.
+    Returns also tables of the training by name: ``autoencoder`` with training and validation losses by step, and the
+    tables of :class:`bdm.prior.base.FittedPrior`. ``facts`` are added to the provenance of the model.
     """
     encoded, losses = fit_and_encode(prepared, settings.autoencoder, seed=seed, device=device)
     hierarchy = fit_hierarchy(encoded.latent, settings.hierarchy, seed=seed, tree=tree)
