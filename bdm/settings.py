@@ -11,12 +11,23 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm._core.errors import InputError
-from bdm._core.kinds import DECODERS, PRIORS
-from bdm._core.schema import Key, Setting, StageSettings, Unset
+from bdm._core.schema import Key, Kinds, Setting, StageSettings, Unset
 from bdm._core.validation import keys_rejection, section_rejection, split_rejection
 
 AS_FITTED = Unset("as in the model's data")
 WITHOUT_LABELS = "cell"  # cell type of cells without labels: the Cell Ontology's term for any cell, CL:0000000
+
+PRIORS = Kinds(
+    "prior",
+    "bdm.priors",
+    {
+        "mixture": "bdm.prior.mixture",
+        "diffusion": "bdm.prior.diffusion",
+        "flow": "bdm.prior.flow",
+    },
+)
+
+DECODERS = Kinds("decoder", "bdm.decoders", {"negative_binomial": "bdm.autoencoder.decoder"})
 
 # ---- options of single commands, and types of settings that several stages have
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from bdm._core.schema import Setting, StageSettings, Unset, described_settings
+from bdm._core.schema import Setting, StageSettings, Unset, settings_of
 from bdm.settings import (
     AuditSettings,
     AutoencoderSettings,
@@ -53,7 +53,7 @@ def key(name: str, annotation: Any, default: Any = MISSING) -> Setting:
 
 def stage_settings(model: type[StageSettings]) -> list[Setting]:
     """List the settings in the section of a stage."""
-    return [setting for setting in described_settings(model) if setting.key.section is None and not setting.key.absent]
+    return [each for each in settings_of(model) if each.help and each.key.section is None and not each.key.absent]
 
 
 Cells = Annotated[Path, "Cells: `.h5ad`, `.h5mu`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
@@ -111,7 +111,7 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
 }
 DATASET = [
     key("path", Cells),
-    *(setting for setting in described_settings(PrepareSettings) if setting.key.section == "dataset"),
+    *(setting for setting in settings_of(PrepareSettings) if setting.key.section == "dataset"),
     key("labels", Labels, None),
 ]
 # Named objects in a section: the section, their key, their description, and their own keys
@@ -123,7 +123,7 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
         [
             key("path", NewCells),
             key("cell_types", NewTypes, ()),
-            *(setting for setting in described_settings(InputKeys) if setting.name != "batch_key"),
+            *(setting for setting in settings_of(InputKeys) if setting.name != "batch_key"),
             key("missing_as_zero", MissingAsZero, False),
         ],
     ),

@@ -14,11 +14,10 @@ from warm import start
 
 import bdm
 from bdm._core.errors import InputError
-from bdm._core.kinds import DECODERS, PRIORS
 from bdm.generation.request import request_cells
 from bdm.model.model import expected_counts, observation_model
 from bdm.prior.base import LatentPrior
-from bdm.settings import TrainSettings
+from bdm.settings import DECODERS, PRIORS, TrainSettings
 
 EXAMPLES = Path(__file__).parents[1] / "docs/examples"
 NEW = "CD34+"
@@ -87,7 +86,7 @@ def test_unknown_prior_is_one_sentence(example_cells):
 
 
 def test_names_of_priors_are_known_before_they_are_imported():
-    code = "from bdm._core.kinds import PRIORS; import sys; print(PRIORS.names, 'torch' in sys.modules)"
+    code = "from bdm.settings import PRIORS; import sys; print(PRIORS.names, 'torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["('mixture',", "'diffusion',", "'flow')", "False"]
     assert all(issubclass(PRIORS.find(name), LatentPrior) for name in ("mixture", "diffusion", "flow"))

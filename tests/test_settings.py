@@ -15,7 +15,7 @@ from typer.main import get_command
 import bdm
 from bdm._core.errors import InputError
 from bdm._core.files import provenance
-from bdm._core.schema import StageSettings, described_settings, settings_of
+from bdm._core.schema import StageSettings, settings_of
 from bdm.api import merged_settings
 from bdm.applications.design.design import Samples
 from bdm.cli import app
@@ -82,7 +82,7 @@ def test_methods_reject_a_misspelt_argument(small_model):
 @pytest.mark.parametrize("settings", STAGES, ids=lambda settings: settings.section)
 def test_merged_settings_help_are_options_with_the_same_default(settings):
     options = {parameter.name: parameter for parameter in COMMANDS[settings.section].params}
-    described = list(described_settings(settings))
+    described = [setting for setting in settings_of(settings) if setting.help]
     assert described
     for setting in described:
         option = options[setting.name]
@@ -95,13 +95,13 @@ def test_merged_settings_help_are_options_with_the_same_default(settings):
 def test_fit_has_the_settings_of_all_stages():
     names = {parameter.name for parameter in COMMANDS["fit"].params}
     for stage in (type(getattr(Settings(), field.name)) for field in fields(Settings)):
-        for setting in described_settings(stage):
+        for setting in filter(lambda setting: setting.help, settings_of(stage)):
             assert {setting.name, f"{stage.section}_{setting.name}"} & names, setting.name
     assert {"autoencoder_n_steps", "train_n_steps"} <= names
 
 
 def test_methods_have_the_defaults_of_the_settings():
-    for setting in described_settings(GenerationSettings):
+    for setting in settings_of(GenerationSettings):
         generate = inspect.signature(bdm.BranchedDiffusion.generate)
         assert generate.parameters[setting.name].default == setting.default
     assert inspect.signature(bdm.BranchedDiffusion.evaluate).parameters["n_repeats"].default == 3

@@ -8,8 +8,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, cached_property, wraps
+from importlib import import_module
+from importlib.metadata import entry_points
 from inspect import cleandoc
 from numbers import Number
 from pathlib import Path
@@ -20,7 +22,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, ParamSpec, Self, Typ
 from annotated_types import Ge, Gt, Le, Lt
 
 from bdm._core.errors import InputError, error_prefix
-from bdm._core.kinds import Kinds
 from bdm._core.validation import rejection, unknown_setting
 
 if TYPE_CHECKING:
@@ -51,11 +52,53 @@ class Key:
 
 
 @dataclass(frozen=True)
+class Kinds:
+    """Classes of one family, chosen by name and imported on demand.
+
+    The base class of the family adds each subclass to ``registered`` when its module is imported.
+    """
+
+    family: str  # for messages
+    group: str  # entry point group of installed packages
+    built_in: dict[str, str]  # module of each class in bdm, by name
+    registered: dict[str, type[Any]] = field(default_factory=dict)  # imported classes, by name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, built-in ones first."""
+        return tuple(dict.fromkeys((*self.built_in, *installed(self.group), *self.registered)))
+
+    def find(self, name: str) -> type[Any]:
+        """Import and return the class called ``name``."""
+        self.check(name)
+        if name not in self.registered and name in self.built_in:
+            import_module(self.built_in[name])
+        elif name not in self.registered:
+            for entry in entry_points(group=self.group, name=name):
+                entry.load()
+        return self.registered[name]
+
+    def check(self, name: str) -> None:
+        """Reject an unknown name, without importing any class."""
+        if name not in self.names:
+            raise InputError(
+                f"There is no {self.family} {name!r} in this installation, which has {', '.join(self.names)}; "
+                "name one of these, or install or import the package that defines it."
+            )
+
+
+@cache
+def installed(group: str) -> tuple[str, ...]:
+    """Return the names of entry points; cached, as a search takes milliseconds."""
+    return tuple(entry.name for entry in entry_points(group=group))
+
+
+@dataclass(frozen=True)
 class Setting:
     """A setting: name, annotated type and default (their class, for nested settings).
 
     Notes in the annotation, ``Annotated[type, *notes]``, have its help text (a string), bounds, the meaning of None
-    (:class:`Unset`), its :class:`Key`, and the :class:`~bdm._core.kinds.Kinds` that its value names.
+    (:class:`Unset`), its :class:`Key`, and the :class:`Kinds` that its value names.
     """
 
     name: str
@@ -132,9 +175,10 @@ class Setting:
             return self.nested.from_content(value, self.public_name)
         if not isinstance(value, list | tuple):
             raise InputError(f"{self.public_name} is {value!r}, but must be a list.")
+        names = [item.get("name") if isinstance(item, dict) else None for item in value]
         return tuple(
-            self.nested.from_content(item, item_path(self.public_name, number, item))
-            for number, item in enumerate(value, 1)
+            self.nested.from_content(item, f"{self.public_name}.{name or number}")
+            for number, (name, item) in enumerate(zip(names, value, strict=True), 1)
         )
 
     def _checked_plain(self, value: Any) -> Any:
@@ -193,12 +237,6 @@ def to_python(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_python(item) for key, item in value.items()}
     return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
-
-
-def item_path(key: str, number: int, item: Any) -> str:
-    """Return the path of a list item: its ``name``, or number from 1."""
-    name = item.get("name") if isinstance(item, dict) else None
-    return f"{key}.{name or number}"
 
 
 def reject_unknown(names: Iterable[str], known: Sequence[str]) -> None:
@@ -297,11 +335,6 @@ def leaves_of(stage: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str
             yield from (((setting.name, *path), section, leaf) for path, section, leaf in leaves_of(setting.nested))
         else:
             yield (setting.name,), stage.section, setting
-
-
-def described_settings(stage: type[StageSettings]) -> Iterator[Setting]:
-    """Yield settings with a help text: command-line options and configuration keys."""
-    return (setting for setting in settings_of(stage) if setting.help)
 
 
 # ---- public functions

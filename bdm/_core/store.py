@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bdm._core.errors import InputError, error_prefix
 from bdm._core.files import atomic_write, read_checksummed_json, reject_existing, sha256, write_checksummed_json
-from bdm._core.kinds import Kinds
+from bdm._core.schema import Kinds
 from bdm._core.seeds import to_tensor
 
 FORMAT = 31  # of files; increase it when fields of saved dataclasses change
@@ -37,7 +37,7 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
 
     Fields may be numbers, text, None, JSON content, tensors, arrays, tables, other such dataclasses, and tuples or
     dictionaries (with text keys) of them. A network is rebuilt from its dataclass ``shape``, and a class of
-    :class:`bdm._core.kinds.Kinds` is found by its name. A function without arguments, which computes a value on
+    :class:`bdm._core.schema.Kinds` is found by its name. A function without arguments, which computes a value on
     demand, is saved as this value. The JSON file also has ``facts``, such as the checksum of an input.
     """
     folder = Path(folder)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from bdm._core.kinds import DECODERS
 from bdm.autoencoder.observation import NegativeBinomial, ObservationModel
 from bdm.autoencoder.softmax import Blocks, Loadings, PaddedCells, Parameters, SoftmaxEvidence
+from bdm.settings import DECODERS
 
 DISPERSION_PACE = 5  # scales the steps of log dispersions, which move much further in training than loadings
 TYPE_DISPERSION_SCALE = 0.5  # prior standard deviation of a type's log dispersion around the gene's

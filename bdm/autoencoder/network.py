@@ -9,10 +9,10 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from bdm._core.kinds import DECODERS
 from bdm._core.parallel import Map
 from bdm.autoencoder.decoder import AutoencoderShape, Decoder
 from bdm.autoencoder.softmax import ONE_BLOCK, Blocks
+from bdm.settings import DECODERS
 
 OVERSAMPLING = 10  # extra components in the randomised SVD, so that the last principal components converge
 PORTION = 128  # cells per thread when posteriors are computed in parallel

@@ -1,18 +1,14 @@
 """``bdm evaluate-transmuted``: compare transmuted cells with held-out cells of their new type."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from bdm._core.errors import InputError
 from bdm.commands.base import Holding, OutFolder, Summary
 from bdm.commands.evaluate import Compare, FittedModel, named_files
 from bdm.settings import InputKeys, Seed
-
-if TYPE_CHECKING:
-    from bdm.applications.transmutation.evaluate_transmuted import Target
 
 logger = logging.getLogger(__name__)
 
@@ -45,33 +41,24 @@ def evaluate_transmuted(
 
     files = named_files(TRANSMUTED, transmuted, compare)
     if model is None:
-        require_model(test_cells=test_cells, **vars(keys))
+        for name, value in {"test_cells": test_cells, **vars(keys)}.items():
+            if value is not None:
+                raise InputError(f"`{name}=` is used with a model only; give `model=` too.")
         real, before, populations = read_real_cells(cells), read_counts(cells), None
     else:
         loaded = load_model(model)
         before = read_fitted_cells(cells, loaded, keys)
         real, populations = real_cells_for(loaded, before, test_cells, keys), population_assigner(loaded)
     read = {name: read_transmuted(file, cells, before, real) for name, file in files.items()}
-    real, to = relabel(real, single_target([file.to for file in read.values()]), populations)
+    targets = [file.to for file in read.values()]
+    if len(names := {target.cell_type for target in targets}) > 1:
+        raise InputError(
+            f"Cells were transmuted to different types ({', '.join(sorted(names))}); evaluate one type at a time."
+        )
+    real, to = relabel(real, targets[0], populations)
     evaluation = evaluate_transmutation(real, {name: file.cells for name, file in read.items()}, to, seed=seed)
     records = {name: file.record for name, file in read.items()}
     evaluation = replace(evaluation, provenance=evaluation.provenance | {"transmuted": records})
     write_result(out, evaluation, checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model))
     logger.info(repr(evaluation))
     return Summary()
-
-
-def require_model(**values: Path | str | None) -> None:
-    """Reject options that are used with a model only."""
-    unused = next((name for name, value in values.items() if value is not None), None)
-    if unused is not None:
-        raise InputError(f"`{unused}=` is used with a model only; give `model=` too.")
-
-
-def single_target(targets: "Sequence[Target]") -> "Target":
-    """Return the target of the files; reject files with different cell types."""
-    if len(names := {target.cell_type for target in targets}) > 1:
-        raise InputError(
-            f"Cells were transmuted to different types ({', '.join(sorted(names))}); evaluate one type at a time."
-        )
-    return targets[0]

@@ -13,7 +13,6 @@ import torch
 
 from bdm._core.errors import InputError, TrainingError
 from bdm._core.files import provenance
-from bdm._core.kinds import PRIORS
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator, torch_generator
 from bdm._core.store import load, load_part, save
@@ -32,7 +31,7 @@ from bdm.model.fit_space import fit_space
 from bdm.model.model import BranchedModel, composition_of, expected_counts, generated_noise
 from bdm.model.space import SpatialEffects
 from bdm.prior.base import PriorData, Sampler
-from bdm.settings import AutoencoderSettings, FitSettings, HierarchySettings, TrainSettings
+from bdm.settings import PRIORS, AutoencoderSettings, FitSettings, HierarchySettings, TrainSettings
 
 N_CELLS = 2048  # cells to generate for the protein levels of a population
 N_CHECKED_CELLS = 100  # cells to generate for the check of a population

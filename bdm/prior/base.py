@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from bdm._core.errors import InputError
-from bdm._core.kinds import PRIORS, Kinds
+from bdm._core.schema import Kinds
 from bdm.autoencoder.latent import LatentCells
 from bdm.autoencoder.moments import PopulationMoments, Whitening
 from bdm.hierarchy.tree import Hierarchy
-from bdm.settings import TrainSettings
+from bdm.settings import PRIORS, TrainSettings
 
 
 @dataclass(frozen=True, eq=False)

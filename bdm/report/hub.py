@@ -25,11 +25,6 @@ def parse_address(address: str) -> tuple[str, str | None]:
     return match[1], match[2]
 
 
-def shared_files(folder: Path) -> list[Path]:
-    """Return the files of a model folder that are uploaded and downloaded."""
-    return [folder / name for name in FILES if (folder / name).is_file()]
-
-
 def push(folder: Path, address: str, *, public: bool, confirm: Callable[[str], bool]) -> str:
     """Upload the folder of a model with its card, and return the address with the revision of the upload.
 
@@ -42,7 +37,7 @@ def push(folder: Path, address: str, *, public: bool, confirm: Callable[[str], b
     read_files(folder, "model")
     hub = import_hub()
     license = license_of(folder / CARD, hub)
-    files = shared_files(folder)
+    files = [folder / name for name in FILES if (folder / name).is_file()]
     if links := [file.name for file in files if file.is_symlink()]:
         raise InputError(f"{folder / links[0]} is a link, so what it sends may be any file; replace it by a copy.")
     size = sum(file.stat().st_size for file in files) / 1e6

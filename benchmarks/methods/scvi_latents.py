@@ -23,7 +23,6 @@ from scvi_prior import decode
 
 from bdm._core import store
 from bdm._core.files import atomic_write
-from bdm._core.kinds import PRIORS
 from bdm._core.seeds import derive
 from bdm.autoencoder.fit_autoencoder import Division
 from bdm.autoencoder.latent import LatentCells, latent_cells, read_latent
@@ -31,7 +30,7 @@ from bdm.autoencoder.moments import Whitening, fit_whitening, population_moments
 from bdm.autoencoder.sub_populations import find_parts
 from bdm.hierarchy.files import load_hierarchy
 from bdm.prior.base import LatentPrior, PriorData
-from bdm.settings import AutoencoderSettings, TrainSettings
+from bdm.settings import PRIORS, AutoencoderSettings, TrainSettings
 
 EPOCHS, PATIENCE, WARMUP, LEARNING_RATE = 100, 15, 30, 4e-3
 NETWORK, MODEL = "scvi", "latents"  # folder of scVI, and name of the model file
