@@ -250,13 +250,7 @@ class HierarchySettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(StageSettings):
-    """Settings of the prior over latents, and of the training of its network.
-
-    Attributes
-    ----------
-    averaging
-        Decay of the exponential moving average of weights per training step.
-    """
+    """Settings of the prior over latents, and of the training of its network."""
 
     section: ClassVar[str] = "train"
 
@@ -269,9 +263,7 @@ class TrainSettings(StageSettings):
     width: Annotated[int, Ge(1), "Width of the network of the prior."] = 128
     n_layers: Annotated[int, Ge(1), "Number of residual blocks of the network of the prior."] = 3
     n_steps: Annotated[int, Ge(1), "Maximum number of training steps of the network of the prior."] = 2000
-    batch_size: Annotated[int, Ge(1)] = 256
     learning_rate: LearningRate = 2e-3
-    averaging: Annotated[float, Ge(0), Lt(1)] = 0.998
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -523,7 +523,7 @@ def fitted(
     cells: LatentCells | None = None,
     prior: type[LatentPrior] = DiffusionPrior,
 ) -> FittedPrior:
-    settings = TrainSettings(width=32, n_layers=2, n_steps=n_steps, averaging=0.98)
+    settings = TrainSettings(width=32, n_layers=2, n_steps=n_steps)
     return prior.fit(data_of(cells or planted()), settings, seed=seed, device="cpu")
 
 
@@ -707,11 +707,9 @@ def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
 def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
     fit, data = fitted(n_steps=300, cells=two_sided()), data_of(two_sided())
     assert fit.prior.network_branches.any()
-    settings, cpu = TrainSettings(width=32, n_layers=2, n_steps=300, averaging=0.98), torch.device("cpu")
+    settings, cpu = TrainSettings(width=32, n_layers=2, n_steps=300), torch.device("cpu")
     network = BranchNetwork.initial(data, settings, seed=0)
-    loss = DiffusionPrior.loss_class(
-        data, torch.arange(1500), DiffusionPrior.denoise_with, fit.prior.populations, settings, cpu
-    )
+    loss = DiffusionPrior.loss_class(data, torch.arange(1500), DiffusionPrior.denoise_with, fit.prior.populations, cpu)
     training = fit.history["training"]
     n_steps = int(training["step"][training["validation"].idxmin()])
     train(network, loss, training_plan(settings, cpu, seed=0, stop_after=n_steps))

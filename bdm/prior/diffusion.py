@@ -80,7 +80,7 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         )
         populations = populations.to(torch_device)
         network = BranchNetwork.initial(data, settings, seed=seed)
-        loss = cls.loss_class(data, training_cells, cls.denoise_with, populations, settings, torch_device)
+        loss = cls.loss_class(data, training_cells, cls.denoise_with, populations, torch_device)
         untrained_loss = held_out.closed_form_loss
         history = train(
             network,
@@ -96,7 +96,7 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
         if network_branches.any():
             network = BranchNetwork.initial(data, settings, seed=seed)
             all_cells = torch.arange(len(data.cells.population))
-            loss = cls.loss_class(data, all_cells, cls.denoise_with, populations, settings, torch_device)
+            loss = cls.loss_class(data, all_cells, cls.denoise_with, populations, torch_device)
             n_steps = settings.n_steps if everywhere else best_step(history, untrained_loss)
             plan = training_plan(settings, torch_device, seed=seed, stop_after=n_steps)
             train(network, loss, plan, by_group=loss.by_population)

@@ -76,7 +76,7 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
         training_moments = population_moments(data.cells.subset(training_cells), data.whitening)
         populations = BranchPopulations.from_moments(training_moments, hierarchy).to(torch_device)
         network = BranchNetwork.initial(data, settings, seed=seed).to(torch_device)
-        loss = FlowLoss(data, training_cells, cls.denoise_with, populations, settings, torch_device)
+        loss = FlowLoss(data, training_cells, cls.denoise_with, populations, torch_device)
         draws = held_out_cells.repeat(max(1, N_DRAWS // len(held_out_cells)))
 
         @torch.no_grad()

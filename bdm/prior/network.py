@@ -24,6 +24,8 @@ from bdm.prior.mixture import GaussianMixturePrior
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import TrainSettings
 
+BATCH_SIZE = 256  # cells per minibatch
+
 
 @dataclass(frozen=True)
 class NetworkShape:
@@ -197,7 +199,6 @@ class MinibatchLoss:
     training_cells: Tensor  # indices
     denoise_with: Callable[[nn.Module, BranchPopulations, Tensor, Tensor, Tensor], Tensor]
     populations: BranchPopulations
-    settings: TrainSettings
     device: torch.device
     first_row: int = 0  # row of the first branch of ``data.hierarchy`` in the prior
 
@@ -214,7 +215,7 @@ class MinibatchLoss:
 
     def sample_losses(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the loss and the population of each cell of a minibatch."""
-        index = self.training_cells[self.minibatches.draw(self.settings.batch_size, generator)]
+        index = self.training_cells[self.minibatches.draw(BATCH_SIZE, generator)]
         return self.losses_of_cells(network, index, generator), self.data.cells.population[index]
 
     def losses_of_cells(self, network: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -253,7 +254,7 @@ def training_plan(settings: TrainSettings, device: torch.device, *, seed: int, *
         seed=derive(seed, "denoiser steps"),
         device=device,
         name="the network of the prior",
-        averaging=settings.averaging,
+        averaging=0.998,  # matters after 4,491 steps
         **more,
     )
 
@@ -323,7 +324,7 @@ class NetworkPrior(GaussianMixturePrior):
         added = BranchPopulations.from_moments(data.moments, data.hierarchy)
         populations = self.populations.to(torch.device("cpu")).joined(added)
         all_cells, cpu = torch.arange(len(data.cells.population)), torch.device("cpu")
-        loss = self.loss_class(data, all_cells, self.denoise_with, populations, settings, cpu, first_row=self.n_rows)
+        loss = self.loss_class(data, all_cells, self.denoise_with, populations, cpu, first_row=self.n_rows)
         plan = TrainingPlan(
             settings.n_steps,
             settings.learning_rate,
