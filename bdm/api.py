@@ -722,16 +722,7 @@ class BranchedDiffusion:
         -------
         Text of the card.
         """
-        from bdm.applications.audit.audit import audit_section
-        from bdm.applications.relations.responses import responses_section
-
-        return model_card(
-            self.model,
-            evaluation=evaluation,
-            audit=None if audit is None else audit_section(audit, self.model),
-            responses=None if responses is None else responses_section(responses, self.model.cell_types),
-            license=license,
-        )
+        return model_card(self.model, evaluation=evaluation, audit=audit, responses=responses, license=license)
 
     def push(self, address: str, *, card: str | None = None, public: bool = False, confirmed: bool = False) -> str:
         """Upload the model to Hugging Face Hub.

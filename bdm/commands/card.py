@@ -31,8 +31,8 @@ def card(
     Example: bdm card model/ --evaluation evaluation/ --audit audit/ --cells generated.h5ad --contact a@b.org
     """
     from bdm._core.store import checksum_of
-    from bdm.applications.audit.audit import Audit, audit_section
-    from bdm.applications.relations.responses import Responses, responses_section
+    from bdm.applications.audit.audit import Audit
+    from bdm.applications.relations.responses import Responses
     from bdm.evaluation.evaluate import Evaluation
     from bdm.generation.generate import GeneratedFile
     from bdm.model.model import load_model
@@ -48,8 +48,8 @@ def card(
             loaded,
             checksum=checksum,
             evaluation=scores,
-            audit=None if audited is None else audit_section(audited, loaded, file),
-            responses=None if measured is None else responses_section(measured, loaded.cell_types),
+            audit=audited,
+            responses=measured,
             cells=file,
             license=license,
             source=source,

@@ -22,6 +22,8 @@ from bdm.model.model import BranchedModel, save_model
 from bdm.settings import PrepareSettings
 
 if TYPE_CHECKING:
+    from bdm.applications.audit.audit import Audit
+    from bdm.applications.relations.responses import Responses
     from bdm.evaluation.evaluate import Evaluation
 
 CARD = "README.md"  # name of model cards on Hugging Face
@@ -49,8 +51,8 @@ def model_card(
     *,
     checksum: str | None = None,
     evaluation: Evaluation | None = None,
-    audit: Mapping[str, Any] | None = None,
-    responses: Mapping[str, Any] | None = None,
+    audit: Audit | None = None,
+    responses: Responses | None = None,
     cells: GeneratedFile | None = None,
     license: str | None = None,
     source: str | None = None,
@@ -58,8 +60,17 @@ def model_card(
 ) -> str:
     """Return a model card: YAML metadata of Hugging Face, then Markdown.
 
-    ``audit`` and ``responses`` are variables of their sections; the license is by default the preparation's.
+    The license is by default the preparation's.
     """
+    sections: dict[str, Any] = {"audit": None, "responses": None}
+    if audit is not None:
+        from bdm.applications.audit.audit import audit_section  # this import takes seconds
+
+        sections |= audit_section(audit, model, cells)
+    if responses is not None:
+        from bdm.applications.relations.responses import responses_section
+
+        sections["responses"] = responses_section(responses, model.cell_types)
     license = license or model.preparation.get("license")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(packaged("card.md"), {"table": table, "counted": counted, "quoted": quoted})
@@ -79,9 +90,8 @@ def model_card(
         file=[] if cells is None else list(file_rows(cells)),
         evaluation=evaluation,
         evaluated_here=evaluation is not None and is_evaluation_of(evaluation, checksum),
-        responses=responses,
         scores=[] if evaluation is None else list(score_rows(evaluation)),
-        **({"audit": None} if audit is None else audit),
+        **sections,
         record=record_rows(model, checksum),
         settings=[(f"`{name}`", markdown(value)) for name, value in setting_rows(model)],
     )
