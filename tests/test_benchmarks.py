@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -22,12 +21,10 @@ import yaml
 from anndata import AnnData
 from packaging.requirements import Requirement
 from scipy import sparse
-from tree_comparison import TreeComparison
 
 from bdm.cli import app
-from bdm.data.modalities import from_mudata, modalities_of, parts_of
+from bdm.data.modalities import from_mudata
 from bdm.data.prepare import prepare
-from bdm.hierarchy.tree import from_nested
 from bdm.settings import PrepareSettings
 
 pytestmark = pytest.mark.nightly
@@ -128,20 +125,6 @@ def test_commands_accept_the_arguments_of_rules(commands):
     assert parsed.keys() == {str(path) for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text()}
 
 
-def test_methods_share_models_and_are_evaluated_together(commands):
-    folder = f"results/pbmc3k/{SEEDS[0]}"
-    [command] = [c for c in commands if c[1] == "evaluate" and c[4] == f"{folder}/all"]
-    compared = [value for flag, value in pairwise(command) if flag == "--compare"]
-    assert command[3] == f"{folder}/cells/branched.h5ad"
-    compared_methods = [name for name in CONFIG["comparisons"]["all"]["methods"] if name != "branched"]
-    assert compared == [f"{name}={folder}/cells/{name}.h5ad" for name in compared_methods]
-    of_data = [c for c in commands if any(f"results/mop_by_major_type/{SEEDS[0]}" in part for part in c)]
-    used = {Path(c[3]).name: Path(c[2]).name for c in of_data if c[1] == "hierarchy"}
-    assert used == {f"{name}.json": name for name in ("branched", "branched-labels", "scvi-mixture")}
-    models = {Path(c[4]).name: Path(c[3]).name for c in of_data if c[1].endswith("gaussian.py")}
-    assert models == {"gaussian.h5ad": "branched-labels"}
-
-
 def test_peers_with_a_package_are_pinned_and_run_in_their_environment(commands):
     with_package = {method["script"] for method in METHODS.values() if method and "package" in method}
     pythons = {Path(c[1]).stem: c[0] for c in commands if c[1].startswith(f"{ROOT}/methods")}
@@ -152,22 +135,6 @@ def test_peers_with_a_package_are_pinned_and_run_in_their_environment(commands):
     pinned = dict(requirement.split("==") for requirement in extras.pop("peers"))
     assert set(pinned) == set(MODULES) == {peer["package"] for peer in PEERS.values() if "package" in peer}
     assert not pinned.keys() & {Requirement(line).name for lines in extras.values() for line in lines}
-
-
-@pytest.mark.parametrize(("options", "python"), [([], ".venv-peers/bin/python"), (["PEERS=/my/python"], "/my/python")])
-def test_make_names_the_python_of_the_peers(options, python):
-    command = ["make", "--dry-run", "benchmark", "DATA=cells", *options]
-    planned = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r'peer_python="(.*?)"', planned) == [str(PROJECT / python)]
-
-
-def test_folder_of_data_sets_has_to_be_named(tmp_path):
-    assert "Name the folder with the data sets: --config data=FOLDER" in plan(tmp_path)
-
-
-def test_readme_explains_every_method_and_target():
-    listed = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    assert {*METHODS, *TARGETS} <= set(listed)
 
 
 # ---- cells
@@ -184,31 +151,6 @@ def prepared_file(prepared, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("prepared") / "prepared.h5ad"
     prepared.write_h5ad(path)
     return path
-
-
-def test_cells_are_changed_as_named(prepared):
-    script = load("scripts/cells.py")
-    thinned = script.thinned(AnnData(sparse.csr_matrix(np.full((400, 50), 20, dtype=np.float32))), 0.1, seed=0).X
-    assert thinned.mean() == pytest.approx(2, rel=0.02)
-    rare = script.made_rare(prepared, B, 7, seed=0)
-    numbers = [pd.crosstab(a.obs["cell_type"], a.obs["split"] == "test") for a in (prepared, rare)]
-    assert numbers[1].loc[B].tolist() == [7, numbers[0].loc[B, True]]
-    pd.testing.assert_frame_equal(numbers[1].drop(B), numbers[0].drop(B))
-
-
-def test_donors_are_held_out_whole_and_from_each_group(prepared):
-    """Ten donors of two tissues; a single donor has the rare type."""
-    cells, script = prepared.copy(), load("scripts/cells.py")
-    cells.obs["donor"] = [f"donor {i % 10}" for i in range(cells.n_obs)]
-    cells.obs["tissue"] = np.where(np.arange(cells.n_obs) % 10 < 5, "blood", "tonsil")
-    cells.obs["cell_type"] = cells.obs["cell_type"].cat.add_categories("rare")
-    cells.obs.loc[cells.obs["donor"] == "donor 3", "cell_type"] = "rare"
-    for seed in range(5):
-        held_out = script.held_out(cells, "donor", "tissue", seed=seed)
-        is_test = held_out.obs["split"] == "test"
-        assert ((pd.crosstab(held_out.obs["donor"], is_test) > 0).sum(axis=1) == 1).all()
-        assert held_out.obs[is_test].groupby("tissue")["donor"].nunique().to_dict() == {"blood": 1, "tonsil": 1}
-        assert "rare" not in set(held_out.obs["cell_type"].cat.categories)
 
 
 # ---- methods and studies, on cells and models of few steps
@@ -268,20 +210,6 @@ def proteins_file(example_cells, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def peaks_file(example_cells, tmp_path_factory) -> Path:
     return with_other(example_cells, "atac", tmp_path_factory.mktemp("peaks") / "cells.h5ad", n_features=30)
-
-
-def test_shuffled_cells_have_each_modality_of_one_training_cell_of_their_type(proteins_file, tmp_path):
-    run("methods/shuffled.py", "generate", tmp_path, tmp_path / "cells.h5ad", "--cells-like", proteins_file)
-    real, made = (anndata.read_h5ad(path) for path in (proteins_file, tmp_path / "cells.h5ad"))
-    real = real[real.obs["split"] != "test"]
-
-    def rows(cells: AnnData, at: slice) -> list[tuple]:
-        return sorted(zip(cells.obs["cell_type"], map(tuple, cells.X[:, at].toarray()), strict=True))
-
-    rna, proteins = (of.features for of in modalities_of(real.var))
-    assert rows(made, rna) == rows(real, rna)
-    assert rows(made, proteins) == rows(real, proteins)
-    assert rows(made, slice(None)) != rows(real, slice(None))
 
 
 WITH_PACKAGE = [name for name, peer in PEERS.items() if "package" in peer]
@@ -371,10 +299,6 @@ STUDIES = {
 }
 
 
-def test_all_studies_are_tested():
-    assert {*STUDIES, "doublets", "proteins"} == CONFIG["studies"].keys()
-
-
 @pytest.mark.parametrize("name", STUDIES)
 def test_study_writes_rows_and_tables(inputs, tmp_path, name):
     needed, options, heading = STUDIES[name]
@@ -386,60 +310,6 @@ def test_study_writes_rows_and_tables(inputs, tmp_path, name):
     run("scripts/collect.py", name, tmp_path, out.parent)
     assert pd.read_csv(tmp_path / f"{name}.csv")["value"].notna().any()
     assert heading in (tmp_path / f"{name}.md").read_text()
-
-
-def test_predicted_proteins_are_scored_by_their_counts(proteins_file, tmp_path):
-    """Methods predict the exact counts, and the counts plus 1."""
-    cells = anndata.read_h5ad(proteins_file)
-    counts = parts_of(cells)["prot"].X.toarray()
-    for name, values in (("branched", counts), ("scvi-modalities", counts + 1)):
-        layers = {"log1p": np.log1p(values), "lower": values, "upper": values}
-        AnnData(values, obs=cells.obs[[]], layers=layers).write_h5ad(tmp_path / f"{name}.h5ad")
-    out = tmp_path / "blood/0/proteins.csv"
-    (out.parent / "times").mkdir(parents=True)
-    for step in ("autoencoder-branched", "hierarchy-branched", "train-branched", "predict-branched"):
-        (out.parent / f"times/{step}.tsv").write_text("s\tcpu_time\tmax_rss\n1\t2\t3\n")
-    (out.parent / "times/predict-scvi-modalities.tsv").write_text("s\tcpu_time\tmax_rss\n1\t5\t3\n")
-    predicted = [tmp_path / f"{name}.h5ad" for name in ("branched", "scvi-modalities")]
-    run("scripts/proteins.py", proteins_file, *predicted, out)
-    run("scripts/collect.py", "proteins", tmp_path, out.parent)
-    values = pd.read_csv(tmp_path / "proteins.csv").pivot(index="score", columns="method", values="value")
-    assert values["branched"].to_dict() == {"RMSE": 0, "correlation": 1, "coverage": 1, "processor seconds": 8}
-    assert values.loc[["coverage", "processor seconds"], "scvi-modalities"].tolist() == [0, 5]
-    assert 0 < values.loc["RMSE", "near cells"] < values.loc["RMSE", "scvi-modalities"]
-
-
-def test_self_fit_replaces_each_cell_by_another_generated_cell_of_its_type(prepared):
-    script, generated = load("scripts/self_fit.py"), prepared[::-1].copy()
-    generated.X = sparse.csr_matrix(np.arange(1, prepared.n_obs + 1)[:, None] * np.ones((1, prepared.n_vars)))
-    own = script.replaced(prepared, generated, seed=0)
-    assert own.obs.equals(prepared.obs)
-    number = own.X[:, 0].toarray().ravel().astype(int) - 1
-    assert sorted(number) == list(range(prepared.n_obs))
-    assert (generated.obs["cell_type"].to_numpy()[number] == prepared.obs["cell_type"]).all()
-    in_test = prepared.obs["split"].to_numpy()[number] == "test"
-    assert 0.05 < in_test[(own.obs["split"] == "test").to_numpy()].mean() < 0.5  # 0.2 by chance
-
-
-def test_counts_are_compared_with_training_cells(prepared):
-    script, training = load("scripts/self_fit.py"), prepared[prepared.obs["split"] != "test"].copy()
-    assert script.score_counts(training, training, seed=0) == {"variance": 1, "outlying": 0}
-    larger = training.copy()
-    larger.X = training.X * 3
-    scores = script.score_counts(larger, training, seed=0)
-    assert scores["variance"] == pytest.approx(9)
-    assert scores["outlying"] > 0
-
-
-def test_distances_of_the_protocol_are_those_of_few_points():
-    script = load("scripts/pbmc3k_protocol.py")
-    x, y = np.array([[0.0, 0], [3, 4]]), np.array([[3.0, 4], [0, 1]])
-    found = script.distances(x, y)
-    assert found["W2"] == pytest.approx(np.sqrt(0.5))  # the pairs nearest to each other
-    kernel = [np.exp(-np.array([25, 18, 25, 1, 0, 18]) / (2 * sigma**2)) for sigma in script.SIGMAS]
-    xx, yy, *xy = np.sum(kernel, axis=0)
-    assert found["RBF-MMD"] == pytest.approx((5 + xx) / 2 + (5 + yy) / 2 - sum(xy) / 2)
-    assert script.distances(x, x)["RBF-MMD"] == pytest.approx(0)
 
 
 def test_doublets_of_real_cells_are_sums_of_two_cells(example_cells):
@@ -504,13 +374,6 @@ def test_cells_in_space_beat_cells_without_coordinates(tmp_path):
     assert "# Left-out blocks\n" in (tmp_path / "space.md").read_text()
 
 
-def test_copies_are_of_the_nearest_other_cell_of_the_type():
-    methods = load("scripts/space_methods.py")
-    places = methods.Places(np.array([[0.0, 0], [1, 0], [1.5, 0], [4, 0]]), np.zeros(4, dtype=int))
-    cells = methods.PlacedCells(np.arange(4.0)[:, None], places, np.array(["B", "T", "B", "T"]))
-    assert methods.copies(cells, cells, rank=2).expression.ravel().tolist() == [2, 3, 0, 1]
-
-
 def test_predicted_responses_beat_unchanged_cells(tmp_path):
     run("scripts/simulated.py", "conditions", tmp_path / "cells.h5ad", "--shared=1", "--n-types=4", "--n-cells=40")
     folder, script = tmp_path / "simulated/0/responses", "scripts/responses.py"
@@ -539,20 +402,6 @@ def test_atlas_is_simulated_on_disk(tmp_path):
     run("scripts/simulated.py", "atlas", tmp_path / "cells.h5ad", "--n-types", 5, "--n-cells", 3000)
     cells = anndata.read_h5ad(tmp_path / "cells.h5ad")
     assert (cells.shape, cells.obs["cell_type"].nunique()) == ((3000, 2000), 5)
-
-
-@pytest.mark.parametrize(
-    ("nested", "distance", "contradicting"),
-    [
-        ([["e", "d"], ["c", ["b", "a"]]], 0, []),
-        ([[["a", "d"], ["b", "e"]], "c"], 6, ["ad", "be", "abde"]),
-        ([["a", "b", "c"], ["d", "e"]], 1, []),
-    ],
-)
-def test_robinson_foulds_distance(nested, distance, contradicting):
-    comparison = TreeComparison.from_trees(from_nested(nested), from_nested([[["a", "b"], "c"], ["d", "e"]]))
-    assert comparison.robinson_foulds == distance
-    assert comparison.contradicting == set(map(frozenset, contradicting))
 
 
 # ---- tables of comparisons
@@ -608,35 +457,6 @@ def test_tables_show_means_over_seeds_and_their_range(collected):
     assert "| data | branched | scvi |\n| --- | --- | --- |\n| blood | 0/2/0 | 0/0/2 |" in text
     assert "| blood | DC | 12 | 3 | 0.30 (0.20 to 0.40) | 0.30 (0.20 to 0.40) |\n" in text
     assert "with network, branched" in text
-
-
-def test_earlier_runs_are_shown_unless_they_ran_again(collected, tmp_path):
-    again = tmp_path / "again"
-    again.mkdir()
-    run("scripts/collect.py", "all", again, collected / "blood/1", *TRAINING, "--earlier", collected)
-    both = [pd.read_csv(folder / "all.csv").sort_values(["seed", "method", "score"]) for folder in (collected, again)]
-    pd.testing.assert_frame_equal(*(rows.reset_index(drop=True) for rows in both))
-
-
-def test_values_of_a_seed_are_averaged_first():
-    tables = load("scripts/tables.py")
-    rows = pd.DataFrame({"data": "x", "seed": [0, 0, 1], "method": "a", "score": "s", "value": [0.0, 1.0, 0.6]})
-    [text] = tables.Table("").as_text(rows)
-    assert "| x | 0.55 (0.50 to 0.60) |" in text
-    [text] = tables.Table("", by_seed=False, shown=tables.number_and_mean).as_text(rows)
-    assert "| x | 3: 0.5% |" in text
-
-
-def test_time_and_memory_of_steps_are_drawn_by_number_of_cells(tmp_path):
-    tables = load("scripts/tables.py")
-    for name, seconds in (("1000_cells", 10), ("20000_cells", 200)):
-        folder = write_run(tmp_path / f"{name}/0", energy=0.1, seconds=seconds)
-        (folder / "all").rename(folder / "atlas")
-    runs = [tmp_path / f"{name}/0" for name in ("1000_cells", "20000_cells")]
-    text = load("scripts/collect.py").collect("atlas", tables.targets({})["atlas"], tmp_path, runs)
-    assert "## Seconds\n\n| step | 1000_cells | 20000_cells |" in text
-    assert "| autoencoder | 10 | 200 |" in text
-    assert (tmp_path / "atlas.png").stat().st_size > 10_000
 
 
 # ---- pages
