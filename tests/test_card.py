@@ -245,16 +245,3 @@ def test_command_prints_the_card(saved, loaded, evaluation, bdm, capsys, monkeyp
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().out == (saved / CARD).read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [(("--evaluation", "none"), "none is not the folder of a bdm evaluation"), (("--license", ""), "license is ''")],
-)
-def test_bad_input_is_one_sentence(saved, bdm, arguments, expected, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    code, err = bdm("card", saved, *arguments)
-    assert code == 2
-    assert expected in err
-    assert "Traceback" not in err
-    assert not list(tmp_path.iterdir())

@@ -246,15 +246,6 @@ def test_donors_that_cannot_be_learned_are_rejected(change, keys, message, small
         BranchedDiffusion(cells, settings=small_settings, **keys)
 
 
-def test_card_has_the_least_number_of_donors(donor_model):
-    """The card names the minimum number of donors per population."""
-    autoencoder = donor_model.model.autoencoder
-    record = autoencoder.provenance | {"prepare": autoencoder.provenance["prepare"] | {"min_donors": 5}}
-    model = replace(donor_model.model, autoencoder=replace(autoencoder, provenance=record))
-    row = f"| donors | {N_DONORS}, in the column `donor`; 5 effective donors or more in each population of the fit |"
-    assert row in model_card(model)
-
-
 def test_card_says_that_sub_populations_are_of_one_donor(donor_model):
     model, autoencoder = donor_model.model, donor_model.model.autoencoder
     cell_type = model.cell_types[0]

@@ -220,12 +220,6 @@ def test_one_cell_type_alone_shows_its_sub_populations():
     assert labels_of(hierarchy) == ["cells/1  (10)", "cells/2  (10)", "cells/3  (10)"]
 
 
-def test_added_type_with_sub_populations_is_highlighted():
-    hierarchy = divided(with_added(caterpillar(9), type_3=1), {"type 3": 2, "type 4": 2})
-    added = [text for text in labels_of(hierarchy) if text.startswith("+ ")]
-    assert added == ["+ type 3  (2 sub-populations, 10)"]
-
-
 def test_added_types_are_plotted_in_their_colour():
     hierarchy = with_added(random(8), type_3=1, type_5=2)
     labels = {label.get_text(): label for label in plot_hierarchy(hierarchy).get_yticklabels()}

@@ -6,7 +6,6 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data import counts
 from bdm.data.counts import MAX_GENES, MIN_COUNT
 from bdm.data.prepare import prepare, prepared_cells
 from bdm.data.read import read_cells
@@ -93,14 +92,6 @@ def test_cells_on_disk_have_the_same_counts(tmp_path):
     assert (read_cells(tmp_path / "prepared.h5ad").X.toarray() == clipped(adata)).all()
 
 
-def test_log_has_the_numbers(caplog):
-    split = prepare(cells_with({}), PrepareSettings(**SETTINGS)).obs["split"]
-    planted = {(int(cell), 30): 60 for cell in np.flatnonzero(split == "train")[:1]}
-    with caplog.at_level("INFO"):
-        clipped(cells_with(planted))
-    assert "Clipped 1 outlying value of 1 gene in 280 training cells, with 0.16% of all counts." in caplog.text
-
-
 @pytest.mark.parametrize(("every", "hinted"), [(40, True), (400, False)])
 def test_data_with_many_outlying_counts_are_hinted_at(caplog, every, hinted):
     split = prepare(cells_with({}), PrepareSettings(**SETTINGS)).obs["split"]
@@ -110,11 +101,3 @@ def test_data_with_many_outlying_counts_are_hinted_at(caplog, every, hinted):
     assert (
         "to lower them to the largest regular ones, use `settings.prepare.clip_outliers=True`" in caplog.text
     ) == hinted
-
-
-def test_limits_of_many_types_are_from_a_sample_of_each(monkeypatch):
-    monkeypatch.setattr(counts, "MAX_CELLS_IN_ALL", 100)
-    adata = cells_with({}, n_types=4)
-    is_train = np.arange(N_CELLS) % 5 > 0
-    limits, outlying = counts.count_limits(adata.X, np.arange(N_CELLS), adata.obs["cell_type"], is_train, seed=0)
-    assert (outlying.n_cells, outlying.n_values, limits.regular.shape) == (100, 0, (4, N_GENES))

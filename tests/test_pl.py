@@ -2,21 +2,18 @@ import copy
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from test_evaluation_sets import assert_same
-from test_hierarchy_figure import random
 
 import bdm
 from bdm import pl
 from bdm._core.errors import InputError
-from bdm.plotting.evaluation import LABELS, draw_groups, draw_scores_by_type
+from bdm.plotting.evaluation import LABELS
 from bdm.plotting.style import figure_of
 
 B, NK = "CD19+ B", "CD56+ NK"
@@ -75,64 +72,12 @@ def test_scores_are_those_of_the_tables(evaluation):
     assert texts(axes[0]) == ["floor", "generated"]
 
 
-def test_tick_labels_do_not_touch(evaluation):
-    figure = figure_of(pl.scores(evaluation))
-    figure.draw_without_rendering()
-    rows = {}
-    for axis in figure.axes:
-        low, high = axis.get_xlim()
-        labels = [label for label in axis.get_xticklabels() if low <= label.get_position()[0] <= high]
-        assert len(labels) >= 2, axis.get_title()
-        rows.setdefault(round(axis.get_position().y0, 2), []).extend(label.get_window_extent() for label in labels)
-    for boxes in rows.values():
-        boxes.sort(key=lambda box: box.x0)
-        assert all(right.x0 - left.x1 > 7 for left, right in pairwise(boxes))
-
-
-def test_dotted_lines_are_in_the_legend(evaluation, transmutation, model):
-    for axes in (
-        pl.scores(evaluation), pl.scores_by_type(evaluation), pl.genes(evaluation), pl.transmutation(transmutation),
-        pl.transmutation_genes(transmutation), pl.agreement(model),
-    ):  # fmt: skip
-        for axis in axes:
-            assert any(line.get_linestyle() == ":" for line in axis.lines), axis.get_title()
-            legends = [*axis.figure.legends, *([axis.get_legend()] if axis.get_legend() else [])]
-            handles = [handle for legend in legends for handle in legend.legend_handles]
-            assert any(handle.get_linestyle() == ":" for handle in handles), axis.get_title()
-    shown = [line for axis in [*pl.markers(model), *pl.ancestral_states(model)] for line in axis.lines]
-    assert not [line for line in shown if line.get_linestyle() == ":"]
-
-
-def test_slopes_of_one_type_are_not_drawn(evaluation):
-    """Two halves of the real cells of a type differ in them as much as generated cells do."""
-    titles = [axis.get_title() for axis in pl.scores_by_type(evaluation)]
-    assert titles[1:] == ["forest AUC", "correlation of log fold changes", "F1 of cell typing"]
-
-
-def test_sets_have_one_name_in_all_figures(evaluation, transmutation):
-    def labels(axis) -> list[str]:
-        return [line.get_label() for line in axis.lines if not line.get_label().startswith("_")]
-
-    assert labels(pl.scores_by_type(evaluation)[0]) == ["floor", "generated", "ideal"]
-    assert [label.partition(",")[0] for label in labels(pl.genes(evaluation)[0])] == [
-        "floor", "generated", "as in test cells",
-    ]  # fmt: skip
-    assert labels(pl.transmutation(transmutation)[0]) == ["floor", "transmuted", "ideal"]
-    assert labels(pl.transmutation_genes(transmutation)[0]) == ["floor", "transmuted", "as in test cells"]
-
-
 def test_genes_of_a_branch_are_those_that_mark_it(model):
     found = next(of for of in model.interpretation.contrasts if of.contrast.child == B)
     best = model.interpretation.genes[np.argsort(found.model.rank)[0]]
     assert best in texts(pl.branch_genes(model, B))
     titles = [axis.get_title() for axis in pl.branch_genes(model)]
     assert sum(title.startswith(found.contrast.node) for title in titles) == 1
-
-
-def test_marker_genes_of_many_types_are_in_a_figure_of_one_screen(model):
-    [axis, *_] = pl.branch_genes(replace(model.interpretation, hierarchy=random(60)))
-    width, height = figure_of(axis).get_size_inches()
-    assert height < 1.25 * width
 
 
 def test_commitment_has_as_many_rows_as_requested(model):
@@ -307,21 +252,3 @@ def test_names_of_sets_are_no_formulas(evaluation):
     axes = pl.scores(replace(evaluation, overall=evaluation.overall.assign(**{"$\\frac{$": 0.5})))
     figure_of(axes).draw_without_rendering()
     assert texts(axes[0])[-1] == r"\$\frac{\$"
-
-
-def test_numbers_of_types_in_one_place_cover_no_others():
-    cells = np.random.default_rng(0).normal(size=(50, 2))
-    axis = Figure(figsize=(4, 4)).add_subplot()
-    draw_groups(axis, [cells] * 3, ["r", "g", "b"], n_numbered=3)
-    axis.figure.draw_without_rendering()
-    boxes = [number.get_window_extent() for number in axis.texts]
-    assert len(boxes) == 3
-    assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
-
-
-def test_marks_of_generated_cells_are_in_front():
-    scores = pd.DataFrame({"floor": [0.0, 0.1], "generated": [0.2, 0.3], "flat": [0.2, 0.3]}, index=["a", "b"])
-    axis = Figure().add_subplot()
-    draw_scores_by_type(axis, scores, ideal=0)
-    order = {line.get_label(): line.get_zorder() for line in axis.lines}
-    assert order["generated"] > max(order["flat"], order["floor"])

@@ -1,10 +1,5 @@
 """Power analyses: grids of designs, discoveries, files and figures."""
 
-import re
-import subprocess
-from pathlib import Path
-from typing import get_args
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +8,7 @@ from scipy.stats import norm
 
 from bdm import pl
 from bdm._core.errors import InputError
-from bdm.applications.design.design import AXES, Method, read_design
+from bdm.applications.design.design import AXES, read_design
 from bdm.applications.power.analysis import (
     COMPOSITION,
     Point,
@@ -26,12 +21,10 @@ from bdm.applications.power.analysis import (
     power_analysis,
     score_experiment,
 )
-from bdm.applications.power.differential import TESTS
 from bdm.cli import app
 from bdm.data.gene_tests import adjusted
 from bdm.plotting.experiments import METHOD_LABELS
 
-ROOT = Path(__file__).parents[1]
 TWO = ["control", "stimulated"]
 CHANGE = {
     "name": "up",
@@ -223,19 +216,6 @@ def test_a_shifted_type_without_cells_is_not_found(model):
         composition_scores(model, shifts=[{**SHIFT, "in": ["CD34+"]}], proportions={"Dendritic": 0.5, "CD19+ B": 0.5})
 
 
-def test_shares_are_tested_without_counts(model, monkeypatch):
-    content = {
-        "samples": {"donors": 5, "conditions": TWO, "cells": 200},
-        "composition": {"concentration": 100, "shifts": [SHIFT]},
-        "power": {"n_repeats": 2, "methods": ["t_test"]},
-    }
-    with_counts = power_analysis(model, content).repeats
-    monkeypatch.setattr("bdm.generation.generate.GeneratedCells.in_memory", None)
-    alone = power_analysis(model, {**content, "power": {"n_repeats": 2, "methods": []}}).repeats
-    of_composition = with_counts[with_counts["method"] == COMPOSITION].reset_index(drop=True)
-    pd.testing.assert_frame_equal(alone, of_composition)
-
-
 def test_pairs_are_tested_as_pairs(model):
     samples = {"donors": 3, "paired": True, "conditions": TWO, "cells": {"Dendritic": 40}, "variation": 0.8}
     content = {"samples": samples, "changes": [CHANGE], "power": {"methods": ["t_test"]}}
@@ -327,41 +307,3 @@ def test_figure_has_the_power_of_each_method_and_the_cost(analysis):
     assert lower.get_ylabel() == "false discovery rate"
     cost = next(child for child in upper.child_axes if child.get_xlabel() == "cells to sequence")
     assert [tick.get_text() for tick in cost.get_xticklabels()] == ["480", "640"]
-
-
-@pytest.mark.parametrize("donors", [(2, 3, 40), (2, 2, 2)])
-def test_methods_of_equal_values_are_next_to_each_other(analysis, donors):
-    repeats = pd.concat(
-        analysis.repeats[analysis.repeats["method"] == method].assign(method=method, number=number, donors=n, found=0.0)
-        for number, n in enumerate(donors)
-        for method in analysis.repeats["method"].unique()
-    )
-    for axis in pl.power(PowerAnalysis(repeats), show=False):
-        handles, labels = axis.get_legend_handles_labels()
-        lines = [
-            getattr(handle, "lines", [handle])[0] for handle, of in zip(handles, labels, strict=True) if of != "aim"
-        ]
-        at = np.array([np.asarray(line.get_xdata(), dtype=float) for line in lines])
-        assert len(at) > 1
-        assert (np.diff(at, axis=0) > 0).all()
-        assert np.abs(at - np.unique(donors)).max() < 0.25
-
-
-def test_each_combination_has_a_panel(analysis):
-    repeats = pd.concat(
-        analysis.repeats.assign(number=10 * i + j, cells=cells, depth=depth)
-        for i, cells in enumerate((100, 200, 400))
-        for j, depth in enumerate((0.5, 1))
-    )
-    titles = [axis.get_title() for axis in pl.power(PowerAnalysis(repeats), show=False) if axis.get_title()]
-    assert len(titles) == 6
-    assert titles[0] == "cells of each sample: 100\nfactor of the library size: 0.5"
-
-
-def test_make_compares_tests_on_the_example():
-    planned = subprocess.run(["make", "--dry-run", "example-design"], cwd=ROOT, capture_output=True, text=True).stdout
-    [design] = re.findall(r"bdm power \S+ (\S+) \S+", planned)
-    power = read_design(ROOT / design).power
-    assert tuple(TESTS) == get_args(Method)
-    assert power.methods == ("deseq2", "t_test", "wilcoxon")
-    assert len(list(grid_points(power))) == 3
