@@ -70,13 +70,6 @@ def message(config: dict) -> str:
     return found
 
 
-def test_keys_that_name_columns_are_found():
-    of_data_sets = {f"dataset/{name}_key" for name in ("label", "batch", "donor", "covariate", "section")}
-    others = {"addition/label_key", "lineage/time_key", "lineage/lineage_key"}
-    others |= {"respond/condition_key", "respond/dose_key"}
-    assert set(named_columns()) == of_data_sets | others
-
-
 @pytest.mark.parametrize("key", named_columns())
 def test_no_such_column_is_reported_before_any_job(folder, key):
     section, _, name = key.partition("/")

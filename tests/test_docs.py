@@ -3,6 +3,7 @@ import json
 import re
 import runpy
 import shlex
+import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -85,23 +86,22 @@ def test_links_lead_somewhere():
     assert [(page, target, anchor) for page, target, anchor in at_titles if anchor not in anchors(target)] == []
 
 
+def test_links_to_the_site_lead_to_pages():
+    project = ROOT / "pyproject.toml"
+    site = tomllib.loads(project.read_text())["project"]["urls"]["Documentation"]
+    forms = (path for pattern in ("*.*ml", "*.md") for path in (ROOT / ".github").rglob(pattern))
+    link = re.compile(rf"{re.escape(site)}/page/(\w+)\.html(?:#([\w-]+))?")
+    links = [found for path in (ROOT / "README.md", project, *forms) for found in link.findall(path.read_text())]
+    assert len(links) > 3
+    for page, anchor in links:
+        assert (ROOT / f"docs/{page}.md").is_file()
+        assert not anchor or anchor in anchors(ROOT / f"docs/{page}.md")
+
+
 def test_every_page_is_in_the_table_of_contents():
     index = ROOT / "docs/index.md"
     listed = " ".join(content for language, content in fenced(index) if language == "{toctree}").split()
     assert {page.stem for page in PAGES if page.parent == index.parent} - {"index"} <= set(listed)
-
-
-def test_every_figure_is_shown():
-    shown = {name for page in PAGES for name in re.findall(r"\]\(figures/([^)]+)\)", page.read_text())}
-    assert {path.name for path in (ROOT / "docs/figures").iterdir()} == shown
-
-
-def test_every_table_is_shown():
-    """By a link, a table of its own, or a table that conf.py makes of it."""
-    text = " ".join(page.read_text() for page in PAGES)
-    shown = set(re.findall(r"_static/(\w+\.csv)", text))
-    shown |= {f"{name}.csv" for name in re.findall(r"_generated/(benchmark\w*)\.md", text)}
-    assert {path.name for path in (ROOT / "docs/_static").glob("*.csv")} == shown
 
 
 # ---- commands
@@ -130,16 +130,6 @@ def test_make_targets_are_there():
     code = on_pages(lambda page: [*code_lines(page), *inline_code(page)])
     named = [(page, match[1]) for page, line in code if (match := re.match(r"make (?:PYTHON=\S+ ?)?([a-z-]+)", line))]
     assert len(named) > 10
-    assert [(page, name) for page, name in named if name not in targets] == []
-
-
-def test_targets_of_the_benchmark_are_there():
-    """Or were there in an earlier commit, which the page names."""
-    config = yaml.safe_load((ROOT / "benchmarks/config.yaml").read_text())
-    own_rules = {"responses", "relations", "time", "audit", "power", "space", "space_cost"}
-    targets = {*config["comparisons"], *config["studies"], *own_rules}
-    pattern = re.compile(r"TARGET=\s*(\w+)\b(?!.{0,40}commit)", flags=re.DOTALL)
-    named = on_pages(lambda page: pattern.findall(page.read_text()))
     assert [(page, name) for page, name in named if name not in targets] == []
 
 

@@ -148,23 +148,6 @@ def test_rules_run_the_command_of_their_environment_in_which_snakemake_installs_
     assert (tmp_path / "given").read_text() == "example resources/pbmc68k_reduced.h5ad\n"
 
 
-def test_makefile_takes_the_python_versions_of_the_project():
-    low, high = re.search(r"\(3, (\d+)\) <= v < \(3, (\d+)\)", (ROOT / "Makefile").read_text()).groups()
-    assert PROJECT["project"]["requires-python"] == f">=3.{low},<3.{high}"
-
-
-def test_checks_elsewhere_call_targets_of_the_makefile():
-    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split()
-    workflows = list((ROOT / ".github/workflows").iterdir())
-    others = [ROOT / name for name in (".ci/run", ".ci/nightly", ".readthedocs.yaml", ".pre-commit-config.yaml")]
-    texts = [file.read_text() for file in (*workflows, *others)]
-    called = {name for text in texts for name in re.findall(r"\bmake (?:--\S+ )*([a-z-]+)", text)}
-    [push] = [read(file) for file in workflows if file.stem == "push"]
-    called |= set(push["jobs"]["check"]["strategy"]["matrix"]["target"])
-    tests = {"test-slow", "test-nightly", "test-oldest", "test-packages"}
-    assert {"lint", "docs", "build"} | tests <= called <= set(targets)
-
-
 def test_version_is_named_alike():
     version = PROJECT["project"]["version"]
     [latest, *_] = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
@@ -172,17 +155,3 @@ def test_version_is_named_alike():
     pages = (ROOT / "docs").glob("*.md")
     tags = {tag for page in pages for tag in re.findall(r"\b(?:v|bdm[-:])(\d+\.\d+\.\d+)\b", page.read_text())}
     assert tags == {version}
-
-
-def test_a_release_is_published_after_the_checks_of_a_push():
-    workflows = {file.stem: read(file) for file in (ROOT / ".github/workflows").iterdir()}
-    jobs = workflows["release"]["jobs"]
-    before = [jobs["publish"]["needs"]]
-    while "needs" in jobs[before[-1]]:
-        before.append(jobs[before[-1]]["needs"])
-    assert "./.github/workflows/push.yml" in [jobs[name].get("uses") for name in before]
-    assert "workflow_call" in workflows["push"][True]  # YAML's word for `on`
-    every_job = [job for workflow in workflows.values() for job in workflow["jobs"].values()]
-    actions = [step["uses"] for job in every_job for step in job.get("steps", ()) if "uses" in step]
-    assert len(actions) > 5
-    assert [action for action in actions if not re.search(r"@v\d[\d.]*$", action)] == []

@@ -1,9 +1,6 @@
-import re
-
 import nbclient
 import nbformat
 import pytest
-from test_docs import ROOT, fenced
 
 pytestmark = pytest.mark.nightly
 
@@ -25,17 +22,12 @@ model = bdm.BranchedDiffusion(adata, label_key="bulk_labels", settings=settings)
 ]
 
 
-def executed(codes: list[str], **options) -> list[nbformat.NotebookNode]:
-    """Cells of a notebook with their outputs."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in codes])
-    nbclient.NotebookClient(notebook, kernel_name="python3", **options).execute()
-    return notebook.cells
-
-
 @pytest.fixture(scope="module")
 def outputs():
     """What the cells of a notebook show, each joined to one text."""
-    return ["".join(map(text_of, cell.outputs)) for cell in executed(CELLS, allow_errors=True)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in CELLS])
+    nbclient.NotebookClient(notebook, kernel_name="python3", allow_errors=True).execute()
+    return ["".join(map(text_of, cell.outputs)) for cell in notebook.cells]
 
 
 def text_of(output: nbformat.NotebookNode) -> str:
@@ -53,13 +45,3 @@ def test_the_model_is_shown_by_what_it_is(outputs):
 
 def test_errors_name_what_to_give(outputs):
     assert outputs[2].endswith("needs the class Evaluation; you passed BranchedDiffusion.")
-
-
-def test_tutorial_runs_and_shows_its_figures(monkeypatch):
-    monkeypatch.delenv("MPLBACKEND", raising=False)  # set by the command line
-    codes = [content for language, content in fenced(ROOT / "docs/tutorial.md") if language == "{code-cell}"]
-    cells = executed([re.sub(r"^:tags:.*$", "", code, flags=re.MULTILINE) for code in codes])
-    drawing = [cell for cell in cells if ".pl." in cell.source]
-    assert len(drawing) == 6
-    for cell in drawing:
-        assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.source

@@ -129,13 +129,6 @@ def test_first_example_of_the_readme_needs_the_wheel_alone(installed, tmp_path):
     assert (tmp_path / "blood/report.html").is_file()
 
 
-def test_editable_install_is_imported_next_to_a_clone(checkout, tmp_path):
-    python = environment_with(tmp_path, "--editable", checkout) / "bin/python"
-    (tmp_path / "bdm").symlink_to(checkout)
-    place = run(python, "-c", "import bdm; bdm.InputError; print(bdm.__file__)", cwd=tmp_path)
-    assert Path(place.strip()) == checkout / "bdm/__init__.py"
-
-
 @dataclass(frozen=True)
 class Importer:
     """Folder of a workflow that uses that of a checkout as a module, with a separate configuration."""

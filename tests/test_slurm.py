@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from slurm.cluster import Job, is_running, missing, running
+from slurm.cluster import Job, missing, running
 from test_workflow import RULES
 from test_workflow import snakemake as run_here
 
@@ -100,7 +100,6 @@ class Finished:
 
     folder: Path
     jobs: dict[str, list[Job]]  # by rule, oldest first
-    daemons: list[int]
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +120,9 @@ def finished(tmp_path_factory) -> Finished:
             process.wait(timeout=900)
         finally:
             process.kill()
-        jobs, daemons = cluster.jobs(), cluster.daemons()
+        jobs = cluster.jobs()
     assert process.returncode == 0, (folder / "snakemake.log").read_text()
-    return Finished(folder, {rule: [job for job in jobs if job.rule == rule] for rule in RULES}, daemons)
+    return Finished(folder, {rule: [job for job in jobs if job.rule == rule] for rule in RULES})
 
 
 def states(jobs: list[Job]) -> list[str]:
@@ -151,9 +150,3 @@ def test_jobs_that_train_have_a_gpu(finished):
     on_gpu = {rule for rule, jobs in finished.jobs.items() if all(job.partition == "gpu" for job in jobs)}
     assert on_gpu == {"autoencoder", "train"}
     assert {job.gpus for rule in on_gpu for job in finished.jobs[rule]} == {"gres/gpu:1"}
-
-
-@pytest.mark.nightly
-def test_no_daemon_is_left(finished):
-    assert len(finished.daemons) == 3
-    assert not any(map(is_running, finished.daemons))
