@@ -8,7 +8,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.stats import nbinom
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import MultivariateNormal
 
 from bdm._core.errors import InputError
 from bdm._core.parallel import using_threads
@@ -19,15 +19,15 @@ from bdm.autoencoder import fit_autoencoder as fitting
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.decoder import BATCH_OFFSET_SCALE, TYPE_DISPERSION_SCALE, AutoencoderShape
-from bdm.autoencoder.fit_autoencoder import Objective, divide, fit_autoencoder, with_sub_populations
+from bdm.autoencoder.fit_autoencoder import fit_autoencoder
 from bdm.autoencoder.inputs import sample_rows, type_codes
 from bdm.autoencoder.latent import encode, populations_of_cells
-from bdm.autoencoder.network import MEMORY, CountAutoencoder, Posterior, laplace_posterior, log_normalise
+from bdm.autoencoder.network import CountAutoencoder, Posterior, laplace_posterior
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.autoencoder.rare_types import fit_rare_types
 from bdm.autoencoder.softmax import Loadings, SoftmaxEvidence
 from bdm.data import matrix
-from bdm.data.matrix import take_cells, take_rows
+from bdm.data.matrix import take_rows
 from bdm.data.prepare import prepare, read_prepared
 from bdm.settings import AutoencoderSettings, PrepareSettings
 
@@ -79,12 +79,6 @@ def test_variance_and_detection_are_scipys():
     observation, expected = NegativeBinomial(torch.from_numpy(np.log(r))), nbinom(r, r / (r + mean))
     np.testing.assert_allclose(observation.variance(mean), expected.var())
     np.testing.assert_allclose(observation.detection(mean), 1 - expected.pmf(0))
-
-
-def test_average_has_the_geometric_mean_of_inverse_dispersions():
-    models = [NegativeBinomial(torch.tensor([0.0, 1.0])), NegativeBinomial(torch.tensor([3.0, -1.0]))]
-    average = NegativeBinomial.average(models, weights=np.array([2.0, 1.0]))
-    torch.testing.assert_close(average.log_inverse_dispersion, torch.tensor([1.0, 1 / 3], dtype=torch.float64))
 
 
 # ---- posterior
@@ -183,15 +177,6 @@ def posterior_of(*, n_cells=4, n_latent=3) -> tuple[Posterior, MultivariateNorma
     return Posterior(mean, torch.linalg.cholesky(precision)), MultivariateNormal(mean, precision_matrix=precision)
 
 
-def test_posterior_is_torchs_normal():
-    posterior, normal = posterior_of()
-    torch.testing.assert_close(posterior.precision, normal.precision_matrix)
-    torch.testing.assert_close(posterior.scale, normal.stddev)
-    prior_mean = torch.randn(4, 3, generator=seeded(3))
-    divergence = kl_divergence(normal, MultivariateNormal(prior_mean, torch.eye(3)))
-    torch.testing.assert_close(posterior.divergence(prior_mean), divergence)
-
-
 def test_draws_have_the_moments_of_the_posterior():
     posterior, normal = posterior_of()
     draws = torch.stack([posterior.sample(noise) for noise in torch.randn(40_000, 4, 3, generator=seeded())])
@@ -243,39 +228,6 @@ def test_bound_is_just_below_the_likelihood():
     likelihood = torch.logsumexp(torch.stack(joint, dim=1) + prior + np.log(0.02), dim=1)
     gap = (likelihood - bound).mean()
     assert -0.01 < gap < 0.05
-
-
-def test_running_means_approach_cells():
-    network = network_of(n_latent=2)
-    before = network.prior_mean.clone()
-    types = torch.tensor([0, 0, 2])
-    latent = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    network.update_prior_means(types, latent)
-    torch.testing.assert_close(network.prior_mean[0], (MEMORY * before[0] + latent[:2].sum(dim=0)) / (MEMORY + 2))
-    torch.testing.assert_close(network.prior_mean[2], (MEMORY * before[2] + latent[2]) / (MEMORY + 1))
-    assert torch.equal(network.prior_mean[1], before[1])
-    network.update_prior_means(torch.tensor([1]), latent[2:])
-    torch.testing.assert_close(network.prior_mean[1], (MEMORY * before[1] + latent[2]) / (MEMORY + 1))
-
-
-def test_initialise_from_cells():
-    types = types_of(300)
-    latent = torch.randn(300, 2, generator=seeded()) + torch.tensor([[6.0, 0.0], [0.0, 2.0], [0.0, 0.0]])[types]
-    rates = 1e6 * torch.softmax(latent @ torch.randn(2, 40, generator=seeded(1)) / 2, dim=1)
-    counts = torch.poisson(rates, generator=seeded(2))
-    network = network_of(n_genes=40, n_latent=2)
-    network.initialise(counts, types)
-    expression = torch.softmax(network.decoder.loadings.bias, dim=0)
-    torch.testing.assert_close(expression, counts.sum(dim=0) / counts.sum(), atol=1e-5, rtol=0)
-    normalised = log_normalise(counts)
-    normalised = normalised - normalised.mean(dim=0)
-    axes = torch.linalg.svd(normalised, full_matrices=False)[2][:2]
-    means = torch.stack([normalised[types == t].mean(dim=0) for t in range(3)])
-    loadings = network.decoder.loadings.weight.detach()
-    decoded = 2 * network.prior_mean @ loadings.T
-    torch.testing.assert_close(decoded, means @ axes.T @ axes, atol=0.05, rtol=0)
-    within = ((normalised - means[types]) @ axes.T).std(dim=0)
-    torch.testing.assert_close(2 * loadings.norm(dim=0), within, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(("n_cells", "n_genes"), [(3, 11), (200, 2), (2, 2)])
@@ -442,14 +394,6 @@ def autoencoder(prepared) -> GeneAutoencoder:
     return found
 
 
-def test_names_of_types_and_batches(prepared, autoencoder):
-    assert autoencoder.cell_types == tuple(prepared.obs["cell_type"].cat.categories)
-    assert autoencoder.batches == ("one", "two")
-    assert autoencoder.sub_populations.names == ("Dendritic/1", "Dendritic/2")
-    assert autoencoder.network_of(None) is autoencoder.network
-    assert autoencoder.network.shape == AutoencoderShape(100, len(autoencoder.cell_types) + 2, 4, 2)
-
-
 def simulated(n_cells: int, n_genes: int = 200) -> tuple[CountAutoencoder, AnnData]:
     """A network of random parameters, and cells drawn from it; the last quarter are test cells."""
     truth = network_of(n_genes=n_genes, n_types=3, n_latent=2)
@@ -522,19 +466,6 @@ def test_global_random_state_is_left_alone(prepared):
     torch.manual_seed(5)
     fitted(prepared, n_steps=2)
     assert torch.equal(torch.randn(3), expected)
-
-
-@pytest.mark.parametrize("number", ["none", 2])
-def test_sub_populations_change_nothing_in_the_sampled_cells(prepared, number):
-    cells = prepared[prepared.obs["split"] == "train"].copy()
-    objective = Objective.from_cells(cells, AutoencoderSettings(n_latent=4, sub_populations=number), seed=0)
-    cell_types, before = objective.division.names, objective.training.copy()
-    shared = CountAutoencoder(AutoencoderShape(cells.n_vars, len(cell_types), 4)).eval()
-    _, divided, named = with_sub_populations(shared, objective, divide(shared, objective), cell_types)
-    pd.testing.assert_frame_equal(objective.training.obs, before.obs)
-    names = set(named.obs["sub_population"])
-    assert names == set().union(*map(divided.populations_of, cell_types))
-    assert (len(names) > len(cell_types)) == (number == 2)
 
 
 def test_sampled_rows_are_of_all_cells_and_of_each_type():
@@ -677,7 +608,6 @@ def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
     monkeypatch.setattr(fitting, "N_HELD_OUT", 20)
     few = {"train": 20, "validation": 20, "start": 20}
     monkeypatch.setattr("bdm.autoencoder.inputs.N_SAMPLED_PER_TYPE", few)
-    monkeypatch.setattr(adapters, "MAX_CELLS", {"train": 30, "validation": 5})
     read = []
 
     def counted(matrix, rows):
@@ -685,16 +615,8 @@ def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
         return take_rows(matrix, rows)
 
     monkeypatch.setattr(matrix, "take_rows", counted)
-    found = fitted(on_disk)
+    fitted(on_disk)
     n_of_types = on_disk.obs["split"].groupby(on_disk.obs["cell_type"], observed=True).value_counts().unstack(0)
     assert len(read[0]) < 100 + few["train"] * n_of_types.shape[1] < n_of_types.loc["train"].sum()
     assert len(read[1]) < n_of_types.loc["validation"].sum()
-    from_disk = np.concatenate(read[:2])
-    assert not (on_disk.obs["split"].to_numpy()[from_disk] == "test").any()
-    # Type-specific decoders are fitted to a part of these cells, which are in memory by then
-    cells = take_cells(on_disk, from_disk)
-    population = populations_of_cells(cells, found)
-    n_of_populations = cells.obs["split"].groupby(population).value_counts().unstack(0)
-    held = [n for _, n in n_of_populations.items() if n["validation"] > 0]
-    assert len(read[2]) == sum(min(n["train"], 30) + min(n["validation"], 5) for n in held)
-    assert len(read) == 3 + 1  # and the one here
+    assert not (on_disk.obs["split"].to_numpy()[np.concatenate(read[:2])] == "test").any()

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import norm
-from test_hierarchy_figure import balanced, divided, with_added
+from test_hierarchy_figure import balanced, divided
 
 from bdm._core.errors import InputError
 from bdm._core.files import read_json, write_checksummed_json
@@ -198,17 +198,6 @@ def test_path_of_an_added_type_follows_existing_branches(hierarchy):
             for segment in way[: -len(new)]:
                 starts = [old for old in known if (old.row, old.high) == (segment.row, segment.high)]
                 assert min(old.low for old in starts) <= segment.low
-
-
-@every_hierarchy
-def test_added_type_of_several_populations_is_a_clade(hierarchy):
-    *_, extended = extended_often(hierarchy)
-    for number in range(2, 10, 3):
-        clade = extended.by_name[f"new {number}"]
-        populations = (f"{clade.name}/1", f"{clade.name}/2")
-        assert tuple(extended.leaves(clade.name)) == extended.populations_of(clade.name) == populations
-        assert clade.level <= extended.by_name[clade.parent].level
-        assert (clade.cell_type, clade.support, extended.by_name[clade.parent].cell_type) == (clade.name, 0.8, None)
 
 
 def distances_from(*mean: float) -> dict[str, float]:
@@ -470,20 +459,6 @@ def test_damaged_content(damage, tmp_path):
 def test_leaves_take_back_their_underscores():
     tree = match_leaves(from_newick("((CD4_T,CD8_T),NK cell);"), ["CD4_T", "CD8 T", "NK cell"])
     assert tree.leaves() == ("CD4_T", "CD8 T", "NK cell")
-
-
-def test_table_lists_every_branch(tmp_path):
-    hierarchy = with_added(balanced([f"type {i:03}" for i in range(500)]), type_007=1)
-    branch_table(hierarchy).to_csv(tmp_path / "tree.csv", index=False)
-    table = pd.read_csv(tmp_path / "tree.csv").set_index("branch")
-    assert list(table.index) == [branch.name for branch in hierarchy.branches]
-    assert table["parent"].isna().sum() == 1
-    assert table.loc["node 1", ["n_types", "n_cells", "support", "added"]].tolist() == [500, 5000, 0.5, 0]
-    assert (table["cell_types"].str.count("; ") + 1 == table["n_types"]).all()
-    assert table.index[table["added"] == 1].tolist() == ["type 007"]
-    assert (table.loc[table["n_types"] == 1, "level"] == 0).all()
-    assert (table["n_populations"] == table["n_types"]).all()
-    assert table["nearer_to"].isna().all()
 
 
 def test_table_lists_sub_populations(tmp_path):

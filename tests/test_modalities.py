@@ -24,11 +24,10 @@ from bdm.applications.design.simulate import simulate_cells
 from bdm.applications.transmutation.transmute import select_sources, transmuted_cells
 from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_together
 from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
-from bdm.autoencoder.fit_autoencoder import Objective
 from bdm.autoencoder.latent import encode, latent_cells
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.protein_levels import map_quantiles, quantiles
-from bdm.autoencoder.softmax import OWN_MEAN_SCALE, AdapterSettings, Blocks
+from bdm.autoencoder.softmax import AdapterSettings
 from bdm.data.cells import Cells
 from bdm.data.modalities import (
     MUDATA,
@@ -56,7 +55,6 @@ from bdm.model.model import BranchedModel
 from bdm.pl import write_result
 from bdm.settings import (
     AuditSettings,
-    AutoencoderSettings,
     GenerationSettings,
     PrepareSettings,
     Settings,
@@ -117,15 +115,6 @@ def multi_model(small_settings):
 # ---- blocks
 
 
-def test_shares_sum_to_one_in_each_normalised_block():
-    blocks, logits = Blocks((3, 1, 2), (True, False, True)), torch.randn(4, 6)
-    expression = blocks.expression(logits)
-    torch.testing.assert_close(blocks.sums(expression), torch.ones(4, 2))
-    torch.testing.assert_close(blocks.log_expression(logits).exp(), expression)
-    torch.testing.assert_close(expression[:, 3], logits[:, 3].exp())
-    assert blocks.spread(torch.tensor([[1.0, 2.0]]), others=7).tolist() == [[1, 1, 1, 7, 2, 2]]
-
-
 @pytest.mark.parametrize("normalised", [(True, True), (True, False)])
 def test_evidence_of_blocks_is_the_derivative_of_the_likelihood(normalised):
     torch.manual_seed(0)
@@ -146,15 +135,6 @@ def test_counts_of_one_block_do_not_change_the_shares_of_another():
     log_size = decoder.size(counts).log()
     mean = decoder.decode(torch.zeros(1, 2), log_size=log_size).exp()
     torch.testing.assert_close(decoder.blocks.sums(mean), torch.tensor([[10.0, 40.0]]))
-
-
-@pytest.mark.parametrize(("normalised", "scale"), [(True, 0.1), (False, 0.1 * OWN_MEAN_SCALE)])
-def test_loadings_have_a_wider_prior_without_softmax(normalised, scale):
-    torch.manual_seed(2)
-    decoder = NegativeBinomialDecoder(AutoencoderShape(6, 1, 2, blocks=(4, 2), normalised=(True, normalised)))
-    weight = decoder.loadings.weight
-    expected = ((weight[:4] / 0.1) ** 2).sum() / 2 + ((weight[4:] / scale) ** 2).sum() / 2
-    torch.testing.assert_close(decoder.penalty(loading_scale=0.1), expected)
 
 
 @pytest.mark.parametrize("normalised", [(True, True), (True, False)])
@@ -421,16 +401,6 @@ def test_proteins_have_the_levels_of_training_cells(multi_model, proteins):
         return [wasserstein_distance(*both) for both in zip(np.log1p(real).T, np.log1p(found).T, strict=True)]
 
     assert max(distances(levels)) < 0.3 < min(distances(decoded))
-
-
-@pytest.mark.parametrize(("data", "n_cells"), [("multi_model", 10), ("small_model", 40)])
-def test_steps_take_a_quarter_of_the_cells_where_there_are_peaks(data, n_cells, request):
-    prepared = request.getfixturevalue(data).prepared
-    assert Objective.from_cells(prepared, AutoencoderSettings(batch_size=40), seed=0).batch_size == n_cells
-
-
-def test_models_of_rna_have_no_levels(small_model):
-    assert small_model.model.levels == small_model.model.autoencoder.levels == {}
 
 
 def test_peaks_have_a_log_size_of_their_own(multi_model):

@@ -149,17 +149,3 @@ def test_decoder_of_the_documentation(example_cells, tiny_settings, tmp_path, mo
 def test_unknown_decoder_is_one_sentence(example_cells):
     with pytest.raises(InputError, match="There is no decoder 'gamma' in this installation"):
         bdm.BranchedDiffusion(example_cells, label_key="bulk_labels", likelihood="gamma")
-
-
-@pytest.mark.parametrize("mean", [0.05, 3.0])
-def test_poisson_counts_of_the_documentation(poisson, mean):
-    """Halves are independent, and changed counts have the changed means."""
-    means, rng, observation = np.full((20_000, 2), mean), np.random.default_rng(0), poisson.Poisson()
-    counts = observation.sample(means, rng)
-    half = observation.half(counts, rng)
-    rest = (counts - half).toarray()
-    np.testing.assert_allclose(half.toarray().mean(axis=0), mean / 2, rtol=0.1)
-    assert abs(np.corrcoef(half.toarray()[:, 0], rest[:, 0])[0, 1]) < 0.03
-    changed = observation.rescale(counts.toarray(), means, np.array([0.5, 2.0]), rng)
-    np.testing.assert_allclose(changed.mean(axis=0), [mean / 2, mean * 2], rtol=0.1)
-    np.testing.assert_allclose(changed.var(axis=0), [mean / 2, mean * 2], rtol=0.1)

@@ -191,9 +191,3 @@ def test_prior_means_stay_at_the_type_where_cells_say_nothing():
     prior = torch.full((N_LATENT,), 1.5)
     mean, scale = prior.repeat(50, 1), torch.ones(50, N_LATENT)
     torch.testing.assert_close(prior_means(mean, scale, prior), prior)
-
-
-@pytest.mark.parametrize("value", [0, -1, "1.5", True, 2.5])
-def test_wrong_number_of_sub_populations(value):
-    with pytest.raises(InputError, match=rf"^sub_populations is {value!r}, .* auto, none or "):
-        AutoencoderSettings(sub_populations=value)

@@ -16,7 +16,7 @@ from bdm._core.training import TrainingPlan, train
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.latent import encode, latent_cells
 from bdm.data.prepare import prepare
-from bdm.model.fit_model import check_collapse, spread_and_distance
+from bdm.model.fit_model import check_collapse
 from bdm.settings import AutoencoderSettings, PrepareSettings, TrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -120,16 +120,6 @@ def learned(small_model, example_cells):
     settings = PrepareSettings(label_key="bulk_labels", genes="all", test=0.0)
     prepared = prepare(example_cells, settings)[:, small_model.model.autoencoder.genes.index].copy()
     return latent_cells(encode(prepared, small_model.model.autoencoder))
-
-
-def test_healthy_types_are_far_from_the_limits(small_model, learned):
-    model = small_model.model
-    generated = model.prior.sampler().sample_shared(learned.populations, 100, 0)
-    for code, cell_type in enumerate(learned.populations):
-        x = model.whitening(learned.sample(torch.nonzero(learned.population == code).squeeze(1), torch.Generator()))
-        spread, off = spread_and_distance(generated[cell_type], x)
-        assert 0.5 < spread < 2
-        assert off < 0.6
 
 
 @pytest.mark.parametrize(
