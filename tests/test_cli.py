@@ -1,5 +1,4 @@
 import ast
-import inspect
 import logging
 import os
 import re
@@ -8,9 +7,7 @@ import subprocess
 import sys
 import warnings
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
-from typing import get_args
 
 import anndata
 import numpy as np
@@ -25,7 +22,6 @@ from bdm._core.files import sha256
 from bdm._core.store import checksum_of, load
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.cli import app, main
-from bdm.commands.base import Output
 from bdm.data.prepare import preparation
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
@@ -77,13 +73,6 @@ def test_help_of_a_command_has_defaults_and_an_example(name, bdm, monkeypatch, c
             assert parameter.help, parameter.name
         if parameter.default not in (None, False) and not callable(parameter.default):
             assert re.search(rf"default: {re.escape(str(parameter.default))}\b", shown), parameter.name
-
-
-def test_inputs_come_before_the_output():
-    for command in chain.from_iterable(cli.COMMANDS.values()):
-        arguments = [one for one in inspect.signature(command).parameters.values() if one.kind != one.KEYWORD_ONLY]
-        written = [Output in get_args(one.annotation) for one in arguments]
-        assert written == sorted(written), command.__name__
 
 
 def test_version_is_that_of_the_package(monkeypatch, capsys):
@@ -157,14 +146,6 @@ def test_model_of_prepared_cells_is_of_the_same_data(made, bdm, tmp_path):
     assert load_model(tmp_path / "model").autoencoder.provenance["data_sha256"] == prepared["data_sha256"]
 
 
-def test_written_newick_is_a_tree_to_use(made, bdm, tmp_path):
-    out = tmp_path / "again.json"
-    assert bdm("hierarchy", made / "autoencoder", out, "--tree", made / "tree.nwk", "--n-bootstrap", 5)[0] == 0
-    read = [load_hierarchy(path) for path in (out, made / "tree.json")]
-    clades = [{frozenset(h.leaves(b.name)): round(b.level, 6) for b in h.branches} for h in read]
-    assert clades[0] == clades[1]
-
-
 @pytest.mark.parametrize("shared", [[], ["--shared-ancestors"]])
 def test_cells_like_and_from(made, bdm, tmp_path, shared):
     prepared = anndata.read_h5ad(made / "prepared.h5ad")[::5].copy()
@@ -179,20 +160,6 @@ def test_cells_like_and_from(made, bdm, tmp_path, shared):
         found.append(anndata.read_h5ad(out))
         assert found[-1].obs["cell_type"].value_counts()[numbers.index].tolist() == numbers.tolist()
     assert all((other.X != found[0].X).nnz == 0 for other in found[1:])
-
-
-def test_fit_does_all_steps(made, bdm, tmp_path):
-    cells = anndata.read_h5ad(made / "cells.h5ad")
-    cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2 == 0, "x", "y")
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    options = ("--n-genes", 100, "--n-latent", 4, "--autoencoder-n-steps", 5, "--prior=diffusion", "--train-n-steps", 5)
-    keys = ("--label-key", "bulk_labels", "--batch-key", "donor")
-    assert bdm("fit", tmp_path / "cells.h5ad", tmp_path / "model", *keys, *options)[0] == 0
-    assert "training.csv" in {path.name for path in (tmp_path / "model").iterdir()}
-    assert bdm("generate", tmp_path / "model", tmp_path / "new.h5ad", "--cells", 3)[0] == 0
-    made_cells = anndata.read_h5ad(tmp_path / "new.h5ad")
-    assert set(made_cells.obs["donor"]) == {"x", "y"}
-    assert made_cells.uns["bdm"]["data_sha256"] == sha256(tmp_path / "cells.h5ad")
 
 
 # ---- training that goes wrong

@@ -5,15 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
 
 from bdm._core.errors import InputError
 from bdm.cli import app
 from bdm.data.cells import FLOOR, GENERATED, Cells, StoredCells
 from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.metrics import PairDistances
-from bdm.evaluation.resamples import SIZE_LIMITS
-from bdm.evaluation.scores import Comparison, Reference, auc, score_populations
 from bdm.model.match import population_assigner, read_real_cells_for, real_cells_for
 
 B, DENDRITIC = ["CD19+ B/1", "CD19+ B/2"], ["Dendritic/1", "Dendritic/2"]
@@ -64,35 +60,6 @@ def test_scores_show_a_sub_population_that_is_missing(evaluation):
     assert of_label["one", "Dendritic"] > of_label[GENERATED, "Dendritic"] + 0.02
 
 
-def comparison(*, n_cells: int = 60) -> Comparison:
-    """Cells with sub-populations `a/1`, `a/2`, and in test cells `a/3`."""
-    rng = np.random.default_rng(0)
-
-    def cells(population: np.ndarray) -> Cells:
-        rates = rng.gamma(1.0, size=(len(population), 30)) + 3 * (population == "a/2")[:, None]
-        counts = sparse.csr_matrix(rng.poisson(rates), dtype=np.float32)
-        return Cells(counts, np.where(population == "b", "b", "a"), population=population)
-
-    query = cells(np.repeat(["a/1", "a/2", "b"], n_cells))
-    test = cells(np.repeat(["a/1", "a/2", "a/3", "b"], [n_cells - 3, n_cells, 3, n_cells]))
-    return Comparison(query, test, Reference(test, {}, np.arange(5), SIZE_LIMITS), 0)
-
-
-def test_scores_are_of_the_cells_of_each_sub_population():
-    compared = comparison()
-    scores = score_populations(compared)
-    assert list(scores.index) == ["a/1", "a/2", "a/3"]
-    of_query, of_test = compared.query.population == "a/1", compared.test.population == "a/1"
-    x, y = compared.components[0][of_query], compared.components[1][of_test]
-    assert scores.loc["a/1", "energy"] == PairDistances.between(x, y).energy
-    of_forest = auc(compared.probabilities[0][of_query], compared.probabilities[1][of_test])
-    assert scores.loc["a/1", "forest_auc"] == of_forest
-    assert scores.loc["a/1", ["n_cells", "n_test"]].tolist() == [60, 57]
-    assert scores.loc["a/3", ["n_cells", "n_test"]].tolist() == [0, 3]
-    assert np.isnan(scores.loc["a/3", "energy"])
-    assert set(scores["cell_type"]) == {"a"}
-
-
 def test_populations_are_found_by_counts_whatever_cells_were_drawn_from(small_model, held_out):
     assigned = population_assigner(small_model.model)(Cells.from_anndata(held_out))
     sampled = held_out.obs["sub_population"].astype(str).to_numpy()
@@ -113,24 +80,6 @@ def test_sets_without_known_batches_have_no_scores_by_sub_population(batch_model
     evaluation = batch_model.evaluate(new, adata_test=test, compare={"unknown": unknown, "none": none}, n_repeats=1)
     assert set(evaluation.by_population["set"]) == {FLOOR, GENERATED}
     assert set(evaluation.by_type.index.get_level_values("set")) == {FLOOR, GENERATED, "unknown", "none"}
-
-
-@pytest.mark.slow
-def test_command_writes_scores_by_sub_population(small_model, example_cells, held_out, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    small_model.save("model")
-    example_cells.write_h5ad("cells.h5ad")
-    held_out.write_h5ad("test.h5ad")
-    small_model.generate(NUMBERS, seed=3).write_h5ad("new.h5ad")
-    options = ["--model", "model", "--test-cells", "test.h5ad", "--n-repeats", "1"]
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    app(["evaluate", "cells.h5ad", "new.h5ad", "evaluation", *options], standalone_mode=False)
-    assert "finding sub-populations: 100%" in capsys.readouterr().err
-    table = pd.read_csv("evaluation/by_population.csv")
-    assert list(table["sub_population"].unique()) == [*B, *DENDRITIC]
-    assert set(table["set"]) == {FLOOR, GENERATED}
-    expected = Evaluation.load("evaluation").by_population
-    np.testing.assert_allclose(table["energy"], expected["energy"], rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -208,19 +208,6 @@ def test_cells_of_a_type_are_the_first_of_its_populations(small_model, shared):
         assert (larger.obsm["latent"][: smaller.n_obs] == smaller.obsm["latent"]).all()
 
 
-def test_no_two_cells_are_the_same(small_model):
-    adata = small_model.generate({B: MAX_CHUNK + 3})
-    assert len(np.unique(adata.obsm["latent"], axis=0)) == MAX_CHUNK + 3
-
-
-def test_shared_chunks_hold_the_requested_numbers(small_model):
-    adata = small_model.generate({B1: MAX_CHUNK + 3, NK: 4, B: 30}, shared_ancestors=True)
-    assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [MAX_CHUNK + 33, 4]
-    n_by_population = adata.obs["sub_population"].value_counts()[[B1, B2, NK]].tolist()
-    assert n_by_population == [MAX_CHUNK + 3 + 21, 9, 4]
-    assert adata.obs["ancestor"].tolist() == [number for n in n_by_population for number in range(n)]
-
-
 # ---- files
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -15,7 +14,6 @@ from hypothesis import given, reject
 from scipy import sparse
 
 from bdm._core.errors import InputError
-from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare, read_prepared
 from bdm.settings import PrepareSettings
 
@@ -177,44 +175,3 @@ def test_cells_in_files_are_prepared_or_rejected(case):
             assert messages.startswith(f"bdm: {data}: "), messages
             check_refusal(messages[:-1])
         assert not out.parent.exists() or not any(out.parent.iterdir())
-
-
-@pytest.mark.slow
-def test_labels_of_identical_cells_and_of_two_cells_are_fitted(small_settings):
-    """The covariance of such a label is 0, or has two degrees of freedom at most."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(["a", "b", "identical", "two"], [40, 40, 20, 2])
-    profile = dict(zip(np.unique(labels), rng.gamma(0.5, size=(4, 60)), strict=True))
-    counts = np.stack([rng.poisson(20 * profile[label]) for label in labels])
-    counts[labels == "identical"] = counts[80]
-    settings = replace(
-        small_settings,
-        prepare=replace(small_settings.prepare, min_cells_per_type=2, min_genes_per_cell=1),
-        autoencoder=replace(small_settings.autoencoder, n_latent=4, n_steps=30),
-        train=replace(small_settings.train, n_steps=30),
-    )
-    cells = AnnData(counts.astype(np.float32), obs=pd.DataFrame({"type": labels}))
-    model = BranchedDiffusion(cells, label_key="type", settings=settings).fit()
-    hierarchy = model.model.hierarchy
-    assert set(hierarchy.cell_types) == set(profile)
-    assert all(0 <= branch.level < 100 for branch in hierarchy.branches)
-    generated = model.generate({"identical": 5, "two": 5})
-    assert (generated.X.sum(axis=1) > 0).all()
-
-
-def test_very_many_genes(tmp_path):
-    """As many columns as there are peaks or isoforms, most of them empty."""
-    rng = np.random.default_rng(0)
-    counts = sparse.random(60, 100_000, density=1e-4, random_state=0, data_rvs=lambda n: rng.integers(1, 2**24, n))
-    counts = sparse.lil_matrix(counts, dtype=np.int64)
-    counts[:, 7] = 2**24
-    counts = counts.tocsr()
-    obs = pd.DataFrame({"type": ["a", "b", "c"] * 20}, index=[f"c{i}" for i in range(60)])
-    AnnData(counts, obs=obs).write_h5ad(tmp_path / "cells.h5ad")
-    out = tmp_path / "out.h5ad"
-    code, _ = command("prepare", str(tmp_path / "cells.h5ad"), str(out), "--label-key=type", "--min-cells-per-gene=1")
-    assert code == 0
-    prepared = anndata.read_h5ad(out)
-    kept = counts[:, prepared.var_names.astype(int)]
-    assert prepared.n_obs == 60
-    assert (prepared.X.astype(np.int64) != kept).nnz == 0

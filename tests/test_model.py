@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import bdm
 from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.hierarchy.tree import from_nested
@@ -28,16 +27,6 @@ def few_types(example_cells):
 
 
 # ---- the public interface
-
-
-def test_public_names():
-    of_stages = {"AuditSettings", "PrepareSettings", "AutoencoderSettings", "HierarchySettings", "TrainSettings"}
-    results = {"Evaluation", "TransmutationEvaluation", "Interpretation", "ExtensionReport"}
-    names = {"BranchedDiffusion", "InputError", "InputKeys", "Settings", "pl", "read_tree", "tl"}
-    assert set(bdm.__all__) == names | of_stages | results
-    assert all(getattr(bdm, name).__name__ in (name, f"bdm.{name}") for name in bdm.__all__)
-    with pytest.raises(AttributeError, match="nonsense"):
-        bdm.nonsense  # noqa: B018
 
 
 def test_batches(batch_model):

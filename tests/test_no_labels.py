@@ -7,7 +7,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from same_tables import assert_same_table
 from sklearn.metrics import adjusted_rand_score
 from test_workflow import demo_config, dry_run, shell_commands
 
@@ -136,7 +135,7 @@ def test_a_saved_model_takes_the_cells_again(model, cells, tmp_path, caplog):
     assert loaded.model.label_key is None
 
 
-def test_scores_that_compare_types_are_unknown(evaluation, tmp_path):
+def test_scores_that_compare_types_are_unknown(evaluation):
     overall, by_type = evaluation.overall, evaluation.by_type
     for table in (overall.T, by_type):
         assert table[COMPARE_TYPES].isna().all(axis=None)
@@ -151,10 +150,6 @@ def test_scores_that_compare_types_are_unknown(evaluation, tmp_path):
     assert verdict_lines(evaluation, GENERATED) == [evaluation.verdict().text]
     assert evaluation.markers == {}
     assert evaluation.fold_changes.empty
-    evaluation.save(tmp_path / "evaluation")
-    loaded = Evaluation.load(tmp_path / "evaluation")
-    pd.testing.assert_frame_equal(loaded.overall, overall, check_dtype=False)
-    assert_same_table(loaded.fold_changes, evaluation.fold_changes)
 
 
 def test_figures_leave_out_what_is_unknown(evaluation):
@@ -205,41 +200,6 @@ def test_sub_populations_follow_the_cell_types_that_nobody_gave(divided, cells):
     found = encoded.obs["sub_population"].astype(str)
     annotation = cells.obs["cell_type"].loc[found.index]
     assert adjusted_rand_score(annotation, found) > 0.2  # 0 by chance
-
-
-def test_cells_are_generated_in_the_learned_shares_and_by_sub_population(divided):
-    generated = divided.generate(200)
-    assert list(generated.obs) == ["cell_type", "sub_population", "synthetic"]
-    assert set(generated.obs["cell_type"]) == {WITHOUT_LABELS}
-    share = divided.model.composition.sum(axis=1) / divided.model.composition.to_numpy().sum()
-    numbers = generated.obs["sub_population"].value_counts()
-    assert ((numbers - 200 * share).abs() < 1).all()
-    first = divided.hierarchy.populations[0]
-    of_one = divided.generate({first: 7})
-    assert of_one.obs["sub_population"].tolist() == [first] * 7
-    assert set(of_one.obs["cell_type"]) == {WITHOUT_LABELS}
-
-
-def test_interpretation_compares_the_sub_populations(divided):
-    branches = divided.interpret()
-    children = {of.contrast.child for of in divided.interpretation.contrasts}
-    assert set(divided.hierarchy.populations) <= children
-    assert "rank_genes_groups" in branches.uns
-    for name, draw in FIGURES[Interpretation].items():
-        assert any(axis.has_data() for axis in figure_of(draw(divided.interpretation)).axes), name
-
-
-def test_evaluation_draws_the_sub_populations(divided):
-    evaluation = divided.evaluate(n_repeats=1)
-    assert evaluation.overall.loc["forest_auc", GENERATED] < 1
-    axes = package.pl.umap(evaluation, show=False)
-    [legend] = axes[0].figure.legends
-    assert {text.get_text().split()[1] for text in legend.texts} == set(divided.hierarchy.populations)
-    numbers = evaluation.embedding.groupby(["set", "sub_population"]).size()
-    for axis, name in zip(axes, ["test", FLOOR, GENERATED], strict=True):
-        drawn = [len(line.get_xdata()) for line in axis.lines[1:]]  # over test cells, in grey
-        assert sorted(filter(None, drawn)) == sorted(numbers[name])
-    assert {axis.get_subplotspec().rowspan.start for axis in axes} == {0}, "an empty place beside three panels"
 
 
 def test_rare_sub_populations_have_as_many_cells_in_the_model(divided):

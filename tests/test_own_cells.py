@@ -14,7 +14,7 @@ from anndata import AnnData
 import bdm
 from bdm._core.errors import InputError
 from bdm.cli import app
-from bdm.model.match import fitted_cells, known_cells, real_cells_for
+from bdm.model.match import known_cells, real_cells_for
 from bdm.settings import InputKeys
 
 B, NK = "CD19+ B", "CD56+ NK"
@@ -135,16 +135,6 @@ def test_loaded_model_reports_what_is_missing(fitted, awkward, folder, caplog):
     assert "fitted on other cells" in caplog.text
 
 
-def test_cells_whose_genes_are_known_by_identifier(fitted, awkward):
-    cells, autoencoder = awkward.copy(), fitted.model.autoencoder
-    cells.var_names = [f"ENSG{i}" for i in range(cells.n_vars)]
-    known = pd.Series(cells.var_names, awkward.var_names)[autoencoder.genes.index]
-    genes = autoencoder.genes.assign(gene_ids=known.to_numpy())
-    found = fitted_cells(cells, replace(fitted.model, autoencoder=replace(autoencoder, genes=genes)))
-    assert list(found.var_names) == list(fitted.prepared.var_names)
-    assert (found.X != fitted.prepared.X).nnz == 0
-
-
 def test_training_cells_are_no_test_cells(fitted, awkward, caplog):
     renamed = awkward.copy()
     renamed.obs_names = [f"other-{i}" for i in range(renamed.n_obs)]
@@ -203,14 +193,6 @@ def test_model_shows_what_it_is(awkward, quick, fitted, folder):
     assert "cells in memory" not in repr(bdm.BranchedDiffusion.load(folder / "model"))
 
 
-def test_results_show_their_tables_not_their_cells(fitted):
-    shown = repr(fitted.evaluate(n_repeats=1))
-    assert "forest_auc" in shown
-    assert len(shown.splitlines()) < 40
-    fitted.interpret()
-    assert len(repr(fitted.interpretation)) < 200
-
-
 def test_figures_name_what_they_are_of(fitted):
     of_results = (bdm.pl.scores, bdm.pl.umap, bdm.pl.transmutation, bdm.pl.audit, bdm.pl.power)
     for draw, value in [*((draw, fitted) for draw in of_results), (bdm.pl.hierarchy, 3)]:
@@ -258,21 +240,6 @@ def test_commands_take_the_cells_that_a_model_was_fitted_on(command, fitted, tmp
     command("evaluate-transmuted", "cells.h5ad", "transmuted.h5ad", "transmutation", "--model", "model")
     assert list(pd.read_csv(tmp_path / "transmutation/scores.csv")["original_type"].unique()) == [B]
     assert (tmp_path / "interpretation/branches.h5ad").is_file()
-
-
-@pytest.mark.nightly
-def test_keys_name_columns_of_compared_cells_with_a_model(command, fitted):
-    fitted.prepared.write_h5ad("prepared.h5ad")
-    command("evaluate", "prepared.h5ad", "generated.h5ad", "expected", "--model", "model", "--n-repeats", 1)
-    cells = anndata.read_h5ad("generated.h5ad")
-    cells.obs = cells.obs[["annotation"]].rename(columns={"annotation": "kind"})
-    cells.layers["umi"], cells.X = cells.X, cells.X.log1p()
-    cells.write_h5ad("other.h5ad")
-    options = ("--model", "model", "--n-repeats", 1, "--label-key", "kind", "--counts", "umi")
-    command("evaluate", "prepared.h5ad", "generated.h5ad", "evaluation", "--compare", "same=other.h5ad", *options)
-    found, expected = (pd.read_csv(f"{name}/overall.csv", index_col="metric") for name in ("evaluation", "expected"))
-    scores = ["energy", "forest_auc", "gene_auc"]
-    np.testing.assert_allclose(found.loc[scores, "same"], expected.loc[scores, "generated"], rtol=1e-5)
 
 
 def test_batches_of_test_cells_are_named_as_in_the_fit(fitted, awkward):

@@ -15,7 +15,7 @@ from scipy import sparse
 from skmisc.loess import loess
 
 from bdm._core.errors import InputError
-from bdm.data.filters import split_by_type, split_sizes
+from bdm.data.filters import split_by_type
 from bdm.data.genes import MARKERS, GeneNames, symbol_column
 from bdm.data.matrix import appended_rows
 from bdm.data.prepare import prepare, prepared_cells, read_prepared
@@ -515,21 +515,6 @@ def test_split_of_a_type_does_not_depend_on_others(cells):
     assert list(together[alone.index]) == list(split_by_type(alone, **fractions))
     assert list(together) == list(split_by_type(labels, **fractions))
     assert list(together) != list(split_by_type(labels, **{**fractions, "seed": 4}))
-
-
-@pytest.mark.parametrize(
-    ("n_cells", "fractions", "sizes"),
-    [
-        (10, [0.7, 0.1, 0.2], [7, 1, 2]),
-        (3, [0.7, 0.1, 0.2], [1, 1, 1]),
-        (3, [0.05, 0.45, 0.5], [1, 1, 1]),
-        (4, [0.98, 0.01, 0.01], [2, 1, 1]),
-        (10, [0.8, 0.2, 0.0], [8, 2, 0]),
-        (7, [1.0, 0.0, 0.0], [7, 0, 0]),
-    ],
-)
-def test_split_sizes(n_cells, fractions, sizes):
-    assert list(split_sizes(n_cells, np.array(fractions))) == sizes
 
 
 # ---- bad input

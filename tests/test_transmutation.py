@@ -122,11 +122,6 @@ def test_same_seed_same_cells(transmuted, example_cells, small_model):
     assert list(small_model.transmute(shuffled, "CD56+ NK").obs_names) == list(transmuted.obs_names)[::-1]
 
 
-def test_cells_of_named_types_alone(example_cells, small_model):
-    cells_transmuted = small_model.transmute(example_cells, "CD56+ NK", from_=["Dendritic"])
-    assert set(cells_transmuted.obs["original_type"]) == {"Dendritic"}
-
-
 def test_cells_of_many_genes_in_any_order(example_cells, small_model, transmuted):
     wide = example_cells[:, ::-1].copy()
     other = small_model.transmute(wide, "CD56+ NK")
