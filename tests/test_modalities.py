@@ -27,7 +27,7 @@ from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
 from bdm.autoencoder.latent import encode, latent_cells
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.protein_levels import map_quantiles, quantiles
-from bdm.autoencoder.softmax import AdapterSettings
+from bdm.autoencoder.softmax import OWN_MEAN_SCALE, AdapterSettings
 from bdm.data.cells import Cells
 from bdm.data.modalities import (
     MUDATA,
@@ -135,6 +135,15 @@ def test_counts_of_one_block_do_not_change_the_shares_of_another():
     log_size = decoder.size(counts).log()
     mean = decoder.decode(torch.zeros(1, 2), log_size=log_size).exp()
     torch.testing.assert_close(decoder.blocks.sums(mean), torch.tensor([[10.0, 40.0]]))
+
+
+@pytest.mark.parametrize(("normalised", "scale"), [(True, 0.1), (False, 0.1 * OWN_MEAN_SCALE)])
+def test_loadings_have_a_wider_prior_without_softmax(normalised, scale):
+    torch.manual_seed(2)
+    decoder = NegativeBinomialDecoder(AutoencoderShape(6, 1, 2, blocks=(4, 2), normalised=(True, normalised)))
+    weight = decoder.loadings.weight
+    expected = ((weight[:4] / 0.1) ** 2).sum() / 2 + ((weight[4:] / scale) ** 2).sum() / 2
+    torch.testing.assert_close(decoder.penalty(loading_scale=0.1), expected)
 
 
 @pytest.mark.parametrize("normalised", [(True, True), (True, False)])

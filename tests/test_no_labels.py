@@ -202,6 +202,12 @@ def test_sub_populations_follow_the_cell_types_that_nobody_gave(divided, cells):
     assert adjusted_rand_score(annotation, found) > 0.2  # 0 by chance
 
 
+def test_umap_of_one_type_has_the_colours_of_its_sub_populations(divided):
+    axes = package.pl.umap(divided.evaluate(n_repeats=1), show=False)
+    [legend] = axes[0].figure.legends
+    assert {text.get_text().split()[1] for text in legend.texts} == set(divided.hierarchy.populations)
+
+
 def test_rare_sub_populations_have_as_many_cells_in_the_model(divided):
     """What the model expresses in a population does not depend on how many of the training cells are of it."""
     model, composition = divided.model, divided.model.composition.copy()

@@ -14,7 +14,7 @@ from anndata import AnnData
 import bdm
 from bdm._core.errors import InputError
 from bdm.cli import app
-from bdm.model.match import known_cells, real_cells_for
+from bdm.model.match import fitted_cells, known_cells, real_cells_for
 from bdm.settings import InputKeys
 
 B, NK = "CD19+ B", "CD56+ NK"
@@ -133,6 +133,16 @@ def test_loaded_model_reports_what_is_missing(fitted, awkward, folder, caplog):
     assert "fitted on other cells" not in caplog.text
     bdm.BranchedDiffusion.load(folder / "model", adata=awkward[3:].copy())
     assert "fitted on other cells" in caplog.text
+
+
+def test_cells_whose_genes_are_known_by_identifier(fitted, awkward):
+    cells, autoencoder = awkward.copy(), fitted.model.autoencoder
+    cells.var_names = [f"ENSG{i}" for i in range(cells.n_vars)]
+    known = pd.Series(cells.var_names, awkward.var_names)[autoencoder.genes.index]
+    genes = autoencoder.genes.assign(gene_ids=known.to_numpy())
+    found = fitted_cells(cells, replace(fitted.model, autoencoder=replace(autoencoder, genes=genes)))
+    assert list(found.var_names) == list(fitted.prepared.var_names)
+    assert (found.X != fitted.prepared.X).nnz == 0
 
 
 def test_training_cells_are_no_test_cells(fitted, awkward, caplog):

@@ -722,6 +722,17 @@ def test_density_is_that_of_the_library():
     torch.testing.assert_close(prior.log_prob(MEANS[:2], "d").float(), of_d.log_prob(MEANS[:2]))
 
 
+def test_conditioning_is_that_of_cells_with_the_value():
+    """Cells of a mixture near the value have the conditional moments."""
+    target, direction, value = mixture(1, 3, apart=1.5), torch.tensor([0.6, 0.0, -0.8]), 0.4
+    x = target.sample(2_000_000, generator())
+    near = x[((x @ direction.double()) - value).abs() < 0.02]
+    conditioned = target.conditioned(direction, value)
+    assert_moments(near, conditioned.moments.mean, conditioned.moments.covariance, tolerance=0.03)
+    sampled = conditioned.sample(20, generator())
+    torch.testing.assert_close(sampled @ direction.double(), torch.full((20,), value).double(), atol=1e-4, rtol=0)
+
+
 def test_conditioned_prior_has_the_conditional_normals_of_its_populations():
     prior = GaussianMixturePrior.from_moments(MOMENTS, TREE)
     direction, value = torch.tensor([0.0, 1.0]), 1.0
@@ -762,12 +773,6 @@ def test_prior_with_a_network_says_what_it_cannot():
 )
 def test_common_ancestor(first, second, expected):
     assert TREE.common_ancestor(first, second).name == expected
-
-
-def test_path_below_an_ancestor():
-    below = TREE.path_below(TREE.by_name["root"], "a")
-    assert [(segment.branch, segment.high, segment.low) for segment in below] == [("ab", 14.0, 3.5), ("a", 3.5, 0.0)]
-    assert TREE.path_below(TREE.by_name["a"], "a") == ()
 
 
 def cells_of(population: str, n_cells: int = 2000) -> torch.Tensor:

@@ -54,19 +54,6 @@ def levels_between(distance: float, n_cells: list[int], *, times: int) -> np.nda
     return np.array([tree.common_ancestor("t0", "t1").level for tree in trees])
 
 
-@pytest.mark.parametrize("n_cells", [(2, 30), pytest.param((10, 1000), marks=pytest.mark.nightly)])
-def test_variance_of_a_mean_is_its_squared_error(n_cells):
-    rng = np.random.default_rng(0)
-    means = along_a_line(0.0, 9.0)
-    errors, estimates = [], []
-    for _ in range(300):
-        cells = sampled(means, list(n_cells), rng)
-        errors.append(((population_moments(cells, IDENTITY).mean.numpy() - means) ** 2).sum(axis=1))
-        estimates.append(sampling_variance(cells, IDENTITY).numpy())
-    np.testing.assert_allclose(np.mean(errors, axis=0), N_DIMS / np.array(n_cells), rtol=0.06)
-    np.testing.assert_allclose(np.mean(estimates, axis=0), N_DIMS / np.array(n_cells), rtol=0.03)
-
-
 def test_variance_includes_that_prior_means_are_fitted():
     """Latents of normal cells that are observed with normal errors, by expectation maximisation of their prior mean."""
     rng = np.random.default_rng(0)

@@ -185,9 +185,3 @@ def test_prior_means_undo_the_shrinkage(scale):
     mean = (1 - scale**2) * (true + noise)
     means = prior_means(mean, torch.full_like(mean, scale), torch.zeros(N_LATENT))
     torch.testing.assert_close(means, true, atol=0.1, rtol=0)
-
-
-def test_prior_means_stay_at_the_type_where_cells_say_nothing():
-    prior = torch.full((N_LATENT,), 1.5)
-    mean, scale = prior.repeat(50, 1), torch.ones(50, N_LATENT)
-    torch.testing.assert_close(prior_means(mean, scale, prior), prior)
