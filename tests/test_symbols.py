@@ -21,7 +21,7 @@ from bdm.model.model import type_specific_genes
 from bdm.pl import FIGURES
 from bdm.plotting.style import figure_of
 from bdm.report.page import report_page
-from bdm.report.summaries import genes_by_branch, nodes, read_results
+from bdm.report.summaries import nodes, read_results
 
 B, NK, MONOCYTE, DENDRITIC = "CD19+ B", "CD56+ NK", "CD14+ Monocyte", "Dendritic"
 ID = "ENSG"
@@ -172,7 +172,6 @@ def test_report_shows_symbols(folder, labels):
     genes = [gene for node in nodes(results) for _, of_side in node["sides"] for gene in of_side]
     assert genes
     assert not unexplained(" ".join(genes), labels)
-    assert not unexplained(" ".join(gene for of in genes_by_branch(results).values() for gene in of), labels)
     [first, *_] = nodes(results)
     assert ID.lower() in first["words"]
     page = report_page(results)
