@@ -47,6 +47,7 @@ class PriorData:
 class Sampler(ABC):
     """Sample cells in whitened space, reproducibly from a generator or seed.
 
+    Cells are tensors, cells x dimensions; branches and populations (the leaves of the hierarchy) are given by name.
     :meth:`sample` is required; the other methods raise an InputError by default.
     """
 
@@ -54,87 +55,24 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
-        """Sample independent cells of a population.
-
-        Parameters
-        ----------
-        population
-            Leaf of the hierarchy.
-        n_cells
-            Number of cells.
-        generator
-            Source of all random numbers.
-
-        Returns
-        -------
-        Whitened cells, ``n_cells`` x dimensions.
-        """
+        """Sample ``n_cells`` independent cells of a population."""
 
     def sample_shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
         """Sample cells with shared ancestors at the lower end of each branch.
 
-        Parameters
-        ----------
-        branches
-            Names of branches.
-        n_cells
-            Number of cells per branch.
-        seed
-            Seed of all random numbers. The cells of a branch do not depend on which other branches are sampled.
-
-        Returns
-        -------
-        Whitened cells by branch, each ``n_cells`` x dimensions. Row i of every branch descends from sample i of the
-        root.
-
-        Raises
-        ------
-        InputError
-            If the prior does not support this.
+        Row i of every branch descends from sample i of the root. The ``n_cells`` cells of a branch do not depend on
+        which other branches are sampled.
         """
         raise unsupported(self.name, "sample cells with shared ancestors")
 
     def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
-        """Convert cells of one population to another through their common ancestor.
-
-        Parameters
-        ----------
-        x
-            Whitened cells, cells x dimensions.
-        population, to
-            Current and new population.
-        generator
-            Source of all random numbers.
-
-        Returns
-        -------
-        Whitened cells of the new population, in the same order.
-
-        Raises
-        ------
-        InputError
-            If the prior does not support this.
-        """
+        """Convert cells of one population to another through their common ancestor, in the same order."""
         raise unsupported(self.name, "transmute cells")
 
     def denoise_at_node(self, x: Tensor, branch: str) -> Tensor:
         """Denoise cells at the lower end of a branch.
 
-        Parameters
-        ----------
-        x
-            Noised cells at the noise level of the lower end, cells x dimensions.
-        branch
-            Name of the branch.
-
-        Returns
-        -------
-        Expected clean cells, cells x dimensions.
-
-        Raises
-        ------
-        InputError
-            If the prior does not support this.
+        ``x`` are cells at the noise level of the lower end; the expected clean cells are returned.
         """
         raise unsupported(self.name, "denoise cells at a node")
 
@@ -151,7 +89,8 @@ class LatentPrior(ABC):
     A prior is a frozen dataclass of tensors, tables, networks and nested dataclasses, so that :mod:`bdm._core.store`
     can save and load it. Subclasses register under the name used in settings and files, ``class MyPrior(LatentPrior,
     name="mine")``; installed packages register through the entry point group ``bdm.priors``. :meth:`fit`,
-    :meth:`sampler` and :meth:`extended` are required.
+    :meth:`sampler` and :meth:`extended` are required; ``denoise``, ``log_prob`` and ``condition`` raise an InputError
+    by default. Cells are tensors, cells x dimensions.
 
     Attributes
     ----------
@@ -245,17 +184,7 @@ class LatentPrior(ABC):
         """Return a sampler of whitened cells."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the prior to a device; by default, it stays on the CPU.
-
-        Parameters
-        ----------
-        device
-            Device of torch, such as ``cuda``.
-
-        Returns
-        -------
-        Copy on the device.
-        """
+        """Return a copy on a device of torch, such as ``cuda``; by default, the prior stays on the CPU."""
         return self
 
     @property
@@ -271,66 +200,17 @@ class LatentPrior(ABC):
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Return the expected clean cells given noised cells.
 
-        Parameters
-        ----------
-        x
-            Noised cells, cells x dimensions.
-        sigma
-            Noise level in whitened units, of each cell or of all (length 1).
-        branch
-            Row of the branch, of each cell or of all (length 1).
-
-        Returns
-        -------
-        Denoised cells, cells x dimensions.
-
-        Raises
-        ------
-        InputError
-            If the prior does not support this.
+        ``sigma`` (noise level in whitened units) and ``branch`` (row of the branch) are of each cell, or of all
+        (length 1).
         """
         raise unsupported(self.name, "denoise cells")
 
     def log_prob(self, x: Tensor, population: str) -> Tensor:
-        """Return the log density of cells in a population.
-
-        Parameters
-        ----------
-        x
-            Whitened cells, cells x dimensions.
-        population
-            Leaf of the hierarchy.
-
-        Returns
-        -------
-        Log density of each cell in nats.
-
-        Raises
-        ------
-        InputError
-            If the prior has no density.
-        """
+        """Return the log density of each cell in a population (leaf of the hierarchy), in nats."""
         raise unsupported(self.name, "give the density of cells")
 
     def condition(self, direction: Tensor, value: float) -> LatentPrior:
-        """Condition the prior on ``x @ direction == value``.
-
-        Parameters
-        ----------
-        direction
-            Vector in whitened space, of length dimensions.
-        value
-            Value of the product.
-
-        Returns
-        -------
-        Prior of the cells with this value.
-
-        Raises
-        ------
-        InputError
-            If the prior does not support this.
-        """
+        """Return the prior of cells with ``x @ direction == value``."""
         raise unsupported(self.name, "be conditioned on a coordinate")
 
 
