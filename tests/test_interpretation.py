@@ -71,7 +71,7 @@ from bdm.model.model import generated_noise, log_expression, type_specific_genes
 from bdm.pl import FIGURES
 from bdm.plotting.branches import children_label, panels_by_branch
 from bdm.plotting.style import clade_label, figure_of
-from bdm.prior.sampler import HierarchicalSampler
+from bdm.prior.mixture import HierarchicalSampler
 from bdm.settings import InterpretationSettings
 
 QUICK = InterpretationSettings(n_genes=10, n_cells=50)

@@ -26,10 +26,9 @@ from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.prior.base import FittedPrior, LatentPrior, PriorData
 from bdm.prior.diffusion import TENSOR_FIELDS, DiffusionPrior, HeldOut, make_correction
 from bdm.prior.flow import FlowMatchingPrior
-from bdm.prior.mixture import GaussianMixturePrior
+from bdm.prior.mixture import GaussianMixturePrior, HierarchicalSampler, dpm_solver, noise_levels
 from bdm.prior.network import BLOCK, BranchNetwork, NetworkShape, denoised_in_blocks, held_out_mask, training_plan
 from bdm.prior.populations import MERGING_FACTOR, BranchPopulations
-from bdm.prior.sampler import HierarchicalSampler, dpm_solver, noise_levels
 from bdm.prior.transport import (
     MixtureMap,
     gaussian_transport,

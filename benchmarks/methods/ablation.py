@@ -13,7 +13,7 @@ from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import load_hierarchy
 from bdm.model.fit_model import EncodedCells, fit_model
 from bdm.model.model import load_model, save_model
-from bdm.prior.sampler import HierarchicalSampler
+from bdm.prior.mixture import HierarchicalSampler
 from bdm.settings import GenerationSettings, TrainSettings
 
 Sampler = Callable[..., HierarchicalSampler]  # prior and settings to sampler

@@ -4,7 +4,7 @@ import ablation
 import torch
 from torch import Tensor
 
-from bdm.prior.sampler import HierarchicalSampler, sample_noised
+from bdm.prior.mixture import HierarchicalSampler, sample_noised
 
 
 class NormalTypes(HierarchicalSampler):
