@@ -15,7 +15,7 @@ from bdm.data.gene_tests import marker_genes
 from bdm.data.genes import GeneNames
 from bdm.data.prepare import prepare
 from bdm.evaluation.evaluate import Evaluation, evaluate
-from bdm.evaluation.gene_scores import variable_genes
+from bdm.evaluation.metrics import variable_genes
 from bdm.evaluation.resamples import ResampledCells, SizeLimits, resampled_cells
 from bdm.evaluation.scores import MANY_CELLS, Reference, assign_bins, bin_edges, score_bins, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings

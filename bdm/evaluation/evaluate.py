@@ -22,8 +22,13 @@ from bdm.data.cells import FLOOR, GENERATED, MIN_CELLS_FOR_MEANS, Cells, Populat
 from bdm.data.gene_tests import marker_genes
 from bdm.data.genes import GeneNames
 from bdm.data.modalities import has_modalities, modalities_of
-from bdm.evaluation.gene_scores import gene_statistics, marker_fold_changes, variable_genes
-from bdm.evaluation.metrics import QueryCells, compare_with_training
+from bdm.evaluation.metrics import (
+    QueryCells,
+    compare_with_training,
+    gene_statistics,
+    marker_fold_changes,
+    variable_genes,
+)
 from bdm.evaluation.modality_scores import joint_umap, modality_scores
 from bdm.evaluation.resamples import (
     SIZE_LIMITS,

@@ -1,19 +1,16 @@
-"""Metrics: agreement, classifiers, distances, memorisation, principal components and UMAP."""
+"""Metrics: principal components, classifiers, distances, memorisation, and agreement of genes."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 from scipy.spatial.distance import cdist
-from scipy.stats import pearson3
+from scipy.stats import ks_2samp, pearson3
 from sklearn.base import ClassifierMixin
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
@@ -23,8 +20,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from bdm.data.cells import Cells, TypedCells
+from bdm.data.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells, TypedCells
+from bdm.data.gene_tests import Agreement, log_fold_changes
 
 TINY = np.finfo(float).tiny
 
@@ -326,42 +325,92 @@ def estimate_memorisation(query: QueryCells, nearest_training: Neighbours, train
     return {"memorisation": share, "memorisation_chance": float(0.25 / np.sqrt(information))}
 
 
-# ---- UMAP
+# ---- genes
 
-N_NEIGHBOURS = 15
-MIN_PRECOMPUTED = 1000  # cells; from there on, an exact search is faster than UMAP's
+N_VARIABLE = 100  # genes in the comparison of gene-gene correlations
+MIN_CELLS_FOR_VARIANCES = 30  # with fewer, variances are mostly noise
+MIN_MEAN_COUNT = 1  # of an expressed gene; variances of rarer genes are little more than their means
 
 
-def compute_umap(x: np.ndarray, *, seed: int) -> np.ndarray:
-    """Compute a reproducible UMAP of samples x dimensions.
+def gene_statistics(query: Cells, test: Cells) -> dict[str, Agreement]:
+    """Compare mean, variance and zero fraction of each gene.
 
-    McInnes et al. 2018, https://arxiv.org/abs/1802.03426.
+    Mean and variance are of ``log1p(CP10k)``.
     """
-    import umap  # takes seconds to import
-
-    exact: dict[str, Any] = {}
-    if len(x) >= MIN_PRECOMPUTED:
-        distances, nearest = NearestNeighbors(n_neighbors=N_NEIGHBOURS).fit(x).kneighbors(x)
-        exact["precomputed_knn"] = nearest, distances
-    cache_compiled_umap()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="precomputed_knn")
-        warnings.filterwarnings("ignore", message="Graph is not fully connected")  # distant types are expected
-        fitted = umap.UMAP(n_neighbors=N_NEIGHBOURS, min_dist=0.5, random_state=seed, n_jobs=1, **exact).fit(x)
-    return np.asarray(fitted.embedding_)
+    mean_query, variance_query = mean_variance_axis(query.expression, axis=0)
+    mean_test, variance_test = mean_variance_axis(test.expression, axis=0)
+    return {
+        "mean": Agreement(mean_query, mean_test),
+        "variance": Agreement(variance_query, variance_test),
+        "zero_fraction": Agreement(zero_fraction(query), zero_fraction(test)),
+    }
 
 
-@cache
-def cache_compiled_umap() -> None:
-    """Cache the compiled functions of UMAP on disk.
+def variance_ratios(query: Cells, test: Cells) -> dict[str, np.ndarray]:
+    """Compute the ratios of variances of counts in query and test cells, by type.
 
-    Compiling them takes 10 to 15 s in each process.
+    Query and test cells have equal numbers per type; types with fewer than 30 are left out. Each ratio is of a gene
+    that varies in both sets and has a mean count above 1 over both. The mean of test cells alone would select genes
+    with unusual test cells, and make the ratios of real cells too small.
     """
-    import umap
-    from numba.core.dispatcher import Dispatcher
+    ratios = {}
+    for cell_type in query.types(fewest=MIN_CELLS_FOR_VARIANCES):
+        (mean, variance), (mean_test, variance_test) = (
+            mean_variance_axis(cells.counts[cells.cell_type == cell_type], axis=0) for cells in (query, test)
+        )
+        is_expressed = (mean + mean_test > 2 * MIN_MEAN_COUNT) & (variance > 0) & (variance_test > 0)
+        ratios[cell_type] = variance[is_expressed] / variance_test[is_expressed]
+    return ratios
 
-    for module in (umap.distances, umap.layouts, umap.umap_, umap.utils):
-        for function in vars(module).values():
-            if isinstance(function, Dispatcher) and function.py_func.__module__ == module.__name__:
-                with suppress(RuntimeError):  # no writable cache folder
-                    function.enable_caching()
+
+def geometric_mean(values: np.ndarray) -> float:
+    """Compute the geometric mean of positive values; NaN without values."""
+    return float(np.exp(np.log(values).mean())) if len(values) else float("nan")
+
+
+def zero_fraction(cells: Cells) -> np.ndarray:
+    """Compute the share of cells without counts, by gene."""
+    return 1 - np.asarray((cells.counts > 0).mean(axis=0)).ravel()
+
+
+def variable_genes(cells: Cells) -> np.ndarray:
+    """Select the genes with the largest variance, as column indices."""
+    variance = mean_variance_axis(cells.expression, axis=0)[1]
+    return np.argsort(-variance, kind="stable")[:N_VARIABLE]
+
+
+def gene_pairs(query: Cells, test: Cells, genes: np.ndarray) -> Agreement:
+    """Compare the gene-gene correlations of ``genes`` that vary in both sets."""
+    query_r, test_r = (correlations(cells.expression[:, genes].toarray().T) for cells in (query, test))
+    is_known = np.isfinite(query_r) & np.isfinite(test_r)
+    return Agreement(query_r[is_known], test_r[is_known])
+
+
+def correlations(rows: np.ndarray) -> np.ndarray:
+    """Compute Pearson correlations of all pairs of rows; NaN for constant rows."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.corrcoef(rows)[np.triu_indices(len(rows), k=1)])
+
+
+def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
+    """Compute the Kolmogorov-Smirnov distance of two samples, in [0, 1]."""
+    return float(ks_2samp(query, test, method="asymp").statistic)  # its exact p-value would take longer
+
+
+def marker_fold_changes(
+    query: Cells, test: Cells, markers: dict[str, np.ndarray], *, fewest: int = MIN_CELLS_OF_TYPE
+) -> dict[str, Agreement]:
+    """Compare fold changes of markers, by type with at least ``fewest`` query cells."""
+    cell_types = [cell_type for cell_type in query.types(fewest=fewest) if cell_type in markers]
+    if not cell_types:
+        return {}
+    query_log2, test_log2 = log_fold_changes(query, cell_types), log_fold_changes(test, cell_types)
+    return {
+        cell_type: Agreement(query_log2[i, markers[cell_type]], test_log2[i, markers[cell_type]])
+        for i, cell_type in enumerate(cell_types)
+    }
+
+
+def pooled_fold_changes(query: Cells, test: Cells, markers: dict[str, np.ndarray]) -> Agreement:
+    """Compare fold changes of markers, pooled over all but rare types."""
+    return Agreement.pooled(marker_fold_changes(query, test, markers, fewest=MIN_CELLS_FOR_MEANS).values())

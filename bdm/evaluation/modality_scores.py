@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
 
 from bdm._core.parallel import using_threads
 from bdm.data.cells import Cells
 from bdm.data.gene_tests import Agreement
 from bdm.data.modalities import RNA, Modality, has_modalities, modalities_of
-from bdm.evaluation.metrics import compute_umap, cross_validated_probabilities, fitted_pca, forest, linear_classifier
+from bdm.evaluation.metrics import cross_validated_probabilities, fitted_pca, forest, linear_classifier
 from bdm.evaluation.resamples import ResampledCells, match, sample_at_most, with_progress
 from bdm.evaluation.scores import auc
 
@@ -156,3 +161,44 @@ def correlate_columns(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         left, right = ((values - values.mean(axis=0)) / values.std(axis=0) for values in (left, right))
         return np.asarray(left.T @ right / len(left))
+
+
+# ---- UMAP
+
+N_NEIGHBOURS = 15
+MIN_PRECOMPUTED = 1000  # cells; from there on, an exact search is faster than UMAP's
+
+
+def compute_umap(x: np.ndarray, *, seed: int) -> np.ndarray:
+    """Compute a reproducible UMAP of samples x dimensions.
+
+    McInnes et al. 2018, https://arxiv.org/abs/1802.03426.
+    """
+    import umap  # takes seconds to import
+
+    exact: dict[str, Any] = {}
+    if len(x) >= MIN_PRECOMPUTED:
+        distances, nearest = NearestNeighbors(n_neighbors=N_NEIGHBOURS).fit(x).kneighbors(x)
+        exact["precomputed_knn"] = nearest, distances
+    cache_compiled_umap()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="precomputed_knn")
+        warnings.filterwarnings("ignore", message="Graph is not fully connected")  # distant types are expected
+        fitted = umap.UMAP(n_neighbors=N_NEIGHBOURS, min_dist=0.5, random_state=seed, n_jobs=1, **exact).fit(x)
+    return np.asarray(fitted.embedding_)
+
+
+@cache
+def cache_compiled_umap() -> None:
+    """Cache the compiled functions of UMAP on disk.
+
+    Compiling them takes 10 to 15 s in each process.
+    """
+    import umap
+    from numba.core.dispatcher import Dispatcher
+
+    for module in (umap.distances, umap.layouts, umap.umap_, umap.utils):
+        for function in vars(module).values():
+            if isinstance(function, Dispatcher) and function.py_func.__module__ == module.__name__:
+                with suppress(RuntimeError):  # no writable cache folder
+                    function.enable_caching()

@@ -12,22 +12,20 @@ from sklearn.metrics import roc_auc_score
 
 from bdm.data.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells, TypedCells
 from bdm.data.gene_tests import Agreement
-from bdm.evaluation.gene_scores import (
-    gene_pairs,
-    gene_statistics,
-    geometric_mean,
-    kolmogorov_smirnov,
-    marker_fold_changes,
-    pooled_fold_changes,
-    variance_ratios,
-)
 from bdm.evaluation.metrics import (
     PairDistances,
     classifier_f1,
     cross_validated_probabilities,
     forest,
+    gene_pairs,
+    gene_statistics,
+    geometric_mean,
     joint_components,
+    kolmogorov_smirnov,
     linear_classifier,
+    marker_fold_changes,
+    pooled_fold_changes,
+    variance_ratios,
 )
 from bdm.evaluation.resamples import ResampledCells, SizeLimits, match, sample_at_most
 
@@ -242,7 +240,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
     - ``mean_*``, ``variance_*``, ``zero_fraction_*``: correlation and root mean squared difference over genes;
     - ``pair_*``: correlation and mean absolute difference of gene-gene correlations of variable genes;
     - ``variance_ratio``: variances of counts divided by those in test cells, as the geometric mean over expressed genes
-      and types, see :func:`~bdm.evaluation.gene_scores.variance_ratios`;
+      and types, see :func:`~bdm.evaluation.metrics.variance_ratios`;
     - ``library_size_ks``, ``detected_genes_ks``: Kolmogorov-Smirnov distances.
     """
     query, test, reference = comparison.query, comparison.test, comparison.reference

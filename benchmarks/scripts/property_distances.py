@@ -19,8 +19,15 @@ from sklearn.metrics import silhouette_samples
 
 from bdm.data.cells import FLOOR, Cells, RealCells, TypedCells, sample_by_type, smaller_numbers
 from bdm.data.modalities import has_modalities, modalities_of
-from bdm.evaluation.gene_scores import correlations, kolmogorov_smirnov, variable_genes, zero_fraction
-from bdm.evaluation.metrics import TINY, PairDistances, joint_components
+from bdm.evaluation.metrics import (
+    TINY,
+    PairDistances,
+    correlations,
+    joint_components,
+    kolmogorov_smirnov,
+    variable_genes,
+    zero_fraction,
+)
 from bdm.evaluation.resamples import (
     SIZE_LIMITS,
     ResampledCells,

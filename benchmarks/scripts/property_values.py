@@ -16,7 +16,7 @@ from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from bdm.data.cells import Cells
-from bdm.evaluation.gene_scores import correlations
+from bdm.evaluation.metrics import correlations
 
 LABEL, BATCH = "label", "batch"  # columns that divide cells
 MIN_NEIGHBOURS, MAX_NEIGHBOURS = 5, 50  # for occurrence and local density

@@ -21,13 +21,15 @@ from bdm.autoencoder.latent import latent_cells
 from bdm.data.cells import FLOOR, Cells
 from bdm.data.gene_tests import Agreement
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.gene_scores import geometric_mean, variable_genes, variance_ratios
 from bdm.evaluation.metrics import (
     PairDistances,
     cross_validated_probabilities,
     forest,
+    geometric_mean,
     linear_classifier,
     outlying_counts,
+    variable_genes,
+    variance_ratios,
 )
 from bdm.evaluation.resamples import match
 from bdm.evaluation.scores import auc

@@ -30,8 +30,7 @@ from bdm.data.cells import (
 from bdm.data.gene_tests import PSEUDOCOUNT, Agreement
 from bdm.data.modalities import Modality, modalities_of
 from bdm.data.read import read_cells
-from bdm.evaluation.gene_scores import gene_statistics
-from bdm.evaluation.metrics import PairDistances, fitted_pca, joint_components
+from bdm.evaluation.metrics import PairDistances, fitted_pca, gene_statistics, joint_components
 
 logger = logging.getLogger(__name__)
 
