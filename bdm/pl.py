@@ -32,11 +32,10 @@ from bdm.evaluation.evaluate import Evaluation
 from bdm.interpretation.interpretation import Interpretation
 from bdm.plotting.branches import agreement, branch_genes, commitment
 from bdm.plotting.dot_plots import ancestral_states, markers
-from bdm.plotting.evaluation import covariates, genes, scores, scores_by_type, umap
+from bdm.plotting.evaluation import covariates, genes, scores, scores_by_type, space, umap
 from bdm.plotting.experiments import audit, power, transmutation, transmutation_genes
 from bdm.plotting.hierarchy_figure import hierarchy
 from bdm.plotting.responses_and_lineages import lineage, response, response_errors
-from bdm.plotting.space import space
 from bdm.plotting.style import save_figure
 
 __all__ = [

@@ -29,7 +29,7 @@ from bdm.evaluation.space_scores import (
     score_space,
 )
 from bdm.model.match import known_cells
-from bdm.plotting.space import space
+from bdm.plotting.evaluation import space
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
 
 SIDE, N_GENES = 24, 12
