@@ -71,18 +71,8 @@ def fit_count_noise(
 def fit_dispersions(counts: Tensor, mean: Tensor, log_inverse_dispersion: Tensor) -> GrowingNegativeBinomial:
     """Fit dispersions by maximum a posteriori.
 
-    The prior is normal around the parameters of the decoder.
-
-    Parameters
-    ----------
-    counts, mean
-        Counts and their means given samples of the latents, cells x genes.
-    log_inverse_dispersion
-        Parameters of the decoder, genes.
-
-    Returns
-    -------
-    Noise of the counts; the reference is the mean over cells.
+    ``counts`` and ``mean`` (given samples of the latents) are cells x genes. The prior is normal around the parameters
+    of the decoder, by gene. The reference of the result is the mean over cells.
     """
     mean = mean.clamp(min=MIN_MEAN)
     reference, precision = mean.mean(dim=0).log(), PRIOR_SCALE**-2

@@ -110,19 +110,7 @@ def observed_and_expected(network: CountAutoencoder, blocks: Iterator[CellBlock]
 def evidence_lower_bounds(
     network: CountAutoencoder, cells: ad.AnnData, cell_type: Tensor, batch: Tensor, *, seed: int
 ) -> np.ndarray:
-    """Compute the evidence lower bound of each cell in nats.
-
-    Parameters
-    ----------
-    network
-        Autoencoder.
-    cells
-        Prepared cells in memory.
-    cell_type, batch
-        Index of each cell's type and batch in the network.
-    seed
-        Seed of the samples from the posteriors.
-    """
+    """Compute the evidence lower bound of each prepared cell in nats, given the index of its type and batch."""
     generator, device = torch_generator(seed, "bounds"), next(network.parameters()).device
 
     def noised_blocks() -> Iterator[tuple[Tensor, ...]]:

@@ -49,18 +49,8 @@ def log_levels(counts: np.ndarray, generator: np.random.Generator) -> np.ndarray
 def quantiles(counts: np.ndarray, generator: np.random.Generator, *, n_cells: int) -> Tensor:
     """Compute quantiles of log levels by interpolation between means of equal parts.
 
-    Parameters
-    ----------
-    counts
-        Cells x proteins.
-    generator
-        Source of the noise that breaks ties.
-    n_cells
-        Number of real cells behind ``counts``; each part has at least ``CELLS_OF_QUANTILE`` of them.
-
-    Returns
-    -------
-    Quantiles, ``N_QUANTILES`` x proteins.
+    Returns ``N_QUANTILES`` x proteins. ``n_cells`` is the number of real cells behind ``counts`` (cells x proteins);
+    each part has at least ``CELLS_OF_QUANTILE`` of them.
     """
     n_parts = min(max(n_cells // CELLS_OF_QUANTILE, 1), N_QUANTILES)
     parts = np.array_split(np.sort(log_levels(counts, generator), axis=0), n_parts)
@@ -75,22 +65,9 @@ def mean_count(quantiles_of_levels: Tensor) -> Tensor:
 
 
 def map_quantiles(counts: np.ndarray, before: Tensor, after: Tensor, generator: np.random.Generator) -> np.ndarray:
-    """Map counts from the quantiles ``before`` to the quantiles ``after``.
+    """Map counts (cells x proteins) from the quantiles ``before`` to the quantiles ``after``.
 
     Log levels are interpolated between quantiles. Beyond them, counts change by the factor of the outermost quantile.
-
-    Parameters
-    ----------
-    counts
-        Cells x proteins.
-    before, after
-        Quantiles of log levels, quantiles x proteins.
-    generator
-        Source of the noise that breaks ties.
-
-    Returns
-    -------
-    Mapped counts, cells x proteins.
     """
     levels = [
         np.interp(x, old, new) + np.minimum(x - old[0], 0) + np.maximum(x - old[-1], 0)

@@ -38,17 +38,7 @@ class AncestralStates:
 
 
 def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> AncestralStates:
-    """Compute ancestral states: sample cells down the tree, denoise at each node, and decode.
-
-    Parameters
-    ----------
-    model
-        Fitted model.
-    n_cells
-        Cells per branch.
-    seed
-        Seed of all random numbers.
-    """
+    """Compute ancestral states: sample ``n_cells`` per branch down the tree, denoise at each node, and decode."""
     sampler = model.sampler()
     means, expression, detected = [], [], []
     names = [branch.name for branch in model.hierarchy.branches]

@@ -32,19 +32,10 @@ MIN_DEPTH = 0.25  # quantile of library sizes to downsample to
 
 
 def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> PopulationExpression:
-    """Compute the expression of each population in cells that the model generates.
+    """Compute the expression of each population in ``n_cells`` cells that the model generates.
 
     Populations share ancestors, so that sampling noise above a node does not separate its children. They are weighted
     by their training cells.
-
-    Parameters
-    ----------
-    model
-        Fitted model.
-    n_cells
-        Cells per population.
-    seed
-        Seed of all random numbers.
     """
     sampler = model.sampler()
     request = request_cells(model, dict.fromkeys(model.populations, n_cells))
@@ -124,20 +115,9 @@ def real_differences(
 ) -> dict[str, Differences]:
     """Test the contrasts of one node in real cells by Wilcoxon's rank-sum test.
 
-    Parameters
-    ----------
-    cells
-        Real cells; ``cell_type`` has populations.
-    expression
-        Expression of the populations, for fold changes.
-    contrasts
-        Contrasts of the node.
-    transform
-        Transformation of the cells before the test, such as downsampling.
-
-    Returns
-    -------
-    Differences by child, without contrasts that have fewer than ``MIN_CELLS`` cells on a side.
+    The ``cell_type`` of the cells has populations; ``expression`` is for fold changes; ``transform``, such as
+    downsampling, changes the cells before the test. Returns differences by child, without contrasts that have fewer
+    than ``MIN_CELLS`` cells on a side.
     """
     label = {name: OTHERS for contrast in contrasts for name in contrast.outside}
     label |= {name: contrast.child for contrast in contrasts for name in contrast.inside}
@@ -204,20 +184,8 @@ def split_counts(adata: AnnData, cell_types: set[str], model: BranchedModel, *, 
     The halves are independent given the expression of the cell (Neufeld et al. 2024, Biostatistics 25:270,
     https://doi.org/10.1093/biostatistics/kxac047; negative binomial counts: 2023, https://arxiv.org/abs/2307.12985).
 
-    Parameters
-    ----------
-    adata
-        Prepared cells.
-    cell_types
-        Types to split; cells of all others are dropped.
-    model
-        Fitted model.
-    seed
-        Seed of all random numbers.
-
-    Returns
-    -------
-    Cells with half of the counts; ``cell_type`` has populations. Cells with an empty half are dropped.
+    Prepared cells of other types are dropped, and so are cells with an empty half. The ``cell_type`` of the result has
+    populations.
     """
     label = adata.obs["cell_type"].astype(str).to_numpy()
     chosen = np.isin(label, list(cell_types))

@@ -78,17 +78,7 @@ class Inputs:
 
 @using_threads()
 def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) -> Interpretation:
-    """Find the genes of each branch, and compare them with test cells.
-
-    Parameters
-    ----------
-    inputs
-        Model and cells.
-    settings
-        Numbers of cells, genes and markers.
-    seed
-        Seed of all random numbers.
-    """
+    """Find the genes of each branch, and compare them with test cells."""
     model, genes, hierarchy = inputs.model, inputs.genes, inputs.model.hierarchy
     states = ancestral_states(model, n_cells=settings.n_cells, seed=seed)
     contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
@@ -183,25 +173,10 @@ def read_inputs(
     *,
     seed: int = 0,
 ) -> Inputs:
-    """Read a model and the cells to compare it with.
+    """Read a model and the cells to compare it with, sampled by ``seed`` if there are many.
 
-    Parameters
-    ----------
-    model
-        Folder of the model.
-    prepared
-        Cells that the model was fitted to, prepared or raw.
-    generated
-        Cells that the model generated.
-    keys
-        Columns of raw cells; by default, as in the model.
-    seed
-        Seed of the samples of large data.
-
-    Raises
-    ------
-    InputError
-        If genes or cell types differ from the model.
+    The cells ``prepared``, which the model was fitted to, may be raw; ``keys`` name their columns, by default as in the
+    model. Genes and cell types must be the same as in the model.
     """
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
