@@ -526,7 +526,7 @@ class BranchedDiffusion:
         after, rows = transmutation.check_transmuted(adata_transmuted, adata.obs_names, real, names=names)
         cells = transmutation.TransmutedCells(after, known_cells(adata[rows], self.model, keys))
         target = transmutation.read_target(adata_transmuted, "adata_transmuted")
-        real, to = transmutation.relabel(real, target, population_assigner(self.model))
+        real, to = transmutation.relabel(real, *target, population_assigner(self.model))
         return transmutation.evaluate_transmutation(real, {TRANSMUTED: cells}, to, seed=seed)
 
     @computing

@@ -11,7 +11,6 @@ from scipy.optimize import linear_sum_assignment
 
 from bdm._core.errors import InputError
 from bdm.applications.transmutation.evaluate_transmuted import (
-    Target,
     TransmutedCells,
     evaluate_transmutation,
     fold_changes,
@@ -247,16 +246,15 @@ def test_cells_of_a_sub_population_are_compared_with_it_alone(small_model, examp
     cells = Cells.from_anndata(small_model.prepared)
     real = RealCells(cells, cells, model.gene_names)
     to = read_target(new, "new")
-    assert to == Target("Dendritic", "Dendritic/2")
-    assert read_target(small_model.transmute(example_cells, "Dendritic", from_=["CD19+ B"]), "new") == Target(
-        "Dendritic"
-    )
-    found, name = relabel(real, to, population_assigner(model))
+    assert to == ("Dendritic", "Dendritic/2")
+    whole = small_model.transmute(example_cells, "Dendritic", from_=["CD19+ B"])
+    assert read_target(whole, "new") == ("Dendritic", "Dendritic")
+    found, name = relabel(real, *to, population_assigner(model))
     assert name == "Dendritic/2"
     population = populations_of_cells(small_model.prepared, model.autoencoder)
     np.testing.assert_array_equal(found.test.cell_type == name, population == name)
     assert 0 < (found.test.cell_type == "Dendritic").sum() < (cells.cell_type == "Dendritic").sum()
-    assert relabel(real, to, None) == (real, "Dendritic")
+    assert relabel(real, *to, None) == (real, "Dendritic")
     assert "Cells were transmuted to Dendritic/2, but are compared with all cells of Dendritic; give" in caplog.text
 
 

@@ -32,9 +32,10 @@ def evaluate_transmuted(
 
     Example: bdm evaluate-transmuted prepared.h5ad transmuted.h5ad transmutation --compare flat=flat.h5ad
     """
-    from bdm.applications.transmutation.evaluate_transmuted import evaluate_transmutation, read_transmuted, relabel
+    from bdm.applications.transmutation import evaluate_transmuted as transmutation
     from bdm.data.cell_sets import read_counts, read_real_cells
-    from bdm.data.cells import TRANSMUTED
+    from bdm.data.cells import TRANSMUTED, Cells
+    from bdm.data.read import read_cells
     from bdm.model.match import population_assigner, read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.pl import write_result
@@ -49,15 +50,19 @@ def evaluate_transmuted(
         loaded = load_model(model)
         before = read_fitted_cells(cells, loaded, keys)
         real, populations = real_cells_for(loaded, before, test_cells, keys), population_assigner(loaded)
-    read = {name: read_transmuted(file, cells, before, real) for name, file in files.items()}
-    targets = [file.to for file in read.values()]
-    if len(names := {target.cell_type for target in targets}) > 1:
+    sets, targets, records = {}, [], {}
+    for name, file in files.items():
+        stored = read_cells(file)
+        after, rows = transmutation.check_transmuted(stored, before.obs_names, real, names=(str(file), str(cells)))
+        sets[name] = transmutation.TransmutedCells(after, Cells.from_anndata(before[rows]))
+        targets.append(transmutation.read_target(stored, str(file)))
+        records[name] = transmutation.transmutation_record(stored)
+    if len(names := {cell_type for cell_type, _ in targets}) > 1:
         raise InputError(
             f"Cells were transmuted to different types ({', '.join(sorted(names))}); evaluate one type at a time."
         )
-    real, to = relabel(real, targets[0], populations)
-    evaluation = evaluate_transmutation(real, {name: file.cells for name, file in read.items()}, to, seed=seed)
-    records = {name: file.record for name, file in read.items()}
+    real, to = transmutation.relabel(real, *targets[0], populations)
+    evaluation = transmutation.evaluate_transmutation(real, sets, to, seed=seed)
     evaluation = replace(evaluation, provenance=evaluation.provenance | {"transmuted": records})
     write_result(out, evaluation, checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model))
     logger.info(repr(evaluation))

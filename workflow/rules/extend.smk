@@ -18,12 +18,6 @@ rule extend:
             "hierarchy of cell types (figure)",
             caption="extended_hierarchy",
         ),
-        likelihood=in_archive(
-            "results/{dataset}/extension/likelihood.csv",
-            "Extension",
-            "log likelihood of each type (table)",
-            caption="extension_likelihood",
-        ),
         genes=in_archive(
             "results/{dataset}/extension/type_specific_genes.csv",
             "Extension",

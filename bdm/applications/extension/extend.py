@@ -238,8 +238,6 @@ class ExtensionReport(Result):
     ----------
     extensions
         A row per type, see ``extension_row``.
-    likelihood
-        Log likelihood of held-out cells, see ``likelihood_table``.
     genes
         Genes that type-specific decoders change most, see ``genes_table``.
     hierarchy
@@ -253,7 +251,6 @@ class ExtensionReport(Result):
     kind = "extension_report"
 
     extensions: pd.DataFrame
-    likelihood: pd.DataFrame
     genes: pd.DataFrame
     hierarchy: Hierarchy
     n_before: int
@@ -268,7 +265,6 @@ class ExtensionReport(Result):
         model = fitted[-1].model
         return cls(
             extensions=pd.DataFrame([extension_row(step) for step in fitted]),
-            likelihood=likelihood_table(fitted, model),
             genes=genes_table(model, [step.extension.cell_type for step in fitted]),
             hierarchy=model.hierarchy,
             n_before=len(model.extensions) - len(fitted),
@@ -276,9 +272,8 @@ class ExtensionReport(Result):
         )
 
     def _write_tables(self, folder: Path) -> None:
-        tables = {"extensions": self.extensions, "likelihood": self.likelihood, "type_specific_genes": self.genes}
-        for name, table in tables.items():
-            write_table(table, folder / f"{name}.csv")
+        write_table(self.extensions, folder / "extensions.csv")
+        write_table(self.genes, folder / "type_specific_genes.csv")
 
 
 def extension_row(fitted: FittedExtension) -> dict[str, Any]:
@@ -310,29 +305,6 @@ def extension_row(fitted: FittedExtension) -> dict[str, Any]:
         "n_counts": fitted.n_counts,
         "type_specific_genes": ", ".join(display_names(type_specific_genes(fitted.model, name).head().reset_index())),
     }
-
-
-def likelihood_table(fitted: Sequence[FittedExtension], model: BranchedModel) -> pd.DataFrame:
-    """Tabulate the mean log likelihood of held-out cells by type, in nats.
-
-    ``stage`` is ``model`` for types of the fitted model, and ``before`` or ``after`` the extension for new types.
-    """
-    known = model.autoencoder.bounds.rename_axis("cell_type").reset_index().assign(stage="model")
-    rows = [known] + [
-        pd.DataFrame(
-            {
-                "cell_type": [step.extension.cell_type],
-                "stage": [stage],
-                "log_likelihood": [float(bounds.mean())],
-                "n_counts": [step.n_counts],
-            }
-        )
-        for step in fitted
-        for stage, bounds in (("before", step.before), ("after", step.after))
-    ]
-    table = pd.concat(rows, ignore_index=True)
-    table["per_1000_counts"] = 1000 * table["log_likelihood"] / table["n_counts"]
-    return table[["cell_type", "stage", "log_likelihood", "n_counts", "per_1000_counts"]]
 
 
 def genes_table(model: BranchedModel, cell_types: Iterable[str]) -> pd.DataFrame:

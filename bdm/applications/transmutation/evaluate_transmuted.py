@@ -29,7 +29,6 @@ from bdm.data.cells import (
 )
 from bdm.data.gene_tests import PSEUDOCOUNT, Agreement
 from bdm.data.modalities import Modality, modalities_of
-from bdm.data.read import read_cells
 from bdm.evaluation.metrics import PairDistances, fitted_pca, gene_statistics, joint_components
 
 logger = logging.getLogger(__name__)
@@ -112,24 +111,7 @@ class Endpoints:
 def evaluate_transmutation(
     real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int = 0
 ) -> TransmutationEvaluation:
-    """Compare transmuted cells with test cells of their new type.
-
-    Parameters
-    ----------
-    real
-        Training and test cells.
-    transmuted
-        Sets of transmuted cells, by name.
-    to
-        New cell type or sub-population, a label of ``real``.
-    seed
-        Seed of all random numbers.
-
-    Raises
-    ------
-    InputError
-        If a type has too few cells to compare.
-    """
+    """Compare sets of transmuted cells with test cells of their new type or sub-population, a label of ``real``."""
     modalities = modalities_of(real.names.var)
     results = []
     for modality in modalities:
@@ -251,32 +233,7 @@ def position_correlations(before: Cells, after: Cells, ends: Endpoints, *, seed:
     return Agreement(*sizes).correlation, float(np.average(correlations, weights=pca.explained_variance_))
 
 
-# ---- files of transmuted cells
-
-
-@dataclass(frozen=True)
-class Target:
-    """Target of a transmutation: a cell type, or one of its sub-populations."""
-
-    cell_type: str
-    population: str | None = None
-
-
-@dataclass(frozen=True)
-class TransmutedFile:
-    """Content of a file of transmuted cells."""
-
-    to: Target
-    cells: TransmutedCells  # genes in the order of the real cells
-    record: dict[str, Any]  # settings of ``bdm transmute``, if recorded
-
-
-def read_transmuted(path: Path, prepared: Path, before: AnnData, real: RealCells) -> TransmutedFile:
-    """Read transmuted cells, and match them by name to the prepared cells."""
-    stored = read_cells(path)
-    after, rows = check_transmuted(stored, before.obs_names, real, names=(str(path), str(prepared)))
-    cells = TransmutedCells(after, Cells.from_anndata(before[rows]))
-    return TransmutedFile(read_target(stored, str(path)), cells, transmutation_record(stored))
+# ---- content of transmuted cells
 
 
 def check_transmuted(
@@ -291,28 +248,35 @@ def check_transmuted(
             raise InputError(f"{names[0]} has no column {column!r} in obs; give cells from bdm transmute.")
     adata = checked_counts(transmuted, names[0])  # drops all but counts and obs
     check_genes(adata.var_names, real.genes, names[0])
-    return Cells.from_anndata(adata[:, real.genes]), find_rows_before(adata, before, names=names)
+    unknown = adata.obs_names.difference(before)
+    if len(unknown) or not before.is_unique:
+        problem = f"lacks {abbreviated(unknown)}" if len(unknown) else "has several cells of the same name"
+        raise InputError(
+            f"{names[0]} cannot be matched to the cells before transmutation: {names[1]} {problem}; give the cells "
+            "that were transmuted."
+        )
+    return Cells.from_anndata(adata[:, real.genes]), np.asarray(before.get_indexer(adata.obs_names))
 
 
-def relabel(real: RealCells, to: Target, populations: Populations | None) -> tuple[RealCells, str]:
-    """Label real cells of the target sub-population, if known; returns cells and label."""
-    if to.population is None:
-        return real, to.cell_type
+def relabel(real: RealCells, cell_type: str, to: str, populations: Populations | None) -> tuple[RealCells, str]:
+    """Label real cells of the target ``to``, if it is a known sub-population; returns cells and label."""
+    if to == cell_type:
+        return real, cell_type
     training, test = (cells[np.arange(len(cells))] for cells in (real.training, real.test))  # in memory
     assigned = [None if populations is None else populations(cells) for cells in (training, test)]
     if assigned[0] is None or assigned[1] is None:
         logger.warning(
             "Cells were transmuted to %s, but are compared with all cells of %s; give the model by `model=` to compare "
             "with the sub-population.",
-            to.population,
-            to.cell_type,
+            to,
+            cell_type,
         )
-        return real, to.cell_type
+        return real, cell_type
     training, test = (
-        replace(cells, cell_type=np.where(names == to.population, to.population, cells.cell_type))
+        replace(cells, cell_type=np.where(names == to, to, cells.cell_type))
         for cells, names in ((training, assigned[0]), (test, assigned[1]))
     )
-    return replace(real, training=training, test=test), to.population
+    return replace(real, training=training, test=test), to
 
 
 def transmutation_record(adata: AnnData) -> dict[str, Any]:
@@ -321,23 +285,9 @@ def transmutation_record(adata: AnnData) -> dict[str, Any]:
     return json.loads(record["settings"]) | {"seed": int(record["seed"])} if {"settings", "seed"} <= set(record) else {}
 
 
-def read_target(adata: AnnData, name: str) -> Target:
-    """Return the target of transmuted cells; errors call the cells ``name``."""
+def read_target(adata: AnnData, name: str) -> tuple[str, str]:
+    """Return the new type of transmuted cells, and their target: this type or a sub-population of it."""
     types = pd.unique(adata.obs["cell_type"])
     if len(types) != 1:
         raise InputError(f"{name} has cells transmuted to {len(types)} types; give cells transmuted to one type.")
-    cell_type = str(types[0])
-    population = transmutation_record(adata).get("to", cell_type)
-    return Target(cell_type, None if population == cell_type else str(population))
-
-
-def find_rows_before(adata: AnnData, before: pd.Index, *, names: tuple[str, str]) -> np.ndarray:
-    """Return the rows of transmuted cells before the transmutation, by name."""
-    unknown = adata.obs_names.difference(before)
-    if len(unknown) or not before.is_unique:
-        problem = f"lacks {abbreviated(unknown)}" if len(unknown) else "has several cells of the same name"
-        raise InputError(
-            f"{names[0]} cannot be matched to the cells before transmutation: {names[1]} {problem}; give the cells "
-            "that were transmuted."
-        )
-    return np.asarray(before.get_indexer(adata.obs_names))
+    return str(types[0]), str(transmutation_record(adata).get("to", types[0]))

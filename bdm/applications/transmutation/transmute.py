@@ -59,15 +59,6 @@ class Sources:
     section_column: str | None = None  # column of ``obs``, if any
 
 
-@dataclass(frozen=True)
-class BlockPart:
-    """Cells of one type in a block."""
-
-    block: int
-    cell_type: str
-    rows: np.ndarray  # among all cells
-
-
 def transmuted_cells(model: BranchedModel, sources: Sources, *, seed: int) -> GeneratedCells:
     """Transmute cells to another type or sub-population, block by block.
 
@@ -115,12 +106,13 @@ def transmuted_blocks(
 ) -> Iterator[GeneratedBlock]:
     """Yield transmuted cells in blocks: latents from posteriors, then counts."""
 
-    def transmuted_block(part: BlockPart) -> GeneratedBlock:
-        generator = torch_generator(seed, "transmute", part.block, part.cell_type)
-        y, population = sample_posteriors(model, sources, part, generator)
-        covariates = None if sources.new_covariates is None else sources.new_covariates[part.rows]
-        batch = None if sources.batch is None else sources.batch[part.rows]
-        for_populations = torch_generator(seed, "populations", part.block, part.cell_type)
+    def transmuted_rows(rows: np.ndarray) -> GeneratedBlock:  # cells of one type
+        block, cell_type = int(rows[0]) // BLOCK, str(sources.cell_type[rows[0]])
+        generator = torch_generator(seed, "transmute", block, cell_type)
+        y, population = sample_posteriors(model, sources, rows, generator)
+        covariates = None if sources.new_covariates is None else sources.new_covariates[rows]
+        batch = None if sources.batch is None else sources.batch[rows]
+        for_populations = torch_generator(seed, "populations", block, cell_type)
         new = new_populations(model, population, sources.to, for_populations, covariates)
         x, groups = model.whitening(y), []
         for old_name, new_name in sorted(set(zip(population, new, strict=True))):
@@ -128,7 +120,7 @@ def transmuted_blocks(
             transmuted = transmute(x[cells], old_name, new_name, generator)
             x[cells] = model.at_covariates(transmuted, new_name, None if covariates is None else covariates[cells])
             expected = expected_counts(model, x[cells], None if batch is None else batch[cells], new_name)
-            for_counts = numpy_generator(seed, "transmuted counts", part.block, old_name, new_name)
+            for_counts = numpy_generator(seed, "transmuted counts", block, old_name, new_name)
             groups.append((cells, sample_counts(model, expected, new_name, for_counts)))
         order = np.argsort(np.concatenate([cells for cells, _ in groups]))
         counts = sp.vstack([counts for _, counts in groups], format="csr")[order]
@@ -138,9 +130,12 @@ def transmuted_blocks(
     with threads() as run:
         for start in range(0, len(sources.cell_type), BLOCK):
             types = sources.cell_type[start : start + BLOCK]
-            names = pd.unique(types)
-            parts = [BlockPart(start // BLOCK, str(name), start + np.flatnonzero(types == name)) for name in names]
-            yield join_parts(parts, list(run(transmuted_block, parts)))
+            parts = [start + np.flatnonzero(types == name) for name in pd.unique(types)]
+            order, blocks = np.argsort(np.concatenate(parts)), list(run(transmuted_rows, parts))
+            counts = sp.vstack([block.counts for block in blocks], format="csr")[order]
+            latent = np.concatenate([block.latent for block in blocks])[order]
+            population = np.concatenate([block.population for block in blocks if block.population is not None])
+            yield GeneratedBlock(counts, latent, population[order])
 
 
 def new_populations(
@@ -173,27 +168,19 @@ def new_populations(
 
 
 def sample_posteriors(
-    model: BranchedModel, sources: Sources, part: BlockPart, generator: torch.Generator
+    model: BranchedModel, sources: Sources, rows: np.ndarray, generator: torch.Generator
 ) -> tuple[Tensor, np.ndarray]:
     """Sample y = (latent, log library size) of cells; returns y and populations."""
-    cells = ad.AnnData(sources.adata.X[part.rows])
-    cells.obs["cell_type"] = pd.Categorical([part.cell_type] * len(part.rows))
+    cells = ad.AnnData(sources.adata.X[rows])
+    cells.obs["cell_type"] = pd.Categorical(sources.cell_type[rows])
     if sources.batch is not None:
-        cells.obs["batch"] = pd.Categorical(sources.batch[part.rows])
+        cells.obs["batch"] = pd.Categorical(sources.batch[rows])
     if model.covariates is not None and sources.covariates is not None:
-        cells.obs[list(model.covariates.names)] = sources.covariates[part.rows]
+        cells.obs[list(model.covariates.names)] = sources.covariates[rows]
     posterior = model.encode(cells)
     latent = latent_cells(posterior, with_test=True)
     population = posterior.obs["sub_population"].astype(str).to_numpy()
     return latent.sample(torch.arange(len(population)), generator), population
-
-
-def join_parts(parts: list[BlockPart], blocks: list[GeneratedBlock]) -> GeneratedBlock:
-    """Join the parts of a block, in the order of the cells."""
-    order = np.argsort(np.concatenate([part.rows for part in parts]))
-    counts = sp.vstack([block.counts for block in blocks], format="csr")
-    population = np.concatenate([block.population for block in blocks if block.population is not None])
-    return GeneratedBlock(counts[order], np.concatenate([block.latent for block in blocks])[order], population[order])
 
 
 def make_obs(model: BranchedModel, sources: Sources) -> pd.DataFrame:
@@ -236,27 +223,7 @@ def select_sources(
 
     Cells without counts, and cells of unknown types, are dropped with a warning.
 
-    Parameters
-    ----------
-    adata
-        Cells with raw counts of the model's genes and cell types in ``obs``.
-    model
-        Fitted model.
-    to
-        Target cell type or sub-population.
-    keys
-        Columns of cell types and batches in ``obs``, and layer of counts.
-    cell_types
-        Types to transmute; all except ``to`` by default.
-    at
-        New covariates; cells keep their values of other covariates.
-    extrapolate
-        Allow covariates outside the range of training cells.
-
-    Raises
-    ------
-    InputError
-        If a type or covariate is unknown, or no cells are left.
+    Arguments are as in :meth:`bdm.BranchedDiffusion.transmute`.
     """
     if model.cell_types == (to,):
         names = ", ".join(model.populations)
