@@ -32,7 +32,7 @@ def power(
     from bdm.pl import write_result
 
     checked = read_design(design, seed=seed)
-    points = list(grid_points(checked.power))
+    points = grid_points(checked.power)
     with error_prefix(design):
         check_testable(checked)
     loaded = load_model(model, device=device)

@@ -121,7 +121,8 @@ def real_cells(held_out: AnnData, types: pd.Index, share: float, generator: np.r
     counts = held_out.X.toarray()
     profile = profile_of(counts)
     cumulative = np.tile(profile.cumsum(), (len(counts), 1))
-    droplets = add_ambient(Droplets(counts.copy(), counts), share, cumulative, generator)
+    droplets = Droplets(counts.copy(), counts)
+    add_ambient(droplets, share, cumulative, generator)
     empty = generator.multinomial(EMPTY_COUNTS, profile.astype(float) / profile.sum(dtype=float))
     return Cells(droplets.counts, types.get_indexer(held_out.obs["cell_type"]), profile, empty)
 

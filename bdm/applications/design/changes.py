@@ -163,11 +163,3 @@ def mark_responding_cells(
             inside = True if planted.inside is None else planted.inside[rows]
             responses[:, i] = changed & inside & (uniform[:, i] < planted.change.share)
     return responses
-
-
-def rows_by_population(population: pd.Series) -> dict[str, slice]:
-    """Return the rows of each population among cells sorted by population."""
-    codes = population.astype("category").cat.codes.to_numpy()
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    stops = np.append(starts[1:], len(codes))
-    return {str(population.iloc[start]): slice(start, stop) for start, stop in zip(starts, stops, strict=True)}

@@ -1,6 +1,6 @@
 """Compile a design for a model: samples, cells, donors and planted changes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -16,7 +16,6 @@ from bdm.applications.design.changes import (
     mark_responding_cells,
     mean_factors,
     plan_changes,
-    rows_by_population,
     with_region,
 )
 from bdm.applications.design.design import Design
@@ -106,13 +105,6 @@ class DesignedExperiment:
         """Modalities of the model."""
         return self.model.autoencoder.modalities
 
-    def mean_expression(self, sample: str, populations: Sequence[str]) -> pd.DataFrame:
-        """Compute expected counts of populations in a sample with its changes, at depth 1."""
-        condition, number = self.samples.loc[sample, "condition"], self.samples.index.get_loc(sample)
-        factors = mean_factors(self.changes, self.model.populations, condition, self.n_genes)
-        rows = {name: self.expression(name, number) * factors[name] for name in populations}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=self.model.autoencoder.genes.index)
-
     def expression(self, population: str, sample: int) -> np.ndarray:
         """Return the mean expected counts of a population in a sample (row) before changes.
 
@@ -192,10 +184,12 @@ class DesignedExperiment:
     @cached_property
     def ambient_profiles(self) -> pd.DataFrame:
         """Composition of ambient RNA, samples x genes; each modality sums to 1."""
-        samples, genes = self.samples.index, self.model.autoencoder.genes.index
-        n_cells = self.request.table.groupby(["sample", "sub_population"])["n_cells"].sum()
-        rows = [n_cells[sample] @ self.mean_expression(sample, list(n_cells[sample].index)) for sample in samples]
-        counts = pd.DataFrame(rows, index=samples, columns=genes)
+        n_cells, rows = self.request.table.groupby(["sample", "sub_population"])["n_cells"].sum(), []
+        for number, (sample, condition) in enumerate(self.samples["condition"].items()):
+            factors = mean_factors(self.changes, self.model.populations, condition, self.n_genes)
+            names = n_cells[sample].index
+            rows.append(n_cells[sample] @ np.stack([self.expression(name, number) * factors[name] for name in names]))
+        counts = pd.DataFrame(rows, index=self.samples.index, columns=self.model.autoencoder.genes.index)
         blocks = [counts.iloc[:, modality.features] for modality in self.modalities]
         return pd.concat([block.div(block.sum(axis=1), axis=0) for block in blocks], axis=1)
 
@@ -255,19 +249,19 @@ def draw_cells(experiment: DesignedExperiment) -> DesignedCells:
     population = table["sub_population"].reset_index(drop=True)
     condition = experiment.samples["condition"].to_numpy()[sample]
     seed = experiment.design.seed
-    rows, changes = rows_by_population(population), experiment.changes
+    rows, changes = population.groupby(population, sort=False).indices, experiment.changes
     response = np.zeros((len(population), len(changes)), dtype=np.float32)
     for name, span in rows.items():
-        uniform = np.empty((span.stop - span.start, len(changes)))
+        uniform = np.empty((len(span), len(changes)))
         for i, planted in enumerate(changes):
             uniform[:, i] = numpy_generator(seed, "responds", planted.change.name, name).random(len(uniform))
         response[span] = mark_responding_cells(changes, name, condition[span], uniform, span)
     partners = draw_partners(experiment, sample, rows)
-    return DesignedCells(sample, population, {name: span.start for name, span in rows.items()}, response, *partners)
+    return DesignedCells(sample, population, {name: int(span[0]) for name, span in rows.items()}, response, *partners)
 
 
 def draw_partners(
-    experiment: DesignedExperiment, sample: np.ndarray, rows: dict[str, slice]
+    experiment: DesignedExperiment, sample: np.ndarray, rows: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw the partner of each doublet: population and row among reference cells."""
     doublets, populations = experiment.design.doublets, list(experiment.model.populations)
@@ -281,14 +275,14 @@ def draw_partners(
     n_cells = n_cells.reindex(index=experiment.samples.index, columns=populations).fillna(0).to_numpy()
     cell_type = np.array([experiment.model.cell_type_of[name] for name in populations])
     for population, span in rows.items():
-        uniform = numpy_generator(experiment.design.seed, "doublets", population).random((span.stop - span.start, 4))
+        uniform = numpy_generator(experiment.design.seed, "doublets", population).random((len(span), 4))
         same = cell_type == experiment.model.cell_type_of[population]
         for row in np.flatnonzero(uniform[:, 0] < doublets.rate):
-            weights = n_cells[sample[span.start + row]]
+            weights = n_cells[sample[span[row]]]
             if doublets.within is not None:
                 chosen = weights * (same if uniform[row, 1] < doublets.within else ~same)
                 weights = chosen if chosen.any() else weights
             position = np.searchsorted(weights.cumsum(), uniform[row, 2] * weights.sum(), side="right")
-            partner_population[span.start + row] = position
-            partner[span.start + row] = int(uniform[row, 3] * MAX_CHUNK)
+            partner_population[span[row]] = position
+            partner[span[row]] = int(uniform[row, 3] * MAX_CHUNK)
     return partner_population, partner

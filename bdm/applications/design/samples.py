@@ -1,6 +1,6 @@
 """Samples of a designed experiment: donors, batches, proportions and covariates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
@@ -112,7 +112,7 @@ def mean_donor_proportions(model: BranchedModel) -> pd.Series:
     return pd.Series(shares).reindex(list(model.populations), fill_value=0.0)
 
 
-def divide_by_population(model: BranchedModel, numbers: dict[str, float], place: str) -> pd.Series:
+def divide_by_population(model: BranchedModel, numbers: Mapping[str, float], place: str) -> pd.Series:
     """Divide numbers by cell type over populations, in the proportions of training cells."""
     divided = pd.Series(0.0, index=list(model.populations))
     for name, number in numbers.items():
@@ -132,7 +132,7 @@ def expected_proportions(model: BranchedModel, design: Design) -> pd.DataFrame:
     if not isinstance(numbers, dict):
         weights = shift_factors(model, design) * reference_proportions(model, design.composition)
         return weights.div(weights.sum(axis=1), axis=0)
-    shares = divide_by_population(model, {name: float(number) for name, number in numbers.items()}, "samples.cells")
+    shares = divide_by_population(model, numbers, "samples.cells")
     return pd.DataFrame([shares / shares.sum()] * len(design.samples.conditions), index=list(design.samples.conditions))
 
 
@@ -295,7 +295,7 @@ def exact_numbers(
     model: BranchedModel, design: Design, type_numbers: dict[str, int], weights: pd.DataFrame
 ) -> pd.DataFrame:
     """Divide exact numbers by cell type over sub-populations, samples x populations."""
-    divide_by_population(model, {name: float(number) for name, number in type_numbers.items()}, "samples.cells")
+    divide_by_population(model, type_numbers, "samples.cells")  # rejects unknown types
     numbers = pd.DataFrame(0, index=weights.index, columns=list(model.populations))
     learned = resolve_donor_setting(model, design.composition.concentration, "composition.concentration") == LEARNED
     for sample, row in weights.iterrows():

@@ -133,10 +133,6 @@ class Droplets:
     counts: np.ndarray
     mean: np.ndarray
 
-    def select(self, features: slice) -> "Droplets":
-        """Select features."""
-        return Droplets(self.counts[:, features], self.mean[:, features])
-
 
 @dataclass(frozen=True)
 class CellGroup:
@@ -188,20 +184,13 @@ class Simulation:
         x = self.experiment.move_to_places(x, population, sample, places)
         x = self.model.at_covariates(x, population, portion.select(self.values.get(population)))
         droplets = self.singlets(x, group)
-        droplets = self.add_partners(droplets, rows, group)
+        self.add_partners(droplets, rows, group)
         if self.ambient is not None:
             generator = numpy_generator(self.seed, "ambient", population, *group.key)
-            share = self.experiment.design.ambient.share
-            features = [modality.features for modality in self.experiment.modalities]
-            profiles = [self.ambient[:, columns].cumsum(axis=1)[group.sample] for columns in features]
-            parts = [
-                add_ambient(droplets.select(columns), share, profile, generator)
-                for columns, profile in zip(features, profiles, strict=True)
-            ]
-            counts, mean = (
-                np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("counts", "mean")
-            )
-            droplets = Droplets(counts, mean)
+            for features in (modality.features for modality in self.experiment.modalities):
+                part = Droplets(droplets.counts[:, features], droplets.mean[:, features])
+                profile = self.ambient[:, features].cumsum(axis=1)[group.sample]
+                add_ambient(part, self.experiment.design.ambient.share, profile, generator)
         return droplets, portion.without_padding(latents(self.model, x))
 
     def singlets(self, x: Tensor, group: CellGroup) -> Droplets:
@@ -212,7 +201,7 @@ class Simulation:
         generator = numpy_generator(self.seed, "counts", population, *group.key)  # the same counts as generated cells
         sampled = self.model.with_protein_levels(observation.sample(mean, generator), population, generator)
         droplets = Droplets(sampled.toarray(), mean)
-        droplets = self.plant_changes(droplets, observation, group)
+        self.plant_changes(droplets, observation, group)
         depth = self.depth[group.sample][:, None]
         if (depth == 1).all():
             return droplets
@@ -220,8 +209,8 @@ class Simulation:
         counts = observation.rescale(droplets.counts, droplets.mean, depth, generator)
         return Droplets(counts, droplets.mean * depth.astype(np.float32))
 
-    def plant_changes(self, droplets: Droplets, observation: ObservationModel, group: CellGroup) -> Droplets:
-        """Apply planted changes; unaffected counts stay the same."""
+    def plant_changes(self, droplets: Droplets, observation: ObservationModel, group: CellGroup) -> None:
+        """Apply planted changes in place; unaffected counts stay the same."""
         (genes, log2_fold_change), counts, mean = self.planted(group.population), droplets.counts, droplets.mean
         factor = 2.0 ** (group.response @ log2_fold_change)
         if (factor != 1).any():
@@ -229,11 +218,9 @@ class Simulation:
             changed = observation.of_genes(genes)
             counts[:, genes] = changed.rescale(counts[:, genes], mean[:, genes], factor, generator)
             mean[:, genes] *= factor
-        return Droplets(counts, mean)
 
-    def add_partners(self, droplets: Droplets, rows: np.ndarray, group: CellGroup) -> Droplets:
-        """Add the counts of second cells to doublets."""
-        counts, mean = droplets.counts, droplets.mean
+    def add_partners(self, droplets: Droplets, rows: np.ndarray, group: CellGroup) -> None:
+        """Add the counts of second cells to doublets in place."""
         partner_population = self.cells.partner_population[rows]
         for code in np.unique(partner_population[self.cells.doublet[rows]]):
             doublets = np.flatnonzero(partner_population == code)
@@ -247,9 +234,8 @@ class Simulation:
             partners = CellGroup(population, sample, response, key, places)
             x = self.experiment.reference_cells(population, self.cells.partner[rows[doublets]], sample, places)
             added = self.singlets(x, partners)
-            counts[doublets] += added.counts
-            mean[doublets] += added.mean
-        return Droplets(counts, mean)
+            droplets.counts[doublets] += added.counts
+            droplets.mean[doublets] += added.mean
 
     def _observation(self, population: str) -> ObservationModel:
         observation, donors = generated_noise(self.model, population), self.experiment.donors
@@ -258,8 +244,8 @@ class Simulation:
         return observation if donors is None else donors.observation(population, observation)
 
 
-def add_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, generator: np.random.Generator) -> Droplets:
-    """Replace a share of the counts by ambient RNA.
+def add_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, generator: np.random.Generator) -> None:
+    """Replace a share of the counts by ambient RNA in place.
 
     ``cumulative`` are profiles, summed over genes up to each (droplets x genes).
     """
@@ -274,7 +260,7 @@ def add_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, genera
         np.add.at(counts[i], genes, 1)
     size = droplets.mean.sum(axis=1, keepdims=True)
     profile = np.diff(cumulative, axis=1, prepend=0).astype(np.float32)
-    return Droplets(counts, (1 - share) * droplets.mean + share * size * profile)
+    droplets.mean[:] = (1 - share) * droplets.mean + share * size * profile
 
 
 def design_record(design: Design) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -113,15 +113,15 @@ def warn_of_untested(repeats: pd.DataFrame) -> None:
 
 def score_experiments(model: BranchedModel, design: Design) -> Iterator[pd.DataFrame]:
     """Score all experiments of the grid, in parallel."""
-    points, power = list(grid_points(design.power)), design.power
+    points, power = grid_points(design.power), design.power
     size = {"n_points": len(points), "n_repeats": power.n_repeats, "fdr": power.fdr}
     with threads() as run:
-        for point in points:
-            values = [f"{axis} {getattr(point, axis):g}" for axis in AXES if getattr(point, axis) is not None]
-            logger.info("%d of %d: %s", point.number + 1, len(points), ", ".join(values) or "the design")
+        for number, point in enumerate(points):
+            values = [f"{axis} {value:g}" for axis, value in point.items()]
+            logger.info("%d of %d: %s", number + 1, len(points), ", ".join(values) or "the design")
 
-            def scored(repeat: int, point: Point = point) -> pd.DataFrame:
-                return score_experiment(model, design, point, repeat=repeat).assign(**size)
+            def scored(repeat: int, number: int = number, point: dict[str, Any] = point) -> pd.DataFrame:
+                return score_experiment(model, design, point, repeat=repeat).assign(number=number, **size)
 
             yield from run(scored, range(power.n_repeats))
 
@@ -160,24 +160,10 @@ def check_testable(design: Design) -> None:
 # ---- experiments of the grid
 
 
-@dataclass(frozen=True)
-class Point:
-    """Combination of values in a grid; None keeps the design's value."""
-
-    number: int  # position in the grid, from 0
-    donors: int | None = None
-    cells: int | None = None
-    depth: float | None = None
-    log2_fold_change: float | None = None
-    log_odds: float | None = None
-
-
-def grid_points(power: PowerSettings) -> Iterator[Point]:
-    """Yield all combinations of the values of a grid."""
-    values = [getattr(power, name) or (None,) for name in AXES]
-    for number, (donors, cells, *sizes) in enumerate(product(*values)):
-        integers = (None if value is None else int(value) for value in (donors, cells))
-        yield Point(number, *integers, *sizes)
+def grid_points(power: PowerSettings) -> list[dict[str, Any]]:
+    """Return all combinations of the values of a grid, by axis; axes without values are left out."""
+    axes = {name: getattr(power, name) for name in AXES if getattr(power, name)}
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
 def expression_methods(design: Design) -> tuple[str, ...]:
@@ -189,22 +175,26 @@ def expression_methods(design: Design) -> tuple[str, ...]:
     return ("deseq2" if donors >= MIN_DONORS_OF_DESEQ2 else "deseq2_t",)
 
 
-def design_at(design: Design, point: Point, *, repeat: int) -> Design:
+def design_at(design: Design, point: dict[str, Any], *, repeat: int) -> Design:
     """Return an experiment's design; its seed depends on the repeat alone."""
     samples, depth = design.samples, design.depth
-    if point.donors is not None:
-        samples = replace(samples, donors=point.donors)
-    if point.cells is not None:
-        samples = replace(samples, cells=scale_numbers(samples.cells, point.cells))
-    if point.depth is not None:
-        factor, times = depth.factor, point.depth
+    if "donors" in point:
+        samples = replace(samples, donors=point["donors"])
+    if "cells" in point:
+        cells = total = point["cells"]
+        if isinstance(samples.cells, dict):
+            before = sum(samples.cells.values())
+            cells = {name: round(number * total / before) for name, number in samples.cells.items()}
+        samples = replace(samples, cells=cells)
+    if "depth" in point:
+        factor, times = depth.factor, point["depth"]
         scale = {name: value * times for name, value in factor.items()} if isinstance(factor, dict) else factor * times
         depth = replace(depth, factor=scale)
     changes, shifts = design.changes, design.composition.shifts
-    if point.log2_fold_change is not None:
-        changes = tuple(resize_change(change, point.log2_fold_change) for change in changes)
-    if point.log_odds is not None:
-        shifts = tuple(replace(shift, log_odds=set_size(shift.log_odds, point.log_odds)) for shift in shifts)
+    if "log2_fold_change" in point:
+        changes = tuple(resize_change(change, point["log2_fold_change"]) for change in changes)
+    if "log_odds" in point:
+        shifts = tuple(replace(shift, log_odds=set_size(shift.log_odds, point["log_odds"])) for shift in shifts)
     return replace(
         design,
         samples=samples,
@@ -218,14 +208,6 @@ def design_at(design: Design, point: Point, *, repeat: int) -> Design:
 def set_size(value: float, size: float) -> float:
     """Set the absolute value of a number; 0 stays 0."""
     return float(np.sign(value) * size)
-
-
-def scale_numbers(cells: str | int | dict[str, int], total: int) -> int | dict[str, int]:
-    """Scale numbers by type to a total; replace other numbers by it."""
-    if not isinstance(cells, dict):
-        return total
-    before = sum(cells.values())
-    return {name: round(number * total / before) for name, number in cells.items()}
 
 
 def resize_change(change: Change, size: float) -> Change:
@@ -244,7 +226,7 @@ def resize_change(change: Change, size: float) -> Change:
     return replace(change, log2_fold_change=fold_change)
 
 
-def score_experiment(model: BranchedModel, design: Design, point: Point, *, repeat: int) -> pd.DataFrame:
+def score_experiment(model: BranchedModel, design: Design, point: dict[str, Any], *, repeat: int) -> pd.DataFrame:
     """Simulate an experiment of the grid, test it, and count discoveries.
 
     Returns
@@ -270,9 +252,9 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
             score_composition(experiment, designed, condition),
         ]
         tables.append(pd.concat(scores, ignore_index=True).assign(condition=condition))
-    facts = {**asdict(point), "repeat": repeat, "n_samples": len(designed.samples), "n_cells": cells.n_obs}
+    facts = {**dict.fromkeys(AXES, np.nan), **point, "repeat": repeat}
     counts = pd.concat(tables, ignore_index=True)
-    return counts.assign(**{name: np.nan if value is None else value for name, value in facts.items()})
+    return counts.assign(**facts, n_samples=len(designed.samples), n_cells=cells.n_obs)
 
 
 def compile_testable(model: BranchedModel, design: Design) -> DesignedExperiment:
