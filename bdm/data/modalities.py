@@ -213,22 +213,10 @@ def from_mudata(
     intersect: bool = False,
     counts: str = "auto",
 ) -> AnnData:
-    """Join the modalities of a MuData in blocks.
+    """Join the modalities of a MuData in blocks; ``modality`` names them as ``NAME=KIND``, by default all known names.
 
-    Parameters
-    ----------
-    modalities
-        Cells of each modality, by name.
-    obs
-        ``obs`` of the MuData; columns that RNA lacks are added.
-    obsm
-        ``obsm`` of the MuData; keys that RNA lacks are added.
-    modality
-        Modalities to use, as ``NAME=KIND``; by default, all with known names.
-    intersect
-        Use the cells that all modalities share; by default, other cells are an error.
-    counts
-        Slot with the raw counts, see :func:`with_raw_counts`.
+    Columns of ``obs`` and keys of ``obsm`` that RNA lacks are added. It is an error if cells differ, unless
+    ``intersect``.
     """
     kind_of = kinds_by_name(modalities, modality)
     for name in kind_of:

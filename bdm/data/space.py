@@ -97,20 +97,9 @@ def check_sections(obs: pd.DataFrame, positions: np.ndarray) -> None:
 
 
 def nearest_neighbours(positions: np.ndarray, section: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pair cells with their nearest neighbours in the section.
+    """Pair each cell with its nearest neighbours in the section, up to ``number``.
 
-    Parameters
-    ----------
-    positions
-        Cells x coordinates.
-    section
-        Section of each cell.
-    number
-        Number of neighbours of each cell; fewer in sections with fewer other cells.
-
-    Returns
-    -------
-    Indices of the cells, and of their neighbours.
+    ``positions`` is cells x coordinates. Returns indices of the cells, and of their neighbours.
     """
     cells, neighbours = [np.empty(0, dtype=int)], [np.empty(0, dtype=int)]
     for name in np.unique(section):

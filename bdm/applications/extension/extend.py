@@ -111,26 +111,8 @@ def add_type(
 
     Other types stay the same. A type-specific decoder is fitted to all cells of the type. Its latents are divided into
     sub-populations by the model's settings; these have their own decoders if validation cells gain. With ``min_donors``
-    above 1, the type is not divided, as the donors of new cells are unknown.
-
-    Parameters
-    ----------
-    model
-        Model to extend.
-    cells
-        Prepared cells of the type, with ``split`` in ``obs``.
-    cell_type
-        Name of the type.
-    settings
-        Settings of the fit.
-    seed
-        Seed of all random numbers.
-    provenance
-        Record of the data, saved with the extension.
-    batches
-        Offsets of new batches, from :func:`bdm.applications.extension.fit_extension.batch_offsets`.
-    reserved
-        Names that sub-populations must not have.
+    above 1, the type is not divided, as the donors of new cells are unknown. ``batches`` are offsets of new batches;
+    sub-populations have no ``reserved`` names.
     """
     autoencoder = model.autoencoder.with_batches(batches or {})
     initial = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)

@@ -174,10 +174,8 @@ def attach_type(
 ) -> tuple[AttachmentPoint, float | None, Hierarchy]:
     """Attach a new cell type to the hierarchy of a model.
 
-    Returns
-    -------
-    Attachment point; its support (the fraction of resamples of the cells that attach to the same branch, None without
-    resamples); and the branches of the new type.
+    Returns the attachment point; its support (the fraction of resamples of the cells that attach to the same branch,
+    None without resamples); and the branches of the new type.
     """
     means = MeasuredMeans.from_moments(moments)
     (clade,) = type_clades(means, cells.populations, cells.labels).values()

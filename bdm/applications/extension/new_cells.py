@@ -52,25 +52,7 @@ def select_new_cells(
 ) -> NewCells:
     """Select and prepare the cells of new types, split as the model's training data.
 
-    Parameters
-    ----------
-    adata
-        Cells with raw counts of the model's genes, and cell types in ``obs``.
-    model
-        Model to extend.
-    cell_types
-        Types to add, in this order; all new types by default, largest first.
-    keys
-        Columns of cell types and batches in ``obs``, and layer of counts.
-    missing_as_zero
-        Treat missing genes as not detected.
-    seed
-        Seed of the split.
-
-    Raises
-    ------
-    InputError
-        If a type exists already, has too few cells, or has an invalid name.
+    Types are in the order of ``cell_types``; by default all new types, largest first.
     """
     labels = labels_of(adata.obs, model, keys, required=True)
     check_new_types(labels, model, cell_types)
