@@ -86,7 +86,7 @@ def train(
             if step % plan.validate_every == 0 or step == plan.last_step:
                 record_losses(losses, averaged.module, plan, validation, step=step)
                 logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in losses.history[-1].items()))
-                if should_stop_early(losses.history, plan):
+                if plan.patience is not None and losses.n_without_gain >= plan.patience:
                     break
     except (DivergenceError, torch.linalg.LinAlgError) as error:
         raise TrainingError(describe_divergence(error, network, plan, by_group, index=index)) from error
@@ -102,18 +102,8 @@ class Losses:
     total: float = 0.0  # sum of losses since the last row of the history
     best: float = math.inf  # lowest validation loss
     best_weights: dict[str, Tensor] | None = None
+    n_without_gain: int = 0  # validations since the best
     history: list[dict[str, float]] = field(default_factory=list)
-
-
-def should_stop_early(history: Sequence[dict[str, float]], plan: TrainingPlan) -> bool:
-    """Return whether the last ``plan.patience`` validations had no lower loss."""
-    if plan.patience is None:
-        return False
-    best, n_without_gain = plan.untrained_loss, 0
-    for row in history:
-        n_without_gain = 0 if row["validation"] < best else n_without_gain + 1
-        best = min(best, row["validation"])
-    return n_without_gain >= plan.patience
 
 
 MAX_LOSS_RATIO = 5  # to the loss before training; below 1.1 in training that converges
@@ -138,8 +128,10 @@ def record_losses(
             row["validation"] = float(validation(averaged))
         if not math.isfinite(row["validation"]):
             raise DivergenceError(f"the loss of validation cells became {row['validation']}")
+        losses.n_without_gain += 1
         if row["validation"] < min(losses.best, plan.untrained_loss):
             losses.best, losses.best_weights = row["validation"], copy.deepcopy(averaged.state_dict())
+            losses.n_without_gain = 0
     losses.history.append(row)
 
 
