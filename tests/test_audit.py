@@ -29,7 +29,7 @@ from bdm.applications.audit.audit_verdict import (
 )
 from bdm.applications.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide, training_cells
 from bdm.applications.audit.limits import LEVEL, equal_sides, explain_inconclusive, smallest_p
-from bdm.applications.audit.run import AuditedModels, Generated, audit_folds, audit_models, fold_reader, prune_tree
+from bdm.applications.audit.run import AuditedModels, audit_folds, audit_models, fold_reader, prune_tree
 from bdm.cli import app
 from bdm.data.cells import Cells
 from bdm.generation.generate import GeneratedFile
@@ -98,12 +98,12 @@ def folds_of(obs: pd.DataFrame, *, seed: int = 0) -> tuple[Fold, ...]:
 
 def copies(prepared: ad.AnnData):
     """A generator of copies of its training cells."""
-    return lambda fold: Generated(Cells.from_anndata(prepared)[fold.rows(MEMBERS)])
+    return lambda fold: (Cells.from_anndata(prepared)[fold.rows(MEMBERS)], None)
 
 
 def fresh(seed: int):
     """A generator of cells of other donors, independent of the fold."""
-    return lambda fold: Generated(Cells.from_anndata(simulated(n_donors=5, seed=100 * seed + fold.number)))
+    return lambda fold: (Cells.from_anndata(simulated(n_donors=5, seed=100 * seed + fold.number)), None)
 
 
 @pytest.fixture(scope="module")
@@ -249,10 +249,10 @@ def test_disguised_copies_are_found_by_the_nearest_cell(prepared, disguise):
     unnamed = ad.AnnData(prepared.X, prepared.obs, prepared.var, uns={"bdm": {"settings": "{}"}})
     division, settings, rng = divide(unnamed, TWO_FOLDS, seed=0), TWO_FOLDS, np.random.default_rng(0)
 
-    def generate(fold: Fold) -> Generated:
+    def generate(fold: Fold) -> tuple[Cells, None]:
         cells = unnamed[fold.rows(MEMBERS)].copy()
         cells.X = sp.csr_matrix(DISGUISES[disguise](cells.X.toarray(), rng).astype(np.float32))
-        return Generated(Cells.from_anndata(cells))
+        return Cells.from_anndata(cells), None
 
     verdict = audit_folds(division, settings, generate, seed=0, generator="files").verdict
     assert "nearest" in {finding.attack for finding in verdict.successful}

@@ -92,12 +92,6 @@ def auc_spread(n_members: int, n_others: int) -> float:
     return float(np.sqrt((n_members + n_others + 1) / (12 * n_pairs))) if n_pairs else np.nan
 
 
-def chance_limit(null: np.ndarray) -> float:
-    """Return the area that the best attack exceeds in 5% of permutations."""
-    best = np.sort(null.max(axis=1)) if null.size else np.zeros(0)
-    return float(best[-int(np.ceil(LEVEL * (1 + len(best))) - 1)]) if len(best) else float("nan")
-
-
 @dataclass(frozen=True)
 class AttackFinding:
     """Test of an attack on donors or cells."""
@@ -218,7 +212,8 @@ def reach_verdict(
     ``null`` is permutations x attacks. Its maximum over attacks adjusts for multiple tests: Westfall and Young 1993,
     Resampling-Based Multiple Testing.
     """
-    best, limit = null.max(axis=1) if null.size else np.zeros(0), chance_limit(null)
+    best = np.sort(null.max(axis=1)) if null.size else np.zeros(0)
+    limit = float(best[-int(np.ceil(LEVEL * (1 + len(best))) - 1)]) if len(best) else float("nan")
     findings = [
         AttackFinding(attack, area, permutation_p_value(area, best), succeeded=area > limit + ROUNDING)
         for attack, area in sorted(areas.items(), key=lambda item: -item[1])

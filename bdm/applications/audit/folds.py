@@ -114,7 +114,11 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
     cells, left_out = prepared, []
     while True:
         units = Units.from_prepared(cells)
-        folds = tuple(make_fold(units, number, seed=seed) for number in range(1, settings.n_folds + 1))
+        folds = []
+        for number in range(1, settings.n_folds + 1):
+            rng = numpy_generator(seed, "fold", number)
+            part = np.array(PARTS)[divide_units(units, rng)]
+            folds.append(Fold(number, part, rng.permutation(units.n_units)[units.code]))
         numbers = [pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0) for fold in folds]
         rare = sorted({str(name) for n in numbers for name in n.index[(n < MIN_CELLS).any(axis=1)]})
         if not rare:
@@ -134,17 +138,10 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
         )
     if units.too_few_donors is not None:
         logger.warning("%s", cells_for_donors(units.too_few_donors))
-    division = AuditFolds(cells, units, folds, tuple(left_out))
+    division = AuditFolds(cells, units, tuple(folds), tuple(left_out))
     if problem := explain_inconclusive(division.sides, units.noun):
         logger.warning("This audit will be inconclusive: %s.", problem)
     return division
-
-
-def make_fold(units: Units, number: int, *, seed: int) -> Fold:
-    """Divide all units into the parts of a fold."""
-    rng = numpy_generator(seed, "fold", number)
-    part = np.array(PARTS)[divide_units(units, rng)]
-    return Fold(number, part, rng.permutation(units.n_units)[units.code])
 
 
 def divide_units(units: Units, rng: np.random.Generator) -> np.ndarray:

@@ -34,14 +34,8 @@ MIN_SHARE_OF_EXPECTED = 0.5  # warn if a file has a smaller share of the expecte
 MAX_SEED = 2**32  # limit of scikit-learn
 
 
-@dataclass(frozen=True)
-class Generated:
-    """Cells from a generator fitted to a fold's members, and scores of the attack on the generator."""
-
-    cells: Cells
-    bounds: np.ndarray | None = None  # score of each attacked cell
-
-
+# Cells from a generator fitted to a fold's members, and any score of each attacked cell by the attack on the generator
+Generated = tuple[Cells, np.ndarray | None]
 Generate = Callable[[Fold], Generated]
 
 
@@ -53,8 +47,8 @@ def audit_folds(division: AuditFolds, settings: AuditSettings, generate: Generat
     for fold in folds:
         logger.info("fold %d of %d", fold.number, len(folds))
         generated = generate(fold)
-        n_generated[str(fold.number)] = len(generated.cells)
-        tables.append(score_fold(fold, cells, generated, seed=derive(seed, "attacks", fold.number) % MAX_SEED))
+        n_generated[str(fold.number)] = len(generated[0])
+        tables.append(score_fold(fold, cells, *generated, seed=derive(seed, "attacks", fold.number) % MAX_SEED))
         del generated  # before the next fold's cells are in memory
     record = provenance(
         seed=seed,
@@ -72,7 +66,7 @@ def audit_folds(division: AuditFolds, settings: AuditSettings, generate: Generat
     return Audit(pd.concat(tables, ignore_index=True), record)
 
 
-def score_fold(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> pd.DataFrame:
+def score_fold(fold: Fold, cells: Cells, generated: Cells, bounds: np.ndarray | None, *, seed: int) -> pd.DataFrame:
     """Score a fold's attacked cells with each set of generated cells."""
     attacked, reference = fold.attacked, fold.rows(REFERENCE)
     facts = {
@@ -82,10 +76,10 @@ def score_fold(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> 
         "member": (fold.part[attacked] == MEMBERS).astype(int),
     }
     tables = [pd.DataFrame(facts)]
-    for name, synthetic in {GENERATED: generated.cells, COPIES: cells[fold.rows(MEMBERS)]}.items():
+    for name, synthetic in {GENERATED: generated, COPIES: cells[fold.rows(MEMBERS)]}.items():
         scores = attack(cells[attacked], synthetic, cells[reference], fold.unit[reference], seed=seed)
-        if name == GENERATED and generated.bounds is not None:
-            scores["bound"] = generated.bounds.astype(np.float32)
+        if name == GENERATED and bounds is not None:
+            scores["bound"] = bounds.astype(np.float32)
         tables.append(scores.add_prefix(f"{name}/"))
     return pd.concat(tables, axis=1).sort_values(["cell_type", "unit"], kind="stable")
 
@@ -109,10 +103,7 @@ def fold_reader(paths: Sequence[Path], division: AuditFolds, settings: AuditSett
         n_by_type = read_fold(path, prepared, fold, keys).n_by_type
         warn_of_few_cells(path, n_by_type, expected_cells(prepared, fold, settings), fold)
 
-    def generate(fold: Fold) -> Generated:
-        return Generated(read_fold(paths[fold.number - 1], prepared, fold, keys))
-
-    return generate
+    return lambda fold: (read_fold(paths[fold.number - 1], prepared, fold, keys), None)
 
 
 def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cells:
@@ -181,7 +172,7 @@ def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedM
         request = request_cells(model, expected_cells(prepared, fold, settings))
         adata = generate_cells(model, request, models.sampling, seed=models.seed)
         bounds = None if settings.cells_only else attack_model(prepared, fold, model, models)
-        return Generated(Cells.from_anndata(adata), bounds)
+        return Cells.from_anndata(adata), bounds
 
     facts = {"fit": asdict(models.fit), "sampling": asdict(models.sampling), "tree_given": tree_given}
     return audit_folds(division, settings, generate, seed=models.seed, generator="bdm", **facts)
