@@ -17,7 +17,7 @@ from anndata import AnnData
 from bdm._core.errors import InputError, counted, listed
 from bdm._core.files import atomic_write, reject_existing
 from bdm._core.parallel import using_threads
-from bdm._core.schema import checked, checking, document, reject_unknown
+from bdm._core.schema import ARGUMENTS, checked, checking, document, helps_of, reject_unknown
 from bdm.applications.design.design import keys_in_words, read_design
 from bdm.applications.extension.extend import extend
 from bdm.applications.extension.new_cells import join_known_cells, select_new_cells
@@ -73,13 +73,14 @@ if TYPE_CHECKING:
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+DESCRIPTIONS = helps_of(Settings, EvaluationSettings, GenerationSettings, InterpretationSettings) | ARGUMENTS
 
 
 def computing(
     method: Callable[Concatenate["BranchedDiffusion", Arguments], Result],
 ) -> Callable[Concatenate["BranchedDiffusion", Arguments], Result]:
     """Decorate a method: document and check its arguments, and use the model's number of threads."""
-    document(method)
+    document(method, DESCRIPTIONS)
     parameters = signature(method).parameters
     is_seed_optional = "seed" in parameters and parameters["seed"].default is None
 
@@ -116,31 +117,14 @@ class BranchedDiffusion:
     label_key
         Column of ``obs`` with the cell type. None for cells without labels: all get the type ``cell``. By default
         ``settings.prepare.label_key``, which is ``cell_type``.
-    batch_key
-        Column of ``obs`` with the batch. By default ``settings.prepare.batch_key``, which is None (no batches).
-    donor_key
-        Column of ``obs`` with the donor, to model how donors differ. By default ``settings.prepare.donor_key``, which
-        is None (no donors).
     covariate_key
         Columns of ``obs`` with numbers that cells depend on, such as time, dose, age or pseudotime: one name, or
-        several. By default ``settings.prepare.covariate_key``, which is empty (no covariates).
-    spatial_key
-        Key of ``obsm`` with positions of cells or spots in two or three coordinates. By default
-        ``settings.prepare.spatial_key``, which is None (no positions).
-    section_key
-        Column of ``obs`` with the tissue section, if there are several. By default ``settings.prepare.section_key``,
-        which is None (one section).
+        several.
     tree
         Your own tree of the cell types: nested lists such as ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested
         lists in ``.json``), or the result of :func:`bdm.read_tree`. By default the types are clustered.
-    prior
-        Distribution of latents: ``mixture``, ``diffusion``, ``flow``, or the name of your own; by default
-        ``settings.train.prior``.
-    likelihood
-        Distribution of counts: ``negative_binomial``, or the name of your own; by default
-        ``settings.autoencoder.likelihood``.
     settings
-        Settings of all stages; the defaults of :class:`bdm.Settings` if None.
+        Settings of all stages, by default of :class:`bdm.Settings`. Give each here, or as the argument of its name.
     seed
         Seed of all random numbers of the fit; ``settings.prepare.seed`` if None.
 
@@ -334,8 +318,6 @@ class BranchedDiffusion:
             evenly. Other covariates are drawn from the training cells.
         extrapolate
             Allow values of covariates outside the range of the training cells, and positions outside their tissue.
-        shared_ancestors
-            Let cell i of every population descend from the same sample at the root; ``obs["ancestor"]`` is i.
 
         Returns
         -------
@@ -450,8 +432,6 @@ class BranchedDiffusion:
             are test cells, at their positions if it has learned positions.
         compare
             Further sets of cells to evaluate, by name.
-        n_repeats
-            Maximum number of resamples to average over; a single one with 2,000 test cells or more.
 
         Returns
         -------
@@ -532,11 +512,6 @@ class BranchedDiffusion:
     @computing
     def interpret(self, *, n_genes: int = InterpretationSettings.n_genes, seed: int = 0) -> AnnData:
         """Find the marker genes of each branch, and compare with real cells.
-
-        Parameters
-        ----------
-        n_genes
-            Number of top genes per branch to compare.
 
         Returns
         -------
@@ -783,7 +758,7 @@ class BranchedDiffusion:
         return model
 
 
-document(BranchedDiffusion)
+document(BranchedDiffusion, DESCRIPTIONS)
 
 
 def merged_settings(settings: PrepareSettings, **arguments: Any) -> PrepareSettings:

@@ -90,7 +90,7 @@ def test_names_of_priors_are_known_before_they_are_imported():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["('mixture',", "'diffusion',", "'flow')", "False"]
     assert all(issubclass(PRIORS.find(name), LatentPrior) for name in ("mixture", "diffusion", "flow"))
-    documented = bdm.BranchedDiffusion.__doc__.partition("Distribution of latents")[2].partition(";")[0]
+    documented = bdm.BranchedDiffusion.__doc__.partition("Distribution of latents")[2].partition("your own")[0]
     assert re.findall(r"``(\w+)``", documented) == list(PRIORS.built_in)
     assert TrainSettings().prior == PRIORS.names[0]
 

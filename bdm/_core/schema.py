@@ -352,6 +352,12 @@ ARGUMENTS = {  # descriptions of arguments that public functions share
 }
 
 
+def helps_of(*stages: type[StageSettings]) -> dict[str, str]:
+    """Return the help texts of settings, for arguments of the same names."""
+    settings = [setting for stage in stages for *_, setting in leaves_of(stage)]
+    return {setting.name: setting.help.replace("`", "``") for setting in settings if setting.help}
+
+
 def document(function: Callable[..., Any], shared: Mapping[str, str] = ARGUMENTS, *, returns: str = "") -> None:
     """Complete the docstring of a function: describe all its arguments, by ``shared`` unless the docstring does."""
     text, *sections = re.split(r"\n\n(?=\w+\n---)", cleandoc(str(function.__doc__)))
