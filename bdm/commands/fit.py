@@ -27,7 +27,7 @@ def fit(
     from bdm._core.files import sha256
     from bdm.api import BranchedDiffusion
     from bdm.data.modalities import features_in_words
-    from bdm.data.prepare import input_sha256
+    from bdm.data.prepare import is_prepared, preparation
     from bdm.data.read import read_cells
 
     cells = read_cells(data, labels=labels, on_disk=True, **settings.prepare.reading)
@@ -35,7 +35,8 @@ def fit(
         diffusion = BranchedDiffusion(cells, settings=settings, seed=seed, device=device, tree=tree)
     prepared = diffusion.prepared
     assert prepared is not None
-    prepared.uns["bdm"]["data_sha256"] = input_sha256(cells) or sha256(data)
+    recorded = preparation(cells)["data_sha256"] if is_prepared(cells) else None
+    prepared.uns["bdm"]["data_sha256"] = recorded or sha256(data)
     model = diffusion.fit().model
     write_model(out, model, diffusion.history)
     facts = {

@@ -172,16 +172,6 @@ MAX_CELLS_IN_ALL = 20_000  # training cells of all types that define the limits
 
 
 @dataclass(frozen=True)
-class OutlyingCounts:
-    """Summary of the outlying counts in the cells that define the limits."""
-
-    n_cells: int  # number of cells that define the limits
-    n_values: int  # number of outlying values
-    n_genes: int  # number of genes with outlying values
-    share: float  # sum of the outlying values / sum of all counts in these cells
-
-
-@dataclass(frozen=True)
 class CountLimits:
     """Limits of counts per gene and cell type, as shares of library size."""
 
@@ -201,16 +191,6 @@ class CountLimits:
         limit = FACTOR * np.maximum(self.regular[code, counts.indices], self.unit[code])
         is_outlying = (counts.data >= MIN_COUNT) & (share >= limit)
         return np.asarray(is_outlying & (np.bincount(cell[is_outlying], minlength=counts.shape[0]) <= MAX_GENES)[cell])
-
-    def outlying_counts(self, counts: sparse.csr_matrix) -> OutlyingCounts:
-        """Summarise the outlying counts of all cells."""
-        is_outlying = self.outlying(counts, slice(None))
-        return OutlyingCounts(
-            n_cells=counts.shape[0],
-            n_values=int(is_outlying.sum()),
-            n_genes=len(np.unique(counts.indices[is_outlying])),
-            share=float(counts.data[is_outlying].sum() / max(counts.data.sum(), 1)),
-        )
 
     def clipped(self, counts: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
         """Lower outlying counts to the largest regular ones, at least 1.
@@ -240,14 +220,14 @@ def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:
 
 def count_limits(
     matrix: Matrix, rows: np.ndarray, cell_type: pd.Series, is_train: np.ndarray, *, seed: int
-) -> tuple[CountLimits, OutlyingCounts]:
+) -> tuple[CountLimits, sparse.csr_matrix, np.ndarray]:
     """Compute the limits of counts from training cells, or a sample of them.
 
     A count is outlying if it is at least 10, and at least three times the gene's largest regular count in the type,
     relative to library size. At most 1% of a type's cells may have one. Most are artefacts, such as molecules that were
     counted many times: a rare population would have high counts in more cells, or of many genes.
 
-    Returns the limits, and a summary of the outlying counts in the cells that define them.
+    Returns the limits, the counts of the cells that define them, and a mask of the outlying entries.
     """
     types = pd.Categorical(cell_type.astype(str))
     code, n_types = types.codes.astype(int), len(types.categories)
@@ -264,7 +244,7 @@ def count_limits(
     for number in np.flatnonzero(n_sampled):
         regular[number], unit[number] = regular_shares(counts[code[sampled] == number])
     limits = CountLimits(regular, unit, code)
-    return limits, limits.of_cells(sampled).outlying_counts(counts)
+    return limits, counts, limits.of_cells(sampled).outlying(counts, slice(None))
 
 
 def regular_shares(counts: sparse.csr_matrix) -> tuple[np.ndarray, float]:

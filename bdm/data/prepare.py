@@ -152,13 +152,7 @@ class PreparedCells:
     def in_memory(self) -> AnnData:
         """Read all counts into memory, see :func:`prepare`."""
         rows, blocks = zip(*self.blocks(), strict=True)
-        counts = sparse.vstack(blocks, format="csr")
-        counted = np.concatenate(rows)
-        return AnnData(counts, self.counted_obs(counted), self.var, self.uns, obsm=self.obsm_of(counted))
-
-    def obsm_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return ``obsm`` of the cells with counts (``rows``)."""
-        return {} if self.positions is None else {POSITIONS: self.positions[rows]}
+        return self.cells_with_counts(np.concatenate(rows), sparse.vstack(blocks, format="csr"))
 
     def write(self, path: Path) -> AnnData:
         """Write an ``.h5ad`` file by blocks; return the cells without ``X``."""
@@ -168,8 +162,7 @@ class PreparedCells:
                 for block_rows, block in self.blocks():
                     append(block)
                     rows.append(block_rows)
-            counted = np.concatenate(rows)
-            cells = AnnData(None, self.counted_obs(counted), self.var, self.uns, obsm=self.obsm_of(counted))
+            cells = self.cells_with_counts(np.concatenate(rows))
             cells.strings_to_categoricals()
             write_elem(file, "obs", cells.obs, dataset_kwargs={"compression": "gzip"})
             write_elem(file, "obsm", dict(cells.obsm), dataset_kwargs={"compression": "gzip"})
@@ -184,12 +177,13 @@ class PreparedCells:
             is_counted = counted_cells(counts, self.var)
             yield np.arange(rows.start, rows.stop)[is_counted], counts[is_counted]
 
-    def counted_obs(self, rows: np.ndarray) -> pd.DataFrame:
-        """Return ``obs`` of the cells with counts (``rows``), and check it."""
+    def cells_with_counts(self, rows: np.ndarray, counts: sparse.csr_matrix | None = None) -> AnnData:
+        """Return the cells with counts (``rows``), and check their ``obs``."""
         obs = without_uncounted_cells(self.obs, rows, n_genes=len(self.var))
         check_trained_batches(obs)
         check_min_donors(obs, recorded_min_donors(self))
-        return writable(without_unused_categories(obs))
+        obsm = {} if self.positions is None else {POSITIONS: self.positions[rows]}
+        return AnnData(counts, writable(without_unused_categories(obs)), self.var, self.uns, obsm=obsm)
 
 
 def counted_cells(counts: sparse.csr_matrix, var: pd.DataFrame) -> np.ndarray:
@@ -266,15 +260,17 @@ MANY_OUTLYING = 0.005  # share of all counts; at 0.016, clipping brings generate
 
 def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, settings: PrepareSettings) -> CellCounts:
     """Limit outlying counts if the settings ask for it; otherwise, warn of many."""
-    limits, outlying = count_limits(cells.matrix, cells.rows, cell_type, is_train, seed=settings.seed)
+    limits, counts, is_outlying = count_limits(cells.matrix, cells.rows, cell_type, is_train, seed=settings.seed)
+    share = float(counts.data[is_outlying].sum() / max(counts.data.sum(), 1))
     description = (
-        f"{counted(outlying.n_values, 'outlying value')} of {counted(outlying.n_genes, 'gene')} in "
-        f"{counted(outlying.n_cells, 'training cell')}, with {100 * outlying.share:.2g}% of all counts"
+        f"{counted(is_outlying.sum(), 'outlying value')} of "
+        f"{counted(len(np.unique(counts.indices[is_outlying])), 'gene')} in "
+        f"{counted(counts.shape[0], 'training cell')}, with {100 * share:.2g}% of all counts"
     )
     if settings.clip_outliers:
         logger.info("Clipped %s.", description)
         return replace(cells, limits=limits)
-    if outlying.share >= MANY_OUTLYING:
+    if share >= MANY_OUTLYING:
         logger.warning(
             "There are %s; to lower them to the largest regular ones, use `settings.prepare.clip_outliers=True`.",
             description,
@@ -320,11 +316,6 @@ def warn_of_former_test_cells(before: pd.Series, after: pd.Series) -> None:
             "these. To keep the split, fit by bdm autoencoder, hierarchy and train, or fit the original cells.",
             fitted,
         )
-
-
-def input_sha256(adata: AnnData) -> str | None:
-    """Return the recorded checksum of the input of ``bdm prepare``, if any."""
-    return str(adata.uns["bdm"]["data_sha256"]) if is_prepared(adata) and "data_sha256" in adata.uns["bdm"] else None
 
 
 def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
