@@ -359,14 +359,10 @@ def check_replaced(outputs: list[Path], inputs: list[Path]) -> None:
         for path in (*inputs, *outputs):
             if path is not out and path.resolve() != place and path.resolve().is_relative_to(place):
                 raise InputError(f"{path} is in {out}, which is replaced as a whole; name another output.")
+        is_part = place.is_file() and place.with_suffix(".safetensors").is_file()  # JSON or tensor file of its folder
         for path in inputs:
-            if path.resolve() == place or is_part(place, of=path.resolve()):
+            if path.resolve() == place or (is_part and path.resolve() == place.parent):
                 raise InputError(f"{out} would be read and overwritten; name another output.")
-
-
-def is_part(file: Path, *, of: Path) -> bool:
-    """Return whether ``file`` is the JSON or tensor file of folder ``of``."""
-    return file.parent == of and file.is_file() and file.with_suffix(".safetensors").is_file()
 
 
 def paths_in(value: Any) -> list[Path]:

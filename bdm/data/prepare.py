@@ -52,7 +52,7 @@ from bdm.data.genes import (
     marker_genes,
     symbol_column,
 )
-from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, take_rows, to_row_storage
+from bdm.data.matrix import SparseMatrix, appended_rows, blocks_of_rows, new_h5ad, row_offsets, take_rows, to_row_storage
 from bdm.data.modalities import FEATURES, FORM, Modality, features_in_words, has_modalities, modalities_of
 from bdm.data.read import read_cells
 from bdm.data.space import POSITIONS, check_sections, positions_in
@@ -177,7 +177,7 @@ class PreparedCells:
             is_counted = counted_cells(counts, self.var)
             yield np.arange(rows.start, rows.stop)[is_counted], counts[is_counted]
 
-    def cells_with_counts(self, rows: np.ndarray, counts: sparse.csr_matrix | None = None) -> AnnData:
+    def cells_with_counts(self, rows: np.ndarray, counts: SparseMatrix | None = None) -> AnnData:
         """Return the cells with counts (``rows``), and check their ``obs``."""
         obs = without_uncounted_cells(self.obs, rows, n_genes=len(self.var))
         check_trained_batches(obs)

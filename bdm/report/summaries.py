@@ -250,7 +250,8 @@ def nodes(results: Results) -> Iterator[dict[str, Any]]:
     agreement = results.interpretation.get("agreement", pd.DataFrame(columns=["node"]))
     agreement = agreement.drop_duplicates("node").set_index("node")  # RNA is the first modality
     hierarchy, table = results.model.hierarchy, results.interpretation["branch_genes"]
-    by_branch = {child: top_markers(rows) for child, rows in table.groupby("child", sort=False)}
+    up = table[table["model_log2_fold_change"].astype(float) > 0].sort_values("model_rank")
+    by_branch = {child: up[up["child"] == child].head(N_GENES) for child in table["child"].unique()}
     genes = {child: display_names(rows).tolist() for child, rows in by_branch.items()}
     for name, rows in table.groupby("node", sort=False):
         children = rows["child"].unique()
@@ -267,12 +268,6 @@ def nodes(results: Results) -> Iterator[dict[str, Any]]:
             "of_training_cells": scores.get("pearson_equal", float("nan")),
             "words": " ".join(words).lower(),  # search terms
         }
-
-
-def top_markers(rows: pd.DataFrame) -> pd.DataFrame:
-    """Select the top genes with higher expression in a branch."""
-    up = rows[rows["model_log2_fold_change"].astype(float) > 0]
-    return up.sort_values("model_rank").head(N_GENES)
 
 
 DEFAULTS = PrepareSettings()
