@@ -52,7 +52,7 @@ from bdm.data.genes import (
     marker_genes,
     symbol_column,
 )
-from bdm.data.matrix import SparseMatrix, appended_rows, blocks_of_rows, new_h5ad, row_offsets, take_rows, to_row_storage
+from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, take_rows, to_row_storage
 from bdm.data.modalities import FEATURES, FORM, Modality, features_in_words, has_modalities, modalities_of
 from bdm.data.read import read_cells
 from bdm.data.space import POSITIONS, check_sections, positions_in
@@ -152,7 +152,8 @@ class PreparedCells:
     def in_memory(self) -> AnnData:
         """Read all counts into memory, see :func:`prepare`."""
         rows, blocks = zip(*self.blocks(), strict=True)
-        return self.cells_with_counts(np.concatenate(rows), sparse.vstack(blocks, format="csr"))
+        counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
+        return self.cells_with_counts(np.concatenate(rows), counts)
 
     def write(self, path: Path) -> AnnData:
         """Write an ``.h5ad`` file by blocks; return the cells without ``X``."""
@@ -177,7 +178,7 @@ class PreparedCells:
             is_counted = counted_cells(counts, self.var)
             yield np.arange(rows.start, rows.stop)[is_counted], counts[is_counted]
 
-    def cells_with_counts(self, rows: np.ndarray, counts: SparseMatrix | None = None) -> AnnData:
+    def cells_with_counts(self, rows: np.ndarray, counts: sparse.csr_matrix | None = None) -> AnnData:
         """Return the cells with counts (``rows``), and check their ``obs``."""
         obs = without_uncounted_cells(self.obs, rows, n_genes=len(self.var))
         check_trained_batches(obs)
