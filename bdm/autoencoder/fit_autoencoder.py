@@ -279,21 +279,9 @@ def with_sub_populations(
 ) -> tuple[CountAutoencoder, SubPopulations, ad.AnnData]:
     """Make sub-populations of the parts of cell types, and add them to the network.
 
-    Parameters
-    ----------
-    network
-        Network trained on the populations of ``objective.division``.
-    objective
-        Sampled cells and settings.
-    finer
-        Division of the sampled cells by :func:`divide`.
-    cell_types
-        Names of the cell types.
-
-    Returns
-    -------
-    Network whose types are the cell types, then the sub-populations; classifier of the sub-populations; and sampled
-    cells with ``obs["sub_population"]``.
+    The network was trained on the populations of ``objective.division``; ``finer`` divides the same cells, see
+    :func:`divide`. Returns the network whose types are the cell types, then the sub-populations; the classifier of the
+    sub-populations; and the sampled cells with ``obs["sub_population"]``.
     """
     cells, min_cells = objective.cells, objective.settings.min_cells_per_sub_population
     types, prefixes = type_codes(cells, cell_types), prefixes_of(cell_types)

@@ -50,25 +50,11 @@ def find_parts(
 ) -> np.ndarray:
     """Divide each group of cells into parts by a Gaussian mixture.
 
-    Mixtures have full covariances and are fitted to samples from the posteriors, projected to the leading axes of the
-    group. The number of components is set by the settings or chosen by cross-validation.
+    Mixtures have full covariances and are fitted to samples from the posteriors (``mean`` and ``scale``, cells x latent
+    dimensions), projected to the leading axes of the group. The number of components is set by the settings or chosen
+    by cross-validation. ``group`` is the index of each cell's group in ``names``.
 
-    Parameters
-    ----------
-    mean, scale
-        Posterior means and standard deviations, cells x latent dimensions.
-    group
-        Index of each cell's group in ``names``.
-    names
-        Names of the groups.
-    settings
-        Number of sub-populations and their minimum size.
-    seed
-        Seed of all random numbers.
-
-    Returns
-    -------
-    Number of each cell's part within its group; 0 for all cells of an undivided group.
+    Returns the number of each cell's part within its group; 0 for all cells of an undivided group.
     """
     part = np.zeros(len(mean), dtype=np.int64)
     if settings.sub_populations == 1:
@@ -248,18 +234,8 @@ class SubPopulations:
     def divide(self, cell_type: str, mean: Tensor, scale: Tensor, prior_mean: Tensor) -> tuple[np.ndarray, Tensor]:
         """Assign cells of a type to its sub-populations, and estimate their prior means.
 
-        Parameters
-        ----------
-        cell_type
-            Divided cell type.
-        mean, scale
-            Posteriors of its cells under the prior of the type, cells x latent dimensions.
-        prior_mean
-            Prior mean of the type.
-
-        Returns
-        -------
-        Name of each cell's sub-population, and prior means, sub-populations x latent dimensions.
+        ``mean`` and ``scale`` are posteriors under the prior of the type, cells x latent dimensions. Returns the name
+        of each cell's sub-population, and prior means, sub-populations x latent dimensions.
         """
         assigned, names = self.assign(cell_type, mean), self.populations_of(cell_type)
         groups = [assigned == number for number in range(len(names))]
@@ -285,28 +261,12 @@ def classify(
     donor: pd.Series | None = None,
     min_donors: int = 1,
 ) -> SubPopulations:
-    """Fit a classifier of the parts of a cell type.
+    """Fit a classifier of the parts of a cell type, from :func:`find_parts`, to posterior means of its cells.
 
     The classifier is empty if fewer than two parts are large enough. Covariances are shrunk towards the pooled
-    covariance. Parts that are too small, or that have too few donors, are removed one at a time, and their cells are
-    assigned to the remaining parts.
-
-    Parameters
-    ----------
-    cell_type
-        Name of the type.
-    mean
-        Posterior means of its cells, cells x latent dimensions.
-    part
-        Number of each cell's part, from :func:`find_parts`.
-    prefix
-        Prefix of the names of sub-populations, from :func:`prefixes_of`.
-    min_cells
-        Minimum number of cells assigned to a sub-population.
-    donor
-        Donor of each cell; None to skip the check of donors.
-    min_donors
-        Minimum effective number of donors of a sub-population.
+    covariance. Parts to which fewer than ``min_cells`` cells are assigned, or with an effective number of donors below
+    ``min_donors`` (if each cell's ``donor`` is given), are removed one at a time, and their cells are assigned to the
+    remaining parts. ``prefix`` is the prefix of the names of sub-populations, from :func:`prefixes_of`.
     """
     parts, latent = np.unique(part).tolist(), mean.double()
     while len(parts) > 1:

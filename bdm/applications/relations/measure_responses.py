@@ -35,14 +35,7 @@ MAX_SHARE_OF_DONOR = 0.9  # of the cells of a type in a condition; above, the ot
 def measure(
     adata: AnnData, settings: ResponseSettings, *, features: pd.DataFrame | None = None
 ) -> tuple[Responses, list[Responses]]:
-    """Measure responses of cell types to conditions, also in two halves of the data.
-
-    Raises
-    ------
-    InputError
-        If a column or the control is missing, or no type has replicates of donors in a condition and in the control.
-        Also if fewer than two types have enough cells in both, or one type if conditions are related.
-    """
+    """Measure responses of cell types to conditions, also in two halves of the data."""
     base = conditions_of(adata.obs, settings.condition_key)
     control = control_of(base, settings.control)
     condition = with_doses(base, adata.obs, settings.dose_key, control)
@@ -266,16 +259,9 @@ def errors_of_donors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimate the variances that donors add to effects in a condition, and correlations between types.
 
-    Parameters
-    ----------
-    before, after
-        Influences of donors on the control and on the condition, types x donors x genes.
-    donor_share
-        Shares of donors in the cells, (control, condition) x types x donors.
-    has_replicates, has_effect
-        Whether donors of each type are replicates, and whether its effect is measured.
-    sampling, share
-        Variances for independent cells and shares of counts in the control, types x genes.
+    ``before`` and ``after`` are influences of donors on the control and on the condition, types x donors x genes.
+    ``donor_share`` in the cells is (control, condition) x types x donors. ``sampling`` variances for independent cells
+    and ``share`` of counts in the control are types x genes.
     """
     scale, degrees = scale_of_influences(donor_share > 0, has_replicates)
     influence = (after - before) * scale[:, :, None]
@@ -306,14 +292,8 @@ def scale_of_influences(present: np.ndarray, has_replicates: np.ndarray) -> tupl
     """Return factors for unbiased variances, types x donors, and degrees of freedom of types.
 
     Donors in the control, in the condition, and in both are three groups. The variance of n donors of a group is scaled
-    by n / (n - 1). A donor alone in its group has no replicate, so it is scaled as all donors together.
-
-    Parameters
-    ----------
-    present
-        Whether donors have cells, (control, condition) x types x donors.
-    has_replicates
-        Whether donors of each type are replicates; if not, its degrees of freedom are 0.
+    by n / (n - 1). A donor alone in its group has no replicate, so it is scaled as all donors together. Types whose
+    donors are no replicates have no degrees of freedom. ``present`` is (control, condition) x types x donors.
     """
     group = present[0] + 2 * present[1]
     scale, degrees = np.zeros(group.shape), np.zeros(len(group), dtype=int)
