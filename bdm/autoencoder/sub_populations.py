@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,8 +63,7 @@ def find_parts(
 
     def divide_group(code: int) -> tuple[Tensor, np.ndarray]:
         rows = torch.nonzero(group == code).squeeze(1)
-        cells = GroupLatents.from_posteriors(names[code], mean[rows], scale[rows])
-        return rows, parts_of_group(cells, settings, seed=seed)
+        return rows, parts_of_group(names[code], mean[rows], scale[rows], settings, seed=seed)
 
     # scikit-learn sets warning filters temporarily, which is not thread-safe and may leave them behind
     with warnings.catch_warnings(), threads() as run:
@@ -86,74 +85,41 @@ def check_enough_cells(n_cells: Tensor, names: Sequence[str], settings: Autoenco
         )
 
 
-def parts_of_group(cells: GroupLatents, settings: AutoencoderSettings, *, seed: int) -> np.ndarray:
-    """Return the number of each cell's part; 0 throughout an undivided group."""
-    sampled = cells.sampled(seed=seed)
-    n_cells, min_cells = len(sampled.mean), settings.min_cells_per_sub_population
+def parts_of_group(name: str, mean: Tensor, scale: Tensor, settings: AutoencoderSettings, *, seed: int) -> np.ndarray:
+    """Return the number of each cell's part by its posterior; 0 throughout an undivided group."""
+    latents = sampled, sampled_scale = np.stack([mean, scale]).astype(float)
+    if len(mean) > MAX_CELLS:
+        chosen = numpy_generator(seed, "sub-populations", name).choice(len(mean), MAX_CELLS, replace=False)
+        sampled, sampled_scale = (values[np.sort(chosen)] for values in latents)
+    n_cells, min_cells = len(sampled), settings.min_cells_per_sub_population
     max_components = min(MAX_COMPONENTS, n_cells // min_cells)
     if isinstance(settings.sub_populations, int):
         max_components = min(settings.sub_populations, n_cells // min_cells)
-    undivided = np.zeros(len(cells.mean), dtype=np.int64)
-    if settings.sub_populations == "none" or max_components < 2 or not (sampled.mean.std(axis=0) > 0).any():
+    undivided = np.zeros(len(mean), dtype=np.int64)
+    if settings.sub_populations == "none" or max_components < 2 or not (sampled.std(axis=0) > 0).any():
         return undivided
-    axes, generator = Axes.from_latents(sampled), numpy_generator(seed, "posteriors", cells.name)
-    draws = [axes(sampled.mean + sampled.scale * generator.standard_normal(sampled.mean.shape)) for _ in range(N_DRAWS)]
-    random_state = derive(seed, "mixture", cells.name) % 2**32
+    project, generator = principal_axes(sampled, sampled_scale), numpy_generator(seed, "posteriors", name)
+    draws = [project(sampled + sampled_scale * generator.standard_normal(sampled.shape)) for _ in range(N_DRAWS)]
+    random_state = derive(seed, "mixture", name) % 2**32
     n_components = max_components
     if settings.sub_populations == "auto":
         fold = generator.permutation(n_cells) % N_FOLDS
         n_components = choose_n_components(draws, fold, max_components, random_state=random_state)
     while n_components > 1:
         mixture = fit_mixture(draws, n_components, random_state=random_state)
-        if np.bincount(mixture.predict(axes(sampled.mean)), minlength=n_components).min() >= min_cells:
-            return np.asarray(mixture.predict(axes(cells.mean)))
+        if np.bincount(mixture.predict(project(sampled)), minlength=n_components).min() >= min_cells:
+            return np.asarray(mixture.predict(project(latents[0])))
         n_components -= 1
     return undivided
 
 
-@dataclass(frozen=True)
-class GroupLatents:
-    """Posteriors of latents in one group of cells."""
-
-    name: str
-    mean: np.ndarray  # cells x latent dimensions
-    scale: np.ndarray  # standard deviations, cells x latent dimensions
-
-    @classmethod
-    def from_posteriors(cls, name: str, mean: Tensor, scale: Tensor) -> GroupLatents:
-        """Convert posteriors (cells x latent dimensions) to double precision."""
-        return cls(name, mean.double().numpy(), scale.double().numpy())
-
-    def sampled(self, *, seed: int) -> GroupLatents:
-        """Sample at most ``MAX_CELLS`` cells."""
-        if len(self.mean) <= MAX_CELLS:
-            return self
-        generator = numpy_generator(seed, "sub-populations", self.name)
-        rows = np.sort(generator.choice(len(self.mean), MAX_CELLS, replace=False))
-        return GroupLatents(self.name, self.mean[rows], self.scale[rows])
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Leading principal axes of the standardised latents of a group."""
-
-    centre: np.ndarray  # mean of each latent dimension
-    scale: np.ndarray  # standard deviation of each latent dimension
-    directions: np.ndarray  # axes x latent dimensions
-
-    @classmethod
-    def from_latents(cls, cells: GroupLatents) -> Axes:
-        """Compute the principal axes of standardised posterior means."""
-        centre = cells.mean.mean(axis=0)
-        scale = np.sqrt(cells.mean.var(axis=0) + (cells.scale**2).mean(axis=0))
-        standardised = (cells.mean - centre) / scale
-        n_cells, n_latent = standardised.shape  # with fewer cells than axes, the last axes are arbitrary
-        directions = np.linalg.svd(standardised, full_matrices=n_cells < n_latent)[2][:N_AXES]
-        return cls(centre, scale, directions)
-
-    def __call__(self, latent: np.ndarray) -> np.ndarray:
-        """Project latents (cells x latent dimensions) to the axes."""
-        return np.asarray(((latent - self.centre) / self.scale) @ self.directions.T)
+def principal_axes(mean: np.ndarray, scale: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the projection of latents to the leading principal axes of standardised posterior means."""
+    centre, spread = mean.mean(axis=0), np.sqrt(mean.var(axis=0) + (scale**2).mean(axis=0))
+    standardised = (mean - centre) / spread
+    n_cells, n_latent = standardised.shape  # with fewer cells than axes, the last axes are arbitrary
+    axes = np.linalg.svd(standardised, full_matrices=n_cells < n_latent)[2][:N_AXES]
+    return lambda latent: np.asarray(((latent - centre) / spread) @ axes.T)
 
 
 def choose_n_components(draws: Sequence[np.ndarray], fold: np.ndarray, maximum: int, *, random_state: int) -> int:
