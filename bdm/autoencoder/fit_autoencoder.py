@@ -69,22 +69,8 @@ def fit_autoencoder(
     3. Fit type-specific decoders, and keep them where validation cells gain. Estimate each gene of rare types alone.
     4. Fit the noise of generated counts in each population.
 
-    Parameters
-    ----------
-    adata
-        Prepared cells.
-    settings
-        Settings of the autoencoder.
-    seed
-        Seed of all random numbers.
-    device
-        Device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-    provenance
-        Version, settings and hash of the data, stored with the autoencoder.
-
-    Returns
-    -------
-    Trained autoencoder, and its losses by ``round`` (1, or 2 for the second training) and ``step``.
+    Returns the autoencoder of prepared cells, which stores ``provenance``, and its losses by ``round`` (1, or 2 for the
+    second training) and ``step``.
     """
     objective = Objective.from_cells(adata, settings, seed=seed)
     cell_types, batches = objective.division.names, objective.batches
