@@ -59,7 +59,12 @@ def find_parts(
     part = np.zeros(len(mean), dtype=np.int64)
     if settings.sub_populations == 1:
         return part
-    check_enough_cells(torch.bincount(group, minlength=len(names)), names, settings)
+    needed = settings.min_cells_per_sub_population
+    if isinstance(settings.sub_populations, int) and int(group.bincount().max()) < settings.sub_populations * needed:
+        raise InputError(
+            f"No cell type has {settings.sub_populations * needed} cells to fit, for {settings.sub_populations} "
+            f"sub-populations of {needed} cells; lower `sub_populations` or `min_cells_per_sub_population`."
+        )
 
     def divide_group(code: int) -> tuple[Tensor, np.ndarray]:
         rows = torch.nonzero(group == code).squeeze(1)
@@ -71,18 +76,6 @@ def find_parts(
         for rows, parts in progress(divided, doing="finding sub-populations", total=len(names), unit="group"):
             part[rows.numpy()] = parts
     return part
-
-
-def check_enough_cells(n_cells: Tensor, names: Sequence[str], settings: AutoencoderSettings) -> None:
-    """Check that some type has enough cells for the number of sub-populations."""
-    if not isinstance(settings.sub_populations, int):
-        return
-    needed = settings.sub_populations * settings.min_cells_per_sub_population
-    if int(n_cells.max()) < needed:
-        raise InputError(
-            f"No cell type has {needed} cells to fit, for {settings.sub_populations} sub-populations of "
-            f"{settings.min_cells_per_sub_population} cells; lower `sub_populations` or `min_cells_per_sub_population`."
-        )
 
 
 def parts_of_group(name: str, mean: Tensor, scale: Tensor, settings: AutoencoderSettings, *, seed: int) -> np.ndarray:

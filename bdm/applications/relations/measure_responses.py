@@ -141,7 +141,8 @@ def divide_replicates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the replicate of each cell, and the half of the data (0 or 1) of each replicate.
 
-    Replicates are donors of the same conditions, or without donors two parts of the cells of a type and condition.
+    Replicates are donors, and those of the same conditions are divided evenly. Without donors, replicates are two
+    random parts of the cells of each type and condition.
     """
     if key is None:
         order = numpy_generator(0, "halves").permutation(len(obs))
