@@ -16,7 +16,7 @@ from bdm.data.genes import GeneNames
 from bdm.data.prepare import prepare
 from bdm.evaluation.evaluate import Evaluation, evaluate
 from bdm.evaluation.metrics import variable_genes
-from bdm.evaluation.resamples import ResampledCells, SizeLimits, resampled_cells
+from bdm.evaluation.resamples import ResampledCells, SizeLimits, draw_resamples
 from bdm.evaluation.scores import MANY_CELLS, Reference, assign_bins, bin_edges, score_bins, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
 
@@ -150,7 +150,7 @@ def test_means_are_over_test_cells_without_types_of_few(evaluation):
 
 
 def test_resamples_have_equal_numbers_of_each_type(real):
-    first, second = resampled_cells(real, {}, [0, 1], max_cells_per_type=20)
+    first, second = draw_resamples(real, {}, EvaluationSettings(n_repeats=2, max_cells_per_type=20), seed=0)
     assert first.query["floor"].n_by_type.equals(first.test.n_by_type)
     assert first.test.n_by_type.max() == 20
     assert (first.query["floor"].counts != real.training.counts[first.floor_rows]).nnz == 0
@@ -218,7 +218,7 @@ def test_scores_depend_on_neither_compared_sets_nor_loose_bounds(evaluation, tra
 
 def test_floor_is_half_of_few_training_cells(real, training, test_cells):
     swapped = replace(real, training=test_cells, test=training)
-    [resample] = resampled_cells(swapped, {}, [0], max_cells_per_type=500)
+    [resample] = draw_resamples(swapped, {}, EvaluationSettings(n_repeats=1), seed=0)
     expected = {name: n // 2 for name, n in test_cells.n_by_type.items() if n > 1}
     assert resample.query["floor"].n_by_type.to_dict() == expected
 

@@ -15,7 +15,7 @@ from test_workflow import ROOT, snakemake, write_config
 
 from bdm import pl, tl
 from bdm._core.errors import InputError
-from bdm.applications.relations.fit_lineage import locate, measure, rows_by_value
+from bdm.applications.relations.fit_lineage import measure, rows_by_value
 from bdm.applications.relations.lineage import Lineage
 from bdm.applications.relations.lineage_tree import LineageTree, Places, divisions, read_lineage_tree
 from bdm.commands.reconstruct import parsed_time
@@ -104,7 +104,7 @@ def test_places_share_time_until_their_ancestor_divides():
 
 
 def test_nodes_left_out_in_closed_form_are_as_predicted_without(cells, lineage):
-    measured = measure(locate(cells, SETTINGS, TREE), SETTINGS)
+    measured = measure(cells, SETTINGS, TREE)
     group = np.flatnonzero(measured.points["node"] == "a")
     groups = rows_by_value(measured.points["node"])
     process = replace(measured, prior=lineage.prior).gaussian_process()

@@ -156,7 +156,8 @@ def test_evidence_of_hypotheses_of_one_factor_is_that_of_each_alone(cells):
     data = measured.gaussian_process("stim", measured.relate_types())
     strengths = [(0.0, 0.0), (0.3, 0.0), (0.0, 1.0), (1.0, 0.3)]  # of the constant and the level
     hypotheses = [Hypothesis(kernel, 0.9, 0.5, *pair) for kernel in (-1, 2) for pair in strengths]
-    each = torch.stack([data.condition(hypothesis, 0.2).evidence for hypothesis in hypotheses], dim=1)
+    process = replace(data, prior=Prior(tuple(hypotheses), np.ones(len(hypotheses)), 0.2))
+    each = torch.stack([posterior.evidence for *_, posterior in process.posteriors()], dim=1)
     torch.testing.assert_close(data.evidence(hypotheses, 0.2), each)
 
 

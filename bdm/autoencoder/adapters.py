@@ -81,19 +81,9 @@ class Adapters:
 def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata: ad.AnnData, *, seed: int) -> Adapters:
     """Fit type-specific decoders, and keep those that make validation cells more likely.
 
-    The shared latent space is too small to describe a rare population. Populations keep the shared decoder if
-    they have no validation cells or their fit diverges.
-
-    Parameters
-    ----------
-    network
-        Shared autoencoder.
-    populations
-        Names in the order of the network.
-    adata
-        Prepared cells with ``obs["sub_population"]``.
-    seed
-        Seed of all random numbers.
+    The shared latent space is too small to describe a rare population. Populations keep the shared decoder if they have
+    no validation cells or their fit diverges. ``populations`` are in the order of the network; ``adata`` has prepared
+    cells with ``obs["sub_population"]``.
     """
     batches = batch_names(adata)
     rows = sample_populations(adata.obs, populations, seed=seed)
@@ -152,28 +142,10 @@ def fit_gaining(
     min_gain: float,
     seed: int,
 ) -> Adapters:
-    """Fit adapters of several populations together, and keep those that gain.
+    """Fit adapters of several populations together, from one per item of ``cells``, and keep those that gain.
 
-    Parameters
-    ----------
-    start
-        Adapters to start from, one per item of ``cells``.
-    network
-        Shared autoencoder.
-    cells
-        Cells of each population.
-    settings
-        Priors and number of steps.
-    min_gain
-        Required gain in the mean evidence lower bound of validation cells, in standard errors. Populations without
-        validation cells are kept.
-    seed
-        Seed of all random numbers.
-
-    Raises
-    ------
-    TrainingError
-        If the fit diverges.
+    ``min_gain`` is the required gain in the mean evidence lower bound of validation cells, in standard errors.
+    Populations without validation cells are kept. Raises a TrainingError if the fit diverges.
     """
     try:
         fitted = fit_together(start, network, cells, settings, seed=seed)

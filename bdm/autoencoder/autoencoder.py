@@ -131,15 +131,8 @@ class GeneAutoencoder:
     ) -> GeneAutoencoder:
         """Add a cell type with type-specific decoders of its populations.
 
-        Parameters
-        ----------
-        cell_type
-            Name of the new type.
-        adapters
-            Decoders of its populations. A type with several populations also needs a decoder under its own name, which
-            encodes cells to assign them to populations.
-        sub_populations
-            Classifier of its sub-populations; None if it is one population.
+        A type with several populations also needs their classifier, and a decoder under its own name, which encodes
+        cells to assign them to populations.
         """
         if sub_populations is None:
             sub_populations = self.sub_populations

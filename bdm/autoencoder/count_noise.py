@@ -24,26 +24,11 @@ PRIOR_SCALE = 0.5  # prior standard deviation of a log inverse dispersion
 def fit_count_noise(
     cells: ad.AnnData, autoencoder: GeneAutoencoder, populations: tuple[str, ...], *, seed: int
 ) -> dict[str, GrowingNegativeBinomial]:
-    """Fit the noise of generated counts in each population.
+    """Fit the noise of generated counts in each population with training cells.
 
     With one dispersion per gene, as in the decoder, cells with high means have too many outlying counts, and cells with
-    low means too few zeros.
-
-    Parameters
-    ----------
-    cells
-        Prepared cells with ``obs["sub_population"]``; training cells are used, at most ``MAX_CELLS["train"]`` per
-        population.
-    autoencoder
-        Autoencoder whose decoders have negative binomial counts; with others, the result is empty.
-    populations
-        Names of populations to fit.
-    seed
-        Seed of all random numbers.
-
-    Returns
-    -------
-    Observation model of each population with training cells.
+    low means too few zeros. The result is empty for decoders whose counts are not negative binomial. ``cells`` are
+    prepared, with ``obs["sub_population"]``; at most ``MAX_CELLS["train"]`` training cells of a population are used.
     """
     if autoencoder.network.decoder.observation_model is not NegativeBinomial:
         return {}

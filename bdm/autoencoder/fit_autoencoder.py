@@ -69,22 +69,8 @@ def fit_autoencoder(
     3. Fit type-specific decoders, and keep them where validation cells gain. Estimate each gene of rare types alone.
     4. Fit the noise of generated counts in each population.
 
-    Parameters
-    ----------
-    adata
-        Prepared cells.
-    settings
-        Settings of the autoencoder.
-    seed
-        Seed of all random numbers.
-    device
-        Device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-    provenance
-        Version, settings and hash of the data, stored with the autoencoder.
-
-    Returns
-    -------
-    Trained autoencoder, and its losses by ``round`` (1, or 2 for the second training) and ``step``.
+    Returns the autoencoder of prepared cells, which stores ``provenance``, and its losses by ``round`` (1, or 2 for the
+    second training) and ``step``.
     """
     objective = Objective.from_cells(adata, settings, seed=seed)
     cell_types, batches = objective.division.names, objective.batches
@@ -279,21 +265,9 @@ def with_sub_populations(
 ) -> tuple[CountAutoencoder, SubPopulations, ad.AnnData]:
     """Make sub-populations of the parts of cell types, and add them to the network.
 
-    Parameters
-    ----------
-    network
-        Network trained on the populations of ``objective.division``.
-    objective
-        Sampled cells and settings.
-    finer
-        Division of the sampled cells by :func:`divide`.
-    cell_types
-        Names of the cell types.
-
-    Returns
-    -------
-    Network whose types are the cell types, then the sub-populations; classifier of the sub-populations; and sampled
-    cells with ``obs["sub_population"]``.
+    The network was trained on the populations of ``objective.division``; ``finer`` divides the same cells, see
+    :func:`divide`. Returns the network whose types are the cell types, then the sub-populations; the classifier of the
+    sub-populations; and the sampled cells with ``obs["sub_population"]``.
     """
     cells, min_cells = objective.cells, objective.settings.min_cells_per_sub_population
     types, prefixes = type_codes(cells, cell_types), prefixes_of(cell_types)

@@ -105,21 +105,11 @@ BLOCK = 512  # cells to encode together
 
 
 def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarray | None = None) -> ad.AnnData:
-    """Encode prepared cells in blocks.
+    """Encode prepared cells, in memory or backed, in blocks.
 
-    Parameters
-    ----------
-    adata
-        Prepared cells, in memory or backed.
-    autoencoder
-        Trained autoencoder.
-    population
-        Population of each cell; by default, from :func:`populations_of_cells`.
-
-    Returns
-    -------
-    Posterior means of (latent, log library sizes) in ``X``, standard deviations in ``layers["scale"]`` and populations
-    in ``obs["sub_population"]``.
+    The ``population`` of each cell is by default from :func:`populations_of_cells`. Returns posterior means of (latent,
+    log library sizes) in ``X``, standard deviations in ``layers["scale"]`` and populations in
+    ``obs["sub_population"]``.
     """
     if population is None:
         population = populations_of_cells(adata, autoencoder)
@@ -203,17 +193,9 @@ RESIDUAL, RESIDUAL_SCALE = "residual", "residual_scale"  # layers: posteriors of
 
 
 def latent_cells(adata: ad.AnnData, *, with_test: bool = False) -> LatentCells:
-    """Convert the result of :func:`encode` to tensors.
+    """Convert the result of :func:`encode` to tensors, with or without test cells.
 
-    With covariates, latents are residuals after regressing them out, see
-    :func:`bdm.model.covariates.with_residuals`.
-
-    Parameters
-    ----------
-    adata
-        Latents from :func:`encode`.
-    with_test
-        Whether to include test cells.
+    With covariates, latents are residuals after regressing them out, see :func:`bdm.model.covariates.with_residuals`.
     """
     mask = np.full(adata.n_obs, True) if with_test else (adata.obs["split"] != "test").to_numpy()
     population = adata.obs["sub_population"].cat

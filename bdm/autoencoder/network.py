@@ -117,26 +117,11 @@ class CountAutoencoder(nn.Module):
         n_iterations: int,
         run: Map | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the negative evidence lower bound of each cell.
+        """Compute the negative evidence lower bound of each cell in nats, and the posterior means.
 
-        The posterior is treated as a constant in the gradient, since it is close to the optimum.
-
-        Parameters
-        ----------
-        counts
-            Cells x genes.
-        cell_type, batch
-            Index of each cell's type and batch.
-        noise
-            Standard normal numbers to sample latents from the posterior, cells x latent dimensions.
-        n_iterations
-            Newton iterations.
-        run
-            Parallel replacement of ``map`` for encoding portions of cells on the CPU.
-
-        Returns
-        -------
-        Negative bound of each cell in nats, and posterior means, cells x latent dimensions.
+        The posterior is treated as a constant in the gradient, since it is close to the optimum. Latents are sampled
+        from it by standard normal ``noise``, cells x latent dimensions. ``run`` replaces ``map`` to encode portions of
+        cells in parallel on the CPU.
         """
         with torch.no_grad():
             evidence, prior_mean = self.decoder.evidence(counts, cell_type, batch), self.prior_mean[cell_type]
@@ -188,17 +173,7 @@ class Evidence(Protocol):
         """Select a subset of the cells."""
 
     def derivatives(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Differentiate the log likelihood of each cell with respect to its latent.
-
-        Parameters
-        ----------
-        latent
-            Cells x latent dimensions.
-
-        Returns
-        -------
-        Gradient, cells x latent dimensions, and Fisher information, cells x latent dimensions x latent dimensions.
-        """
+        """Return the gradient of each cell's log likelihood, cells x dimensions, and its Fisher information."""
 
 
 @torch.no_grad()
@@ -206,15 +181,8 @@ class Evidence(Protocol):
 def laplace_posterior(evidence: Sequence[Evidence], prior_mean: Tensor, *, n_iterations: int) -> Posterior:
     """Compute the Laplace approximation of posteriors by Fisher scoring.
 
-    Parameters
-    ----------
-    evidence
-        Likelihoods of matrices that are independent given the latent, such as counts of genes.
-    prior_mean
-        Prior mean of each cell and start of the search, cells x latent dimensions. The prior covariance is the
-        identity.
-    n_iterations
-        Maximum Newton iterations.
+    ``evidence`` has the likelihoods of matrices that are independent given the latent, such as counts of genes. The
+    search starts from ``prior_mean``, cells x latent dimensions. The prior covariance is the identity.
     """
     n_latent, device = prior_mean.shape[1], prior_mean.device
     identity = torch.eye(n_latent, device=device)

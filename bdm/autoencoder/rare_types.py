@@ -37,20 +37,9 @@ def fit_rare_types(
 
     The decoder describes genes together and may fit the noise of its cells; :func:`shrink_expression` describes each
     gene alone, relative to other populations. Their errors differ, so the offsets change to the mean of both in log
-    expression. The dispersions are from :func:`shrink_expression`. Only for RNA with negative binomial counts.
-
-    Parameters
-    ----------
-    network
-        Shared autoencoder.
-    populations
-        Names in the order of the network.
-    adata
-        Prepared cells with ``obs["sub_population"]``.
-    adapters
-        Type-specific decoders to start from; types without start from the shared decoder.
-    seed
-        Seed of all random numbers.
+    expression. The dispersions are from :func:`shrink_expression`. Types without adapters start from the shared
+    decoder. Only for RNA with negative binomial counts. Other arguments are as in
+    :func:`bdm.autoencoder.adapters.fit_adapters`.
     """
     decoder = network.decoder
     training = adata[adata.obs["split"] == "train"]
@@ -116,23 +105,11 @@ def shrink_expression(
     """Estimate the expression and dispersion of genes in few cells by empirical Bayes.
 
     Counts are negative binomial. The prior of a gene's log expression is a mixture of normals of several scales around
-    its references. The prior of its dispersion is a mixture of multiples of the typical one. Both have the same weights
-    for all genes, which maximise the marginal likelihood.
+    its ``references``, the log expression in other populations (references x genes). The prior of its dispersion is a
+    mixture of multiples of the typical one. Both have the same weights for all genes, which maximise the marginal
+    likelihood. ``exposure`` is the expected count at expression 1, such as library sizes, cells x genes or cells x 1.
 
-    Parameters
-    ----------
-    counts
-        Cells x genes.
-    exposure
-        Expected counts at expression 1, such as library sizes; cells x genes or cells x 1.
-    references
-        Log expression in other populations, references x genes.
-    log_dispersion
-        Typical log dispersion of each gene, log(1 / r).
-
-    Returns
-    -------
-    Posterior mean of the expression, and geometric posterior mean of the dispersion, of each gene.
+    Returns the posterior mean of the expression, and the geometric posterior mean of the dispersion, of each gene.
     """
     counts, exposure, references = counts.double(), exposure.double(), references.double()
     own = ((counts.sum(dim=0) + 0.5) / exposure.expand_as(counts).sum(dim=0)).log()

@@ -197,20 +197,8 @@ class PaddedCells:
         latents centred at the prior mean: as if all cells had the same weight. It is diagonal in the principal axes of
         Z, which are the same for all genes of a population.
 
-        Parameters
-        ----------
-        parameters, start
-            Current parameters and their prior means, see :meth:`Decoder.stacked`.
-        prior_mean
-            Prior means of latents, populations x latent dimensions.
-        latent
-            Populations x cells x latent dimensions.
-        settings
-            Prior standard deviations.
-
-        Returns
-        -------
-        New ``loadings`` and ``offset``.
+        ``start`` has the prior means of the parameters, see :meth:`Decoder.stacked`. ``prior_mean`` is populations x
+        latent dimensions, and ``latent`` populations x cells x latent dimensions.
         """
         loadings, offset = parameters["loadings"], parameters["offset"]
         centre = prior_mean[:, :, None]
@@ -257,18 +245,11 @@ class PaddedCells:
 
 
 def noise_step(gradients: Tensor, change: Tensor, precision: float) -> Tensor:
-    """Return a Newton step of noise parameters.
+    """Return a Newton step of noise parameters, with a normal prior.
 
-    The information is approximated by the sum of squared gradients over cells (BHHH, Berndt et al. 1974).
-
-    Parameters
-    ----------
-    gradients
-        Gradient of the log likelihood of each count, ... x cells x genes.
-    change
-        Difference of the parameters from their prior means, ... x genes.
-    precision
-        Precision of the normal prior.
+    The information is approximated by the sum of squared gradients over cells (BHHH, Berndt et al. 1974). ``gradients``
+    are of the log likelihood of each count, ... x cells x genes. ``change`` is the difference of the parameters from
+    their prior means, ... x genes.
     """
     step = (gradients.sum(dim=-2) - precision * change) / (precision + (gradients**2).sum(dim=-2))
     return step.clamp(-MAX_LOG_STEP, MAX_LOG_STEP)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,35 +50,25 @@ def find_parts(
 ) -> np.ndarray:
     """Divide each group of cells into parts by a Gaussian mixture.
 
-    Mixtures have full covariances and are fitted to samples from the posteriors, projected to the leading axes of the
-    group. The number of components is set by the settings or chosen by cross-validation.
+    Mixtures have full covariances and are fitted to samples from the posteriors (``mean`` and ``scale``, cells x latent
+    dimensions), projected to the leading axes of the group. The number of components is set by the settings or chosen
+    by cross-validation. ``group`` is the index of each cell's group in ``names``.
 
-    Parameters
-    ----------
-    mean, scale
-        Posterior means and standard deviations, cells x latent dimensions.
-    group
-        Index of each cell's group in ``names``.
-    names
-        Names of the groups.
-    settings
-        Number of sub-populations and their minimum size.
-    seed
-        Seed of all random numbers.
-
-    Returns
-    -------
-    Number of each cell's part within its group; 0 for all cells of an undivided group.
+    Returns the number of each cell's part within its group; 0 for all cells of an undivided group.
     """
     part = np.zeros(len(mean), dtype=np.int64)
     if settings.sub_populations == 1:
         return part
-    check_enough_cells(torch.bincount(group, minlength=len(names)), names, settings)
+    needed = settings.min_cells_per_sub_population
+    if isinstance(settings.sub_populations, int) and int(group.bincount().max()) < settings.sub_populations * needed:
+        raise InputError(
+            f"No cell type has {settings.sub_populations * needed} cells to fit, for {settings.sub_populations} "
+            f"sub-populations of {needed} cells; lower `sub_populations` or `min_cells_per_sub_population`."
+        )
 
     def divide_group(code: int) -> tuple[Tensor, np.ndarray]:
         rows = torch.nonzero(group == code).squeeze(1)
-        cells = GroupLatents.from_posteriors(names[code], mean[rows], scale[rows])
-        return rows, parts_of_group(cells, settings, seed=seed)
+        return rows, parts_of_group(names[code], mean[rows], scale[rows], settings, seed=seed)
 
     # scikit-learn sets warning filters temporarily, which is not thread-safe and may leave them behind
     with warnings.catch_warnings(), threads() as run:
@@ -88,86 +78,41 @@ def find_parts(
     return part
 
 
-def check_enough_cells(n_cells: Tensor, names: Sequence[str], settings: AutoencoderSettings) -> None:
-    """Check that some type has enough cells for the number of sub-populations."""
-    if not isinstance(settings.sub_populations, int):
-        return
-    needed = settings.sub_populations * settings.min_cells_per_sub_population
-    if int(n_cells.max()) < needed:
-        raise InputError(
-            f"No cell type has {needed} cells to fit, for {settings.sub_populations} sub-populations of "
-            f"{settings.min_cells_per_sub_population} cells; lower `sub_populations` or `min_cells_per_sub_population`."
-        )
-
-
-def parts_of_group(cells: GroupLatents, settings: AutoencoderSettings, *, seed: int) -> np.ndarray:
-    """Return the number of each cell's part; 0 throughout an undivided group."""
-    sampled = cells.sampled(seed=seed)
-    n_cells, min_cells = len(sampled.mean), settings.min_cells_per_sub_population
+def parts_of_group(name: str, mean: Tensor, scale: Tensor, settings: AutoencoderSettings, *, seed: int) -> np.ndarray:
+    """Return the number of each cell's part by its posterior; 0 throughout an undivided group."""
+    latents = sampled, sampled_scale = np.stack([mean, scale]).astype(float)
+    if len(mean) > MAX_CELLS:
+        chosen = numpy_generator(seed, "sub-populations", name).choice(len(mean), MAX_CELLS, replace=False)
+        sampled, sampled_scale = (values[np.sort(chosen)] for values in latents)
+    n_cells, min_cells = len(sampled), settings.min_cells_per_sub_population
     max_components = min(MAX_COMPONENTS, n_cells // min_cells)
     if isinstance(settings.sub_populations, int):
         max_components = min(settings.sub_populations, n_cells // min_cells)
-    undivided = np.zeros(len(cells.mean), dtype=np.int64)
-    if settings.sub_populations == "none" or max_components < 2 or not (sampled.mean.std(axis=0) > 0).any():
+    undivided = np.zeros(len(mean), dtype=np.int64)
+    if settings.sub_populations == "none" or max_components < 2 or not (sampled.std(axis=0) > 0).any():
         return undivided
-    axes, generator = Axes.from_latents(sampled), numpy_generator(seed, "posteriors", cells.name)
-    draws = [axes(sampled.mean + sampled.scale * generator.standard_normal(sampled.mean.shape)) for _ in range(N_DRAWS)]
-    random_state = derive(seed, "mixture", cells.name) % 2**32
+    project, generator = principal_axes(sampled, sampled_scale), numpy_generator(seed, "posteriors", name)
+    draws = [project(sampled + sampled_scale * generator.standard_normal(sampled.shape)) for _ in range(N_DRAWS)]
+    random_state = derive(seed, "mixture", name) % 2**32
     n_components = max_components
     if settings.sub_populations == "auto":
         fold = generator.permutation(n_cells) % N_FOLDS
         n_components = choose_n_components(draws, fold, max_components, random_state=random_state)
     while n_components > 1:
         mixture = fit_mixture(draws, n_components, random_state=random_state)
-        if np.bincount(mixture.predict(axes(sampled.mean)), minlength=n_components).min() >= min_cells:
-            return np.asarray(mixture.predict(axes(cells.mean)))
+        if np.bincount(mixture.predict(project(sampled)), minlength=n_components).min() >= min_cells:
+            return np.asarray(mixture.predict(project(latents[0])))
         n_components -= 1
     return undivided
 
 
-@dataclass(frozen=True)
-class GroupLatents:
-    """Posteriors of latents in one group of cells."""
-
-    name: str
-    mean: np.ndarray  # cells x latent dimensions
-    scale: np.ndarray  # standard deviations, cells x latent dimensions
-
-    @classmethod
-    def from_posteriors(cls, name: str, mean: Tensor, scale: Tensor) -> GroupLatents:
-        """Convert posteriors (cells x latent dimensions) to double precision."""
-        return cls(name, mean.double().numpy(), scale.double().numpy())
-
-    def sampled(self, *, seed: int) -> GroupLatents:
-        """Sample at most ``MAX_CELLS`` cells."""
-        if len(self.mean) <= MAX_CELLS:
-            return self
-        generator = numpy_generator(seed, "sub-populations", self.name)
-        rows = np.sort(generator.choice(len(self.mean), MAX_CELLS, replace=False))
-        return GroupLatents(self.name, self.mean[rows], self.scale[rows])
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Leading principal axes of the standardised latents of a group."""
-
-    centre: np.ndarray  # mean of each latent dimension
-    scale: np.ndarray  # standard deviation of each latent dimension
-    directions: np.ndarray  # axes x latent dimensions
-
-    @classmethod
-    def from_latents(cls, cells: GroupLatents) -> Axes:
-        """Compute the principal axes of standardised posterior means."""
-        centre = cells.mean.mean(axis=0)
-        scale = np.sqrt(cells.mean.var(axis=0) + (cells.scale**2).mean(axis=0))
-        standardised = (cells.mean - centre) / scale
-        n_cells, n_latent = standardised.shape  # with fewer cells than axes, the last axes are arbitrary
-        directions = np.linalg.svd(standardised, full_matrices=n_cells < n_latent)[2][:N_AXES]
-        return cls(centre, scale, directions)
-
-    def __call__(self, latent: np.ndarray) -> np.ndarray:
-        """Project latents (cells x latent dimensions) to the axes."""
-        return np.asarray(((latent - self.centre) / self.scale) @ self.directions.T)
+def principal_axes(mean: np.ndarray, scale: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the projection of latents to the leading principal axes of standardised posterior means."""
+    centre, spread = mean.mean(axis=0), np.sqrt(mean.var(axis=0) + (scale**2).mean(axis=0))
+    standardised = (mean - centre) / spread
+    n_cells, n_latent = standardised.shape  # with fewer cells than axes, the last axes are arbitrary
+    axes = np.linalg.svd(standardised, full_matrices=n_cells < n_latent)[2][:N_AXES]
+    return lambda latent: np.asarray(((latent - centre) / spread) @ axes.T)
 
 
 def choose_n_components(draws: Sequence[np.ndarray], fold: np.ndarray, maximum: int, *, random_state: int) -> int:
@@ -248,18 +193,8 @@ class SubPopulations:
     def divide(self, cell_type: str, mean: Tensor, scale: Tensor, prior_mean: Tensor) -> tuple[np.ndarray, Tensor]:
         """Assign cells of a type to its sub-populations, and estimate their prior means.
 
-        Parameters
-        ----------
-        cell_type
-            Divided cell type.
-        mean, scale
-            Posteriors of its cells under the prior of the type, cells x latent dimensions.
-        prior_mean
-            Prior mean of the type.
-
-        Returns
-        -------
-        Name of each cell's sub-population, and prior means, sub-populations x latent dimensions.
+        ``mean`` and ``scale`` are posteriors under the prior of the type, cells x latent dimensions. Returns the name
+        of each cell's sub-population, and prior means, sub-populations x latent dimensions.
         """
         assigned, names = self.assign(cell_type, mean), self.populations_of(cell_type)
         groups = [assigned == number for number in range(len(names))]
@@ -285,28 +220,12 @@ def classify(
     donor: pd.Series | None = None,
     min_donors: int = 1,
 ) -> SubPopulations:
-    """Fit a classifier of the parts of a cell type.
+    """Fit a classifier of the parts of a cell type, from :func:`find_parts`, to posterior means of its cells.
 
     The classifier is empty if fewer than two parts are large enough. Covariances are shrunk towards the pooled
-    covariance. Parts that are too small, or that have too few donors, are removed one at a time, and their cells are
-    assigned to the remaining parts.
-
-    Parameters
-    ----------
-    cell_type
-        Name of the type.
-    mean
-        Posterior means of its cells, cells x latent dimensions.
-    part
-        Number of each cell's part, from :func:`find_parts`.
-    prefix
-        Prefix of the names of sub-populations, from :func:`prefixes_of`.
-    min_cells
-        Minimum number of cells assigned to a sub-population.
-    donor
-        Donor of each cell; None to skip the check of donors.
-    min_donors
-        Minimum effective number of donors of a sub-population.
+    covariance. Parts to which fewer than ``min_cells`` cells are assigned, or with an effective number of donors below
+    ``min_donors`` (if each cell's ``donor`` is given), are removed one at a time, and their cells are assigned to the
+    remaining parts. ``prefix`` is the prefix of the names of sub-populations, from :func:`prefixes_of`.
     """
     parts, latent = np.unique(part).tolist(), mean.double()
     while len(parts) > 1:

@@ -190,25 +190,10 @@ def evaluate(
     populations: Populations | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Score generated cells against test cells, and training cells as the floor.
+    """Score generated cells by set against test cells, and training cells as the floor.
 
     Marker genes and variable genes are selected on test cells, so that the selection favours neither training cells nor
-    a model fitted to them.
-
-    Parameters
-    ----------
-    real
-        Training cells and test cells.
-    generated
-        Sets of generated cells by name.
-    settings
-        Number of resamples, and cells per type in each.
-    size_limits
-        Maximum numbers of cells of the steps.
-    populations
-        Function that assigns sub-populations to cells, for scores by sub-population; None for no such scores.
-    seed
-        Seed of all random numbers.
+    a model fitted to them. There are scores by sub-population if ``populations`` assigns them to cells.
     """
     test = real.test
     names = ", ".join(generated)

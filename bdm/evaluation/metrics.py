@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from bdm.data.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells, TypedCells
+from bdm.data.cells import MIN_CELLS_OF_TYPE, Cells, TypedCells
 from bdm.data.gene_tests import Agreement, log_fold_changes
 
 TINY = np.finfo(float).tiny
@@ -277,10 +277,8 @@ class QueryCells:
 def compare_with_training(queries: Sequence[QueryCells], training: TypedCells) -> pd.DataFrame:
     """Compare sets of query cells with training cells, one row per set.
 
-    Training cells are read only once, in blocks. ``memorisation`` is the share of query cells nearer to a training cell
-    than to any test cell, corrected to equal numbers per type: 0.5 without memorisation, and 1 if all cells are copies.
-    ``memorisation_chance`` is the standard deviation without memorisation. Similar to Meehan et al. 2020, arXiv
-    2004.05675. For ``outlying_counts``, see :func:`outlying_counts`.
+    Training cells are read only once, in blocks. The columns are scores in :attr:`Evaluation.overall`; memorisation is
+    similar to Meehan et al. 2020, arXiv 2004.05675.
     """
     nearest = [Neighbours.find(query.coordinates, np.empty(0), np.empty(0)) for query in queries]  # none yet
     largest = np.zeros(queries[0].counts.shape[1])
@@ -409,8 +407,3 @@ def marker_fold_changes(
         cell_type: Agreement(query_log2[i, markers[cell_type]], test_log2[i, markers[cell_type]])
         for i, cell_type in enumerate(cell_types)
     }
-
-
-def pooled_fold_changes(query: Cells, test: Cells, markers: dict[str, np.ndarray]) -> Agreement:
-    """Compare fold changes of markers, pooled over all but rare types."""
-    return Agreement.pooled(marker_fold_changes(query, test, markers, fewest=MIN_CELLS_FOR_MEANS).values())

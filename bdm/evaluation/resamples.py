@@ -83,33 +83,16 @@ def draw_resamples(
     *,
     seed: int,
 ) -> list[ResampledCells]:
-    """Draw the resamples of an evaluation.
+    """Draw the resamples of an evaluation; each set is read only once.
 
-    With many test cells, fewer resamples than ``settings.n_repeats`` suffice.
+    With many test cells, fewer resamples than ``settings.n_repeats`` suffice. Types with a single test cell are left
+    out. The floor has at most half of the training cells of a type.
     """
-    at_most = {"max_cells_per_type": settings.max_cells_per_type, "max_cells": size_limits.compared}
-    n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / count_compared(real.test, **at_most).sum()))
-    return resampled_cells(real, generated, resampling_seeds(n_repeats, seed=seed), **at_most)
-
-
-def resampling_seeds(n_repeats: int, *, seed: int) -> list[int]:
-    """Return one seed per resample, each valid for scikit-learn."""
-    return list(map(int, np.random.default_rng(seed).integers(2**31, size=n_repeats)))
-
-
-def resampled_cells(
-    real: RealCells,
-    generated: Mapping[str, TypedCells],
-    seeds: list[int],
-    *,
-    max_cells_per_type: int,
-    max_cells: int = SIZE_LIMITS.compared,
-) -> list[ResampledCells]:
-    """Draw one resample per seed.
-
-    Each set is read only once. The floor has at most half of the training cells of a type.
-    """
-    n_test = count_compared(real.test, max_cells_per_type=max_cells_per_type, max_cells=max_cells)
+    n_test = real.test.n_by_type
+    n_test = n_test[n_test >= MIN_CELLS_OF_TYPE].clip(upper=settings.max_cells_per_type)
+    n_test = capped(n_test, most=size_limits.compared, fewest=MIN_CELLS_FOR_MEANS)
+    n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / n_test.sum()))
+    seeds = np.random.default_rng(seed).integers(2**31, size=n_repeats).tolist()  # valid for scikit-learn
 
     def sample_rows(cells: TypedCells, available: pd.Series) -> list[np.ndarray]:
         numbers = smaller_numbers(available, n_test)
@@ -124,15 +107,6 @@ def resampled_cells(
         ResampledCells(test[i], {name: cells[i] for name, cells in query.items()}, floor_rows[i], seed)
         for i, seed in enumerate(seeds)
     ]
-
-
-def count_compared(test: TypedCells, *, max_cells_per_type: int, max_cells: int) -> pd.Series:
-    """Return the number of test cells to compare per type and resample.
-
-    Types with a single test cell are left out.
-    """
-    n_test = test.n_by_type[test.n_by_type >= MIN_CELLS_OF_TYPE].clip(upper=max_cells_per_type)
-    return capped(n_test, most=max_cells, fewest=MIN_CELLS_FOR_MEANS)
 
 
 # ---- samples

@@ -24,7 +24,6 @@ from bdm.evaluation.metrics import (
     kolmogorov_smirnov,
     linear_classifier,
     marker_fold_changes,
-    pooled_fold_changes,
     variance_ratios,
 )
 from bdm.evaluation.resamples import ResampledCells, SizeLimits, match, sample_at_most
@@ -250,7 +249,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
     ]
     gene_probabilities = cross_validated_probabilities(linear_classifier(), *classified, seed=comparison.seed)
     pairs = gene_pairs(query, test, reference.variable_genes)
-    changes = pooled_fold_changes(query, test, reference.markers)
+    changes = marker_fold_changes(query, test, reference.markers, fewest=MIN_CELLS_FOR_MEANS)
     gene_scores = {
         f"{name}_{measure}": getattr(agreement, measure)
         for name, agreement in gene_statistics(query, test).items()
@@ -261,7 +260,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
         **means[["energy", "energy_error", *relative, "mmd"]],
         "forest_auc": auc(*comparison.probabilities),
         "gene_auc": auc(*gene_probabilities),
-        **fold_change_scores(changes, independent=INDEPENDENT_OF_ALL),
+        **fold_change_scores(Agreement.pooled(changes.values()), independent=INDEPENDENT_OF_ALL),
         "f1": means["f1"],
         **gene_scores,
         "pair_correlation": pairs.correlation,

@@ -25,7 +25,7 @@ from bdm.autoencoder.inputs import (
 )
 from bdm.autoencoder.latent import LatentCells, encode, populations_of_cells
 from bdm.autoencoder.moments import PopulationMoments, without_prior
-from bdm.autoencoder.sub_populations import GroupLatents, SubPopulations, classify, parts_of_group, prefixes_of
+from bdm.autoencoder.sub_populations import SubPopulations, classify, parts_of_group, prefixes_of
 from bdm.hierarchy.build import (
     FEW_CELLS,
     MIN_LEVEL,
@@ -84,7 +84,7 @@ def find_populations(
     latent = encode(cells, autoencoder.with_type(cell_type, decoder))
     n_latent = autoencoder.network.shape.n_latent
     mean, scale = (torch.from_numpy(np.asarray(values)[:, :n_latent]) for values in (latent.X, latent.layers["scale"]))
-    part = parts_of_group(GroupLatents.from_posteriors(cell_type, mean, scale), settings, seed=seed)
+    part = parts_of_group(cell_type, mean, scale, settings, seed=seed)
     prefix, min_cells = prefixes_of([cell_type], reserved)[cell_type], settings.min_cells_per_sub_population
     divided = classify(cell_type, mean, part, prefix=prefix, min_cells=min_cells)
     names = divided.names

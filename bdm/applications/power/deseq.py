@@ -82,7 +82,9 @@ class GridInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has no 
             alpha, m = np.exp(log_alpha), mu[:, gene]
             value = negative_log_likelihood(counts[:, gene], m, alpha)
             if cr_reg:
-                value += 0.5 * np.linalg.slogdet(information(design_matrix, m / (1 + m * alpha)))[1]
+                weights = m / (1 + m * alpha)
+                information = np.einsum("ij,ig,ik->gjk", design_matrix, weights, design_matrix)  # Fisher information
+                value += 0.5 * np.linalg.slogdet(information)[1]
             if prior_reg and prior_disp_var is not None:
                 value += (log_alpha - np.log(alpha_hat[gene])) ** 2 / (2 * prior_disp_var)
             return value
@@ -101,8 +103,3 @@ def negative_log_likelihood(counts: np.ndarray, mu: np.ndarray, alpha: np.ndarra
     terms = (counts + inverse) * np.log(mu + inverse) - counts * np.log(mu) - binomial
     total: np.ndarray = terms.sum(axis=0) + len(counts) * inverse * np.log(alpha)
     return total
-
-
-def information(design: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the Fisher information, genes x coefficients x coefficients."""
-    return np.asarray(np.einsum("ij,ig,ik->gjk", design, weights, design))

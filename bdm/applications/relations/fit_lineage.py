@@ -1,7 +1,7 @@
 """Measure expression along a lineage from pseudobulk counts, and fit its Gaussian process."""
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def lineage(
         fewer than three points have enough cells, or not exactly one of ``tree`` and ``settings.lineage_key`` is given.
     """
     own_tree = None if tree is None else read_lineage_tree(tree)
-    measured = measure(locate(rna_in(adata, counts=settings.counts), settings, own_tree), settings)
+    measured = measure(rna_in(adata, counts=settings.counts), settings, own_tree)
     hint_at_symbols(measured.names)
     process = measured.gaussian_process().fit(levels=(0.0,), constants=(*WEAK_CONSTANTS, *CONSTANTS))
     folds = {"node": rows_by_value(measured.points["node"]), "time": rows_by_value(measured.points["bin"])}
@@ -72,18 +72,10 @@ def lineage(
     return replace(measured, prior=process.prior, calibration=calibration, errors=errors)
 
 
-@dataclass(frozen=True)
-class LineageCells:
-    """Cells with raw counts, and the node and time of each in a lineage."""
-
-    cells: AnnData
-    tree: LineageTree
-    node: np.ndarray
-    time: np.ndarray  # without times, depth of the node
-
-
-def locate(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> LineageCells:
-    """Locate cells in a tree, or in the tree of their lineage names."""
+def locate(
+    adata: AnnData, settings: LineageSettings, tree: LineageTree | None
+) -> tuple[AnnData, LineageTree, np.ndarray, np.ndarray]:
+    """Return cells with raw counts, their tree, and the node and time of each; without times, depth of the node."""
     if tree is None and settings.lineage_key is None:
         raise InputError("There is no lineage; give a tree by `tree=`, or lineage names by `lineage_key=`.")
     if tree is not None and settings.lineage_key is not None:
@@ -99,7 +91,7 @@ def locate(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) 
         raise InputError(f"{unknown_node(unknown[0], tree.nodes)} obs[{key!r}] has cells of it; {remedy}.")
     cells, node = raw_counts(adata, source=settings.counts), names.map(index).to_numpy(int)
     time = tree.depth[node] if settings.time_key is None else times_of(adata.obs, settings.time_key)
-    return LineageCells(cells, tree, node, time)
+    return cells, tree, node, time
 
 
 def cells_with_name(adata: AnnData, key: str) -> AnnData:
@@ -115,9 +107,10 @@ def cells_with_name(adata: AnnData, key: str) -> AnnData:
     return adata
 
 
-def measure(cells: LineageCells, settings: LineageSettings) -> Lineage:
+def measure(adata: AnnData, settings: LineageSettings, tree: LineageTree | None) -> Lineage:
     """Measure log shares of genes by node and time bin, without a fit."""
-    tree, timed, times = cells.tree, settings.time_key is not None, np.unique(cells.time)
+    cells, tree, node, time = locate(adata, settings, tree)
+    timed, times = settings.time_key is not None, np.unique(time)
     if timed and len(times) == 1:
         constant = f"obs[{settings.time_key!r}] is {times[0]:g} in all cells"
         raise InputError(f"{constant}; name another column by `time_key=`, or none.")
@@ -126,10 +119,10 @@ def measure(cells: LineageCells, settings: LineageSettings) -> Lineage:
             "No branch of the lineage tree has a length above 0; give lengths or none, or times by `time_key=`."
         )
     if timed:
-        check_order(tree, cells.node, cells.time)
+        check_order(tree, node, time)
     n_bins = settings.n_times if timed else 1
     edges = times if len(times) <= n_bins else np.linspace(times[0], times[-1], n_bins + 1)[:-1]
-    table = pd.DataFrame({"node": cells.node, "bin": time_bins(cells.time, edges), "time": cells.time})
+    table = pd.DataFrame({"node": node, "bin": time_bins(time, edges), "time": time})
     rows = np.flatnonzero(table.groupby(["node", "bin"]).transform("size") >= settings.min_cells)
     by_point = table.iloc[rows].groupby(["node", "bin"])
     points = by_point["time"].agg(time="mean", n_cells="size").reset_index()
@@ -139,17 +132,17 @@ def measure(cells: LineageCells, settings: LineageSettings) -> Lineage:
         raise InputError(
             f"Only {units} have {settings.min_cells} cells (`min_cells=`), but {MIN_POINTS} are needed; {remedy}."
         )
-    if lacking := [tree.nodes[node] for node in sorted(set(cells.node) - set(points["node"]))]:
+    if lacking := [tree.nodes[number] for number in sorted(set(node) - set(points["node"]))]:
         logger.warning("Too few cells (min_cells) to measure %s.", abbreviated(lacking, n_shown=10))
-    counts = Counts.from_matrix(cells.cells.X)
+    counts = Counts.from_matrix(cells.X)
     by_half = counts.sums(rows, (2 * by_point.ngroup() + by_point.cumcount() % 2).to_numpy(), 2 * len(points))
     sums, log_share = by_half.pooled(2), by_half.log_share
     by_node = table.groupby("node")["time"].agg(["min", "max"]).reindex(range(len(tree.nodes)))
     names = np.array(tree.nodes, dtype=object)[points["node"]]
     return Lineage(
-        genes=cells.cells.var.loc[counts.detected],
+        genes=cells.var.loc[counts.detected],
         tree=tree,
-        end=divisions(tree, cells.node, cells.time) if timed else tree.depth,
+        end=divisions(tree, node, time) if timed else tree.depth,
         points=points.assign(node=names)[POINTS],
         log_share=sums.log_share,
         variance=sums.variance,

@@ -323,21 +323,17 @@ class GaussianProcess(Result):
 
     # ---- posterior
 
-    def condition(self, hypothesis: Hypothesis, slope: float) -> Posterior:
-        """Condition a hypothesis on the measurements."""
-        measured, covariate = torch.from_numpy(self.measured), self.measured_covariate
-        terms = [term[measured][:, measured] for term in self.prior_covariances(hypothesis).values()]
-        covariance = total_covariance(terms, hypothesis, covariate, covariate) + self.sampling_covariance
-        factor = torch.linalg.cholesky(covariance)
-        residual = (self.values - slope * covariate)[:, :, None]
-        weights = torch.cholesky_solve(residual, factor)
-        evidence = -((residual * weights).sum(dim=(1, 2)) + log_determinant(factor)) / 2
-        return Posterior(evidence, weights.squeeze(2), factor)
-
     def posteriors(self) -> Iterator[tuple[Hypothesis, float, Posterior]]:
         """Yield each hypothesis with its log share of genes and its posterior."""
+        measured, covariate = torch.from_numpy(self.measured), self.measured_covariate
+        residual = (self.values - self.prior.slope * covariate)[:, :, None]
         for hypothesis, share in zip(self.prior.hypotheses, self.prior.shares, strict=True):
-            yield hypothesis, np.log(share), self.condition(hypothesis, self.prior.slope)
+            terms = [term[measured][:, measured] for term in self.prior_covariances(hypothesis).values()]
+            covariance = total_covariance(terms, hypothesis, covariate, covariate) + self.sampling_covariance
+            factor = torch.linalg.cholesky(covariance)
+            weights = torch.cholesky_solve(residual, factor)
+            evidence = -((residual * weights).sum(dim=(1, 2)) + log_determinant(factor)) / 2
+            yield hypothesis, np.log(share), Posterior(evidence, weights.squeeze(2), factor)
 
     def predict(self, places: Sequence[int] | np.ndarray) -> Prediction:
         """Predict values at places by their indices, measured or not."""

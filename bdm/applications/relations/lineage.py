@@ -184,12 +184,6 @@ class Lineage(Result):
 
     # ---- cells
 
-    def require_columns(self, obs: pd.DataFrame, *keys: str | None) -> None:
-        """Reject cells without the columns of ``obs`` that the lineage was fitted with."""
-        for key in keys:
-            if key is not None and key not in obs:
-                raise InputError(f"obs of the cells has no column {key!r}, which the lineage was fitted with.")
-
     def columns_in(self, cells: AnnData) -> np.ndarray:
         """Return the columns of the lineage's genes in cells; reject missing genes."""
         column = np.asarray(cells.var_names.get_indexer(self.genes.index))

@@ -1,7 +1,6 @@
 """Measure responses of cell types from pseudobulk counts, also in halves of the data."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Self
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -35,14 +34,7 @@ MAX_SHARE_OF_DONOR = 0.9  # of the cells of a type in a condition; above, the ot
 def measure(
     adata: AnnData, settings: ResponseSettings, *, features: pd.DataFrame | None = None
 ) -> tuple[Responses, list[Responses]]:
-    """Measure responses of cell types to conditions, also in two halves of the data.
-
-    Raises
-    ------
-    InputError
-        If a column or the control is missing, or no type has replicates of donors in a condition and in the control.
-        Also if fewer than two types have enough cells in both, or one type if conditions are related.
-    """
+    """Measure responses of cell types to conditions, also in two halves of the data."""
     base = conditions_of(adata.obs, settings.condition_key)
     control = control_of(base, settings.control)
     condition = with_doses(base, adata.obs, settings.dose_key, control)
@@ -51,24 +43,24 @@ def measure(
     counts = Counts.from_matrix(cells.X)
     types, conditions = sorted(cell_type.unique()), [control, *sorted(set(condition) - {control})]
     type_code, condition_code = pd.Index(types).get_indexer(cell_type), pd.Index(conditions).get_indexer(condition)
-    replicates = Replicates.from_cells(adata.obs, condition, cell_type, settings.donor_key)
-    n = len(replicates.half)
+    replicate, half_of_replicate = divide_replicates(adata.obs, condition, cell_type, settings.donor_key)
+    n, are_donors = len(half_of_replicate), settings.donor_key is not None
     n_cells = pd.DataFrame(pd.crosstab(type_code, condition_code).to_numpy(), index=types, columns=conditions)
     enough = (n_cells >= settings.min_cells).to_numpy().T
     related = relate_conditions(conditions, settings, features)
     check_measured(enough, types, conditions, are_related=related is not None)
     donor_share = np.zeros((len(conditions), len(types), n))  # in the cells of a type in a condition
-    np.add.at(donor_share, (condition_code, type_code, replicates.code), 1)
+    np.add.at(donor_share, (condition_code, type_code, replicate), 1)
     donor_share /= np.maximum(donor_share.sum(axis=2, keepdims=True), 1)
     has_replicates = donor_share.max(axis=2) <= MAX_SHARE_OF_DONOR
-    if replicates.are_donors:
+    if are_donors:
         check_replicates(enough & has_replicates, conditions)
 
     def sums_of(number: int) -> tuple[Sums, ...]:
         """Sum counts of types in a condition: by replicate, in total, and in each half."""
         rows = np.flatnonzero(condition_code == number)
-        by_replicate = counts.sums(rows, type_code[rows] * n + replicates.code[rows], len(types) * n)
-        halves = (by_replicate.pooled(n, replicates.half == half) for half in range(2))
+        by_replicate = counts.sums(rows, type_code[rows] * n + replicate[rows], len(types) * n)
+        halves = (by_replicate.pooled(n, half_of_replicate == half) for half in range(2))
         return (by_replicate, by_replicate.pooled(n), *halves)
 
     def for_all_types(values: np.ndarray, default: float) -> np.ndarray:
@@ -87,8 +79,8 @@ def measure(
     selections = [slice(None), compared, compared]  # genes of all cells, and of both halves
     effects = [np.full((*shape[:2], n_genes), np.nan, np.float32) for n_genes in (shape[2], *[len(compared)] * 2)]
     variance = np.full(shape, np.nan, dtype=np.float32)
-    donor_error = np.zeros(shape if replicates.are_donors else (0, 0, 0), dtype=np.float32)
-    donor_correlation = np.zeros((shape[0], shape[1], shape[1]) if replicates.are_donors else (0, 0, 0))
+    donor_error = np.zeros(shape if are_donors else (0, 0, 0), dtype=np.float32)
+    donor_correlation = np.zeros((shape[0], shape[1], shape[1]) if are_donors else (0, 0, 0))
     dispersion = [before[0].dispersion(enough[0])]
     control_estimates: dict[int, list[np.ndarray]] = {}  # by type: profiles in conditions minus the mean effect
     for number in range(len(conditions) - 1):
@@ -99,7 +91,7 @@ def measure(
             effect[number, has] = (sums.log_share - profile)[has][:, genes]
         sampling = own + after[0].variance
         variance[number, has_effect] = sampling[has_effect]
-        if replicates.are_donors:
+        if are_donors:
             both = [0, number + 1]
             added, donor_correlation[number] = errors_of_donors(
                 influence_before,
@@ -144,27 +136,24 @@ def measure(
     return measured, [replace(half, profile=profile[:, compared], effect=effect) for profile, effect in halves]
 
 
-@dataclass(frozen=True)
-class Replicates:
-    """Donors, or parts of the cells without donors, in two halves of the data."""
+def divide_replicates(
+    obs: pd.DataFrame, condition: pd.Series, cell_type: pd.Series, key: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the replicate of each cell, and the half of the data (0 or 1) of each replicate.
 
-    code: np.ndarray  # of each cell
-    half: np.ndarray  # 0 or 1, of each replicate
-    are_donors: bool
-
-    @classmethod
-    def from_cells(cls, obs: pd.DataFrame, condition: pd.Series, cell_type: pd.Series, key: str | None) -> Self:
-        """Divide cells of a type and condition, or donors of the same conditions, into halves."""
-        if key is None:
-            order = numpy_generator(0, "halves").permutation(len(obs))
-            groups = pd.DataFrame({"condition": condition.to_numpy(), "cell_type": cell_type.to_numpy()}).iloc[order]
-            half = groups.groupby(["condition", "cell_type"]).cumcount().sort_index() % 2
-            return cls(half.to_numpy(), np.arange(2), are_donors=False)
-        code = np.asarray(pd.factorize(text_column(obs, key, argument="donor_key"), sort=True)[0])
-        present = pd.crosstab(code, condition.to_numpy()).to_numpy() > 0
-        half = np.empty(len(present), dtype=int)
-        half[np.lexsort(present.T)] = np.arange(len(present)) % 2  # donors of the same conditions are neighbours
-        return cls(code, half, are_donors=True)
+    Replicates are donors, and those of the same conditions are divided evenly. Without donors, replicates are two
+    random parts of the cells of each type and condition.
+    """
+    if key is None:
+        order = numpy_generator(0, "halves").permutation(len(obs))
+        groups = pd.DataFrame({"condition": condition.to_numpy(), "cell_type": cell_type.to_numpy()}).iloc[order]
+        half = groups.groupby(["condition", "cell_type"]).cumcount().sort_index() % 2
+        return half.to_numpy(), np.arange(2)
+    code = np.asarray(pd.factorize(text_column(obs, key, argument="donor_key"), sort=True)[0])
+    present = pd.crosstab(code, condition.to_numpy()).to_numpy() > 0
+    half = np.empty(len(present), dtype=int)
+    half[np.lexsort(present.T)] = np.arange(len(present)) % 2  # donors of the same conditions are neighbours
+    return code, half
 
 
 def relate_conditions(
@@ -266,16 +255,9 @@ def errors_of_donors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimate the variances that donors add to effects in a condition, and correlations between types.
 
-    Parameters
-    ----------
-    before, after
-        Influences of donors on the control and on the condition, types x donors x genes.
-    donor_share
-        Shares of donors in the cells, (control, condition) x types x donors.
-    has_replicates, has_effect
-        Whether donors of each type are replicates, and whether its effect is measured.
-    sampling, share
-        Variances for independent cells and shares of counts in the control, types x genes.
+    ``before`` and ``after`` are influences of donors on the control and on the condition, types x donors x genes.
+    ``donor_share`` in the cells is (control, condition) x types x donors. ``sampling`` variances for independent cells
+    and ``share`` of counts in the control are types x genes.
     """
     scale, degrees = scale_of_influences(donor_share > 0, has_replicates)
     influence = (after - before) * scale[:, :, None]
@@ -306,14 +288,8 @@ def scale_of_influences(present: np.ndarray, has_replicates: np.ndarray) -> tupl
     """Return factors for unbiased variances, types x donors, and degrees of freedom of types.
 
     Donors in the control, in the condition, and in both are three groups. The variance of n donors of a group is scaled
-    by n / (n - 1). A donor alone in its group has no replicate, so it is scaled as all donors together.
-
-    Parameters
-    ----------
-    present
-        Whether donors have cells, (control, condition) x types x donors.
-    has_replicates
-        Whether donors of each type are replicates; if not, its degrees of freedom are 0.
+    by n / (n - 1). A donor alone in its group has no replicate, so it is scaled as all donors together. Types whose
+    donors are no replicates have no degrees of freedom. ``present`` is (control, condition) x types x donors.
     """
     group = present[0] + 2 * present[1]
     scale, degrees = np.zeros(group.shape), np.zeros(len(group), dtype=int)

@@ -157,22 +157,10 @@ def variance_between_donors(
 
     The sum of squared influences is a cluster-robust estimate. It is shrunk to the variance between cells times the
     mean ratio of both variances among genes of similar expression; the weight of this prior is estimated from the
-    spread of ratios (Smyth 2004).
+    spread of ratios (Smyth 2004). Types without degrees of freedom get the mean ratio of the others.
 
-    Parameters
-    ----------
-    influence
-        Influences of donors, scaled to unbiased variances, types x donors x genes.
-    degrees
-        Degrees of freedom of each type; types with 0 get the mean ratio of the others.
-    between_cells
-        Variance for independent cells, types x genes.
-    share
-        Shares of counts in the control, types x genes.
-
-    Returns
-    -------
-    Variances in excess of ``between_cells``, types x genes.
+    ``influence`` of donors is scaled to unbiased variances, types x donors x genes. ``between_cells``, the variance for
+    independent cells, ``share`` of counts in the control, and the result are types x genes.
     """
     added, usual = np.zeros_like(between_cells), np.ones_like(between_cells)
     measured = np.flatnonzero(degrees > 0)
@@ -217,19 +205,9 @@ def variance_of_single_donors(
 ) -> np.ndarray:
     """Estimate the variances that donors add to effects of types without replicates from the other types.
 
-    The variance of log expression between donors is averaged over the ``source`` types, and shrunk to its mean over
-    genes with the weight of one type.
-
-    Parameters
-    ----------
-    added
-        Variances that donors add, types x genes.
-    weight
-        Weights of donors in the control and in the condition, types x (two per donor).
-    share
-        Shares of counts in the control, types x genes.
-    source
-        Whether each type has replicates.
+    The variance of log expression between donors is averaged over the ``source`` types, which have replicates, and
+    shrunk to its mean over genes with the weight of one type. ``added`` by donors and ``share`` of counts in the
+    control are types x genes. ``weight`` of donors in the control and in the condition is types x (two per donor).
     """
     size = (weight**2).sum(axis=1)[:, None] * (share / (share + PSEUDO)) ** 2  # per variance of log expression
     usual, one = added[source].sum() / size[source].sum(), size[source].mean()
@@ -292,27 +270,10 @@ def with_shares(
     dispersions: list[np.ndarray],
     generator: np.random.Generator,
 ) -> sparse.csr_matrix:
-    """Thin or add counts to change the shares of genes.
+    """Thin or add counts (cells x all genes) to change the shares of the genes in ``column``.
 
     A count with mean m and dispersion d has variance m + d m**2. Added counts with mean a have dispersion
-    (d_new (m + a)**2 - d_old m**2) / a**2, so that the sum has the new dispersion.
-
-    Parameters
-    ----------
-    counts
-        Cells x all genes.
-    column
-        Columns of the genes to change.
-    share, new_share
-        Expected share of each of these genes before and after.
-    dispersions
-        Dispersion of each of these genes before and after.
-    generator
-        Source of all random numbers.
-
-    Returns
-    -------
-    Changed counts, cells x all genes.
+    (d_new (m + a)**2 - d_old m**2) / a**2, so that the sum has the new one. ``dispersions`` are before and after.
     """
     before, size = np.asarray(counts[:, column].todense()), np.asarray(counts.sum(axis=1), dtype=float).ravel()
     after, target, (old, new) = before.copy(), np.maximum(new_share, MIN_CHANGE * share), dispersions

@@ -170,7 +170,9 @@ def describe_error(lineage: Lineage, places: Places) -> str:
 def relatives_of(lineage: Lineage, adata: AnnData, counts: str) -> tuple[AnnData, np.ndarray]:
     """Select the cells at measured points, with raw counts, and return the point of each."""
     adata = rna_in(adata, counts=counts)
-    lineage.require_columns(adata.obs, lineage.node_key, lineage.time_key)
+    for key in (lineage.node_key, lineage.time_key):
+        if key not in (None, *adata.obs):
+            raise InputError(f"obs of the cells has no column {key!r}, which the lineage was fitted with.")
     node = np.array([lineage.tree.index_of(str(name)) for name in adata.obs[lineage.node_key]], dtype=int)
     adata, node = adata[node >= 0], node[node >= 0]
     if not len(node):
