@@ -131,7 +131,7 @@ def test_extension_is_plotted(small_model, example_cells, tmp_path):
     in_memory = bdm.ExtensionReport.from_extensions(model.last_extension)
     in_memory.save(tmp_path / "report")
     report = bdm.ExtensionReport.load(tmp_path / "report")
-    for name in ("extensions", "likelihood", "genes"):
+    for name in ("extensions", "genes"):
         pd.testing.assert_frame_equal(getattr(report, name), getattr(in_memory, name), check_exact=True)
     assert texts(pl.hierarchy(report)) == texts(pl.hierarchy(model))
 
