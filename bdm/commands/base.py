@@ -359,9 +359,9 @@ def check_replaced(outputs: list[Path], inputs: list[Path]) -> None:
         for path in (*inputs, *outputs):
             if path is not out and path.resolve() != place and path.resolve().is_relative_to(place):
                 raise InputError(f"{path} is in {out}, which is replaced as a whole; name another output.")
-        is_part = place.is_file() and place.with_suffix(".safetensors").is_file()  # JSON or tensor file of its folder
         for path in inputs:
-            if path.resolve() == place or (is_part and path.resolve() == place.parent):
+            is_in_input = place.parent == path.resolve() and place.is_file()
+            if path.resolve() == place or (is_in_input and place.with_suffix(".safetensors").is_file()):
                 raise InputError(f"{out} would be read and overwritten; name another output.")
 
 
