@@ -299,34 +299,30 @@ COVARIANCES = torch.stack([torch.tensor([[1.0, c], [c, v]]) for c, v in ((0, 1),
 MOMENTS = PopulationMoments(
     tuple(POPULATIONS), MEANS, COVARIANCES, torch.tensor(list(POPULATIONS.values())).float(), torch.zeros(4)
 )
-TREE = Hierarchy(
-    (
-        Branch("root", None, 14.0, 2200),
-        Branch("ab", "root", 3.5, 1400),
-        Branch("a", "ab", 0.0, 1000),
-        Branch("b", "ab", 0.0, 400),
-        Branch("cd", "root", 2.5, 800),
-        Branch("d", "cd", 0.0, 700),
-        Branch("c", "cd", 0.0, 100),
-    ),
-    400.0,
-    0.9,
+
+
+def tree_of(*branches):
+    return Hierarchy(tuple(Branch(*branch) for branch in branches), 400.0, 0.9)
+
+
+TREE = tree_of(
+    ("root", None, 14.0, 2200),
+    ("ab", "root", 3.5, 1400),
+    ("a", "ab", 0.0, 1000),
+    ("b", "ab", 0.0, 400),
+    ("cd", "root", 2.5, 800),
+    ("d", "cd", 0.0, 700),
+    ("c", "cd", 0.0, 100),
 )
-FLAT = Hierarchy(
-    (Branch("root", None, 400.0, 2200), *(Branch(t, "root", 0.0, n) for t, n in POPULATIONS.items())), 400.0, 0.9
-)
-STEEP = Hierarchy(  # one inner branch has no length
-    (
-        Branch("root", None, 14.0, 2200),
-        Branch("abc", "root", 14.0, 1500),
-        Branch("ab", "abc", 3.5, 1400),
-        Branch("a", "ab", 0.0, 1000),
-        Branch("b", "ab", 0.0, 400),
-        Branch("c", "abc", 0.0, 100),
-        Branch("d", "root", 0.0, 700),
-    ),
-    400.0,
-    0.9,
+FLAT = tree_of(("root", None, 400.0, 2200), *((t, "root", 0.0, n) for t, n in POPULATIONS.items()))
+STEEP = tree_of(  # one inner branch has no length
+    ("root", None, 14.0, 2200),
+    ("abc", "root", 14.0, 1500),
+    ("ab", "abc", 3.5, 1400),
+    ("a", "ab", 0.0, 1000),
+    ("b", "ab", 0.0, 400),
+    ("c", "abc", 0.0, 100),
+    ("d", "root", 0.0, 700),
 )
 
 
