@@ -102,15 +102,20 @@ def planted_genes(synthetic: SyntheticCells, contrast: Contrast) -> tuple[np.nda
     return raised, deeper
 
 
+def min_cells(synthetic: SyntheticCells, contrast: Contrast) -> int:
+    """Cells on the smaller side of a contrast."""
+    n_cells = synthetic.adata.obs["cell_type"].value_counts()
+    return min(n_cells[list(side)].sum() for side in (contrast.inside, contrast.outside))
+
+
 @pytest.mark.slow
 def test_planted_genes_of_branches_are_the_models_markers(truth, contrasts):
     """In branches of a hundred cells and more on either side; those of fewer are learned in part."""
     expression, found = model_expression(truth.model, n_cells=200), []
-    n_cells = truth.synthetic.adata.obs["cell_type"].value_counts()
     for contrast in contrasts:
         raised, deeper = planted_genes(truth.synthetic, contrast)
         score = model_differences(expression, contrast).score
-        if min(n_cells[list(side)].sum() for side in (contrast.inside, contrast.outside)) >= 100:
+        if min_cells(truth.synthetic, contrast) >= 100:
             found.append(average_precision_score(raised[~deeper], score[~deeper]))
     assert len(found) >= len(contrasts) / 2
     assert np.mean(found) > 0.95
@@ -119,15 +124,12 @@ def test_planted_genes_of_branches_are_the_models_markers(truth, contrasts):
 @pytest.mark.slow
 def test_planted_genes_of_branches_commit(truth, contrasts):
     """Whether a gene commits, and not when: a gene of an early branch parts the two sides no better than another."""
-    states = ancestral_states(truth.model, n_cells=200)
-    found = []
+    states, found = ancestral_states(truth.model, n_cells=200), []
     for contrast in contrasts:
         raised, deeper = planted_genes(truth.synthetic, contrast)
-        own = (
-            raised
-            | planted_genes(truth.synthetic, replace(contrast, inside=contrast.outside, outside=contrast.inside))[0]
-        )
+        swapped = replace(contrast, inside=contrast.outside, outside=contrast.inside)
+        own = raised | planted_genes(truth.synthetic, swapped)[0]
         level = compute_commitment(truth.model, states, contrast).level(truth.model.hierarchy.threshold)
-        if min(n_cells[list(side)].sum() for side in (contrast.inside, contrast.outside)) >= 100:
+        if min_cells(truth.synthetic, contrast) >= 100:
             found.append(average_precision_score(own[~deeper], np.nan_to_num(level)[~deeper]))
     assert np.mean(found) > 0.7
