@@ -66,9 +66,9 @@ if TYPE_CHECKING:
     from bdm.applications.power.analysis import PowerAnalysis
     from bdm.applications.relations.responses import Responses
     from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
+    from bdm.effects.donors import DonorModel
     from bdm.evaluation.evaluate import Evaluation
     from bdm.interpretation.interpretation import Interpretation
-    from bdm.model.donors import DonorModel
 
 
 Arguments = ParamSpec("Arguments")

@@ -12,9 +12,9 @@ import pytest
 from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import recorded_covariates
+from bdm.effects.covariates import CONSTANT, LINEAR, SPLINE, fit_curve, fit_effects, fit_log_odds
 from bdm.generation.covariate_values import parse_at
 from bdm.generation.request import numbers_like
-from bdm.model.covariates import CONSTANT, LINEAR, SPLINE, fit_curve, fit_effects, fit_log_odds
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,8 @@ from bdm.api import BranchedDiffusion
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.cli import app
 from bdm.data.modalities import RNA, Modality
-from bdm.model.donor_composition import MAX_SUM, dirichlet_parameters, fit_composition
-from bdm.model.donor_variance import certainty, donor_variance, group_cells, pseudobulks
+from bdm.effects.donor_composition import MAX_SUM, dirichlet_parameters, fit_composition
+from bdm.effects.donor_variance import certainty, donor_variance, group_cells, pseudobulks
 from bdm.report.card import model_card
 
 N_GENES, N_DONORS, SD = 120, 24, 0.4

@@ -44,12 +44,12 @@ from bdm.data.modalities import (
 )
 from bdm.data.prepare import prepare
 from bdm.data.read import pbmc68k_counts, read_cells
+from bdm.effects.donors import fit_donors
 from bdm.evaluation.modality_scores import COORDINATES, joint_umap, score_pair
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import find_modality, match_request, predict_modality
 from bdm.generation.request import request_cells
 from bdm.interpretation.contrasts import Differences, Log2FoldChange
-from bdm.model.donors import fit_donors
 from bdm.model.fit_model import measure_protein_levels
 from bdm.model.model import BranchedModel
 from bdm.pl import write_result

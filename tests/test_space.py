@@ -13,10 +13,9 @@ from scipy.stats import multivariate_normal
 from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
-from bdm.model.fit_space import inverse_variance, narrowed
-from bdm.model.model import load_model
-from bdm.model.space import Tissue, choose
-from bdm.model.surfaces import (
+from bdm.effects.fit_space import inverse_variance, narrowed
+from bdm.effects.space import Tissue, choose
+from bdm.effects.surfaces import (
     Basis,
     BlockDesign,
     LocalFields,
@@ -27,6 +26,7 @@ from bdm.model.surfaces import (
     local_variance,
     matern,
 )
+from bdm.model.model import load_model
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
 
 N_GENES, GRADIENT, OF_ONE_TYPE, WAVE, CONSTANT = 40, slice(0, 6), slice(6, 12), 15, slice(20, 40)

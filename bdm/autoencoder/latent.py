@@ -189,13 +189,14 @@ def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> li
     return [cells for cells in (shared, *specific.values()) if len(cells)]
 
 
-RESIDUAL, RESIDUAL_SCALE = "residual", "residual_scale"  # layers: posteriors of y after regressing out covariates
+RESIDUAL, RESIDUAL_SCALE = "residual", "residual_scale"  # layers: posteriors of y without effects of inputs
 
 
 def latent_cells(adata: ad.AnnData, *, with_test: bool = False) -> LatentCells:
     """Convert the result of :func:`encode` to tensors, with or without test cells.
 
-    With covariates, latents are residuals after regressing them out, see :func:`bdm.model.covariates.with_residuals`.
+    With effects of batches or covariates, latents are residuals without these, see
+    :func:`bdm.effects.effect.with_residuals`.
     """
     mask = np.full(adata.n_obs, True) if with_test else (adata.obs["split"] != "test").to_numpy()
     population = adata.obs["sub_population"].cat

@@ -9,9 +9,9 @@ from bdm.settings import AutoencoderSettings, Seed
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bdm.model.covariates import CovariateEffects
-    from bdm.model.donors import DonorEffects
-    from bdm.model.space import SpatialEffects
+    from bdm.effects.covariates import CovariateEffects
+    from bdm.effects.donors import DonorEffects
+    from bdm.effects.space import SpatialEffects
 
 
 def autoencoder(

@@ -12,7 +12,7 @@ from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.schema import to_python
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import nearest_or, parse_range
-from bdm.model.covariates import CovariateEffects
+from bdm.effects.covariates import CovariateEffects
 from bdm.model.model import BranchedModel
 
 logger = logging.getLogger(__name__)
@@ -123,42 +123,46 @@ def spread_evenly(low: float, high: float, n: int, name: str, effects: Covariate
 
 
 def set_covariates(
-    model: BranchedModel, values: np.ndarray, cell_type: str, at: CovariateValues, *, extrapolate: bool = False
-) -> np.ndarray:
-    """Set covariates of cells of a type to ``at``; others keep their values.
+    model: BranchedModel, inputs: pd.DataFrame, cell_type: str, at: CovariateValues, *, extrapolate: bool = False
+) -> pd.DataFrame:
+    """Set covariates of cells of a type to ``at``; other inputs keep their values.
 
-    ``values`` and the result are cells x covariates. A range is spread evenly over the cells.
+    A range is spread evenly over the cells.
     """
-    effects, values = require_covariates(model, list(at)), values.copy()
+    effects, inputs = require_covariates(model, list(at)), inputs.copy()
     cell_type = model.cell_type_of.get(cell_type, cell_type)
-    beyond = np.zeros(len(values), dtype=bool)
-    for column, name in enumerate(effects.names):
+    beyond = np.zeros(len(inputs), dtype=bool)
+    for name in effects.names:
         if name in at:
             ends = limit_range(effects, [cell_type], name, at[name], extrapolate=extrapolate)[cell_type]
-            values[:, column] = spread_evenly(*ends, len(values), name, effects)
+            inputs[name] = spread_evenly(*ends, len(inputs), name, effects)
         elif (trained := effects.training_range(cell_type, name)) is not None:
-            beyond |= (values[:, column] < trained[0]) | (values[:, column] > trained[1])
+            beyond |= ~inputs[name].between(*trained).to_numpy()
     if beyond.any():
         logger.warning(
             "%s have covariates beyond the training cells of %r; they become cells as at the nearest training value.",
             counted(int(beyond.sum()), "cell"),
             cell_type,
         )
-    return values
+    return inputs
 
 
-def draw_covariates(model: BranchedModel, table: pd.DataFrame, seed: int) -> dict[str, np.ndarray]:
-    """Return the covariates of requested cells by population, cells x covariates.
+def complete_inputs(model: BranchedModel, table: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
+    """Return the inputs of requested cells by population: batch and covariates in columns, a row per cell.
 
-    Missing values are sampled given the other covariates. They depend on the seed, the population and the cell's number
-    in it, but not on the other cells. Returns an empty dict if the model has no covariates.
+    Missing covariates are sampled given the others. They depend on the seed, the population and the cell's number in
+    it, but not on the other cells.
     """
-    if model.covariates is None:
-        return {}
-    values = {}
+    inputs = {}
     for population, rows in table.groupby("sub_population", sort=False):
-        requested = rows.reindex(columns=list(model.covariates.names)).to_numpy(dtype=float)
-        requested = requested.repeat(rows["n_cells"].to_numpy(), axis=0)
-        generator = numpy_generator(seed, "covariates", str(population))
-        values[str(population)] = model.covariates.complete(str(population), requested, generator)
-    return values
+        cells = rows.loc[rows.index.repeat(rows["n_cells"])].reset_index(drop=True)
+        at = cells[cells.columns.intersection(["batch"])]
+        if model.covariates is not None:
+            names = list(model.covariates.names)
+            generator = numpy_generator(seed, "covariates", str(population))
+            requested = cells.reindex(columns=names).to_numpy(dtype=float)
+            at = at.assign(
+                **dict(zip(names, model.covariates.complete(str(population), requested, generator).T, strict=True))
+            )
+        inputs[str(population)] = at
+    return inputs

@@ -27,17 +27,17 @@ from bdm.data.columns import RESERVED_COLUMNS, writable_name
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.data.modalities import MUDATA_FILE, write_h5mu
 from bdm.data.read import read_cells
-from bdm.generation.covariate_values import draw_covariates
+from bdm.effects.space import RealisedSpace
+from bdm.effects.surfaces import Places
+from bdm.generation.covariate_values import complete_inputs
 from bdm.generation.request import Request
 from bdm.model.match import labels_of
 from bdm.model.model import BranchedModel, expected_counts, generated_noise, record_of_cells
-from bdm.model.space import RealisedSpace
-from bdm.model.surfaces import Places
 from bdm.prior.base import Sampler
 from bdm.settings import GenerationSettings
 
 EXPECTED = "expected"  # layer of expected counts
-Values = TypeVar("Values", np.ndarray, Places)
+Values = TypeVar("Values", pd.DataFrame, Places)
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ def generated_cells(
     """Generate the requested cells by blocks, see :func:`generate_cells`."""
     sampler = sampler or model.sampler()
     chunks = shared_chunks if settings.shared_ancestors else independent_chunks
-    values = draw_covariates(model, request.table, seed)
+    inputs = complete_inputs(model, request.table, seed)
     space = None if model.space is None or request.places is None else model.space.realised(seed)
 
     def decode(chunk: Chunk) -> GeneratedBlock:
-        return decode_chunk(model, request, chunk, seed, values.get(chunk.population), space)
+        return decode_chunk(model, request, chunk, seed, inputs[chunk.population], space)
 
     def blocks() -> Iterator[GeneratedBlock]:
         keep_freed_memory()
@@ -143,7 +143,7 @@ def generated_cells(
             yield from run(decode, chunks(sampler, request, seed, run))
 
     obs = make_obs(model, request, ancestors=settings.shared_ancestors)
-    obs = obs.assign(**covariate_columns(model, values))
+    obs = obs.assign(**covariate_columns(model, inputs))
     named = request.table.assign(sub_population=np.asarray(named_populations(model, request.table)))
     record = record_of_cells(model, seed=seed, settings=asdict(settings), **replace(request, table=named).record)
     obs, obsm = obs.assign(**section_columns(model, request)), position_columns(model, request)
@@ -231,25 +231,26 @@ def decode_chunk(
     request: Request,
     chunk: Chunk,
     seed: int,
-    covariates: np.ndarray | None = None,
+    inputs: pd.DataFrame,
     space: RealisedSpace | None = None,
 ) -> GeneratedBlock:
     """Sample the counts of a chunk in portions of one size.
 
-    With a fixed size, results do not depend on the number of cells, not even in the last digit. ``covariates`` are the
-    values of all cells of the population, cells x covariates; ``space`` moves cells to the places of the request.
+    With a fixed size, results do not depend on the number of cells, not even in the last digit. ``inputs`` are
+    those of all cells of the population; ``space`` moves cells to the places of the request.
     """
     counts, latent = [], []
     places = request.places_of(chunk.population)
     for portion in portions_of(chunk):
-        batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
+        at = portion.select(inputs)
         x, offset, observation = portion.padded, None, generated_noise(model, chunk.population)
-        if space is not None and (own := portion.select(places)) is not None:
+        if space is not None and places is not None:
+            own = portion.select(places)
             x = space.move(x, chunk.population, model.moments, own)
             offset = space.effects.gene_offset(own, chunk.population)
             observation = space.effects.observation(observation, chunk.population)
-        x = model.at_covariates(x, chunk.population, portion.select(covariates))
-        expected = portion.without_padding(expected_counts(model, x, batch, chunk.population, offset=offset))
+        x = model.at(x, chunk.population, at)
+        expected = portion.without_padding(expected_counts(model, x, at, chunk.population, offset=offset))
         for_counts = numpy_generator(seed, "counts", chunk.population, portion.start)
         counts.append(sample_counts(model, expected, chunk.population, for_counts, observation))
         latent.append(portion.without_padding(latents(model, x)))
@@ -268,11 +269,10 @@ class Portion:
         """Remove the rows of the padding."""
         return rows[: self.n_cells]
 
-    def select(self, values: Values | None) -> Values | None:
-        """Select these cells from covariates or places of the whole population, padded with the last cell."""
-        if values is None:
-            return None
-        return values[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(values) - 1)]
+    def select(self, values: Values) -> Values:
+        """Select these cells from inputs or places of the whole population, padded with the last cell."""
+        rows = np.minimum(np.arange(self.start, self.start + len(self.padded)), len(values) - 1)
+        return values[rows] if isinstance(values, Places) else values.iloc[rows]
 
 
 def portions_of(chunk: Chunk) -> Iterator[Portion]:
@@ -344,11 +344,9 @@ def batch_columns(
     return dict.fromkeys(names_in_file(model.preparation["batch_key"], *names) or ["batch"], column)
 
 
-def covariate_columns(model: BranchedModel, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return columns with covariates, from their values by population."""
-    if not values:
-        return {}
-    return dict(zip(model.covariate_names, np.concatenate(list(values.values())).T, strict=True))
+def covariate_columns(model: BranchedModel, inputs: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray]:
+    """Return columns with covariates, from the inputs of cells by population."""
+    return {name: np.concatenate([at[name] for at in inputs.values()]) for name in model.covariate_names}
 
 
 def section_columns(model: BranchedModel, request: Request) -> dict[str, pd.Categorical]:

@@ -17,12 +17,12 @@ from bdm._core.validation import shown, unknown_type
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import as_strings, text_column, with_written_names
 from bdm.data.space import COORDINATES, SECTION, position_key, positions_in, section_column
+from bdm.effects.space import SpatialEffects
+from bdm.effects.surfaces import Places
 from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues
 from bdm.generation.request import Request, in_model_order, with_batches
 from bdm.model.match import labels_of, mask_known_types
 from bdm.model.model import BranchedModel
-from bdm.model.space import SpatialEffects
-from bdm.model.surfaces import Places
 from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)

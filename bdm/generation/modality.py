@@ -22,12 +22,11 @@ from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import writable, writable_names
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
 from bdm.model.match import (
-    batches_of,
     check_known,
     check_not_empty,
     counts_of_genes,
     counts_slot,
-    covariates_of,
+    inputs_of,
     label_column,
     labels_of,
 )
@@ -48,7 +47,7 @@ class PredictionRequest:
     counts: AnnData  # RNA counts of the model's genes
     cell_type: np.ndarray | None  # None if types are unknown, so that all are possible
     batch: Tensor  # index of each cell's batch
-    covariates: np.ndarray | None  # values, cells x covariates; None where the model has no covariates
+    inputs: pd.DataFrame  # batch and covariates, if the model has them
 
 
 def match_request(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> PredictionRequest:
@@ -62,9 +61,10 @@ def match_request(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAUL
         labels = labels_of(adata.obs, model, keys)
         check_known(labels, model, remedy="leave them out, or give no types")
         cell_type = labels.to_numpy(dtype=str)
-    batch = model.autoencoder.batch_codes(batches_of(adata, model, keys))
+    inputs = inputs_of(adata, model, keys)
+    batch = model.autoencoder.batch_codes(inputs.get("batch"))
     batch = torch.zeros(adata.n_obs, dtype=torch.long) if batch is None else batch
-    return PredictionRequest(counts, cell_type, batch, covariates_of(adata.obs, model))
+    return PredictionRequest(counts, cell_type, batch, inputs)
 
 
 def find_modality(model: BranchedModel, name: str) -> Modality:
@@ -173,21 +173,21 @@ class PopulationPosterior:
         levels, training_levels = self.model.levels[self.name], self.model.autoencoder.levels[self.name]
         return map_quantiles(counts, levels.quantiles, training_levels, generator)
 
-    def prior(self, values: np.ndarray | None) -> tuple[float | Tensor, Tensor]:
-        """Return the population's log share and mean of y at ``values`` of covariates."""
+    def prior(self, at: pd.DataFrame) -> tuple[float | Tensor, Tensor]:
+        """Return the population's log share and mean of y at the inputs of cells."""
         n_cells, covariates = self.model.composition.sum(axis=1), self.model.covariates
-        log_share = math.log(n_cells[self.name] / n_cells.sum())
-        if covariates is None or values is None:
-            return log_share, self.normal.mean
+        log_share, mean = math.log(n_cells[self.name] / n_cells.sum()), self.normal.mean
+        for effect in self.model.effects:
+            mean = mean + effect.latent(at, self.name, self.cell_type).double()
+        if covariates is None:
+            return log_share, mean
+        values = at[list(covariates.names)].to_numpy()
         n_of_type = self.model.n_training_cells(self.cell_type)
         share = covariates.shares(self.cell_type, n_of_type.to_dict(), values)[:, n_of_type.index.get_loc(self.name)]
         log_change = to_tensor(np.log(share * n_of_type.sum() / n_of_type[self.name]))
-        shift = covariates.shift(self.name, self.cell_type, values)
-        return log_share + log_change, self.normal.mean + shift.double()
+        return log_share + log_change, mean
 
-    def infer(
-        self, counts: Tensor, batch: Tensor, values: np.ndarray | None, rna_size: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def infer(self, counts: Tensor, batch: Tensor, at: pd.DataFrame, rna_size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the log evidence, and the posterior mean and covariance of y, per cell.
 
         The evidence includes the population's share; y excludes the library size of RNA, on which the prior is
@@ -202,7 +202,7 @@ class PopulationPosterior:
         mode, gradient = mode.double(), RNA_POWER * (encoded.mean - prior_mean).double()
 
         # Prior, given the library size
-        log_share, prior_y = self.prior(values)
+        log_share, prior_y = self.prior(at)
         log_size = self.network.decoder.size(counts).log().double().squeeze(1)
         rest = torch.tensor([k for k in range(len(self.normal.mean)) if k != rna_size])
         variance = self.normal.covariance[rna_size, rna_size]
@@ -250,9 +250,8 @@ def predict_block(
         if request.cell_type is not None:
             possible = np.flatnonzero(request.cell_type[rows] == posterior.cell_type)
         if len(possible):
-            values = None if request.covariates is None else request.covariates[rows][possible]
             log_evidence[possible, k], centre, covariance = posterior.infer(
-                counts[possible], batch[possible], values, rna_size
+                counts[possible], batch[possible], request.inputs.iloc[rows].iloc[possible], rna_size
             )
             approximations[k] = possible, centre, covariance
     probability = log_evidence.softmax(dim=1)

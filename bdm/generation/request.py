@@ -16,6 +16,7 @@ from bdm._core.validation import unknown_type
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import as_strings, with_written_names
 from bdm.data.filters import rounded_shares
+from bdm.effects.surfaces import Places
 from bdm.generation.covariate_values import (
     NO_COVARIATES,
     CovariateValues,
@@ -26,7 +27,6 @@ from bdm.generation.covariate_values import (
 )
 from bdm.model.match import labels_of, mask_known_types
 from bdm.model.model import BranchedModel
-from bdm.model.surfaces import Places
 from bdm.settings import InputKeys
 
 COLUMNS = ("cell_type", "n_cells", "batch")  # columns of a table of cells
@@ -67,14 +67,6 @@ class Request:
         if self.places is None:
             return None
         return self.places[np.flatnonzero(self.table["sub_population"] == population)]
-
-    def batches(self, population: str, start: int, n_cells: int) -> np.ndarray | None:
-        """Return the batches of ``n_cells`` cells from ``start``; None without batches."""
-        if "batch" not in self.table:
-            return None
-        rows = self.table[self.table["sub_population"] == population]
-        row = np.searchsorted(rows["n_cells"].cumsum(), np.arange(start, start + n_cells), side="right")
-        return np.asarray(rows["batch"].to_numpy()[np.minimum(row, len(rows) - 1)])
 
 
 def request_cells(

@@ -61,7 +61,8 @@ def decode_to_counts(model: BranchedModel, x: Tensor, populations: Sequence[str]
     quantile = (np.arange(len(x)) + 0.5) / len(x)
     batch = n_cells.index[np.searchsorted(n_cells.cumsum() / n_cells.sum(), quantile)].to_numpy()
     population = populations[0] if len(populations) == 1 else None
-    return expected_counts(model, x, batch if model.autoencoder.batches else None, population).astype(np.float64)
+    at = pd.DataFrame({"batch": batch} if model.autoencoder.batches else {}, index=range(len(x)))
+    return expected_counts(model, x, at, population).astype(np.float64)
 
 
 def branch_observation_model(model: BranchedModel, populations: Collection[str]) -> ObservationModel:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
@@ -20,9 +21,9 @@ from bdm.data.cells import Cells, modalities_if_several, sample_by_type, smaller
 from bdm.data.gene_tests import wilcoxon
 from bdm.data.modalities import block_sizes, per_10k
 from bdm.data.prepare import counted_cells
-from bdm.generation.covariate_values import draw_covariates
+from bdm.generation.covariate_values import complete_inputs
 from bdm.generation.generate import Chunk, shared_chunks
-from bdm.generation.request import Request, request_cells
+from bdm.generation.request import request_cells
 from bdm.interpretation.contrasts import Contrast, Differences, Expression, Log2FoldChange, PopulationExpression
 from bdm.model.model import BranchedModel, expected_counts, generated_noise, observation_model
 
@@ -40,9 +41,9 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     sampler = model.sampler()
     request = request_cells(model, dict.fromkeys(model.populations, n_cells))
     chunks: dict[str, list[tuple[int, Expression]]] = {population: [] for population in model.populations}
-    values = draw_covariates(model, request.table, seed)
+    inputs = complete_inputs(model, request.table, seed)
     for chunk in shared_chunks(sampler, request, seed):
-        chunks[chunk.population].append((len(chunk.x), summarise_chunk(model, request, chunk, values)))
+        chunks[chunk.population].append((len(chunk.x), summarise_chunk(model, chunk, inputs[chunk.population])))
     n_trained = model.composition.sum(axis=1).to_dict()
     expression = {population: pool_chunks(summaries) for population, summaries in chunks.items()}
     return PopulationExpression(expression, n_trained, block_sizes(model.autoencoder.genes))
@@ -63,12 +64,10 @@ def model_differences(expression: PopulationExpression, contrast: Contrast) -> D
     return differences.without_p() if contrast.divides_type else differences
 
 
-def summarise_chunk(model: BranchedModel, request: Request, chunk: Chunk, values: dict[str, np.ndarray]) -> Expression:
+def summarise_chunk(model: BranchedModel, chunk: Chunk, inputs: pd.DataFrame) -> Expression:
     """Compute mean and variance of each gene in a chunk of generated cells."""
-    batch = request.batches(chunk.population, chunk.start, len(chunk.x))
-    at = values[chunk.population][chunk.start : chunk.start + len(chunk.x)] if values else None
-    x = model.at_covariates(chunk.x, chunk.population, at)
-    counts = expected_counts(model, x, batch, chunk.population).astype(np.float64)
+    at = inputs.iloc[chunk.start : chunk.start + len(chunk.x)]
+    counts = expected_counts(model, model.at(chunk.x, chunk.population, at), at, chunk.population).astype(np.float64)
     per_count = per_10k(counts, model.autoencoder.modalities)
     expression = counts * per_count
     # Law of total variance, with the variance of counts

@@ -1,1 +1,1 @@
-"""The branched model: fit, files, effects of donors and covariates, and matching cells."""
+"""The branched model: fit, files, and matching cells."""

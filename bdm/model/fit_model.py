@@ -22,14 +22,16 @@ from bdm.autoencoder.latent import LatentCells, encode, latent_cells, library_si
 from bdm.autoencoder.moments import Whitening, fit_whitening, population_moments
 from bdm.autoencoder.protein_levels import ProteinLevels, mean_count, quantiles
 from bdm.data.prepare import preparation
+from bdm.effects.batches import BatchEffects, fit_batches
+from bdm.effects.covariates import CovariateEffects, fit_covariates
+from bdm.effects.donors import DonorEffects, fit_donors
+from bdm.effects.effect import with_residuals
+from bdm.effects.fit_space import fit_space
+from bdm.effects.space import SpatialEffects
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Clade, Hierarchy
-from bdm.model.covariates import CovariateEffects, fit_covariates, with_residuals
-from bdm.model.donors import DonorEffects, fit_donors
-from bdm.model.fit_space import fit_space
 from bdm.model.model import BranchedModel, composition_of, expected_counts, generated_noise
-from bdm.model.space import SpatialEffects
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import PRIORS, AutoencoderSettings, FitSettings, HierarchySettings, TrainSettings
 
@@ -37,6 +39,14 @@ N_CELLS = 2048  # cells to generate for the protein levels of a population
 N_CHECKED_CELLS = 100  # cells to generate for the check of a population
 MIN_SPREAD = 0.1  # smallest variance of generated cells relative to training cells; about 1 in a good model
 MAX_DISTANCE = 3  # largest distance between means of generated and training cells, in radii; about 0.1 in a good model
+
+
+EFFECTS = {
+    "donors": DonorEffects,
+    "covariates": CovariateEffects,
+    "space": SpatialEffects,
+    "batches": BatchEffects,
+}  # by file
 
 
 @dataclass(frozen=True)
@@ -48,26 +58,22 @@ class EncodedCells:
     donors: DonorEffects | None
     covariates: CovariateEffects | None
     space: SpatialEffects | None = None
+    batches: BatchEffects | None = None
 
     def save(self, folder: Path) -> None:
         """Write a folder for :meth:`load`."""
         checksum = save(folder, "autoencoder", self.autoencoder)
         save_latent(folder, self.latent, of=checksum)
-        for kind, effects in (("donors", self.donors), ("covariates", self.covariates), ("space", self.space)):
-            if effects is not None:
+        for kind in EFFECTS:
+            if (effects := getattr(self, kind)) is not None:
                 save(folder, kind, effects, autoencoder=checksum)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read a folder that :meth:`save` wrote."""
         latent = read_latent(folder)
-        return cls(
-            load(folder, "autoencoder", GeneAutoencoder),
-            latent,
-            load_part(folder, "donors", DonorEffects, of="autoencoder"),
-            load_part(folder, "covariates", CovariateEffects, of="autoencoder"),
-            load_part(folder, "space", SpatialEffects, of="autoencoder"),
-        )
+        parts = [load_part(folder, kind, of_kind, of="autoencoder") for kind, of_kind in EFFECTS.items()]
+        return cls(load(folder, "autoencoder", GeneAutoencoder), latent, *parts)
 
 
 def fit(
@@ -100,10 +106,12 @@ def fit_and_encode(
     record = provenance(seed=seed, settings=asdict(settings), **facts, **preparation(prepared))
     autoencoder, losses = fit_autoencoder(prepared, settings, seed=seed, device=device, provenance=record)
     latent = encode(prepared, autoencoder)
+    batches = fit_batches(latent, autoencoder.batches)
+    latent = with_residuals(latent, [batches] if batches is not None else [])
     covariates = fit_covariates(prepared, latent)
-    latent = with_residuals(latent, covariates)
+    latent = with_residuals(latent, [effect for effect in (batches, covariates) if effect is not None])
     donors, space = fit_donors(prepared, latent, autoencoder), fit_space(prepared, latent, autoencoder, seed=seed)
-    return EncodedCells(autoencoder, latent, donors, covariates, space), losses
+    return EncodedCells(autoencoder, latent, donors, covariates, space, batches), losses
 
 
 def fit_hierarchy(latent: ad.AnnData, settings: HierarchySettings, *, seed: int, tree: Tree | None = None) -> Hierarchy:
@@ -154,6 +162,7 @@ def fit_model(
         donor_effects=encoded.donors,
         covariates=encoded.covariates,
         space=encoded.space,
+        batch_effects=encoded.batches,
     )
     return replace(model, levels=measure_protein_levels(model, autoencoder.levels, seed=seed)), fitted.history
 
@@ -166,13 +175,15 @@ def measure_protein_levels(model: BranchedModel, populations: Iterable[str], *, 
     for population in populations:
         x = sampler.sample(population, N_CELLS, torch_generator(seed, "levels", population))
         generator = numpy_generator(seed, "generated levels", population)
+        at = pd.DataFrame(index=range(N_CELLS))
         if model.covariates is not None:
             missing = np.full((N_CELLS, len(model.covariates.names)), np.nan)
-            x = model.at_covariates(x, population, model.covariates.complete(population, missing, generator))
+            at[list(model.covariates.names)] = model.covariates.complete(population, missing, generator)
         share = model.composition.loc[population].to_numpy(dtype=float)
         n_cells = int(share.sum())
         batch = generator.choice(model.composition.columns, N_CELLS, p=share / n_cells)
-        mean = expected_counts(model, x, batch if autoencoder.batches else None, population)[:, proteins]
+        at = at.assign(batch=batch) if autoencoder.batches else at
+        mean = expected_counts(model, model.at(x, population, at), at, population)[:, proteins]
         observation = generated_noise(model, population).of_genes(proteins)
         before = quantiles(observation.sample(mean, generator).toarray(), generator, n_cells=n_cells)
         log_factor = (mean_count(autoencoder.levels[population]) / mean_count(before)).log().float()

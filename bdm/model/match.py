@@ -238,15 +238,14 @@ def batches_of(
     return batch
 
 
-def covariates_of(obs: pd.DataFrame, model: BranchedModel) -> np.ndarray | None:
-    """Return values of the model's covariates, cells x covariates; None without covariates."""
-    if model.covariates is None:
-        return None
-    obs = with_written_names(obs)
-    if missing := [name for name in model.covariates.names if name not in obs]:
+def inputs_of(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> pd.DataFrame:
+    """Return the inputs of the model's effects, as far as it has them: the batch and covariates of each cell."""
+    batch, names = batches_of(adata, model, keys), model.covariate_names
+    inputs = pd.DataFrame({} if batch is None else {"batch": batch}, index=range(adata.n_obs))
+    obs = with_written_names(adata.obs) if names else adata.obs
+    if missing := [name for name in names if name not in obs]:
         raise InputError(f"obs has no column {missing[0]!r}, which is a covariate of the model; add it to the cells.")
-    columns = finite_columns(obs, model.covariates.names)
-    return np.column_stack([columns[name] for name in model.covariates.names])
+    return inputs.assign(**{name: values.to_numpy() for name, values in finite_columns(obs, names).items()})
 
 
 def named_batches(obs: pd.DataFrame, column: str) -> np.ndarray:

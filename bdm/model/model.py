@@ -29,11 +29,13 @@ from bdm.autoencoder.protein_levels import ProteinLevels, map_quantiles
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.data.genes import GeneNames
 from bdm.data.read import read_cells
+from bdm.effects.batches import BatchEffects
+from bdm.effects.covariates import CovariateEffects
+from bdm.effects.donors import DonorEffects, DonorModel
+from bdm.effects.effect import Effect, with_residuals
+from bdm.effects.space import SpatialEffects
 from bdm.hierarchy.build import FEW_CELLS, AttachmentPoint, with_new_type
 from bdm.hierarchy.tree import Hierarchy
-from bdm.model.covariates import CovariateEffects, with_residuals
-from bdm.model.donors import DonorEffects, DonorModel
-from bdm.model.space import SpatialEffects
 from bdm.prior.base import LatentPrior, Sampler
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Extension:
     levels: dict[str, Tensor] = field(default_factory=dict)
     generated_levels: dict[str, ProteinLevels] = field(default_factory=dict)
     noise: dict[str, GrowingNegativeBinomial] = field(default_factory=dict)  # of generated counts, by population
+    batch_effects: BatchEffects | None = None  # on the type, beyond gene offsets; None without effects
 
     @property
     def n_cells(self) -> int:
@@ -89,6 +92,7 @@ class BranchedModel:
     donor_effects: DonorEffects | None = None  # None without donors; extensions have no donor effects
     covariates: CovariateEffects | None = None  # effects of continuous covariates, including extensions; or None
     space: SpatialEffects | None = None  # effects of positions; None without positions, and for types of extensions
+    batch_effects: BatchEffects | None = None  # beyond gene offsets, including extensions; None without effects
     # Protein levels of generated cells by population, before mapping to training cells
     levels: dict[str, ProteinLevels] = field(default_factory=dict)
     extensions: tuple[Extension, ...] = ()  # in order of addition; all other fields include them
@@ -144,17 +148,20 @@ class BranchedModel:
         return LatentLayout(self.autoencoder.network.shape.n_latent, self.autoencoder.size_names)
 
     def encode(self, cells: AnnData) -> AnnData:
-        """Encode prepared cells as in :mod:`bdm.autoencoder.latent`, without effects of covariates."""
-        return with_residuals(encode(cells, self.autoencoder), self.covariates)
+        """Encode prepared cells as in :mod:`bdm.autoencoder.latent`, without effects of batches and covariates."""
+        return with_residuals(encode(cells, self.autoencoder), self.effects)
 
-    def at_covariates(self, x: Tensor, population: str, values: np.ndarray | None) -> Tensor:
-        """Shift whitened cells to values of covariates (cells x covariates).
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """Effects that shift latents, in the order of their fit."""
+        return tuple(effect for effect in (self.batch_effects, self.covariates) if effect is not None)
 
-        Without values, or without covariates in the model, cells stay the same.
-        """
-        if self.covariates is None or values is None:
-            return x
-        return x + self.whitening.linear(self.covariates.shift(population, self.cell_type_of[population], values))
+    def at(self, x: Tensor, population: str, at: pd.DataFrame) -> Tensor:
+        """Shift whitened cells of a population to their inputs, such as batch and covariates (columns of ``at``)."""
+        for effect in self.effects:
+            if set(effect.inputs) <= set(at.columns):
+                x = x + self.whitening.linear(effect.latent(at, population, self.cell_type_of[population]))
+        return x
 
     def with_protein_levels(
         self, counts: sparse.csr_matrix, population: str, generator: np.random.Generator
@@ -235,7 +242,7 @@ class BranchedModel:
 def expected_counts(
     model: BranchedModel,
     x: Tensor,
-    batch: np.ndarray | None,
+    at: pd.DataFrame,
     population: str | None = None,
     *,
     offset: Tensor | None = None,
@@ -247,9 +254,9 @@ def expected_counts(
     model
         Model with the decoder.
     x
-        Whitened cells, cells x dimensions.
-    batch
-        Batch of each cell, (n_cells,); None averages over batches.
+        Whitened cells at their inputs, see :meth:`BranchedModel.at`; cells x dimensions.
+    at
+        Inputs of each cell. Without a column ``batch``, expression is averaged over batches.
     population
         Population whose decoder is used; None for the shared decoder.
     offset
@@ -260,7 +267,7 @@ def expected_counts(
     Mean counts, cells x genes.
     """
     y, layout = model.whitening.inverse(x), model.layout
-    decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(batch)
+    decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(at.get("batch"))
     log_size = y[:, layout.library_sizes].clamp(*model.library_range(population))
     log_mean = decoder.decode(y[:, layout.latent], codes, log_size=log_size, offset=offset)
     if population in model.levels:
@@ -305,13 +312,16 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
         autoencoder, levels=autoencoder.levels | extension.levels, noise=autoencoder.noise | extension.noise
     )
     hierarchy = with_new_type(model.hierarchy, extension.tree, extension.attachment, row=row, support=extension.support)
-    covariates = model.covariates
+    covariates, batch_effects = model.covariates, model.batch_effects or extension.batch_effects
     if covariates is not None and extension.covariates is not None:
         covariates = covariates.joined(extension.covariates)
+    if model.batch_effects is not None and extension.batch_effects is not None:
+        batch_effects = model.batch_effects.joined(extension.batch_effects)
     return replace(
         model,
         autoencoder=autoencoder,
         covariates=covariates,
+        batch_effects=batch_effects,
         moments=model.moments.joined(extension.moments),
         prior=model.prior.extended(hierarchy, extension.tree, extension.moments, extension.prior_state),
         composition=with_more_cells(model.composition, extension.composition),

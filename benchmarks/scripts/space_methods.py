@@ -15,11 +15,11 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from bdm._core.seeds import derive, numpy_generator
 from bdm.data.space import POSITIONS, SECTION, sections_of
+from bdm.effects.surfaces import Places
 from bdm.generation.generate import generate_cells
 from bdm.generation.locations import locations_like, request_at
 from bdm.model.fit_model import fit
 from bdm.model.model import BranchedModel
-from bdm.model.surfaces import Places
 from bdm.settings import FitSettings, GenerationSettings
 
 N_FUNCTIONS = 200  # of the approximate kernel

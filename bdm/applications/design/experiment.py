@@ -28,13 +28,13 @@ from bdm.applications.design.samples import (
     sample_table,
 )
 from bdm.data.modalities import Modality
-from bdm.generation.covariate_values import draw_covariates
+from bdm.effects.donors import NewDonors
+from bdm.effects.space import RealisedSpace
+from bdm.effects.surfaces import Places
+from bdm.generation.covariate_values import complete_inputs
 from bdm.generation.generate import MAX_CHUNK
 from bdm.generation.request import Request
-from bdm.model.donors import NewDonors
 from bdm.model.model import BranchedModel, expected_counts
-from bdm.model.space import RealisedSpace
-from bdm.model.surfaces import Places
 
 NO_PARTNER = -1
 N_DONOR_CELLS = 128  # reference cells that donors are compared on, per population
@@ -47,7 +47,7 @@ class ReferenceCells:
     """Cells of each population, sampled once, for expected counts and as partners in doublets."""
 
     whitened: Callable[[str], Tensor]  # whitened cells of a population, cells x dimensions
-    values: Callable[[str, Covariates], np.ndarray | None]  # covariates of these cells, cells x covariates
+    inputs: Callable[[str, Covariates], pd.DataFrame]  # covariates of these cells, if the model has them
     # mean expected counts of a population, given batch, covariates and number of cells
     mean_counts: Callable[[str, str | None, Covariates, int], np.ndarray]
 
@@ -61,21 +61,21 @@ class ReferenceCells:
             return sampler.sample(population, MAX_CHUNK, torch_generator(seed, "reference", population))
 
         @cache
-        def values(population: str, covariates: Covariates) -> np.ndarray | None:
+        def inputs(population: str, covariates: Covariates) -> pd.DataFrame:
             table = pd.DataFrame({"sub_population": [population] * MAX_CHUNK, "n_cells": 1})
             if covariates is not None:
                 quantile = (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK
                 table[list(model.covariate_names)] = covariates.values(population, quantile)
-            return draw_covariates(model, table, derive(seed, "reference")).get(population)
+            return complete_inputs(model, table, derive(seed, "reference"))[population]
 
         @cache
         def mean_counts(population: str, batch: str | None, covariates: Covariates, n_cells: int) -> np.ndarray:
-            x = model.at_covariates(whitened(population), population, values(population, covariates))[:n_cells]
-            batches = None if batch is None else np.full(len(x), batch)
-            expected = expected_counts(model, x, batches, population)
+            at = inputs(population, covariates).assign(**({} if batch is None else {"batch": batch}))
+            x = model.at(whitened(population), population, at)[:n_cells]
+            expected = expected_counts(model, x, at[:n_cells], population)
             return np.asarray(expected.mean(axis=0, dtype=np.float64))
 
-        return cls(whitened, values, mean_counts)
+        return cls(whitened, inputs, mean_counts)
 
     def expression(self, population: str, batch: str | None, covariates: Covariates = None) -> np.ndarray:
         """Return the mean expected counts of a population."""
@@ -115,22 +115,28 @@ class DesignedExperiment:
         if self.donors is None:
             return mean
         samples = np.full(N_DONOR_CELLS, sample)
-        x = self.reference_cells(population, np.arange(N_DONOR_CELLS), samples)
-        expected = self.expected(x, population, samples)
+        x, at = self.reference_cells(population, np.arange(N_DONOR_CELLS), samples)
+        expected = self.expected(x, population, at, samples)
         without_donor = self.reference.mean_counts(population, batch, covariates, N_DONOR_CELLS)
         return np.asarray(mean * expected.mean(axis=0, dtype=np.float64) / without_donor)
 
     def reference_cells(
         self, population: str, rows: np.ndarray, sample: np.ndarray, places: Places | None = None
-    ) -> Tensor:
-        """Return reference cells by row, with the donors, places and covariates of samples (rows)."""
+    ) -> tuple[Tensor, pd.DataFrame]:
+        """Return reference cells by row, with the donors, places and inputs of samples (rows), and these inputs."""
         x = self.move_to_donors(self.reference.whitened(population)[to_tensor(rows)], population, sample)
         x = self.move_to_places(x, population, sample, places)
-        if self.model.covariates is None:
-            return x
-        values = [self.reference.values(population, self.covariates_in(number)) for number in sample]
-        own = [part[row] for part, row in zip(values, rows, strict=True) if part is not None]
-        return self.model.at_covariates(x, population, np.stack(own))
+        parts = []
+        for number in np.unique(sample):
+            cells = np.flatnonzero(sample == number)
+            inputs = self.reference.inputs(population, self.covariates_in(number))
+            parts.append(inputs.iloc[rows[cells]].set_axis(cells))
+        at = self.with_batches(pd.concat(parts).sort_index(), sample)
+        return self.model.at(x, population, at), at
+
+    def with_batches(self, at: pd.DataFrame, sample: np.ndarray) -> pd.DataFrame:
+        """Add the batches of samples (rows) to the inputs of cells, if the model has batches."""
+        return at.assign(batch=self.samples["batch"].to_numpy()[sample]) if self.model.autoencoder.batches else at
 
     def covariates_in(self, sample: int) -> Covariates:
         """Return the designed covariates of a sample (row)."""
@@ -147,20 +153,16 @@ class DesignedExperiment:
         parts = {n: self.spaces[n].move(x, population, self.model.moments, places) for n in np.unique(sample)}
         return torch.stack([parts[number][row] for row, number in enumerate(sample)])
 
-    def expected(self, x: Tensor, population: str, sample: np.ndarray, places: Places | None = None) -> np.ndarray:
-        """Compute expected counts with effects of donors, batches and places, cells x genes."""
+    def expected(
+        self, x: Tensor, population: str, at: pd.DataFrame, sample: np.ndarray, places: Places | None = None
+    ) -> np.ndarray:
+        """Compute expected counts at inputs with effects of donors and places, cells x genes."""
         offset = None if self.donors is None else self.offsets(population)[to_tensor(self.donor[sample])]
         if places is not None:
             assert self.model.space is not None
             at_places = self.model.space.gene_offset(places, population)
             offset = at_places if offset is None else offset + at_places
-        return expected_counts(
-            self.model,
-            x,
-            self.samples["batch"].to_numpy()[sample] if self.model.autoencoder.batches else None,
-            population,
-            offset=offset,
-        )
+        return expected_counts(self.model, x, at, population, offset=offset)
 
     @cached_property
     def spaces(self) -> list[RealisedSpace]:

@@ -12,12 +12,12 @@ from bdm._core.errors import InputError, abbreviated, error_prefix
 from bdm._core.seeds import numpy_generator
 from bdm.applications.design.design import LEARNED, NONE, Composition, Design
 from bdm.autoencoder.observation import ObservationModel
+from bdm.effects.donors import DonorModel, NewDonors
+from bdm.effects.surfaces import Places
 from bdm.generation.covariate_values import CovariateValues, limit_range, require_covariates, spread_evenly
 from bdm.generation.locations import require_space
 from bdm.generation.request import Request, divide_type
-from bdm.model.donors import DonorModel, NewDonors
 from bdm.model.model import BranchedModel
-from bdm.model.surfaces import Places
 
 N_SHOWN = 12  # names listed in a message
 PERMIT = "samples.extrapolate: true"  # remedy in messages about covariates outside the range

@@ -19,7 +19,8 @@ from bdm.applications.design.experiment import DesignedCells, DesignedExperiment
 from bdm.applications.design.truth import collect_truth
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import without_unused_categories
-from bdm.generation.covariate_values import draw_covariates
+from bdm.effects.surfaces import Places
+from bdm.generation.covariate_values import complete_inputs
 from bdm.generation.generate import (
     Chunk,
     GeneratedBlock,
@@ -36,7 +37,6 @@ from bdm.generation.generate import (
     type_columns,
 )
 from bdm.model.model import BranchedModel, generated_noise, record_of_cells
-from bdm.model.surfaces import Places
 
 RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")  # of designs
 
@@ -105,8 +105,8 @@ def make_obs(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFra
     if model.autoencoder.batches:
         keys = names_in_file(model.preparation["batch_key"])
         columns |= {key: columns["batch"] for key in keys if key not in (*RESERVED, *label_columns)}
-    values = draw_covariates(model, experiment.request.table, experiment.design.seed)
-    columns |= {name: column for name, column in covariate_columns(model, values).items() if name not in RESERVED}
+    inputs = complete_inputs(model, experiment.request.table, experiment.design.seed)
+    columns |= {name: column for name, column in covariate_columns(model, inputs).items() if name not in RESERVED}
     sections = section_columns(model, experiment.request)
     columns |= {name: column for name, column in sections.items() if name not in RESERVED}
     columns["depth_factor"] = samples["depth_factor"].to_numpy()[cells.sample]
@@ -156,7 +156,7 @@ class Simulation:
     def __init__(self, experiment: DesignedExperiment, cells: DesignedCells) -> None:
         self.experiment, self.cells = experiment, cells
         self.model, self.seed = experiment.model, experiment.design.seed
-        self.values = draw_covariates(self.model, experiment.request.table, self.seed)
+        self.inputs = complete_inputs(self.model, experiment.request.table, self.seed)
         self.depth = experiment.samples["depth_factor"].to_numpy()
         self.condition = experiment.samples["condition"].to_numpy()
         ambient = experiment.design.ambient
@@ -182,8 +182,9 @@ class Simulation:
         sample, places = group.padded(len(portion.padded))
         x = self.experiment.move_to_donors(portion.padded, population, sample)
         x = self.experiment.move_to_places(x, population, sample, places)
-        x = self.model.at_covariates(x, population, portion.select(self.values.get(population)))
-        droplets = self.singlets(x, group)
+        at = self.experiment.with_batches(portion.select(self.inputs[population]), sample)
+        x = self.model.at(x, population, at)
+        droplets = self.singlets(x, at, group)
         self.add_partners(droplets, rows, group)
         if self.ambient is not None:
             generator = numpy_generator(self.seed, "ambient", population, *group.key)
@@ -193,10 +194,10 @@ class Simulation:
                 add_ambient(part, self.experiment.design.ambient.share, profile, generator)
         return droplets, portion.without_padding(latents(self.model, x))
 
-    def singlets(self, x: Tensor, group: CellGroup) -> Droplets:
+    def singlets(self, x: Tensor, at: pd.DataFrame, group: CellGroup) -> Droplets:
         """Sample single cells with the changes and the depth of their samples."""
         population, n_cells = group.population, len(group.sample)
-        mean = self.experiment.expected(x, population, *group.padded(len(x)))[:n_cells]
+        mean = self.experiment.expected(x, population, at, *group.padded(len(x)))[:n_cells]
         observation = self.observation(population)
         generator = numpy_generator(self.seed, "counts", population, *group.key)  # the same counts as generated cells
         sampled = self.model.with_protein_levels(observation.sample(mean, generator), population, generator)
@@ -232,8 +233,8 @@ class Simulation:
             response = mark_responding_cells(changes, population, self.condition[sample], uniform, rows[doublets])
             places = None if group.places is None else group.places[doublets]
             partners = CellGroup(population, sample, response, key, places)
-            x = self.experiment.reference_cells(population, self.cells.partner[rows[doublets]], sample, places)
-            added = self.singlets(x, partners)
+            x, at = self.experiment.reference_cells(population, self.cells.partner[rows[doublets]], sample, places)
+            added = self.singlets(x, at, partners)
             droplets.counts[doublets] += added.counts
             droplets.mean[doublets] += added.mean
 

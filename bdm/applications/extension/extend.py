@@ -32,9 +32,11 @@ from bdm.autoencoder.moments import population_moments
 from bdm.autoencoder.protein_levels import training_levels
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.data.genes import display_names
+from bdm.effects.batches import fit_batches
+from bdm.effects.covariates import CovariateEffects, fit_effects
+from bdm.effects.effect import with_residuals
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
-from bdm.model.covariates import CovariateEffects, fit_effects, with_residuals
 from bdm.model.fit_model import check_collapse, measure_protein_levels
 from bdm.model.model import BranchedModel, Extension, composition_of, extended, type_specific_genes
 from bdm.prior.base import PriorData
@@ -128,8 +130,10 @@ def add_type(
     )
     larger_autoencoder = autoencoder.with_type(cell_type, adapters, sub_populations)
     encoded = encode(cells, larger_autoencoder)
+    batch_effects = fit_batches(encoded, larger_autoencoder.batches)
+    encoded = with_residuals(encoded, [] if batch_effects is None else [batch_effects])
     covariates = fit_type_covariates(model, encoded)
-    residuals = with_residuals(encoded, covariates)
+    residuals = with_residuals(encoded, [effect for effect in (batch_effects, covariates) if effect is not None])
     residuals.obs["sub_population"] = residuals.obs["sub_population"].cat.remove_unused_categories()
     latent = latent_cells(residuals)
     moments = population_moments(latent, model.whitening)
@@ -149,6 +153,7 @@ def add_type(
         library_sizes=library_size_range(residuals),
         composition=composition_of(fitted_cells.obs),
         covariates=covariates,
+        batch_effects=batch_effects,
         batches=batches or {},
         provenance=provenance,
         levels=training_levels(fitted_cells, autoencoder.proteins, seed=seed),

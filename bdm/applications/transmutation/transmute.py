@@ -23,9 +23,8 @@ from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues, form
 from bdm.generation.generate import GeneratedBlock, GeneratedCells, batch_columns, latents, sample_counts, type_columns
 from bdm.model.match import (
     batch_column,
-    batches_of,
-    covariates_of,
     first_names,
+    inputs_of,
     label_column,
     labels_of,
     mask_known_types,
@@ -50,11 +49,10 @@ class Sources:
     at: CovariateValues  # requested covariates
     adata: ad.AnnData  # counts of the model's genes (CSR), with the input's ``obs``
     cell_type: np.ndarray  # named as in the model
-    batch: np.ndarray | None  # None if the model has no batches
     label_column: str | None  # column of ``obs``, if any
     batch_column: str | None
-    covariates: np.ndarray | None = None  # cells x covariates; None if the model has none
-    new_covariates: np.ndarray | None = None  # after transmutation
+    inputs: pd.DataFrame  # batch and covariates, if the model has them
+    new_inputs: pd.DataFrame  # after transmutation
     positions: dict[str, np.ndarray] = field(default_factory=dict)  # by key of ``obsm``; empty without positions
     section_column: str | None = None  # column of ``obs``, if any
 
@@ -110,16 +108,15 @@ def transmuted_blocks(
         block, cell_type = int(rows[0]) // BLOCK, str(sources.cell_type[rows[0]])
         generator = torch_generator(seed, "transmute", block, cell_type)
         y, population = sample_posteriors(model, sources, rows, generator)
-        covariates = None if sources.new_covariates is None else sources.new_covariates[rows]
-        batch = None if sources.batch is None else sources.batch[rows]
+        at = sources.new_inputs.iloc[rows]
         for_populations = torch_generator(seed, "populations", block, cell_type)
-        new = new_populations(model, population, sources.to, for_populations, covariates)
+        new = new_populations(model, population, sources.to, for_populations, at)
         x, groups = model.whitening(y), []
         for old_name, new_name in sorted(set(zip(population, new, strict=True))):
             cells = np.flatnonzero((population == old_name) & (new == new_name))
             transmuted = transmute(x[cells], old_name, new_name, generator)
-            x[cells] = model.at_covariates(transmuted, new_name, None if covariates is None else covariates[cells])
-            expected = expected_counts(model, x[cells], None if batch is None else batch[cells], new_name)
+            x[cells] = model.at(transmuted, new_name, at.iloc[cells])
+            expected = expected_counts(model, x[cells], at.iloc[cells], new_name)
             for_counts = numpy_generator(seed, "transmuted counts", block, old_name, new_name)
             groups.append((cells, sample_counts(model, expected, new_name, for_counts)))
         order = np.argsort(np.concatenate([cells for cells, _ in groups]))
@@ -143,13 +140,12 @@ def new_populations(
     population: np.ndarray,
     to: str,
     generator: torch.Generator,
-    covariates: np.ndarray | None = None,
+    at: pd.DataFrame,
 ) -> np.ndarray:
     """Draw the new populations of cells of one type.
 
     The probabilities are an optimal transport coupling of the populations of both types. Its cost is the squared
-    distance between means in whitened space. ``covariates`` are the cells' new covariates (cells x covariates), if
-    proportions depend on them.
+    distance between means in whitened space. ``at`` are the cells' new inputs, on which proportions may depend.
     """
     if to not in model.cell_types:
         return np.full(len(population), to)
@@ -160,8 +156,8 @@ def new_populations(
     cost = (torch.cdist(old_means, new_means) ** 2).numpy()
     coupling = optimal_coupling(old.to_numpy(dtype=float), new.to_numpy(dtype=float), cost)
     probability = coupling[old.index.get_indexer(population)]
-    if model.covariates is not None and covariates is not None:
-        shares = model.covariates.shares(to, new.to_dict(), covariates)
+    if model.covariates is not None:
+        shares = model.covariates.shares(to, new.to_dict(), at[list(model.covariate_names)].to_numpy())
         probability = probability * (shares / (new / new.sum()).to_numpy() + 1e-9)
     chosen = torch.multinomial(torch.from_numpy(probability), 1, generator=generator).squeeze(1)
     return np.asarray(new.index.to_numpy(dtype=str)[chosen.numpy()])
@@ -173,10 +169,7 @@ def sample_posteriors(
     """Sample y = (latent, log library size) of cells; returns y and populations."""
     cells = ad.AnnData(sources.adata.X[rows])
     cells.obs["cell_type"] = pd.Categorical(sources.cell_type[rows])
-    if sources.batch is not None:
-        cells.obs["batch"] = pd.Categorical(sources.batch[rows])
-    if model.covariates is not None and sources.covariates is not None:
-        cells.obs[list(model.covariates.names)] = sources.covariates[rows]
+    cells.obs = cells.obs.join(sources.inputs.iloc[rows].set_index(cells.obs_names))
     posterior = model.encode(cells)
     latent = latent_cells(posterior, with_test=True)
     population = posterior.obs["sub_population"].astype(str).to_numpy()
@@ -189,10 +182,9 @@ def make_obs(model: BranchedModel, sources: Sources) -> pd.DataFrame:
     columns: dict[str, Any] = {
         **type_columns(model, [model.cell_type_of.get(to, to)] * len(sources.cell_type), sources.label_column),
         "original_type": pd.Categorical(sources.cell_type),
-        **batch_columns(model, sources.batch, *filter(None, [sources.batch_column])),
+        **batch_columns(model, sources.inputs.get("batch"), *filter(None, [sources.batch_column])),
     }
-    if sources.new_covariates is not None:
-        columns |= dict(zip(model.covariate_names, sources.new_covariates.T, strict=True))
+    columns |= {name: sources.new_inputs[name].to_numpy() for name in model.covariate_names}
     if sources.section_column is not None:
         columns[sources.section_column] = pd.Categorical(sources.adata.obs[sources.section_column].astype(str))
     ancestors = {name: model.hierarchy.common_ancestor(name, to) for name in pd.unique(sources.cell_type)}
@@ -248,10 +240,11 @@ def select_sources(
         raise InputError("No cell has counts of the model's genes.")
     cells = cells[has_counts].copy()
     columns = label_column(adata.obs, model, keys), batch_column(adata.obs, model, keys)
-    values = covariates_of(cells.obs, model)
-    new_values = None if values is None else set_covariates(model, values, to, at, extrapolate=extrapolate)
-    batch, cell_type = batches_of(cells, model, keys), labels[has_counts].to_numpy()
-    sources = Sources(to, cell_types, at, cells, cell_type, batch, *columns, values, new_values)
+    inputs = inputs_of(cells, model, keys)
+    new_inputs = (
+        set_covariates(model, inputs, to, at, extrapolate=extrapolate) if at or model.covariates is not None else inputs
+    )
+    sources = Sources(to, cell_types, at, cells, labels[has_counts].to_numpy(), *columns, inputs, new_inputs)
     if model.space is None or (key := position_key(adata, model.preparation["spatial_key"])) not in adata.obsm:
         return sources
     positions = {key: np.asarray(adata.obsm[key])[is_selected][has_counts]}

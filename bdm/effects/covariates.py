@@ -9,6 +9,7 @@ from itertools import combinations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
@@ -16,12 +17,12 @@ from torch import Tensor
 from bdm._core.errors import counted
 from bdm._core.seeds import to_tensor
 from bdm._core.store import concat, updated
-from bdm.autoencoder.latent import RESIDUAL, RESIDUAL_SCALE, LatentCells, latent_cells
+from bdm.autoencoder.latent import LatentCells, latent_cells
 from bdm.autoencoder.moments import MIN_INFORMATION, fit_whitening, matrix_power
 from bdm.data.prepare import recorded_covariates
+from bdm.effects.effect import MIN_UNEXPLAINED, Effect
 
 PROBABILITIES = np.linspace(0, 1, 51)  # of tabulated quantiles
-MIN_UNEXPLAINED = 0.05  # fraction of the prior variance of y that covariates always leave
 MIN_EIGENVALUE = 1e-3  # of correlations, so that no covariate determines another
 MIN_CELLS = 20  # cell types with fewer cells stay constant
 N_KNOTS = 6  # of a spline
@@ -59,7 +60,7 @@ class PopulationValues:
 
 
 @dataclass(frozen=True, eq=False)
-class CovariateEffects:
+class CovariateEffects(Effect):
     """Effects of continuous covariates on cells.
 
     At covariates t, the mean of y = (latent, log library size) in a population is ``m + f(t) - c``: m is the
@@ -89,11 +90,21 @@ class CovariateEffects:
         """Return whether a population depends on covariates."""
         return population in self.values.populations
 
-    def shift(self, population: str, cell_type: str, covariates: np.ndarray) -> Tensor:
-        """Return the shift ``f(t) - c`` of y, for ``covariates`` t (cells x covariates)."""
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that the effect reads."""
+        return self.names
+
+    def moments(self, population: str) -> tuple[Tensor, Tensor]:
+        """Return the population's mean of y, and the fraction of the prior variance of y that the curve leaves."""
+        row = self.values.populations.index(population)
+        return self.values.mean[row], self.values.unexplained[row]
+
+    def latent(self, at: pd.DataFrame, population: str, cell_type: str) -> Tensor:
+        """Return the shift ``f(t) - c`` of y, for covariates t of cells."""
         if not self.has(population):
-            return torch.zeros(len(covariates), self.values.centre.shape[1])
-        row = self.curves.cell_types.index(cell_type)
+            return torch.zeros(len(at), self.values.centre.shape[1])
+        row, covariates = self.curves.cell_types.index(cell_type), at[list(self.names)].to_numpy(dtype=float)
         total = total_shift(covariates, self.curves.positions[row], self.curves.shift[row])
         return (total - self.values.centre[self.values.populations.index(population)]).float()
 
@@ -410,33 +421,3 @@ def tabulated(curve: Curve, positions: np.ndarray) -> tuple[np.ndarray, np.ndarr
         tables.append(table - table.mean(axis=0))
         constant = constant + table.mean(axis=0)
     return np.stack(tables), constant
-
-
-# ---- latents
-
-
-def with_residuals(latent: ad.AnnData, effects: CovariateEffects | None) -> ad.AnnData:
-    """Add posteriors without the effects of covariates, as layers for :func:`latent_cells`.
-
-    With the prior N(m, 1), a posterior has variance v and mean ``m + (1 - v) (u - m)``, where u is the estimate from
-    counts alone. Covariates change the prior to N(m + f, r): f is the shift, r the unexplained variance. The posterior
-    then has variance ``q v`` with ``q = 1 / (1 + v (1 / r - 1))``. Without f, its mean is
-    ``m + q (1 - v) (u - m - f)``. Cells with missing covariates stay the same.
-    """
-    if effects is None:
-        return latent
-    values, covariates = effects.values, latent.obs[list(effects.names)].to_numpy(dtype=float)
-    mean, scale = np.array(latent.X, dtype=np.float32), np.array(latent.layers["scale"], dtype=np.float32)
-    known = np.flatnonzero(~np.isnan(covariates).any(axis=1))
-    groups = latent.obs.iloc[known].groupby(["cell_type", "sub_population"], observed=True).indices
-    for (cell_type, population), members in groups.items():
-        if not effects.has(population):
-            continue
-        rows, row = known[members], values.populations.index(population)
-        centre, unexplained = values.mean[row].numpy(), values.unexplained[row].numpy()
-        q = 1 / (1 + scale[rows] ** 2 * (1 / unexplained - 1))
-        shift = effects.shift(population, cell_type, covariates[rows]).numpy()
-        mean[rows] = centre + q * (mean[rows] - centre - (1 - scale[rows] ** 2) * shift)
-        scale[rows] *= np.sqrt(q)
-    latent.layers.update({RESIDUAL: mean, RESIDUAL_SCALE: scale})
-    return latent

@@ -20,8 +20,8 @@ from bdm.autoencoder.moments import PopulationMoments, Whitening
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.modalities import Modality
 from bdm.data.prepare import has_donors
-from bdm.model.donor_composition import DonorComposition, fit_composition
-from bdm.model.donor_variance import (
+from bdm.effects.donor_composition import DonorComposition, fit_composition
+from bdm.effects.donor_variance import (
     FEW_DONORS,
     DonorVariance,
     Groups,

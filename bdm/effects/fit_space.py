@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import anndata as ad
@@ -25,13 +24,14 @@ from bdm.autoencoder.moments import (
     without_prior,
 )
 from bdm.data.space import POSITIONS, has_positions, sections_of
-from bdm.model.space import COUPLING_LENGTH, LOCAL_LENGTH, GeneSurfaces, SpatialEffects, Tissue, choose
-from bdm.model.surfaces import (
+from bdm.effects.space import COUPLING_LENGTH, LOCAL_LENGTH, GeneSurfaces, SpatialEffects, Tissue, choose
+from bdm.effects.surfaces import (
     MIN_GAIN,
     Basis,
     BlockDesign,
     LocalFields,
     Places,
+    centred,
     covariance_beyond,
     fit_scaled_surfaces,
     fit_surfaces,
@@ -177,14 +177,6 @@ def fit_space(
         coupling=fit_coupling(design.functions @ log_odds + cells.log_share, cells, seed),
         tissue=Tissue.from_places(places),
     )
-
-
-def centred(values: np.ndarray, members: Sequence[np.ndarray], weight: np.ndarray) -> np.ndarray:
-    """Subtract the weighted mean of each population from values (cells x outputs)."""
-    centred_values = values.copy()
-    for rows in filter(len, members):
-        centred_values[rows] -= np.average(values[rows], axis=0, weights=weight[rows])
-    return centred_values
 
 
 def autocorrelation_factors(

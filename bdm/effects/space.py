@@ -14,7 +14,7 @@ from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.seeds import numpy_generator, to_tensor
 from bdm.autoencoder.moments import PopulationMoments
 from bdm.autoencoder.observation import ObservationModel
-from bdm.model.surfaces import Basis, LocalFields, Places
+from bdm.effects.surfaces import Basis, LocalFields, Places
 
 RELATIVE_LIMITS = (-0.9, 5.0)  # of the change of a mean, relative to the mean
 N_CANDIDATES, MIN_CANDIDATES = 10, 2000  # positions to choose from, per cell and in all

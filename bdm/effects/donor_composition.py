@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import digamma, gammaln
 
-from bdm.model.donor_variance import certainty
+from bdm.effects.donor_variance import certainty
 
 MAX_SUM = 1e4  # sum of Dirichlet parameters above which donors hardly differ
 N_QUANTILES = 21
@@ -90,7 +90,7 @@ def cell_number_quantiles(n_cells: np.ndarray) -> tuple[float, ...]:
 def dirichlet_parameters(numbers: pd.DataFrame) -> dict[str, float]:
     """Fit a Dirichlet-multinomial to counts (donors x groups) by maximum likelihood.
 
-    With few donors, the variance is shrunk, see :func:`bdm.model.donor_variance.certainty`.
+    With few donors, the variance is shrunk, see :func:`bdm.effects.donor_variance.certainty`.
     """
     counts = numbers.to_numpy(dtype=float)
     counts = counts[counts.sum(axis=1) > 0]

@@ -186,6 +186,14 @@ class BlockDesign:
         return np.asarray(squares.sum(axis=0) ** 2 / (squares**2).sum(axis=0).clip(min=1e-24))
 
 
+def centred(values: np.ndarray, members: Sequence[np.ndarray], weight: np.ndarray) -> np.ndarray:
+    """Subtract the weighted mean of each population from values (cells x outputs)."""
+    centred_values = values.copy()
+    for rows in filter(len, members):
+        centred_values[rows] -= np.average(values[rows], axis=0, weights=weight[rows])
+    return centred_values
+
+
 def remaining_variance(total: np.ndarray, surface: np.ndarray) -> np.ndarray:
     """Return the variance that a surface leaves to noise, outputs."""
     return np.asarray(np.maximum(total - surface, MIN_NOISE * total))

@@ -1,0 +1,1 @@
+"""Effects on populations: batches, covariates, positions and donors; how they are fitted, asked for and applied."""
