@@ -210,6 +210,7 @@ class BranchedDiffusion:
             rows |= {
                 "genes": features_in_words(self.model.autoencoder.genes).removesuffix(" genes"),
                 "batches": listed(self.model.autoencoder.batches),
+                **{f"effects of {name}": text for name, text in self.model.learned.items()},
                 "tree": counted(sum(map(bool, self.hierarchy.children.values())), "node"),
                 "extended by": listed([extension.cell_type for extension in self.model.extensions]),
                 "columns": ", ".join(f"{name}={key!r}" for name, key in keys.items() if key),

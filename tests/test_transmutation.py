@@ -200,7 +200,7 @@ def test_cells_are_spread_over_the_populations_of_the_new_type(small_model, exam
     """Cells of one population go to all populations of the new type, in the shares of these."""
     model, n_cells = small_model.model, 4000
     share = model.composition.loc[DENDRITIC, "n_cells"].to_numpy()
-    new = new_populations(model, np.full(n_cells, "CD34+"), "Dendritic", torch.Generator().manual_seed(0))
+    new = new_populations(model, np.full(n_cells, "CD34+"), "Dendritic", torch.Generator().manual_seed(0), pd.DataFrame())
     found = pd.Series(new).value_counts()[DENDRITIC].to_numpy()
     np.testing.assert_allclose(found / n_cells, share / share.sum(), atol=0.03)
     cells = small_model.transmute(example_cells, "Dendritic", from_="CD56+ NK")
@@ -220,7 +220,7 @@ def test_populations_of_two_types_are_coupled_by_optimal_transport(small_model):
     expected = optimal_coupling(old, new, cost)
     assert (expected.max(axis=1) > 0.99).any()  # one population goes to one other, unlike with independent draws
     population = np.repeat(B, 3000)
-    chosen = new_populations(model, population, "Dendritic", torch.Generator().manual_seed(0))
+    chosen = new_populations(model, population, "Dendritic", torch.Generator().manual_seed(0), pd.DataFrame())
     found = pd.crosstab(population, chosen, normalize="index").reindex(index=B, columns=DENDRITIC, fill_value=0)
     np.testing.assert_allclose(found, expected, atol=0.03)
 

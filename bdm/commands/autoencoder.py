@@ -9,10 +9,6 @@ from bdm.settings import AutoencoderSettings, Seed
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bdm.effects.covariates import CovariateEffects
-    from bdm.effects.donors import DonorEffects
-    from bdm.effects.space import SpatialEffects
-
 
 def autoencoder(
     prepared: Prepared,
@@ -40,7 +36,7 @@ def autoencoder(
         "types": f"{len(fitted.cell_types)} with {n_populations}",
         "decoders": f"{len(fitted.adapters)} of {n_populations} with type-specific decoders",
         "training": best_step(losses),
-        **summaries_of_effects(encoded.donors, encoded.covariates, encoded.space),
+        **encoded.learned,
     }
     return Summary(facts, then=("bdm", "hierarchy", out, "hierarchy.json"))
 
@@ -53,11 +49,3 @@ def best_step(losses: "pd.DataFrame") -> str:
         return f"all {last} steps"
     best = losses.loc[losses["validation"].idxmin()]
     return f"step {int(best['step'])} of {last} was best, with a loss of {best['validation']:.1f} in validation cells"
-
-
-def summaries_of_effects(
-    donors: "DonorEffects | None", covariates: "CovariateEffects | None", space: "SpatialEffects | None"
-) -> dict[str, str]:
-    """Describe the effects of donors, covariates and positions, if any."""
-    effects = {"donors": donors, "covariates": covariates, "positions": space}
-    return {name: fitted.summary for name, fitted in effects.items() if fitted is not None}

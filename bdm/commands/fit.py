@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm._core.errors import counted, error_prefix
-from bdm.commands.autoencoder import summaries_of_effects
 from bdm.commands.base import Device, OutModel, Summary
 from bdm.commands.train import generating, write_model
 from bdm.settings import Labels, Seed, Settings, Tree
@@ -42,6 +41,6 @@ def fit(
     facts = {
         "cells": f"{prepared.n_obs:,} x {features_in_words(prepared.var)}, of {counted(len(model.cell_types), 'type')}",
         "prior": model.prior.description,
-        **summaries_of_effects(model.donor_effects, model.covariates, model.space),
+        **model.learned,
     }
     return Summary(facts, then=generating(out))

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm._core.errors import counted
 from bdm._core.seeds import to_tensor
 from bdm._core.store import concat
 from bdm.autoencoder.inputs import codes_of
@@ -49,13 +48,10 @@ class BatchEffects(Effect):
     @property
     def summary(self) -> str:
         """Short summary for reports."""
-        own = int((self.shift - self.shift[:1]).any(dim=2).any(dim=1).sum())
         sizes = self.shift[..., -1].exp()
         fold = float((sizes.amax(dim=1) / sizes.amin(dim=1)).max())
-        return (
-            f"{len(self.batches)} batches; library sizes differ up to {fold:.2g}-fold; own effects"
-            f" in {own} of {counted(len(self.cell_types), 'type')}"
-        )
+        alike = "all types alike" if torch.equal(self.shift, self.shift[:1].expand_as(self.shift)) else "by type"
+        return f"{len(self.batches)}; latents {alike}, library sizes up to {fold:.2g}-fold"
 
     def has(self, population: str) -> bool:
         """Return whether a population depends on the batch."""

@@ -31,7 +31,13 @@ from bdm.effects.space import SpatialEffects
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Clade, Hierarchy
-from bdm.model.model import BranchedModel, composition_of, expected_counts, generated_noise
+from bdm.model.model import (
+    BranchedModel,
+    composition_of,
+    expected_counts,
+    generated_noise,
+    summaries_of_effects,
+)
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import PRIORS, AutoencoderSettings, FitSettings, HierarchySettings, TrainSettings
 
@@ -59,6 +65,11 @@ class EncodedCells:
     covariates: CovariateEffects | None
     space: SpatialEffects | None = None
     batches: BatchEffects | None = None
+
+    @property
+    def learned(self) -> dict[str, str]:
+        """What each effect has learned, by name, for reports."""
+        return summaries_of_effects(self.autoencoder, self.batches, self.covariates, self.space, self.donors)
 
     def save(self, folder: Path) -> None:
         """Write a folder for :meth:`load`."""

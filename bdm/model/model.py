@@ -156,6 +156,13 @@ class BranchedModel:
         """Effects that shift latents, in the order of their fit."""
         return tuple(effect for effect in (self.batch_effects, self.covariates) if effect is not None)
 
+    @property
+    def learned(self) -> dict[str, str]:
+        """What each effect has learned, by name, for reports."""
+        return summaries_of_effects(
+            self.autoencoder, self.batch_effects, self.covariates, self.space, self.donor_effects
+        )
+
     def at(self, x: Tensor, population: str, at: pd.DataFrame) -> Tensor:
         """Shift whitened cells of a population to their inputs, such as batch and covariates (columns of ``at``)."""
         for effect in self.effects:
@@ -236,6 +243,20 @@ class BranchedModel:
     def preparation(self) -> dict[str, Any]:
         """Settings of the preparation of the data."""
         return dict(self.autoencoder.provenance["prepare"])
+
+
+def summaries_of_effects(
+    autoencoder: GeneAutoencoder,
+    batches: BatchEffects | None,
+    covariates: CovariateEffects | None,
+    space: SpatialEffects | None,
+    donors: DonorEffects | None,
+) -> dict[str, str]:
+    """Describe the effects of batches, covariates, positions and donors, if any."""
+    effects = {"batches": batches, "covariates": covariates, "positions": space, "donors": donors}
+    learned = {name: effect.summary for name, effect in effects.items() if effect is not None}
+    n_batches = len(autoencoder.batches)
+    return learned if batches is not None or not n_batches else {"batches": f"{n_batches}, offsets of genes", **learned}
 
 
 @torch.no_grad()

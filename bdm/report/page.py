@@ -153,6 +153,7 @@ def template_variables(results: Results) -> dict[str, Any]:
         "n_generated": int(evaluation.n_cells[GENERATED].sum()),
         "batches": sorted(map(str, results.cells["batch"].unique())) if "batch" in results.cells else [],
         "donors": model.donor_effects,
+        "learned": model.learned,
         "settings": changed_settings(results),
         "genes_chosen": genes_chosen(results),
         "types_left_out": types_left_out(results),
