@@ -15,7 +15,6 @@ from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.applications.design.design import read_design
 from bdm.applications.design.experiment import compile_design
-from bdm.commands.autoencoder import summaries_of_effects
 from bdm.data.read import read_cells
 from bdm.report.page import audit_tables, environment
 from bdm.settings import AuditSettings, AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
@@ -153,9 +152,9 @@ def test_joined_cells_keep_positions(saved, caplog):
 
 def test_card_describes_positions(model):
     card, tissue = model.card(), model.model.space.tissue
-    assert f"| positions | {model.model.space.summary} |" in card
+    assert f"| effects of positions | {model.model.space.summary} |" in card
     assert f"in each bin of the tissue ({tissue.width * model.model.space.unit:.3g} wide" in card
-    assert summaries_of_effects(None, None, model.model.space) == {"positions": model.model.space.summary}
+    assert model.model.learned == {"positions": model.model.space.summary}
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from warm import start
@@ -136,7 +137,7 @@ def test_decoder_of_the_documentation(example_cells, tiny_settings, tmp_path, mo
     assert len(autoencoder.adapters) > 1
     assert set(autoencoder.adapters.parameters) == {"loadings", "offset"}  # and no dispersion
     x = loaded.model.moments.mean[:1].expand(4000, -1)
-    mean = expected_counts(loaded.model, x, None, loaded.model.populations[0])
+    mean = expected_counts(loaded.model, x, pd.DataFrame(), loaded.model.populations[0])
     observation = observation_model(loaded.model, loaded.model.populations[0])
     counts = observation.sample(mean, np.random.default_rng(0)).toarray()
     often = mean[0] > 0.1

@@ -214,7 +214,7 @@ def test_page_shows_what_was_chosen_and_left_out(page, text, results):
     assert re.search(rf"{re.escape(SMALL)} 8 [^.]*10 cells \(min_cells_per_type\)", text)
     assert LEFT_OUT not in page.read_text(encoding="utf-8")
     assert "Batches" not in text
-    assert "The model has learned how donors differ (6 donors, standard deviation of log expression 0." in text
+    assert "The model has learned effects of donors (6 donors, standard deviation of log expression 0." in text
 
 
 def test_page_shows_the_warnings_of_the_data(results, example_cells, tmp_path):

@@ -200,7 +200,8 @@ def test_cells_are_spread_over_the_populations_of_the_new_type(small_model, exam
     """Cells of one population go to all populations of the new type, in the shares of these."""
     model, n_cells = small_model.model, 4000
     share = model.composition.loc[DENDRITIC, "n_cells"].to_numpy()
-    new = new_populations(model, np.full(n_cells, "CD34+"), "Dendritic", torch.Generator().manual_seed(0), pd.DataFrame())
+    generator = torch.Generator().manual_seed(0)
+    new = new_populations(model, np.full(n_cells, "CD34+"), "Dendritic", generator, pd.DataFrame())
     found = pd.Series(new).value_counts()[DENDRITIC].to_numpy()
     np.testing.assert_allclose(found / n_cells, share / share.sum(), atol=0.03)
     cells = small_model.transmute(example_cells, "Dendritic", from_="CD56+ NK")
