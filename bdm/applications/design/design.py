@@ -427,13 +427,14 @@ def read_design(design: Design | dict[str, Any] | Path | str, *, seed: int | Non
 
 def warn_of_confounding(samples: Samples) -> None:
     """Warn of conditions that share no designed batch with the reference."""
-    names, batches = iter(samples.names), {}
+    names = iter(samples.names)
+    batches: dict[str, dict[str, None]] = {}
     for condition in samples.conditions:
         by_sample = [samples.batches_in(condition, next(names)) for _ in range(samples.donors_in(condition))]
-        # None for batches of training cells, which all conditions can have
-        batches[condition] = None if () in by_sample else dict.fromkeys(chain.from_iterable(by_sample))
+        # Empty for batches of training cells, which all conditions can have
+        batches[condition] = {} if () in by_sample else dict.fromkeys(chain.from_iterable(by_sample))
     (reference, expected), *others = batches.items()
-    confounded = [(name, own) for name, own in others if own and expected and not own.keys() & expected.keys()]
+    confounded = [(name, own) for name, own in others if own and expected and own.keys().isdisjoint(expected)]
     if confounded:
         logger.warning(
             "Effects of batch and condition cannot be told apart, as conditions share no batch: %s.",

@@ -88,7 +88,8 @@ def draw_batches(model: BranchedModel, design: Design, table: pd.DataFrame) -> l
         if design.samples.batches:
             raise InputError("batches has no effect, as the model was fitted without batches; leave it out.")
         return [None] * len(table)
-    n_cells, drawn = model.composition[list(known)].sum(), []
+    n_cells = model.composition[list(known)].sum()
+    drawn: list[str | None] = []
     for condition, part in table.groupby("condition", sort=False):
         for number, sample in enumerate(part.index):
             names = design.samples.batches_in(condition, sample)
