@@ -86,6 +86,7 @@ INVALID = {
         {"samples": {"donors": {"x": 2}}},
         "there is no condition 'x'; the conditions are control.",
     ),
+    "batches of no condition": ({"samples": {**TWO, "batches": {"cold": "a"}}}, "batches: there is no condition or"),
     "unequal pairs": (
         {"samples": {**TWO, "donors": {"control": 2, "treated": 3}, "paired": True}},
         "one number of donors",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import sparse, stats
 
+from bdm._core.errors import InputError
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
 from bdm.applications.design.design import read_design
@@ -324,10 +325,45 @@ def test_paired_samples_are_of_the_same_donor(small_model):
     assert correlation[0, 1] < 0
 
 
-def test_batches_are_drawn_in_the_shares_of_the_training_cells(batch_model):
-    samples = experiment_of(batch_model, samples={"donors": 300}).samples
-    share = batch_model.model.composition.sum()
-    assert (samples["batch"] == "two").mean() == pytest.approx(share["two"] / share.sum(), abs=0.1)
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_conditions_have_the_same_batches_in_the_shares_of_the_training_cells(batch_model, paired, seed):
+    samples = {"donors": 30, "conditions": ["control", "treated"], "paired": paired}
+    table = experiment_of(batch_model, samples=samples, seed=seed).samples
+    batches = [list(part) for _, part in table.groupby("condition")["batch"]]
+    assert batches[0] == batches[1] != sorted(batches[0])
+    n_cells = batch_model.model.composition.sum()
+    assert batches[0].count("two") == pytest.approx(30 * n_cells["two"] / n_cells.sum(), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("batches", "numbers"),
+    [
+        ("two", [{"two": 4}] * 3),
+        (["one", "two"], [{"one": 2, "two": 2}] * 3),
+        ({"control": ["one", "two"], "high": "two"}, [{"one": 2, "two": 2}, None, {"two": 4}]),
+        ({"control": "one", "sample-1": "two", "low": "one"}, [{"one": 3, "two": 1}, {"one": 4}, None]),
+        ({"control": "one", "low": ["two"]}, [{"one": 4}, {"two": 4}, None]),
+    ],
+)
+def test_batches_are_as_designed(batches, numbers, batch_model, caplog):
+    samples = {"donors": 4, "conditions": ["control", "low", "high"], "batches": batches}
+    table = experiment_of(batch_model, samples=samples).samples
+    for name, expected in zip(samples["conditions"], numbers, strict=True):
+        drawn = table.loc[table["condition"] == name, "batch"].value_counts().to_dict()
+        assert drawn == expected or (expected is None and set(drawn) == {"one", "two"})
+    confounded = numbers[:2] == [{"one": 4}, {"two": 4}]
+    sentence = (
+        "Effects of batch and condition cannot be told apart, as conditions share no batch: control (one), low (two)"
+    )
+    assert [record.message for record in caplog.records] == [f"{sentence}."] * confounded
+
+
+def test_batches_that_the_model_lacks_are_rejected(batch_model, small_model):
+    with pytest.raises(InputError, match="samples: batches: the model has no batch 'three'; its batches are one, two"):
+        experiment_of(batch_model, samples={"batches": {"control": ["one", "three"]}})
+    with pytest.raises(InputError, match="samples: batches has no effect, as the model was fitted without batches"):
+        experiment_of(small_model, samples={"batches": "one"})
 
 
 # ---- artefacts

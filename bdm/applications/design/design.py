@@ -1,19 +1,23 @@
 """Sections of design files as dataclasses, with bounds and help of their keys."""
 
+import logging
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from bdm._core.errors import InputError, error_prefix
+from bdm._core.errors import InputError, abbreviated, error_prefix
 from bdm._core.files import reading
 from bdm._core.schema import StageSettings, Unset, settings_of
 from bdm.generation.covariate_values import CovariateValues, range_of
 from bdm.settings import Seed
+
+logger = logging.getLogger(__name__)
 
 LEARNED: Literal["learned"] = "learned"
 NONE: Literal["none"] = "none"
@@ -53,6 +57,12 @@ class Samples(StageSettings):
         "donors. It is independent for each gene; cell types share half of the variance.",
         DEFAULT_LEARNED,
     ] = None
+    batches: Annotated[
+        tuple[str, ...] | dict[str, str | tuple[str, ...]] | None,
+        "Batches of the model, evenly over the samples of each condition: a name, a list of names, or either by "
+        "condition or sample.",
+        Unset("about as frequent in each condition as in training cells"),
+    ] = None
     covariates: Annotated[
         dict[str, Any] | None,
         "Covariates of the model, by name: a number or a range such as `[300, 400]`, or either by condition or sample, "
@@ -86,16 +96,14 @@ class Samples(StageSettings):
             raise InputError("cells sum to 0; give at least one cell of one type.")
         if self.section_ is not None and not self.positions:
             raise InputError("section has no effect without positions; add `positions: true`, or leave it out.")
-        for key in self.section_ if isinstance(self.section_, dict) else ():
-            if key not in (*self.conditions, *self.names):
-                raise InputError(f"section: there is no condition or sample {key!r}; the conditions are {known}.")
-        for covariate, setting in (self.covariates or {}).items():
-            for key, value in setting.items() if isinstance(setting, dict) else [(self.conditions[0], setting)]:
+        covariates = {f"covariates.{name}": setting for name, setting in (self.covariates or {}).items()}
+        for place, setting in {"section": self.section_, "batches": self.batches, **covariates}.items():
+            for key in setting if isinstance(setting, dict) else ():
                 if key not in (*self.conditions, *self.names):
-                    raise InputError(
-                        f"covariates.{covariate}: there is no condition or sample {key!r}; the conditions are {known}."
-                    )
-                range_of(f"covariates.{covariate}", value)
+                    raise InputError(f"{place}: there is no condition or sample {key!r}; the conditions are {known}.")
+        for place, setting in covariates.items():
+            for value in setting.values() if isinstance(setting, dict) else [setting]:
+                range_of(place, value)
 
     @property
     def names(self) -> list[str]:
@@ -106,20 +114,28 @@ class Samples(StageSettings):
         """Return the covariates of a sample of a condition."""
         values = {}
         for name, setting in (self.covariates or {}).items():
-            by_key = setting if isinstance(setting, dict) else {condition: setting}
-            if (value := by_key.get(sample, by_key.get(condition))) is not None:
+            if (value := value_in(setting, condition, sample)) is not None:
                 values[name] = range_of(name, value)
         return values
 
     def section_in(self, condition: str, sample: str) -> str | None:
         """Return the tissue section of a sample of a condition; None to draw it."""
-        if isinstance(self.section_, dict):
-            return self.section_.get(sample, self.section_.get(condition))
-        return self.section_
+        name: str | None = value_in(self.section_, condition, sample)
+        return name
+
+    def batches_in(self, condition: str, sample: str) -> tuple[str, ...]:
+        """Return the batches to draw the batch of a sample from; empty for those of training cells."""
+        names = value_in(self.batches, condition, sample)
+        return (names,) if isinstance(names, str) else tuple(names or ())
 
     def donors_in(self, condition: str) -> int:
         """Return the number of donors in a condition."""
         return self.donors[condition] if isinstance(self.donors, dict) else self.donors
+
+
+def value_in(setting: Any, condition: str, sample: str) -> Any:
+    """Return the value of a setting in a sample of a condition; None if it has none."""
+    return setting.get(sample, setting.get(condition)) if isinstance(setting, dict) else setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,4 +420,23 @@ def read_design(design: Design | dict[str, Any] | Path | str, *, seed: int | Non
             parsed = Design.from_content(content)
     else:
         parsed = Design.from_content(design, "design")
+    if not isinstance(design, Design):  # once, although a power analysis compiles many designs
+        warn_of_confounding(parsed.samples)
     return parsed if seed is None else replace(parsed, seed=seed)
+
+
+def warn_of_confounding(samples: Samples) -> None:
+    """Warn of conditions that share no designed batch with the reference."""
+    names = iter(samples.names)
+    batches: dict[str, dict[str, None]] = {}
+    for condition in samples.conditions:
+        by_sample = [samples.batches_in(condition, next(names)) for _ in range(samples.donors_in(condition))]
+        # Empty for batches of training cells, which all conditions can have
+        batches[condition] = {} if () in by_sample else dict.fromkeys(chain.from_iterable(by_sample))
+    (reference, expected), *others = batches.items()
+    confounded = [(name, own) for name, own in others if own and expected and own.keys().isdisjoint(expected)]
+    if confounded:
+        logger.warning(
+            "Effects of batch and condition cannot be told apart, as conditions share no batch: %s.",
+            ", ".join(f"{name} ({abbreviated([*own])})" for name, own in [(reference, expected), *confounded]),
+        )

@@ -53,13 +53,15 @@ def sample_table(model: BranchedModel, design: Design) -> pd.DataFrame:
             rows.append((f"donor-{n_before + number + 1}", condition))
         n_before += 0 if samples.paired else n_donors
     table = pd.DataFrame(rows, columns=["donor", "condition"])
-    table["batch"] = draw_batches(model, table, design.seed)
     table.index = pd.Index(samples.names, name="sample")
-    if samples.positions:
-        with error_prefix("samples"):
+    with error_prefix("samples"):
+        table["batch"] = draw_batches(model, design, table)
+        if samples.positions:
             table["section"] = draw_sections(model, design, table)
-        if model.autoencoder.batches and model.preparation["batch_key"] == model.preparation["section_key"]:
-            table["batch"] = table["section"]
+            if model.autoencoder.batches and model.preparation["batch_key"] == model.preparation["section_key"]:
+                if samples.batches:
+                    raise InputError("batches has no effect, as sections are the batches of the model; use section.")
+                table["batch"] = table["section"]
     return table
 
 
@@ -79,15 +81,33 @@ def draw_sections(model: BranchedModel, design: Design, table: pd.DataFrame) -> 
     return sections
 
 
-def draw_batches(model: BranchedModel, table: pd.DataFrame, seed: int) -> Sequence[str | None]:
-    """Draw the batch of each donor, in the proportions of training cells."""
-    batches = model.autoencoder.batches
-    if not batches:
+def draw_batches(model: BranchedModel, design: Design, table: pd.DataFrame) -> list[str | None]:
+    """Draw the batch of each sample; conditions with the same batches and number of donors have the same sequence."""
+    known = model.autoencoder.batches
+    if not known:
+        if design.samples.batches:
+            raise InputError("batches has no effect, as the model was fitted without batches; leave it out.")
         return [None] * len(table)
-    share = model.composition[list(batches)].sum().to_numpy(dtype=float)
-    donors = table["donor"].unique()
-    donor_batches = numpy_generator(seed, "batches").choice(batches, size=len(donors), p=share / share.sum())
-    return [str(batch) for batch in table["donor"].map(dict(zip(donors, donor_batches, strict=True)))]
+    n_cells = model.composition[list(known)].sum()
+    drawn: list[str | None] = []
+    for condition, part in table.groupby("condition", sort=False):
+        for number, sample in enumerate(part.index):
+            names = design.samples.batches_in(condition, sample)
+            if unknown := [name for name in names if name not in known]:
+                batches = abbreviated(known, n_shown=N_SHOWN)
+                raise InputError(f"batches: the model has no batch {unknown[0]!r}; its batches are {batches}.")
+            share = pd.Series(1, index=list(names)) if names else n_cells
+            drawn.append(batch_sequence(share, len(part), design.seed)[number])
+    return drawn
+
+
+def batch_sequence(share: pd.Series, n_samples: int, seed: int) -> list[str]:
+    """Draw batches by systematic sampling: each as often as its share, up to one sample."""
+    generator = numpy_generator(seed, "batches")
+    share = share.iloc[generator.permutation(len(share))]
+    cumulative = share.cumsum().to_numpy() / share.sum()
+    position = (np.arange(n_samples) + generator.random()) / n_samples
+    return [str(name) for name in generator.permutation(share.index[np.searchsorted(cumulative, position)])]
 
 
 def reference_proportions(model: BranchedModel, composition: Composition) -> pd.Series:
