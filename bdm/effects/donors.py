@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 
 import anndata as ad
 import numpy as np
@@ -213,18 +213,18 @@ def fit_donors(
     mean = pd.DataFrame(z).groupby(codes["population"].to_numpy()).mean() if effects else None
     batch_factors = autoencoder.network.decoder.batch_factors()
 
-    def factors(table: pd.DataFrame) -> np.ndarray:
-        factor = batch_factors[table["batch"]]
+    def factors(features: slice, table: pd.DataFrame) -> np.ndarray:
+        factor = np.asarray(batch_factors[table["batch"]])
         if mean is not None:
             for code, members in table.groupby("population").indices.items():
                 decoder = autoencoder.network_of(autoencoder.populations[code]).decoder
                 factor[members] *= fold_changes(
                     decoder, mean.loc[code].to_numpy(), group_shift[table.index[members]], table["batch"].iloc[members]
                 )
-        return factor
+        return factor[:, features]
 
     by_modality = [
-        pseudobulks(part, lambda table, part=modality.features: factors(table)[:, part], n_donors=len(names))
+        pseudobulks(part, partial(factors, modality.features), n_donors=len(names))
         for part, modality in zip(groups, modalities, strict=True)
     ]
     estimates = {code: [donor_variance(bulks[code]) for bulks in by_modality] for code in by_modality[0]}
