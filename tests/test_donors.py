@@ -23,12 +23,16 @@ from bdm.report.card import model_card
 N_GENES, N_DONORS, SD = 120, 24, 0.4
 
 
-def simulated_cells(seed, *, sd=SD, n_donors=N_DONORS, n_cells=40, n_types=2, library_sd=0.0):
-    """Simulate donors with differences in the first half of the genes."""
+def simulated_cells(seed, *, sd=SD, n_donors=N_DONORS, n_cells=40, n_types=2, library_sd=0.0, age_sd=0.0):
+    """Simulate donors with differences in the first half of the genes, of which ``age_sd`` are linear in age."""
     rng = np.random.default_rng(seed)
     expression = rng.gamma(1.0, 1.0, N_GENES) + 0.3
     effect = rng.normal(0, sd, (n_donors, N_GENES)) * (np.arange(N_GENES) < N_GENES // 2)
     size = rng.normal(0, library_sd, n_donors)
+    age = np.random.default_rng(seed).permutation(np.linspace(20, 80, n_donors))
+    by_age = age_sd * (age - age.mean()) / age.std()
+    effect += by_age[:, None] * np.resize([1, -1], N_GENES) * (np.arange(N_GENES) < N_GENES // 2)
+    size = size + by_age
     donor = np.repeat(np.arange(n_donors), n_cells)
     cell_type = np.tile(np.arange(n_types), len(donor) // n_types + 1)[: len(donor)]
     shifted = expression * np.exp(0.8 * (cell_type[:, None] == np.arange(N_GENES) % 3))
@@ -36,6 +40,7 @@ def simulated_cells(seed, *, sd=SD, n_donors=N_DONORS, n_cells=40, n_types=2, li
     total = np.exp(rng.normal(np.log(800), 0.3, len(donor)) + size[donor])[:, None]
     counts = rng.poisson(mean * total * rng.gamma(4, 1 / 4, mean.shape))
     obs = pd.DataFrame({"cell_type": [f"type{code}" for code in cell_type], "donor": [f"d{code}" for code in donor]})
+    obs["age"] = age[donor]
     return AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs=obs.set_index(obs.index.astype(str)))
 
 
@@ -44,7 +49,7 @@ def bulk_of(cells, *, batch=None, factor=None):
     codes["batch"] = 0 if batch is None else batch
     groups = group_cells(cells, np.arange(cells.n_obs), codes, Modality("rna", RNA, slice(0, cells.n_vars)))
     factor = np.ones((1, N_GENES)) if factor is None else factor
-    return pseudobulks(groups, factor, n_donors=cells.obs["donor"].nunique())[0]
+    return pseudobulks(groups, lambda table: factor[table["batch"]], n_donors=cells.obs["donor"].nunique())[0]
 
 
 def test_variance_between_donors_is_recovered():
@@ -177,6 +182,16 @@ def test_new_donors_vary_as_donors_do(donor_model):
     of_types = [sampled.log_expression(name)[:, genes < N_GENES // 2] for name in ("type0", "type1")]
     correlation = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*(of.T for of in of_types), strict=True)])
     assert correlation > 0.6  # effects are alike in both types
+
+
+@pytest.mark.parametrize(("age_sd", "sd"), [(0.26, 0.0), (0.0, 0.3)])
+def test_what_follows_from_covariates_is_no_difference_between_donors(age_sd, sd, small_settings):
+    cells, keys = simulated_cells(10, sd=sd, age_sd=age_sd), {"donor_key": "donor", "covariate_key": "age"}
+    model = BranchedDiffusion(cells, settings=small_settings, **keys).fit()
+    genes, fitted = model.prepared.var_names.astype(int).to_numpy(), model.model.donor_effects.sd.numpy()
+    # 0.24 of age_sd without the covariate; curves of age take a part of other differences by chance
+    assert fitted[:, :-1][:, genes < N_GENES // 2].mean() == pytest.approx(0.95 * sd, abs=0.05)
+    assert fitted[:, -1].max() < 0.1
 
 
 def test_a_donor_depends_on_its_number_alone(donor_model):

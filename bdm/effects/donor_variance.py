@@ -1,5 +1,6 @@
 """Estimate the variance between donors of each gene from pseudobulks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import anndata as ad
@@ -23,7 +24,7 @@ FEW_DONORS = 5  # with fewer donors, variances are shrunk
 class Pseudobulk:
     """Observed and expected counts of a cell type, summed by donor.
 
-    Expected counts assume that donors do not differ, given batches and library sizes.
+    Expected counts assume that donors do not differ, given effects and library sizes.
     """
 
     observed: np.ndarray  # donors x genes
@@ -31,7 +32,7 @@ class Pseudobulk:
     squared: np.ndarray  # sum over cells of squared expected counts, donors x genes
     overdispersion: np.ndarray  # of each gene over all cells: extra-Poisson variance / squared mean
     n_cells: np.ndarray  # cells per donor
-    library_size: np.ndarray  # mean log library size of each donor, minus the overall mean
+    library_size: np.ndarray  # mean log library size of each donor without effects, minus the overall mean
     library_variance: float  # of log library sizes within donors
 
 
@@ -50,10 +51,12 @@ class Groups:
 KEYS = ["donor", "cell_type", "population", "batch"]
 
 
-def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modality: Modality) -> Groups:
+def group_cells(
+    adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modality: Modality, *, shift: np.ndarray | float = 0.0
+) -> Groups:
     """Sum the counts of a modality by group, in blocks of cells.
 
-    Modalities without library size, such as proteins, have size 1.
+    Modalities without library size, such as proteins, have size 1. ``shift`` is subtracted from the log library sizes.
     """
     group = codes.groupby(KEYS, sort=True).ngroup().to_numpy()
     table = codes.assign(group=group).drop_duplicates("group").sort_values("group")[KEYS].reset_index(drop=True)
@@ -69,7 +72,7 @@ def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modali
         counts = counts + member @ x
         weighted = weighted + (member @ sparse.diags(sizes)) @ x
         squares = squares + member @ x.multiply(x).tocsr()
-    logs = np.log(library_size)
+    logs = np.log(library_size) - shift
     values = {"n_cells": None, "library_size": library_size, "square": library_size**2}
     values |= {"log_library_size": logs, "log_square": logs**2}
     for name, weights in values.items():
@@ -77,21 +80,24 @@ def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modali
     return Groups(table, counts, weighted, squares)
 
 
-def pseudobulks(groups: Groups, batch_factor: np.ndarray, *, n_donors: int) -> dict[int, Pseudobulk]:
-    """Compute pseudobulks by cell type code; ``batch_factor``: batches x genes."""
+Factors = Callable[[pd.DataFrame], np.ndarray]  # table of groups to their expected fold changes, groups x genes
+
+
+def pseudobulks(groups: Groups, factors: Factors, *, n_donors: int) -> dict[int, Pseudobulk]:
+    """Compute pseudobulks by cell type code."""
     return {
-        int(code): pseudobulk(groups, rows.to_numpy(), batch_factor, n_donors=n_donors)
+        int(code): pseudobulk(groups, rows.to_numpy(), factors, n_donors=n_donors)
         for code, rows in pd.Series(groups.table.index).groupby(groups.table["cell_type"])
     }
 
 
-def pseudobulk(groups: Groups, rows: np.ndarray, batch_factor: np.ndarray, *, n_donors: int) -> Pseudobulk:
+def pseudobulk(groups: Groups, rows: np.ndarray, factors: Factors, *, n_donors: int) -> Pseudobulk:
     """Compute the pseudobulk of the cell type with these rows."""
+    factor = factors(groups.table.iloc[rows])
     table = groups.table.iloc[rows].reset_index(drop=True)
     counts, weighted, squares = (
         np.asarray(matrix[rows].todense()) for matrix in (groups.counts, groups.weighted, groups.squares)
     )
-    factor = batch_factor[table["batch"]]
     sizes, square = table["library_size"].to_numpy()[:, None], table["square"].to_numpy()[:, None]
     rate = factor * (counts.sum(axis=0) + 0.5) / (sizes * factor).sum(axis=0)  # pseudocount, as rates must be positive
     member = sparse.csr_matrix(

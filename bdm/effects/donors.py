@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 
 import anndata as ad
 import numpy as np
@@ -23,6 +23,7 @@ from bdm.data.prepare import has_donors
 from bdm.effects.donor_composition import DonorComposition, fit_composition
 from bdm.effects.donor_variance import (
     FEW_DONORS,
+    KEYS,
     DonorVariance,
     Groups,
     certainty,
@@ -30,6 +31,7 @@ from bdm.effects.donor_variance import (
     group_cells,
     pseudobulks,
 )
+from bdm.effects.effect import Effect
 
 N_FACTORS = 30  # maximum number of factors of donor effects
 MAX_DONOR_SHARE = 0.9  # largest fraction of the variance in any direction that is between donors
@@ -178,8 +180,13 @@ class NewDonors:
 # ---- fit
 
 
-def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder) -> DonorEffects | None:
-    """Estimate donor effects from training and validation cells; None without donors."""
+def fit_donors(
+    prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder, effects: Sequence[Effect] = ()
+) -> DonorEffects | None:
+    """Estimate donor effects from training and validation cells; None without donors.
+
+    Differences between donors that follow from ``effects``, such as their ages, are no donor effects.
+    """
     if not has_donors(prepared):
         return None
     rows = np.flatnonzero((prepared.obs["split"] != "test").to_numpy())
@@ -194,10 +201,30 @@ def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoen
             "batch": batch_codes(latent, autoencoder.batches).numpy()[rows],
         }
     )
-    modalities, factors = autoencoder.modalities, autoencoder.network.decoder.batch_factors()
-    groups = [group_cells(prepared, rows, codes, modality) for modality in modalities]
+    n_latent = autoencoder.network.shape.n_latent
+    z, shift = np.asarray(latent.X[rows])[:, :n_latent], shift_of_cells(obs, effects, latent.n_vars)
+    log_sizes = iter(shift[:, n_latent:].T)
+    modalities = autoencoder.modalities
+    groups = [
+        group_cells(prepared, rows, codes, modality, shift=next(log_sizes) if modality.normalised else 0.0)
+        for modality in modalities
+    ]
+    group_shift = pd.DataFrame(shift[:, :n_latent]).groupby([codes[key] for key in KEYS]).mean().to_numpy()
+    mean = pd.DataFrame(z).groupby(codes["population"].to_numpy()).mean() if effects else None
+    batch_factors = autoencoder.network.decoder.batch_factors()
+
+    def factors(features: slice, table: pd.DataFrame) -> np.ndarray:
+        factor = np.asarray(batch_factors[table["batch"]])
+        if mean is not None:
+            for code, members in table.groupby("population").indices.items():
+                decoder = autoencoder.network_of(autoencoder.populations[code]).decoder
+                factor[members] *= fold_changes(
+                    decoder, mean.loc[code].to_numpy(), group_shift[table.index[members]], table["batch"].iloc[members]
+                )
+        return factor[:, features]
+
     by_modality = [
-        pseudobulks(part, factors[:, modality.features], n_donors=len(names))
+        pseudobulks(part, partial(factors, modality.features), n_donors=len(names))
         for part, modality in zip(groups, modalities, strict=True)
     ]
     estimates = {code: [donor_variance(bulks[code]) for bulks in by_modality] for code in by_modality[0]}
@@ -209,10 +236,26 @@ def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoen
     cell_type_of = {
         name: cell_type for cell_type in autoencoder.cell_types for name in autoencoder.populations_of(cell_type)
     }
-    z = np.asarray(latent.X[rows])[:, : autoencoder.network.shape.n_latent]
     means = population_means(groups, modalities, z, population, autoencoder)
     composition = fit_composition(donors, population, cell_type_of, share_fitted=len(rows) / prepared.n_obs)
     return combine_effects(variances, composition, autoencoder, means)
+
+
+def shift_of_cells(obs: pd.DataFrame, effects: Sequence[Effect], n_dims: int) -> np.ndarray:
+    """Sum the shifts of y by effects, cells x dimensions; 0 for cells with missing inputs."""
+    shift = np.zeros((len(obs), n_dims), dtype=np.float32)
+    for (cell_type, population), members in obs.groupby(["cell_type", "sub_population"], observed=True).indices.items():
+        for effect in effects:
+            shift[members] += effect.latent(obs.iloc[members], population, cell_type).numpy()
+    return np.nan_to_num(shift)
+
+
+@torch.no_grad()
+def fold_changes(decoder: Decoder, mean: np.ndarray, shift: np.ndarray, batch: pd.Series) -> np.ndarray:
+    """Return the fold changes of expression by shifts (groups x latent dimensions) of a mean latent."""
+    centre, batches = torch.from_numpy(mean).expand(len(shift), -1), torch.from_numpy(batch.to_numpy())
+    before, after = (decoder.decode(z, batches) for z in (centre, centre + torch.from_numpy(shift)))
+    return np.asarray((after - before).double().exp().numpy())
 
 
 def joined_variance(parts: Sequence[DonorVariance], modalities: Sequence[Modality]) -> DonorVariance:

@@ -120,8 +120,10 @@ def fit_and_encode(
     batches = fit_batches(latent, autoencoder.batches)
     latent = with_residuals(latent, [batches] if batches is not None else [])
     covariates = fit_covariates(prepared, latent)
-    latent = with_residuals(latent, [effect for effect in (batches, covariates) if effect is not None])
-    donors, space = fit_donors(prepared, latent, autoencoder), fit_space(prepared, latent, autoencoder, seed=seed)
+    effects = [effect for effect in (batches, covariates) if effect is not None]
+    latent = with_residuals(latent, effects)
+    donors = fit_donors(prepared, latent, autoencoder, effects)
+    space = fit_space(prepared, latent, autoencoder, seed=seed)
     return EncodedCells(autoencoder, latent, donors, covariates, space, batches), losses
 
 
