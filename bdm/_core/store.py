@@ -22,7 +22,7 @@ from bdm._core.files import atomic_write, read_checksummed_json, reject_existing
 from bdm._core.schema import Kinds
 from bdm._core.seeds import to_tensor
 
-FORMAT = 31  # of files; increase it when fields of saved dataclasses change
+FORMAT = 32  # of files; increase it when fields of saved dataclasses change
 OLDEST = {"model": 31}  # oldest readable format by kind, of bdm 0.1.0; other kinds are read in FORMAT only
 # Functions by format, which change JSON content and tensors in place to the next format. New fields need none if their
 # default reproduces older files
