@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from bdm._core.seeds import to_tensor
@@ -108,6 +109,20 @@ def fit_batches(latent: ad.AnnData, batches: tuple[str, ...]) -> BatchEffects | 
     return BatchEffects(batches, cell_types, shift, cells.populations, *statistics)
 
 
+@dataclass(frozen=True, eq=False)
+class BatchDesign(BlockDesign):
+    """Indicators of batches, stored as the index of each cell's batch in ``functions``."""
+
+    n_batches: int
+
+    def products(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weighted products of indicators with each other, and with values (cells x outputs)."""
+        member = sparse.csr_matrix(
+            (self.weight, (self.functions, np.arange(len(values)))), shape=(self.n_batches, len(values))
+        )
+        return np.diag(member.sum(axis=1).A1), np.asarray(member @ values)
+
+
 def fit_columns(cells: LatentCells, code: np.ndarray, n_batches: int, columns: slice) -> np.ndarray:
     """Fit the shifts of some coordinates of y, cell types x batches x coordinates."""
     information = (1 - cells.scale[:, columns].double() ** 2).clamp(min=MIN_INFORMATION)
@@ -115,9 +130,9 @@ def fit_columns(cells: LatentCells, code: np.ndarray, n_batches: int, columns: s
     weight /= weight.mean()
     members = [torch.nonzero(cells.population == number)[:, 0].numpy() for number in range(len(cells.populations))]
     values = centred((cells.deviation[:, columns].double() / information).numpy(), members, weight)
-    design = BlockDesign(np.eye(n_batches)[code], weight, np.arange(len(code)) % N_FOLDS)
+    design = BatchDesign(code, weight, np.arange(len(code)) % N_FOLDS, n_batches)
     shared = fit_surfaces(design, values)[0]
-    rest = centred(values - design.functions @ shared, members, weight)
+    rest = centred(values - shared[code], members, weight)
     labels, shifts = np.array(cells.labels)[cells.population.numpy()], []
     for name in dict.fromkeys(cells.labels):
         rows = np.flatnonzero(labels == name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -162,19 +162,23 @@ class BlockDesign:
     block: np.ndarray  # block of each cell
 
     def __getitem__(self, cells: np.ndarray) -> BlockDesign:
-        return BlockDesign(self.functions[cells], self.weight[cells], self.block[cells])
+        return replace(self, functions=self.functions[cells], weight=self.weight[cells], block=self.block[cells])
 
     def statistics(self, values: np.ndarray) -> list[Statistics]:
         """Return statistics of values (cells x outputs): of all cells, then without each block."""
         parts = []
         for block in np.unique(self.block):
             cells = self.block == block
-            weighted = self.functions[cells] * self.weight[cells, None]
             squares = (self.weight[cells, None] * values[cells] ** 2).sum(axis=0)
-            parts.append((weighted.T @ self.functions[cells], weighted.T @ values[cells], squares, int(cells.sum())))
+            parts.append((*self[cells].products(values[cells]), squares, int(cells.sum())))
         total = tuple(sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True))
         left = [tuple(whole - term for whole, term in zip(total, part, strict=True)) for part in parts]
         return [Statistics.from_sums(*sums) for sums in (total, *left) if sums[3]]
+
+    def products(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weighted products of functions with each other, and with values (cells x outputs)."""
+        weighted = self.functions * self.weight[:, None]
+        return weighted.T @ self.functions, weighted.T @ values
 
     def variance(self, values: np.ndarray) -> np.ndarray:
         """Return the weighted mean square of values, outputs."""
