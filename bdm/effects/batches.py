@@ -19,6 +19,7 @@ from bdm.autoencoder.moments import MIN_INFORMATION
 from bdm.effects.effect import MIN_UNEXPLAINED, Effect
 from bdm.effects.surfaces import BlockDesign, centred, fit_scaled_surfaces, fit_surfaces
 
+MIN_FOLD = 1.05  # of library sizes that a summary names
 N_FOLDS = 10  # groups of cells to leave out
 MIN_CELLS = 15  # cell types with fewer cells share the effects of all types
 OWN_STRENGTH = 0.2  # variance of a cell type's own effects, relative to the variance of y; multiples are tried
@@ -49,10 +50,11 @@ class BatchEffects(Effect):
     @property
     def summary(self) -> str:
         """Short summary for reports."""
-        sizes = self.shift[..., -1].exp()
-        fold = float((sizes.amax(dim=1) / sizes.amin(dim=1)).max())
+        size = self.shift[..., -1].exp()
+        fold = float((size.amax(dim=1) / size.amin(dim=1)).max())
         alike = "all types alike" if torch.equal(self.shift, self.shift[:1].expand_as(self.shift)) else "by type"
-        return f"{len(self.batches)}; latents {alike}, library sizes up to {fold:.2g}-fold"
+        sizes = f"up to {fold:.2g}-fold" if fold > MIN_FOLD else "alike"
+        return f"{len(self.batches)}; latents {alike}, library sizes {sizes}"
 
     def has(self, population: str) -> bool:
         """Return whether a population depends on the batch."""
