@@ -84,6 +84,10 @@ class LatentCells:
         """Number of cells of each population."""
         return torch.bincount(self.population, minlength=len(self.populations))
 
+    def members(self) -> list[np.ndarray]:
+        """Return the cells of each population."""
+        return [np.flatnonzero(self.population.numpy() == code) for code in range(len(self.populations))]
+
     @property
     def deviation(self) -> Tensor:
         """Deviation of posterior means from their population mean, cells x dimensions."""

@@ -52,7 +52,7 @@ class BatchEffects(Effect):
         """Short summary for reports."""
         size = self.shift[..., -1].exp()
         fold = float((size.amax(dim=1) / size.amin(dim=1)).max())
-        alike = "all types alike" if torch.equal(self.shift, self.shift[:1].expand_as(self.shift)) else "by type"
+        alike = "alike in all types" if torch.equal(self.shift, self.shift[:1].expand_as(self.shift)) else "by type"
         sizes = f"up to {fold:.2g}-fold" if fold > MIN_FOLD else "alike"
         return f"{len(self.batches)}; latents {alike}, library sizes {sizes}"
 
@@ -101,9 +101,8 @@ def fit_batches(latent: ad.AnnData, batches: tuple[str, ...]) -> BatchEffects | 
         return None
     cell_types, shift = tuple(dict.fromkeys(cells.labels)), to_tensor(shifts.astype(np.float32))
     mean, centre, unexplained = [], [], []
-    for number, label in enumerate(cells.labels):
-        members = torch.nonzero(cells.population == number)[:, 0]
-        own = shift[cell_types.index(label)][code[members.numpy()]]
+    for label, members in zip(cells.labels, cells.members(), strict=True):
+        own = shift[cell_types.index(label)][code[members]]
         mean.append(cells.mean[members].mean(dim=0))
         centre.append(own.mean(dim=0))
         unexplained.append((1 - own.var(dim=0, correction=0)).clamp(min=MIN_UNEXPLAINED))
@@ -130,7 +129,7 @@ def fit_columns(cells: LatentCells, code: np.ndarray, n_batches: int, columns: s
     information = (1 - cells.scale[:, columns].double() ** 2).clamp(min=MIN_INFORMATION)
     weight = information.mean(dim=1).numpy()
     weight /= weight.mean()
-    members = [torch.nonzero(cells.population == number)[:, 0].numpy() for number in range(len(cells.populations))]
+    members = cells.members()
     values = centred((cells.deviation[:, columns].double() / information).numpy(), members, weight)
     design = BatchDesign(code, weight, np.arange(len(code)) % N_FOLDS, n_batches)
     shared = fit_surfaces(design, values)[0]

@@ -54,6 +54,11 @@ class Effect(ABC):
         """
 
 
+def present(*effects: Effect | None) -> tuple[Effect, ...]:
+    """Return the effects that a model has, of those that it may have, in the order of their fit."""
+    return tuple(effect for effect in effects if effect is not None)
+
+
 def with_residuals(latent: ad.AnnData, effects: Sequence[Effect]) -> ad.AnnData:
     """Add posteriors without the effects of the inputs in ``obs``, as layers for ``latent_cells``.
 

@@ -105,7 +105,7 @@ class SpatialCells:
 
     def members(self) -> list[np.ndarray]:
         """Return the cells of each population."""
-        return [np.flatnonzero(self.population == code) for code in range(len(self.latents.populations))]
+        return self.latents.members()
 
 
 def fit_space(

@@ -153,16 +153,13 @@ def complete_inputs(model: BranchedModel, table: pd.DataFrame, seed: int) -> dic
     Missing covariates are sampled given the others. They depend on the seed, the population and the cell's number in
     it, but not on the other cells.
     """
-    inputs = {}
+    inputs, names = {}, list(model.covariate_names)
+    columns = [*table.columns.intersection(["batch"]), *names]
     for population, rows in table.groupby("sub_population", sort=False):
-        cells = rows.loc[rows.index.repeat(rows["n_cells"])].reset_index(drop=True)
-        at = cells[cells.columns.intersection(["batch"])]
+        at = rows.reindex(columns=columns).loc[rows.index.repeat(rows["n_cells"])].reset_index(drop=True)
         if model.covariates is not None:
-            names = list(model.covariates.names)
             generator = numpy_generator(seed, "covariates", str(population))
-            requested = cells.reindex(columns=names).to_numpy(dtype=float)
-            at = at.assign(
-                **dict(zip(names, model.covariates.complete(str(population), requested, generator).T, strict=True))
-            )
+            requested = at[names].to_numpy(dtype=float)
+            at[names] = model.covariates.complete(str(population), requested, generator)
         inputs[str(population)] = at
     return inputs

@@ -25,7 +25,7 @@ from bdm.data.prepare import preparation
 from bdm.effects.batches import BatchEffects, fit_batches
 from bdm.effects.covariates import CovariateEffects, fit_covariates
 from bdm.effects.donors import DonorEffects, fit_donors
-from bdm.effects.effect import with_residuals
+from bdm.effects.effect import present, with_residuals
 from bdm.effects.fit_space import fit_space
 from bdm.effects.space import SpatialEffects
 from bdm.hierarchy.build import build_hierarchy
@@ -118,9 +118,9 @@ def fit_and_encode(
     autoencoder, losses = fit_autoencoder(prepared, settings, seed=seed, device=device, provenance=record)
     latent = encode(prepared, autoencoder)
     batches = fit_batches(latent, autoencoder.batches)
-    latent = with_residuals(latent, [batches] if batches is not None else [])
+    latent = with_residuals(latent, present(batches))
     covariates = fit_covariates(prepared, latent)
-    effects = [effect for effect in (batches, covariates) if effect is not None]
+    effects = present(batches, covariates)
     latent = with_residuals(latent, effects)
     donors = fit_donors(prepared, latent, autoencoder, effects)
     space = fit_space(prepared, latent, autoencoder, seed=seed)

@@ -32,7 +32,7 @@ from bdm.data.read import read_cells
 from bdm.effects.batches import BatchEffects
 from bdm.effects.covariates import CovariateEffects
 from bdm.effects.donors import DonorEffects, DonorModel
-from bdm.effects.effect import Effect, with_residuals
+from bdm.effects.effect import Effect, present, with_residuals
 from bdm.effects.space import SpatialEffects
 from bdm.hierarchy.build import FEW_CELLS, AttachmentPoint, with_new_type
 from bdm.hierarchy.tree import Hierarchy
@@ -154,7 +154,7 @@ class BranchedModel:
     @property
     def effects(self) -> tuple[Effect, ...]:
         """Effects that shift latents, in the order of their fit."""
-        return tuple(effect for effect in (self.batch_effects, self.covariates) if effect is not None)
+        return present(self.batch_effects, self.covariates)
 
     @property
     def learned(self) -> dict[str, str]:

@@ -34,7 +34,7 @@ from bdm.autoencoder.softmax import AdapterSettings
 from bdm.data.genes import display_names
 from bdm.effects.batches import fit_batches
 from bdm.effects.covariates import CovariateEffects, fit_effects
-from bdm.effects.effect import with_residuals
+from bdm.effects.effect import present, with_residuals
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.fit_model import check_collapse, measure_protein_levels
@@ -132,9 +132,9 @@ def add_type(
     encoded = encode(cells, larger_autoencoder)
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
     batch_effects = fit_batches(encoded, larger_autoencoder.batches)
-    encoded = with_residuals(encoded, [] if batch_effects is None else [batch_effects])
+    encoded = with_residuals(encoded, present(batch_effects))
     covariates = fit_type_covariates(model, encoded)
-    residuals = with_residuals(encoded, [effect for effect in (batch_effects, covariates) if effect is not None])
+    residuals = with_residuals(encoded, present(batch_effects, covariates))
     latent = latent_cells(residuals)
     moments = population_moments(latent, model.whitening)
     point, support, tree = attach_type(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
