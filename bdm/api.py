@@ -30,9 +30,15 @@ from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
 from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues
 from bdm.generation.generate import generate_cells
-from bdm.generation.locations import locations_like, request_at, sample_locations
 from bdm.generation.modality import find_modality, match_request, predict_modality
-from bdm.generation.request import numbers_like, request_cells
+from bdm.generation.request import (
+    cells_like,
+    numbers_of,
+    request_cells,
+    require_space,
+    sample_locations,
+    with_known_batches,
+)
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.model.fit_model import fit
@@ -292,7 +298,7 @@ class BranchedDiffusion:
     @computing
     def generate(
         self,
-        cells: int | Mapping[str, int] | pd.Series | pd.DataFrame | None = None,
+        cells: int | Mapping[str, int] | pd.Series | pd.DataFrame | AnnData | None = None,
         *,
         locations: pd.DataFrame | AnnData | None = None,
         new_locations: int | None = None,
@@ -306,12 +312,12 @@ class BranchedDiffusion:
         Parameters
         ----------
         cells
-            Number of cells of each type; numbers by type; or a table with the columns ``cell_type`` and ``n_cells``,
-            and optionally ``batch`` and covariates. Types may be sub-populations. Cells of a cell type are divided
-            between its sub-populations in the proportions of the training cells.
+            Number of cells of each type; numbers by type; a table with a row for each cell, or group of cells, as
+            described in :func:`bdm.generation.request.request_cells`; or an AnnData with cells to repeat, of their
+            types and at their batches, covariates and positions. Types may be sub-populations. Cells of a cell type are
+            divided between its sub-populations in the proportions of the training cells.
         locations
-            In place of ``cells``, for a model with positions: a table as described in
-            :func:`bdm.generation.locations.request_at`, or an AnnData with positions and cell types to repeat.
+            Another name of ``cells``, for a table or AnnData with positions.
         new_locations
             In place of ``cells``: number of cells at new positions, with types from the model's map.
         at
@@ -323,21 +329,22 @@ class BranchedDiffusion:
         Returns
         -------
         AnnData with raw counts, as described in :func:`bdm.generation.generate.generate_cells`. With several
-        modalities, the class of the model's data, such as MuData. Cells are ordered by cell type and sub-population;
-        to subset them, sample at random, for example by ``sc.pp.sample``.
+        modalities, the class of the model's data, such as MuData. Where rows of a table are cells, cells have their
+        order and names; else they are ordered by cell type and sub-population; to subset them, sample at random, for
+        example by ``sc.pp.sample``.
         """
         require_package_of(self.model.form)
         settings = GenerationSettings(shared_ancestors=shared_ancestors)
         if sum(given is not None for given in (cells, locations, new_locations)) != 1:
             raise InputError("Give the cells to generate by one of `cells=`, `locations=` and `new_locations=`.")
+        requested = cells if locations is None else locations
+        if locations is not None:
+            require_space(self.model)
         if new_locations is not None:
-            locations = sample_locations(self.model, new_locations, seed=seed)
-        if isinstance(locations, AnnData):
-            locations = locations_like(locations, self.model)
-        if locations is None:
-            request = request_cells(self.model, cells, at=at, extrapolate=extrapolate)
-        else:
-            request = request_at(self.model, locations, at=at, extrapolate=extrapolate, seed=seed)
+            requested = sample_locations(self.model, new_locations, seed=seed)
+        if isinstance(requested, AnnData):
+            requested = cells_like(requested, self.model)
+        request = request_cells(self.model, requested, at=at, extrapolate=extrapolate, seed=seed)
         warn_of_rare_types(self.model, request.n_by_type)
         return to_form(generate_cells(self.model, request, settings, seed=seed), self.model.form)
 
@@ -456,11 +463,13 @@ class BranchedDiffusion:
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         if adata_new is None:
             test = real.test
+            columns = {"cell_type": test.cell_type} | ({} if test.batch is None else {"batch": test.batch})
+            cells = with_known_batches(self.model, pd.concat([pd.DataFrame(columns), test.covariates], axis=1))
             if self.model.space is None or test.positions is None:
-                request = request_cells(self.model, test.numbers)
+                cells = numbers_of(self.model, cells)
             else:
-                locations = pd.concat([test.positions.assign(cell_type=test.cell_type), test.covariates], axis=1)
-                request = request_at(self.model, locations, extrapolate=True, seed=seed)
+                cells = cells.join(test.positions)
+            request = request_cells(self.model, cells, extrapolate=True, seed=seed)
             adata_new = generate_cells(self.model, request, GenerationSettings(), seed=seed)
         sets = sets_for(self.model, {GENERATED: adata_new, **(compare or {})}, real, keys)
         return evaluate(real, sets, settings, populations=population_assigner(self.model), seed=seed)
@@ -523,7 +532,7 @@ class BranchedDiffusion:
         from bdm.interpretation.interpretation import branches_adata
 
         prepared = self._cells()
-        request = request_cells(self.model, numbers_like(prepared.obs, self.model))
+        request = request_cells(self.model, numbers_of(self.model, prepared.obs))
         generated = generate_cells(self.model, request, GenerationSettings(), seed=seed)
         inputs = prepare_inputs(self.model, prepared, generated, seed=seed)
         self.interpretation = interpret(inputs, InterpretationSettings(n_genes=n_genes), seed=seed)

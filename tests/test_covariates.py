@@ -14,7 +14,7 @@ from bdm.api import BranchedDiffusion
 from bdm.data.prepare import recorded_covariates
 from bdm.effects.covariates import CONSTANT, LINEAR, SPLINE, fit_curve, fit_effects, fit_log_odds
 from bdm.generation.covariate_values import parse_at
-from bdm.generation.request import numbers_like
+from bdm.generation.request import cells_like
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -277,7 +277,7 @@ def test_cells_have_covariates_and_batches_whose_names_files_cannot_hold():
     assert model.transmute(moved, to="still").n_obs == moved.n_obs
     model.extend(new)
     assert model.model.extensions[0].covariates is not None
-    assert set(numbers_like(cells.obs, model.model)) == {"cell_type", "time_h", "n_cells"}
+    assert set(cells_like(cells, model.model)) == {"cell_type", "batch", "time_h", "n_cells"}
     assert not model.prepared.obs["time_h"].isna().any()
     assert recorded_covariates(model.prepared) == ("time_h",)
     evaluation = model.evaluate(adata_test=with_slash(simulated(40, seed=9)), n_repeats=1)

@@ -1,5 +1,6 @@
 import copy
 import json
+from collections import Counter
 
 import anndata
 import numpy as np
@@ -15,7 +16,7 @@ from bdm._core.errors import InputError
 from bdm._core.seeds import derive
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.generation.generate import MAX_CHUNK, MIN_CHUNK, generate_cells, generated_cells, write_cells
-from bdm.generation.request import numbers_like, read_request, request_cells
+from bdm.generation.request import cells_like, complete_inputs, read_request, request_cells
 from bdm.model.model import expected_counts, generated_noise
 from bdm.settings import GenerationSettings
 
@@ -254,10 +255,10 @@ def test_cells_written_as_they_are_generated_are_those_in_memory(batch_model, sh
 
 
 def numbers(model, cells, *, by: str = "cell_type") -> dict[tuple[str, str], int]:
-    rows = request_cells(model.model, cells).table
-    batch = rows.get("batch", pd.Series([None] * len(rows), dtype=object))
-    sums = rows["n_cells"].groupby([rows[by], batch], dropna=False, sort=False).sum()
-    return {(name, None if pd.isna(of_batch) else of_batch): n for (name, of_batch), n in sums.items()}
+    inputs = complete_inputs(model.model, request_cells(model.model, cells).table, seed=0)
+    names = {name: model.model.cell_type_of[name] if by == "cell_type" else name for name in inputs}
+    found = Counter((names[name], batch) for name, at in inputs.items() for batch in at.get("batch", [None] * len(at)))
+    return dict(found)
 
 
 def test_cells_are_spread_over_batches_as_each_type_was(batch_model):
@@ -328,14 +329,12 @@ def test_whole_numbers_of_every_kind(small_model, n):
         (1e30, "whole number of 0 or more, up to 1,000,000,000,000"),
         ({B: 0}, "no cells"),
         (table([(B, 3)], columns=("type", "n_cells")), "lacks the column 'cell_type'"),
-        (table([(B, 3)], columns=("cell_type", "n")), "lacks the column 'n_cells'"),
         (table([(B, f"{B}/1", 3)], columns=("cell_type", "sub_population", "n_cells")), "are named in cell_type"),
         (
             table([(B, 3, "one")], columns=("cell_type", "n_cells", "Batch")),
             "column 'Batch', which is none of cell_",
         ),
         (table([(B, 3, "three")]), "no batch 'three'"),
-        (table([(B, 3, None)]), "no batch"),
         (table([(None, 3, "one")]), "no type"),
     ],
 )
@@ -383,16 +382,55 @@ def test_numbers_like_other_cells(small_model, caplog):
     model, (a, b, c) = small_model.model, small_model.model.cell_types[:3]
     obs = pd.DataFrame({"bulk_labels": pd.Categorical([a, b, a], categories=[a, b, c]), "n": [1, 2, 3]})
     for table in (obs, obs.rename(columns={"bulk_labels": "cell_type"})):
-        assert numbers_like(table, model).to_dict("list") == {"cell_type": [a, b], "n_cells": [2, 1]}
+        assert cells_like(anndata.AnnData(obs=table), model).to_dict("list") == {"cell_type": [a, b], "n_cells": [2, 1]}
     assert not caplog.messages
     with pytest.raises(InputError, match="no column"):
-        numbers_like(obs[["n"]], model)
+        cells_like(anndata.AnnData(obs=obs[["n"]]), model)
 
 
 def test_numbers_like_cells_of_which_the_model_lacks_some(small_model, caplog):
     model = small_model.model
     obs = pd.DataFrame({"bulk_labels": ["mast", model.cell_types[0], None, "mast"]})
-    assert numbers_like(obs, model).to_dict("list") == {"cell_type": [model.cell_types[0]], "n_cells": [1]}
+    assert cells_like(anndata.AnnData(obs=obs), model).to_dict("list") == {
+        "cell_type": [model.cell_types[0]],
+        "n_cells": [1],
+    }
     assert caplog.messages == ["Not counted: 3 cells of types that the model lacks: 'mast', no type."]
     with pytest.raises(InputError, match="no cells of the model's types, but of 'mast', no type"):
-        numbers_like(obs.drop(index=1), model)
+        cells_like(anndata.AnnData(obs=obs.drop(index=1)), model)
+
+
+def test_rows_that_are_cells_keep_their_order_names_and_columns(batch_model):
+    table = pd.DataFrame({"cell_type": [MONO, B, MONO, NK, B], "batch": ["one", "two", None, "two", "one"]})
+    table = table.assign(well=["a", "b", "c", "d", "e"]).set_axis([f"id-{n}" for n in range(5)])
+    generated = batch_model.generate(table)
+    assert list(generated.obs_names) == list(table.index)
+    assert list(generated.obs["well"]) == list(table["well"])
+    assert list(generated.obs["cell_type"]) == list(table["cell_type"])
+    known = table["batch"].notna().to_numpy()
+    batch = generated.obs[batch_model.model.preparation["batch_key"]].astype(str)
+    assert list(batch[known]) == list(table["batch"][known])
+    ordered = table.iloc[[2, 0, 1, 4, 3]]
+    assert list(batch_model.generate(ordered).obs_names) == list(ordered.index)
+    with pytest.raises(InputError, match="'synthetic', which generated cells have"):
+        batch_model.generate(table.assign(synthetic=1))
+
+
+def test_rows_of_a_file_are_cells_named_as_in_it(small_model, tmp_path):
+    (tmp_path / "cells.csv").write_text(f",cell_type,well\nid-1,{NK},a\nid-2,{B},b\nid-3,{NK},c\n")
+    request = request_cells(small_model.model, read_request(tmp_path / "cells.csv"))
+    cells = generated_cells(small_model.model, request, GenerationSettings(), seed=0)
+    write_cells(tmp_path / "cells.h5ad", cells, {})
+    written = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    assert list(written.obs_names) == ["id-1", "id-2", "id-3"]
+    assert list(written.obs["well"]) == ["a", "b", "c"]
+    sorted_cells = small_model.generate({NK: 2, B: 1}).X.toarray()
+    by_type = np.argsort(written.obs["cell_type"].map(small_model.model.cell_types.index), kind="stable")
+    np.testing.assert_array_equal(written.X.toarray()[by_type], sorted_cells)
+
+
+def test_a_cell_depends_on_no_other_in_models_with_batches(batch_model):
+    few, many = (batch_model.generate({MONO: n}) for n in (20, 70))
+    population = few.obs["sub_population"].iloc[0]
+    first, same = (cells[cells.obs["sub_population"] == population] for cells in (few, many))
+    np.testing.assert_array_equal(first.X.toarray(), same.X.toarray()[: first.n_obs])

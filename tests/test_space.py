@@ -14,7 +14,7 @@ from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
 from bdm.effects.fit_space import inverse_variance, narrowed
-from bdm.effects.space import Tissue, choose
+from bdm.effects.space import Tissue, choose, nearest_distance
 from bdm.effects.surfaces import (
     Basis,
     BlockDesign,
@@ -26,6 +26,7 @@ from bdm.effects.surfaces import (
     local_variance,
     matern,
 )
+from bdm.generation.request import cells_like
 from bdm.model.model import load_model
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
 
@@ -238,6 +239,26 @@ def test_new_positions_are_as_dense_as_cells():
     assert not tissue.contains(Places(np.array([[0.5, 1.0]]), np.ones(1, dtype=int))).any()
 
 
+@pytest.mark.parametrize("jitter", [0.05, 0.15])
+def test_new_positions_keep_the_distances_of_cells(jitter):
+    """A lattice of two sections, one at half the density, and independent positions."""
+    rng, (x, y) = np.random.default_rng(0), np.mgrid[:40, :40].reshape(2, -1)
+    lattice = np.column_stack([x + 0.5 * (y % 2), y * np.sqrt(0.75)]) + rng.normal(0, jitter, (1600, 2))
+    positions = np.concatenate([lattice, 2 * lattice, 40 * rng.random((1600, 2))])
+    real = Places(positions, np.arange(3).repeat(1600))
+    tissue = Tissue.from_places(real)
+    new = tissue.sample(len(real), np.random.default_rng(1))
+    for section in range(3):
+        expected, found = (
+            np.quantile(nearest_distance(places.positions[places.section == section])[0], [0.05, 0.5, 0.95])
+            for places in (real, new)
+        )
+        assert found == pytest.approx(expected, rel=0.15 if section == 2 else 0.06)
+    assert tissue.contains(new).all()
+    uniform = Tissue(tissue.width, tissue.bins, tissue.n_cells).sample(1600, np.random.default_rng(1), section=0)
+    assert np.quantile(nearest_distance(uniform.positions)[0], 0.05) < 0.2  # models of bdm 0.1.0
+
+
 # ---- models
 
 
@@ -318,6 +339,32 @@ def test_a_seed_gives_the_same_cells_at_a_location_whatever_else_is_generated(mo
     assert (every.X != model.generate(locations=table, seed=5).X).nnz > 0
 
 
+def test_batches_and_covariates_at_positions(cells):
+    """Each request is one table: a batch or a covariate at positions, and missing ones filled."""
+    timed, key = cells[:300].copy(), "slide"
+    timed.obs["hour"] = np.linspace(0, 10, 300)
+    keys = {"spatial_key": "xy", "batch_key": key, "covariate_key": "hour"}
+    model = BranchedDiffusion(timed, **keys, settings=SETTINGS).fit()
+    like = cells_like(timed, model.model)
+    assert list(like) == ["hour", "cell_type", "batch", "x", "y"]
+    table = like.drop(columns="hour").assign(batch="s2", well=range(300)).set_axis(timed.obs_names)
+    new = model.generate(table, at={"hour": 5})
+    assert list(new.obs_names) == list(timed.obs_names)
+    np.testing.assert_allclose(new.obsm["xy"], timed.obsm["xy"])
+    assert list(new.obs["cell_type"]) == list(timed.obs["cell_type"])
+    assert list(new.obs["well"]) == list(range(300))
+    assert (new.obs[key] == "s2").all()
+    assert (new.obs["hour"] == 5).all()
+    spread = model.generate(table[["x", "y"]].sort_values("x"), at={"hour": (2, 8)})
+    assert sorted(spread.obs["hour"]) == pytest.approx(list(np.linspace(2, 8, 300)), abs=0.2)
+    assert abs(np.corrcoef(spread.obs["hour"], spread.obsm["xy"][:, 0])[0, 1]) < 0.1
+    assert set(spread.obs[key]) == {"s1", "s2"}
+    repeated = model.generate(timed)
+    assert list(repeated.obs[key]) == list(timed.obs[key])
+    np.testing.assert_allclose(repeated.obs["hour"], timed.obs["hour"])
+    np.testing.assert_allclose(repeated.obsm["xy"], timed.obsm["xy"])
+
+
 def test_sections_and_batches_come_through(of_sections, cells):
     new = of_sections.generate(locations=cells, seed=0)
     assert (new.obs["slide"].value_counts() == cells.obs["slide"].value_counts()).all()
@@ -365,12 +412,12 @@ def test_commands(bdm, cells, tmp_path):
     assert ad.read_h5ad(tmp_path / "new.h5ad").n_obs == 30
     like = ("generate", tmp_path / "model", tmp_path / "at.h5ad", "--cells-like", tmp_path / "cells.h5ad")
     code, message = bdm(*like, "--at", "time=.5")
-    assert (code, "`--at` does not combine with positions" in message) == (2, True)
+    assert (code, "The model has no covariates" in message) == (2, True)
     (tmp_path / "positions.csv").write_text("x,y\n300,400\n9e5,400\n")
     arguments = ("generate", tmp_path / "model", tmp_path / "at.h5ad", "--locations", tmp_path / "positions.csv")
     code, message = bdm(*arguments)
     assert code == 2
-    assert "1 of 2 locations are far from all training cells" in message
+    assert "1 of 2 positions are far from all training cells" in message
     assert "--extrapolate" in message
     assert bdm(*arguments, "--extrapolate")[0] == 0
     code, message = bdm("generate", tmp_path / "model", tmp_path / "no.h5ad", "--new-locations", 3, "--cells", 3)
@@ -430,9 +477,9 @@ def test_invalid_sections(cells):
     [
         ({"x": [1.0]}, "column 'y'"),
         ({"x": [1.0], "y": ["here"]}, "'here' for 'y'"),
-        ({"x": [1.0], "y": [1.0], "type": ["A"]}, "column 'type'"),
+        ({"x": [1.0], "y": [1.0], "synthetic": ["A"]}, "column 'synthetic'"),
         ({"x": [1.0], "y": [1.0], "cell_type": ["C"]}, "no type 'C'"),
-        ({"x": [], "y": []}, "at least one row"),
+        ({"x": [], "y": []}, "no cells"),
         ({"x": [1.0], "y": [1.0], "section": ["s9"]}, "no section 's9'"),
     ],
 )
@@ -445,7 +492,7 @@ def test_a_few_locations_outside_are_a_warning(model, cells, caplog):
     locations = pd.DataFrame(cells.obsm["xy"][:200], columns=["x", "y"])
     locations.loc[0, "x"] = 9e5
     assert model.generate(locations=locations).n_obs == 200
-    assert "1 of 200 locations are far from all training cells" in caplog.text
+    assert "1 of 200 positions are far from all training cells" in caplog.text
 
 
 def test_requests_that_models_cannot_answer(model, of_sections, cells):
@@ -454,6 +501,8 @@ def test_requests_that_models_cannot_answer(model, of_sections, cells):
         BranchedDiffusion(cells, settings=SETTINGS).fit().generate(locations=table)
     with pytest.raises(InputError, match="positions have no section"):
         of_sections.generate(locations=table)
+    with pytest.raises(InputError, match="some cells have another batch"):
+        of_sections.generate(table.assign(section="s1", batch="s2"))
     with pytest.raises(InputError, match="one of `cells=`"):
         model.generate(10, new_locations=10)
     for number, problem in ((0, "at least 1"), ("100", "a whole number")):

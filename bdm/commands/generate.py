@@ -1,7 +1,7 @@
 """``bdm generate``: generate new cells, as raw counts."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from bdm.model.model import BranchedModel
 
 CellsLike = Annotated[
-    Path | None, "AnnData with as many cells of each type as to generate, with their covariates and positions."
+    Path | None, "AnnData with as many cells of each type as to generate, with their batches, covariates and positions."
 ]
 LabelKey = Annotated[str | None, "Column of `obs` with the cell type, in --cells-like.", AS_FITTED]
-CellsFrom = Annotated[Path | None, "CSV with the columns `cell_type`, `n_cells` and, if any, `batch`."]
-Locations = Annotated[
-    Path | None, "CSV with a row per cell: `x`, `y` and, if any, `z`, `section`, `cell_type` and covariates."
+CellsFrom = Annotated[
+    Path | None,
+    "CSV with a row for each cell, or group of `n_cells`; columns `cell_type`, `batch`, covariates, `x`, `y`.",
 ]
+Locations = Annotated[Path | None, "Another name of --cells-from, for cells at positions."]
 NewLocations = Annotated[
     int | None, Ge(1), "Number of cells at new positions, as dense as the training cells, with types from the map."
 ]
@@ -55,8 +56,8 @@ def generate(
     from bdm.data.read import read_cells
     from bdm.generation.covariate_values import parse_at
     from bdm.generation.generate import generated_cells, write_cells
-    from bdm.generation.locations import locations_like, request_at, sample_locations
-    from bdm.generation.request import numbers_like, parse_cells, read_request, request_cells
+    from bdm.generation.request import cells_like as table_of
+    from bdm.generation.request import parse_cells, read_request, request_cells, require_space, sample_locations
     from bdm.model.model import checksums, load_model, warn_of_rare_types
 
     if sum(map(bool, (cells, cells_like, cells_from, locations, new_locations))) != 1:
@@ -65,26 +66,19 @@ def generate(
         )
     if label_key is not None and cells_like is None:
         raise InputError("--label-key names a column of the file of --cells-like; give this file, too.")
-    requested: Any = parse_cells(cells)  # a number, numbers by type, or a table
-    loaded = load_model(model, device=device)
+    numbers, loaded = parse_cells(cells), load_model(model, device=device)
     check_form(out, loaded.form)
-    like = None if cells_like is None else read_cells(cells_like, on_disk=True)
-    keys, table = InputKeys(label_key=label_key), None
-    if like is not None and loaded.space is not None:
-        table = locations_like(like, loaded, keys)
-    elif like is not None:
-        requested = numbers_like(like.obs, loaded, keys)
     if locations is not None:
-        table = read_request(locations)
-    if new_locations is not None:
-        table = sample_locations(loaded, new_locations, seed=seed)
-    if cells_from is not None:
-        requested = read_request(cells_from)
-    values = parse_at(at)
-    if table is not None:
-        request = request_at(loaded, table, at=values, extrapolate=extrapolate, seed=seed)
+        require_space(loaded)
+    like = None if cells_like is None else read_cells(cells_like, on_disk=True)
+    if like is not None:
+        requested: object = table_of(like, loaded, InputKeys(label_key=label_key))
+    elif new_locations is not None:
+        requested = sample_locations(loaded, new_locations, seed=seed)
     else:
-        request = request_cells(loaded, requested, at=values, extrapolate=extrapolate)
+        table = cells_from or locations
+        requested = numbers if table is None else read_request(table)
+    request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, seed=seed)
     warn_of_rare_types(loaded, request.n_by_type)
     write_cells(out, generated_cells(loaded, request, settings, seed=seed), checksums({}, model=model))
     n_types, features = counted(len(request.n_by_type), "type"), features_in_words(loaded.autoencoder.genes)

@@ -39,6 +39,7 @@ class TypedCells(ABC):
     """Base class of labelled cells, in memory or on disk."""
 
     cell_type: np.ndarray  # of each cell
+    batch: np.ndarray | None  # None if unknown
     covariates: pd.DataFrame | None  # cells x covariates
     positions: pd.DataFrame | None  # see :func:`bdm.data.space.position_table`
 
@@ -57,13 +58,6 @@ class TypedCells(ABC):
     def n_by_type(self) -> pd.Series:
         """Number of cells per type, sorted by name."""
         return pd.Series(self.cell_type, dtype=str).value_counts().sort_index()
-
-    @property
-    def numbers(self) -> pd.DataFrame:
-        """Number of cells (``n_cells``) by ``cell_type`` and values of covariates."""
-        table = pd.DataFrame({"cell_type": self.cell_type})
-        table = table if self.covariates is None else table.join(self.covariates)
-        return table.value_counts(sort=False).rename("n_cells").reset_index()
 
     def types(self, *, fewest: int) -> list[str]:
         """Return the types with at least ``fewest`` cells."""

@@ -21,23 +21,32 @@ N_CANDIDATES, MIN_CANDIDATES = 10, 2000  # positions to choose from, per cell an
 BIN_WIDTH = 2.0  # of the density of positions, in median distances to the nearest neighbours
 # Length scales of local variation and of the coupling of neighbours, in median distances to the nearest neighbours
 LOCAL_LENGTH, COUPLING_LENGTH = 1.0, 2.0
+QUANTILES = np.linspace(0, 1, 101)  # of distances to the nearest neighbour
+N_STEPS, TOLERANCE = 30, 0.01  # of moves of sampled positions; relative
 MAX_DISTANCE = 0.25  # of locations from the tissue, in units of the spread of a section
 
 
 @dataclass(frozen=True, eq=False)
 class Tissue:
-    """Density of positions: numbers of cells in square or cubic bins, which also delimit the tissue."""
+    """Density and spacing of positions: numbers of cells in square or cubic bins, which also delimit the tissue."""
 
     width: float  # of a bin, in units of the kernel
     bins: np.ndarray  # occupied bins, bins x (section, coordinates)
     n_cells: np.ndarray  # cells of each bin
+    # quantiles of distances to the nearest neighbour, sections x quantiles; unknown in models of bdm 0.1.0
+    nearest: np.ndarray | None = None
 
     @classmethod
     def from_places(cls, places: Places) -> Tissue:
-        """Count cells in bins."""
+        """Count cells in bins, and measure their distances."""
         width = BIN_WIDTH * places.spacing
         bins, n_cells = np.unique(cls.bins_of(places, width), axis=0, return_counts=True)
-        return cls(width, bins, n_cells)
+        nearest = np.zeros((places.section.max() + 1, len(QUANTILES)))
+        for section in np.unique(places.section):
+            positions = places.positions[places.section == section]
+            if len(positions) > 1:
+                nearest[section] = np.quantile(nearest_distance(positions)[0], QUANTILES)
+        return cls(width, bins, n_cells, nearest)
 
     @staticmethod
     def bins_of(places: Places, width: float) -> np.ndarray:
@@ -58,12 +67,61 @@ class Tissue:
     def sample(self, n: int, generator: np.random.Generator, section: int | None = None) -> Places:
         """Sample positions in a section, by default in all.
 
-        A bin is drawn in proportion to its cells, then a uniform position in the bin.
+        Bins are those of training cells in random order, repeated if these are fewer. Positions are uniform in the bin,
+        and then moved by :meth:`spaced`.
         """
-        n_cells = np.where((section is None) | (self.bins[:, 0] == section), self.n_cells, 0)
-        rows = generator.choice(len(self.bins), n, p=n_cells / n_cells.sum())
-        bins = self.bins[rows]
+        return self.spaced(self.sample_uniform(n, generator, section))
+
+    def sample_uniform(self, n: int, generator: np.random.Generator, section: int | None = None) -> Places:
+        """Sample positions as :meth:`sample`, but independently within bins."""
+        of_cells = np.repeat(np.arange(len(self.bins)), self.n_cells)
+        if section is not None:
+            of_cells = of_cells[self.bins[of_cells, 0] == section]
+        rounds = [generator.permutation(of_cells) for _ in range(-(-n // len(of_cells)))]
+        bins = self.bins[np.concatenate(rounds)[:n]]
         return Places((bins[:, 1:] + generator.random((n, bins.shape[1] - 1))) * self.width, bins[:, 0])
+
+    def spaced(self, places: Places) -> Places:
+        """Move positions apart, within the tissue, until they are as far from each other as training cells.
+
+        The k-th smallest distance to a nearest neighbour becomes at least the same quantile of training cells, so that
+        positions of a lattice become as regular, and independent ones stay. Distances are shorter if positions are more
+        than the training cells.
+        """
+        if self.nearest is None:
+            return places
+        positions, n_coordinates = places.positions.copy(), places.positions.shape[1]
+        for section in np.unique(places.section):
+            cells, of_section = places.section == section, self.bins[:, 0] == section
+            if (n := cells.sum()) == 1:
+                continue
+            scale = min(1.0, self.n_cells[of_section].sum() / n) ** (1 / n_coordinates)
+            target = scale * np.interp((np.arange(n) + 0.5) / n, QUANTILES, self.nearest[section])
+            centres = cKDTree((self.bins[of_section, 1:] + 0.5) * self.width)
+            positions[cells] = moved_apart(positions[cells], target, centres, self.width)
+        return Places(positions, places.section)
+
+
+def nearest_distance(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance to the nearest neighbour, and its index."""
+    distance, neighbour = map(np.asarray, cKDTree(positions).query(positions, k=2))
+    return distance[:, 1], neighbour[:, 1]
+
+
+def moved_apart(positions: np.ndarray, target: np.ndarray, centres: cKDTree, width: float) -> np.ndarray:
+    """Move positions from their nearest neighbours, but not out of bins, until sorted distances reach targets."""
+    positions = positions.copy()
+    for _ in range(N_STEPS):
+        distance, neighbour = nearest_distance(positions)
+        lack = target[np.argsort(np.argsort(distance))] - distance
+        near = np.flatnonzero(lack > TOLERANCE * (distance + lack))
+        away = (positions[near] - positions[neighbour[near]]) / distance[near, None].clip(1e-12)
+        moved = positions[near] + away * lack[near, None] / 2  # the neighbour moves as well
+        stays = np.asarray(centres.query(moved, p=np.inf)[0]) <= width / 2
+        if not stays.any():
+            break
+        positions[near[stays]] = moved[stays]
+    return positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +229,7 @@ class SpatialEffects:
 
         Positions as dense as the training cells are resampled in proportion to the share of the population there.
         """
-        candidates = self.tissue.sample(max(N_CANDIDATES * len(population), MIN_CANDIDATES), generator, section)
+        candidates = self.tissue.sample_uniform(max(N_CANDIDATES * len(population), MIN_CANDIDATES), generator, section)
         parts = np.array_split(np.arange(len(candidates)), len(candidates) // 5000 + 1)
         log_odds = np.concatenate([self.basis(candidates[part]) @ self.log_odds for part in parts])
         share = softmax(log_odds + self.log_share, axis=1)
@@ -183,7 +241,7 @@ class SpatialEffects:
                 weight *= share[:, self.populations.index(name)] + 1e-9
             chosen[cells] = generator.choice(len(candidates), len(cells), replace=False, p=weight / weight.sum())
             is_left[chosen[cells]] = 0
-        return candidates[chosen]
+        return self.tissue.spaced(candidates[chosen])
 
     def gene_offset(self, places: Places, population: str) -> Tensor:
         """Return offsets of log expression of a population's cells, cells x genes."""

@@ -10,7 +10,6 @@ import pandas as pd
 
 from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.schema import to_python
-from bdm._core.seeds import numpy_generator
 from bdm._core.validation import nearest_or, parse_range
 from bdm.effects.covariates import CovariateEffects
 from bdm.model.model import BranchedModel
@@ -144,22 +143,4 @@ def set_covariates(
             counted(int(beyond.sum()), "cell"),
             cell_type,
         )
-    return inputs
-
-
-def complete_inputs(model: BranchedModel, table: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
-    """Return the inputs of requested cells by population: batch and covariates in columns, a row per cell.
-
-    Missing covariates are sampled given the others. They depend on the seed, the population and the cell's number in
-    it, but not on the other cells.
-    """
-    inputs, names = {}, list(model.covariate_names)
-    columns = [*table.columns.intersection(["batch"]), *names]
-    for population, rows in table.groupby("sub_population", sort=False):
-        at = rows.reindex(columns=columns).loc[rows.index.repeat(rows["n_cells"])].reset_index(drop=True)
-        if model.covariates is not None:
-            generator = numpy_generator(seed, "covariates", str(population))
-            requested = at[names].to_numpy(dtype=float)
-            at[names] = model.covariates.complete(str(population), requested, generator)
-        inputs[str(population)] = at
     return inputs

@@ -29,8 +29,7 @@ from bdm.data.modalities import MUDATA_FILE, write_h5mu
 from bdm.data.read import read_cells
 from bdm.effects.space import RealisedSpace
 from bdm.effects.surfaces import Places
-from bdm.generation.covariate_values import complete_inputs
-from bdm.generation.request import Request
+from bdm.generation.request import Request, complete_inputs
 from bdm.model.match import labels_of
 from bdm.model.model import BranchedModel, expected_counts, generated_noise, record_of_cells
 from bdm.prior.base import Sampler
@@ -114,7 +113,8 @@ def generate_cells(
     AnnData with raw counts in ``X`` (CSR, float32 as in scanpy), the model's ``var``, and the latent in
     ``obsm['latent']``. ``obs`` has ``cell_type``, ``sub_population`` and ``synthetic`` (True), and cell types, batches
     and covariates under their column names in the training data. With shared ancestors, ``ancestor`` is the number of
-    the cell's root sample. Cells are ordered by population, so the first cells of a type may share a sub-population.
+    the cell's root sample. Cells are in the order of the request's rows if these are cells; else they are ordered by
+    population, so the first cells of a type may share a sub-population.
     In cell types with a sub-population of one donor, ``sub_population`` is the cell type.
     """
     return generated_cells(model, request, settings, seed=seed).in_memory()
@@ -140,14 +140,25 @@ def generated_cells(
     def blocks() -> Iterator[GeneratedBlock]:
         keep_freed_memory()
         with threads() as run:
-            yield from run(decode, chunks(sampler, request, seed, run))
+            sorted_blocks = run(decode, chunks(sampler, request, seed, run))
+            yield from sorted_blocks if order is None else [reordered(list(sorted_blocks), order)]
 
-    obs = make_obs(model, request, ancestors=settings.shared_ancestors)
-    obs = obs.assign(**covariate_columns(model, inputs))
+    order, by_cell = request.order, pd.concat(inputs.values(), ignore_index=True)
+    by_cell = by_cell if order is None else by_cell.iloc[order]
+    obs = make_obs(model, request, by_cell.get("batch"), ancestors=settings.shared_ancestors)
+    obs = obs.assign(**{name: by_cell[name].to_numpy() for name in model.covariate_names})
     named = request.table.assign(sub_population=np.asarray(named_populations(model, request.table)))
     record = record_of_cells(model, seed=seed, settings=asdict(settings), **replace(request, table=named).record)
     obs, obsm = obs.assign(**section_columns(model, request)), position_columns(model, request)
+    if request.cells is not None:
+        obs = request.cells.assign(**obs.set_index(request.cells.index))
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks(), uns={"bdm": record}, obsm=obsm)
+
+
+def reordered(blocks: Sequence[GeneratedBlock], order: np.ndarray) -> GeneratedBlock:
+    """Join blocks, with their cells in another order."""
+    counts = sp.vstack([block.counts for block in blocks], format="csr")
+    return GeneratedBlock(counts[order], np.concatenate([block.latent for block in blocks])[order])
 
 
 # ---- latents, in chunks: cells of one population that are sampled together
@@ -301,8 +312,8 @@ def sample_counts(
 # ---- columns of obs
 
 
-def make_obs(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.DataFrame:
-    """Return ``obs`` of the requested cells, ordered by population."""
+def make_obs(model: BranchedModel, request: Request, batch: pd.Series | None, *, ancestors: bool) -> pd.DataFrame:
+    """Return ``obs`` of the requested cells."""
     table = request.table.loc[request.table.index.repeat(request.table["n_cells"])]
     columns = {
         **type_columns(model, table["cell_type"]),
@@ -311,7 +322,7 @@ def make_obs(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.D
     }
     if ancestors:
         columns["ancestor"] = table.groupby("sub_population", sort=False).cumcount().to_numpy()
-    columns |= batch_columns(model, table.get("batch"))
+    columns |= batch_columns(model, None if batch is None else batch.to_numpy())
     return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(table) + 1)])
 
 

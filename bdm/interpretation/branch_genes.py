@@ -21,9 +21,8 @@ from bdm.data.cells import Cells, modalities_if_several, sample_by_type, smaller
 from bdm.data.gene_tests import wilcoxon
 from bdm.data.modalities import block_sizes, per_10k
 from bdm.data.prepare import counted_cells
-from bdm.generation.covariate_values import complete_inputs
 from bdm.generation.generate import Chunk, shared_chunks
-from bdm.generation.request import request_cells
+from bdm.generation.request import complete_inputs, request_cells
 from bdm.interpretation.contrasts import Contrast, Differences, Expression, Log2FoldChange, PopulationExpression
 from bdm.model.model import BranchedModel, expected_counts, generated_noise, observation_model
 

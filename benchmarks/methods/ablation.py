@@ -9,7 +9,7 @@ import typer
 from bdm._core.files import atomic_write
 from bdm.data.prepare import read_prepared
 from bdm.generation.generate import generated_cells, write_cells
-from bdm.generation.request import numbers_like, request_cells
+from bdm.generation.request import numbers_of, request_cells
 from bdm.hierarchy.files import load_hierarchy
 from bdm.model.fit_model import EncodedCells, fit_model
 from bdm.model.model import load_model, save_model
@@ -53,7 +53,7 @@ def run(*, sampler: Sampler = HierarchicalSampler, prior: str = TrainSettings.pr
     def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option()], seed: int = 0) -> None:
         """Generate as many cells of each type as another file has."""
         loaded, settings = load_model(model), GenerationSettings()
-        request = request_cells(loaded, numbers_like(read_prepared(cells_like, on_disk=True).obs, loaded))
+        request = request_cells(loaded, numbers_of(loaded, read_prepared(cells_like, on_disk=True).obs))
         cells = generated_cells(loaded, request, settings, seed=seed, sampler=sampler(loaded.prior, settings))
         with atomic_write(out) as path:
             write_cells(path, cells, {})

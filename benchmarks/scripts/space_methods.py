@@ -17,7 +17,7 @@ from bdm._core.seeds import derive, numpy_generator
 from bdm.data.space import POSITIONS, SECTION, sections_of
 from bdm.effects.surfaces import Places
 from bdm.generation.generate import generate_cells
-from bdm.generation.locations import locations_like, request_at
+from bdm.generation.request import cells_like, request_cells
 from bdm.model.fit_model import fit
 from bdm.model.model import BranchedModel
 from bdm.settings import FitSettings, GenerationSettings
@@ -79,9 +79,9 @@ def generate_at(model: BranchedModel, target: AnnData, *, seed: int, types: bool
 
     It has the type of the target cell, or without ``types``, a type from the map.
     """
-    locations = locations_like(target, model)
+    locations = cells_like(target, model)
     locations = locations if types else locations.drop(columns="cell_type")
-    request = request_at(model, locations, extrapolate=True, seed=seed)
+    request = request_cells(model, locations, extrapolate=True, seed=seed)
     cells = generate_cells(model, request, GenerationSettings(), seed=seed)
     key = model.preparation["section_key"]
     cells.obs[SECTION] = sections_of(target.obs)[0] if key is None else cells.obs[key]

@@ -11,8 +11,7 @@ from bdm._core.seeds import numpy_generator
 from bdm.applications.design.design import Change, Design, FoldChange, GeneChoice
 from bdm.applications.design.samples import N_SHOWN, resolve_populations
 from bdm.data.space import COORDINATES
-from bdm.generation.locations import require_space
-from bdm.generation.request import Request
+from bdm.generation.request import Request, require_space
 from bdm.model.model import BranchedModel
 
 

@@ -31,9 +31,8 @@ from bdm.data.modalities import Modality
 from bdm.effects.donors import NewDonors
 from bdm.effects.space import RealisedSpace
 from bdm.effects.surfaces import Places
-from bdm.generation.covariate_values import complete_inputs
 from bdm.generation.generate import MAX_CHUNK
-from bdm.generation.request import Request
+from bdm.generation.request import Request, complete_inputs
 from bdm.model.model import BranchedModel, expected_counts
 
 NO_PARTNER = -1

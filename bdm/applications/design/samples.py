@@ -15,8 +15,7 @@ from bdm.autoencoder.observation import ObservationModel
 from bdm.effects.donors import DonorModel, NewDonors
 from bdm.effects.surfaces import Places
 from bdm.generation.covariate_values import CovariateValues, limit_range, require_covariates, spread_evenly
-from bdm.generation.locations import require_space
-from bdm.generation.request import Request, divide_type
+from bdm.generation.request import Request, divide_type, require_space
 from bdm.model.model import BranchedModel
 
 N_SHOWN = 12  # names listed in a message

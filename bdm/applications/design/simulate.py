@@ -20,7 +20,6 @@ from bdm.applications.design.truth import collect_truth
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import without_unused_categories
 from bdm.effects.surfaces import Places
-from bdm.generation.covariate_values import complete_inputs
 from bdm.generation.generate import (
     Chunk,
     GeneratedBlock,
@@ -36,6 +35,7 @@ from bdm.generation.generate import (
     section_columns,
     type_columns,
 )
+from bdm.generation.request import complete_inputs
 from bdm.model.model import BranchedModel, generated_noise, record_of_cells
 
 RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")  # of designs
