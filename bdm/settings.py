@@ -27,6 +27,17 @@ PRIORS = Kinds(
     },
 )
 
+EFFECTS = Kinds(
+    "effect",
+    "bdm.effects",
+    {
+        "batches": "bdm.effects.batches",
+        "covariates": "bdm.effects.covariates",
+        "positions": "bdm.effects.space",
+        "donors": "bdm.effects.donors",
+    },
+)
+
 DECODERS = Kinds("decoder", "bdm.decoders", {"negative_binomial": "bdm.autoencoder.decoder"})
 
 # ---- options of single commands, and types of settings that several stages have

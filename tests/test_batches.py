@@ -75,5 +75,5 @@ def test_batches_that_do_not_differ_have_no_effects(cells):
     alike.obs["lane"] = np.where(np.arange(alike.n_obs) % 2, "odd", "even")
     settings = replace(SETTINGS, autoencoder=replace(SETTINGS.autoencoder, n_steps=20))
     fitted = BranchedDiffusion(alike, batch_key="lane", settings=settings).fit()
-    assert fitted.model.batch_effects is None
+    assert "batches" not in fitted.model.effects
     assert fitted.model.learned == {"batches": "2, offsets of genes"}

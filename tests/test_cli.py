@@ -118,7 +118,10 @@ def test_outputs_are_complete(made):
         "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", *DRAWN[1::2], "model", "generated.h5ad",
         "transmuted.h5ad", "transmutation",
     }  # fmt: skip
-    names = {"autoencoder.json", "autoencoder.safetensors", "latent.h5ad", "training.csv"}
+    names = {
+        "autoencoder.json", "autoencoder.safetensors", "effects.json", "effects.safetensors", "latent.h5ad",
+        "training.csv",
+    }  # fmt: skip
     assert {path.name for path in (made / "autoencoder").iterdir()} == names
     assert list(pd.read_csv(made / "autoencoder" / "training.csv")) == ["round", "step", "loss", "validation"]
     assert list(pd.read_csv(made / "model" / "training.csv")) == ["step", "loss", "validation", "closed_form"]

@@ -276,7 +276,7 @@ def test_cells_have_covariates_and_batches_whose_names_files_cannot_hold():
     assert list(moved.obs["time_h"]) == list(cells.obs.loc[moved.obs_names, "time/h"])
     assert model.transmute(moved, to="still").n_obs == moved.n_obs
     model.extend(new)
-    assert model.model.extensions[0].covariates is not None
+    assert model.model.extensions[0].effects["covariates"].has("other")
     assert set(cells_like(cells, model.model)) == {"cell_type", "batch", "time_h", "n_cells"}
     assert not model.prepared.obs["time_h"].isna().any()
     assert recorded_covariates(model.prepared) == ("time_h",)
@@ -300,12 +300,12 @@ def test_several_covariates_are_drawn_together():
     latent = ad.AnnData(rng.normal(size=(900, 3)).astype(np.float32), obs=obs.set_axis(map(str, range(900))))
     latent.layers["scale"] = np.zeros((900, 3), np.float32)
     effects = fit_effects(("a", "b"), (False, True), latent)
-    sampled = effects.complete("x", np.full((2000, 2), np.nan), np.random.default_rng(1))
+    sampled = effects.sample("x", np.full((2000, 2), np.nan), np.random.default_rng(1))
     assert set(sampled[:, 1]) == {0.0, 1.0}
     expected, correlation = (np.corrcoef(np.log(table[:, 0]), table[:, 1])[0, 1] for table in (values, sampled))
     assert correlation == pytest.approx(expected, abs=0.12)
     known = np.column_stack([np.full(2000, np.nan), np.repeat([0.0, 1.0], 1000)])
-    completed = effects.complete("x", known, np.random.default_rng(1))
+    completed = effects.sample("x", known, np.random.default_rng(1))
     assert (completed[:, 1] == known[:, 1]).all()
     assert np.log(completed[1000:, 0]).mean() - np.log(completed[:1000, 0]).mean() > 0.8
 

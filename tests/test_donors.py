@@ -203,6 +203,10 @@ def test_a_donor_depends_on_its_number_alone(donor_model):
     assert not np.array_equal(few.log_expression("type1")[0], few.log_expression("type1")[1])
 
 
+def at_donors(donors, number):
+    return pd.DataFrame({"donor": np.array(donors.names)[number]})
+
+
 def test_cells_of_a_donor_vary_less_than_all(donor_model):
     model = donor_model.model
     sampled, population = model.donors.sample(300, numpy_generator(3, "donors")), model.populations[0]
@@ -212,7 +216,7 @@ def test_cells_of_a_donor_vary_less_than_all(donor_model):
     generator = torch.Generator().manual_seed(0)
     x = mean + torch.randn(3000, len(mean), generator=generator) @ torch.linalg.cholesky(covariance).T
     donor = np.arange(3000) % 300
-    moved = sampled.at_donors(x, population, donor)
+    moved = sampled.move(x, at_donors(sampled, donor), population, model.latent_space)
     centred = moved - torch.stack([moved[donor == number].mean(dim=0) for number in range(300)])[donor]
     assert centred.square().sum() < (x - x.mean(dim=0)).square().sum()
     size = model.whitening.inverse(moved)[:, -1], model.whitening.inverse(x)[:, -1]
@@ -228,7 +232,7 @@ def test_added_types_have_no_effects_of_donors(donor_model, small_settings, tmp_
     sampled = model.model.donors.sample(2, numpy_generator(4, "donors"))
     assert not sampled.log_expression("new").any()
     x = torch.zeros(3, len(model.model.layout.names))
-    assert sampled.at_donors(x, "new", np.array([0, 1, 1])) is x
+    assert sampled.move(x, at_donors(sampled, np.array([0, 1, 1])), "new", model.model.latent_space) is x
     assert sampled.log_expression("type0").any()
     assert {"new", "type0", "type1"} <= {name.partition("/")[0] for name in sampled.proportions}
     model.save(tmp_path / "extended")

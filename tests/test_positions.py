@@ -207,8 +207,8 @@ def test_counts_follow_the_surfaces_with_local_variation_of_each_sample(model, e
         is_type = (adata.obs["cell_type"] == name).to_numpy()
         assert np.corrcoef(np.log(expected[is_type]), x[is_type])[0, 1] > 0.4
     experiment = compile_design(model.model, read_design({"samples": PLACED}))
-    places = space.places(np.array([[500.0, 500.0]]), ["a"])
-    first, second = (each.population_fields(places) for each in experiment.spaces[:2])
+    seeds, places = experiment.request.table["local_seed"].unique()[:2], space.places(np.full((1, 2), 500.0), ["a"])
+    first, second = (space.local_fields(2, 1.0, "latent", int(seed))(places) for seed in seeds)
     assert (first != second).all()
 
 

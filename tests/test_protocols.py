@@ -1,4 +1,4 @@
-"""Priors and decoders of one's own: the examples of the documentation go all the way, without a change to bdm."""
+"""Priors, decoders and effects of one's own: examples of the documentation go all the way, without a change to bdm."""
 
 import importlib.util
 import re
@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
+from scipy import sparse
 from warm import start
 
 import bdm
@@ -18,7 +20,15 @@ from bdm._core.errors import InputError
 from bdm.generation.request import request_cells
 from bdm.model.model import expected_counts, observation_model
 from bdm.prior.base import LatentPrior
-from bdm.settings import DECODERS, PRIORS, TrainSettings
+from bdm.settings import (
+    DECODERS,
+    EFFECTS,
+    PRIORS,
+    AutoencoderSettings,
+    HierarchySettings,
+    Settings,
+    TrainSettings,
+)
 
 EXAMPLES = Path(__file__).parents[1] / "docs/examples"
 NEW = "CD34+"
@@ -150,3 +160,66 @@ def test_decoder_of_the_documentation(example_cells, tiny_settings, tmp_path, mo
 def test_unknown_decoder_is_one_sentence(example_cells):
     with pytest.raises(InputError, match="There is no decoder 'gamma' in this installation"):
         bdm.BranchedDiffusion(example_cells, label_key="bulk_labels", likelihood="gamma")
+
+
+# ---- effects
+
+N_GENES, N_ROWS = 100, 8
+QUICK = Settings(
+    autoencoder=AutoencoderSettings(n_latent=6, n_steps=150, sub_populations="none"),
+    hierarchy=HierarchySettings(n_bootstrap=0),
+    train=TrainSettings(),
+)
+
+
+@pytest.fixture(scope="module")
+def plate() -> AnnData:
+    """Two types, whose counts fall by a quarter from row to row."""
+    generator = np.random.default_rng(0)
+    cell_type, row = np.repeat(["A", "B"], 300), np.arange(600) % N_ROWS
+    profile = dict(zip("AB", generator.gamma(2.0, size=(2, N_GENES)), strict=True))
+    mean = np.stack([profile[name] / profile[name].sum() for name in cell_type])
+    counts = generator.poisson(3000 * 0.75 ** row[:, None] * mean).astype(np.float32)
+    obs = pd.DataFrame({"cell_type": cell_type, "row": row}, index=[f"cell-{n}" for n in range(600)])
+    return AnnData(sparse.csr_matrix(counts), obs=obs)
+
+
+@pytest.fixture(scope="module")
+def plate_model(plate):
+    example("plate_rows")
+    yield bdm.BranchedDiffusion(plate, settings=QUICK).fit()
+    del EFFECTS.registered["plate_rows"]
+
+
+def slope(adata: AnnData, row: np.ndarray) -> float:
+    """Return the factor of library sizes from row to row."""
+    return float(np.exp(np.polyfit(row, np.log(adata.X.sum(axis=1).A1), 1)[0]))
+
+
+def test_an_effect_of_one_class_is_fitted_generated_and_saved(plate, plate_model, tmp_path):
+    model = plate_model
+    assert model.model.learned == {"plate_rows": model.model.effects["plate_rows"].summary}
+    rows = pd.DataFrame({"cell_type": "A", "n_cells": 40, "row": range(N_ROWS)})
+    generated = model.generate(rows, seed=1)
+    assert slope(generated, generated.obs["row"]) == pytest.approx(slope(plate, plate.obs["row"]), abs=0.02)
+    filled = model.generate(200, seed=1)
+    assert slope(filled, filled.obs["row"]) == pytest.approx(0.75, abs=0.02)
+    like = model.generate(plate)
+    assert like.obs["row"].value_counts().to_dict() == plate.obs["row"].value_counts().to_dict()
+    model.save(tmp_path / "model")
+    again = bdm.BranchedDiffusion.load(tmp_path / "model")
+    assert (again.generate(rows, seed=1).X != generated.X).nnz == 0
+    assert "library sizes change by -2" in repr(again)
+    assert "library sizes change by -2" in again.card()
+
+
+def test_an_effect_of_one_class_moves_cells_of_designs_and_of_other_types(plate, plate_model):
+    model = plate_model
+    design = model.simulate({"samples": {"conditions": ["control"], "donors": 2, "cells": 400}, "seed": 1})
+    assert slope(design, design.obs["row"]) == pytest.approx(0.75, abs=0.02)
+    moved = model.transmute(plate, "B")
+    assert slope(moved, moved.obs["row"]) == pytest.approx(0.75, abs=0.03)
+    late = plate[(plate.obs["row"] == N_ROWS - 1).to_numpy()].copy()
+    late.obs["cell_type"] = "C"
+    model.extend(late)
+    assert model.generate({"C": 5}).n_obs == 5

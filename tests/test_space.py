@@ -14,7 +14,6 @@ from bdm._core.errors import InputError
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
 from bdm.effects.fit_space import inverse_variance, narrowed
-from bdm.effects.space import Tissue, choose, nearest_distance
 from bdm.effects.surfaces import (
     Basis,
     BlockDesign,
@@ -26,6 +25,7 @@ from bdm.effects.surfaces import (
     local_variance,
     matern,
 )
+from bdm.effects.tissue import Tissue, choose, nearest_distance
 from bdm.generation.request import cells_like
 from bdm.model.model import load_model
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings

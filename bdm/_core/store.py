@@ -22,11 +22,22 @@ from bdm._core.files import atomic_write, read_checksummed_json, reject_existing
 from bdm._core.schema import Kinds
 from bdm._core.seeds import to_tensor
 
-FORMAT = 32  # of files; increase it when fields of saved dataclasses change
+
+def name_effects(content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Collect the effects of a model and its extensions by name; each was a field."""
+    if "model" not in content:
+        return
+    fields = {"batches": "batch_effects", "covariates": "covariates", "positions": "space", "donors": "donor_effects"}
+    for part in (content["model"]["base"], *content["model"]["extensions"]):
+        effects = {name: part.pop(field, None) for name, field in fields.items()}
+        part["effects"] = {name: {"kind": name, **value} for name, value in effects.items() if value is not None}
+
+
+FORMAT = 33  # of files; increase it when fields of saved dataclasses change
 OLDEST = {"model": 31}  # oldest readable format by kind, of bdm 0.1.0; other kinds are read in FORMAT only
 # Functions by format, which change JSON content and tensors in place to the next format. New fields need none if their
 # default reproduces older files
-UPGRADES: dict[int, Callable[[dict[str, Any], dict[str, Tensor]], None]] = {}
+UPGRADES: dict[int, Callable[[dict[str, Any], dict[str, Tensor]], None]] = {32: name_effects}
 TEXT = pd.Series([""]).dtype  # dtype of text columns: str since pandas 3, object before
 
 Value = TypeVar("Value")
@@ -64,13 +75,6 @@ def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
                 UPGRADES[number](content, tensors)
         value: Value = ContentReader(tensors).decode(content[kind], cls)
         return value
-
-
-def load_part(folder: Path, kind: str, cls: type[Value], *, of: str) -> Value | None:
-    """Read an optional dataclass, and check that it belongs to ``of``."""
-    if not (Path(folder) / f"{kind}.json").exists():
-        return None
-    return load(folder, kind, cls, **{of: checksum_of(folder, of)})
 
 
 class Result(ABC):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
@@ -16,7 +15,7 @@ from bdm._core.store import concat
 from bdm.autoencoder.inputs import codes_of
 from bdm.autoencoder.latent import LatentCells, latent_cells
 from bdm.autoencoder.moments import MIN_INFORMATION
-from bdm.effects.effect import MIN_UNEXPLAINED, Effect
+from bdm.effects.effect import MIN_UNEXPLAINED, CellsToFit, Shift
 from bdm.effects.surfaces import BlockDesign, centred, fit_scaled_surfaces, fit_surfaces
 
 MIN_FOLD = 1.05  # of library sizes that a summary names
@@ -26,7 +25,7 @@ OWN_STRENGTH = 0.2  # variance of a cell type's own effects, relative to the var
 
 
 @dataclass(frozen=True, eq=False)
-class BatchEffects(Effect):
+class BatchEffects(Shift, name="batches"):
     """Shifts of y between batches, by cell type.
 
     The decoder has an offset of each gene and batch that all types share. These effects add what it cannot express:
@@ -41,6 +40,31 @@ class BatchEffects(Effect):
     mean: Tensor  # of y
     centre: Tensor  # mean shift of y
     unexplained: Tensor  # fraction of the prior variance of y that batches leave
+
+    @classmethod
+    def fit(cls, cells: CellsToFit) -> BatchEffects | None:
+        """Fit effects of batches; None without several batches, or without effects.
+
+        Each coordinate of y has the strength that left-out cells support, first in all types together, then in each
+        type.
+        """
+        batches, latents = cells.autoencoder.batches, latent_cells(cells.latent)
+        if len(batches) < 2:
+            return None
+        code = codes_of(cells.known["batch"], batches).numpy()
+        columns = latents.layout.latent, latents.layout.library_sizes
+        shifts = np.concatenate([fit_columns(latents, code, len(batches), part) for part in columns], axis=2)
+        if not shifts.any():
+            return None
+        cell_types, shift = tuple(dict.fromkeys(latents.labels)), to_tensor(shifts.astype(np.float32))
+        mean, centre, unexplained = [], [], []
+        for label, members in zip(latents.labels, latents.members(), strict=True):
+            own = shift[cell_types.index(label)][code[members]]
+            mean.append(latents.mean[members].mean(dim=0))
+            centre.append(own.mean(dim=0))
+            unexplained.append((1 - own.var(dim=0, correction=0)).clamp(min=MIN_UNEXPLAINED))
+        statistics = map(torch.stack, (mean, centre, unexplained))
+        return cls(batches, cell_types, shift, latents.populations, *statistics)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -84,30 +108,6 @@ class BatchEffects(Effect):
         shift = torch.zeros(len(self.cell_types), len(batches), self.shift.shape[2])
         shift[:, [batches.index(name) for name in self.batches]] = self.shift
         return replace(self, batches=batches, shift=shift)
-
-
-def fit_batches(latent: ad.AnnData, batches: tuple[str, ...]) -> BatchEffects | None:
-    """Fit effects of batches to training and validation cells; None without several batches, or without effects.
-
-    Each coordinate of y has the strength that left-out cells support, first in all types together, then in each type.
-    """
-    if len(batches) < 2:
-        return None
-    obs, cells = latent.obs[(latent.obs["split"] != "test").to_numpy()], latent_cells(latent)
-    code = codes_of(obs["batch"], batches).numpy()
-    columns = cells.layout.latent, cells.layout.library_sizes
-    shifts = np.concatenate([fit_columns(cells, code, len(batches), part) for part in columns], axis=2)
-    if not shifts.any():
-        return None
-    cell_types, shift = tuple(dict.fromkeys(cells.labels)), to_tensor(shifts.astype(np.float32))
-    mean, centre, unexplained = [], [], []
-    for label, members in zip(cells.labels, cells.members(), strict=True):
-        own = shift[cell_types.index(label)][code[members]]
-        mean.append(cells.mean[members].mean(dim=0))
-        centre.append(own.mean(dim=0))
-        unexplained.append((1 - own.var(dim=0, correction=0)).clamp(min=MIN_UNEXPLAINED))
-    statistics = map(torch.stack, (mean, centre, unexplained))
-    return BatchEffects(batches, cell_types, shift, cells.populations, *statistics)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,12 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from bdm._core.errors import counted
-from bdm._core.seeds import to_tensor
+from bdm._core.seeds import numpy_generator, to_tensor
 from bdm._core.store import concat, updated
 from bdm.autoencoder.latent import LatentCells, latent_cells
 from bdm.autoencoder.moments import MIN_INFORMATION, fit_whitening, matrix_power
 from bdm.data.prepare import recorded_covariates
-from bdm.effects.effect import MIN_UNEXPLAINED, Effect
+from bdm.effects.effect import MIN_UNEXPLAINED, CellsToFit, Shift
 
 PROBABILITIES = np.linspace(0, 1, 51)  # of tabulated quantiles
 MIN_EIGENVALUE = 1e-3  # of correlations, so that no covariate determines another
@@ -60,7 +60,7 @@ class PopulationValues:
 
 
 @dataclass(frozen=True, eq=False)
-class CovariateEffects(Effect):
+class CovariateEffects(Shift, name="covariates"):
     """Effects of continuous covariates on cells.
 
     At covariates t, the mean of y = (latent, log library size) in a population is ``m + f(t) - c``: m is the
@@ -73,6 +73,20 @@ class CovariateEffects(Effect):
     stepwise: tuple[bool, ...]  # whether a covariate has few distinct values; generated cells then repeat them
     curves: TypeCurves
     values: PopulationValues
+
+    @classmethod
+    def fit(cls, cells: CellsToFit) -> CovariateEffects | None:
+        """Fit effects of covariates; None without these, or if cells of an added type lack those of the model."""
+        if cells.extended is None:
+            names = recorded_covariates(cells.prepared)
+            stepwise = tuple(cells.known[name].nunique() <= len(PROBABILITIES) for name in names)
+        elif isinstance(known := cells.extended.get(cls.name), cls):
+            names, stepwise = known.names, known.stepwise
+        else:
+            return None
+        if not names or cells.latent.obs[list(names)].isna().any(axis=None):
+            return None
+        return fit_effects(names, stepwise, cells.latent)
 
     def joined(self, added: CovariateEffects) -> CovariateEffects:
         """Add types and populations, replacing entries of the same name."""
@@ -135,11 +149,17 @@ class CovariateEffects(Effect):
         positions = self.curves.positions[self.curves.cell_types.index(cell_type), self.names.index(covariate)]
         return float(positions[0]), float(positions[-1])
 
-    def complete(self, population: str, covariates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Sample missing covariates (NaN) of cells from their known ones.
+    def complete(self, at: pd.DataFrame, population: str, seed: int) -> pd.DataFrame:
+        """Sample missing covariates of cells from their known ones.
 
-        ``covariates``: cells x covariates. Their distribution is a Gaussian copula of the population's training cells.
+        Their distribution is a Gaussian copula of the population's training cells.
         """
+        requested = at.reindex(columns=list(self.names)).to_numpy(dtype=float)
+        generator = numpy_generator(seed, "covariates", population)
+        return at.assign(**dict(zip(self.names, self.sample(population, requested, generator).T, strict=True)))
+
+    def sample(self, population: str, covariates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Sample missing covariates (NaN), cells x covariates."""
         scores = generator.standard_normal(covariates.shape)  # for known values, too: no cell depends on another
         if not self.has(population):
             return covariates
@@ -175,16 +195,6 @@ def normal_scores(values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
 
 
 # ---- fit
-
-
-def fit_covariates(prepared: ad.AnnData, latent: ad.AnnData) -> CovariateEffects | None:
-    """Fit covariate effects to training and validation cells; None without covariates."""
-    names = recorded_covariates(prepared)
-    if not names:
-        return None
-    values = prepared.obs.loc[(prepared.obs["split"] != "test").to_numpy(), list(names)]
-    stepwise = tuple(values[name].nunique() <= len(PROBABILITIES) for name in names)
-    return fit_effects(names, stepwise, latent)
 
 
 def fit_effects(names: tuple[str, ...], stepwise: tuple[bool, ...], latent: ad.AnnData) -> CovariateEffects:

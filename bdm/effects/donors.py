@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from typing import ClassVar
 
 import anndata as ad
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bdm._core.errors import InputError
+from bdm._core.seeds import to_tensor
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.inputs import batch_codes
@@ -31,14 +34,14 @@ from bdm.effects.donor_variance import (
     group_cells,
     pseudobulks,
 )
-from bdm.effects.effect import Effect
+from bdm.effects.effect import CellsToFit, Effect, LatentSpace, Shift, shifts_in
 
 N_FACTORS = 30  # maximum number of factors of donor effects
 MAX_DONOR_SHARE = 0.9  # largest fraction of the variance in any direction that is between donors
 
 
 @dataclass(frozen=True, eq=False)
-class DonorEffects:
+class DonorEffects(Effect, name="donors"):
     """Distribution of donor effects.
 
     A donor changes the log expression of gene g in cell type c by ``sd[c, g] u - sd[c, g]**2 / 2``. Here
@@ -46,6 +49,8 @@ class DonorEffects:
     variance. Cell types share the fraction ``shared_fraction`` of the residual variance. Log library sizes are
     treated as further genes.
     """
+
+    is_random: ClassVar[bool] = True
 
     n_donors: int
     cell_types: tuple[str, ...]  # cell types with cells of several donors; the only ones with effects
@@ -57,6 +62,16 @@ class DonorEffects:
     # covariance between donors of the mean of y = (latent, log library sizes), populations x dimensions x dimensions
     latent_covariance: Tensor
     unexplained_variance: Tensor  # between donors, which the latent space cannot express; cell types x genes
+
+    @classmethod
+    def fit(cls, cells: CellsToFit) -> DonorEffects | None:
+        """Estimate donor effects; see :func:`fit_donors`."""
+        return fit_donors(cells.prepared, cells.latent, cells.autoencoder, shifts_in(cells.before))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """No columns: cells differ by donor only once new donors are sampled, see :class:`NewDonors`."""
+        return ()
 
     @property
     def n_genes(self) -> int:
@@ -108,7 +123,7 @@ class DonorModel:
             n_cells.append(donor_n_cells)
         names = tuple(f"donor-{number}" for number in range(1, n + 1))
         table = pd.DataFrame(proportions, index=list(names))
-        return NewDonors(self, names, deviation, table, np.array(n_cells, dtype=int))
+        return NewDonors(names, self, deviation, table, np.array(n_cells, dtype=int))
 
     @cached_property
     def contractions(self) -> dict[str, Tensor]:
@@ -131,11 +146,44 @@ class DonorModel:
 
 
 @dataclass(frozen=True, eq=False)
-class NewDonors:
+class DonorInput(Effect):
+    """Effect of the donors of a design."""
+
+    names: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that the effect reads."""
+        return ("donor",)
+
+    @property
+    def summary(self) -> str:
+        """Short summary for reports."""
+        return f"{len(self.names)} new donors"
+
+    def codes(self, at: pd.DataFrame) -> np.ndarray:
+        """Return the index of each cell's donor."""
+        return np.asarray(pd.Index(self.names).get_indexer(at["donor"]))
+
+    @abstractmethod
+    def log_expression(self, population: str) -> np.ndarray:
+        """Return offsets of log expression, donors x genes."""
+
+    @cached_property
+    def cached(self) -> Callable[[str], Tensor]:
+        """Cached :meth:`log_expression`."""
+        return cache(lambda population: to_tensor(self.log_expression(population).astype(np.float32)))
+
+    def offset(self, at: pd.DataFrame, population: str) -> Tensor:
+        """Return offsets of log expression, cells x genes."""
+        return self.cached(population)[to_tensor(self.codes(at))]
+
+
+@dataclass(frozen=True, eq=False)
+class NewDonors(DonorInput):
     """Donors sampled from a :class:`DonorModel`."""
 
     model: DonorModel
-    names: tuple[str, ...]  # donor-1, donor-2, ...
     deviation: np.ndarray  # in standard deviations, donors x cell types with effects x (genes + library sizes)
     proportions: pd.DataFrame  # donors x populations; rows sum to 1
     n_cells: np.ndarray  # cells per donor
@@ -147,13 +195,12 @@ class NewDonors:
             return None
         return effects.cell_types.index(self.model.cell_type_of[population])
 
-    def at_donors(self, x: Tensor, population: str, donor: np.ndarray) -> Tensor:
+    def move(self, x: Tensor, at: pd.DataFrame, population: str, space: LatentSpace) -> Tensor:
         """Reduce whitened cells to the spread within donors, and shift their library sizes."""
         row = self.row(population)
         if row is None:
             return x
-        model = self.model
-        mean = model.moments.mean[model.moments.populations.index(population)]
+        model, mean, donor = self.model, space.mean(population), self.codes(at)
         sizes = slice(model.effects.n_genes, None)  # last columns of effects, and last coordinates of y
         shift = model.effects.sd[row, sizes] * torch.tensor(self.deviation[donor, row, sizes])
         y = torch.cat([torch.zeros(len(x), x.shape[1] - shift.shape[1]), shift], dim=1)
@@ -171,17 +218,17 @@ class NewDonors:
             return np.zeros((len(self.names), sd.shape[1]))
         return np.asarray(self.deviation[:, row, genes] * sd[row] - sd[row] ** 2 / 2)
 
-    def observation(self, population: str, model: ObservationModel) -> ObservationModel:
+    def observation(self, observation: ObservationModel, population: str) -> ObservationModel:
         """Remove the variance that :meth:`log_expression` adds from an observation model."""
         row = self.row(population)
-        return model if row is None else model.within(self.model.effects.unexplained_variance[row])
+        return observation if row is None else observation.within(self.model.effects.unexplained_variance[row])
 
 
 # ---- fit
 
 
 def fit_donors(
-    prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder, effects: Sequence[Effect] = ()
+    prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder, effects: Sequence[Shift] = ()
 ) -> DonorEffects | None:
     """Estimate donor effects from training and validation cells; None without donors.
 
@@ -241,7 +288,7 @@ def fit_donors(
     return combine_effects(variances, composition, autoencoder, means)
 
 
-def shift_of_cells(obs: pd.DataFrame, effects: Sequence[Effect], n_dims: int) -> np.ndarray:
+def shift_of_cells(obs: pd.DataFrame, effects: Sequence[Shift], n_dims: int) -> np.ndarray:
     """Sum the shifts of y by effects, cells x dimensions; 0 for cells with missing inputs."""
     shift = np.zeros((len(obs), n_dims), dtype=np.float32)
     for (cell_type, population), members in obs.groupby(["cell_type", "sub_population"], observed=True).indices.items():

@@ -1,27 +1,80 @@
-"""What an effect is, and latents without the effects of their cells."""
+"""What an effect is, how all effects are fitted, and latents without the effects of their cells."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.latent import RESIDUAL, RESIDUAL_SCALE
+from bdm.autoencoder.moments import PopulationMoments, Whitening
+from bdm.autoencoder.observation import ObservationModel
+from bdm.settings import EFFECTS
 
 MIN_UNEXPLAINED = 0.05  # fraction of the prior variance of y that effects always leave
 
 
-class Effect(ABC):
-    """Shift of cells by some of their properties, such as the batch or covariates.
+@dataclass(frozen=True)
+class CellsToFit:
+    """Cells that effects are fitted to, and the effects before."""
 
-    A cell of population p with inputs t has the mean ``m_p + f_p(t)`` of y = (latent, log library sizes). Here m_p is
-    the mean of the population and f_p has mean 0 over its training cells. The prior of latents is fitted to residuals,
-    y without ``f_p(t)``. Populations without an entry, such as those of most extensions, have no shift.
+    prepared: ad.AnnData
+    latent: ad.AnnData  # without the effects before, see :func:`with_residuals`
+    autoencoder: GeneAutoencoder
+    seed: int
+    before: Mapping[str, Effect] = field(default_factory=dict)  # by name, in the order of their fit
+    # For cells of types that are added to a model: its effects, by name; None for cells of a model's fit
+    extended: Mapping[str, Effect] | None = None
+
+    @property
+    def known(self) -> pd.DataFrame:
+        """``obs`` of the training and validation cells."""
+        return self.latent.obs[(self.latent.obs["split"] != "test").to_numpy()]
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """Whitened space with the populations in it."""
+
+    whitening: Whitening
+    moments: PopulationMoments
+    cell_type_of: Mapping[str, str]  # cell type of each population
+
+    def mean(self, population: str) -> Tensor:
+        """Return the mean of a population."""
+        return self.moments.mean[self.moments.populations.index(population)]
+
+
+@dataclass(frozen=True, eq=False)
+class Effect(ABC):
+    """Effect of some properties of cells (the inputs), such as the batch, covariates or the position.
+
+    Subclasses are dataclasses, whose fields :func:`bdm._core.store.save` can save. They register under a name, ``class
+    MyEffect(Effect, name="mine")``; installed packages register through the entry point group ``bdm.effects``. All
+    registered effects are fitted with each model: shifts first, effects of random groups last.
     """
+
+    name: ClassVar[str]
+    kinds: ClassVar = EFFECTS
+    is_random: ClassVar[bool] = False  # whether groups are a sample, such as donors; others are fitted before
+
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.name = name
+            EFFECTS.registered[name] = cls
+
+    @classmethod
+    def fit(cls, cells: CellsToFit) -> Self | None:
+        """Fit the effect to training and validation cells; None without its inputs, or without an effect."""
+        raise NotImplementedError
 
     @property
     @abstractmethod
@@ -32,6 +85,32 @@ class Effect(ABC):
     @abstractmethod
     def summary(self) -> str:
         """Short summary for reports."""
+
+    def complete(self, at: pd.DataFrame, population: str, seed: int) -> pd.DataFrame:
+        """Fill missing inputs of a population's cells; a cell does not depend on the others, but on its number."""
+        return at
+
+    def move(self, x: Tensor, at: pd.DataFrame, population: str, space: LatentSpace) -> Tensor:
+        """Move whitened cells of a population to their inputs, cells x dimensions."""
+        return x
+
+    def offset(self, at: pd.DataFrame, population: str) -> Tensor | None:
+        """Return offsets of log expression beyond those by latents, cells x genes; None without any."""
+        return None
+
+    def observation(self, observation: ObservationModel, population: str) -> ObservationModel:
+        """Remove the variance that :meth:`offset` adds from an observation model of a population."""
+        return observation
+
+
+@dataclass(frozen=True, eq=False)
+class Shift(Effect):
+    """Effect that shifts latents and library sizes.
+
+    A cell of population p with inputs t has the mean ``m_p + f_p(t)`` of y = (latent, log library sizes). Here m_p is
+    the mean of the population and f_p has mean 0 over its training cells. The prior of latents is fitted to residuals,
+    y without ``f_p(t)``. Populations without an entry, such as those of most extensions, have no shift.
+    """
 
     @abstractmethod
     def has(self, population: str) -> bool:
@@ -53,13 +132,42 @@ class Effect(ABC):
             Population of all cells, and its cell type.
         """
 
+    @abstractmethod
+    def joined(self, added: Any) -> Self:
+        """Add the cell types and populations of an extension."""
 
-def present(*effects: Effect | None) -> tuple[Effect, ...]:
-    """Return the effects that a model has, of those that it may have, in the order of their fit."""
-    return tuple(effect for effect in effects if effect is not None)
+    def move(self, x: Tensor, at: pd.DataFrame, population: str, space: LatentSpace) -> Tensor:
+        """Shift whitened cells of a population, cells x dimensions."""
+        return x + space.whitening.linear(self.latent(at, population, space.cell_type_of[population]))
 
 
-def with_residuals(latent: ad.AnnData, effects: Sequence[Effect]) -> ad.AnnData:
+def shifts_in(effects: Mapping[str, Effect]) -> list[Shift]:
+    """Return the effects that shift latents."""
+    return [effect for effect in effects.values() if isinstance(effect, Shift)]
+
+
+def fit_all_effects(cells: CellsToFit) -> CellsToFit:
+    """Fit all effects, each given those before.
+
+    Only shifts are fitted to types that are added to a model. Returns the cells without the effects, which are in
+    ``before``.
+    """
+    kinds = [EFFECTS.find(name) for name in EFFECTS.names]
+    for kind in sorted(kinds, key=lambda kind: (kind.is_random, not issubclass(kind, Shift))):
+        if (cells.extended is None or issubclass(kind, Shift)) and (effect := kind.fit(cells)) is not None:
+            before = {**cells.before, kind.name: effect}
+            cells = replace(cells, before=before, latent=with_residuals(cells.latent, shifts_in(before)))
+    return cells
+
+
+def joined_effects(effects: Mapping[str, Effect], added: Mapping[str, Effect]) -> dict[str, Effect]:
+    """Join the effects of a model and of an added type."""
+    known = {name: effect for name, effect in effects.items() if isinstance(effect, Shift)}
+    together = {name: known[name].joined(effect) if name in known else effect for name, effect in added.items()}
+    return {**effects, **together}
+
+
+def with_residuals(latent: ad.AnnData, effects: Sequence[Shift]) -> ad.AnnData:
     """Add posteriors without the effects of the inputs in ``obs``, as layers for ``latent_cells``.
 
     With the prior N(m, 1), a posterior has variance v and mean ``m + (1 - v) (u - m)``, where u is the estimate from

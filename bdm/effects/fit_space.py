@@ -1,4 +1,4 @@
-"""Fit effects of positions: surfaces of latents and genes, a map of populations, local variation."""
+"""Parts of the fit of effects of positions: surfaces of latents and genes, a map of populations, local variation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,12 @@ from bdm._core.seeds import numpy_generator, to_tensor
 from bdm._core.store import concat
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.inputs import batch_codes
-from bdm.autoencoder.latent import LatentCells, latent_cells
+from bdm.autoencoder.latent import LatentCells
 from bdm.autoencoder.moments import (
     PopulationMoments,
     Whitening,
-    fit_whitening,
     matrix_power,
-    population_moments,
-    without_prior,
 )
-from bdm.data.space import POSITIONS, has_positions, sections_of
-from bdm.effects.space import COUPLING_LENGTH, LOCAL_LENGTH, GeneSurfaces, SpatialEffects, Tissue, choose
 from bdm.effects.surfaces import (
     MIN_GAIN,
     Basis,
@@ -35,10 +30,9 @@ from bdm.effects.surfaces import (
     covariance_beyond,
     fit_scaled_surfaces,
     fit_surfaces,
-    local_variance,
 )
+from bdm.effects.tissue import COUPLING_LENGTH, GeneSurfaces, choose
 
-MAX_CELLS = 100_000  # to fit surfaces to
 LENGTHS = (0.1, 0.2, 0.4, 0.8)  # candidate length scales, in units of the spread of a section
 N_PERMUTATIONS = 59  # of positions; with fewer, more than one fit in twenty had a surface of latents by chance
 MAX_PERMUTED = 10_000  # cells to permute
@@ -106,77 +100,6 @@ class SpatialCells:
     def members(self) -> list[np.ndarray]:
         """Return the cells of each population."""
         return self.latents.members()
-
-
-def fit_space(
-    prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder, *, seed: int
-) -> SpatialEffects | None:
-    """Fit effects of positions to training and validation cells; None without positions.
-
-    Parameters
-    ----------
-    prepared
-        Prepared cells with ``obsm["spatial"]``, and ``obs["section"]`` if there are several sections.
-    latent
-        Their latents, without effects of covariates.
-    autoencoder
-        Autoencoder of the latents.
-    seed
-        Seed of all random numbers.
-    """
-    if not has_positions(prepared):
-        return None
-    rows = np.flatnonzero((prepared.obs["split"] != "test").to_numpy())
-    sections, codes = np.unique(sections_of(prepared.obs)[rows], return_inverse=True)
-    positions = np.asarray(prepared.obsm[POSITIONS], dtype=float)[rows]
-    centres = np.stack([positions[codes == code].mean(axis=0) for code in range(len(sections))])
-    unit = float(np.sqrt(((positions - centres[codes]) ** 2).mean()))
-    sample = np.arange(len(rows))
-    if len(sample) > MAX_CELLS:
-        sample = np.sort(numpy_generator(seed, "cells in space").choice(len(sample), MAX_CELLS, replace=False))
-    latents = latent_cells(latent)
-    whitening = fit_whitening(latents)
-    moments, latents = population_moments(latents, whitening), latents.subset(torch.from_numpy(sample))
-    information = (1 - latents.scale.double() ** 2).mean(dim=1).numpy()
-    places, counts = Places(positions[sample] / unit, codes[sample]), prepared[rows[sample]]
-    weight = information / information.mean()
-    cells = SpatialCells(places, latents, counts, autoencoder, whitening, moments, places.blocks(), weight)
-
-    values = centred(without_prior(latents, whitening).double().numpy(), cells.members(), weight)
-    axes = autocorrelation_factors(values, weight, places.neighbours(N_FACTOR_NEIGHBOURS))
-    factors, to_latents = values @ axes, np.linalg.inv(axes)
-    chance = by_chance(values, cells, seed)
-    basis, shared, strength, log_odds = choose_basis(factors, cells, chance, seed)
-    design = BlockDesign(basis(places), weight, cells.block)
-    coefficients = type_surfaces(design, factors, cells, shared, strength) @ to_latents
-    surface, centre = centred_surfaces(design, coefficients, cells)
-
-    length = LOCAL_LENGTH * places.spacing
-    variance = local_variance(factors, surface @ axes, weight, places, length, chance.local_errors)
-    local = (np.sqrt(variance)[:, None] * to_latents)[variance > 0]
-    narrowing = np.stack(
-        [
-            narrowed(covariance, surface[members], local)
-            for covariance, members in zip(moments.covariance, cells.members(), strict=True)
-        ]
-    )
-    return SpatialEffects(
-        unit=unit,
-        sections=tuple(map(str, sections)),
-        basis=basis,
-        cell_types=cells.cell_types,
-        coefficients=coefficients,
-        populations=latents.populations,
-        labels=latents.labels,
-        centre=centre,
-        narrowing=narrowing,
-        local=local,
-        genes=gene_surfaces(design, surface, cells),
-        log_odds=log_odds,
-        log_share=cells.log_share,
-        coupling=fit_coupling(design.functions @ log_odds + cells.log_share, cells, seed),
-        tissue=Tissue.from_places(places),
-    )
 
 
 def autocorrelation_factors(

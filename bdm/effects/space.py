@@ -4,154 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy.spatial import cKDTree
-from scipy.special import ndtr, softmax
+import pandas as pd
+import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.seeds import numpy_generator, to_tensor
-from bdm.autoencoder.moments import PopulationMoments
+from bdm.autoencoder.latent import latent_cells
+from bdm.autoencoder.moments import fit_whitening, population_moments, without_prior
 from bdm.autoencoder.observation import ObservationModel
-from bdm.effects.surfaces import Basis, LocalFields, Places
+from bdm.data.space import COORDINATES, POSITIONS, SECTION, has_positions, sections_of
+from bdm.effects.effect import CellsToFit, Effect, LatentSpace
+from bdm.effects.fit_space import (
+    N_FACTOR_NEIGHBOURS,
+    SpatialCells,
+    autocorrelation_factors,
+    by_chance,
+    centred_surfaces,
+    choose_basis,
+    fit_coupling,
+    gene_surfaces,
+    narrowed,
+    type_surfaces,
+)
+from bdm.effects.surfaces import Basis, BlockDesign, LocalFields, Places, centred, local_variance
+from bdm.effects.tissue import BIN_WIDTH, COUPLING_LENGTH, LOCAL_LENGTH, GeneSurfaces, Tissue, choose
 
 RELATIVE_LIMITS = (-0.9, 5.0)  # of the change of a mean, relative to the mean
 N_CANDIDATES, MIN_CANDIDATES = 10, 2000  # positions to choose from, per cell and in all
-BIN_WIDTH = 2.0  # of the density of positions, in median distances to the nearest neighbours
-# Length scales of local variation and of the coupling of neighbours, in median distances to the nearest neighbours
-LOCAL_LENGTH, COUPLING_LENGTH = 1.0, 2.0
-QUANTILES = np.linspace(0, 1, 101)  # of distances to the nearest neighbour
-N_STEPS, TOLERANCE = 30, 0.01  # of moves of sampled positions; relative
-MAX_DISTANCE = 0.25  # of locations from the tissue, in units of the spread of a section
+LOCAL_SEED = "local_seed"  # column: seed of the local variation of a cell's tissue
+MAX_CELLS = 100_000  # to fit surfaces to
 
 
 @dataclass(frozen=True, eq=False)
-class Tissue:
-    """Density and spacing of positions: numbers of cells in square or cubic bins, which also delimit the tissue."""
-
-    width: float  # of a bin, in units of the kernel
-    bins: np.ndarray  # occupied bins, bins x (section, coordinates)
-    n_cells: np.ndarray  # cells of each bin
-    # quantiles of distances to the nearest neighbour, sections x quantiles; unknown in models of bdm 0.1.0
-    nearest: np.ndarray | None = None
-
-    @classmethod
-    def from_places(cls, places: Places) -> Tissue:
-        """Count cells in bins, and measure their distances."""
-        width = BIN_WIDTH * places.spacing
-        bins, n_cells = np.unique(cls.bins_of(places, width), axis=0, return_counts=True)
-        nearest = np.zeros((places.section.max() + 1, len(QUANTILES)))
-        for section in np.unique(places.section):
-            positions = places.positions[places.section == section]
-            if len(positions) > 1:
-                nearest[section] = np.quantile(nearest_distance(positions)[0], QUANTILES)
-        return cls(width, bins, n_cells, nearest)
-
-    @staticmethod
-    def bins_of(places: Places, width: float) -> np.ndarray:
-        """Return the bin of each cell, cells x (section, coordinates)."""
-        return np.column_stack([places.section, np.floor(places.positions / width)]).astype(int)
-
-    def contains(self, places: Places) -> np.ndarray:
-        """Return a mask of positions near an occupied bin of their section."""
-        centres = Places((self.bins[:, 1:] + 0.5) * self.width, self.bins[:, 0])
-        nearest = cKDTree(centres.apart()).query(places.apart())[0]
-        return np.asarray(nearest <= MAX_DISTANCE + self.width)
-
-    def overlaps(self, sections: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:
-        """Return whether occupied bins of sections overlap a box with given corners."""
-        corner = self.bins[np.isin(self.bins[:, 0], sections), 1:] * self.width
-        return bool(((corner <= high) & (corner + self.width >= low)).all(axis=1).any())
-
-    def sample(self, n: int, generator: np.random.Generator, section: int | None = None) -> Places:
-        """Sample positions in a section, by default in all.
-
-        Bins are those of training cells in random order, repeated if these are fewer. Positions are uniform in the bin,
-        and then moved by :meth:`spaced`.
-        """
-        return self.spaced(self.sample_uniform(n, generator, section))
-
-    def sample_uniform(self, n: int, generator: np.random.Generator, section: int | None = None) -> Places:
-        """Sample positions as :meth:`sample`, but independently within bins."""
-        of_cells = np.repeat(np.arange(len(self.bins)), self.n_cells)
-        if section is not None:
-            of_cells = of_cells[self.bins[of_cells, 0] == section]
-        rounds = [generator.permutation(of_cells) for _ in range(-(-n // len(of_cells)))]
-        bins = self.bins[np.concatenate(rounds)[:n]]
-        return Places((bins[:, 1:] + generator.random((n, bins.shape[1] - 1))) * self.width, bins[:, 0])
-
-    def spaced(self, places: Places) -> Places:
-        """Move positions apart, within the tissue, until they are as far from each other as training cells.
-
-        The k-th smallest distance to a nearest neighbour becomes at least the same quantile of training cells, so that
-        positions of a lattice become as regular, and independent ones stay. Distances are shorter if positions are more
-        than the training cells.
-        """
-        if self.nearest is None:
-            return places
-        positions, n_coordinates = places.positions.copy(), places.positions.shape[1]
-        for section in np.unique(places.section):
-            cells, of_section = places.section == section, self.bins[:, 0] == section
-            if (n := cells.sum()) == 1:
-                continue
-            scale = min(1.0, self.n_cells[of_section].sum() / n) ** (1 / n_coordinates)
-            target = scale * np.interp((np.arange(n) + 0.5) / n, QUANTILES, self.nearest[section])
-            centres = cKDTree((self.bins[of_section, 1:] + 0.5) * self.width)
-            positions[cells] = moved_apart(positions[cells], target, centres, self.width)
-        return Places(positions, places.section)
-
-
-def nearest_distance(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance to the nearest neighbour, and its index."""
-    distance, neighbour = map(np.asarray, cKDTree(positions).query(positions, k=2))
-    return distance[:, 1], neighbour[:, 1]
-
-
-def moved_apart(positions: np.ndarray, target: np.ndarray, centres: cKDTree, width: float) -> np.ndarray:
-    """Move positions from their nearest neighbours, but not out of bins, until sorted distances reach targets."""
-    positions = positions.copy()
-    for _ in range(N_STEPS):
-        distance, neighbour = nearest_distance(positions)
-        lack = target[np.argsort(np.argsort(distance))] - distance
-        near = np.flatnonzero(lack > TOLERANCE * (distance + lack))
-        away = (positions[near] - positions[neighbour[near]]) / distance[near, None].clip(1e-12)
-        moved = positions[near] + away * lack[near, None] / 2  # the neighbour moves as well
-        stays = np.asarray(centres.query(moved, p=np.inf)[0]) <= width / 2
-        if not stays.any():
-            break
-        positions[near[stays]] = moved[stays]
-    return positions
-
-
-@dataclass(frozen=True, eq=False)
-class GeneSurfaces:
-    """Changes of the means of genes with the position, beyond those by latents.
-
-    The mean of a gene changes by the factor ``1 + f(s) + f_c(s)``: f is a surface of all types, and f_c one of the cell
-    type c. Few types and genes have an f_c.
-    """
-
-    shared: np.ndarray  # coefficients of f, genes x functions
-    has_own: np.ndarray  # whether a gene has a surface f_c, genes x cell types
-    own: np.ndarray  # coefficients of f_c where ``has_own``, row by row; pairs x functions
-    variance: np.ndarray  # variance of the factor over cells, genes x (cell types, added types)
-
-    def relative(self, functions: np.ndarray, cell_type: int) -> np.ndarray:
-        """Evaluate ``f + f_c`` of a type at functions of the basis (cells x functions); returns cells x genes."""
-        gene, of_type = np.nonzero(self.has_own)
-        values, pairs = functions @ self.shared.T, of_type == cell_type
-        values[:, gene[pairs]] += functions @ self.own[pairs].T
-        return np.asarray(values)
-
-    @property
-    def number(self) -> int:
-        """Number of genes that depend on the position."""
-        return int((self.shared.any(axis=1) | self.has_own.any(axis=1)).sum())
-
-
-@dataclass(frozen=True, eq=False)
-class SpatialEffects:
+class SpatialEffects(Effect, name="positions"):
     """Effects of positions on cells.
 
     At position s, a whitened latent x of population p and cell type c becomes ``m_p + A_p (x - m_p) + f_c(s) - c_p +
@@ -180,10 +70,78 @@ class SpatialEffects:
     coupling: float  # correlation between neighbouring cells of the scores that choose populations
     tissue: Tissue
 
+    @classmethod
+    def fit(cls, cells: CellsToFit) -> SpatialEffects | None:
+        """Fit effects of positions to training and validation cells; None without positions."""
+        prepared, seed = cells.prepared, cells.seed
+        if not has_positions(prepared):
+            return None
+        rows = np.flatnonzero((prepared.obs["split"] != "test").to_numpy())
+        sections, codes = np.unique(sections_of(prepared.obs)[rows], return_inverse=True)
+        positions = np.asarray(prepared.obsm[POSITIONS], dtype=float)[rows]
+        centres = np.stack([positions[codes == code].mean(axis=0) for code in range(len(sections))])
+        unit = float(np.sqrt(((positions - centres[codes]) ** 2).mean()))
+        sample = np.arange(len(rows))
+        if len(sample) > MAX_CELLS:
+            sample = np.sort(numpy_generator(seed, "cells in space").choice(len(sample), MAX_CELLS, replace=False))
+        latents = latent_cells(cells.latent)
+        whitening = fit_whitening(latents)
+        moments, latents = population_moments(latents, whitening), latents.subset(torch.from_numpy(sample))
+        information = (1 - latents.scale.double() ** 2).mean(dim=1).numpy()
+        places, counts = Places(positions[sample] / unit, codes[sample]), prepared[rows[sample]]
+        weight = information / information.mean()
+        fitted = SpatialCells(places, latents, counts, cells.autoencoder, whitening, moments, places.blocks(), weight)
+
+        values = centred(without_prior(latents, whitening).double().numpy(), fitted.members(), weight)
+        axes = autocorrelation_factors(values, weight, places.neighbours(N_FACTOR_NEIGHBOURS))
+        factors, to_latents = values @ axes, np.linalg.inv(axes)
+        chance = by_chance(values, fitted, seed)
+        basis, shared, strength, log_odds = choose_basis(factors, fitted, chance, seed)
+        design = BlockDesign(basis(places), weight, fitted.block)
+        coefficients = type_surfaces(design, factors, fitted, shared, strength) @ to_latents
+        surface, centre = centred_surfaces(design, coefficients, fitted)
+
+        length = LOCAL_LENGTH * places.spacing
+        variance = local_variance(factors, surface @ axes, weight, places, length, chance.local_errors)
+        local = (np.sqrt(variance)[:, None] * to_latents)[variance > 0]
+        narrowing = np.stack(
+            [
+                narrowed(covariance, surface[members], local)
+                for covariance, members in zip(moments.covariance, fitted.members(), strict=True)
+            ]
+        )
+        return cls(
+            unit=unit,
+            sections=tuple(map(str, sections)),
+            basis=basis,
+            cell_types=fitted.cell_types,
+            coefficients=coefficients,
+            populations=latents.populations,
+            labels=latents.labels,
+            centre=centre,
+            narrowing=narrowing,
+            local=local,
+            genes=gene_surfaces(design, surface, fitted),
+            log_odds=log_odds,
+            log_share=fitted.log_share,
+            coupling=fit_coupling(design.functions @ log_odds + fitted.log_share, fitted, seed),
+            tissue=Tissue.from_places(places),
+        )
+
     @property
     def n_coordinates(self) -> int:
         """Number of coordinates of a position."""
         return int(self.basis.centres.shape[1])
+
+    @property
+    def coordinates(self) -> list[str]:
+        """Columns with the coordinates of a position."""
+        return list(COORDINATES[: self.n_coordinates])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that the effect reads."""
+        return (*self.coordinates, SECTION, LOCAL_SEED)
 
     @property
     def spacing(self) -> float:
@@ -243,45 +201,45 @@ class SpatialEffects:
             is_left[chosen[cells]] = 0
         return self.tissue.spaced(candidates[chosen])
 
-    def gene_offset(self, places: Places, population: str) -> Tensor:
+    def section_names(self, places: Places) -> np.ndarray:
+        """Return the name of each cell's section."""
+        return np.asarray(np.array(self.sections, dtype=object)[places.section])
+
+    def places_at(self, at: pd.DataFrame) -> Places:
+        """Return the positions of cells from their columns."""
+        return self.places(at[self.coordinates].to_numpy(dtype=float), at.get(SECTION))
+
+    def complete(self, at: pd.DataFrame, population: str, seed: int) -> pd.DataFrame:
+        """Add the section, if there is one, and the seed of local variation."""
+        if not set(self.coordinates) <= set(at):
+            return at
+        return at.assign(**{SECTION: at.get(SECTION, self.sections[0]), LOCAL_SEED: at.get(LOCAL_SEED, seed)})
+
+    def local_fields(self, n: int, length: float, name: str, seed: int) -> LocalFields:
+        """Draw fields of local variation, whose length scale is in distances to the nearest neighbours."""
+        return drawn_fields(n, self.n_coordinates, length * self.spacing, seed, name)
+
+    def move(self, x: Tensor, at: pd.DataFrame, population: str, space: LatentSpace) -> Tensor:
+        """Move whitened cells of a population to their positions; cells of added types stay the same."""
+        if population not in self.populations:
+            return x
+        row, places, mean = self.populations.index(population), self.places_at(at), space.mean(population)
+        shift = self.basis(places) @ self.coefficients[self.type_of(population)] - self.centre[row]
+        for seed, rows in at.groupby(LOCAL_SEED).indices.items():
+            fields = self.local_fields(len(self.local), LOCAL_LENGTH, "latent", int(seed))
+            shift[rows] += fields(places[rows]) @ self.local
+        return mean + (x - mean) @ to_tensor(self.narrowing[row]).to(x) + to_tensor(shift).to(x)
+
+    def offset(self, at: pd.DataFrame, population: str) -> Tensor:
         """Return offsets of log expression of a population's cells, cells x genes."""
-        relative = self.genes.relative(self.basis(places), self.type_of(population))
+        relative = self.genes.relative(self.basis(self.places_at(at)), self.type_of(population))
         return to_tensor(np.log1p(relative.clip(*RELATIVE_LIMITS))).float()
 
     def observation(self, observation: ObservationModel, population: str) -> ObservationModel:
-        """Remove the variance that :meth:`gene_offset` adds from an observation model of a population."""
+        """Remove the variance that :meth:`offset` adds from an observation model of a population."""
         return observation.within(to_tensor(np.log1p(self.genes.variance[:, self.type_of(population)])))
 
-    def realised(self, seed: int) -> RealisedSpace:
-        """Draw the local variation of a seed."""
-
-        def fields(n: int, length: float, name: str) -> LocalFields:
-            return LocalFields.from_seed(n, self.n_coordinates, length * self.spacing, seed=seed, name=name)
-
-        latent = fields(len(self.local), LOCAL_LENGTH, "latent")
-        return RealisedSpace(self, latent, fields(len(self.populations), COUPLING_LENGTH, "populations"), seed)
-
-
-@dataclass(frozen=True, eq=False)
-class RealisedSpace:
-    """Effects of positions with one draw of their local variation."""
-
-    effects: SpatialEffects
-    latent_fields: LocalFields
-    population_fields: LocalFields
-    seed: int
-
-    def move(self, x: Tensor, population: str, moments: PopulationMoments, places: Places) -> Tensor:
-        """Move whitened cells of a population to their places; cells of added types stay the same."""
-        effects = self.effects
-        if population not in effects.populations:
-            return x
-        row, mean = effects.populations.index(population), moments.mean[moments.populations.index(population)]
-        surface = effects.coefficients[effects.type_of(population)]
-        shift = effects.basis(places) @ surface - effects.centre[row] + self.latent_fields(places) @ effects.local
-        return mean + (x - mean) @ to_tensor(effects.narrowing[row]).to(x) + to_tensor(shift).to(x)
-
-    def choose_populations(self, places: Places, log_share: np.ndarray) -> np.ndarray:
+    def choose_populations(self, places: Places, log_share: np.ndarray, seed: int) -> np.ndarray:
         """Choose the population of each cell; returns indices.
 
         Parameters
@@ -291,24 +249,19 @@ class RealisedSpace:
         log_share
             Log share of each population at mean positions, or -inf where a cell cannot be of it; cells x populations.
             Populations without a map come last.
+        seed
+            Seed of the local variation.
         """
-        effects = self.effects
         log_odds = log_share.copy()
-        log_odds[:, : len(effects.populations)] += effects.basis(places) @ effects.log_odds
+        log_odds[:, : len(self.populations)] += self.basis(places) @ self.log_odds
         # by population, so that added types do not change the others
-        generators = [numpy_generator(self.seed, "scores", number) for number in range(log_share.shape[1])]
+        generators = [numpy_generator(seed, "scores", number) for number in range(log_share.shape[1])]
         independent = np.column_stack([generator.standard_normal(len(places)) for generator in generators])
-        return choose(log_odds, independent, self.population_fields(places), effects.coupling)
+        shared = self.local_fields(len(self.populations), COUPLING_LENGTH, "populations", seed)(places)
+        return choose(log_odds, independent, shared, self.coupling)
 
 
-def choose(log_odds: np.ndarray, independent: np.ndarray, shared: np.ndarray, coupling: float) -> np.ndarray:
-    """Choose a column in each row with probabilities given by log odds, alike in neighbouring cells.
-
-    The largest of log odds plus Gumbel noise has these probabilities. The noise is coupled between neighbours by a
-    Gaussian copula: normal scores are ``independent``, with a part that they ``share``.
-    """
-    scores = independent.copy()
-    scores[:, : shared.shape[1]] *= np.sqrt(1 - coupling)
-    scores[:, : shared.shape[1]] += np.sqrt(coupling) * shared
-    uniform = ndtr(scores).clip(1e-12, 1 - 1e-12)
-    return np.asarray((log_odds - np.log(-np.log(uniform))).argmax(axis=1))
+@lru_cache(maxsize=64)
+def drawn_fields(n: int, n_coordinates: int, length: float, seed: int, name: str) -> LocalFields:
+    """Draw fields once for all blocks of cells."""
+    return LocalFields.from_seed(n, n_coordinates, length, seed=seed, name=name)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import anndata as ad
 import h5py
@@ -27,8 +27,7 @@ from bdm.data.columns import RESERVED_COLUMNS, writable_name
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.data.modalities import MUDATA_FILE, write_h5mu
 from bdm.data.read import read_cells
-from bdm.effects.space import RealisedSpace
-from bdm.effects.surfaces import Places
+from bdm.data.space import SECTION
 from bdm.generation.request import Request, complete_inputs
 from bdm.model.match import labels_of
 from bdm.model.model import BranchedModel, expected_counts, generated_noise, record_of_cells
@@ -36,7 +35,6 @@ from bdm.prior.base import Sampler
 from bdm.settings import GenerationSettings
 
 EXPECTED = "expected"  # layer of expected counts
-Values = TypeVar("Values", pd.DataFrame, Places)
 
 
 @dataclass(frozen=True)
@@ -132,10 +130,9 @@ def generated_cells(
     sampler = sampler or model.sampler()
     chunks = shared_chunks if settings.shared_ancestors else independent_chunks
     inputs = complete_inputs(model, request.table, seed)
-    space = None if model.space is None or request.places is None else model.space.realised(seed)
 
     def decode(chunk: Chunk) -> GeneratedBlock:
-        return decode_chunk(model, request, chunk, seed, inputs[chunk.population], space)
+        return decode_chunk(model, chunk, seed, inputs[chunk.population])
 
     def blocks() -> Iterator[GeneratedBlock]:
         keep_freed_memory()
@@ -146,10 +143,10 @@ def generated_cells(
     order, by_cell = request.order, pd.concat(inputs.values(), ignore_index=True)
     by_cell = by_cell if order is None else by_cell.iloc[order]
     obs = make_obs(model, request, by_cell.get("batch"), ancestors=settings.shared_ancestors)
-    obs = obs.assign(**{name: by_cell[name].to_numpy() for name in model.covariate_names})
+    obs = obs.assign(**{name: by_cell[name].to_numpy() for name in model.input_names})
     named = request.table.assign(sub_population=np.asarray(named_populations(model, request.table)))
     record = record_of_cells(model, seed=seed, settings=asdict(settings), **replace(request, table=named).record)
-    obs, obsm = obs.assign(**section_columns(model, request)), position_columns(model, request)
+    obs, obsm = obs.assign(**section_columns(model, by_cell)), position_columns(model, by_cell)
     if request.cells is not None:
         obs = request.cells.assign(**obs.set_index(request.cells.index))
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks(), uns={"bdm": record}, obsm=obsm)
@@ -237,31 +234,18 @@ def _progress(chunks: Iterator[Item], n: int) -> Iterator[Item]:
 # ---- counts, in portions of one size
 
 
-def decode_chunk(
-    model: BranchedModel,
-    request: Request,
-    chunk: Chunk,
-    seed: int,
-    inputs: pd.DataFrame,
-    space: RealisedSpace | None = None,
-) -> GeneratedBlock:
+def decode_chunk(model: BranchedModel, chunk: Chunk, seed: int, inputs: pd.DataFrame) -> GeneratedBlock:
     """Sample the counts of a chunk in portions of one size.
 
     With a fixed size, results do not depend on the number of cells, not even in the last digit. ``inputs`` are
-    those of all cells of the population; ``space`` moves cells to the places of the request.
+    those of all cells of the population.
     """
     counts, latent = [], []
-    places = request.places_of(chunk.population)
+    observation = generated_noise(model, chunk.population, inputs)
     for portion in portions_of(chunk):
         at = portion.select(inputs)
-        x, offset, observation = portion.padded, None, generated_noise(model, chunk.population)
-        if space is not None and places is not None:
-            own = portion.select(places)
-            x = space.move(x, chunk.population, model.moments, own)
-            offset = space.effects.gene_offset(own, chunk.population)
-            observation = space.effects.observation(observation, chunk.population)
-        x = model.at(x, chunk.population, at)
-        expected = portion.without_padding(expected_counts(model, x, at, chunk.population, offset=offset))
+        x = model.at(portion.padded, chunk.population, at)
+        expected = portion.without_padding(expected_counts(model, x, at, chunk.population))
         for_counts = numpy_generator(seed, "counts", chunk.population, portion.start)
         counts.append(sample_counts(model, expected, chunk.population, for_counts, observation))
         latent.append(portion.without_padding(latents(model, x)))
@@ -280,10 +264,9 @@ class Portion:
         """Remove the rows of the padding."""
         return rows[: self.n_cells]
 
-    def select(self, values: Values) -> Values:
-        """Select these cells from inputs or places of the whole population, padded with the last cell."""
-        rows = np.minimum(np.arange(self.start, self.start + len(self.padded)), len(values) - 1)
-        return values[rows] if isinstance(values, Places) else values.iloc[rows]
+    def select(self, inputs: pd.DataFrame) -> pd.DataFrame:
+        """Select these cells from the inputs of the whole population, padded with the last cell."""
+        return inputs.iloc[np.minimum(np.arange(self.start, self.start + len(self.padded)), len(inputs) - 1)]
 
 
 def portions_of(chunk: Chunk) -> Iterator[Portion]:
@@ -355,24 +338,18 @@ def batch_columns(
     return dict.fromkeys(names_in_file(model.preparation["batch_key"], *names) or ["batch"], column)
 
 
-def covariate_columns(model: BranchedModel, inputs: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray]:
-    """Return columns with covariates, from the inputs of cells by population."""
-    return {name: np.concatenate([at[name] for at in inputs.values()]) for name in model.covariate_names}
-
-
-def section_columns(model: BranchedModel, request: Request) -> dict[str, pd.Categorical]:
+def section_columns(model: BranchedModel, at: pd.DataFrame) -> dict[str, pd.Categorical]:
     """Return the column with sections, named as in training data, if the model has several."""
-    if model.space is None or request.places is None or (key := model.preparation["section_key"]) is None:
+    if model.space is None or SECTION not in at or (key := model.preparation["section_key"]) is None:
         return {}
-    names = np.array(model.space.sections, dtype=object)[request.places.section]
-    return {writable_name(key): in_order(names, model.space.sections)}
+    return {writable_name(key): in_order(at[SECTION].to_numpy(), model.space.sections)}
 
 
-def position_columns(model: BranchedModel, request: Request) -> dict[str, np.ndarray]:
+def position_columns(model: BranchedModel, at: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return ``obsm`` with positions, named as in training data, if they were requested."""
-    if model.space is None or request.places is None:
+    if model.space is None or not set(model.space.coordinates) <= set(at):
         return {}
-    return {model.preparation["spatial_key"]: request.places.positions * model.space.unit}
+    return {model.preparation["spatial_key"]: at[model.space.coordinates].to_numpy(dtype=float)}
 
 
 def names_in_file(*names: str | None) -> list[str]:

@@ -21,6 +21,7 @@ from bdm.autoencoder.protein_levels import map_quantiles
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import writable, writable_names
 from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
+from bdm.effects.effect import shifts_in
 from bdm.model.match import (
     check_known,
     check_not_empty,
@@ -177,7 +178,7 @@ class PopulationPosterior:
         """Return the population's log share and mean of y at the inputs of cells."""
         n_cells, covariates = self.model.composition.sum(axis=1), self.model.covariates
         log_share, mean = math.log(n_cells[self.name] / n_cells.sum()), self.normal.mean
-        for effect in self.model.effects:
+        for effect in shifts_in(self.model.effects):
             mean = mean + effect.latent(at, self.name, self.cell_type).double()
         if covariates is None:
             return log_share, mean

@@ -53,10 +53,9 @@ class Request:
     """Cells to generate, as a table of numbers by population and inputs."""
 
     # Columns ``cell_type``, ``sub_population``, ``n_cells``, and requested inputs: ``batch`` and covariates (missing:
-    # to be filled). Rows are grouped by population, unless each is a cell
+    # to be filled), coordinates and ``section``. Rows are grouped by population, unless each is a cell
     table: pd.DataFrame
     at: CovariateValues = field(default_factory=dict)  # requested covariates
-    places: Places | None = None  # of each row, which is then one cell
     # Columns to copy to ``obs``, indexed by the names of cells; None unless the user gave a row for each cell
     cells: pd.DataFrame | None = None
 
@@ -85,12 +84,6 @@ class Request:
         keys = [name for name in ("cell_type", "sub_population", "batch") if name in self.table]
         numbers = self.table.groupby(keys, sort=False, as_index=False, dropna=False)["n_cells"].sum()
         return {"request": numbers.fillna("").to_dict("list"), "at": format_at(self.at)}
-
-    def places_of(self, population: str) -> Places | None:
-        """Return the places of the cells of a population; None without positions."""
-        if self.places is None:
-            return None
-        return self.places[np.flatnonzero(self.table["sub_population"] == population)]
 
 
 def request_cells(
@@ -125,10 +118,11 @@ def request_cells(
     covariates as distributed in it.
     """
     table, copied = checked_table(model, cells)
-    places = None if COORDINATES[0] not in table else places_in(model, table, extrapolate=extrapolate)
-    table = table.drop(columns=[*COORDINATES, SECTION], errors="ignore")
-    is_cells = copied is not None or places is not None
-    if places is not None:
+    has_places = COORDINATES[0] in table
+    is_cells = copied is not None or has_places
+    if has_places:
+        places = places_in(model, table, extrapolate=extrapolate)
+        table[SECTION] = require_space(model).section_names(places)
         table["sub_population"] = draw_populations(model, places, table.get("cell_type"), seed)
         table["cell_type"] = table["sub_population"].map(model.cell_type_of)
     if at and is_cells:
@@ -140,23 +134,22 @@ def request_cells(
         table = at_values(model, table, at, named=not isinstance(cells, Real), extrapolate=extrapolate)
     if not is_cells:
         table = divided(model, table)
-    elif places is None:
+    elif not has_places:
         table["sub_population"] = choose_populations(model, table)
     table["cell_type"] = table["sub_population"].map(model.cell_type_of)
     key = model.preparation["batch_key"]
-    if places is not None and key is not None and key == model.preparation["section_key"]:
-        of_section = np.array(require_space(model).sections, dtype=object)[places.section]
-        if "batch" in table and (table["batch"].notna() & (table["batch"] != of_section)).any():
+    if has_places and key is not None and key == model.preparation["section_key"]:
+        if "batch" in table and (table["batch"].notna() & (table["batch"] != table[SECTION])).any():
             raise InputError(
                 "Sections are the batches of the model, but some cells have another batch; leave out batch."
             )
-        table["batch"] = of_section
-    return Request(table, at=at, places=places, cells=copied)
+        table["batch"] = table[SECTION]
+    return Request(table, at=at, cells=copied)
 
 
 def divided(model: BranchedModel, table: pd.DataFrame) -> pd.DataFrame:
     """Divide groups of cells over populations, sorted in the order of the model."""
-    covariates = [name for name in model.covariate_names if name in table]
+    covariates = [name for name in model.input_names if name in table]
     has_values = table[covariates].notna().any(axis=1)
     cells = table[has_values].sort_values(covariates, kind="stable") if covariates else table[has_values]
     cells = cells.loc[cells.index.repeat(cells["n_cells"])].assign(n_cells=1).reset_index(drop=True)
@@ -204,7 +197,7 @@ def cells_like(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_K
     """
     labels = labels_of(adata.obs, model, keys)
     known, obs = mask_known_types(labels, model, done="Not counted:"), with_written_names(adata.obs)
-    table = obs[[name for name in model.covariate_names if name in obs]].assign(cell_type=labels)
+    table = obs[[name for name in model.input_names if name in obs]].assign(cell_type=labels)
     column = next((name for name in (keys.batch_key, *batch_names(model)) if name in adata.obs), None)
     if model.autoencoder.batches and column is not None:
         table["batch"] = named_batches(adata.obs, column)
@@ -220,7 +213,7 @@ def cells_like(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_K
 
 def numbers_of(model: BranchedModel, cells: pd.DataFrame) -> pd.DataFrame:
     """Count cells (rows) by ``cell_type`` and inputs of the model."""
-    columns = ["cell_type", *(name for name in ("batch", *model.covariate_names) if name in cells)]
+    columns = ["cell_type", *(name for name in ("batch", *model.input_names) if name in cells)]
     cells = with_known_batches(model, cells[columns])
     return cells.value_counts(columns, dropna=False, sort=False).rename("n_cells").reset_index()
 
@@ -302,8 +295,8 @@ def copied_columns(model: BranchedModel, table: pd.DataFrame) -> pd.DataFrame:
 
 def input_columns(model: BranchedModel) -> tuple[str, ...]:
     """Return the columns that a table of cells may have."""
-    positions = () if model.space is None else (*COORDINATES[: model.space.n_coordinates], SECTION)
-    return ("cell_type", "n_cells", "batch", *model.covariate_names, *positions)
+    positions = () if model.space is None else (*model.space.coordinates, SECTION)
+    return ("cell_type", "n_cells", "batch", *model.input_names, *positions)
 
 
 def check_columns(model: BranchedModel, table: pd.DataFrame) -> None:
@@ -318,10 +311,10 @@ def check_columns(model: BranchedModel, table: pd.DataFrame) -> None:
             f"The table of cells has the column {unknown[0]!r}, which is none of {', '.join(columns)}; rename it, or "
             "leave it out. Sub-populations are named in cell_type."
         )
-    required = COORDINATES[: model.space.n_coordinates] if coordinates and model.space is not None else ()
+    required = model.space.coordinates if coordinates and model.space is not None else []
     if missing := [name for name in required if name not in table]:
         raise InputError(f"The positions lack the column {missing[0]!r}; they need {', '.join(required)}.")
-    for name in table.columns.intersection([*model.covariate_names, *required]):
+    for name in table.columns.intersection([*model.input_names, *required]):
         numbers = pd.to_numeric(table[name], errors="coerce").astype(float)
         is_missing = table[name].isna() | (table[name].astype(str) == "")
         wrong = ~np.isfinite(numbers) & (~is_missing | (name in required))
@@ -408,26 +401,24 @@ def choose_populations(model: BranchedModel, cells: pd.DataFrame) -> np.ndarray:
 
 
 def complete_inputs(model: BranchedModel, table: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
-    """Return the inputs of requested cells by population: batch and covariates in columns, a row per cell.
+    """Return the inputs of requested cells by population: batch and inputs of effects in columns, a row per cell.
 
-    Missing batches alternate in the proportions of the population. Missing covariates are sampled given the others.
-    Both depend on the seed, the population and the cell's number in it, but not on the other cells.
+    Missing batches alternate in the proportions of the population; effects fill other missing inputs. Both depend on
+    the seed, the population and the cell's number in it, but not on the other cells.
     """
     inputs, batches = {}, model.composition.columns.to_numpy(dtype=object)
+    inputs_of_effects = {name for effect in model.effects.values() for name in effect.inputs}
     for population, rows in table.groupby("sub_population", sort=False):
         cells = rows.loc[rows.index.repeat(rows["n_cells"])].reset_index(drop=True)
-        at = pd.DataFrame(index=cells.index)
+        at = cells[[name for name in cells if name in inputs_of_effects]].copy()
         if model.autoencoder.batches:
             share = model.composition.loc[population].to_numpy(dtype=float)[None].repeat(len(cells), axis=0)
             # small populations start apart, so that their sums are about the expected ones
             start = model.populations.index(str(population)) * POPULATION_STEP
             chosen = pd.Series(batches[evenly_chosen(share, BATCH_STEP, start)], dtype=object)
             at["batch"] = cells["batch"].where(cells["batch"].notna(), chosen) if "batch" in cells else chosen
-        if model.covariates is not None:
-            names = list(model.covariates.names)
-            generator = numpy_generator(seed, "covariates", str(population))
-            requested = cells.reindex(columns=names).to_numpy(dtype=float)
-            at[names] = model.covariates.complete(str(population), requested, generator)
+        for effect in model.effects.values():
+            at = effect.complete(at, str(population), seed)
         inputs[str(population)] = at
     return inputs
 
@@ -457,8 +448,7 @@ def require_space(model: BranchedModel) -> SpatialEffects:
 def places_in(model: BranchedModel, table: pd.DataFrame, *, extrapolate: bool) -> Places:
     """Return the positions of cells; reject those outside the tissue, unless few or with ``extrapolate``."""
     space = require_space(model)
-    names = list(COORDINATES[: space.n_coordinates])
-    places = space.places(table[names].to_numpy(), table.get(SECTION))
+    names, places = space.coordinates, space.places_at(table)
     outside = ~space.tissue.contains(places)
     if outside.any() and not extrapolate:
         first = ", ".join(f"{value:g}" for value in table[names][outside].iloc[0])
@@ -481,7 +471,7 @@ def draw_populations(model: BranchedModel, places: Places, cell_type: pd.Series 
     else:
         possible = (type_of == cell_type.to_numpy()[:, None]) | (populations == cell_type.to_numpy()[:, None])
     log_share = np.where(possible, log_share, -np.inf).repeat(len(places) if cell_type is None else 1, axis=0)
-    return np.asarray(populations[space.realised(seed).choose_populations(places, log_share)])
+    return np.asarray(populations[space.choose_populations(places, log_share, seed)])
 
 
 def sample_locations(model: BranchedModel, n: int, *, seed: int) -> pd.DataFrame:
@@ -489,5 +479,5 @@ def sample_locations(model: BranchedModel, n: int, *, seed: int) -> pd.DataFrame
     space = require_space(model)
     n = Setting("new_locations", Annotated[int, Ge(1)]).checked(n)
     places = space.tissue.sample(n, numpy_generator(seed, "locations"))
-    table = pd.DataFrame(places.positions * space.unit, columns=list(COORDINATES[: space.n_coordinates]))
-    return table.assign(**{SECTION: np.array(space.sections, dtype=object)[places.section]})
+    table = pd.DataFrame(places.positions * space.unit, columns=space.coordinates)
+    return table.assign(**{SECTION: space.section_names(places)})

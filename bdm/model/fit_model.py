@@ -14,20 +14,15 @@ import torch
 from bdm._core.errors import InputError, TrainingError
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
-from bdm._core.seeds import numpy_generator, torch_generator
-from bdm._core.store import load, load_part, save
+from bdm._core.seeds import derive, numpy_generator, torch_generator
+from bdm._core.store import checksum_of, load, save
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.fit_autoencoder import fit_autoencoder
 from bdm.autoencoder.latent import LatentCells, encode, latent_cells, library_size_range, read_latent, save_latent
 from bdm.autoencoder.moments import Whitening, fit_whitening, population_moments
 from bdm.autoencoder.protein_levels import ProteinLevels, mean_count, quantiles
 from bdm.data.prepare import preparation
-from bdm.effects.batches import BatchEffects, fit_batches
-from bdm.effects.covariates import CovariateEffects, fit_covariates
-from bdm.effects.donors import DonorEffects, fit_donors
-from bdm.effects.effect import present, with_residuals
-from bdm.effects.fit_space import fit_space
-from bdm.effects.space import SpatialEffects
+from bdm.effects.effect import CellsToFit, Effect, fit_all_effects
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.tree import Clade, Hierarchy
@@ -36,7 +31,7 @@ from bdm.model.model import (
     composition_of,
     expected_counts,
     generated_noise,
-    summaries_of_effects,
+    learned_effects,
 )
 from bdm.prior.base import PriorData, Sampler
 from bdm.settings import PRIORS, AutoencoderSettings, FitSettings, HierarchySettings, TrainSettings
@@ -47,44 +42,37 @@ MIN_SPREAD = 0.1  # smallest variance of generated cells relative to training ce
 MAX_DISTANCE = 3  # largest distance between means of generated and training cells, in radii; about 0.1 in a good model
 
 
-EFFECTS = {
-    "donors": DonorEffects,
-    "covariates": CovariateEffects,
-    "space": SpatialEffects,
-    "batches": BatchEffects,
-}  # by file
+@dataclass(frozen=True)
+class Effects:
+    """Effects by name, as saved."""
+
+    by_name: dict[str, Effect]
 
 
 @dataclass(frozen=True)
 class EncodedCells:
-    """Fitted autoencoder with the latents of its cells, without effects of covariates."""
+    """Fitted autoencoder with the latents of its cells, and effects, which are taken out of the latents."""
 
     autoencoder: GeneAutoencoder
     latent: ad.AnnData
-    donors: DonorEffects | None
-    covariates: CovariateEffects | None
-    space: SpatialEffects | None = None
-    batches: BatchEffects | None = None
+    effects: dict[str, Effect]
 
     @property
     def learned(self) -> dict[str, str]:
         """What each effect has learned, by name, for reports."""
-        return summaries_of_effects(self.autoencoder, self.batches, self.covariates, self.space, self.donors)
+        return learned_effects(self.autoencoder, self.effects)
 
     def save(self, folder: Path) -> None:
         """Write a folder for :meth:`load`."""
         checksum = save(folder, "autoencoder", self.autoencoder)
         save_latent(folder, self.latent, of=checksum)
-        for kind in EFFECTS:
-            if (effects := getattr(self, kind)) is not None:
-                save(folder, kind, effects, autoencoder=checksum)
+        save(folder, "effects", Effects(self.effects), autoencoder=checksum)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read a folder that :meth:`save` wrote."""
-        latent = read_latent(folder)
-        parts = [load_part(folder, kind, of_kind, of="autoencoder") for kind, of_kind in EFFECTS.items()]
-        return cls(load(folder, "autoencoder", GeneAutoencoder), latent, *parts)
+        effects = load(folder, "effects", Effects, autoencoder=checksum_of(folder, "autoencoder"))
+        return cls(load(folder, "autoencoder", GeneAutoencoder), read_latent(folder), effects.by_name)
 
 
 def fit(
@@ -116,15 +104,8 @@ def fit_and_encode(
     """
     record = provenance(seed=seed, settings=asdict(settings), **facts, **preparation(prepared))
     autoencoder, losses = fit_autoencoder(prepared, settings, seed=seed, device=device, provenance=record)
-    latent = encode(prepared, autoencoder)
-    batches = fit_batches(latent, autoencoder.batches)
-    latent = with_residuals(latent, present(batches))
-    covariates = fit_covariates(prepared, latent)
-    effects = present(batches, covariates)
-    latent = with_residuals(latent, effects)
-    donors = fit_donors(prepared, latent, autoencoder, effects)
-    space = fit_space(prepared, latent, autoencoder, seed=seed)
-    return EncodedCells(autoencoder, latent, donors, covariates, space, batches), losses
+    encoded = fit_all_effects(CellsToFit(prepared, encode(prepared, autoencoder), autoencoder, seed))
+    return EncodedCells(autoencoder, encoded.latent, dict(encoded.before)), losses
 
 
 def fit_hierarchy(latent: ad.AnnData, settings: HierarchySettings, *, seed: int, tree: Tree | None = None) -> Hierarchy:
@@ -172,10 +153,7 @@ def fit_model(
         composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
         library_sizes=library_size_range(latent),
         provenance=provenance(seed=seed, settings=asdict(settings), **facts),
-        donor_effects=encoded.donors,
-        covariates=encoded.covariates,
-        space=encoded.space,
-        batch_effects=encoded.batches,
+        effects=encoded.effects,
     )
     return replace(model, levels=measure_protein_levels(model, autoencoder.levels, seed=seed)), fitted.history
 
@@ -189,9 +167,8 @@ def measure_protein_levels(model: BranchedModel, populations: Iterable[str], *, 
         x = sampler.sample(population, N_CELLS, torch_generator(seed, "levels", population))
         generator = numpy_generator(seed, "generated levels", population)
         at = pd.DataFrame(index=range(N_CELLS))
-        if model.covariates is not None:
-            missing = np.full((N_CELLS, len(model.covariates.names)), np.nan)
-            at[list(model.covariates.names)] = model.covariates.complete(population, missing, generator)
+        for effect in model.effects.values():
+            at = effect.complete(at, population, derive(seed, "generated levels"))
         share = model.composition.loc[population].to_numpy(dtype=float)
         n_cells = int(share.sum())
         batch = generator.choice(model.composition.columns, N_CELLS, p=share / n_cells)

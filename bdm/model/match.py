@@ -112,7 +112,7 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_
     column = next((name for name in (keys.batch_key, *batch_names(model)) if name in cells.obs), None)
     batch = None if column is None else named_batches(cells.obs, column)
     cell_type = labels[is_known].to_numpy(dtype=str)
-    covariates = covariates_in(with_written_names(cells.obs), model.covariate_names)
+    covariates = covariates_in(with_written_names(cells.obs), model.input_names)
     modalities = modalities_if_several(model.autoencoder.genes)
     positions = position_table(cells, position_keys(model.preparation))
     return Cells(counts, cell_type, batch, None, covariates, modalities, positions)
@@ -240,7 +240,7 @@ def batches_of(
 
 def inputs_of(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> pd.DataFrame:
     """Return the inputs of the model's effects, as far as it has them: the batch and covariates of each cell."""
-    batch, names = batches_of(adata, model, keys), model.covariate_names
+    batch, names = batches_of(adata, model, keys), model.input_names
     inputs = pd.DataFrame({} if batch is None else {"batch": batch}, index=range(adata.n_obs))
     obs = with_written_names(adata.obs) if names else adata.obs
     if missing := [name for name in names if name not in obs]:

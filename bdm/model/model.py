@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,10 +29,9 @@ from bdm.autoencoder.protein_levels import ProteinLevels, map_quantiles
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.data.genes import GeneNames
 from bdm.data.read import read_cells
-from bdm.effects.batches import BatchEffects
 from bdm.effects.covariates import CovariateEffects
 from bdm.effects.donors import DonorEffects, DonorModel
-from bdm.effects.effect import Effect, present, with_residuals
+from bdm.effects.effect import Effect, LatentSpace, joined_effects, shifts_in, with_residuals
 from bdm.effects.space import SpatialEffects
 from bdm.hierarchy.build import FEW_CELLS, AttachmentPoint, with_new_type
 from bdm.hierarchy.tree import Hierarchy
@@ -60,14 +59,13 @@ class Extension:
     prior_state: dict[str, Tensor]
     library_sizes: Tensor  # smallest and largest log library size of its cells
     composition: pd.DataFrame  # number of its cells, populations x batches
-    covariates: CovariateEffects | None  # effects on the type, if its cells have the model's covariates
     batches: dict[str, Tensor]  # gene offsets of new batches, by name
     provenance: dict[str, Any]  # record; ``ancestor_sha256`` is the checksum of the extended model
     # Protein quantiles by population: in training cells, and in generated cells before mapping to training cells
     levels: dict[str, Tensor] = field(default_factory=dict)
     generated_levels: dict[str, ProteinLevels] = field(default_factory=dict)
     noise: dict[str, GrowingNegativeBinomial] = field(default_factory=dict)  # of generated counts, by population
-    batch_effects: BatchEffects | None = None  # on the type, beyond gene offsets; None without effects
+    effects: dict[str, Effect] = field(default_factory=dict)  # on the type, by name
 
     @property
     def n_cells(self) -> int:
@@ -89,10 +87,8 @@ class BranchedModel:
     # 2 x modalities
     library_sizes: Tensor
     provenance: dict[str, Any]  # versions, seeds, settings and checksum of the data
-    donor_effects: DonorEffects | None = None  # None without donors; extensions have no donor effects
-    covariates: CovariateEffects | None = None  # effects of continuous covariates, including extensions; or None
-    space: SpatialEffects | None = None  # effects of positions; None without positions, and for types of extensions
-    batch_effects: BatchEffects | None = None  # beyond gene offsets, including extensions; None without effects
+    # Effects by name, in the order of their fit; shifts include extensions, effects of positions and donors do not
+    effects: dict[str, Effect] = field(default_factory=dict)
     # Protein levels of generated cells by population, before mapping to training cells
     levels: dict[str, ProteinLevels] = field(default_factory=dict)
     extensions: tuple[Extension, ...] = ()  # in order of addition; all other fields include them
@@ -129,9 +125,24 @@ class BranchedModel:
         return numbers[batch] if in_batch else numbers.sum(axis=1)
 
     @property
-    def covariate_names(self) -> tuple[str, ...]:
-        """Names of the covariates; empty without covariates."""
-        return () if self.covariates is None else self.covariates.names
+    def covariates(self) -> CovariateEffects | None:
+        """Effects of covariates; None without covariates."""
+        return effect_of(self.effects, CovariateEffects)
+
+    @property
+    def space(self) -> SpatialEffects | None:
+        """Effects of positions; None without positions."""
+        return effect_of(self.effects, SpatialEffects)
+
+    @property
+    def donor_effects(self) -> DonorEffects | None:
+        """Effects of donors; None without donors."""
+        return effect_of(self.effects, DonorEffects)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the covariates, and of other inputs of effects that shift latents, except for batches."""
+        return tuple(name for effect in shifts_in(self.effects) for name in effect.inputs if name != "batch")
 
     @property
     def hierarchy(self) -> Hierarchy:
@@ -149,25 +160,26 @@ class BranchedModel:
 
     def encode(self, cells: AnnData) -> AnnData:
         """Encode prepared cells as in :mod:`bdm.autoencoder.latent`, without effects of batches and covariates."""
-        return with_residuals(encode(cells, self.autoencoder), self.effects)
-
-    @property
-    def effects(self) -> tuple[Effect, ...]:
-        """Effects that shift latents, in the order of their fit."""
-        return present(self.batch_effects, self.covariates)
+        return with_residuals(encode(cells, self.autoencoder), shifts_in(self.effects))
 
     @property
     def learned(self) -> dict[str, str]:
         """What each effect has learned, by name, for reports."""
-        return summaries_of_effects(
-            self.autoencoder, self.batch_effects, self.covariates, self.space, self.donor_effects
-        )
+        return learned_effects(self.autoencoder, self.effects)
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """Whitened space, for effects."""
+        return LatentSpace(self.whitening, self.moments, self.cell_type_of)
+
+    def effects_at(self, at: pd.DataFrame) -> list[Effect]:
+        """Return the effects whose inputs are columns of ``at``."""
+        return [effect for effect in self.effects.values() if set(effect.inputs) <= set(at.columns)]
 
     def at(self, x: Tensor, population: str, at: pd.DataFrame) -> Tensor:
-        """Shift whitened cells of a population to their inputs, such as batch and covariates (columns of ``at``)."""
-        for effect in self.effects:
-            if set(effect.inputs) <= set(at.columns):
-                x = x + self.whitening.linear(effect.latent(at, population, self.cell_type_of[population]))
+        """Move whitened cells of a population to their inputs, such as batch and covariates (columns of ``at``)."""
+        for effect in reversed(self.effects_at(at)):  # the effects that were fitted last are within the others
+            x = effect.move(x, at, population, self.latent_space)
         return x
 
     def with_protein_levels(
@@ -245,43 +257,36 @@ class BranchedModel:
         return dict(self.autoencoder.provenance["prepare"])
 
 
-def summaries_of_effects(
-    autoencoder: GeneAutoencoder,
-    batches: BatchEffects | None,
-    covariates: CovariateEffects | None,
-    space: SpatialEffects | None,
-    donors: DonorEffects | None,
-) -> dict[str, str]:
-    """Describe the effects of batches, covariates, positions and donors, if any."""
-    effects = {"batches": batches, "covariates": covariates, "positions": space, "donors": donors}
-    learned = {name: effect.summary for name, effect in effects.items() if effect is not None}
-    n_batches = len(autoencoder.batches)
-    return learned if batches is not None or not n_batches else {"batches": f"{n_batches}, offsets of genes", **learned}
+Kind = TypeVar("Kind", bound=Effect)
+
+
+def effect_of(effects: Mapping[str, Effect], kind: type[Kind]) -> Kind | None:
+    """Return the effect of a class, or None."""
+    return next((effect for effect in effects.values() if isinstance(effect, kind)), None)
+
+
+def learned_effects(autoencoder: GeneAutoencoder, effects: Mapping[str, Effect]) -> dict[str, str]:
+    """Describe effects by name."""
+    learned = {name: effect.summary for name, effect in effects.items()}
+    if "batches" in learned or not autoencoder.batches:
+        return learned
+    return {"batches": f"{len(autoencoder.batches)}, offsets of genes", **learned}
 
 
 @torch.no_grad()
-def expected_counts(
-    model: BranchedModel,
-    x: Tensor,
-    at: pd.DataFrame,
-    population: str | None = None,
-    *,
-    offset: Tensor | None = None,
-) -> np.ndarray:
+def expected_counts(model: BranchedModel, x: Tensor, at: pd.DataFrame, population: str | None = None) -> np.ndarray:
     """Decode whitened cells to mean counts.
 
     Parameters
     ----------
     model
-        Model with the decoder.
+        Model with the decoder and effects.
     x
         Whitened cells at their inputs, see :meth:`BranchedModel.at`; cells x dimensions.
     at
         Inputs of each cell. Without a column ``batch``, expression is averaged over batches.
     population
-        Population whose decoder is used; None for the shared decoder.
-    offset
-        Added to the log expression before normalisation, cells x genes.
+        Population whose decoder and effects are used; None for the shared decoder without effects on genes.
 
     Returns
     -------
@@ -290,16 +295,27 @@ def expected_counts(
     y, layout = model.whitening.inverse(x), model.layout
     decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(at.get("batch"))
     log_size = y[:, layout.library_sizes].clamp(*model.library_range(population))
+    offset = None if population is None else log_expression_at(model, at, population)
     log_mean = decoder.decode(y[:, layout.latent], codes, log_size=log_size, offset=offset)
     if population in model.levels:
         log_mean[:, model.autoencoder.proteins] += model.levels[population].log_factor
     return log_mean.exp().numpy()
 
 
-def generated_noise(model: BranchedModel, population: str) -> ObservationModel:
-    """Return the observation model of generated counts in a population."""
-    noise = model.autoencoder.noise.get(population)
-    return observation_model(model, population) if noise is None else noise
+def log_expression_at(model: BranchedModel, at: pd.DataFrame, population: str) -> Tensor | None:
+    """Sum the offsets of log expression by effects, cells x genes; None without any."""
+    offsets = [effect.offset(at, population) for effect in model.effects_at(at)]
+    present = [offset for offset in offsets if offset is not None]
+    return torch.stack(present).sum(dim=0) if present else None
+
+
+def generated_noise(model: BranchedModel, population: str, at: pd.DataFrame | None = None) -> ObservationModel:
+    """Return the observation model of generated counts in a population, at the inputs in the columns of ``at``."""
+    noise: ObservationModel | None = model.autoencoder.noise.get(population)
+    noise = observation_model(model, population) if noise is None else noise
+    for effect in [] if at is None else model.effects_at(at):
+        noise = effect.observation(noise, population)
+    return noise
 
 
 @torch.no_grad()
@@ -333,16 +349,10 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
         autoencoder, levels=autoencoder.levels | extension.levels, noise=autoencoder.noise | extension.noise
     )
     hierarchy = with_new_type(model.hierarchy, extension.tree, extension.attachment, row=row, support=extension.support)
-    covariates, batch_effects = model.covariates, model.batch_effects or extension.batch_effects
-    if covariates is not None and extension.covariates is not None:
-        covariates = covariates.joined(extension.covariates)
-    if model.batch_effects is not None and extension.batch_effects is not None:
-        batch_effects = model.batch_effects.joined(extension.batch_effects)
     return replace(
         model,
         autoencoder=autoencoder,
-        covariates=covariates,
-        batch_effects=batch_effects,
+        effects=joined_effects(model.effects, extension.effects),
         moments=model.moments.joined(extension.moments),
         prior=model.prior.extended(hierarchy, extension.tree, extension.moments, extension.prior_state),
         composition=with_more_cells(model.composition, extension.composition),

@@ -58,10 +58,11 @@ def plan_changes(
 
 def with_region(planted: PlantedChange, model: BranchedModel, request: Request, samples: pd.DataFrame) -> PlantedChange:
     """Mark the cells inside the region of a change; reject regions without tissue."""
-    region, places = planted.change.region, request.places
-    if not region or places is None:
+    region = planted.change.region
+    if not region or COORDINATES[0] not in request.table:
         return planted
-    space, names = require_space(model), COORDINATES[: places.positions.shape[1]]
+    space = require_space(model)
+    names, places = space.coordinates, space.places_at(request.table)
     if unknown := [axis for axis in region if axis not in names]:
         raise InputError(f"region: the model has no coordinate {unknown[0]}; it has {' and '.join(names)}.")
     low, high = np.array([region.get(axis, (-np.inf, np.inf)) for axis in names]).T / space.unit

@@ -1,12 +1,11 @@
 """Compile a design for a model: samples, cells, donors and planted changes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from bdm._core.errors import error_prefix
@@ -21,16 +20,12 @@ from bdm.applications.design.changes import (
 from bdm.applications.design.design import Design
 from bdm.applications.design.samples import (
     DesignedCovariates,
-    IndependentDonors,
     designed_covariates,
     draw_request,
     make_donors,
     sample_table,
 )
 from bdm.data.modalities import Modality
-from bdm.effects.donors import NewDonors
-from bdm.effects.space import RealisedSpace
-from bdm.effects.surfaces import Places
 from bdm.generation.generate import MAX_CHUNK
 from bdm.generation.request import Request, complete_inputs
 from bdm.model.model import BranchedModel, expected_counts
@@ -64,7 +59,7 @@ class ReferenceCells:
             table = pd.DataFrame({"sub_population": [population] * MAX_CHUNK, "n_cells": 1})
             if covariates is not None:
                 quantile = (np.arange(MAX_CHUNK) + 0.5) / MAX_CHUNK
-                table[list(model.covariate_names)] = covariates.values(population, quantile)
+                table[list(covariates.names)] = covariates.values(population, quantile)
             return complete_inputs(model, table, derive(seed, "reference"))[population]
 
         @cache
@@ -91,8 +86,8 @@ class DesignedExperiment:
     covariates: dict[str, DesignedCovariates]  # by sample, if the design sets them
     request: Request  # numbers of cells by population and sample
     changes: tuple[PlantedChange, ...]
-    donors: NewDonors | IndependentDonors | None  # None if donors do not differ
     reference: ReferenceCells
+    with_donors: BranchedModel  # model with effects of the donors of the design
 
     @property
     def n_genes(self) -> int:
@@ -111,76 +106,48 @@ class DesignedExperiment:
         """
         batch, covariates = self.samples["batch"].iloc[sample], self.covariates_in(sample)
         mean = self.reference.expression(population, batch, covariates)
-        if self.donors is None:
+        if self.with_donors is self.model:
             return mean
-        samples = np.full(N_DONOR_CELLS, sample)
-        x, at = self.reference_cells(population, np.arange(N_DONOR_CELLS), samples)
-        expected = self.expected(x, population, at, samples)
+        x, at = self.reference_cells(population, np.arange(N_DONOR_CELLS), np.full(N_DONOR_CELLS, sample))
+        expected = expected_counts(self.with_donors, x, at, population)
         without_donor = self.reference.mean_counts(population, batch, covariates, N_DONOR_CELLS)
         return np.asarray(mean * expected.mean(axis=0, dtype=np.float64) / without_donor)
 
     def reference_cells(
-        self, population: str, rows: np.ndarray, sample: np.ndarray, places: Places | None = None
+        self, population: str, rows: np.ndarray, sample: np.ndarray, places: pd.DataFrame | None = None
     ) -> tuple[Tensor, pd.DataFrame]:
-        """Return reference cells by row, with the donors, places and inputs of samples (rows), and these inputs."""
-        x = self.move_to_donors(self.reference.whitened(population)[to_tensor(rows)], population, sample)
-        x = self.move_to_places(x, population, sample, places)
+        """Return reference cells by row at inputs, and these: of samples (rows), at ``places`` of other cells."""
         parts = []
         for number in np.unique(sample):
             cells = np.flatnonzero(sample == number)
             inputs = self.reference.inputs(population, self.covariates_in(number))
             parts.append(inputs.iloc[rows[cells]].set_axis(cells))
-        at = self.with_batches(pd.concat(parts).sort_index(), sample)
-        return self.model.at(x, population, at), at
+        at = self.in_samples(pd.concat(parts).sort_index(), sample)
+        if places is not None:
+            at = at.assign(**{name: places[name].to_numpy() for name in places})
+        return self.with_donors.at(self.reference.whitened(population)[to_tensor(rows)], population, at), at
 
-    def with_batches(self, at: pd.DataFrame, sample: np.ndarray) -> pd.DataFrame:
-        """Add the batches of samples (rows) to the inputs of cells, if the model has batches."""
-        return at.assign(batch=self.samples["batch"].to_numpy()[sample]) if self.model.autoencoder.batches else at
+    def in_samples(self, at: pd.DataFrame, sample: np.ndarray) -> pd.DataFrame:
+        """Add batches, if the model has them, and donors of samples (rows) to the inputs of cells."""
+        names = ["batch", "donor"] if self.model.autoencoder.batches else ["donor"]
+        return at.assign(**{name: self.samples[name].to_numpy()[sample] for name in names})
 
     def covariates_in(self, sample: int) -> Covariates:
         """Return the designed covariates of a sample (row)."""
         return self.covariates.get(str(self.samples.index[sample]))
 
-    def move_to_donors(self, x: Tensor, population: str, sample: np.ndarray) -> Tensor:
-        """Apply the donor effects of samples (rows) to whitened cells of a population."""
-        return x if self.donors is None else self.donors.at_donors(x, population, self.donor[sample])
-
-    def move_to_places(self, x: Tensor, population: str, sample: np.ndarray, places: Places | None) -> Tensor:
-        """Move whitened cells of a population to their places in samples (rows), if given."""
-        if places is None:
-            return x
-        parts = {n: self.spaces[n].move(x, population, self.model.moments, places) for n in np.unique(sample)}
-        return torch.stack([parts[number][row] for row, number in enumerate(sample)])
-
-    def expected(
-        self, x: Tensor, population: str, at: pd.DataFrame, sample: np.ndarray, places: Places | None = None
-    ) -> np.ndarray:
-        """Compute expected counts at inputs with effects of donors and places, cells x genes."""
-        offset = None if self.donors is None else self.offsets(population)[to_tensor(self.donor[sample])]
-        if places is not None:
-            assert self.model.space is not None
-            at_places = self.model.space.gene_offset(places, population)
-            offset = at_places if offset is None else offset + at_places
-        return expected_counts(self.model, x, at, population, offset=offset)
+    @property
+    def by_cell(self) -> pd.DataFrame:
+        """Inputs of all cells, in their order."""
+        return pd.concat(self.inputs.values(), ignore_index=True)
 
     @cached_property
-    def spaces(self) -> list[RealisedSpace]:
-        """Effects of positions with the local variation of each sample; empty without positions."""
-        if self.model.space is None or self.request.places is None:
-            return []
-        return [self.model.space.realised(derive(self.design.seed, "local", name)) for name in self.samples.index]
-
-    @cached_property
-    def donor(self) -> np.ndarray:
-        """Index of the donor of each sample."""
-        return np.asarray(pd.factorize(self.samples["donor"])[0])
-
-    @cached_property
-    def offsets(self) -> Callable[[str], Tensor]:
-        """Cached function: donor offsets of log expression in a population, donors x genes."""
-        donors = self.donors
-        assert donors is not None
-        return cache(lambda population: to_tensor(donors.log_expression(population).astype(np.float32)))
+    def inputs(self) -> dict[str, pd.DataFrame]:
+        """Inputs of all cells, by population."""
+        inputs = complete_inputs(self.model, self.request.table, self.design.seed)
+        rows = self.samples.index.get_indexer(self.request.table["sample"].repeat(self.request.table["n_cells"]))
+        population = self.request.table["sub_population"].repeat(self.request.table["n_cells"]).to_numpy()
+        return {name: self.in_samples(at, rows[population == name]) for name, at in inputs.items()}
 
     @cached_property
     def ambient_profiles(self) -> pd.DataFrame:
@@ -215,8 +182,9 @@ def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
     samples["depth_factor"] = [
         float(factor.get(name, 1.0) if isinstance(factor, dict) else factor) for name in samples["condition"]
     ]
-    donor_effects = make_donors(model, design, donors)
-    return DesignedExperiment(model, design, samples, covariates, request, tuple(changes), donor_effects, reference)
+    differing = make_donors(model, design, donors)
+    with_donors = model if differing is None else replace(model, effects={**model.effects, "donors": differing})
+    return DesignedExperiment(model, design, samples, covariates, request, tuple(changes), reference, with_donors)
 
 
 # ---- cells

@@ -6,14 +6,13 @@ from math import sqrt
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from bdm._core.errors import InputError, abbreviated, error_prefix
-from bdm._core.seeds import numpy_generator
+from bdm._core.seeds import derive, numpy_generator
 from bdm.applications.design.design import LEARNED, NONE, Composition, Design
-from bdm.autoencoder.observation import ObservationModel
-from bdm.effects.donors import DonorModel, NewDonors
-from bdm.effects.surfaces import Places
+from bdm.data.space import SECTION
+from bdm.effects.donors import DonorInput, DonorModel, NewDonors
+from bdm.effects.space import LOCAL_SEED
 from bdm.generation.covariate_values import CovariateValues, limit_range, require_covariates, spread_evenly
 from bdm.generation.request import Request, divide_type, require_space
 from bdm.model.model import BranchedModel
@@ -177,6 +176,11 @@ class DesignedCovariates:
     fixed_types: frozenset[str]  # types with designed sub-population proportions, which covariates do not change
     expected: pd.Series  # mean weights of populations in the condition
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the covariates."""
+        return require_covariates(self.model).names
+
     def shares(self, cell_type: str, weights: pd.Series) -> pd.DataFrame:
         """Return the proportions of a type's populations at each step, given mean weights."""
         weight, steps = weights[list(self.model.autoencoder.populations_of(cell_type))], self.steps[cell_type]
@@ -197,7 +201,7 @@ class DesignedCovariates:
         """Return covariates of cells (cells x covariates) at quantiles in [0, 1]."""
         cell_type = self.model.cell_type_of[population]
         if cell_type not in self.steps:
-            return np.full((len(quantile), len(self.model.covariate_names)), np.nan)
+            return np.full((len(quantile), len(self.names)), np.nan)
         shares = self.shares(cell_type, self.expected if weights is None else weights)
         cumulative = shares[population].to_numpy().cumsum()
         step = np.searchsorted(cumulative, quantile * cumulative[-1], side="right")
@@ -263,13 +267,16 @@ def with_places(model: BranchedModel, request: Request, samples: pd.DataFrame, s
     """Draw the position of each cell, for a row per cell."""
     space, table = require_space(model), request.table
     table = table.loc[table.index.repeat(table["n_cells"])].assign(n_cells=1).reset_index(drop=True)
-    positions, section = np.empty((len(table), space.n_coordinates)), np.empty(len(table), dtype=int)
+    positions = np.empty((len(table), space.n_coordinates))
     for sample, rows in table.groupby("sample", sort=False).indices.items():
         number = space.sections.index(samples.loc[sample, "section"])
         generator = numpy_generator(seed, "positions", str(sample))
         population = table["sub_population"].to_numpy(dtype=object)[rows]
-        positions[rows], section[rows] = space.sample_places(population, number, generator).positions, number
-    return replace(request, table=table, places=Places(positions, section))
+        positions[rows] = space.sample_places(population, number, generator).positions * space.unit
+    table[space.coordinates] = positions
+    table[SECTION] = table["sample"].map(samples["section"])
+    table[LOCAL_SEED] = table["sample"].map({name: derive(seed, "local", name) for name in samples.index})
+    return replace(request, table=table)
 
 
 def add_covariates(
@@ -283,7 +290,7 @@ def add_covariates(
         if sample in covariates:
             quantile = numpy_generator(seed, "given values", sample, population).random(len(part))
             values = covariates[sample].values(population, quantile, weights.loc[sample])
-            part[list(covariates[sample].model.covariate_names)] = values
+            part[list(covariates[sample].names)] = values
         parts.append(part)
     table = pd.concat(parts, ignore_index=True)
     keys = [name for name in table if name != "n_cells"]
@@ -350,22 +357,17 @@ def draw_proportions(model: BranchedModel, design: Design, donors: Sequence[str]
     return pd.DataFrame(rows, index=list(donors), columns=expected.index)
 
 
-@dataclass(frozen=True)
-class IndependentDonors:
+@dataclass(frozen=True, eq=False)
+class IndependentDonors(DonorInput):
     """Donors with independent normal effects on each gene; replaces :class:`NewDonors`.
 
     Cell types share the fraction ``SHARED`` of the variance.
     """
 
-    names: tuple[str, ...]
     cell_type_of: dict[str, str]  # by population; populations of a type have the same effects
     n_genes: int
-    variation: float  # standard deviation of log expression between donors
+    variation: float  # standard deviation of log expression between donors, in addition to that in the noise of counts
     seed: int
-
-    def at_donors(self, x: Tensor, population: str, donor: np.ndarray) -> Tensor:
-        """Return cells unchanged."""
-        return x
 
     def log_expression(self, population: str) -> np.ndarray:
         """Return offsets of log expression, donors x genes."""
@@ -373,10 +375,6 @@ class IndependentDonors:
         generators = [numpy_generator(self.seed, "donors", *key) for key in keys]
         shared, own = (generator.standard_normal((len(self.names), self.n_genes)) for generator in generators)
         return self.variation * (sqrt(SHARED) * shared + sqrt(1 - SHARED) * own)
-
-    def observation(self, population: str, model: ObservationModel) -> ObservationModel:
-        """Return the observation model unchanged, as the variation is additional."""
-        return model
 
 
 def sample_donors(donors: DonorModel, n_donors: int, seed: int) -> NewDonors:
@@ -393,11 +391,12 @@ def require_donors(model: BranchedModel, key: str) -> DonorModel:
     return model.donors
 
 
-def make_donors(model: BranchedModel, design: Design, names: Sequence[str]) -> NewDonors | IndependentDonors | None:
+def make_donors(model: BranchedModel, design: Design, names: Sequence[str]) -> DonorInput | None:
     """Return the donors of a design; None if they do not differ in expression."""
     variation = resolve_donor_setting(model, design.samples.variation, "samples.variation")
     if variation == LEARNED:
-        return sample_donors(require_donors(model, "samples.variation"), len(names), design.seed)
+        sampled = sample_donors(require_donors(model, "samples.variation"), len(names), design.seed)
+        return replace(sampled, names=tuple(names))
     if variation in (NONE, 0):
         return None
     n_genes = len(model.autoencoder.genes)

@@ -19,13 +19,11 @@ from bdm.applications.design.experiment import DesignedCells, DesignedExperiment
 from bdm.applications.design.truth import collect_truth
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import without_unused_categories
-from bdm.effects.surfaces import Places
 from bdm.generation.generate import (
     Chunk,
     GeneratedBlock,
     GeneratedCells,
     Portion,
-    covariate_columns,
     in_order,
     independent_chunks,
     latents,
@@ -35,8 +33,7 @@ from bdm.generation.generate import (
     section_columns,
     type_columns,
 )
-from bdm.generation.request import complete_inputs
-from bdm.model.model import BranchedModel, generated_noise, record_of_cells
+from bdm.model.model import BranchedModel, expected_counts, generated_noise, record_of_cells
 
 RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")  # of designs
 
@@ -85,7 +82,7 @@ def simulated_cells(experiment: DesignedExperiment) -> GeneratedCells:
     varm, tables = collect_truth(experiment)
     obs, var = make_obs(experiment, cells), model.autoencoder.genes.copy()
     record = record_of_cells(model, seed=seed, design=design_record(experiment.design))
-    obsm = position_columns(model, request)
+    obsm = position_columns(model, experiment.by_cell)
     return GeneratedCells(obs, var, blocks(), varm=varm, uns={"truth": tables, "bdm": record}, obsm=obsm)
 
 
@@ -105,9 +102,9 @@ def make_obs(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFra
     if model.autoencoder.batches:
         keys = names_in_file(model.preparation["batch_key"])
         columns |= {key: columns["batch"] for key in keys if key not in (*RESERVED, *label_columns)}
-    inputs = complete_inputs(model, experiment.request.table, experiment.design.seed)
-    columns |= {name: column for name, column in covariate_columns(model, inputs).items() if name not in RESERVED}
-    sections = section_columns(model, experiment.request)
+    at = experiment.by_cell
+    columns |= {name: at[name].to_numpy() for name in model.input_names if name not in RESERVED}
+    sections = section_columns(model, at)
     columns |= {name: column for name, column in sections.items() if name not in RESERVED}
     columns["depth_factor"] = samples["depth_factor"].to_numpy()[cells.sample]
     columns["doublet"] = cells.doublet
@@ -142,12 +139,6 @@ class CellGroup:
     sample: np.ndarray  # row of each cell in the table of samples
     response: np.ndarray  # cells x changes
     key: tuple[int | str, ...]  # identifies the random numbers, with the population
-    places: Places | None = None
-
-    def padded(self, n_cells: int) -> tuple[np.ndarray, Places | None]:
-        """Return samples and places, padded to ``n_cells`` by the last cell."""
-        rows = np.minimum(np.arange(n_cells), len(self.sample) - 1)
-        return self.sample[rows], None if self.places is None else self.places[rows]
 
 
 class Simulation:
@@ -156,7 +147,6 @@ class Simulation:
     def __init__(self, experiment: DesignedExperiment, cells: DesignedCells) -> None:
         self.experiment, self.cells = experiment, cells
         self.model, self.seed = experiment.model, experiment.design.seed
-        self.inputs = complete_inputs(self.model, experiment.request.table, self.seed)
         self.depth = experiment.samples["depth_factor"].to_numpy()
         self.condition = experiment.samples["condition"].to_numpy()
         ambient = experiment.design.ambient
@@ -176,16 +166,11 @@ class Simulation:
         """Sample the droplets of a portion; returns droplets and latents of first cells."""
         first = self.cells.first.get(population, 0) + portion.start
         rows = np.arange(first, first + portion.n_cells)
-        sample, places = self.cells.sample[rows], self.experiment.request.places
-        places = None if places is None else places[rows]
-        group = CellGroup(population, sample, self.cells.response[rows], (portion.start,), places)
-        sample, places = group.padded(len(portion.padded))
-        x = self.experiment.move_to_donors(portion.padded, population, sample)
-        x = self.experiment.move_to_places(x, population, sample, places)
-        at = self.experiment.with_batches(portion.select(self.inputs[population]), sample)
-        x = self.model.at(x, population, at)
+        group = CellGroup(population, self.cells.sample[rows], self.cells.response[rows], (portion.start,))
+        at = portion.select(self.experiment.inputs[population])
+        x = self.experiment.with_donors.at(portion.padded, population, at)
         droplets = self.singlets(x, at, group)
-        self.add_partners(droplets, rows, group)
+        self.add_partners(droplets, rows, group, at)
         if self.ambient is not None:
             generator = numpy_generator(self.seed, "ambient", population, *group.key)
             for features in (modality.features for modality in self.experiment.modalities):
@@ -197,7 +182,7 @@ class Simulation:
     def singlets(self, x: Tensor, at: pd.DataFrame, group: CellGroup) -> Droplets:
         """Sample single cells with the changes and the depth of their samples."""
         population, n_cells = group.population, len(group.sample)
-        mean = self.experiment.expected(x, population, at, *group.padded(len(x)))[:n_cells]
+        mean = expected_counts(self.experiment.with_donors, x, at, population)[:n_cells]
         observation = self.observation(population)
         generator = numpy_generator(self.seed, "counts", population, *group.key)  # the same counts as generated cells
         sampled = self.model.with_protein_levels(observation.sample(mean, generator), population, generator)
@@ -220,8 +205,9 @@ class Simulation:
             counts[:, genes] = changed.rescale(counts[:, genes], mean[:, genes], factor, generator)
             mean[:, genes] *= factor
 
-    def add_partners(self, droplets: Droplets, rows: np.ndarray, group: CellGroup) -> None:
-        """Add the counts of second cells to doublets in place."""
+    def add_partners(self, droplets: Droplets, rows: np.ndarray, group: CellGroup, at: pd.DataFrame) -> None:
+        """Add the counts of second cells to doublets in place, at the positions of first cells."""
+        positions = at[[name for name in at if self.model.space is not None and name in self.model.space.inputs]]
         partner_population = self.cells.partner_population[rows]
         for code in np.unique(partner_population[self.cells.doublet[rows]]):
             doublets = np.flatnonzero(partner_population == code)
@@ -231,18 +217,17 @@ class Simulation:
             generator = numpy_generator(self.seed, "partner responds", population, *key)
             uniform = generator.random((len(sample), len(changes)))
             response = mark_responding_cells(changes, population, self.condition[sample], uniform, rows[doublets])
-            places = None if group.places is None else group.places[doublets]
-            partners = CellGroup(population, sample, response, key, places)
-            x, at = self.experiment.reference_cells(population, self.cells.partner[rows[doublets]], sample, places)
-            added = self.singlets(x, at, partners)
+            partners = CellGroup(population, sample, response, key)
+            reference = self.experiment.reference_cells(
+                population, self.cells.partner[rows[doublets]], sample, positions.iloc[doublets]
+            )
+            added = self.singlets(*reference, partners)
             droplets.counts[doublets] += added.counts
             droplets.mean[doublets] += added.mean
 
     def _observation(self, population: str) -> ObservationModel:
-        observation, donors = generated_noise(self.model, population), self.experiment.donors
-        if self.experiment.spaces:
-            observation = self.experiment.spaces[0].effects.observation(observation, population)
-        return observation if donors is None else donors.observation(population, observation)
+        inputs = next(iter(self.experiment.inputs.values()))
+        return generated_noise(self.experiment.with_donors, population, inputs)
 
 
 def add_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, generator: np.random.Generator) -> None:

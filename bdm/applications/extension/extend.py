@@ -32,9 +32,7 @@ from bdm.autoencoder.moments import population_moments
 from bdm.autoencoder.protein_levels import training_levels
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.data.genes import display_names
-from bdm.effects.batches import fit_batches
-from bdm.effects.covariates import CovariateEffects, fit_effects
-from bdm.effects.effect import present, with_residuals
+from bdm.effects.effect import CellsToFit, fit_all_effects
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.fit_model import check_collapse, measure_protein_levels
@@ -131,10 +129,8 @@ def add_type(
     larger_autoencoder = autoencoder.with_type(cell_type, adapters, sub_populations)
     encoded = encode(cells, larger_autoencoder)
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
-    batch_effects = fit_batches(encoded, larger_autoencoder.batches)
-    encoded = with_residuals(encoded, present(batch_effects))
-    covariates = fit_type_covariates(model, encoded)
-    residuals = with_residuals(encoded, present(batch_effects, covariates))
+    without_effects = fit_all_effects(CellsToFit(cells, encoded, larger_autoencoder, seed, extended=model.effects))
+    residuals = without_effects.latent
     latent = latent_cells(residuals)
     moments = population_moments(latent, model.whitening)
     point, support, tree = attach_type(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
@@ -152,12 +148,11 @@ def add_type(
         prior_state=model.prior.fit_added(added, point.branch, settings.branch, seed=seed),
         library_sizes=library_size_range(residuals),
         composition=composition_of(fitted_cells.obs),
-        covariates=covariates,
-        batch_effects=batch_effects,
         batches=batches or {},
         provenance=provenance,
         levels=training_levels(fitted_cells, autoencoder.proteins, seed=seed),
         noise=fit_count_noise(fitted_cells, larger_autoencoder, moments.populations, seed=seed),
+        effects=dict(without_effects.before),
     )
     generated = measure_protein_levels(extended(model, extension), extension.levels, seed=seed)
     extension = replace(extension, generated_levels=generated)
@@ -167,14 +162,6 @@ def add_type(
     return FittedExtension(
         larger, extension, distance, *score_decoders(larger, extension, initial, cells, encoded.obs, seed=seed)
     )
-
-
-def fit_type_covariates(model: BranchedModel, encoded: ad.AnnData) -> CovariateEffects | None:
-    """Fit the effects of the model's covariates on a new type; None without covariates."""
-    known = model.covariates
-    if known is None or encoded.obs[list(known.names)].isna().any(axis=None):
-        return None
-    return fit_effects(known.names, known.stepwise, encoded)
 
 
 def score_decoders(

@@ -76,7 +76,7 @@ def select_new_cells(
     if donor_key in adata.obs and not is_missing(donors := as_text(adata.obs[donor_key][selected])).any():
         cells.obs["donor"] = donors
     obs = with_written_names(adata.obs[selected])
-    for name in model.covariate_names:
+    for name in model.input_names:
         cells.obs[name] = np.nan if name not in obs else finite_columns(obs, (name,))[name].to_numpy()
     if model.space is not None:
         add_positions(cells, adata[selected], model)

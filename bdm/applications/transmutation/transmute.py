@@ -157,7 +157,7 @@ def new_populations(
     coupling = optimal_coupling(old.to_numpy(dtype=float), new.to_numpy(dtype=float), cost)
     probability = coupling[old.index.get_indexer(population)]
     if model.covariates is not None:
-        shares = model.covariates.shares(to, new.to_dict(), at[list(model.covariate_names)].to_numpy())
+        shares = model.covariates.shares(to, new.to_dict(), at[list(model.covariates.names)].to_numpy())
         probability = probability * (shares / (new / new.sum()).to_numpy() + 1e-9)
     chosen = torch.multinomial(torch.from_numpy(probability), 1, generator=generator).squeeze(1)
     return np.asarray(new.index.to_numpy(dtype=str)[chosen.numpy()])
@@ -184,7 +184,7 @@ def make_obs(model: BranchedModel, sources: Sources) -> pd.DataFrame:
         "original_type": pd.Categorical(sources.cell_type),
         **batch_columns(model, sources.inputs.get("batch"), *filter(None, [sources.batch_column])),
     }
-    columns |= {name: sources.new_inputs[name].to_numpy() for name in model.covariate_names}
+    columns |= {name: sources.new_inputs[name].to_numpy() for name in model.input_names}
     if sources.section_column is not None:
         columns[sources.section_column] = pd.Categorical(sources.adata.obs[sources.section_column].astype(str))
     ancestors = {name: model.hierarchy.common_ancestor(name, to) for name in pd.unique(sources.cell_type)}
