@@ -87,6 +87,19 @@ class Kinds:
             )
 
 
+class Registered:
+    """Base of the classes of a family, which register by ``class MyClass(Base, name="mine")``."""
+
+    name: ClassVar[str]
+    kinds: ClassVar[Kinds]
+
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.name = name
+            cls.kinds.registered[name] = cls
+
+
 @cache
 def installed(group: str) -> tuple[str, ...]:
     """Return the names of entry points; cached, as a search takes milliseconds."""

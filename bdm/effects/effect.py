@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from bdm._core.schema import Kinds, Registered
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.latent import RESIDUAL, RESIDUAL_SCALE
 from bdm.autoencoder.moments import PopulationMoments, Whitening
@@ -53,7 +54,7 @@ class LatentSpace:
 
 
 @dataclass(frozen=True, eq=False)
-class Effect(ABC):
+class Effect(Registered, ABC):
     """Effect of some properties of cells (the inputs), such as the batch, covariates or the position.
 
     Subclasses are dataclasses, whose fields :func:`bdm._core.store.save` can save. They register under a name, ``class
@@ -61,15 +62,8 @@ class Effect(ABC):
     registered effects are fitted with each model: shifts first, effects of random groups last.
     """
 
-    name: ClassVar[str]
-    kinds: ClassVar = EFFECTS
+    kinds: ClassVar[Kinds] = EFFECTS
     is_random: ClassVar[bool] = False  # whether groups are a sample, such as donors; others are fitted before
-
-    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if name is not None:
-            cls.name = name
-            EFFECTS.registered[name] = cls
 
     @classmethod
     def fit(cls, cells: CellsToFit) -> Self | None:
@@ -155,8 +149,9 @@ def fit_all_effects(cells: CellsToFit) -> CellsToFit:
     kinds = [EFFECTS.find(name) for name in EFFECTS.names]
     for kind in sorted(kinds, key=lambda kind: (kind.is_random, not issubclass(kind, Shift))):
         if (cells.extended is None or issubclass(kind, Shift)) and (effect := kind.fit(cells)) is not None:
-            before = {**cells.before, kind.name: effect}
-            cells = replace(cells, before=before, latent=with_residuals(cells.latent, shifts_in(before)))
+            cells = replace(cells, before={**cells.before, kind.name: effect})
+            if isinstance(effect, Shift):
+                cells = replace(cells, latent=with_residuals(cells.latent, shifts_in(cells.before)))
     return cells
 
 

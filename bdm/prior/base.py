@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from bdm._core.errors import InputError
-from bdm._core.schema import Kinds
+from bdm._core.schema import Kinds, Registered
 from bdm.autoencoder.latent import LatentCells
 from bdm.autoencoder.moments import PopulationMoments, Whitening
 from bdm.hierarchy.tree import Hierarchy
@@ -83,7 +83,7 @@ def unsupported(prior: str, action: str) -> InputError:
 
 
 @dataclass(frozen=True, eq=False)
-class LatentPrior(ABC):
+class LatentPrior(Registered, ABC):
     """Distribution of latents on each branch of a hierarchy, in whitened space.
 
     A prior is a frozen dataclass of tensors, tables, networks and nested dataclasses, so that :mod:`bdm._core.store`
@@ -100,14 +100,7 @@ class LatentPrior(ABC):
 
     hierarchy: Hierarchy
 
-    name: ClassVar[str]
     kinds: ClassVar[Kinds] = PRIORS
-
-    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if name is not None:
-            cls.name = name
-            PRIORS.registered[name] = cls
 
     @classmethod
     @abstractmethod
