@@ -170,13 +170,13 @@ class DonorInput(Effect):
         """Return offsets of log expression, donors x genes."""
 
     @cached_property
-    def cached(self) -> Callable[[str], Tensor]:
-        """Cached :meth:`log_expression`."""
+    def offsets(self) -> Callable[[str], Tensor]:
+        """Cached function: :meth:`log_expression` of a population, as a tensor."""
         return cache(lambda population: to_tensor(self.log_expression(population).astype(np.float32)))
 
     def offset(self, at: pd.DataFrame, population: str) -> Tensor:
         """Return offsets of log expression, cells x genes."""
-        return self.cached(population)[to_tensor(self.codes(at))]
+        return self.offsets(population)[to_tensor(self.codes(at))]
 
 
 @dataclass(frozen=True, eq=False)

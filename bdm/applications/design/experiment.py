@@ -136,7 +136,7 @@ class DesignedExperiment:
         """Return the designed covariates of a sample (row)."""
         return self.covariates.get(str(self.samples.index[sample]))
 
-    @property
+    @cached_property
     def by_cell(self) -> pd.DataFrame:
         """Inputs of all cells, in their order."""
         return pd.concat(self.inputs.values(), ignore_index=True)
@@ -144,10 +144,7 @@ class DesignedExperiment:
     @cached_property
     def inputs(self) -> dict[str, pd.DataFrame]:
         """Inputs of all cells, by population."""
-        inputs = complete_inputs(self.model, self.request.table, self.design.seed)
-        rows = self.samples.index.get_indexer(self.request.table["sample"].repeat(self.request.table["n_cells"]))
-        population = self.request.table["sub_population"].repeat(self.request.table["n_cells"]).to_numpy()
-        return {name: self.in_samples(at, rows[population == name]) for name, at in inputs.items()}
+        return complete_inputs(self.with_donors, self.request.table, self.design.seed)
 
     @cached_property
     def ambient_profiles(self) -> pd.DataFrame:

@@ -257,6 +257,7 @@ def draw_request(
     table = numbers.rename_axis(index="sample", columns="sub_population").T.stack().rename("n_cells").reset_index()
     table = table[table["n_cells"] > 0].reset_index(drop=True)
     table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
+    table["donor"] = table["sample"].map(samples["donor"])
     if model.autoencoder.batches:
         table["batch"] = table["sample"].map(samples["batch"])
     request = Request(add_covariates(table, weights, covariates, design.seed) if covariates else table)

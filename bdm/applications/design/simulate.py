@@ -226,8 +226,7 @@ class Simulation:
             droplets.mean[doublets] += added.mean
 
     def _observation(self, population: str) -> ObservationModel:
-        inputs = next(iter(self.experiment.inputs.values()))
-        return generated_noise(self.experiment.with_donors, population, inputs)
+        return generated_noise(self.experiment.with_donors, population, self.experiment.inputs[population])
 
 
 def add_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, generator: np.random.Generator) -> None:
