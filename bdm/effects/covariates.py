@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -18,18 +17,21 @@ from bdm._core.errors import counted
 from bdm._core.seeds import numpy_generator, to_tensor
 from bdm._core.store import concat, updated
 from bdm.autoencoder.latent import LatentCells, latent_cells
-from bdm.autoencoder.moments import MIN_INFORMATION, fit_whitening, matrix_power
 from bdm.data.prepare import recorded_covariates
+from bdm.effects.curves import (
+    CONSTANT,
+    FORMS,
+    MIN_CELLS,
+    N_FOLDS,
+    Curve,
+    fit_curve,
+    fit_proportions,
+    unshrunk,
+)
 from bdm.effects.effect import MIN_UNEXPLAINED, CellsToFit, Shift
 
 PROBABILITIES = np.linspace(0, 1, 51)  # of tabulated quantiles
 MIN_EIGENVALUE = 1e-3  # of correlations, so that no covariate determines another
-MIN_CELLS = 20  # cell types with fewer cells stay constant
-N_KNOTS = 6  # of a spline
-RIDGES = (0.1, 1.0, 10.0, 100.0)  # ridge penalties of a spline's deviation from a line
-
-CONSTANT, LINEAR, SPLINE = "constant", "linear", "spline"
-Basis = Callable[[np.ndarray], np.ndarray]  # cells x covariates to cells x basis functions
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class TypeCurves:
     """Tabulated curve of each cell type."""
 
     cell_types: tuple[str, ...]
-    forms: tuple[str, ...]  # constant, linear or spline
+    forms: tuple[str, ...]  # constant, linear or smooth; spline in models of bdm 0.1.0
     positions: Tensor  # tabulated covariates, types x covariates x points
     shift: Tensor  # of y, types x covariates x points x dimensions; only differences matter
 
@@ -60,6 +62,20 @@ class PopulationValues:
 
 
 @dataclass(frozen=True, eq=False)
+class DonorValues:
+    """Distribution over donors of the covariates that do not differ within them, such as the age: a Gaussian copula."""
+
+    names: tuple[str, ...]
+    quantiles: Tensor  # covariates x points
+    correlation: Tensor  # of normal scores, covariates x covariates
+
+    def sample(self, stepwise: tuple[bool, ...], scores: np.ndarray) -> np.ndarray:
+        """Sample values, donors x covariates, from standard normal ``scores`` of the same shape."""
+        missing = np.full(scores.shape, np.nan)
+        return sample_missing(self.quantiles.numpy(), self.correlation.numpy(), stepwise, missing, scores)
+
+
+@dataclass(frozen=True, eq=False)
 class CovariateEffects(Shift, name="covariates"):
     """Effects of continuous covariates on cells.
 
@@ -73,6 +89,7 @@ class CovariateEffects(Shift, name="covariates"):
     stepwise: tuple[bool, ...]  # whether a covariate has few distinct values; generated cells then repeat them
     curves: TypeCurves
     values: PopulationValues
+    of_donors: DonorValues | None = None  # None if all covariates differ within donors
 
     @classmethod
     def fit(cls, cells: CellsToFit) -> CovariateEffects | None:
@@ -97,7 +114,8 @@ class CovariateEffects(Shift, name="covariates"):
     def summary(self) -> str:
         """Short summary for reports."""
         counts = Counter(self.curves.forms)
-        forms = ", ".join(f"{form} in {counts[form]}" for form in (SPLINE, LINEAR, CONSTANT) if counts[form])
+        order = dict.fromkeys((*FORMS[::-1], *counts))
+        forms = ", ".join(f"{form} in {counts[form]}" for form in order if counts[form])
         return f"{', '.join(self.names)}; curves of {counted(len(self.curves.forms), 'type')}: {forms}"
 
     def has(self, population: str) -> bool:
@@ -163,19 +181,42 @@ class CovariateEffects(Shift, name="covariates"):
         scores = generator.standard_normal(covariates.shape)  # for known values, too: no cell depends on another
         if not self.has(population):
             return covariates
-        row, completed = self.values.populations.index(population), covariates.copy()
+        row = self.values.populations.index(population)
         quantiles, correlation = (table[row].numpy() for table in (self.values.quantiles, self.values.correlation))
-        for missing in np.unique(np.isnan(covariates), axis=0):
-            cells, known = (np.isnan(covariates) == missing).all(axis=1), ~missing
-            normal = np.column_stack([normal_scores(covariates[cells, k], quantiles[k]) for k in range(len(missing))])
-            weights = np.linalg.solve(correlation[np.ix_(known, known)], correlation[np.ix_(known, missing)])
-            rest = correlation[np.ix_(missing, missing)] - correlation[np.ix_(missing, known)] @ weights
-            probability = ndtr(normal[:, known] @ weights + scores[np.ix_(cells, missing)] @ np.linalg.cholesky(rest).T)
-            for column, k in enumerate(np.flatnonzero(missing)):
-                step = np.round(probability[:, column] * (len(PROBABILITIES) - 1)).astype(int)
-                interpolation = np.interp(probability[:, column], PROBABILITIES, quantiles[k])
-                completed[cells, k] = quantiles[k][step] if self.stepwise[k] else interpolation
-        return completed
+        return sample_missing(quantiles, correlation, self.stepwise, covariates, scores)
+
+    def sample_donors(self, n_donors: int, generator: np.random.Generator) -> pd.DataFrame:
+        """Sample the covariates that do not differ within donors, donors x covariates; no donor depends on others."""
+        if self.of_donors is None:
+            return pd.DataFrame(index=range(n_donors))
+        stepwise = tuple(self.stepwise[self.names.index(name)] for name in self.of_donors.names)
+        scores = generator.standard_normal((n_donors, len(stepwise)))
+        return pd.DataFrame(self.of_donors.sample(stepwise, scores), columns=list(self.of_donors.names))
+
+
+def sample_missing(
+    quantiles: np.ndarray,
+    correlation: np.ndarray,
+    stepwise: tuple[bool, ...],
+    covariates: np.ndarray,
+    scores: np.ndarray,
+) -> np.ndarray:
+    """Sample missing covariates (NaN) given known ones, cells x covariates, from a Gaussian copula.
+
+    ``scores`` are standard normal, of the same shape.
+    """
+    completed = covariates.copy()
+    for missing in np.unique(np.isnan(covariates), axis=0):
+        cells, known = (np.isnan(covariates) == missing).all(axis=1), ~missing
+        normal = np.column_stack([normal_scores(covariates[cells, k], quantiles[k]) for k in range(len(missing))])
+        weights = np.linalg.solve(correlation[np.ix_(known, known)], correlation[np.ix_(known, missing)])
+        rest = correlation[np.ix_(missing, missing)] - correlation[np.ix_(missing, known)] @ weights
+        probability = ndtr(normal[:, known] @ weights + scores[np.ix_(cells, missing)] @ np.linalg.cholesky(rest).T)
+        for column, k in enumerate(np.flatnonzero(missing)):
+            step = np.round(probability[:, column] * (len(PROBABILITIES) - 1)).astype(int)
+            interpolation = np.interp(probability[:, column], PROBABILITIES, quantiles[k])
+            completed[cells, k] = quantiles[k][step] if stepwise[k] else interpolation
+    return completed
 
 
 def interpolated(values: np.ndarray, positions: Tensor, table: Tensor) -> Tensor:
@@ -199,29 +240,52 @@ def normal_scores(values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
 
 def fit_effects(names: tuple[str, ...], stepwise: tuple[bool, ...], latent: ad.AnnData) -> CovariateEffects:
     """Fit the effects of covariates in ``obs`` to encoded cells, excluding test cells."""
-    cells = latent_cells(latent)
-    values = latent.obs.loc[(latent.obs["split"] != "test").to_numpy(), list(names)].to_numpy(dtype=float)
-    whiten = matrix_power(fit_whitening(cells).covariance, -0.5).double().numpy()
-    labels = np.array(cells.labels)[cells.population.numpy()]
+    cells, obs = latent_cells(latent), latent.obs[(latent.obs["split"] != "test").to_numpy()]
+    values, labels = obs[list(names)].to_numpy(dtype=float), np.array(cells.labels)[cells.population.numpy()]
+    donor = obs["donor"].astype(str).to_numpy() if "donor" in obs else np.arange(len(obs))
+    by_donor = obs[list(names)].groupby(donor)
+    of_donors = tuple("donor" in obs and bool((by_donor[name].nunique() == 1).all()) for name in names)
     effects = [
-        fit_type(name, stepwise, cells.subset(torch.from_numpy(rows)), values[rows], whiten)
+        fit_type(name, stepwise, of_donors, cells.subset(torch.from_numpy(rows)), values[rows], donor[rows])
         for name in dict.fromkeys(cells.labels)
         if len(rows := np.flatnonzero(labels == name))
     ]
     curves, population_values = zip(*effects, strict=True)
-    return CovariateEffects(names, stepwise, concat(curves), concat(population_values))
+    donors = None
+    if any(of_donors):
+        first, columns = by_donor.first().loc[:, list(of_donors)], [k for k, is_of in enumerate(of_donors) if is_of]
+        quantiles = covariate_quantiles(first.to_numpy(dtype=float), tuple(stepwise[k] for k in columns))
+        correlation = normal_correlation(first.to_numpy(dtype=float))
+        donors = DonorValues(tuple(first.columns), to_tensor(quantiles), float_tensor(correlation))
+    return CovariateEffects(names, stepwise, concat(curves), concat(population_values), donors)
 
 
 def fit_type(
-    name: str, stepwise: tuple[bool, ...], cells: LatentCells, values: np.ndarray, whiten: np.ndarray
+    name: str,
+    stepwise: tuple[bool, ...],
+    of_donors: tuple[bool, ...],
+    cells: LatentCells,
+    values: np.ndarray,
+    donor: np.ndarray,
 ) -> tuple[TypeCurves, PopulationValues]:
-    """Fit the curve of a cell type, and the distributions of its populations."""
+    """Fit the curves of a cell type, and the distributions of its populations.
+
+    ``values`` are cells x covariates. Curves of the covariates ``of_donors`` are fitted to means of donors, beyond the
+    other curves.
+    """
     codes, group = np.unique(cells.population.numpy(), return_inverse=True)
     positions = tabulation_points(values)
-    curve = fit_curve(values, group, cells.mean.double().numpy(), cells.scale.double().numpy(), whiten)
-    shift, _ = tabulated(curve, positions)
-    log_odds, offset = tabulated(fit_log_odds(values, group), positions)
-    curves = TypeCurves((name,), (curve.form,), to_tensor(positions[None]), float_tensor(shift[None]))
+    target, weight = unshrunk(group, cells.mean.double().numpy(), cells.scale.double().numpy())
+    shift, form = np.zeros((*positions.shape, target.shape[1])), CONSTANT
+    for is_of_donors in (False, True) if len(values) >= MIN_CELLS else ():
+        columns = np.array(of_donors) == is_of_donors
+        if columns.any():
+            curve = fit_curve(values[:, columns], group, target, weight, donor if is_of_donors else None)
+            shift[columns] = tabulated(curve, positions[columns])[0]
+            target, form = target - curve(values[:, columns]), max(form, curve.form, key=FORMS.index)
+    fold = np.unique(donor, return_inverse=True)[1] if any(of_donors) else np.arange(len(values))
+    log_odds, offset = tabulated(fit_proportions(values, group, fold % N_FOLDS), positions)
+    curves = TypeCurves((name,), (form,), to_tensor(positions[None]), float_tensor(shift[None]))
     groups = [values[group == number] for number in range(len(codes))]
     shifts = [total_shift(part, curves.positions[0], curves.shift[0]) for part in groups]
     explained = torch.stack([shift.var(dim=0, correction=0) for shift in shifts])
@@ -273,147 +337,6 @@ def total_shift(covariates: np.ndarray, positions: Tensor, shift: Tensor) -> Ten
 def float_tensor(values: np.ndarray) -> Tensor:
     """Convert an array to a float32 tensor."""
     return to_tensor(np.ascontiguousarray(values, dtype=np.float32))
-
-
-# ---- curves
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Additive function of covariates; only differences between its values matter."""
-
-    form: str
-    basis: Basis
-    penalty: np.ndarray  # ridge penalty of each function
-    coefficients: np.ndarray  # functions x dimensions
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Evaluate the curve at covariates (cells x covariates); returns cells x dimensions."""
-        return np.asarray(self.basis(values) @ self.coefficients)
-
-
-def fit_curve(values: np.ndarray, group: np.ndarray, mean: np.ndarray, scale: np.ndarray, whiten: np.ndarray) -> Curve:
-    """Fit the curve of a cell type, choosing its form by leave-one-out cross-validation.
-
-    Posterior means y are shrunk towards the population mean m by the prior, which has unit variance. The fit undoes
-    this: with the posterior variance v, ``u = m + (y - m) / (1 - v)`` has variance ``1 / (1 - v)`` around the curve. A
-    more complex curve is chosen if its squared error in whitened space is lower by more than a standard error.
-
-    Parameters
-    ----------
-    values
-        Covariates, cells x covariates.
-    group
-        Population index of each cell; populations have separate means.
-    mean, scale
-        Mean and standard deviation of the posteriors of y, cells x dimensions.
-    whiten
-        Linear map from differences of y to whitened space, dimensions x dimensions.
-    """
-    weight = np.maximum(1 - scale.astype(float) ** 2, MIN_INFORMATION)  # of the counts in a posterior mean
-    indicator = np.eye(group.max() + 1)[group]
-    means = (indicator.T @ mean) / indicator.sum(axis=0)[:, None]
-    unshrunk = (mean - means[group]) / weight
-    best, lowest = None, np.empty(0)
-    for curve in candidates(values, n_dims=mean.shape[1]):
-        functions = np.column_stack([indicator, curve.basis(values)])
-        penalty = np.append(np.full(indicator.shape[1], 1e-6), curve.penalty)
-        coefficients, errors = fit_ridge(functions, penalty, unshrunk, weight)
-        loss = ((errors @ whiten) ** 2).sum(axis=1)
-        fitted = Curve(curve.form, curve.basis, curve.penalty, coefficients[indicator.shape[1] :])
-        if best is None:
-            best, lowest = fitted, loss
-        gain = lowest - loss
-        required = gain.std() / np.sqrt(len(gain)) if fitted.form != best.form else 0  # less between ridge penalties
-        if gain.mean() > required:
-            best, lowest = fitted, loss
-    assert best is not None
-    return best
-
-
-def candidates(values: np.ndarray, *, n_dims: int) -> Iterator[Curve]:
-    """Yield unfitted candidate curves, simplest first."""
-    yield Curve(CONSTANT, lambda x: np.empty((len(x), 0)), np.empty(0), np.empty((0, n_dims)))
-    n_cells, n_covariates = values.shape
-    if n_cells < MIN_CELLS or not np.ptp(values, axis=0).all():
-        return
-    line = lines(values)
-    yield Curve(LINEAR, line, np.ones(n_covariates), np.empty((n_covariates, n_dims)))
-    curved = [k for k, column in enumerate(values.T) if len(np.unique(column)) > N_KNOTS]
-    if not curved or n_cells < MIN_CELLS + len(curved) * N_KNOTS:
-        return
-    spline = splines(values, curved)
-    n_splines = spline(values[:1]).shape[1] - n_covariates
-    for ridge in RIDGES[::-1]:
-        penalty = np.repeat([1.0, ridge], [n_covariates, n_splines])
-        yield Curve(SPLINE, spline, penalty, np.empty((len(penalty), n_dims)))
-
-
-def lines(values: np.ndarray) -> Basis:
-    """Return the linear basis: standardised covariates, clamped to the range of ``values``."""
-    centre, spread, low, high = values.mean(axis=0), values.std(axis=0), values.min(axis=0), values.max(axis=0)
-    return lambda x: np.asarray((np.clip(x, low, high) - centre) / spread)
-
-
-def splines(values: np.ndarray, curved: list[int]) -> Basis:
-    """Return a basis of lines, then cubic splines orthogonal to them, clamped likewise."""
-    from sklearn.preprocessing import SplineTransformer  # slow import
-
-    knots = np.column_stack([np.quantile(np.unique(values[:, k]), np.linspace(0, 1, N_KNOTS)) for k in curved])
-    spline = SplineTransformer(knots=knots, extrapolation="constant", include_bias=False).fit(values[:, curved])
-    line = lines(values)
-
-    def linear(x: np.ndarray) -> np.ndarray:
-        return np.column_stack([np.ones(len(x)), line(x)])
-
-    projection = np.linalg.lstsq(linear(values), spline.transform(values[:, curved]), rcond=None)[0]
-    return lambda x: np.column_stack([line(x), spline.transform(x[:, curved]) - linear(x) @ projection])
-
-
-def fit_ridge(
-    functions: np.ndarray, penalty: np.ndarray, target: np.ndarray, weight: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fit each dimension by weighted ridge regression; returns coefficients and leave-one-out errors."""
-    coefficients, errors = np.empty((functions.shape[1], target.shape[1])), np.empty_like(target)
-    for j in range(target.shape[1]):
-        weighted = functions * weight[:, [j]]
-        inverse = np.linalg.inv(weighted.T @ functions + np.diag(penalty))
-        coefficients[:, j] = inverse @ (weighted.T @ target[:, j])
-        leverage = np.einsum("nf,fg,ng->n", weighted, inverse, functions, optimize=True)
-        error = target[:, j] - functions @ coefficients[:, j]
-        errors[:, j] = np.sqrt(weight[:, j]) * error / np.maximum(1 - leverage, 1e-3)
-    return coefficients, errors
-
-
-def fit_log_odds(values: np.ndarray, group: np.ndarray) -> Curve:
-    """Fit the log ratio of population proportions to their means, by logistic regression.
-
-    The basis depends on the number of cells: splines, lines or none. The dimensions of the curve are populations.
-
-    Parameters
-    ----------
-    values
-        Covariates, cells x covariates.
-    group
-        Population index of each cell.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    n_cells = np.bincount(group)
-    constant, *curves = candidates(values, n_dims=len(n_cells))
-    if len(n_cells) == 1 or not curves:
-        return constant
-    curve = curves[-1]  # the most complex
-    fitted = LogisticRegression(max_iter=1000).fit(curve.basis(values), group)
-    coefficients = np.column_stack([fitted.intercept_, fitted.coef_])
-    coefficients = coefficients if len(n_cells) > 2 else np.concatenate([-coefficients, coefficients]) / 2
-    coefficients[:, 0] -= np.log(n_cells / n_cells.sum())
-    return Curve(
-        curve.form,
-        lambda x: np.column_stack([np.ones(len(x)), curve.basis(x)]),
-        np.append(0, curve.penalty),
-        coefficients.T,
-    )
 
 
 def tabulated(curve: Curve, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from bdm.autoencoder.moments import (
     Whitening,
     matrix_power,
 )
+from bdm.effects.odds import choose_ridge, fit_log_odds
 from bdm.effects.surfaces import (
     MIN_GAIN,
     Basis,
@@ -42,7 +43,6 @@ MIN_SPREAD = 0.05  # smallest part of the variance of latents that surfaces leav
 MIN_MEAN = 1e-3  # of expected counts
 MAX_RELATIVE = 10.0  # largest residual of a count, relative to its mean
 N_GENES = 200  # genes to fit together
-RIDGES = (3.0, 1.0, 0.3, 0.1)  # candidate ridge penalties of the map, largest first
 # Blocks of a section to leave out for the map, along each coordinate. They are smaller than for surfaces, because a
 # surface is scored with its covariance within a block, but a map cell by cell.
 N_MAP_BLOCKS = 20
@@ -166,7 +166,7 @@ def choose_basis(
         functions = basis(cells.places)
         design = BlockDesign(functions, cells.weight, cells.block)
         coefficients, strength, gains = fit_surfaces(design, values, max(chance.gain, MIN_GAIN))
-        ridge, map_gain = choose_ridge(functions, cells, seed)
+        ridge, map_gain = fit_map(functions, cells, seed)
         if gains.sum() + map_gain > most:
             best, most = (basis, functions, coefficients, strength, ridge), gains.sum() + map_gain
     assert best is not None
@@ -280,52 +280,15 @@ def surfaces_of_genes(design: BlockDesign, relative: np.ndarray, cells: SpatialC
 # ---- map of populations
 
 
-def fit_log_odds(
-    functions: np.ndarray, population: np.ndarray, log_share: np.ndarray, ridge: float, start: np.ndarray
-) -> np.ndarray:
-    """Fit a multinomial logistic regression with a ridge penalty; returns functions x populations."""
-    inputs, offset = torch.from_numpy(functions), torch.from_numpy(log_share)
-    target, coefficients = torch.from_numpy(population).long(), torch.tensor(start, requires_grad=True)
-    optimiser = torch.optim.LBFGS([coefficients], max_iter=60, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        misfit = torch.nn.functional.cross_entropy(inputs @ coefficients + offset, target, reduction="sum")
-        value: Tensor = misfit + ridge / 2 * (coefficients**2).sum()
-        value.backward()
-        return value
-
-    optimiser.step(loss)
-    return np.asarray(coefficients.detach())
-
-
-def choose_ridge(functions: np.ndarray, cells: SpatialCells, seed: int) -> tuple[float | None, float]:
-    """Choose the penalty with which the map makes populations of left-out blocks most probable.
-
-    Returns the penalty, or None if no map is better than constant shares, and the gain in nats over all cells.
-    """
-    generator, log_share = numpy_generator(seed, "map"), cells.log_share
+def fit_map(functions: np.ndarray, cells: SpatialCells, seed: int) -> tuple[float | None, float]:
+    """Choose the penalty of the map by left-out blocks; returns it, or None, and the gain in nats over all cells."""
+    generator = numpy_generator(seed, "map")
     sample = generator.permutation(len(functions))[:MAX_MAP_CELLS]
-    functions, population, block = (
-        functions[sample],
-        cells.population[sample],
-        cells.places[sample].blocks(N_MAP_BLOCKS),
-    )
+    block = cells.places[sample].blocks(N_MAP_BLOCKS)
     blocks = np.unique(block)
     fold = (generator.permutation(len(blocks)) % N_FOLDS)[np.searchsorted(blocks, block)]
-    gains = np.zeros(len(RIDGES))
-    for number in range(min(N_FOLDS, len(blocks)) if len(blocks) > 1 else 0):
-        held_out = fold == number
-        log_odds = np.zeros((functions.shape[1], len(log_share)))
-        for k, ridge in enumerate(RIDGES):
-            log_odds = fit_log_odds(functions[~held_out], population[~held_out], log_share, ridge, log_odds)
-            logits = functions[held_out] @ log_odds + log_share
-            log_ratio = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) - log_share
-            gains[k] += log_ratio[np.arange(len(logits)), population[held_out]].sum()
-    best = int(gains.argmax())
-    if gains[best] <= MIN_GAIN:
-        return None, 0.0
-    return RIDGES[best], float(gains[best]) * len(cells.population) / len(sample)
+    ridge, gain = choose_ridge(functions[sample], cells.population[sample], cells.log_share, fold)
+    return ridge, gain * len(cells.population) / len(sample)
 
 
 def fit_coupling(log_odds: np.ndarray, cells: SpatialCells, seed: int) -> float:

@@ -83,7 +83,8 @@ class DesignedExperiment:
     model: BranchedModel
     design: Design
     samples: pd.DataFrame  # columns donor, condition, batch, section (of positions), depth_factor (of library sizes)
-    covariates: dict[str, DesignedCovariates]  # by sample, if the design sets them
+    designed: dict[str, DesignedCovariates]  # covariates by sample, if the design sets them
+    covariates: dict[str, DesignedCovariates]  # covariates by sample, if the design sets them or donors have them
     request: Request  # numbers of cells by population and sample
     changes: tuple[PlantedChange, ...]
     reference: ReferenceCells
@@ -133,7 +134,7 @@ class DesignedExperiment:
         return at.assign(**{name: self.samples[name].to_numpy()[sample] for name in names})
 
     def covariates_in(self, sample: int) -> Covariates:
-        """Return the designed covariates of a sample (row)."""
+        """Return the covariates of a sample (row) that the design sets or its donor has."""
         return self.covariates.get(str(self.samples.index[sample]))
 
     @cached_property
@@ -164,7 +165,9 @@ def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
     reference = ReferenceCells.from_model(model, seed=design.seed)
     samples = sample_table(model, design)
     donors = tuple(samples["donor"].unique())
-    covariates = designed_covariates(model, design, samples)
+    of_donors = samples[[name for name in samples if name in model.input_names]]
+    designed = designed_covariates(model, design, samples["condition"], of_donors[[]])
+    covariates = designed_covariates(model, design, samples["condition"], of_donors)
     request = draw_request(model, design, samples, donors, covariates)
 
     def expression(population: str) -> np.ndarray:
@@ -181,7 +184,9 @@ def compile_design(model: BranchedModel, design: Design) -> DesignedExperiment:
     ]
     differing = make_donors(model, design, donors)
     with_donors = model if differing is None else replace(model, effects={**model.effects, "donors": differing})
-    return DesignedExperiment(model, design, samples, covariates, request, tuple(changes), reference, with_donors)
+    return DesignedExperiment(
+        model, design, samples, designed, covariates, request, tuple(changes), reference, with_donors
+    )
 
 
 # ---- cells

@@ -43,7 +43,7 @@ def resolve_populations(model: BranchedModel, names: Sequence[str]) -> tuple[str
 
 
 def sample_table(model: BranchedModel, design: Design) -> pd.DataFrame:
-    """Tabulate samples with ``donor``, ``condition``, ``batch`` and, with positions, ``section``."""
+    """Tabulate samples: ``donor``, ``condition``, ``batch``, with positions ``section``, and covariates of donors."""
     samples, rows, n_before = design.samples, [], 0
     for condition in samples.conditions:
         n_donors = samples.donors_in(condition)
@@ -60,6 +60,10 @@ def sample_table(model: BranchedModel, design: Design) -> pd.DataFrame:
                 if samples.batches:
                     raise InputError("batches has no effect, as sections are the batches of the model; use section.")
                 table["batch"] = table["section"]
+    if model.covariates is not None:
+        donors = table["donor"].unique()
+        values = model.covariates.sample_donors(len(donors), numpy_generator(design.seed, "covariates of donors"))
+        table = table.join(values.set_index(donors), on="donor")
     return table
 
 
@@ -208,29 +212,36 @@ class DesignedCovariates:
         return np.asarray(self.steps[cell_type][np.minimum(step, N_STEPS - 1)])
 
 
-def designed_covariates(model: BranchedModel, design: Design, samples: pd.DataFrame) -> dict[str, DesignedCovariates]:
-    """Return the designed covariates by sample; samples with equal values share an object."""
+def designed_covariates(
+    model: BranchedModel, design: Design, condition: pd.Series, of_donors: pd.DataFrame
+) -> dict[str, DesignedCovariates]:
+    """Return the designed covariates by sample; samples with equal values share an object.
+
+    ``of_donors`` has values for what the design does not set, samples x covariates.
+    """
     by_sample: dict[str, DesignedCovariates] = {}
     by_values: dict[tuple[object, ...], DesignedCovariates] = {}
-    for sample, condition in samples["condition"].items():
-        if values := design.samples.values_in(condition, sample):
-            key = (condition, *values.items())
+    for sample, name in condition.items():
+        values, known = design.samples.values_in(name, sample), of_donors.loc[sample].to_dict()
+        if values or known:
+            key = (name, *values.items(), *known.items())
             with error_prefix("samples.covariates"):
                 if key not in by_values:
-                    by_values[key] = spread_covariates(model, design, condition, values)
+                    by_values[key] = spread_covariates(model, design, name, values, known)
             by_sample[sample] = by_values[key]
     return by_sample
 
 
 def spread_covariates(
-    model: BranchedModel, design: Design, condition: str, values: CovariateValues
+    model: BranchedModel, design: Design, condition: str, values: CovariateValues, known: Mapping[str, float]
 ) -> DesignedCovariates:
-    """Spread covariates evenly over their ranges in each cell type of a condition."""
+    """Spread covariates evenly over their ranges in each cell type of a condition; ``known`` ones have one value."""
     effects, allowed = require_covariates(model, list(values)), design.samples.extrapolate
     expected = expected_proportions(model, design).loc[condition]
     n_cells = expected.groupby(model.cell_type_of).sum()
     types = [name for name in model.cell_types if n_cells[name] > 0]
-    steps = {name: np.full((N_STEPS, len(effects.names)), np.nan) for name in types}
+    constant = [known.get(name, np.nan) for name in effects.names]
+    steps = {name: np.tile(np.array(constant, dtype=float), (N_STEPS, 1)) for name in types}
     for name, value in values.items():
         limited = limit_range(effects, types, name, value, extrapolate=allowed, permit=PERMIT)
         for cell_type, (low, high) in limited.items():
@@ -253,7 +264,7 @@ def draw_request(
     adjusted = weights.apply(
         lambda row: covariates[row.name].reweighted(row) if row.name in covariates else row, axis=1
     )
-    numbers = draw_cell_numbers(model, design, samples, donors, adjusted)
+    numbers = draw_cell_numbers(model, design, samples, donors, adjusted, depend_on_covariates=bool(covariates))
     table = numbers.rename_axis(index="sample", columns="sub_population").T.stack().rename("n_cells").reset_index()
     table = table[table["n_cells"] > 0].reset_index(drop=True)
     table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
@@ -299,12 +310,18 @@ def add_covariates(
 
 
 def draw_cell_numbers(
-    model: BranchedModel, design: Design, samples: pd.DataFrame, donors: Sequence[str], weights: pd.DataFrame
+    model: BranchedModel,
+    design: Design,
+    samples: pd.DataFrame,
+    donors: Sequence[str],
+    weights: pd.DataFrame,
+    *,
+    depend_on_covariates: bool,
 ) -> pd.DataFrame:
     """Draw numbers of cells, samples x populations, by their weights."""
     setting = design.samples.cells
     if isinstance(setting, dict):
-        return exact_numbers(model, design, setting, weights)
+        return exact_numbers(model, design, setting, weights, drawn=depend_on_covariates)
     if setting == LEARNED:
         learned = sample_donors(require_donors(model, "samples.cells"), len(donors), design.seed)
         n_cells = dict(zip(donors, learned.n_cells.tolist(), strict=True))
@@ -319,18 +336,18 @@ def draw_cell_numbers(
 
 
 def exact_numbers(
-    model: BranchedModel, design: Design, type_numbers: dict[str, int], weights: pd.DataFrame
+    model: BranchedModel, design: Design, type_numbers: dict[str, int], weights: pd.DataFrame, *, drawn: bool
 ) -> pd.DataFrame:
-    """Divide exact numbers by cell type over sub-populations, samples x populations."""
+    """Divide exact numbers by cell type over sub-populations, samples x populations: drawn, or in proportion."""
     divide_by_population(model, type_numbers, "samples.cells")  # rejects unknown types
     numbers = pd.DataFrame(0, index=weights.index, columns=list(model.populations))
-    learned = resolve_donor_setting(model, design.composition.concentration, "composition.concentration") == LEARNED
+    drawn |= resolve_donor_setting(model, design.composition.concentration, "composition.concentration") == LEARNED
     for sample, row in weights.iterrows():
         generator = numpy_generator(design.seed, "numbers of cells", str(sample))
         for name, number in type_numbers.items():
             populations = list(model.autoencoder.populations_of(name))
             weight = row[populations]
-            if (learned or design.samples.covariates) and weight.sum() > 0:
+            if drawn and weight.sum() > 0:
                 numbers.loc[sample, populations] = generator.multinomial(number, weight / weight.sum())
             else:
                 divided = divide_type(model, name, number)

@@ -134,7 +134,7 @@ def mean_expression(experiment: DesignedExperiment) -> Callable[[str, Covariates
     model, batches = experiment.model, experiment.samples["batch"]
     shares = expected_proportions(model, experiment.design)
     within_type = shares.T.groupby(shares.columns.map(model.cell_type_of)).transform(lambda x: x / (x.sum() or 1)).T
-    if not (experiment.changes or experiment.covariates) and np.allclose(within_type, within_type.iloc[0]):
+    if not (experiment.changes or experiment.designed) and np.allclose(within_type, within_type.iloc[0]):
         return lambda population, covariates: np.ones(experiment.n_genes)
     by_batch = {None: 1.0} if batches.isna().all() else batches.value_counts(normalize=True)
 
@@ -152,7 +152,7 @@ def covariate_groups(experiment: DesignedExperiment, condition: str) -> Iterator
     """Yield designed covariates, their share of samples, and population proportions."""
     shares = expected_proportions(experiment.model, experiment.design).loc[condition]
     samples = experiment.samples.index[experiment.samples["condition"] == condition]
-    for covariates, n in Counter(experiment.covariates.get(sample) for sample in samples).items():
+    for covariates, n in Counter(experiment.designed.get(sample) for sample in samples).items():
         yield covariates, n / len(samples), shares if covariates is None else covariates.reweighted(shares)
 
 
