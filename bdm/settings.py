@@ -74,7 +74,7 @@ PredictedCondition = Annotated[
     "New condition of control cells, measured or related to measured ones; or the control, to change other cells back.",
 ]
 PredictedDose = Annotated[float | None, Gt(0), "Dose in the new condition.", Unset("no dose")]
-ExtrapolateDose = Annotated[bool, "Also predict doses above the highest measured one."]
+ExtrapolateDose = Annotated[bool, "Also predict doses, and numbers among features, beyond the measured ones."]
 PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all")]
 LineageTreeFile = Annotated[
     Path | None, "Lineage tree in Newick, with a name for each node.", Unset("derived from lineage names")

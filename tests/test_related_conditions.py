@@ -1,6 +1,7 @@
 """Conditions are related by features, doses and parts; invalid ones are rejected."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,10 @@ from same_tables import assert_same_table
 
 from bdm._core.errors import InputError
 from bdm._core.store import load, save
-from bdm.applications.relations.condition_field import ConditionField
+from bdm.applications.relations.condition_field import ConditionField, ConditionFit
+from bdm.applications.relations.gaussian_process import Intervals
 from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions, dose_name, read_features
+from bdm.applications.relations.respond import choose_method
 
 FEATURES = pd.DataFrame({"interferon": [1, 1, 0, 0], "size": [0.5, 2, 4, 1]}, index=["JAK2", "STAT1", "SMAD4", "IRF1"])
 DOSES = ["a, 0.1", "a, 1", "a, 10", "b, 1"]
@@ -41,7 +44,7 @@ def test_perturbations_that_only_features_have_are_known(caplog):
         related = relate(["STAT1", "JAK2", "MYC"], FEATURES, control="SMAD4")
     assert [(log.levelname, log.args) for log in caplog.records] == [("WARNING", ("MYC",)), ("INFO", ("IRF1",))]
     assert related.parts == ("IRF1", "JAK2", "MYC", "STAT1")  # without the control
-    assert related.features.loc["MYC"].tolist() == [0, 0]
+    assert related.features.loc["MYC"].isna().all()
     assert related.conditions == ("STAT1", "JAK2", "MYC")
     assert related.add("IRF1").has_part.astype(int).tolist() == [[0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]
 
@@ -85,11 +88,23 @@ def test_unknown_conditions_are_rejected(names, options, condition, message):
 
 def test_doses_above_the_measured_ones_are_noticed():
     """The control has a dose of 0, so lower doses are between measurements."""
-    related, measured = relate(DOSES, FOR_DOSES, dosed=True), np.array([True, True, False, True, False])
+    related = relate([*DOSES[:2], DOSES[3]], FOR_DOSES[["interferon"]], dosed=True)
     highest = {"a, 0.5": None, "a, 3": 1, "a, 0.05": None, "b, 0.5": None, "b, 2": 1}
     of_all_drugs = {"IRF1, 0.5": None, "IRF1, 2": 1}
-    for condition, expected in (highest | of_all_drugs).items():
-        assert related.add(condition).exceeded_dose(condition, measured) == expected
+    for condition, dose in (highest | of_all_drugs).items():
+        expected = dose and f"the dose of {condition!r} is above the measured doses, up to {dose}"
+        assert related.add(condition).extrapolation(condition) == expected
+
+
+def test_numbers_beyond_the_measured_ones_and_the_control_are_noticed():
+    size = {"JAK2": 0.5, "STAT1": 2, "SMAD4": 4, "IRF1": 1, "control": 0, "half": 0.2, "more": 4.5}
+    features = pd.DataFrame({"size": pd.Series(size)}).assign(**{"embedding:1": range(7), "embedding:2": range(7)})
+    related = relate(["JAK2", "STAT1", "SMAD4"], features, control="control")
+    assert related.add("IRF1").extrapolation("IRF1") is None
+    assert related.add("half").extrapolation("half") is None
+    expected = "'size' of 'more' is 4.5, but that of measured conditions is 0 to 4"
+    assert related.add("more").extrapolation("more") == expected
+    assert len(relate(["JAK2", "STAT1"], FEATURES[["interferon"]]).limits.columns) == 0
 
 
 def test_doses_have_names_of_their_own():
@@ -169,7 +184,7 @@ def test_kernels_are_positive_semi_definite():
     features = pd.DataFrame({"set": [1, 1, 0, 1, 0, 0], "n": rng.normal(size=6), **numbers}, index=[*"ABCDEF"])
     names = [f"{name}, {dose}" for name in ("A", "B", "A+B", "C+D", "B+G") for dose in (0.1, 2, 30)]
     kernels = relate(names, features, "+", True).add("E+F, 100").kernels(["set"])
-    assert {kernel.feature for kernel in kernels} == {"", "set", "n", "embedding"}
+    assert {kernel.feature for kernel in kernels} == {"", "set", "n", "numbers", "embedding"}
     assert {kernel.without for kernel in kernels} == {"", *"ABD"}
     for kernel in kernels:
         assert np.linalg.eigvalsh(kernel.matrix).min() > -1e-9
@@ -255,3 +270,70 @@ def test_conditions_without_values_are_predicted_from_the_others():
     assert np.isfinite(variance).all()
     assert np.sqrt(np.mean((mean[:, 1, 0] - common) ** 2)) < 0.2
     assert np.isfinite(field.predict(1, [0, None])[0]).all()
+
+
+# ---- methods and intervals
+
+
+def test_mixtures_are_predicted_by_counts_better_than_by_the_nearest():
+    """Components have known shares; a mixture beyond the others needs no larger error."""
+    rng = np.random.default_rng(0)
+    profile = np.exp(rng.normal(size=80) + rng.normal(size=(3, 80)))
+    share = np.array([[i, j, 4 - i - j] for i in range(5) for j in range(5 - i) if max(i, j, 4 - i - j) < 4]) / 4
+    log_share = np.log(share @ (profile / profile.sum(axis=1, keepdims=True)))
+    truth = (log_share - log_share.mean(axis=0))[:, None]
+    features = pd.DataFrame(share[:, :2], [f"mix {i}" for i in range(len(share))], ["one", "two"])
+    related = relate([*features.index], features)
+    logs = ConditionField(
+        effect=truth + rng.normal(0, 0.03, truth.shape),
+        variance=np.full(truth.shape, 0.03**2),
+        control_error=np.full((1, 80), 0.01),
+        covariate=np.zeros((80, len(share))),
+        measured=np.arange(len(share)),
+        kernels=tuple(related.kernels()),
+    ).fit()
+    nearest = replace(logs, weights=related.simple_weights(logs.measured, nearest=True))
+    fields = {"logs": logs, "counts": logs.on_counts().fit(), "nearest": nearest}
+    error = {name: np.sqrt(np.mean((each.leave_out()[0].T - truth[:, 0]) ** 2)) for name, each in fields.items()}
+    assert error["counts"] < 0.8 * error["logs"]
+    assert error["logs"] < 0.8 * error["nearest"]
+    assert np.allclose(logs.on_counts().in_logs(logs.on_counts().effect.T[:, 0], truth.T[:, 0])[0], logs.effect.T[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("errors", "chosen"),
+    [
+        ({"logs": 0.5, "the nearest": 0.3, "the mean": 0.4}, "the nearest"),
+        ({"logs": 0.5, "counts": 0.49, "the nearest": 0.6, "the mean": 0.6}, "logs"),  # hardly better
+        ({"logs": [0.5, 0.5, 0.5], "the mean": [0.1, 0.6, 0.7]}, "logs"),  # better by chance
+    ],
+)
+def test_methods_are_chosen_by_conditions_that_are_left_out(errors, chosen):
+    table = pd.DataFrame({"condition": [*"abc"], "size": 1.0, "halves": 0.1} | errors)
+    assert choose_method(table) == chosen
+
+
+def test_intervals_hold_in_groups_and_where_few_values_are():
+    """Bins with few left-out predictions get wider intervals than their neighbours, not equal ones."""
+    rng, scale = np.random.default_rng(0), np.repeat([1.0, 1.0, 1.0, 3.0], 500)
+    group = np.repeat(range(4), 500)
+    error = scale * rng.normal(size=2000)
+    one, noise = np.ones(2000), np.zeros(2000)
+    same, by_group = (Intervals(0 * one, one, error, noise, groups).factors() for groups in (0, group))
+    assert same[0] < 2 < by_group[0]
+    assert (np.abs(error[group == 3]) < 1.645 * by_group[0]).mean() > 0.85
+    np.testing.assert_allclose(by_group, by_group[0] * np.array([1, 2, 4, 8]))
+    few = np.concatenate([np.zeros(2000), np.full(10, 1.0)])  # predictions of log 2.7, ten of them
+    factors = Intervals(few, np.ones(2010), np.concatenate([error, np.full(10, 6.0)]), np.zeros(2010)).factors()
+    assert factors[2] == pytest.approx(5 / 1.6449)
+
+
+def test_errors_differ_between_conditions_as_far_as_left_out_ones_follow_what_is_expected():
+    rng, expected = np.random.default_rng(0), np.geomspace(0.2, 1, 12)
+    follows = ConditionFit().with_errors(expected, 1.5 * expected * rng.lognormal(0, 0.1, 12))
+    assert 0.8 < follows.slope < 1.2
+    assert ConditionFit().with_errors(expected, rng.permutation(expected)).slope < 0.3
+    assert ConditionFit().with_errors(expected[:3], expected[:3]).slope == 0  # too few conditions
+    mean, variance = np.zeros((5, 2)), np.ones((5, 2))
+    mean[:2, 0] = 7
+    np.testing.assert_allclose(ConditionFit().expected_errors(mean, variance), [np.sqrt(5 / 103), 1])

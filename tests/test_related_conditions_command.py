@@ -124,11 +124,24 @@ def test_a_series_of_doses_is_compared_with_doses_in_another_order():
     settings = package.tl.ResponseSettings(condition_key="target", control="ctrl", dose_key="dose")
     fitted = package.tl.respond(cells_of([("KLF1", dose) for dose in DOSES]), settings)
     assert fitted.expected_error()["predicted"] < 0.7 * fitted.expected_error()["permuted"]
-    assert fitted.warnings() == []
+    assert fitted.warnings("KLF1, 0.6") == []
+    names = "In 'KLF1, 0.1', 'KLF1, 0.3', 'KLF1, 1' and 1 more"
+    assert fitted.warnings() == [f"{names}: only 2 types were measured, too few to say what others do."]
     assert fitted.errors.query("left_out == 'type'")["permuted"].isna().all()
     assert "permuted" not in fitted.sentence("KLF1, 1")
     low = package.tl.predict(fitted, cells_of([]), "KLF1", dose=0.05)
     assert set(low.obs["dose"]) == {0.05}  # between the control and the lowest dose
+
+
+def test_a_condition_like_the_others_has_a_smaller_error_than_one_without_relatives():
+    names = [name for name in PATHWAY if name != "KLF4"]
+    settings = package.tl.ResponseSettings(condition_key="target", control="ctrl")
+    table = pd.concat([FEATURES, pd.DataFrame({"up": [0], "down": [0]}, index=["MYC"])])
+    fitted = package.tl.respond(cells_of([(name, 3.0) for name in names]), settings, features=table)
+    alike, alone = (fitted.error_of_condition(name) for name in ("KLF4", "MYC"))
+    assert alike <= alone
+    assert (alike < alone) == (fitted.fit.slope > 0)
+    assert (f"KLF4: about {alike:.0%} of the error" in fitted.sentence("KLF4")) == (fitted.fit.slope > 0)
 
 
 def test_combinations_without_a_separator_are_rejected_with_the_remedy():
@@ -192,7 +205,11 @@ def test_unknown_conditions_are_rejected_with_the_remedy(folder, bdm, caplog):
         ("GATA9", "--dose", 0.5): "Neither cells nor features have the perturbation 'GATA9'; did you mean 'GATA1'?",
         ("KLF2+GATB1", "--dose", 0.5): "Neither cells nor features have the perturbation 'GATB1'; did you mean 'GATA1'",
         ("KLF1",): "Condition 'KLF1' has no dose; name it by `--dose`.",
-        ("KLF1", "--dose", 5): "The dose of 'KLF1, 5' is above the measured doses, up to 1; choose a lower dose",
+        (
+            "KLF1",
+            "--dose",
+            5,
+        ): "The dose of 'KLF1, 5' is above the measured doses, up to 1; predict a condition",
     }.items():
         code, message = bdm(*arguments, "--condition", *words)
         assert code == 2

@@ -1,5 +1,6 @@
 """Responses to conditions: measurement, prediction, cells, invalid input."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -174,7 +175,7 @@ def test_no_relation_is_found_where_there_is_none():
     assert error["predicted"] < 1.05 * error["permuted"]
     assert error["predicted"] < error["nearest"]
     assert fitted.warnings("stim") == [
-        "In stim: predictions are no better than the mean response of the other types, or without relations."
+        "In stim: predictions are no better than by the mean response of the other types or permuted relations."
     ]
 
 
@@ -405,6 +406,51 @@ def test_generated_cells_without_a_condition_are_of_the_control(cells, responses
     assert set(tl.predict(responses, generated, "stim").obs["original_condition"]) == {"ctrl"}
 
 
+def errors_of(condition: str, left_out: str, **values: float) -> dict:
+    methods = {"predicted": 0.5, "permuted": 0.9, "common": 0.8, "nearest": 0.7, "halves": 0.3}
+    return {"left_out": left_out, "condition": condition, "cell_type": "a", "size": 1.0} | methods | values
+
+
+WARNINGS = {  # errors of predictions, and the warning that they cause
+    "": {},
+    "no response is seen beyond sampling error": {"halves": 1.1},
+    "predictions are no better than unchanged cells; do not use them": {"predicted": 0.97, "common": 1.2, "nearest": 2},
+    "predictions are no better than by the mean response of the other types": {"common": 0.51},
+    "predictions are no better than by permuted relations": {"permuted": 0.5},
+    "predictions are no better than by the nearest type": {"nearest": 0.45},
+}
+
+
+@pytest.mark.parametrize("reason", WARNINGS)
+def test_warnings_are_in_python_the_command_and_predicted_cells(cells, responses, reason, caplog, bdm, tmp_path):
+    error = errors_of("stim", "type", **{"permuted": 2} | WARNINGS[reason])
+    warned = replace(responses, errors=pd.DataFrame([error]))
+    expected = [f"In stim: {reason}."] * bool(reason)
+    assert warned.warnings() == warned.warnings("stim") == expected
+    assert [line for line in repr(warned).splitlines() if "Warning" in line] == [
+        f"Warning: {each}" for each in expected
+    ]
+    warned.save(tmp_path / "responses")
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    arguments = ("predict", tmp_path / "responses", tmp_path / "cells.h5ad", tmp_path / "predicted.h5ad")
+    assert bdm(*arguments, "--condition", "stim", "--cell-type", "b") == (0, "")
+    assert [log.getMessage() for log in caplog.records if log.levelname == "WARNING"] == expected
+    assert json.loads(ad.read_h5ad(tmp_path / "predicted.h5ad").uns["bdm"]["warnings"]) == expected
+    caplog.clear()
+    tl.predict(warned, cells, "stim", cell_types="a")  # which was measured
+    measured = [each for each in expected if "no response is seen" in each]
+    assert [log.getMessage() for log in caplog.records if log.levelname == "WARNING"] == measured
+
+
+def test_respond_warns_in_python_and_equal_reasons_name_their_conditions(cells, caplog):
+    few = cells[cells.obs["kind"].isin(["a", "b", "c"]).to_numpy()].copy()
+    conditions = few.obs["condition"].astype(str)
+    few.obs["condition"] = np.where((conditions == "stim") & (np.arange(few.n_obs) % 3 == 0), "stim 2", conditions)
+    fitted = tl.respond(few, SETTINGS)
+    assert "In 'stim', 'stim 2': only 3 types were measured, too few to say what others do." in fitted.warnings()
+    assert [log.getMessage() for log in caplog.records if log.levelname == "WARNING"] == fitted.warnings()
+
+
 # ---- files, commands, invalid input
 
 
@@ -546,6 +592,18 @@ def test_permutations_change_relations():
     assert not np.allclose(chain[order][:, order], chain)
     for kernels in ([], [chain[:2, :2]]):
         assert permutation_of(kernels, "permuted conditions") is None
+
+
+def test_relations_are_permuted_in_a_sample_of_conditions(cells, monkeypatch):
+    monkeypatch.setattr("bdm.applications.relations.respond.N_PERMUTED", 2)
+    several = cells.copy()
+    several.obs["condition"] = several.obs["condition"].astype(str) + (np.arange(cells.n_obs) % 3).astype(str)
+    several.obs["condition"] = several.obs["condition"].str.replace(r"ctrl\d", "ctrl", regex=True)
+    fitted = tl.respond(several, SETTINGS)
+    permuted = fitted.errors.groupby("condition")["permuted"].count()
+    assert permuted.gt(0).tolist() == [True, False, True]
+    assert "permuted" in fitted.sentence("stim0")
+    assert "permuted" not in fitted.sentence("stim1")
 
 
 def test_long_names_of_genes_fit_to_the_branches_and_a_colour_bar_that_is_cut_has_arrows(responses):

@@ -1,14 +1,11 @@
 """``bdm lineage``: measure and predict expression along a lineage."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 from bdm._core.errors import counted, error_prefix
 from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
 from bdm.settings import Labels, LineageSettings, LineageTreeFile
-
-logger = logging.getLogger(__name__)
 
 
 def lineage(
@@ -36,8 +33,6 @@ def lineage(
     with error_prefix(data):
         fitted = lineage(cells, settings, tree=lineage_tree)
     write_result(out, fitted)
-    for warning in fitted.warnings():
-        logger.warning("%s", warning)
     n_sampled, n_nodes = int(fitted.sampled.sum()), len(fitted.tree.nodes)
     facts = {
         "lineage": f"{counted(len(fitted.genes), 'gene')} in {len(fitted.points)} samples of {n_sampled} of "

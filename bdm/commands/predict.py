@@ -1,14 +1,11 @@
 """``bdm predict``: predict cells in another condition."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 from bdm._core.errors import error_prefix
 from bdm.commands.base import Ending, OutCells, Output, Summary
 from bdm.settings import Counts, ExtrapolateDose, Labels, PredictedCondition, PredictedDose, PredictedTypes, Seed
-
-logger = logging.getLogger(__name__)
 
 
 def predict(
@@ -48,9 +45,6 @@ def predict(
     if effects is not None:
         write_table(chosen.effects(), effects, digits=4)
     number = predicted.obs["response"].value_counts()
-    if not chosen.is_back and "predicted" in number:
-        for warning in fitted.warnings(chosen.condition):
-            logger.warning("%s", warning)
     facts = {
         "cells": f"{predicted.n_obs:,} in {chosen.condition}: response of their type measured in "
         f"{number.get('measured', 0):,}, predicted in {number.get('predicted', 0):,}",

@@ -1,6 +1,5 @@
 """``bdm respond``: measure and predict how cell types respond to conditions."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,6 @@ from bdm._core.errors import counted, error_prefix
 from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
 from bdm.settings import ConditionFeatures, Labels, ResponseSettings
 
-logger = logging.getLogger(__name__)
 N_SHOWN = 5  # sentences about errors that are printed
 
 
@@ -39,8 +37,6 @@ def respond(
         responses = respond(cells, settings, features=features)
     del cells  # free memory for writing
     write_result(out, responses)
-    for warning in responses.joint_warnings():
-        logger.warning("%s", warning)
     measured, sentences = responses.measured, responses.sentences()
     shown = sentences[:N_SHOWN]
     if others := len(sentences) - len(shown):

@@ -19,6 +19,7 @@ from simulated_responses import (
     simulate_donors,
     simulate_doses,
     simulate_drugs,
+    simulate_mixtures,
     simulate_pairs,
     simulate_sets,
     split_control,
@@ -82,7 +83,8 @@ class Measured:
 
 def predictions(responses: Responses, conditions: Iterable[str], genes: pd.Index) -> Measured:
     """Predict the responses of all types to conditions, measured or not."""
-    tables = pd.concat({name: responses.effects(name) for name in conditions}, names=["condition"]).reset_index(0)
+    effects = {name: responses.with_condition(name, extrapolate=True).effects(name) for name in conditions}
+    tables = pd.concat(effects, names=["condition"]).reset_index(0)
     wide = tables.pivot(index=["cell_type", "condition"], columns="gene", values=["log2_fold_change", "sd"])
     mean, sd = (wide[name].reindex(columns=genes, fill_value=0.0) * np.log(2) for name in ("log2_fold_change", "sd"))
     return Measured(mean, sd**2)
@@ -104,6 +106,12 @@ def nearest(measured: pd.DataFrame, condition: str, *, features: pd.DataFrame) -
     cosine = features.loc[names] @ features.loc[condition] / np.maximum(length[features.index.isin(names)], 1e-12)
     chosen = names[cosine >= cosine.max() - 1e-9]
     return mean_of(measured, chosen)
+
+
+def nearest_numbers(measured: pd.DataFrame, condition: str, *, features: pd.DataFrame) -> pd.DataFrame:
+    """Average the conditions with the smallest distance of features."""
+    distance = ((features.drop(condition) - features.loc[condition]) ** 2).sum(axis=1)
+    return mean_of(measured, distance.index[distance <= distance.min() + 1e-9])
 
 
 def mean_of(measured: pd.DataFrame, conditions: Iterable[str]) -> pd.DataFrame:
@@ -281,6 +289,19 @@ def sets(out: Path, *, seed: int = 0) -> None:
     for fold, score in ((table.index[-4:], "error"), (table.index[8:12], "error, two sets")):
         cells = simulation.sample(generator, left_out=fold, gaps=0.2)
         rows += compare(simulation, cells, fold, ResponseSettings(), baselines, score=score, features=table)
+    write_rows(pd.DataFrame(rows), out)
+
+
+@app.command()
+def mixtures(out: Path, *, seed: int = 0) -> None:
+    """Leave out each mixture of three components."""
+    generator, rows = numpy_generator(seed, "mixtures"), []
+    simulation = simulate_mixtures(generator)
+    cells, table = simulation.sample(generator), features_of(simulation)
+    baselines: Baselines = {"mean of the others": common, "nearest": partial(nearest_numbers, features=table)}
+    for condition in table.index:
+        known = cells[(cells.obs["condition"] != condition).to_numpy()].copy()
+        rows += compare(simulation, known, [condition], ResponseSettings(), baselines, features=table)
     write_rows(pd.DataFrame(rows), out)
 
 

@@ -194,6 +194,19 @@ def simulate_drugs(
     return SimulatedResponses.from_effects(effect, conditions, generator)
 
 
+def simulate_mixtures(generator: np.random.Generator, *, n_genes: int = 300) -> SimulatedResponses:
+    """Simulate mixtures of three components, whose features are two of the shares; the control has equal shares."""
+    profile = np.stack([*shares(generator.standard_normal(n_genes) + 0.9 * generator.standard_normal((3, n_genes)))])
+    grid = [(i / 4, j / 4) for i in range(5) for j in range(5 - i)]
+    mixed = [pair for pair in grid if max(*pair, 1 - sum(pair)) < 1]
+    conditions = [f"mixture {number + 1:02}" for number in range(len(mixed))]
+    share = np.array([(1 / 3, 1 / 3), *mixed])
+    index = pd.MultiIndex.from_product([["type 01"], [CONTROL, *conditions]], names=["cell_type", "condition"])
+    names = [f"gene {number + 1}" for number in range(n_genes)]
+    log_rate = pd.DataFrame(np.log(np.column_stack([share, 1 - share.sum(axis=1)]) @ profile), index, names)
+    return SimulatedResponses(log_rate, features=pd.DataFrame(share[1:], conditions, ["first", "second"]))
+
+
 # ---- donors
 
 

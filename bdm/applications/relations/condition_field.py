@@ -8,9 +8,69 @@ from typing import Self
 import numpy as np
 
 from bdm.applications.relations.gaussian_process import HIDDEN, N_GENES, WEAK_CONSTANTS, GaussianProcess, Prior
+from bdm.applications.relations.pseudobulk import MIN_CHANGE
 from bdm.applications.relations.related_conditions import UNMEASURED, ConditionKernel
 
+N_EXPECTED = 100  # genes with the largest expected squares, for the expected error of a condition
+MIN_CONDITIONS = 4  # minimum number of left-out conditions to learn how errors differ between conditions
 PRIOR_MEMBERS = 16  # with fewer, a member that does not follow would be predicted worse than by unchanged cells
+
+
+@dataclass(frozen=True)
+class ConditionFit:
+    """How conditions without measurements are predicted."""
+
+    expanded: tuple[str, ...] = ()  # sets of features that have further kernels, each without one member
+    method: str = "logs"  # key of METHODS_OF_CONDITIONS, chosen by conditions that are left out
+    common: Prior = field(default_factory=Prior)
+    deviation: Prior = field(default_factory=Prior)
+    # Errors of left-out conditions by those that the common prior expects: slope of logarithms, their mean, lowest and
+    # highest error (1 at least)
+    slope: float = 0.0
+    mean_log: float = 0.0
+    lowest: float = 0.0
+    highest: float = 1.0
+
+    def expected_errors(self, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        """Return the error that the posterior expects, relative to unchanged cells, of each condition.
+
+        It is of the ``N_EXPECTED`` genes with the largest expected squares. Arrays are genes x conditions.
+        """
+        variance = variance * self.common.sd_factors(mean) ** 2
+        square = mean**2 + variance
+        genes = np.argsort(-square, axis=0, kind="stable")[:N_EXPECTED]
+        sums = (np.take_along_axis(values, genes, axis=0).sum(axis=0) for values in (variance, square))
+        error, total = sums
+        return np.asarray(np.sqrt(error / np.maximum(total, 1e-12)))
+
+    def with_errors(self, expected: np.ndarray, errors: np.ndarray) -> Self:
+        """Regress errors of left-out conditions on expected ones, in logarithms.
+
+        The slope is shrunk by its sampling variance (positive-part James-Stein estimate).
+        """
+        x, y = np.log(np.maximum(expected, 1e-3)), np.log(np.maximum(errors, 1e-3))
+        centred, n = x - x.mean(), len(x)
+        if n < MIN_CONDITIONS or centred @ centred < 1e-9:
+            return self
+        slope = centred @ y / (centred @ centred)
+        residual = y - y.mean() - slope * centred
+        variance = residual @ residual / (n - 2) / (centred @ centred)
+        shrunk = max(slope * (1 - variance / max(slope**2, 1e-12)), 0.0)
+        return replace(
+            self,
+            slope=float(shrunk),
+            mean_log=float(x.mean()),
+            lowest=float(errors.min()),
+            highest=max(float(errors.max()), 1.0),  # without relatives, conditions are predicted to be unchanged
+        )
+
+
+METHODS_OF_CONDITIONS = {
+    "logs": "a Gaussian process of log fold changes",
+    "counts": "a Gaussian process of counts",
+    "the nearest": "the nearest condition",
+    "the mean": "the mean of the other conditions",
+}
 
 
 @dataclass(frozen=True)
@@ -18,10 +78,11 @@ class ConditionField:
     """Measured responses of types to conditions, and Gaussian processes for conditions without measurements.
 
     The response of a type is the sum of a response that all types have in common and its own deviation. Each is a
-    Gaussian process over conditions; deviations of different types are independent.
+    Gaussian process over conditions; deviations of different types are independent. Values are log fold changes, or
+    relative changes of counts, in which mixtures of cells are linear. Predictions are log fold changes in any case.
     """
 
-    effect: np.ndarray  # log fold changes, measured conditions x types x genes; NaN if not measured
+    effect: np.ndarray  # values, measured conditions x types x genes; NaN if not measured
     variance: np.ndarray  # sampling variances, likewise
     control_error: np.ndarray  # standard deviation of the error that all conditions of a type share, types x genes
     covariate: np.ndarray  # genes x all conditions
@@ -29,10 +90,34 @@ class ConditionField:
     kernels: tuple[ConditionKernel, ...]  # candidates, all conditions x all conditions
     common_prior: Prior = field(default_factory=Prior)
     deviation_prior: Prior = field(default_factory=Prior)
+    unit: np.ndarray | None = None  # by gene, of changes of counts relative to the control; None for log fold changes
+    weights: np.ndarray | None = None  # all conditions x measured; those of a simple prediction of the common response
+
+    def on_counts(self) -> Self:
+        """Return the field of changes of counts, in units of the mean over conditions and the control."""
+        ratio, control_variance = np.exp(self.effect), self.control_error**2
+        n_values = (~np.isnan(self.effect[:, :, 0])).sum()
+        unit = (1 + np.nansum(ratio, axis=(0, 1))) / (1 + n_values)
+        own = ratio**2 * np.maximum(self.variance - control_variance, 0)
+        return replace(
+            self,
+            effect=(ratio - 1) / unit,
+            variance=(own + control_variance) / unit**2,
+            control_error=self.control_error / unit,
+            unit=unit,
+        )
+
+    def in_logs(self, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Convert predictions (genes x others) to log fold changes and their variances."""
+        if self.unit is None:
+            return mean, variance
+        unit = self.unit.reshape(-1, *[1] * (mean.ndim - 1))
+        ratio = np.maximum(1 + unit * mean, MIN_CHANGE)
+        return np.log(ratio), variance * (unit / ratio) ** 2
 
     def like(self, fitted: "ConditionField") -> Self:
         """Copy priors and kernels from another field of the same conditions."""
-        names = ("common_prior", "deviation_prior", "kernels")
+        names = ("common_prior", "deviation_prior", "kernels", "weights")
         return replace(self, **{name: getattr(fitted, name) for name in names})
 
     def permute(self, order: np.ndarray) -> Self:
@@ -43,7 +128,8 @@ class ConditionField:
     def select_genes(self, rows: slice | np.ndarray) -> Self:
         """Select a subset of the genes."""
         arrays = {name: getattr(self, name)[..., rows] for name in ("effect", "variance", "control_error")}
-        return replace(self, **arrays, covariate=self.covariate[rows])
+        unit = None if self.unit is None else self.unit[rows]
+        return replace(self, **arrays, covariate=self.covariate[rows], unit=unit)
 
     @cached_property
     def common(self) -> GaussianProcess:
@@ -146,6 +232,13 @@ class ConditionField:
             prior = prior.split(whole[offset], number, (PRIOR_MEMBERS / 2 + lacking) / (PRIOR_MEMBERS + n_members))
         return prior
 
+    def simple(self, conditions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the simple prediction of the common response, genes x conditions."""
+        if self.weights is None:
+            raise ValueError("the field has no simple prediction")
+        values = self.common.values.numpy()
+        return np.asarray(self.in_logs(values, values)[0] @ self.weights[conditions].T)
+
     def predict(self, condition: int, rows: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predict the responses of types to a condition by its index.
 
@@ -155,13 +248,12 @@ class ConditionField:
         -------
         Mean of the common response, mean of the deviations, and variance of their sum, each genes x types.
         """
-        processes = [self.common, *(self.deviation(row) for row in rows if self.deviates)]
-        predicted = [process.predict([condition]) for process in processes]
-        mean, variance = (np.repeat(values, len(rows), axis=1) for values in (predicted[0].mean, predicted[0].variance))
-        if not self.deviates:
-            return mean, np.zeros_like(mean), variance
-        deviations, spread = zip(*[(each.mean[:, 0], each.variance[:, 0]) for each in predicted[1:]], strict=True)
-        return mean, np.stack(deviations, axis=1), variance + np.stack(spread, axis=1)
+        common = self.common.predict([condition])
+        own = np.zeros((2, len(common.mean), len(rows)))
+        for column, row in enumerate(rows if self.deviates else ()):
+            predicted = self.deviation(row).predict([condition])
+            own[:, :, column] = predicted.mean[:, 0], predicted.variance[:, 0]
+        return self.combine((common.mean, common.variance), (own[0], own[1]), [condition])
 
     def leave_out(self, rows: Sequence[int] | np.ndarray = ()) -> tuple[np.ndarray, np.ndarray]:
         """Predict the responses to each measured condition from the others.
@@ -172,13 +264,33 @@ class ConditionField:
         -------
         Means and variances, genes x measured conditions (x types in ``rows``).
         """
-        mean, variance = self.common.leave_out()
+        common = self.common.leave_out()
         if not len(rows):
-            return mean, variance
-        shape = (*mean.shape, len(rows))
-        means, variances = (np.broadcast_to(values[:, :, None], shape).copy() for values in (mean, variance))
-        for column, row in enumerate(rows if self.deviates else ()):
-            deviation, spread = self.deviation(int(row)).leave_out()
-            means[:, :, column] += deviation
-            variances[:, :, column] += spread
+            none = np.zeros_like(common[0])
+            mean, own, variance = self.combine(common, (none, none), self.measured)
+            return mean + own, variance
+        means, variances = (np.empty((*common[0].shape, len(rows))) for _ in range(2))
+        for column, row in enumerate(rows):
+            none = np.zeros_like(common[0])
+            of_type = self.deviation(int(row)).leave_out() if self.deviates else (none, none)
+            mean, deviation, variances[:, :, column] = self.combine(common, of_type, self.measured)
+            means[:, :, column] = mean + deviation
         return means, variances
+
+    def combine(
+        self,
+        common: tuple[np.ndarray, np.ndarray],
+        own: tuple[np.ndarray, np.ndarray],
+        conditions: Sequence[int] | np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Add up means and variances of the common response and deviations, as log fold changes.
+
+        A simple prediction of the common response, if any, replaces the mean of the Gaussian process; the difference is
+        part of the variance.
+        """
+        first, total = self.in_logs(*common)[0], self.in_logs(common[0] + own[0], common[1] + own[1])
+        deviation, variance = total[0] - first, total[1]
+        if self.weights is not None:
+            simple = self.simple(conditions)
+            variance, first = variance + (simple - first) ** 2, simple
+        return np.broadcast_to(first, deviation.shape), deviation, variance

@@ -13,6 +13,7 @@ from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
 from bdm._core.validation import column_rejection, unknown_node
+from bdm.applications.relations.field import log_warnings
 from bdm.applications.relations.gaussian_process import CONSTANTS, WEAK_CONSTANTS, GaussianProcess, Intervals
 from bdm.applications.relations.lineage import ERRORS, EXPRESSION, N_COMPARED, Lineage, time_bins, times_of
 from bdm.applications.relations.lineage_tree import LineageTree, check_order, divisions, read_lineage_tree
@@ -69,7 +70,9 @@ def lineage(
     folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}  # without times, there is one bin
     errors = pd.concat([leave_out(measured, process, *fold) for fold in folds.items()], ignore_index=True)
     calibration = calibrate(measured, process, next(iter(folds.values())))  # on nodes if there are several
-    return replace(measured, prior=process.prior, calibration=calibration, errors=errors)
+    fitted = replace(measured, prior=process.prior, calibration=calibration, errors=errors)
+    log_warnings(logger, fitted.warnings())
+    return fitted
 
 
 def locate(

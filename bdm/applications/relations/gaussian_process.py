@@ -49,7 +49,9 @@ HIDDEN = 1e6  # sampling variance of values that are unknown
 SIZES = (0.5, 1.0, 2.0)  # limits of bins of predictions, as absolute log2 values; each bin has its own factor
 QUANTILE = 1.6449  # 95% quantile of the standard normal, half the width of a 90% interval
 N_CALIBRATED = 1000  # genes to calibrate on: as many of the most significant ones as of all
-MIN_VALUES = 50  # minimum predictions per bin; smaller bins take the factor of the next smaller predictions
+MIN_VALUES = 50  # minimum predictions of a group in a bin, such as a condition, to say how well its intervals hold
+FEWEST_VALUES = 9  # of a bin; with fewer, the factor is that of smaller predictions, or larger
+MOST_GROUPS = 0.9  # of groups of predictions, each with a coverage of 90%
 MIN_FACTOR = 1.0  # of standard deviations; sampling variances of rare genes are overestimated, which narrows intervals
 
 BY_GENE = ("values", "variance", "covariate", "shared_errors")  # arrays of a process with a row for each gene
@@ -458,26 +460,48 @@ class Intervals:
     variance: np.ndarray
     measured: np.ndarray
     noise: np.ndarray  # sampling variance of the measurements
+    group: np.ndarray | int = 0  # such as the condition that was left out; errors of its values are related
 
     @classmethod
     def join(cls, parts: "Sequence[Intervals]") -> "Intervals":
         """Concatenate the values of several sets."""
         names = [entry.name for entry in fields(cls)]
-        return cls(*(np.concatenate([np.ravel(getattr(part, name)) for part in parts]) for name in names))
+        arrays = [np.broadcast_arrays(*(getattr(part, name) for name in names)) for part in parts]
+        return cls(*(np.concatenate([np.ravel(array) for array in each]) for each in zip(*arrays, strict=True)))
 
     def select(self, rows: np.ndarray) -> "Intervals":
         """Select values by row."""
-        return Intervals(*(getattr(self, entry.name)[rows] for entry in fields(self)))
+        return Intervals(self.mean[rows], self.variance[rows], self.measured[rows], self.noise[rows], self.group)
 
     def factors(self) -> np.ndarray:
-        """Return the factor of standard deviations in each bin, for 90% coverage."""
+        """Return the factor of standard deviations in each bin, for a coverage of 90% of all values.
+
+        Most groups with enough values have this coverage, too. Bins with too few values get the factor of the smaller
+        predictions; with groups, twice this, so that the interval is as wide relative to the prediction.
+        """
         needed = ((self.measured - self.mean) / QUANTILE) ** 2 - self.noise
-        ratio, bins, factors = needed / np.maximum(self.variance, 1e-12), bins_of(self.mean), list[float]()
+        table = pd.DataFrame({"square": np.ravel(needed / np.maximum(self.variance, 1e-12))})
+        table["bin"], table["group"] = np.ravel(bins_of(self.mean)), np.ravel(np.broadcast_to(self.group, needed.shape))
+        factors, growth = list[float](), SIZES[1] / SIZES[0] if table["group"].nunique() > 1 else 1.0
         for number in range(len(SIZES) + 1):
-            of_bin, previous = ratio[bins == number], [MIN_FACTOR, *factors][-1]
-            square = np.quantile(of_bin, 0.9) if len(of_bin) >= MIN_VALUES else previous**2
+            of_bin = table[table["bin"] == number]
+            if len(of_bin) < FEWEST_VALUES:
+                factors.append(factors[-1] * growth if factors else MIN_FACTOR)
+                continue
+            groups = [values for _, values in of_bin.groupby("group")["square"] if len(values) >= MIN_VALUES]
+            square = upper_quantile(of_bin["square"], 0.9)
+            if len(groups) > 1:
+                square = max(square, upper_quantile([values.quantile(0.9) for values in groups], MOST_GROUPS))
             factors.append(float(np.sqrt(max(square, MIN_FACTOR**2))))
         return np.array(factors)
+
+
+def upper_quantile(values: Sequence[float], level: float) -> float:
+    """Return a quantile that a further value exceeds with probability 1 - ``level`` at most (conformal prediction).
+
+    With too few values for this level, it is the largest.
+    """
+    return float(np.sort(values)[min(int(np.ceil(level * (len(values) + 1))), len(values)) - 1])
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

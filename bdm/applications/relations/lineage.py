@@ -15,12 +15,11 @@ from scipy.special import ndtr
 
 from bdm._core.errors import InputError, counted
 from bdm._core.files import write_table
-from bdm._core.store import Result
+from bdm.applications.relations.field import Field
 from bdm.applications.relations.gaussian_process import QUANTILE, SIZES, GaussianProcess, Prediction, Prior, bins_of
 from bdm.applications.relations.lineage_tree import LineageTree, Places, origin_of
 from bdm.applications.relations.pseudobulk import PSEUDO
 from bdm.data.columns import finite_column
-from bdm.data.genes import GeneNames, symbol_column
 from bdm.settings import LineageSettings
 
 N_TIMES = 11  # grid of times for predictions; each cell uses the nearest one
@@ -36,7 +35,7 @@ ERRORS = ("predicted", "nearest", "blend", "halves")
 
 
 @dataclass(frozen=True, repr=False)
-class Lineage(Result):
+class Lineage(Field):
     """Measured expression along a lineage, with a Gaussian process for the rest.
 
     A point is a node in a time bin with enough cells. The Gaussian process predicts expression at unsampled nodes and
@@ -104,9 +103,6 @@ class Lineage(Result):
     calibration: np.ndarray = field(default_factory=lambda: np.ones((len(EXPRESSION) + 1, len(SIZES) + 1)))
     errors: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-    def __repr__(self) -> str:
-        return "\n".join(self.sentences())
-
     @property
     def time_key(self) -> str | None:
         """Column of ``obs`` with the time, if any."""
@@ -116,11 +112,6 @@ class Lineage(Result):
     def node_key(self) -> str:
         """Column of ``obs`` with the node."""
         return self.settings.lineage_key or self.settings.label_key
-
-    @property
-    def names(self) -> GeneNames:
-        """Gene names, with symbols if known."""
-        return GeneNames(self.genes, symbol_column(self.genes))
 
     # ---- times and places
 
@@ -356,9 +347,9 @@ class Lineage(Result):
             f"{counted(int(error['n']), left_out)} left out"
         )
 
-    def warnings(self) -> list[str]:
-        """Return reasons not to rely on predictions."""
-        errors = {kind: self.expected_error(kind, between=True) for kind in ("node", "time")}
+    def warnings(self, *kinds: str) -> list[str]:
+        """Return reasons not to rely on predictions, of all kinds (``node``, ``time``) by default."""
+        errors = {kind: self.expected_error(kind, between=True) for kind in kinds or ("node", "time")}
         return [
             f"A {kind} between samples is predicted hardly better than by the nearest one, a blend or the mean."
             for kind, error in errors.items()
@@ -366,7 +357,7 @@ class Lineage(Result):
         ]
 
     def _write_tables(self, folder: Path) -> None:
-        write_table(self.errors, folder / "errors.csv", digits=4)
+        super()._write_tables(folder)
         write_table(self.changes, folder / "branches.csv", digits=4)
 
 

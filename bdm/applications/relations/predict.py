@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from bdm._core.errors import InputError, abbreviated, counted
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import label_candidates, nearest_or, unknown_condition, unknown_type
+from bdm.applications.relations.field import log_warnings
 from bdm.applications.relations.measure_responses import conditions_of, with_doses
 from bdm.applications.relations.pseudobulk import MIN_CHANGE, PSEUDO, assemble_cells, share_of, with_shares
 from bdm.applications.relations.responses import Responses
@@ -68,7 +71,7 @@ def predict(
     cell_types
         Types to change and return; all by default.
     extrapolate
-        Allow a dose above the highest measured one.
+        Allow a dose, or a number among the features, beyond the measured ones.
 
     Returns
     -------
@@ -170,10 +173,12 @@ class CellsToChange:
         for key, value in responses.columns_of(self.condition).items():
             obs[name_in(obs, key)] = pd.Categorical([value] * len(obs)) if isinstance(value, str) else value
         obs["original_condition"], obs["response"] = pd.Categorical(self.before), pd.Categorical(response)
-        error = "; ".join(self.describe_errors(pd.DataFrame(changed, columns=["condition", "type", "predicted"])))
-        record = {"seed": seed, "about": ABOUT, "condition": self.condition, "expected_error": error}
-        if not self.is_back and (response == "predicted").any():
-            record["warnings"] = responses.warnings(self.condition)
+        table = pd.DataFrame(changed, columns=["condition", "type", "predicted"])
+        are_predicted = table.groupby("condition")["predicted"].any()
+        warnings = [responses.warnings(str(name), measured=not each) for name, each in are_predicted.items()]
+        record: dict[str, Any] = {"seed": seed, "about": ABOUT, "condition": self.condition}
+        record |= {"warnings": [*chain(*warnings)], "expected_error": "; ".join(self.describe_errors(table))}
+        log_warnings(logger, record["warnings"])
         return assemble_cells(pieces, obs, self.cells.var, **record)
 
     def new_shares(self, cell_type: str, share: np.ndarray, change: np.ndarray) -> np.ndarray:

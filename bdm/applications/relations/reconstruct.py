@@ -11,6 +11,7 @@ from anndata import AnnData
 from bdm._core.errors import InputError
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
+from bdm.applications.relations.field import log_warnings
 from bdm.applications.relations.lineage import Lineage, nearest_times, times_of
 from bdm.applications.relations.lineage_tree import Places
 from bdm.applications.relations.pseudobulk import assemble_cells, shares_from, with_shares
@@ -96,7 +97,10 @@ def reconstruct(
     if lineage.time_key is not None:
         obs[lineage.time_key] = time
     obs["relative"] = pd.Categorical(relatives.obs_names.to_numpy()[source])
-    record = {"seed": seed, "about": ABOUT, "node": node, "expected_error": describe_error(lineage, places)}
+    warnings = lineage.warnings("time" if lineage.sampled[number] else "node")
+    log_warnings(logger, warnings)
+    record = {"seed": seed, "about": ABOUT, "node": node, "warnings": warnings}
+    record["expected_error"] = describe_error(lineage, places)
     return assemble_cells(pieces, obs, relatives.var, **record)
 
 

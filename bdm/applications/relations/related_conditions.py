@@ -11,7 +11,7 @@ the log dose; without doses it is 1.
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -30,6 +30,8 @@ EXPONENTS = (0.0, 0.5, 1.0)  # candidates for a
 LENGTHS = (0.3, 1.0)  # length scales of smooth dose curves; the largest dose is at 1, the control at 0
 UNMEASURED = "unmeasured"
 ALL_SETS = "all sets"  # the responses to sets add up
+NUMBERS = "numbers"  # all columns of numbers together
+LENGTHS_OF_NUMBERS = (0.5, 1.0, 2.0)  # of smooth functions, in standard deviations of each number
 N_EC50 = 3  # half-maximal doses of saturating curves, from the smallest dose to the largest
 
 
@@ -50,7 +52,8 @@ class RelatedConditions:
     parts: tuple[str, ...]  # single perturbations of the cells or the table of features, sorted
     has_part: np.ndarray  # conditions x parts
     dose: np.ndarray  # of each condition; NaN without doses
-    features: pd.DataFrame  # parts x features; without columns if there is no table, 0 for parts that it lacks
+    features: pd.DataFrame  # parts x features; without columns if there is no table, NaN for parts that it lacks
+    limits: pd.DataFrame  # lowest and highest measured value of each feature that is a number, also in the control
     separator: str | None  # joins the parts of a combination in its name
     n_measured: int  # number of conditions of the cells
 
@@ -78,8 +81,14 @@ class RelatedConditions:
         index = pd.Index(sorted(known.union(table.index)), dtype=str)
         has_part = np.array([index.isin([*parts]) for parts, _ in parsed])
         dose = np.array([dose for _, dose in parsed])
-        table = table.reindex(index, fill_value=0.0)
-        return cls(tuple(names), tuple(index), has_part, dose, table, separator, len(names))
+        table = table.reindex(index).astype(float)
+        numbers = [*numbers_of(table)]
+        measured = pd.DataFrame(has_part @ table[numbers].fillna(0).to_numpy(), columns=numbers)
+        measured = measured[(has_part @ table.notna().all(axis=1).to_numpy()) == has_part.sum(axis=1)]
+        if features is not None and control in features.index:
+            measured = pd.concat([measured, features.loc[[control], numbers]])
+        limits = pd.DataFrame([measured.min(), measured.max()])
+        return cls(tuple(names), tuple(index), has_part, dose, table, limits, separator, len(names))
 
     @property
     def is_dosed(self) -> bool:
@@ -105,16 +114,27 @@ class RelatedConditions:
             dose=np.append(self.dose, dose),
         )
 
-    def exceeded_dose(self, condition: str, measured: np.ndarray) -> float | None:
-        """Return the highest measured dose if the dose of ``condition`` is above it.
+    def extrapolation(self, condition: str) -> str | None:
+        """Describe how a condition is beyond the measured ones by its dose or by a number among its features.
 
-        It is of the same perturbations, or of all if these have no measured dose. Below are all doses down to the
-        control, which has a dose of 0.
+        Doses are compared with those of the same perturbations, or of all if these have no measured dose. All doses
+        down to the control, which has a dose of 0, are between measured ones.
         """
-        row = self.conditions.index(condition)
+        row, measured = self.conditions.index(condition), np.arange(len(self.conditions)) < self.n_measured
         same = measured & (self.has_part == self.has_part[row]).all(axis=1)
         highest = float(self.dose[same if same.any() else measured].max())
-        return highest if self.dose[row] > highest else None
+        if self.dose[row] > highest:
+            return f"the dose of {condition!r} is above the measured doses, up to {highest:g}"
+        for name, (low, high) in self.limits.items():
+            value = float(self.has_part[row] @ self.values[str(name)])
+            if not low - 1e-9 <= value <= high + 1e-9:
+                return f"{name!r} of {condition!r} is {value:g}, but that of measured conditions is {low:g} to {high:g}"
+        return None
+
+    @property
+    def values(self) -> pd.DataFrame:
+        """Features, 0 for parts without them."""
+        return self.features.fillna(0.0)
 
     def kernels(self, expanded: Collection[str] = ()) -> list[ConditionKernel]:
         """Return candidate kernels; their number and scale do not depend on added conditions.
@@ -154,12 +174,14 @@ class RelatedConditions:
         joined: dict[str, list[str]] = {}  # columns by the prefix before a colon
         for name in self.features:
             joined.setdefault(name.partition(":")[0], []).append(name)
-        is_measured = self.has_part[: self.n_measured].any(axis=0)
-        binary = [name for name in self.features if is_binary(self.features[name].to_numpy())]
+        is_measured: np.ndarray = np.asarray(self.has_part[: self.n_measured].any(axis=0))
+        table = self.values
+        binary = [name for name in table if is_binary(table[name].to_numpy())]
         if len(binary) > 1:
-            candidates.append((ALL_SETS, "", self.features[binary].to_numpy()))
+            candidates.append((ALL_SETS, "", table[binary].to_numpy()))
+        candidates += [(NUMBERS, "", values) for values in self.functions_of_numbers(is_measured)]
         for prefix, names in joined.items():
-            columns = self.features[names].to_numpy()
+            columns = table[names].to_numpy()
             if len(names) > 1:
                 candidates.append((prefix, "", unit_rows(columns)))
             for name, column in zip(names, columns.T, strict=True):
@@ -176,6 +198,17 @@ class RelatedConditions:
             if is_set or without == UNMEASURED:
                 unique.setdefault((without == UNMEASURED, values.tobytes()), (feature, without, values))
         return [*unique.values()]
+
+    def functions_of_numbers(self, is_measured: np.ndarray) -> list[np.ndarray]:
+        """Return bases of linear and of smooth functions of all numbers together, parts x columns each."""
+        known = self.features.notna().all(axis=1).to_numpy()
+        if not len(self.limits.columns) or (known & is_measured).sum() < 2:
+            return []
+        z = standardised(self.values[self.limits.columns].to_numpy(), known & is_measured)
+        distance = ((z[:, None] - z) ** 2).mean(axis=2)
+        kernels = [np.exp(-distance / (2 * length**2)) for length in LENGTHS_OF_NUMBERS]
+        linear = np.hstack([np.ones((len(z), 1)), z])
+        return [values * known[:, None] for values in (linear, *map(square_root, kernels))]
 
     def dose_kernels(self) -> list[np.ndarray]:
         """Return candidate kernels between doses, conditions x conditions."""
@@ -196,17 +229,29 @@ class RelatedConditions:
         rows = pd.Index(self.parts).get_indexer(pd.Index(genes))
         return np.where(rows[:, None] < 0, 0.0, self.has_part.T[rows])
 
+    def simple_weights(self, measured: np.ndarray, *, nearest: bool) -> np.ndarray:
+        """Weigh the other ``measured`` conditions in the mean, or in the nearest prediction, conditions x measured."""
+        is_measured, numbers = np.isin(np.arange(len(self.conditions)), measured), np.arange(len(self.conditions))
+        if nearest:
+            return self.baseline_weights(is_measured)[:, measured]
+        others = (numbers[:, None] != measured).astype(float)
+        return np.asarray(others / np.maximum(others.sum(axis=1, keepdims=True), 1))
+
     def baseline_weights(self, measured: np.ndarray) -> np.ndarray:
         """Weigh other conditions in the simplest prediction of each, conditions x conditions.
 
         Only ``measured`` conditions (a mask) have weights. A combination is the sum of its parts if each was measured
         alone. Otherwise its prediction is the nearest dose of the same parts, else the condition with the most similar
-        features (cosine), else unchanged cells, as a row of zeros. Equally near conditions have equal weights.
+        features (cosine; with columns of numbers, the smallest distance), else unchanged cells, as a row of zeros.
+        Equally near conditions have equal weights.
         """
-        table = self.features.to_numpy(dtype=float)
+        table = self.values.to_numpy()
         scale = [1.0 if is_binary(column) else np.sqrt((column**2).mean()) for column in table.T]
         features = unit_rows(self.has_part @ (table / scale))
         cosine, log_dose = features @ features.T, np.nan_to_num(np.log(self.dose))
+        if len(self.limits.columns):
+            z = standardised(self.has_part @ table, measured)
+            cosine = 1 / (1 + ((z[:, None] - z) ** 2).sum(axis=2))
         weights, is_single = np.zeros(cosine.shape), self.has_part.sum(axis=1) == 1
         for row, has_part in enumerate(self.has_part):
             others = measured & (np.arange(len(measured)) != row)
@@ -267,6 +312,27 @@ def check_perturbations(perturbations: pd.Index, known: Collection[str], separat
 def is_binary(column: np.ndarray) -> bool:
     """Return whether a column is the membership of a set."""
     return bool(np.isin(column, (0, 1)).all())
+
+
+def numbers_of(features: pd.DataFrame) -> Iterator[str]:
+    """Yield the columns of numbers that are no part of an embedding, whose columns have a prefix in common."""
+    prefixes = pd.Series([name.partition(":")[0] for name in features], dtype=str)
+    for name, is_alone in zip(features, ~prefixes.duplicated(keep=False), strict=True):
+        if is_alone and not is_binary(features[name].dropna().to_numpy()):
+            yield str(name)
+
+
+def standardised(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Standardise columns by the mean and standard deviation of some rows; constant ones are only centred."""
+    spread = values[rows].std(axis=0)
+    return np.asarray((values - values[rows].mean(axis=0)) / np.where(spread > 1e-12, spread, 1.0))
+
+
+def square_root(kernel: np.ndarray) -> np.ndarray:
+    """Return a matrix L with L L' equal to a positive semi-definite matrix."""
+    values, vectors = np.linalg.eigh(kernel)
+    kept = values > 1e-6
+    return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
 
 
 def unit_rows(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ from bdm._core.parallel import threads, using_threads
 from bdm._core.progress import progress
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm.applications.relations.condition_field import ConditionField
+from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, ConditionField, ConditionFit
+from bdm.applications.relations.field import log_warnings
 from bdm.applications.relations.gaussian_process import CONSTANTS, WEAK_CONSTANTS, Intervals, Prior
 from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.related_conditions import read_features
@@ -28,8 +29,11 @@ from bdm.settings import ResponseSettings
 
 logger = logging.getLogger(__name__)
 
+SIMPLE = ("the nearest", "the mean")  # methods of predictions of conditions without a Gaussian process
+MIN_GAIN = 0.1  # of squared errors
 MIN_SHARE = 0.02  # of genes that follow a set; such sets are also tried without each of their members
 MAX_ERROR_TYPES = 5  # types with errors of left-out conditions
+N_PERMUTED = 20  # conditions in which relations of types are permuted; the others would take as long again
 MAX_PERMUTATIONS = 100  # draws of a permutation that changes relations
 MAX_COMPARED, MIN_COMPARED = 2000, 20  # genes for errors: of all left-out types or conditions together, of each
 
@@ -86,7 +90,10 @@ def respond(
         fitted = progress(fitted, total=n_conditions, doing="fitting responses of types", unit="condition")
         priors, errors_of_types = zip(*fitted, strict=True)
     tables = [table for table in (*tables, *errors_of_types) if len(table)]
-    return replace(measured, priors=priors, errors=pd.concat(tables, ignore_index=True) if tables else NO_ERRORS)
+    errors = pd.concat(tables, ignore_index=True) if tables else NO_ERRORS
+    responses = replace(measured, priors=priors, errors=errors)
+    log_warnings(logger, responses.warnings())
+    return responses
 
 
 def fit_types(
@@ -101,7 +108,8 @@ def fit_types(
     fitted = measured.gaussian_process(condition, related).fit(constants=constants)
     permuted = None
     order = permutation_of([kernel.numpy() for kernel in fitted.kernels], "permuted types", condition)
-    if order is not None:
+    is_sampled = number in np.linspace(0, len(measured.conditions) - 1, N_PERMUTED).astype(int)
+    if order is not None and is_sampled:
         kernels = tuple(kernel[order][:, order] for kernel in fitted.kernels)
         permuted = replace(fitted, kernels=kernels).fit(constants=constants)
     errors, unmeasured, remeasured = list[dict[str, Any]](), list[Intervals](), list[Intervals]()
@@ -145,75 +153,115 @@ def fit_types(
             }
             relative = relative_errors(predictions, real[rows, column])
             errors.append({"condition": condition, "cell_type": name, **relative})
-    return fitted.prior.calibrated(unmeasured=unmeasured, measured=remeasured), mean_errors(errors, "type")
+    return fitted.prior.calibrated(unmeasured=unmeasured, measured=remeasured), mean_errors(
+        pd.DataFrame(errors), "type"
+    )
 
 
 def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[list[Responses], pd.DataFrame]:
     """Fit the Gaussian processes over conditions, and compute their leave-one-out errors.
 
-    Sets of features that genes follow are fitted again with sets that lack one of their members.
+    Sets of features that genes follow are fitted again with sets that lack one of their members. Conditions that are
+    left out choose the scale of the Gaussian processes, or a simple prediction in their place.
     """
     related = require_related(measured)
     plain = measured.condition_field().fit()
     shares = plain.common_prior.kernel_shares(len(plain.kernels))
     followed = {kernel.feature for kernel, share in zip(plain.kernels, shares, strict=True) if share >= MIN_SHARE}
     expanded = tuple(sorted(followed - {""}))
-    measured, *halves = (replace(each, expanded=expanded) for each in (measured, *halves))
-    field = measured.condition_field().fit() if expanded else plain
-    order = permutation_of([kernel.matrix for kernel in field.kernels], "permuted conditions")
-    permuted = None if order is None else field.permute(order).fit()
-    weights = related.baseline_weights(np.isin(np.arange(field.n_conditions), field.measured))
+    measured, *halves = (replace(each, fit=ConditionFit(expanded)) for each in (measured, *halves))
+    logs = measured.condition_field().fit() if expanded else plain
+    fields = {"logs": logs}
+    if len(related.limits.columns):  # mixtures are linear in counts, so their shares are; sets and doses are not
+        fields["counts"] = logs.on_counts().fit()
+    simple = {name: related.simple_weights(logs.measured, nearest=name == "the nearest") for name in SIMPLE}
+    fields |= {name: replace(logs, weights=weights) for name, weights in simple.items()}
 
-    def compare(number: int) -> tuple[list[dict[str, Any]], list[Intervals]]:
-        return compare_conditions(halves[number], halves[1 - number], field, permuted, weights)
+    def compare(fields: dict[str, ConditionField]) -> tuple[pd.DataFrame, dict[str, list[Intervals]]]:
+        def of_half(number: int) -> tuple[pd.DataFrame, dict[str, list[Intervals]]]:
+            return compare_conditions(halves[number], halves[1 - number], fields, simple["the nearest"])
+
+        both = run(of_half, range(2))
+        tables, intervals = zip(*both, strict=True)
+        return pd.concat(tables, ignore_index=True), {name: [*chain(*(x[name] for x in intervals))] for name in fields}
 
     with threads() as run:
-        rows, intervals = zip(*run(compare, range(2)), strict=True)
-        priors = (field.common_prior.calibrated(unmeasured=[*chain(*intervals)]), field.deviation_prior)
-        fitted = [replace(each, condition_priors=priors) for each in (measured, *halves)]
-        expected = [*run(lambda each: each.condition_field().leave_out()[0].T, fitted)]
-    fitted = [replace(each, expected=values) for each, values in zip(fitted, expected, strict=True)]
-    return fitted, mean_errors([*chain(*rows)], "condition")
+        errors, intervals = compare(fields)
+        method = choose_method(errors)
+        field = fields[method]
+        errors = errors.assign(predicted=errors[method], permuted=np.nan)
+        order = permutation_of([kernel.matrix for kernel in logs.kernels], "permuted conditions")
+        if order is not None:
+            permuted = replace(field, weights=None).permute(order).fit()
+            errors["permuted"] = compare({"permuted": permuted})[0]["permuted"]
+        prior = field.common_prior.calibrated(unmeasured=intervals[method])
+        fit = ConditionFit(expanded, method, prior, field.deviation_prior)
+        fitted = [replace(each, fit=fit) for each in (measured, *halves)]
+        left_out = [*run(lambda each: each.condition_field().leave_out(), fitted)]
+    table = mean_errors(errors, "condition")
+    by_condition = np.sqrt((table.set_index("condition")["predicted"].astype(float) ** 2).groupby(level=0).mean())
+    rows = [measured.conditions.index(str(name)) for name in by_condition.index]
+    fit = fit.with_errors(fit.expected_errors(*left_out[0])[rows], by_condition.to_numpy())
+    fitted = [replace(each, fit=fit, expected=mean.T) for each, (mean, _) in zip(fitted, left_out, strict=True)]
+    return fitted, table
+
+
+def choose_method(errors: pd.DataFrame) -> str:
+    """Choose how to predict conditions: by log fold changes, unless another method is better beyond chance.
+
+    Its squared errors of left-out conditions must be lower on average by more than the standard error of the
+    difference, and by more than ``MIN_GAIN``, as conditions without measurements may differ more than these.
+    """
+    if errors.empty:
+        return "logs"
+    square = (errors.filter([*METHODS_OF_CONDITIONS, "halves"]) ** 2).mul(errors["size"] ** 2, axis=0)
+    square = square.groupby(errors["condition"]).mean()
+    excess = max(square["logs"].mean() - square.pop("halves").mean() / 2, 0)  # beyond the error of measurements
+    gain = square.rsub(square["logs"], axis=0)
+    mean, least = gain.mean(), np.maximum(gain.std() / np.sqrt(len(gain)), MIN_GAIN * excess)
+    return str(mean.where(mean > least, 0).fillna(0).idxmax())
 
 
 def compare_conditions(
-    half: Responses, second: Responses, field: ConditionField, permuted: ConditionField | None, weights: np.ndarray
-) -> tuple[list[dict[str, Any]], list[Intervals]]:
-    """Predict each condition from the others in one half of the data, and compare it with the second half."""
-    rows, intervals = list[dict[str, Any]](), list[Intervals]()
-    measurements = half.condition_field()
-    own = measurements.like(field)
+    half: Responses, second: Responses, fields: dict[str, ConditionField], nearest: np.ndarray
+) -> tuple[pd.DataFrame, dict[str, list[Intervals]]]:
+    """Predict each condition from the others in one half of the data, and compare it with the second half.
+
+    ``fields`` predict by name; ``nearest`` are weights of conditions.
+    """
+    logs = half.condition_field()
     both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(second.effect[:, :, 0]))
     types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
-    top = most_changed(own.common.values.numpy(), own.common.sampling_variance.numpy())
-    top = top[: n_compared(len(field.measured))]
-    sample = own.common.genes_to_calibrate()
+    top = most_changed(logs.common.values.numpy(), logs.common.sampling_variance.numpy())
+    top = top[: n_compared(len(logs.measured))]
+    sample = logs.common.genes_to_calibrate()
     genes = np.union1d(top, sample)
-    compared, own = np.unique(top), own.select_genes(genes)
-    mean, variance = own.leave_out(types)
-    without_relations = np.full((len(compared), len(own.measured), len(types)), np.nan)
-    if permuted is not None:
-        without_relations = measurements.like(permuted).select_genes(compared).leave_out(types)[0]
-    common = own.common.values.numpy()
-    nearest = common @ weights[own.measured][:, own.measured].T
+    logs = replace(logs.select_genes(genes), weights=nearest)
+    common, of_nearest = logs.common.values.numpy(), logs.simple(logs.measured)
+    predicted = {
+        name: (logs if field.unit is None else logs.on_counts()).like(field).leave_out(types)
+        for name, field in fields.items()
+    }
+    rows, intervals = list[dict[str, Any]](), {name: list[Intervals]() for name in fields}
     for number, condition in enumerate(half.conditions):
-        chosen, others = np.searchsorted(genes, top[:, number]), np.delete(np.arange(len(own.measured)), number)
+        chosen, others = np.searchsorted(genes, top[:, number]), np.delete(np.arange(len(logs.measured)), number)
         for column, row in enumerate(types):
             if not both[number, row]:
                 continue
             real, noise = second.effect[number, row, genes], second.sampling_variance(number)[row, genes]
-            moments = mean[:, number, column], variance[:, number, column]
-            intervals.append(Intervals(*moments, real, noise).select(np.searchsorted(genes, sample)))
+            for name, moments in predicted.items():
+                mean, variance = (values[:, number, column] for values in moments)
+                each = Intervals(mean, variance, real, noise, number).select(np.searchsorted(genes, sample))
+                intervals[name].append(each)
             predictions = {
-                "predicted": mean[chosen, number, column],
-                "permuted": without_relations[np.searchsorted(compared, top[:, number]), number, column],
+                **{name: mean[chosen, number, column] for name, (mean, _) in predicted.items()},
                 "common": common[chosen][:, others].mean(axis=1),
-                "nearest": nearest[chosen, number],
+                "nearest": of_nearest[chosen, number],
                 "halves": half.effect[number, row, genes[chosen]],
             }
             errors = relative_errors(predictions, real[chosen])
             rows.append({"condition": condition, "cell_type": half.cell_types[row], **errors})
-    return rows, intervals
+    return pd.DataFrame(rows), intervals
 
 
 def permutation_of(kernels: Sequence[np.ndarray], *names: str) -> np.ndarray | None:
@@ -238,10 +286,10 @@ def relative_errors(predictions: dict[str, np.ndarray], real: np.ndarray) -> dic
     return {"size": unchanged / np.log(2), **errors}
 
 
-def mean_errors(rows: list[dict[str, Any]], left_out: str) -> pd.DataFrame:
+def mean_errors(rows: pd.DataFrame | list[dict[str, Any]], left_out: str) -> pd.DataFrame:
     """Average errors over both halves of the data, by condition and cell type."""
-    if not rows:
+    if not len(rows):
         return NO_ERRORS
     means = pd.DataFrame(rows).groupby(["condition", "cell_type"], sort=False).mean().reset_index()
     means.insert(0, "left_out", left_out)
-    return means
+    return means[NO_ERRORS.columns]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,27 +13,32 @@ import pandas as pd
 from scipy.special import ndtr
 
 from bdm._core.errors import InputError, abbreviated, counted, markdown
-from bdm._core.files import write_table
-from bdm._core.store import Result
 from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
-from bdm.applications.relations.condition_field import ConditionField
+from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, ConditionField, ConditionFit
+from bdm.applications.relations.field import Field
 from bdm.applications.relations.gaussian_process import GaussianProcess, Prediction, Prior
-from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions, dose_name, separator_in
+from bdm.applications.relations.related_conditions import (
+    ConditionKernel,
+    RelatedConditions,
+    dose_name,
+    separator_in,
+    square_root,
+)
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.data.columns import as_names
-from bdm.data.genes import GeneNames, symbol_column
 
 MIN_TYPES = 4  # minimum number of measured types; with fewer, predictions get a warning
 MAX_ERROR = 0.95  # error relative to unchanged cells; above, predictions are called no better
 MAX_ERROR_RATIO = 0.95  # error relative to the mean response's; above, predictions are called no better
 N_COMPARED = 100  # genes with the most significant changes of a type, for errors
 METHODS = ("predicted", "permuted", "common", "nearest", "halves")  # columns of errors
+NEW_CONDITION = "A condition without measurements"  # subject of warnings
 MIN_SD = 1e-4  # of log fold changes; below, genes are unchanged under all hypotheses
 NO_ERRORS = pd.DataFrame(columns=["left_out", "condition", "cell_type", "size", *METHODS])
 
 
 @dataclass(frozen=True, repr=False)
-class Responses(Result):
+class Responses(Field):
     """Measured responses of cell types, with Gaussian processes for the rest.
 
     The Gaussian process of a condition predicts the responses of unmeasured cell types.
@@ -74,9 +78,7 @@ class Responses(Result):
         Version, packages, seed and settings.
     related_conditions
         Features, doses and parts of conditions, measured or not; None if conditions are not related.
-    expanded
-        Sets of features that have further kernels, each without one member.
-    condition_priors
+    fit
         Fitted Gaussian-process priors over conditions, of the common response and of the deviations of types.
     expected
         Common response to each condition, predicted from the other conditions, conditions x genes; None if conditions
@@ -113,19 +115,10 @@ class Responses(Result):
     condition_key: tuple[str, ...]
     provenance: dict[str, Any]
     related_conditions: RelatedConditions | None = None
-    expanded: tuple[str, ...] = ()
-    condition_priors: tuple[Prior, ...] = ()
+    fit: ConditionFit = field(default_factory=ConditionFit)
     expected: np.ndarray | None = None
     priors: tuple[Prior, ...] = ()
     errors: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-    def __repr__(self) -> str:
-        return "\n".join(self.sentences())
-
-    @cached_property
-    def names(self) -> GeneNames:
-        """Gene names, with symbols if known."""
-        return GeneNames(self.genes, symbol_column(self.genes))
 
     # ---- conditions and types
 
@@ -164,8 +157,8 @@ class Responses(Result):
         Raises
         ------
         InputError
-            If the condition is not related to measured ones, or its dose is above the measured doses (without
-            ``extrapolate``).
+            If the condition is not related to measured ones, or its dose or a number among its features is beyond the
+            measured ones (without ``extrapolate``).
         """
         if name in self.conditions:
             return self
@@ -181,11 +174,11 @@ class Responses(Result):
         if related is None:
             raise InputError(unknown_condition(name, self.conditions))
         related = related.add(name)
-        highest = related.exceeded_dose(name, np.isin(related.conditions, self.conditions))
-        if highest is not None and not extrapolate:
+        reason = related.extrapolation(name)
+        if reason is not None and not extrapolate:
             raise InputError(
-                f"The dose of {name!r} is above the measured doses, up to {highest:g}; choose a lower dose, or use "
-                "`extrapolate=True` to predict it all the same, with a larger error than for lower doses, where "
+                f"{reason[0].upper()}{reason[1:]}; predict a condition between measured ones, or use "
+                "`extrapolate=True` to predict it all the same, with a larger error than between them, where "
                 f"{self.sentence()}."
             )
         return replace(self, related_conditions=related)
@@ -265,7 +258,7 @@ class Responses(Result):
     @cached_property
     def condition_kernels(self) -> list[ConditionKernel]:
         """Candidate kernels between conditions."""
-        return [] if self.related_conditions is None else self.related_conditions.kernels(self.expanded)
+        return [] if self.related_conditions is None else self.related_conditions.kernels(self.fit.expanded)
 
     def condition_field(self) -> ConditionField:
         """Return the Gaussian processes over related conditions."""
@@ -273,15 +266,20 @@ class Responses(Result):
         square = self.control_error**2 + self.baseline_error**2
         if self.donor_error.size:
             square = square + (self.donor_error**2).mean(axis=0) / 2  # donors of the control are in all conditions
-        return ConditionField(
+        measured = np.array([related.conditions.index(name) for name in self.conditions])
+        field = ConditionField(
             effect=self.effect,
             variance=self.total_variance,
             control_error=np.sqrt(square),
             covariate=related.own_transcripts(self.genes.index.tolist()),
-            measured=np.array([related.conditions.index(name) for name in self.conditions]),
+            measured=measured,
             kernels=tuple(self.condition_kernels),
-            **dict(zip(("common_prior", "deviation_prior"), self.condition_priors, strict=False)),
+            common_prior=self.fit.common,
+            deviation_prior=self.fit.deviation,
         )
+        if self.fit.method in ("logs", "counts"):
+            return field.on_counts() if self.fit.method == "counts" else field
+        return replace(field, weights=related.simple_weights(measured, nearest=self.fit.method == "the nearest"))
 
     def predictions(
         self,
@@ -328,7 +326,7 @@ class Responses(Result):
         field = added.condition_field().select_genes(genes)
         common, own, variance = field.predict(require_related(added).conditions.index(condition), rows)
         mean, none = common + own, np.zeros_like(own)
-        factors = self.condition_priors[0].sd_factors(mean)
+        factors = self.fit.common.sd_factors(mean)
         return Prediction(mean, variance * factors**2, {"common": common, "level": none, "related": none, "own": own})
 
     def effects(
@@ -452,6 +450,23 @@ class Responses(Result):
         total = (errors[[*METHODS]].astype(float) ** 2).mul(square, axis=0).sum(min_count=1)
         return pd.concat([np.sqrt(total / max(square.sum(), 1e-12)), pd.Series({"n": number})])
 
+    def error_of_condition(self, condition: str) -> float:
+        """Return the expected error of a condition without measurements, relative to unchanged cells.
+
+        It differs from the mean of left-out conditions as far as their errors follow what the Gaussian process expects.
+        """
+        error = float(self.expected_error(condition)["predicted"])
+        if not self.fit.slope:
+            return error
+        added = self.with_condition(condition, extrapolate=True)
+        field, place = added.condition_field(), require_related(added).conditions.index(condition)
+        predicted = field.common.predict([place])
+        none = np.zeros_like(predicted.mean)  # deviations of types, which left-out common responses lack as well
+        common, _, variance = field.combine((predicted.mean, predicted.variance), (none, none), [place])
+        log_expected = float(np.log(np.maximum(self.fit.expected_errors(common, variance), 1e-3))[0])
+        own = error * np.exp(self.fit.slope * (log_expected - self.fit.mean_log))
+        return float(np.clip(own, self.fit.lowest, self.fit.highest))
+
     @property
     def described_conditions(self) -> list[str | None]:
         """Conditions with known errors; None for conditions without measurements."""
@@ -470,6 +485,11 @@ class Responses(Result):
         unit = "type" if is_measured else "condition"
         if not error["n"]:
             return f"{subject} is predicted with an error that is not known, as no {unit} could be left out"
+        if condition is not None and not is_measured and self.fit.slope:
+            share = f"{self.error_of_condition(condition):.0%}"
+            return (
+                f"{condition}: about {share} of the error of unchanged cells is expected; on average, {self.sentence()}"
+            )
         part = "cells" if self.provenance["settings"]["donor_key"] is None else "donors"
         verdict = "no better than by unchanged cells, " if error["predicted"] > MAX_ERROR else ""
         names = (f"mean of other {unit}s", "nearest", "permuted relations", f"measurement in half of the {part}")
@@ -478,44 +498,52 @@ class Responses(Result):
         return (
             f"{subject} is predicted {verdict}with {error['predicted']:.0%} of the error of unchanged cells "
             f"({compared}), by {counted(int(error['n']), unit)} left out, in the other half of the {part}"
+            f"{'' if is_measured else f'; they chose {METHODS_OF_CONDITIONS[self.fit.method]}'}"
         )
 
-    def warnings(self, condition: str | None = None) -> list[str]:
-        """Return reasons not to rely on predictions in a condition."""
-        error = self.expected_error(condition)
-        if not error["n"]:
-            return []
-        if condition not in self.conditions:
-            subject, reasons = "A condition without measurements", []
-        else:
-            subject, n_types = f"In {condition}", self.n_measured(condition)
-            few = f"only {counted(n_types, 'type')} were measured, too few to say what others do"
-            reasons = [(n_types < MIN_TYPES, few), (error["halves"] >= 1, "no response is seen beyond sampling error")]
-        others = "types" if condition in self.conditions else "conditions"
-        permuted = "" if np.isnan(error["permuted"]) else ", or without relations"
-        reasons += [
-            (error["predicted"] > MAX_ERROR, "predictions are no better than unchanged cells; do not use them"),
-            (
-                error["predicted"] >= MAX_ERROR_RATIO * error[["common", "permuted"]].min(),
-                f"predictions are no better than the mean response of the other {others}{permuted}",
-            ),
-        ]
-        return [f"{subject}: {reason}." for holds, reason in reasons if holds]
+    def warnings(self, condition: str | None = None, *, measured: bool = False) -> list[str]:
+        """Return reasons not to rely on predictions.
 
-    def joint_warnings(self) -> list[str]:
-        """Return the warnings of all conditions; equal reasons name their conditions together."""
+        Parameters
+        ----------
+        condition
+            Condition to predict, measured or not. By default, all measured conditions, and any other one; equal reasons
+            then name their conditions together.
+        measured
+            Return only the warnings that also concern measured types.
+        """
+        if condition is not None:
+            subject = f"In {condition}" if condition in self.conditions else NEW_CONDITION
+            return [f"{subject}: {reason}." for reason in self.reasons(condition, measured=measured)]
         conditions: dict[str, list[str]] = {}
         for name in self.conditions:
-            for warning in self.warnings(name):
-                conditions.setdefault(warning.removeprefix(f"In {name}: "), []).append(name)
-        warnings = [] if self.related_conditions is None else self.warnings()
+            for reason in self.reasons(name, measured=measured):
+                conditions.setdefault(reason, []).append(name)
+        warnings = [f"{NEW_CONDITION}: {each}." for each in (self.reasons() if self.related_conditions else [])]
         for reason, names in conditions.items():
-            shown = names if len(names) == 1 else [repr(name) for name in names]
-            warnings.append(f"In {abbreviated(shown)}: {reason}")
+            warnings.append(f"In {abbreviated(names if len(names) == 1 else [*map(repr, names)])}: {reason}.")
         return warnings
 
-    def _write_tables(self, folder: Path) -> None:
-        write_table(self.errors, folder / "errors.csv", digits=4)
+    def reasons(self, condition: str | None = None, *, measured: bool = False) -> list[str]:
+        """Return reasons not to rely on predictions in a condition; None for conditions without measurements."""
+        error, is_known = self.expected_error(condition), condition in self.conditions
+        if not error["n"]:
+            return []
+        reasons = [(is_known and error["halves"] >= 1, "no response is seen beyond sampling error")]
+        if not measured:
+            n_types = self.n_measured(str(condition)) if is_known else MIN_TYPES
+            few = f"only {counted(n_types, 'type')} were measured, too few to say what others do"
+            others = "types" if is_known else "conditions"
+            simple = {"common": f"the mean response of the other {others}", "permuted": "permuted relations"}
+            simple["nearest"] = "the nearest type" if is_known else "the nearest condition"
+            as_good = [name for key, name in simple.items() if error["predicted"] >= MAX_ERROR_RATIO * error[key]]
+            reasons = [
+                (n_types < MIN_TYPES, few),
+                *reasons,
+                (error["predicted"] > MAX_ERROR, "predictions are no better than unchanged cells; do not use them"),
+                (bool(as_good), f"predictions are no better than by {' or '.join(as_good)}"),
+            ]
+        return [reason for holds, reason in reasons if holds]
 
 
 def require_related(responses: Responses) -> RelatedConditions:
@@ -528,13 +556,6 @@ def require_related(responses: Responses) -> RelatedConditions:
 def most_changed(effect: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """Return the genes with the most significant changes in order, genes x places."""
     return np.argsort(-np.abs(effect) / np.sqrt(variance), axis=0, kind="stable")[:N_COMPARED]
-
-
-def square_root(correlation: np.ndarray) -> np.ndarray:
-    """Return a matrix L with L L' equal to a positive semi-definite matrix."""
-    values, vectors = np.linalg.eigh(correlation)
-    kept = values > 1e-6
-    return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
 
 
 # ---- section of a model card
@@ -572,5 +593,5 @@ def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[s
         "has_others": len(described) > N_SHOWN,
         "predicts_conditions": None in described,
         "worst": worst,
-        "warnings": [*map(markdown, responses.joint_warnings())],
+        "warnings": [*map(markdown, responses.warnings())],
     }
