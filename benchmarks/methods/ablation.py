@@ -1,6 +1,7 @@
 """Commands `train` and `generate` of an ablation, with its prior or sampler."""
 
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import Annotated
 
@@ -13,19 +14,19 @@ from bdm.generation.request import numbers_of, request_cells
 from bdm.hierarchy.files import load_hierarchy
 from bdm.model.fit_model import EncodedCells, fit_model
 from bdm.model.model import load_model, save_model
-from bdm.prior.mixture import HierarchicalSampler
+from bdm.prior.base import LatentPrior, Sampler
 from bdm.settings import GenerationSettings, TrainSettings
 
-Sampler = Callable[..., HierarchicalSampler]  # prior and settings to sampler
 
-
-def run(*, sampler: Sampler = HierarchicalSampler, prior: str = TrainSettings.prior) -> None:
+def run(
+    *, sampler: Callable[[LatentPrior], Sampler] = methodcaller("sampler"), prior: str = TrainSettings.prior
+) -> None:
     """Run the command line of an ablation.
 
     Parameters
     ----------
     sampler
-        Makes the sampler from prior and settings.
+        Makes the sampler from the prior.
     prior
         Name of the prior.
     """
@@ -54,7 +55,7 @@ def run(*, sampler: Sampler = HierarchicalSampler, prior: str = TrainSettings.pr
         """Generate as many cells of each type as another file has."""
         loaded, settings = load_model(model), GenerationSettings()
         request = request_cells(loaded, numbers_of(loaded, read_prepared(cells_like, on_disk=True).obs))
-        cells = generated_cells(loaded, request, settings, seed=seed, sampler=sampler(loaded.prior, settings))
+        cells = generated_cells(loaded, request, settings, seed=seed, sampler=sampler(loaded.prior))
         with atomic_write(out) as path:
             write_cells(path, cells, {})
 
