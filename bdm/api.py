@@ -32,11 +32,8 @@ from bdm.generation.covariate_values import NO_COVARIATES, CovariateValues
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import find_modality, match_request, predict_modality
 from bdm.generation.request import (
-    cells_like,
     numbers_of,
     request_cells,
-    require_space,
-    sample_locations,
     with_known_batches,
 )
 from bdm.hierarchy.files import Tree, as_clade
@@ -300,7 +297,6 @@ class BranchedDiffusion:
         self,
         cells: int | Mapping[str, int] | pd.Series | pd.DataFrame | AnnData | None = None,
         *,
-        locations: pd.DataFrame | AnnData | None = None,
         new_locations: int | None = None,
         at: CovariateValues = NO_COVARIATES,
         extrapolate: bool = False,
@@ -316,8 +312,6 @@ class BranchedDiffusion:
             described in :func:`bdm.generation.request.request_cells`; or an AnnData with cells to repeat, of their
             types and at their batches, covariates and positions. Types may be sub-populations. Cells of a cell type are
             divided between its sub-populations in the proportions of the training cells.
-        locations
-            Another name of ``cells``, for a table or AnnData with positions.
         new_locations
             In place of ``cells``: number of cells at new positions, with types from the model's map.
         at
@@ -335,16 +329,9 @@ class BranchedDiffusion:
         """
         require_package_of(self.model.form)
         settings = GenerationSettings(shared_ancestors=shared_ancestors)
-        if sum(given is not None for given in (cells, locations, new_locations)) != 1:
-            raise InputError("Give the cells to generate by one of `cells=`, `locations=` and `new_locations=`.")
-        requested = cells if locations is None else locations
-        if locations is not None:
-            require_space(self.model)
-        if new_locations is not None:
-            requested = sample_locations(self.model, new_locations, seed=seed)
-        if isinstance(requested, AnnData):
-            requested = cells_like(requested, self.model)
-        request = request_cells(self.model, requested, at=at, extrapolate=extrapolate, seed=seed)
+        request = request_cells(
+            self.model, cells, new_locations=new_locations, at=at, extrapolate=extrapolate, seed=seed
+        )
         warn_of_rare_types(self.model, request.n_by_type)
         return to_form(generate_cells(self.model, request, settings, seed=seed), self.model.form)
 

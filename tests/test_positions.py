@@ -112,14 +112,14 @@ def test_extension_warns_that_added_types_have_no_positions(saved, caplog):
 
 def test_cells_of_known_types_stay_the_same_at_their_positions(model, extended):
     locations = pd.DataFrame(simulated(100, seed=1).obsm["xy"], columns=["x", "y"]).assign(section="b")
-    before, after = (each.generate(locations=locations, seed=2) for each in (model, extended))
+    before, after = (each.generate(locations, seed=2) for each in (model, extended))
     assert (before.X != after.X).nnz == 0
     np.testing.assert_array_equal(before.obsm["xy"], after.obsm["xy"])
 
 
 def test_cells_of_an_added_type_follow_the_surfaces_of_genes_alone(model, extended):
     locations = pd.DataFrame({"x": np.repeat([100, 900], 300), "y": 500, "section": "a", "cell_type": ADDED})
-    cells = extended.generate(locations=locations)
+    cells = extended.generate(locations)
     assert set(cells.obs["cell_type"]) == {ADDED}
     left, right = (cells[cells.obsm["xy"][:, 0] == x] for x in (100, 900))
     anywhere = extended.generate({ADDED: 600})

@@ -270,7 +270,7 @@ def log_change(adata: ad.AnnData, of: np.ndarray) -> np.ndarray:
 
 
 def test_generated_cells_follow_the_fields_of_their_type(model, cells):
-    new = model.generate(locations=cells, seed=1)
+    new = model.generate(cells, seed=1)
     assert new.n_obs == cells.n_obs
     assert sorted(map(tuple, new.obsm["xy"].round(6))) == sorted(map(tuple, cells.obsm["xy"].round(6)))
     assert (new.obs["cell_type"].value_counts() == cells.obs["cell_type"].value_counts()).all()
@@ -284,7 +284,7 @@ def test_generated_cells_follow_the_fields_of_their_type(model, cells):
 
 
 def test_a_gene_follows_the_field_of_one_type(model, cells):
-    new = model.generate(locations=cells, seed=1)
+    new = model.generate(cells, seed=1)
     for name, smallest, largest in (("A", -0.1, 0.1), ("B", 0.35, 0.8)):
         part = new[new.obs["cell_type"] == name]
         counts = part.X[:, WAVE].toarray().ravel()
@@ -333,10 +333,10 @@ def test_real_cells_at_random_positions_have_no_surface(example_cells, small_set
 
 def test_a_seed_gives_the_same_cells_at_a_location_whatever_else_is_generated(model):
     table = pd.DataFrame({"x": [300.0, 900.0, 1500.0], "y": [400.0, 500.0, 600.0], "cell_type": ["A", "A", "A"]})
-    every, first = model.generate(locations=table, seed=4), model.generate(locations=table.iloc[:1], seed=4)
+    every, first = model.generate(table, seed=4), model.generate(table.iloc[:1], seed=4)
     assert (every.X[0] != first.X[0]).nnz == 0
-    assert (every.X != model.generate(locations=table, seed=4).X).nnz == 0
-    assert (every.X != model.generate(locations=table, seed=5).X).nnz > 0
+    assert (every.X != model.generate(table, seed=4).X).nnz == 0
+    assert (every.X != model.generate(table, seed=5).X).nnz > 0
 
 
 def test_batches_and_covariates_at_positions(cells):
@@ -366,7 +366,7 @@ def test_batches_and_covariates_at_positions(cells):
 
 
 def test_sections_and_batches_come_through(of_sections, cells):
-    new = of_sections.generate(locations=cells, seed=0)
+    new = of_sections.generate(cells, seed=0)
     assert (new.obs["slide"].value_counts() == cells.obs["slide"].value_counts()).all()
     place = {
         tuple(position): slide for position, slide in zip(cells.obsm["xy"].round(6), cells.obs["slide"], strict=True)
@@ -380,7 +380,7 @@ def test_sections_and_batches_come_through(of_sections, cells):
 def test_a_saved_model_generates_the_same_cells(model, cells, tmp_path):
     model.save(tmp_path / "model")
     loaded = BranchedDiffusion.load(tmp_path / "model")
-    assert (loaded.generate(locations=cells, seed=0).X != model.generate(locations=cells, seed=0).X).nnz == 0
+    assert (loaded.generate(cells, seed=0).X != model.generate(cells, seed=0).X).nnz == 0
     assert load_model(tmp_path / "model").space.summary == model.model.space.summary
 
 
@@ -390,7 +390,7 @@ def test_small_sections_and_equal_positions(cells):
     spots.obsm["xy"] = (spots.obsm["xy"] / 100).round() * 100
     spots.obs["slide"] = np.where(np.arange(spots.n_obs) < 10, "small", "large")
     model = BranchedDiffusion(spots, spatial_key="xy", section_key="slide", settings=SETTINGS).fit()
-    assert np.isfinite(model.generate(locations=spots).X.data).all()
+    assert np.isfinite(model.generate(spots).X.data).all()
 
 
 def test_three_coordinates(cells):
@@ -399,7 +399,7 @@ def test_three_coordinates(cells):
     model = BranchedDiffusion(deep, spatial_key="xyz", settings=SETTINGS).fit()
     assert model.generate(new_locations=20).obsm["xyz"].shape == (20, 3)
     with pytest.raises(InputError, match="column 'z'"):
-        model.generate(locations=pd.DataFrame({"x": [1.0], "y": [1.0]}))
+        model.generate(pd.DataFrame({"x": [1.0], "y": [1.0]}))
 
 
 def test_commands(bdm, cells, tmp_path):
@@ -414,7 +414,7 @@ def test_commands(bdm, cells, tmp_path):
     code, message = bdm(*like, "--at", "time=.5")
     assert (code, "The model has no covariates" in message) == (2, True)
     (tmp_path / "positions.csv").write_text("x,y\n300,400\n9e5,400\n")
-    arguments = ("generate", tmp_path / "model", tmp_path / "at.h5ad", "--locations", tmp_path / "positions.csv")
+    arguments = ("generate", tmp_path / "model", tmp_path / "at.h5ad", "--cells-from", tmp_path / "positions.csv")
     code, message = bdm(*arguments)
     assert code == 2
     assert "1 of 2 positions are far from all training cells" in message
@@ -485,25 +485,25 @@ def test_invalid_sections(cells):
 )
 def test_invalid_locations(model, table, sentence):
     with pytest.raises(InputError, match=sentence):
-        model.generate(locations=pd.DataFrame(table))
+        model.generate(pd.DataFrame(table))
 
 
 def test_a_few_locations_outside_are_a_warning(model, cells, caplog):
     locations = pd.DataFrame(cells.obsm["xy"][:200], columns=["x", "y"])
     locations.loc[0, "x"] = 9e5
-    assert model.generate(locations=locations).n_obs == 200
+    assert model.generate(locations).n_obs == 200
     assert "1 of 200 positions are far from all training cells" in caplog.text
 
 
 def test_requests_that_models_cannot_answer(model, of_sections, cells):
     table = pd.DataFrame({"x": [300.0], "y": [400.0]})
     with pytest.raises(InputError, match="no positions; fit it with `spatial_key=`"):
-        BranchedDiffusion(cells, settings=SETTINGS).fit().generate(locations=table)
+        BranchedDiffusion(cells, settings=SETTINGS).fit().generate(table)
     with pytest.raises(InputError, match="positions have no section"):
-        of_sections.generate(locations=table)
+        of_sections.generate(table)
     with pytest.raises(InputError, match="some cells have another batch"):
         of_sections.generate(table.assign(section="s1", batch="s2"))
-    with pytest.raises(InputError, match="one of `cells=`"):
+    with pytest.raises(InputError, match="either `cells=`"):
         model.generate(10, new_locations=10)
     for number, problem in ((0, "at least 1"), ("100", "a whole number")):
         with pytest.raises(InputError, match=f"new_locations is .*, but must be {problem}"):

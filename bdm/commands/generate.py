@@ -22,7 +22,6 @@ CellsFrom = Annotated[
     Path | None,
     "CSV with a row for each cell, or group of `n_cells`; columns `cell_type`, `batch`, covariates, `x`, `y`.",
 ]
-Locations = Annotated[Path | None, "Another name of --cells-from, for cells at positions."]
 NewLocations = Annotated[
     int | None, Ge(1), "Number of cells at new positions, as dense as the training cells, with types from the map."
 ]
@@ -36,7 +35,6 @@ def generate(
     cells_like: CellsLike = None,
     label_key: LabelKey = None,
     cells_from: CellsFrom = None,
-    locations: Locations = None,
     new_locations: NewLocations = None,
     at: AtValues = (),
     extrapolate: Extrapolate = False,
@@ -56,29 +54,27 @@ def generate(
     from bdm.data.read import read_cells
     from bdm.generation.covariate_values import parse_at
     from bdm.generation.generate import generated_cells, write_cells
-    from bdm.generation.request import cells_like as table_of
-    from bdm.generation.request import parse_cells, read_request, request_cells, require_space, sample_locations
+    from bdm.generation.request import parse_cells, read_request, request_cells
     from bdm.model.model import checksums, load_model, warn_of_rare_types
 
-    if sum(map(bool, (cells, cells_like, cells_from, locations, new_locations))) != 1:
+    if sum(map(bool, (cells, cells_like, cells_from, new_locations))) != 1:
         raise InputError(
-            "Give the cells to generate by one of --cells, --cells-like, --cells-from, --locations and --new-locations."
+            "Give the cells to generate by one of --cells, --cells-like, --cells-from and --new-locations."
         )
     if label_key is not None and cells_like is None:
         raise InputError("--label-key names a column of the file of --cells-like; give this file, too.")
     numbers, loaded = parse_cells(cells), load_model(model, device=device)
     check_form(out, loaded.form)
-    if locations is not None:
-        require_space(loaded)
     like = None if cells_like is None else read_cells(cells_like, on_disk=True)
-    if like is not None:
-        requested: object = table_of(like, loaded, InputKeys(label_key=label_key))
-    elif new_locations is not None:
-        requested = sample_locations(loaded, new_locations, seed=seed)
-    else:
-        table = cells_from or locations
-        requested = numbers if table is None else read_request(table)
-    request = request_cells(loaded, requested, at=parse_at(at), extrapolate=extrapolate, seed=seed)
+    request = request_cells(
+        loaded,
+        read_request(cells_from) if cells_from else like if like is not None else numbers or None,
+        new_locations=new_locations,
+        at=parse_at(at),
+        extrapolate=extrapolate,
+        keys=InputKeys(label_key=label_key),
+        seed=seed,
+    )
     warn_of_rare_types(loaded, request.n_by_type)
     write_cells(out, generated_cells(loaded, request, settings, seed=seed), checksums({}, model=model))
     n_types, features = counted(len(request.n_by_type), "type"), features_in_words(loaded.autoencoder.genes)

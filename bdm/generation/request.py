@@ -88,10 +88,12 @@ class Request:
 
 def request_cells(
     model: BranchedModel,
-    cells: Any,
+    cells: Any = None,
     *,
+    new_locations: int | None = None,
     at: CovariateValues = NO_COVARIATES,
     extrapolate: bool = False,
+    keys: InputKeys = DEFAULT_KEYS,
     seed: int = 0,
 ) -> Request:
     """Complete a request with the population of each cell, and with positions and covariates if these are asked for.
@@ -101,12 +103,13 @@ def request_cells(
     model
         Fitted model.
     cells
-        Number of cells of each type; numbers by type; or a table with a row for each group of cells, with its number
-        ``n_cells``, or, without this column, for each cell. Columns are ``cell_type`` (a cell type or sub-population)
-        and, where the model has them, ``batch``, covariates, coordinates (``x``, ``y`` and, in three dimensions,
-        ``z``) and ``section``. Cells at positions need no ``cell_type``; the map of the model gives it. Where rows are
-        cells, generated cells have their order, and the names of the index; further columns are copied.
-    at, extrapolate
+        Number of cells of each type; numbers by type; cells to repeat, see :func:`cells_like`; or a table with a row
+        for each group of cells, with its number ``n_cells``, or, without this column, for each cell. Columns are
+        ``cell_type`` (a cell type or sub-population) and, where the model has them, ``batch``, covariates, coordinates
+        (``x``, ``y`` and, in three dimensions, ``z``) and ``section``. Cells at positions need no ``cell_type``; the
+        map of the model gives it. Where rows are cells, generated cells have their order, and the names of the index;
+        further columns are copied.
+    new_locations, at, extrapolate
         As in :meth:`bdm.BranchedDiffusion.generate`. More than 1% of positions far from all training cells (a quarter
         of the spread of a section, or more) need ``extrapolate``.
     seed
@@ -117,6 +120,12 @@ def request_cells(
     Request. Missing inputs are filled when cells are generated: batches in their proportions in the population, and
     covariates as distributed in it.
     """
+    if (cells is None) == (new_locations is None):
+        raise InputError("Give the cells to generate, by either `cells=` or `new_locations=`.")
+    if new_locations is not None:
+        cells = sample_locations(model, new_locations, seed=seed)
+    elif isinstance(cells, AnnData):
+        cells = cells_like(cells, model, keys)
     table, copied = checked_table(model, cells)
     has_places = COORDINATES[0] in table
     is_cells = copied is not None or has_places
@@ -128,8 +137,8 @@ def request_cells(
     if at and is_cells:
         table = at_each_cell(model, table, at, extrapolate=extrapolate)
     elif at:
-        keys = [name for name in table if name not in (*at, "n_cells")]
-        table = table.groupby(keys, sort=False, as_index=False, dropna=False)["n_cells"].sum()
+        groups = [name for name in table if name not in (*at, "n_cells")]
+        table = table.groupby(groups, sort=False, as_index=False, dropna=False)["n_cells"].sum()
         table = table.loc[table.index.repeat(table["n_cells"])].assign(n_cells=1)  # cells of a row share its index
         table = at_values(model, table, at, named=not isinstance(cells, Real), extrapolate=extrapolate)
     if not is_cells:
@@ -246,6 +255,8 @@ def checked_table(model: BranchedModel, cells: Any) -> tuple[pd.DataFrame, pd.Da
             f"Cells were requested by {type(cells).__name__}; give a number of cells of every type, numbers by type, "
             "or a table with the column cell_type, and n_cells unless each row is a cell."
         )
+    if COORDINATES[0] in table and "cell_type" not in table:
+        require_space(model)
     copied = None if "n_cells" in table else copied_columns(model, table)
     if copied is not None:
         table = table.reset_index(drop=True).drop(columns=copied.columns).assign(n_cells=1)
